@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# make demo      install what is needed, build, fence a domain for real, and show it
+# make test      install what is needed, run everything
+# make install   DESTDIR=… PREFIX=… put the programs and their files in place
+# make bench     the reference and ours side by side (ratios; JSON in target/bench)
+# make soak      what takes hours: long fuzzing and endurance runs
+
+PREFIX ?= /usr
+DESTDIR ?=
+sbindir = $(DESTDIR)$(PREFIX)/sbin
+docdir = $(DESTDIR)$(PREFIX)/share/doc/fence-virt
+sysconfdir = $(DESTDIR)/etc
+
+HOST := x86_64-unknown-linux-gnu
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+DIST := $(CARGO_TARGET_DIR)/dist
+# Executions of each fuzz target in `make test` and in `make soak`.
+FUZZ_RUNS ?= 200000
+SOAK_FUZZ_RUNS ?= 10000000
+
+export CARGO_TARGET_DIR
+
+.PHONY: all build demo test check unit suites e2e compliance fuzz bench soak install packages-build packages-test clean
+
+all: build
+
+# The programs as they are shipped: the daemon, and the agents as one small static binary with two names.
+build: packages-build
+	cargo build --locked --release -p fence-virtd
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
+	    cargo build --locked --profile agent --target $(HOST) -p fence-xvm
+	mkdir -p $(DIST)
+	install -m 755 $(CARGO_TARGET_DIR)/release/fence_virtd $(DIST)/fence_virtd
+	install -m 755 $(CARGO_TARGET_DIR)/$(HOST)/agent/fence_xvm $(DIST)/fence_xvm
+	ln -sf fence_xvm $(DIST)/fence_virt
+
+demo: build
+	scripts/install-packages tests/packages-demo.txt
+	scripts/demo $(DIST)
+
+test: packages-test
+	$(MAKE) check unit build
+	scripts/check-install
+	$(MAKE) suites fuzz
+
+# Everything that talks to the programs from outside.
+suites: compliance e2e
+
+check: packages-build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p fence-virtd --no-default-features -- -D warnings
+	scripts/check-dependencies
+	scripts/check-sources
+
+unit: packages-test
+	cargo test --locked --workspace
+	cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
+
+compliance:
+	SIDE=reference scripts/suite vectors compliance
+	SIDE=ours OURS_DIR=$(DIST) scripts/suite compliance
+
+e2e:
+	OURS_DIR=$(DIST) scripts/suite e2e
+	for folder in ways_in hosts survivor guests bench; do \
+	    SIDE=ours OURS_DIR=$(DIST) scripts/suite $$folder || exit 1; done
+
+fuzz:
+	tests/fuzz/run $(FUZZ_RUNS)
+
+bench: packages-test build
+	OURS_DIR=$(DIST) /usr/bin/python3 tests/bench/bench.py
+
+soak: packages-test build
+	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
+	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
+	tests/fuzz/run $(SOAK_FUZZ_RUNS)
+
+install: build
+	install -d $(sbindir) $(docdir)
+	install -m 755 $(DIST)/fence_virtd $(DIST)/fence_xvm $(sbindir)/
+	ln -sf fence_xvm $(sbindir)/fence_virt
+	install -m 644 LICENSE README.md docs/*.md $(docdir)/
+	install -d $(sysconfdir)
+	# A configuration that is there already is the administrator's.
+	test -e $(sysconfdir)/fence_virt.conf || install -m 600 etc/fence_virt.conf $(sysconfdir)/fence_virt.conf
+
+packages-build:
+	scripts/install-packages scripts/packages-build.txt
+
+packages-test: packages-build
+	scripts/install-packages tests/packages.txt
+
+clean:
+	cargo clean

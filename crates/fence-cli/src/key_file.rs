@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The shared key, from a file that only its owner can read.
+//!
+//! A key file that is missing or that everybody can read is an error and never the start of unauthenticated
+//! operation. Nothing here shows a byte of the key.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use fence_wire::{KEY_MAX, KEY_MIN, Key};
+use nix::fcntl::OFlag;
+use zeroize::Zeroizing;
+
+/// Why there is no key. The text says what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFileError {
+    /// No such file.
+    #[error(
+        "key file {path} does not exist; copy it from a machine that has it, or create it once with: \
+         dd if=/dev/urandom of={path} bs=512 count=1; chmod 600 {path}",
+        path = shown(.path)
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be opened or read.
+    #[error("key file {} cannot be read: {source}", shown(.path))]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A directory, a device, a pipe or a socket.
+    #[error("key file {} is not a regular file", shown(.path))]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Every user of the machine can read it.
+    #[error("key file {path} can be read by every user (mode {mode:04o}); chmod 600 {path}", path = shown(.path))]
+    WorldReadable {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Others than its owner can write it.
+    #[error(
+        "key file {path} can be written by others than its owner (mode {mode:04o}); chmod 600 {path}",
+        path = shown(.path)
+    )]
+    Writable {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Empty, or too short to be a key.
+    #[error(
+        "key file {path} has {length} bytes, a key has at least {KEY_MIN} and better 512; copy it from a \
+         machine that has it, or create it once with: dd if=/dev/urandom of={path} bs=512 count=1",
+        path = shown(.path)
+    )]
+    TooShort {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+}
+
+/// Loads the key in `path`: the first 4096 bytes of the file, the rest is ignored. Never waits on a pipe or a
+/// device.
+///
+/// # Errors
+/// Why there is no key that may be used.
+pub fn load(path: &Path) -> Result<Key, KeyFileError> {
+    let unreadable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => KeyFileError::Missing { path: path.to_owned() },
+        _ => KeyFileError::Unreadable { path: path.to_owned(), source },
+    };
+    // Without O_NONBLOCK the opening of a FIFO waits for a writer.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    let mode = metadata.mode() & 0o7777;
+    if !metadata.is_file() {
+        return Err(KeyFileError::NotAFile { path: path.to_owned() });
+    }
+    if mode & 0o004 != 0 {
+        return Err(KeyFileError::WorldReadable { path: path.to_owned(), mode });
+    }
+    if mode & 0o022 != 0 {
+        return Err(KeyFileError::Writable { path: path.to_owned(), mode });
+    }
+    // Room for all from the start: a buffer that grows leaves copies behind that nobody wipes.
+    let mut content = Zeroizing::new(Vec::with_capacity(KEY_MAX + 1));
+    file.take(KEY_MAX as u64).read_to_end(&mut content).map_err(unreadable)?;
+    Key::new(&content).map_err(|_| KeyFileError::TooShort { path: path.to_owned(), length: content.len() })
+}
+
+fn shown(path: &Path) -> String {
+    fence_wire::escaped(path.as_os_str().as_bytes()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    struct Scratch(tempfile::TempDir);
+
+    impl Scratch {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn file(&self, content: &[u8], mode: u32) -> PathBuf {
+            let path = self.0.path().join("key");
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            path
+        }
+    }
+
+    #[test]
+    fn good_keys() {
+        let scratch = Scratch::new();
+        assert_eq!(load(&scratch.file(b"secret", 0o600)).unwrap().length(), 6);
+        assert_eq!(load(&scratch.file(&[1; 5000], 0o440)).unwrap().length(), 4096);
+        let key = load(&scratch.file(b"secret", 0o640)).unwrap();
+        assert_eq!(key.fingerprint(), Key::new(b"secret").unwrap().fingerprint());
+    }
+
+    #[test]
+    fn errors_say_the_fix() {
+        let scratch = Scratch::new();
+        let say = |path: &Path| load(path).unwrap_err().to_string();
+        let missing = scratch.0.path().join("none");
+        assert!(
+            say(&missing).contains(&format!("dd if=/dev/urandom of={} bs=512 count=1", missing.display()))
+        );
+        for mode in [0o644, 0o604] {
+            let path = scratch.file(b"secret", mode);
+            let text = say(&path);
+            assert!(text.contains(&format!("(mode {mode:04o})")), "{text}");
+            assert!(text.ends_with(&format!("chmod 600 {}", path.display())), "{text}");
+        }
+        for mode in [0o660, 0o602] {
+            let path = scratch.file(b"secret", mode);
+            assert!(matches!(load(&path), Err(KeyFileError::Writable { mode: m, .. }) if m == mode));
+        }
+        assert!(matches!(load(&scratch.file(b"", 0o600)), Err(KeyFileError::TooShort { length: 0, .. })));
+        assert!(say(&scratch.file(b"\n", 0o600)).contains("has 1 bytes"));
+    }
+
+    #[test]
+    fn what_is_no_file_does_not_hang() {
+        let scratch = Scratch::new();
+        assert!(matches!(load(scratch.0.path()), Err(KeyFileError::NotAFile { .. })));
+        let fifo = scratch.0.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(matches!(load(&fifo), Err(KeyFileError::NotAFile { .. })));
+        assert!(matches!(load(Path::new("/dev/zero")), Err(KeyFileError::NotAFile { .. })));
+        let beneath = scratch.file(b"secret", 0o600).join("x");
+        assert!(matches!(load(&beneath), Err(KeyFileError::Unreadable { .. })));
+    }
+}

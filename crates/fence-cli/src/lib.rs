@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the command lines of daemon and agents share: the forms of getopt(3), and loading of key files.
+//!
+//! Nothing here prints or exits; errors carry the words that a user needs to put things right.
+#![forbid(unsafe_code)]
+
+pub mod getopt;
+pub mod key_file;

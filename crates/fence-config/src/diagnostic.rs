@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What is said about a file: errors and warnings with their place, and their text form.
+//!
+//! Nothing of the file reaches a message raw: control characters and bytes that are not UTF-8 are escaped,
+//! so a message is safe for a terminal and for a log.
+
+use std::fmt::{self, Write as _};
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use serde::Serialize;
+
+/// Longest list of diagnostics for one file; one more says how many were left out.
+pub const MAX_DIAGNOSTICS: usize = 100;
+
+/// A range of bytes in the source. Empty for what has no place there (a tree built by hand).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub start: usize,
+    /// Offset behind the last byte.
+    pub end: usize,
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The file can be used; somebody should look at this.
+    Warning,
+    /// The file must not be used.
+    Error,
+}
+
+/// What kind of thing was found. The words in `as_str` stay the same between releases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The file is longer than [`crate::MAX_FILE_SIZE`].
+    FileTooLong,
+    /// Nothing in the file but blanks and comments.
+    EmptyFile,
+    /// Something stands where it cannot.
+    Unexpected,
+    /// A `;` is missing.
+    MissingSemicolon,
+    /// The closing quote of a value is missing.
+    MissingQuote,
+    /// A value without quotes.
+    UnquotedValue,
+    /// `""`
+    EmptyValue,
+    /// A block that does not end.
+    UnclosedBlock,
+    /// A `}` too many.
+    StrayBrace,
+    /// Blocks inside blocks deeper than [`crate::MAX_DEPTH`].
+    TooDeep,
+    /// More diagnostics than [`MAX_DIAGNOSTICS`].
+    TooMany,
+    /// A key or block that means nothing here.
+    Unknown,
+    /// A key where a block belongs, or the other way round.
+    WrongKind,
+    /// The same key or block again, where only the last one counts.
+    Repeated,
+    /// A key with a value that it cannot have.
+    BadValue,
+    /// A path that depends on where the daemon was started.
+    RelativePath,
+    /// A group that allows nobody, or no group at all in `groups`.
+    EmptyGroup,
+    /// No `fence_virtd` block.
+    NoDaemonBlock,
+    /// A setting that has no effect here.
+    NoEffect,
+}
+
+impl Code {
+    /// The word in brackets behind `error` or `warning`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::FileTooLong => "file-too-long",
+            Code::EmptyFile => "empty-file",
+            Code::Unexpected => "unexpected",
+            Code::MissingSemicolon => "missing-semicolon",
+            Code::MissingQuote => "missing-quote",
+            Code::UnquotedValue => "unquoted-value",
+            Code::EmptyValue => "empty-value",
+            Code::UnclosedBlock => "unclosed-block",
+            Code::StrayBrace => "stray-brace",
+            Code::TooDeep => "too-deep",
+            Code::TooMany => "too-many",
+            Code::Unknown => "unknown",
+            Code::WrongKind => "wrong-kind",
+            Code::Repeated => "repeated",
+            Code::BadValue => "bad-value",
+            Code::RelativePath => "relative-path",
+            Code::EmptyGroup => "empty-group",
+            Code::NoDaemonBlock => "no-daemon-block",
+            Code::NoEffect => "no-effect",
+        }
+    }
+}
+
+/// One thing found in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What kind of thing.
+    pub code: Code,
+    /// One sentence, without the place.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// The bytes it is about.
+    pub span: Span,
+    /// Line of `span.start`, from 1.
+    pub line: usize,
+    /// Column of `span.start` in characters, from 1; a byte that is not UTF-8 counts as a character.
+    pub column: usize,
+}
+
+impl Diagnostic {
+    /// Several lines of plain text: message, `file:line:column`, the source line with a caret below it, help.
+    /// `source` must be what was loaded. No line feed at the end.
+    pub fn render(&self, file_name: &str, source: &[u8]) -> String {
+        let file_name = escape(file_name.as_bytes());
+        let excerpt = Excerpt::of(source, self.span);
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let mut group = level.primary_title(self.message.as_str()).id(self.code.as_str()).element(
+            Snippet::source(excerpt.text)
+                .line_start(self.line)
+                .fold(false)
+                .annotation(AnnotationKind::Primary.span(excerpt.start..excerpt.end)),
+        );
+        if let Some(help) = &self.help {
+            group = group.element(Level::HELP.message(help.as_str()));
+        }
+        let text = Renderer::plain().render(&[group]);
+        // The excerpt is escaped and may be cut, so the renderer cannot know the column in the file.
+        let (title, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        let margin = " ".repeat(self.line.to_string().len());
+        format!("{title}\n{margin}--> {file_name}:{}:{}\n{rest}", self.line, self.column)
+    }
+
+    /// One line for a log: `file:line:column: error: message (help)`.
+    pub fn one_line(&self, file_name: &str) -> String {
+        let file_name = escape(file_name.as_bytes());
+        let mut text =
+            format!("{file_name}:{}:{}: {}: {}", self.line, self.column, self.severity, self.message);
+        if let Some(help) = &self.help {
+            let _ = write!(text, " ({help})");
+        }
+        text
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        })
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What parser and checker found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    kept: Vec<Finding>,
+    left_out: usize,
+    errors: usize,
+}
+
+#[derive(Debug)]
+struct Finding {
+    severity: Severity,
+    code: Code,
+    span: Span,
+    message: String,
+    help: Option<String>,
+}
+
+impl Findings {
+    pub(crate) fn error(&mut self, code: Code, span: Span, message: String, help: Option<String>) {
+        self.push(Severity::Error, code, span, message, help);
+    }
+
+    pub(crate) fn warning(&mut self, code: Code, span: Span, message: String, help: Option<String>) {
+        self.push(Severity::Warning, code, span, message, help);
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        severity: Severity,
+        code: Code,
+        span: Span,
+        message: String,
+        help: Option<String>,
+    ) {
+        if severity == Severity::Error {
+            self.errors += 1;
+        }
+        if self.kept.len() < MAX_DIAGNOSTICS {
+            self.kept.push(Finding { severity, code, span, message, help });
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.errors > 0
+    }
+
+    /// Diagnostics in the order of the file.
+    pub(crate) fn finish(mut self, source: &[u8]) -> Vec<Diagnostic> {
+        self.kept.sort_by_key(|it| it.span.start);
+        if self.left_out > 0 {
+            // An error may be among those left out, and then an error must be in the list.
+            let severity = if self.has_errors() { Severity::Error } else { Severity::Warning };
+            let span = self.kept.last().map(|it| it.span).unwrap_or_default();
+            self.kept.push(Finding {
+                severity,
+                code: Code::TooMany,
+                span,
+                message: format!("{} further errors and warnings are not shown", self.left_out),
+                help: None,
+            });
+        }
+        let mut place = Place { source, at: 0, line: 1, line_start: 0 };
+        self.kept
+            .into_iter()
+            .map(|it| {
+                let (line, column) = place.of(it.span.start);
+                Diagnostic {
+                    severity: it.severity,
+                    code: it.code,
+                    message: it.message,
+                    help: it.help,
+                    span: it.span,
+                    line,
+                    column,
+                }
+            })
+            .collect()
+    }
+}
+
+/// Text of the file for a message: quoted by the caller, escaped, cut when long.
+pub(crate) fn show(bytes: &[u8]) -> String {
+    const LONGEST: usize = 60;
+    let mut text = String::new();
+    for (count, (_, piece)) in Pieces::of(bytes).enumerate() {
+        if count == LONGEST {
+            text.push('…');
+            break;
+        }
+        piece.write_to(&mut text);
+    }
+    text
+}
+
+fn escape(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (_, piece) in Pieces::of(bytes) {
+        piece.write_to(&mut text);
+    }
+    text
+}
+
+/// Walks forward through the source once for all diagnostics.
+struct Place<'s> {
+    source: &'s [u8],
+    at: usize,
+    line: usize,
+    line_start: usize,
+}
+
+impl Place<'_> {
+    fn of(&mut self, offset: usize) -> (usize, usize) {
+        let offset = offset.min(self.source.len());
+        for (index, byte) in self.source.iter().enumerate().take(offset).skip(self.at) {
+            if *byte == b'\n' {
+                self.line += 1;
+                self.line_start = index + 1;
+            }
+        }
+        self.at = offset;
+        (self.line, 1 + Pieces::of(&self.source[self.line_start..offset]).count())
+    }
+}
+
+/// The line of a span as it is shown, and the span in it.
+struct Excerpt {
+    text: String,
+    start: usize,
+    end: usize,
+}
+
+impl Excerpt {
+    /// Characters shown before the span and in all, so that a long line does not fill the screen.
+    const BEFORE: usize = 60;
+    const IN_ALL: usize = 120;
+
+    fn of(source: &[u8], span: Span) -> Excerpt {
+        let from = span.start.min(source.len());
+        let line_start = source[..from].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let line_end =
+            source[from..].iter().position(|&byte| byte == b'\n').map_or(source.len(), |at| from + at);
+        let line = &source[line_start..line_end];
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let (from, to) = (from - line_start, span.end.min(line_end).max(from) - line_start);
+
+        let pieces: Vec<_> = Pieces::of(line).collect();
+        let first = pieces.iter().position(|&(at, _)| at >= from).unwrap_or(pieces.len());
+        let skip = first.saturating_sub(Self::BEFORE);
+        let mut excerpt = Excerpt { text: String::new(), start: 0, end: 0 };
+        if skip > 0 {
+            excerpt.text.push('…');
+        }
+        let (mut start, mut end) = (None, None);
+        for &(at, piece) in pieces.iter().skip(skip).take(Self::IN_ALL) {
+            if at >= from {
+                start.get_or_insert(excerpt.text.len());
+            }
+            if at >= to {
+                end.get_or_insert(excerpt.text.len());
+            }
+            piece.write_to(&mut excerpt.text);
+        }
+        excerpt.start = start.unwrap_or(excerpt.text.len());
+        excerpt.end = end.unwrap_or(excerpt.text.len()).max(excerpt.start);
+        if pieces.len() > skip + Self::IN_ALL {
+            excerpt.text.push('…');
+        }
+        excerpt
+    }
+}
+
+/// A character, or a byte that belongs to none.
+#[derive(Clone, Copy)]
+enum Piece {
+    Char(char),
+    Byte(u8),
+}
+
+impl Piece {
+    fn write_to(self, text: &mut String) {
+        // Writing to a String cannot fail.
+        let _ = match self {
+            Piece::Char('\t') => write!(text, "    "),
+            Piece::Char('\n') => write!(text, "\\n"),
+            Piece::Char('\r') => write!(text, "\\r"),
+            Piece::Char(it) if it.is_control() || reorders(it) => write!(text, "\\u{{{:x}}}", u32::from(it)),
+            Piece::Char(it) => write!(text, "{it}"),
+            Piece::Byte(it) => write!(text, "\\x{it:02x}"),
+        };
+    }
+}
+
+/// Invisible characters and those that change the order of the text around them.
+fn reorders(it: char) -> bool {
+    matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The characters of a text with their offsets.
+struct Pieces<'s> {
+    chunks: std::str::Utf8Chunks<'s>,
+    valid: std::str::Chars<'s>,
+    invalid: std::slice::Iter<'s, u8>,
+    at: usize,
+}
+
+impl<'s> Pieces<'s> {
+    fn of(bytes: &'s [u8]) -> Pieces<'s> {
+        Pieces { chunks: bytes.utf8_chunks(), valid: "".chars(), invalid: [].iter(), at: 0 }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = (usize, Piece);
+
+    fn next(&mut self) -> Option<(usize, Piece)> {
+        loop {
+            let at = self.at;
+            if let Some(it) = self.valid.next() {
+                self.at += it.len_utf8();
+                return Some((at, Piece::Char(it)));
+            }
+            if let Some(&it) = self.invalid.next() {
+                self.at += 1;
+                return Some((at, Piece::Byte(it)));
+            }
+            let chunk = self.chunks.next()?;
+            self.valid = chunk.valid().chars();
+            self.invalid = chunk.invalid().iter();
+        }
+    }
+}

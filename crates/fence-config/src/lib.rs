@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! fence_virt.conf: a parser that reports everything it finds in one pass, the typed configuration, and a
+//! tree that writes the file back byte for byte.
+//!
+//! Owns the grammar, the keys with their types and defaults, and the text of every message about them. Must
+//! never touch the file system or the network: it gets bytes and gives values.
+//!
+//! ```
+//! let source = b"fence_virtd { listener = \"tcp\"; }\nlisteners { tcp { port = \"70000\"; } }\n";
+//! let loaded = fence_config::load(source);
+//! assert!(loaded.config.is_none());
+//! assert_eq!(loaded.diagnostics[0].line, 2);
+//! println!("{}", loaded.diagnostics[0].render("/etc/fence_virt.conf", source));
+//! ```
+#![forbid(unsafe_code)]
+
+mod check;
+mod diagnostic;
+mod lex;
+mod parse;
+mod schema;
+mod tree;
+
+pub use check::MAX_URIS;
+pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
+pub use schema::{
+    Backend, BackendKind, Config, CpgBackend, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT,
+    DEFAULT_URI, DaemonSection, Family, Group, HashName, LibvirtBackend, Listener, ListenerKind,
+    MAX_NEGATIVE_DELAY, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, TcpListener,
+    VsockListener,
+};
+pub use tree::{EditError, Tree};
+
+/// Longest file that is read, in bytes.
+pub const MAX_FILE_SIZE: usize = 1024 * 1024;
+
+/// Most blocks inside each other. The keys need three.
+pub const MAX_DEPTH: usize = 32;
+
+/// What became of a file.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The file, as far as it could be understood; writes back byte for byte whatever is wrong with it.
+    pub tree: Tree,
+    /// The configuration; `None` when there is any error.
+    pub config: Option<Config>,
+    /// Everything that was found, in the order of the file; at most [`MAX_DIAGNOSTICS`] and one.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Loaded {
+    /// All diagnostics as text with carets, an empty line between them; empty when there are none.
+    /// `source` must be what was loaded.
+    pub fn render(&self, file_name: &str, source: &[u8]) -> String {
+        let all: Vec<_> = self.diagnostics.iter().map(|it| it.render(file_name, source)).collect();
+        all.join("\n\n")
+    }
+}
+
+/// Reads a configuration. Never fails and never stops at the first error.
+pub fn load(source: &[u8]) -> Loaded {
+    let mut findings = diagnostic::Findings::default();
+    let tree = parse::parse(source, &mut findings);
+    let config = check::check(&tree, &mut findings);
+    let config = if findings.has_errors() { None } else { Some(config) };
+    Loaded { tree, config, diagnostics: findings.finish(source) }
+}

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The typed configuration: what the daemon runs on once a file has been read without errors.
+//!
+//! Owns the types, their words in the file, and their defaults. Must never read files, resolve names or
+//! look at the host.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Span;
+
+/// Key file of the multicast, tcp and vsock listeners when the block names none.
+pub const DEFAULT_KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
+/// Port of the multicast, tcp and vsock listeners when the block names none.
+pub const DEFAULT_PORT: u16 = 1229;
+/// Hypervisor of the libvirt and cpg backends and of the serial listener when the block names none.
+pub const DEFAULT_URI: &str = "qemu:///system";
+/// How long a host that does not own the target waits before it says so, when the block does not say.
+pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
+/// The longest `negative_delay`: agents give up after 30 s by default, so more is a slip of the pen.
+pub const MAX_NEGATIVE_DELAY: Duration = Duration::from_secs(60);
+
+/// A whole fence_virt.conf, checked, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// The `fence_virtd` block.
+    pub daemon: DaemonSection,
+    /// One entry for each listener that `fence_virtd { listener }` names, in that order.
+    pub listeners: Vec<Listener>,
+    /// One entry for each backend that `fence_virtd { backend }` names, in that order.
+    pub backends: Vec<Backend>,
+    /// The `groups` block. `None`: there is none, so whoever holds the key may fence everything.
+    /// `Some` of an empty list: nobody may fence anything.
+    pub groups: Option<Vec<Group>>,
+}
+
+/// The `fence_virtd` block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DaemonSection {
+    /// `listener = "multicast, vsock"`: at least one, none twice. Default multicast.
+    pub listeners: Vec<ListenerKind>,
+    /// `backend = "libvirt"`: at least one, none twice. Default libvirt.
+    pub backends: Vec<BackendKind>,
+    /// `foreground`: do not daemonise. Default no.
+    pub foreground: bool,
+    /// `wait_for_init` (or `wait_for_backend`): try again instead of giving up at the start. Default no.
+    pub wait_for_init: bool,
+    /// `debug`: level of debugging output, 0 = none. Default 0.
+    pub debug: u32,
+    /// `module_path`: accepted for old files and ignored; there are no modules.
+    pub module_path: Option<String>,
+    /// `name_mode`: default of the cpg backend's key of that name.
+    pub name_mode: Option<NameMode>,
+    /// `audit_log`: file that gets one record for each authenticated request. Default: the log only.
+    pub audit_log: Option<PathBuf>,
+}
+
+/// The listeners there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerKind {
+    /// UDP multicast with a TCP call-back.
+    Multicast,
+    /// Plain TCP.
+    Tcp,
+    /// AF_VSOCK streams.
+    Vsock,
+    /// Serial ports and VM channels.
+    Serial,
+}
+
+/// The backends there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// libvirt on this host or on hosts it reaches.
+    Libvirt,
+    /// libvirt, and corosync to find the host that owns a domain.
+    Cpg,
+}
+
+/// One active listener with all its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Listener {
+    /// `listeners { multicast { … } }`
+    Multicast(MulticastListener),
+    /// `listeners { tcp { … } }`
+    Tcp(TcpListener),
+    /// `listeners { vsock { … } }`
+    Vsock(VsockListener),
+    /// `listeners { serial { … } }`
+    Serial(SerialListener),
+}
+
+impl Listener {
+    /// Which listener this is.
+    pub fn kind(&self) -> ListenerKind {
+        match self {
+            Listener::Multicast(_) => ListenerKind::Multicast,
+            Listener::Tcp(_) => ListenerKind::Tcp,
+            Listener::Vsock(_) => ListenerKind::Vsock,
+            Listener::Serial(_) => ListenerKind::Serial,
+        }
+    }
+}
+
+/// `listeners { multicast { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MulticastListener {
+    /// `key_file`, as often as there are keys; never empty.
+    pub key_files: Vec<PathBuf>,
+    /// `hash`: the weakest packet hash that is accepted. Default sha256.
+    pub hash: PacketHash,
+    /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
+    pub auth: HashName,
+    /// `family`: default that of `address`, else ipv4.
+    pub family: Family,
+    /// `address`: a multicast address of `family`. Default 225.0.0.12 or ff05::3:1.
+    pub address: IpAddr,
+    /// `port`: default 1229.
+    pub port: u16,
+    /// `interface`: name of a network interface. `None` (also written `"none"`): the system chooses.
+    pub interface: Option<String>,
+    /// `negative_delay`, in seconds: how long this host waits before it answers for a domain that it does
+    /// not own. Default 2 s.
+    pub negative_delay: Duration,
+}
+
+/// `listeners { tcp { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TcpListener {
+    /// `key_file`, as often as there are keys; never empty.
+    pub key_files: Vec<PathBuf>,
+    /// `hash`: the weakest packet hash that is accepted. Default sha256.
+    pub hash: PacketHash,
+    /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
+    pub auth: HashName,
+    /// `family`: default that of `address`, else ipv4.
+    pub family: Family,
+    /// `address` to listen on, of `family`, never a multicast one. Default 127.0.0.1 or ::1.
+    pub address: IpAddr,
+    /// `port`: default 1229.
+    pub port: u16,
+}
+
+/// `listeners { vsock { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VsockListener {
+    /// `key_file`, as often as there are keys; never empty.
+    pub key_files: Vec<PathBuf>,
+    /// `hash`: the weakest packet hash that is accepted. Default sha256.
+    pub hash: PacketHash,
+    /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
+    pub auth: HashName,
+    /// `port`: default 1229.
+    pub port: u16,
+}
+
+/// `listeners { serial { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SerialListener {
+    /// `uri`: the hypervisor whose domains' ports are served. Default qemu:///system.
+    pub uri: String,
+    /// `path`: only sockets in this directory are served. Default: no such limit.
+    pub path: Option<PathBuf>,
+    /// `mode`: default serial.
+    pub mode: SerialMode,
+}
+
+/// One active backend with all its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// `backends { libvirt { … } }`
+    Libvirt(LibvirtBackend),
+    /// `backends { cpg { … } }`
+    Cpg(CpgBackend),
+}
+
+impl Backend {
+    /// Which backend this is.
+    pub fn kind(&self) -> BackendKind {
+        match self {
+            Backend::Libvirt(_) => BackendKind::Libvirt,
+            Backend::Cpg(_) => BackendKind::Cpg,
+        }
+    }
+}
+
+/// `backends { libvirt { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LibvirtBackend {
+    /// `uri`, `uri1`, `uri2`, … in the order of their numbers; never empty. Default qemu:///system.
+    pub uris: Vec<String>,
+    /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
+    pub reboot_starts: bool,
+}
+
+/// `backends { cpg { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CpgBackend {
+    /// `uri`, `uri1`, `uri2`, … in the order of their numbers; never empty. Default qemu:///system.
+    pub uris: Vec<String>,
+    /// `name_mode`: how hosts name domains to each other. Default that of `fence_virtd`, else uuid.
+    pub name_mode: NameMode,
+}
+
+/// `groups { group { … } }`: every source in it may fence every domain in it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Group {
+    /// `name`, for messages.
+    pub name: Option<String>,
+    /// `ip`: sources, as the text of an IP address in canonical form, or a vsock CID in decimal.
+    pub ips: Vec<String>,
+    /// `uuid`: domains by UUID or name, as written; on serial also sources.
+    pub uuids: Vec<String>,
+    /// `key_file`: keys that count for this group alone. Empty: the listener's keys.
+    pub key_files: Vec<PathBuf>,
+    /// Where the block stands in the file.
+    pub span: Span,
+}
+
+/// Two groups are equal when they say the same, wherever they stand.
+impl PartialEq for Group {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.ips == other.ips
+            && self.uuids == other.uuids
+            && self.key_files == other.key_files
+    }
+}
+
+impl Eq for Group {}
+
+/// Hash of the mutual challenge (`auth`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HashName {
+    /// No challenge at all.
+    None,
+    /// SHA-1
+    Sha1,
+    /// SHA-256
+    Sha256,
+    /// SHA-512
+    Sha512,
+}
+
+/// Weakest packet hash that a listener accepts (`hash`), weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PacketHash {
+    /// Packets without a hash are accepted.
+    None,
+    /// SHA-1
+    Sha1,
+    /// SHA-256
+    Sha256,
+    /// SHA-512
+    Sha512,
+    /// Only the sealed protocol, HMAC with SHA-256 or better.
+    #[serde(rename = "hmac-sha256")]
+    HmacSha256,
+    /// Only the sealed protocol, HMAC with SHA-512.
+    #[serde(rename = "hmac-sha512")]
+    HmacSha512,
+}
+
+/// Address family of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4
+    Ipv4,
+    /// IPv6
+    Ipv6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    }
+
+    /// The fencing group of this family: 225.0.0.12 or ff05::3:1.
+    pub fn default_multicast_address(self) -> IpAddr {
+        match self {
+            Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(225, 0, 0, 12)),
+            Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 3, 1)),
+        }
+    }
+
+    /// The loopback address of this family: 127.0.0.1 or ::1.
+    pub fn default_tcp_address(self) -> IpAddr {
+        match self {
+            Family::Ipv4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::Ipv6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        }
+    }
+}
+
+/// What the serial listener looks for in a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SerialMode {
+    /// Serial ports.
+    Serial,
+    /// VM channels.
+    Vmchannel,
+}
+
+/// How cpg hosts name domains to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NameMode {
+    /// By name.
+    Name,
+    /// By UUID.
+    Uuid,
+}
+
+/// A value that is one of a few words. Words compare without case.
+pub(crate) trait Words: Copy + Sized + 'static {
+    /// Every word with its meaning, in the order in which messages name them.
+    const WORDS: &'static [(&'static str, Self)];
+
+    /// The meaning of a word, `None` for any other text.
+    fn from_word(text: &[u8]) -> Option<Self> {
+        Self::WORDS.iter().find(|(word, _)| word.as_bytes().eq_ignore_ascii_case(text)).map(|&(_, it)| it)
+    }
+}
+
+macro_rules! words {
+    ($($kind:ident: $($word:literal => $variant:ident),+;)+) => {$(
+        impl Words for $kind {
+            const WORDS: &'static [(&'static str, Self)] = &[$(($word, $kind::$variant)),+];
+        }
+
+        impl $kind {
+            /// The word for this in the file.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $($kind::$variant => $word),+
+                }
+            }
+        }
+
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    )+};
+}
+
+words! {
+    ListenerKind: "multicast" => Multicast, "tcp" => Tcp, "vsock" => Vsock, "serial" => Serial;
+    BackendKind: "libvirt" => Libvirt, "cpg" => Cpg;
+    HashName: "none" => None, "sha1" => Sha1, "sha256" => Sha256, "sha512" => Sha512;
+    PacketHash: "none" => None, "sha1" => Sha1, "sha256" => Sha256, "sha512" => Sha512,
+        "hmac-sha256" => HmacSha256, "hmac-sha512" => HmacSha512;
+    Family: "ipv4" => Ipv4, "ipv6" => Ipv6;
+    SerialMode: "serial" => Serial, "vmchannel" => Vmchannel;
+    NameMode: "name" => Name, "uuid" => Uuid;
+}
+
+impl Words for bool {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("yes", true),
+        ("no", false),
+        ("true", true),
+        ("false", false),
+        ("on", true),
+        ("off", false),
+        ("1", true),
+        ("0", false),
+    ];
+}

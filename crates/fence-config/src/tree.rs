@@ -1,0 +1,532 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The file as a tree that remembers every byte: blocks and assignments in order with the blanks and
+//! comments between them. Owns writing and editing; knows nothing of what keys mean.
+//!
+//! An edit changes what it must and nothing else, so a configurator keeps comments and unknown blocks.
+
+use crate::diagnostic::Span;
+use crate::lex::{TokenKind, is_blank, is_id_byte, tokens};
+use crate::{MAX_DEPTH, parse};
+
+/// A parsed file.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    pub(crate) items: Vec<Item>,
+    /// Blanks and comments behind the last item.
+    pub(crate) tail: Vec<u8>,
+}
+
+/// A statement with the blanks and comments before it.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) before: Vec<u8>,
+    pub(crate) node: Node,
+}
+
+/// A statement.
+#[derive(Debug, Clone)]
+pub(crate) enum Node {
+    Assignment(Assignment),
+    Block(Block),
+    /// What could not be understood, byte for byte.
+    Junk(Vec<u8>),
+}
+
+/// An id, or a value without its quotes; the span of a value covers the quotes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Text {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) span: Span,
+}
+
+/// ` = "value"` with its blanks.
+#[derive(Debug, Clone)]
+pub(crate) struct Value {
+    pub(crate) before_equals: Vec<u8>,
+    pub(crate) before_text: Vec<u8>,
+    pub(crate) text: Text,
+}
+
+/// `id = "value";`
+#[derive(Debug, Clone)]
+pub(crate) struct Assignment {
+    pub(crate) id: Text,
+    pub(crate) value: Value,
+    pub(crate) before_semicolon: Vec<u8>,
+    /// False: it was forgotten, which has been reported.
+    pub(crate) semicolon: bool,
+}
+
+/// `id { … }` or `id = "value" { … }`
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    pub(crate) id: Text,
+    pub(crate) value: Option<Value>,
+    pub(crate) before_open: Vec<u8>,
+    pub(crate) items: Vec<Item>,
+    /// Blanks and comments before the closing brace.
+    pub(crate) tail: Vec<u8>,
+    /// False: it was forgotten, which has been reported.
+    pub(crate) closed: bool,
+    pub(crate) span: Span,
+}
+
+/// Why an edit was refused. The tree is unchanged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// A part of the path cannot be an id.
+    #[error("`{0}` cannot be the name of a key or a block")]
+    BadId(String),
+    /// Values cannot be empty and cannot hold a quote or a NUL byte.
+    #[error("a value must not be empty and must not hold a quote or a NUL byte")]
+    BadValue,
+    /// The path has more blocks than [`crate::MAX_DEPTH`].
+    #[error("more than {MAX_DEPTH} blocks inside each other")]
+    TooDeep,
+}
+
+impl Tree {
+    /// Reads a file's bytes; errors go unreported (use [`crate::load`] to have them).
+    pub fn parse(source: &[u8]) -> Tree {
+        parse::parse(source, &mut crate::diagnostic::Findings::default())
+    }
+
+    /// The file. An unmodified tree gives the very bytes it was read from.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_items(&self.items, &mut out);
+        out.extend_from_slice(&self.tail);
+        out
+    }
+
+    /// The file in the usual layout: one statement per line, tabs, a blank line between blocks. Comments
+    /// stay with their statement. Values, ids and order are untouched. A tree with syntax errors is not
+    /// laid out anew, since nobody can say what belongs where.
+    pub fn to_pretty(&self) -> Vec<u8> {
+        if !self.is_well_formed() {
+            return self.to_bytes();
+        }
+        let mut out = Vec::new();
+        pretty_items(&self.items, &self.tail, 0, &mut out);
+        out
+    }
+
+    /// False when the source had syntax errors.
+    pub fn is_well_formed(&self) -> bool {
+        well_formed(&self.items)
+    }
+
+    /// The value that counts for a path such as `listeners/multicast/port`: the last assignment in the last
+    /// block of each name. Names compare without case.
+    pub fn value(&self, path: &str) -> Option<&[u8]> {
+        self.values(path).pop()
+    }
+
+    /// All values of a repeatable key, in order.
+    pub fn values(&self, path: &str) -> Vec<&[u8]> {
+        let (blocks, key) = split(path);
+        let Some(items) = find(&self.items, &blocks) else { return Vec::new() };
+        assignments(items, key).map(|it| it.value.text.bytes.as_slice()).collect()
+    }
+
+    /// True when there is such a block.
+    pub fn has_block(&self, path: &str) -> bool {
+        let blocks: Vec<_> = path.split('/').collect();
+        find(&self.items, &blocks).is_some()
+    }
+
+    /// Gives a key its value: changes the assignment that counts, or adds one at the end of its block, which
+    /// is made when it is missing.
+    pub fn set(&mut self, path: &str, value: &[u8]) -> Result<(), EditError> {
+        check(path, Some(value))?;
+        let (blocks, key) = split(path);
+        let (items, tail, depth) = find_or_make(self, &blocks);
+        let present = items.iter_mut().rev().find_map(|item| match &mut item.node {
+            Node::Assignment(it) if it.id.is(key) => Some(it),
+            _ => None,
+        });
+        match present {
+            Some(assignment) => assignment.value.text = Text::new(value),
+            None => append(items, tail, depth, Node::Assignment(Assignment::new(key, value))),
+        }
+        Ok(())
+    }
+
+    /// Adds one more assignment of a repeatable key at the end of its block, which is made when it is
+    /// missing.
+    pub fn append_value(&mut self, path: &str, value: &[u8]) -> Result<(), EditError> {
+        check(path, Some(value))?;
+        let (blocks, key) = split(path);
+        let (items, tail, depth) = find_or_make(self, &blocks);
+        append(items, tail, depth, Node::Assignment(Assignment::new(key, value)));
+        Ok(())
+    }
+
+    /// Adds an empty block behind all others of its parent, even when there is one of that name. Later edits
+    /// of this path go to the new block.
+    pub fn append_block(&mut self, path: &str) -> Result<(), EditError> {
+        check(path, None)?;
+        let (blocks, name) = split(path);
+        let (items, tail, depth) = find_or_make(self, &blocks);
+        append(items, tail, depth, Node::Block(Block::new(name, depth)));
+        Ok(())
+    }
+
+    /// Removes every assignment and every block of that path's last name from its block. Comments before
+    /// them stay. Returns how many went.
+    pub fn remove(&mut self, path: &str) -> usize {
+        let (blocks, name) = split(path);
+        let Some((items, tail, _)) = find_mut(self, &blocks) else {
+            return 0;
+        };
+        let before = items.len();
+        let mut kept = Vec::with_capacity(before);
+        let mut orphan: Vec<u8> = Vec::new();
+        for mut item in std::mem::take(items) {
+            let gone = match &item.node {
+                Node::Assignment(it) => it.id.is(name),
+                Node::Block(it) => it.id.is(name),
+                Node::Junk(_) => false,
+            };
+            if gone {
+                orphan = join(orphan, strip_last_line(&item.before));
+            } else {
+                item.before = join(std::mem::take(&mut orphan), &item.before);
+                kept.push(item);
+            }
+        }
+        *tail = join(orphan, tail);
+        *items = kept;
+        before - items.len()
+    }
+}
+
+impl Text {
+    fn new(bytes: &[u8]) -> Text {
+        Text { bytes: bytes.to_vec(), span: Span::default() }
+    }
+
+    /// Ids compare without case.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.bytes.eq_ignore_ascii_case(name.as_bytes())
+    }
+}
+
+impl Assignment {
+    fn new(id: &str, value: &[u8]) -> Assignment {
+        Assignment {
+            id: Text::new(id.as_bytes()),
+            value: Value { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: Text::new(value) },
+            before_semicolon: Vec::new(),
+            semicolon: true,
+        }
+    }
+}
+
+impl Block {
+    fn new(id: &str, depth: usize) -> Block {
+        let mut tail = b"\n".to_vec();
+        tail.resize(1 + depth, b'\t');
+        Block {
+            id: Text::new(id.as_bytes()),
+            value: None,
+            before_open: b" ".to_vec(),
+            items: Vec::new(),
+            tail,
+            closed: true,
+            span: Span::default(),
+        }
+    }
+}
+
+/// The last block of each name in turn, and its items.
+fn find<'t>(mut items: &'t [Item], blocks: &[&str]) -> Option<&'t [Item]> {
+    for name in blocks {
+        items = items.iter().rev().find_map(|item| match &item.node {
+            Node::Block(it) if it.id.is(name) => Some(it.items.as_slice()),
+            _ => None,
+        })?;
+    }
+    Some(items)
+}
+
+fn assignments<'t>(items: &'t [Item], key: &str) -> impl Iterator<Item = &'t Assignment> {
+    items.iter().filter_map(move |item| match &item.node {
+        Node::Assignment(it) if it.id.is(key) => Some(it),
+        _ => None,
+    })
+}
+
+/// A block's items, its tail, and how deep its items stand.
+type Body<'t> = (&'t mut Vec<Item>, &'t mut Vec<u8>, usize);
+
+fn find_mut<'t>(tree: &'t mut Tree, blocks: &[&str]) -> Option<Body<'t>> {
+    let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
+    for name in blocks {
+        let block = items.iter_mut().rev().find_map(|item| match &mut item.node {
+            Node::Block(it) if it.id.is(name) => Some(it),
+            _ => None,
+        })?;
+        (items, tail) = (&mut block.items, &mut block.tail);
+    }
+    Some((items, tail, blocks.len()))
+}
+
+fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[&str]) -> Body<'t> {
+    let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
+    for (depth, name) in blocks.iter().enumerate() {
+        let present = items.iter().rposition(|item| matches!(&item.node, Node::Block(it) if it.id.is(name)));
+        let index = present.unwrap_or_else(|| {
+            append(items, tail, depth, Node::Block(Block::new(name, depth)));
+            items.len() - 1
+        });
+        match &mut items[index].node {
+            Node::Block(block) => (items, tail) = (&mut block.items, &mut block.tail),
+            // `index` was chosen, or made, as a block.
+            Node::Assignment(_) | Node::Junk(_) => unreachable!("the item is a block"),
+        }
+    }
+    (items, tail, blocks.len())
+}
+
+/// Puts a statement on a line of its own behind all others, indented like them.
+fn append(items: &mut Vec<Item>, tail: &mut Vec<u8>, depth: usize, node: Node) {
+    // Comments behind the last statement stay before the new one; the line of the closing brace stays behind.
+    let mut before = std::mem::take(tail);
+    let closing = before.iter().rposition(|&byte| byte == b'\n');
+    let after = match closing {
+        Some(at) if before[at..].iter().all(|&byte| is_blank(byte)) => before.split_off(at),
+        // `{ a = "1"; }` on one line, or a comment on the last line of a file without a line feed.
+        _ => {
+            if before.iter().all(|&byte| is_blank(byte)) {
+                before.clear();
+            }
+            let mut after = b"\n".to_vec();
+            after.resize(depth.max(1), b'\t');
+            after
+        }
+    };
+    let crlf = before.ends_with(b"\r");
+    if crlf {
+        before.pop();
+    }
+    let first_of_file = depth == 0 && items.is_empty() && before.is_empty();
+    if !first_of_file {
+        before.extend_from_slice(if crlf { b"\r\n" } else { b"\n" });
+        if depth == 0 && !items.is_empty() {
+            before.extend_from_slice(if crlf { b"\r\n" } else { b"\n" });
+        }
+    }
+    before.extend_from_slice(&indent_of(items, depth));
+    *tail = if crlf { [b"\r", after.as_slice()].concat() } else { after };
+    items.push(Item { before, node });
+}
+
+/// The indentation of the first sibling that starts a line, else one tab per level.
+fn indent_of(items: &[Item], depth: usize) -> Vec<u8> {
+    items
+        .iter()
+        .find_map(|item| {
+            let line = item.before.iter().rposition(|&byte| byte == b'\n')?;
+            let indent = &item.before[line + 1..];
+            indent.iter().all(|&byte| is_blank(byte)).then(|| indent.to_vec())
+        })
+        .unwrap_or_else(|| vec![b'\t'; depth])
+}
+
+/// Without the line feed and indentation that made room for a statement which goes.
+fn strip_last_line(before: &[u8]) -> &[u8] {
+    let blanks = before.iter().rev().take_while(|&&byte| byte == b' ' || byte == b'\t').count();
+    let kept = &before[..before.len() - blanks];
+    let kept = kept.strip_suffix(b"\n").unwrap_or(kept);
+    kept.strip_suffix(b"\r").unwrap_or(kept)
+}
+
+/// Blanks and comments of a statement that went, and what follows them.
+fn join(mut first: Vec<u8>, rest: &[u8]) -> Vec<u8> {
+    let open_comment = tokens(&first).last().is_some_and(|it| it.kind == TokenKind::Comment);
+    if open_comment && !rest.starts_with(b"\n") && !rest.starts_with(b"\r\n") {
+        first.push(b'\n');
+    }
+    first.extend_from_slice(rest);
+    first
+}
+
+fn split(path: &str) -> (Vec<&str>, &str) {
+    let mut blocks: Vec<_> = path.split('/').collect();
+    let last = blocks.pop().unwrap_or_default();
+    (blocks, last)
+}
+
+fn check(path: &str, value: Option<&[u8]>) -> Result<(), EditError> {
+    for id in path.split('/') {
+        if id.is_empty() || id.starts_with('#') || !id.bytes().all(is_id_byte) {
+            return Err(EditError::BadId(crate::diagnostic::show(id.as_bytes())));
+        }
+    }
+    let blocks = path.split('/').count() - usize::from(value.is_some());
+    if blocks > MAX_DEPTH {
+        return Err(EditError::TooDeep);
+    }
+    match value {
+        Some(value) if value.is_empty() || value.contains(&b'"') || value.contains(&0) => {
+            Err(EditError::BadValue)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn well_formed(items: &[Item]) -> bool {
+    items.iter().all(|item| match &item.node {
+        Node::Assignment(it) => it.semicolon && !it.value.text.bytes.is_empty(),
+        Node::Block(it) => {
+            it.closed
+                && it.value.as_ref().is_none_or(|it| !it.text.bytes.is_empty())
+                && well_formed(&it.items)
+        }
+        Node::Junk(_) => false,
+    })
+}
+
+fn write_items(items: &[Item], out: &mut Vec<u8>) {
+    for item in items {
+        out.extend_from_slice(&item.before);
+        match &item.node {
+            Node::Assignment(it) => {
+                out.extend_from_slice(&it.id.bytes);
+                write_value(&it.value, out);
+                out.extend_from_slice(&it.before_semicolon);
+                if it.semicolon {
+                    out.push(b';');
+                }
+            }
+            Node::Block(it) => {
+                out.extend_from_slice(&it.id.bytes);
+                if let Some(value) = &it.value {
+                    write_value(value, out);
+                }
+                out.extend_from_slice(&it.before_open);
+                out.push(b'{');
+                write_items(&it.items, out);
+                out.extend_from_slice(&it.tail);
+                if it.closed {
+                    out.push(b'}');
+                }
+            }
+            Node::Junk(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+}
+
+fn write_value(value: &Value, out: &mut Vec<u8>) {
+    out.extend_from_slice(&value.before_equals);
+    out.push(b'=');
+    out.extend_from_slice(&value.before_text);
+    quote(&value.text, out);
+}
+
+fn quote(text: &Text, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(&text.bytes);
+    out.push(b'"');
+}
+
+fn pretty_items(items: &[Item], tail: &[u8], depth: usize, out: &mut Vec<u8>) {
+    let mut after_block = false;
+    for (index, item) in items.iter().enumerate() {
+        let is_block = matches!(item.node, Node::Block(_));
+        let (trailing, mut above) = comments(&item.before);
+        if let Some(comment) = trailing
+            && !out.is_empty()
+        {
+            // It stands behind the statement before, or behind the opening brace.
+            out.pop();
+            out.push(b' ');
+            out.extend_from_slice(comment);
+            out.push(b'\n');
+        } else if let Some(comment) = trailing {
+            above.insert(0, comment);
+        }
+        match &item.node {
+            Node::Assignment(it) => {
+                above.extend(all_comments(&it.value.before_equals));
+                above.extend(all_comments(&it.value.before_text));
+                above.extend(all_comments(&it.before_semicolon));
+            }
+            Node::Block(it) => {
+                if let Some(value) = &it.value {
+                    above.extend(all_comments(&value.before_equals));
+                    above.extend(all_comments(&value.before_text));
+                }
+                above.extend(all_comments(&it.before_open));
+            }
+            Node::Junk(_) => {}
+        }
+        if index > 0 && (is_block || after_block) {
+            out.push(b'\n');
+        }
+        for comment in above {
+            line(comment, depth, out);
+        }
+        indent(depth, out);
+        match &item.node {
+            Node::Assignment(it) => {
+                out.extend_from_slice(&it.id.bytes);
+                out.extend_from_slice(b" = ");
+                quote(&it.value.text, out);
+                out.extend_from_slice(b";\n");
+            }
+            Node::Block(it) => {
+                out.extend_from_slice(&it.id.bytes);
+                if let Some(value) = &it.value {
+                    out.extend_from_slice(b" = ");
+                    quote(&value.text, out);
+                }
+                out.extend_from_slice(b" {\n");
+                pretty_items(&it.items, &it.tail, depth + 1, out);
+                line(b"}", depth, out);
+            }
+            Node::Junk(bytes) => line(bytes, 0, out),
+        }
+        after_block = is_block;
+    }
+    let (trailing, above) = comments(tail);
+    if let Some(comment) = trailing {
+        if out.is_empty() {
+            line(comment, depth, out);
+        } else {
+            out.pop();
+            out.push(b' ');
+            out.extend_from_slice(comment);
+            out.push(b'\n');
+        }
+    }
+    for comment in above {
+        line(comment, depth, out);
+    }
+}
+
+fn indent(depth: usize, out: &mut Vec<u8>) {
+    out.resize(out.len() + depth, b'\t');
+}
+
+fn line(text: &[u8], depth: usize, out: &mut Vec<u8>) {
+    indent(depth, out);
+    out.extend_from_slice(text);
+    out.push(b'\n');
+}
+
+/// A comment on the line where the trivia starts, and the comments on lines of their own.
+fn comments(trivia: &[u8]) -> (Option<&[u8]>, Vec<&[u8]>) {
+    let mut all = all_comments(trivia);
+    let first_line = trivia.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    if first_line.contains(&b'#') && !all.is_empty() { (Some(all.remove(0)), all) } else { (None, all) }
+}
+
+fn all_comments(trivia: &[u8]) -> Vec<&[u8]> {
+    tokens(trivia)
+        .into_iter()
+        .filter(|it| it.kind == TokenKind::Comment)
+        .map(|it| trivia[it.span].trim_ascii_end())
+        .collect()
+}

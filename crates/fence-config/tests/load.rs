@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Files and what becomes of them: values, defaults, and the literal text of errors.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fence_config::*;
+
+/// Loads a file that must have no diagnostics.
+fn clean(source: &str) -> Config {
+    let loaded = load(source.as_bytes());
+    assert_eq!(loaded.render("test.conf", source.as_bytes()), "");
+    loaded.config.unwrap()
+}
+
+/// `line:column: severity: code: message` of everything found.
+fn found(source: impl AsRef<[u8]>) -> Vec<String> {
+    let source = source.as_ref();
+    let loaded = load(source);
+    assert_eq!(loaded.tree.to_bytes(), source);
+    let errors = loaded.diagnostics.iter().any(|it| it.severity == Severity::Error);
+    assert_eq!(loaded.config.is_none(), errors);
+    loaded
+        .diagnostics
+        .iter()
+        .map(|it| format!("{}:{}: {}: {}: {}", it.line, it.column, it.severity, it.code, it.message))
+        .collect()
+}
+
+fn only(source: impl AsRef<[u8]>) -> String {
+    let mut found = found(source);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn the_shipped_sample_has_nothing_to_complain_about() {
+    let config = clean(include_str!("../../../etc/fence_virt.conf"));
+    assert_eq!(config, clean("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }"));
+}
+
+#[test]
+fn the_usual_distribution_sample_loads() {
+    let config = clean(
+        "fence_virtd {\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}\n\nlisteners {\n\tmulticast {\n\
+         \t\tkey_file = \"/etc/fence_virt.key\";\n\t\taddress = \"225.0.0.12\";\n\t\t# for some systems\n\
+         \t\tinterface = \"virbr0\";\n\t}\n\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \"qemu:///system\";\n\t}\n\n}\n",
+    );
+    let Listener::Multicast(it) = &config.listeners[0] else { panic!() };
+    assert_eq!(it.key_files, [PathBuf::from("/etc/fence_virt.key")]);
+    assert_eq!(it.interface.as_deref(), Some("virbr0"));
+    assert_eq!(config.groups, None);
+}
+
+#[test]
+fn defaults() {
+    let config =
+        clean("fence_virtd { listener = \"multicast, tcp vsock,serial\"; backend = \"libvirt, cpg\"; }");
+    assert_eq!(
+        config,
+        Config {
+            daemon: DaemonSection {
+                listeners: vec![
+                    ListenerKind::Multicast,
+                    ListenerKind::Tcp,
+                    ListenerKind::Vsock,
+                    ListenerKind::Serial
+                ],
+                backends: vec![BackendKind::Libvirt, BackendKind::Cpg],
+                foreground: false,
+                wait_for_init: false,
+                debug: 0,
+                module_path: None,
+                name_mode: None,
+                audit_log: None,
+            },
+            listeners: vec![
+                Listener::Multicast(MulticastListener {
+                    key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+                    hash: PacketHash::Sha256,
+                    auth: HashName::Sha256,
+                    family: Family::Ipv4,
+                    address: "225.0.0.12".parse().unwrap(),
+                    port: 1229,
+                    interface: None,
+                    negative_delay: Duration::from_secs(2),
+                }),
+                Listener::Tcp(TcpListener {
+                    key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+                    hash: PacketHash::Sha256,
+                    auth: HashName::Sha256,
+                    family: Family::Ipv4,
+                    address: "127.0.0.1".parse().unwrap(),
+                    port: 1229,
+                }),
+                Listener::Vsock(VsockListener {
+                    key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+                    hash: PacketHash::Sha256,
+                    auth: HashName::Sha256,
+                    port: 1229,
+                }),
+                Listener::Serial(SerialListener {
+                    uri: "qemu:///system".to_owned(),
+                    path: None,
+                    mode: SerialMode::Serial,
+                }),
+            ],
+            backends: vec![
+                Backend::Libvirt(LibvirtBackend {
+                    uris: vec!["qemu:///system".to_owned()],
+                    reboot_starts: false
+                }),
+                Backend::Cpg(CpgBackend {
+                    uris: vec!["qemu:///system".to_owned()],
+                    name_mode: NameMode::Uuid
+                }),
+            ],
+            groups: None,
+        }
+    );
+}
+
+#[test]
+fn every_key() {
+    let config = clean(
+        r#"
+        Fence_VirtD {
+            LISTENER = "Multicast,tcp,vsock,serial"; backend = "libvirt,cpg"; foreground = "1";
+            wait_for_backend = "on"; debug = " 9 "; module_path = "/usr/lib"; name_mode = "name";
+            audit_log = "/var/log/a";
+        }
+        listeners {
+            multicast {
+                key_file = "/k1"; key_file = "/k2"; hash = "HMAC-sha256"; auth = "sha1"; family = "ipv6";
+                address = "ff02::7"; port = "1"; interface = "none"; negative_delay = "0.25";
+            }
+            tcp { key_file = "/k3"; hash = "none"; auth = "none"; address = "::"; port = "65535"; }
+            vsock { key_file = "/k4"; hash = "hmac-sha512"; auth = "sha512"; port = "1230"; }
+            serial { uri = "qemu:///session"; path = "/run/s"; mode = "vmchannel"; }
+        }
+        backends {
+            libvirt { uri2 = "c:///"; uri = "a:///"; uri10 = "d:///"; uri1 = "b:///"; reboot_starts = "yes"; }
+            cpg { uri = "e:///"; }
+        }
+        groups {
+            group { name = "g"; ip = "2001:DB8::0:1"; ip = "17"; ip = "10.0.0.1"; uuid = "vm1"; uuid = "vm 2";
+                    key_file = "/k5"; }
+            group = "h" { uuid = "x"; }
+        }"#,
+    );
+    let daemon = &config.daemon;
+    assert!(daemon.foreground && daemon.wait_for_init);
+    assert_eq!((daemon.debug, daemon.name_mode), (9, Some(NameMode::Name)));
+    assert_eq!(daemon.audit_log, Some("/var/log/a".into()));
+    let [
+        Listener::Multicast(multicast),
+        Listener::Tcp(tcp),
+        Listener::Vsock(vsock),
+        Listener::Serial(serial),
+    ] = config.listeners.as_slice()
+    else {
+        panic!()
+    };
+    assert_eq!(multicast.key_files, [PathBuf::from("/k1"), PathBuf::from("/k2")]);
+    assert_eq!((multicast.hash, multicast.auth), (PacketHash::HmacSha256, HashName::Sha1));
+    assert_eq!((multicast.family, multicast.port), (Family::Ipv6, 1));
+    assert_eq!(multicast.address.to_string(), "ff02::7");
+    assert_eq!((multicast.interface.as_ref(), multicast.negative_delay), (None, Duration::from_millis(250)));
+    assert_eq!((tcp.family, tcp.port, tcp.auth), (Family::Ipv6, 65535, HashName::None));
+    // The reference lets `auth` overwrite `hash` here.
+    assert_eq!((vsock.hash, vsock.auth, vsock.port), (PacketHash::HmacSha512, HashName::Sha512, 1230));
+    assert_eq!((serial.mode, serial.uri.as_str()), (SerialMode::Vmchannel, "qemu:///session"));
+    let [Backend::Libvirt(libvirt), Backend::Cpg(cpg)] = config.backends.as_slice() else { panic!() };
+    assert_eq!(libvirt.uris, ["a:///", "b:///", "c:///", "d:///"]);
+    assert!(libvirt.reboot_starts);
+    assert_eq!((cpg.uris[0].as_str(), cpg.name_mode), ("e:///", NameMode::Name));
+    let groups = config.groups.unwrap();
+    assert_eq!(groups[0].ips, ["2001:db8::1", "17", "10.0.0.1"]);
+    assert_eq!(groups[0].uuids, ["vm1", "vm 2"]);
+    assert_eq!(groups[0].key_files, [PathBuf::from("/k5")]);
+    assert_eq!(groups[1].name.as_deref(), Some("h"));
+}
+
+#[test]
+fn booleans() {
+    for (word, value) in [("1", true), ("YES", true), ("true", true), ("on", true)].into_iter().chain([
+        ("0", false),
+        ("no", false),
+        ("False", false),
+        ("off", false),
+    ]) {
+        let config = clean(&format!("fence_virtd {{ foreground = \"{word}\"; }}"));
+        assert_eq!(config.daemon.foreground, value);
+    }
+}
+
+#[test]
+fn bad_values_name_what_is_allowed() {
+    for (key, value, allowed) in [
+        ("port", "-1", "allowed: a number from 1 to 65535"),
+        ("port", "0", "allowed: a number from 1 to 65535"),
+        ("port", "70000", "allowed: a number from 1 to 65535"),
+        ("port", "+5", "allowed: a number from 1 to 65535"),
+        ("hash", "md5", "allowed: none, sha1, sha256, sha512, hmac-sha256, hmac-sha512"),
+        ("auth", "hmac-sha256", "allowed: none, sha1, sha256, sha512"),
+        ("family", "auto", "allowed: ipv4, ipv6"),
+        ("address", "10.0.0.1", "allowed: a multicast address, 224.0.0.0 to 239.255.255.255 or ff00::/8"),
+        ("address", "here", "allowed: an IP multicast address, such as 225.0.0.12"),
+        (
+            "interface",
+            "br0 br1",
+            "allowed: the name of one network interface, or none to let the system choose",
+        ),
+        ("negative_delay", "61", "allowed: seconds from 0 to 60, such as 2 or 0.5"),
+        ("negative_delay", "1e1", "allowed: seconds from 0 to 60, such as 2 or 0.5"),
+        ("key_file", "/a\0b", "allowed: a path, which cannot hold a NUL byte"),
+    ] {
+        let source = format!("fence_virtd {{}} listeners {{ multicast {{ {key} = \"{value}\"; }} }}");
+        let loaded = load(source.as_bytes());
+        assert!(loaded.config.is_none(), "{key} {value}");
+        assert_eq!(loaded.diagnostics.len(), 1);
+        let it = &loaded.diagnostics[0];
+        assert_eq!((it.code, it.help.as_deref()), (Code::BadValue, Some(allowed)), "{key} {value}");
+        assert_eq!(&source[it.span.start..it.span.end], format!("\"{value}\""));
+    }
+    let family = "fence_virtd {} listeners { multicast { family = \"ipv6\"; address = \"225.0.0.12\"; } }";
+    assert_eq!(only(family), "1:67: error: bad-value: bad value \"225.0.0.12\" for `address`");
+    let tcp = "fence_virtd { listener = \"tcp\"; } listeners { tcp { address = \"225.0.0.12\"; } }";
+    assert!(only(tcp).contains("error: bad-value"));
+    let host = "fence_virtd {} groups { group { ip = \"guest1\"; uuid = \"x\"; } }";
+    assert!(only(host).contains("error: bad-value: bad value \"guest1\" for `ip`"));
+}
+
+#[test]
+fn literal_report() {
+    let source = b"fence_virtd {\n\tlistner = \"multicast\";\n}\nlisteners {\n\tmulticast {\n\t\tport = \"70000\";\n\t}\n}\n";
+    let loaded = load(source);
+    assert_eq!(
+        loaded.render("/etc/fence_virt.conf", source),
+        "\
+warning[unknown]: unknown key `listner` in `fence_virtd`
+ --> /etc/fence_virt.conf:2:2
+  |
+2 |     listner = \"multicast\";
+  |     ^^^^^^^
+  |
+  = help: did you mean `listener`?
+
+error[bad-value]: bad value \"70000\" for `port`
+ --> /etc/fence_virt.conf:6:10
+  |
+6 |         port = \"70000\";
+  |                ^^^^^^^
+  |
+  = help: allowed: a number from 1 to 65535"
+    );
+    assert_eq!(
+        loaded.diagnostics[1].one_line("f"),
+        "f:6:10: error: bad value \"70000\" for `port` (allowed: a number from 1 to 65535)"
+    );
+}
+
+#[test]
+fn what_the_file_holds_is_escaped() {
+    let source = b"fence_virtd { d\x1b[2J\xff\xc3\xa9 = \"x\"; \x07 = \"\"; }";
+    let loaded = load(source);
+    assert_eq!(
+        loaded.render("a\nb\x1b.conf", source),
+        "\
+warning[unknown]: unknown key `d\\u{1b}[2J\\xffé` in `fence_virtd`
+ --> a\\nb\\u{1b}.conf:1:15
+  |
+1 | fence_virtd { d\\u{1b}[2J\\xffé = \"x\"; \\u{7} = \"\"; }
+  |               ^^^^^^^^^^^^^^^
+
+warning[unknown]: unknown key `\\u{7}` in `fence_virtd`
+ --> a\\nb\\u{1b}.conf:1:30
+  |
+1 | fence_virtd { d\\u{1b}[2J\\xffé = \"x\"; \\u{7} = \"\"; }
+  |                                      ^^^^^
+
+error[empty-value]: `\\u{7}` has an empty value
+ --> a\\nb\\u{1b}.conf:1:34
+  |
+1 | fence_virtd { d\\u{1b}[2J\\xffé = \"x\"; \\u{7} = \"\"; }
+  |                                              ^^"
+            .to_owned()
+            + "\n  |\n  = help: leave the line out to have the default"
+    );
+}
+
+#[test]
+fn many_errors_in_one_pass_without_noise() {
+    let source = r#"fence_virtd {
+	listener = multicast;
+	backend = "libvirt"
+	debug = "much";
+	foreground;
+}
+};
+listeners {
+	multicast {
+		port = "1229;
+		address = "225.0.0.12";
+		hash = "sha3";
+		auth "sha1";
+		{ x = "1"; }
+	}
+backends {
+	libvirt { uri = ""; }
+}
+"#;
+    assert_eq!(
+        found(source),
+        [
+            "2:13: error: unquoted-value: the value of `listener` is not in quotes",
+            "3:21: error: missing-semicolon: `;` is missing behind the value of `backend`",
+            "4:10: error: bad-value: bad value \"much\" for `debug`",
+            "5:2: error: unexpected: `foreground` is neither a key with a value nor a block",
+            "7:1: error: stray-brace: this `}` closes no block",
+            "7:2: error: unexpected: this `;` ends nothing",
+            "8:11: error: unclosed-block: the block `listeners` is not closed",
+            "10:10: error: missing-quote: the value of `port` has no closing quote",
+            "12:10: error: bad-value: bad value \"sha3\" for `hash`",
+            "13:3: error: unexpected: `auth` is neither a key with a value nor a block",
+            "14:3: error: unexpected: this block has no name",
+            "16:1: warning: unknown: unknown block `backends` in `listeners`",
+            "17:18: error: empty-value: `uri` has an empty value",
+        ]
+    );
+}
+
+#[test]
+fn grammar_corners() {
+    // All of these the reference takes too.
+    let config = clean("fence_virtd # c\n { # c\n debug # c = \n = # \"9\"\n \"3\" # c\n ; }#end");
+    assert_eq!(config.daemon.debug, 3);
+    clean("fence_virtd{foreground=\"1\";debug=\"2\";}");
+    assert_eq!(only("a#b{c#d=\"1\";} fence_virtd {}"), "1:1: warning: unknown: unknown block `a#b`");
+    let multi = clean("fence_virtd { listener = \"tcp,\n  vsock\"; }");
+    assert_eq!(multi.daemon.listeners, [ListenerKind::Tcp, ListenerKind::Vsock]);
+    // The last key counts, and the last block alone: the port is the default.
+    let source = "fence_virtd { listener = \"tcp\"; debug = \"1\"; DEBUG = \"2\"; }
+        listeners { tcp { port = \"5\"; } tcp { address = \"::1\"; } }";
+    let config = load(source.as_bytes()).config.unwrap();
+    assert_eq!(config.daemon.debug, 2);
+    let Listener::Tcp(tcp) = &config.listeners[0] else { panic!() };
+    assert_eq!((tcp.port, tcp.family), (1229, Family::Ipv6));
+    assert_eq!(
+        found(source),
+        [
+            "1:33: warning: repeated: `debug` has no effect: it comes again below, and the last one counts",
+            "2:21: warning: repeated: `tcp` has no effect: it comes again below, and the last one counts",
+        ]
+    );
+}
+
+#[test]
+fn files_of_other_systems() {
+    clean("\u{feff}fence_virtd {\r\n\tdebug = \"1\";\r\n}\r\n# end\r\n");
+    assert_eq!(
+        only("# comment\r\n\r\nfence_virtd { port = \"1\";\r\n}\r\n").split(": ").next(),
+        Some("3:15")
+    );
+    let bytes = b"fence_virtd { audit_log = \"/\xff\xfe\"; } # \xff\n";
+    let path = load(bytes).config.unwrap().daemon.audit_log.unwrap();
+    assert_eq!(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()), b"/\xff\xfe");
+    // A byte that is no character counts as one.
+    assert!(only(b"fence_virtd { } \xff\xc3\xa9{} # \xff").starts_with("1:17: warning"));
+    assert!(only(b"fence_virtd { } # \xff\n \xc3\xa9\t{} # \xff").starts_with("2:2: warning"));
+}
+
+#[test]
+fn nothing_at_all_is_an_error() {
+    for source in ["", "\n", "# only this", "\u{feff}"] {
+        assert_eq!(
+            only(source),
+            "1:1: error: empty-file: there is nothing in the file but blanks and comments"
+        );
+    }
+    assert!(only("listeners { }").starts_with("1:1: warning: no-daemon-block"));
+}
+
+#[test]
+fn groups_that_allow_nobody() {
+    let source = "fence_virtd { } groups { }";
+    assert!(only(source).starts_with("1:17: warning: empty-group: `groups` has no group"));
+    assert_eq!(load(source.as_bytes()).config.unwrap().groups, Some(vec![]));
+    assert!(
+        only("fence_virtd { } groups { group { name = \"x\"; } }").starts_with("1:26: warning: empty-group")
+    );
+    assert_eq!(only("fence_virtd { } groups = \"x\";"), "1:17: error: wrong-kind: `groups` is a block");
+}
+
+#[test]
+fn unknown_names_warn_and_suggest() {
+    for (source, help) in [
+        ("fence_virtd { Wait-For-Init = \"1\"; }", Some("did you mean `wait_for_init`?")),
+        ("fence_virtd { } listners { }", Some("did you mean `listeners`?")),
+        (
+            "fence_virtd { port = \"1\"; }",
+            Some("`port` belongs into listeners/multicast, listeners/tcp, listeners/vsock"),
+        ),
+        (
+            "fence_virtd { backends { } }",
+            Some("`backends` belongs to the top level; is a `}` missing above?"),
+        ),
+        ("fence_virtd { zzz = \"1\"; }", None),
+        ("fence_virtd { } backends { libvirt { uri0 = \"x\"; } }", Some("did you mean `uri`?")),
+    ] {
+        let loaded = load(source.as_bytes());
+        assert!(loaded.config.is_some());
+        assert_eq!(loaded.diagnostics.len(), 1, "{source}");
+        assert_eq!(loaded.diagnostics[0].severity, Severity::Warning);
+        assert_eq!(loaded.diagnostics[0].help.as_deref(), help, "{source}");
+    }
+    let loaded = load(b"fence_virtd { listener = \"tcp, multicst\"; }");
+    assert_eq!(
+        loaded.diagnostics[0].help.as_deref(),
+        Some("did you mean multicast? allowed: multicast, tcp, vsock, serial")
+    );
+    assert!(loaded.config.is_none());
+    assert!(only("fence_virtd { listener = \" , \"; }").contains("error: bad-value"));
+}
+
+#[test]
+fn blocks_not_in_use_only_warn() {
+    let source = "fence_virtd { listener = \"tcp\"; } listeners { vsock { port = \"0\"; } } backends { cpg { name_mode = \"x\"; } }";
+    assert_eq!(
+        found(source),
+        [
+            "1:62: warning: bad-value: bad value \"0\" for `port`",
+            "1:100: warning: bad-value: bad value \"x\" for `name_mode`",
+        ]
+    );
+}
+
+#[test]
+fn depth_and_size_have_limits() {
+    let deep = |depth: usize| "a{".repeat(depth) + &"}".repeat(depth) + "fence_virtd{}";
+    assert!(only(deep(MAX_DEPTH)).contains("unknown block `a`"));
+    assert!(found(deep(MAX_DEPTH + 1))[1].contains("error: too-deep: more than 32 blocks"));
+    assert_eq!(found(deep(300_000)).len(), 2);
+    assert!(only("{".repeat(1_000_000)).contains("this block has no name"));
+    assert_eq!(found("a{".repeat(500_000)).len(), 3);
+    assert!(only("x".repeat(MAX_FILE_SIZE + 1)).contains("error: file-too-long"));
+    let many = found(";".repeat(MAX_FILE_SIZE));
+    assert_eq!(many.len(), MAX_DIAGNOSTICS + 1);
+    assert!(many[MAX_DIAGNOSTICS].ends_with("1048476 further errors and warnings are not shown"));
+}

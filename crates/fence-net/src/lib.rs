@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Socket constructors and address look-ups for fence-virt.
+//!
+//! This crate owns the socket options: every option that the protocol needs is set here, in one constructor per
+//! kind of socket, and callers get ready std sockets (blocking; an async caller switches that itself). It knows
+//! nothing of requests, keys or time-outs.
+
+mod interface;
+mod link_watch;
+mod multicast;
+mod neighbour;
+mod netlink;
+mod ports;
+mod serial;
+mod tcp;
+mod vsock;
+
+pub use interface::{Address, Interface, interface_by_name, interfaces};
+pub use link_watch::LinkWatch;
+pub use multicast::{
+    Failed, Joined, MulticastListener, MulticastSender, Scope, join, leave, multicast_listener,
+};
+pub use neighbour::neighbours;
+pub use ports::ports;
+pub use serial::{Line, LineFormat, NoLineFormat, open_line};
+pub use tcp::{Family, call_back_listener};
+pub use vsock::vsock_connect;

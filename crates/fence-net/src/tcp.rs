@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! TCP sockets: where a client is called back.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// IPv4 or IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Opens the listener on which a client is called back: `port` (0: any free one) on all addresses of the family.
+///
+/// # Errors
+/// What the kernel says; `AddrInUse` when somebody listens there already. Connections of earlier runs in TIME-WAIT
+/// are no hindrance.
+pub fn call_back_listener(family: Family, port: u16) -> io::Result<TcpListener> {
+    const BACKLOG: i32 = 64;
+    let (domain, any): (_, SocketAddr) = match family {
+        Family::V4 => (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()),
+        Family::V6 => (Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()),
+    };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    if family == Family::V6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&any.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_has_one_listener() {
+        let first = call_back_listener(Family::V4, 0).unwrap();
+        let port = first.local_addr().unwrap().port();
+        assert_eq!(call_back_listener(Family::V4, port).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        call_back_listener(Family::V4, port).unwrap();
+    }
+
+    #[test]
+    fn families_do_not_meet() {
+        let Ok(first) = call_back_listener(Family::V6, 0) else {
+            return; // A kernel without IPv6.
+        };
+        let port = first.local_addr().unwrap().port();
+        call_back_listener(Family::V4, port).unwrap();
+    }
+}

@@ -1,0 +1,550 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The rules, over random schedules of a small world.
+//!
+//! Nodes run in domains and shoot at each other. The daemon may know which domain a node is, or tell it from
+//! other peers, or neither. A node that is off sends nothing and proves nothing; one that was started again has
+//! forgotten its old streams. What happens next is drawn from all that could. The oracle
+//! beside the world says rule by rule which requests must be waiting; it shares no code with the arbiter.
+//!
+//! `PROPTEST_CASES` sets the number of schedules.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+type Node = usize;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    On,
+    Off,
+    Reboot,
+}
+
+/// What the daemon can see of a node.
+#[derive(Clone, Copy, Debug)]
+struct Sight {
+    known: bool,
+    peer: bool,
+    /// It is known by its serial line, where there is no challenge: what it asked is done though it is off.
+    serial: bool,
+}
+
+/// A request to come.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    from: Node,
+    kind: Kind,
+    target: Node,
+    /// Seconds that its client waits.
+    patience: u64,
+}
+
+/// How a piece of work goes on from here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// Told to run; the challenge is not answered yet.
+    Proving,
+    Acting,
+    /// The domain is down, and no look has shown it yet.
+    Down,
+    /// Seen off; a reboot starts it next.
+    SeenOff,
+    Ending,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Waiting,
+    Joined(u64),
+    Running(Stage),
+}
+
+/// The world's own record of a request that is not over.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    id: u64,
+    plan: Plan,
+    /// The sender's start that it comes from.
+    life: u32,
+    place: Place,
+    deadline: u64,
+}
+
+struct World {
+    arbiter: Arbiter,
+    sight: Vec<Sight>,
+    /// Which start of each node this is; none: off.
+    up: Vec<Option<u32>>,
+    lives: Vec<u32>,
+    /// When each node was seen off last.
+    fenced: Vec<Option<u64>>,
+    /// Who took each node down last.
+    killer: Vec<Option<Node>>,
+    plans: std::vec::IntoIter<Plan>,
+    /// Arrived, its target not yet looked up: when, and from which life.
+    arrived: Vec<(u64, Plan, u64, u32)>,
+    live: Vec<Live>,
+    ended: BTreeSet<u64>,
+    accepted: BTreeSet<u64>,
+    /// Whose work was carried out (the action began), and who was told its outcome.
+    acted: BTreeSet<u64>,
+    told: BTreeMap<u64, u64>,
+    start: Instant,
+    now: u64,
+    next_id: u64,
+    faults: bool,
+}
+
+/// One thing that could happen next.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Arrive,
+    Submit(usize),
+    Step(u64),
+    /// The client hangs up: before the proof, the action, or its turn.
+    HangUp(u64),
+    /// The action fails, or succeeds with nobody to see it.
+    Fail(u64),
+    Withdraw(u64),
+    Second,
+}
+
+impl World {
+    fn new(sight: Vec<Sight>, plans: Vec<Plan>, faults: bool) -> Self {
+        let nodes = sight.len();
+        Self {
+            arbiter: Arbiter::default(),
+            sight,
+            up: vec![Some(0); nodes],
+            lives: vec![0; nodes],
+            fenced: vec![None; nodes],
+            killer: vec![None; nodes],
+            plans: plans.into_iter(),
+            arrived: Vec::new(),
+            live: Vec::new(),
+            ended: BTreeSet::new(),
+            accepted: BTreeSet::new(),
+            acted: BTreeSet::new(),
+            told: BTreeMap::new(),
+            start: Instant::now(),
+            now: 0,
+            next_id: 1,
+            faults,
+        }
+    }
+
+    /// Lets things happen as drawn, then everything that is left, without time passing: whatever then
+    /// waits would wait for ever.
+    fn run(&mut self, draws: &[u16]) {
+        for draw in draws {
+            let events = self.events();
+            if let Some(event) = events.get(usize::from(*draw) % events.len().max(1)) {
+                self.happen(*event);
+            }
+        }
+        self.faults = false;
+        while let Some(event) = self.events().first() {
+            self.happen(*event);
+        }
+        assert_eq!(self.accepted, self.ended, "every accepted request ends");
+        assert!(self.arbiter.entries.is_empty());
+        assert_eq!(self.arbiter.next_deadline(), None);
+    }
+
+    fn events(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        events.extend((0..self.arrived.len()).map(Event::Submit));
+        for it in &self.live {
+            if let Place::Running(stage) = it.place {
+                events.push(Event::Step(it.id));
+                if self.faults && stage == Stage::Proving {
+                    events.push(Event::HangUp(it.id));
+                }
+                if self.faults && matches!(stage, Stage::Acting | Stage::Down) {
+                    events.push(Event::Fail(it.id));
+                }
+            } else if self.faults {
+                events.extend([Event::HangUp(it.id), Event::Withdraw(it.id)]);
+            }
+        }
+        if self.plans.len() > 0 {
+            // As likely as the rest together, so that many requests are under way at once.
+            events.extend(vec![Event::Arrive; events.len().max(1)]);
+        }
+        if self.faults {
+            events.push(Event::Second);
+        }
+        events
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrive => {
+                if let Some(plan) = self.plans.next()
+                    && let Some(life) = self.up[plan.from]
+                {
+                    self.arrived.push((self.next_id, plan, self.now, life));
+                    self.next_id += 1;
+                    // Ids, arrivals and victims are told apart by the clock.
+                    self.now += 1;
+                }
+            }
+            Event::Submit(place) => self.submit(place),
+            Event::Step(id) => self.step(id),
+            Event::HangUp(id) => {
+                self.end(id);
+                let decisions = self.arbiter.abandoned(self.time(), id);
+                self.obey(&decisions, None);
+            }
+            Event::Fail(id) => self.finish(id),
+            Event::Withdraw(id) => {
+                let decisions = self.arbiter.withdraw(self.time(), id, Why::Superseded);
+                assert_eq!(decisions.first(), Some(&Decision::Drop(id, Why::Superseded)));
+                self.obey(&decisions, None);
+            }
+            Event::Second => {
+                self.now += 1;
+                let decisions = self.arbiter.tick(self.time());
+                self.obey(&decisions, None);
+            }
+        }
+        // Time passes with arrivals too, and a deadline's timer may fire late; here it is on time.
+        let decisions = self.arbiter.tick(self.time());
+        self.obey(&decisions, None);
+        self.check();
+    }
+
+    fn submit(&mut self, place: usize) {
+        let (id, plan, arrived, life) = self.arrived.remove(place);
+        let deadline = arrived + plan.patience;
+        let sight = self.sight[plan.from];
+        let target = uuid(plan.target);
+        let verdict = self.arbiter.submit(
+            self.time(),
+            Request {
+                id,
+                work: match plan.kind {
+                    Kind::On => Work::On(target),
+                    Kind::Off => Work::Off(target),
+                    Kind::Reboot => Work::Reboot(target),
+                },
+                source: if sight.known { Source::Known(uuid(plan.from)) } else { Source::Unknown },
+                peer: sight.peer.then(|| PeerId(format!("peer {}", plan.from))),
+                arrived: self.at(arrived),
+                deadline: self.at(deadline),
+            },
+        );
+        let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
+        let refusal = if self.now >= deadline {
+            Some(Why::DeadlinePassed)
+        } else {
+            fenced.then_some(Why::SourceFenced)
+        };
+        let live = Live { id, plan, life, place: Place::Waiting, deadline };
+        let last = self.live.iter().rfind(|it| it.plan.target == plan.target).copied();
+        let leader = last.filter(|it| it.plan.kind == plan.kind).map(|it| match it.place {
+            Place::Joined(leader) => leader,
+            Place::Waiting | Place::Running(_) => it.id,
+        });
+        let place = match verdict {
+            Ok(Verdict::Run) => Place::Running(Stage::Proving),
+            Ok(Verdict::Wait) => Place::Waiting,
+            Ok(Verdict::Joined(leader)) => Place::Joined(leader),
+            Err(why) => return assert_eq!(Some(why), refusal),
+        };
+        assert_eq!(refusal, None);
+        // The same work once: joined exactly when the last word on this target is the same.
+        assert_eq!(if let Place::Joined(it) = place { Some(it) } else { None }, leader);
+        self.accepted.insert(id);
+        self.live.push(Live { place, ..live });
+    }
+
+    fn step(&mut self, id: u64) {
+        let it = *self.find(id);
+        let Place::Running(stage) = it.place else { panic!("{it:?} does not run") };
+        let target = it.plan.target;
+        let next = match stage {
+            Stage::Proving => {
+                if !self.sight[it.plan.from].serial && self.up[it.plan.from] != Some(it.life) {
+                    self.end(id);
+                    let decisions = self.arbiter.abandoned(self.time(), id);
+                    return self.obey(&decisions, None);
+                }
+                Stage::Acting
+            }
+            Stage::Acting => {
+                assert!(self.acted.insert(id));
+                if it.plan.kind == Kind::On {
+                    self.power_on(target);
+                    Stage::Ending
+                } else {
+                    self.take_down(&it);
+                    Stage::Down
+                }
+            }
+            Stage::Down => {
+                self.now += 1;
+                self.find(id).place = Place::Running(Stage::SeenOff);
+                self.fenced[target] = Some(self.now);
+                let decisions = self.arbiter.seen_off(self.time(), id);
+                for live in self.live.iter().filter(|it| !matches!(it.place, Place::Running(_))) {
+                    let fenced = live.plan.from == target && self.sight[target].known;
+                    let dropped = decisions.contains(&Decision::Drop(live.id, Why::SourceFenced));
+                    assert_eq!(fenced, dropped, "{live:?}");
+                }
+                self.obey(&decisions, None);
+                self.now += 1;
+                return;
+            }
+            Stage::SeenOff => {
+                if it.plan.kind == Kind::Reboot {
+                    self.power_on(target);
+                }
+                Stage::Ending
+            }
+            Stage::Ending => return self.finish(id),
+        };
+        self.find(id).place = Place::Running(next);
+    }
+
+    fn power_on(&mut self, node: Node) {
+        if self.up[node].is_none() {
+            self.lives[node] += 1;
+            self.up[node] = Some(self.lives[node]);
+        }
+    }
+
+    fn take_down(&mut self, killer: &Live) {
+        let target = killer.plan.target;
+        if self.up[target].take().is_none() {
+            return;
+        }
+        self.killer[target] = Some(killer.plan.from);
+        // Nobody loses its source between its proof and its own target's being seen off, but by its own hand.
+        for it in &self.live {
+            let exposed =
+                matches!(it.place, Place::Running(Stage::Acting | Stage::Down)) && it.plan.kind != Kind::On;
+            assert!(
+                !exposed || it.plan.from != target || it.plan.from == killer.plan.from,
+                "{killer:?} takes the source of {it:?} down"
+            );
+        }
+        // One survivor: no circle of nodes that took each other down, and are all down.
+        for node in 0..self.up.len() {
+            let mut seen = BTreeSet::new();
+            let mut at = node;
+            while self.up[at].is_none() && seen.insert(at) {
+                let by = self.killer[at].unwrap_or(at);
+                assert!(by != node || by == at, "all of {seen:?} are down, by each other");
+                if by == at {
+                    break;
+                }
+                at = by;
+            }
+        }
+    }
+
+    fn finish(&mut self, id: u64) {
+        assert!(self.ended.insert(id));
+        self.live.retain(|it| it.id != id);
+        let decisions = self.arbiter.finished(self.time(), id);
+        self.obey(&decisions, Some(id));
+    }
+
+    fn obey(&mut self, decisions: &[Decision], finished: Option<u64>) {
+        for decision in decisions {
+            match *decision {
+                Decision::Run(id) => {
+                    let now = self.now;
+                    let it = self.find(id);
+                    // One that had joined another runs only when that came to nothing.
+                    assert_eq!(it.place, Place::Waiting, "{it:?}");
+                    assert!(now < it.deadline, "{it:?} is late");
+                    it.place = Place::Running(Stage::Proving);
+                }
+                Decision::Drop(id, why) => {
+                    let it = *self.find(id);
+                    assert!(!matches!(it.place, Place::Running(_)), "{it:?} runs and was dropped");
+                    assert!(why != Why::DeadlinePassed || self.now >= it.deadline);
+                    assert!(why != Why::SourceFenced || self.up[it.plan.from] != Some(it.life));
+                    self.end(id);
+                }
+                Decision::Deliver(id) => {
+                    let it = *self.find(id);
+                    assert_eq!(it.place, Place::Joined(finished.expect("an outcome")), "{it:?}");
+                    assert!(self.now < it.deadline);
+                    assert!(!self.acted.contains(&id), "done twice");
+                    assert_eq!(self.told.insert(id, finished.expect("an outcome")), None);
+                    self.end(id);
+                }
+            }
+        }
+        // Every one that had joined is told when the work is over.
+        for it in &self.live {
+            assert!(finished.is_none_or(|id| it.place != Place::Joined(id)), "{it:?} was not told");
+        }
+    }
+
+    /// Ends a request that came to nothing, or had joined another; the first that joined it takes over.
+    fn end(&mut self, id: u64) {
+        assert!(self.ended.insert(id), "ended twice");
+        self.live.retain(|it| it.id != id);
+        let mut heir = None;
+        for it in self.live.iter_mut().filter(|it| it.place == Place::Joined(id)) {
+            it.place = heir.map_or(Place::Waiting, Place::Joined);
+            heir.get_or_insert(it.id);
+        }
+    }
+
+    /// What waits is exactly what must wait.
+    fn check(&self) {
+        for (place, it) in self.live.iter().enumerate() {
+            let held_up = self.live.iter().enumerate().any(|(other, first)| {
+                let running = matches!(first.place, Place::Running(_));
+                other != place && (other < place || running) && self.must_wait(first, it)
+            });
+            match it.place {
+                Place::Waiting => assert!(held_up, "{it:?} waits for nothing: {:?}", self.live),
+                Place::Running(Stage::Proving | Stage::Acting | Stage::Down) => {
+                    assert!(!held_up, "{it:?} overtook: {:?}", self.live);
+                }
+                Place::Running(_) | Place::Joined(_) => {}
+            }
+            assert!(matches!(it.place, Place::Running(_)) || self.now < it.deadline, "{it:?} is late");
+        }
+        let waiting = self.live.iter().filter(|it| !matches!(it.place, Place::Running(_)));
+        assert_eq!(self.arbiter.next_deadline(), waiting.map(|it| self.at(it.deadline)).min());
+    }
+
+    fn must_wait(&self, first: &Live, second: &Live) -> bool {
+        let mut leader = first;
+        if let Place::Joined(id) = first.place {
+            leader = self.live.iter().find(|it| it.id == id).expect("a leader");
+        }
+        if first.plan.target == second.plan.target {
+            return true;
+        }
+        let past = matches!(leader.place, Place::Running(Stage::SeenOff | Stage::Ending));
+        if past || first.plan.kind == Kind::On || second.plan.kind == Kind::On {
+            return false;
+        }
+        let may_be = |target: Node, one: &Live, other: &Live| {
+            let (mine, its) = (self.sight[one.plan.from], self.sight[other.plan.from]);
+            if its.known {
+                other.plan.from == target
+            } else {
+                !(mine.peer && its.peer && one.plan.from == other.plan.from)
+            }
+        };
+        may_be(first.plan.target, first, second) || may_be(second.plan.target, second, first)
+    }
+
+    fn find(&mut self, id: u64) -> &mut Live {
+        self.live.iter_mut().find(|it| it.id == id).unwrap_or_else(|| panic!("{id} is over"))
+    }
+
+    fn time(&self) -> Instant {
+        self.at(self.now)
+    }
+
+    fn at(&self, seconds: u64) -> Instant {
+        self.start + Duration::from_secs(seconds)
+    }
+}
+
+fn uuid(node: Node) -> String {
+    format!("domain {node}")
+}
+
+fn sight() -> impl Strategy<Value = Sight> {
+    let looks = [
+        (false, false, false),
+        (false, true, false),
+        (true, false, false),
+        (true, true, false),
+        (true, true, true),
+    ];
+    prop::sample::select(looks.to_vec()).prop_map(|(known, peer, serial)| Sight { known, peer, serial })
+}
+
+fn plan(nodes: usize) -> impl Strategy<Value = Plan> {
+    let kind = prop_oneof![3 => Just(Kind::Off), 3 => Just(Kind::Reboot), 1 => Just(Kind::On)];
+    (0..nodes, kind, 0..nodes, 5_u64..80).prop_map(|(from, kind, target, patience)| Plan {
+        from,
+        kind,
+        target,
+        patience,
+    })
+}
+
+/// A world of 2 to 5 nodes, requests of any of them for any of them, and what is drawn.
+fn schedule() -> impl Strategy<Value = (Vec<Sight>, Vec<Plan>, Vec<u16>)> {
+    vec(sight(), 2..=5).prop_flat_map(|sight| {
+        let nodes = sight.len();
+        (Just(sight), vec(plan(nodes), 1..24), vec(any::<u16>(), 0..160))
+    })
+}
+
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|it| it.parse().ok()).unwrap_or(2000);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// Everything the world asserts, with clients that give up, proofs and actions that fail, and time.
+    #[test]
+    fn the_rules_hold_on_every_schedule((sight, plans, draws) in schedule()) {
+        // A fence that nobody saw is noticed on a serial line as well: it is closed.
+        let sight = sight.into_iter().map(|it| Sight { serial: false, ..it }).collect();
+        World::new(sight, plans, true).run(&draws);
+    }
+
+    /// The same without faults, where requests come further and meet more often.
+    #[test]
+    fn the_rules_hold_when_nothing_fails((sight, plans, draws) in schedule()) {
+        let patient = plans.into_iter().map(|it| Plan { patience: 100, ..it }).collect();
+        World::new(sight, patient, false).run(&draws);
+    }
+
+    /// Two nodes shoot at each other, each once or more often.
+    #[test]
+    fn of_two_exactly_one_stays_up(
+        sight in vec(sight(), 2),
+        shots in vec(0_usize..2, 0..6),
+        draws in vec(any::<u16>(), 0..60),
+    ) {
+        let shots = [vec![0, 1], shots].concat();
+        let plans = shots
+            .into_iter()
+            .map(|from| Plan { from, kind: Kind::Off, target: 1 - from, patience: 100 })
+            .collect();
+        let mut world = World::new(sight, plans, false);
+        world.run(&draws);
+        prop_assert_eq!(world.up.iter().flatten().count(), 1);
+    }
+
+    /// All nodes shoot at all others.
+    #[test]
+    fn of_many_at_least_one_stays_up(
+        sight in vec(sight(), 2..=5),
+        order in any::<prop::sample::Index>(),
+        draws in vec(any::<u16>(), 0..200),
+    ) {
+        let nodes = sight.len();
+        let mut plans: Vec<Plan> = (0..nodes)
+            .flat_map(|from| (0..nodes).filter(move |it| *it != from).map(move |target| (from, target)))
+            .map(|(from, target)| Plan { from, kind: Kind::Off, target, patience: 100 })
+            .collect();
+        let first = order.index(plans.len());
+        plans.rotate_left(first);
+        let mut world = World::new(sight, plans, false);
+        world.run(&draws);
+        prop_assert!(world.up.iter().any(Option::is_some));
+    }
+}

@@ -1,0 +1,497 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One test per sentence of the rules. `off("b").from("a")` reads: a request to power b off, from domain a.
+
+use super::Decision::{Deliver, Drop, Run};
+use super::*;
+
+/// A daemon's arbiter, and seconds since it started.
+struct Rig {
+    arbiter: Arbiter,
+    start: Instant,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { arbiter: Arbiter::default(), start: Instant::now() }
+    }
+
+    fn at(&self, seconds: u64) -> Instant {
+        self.start + Duration::from_secs(seconds)
+    }
+
+    /// Submitted at the start.
+    fn ask(&mut self, id: u64, ask: Ask) -> Result<Verdict, Why> {
+        self.ask_at(0, id, ask)
+    }
+
+    fn ask_at(&mut self, seconds: u64, id: u64, ask: Ask) -> Result<Verdict, Why> {
+        let Ask { work, source, peer, arrived, deadline } = ask;
+        let (arrived, deadline) = (self.at(arrived), self.at(deadline));
+        self.arbiter.submit(self.at(seconds), Request { id, work, source, peer, arrived, deadline })
+    }
+
+    fn seen_off(&mut self, id: u64) -> Vec<Decision> {
+        self.arbiter.seen_off(self.at(1), id)
+    }
+
+    fn finished(&mut self, id: u64) -> Vec<Decision> {
+        self.arbiter.finished(self.at(1), id)
+    }
+
+    fn abandoned(&mut self, id: u64) -> Vec<Decision> {
+        self.arbiter.abandoned(self.at(1), id)
+    }
+
+    fn withdraw(&mut self, id: u64, why: Why) -> Vec<Decision> {
+        self.arbiter.withdraw(self.at(1), id, why)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.arbiter.entries.is_empty()
+    }
+}
+
+/// A request: arrived at the start, 30 s to go, from nobody knows whom.
+#[derive(Clone)]
+struct Ask {
+    work: Work,
+    source: Source,
+    peer: Option<PeerId>,
+    arrived: u64,
+    deadline: u64,
+}
+
+impl Ask {
+    fn new(work: Work) -> Self {
+        Self { work, source: Source::Unknown, peer: None, arrived: 0, deadline: 30 }
+    }
+
+    fn from(self, domain: &str) -> Self {
+        Self { source: Source::Known(domain.into()), ..self }
+    }
+
+    fn at(self, peer: &str) -> Self {
+        Self { peer: Some(PeerId(peer.into())), ..self }
+    }
+
+    fn arrived(self, arrived: u64) -> Self {
+        Self { arrived, ..self }
+    }
+
+    fn until(self, deadline: u64) -> Self {
+        Self { deadline, ..self }
+    }
+}
+
+fn off(target: &str) -> Ask {
+    Ask::new(Work::Off(target.into()))
+}
+
+fn on(target: &str) -> Ask {
+    Ask::new(Work::On(target.into()))
+}
+
+fn reboot(target: &str) -> Ask {
+    Ask::new(Work::Reboot(target.into()))
+}
+
+fn look() -> Ask {
+    Ask::new(Work::Look)
+}
+
+const RUN: Result<Verdict, Why> = Ok(Verdict::Run);
+const WAIT: Result<Verdict, Why> = Ok(Verdict::Wait);
+
+fn joined(leader: u64) -> Result<Verdict, Why> {
+    Ok(Verdict::Joined(leader))
+}
+
+/// Whether the second waits for the first.
+fn conflict(first: Ask, second: Ask) -> bool {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, first), RUN);
+    match rig.ask(2, second) {
+        Ok(Verdict::Run) => false,
+        Ok(Verdict::Wait) => true,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn two_nodes_that_shoot_at_each_other_conflict() {
+    assert!(conflict(off("b").from("a"), off("a").from("b")));
+    assert!(conflict(reboot("b").from("a"), reboot("a").from("b")));
+    assert!(conflict(reboot("b").from("a"), off("a").from("b")));
+}
+
+#[test]
+fn one_sided_danger_conflicts_in_either_order() {
+    assert!(conflict(off("b").from("a"), off("c").from("b")));
+    assert!(conflict(off("c").from("b"), off("b").from("a")));
+}
+
+#[test]
+fn known_sources_are_exact() {
+    assert!(!conflict(off("c").from("a"), off("d").from("b")));
+    assert!(!conflict(off("c").from("a"), off("d").from("a")));
+    assert!(!conflict(off("c").from("a").at("p"), off("d").from("b").at("q")));
+}
+
+#[test]
+fn an_unknown_source_may_be_any_domain() {
+    assert!(conflict(off("c"), off("d")));
+    assert!(conflict(off("c").from("a"), off("d")));
+    assert!(conflict(off("c"), off("d").from("a")));
+    assert!(conflict(off("c").at("p"), off("d").at("q")));
+    assert!(conflict(off("c").at("p"), off("d")));
+}
+
+#[test]
+fn unless_both_come_from_one_peer() {
+    assert!(!conflict(off("c").at("p"), off("d").at("p")));
+    assert!(!conflict(off("c").at("p"), reboot("d").at("p")));
+    // The domain of one of them was found: the other's is the same machine.
+    assert!(!conflict(off("c").from("a").at("p"), off("d").at("p")));
+    // A known source is exact, one peer or not: a shoots itself here.
+    assert!(conflict(off("a").from("a").at("p"), off("d").from("a").at("p")));
+}
+
+#[test]
+fn other_work_on_one_target_conflicts_whoever_asks() {
+    for (first, second) in
+        [(off("c"), reboot("c")), (reboot("c"), off("c")), (off("c"), on("c")), (on("c"), off("c"))]
+    {
+        assert!(conflict(first.clone().from("a"), second.clone().from("b")));
+        assert!(conflict(first.at("p"), second.at("p")));
+    }
+}
+
+#[test]
+fn a_start_conflicts_with_nothing_but_its_own_target() {
+    assert!(!conflict(on("b"), off("a")));
+    assert!(!conflict(off("a"), on("b")));
+    assert!(!conflict(on("b").from("a"), off("a").from("b")));
+    assert!(!conflict(on("b"), on("a")));
+}
+
+#[test]
+fn a_look_never_waits_and_holds_up_nothing() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("a")), RUN);
+    assert_eq!(rig.ask(2, reboot("a")), WAIT);
+    assert_eq!(rig.ask(3, look()), RUN);
+    assert_eq!(rig.finished(3), []);
+    assert_eq!(rig.finished(1), [Run(2)]);
+    assert_eq!(rig.finished(2), []);
+    assert!(rig.is_empty());
+}
+
+#[test]
+fn conflicting_ones_run_in_order_of_arrival_and_others_at_once() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("c").from("b")), WAIT);
+    // In conflict with 2 alone, which waits.
+    assert_eq!(rig.ask(3, off("d").from("c")), WAIT);
+    assert_eq!(rig.ask(4, off("x").from("y")), RUN);
+    // 1 fails: b is still up.
+    assert_eq!(rig.finished(1), [Run(2)]);
+    assert_eq!(rig.finished(2), [Run(3)]);
+}
+
+#[test]
+fn a_known_source_that_was_fenced_never_runs() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("a").from("b")), WAIT);
+    assert_eq!(rig.seen_off(1), [Drop(2, Why::SourceFenced)]);
+    assert_eq!(rig.finished(1), []);
+    assert!(rig.is_empty());
+}
+
+#[test]
+fn a_fenced_source_takes_its_start_and_its_joined_requests_with_it() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("c").from("d")), RUN);
+    assert_eq!(rig.ask(3, off("c").from("b")), joined(2));
+    assert_eq!(rig.ask(4, on("c").from("b")), WAIT);
+    assert_eq!(rig.ask(5, off("c").from("a")), WAIT);
+    assert_eq!(rig.ask(6, off("c").from("b")), joined(5));
+    let fenced = Why::SourceFenced;
+    assert_eq!(rig.seen_off(1), [Drop(3, fenced), Drop(4, fenced), Drop(6, fenced)]);
+    assert_eq!(rig.finished(2), [Run(5)]);
+}
+
+#[test]
+fn an_unknown_source_is_left_to_the_late_proof() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b")), RUN);
+    assert_eq!(rig.ask(2, off("a")), WAIT);
+    assert_eq!(rig.seen_off(1), [Run(2)]);
+    assert_eq!(rig.abandoned(2), []);
+}
+
+#[test]
+fn a_source_fenced_between_arrival_and_submission_is_refused_and_one_started_since_is_not() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
+    assert_eq!(rig.seen_off(1), []);
+    assert_eq!(rig.ask_at(2, 2, off("a").from("b").arrived(0)), Err(Why::SourceFenced));
+    assert_eq!(rig.ask_at(2, 3, look().from("b").arrived(1)), Err(Why::SourceFenced));
+    assert_eq!(rig.ask_at(2, 4, off("a").from("b").arrived(2)), RUN);
+    assert_eq!(rig.ask_at(3, 5, look().from("a").arrived(0)), RUN);
+}
+
+#[test]
+fn what_arrived_longer_ago_than_victims_are_remembered_is_refused() {
+    let mut rig = Rig::new();
+    let memory = VICTIM_MEMORY.as_secs();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.seen_off(1), []);
+    assert_eq!(rig.finished(1), []);
+    assert_eq!(rig.ask_at(memory, 2, off("a").from("b").until(1000)), Err(Why::DeadlinePassed));
+    assert_eq!(rig.ask_at(memory, 3, off("a").from("b").arrived(1).until(1000)), Err(Why::SourceFenced));
+    // Forgotten when the next victim comes.
+    assert_eq!(rig.ask_at(memory, 4, off("c").from("a").arrived(9).until(1000)), RUN);
+    assert_eq!(rig.arbiter.victims.len(), 1);
+    let late = rig.at(1 + memory);
+    assert_eq!(rig.arbiter.seen_off(late, 4), []);
+    assert_eq!(rig.arbiter.victims, [("c".to_owned(), late)]);
+}
+
+#[test]
+fn victims_are_remembered_once_each_and_not_without_limit() {
+    let mut rig = Rig::new();
+    let mut fence = |id: u64, target: &str| {
+        assert_eq!(rig.ask(id, off(target)), RUN);
+        assert_eq!(rig.seen_off(id), []);
+        assert_eq!(rig.finished(id), []);
+        rig.arbiter.victims.len()
+    };
+    assert_eq!([fence(1, "a"), fence(2, "b"), fence(3, "a")], [1, 2, 2]);
+    for id in 0..VICTIM_LIMIT as u64 - 2 {
+        fence(10 + id, &format!("c{id}"));
+    }
+    assert_eq!(fence(5000, "d"), VICTIM_LIMIT);
+    // b was the oldest.
+    assert_eq!(rig.ask(5001, look().from("a")), Err(Why::SourceFenced));
+    assert_eq!(rig.ask(5002, look().from("b")), RUN);
+}
+
+#[test]
+fn seen_off_releases_danger_and_not_the_same_target() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("b").from("c")), WAIT);
+    assert_eq!(rig.ask(3, off("a").from("d")), WAIT);
+    assert_eq!(rig.seen_off(1), [Run(3)]);
+    assert_eq!(rig.seen_off(1), []);
+    assert_eq!(rig.ask(4, off("a").from("e")), joined(3));
+    assert_eq!(rig.ask(5, on("b").from("c")), WAIT);
+    assert_eq!(rig.finished(1), [Run(2)]);
+    assert_eq!(rig.finished(2), [Run(5)]);
+}
+
+#[test]
+fn danger_to_a_request_that_is_past_it_holds_up_nothing() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, reboot("b")), RUN);
+    assert_eq!(rig.seen_off(1), []);
+    assert_eq!(rig.ask(2, off("a")), RUN);
+}
+
+#[test]
+fn the_same_work_is_done_once_and_all_are_told() {
+    for work in [off, reboot, on] {
+        let mut rig = Rig::new();
+        assert_eq!(rig.ask(1, work("c").from("a")), RUN);
+        assert_eq!(rig.ask(2, work("c").from("b")), joined(1));
+        assert_eq!(rig.ask(3, work("c")), joined(1));
+        assert_eq!(rig.finished(1), [Deliver(2), Deliver(3)]);
+        assert!(rig.is_empty());
+        // It is over; a new request is new work.
+        assert_eq!(rig.ask(4, work("c").from("a")), RUN);
+    }
+}
+
+#[test]
+fn one_can_join_what_waits_and_what_is_seen_off() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("a").from("c")), WAIT);
+    assert_eq!(rig.ask(3, off("a").from("d")), joined(2));
+    assert_eq!(rig.seen_off(1), [Run(2)]);
+    assert_eq!(rig.ask(4, reboot("b").from("d")), joined(1));
+    assert_eq!(rig.finished(1), [Deliver(4)]);
+    assert_eq!(rig.finished(2), [Deliver(3)]);
+}
+
+#[test]
+fn off_does_not_join_a_reboot_nor_overtake_what_came_between() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("c").from("a")), RUN);
+    assert_eq!(rig.ask(2, on("c").from("b")), WAIT);
+    // Would it join 1, it would be told "off" before 2 starts the domain.
+    assert_eq!(rig.ask(3, off("c").from("d")), WAIT);
+    assert_eq!(rig.ask(4, off("c").from("e")), joined(3));
+    assert_eq!(rig.ask(5, reboot("c").from("e")), WAIT);
+    assert_eq!(rig.finished(1), [Run(2)]);
+    assert_eq!(rig.finished(2), [Run(3)]);
+    assert_eq!(rig.finished(3), [Deliver(4), Run(5)]);
+}
+
+#[test]
+fn a_leader_that_comes_to_nothing_is_replaced_by_the_first_that_joined() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("c").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("c").from("b")), joined(1));
+    assert_eq!(rig.ask(3, off("c").from("d")), joined(1));
+    assert_eq!(rig.abandoned(1), [Run(2)]);
+    assert_eq!(rig.ask(4, off("c").from("e")), joined(2));
+    assert_eq!(rig.abandoned(2), [Run(3)]);
+    assert_eq!(rig.finished(3), [Deliver(4)]);
+    assert!(rig.is_empty());
+}
+
+#[test]
+fn the_heir_keeps_to_its_own_conflicts_and_its_own_place() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("c").from("d")), RUN);
+    // In conflict with 2, which may run first.
+    assert_eq!(rig.ask(3, off("b").from("c")), joined(1));
+    assert_eq!(rig.abandoned(1), []);
+    assert_eq!(rig.finished(2), [Run(3)]);
+}
+
+#[test]
+fn an_heir_waits_for_what_was_let_past_it() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
+    assert_eq!(rig.seen_off(1), []);
+    assert_eq!(rig.ask(2, reboot("b").from("c")), joined(1));
+    assert_eq!(rig.ask(3, off("c").from("d")), RUN);
+    // The caller says that nothing was done, although b was seen off.
+    assert_eq!(rig.abandoned(1), []);
+    assert_eq!(rig.seen_off(3), [Drop(2, Why::SourceFenced)]);
+}
+
+#[test]
+fn a_joined_request_holds_up_its_own_conflicts_until_its_leader_is_seen_off() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("b").from("c")), joined(1));
+    assert_eq!(rig.ask(3, off("c").from("d")), WAIT);
+    assert_eq!(rig.seen_off(1), [Run(3)]);
+    assert_eq!(rig.seen_off(3), [Drop(2, Why::SourceFenced)]);
+
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("b").from("c")), joined(1));
+    assert_eq!(rig.ask(3, off("c").from("d")), WAIT);
+    assert_eq!(rig.withdraw(2, Why::HungUp), [Drop(2, Why::HungUp), Run(3)]);
+}
+
+#[test]
+fn a_leader_that_is_dropped_while_it_waits_leaves_its_work_to_the_first_that_joined() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("a").from("x")), RUN);
+    assert_eq!(rig.ask(2, off("c").from("a")), WAIT);
+    assert_eq!(rig.ask(3, off("c").from("b")), joined(2));
+    assert_eq!(rig.seen_off(1), [Drop(2, Why::SourceFenced), Run(3)]);
+}
+
+#[test]
+fn a_deadline_ends_what_waits_and_what_has_joined_and_never_what_runs() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.arbiter.next_deadline(), None);
+    assert_eq!(rig.ask(1, off("a").until(5)), RUN);
+    assert_eq!(rig.arbiter.next_deadline(), None);
+    assert_eq!(rig.ask(2, off("b").until(20)), WAIT);
+    assert_eq!(rig.ask(3, off("a").until(10)), joined(1));
+    assert_eq!(rig.ask(4, on("b").until(30)), WAIT);
+    assert_eq!(rig.arbiter.next_deadline(), Some(rig.at(10)));
+    let (nine, ten, twenty) = (rig.at(9), rig.at(10), rig.at(20));
+    assert_eq!(rig.arbiter.tick(nine), []);
+    assert_eq!(rig.arbiter.tick(ten), [Drop(3, Why::DeadlinePassed)]);
+    assert_eq!(rig.arbiter.next_deadline(), Some(twenty));
+    assert_eq!(rig.arbiter.tick(twenty), [Drop(2, Why::DeadlinePassed), Run(4)]);
+    assert_eq!(rig.arbiter.next_deadline(), None);
+}
+
+#[test]
+fn no_event_runs_or_answers_what_is_late() {
+    let late = Why::DeadlinePassed;
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask_at(30, 1, off("a")), Err(late));
+    assert_eq!(rig.ask_at(30, 1, look()), Err(late));
+    assert_eq!(rig.ask(1, off("a")), RUN);
+    assert_eq!(rig.ask(2, off("a").until(2)), joined(1));
+    assert_eq!(rig.ask(3, off("a").until(3)), joined(1));
+    assert_eq!(rig.ask(4, on("a").until(2)), WAIT);
+    let two = rig.at(2);
+    assert_eq!(rig.arbiter.finished(two, 1), [Drop(2, late), Drop(4, late), Deliver(3)]);
+    assert!(rig.is_empty());
+}
+
+#[test]
+fn a_withdrawn_request_ends_unless_it_runs() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("a")), RUN);
+    assert_eq!(rig.ask(2, off("b")), WAIT);
+    assert_eq!(rig.ask(3, on("b")), WAIT);
+    assert_eq!(rig.withdraw(1, Why::Superseded), []);
+    assert_eq!(rig.withdraw(2, Why::Superseded), [Drop(2, Why::Superseded), Run(3)]);
+    assert_eq!(rig.withdraw(2, Why::Superseded), []);
+    assert_eq!(rig.ask(4, off("c")), WAIT);
+    assert_eq!(rig.finished(1), [Run(4)]);
+}
+
+#[test]
+fn a_client_that_asks_again_takes_its_older_request_s_part() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, off("x").from("y")), RUN);
+    assert_eq!(rig.ask(2, off("y").from("a")), WAIT);
+    assert_eq!(rig.ask(3, off("y").from("a")), joined(2));
+    assert_eq!(rig.withdraw(2, Why::Superseded), [Drop(2, Why::Superseded)]);
+    assert_eq!(rig.finished(1), [Run(3)]);
+}
+
+#[test]
+fn the_table_is_bounded_in_all_and_per_target() {
+    let mut rig = Rig::new();
+    for id in 0..TARGET_LIMIT as u64 {
+        assert!(rig.ask(id, off("a").at("p")).is_ok());
+    }
+    assert_eq!(rig.ask(5000, off("a").at("p")), Err(Why::TargetQueueFull));
+    assert_eq!(rig.ask(5000, on("a").at("p")), Err(Why::TargetQueueFull));
+    for id in TARGET_LIMIT..REQUEST_LIMIT {
+        assert_eq!(rig.ask(id as u64, off(&format!("b{id}")).at("p")), RUN);
+    }
+    assert_eq!(rig.ask(5000, off("c").at("p")), Err(Why::QueueFull));
+    assert_eq!(rig.ask(5000, look()), RUN);
+    assert_eq!(rig.finished(1000), []);
+    assert_eq!(rig.ask(5001, off("c").at("p")), RUN);
+}
+
+#[test]
+fn a_storm_of_64_from_one_peer_runs_at_once() {
+    let mut rig = Rig::new();
+    for id in 0..64 {
+        assert_eq!(rig.ask(id, reboot(&format!("d{id}")).at("192.0.2.1")), RUN);
+    }
+}
+
+#[test]
+fn reports_on_what_is_not_in_flight_change_nothing() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.ask(1, on("a")), RUN);
+    assert_eq!(rig.ask(2, off("a").from("b")), WAIT);
+    // A start takes nobody down, and 2 has not run.
+    assert_eq!(rig.seen_off(1), []);
+    assert_eq!(rig.seen_off(2), []);
+    assert_eq!(rig.arbiter.victims, []);
+    assert_eq!([rig.seen_off(9), rig.finished(9), rig.abandoned(9)].concat(), []);
+    assert_eq!(rig.finished(1), [Run(2)]);
+}

@@ -1,0 +1,642 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The libvirt backend: one or several hypervisors, their domains merged.
+//!
+//! Owns the connections (through [`crate::hypervisor`]) and the rules of looking: what counts as off, when a look is
+//! enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to blocking
+//! threads by [`crate::hypervisor`] with a deadline.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_config::LibvirtBackend as Settings;
+use fence_wire::Target;
+use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
+use zeroize::Zeroizing;
+
+use super::{
+    ActError, Backend, DomainRef, Lease, Listed, Listing, LocateError, Located, Power, StartFrom, TakenDown,
+    Work,
+};
+use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
+use crate::locks::lock;
+
+/// Bytes of a name that fit into a host list or a request; longer names reach us cut.
+const NAME_ON_WIRE: usize = Target::MAX;
+/// With several hypervisors: how long one that does not answer is waited for while another has the domain on.
+const PROMPT: Duration = Duration::from_secs(1);
+/// How long a hypervisor is asked for the end of something unfinished before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// How long after it answers again a hypervisor may take to do what it was told before.
+const AFTERMATH: Duration = Duration::from_secs(2);
+/// How much later than the look an event may come.
+const EVENT_LAG: Duration = Duration::from_secs(1);
+/// A cut may fall up to three bytes earlier, between two characters.
+const SHORTEST_CUT_NAME: usize = NAME_ON_WIRE - 3;
+
+/// The hypervisors of `backends { libvirt { … } }`.
+pub(crate) struct LibvirtBackend {
+    hypervisors: Vec<Arc<Hypervisor>>,
+    reboot_starts: bool,
+}
+
+impl LibvirtBackend {
+    /// Connects to every hypervisor and keeps the connections; returns when the first attempt at each has ended.
+    ///
+    /// The second value has a line for each that can't be reached now. They are tried again for ever.
+    pub(crate) async fn start(settings: &Settings, known: &Hypervisors) -> (Self, Vec<String>) {
+        let hypervisors: Vec<_> = settings.uris.iter().map(|uri| known.at(uri)).collect();
+        let mut unreachable = Vec::new();
+        for hypervisor in &hypervisors {
+            if let Err(error) = hypervisor.first_attempt().await {
+                unreachable.push(error.to_string());
+            }
+        }
+        (Self { hypervisors, reboot_starts: settings.reboot_starts }, unreachable)
+    }
+
+    fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActError> {
+        self.hypervisors.get(domain.home).ok_or(ActError::Gone)
+    }
+
+    async fn locate_here(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
+        let wanted = Arc::new(Wanted::new(target));
+        let (mut found, mut unavailable) = (Vec::new(), Vec::new());
+        let mut asked: Vec<usize> = (0..self.hypervisors.len()).collect();
+        // One that hangs must not delay what another has: with several the first round is short.
+        let first = if asked.len() > 1 { until.min(Instant::now() + PROMPT) } else { until };
+        for limit in [first, until] {
+            let looks = asked.iter().map(|home| {
+                let wanted = Arc::clone(&wanted);
+                self.hypervisors[*home].ask(limit, move |connection| wanted.find(connection))
+            });
+            let (mut silent, mut down) = (Vec::new(), Vec::new());
+            for (home, result) in asked.iter().copied().zip(join_all(looks).await) {
+                match result {
+                    Ok(domains) => found.extend(domains.into_iter().map(|it| (home, it))),
+                    Err(error @ (CallError::Slow { .. } | CallError::Busy { .. })) => {
+                        silent.push((home, error));
+                    }
+                    Err(error) => down.push((home, error)),
+                }
+            }
+            unavailable.extend(down);
+            if found.iter().any(|(_, it): &(usize, Found)| it.active) || silent.is_empty() || limit == until {
+                unavailable.extend(silent);
+                break;
+            }
+            asked = silent.into_iter().map(|(home, _)| home).collect();
+        }
+        // A domain that is on somewhere is there, whatever other hypervisors hold a definition of it.
+        if found.iter().any(|(_, it)| it.active) {
+            found.retain(|(_, it)| it.active);
+        }
+        let reasons = || unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>().join("; ");
+        match &found[..] {
+            [(home, one)] => {
+                // Off here says nothing when it was last seen on a hypervisor that can't be asked now, and a name
+                // says nothing when another domain had it there.
+                let in_doubt = unavailable.iter().map(|(home, _)| &self.hypervisors[*home]).any(|it| {
+                    !one.active && it.has_seen(one.uuid)
+                        || !wanted.is_uuid_of(one) && it.has_seen_another(&one.name, one.uuid)
+                });
+                if in_doubt {
+                    return Err(LocateError::Unavailable(reasons()));
+                }
+                Ok(self.here_or_resting(*home, one))
+            }
+            [] if !unavailable.is_empty() => Err(LocateError::Unavailable(reasons())),
+            [] => self.gone(&wanted).ok_or(LocateError::NotFound),
+            // The same domain defined on several hypervisors and on nowhere: it is off, and any will do.
+            [(home, first), rest @ ..]
+                if !first.active && rest.iter().all(|(_, it)| it.uuid == first.uuid) =>
+            {
+                Ok(self.here_or_resting(*home, first))
+            }
+            several => Err(LocateError::Ambiguous(
+                several
+                    .iter()
+                    .map(|(home, it)| format!("{} at {}", it.uuid, self.hypervisors[*home].uri()))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            )),
+        }
+    }
+
+    fn here_or_resting(&self, home: usize, found: &Found) -> Located {
+        let reference = found.reference(home);
+        if found.active || self.hypervisors[home].gone_off(Some(found.uuid), None).is_some() {
+            Located::Here(reference)
+        } else {
+            Located::Resting(reference)
+        }
+    }
+
+    /// A domain that is nowhere now and that was seen to go off. Any hint that it may live elsewhere makes this
+    /// none: see [`Hypervisor::gone_off`].
+    fn gone(&self, wanted: &Wanted) -> Option<Located> {
+        self.hypervisors.iter().enumerate().find_map(|(home, it)| {
+            let (uuid, name) =
+                it.gone_off(wanted.uuid, (!wanted.only_uuid).then_some(wanted.text.as_str()))?;
+            Some(Located::GoneOff(DomainRef { name, uuid: uuid.to_string(), home }))
+        })
+    }
+
+    async fn take_down(
+        &self,
+        domain: &DomainRef,
+        for_reboot: bool,
+        lease: &Lease,
+    ) -> Result<TakenDown, ActError> {
+        let home = self.home(domain)?;
+        let uuid = uuid_of(domain)?;
+        let order = Order { uuid, for_reboot, reboot_starts: self.reboot_starts };
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let result = loop {
+            if let Err(lapsed) = lease.check() {
+                break Err(lapsed);
+            }
+            let (held, memory, mine) = (lease.clone(), Arc::clone(home), Arc::clone(&progress));
+            let work = move |c: &Connection| {
+                let mut progress = lock(&mine);
+                take_down(c, order, &held, &memory, &mut progress)
+            };
+            match home.call(lease.until(), work).await {
+                // The order is to have it off, so it is given again over a new connection as long as the client
+                // waits for it.
+                Err(CallError::Lost(_)) => {}
+                Err(error) => break Err(error.into()),
+                Ok(result) => return result,
+            }
+        };
+        // Not to be had: a call still has it, and may be in the middle of the action.
+        let begun = progress.try_lock().map_or(true, |it| it.acted);
+        match result {
+            Err(error) if begun => {
+                Self::hold_until_known(Arc::clone(home), uuid, lease.clone());
+                Err(ActError::Unknown(error.to_string()))
+            }
+            other => other,
+        }
+    }
+
+    /// A hypervisor that was told to act and was then lost may still do it. Nothing that this could harm gets its
+    /// turn (the lease is held) before the hypervisor has been asked again, and asked once more a little later,
+    /// because it may answer before it does what it was told earlier.
+    fn hold_until_known(home: Arc<Hypervisor>, uuid: Uuid, held: Lease) {
+        tokio::spawn(async move {
+            for pause in [AFTERMATH, Duration::ZERO] {
+                while home.ask(Instant::now() + ASK_AGAIN, move |c| look(c, uuid)).await.is_err() {
+                    tokio::time::sleep(AFTERMATH).await;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            drop(held);
+        });
+    }
+
+    async fn bring_up(&self, domain: &DomainRef, how: StartFrom, lease: &Lease) -> Result<(), ActError> {
+        let home = self.home(domain)?;
+        let uuid = uuid_of(domain)?;
+        let how = Arc::new(how);
+        loop {
+            lease.check()?;
+            let (held, how) = (lease.clone(), Arc::clone(&how));
+            match home.call(lease.until(), move |c| bring_up(c, uuid, &how, &held)).await {
+                Err(CallError::Lost(_)) => {}
+                Err(error) => return Err(error.into()),
+                Ok(result) => return result,
+            }
+        }
+    }
+}
+
+impl Backend for LibvirtBackend {
+    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+        Box::pin(self.locate_here(target, until))
+    }
+
+    fn status<'a>(&'a self, domain: &'a DomainRef, until: Instant) -> Work<'a, Result<Power, ActError>> {
+        Box::pin(async move {
+            let uuid = uuid_of(domain)?;
+            let look = self.home(domain)?.ask(until, move |c| look(c, uuid)).await?;
+            look.power()
+        })
+    }
+
+    fn off<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        for_reboot: bool,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<TakenDown, ActError>> {
+        Box::pin(self.take_down(domain, for_reboot, lease))
+    }
+
+    fn on<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        how: StartFrom,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<(), ActError>> {
+        Box::pin(self.bring_up(domain, how, lease))
+    }
+
+    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+        Box::pin(async move {
+            let looks = self.hypervisors.iter().map(|it| it.ask(until, Connection::domains));
+            let mut listing = Listing::default();
+            for result in join_all(looks).await {
+                match result {
+                    Ok(records) => listing.domains.extend(
+                        // What moved away is for its new host to list.
+                        records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| Listed {
+                            power: if it.state == State::ShutOff { Power::Off } else { Power::On },
+                            name: it.name,
+                            uuid: it.uuid.to_string(),
+                        }),
+                    ),
+                    Err(error) => listing.missing.push(error.to_string()),
+                }
+            }
+            if listing.missing.len() == self.hypervisors.len() {
+                return Err(ActError::Unavailable(listing.missing.join("; ")));
+            }
+            merge(&mut listing.domains);
+            Ok(listing)
+        })
+    }
+
+    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+        Box::pin(async move {
+            let pings = self.hypervisors.iter().map(|it| it.ask(until, Connection::ping));
+            let failed: Vec<String> =
+                join_all(pings).await.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+            if failed.len() == self.hypervisors.len() {
+                return Err(ActError::Unavailable(failed.join("; ")));
+            }
+            Ok(failed)
+        })
+    }
+}
+
+/// Sorted by name; a domain that several hypervisors define is listed once, and on when it is on anywhere.
+fn merge(domains: &mut Vec<Listed>) {
+    domains.sort_by(|a, b| {
+        (&a.name, &a.uuid, a.power == Power::Off).cmp(&(&b.name, &b.uuid, b.power == Power::Off))
+    });
+    domains.dedup_by(|later, first| later.uuid == first.uuid && later.name == first.name);
+}
+
+/// A target, read once.
+struct Wanted {
+    text: String,
+    uuid: Option<Uuid>,
+    only_uuid: bool,
+}
+
+/// A domain as one hypervisor has it.
+struct Found {
+    name: String,
+    uuid: Uuid,
+    active: bool,
+}
+
+impl Found {
+    fn reference(&self, home: usize) -> DomainRef {
+        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home }
+    }
+}
+
+impl Wanted {
+    fn new(target: &Target) -> Self {
+        let text = target.as_str().to_owned();
+        Self { uuid: text.parse().ok(), only_uuid: target.is_uuid(), text }
+    }
+
+    fn is_uuid_of(&self, found: &Found) -> bool {
+        self.uuid == Some(found.uuid)
+    }
+
+    /// UUID first, then name: so a domain whose name looks like a UUID can be reached. More than one only where a
+    /// name came cut.
+    fn find(&self, connection: &Connection) -> Result<Vec<Found>, Error> {
+        let mut domain = None;
+        if let Some(uuid) = self.uuid {
+            domain = connection.domain_by_uuid(uuid)?;
+        }
+        if domain.is_none() && !self.only_uuid {
+            domain = connection.domain_by_name(&self.text)?;
+        }
+        match domain {
+            Some(domain) => found(&domain),
+            None if !self.only_uuid && (SHORTEST_CUT_NAME..=NAME_ON_WIRE).contains(&self.text.len()) => {
+                self.find_by_cut_name(connection)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn find_by_cut_name(&self, connection: &Connection) -> Result<Vec<Found>, Error> {
+        let all = connection.domains()?;
+        Ok(all
+            .into_iter()
+            .filter(|it| {
+                it.state != State::MovedAway
+                    && it.name.len() > NAME_ON_WIRE
+                    && it.name.starts_with(&self.text)
+                    && it.name.floor_char_boundary(NAME_ON_WIRE) == self.text.len()
+            })
+            .map(|it| Found { name: it.name, uuid: it.uuid, active: it.state != State::ShutOff })
+            .collect())
+    }
+}
+
+/// None for a domain that is gone this moment, or that moved to another host and left its definition here.
+fn found(domain: &Domain) -> Result<Vec<Found>, Error> {
+    let seen = domain.state().and_then(|state| Ok((state, domain.is_active()?)));
+    match seen {
+        Ok((State::MovedAway, _)) => Ok(Vec::new()),
+        Ok((_, active)) => Ok(vec![Found { name: domain.name().to_owned(), uuid: domain.uuid(), active }]),
+        Err(error) if error.kind == ErrorKind::NoDomain => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What one look at a domain showed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Look {
+    /// Defined, and no instance of it.
+    Off,
+    /// An instance, by its number where it has one.
+    On { instance: Option<u32>, state: State },
+    /// No such domain.
+    Gone,
+    /// It runs on another host now.
+    MovedAway,
+    /// The hypervisor can't tell.
+    Unknown,
+}
+
+impl Look {
+    fn power(self) -> Result<Power, ActError> {
+        match self {
+            Self::Off => Ok(Power::Off),
+            Self::On { .. } => Ok(Power::On),
+            Self::Gone | Self::MovedAway => Err(ActError::Gone),
+            Self::Unknown => {
+                Err(ActError::Refused("the hypervisor can't tell the domain's state".to_owned()))
+            }
+        }
+    }
+
+    fn words(self) -> String {
+        match self {
+            Self::Off => "off".to_owned(),
+            Self::On { state, .. } => format!("{state:?}").to_lowercase(),
+            Self::Gone => "gone".to_owned(),
+            Self::MovedAway => "on another host".to_owned(),
+            Self::Unknown => "in no known state".to_owned(),
+        }
+    }
+}
+
+fn look(connection: &Connection, uuid: Uuid) -> Result<Look, Error> {
+    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(Look::Gone) };
+    let seen = (|| {
+        Ok(match domain.state()? {
+            State::ShutOff => Look::Off,
+            State::MovedAway => Look::MovedAway,
+            State::NoState | State::Other(_) => Look::Unknown,
+            // Whether anything of a crashed domain is left depends on its configuration.
+            State::Crashed if !domain.is_active()? => Look::Off,
+            state => Look::On { instance: domain.id(), state },
+        })
+    })();
+    match seen {
+        Err(Error { kind: ErrorKind::NoDomain, .. }) => Ok(Look::Gone),
+        other => other,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Order {
+    uuid: Uuid,
+    for_reboot: bool,
+    reboot_starts: bool,
+}
+
+/// What was done so far, kept when the connection is lost in between.
+#[derive(Default)]
+struct Progress {
+    /// The domain was told to go off; whether it heard is not known.
+    acted: bool,
+    /// The hypervisor said that it did it.
+    destroyed: bool,
+    /// How to start it again, read before that.
+    restart: Option<StartFrom>,
+}
+
+/// Looks, acts, and looks until the instance that was there is no more. Runs on a blocking thread.
+fn take_down(
+    connection: &Connection,
+    order: Order,
+    lease: &Lease,
+    memory: &Hypervisor,
+    progress: &mut Progress,
+) -> Result<Result<TakenDown, ActError>, Error> {
+    let Order { uuid, for_reboot, reboot_starts } = order;
+    let down = |progress: &mut Progress| TakenDown { was_off: false, restart: progress.restart.take() };
+    let victim = match look(connection, uuid)? {
+        Look::Off if progress.acted => return Ok(Ok(down(progress))),
+        Look::Gone if progress.destroyed => return Ok(Ok(down(progress))),
+        Look::Off => {
+            let restart = (for_reboot && reboot_starts).then_some(StartFrom::Definition);
+            return Ok(Ok(TakenDown { was_off: true, restart }));
+        }
+        Look::Gone if memory.gone_off(Some(uuid), None).is_some() => {
+            return Ok(Ok(TakenDown { was_off: true, restart: None }));
+        }
+        Look::Gone | Look::MovedAway => return Ok(Err(ActError::Gone)),
+        Look::On { instance, .. } => instance,
+        Look::Unknown => None,
+    };
+    let mut refusal: Option<String> = None;
+    let mut pause = Pause::new();
+    loop {
+        let Some(domain) = connection.domain_by_uuid(uuid)? else {
+            return Ok(gone(uuid, progress, memory).map(|()| down(progress)));
+        };
+        if for_reboot && progress.restart.is_none() {
+            progress.restart = Some(start_from(&domain)?);
+        }
+        // The look above is fresh, so the hypervisor answers now; if it hangs from here on, the window in which it
+        // could still carry this out late is the one call.
+        if let Err(lapsed) = lease.check() {
+            return Ok(Err(match (progress.acted, refusal) {
+                (true, reason) => ActError::NoEffect { state: look(connection, uuid)?.words(), reason },
+                (false, _) => lapsed,
+            }));
+        }
+        progress.acted = true;
+        match domain.destroy() {
+            Ok(()) => progress.destroyed = true,
+            // Off or gone by itself in this moment: the look tells.
+            Err(e) if matches!(e.kind, ErrorKind::OperationInvalid | ErrorKind::NoDomain) => {}
+            Err(e) if e.kind == ErrorKind::Connection => return Err(e),
+            Err(e) => refusal = Some(e.to_string()),
+        }
+        loop {
+            match look(connection, uuid)? {
+                Look::Off => {
+                    memory.saw_gone_off(uuid);
+                    return Ok(Ok(down(progress)));
+                }
+                Look::Gone => return Ok(gone(uuid, progress, memory).map(|()| down(progress))),
+                Look::MovedAway => return Ok(Err(ActError::Gone)),
+                // Another instance: the one that was there has ended. For a reboot that is what was wanted; for an
+                // off somebody starts it again as we speak, and it goes down again.
+                Look::On { instance, .. } if victim.is_some() && instance.is_some() && instance != victim => {
+                    if for_reboot {
+                        return Ok(Ok(TakenDown { was_off: false, restart: None }));
+                    }
+                    break;
+                }
+                still if Instant::now() >= lease.until() => {
+                    return Ok(Err(ActError::NoEffect { state: still.words(), reason: refusal }));
+                }
+                Look::On { .. } | Look::Unknown => {}
+            }
+            pause.wait(lease.until());
+            if refusal.is_some() || pause.is_long() {
+                break;
+            }
+        }
+    }
+}
+
+/// A transient domain leaves nothing, whether it was powered off or moved to another host. It is off when the
+/// hypervisor said that it destroyed it, or when its last event says so; that may come a moment after the look.
+fn gone(uuid: Uuid, progress: &Progress, memory: &Hypervisor) -> Result<(), ActError> {
+    if progress.destroyed {
+        memory.saw_gone_off(uuid);
+        return Ok(());
+    }
+    let until = Instant::now() + EVENT_LAG;
+    let mut pause = Pause::new();
+    while Instant::now() < until {
+        if memory.gone_off(Some(uuid), None).is_some() {
+            return Ok(());
+        }
+        pause.wait(until);
+    }
+    Err(ActError::Gone)
+}
+
+fn start_from(domain: &Domain) -> Result<StartFrom, Error> {
+    Ok(if domain.is_persistent()? {
+        StartFrom::Definition
+    } else {
+        let xml = domain.xml(XmlKind { secure: true, inactive: true })?;
+        StartFrom::Xml(Arc::new(Zeroizing::new(xml)))
+    })
+}
+
+/// Starts and looks until it is on. Runs on a blocking thread.
+fn bring_up(
+    connection: &Connection,
+    uuid: Uuid,
+    how: &StartFrom,
+    lease: &Lease,
+) -> Result<Result<(), ActError>, Error> {
+    let mut pause = Pause::new();
+    let mut refusal: Option<String> = None;
+    loop {
+        let seen = look(connection, uuid)?;
+        match (seen, how) {
+            (Look::On { .. }, _) => return Ok(Ok(())),
+            (Look::MovedAway, _) | (Look::Gone, StartFrom::Definition) => return Ok(Err(ActError::Gone)),
+            _ => {}
+        }
+        if let Some(reason) = refusal {
+            // One try: what a start fails for (a missing disk, no memory) does not pass within a client's patience.
+            return Ok(Err(ActError::Refused(reason)));
+        }
+        if let Err(lapsed) = lease.check() {
+            return Ok(Err(lapsed));
+        }
+        let started = match how {
+            StartFrom::Definition => match connection.domain_by_uuid(uuid)? {
+                Some(domain) => domain.create(),
+                None => return Ok(Err(ActError::Gone)),
+            },
+            StartFrom::Xml(xml) => connection.create_xml(xml).map(drop),
+        };
+        match started {
+            Ok(()) => {}
+            Err(e) if e.kind == ErrorKind::Connection => return Err(e),
+            // "Running already" is one of these: the look tells.
+            Err(e) => refusal = Some(e.to_string()),
+        }
+        if look(connection, uuid)?.power() == Ok(Power::On) {
+            return Ok(Ok(()));
+        }
+        pause.wait(lease.until());
+    }
+}
+
+/// Prompt looks: the first after 1 ms, then slower, up to ten a second.
+struct Pause(Duration);
+
+impl Pause {
+    const LONGEST: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        Self(Duration::from_millis(1))
+    }
+
+    fn wait(&mut self, until: Instant) {
+        std::thread::sleep(self.0.min(until.saturating_duration_since(Instant::now())));
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+
+    fn is_long(&self) -> bool {
+        self.0 >= Self::LONGEST
+    }
+}
+
+fn uuid_of(domain: &DomainRef) -> Result<Uuid, ActError> {
+    domain.uuid.parse().map_err(|_| ActError::Gone)
+}
+
+impl From<CallError> for ActError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(_) => Self::Refused(error.to_string()),
+            CallError::Lost(_) | CallError::Down { .. } | CallError::Slow { .. } | CallError::Busy { .. } => {
+                Self::Unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+/// Waits for all at once; in the order given.
+async fn join_all<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future + Send,
+{
+    let mut pending: Vec<_> = futures.into_iter().map(|it| (Box::pin(it), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut all = true;
+        for (future, output) in &mut pending {
+            if output.is_none() {
+                match future.as_mut().poll(context) {
+                    std::task::Poll::Ready(value) => *output = Some(value),
+                    std::task::Poll::Pending => all = false,
+                }
+            }
+        }
+        if all { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    pending.into_iter().filter_map(|(_, output)| output).collect()
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What can power domains off and on, and what every such backend promises.
+//!
+//! A backend finds domains, looks at them and acts on them. It never reports a wish: `Off` and every success
+//! come from a look at the domain after the action. It knows nothing of requests, peers or keys. Blocking
+//! libraries stay behind it, each call with a deadline of its own.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fence_wire::Target;
+use tokio::sync::{mpsc, watch};
+use zeroize::Zeroizing;
+
+#[cfg(feature = "libvirt")]
+pub(crate) mod libvirt;
+
+/// A piece of a backend's work; boxed, so that a backend can be chosen at run time.
+pub(crate) type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What can power domains off and on. See the module's head for what each implementation promises.
+pub(crate) trait Backend: Send + Sync {
+    /// Finds the one domain that a target means: by UUID where it reads as one, then by name.
+    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>>;
+
+    /// Looks at the domain.
+    fn status<'a>(&'a self, domain: &'a DomainRef, until: Instant) -> Work<'a, Result<Power, ActError>>;
+
+    /// Powers the domain off, hard, and returns when a look showed it off. Off already is success.
+    ///
+    /// With `for_reboot` it also gives what is needed to start it again; none for a domain that was off already
+    /// and is to stay so.
+    fn off<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        for_reboot: bool,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<TakenDown, ActError>>;
+
+    /// Starts a domain and returns when a look showed it on. On already is success.
+    fn on<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        how: StartFrom,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<(), ActError>>;
+
+    /// All domains, sorted by name. What can't be reached is left out and named in the second part; an error
+    /// only when nothing can be reached.
+    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>>;
+
+    /// Whether work could be done now, without looking at every domain: an error when nothing can be reached,
+    /// else a line for each part that can't.
+    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>>;
+}
+
+/// One domain, found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct DomainRef {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its UUID, canonical lower-case text.
+    pub(crate) uuid: String,
+    /// Which of the backend's hypervisors has it, counted from 0.
+    pub(crate) home: usize,
+}
+
+/// What became of a look for a domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Located {
+    /// It is here: on, or seen to go off here a short while ago.
+    Here(DomainRef),
+    /// It is defined here and off, and nothing says that it was on here lately: it may be a definition that stayed
+    /// behind when the domain went to another host.
+    Resting(DomainRef),
+    /// It was here a short while ago, was seen to go off here, and left no definition (a transient domain).
+    GoneOff(DomainRef),
+}
+
+impl Located {
+    pub(crate) fn domain(&self) -> &DomainRef {
+        match self {
+            Self::Here(domain) | Self::Resting(domain) | Self::GoneOff(domain) => domain,
+        }
+    }
+}
+
+/// Why no domain was found.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum LocateError {
+    /// Every hypervisor was asked and none has it.
+    #[error("no such domain on this host")]
+    NotFound,
+    /// More than one domain is meant.
+    #[error("ambiguous: {0}")]
+    Ambiguous(String),
+    /// A hypervisor could not be asked, and the others don't have it.
+    #[error("can't tell: {0}")]
+    Unavailable(String),
+}
+
+/// Whether a domain is on. Everything that is not off is on: a paused domain still holds its disks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Power {
+    On,
+    Off,
+}
+
+/// A domain that was taken down.
+#[derive(Debug)]
+pub(crate) struct TakenDown {
+    /// It was off before we acted.
+    pub(crate) was_off: bool,
+    /// How to start it again.
+    pub(crate) restart: Option<StartFrom>,
+}
+
+/// What a domain is started from.
+pub(crate) enum StartFrom {
+    /// Its definition.
+    Definition,
+    /// Its XML, passwords included: a transient domain has no definition.
+    Xml(Arc<Zeroizing<String>>),
+}
+
+impl fmt::Debug for StartFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Definition => "Definition",
+            Self::Xml(_) => "Xml(..)",
+        })
+    }
+}
+
+/// A domain in a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) uuid: String,
+    pub(crate) power: Power,
+}
+
+/// Domains, and a line for each hypervisor that could not be asked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Listing {
+    pub(crate) domains: Vec<Listed>,
+    pub(crate) missing: Vec<String>,
+}
+
+/// Why an action failed. None of these is "done".
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum ActError {
+    /// The hypervisor can't be reached.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The hypervisor refused or failed.
+    #[error("{0}")]
+    Refused(String),
+    /// A look after the action showed that it had no effect in time.
+    #[error("still {state} when the time was up{}", because(.reason))]
+    NoEffect {
+        /// What the last look showed.
+        state: String,
+        /// What the hypervisor said of the action.
+        reason: Option<String>,
+    },
+    /// The lease ended before anything was done.
+    #[error("not done: {0}")]
+    Lapsed(&'static str),
+    /// The hypervisor was told to act and could not be asked what came of it.
+    #[error("begun, and its end is not known: {0}")]
+    Unknown(String),
+    /// The domain went away between the look-up and the action, and not by being powered off here.
+    #[error("the domain went away")]
+    Gone,
+}
+
+fn because(reason: &Option<String>) -> String {
+    reason.as_ref().map(|it| format!(" ({it})")).unwrap_or_default()
+}
+
+/// Until when, and for whom, something may be done. A request whose client has gone, or whose time is up, must
+/// not be carried out later: whoever is about to act asks the lease first, and holds a clone as long as what it does
+/// may still take effect.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    until: Instant,
+    ended: watch::Sender<Option<LeaseEnd>>,
+    /// Nothing is ever sent: the channel closes with the last clone.
+    _alive: mpsc::Sender<Infallible>,
+}
+
+/// Why nobody waits for a request any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LeaseEnd {
+    /// Its client hung up.
+    HungUp,
+    /// Its client asked something newer.
+    Superseded,
+}
+
+/// Tells when every clone of a lease is gone: from then on nothing that was done under it can take effect.
+#[derive(Debug)]
+pub(crate) struct Settled(mpsc::Receiver<Infallible>);
+
+impl Lease {
+    pub(crate) fn new(until: Instant) -> (Self, Settled) {
+        let (alive, gone) = mpsc::channel(1);
+        (Self { until, ended: watch::Sender::new(None), _alive: alive }, Settled(gone))
+    }
+
+    /// The moment after which nothing may be started and nobody waits for the answer.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn end(&self, why: LeaseEnd) {
+        self.ended.send_if_modified(|it| it.replace(why).is_none());
+    }
+
+    /// For the rest of something that was begun and must not be left half done, whoever waits for it: until `until`,
+    /// whatever becomes of the client.
+    pub(crate) fn to_the_end(&self, until: Instant) -> Self {
+        Self { until, ended: watch::Sender::new(None), _alive: self._alive.clone() }
+    }
+
+    /// Why nobody waits for it any more, once that is so.
+    pub(crate) fn end_reason(&self) -> Option<LeaseEnd> {
+        *self.ended.borrow()
+    }
+
+    /// Returns when nobody waits for it any more.
+    pub(crate) async fn ended(&self) -> LeaseEnd {
+        let mut watcher = self.ended.subscribe();
+        // The sender lives in `self`, so there is always an end to wait for.
+        match watcher.wait_for(Option::is_some).await {
+            Ok(why) => why.unwrap_or(LeaseEnd::HungUp),
+            Err(_) => LeaseEnd::HungUp,
+        }
+    }
+
+    /// May something be done now?
+    pub(crate) fn check(&self) -> Result<(), ActError> {
+        if let Some(why) = self.end_reason() {
+            Err(ActError::Lapsed(match why {
+                LeaseEnd::HungUp => "the client is gone",
+                LeaseEnd::Superseded => "the same client asked something newer",
+            }))
+        } else if Instant::now() >= self.until {
+            Err(ActError::Lapsed("the client's time is up"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Settled {
+    /// Whether it is so now.
+    pub(crate) fn is_now(&mut self) -> bool {
+        matches!(self.0.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+    }
+
+    /// Waits until it is so.
+    pub(crate) async fn wait(mut self) {
+        while self.0.recv().await.is_some() {}
+    }
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One stream with one client: the mutual challenge, the request's turn, the answer.
+//!
+//! The same for a multicast call-back, TCP and vsock. Each conversation is a task of its own, and each of its waits
+//! has a limit, so that a slow or silent peer costs nothing but its own task.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_wire::{
+    CHALLENGE_LEN, HASH_LEN, HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, HostAwaitAnswer, HostAwaitChallenge,
+    ProofError, Proved, Response,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::timeout_at;
+
+use crate::arbiter::Why;
+use crate::audit::{End, Record, Stages};
+use crate::backend::LeaseEnd;
+use crate::keys::Keys;
+use crate::service::{Answer, Go, Job, Outcome, Resolved, Service};
+
+/// How long the client may take to send its challenge.
+const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the client may take to answer ours: it is alive now, or it is not.
+const PROOF_LIMIT: Duration = Duration::from_secs(2);
+
+/// How a stream is authenticated.
+#[derive(Clone, Debug)]
+pub(crate) struct Auth {
+    /// The hash of the challenges; none: no challenge at all.
+    pub(crate) hash: HashType,
+    /// The listener's keys.
+    pub(crate) keys: Arc<Keys>,
+}
+
+/// Why a stream ended before its request could run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// The client did not send its challenge.
+    #[error("the client sent no challenge: {0}")]
+    NoChallenge(Cause),
+    /// The client did not answer ours.
+    #[error("the client did not prove that it holds the key: {cause}{}", hint(cause))]
+    NoProof {
+        /// What happened instead.
+        cause: Cause,
+    },
+    /// The client answered wrongly.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+    /// No random bytes from the system.
+    #[error("no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+impl Broken {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoChallenge(_) => "no-challenge",
+            Self::NoProof { .. } => "no-proof",
+            Self::Proof(_) => "wrong-proof",
+            Self::Random(_) => "no-random-bytes",
+        }
+    }
+}
+
+/// A client that finds our answer to its challenge wrong can only hang up.
+fn hint(cause: &Cause) -> &'static str {
+    match cause {
+        Cause::Closed => {
+            " after our answer to its challenge; its key or its auth type (-C) differs, or it gave up"
+        }
+        Cause::Late | Cause::Io(_) => "",
+    }
+}
+
+/// What happened to a read or write.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cause {
+    #[error("nothing came in time")]
+    Late,
+    #[error("it hung up")]
+    Closed,
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Holds the conversation of `job` to its end. `key` is the place of the key that made the packet's hash;
+/// `resolved` is what the request came to, where somebody looked already.
+pub(crate) async fn converse<S>(
+    service: Arc<Service>,
+    stream: S,
+    auth: Auth,
+    key: Option<usize>,
+    job: Job,
+    resolved: Option<Resolved>,
+) where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let _under_way = service.begin();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut stages = Stages { connected: Some(Stages::since(job.arrived)), ..Stages::default() };
+    let key = auth.keys.key(key);
+    // Step 1 and 2 while the domain is looked up: neither waits for the other.
+    let opening = async {
+        match (auth.hash, key) {
+            (HashType::None, _) | (_, None) => Ok(None),
+            (hash, Some(key)) => {
+                let handshake = HostAwaitChallenge::new(hash, key);
+                open(&service, &mut reader, &mut writer, handshake, &job).await.map(Some)
+            }
+        }
+    };
+    let resolving = async {
+        match resolved {
+            Some(resolved) => resolved,
+            None => service.resolve(&job).await,
+        }
+    };
+    let (opened, resolved) = tokio::join!(opening, resolving);
+    stages.resolved = Some(Stages::since(job.arrived));
+    let domain = resolved.domain().cloned();
+    let record = |end: End<'_>, stages| {
+        service.audit(&Record { job: &job, domain: domain.as_ref(), end, stages });
+    };
+    let broken = |error: &Broken, stages| {
+        service.drops.note(job.transport, error.reason(), &job.peer, error);
+        record(End::NotProved(&error.to_string()), stages);
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => return broken(&error, stages),
+    };
+    let (lease, settled) = Service::lease(&job);
+    // The proof comes as late as it can: only a client that is alive when its turn comes can give it.
+    let go = {
+        let turn = service.turn(&job, &resolved, &lease);
+        tokio::pin!(turn);
+        tokio::select! {
+            biased;
+            go = &mut turn => go,
+            // It has nothing to say before it is asked.
+            () = spoke_or_hung_up(&mut reader) => {
+                lease.end(LeaseEnd::HungUp);
+                turn.await
+            }
+        }
+    };
+    stages.turn = Some(Stages::since(job.arrived));
+    let unproved = match &go {
+        Go::Never(Why::QueueFull | Why::TargetQueueFull) | Go::Run(_) | Go::Told(_) => None,
+        Go::Never(why) => Some(why),
+    };
+    if let Some(why) = unproved {
+        return record(End::NotRun(&why.to_string()), stages);
+    }
+    let proved = match opened {
+        Some(handshake) => prove(&service, &mut reader, &mut writer, handshake, &job).await,
+        None => Ok(Proved::unauthenticated()),
+    };
+    let proof = match proved {
+        Ok(proof) => proof,
+        Err(error) => return broken(&error, stages),
+    };
+    stages.proved = Some(Stages::since(job.arrived));
+    let (outcome, gone) = match go {
+        Go::Told(told) => (Outcome::from(told), false),
+        Go::Never(why) => (Outcome::because(Response::Failure, why), false),
+        Go::Run(running) => {
+            let outcome = {
+                let work = service.execute(&job, resolved, proof, &running, &lease);
+                tokio::pin!(work);
+                tokio::select! {
+                    outcome = &mut work => outcome,
+                    () = hung_up(&mut reader) => {
+                        lease.end(LeaseEnd::HungUp);
+                        work.await
+                    }
+                }
+            };
+            let gone = lease.end_reason().is_some();
+            Service::over(running, &outcome, lease, settled);
+            (outcome, gone)
+        }
+    };
+    stages.done = Some(Stages::since(job.arrived));
+    let sent =
+        if gone { Err(Cause::Closed) } else { send(&mut writer, &outcome.answer, job.deadline()).await };
+    if let Err(cause) = &sent {
+        service.answer_lost(&job, domain.as_ref(), &outcome);
+        service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
+    }
+    let response = outcome.answer.response();
+    record(End::Answered { response, reason: outcome.reason.as_deref(), delivered: sent.is_ok() }, stages);
+}
+
+async fn open<'k, S: AsyncRead + AsyncWrite>(
+    service: &Service,
+    reader: &mut ReadHalf<S>,
+    writer: &mut WriteHalf<S>,
+    handshake: HostAwaitChallenge<'k>,
+    job: &Job,
+) -> Result<HostAwaitAnswer<'k>, Broken> {
+    let until = job.deadline().min(Instant::now() + CHALLENGE_LIMIT);
+    let c1: [u8; CHALLENGE_LEN] = receive(reader, until).await.map_err(Broken::NoChallenge)?;
+    if service.is_reflected(&c1) {
+        return Err(Broken::Proof(ProofError::Reflected));
+    }
+    let (answer, handshake) = handshake.answer(&c1);
+    transmit(writer, &answer, until).await.map_err(Broken::NoChallenge)?;
+    Ok(handshake)
+}
+
+async fn prove<S: AsyncRead + AsyncWrite>(
+    service: &Service,
+    reader: &mut ReadHalf<S>,
+    writer: &mut WriteHalf<S>,
+    handshake: HostAwaitAnswer<'_>,
+    job: &Job,
+) -> Result<Proved, Broken> {
+    let c2 = service.challenge().map_err(Broken::Random)?;
+    let handshake = handshake.challenge(&c2.challenge)?;
+    let until = job.deadline().min(Instant::now() + PROOF_LIMIT);
+    transmit(writer, &c2.challenge, until).await.map_err(|cause| Broken::NoProof { cause })?;
+    let answer: [u8; HASH_LEN] = receive(reader, until).await.map_err(|cause| Broken::NoProof { cause })?;
+    Ok(handshake.verify(&answer)?)
+}
+
+/// Returns when the client hangs up; what it sends meanwhile is nobody's.
+async fn hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
+    let mut junk = [0; 256];
+    while matches!(reader.read(&mut junk).await, Ok(1..)) {}
+}
+
+/// Returns when the client hangs up or says anything.
+async fn spoke_or_hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
+    let mut byte = [0; 1];
+    let _ = reader.read(&mut byte).await;
+}
+
+async fn send<S: AsyncWrite>(
+    writer: &mut WriteHalf<S>,
+    answer: &Answer,
+    until: Instant,
+) -> Result<(), Cause> {
+    match answer {
+        Answer::Response(response) => transmit(writer, &[response.number()], until).await?,
+        Answer::List(entries, response) => {
+            let mut bytes = Vec::with_capacity((entries.len() + 1) * HOST_LIST_END.len() + 2);
+            bytes.push(HOST_LIST_FOLLOWS);
+            for entry in entries {
+                bytes.extend_from_slice(&entry.encode());
+            }
+            bytes.extend_from_slice(&HOST_LIST_END);
+            bytes.push(response.number());
+            transmit(writer, &bytes, until).await?;
+        }
+    }
+    let _ = timeout_at(until.into(), writer.shutdown()).await;
+    Ok(())
+}
+
+async fn receive<const N: usize, S: AsyncRead>(
+    reader: &mut ReadHalf<S>,
+    until: Instant,
+) -> Result<[u8; N], Cause> {
+    let mut bytes = [0; N];
+    timeout_at(until.into(), reader.read_exact(&mut bytes)).await.map_err(|_| Cause::Late)??;
+    Ok(bytes)
+}
+
+async fn transmit<S: AsyncWrite>(
+    writer: &mut WriteHalf<S>,
+    bytes: &[u8],
+    until: Instant,
+) -> Result<(), Cause> {
+    timeout_at(until.into(), writer.write_all(bytes)).await.map_err(|_| Cause::Late)??;
+    Ok(())
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Input that was dropped: counted by reason, and logged with peer and reason, at a limited rate.
+//!
+//! Every way to drop input comes here, so that no administrator has to guess from a client's time-out.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::locks::lock;
+
+/// After a line about a peer and a reason there is none about the same for this long.
+const QUIET: Duration = Duration::from_secs(10);
+/// Lines about one reason in one [`QUIET`], whoever the peers are.
+const MAX_LINES: u32 = 20;
+/// Peers that are told apart in one [`QUIET`].
+const MAX_PEERS: usize = 4096;
+
+/// Counters and the memory of the rate limit.
+#[derive(Debug, Default)]
+pub(crate) struct Drops(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    counts: HashMap<(&'static str, &'static str), u64>,
+    window: Option<Instant>,
+    lines: HashMap<&'static str, u32>,
+    peers: HashMap<(String, &'static str), u64>,
+}
+
+impl Drops {
+    /// Counts and perhaps logs: `listener` dropped something of `peer` for `reason` (a fixed word); `detail` says
+    /// more, with everything that came from the peer escaped.
+    pub(crate) fn note(
+        &self,
+        listener: &'static str,
+        reason: &'static str,
+        peer: &dyn fmt::Display,
+        detail: &dyn fmt::Display,
+    ) {
+        let log = self.state().count(Instant::now(), listener, reason, peer.to_string());
+        if log {
+            warn!(listener, reason, peer = %peer, "dropped: {detail}");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
+    }
+}
+
+impl State {
+    /// Whether this one is to be logged.
+    fn count(&mut self, now: Instant, listener: &'static str, reason: &'static str, peer: String) -> bool {
+        *self.counts.entry((listener, reason)).or_default() += 1;
+        if self.window.is_none_or(|since| now.saturating_duration_since(since) >= QUIET) {
+            self.tell_suppressed();
+            self.window = Some(now);
+        }
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&(peer.clone(), reason)) {
+            return false;
+        }
+        let seen = self.peers.entry((peer, reason)).or_default();
+        *seen += 1;
+        let lines = self.lines.entry(reason).or_default();
+        let log = *seen == 1 && *lines < MAX_LINES;
+        *lines += u32::from(log);
+        log
+    }
+
+    fn tell_suppressed(&mut self) {
+        let mut more: HashMap<&'static str, u64> = HashMap::new();
+        for ((_, reason), count) in self.peers.drain() {
+            *more.entry(reason).or_default() += count;
+        }
+        for (reason, count) in more {
+            let told = self.lines.get(reason).copied().unwrap_or_default();
+            if count > u64::from(told) {
+                warn!(reason, "dropped {} more for this reason since the last line", count - u64::from(told));
+            }
+        }
+        self.lines.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_for_a_peer_and_a_reason() {
+        let (mut state, now) = (State::default(), Instant::now());
+        assert!(state.count(now, "multicast", "length", "10.0.0.1".into()));
+        assert!(!state.count(now, "multicast", "length", "10.0.0.1".into()));
+        assert!(state.count(now, "multicast", "length", "10.0.0.2".into()));
+        assert!(state.count(now, "multicast", "port", "10.0.0.1".into()));
+        assert!(state.count(now + QUIET, "multicast", "length", "10.0.0.1".into()));
+        assert_eq!(state.counts[&("multicast", "length")], 4);
+    }
+
+    #[test]
+    fn many_peers_do_not_fill_the_log() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let lines = (0..100_000).filter(|i| state.count(now, "tcp", "length", i.to_string())).count();
+        assert_eq!(lines, MAX_LINES as usize);
+        assert!(state.peers.len() <= MAX_PEERS);
+    }
+}

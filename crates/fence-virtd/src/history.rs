@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What was asked lately, so that nothing runs twice.
+//!
+//! Pure: time is a parameter. Two memories: requests by (action, sequence number, target), because a client sends
+//! each several times and by several interfaces; and every accepted packet by a short hash of all its bytes,
+//! because honest packets are never equal to the byte (each has fresh random bytes) and an equal one is a replay.
+
+use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use fence_wire::{Action, Request};
+
+/// How long after its first packet a request stands for its repetitions. The reference uses the same time.
+pub(crate) const REPEAT_WINDOW: Duration = Duration::from_secs(10);
+/// Packets that are remembered. 16 bytes each, about.
+pub(crate) const MAX_PACKETS: usize = 1_000_000;
+/// Requests that are remembered at once; a client makes one every few milliseconds at most.
+pub(crate) const MAX_REQUESTS: usize = 65_536;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct History<T> {
+    requests: HashMap<RequestKey, (Instant, T)>,
+    arrivals: VecDeque<(Instant, RequestKey)>,
+}
+
+/// Every packet that was accepted, whichever listener heard it: what was recorded on one transport must not be
+/// played to another.
+#[derive(Debug)]
+pub(crate) struct Packets {
+    known: HashSet<u64>,
+    order: VecDeque<u64>,
+    hasher: RandomState,
+    max: usize,
+}
+
+/// What makes two packets the same request: names compare without case, as the reference does.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct RequestKey {
+    action: Action,
+    sequence: u32,
+    target: String,
+}
+
+/// What a packet is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Seen<'a, T> {
+    /// A request that was not seen before. It is remembered with this value.
+    New(RequestKey, &'a T),
+    /// Another packet of a request that was seen less than [`REPEAT_WINDOW`] ago, with its value.
+    Repeated(&'a T),
+}
+
+impl<T> History<T> {
+    pub(crate) fn new() -> Self {
+        Self { requests: HashMap::new(), arrivals: VecDeque::new() }
+    }
+
+    /// Takes note of a request whose packet's hash fits and is no replay.
+    pub(crate) fn saw(&mut self, now: Instant, request: &Request, value: impl FnOnce() -> T) -> Seen<'_, T> {
+        self.forget_old(now);
+        let key = RequestKey {
+            action: request.action,
+            sequence: request.sequence,
+            target: request.target.as_str().to_lowercase(),
+        };
+        match self.requests.entry(key.clone()) {
+            Entry::Occupied(known) => Seen::Repeated(&known.into_mut().1),
+            Entry::Vacant(place) => {
+                self.arrivals.push_back((now, key.clone()));
+                Seen::New(key, &place.insert((now, value())).1)
+            }
+        }
+    }
+
+    /// The client was never reached: its next transmission counts as new.
+    pub(crate) fn forget(&mut self, key: &RequestKey) {
+        self.requests.remove(key);
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        while let Some((at, key)) = self.arrivals.front() {
+            let old = now.saturating_duration_since(*at) >= REPEAT_WINDOW;
+            if !old && self.arrivals.len() < MAX_REQUESTS {
+                break;
+            }
+            // A request that was forgotten and asked again has a later time of its own.
+            if self.requests.get(key).is_some_and(|(since, _)| since == at) {
+                self.requests.remove(key);
+            }
+            self.arrivals.pop_front();
+        }
+    }
+}
+
+impl Packets {
+    pub(crate) fn new() -> Self {
+        Self::with_max(MAX_PACKETS)
+    }
+
+    fn with_max(max: usize) -> Self {
+        Self { known: HashSet::new(), order: VecDeque::new(), hasher: RandomState::new(), max }
+    }
+
+    /// Takes note of a packet whose hash fits. False: the very same bytes were here before.
+    pub(crate) fn is_new(&mut self, packet: &[u8]) -> bool {
+        let hash = self.hasher.hash_one(packet);
+        if !self.known.insert(hash) {
+            return false;
+        }
+        self.order.push_back(hash);
+        if self.order.len() > self.max
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fence_wire::Target;
+
+    use super::*;
+
+    fn request(sequence: u32, target: &str) -> Request {
+        Request {
+            action: Action::Off,
+            target: Target::new(target, false).unwrap(),
+            call_back: None,
+            nonce: [0; 6],
+            sequence,
+        }
+    }
+
+    fn is_new(seen: &Seen<'_, u32>) -> bool {
+        matches!(seen, Seen::New(..))
+    }
+
+    #[test]
+    fn a_retransmission_is_the_same_request_for_ten_seconds() {
+        let (mut history, start) = (History::new(), Instant::now());
+        assert!(is_new(&history.saw(start, &request(1, "vm"), || 7)));
+        let later = start + REPEAT_WINDOW - Duration::from_millis(1);
+        assert_eq!(history.saw(later, &request(1, "VM"), || 8), Seen::Repeated(&7));
+        assert!(is_new(&history.saw(start + REPEAT_WINDOW, &request(1, "vm"), || 9)));
+    }
+
+    #[test]
+    fn another_number_target_or_action_is_another_request() {
+        let (mut history, now) = (History::new(), Instant::now());
+        assert!(is_new(&history.saw(now, &request(1, "vm"), || 0)));
+        assert!(is_new(&history.saw(now, &request(2, "vm"), || 0)));
+        assert!(is_new(&history.saw(now, &request(1, "vm2"), || 0)));
+        let status = Request { action: Action::Status, ..request(1, "vm") };
+        assert!(is_new(&history.saw(now, &status, || 0)));
+    }
+
+    #[test]
+    fn the_same_bytes_are_never_honest() {
+        let mut packets = Packets::new();
+        assert!(packets.is_new(b"1"));
+        assert!(packets.is_new(b"2"));
+        assert!(!packets.is_new(b"1"));
+    }
+
+    #[test]
+    fn a_forgotten_request_is_new_again() {
+        let (mut history, now) = (History::new(), Instant::now());
+        let Seen::New(key, _) = history.saw(now, &request(1, "vm"), || 0) else { panic!("not new") };
+        history.forget(&key);
+        assert!(is_new(&history.saw(now, &request(1, "vm"), || 0)));
+        // Its first arrival runs out and must not take the second with it.
+        let later = now + REPEAT_WINDOW / 2;
+        history.forget(&key);
+        assert!(is_new(&history.saw(later, &request(1, "vm"), || 5)));
+        assert_eq!(history.saw(now + REPEAT_WINDOW, &request(1, "vm"), || 0), Seen::Repeated(&5));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut packets = Packets::with_max(100);
+        assert!((0..1_000_u32).all(|it| packets.is_new(&it.to_le_bytes())));
+        assert_eq!((packets.known.len(), packets.order.len()), (100, 100));
+    }
+}

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the running domains have that a request can come in by, or be recognised by: MAC addresses, vsock context
+//! ids, serial ports and channels on UNIX sockets.
+//!
+//! One task per hypervisor ([`follow`]) reads the XML of a domain when a lifecycle event says that something happened
+//! to it, and all of them when a connection is new. Readers get the state as it was last seen and never wait. While
+//! libvirt is away the state stays: the domains run on without it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// A MAC address.
+pub(crate) type Mac = [u8; 6];
+
+/// A running domain.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Domain {
+    /// Canonical lower-case text.
+    pub(crate) uuid: String,
+    pub(crate) name: String,
+    pub(crate) macs: Vec<Mac>,
+    /// Its vsock context id.
+    pub(crate) cid: Option<u32>,
+    /// UNIX sockets that QEMU listens on for the guest.
+    pub(crate) ports: Vec<Port>,
+}
+
+/// A guest's serial port or channel whose other end is a UNIX socket that QEMU listens on.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Port {
+    pub(crate) path: PathBuf,
+    pub(crate) kind: PortKind,
+}
+
+/// Which way in it is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum PortKind {
+    /// `<serial>`
+    Serial,
+    /// `<channel>` to a virtio port of this name; empty where it has none.
+    Virtio(String),
+    /// `<channel>` to an address and this port inside the guest.
+    GuestForward(u16),
+    /// `<channel>` of a kind that is of no interest.
+    Other,
+}
+
+/// The running domains of one hypervisor, by UUID.
+pub(crate) type Running = HashMap<String, Arc<Domain>>;
+
+/// The running domains of several hypervisors.
+#[derive(Default)]
+pub(crate) struct Inventories(pub(crate) Vec<Inventory>);
+
+/// Those of one.
+pub(crate) struct Inventory {
+    pub(crate) running: watch::Receiver<Running>,
+    /// Whether its domains run on this machine: a context id of another machine's means nothing here.
+    pub(crate) local: bool,
+}
+
+impl Inventories {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The one running domain with this MAC address.
+    pub(crate) fn by_mac(&self, mac: Mac) -> Option<Arc<Domain>> {
+        self.only(|_, it| it.macs.contains(&mac))
+    }
+
+    /// The one running domain on this machine with this context id.
+    pub(crate) fn by_cid(&self, cid: u32) -> Option<Arc<Domain>> {
+        self.only(|local, it| local && it.cid == Some(cid))
+    }
+
+    fn only(&self, fits: impl Fn(bool, &Domain) -> bool) -> Option<Arc<Domain>> {
+        let mut found: Option<Arc<Domain>> = None;
+        for inventory in &self.0 {
+            for domain in inventory.running.borrow().values().filter(|it| fits(inventory.local, it)) {
+                if found.as_ref().is_some_and(|it| it.uuid != domain.uuid) {
+                    return None;
+                }
+                found = Some(Arc::clone(domain));
+            }
+        }
+        found
+    }
+}
+
+/// Reads what is of interest in a domain's XML.
+///
+/// # Errors
+/// Text that is no XML, or has no name or UUID.
+pub(crate) fn read(xml: &str) -> Result<Domain, UnreadableXml> {
+    let document = roxmltree::Document::parse(xml)?;
+    let root = document.root_element();
+    let text = |tag| {
+        let node = root.children().find(|it| it.has_tag_name(tag));
+        node.and_then(|it| it.text()).map(str::trim).filter(|it| !it.is_empty())
+    };
+    let mut domain = Domain {
+        uuid: text("uuid").ok_or(UnreadableXml::NoIdentity)?.to_lowercase(),
+        name: text("name").ok_or(UnreadableXml::NoIdentity)?.to_owned(),
+        ..Domain::default()
+    };
+    let devices = root.children().filter(|it| it.has_tag_name("devices")).flat_map(|it| it.children());
+    for device in devices {
+        let attribute = |child, name| {
+            device.children().find(|it| it.has_tag_name(child)).and_then(|it| it.attribute(name))
+        };
+        match device.tag_name().name() {
+            "interface" => domain.macs.extend(attribute("mac", "address").and_then(mac)),
+            "vsock" => domain.cid = attribute("cid", "address").and_then(|it| it.parse().ok()),
+            "serial" => domain.ports.extend(port(device, PortKind::Serial)),
+            "channel" => {
+                let kind = match attribute("target", "type") {
+                    Some("virtio") => {
+                        PortKind::Virtio(attribute("target", "name").unwrap_or_default().to_owned())
+                    }
+                    Some("guestfwd") => {
+                        let number = attribute("target", "port").and_then(|it| it.parse().ok());
+                        number.map_or(PortKind::Other, PortKind::GuestForward)
+                    }
+                    _ => PortKind::Other,
+                };
+                domain.ports.extend(port(device, kind));
+            }
+            _ => {}
+        }
+    }
+    Ok(domain)
+}
+
+/// Why a domain's XML tells nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnreadableXml {
+    #[error(transparent)]
+    Xml(#[from] roxmltree::Error),
+    #[error("without name or UUID")]
+    NoIdentity,
+}
+
+/// Only sockets that QEMU listens on can be connected to (`mode='bind'`, libvirt's default).
+fn port(device: roxmltree::Node<'_, '_>, kind: PortKind) -> Option<Port> {
+    let source = device.children().find(|it| it.has_tag_name("source"))?;
+    let listens = source.attribute("mode").is_none_or(|it| it == "bind");
+    if device.attribute("type") != Some("unix") || !listens {
+        return None;
+    }
+    Some(Port { path: source.attribute("path").filter(|it| !it.is_empty())?.into(), kind })
+}
+
+fn mac(text: &str) -> Option<Mac> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+#[cfg(feature = "libvirt")]
+pub(crate) use following::follow;
+
+#[cfg(feature = "libvirt")]
+mod following {
+    use std::collections::HashSet;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use fence_wire::escaped;
+    use libvirt_host::{Connection, Error, ErrorKind, State, Uuid, XmlKind};
+    use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+    use tokio::sync::{broadcast, watch};
+    use tracing::{debug, warn};
+
+    use super::{Domain, Inventory, Running, read};
+    use crate::hypervisor::{Hypervisor, News};
+
+    /// How long one look at the hypervisor may take; with thousands of domains it is a matter of seconds.
+    const LOOK_LIMIT: Duration = Duration::from_secs(60);
+    /// The pause before a look that failed is repeated.
+    const AGAIN: Duration = Duration::from_secs(2);
+    /// Domains that are kept.
+    const MAX_RUNNING: usize = 16_384;
+
+    /// Follows the running domains of a hypervisor for as long as somebody holds the result. Must run inside the
+    /// runtime.
+    pub(crate) fn follow(hypervisor: &Arc<Hypervisor>) -> Inventory {
+        let (state, running) = watch::channel(Running::new());
+        // Before the first look, so that nothing falls between.
+        let news = hypervisor.news();
+        tokio::spawn(keep(Arc::clone(hypervisor), news, state));
+        Inventory { running, local: is_local(hypervisor.uri()) }
+    }
+
+    /// `qemu:///system`, `qemu+unix:///system?socket=…`: no host in it.
+    pub(super) fn is_local(uri: &str) -> bool {
+        uri.split_once("://").is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(['/', '?']))
+    }
+
+    /// What is to be looked at.
+    enum Task {
+        Everything,
+        These(HashSet<Uuid>),
+    }
+
+    async fn keep(
+        hypervisor: Arc<Hypervisor>,
+        mut news: broadcast::Receiver<News>,
+        state: watch::Sender<Running>,
+    ) {
+        let mut task = Task::Everything;
+        loop {
+            if let Err(why) = look(&hypervisor, &task, &state).await {
+                debug!(uri = hypervisor.uri(), "can't look at the running domains: {why}");
+                // Nothing was learnt: so it has to be everything, once libvirt is there again.
+                let _ = tokio::time::timeout(AGAIN, everything(&mut news)).await;
+                task = Task::Everything;
+                if state.is_closed() {
+                    return;
+                }
+                continue;
+            }
+            task = tokio::select! {
+                task = next(&mut news) => task,
+                () = state.closed() => return,
+            };
+        }
+    }
+
+    async fn everything(news: &mut broadcast::Receiver<News>) {
+        while !matches!(news.recv().await, Ok(News::Everything) | Err(RecvError::Closed)) {}
+    }
+
+    /// Waits for news and takes all that have piled up.
+    async fn next(news: &mut broadcast::Receiver<News>) -> Task {
+        let mut domains = HashSet::new();
+        match news.recv().await {
+            Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
+            Ok(News::Everything) | Err(RecvError::Lagged(_)) => return Task::Everything,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+        loop {
+            match news.try_recv() {
+                Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
+                Ok(News::Everything) | Err(TryRecvError::Lagged(_)) => return Task::Everything,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return Task::These(domains),
+            }
+        }
+    }
+
+    async fn look(
+        hypervisor: &Arc<Hypervisor>,
+        task: &Task,
+        state: &watch::Sender<Running>,
+    ) -> Result<(), String> {
+        let until = Instant::now() + LOOK_LIMIT;
+        match task {
+            Task::Everything => {
+                let running = hypervisor.ask(until, all).await.map_err(|e| e.to_string())?;
+                state.send_if_modified(|it| {
+                    let changed = *it != running;
+                    *it = running;
+                    changed
+                });
+            }
+            Task::These(uuids) => {
+                let wanted: Vec<Uuid> = uuids.iter().copied().collect();
+                let seen = hypervisor
+                    .ask(until, move |c| {
+                        wanted
+                            .iter()
+                            .map(|it| Ok((it.to_string(), one(c, *it)?)))
+                            .collect::<Result<Vec<_>, _>>()
+                    })
+                    .await
+                    .map_err(|e| e.to_string())?;
+                state.send_if_modified(|running| {
+                    let mut changed = false;
+                    for (uuid, domain) in seen {
+                        changed |= match domain {
+                            Some(domain) if running.get(&uuid) == Some(&domain) => false,
+                            Some(domain) => {
+                                let room = running.len() < MAX_RUNNING || running.contains_key(&uuid);
+                                if room {
+                                    running.insert(uuid, domain);
+                                }
+                                room
+                            }
+                            None => running.remove(&uuid).is_some(),
+                        };
+                    }
+                    changed
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn all(connection: &Connection) -> Result<Running, Error> {
+        let mut running = Running::new();
+        for record in connection.domains()?.into_iter().filter(|it| it.state != State::ShutOff) {
+            if running.len() >= MAX_RUNNING {
+                warn!(
+                    uri = connection.uri(),
+                    "more than {MAX_RUNNING} domains run; the others are not recognised"
+                );
+                break;
+            }
+            if let Some(domain) = one(connection, record.uuid)? {
+                running.insert(domain.uuid.clone(), domain);
+            }
+        }
+        Ok(running)
+    }
+
+    /// The domain as it runs; none when it does not run, or tells nothing.
+    fn one(connection: &Connection, uuid: Uuid) -> Result<Option<Arc<Domain>>, Error> {
+        let look = || {
+            let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(None) };
+            if !domain.is_active()? {
+                return Ok(None);
+            }
+            domain.xml(XmlKind::default()).map(Some)
+        };
+        let xml = match look() {
+            Ok(xml) => xml,
+            Err(error) if error.kind == ErrorKind::Connection => return Err(error),
+            // It went away meanwhile, or is in no state to be asked: an event will tell.
+            Err(error) => {
+                debug!(%uuid, "can't read its XML: {error}");
+                None
+            }
+        };
+        Ok(xml.and_then(|xml| match read(&xml) {
+            // The UUID that libvirt goes by, whatever the text says.
+            Ok(domain) => Some(Arc::new(Domain { uuid: uuid.to_string(), ..domain })),
+            Err(error) => {
+                warn!(%uuid, "can't make sense of its XML: {}", escaped(&error.to_string()));
+                None
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const XML: &str = "<domain type='kvm' id='3'><name>web 1</name>
+        <uuid>5BA0E0AA-0000-1111-2222-333344445555</uuid>
+        <metadata><x:y xmlns:x='urn:x'><serial type='unix'><source path='/not/this'/></serial></x:y></metadata>
+        <devices>
+          <serial type='unix'><source mode='bind' path='/run/a'/><target port='0'/></serial>
+          <serial type='unix'><source mode='connect' path='/run/b'/></serial>
+          <serial type='pty'><source path='/dev/pts/3'/></serial>
+          <console type='unix'><source mode='bind' path='/run/a'/></console>
+          <channel type='unix'><source mode='bind' path='/run/c'/><target type='virtio' name='org.x'/></channel>
+          <channel type='unix'><source mode='bind' path='/run/d'/>
+            <target type='guestfwd' address='10.0.2.179' port='1229'/></channel>
+          <channel type='unix'><source mode='bind'/><target type='virtio'/></channel>
+          <interface type='bridge'><mac address='52:54:00:AB:cd:ef'/></interface>
+          <interface type='user'><mac address='52:54:00:ab:cd'/></interface>
+          <vsock model='virtio'><cid auto='no' address='7'/></vsock>
+        </devices></domain>";
+
+    #[test]
+    fn reads_what_a_request_may_come_by() {
+        let domain = read(XML).unwrap();
+        let port = |path: &str, kind| Port { path: path.into(), kind };
+        assert_eq!(
+            domain,
+            Domain {
+                uuid: "5ba0e0aa-0000-1111-2222-333344445555".into(),
+                name: "web 1".into(),
+                macs: vec![[0x52, 0x54, 0, 0xab, 0xcd, 0xef]],
+                cid: Some(7),
+                ports: vec![
+                    port("/run/a", PortKind::Serial),
+                    port("/run/c", PortKind::Virtio("org.x".into())),
+                    port("/run/d", PortKind::GuestForward(1229)),
+                ],
+            }
+        );
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        assert!(read("<domain").is_err());
+        assert!(read("<domain><name>a</name></domain>").is_err());
+    }
+
+    fn inventory(local: bool, domains: &[(&str, Mac, u32)]) -> Inventory {
+        let running = domains.iter().map(|(uuid, mac, cid)| {
+            let domain =
+                Domain { uuid: (*uuid).to_owned(), macs: vec![*mac], cid: Some(*cid), ..Domain::default() };
+            ((*uuid).to_owned(), Arc::new(domain))
+        });
+        Inventory { running: watch::channel(running.collect()).1, local }
+    }
+
+    #[test]
+    fn what_two_domains_have_proves_neither() {
+        let all = Inventories(vec![
+            inventory(true, &[("a", [1; 6], 3), ("b", [2; 6], 4), ("c", [2; 6], 4)]),
+            inventory(false, &[("a", [1; 6], 3), ("d", [4; 6], 5)]),
+        ]);
+        let uuid = |it: Option<Arc<Domain>>| it.map(|it| it.uuid.clone());
+        assert_eq!(uuid(all.by_mac([1; 6])).as_deref(), Some("a"), "on two hypervisors while it migrates");
+        assert_eq!(uuid(all.by_mac([2; 6])), None);
+        assert_eq!(uuid(all.by_mac([3; 6])), None);
+        assert_eq!(uuid(all.by_mac([4; 6])).as_deref(), Some("d"));
+        assert_eq!(uuid(all.by_cid(3)).as_deref(), Some("a"));
+        assert_eq!(uuid(all.by_cid(4)), None);
+        assert_eq!(uuid(all.by_cid(5)), None, "a context id of another machine");
+    }
+}

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The multicast listener: hears requests as datagrams, and calls each client back over TCP.
+//!
+//! One task reads the socket and never waits for anything else; each request is a task of its own. The read side
+//! checks, counts and remembers; it must never look at domains.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_config::MulticastListener as Settings;
+use fence_net::{MulticastListener as Socket, Scope};
+use fence_wire::{CallBack, HashType, Received, Request, escaped};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::time::timeout_at;
+use tracing::{debug, info, warn};
+
+use super::StartError;
+use super::places::{Place, Places, Settled, Taken};
+use crate::access::Identity;
+use crate::conversation::{Auth, converse};
+use crate::history::{History, RequestKey, Seen};
+use crate::identity::Sources;
+use crate::limits::{
+    CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, FOREIGN_GRACE, MAX_ADDRESSES, MAX_FOREIGN, MAX_REQUESTS,
+    MAX_REQUESTS_OF_PEER, RECEIVE_BUFFER,
+};
+use crate::locks::lock;
+use crate::service::{Job, Resolved, Service};
+use members::Members;
+
+mod members;
+
+const NAME: &str = "multicast";
+/// A listener that hears its group.
+pub(crate) struct Multicast {
+    service: Arc<Service>,
+    socket: UdpSocket,
+    minimum: HashType,
+    auth: Auth,
+    sources: Arc<Sources>,
+    history: Mutex<History<Others>>,
+    places: Arc<Places<IpAddr>>,
+    negative_delay: Duration,
+    /// The latest request from each address and port, until its client was reached.
+    clients: Mutex<HashMap<SocketAddr, u64>>,
+    /// For requests that are to be answered elsewhere than where they came from, until that has answered.
+    foreign: Arc<Places<IpAddr>>,
+    members: Members,
+}
+
+/// Further addresses that packets of one request named.
+type Others = Arc<Mutex<Vec<SocketAddr>>>;
+
+impl Multicast {
+    /// Loads the keys and opens the socket. Must run inside the runtime.
+    pub(crate) fn start(
+        settings: &Settings,
+        service: Arc<Service>,
+        sources: Arc<Sources>,
+    ) -> Result<Arc<Self>, StartError> {
+        let (minimum, auth) = super::proof(settings.hash, settings.auth, &settings.key_files)?;
+        let watch = Members::watch()
+            .map_err(|error| StartError::Socket(format!("can't watch the network interfaces: {error}")))?;
+        let Socket { socket, joined, failed } = open(settings)?;
+        for it in failed {
+            warn!(interface = %escaped(&it.name), "can't hear multicast there: {}", it.error);
+        }
+        let wrap = |e: io::Error| StartError::Socket(format!("multicast socket: {e}"));
+        let buffer = socket2::SockRef::from(&socket);
+        // A burst of requests must not be lost; past the system's limit only root may go.
+        if nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &RECEIVE_BUFFER)
+            .is_err()
+        {
+            buffer.set_recv_buffer_size(RECEIVE_BUFFER).map_err(wrap)?;
+        }
+        socket.set_nonblocking(true).map_err(wrap)?;
+        let socket = UdpSocket::from_std(socket).map_err(wrap)?;
+        info!(
+            address = %settings.address, port = settings.port,
+            interfaces = %joined.iter().map(|it| escaped(&it.name).to_string()).collect::<Vec<_>>().join(", "),
+            hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(),
+            "listening for multicast"
+        );
+        super::warn_unproved(minimum, auth.hash);
+        let members = Members {
+            watch,
+            group: settings.address,
+            only: settings.interface.clone(),
+            joined: Mutex::new(joined),
+        };
+        Ok(Arc::new(Self {
+            service,
+            socket,
+            minimum,
+            auth,
+            sources,
+            history: Mutex::new(History::new()),
+            places: Places::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
+            negative_delay: settings.negative_delay,
+            clients: Mutex::default(),
+            foreign: Places::with_grace(MAX_FOREIGN, MAX_FOREIGN, FOREIGN_GRACE),
+            members,
+        }))
+    }
+
+    /// Serves for ever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        tokio::join!(self.hear(), self.members.keep(&self.socket));
+    }
+
+    async fn hear(self: &Arc<Self>) {
+        // One byte more than any datagram of interest: what is too long must be seen to be too long.
+        let mut datagram = [0; 2048];
+        loop {
+            match self.socket.recv_from(&mut datagram).await {
+                Ok((length, from)) => self.heard(&datagram[..length], from),
+                Err(error) => {
+                    // Errors of earlier datagrams (unreachable, interface down) are told here; none ends the socket.
+                    self.service.drops.note(NAME, "receive", &"the system", &error);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+    }
+
+    fn heard(self: &Arc<Self>, datagram: &[u8], from: SocketAddr) {
+        let arrived = Instant::now();
+        let note = |reason, detail: &dyn std::fmt::Display| {
+            self.service.drops.note(NAME, reason, &from.ip(), detail);
+        };
+        let Received { request, key, hash } =
+            match Request::decode(datagram, self.minimum, self.auth.keys.all()) {
+                Ok(received) => received,
+                Err(error) => return note(error.reason(), &error),
+            };
+        let Some(call_back) = request.call_back else {
+            return note("no-call-back", &"the packet names no address to call back");
+        };
+        let address = match callable(call_back, from) {
+            Ok(address) => address,
+            Err(why) => return note("call-back-address", &why),
+        };
+        // Packets without a hash carry no random bytes: there an equal one may well be honest.
+        if hash != HashType::None && !self.service.is_new(datagram) {
+            return note("replay", &"the very same packet was here before");
+        }
+        let asked = {
+            let mut history = lock(&self.history);
+            match history.saw(arrived, &request, Others::default) {
+                Seen::Repeated(others) => {
+                    let mut others = lock(others);
+                    if others.len() < MAX_ADDRESSES && !others.contains(&address) {
+                        others.push(address);
+                    }
+                    debug!(peer = %address, action = %request.action, "repeated");
+                    return;
+                }
+                Seen::New(name, others) => (name, Arc::clone(others)),
+            }
+        };
+        let is_foreign = address.ip().to_canonical() != from.ip().to_canonical();
+        let places = if is_foreign { &self.foreign } else { &self.places };
+        let place = match places.take(address.ip(), arrived) {
+            Taken::Free(place) => place,
+            Taken::Instead(place, loser) => {
+                let why = "its address had not answered the call-back yet, and there were too many requests";
+                self.service.drops.note(NAME, "pushed-out", &loser, &why);
+                place
+            }
+            Taken::None => {
+                lock(&self.history).forget(&asked.0);
+                return note("too-many-requests", &"too many requests are under way");
+            }
+        };
+        let job = Job {
+            id: self.service.next_id(),
+            arrived,
+            transport: NAME,
+            peer: address.to_string(),
+            identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },
+            key: self.auth.keys.fingerprint(key),
+            action: request.action,
+            target: request.target,
+        };
+        debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
+        tokio::spawn(Arc::clone(self).serve(job, key, address, asked, place));
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        mut job: Job,
+        key: Option<usize>,
+        first: SocketAddr,
+        (name, others): (RequestKey, Others),
+        place: Place<IpAddr>,
+    ) {
+        lock(&others).insert(0, first);
+        self.latest(first, job.id);
+        let reached = tokio::select! {
+            reached = self.reach(&mut job, first, &others) => reached,
+            () = place.pushed_out() => Reached::Not,
+        };
+        match reached {
+            Reached::Client(stream, address, resolved) => {
+                if let Some(_place) = self.settle(place, address) {
+                    self.no_longer_latest(first, job.id);
+                    converse(Arc::clone(&self.service), stream, self.auth.clone(), key, job, resolved).await;
+                    return;
+                }
+                lock(&self.history).forget(&name);
+            }
+            // The client was never reached: its next transmission counts as new.
+            Reached::Not => lock(&self.history).forget(&name),
+            Reached::Superseded => {
+                debug!(id = job.id, peer = %job.peer, "superseded before it was answered");
+            }
+        }
+        self.no_longer_latest(first, job.id);
+    }
+
+    /// Looks whether the domain is ours and calls the client back: at once if it is, and after the
+    /// `negative_delay` if it is not, because the client takes the first call-back and another host may have the
+    /// domain.
+    async fn reach(&self, job: &mut Job, asked: SocketAddr, others: &Others) -> Reached {
+        job.identity = self.sources.of_ip(asked.ip()).await;
+        let patience = tokio::time::sleep_until((job.arrived + self.negative_delay).into());
+        tokio::pin!(patience);
+        let resolved = tokio::select! {
+            resolved = self.service.resolve(job) => Some(resolved),
+            () = &mut patience => None,
+        };
+        if !resolved.as_ref().is_some_and(Resolved::is_ours) {
+            patience.await;
+        }
+        if !self.is_latest(asked, job.id) {
+            return Reached::Superseded;
+        }
+        let Some((stream, address)) = self.call_back(job, others).await else { return Reached::Not };
+        job.peer = address.to_string();
+        // Only now is the address proved, and the neighbour table sure to know it. If that makes it another source,
+        // what it may fence is to be asked again.
+        let identity = self.sources.of_ip(address.ip()).await;
+        let resolved = resolved.filter(|_| identity == job.identity);
+        job.identity = identity;
+        Reached::Client(stream, address, resolved)
+    }
+
+    /// The client was reached at `address`: its request is one of those that keep their place.
+    fn settle(&self, place: Place<IpAddr>, address: SocketAddr) -> Option<Settled<IpAddr>> {
+        if !place.is_of(&self.foreign) {
+            return place.settle();
+        }
+        match self.places.take(address.ip(), Instant::now()) {
+            Taken::Free(place) | Taken::Instead(place, _) => place.settle(),
+            Taken::None => {
+                let why = "too many requests are under way";
+                self.service.drops.note(NAME, "too-many-requests", &address.ip(), &why);
+                None
+            }
+        }
+    }
+
+    /// A newer request from the same address and port is of a newer process: whatever comes to that port from now
+    /// on must not answer an older one.
+    fn latest(&self, client: SocketAddr, id: u64) {
+        lock(&self.clients).insert(client, id);
+    }
+
+    fn is_latest(&self, client: SocketAddr, id: u64) -> bool {
+        lock(&self.clients).get(&client) == Some(&id)
+    }
+
+    fn no_longer_latest(&self, client: SocketAddr, id: u64) {
+        let mut clients = lock(&self.clients);
+        if clients.get(&client) == Some(&id) {
+            clients.remove(&client);
+        }
+    }
+
+    /// Connects to the addresses that the client's packets name, one after the other: the client takes only one
+    /// connection, and an address that answers nothing must not keep it from another that does.
+    async fn call_back(&self, job: &Job, addresses: &Others) -> Option<(TcpStream, SocketAddr)> {
+        let mut tried = 0;
+        loop {
+            let (address, last) = {
+                let addresses = lock(addresses);
+                (*addresses.get(tried)?, addresses.len() == tried + 1)
+            };
+            tried += 1;
+            let limit = if last { CALL_BACK_LIMIT } else { CALL_BACK_LIMIT_WITH_OTHERS };
+            let until = job.deadline().min(Instant::now() + limit);
+            match timeout_at(until.into(), connect(address)).await {
+                Ok(Ok(stream)) => return Some((stream, address)),
+                Ok(Err(error)) => self.service.drops.note(
+                    NAME,
+                    "call-back-failed",
+                    &address,
+                    &format!(
+                        "{} of {}: can't call the client back: {error}",
+                        job.action,
+                        escaped(job.target.as_str())
+                    ),
+                ),
+                Err(_) => self.service.drops.note(
+                    NAME,
+                    "call-back-timed-out",
+                    &address,
+                    &format!(
+                        "{} of {}: the client's address does not answer; is TCP port {} open there?",
+                        job.action,
+                        escaped(job.target.as_str()),
+                        address.port()
+                    ),
+                ),
+            }
+        }
+    }
+}
+
+/// What became of a call-back.
+enum Reached {
+    Client(TcpStream, SocketAddr, Option<Resolved>),
+    Not,
+    Superseded,
+}
+
+fn open(settings: &Settings) -> Result<Socket, StartError> {
+    let scope = match &settings.interface {
+        None => Scope::All,
+        Some(name) => match fence_net::interface_by_name(name) {
+            Ok(Some(interface)) => Scope::Interface(interface.index),
+            Ok(None) => {
+                let known = fence_net::interfaces().map_or_else(
+                    |_| "unknown".to_owned(),
+                    |all| all.iter().map(|it| it.name.clone()).collect::<Vec<_>>().join(", "),
+                );
+                return Err(StartError::Socket(format!(
+                    "no interface \"{}\" on this host (there are: {})",
+                    escaped(name),
+                    escaped(&known)
+                )));
+            }
+            Err(error) => return Err(StartError::Socket(format!("can't list interfaces: {error}"))),
+        },
+    };
+    fence_net::multicast_listener(settings.address, settings.port, scope).map_err(|error| {
+        StartError::Socket(format!(
+            "can't listen for multicast to {} port {}{}: {error}",
+            settings.address,
+            settings.port,
+            settings.interface.as_ref().map(|it| format!(" on {}", escaped(it))).unwrap_or_default()
+        ))
+    })
+}
+
+/// The address to connect to. A packet may name any address; some must never be called.
+fn callable(call_back: CallBack, from: SocketAddr) -> Result<SocketAddr, &'static str> {
+    let CallBack { address, port } = call_back;
+    if address.is_unspecified() || address.is_multicast() || address == IpAddr::from([255; 4]) {
+        return Err("the address to call back is no address of a host");
+    }
+    Ok(match (address, from) {
+        // A link-local address means something only together with the interface that the packet came by.
+        (IpAddr::V6(v6), SocketAddr::V6(from)) if v6.is_unicast_link_local() => {
+            std::net::SocketAddrV6::new(v6, port, 0, from.scope_id()).into()
+        }
+        _ => SocketAddr::new(address, port),
+    })
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Small messages to and fro: none may wait for another.
+    socket.set_nodelay(true)?;
+    socket.connect(address).await
+}

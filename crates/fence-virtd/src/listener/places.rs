@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A bounded number of places for peers that are being served, so that nobody can take them all.
+//!
+//! Who has only taken a place and proved nothing yet (a silent connection, an address that does not answer) is
+//! *waiting*. When there is no room, the oldest waiting one is pushed out for a newcomer: of the same peer when
+//! that peer has too many places, of all when all are taken. Who has *settled* keeps the place to the end. An honest
+//! peer settles within milliseconds, so to keep it out takes a whole table of newcomers in that time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::locks::lock;
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Places<P> {
+    total: usize,
+    of_peer: usize,
+    /// How long a place is safe.
+    grace: Duration,
+    state: Mutex<State<P>>,
+}
+
+#[derive(Debug)]
+struct State<P> {
+    next: u64,
+    taken: usize,
+    of_peer: HashMap<P, usize>,
+    /// By number, which is the order of arrival.
+    waiting: BTreeMap<u64, Waiting<P>>,
+}
+
+#[derive(Debug)]
+struct Waiting<P> {
+    peer: P,
+    since: Instant,
+    push: Arc<Notify>,
+}
+
+/// One place, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place<P: Copy + Eq + Hash> {
+    places: Arc<Places<P>>,
+    number: u64,
+    peer: P,
+    push: Arc<Notify>,
+}
+
+/// What became of a newcomer.
+#[derive(Debug)]
+pub(crate) enum Taken<P: Copy + Eq + Hash> {
+    /// There was room.
+    Free(Place<P>),
+    /// This peer's place was taken away for it.
+    Instead(Place<P>, P),
+    /// All are settled, or not to be pushed out yet.
+    None,
+}
+
+impl<P: Copy + Eq + Hash> Places<P> {
+    /// Room for `total`, and for `of_peer` of each peer.
+    pub(crate) fn new(total: usize, of_peer: usize) -> Arc<Self> {
+        Self::with_grace(total, of_peer, Duration::ZERO)
+    }
+
+    /// The same, where a waiting one is pushed out only after some time: so newcomers are refused at times, and
+    /// come in at a limited rate.
+    pub(crate) fn with_grace(total: usize, of_peer: usize, grace: Duration) -> Arc<Self> {
+        let state = State { next: 0, taken: 0, of_peer: HashMap::new(), waiting: BTreeMap::new() };
+        Arc::new(Self { total, of_peer, grace, state: Mutex::new(state) })
+    }
+
+    /// A waiting place for a newcomer.
+    pub(crate) fn take(self: &Arc<Self>, peer: P, now: Instant) -> Taken<P> {
+        let mut state = self.state();
+        let too_many_of_peer = state.of_peer.get(&peer).is_some_and(|it| *it >= self.of_peer);
+        let old = |it: &Waiting<P>| now.saturating_duration_since(it.since) >= self.grace;
+        let pushed = if too_many_of_peer {
+            state.push_out(|it| it.peer == peer && old(it))
+        } else if state.taken >= self.total {
+            state.push_out(old)
+        } else {
+            None
+        };
+        if pushed.is_none() && (too_many_of_peer || state.taken >= self.total) {
+            return Taken::None;
+        }
+        let (number, push) = (state.next, Arc::new(Notify::new()));
+        state.next += 1;
+        state.taken += 1;
+        *state.of_peer.entry(peer).or_default() += 1;
+        state.waiting.insert(number, Waiting { peer, since: now, push: Arc::clone(&push) });
+        drop(state);
+        let place = Place { places: Arc::clone(self), number, peer, push };
+        match pushed {
+            None => Taken::Free(place),
+            Some(loser) => Taken::Instead(place, loser),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<P>> {
+        lock(&self.state)
+    }
+}
+
+impl<P: Copy + Eq + Hash> State<P> {
+    /// Takes the place of the oldest waiting one that fits away at once: its task may take a moment to notice.
+    fn push_out(&mut self, fits: impl Fn(&Waiting<P>) -> bool) -> Option<P> {
+        let number = *self.waiting.iter().find(|(_, it)| fits(it))?.0;
+        let Waiting { peer, push, .. } = self.waiting.remove(&number)?;
+        push.notify_one();
+        self.free(peer);
+        Some(peer)
+    }
+
+    fn free(&mut self, peer: P) {
+        self.taken -= 1;
+        if let Some(count) = self.of_peer.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_peer.remove(&peer);
+            }
+        }
+    }
+}
+
+/// A place that has settled, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Settled<P: Copy + Eq + Hash> {
+    places: Arc<Places<P>>,
+    peer: P,
+}
+
+impl<P: Copy + Eq + Hash> Place<P> {
+    /// Returns when the place was taken away.
+    pub(crate) async fn pushed_out(&self) {
+        self.push.notified().await;
+    }
+
+    /// Whether it is one of these.
+    pub(crate) fn is_of(&self, places: &Arc<Places<P>>) -> bool {
+        Arc::ptr_eq(&self.places, places)
+    }
+
+    /// From now on the place is kept; none when it was taken away already.
+    pub(crate) fn settle(self) -> Option<Settled<P>> {
+        self.places.state().waiting.remove(&self.number)?;
+        Some(Settled { places: Arc::clone(&self.places), peer: self.peer })
+    }
+}
+
+impl<P: Copy + Eq + Hash> Drop for Place<P> {
+    fn drop(&mut self) {
+        let mut state = self.places.state();
+        // Not there: pushed out, or settled. Either has seen to the count.
+        if state.waiting.remove(&self.number).is_some() {
+            state.free(self.peer);
+        }
+    }
+}
+
+impl<P: Copy + Eq + Hash> Drop for Settled<P> {
+    fn drop(&mut self) {
+        self.places.state().free(self.peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free<P: Copy + Eq + Hash>(taken: Taken<P>) -> Place<P> {
+        match taken {
+            Taken::Free(place) => place,
+            Taken::Instead(..) | Taken::None => panic!("no free place"),
+        }
+    }
+
+    fn instead<P: Copy + Eq + Hash>(taken: Taken<P>) -> (Place<P>, P) {
+        match taken {
+            Taken::Instead(place, loser) => (place, loser),
+            Taken::Free(_) | Taken::None => panic!("nobody was pushed out"),
+        }
+    }
+
+    #[test]
+    fn a_peer_with_too_many_loses_its_own_oldest() {
+        let places = Places::new(10, 2);
+        let _other = free(places.take('b', Instant::now()));
+        let (first, second) =
+            (free(places.take('a', Instant::now())), free(places.take('a', Instant::now())));
+        let (_third, loser) = instead(places.take('a', Instant::now()));
+        assert_eq!(loser, 'a');
+        assert!(first.settle().is_none(), "the oldest has lost its place");
+        assert!(second.settle().is_some());
+    }
+
+    #[test]
+    fn a_full_table_makes_room_by_age_whoever_it_is() {
+        let places = Places::new(3, 3);
+        let [a, b, c] = ['a', 'b', 'c'].map(|it| free(places.take(it, Instant::now())));
+        let settled = a.settle();
+        assert!(settled.is_some());
+        let (_d, loser) = instead(places.take('d', Instant::now()));
+        assert_eq!(loser, 'b', "a has settled");
+        drop((b, c));
+        free(places.take('e', Instant::now()));
+    }
+
+    #[test]
+    fn the_settled_keep_their_places() {
+        let places = Places::new(2, 2);
+        let kept = ['a', 'b'].map(|it| free(places.take(it, Instant::now())).settle());
+        assert!(matches!(places.take('c', Instant::now()), Taken::None));
+        drop(kept);
+        free(places.take('c', Instant::now()));
+    }
+
+    #[test]
+    fn a_place_is_safe_for_a_while() {
+        let (grace, start) = (Duration::from_millis(100), Instant::now());
+        let places = Places::with_grace(1, 1, grace);
+        let _first = free(places.take('a', start));
+        assert!(matches!(places.take('b', start + grace / 2), Taken::None));
+        let (_third, loser) = instead(places.take('c', start + grace));
+        assert_eq!(loser, 'a');
+    }
+
+    #[test]
+    fn counts_come_back_to_nothing() {
+        let places = Places::new(8, 3);
+        let mut held = Vec::new();
+        for turn in 0..1000_u32 {
+            match places.take(turn % 5, Instant::now()) {
+                Taken::Free(place) | Taken::Instead(place, _) if turn % 3 == 0 => {
+                    held.extend(place.settle().filter(|_| turn % 2 == 0));
+                }
+                Taken::Free(_) | Taken::Instead(..) | Taken::None => {}
+            }
+            if held.len() > 6 {
+                held.clear();
+            }
+        }
+        held.clear();
+        let state = places.state();
+        assert_eq!((state.taken, state.of_peer.len(), state.waiting.len()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn the_loser_hears_of_it() {
+        let places = Places::new(1, 1);
+        let first = free(places.take('a', Instant::now()));
+        let (_second, _) = instead(places.take('b', Instant::now()));
+        first.pushed_out().await;
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The serial listener: serial ports and VM channels of running domains.
+//!
+//! QEMU listens on a UNIX socket for each such port, and we connect to it: the socket tells which domain asks, so
+//! there is neither key nor challenge. One task follows the running domains ([`crate::inventory`]); each socket is a
+//! task of its own ([`line`](mod@line)), which lives as long as its domain runs and connects again by itself.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fence_config::{SerialListener as Settings, SerialMode};
+use fence_wire::{DEFAULT_PORT, escaped};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::StartError;
+use crate::hypervisor::Hypervisors;
+use crate::inventory::{Domain, Inventory, Port, PortKind, follow};
+use crate::limits::MAX_LINES;
+use crate::service::Service;
+use line::Line;
+
+mod line;
+
+/// Channels that are ours by their name.
+const CHANNEL_NAMES: &str = "org.clusterlabs.fence_virt.";
+/// Channels that must never be touched: whoever connects to the guest agent's takes it from libvirt.
+const GUEST_AGENT: &str = "org.qemu.guest_agent.";
+
+/// The listener.
+pub(crate) struct Serial {
+    service: Arc<Service>,
+    mode: SerialMode,
+    path: Option<PathBuf>,
+    inventory: Inventory,
+}
+
+impl Serial {
+    /// Finds the hypervisor; an error when it can't be reached now. Must run inside the runtime.
+    pub(crate) async fn start(
+        settings: &Settings,
+        service: Arc<Service>,
+        known: &Hypervisors,
+    ) -> Result<Self, StartError> {
+        let hypervisor = known.at(&settings.uri);
+        hypervisor.first_attempt().await.map_err(|it| StartError::Hypervisor(it.to_string()))?;
+        let Settings { uri, path, mode } = settings;
+        let shown = path.as_deref().map_or_else(|| "any".to_owned(), show);
+        info!(%uri, %mode, path = %shown, "listening on sockets of domains");
+        Ok(Self { service, mode: *mode, path: path.clone(), inventory: follow(&hypervisor) })
+    }
+
+    /// Serves for ever.
+    pub(crate) async fn run(mut self) {
+        // A line ends when its sender is dropped: after the request that is under way, which may be about this very
+        // domain.
+        let mut lines: HashMap<(String, PathBuf), watch::Sender<()>> = HashMap::new();
+        loop {
+            let wanted = self.wanted();
+            let names: HashSet<_> = wanted.iter().map(|(it, path)| (it.uuid.clone(), path.clone())).collect();
+            lines.retain(|name, _| names.contains(name));
+            for (domain, path) in wanted {
+                let name = (domain.uuid.clone(), path.clone());
+                if lines.contains_key(&name) {
+                    continue;
+                }
+                if lines.len() >= MAX_LINES {
+                    warn!(domain = %escaped(&domain.name), "not served: more than {MAX_LINES} sockets");
+                    continue;
+                }
+                let (alive, gone) = watch::channel(());
+                lines.insert(name, alive);
+                tokio::spawn(Line::new(Arc::clone(&self.service), &domain, path, gone).keep());
+            }
+            if self.inventory.running.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn wanted(&mut self) -> Vec<(Arc<Domain>, PathBuf)> {
+        let running = self.inventory.running.borrow_and_update();
+        let mut wanted = Vec::new();
+        for domain in running.values() {
+            let ports = domain.ports.iter().filter(|it| is_ours(it, self.mode, self.path.as_deref()));
+            wanted.extend(ports.map(|it| (Arc::clone(domain), it.path.clone())));
+        }
+        wanted
+    }
+}
+
+/// Whether requests may come by this port.
+fn is_ours(port: &Port, mode: SerialMode, directory: Option<&Path>) -> bool {
+    let lies_there = |directory: &Path| port.path.parent() == Some(directory);
+    match (mode, &port.kind) {
+        (SerialMode::Serial, PortKind::Serial) => directory.is_none_or(lies_there),
+        (SerialMode::Vmchannel, PortKind::Virtio(name)) if name.starts_with(GUEST_AGENT) => false,
+        (SerialMode::Vmchannel, PortKind::Virtio(name)) => {
+            directory.map_or_else(|| name.starts_with(CHANNEL_NAMES), lies_there)
+        }
+        (SerialMode::Vmchannel, PortKind::GuestForward(port)) => {
+            directory.map_or(*port == DEFAULT_PORT, lies_there)
+        }
+        (SerialMode::Vmchannel, PortKind::Other) => directory.is_some_and(lies_there),
+        (SerialMode::Serial, _) | (SerialMode::Vmchannel, PortKind::Serial) => false,
+    }
+}
+
+fn show(path: &Path) -> String {
+    escaped(path.as_os_str().as_encoded_bytes()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn virtio(name: &str) -> PortKind {
+        PortKind::Virtio(name.to_owned())
+    }
+
+    fn ours(kind: &PortKind, mode: SerialMode, directory: Option<&str>) -> bool {
+        let port = Port { path: "/run/fence/a".into(), kind: kind.clone() };
+        is_ours(&port, mode, directory.map(Path::new))
+    }
+
+    #[test]
+    fn a_directory_takes_what_lies_in_it_and_nowhere_else() {
+        for (kind, mode) in [
+            (PortKind::Serial, SerialMode::Serial),
+            (virtio("org.example"), SerialMode::Vmchannel),
+            (virtio(""), SerialMode::Vmchannel),
+            (PortKind::GuestForward(7), SerialMode::Vmchannel),
+            (PortKind::Other, SerialMode::Vmchannel),
+        ] {
+            assert!(ours(&kind, mode, Some("/run/fence")), "{kind:?}");
+            assert!(ours(&kind, mode, Some("/run/fence/")), "{kind:?}");
+            for elsewhere in ["/run", "/run/fenc", "/run/fence/a", "/"] {
+                assert!(!ours(&kind, mode, Some(elsewhere)), "{kind:?} {elsewhere}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_directory_the_name_or_the_port_decides() {
+        let mode = SerialMode::Vmchannel;
+        assert!(ours(&virtio("org.clusterlabs.fence_virt.0"), mode, None));
+        assert!(ours(&PortKind::GuestForward(1229), mode, None));
+        assert!(!ours(&virtio("org.example"), mode, None));
+        assert!(!ours(&PortKind::GuestForward(1230), mode, None));
+        assert!(!ours(&PortKind::Other, mode, None));
+        assert!(ours(&PortKind::Serial, SerialMode::Serial, None));
+    }
+
+    #[test]
+    fn the_guest_agent_is_left_alone_and_modes_do_not_mix() {
+        assert!(!ours(&virtio("org.qemu.guest_agent.0"), SerialMode::Vmchannel, None));
+        assert!(!ours(&virtio("org.qemu.guest_agent.0"), SerialMode::Vmchannel, Some("/run/fence")));
+        assert!(!ours(&PortKind::Serial, SerialMode::Vmchannel, Some("/run/fence")));
+        assert!(!ours(&virtio("org.clusterlabs.fence_virt.0"), SerialMode::Serial, Some("/run/fence")));
+    }
+}

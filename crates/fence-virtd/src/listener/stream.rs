@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What TCP and vsock have in common: a client connects, sends its request packet, and the conversation follows on
+//! the same stream.
+//!
+//! One task accepts and never waits for a peer; each connection is a task of its own. It must never look at domains.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::hash::Hash;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_wire::{HashType, REQUEST_LEN, Received, Request, escaped};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::timeout_at;
+use tracing::debug;
+
+use super::places::{Place, Places, Settled, Taken};
+use crate::access::Identity;
+use crate::conversation::{Auth, converse};
+use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
+use crate::service::{Job, Service};
+
+/// After an accept that failed for lack of something (descriptors, memory).
+const BREATH: Duration = Duration::from_millis(50);
+
+/// A transport on which clients connect to us.
+pub(crate) trait Transport: Send + Sync + 'static {
+    /// Its name in logs and in the configuration.
+    const NAME: &'static str;
+    /// One connection.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+    /// Who is at its other end, as far as the limits care: without the port.
+    type Peer: Copy + Eq + Hash + Display + Send + Sync + 'static;
+
+    /// The next connection, with the peer's whole address for people.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer, String)>> + Send;
+
+    /// What is known of the peer.
+    fn identify(&self, peer: Self::Peer) -> impl Future<Output = Identity> + Send;
+}
+
+/// A listener on one transport.
+pub(crate) struct Streams<T: Transport> {
+    transport: T,
+    service: Arc<Service>,
+    minimum: HashType,
+    auth: Auth,
+    places: Arc<Places<T::Peer>>,
+}
+
+impl<T: Transport> Streams<T> {
+    pub(crate) fn new(transport: T, service: Arc<Service>, minimum: HashType, auth: Auth) -> Arc<Self> {
+        let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
+        Arc::new(Self { transport, service, minimum, auth, places })
+    }
+
+    /// Serves for ever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        loop {
+            let (stream, peer, name) = match self.transport.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // A connection that broke before we took it, or a system that is out of something: either
+                    // passes.
+                    self.service.drops.note(T::NAME, "accept", &"the system", &error);
+                    tokio::time::sleep(BREATH).await;
+                    continue;
+                }
+            };
+            let place = match self.places.take(peer, Instant::now()) {
+                Taken::Free(place) => place,
+                Taken::Instead(place, loser) => {
+                    let why = "closed before it sent a request: there were too many connections";
+                    self.service.drops.note(T::NAME, "pushed-out", &loser, &why);
+                    place
+                }
+                Taken::None => {
+                    let why = "too many requests are under way";
+                    self.service.drops.note(T::NAME, "too-many-connections", &peer, &why);
+                    continue;
+                }
+            };
+            tokio::spawn(Arc::clone(&self).serve(stream, peer, name, place));
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        mut stream: T::Stream,
+        peer: T::Peer,
+        name: String,
+        place: Place<T::Peer>,
+    ) {
+        let arrived = Instant::now();
+        let packet = tokio::select! {
+            packet = self.packet(&mut stream, arrived, &name) => packet,
+            () = place.pushed_out() => return,
+        };
+        let Some((place, Received { request, key, .. })) =
+            packet.and_then(|it| self.checked(&it, &name, place))
+        else {
+            return;
+        };
+        let job = Job {
+            id: self.service.next_id(),
+            arrived,
+            transport: T::NAME,
+            peer: name,
+            identity: self.transport.identify(peer).await,
+            key: self.auth.keys.fingerprint(key),
+            action: request.action,
+            target: request.target,
+        };
+        debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
+        converse(Arc::clone(&self.service), stream, self.auth.clone(), key, job, None).await;
+        drop(place);
+    }
+
+    /// The first bytes of a connection.
+    async fn packet(
+        &self,
+        stream: &mut T::Stream,
+        arrived: Instant,
+        name: &str,
+    ) -> Option<[u8; REQUEST_LEN]> {
+        let mut packet = [0; REQUEST_LEN];
+        let (reason, detail) =
+            match timeout_at((arrived + REQUEST_LIMIT).into(), stream.read_exact(&mut packet)).await {
+                Ok(Ok(_)) => return Some(packet),
+                Err(_) => ("no-request", "no whole request came in time"),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    ("hung-up", "it hung up before its request was whole")
+                }
+                Ok(Err(error)) => {
+                    self.service.drops.note(T::NAME, "receive", &name, &error);
+                    return None;
+                }
+            };
+        self.service.drops.note(T::NAME, reason, &name, &detail);
+        None
+    }
+
+    fn checked(
+        &self,
+        packet: &[u8; REQUEST_LEN],
+        name: &str,
+        place: Place<T::Peer>,
+    ) -> Option<(Settled<T::Peer>, Received)> {
+        let received = match Request::decode(packet, self.minimum, self.auth.keys.all()) {
+            Ok(received) => received,
+            Err(error) => {
+                self.service.drops.note(T::NAME, error.reason(), &name, &error);
+                return None;
+            }
+        };
+        // Without a hash there is nothing that a replay could misuse.
+        if received.hash != HashType::None && !self.service.is_new(packet) {
+            let why = "the very same packet was here before";
+            self.service.drops.note(T::NAME, "replay", &name, &why);
+            return None;
+        }
+        Some((place.settle()?, received))
+    }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The TCP listener's transport: sockets, and who is at the other end.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use fence_config::TcpListener as Settings;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::info;
+
+use super::StartError;
+use super::stream::{Streams, Transport};
+use crate::access::Identity;
+use crate::identity::Sources;
+use crate::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
+use crate::service::{Service, TCP};
+
+/// A listening TCP socket.
+pub(crate) struct Tcp {
+    listener: TcpListener,
+    sources: Arc<Sources>,
+}
+
+impl Tcp {
+    /// Loads the keys and opens the socket. Must run inside the runtime.
+    pub(crate) fn start(
+        settings: &Settings,
+        service: Arc<Service>,
+        sources: Arc<Sources>,
+    ) -> Result<Arc<Streams<Self>>, StartError> {
+        let (minimum, auth) = super::proof(settings.hash, settings.auth, &settings.key_files)?;
+        let address = SocketAddr::new(settings.address, settings.port);
+        let listener = listen(address)
+            .map_err(|error| StartError::Socket(format!("can't listen at {address}: {error}")))?;
+        info!(%address, hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(), "listening on TCP");
+        super::warn_unproved(minimum, auth.hash);
+        Ok(Streams::new(Self { listener, sources }, service, minimum, auth))
+    }
+}
+
+impl Transport for Tcp {
+    const NAME: &'static str = TCP;
+    type Stream = TcpStream;
+    type Peer = IpAddr;
+
+    async fn accept(&self) -> io::Result<(TcpStream, IpAddr, String)> {
+        let (stream, peer) = self.listener.accept().await?;
+        // Small messages to and fro: none may wait for another.
+        stream.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_EVERY)
+            .with_retries(KEEPALIVE_PROBES);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok((stream, peer.ip().to_canonical(), peer.to_string()))
+    }
+
+    async fn identify(&self, peer: IpAddr) -> Identity {
+        self.sources.of_ip(peer).await
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of an earlier run in TIME-WAIT are no hindrance.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG.cast_signed())?;
+    TcpListener::from_std(socket.into())
+}

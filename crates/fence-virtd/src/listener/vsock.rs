@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The vsock listener's transport: sockets between a host and its guests, no network in between.
+
+use std::io;
+use std::sync::Arc;
+
+use fence_config::VsockListener as Settings;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tracing::info;
+
+use super::StartError;
+use super::stream::{Streams, Transport};
+use crate::access::Identity;
+use crate::identity::Sources;
+use crate::service::Service;
+
+/// A listening vsock socket.
+pub(crate) struct Vsock {
+    listener: VsockListener,
+    sources: Arc<Sources>,
+}
+
+impl Vsock {
+    /// Loads the keys and opens the socket. Must run inside the runtime.
+    pub(crate) fn start(
+        settings: &Settings,
+        service: Arc<Service>,
+        sources: Arc<Sources>,
+    ) -> Result<Arc<Streams<Self>>, StartError> {
+        let (minimum, auth) = super::proof(settings.hash, settings.auth, &settings.key_files)?;
+        let port = u32::from(settings.port);
+        let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+            .map_err(|error| StartError::Socket(why(port, &error)))?;
+        info!(port, hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(), "listening on vsock");
+        super::warn_unproved(minimum, auth.hash);
+        Ok(Streams::new(Self { listener, sources }, service, minimum, auth))
+    }
+}
+
+impl Transport for Vsock {
+    const NAME: &'static str = "vsock";
+    type Stream = VsockStream;
+    /// The context id.
+    type Peer = u32;
+
+    async fn accept(&self) -> io::Result<(VsockStream, u32, String)> {
+        let (stream, peer) = std::future::poll_fn(|context| self.listener.poll_accept(context)).await?;
+        Ok((stream, peer.cid(), format!("cid {} port {}", peer.cid(), peer.port())))
+    }
+
+    async fn identify(&self, peer: u32) -> Identity {
+        self.sources.of_cid(peer)
+    }
+}
+
+fn why(port: u32, error: &io::Error) -> String {
+    let hint = match nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+        nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::ENODEV => {
+            "; this kernel has no vsock: is the module vhost_vsock loaded (modprobe vhost_vsock)?"
+        }
+        _ => "",
+    };
+    format!("can't listen on vsock port {port}: {error}{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_vsock_is_named() {
+        let error = io::Error::from_raw_os_error(nix::errno::Errno::EAFNOSUPPORT as i32);
+        assert!(why(1229, &error).contains("modprobe vhost_vsock"));
+        let error = io::Error::from_raw_os_error(nix::errno::Errno::EADDRINUSE as i32);
+        assert!(!why(1229, &error).contains("modprobe"));
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! fence_virtd: powers virtual machines off, on and round for the clusters that run inside them.
+//!
+//! The way of a request: `listener` → `access` → `conversation` (the proof) → `backend` → response → `audit`.
+#![forbid(unsafe_code)]
+// Without libvirt nothing makes what backends and sources are made of.
+#![cfg_attr(not(feature = "libvirt"), allow(dead_code))]
+
+mod access;
+mod arbiter;
+mod audit;
+mod backend;
+mod conversation;
+mod daemonise;
+mod drops;
+mod history;
+#[cfg(feature = "libvirt")]
+mod hypervisor;
+mod identity;
+mod inventory;
+mod keys;
+mod limits;
+mod listener;
+mod locks;
+mod log;
+mod options;
+mod pid_file;
+mod run;
+mod service;
+mod turns;
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+
+use options::Command;
+
+fn main() -> ExitCode {
+    match options::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Run(options)) => run::run(&options),
+        Ok(Command::Help) => print(options::HELP),
+        Ok(Command::Version) => print(concat!("fence_virtd ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::ListModules) => print(&modules()),
+        Ok(Command::Configure) => {
+            complain(&"-c is not there yet; write the file by hand, fence_virt.conf(5) has an example");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            complain(&error);
+            complain(&"fence_virtd -h lists the options");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn modules() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let backends = if cfg!(feature = "libvirt") { format!("    libvirt {version}\n") } else { String::new() };
+    let listeners = ["multicast", "tcp", "vsock", "serial"];
+    let listeners: String = listeners
+        .iter()
+        .filter(|it| cfg!(feature = "libvirt") || **it != "serial")
+        .map(|it| format!("    {it} {version}\n"))
+        .collect();
+    format!("Available backends:\n{backends}Available listeners:\n{listeners}")
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What must reach the one who typed the command, before there is a log.
+fn complain(what: &dyn fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "fence_virtd: {what}");
+}

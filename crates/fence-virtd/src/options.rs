@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The command line of fence_virtd.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use fence_cli::getopt::{self, GetoptError};
+use fence_wire::escaped;
+use std::os::unix::ffi::OsStrExt;
+
+/// Where the configuration is looked for.
+pub(crate) const CONFIG_FILE: &str = "/etc/fence_virt.conf";
+/// Where the process id is written.
+pub(crate) const PID_FILE: &str = "/var/run/fence_virtd.pid";
+
+const SPEC: &str = "Ff:d:clwp:hV";
+
+/// What to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Command {
+    /// Serve.
+    Run(Options),
+    /// Print the usage.
+    Help,
+    /// Print the version.
+    Version,
+    /// Print what is built in.
+    ListModules,
+    /// Ask for settings and write the configuration.
+    Configure,
+}
+
+/// How to serve.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Options {
+    /// Stay in the foreground; none: as the configuration says.
+    pub(crate) foreground: bool,
+    /// The configuration file.
+    pub(crate) config: PathBuf,
+    /// Level of debugging output; none: as the configuration says.
+    pub(crate) debug: Option<u32>,
+    /// Try again instead of giving up when something can't start; false: as the configuration says.
+    pub(crate) wait: bool,
+    /// The pid file, where one is named.
+    pub(crate) pid_file: Option<PathBuf>,
+}
+
+/// What is wrong with the command line.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum OptionsError {
+    #[error(transparent)]
+    Form(#[from] GetoptError),
+    #[error("-d takes a number from 0 to 99, not \"{0}\"")]
+    Debug(String),
+    #[error("\"{0}\" is no option; options start with -")]
+    Operand(String),
+}
+
+/// The usage text.
+pub(crate) const HELP: &str = "\
+Usage: fence_virtd [options]
+  -F         stay in the foreground
+  -f FILE    configuration file (default /etc/fence_virt.conf)
+  -d LEVEL   level of debugging output, 0 to 99
+  -c         ask for settings and write the configuration file
+  -l         list the listeners and backends that are built in
+  -w         when a listener or backend can't start: try again every 5 s instead of giving up
+  -p FILE    file for the process id (default /var/run/fence_virtd.pid)
+  -h         this text
+  -V         version
+";
+
+/// Reads the command line, without the program's name.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, OptionsError> {
+    let line = getopt::parse(SPEC, arguments)?;
+    if let Some(operand) = line.operands.first() {
+        return Err(OptionsError::Operand(escaped(operand.as_bytes()).to_string()));
+    }
+    let mut options =
+        Options { foreground: false, config: CONFIG_FILE.into(), debug: None, wait: false, pid_file: None };
+    let mut command = None;
+    for option in line.options {
+        let value = option.value.unwrap_or_default();
+        match option.letter {
+            'F' => options.foreground = true,
+            'f' => options.config = value.into(),
+            'd' => {
+                let level = value.to_str().and_then(|it| it.parse().ok()).filter(|it| *it <= 99);
+                options.debug =
+                    Some(level.ok_or_else(|| OptionsError::Debug(escaped(value.as_bytes()).to_string()))?);
+            }
+            'w' => options.wait = true,
+            'p' => options.pid_file = Some(value.into()),
+            'c' => command = command.or(Some(Command::Configure)),
+            'l' => command = command.or(Some(Command::ListModules)),
+            'V' => command = command.or(Some(Command::Version)),
+            _ => command = Some(Command::Help),
+        }
+    }
+    Ok(command.unwrap_or(Command::Run(options)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, OptionsError> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    fn options(line: &str) -> Options {
+        match parsed(line).unwrap() {
+            Command::Run(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn forms() {
+        assert_eq!(options("").config, PathBuf::from(CONFIG_FILE));
+        let all = options("-Fwd5 -f x -p y");
+        assert!(all.foreground && all.wait);
+        assert_eq!((all.debug, all.config, all.pid_file), (Some(5), "x".into(), Some("y".into())));
+        assert_eq!(parsed("-h"), Ok(Command::Help));
+        assert_eq!(parsed("-F -l"), Ok(Command::ListModules));
+        assert!(parsed("-d x").is_err());
+        assert!(parsed("stray").is_err());
+        assert!(parsed("-f").is_err());
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The pid file: one daemon per file, held by a lock, gone after a clean end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+/// A pid file that this process holds. Dropping it removes the file.
+#[derive(Debug)]
+pub(crate) struct PidFile {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// Why there is no pid file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PidFileError {
+    #[error(
+        "{path} is held by another fence_virtd (pid {pid}); stop it first, or give this one a -p of its own"
+    )]
+    Held { path: String, pid: String },
+    #[error("can't write the pid file {path}: {source}")]
+    Io { path: String, source: io::Error },
+}
+
+impl PidFile {
+    /// Takes the file, or says who holds it.
+    pub(crate) fn take(path: &Path) -> Result<Self, PidFileError> {
+        let shown = || fence_wire::escaped(path.as_os_str().as_encoded_bytes()).to_string();
+        let failed = |source| PidFileError::Io { path: shown(), source };
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o644)
+                .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+                .open(path)
+                .map_err(failed)?;
+            let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    let mut pid = String::new();
+                    let _ = file.read_to_string(&mut pid);
+                    let pid = pid.trim().parse::<u32>().map_or("unknown".to_owned(), |it| it.to_string());
+                    return Err(PidFileError::Held { path: shown(), pid });
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
+            };
+            // The holder before us may have removed the file between our open and our lock: then the lock is on a
+            // file that nobody else will find.
+            let ours = lock.metadata().map_err(failed)?;
+            match fs::metadata(path) {
+                Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {}
+                _ => continue,
+            }
+            lock.set_len(0).map_err(failed)?;
+            lock.rewind().map_err(failed)?;
+            writeln!(&*lock, "{}", std::process::id()).map_err(failed)?;
+            return Ok(Self { path: path.to_owned(), _lock: lock });
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Before the lock goes, so that the next one never finds our file unlocked.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_and_nothing_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        fs::write(&path, "99999999\n").unwrap();
+        let held = PidFile::take(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        let error = PidFile::take(&path).unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(held);
+        assert!(!path.exists());
+        PidFile::take(&path).unwrap();
+    }
+}

@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The way of a request once it is known to be one: resolve, access, action, answer, audit.
+//!
+//! Transports call [`Service::resolve`] as soon as a request is read, then wait for its [`Service::turn`], then ask
+//! the peer for its proof, and then [`Service::execute`] it and [`Service::over`]; they know nothing of domains, and
+//! nothing here knows sockets. Every request that got here ends in exactly one audit record.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_wire::{Action, CHALLENGE_LEN, Challenge, HostListEntry, Proved, Response, Target};
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::access::{Access, Decision, Identity, Subject};
+use crate::arbiter::{self, PeerId, Source, Why, Work};
+use crate::audit::{Audit, Record};
+use crate::backend::{
+    ActError, Backend, DomainRef, Lease, LeaseEnd, LocateError, Located, Power, Settled, StartFrom,
+};
+use crate::drops::Drops;
+use crate::history::Packets;
+use crate::locks::lock;
+use crate::turns::{Running, Told, Turn, Turns};
+
+/// How long a client can be waiting for its answer: the agents' default time-out, counted from arrival.
+pub(crate) const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+/// Our answer leaves this much earlier than that, so that the client hears a reason rather than nothing.
+const ANSWER_MARGIN: Duration = Duration::from_secs(2);
+/// How long a reboot that was done and could not be told stands for the same client's next try.
+const LOST_ANSWERS_STAND: Duration = Duration::from_secs(60);
+const MAX_LOST_ANSWERS: usize = 256;
+/// The transport that says nothing of who is behind an address.
+pub(crate) const TCP: &str = "tcp";
+/// How long the start after a reboot's power-off may take, whatever became of the client meanwhile.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// A look that takes longer than this will not come at all.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// What all listeners share.
+pub(crate) struct Service {
+    backend: Arc<dyn Backend>,
+    access: Access,
+    /// What was dropped, and why.
+    pub(crate) drops: Drops,
+    packets: Mutex<Packets>,
+    turns: Arc<Turns>,
+    lost_answers: Mutex<Vec<LostAnswer>>,
+    audit: Audit,
+    challenges: Mutex<HashSet<Challenge>>,
+    next_id: AtomicU64,
+    under_way: AtomicUsize,
+    all_done: Notify,
+}
+
+/// One request, from its arrival to its audit record.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// Counts from 1 in each run of the daemon.
+    pub(crate) id: u64,
+    /// When its first packet came.
+    pub(crate) arrived: Instant,
+    /// The transport's name.
+    pub(crate) transport: &'static str,
+    /// The peer's address, for people.
+    pub(crate) peer: String,
+    /// Who asks.
+    pub(crate) identity: Identity,
+    /// Fingerprint of the key that made its hash.
+    pub(crate) key: Option<Arc<str>>,
+    /// What is asked.
+    pub(crate) action: Action,
+    /// What it is about.
+    pub(crate) target: Target,
+}
+
+impl Job {
+    /// The moment when the client has given up.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.arrived + CLIENT_PATIENCE
+    }
+
+    /// The domain that it comes from, as far as the arbiter may rely on it. Behind an address on TCP there may be
+    /// many machines, one of ours that translates addresses for others among them.
+    fn source(&self) -> Source {
+        match &self.identity.domain {
+            Some(uuid) if self.transport != TCP => Source::Known(uuid.clone()),
+            _ => Source::Unknown,
+        }
+    }
+
+    /// What tells it from other peers, where anything does.
+    fn peer_id(&self) -> Option<PeerId> {
+        match (&self.identity.domain, self.identity.cid, self.identity.ip) {
+            _ if self.transport == TCP => None,
+            (Some(uuid), _, _) => Some(PeerId(format!("domain {uuid}"))),
+            (None, Some(cid), _) => Some(PeerId(format!("cid {cid}"))),
+            (None, None, Some(ip)) => Some(PeerId(format!("address {ip}"))),
+            (None, None, None) => None,
+        }
+    }
+}
+
+/// A reboot that was done and whose client was gone before it heard of that.
+struct LostAnswer {
+    when: Instant,
+    identity: Identity,
+    uuid: String,
+    told: Told,
+}
+
+/// How a request goes on after its turn was asked for.
+#[derive(Debug)]
+pub(crate) enum Go {
+    /// Ask for the proof and run it. The value is to be handed on to [`Service::execute`] and [`Service::over`].
+    Run(Running),
+    /// The same work was done already: ask for the proof and tell this.
+    Told(Told),
+    /// It does not run.
+    Never(Why),
+}
+
+/// What a request comes to before it runs.
+#[derive(Debug)]
+pub(crate) enum Resolved {
+    /// It may run, on this domain; none where the action is about no domain.
+    Run(Option<Located>),
+    /// It will not run.
+    Refused(Response, String, Option<DomainRef>),
+}
+
+impl Resolved {
+    /// The domain that was found.
+    pub(crate) fn domain(&self) -> Option<&DomainRef> {
+        match self {
+            Self::Run(located) => located.as_ref().map(Located::domain),
+            Self::Refused(_, _, domain) => domain.as_ref(),
+        }
+    }
+
+    /// Whether this host is the one to answer: the domain lives here, or there is none to be anywhere. A shut-off
+    /// definition is not enough: "off already" would be said at once of a domain that runs on another host.
+    pub(crate) fn is_ours(&self) -> bool {
+        match self {
+            Self::Run(Some(Located::GoneOff(_) | Located::Resting(_))) | Self::Refused(_, _, None) => false,
+            Self::Run(_) | Self::Refused(..) => true,
+        }
+    }
+}
+
+/// What the client is told.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// A response alone.
+    Response(Response),
+    /// A host list and the response after it.
+    List(Vec<HostListEntry>, Response),
+}
+
+impl Answer {
+    pub(crate) fn response(&self) -> Response {
+        match self {
+            Self::Response(response) | Self::List(_, response) => *response,
+        }
+    }
+}
+
+/// How a request ended, and why where that needs saying.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) answer: Answer,
+    pub(crate) reason: Option<String>,
+    /// Nothing was done, because the client was gone or its time was up.
+    lapsed: bool,
+}
+
+impl Outcome {
+    fn plain(response: Response) -> Self {
+        Self { answer: Answer::Response(response), reason: None, lapsed: false }
+    }
+
+    pub(crate) fn because(response: Response, reason: impl std::fmt::Display) -> Self {
+        Self { reason: Some(reason.to_string()), ..Self::plain(response) }
+    }
+}
+
+impl From<Told> for Outcome {
+    fn from(told: Told) -> Self {
+        let why = told.reason.map(|it| format!(": {it}")).unwrap_or_default();
+        Self::because(told.response, format!("the same work as request {}{why}", told.by))
+    }
+}
+
+impl From<ActError> for Outcome {
+    fn from(error: ActError) -> Self {
+        Self { lapsed: matches!(error, ActError::Lapsed(_)), ..Self::because(Response::Failure, error) }
+    }
+}
+
+impl Service {
+    pub(crate) fn new(backend: Arc<dyn Backend>, access: Access, audit: Audit) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            access,
+            audit,
+            drops: Drops::default(),
+            packets: Mutex::new(Packets::new()),
+            turns: Arc::default(),
+            challenges: Mutex::default(),
+            lost_answers: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            under_way: AtomicUsize::new(0),
+            all_done: Notify::new(),
+        })
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether a packet whose hash fits was never here before, on any listener. It is remembered.
+    pub(crate) fn is_new(&self, packet: &[u8]) -> bool {
+        lock(&self.packets).is_new(packet)
+    }
+
+    /// Finds the domain and asks the groups. Looks only; may run before the peer has proved itself.
+    pub(crate) async fn resolve(&self, job: &Job) -> Resolved {
+        if !job.action.needs_target() {
+            return Resolved::Run(None);
+        }
+        let until = job.deadline().min(Instant::now() + LOOK_LIMIT);
+        let located = self.backend.locate(&job.target, until).await;
+        let subject = match &located {
+            Ok(it) => Subject::Domain { uuid: &it.domain().uuid, name: &it.domain().name },
+            Err(_) => Subject::Text(job.target.as_str()),
+        };
+        let domain = located.as_ref().ok().map(|it| it.domain().clone());
+        match (self.access.decide(&job.identity, subject), located) {
+            (Decision::Denied(denial), _) => {
+                Resolved::Refused(Response::PermissionDenied, denial.to_string(), domain)
+            }
+            (_, Err(error)) => {
+                if matches!(error, LocateError::Unavailable(_)) {
+                    warn!(id = job.id, "can't look for the domain: {error}");
+                }
+                Resolved::Refused(Response::Failure, error.to_string(), None)
+            }
+            (decision, Ok(located)) => {
+                debug!(id = job.id, ?decision, domain = ?located.domain(), "resolved");
+                Resolved::Run(Some(located))
+            }
+        }
+    }
+
+    /// A challenge that we are about to send. It is outstanding as long as the value lives.
+    pub(crate) fn challenge(&self) -> Result<Outstanding<'_>, getrandom::Error> {
+        let mut challenge = [0; CHALLENGE_LEN];
+        getrandom::fill(&mut challenge)?;
+        lock(&self.challenges).insert(challenge);
+        Ok(Outstanding { service: self, challenge })
+    }
+
+    /// Whether a peer's challenge is one of ours that is outstanding: it wants us to answer it for it.
+    pub(crate) fn is_reflected(&self, theirs: &Challenge) -> bool {
+        lock(&self.challenges).contains(theirs)
+    }
+
+    /// Ends what waits for its turn too long. Runs for ever, as a task of its own.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        Arc::clone(&self.turns).keep_time().await;
+    }
+
+    /// Waits until the request may run, or must not. Ends at once when the lease does.
+    pub(crate) async fn turn(&self, job: &Job, resolved: &Resolved, lease: &Lease) -> Go {
+        let work = work(job, resolved);
+        if let Some(told) = self.lost_answer(job, &work) {
+            return Go::Told(told);
+        }
+        let request = arbiter::Request {
+            id: job.id,
+            work,
+            source: job.source(),
+            peer: job.peer_id(),
+            arrived: job.arrived,
+            deadline: lease.until(),
+        };
+        let mut waiting = match self.turns.submit(request) {
+            Ok(waiting) => waiting,
+            Err(why) => return Go::Never(why),
+        };
+        if let Some(leader) = waiting.joined {
+            debug!(id = job.id, leader, "joins the same work");
+        }
+        tokio::select! {
+            biased;
+            turn = waiting.turn() => match turn {
+                Turn::Run(running) => Go::Run(running),
+                Turn::Told(told) => Go::Told(told),
+                Turn::Never(why) => Go::Never(why),
+            },
+            end = lease.ended() => {
+                let why = match end {
+                    LeaseEnd::HungUp => Why::HungUp,
+                    LeaseEnd::Superseded => Why::Superseded,
+                };
+                waiting.withdraw(why);
+                Go::Never(why)
+            }
+        }
+    }
+
+    /// Carries the request out. The peer has proved itself; `lease` ends when it hangs up.
+    pub(crate) async fn execute(
+        &self,
+        job: &Job,
+        resolved: Resolved,
+        _proof: Proved,
+        running: &Running,
+        lease: &Lease,
+    ) -> Outcome {
+        match resolved {
+            Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
+            Resolved::Run(None) => self.without_domain(job).await,
+            Resolved::Run(Some(Located::Here(domain) | Located::Resting(domain))) => {
+                self.on_domain(job, &domain, running, lease).await
+            }
+            // It may have been started since it was looked for.
+            Resolved::Run(Some(Located::GoneOff(_))) => match self.resolve(job).await {
+                Resolved::Run(Some(Located::Here(domain) | Located::Resting(domain))) => {
+                    self.on_domain(job, &domain, running, lease).await
+                }
+                Resolved::Run(Some(Located::GoneOff(domain))) => gone_off(job.action, &domain),
+                Resolved::Run(None) => Outcome::because(Response::Failure, "nothing was asked"),
+                Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
+            },
+        }
+    }
+
+    /// The lease of a request: until shortly before its client gives up.
+    pub(crate) fn lease(job: &Job) -> (Lease, Settled) {
+        Lease::new(job.deadline() - ANSWER_MARGIN)
+    }
+
+    /// The work of a request is over as far as its client is concerned. Those that joined it are told, and what it
+    /// held up goes on, as soon as nothing of it can take effect any more: a call that hangs in a hypervisor holds
+    /// up what conflicts with it longer than it holds up its client.
+    pub(crate) fn over(running: Running, outcome: &Outcome, lease: Lease, mut settled: Settled) {
+        drop(lease);
+        if outcome.lapsed {
+            // Dropped: nothing was done, and the first that joined takes over.
+            return;
+        }
+        let (response, reason) = (outcome.answer.response(), outcome.reason.clone());
+        if settled.is_now() {
+            running.finished(response, reason);
+        } else {
+            tokio::spawn(async move {
+                settled.wait().await;
+                running.finished(response, reason);
+            });
+        }
+    }
+
+    /// The client was gone before it could be told. Should it ask again, a reboot is not done twice.
+    pub(crate) fn answer_lost(&self, job: &Job, domain: Option<&DomainRef>, outcome: &Outcome) {
+        let response = outcome.answer.response();
+        let (Action::Reboot, Response::Success, Some(domain)) = (job.action, response, domain) else {
+            return;
+        };
+        let told = Told { response, reason: outcome.reason.clone(), by: job.id };
+        let lost = LostAnswer {
+            when: Instant::now(),
+            identity: job.identity.clone(),
+            uuid: domain.uuid.clone(),
+            told,
+        };
+        let mut answers = lock(&self.lost_answers);
+        answers.retain(|it| it.when.elapsed() < LOST_ANSWERS_STAND);
+        if answers.len() >= MAX_LOST_ANSWERS {
+            answers.remove(0);
+        }
+        answers.push(lost);
+    }
+
+    fn lost_answer(&self, job: &Job, work: &Work) -> Option<Told> {
+        let Work::Reboot(uuid) = work else { return None };
+        let mut answers = lock(&self.lost_answers);
+        let place = answers.iter().position(|it| {
+            it.uuid == *uuid && it.identity == job.identity && it.when.elapsed() < LOST_ANSWERS_STAND
+        })?;
+        // Once: a further reboot is a further wish.
+        Some(answers.remove(place).told)
+    }
+
+    /// Writes the record of a request that is over.
+    pub(crate) fn audit(&self, record: &Record<'_>) {
+        self.audit.write(record);
+    }
+
+    /// Opens the audit file anew: somebody moved the old one away.
+    pub(crate) fn reopen_audit(&self) {
+        self.audit.reopen();
+    }
+
+    /// A request is under way as long as the value lives.
+    pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        UnderWay(Arc::clone(self))
+    }
+
+    /// Returns when no request is under way.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let done = self.all_done.notified();
+            if self.under_way.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    async fn without_domain(&self, job: &Job) -> Outcome {
+        let until = job.deadline().min(Instant::now() + LOOK_LIMIT);
+        match job.action {
+            Action::List => match self.backend.list(until).await {
+                Ok(listing) => {
+                    let missing = (!listing.missing.is_empty()).then(|| listing.missing.join("; "));
+                    if let Some(missing) = &missing {
+                        warn!(id = job.id, "the host list is not complete: {missing}");
+                    }
+                    let entries = listing
+                        .domains
+                        .into_iter()
+                        .filter(|it| self.access.shows(&job.identity, &it.uuid, &it.name))
+                        .map(|it| HostListEntry { name: it.name, uuid: it.uuid, on: it.power == Power::On })
+                        .collect();
+                    Outcome {
+                        answer: Answer::List(entries, Response::Success),
+                        reason: missing,
+                        lapsed: false,
+                    }
+                }
+                Err(error) => Outcome::because(Response::Failure, error),
+            },
+            Action::Monitor => match self.backend.health(until).await {
+                Ok(failed) if failed.is_empty() => Outcome::plain(Response::Success),
+                Ok(failed) => {
+                    let failed = failed.join("; ");
+                    warn!(id = job.id, "monitor: {failed}");
+                    Outcome::because(Response::Success, failed)
+                }
+                Err(error) => Outcome::because(Response::Failure, error),
+            },
+            // A request for nothing; the reference answers it with failure.
+            _ => Outcome::because(Response::Failure, "nothing was asked"),
+        }
+    }
+
+    async fn on_domain(&self, job: &Job, domain: &DomainRef, running: &Running, lease: &Lease) -> Outcome {
+        // A look after the action showed it off: from now on it shoots nobody.
+        let seen_off = || running.seen_off();
+        let result = match job.action {
+            Action::Status => {
+                let until = lease.until().min(Instant::now() + LOOK_LIMIT);
+                self.backend.status(domain, until).await.map(|power| match power {
+                    Power::On => Outcome::plain(Response::Success),
+                    Power::Off => Outcome::plain(Response::Off),
+                })
+            }
+            Action::Off => self.backend.off(domain, false, lease).await.map(|down| {
+                seen_off();
+                if down.was_off {
+                    Outcome::because(Response::Success, "was off already")
+                } else {
+                    Outcome::plain(Response::Success)
+                }
+            }),
+            Action::Reboot => self.reboot(domain, lease, seen_off).await,
+            Action::On => self
+                .backend
+                .on(domain, StartFrom::Definition, lease)
+                .await
+                .map(|()| Outcome::plain(Response::Success)),
+            Action::Null | Action::Monitor | Action::List => Ok(Outcome::plain(Response::Failure)),
+        };
+        result.unwrap_or_else(Outcome::from)
+    }
+
+    async fn reboot(
+        &self,
+        domain: &DomainRef,
+        lease: &Lease,
+        seen_off: impl FnOnce(),
+    ) -> Result<Outcome, ActError> {
+        let down = self.backend.off(domain, true, lease).await?;
+        seen_off();
+        let Some(how) = down.restart else {
+            return Ok(if down.was_off {
+                Outcome::because(Response::Success, "was off already, stays off")
+            } else {
+                Outcome::because(Response::Success, "another instance was started meanwhile")
+            });
+        };
+        // The domain was taken down to come up again: that is owed to it, not to the client.
+        let rest = lease.to_the_end(lease.until().max(Instant::now() + START_LIMIT));
+        Ok(match self.backend.on(domain, how, &rest).await {
+            Ok(()) => Outcome::plain(Response::Success),
+            // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report a
+            // failure would make the cluster wait for a fence that has happened.
+            Err(error) => {
+                Outcome::because(Response::Success, format!("fenced, but not started again: {error}"))
+            }
+        })
+    }
+}
+
+/// What the arbiter is asked about: what is refused already only looks.
+fn work(job: &Job, resolved: &Resolved) -> Work {
+    let Resolved::Run(Some(located)) = resolved else { return Work::Look };
+    let uuid = located.domain().uuid.clone();
+    match job.action {
+        Action::On => Work::On(uuid),
+        Action::Off => Work::Off(uuid),
+        Action::Reboot => Work::Reboot(uuid),
+        Action::Null | Action::Status | Action::Monitor | Action::List => Work::Look,
+    }
+}
+
+/// See [`Service::challenge`].
+pub(crate) struct Outstanding<'a> {
+    service: &'a Service,
+    pub(crate) challenge: Challenge,
+}
+
+impl Drop for Outstanding<'_> {
+    fn drop(&mut self) {
+        lock(&self.service.challenges).remove(&self.challenge);
+    }
+}
+
+/// See [`Service::begin`].
+pub(crate) struct UnderWay(Arc<Service>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if self.0.under_way.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.all_done.notify_waiters();
+        }
+    }
+}
+
+/// A transient domain that went off here a short while ago: it is off, and there is nothing to start.
+fn gone_off(action: Action, domain: &DomainRef) -> Outcome {
+    let reason = format!("{} went off here and left no definition", domain.name);
+    Outcome::because(
+        match action {
+            Action::Off | Action::Reboot => Response::Success,
+            Action::Status => Response::Off,
+            _ => Response::Failure,
+        },
+        reason,
+    )
+}

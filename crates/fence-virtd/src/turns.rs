@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The arbiter among tasks: a request asks for its turn, waits for it, and tells how far it is.
+//!
+//! Owns the one [`Arbiter`] and who waits for which of its decisions. The lock is held only for the arbiter's own
+//! arithmetic, never across a wait.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use fence_wire::Response;
+use tokio::sync::{Notify, oneshot};
+
+use crate::arbiter::{Arbiter, Decision, Request, Verdict, Why};
+use crate::locks::lock;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    state: Mutex<State>,
+    /// The arbiter's next deadline may have changed.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arbiter: Arbiter,
+    waiting: HashMap<u64, oneshot::Sender<Turn>>,
+}
+
+/// What a waiting request is told.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// Ask for the proof, run, and report by the value.
+    Run(Running),
+    /// The same work was done for another request: ask for the proof and tell this.
+    Told(Told),
+    /// It does not run.
+    Never(Why),
+}
+
+/// The outcome of work that others joined.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Told {
+    pub(crate) response: Response,
+    pub(crate) reason: Option<String>,
+    /// The number of the request that ran.
+    pub(crate) by: u64,
+}
+
+/// A request that waits for its turn. Dropping it withdraws the request.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    turns: Arc<Turns>,
+    id: u64,
+    turn: oneshot::Receiver<Turn>,
+    /// The request that does the same work, where there is one.
+    pub(crate) joined: Option<u64>,
+    over: bool,
+}
+
+/// A request in flight. Dropping it without [`Running::finished`] says that nothing was done.
+#[derive(Debug)]
+pub(crate) struct Running {
+    turns: Arc<Turns>,
+    id: u64,
+    over: bool,
+}
+
+impl Turns {
+    /// Takes a request in, or says why not.
+    pub(crate) fn submit(self: &Arc<Self>, request: Request) -> Result<Waiting, Why> {
+        let id = request.id;
+        let (teller, turn) = oneshot::channel();
+        let mut state = self.state();
+        let verdict = state.arbiter.submit(Instant::now(), request)?;
+        let mut joined = None;
+        match verdict {
+            Verdict::Run => drop(teller.send(Turn::Run(self.running(id)))),
+            Verdict::Wait => drop(state.waiting.insert(id, teller)),
+            Verdict::Joined(leader) => {
+                joined = Some(leader);
+                state.waiting.insert(id, teller);
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+        Ok(Waiting { turns: Arc::clone(self), id, turn, joined, over: false })
+    }
+
+    /// Ends what waits too long. Runs for ever, as a task of its own.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let changed = self.changed.notified();
+            let next = self.state().arbiter.next_deadline();
+            match next {
+                None => changed.await,
+                Some(at) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = tokio::time::sleep_until(at.into()) => self.report(None, |a| a.tick(Instant::now())),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the arbiter something and carries out what it decides. `told` is for those that joined.
+    fn report(self: &Arc<Self>, told: Option<&Told>, event: impl FnOnce(&mut Arbiter) -> Vec<Decision>) {
+        let mut state = self.state();
+        for decision in event(&mut state.arbiter) {
+            let (id, turn) = match decision {
+                Decision::Run(id) => (id, Turn::Run(self.running(id))),
+                Decision::Drop(id, why) => (id, Turn::Never(why)),
+                Decision::Deliver(id) => match told {
+                    Some(told) => (id, Turn::Told(told.clone())),
+                    None => continue,
+                },
+            };
+            // Sending fails when the waiting task has gone in this very moment. What it is sent reports by its own
+            // drop, which needs the lock: so it is kept until the lock is free.
+            if let Some(teller) = state.waiting.remove(&id)
+                && let Err(unwanted) = teller.send(turn)
+            {
+                let turns = Arc::clone(self);
+                tokio::spawn(async move {
+                    drop(unwanted);
+                    turns.changed.notify_one();
+                });
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn running(self: &Arc<Self>, id: u64) -> Running {
+        Running { turns: Arc::clone(self), id, over: false }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Waiting {
+    /// Waits for the turn. May be called again after it was cancelled.
+    pub(crate) async fn turn(&mut self) -> Turn {
+        let turn = (&mut self.turn).await.unwrap_or(Turn::Never(Why::DeadlinePassed));
+        self.over = true;
+        turn
+    }
+
+    /// It ends without its turn.
+    pub(crate) fn withdraw(mut self, why: Why) {
+        self.give_up(why);
+    }
+
+    fn give_up(&mut self, why: Why) {
+        if self.over {
+            return;
+        }
+        self.over = true;
+        self.turns.state().waiting.remove(&self.id);
+        self.turns.report(None, |it| it.withdraw(Instant::now(), self.id, why));
+        // Its turn may have come in this very moment: then the value that came with it reports.
+        self.turn.close();
+        drop(self.turn.try_recv());
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.give_up(Why::HungUp);
+    }
+}
+
+impl Running {
+    /// A look after the action showed the target off.
+    pub(crate) fn seen_off(&self) {
+        self.turns.report(None, |it| it.seen_off(Instant::now(), self.id));
+    }
+
+    /// The work is over, and nothing of it can take effect any more.
+    pub(crate) fn finished(mut self, response: Response, reason: Option<String>) {
+        self.over = true;
+        let told = Told { response, reason, by: self.id };
+        self.turns.report(Some(&told), |it| it.finished(Instant::now(), self.id));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            self.turns.report(None, |it| it.abandoned(Instant::now(), self.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::arbiter::{Source, Work};
+
+    fn request(id: u64, work: Work, source: &str) -> Request {
+        let arrived = Instant::now();
+        let deadline = arrived + Duration::from_secs(30);
+        Request { id, work, source: Source::Known(source.into()), peer: None, arrived, deadline }
+    }
+
+    fn off(id: u64, target: &str, source: &str) -> Request {
+        request(id, Work::Off(target.into()), source)
+    }
+
+    #[tokio::test]
+    async fn of_two_that_shoot_each_other_the_second_never_runs() {
+        let turns = Arc::new(Turns::default());
+        let mut first = turns.submit(off(1, "b", "a")).unwrap();
+        let mut second = turns.submit(off(2, "a", "b")).unwrap();
+        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        running.seen_off();
+        assert!(matches!(second.turn().await, Turn::Never(Why::SourceFenced)));
+        running.finished(Response::Success, None);
+    }
+
+    #[tokio::test]
+    async fn one_that_gives_up_lets_the_next_run() {
+        let turns = Arc::new(Turns::default());
+        let mut first = turns.submit(off(1, "b", "a")).unwrap();
+        let second = turns.submit(off(2, "a", "b")).unwrap();
+        let mut third = turns.submit(off(3, "a", "c")).unwrap();
+        assert_eq!(third.joined, Some(2));
+        drop(second);
+        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        // Its proof failed.
+        drop(running);
+        let Turn::Run(running) = third.turn().await else { panic!("not run") };
+        running.finished(Response::Success, None);
+    }
+
+    #[tokio::test]
+    async fn who_joined_is_told_the_same() {
+        let turns = Arc::new(Turns::default());
+        let mut first = turns.submit(off(1, "b", "a")).unwrap();
+        let mut second = turns.submit(off(2, "b", "c")).unwrap();
+        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        running.seen_off();
+        running.finished(Response::Failure, Some("why".into()));
+        let Turn::Told(told) = second.turn().await else { panic!("not told") };
+        assert_eq!(told, Told { response: Response::Failure, reason: Some("why".into()), by: 1 });
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_comes_too_late_does_not_come() {
+        let turns = Arc::new(Turns::default());
+        let keeper = tokio::spawn(Arc::clone(&turns).keep_time());
+        let mut first = turns.submit(off(1, "b", "a")).unwrap();
+        let Turn::Run(_running) = first.turn().await else { panic!("not run") };
+        let mut late = request(2, Work::On("b".into()), "c");
+        late.deadline = Instant::now() + Duration::from_millis(20);
+        let mut second = turns.submit(late).unwrap();
+        assert!(matches!(second.turn().await, Turn::Never(Why::DeadlinePassed)));
+        keeper.abort();
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_nobody_takes_is_given_back() {
+        let turns = Arc::new(Turns::default());
+        let mut first = turns.submit(off(1, "b", "a")).unwrap();
+        let second = turns.submit(off(2, "a", "b")).unwrap();
+        let mut third = turns.submit(off(3, "b", "a")).unwrap();
+        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        running.finished(Response::Failure, None);
+        // The second has its turn now and is dropped without a look at it.
+        drop(second);
+        assert!(matches!(third.turn().await, Turn::Told(_)));
+    }
+
+    /// Requests on several threads that are dropped, fail or succeed at any moment: all of them end, and nothing is
+    /// left of them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn whatever_threads_do_everything_ends() {
+        for round in 0..40_u64 {
+            let turns = Arc::new(Turns::default());
+            let mut tasks = tokio::task::JoinSet::new();
+            for id in 0..60_u64 {
+                let turns = Arc::clone(&turns);
+                let dice = (round * 60 + id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                let (target, source) = (format!("d{}", dice % 5), format!("d{}", dice / 5 % 5));
+                let work = match dice / 25 % 4 {
+                    0 => Work::On(target),
+                    1 => Work::Reboot(target),
+                    2 => Work::Look,
+                    _ => Work::Off(target),
+                };
+                tasks.spawn(async move {
+                    let Ok(mut waiting) = turns.submit(request(id, work, &source)) else { return };
+                    tokio::task::yield_now().await;
+                    if dice % 7 == 0 {
+                        return;
+                    }
+                    // A client that hangs up while it waits.
+                    let turn = if dice % 11 == 0 {
+                        tokio::time::timeout(Duration::from_micros(dice % 300), waiting.turn()).await
+                    } else {
+                        Ok(waiting.turn().await)
+                    };
+                    let Ok(Turn::Run(running)) = turn else { return };
+                    tokio::task::yield_now().await;
+                    if dice % 5 != 0 {
+                        running.seen_off();
+                        tokio::task::yield_now().await;
+                        running.finished(Response::Success, None);
+                    }
+                });
+            }
+            let all = async { while tasks.join_next().await.is_some() {} };
+            tokio::time::timeout(Duration::from_secs(20), all).await.expect("a request never ended");
+            // What was given to one that had gone is given back by a task of its own.
+            tokio::time::timeout(Duration::from_secs(20), async {
+                while !turns.state().waiting.is_empty() || turns.state().arbiter.next_deadline().is_some() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("something was left behind");
+            // Nothing is in flight any more either: whoever comes now runs at once.
+            for domain in 0..5 {
+                let mut last = turns.submit(off(1000 + domain, &format!("d{domain}"), "elsewhere")).unwrap();
+                let turn = tokio::time::timeout(Duration::from_secs(20), last.turn()).await;
+                assert!(matches!(turn, Ok(Turn::Run(_))), "round {round}, domain {domain}: {turn:?}");
+            }
+        }
+    }
+}

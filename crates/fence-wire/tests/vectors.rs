@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The literal bytes of the reference programs, both ways. Their form is in tests/vectors/README.md.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+
+use fence_wire::{
+    Action, CallBack, ClientHandshake, HOST_LIST_END, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HashType,
+    HostAwaitChallenge, HostListEntry, HostListItem, Key, Request, SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN,
+    SerialRequest, SerialScanner, Target, serial_response,
+};
+
+struct Record(HashMap<String, String>);
+
+impl Record {
+    fn text(&self, field: &str) -> &str {
+        self.0.get(field).unwrap_or_else(|| panic!("{}: no field {field}", self.0["case"]))
+    }
+
+    fn bytes(&self, field: &str) -> Vec<u8> {
+        let hex = self.text(field).as_bytes();
+        assert_eq!(hex.len() % 2, 0, "{}: {field}", self.0["case"]);
+        hex.chunks(2).map(|it| u8::from_str_radix(std::str::from_utf8(it).unwrap(), 16).unwrap()).collect()
+    }
+
+    fn array<const N: usize>(&self, field: &str) -> [u8; N] {
+        self.bytes(field).try_into().unwrap_or_else(|_| panic!("{}: length of {field}", self.0["case"]))
+    }
+
+    fn number<T: std::str::FromStr>(&self, field: &str) -> T {
+        self.text(field).parse().unwrap_or_else(|_| panic!("{}: {field}", self.0["case"]))
+    }
+
+    fn utf8(&self, field: &str) -> String {
+        String::from_utf8(self.bytes(field)).unwrap()
+    }
+
+    fn key(&self) -> Key {
+        Key::new(&fs::read(folder().join(self.text("key"))).unwrap()).unwrap()
+    }
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors"))
+}
+
+fn records(file: &str) -> Vec<Record> {
+    let text = fs::read_to_string(folder().join(file)).unwrap();
+    let lines = text.lines().filter(|it| !it.starts_with('#') && !it.is_empty());
+    lines
+        .map(|line| {
+            Record(
+                line.split(' ')
+                    .map(|it| it.split_once('=').unwrap())
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .collect(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn requests_of_the_reference_are_read_and_written_to_the_byte() {
+    let records = records("requests.txt");
+    assert!(records.len() >= 7 * 4 * 2);
+    for record in records {
+        let case = record.text("case").to_owned();
+        let (packet, key) = (record.bytes("packet"), record.key());
+        let hash = HashType::try_from(record.number::<u8>("hash")).unwrap();
+        let uuid = record.text("uuid") == "1";
+        let call_back = match record.text("address") {
+            "-" => None,
+            text => Some(CallBack { address: text.parse().unwrap(), port: record.number("port") }),
+        };
+        let expected = Request {
+            action: Action::try_from(record.number::<u8>("action")).unwrap(),
+            target: Target::new(&record.utf8("domain"), uuid).unwrap(),
+            call_back,
+            nonce: record.array("random"),
+            sequence: record.number("seqno"),
+        };
+        let received = Request::decode(&packet, HashType::None, std::slice::from_ref(&key)).unwrap();
+        assert_eq!((&received.request, received.hash), (&expected, hash), "{case}");
+        assert_eq!(received.key, (hash != HashType::None).then_some(0), "{case}");
+        assert_eq!(expected.encode(hash, &key).to_vec(), packet, "{case}");
+    }
+}
+
+#[test]
+fn handshakes_of_the_reference_are_ours() {
+    let mut seen = 0;
+    for record in records("handshakes.txt").iter().filter(|it| it.text("auth") != "0") {
+        let (case, key) = (record.text("case"), record.key());
+        let auth = HashType::try_from(record.number::<u8>("auth")).unwrap();
+        let (c1, c2) = (record.array("c1"), record.array("c2"));
+        let (host_answer, client_answer) = (record.array("host_answer"), record.array("client_answer"));
+
+        let (ours, host) = HostAwaitChallenge::new(auth, &key).answer(&c1);
+        assert_eq!(ours, host_answer, "{case}");
+        host.challenge(&c2).unwrap().verify(&client_answer).unwrap_or_else(|e| panic!("{case}: {e}"));
+
+        let client = ClientHandshake::new(auth, &key, c1).verify(&host_answer).unwrap();
+        assert_eq!(client.answer(&c2).unwrap(), client_answer, "{case}");
+        seen += 1;
+    }
+    assert!(seen >= 3 * 2);
+}
+
+#[test]
+fn host_lists_of_the_reference_are_read() {
+    for record in records("host_lists.txt") {
+        let case = record.text("case");
+        let response = record.bytes("response");
+        let (first, entries) = response.split_first().unwrap();
+        assert_eq!(*first, HOST_LIST_FOLLOWS, "{case}");
+        let mut chunks = entries.chunks(HOST_LIST_ENTRY_LEN);
+        for i in 0..record.number::<usize>("count") {
+            let bytes: &[u8; HOST_LIST_ENTRY_LEN] = chunks.next().unwrap().try_into().unwrap();
+            let expected = HostListEntry {
+                name: record.utf8(&format!("name{i}")),
+                uuid: record.text(&format!("uuid{i}")).to_owned(),
+                on: record.text(&format!("state{i}")) == "1",
+            };
+            assert_eq!(HostListEntry::decode(bytes), HostListItem::Domain(expected.clone()), "{case}");
+            // Ours, read as the reference reads it: the fields up to their NUL, and state 1 for on.
+            let ours = expected.encode();
+            let field = |at: usize| ours[at..at + 64].split(|b| *b == 0).next().unwrap().to_vec();
+            assert_eq!(field(0), record.bytes(&format!("name{i}")), "{case}");
+            assert_eq!(field(64), record.text(&format!("uuid{i}")).as_bytes(), "{case}");
+            assert_eq!(ours[128] == 1, expected.on, "{case}");
+        }
+        let end: [u8; HOST_LIST_ENTRY_LEN] = chunks.next().unwrap().try_into().unwrap();
+        assert_eq!(HostListEntry::decode(&end), HostListItem::End, "{case}");
+        assert_eq!(end, HOST_LIST_END, "{case}");
+        assert_eq!(chunks.next(), Some(&[record.number::<u8>("code")][..]), "{case}");
+    }
+}
+
+#[test]
+fn serial_frames_of_the_reference_are_read_and_written_to_the_byte() {
+    for record in records("serial.txt") {
+        let case = record.text("case");
+        let frame: [u8; SERIAL_REQUEST_LEN] = record.array("frame");
+        let expected = SerialRequest {
+            action: Action::try_from(record.number::<u8>("action")).unwrap(),
+            target: Target::new(&record.utf8("domain"), record.number::<u8>("flags") & 1 != 0).unwrap(),
+            sequence: record.number("seqno"),
+        };
+        assert_eq!(SerialRequest::decode(&frame), Ok(expected.clone()), "{case}");
+        assert_eq!(expected.encode(), frame, "{case}");
+
+        // The answer's first frame, behind whatever noise the capture has.
+        let mut scanner = SerialScanner::<SERIAL_RESPONSE_LEN>::new();
+        let answer = record.bytes("answer");
+        let found: Vec<_> = answer.iter().filter_map(|it| scanner.push(*it)).collect();
+        assert!(!found.is_empty(), "{case}");
+        assert_eq!(found[0], serial_response(found[0][4]), "{case}");
+        if record.text("captured") == "daemon" {
+            let list =
+                record.text("entries") != "-" && record.number::<u8>("action") == Action::List.number();
+            let code = if list { HOST_LIST_FOLLOWS } else { record.number("code") };
+            assert_eq!(found[0][4], code, "{case}");
+        }
+    }
+}

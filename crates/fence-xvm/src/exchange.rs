@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One stream with a host, sans-I/O: bytes in, bytes out, and the answer at its end.
+//!
+//! ```text
+//! [request]  challenge    -->
+//!                         <--  answer to it           the host is proven
+//!                         <--  the host's challenge   held until the caller says "prove"
+//! answer                  -->
+//!                         <--  response, or 253 and a host list
+//! ```
+//!
+//! Answering the host's challenge lets it carry the request out, so this waits for the caller's word: of several
+//! hosts that call back, only one is answered at a time.
+
+use fence_wire::{
+    Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientHandshake, HASH_LEN, HOST_LIST_ENTRY_LEN,
+    HOST_LIST_FOLLOWS, HashType, HostListEntry, HostListItem, Key, ProofError, Response,
+};
+
+use crate::answer::Answer;
+
+/// One stream with a host.
+#[derive(Debug)]
+pub struct Exchange<'k> {
+    action: Action,
+    state: State<'k>,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+/// Why a stream gives no answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The peer does not hold the key.
+    #[error("{0}")]
+    Proof(#[from] ProofError),
+    /// The host ended the stream before it proved that it holds the key.
+    #[error("closed before it proved that it holds the key: did it drop the request? Its log says why")]
+    ClosedUnproven,
+    /// The host ended the stream after that, before its challenge.
+    #[error("closed before it asked for our proof")]
+    ClosedProven,
+    /// The host ended the stream when it had our proof: it did not accept that, or it died.
+    #[error("closed without a response: do key, hash and auth type agree with the host's?")]
+    ClosedUnanswered,
+    /// The host said something when it was not its turn.
+    #[error("spoke out of turn")]
+    OutOfTurn,
+    /// A byte that is no response.
+    #[error("response {0} has no meaning here")]
+    Response(u8),
+    /// Success of a list without a list.
+    #[error("said success to a list and sent none")]
+    NoList,
+    /// The list broke off.
+    #[error("the list broke off after {0} entries")]
+    ListBrokeOff(usize),
+    /// A list that does not end.
+    #[error("the list has more than {LIST_MAX} entries")]
+    ListTooLong,
+}
+
+impl Refusal {
+    /// Whether the peer never proved that it holds the key.
+    #[must_use]
+    pub fn is_of_stranger(self) -> bool {
+        matches!(self, Self::Proof(_) | Self::ClosedUnproven)
+    }
+
+    /// Whether the host had begun its response: then there is no better one to wait for.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Response(_) | Self::NoList | Self::ListBrokeOff(_) | Self::ListTooLong)
+    }
+}
+
+/// Entries of a list that are taken.
+pub const LIST_MAX: usize = 100_000;
+
+#[derive(Debug)]
+enum State<'k> {
+    AwaitAnswer(ClientHandshake<'k>),
+    AwaitChallenge(ClientAnswer<'k>),
+    /// Holds the answer to the host's challenge back.
+    Asked([u8; HASH_LEN]),
+    AwaitResponse,
+    InList(Vec<HostListEntry>),
+    /// The list has ended; one byte may come yet.
+    AfterList(Vec<HostListEntry>),
+    Done(Answer),
+    Refused(Refusal),
+}
+
+/// What a response byte without a list means as the answer to this action.
+pub(crate) fn plain(action: Action, byte: u8) -> Result<Answer, Refusal> {
+    match Response::from_number(byte).ok_or(Refusal::Response(byte))? {
+        Response::Success if action == Action::List => Err(Refusal::NoList),
+        Response::Off if action != Action::Status => Err(Refusal::Response(byte)),
+        response => Ok(Answer::Response(response)),
+    }
+}
+
+impl<'k> Exchange<'k> {
+    /// A stream on which the request is known (`request` none) or comes first. `auth` is the key and the type of the
+    /// challenge, none where both ends are set to do without; `c1` must be fresh random bytes.
+    #[must_use]
+    pub fn new(
+        action: Action,
+        auth: Option<(HashType, &'k Key)>,
+        request: Option<&[u8]>,
+        c1: Challenge,
+    ) -> Self {
+        let mut output = request.unwrap_or_default().to_vec();
+        let state = match auth {
+            Some((auth, key)) => {
+                output.extend(c1);
+                State::AwaitAnswer(ClientHandshake::new(auth, key, c1))
+            }
+            None => State::AwaitResponse,
+        };
+        Self { action, state, input: Vec::new(), output }
+    }
+
+    /// Takes what is to be sent now.
+    #[must_use]
+    pub fn output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.output)
+    }
+
+    /// Takes bytes that came.
+    ///
+    /// # Errors
+    /// Why the stream must be closed; it stays so.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.input.extend_from_slice(bytes);
+        loop {
+            let waiting = self.input.len();
+            match self.step() {
+                Ok(()) if self.input.len() == waiting => return Ok(()),
+                Ok(()) => {}
+                Err(refusal) => {
+                    self.state = State::Refused(refusal);
+                    return Err(refusal);
+                }
+            }
+        }
+    }
+
+    /// The host has closed the stream, or there is no more time: the answer if the stream has one.
+    ///
+    /// # Errors
+    /// How far it came.
+    pub fn close(&mut self) -> Result<Answer, Refusal> {
+        let state = std::mem::replace(&mut self.state, State::Refused(Refusal::ClosedUnanswered));
+        Err(match state {
+            State::Done(answer) => return Ok(answer),
+            State::AfterList(entries) => return Ok(Answer::List { entries, response: None }),
+            State::AwaitAnswer(_) => Refusal::ClosedUnproven,
+            State::AwaitChallenge(_) | State::Asked(_) => Refusal::ClosedProven,
+            State::AwaitResponse => Refusal::ClosedUnanswered,
+            State::InList(entries) => Refusal::ListBrokeOff(entries.len()),
+            State::Refused(refusal) => refusal,
+        })
+    }
+
+    /// Whether the answer is complete.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, State::Done(_))
+    }
+
+    /// Whether all of a list is here; only the byte is missing that some hosts do not send.
+    #[must_use]
+    pub fn list_has_ended(&self) -> bool {
+        matches!(self.state, State::AfterList(_))
+    }
+
+    /// Whether the peer may be believed: it holds the key, or nobody asks for that.
+    #[must_use]
+    pub fn is_believed(&self) -> bool {
+        !matches!(self.state, State::AwaitAnswer(_) | State::Refused(_))
+    }
+
+    /// Whether the host asks for our proof.
+    #[must_use]
+    pub fn asks_for_proof(&self) -> bool {
+        matches!(self.state, State::Asked(_))
+    }
+
+    /// Answers the host's challenge, if it asks.
+    pub fn prove(&mut self) {
+        if let State::Asked(answer) = self.state {
+            self.output.extend(answer);
+            self.state = State::AwaitResponse;
+        }
+    }
+
+    /// What the stream waits for, in words.
+    #[must_use]
+    pub fn waits_for(&self) -> &'static str {
+        match self.state {
+            State::AwaitAnswer(_) => "the proof that it holds the key (step 2)",
+            State::AwaitChallenge(_) => {
+                "its challenge (step 3): it is proven and has not let the request run"
+            }
+            State::Asked(_) => "our proof (step 4), which another host got first",
+            State::AwaitResponse => "its response, after our proof",
+            State::InList(_) => "the rest of the list",
+            State::AfterList(_) | State::Done(_) | State::Refused(_) => "nothing",
+        }
+    }
+
+    /// Goes on by at most one message.
+    fn step(&mut self) -> Result<(), Refusal> {
+        let state = std::mem::replace(&mut self.state, State::AwaitResponse);
+        self.state = match state {
+            State::AwaitAnswer(handshake) => match self.take::<HASH_LEN>() {
+                Some(answer) => State::AwaitChallenge(handshake.verify(&answer)?),
+                None => State::AwaitAnswer(handshake),
+            },
+            State::AwaitChallenge(client) => match self.take::<CHALLENGE_LEN>() {
+                Some(c2) => State::Asked(client.answer(&c2)?),
+                None => State::AwaitChallenge(client),
+            },
+            State::Asked(_) if !self.input.is_empty() => return Err(Refusal::OutOfTurn),
+            State::AwaitResponse => match self.take::<1>() {
+                Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => State::InList(Vec::new()),
+                Some([byte]) => State::Done(plain(self.action, byte)?),
+                None => State::AwaitResponse,
+            },
+            State::InList(mut entries) => match self.take::<HOST_LIST_ENTRY_LEN>() {
+                Some(entry) => match HostListEntry::decode(&entry) {
+                    HostListItem::End => State::AfterList(entries),
+                    HostListItem::Domain(_) if entries.len() == LIST_MAX => return Err(Refusal::ListTooLong),
+                    HostListItem::Domain(domain) => {
+                        entries.push(domain);
+                        State::InList(entries)
+                    }
+                },
+                None => State::InList(entries),
+            },
+            State::AfterList(entries) => match self.take::<1>() {
+                Some([byte]) => {
+                    let response = Response::from_number(byte).ok_or(Refusal::Response(byte))?;
+                    State::Done(Answer::List { entries, response: Some(response) })
+                }
+                None => State::AfterList(entries),
+            },
+            // What comes after the end is nobody's.
+            State::Done(answer) => {
+                self.input.clear();
+                State::Done(answer)
+            }
+            State::Refused(refusal) => return Err(refusal),
+            asked @ State::Asked(_) => asked,
+        };
+        Ok(())
+    }
+
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let message = *self.input.first_chunk::<N>()?;
+        self.input.drain(..N);
+        Some(message)
+    }
+}

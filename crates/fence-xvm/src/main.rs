@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The agents `fence_xvm` and `fence_virt`: one program that goes by the name it is called by.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fence_xvm::run(std::env::args_os())
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The rows of a list, those of several hosts merged.
+//!
+//! A domain has one row, however many hosts name it, and it is on when one of them says so: a host that the domain
+//! has left may still know it as off. So a row that says "off" waits, and those behind it with it, until all hosts
+//! have been heard; what stands before it is printed as it comes. Only whole lists may be added: what is printed
+//! cannot be taken back.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Stdout, Write};
+
+use fence_wire::{HostListEntry, escaped};
+
+/// Rows on their way to `W`.
+#[derive(Debug)]
+pub(crate) struct Rows<W> {
+    out: W,
+    /// One sorted table at the end, for people.
+    table: bool,
+    rows: Vec<HostListEntry>,
+    /// Places in `rows` by what makes a domain the same: UUID and name. A domain that hosts know by different names
+    /// has a row for each, because each is what a cluster may call it by.
+    places: HashMap<(String, String), usize>,
+    /// How many of `rows` are printed.
+    printed: usize,
+}
+
+impl Rows<Stdout> {
+    /// Rows for standard output: a table for people, as they come for programs.
+    pub(crate) fn to_stdout() -> Self {
+        let out = io::stdout();
+        let table = out.is_terminal();
+        Self::new(out, table)
+    }
+}
+
+impl<W: Write> Rows<W> {
+    /// No rows yet. `table`: print them all at the end, sorted.
+    pub(crate) fn new(out: W, table: bool) -> Self {
+        Self { out, table, rows: Vec::new(), places: HashMap::new(), printed: 0 }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Takes one host's whole list, and prints what no other host can change.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub(crate) fn add(&mut self, entries: Vec<HostListEntry>) -> io::Result<()> {
+        for entry in entries {
+            let same = (entry.uuid.to_ascii_lowercase(), entry.name.clone());
+            match self.places.get(&same) {
+                Some(&place) => self.rows[place].on |= entry.on,
+                None => {
+                    self.places.insert(same, self.rows.len());
+                    self.rows.push(entry);
+                }
+            }
+        }
+        if self.table {
+            return Ok(());
+        }
+        let settled = self.rows[self.printed..].iter().take_while(|row| row.on).count();
+        self.print(settled)
+    }
+
+    /// All hosts have been heard: prints the rest.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
+        if self.table {
+            self.rows.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
+        }
+        self.print(self.rows.len() - self.printed)
+    }
+
+    /// The next `count` rows, in one write where that is possible.
+    fn print(&mut self, count: usize) -> io::Result<()> {
+        let mut text = String::new();
+        for row in &self.rows[self.printed..self.printed + count] {
+            let (name, uuid) = (escaped(&row.name).to_string(), escaped(&row.uuid));
+            let state = if row.on { "on" } else { "off" };
+            text.push_str(&format!("{name:<32} {uuid} {state}\n"));
+        }
+        self.printed += count;
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(name: &str, uuid: &str, on: bool) -> HostListEntry {
+        HostListEntry { name: name.to_owned(), uuid: uuid.to_owned(), on }
+    }
+
+    /// What is printed after each list, and at the end.
+    fn printed(table: bool, lists: &[Vec<HostListEntry>]) -> Vec<String> {
+        let mut rows = Rows::new(Vec::new(), table);
+        let take = |rows: &mut Rows<Vec<u8>>| String::from_utf8(std::mem::take(&mut rows.out)).unwrap();
+        let mut printed = Vec::new();
+        for list in lists {
+            rows.add(list.clone()).unwrap();
+            printed.push(take(&mut rows));
+        }
+        rows.finish().unwrap();
+        printed.push(take(&mut rows));
+        printed
+    }
+
+    const ROW_A: &str = "a                                1 on\n";
+    const ROW_B: &str = "b                                2 off\n";
+    const ROW_C: &str = "c                                3 on\n";
+
+    #[test]
+    fn one_host_s_order_is_kept() {
+        let list = vec![entry("c", "3", true), entry("b", "2", false), entry("a", "1", true)];
+        assert_eq!(printed(false, &[list]), [ROW_C.to_owned(), format!("{ROW_B}{ROW_A}")]);
+    }
+
+    #[test]
+    fn on_if_any_host_says_so() {
+        let (off, on) = (entry("a", "1", false), entry("a", "1", true));
+        for lists in [[vec![off.clone()], vec![on.clone()]], [vec![on], vec![off]]] {
+            assert_eq!(printed(false, &lists).concat(), ROW_A);
+            assert_eq!(printed(true, &lists).concat(), ROW_A);
+        }
+    }
+
+    #[test]
+    fn the_same_is_uuid_and_name() {
+        let lists = [vec![entry("a", "AB", true), entry("a", "AC", true)], vec![entry("a", "ab", true)]];
+        assert_eq!(printed(false, &lists).concat().lines().count(), 2);
+        let renamed = [vec![entry("a", "ab", true)], vec![entry("b", "ab", true)]];
+        assert_eq!(printed(false, &renamed).concat().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_table_comes_at_the_end_and_sorted() {
+        let lists = [vec![entry("c", "3", true), entry("b", "2", false)], vec![entry("a", "1", true)]];
+        let whole = format!("{ROW_A}{ROW_B}{ROW_C}");
+        assert_eq!(printed(true, &lists), [String::new(), String::new(), whole]);
+    }
+
+    proptest! {
+        /// Whatever hosts list: each domain once, on exactly when one of them says so, nothing else.
+        #[test]
+        fn merged(lists in prop::collection::vec(prop::collection::vec(("[a-d]", any::<bool>()), 0..6), 0..5)) {
+            let lists: Vec<Vec<_>> =
+                lists.iter().map(|l| l.iter().map(|(name, on)| entry(name, name, *on)).collect()).collect();
+            for table in [false, true] {
+                let text = printed(table, &lists).concat();
+                let mut expected: Vec<_> = lists.concat().iter().map(|e| e.name.clone()).collect();
+                expected.sort();
+                expected.dedup();
+                let mut names: Vec<_> = text.lines().map(|l| l.split_whitespace().next().unwrap()).collect();
+                if !table {
+                    names.sort_unstable();
+                }
+                prop_assert_eq!(&names, &expected);
+                for line in text.lines() {
+                    let name = line.split_whitespace().next().unwrap();
+                    let on = lists.concat().iter().any(|e| e.name == name && e.on);
+                    prop_assert_eq!(line.ends_with(" on"), on);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Asking a host by TCP.
+
+use std::net::{SocketAddr, TcpStream};
+
+use fence_wire::Key;
+
+use crate::answer::Answer;
+use crate::console::Console;
+use crate::deadline::Deadline;
+use crate::failure::Failure;
+use crate::plan::Plan;
+use crate::stream::{self, Host};
+use crate::wire::Wire;
+
+/// Asks the host at `to`.
+pub(crate) fn ask(
+    plan: &Plan,
+    to: SocketAddr,
+    key: Option<&Key>,
+    deadline: Deadline,
+    console: &Console,
+) -> Result<Answer, Failure> {
+    stream::ask(plan, Host::Tcp(to), key, deadline, |within| {
+        let stream = TcpStream::connect_timeout(&to, within)?;
+        console.debug(&format_args!("connected to {to}"));
+        let _ = stream.set_nodelay(true);
+        Wire::new(stream)
+    })
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the agent's tests share: fake hosts, and the namespace in which they and the agent meet.
+//!
+//! The tests need root: they run themselves again under unshare(1), in a network of their own and with a /run of
+//! their own, so that nothing is sent on the machine's networks. There each has its own port, and all run at once.
+#![allow(dead_code, unreachable_pub, reason = "no test program needs all of it")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use fence_net::{Scope, multicast_listener};
+use fence_wire::{HashType, HostAwaitAnswer, HostAwaitChallenge, Key, Request};
+
+pub const AGENT: &str = env!("CARGO_BIN_EXE_fence_xvm");
+pub const KEY: &[u8] = b"a key for tests only";
+/// Longer than anything here takes; a wait that reaches it is a fault.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const SETUP: &str = "mount -t tmpfs none /run
+    sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0
+    ip link set lo up
+    ip link add v0 type veth peer name v1 && ip link set v0 up && ip link set v1 up
+    ip addr add fd09::1/64 dev v0 nodad
+    exec \"$@\"";
+
+/// Runs the tests of this program that are called `inside_…` in a network and with a /run of their own.
+pub fn run_in_a_namespace() {
+    let me = std::env::current_exe().unwrap();
+    let run = Command::new("unshare")
+        .args(["-nm", "sh", "-c", SETUP, "sh"])
+        .arg(me)
+        .args(["--ignored", "--test-threads=8", "inside_"])
+        .status()
+        .unwrap();
+    assert!(run.success());
+}
+
+/// A host's side of the group at a port of its own, and agents that ask there.
+pub struct Lab {
+    pub socket: UdpSocket,
+    pub port: u16,
+    pub scratch: tempfile::TempDir,
+}
+
+impl Lab {
+    pub fn new(port: u16) -> Self {
+        Self::in_group(port, "225.0.0.12")
+    }
+
+    pub fn in_group(port: u16, group: &str) -> Self {
+        let listener = multicast_listener(group.parse().unwrap(), port, Scope::All).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("key");
+        fs::write(&path, KEY).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        Self { socket: listener.socket, port, scratch }
+    }
+
+    pub fn key(&self) -> Key {
+        Key::new(KEY).unwrap()
+    }
+
+    pub fn key_file(&self) -> String {
+        self.scratch.path().join("key").to_str().unwrap().to_owned()
+    }
+
+    /// An agent with the right key, at this lab's port.
+    pub fn agent(&self, arguments: &[&str]) -> Child {
+        self.spawn("fence_xvm", arguments, true)
+    }
+
+    /// An agent at this lab's port without anything more than the arguments.
+    pub fn run(&self, arguments: &[&str]) -> Child {
+        self.spawn("fence_xvm", arguments, false)
+    }
+
+    pub fn spawn(&self, name: &str, arguments: &[&str], with_key: bool) -> Child {
+        let mut command = Command::new(AGENT);
+        command.arg0(name).args(["-p", &self.port.to_string()]).args(arguments);
+        if with_key {
+            command.args(["-k", &self.key_file()]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    pub fn with_stdin(&self, options: &str) -> Child {
+        let mut agent = Command::new(AGENT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        agent.stdin.take().unwrap().write_all(options.as_bytes()).unwrap();
+        agent
+    }
+
+    /// The next request of an agent.
+    pub fn request(&self) -> Request {
+        self.request_with(HashType::Sha256)
+    }
+
+    pub fn request_with(&self, minimum: HashType) -> Request {
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut packet = [0; 200];
+        let length = self.socket.recv(&mut packet).unwrap();
+        Request::decode(&packet[..length], minimum, &[self.key()]).unwrap().request
+    }
+
+    pub fn socket_is_readable(&self, within: Duration) -> bool {
+        self.socket.set_read_timeout(Some(within)).unwrap();
+        self.socket.peek(&mut [0; 200]).is_ok()
+    }
+
+    /// Drops requests that nobody asked about.
+    pub fn drain(&self) {
+        while self.socket_is_readable(Duration::from_millis(1)) {
+            self.socket.recv(&mut [0; 200]).unwrap();
+        }
+    }
+
+    /// As if the quarantine of this lab's ports were over.
+    pub fn forget_ports(&self) {
+        let namespace = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        for port in self.port..self.port + 16 {
+            let _ = fs::remove_file(format!("/run/fence_virt/{port}-{namespace}.lock"));
+        }
+    }
+
+    pub fn call_back(&self, request: &Request) -> TcpStream {
+        let call_back = request.call_back.unwrap();
+        let stream = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Steps 1 and 2.
+    pub fn prove_host(&self, mut stream: &TcpStream) -> HostAwaitAnswer<'static> {
+        let mut c1 = [0; 64];
+        stream.read_exact(&mut c1).unwrap();
+        let key = Box::leak(Box::new(self.key()));
+        let (proof, held) = HostAwaitChallenge::new(HashType::Sha256, key).answer(&c1);
+        stream.write_all(&proof).unwrap();
+        held
+    }
+
+    /// A call-back as far as the agent's proof.
+    pub fn proven(&self, request: &Request) -> TcpStream {
+        let stream = self.call_back(request);
+        respond(&stream, self.prove_host(&stream), &[]);
+        stream
+    }
+
+    /// A call-back to its end.
+    pub fn answer(&self, request: &Request, response: &[u8]) {
+        self.proven(request).write_all(response).unwrap();
+    }
+}
+
+/// Steps 3 and 4 and the response.
+pub fn respond(mut stream: &TcpStream, held: HostAwaitAnswer<'_>, response: &[u8]) {
+    let c2 = [3; 64];
+    let proven = held.challenge(&c2).unwrap();
+    stream.write_all(&c2).unwrap();
+    let mut answer = [0; 64];
+    stream.read_exact(&mut answer).unwrap();
+    proven.verify(&answer).unwrap();
+    stream.write_all(response).unwrap();
+}
+
+pub fn finish(agent: Child) -> Output {
+    agent.wait_with_output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The agent among several hosts on one network: merged lists, and hosts that do not run the domain.
+//!
+//! The tests need root: they run themselves again under unshare(1), see `common`.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fence_wire::{HOST_LIST_END, HostListEntry, Request};
+
+mod common;
+
+use common::*;
+
+#[test]
+fn in_a_namespace() {
+    run_in_a_namespace();
+}
+
+const ON_A: (&str, &str, bool) = ("a", "1", true);
+const ON_B: (&str, &str, bool) = ("b", "2", true);
+const OFF_B: (&str, &str, bool) = ("b", "2", false);
+const OFF_C: (&str, &str, bool) = ("c", "3", false);
+const ROW_A: &str = "a                                1 on\n";
+const ROW_B: &str = "b                                2 on\n";
+const ROW_C: &str = "c                                3 off\n";
+/// Far more than the tests take, so that what they wait for is an event and not the end of the quiet time.
+const LONG: &str = "50";
+
+// Lists.
+
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_three_hosts() {
+    let lab = Lab::new(21_000);
+    let mut agent = lab.agent(&["-o", "list", "-q", "10"]);
+    let request = lab.request();
+    // All have leave at once, and none waits for another.
+    let mut hosts = [lab.proven(&request), lab.proven(&request), lab.proven(&request)];
+    hosts[2].write_all(&list(&[ON_A, OFF_B])).unwrap();
+    // What no other host can change is printed as it comes.
+    let mut first = [0; ROW_A.len()];
+    agent.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(first, ROW_A.as_bytes());
+    hosts[0].write_all(&list(&[OFF_C, ON_A])).unwrap();
+    hosts[1].write_all(&list(&[ON_B])).unwrap();
+    let done = finish(agent);
+    assert_eq!(
+        (text(&done.stdout), text(&done.stderr), done.status.code()),
+        (format!("{ROW_B}{ROW_C}"), String::new(), Some(0))
+    );
+}
+
+/// One host with two addresses, or two that know the same domains: each domain is there once.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_duplicates() {
+    let lab = Lab::new(21_050);
+    for (first, second) in [(ON_B, OFF_B), (OFF_B, ON_B)] {
+        let agent = lab.agent(&["-o", "list-status", "-q", "10"]);
+        let request = lab.request();
+        lab.answer(&request, &list(&[first, OFF_C]));
+        lab.answer(&request, &list(&[second, OFF_C]));
+        let done = finish(agent);
+        assert_eq!((text(&done.stdout), done.status.code()), (format!("{ROW_B}{ROW_C}"), Some(0)));
+    }
+}
+
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_the_quiet_time() {
+    let lab = Lab::new(21_100);
+    // One host alone: the list ends soon after it, although there are 30 s, and is not asked for again.
+    let agent = lab.agent(&["-o", "list", "-r", "1"]);
+    let request = lab.request();
+    lab.answer(&request, &list(&[ON_A]));
+    let start = Instant::now();
+    let done = finish(agent);
+    assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(0)));
+    assert!(start.elapsed() >= Duration::from_millis(150) && start.elapsed() < Duration::from_secs(5));
+    lab.drain();
+    // Without a quiet time the first list is all.
+    let agent = lab.agent(&["-o", "list", "-q", "0"]);
+    let request = lab.request();
+    lab.answer(&request, &list(&[ON_A]));
+    assert_eq!(text(&finish(agent).stdout), ROW_A);
+    // A host that comes after it finds nobody.
+    let call_back = request.call_back.unwrap();
+    assert!(TcpStream::connect((call_back.address, call_back.port)).is_err());
+    // Each host that has ended begins it anew.
+    let agent = lab.agent(&["-o", "list", "-q", "10"]);
+    let request = lab.request();
+    for host in [ON_A, ON_B, OFF_C] {
+        lab.answer(&request, &list(&[host]));
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    assert_eq!(text(&finish(agent).stdout), format!("{ROW_A}{ROW_B}{ROW_C}"));
+    // Never beyond the time-out.
+    let agent = lab.agent(&["-o", "list", "-q", "600", "-t", "1"]);
+    let start = Instant::now();
+    lab.answer(&lab.request(), &list(&[ON_A]));
+    let done = finish(agent);
+    assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(0)));
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+/// A proven host that is slower than the quiet time is waited for.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_slow_host_is_waited_for() {
+    let lab = Lab::new(21_150);
+    let agent = lab.agent(&["-o", "list"]);
+    let request = lab.request();
+    let mut slow = lab.proven(&request);
+    lab.answer(&request, &list(&[ON_A]));
+    std::thread::sleep(Duration::from_millis(1500));
+    slow.write_all(&list(&[ON_B])).unwrap();
+    let done = finish(agent);
+    assert_eq!((text(&done.stdout), done.status.code()), (format!("{ROW_A}{ROW_B}"), Some(0)));
+}
+
+/// A partial list must not look complete: rows of whole lists, a word about the others, exit code 1.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_lists_that_break_off() {
+    let lab = Lab::new(21_200);
+    let whole = list(&[ON_B, OFF_C]);
+    let cut_off = &whole[..whole.len() - 131];
+    for (response, expected) in [
+        (cut_off, "the list broke off after 2 entries"),
+        (&whole[..100], "the list broke off after 0 entries"),
+        (&[1], "said failure"),
+        (&[0], "sent none"),
+        (&[], "closed without a response"),
+    ] {
+        for broken_first in [true, false] {
+            let agent = lab.agent(&["-o", "list", "-q", "10", "-r", "100"]);
+            let request = lab.request();
+            let address = [127, 0, 0, 9];
+            let mut broken = lab.call_back_from(&request, address);
+            let answer = |broken: &mut TcpStream| {
+                respond(broken, lab.prove_host(broken), response);
+                broken.shutdown(Shutdown::Write).unwrap();
+                // The agent has taken it when it hangs up too.
+                let _ = broken.read_to_end(&mut Vec::new());
+            };
+            if broken_first {
+                answer(&mut broken);
+            }
+            lab.answer(&request, &list(&[ON_A]));
+            if !broken_first {
+                answer(&mut broken);
+            }
+            let done = finish(agent);
+            let told = text(&done.stderr);
+            assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(1)), "{told}");
+            assert!(told.contains("not complete") && told.contains("127.0.0.9: "), "{told}");
+            assert!(told.contains(expected), "{told}");
+            lab.forget_ports();
+            lab.drain();
+        }
+    }
+}
+
+/// A proven host that sends nothing more holds the others' lists up for seconds only.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_host_that_stalls() {
+    let lab = Lab::new(21_250);
+    let agent = lab.agent(&["-o", "list", "-t", "60"]);
+    let request = lab.request();
+    let mut stalled = lab.call_back_from(&request, [127, 0, 0, 9]);
+    respond(&stalled, lab.prove_host(&stalled), &list(&[ON_B])[..140]);
+    lab.answer(&request, &list(&[ON_A]));
+    let start = Instant::now();
+    let done = finish(agent);
+    let told = text(&done.stderr);
+    assert!(start.elapsed() >= Duration::from_secs(4) && start.elapsed() < Duration::from_secs(20));
+    assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(1)), "{told}");
+    assert!(told.contains("127.0.0.9: silent for 5 s while it waited for the rest of the list"), "{told}");
+    let _ = stalled.write_all(&[0]);
+}
+
+/// Strangers are not waited for, however many come.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_strangers_do_not_draw_it_out() {
+    let lab = Lab::new(21_300);
+    let mut agent = lab.agent(&["-o", "list", "-t", "60"]);
+    let request = lab.request();
+    let mut strangers = vec![lab.call_back(&request)];
+    lab.answer(&request, &list(&[ON_A]));
+    let start = Instant::now();
+    let call_back = request.call_back.unwrap();
+    while agent.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(15), "strangers hold the agent up");
+        strangers.extend(TcpStream::connect((call_back.address, call_back.port)));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let done = finish(agent);
+    assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(0)));
+    assert_eq!(text(&done.stderr), "");
+}
+
+/// Each host's list counts only when that host has proven the key itself.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_lists_of_strangers() {
+    let lab = Lab::new(21_350);
+    let agent = lab.agent(&["-o", "list", "-q", "10"]);
+    let request = lab.request();
+    lab.answer(&request, &list(&[ON_A]));
+    let mut stranger = lab.call_back(&request);
+    let _ = stranger.write_all(&[&[7; 128][..], &list(&[ON_B])].concat());
+    let mut rest = Vec::new();
+    let _ = stranger.read_to_end(&mut rest);
+    assert!(rest.len() <= 64, "a stranger got our proof");
+    let done = finish(agent);
+    assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(0)));
+}
+
+/// People get one sorted table.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_terminal() {
+    let lab = Lab::new(21_400);
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let (port, key) = (lab.port.to_string(), lab.key_file());
+    let agent = Command::new(AGENT)
+        .arg0("fence_xvm")
+        .args(["-p", &port, "-k", &key, "-o", "list", "-q", "10"])
+        .stdin(Stdio::null())
+        .stdout(terminal.slave)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let request = lab.request();
+    lab.answer(&request, &list(&[OFF_C, ON_B]));
+    lab.answer(&request, &list(&[ON_A]));
+    assert_eq!(finish(agent).status.code(), Some(0));
+    let mut shown = Vec::new();
+    // The error is that of a terminal whose other end is closed.
+    let _ = File::from(terminal.master).read_to_end(&mut shown);
+    assert_eq!(text(&shown).replace("\r\n", "\n"), format!("{ROW_A}{ROW_B}{ROW_C}"));
+}
+
+/// A host whose groups allow this guest nothing has no domain that could be missing.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_list_that_is_denied() {
+    let lab = Lab::new(21_450);
+    for (responses, out, code) in [
+        (vec![vec![3], list(&[ON_A])], ROW_A, 0),
+        (vec![list(&[ON_A]), vec![3]], ROW_A, 0),
+        (vec![vec![3]], "", 3),
+    ] {
+        let agent = lab.agent(&["-o", "list", "-q", "5"]);
+        let request = lab.request();
+        for response in responses {
+            lab.answer(&request, &response);
+        }
+        let done = finish(agent);
+        assert_eq!((text(&done.stdout).as_str(), done.status.code()), (out, Some(code)), "{done:?}");
+    }
+}
+
+// Hosts that do not run the domain.
+
+/// A host says at once that it will not do it, and the one that runs the domain does it.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_quick_no_is_not_the_last_word() {
+    let lab = Lab::new(21_500);
+    for action in ["off", "on", "reboot", "status"] {
+        for no in [1, 3] {
+            for yes in if action == "status" { vec![0, 2] } else { vec![0] } {
+                // In the backlog already, or a little later.
+                for waiting in [true, false] {
+                    let agent = lab.agent(&["-o", action, "-n", "vm1", "-q", LONG]);
+                    let request = lab.request();
+                    let other = lab.call_back(&request);
+                    let owner = waiting.then(|| lab.call_back(&request));
+                    respond(&other, lab.prove_host(&other), &[no]);
+                    assert_eq!((&other).read(&mut [0]).unwrap(), 0, "it is done with");
+                    let owner = owner.unwrap_or_else(|| lab.call_back(&request));
+                    respond(&owner, lab.prove_host(&owner), &[yes]);
+                    assert_eq!(finish(agent).status.code(), Some(i32::from(yes)), "{action} {no} {waiting}");
+                }
+            }
+        }
+    }
+}
+
+/// Nobody does better: the first word counts, soon, and the request is not sent again.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_only_noes() {
+    let lab = Lab::new(21_550);
+    for noes in [&[1][..], &[3], &[3, 1], &[1, 3], &[1, 253], &[253, 1]] {
+        let agent = lab.agent(&["-o", "off", "-n", "vm1", "-r", "1", "-q", "10"]);
+        let start = Instant::now();
+        let request = lab.request();
+        for no in noes {
+            lab.answer(&request, &[*no]);
+        }
+        lab.drain();
+        let code = if noes[0] == 3 { 3 } else { 1 };
+        assert_eq!(finish(agent).status.code(), Some(code), "{noes:?}");
+        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(!lab.socket_is_readable(Duration::from_millis(1)), "sent again");
+        lab.forget_ports();
+    }
+}
+
+/// A host that took its time has tried: its failure is the result, whoever else waits.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_slow_failure_is_the_last_word() {
+    let lab = Lab::new(21_600);
+    let agent = lab.agent(&["-o", "off", "-n", "vm1"]);
+    let request = lab.request();
+    let mut owner = lab.proven(&request);
+    let stale = lab.call_back(&request);
+    let held = lab.prove_host(&stale);
+    let _proven = held.challenge(&[2; 64]).unwrap();
+    (&stale).write_all(&[2; 64]).unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    owner.write_all(&[1]).unwrap();
+    let mut proof = Vec::new();
+    let _ = (&stale).read_to_end(&mut proof);
+    assert_eq!(proof, [0; 0], "a host that may know the domain as off has leave to say so");
+    assert_eq!(finish(agent).status.code(), Some(1));
+}
+
+/// The owner has called back and waits for its turn: it is waited for, longer than the quiet time.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_an_owner_that_waits_for_its_turn() {
+    let lab = Lab::new(21_650);
+    let agent = lab.agent(&["-o", "off", "-n", "vm1"]);
+    let request = lab.request();
+    let owner = lab.call_back(&request);
+    let held = lab.prove_host(&owner);
+    lab.answer(&request, &[1]);
+    std::thread::sleep(Duration::from_millis(1000));
+    respond(&owner, held, &[0]);
+    assert_eq!(finish(agent).status.code(), Some(0));
+    // With leave to act and without a response by the time-out nothing is known, whatever the other one said.
+    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "2"]);
+    let request = lab.request();
+    lab.answer(&request, &[3]);
+    let _owner = lab.proven(&request);
+    let done = finish(agent);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("Timed out"), "{done:?}");
+}
+
+/// No host is another's better for these: the first proven answer counts.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_the_first_answer_to_monitor_counts() {
+    let lab = Lab::new(21_700);
+    for (action, response, code) in [("monitor", 1, 1), ("monitor", 0, 0), ("monitor", 3, 3), ("null", 1, 1)]
+    {
+        let agent = lab.agent(&["-o", action, "-q", "600"]);
+        let start = Instant::now();
+        lab.answer(&lab.request(), &[response]);
+        assert_eq!(finish(agent).status.code(), Some(code));
+        assert!(start.elapsed() < Duration::from_secs(15));
+    }
+}
+
+fn list(entries: &[(&str, &str, bool)]) -> Vec<u8> {
+    let mut bytes = vec![253];
+    for &(name, uuid, on) in entries {
+        bytes.extend(HostListEntry { name: name.to_owned(), uuid: uuid.to_owned(), on }.encode());
+    }
+    bytes.extend(HOST_LIST_END);
+    bytes.push(0);
+    bytes
+}
+
+trait CallBackFrom {
+    fn call_back_from(&self, request: &Request, address: [u8; 4]) -> TcpStream;
+}
+
+impl CallBackFrom for Lab {
+    /// A call-back of a host with this address.
+    fn call_back_from(&self, request: &Request, address: [u8; 4]) -> TcpStream {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+        use std::os::fd::AsRawFd;
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        let [a, b, c, d] = address;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).unwrap();
+        let port = request.call_back.unwrap().port;
+        connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real hypervisor for tests: a libvirtd of its own with real, tiny QEMU domains.
+
+    with Hypervisor(netns) as hypervisor:
+        vm1 = hypervisor.domain('vm1')            # defined and running
+        old = vm1.process()                       # its QEMU process, held by a pidfd
+        ...                                       # somebody fences vm1 through hypervisor.uri
+        assert old.ended() and vm1.state() == 'shut off'
+
+Owns one tree of processes in mount, IPC and PID namespaces of its own (and the network namespace that the
+caller names): libvirtd and every QEMU. The machine's own libvirt is never seen nor touched, and nothing here
+survives the process that made it, however that process ends: the tree's init reads a pipe and leaves with it.
+
+Must never trust libvirt about the end of a domain: `process()` asks the kernel, so that a test can tell "the
+fence says done" from "it is done".
+"""
+
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid as uuids
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+LIBVIRTD = "/usr/sbin/libvirtd"
+EMULATOR = "/usr/bin/qemu-system-x86_64"
+
+#: The smallest memory QEMU's `pc` machine starts its firmware with, MiB.
+MEMORY = 16
+
+
+class Hypervisor:
+    """libvirtd and its domains. `uri` is where a daemon under test finds it (from any network namespace).
+
+    `netns` names the network namespace of libvirtd and its QEMUs (their VNC ports). `directory` holds socket,
+    configuration and logs; without one a temporary directory is made and removed at the end."""
+
+    def __init__(self, netns, directory=None):
+        self.netns = netns
+        self.accel = accelerator()
+        self._own = directory is None
+        self.directory = Path(tempfile.mkdtemp(prefix="fence-hv-")) if self._own else Path(directory)
+        for part in ("sock", "log", "serial", "drivers"):
+            (self.directory / part).mkdir(parents=True, exist_ok=True)
+        self.socket = self.directory / "sock/libvirt-sock"
+        self.uri = f"qemu+unix:///system?socket={self.socket}"
+        self.log = self.directory / "log/libvirtd.log"
+        self._domains = {}
+        self._libvirtd = None
+        self._write_config()
+        self._tree = self._plant()
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+    # -- libvirtd -----------------------------------------------------------------------------------------
+
+    def start(self, timeout=60):
+        """Starts libvirtd and returns when it serves its socket; domains that run already are adopted."""
+        assert self._libvirtd is None, "libvirtd runs already"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            path = self.directory / "notify"
+            path.unlink(missing_ok=True)
+            ready.bind(str(path))
+            ready.settimeout(timeout)
+            self._libvirtd = subprocess.Popen(
+                [*self._inside(), LIBVIRTD, "-f", self.directory / "libvirtd.conf", "-p", "/run/libvirtd.pid"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(self.directory / "log/stderr", "ab"),
+                env={**os.environ, "NOTIFY_SOCKET": str(path), "LIBVIRT_DRIVER_DIR": str(self.directory / "drivers")})
+            try:
+                ready.recv(64)
+            except TimeoutError:
+                raise AssertionError(f"libvirtd did not start within {timeout} s\n{self.tail()}") from None
+        # The socket answers now; the first call also waits for the QEMU driver, and for domains to be adopted.
+        self.virsh("list", timeout=timeout)
+        return self
+
+    def kill(self):
+        """SIGKILLs libvirtd. Its domains run on, as they do on a real host."""
+        os.kill(self.libvirtd_pid(), signal.SIGKILL)
+        self._wait_gone()
+
+    def _wait_gone(self):
+        """A stopped nsenter (it stops with its child) would not see that its child has gone, and it may stop late."""
+        while True:
+            self._libvirtd.send_signal(signal.SIGCONT)
+            try:
+                self._libvirtd.wait(0.2)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+        self._libvirtd = None
+
+    def freeze(self):
+        """SIGSTOPs libvirtd: connections are accepted by the kernel and nothing is answered."""
+        pid = self.libvirtd_pid()
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: process_state(pid) == "T", 5, "libvirtd stopped")
+
+    def thaw(self):
+        """Undoes `freeze`."""
+        os.kill(self.libvirtd_pid(), signal.SIGCONT)
+        self._libvirtd.send_signal(signal.SIGCONT)     # nsenter stops and goes on with its child
+
+    def restart(self):
+        """SIGKILL, then a new libvirtd that finds the domains of the old one."""
+        if self._libvirtd:
+            self.kill()
+        self.start()
+
+    def recover(self):
+        """libvirtd answers afterwards, whatever was done to it. Costs next to nothing when nothing was."""
+        if self._libvirtd is None or self._libvirtd.poll() is not None:
+            self._libvirtd = None
+            self.start()
+        elif process_state(self.libvirtd_pid()) == "T":
+            self.thaw()
+
+    def stop(self):
+        """Ends libvirtd, every QEMU and the namespaces; removes a temporary directory. May be called twice."""
+        self._tree.stdin.close()
+        self._tree.wait()
+        if self._libvirtd:
+            self._wait_gone()
+        self._tree.stdout.close()
+        if self._own:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def libvirtd_pid(self):
+        """libvirtd's pid as this process sees it."""
+        assert self._libvirtd and self._libvirtd.poll() is None, f"libvirtd does not run\n{self.tail()}"
+        return only_child(self._libvirtd.pid)
+
+    def tail(self, lines=20):
+        """The end of libvirtd's log, for messages of failed tests."""
+        if not self.log.exists():
+            return "(no libvirtd log)"
+        return "\n".join(self.log.read_text(errors="backslashreplace").splitlines()[-lines:])
+
+    def virsh(self, *args, check=True, timeout=30):
+        """Runs virsh against this libvirtd; returns the CompletedProcess (text)."""
+        done = subprocess.run(["virsh", "-q", "-c", self.uri, *map(str, args)], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, errors="backslashreplace", timeout=timeout)
+        assert done.returncode == 0 or not check, f"virsh {args}: {done.stderr}\n{self.tail()}"
+        return done
+
+    # -- domains ------------------------------------------------------------------------------------------
+
+    def domain(self, name, *, uuid=None, transient=False, start=True, paused=False, **machine):
+        """A new domain, or the one of that name brought into that shape again if its definition is the same.
+
+        `start`: running afterwards, else shut off. `paused`: running, then suspended. The rest goes to
+        `machine_xml`. Re-use is what makes a case cost milliseconds; a case may leave a domain in any state."""
+        wanted = (uuid, transient, tuple(sorted(machine.items())))
+        domain = self._domains.get(name)
+        if domain is None or domain.made_of != wanted or domain.state() is None:
+            if domain:
+                domain.remove()
+            domain = Domain(self, name, uuid or str(uuids.uuid5(uuids.NAMESPACE_DNS, name)), transient)
+            domain.made_of = wanted
+            domain.source = self._write_xml(domain, machine)
+            self._domains[name] = domain
+            self.virsh("create" if transient else "define", domain.source)
+        if start or paused:
+            domain.start(paused)
+        else:
+            domain.destroy()
+        return domain
+
+    def _write_xml(self, domain, machine):
+        path = self.directory / f"{domain.uuid}.xml"
+        path.write_text(machine_xml(domain.name, domain.uuid, self.accel, **machine))
+        return path
+
+    def processes(self):
+        """{uuid: pid} of the QEMU processes of this hypervisor, by their own command lines (libvirt isn't asked)."""
+        space = os.stat(f"/proc/{self._init}/ns/pid").st_ino
+        found = {}
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            try:
+                if os.stat(f"/proc/{entry}/ns/pid").st_ino != space:
+                    continue
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue        # ended while we looked, or a zombie
+            if words[0] == EMULATOR.encode() and b"-uuid" in words:
+                found[words[words.index(b"-uuid") + 1].decode()] = int(entry)
+        return found
+
+    # -- how the tree is made -----------------------------------------------------------------------------
+
+    def _plant(self):
+        """The namespaces and their init. The init must reap: libvirt waits for its daemonised QEMUs until they
+        are gone, zombies included, and the init of a container may take its time."""
+        net = [f"--net=/run/netns/{self.netns}"] if self.netns else ["--net=/proc/self/ns/net"]
+        script = """set -e
+            for dir in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt/qemu; do
+                mkdir -p $dir; mount -t tmpfs hypervisor $dir
+            done
+            mkdir -p /run/libvirt /run/lock /etc/libvirt/qemu/networks
+            touch /etc/libvirt/qemu.conf
+            mount --bind "$1/qemu.conf" /etc/libvirt/qemu.conf
+            exec "$2" -ISc 'import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("planted", flush=True)
+sys.stdin.read()' """
+        tree = subprocess.Popen(
+            ["nsenter", *net, "unshare", "--mount", "--propagation=private", "--ipc", "--pid", "--fork",
+             "--mount-proc", "sh", "-c", script, "init", str(self.directory), sys.executable],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert tree.stdout.readline() == b"planted\n", "the namespaces for libvirtd could not be made"
+        self._init = only_child(tree.pid)
+        return tree
+
+    def _inside(self):
+        return ["nsenter", "-t", str(self._init), "--mount", "--ipc", "--net", "--pid", "--"]
+
+    def _write_config(self):
+        (self.directory / "libvirtd.conf").write_text(f"""unix_sock_dir = "{self.directory}/sock"
+unix_sock_group = "root"
+auth_unix_rw = "none"
+auth_unix_ro = "none"
+max_clients = 200
+log_outputs = "4:file:{self.log}"
+""")
+        # Root may open /dev/kvm and the directories of this process; everything that isolates one QEMU from
+        # another costs time and proves nothing here. No virtlogd runs in here.
+        (self.directory / "qemu.conf").write_text("""user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+""")
+        drivers = self.directory / "drivers"
+        module = Path(f"/usr/lib/{os.uname().machine}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so")
+        if not (drivers / module.name).exists():
+            (drivers / module.name).symlink_to(module)   # the other drivers only make the start slower
+
+
+class Domain:
+    """One domain of a `Hypervisor`."""
+
+    def __init__(self, hypervisor, name, uuid, transient):
+        self.hypervisor, self.name, self.uuid, self.transient = hypervisor, name, uuid, transient
+        self.source = None
+        self.made_of = None
+
+    def start(self, paused=False):
+        """Running (or paused), whatever it was."""
+        state = self.state()
+        if state is None and self.transient:
+            self._virsh("create", self.source)
+        elif state == "shut off":
+            self._virsh("start", self.uuid)
+        elif state == "paused" and not paused:
+            self._virsh("resume", self.uuid)
+        else:
+            assert state in ("running", "paused"), f"{self.name} is {state}: nothing that a test makes"
+        if paused and state != "paused":
+            self._virsh("suspend", self.uuid)
+        return self
+
+    def destroy(self):
+        """Off, whatever it was. A transient domain is gone then."""
+        if self.state() not in (None, "shut off"):
+            self._virsh("destroy", self.uuid)
+
+    def suspend(self):
+        """Stops the vCPUs: libvirt's state `paused`."""
+        self._virsh("suspend", self.uuid)
+
+    def remove(self):
+        """Gone from libvirt, running or not."""
+        self.destroy()
+        if self.state() is not None:
+            self._virsh("undefine", self.uuid)
+
+    def state(self):
+        """libvirt's word for the state ('running', 'paused', 'shut off', …); None when it knows no such domain."""
+        asked = self.hypervisor.virsh("domstate", self.uuid, check=False)
+        if asked.returncode == 0:
+            return asked.stdout.strip()
+        assert "Domain not found" in asked.stderr or "failed to get domain" in asked.stderr, asked.stderr
+        return None
+
+    def wait_state(self, state, timeout=10):
+        """Returns when libvirt reports that state; AssertionError after `timeout` seconds."""
+        until(lambda: self.state() == state, timeout, f"{self.name} {state}")
+
+    def pid(self):
+        """Pid of its QEMU process; None when none runs."""
+        return self.hypervisor.processes().get(self.uuid)
+
+    def process(self):
+        """Its QEMU process, which must run now."""
+        pid = self.pid()
+        assert pid, f"{self.name} has no QEMU process"
+        return Process(pid)
+
+    def xml(self, *options):
+        """dumpxml, e.g. with '--security-info' or '--inactive'."""
+        return self._virsh("dumpxml", *options, self.uuid).stdout
+
+    def monitor(self, command):
+        """The answer of QEMU's human monitor to one command."""
+        return self._virsh("qemu-monitor-command", self.uuid, "--hmp", command).stdout
+
+    def _virsh(self, *args):
+        return self.hypervisor.virsh(*args)
+
+
+class Process:
+    """A process that is to end. Held by a pidfd: a new process with the same number is never taken for it."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def __del__(self):
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    def ended(self, timeout=0):
+        """Whether it has ended, within `timeout` seconds; a zombie has ended."""
+        return bool(select.select([self._fd], [], [], timeout)[0])
+
+
+def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None):
+    """Domain XML of a machine without disk. `serial`: paths of UNIX sockets that QEMU binds for serial ports;
+    `channel`: (path, target name) of virtio channels; `interface`: nothing but (mac, bridge) pairs."""
+    devices = [f"<emulator>{EMULATOR}</emulator>", "<controller type='usb' model='none'/>", "<memballoon model='none'/>"]
+    devices += [f"<serial type='unix'><source mode='bind' path={quoteattr(str(path))}/></serial>" for path in serial]
+    devices += [f"<channel type='unix'><source mode='bind' path={quoteattr(str(path))}/>"
+                f"<target type='virtio' name={quoteattr(target)}/></channel>" for path, target in channel]
+    devices += [f"<interface type='bridge'><mac address='{mac}'/><source bridge='{bridge}'/></interface>"
+                for mac, bridge in interface]
+    if vnc_password:
+        devices.append("<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' "
+                       f"passwd={quoteattr(vnc_password)}/>")
+    text = f"<title>{title}</title>" if title else ""
+    named = quoteattr(name)[1:-1]
+    return (f"<domain type='{accel}'><name>{named}</name><uuid>{uuid}</uuid>{text}"
+            f"<memory unit='MiB'>{MEMORY}</memory><vcpu>1</vcpu>"
+            "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
+            f"<on_reboot>restart</on_reboot><devices>{''.join(devices)}</devices></domain>")
+
+
+def accelerator():
+    """`kvm` where this process may make a virtual machine with it, else `qemu` (TCG). ACCEL overrides."""
+    if os.environ.get("ACCEL"):
+        return {"tcg": "qemu"}.get(os.environ["ACCEL"], os.environ["ACCEL"])
+    kvm_create_vm = 0xAE01
+    try:
+        with open("/dev/kvm", "rb+", buffering=0) as kvm:
+            os.close(fcntl.ioctl(kvm, kvm_create_vm, 0))
+        return "kvm"
+    except OSError:
+        return "qemu"
+
+
+def until(condition, timeout, what):
+    """Asks `condition` again and again until it holds; AssertionError that names `what` after `timeout` s."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.02)
+
+
+def only_child(pid):
+    """The one child of a process whose only job is that child."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert len(children) == 1, f"process {pid} has children {children}"
+    return int(children[0])
+
+
+def process_state(pid):
+    """One letter, as ps prints it: R, S, D, T, Z, …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

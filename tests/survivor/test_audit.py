@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A request that never ran says why in the audit file."""
+
+import os
+import signal
+import stat
+import tty
+
+import pytest
+from lab import wire
+from lab.net import wait_until
+
+from .rig import AGENTS, Asker, Gun, slow_to_die
+
+pytestmark = pytest.mark.ours
+
+FIELDS = {
+    "time": float, "id": int, "transport": str, "peer": str, "source_domain": (str, type(None)),
+    "key": (str, type(None)), "action": str, "target": str, "domain": (str, type(None)), "uuid": (str, type(None)),
+    "decision": str, "result": (str, type(None)), "reason": (str, type(None)), "delivered": bool,
+    "connected_ms": (float, type(None)), "resolved_ms": (float, type(None)), "turn_ms": (float, type(None)),
+    "proved_ms": (float, type(None)), "done_ms": (float, type(None)),
+}
+
+
+def well_formed(record):
+    """Every field is there, none else, of the right kind, and the stages are in order."""
+    assert set(record) == set(FIELDS), record
+    for name, kind in FIELDS.items():
+        assert isinstance(record[name], kind), (name, record)
+    stages = [record[name] for name in FIELDS if name.endswith("_ms") and record[name] is not None]
+    assert stages == sorted(stages), record
+    return record
+
+
+def not_run(record, reason, **fields):
+    """A record of a request that never ran, for this reason."""
+    well_formed(record)
+    assert reason in (record["reason"] or ""), record
+    expected = {"decision": "not run", "result": None, "delivered": False, "done_ms": None, **fields}
+    assert {name: record[name] for name in expected} == expected, record
+
+
+@pytest.fixture
+def host(start_host):
+    """A host that is asked over TCP: no source is known there, so all conflict with all."""
+    return start_host(listener="tcp")
+
+
+@pytest.fixture
+def victim(site):
+    return site.hypervisor.domain("victim")
+
+
+@pytest.fixture
+def other(site):
+    return site.hypervisor.domain("other")
+
+
+@pytest.mark.parametrize("kind, transport", [("card", "multicast"), ("line", "serial")])
+def test_its_source_was_fenced(site, start_host, machines, kind, transport):
+    pair = machines(kind)
+    host = start_host(listener=transport)
+    if kind == "card":
+        for machine in pair:
+            host.wait_recognised(machine, AGENTS[0])
+    before = len(host.records())
+    gun = Gun()
+    shots = [pair[i].shoot("reference", pair[1 - i], "-o", "off", gun=gun, transport=transport) for i in (0, 1)]
+    gun.fire()
+    for shot in shots:
+        shot.finish()
+    ran, dropped = sorted(host.wait_records(2, since=before), key=lambda it: it["decision"] != "run")
+    assert well_formed(ran)["result"] == "success"
+    dead, alive = pair if pair[0].qemu.ended() else reversed(pair)
+    # On a serial line the end of the line may be seen before the look that shows the domain off.
+    reason = "its source was fenced after it arrived" if kind == "card" else ""
+    not_run(dropped, reason, transport=transport, action="off", source_domain=dead.domain.uuid,
+            uuid=alive.domain.uuid, domain=alive.name, proved_ms=None)
+    assert dropped["reason"] in ("its source was fenced after it arrived", "the client hung up before its turn came")
+
+
+def test_it_was_superseded(site, start_host, machines, victim):
+    """A newer request on the same serial line, while the older waits for its turn."""
+    pair = machines("line")
+    host = start_host(listener="serial")
+    lines = []
+    for machine in pair:
+        machine.line.wait_connected()
+        lines.append(os.open(machine.line.device, os.O_RDWR | os.O_NOCTTY))
+        tty.setraw(lines[-1])       # an agent was here before
+    with slow_to_die(victim) as wait_killed:
+        # The second may shoot the source of the first: it waits.
+        os.write(lines[0], wire.SerialRequest(wire.OFF, "victim", seqno=1).build())
+        wait_killed()
+        os.write(lines[1], wire.SerialRequest(wire.OFF, pair[0].name, seqno=2).build())
+        host.daemon.wait_log(r"heard id=2 ")
+        host.daemon.wait_log(r"resolved id=2 ")
+        os.write(lines[1], wire.SerialRequest(wire.STATUS, pair[0].name, seqno=3).build())
+        first, newer = host.wait_records(2)
+        not_run(first, "superseded by a newer request of the same client", id=2, target=pair[0].name,
+                source_domain=pair[1].domain.uuid)
+        assert (newer["action"], newer["result"], newer["delivered"]) == ("status", "success", True)
+    assert host.wait_records(3)[2]["result"] == "success"
+    assert not pair[0].qemu.ended()
+    for line in lines:
+        os.close(line)
+
+
+@pytest.mark.parametrize("how, reason", [
+    ("silent", "the client did not prove that it holds the key: nothing came in time"),
+    ("gone", "the client did not prove that it holds the key: it hung up"),
+    ("wrong", ""),
+])
+def test_its_proof_failed(host, victim, how, reason):
+    qemu = victim.process()
+    asker = Asker(host, "off", "victim").wait_asked()
+    if how == "gone":
+        asker.close()
+    if how == "wrong":
+        asker.prove(wrong=True)
+    (record,) = host.wait_records(1)
+    not_run(record, reason, transport="tcp", action="off", target="victim", uuid=victim.uuid, proved_ms=None)
+    assert how != "wrong" or record["reason"], record
+    assert not qemu.ended()
+
+
+def test_it_hung_up_before_its_turn(host, victim, other):
+    qemu = other.process()
+    first = Asker(host, "off", "victim").wait_asked()
+    second = Asker(host, "off", "other")
+    host.daemon.wait_log(r"resolved id=2 ")
+    second.close()
+    (record,) = host.wait_records(1)
+    not_run(record, "the client hung up before its turn came", id=2, target="other")
+    assert first.prove().answer() == b"\0"
+    assert not qemu.ended()
+
+
+def test_the_queue_is_full(host, victim):
+    """64 requests for one domain; one more is told so."""
+    # The first may take 2 s for its proof: until then the others wait for it.
+    askers = [Asker(host, "off", "victim").wait_asked()]
+    askers += [Asker(host, "off", "victim") for _ in range(63)]
+    wait_until(lambda: host.daemon.log.count("joins the same work") == 63)
+    assert Asker(host, "off", "victim").whole() == bytes([wire.FAILURE])
+    (record,) = host.wait_records(1)
+    well_formed(record)
+    assert record["reason"] == "queue full: 64 requests for this domain are under way"
+    assert (record["result"], record["delivered"]) == ("failure", True)
+    assert askers[0].prove().answer() == b"\0"
+    assert [it.whole() for it in askers[1:]] == [b"\0"] * 63
+    assert len(host.wait_records(65)) == 65
+
+
+def test_its_deadline_passed_before_its_turn(site, host, victim, other):
+    """libvirt hangs in the middle of the request before it; what waited is not carried out, then or later."""
+    untouched = other.process()
+    first = Asker(host, "off", "victim").wait_asked()
+    second = Asker(host, "off", "other")
+    host.daemon.wait_log(r"resolved id=2 ")
+    with slow_to_die(victim) as wait_killed:
+        first.prove()
+        wait_killed()
+        site.hypervisor.freeze()
+    (record,) = host.wait_records(1, which=lambda it: it["id"] == 2)
+    not_run(record, "its deadline passed before its turn came", target="other", uuid=other.uuid, proved_ms=None)
+    assert 25_000 < record["turn_ms"] < 30_500, record
+    (ran,) = host.wait_records(1, which=lambda it: it["id"] == 1)
+    well_formed(ran)
+    assert ran["result"] == "failure" and ran["reason"], ran
+    site.hypervisor.thaw()
+    site.hypervisor.virsh("list")
+    assert first.answer() == bytes([wire.FAILURE]) and second.answer() == b""
+    # The daemon works again, and nothing comes late.
+    assert Asker(host, "status", "other").whole() == b"\0"
+    assert not untouched.ended(1)
+
+
+def test_who_may_read_the_file_and_where_it_goes_on(site, host, victim):
+    assert stat.S_IMODE(host.audit_file.stat().st_mode) == 0o640
+    assert Asker(host, "status", "victim").whole() == b"\0"
+    host.wait_records(1)
+    moved = host.audit_file.with_suffix(".1")
+    host.audit_file.rename(moved)
+    assert Asker(host, "status", "victim").whole() == b"\0"
+    wait_until(lambda: len(moved.read_text().splitlines()) == 2)
+    host.daemon.send_signal(signal.SIGHUP)
+    wait_until(host.audit_file.exists)
+    host.daemon.wait_log("audit file opened anew")
+    assert stat.S_IMODE(host.audit_file.stat().st_mode) == 0o640
+    assert Asker(host, "status", "victim").whole() == b"\0"
+    assert [well_formed(it)["id"] for it in host.wait_records(1)] == [3]
+    assert len(moved.read_text().splitlines()) == 2

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two nodes send off for each other in the same millisecond: exactly one stays up, each time."""
+
+import collections
+import os
+import statistics
+
+import pytest
+
+from .rig import OK, SIDE, Gun
+
+#: Rounds for each way of asking. 200 is the long run.
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+#: How the two ask, and what the host knows of where that comes from.
+WAYS = {
+    "multicast, sources known": ("multicast", "card"),
+    "multicast, sources unknown": ("multicast", "bare"),
+    "tcp": ("tcp", "bare"),
+    "serial": ("serial", "line"),
+}
+
+#: Why a request may not have run, where its source is known and where it is not.
+KNOWN = {"its source was fenced after it arrived", "the client hung up before its turn came"}
+UNPROVED = {f"the client {what}: nothing came in time" for what in (
+    "did not prove that it holds the key", "sent no challenge")}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("action", ["off"])
+def test_of_two_that_shoot_each_other_one_stays_up(site, start_host, machines, agents, note, way, action):
+    transport, kind = WAYS[way]
+    machines(kind)
+    host = start_host(listener=transport)
+    ends, reasons, gaps, seconds = collections.Counter(), collections.Counter(), [], []
+    wrong = []
+    for number in range(ROUNDS):
+        pair = machines(kind)
+        if kind == "card" and SIDE == "ours":
+            for machine in pair:
+                host.wait_recognised(machine, agents)
+        before = len(host.records()) if SIDE == "ours" else 0
+        gun = Gun()
+        order = [(0, 1), (1, 0)][number % 2]
+        shots = {i: pair[i].shoot(agents, pair[1 - i], "-o", action, gun=gun, transport=transport) for i in order}
+        gun.fire()
+        results = {i: shot.finish(60) for i, shot in shots.items()}
+        if SIDE == "ours":
+            # Both requests are over: nothing of them can come later.
+            records = host.wait_records(2, since=before)
+            assert len(records) == 2, records
+            ran = [it for it in records if it["decision"] == "run"]
+            reasons.update(it["reason"] for it in records if it["decision"] != "run")
+            gaps.append(abs(host.arrival(records[0]) - host.arrival(records[1])))
+        else:
+            records, ran = [], []
+            # It asks the dead for 5 s (call-back) or 10 s (challenge), then goes on.
+            pair[0].qemu.ended(3)
+        up = [i for i in (0, 1) if not pair[i].qemu.ended()]
+        ends[len(up)] += 1
+        if len(up) != 1 or results[up[0]].rc != OK or (SIDE == "ours" and len(ran) != 1):
+            wrong.append((number, up, results, records))
+            continue
+        seconds.append(results[up[0]].seconds)
+        if SIDE == "ours":
+            assert ran[0]["target"] == pair[1 - up[0]].name and ran[0]["delivered"], records
+    text = ", ".join(f"{count} with {n} up" for n, count in sorted(ends.items()))
+    note(f"{ROUNDS} rounds: {text}; gap between arrivals {_ms(gaps)}; not run: {dict(reasons)}")
+    assert not wrong, (wrong[:3], host.daemon.log[-6000:])
+    if kind != "bare" and SIDE == "ours":
+        assert set(reasons) <= KNOWN, reasons
+    if kind == "bare" and SIDE == "ours":
+        assert set(reasons) <= UNPROVED, reasons
+
+
+def _ms(values):
+    if not values:
+        return "unknown"
+    return f"median {statistics.median(values) * 1000:.1f} ms, most {max(values) * 1000:.1f} ms"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The same work is done once, and all who asked for it are told the same."""
+
+import pytest
+from lab import wire
+from lab.net import wait_until
+
+from .rig import OK, SIDE, Asker, slow_to_die, starts
+
+
+@pytest.fixture
+def victim(site):
+    """A running domain, and its QEMU process."""
+    return site.hypervisor.domain("victim")
+
+
+@pytest.fixture
+def nodes(site):
+    """Three nodes that ask."""
+    return [site.net.nodes.get(name) or site.node(name) for name in ("peer1", "peer2", "peer3")]
+
+
+def done_once(site, victim, qemu, before, action):
+    """QEMU has ended, and after a reboot the next one runs, not the one after it."""
+    assert qemu.ended()
+    assert starts(site.hypervisor, victim) == before + (action == "reboot")
+    assert bool(victim.pid()) == (action == "reboot")
+
+
+def test_a_request_that_is_sent_again(site, start_host, nodes, victim):
+    """The same sequence number, fresh random bytes, while the first is at work and after it is done."""
+    host = start_host()
+    qemu, before = victim.process(), starts(site.hypervisor, victim)
+    client = wire.FakeClient(site.guest(), wire.read_key(site.key))
+    packets = [client.packet(wire.REBOOT, "victim", seqno=4711) for _ in range(7)]
+    with client.listening() as listener:
+        listener.settimeout(10)
+        with slow_to_die(victim) as wait_killed:
+            client.send(packets[0])
+            sock, _ = listener.accept()
+            stream = wire.Stream(sock, 30)
+            wire.challenge_as_client(stream, client.key)
+            for packet in packets[1:4]:
+                client.send(packet)
+            wait_killed()
+        assert stream.recv(1) == bytes([wire.SUCCESS])
+        for packet in packets[4:]:
+            client.send(packet)
+        # A request from elsewhere: by its answer the earlier ones have been looked at.
+        assert wire.FakeClient(nodes[0], client.key).multicast(wire.STATUS, "victim", timeout=10).code == OK
+        listener.settimeout(1)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    done_once(site, victim, qemu, before, "reboot")
+    if SIDE == "ours":
+        assert len([it for it in host.records() if it["action"] == "reboot"]) == 1
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_the_same_request_from_several_nodes(site, start_host, nodes, victim, action):
+    """The others come before the first has given its proof."""
+    host = start_host(listener="tcp")
+    qemu, before = victim.process(), starts(site.hypervisor, victim)
+    first = Asker(host, action, "victim", node=nodes[0]).wait_asked()
+    others = [Asker(host, action, "victim", node=node) for node in nodes[1:]]
+    wait_until(lambda: host.daemon.log.count("joins the same work") == 2)
+    assert not qemu.ended()
+    assert [first.prove().answer()] + [it.whole() for it in others] == [b"\0"] * 3
+    done_once(site, victim, qemu, before, action)
+    records = host.wait_records(3)
+    assert [(it["decision"], it["result"]) for it in records] == [("run", "success")] * 3
+    # Who joined may be told, and written down, before who did the work.
+    (did_it,) = [it for it in records if it["reason"] is None]
+    joined = [it["reason"] for it in records if it is not did_it]
+    assert joined == [f"the same work as request {did_it['id']}"] * 2, records
+
+
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_the_same_request_while_libvirt_is_at_it(site, start_host, nodes, victim, note, action):
+    """The others come when QEMU has been told to end and has not; libvirt tells nothing of the domain meanwhile."""
+    host = start_host(listener="tcp")
+    qemu, before = victim.process(), starts(site.hypervisor, victim)
+    with slow_to_die(victim) as wait_killed:
+        first = Asker(host, action, "victim", node=nodes[0]).wait_asked().prove()
+        wait_killed()
+        if SIDE == "ours":
+            others = [Asker(host, action, "victim", node=node) for node in nodes[1:]]
+    if SIDE != "ours":
+        others = []     # it serves nobody meanwhile
+    answers = [first.answer()] + [it.whole() for it in others]
+    reasons = [it["reason"] for it in host.wait_records(3)] if SIDE == "ours" else []
+    note(f"answers {answers}, QEMU started {starts(site.hypervisor, victim) - before} times, {reasons}")
+    assert answers == [b"\0"] * len(answers)
+    done_once(site, victim, qemu, before, action)
+
+
+@pytest.mark.parametrize("when", ["while it is done", "after it was done"])
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_a_retry_after_a_lost_answer(site, start_host, agents, victim, note, action, when):
+    """The agent is killed when its proof is given and libvirt has begun, and the cluster asks again."""
+    host = start_host()
+    qemu, before = victim.process(), starts(site.hypervisor, victim)
+
+    def ask():
+        return site.agent(agents, "-o", action, "-H", "victim", wait=False)
+
+    with slow_to_die(victim) as wait_killed:
+        killed = ask()
+        wait_killed()
+        killed.process.kill()
+        killed.finish()
+        if when == "while it is done":
+            again = ask()
+            if SIDE == "ours":
+                host.daemon.wait_log(r"heard id=2 ")
+    if when == "after it was done":
+        if SIDE == "ours":
+            assert not host.wait_records(1)[0]["delivered"]
+        else:
+            wait_until(qemu.ended)
+        again = ask()
+    result = again.finish()
+    records = host.records() if SIDE == "ours" else []
+    note(f"retry: exit code {result.rc} in {result.seconds:.1f} s; "
+         f"QEMU started {starts(site.hypervisor, victim) - before} times; {[it['reason'] for it in records]}")
+    assert result.rc == OK, (result, records)
+    done_once(site, victim, qemu, before, action)
