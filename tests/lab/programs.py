@@ -112,7 +112,9 @@ class Daemon:
 
     `ready`: what to wait for: "udp", "tcp", None (nothing), or a function of the daemon. With `ready` set, a
     daemon that ends or does not bind within `wait` seconds raises RuntimeError with its log.
-    `lines` holds the log so far (stdout and stderr together), one string a line.
+    `lines` holds the log so far (stdout and stderr together), one string a line. What it remembers across restarts
+    is in `state`, a directory beside the config file unless `env` names another: a daemon that is started anew with
+    the same config file has the same memory, and none finds that of another test.
     """
 
     def __init__(self, node, config, *args, port=1229, ready="udp", wait=15, debug=0, program=None, env=None,
@@ -120,6 +122,8 @@ class Daemon:
         self.node, self.config, self.port = node, pathlib.Path(config), port
         program = program or FENCE_VIRTD
         self.pidfile = pathlib.Path(pidfile or f"{config}.pid")
+        env = {"STATE_DIRECTORY": f"{config}.state", **(env or {})}
+        self.state = pathlib.Path(env["STATE_DIRECTORY"])
         argv = [program, "-F", "-f", config, "-p", self.pidfile]
         if debug:
             argv += ["-d", debug]
@@ -269,7 +273,9 @@ def run_agent(node, *args, program=None, stdin=None, timeout=60.0, env=None):
 def run_daemon(node, *args, timeout=20.0, program=None, stdin="", env=None):
     """Runs fence_virtd with the arguments as they are, to the end of the process that was started."""
     program = program or FENCE_VIRTD
-    return Agent(node, *args, program=program, stdin=stdin, env=_environment(program, env)).finish(timeout)
+    with tempfile.TemporaryDirectory(prefix="fvlab-") as state:
+        env = {"STATE_DIRECTORY": f"{state}/state", **(env or {})}
+        return Agent(node, *args, program=program, stdin=stdin, env=_environment(program, env)).finish(timeout)
 
 
 def bound(pid, kind, port):

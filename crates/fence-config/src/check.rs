@@ -14,8 +14,8 @@ use crate::diagnostic::{Code, Findings, Severity, Span, show};
 use crate::schema::{
     Backend, BackendKind, Config, CpgBackend, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT,
     DEFAULT_URI, DaemonSection, Family, Group, HashName, LibvirtBackend, Listener, ListenerKind,
-    MAX_NEGATIVE_DELAY, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, TcpListener,
-    VsockListener, Words,
+    MAX_NEGATIVE_DELAY, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, StateDir,
+    TcpListener, VsockListener, Words,
 };
 use crate::tree::{Assignment, Block, Item, Node, Text, Tree};
 
@@ -88,6 +88,7 @@ const KNOWN: &[Known] = &[
             "module_path",
             "name_mode",
             "audit_log",
+            "state_dir",
         ],
         ..Known::NONE
     },
@@ -180,6 +181,7 @@ impl Checker<'_> {
                 .map(|it| String::from_utf8_lossy(&it.value.text.bytes).into_owned()),
             name_mode: self.word(body.key("name_mode")),
             audit_log: body.key("audit_log").and_then(|it| self.path(it)),
+            state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.state_dir(it)),
         }
     }
 
@@ -212,6 +214,7 @@ impl Checker<'_> {
                 let (family, address) = self.address(&body, true);
                 Listener::Multicast(MulticastListener {
                     key_files: self.key_files(&body),
+                    key_files_named: body.key("key_file").is_some(),
                     hash: self.word(body.key("hash")).unwrap_or(PacketHash::Sha256),
                     auth: self.word(body.key("auth")).unwrap_or(HashName::Sha256),
                     family,
@@ -227,6 +230,7 @@ impl Checker<'_> {
                 let (family, address) = self.address(&body, false);
                 Listener::Tcp(TcpListener {
                     key_files: self.key_files(&body),
+                    key_files_named: body.key("key_file").is_some(),
                     hash: self.word(body.key("hash")).unwrap_or(PacketHash::Sha256),
                     auth: self.word(body.key("auth")).unwrap_or(HashName::Sha256),
                     family,
@@ -236,6 +240,7 @@ impl Checker<'_> {
             }
             ListenerKind::Vsock => Listener::Vsock(VsockListener {
                 key_files: self.key_files(&body),
+                key_files_named: body.key("key_file").is_some(),
                 hash: self.word(body.key("hash")).unwrap_or(PacketHash::Sha256),
                 auth: self.word(body.key("auth")).unwrap_or(HashName::Sha256),
                 port: self.port(&body),
@@ -550,6 +555,13 @@ impl Checker<'_> {
             files.push(PathBuf::from(DEFAULT_KEY_FILE));
         }
         files
+    }
+
+    fn state_dir(&mut self, assignment: &Assignment) -> StateDir {
+        if assignment.value.text.bytes.eq_ignore_ascii_case(b"none") {
+            return StateDir::Nowhere;
+        }
+        self.path(assignment).map_or(StateDir::Default, StateDir::At)
     }
 
     fn path(&mut self, assignment: &Assignment) -> Option<PathBuf> {

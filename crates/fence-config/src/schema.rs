@@ -15,6 +15,8 @@ use crate::Span;
 
 /// Key file of the multicast, tcp and vsock listeners when the block names none.
 pub const DEFAULT_KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
+/// Where the daemon keeps what it must remember when neither the file nor systemd names another place.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/fence_virt";
 /// Port of the multicast, tcp and vsock listeners when the block names none.
 pub const DEFAULT_PORT: u16 = 1229;
 /// Hypervisor of the libvirt and cpg backends and of the serial listener when the block names none.
@@ -57,6 +59,21 @@ pub struct DaemonSection {
     pub name_mode: Option<NameMode>,
     /// `audit_log`: file that gets one record for each authenticated request. Default: the log only.
     pub audit_log: Option<PathBuf>,
+    /// `state_dir`: where accepted packets are remembered across restarts.
+    pub state_dir: StateDir,
+}
+
+/// `state_dir`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateDir {
+    /// Not given: `$STATE_DIRECTORY`, where systemd sets it, else [`DEFAULT_STATE_DIR`].
+    #[default]
+    Default,
+    /// `"none"`: in memory alone.
+    Nowhere,
+    /// This directory.
+    At(PathBuf),
 }
 
 /// The listeners there are.
@@ -114,6 +131,8 @@ impl Listener {
 pub struct MulticastListener {
     /// `key_file`, as often as there are keys; never empty.
     pub key_files: Vec<PathBuf>,
+    /// Whether the block names them; otherwise it is the default.
+    pub key_files_named: bool,
     /// `hash`: the weakest packet hash that is accepted. Default sha256.
     pub hash: PacketHash,
     /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
@@ -136,6 +155,8 @@ pub struct MulticastListener {
 pub struct TcpListener {
     /// `key_file`, as often as there are keys; never empty.
     pub key_files: Vec<PathBuf>,
+    /// Whether the block names them; otherwise it is the default.
+    pub key_files_named: bool,
     /// `hash`: the weakest packet hash that is accepted. Default sha256.
     pub hash: PacketHash,
     /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
@@ -153,6 +174,8 @@ pub struct TcpListener {
 pub struct VsockListener {
     /// `key_file`, as often as there are keys; never empty.
     pub key_files: Vec<PathBuf>,
+    /// Whether the block names them; otherwise it is the default.
+    pub key_files_named: bool,
     /// `hash`: the weakest packet hash that is accepted. Default sha256.
     pub hash: PacketHash,
     /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
@@ -219,7 +242,7 @@ pub struct Group {
     pub ips: Vec<String>,
     /// `uuid`: domains by UUID or name, as written; on serial also sources.
     pub uuids: Vec<String>,
-    /// `key_file`: keys that count for this group alone. Empty: the listener's keys.
+    /// `key_file`: the keys that open this group, and without which nobody may use it. Empty: the listener's keys.
     pub key_files: Vec<PathBuf>,
     /// Where the block stands in the file.
     pub span: Span,

@@ -36,7 +36,10 @@ fn only(source: impl AsRef<[u8]>) -> String {
 
 #[test]
 fn the_shipped_sample_has_nothing_to_complain_about() {
-    let config = clean(include_str!("../../../etc/fence_virt.conf"));
+    let mut config = clean(include_str!("../../../etc/fence_virt.conf"));
+    let Listener::Multicast(it) = &mut config.listeners[0] else { panic!() };
+    // It shows the default, so that people find the place.
+    it.key_files_named = false;
     assert_eq!(config, clean("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }"));
 }
 
@@ -74,10 +77,12 @@ fn defaults() {
                 module_path: None,
                 name_mode: None,
                 audit_log: None,
+                state_dir: StateDir::Default,
             },
             listeners: vec![
                 Listener::Multicast(MulticastListener {
                     key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+                    key_files_named: false,
                     hash: PacketHash::Sha256,
                     auth: HashName::Sha256,
                     family: Family::Ipv4,
@@ -88,6 +93,7 @@ fn defaults() {
                 }),
                 Listener::Tcp(TcpListener {
                     key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+                    key_files_named: false,
                     hash: PacketHash::Sha256,
                     auth: HashName::Sha256,
                     family: Family::Ipv4,
@@ -96,6 +102,7 @@ fn defaults() {
                 }),
                 Listener::Vsock(VsockListener {
                     key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+                    key_files_named: false,
                     hash: PacketHash::Sha256,
                     auth: HashName::Sha256,
                     port: 1229,
@@ -128,7 +135,7 @@ fn every_key() {
         Fence_VirtD {
             LISTENER = "Multicast,tcp,vsock,serial"; backend = "libvirt,cpg"; foreground = "1";
             wait_for_backend = "on"; debug = " 9 "; module_path = "/usr/lib"; name_mode = "name";
-            audit_log = "/var/log/a";
+            audit_log = "/var/log/a"; state_dir = "/var/lib/b";
         }
         listeners {
             multicast {
@@ -153,6 +160,7 @@ fn every_key() {
     assert!(daemon.foreground && daemon.wait_for_init);
     assert_eq!((daemon.debug, daemon.name_mode), (9, Some(NameMode::Name)));
     assert_eq!(daemon.audit_log, Some("/var/log/a".into()));
+    assert_eq!(daemon.state_dir, StateDir::At("/var/lib/b".into()));
     let [
         Listener::Multicast(multicast),
         Listener::Tcp(tcp),
@@ -163,6 +171,7 @@ fn every_key() {
         panic!()
     };
     assert_eq!(multicast.key_files, [PathBuf::from("/k1"), PathBuf::from("/k2")]);
+    assert!(multicast.key_files_named);
     assert_eq!((multicast.hash, multicast.auth), (PacketHash::HmacSha256, HashName::Sha1));
     assert_eq!((multicast.family, multicast.port), (Family::Ipv6, 1));
     assert_eq!(multicast.address.to_string(), "ff02::7");
@@ -180,6 +189,14 @@ fn every_key() {
     assert_eq!(groups[0].uuids, ["vm1", "vm 2"]);
     assert_eq!(groups[0].key_files, [PathBuf::from("/k5")]);
     assert_eq!(groups[1].name.as_deref(), Some("h"));
+}
+
+#[test]
+fn the_state_may_be_kept_nowhere() {
+    let of = |value| clean(&format!("fence_virtd {{ state_dir = \"{value}\"; }}")).daemon.state_dir;
+    assert_eq!(of("None"), StateDir::Nowhere);
+    assert_eq!(of("/x"), StateDir::At("/x".into()));
+    assert!(only("fence_virtd { state_dir = \"x\"; }").contains("depends on the directory"));
 }
 
 #[test]

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Who may fence what: the `groups` of the configuration.
 //!
-//! Pure: values in, a decision out. A source may fence a domain when one group holds both. Without a `groups`
-//! block everybody who holds the key may fence everything.
+//! Pure: values in, a decision out. A source may fence a domain when one group holds both and the key that it has
+//! shown opens that group. Without a `groups` block everybody who holds the key may fence everything.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use fence_config::Group;
+
+use crate::keys::KeyProof;
 
 /// The rules, read once.
 #[derive(Debug)]
@@ -49,36 +51,65 @@ pub(crate) enum Decision {
 }
 
 /// Which rule denied.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Denial {
-    /// The source is in no group.
+    /// The source is in no group that its key opens.
     UnknownSource,
     /// The source is in groups, and none of them holds the domain.
     NotInItsGroups,
+    /// This group holds the domain and perhaps the source, and has keys of its own; none of these was shown.
+    NotItsKey(String),
+    /// The same, of a group without keys of its own: a listener's key was wanted, another group's was shown.
+    NotTheListenersKey(String),
 }
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::UnknownSource => "the source is in no group",
-            Self::NotInItsGroups => "no group of the source has the domain",
-        })
+        match self {
+            Self::UnknownSource => f.write_str("the source is in no group"),
+            Self::NotInItsGroups => f.write_str("no group of the source has the domain"),
+            Self::NotItsKey(group) => {
+                write!(
+                    f,
+                    "the domain is in {group}, which has a key of its own, and the source has not shown it"
+                )
+            }
+            Self::NotTheListenersKey(group) => {
+                write!(
+                    f,
+                    "the domain is in {group}, which asks for the listener's key, and the source has shown another"
+                )
+            }
+        }
     }
 }
 
 #[derive(Debug)]
 struct Rule {
     name: String,
+    title: String,
+    /// It has keys of its own, without which nobody may use it.
+    own_key: bool,
     ips: Vec<IpAddr>,
     cids: Vec<u32>,
     /// Names and UUIDs as written.
     members: Vec<String>,
 }
 
+/// What a group is called in messages, by its place in the configuration.
+pub(crate) fn group_title(place: usize, group: &Group) -> String {
+    match &group.name {
+        Some(name) => format!("group {name}"),
+        None => format!("group {}", place + 1),
+    }
+}
+
 impl Access {
     pub(crate) fn new(groups: Option<&[Group]>) -> Self {
-        let rule = |(number, group): (usize, &Group)| Rule {
-            name: group.name.clone().unwrap_or_else(|| format!("group {}", number + 1)),
+        let rule = |(place, group): (usize, &Group)| Rule {
+            name: group.name.clone().unwrap_or_else(|| format!("group {}", place + 1)),
+            title: group_title(place, group),
+            own_key: !group.key_files.is_empty(),
             ips: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             cids: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             members: group.uuids.clone(),
@@ -86,24 +117,43 @@ impl Access {
         Self { groups: groups.map(|all| all.iter().enumerate().map(rule).collect()) }
     }
 
-    pub(crate) fn decide(&self, source: &Identity, subject: Subject<'_>) -> Decision {
+    /// `key` is what the source has shown; none where it has shown no key (serial lines, packets without a hash).
+    pub(crate) fn decide(&self, source: &Identity, key: Option<&KeyProof>, subject: Subject<'_>) -> Decision {
         let Some(groups) = &self.groups else { return Decision::AllowedByKey };
-        let mut of_source = groups.iter().filter(|it| it.has_source(source)).peekable();
-        if of_source.peek().is_none() {
-            return Decision::Denied(Denial::UnknownSource);
+        let of_source =
+            || groups.iter().enumerate().filter(|(place, it)| it.opens(*place, key) && it.has_source(source));
+        if let Some((_, group)) = of_source().find(|(_, it)| it.has_subject(subject)) {
+            return Decision::AllowedBy(group.name.clone());
         }
-        of_source
-            .find(|it| it.has_subject(subject))
-            .map_or(Decision::Denied(Denial::NotInItsGroups), |it| Decision::AllowedBy(it.name.clone()))
+        // Nothing is allowed from here on: what follows only finds the rule to name.
+        let closed = |(place, it): &(usize, &Rule)| !it.opens(*place, key) && it.has_subject(subject);
+        Decision::Denied(match groups.iter().enumerate().find(closed) {
+            Some((_, group)) if group.own_key => Denial::NotItsKey(group.title.clone()),
+            Some((_, group)) => Denial::NotTheListenersKey(group.title.clone()),
+            None if of_source().next().is_some() => Denial::NotInItsGroups,
+            None => Denial::UnknownSource,
+        })
     }
 
     /// Whether a host list for this source shows the domain.
-    pub(crate) fn shows(&self, source: &Identity, uuid: &str, name: &str) -> bool {
-        !matches!(self.decide(source, Subject::Domain { uuid, name }), Decision::Denied(_))
+    pub(crate) fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: &str, name: &str) -> bool {
+        !matches!(self.decide(source, key, Subject::Domain { uuid, name }), Decision::Denied(_))
     }
 }
 
 impl Rule {
+    /// Whether what was shown is a key of this group, which stands at `place`. A group's key opens that group alone;
+    /// without any key the group is as open as the listener.
+    fn opens(&self, place: usize, key: Option<&KeyProof>) -> bool {
+        match (self.own_key, key) {
+            (true, Some(key)) => key.groups.contains(&place),
+            (true, None) => false,
+            (false, Some(key)) => key.listener,
+            (false, None) => true,
+        }
+    }
+
+    /// Whether the group holds the source. Asked only where the key fits.
     fn has_source(&self, source: &Identity) -> bool {
         let ip = source.ip.map(|it| it.to_canonical());
         if ip.is_some_and(|it| self.ips.iter().any(|mine| mine.to_canonical() == it))
@@ -111,10 +161,15 @@ impl Rule {
         {
             return true;
         }
+        let by_address = !(self.ips.is_empty() && self.cids.is_empty());
+        // Its key is its name.
+        if self.own_key && !by_address {
+            return true;
+        }
         // A group that names its sources by address means these and no others: its domains are only targets for who
         // comes by a network. So old files mean what they meant. On a serial line there is no other name.
         let by_network = source.ip.is_some() || source.cid.is_some();
-        if by_network && !(self.ips.is_empty() && self.cids.is_empty()) {
+        if by_network && by_address {
             return false;
         }
         source.domain.as_deref().is_some_and(|it| self.members.iter().any(|m| same_uuid(m, it)))
@@ -147,6 +202,8 @@ mod tests {
 
     const A: &str = "11111111-1111-1111-1111-111111111111";
     const B: &str = "22222222-2222-2222-2222-222222222222";
+    /// Without keys of groups it makes no difference whether the listener's was shown: old files know one key.
+    const OWN: Option<&KeyProof> = None;
 
     fn access(groups: &str) -> Access {
         let file = format!(
@@ -162,14 +219,14 @@ mod tests {
     #[test]
     fn without_groups_the_key_decides() {
         let subject = Subject::Domain { uuid: A, name: "a" };
-        assert_eq!(Access::new(None).decide(&Identity::default(), subject), Decision::AllowedByKey);
+        assert_eq!(Access::new(None).decide(&Identity::default(), OWN, subject), Decision::AllowedByKey);
     }
 
     #[test]
     fn an_empty_group_and_no_group_allow_nobody() {
         for groups in ["", "group { }", "group { ip = \"10.0.0.1\"; }", "group { uuid = \"a\"; }"] {
             let decision =
-                access(groups).decide(&from_ip("10.0.0.1"), Subject::Domain { uuid: A, name: "a" });
+                access(groups).decide(&from_ip("10.0.0.1"), OWN, Subject::Domain { uuid: A, name: "a" });
             assert!(matches!(decision, Decision::Denied(_)), "{groups}: {decision:?}");
         }
     }
@@ -181,15 +238,15 @@ mod tests {
         );
         let one = from_ip("10.0.0.1");
         assert_eq!(
-            rules.decide(&one, Subject::Domain { uuid: A, name: "a" }),
+            rules.decide(&one, OWN, Subject::Domain { uuid: A, name: "a" }),
             Decision::AllowedBy("red".into())
         );
         assert_eq!(
-            rules.decide(&one, Subject::Domain { uuid: B, name: "b" }),
+            rules.decide(&one, OWN, Subject::Domain { uuid: B, name: "b" }),
             Decision::Denied(Denial::NotInItsGroups)
         );
         assert_eq!(
-            rules.decide(&from_ip("10.0.0.3"), Subject::Domain { uuid: A, name: "a" }),
+            rules.decide(&from_ip("10.0.0.3"), OWN, Subject::Domain { uuid: A, name: "a" }),
             Decision::Denied(Denial::UnknownSource)
         );
     }
@@ -198,8 +255,8 @@ mod tests {
     fn members_are_names_or_uuids_in_any_form() {
         for member in ["a", A, "11111111111111111111111111111111"] {
             let rules = access(&format!("group {{ ip = \"10.0.0.1\"; uuid = \"{member}\"; }}"));
-            assert!(rules.shows(&from_ip("10.0.0.1"), A, "a"), "{member}");
-            assert!(!rules.shows(&from_ip("10.0.0.1"), B, "b"), "{member}");
+            assert!(rules.shows(&from_ip("10.0.0.1"), OWN, A, "a"), "{member}");
+            assert!(!rules.shows(&from_ip("10.0.0.1"), OWN, B, "b"), "{member}");
         }
     }
 
@@ -210,7 +267,7 @@ mod tests {
         let mapped = access("group { ip = \"10.0.0.1\"; uuid = \"b\"; }");
         let target = Subject::Domain { uuid: B, name: "b" };
         let allowed =
-            |rules: &Access, it: &Identity| matches!(rules.decide(it, target), Decision::AllowedBy(_));
+            |rules: &Access, it: &Identity| matches!(rules.decide(it, OWN, target), Decision::AllowedBy(_));
         assert!(allowed(&rules, &from_ip("fd00:0::1")));
         assert!(allowed(&rules, &Identity { cid: Some(7), ..Identity::default() }));
         assert!(!allowed(&rules, &Identity { cid: Some(8), ..Identity::default() }));
@@ -229,8 +286,151 @@ mod tests {
         let b = Identity { domain: Some(B.into()), name: Some("b".into()), ..from_ip("10.0.0.2") };
         let on_a_line = Identity { ip: None, ..b.clone() };
         let c = Subject::Domain { uuid: A, name: "c" };
-        assert_eq!(by_address.decide(&b, c), Decision::Denied(Denial::UnknownSource));
-        assert!(matches!(by_address.decide(&on_a_line, c), Decision::AllowedBy(_)));
-        assert!(matches!(by_domain.decide(&b, c), Decision::AllowedBy(_)));
+        assert_eq!(by_address.decide(&b, OWN, c), Decision::Denied(Denial::UnknownSource));
+        assert!(matches!(by_address.decide(&on_a_line, OWN, c), Decision::AllowedBy(_)));
+        assert!(matches!(by_domain.decide(&b, OWN, c), Decision::AllowedBy(_)));
+    }
+
+    fn key(listener: bool, groups: &[usize]) -> KeyProof {
+        KeyProof { fingerprint: "abcd".into(), listener, groups: groups.iter().copied().collect() }
+    }
+
+    const TWO_CLUSTERS: &str = r#"
+        group { name = "red"; uuid = "a"; uuid = "shared"; key_file = "/red"; }
+        group { name = "blue"; uuid = "b"; uuid = "shared"; ip = "10.0.0.1"; key_file = "/blue"; }
+        group { name = "plain"; uuid = "c"; ip = "10.0.0.1"; }"#;
+
+    fn about(name: &str) -> Subject<'_> {
+        Subject::Domain { uuid: "33333333-3333-3333-3333-333333333333", name }
+    }
+
+    #[test]
+    fn a_key_is_the_name_of_its_group() {
+        let (rules, red) = (access(TWO_CLUSTERS), key(false, &[0]));
+        let anywhere = [Identity::default(), from_ip("10.0.0.1"), from_ip("10.9.9.9")];
+        for source in &anywhere {
+            let decide = |name| rules.decide(source, Some(&red), about(name));
+            assert_eq!(decide("a"), Decision::AllowedBy("red".into()));
+            assert_eq!(decide("shared"), Decision::AllowedBy("red".into()));
+            assert_eq!(decide("b"), Decision::Denied(Denial::NotItsKey("group blue".into())));
+            assert_eq!(decide("c"), Decision::Denied(Denial::NotTheListenersKey("group plain".into())));
+            assert_eq!(decide("d"), Decision::Denied(Denial::NotInItsGroups));
+        }
+    }
+
+    #[test]
+    fn a_key_and_an_address_are_both_needed() {
+        let (rules, blue) = (access(TWO_CLUSTERS), key(false, &[1]));
+        let decide = |ip, name| rules.decide(&from_ip(ip), Some(&blue), about(name));
+        assert_eq!(decide("10.0.0.1", "b"), Decision::AllowedBy("blue".into()));
+        assert_eq!(decide("10.0.0.2", "b"), Decision::Denied(Denial::UnknownSource));
+        assert!(matches!(decide("10.0.0.2", "shared"), Decision::Denied(_)));
+        // Nor does it help to be one of its domains.
+        let b = Identity { name: Some("b".into()), ..from_ip("10.0.0.2") };
+        assert!(matches!(rules.decide(&b, Some(&blue), about("b")), Decision::Denied(_)));
+    }
+
+    #[test]
+    fn who_shows_no_key_opens_no_group_that_has_one() {
+        let rules = access(TWO_CLUSTERS);
+        let source = Identity { domain: Some(A.into()), name: Some("a".into()), ..from_ip("10.0.0.1") };
+        let on_a_line = Identity { ip: None, ..source.clone() };
+        for name in ["a", "b", "shared"] {
+            for source in [&source, &on_a_line] {
+                assert!(matches!(rules.decide(source, None, about(name)), Decision::Denied(_)), "{name}");
+            }
+        }
+        assert_eq!(rules.decide(&source, None, about("c")), Decision::AllowedBy("plain".into()));
+        assert_eq!(
+            rules.decide(&source, None, about("a")),
+            Decision::Denied(Denial::NotItsKey("group red".into()))
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_both_is_both() {
+        let (rules, both) = (access(TWO_CLUSTERS), key(true, &[0, 1]));
+        let decide = |ip, name| rules.decide(&from_ip(ip), Some(&both), about(name));
+        for name in ["a", "b", "c", "shared"] {
+            assert!(matches!(decide("10.0.0.1", name), Decision::AllowedBy(_)), "{name}");
+        }
+        assert!(matches!(decide("10.0.0.2", "c"), Decision::Denied(_)));
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+        /// Groups of any shape: which names, which addresses, a key of its own or not.
+        fn blocks() -> impl Strategy<Value = Vec<(u8, u8, bool)>> {
+            prop::collection::vec((0_u8..16, 0_u8..4, any::<bool>()), 0..5)
+        }
+
+        fn rules(blocks: &[(u8, u8, bool)]) -> Access {
+            let text: String = blocks
+                .iter()
+                .enumerate()
+                .map(|(place, (names, ips, own_key))| {
+                    let mut block = format!("group {{ name = \"{place}\"; ");
+                    for (_, name) in NAMES.iter().enumerate().filter(|(bit, _)| names >> bit & 1 == 1) {
+                        block.push_str(&format!("uuid = \"{name}\"; "));
+                    }
+                    for bit in (0..2).filter(|bit| ips >> bit & 1 == 1) {
+                        block.push_str(&format!("ip = \"10.0.0.{bit}\"; "));
+                    }
+                    if *own_key {
+                        block.push_str("key_file = \"/k\"; ");
+                    }
+                    block + "}"
+                })
+                .collect();
+            access(&text)
+        }
+
+        proptest! {
+            /// Whoever is allowed is so by a group that holds the domain, whose key was shown, and, where it names
+            /// addresses, one of which is the source's.
+            #[test]
+            fn nothing_is_allowed_without_its_reasons(
+                blocks in blocks(), target in 0_usize..4, ip in 0_u8..3, source in 0_usize..4,
+                shown in prop::option::of((any::<bool>(), prop::collection::btree_set(0_usize..5, 0..3))),
+            ) {
+                let rules = rules(&blocks);
+                let key = shown.map(|(listener, groups)| KeyProof { fingerprint: String::new(), listener, groups });
+                let who = Identity { name: Some(NAMES[source].into()), ..from_ip(&format!("10.0.0.{ip}")) };
+                let decision = rules.decide(&who, key.as_ref(), about(NAMES[target]));
+                let fits = |(place, (names, ips, own)): (usize, &(u8, u8, bool))| {
+                    let opened = match (&key, own) {
+                        (Some(key), true) => key.groups.contains(&place),
+                        (Some(key), false) => key.listener,
+                        (None, own) => !own,
+                    };
+                    let here = if *ips == 0 { *own || names >> source & 1 == 1 } else { ip < 2 && ips >> ip & 1 == 1 };
+                    opened && here && names >> target & 1 == 1
+                };
+                let expected = blocks.iter().enumerate().find(|it| fits(*it)).map(|(place, _)| place.to_string());
+                match decision {
+                    Decision::AllowedBy(group) => prop_assert_eq!(Some(group), expected),
+                    Decision::Denied(_) => prop_assert_eq!(None, expected),
+                    Decision::AllowedByKey => prop_assert!(false, "there are groups"),
+                }
+            }
+
+            /// One cluster's key opens nothing of another's, whatever else is in the file.
+            #[test]
+            fn a_groups_key_opens_that_group_alone(
+                blocks in blocks(), place in 0_usize..5, target in 0_usize..4, ip in 0_u8..3,
+            ) {
+                let (rules, key) = (rules(&blocks), key(false, &[place]));
+                let who = from_ip(&format!("10.0.0.{ip}"));
+                if let Decision::AllowedBy(group) = rules.decide(&who, Some(&key), about(NAMES[target])) {
+                    prop_assert_eq!(group, place.to_string());
+                    prop_assert!(blocks[place].2);
+                }
+            }
+        }
     }
 }

@@ -118,7 +118,7 @@ fn json(record: &Record<'_>) -> serde_json::Value {
         "transport": job.transport,
         "peer": job.peer,
         "source_domain": job.identity.domain,
-        "key": job.key.as_deref(),
+        "key": job.key.as_ref().map(|it| it.fingerprint.as_str()),
         "action": job.action.name(),
         "target": job.target.as_str(),
         "domain": domain.map(|it| it.name.as_str()),
@@ -171,7 +171,7 @@ fn log(record: &Record<'_>) {
     let target = escaped(job.target.as_str());
     let (name, uuid) = domain.map_or(("-", "-"), |it| (it.name.as_str(), it.uuid.as_str()));
     let name = escaped(name);
-    let key = job.key.as_deref().unwrap_or("none");
+    let key = job.key.as_ref().map_or("none", |it| it.fingerprint.as_str());
     let source = escaped(job.identity.name.as_deref().unwrap_or("-"));
     let source_uuid = job.identity.domain.as_deref().unwrap_or("-");
     let decision = ended.decision;

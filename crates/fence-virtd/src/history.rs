@@ -36,9 +36,11 @@ pub(crate) struct Packets {
     max: usize,
 }
 
-/// What makes two packets the same request: names compare without case, as the reference does.
+/// What makes two packets the same request: names compare without case, as the reference does. The secret that made
+/// the hash belongs to it: who guesses the number of another cluster's request must not be able to come before it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct RequestKey {
+    secret: Option<usize>,
     action: Action,
     sequence: u32,
     target: String,
@@ -58,10 +60,18 @@ impl<T> History<T> {
         Self { requests: HashMap::new(), arrivals: VecDeque::new() }
     }
 
-    /// Takes note of a request whose packet's hash fits and is no replay.
-    pub(crate) fn saw(&mut self, now: Instant, request: &Request, value: impl FnOnce() -> T) -> Seen<'_, T> {
+    /// Takes note of a request whose packet's hash fits and is no replay. `secret` is the place of the key that made
+    /// the hash.
+    pub(crate) fn saw(
+        &mut self,
+        now: Instant,
+        secret: Option<usize>,
+        request: &Request,
+        value: impl FnOnce() -> T,
+    ) -> Seen<'_, T> {
         self.forget_old(now);
         let key = RequestKey {
+            secret,
             action: request.action,
             sequence: request.sequence,
             target: request.target.as_str().to_lowercase(),
@@ -143,20 +153,24 @@ mod tests {
     #[test]
     fn a_retransmission_is_the_same_request_for_ten_seconds() {
         let (mut history, start) = (History::new(), Instant::now());
-        assert!(is_new(&history.saw(start, &request(1, "vm"), || 7)));
+        assert!(is_new(&history.saw(start, None, &request(1, "vm"), || 7)));
         let later = start + REPEAT_WINDOW - Duration::from_millis(1);
-        assert_eq!(history.saw(later, &request(1, "VM"), || 8), Seen::Repeated(&7));
-        assert!(is_new(&history.saw(start + REPEAT_WINDOW, &request(1, "vm"), || 9)));
+        assert_eq!(history.saw(later, None, &request(1, "VM"), || 8), Seen::Repeated(&7));
+        assert!(is_new(&history.saw(start + REPEAT_WINDOW, None, &request(1, "vm"), || 9)));
     }
 
     #[test]
     fn another_number_target_or_action_is_another_request() {
         let (mut history, now) = (History::new(), Instant::now());
-        assert!(is_new(&history.saw(now, &request(1, "vm"), || 0)));
-        assert!(is_new(&history.saw(now, &request(2, "vm"), || 0)));
-        assert!(is_new(&history.saw(now, &request(1, "vm2"), || 0)));
+        assert!(is_new(&history.saw(now, None, &request(1, "vm"), || 0)));
+        assert!(is_new(&history.saw(now, None, &request(2, "vm"), || 0)));
+        assert!(is_new(&history.saw(now, None, &request(1, "vm2"), || 0)));
+        let saw =
+            |history: &mut History<u32>, secret| is_new(&history.saw(now, secret, &request(1, "vm"), || 0));
+        assert!(saw(&mut history, Some(0)) && saw(&mut history, Some(1)), "another cluster's");
+        assert!(!saw(&mut history, Some(1)));
         let status = Request { action: Action::Status, ..request(1, "vm") };
-        assert!(is_new(&history.saw(now, &status, || 0)));
+        assert!(is_new(&history.saw(now, None, &status, || 0)));
     }
 
     #[test]
@@ -170,14 +184,14 @@ mod tests {
     #[test]
     fn a_forgotten_request_is_new_again() {
         let (mut history, now) = (History::new(), Instant::now());
-        let Seen::New(key, _) = history.saw(now, &request(1, "vm"), || 0) else { panic!("not new") };
+        let Seen::New(key, _) = history.saw(now, None, &request(1, "vm"), || 0) else { panic!("not new") };
         history.forget(&key);
-        assert!(is_new(&history.saw(now, &request(1, "vm"), || 0)));
+        assert!(is_new(&history.saw(now, None, &request(1, "vm"), || 0)));
         // Its first arrival runs out and must not take the second with it.
         let later = now + REPEAT_WINDOW / 2;
         history.forget(&key);
-        assert!(is_new(&history.saw(later, &request(1, "vm"), || 5)));
-        assert_eq!(history.saw(now + REPEAT_WINDOW, &request(1, "vm"), || 0), Seen::Repeated(&5));
+        assert!(is_new(&history.saw(later, None, &request(1, "vm"), || 5)));
+        assert_eq!(history.saw(now + REPEAT_WINDOW, None, &request(1, "vm"), || 0), Seen::Repeated(&5));
     }
 
     #[test]

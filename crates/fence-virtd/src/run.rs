@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fence_config::{Backend as BackendSettings, Config, Listener as ListenerSettings, Severity};
+use fence_config::{Backend as BackendSettings, Config, Group, Listener as ListenerSettings, Severity};
 use fence_wire::escaped;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -154,7 +154,12 @@ async fn until_told(options: &Options, config: &Config, in_background: bool) -> 
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let backend = backend(config, &known, wait).await?;
         let service = Service::new(backend, Access::new(config.groups.as_deref()), audit);
-        let common = Common { service, sources: Sources::new(inventories(config, &known)), known };
+        let common = Common {
+            service,
+            sources: Sources::new(inventories(config, &known)),
+            groups: config.groups.clone().unwrap_or_default().into(),
+            known,
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&common.service).keep_time());
         for settings in &config.listeners {
@@ -222,6 +227,7 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Arc
 struct Common {
     service: Arc<Service>,
     sources: Arc<Sources>,
+    groups: Arc<[Group]>,
     known: Hypervisors,
 }
 
@@ -253,12 +259,12 @@ async fn listener(
 
 /// Opens a listener; the future serves for ever.
 async fn start(settings: &ListenerSettings, common: &Common) -> Result<Serving, StartError> {
-    let Common { service, sources, known } = common;
+    let Common { service, sources, groups, known } = common;
     let (service, sources) = (Arc::clone(service), Arc::clone(sources));
     Ok(match settings {
-        ListenerSettings::Multicast(it) => Box::pin(Multicast::start(it, service, sources)?.run()),
-        ListenerSettings::Tcp(it) => Box::pin(Tcp::start(it, service, sources)?.run()),
-        ListenerSettings::Vsock(it) => Box::pin(Vsock::start(it, service, sources)?.run()),
+        ListenerSettings::Multicast(it) => Box::pin(Multicast::start(it, service, sources, groups)?.run()),
+        ListenerSettings::Tcp(it) => Box::pin(Tcp::start(it, service, sources, groups)?.run()),
+        ListenerSettings::Vsock(it) => Box::pin(Vsock::start(it, service, sources, groups)?.run()),
         #[cfg(feature = "libvirt")]
         ListenerSettings::Serial(it) => {
             Box::pin(crate::listener::serial::Serial::start(it, service, known).await?.run())

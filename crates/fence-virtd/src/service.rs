@@ -22,6 +22,7 @@ use crate::backend::{
 };
 use crate::drops::Drops;
 use crate::history::Packets;
+use crate::keys::KeyProof;
 use crate::locks::lock;
 use crate::turns::{Running, Told, Turn, Turns};
 
@@ -68,8 +69,8 @@ pub(crate) struct Job {
     pub(crate) peer: String,
     /// Who asks.
     pub(crate) identity: Identity,
-    /// Fingerprint of the key that made its hash.
-    pub(crate) key: Option<Arc<str>>,
+    /// The key that made its hash.
+    pub(crate) key: Option<Arc<KeyProof>>,
     /// What is asked.
     pub(crate) action: Action,
     /// What it is about.
@@ -237,7 +238,7 @@ impl Service {
             Err(_) => Subject::Text(job.target.as_str()),
         };
         let domain = located.as_ref().ok().map(|it| it.domain().clone());
-        match (self.access.decide(&job.identity, subject), located) {
+        match (self.access.decide(&job.identity, job.key.as_deref(), subject), located) {
             (Decision::Denied(denial), _) => {
                 Resolved::Refused(Response::PermissionDenied, denial.to_string(), domain)
             }
@@ -433,7 +434,7 @@ impl Service {
                     let entries = listing
                         .domains
                         .into_iter()
-                        .filter(|it| self.access.shows(&job.identity, &it.uuid, &it.name))
+                        .filter(|it| self.access.shows(&job.identity, job.key.as_deref(), &it.uuid, &it.name))
                         .map(|it| HostListEntry { name: it.name, uuid: it.uuid, on: it.power == Power::On })
                         .collect();
                     Outcome {

@@ -110,6 +110,12 @@ impl Key {
         self.0.len()
     }
 
+    /// Whether both are the same secret.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.as_slice().ct_eq(other.0.as_slice()).into()
+    }
+
     /// Four hex digits by which two people can tell whether they hold the same key.
     ///
     /// Short and slow on purpose (16 bits of PBKDF2-HMAC-SHA-256 with 50 000 rounds, some ten milliseconds):
@@ -180,6 +186,8 @@ mod tests {
         let short = Key::new(&long).unwrap();
         long.push(1);
         assert_eq!(Key::new(&long).unwrap().hash(HashType::Sha256, b"x"), short.hash(HashType::Sha256, b"x"));
+        assert!(Key::new(&long).unwrap().is_same(&short));
+        assert!(!Key::new(&long[1..100]).unwrap().is_same(&short));
     }
 
     #[test]

@@ -106,6 +106,10 @@ fn ask(plan: &Plan, console: &Console) -> Result<Answer, Failure> {
     let deadline = Deadline::after(plan.delay + plan.timeout);
     let key = key(plan)?;
     let key = key.as_ref();
+    if plan.debug > 0 && key.is_some() {
+        // Slow to make, so only for those who look at it.
+        console.debug(&failure::key_in_words(plan, key));
+    }
     std::thread::sleep(plan.delay);
     match &plan.transport {
         Transport::Multicast(to) => multicast::ask(plan, *to, key, deadline, console),

@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fence_config::{HashName, PacketHash};
+use fence_cli::key_file::KeyFileError;
+use fence_config::{Group, HashName, PacketHash};
 use fence_wire::HashType;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::conversation::Auth;
-use crate::keys::Keys;
+use crate::keys::{Keys, KeysError};
 
 pub(crate) mod multicast;
 mod places;
@@ -23,7 +24,7 @@ pub(crate) mod vsock;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
-    Key(#[from] fence_cli::key_file::KeyFileError),
+    Key(#[from] KeysError),
     #[error("{0}")]
     Socket(String),
     #[cfg(feature = "libvirt")]
@@ -36,11 +37,34 @@ pub(crate) enum StartError {
     Sealed(PacketHash),
 }
 
+/// The key files of a listener's block.
+#[derive(Clone, Copy)]
+struct KeyFiles<'a> {
+    files: &'a [PathBuf],
+    /// They stand in the block; otherwise it is the default.
+    named: bool,
+}
+
+impl<'a> KeyFiles<'a> {
+    fn new(files: &'a [PathBuf], named: bool) -> Self {
+        Self { files, named }
+    }
+}
+
 /// The weakest packet hash that is accepted, and how streams are authenticated.
-fn proof(hash: PacketHash, auth: HashName, key_files: &[PathBuf]) -> Result<(HashType, Auth), StartError> {
+fn proof(
+    hash: PacketHash,
+    auth: HashName,
+    files: KeyFiles<'_>,
+    groups: &[Group],
+) -> Result<(HashType, Auth), StartError> {
     let (minimum, hash) = (minimum(hash)?, challenge(auth));
-    let keys = Arc::new(keys(key_files, minimum, hash)?);
-    Ok((minimum, Auth { hash, keys }))
+    let keys = keys(files, groups, minimum, hash)?;
+    // A packet without a hash tells no key. Where the challenge needs one, and the listener has none that it could
+    // take for that, such packets can't be served.
+    let minimum =
+        if hash != HashType::None && !keys.has_own() { minimum.max(HashType::Sha1) } else { minimum };
+    Ok((minimum, Auth { hash, keys: Arc::new(keys) }))
 }
 
 fn warn_unproved(minimum: HashType, auth: HashType) {
@@ -71,9 +95,27 @@ fn challenge(auth: HashName) -> HashType {
 }
 
 /// Loads the keys. Only a listener that was told by name to use neither hash nor challenge does without.
-fn keys(files: &[PathBuf], hash: HashType, auth: HashType) -> Result<Keys, StartError> {
-    if hash == HashType::None && auth == HashType::None {
-        return Ok(Keys::load(files).unwrap_or_default());
+fn keys(files: KeyFiles<'_>, groups: &[Group], hash: HashType, auth: HashType) -> Result<Keys, KeysError> {
+    let unproved = hash == HashType::None && auth == HashType::None;
+    let load = |files| {
+        let (keys, notices) = Keys::load(files, groups)?;
+        for it in notices {
+            warn!("{it}");
+        }
+        Ok(keys)
+    };
+    match load(files.files) {
+        Err(KeysError::Listener(_)) if unproved => load(&[]),
+        // Whoever has the key of no group could use nothing here.
+        Err(KeysError::Listener(KeyFileError::Missing { .. })) if !files.named && have_keys(groups) => {
+            let keys = load(&[])?;
+            info!(file = %files.files[0].display(), "no such key file, and every group has keys of its own: only these count");
+            Ok(keys)
+        }
+        loaded => loaded,
     }
-    Ok(Keys::load(files)?)
+}
+
+fn have_keys(groups: &[Group]) -> bool {
+    !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
 }

@@ -10,15 +10,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_config::MulticastListener as Settings;
+use fence_config::{Group, MulticastListener as Settings};
 use fence_net::{MulticastListener as Socket, Scope};
 use fence_wire::{CallBack, HashType, Received, Request, escaped};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
-use super::StartError;
 use super::places::{Place, Places, Settled, Taken};
+use super::{KeyFiles, StartError};
 use crate::access::Identity;
 use crate::conversation::{Auth, converse};
 use crate::history::{History, RequestKey, Seen};
@@ -44,12 +44,16 @@ pub(crate) struct Multicast {
     history: Mutex<History<Others>>,
     places: Arc<Places<IpAddr>>,
     negative_delay: Duration,
-    /// The latest request from each address and port, until its client was reached.
-    clients: Mutex<HashMap<SocketAddr, u64>>,
+    /// The latest request of each client, until it was reached.
+    clients: Mutex<HashMap<Client, u64>>,
     /// For requests that are to be answered elsewhere than where they came from, until that has answered.
     foreign: Arc<Places<IpAddr>>,
     members: Members,
 }
+
+/// An address and port to call back, and the place of the key: a packet may name any address, and must not end what
+/// somebody with another key asked from there.
+type Client = (SocketAddr, Option<usize>);
 
 /// Further addresses that packets of one request named.
 type Others = Arc<Mutex<Vec<SocketAddr>>>;
@@ -60,8 +64,10 @@ impl Multicast {
         settings: &Settings,
         service: Arc<Service>,
         sources: Arc<Sources>,
+        groups: &[Group],
     ) -> Result<Arc<Self>, StartError> {
-        let (minimum, auth) = super::proof(settings.hash, settings.auth, &settings.key_files)?;
+        let files = KeyFiles::new(&settings.key_files, settings.key_files_named);
+        let (minimum, auth) = super::proof(settings.hash, settings.auth, files, groups)?;
         let watch = Members::watch()
             .map_err(|error| StartError::Socket(format!("can't watch the network interfaces: {error}")))?;
         let Socket { socket, joined, failed } = open(settings)?;
@@ -81,7 +87,7 @@ impl Multicast {
         info!(
             address = %settings.address, port = settings.port,
             interfaces = %joined.iter().map(|it| escaped(&it.name).to_string()).collect::<Vec<_>>().join(", "),
-            hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(),
+            hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(), group_keys = %auth.keys.group_fingerprints(),
             "listening for multicast"
         );
         super::warn_unproved(minimum, auth.hash);
@@ -149,7 +155,7 @@ impl Multicast {
         }
         let asked = {
             let mut history = lock(&self.history);
-            match history.saw(arrived, &request, Others::default) {
+            match history.saw(arrived, key, &request, Others::default) {
                 Seen::Repeated(others) => {
                     let mut others = lock(others);
                     if others.len() < MAX_ADDRESSES && !others.contains(&address) {
@@ -181,7 +187,7 @@ impl Multicast {
             transport: NAME,
             peer: address.to_string(),
             identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },
-            key: self.auth.keys.fingerprint(key),
+            key: self.auth.keys.proof(key),
             action: request.action,
             target: request.target,
         };
@@ -198,15 +204,16 @@ impl Multicast {
         place: Place<IpAddr>,
     ) {
         lock(&others).insert(0, first);
-        self.latest(first, job.id);
+        let client = (first, key);
+        self.latest(client, job.id);
         let reached = tokio::select! {
-            reached = self.reach(&mut job, first, &others) => reached,
+            reached = self.reach(&mut job, client, &others) => reached,
             () = place.pushed_out() => Reached::Not,
         };
         match reached {
             Reached::Client(stream, address, resolved) => {
                 if let Some(_place) = self.settle(place, address) {
-                    self.no_longer_latest(first, job.id);
+                    self.no_longer_latest(client, job.id);
                     converse(Arc::clone(&self.service), stream, self.auth.clone(), key, job, resolved).await;
                     return;
                 }
@@ -218,14 +225,14 @@ impl Multicast {
                 debug!(id = job.id, peer = %job.peer, "superseded before it was answered");
             }
         }
-        self.no_longer_latest(first, job.id);
+        self.no_longer_latest(client, job.id);
     }
 
     /// Looks whether the domain is ours and calls the client back: at once if it is, and after the
     /// `negative_delay` if it is not, because the client takes the first call-back and another host may have the
     /// domain.
-    async fn reach(&self, job: &mut Job, asked: SocketAddr, others: &Others) -> Reached {
-        job.identity = self.sources.of_ip(asked.ip()).await;
+    async fn reach(&self, job: &mut Job, client: Client, others: &Others) -> Reached {
+        job.identity = self.sources.of_ip(client.0.ip()).await;
         let patience = tokio::time::sleep_until((job.arrived + self.negative_delay).into());
         tokio::pin!(patience);
         let resolved = tokio::select! {
@@ -235,7 +242,7 @@ impl Multicast {
         if !resolved.as_ref().is_some_and(Resolved::is_ours) {
             patience.await;
         }
-        if !self.is_latest(asked, job.id) {
+        if !self.is_latest(client, job.id) {
             return Reached::Superseded;
         }
         let Some((stream, address)) = self.call_back(job, others).await else { return Reached::Not };
@@ -265,15 +272,15 @@ impl Multicast {
 
     /// A newer request from the same address and port is of a newer process: whatever comes to that port from now
     /// on must not answer an older one.
-    fn latest(&self, client: SocketAddr, id: u64) {
+    fn latest(&self, client: Client, id: u64) {
         lock(&self.clients).insert(client, id);
     }
 
-    fn is_latest(&self, client: SocketAddr, id: u64) -> bool {
+    fn is_latest(&self, client: Client, id: u64) -> bool {
         lock(&self.clients).get(&client) == Some(&id)
     }
 
-    fn no_longer_latest(&self, client: SocketAddr, id: u64) {
+    fn no_longer_latest(&self, client: Client, id: u64) {
         let mut clients = lock(&self.clients);
         if clients.get(&client) == Some(&id) {
             clients.remove(&client);

@@ -109,7 +109,7 @@ impl<T: Transport> Streams<T> {
             transport: T::NAME,
             peer: name,
             identity: self.transport.identify(peer).await,
-            key: self.auth.keys.fingerprint(key),
+            key: self.auth.keys.proof(key),
             action: request.action,
             target: request.target,
         };
