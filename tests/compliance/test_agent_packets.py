@@ -69,7 +69,6 @@ def test_a_key_counts_up_to_4096_bytes(lab):
     assert host.proofs == [True]
 
 
-@pytest.mark.xfail(strict=True, reason="the sealed protocol is not built yet")
 @only("ours", AGENT, "protocol.md, Sealed: asked for by the client, recognised by its own hash types")
 @pytest.mark.parametrize("hash_name,number", [("hmac-sha256", 0x12), ("hmac-sha512", 0x13)])
 def test_sealed_packet(lab, hash_name, number):

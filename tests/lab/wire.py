@@ -62,6 +62,13 @@ def keyed_digest(hash_type, key, data):
     return hmac.new(key[:KEY_MAX], data, name).digest().ljust(64, b"\0")
 
 
+def packet_digest(hash_type, key, unsigned):
+    """The hash field of a packet whose hash bytes are zero, classic or sealed."""
+    if hash_type in (HMAC_SHA256, HMAC_SHA512):
+        return keyed_digest(hash_type, key, b"fence_virt request\0" + unsigned)
+    return digest(hash_type, key, unsigned)
+
+
 @dataclasses.dataclass
 class Request:
     """A 176-byte request. `address` text or None (TCP, vsock); `packet_hash` None: computed by `build`."""
@@ -89,11 +96,7 @@ class Request:
                 domain[:64], raw, self.port, self.random, self.seqno, family if self.family is None else self.family)
         seal = self.packet_hash
         if seal is None:
-            unsigned = _REQUEST.pack(*head, bytes(64))
-            if self.hash_type in (HMAC_SHA256, HMAC_SHA512):
-                seal = keyed_digest(self.hash_type, key, b"fence_virt request\0" + unsigned)
-            else:
-                seal = digest(self.hash_type, key, unsigned)
+            seal = packet_digest(self.hash_type, key, _REQUEST.pack(*head, bytes(64)))
         return _REQUEST.pack(*head, seal)
 
     @classmethod
@@ -112,8 +115,7 @@ class Request:
     @staticmethod
     def verify(data, key):
         """Whether the packet hash of the 176 bytes is right for its own hash type (none: no hash to be wrong)."""
-        want = digest(data[1], key, data[:112] + bytes(64))
-        return data[112:] == want
+        return data[112:] == packet_digest(data[1], key, data[:112] + bytes(64))
 
 
 @dataclasses.dataclass

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+import sealed
 from lab import wire
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -16,7 +17,7 @@ def records(name):
 
 
 @pytest.mark.parametrize("name,count", [("requests.txt", 182), ("handshakes.txt", 91), ("host_lists.txt", 12),
-                                        ("serial.txt", 37)])
+                                        ("serial.txt", 37), ("sealed.txt", 22)])
 def test_every_case_is_there_once(name, count):
     cases = [r["case"] for r in records(name)]
     assert len(cases) == len(set(cases)) == count
@@ -61,6 +62,16 @@ def test_host_lists():
             # All but the last byte of each text and the pad byte, which the reference leaves to chance.
             assert raw[:63] + raw[64:127] + raw[128:129] == \
                 want.build()[:63] + want.build()[64:127] + want.build()[128:129], r["case"]
+
+
+def test_sealed():
+    assert sealed.text() == (HERE / "sealed.txt").read_text(), "not what sealed.py makes"
+    for r in records("sealed.txt"):
+        packet, key = bytes.fromhex(r["packet"]), wire.read_key(HERE / r["key"])
+        assert wire.Request.verify(packet, key) and not wire.Request.verify(packet, b"another key"), r["case"]
+        request = wire.Request.parse(packet)
+        request.packet_hash = None
+        assert request.build(key) == packet, r["case"]
 
 
 def test_serial_frames():

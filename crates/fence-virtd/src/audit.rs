@@ -118,6 +118,7 @@ fn json(record: &Record<'_>) -> serde_json::Value {
         "transport": job.transport,
         "peer": job.peer,
         "source_domain": job.identity.domain,
+        "hash": job.hash.name(),
         "key": job.key.as_ref().map(|it| it.fingerprint.as_str()),
         "action": job.action.name(),
         "target": job.target.as_str(),
@@ -186,7 +187,7 @@ fn log(record: &Record<'_>) {
         ($level:ident) => {
             $level!(
                 target: "audit",
-                id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid, key, action = %job.action, target = %target,
+                id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid, hash = %job.hash, key, action = %job.action, target = %target,
                 domain = %name, uuid, decision, result, reason = %reason,
                 connected_ms = %Millis(stages.connected), resolved_ms = %Millis(stages.resolved),
                 turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved), done_ms = %Millis(stages.done),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    CHALLENGE_LEN, HASH_LEN, HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, HostAwaitAnswer, HostAwaitChallenge,
-    ProofError, Proved, Response,
+    CHALLENGE_LEN, HASH_LEN, HashType, HostAwaitAnswer, HostAwaitChallenge, HostStream, ProofError, Proved,
+    Received, Response, ResponseWriter, SealedRequest,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
@@ -26,13 +26,32 @@ const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the client may take to answer ours: it is alive now, or it is not.
 const PROOF_LIMIT: Duration = Duration::from_secs(2);
 
-/// How a stream is authenticated.
+/// How a stream is authenticated, as far as the packet does not say: sealed ones are sealed whatever stands here.
 #[derive(Clone, Debug)]
 pub(crate) struct Auth {
-    /// The hash of the challenges; none: no challenge at all.
+    /// The hash of classic challenges; none: no challenge at all.
     pub(crate) hash: HashType,
     /// The listener's keys.
     pub(crate) keys: Arc<Keys>,
+}
+
+/// How the packet was proved: what its stream goes on with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PacketProof {
+    /// The place of the key that made its hash.
+    key: Option<usize>,
+    sealed: Option<SealedRequest>,
+}
+
+impl PacketProof {
+    pub(crate) fn of(packet: &Received) -> Self {
+        Self { key: packet.key, sealed: packet.sealed }
+    }
+
+    /// The place of the key that made the packet's hash.
+    pub(crate) fn key(&self) -> Option<usize> {
+        self.key
+    }
 }
 
 /// Why a stream ended before its request could run.
@@ -60,6 +79,7 @@ impl Broken {
         match self {
             Self::NoChallenge(_) => "no-challenge",
             Self::NoProof { .. } => "no-proof",
+            Self::Proof(ProofError::LooksLikeRequest) => "challenge-like-request",
             Self::Proof(_) => "wrong-proof",
             Self::Random(_) => "no-random-bytes",
         }
@@ -99,13 +119,13 @@ impl From<io::Error> for Cause {
     }
 }
 
-/// Holds the conversation of `job` to its end. `key` is the place of the key that made the packet's hash;
-/// `resolved` is what the request came to, where somebody looked already.
+/// Holds the conversation of `job` to its end, sealed or classic as its packet was. `resolved` is what the request
+/// came to, where somebody looked already.
 pub(crate) async fn converse<S>(
     service: Arc<Service>,
     stream: S,
     auth: Auth,
-    key: Option<usize>,
+    packet: PacketProof,
     job: Job,
     resolved: Option<Resolved>,
 ) where
@@ -114,16 +134,15 @@ pub(crate) async fn converse<S>(
     let _under_way = service.begin();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut stages = Stages { connected: Some(Stages::since(job.arrived)), ..Stages::default() };
-    let key = auth.keys.key(key);
+    let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
     // Step 1 and 2 while the domain is looked up: neither waits for the other.
     let opening = async {
-        match (auth.hash, key) {
-            (HashType::None, _) | (_, None) => Ok(None),
-            (hash, Some(key)) => {
-                let handshake = HostAwaitChallenge::new(hash, key);
-                open(&service, &mut reader, &mut writer, handshake, &job).await.map(Some)
+        Ok(match begun? {
+            HostStream::Open(proof, response) => Opened::Unproved(proof, response),
+            HostStream::Challenge(handshake) => {
+                Opened::Answered(open(&service, &mut reader, &mut writer, handshake, &job).await?)
             }
-        }
+        })
     };
     let resolving = async {
         match resolved {
@@ -169,11 +188,11 @@ pub(crate) async fn converse<S>(
         return record(End::NotRun(&why.to_string()), stages);
     }
     let proved = match opened {
-        Some(handshake) => prove(&service, &mut reader, &mut writer, handshake, &job).await,
-        None => Ok(Proved::unauthenticated()),
+        Opened::Answered(handshake) => prove(&service, &mut reader, &mut writer, handshake, &job).await,
+        Opened::Unproved(proof, response) => Ok((proof, response)),
     };
-    let proof = match proved {
-        Ok(proof) => proof,
+    let (proof, response) = match proved {
+        Ok(proved) => proved,
         Err(error) => return broken(&error, stages),
     };
     stages.proved = Some(Stages::since(job.arrived));
@@ -198,14 +217,25 @@ pub(crate) async fn converse<S>(
         }
     };
     stages.done = Some(Stages::since(job.arrived));
-    let sent =
-        if gone { Err(Cause::Closed) } else { send(&mut writer, &outcome.answer, job.deadline()).await };
+    let sent = if gone {
+        Err(Cause::Closed)
+    } else {
+        send(&mut writer, response, &outcome.answer, job.deadline()).await
+    };
     if let Err(cause) = &sent {
         service.answer_lost(&job, domain.as_ref(), &outcome);
         service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
     }
     let response = outcome.answer.response();
     record(End::Answered { response, reason: outcome.reason.as_deref(), delivered: sent.is_ok() }, stages);
+}
+
+/// What steps 1 and 2 came to.
+enum Opened<'k> {
+    /// Nobody asks for more.
+    Unproved(Proved, ResponseWriter),
+    /// The client's challenge is answered; ours is to come.
+    Answered(HostAwaitAnswer<'k>),
 }
 
 async fn open<'k, S: AsyncRead + AsyncWrite>(
@@ -220,7 +250,7 @@ async fn open<'k, S: AsyncRead + AsyncWrite>(
     if service.is_reflected(&c1) {
         return Err(Broken::Proof(ProofError::Reflected));
     }
-    let (answer, handshake) = handshake.answer(&c1);
+    let (answer, handshake) = handshake.answer(&c1)?;
     transmit(writer, &answer, until).await.map_err(Broken::NoChallenge)?;
     Ok(handshake)
 }
@@ -231,7 +261,7 @@ async fn prove<S: AsyncRead + AsyncWrite>(
     writer: &mut WriteHalf<S>,
     handshake: HostAwaitAnswer<'_>,
     job: &Job,
-) -> Result<Proved, Broken> {
+) -> Result<(Proved, ResponseWriter), Broken> {
     let c2 = service.challenge().map_err(Broken::Random)?;
     let handshake = handshake.challenge(&c2.challenge)?;
     let until = job.deadline().min(Instant::now() + PROOF_LIMIT);
@@ -254,22 +284,15 @@ async fn spoke_or_hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
 
 async fn send<S: AsyncWrite>(
     writer: &mut WriteHalf<S>,
+    response: ResponseWriter,
     answer: &Answer,
     until: Instant,
 ) -> Result<(), Cause> {
-    match answer {
-        Answer::Response(response) => transmit(writer, &[response.number()], until).await?,
-        Answer::List(entries, response) => {
-            let mut bytes = Vec::with_capacity((entries.len() + 1) * HOST_LIST_END.len() + 2);
-            bytes.push(HOST_LIST_FOLLOWS);
-            for entry in entries {
-                bytes.extend_from_slice(&entry.encode());
-            }
-            bytes.extend_from_slice(&HOST_LIST_END);
-            bytes.push(response.number());
-            transmit(writer, &bytes, until).await?;
-        }
-    }
+    let bytes = match answer {
+        Answer::Response(code) => response.response(*code),
+        Answer::List(entries, code) => response.list(entries, *code),
+    };
+    transmit(writer, &bytes, until).await?;
     let _ = timeout_at(until.into(), writer.shutdown()).await;
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_wire::{Action, CHALLENGE_LEN, Challenge, HostListEntry, Proved, Response, Target};
+use fence_wire::{Action, Challenge, HashType, HostListEntry, Proved, Response, Target, draw_challenge};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -69,6 +69,8 @@ pub(crate) struct Job {
     pub(crate) peer: String,
     /// Who asks.
     pub(crate) identity: Identity,
+    /// The type of hash that proved its packet, and whether it is sealed; none on serial lines.
+    pub(crate) hash: HashType,
     /// The key that made its hash.
     pub(crate) key: Option<Arc<KeyProof>>,
     /// What is asked.
@@ -257,8 +259,7 @@ impl Service {
 
     /// A challenge that we are about to send. It is outstanding as long as the value lives.
     pub(crate) fn challenge(&self) -> Result<Outstanding<'_>, getrandom::Error> {
-        let mut challenge = [0; CHALLENGE_LEN];
-        getrandom::fill(&mut challenge)?;
+        let challenge = draw_challenge(|it| getrandom::fill(it))?;
         lock(&self.challenges).insert(challenge);
         Ok(Outstanding { service: self, challenge })
     }

@@ -1,29 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The mutual challenge on TCP and vsock streams, for both roles.
+//! The mutual challenge on TCP and vsock streams, classic and sealed, for both roles.
 //!
 //! ```text
-//! client                                    host
-//!   1  C1, 64 random bytes            --->
-//!   2                                 <---  H(key ‖ C1), zero-padded to 64
-//!   3                                 <---  C2, 64 random bytes
-//!   4  H(key ‖ C2), zero-padded to 64 --->
+//! client                     host    classic       sealed
+//!   1  64 random bytes       --->    C1            C1
+//!   2                        <---    H(key ‖ C1)   HMAC(key, "fence_virt host\0" ‖ R ‖ C1)
+//!   3                        <---    C2            C2
+//!   4                        --->    H(key ‖ C2)   HMAC(key, "fence_virt client\0" ‖ R ‖ C1 ‖ C2)
 //! ```
 //!
-//! Each state is a type, and each step consumes it, so that no step can be left out, repeated or taken out of
-//! order. The host's way ends in [`Proved`], which is the only thing that lets a request run. The host decides
-//! when it sends C2: a client waits for it as long as its own time-out, and only an answer to a *late* C2
-//! shows that the client is alive now.
+//! All hashes are zero-padded to 64 bytes. R is the hash field of the sealed packet that is answered.
 //!
-//! Where both ends are set to authenticate with `none`, no byte of this is exchanged.
+//! Each state is a type, and each step consumes it, so that no step can be left out, repeated or taken out of
+//! order. The host's way ends in [`Proved`], which is the only thing that lets a request run, and in the
+//! [`ResponseWriter`] that seals its response. The client's ends in the [`ResponseSeal`] without which no response
+//! counts. The host decides when it sends C2: a client waits for it as long as its own time-out, and only an answer
+//! to a *late* C2 shows that the client is alive now.
+//!
+//! Whether a stream is sealed follows from its packet alone. Where a classic packet came and both ends are set to
+//! authenticate with `none`, no byte of this is exchanged.
+//!
+//! Classic hashes can be continued by whoever does not know the key: H(key ‖ C) is, for keys of some lengths, on the
+//! way to the hash of a packet that begins with C. So neither role answers a classic challenge that reads like the
+//! beginning of a request, and neither makes one: see [`draw_challenge`].
 
-use subtle::ConstantTimeEq;
-
-use crate::key::{HASH_LEN, HashType, Key};
+use crate::key::{ClassicHash, HASH_LEN, Key, same};
+use crate::request::{REQUEST_LEN, begins_request};
+use crate::seal::{ResponseSeal, ResponseWriter, SealedRequest, SentRequests};
 
 /// Bytes of a challenge.
 pub const CHALLENGE_LEN: usize = 64;
-/// 64 random bytes. The caller draws them; one challenge must never be used twice.
+/// 64 random bytes, from [`draw_challenge`]; one challenge must never be used twice.
 pub type Challenge = [u8; CHALLENGE_LEN];
+
+const HOST_LABEL: &[u8] = b"fence_virt host\0";
+const CLIENT_LABEL: &[u8] = b"fence_virt client\0";
+
+/// A challenge from the system's random bytes, which `fill` writes. Those that a careful peer would refuse are drawn
+/// again: one in 34 million.
+///
+/// # Errors
+/// Those of `fill`.
+pub fn draw_challenge<E>(mut fill: impl FnMut(&mut Challenge) -> Result<(), E>) -> Result<Challenge, E> {
+    let mut challenge = [0; CHALLENGE_LEN];
+    loop {
+        fill(&mut challenge)?;
+        if !begins_request(&challenge) {
+            return Ok(challenge);
+        }
+    }
+}
 
 /// Why the peer is not believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -31,49 +57,131 @@ pub enum ProofError {
     /// The answer to our challenge is wrong: the peer has another key or another type of hash.
     #[error("wrong answer to the challenge: another key, or another auth type, on the peer's side")]
     WrongAnswer,
+    /// The answer to our challenge is not the sealed one to our packet.
+    #[error(
+        "wrong answer to the challenge: another key on the peer's side, or it speaks of another request than this one"
+    )]
+    WrongSealedAnswer,
     /// The peer sent our own challenge back, to have us answer it for him.
     #[error("the peer sent our own challenge back")]
     Reflected,
+    /// The peer's challenge begins like a request, and its answer might be made the hash of one.
+    #[error(
+        "the peer's challenge reads like a request: chance (once in 34 million), or an attempt to forge one"
+    )]
+    LooksLikeRequest,
+    /// The stream is to be authenticated and there is no key to do it with.
+    #[error("there is no key")]
+    NoKey,
 }
 
 /// The peer has shown that it holds the key, now. Made only by [`HostProven::verify`] and, where the
-/// configuration asks for no authentication by name, by [`Proved::unauthenticated`].
+/// configuration asks for no authentication by name, by [`HostStream::begin`] and [`Proved::unauthenticated`].
 #[derive(Debug)]
 pub struct Proved(());
 
 impl Proved {
-    /// For listeners whose transport identifies the peer (serial lines), and for `auth = "none"`.
+    /// For listeners whose transport identifies the peer (serial lines).
     #[must_use]
     pub fn unauthenticated() -> Self {
         Self(())
     }
 }
 
+/// Host: how a stream begins.
+#[derive(Debug)]
+pub enum HostStream<'k> {
+    /// Nothing is exchanged before the response.
+    Open(Proved, ResponseWriter),
+    /// The mutual challenge comes first.
+    Challenge(HostAwaitChallenge<'k>),
+}
+
+impl<'k> HostStream<'k> {
+    /// The stream that answers a packet. `sealed` is of the packet ([`Received::sealed`](crate::Received)) and
+    /// decides; `auth` is the listener's setting, for classic packets, and none where those are not challenged.
+    ///
+    /// # Errors
+    /// [`ProofError::NoKey`].
+    pub fn begin(
+        sealed: Option<SealedRequest>,
+        auth: Option<ClassicHash>,
+        key: Option<&'k Key>,
+    ) -> Result<Self, ProofError> {
+        let mode = match (sealed, auth) {
+            (Some(sealed), _) => Mode::Sealed(sealed),
+            (None, Some(auth)) => Mode::Classic(auth),
+            (None, None) => return Ok(Self::Open(Proved(()), ResponseWriter::classic())),
+        };
+        Ok(Self::Challenge(HostAwaitChallenge { mode, key: key.ok_or(ProofError::NoKey)? }))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    Classic(ClassicHash),
+    Sealed(SealedRequest),
+}
+
+impl Mode {
+    /// Step 4.
+    fn client_answer(&self, key: &Key, c1: &Challenge, c2: &Challenge) -> [u8; HASH_LEN] {
+        match self {
+            Self::Classic(hash) => key.hash(*hash, c2),
+            Self::Sealed(request) => request.mac(key, CLIENT_LABEL).with(c1).with(c2).finish(),
+        }
+    }
+
+    /// Whether a peer's challenge may be answered.
+    fn check(&self, theirs: &Challenge) -> Result<(), ProofError> {
+        // In sealed streams there is nothing to continue: HMACs end in a hash of their own.
+        if matches!(self, Self::Classic(_)) && begins_request(theirs) {
+            return Err(ProofError::LooksLikeRequest);
+        }
+        Ok(())
+    }
+
+    fn wrong_answer(&self) -> ProofError {
+        match self {
+            Self::Classic(_) => ProofError::WrongAnswer,
+            Self::Sealed(_) => ProofError::WrongSealedAnswer,
+        }
+    }
+}
+
 /// Host: waits for C1.
 #[derive(Debug)]
 pub struct HostAwaitChallenge<'k> {
-    auth: HashType,
+    mode: Mode,
     key: &'k Key,
 }
 
 impl<'k> HostAwaitChallenge<'k> {
-    /// A handshake with one client. `auth` must not be [`HashType::None`]: there is no handshake then.
+    /// A handshake with one classic client, whatever its packet was. [`HostStream::begin`] takes the packet's word.
     #[must_use]
-    pub fn new(auth: HashType, key: &'k Key) -> Self {
-        Self { auth, key }
+    pub fn classic(auth: ClassicHash, key: &'k Key) -> Self {
+        Self { mode: Mode::Classic(auth), key }
     }
 
     /// Step 1 came, this is step 2: the bytes to send.
-    #[must_use]
-    pub fn answer(self, c1: &Challenge) -> ([u8; HASH_LEN], HostAwaitAnswer<'k>) {
-        (self.key.hash(self.auth, c1), HostAwaitAnswer { auth: self.auth, key: self.key, c1: *c1 })
+    ///
+    /// # Errors
+    /// [`ProofError::LooksLikeRequest`]: nothing may be sent.
+    pub fn answer(self, c1: &Challenge) -> Result<([u8; HASH_LEN], HostAwaitAnswer<'k>), ProofError> {
+        let Self { mode, key } = self;
+        mode.check(c1)?;
+        let answer = match mode {
+            Mode::Classic(hash) => key.hash(hash, c1),
+            Mode::Sealed(request) => request.mac(key, HOST_LABEL).with(c1).finish(),
+        };
+        Ok((answer, HostAwaitAnswer { mode, key, c1: *c1 }))
     }
 }
 
 /// Host: has answered C1 and may send C2 whenever it wants the proof.
 #[derive(Debug)]
 pub struct HostAwaitAnswer<'k> {
-    auth: HashType,
+    mode: Mode,
     key: &'k Key,
     c1: Challenge,
 }
@@ -87,28 +195,73 @@ impl<'k> HostAwaitAnswer<'k> {
         if *c2 == self.c1 {
             return Err(ProofError::Reflected);
         }
-        Ok(HostProven { auth: self.auth, key: self.key, c2: *c2 })
+        Ok(HostProven { mode: self.mode, key: self.key, c1: self.c1, c2: *c2 })
     }
 }
 
 /// Host: has sent C2 and waits for its answer.
 #[derive(Debug)]
 pub struct HostProven<'k> {
-    auth: HashType,
+    mode: Mode,
     key: &'k Key,
+    c1: Challenge,
     c2: Challenge,
 }
 
 impl HostProven<'_> {
-    /// Step 4 came.
+    /// Step 4 came. The request may run, and its response goes through the writer.
     ///
     /// # Errors
-    /// [`ProofError::WrongAnswer`].
-    pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<Proved, ProofError> {
-        if bool::from(self.key.hash(self.auth, &self.c2).ct_eq(answer)) {
-            Ok(Proved(()))
-        } else {
-            Err(ProofError::WrongAnswer)
+    /// [`ProofError::WrongAnswer`] or [`ProofError::WrongSealedAnswer`].
+    pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<(Proved, ResponseWriter), ProofError> {
+        let Self { mode, key, c1, c2 } = self;
+        if !same(&mode.client_answer(key, &c1, &c2), answer) {
+            return Err(mode.wrong_answer());
+        }
+        let writer = match mode {
+            Mode::Classic(_) => ResponseWriter::classic(),
+            Mode::Sealed(request) => ResponseWriter::sealed(request.response_mac(key, &c1, &c2)),
+        };
+        Ok((Proved(()), writer))
+    }
+}
+
+/// Client: how it sent its request, and so how the stream that answers it must go.
+#[derive(Clone, Debug)]
+pub enum ClientAuth<'k> {
+    /// A classic packet, and no challenge.
+    Open,
+    /// A classic packet, and a challenge with this hash.
+    Classic(ClassicHash, &'k Key),
+    /// These sealed packets.
+    Sealed(SentRequests, &'k Key),
+}
+
+impl ClientAuth<'_> {
+    /// A packet is about to be sent: where packets are sealed, an answer to it is one to be taken.
+    pub fn add(&mut self, packet: &[u8; REQUEST_LEN]) {
+        if let Self::Sealed(sent, _) = self {
+            sent.add(packet);
+        }
+    }
+}
+
+/// Client: how a stream begins.
+#[derive(Debug)]
+pub enum ClientStream<'k> {
+    /// The response is awaited at once.
+    Open(ResponseSeal),
+    /// C1 is to be sent.
+    Challenge(ClientHandshake<'k>),
+}
+
+impl<'k> ClientStream<'k> {
+    /// A stream with one host; the caller sends `c1` unless it is open.
+    #[must_use]
+    pub fn begin(auth: ClientAuth<'k>, c1: Challenge) -> Self {
+        match auth {
+            ClientAuth::Open => Self::Open(ResponseSeal::classic()),
+            auth => Self::Challenge(ClientHandshake { auth, c1 }),
         }
     }
 }
@@ -116,48 +269,57 @@ impl HostProven<'_> {
 /// Client: has sent C1 and waits for its answer.
 #[derive(Debug)]
 pub struct ClientHandshake<'k> {
-    auth: HashType,
-    key: &'k Key,
+    auth: ClientAuth<'k>,
     c1: Challenge,
 }
 
 impl<'k> ClientHandshake<'k> {
-    /// A handshake with one host; the caller sends `c1`. `auth` must not be [`HashType::None`].
-    #[must_use]
-    pub fn new(auth: HashType, key: &'k Key, c1: Challenge) -> Self {
-        Self { auth, key, c1 }
-    }
-
     /// Step 2 came.
     ///
     /// # Errors
-    /// [`ProofError::WrongAnswer`]: this host does not hold the key and nothing it says may be believed.
+    /// [`ProofError::WrongAnswer`] or [`ProofError::WrongSealedAnswer`]: this host does not hold the key, or answers
+    /// a packet that this client did not send, and nothing it says may be believed.
     pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<ClientAnswer<'k>, ProofError> {
-        if bool::from(self.key.hash(self.auth, &self.c1).ct_eq(answer)) {
-            Ok(ClientAnswer { auth: self.auth, key: self.key, c1: self.c1 })
-        } else {
-            Err(ProofError::WrongAnswer)
-        }
+        let c1 = self.c1;
+        let (mode, key) = match self.auth {
+            ClientAuth::Open => return Err(ProofError::NoKey),
+            ClientAuth::Classic(hash, key) if same(&key.hash(hash, &c1), answer) => {
+                (Mode::Classic(hash), key)
+            }
+            ClientAuth::Classic(..) => return Err(ProofError::WrongAnswer),
+            ClientAuth::Sealed(sent, key) => {
+                let request =
+                    sent.answered(key, HOST_LABEL, &c1, answer).ok_or(ProofError::WrongSealedAnswer)?;
+                (Mode::Sealed(request), key)
+            }
+        };
+        Ok(ClientAnswer { mode, key, c1 })
     }
 }
 
 /// Client: believes the host and waits for C2.
 #[derive(Debug)]
 pub struct ClientAnswer<'k> {
-    auth: HashType,
+    mode: Mode,
     key: &'k Key,
     c1: Challenge,
 }
 
 impl ClientAnswer<'_> {
-    /// Step 3 came, this is step 4: the bytes to send.
+    /// Step 3 came, this is step 4: the bytes to send, and what the response goes through.
     ///
     /// # Errors
-    /// [`ProofError::Reflected`]: the host sent C1 back.
-    pub fn answer(self, c2: &Challenge) -> Result<[u8; HASH_LEN], ProofError> {
-        if *c2 == self.c1 {
+    /// [`ProofError::Reflected`]: the host sent C1 back. [`ProofError::LooksLikeRequest`]. Nothing may be sent then.
+    pub fn answer(self, c2: &Challenge) -> Result<([u8; HASH_LEN], ResponseSeal), ProofError> {
+        let Self { mode, key, c1 } = self;
+        if *c2 == c1 {
             return Err(ProofError::Reflected);
         }
-        Ok(self.key.hash(self.auth, c2))
+        mode.check(c2)?;
+        let seal = match mode {
+            Mode::Classic(_) => ResponseSeal::classic(),
+            Mode::Sealed(request) => ResponseSeal::sealed(request.response_mac(key, &c1, c2)),
+        };
+        Ok((mode.client_answer(key, &c1, c2), seal))
     }
 }

@@ -16,7 +16,7 @@ pub const KEY_MAX: usize = 4096;
 /// Bytes that a key must have. An empty or one-byte key file is an accident, never a secret.
 pub const KEY_MIN: usize = 2;
 
-/// The keyed hash of a request packet, or of a challenge.
+/// How a request packet is hashed: classic types with a plain keyed hash, sealed ones with an HMAC.
 ///
 /// The order is the order of strength: a receiver refuses a packet whose type is below its minimum.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -30,11 +30,16 @@ pub enum HashType {
     Sha256 = 2,
     /// SHA-512, 64 bytes.
     Sha512 = 3,
+    /// Sealed: HMAC with SHA-256, 32 bytes.
+    HmacSha256 = 0x12,
+    /// Sealed: HMAC with SHA-512, 64 bytes.
+    HmacSha512 = 0x13,
 }
 
 impl HashType {
     /// Every type, weakest first.
-    pub const ALL: [Self; 4] = [Self::None, Self::Sha1, Self::Sha256, Self::Sha512];
+    pub const ALL: [Self; 6] =
+        [Self::None, Self::Sha1, Self::Sha256, Self::Sha512, Self::HmacSha256, Self::HmacSha512];
 
     /// The byte on the wire.
     #[must_use]
@@ -50,6 +55,8 @@ impl HashType {
             Self::Sha1 => "sha1",
             Self::Sha256 => "sha256",
             Self::Sha512 => "sha512",
+            Self::HmacSha256 => "hmac-sha256",
+            Self::HmacSha512 => "hmac-sha512",
         }
     }
 
@@ -58,6 +65,47 @@ impl HashType {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(name))
     }
+
+    /// The plain keyed hash, for the types that are one.
+    #[must_use]
+    pub fn classic(self) -> Option<ClassicHash> {
+        match self {
+            Self::Sha1 => Some(ClassicHash::Sha1),
+            Self::Sha256 => Some(ClassicHash::Sha256),
+            Self::Sha512 => Some(ClassicHash::Sha512),
+            Self::None | Self::HmacSha256 | Self::HmacSha512 => None,
+        }
+    }
+
+    /// The HMAC, for the types that are one.
+    #[must_use]
+    pub fn sealed(self) -> Option<SealedHash> {
+        match self {
+            Self::HmacSha256 => Some(SealedHash::HmacSha256),
+            Self::HmacSha512 => Some(SealedHash::HmacSha512),
+            Self::None | Self::Sha1 | Self::Sha256 | Self::Sha512 => None,
+        }
+    }
+}
+
+/// The plain keyed hash H(key ‖ data) of classic packets and challenges.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClassicHash {
+    /// SHA-1.
+    Sha1,
+    /// SHA-256.
+    Sha256,
+    /// SHA-512.
+    Sha512,
+}
+
+/// The HMAC of everything in the sealed extension.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SealedHash {
+    /// HMAC with SHA-256.
+    HmacSha256,
+    /// HMAC with SHA-512.
+    HmacSha512,
 }
 
 impl fmt::Display for HashType {
@@ -75,7 +123,7 @@ impl TryFrom<u8> for HashType {
     type Error = UnknownHash;
 
     fn try_from(number: u8) -> Result<Self, UnknownHash> {
-        Self::ALL.get(usize::from(number)).copied().ok_or(UnknownHash(number))
+        Self::ALL.into_iter().find(|it| it.number() == number).ok_or(UnknownHash(number))
     }
 }
 
@@ -123,8 +171,7 @@ impl Key {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         const ROUNDS: u32 = 50_000;
-        let keyed =
-            HmacSha256::new_from_slice(&self.0).unwrap_or_else(|_| HmacSha256::new(&Default::default()));
+        let keyed: HmacSha256 = keyed(&self.0);
         let once = |input: &[u8]| {
             let mut mac = keyed.clone();
             mac.update(input);
@@ -139,26 +186,76 @@ impl Key {
         format!("{:02x}{:02x}", sum[0], sum[1])
     }
 
-    /// H(key ‖ data), zero-padded; all zeros for [`HashType::None`].
-    pub(crate) fn hash(&self, hash: HashType, data: &[u8]) -> [u8; HASH_LEN] {
-        fn digest<D: Digest>(key: &[u8], data: &[u8], padded: &mut [u8; HASH_LEN]) {
-            let sum = D::new().chain_update(key).chain_update(data).finalize();
-            padded[..sum.len()].copy_from_slice(&sum);
+    /// H(key ‖ data), zero-padded.
+    pub(crate) fn hash(&self, hash: ClassicHash, data: &[u8]) -> [u8; HASH_LEN] {
+        fn digest<D: Digest>(key: &[u8], data: &[u8]) -> [u8; HASH_LEN] {
+            padded(&D::new().chain_update(key).chain_update(data).finalize())
         }
-        let mut padded = [0; HASH_LEN];
         match hash {
-            HashType::None => {}
-            HashType::Sha1 => digest::<Sha1>(&self.0, data, &mut padded),
-            HashType::Sha256 => digest::<Sha256>(&self.0, data, &mut padded),
-            HashType::Sha512 => digest::<Sha512>(&self.0, data, &mut padded),
+            ClassicHash::Sha1 => digest::<Sha1>(&self.0, data),
+            ClassicHash::Sha256 => digest::<Sha256>(&self.0, data),
+            ClassicHash::Sha512 => digest::<Sha512>(&self.0, data),
         }
-        padded
     }
 
-    /// Whether `received` is H(key ‖ data), in a time that does not depend on where they differ.
-    pub(crate) fn verifies(&self, hash: HashType, data: &[u8], received: &[u8; HASH_LEN]) -> bool {
-        hash != HashType::None && self.hash(hash, data).ct_eq(received).into()
+    /// HMAC(key, label ‖ …), which goes on with what the caller adds.
+    pub(crate) fn mac(&self, hash: SealedHash, label: &[u8]) -> Keyed {
+        let mut keyed = match hash {
+            SealedHash::HmacSha256 => Keyed::Sha256(keyed(&self.0)),
+            SealedHash::HmacSha512 => Keyed::Sha512(keyed(&self.0)),
+        };
+        keyed.update(label);
+        keyed
     }
+}
+
+/// Whether two hashes are the same in all their bytes, in a time that does not depend on where they differ.
+pub(crate) fn same(a: &[u8; HASH_LEN], b: &[u8; HASH_LEN]) -> bool {
+    a.ct_eq(b).into()
+}
+
+/// An HMAC that is being computed.
+#[derive(Clone)]
+pub(crate) enum Keyed {
+    Sha256(HmacSha256),
+    Sha512(Hmac<Sha512>),
+}
+
+impl Keyed {
+    pub(crate) fn update(&mut self, data: &[u8]) {
+        match self {
+            Self::Sha256(mac) => mac.update(data),
+            Self::Sha512(mac) => mac.update(data),
+        }
+    }
+
+    pub(crate) fn with(mut self, data: &[u8]) -> Self {
+        self.update(data);
+        self
+    }
+
+    /// The HMAC, zero-padded.
+    pub(crate) fn finish(self) -> [u8; HASH_LEN] {
+        match self {
+            Self::Sha256(mac) => padded(&mac.finalize().into_bytes()),
+            Self::Sha512(mac) => padded(&mac.finalize().into_bytes()),
+        }
+    }
+}
+
+impl fmt::Debug for Keyed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keyed(..)")
+    }
+}
+
+fn padded(sum: &[u8]) -> [u8; HASH_LEN] {
+    core::array::from_fn(|i| sum.get(i).copied().unwrap_or(0))
+}
+
+fn keyed<M: Mac + KeyInit>(key: &[u8]) -> M {
+    // HMAC is defined for keys of every length. No answer is better than one under another key.
+    M::new_from_slice(key).unwrap_or_else(|_| unreachable!("HMAC takes keys of every length"))
 }
 
 type HmacSha256 = Hmac<Sha256>;
@@ -185,7 +282,10 @@ mod tests {
         let mut long = vec![7; KEY_MAX];
         let short = Key::new(&long).unwrap();
         long.push(1);
-        assert_eq!(Key::new(&long).unwrap().hash(HashType::Sha256, b"x"), short.hash(HashType::Sha256, b"x"));
+        assert_eq!(
+            Key::new(&long).unwrap().hash(ClassicHash::Sha256, b"x"),
+            short.hash(ClassicHash::Sha256, b"x")
+        );
         assert!(Key::new(&long).unwrap().is_same(&short));
         assert!(!Key::new(&long[1..100]).unwrap().is_same(&short));
     }
@@ -203,16 +303,35 @@ mod tests {
     const FINGERPRINT_OF_SECRET: &str = "aafe";
 
     #[test]
-    fn no_hash_verifies_nothing() {
-        assert!(!Key::new(b"secret").unwrap().verifies(HashType::None, b"x", &[0; HASH_LEN]));
-    }
-
-    #[test]
     fn names_and_numbers_round_trip() {
         for t in HashType::ALL {
             assert_eq!(HashType::try_from(t.number()), Ok(t));
             assert_eq!(HashType::from_name(&t.name().to_uppercase()), Some(t));
         }
-        assert_eq!(HashType::try_from(4), Err(UnknownHash(4)));
+        for unknown in [4, 0x10, 0x11, 0x14, 0xff] {
+            assert_eq!(HashType::try_from(unknown), Err(UnknownHash(unknown)));
+        }
+    }
+
+    #[test]
+    fn every_type_is_of_one_kind_and_sealed_is_stronger() {
+        let kinds = |t: HashType| (t == HashType::None, t.classic().is_some(), t.sealed().is_some());
+        for t in HashType::ALL {
+            let (none, classic, sealed) = kinds(t);
+            assert_eq!(u8::from(none) + u8::from(classic) + u8::from(sealed), 1, "{t}");
+            assert_eq!(sealed, t > HashType::Sha512, "{t}");
+        }
+        assert!(HashType::ALL.is_sorted() && HashType::ALL.is_sorted_by_key(|t| t.number()));
+    }
+
+    #[test]
+    fn padding_counts_in_comparisons() {
+        let sum = Key::new(b"secret").unwrap().mac(SealedHash::HmacSha256, b"x").finish();
+        assert!(same(&sum, &sum) && sum[32..] == [0; 32]);
+        for at in 0..HASH_LEN {
+            let mut changed = sum;
+            changed[at] ^= 1;
+            assert!(!same(&sum, &changed));
+        }
     }
 }

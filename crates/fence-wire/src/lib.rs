@@ -15,18 +15,20 @@ mod host_list;
 mod key;
 mod request;
 mod response;
+mod seal;
 mod serial;
 mod text;
 
 pub use action::{Action, UnknownAction};
 pub use handshake::{
-    CHALLENGE_LEN, Challenge, ClientAnswer, ClientHandshake, HostAwaitAnswer, HostAwaitChallenge, HostProven,
-    ProofError, Proved,
+    CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, HostAwaitAnswer,
+    HostAwaitChallenge, HostProven, HostStream, ProofError, Proved, draw_challenge,
 };
 pub use host_list::{HOST_LIST_END, HOST_LIST_ENTRY_LEN, HostListEntry, HostListItem};
-pub use key::{HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, UnknownHash};
+pub use key::{ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, SealedHash, UnknownHash};
 pub use request::{CallBack, REQUEST_LEN, Received, Request, RequestError, Target, TargetError, UUID_FLAG};
 pub use response::{HOST_LIST_FOLLOWS, Response};
+pub use seal::{Genuine, ResponseSeal, ResponseWriter, SealedRequest, SentRequests, WrongSeal};
 pub use serial::{
     SERIAL_MAGIC, SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN, SerialRequest, SerialRequestError, SerialScanner,
     serial_response,

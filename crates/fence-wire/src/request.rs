@@ -13,12 +13,15 @@
 //!     98     6  nonce
 //!    104     4  sequence number
 //!    108     4  address family: 2 IPv4, 10 IPv6
-//!    112    64  H(key ‖ packet with these 64 bytes zero), zero-padded
+//!    112    64  hash, zero-padded; over the packet with these 64 bytes zero:
+//!               classic  H(key ‖ packet)
+//!               sealed   HMAC(key, "fence_virt request\0" ‖ packet)
 //! ```
 
 use core::net::IpAddr;
 
-use crate::key::{HASH_LEN, HashType, Key, UnknownHash};
+use crate::key::{HASH_LEN, HashType, Key, UnknownHash, same};
+use crate::seal::SealedRequest;
 use crate::text::{cut, until_nul};
 use crate::{Action, UnknownAction};
 
@@ -33,7 +36,9 @@ const PORT: core::ops::Range<usize> = 96..98;
 const NONCE: core::ops::Range<usize> = 98..104;
 const SEQUENCE: core::ops::Range<usize> = 104..108;
 const FAMILY: core::ops::Range<usize> = 108..112;
-const HASH: core::ops::Range<usize> = 112..REQUEST_LEN;
+pub(crate) const HASH: core::ops::Range<usize> = 112..REQUEST_LEN;
+/// What a sealed packet's HMAC begins with.
+const LABEL: &[u8] = b"fence_virt request\0";
 const FAMILY_IPV4: u32 = 2;
 const FAMILY_IPV6: u32 = 10;
 
@@ -66,8 +71,9 @@ impl Request {
     #[must_use]
     pub fn encode(&self, hash: HashType, key: &Key) -> [u8; REQUEST_LEN] {
         let mut packet = self.encode_unhashed(hash);
-        let sum = key.hash(hash, &packet);
-        packet[HASH].copy_from_slice(&sum);
+        if let Some(sum) = packet_hash(&packet, hash, key) {
+            packet[HASH].copy_from_slice(&sum);
+        }
         packet
     }
 
@@ -93,6 +99,10 @@ impl Request {
             return Err(RequestError::HashTooWeak { hash, minimum });
         }
         let key = if hash == HashType::None { None } else { Some(fitting_key(packet, hash, keys)?) };
+        // Nobody sends others, and `is_request_like` counts on that.
+        if packet[3] & !UUID_FLAG != 0 {
+            return Err(RequestError::Flags(packet[3]));
+        }
         let target = Target::decode(&packet[TARGET], packet[3] & UUID_FLAG != 0)?;
         if action.needs_target() && target.as_str().is_empty() {
             return Err(RequestError::Target(TargetError::Empty));
@@ -104,7 +114,8 @@ impl Request {
             nonce: field(packet, NONCE.start),
             sequence: u32::from_le_bytes(field(packet, SEQUENCE.start)),
         };
-        Ok(Received { request, hash, key })
+        let sealed = SealedRequest::of_packet(packet);
+        Ok(Received { request, hash, key, sealed })
     }
 
     fn encode_unhashed(&self, hash: HashType) -> [u8; REQUEST_LEN] {
@@ -144,6 +155,8 @@ pub struct Received {
     pub hash: HashType,
     /// Which of the receiver's keys made the hash; none where there was no hash.
     pub key: Option<usize>,
+    /// What binds the stream to a sealed packet; none where the packet is classic.
+    pub sealed: Option<SealedRequest>,
 }
 
 /// Why a request packet is dropped.
@@ -160,7 +173,7 @@ pub enum RequestError {
     #[error(transparent)]
     Hash(#[from] UnknownHash),
     /// The packet's hash is of a type weaker than the receiver asks for.
-    #[error("hash {hash} is weaker than {minimum}, the minimum here")]
+    #[error("hash {hash} is weaker than {minimum}, the minimum here (the agent's -c or hash=)")]
     HashTooWeak {
         /// What the packet has.
         hash: HashType,
@@ -170,6 +183,9 @@ pub enum RequestError {
     /// None of the receiver's keys made the hash: the sender has another key, or somebody changed the packet.
     #[error("the {0} hash does not fit: another key on the sender's side, or a changed packet")]
     HashMismatch(HashType),
+    /// Flags that do not exist.
+    #[error("unknown flags {0:#04x}")]
+    Flags(u8),
     /// The address to call back is of no known form.
     #[error("call-back address of family {family} and {length} bytes")]
     Address {
@@ -196,6 +212,7 @@ impl RequestError {
             Self::Hash(_) => "unknown-hash",
             Self::HashTooWeak { .. } => "hash-too-weak",
             Self::HashMismatch(_) => "hash-mismatch",
+            Self::Flags(_) => "unknown-flags",
             Self::Address { .. } => "address",
             Self::Port => "port",
             Self::Target(TargetError::NoNul) => "target-no-nul",
@@ -285,9 +302,27 @@ fn fitting_key(packet: &[u8; REQUEST_LEN], hash: HashType, keys: &[Key]) -> Resu
     let received: [u8; HASH_LEN] = field(packet, HASH.start);
     let mut unhashed = *packet;
     unhashed[HASH].fill(0);
-    keys.iter()
-        .position(|key| key.verifies(hash, &unhashed, &received))
-        .ok_or(RequestError::HashMismatch(hash))
+    let fits = |key| packet_hash(&unhashed, hash, key).is_some_and(|ours| same(&ours, &received));
+    keys.iter().position(fits).ok_or(RequestError::HashMismatch(hash))
+}
+
+/// The hash of a packet whose hash bytes are zero; none for the type that has none.
+fn packet_hash(unhashed: &[u8; REQUEST_LEN], hash: HashType, key: &Key) -> Option<[u8; HASH_LEN]> {
+    match (hash.classic(), hash.sealed()) {
+        (Some(classic), _) => Some(key.hash(classic, unhashed)),
+        (None, Some(sealed)) => Some(key.mac(sealed, LABEL).with(unhashed).finish()),
+        (None, None) => None,
+    }
+}
+
+/// Whether 64 bytes read as the beginning of a classic request: whoever has them hashed as a challenge has, for
+/// some lengths of the key, the hash of a whole packet that begins with them (see `handshake`).
+pub(crate) fn begins_request(bytes: &[u8; 64]) -> bool {
+    let [action, hash, length, flags, ..] = *bytes;
+    Action::try_from(action).is_ok()
+        && HashType::try_from(hash).is_ok_and(|it| it.classic().is_some())
+        && matches!(length, 0 | 4 | 16)
+        && flags & !UUID_FLAG == 0
 }
 
 fn call_back(packet: &[u8; REQUEST_LEN]) -> Result<Option<CallBack>, RequestError> {
@@ -305,6 +340,6 @@ fn call_back(packet: &[u8; REQUEST_LEN]) -> Result<Option<CallBack>, RequestErro
     }
 }
 
-fn field<const N: usize>(packet: &[u8; REQUEST_LEN], start: usize) -> [u8; N] {
+pub(crate) fn field<const N: usize>(packet: &[u8; REQUEST_LEN], start: usize) -> [u8; N] {
     core::array::from_fn(|i| packet[start + i])
 }

@@ -11,7 +11,8 @@ use fence_wire::{
 };
 use proptest::prelude::*;
 
-const KEYED: [HashType; 3] = [HashType::Sha1, HashType::Sha256, HashType::Sha512];
+const KEYED: [HashType; 5] =
+    [HashType::Sha1, HashType::Sha256, HashType::Sha512, HashType::HmacSha256, HashType::HmacSha512];
 
 fn key(text: &str) -> Key {
     Key::new(text.as_bytes()).unwrap()
@@ -49,8 +50,8 @@ fn requests() -> impl Strategy<Value = Request> {
 
 proptest! {
     #[test]
-    fn a_request_survives_the_wire(request in requests(), hash in 1..4_usize) {
-        let hash = HashType::ALL[hash];
+    fn a_request_survives_the_wire(request in requests(), hash in 0..KEYED.len()) {
+        let hash = KEYED[hash];
         let keys = [key("one"), key("two"), key("three")];
         let packet = request.encode(hash, &keys[1]);
         let received = Request::decode(&packet, HashType::Sha1, &keys).unwrap();
@@ -59,8 +60,8 @@ proptest! {
     }
 
     #[test]
-    fn one_flipped_bit_is_refused(request in requests(), hash in 1..4_usize, bit in 0..REQUEST_LEN * 8) {
-        let mut packet = request.encode(HashType::ALL[hash], &key("one"));
+    fn one_flipped_bit_is_refused(request in requests(), hash in 0..KEYED.len(), bit in 0..REQUEST_LEN * 8) {
+        let mut packet = request.encode(KEYED[hash], &key("one"));
         packet[bit / 8] ^= 1 << (bit % 8);
         prop_assert!(Request::decode(&packet, HashType::None, &[key("one")]).is_err() || packet[1] == 0);
         // Where packets without a hash are not accepted, no flip at all gets through.
@@ -130,9 +131,12 @@ fn each_refusal_has_its_name() {
     };
     let unsigned = HashType::None;
     assert_eq!(reason(&good.encode(HashType::Sha1, &key), HashType::Sha256), "hash-too-weak");
+    assert_eq!(reason(&good.encode(HashType::Sha512, &key), HashType::HmacSha256), "hash-too-weak");
+    assert_eq!(reason(&good.encode(HashType::HmacSha256, &key), HashType::HmacSha512), "hash-too-weak");
     assert_eq!(reason(&with(&|it| it[0] = 9), unsigned), "unknown-action");
     assert_eq!(reason(&with(&|it| it[1] = 0x55), unsigned), "unknown-hash");
     assert_eq!(reason(&with(&|it| it[1] = 2), unsigned), "hash-mismatch");
+    assert_eq!(reason(&with(&|it| it[3] = 2), unsigned), "unknown-flags");
     assert_eq!(reason(&with(&|it| it[2] = 5), unsigned), "address");
     assert_eq!(reason(&with(&|it| it[108] = 3), unsigned), "address");
     assert_eq!(reason(&with(&|it| it[96..98].fill(0)), unsigned), "port");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The literal bytes of the reference programs, both ways. Their form is in tests/vectors/README.md.
+//! The literal bytes of the reference programs, and of the sealed extension, both ways. Their form is in tests/vectors/README.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
@@ -8,9 +8,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use fence_wire::{
-    Action, CallBack, ClientHandshake, HOST_LIST_END, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HashType,
-    HostAwaitChallenge, HostListEntry, HostListItem, Key, Request, SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN,
-    SerialRequest, SerialScanner, Target, serial_response,
+    Action, CallBack, ClientAuth, ClientStream, HOST_LIST_END, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS,
+    HashType, HostAwaitChallenge, HostListEntry, HostListItem, HostStream, Key, Request, Response,
+    SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN, SentRequests, SerialRequest, SerialScanner, Target,
+    serial_response,
 };
 
 struct Record(HashMap<String, String>);
@@ -94,19 +95,94 @@ fn handshakes_of_the_reference_are_ours() {
     let mut seen = 0;
     for record in records("handshakes.txt").iter().filter(|it| it.text("auth") != "0") {
         let (case, key) = (record.text("case"), record.key());
-        let auth = HashType::try_from(record.number::<u8>("auth")).unwrap();
+        let auth = HashType::try_from(record.number::<u8>("auth")).unwrap().classic().unwrap();
         let (c1, c2) = (record.array("c1"), record.array("c2"));
         let (host_answer, client_answer) = (record.array("host_answer"), record.array("client_answer"));
 
-        let (ours, host) = HostAwaitChallenge::new(auth, &key).answer(&c1);
+        let (ours, host) = HostAwaitChallenge::classic(auth, &key).answer(&c1).unwrap();
         assert_eq!(ours, host_answer, "{case}");
-        host.challenge(&c2).unwrap().verify(&client_answer).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let _ = host.challenge(&c2).unwrap().verify(&client_answer).unwrap_or_else(|e| panic!("{case}: {e}"));
 
-        let client = ClientHandshake::new(auth, &key, c1).verify(&host_answer).unwrap();
-        assert_eq!(client.answer(&c2).unwrap(), client_answer, "{case}");
+        let ClientStream::Challenge(client) = ClientStream::begin(ClientAuth::Classic(auth, &key), c1) else {
+            panic!("{case}: no challenge");
+        };
+        let (ours, seal) = client.verify(&host_answer).unwrap().answer(&c2).unwrap();
+        assert_eq!((ours, seal.is_sealed()), (client_answer, false), "{case}");
         seen += 1;
     }
     assert!(seen >= 3 * 2);
+}
+
+/// Packet, steps, response and seal, for both roles, against bytes that were made without this crate.
+#[test]
+fn sealed_exchanges_are_those_of_the_description() {
+    let records = records("sealed.txt");
+    assert!(records.len() >= 2 * 7);
+    for record in records {
+        let (case, key) = (record.text("case"), record.key());
+        let hash = HashType::try_from(record.number::<u8>("hash")).unwrap();
+        let packet: [u8; 176] = record.array("packet");
+        let received = Request::decode(&packet, hash, std::slice::from_ref(&key)).unwrap();
+        let target = Target::new(&record.utf8("domain"), record.text("uuid") == "1").unwrap();
+        assert_eq!(
+            (&received.request.target, received.hash, received.key),
+            (&target, hash, Some(0)),
+            "{case}"
+        );
+        assert_eq!(received.request.action.number(), record.number::<u8>("action"), "{case}");
+        assert_eq!(received.request.encode(hash, &key), packet, "{case}");
+        let (c1, c2) = (record.array("c1"), record.array("c2"));
+        let (host_answer, client_answer) = (record.array("host_answer"), record.array("client_answer"));
+        let (response, seal) = (record.bytes("response"), record.array("seal"));
+
+        // The listener's own setting has no say: the stream is as sealed as the packet.
+        for auth in HashType::ALL.map(HashType::classic) {
+            let host = HostStream::begin(received.sealed, auth, Some(&key)).unwrap();
+            let HostStream::Challenge(host) = host else { panic!("{case}: no challenge") };
+            let (answer, host) = host.answer(&c1).unwrap();
+            assert_eq!(answer, host_answer, "{case}");
+            let (_, writer) = host.challenge(&c2).unwrap().verify(&client_answer).unwrap();
+            let code = Response::from_number(*response.last().unwrap()).unwrap();
+            let bytes = match entries(&response) {
+                None => writer.response(code),
+                Some(entries) => writer.list(&entries, code),
+            };
+            assert_eq!(bytes, [&response[..], &seal].concat(), "{case}");
+        }
+
+        let mut sent = SentRequests::new(hash.sealed().unwrap());
+        // It was one of several packets of one request.
+        for sequence in [1, 2, 3] {
+            let other = Request { sequence, ..received.request.clone() };
+            sent.add(&other.encode(hash, &key));
+            if sequence == 2 {
+                sent.add(&packet);
+            }
+        }
+        let client = ClientStream::begin(ClientAuth::Sealed(sent, &key), c1);
+        let ClientStream::Challenge(client) = client else { panic!("{case}: no challenge") };
+        let (answer, mut taken) = client.verify(&host_answer).unwrap().answer(&c2).unwrap();
+        assert_eq!(answer, client_answer, "{case}");
+        for piece in response.chunks(7) {
+            taken.take(piece);
+        }
+        assert_eq!(taken.verify(case, &seal).unwrap().into_inner(), case);
+    }
+}
+
+/// The entries of a list's response; none for a response without a list.
+fn entries(response: &[u8]) -> Option<Vec<HostListEntry>> {
+    let (first, rest) = response.split_first().unwrap();
+    (*first == HOST_LIST_FOLLOWS).then(|| {
+        let entries =
+            rest.chunks_exact(HOST_LIST_ENTRY_LEN).map(|it| HostListEntry::decode(it.try_into().unwrap()));
+        entries
+            .map_while(|it| match it {
+                HostListItem::Domain(entry) => Some(entry),
+                HostListItem::End => None,
+            })
+            .collect()
+    })
 }
 
 #[test]

@@ -6,15 +6,18 @@
 //!                         <--  answer to it           the host is proven
 //!                         <--  the host's challenge   held until the caller says "prove"
 //! answer                  -->
-//!                         <--  response, or 253 and a host list
+//!                         <--  response, or 253 and a host list; of a sealed request, with its seal
 //! ```
+//!
+//! There is no answer to a sealed request before its seal is verified.
 //!
 //! Answering the host's challenge lets it carry the request out, so this waits for the caller's word: of several
 //! hosts that call back, only one is answered at a time.
 
 use fence_wire::{
-    Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientHandshake, HASH_LEN, HOST_LIST_ENTRY_LEN,
-    HOST_LIST_FOLLOWS, HashType, HostListEntry, HostListItem, Key, ProofError, Response,
+    Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, Genuine,
+    HASH_LEN, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem, ProofError, Response,
+    ResponseSeal, WrongSeal,
 };
 
 use crate::answer::Answer;
@@ -56,6 +59,12 @@ pub enum Refusal {
     /// The list broke off.
     #[error("the list broke off after {0} entries")]
     ListBrokeOff(usize),
+    /// The seal does not fit what came.
+    #[error("{0}: the host's log says what it answered")]
+    Seal(#[from] WrongSeal),
+    /// The stream ended between the response and the end of its seal.
+    #[error("the response came without its seal: somebody on the way changed it, or the host broke off")]
+    NoSeal,
     /// A list that does not end.
     #[error("the list has more than {LIST_MAX} entries")]
     ListTooLong,
@@ -71,7 +80,15 @@ impl Refusal {
     /// Whether the host had begun its response: then there is no better one to wait for.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Response(_) | Self::NoList | Self::ListBrokeOff(_) | Self::ListTooLong)
+        matches!(
+            self,
+            Self::Response(_)
+                | Self::NoList
+                | Self::Seal(_)
+                | Self::NoSeal
+                | Self::ListBrokeOff(_)
+                | Self::ListTooLong
+        )
     }
 }
 
@@ -83,13 +100,26 @@ enum State<'k> {
     AwaitAnswer(ClientHandshake<'k>),
     AwaitChallenge(ClientAnswer<'k>),
     /// Holds the answer to the host's challenge back.
-    Asked([u8; HASH_LEN]),
-    AwaitResponse,
-    InList(Vec<HostListEntry>),
-    /// The list has ended; one byte may come yet.
-    AfterList(Vec<HostListEntry>),
-    Done(Answer),
+    Asked([u8; HASH_LEN], ResponseSeal),
+    AwaitResponse(ResponseSeal),
+    InList(Vec<HostListEntry>, ResponseSeal),
+    /// The list has ended; one byte may come yet, and must where a seal follows it.
+    AfterList(Vec<HostListEntry>, ResponseSeal),
+    /// Holds what the response says, or why it says nothing, until it is known to be the host's.
+    AwaitSeal(Result<Answer, Refusal>, ResponseSeal),
+    Done(Genuine<Answer>),
     Refused(Refusal),
+}
+
+/// While a step is being taken.
+const MOVED: State<'static> = State::Refused(Refusal::ClosedUnanswered);
+
+/// All of the response is here, and its seal may be awaited.
+fn said<'k>(answer: Result<Answer, Refusal>, seal: ResponseSeal) -> Result<State<'k>, Refusal> {
+    if seal.is_sealed() {
+        return Ok(State::AwaitSeal(answer, seal));
+    }
+    Ok(State::Done(seal.unsealed(answer?).map_err(|_| Refusal::NoSeal)?))
 }
 
 /// What a response byte without a list means as the answer to this action.
@@ -102,22 +132,17 @@ pub(crate) fn plain(action: Action, byte: u8) -> Result<Answer, Refusal> {
 }
 
 impl<'k> Exchange<'k> {
-    /// A stream on which the request is known (`request` none) or comes first. `auth` is the key and the type of the
-    /// challenge, none where both ends are set to do without; `c1` must be fresh random bytes.
+    /// A stream on which the request is known (`request` none) or comes first. `auth` is how it was sent; `c1` must
+    /// be a fresh challenge.
     #[must_use]
-    pub fn new(
-        action: Action,
-        auth: Option<(HashType, &'k Key)>,
-        request: Option<&[u8]>,
-        c1: Challenge,
-    ) -> Self {
+    pub fn new(action: Action, auth: ClientAuth<'k>, request: Option<&[u8]>, c1: Challenge) -> Self {
         let mut output = request.unwrap_or_default().to_vec();
-        let state = match auth {
-            Some((auth, key)) => {
+        let state = match ClientStream::begin(auth, c1) {
+            ClientStream::Challenge(handshake) => {
                 output.extend(c1);
-                State::AwaitAnswer(ClientHandshake::new(auth, key, c1))
+                State::AwaitAnswer(handshake)
             }
-            None => State::AwaitResponse,
+            ClientStream::Open(seal) => State::AwaitResponse(seal),
         };
         Self { action, state, input: Vec::new(), output }
     }
@@ -154,12 +179,16 @@ impl<'k> Exchange<'k> {
     pub fn close(&mut self) -> Result<Answer, Refusal> {
         let state = std::mem::replace(&mut self.state, State::Refused(Refusal::ClosedUnanswered));
         Err(match state {
-            State::Done(answer) => return Ok(answer),
-            State::AfterList(entries) => return Ok(Answer::List { entries, response: None }),
+            State::Done(answer) => return Ok(answer.into_inner()),
+            State::AfterList(entries, seal) => {
+                let answer = seal.unsealed(Answer::List { entries, response: None });
+                return answer.map(Genuine::into_inner).map_err(|_| Refusal::NoSeal);
+            }
             State::AwaitAnswer(_) => Refusal::ClosedUnproven,
-            State::AwaitChallenge(_) | State::Asked(_) => Refusal::ClosedProven,
-            State::AwaitResponse => Refusal::ClosedUnanswered,
-            State::InList(entries) => Refusal::ListBrokeOff(entries.len()),
+            State::AwaitChallenge(_) | State::Asked(..) => Refusal::ClosedProven,
+            State::AwaitResponse(_) => Refusal::ClosedUnanswered,
+            State::InList(entries, _) => Refusal::ListBrokeOff(entries.len()),
+            State::AwaitSeal(..) => Refusal::NoSeal,
             State::Refused(refusal) => refusal,
         })
     }
@@ -170,10 +199,11 @@ impl<'k> Exchange<'k> {
         matches!(self.state, State::Done(_))
     }
 
-    /// Whether all of a list is here; only the byte is missing that some hosts do not send.
+    /// Whether all of a list is here; only the byte is missing that some hosts do not send. A sealed list has no end
+    /// before its seal.
     #[must_use]
     pub fn list_has_ended(&self) -> bool {
-        matches!(self.state, State::AfterList(_))
+        matches!(&self.state, State::AfterList(_, seal) if !seal.is_sealed())
     }
 
     /// Whether the peer may be believed: it holds the key, or nobody asks for that.
@@ -185,15 +215,18 @@ impl<'k> Exchange<'k> {
     /// Whether the host asks for our proof.
     #[must_use]
     pub fn asks_for_proof(&self) -> bool {
-        matches!(self.state, State::Asked(_))
+        matches!(self.state, State::Asked(..))
     }
 
     /// Answers the host's challenge, if it asks.
     pub fn prove(&mut self) {
-        if let State::Asked(answer) = self.state {
-            self.output.extend(answer);
-            self.state = State::AwaitResponse;
-        }
+        self.state = match std::mem::replace(&mut self.state, MOVED) {
+            State::Asked(answer, seal) => {
+                self.output.extend(answer);
+                State::AwaitResponse(seal)
+            }
+            other => other,
+        };
     }
 
     /// What the stream waits for, in words.
@@ -204,48 +237,63 @@ impl<'k> Exchange<'k> {
             State::AwaitChallenge(_) => {
                 "its challenge (step 3): it is proven and has not let the request run"
             }
-            State::Asked(_) => "our proof (step 4), which another host got first",
-            State::AwaitResponse => "its response, after our proof",
-            State::InList(_) => "the rest of the list",
-            State::AfterList(_) | State::Done(_) | State::Refused(_) => "nothing",
+            State::Asked(..) => "our proof (step 4), which another host got first",
+            State::AwaitResponse(_) => "its response, after our proof",
+            State::InList(..) => "the rest of the list",
+            State::AfterList(_, ref seal) if seal.is_sealed() => "the rest of the list",
+            State::AwaitSeal(..) => "the response's seal",
+            State::AfterList(..) | State::Done(_) | State::Refused(_) => "nothing",
         }
     }
 
     /// Goes on by at most one message.
     fn step(&mut self) -> Result<(), Refusal> {
-        let state = std::mem::replace(&mut self.state, State::AwaitResponse);
-        self.state = match state {
+        self.state = match std::mem::replace(&mut self.state, MOVED) {
             State::AwaitAnswer(handshake) => match self.take::<HASH_LEN>() {
                 Some(answer) => State::AwaitChallenge(handshake.verify(&answer)?),
                 None => State::AwaitAnswer(handshake),
             },
             State::AwaitChallenge(client) => match self.take::<CHALLENGE_LEN>() {
-                Some(c2) => State::Asked(client.answer(&c2)?),
+                Some(c2) => {
+                    let (answer, seal) = client.answer(&c2)?;
+                    State::Asked(answer, seal)
+                }
                 None => State::AwaitChallenge(client),
             },
-            State::Asked(_) if !self.input.is_empty() => return Err(Refusal::OutOfTurn),
-            State::AwaitResponse => match self.take::<1>() {
-                Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => State::InList(Vec::new()),
-                Some([byte]) => State::Done(plain(self.action, byte)?),
-                None => State::AwaitResponse,
+            State::Asked(..) if !self.input.is_empty() => return Err(Refusal::OutOfTurn),
+            State::AwaitResponse(mut seal) => match self.take_sealed::<1>(&mut seal) {
+                Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => State::InList(Vec::new(), seal),
+                Some([byte]) => said(plain(self.action, byte), seal)?,
+                None => State::AwaitResponse(seal),
             },
-            State::InList(mut entries) => match self.take::<HOST_LIST_ENTRY_LEN>() {
-                Some(entry) => match HostListEntry::decode(&entry) {
-                    HostListItem::End => State::AfterList(entries),
-                    HostListItem::Domain(_) if entries.len() == LIST_MAX => return Err(Refusal::ListTooLong),
-                    HostListItem::Domain(domain) => {
-                        entries.push(domain);
-                        State::InList(entries)
-                    }
-                },
-                None => State::InList(entries),
-            },
-            State::AfterList(entries) => match self.take::<1>() {
-                Some([byte]) => {
-                    let response = Response::from_number(byte).ok_or(Refusal::Response(byte))?;
-                    State::Done(Answer::List { entries, response: Some(response) })
+            State::InList(mut entries, mut seal) => {
+                match self.take_sealed::<HOST_LIST_ENTRY_LEN>(&mut seal) {
+                    Some(entry) => match HostListEntry::decode(&entry) {
+                        HostListItem::End => State::AfterList(entries, seal),
+                        HostListItem::Domain(_) if entries.len() == LIST_MAX => {
+                            return Err(Refusal::ListTooLong);
+                        }
+                        HostListItem::Domain(domain) => {
+                            entries.push(domain);
+                            State::InList(entries, seal)
+                        }
+                    },
+                    None => State::InList(entries, seal),
                 }
-                None => State::AfterList(entries),
+            }
+            State::AfterList(entries, mut seal) => match self.take_sealed::<1>(&mut seal) {
+                Some([byte]) => {
+                    let response = Response::from_number(byte).ok_or(Refusal::Response(byte));
+                    said(response.map(|it| Answer::List { entries, response: Some(it) }), seal)?
+                }
+                None => State::AfterList(entries, seal),
+            },
+            State::AwaitSeal(answer, seal) => match self.take::<HASH_LEN>() {
+                Some(theirs) => {
+                    // Even that a response means nothing is only known of the host's own.
+                    State::Done(seal.verify(answer, &theirs)?.transpose()?)
+                }
+                None => State::AwaitSeal(answer, seal),
             },
             // What comes after the end is nobody's.
             State::Done(answer) => {
@@ -253,9 +301,16 @@ impl<'k> Exchange<'k> {
                 State::Done(answer)
             }
             State::Refused(refusal) => return Err(refusal),
-            asked @ State::Asked(_) => asked,
+            asked @ State::Asked(..) => asked,
         };
         Ok(())
+    }
+
+    /// A part of the response, which its seal covers.
+    fn take_sealed<const N: usize>(&mut self, seal: &mut ResponseSeal) -> Option<[u8; N]> {
+        let part = self.take()?;
+        seal.take(&part);
+        Some(part)
     }
 
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {

@@ -69,6 +69,8 @@ pub(crate) struct Attempts {
     pub(crate) call_backs: Vec<CalledBack>,
     /// The key and how it was used, in words.
     pub(crate) key: String,
+    /// Whether the request was sealed.
+    pub(crate) sealed: bool,
 }
 
 /// An address that requests were sent from.
@@ -97,6 +99,10 @@ pub(crate) struct CalledBack {
     pub(crate) times: u32,
 }
 
+/// What to think of when a sealed request has no answer.
+pub(crate) const OLD_HOST: &str = "a host of the C programs drops sealed requests (hash hmac-...) as unknown, and \
+    without a word: such hosts need hash sha256";
+
 const SOURCES_SHOWN: usize = 3;
 const CALL_BACKS_SHOWN: usize = 3;
 
@@ -104,7 +110,7 @@ impl Attempts {
     /// Nothing tried yet.
     pub(crate) fn new(request: String, group: SocketAddr, call_back_port: u16) -> Self {
         let (sources, call_backs, key) = (Vec::new(), Vec::new(), String::new());
-        Self { request, group, call_back_port, sources, call_backs, key }
+        Self { request, group, call_back_port, sources, call_backs, key, sealed: false }
     }
 
     /// The source with this address, made when it is new.
@@ -172,7 +178,8 @@ impl fmt::Display for Attempts {
             }
         }
         more(f, "call-backs", self.call_backs.len(), CALL_BACKS_SHOWN)?;
-        write!(f, "\n  {}; {}", self.key, self.next_check())
+        write!(f, "\n  {}; {}", self.key, self.next_check())?;
+        if self.sealed { write!(f, "; {OLD_HOST}") } else { Ok(()) }
     }
 }
 
@@ -181,16 +188,22 @@ pub(crate) fn request_in_words(plan: &Plan) -> String {
     format!("{} {}", plan.action, escaped(plan.target.as_str())).trim_end().to_owned()
 }
 
+/// Whether what is asked goes sealed.
+pub(crate) fn is_sealed(plan: &Plan) -> bool {
+    plan.hash.sealed().is_some()
+}
+
 /// The key and how it is used.
 pub(crate) fn key_in_words(plan: &Plan, key: Option<&Key>) -> String {
     match key {
-        Some(key) => format!(
-            "key {} (fingerprint {}, hash {}, auth {})",
-            plan.key_file.display(),
-            key.fingerprint(),
-            plan.hash,
-            plan.auth
-        ),
+        Some(key) => {
+            let (file, fingerprint, hash) = (plan.key_file.display(), key.fingerprint(), plan.hash);
+            if is_sealed(plan) {
+                format!("key {file} (fingerprint {fingerprint}, hash {hash}, sealed)")
+            } else {
+                format!("key {file} (fingerprint {fingerprint}, hash {hash}, auth {})", plan.auth)
+            }
+        }
         None => "no key (hash none, auth none)".to_owned(),
     }
 }

@@ -37,7 +37,7 @@ use std::process::ExitCode;
 
 use fence_cli::getopt;
 use fence_cli::key_file::{self, KeyFileError};
-use fence_wire::{Challenge, Key, escaped};
+use fence_wire::{Challenge, Key, draw_challenge, escaped};
 
 use crate::answer::Answer;
 use crate::console::Console;
@@ -153,5 +153,5 @@ fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
 }
 
 fn challenge() -> Result<Challenge, getrandom::Error> {
-    random()
+    draw_challenge(|it| getrandom::fill(it))
 }

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use fence_net::{Address, Family, Interface, MulticastSender, interfaces};
-use fence_wire::{CallBack, Key, MULTICAST_TTL, REQUEST_LEN, Request};
+use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -20,7 +20,7 @@ use crate::answer::Answer;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, Refusal};
-use crate::failure::{Attempts, Failure, key_in_words, request_in_words};
+use crate::failure::{Attempts, Failure, is_sealed, key_in_words, request_in_words};
 use crate::hearing::{Hearing, Said};
 use crate::plan::{Multicast, Plan};
 use crate::ports::{Claim, Ports};
@@ -48,6 +48,7 @@ pub(crate) fn ask(
         plan,
         to,
         key,
+        auth: plan.auth_with(key),
         port: claim.port,
         sequence: u32::from_le_bytes(random()?),
         calls: Vec::new(),
@@ -61,6 +62,7 @@ pub(crate) fn ask(
     }
     end?.ok_or_else(|| {
         asker.attempts.key = key_in_words(plan, key);
+        asker.attempts.sealed = is_sealed(plan);
         Failure::TimedOut(Box::new(asker.attempts))
     })
 }
@@ -82,6 +84,8 @@ struct Asker<'a> {
     plan: &'a Plan,
     to: Multicast,
     key: Option<&'a Key>,
+    /// How hosts prove themselves; of sealed requests with all packets that were sent.
+    auth: ClientAuth<'a>,
     port: u16,
     /// The same in all datagrams, so that hosts see one request in them.
     sequence: u32,
@@ -222,6 +226,7 @@ impl<'a> Asker<'a> {
                     sequence: self.sequence,
                 };
                 let packet = self.plan.packet(&request, self.key);
+                self.auth.add(&packet);
                 self.send(interface, *address, &packet);
             }
         }
@@ -275,11 +280,10 @@ impl<'a> Asker<'a> {
             if self.calls.len() >= CONNECTIONS_MAX {
                 self.make_room();
             }
-            let auth = self.plan.auth_with(self.key);
-            let mut exchange = Exchange::new(self.plan.action, auth, None, challenge()?);
+            let mut exchange = Exchange::new(self.plan.action, self.auth.clone(), None, challenge()?);
             let unsent = exchange.output();
             let heard = Instant::now();
-            let chosen = auth.is_none().then_some(heard);
+            let chosen = matches!(self.auth, ClientAuth::Open).then_some(heard);
             let mut call = Call { from, stream, exchange, unsent, chosen, heard, in_time, list_until: None };
             // What cannot be sent at once goes when the socket is ready; an error shows when it is read.
             let _ = call.flush();

@@ -201,7 +201,7 @@ const TABLE: &[Opt] = &[
         name: Some("auth"),
         value: "type",
         default: Some("sha256"),
-        text: "Challenge between host and guest: none, sha1, sha256, sha512 (the host must have the same)",
+        text: "Challenge between host and guest: none, sha1, sha256, sha512 (the host must have the same; nothing with hash hmac-*)",
         ..BASE
     },
     Opt {
@@ -210,7 +210,7 @@ const TABLE: &[Opt] = &[
         name: Some("hash"),
         value: "type",
         default: Some("sha256"),
-        text: "Hash of the request: none, sha1, sha256, sha512 (at least as strong as the host's)",
+        text: "Hash of the request: none, sha1, sha256, sha512, or sealed with its answer: hmac-sha256, hmac-sha512 (at least as strong as the host's)",
         ..BASE
     },
     Opt {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use fence_cli::getopt::GetoptError;
 use fence_net::{Family, LineFormat};
 use fence_wire::{
-    Action, CHANNEL_ADDRESS, DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_KEY_FILE, DEFAULT_PORT, HashType,
-    Key, REQUEST_LEN, Request, Target, TargetError, escaped,
+    Action, CHANNEL_ADDRESS, ClientAuth, DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_KEY_FILE, DEFAULT_PORT,
+    HashType, Key, REQUEST_LEN, Request, SentRequests, Target, TargetError, escaped,
 };
 
 use crate::options::{Id, Program, by_letter};
@@ -43,9 +43,9 @@ pub struct Plan {
     pub timeout: Duration,
     /// How long it waits first; zero for actions that change nothing.
     pub delay: Duration,
-    /// The hash of the request packet.
+    /// The hash of the request packet; a sealed one is that of the challenge and the response too.
     pub hash: HashType,
-    /// The hash of the mutual challenge; [`HashType::None`] for no challenge.
+    /// The hash of the mutual challenge of classic requests; [`HashType::None`] for no challenge.
     pub auth: HashType,
     /// Where the key is.
     pub key_file: PathBuf,
@@ -69,10 +69,15 @@ impl Plan {
         }
     }
 
-    /// Key and type of the mutual challenge; none where the plan does without.
+    /// How hosts are to prove themselves. What [`Plan::packet`] gives is to be added to it.
     #[must_use]
-    pub fn auth_with<'k>(&self, key: Option<&'k Key>) -> Option<(HashType, &'k Key)> {
-        key.filter(|_| self.auth != HashType::None).map(|key| (self.auth, key))
+    pub fn auth_with<'k>(&self, key: Option<&'k Key>) -> ClientAuth<'k> {
+        let Some(key) = key else { return ClientAuth::Open };
+        match (self.hash.sealed(), self.auth.classic()) {
+            (Some(hash), _) => ClientAuth::Sealed(SentRequests::new(hash), key),
+            (None, Some(auth)) => ClientAuth::Classic(auth, key),
+            (None, None) => ClientAuth::Open,
+        }
     }
 
     /// The packet of a request, hashed as the plan says.
@@ -166,6 +171,21 @@ pub enum UsageError {
     /// No target for an action that needs one.
     #[error("no domain given: action {0} needs one (-n on the command line, plug= on standard input)")]
     NoTarget(&'static str),
+    /// No challenge for a request that has none without.
+    #[error(
+        "auth none (-C none) cannot go with hash {0}: a sealed request is always challenged; leave auth out"
+    )]
+    SealedUnchallenged(HashType),
+    /// A sealed challenge for a request that is not sealed.
+    #[error(
+        "auth {0} (-C) goes only with hash {0} (-c): request, challenge and response are sealed together"
+    )]
+    SealedChallenge(HashType),
+    /// A sealed request where nothing is hashed at all.
+    #[error(
+        "hash {0} (-c) cannot be had on a serial line or VM channel, where nothing is hashed: leave hash out"
+    )]
+    SealedLine(HashType),
     /// The target is none.
     #[error("the domain's name {0}")]
     Target(#[from] TargetError),
@@ -300,20 +320,37 @@ impl Settings {
             Some(target) => Target::new(target, self.use_uuid)?,
             None => Target::none(),
         };
+        let transport = self.transport(program)?;
+        let hash = self.packet_hash(&transport)?;
         let delay = if action.changes_state() { self.delay.unwrap_or(0) } else { 0 };
         let plan = Plan {
             action,
             target,
             timeout: Duration::from_secs(self.timeout.unwrap_or(30)),
             delay: Duration::from_secs(delay),
-            hash: self.hash.unwrap_or(HashType::Sha256),
+            hash,
             auth: self.auth.unwrap_or(HashType::Sha256),
             key_file_named: self.key_file.is_some(),
             debug: self.debug,
-            transport: self.transport(program)?,
+            transport,
             key_file: self.key_file.unwrap_or_else(|| DEFAULT_KEY_FILE.into()),
         };
         Ok(if what == What::Validate { Task::Validate(plan) } else { Task::Ask(plan) })
+    }
+
+    /// The hash of the packet, when it fits the challenge and the transport.
+    fn packet_hash(&self, transport: &Transport) -> Result<HashType, UsageError> {
+        let hash = self.hash.unwrap_or(HashType::Sha256);
+        let is_line = matches!(transport, Transport::Serial { .. } | Transport::Channel(_));
+        match self.auth {
+            // Whoever asks for it must not get less without a word.
+            _ if hash.sealed().is_some() && is_line => Err(UsageError::SealedLine(hash)),
+            Some(HashType::None) if hash.sealed().is_some() => Err(UsageError::SealedUnchallenged(hash)),
+            Some(auth) if auth.sealed().is_some() && hash.sealed().is_none() => {
+                Err(UsageError::SealedChallenge(auth))
+            }
+            _ => Ok(hash),
+        }
     }
 
     fn set_target(&mut self, target: &str) -> Result<(), UsageError> {
@@ -419,7 +456,8 @@ impl Given<'_> {
     }
 
     fn hash(&self) -> Result<HashType, UsageError> {
-        HashType::from_name(self.value).ok_or_else(|| self.wrong("none, sha1, sha256 or sha512"))
+        const EXPECTED: &str = "none, sha1, sha256, sha512, hmac-sha256 or hmac-sha512";
+        HashType::from_name(self.value).ok_or_else(|| self.wrong(EXPECTED))
     }
 
     fn wrong(&self, expected: &'static str) -> UsageError {
@@ -501,6 +539,37 @@ mod tests {
         assert!(!plan(Program::Virt, "-o list").needs_key());
         assert!(plan(Program::Virt, "-o list -T 1.2.3.4 -c none").needs_key());
         assert!(!plan(Program::Virt, "-o list -T 1.2.3.4 -c none -C none").needs_key());
+    }
+
+    #[test]
+    fn sealed_requests() {
+        let key = Key::new(b"a key").unwrap();
+        for (line, hash) in [
+            ("-c hmac-sha256", HashType::HmacSha256),
+            ("-c HMAC-SHA512", HashType::HmacSha512),
+            // Of no meaning, and so of no harm.
+            ("-c hmac-sha256 -C sha1", HashType::HmacSha256),
+            ("-c hmac-sha256 -C hmac-sha256", HashType::HmacSha256),
+        ] {
+            let plan = plan(Program::Xvm, &format!("-n a {line}"));
+            assert_eq!(plan.hash, hash, "{line}");
+            assert!(plan.needs_key());
+            assert!(matches!(plan.auth_with(Some(&key)), ClientAuth::Sealed(..)), "{line}");
+        }
+        for (line, told) in [
+            ("-c hmac-sha256 -C none", "leave auth out"),
+            ("-C hmac-sha256", "goes only with hash hmac-sha256"),
+            ("-c sha512 -C hmac-sha512", "goes only with hash hmac-sha512"),
+            ("-c hmac-md5", "not none, sha1, sha256, sha512, hmac-sha256 or hmac-sha512"),
+        ] {
+            let error = task(Program::Xvm, &format!("-n a {line}")).unwrap_err().to_string();
+            assert!(error.contains(told), "{line}: {error}");
+        }
+        assert!(matches!(plan(Program::Virt, "-n a -T ::1 -c hmac-sha256").hash, HashType::HmacSha256));
+        for line in ["-D /dev/ttyS1", ""] {
+            let error = task(Program::Virt, &format!("-n a -c hmac-sha256 {line}")).unwrap_err();
+            assert!(matches!(error, UsageError::SealedLine(_)), "{line}: {error}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, Refusal};
-use crate::failure::{Failure, key_in_words, request_in_words};
+use crate::failure::{Failure, OLD_HOST, is_sealed, key_in_words, request_in_words};
 use crate::plan::Plan;
 use crate::wire::Wire;
 use crate::{challenge, random};
@@ -31,7 +31,7 @@ pub(crate) fn ask(
     let connected = deadline.remaining_or_timed_out().and_then(connect).map_err(Cause::Connect);
     connected.and_then(|wire| converse(plan, &wire, key, deadline)).map_err(|cause| {
         let (request, key) = (request_in_words(plan), key_in_words(plan, key));
-        Failure::Stream(Box::new(StreamFailure { host, request, key, cause }))
+        Failure::Stream(Box::new(StreamFailure { host, request, key, sealed: is_sealed(plan), cause }))
     })
 }
 
@@ -45,7 +45,9 @@ fn converse(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> 
         sequence: u32::from_le_bytes(random()?),
     };
     let packet = plan.packet(&request, key);
-    let mut exchange = Exchange::new(plan.action, plan.auth_with(key), Some(&packet), challenge()?);
+    let mut auth = plan.auth_with(key);
+    auth.add(&packet);
+    let mut exchange = Exchange::new(plan.action, auth, Some(&packet), challenge()?);
     let mut buffer = [0; 4096];
     let mut patience = deadline;
     loop {
@@ -111,6 +113,7 @@ pub(crate) struct StreamFailure {
     host: Host,
     request: String,
     key: String,
+    sealed: bool,
     cause: Cause,
 }
 
@@ -128,8 +131,12 @@ enum Cause {
 
 impl fmt::Display for StreamFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, request, key, cause } = self;
-        write!(f, "no answer from {host}: {cause}\n  asked for {request}; {key}\n  {}", self.next_check())
+        let Self { host, request, key, sealed, cause } = self;
+        write!(f, "no answer from {host}: {cause}\n  asked for {request}; {key}\n  {}", self.next_check())?;
+        if *sealed && matches!(cause, Cause::Refused(_) | Cause::Broken { .. }) {
+            write!(f, "; {OLD_HOST}")?;
+        }
+        Ok(())
     }
 }
 
@@ -185,7 +192,8 @@ mod tests {
         let text = |error: Errno| {
             let host = Host::Vsock { cid: 2, port: 1229 };
             let (request, key) = ("off vm1".to_owned(), "no key".to_owned());
-            StreamFailure { host, request, key, cause: Cause::Connect(error.into()) }.to_string()
+            StreamFailure { host, request, key, sealed: true, cause: Cause::Connect(error.into()) }
+                .to_string()
         };
         for none in [Errno::EAFNOSUPPORT, Errno::ENODEV] {
             let text = text(none);

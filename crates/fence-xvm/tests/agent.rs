@@ -11,7 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    Action, HOST_LIST_END, HashType, HostAwaitChallenge, HostListEntry, Key, REQUEST_LEN, Request,
+    Action, ClassicHash, HOST_LIST_END, HashType, HostAwaitChallenge, HostListEntry, Key, REQUEST_LEN,
+    Request,
 };
 
 mod common;
@@ -321,7 +322,7 @@ fn inside_our_own_challenge_is_not_answered() {
     let mut c1 = [0; 64];
     stream.read_exact(&mut c1).unwrap();
     let key = lab.key();
-    let (proof, _) = HostAwaitChallenge::new(HashType::Sha256, &key).answer(&c1);
+    let (proof, _) = HostAwaitChallenge::classic(ClassicHash::Sha256, &key).answer(&c1).unwrap();
     stream.write_all(&proof).unwrap();
     stream.write_all(&c1).unwrap();
     let mut rest = Vec::new();
@@ -353,7 +354,7 @@ fn inside_one_proof_at_a_time() {
     drop(first);
     second.set_read_timeout(Some(PATIENCE)).unwrap();
     (&second).read_exact(&mut proof).unwrap();
-    second_proven.verify(&proof).unwrap();
+    let _ = second_proven.verify(&proof).unwrap();
     (&second).write_all(&[0]).unwrap();
     assert_eq!(finish(agent).status.code(), Some(0));
 }

@@ -33,8 +33,6 @@ pub(crate) enum StartError {
     #[cfg(not(feature = "libvirt"))]
     #[error("is not part of this build: it needs libvirt")]
     Missing,
-    #[error("hash = \"{0}\" asks for the sealed protocol, which this version does not speak")]
-    Sealed(PacketHash),
 }
 
 /// The key files of a listener's block.
@@ -51,14 +49,14 @@ impl<'a> KeyFiles<'a> {
     }
 }
 
-/// The weakest packet hash that is accepted, and how streams are authenticated.
+/// The weakest packet hash that is accepted, and how the streams of classic packets are authenticated.
 fn proof(
     hash: PacketHash,
     auth: HashName,
     files: KeyFiles<'_>,
     groups: &[Group],
 ) -> Result<(HashType, Auth), StartError> {
-    let (minimum, hash) = (minimum(hash)?, challenge(auth));
+    let (minimum, hash) = (minimum(hash), challenge(auth));
     let keys = keys(files, groups, minimum, hash)?;
     // A packet without a hash tells no key. Where the challenge needs one, and the listener has none that it could
     // take for that, such packets can't be served.
@@ -68,20 +66,22 @@ fn proof(
 }
 
 fn warn_unproved(minimum: HashType, auth: HashType) {
-    if minimum == HashType::None || auth == HashType::None {
+    // Sealed streams are proved whatever `auth` says.
+    if minimum == HashType::None || (auth == HashType::None && minimum.sealed().is_none()) {
         warn!(hash = %minimum, %auth, "this listener asks for no proof of the key: whoever reaches it may fence");
     }
 }
 
 /// The packet hash of the configuration.
-fn minimum(hash: PacketHash) -> Result<HashType, StartError> {
-    Ok(match hash {
+fn minimum(hash: PacketHash) -> HashType {
+    match hash {
         PacketHash::None => HashType::None,
         PacketHash::Sha1 => HashType::Sha1,
         PacketHash::Sha256 => HashType::Sha256,
         PacketHash::Sha512 => HashType::Sha512,
-        PacketHash::HmacSha256 | PacketHash::HmacSha512 => return Err(StartError::Sealed(hash)),
-    })
+        PacketHash::HmacSha256 => HashType::HmacSha256,
+        PacketHash::HmacSha512 => HashType::HmacSha512,
+    }
 }
 
 /// The challenge hash of the configuration.

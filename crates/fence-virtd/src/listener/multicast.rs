@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::places::{Place, Places, Settled, Taken};
 use super::{KeyFiles, StartError};
 use crate::access::Identity;
-use crate::conversation::{Auth, converse};
+use crate::conversation::{Auth, PacketProof, converse};
 use crate::history::{History, RequestKey, Seen};
 use crate::identity::Sources;
 use crate::limits::{
@@ -137,11 +137,13 @@ impl Multicast {
         let note = |reason, detail: &dyn std::fmt::Display| {
             self.service.drops.note(NAME, reason, &from.ip(), detail);
         };
-        let Received { request, key, hash } =
-            match Request::decode(datagram, self.minimum, self.auth.keys.all()) {
-                Ok(received) => received,
-                Err(error) => return note(error.reason(), &error),
-            };
+        let received = match Request::decode(datagram, self.minimum, self.auth.keys.all()) {
+            Ok(received) => received,
+            Err(error) => return note(error.reason(), &error),
+        };
+        // The packet that is accepted first is the one that the call-back answers, wherever it goes.
+        let proof = PacketProof::of(&received);
+        let Received { request, key, hash, .. } = received;
         let Some(call_back) = request.call_back else {
             return note("no-call-back", &"the packet names no address to call back");
         };
@@ -187,24 +189,25 @@ impl Multicast {
             transport: NAME,
             peer: address.to_string(),
             identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },
+            hash,
             key: self.auth.keys.proof(key),
             action: request.action,
             target: request.target,
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        tokio::spawn(Arc::clone(self).serve(job, key, address, asked, place));
+        tokio::spawn(Arc::clone(self).serve(job, proof, address, asked, place));
     }
 
     async fn serve(
         self: Arc<Self>,
         mut job: Job,
-        key: Option<usize>,
+        proof: PacketProof,
         first: SocketAddr,
         (name, others): (RequestKey, Others),
         place: Place<IpAddr>,
     ) {
         lock(&others).insert(0, first);
-        let client = (first, key);
+        let client = (first, proof.key());
         self.latest(client, job.id);
         let reached = tokio::select! {
             reached = self.reach(&mut job, client, &others) => reached,
@@ -214,7 +217,8 @@ impl Multicast {
             Reached::Client(stream, address, resolved) => {
                 if let Some(_place) = self.settle(place, address) {
                     self.no_longer_latest(client, job.id);
-                    converse(Arc::clone(&self.service), stream, self.auth.clone(), key, job, resolved).await;
+                    converse(Arc::clone(&self.service), stream, self.auth.clone(), proof, job, resolved)
+                        .await;
                     return;
                 }
                 lock(&self.history).forget(&name);

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::places::{Place, Places, Settled, Taken};
 use crate::access::Identity;
-use crate::conversation::{Auth, converse};
+use crate::conversation::{Auth, PacketProof, converse};
 use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
 use crate::service::{Job, Service};
 
@@ -98,23 +98,22 @@ impl<T: Transport> Streams<T> {
             packet = self.packet(&mut stream, arrived, &name) => packet,
             () = place.pushed_out() => return,
         };
-        let Some((place, Received { request, key, .. })) =
-            packet.and_then(|it| self.checked(&it, &name, place))
-        else {
-            return;
-        };
+        let Some((place, received)) = packet.and_then(|it| self.checked(&it, &name, place)) else { return };
+        let proof = PacketProof::of(&received);
+        let Received { request, hash, key, .. } = received;
         let job = Job {
             id: self.service.next_id(),
             arrived,
             transport: T::NAME,
             peer: name,
             identity: self.transport.identify(peer).await,
+            hash,
             key: self.auth.keys.proof(key),
             action: request.action,
             target: request.target,
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        converse(Arc::clone(&self.service), stream, self.auth.clone(), key, job, None).await;
+        converse(Arc::clone(&self.service), stream, self.auth.clone(), proof, job, None).await;
         drop(place);
     }
 

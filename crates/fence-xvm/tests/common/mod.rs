@@ -14,7 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fence_net::{Scope, multicast_listener};
-use fence_wire::{HashType, HostAwaitAnswer, HostAwaitChallenge, Key, Request};
+use fence_wire::{ClassicHash, HashType, HostAwaitAnswer, HostAwaitChallenge, Key, Request};
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_fence_xvm");
 pub const KEY: &[u8] = b"a key for tests only";
@@ -143,7 +143,7 @@ impl Lab {
         let mut c1 = [0; 64];
         stream.read_exact(&mut c1).unwrap();
         let key = Box::leak(Box::new(self.key()));
-        let (proof, held) = HostAwaitChallenge::new(HashType::Sha256, key).answer(&c1);
+        let (proof, held) = HostAwaitChallenge::classic(ClassicHash::Sha256, key).answer(&c1).unwrap();
         stream.write_all(&proof).unwrap();
         held
     }
@@ -168,7 +168,7 @@ pub fn respond(mut stream: &TcpStream, held: HostAwaitAnswer<'_>, response: &[u8
     stream.write_all(&c2).unwrap();
     let mut answer = [0; 64];
     stream.read_exact(&mut answer).unwrap();
-    proven.verify(&answer).unwrap();
+    let _ = proven.verify(&answer).unwrap();
     stream.write_all(response).unwrap();
 }
 

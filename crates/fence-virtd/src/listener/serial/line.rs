@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    HOST_LIST_END, HOST_LIST_FOLLOWS, Proved, Response, SERIAL_REQUEST_LEN, SerialRequest, SerialScanner,
-    escaped, serial_response,
+    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, Proved, Response, SERIAL_REQUEST_LEN, SerialRequest,
+    SerialScanner, escaped, serial_response,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -185,6 +185,7 @@ impl Line {
             transport: NAME,
             peer: self.domain.clone(),
             identity: self.identity.clone(),
+            hash: HashType::None,
             key: None,
             action: request.action,
             target: request.target,
