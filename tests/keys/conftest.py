@@ -58,8 +58,9 @@ def stage(tmp_path_factory):
 
 @pytest.fixture
 def daemon(stage, tmp_path):
-    """daemon(keys=("name", …), groups="…", …): our fence_virtd on multicast and TCP, as a Daemon with `.audit()`.
+    """daemon(keys=("name", …), groups="…", …): our fence_virtd on multicast and TCP, as a Daemon.
 
+    `.audited(field=value, …)` waits for records like that, which are written after the answer, and returns them.
     A further one of the same test replaces the one before it, which must have been ended."""
     running = []
 
@@ -75,7 +76,8 @@ def daemon(stage, tmp_path):
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             {groups}""")
         it = programs.Daemon(stage.host, config, program=OURS_VIRTD, ready=ready, env=env, **kw)
-        it.audit = lambda: [json.loads(line) for line in audit.read_text().splitlines()]
+        it.audited = lambda **wanted: net.wait_until(lambda: [
+            record for record in map(json.loads, audit.read_text().splitlines()) if wanted.items() <= record.items()])
         running.append(it)
         return it
 

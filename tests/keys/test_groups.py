@@ -36,6 +36,9 @@ def test_two_clusters_on_one_host(stage, daemon, ask):
         for action in ("status", "off", "reboot", "on"):
             assert ask(own, "-o", action, "-H", f"{other}1").rc == 3
         assert ask(own, "-o", "status", "-H", "shared").rc == 0
+        # A sealed request shows its key as well.
+        assert ask(own, "-c", "hmac-sha256", "-o", "status", "-H", f"{own}1").rc == 0
+        assert ask(own, "-c", "hmac-sha256", "-o", "status", "-H", f"{other}1").rc == 3
         assert ask(own, "-o", "status", "-H", "plain").rc == 3
         assert ask(own, "-o", "off", "-H", f"{own}2").rc == 0
         assert ask(own, "-o", "status", "-H", f"{own}2").rc == 2
@@ -43,16 +46,17 @@ def test_two_clusters_on_one_host(stage, daemon, ask):
     assert names(ask("host", "-o", "list")) == []
     assert ask("host", "-o", "off", "-H", "red1").rc == 3
     assert ask("host", "-o", "monitor").rc == 0
-    denied = [r for r in it.audit() if r["decision"] == "denied"]
-    assert {(r["target"], r["reason"]) for r in denied if r["target"] in ("red1", "blue1")} == {
-        (f"{name}1", f"the domain is in group {name}, which has a key of its own, and the source has not shown it")
-        for name in ("red", "blue")}
-    # Each record names the key by its fingerprint, and both logs have the same one.
-    by_target = {r["target"]: r["key"] for r in it.audit() if r["decision"] == "run" and r["target"]}
-    shown = ask("red", "-o", "status", "-H", "red1", "-d").err
-    assert f"fingerprint {by_target['red2']}" in shown
-    assert by_target["red2"] != by_target["blue2"]
-    assert f"group_keys={by_target['red2']}, {by_target['blue2']}" in it.log
+    reason = "the domain is in group {}, which has a key of its own, and the source has not shown it"
+    fingerprints = {}
+    for own, other in (("red", "blue"), ("blue", "red")):
+        fingerprints[own] = it.audited(target=f"{own}2", decision="run")[0]["key"]
+        for action in ("status", "off", "reboot", "on"):
+            assert it.audited(target=f"{other}1", action=action, decision="denied", key=fingerprints[own],
+                              reason=reason.format(other))
+    # Both logs name a key by the same fingerprint.
+    assert f"fingerprint {fingerprints['red']}" in ask("red", "-o", "status", "-H", "red1", "-d").err
+    assert fingerprints["red"] != fingerprints["blue"]
+    assert f"group_keys={fingerprints['red']}, {fingerprints['blue']}" in it.log
 
 
 def test_the_listeners_key_opens_the_groups_without_one(stage, daemon, ask):
@@ -61,7 +65,7 @@ def test_the_listeners_key_opens_the_groups_without_one(stage, daemon, ask):
     assert ask("host", "-o", "status", "-H", "plain").rc == 0
     assert names(ask("host", "-o", "list")) == ["plain"]
     assert ask("red", "-o", "status", "-H", "plain").rc == 3
-    assert "asks for the listener's key" in it.audit()[-1]["reason"]
+    assert "asks for the listener's key" in it.audited(target="plain", decision="denied")[0]["reason"]
 
 
 def test_addresses_and_key_are_both_needed(stage, daemon, ask):

@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What was asked lately, so that nothing runs twice.
 //!
-//! Pure: time is a parameter. Two memories: requests by (action, sequence number, target), because a client sends
-//! each several times and by several interfaces; and every accepted packet by a short hash of all its bytes,
-//! because honest packets are never equal to the byte (each has fresh random bytes) and an equal one is a replay.
+//! Pure: time is a parameter. Requests are known by (key, action, sequence number, target), because a client sends
+//! each several times and by several interfaces. Packets that are equal to the byte are another matter:
+//! [`crate::replay`].
 
-use std::collections::hash_map::{Entry, RandomState};
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::BuildHasher;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use fence_wire::{Action, Request};
 
 /// How long after its first packet a request stands for its repetitions. The reference uses the same time.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_secs(10);
-/// Packets that are remembered. 16 bytes each, about.
-pub(crate) const MAX_PACKETS: usize = 1_000_000;
 /// Requests that are remembered at once; a client makes one every few milliseconds at most.
 pub(crate) const MAX_REQUESTS: usize = 65_536;
 
@@ -24,16 +21,6 @@ pub(crate) const MAX_REQUESTS: usize = 65_536;
 pub(crate) struct History<T> {
     requests: HashMap<RequestKey, (Instant, T)>,
     arrivals: VecDeque<(Instant, RequestKey)>,
-}
-
-/// Every packet that was accepted, whichever listener heard it: what was recorded on one transport must not be
-/// played to another.
-#[derive(Debug)]
-pub(crate) struct Packets {
-    known: HashSet<u64>,
-    order: VecDeque<u64>,
-    hasher: RandomState,
-    max: usize,
 }
 
 /// What makes two packets the same request: names compare without case, as the reference does. The secret that made
@@ -105,31 +92,6 @@ impl<T> History<T> {
     }
 }
 
-impl Packets {
-    pub(crate) fn new() -> Self {
-        Self::with_max(MAX_PACKETS)
-    }
-
-    fn with_max(max: usize) -> Self {
-        Self { known: HashSet::new(), order: VecDeque::new(), hasher: RandomState::new(), max }
-    }
-
-    /// Takes note of a packet whose hash fits. False: the very same bytes were here before.
-    pub(crate) fn is_new(&mut self, packet: &[u8]) -> bool {
-        let hash = self.hasher.hash_one(packet);
-        if !self.known.insert(hash) {
-            return false;
-        }
-        self.order.push_back(hash);
-        if self.order.len() > self.max
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use fence_wire::Target;
@@ -174,14 +136,6 @@ mod tests {
     }
 
     #[test]
-    fn the_same_bytes_are_never_honest() {
-        let mut packets = Packets::new();
-        assert!(packets.is_new(b"1"));
-        assert!(packets.is_new(b"2"));
-        assert!(!packets.is_new(b"1"));
-    }
-
-    #[test]
     fn a_forgotten_request_is_new_again() {
         let (mut history, now) = (History::new(), Instant::now());
         let Seen::New(key, _) = history.saw(now, None, &request(1, "vm"), || 0) else { panic!("not new") };
@@ -192,12 +146,5 @@ mod tests {
         history.forget(&key);
         assert!(is_new(&history.saw(later, None, &request(1, "vm"), || 5)));
         assert_eq!(history.saw(now + REPEAT_WINDOW, None, &request(1, "vm"), || 0), Seen::Repeated(&5));
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let mut packets = Packets::with_max(100);
-        assert!((0..1_000_u32).all(|it| packets.is_new(&it.to_le_bytes())));
-        assert_eq!((packets.known.len(), packets.order.len()), (100, 100));
     }
 }

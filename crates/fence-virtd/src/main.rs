@@ -25,6 +25,7 @@ mod locks;
 mod log;
 mod options;
 mod pid_file;
+mod replay;
 mod run;
 mod service;
 mod turns;

@@ -29,6 +29,7 @@ use crate::listener::tcp::Tcp;
 use crate::listener::vsock::Vsock;
 use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
+use crate::replay::{self, Replays};
 use crate::service::Service;
 use crate::{daemonise, log};
 
@@ -54,6 +55,8 @@ enum RunError {
     Backend(String),
     #[error("can't open the audit_log file: {0}")]
     Audit(std::io::Error),
+    #[error("no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
     #[error("{0}")]
     System(#[from] std::io::Error),
     #[error("{what} \"{name}\" is not part of this version")]
@@ -124,11 +127,13 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     let in_background = daemonise::is_child();
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
     let _pid_file = pid_file.map(PidFile::take).transpose()?;
+    let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
+    let replays = Replays::open(state.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    let result = runtime.block_on(until_told(options, config, in_background));
+    let result = runtime.block_on(until_told(options, config, replays, in_background));
     // Calls into a hypervisor that hangs must not hold up the end.
     runtime.shutdown_background();
     result
@@ -146,14 +151,19 @@ fn raise_descriptors() {
     }
 }
 
-async fn until_told(options: &Options, config: &Config, in_background: bool) -> Result<(), RunError> {
+async fn until_told(
+    options: &Options,
+    config: &Config,
+    replays: Replays,
+    in_background: bool,
+) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let wait = options.wait || config.daemon.wait_for_init;
     let start = async {
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let backend = backend(config, &known, wait).await?;
-        let service = Service::new(backend, Access::new(config.groups.as_deref()), audit);
+        let service = Service::new(backend, Access::new(config.groups.as_deref()), audit, replays);
         let common = Common {
             service,
             sources: Sources::new(inventories(config, &known)),
@@ -196,6 +206,7 @@ async fn until_told(options: &Options, config: &Config, in_background: bool) -> 
         () = tokio::time::sleep(LAST_REQUESTS) => warn!("requests are cut off by the end of the daemon"),
         _ = signals.end() => {}
     }
+    service.finish();
     Ok(())
 }
 

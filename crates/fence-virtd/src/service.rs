@@ -21,9 +21,9 @@ use crate::backend::{
     ActError, Backend, DomainRef, Lease, LeaseEnd, LocateError, Located, Power, Settled, StartFrom,
 };
 use crate::drops::Drops;
-use crate::history::Packets;
 use crate::keys::KeyProof;
 use crate::locks::lock;
+use crate::replay::Replays;
 use crate::turns::{Running, Told, Turn, Turns};
 
 /// How long a client can be waiting for its answer: the agents' default time-out, counted from arrival.
@@ -46,7 +46,7 @@ pub(crate) struct Service {
     access: Access,
     /// What was dropped, and why.
     pub(crate) drops: Drops,
-    packets: Mutex<Packets>,
+    replays: Replays,
     turns: Arc<Turns>,
     lost_answers: Mutex<Vec<LostAnswer>>,
     audit: Audit,
@@ -203,13 +203,18 @@ impl From<ActError> for Outcome {
 }
 
 impl Service {
-    pub(crate) fn new(backend: Arc<dyn Backend>, access: Access, audit: Audit) -> Arc<Self> {
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        access: Access,
+        audit: Audit,
+        replays: Replays,
+    ) -> Arc<Self> {
         Arc::new(Self {
             backend,
             access,
             audit,
             drops: Drops::default(),
-            packets: Mutex::new(Packets::new()),
+            replays,
             turns: Arc::default(),
             challenges: Mutex::default(),
             lost_answers: Mutex::default(),
@@ -225,7 +230,7 @@ impl Service {
 
     /// Whether a packet whose hash fits was never here before, on any listener. It is remembered.
     pub(crate) fn is_new(&self, packet: &[u8]) -> bool {
-        lock(&self.packets).is_new(packet)
+        self.replays.is_new(packet)
     }
 
     /// Finds the domain and asks the groups. Looks only; may run before the peer has proved itself.
@@ -399,6 +404,11 @@ impl Service {
     /// Writes the record of a request that is over.
     pub(crate) fn audit(&self, record: &Record<'_>) {
         self.audit.write(record);
+    }
+
+    /// The daemon ends: what must be remembered is made safe.
+    pub(crate) fn finish(&self) {
+        self.replays.finish();
     }
 
     /// Opens the audit file anew: somebody moved the old one away.

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One generation of packets as a file has it. Pure: bytes to values and back.
+//!
+//! ```text
+//! offset  size  field
+//!      0     8  "FVREPLY1"
+//!      8    16  key of the hash
+//!     24     8  SipHash-2-4 of bytes 0 to 23, with a key of zeros
+//!     32    16  record: 8 bytes hash of a packet, 8 bytes hash of these; and so on to the end
+//! ```
+//!
+//! All integers are little-endian. Each record stands for itself: one that is damaged is left out, and costs no
+//! other. After a crash the end of the file may be half a record, zeros or junk; none of that is believed.
+
+use super::memory::HashKey;
+
+pub(super) const HEADER_LEN: usize = 32;
+pub(super) const RECORD_LEN: usize = 16;
+const MAGIC: &[u8; 8] = b"FVREPLY1";
+
+/// What a file has.
+#[derive(PartialEq, Eq)]
+pub(super) struct Contents {
+    pub(super) key: HashKey,
+    /// The hashes of packets, in their order.
+    pub(super) hashes: Vec<u64>,
+    /// Whole records that can't be believed.
+    pub(super) damaged: usize,
+    /// Bytes after the last whole record.
+    pub(super) rest: usize,
+}
+
+/// The head of the file is not ours, or damaged: nothing in it can be believed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct BadHeader;
+
+pub(super) fn header(key: HashKey) -> [u8; HEADER_LEN] {
+    let mut bytes = [0; HEADER_LEN];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..24].copy_from_slice(&key.0);
+    let check = header_check(&bytes[..24]);
+    bytes[24..].copy_from_slice(&check);
+    bytes
+}
+
+pub(super) fn record(key: HashKey, hash: u64) -> [u8; RECORD_LEN] {
+    let mut bytes = [0; RECORD_LEN];
+    bytes[..8].copy_from_slice(&hash.to_le_bytes());
+    let check = key.hash(&bytes[..8]).to_le_bytes();
+    bytes[8..].copy_from_slice(&check);
+    bytes
+}
+
+/// Reads a whole file, whatever is in it.
+pub(super) fn read(bytes: &[u8]) -> Result<Contents, BadHeader> {
+    let (head, records) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(BadHeader)?;
+    if !head.starts_with(MAGIC) || head[24..] != header_check(&head[..24]) {
+        return Err(BadHeader);
+    }
+    let key = HashKey(std::array::from_fn(|i| head[8 + i]));
+    let (records, rest) = records.as_chunks::<RECORD_LEN>();
+    let mut hashes = Vec::with_capacity(records.len());
+    for it in records {
+        let hash = u64::from_le_bytes(std::array::from_fn(|i| it[i]));
+        if it[8..] == key.hash(&it[..8]).to_le_bytes() {
+            hashes.push(hash);
+        }
+    }
+    let damaged = records.len() - hashes.len();
+    Ok(Contents { key, hashes, damaged, rest: rest.len() })
+}
+
+fn header_check(bytes: &[u8]) -> [u8; 8] {
+    HashKey([0; 16]).hash(bytes).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(key: HashKey, hashes: &[u64]) -> Vec<u8> {
+        let mut bytes = header(key).to_vec();
+        hashes.iter().for_each(|it| bytes.extend(record(key, *it)));
+        bytes
+    }
+
+    /// The layout does not change unseen: a daemon must be able to read what the one before it wrote.
+    #[test]
+    fn literal_bytes() {
+        let bytes =
+            file(HashKey(std::array::from_fn(|i| u8::try_from(i).unwrap())), &[0x0102_0304_0506_0708]);
+        let hex: String = bytes.iter().map(|it| format!("{it:02x}")).collect();
+        assert_eq!(hex, LITERAL);
+    }
+    /// Made by another implementation of SipHash-2-4.
+    const LITERAL: &str = "46565245504c5931000102030405060708090a0b0c0d0e0f\
+                           30ecc2200b578acd\
+                           080706050403020199166e942d12da15";
+
+    #[test]
+    fn zeros_are_no_records() {
+        let mut bytes = file(HashKey([0; 16]), &[5]);
+        bytes.extend([0; 4 * RECORD_LEN + 3]);
+        let contents = read(&bytes).unwrap();
+        assert_eq!((contents.hashes, contents.damaged, contents.rest), (vec![5], 4, 3));
+    }
+
+    #[test]
+    fn a_header_that_is_not_ours() {
+        let good = file(HashKey([3; 16]), &[1]);
+        assert!(read(b"").is_err() && read(&good[..31]).is_err() && read(&good[..32]).is_ok());
+        for place in 0..HEADER_LEN {
+            let mut bytes = good.clone();
+            bytes[place] ^= 1;
+            assert!(read(&bytes).is_err(), "{place}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(key in any::<[u8; 16]>(), hashes in prop::collection::vec(any::<u64>(), 0..100)) {
+            let contents = read(&file(HashKey(key), &hashes)).unwrap();
+            prop_assert!(contents.key == HashKey(key));
+            prop_assert_eq!((contents.hashes, contents.damaged, contents.rest), (hashes, 0, 0));
+        }
+
+        /// Cut anywhere: what was whole before the cut is read.
+        #[test]
+        fn a_cut_costs_what_is_behind_it(hashes in prop::collection::vec(any::<u64>(), 0..50), cut in 0_usize..900) {
+            let mut bytes = file(HashKey([9; 16]), &hashes);
+            bytes.truncate(cut);
+            match read(&bytes) {
+                Err(BadHeader) => prop_assert!(bytes.len() < HEADER_LEN),
+                Ok(contents) => {
+                    let whole = (bytes.len() - HEADER_LEN) / RECORD_LEN;
+                    prop_assert_eq!(contents.hashes, &hashes[..whole]);
+                    prop_assert_eq!(contents.rest, (bytes.len() - HEADER_LEN) % RECORD_LEN);
+                }
+            }
+        }
+
+        /// Bytes that changed: only the records that they are in are lost, and none is invented.
+        #[test]
+        fn damage_costs_what_it_hits(
+            hashes in prop::collection::vec(any::<u64>(), 1..50),
+            hits in prop::collection::vec((any::<prop::sample::Index>(), 1_u8..), 1..10),
+            tail in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut bytes = file(HashKey([9; 16]), &hashes);
+            let mut hit = std::collections::BTreeSet::new();
+            for (place, change) in hits {
+                let place = place.index(bytes.len() - HEADER_LEN);
+                bytes[HEADER_LEN + place] ^= change;
+                hit.insert(place / RECORD_LEN);
+            }
+            bytes.extend(&tail);
+            let contents = read(&bytes).unwrap();
+            let intact = hashes.iter().enumerate().filter(|(place, _)| !hit.contains(place)).map(|(_, it)| *it);
+            let mut found = contents.hashes.iter();
+            for hash in intact {
+                prop_assert!(found.any(|it| *it == hash));
+            }
+            // Two changes of one byte may undo each other; nothing else may be read that was not written.
+            prop_assert!(contents.hashes.iter().all(|it| hashes.contains(it)));
+        }
+
+        #[test]
+        fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(&bytes);
+            let _ = read(&[&header(HashKey([1; 16]))[..], &bytes].concat());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A packet that was recorded is worth nothing, not even after the daemon died and was started again."""
+
+import signal
+
+import pytest
+
+from lab import programs, testdriver, wire
+from lab.net import wait_until
+
+
+@pytest.fixture
+def client(stage):
+    return wire.FakeClient(stage.guest(1), wire.read_key(stage.key("host")))
+
+
+def killed(daemon):
+    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
+
+
+def written(daemon, packets):
+    """So many packets are in the file; they get there within a millisecond, on a machine that has one to spare."""
+    file = daemon.state / "packets"
+    wait_until(lambda: file.stat().st_size >= 32 + packets * 16)
+    return file
+
+
+def is_on(client, stage, name="vm1"):
+    return client.tcp(stage.host.ip, wire.STATUS, name).code == wire.SUCCESS
+
+
+def test_a_recorded_off_after_a_kill(stage, daemon, client):
+    """The guest's packet is recorded, the guest is fenced and comes up again; then the daemon is killed."""
+    host = daemon()
+    packet = client.packet(wire.OFF, "vm1")
+    assert client.multicast(wire.OFF, packet=packet).code == wire.SUCCESS
+    written(host, 1)
+    killed(host)
+    # The domain is on again: the test driver begins anew with each daemon.
+    host = daemon()
+    assert is_on(client, stage)
+    assert client.multicast(wire.OFF, packet=packet, timeout=2).kind == "silence"
+    host.wait_log("replay.*multicast|multicast.*replay")
+    # Nor does it help to bring it by another way.
+    assert client.tcp(stage.host.ip, wire.OFF, packet=packet).kind == "closed"
+    host.wait_log("replay.*tcp|tcp.*replay")
+    assert is_on(client, stage)
+    # Once more, after an orderly end.
+    assert host.stop() == 0
+    host = daemon()
+    assert client.tcp(stage.host.ip, wire.OFF, packet=packet).kind == "closed"
+    assert is_on(client, stage)
+    for path, mode in ((host.state, 0o700), (host.state / "packets", 0o600)):
+        assert path.stat().st_mode & 0o777 == mode
+
+
+def test_without_a_directory_it_would_be_carried_out(stage, daemon, client):
+    """What `state_dir = "none"` means; and that the case above can fail."""
+    options = 'state_dir = "none";'
+    host = daemon(options=options)
+    packet = client.packet(wire.OFF, "vm1", address=None)
+    assert client.tcp(stage.host.ip, wire.OFF, packet=packet).code == wire.SUCCESS
+    killed(host)
+    host = daemon(options=options)
+    host.wait_log("in memory alone")
+    assert client.tcp(stage.host.ip, wire.OFF, packet=packet).code == wire.SUCCESS
+    assert not host.state.exists()
+
+
+def test_what_a_crash_left_of_the_file(stage, daemon, client):
+    """Half a record, and zeros as file systems leave them: said, and no packet before them is forgotten."""
+    host = daemon()
+    packets = [client.packet(wire.STATUS, "vm1", address=None) for _ in range(5)]
+    for packet in packets:
+        assert client.tcp(stage.host.ip, wire.STATUS, packet=packet).code == wire.SUCCESS
+    file = written(host, 5)
+    killed(host)
+    with file.open("ab") as f:
+        f.write(bytes(16 * 3) + b"half")
+    host = daemon()
+    host.wait_log("WARN.*packets was damaged.*3 records and 4 bytes")
+    for packet in packets:
+        assert client.tcp(stage.host.ip, wire.STATUS, packet=packet).kind == "closed"
+    later = client.packet(wire.STATUS, "vm1", address=None)
+    assert client.tcp(stage.host.ip, wire.STATUS, packet=later).code == wire.SUCCESS
+    killed(host)
+    file.write_bytes(b"nothing of ours")
+    host = daemon()
+    host.wait_log("WARN.*has no whole header")
+    assert is_on(client, stage)
+
+
+def test_a_directory_that_cannot_be_used_is_no_reason_not_to_fence(stage, daemon, client, tmp_path):
+    (tmp_path / "file").write_text("")
+    host = daemon(options=f'state_dir = "{tmp_path}/file/state";')
+    host.wait_log("WARN.*in memory alone.*state_dir in the fence_virtd block names another directory")
+    packet = client.packet(wire.STATUS, "vm1", address=None)
+    assert client.tcp(stage.host.ip, wire.STATUS, packet=packet).code == wire.SUCCESS
+    assert client.tcp(stage.host.ip, wire.STATUS, packet=packet).kind == "closed"
+
+
+def test_two_daemons_with_one_directory(stage, daemon, client, tmp_path):
+    """Both serve; the second says what it lacks and how to put it right."""
+    first = daemon()
+    uri = testdriver.write(tmp_path / "other.xml", ["vm2"])
+    config = programs.write_config(tmp_path / "other.conf", f"""
+        fence_virtd {{ listener = "tcp"; }}
+        listeners {{ tcp {{ key_file = "{stage.key('host')}"; address = "0.0.0.0"; port = "1300"; }} }}
+        backends {{ libvirt {{ uri = "{uri}"; }} }}""")
+    with programs.Daemon(stage.host, config, program=str(programs.OURS_DIR / "fence_virtd"), ready="tcp", port=1300,
+                         env={"STATE_DIRECTORY": str(first.state)}) as second:
+        second.wait_log("WARN.*another fence_virtd uses it; give this one a directory of its own with state_dir")
+        other = wire.FakeClient(stage.guest(1), wire.read_key(stage.key("host")), port=1300)
+        assert other.tcp(stage.host.ip, wire.STATUS, "vm2").code == wire.SUCCESS
+        assert is_on(client, stage)
