@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # make demo      install what is needed, build, fence a domain for real, and show it
 # make test      install what is needed, run everything
+# make man       the manual pages, into target/dist/man
 # make install   DESTDIR=… PREFIX=… put the programs and their files in place
 # make bench     the reference and ours side by side (ratios; JSON in target/bench)
 # make soak      what takes hours: long fuzzing and endurance runs
@@ -9,6 +10,7 @@ PREFIX ?= /usr
 DESTDIR ?=
 sbindir = $(DESTDIR)$(PREFIX)/sbin
 docdir = $(DESTDIR)$(PREFIX)/share/doc/fence-virt
+mandir = $(DESTDIR)$(PREFIX)/share/man
 sysconfdir = $(DESTDIR)/etc
 
 HOST := x86_64-unknown-linux-gnu
@@ -17,10 +19,12 @@ DIST := $(CARGO_TARGET_DIR)/dist
 # Executions of each fuzz target in `make test` and in `make soak`.
 FUZZ_RUNS ?= 200000
 SOAK_FUZZ_RUNS ?= 10000000
+# The day on manual pages and in packages: that of the last commit, so that a build can be repeated byte for byte.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
 
-export CARGO_TARGET_DIR
+export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build demo test check unit suites e2e compliance fuzz bench soak install packages-build packages-test clean
+.PHONY: all build man demo test check unit suites e2e compliance fuzz bench soak install packages-build packages-test clean
 
 all: build
 
@@ -33,6 +37,9 @@ build: packages-build
 	install -m 755 $(CARGO_TARGET_DIR)/release/fence_virtd $(DIST)/fence_virtd
 	install -m 755 $(CARGO_TARGET_DIR)/$(HOST)/agent/fence_xvm $(DIST)/fence_xvm
 	ln -sf fence_xvm $(DIST)/fence_virt
+
+man: packages-build
+	scripts/man-pages $(DIST)/man
 
 demo: build
 	scripts/install-packages tests/packages-demo.txt
@@ -52,6 +59,8 @@ check: packages-build
 	cargo clippy --locked -p fence-virtd --no-default-features -- -D warnings
 	scripts/check-dependencies
 	scripts/check-sources
+	scripts/install-packages scripts/packages-check.txt
+	scripts/check-man
 
 unit: packages-test
 	cargo test --locked --workspace
@@ -77,10 +86,13 @@ soak: packages-test build
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
 	tests/fuzz/run $(SOAK_FUZZ_RUNS)
 
-install: build
+install: build man
 	install -d $(sbindir) $(docdir)
 	install -m 755 $(DIST)/fence_virtd $(DIST)/fence_xvm $(sbindir)/
 	ln -sf fence_xvm $(sbindir)/fence_virt
+	install -d $(mandir)/man5 $(mandir)/man8
+	install -m 644 $(DIST)/man/man5/* $(mandir)/man5/
+	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
 	install -m 644 LICENSE README.md docs/*.md $(docdir)/
 	install -d $(sysconfdir)
 	# A configuration that is there already is the administrator's.
