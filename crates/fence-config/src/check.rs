@@ -22,6 +22,12 @@ use crate::tree::{Assignment, Block, Item, Node, Text, Tree};
 /// Most hypervisors of one backend: `uri`, `uri1`, … `uri63`.
 pub const MAX_URIS: usize = 64;
 
+/// Every key there is: the path of its block, such as `listeners/multicast`, and its name; `uri` stands for `uri1`, `uri2`,
+/// … too. This is what the manual and the sample have to name.
+pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    KNOWN.iter().flat_map(|block| block.keys.iter().map(|key| (block.path, *key)))
+}
+
 /// The configuration with defaults in place of whatever was wrong; to be thrown away when there are errors.
 pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
     let mut checker = Checker { findings, soft: false };

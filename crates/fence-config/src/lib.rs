@@ -21,7 +21,7 @@ mod parse;
 mod schema;
 mod tree;
 
-pub use check::MAX_URIS;
+pub use check::{MAX_URIS, keys};
 pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
 pub use schema::{
     Backend, BackendKind, Config, CpgBackend, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT,
