@@ -371,6 +371,11 @@ macro_rules! words {
                     $($kind::$variant => $word),+
                 }
             }
+
+            /// All words that the file may have here, in the order in which messages name them.
+            pub fn words() -> impl Iterator<Item = &'static str> {
+                <$kind as Words>::WORDS.iter().map(|&(word, _)| word)
+            }
         }
 
         impl fmt::Display for $kind {

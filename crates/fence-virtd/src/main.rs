@@ -10,6 +10,7 @@ mod access;
 mod arbiter;
 mod audit;
 mod backend;
+mod configure;
 mod conversation;
 mod daemonise;
 mod drops;
@@ -42,10 +43,13 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(options::HELP),
         Ok(Command::Version) => print(concat!("fence_virtd ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::ListModules) => print(&modules()),
-        Ok(Command::Configure) => {
-            complain(&"-c is not there yet; write the file by hand, fence_virt.conf(5) has an example");
-            ExitCode::FAILURE
-        }
+        Ok(Command::Configure(file)) => match configure::run(&file, &modules()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error);
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
             complain(&error);
             complain(&"fence_virtd -h lists the options");

@@ -26,8 +26,8 @@ pub(crate) enum Command {
     Version,
     /// Print what is built in.
     ListModules,
-    /// Ask for settings and write the configuration.
-    Configure,
+    /// Ask for settings and write this configuration file.
+    Configure(PathBuf),
 }
 
 /// How to serve.
@@ -79,6 +79,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut options =
         Options { foreground: false, config: CONFIG_FILE.into(), debug: None, wait: false, pid_file: None };
     let mut command = None;
+    let mut configure = false;
     for option in line.options {
         let value = option.value.unwrap_or_default();
         match option.letter {
@@ -91,13 +92,18 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             }
             'w' => options.wait = true,
             'p' => options.pid_file = Some(value.into()),
-            'c' => command = command.or(Some(Command::Configure)),
+            'c' => configure = true,
             'l' => command = command.or(Some(Command::ListModules)),
             'V' => command = command.or(Some(Command::Version)),
             _ => command = Some(Command::Help),
         }
     }
-    Ok(command.unwrap_or(Command::Run(options)))
+    Ok(match command {
+        Some(command) => command,
+        // The file may be named behind the -c.
+        None if configure => Command::Configure(options.config),
+        None => Command::Run(options),
+    })
 }
 
 #[cfg(test)]
@@ -123,6 +129,9 @@ mod tests {
         assert_eq!((all.debug, all.config, all.pid_file), (Some(5), "x".into(), Some("y".into())));
         assert_eq!(parsed("-h"), Ok(Command::Help));
         assert_eq!(parsed("-F -l"), Ok(Command::ListModules));
+        assert_eq!(parsed("-c"), Ok(Command::Configure(CONFIG_FILE.into())));
+        assert_eq!(parsed("-cf x"), Ok(Command::Configure("x".into())));
+        assert_eq!(parsed("-f x -c"), Ok(Command::Configure("x".into())));
         assert!(parsed("-d x").is_err());
         assert!(parsed("stray").is_err());
         assert!(parsed("-f").is_err());

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Questions and answers, line by line, over a terminal or a pipe. Owns the form of a prompt. Knows nothing of what is
+//! asked.
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+
+use fence_wire::escaped;
+
+/// Longest answer, in bytes. A path is at most as long.
+const MAX_ANSWER: u64 = 4096;
+
+/// Who is asked.
+pub(crate) struct Console {
+    input: Box<dyn BufRead>,
+    output: Box<dyn Write>,
+    errors: Box<dyn Write>,
+    terminal: bool,
+    ended: bool,
+}
+
+impl Console {
+    /// The one who started the program.
+    pub(crate) fn standard() -> Self {
+        Self {
+            input: Box::new(io::stdin().lock()),
+            output: Box::new(io::stdout().lock()),
+            errors: Box::new(io::stderr()),
+            terminal: io::stdin().is_terminal(),
+            ended: false,
+        }
+    }
+
+    /// Whether somebody sits there. A script answers only what has always been asked.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Whether no more answers come.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Part of the conversation.
+    pub(crate) fn say(&mut self, text: &[u8]) -> io::Result<()> {
+        self.output.write_all(text)
+    }
+
+    /// What must be seen even where the conversation goes to /dev/null.
+    pub(crate) fn warn(&mut self, text: &str) -> io::Result<()> {
+        self.output.flush()?;
+        writeln!(self.errors, "{text}")
+    }
+
+    /// Asks `prompt [default]: `. The answer has no blanks around it; empty means the default, and so does the end
+    /// of the input.
+    pub(crate) fn ask(&mut self, prompt: &str, default: &[u8]) -> io::Result<Vec<u8>> {
+        write!(self.output, "{prompt} [{}]: ", escaped(default))?;
+        self.line()
+    }
+
+    /// Asks `prompt [y/N]? `. What is neither yes nor no means `default`.
+    pub(crate) fn confirm(&mut self, prompt: &str, default: bool) -> io::Result<bool> {
+        write!(self.output, "{prompt} [{}]? ", if default { "Y/n" } else { "y/N" })?;
+        Ok(match self.line()?.first() {
+            Some(b'y' | b'Y') => true,
+            Some(b'n' | b'N') => false,
+            _ => default,
+        })
+    }
+
+    fn line(&mut self) -> io::Result<Vec<u8>> {
+        self.output.flush()?;
+        let mut line = Vec::new();
+        if !self.ended {
+            (&mut self.input).take(MAX_ANSWER).read_until(b'\n', &mut line)?;
+            self.ended = line.is_empty();
+        }
+        if line.len() as u64 == MAX_ANSWER && !line.ends_with(b"\n") {
+            let text = format!("the answer has more than {MAX_ANSWER} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        // A terminal has shown the line feed that was typed.
+        if !self.terminal || self.ended {
+            self.output.write_all(b"\n")?;
+        }
+        Ok(line.trim_ascii().to_vec())
+    }
+}

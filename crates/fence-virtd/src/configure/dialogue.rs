@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The questions, in their order, and what their answers change in the file. Owns the tree while it asks; touches the
+//! disk only to look at what answers name, and to make a key that was asked for.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use fence_cli::key_file;
+use fence_config::{
+    BackendKind, Config, DEFAULT_KEY_FILE, DEFAULT_URI, Family, ListenerKind, PacketHash, Tree,
+};
+use fence_wire::escaped;
+
+use super::ConfigureError;
+use super::console::Console;
+
+/// One conversation.
+pub(crate) struct Dialogue<'c> {
+    console: &'c mut Console,
+    tree: Tree,
+    modules: &'c str,
+}
+
+/// What is asked for one key.
+#[derive(Clone, Copy)]
+struct Question<'q> {
+    prompt: &'q str,
+    /// The key, as a path in the tree.
+    key: &'q str,
+    /// What is offered where the file has nothing.
+    default: &'q str,
+    /// Whether `none` means that the key goes.
+    none: bool,
+    /// Whether a default that is taken is written into a file that has nothing.
+    spelt_out: bool,
+}
+
+/// What a look at the machine says about an answer.
+enum Look {
+    /// It will do.
+    Good,
+    /// It is taken, with a warning.
+    Doubtful(String),
+    /// It is asked for again.
+    Bad(String),
+}
+
+type Asked<T> = Result<T, ConfigureError>;
+
+impl<'c> Dialogue<'c> {
+    pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str) -> Self {
+        Self { console, tree, modules }
+    }
+
+    pub(crate) fn into_tree(self) -> Tree {
+        self.tree
+    }
+
+    /// Asks everything.
+    pub(crate) fn hold(&mut self) -> Asked<()> {
+        let path = module_path();
+        self.ask(&Question {
+            default: &path,
+            none: true,
+            ..Question::of("Module search path", MODULE_PATH)
+        })?;
+        let modules = format!("\n{}\n", self.modules);
+        self.console.say(modules.as_bytes())?;
+
+        self.explain("Listeners take requests from the guests. Several may be named, with commas between.")?;
+        let listeners = self.listeners()?;
+        let several = listeners.len() > 1;
+        for listener in listeners {
+            match listener {
+                ListenerKind::Multicast => self.multicast()?,
+                ListenerKind::Tcp => self.tcp()?,
+                ListenerKind::Serial => self.serial()?,
+                // The C daemon asks nothing about it, and old scripts answer nothing.
+                ListenerKind::Vsock if several || self.console.is_terminal() => self.vsock()?,
+                ListenerKind::Vsock => {}
+            }
+        }
+
+        self.explain("Backends carry requests out.")?;
+        for backend in self.backends()? {
+            match backend {
+                BackendKind::Libvirt => self.libvirt()?,
+                BackendKind::Cpg => self.cpg()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn listeners(&mut self) -> Asked<Vec<ListenerKind>> {
+        let question = Question { default: "multicast", ..Question::of("Listener module", LISTENER) };
+        let answer = self.ask(&question)?.unwrap_or_default();
+        let listeners = tried(LISTENER, &answer).map(|it| it.daemon.listeners).unwrap_or_default();
+        self.say_what_is_missing("listener", listeners.iter().map(|it| it.as_str()))?;
+        Ok(listeners)
+    }
+
+    fn backends(&mut self) -> Asked<Vec<BackendKind>> {
+        let question = Question { default: "libvirt", ..Question::of("Backend module", BACKEND) };
+        let answer = self.ask(&question)?.unwrap_or_default();
+        let backends = tried(BACKEND, &answer).map(|it| it.daemon.backends).unwrap_or_default();
+        self.say_what_is_missing("backend", backends.iter().map(|it| it.as_str()))?;
+        Ok(backends)
+    }
+
+    fn multicast(&mut self) -> Asked<()> {
+        self.explain(
+            "multicast: guests send their requests to a multicast address, over the network that they share\n\
+             with this host.",
+        )?;
+        let default = self.family("multicast").default_multicast_address().to_string();
+        self.address("multicast", "Multicast IP Address", &default)?;
+        self.port("multicast", "Multicast IP Port")?;
+        self.explain(
+            "The interface is where requests are expected, such as the bridge of the guests (virbr0). Without\n\
+             one the system chooses, and where this host is the gateway of the guests it may choose wrongly.\n\
+             \"none\" means no interface.",
+        )?;
+        let key = "listeners/multicast/interface";
+        let question = Question { none: true, default: "none", ..Question::of("Interface", key) };
+        let (terminal, mut typed_before) = (self.console.is_terminal(), None);
+        self.ask_and_look(&question, |_, name, typed| {
+            let insists = typed_before.as_deref() == Some(name);
+            typed_before = Some(name.to_vec());
+            interface(name, terminal && typed && !insists)
+        })?;
+        self.key_file("multicast")?;
+        self.hash("multicast")
+    }
+
+    fn tcp(&mut self) -> Asked<()> {
+        self.explain("tcp: guests connect to an address of this host.")?;
+        let default = self.family("tcp").default_tcp_address().to_string();
+        self.address("tcp", "TCP Listen IP Address", &default)?;
+        self.port("tcp", "TCP Listen Port")?;
+        self.key_file("tcp")?;
+        self.hash("tcp")
+    }
+
+    fn vsock(&mut self) -> Asked<()> {
+        self.explain("vsock: guests connect through the hypervisor, without a network.")?;
+        self.port("vsock", "VSOCK Listen Port")?;
+        self.key_file("vsock")?;
+        self.hash("vsock")
+    }
+
+    fn serial(&mut self) -> Asked<()> {
+        self.explain(
+            "serial: guests write to a serial port or a VM channel, without a network. It needs no key: the\n\
+             hypervisor's socket tells which guest asks.",
+        )?;
+        let uri = Question { spelt_out: false, ..Question::of("Libvirt URI", "listeners/serial/uri") };
+        self.ask(&Question { default: DEFAULT_URI, ..uri })?;
+        self.explain(
+            "With a directory only sockets in it are served, so that other serial ports are left alone.\n\
+             \"none\" means every one.",
+        )?;
+        let path = Question::of("Socket directory", "listeners/serial/path");
+        self.ask(&Question { default: "none", none: true, ..path })?;
+        let mode = Question::of("Mode (serial or vmchannel)", "listeners/serial/mode");
+        self.ask(&Question { default: "serial", ..mode })?;
+        Ok(())
+    }
+
+    fn libvirt(&mut self) -> Asked<()> {
+        self.explain("libvirt: domains of one hypervisor, which stay on it.")?;
+        let question = Question::of("Libvirt URI", "backends/libvirt/uri");
+        self.ask(&Question { default: DEFAULT_URI, ..question })?;
+        Ok(())
+    }
+
+    fn cpg(&mut self) -> Asked<()> {
+        self.explain(
+            "cpg: domains that move between the hosts of a corosync cluster. Each host runs fence_virtd, and the\n\
+             one that has the domain carries the request out.",
+        )?;
+        let question = Question::of("Libvirt URI", "backends/cpg/uri");
+        self.ask(&Question { default: DEFAULT_URI, ..question })?;
+        self.explain(
+            "Hosts name domains to each other by UUID, or by name where names are unique on all of them.",
+        )?;
+        let question = Question::of("VM naming/tracking mode (name or uuid)", "backends/cpg/name_mode");
+        let inherited = self.tree.value("fence_virtd/name_mode").map(|it| escaped(it).to_string());
+        let default = inherited.as_deref().unwrap_or("uuid");
+        loop {
+            let before = self.tree.clone();
+            let mode = self.ask(&Question { default, ..question })?;
+            if !mode.is_some_and(|it| it.eq_ignore_ascii_case(b"name")) {
+                return Ok(());
+            }
+            self.explain("By name, a domain of another host that has the same name may be fenced instead.")?;
+            if self.console.confirm("Use name mode anyway", true)? {
+                return Ok(());
+            }
+            self.tree = before;
+        }
+    }
+
+    /// The family that the block names, for defaults.
+    fn family(&self, listener: &str) -> Family {
+        match self.tree.value(&format!("listeners/{listener}/family")) {
+            Some(word) if word.trim_ascii().eq_ignore_ascii_case(b"ipv6") => Family::Ipv6,
+            _ => Family::Ipv4,
+        }
+    }
+
+    fn address(&mut self, listener: &str, prompt: &str, default: &str) -> Asked<()> {
+        let key = format!("listeners/{listener}/address");
+        let answer = self.ask(&Question { default, ..Question::of(prompt, &key) })?.unwrap_or_default();
+        let address = std::str::from_utf8(&answer).ok().and_then(|it| it.trim().parse().ok());
+        let family = address.map_or(Family::Ipv4, Family::of);
+        self.console.say(format!("Using {family}.\n").as_bytes())?;
+        self.set(&format!("listeners/{listener}/family"), family.as_str().as_bytes());
+        Ok(())
+    }
+
+    fn port(&mut self, listener: &str, prompt: &str) -> Asked<()> {
+        let key = format!("listeners/{listener}/port");
+        self.ask(&Question { default: "1229", ..Question::of(prompt, &key) })?;
+        Ok(())
+    }
+
+    fn key_file(&mut self, listener: &str) -> Asked<()> {
+        self.explain("The key file holds the secret that hosts and guests share; each needs a copy of it.")?;
+        let key = format!("listeners/{listener}/key_file");
+        let question = Question { default: DEFAULT_KEY_FILE, none: true, ..Question::of("Key File", &key) };
+        let before = self.tree.values(&key).len();
+        let answer = self.ask_and_look(&question, |_, path, _| key_at(path))?;
+        if answer.is_none() {
+            let text = format!(
+                "Without this line {DEFAULT_KEY_FILE} is used; only hash and auth \"none\" do without a key.\n"
+            );
+            self.console.say(text.as_bytes())?;
+        } else if before > 1 {
+            let text = format!("The last of {before} key files; the others stay in the file.\n");
+            self.console.say(text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, listener: &str) -> Asked<()> {
+        if !self.console.is_terminal() {
+            return Ok(());
+        }
+        let words: Vec<_> = PacketHash::words().collect();
+        let prompt = format!("Weakest hash of a request ({})", words.join(", "));
+        let key = format!("listeners/{listener}/hash");
+        self.ask(&Question { default: "sha256", spelt_out: false, ..Question::of(&prompt, &key) })?;
+        Ok(())
+    }
+
+    /// A file for another build, or another machine, may name what this build has not got.
+    fn say_what_is_missing(&mut self, what: &str, names: impl Iterator<Item = &'static str>) -> Asked<()> {
+        for name in names {
+            if !self.modules.split_whitespace().any(|it| it == name) {
+                let text = format!("warning: this fence_virtd is built without the {what} {name}");
+                self.console.warn(&text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&mut self, text: &str) -> Asked<()> {
+        Ok(self.console.say(format!("\n{text}\n\n").as_bytes())?)
+    }
+
+    fn ask(&mut self, question: &Question<'_>) -> Asked<Option<Vec<u8>>> {
+        self.ask_and_look(question, |_, _, _| Look::Good)
+    }
+
+    /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and whether it
+    /// was typed. Returns the value, none for `none`.
+    fn ask_and_look(
+        &mut self,
+        question: &Question<'_>,
+        mut look: impl FnMut(&mut Console, &[u8], bool) -> Look,
+    ) -> Asked<Option<Vec<u8>>> {
+        let present = self.tree.value(question.key).map(<[u8]>::to_vec);
+        let default = present.clone().unwrap_or_else(|| question.default.as_bytes().to_vec());
+        loop {
+            let answer = self.console.ask(question.prompt, &default)?;
+            let typed = !answer.is_empty();
+            let value = if typed { answer } else { default.clone() };
+            if question.none && value.eq_ignore_ascii_case(b"none") {
+                self.tree.remove(question.key);
+                return Ok(None);
+            }
+            let looked = match tried(question.key, &value) {
+                Ok(_) => look(self.console, &value, typed),
+                Err(reason) => Look::Bad(reason),
+            };
+            match looked {
+                Look::Good => {}
+                Look::Doubtful(reason) => self.console.warn(&format!("warning: {reason}"))?,
+                Look::Bad(reason) => {
+                    if !typed && self.console.has_ended() {
+                        let (prompt, value) = (question.prompt.to_owned(), escaped(&value).to_string());
+                        return Err(ConfigureError::NoAnswer { prompt, value, reason });
+                    }
+                    self.console.say(format!("{reason}\n").as_bytes())?;
+                    continue;
+                }
+            }
+            if typed || question.spelt_out {
+                self.set(question.key, &value);
+            }
+            return Ok(Some(value));
+        }
+    }
+
+    /// A value that the tree takes; what has it already stays as it is written.
+    fn set(&mut self, key: &str, value: &[u8]) {
+        if self.tree.value(key) != Some(value) {
+            // `tried` has set it in another tree.
+            let set = self.tree.set(key, value);
+            debug_assert!(set.is_ok(), "{key}: {set:?}");
+        }
+    }
+}
+
+impl<'q> Question<'q> {
+    fn of(prompt: &'q str, key: &'q str) -> Self {
+        Question { prompt, key, default: "", none: false, spelt_out: true }
+    }
+}
+
+const MODULE_PATH: &str = "fence_virtd/module_path";
+const LISTENER: &str = "fence_virtd/listener";
+const BACKEND: &str = "fence_virtd/backend";
+
+/// Where the C daemon's modules are on this machine, so that it can still use the file. We have none.
+fn module_path() -> String {
+    let distribution = format!("/usr/lib/{}-linux-gnu/fence-virt/", std::env::consts::ARCH);
+    let places = [distribution.as_str(), "/usr/lib64/fence-virt/", "/usr/lib/fence-virt/"];
+    places.into_iter().find(|it| Path::new(it).is_dir()).unwrap_or("none").to_owned()
+}
+
+/// What a file with this one setting would mean, or why there can be no such file: the daemon's own judgement.
+fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
+    let mut tree = Tree::default();
+    let mut parts = key.split('/');
+    let used = match (parts.next(), parts.next()) {
+        (Some("listeners"), Some(kind)) => tree.set(LISTENER, kind.as_bytes()),
+        (Some("backends"), Some(kind)) => tree.set(BACKEND, kind.as_bytes()),
+        _ => Ok(()),
+    };
+    used.and_then(|()| tree.set(key, value)).map_err(|error| error.to_string())?;
+    let loaded = fence_config::load(&tree.to_bytes());
+    match (loaded.diagnostics.first(), loaded.config) {
+        (None, Some(config)) => Ok(config),
+        (Some(found), _) => {
+            let help = found.help.as_ref().map_or(String::new(), |it| format!("; {it}"));
+            Err(format!("{}{help}", found.message))
+        }
+        (None, None) => Err("it can't be used".to_owned()),
+    }
+}
+
+fn interface(name: &[u8], must_be_there: bool) -> Look {
+    let Ok(there) = fence_net::interfaces() else { return Look::Good };
+    if there.iter().any(|it| it.name.as_bytes() == name) {
+        return Look::Good;
+    }
+    let names: Vec<_> = there.iter().map(|it| it.name.as_str()).collect();
+    let text = format!("there is no interface {} on this machine, but {}", escaped(name), names.join(", "));
+    if must_be_there {
+        return Look::Bad(format!("{text}; answer the same again to take it all the same"));
+    }
+    Look::Doubtful(format!("{text}; fence_virtd won't start before it is there, or wait for it with -w"))
+}
+
+fn key_at(path: &[u8]) -> Look {
+    match key_file::load(Path::new(OsStr::from_bytes(path))) {
+        Ok(_) => Look::Good,
+        Err(error) => Look::Doubtful(error.to_string()),
+    }
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `fence_virtd -c`: asks for the settings that matter and writes the configuration file.
+//!
+//! Owns the order of the questions and the words of the prompts: people have scripts that answer them, one line each.
+//! So whatever the C daemon's configurator does not ask is asked at a terminal only, or about what it has not got.
+//! Changes in the file only what was asked about. Runs alone, before there is a daemon, a runtime or a log; must
+//! never write anything but the file, a key that was asked for, and what it says to the one who asked.
+
+mod console;
+mod dialogue;
+mod file;
+
+use std::io;
+use std::path::Path;
+
+use fence_config::{Code, Loaded, Severity, Tree};
+
+use console::Console;
+use dialogue::Dialogue;
+use file::{FileError, Found, shown};
+
+/// Why there is no new file. The old one is as it was.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigureError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{file} is left as it is")]
+    Declined { file: String },
+    #[error("no more answers, and the default \"{value}\" for \"{prompt}\" can't be used: {reason}")]
+    NoAnswer { prompt: String, value: String, reason: String },
+    #[error("can't ask: {0}")]
+    Console(#[from] io::Error),
+}
+
+/// Asks, and writes `path`. `modules` is the list of what is built in.
+pub(crate) fn run(path: &Path, modules: &str) -> Result<(), ConfigureError> {
+    configure(path, modules, &mut Console::standard())
+}
+
+fn configure(path: &Path, modules: &str, console: &mut Console) -> Result<(), ConfigureError> {
+    let name = shown(path);
+    let declined = || ConfigureError::Declined { file: name.clone() };
+    let found = Found::read(path)?;
+    let loaded = found.content.as_deref().map(fence_config::load);
+    let tree = match loaded {
+        Some(loaded) if is_understood(&loaded) => loaded.tree,
+        other => {
+            console.say(format!("Parsing of {name} failed.\n").as_bytes())?;
+            match (&other, &found.content) {
+                (Some(loaded), Some(content)) => console.warn(&loaded.render(&name, content))?,
+                _ => console.warn(&format!("{name} does not exist"))?,
+            }
+            if !console.confirm("Start from scratch", false)? {
+                return Err(declined());
+            }
+            // Comments alone are no configuration, but they are somebody's.
+            other.map(|it| it.tree).filter(Tree::is_well_formed).unwrap_or_default()
+        }
+    };
+
+    let mut dialogue = Dialogue::new(console, tree, modules);
+    dialogue.hold()?;
+    let mut new = dialogue.into_tree().to_bytes();
+    if !new.ends_with(b"\n") {
+        new.push(b'\n');
+    }
+
+    console.say(b"\nConfiguration complete.\n\n=== Begin Configuration ===\n")?;
+    console.say(&new)?;
+    console.say(b"=== End Configuration ===\n")?;
+    if let Some(old) = &found.content {
+        console.say(&difference(&name, old, &new))?;
+    }
+    let loaded = fence_config::load(&new);
+    for error in loaded.diagnostics.iter().filter(|it| it.severity == Severity::Error) {
+        console.warn(&error.render("the file above", &new))?;
+    }
+    if loaded.config.is_none() {
+        console.warn("fence_virtd will not start with the file above.")?;
+    }
+    if !console.confirm(&format!("Replace {name} with the above"), false)? {
+        return Err(declined());
+    }
+    Ok(found.replace(&new)?)
+}
+
+/// Whether it is known where each statement begins and ends. What a value means is asked about later.
+fn is_understood(loaded: &Loaded) -> bool {
+    loaded.tree.is_well_formed() && !loaded.diagnostics.iter().any(|it| it.code == Code::EmptyFile)
+}
+
+/// What changes, as diff -u shows it.
+fn difference(name: &str, old: &[u8], new: &[u8]) -> Vec<u8> {
+    if old == new {
+        return format!("Nothing changes in {name}.\n").into_bytes();
+    }
+    let mut options = diffy::DiffOptions::new();
+    options.set_original_filename(name.to_owned()).set_modified_filename(format!("{name} (new)"));
+    let mut text = b"\nChanges:\n".to_vec();
+    text.extend_from_slice(&options.create_patch_bytes(old, new).to_bytes());
+    text
+}
