@@ -72,7 +72,7 @@ compliance:
 
 e2e:
 	OURS_DIR=$(DIST) scripts/suite e2e
-	for folder in manual ways_in hosts keys survivor guests bench; do \
+	for folder in manual configure ways_in hosts keys survivor guests bench; do \
 	    SIDE=ours OURS_DIR=$(DIST) scripts/suite $$folder || exit 1; done
 
 fuzz:
