@@ -95,6 +95,7 @@ const KNOWN: &[Known] = &[
             "name_mode",
             "audit_log",
             "state_dir",
+            "sandbox",
         ],
         ..Known::NONE
     },
@@ -188,6 +189,7 @@ impl Checker<'_> {
             name_mode: self.word(body.key("name_mode")),
             audit_log: body.key("audit_log").and_then(|it| self.path(it)),
             state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.state_dir(it)),
+            sandbox: self.word(body.key("sandbox")).unwrap_or(true),
         }
     }
 

@@ -61,6 +61,8 @@ pub struct DaemonSection {
     pub audit_log: Option<PathBuf>,
     /// `state_dir`: where accepted packets are remembered across restarts.
     pub state_dir: StateDir,
+    /// `sandbox`: the daemon takes from itself what it does not need. Default yes.
+    pub sandbox: bool,
 }
 
 /// `state_dir`

@@ -78,6 +78,7 @@ fn defaults() {
                 name_mode: None,
                 audit_log: None,
                 state_dir: StateDir::Default,
+                sandbox: true,
             },
             listeners: vec![
                 Listener::Multicast(MulticastListener {
@@ -135,7 +136,7 @@ fn every_key() {
         Fence_VirtD {
             LISTENER = "Multicast,tcp,vsock,serial"; backend = "libvirt,cpg"; foreground = "1";
             wait_for_backend = "on"; debug = " 9 "; module_path = "/usr/lib"; name_mode = "name";
-            audit_log = "/var/log/a"; state_dir = "/var/lib/b";
+            audit_log = "/var/log/a"; state_dir = "/var/lib/b"; sandbox = "no";
         }
         listeners {
             multicast {
@@ -161,6 +162,7 @@ fn every_key() {
     assert_eq!((daemon.debug, daemon.name_mode), (9, Some(NameMode::Name)));
     assert_eq!(daemon.audit_log, Some("/var/log/a".into()));
     assert_eq!(daemon.state_dir, StateDir::At("/var/lib/b".into()));
+    assert!(!daemon.sandbox);
     let [
         Listener::Multicast(multicast),
         Listener::Tcp(tcp),

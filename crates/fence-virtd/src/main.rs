@@ -24,10 +24,12 @@ mod limits;
 mod listener;
 mod locks;
 mod log;
+mod notify;
 mod options;
 mod pid_file;
 mod replay;
 mod run;
+mod sandbox;
 mod service;
 mod turns;
 

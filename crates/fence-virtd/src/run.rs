@@ -31,7 +31,7 @@ use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::replay::{self, Replays};
 use crate::service::Service;
-use crate::{daemonise, log};
+use crate::{daemonise, log, notify, sandbox};
 
 /// Between two attempts at what can't start, with `-w`.
 const WAIT: Duration = Duration::from_secs(5);
@@ -128,6 +128,9 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
     let _pid_file = pid_file.map(PidFile::take).transpose()?;
     let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
+    // Here and not later: threads that run already would not be confined, and the memory of packets, libvirt and the
+    // runtime start theirs below. What they will open is known from the configuration.
+    sandbox::enter(config, &options.config, pid_file, state.as_deref());
     let replays = Replays::open(state.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -197,9 +200,12 @@ async fn until_told(
     if in_background {
         daemonise::ready()?;
     }
+    notify::ready();
+    tasks.spawn(notify::watchdog(Arc::clone(&service)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
     let name = signals.end_or(|| service.reopen_audit()).await;
     info!("{name}: no new requests; those under way may end");
+    notify::stopping();
     tasks.shutdown().await;
     tokio::select! {
         () = service.idle() => {}

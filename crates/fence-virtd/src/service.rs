@@ -279,6 +279,14 @@ impl Service {
         Arc::clone(&self.turns).keep_time().await;
     }
 
+    /// Comes back when nothing that every request passes is stuck.
+    pub(crate) fn touch(&self) {
+        self.turns.touch();
+        self.replays.touch();
+        drop(lock(&self.lost_answers));
+        drop(lock(&self.challenges));
+    }
+
     /// Waits until the request may run, or must not. Ends at once when the lease does.
     pub(crate) async fn turn(&self, job: &Job, resolved: &Resolved, lease: &Lease) -> Go {
         let work = work(job, resolved);

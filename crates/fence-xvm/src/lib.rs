@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+mod confine;
 mod console;
 mod deadline;
 pub mod exchange;
@@ -109,6 +110,10 @@ fn ask(plan: &Plan, console: &Console) -> Result<Answer, Failure> {
     if plan.debug > 0 && key.is_some() {
         // Slow to make, so only for those who look at it.
         console.debug(&failure::key_in_words(plan, key));
+    }
+    // A serial device may be named by a descriptor that was handed to us.
+    if !matches!(plan.transport, Transport::Serial { .. }) {
+        confine::close_inherited();
     }
     std::thread::sleep(plan.delay);
     match &plan.transport {

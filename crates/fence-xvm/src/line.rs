@@ -18,10 +18,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use fence_net::{LineFormat, open_line};
+use fence_sandbox::Tcp;
 use fence_wire::{Action, Response, SERIAL_RESPONSE_LEN, SerialRequest, SerialScanner, Target, escaped};
 use nix::sys::stat::{major, minor};
 
 use crate::answer::Answer;
+use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::Refusal;
@@ -92,6 +94,8 @@ fn ask(
         seen.kind = kind;
         let known_clean = record.as_ref().is_some_and(|it| !it.is_abandoned());
         let recorded = begin(record.as_mut(), deadline, console);
+        // The line and its record are open, and nothing else will be.
+        confine(Tcp::None, console);
         let mut line = Line { plan, wire, deadline, seen: &mut seen, console };
         let answer = line.run(known_clean && recorded);
         // What was sent and not answered may be answered yet.

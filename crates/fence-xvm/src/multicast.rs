@@ -12,11 +12,13 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use fence_net::{Address, Family, Interface, MulticastSender, interfaces};
+use fence_sandbox::Tcp;
 use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::answer::Answer;
+use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, Refusal};
@@ -44,6 +46,7 @@ pub(crate) fn ask(
     let claim = claim(to, deadline, console)?;
     claim.listener.set_nonblocking(true).map_err(Failure::Listen)?;
     console.debug(&format_args!("the call-back is awaited on port {}/tcp", claim.port));
+    confine(Tcp::None, console);
     let mut asker = Asker {
         plan,
         to,

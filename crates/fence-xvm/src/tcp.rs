@@ -3,9 +3,11 @@
 
 use std::net::{SocketAddr, TcpStream};
 
+use fence_sandbox::Tcp;
 use fence_wire::Key;
 
 use crate::answer::Answer;
+use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -21,6 +23,7 @@ pub(crate) fn ask(
     deadline: Deadline,
     console: &Console,
 ) -> Result<Answer, Failure> {
+    confine(Tcp::To(to.port()), console);
     stream::ask(plan, Host::Tcp(to), key, deadline, |within| {
         let stream = TcpStream::connect_timeout(&to, within)?;
         console.debug(&format_args!("connected to {to}"));

@@ -2,9 +2,11 @@
 //! Asking the host by vsock.
 
 use fence_net::vsock_connect;
+use fence_sandbox::Tcp;
 use fence_wire::Key;
 
 use crate::answer::Answer;
+use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -21,6 +23,7 @@ pub(crate) fn ask(
     console: &Console,
 ) -> Result<Answer, Failure> {
     let port = u32::from(port);
+    confine(Tcp::None, console);
     stream::ask(plan, Host::Vsock { cid, port }, key, deadline, |within| {
         let stream = vsock_connect(cid, port, within)?;
         console.debug(&format_args!("connected to vsock CID {cid} port {port}"));

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Landlock: which files can be opened, which TCP ports, and whom signals reach.
+//!
+//! Looking whether a file is there, and connecting to UNIX sockets by their paths, is not limited.
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+use crate::{Needs, State, Tcp};
+
+/// The newest rights that we ask for; older kernels leave some of them out. Later ones limit what we don't want
+/// limited, so a newer number has to be tried first.
+const RIGHTS: ABI = ABI::V6;
+
+pub(crate) fn confine(needs: &Needs) -> State {
+    let status = rules(needs).and_then(RulesetCreated::restrict_self);
+    match status.map(|it| it.ruleset) {
+        Ok(RulesetStatus::FullyEnforced) => State::On,
+        Ok(RulesetStatus::PartiallyEnforced) => State::Partly,
+        Ok(RulesetStatus::NotEnforced) => {
+            State::Off("this kernel has no Landlock, or it is not enabled".into())
+        }
+        Err(error) => State::Off(format!("Landlock: {error}")),
+    }
+}
+
+fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let run = if needs.calls.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
+    // All but what makes devices, which nothing of ours does.
+    let write = AccessFs::from_all(RIGHTS) & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::Execute);
+
+    let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?;
+    if needs.tcp != Tcp::Any {
+        ruleset = ruleset.handle_access(AccessNet::from_all(RIGHTS))?;
+    }
+    if !needs.calls.programs {
+        ruleset = ruleset.scope(Scope::Signal)?;
+    }
+    if !needs.calls.abstract_sockets {
+        ruleset = ruleset.scope(Scope::AbstractUnixSocket)?;
+    }
+    let mut created = ruleset.create()?;
+    for path in &needs.read {
+        created = allow(created, path, read | run)?;
+    }
+    for path in &needs.write {
+        created = allow(created, path, write)?;
+    }
+    for path in &needs.remove {
+        created = allow(created, path, AccessFs::RemoveFile.into())?;
+    }
+    match needs.tcp {
+        Tcp::To(port) => created.add_rule(NetPort::new(port, AccessNet::ConnectTcp)),
+        Tcp::None | Tcp::Any => Ok(created),
+    }
+}
+
+/// What is not there, or can't be looked at, is left out.
+fn allow(
+    created: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
+    let Ok(open) = PathFd::new(path) else { return Ok(created) };
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(RIGHTS) };
+    created.add_rule(PathBeneath::new(open, access))
+}
