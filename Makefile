@@ -12,6 +12,8 @@ sbindir = $(DESTDIR)$(PREFIX)/sbin
 docdir = $(DESTDIR)$(PREFIX)/share/doc/fence-virt
 mandir = $(DESTDIR)$(PREFIX)/share/man
 sysconfdir = $(DESTDIR)/etc
+unitdir = $(DESTDIR)$(PREFIX)/lib/systemd/system
+sysusersdir = $(DESTDIR)$(PREFIX)/lib/sysusers.d
 
 HOST := x86_64-unknown-linux-gnu
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -67,6 +69,7 @@ check: packages-build
 	scripts/check-dependencies
 	scripts/check-sources
 	scripts/install-packages scripts/packages-check.txt
+	scripts/check-unit
 	scripts/check-man
 
 unit: packages-test
@@ -106,6 +109,9 @@ install: build man
 	install -m 644 $(DIST)/man/man5/* $(mandir)/man5/
 	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
 	install -m 644 LICENSE README.md docs/*.md $(docdir)/
+	install -d $(unitdir) $(sysusersdir)
+	install -m 644 systemd/fence_virtd.service $(unitdir)/
+	install -m 644 systemd/fence_virt.sysusers.conf $(sysusersdir)/fence_virt.conf
 	install -d $(sysconfdir)
 	# A configuration that is there already is the administrator's.
 	test -e $(sysconfdir)/fence_virt.conf || install -m 600 etc/fence_virt.conf $(sysconfdir)/fence_virt.conf
