@@ -76,4 +76,5 @@ def test_sealed_packet(lab, hash_name, number):
         assert lab.xvm("-o", "status", "-H", "x", "-c", hash_name, t=2, at=lab.other).rc == 1
     request = wire.Request.parse(host.packets[0][0])
     assert request.hash_type == number
-    assert request.build(lab.key) == host.packets[0][0]
+    assert wire.Request.verify(host.packets[0][0], lab.key)
+    assert not wire.Request.verify(host.packets[0][0], b"another key")

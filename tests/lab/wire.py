@@ -30,6 +30,7 @@ ACTIONS = {"null": NULL, "off": OFF, "reboot": REBOOT, "on": ON, "status": STATU
 HASH_NONE, SHA1, SHA256, SHA512 = range(4)
 HASHES = {"none": HASH_NONE, "sha1": SHA1, "sha256": SHA256, "sha512": SHA512}
 HMAC_SHA256, HMAC_SHA512 = 0x12, 0x13
+SEALED = {"hmac-sha256": HMAC_SHA256, "hmac-sha512": HMAC_SHA512}
 # Responses.
 SUCCESS, FAILURE, RESPONSE_OFF, DENIED, LIST_FOLLOWS = 0, 1, 2, 3, 253
 FLAG_UUID = 1
@@ -64,7 +65,7 @@ def keyed_digest(hash_type, key, data):
 
 def packet_digest(hash_type, key, unsigned):
     """The hash field of a packet whose hash bytes are zero, classic or sealed."""
-    if hash_type in (HMAC_SHA256, HMAC_SHA512):
+    if hash_type in SEALED.values():
         return keyed_digest(hash_type, key, b"fence_virt request\0" + unsigned)
     return digest(hash_type, key, unsigned)
 
@@ -116,6 +117,35 @@ class Request:
     def verify(data, key):
         """Whether the packet hash of the 176 bytes is right for its own hash type (none: no hash to be wrong)."""
         return data[112:] == packet_digest(data[1], key, data[:112] + bytes(64))
+
+
+class Proofs:
+    """What a stream is proved with: classic by `auth`, or sealed where its `packet` (176 bytes) is."""
+
+    def __init__(self, key, auth, packet=b""):
+        self.key, self.auth, self.packet = key, auth, packet
+        self.sealed = len(packet) == REQUEST_LEN and packet[1] in SEALED.values()
+
+    @property
+    def asked(self):
+        """Whether there is a challenge at all."""
+        return self.sealed or self.auth != HASH_NONE
+
+    def host(self, c1):
+        """Step 2."""
+        return self._mac(b"host", c1) if self.sealed else digest(self.auth, self.key, c1)
+
+    def client(self, c1, c2):
+        """Step 4."""
+        return self._mac(b"client", c1, c2) if self.sealed else digest(self.auth, self.key, c2)
+
+    def seal(self, c1, c2, response):
+        """What follows a response; nothing for a classic one."""
+        return self._mac(b"response", c1, c2, response) if self.sealed else b""
+
+    def _mac(self, label, *parts):
+        data = b"".join((b"fence_virt ", label, b"\0", self.packet[112:176], *parts))
+        return keyed_digest(self.packet[1], self.key, data)
 
 
 @dataclasses.dataclass
@@ -269,16 +299,19 @@ class FakeHost:
 
     `response` is sent as it is (bytes, or a function of the Request). `stop` is a step of Stop at which it closes
     (`how="close"`), resets ("reset") or falls silent until `close` ("hang"). `right_answer=False` proves with a
-    wrong hash. `ignore`: how many first datagrams it does not answer. `packets`: every (bytes, peer) received;
+    wrong hash. Sealed requests are answered sealed; `seal` is a function of the right response bytes and their seal
+    that gives what is sent instead; `answers` a function of the packet that gives the one that it speaks of instead.
+    `ignore`: how many first datagrams it does not answer. `packets`: every (bytes, peer) received;
     `streams`: a Stream for each connection; `proofs`: whether each client's proof was right.
     """
 
     def __init__(self, node, key=b"", auth=SHA256, response=b"\0", transport="multicast", family=IPV4, port=PORT,
                  group=None, stop=None, how="close", right_answer=True, ignore=0, before=None, timeout=10.0,
-                 once=True):
+                 once=True, seal=None, answers=None):
         self.node, self.key, self.auth, self.response = node, key, auth, response
         self.transport, self.stop_at, self.how, self.right_answer = transport, stop, how, right_answer
         self.before, self.timeout, self._ignore, self._once = before, timeout, ignore, once
+        self.seal, self.answers = seal or (lambda response, seal: response + seal), answers or (lambda packet: packet)
         self.packets, self.streams, self.proofs, self.errors = [], [], [], []
         self._release, self._handled = threading.Event(), set()
         af = socket.AF_INET6 if family == IPV6 else socket.AF_INET
@@ -325,7 +358,7 @@ class FakeHost:
                     stream = self._stream(sock)
                     data = stream.recv(REQUEST_LEN)
                     self.packets.append((data, peer))
-                    self._talk(stream, Request.parse(data))
+                    self._talk(stream, Request.parse(data), data)
             except (Closed, OSError, ValueError) as e:
                 self.errors.append(e)
 
@@ -342,23 +375,24 @@ class FakeHost:
         sock = self.node.socket(socket.AF_INET6 if ":" in request.address else socket.AF_INET)
         sock.settimeout(self.timeout)
         sock.connect((request.address, request.port))
-        self._talk(self._stream(sock), request)
+        self._talk(self._stream(sock), request, data)
 
     def _stream(self, sock):
         stream = Stream(sock, self.timeout)
         self.streams.append(stream)
         return stream
 
-    def _talk(self, stream, request):
+    def _talk(self, stream, request, packet):
+        proofs, c1, c2 = Proofs(self.key, self.auth, self.answers(packet)), b"", b""
         if self.before:
             self.before(request)
         if self._leaves(stream, Stop.CONNECTED):
             return
-        if self.auth != HASH_NONE:
+        if proofs.asked:
             c1 = stream.recv(64)
             if self._leaves(stream, Stop.CHALLENGED):
                 return
-            answer = digest(self.auth, self.key, c1)
+            answer = proofs.host(c1)
             stream.send(answer if self.right_answer else bytes(b ^ 0xFF for b in answer))
             if self._leaves(stream, Stop.ANSWERED):
                 return
@@ -366,10 +400,11 @@ class FakeHost:
             stream.send(c2)
             if self._leaves(stream, Stop.ASKED):
                 return
-            self.proofs.append(stream.recv(64) == digest(self.auth, self.key, c2))
+            self.proofs.append(stream.recv(64) == proofs.client(c1, c2))
         if self._leaves(stream, Stop.PROVED):
             return
-        stream.send(self.response(request) if callable(self.response) else self.response)
+        response = self.response(request) if callable(self.response) else self.response
+        stream.send(self.seal(response, proofs.seal(c1, c2, response)))
         if not self._leaves(stream, Stop.RESPONDED):
             stream.close()
 
@@ -388,7 +423,8 @@ class Outcome:
 
     `kind`: "code" (a response byte, in `code`), "list" (`entries`, and the last byte in `code`), "silence"
     (no call back, or nothing on the stream until the time-out), "closed" (`step` says while what was awaited),
-    "wrong answer" (the host's proof was wrong). `transcript` as in Stream.
+    "wrong answer" (the host's proof was wrong), "wrong seal" (after the response of a sealed request).
+    `transcript` as in Stream.
     """
 
     kind: str
@@ -439,12 +475,13 @@ class FakeClient:
         t = time.monotonic()
         with self.listening(fields.get("port")) as listener:
             listener.settimeout(timeout)
-            self.send(packet if packet is not None else self.packet(action, domain, **fields), times)
+            data = packet if packet is not None else self.packet(action, domain, **fields)
+            self.send(data, times)
             try:
                 sock, _ = listener.accept()
             except TimeoutError:
                 return Outcome("silence", step="call back", seconds=time.monotonic() - t)
-            return self.converse(Stream(sock, timeout), started=t)
+            return self.converse(Stream(sock, timeout), started=t, packet=data)
 
     def tcp(self, host, action, domain=b"", timeout=5.0, packet=None, **fields):
         """One request over TCP to `host` (an address); returns an Outcome."""
@@ -456,34 +493,42 @@ class FakeClient:
         sock.connect((host, self.port))
         stream = Stream(sock, timeout)
         stream.send(data)
-        return self.converse(stream, started=t)
+        return self.converse(stream, started=t, packet=data)
 
-    def converse(self, stream, started=None, c1=None):
-        """The challenge and the response on a connected stream; closes it."""
+    def converse(self, stream, started=None, c1=None, packet=b""):
+        """The challenge and the response on a connected stream, sealed where `packet` is; closes it."""
+        proofs, c2, response = Proofs(self.key, self.auth, packet), b"", b""
         started = time.monotonic() if started is None else started
         step = "answer"
         out = Outcome("code", transcript=stream.transcript)
         try:
-            if self.auth != HASH_NONE:
+            if proofs.asked:
                 c1 = os.urandom(64) if c1 is None else c1
                 stream.send(c1)
-                if stream.recv(64) != digest(self.auth, self.key, c1):
+                if stream.recv(64) != proofs.host(c1):
                     out.kind = "wrong answer"
                     return out
                 step = "challenge"
                 c2 = stream.recv(64)
-                stream.send(digest(self.auth, self.key, c2))
+                stream.send(proofs.client(c1, c2))
             step = "response"
-            out.code = stream.recv(1)[0]
+            response = stream.recv(1)
+            out.code = response[0]
             if out.code == LIST_FOLLOWS:
                 out.kind, step = "list", "entry"
                 while True:
                     raw = stream.recv(ENTRY_LEN)
+                    response += raw
                     if raw == bytes(ENTRY_LEN):
                         break
                     out.entries.append(HostEntry.parse(raw))
                 step = "last byte"
-                out.code = stream.recv(1)[0]
+                response += stream.recv(1)
+                out.code = response[-1]
+            if proofs.sealed:
+                step = "seal"
+                if stream.recv(64) != proofs.seal(c1, c2, response):
+                    out.kind = "wrong seal"
         except (Closed, BrokenPipeError):
             out.kind, out.step = "closed", step
         except TimeoutError:
