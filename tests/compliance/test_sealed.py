@@ -202,7 +202,7 @@ LIST_CHANGES = {
 def test_a_response_that_was_changed_on_the_way(lab, transport, change, response):
     with FakeHost(lab.guest, lab.key, transport=transport, response=response, seal=CHANGES[change]):
         r = ask(lab, transport, "-o", "off", "-n", "vm1")
-    assert r.rc == 1 and "seal" in told(r) and r.seconds < 6, r
+    assert r.rc == 1 and "seal" in told(r) and "Timed out" not in told(r), r
 
 
 @only("ours", AGENT, RULE)

@@ -2,13 +2,11 @@
 """Sealed requests between whole programs, beside classic ones, and with somebody on the way between them."""
 
 import contextlib
-import re
 import threading
 
 import pytest
 
 from lab import wire
-from stage import SHORT
 
 OK, FAILED, OFF = 0, 1, 2
 SEALED = tuple(wire.SEALED)
@@ -52,7 +50,7 @@ def test_every_action(ways, site, vm1, hash_name):
     result = sealed("-o", "on", "-n", "vm1")
     assert result.rc == OK and vm1.pid(), (result, daemon.log)
     # The audit says how the request was proved.
-    assert re.search(rf"audit: on vm1: success .*hash={hash_name} ", daemon.log), daemon.log
+    daemon.wait_log(rf"audit: on vm1: success .*hash={hash_name} ")
 
 
 @pytest.mark.pairs(daemon="ours")
@@ -78,8 +76,8 @@ def test_classic_and_sealed_side_by_side(ways, pair, site, vm1):
 @pytest.mark.pairs(agent="ours", daemon="reference")
 def test_a_host_that_knows_nothing_of_it(ways, vm1):
     daemon, ask = ways("sha256")
-    result = ask("-c", "hmac-sha256", "-o", "off", "-n", "vm1", "-t", "2", wait=True)
-    assert result.rc == FAILED and result.seconds < SHORT, (result, daemon.log)
+    result = ask("-c", "hmac-sha256", "-o", "off", "-n", "vm1", "-t", "2")
+    assert result.rc == FAILED, (result, daemon.log)
     assert "C programs drops sealed requests" in result.err, result
     assert vm1.pid()
     # It serves on, and classic requests are what it was.
