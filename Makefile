@@ -24,9 +24,11 @@ SOAK_FUZZ_RUNS ?= 10000000
 # The day on manual pages and in packages: that of the last commit, so that a build can be repeated byte for byte.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
 
+# A registry that stumbles is asked again.
+export CARGO_NET_RETRY = 10
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak install packages-build packages-test clean
+.PHONY: all build man sbom advisories demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak install packages-build packages-test clean
 
 all: build
 
@@ -39,6 +41,16 @@ build: packages-build
 	install -m 755 $(CARGO_TARGET_DIR)/release/fence_virtd $(DIST)/fence_virtd
 	install -m 755 $(CARGO_TARGET_DIR)/$(HOST)/agent/fence_xvm $(DIST)/fence_xvm
 	ln -sf fence_xvm $(DIST)/fence_virt
+
+# Bills of materials (CycloneDX) of the programs.
+sbom:
+	mkdir -p $(DIST)
+	scripts/sbom fence-virtd $(HOST) $(DIST)/fence-virtd.cdx.json
+	scripts/sbom fence-xvm $(HOST) $(DIST)/fence-xvm.cdx.json
+
+# Known holes in what is linked in; fetches the database of advisories.
+advisories:
+	"$$(scripts/install-tool cargo-deny 0.20.2)" check advisories
 
 man: packages-build
 	scripts/man-pages $(DIST)/man
@@ -68,6 +80,7 @@ check: packages-build
 	cargo clippy --locked -p fence-virtd --no-default-features -- -D warnings
 	scripts/check-dependencies
 	scripts/check-sources
+	scripts/check-supply
 	scripts/install-packages scripts/packages-check.txt
 	scripts/check-unit
 	scripts/check-man
@@ -101,14 +114,14 @@ soak: packages-test build
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
 	tests/fuzz/run $(SOAK_FUZZ_RUNS)
 
-install: build man
+install: build man sbom
 	install -d $(sbindir) $(docdir)
 	install -m 755 $(DIST)/fence_virtd $(DIST)/fence_xvm $(sbindir)/
 	ln -sf fence_xvm $(sbindir)/fence_virt
 	install -d $(mandir)/man5 $(mandir)/man8
 	install -m 644 $(DIST)/man/man5/* $(mandir)/man5/
 	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
-	install -m 644 LICENSE README.md docs/*.md $(docdir)/
+	install -m 644 LICENSE README.md docs/*.md $(DIST)/*.cdx.json $(docdir)/
 	install -d $(unitdir) $(sysusersdir)
 	install -m 644 systemd/fence_virtd.service $(unitdir)/
 	install -m 644 systemd/fence_virt.sysusers.conf $(sysusersdir)/fence_virt.conf
