@@ -20,16 +20,16 @@ use zeroize::Zeroizing;
 pub enum KeyFileError {
     /// No such file.
     #[error(
-        "key file {path} does not exist; copy it from a machine that has it, or create it once with: \
-         dd if=/dev/urandom of={path} bs=512 count=1; chmod 600 {path}",
-        path = shown(.path)
+        "key file {path} does not exist; copy it from a machine that has it, or make a new one, once for all, with: \
+         {program} --keygen {path}",
+        path = shown(.path), program = program()
     )]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// It cannot be opened or read.
-    #[error("key file {} cannot be read: {source}", shown(.path))]
+    #[error("key file {} cannot be read: {source}; {}", shown(.path), remedy(.path, .source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// A directory, a device, a pipe or a socket.
-    #[error("key file {} is not a regular file", shown(.path))]
+    #[error("key file {path} is not a regular file; see what it is with: ls -ld {path}", path = shown(.path))]
     NotAFile {
         /// The file.
         path: PathBuf,
@@ -63,9 +63,9 @@ pub enum KeyFileError {
     },
     /// Empty, or too short to be a key.
     #[error(
-        "key file {path} has {length} bytes, a key has at least {KEY_MIN} and better 512; copy it from a \
-         machine that has it, or create it once with: dd if=/dev/urandom of={path} bs=512 count=1",
-        path = shown(.path)
+        "key file {path} has {length} bytes, a key has at least {KEY_MIN} and better 512; copy it from a machine that \
+         has it, or make a new one, once for all, with: rm {path}; {program} --keygen {path}",
+        path = shown(.path), program = program()
     )]
     TooShort {
         /// The file.
@@ -105,7 +105,23 @@ pub fn load(path: &Path) -> Result<Key, KeyFileError> {
     Key::new(&content).map_err(|_| KeyFileError::TooShort { path: path.to_owned(), length: content.len() })
 }
 
-fn shown(path: &Path) -> String {
+/// What helps against an error of the system.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    let path = shown(path);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!("run this as root, or as its owner: ls -l {path}"),
+        _ => format!("look for the cause with: namei -l {path}"),
+    }
+}
+
+/// What this program is called, as far as it is one of ours, for a command that is to be typed.
+pub(crate) fn program() -> &'static str {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let called = Path::new(&called).file_name().unwrap_or_default();
+    ["fence_xvm", "fence_virt"].into_iter().find(|it| called == *it).unwrap_or("fence_virtd")
+}
+
+pub(crate) fn shown(path: &Path) -> String {
     fence_wire::escaped(path.as_os_str().as_bytes()).to_string()
 }
 
@@ -136,7 +152,10 @@ mod tests {
         let scratch = Scratch::new();
         assert_eq!(load(&scratch.file(b"secret", 0o600)).unwrap().length(), 6);
         assert_eq!(load(&scratch.file(&[1; 5000], 0o440)).unwrap().length(), 4096);
-        let key = load(&scratch.file(b"secret", 0o640)).unwrap();
+        let target = scratch.file(b"secret", 0o640);
+        let link = scratch.0.path().join("link");
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        let key = load(&link).unwrap();
         assert_eq!(key.fingerprint(), Key::new(b"secret").unwrap().fingerprint());
     }
 
@@ -145,9 +164,7 @@ mod tests {
         let scratch = Scratch::new();
         let say = |path: &Path| load(path).unwrap_err().to_string();
         let missing = scratch.0.path().join("none");
-        assert!(
-            say(&missing).contains(&format!("dd if=/dev/urandom of={} bs=512 count=1", missing.display()))
-        );
+        assert!(say(&missing).ends_with(&format!("with: fence_virtd --keygen {}", missing.display())));
         for mode in [0o644, 0o604] {
             let path = scratch.file(b"secret", mode);
             let text = say(&path);
@@ -159,7 +176,10 @@ mod tests {
             assert!(matches!(load(&path), Err(KeyFileError::Writable { mode: m, .. }) if m == mode));
         }
         assert!(matches!(load(&scratch.file(b"", 0o600)), Err(KeyFileError::TooShort { length: 0, .. })));
-        assert!(say(&scratch.file(b"\n", 0o600)).contains("has 1 bytes"));
+        let short = scratch.file(b"\n", 0o600);
+        assert!(
+            say(&short).contains("has 1 bytes") && say(&short).contains(&format!("rm {}; ", short.display()))
+        );
     }
 
     #[test]
@@ -172,5 +192,7 @@ mod tests {
         assert!(matches!(load(Path::new("/dev/zero")), Err(KeyFileError::NotAFile { .. })));
         let beneath = scratch.file(b"secret", 0o600).join("x");
         assert!(matches!(load(&beneath), Err(KeyFileError::Unreadable { .. })));
+        let text = load(&beneath).unwrap_err().to_string();
+        assert!(text.ends_with(&format!("namei -l {}", beneath.display())), "{text}");
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the command lines of daemon and agents share: the forms of getopt(3), and loading of key files.
+//! What the command lines of daemon and agents share: the forms of getopt(3), loading of key files, making new ones.
 //!
 //! Nothing here prints or exits; errors carry the words that a user needs to put things right.
 #![forbid(unsafe_code)]
 
 pub mod getopt;
 pub mod key_file;
+pub mod keygen;

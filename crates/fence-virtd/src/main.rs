@@ -37,6 +37,7 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+use fence_cli::keygen;
 use options::Command;
 
 fn main() -> ExitCode {
@@ -47,6 +48,13 @@ fn main() -> ExitCode {
         Ok(Command::ListModules) => print(&modules()),
         Ok(Command::Configure(file)) => match configure::run(&file, &modules()) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error);
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Command::MakeKey(file)) => match keygen::make(&file) {
+            Ok(made) => print(&made.to_string()),
             Err(error) => {
                 complain(&error);
                 ExitCode::FAILURE

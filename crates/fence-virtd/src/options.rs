@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use fence_cli::getopt::{self, GetoptError};
+use fence_cli::keygen;
 use fence_wire::escaped;
 use std::os::unix::ffi::OsStrExt;
 
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     ListModules,
     /// Ask for settings and write this configuration file.
     Configure(PathBuf),
+    /// Make a new key in this file.
+    MakeKey(PathBuf),
 }
 
 /// How to serve.
@@ -50,6 +53,8 @@ pub(crate) struct Options {
 pub(crate) enum OptionsError {
     #[error(transparent)]
     Form(#[from] GetoptError),
+    #[error("{0}")]
+    Keygen(String),
     #[error("-d takes a number from 0 to 99, not \"{0}\"")]
     Debug(String),
     #[error("\"{0}\" is no option; options start with -")]
@@ -68,10 +73,16 @@ Usage: fence_virtd [options]
   -p FILE    file for the process id (default /var/run/fence_virtd.pid)
   -h         this text
   -V         version
+  --keygen [FILE]
+             make a new key in a file that is not there yet (default /etc/cluster/fence_xvm.key), and nothing else
 ";
 
 /// Reads the command line, without the program's name.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, OptionsError> {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    if let Some(file) = keygen::requested(&arguments) {
+        return file.map(Command::MakeKey).map_err(|it| OptionsError::Keygen(it.to_string()));
+    }
     let line = getopt::parse(SPEC, arguments)?;
     if let Some(operand) = line.operands.first() {
         return Err(OptionsError::Operand(escaped(operand.as_bytes()).to_string()));
@@ -132,6 +143,9 @@ mod tests {
         assert_eq!(parsed("-c"), Ok(Command::Configure(CONFIG_FILE.into())));
         assert_eq!(parsed("-cf x"), Ok(Command::Configure("x".into())));
         assert_eq!(parsed("-f x -c"), Ok(Command::Configure("x".into())));
+        assert_eq!(parsed("--keygen /x"), Ok(Command::MakeKey("/x".into())));
+        assert!(parsed("--keygen /x -F").is_err() && parsed("-F --keygen").is_err());
+        assert_eq!(options("-f --keygen").config, PathBuf::from("--keygen"));
         assert!(parsed("-d x").is_err());
         assert!(parsed("stray").is_err());
         assert!(parsed("-f").is_err());

@@ -14,7 +14,10 @@ pub(crate) fn help(program: Program) -> String {
         let letter = option.letter.unwrap_or_default();
         row(&mut text, &format!("-{letter} {}", placeholder(option)), option);
     }
-    text.push_str("  -h, -?                Show this help\n  -V                    Show the version\n");
+    text.push_str(
+        "  -h, -?                Show this help\n  -V                    Show the version\n  \
+         --keygen [FILE]       Make a new key in a file that is not there yet, and nothing else\n",
+    );
     text.push_str(
         "\nWithout any argument the options come from standard input, NAME=VALUE, one to a line:\n\n",
     );

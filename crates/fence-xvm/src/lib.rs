@@ -34,10 +34,12 @@ mod wire;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use fence_cli::getopt;
 use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::keygen::{self, KeygenError};
 use fence_wire::{Challenge, Key, draw_challenge, escaped};
 
 use crate::answer::Answer;
@@ -57,7 +59,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut argv = argv.into_iter();
     let program = Program::from_argv0(&argv.next().unwrap_or_default());
     let mut console = Console::new(program);
-    let task = settings(program, argv.collect(), &console).and_then(|s| s.task(program));
+    let arguments: Vec<_> = argv.collect();
+    if let Some(file) = keygen::requested(&arguments) {
+        return ExitCode::from(make_key(file, &console));
+    }
+    let task = settings(program, arguments, &console).and_then(|s| s.task(program));
     let code = match task {
         Ok(Task::Help) => print(&help::help(program)),
         Ok(Task::Version) => print(&help::version(program)),
@@ -139,6 +145,17 @@ fn validate(plan: &Plan, console: &Console) -> u8 {
             console.say(&error);
             let may_come = matches!(error, KeyFileError::Missing { .. }) && !plan.key_file_named;
             if may_come { 0 } else { FAILURE }
+        }
+    }
+}
+
+/// Makes a new key; asks nobody.
+fn make_key(file: Result<PathBuf, KeygenError>, console: &Console) -> u8 {
+    match file.and_then(|it| keygen::make(&it)) {
+        Ok(made) => print(&made.to_string()),
+        Err(error) => {
+            console.say(&error);
+            FAILURE
         }
     }
 }

@@ -174,7 +174,7 @@ fn inside_keys_that_will_not_do() {
         assert_eq!(done.status.code(), Some(1));
         assert!(text(&done.stderr).contains(expected), "{done:?}");
     };
-    refused("dd if=/dev/urandom");
+    refused(&format!("fence_xvm --keygen {other}"));
     fs::write(&path, KEY).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     refused("chmod 600");

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `--keygen`: a new key in a new file, the same in the daemon and the agents.
+//!
+//! A file that is there is never touched: it may be the key of a cluster that runs. The final name stands for a whole
+//! key that is on disk, or for nothing. Never shows a byte of the key.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use fence_wire::{DEFAULT_KEY_FILE, Key, escaped};
+use nix::fcntl::OFlag;
+use zeroize::Zeroizing;
+
+use crate::key_file::{program, shown};
+
+/// Bytes of a new key.
+pub const KEY_LEN: usize = 512;
+
+/// A key that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// Its file.
+    pub path: PathBuf,
+    /// By which people tell it from other keys.
+    pub fingerprint: String,
+    /// The directory that was made for it, with its permission bits: 0755, less what the umask forbids.
+    pub directory: Option<(PathBuf, u32)>,
+}
+
+/// Why no key was made. The text says what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeygenError {
+    /// The command line has more than the option and a file.
+    #[error("--keygen takes the name of one file and nothing else: {} --keygen FILE", program())]
+    Usage,
+    /// Something with that name is there.
+    #[error(
+        "{path} is there already and is not touched: it may be the key that a cluster uses. Name another file, or move \
+         it away first: mv {path} {path}.old",
+        path = shown(.0)
+    )]
+    Exists(PathBuf),
+    /// Neither the directory nor the one above it.
+    #[error("there is no directory {path}; make it first: mkdir -p {path}", path = shown(.0))]
+    NoDirectory(PathBuf),
+    /// The system says no.
+    #[error("can't {what} {path}: {source}", path = shown(.path))]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system gives no random bytes.
+    #[error("no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// Whether a command line (without the program's name) asks for a new key, and in which file. Only the whole word
+/// `--keygen` as the first argument does, so that no value of another option is taken for it.
+///
+/// # Errors
+/// [`KeygenError::Usage`] when anything but the name of one file comes with it.
+pub fn requested(arguments: &[OsString]) -> Option<Result<PathBuf, KeygenError>> {
+    let (first, rest) = arguments.split_first()?;
+    let attached = first.as_bytes().strip_prefix(b"--keygen=").map(|it| OsString::from_vec(it.to_vec()));
+    let file = match (first.as_bytes(), attached, rest) {
+        (_, Some(file), []) if !file.is_empty() => file,
+        (b"--keygen", _, []) => DEFAULT_KEY_FILE.into(),
+        // A name that begins with a dash is more likely an option.
+        (b"--keygen", _, [file]) if !file.is_empty() && !file.as_bytes().starts_with(b"-") => file.clone(),
+        (b"--keygen", _, _) | (_, Some(_), _) => return Some(Err(KeygenError::Usage)),
+        _ => return None,
+    };
+    Some(Ok(file.into()))
+}
+
+/// Makes a key in a file that must not be there: 512 bytes from the system, mode 0600 from the first moment, on disk
+/// when this returns. Of its directory the last part is made where it is missing, with mode 0755, as packages do.
+///
+/// # Errors
+/// Why there is no new key; nothing is left behind then. (Whoever is killed in the middle leaves a hidden file beside
+/// it, with mode 0600.)
+pub fn make(path: &Path) -> Result<Made, KeygenError> {
+    let name = path.file_name().ok_or(KeygenError::Usage)?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut content = Zeroizing::new(vec![0; KEY_LEN]);
+    getrandom::fill(&mut content)?;
+    if path.symlink_metadata().is_ok() {
+        return Err(KeygenError::Exists(path.to_owned()));
+    }
+    let directory = directory_for(parent)?;
+    let mut suffix = [0; 4];
+    getrandom::fill(&mut suffix)?;
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{:08x}", u32::from_le_bytes(suffix)));
+    let temporary = parent.join(temporary);
+    let written = write(&temporary, &content).map_err(io_error("write", &temporary)).and_then(|()| {
+        // Unlike a rename this never replaces anything, not even what came there in the last moment.
+        fs::hard_link(&temporary, path).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => KeygenError::Exists(path.to_owned()),
+            _ => KeygenError::Io { what: "make", path: path.to_owned(), source },
+        })
+    });
+    let _ = fs::remove_file(&temporary);
+    written?;
+    sync_directory(parent)?;
+    // What the programs load is what counts.
+    let fingerprint = Key::new(&content).map(|it| it.fingerprint()).unwrap_or_default();
+    Ok(Made { path: path.to_owned(), fingerprint, directory })
+}
+
+/// What is to be said after it: where, which, and what to do next.
+impl fmt::Display for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = shown(&self.path);
+        if let Some((directory, mode)) = &self.directory {
+            writeln!(f, "Made the directory {} (mode {mode:04o}).", shown(directory))?;
+        }
+        writeln!(f, "New key in {path}: {KEY_LEN} bytes, mode 0600, fingerprint {}.", self.fingerprint)?;
+        let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let absolute = escaped(absolute.as_os_str().as_bytes()).to_string();
+        let usual = Path::new(DEFAULT_KEY_FILE);
+        let folder = usual.parent().unwrap_or(usual).display();
+        writeln!(f, "Next, for each host and each guest of the cluster (MACHINE), as root:")?;
+        writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{}", usual.display())?;
+        writeln!(f, "then restart fence_virtd on the hosts. Logs of hosts and agents show the fingerprint.")
+    }
+}
+
+fn directory_for(parent: &Path) -> Result<Option<(PathBuf, u32)>, KeygenError> {
+    match DirBuilder::new().mode(0o755).create(parent) {
+        Ok(()) => {
+            let above = parent.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            sync_directory(above)?;
+            let mode = fs::metadata(parent).map_err(io_error("look at", parent))?.mode() & 0o7777;
+            Ok(Some((parent.to_owned(), mode)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        // "." and "/" say other things than that they are there.
+        Err(_) if parent.is_dir() => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(KeygenError::NoDirectory(parent.to_owned()))
+        }
+        Err(source) => Err(KeygenError::Io { what: "make the directory", path: parent.to_owned(), source }),
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn sync_directory(path: &Path) -> Result<(), KeygenError> {
+    File::open(path).and_then(|it| it.sync_all()).map_err(io_error("have on disk", path))
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeygenError {
+    let path = path.to_owned();
+    move |source| KeygenError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::key_file;
+
+    fn asked(words: &[&str]) -> Option<Result<PathBuf, KeygenError>> {
+        requested(&words.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn only_the_whole_word_in_the_first_place() {
+        let file = |words: &[&str]| asked(words).unwrap().unwrap();
+        assert_eq!(file(&["--keygen"]), Path::new("/etc/cluster/fence_xvm.key"));
+        assert_eq!(file(&["--keygen", "/a b"]), Path::new("/a b"));
+        assert_eq!(file(&["--keygen=/a"]), Path::new("/a"));
+        assert_eq!(file(&["--keygen=-a"]), Path::new("-a"));
+        for others in [
+            &[][..],
+            &["--key"],
+            &["--keygenx"],
+            &["-k", "--keygen"],
+            &["-n", "--keygen=x"],
+            &["--", "--keygen"],
+            &["keygen"],
+        ] {
+            assert!(asked(others).is_none(), "{others:?}");
+        }
+        for wrong in [
+            &["--keygen", "a", "b"][..],
+            &["--keygen", "-F"],
+            &["--keygen", ""],
+            &["--keygen="],
+            &["--keygen=a", "b"],
+        ] {
+            assert!(matches!(asked(wrong), Some(Err(KeygenError::Usage))), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_key_can_be_loaded_and_is_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("cluster/one"), dir.path().join("cluster/other"));
+        let made = make(&one).unwrap();
+        assert_eq!(made.directory.as_ref().map(|(path, _)| path.as_path()), one.parent());
+        let metadata = fs::metadata(&one).unwrap();
+        assert_eq!((metadata.mode() & 0o777, metadata.len(), metadata.nlink()), (0o600, 512, 1));
+        let key = key_file::load(&one).unwrap();
+        assert_eq!(key.fingerprint(), made.fingerprint);
+        let text = made.to_string();
+        assert!(text.contains(&made.fingerprint) && text.contains(one.to_str().unwrap()), "{text}");
+        assert!(make(&other).unwrap().directory.is_none());
+        assert!(!key_file::load(&other).unwrap().is_same(&key));
+        let names: Vec<_> = fs::read_dir(dir.path().join("cluster")).unwrap().collect();
+        assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
+    }
+
+    #[test]
+    fn nothing_that_is_there_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "mine").unwrap();
+        let (link, dangling) = (dir.path().join("link"), dir.path().join("dangling"));
+        symlink(&victim, &link).unwrap();
+        symlink(dir.path().join("none"), &dangling).unwrap();
+        for path in [&victim, &link, &dangling, &dir.path().to_owned()] {
+            assert!(matches!(make(path), Err(KeygenError::Exists(_))), "{path:?}");
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"mine");
+        assert!(!dir.path().join("none").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn many_at_once_make_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(|| make(&path))).collect();
+            all.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|it| it.is_ok()).count(), 1);
+        assert!(made.iter().all(|it| matches!(it, Ok(_) | Err(KeygenError::Exists(_)))), "{made:?}");
+        let winner = made.into_iter().find_map(Result::ok).unwrap();
+        assert_eq!(key_file::load(&path).unwrap().fingerprint(), winner.fingerprint);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_the_last_directory_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/key");
+        let text = make(&deep).unwrap_err().to_string();
+        assert!(text.ends_with(&format!("mkdir -p {}", dir.path().join("a/b").display())), "{text}");
+        assert!(!dir.path().join("a").exists());
+        assert!(matches!(make(Path::new("/")), Err(KeygenError::Usage)));
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(make(&dir.path().join("file/key")).is_err());
+    }
+}
