@@ -7,6 +7,7 @@ Run: SIDE=ours /usr/bin/python3 -m pytest tests/keys        (root; the test driv
 import itertools
 import json
 import pathlib
+import shlex
 
 import pytest
 
@@ -48,6 +49,20 @@ class Stage:
                                   program=OURS_VIRT)
 
 
+@pytest.fixture
+def without_default_key(tmp_path):
+    """Our fence_virtd on a machine that has no /etc/cluster/fence_xvm.key, whatever this one has."""
+    wrapper = tmp_path / "fence_virtd"
+    wrapper.write_text(f"""#!/bin/sh
+if [ "$1" != unshared ]; then exec unshare --mount --propagation=private "$0" unshared "$@"; fi
+shift
+if [ -d /etc/cluster ]; then mount -t tmpfs none /etc/cluster; fi
+exec {shlex.quote(OURS_VIRTD)} "$@"
+""")
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory):
     """The Stage."""
@@ -65,7 +80,7 @@ def daemon(stage, tmp_path):
     running = []
 
     def start(keys=("host",), groups="", domains=("vm1",), ready="tcp", listener="multicast, tcp", options="", env=None,
-              **kw):
+              program=OURS_VIRTD, **kw):
         uri = testdriver.write(tmp_path / "domains.xml", domains)
         files = "".join(f'key_file = "{stage.key(it)}"; ' for it in keys)
         audit = tmp_path / "audit"
@@ -75,7 +90,7 @@ def daemon(stage, tmp_path):
                          tcp {{ {files} address = "0.0.0.0"; }} }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             {groups}""")
-        it = programs.Daemon(stage.host, config, program=OURS_VIRTD, ready=ready, env=env, **kw)
+        it = programs.Daemon(stage.host, config, program=program, ready=ready, env=env, **kw)
         it.audited = lambda **wanted: net.wait_until(lambda: [
             record for record in map(json.loads, audit.read_text().splitlines()) if wanted.items() <= record.items()])
         running.append(it)

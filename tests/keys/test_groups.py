@@ -126,9 +126,9 @@ def test_another_cluster_does_not_end_a_request(stage, daemon):
         assert codes == {"code", "wrong answer"}
 
 
-def test_only_groups_have_keys(stage, daemon):
+def test_only_groups_have_keys(stage, daemon, without_default_key):
     """The default key file is not there, and nobody needs it."""
-    it = daemon(keys=(), groups=clusters(stage), domains=DOMAINS)
+    it = daemon(keys=(), groups=clusters(stage), domains=DOMAINS, program=without_default_key)
     it.wait_log("every group has keys of its own: only these count")
     assert names(stage.multicast("red", "-o", "list")) == ["red1", "red2", "shared"]
     assert stage.multicast("red", "-o", "status", "-H", "blue1").rc == 3
@@ -151,7 +151,7 @@ def test_without_a_hash_no_group_with_a_key_is_open(stage, daemon, tmp_path):
         assert stage.tcp("red", "-C", "none", "-o", "status", "-H", "red1").rc == 0
 
 
-def test_a_challenge_without_a_key_of_the_listener_wants_a_hash(stage, tmp_path):
+def test_a_challenge_without_a_key_of_the_listener_wants_a_hash(stage, tmp_path, without_default_key):
     """Nobody may take a group's key for the listener's because the packet named none."""
     uri = testdriver.write(tmp_path / "domains.xml", DOMAINS)
     config = programs.write_config(tmp_path / "half.conf", f"""
@@ -159,7 +159,7 @@ def test_a_challenge_without_a_key_of_the_listener_wants_a_hash(stage, tmp_path)
         listeners {{ tcp {{ hash = "none"; address = "0.0.0.0"; }} }}
         backends {{ libvirt {{ uri = "{uri}"; }} }}
         {clusters(stage)}""")
-    with programs.Daemon(stage.host, config, program=str(programs.OURS_DIR / "fence_virtd"), ready="tcp") as it:
+    with programs.Daemon(stage.host, config, program=without_default_key, ready="tcp") as it:
         assert stage.tcp("red", "-o", "status", "-H", "red1").rc == 0
         assert stage.tcp("red", "-c", "none", "-o", "status", "-H", "red1", t=3).rc == 1
         it.wait_log("hash-too-weak")

@@ -73,8 +73,7 @@ Usage: fence_virtd [options]
   -p FILE    file for the process id (default /var/run/fence_virtd.pid)
   -h         this text
   -V         version
-  --keygen [FILE]
-             make a new key in a file that is not there yet (default /etc/cluster/fence_xvm.key), and nothing else
+  --keygen [FILE]  make a new key in a file that is not there yet, nothing else (default /etc/cluster/fence_xvm.key)
 ";
 
 /// Reads the command line, without the program's name.

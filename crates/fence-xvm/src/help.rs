@@ -16,7 +16,7 @@ pub(crate) fn help(program: Program) -> String {
     }
     text.push_str(
         "  -h, -?                Show this help\n  -V                    Show the version\n  \
-         --keygen [FILE]       Make a new key in a file that is not there yet, and nothing else\n",
+         --keygen [FILE]       Make a new key in a new file, nothing else (default /etc/cluster/fence_xvm.key)\n",
     );
     text.push_str(
         "\nWithout any argument the options come from standard input, NAME=VALUE, one to a line:\n\n",
