@@ -166,8 +166,11 @@ pub enum UsageError {
     #[error("unknown action '{}'", escaped(.0))]
     Action(String),
     /// Two targets that differ.
-    #[error("two different domains are given")]
-    TwoTargets,
+    #[error(
+        "two different domains are given, '{}' and '{}'; if the cluster manager names one of them (Pacemaker does, with \
+         port=), use pcmk_host_map instead of plug=", escaped(.0), escaped(.1)
+    )]
+    TwoTargets(String, String),
     /// No target for an action that needs one.
     #[error("no domain given: action {0} needs one (-n on the command line, plug= on standard input)")]
     NoTarget(&'static str),
@@ -356,7 +359,7 @@ impl Settings {
     fn set_target(&mut self, target: &str) -> Result<(), UsageError> {
         match &self.target {
             _ if target.is_empty() => Err(UsageError::Target(TargetError::Empty)),
-            Some(other) if other != target => Err(UsageError::TwoTargets),
+            Some(other) if other != target => Err(UsageError::TwoTargets(other.clone(), target.to_owned())),
             _ => {
                 self.target = Some(target.to_owned());
                 Ok(())
