@@ -71,7 +71,7 @@ suites: packages-test
 	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
 
 # The long ones first.
-SUITES = suite-e2e suite-guests suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
+SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
     suite-keys suite-configure suite-manual suite-bench
 
 check: packages-build
@@ -111,6 +111,7 @@ bench: packages-test build
 
 soak: packages-test build
 	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
+	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
 	tests/fuzz/run $(SOAK_FUZZ_RUNS)
 
