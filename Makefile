@@ -72,7 +72,7 @@ suites: packages-test
 
 # The long ones first.
 SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
-    suite-keys suite-configure suite-manual suite-bench
+    suite-keys suite-sandbox suite-configure suite-manual suite-bench
 
 check: packages-build
 	cargo fmt --all --check

@@ -40,10 +40,11 @@ class Hypervisor:
     """libvirtd and its domains. `uri` is where a daemon under test finds it (from any network namespace).
 
     `netns` names the network namespace of libvirtd and its QEMUs (their VNC ports). `directory` holds socket,
-    configuration and logs; without one a temporary directory is made and removed at the end."""
+    configuration and logs; without one a temporary directory is made and removed at the end. `socket_group` may use the
+    socket beside root."""
 
-    def __init__(self, netns, directory=None):
-        self.netns = netns
+    def __init__(self, netns, directory=None, socket_group="root"):
+        self.netns, self.socket_group = netns, socket_group
         self.accel = accelerator()
         self._own = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="fence-hv-")) if self._own else Path(directory)
@@ -229,7 +230,8 @@ sys.stdin.read()' """
 
     def _write_config(self):
         (self.directory / "libvirtd.conf").write_text(f"""unix_sock_dir = "{self.directory}/sock"
-unix_sock_group = "root"
+unix_sock_group = "{self.socket_group}"
+unix_sock_rw_perms = "0770"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 max_clients = 200

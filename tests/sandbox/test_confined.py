@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon and the agent inside their own limits: all threads have them, and everything still works, for root and for a
+user without any right but a group that may use libvirt's socket.
+
+Run: /usr/bin/python3 -m pytest tests/sandbox        (root; ours alone)"""
+
+import os
+import pathlib
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+
+import pytest
+
+from lab import net, programs, testdriver, wire
+from lab.hypervisor import Hypervisor
+
+OURS = programs.OURS_DIR / "fence_virtd"
+XVM = programs.OURS_DIR / "fence_xvm"
+#: Somebody who owns nothing. libvirt wants users to have a name.
+USER = pwd.getpwnam("nobody").pw_uid
+#: The group that Debian's libvirt lets use its socket.
+GROUP = "libvirt"
+ACTIONS = [("status", 0), ("off", 0), ("status", 2), ("off", 0), ("on", 0), ("status", 0), ("reboot", 0), ("status", 0)]
+CAPABILITIES = {"CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_NET_ADMIN": 12}
+
+
+@pytest.fixture
+def place():
+    """A directory that any user may pass: pytest's own are root's alone."""
+    it = pathlib.Path(tempfile.mkdtemp(prefix="fence-sandbox-"))
+    it.chmod(0o711)
+    yield it
+    shutil.rmtree(it)
+
+
+@pytest.fixture(scope="module")
+def lab():
+    with net.Net() as it:
+        it.node("host")
+        it.node("guest")
+        yield it
+
+
+def config(place, listeners, uri, more=""):
+    """fence_virt.conf, with a key file beside it."""
+    key = programs.write_key(place / "key")
+    blocks = [(name, body.replace("@key@", f'key_file = "{key}";')) for name, body in listeners.items()]
+    text = " ".join(f"{name} {{ {body} }}" for name, body in blocks)
+    return programs.write_config(place / "fence_virt.conf", f"""
+        fence_virtd {{ listener = "{', '.join(listeners)}"; backend = "libvirt"; state_dir = "{place}/state";
+            audit_log = "{place}/log/audit"; {more} }}
+        listeners {{ {text} }}
+        backends {{ libvirt {{ uri = "{uri}"; }} }}""")
+
+
+def status(pid, thread=None):
+    """The fields of /proc/PID/status of a thread."""
+    text = pathlib.Path(f"/proc/{pid}/task/{thread or pid}/status").read_text()
+    return dict(re.findall(r"^(\w+):\t(.*)$", text, re.M))
+
+
+def threads(pid):
+    """The status of each thread; those that end meanwhile are left out."""
+    out = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        try:
+            out.append(status(pid, thread))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return out
+
+
+def assert_confined(pid, capabilities):
+    """All threads have the limits, and no more than these capabilities."""
+    allowed = sum(1 << CAPABILITIES[it] for it in capabilities)
+    found = threads(pid)
+    assert found
+    for it in found:
+        assert (it["NoNewPrivs"], it["Seccomp"]) == ("1", "2"), it
+        for kind in ("CapPrm", "CapEff"):
+            assert int(it[kind], 16) & ~allowed == 0, it
+        for kind in ("CapInh", "CapAmb"):
+            assert int(it[kind], 16) == 0, it
+
+
+def agent(lab, place, *args):
+    return programs.run_agent(lab.nodes["guest"], "-k", place / "key", *args, program=str(XVM))
+
+
+@pytest.fixture
+def daemon(lab, place):
+    """daemon(config, user=False, ready=…): our fence_virtd, as root or as the user without rights."""
+    running = []
+    binary = place / "fence_virtd"
+    shutil.copy(OURS, binary)
+    binary.chmod(0o755)
+    for name in ("state", "log"):
+        (place / name).mkdir()
+
+    def start(file, user=False, ready="tcp"):
+        program = binary
+        if user:
+            program = place / "as-user"
+            program.write_text(f"""#!/bin/sh
+exec setpriv --reuid={USER} --regid={USER} --groups={GROUP} --inh-caps=-all --ambient-caps=-all --bounding-set=-all \\
+    --no-new-privs {binary} "$@"
+""")
+            program.chmod(0o755)
+            for name in ("key", "fence_virt.conf", "state", "log"):
+                os.chown(place / name, USER, USER)
+        it = programs.Daemon(lab.nodes["host"], file, program=str(program), ready=ready, wait=60, pidfile=place / "state/pid",
+                             env={"HOME": str(place / "state")})
+        running.append(it)
+        return it
+
+    yield start
+    for it in running:
+        assert it.stop() == 0, it.log
+
+
+def test_every_thread(lab, place, daemon):
+    uri = testdriver.write(place / "domains.xml", ["vm1"])
+    it = daemon(config(place, {"multicast": "@key@", "tcp": f'@key@ address = "{lab.nodes["host"].ip}"; port = "1230";'}, uri),
+                ready="udp")
+    it.wait_log(" serving")
+    assert agent(lab, place, "-o", "reboot", "-H", "vm1").rc == 0
+    assert len(threads(it.pid)) > 3
+    assert_confined(it.pid, CAPABILITIES)
+    line = it.wait_log("sandbox: (.*)")[1]
+    assert "system calls limited" in line
+    # Another kernel may have less of it, but never in silence.
+    assert re.search(r"files (limited|not limited \(.+\))", line)
+    # What a log rotation does.
+    (place / "log/audit").rename(place / "log/audit.1")
+    it.send_signal(1)
+    it.wait_log("audit file opened anew")
+    assert agent(lab, place, "-o", "status", "-H", "vm1").rc == 0
+    net.wait_until(lambda: (place / "log/audit").read_text().count("\n") == 1)
+
+
+def test_switched_off(lab, place, daemon):
+    uri = testdriver.write(place / "domains.xml", ["vm1"])
+    it = daemon(config(place, {"multicast": "@key@"}, uri, more='sandbox = "no";'), ready="udp")
+    it.wait_log("keeps all rights")
+    it.wait_log(" serving")
+    assert {one["Seccomp"] for one in threads(it.pid)} == {status(os.getpid())["Seccomp"]}
+
+
+def test_a_user_without_rights_and_a_real_hypervisor(lab, place, daemon):
+    hypervisor = place / "hypervisor"
+    hypervisor.mkdir(mode=0o711)
+    with Hypervisor(lab.nodes["host"].ns, directory=hypervisor, socket_group=GROUP) as it:
+        vm = it.domain("vm1")
+        tcp = f'@key@ address = "{lab.nodes["host"].ip}"; port = "1230";'
+        one = daemon(config(place, {"multicast": "@key@", "tcp": tcp}, it.uri), user=True, ready="udp")
+        one.wait_log(" serving", timeout=60)
+        assert_confined(one.pid, ())
+        assert status(one.pid)["Uid"].split() == [str(USER)] * 4
+        assert "vm1" in agent(lab, place, "-o", "list").out
+        for action, code in ACTIONS:
+            said = agent(lab, place, "-o", action, "-H", vm.uuid)
+            assert said.rc == code, (action, said, one.log)
+        for action, code in ACTIONS:
+            said = programs.run_agent(lab.nodes["guest"], "-k", place / "key", "-T", lab.nodes["host"].ip, "-p", "1230", "-o", action,
+                                      "-n", "vm1", program=str(programs.OURS_DIR / "fence_virt"))
+            assert said.rc == code, (action, said, one.log)
+        assert vm.state() == "running"
+        # The daemon is limited for as long as it runs, whatever libvirt started meanwhile.
+        assert_confined(one.pid, ())
+
+
+def test_a_user_without_rights_and_a_serial_line(lab, place, daemon):
+    """The test plays QEMU, whose group the user is in."""
+    path = place / "vm1.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        os.chown(path, 0, USER)
+        path.chmod(0o775)
+        listener.listen(1)
+        listener.settimeout(60)
+        domain = testdriver.Domain("vm1", devices=testdriver.serial_device(path))
+        uri = testdriver.write(place / "domains.xml", [domain, "vm2"])
+        os.chmod(place / "domains.xml", 0o644)
+        one = daemon(config(place, {"serial": f'uri = "{uri}";'}, uri), user=True, ready=None)
+        stream = wire.Stream(listener.accept()[0], 60)
+        for action, code in [(wire.STATUS, 0), (wire.OFF, 0), (wire.STATUS, 2), (wire.ON, 0), (wire.REBOOT, 0)]:
+            number = int.from_bytes(os.urandom(4), "little")
+            stream.send(wire.SerialRequest(action, b"vm2", seqno=number).build())
+            answer = stream.recv(len(wire.serial_response(0)))
+            assert answer == wire.serial_response(code), (action, one.log)
+        assert_confined(one.pid, ())
+
+
+@pytest.mark.parametrize("way", ["multicast", "tcp"])
+def test_the_agent_while_it_waits(lab, place, way):
+    """Nobody answers: the agent waits, confined."""
+    key = programs.write_key(place / "key")
+    host = lab.nodes["host"]
+    with host.socket() as silent:
+        silent.bind((host.ip, 1231))
+        silent.listen(1)
+        options = ["-T", host.ip, "-p", "1231"] if way == "tcp" else ["-p", "1239"]
+        name = "fence_virt" if way == "tcp" else "fence_xvm"
+        reader, writer = os.pipe()
+        os.set_inheritable(reader, True)
+        it = lab.nodes["guest"].popen([programs.OURS_DIR / name, *options, "-k", key, "-t", "60", "-o", "off", "-H", "vm1"],
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                      pass_fds=[reader])
+        try:
+            net.wait_until(lambda: status(it.pid)["Seccomp"] == "2", 30)
+            # Its own limits come one after the other.
+            assert_confined(it.pid, ())
+            pipe = os.readlink(f"/proc/self/fd/{reader}")
+            assert pipe not in [os.readlink(f"/proc/{it.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{it.pid}/fd")]
+        finally:
+            it.kill()
+            it.wait()
+            os.close(reader)
+            os.close(writer)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The unit itself, on a machine of its own: a container with systemd as its first process, our files as `make install` puts
+them, and the machine's libvirt. Key and configuration belong to root, mode 0600, as the C daemon's do.
+
+Where no such container can be started (inside another one, as a rule) the cases are skipped."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+from lab import net, programs
+
+REPOSITORY = programs.REPOSITORY
+#: systemd-nspawn lets through what Docker does, and Landlock is younger.
+LANDLOCK = "landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+CONFIG = """
+fence_virtd { listener = "multicast, tcp"; backend = "libvirt"; audit_log = "/var/log/fence_virt/audit"; }
+listeners { multicast { interface = "lo"; } tcp { port = "1230"; } }
+backends { libvirt { uri = "test+unix:///default?socket=/run/libvirt/libvirt-sock"; } }
+"""
+
+
+class Machine:
+    """The container. Its root is this machine's, with everything that is written kept in memory."""
+
+    def __init__(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="fence-machine-"))
+        self.root = self.directory / "root"
+        self._nspawn = self._pid = None
+
+    def boot(self):
+        """Skips the test where that can't be done."""
+        if not shutil.which("systemd-nspawn"):
+            pytest.skip("no systemd-nspawn")
+        layers = self.directory / "layers"
+        for it in (self.root, layers):
+            it.mkdir()
+        if self._run("mount", "-t", "tmpfs", "-o", "mode=0755", "layers", layers).returncode:
+            pytest.skip("can't mount a tmpfs")
+        for name in ("upper", "work"):
+            (layers / name).mkdir()
+        options = f"lowerdir=/,upperdir={layers}/upper,workdir={layers}/work"
+        mounted = self._run("mount", "-t", "overlay", "-o", options, "overlay", self.root)
+        if mounted.returncode:
+            pytest.skip(f"can't mount an overlay: {mounted.stderr.strip()}")
+        self._install()
+        log = open(self.directory / "boot.log", "wb")
+        self._nspawn = subprocess.Popen(
+            ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--link-journal=no",
+             "--console=pipe", f"--machine=fence-{os.getpid()}", f"--system-call-filter={LANDLOCK}", f"--directory={self.root}",
+             "--boot", "systemd.unit=basic.target"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 90
+        while self("systemctl", "is-active", "basic.target").stdout.strip() != "active":
+            if self._nspawn.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"no container: {(self.directory / 'boot.log').read_text(errors='replace')[-300:]}")
+            time.sleep(0.2)
+        self("ip", "link", "set", "lo", "up", "multicast", "on", check=True)
+        self("ip", "route", "add", "224.0.0.0/4", "dev", "lo", check=True)
+
+    def _install(self):
+        for name in ("fence_virtd", "fence_xvm"):
+            (self.root / "usr/sbin" / name).unlink(missing_ok=True)
+            shutil.copy(programs.OURS_DIR / name, self.root / "usr/sbin" / name)
+        (self.root / "usr/sbin/fence_virt").unlink(missing_ok=True)
+        (self.root / "usr/sbin/fence_virt").symlink_to("fence_xvm")
+        units = self.root / "etc/systemd/system"
+        shutil.copy(REPOSITORY / "systemd/fence_virtd.service", units / "fence_virtd.service")
+        shutil.copy(REPOSITORY / "systemd/fence_virt.sysusers.conf", self.root / "usr/lib/sysusers.d/fence_virt.conf")
+        programs.write_config(self.root / "etc/fence_virt.conf", CONFIG)
+        (self.root / "etc/cluster").mkdir(exist_ok=True)
+        programs.write_key(self.root / "etc/cluster/fence_xvm.key")
+        secret = self.root / "etc/shadow"
+        if not secret.exists():
+            secret.touch(0o600)
+
+    def __call__(self, *argv, check=False):
+        """Runs a program inside; before there is an inside it fails."""
+        if not self._pid:
+            children = pathlib.Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+            inits = [it for it in children if pathlib.Path(f"/proc/{it}/exe").resolve().name == "systemd"]
+            if not inits:
+                return subprocess.CompletedProcess(argv, 1, "", "not yet")
+            self._pid = inits[0]
+        out = subprocess.run(["nsenter", "-t", self._pid, "-a", *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                             timeout=60)
+        assert not check or out.returncode == 0, f"{argv}: {out.stdout}{out.stderr}\n{self.journal()}"
+        return out
+
+    def journal(self):
+        """What the unit said."""
+        return self("journalctl", "--no-pager", "-o", "cat", "-u", "fence_virtd").stdout
+
+    def pid(self):
+        """The daemon's process id, inside."""
+        return self("systemctl", "show", "-P", "MainPID", "fence_virtd", check=True).stdout.strip()
+
+    def stop(self):
+        """Ends all of it."""
+        if self._nspawn:
+            # The first process of the container ends with it, and everything else with that.
+            self._nspawn.kill()
+            self._nspawn.wait()
+        for it in (self.root, self.directory / "layers"):
+            for _ in range(50):
+                if not os.path.ismount(it) or self._run("umount", it).returncode == 0:
+                    break
+                time.sleep(0.1)
+            else:
+                self._run("umount", "-l", it)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @staticmethod
+    def _run(*argv):
+        return subprocess.run([str(it) for it in argv], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def machine():
+    it = Machine()
+    try:
+        it.boot()
+        it("systemctl", "start", "libvirtd.socket", check=True)
+        it("systemctl", "start", "fence_virtd", check=True)
+        yield it
+    finally:
+        it.stop()
+
+
+def test_who_it_is(machine):
+    text = machine("cat", f"/proc/{machine.pid()}/status", check=True).stdout
+    status = dict(re.findall(r"^(\w+):\t(.*)$", text, re.M))
+    user = machine("id", "-u", "fence_virt", check=True).stdout.strip()
+    assert status["Uid"].split() == [user] * 4 and user != "0"
+    read_search = 1 << 2
+    for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == read_search, status
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert "sandbox: files limited, system calls limited" in machine.journal()
+
+
+@pytest.mark.parametrize("way", [("fence_xvm",), ("fence_virt", "-T", "127.0.0.1", "-p", "1230")], ids=["multicast", "tcp"])
+def test_every_action(machine, way):
+    for action, code in [("status", 0), ("off", 0), ("status", 2), ("on", 0), ("reboot", 0), ("status", 0)]:
+        target = "-n" if way[0] == "fence_virt" else "-H"
+        said = machine(*way, "-o", action, target, "test")
+        assert said.returncode == code, (action, said, machine.journal())
+
+
+def test_what_it_sees(machine):
+    """By the eyes of root inside the daemon's file systems: hidden is what its capability could read."""
+    inside = ["nsenter", "-m", "-t", machine.pid()]
+    for path in ("/etc/shadow", "/root", "/home"):
+        assert machine(*inside, "ls", "-lA", path).stdout.split() in (["total", "0"],) or \
+            machine(*inside, "stat", "-c", "%a", path).stdout.strip() == "0", path
+    for path in ("/etc/x", "/usr/x", "/var/lib/x"):
+        assert "Read-only" in machine(*inside, "touch", path).stderr, path
+
+
+def test_reload_and_a_key_file_that_is_replaced(machine):
+    """Root's key file, mode 0600, is put in place anew by a tool; the unit is told to reload."""
+    before = machine.journal().count("audit file opened anew")
+    machine("mv", "/var/log/fence_virt/audit", "/var/log/fence_virt/audit.1", check=True)
+    machine("systemctl", "reload", "fence_virtd", check=True)
+    net.wait_until(lambda: machine.journal().count("audit file opened anew") > before, 30, 0.2)
+    assert machine("fence_xvm", "-o", "status", "-H", "test").returncode == 0
+    assert machine("cat", "/var/log/fence_virt/audit", check=True).stdout.count("\n") == 1
+    assert machine("stat", "-c", "%U %a", "/var/log/fence_virt/audit").stdout.split() == ["fence_virt", "640"]
+
+
+def test_a_daemon_that_hangs_is_started_anew(machine):
+    """The watchdog, with less patience than the unit's."""
+    before = machine.pid()
+    machine("mkdir", "-p", "/run/systemd/system/fence_virtd.service.d", check=True)
+    machine("sh", "-c", "printf '[Service]\\nWatchdogSec=3\\n' > /run/systemd/system/fence_virtd.service.d/quick.conf", check=True)
+    machine("systemctl", "daemon-reload", check=True)
+    machine("systemctl", "restart", "fence_virtd", check=True)
+    first = machine.pid()
+    assert first != before
+    # It says that it lives, for longer than the watchdog waits.
+    time.sleep(5)
+    assert machine.pid() == first, machine.journal()
+    machine("kill", "-STOP", first, check=True)
+    net.wait_until(lambda: machine.pid() not in ("0", first), 60, 0.5)
+    net.wait_until(lambda: machine("fence_xvm", "-t", "5", "-o", "monitor").returncode == 0, 30, 0.5)
+
+
+def test_stop_leaves_records_of_agents(machine):
+    assert machine("ls", "/run/fence_virt", check=True).stdout
+    machine("systemctl", "stop", "fence_virtd", check=True)
+    assert machine("ls", "/run/fence_virt", check=True).stdout
+    assert machine("systemctl", "show", "-P", "Result", "fence_virtd").stdout.strip() == "success"
