@@ -58,7 +58,8 @@ impl Transport for Vsock {
 fn why(port: u32, error: &io::Error) -> String {
     let hint = match nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::ENODEV => {
-            "; this kernel has no vsock: is the module vhost_vsock loaded (modprobe vhost_vsock)?"
+            "; this kernel has no vsock (is the module vhost_vsock loaded? modprobe vhost_vsock), or the service may not \
+             use it: a drop-in with RestrictAddressFamilies=AF_VSOCK lets it (docs: sandbox.md)"
         }
         _ => "",
     };
