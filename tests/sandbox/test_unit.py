@@ -178,13 +178,13 @@ def test_a_daemon_that_hangs_is_started_anew(machine):
     """The watchdog, with less patience than the unit's."""
     before = machine.pid()
     machine("mkdir", "-p", "/run/systemd/system/fence_virtd.service.d", check=True)
-    machine("sh", "-c", "printf '[Service]\\nWatchdogSec=3\\n' > /run/systemd/system/fence_virtd.service.d/quick.conf", check=True)
+    machine("sh", "-c", "printf '[Service]\\nWatchdogSec=6\\nTimeoutAbortSec=2\\n' > /run/systemd/system/fence_virtd.service.d/quick.conf", check=True)
     machine("systemctl", "daemon-reload", check=True)
     machine("systemctl", "restart", "fence_virtd", check=True)
     first = machine.pid()
     assert first != before
     # It says that it lives, for longer than the watchdog waits.
-    time.sleep(5)
+    time.sleep(8)
     assert machine.pid() == first, machine.journal()
     machine("kill", "-STOP", first, check=True)
     net.wait_until(lambda: machine.pid() not in ("0", first), 60, 0.5)
