@@ -90,7 +90,7 @@ def daemon(stage, tmp_path):
                          tcp {{ {files} address = "0.0.0.0"; }} }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             {groups}""")
-        it = programs.Daemon(stage.host, config, program=program, ready=ready, env=env, **kw)
+        it = programs.Daemon(stage.host, config, program=program, ready=ready, wait=60, env=env, **kw)
         it.audited = lambda **wanted: net.wait_until(lambda: [
             record for record in map(json.loads, audit.read_text().splitlines()) if wanted.items() <= record.items()])
         running.append(it)

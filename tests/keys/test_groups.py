@@ -142,7 +142,7 @@ def test_without_a_hash_no_group_with_a_key_is_open(stage, daemon, tmp_path):
         listeners {{ tcp {{ hash = "none"; auth = "none"; address = "0.0.0.0"; key_file = "{stage.key('host')}"; }} }}
         backends {{ libvirt {{ uri = "{uri}"; }} }}
         {clusters(stage, f'group {{ uuid = "plain"; ip = "{stage.guest(1).ip}"; }}')}""")
-    with programs.Daemon(stage.host, config, program=str(programs.OURS_DIR / "fence_virtd"), ready="tcp"):
+    with programs.Daemon(stage.host, config, program=str(programs.OURS_DIR / "fence_virtd"), ready="tcp", wait=60):
         bare = ("-c", "none", "-C", "none")
         assert stage.tcp("host", *bare, "-o", "status", "-H", "plain").rc == 0
         assert stage.tcp("host", *bare, "-o", "status", "-H", "red1").rc == 3
@@ -159,7 +159,7 @@ def test_a_challenge_without_a_key_of_the_listener_wants_a_hash(stage, tmp_path,
         listeners {{ tcp {{ hash = "none"; address = "0.0.0.0"; }} }}
         backends {{ libvirt {{ uri = "{uri}"; }} }}
         {clusters(stage)}""")
-    with programs.Daemon(stage.host, config, program=without_default_key, ready="tcp") as it:
+    with programs.Daemon(stage.host, config, program=without_default_key, ready="tcp", wait=60) as it:
         assert stage.tcp("red", "-o", "status", "-H", "red1").rc == 0
         assert stage.tcp("red", "-c", "none", "-o", "status", "-H", "red1", t=3).rc == 1
         it.wait_log("hash-too-weak")
