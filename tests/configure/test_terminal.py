@@ -2,6 +2,7 @@
 """`fence_virtd -c` with somebody at a terminal, who is asked a little more than a script."""
 
 import os
+import stat
 
 from lab import programs
 
@@ -38,6 +39,32 @@ def test_an_interface_that_is_not_there_is_asked_for_again(tmp_path):
     tree = parse(terminal.path.read_text())
     assert value(tree, "listeners/multicast/interface") == "nosuch1"
     assert value(tree, "listeners/multicast/hash") is None, "a default that was not there before"
+
+
+def test_a_missing_key_is_made_when_somebody_says_so(tmp_path):
+    key, none = tmp_path / "key", tmp_path / "none"
+    with Terminal(tmp_path) as terminal:
+        terminal.answer(*BEGIN, ("Listener module", "tcp,vsock"), ("TCP Listen IP Address", ""),
+                        ("TCP Listen Port", ""), ("Key File", str(key)), (f"Make a new key in {key} now", "y"))
+        terminal.expect("fingerprint")
+        terminal.answer(("Weakest hash of a request", ""), ("VSOCK Listen Port", ""), ("Key File", str(none)),
+                        (f"Make a new key in {none} now", ""))
+        terminal.expect(f"warning: key file {none} does not exist")
+        terminal.answer(("Weakest hash of a request", ""), ("Backend module", ""), ("Libvirt URI", ""),
+                        ("Replace", "y"))
+        assert terminal.finish() == 0
+    assert key.stat().st_size == 512 and stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert not none.exists()
+
+
+def test_a_key_that_cannot_be_made(tmp_path):
+    with Terminal(tmp_path) as terminal:
+        terminal.answer(*BEGIN, ("Listener module", "tcp"), ("TCP Listen IP Address", ""), ("TCP Listen Port", ""),
+                        ("Key File", str(tmp_path / "a/b/key")), ("Make a new key", "y"))
+        terminal.expect(f"there is no directory {tmp_path}/a/b")
+        terminal.answer(("Key File", "none"), ("Weakest hash of a request", ""), ("Backend module", ""),
+                        ("Libvirt URI", ""), ("Replace", "n"))
+        assert terminal.finish() == 1
 
 
 def test_ctrl_c_leaves_the_old_file(tmp_path):

@@ -6,7 +6,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use fence_cli::key_file;
+use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::keygen;
 use fence_config::{
     BackendKind, Config, DEFAULT_KEY_FILE, DEFAULT_URI, Family, ListenerKind, PacketHash, Tree,
 };
@@ -127,7 +128,7 @@ impl<'c> Dialogue<'c> {
         self.ask_and_look(&question, |_, name, typed| {
             let insists = typed_before.as_deref() == Some(name);
             typed_before = Some(name.to_vec());
-            interface(name, terminal && typed && !insists)
+            Ok(interface(name, terminal && typed && !insists))
         })?;
         self.key_file("multicast")?;
         self.hash("multicast")
@@ -230,7 +231,7 @@ impl<'c> Dialogue<'c> {
         let key = format!("listeners/{listener}/key_file");
         let question = Question { default: DEFAULT_KEY_FILE, none: true, ..Question::of("Key File", &key) };
         let before = self.tree.values(&key).len();
-        let answer = self.ask_and_look(&question, |_, path, _| key_at(path))?;
+        let answer = self.ask_and_look(&question, |console, path, _| key_at(console, path))?;
         if answer.is_none() {
             let text = format!(
                 "Without this line {DEFAULT_KEY_FILE} is used; only hash and auth \"none\" do without a key.\n"
@@ -270,7 +271,7 @@ impl<'c> Dialogue<'c> {
     }
 
     fn ask(&mut self, question: &Question<'_>) -> Asked<Option<Vec<u8>>> {
-        self.ask_and_look(question, |_, _, _| Look::Good)
+        self.ask_and_look(question, |_, _, _| Ok(Look::Good))
     }
 
     /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and whether it
@@ -278,7 +279,7 @@ impl<'c> Dialogue<'c> {
     fn ask_and_look(
         &mut self,
         question: &Question<'_>,
-        mut look: impl FnMut(&mut Console, &[u8], bool) -> Look,
+        mut look: impl FnMut(&mut Console, &[u8], bool) -> Asked<Look>,
     ) -> Asked<Option<Vec<u8>>> {
         let present = self.tree.value(question.key).map(<[u8]>::to_vec);
         let default = present.clone().unwrap_or_else(|| question.default.as_bytes().to_vec());
@@ -291,7 +292,7 @@ impl<'c> Dialogue<'c> {
                 return Ok(None);
             }
             let looked = match tried(question.key, &value) {
-                Ok(_) => look(self.console, &value, typed),
+                Ok(_) => look(self.console, &value, typed)?,
                 Err(reason) => Look::Bad(reason),
             };
             match looked {
@@ -374,9 +375,25 @@ fn interface(name: &[u8], must_be_there: bool) -> Look {
     Look::Doubtful(format!("{text}; fence_virtd won't start before it is there, or wait for it with -w"))
 }
 
-fn key_at(path: &[u8]) -> Look {
-    match key_file::load(Path::new(OsStr::from_bytes(path))) {
-        Ok(_) => Look::Good,
-        Err(error) => Look::Doubtful(error.to_string()),
+/// A key that is not there is made where somebody says so. Whoever adds a host has to copy the one that there is.
+fn key_at(console: &mut Console, path: &[u8]) -> Asked<Look> {
+    let name = escaped(path).to_string();
+    let path = Path::new(OsStr::from_bytes(path));
+    let Err(error) = key_file::load(path) else { return Ok(Look::Good) };
+    if matches!(error, KeyFileError::Missing { .. }) && console.is_terminal() {
+        let text = format!(
+            "{name} does not exist. Where the cluster has a key on another machine, copy that one here later.\n"
+        );
+        console.say(text.as_bytes())?;
+        if console.confirm(&format!("Make a new key in {name} now"), false)? {
+            return Ok(match keygen::make(path) {
+                Ok(made) => {
+                    console.say(made.to_string().as_bytes())?;
+                    Look::Good
+                }
+                Err(error) => Look::Bad(error.to_string()),
+            });
+        }
     }
+    Ok(Look::Doubtful(error.to_string()))
 }
