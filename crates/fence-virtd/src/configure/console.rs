@@ -30,6 +30,18 @@ impl Console {
         }
     }
 
+    /// A script that is held in memory, or somebody who types it; nobody reads what is said.
+    #[cfg(test)]
+    pub(crate) fn scripted(answers: &str, terminal: bool) -> Self {
+        Self {
+            input: Box::new(io::Cursor::new(answers.as_bytes().to_vec())),
+            output: Box::new(io::sink()),
+            errors: Box::new(io::sink()),
+            terminal,
+            ended: false,
+        }
+    }
+
     /// Whether somebody sits there. A script answers only what has always been asked.
     pub(crate) fn is_terminal(&self) -> bool {
         self.terminal

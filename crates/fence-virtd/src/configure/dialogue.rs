@@ -7,20 +7,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use fence_cli::key_file::{self, KeyFileError};
-use fence_cli::keygen;
 use fence_config::{
     BackendKind, Config, DEFAULT_KEY_FILE, DEFAULT_URI, Family, ListenerKind, PacketHash, Tree,
 };
 use fence_wire::escaped;
 
-use super::ConfigureError;
 use super::console::Console;
+use super::{ConfigureError, MakeKey};
 
 /// One conversation.
 pub(crate) struct Dialogue<'c> {
     console: &'c mut Console,
     tree: Tree,
     modules: &'c str,
+    make_key: MakeKey,
 }
 
 /// What is asked for one key.
@@ -50,8 +50,8 @@ enum Look {
 type Asked<T> = Result<T, ConfigureError>;
 
 impl<'c> Dialogue<'c> {
-    pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str) -> Self {
-        Self { console, tree, modules }
+    pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str, make_key: MakeKey) -> Self {
+        Self { console, tree, modules, make_key }
     }
 
     pub(crate) fn into_tree(self) -> Tree {
@@ -231,7 +231,8 @@ impl<'c> Dialogue<'c> {
         let key = format!("listeners/{listener}/key_file");
         let question = Question { default: DEFAULT_KEY_FILE, none: true, ..Question::of("Key File", &key) };
         let before = self.tree.values(&key).len();
-        let answer = self.ask_and_look(&question, |console, path, _| key_at(console, path))?;
+        let make_key = self.make_key;
+        let answer = self.ask_and_look(&question, |console, path, _| key_at(console, path, make_key))?;
         if answer.is_none() {
             let text = format!(
                 "Without this line {DEFAULT_KEY_FILE} is used; only hash and auth \"none\" do without a key.\n"
@@ -376,7 +377,7 @@ fn interface(name: &[u8], must_be_there: bool) -> Look {
 }
 
 /// A key that is not there is made where somebody says so. Whoever adds a host has to copy the one that there is.
-fn key_at(console: &mut Console, path: &[u8]) -> Asked<Look> {
+fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> Asked<Look> {
     let name = escaped(path).to_string();
     let path = Path::new(OsStr::from_bytes(path));
     let Err(error) = key_file::load(path) else { return Ok(Look::Good) };
@@ -386,7 +387,7 @@ fn key_at(console: &mut Console, path: &[u8]) -> Asked<Look> {
         );
         console.say(text.as_bytes())?;
         if console.confirm(&format!("Make a new key in {name} now"), false)? {
-            return Ok(match keygen::make(path) {
+            return Ok(match make_key(path) {
                 Ok(made) => {
                     console.say(made.to_string().as_bytes())?;
                     Look::Good

@@ -9,10 +9,13 @@
 mod console;
 mod dialogue;
 mod file;
+#[cfg(test)]
+mod proptests;
 
 use std::io;
 use std::path::Path;
 
+use fence_cli::keygen;
 use fence_config::{Code, Loaded, Severity, Tree};
 
 use console::Console;
@@ -32,12 +35,20 @@ pub(crate) enum ConfigureError {
     Console(#[from] io::Error),
 }
 
+/// How a key is made.
+type MakeKey = fn(&Path) -> Result<keygen::Made, keygen::KeygenError>;
+
 /// Asks, and writes `path`. `modules` is the list of what is built in.
 pub(crate) fn run(path: &Path, modules: &str) -> Result<(), ConfigureError> {
-    configure(path, modules, &mut Console::standard())
+    configure(path, modules, &mut Console::standard(), keygen::make)
 }
 
-fn configure(path: &Path, modules: &str, console: &mut Console) -> Result<(), ConfigureError> {
+fn configure(
+    path: &Path,
+    modules: &str,
+    console: &mut Console,
+    make_key: MakeKey,
+) -> Result<(), ConfigureError> {
     let name = shown(path);
     let declined = || ConfigureError::Declined { file: name.clone() };
     let found = Found::read(path)?;
@@ -58,7 +69,7 @@ fn configure(path: &Path, modules: &str, console: &mut Console) -> Result<(), Co
         }
     };
 
-    let mut dialogue = Dialogue::new(console, tree, modules);
+    let mut dialogue = Dialogue::new(console, tree, modules, make_key);
     dialogue.hold()?;
     let mut new = dialogue.into_tree().to_bytes();
     if !new.ends_with(b"\n") {
