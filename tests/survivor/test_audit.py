@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ours
 
 FIELDS = {
     "time": float, "id": int, "transport": str, "peer": str, "source_domain": (str, type(None)),
-    "key": (str, type(None)), "action": str, "target": str, "domain": (str, type(None)), "uuid": (str, type(None)),
+    "key": (str, type(None)), "hash": str, "action": str, "target": str, "domain": (str, type(None)), "uuid": (str, type(None)),
     "decision": str, "result": (str, type(None)), "reason": (str, type(None)), "delivered": bool,
     "connected_ms": (float, type(None)), "resolved_ms": (float, type(None)), "turn_ms": (float, type(None)),
     "proved_ms": (float, type(None)), "done_ms": (float, type(None)),
