@@ -21,7 +21,7 @@ from scene import DENIED, FAILED, OFF, OK, inside, program
 HOST, SOURCE = 2, 1
 
 CONFIG = """fence_virtd {{ listener = "vsock"; backend = "libvirt"; module_path = "{modules}"; }}
-listeners {{ vsock {{ key_file = "/etc/key"; port = "1229"; }} }}
+listeners {{ vsock {{ key_file = "/etc/key"; port = "1229"; {options} }} }}
 backends {{ libvirt {{ uri = "test:///etc/domains.xml"; }} }}
 {groups}
 """
@@ -59,13 +59,15 @@ def ask(machine, pair):
 
 @pytest.fixture
 def start(machine, pair, ask):
-    """start(groups=…): the pair's daemon, which listens. It must end by SIGTERM with code 0."""
-    def run(groups=""):
-        machine.sh(f"cat > /run/conf <<'E'\n{CONFIG.format(modules=programs.MODULE_PATH, groups=groups)}E\n"
+    """start(groups=…, options=…, like=…): the pair's daemon, which listens to agents with the options `like`. It must
+    end by SIGTERM with code 0."""
+    def run(groups="", options="", like=()):
+        text = CONFIG.format(modules=programs.MODULE_PATH, groups=groups, options=options)
+        machine.sh(f"cat > /run/conf <<'E'\n{text}E\n"
                    "chmod 600 /run/conf; rm -f /run/ended\n"
                    f"{{ {inside(pair.daemon, 'fence_virtd')} -F -d 9 -f /run/conf -p /run/pid > /run/log 2>&1 & "
                    "echo $! > /run/daemon; wait $!; echo $? > /run/ended; } > /dev/null 2>&1 &")
-        wait_until(lambda: ended() or ask("-o", "list", "-t", "2").rc in (OK, DENIED))
+        wait_until(lambda: ended() or ask("-o", "list", "-t", "2", *like).rc in (OK, DENIED))
         assert not ended(), log()
 
     def ended():
@@ -107,6 +109,17 @@ def test_a_wrong_key(start, ask):
     start()
     assert ask("-o", "off", "-H", "vm2", "-t", "4", key="/etc/wrong_key").rc == FAILED, start.log()
     assert ask("-o", "status", "-H", "vm2").rc == OK, start.log()
+
+
+@pytest.mark.pairs(agent="ours", daemon="ours")
+def test_sealed_requests_alone(start, ask):
+    sealed = ("-c", "hmac-sha256")
+    start(options='hash = "hmac-sha256";', like=sealed)
+    result = ask("-o", "off", "-H", "vm2", *sealed)
+    assert result.rc == OK, (result, start.log())
+    assert ask("-o", "status", "-H", "vm2", *sealed).rc == OFF, start.log()
+    assert ask("-o", "on", "-H", "vm2", "-t", "2").rc == FAILED, "a classic one"
+    wait_until(lambda: "hash sha256 is weaker than hmac-sha256" in start.log())
 
 
 def test_a_group_with_a_context_id(start, ask):
