@@ -26,8 +26,8 @@ def asking():
     return [words for words in commands() if words not in configuring()]
 
 
-def command(*begin):
-    """The one command that begins with these words."""
-    found = [words for words in commands() if tuple(words[:len(begin)]) == begin]
-    assert found, f"{PAGE.name} has no command {shlex.join(begin)}"
+def command(*having):
+    """The first command of the program that has these words."""
+    found = [words for words in commands() if not set(having) - set(words) and words[0] == having[0]]
+    assert found, f"{PAGE.name} has no command {shlex.join(having)}"
     return found[0]

@@ -125,6 +125,23 @@ class Cluster:
             node.write_etc(self._corosync_conf())
         self.use("ours")
 
+    @property
+    def hold(self):
+        """See `arm`. While this file is there, calls that would power a domain off wait for its end."""
+        return self.directory / "hold"
+
+    def arm(self):
+        """Calls that power a domain off wait from now on, until `fire_together`."""
+        for node in self.nodes:
+            for held in (node.directory / "log/agent").glob("*.held"):
+                held.unlink()
+        self.hold.touch()
+
+    def fire_together(self):
+        """Returns when every node has called its agent to power a domain off and waits in `hold`, and lets all go."""
+        until(lambda: all(node.held() for node in self.nodes), PATIENCE, "all nodes are about to shoot")
+        self.hold.unlink()
+
     def use(self, side):
         """Whose agents the nodes call from now on."""
         for node in self.nodes:
@@ -132,6 +149,7 @@ class Cluster:
 
     def boot(self):
         """All nodes that are down come up and no link is cut; returns when all are online and every resource runs."""
+        self.hold.unlink(missing_ok=True)
         for node in self.nodes:
             self.heal(node)
             if not node.alive():
@@ -308,11 +326,15 @@ class Node:
         """What Pacemaker asked this node's agents so far, oldest first."""
         found = []
         for done in sorted((self.directory / "log/agent").glob("*.done")):
-            name, rc, ended = done.read_text().split()
+            name, rc, released, ended = done.read_text().split()
             found.append(Call(
-                name=name, began=int(done.stem.split(".")[0]) / 1e9, ended=int(ended) / 1e9, rc=int(rc),
+                name=name, began=int(done.stem.split(".")[0]) / 1e9, released=int(released) / 1e9, ended=int(ended) / 1e9, rc=int(rc),
                 **{part: done.with_suffix(f".{part}").read_text(errors="backslashreplace") for part in ("asked", "out", "err")}))
         return found
+
+    def held(self):
+        """How many calls waited, or wait, in the cluster's `hold`."""
+        return len(list((self.directory / "log/agent").glob("*.held")))
 
     def started_at(self):
         """When this node's Dummy resource was last told to start, seconds of the clock; None: never."""
@@ -339,11 +361,16 @@ class Node:
 name=${{0##*/}}
 call=/var/log/agent/$(date +%s%N).$$
 cat >"$call.asked"
-"{self.cluster.directory}/$(cat {self.directory}/bin/side)/$name" "$@" <"$call.asked" >"$call.out" 2>"$call.err"
+if [ -e /run/lab/hold ] && grep -Eqx 'action=(off|reboot)' "$call.asked"; then
+    touch "$call.held"
+    while [ -e /run/lab/hold ]; do sleep 0.02; done
+fi
+released=$(date +%s%N)
+"/run/lab/$(cat /run/lab/{self.name}/bin/side)/$name" "$@" <"$call.asked" >"$call.out" 2>"$call.err"
 rc=$?
 cat "$call.out"
 cat "$call.err" >&2
-echo "$name $rc $(date +%s%N)" >"$call.new"
+echo "$name $rc $released $(date +%s%N)" >"$call.new"
 mv "$call.new" "$call.done"
 exit $rc
 """)
@@ -356,10 +383,11 @@ exec /bin/sh /run/ocf/Dummy "$@"
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of an agent by Pacemaker: standard input, both outputs, the exit code, and when."""
+    """One call of an agent by Pacemaker: standard input, both outputs, the exit code, and when: `released` is when the agent itself began."""
 
     name: str
     began: float
+    released: float
     ended: float
     rc: int
     asked: str

@@ -2,40 +2,46 @@
 """A live cluster fences its nodes: by hand, and when one dies."""
 
 import re
+import shlex
 
 import pytest
 
 from lab.net import wait_until
 
 from . import manual
+from .conftest import WIDE
 from .nodes import PATIENCE
 
 #: Resources of the cluster.
 DEVICE, RESOURCE = "FenceVM", "App"
 
 
+#: The manual's ways to fence on purpose.
+FENCES = [manual.command("stonith_admin", "--reboot"), manual.command("pcs", "stonith", "fence")]
+
+
 def test_what_the_manual_asks(cluster):
-    """Everything that can be asked before anything is fenced."""
-    n1 = cluster.n1
-    listed = n1.run(*manual.command("fence_xvm", "-o", "list")).stdout
+    """Everything that fences nobody; what changes the configuration is run without a cluster."""
+    said = {shlex.join(words): cluster.n1.run(*words).stdout for words in manual.asking() if words not in FENCES}
+    listed = said["fence_xvm -o list"]
     assert re.findall(r"^(vm-n\d) .* on$", listed, re.M) == ["vm-n1", "vm-n2"]
-    n1.run(*manual.command("fence_xvm", "-o", "status"))
-    assert "succeeded" in n1.run(*manual.command("stonith_admin", "--validate")).stdout
-    assert DEVICE in n1.run(*manual.command("stonith_admin", "--list")).stdout.split()
-    n1.run(*manual.command("stonith_admin", "--query"))
-    assert "Online: [ n1 n2 ]" in n1.run(*manual.command("crm_mon", "-1")).stdout
+    assert "Status: ON" in said["fence_xvm -o status -n vm-n2"]
+    assert "succeeded" in said[shlex.join(manual.command("stonith_admin", "--validate"))]
+    assert DEVICE in said["stonith_admin --list n2"].split()
+    assert "Online: [ n1 n2 ]" in said["crm_mon -1"]
+    assert "fence_xvm" in said[shlex.join(manual.command("grep"))]
 
 
 def test_reboot_by_hand(pair, note):
-    """The manual's ways to fence on purpose."""
-    ways = [(pair.n2, pair.n1, manual.command("stonith_admin", "--reboot", "n1"))]
-    if pair.sides != ("ours", "ours"):
-        ways = [(pair.n1, pair.n2, manual.command("pcs", "stonith", "fence", "n2"))]
-    for asker, victim, words in ways:
+    """By each of the manual's ways, for a pair each, and on the long run for all."""
+    ways = [(pair.n2, pair.n1), (pair.n1, pair.n2)]
+    chosen = [0, 1] if WIDE else [0] if pair.sides == ("ours", "ours") else [1]
+    for (asker, victim), words in [(ways[i], FENCES[i]) for i in chosen]:
+        pair.boot()
+        assert words[-1] == victim.name
         before = {node: len(node.calls()) for node in pair.nodes}
         asker.run(*words)
         assert victim.fenced()
-        # Either node may be the one that carries it out, but for the victim.
         call = fencing(asker, before[asker])
         assert call.rc == 0 and call.options["action"] == "reboot"
         assert call.options["port"] == victim.domain.name and call.options["nodename"] == victim.name
@@ -71,9 +77,8 @@ def test_nothing_moves_while_the_host_is_away(cluster, lab):
     before, started = len(survivor.calls()), survivor.started_at()
     lab.stop_serving()
     victim.kill()
-    wait_until(lambda: [call for call in survivor.calls()[before:] if call.options["action"] == "reboot"], PATIENCE)
-    assert fencing(survivor, before).rc != 0
-    assert "Timed out" in fencing(survivor, before).err
+    failed = fencing(survivor, before)
+    assert failed.rc != 0 and "Timed out" in failed.err
     assert not victim.fenced() and survivor.started_at() == started
     lab.serve("ours")
     fenced = victim.wait_fenced()
@@ -94,6 +99,77 @@ def test_off_and_on(pair):
     assert n2.domain.state() == "running"
 
 
+@pytest.mark.wide
+def test_sealed(cluster, lab):
+    """The manual's change to sealed requests, devices first; then the host takes nothing else."""
+    cluster.n1.run(*manual.command("pcs", "stonith", "update", DEVICE, "hash=hmac-sha256"))
+    try:
+        cluster.wait_whole()
+        lab.serve("ours", hash="hmac-sha256")
+        fence(cluster, cluster.n1, cluster.n2)
+        assert lab.records()[-1]["delivered"]
+        cluster.boot()
+        refused = cluster.n1.run("fence_xvm", "-o", "status", "-n", "vm-n2", "-t", "4", check=False)
+        assert refused.returncode == 1 and "Timed out" in refused.stderr
+    finally:
+        lab.serve("ours")
+        cluster.boot()
+        cluster.n1.run("pcs", "stonith", "update", DEVICE, "hash=")
+        cluster.wait_whole()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("agents", ["ours", "reference"])
+@pytest.mark.parametrize("devices", [["FenceTCP"], ["FenceN1", "FenceN2"]], ids=["one", "each"])
+def test_devices_by_tcp(cluster, lab, agents, devices):
+    """The manual's devices of fence_virt, alone."""
+    cluster.use(agents)
+    lab.serve("ours", listeners=("tcp",))
+    cluster.n1.run("pcs", "stonith", "delete", DEVICE)
+    try:
+        for device in devices:
+            cluster.n1.run(*manual.command("pcs", "stonith", "create", device))
+        cluster.wait_whole()
+        for asker, victim in [(cluster.n1, cluster.n2), (cluster.n2, cluster.n1)]:
+            fence(cluster, asker, victim)
+            cluster.boot()
+    finally:
+        for device in devices:
+            cluster.n1.run("pcs", "stonith", "delete", device)
+        lab.serve("ours")
+        cluster.n1.run(*manual.command("pcs", "stonith", "create", DEVICE))
+        cluster.wait_whole()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("agents", ["ours", "reference"])
+def test_a_device_that_names_the_domain_itself_fences_nobody(cluster, agents, note):
+    """Pacemaker adds port= with the node's name; two domains are refused, by the C agents too."""
+    cluster.use(agents)
+    before = len(cluster.n1.calls())
+    cluster.n1.run("pcs", "stonith", "delete", DEVICE)
+    try:
+        cluster.n1.run("pcs", "stonith", "create", "Named", "fence_xvm", "plug=vm-n2", "pcmk_host_list=n2")
+        done = cluster.n1.run("stonith_admin", "--reboot", "n2", check=False)
+        call = fencing(cluster.n1, before)
+        note(f"asked {call.asked!r}, said {call.out!r} {call.err!r}")
+        assert done.returncode != 0 and call.rc != 0 and not cluster.n2.fenced()
+    finally:
+        cluster.n1.run("pcs", "stonith", "delete", "Named", check=False)
+        cluster.n1.run(*manual.command("pcs", "stonith", "create", DEVICE))
+        cluster.wait_whole()
+
+
+def fence(cluster, asker, victim):
+    """`asker` has `victim` fenced, and that is what happens."""
+    before = len(asker.calls())
+    asker.run("stonith_admin", "--reboot", victim.name)
+    assert victim.fenced()
+    call = fencing(asker, before)
+    assert call.rc == 0 and call.began < victim.wait_fenced() < call.ended
+    victim.wait_restarted()
+
+
 def who_runs(cluster):
     """The node that runs the resource, and the other one."""
     where = cluster.n1.sees().resources[RESOURCE]
@@ -101,7 +177,10 @@ def who_runs(cluster):
 
 
 def fencing(node, since):
-    """The last call on `node` after number `since` that was to power a domain off."""
-    calls = [call for call in node.calls()[since:] if call.options.get("action") in ("off", "reboot")]
-    assert calls, f"{node.name} fenced nobody\n{node.cluster.state()}"
-    return calls[-1]
+    """The first call on `node` after number `since` that was to power a domain off, as soon as it is over."""
+    def over():
+        return [call for call in node.calls()[since:] if call.options.get("action") in ("off", "reboot")]
+    try:
+        return wait_until(over, PATIENCE)[0]
+    except TimeoutError:
+        raise AssertionError(f"{node.name} fenced nobody\n{node.cluster.state()}") from None
