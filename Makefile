@@ -3,6 +3,8 @@
 # make test      install what is needed, run everything
 # make man       the manual pages, into target/dist/man
 # make install   DESTDIR=… PREFIX=… put the programs and their files in place
+# make deb rpm   Debian packages and RPMs, into target/packages
+# make packages-check  install the Debian packages in a clean Debian and use them there (needs the package mirror)
 # make bench     the reference and ours side by side (ratios; JSON in target/bench)
 # make soak      what takes hours: long fuzzing and endurance runs
 
@@ -11,6 +13,7 @@ DESTDIR ?=
 sbindir = $(DESTDIR)$(PREFIX)/sbin
 docdir = $(DESTDIR)$(PREFIX)/share/doc/fence-virt
 mandir = $(DESTDIR)$(PREFIX)/share/man
+firewalldir = $(DESTDIR)$(PREFIX)/lib/firewalld/services
 sysconfdir = $(DESTDIR)/etc
 unitdir = $(DESTDIR)$(PREFIX)/lib/systemd/system
 sysusersdir = $(DESTDIR)$(PREFIX)/lib/sysusers.d
@@ -28,7 +31,7 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y C
 export CARGO_NET_RETRY = 10
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man sbom advisories demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak install packages-build packages-test clean
+.PHONY: all build man sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak install install-files packages-build packages-test clean
 
 all: build
 
@@ -41,6 +44,7 @@ build: packages-build
 	install -m 755 $(CARGO_TARGET_DIR)/release/fence_virtd $(DIST)/fence_virtd
 	install -m 755 $(CARGO_TARGET_DIR)/$(HOST)/agent/fence_xvm $(DIST)/fence_xvm
 	ln -sf fence_xvm $(DIST)/fence_virt
+	scripts/unit-template > $(DIST)/fence_virtd@.service
 
 # Bills of materials (CycloneDX) of the programs.
 sbom:
@@ -62,6 +66,7 @@ demo: build
 test: packages-test
 	$(MAKE) check unit build
 	scripts/check-install
+	$(MAKE) deb rpm
 	$(MAKE) suites fuzz
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
@@ -72,7 +77,7 @@ suites: packages-test
 
 # The long ones first.
 SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
-    suite-keys suite-sandbox suite-configure suite-manual suite-bench
+    suite-keys suite-sandbox suite-configure suite-packages suite-manual suite-bench
 
 check: packages-build
 	cargo fmt --all --check
@@ -109,13 +114,31 @@ fuzz:
 bench: packages-test build
 	OURS_DIR=$(DIST) /usr/bin/python3 tests/bench/bench.py
 
-soak: packages-test build
+deb: build man sbom
+	scripts/install-packages packaging/packages-deb.txt
+	scripts/build-deb $(CARGO_TARGET_DIR)/packages
+
+rpm: build man sbom
+	scripts/install-packages packaging/packages-rpm.txt
+	scripts/build-rpm $(CARGO_TARGET_DIR)/packages
+
+# The Debian packages installed in a clean Debian 12, used there, and put in place of the C packages.
+packages-check: packages-test deb rpm
+	scripts/install-packages packaging/packages-check.txt
+	scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
+	$(MAKE) suite-packages
+
+soak: packages-test build packages-check
 	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
 	tests/fuzz/run $(SOAK_FUZZ_RUNS)
 
 install: build man sbom
+	$(MAKE) install-files
+
+# What was built goes into place; nothing is built. Packages are made of this.
+install-files:
 	install -d $(sbindir) $(docdir)
 	install -m 755 $(DIST)/fence_virtd $(DIST)/fence_xvm $(sbindir)/
 	ln -sf fence_xvm $(sbindir)/fence_virt
@@ -123,10 +146,13 @@ install: build man sbom
 	install -m 644 $(DIST)/man/man5/* $(mandir)/man5/
 	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
 	install -m 644 LICENSE README.md docs/*.md $(DIST)/*.cdx.json $(docdir)/
-	install -d $(unitdir) $(sysusersdir)
+	install -d $(unitdir) $(sysusersdir) $(firewalldir)
 	install -m 644 systemd/fence_virtd.service $(unitdir)/
+	install -m 644 $(DIST)/fence_virtd@.service $(unitdir)/
 	install -m 644 systemd/fence_virt.sysusers.conf $(sysusersdir)/fence_virt.conf
-	install -d $(sysconfdir)
+	install -m 644 packaging/firewalld/*.xml $(firewalldir)/
+	install -d $(sysconfdir)/logrotate.d
+	install -m 644 packaging/logrotate/fence_virtd $(sysconfdir)/logrotate.d/
 	# A configuration that is there already is the administrator's.
 	test -e $(sysconfdir)/fence_virt.conf || install -m 600 etc/fence_virt.conf $(sysconfdir)/fence_virt.conf
 
