@@ -174,6 +174,48 @@ def test_reload_and_a_key_file_that_is_replaced(machine):
     assert machine("stat", "-c", "%U %a", "/var/log/fence_virt/audit").stdout.split() == ["fence_virt", "640"]
 
 
+def test_logrotate(machine):
+    """As it is installed: the file goes aside, the daemon goes on in a new one."""
+    machine("mkdir", "-p", "/run/rotate", check=True)
+    text = (REPOSITORY / "packaging/logrotate/fence_virtd").read_text()
+    machine("sh", "-c", 'printf %s "$1" > /run/rotate/conf && chmod 644 /run/rotate/conf', "sh", text, check=True)
+    assert machine("fence_xvm", "-o", "status", "-H", "test").returncode == 0
+    before = machine.journal().count("audit file opened anew")
+    said = machine("logrotate", "--force", "--state", "/run/rotate/state", "/run/rotate/conf", check=True)
+    assert said.stderr == ""
+    net.wait_until(lambda: machine.journal().count("audit file opened anew") > before, 30, 0.2)
+    assert machine("fence_xvm", "-o", "status", "-H", "test").returncode == 0
+    assert machine("cat", "/var/log/fence_virt/audit", check=True).stdout.count("\n") == 1
+
+
+def test_arguments_from_the_files_of_the_c_daemon(machine):
+    machine("sh", "-c", "echo 'FENCE_VIRTD_ARGS=\"-w -d 1\"' > /etc/default/fence_virtd", check=True)
+    machine("systemctl", "restart", "fence_virtd", check=True)
+    line = machine("cat", f"/proc/{machine.pid()}/cmdline", check=True).stdout.split("\0")
+    machine("rm", "/etc/default/fence_virtd", check=True)
+    assert line[:-1] == ["/usr/sbin/fence_virtd", "-F", "-f", "/etc/fence_virt.conf", "-w", "-d", "1"]
+    assert machine("fence_xvm", "-o", "monitor").returncode == 0
+
+
+def test_several_daemons(machine):
+    """A second one beside the first: its own file, port and memory."""
+    template = subprocess.run([REPOSITORY / "scripts/unit-template"], capture_output=True, text=True, check=True).stdout
+    config = CONFIG.replace("multicast, tcp", "tcp").replace("1230", "1231").replace("/audit", "/web.audit")
+    machine("mkdir", "-p", "/etc/fence_virt.d", check=True)
+    for path, text in (("/etc/systemd/system/fence_virtd@.service", template), ("/etc/fence_virt.d/web.conf", config)):
+        machine("sh", "-c", 'umask 077; printf %s "$1" > "$2"', "sh", text, path, check=True)
+    machine("systemctl", "daemon-reload", check=True)
+    machine("systemctl", "start", "fence_virtd@web", check=True)
+    first = machine.pid()
+    for port in ("1230", "1231"):
+        assert machine("fence_virt", "-T", "127.0.0.1", "-p", port, "-o", "status", "-n", "test").returncode == 0
+    assert machine("stat", "-c", "%U %a", "/var/lib/fence_virt/web", check=True).stdout.split() == ["fence_virt", "700"]
+    assert machine("ls", "/var/lib/fence_virt/web", check=True).stdout
+    machine("systemctl", "stop", "fence_virtd@web", check=True)
+    assert machine.pid() == first
+    assert machine("fence_virt", "-T", "127.0.0.1", "-p", "1230", "-o", "monitor").returncode == 0
+
+
 def test_a_daemon_that_hangs_is_started_anew(machine):
     """The watchdog, with less patience than the unit's."""
     before = machine.pid()
