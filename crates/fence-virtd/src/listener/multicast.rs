@@ -34,6 +34,9 @@ use members::Members;
 mod members;
 
 const NAME: &str = "multicast";
+/// Datagrams that are read in a row before what they asked for is begun.
+const MAX_BATCH: usize = 256;
+
 /// A listener that hears its group.
 pub(crate) struct Multicast {
     service: Arc<Service>,
@@ -45,7 +48,7 @@ pub(crate) struct Multicast {
     places: Arc<Places<IpAddr>>,
     negative_delay: Duration,
     /// The latest request of each client, until it was reached.
-    clients: Mutex<HashMap<Client, u64>>,
+    clients: Mutex<HashMap<Client, Latest>>,
     /// For requests that are to be answered elsewhere than where they came from, until that has answered.
     foreign: Arc<Places<IpAddr>>,
     members: Members,
@@ -117,25 +120,38 @@ impl Multicast {
         tokio::join!(self.hear(), self.members.keep(&self.socket));
     }
 
+    /// What waits in the socket is read before any of it is served: after a busy moment an abandoned request and the
+    /// one of the next process at its port may be there together, and only the newer one may call back.
     async fn hear(self: &Arc<Self>) {
         // One byte more than any datagram of interest: what is too long must be seen to be too long.
         let mut datagram = [0; 2048];
+        let mut batch = Vec::new();
         loop {
-            match self.socket.recv_from(&mut datagram).await {
-                Ok((length, from)) => self.heard(&datagram[..length], from),
-                Err(error) => {
-                    // Errors of earlier datagrams (unreachable, interface down) are told here; none ends the socket.
-                    self.service.drops.note(NAME, "receive", &"the system", &error);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+            let mut received = self.socket.recv_from(&mut datagram).await;
+            for _ in 0..MAX_BATCH {
+                match received {
+                    Ok((length, from)) => batch.extend(self.heard(&datagram[..length], from)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        // Errors of earlier datagrams (unreachable, interface down) are told here; none ends the socket.
+                        self.service.drops.note(NAME, "receive", &"the system", &error);
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        break;
+                    }
                 }
+                received = self.socket.try_recv_from(&mut datagram);
+            }
+            for Heard { job, proof, address, asked, place } in batch.drain(..) {
+                tokio::spawn(Arc::clone(self).serve(job, proof, address, asked, place));
             }
         }
     }
 
-    fn heard(self: &Arc<Self>, datagram: &[u8], from: SocketAddr) {
+    fn heard(&self, datagram: &[u8], from: SocketAddr) -> Option<Heard> {
         let arrived = Instant::now();
-        let note = |reason, detail: &dyn std::fmt::Display| {
+        let note = |reason, detail: &dyn std::fmt::Display| -> Option<Heard> {
             self.service.drops.note(NAME, reason, &from.ip(), detail);
+            None
         };
         let received = match Request::decode(datagram, self.minimum, self.auth.keys.all()) {
             Ok(received) => received,
@@ -164,7 +180,7 @@ impl Multicast {
                         others.push(address);
                     }
                     debug!(peer = %address, action = %request.action, "repeated");
-                    return;
+                    return None;
                 }
                 Seen::New(name, others) => (name, Arc::clone(others)),
             }
@@ -195,7 +211,15 @@ impl Multicast {
             target: request.target,
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        tokio::spawn(Arc::clone(self).serve(job, proof, address, asked, place));
+        if !self.latest((address, proof.key()), Latest { id: job.id, is_foreign }) {
+            lock(&self.history).forget(&asked.0);
+            return note(
+                "call-back-address",
+                &"a request that came from the address itself is being called back there",
+            );
+        }
+        lock(&asked.1).insert(0, address);
+        Some(Heard { job, proof, address, asked, place })
     }
 
     async fn serve(
@@ -206,9 +230,7 @@ impl Multicast {
         (name, others): (RequestKey, Others),
         place: Place<IpAddr>,
     ) {
-        lock(&others).insert(0, first);
         let client = (first, proof.key());
-        self.latest(client, job.id);
         let reached = tokio::select! {
             reached = self.reach(&mut job, client, &others) => reached,
             () = place.pushed_out() => Reached::Not,
@@ -250,6 +272,10 @@ impl Multicast {
             return Reached::Superseded;
         }
         let Some((stream, address)) = self.call_back(job, others).await else { return Reached::Not };
+        // Whoever took that connection asked something newer.
+        if !self.is_latest(client, job.id) {
+            return Reached::Superseded;
+        }
         job.peer = address.to_string();
         // Only now is the address proved, and the neighbour table sure to know it. If that makes it another source,
         // what it may fence is to be asked again.
@@ -275,18 +301,24 @@ impl Multicast {
     }
 
     /// A newer request from the same address and port is of a newer process: whatever comes to that port from now
-    /// on must not answer an older one.
-    fn latest(&self, client: Client, id: u64) {
-        lock(&self.clients).insert(client, id);
+    /// on must not answer an older one. False: who sends from elsewhere (a packet that was recorded, perhaps) does
+    /// not take the place of who sends from the address itself.
+    fn latest(&self, client: Client, newer: Latest) -> bool {
+        let mut clients = lock(&self.clients);
+        if newer.is_foreign && clients.get(&client).is_some_and(|known| !known.is_foreign) {
+            return false;
+        }
+        clients.insert(client, newer);
+        true
     }
 
     fn is_latest(&self, client: Client, id: u64) -> bool {
-        lock(&self.clients).get(&client) == Some(&id)
+        lock(&self.clients).get(&client).is_some_and(|latest| latest.id == id)
     }
 
     fn no_longer_latest(&self, client: Client, id: u64) {
         let mut clients = lock(&self.clients);
-        if clients.get(&client) == Some(&id) {
+        if clients.get(&client).is_some_and(|latest| latest.id == id) {
             clients.remove(&client);
         }
     }
@@ -329,6 +361,21 @@ impl Multicast {
             }
         }
     }
+}
+
+/// A request that is to be served.
+struct Heard {
+    job: Job,
+    proof: PacketProof,
+    address: SocketAddr,
+    asked: (RequestKey, Others),
+    place: Place<IpAddr>,
+}
+
+/// Which request is the latest of an address and port.
+struct Latest {
+    id: u64,
+    is_foreign: bool,
 }
 
 /// What became of a call-back.
