@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, Proved, Response, SERIAL_REQUEST_LEN, SerialRequest,
-    SerialScanner, escaped, serial_response,
+    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, Proved, Response, SERIAL_MAGIC, SERIAL_REQUEST_LEN,
+    SerialRequest, SerialScanner, escaped, serial_response,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -146,7 +146,7 @@ impl Line {
     /// Reads a frame; none for one that is no request, or a repetition.
     fn read(&mut self, frame: &Frame, input: &mut Input) -> Option<SerialRequest> {
         let request = match SerialRequest::decode(frame) {
-            Ok(request) if is_padded(frame) => request,
+            Ok(request) if is_padded(frame) && !ends_with_another(frame) => request,
             Ok(_) => {
                 self.service.drops.note(NAME, "two-frames", &self.domain, &"another frame began inside it");
                 input.look_again(frame);
@@ -359,6 +359,12 @@ impl Input {
 /// frame, and the next one's frame would complete it to a request that nobody waits for.
 fn is_padded(frame: &Frame) -> bool {
     frame[TARGET].iter().skip_while(|it| **it != 0).all(|it| *it == 0)
+}
+
+/// Whether the sequence number ends with the beginning of another frame: the same, where the agent was killed right
+/// before its number. One byte or two of a magic number are as likely to be an honest number's.
+fn ends_with_another(frame: &Frame) -> bool {
+    frame.ends_with(&SERIAL_MAGIC) || frame.ends_with(&SERIAL_MAGIC[..3])
 }
 
 /// Names compare without case, as in the memory of the other listeners.
