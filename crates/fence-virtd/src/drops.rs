@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,7 @@ impl Drops {
         peer: &dyn fmt::Display,
         detail: &dyn fmt::Display,
     ) {
-        let log = self.state().count(Instant::now(), listener, reason, peer.to_string());
+        let log = self.state().count(Instant::now(), listener, reason, without_port(peer.to_string()));
         if log {
             warn!(listener, reason, peer = %peer, "dropped: {detail}");
         }
@@ -49,6 +50,15 @@ impl Drops {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0)
+    }
+}
+
+/// A peer is an address (or a context id): with a new port for each connection it would be another one each time.
+fn without_port(peer: String) -> String {
+    match (peer.parse::<SocketAddr>(), peer.split_once(" port ")) {
+        (Ok(address), _) => address.ip().to_string(),
+        (Err(_), Some((cid, _))) => cid.to_owned(),
+        (Err(_), None) => peer,
     }
 }
 
@@ -99,6 +109,14 @@ mod tests {
         assert!(state.count(now, "multicast", "port", "10.0.0.1".into()));
         assert!(state.count(now + QUIET, "multicast", "length", "10.0.0.1".into()));
         assert_eq!(state.counts[&("multicast", "length")], 4);
+    }
+
+    #[test]
+    fn a_port_makes_no_other_peer() {
+        assert_eq!(without_port("10.0.0.1:4711".into()), "10.0.0.1");
+        assert_eq!(without_port("[fd77::1]:4711".into()), "fd77::1");
+        assert_eq!(without_port("cid 3 port 4711".into()), "cid 3");
+        assert_eq!(without_port("vm1".into()), "vm1");
     }
 
     #[test]
