@@ -87,7 +87,7 @@ impl Audit {
     pub(crate) fn write(&self, record: &Record<'_>) {
         log(record);
         let Some(AuditFile { path, file }) = &self.0 else { return };
-        let mut line = json(record).to_string();
+        let mut line = plain(&json(record).to_string());
         line.push('\n');
         // One write for one line, so that lines never mix and a reader never sees half of one.
         if let Some(file) = &mut *lock(file)
@@ -98,6 +98,20 @@ impl Audit {
     }
 }
 
+/// The same JSON without characters that a terminal acts on or that turn text round: JSON lets them stand as they are.
+fn plain(json: &str) -> String {
+    let mut line = String::with_capacity(json.len());
+    for c in json.chars() {
+        let is_unsafe = c > '~' && escaped(c.encode_utf8(&mut [0; 4])).to_string().starts_with('\\');
+        if is_unsafe {
+            line.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
 fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
@@ -106,7 +120,7 @@ fn show(path: &Path) -> String {
     escaped(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
-/// One record as JSON. Values of peers stay as they are: JSON escapes what needs it.
+/// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.
 fn json(record: &Record<'_>) -> serde_json::Value {
     let Record { job, domain, end, stages } = record;
     let ended = Ended::of(*end);
