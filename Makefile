@@ -31,7 +31,7 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y C
 export CARGO_NET_RETRY = 10
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak install install-files packages-build packages-test clean
+.PHONY: all build man sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
 
 all: build
 
@@ -77,7 +77,7 @@ suites: packages-test
 
 # The long ones first.
 SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
-    suite-keys suite-sandbox suite-configure suite-packages suite-manual suite-bench
+    suite-attacks suite-attacks-reference suite-keys suite-sandbox suite-configure suite-packages suite-manual suite-bench
 
 check: packages-build
 	cargo fmt --all --check
@@ -100,6 +100,10 @@ suite-e2e:
 # The same cases against the C programs: what the suite expects is what these do.
 suite-reference:
 	SIDE=reference scripts/suite vectors compliance
+
+# What each attack gets at the C programs, and that it gets nothing at ours.
+suite-attacks-reference:
+	SIDE=reference OURS_DIR=$(DIST) scripts/suite attacks
 
 suite-%:
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
@@ -129,10 +133,15 @@ packages-check: packages-test deb rpm
 	$(MAKE) suite-packages
 
 soak: packages-test build packages-check
+# Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak.
+SOAK_SECONDS ?= 3600
+
+soak: packages-test build
 	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
 	tests/fuzz/run $(SOAK_FUZZ_RUNS)
+	OURS_DIR=$(DIST) /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak
 
 install: build man sbom
 	$(MAKE) install-files
