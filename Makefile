@@ -132,11 +132,10 @@ packages-check: packages-test deb rpm
 	scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
 	$(MAKE) suite-packages
 
-soak: packages-test build packages-check
 # Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak.
 SOAK_SECONDS ?= 3600
 
-soak: packages-test build
+soak: packages-test build packages-check
 	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
