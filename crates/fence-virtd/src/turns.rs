@@ -208,6 +208,9 @@ mod tests {
     use super::*;
     use crate::arbiter::{Source, Work};
 
+    /// Far longer than anything here takes; only a failure waits for it.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
     fn request(id: u64, work: Work, source: &str) -> Request {
         let arrived = Instant::now();
         let deadline = arrived + Duration::from_secs(30);
@@ -263,7 +266,8 @@ mod tests {
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let Turn::Run(_running) = first.turn().await else { panic!("not run") };
         let mut late = request(2, Work::On("b".into()), "c");
-        late.deadline = Instant::now() + Duration::from_millis(20);
+        // Far enough off that it has not passed when it is submitted.
+        late.deadline = Instant::now() + Duration::from_secs(2);
         let mut second = turns.submit(late).unwrap();
         assert!(matches!(second.turn().await, Turn::Never(Why::DeadlinePassed)));
         keeper.abort();
@@ -321,9 +325,9 @@ mod tests {
                 });
             }
             let all = async { while tasks.join_next().await.is_some() {} };
-            tokio::time::timeout(Duration::from_secs(20), all).await.expect("a request never ended");
+            tokio::time::timeout(PATIENCE, all).await.expect("a request never ended");
             // What was given to one that had gone is given back by a task of its own.
-            tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::time::timeout(PATIENCE, async {
                 while !turns.state().waiting.is_empty() || turns.state().arbiter.next_deadline().is_some() {
                     tokio::task::yield_now().await;
                 }
@@ -333,7 +337,7 @@ mod tests {
             // Nothing is in flight any more either: whoever comes now runs at once.
             for domain in 0..5 {
                 let mut last = turns.submit(off(1000 + domain, &format!("d{domain}"), "elsewhere")).unwrap();
-                let turn = tokio::time::timeout(Duration::from_secs(20), last.turn()).await;
+                let turn = tokio::time::timeout(PATIENCE, last.turn()).await;
                 assert!(matches!(turn, Ok(Turn::Run(_))), "round {round}, domain {domain}: {turn:?}");
             }
         }

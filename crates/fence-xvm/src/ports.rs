@@ -117,6 +117,7 @@ pub(crate) fn network_namespace() -> io::Result<u64> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
     use super::*;
     use crate::records::{QUARANTINE, boot_id, busy, now};
@@ -130,8 +131,10 @@ mod tests {
 
     impl Lab {
         fn new() -> Self {
-            // A port that is free, with free ones behind it more likely than not.
-            let wanted = call_back_listener(Family::V4, 0).unwrap().local_addr().unwrap().port();
+            // Ports of its own, below those that the kernel hands out.
+            static NEXT: AtomicU16 = AtomicU16::new(9_000);
+            let is_free = |port: &u16| call_back_listener(Family::V4, *port).is_ok();
+            let wanted = (0..500).map(|_| NEXT.fetch_add(20, Relaxed)).find(is_free).unwrap();
             Self { directory: tempfile::tempdir().unwrap(), wanted }
         }
 

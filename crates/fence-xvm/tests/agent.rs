@@ -73,7 +73,7 @@ fn inside_list() {
         assert_eq!((text(&done.stdout).as_str(), done.status.code()), (rows, Some(0)));
     }
     // A host that leaves the stream open after the list, as the reference may while it is busy.
-    let agent = lab.agent(&["-o", "list-status", "-t", "15"]);
+    let agent = lab.agent(&["-o", "list-status", "-t", "60"]);
     let mut open = lab.proven(&lab.request());
     open.write_all(&bytes).unwrap();
     let done = finish(agent);
@@ -84,7 +84,7 @@ fn inside_list() {
 #[ignore = "run by in_a_namespace"]
 fn inside_retransmissions_are_one_request() {
     let lab = Lab::new(20_100);
-    let mut agent = lab.agent(&["-o", "off", "-n", "vm1", "-r", "1", "-t", "10"]);
+    let mut agent = lab.agent(&["-o", "off", "-n", "vm1", "-r", "1", "-t", "60"]);
     let requests: Vec<_> = (0..4).map(|_| lab.request()).collect();
     for request in &requests {
         assert_eq!(request.sequence, requests[0].sequence);
@@ -157,9 +157,9 @@ fn inside_stdin() {
 fn inside_delay() {
     let lab = Lab::new(20_300);
     let start = Instant::now();
-    let agent = lab.agent(&["-w", "2", "-t", "1", "-o", "off", "-n", "vm1"]);
+    let agent = lab.agent(&["-w", "6", "-t", "5", "-o", "off", "-n", "vm1"]);
     lab.answer(&lab.request(), &[0]);
-    assert!(start.elapsed() >= Duration::from_secs(2));
+    assert!(start.elapsed() >= Duration::from_secs(6));
     assert_eq!(finish(agent).status.code(), Some(0));
 }
 
@@ -192,11 +192,12 @@ fn inside_nobody_there() {
     let lab = Lab::new(20_400);
     let start = Instant::now();
     let done = finish(lab.agent(&["-o", "off", "-n", "vm1", "-t", "1", "-r", "3"]));
-    assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < PATIENCE);
     assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0));
     let told = text(&done.stderr);
     assert!(told.contains("Timed out waiting for response"), "{told}");
-    assert!(told.contains("lo 127.0.0.1: 4 sent"), "{told}");
+    // As many as there was time for: at 0, 0.3, 0.6 and 0.9 s.
+    assert!((1..=4).any(|it| told.contains(&format!("lo 127.0.0.1: {it} sent"))), "{told}");
     assert!(told.contains(&Key::new(KEY).unwrap().fingerprint()), "{told}");
     assert!(told.lines().count() <= 10, "{told}");
 }
@@ -205,17 +206,10 @@ fn inside_nobody_there() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_hosts_that_stall() {
-    let lab = Lab::new(20_450);
     let list_start = [&[253][..], &[b'x'; 130], &[b'x'; 50]].concat();
-    for (stage, action, expected) in [
-        (0, "off", "step 2"),
-        (1, "off", "step 2"),
-        (2, "off", "step 3"),
-        (3, "off", "step 3"),
-        (4, "off", "its response"),
-        (5, "list", "the rest of the list"),
-    ] {
-        let agent = lab.agent(&["-o", action, "-n", "vm1", "-t", "1"]);
+    let stalls = &|stage: u16, action: &str, expected: &str| {
+        let lab = Lab::new(22_000 + 50 * stage);
+        let agent = lab.agent(&["-o", action, "-n", "vm1", "-t", "5"]);
         let mut stream = lab.call_back(&lab.request());
         let start = Instant::now();
         match stage {
@@ -230,14 +224,23 @@ fn inside_hosts_that_stall() {
             _ => respond(&stream, lab.prove_host(&stream), &list_start),
         }
         let done = finish(agent);
-        assert!(start.elapsed() < Duration::from_secs(6), "stage {stage}");
+        assert!(start.elapsed() < PATIENCE, "stage {stage}");
         assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0), "stage {stage}");
         let told = text(&done.stderr);
         assert!(told.contains("Timed out") && told.contains(expected), "stage {stage}: {told}");
-        drop(stream);
-        lab.forget_ports();
-        lab.drain();
-    }
+    };
+    // All at once: each waits most of its time.
+    at_once(
+        [
+            (0, "off", "step 2"),
+            (1, "off", "step 2"),
+            (2, "off", "step 3"),
+            (3, "off", "step 3"),
+            (4, "off", "its response"),
+            (5, "list", "the rest of the list"),
+        ]
+        .map(|(stage, action, expected)| move || stalls(stage, action, expected)),
+    );
 }
 
 // Truth.
@@ -247,7 +250,7 @@ fn inside_hosts_that_stall() {
 #[ignore = "run by in_a_namespace"]
 fn inside_impostors() {
     let lab = Lab::new(20_500);
-    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "15"]);
+    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
     let request = lab.request();
     let stalled = lab.call_back(&request);
     let mut wrong = lab.call_back(&request);
@@ -266,7 +269,7 @@ fn inside_impostors() {
 #[ignore = "run by in_a_namespace"]
 fn inside_more_callers_than_fit() {
     let lab = Lab::new(20_550);
-    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "15"]);
+    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
     let request = lab.request();
     let idle: Vec<_> = (0..100).map(|_| lab.call_back(&request)).collect();
     let mut challenge = Vec::new();
@@ -299,7 +302,7 @@ fn inside_bad_responses_are_failures() {
         ("list", &unended),
         ("list", &endless),
     ] {
-        let agent = lab.agent(&["-o", action, "-n", "vm1", "-t", "15"]);
+        let agent = lab.agent(&["-o", action, "-n", "vm1", "-t", "60"]);
         let start = Instant::now();
         let mut stream = lab.proven(&lab.request());
         // The agent may hang up in the middle of it.
@@ -307,7 +310,7 @@ fn inside_bad_responses_are_failures() {
         let _ = stream.shutdown(Shutdown::Write);
         let done = finish(agent);
         assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0), "{action} {:?}", &bytes[..1]);
-        assert!(start.elapsed() < Duration::from_secs(10), "{action}");
+        assert!(start.elapsed() < Duration::from_secs(50), "{action}");
         lab.forget_ports();
         lab.drain();
     }
@@ -317,7 +320,7 @@ fn inside_bad_responses_are_failures() {
 #[ignore = "run by in_a_namespace"]
 fn inside_our_own_challenge_is_not_answered() {
     let lab = Lab::new(20_650);
-    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "2"]);
+    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "5"]);
     let mut stream = lab.call_back(&lab.request());
     let mut c1 = [0; 64];
     stream.read_exact(&mut c1).unwrap();
@@ -338,7 +341,7 @@ fn inside_our_own_challenge_is_not_answered() {
 #[ignore = "run by in_a_namespace"]
 fn inside_one_proof_at_a_time() {
     let lab = Lab::new(20_700);
-    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "15"]);
+    let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
     let request = lab.request();
     let (mut first, second) = (lab.call_back(&request), lab.call_back(&request));
     let _first = lab.prove_host(&first);
@@ -445,7 +448,7 @@ fn inside_tcp() {
 
     // Stalls before its proof, and before its response.
     for stage in 0..2 {
-        let agent = ask(&["-o", "off", "-n", "vm1", "-t", "1"]);
+        let agent = ask(&["-o", "off", "-n", "vm1", "-t", "3"]);
         let (stream, _) = accept();
         if stage == 1 {
             respond(&stream, lab.prove_host(&stream), &[]);
@@ -456,13 +459,13 @@ fn inside_tcp() {
     }
     // No proof, an ended stream, a wrong answer.
     for bytes in [&[0; 64][..], &[]] {
-        let agent = ask(&["-o", "off", "-n", "vm1", "-t", "15"]);
+        let agent = ask(&["-o", "off", "-n", "vm1", "-t", "60"]);
         let (mut stream, _) = accept();
         stream.write_all(bytes).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(finish(agent).status.code(), Some(1));
     }
-    let agent = ask(&["-o", "off", "-n", "vm1", "-t", "15"]);
+    let agent = ask(&["-o", "off", "-n", "vm1", "-t", "60"]);
     let (stream, _) = accept();
     respond(&stream, lab.prove_host(&stream), &[253]);
     assert_eq!(finish(agent).status.code(), Some(1));
