@@ -29,6 +29,10 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y C
 
 # A registry that stumbles is asked again.
 export CARGO_NET_RETRY = 10
+# What is drawn in `make test` is the same every time, so that it passes or fails for what was changed. Other draws are
+# those of `make soak` and of `cargo test` by hand.
+FUZZ_SEED ?= 1
+UNIT_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
 .PHONY: all build man sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
@@ -91,7 +95,7 @@ check: packages-build
 	scripts/check-man
 
 unit: packages-test
-	cargo test --locked --workspace
+	PROPTEST_RNG_SEED=$(UNIT_SEED) cargo test --locked --workspace
 	cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
 
 suite-e2e:
@@ -113,7 +117,7 @@ compliance: suite-reference suite-compliance
 e2e: suite-e2e
 
 fuzz:
-	tests/fuzz/run $(FUZZ_RUNS)
+	FUZZ_SEED=$(FUZZ_SEED) tests/fuzz/run $(FUZZ_RUNS)
 
 bench: packages-test build
 	OURS_DIR=$(DIST) /usr/bin/python3 tests/bench/bench.py
@@ -139,7 +143,7 @@ soak: packages-test build packages-check
 	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
-	tests/fuzz/run $(SOAK_FUZZ_RUNS)
+	FUZZ_SEED=0 tests/fuzz/run $(SOAK_FUZZ_RUNS)
 	OURS_DIR=$(DIST) /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak
 
 install: build man sbom
@@ -164,8 +168,10 @@ install-files:
 	# A configuration that is there already is the administrator's.
 	test -e $(sysconfdir)/fence_virt.conf || install -m 600 etc/fence_virt.conf $(sysconfdir)/fence_virt.conf
 
+# What comes from elsewhere comes first; all that follows finds it here.
 packages-build:
 	scripts/install-packages scripts/packages-build.txt
+	scripts/again cargo fetch --locked --quiet
 
 packages-test: packages-build
 	scripts/install-packages tests/packages.txt

@@ -228,7 +228,7 @@ def _unpacked(cache, package):
 
 def _downloaded(package, directory):
     """The path of the package's .deb. A machine that never asked for the list of packages asks for it now."""
-    for attempt in range(2):
+    for _ in range(3):
         # A package for kernels of a flavour only depends on the one with the files.
         depends = _apt("apt-cache", "depends", package, directory=directory).stdout
         real = re.search(r"Depends: (linux-image-[0-9]\S*)", depends)
@@ -236,11 +236,11 @@ def _downloaded(package, directory):
         found = list(Path(directory).glob("*.deb"))
         if done.returncode == 0 and found:
             return found[0]
-        if attempt == 0:
-            _apt("apt-get", "-q", "update", directory=directory)
+        _apt("apt-get", "-q", "update", directory=directory)
     raise RuntimeError(f"apt-get download {package}: {done.stderr.strip()}")
 
 
 def _apt(*argv, directory):
-    return subprocess.run([argv[0], "-o", "APT::Sandbox::User=root", *argv[1:]], cwd=directory, capture_output=True,
-                          text=True, env={**os.environ, "LC_ALL": "C"})
+    options = ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=5"]
+    return subprocess.run([argv[0], *options, *argv[1:]], cwd=directory, capture_output=True, text=True,
+                          env={**os.environ, "LC_ALL": "C"})
