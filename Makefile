@@ -133,7 +133,7 @@ rpm: build man sbom
 # The Debian packages installed in a clean Debian 12, used there, and put in place of the C packages.
 packages-check: packages-test deb rpm
 	scripts/install-packages packaging/packages-check.txt
-	scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
+	scripts/again scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
 	$(MAKE) suite-packages
 
 # Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak.
@@ -168,13 +168,13 @@ install-files:
 	# A configuration that is there already is the administrator's.
 	test -e $(sysconfdir)/fence_virt.conf || install -m 600 etc/fence_virt.conf $(sysconfdir)/fence_virt.conf
 
-# What comes from elsewhere comes first; all that follows finds it here.
 packages-build:
 	scripts/install-packages scripts/packages-build.txt
-	scripts/again cargo fetch --locked --quiet
 
+# What comes from elsewhere comes first; all that follows finds it here.
 packages-test: packages-build
 	scripts/install-packages tests/packages.txt
+	scripts/again cargo fetch --locked --quiet
 
 clean:
 	cargo clean
