@@ -65,7 +65,9 @@ def two_nodes(lab):
         lab.serve("ours")
         cluster.boot()
         cluster.n1.run(*manual.command("pcs", "stonith", "create", "FenceVM"))
-        cluster.n1.run("pcs", "resource", "create", "App", "ocf:pacemaker:Dummy", "op", "monitor", "interval=10s")
+        # Sticky: it must not move for the sake of balance when a node comes back.
+        cluster.n1.run("pcs", "resource", "create", "App", "ocf:pacemaker:Dummy", "op", "monitor", "interval=10s",
+                       "meta", "resource-stickiness=1000")
         cluster.wait_whole()
         yield cluster
     finally:

@@ -23,6 +23,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -150,6 +151,8 @@ class Cluster:
     def boot(self):
         """All nodes that are down come up and no link is cut; returns when all are online and every resource runs."""
         self.hold.unlink(missing_ok=True)
+        # A node that is back before the others know that it was fenced takes their word for it and leaves again.
+        until(lambda: not any(node.shoots() for node in self.nodes), PATIENCE, "every fence has been answered")
         for node in self.nodes:
             self.heal(node)
             if not node.alive():
@@ -231,7 +234,8 @@ class Node:
         self.place = lab.net.node(name)
         mac = f"52:54:00:fe:0c:{self.place.index:02x}"
         self.place.ip_cmd(f"link set eth0 address {mac}")
-        self.place.ip_cmd(f"route add {HOST}/32 dev eth0")
+        # With a source of its own: else the kernel shares one next hop, and its cached type, with the multicast route.
+        self.place.ip_cmd(f"route add {HOST}/32 dev eth0 src {self.place.ip}")
         # The name is not the node's: so that pcmk_host_map has something to map.
         self.domain = lab.hypervisor.domain(f"vm-{name}", start=False, interface=((mac, "cards"),))
         self._tree = self._init = None
@@ -250,6 +254,9 @@ class Node:
         self._qemu = self.domain.process()
         self._fenced_at, self._fenced = None, threading.Event()
         (self.directory / "log").mkdir(exist_ok=True)
+        for asked in (self.directory / "log/agent").glob("*.asked"):
+            if not asked.with_suffix(".done").exists():
+                asked.unlink()      # the node died before it was answered
         with open(self.directory / "log/init.out", "ab") as out:
             # pdeathsig: the node ends with this process, however that ends.
             self._tree = self.place.popen(
@@ -328,9 +335,17 @@ class Node:
         for done in sorted((self.directory / "log/agent").glob("*.done")):
             name, rc, released, ended = done.read_text().split()
             found.append(Call(
-                name=name, began=int(done.stem.split(".")[0]) / 1e9, released=int(released) / 1e9, ended=int(ended) / 1e9, rc=int(rc),
-                **{part: done.with_suffix(f".{part}").read_text(errors="backslashreplace") for part in ("asked", "out", "err")}))
+                name=name, began=int(done.stem.split(".")[0]) / 1e9, released=int(released) / 1e9,
+                ended=int(ended) / 1e9, rc=int(rc),
+                **{part: done.with_suffix(f".{part}").read_text(errors="backslashreplace")
+                   for part in ("asked", "out", "err")}))
         return found
+
+    def shoots(self):
+        """Whether a call of this living node that powers a domain off is under way."""
+        return self.alive() and any(
+            not asked.with_suffix(".done").exists() and re.search(r"^action=(off|reboot)$", asked.read_text(), re.M)
+            for asked in (self.directory / "log/agent").glob("*.asked"))
 
     def held(self):
         """How many calls waited, or wait, in the cluster's `hold`."""
@@ -383,7 +398,9 @@ exec /bin/sh /run/ocf/Dummy "$@"
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of an agent by Pacemaker: standard input, both outputs, the exit code, and when: `released` is when the agent itself began."""
+    """One call of an agent by Pacemaker: standard input, both outputs, the exit code, and when.
+
+    `began`: Pacemaker called. `released`: the agent itself began, which is later only where `hold` held the call."""
 
     name: str
     began: float

@@ -143,21 +143,41 @@ def test_devices_by_tcp(cluster, lab, agents, devices):
 
 @pytest.mark.wide
 @pytest.mark.parametrize("agents", ["ours", "reference"])
-def test_a_device_that_names_the_domain_itself_fences_nobody(cluster, agents, note):
-    """Pacemaker adds port= with the node's name; two domains are refused, by the C agents too."""
+def test_devices_that_name_the_domain_themselves(cluster, agents, note):
+    """Pacemaker adds port= with the node's name. Beside plug= these are two domains, which the C agents refuse as
+    well; where there is a port= it keeps that."""
     cluster.use(agents)
-    before = len(cluster.n1.calls())
-    cluster.n1.run("pcs", "stonith", "delete", DEVICE)
+    n1, n2 = cluster.nodes
+    n1.run("pcs", "stonith", "delete", DEVICE)
     try:
-        cluster.n1.run("pcs", "stonith", "create", "Named", "fence_xvm", "plug=vm-n2", "pcmk_host_list=n2")
-        done = cluster.n1.run("stonith_admin", "--reboot", "n2", check=False)
-        call = fencing(cluster.n1, before)
+        before = len(n1.calls())
+        n1.run("pcs", "stonith", "create", "Named", "fence_xvm", "plug=vm-n2", "pcmk_host_list=n2")
+        done = n1.run("stonith_admin", "--reboot", "n2", check=False)
+        call = fencing(n1, before)
         note(f"asked {call.asked!r}, said {call.out!r} {call.err!r}")
-        assert done.returncode != 0 and call.rc != 0 and not cluster.n2.fenced()
+        assert done.returncode != 0 and call.rc != 0 and not n2.fenced()
+        n1.run("pcs", "stonith", "delete", "Named")
+        n1.run("pcs", "stonith", "create", "Named", "fence_xvm", "port=vm-n2", "pcmk_host_list=n2")
+        fence(cluster, n1, n2)
     finally:
-        cluster.n1.run("pcs", "stonith", "delete", "Named", check=False)
-        cluster.n1.run(*manual.command("pcs", "stonith", "create", DEVICE))
+        n1.run("pcs", "stonith", "delete", "Named", check=False)
+        n1.run(*manual.command("pcs", "stonith", "create", DEVICE))
+        cluster.boot()
+
+
+@pytest.mark.wide
+def test_without_a_map(cluster):
+    """Pacemaker asks the agent for its list, and a node that no list has can't be fenced."""
+    n1 = cluster.n1
+    n1.run("pcs", "stonith", "create", "Dynamic", "fence_xvm")
+    try:
         cluster.wait_whole()
+        assert "Dynamic" in n1.run("stonith_admin", "--list", "vm-n2").stdout.split()
+        nobody = n1.run("stonith_admin", "--reboot", "vm-n9", check=False)
+        assert nobody.returncode != 0 and "No such device" in nobody.stdout + nobody.stderr
+        assert [call for call in n1.calls() + cluster.n2.calls() if call.options.get("action") == "list"]
+    finally:
+        n1.run("pcs", "stonith", "delete", "Dynamic")
 
 
 def fence(cluster, asker, victim):

@@ -58,16 +58,19 @@ def test_the_delay_chooses(cluster, lab, favoured, note):
         words = [word.replace("n1:5s;n2:0s", "n1:0s;n2:5s") for word in words]
     cluster.n1.run(*words)
     cluster.wait_whole()
+    before = {node: len(node.calls()) for node in cluster.nodes}
     try:
         cluster.cut(cluster.n2)
         wait_until(lambda: any(node.fenced() for node in cluster.nodes), PATIENCE)
-        survivor, victim = sorted(cluster.nodes, key=lambda node: node.fenced())
+        survivor, _ = sorted(cluster.nodes, key=lambda node: node.fenced())
         assert survivor.name == favoured
-        cluster.wait_seen(survivor, lambda seen: seen.resources.get(RESOURCE) == favoured, f"{favoured} has it")
+        assert fencing(survivor, before[survivor]).rc == 0
+        cluster.wait_seen(survivor, lambda seen: seen.resources.get(RESOURCE) == favoured
+                          and seen.online == {favoured}, f"{favoured} has it all")
     finally:
         cluster.boot()
         cluster.n1.run("pcs", "stonith", "update", DEVICE, "pcmk_delay_base=")
-    note(f"shots: {[(r['source'], r['target'], r['decision']) for r in lab.records() if r['action'] == 'reboot']}")
+    note(f"shots: {[(r['source_domain'], r['target'], r['decision']) for r in lab.records() if r['action'] == 'reboot']}")
 
 
 @pytest.mark.wide
