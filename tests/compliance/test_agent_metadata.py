@@ -68,7 +68,9 @@ def parameters(tree):
         content = p.find("content")
         out[p.get("name")] = {
             "unique": p.get("unique"), "required": p.get("required"), "deprecated": p.get("deprecated"),
-            "obsoletes": p.get("obsoletes"), "getopt": p.find("getopt").get("mixed"), **content.attrib,
+            "obsoletes": p.get("obsoletes"), **content.attrib,
+            # Ours has long options behind the letters.
+            "getopt": p.find("getopt").get("mixed").split(", --")[0],
             "options": [o.get("value") for o in content.iter("option")]}
     return out
 

@@ -127,6 +127,29 @@ def test_long_options(name):
         assert "unknown option" not in run(name, form, "a", "b").stderr, f"{name} {form}"
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_long_options_stand_for_letters(name):
+    """A long option sets what its letter sets, with a value attached and after it; what it says names it as written."""
+    options = manual_options(name)
+    for form, row in options.items():
+        letter = next((it for it in literals(row["option"]) if re.fullmatch("-[A-Za-z]", it.split("=")[0])), None)
+        parameter = (literals(row.get("standard input", "")) or [None])[0]
+        if not form.startswith("--") or letter is None or parameter is None:
+            continue
+        value = VALUES.get(parameter, "1")
+        takes_value = "*" in row["option"]
+        lines = [[letter + value], [f"{form}={value}"], [form, value]] if takes_value else [[letter], [form]]
+        if parameter == "vsock":
+            lines[2] = [form]
+        said = {(it.returncode, it.stdout, it.stderr) for it in
+                (run(name, *line, *([] if form == "--action" else ["-o", "metadata"])) for line in lines)}
+        assert len(said) == 1 and next(iter(said))[0] == 0, f"{name} {form}: {said}"
+        if parameter in {"ipport", "timeout", "delay", "retrans", "hash", "ip_family"}:
+            assert run(name, form, "x\u00e4").stderr.startswith(f"{name}: {form}: 'x")
+        wrong = run(name, f"{form}x", "-o", "metadata")
+        assert wrong.returncode == 1 and f"unknown option {form}x, did you mean --" in wrong.stderr
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_defaults_of_help(name):
     options, names = help_options(name)
@@ -164,9 +187,10 @@ def test_parameters(name):
         entry = described.get(parameter)
         if entry is None:
             continue
-        form = entry.find("getopt").get("mixed")
-        if form:
-            assert form in literals(row["option"])[0], f"{name}, {parameter}: the letter in the metadata"
+        # -t, --timeout=[seconds], as the fence agents' library writes it.
+        forms = [it.split("=")[0] for it in entry.find("getopt").get("mixed").split(", ")]
+        if forms != [""]:
+            assert forms == literals(row["option"])[:len(forms)], f"{name}, {parameter}: the options in the metadata"
         default = entry.find("content").get("default")
         if default is not None:
             assert default in (literals(row["default"]) or [row["default"]]), f"{name}, {parameter}: the default"

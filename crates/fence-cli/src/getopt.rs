@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Command lines as getopt(3) of the GNU C library takes them.
+//! Command lines as getopt(3) of the GNU C library takes them, and beside them long options.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// A command line taken apart.
@@ -16,10 +17,48 @@ pub struct CommandLine {
 /// One option.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opt {
-    /// Its letter.
-    pub letter: char,
+    /// What it was called.
+    pub name: Name,
     /// Its value, for options that take one.
     pub value: Option<OsString>,
+}
+
+/// What an option was called. Shown as the user wrote it: `-t`, `--timeout`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Name {
+    /// By its letter.
+    Letter(char),
+    /// By its long name, without the dashes.
+    Long(&'static str),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Letter(letter) => write!(f, "-{}", letter.escape_default()),
+            Self::Long(name) => write!(f, "--{name}"),
+        }
+    }
+}
+
+/// A long option.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Long {
+    /// Its name, without the dashes.
+    pub name: &'static str,
+    /// Whether it takes a value.
+    pub takes: Takes,
+}
+
+/// Whether an option takes a value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Takes {
+    /// None.
+    Nothing,
+    /// Always: `-t5`, `-t 5`, `--timeout=5`, `--timeout 5`.
+    Value,
+    /// Only one that is attached: `-S5`, `--vsock=5`.
+    MayHaveValue,
 }
 
 /// What is wrong with a command line.
@@ -29,6 +68,12 @@ pub enum GetoptError {
     /// An option that the program does not have.
     #[error("unknown option {0}")]
     Unknown(String),
+    /// A long option that the program does not have, and the one that was perhaps meant.
+    #[error("unknown option {0}, did you mean --{1}?")]
+    Misspelt(String, &'static str),
+    /// A value was attached to an option that takes none.
+    #[error("option {0} takes no value")]
+    NoValueTaken(String),
     /// An option that takes a value stands last without one.
     #[error("option {0} needs a value")]
     MissingValue(String),
@@ -39,9 +84,12 @@ pub enum GetoptError {
 ///
 /// Flags may stand together (`-dv`), options and operands in any order; all after `--` is operands, and so is `-`.
 ///
+/// Long options (`--name VALUE`, `--name=VALUE`) must be written out: what is the beginning of one name today could be
+/// that of two tomorrow.
+///
 /// # Errors
 /// The first option that is unknown or lacks its value.
-pub fn parse<I>(spec: &str, arguments: I) -> Result<CommandLine, GetoptError>
+pub fn parse<I>(spec: &str, long: &[Long], arguments: I) -> Result<CommandLine, GetoptError>
 where
     I: IntoIterator<Item = OsString>,
 {
@@ -53,7 +101,10 @@ where
                 line.operands.extend(arguments);
                 break;
             }
-            [b'-', b'-', ..] => return Err(GetoptError::Unknown(shown(&argument))),
+            [b'-', b'-', written @ ..] => {
+                line.options.push(long_option(long, written, &mut arguments)?);
+                continue;
+            }
             [b'-', letters @ ..] if !letters.is_empty() => letters,
             _ => {
                 line.operands.push(argument);
@@ -63,26 +114,63 @@ where
         let mut rest = letters;
         while let [letter, after @ ..] = rest {
             let (letter, attached) = (char::from(*letter), !after.is_empty());
-            let name = || format!("-{}", letter.escape_default());
-            let value = match takes(spec, letter).ok_or_else(|| GetoptError::Unknown(name()))? {
+            let name = Name::Letter(letter);
+            let value = match takes(spec, letter).ok_or_else(|| GetoptError::Unknown(name.to_string()))? {
                 Takes::Nothing => None,
                 Takes::Value if !attached => {
-                    Some(arguments.next().ok_or_else(|| GetoptError::MissingValue(name()))?)
+                    Some(arguments.next().ok_or_else(|| GetoptError::MissingValue(name.to_string()))?)
                 }
                 Takes::MayHaveValue if !attached => None,
                 Takes::Value | Takes::MayHaveValue => Some(OsString::from_vec(after.to_vec())),
             };
             rest = if value.is_some() { &[] } else { after };
-            line.options.push(Opt { letter, value });
+            line.options.push(Opt { name, value });
         }
     }
     Ok(line)
 }
 
-enum Takes {
-    Nothing,
-    Value,
-    MayHaveValue,
+/// A long option, of which this was written after the dashes.
+fn long_option(
+    long: &[Long],
+    written: &[u8],
+    arguments: &mut impl Iterator<Item = OsString>,
+) -> Result<Opt, GetoptError> {
+    let end = written.iter().position(|&it| it == b'=').unwrap_or(written.len());
+    let (name, attached) = (&written[..end], written.get(end + 1..));
+    let Some(option) = long.iter().find(|it| it.name.as_bytes() == name) else {
+        let shown = format!("--{}", fence_wire::escaped(name));
+        return Err(match nearest(long, name) {
+            Some(meant) => GetoptError::Misspelt(shown, meant),
+            None => GetoptError::Unknown(shown),
+        });
+    };
+    let name = Name::Long(option.name);
+    let attached = attached.map(|it| OsString::from_vec(it.to_vec()));
+    let value = match (option.takes, attached) {
+        (Takes::Nothing, Some(_)) => return Err(GetoptError::NoValueTaken(name.to_string())),
+        (Takes::Value, None) => {
+            Some(arguments.next().ok_or_else(|| GetoptError::MissingValue(name.to_string()))?)
+        }
+        (_, attached) => attached,
+    };
+    Ok(Opt { name, value })
+}
+
+/// The long option that was perhaps meant: one that begins like this or differs in few letters.
+fn nearest(long: &[Long], written: &[u8]) -> Option<&'static str> {
+    // The distance takes time in proportion to the length, and nobody mistypes a name into a long one.
+    let written = std::str::from_utf8(written).ok().filter(|it| it.len() <= 40)?.replace('_', "-");
+    let written = written.to_ascii_lowercase();
+    let distance = |name: &str| match name.strip_prefix(&*written) {
+        Some(_) if written.len() > 2 => 0,
+        _ => strsim::damerau_levenshtein(&written, name),
+    };
+    long.iter()
+        .map(|it| (distance(it.name), it.name))
+        .filter(|&(distance, name)| distance <= (name.len() / 3).clamp(1, 3))
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, name)| name)
 }
 
 fn takes(spec: &str, letter: char) -> Option<Takes> {
@@ -99,22 +187,30 @@ fn takes(spec: &str, letter: char) -> Option<Takes> {
     })
 }
 
-fn shown(argument: &OsStr) -> String {
-    fence_wire::escaped(argument.as_bytes()).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const SPEC: &str = "dt:S::n:?h";
+    const LONG: &[Long] = &[
+        Long { name: "debug", takes: Takes::Nothing },
+        Long { name: "timeout", takes: Takes::Value },
+        Long { name: "vsock", takes: Takes::MayHaveValue },
+        Long { name: "key-file", takes: Takes::Value },
+    ];
 
     fn taken(arguments: &[&str]) -> Result<(Vec<String>, Vec<String>), GetoptError> {
-        let line = parse(SPEC, arguments.iter().map(OsString::from))?;
+        let line = parse(SPEC, LONG, arguments.iter().map(OsString::from))?;
         let text = |s: OsString| s.into_string().unwrap();
-        let options = line.options.into_iter().map(|o| match o.value {
-            Some(value) => format!("{}={}", o.letter, text(value)),
-            None => o.letter.to_string(),
+        let options = line.options.into_iter().map(|o| {
+            let name = match o.name {
+                Name::Letter(letter) => letter.to_string(),
+                Name::Long(name) => name.to_owned(),
+            };
+            match o.value {
+                Some(value) => format!("{name}={}", text(value)),
+                None => name,
+            }
         });
         Ok((options.collect(), line.operands.into_iter().map(text).collect()))
     }
@@ -138,6 +234,22 @@ mod tests {
     }
 
     #[test]
+    fn long_forms() {
+        assert_eq!(options(&["--debug", "-d"]), ["debug", "d"]);
+        assert_eq!(
+            options(&["--timeout=5", "--timeout", "6", "--timeout="]),
+            ["timeout=5", "timeout=6", "timeout="]
+        );
+        assert_eq!(options(&["--timeout", "--debug"]), ["timeout=--debug"]);
+        assert_eq!(options(&["--key-file=a=b"]), ["key-file=a=b"]);
+        let (options, operands) = taken(&["--vsock", "3", "--vsock=4", "--", "--debug"]).unwrap();
+        assert_eq!(
+            (options, operands),
+            (vec!["vsock".into(), "vsock=4".into()], vec!["3".into(), "--debug".into()])
+        );
+    }
+
+    #[test]
     fn operands_anywhere() {
         let (options, operands) = taken(&["a", "-d", "-", "-S", "3", "--", "-t", "b"]).unwrap();
         assert_eq!(options, ["d", "S"]);
@@ -152,6 +264,13 @@ mod tests {
         assert_eq!(say(&["-d\u{1b}"]), "unknown option -\\u{1b}");
         assert_eq!(say(&["-\u{e4}"]), "unknown option -\\u{c3}");
         assert_eq!(say(&["--help"]), "unknown option --help");
+        assert_eq!(say(&["--timout=5"]), "unknown option --timout, did you mean --timeout?");
+        assert_eq!(say(&["--time"]), "unknown option --time, did you mean --timeout?");
+        assert_eq!(say(&["--Key_File", "x"]), "unknown option --Key_File, did you mean --key-file?");
+        assert_eq!(say(&["--=x"]), "unknown option --");
+        assert_eq!(say(&["--\u{1b}"]), "unknown option --\\x1b");
+        assert_eq!(say(&["--timeout"]), "option --timeout needs a value");
+        assert_eq!(say(&["--debug=1"]), "option --debug takes no value");
         assert_eq!(say(&["-dt"]), "option -t needs a value");
     }
 }

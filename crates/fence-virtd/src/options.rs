@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use fence_cli::getopt::{self, GetoptError};
+use fence_cli::getopt::{self, GetoptError, Name};
 use fence_cli::keygen;
 use fence_wire::escaped;
 use std::os::unix::ffi::OsStrExt;
@@ -82,7 +82,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     if let Some(file) = keygen::requested(&arguments) {
         return file.map(Command::MakeKey).map_err(|it| OptionsError::Keygen(it.to_string()));
     }
-    let line = getopt::parse(SPEC, arguments)?;
+    let line = getopt::parse(SPEC, &[], arguments)?;
     if let Some(operand) = line.operands.first() {
         return Err(OptionsError::Operand(escaped(operand.as_bytes()).to_string()));
     }
@@ -91,8 +91,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut command = None;
     let mut configure = false;
     for option in line.options {
+        let Name::Letter(letter) = option.name else { continue };
         let value = option.value.unwrap_or_default();
-        match option.letter {
+        match letter {
             'F' => options.foreground = true,
             'f' => options.config = value.into(),
             'd' => {

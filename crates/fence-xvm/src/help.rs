@@ -11,12 +11,13 @@ pub(crate) fn help(program: Program) -> String {
         format!("usage: {} [options]\n\nFences virtual machines: asks the host that runs ", program.name());
     text.push_str("one to power it off, on or round.\nA reboot leaves a machine that is off as it is.\n\n");
     for option in program.options() {
-        let letter = option.letter.unwrap_or_default();
-        row(&mut text, &format!("-{letter} {}", placeholder(option)), option);
+        row(&mut text, &forms(option), option);
     }
     text.push_str(
-        "  -h, -?                Show this help\n  -V                    Show the version\n  \
-         --keygen [FILE]       Make a new key in a new file, nothing else (default /etc/cluster/fence_xvm.key)\n",
+        "  -h, -?, --help                   Show this help\n  \
+         -V, --version                    Show the version\n  \
+         --keygen [FILE]                  \
+         Make a new key in a new file, nothing else (default /etc/cluster/fence_xvm.key)\n",
     );
     text.push_str(
         "\nWithout any argument the options come from standard input, NAME=VALUE, one to a line:\n\n",
@@ -59,12 +60,22 @@ pub(crate) fn metadata(program: Program) -> String {
 const ACTIONS: [&str; 10] =
     ["null", "on", "off", "reboot", "metadata", "status", "monitor", "list", "list-status", "validate-all"];
 
-fn placeholder(option: &Opt) -> String {
-    if option.value.is_empty() { String::new() } else { format!("<{}>", option.value) }
+/// The forms on the command line, for the help: `-t, --timeout=<seconds>`.
+fn forms(option: &Opt) -> String {
+    let mut forms: Vec<_> = option.letter.iter().map(|it| format!("-{it}")).collect();
+    forms.extend(option.long.iter().map(|it| format!("--{it}")));
+    let value = match option.id {
+        _ if option.value.is_empty() => String::new(),
+        // Attached, or left out.
+        Id::VsockCid => format!("[={}]", option.value),
+        _ if option.long.is_empty() => format!(" <{}>", option.value),
+        _ => format!("=<{}>", option.value),
+    };
+    forms.join(", ") + &value
 }
 
 fn row(text: &mut String, head: &str, option: &Opt) {
-    let _ = write!(text, "  {head:<20}  {}", option.text);
+    let _ = write!(text, "  {head:<31}  {}", option.text);
     let _ = match option.default {
         Some(default) => writeln!(text, " (default {default})"),
         None => writeln!(text),
@@ -82,9 +93,14 @@ fn parameter(xml: &mut String, option: &Opt) {
         _ if older => " deprecated=\"1\"",
         _ => "",
     };
-    let letter = option.letter.map(|l| format!("-{l}")).unwrap_or_default();
+    let mut forms = option.letter.map(|l| format!("-{l}")).unwrap_or_default();
+    if let Some(long) = option.long.first() {
+        // In the form of the fence agents' library.
+        let value = if option.value.is_empty() { String::new() } else { format!("=[{}]", option.value) };
+        forms.push_str(&format!(", --{long}{value}"));
+    }
     let _ = writeln!(xml, "\t<parameter name=\"{name}\" unique=\"0\" required=\"{required}\"{mark}>");
-    let _ = writeln!(xml, "\t\t<getopt mixed=\"{letter}\" />");
+    let _ = writeln!(xml, "\t\t<getopt mixed=\"{forms}\" />");
     let _ = match option.default {
         Some(default) => writeln!(xml, "\t\t<content type=\"{}\" default=\"{default}\" />", option.kind),
         None => writeln!(xml, "\t\t<content type=\"{}\" />", option.kind),

@@ -97,9 +97,9 @@ fn settings(program: Program, arguments: Vec<OsString>, console: &Console) -> Re
             console.say(&unknown);
         }
     } else {
-        let line = getopt::parse(program.getopt(), arguments)?;
+        let line = getopt::parse(program.getopt(), &program.long(), arguments)?;
         for option in line.options {
-            settings.set_letter(option.letter, option.value)?;
+            settings.set_option(option.name, option.value)?;
         }
         for operand in line.operands {
             console.say(&format_args!("ignoring '{}', which is no option", escaped(operand.as_bytes())));

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use fence_cli::getopt::{Long, Takes};
 use fence_wire::DEFAULT_KEY_FILE;
 
 /// Which agent the program is called as.
@@ -51,6 +52,8 @@ pub struct Opt {
     pub id: Id,
     /// Its letter on the command line.
     pub letter: Option<char>,
+    /// Its long names on the command line, the one that help and metadata show first.
+    pub long: &'static [&'static str],
     /// Its name on standard input.
     pub name: Option<&'static str>,
     /// What stands for its value in the help.
@@ -91,6 +94,20 @@ impl Program {
         }
     }
 
+    /// Its long options, each of which stands for a letter.
+    pub fn long(self) -> Vec<Long> {
+        let takes = |letter| match self.getopt().split_once(letter) {
+            Some((_, after)) if after.starts_with("::") => Takes::MayHaveValue,
+            Some((_, after)) if after.starts_with(':') => Takes::Value,
+            _ => Takes::Nothing,
+        };
+        let rest = TABLE.iter().filter(|it| matches!(it.id, Id::Help | Id::Version));
+        let named = self.options().chain(rest).filter_map(|it| Some((it.long, it.letter?)));
+        named
+            .flat_map(|(names, letter)| names.iter().map(move |name| Long { name, takes: takes(letter) }))
+            .collect()
+    }
+
     /// Its options that have a meaning, in the order of help and metadata.
     pub fn options(self) -> impl Iterator<Item = &'static Opt> {
         let letters = match self {
@@ -115,6 +132,12 @@ pub fn by_letter(letter: char) -> Option<&'static Opt> {
     TABLE.iter().find(|o| o.letter == Some(letter))
 }
 
+/// The option with this long name.
+#[must_use]
+pub fn by_long(name: &str) -> Option<&'static Opt> {
+    TABLE.iter().find(|o| o.long.contains(&name))
+}
+
 /// The older names that only standard input takes and the metadata shows.
 #[must_use]
 pub fn domain_alias() -> &'static Opt {
@@ -124,6 +147,7 @@ pub fn domain_alias() -> &'static Opt {
 const BASE: Opt = Opt {
     id: Id::Help,
     letter: None,
+    long: &[],
     name: None,
     value: "",
     kind: "string",
@@ -146,6 +170,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Debug,
         letter: Some('d'),
+        long: &["debug", "verbose"],
         name: Some("debug"),
         kind: "boolean",
         text: "Say on standard error what is done (repeat for more; a level on stdin)",
@@ -154,6 +179,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Family,
         letter: Some('i'),
+        long: &["ip-family"],
         name: Some("ip_family"),
         value: "family",
         default: Some("auto"),
@@ -163,6 +189,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Group,
         letter: Some('a'),
+        long: &["multicast-address"],
         name: Some("multicast_address"),
         value: "address",
         text: "Multicast address that the hosts listen on (default 225.0.0.12, for ipv6 ff05::3:1)",
@@ -171,6 +198,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Port,
         letter: Some('p'),
+        long: &["ipport"],
         name: Some("ipport"),
         value: "port",
         default: Some("1229"),
@@ -180,6 +208,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Retransmit,
         letter: Some('r'),
+        long: &["retrans"],
         name: Some("retrans"),
         value: "tenths",
         default: Some("20"),
@@ -189,6 +218,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Quiet,
         letter: Some('q'),
+        long: &["quiet-time"],
         name: Some("quiet_time"),
         value: "tenths",
         default: Some("3"),
@@ -198,6 +228,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Auth,
         letter: Some('C'),
+        long: &["auth"],
         name: Some("auth"),
         value: "type",
         default: Some("sha256"),
@@ -207,6 +238,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Hash,
         letter: Some('c'),
+        long: &["hash"],
         name: Some("hash"),
         value: "type",
         default: Some("sha256"),
@@ -216,13 +248,22 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::KeyFile,
         letter: Some('k'),
+        long: &["key-file"],
         name: Some("key_file"),
         value: "file",
         default: Some(DEFAULT_KEY_FILE),
         text: "File with the key that hosts and guests share",
         ..BASE
     },
-    Opt { id: Id::Plug, letter: Some('n'), name: Some("plug"), value: "domain", text: TARGET, ..BASE },
+    Opt {
+        id: Id::Plug,
+        letter: Some('n'),
+        long: &["plug"],
+        name: Some("plug"),
+        value: "domain",
+        text: TARGET,
+        ..BASE
+    },
     Opt {
         id: Id::Plug,
         letter: Some('H'),
@@ -235,6 +276,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::UseUuid,
         letter: Some('u'),
+        long: &["use-uuid"],
         name: Some("use_uuid"),
         default: Some("0"),
         text: "The domain is given by its UUID",
@@ -243,6 +285,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Action,
         letter: Some('o'),
+        long: &["action"],
         name: Some("action"),
         value: "action",
         default: Some("reboot"),
@@ -252,6 +295,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Timeout,
         letter: Some('t'),
+        long: &["timeout"],
         name: Some("timeout"),
         value: "seconds",
         default: Some("30"),
@@ -261,6 +305,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::TcpAddress,
         letter: Some('T'),
+        long: &["ip", "ipaddr"],
         name: Some("ipaddr"),
         value: "address",
         default: Some("127.0.0.1"),
@@ -270,6 +315,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::VsockCid,
         letter: Some('S'),
+        long: &["vsock"],
         name: Some("vsock"),
         value: "cid",
         kind: "integer",
@@ -280,6 +326,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::SerialDevice,
         letter: Some('D'),
+        long: &["serial-device"],
         name: Some("serial_device"),
         value: "device",
         default: Some("/dev/ttyS1"),
@@ -289,6 +336,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::SerialParameters,
         letter: Some('P'),
+        long: &["serial-params"],
         name: Some("serial_params"),
         value: "parameters",
         default: Some("115200,8N1"),
@@ -298,6 +346,7 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::ChannelAddress,
         letter: Some('A'),
+        long: &["channel-address"],
         name: Some("channel_address"),
         value: "address",
         default: Some("10.0.2.179"),
@@ -307,15 +356,16 @@ const TABLE: &[Opt] = &[
     Opt {
         id: Id::Delay,
         letter: Some('w'),
+        long: &["delay"],
         name: Some("delay"),
         value: "seconds",
         default: Some("0"),
         text: "Seconds to wait before off, on or reboot",
         ..BASE
     },
-    Opt { id: Id::Help, letter: Some('h'), text: "Show this help", ..BASE },
+    Opt { id: Id::Help, letter: Some('h'), long: &["help"], text: "Show this help", ..BASE },
     Opt { id: Id::Help, letter: Some('?'), text: "Show this help", ..BASE },
-    Opt { id: Id::Version, letter: Some('V'), text: "Show the version", ..BASE },
+    Opt { id: Id::Version, letter: Some('V'), long: &["version"], text: "Show the version", ..BASE },
     DOMAIN,
     Opt { id: Id::Action, name: Some("option"), deprecated: true, ..BASE },
 ];

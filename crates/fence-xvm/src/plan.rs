@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use fence_cli::getopt::GetoptError;
+use fence_cli::getopt::{GetoptError, Name};
 use fence_net::{Family, LineFormat};
 use fence_wire::{
     Action, CHANNEL_ADDRESS, ClientAuth, DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_KEY_FILE, DEFAULT_PORT,
     HashType, Key, REQUEST_LEN, Request, SentRequests, Target, TargetError, escaped,
 };
 
-use crate::options::{Id, Program, by_letter};
+use crate::options::{Id, Program, by_letter, by_long};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -150,8 +150,8 @@ pub enum UsageError {
     #[error("option '{}' on standard input needs a value (NAME=VALUE)", escaped(.0))]
     NoValue(String),
     /// An option that is taken for compatibility and has no meaning.
-    #[error("option -{0} is not supported")]
-    Unsupported(char),
+    #[error("option {0} is not supported")]
+    Unsupported(Name),
     /// A value that does not fit its option.
     #[error("{option}: '{}' is not {expected}", escaped(.value))]
     Value {
@@ -240,15 +240,18 @@ impl Settings {
     ///
     /// # Errors
     /// What is wrong with its value.
-    pub fn set_letter(&mut self, letter: char, value: Option<OsString>) -> Result<(), UsageError> {
-        let id = by_letter(letter).ok_or(UsageError::Unsupported(letter))?.id;
-        match (id, value) {
+    pub fn set_option(&mut self, name: Name, value: Option<OsString>) -> Result<(), UsageError> {
+        let option = match name {
+            Name::Letter(letter) => by_letter(letter),
+            Name::Long(long) => by_long(long),
+        };
+        match (option.ok_or(UsageError::Unsupported(name))?.id, value) {
             (Id::Debug, _) => self.debug = self.debug.saturating_add(1),
             (Id::UseUuid, _) => self.use_uuid = true,
             (Id::Help, _) => self.help = true,
             (Id::Version, _) => self.version = true,
             (Id::VsockCid, None) => self.vsock = Some(HOST_CID),
-            (id, value) => self.set(id, &format!("-{letter}"), &value.unwrap_or_default())?,
+            (id, value) => self.set(id, &name.to_string(), &value.unwrap_or_default())?,
         }
         Ok(())
     }
@@ -498,8 +501,8 @@ mod tests {
     fn task(program: Program, line: &str) -> Result<Task, UsageError> {
         let mut settings = Settings::default();
         let arguments = line.split_whitespace().map(OsString::from);
-        for option in fence_cli::getopt::parse(program.getopt(), arguments)?.options {
-            settings.set_letter(option.letter, option.value)?;
+        for option in fence_cli::getopt::parse(program.getopt(), &program.long(), arguments)?.options {
+            settings.set_option(option.name, option.value)?;
         }
         settings.task(program)
     }
