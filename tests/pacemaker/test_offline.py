@@ -157,7 +157,8 @@ def parameters(tree):
     """What programs go by, for each parameter."""
     return {p.get("name"): {
         **{key: p.get(key) for key in ("unique", "required", "deprecated", "obsoletes")},
-        "getopt": p.find("getopt").get("mixed"), **p.find("content").attrib,
+        # Ours have long names on the command line as well.
+        "letter": p.find("getopt").get("mixed").split(",")[0], **p.find("content").attrib,
         "choices": [option.get("value") for option in p.find("content").iter("option")],
     } for p in tree.iter("parameter")}
 
