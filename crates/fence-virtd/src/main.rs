@@ -22,6 +22,7 @@ mod inventory;
 mod keys;
 mod limits;
 mod listener;
+mod listeners;
 mod locks;
 mod log;
 mod notify;

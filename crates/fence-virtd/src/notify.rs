@@ -15,6 +15,14 @@ pub(crate) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// The daemon reads its configuration anew; [`ready`] says that this is over.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => warn!("can't tell the service manager: {error}"),
+    }
+}
+
 /// The daemon is about to end.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);

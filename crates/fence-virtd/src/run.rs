@@ -3,19 +3,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fence_config::{Backend as BackendSettings, Config, Group, Listener as ListenerSettings, Severity};
+use fence_config::{Backend as BackendSettings, Config, DaemonSection, Severity};
 use fence_wire::escaped;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::access::Access;
 use crate::audit::Audit;
 use crate::backend::Backend;
 #[cfg(feature = "libvirt")]
@@ -23,18 +21,13 @@ use crate::hypervisor::Hypervisors;
 use crate::identity::Sources;
 use crate::inventory::Inventories;
 use crate::limits::DESCRIPTORS;
-use crate::listener::StartError;
-use crate::listener::multicast::Multicast;
-use crate::listener::tcp::Tcp;
-use crate::listener::vsock::Vsock;
+use crate::listeners::{Common, ListenerError, Listeners};
 use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::replay::{self, Replays};
 use crate::service::Service;
 use crate::{daemonise, log, notify, sandbox};
 
-/// Between two attempts at what can't start, with `-w`.
-const WAIT: Duration = Duration::from_secs(5);
 /// How long requests that are under way may take to end when the daemon is told to.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// Threads for calls to libvirt; those wait most of their time.
@@ -49,8 +42,8 @@ enum RunError {
     BadConfig(String),
     #[error(transparent)]
     PidFile(#[from] PidFileError),
-    #[error("listener {name}: {source}")]
-    Listener { name: &'static str, source: StartError },
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
     #[error("backend libvirt: {0}; -w waits for it")]
     Backend(String),
     #[error("can't open the audit_log file: {0}")]
@@ -66,7 +59,7 @@ enum RunError {
 /// There are none in this build.
 #[cfg(not(feature = "libvirt"))]
 #[derive(Clone, Default)]
-struct Hypervisors {}
+pub(crate) struct Hypervisors {}
 
 /// Serves until a signal ends it.
 pub(crate) fn run(options: &Options) -> ExitCode {
@@ -109,15 +102,22 @@ fn prepare(options: &Options) -> Result<Prepared, RunError> {
 
 /// Reads the configuration; errors and warnings go to standard error, with line and caret.
 fn read(path: &Path, say: bool) -> Result<Config, RunError> {
+    load(path, &mut |severity, text| {
+        if say {
+            crate::complain(&text);
+        } else {
+            debug_assert!(severity != Severity::Error);
+        }
+    })
+}
+
+/// Reads the configuration; `say` is handed each error and warning.
+fn load(path: &Path, say: &mut dyn FnMut(Severity, String)) -> Result<Config, RunError> {
     let shown = escaped(path.as_os_str().as_encoded_bytes()).to_string();
     let source = fs::read(path).map_err(|source| RunError::Config { path: shown.clone(), source })?;
     let loaded = fence_config::load(&source);
-    if say {
-        for it in &loaded.diagnostics {
-            crate::complain(&it.render(&shown, &source));
-        }
-    } else {
-        debug_assert!(loaded.diagnostics.iter().all(|it| it.severity != Severity::Error));
+    for it in &loaded.diagnostics {
+        say(it.severity, it.render(&shown, &source));
     }
     loaded.config.ok_or(RunError::BadConfig(shown))
 }
@@ -166,31 +166,15 @@ async fn until_told(
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let backend = backend(config, &known, wait).await?;
-        let service = Service::new(backend, Access::new(config.groups.as_deref()), audit, replays);
-        let common = Common {
-            service,
-            sources: Sources::new(inventories(config, &known)),
-            groups: config.groups.clone().unwrap_or_default().into(),
-            known,
-        };
+        let service = Service::new(backend, audit, replays);
+        let sources = Sources::new(inventories(config, &known));
         let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&common.service).keep_time());
-        for settings in &config.listeners {
-            match listener(settings, &common, &mut tasks).await {
-                Ok(()) => {}
-                Err(source) if wait => {
-                    // The others serve meanwhile.
-                    let (settings, common) = (settings.clone(), common.clone());
-                    tasks.spawn(async move { keep_trying(&settings, &common, source).await });
-                }
-                Err(source) => {
-                    return Err(RunError::Listener { name: settings.kind().as_str(), source });
-                }
-            }
-        }
-        Ok::<_, RunError>((common.service, tasks))
+        tasks.spawn(Arc::clone(&service).keep_time());
+        let common = Common { service: Arc::clone(&service), sources, known };
+        let listeners = Listeners::start(config, common, wait).await?;
+        Ok::<_, RunError>((service, listeners, tasks))
     };
-    let (service, mut tasks) = tokio::select! {
+    let (service, mut listeners, mut tasks) = tokio::select! {
         started = start => started?,
         name = signals.end() => {
             info!("{name} before the start was over");
@@ -203,9 +187,21 @@ async fn until_told(
     notify::ready();
     tasks.spawn(notify::watchdog(Arc::clone(&service)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
-    let name = signals.end_or(|| service.reopen_audit()).await;
+    let mut config = config.clone();
+    let name = loop {
+        match signals.next().await {
+            Told::End(name) => break name,
+            Told::Reload => {
+                notify::reloading();
+                service.reopen_audit();
+                reload(&options.config, &mut config, &mut listeners).await;
+                notify::ready();
+            }
+        }
+    };
     info!("{name}: no new requests; those under way may end");
     notify::stopping();
+    listeners.stop().await;
     tasks.shutdown().await;
     tokio::select! {
         () = service.idle() => {}
@@ -239,15 +235,6 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Arc
     }
 }
 
-/// What all listeners need.
-#[derive(Clone)]
-struct Common {
-    service: Arc<Service>,
-    sources: Arc<Sources>,
-    groups: Arc<[Group]>,
-    known: Hypervisors,
-}
-
 /// The running domains of the backend's hypervisors: a source is recognised among them.
 #[cfg(feature = "libvirt")]
 fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
@@ -263,56 +250,47 @@ fn inventories(_: &Config, _: &Hypervisors) -> Inventories {
     Inventories::default()
 }
 
-/// Starts a listener; its task is in `tasks` afterwards.
-async fn listener(
-    settings: &ListenerSettings,
-    common: &Common,
-    tasks: &mut JoinSet<()>,
-) -> Result<(), StartError> {
-    let task = start(settings, common).await?;
-    tasks.spawn(task);
-    Ok(())
-}
-
-/// Opens a listener; the future serves for ever.
-async fn start(settings: &ListenerSettings, common: &Common) -> Result<Serving, StartError> {
-    let Common { service, sources, groups, known } = common;
-    let (service, sources) = (Arc::clone(service), Arc::clone(sources));
-    Ok(match settings {
-        ListenerSettings::Multicast(it) => Box::pin(Multicast::start(it, service, sources, groups)?.run()),
-        ListenerSettings::Tcp(it) => Box::pin(Tcp::start(it, service, sources, groups)?.run()),
-        ListenerSettings::Vsock(it) => Box::pin(Vsock::start(it, service, sources, groups)?.run()),
-        #[cfg(feature = "libvirt")]
-        ListenerSettings::Serial(it) => {
-            Box::pin(crate::listener::serial::Serial::start(it, service, known).await?.run())
+/// Reads the file anew and goes over to it. A file with errors, and one whose listeners can't all start, is refused as a
+/// whole; what can't change while the daemon runs is named.
+async fn reload(path: &Path, config: &mut Config, listeners: &mut Listeners) {
+    let refused = |why: &dyn std::fmt::Display| {
+        error!("SIGHUP: the new configuration is refused, and the old one stays: {why}");
+    };
+    let new = match load(path, &mut |severity, text| match severity {
+        Severity::Error => error!("{text}"),
+        Severity::Warning => warn!("{text}"),
+    }) {
+        Ok(new) => new,
+        Err(error) => return refused(&error),
+    };
+    if let Err(error) = listeners.change(&new).await {
+        refused(&error);
+        if config.daemon.sandbox {
+            warn!(
+                "files and places that were not in the configuration at the start may need a restart: sandbox = \"yes\""
+            );
         }
-        #[cfg(not(feature = "libvirt"))]
-        ListenerSettings::Serial(_) => {
-            let _ = known;
-            return Err(StartError::Missing);
-        }
-    })
-}
-
-type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// With `-w`: serves as soon as the listener can start.
-async fn keep_trying(settings: &ListenerSettings, common: &Common, mut source: StartError) {
-    let name = settings.kind().as_str();
-    let mut said = String::new();
-    loop {
-        // Once for each reason: it is tried every few seconds, perhaps for hours.
-        let reason = source.to_string();
-        if reason != said {
-            warn!(listener = name, "can't start: {reason}; trying again every {} s", WAIT.as_secs());
-            said = reason;
-        }
-        tokio::time::sleep(WAIT).await;
-        match start(settings, common).await {
-            Ok(serving) => return serving.await,
-            Err(error) => source = error,
-        }
+        return;
     }
+    let unchanged =
+        |it: &DaemonSection| DaemonSection { listeners: Vec::new(), backends: Vec::new(), ..it.clone() };
+    if unchanged(&new.daemon) != unchanged(&config.daemon) {
+        warn!(
+            "SIGHUP: of the fence_virtd block only the listeners are read anew; what else changed there needs a restart"
+        );
+    }
+    if new.backends != config.backends {
+        warn!("SIGHUP: the backends changed: that needs a restart, and the old ones go on");
+    }
+    config.listeners = new.listeners;
+    config.groups = new.groups;
+    info!("SIGHUP: the new configuration is in force");
+}
+
+/// What a signal asks for.
+enum Told {
+    End(&'static str),
+    Reload,
 }
 
 /// The signals that end the daemon, and SIGHUP, which must not.
@@ -335,21 +313,20 @@ impl Signals {
 
     /// Waits for one that ends the daemon.
     async fn end(&mut self) -> &'static str {
-        self.end_or(|| {}).await
+        loop {
+            match self.next().await {
+                Told::End(name) => return name,
+                Told::Reload => info!("SIGHUP: nothing to read anew now"),
+            }
+        }
     }
 
-    /// The same, and calls `hung_up` for each SIGHUP.
-    async fn end_or(&mut self, hung_up: impl Fn()) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.quit.recv() => return "SIGQUIT",
-                _ = self.hang_up.recv() => {
-                    hung_up();
-                    warn!("SIGHUP: files are opened anew; a changed configuration needs a restart");
-                }
-            }
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::End("SIGTERM"),
+            _ = self.interrupt.recv() => Told::End("SIGINT"),
+            _ = self.quit.recv() => Told::End("SIGQUIT"),
+            _ = self.hang_up.recv() => Told::Reload,
         }
     }
 }

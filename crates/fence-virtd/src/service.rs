@@ -43,7 +43,6 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// What all listeners share.
 pub(crate) struct Service {
     backend: Arc<dyn Backend>,
-    access: Access,
     /// What was dropped, and why.
     pub(crate) drops: Drops,
     replays: Replays,
@@ -73,6 +72,8 @@ pub(crate) struct Job {
     pub(crate) hash: HashType,
     /// The key that made its hash.
     pub(crate) key: Option<Arc<KeyProof>>,
+    /// The groups of the configuration when it came.
+    pub(crate) access: Arc<Access>,
     /// What is asked.
     pub(crate) action: Action,
     /// What it is about.
@@ -203,15 +204,9 @@ impl From<ActError> for Outcome {
 }
 
 impl Service {
-    pub(crate) fn new(
-        backend: Arc<dyn Backend>,
-        access: Access,
-        audit: Audit,
-        replays: Replays,
-    ) -> Arc<Self> {
+    pub(crate) fn new(backend: Arc<dyn Backend>, audit: Audit, replays: Replays) -> Arc<Self> {
         Arc::new(Self {
             backend,
-            access,
             audit,
             drops: Drops::default(),
             replays,
@@ -245,7 +240,7 @@ impl Service {
             Err(_) => Subject::Text(job.target.as_str()),
         };
         let domain = located.as_ref().ok().map(|it| it.domain().clone());
-        match (self.access.decide(&job.identity, job.key.as_deref(), subject), located) {
+        match (job.access.decide(&job.identity, job.key.as_deref(), subject), located) {
             (Decision::Denied(denial), _) => {
                 Resolved::Refused(Response::PermissionDenied, denial.to_string(), domain)
             }
@@ -453,7 +448,7 @@ impl Service {
                     let entries = listing
                         .domains
                         .into_iter()
-                        .filter(|it| self.access.shows(&job.identity, job.key.as_deref(), &it.uuid, &it.name))
+                        .filter(|it| job.access.shows(&job.identity, job.key.as_deref(), &it.uuid, &it.name))
                         .map(|it| HostListEntry { name: it.name, uuid: it.uuid, on: it.power == Power::On })
                         .collect();
                     Outcome {

@@ -10,17 +10,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_config::{Group, MulticastListener as Settings};
+use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
 use fence_wire::{CallBack, HashType, Received, Request, escaped};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
+use super::StartError;
 use super::places::{Place, Places, Settled, Taken};
-use super::{KeyFiles, StartError};
+use super::rules::{CurrentRules, Rules};
 use crate::access::Identity;
-use crate::conversation::{Auth, PacketProof, converse};
+use crate::conversation::{PacketProof, converse};
 use crate::history::{History, RequestKey, Seen};
 use crate::identity::Sources;
 use crate::limits::{
@@ -41,8 +42,7 @@ const MAX_BATCH: usize = 256;
 pub(crate) struct Multicast {
     service: Arc<Service>,
     socket: UdpSocket,
-    minimum: HashType,
-    auth: Auth,
+    rules: Arc<CurrentRules>,
     sources: Arc<Sources>,
     history: Mutex<History<Others>>,
     places: Arc<Places<IpAddr>>,
@@ -62,15 +62,13 @@ type Client = (SocketAddr, Option<usize>);
 type Others = Arc<Mutex<Vec<SocketAddr>>>;
 
 impl Multicast {
-    /// Loads the keys and opens the socket. Must run inside the runtime.
+    /// Opens the socket. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
         sources: Arc<Sources>,
-        groups: &[Group],
+        rules: Arc<CurrentRules>,
     ) -> Result<Arc<Self>, StartError> {
-        let files = KeyFiles::new(&settings.key_files, settings.key_files_named);
-        let (minimum, auth) = super::proof(settings.hash, settings.auth, files, groups)?;
         let watch = Members::watch()
             .map_err(|error| StartError::Socket(format!("can't watch the network interfaces: {error}")))?;
         let Socket { socket, joined, failed } = open(settings)?;
@@ -90,10 +88,8 @@ impl Multicast {
         info!(
             address = %settings.address, port = settings.port,
             interfaces = %joined.iter().map(|it| escaped(&it.name).to_string()).collect::<Vec<_>>().join(", "),
-            hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(), group_keys = %auth.keys.group_fingerprints(),
             "listening for multicast"
         );
-        super::warn_unproved(minimum, auth.hash);
         let members = Members {
             watch,
             group: settings.address,
@@ -103,8 +99,7 @@ impl Multicast {
         Ok(Arc::new(Self {
             service,
             socket,
-            minimum,
-            auth,
+            rules,
             sources,
             history: Mutex::new(History::new()),
             places: Places::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
@@ -141,8 +136,8 @@ impl Multicast {
                 }
                 received = self.socket.try_recv_from(&mut datagram);
             }
-            for Heard { job, proof, address, asked, place } in batch.drain(..) {
-                tokio::spawn(Arc::clone(self).serve(job, proof, address, asked, place));
+            for heard in batch.drain(..) {
+                tokio::spawn(Arc::clone(self).serve(heard));
             }
         }
     }
@@ -153,7 +148,8 @@ impl Multicast {
             self.service.drops.note(NAME, reason, &from.ip(), detail);
             None
         };
-        let received = match Request::decode(datagram, self.minimum, self.auth.keys.all()) {
+        let rules = self.rules.now();
+        let received = match Request::decode(datagram, rules.minimum, rules.auth.keys.all()) {
             Ok(received) => received,
             Err(error) => return note(error.reason(), &error),
         };
@@ -206,7 +202,8 @@ impl Multicast {
             peer: address.to_string(),
             identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },
             hash,
-            key: self.auth.keys.proof(key),
+            key: rules.auth.keys.proof(key),
+            access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
         };
@@ -219,16 +216,12 @@ impl Multicast {
             );
         }
         lock(&asked.1).insert(0, address);
-        Some(Heard { job, proof, address, asked, place })
+        Some(Heard { job, proof, rules, address, asked, place })
     }
 
     async fn serve(
         self: Arc<Self>,
-        mut job: Job,
-        proof: PacketProof,
-        first: SocketAddr,
-        (name, others): (RequestKey, Others),
-        place: Place<IpAddr>,
+        Heard { mut job, proof, rules, address: first, asked: (name, others), place }: Heard,
     ) {
         let client = (first, proof.key());
         let reached = tokio::select! {
@@ -239,7 +232,7 @@ impl Multicast {
             Reached::Client(stream, address, resolved) => {
                 if let Some(_place) = self.settle(place, address) {
                     self.no_longer_latest(client, job.id);
-                    converse(Arc::clone(&self.service), stream, self.auth.clone(), proof, job, resolved)
+                    converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, resolved)
                         .await;
                     return;
                 }
@@ -367,6 +360,7 @@ impl Multicast {
 struct Heard {
     job: Job,
     proof: PacketProof,
+    rules: Arc<Rules>,
     address: SocketAddr,
     asked: (RequestKey, Others),
     place: Place<IpAddr>,

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::StartError;
+use super::rules::CurrentRules;
 use crate::hypervisor::Hypervisors;
 use crate::inventory::{Domain, Inventory, Port, PortKind, follow};
 use crate::limits::MAX_LINES;
@@ -31,6 +32,7 @@ const GUEST_AGENT: &str = "org.qemu.guest_agent.";
 /// The listener.
 pub(crate) struct Serial {
     service: Arc<Service>,
+    rules: Arc<CurrentRules>,
     mode: SerialMode,
     path: Option<PathBuf>,
     inventory: Inventory,
@@ -42,13 +44,14 @@ impl Serial {
         settings: &Settings,
         service: Arc<Service>,
         known: &Hypervisors,
+        rules: Arc<CurrentRules>,
     ) -> Result<Self, StartError> {
         let hypervisor = known.at(&settings.uri);
         hypervisor.first_attempt().await.map_err(|it| StartError::Hypervisor(it.to_string()))?;
         let Settings { uri, path, mode } = settings;
         let shown = path.as_deref().map_or_else(|| "any".to_owned(), show);
         info!(%uri, %mode, path = %shown, "listening on sockets of domains");
-        Ok(Self { service, mode: *mode, path: path.clone(), inventory: follow(&hypervisor) })
+        Ok(Self { service, rules, mode: *mode, path: path.clone(), inventory: follow(&hypervisor) })
     }
 
     /// Serves for ever.
@@ -71,7 +74,9 @@ impl Serial {
                 }
                 let (alive, gone) = watch::channel(());
                 lines.insert(name, alive);
-                tokio::spawn(Line::new(Arc::clone(&self.service), &domain, path, gone).keep());
+                tokio::spawn(
+                    Line::new(Arc::clone(&self.service), Arc::clone(&self.rules), &domain, path, gone).keep(),
+                );
             }
             if self.inventory.running.changed().await.is_err() {
                 return;

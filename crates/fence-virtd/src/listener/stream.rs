@@ -17,8 +17,9 @@ use tokio::time::timeout_at;
 use tracing::debug;
 
 use super::places::{Place, Places, Settled, Taken};
+use super::rules::{CurrentRules, Rules};
 use crate::access::Identity;
-use crate::conversation::{Auth, PacketProof, converse};
+use crate::conversation::{PacketProof, converse};
 use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
 use crate::service::{Job, Service};
 
@@ -45,15 +46,14 @@ pub(crate) trait Transport: Send + Sync + 'static {
 pub(crate) struct Streams<T: Transport> {
     transport: T,
     service: Arc<Service>,
-    minimum: HashType,
-    auth: Auth,
+    rules: Arc<CurrentRules>,
     places: Arc<Places<T::Peer>>,
 }
 
 impl<T: Transport> Streams<T> {
-    pub(crate) fn new(transport: T, service: Arc<Service>, minimum: HashType, auth: Auth) -> Arc<Self> {
+    pub(crate) fn new(transport: T, service: Arc<Service>, rules: Arc<CurrentRules>) -> Arc<Self> {
         let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
-        Arc::new(Self { transport, service, minimum, auth, places })
+        Arc::new(Self { transport, service, rules, places })
     }
 
     /// Serves for ever.
@@ -98,7 +98,10 @@ impl<T: Transport> Streams<T> {
             packet = self.packet(&mut stream, arrived, &name) => packet,
             () = place.pushed_out() => return,
         };
-        let Some((place, received)) = packet.and_then(|it| self.checked(&it, &name, place)) else { return };
+        let rules = self.rules.now();
+        let Some((place, received)) = packet.and_then(|it| self.checked(&it, &rules, &name, place)) else {
+            return;
+        };
         let proof = PacketProof::of(&received);
         let Received { request, hash, key, .. } = received;
         let job = Job {
@@ -108,12 +111,13 @@ impl<T: Transport> Streams<T> {
             peer: name,
             identity: self.transport.identify(peer).await,
             hash,
-            key: self.auth.keys.proof(key),
+            key: rules.auth.keys.proof(key),
+            access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        converse(Arc::clone(&self.service), stream, self.auth.clone(), proof, job, None).await;
+        converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None).await;
         drop(place);
     }
 
@@ -144,10 +148,11 @@ impl<T: Transport> Streams<T> {
     fn checked(
         &self,
         packet: &[u8; REQUEST_LEN],
+        rules: &Rules,
         name: &str,
         place: Place<T::Peer>,
     ) -> Option<(Settled<T::Peer>, Received)> {
-        let received = match Request::decode(packet, self.minimum, self.auth.keys.all()) {
+        let received = match Request::decode(packet, rules.minimum, rules.auth.keys.all()) {
             Ok(received) => received,
             Err(error) => {
                 self.service.drops.note(T::NAME, error.reason(), &name, &error);

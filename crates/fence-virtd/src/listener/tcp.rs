@@ -5,13 +5,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use fence_config::{Group, TcpListener as Settings};
+use fence_config::TcpListener as Settings;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::info;
 
+use super::StartError;
+use super::rules::CurrentRules;
 use super::stream::{Streams, Transport};
-use super::{KeyFiles, StartError};
 use crate::access::Identity;
 use crate::identity::Sources;
 use crate::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
@@ -24,21 +25,18 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// Loads the keys and opens the socket. Must run inside the runtime.
+    /// Opens the socket. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
         sources: Arc<Sources>,
-        groups: &[Group],
+        rules: Arc<CurrentRules>,
     ) -> Result<Arc<Streams<Self>>, StartError> {
-        let files = KeyFiles::new(&settings.key_files, settings.key_files_named);
-        let (minimum, auth) = super::proof(settings.hash, settings.auth, files, groups)?;
         let address = SocketAddr::new(settings.address, settings.port);
         let listener = listen(address)
             .map_err(|error| StartError::Socket(format!("can't listen at {address}: {error}")))?;
-        info!(%address, hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(), group_keys = %auth.keys.group_fingerprints(), "listening on TCP");
-        super::warn_unproved(minimum, auth.hash);
-        Ok(Streams::new(Self { listener, sources }, service, minimum, auth))
+        info!(%address, "listening on TCP");
+        Ok(Streams::new(Self { listener, sources }, service, rules))
     }
 }
 

@@ -4,12 +4,13 @@
 use std::io;
 use std::sync::Arc;
 
-use fence_config::{Group, VsockListener as Settings};
+use fence_config::VsockListener as Settings;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use tracing::info;
 
+use super::StartError;
+use super::rules::CurrentRules;
 use super::stream::{Streams, Transport};
-use super::{KeyFiles, StartError};
 use crate::access::Identity;
 use crate::identity::Sources;
 use crate::service::Service;
@@ -21,21 +22,18 @@ pub(crate) struct Vsock {
 }
 
 impl Vsock {
-    /// Loads the keys and opens the socket. Must run inside the runtime.
+    /// Opens the socket. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
         sources: Arc<Sources>,
-        groups: &[Group],
+        rules: Arc<CurrentRules>,
     ) -> Result<Arc<Streams<Self>>, StartError> {
-        let files = KeyFiles::new(&settings.key_files, settings.key_files_named);
-        let (minimum, auth) = super::proof(settings.hash, settings.auth, files, groups)?;
         let port = u32::from(settings.port);
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
             .map_err(|error| StartError::Socket(why(port, &error)))?;
-        info!(port, hash = %minimum, auth = %auth.hash, key = %auth.keys.fingerprints(), group_keys = %auth.keys.group_fingerprints(), "listening on vsock");
-        super::warn_unproved(minimum, auth.hash);
-        Ok(Streams::new(Self { listener, sources }, service, minimum, auth))
+        info!(port, "listening on vsock");
+        Ok(Streams::new(Self { listener, sources }, service, rules))
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
+use super::super::rules::CurrentRules;
 use crate::access::Identity;
 use crate::arbiter::Why;
 use crate::audit::{End, Record, Stages};
@@ -40,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// See the module's head.
 pub(super) struct Line {
     service: Arc<Service>,
+    rules: Arc<CurrentRules>,
     identity: Identity,
     /// The domain's name, for people.
     domain: String,
@@ -57,6 +59,7 @@ type Frame = [u8; SERIAL_REQUEST_LEN];
 impl Line {
     pub(super) fn new(
         service: Arc<Service>,
+        rules: Arc<CurrentRules>,
         domain: &Domain,
         path: PathBuf,
         gone: watch::Receiver<()>,
@@ -67,7 +70,7 @@ impl Line {
             ..Identity::default()
         };
         let domain = escaped(&domain.name).to_string();
-        Self { service, identity, domain, path, gone, last: None }
+        Self { service, rules, identity, domain, path, gone, last: None }
     }
 
     /// Connects, serves, and connects again, until the domain is gone.
@@ -187,6 +190,7 @@ impl Line {
             identity: self.identity.clone(),
             hash: HashType::None,
             key: None,
+            access: Arc::clone(&self.rules.now().access),
             action: request.action,
             target: request.target,
         };

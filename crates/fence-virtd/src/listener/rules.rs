@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What a listener goes by: its keys, the weakest hash it takes, and the groups. Read as a whole before anything is
+//! changed, and exchanged as a whole while the listener serves, so that keys and groups change without a moment of
+//! deafness. Each request keeps the rules that it came under.
+
+use std::sync::{Arc, RwLock};
+
+use fence_cli::key_file::KeyFileError;
+use fence_config::{Group, HashName, Listener as Settings, PacketHash};
+use fence_wire::HashType;
+use tracing::{info, warn};
+
+use super::StartError;
+use crate::access::Access;
+use crate::conversation::Auth;
+use crate::keys::{Keys, KeysError};
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// The weakest packet hash that is accepted.
+    pub(super) minimum: HashType,
+    /// How streams of classic packets are authenticated.
+    pub(super) auth: Auth,
+    /// Who may fence what.
+    pub(super) access: Arc<Access>,
+}
+
+/// The rules of now.
+#[derive(Debug)]
+pub(crate) struct CurrentRules(RwLock<Arc<Rules>>);
+
+/// The `groups` of the configuration, as listeners need them.
+#[derive(Clone, Debug)]
+pub(crate) struct Groups {
+    groups: Arc<[Group]>,
+    access: Arc<Access>,
+}
+
+impl Groups {
+    pub(crate) fn new(groups: Option<&[Group]>) -> Self {
+        Self { groups: groups.unwrap_or_default().into(), access: Arc::new(Access::new(groups)) }
+    }
+}
+
+impl CurrentRules {
+    pub(crate) fn new(rules: Rules) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(Arc::new(rules))))
+    }
+
+    pub(crate) fn now(&self) -> Arc<Rules> {
+        Arc::clone(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Requests that are under way end by the rules that they came under.
+    pub(crate) fn replace(&self, rules: Rules) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(rules);
+    }
+}
+
+impl Rules {
+    /// Loads every key that the listener takes.
+    ///
+    /// # Errors
+    /// Why the listener can't go by these settings; nothing is changed then.
+    pub(crate) fn load(settings: &Settings, groups: &Groups) -> Result<Self, StartError> {
+        let access = Arc::clone(&groups.access);
+        let (hash, auth, files, named) = match settings {
+            Settings::Multicast(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
+            Settings::Tcp(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
+            Settings::Vsock(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
+            // The line itself says who asks.
+            Settings::Serial(_) => {
+                let auth = Auth { hash: HashType::None, keys: Arc::default() };
+                return Ok(Self { minimum: HashType::None, auth, access });
+            }
+        };
+        let (minimum, hash) = (minimum(hash), challenge(auth));
+        let keys = keys(KeyFiles { files, named }, &groups.groups, minimum, hash)?;
+        // A packet without a hash tells no key. Where the challenge needs one, and the listener has none that it could
+        // take for that, such packets can't be served.
+        let minimum =
+            if hash != HashType::None && !keys.has_own() { minimum.max(HashType::Sha1) } else { minimum };
+        warn_unproved(settings, minimum, hash);
+        Ok(Self { minimum, auth: Auth { hash, keys: Arc::new(keys) }, access })
+    }
+
+    /// Says what the listener goes by.
+    pub(crate) fn log(&self, name: &str) {
+        let Auth { hash, keys } = &self.auth;
+        info!(
+            listener = name, hash = %self.minimum, auth = %hash, key = %keys.fingerprints(),
+            group_keys = %keys.group_fingerprints(), "requests are taken by these rules"
+        );
+    }
+}
+
+/// Whether two settings of a listener differ in what [`Rules`] are made of at most: the same sockets serve both.
+pub(crate) fn same_sockets(old: &Settings, new: &Settings) -> bool {
+    macro_rules! with_proof_of {
+        ($old:expr, $new:expr, $kind:ident) => {{
+            let mut old = $old.clone();
+            (old.hash, old.auth, old.key_files_named) = ($new.hash, $new.auth, $new.key_files_named);
+            old.key_files.clone_from(&$new.key_files);
+            Settings::$kind(old)
+        }};
+    }
+    let old = match (old, new) {
+        (Settings::Multicast(old), Settings::Multicast(new)) => with_proof_of!(old, new, Multicast),
+        (Settings::Tcp(old), Settings::Tcp(new)) => with_proof_of!(old, new, Tcp),
+        (Settings::Vsock(old), Settings::Vsock(new)) => with_proof_of!(old, new, Vsock),
+        (old, _) => old.clone(),
+    };
+    old == *new
+}
+
+/// The key files of a listener's block.
+#[derive(Clone, Copy)]
+struct KeyFiles<'a> {
+    files: &'a [std::path::PathBuf],
+    /// They stand in the block; otherwise it is the default.
+    named: bool,
+}
+
+fn warn_unproved(settings: &Settings, minimum: HashType, auth: HashType) {
+    // Sealed streams are proved whatever `auth` says.
+    if minimum == HashType::None || (auth == HashType::None && minimum.sealed().is_none()) {
+        let listener = settings.kind();
+        warn!(%listener, hash = %minimum, %auth, "this listener asks for no proof of the key: whoever reaches it may fence");
+    }
+}
+
+/// The packet hash of the configuration.
+fn minimum(hash: PacketHash) -> HashType {
+    match hash {
+        PacketHash::None => HashType::None,
+        PacketHash::Sha1 => HashType::Sha1,
+        PacketHash::Sha256 => HashType::Sha256,
+        PacketHash::Sha512 => HashType::Sha512,
+        PacketHash::HmacSha256 => HashType::HmacSha256,
+        PacketHash::HmacSha512 => HashType::HmacSha512,
+    }
+}
+
+/// The challenge hash of the configuration.
+fn challenge(auth: HashName) -> HashType {
+    match auth {
+        HashName::None => HashType::None,
+        HashName::Sha1 => HashType::Sha1,
+        HashName::Sha256 => HashType::Sha256,
+        HashName::Sha512 => HashType::Sha512,
+    }
+}
+
+/// Loads the keys. Only a listener that was told by name to use neither hash nor challenge does without.
+fn keys(files: KeyFiles<'_>, groups: &[Group], hash: HashType, auth: HashType) -> Result<Keys, KeysError> {
+    let unproved = hash == HashType::None && auth == HashType::None;
+    let load = |files| {
+        let (keys, notices) = Keys::load(files, groups)?;
+        for it in notices {
+            warn!("{it}");
+        }
+        Ok(keys)
+    };
+    match load(files.files) {
+        Err(KeysError::Listener(_)) if unproved => load(&[]),
+        // Whoever has the key of no group could use nothing here.
+        Err(KeysError::Listener(KeyFileError::Missing { .. })) if !files.named && have_keys(groups) => {
+            let keys = load(&[])?;
+            info!(file = %files.files[0].display(), "no such key file, and every group has keys of its own: only these count");
+            Ok(keys)
+        }
+        loaded => loaded,
+    }
+}
+
+fn have_keys(groups: &[Group]) -> bool {
+    !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
+}

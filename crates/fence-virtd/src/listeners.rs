@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Which listeners serve, and how that changes when the configuration is read anew.
+//!
+//! Owns their tasks. A change is taken as a whole or refused as a whole: everything new is loaded and opened before
+//! anything old ends, and a listener whose sockets stay as they are never stops to hear.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fence_config::{Config, Listener as Settings};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+#[cfg(feature = "libvirt")]
+use crate::hypervisor::Hypervisors;
+use crate::identity::Sources;
+use crate::listener::StartError;
+use crate::listener::multicast::Multicast;
+use crate::listener::rules::{CurrentRules, Groups, Rules, same_sockets};
+use crate::listener::tcp::Tcp;
+use crate::listener::vsock::Vsock;
+#[cfg(not(feature = "libvirt"))]
+use crate::run::Hypervisors;
+use crate::service::Service;
+
+/// Between two attempts at what can't start, with `-w`.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// See the module's head.
+pub(crate) struct Listeners {
+    common: Common,
+    running: Vec<Running>,
+}
+
+/// What all listeners need.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) service: Arc<Service>,
+    pub(crate) sources: Arc<Sources>,
+    pub(crate) known: Hypervisors,
+}
+
+/// A listener that can't be as the configuration says.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {name}: {source}")]
+pub(crate) struct ListenerError {
+    name: &'static str,
+    source: StartError,
+}
+
+struct Running {
+    settings: Settings,
+    /// None: it could not start yet, and is tried again and again.
+    rules: Option<Arc<CurrentRules>>,
+    task: JoinHandle<()>,
+}
+
+/// A listener whose sockets are open and that does not serve yet.
+struct Opened {
+    settings: Settings,
+    rules: Arc<CurrentRules>,
+    serving: Serving,
+}
+
+/// Serves for ever.
+type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What becomes of one listener when the configuration is read anew.
+enum Change {
+    /// The one at this place goes on, by these rules.
+    Keep(usize, Rules),
+    Open(Opened),
+}
+
+impl Listeners {
+    /// Opens all listeners of the configuration.
+    ///
+    /// # Errors
+    /// The first that can't start; with `wait` none does that, and it is tried again every few seconds.
+    pub(crate) async fn start(config: &Config, common: Common, wait: bool) -> Result<Self, ListenerError> {
+        let mut it = Self { common, running: Vec::new() };
+        let groups = Groups::new(config.groups.as_deref());
+        for settings in &config.listeners {
+            match open(settings, &groups, &it.common).await {
+                Ok(opened) => it.serve(opened),
+                Err(error) if wait => {
+                    // The others serve meanwhile.
+                    let (settings, groups, common) = (settings.clone(), groups.clone(), it.common.clone());
+                    let task = tokio::spawn({
+                        let settings = settings.clone();
+                        async move { keep_trying(&settings, &groups, &common, error).await }
+                    });
+                    it.running.push(Running { settings, rules: None, task });
+                }
+                Err(error) => {
+                    it.stop().await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(it)
+    }
+
+    /// Goes over to another configuration.
+    ///
+    /// # Errors
+    /// The first listener that can't be as it says. Everything is as before then.
+    pub(crate) async fn change(&mut self, config: &Config) -> Result<(), ListenerError> {
+        let groups = Groups::new(config.groups.as_deref());
+        let mut changes = Vec::new();
+        for settings in &config.listeners {
+            let same = |it: &Running| it.rules.is_some() && same_sockets(&it.settings, settings);
+            changes.push(match self.running.iter().position(same) {
+                Some(place) => {
+                    let rules = Rules::load(settings, &groups).map_err(|it| failed(settings, it))?;
+                    Change::Keep(place, rules)
+                }
+                None => Change::Open(open(settings, &groups, &self.common).await?),
+            });
+        }
+        // Nothing can fail from here on.
+        let mut old: Vec<Option<Running>> = std::mem::take(&mut self.running).into_iter().map(Some).collect();
+        let mut opened = Vec::new();
+        for (settings, change) in config.listeners.iter().zip(changes) {
+            match change {
+                Change::Open(it) => opened.push(it),
+                Change::Keep(place, rules) => {
+                    let Some(mut kept) = old[place].take() else { continue };
+                    rules.log(settings.kind().as_str());
+                    if let Some(current) = &kept.rules {
+                        current.replace(rules);
+                    }
+                    kept.settings = settings.clone();
+                    self.running.push(kept);
+                }
+            }
+        }
+        for it in old.into_iter().flatten() {
+            info!(listener = it.settings.kind().as_str(), "ends: the configuration has it no longer");
+            it.end().await;
+        }
+        for it in opened {
+            self.serve(it);
+        }
+        Ok(())
+    }
+
+    /// Ends all listeners; requests that are under way go on.
+    pub(crate) async fn stop(&mut self) {
+        for it in self.running.drain(..) {
+            it.end().await;
+        }
+    }
+
+    fn serve(&mut self, opened: Opened) {
+        let Opened { settings, rules, serving } = opened;
+        self.running.push(Running { settings, rules: Some(rules), task: tokio::spawn(serving) });
+    }
+}
+
+impl Running {
+    /// Its sockets are closed afterwards.
+    async fn end(self) {
+        self.task.abort();
+        // An abort is the only way in which it ends.
+        let _ = self.task.await;
+    }
+}
+
+/// Loads the keys and opens the sockets.
+async fn open(settings: &Settings, groups: &Groups, common: &Common) -> Result<Opened, ListenerError> {
+    try_open(settings, groups, common).await.map_err(|it| failed(settings, it))
+}
+
+async fn try_open(settings: &Settings, groups: &Groups, common: &Common) -> Result<Opened, StartError> {
+    let Common { service, sources, known } = common;
+    let (service, sources) = (Arc::clone(service), Arc::clone(sources));
+    let rules = CurrentRules::new(Rules::load(settings, groups)?);
+    let its_rules = Arc::clone(&rules);
+    let serving: Serving = match settings {
+        Settings::Multicast(it) => Box::pin(Multicast::start(it, service, sources, its_rules)?.run()),
+        Settings::Tcp(it) => Box::pin(Tcp::start(it, service, sources, its_rules)?.run()),
+        Settings::Vsock(it) => Box::pin(Vsock::start(it, service, sources, its_rules)?.run()),
+        #[cfg(feature = "libvirt")]
+        Settings::Serial(it) => {
+            use crate::listener::serial::Serial;
+            Box::pin(Serial::start(it, service, known, its_rules).await?.run())
+        }
+        #[cfg(not(feature = "libvirt"))]
+        Settings::Serial(_) => {
+            let _ = (known, its_rules);
+            return Err(StartError::Missing);
+        }
+    };
+    rules.now().log(settings.kind().as_str());
+    Ok(Opened { settings: settings.clone(), rules, serving })
+}
+
+fn failed(settings: &Settings, source: StartError) -> ListenerError {
+    ListenerError { name: settings.kind().as_str(), source }
+}
+
+/// With `-w`: serves as soon as the listener can start.
+async fn keep_trying(settings: &Settings, groups: &Groups, common: &Common, mut error: ListenerError) {
+    let mut said = String::new();
+    loop {
+        // Once for each reason: it is tried every few seconds, perhaps for hours.
+        let reason = error.source.to_string();
+        if reason != said {
+            warn!(listener = error.name, "can't start: {reason}; trying again every {} s", WAIT.as_secs());
+            said = reason;
+        }
+        tokio::time::sleep(WAIT).await;
+        match open(settings, groups, common).await {
+            Ok(opened) => return opened.serving.await,
+            Err(again) => error = again,
+        }
+    }
+}
