@@ -160,7 +160,6 @@ def test_without_the_hypervisor(lab, expected):
         assert up is expected
 
 
-@pytest.mark.xfail(strict=True, reason="SIGHUP does not reload the configuration yet")
 @only("ours", VIRTD, "design.md, rule 7: SIGHUP reloads; a bad new config is refused and the old one stays")
 def test_sighup(lab, uri):
     config = lab.config(uri)
