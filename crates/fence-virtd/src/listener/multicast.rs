@@ -123,7 +123,7 @@ impl Multicast {
         let mut batch = Vec::new();
         loop {
             let mut received = self.socket.recv_from(&mut datagram).await;
-            for _ in 0..MAX_BATCH {
+            for left in (0..MAX_BATCH).rev() {
                 match received {
                     Ok((length, from)) => batch.extend(self.heard(&datagram[..length], from)),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -133,6 +133,10 @@ impl Multicast {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                         break;
                     }
+                }
+                // What is read here must be heard, too.
+                if left == 0 {
+                    break;
                 }
                 received = self.socket.try_recv_from(&mut datagram);
             }
