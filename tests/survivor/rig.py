@@ -326,7 +326,7 @@ def slow_to_die(domain):
 
         for _ in range(10):
             try:
-                return net.wait_until(is_pending, 3)
+                return net.wait_until(is_pending, 6)
             except TimeoutError:
                 # It was stopped in the middle of an exchange with libvirt, which waits for the end of that.
                 os.kill(qemu.pid, signal.SIGCONT)
