@@ -468,3 +468,26 @@ fn depth_and_size_have_limits() {
     assert_eq!(many.len(), MAX_DIAGNOSTICS + 1);
     assert!(many[MAX_DIAGNOSTICS].ends_with("1048476 further errors and warnings are not shown"));
 }
+
+#[test]
+fn every_configuration_in_the_pages_is_good() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let mut seen = 0;
+    for page in std::fs::read_dir(docs).unwrap() {
+        let page = page.unwrap().path();
+        if page.extension().is_none_or(|it| it != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        for block in
+            text.split("```").skip(1).step_by(2).filter(|it| it.trim_start().starts_with("fence_virtd {"))
+        {
+            let loaded = load(block.as_bytes());
+            let said: Vec<_> =
+                loaded.diagnostics.iter().map(|it| it.render("block", block.as_bytes())).collect();
+            assert!(said.is_empty() && loaded.config.is_some(), "{}: {}", page.display(), said.join("\n"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "{seen} configurations found");
+}
