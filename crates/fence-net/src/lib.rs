@@ -5,6 +5,7 @@
 //! kind of socket, and callers get ready std sockets (blocking; an async caller switches that itself). It knows
 //! nothing of requests, keys or time-outs.
 
+mod call_watch;
 mod interface;
 mod link_watch;
 mod multicast;
@@ -15,6 +16,7 @@ mod serial;
 mod tcp;
 mod vsock;
 
+pub use call_watch::CallWatch;
 pub use interface::{Address, Interface, interface_by_name, interfaces};
 pub use link_watch::LinkWatch;
 pub use multicast::{

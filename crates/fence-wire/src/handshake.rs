@@ -24,7 +24,7 @@
 //! way to the hash of a packet that begins with C. So neither role answers a classic challenge that reads like the
 //! beginning of a request, and neither makes one: see [`draw_challenge`].
 
-use crate::key::{ClassicHash, HASH_LEN, Key, same};
+use crate::key::{ClassicHash, HASH_LEN, HashType, Key, same};
 use crate::request::{REQUEST_LEN, begins_request};
 use crate::seal::{ResponseSeal, ResponseWriter, SealedRequest, SentRequests};
 
@@ -57,6 +57,9 @@ pub enum ProofError {
     /// The answer to our challenge is wrong: the peer has another key or another type of hash.
     #[error("wrong answer to the challenge: another key, or another auth type, on the peer's side")]
     WrongAnswer,
+    /// The answer to our challenge is right with another type of hash: the key is the same, the auth type is not.
+    #[error("wrong answer to the challenge: the peer has the same key, and auth type {0}")]
+    OtherAuth(HashType),
     /// The answer to our challenge is not the sealed one to our packet.
     #[error(
         "wrong answer to the challenge: another key on the peer's side, or it speaks of another request than this one"
@@ -277,8 +280,9 @@ impl<'k> ClientHandshake<'k> {
     /// Step 2 came.
     ///
     /// # Errors
-    /// [`ProofError::WrongAnswer`] or [`ProofError::WrongSealedAnswer`]: this host does not hold the key, or answers
-    /// a packet that this client did not send, and nothing it says may be believed.
+    /// [`ProofError::WrongAnswer`], [`ProofError::OtherAuth`] or [`ProofError::WrongSealedAnswer`]: this host does not
+    /// hold the key, or has another auth type, or answers a packet that this client did not send, and nothing it says
+    /// may be believed.
     pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<ClientAnswer<'k>, ProofError> {
         let c1 = self.c1;
         let (mode, key) = match self.auth {
@@ -286,7 +290,7 @@ impl<'k> ClientHandshake<'k> {
             ClientAuth::Classic(hash, key) if same(&key.hash(hash, &c1), answer) => {
                 (Mode::Classic(hash), key)
             }
-            ClientAuth::Classic(..) => return Err(ProofError::WrongAnswer),
+            ClientAuth::Classic(_, key) => return Err(other_auth(key, &c1, answer)),
             ClientAuth::Sealed(sent, key) => {
                 let request =
                     sent.answered(key, HOST_LABEL, &c1, answer).ok_or(ProofError::WrongSealedAnswer)?;
@@ -295,6 +299,13 @@ impl<'k> ClientHandshake<'k> {
         };
         Ok(ClientAnswer { mode, key, c1 })
     }
+}
+
+/// Why a classic answer is wrong. For people who look for the fault; it is refused whatever this says.
+fn other_auth(key: &Key, c1: &Challenge, answer: &[u8; HASH_LEN]) -> ProofError {
+    let types = [HashType::Sha1, HashType::Sha256, HashType::Sha512];
+    let is_of = |it: &HashType| it.classic().is_some_and(|hash| same(&key.hash(hash, c1), answer));
+    types.into_iter().find(is_of).map_or(ProofError::WrongAnswer, ProofError::OtherAuth)
 }
 
 /// Client: believes the host and waits for C2.

@@ -14,6 +14,8 @@
 //! Answering the host's challenge lets it carry the request out, so this waits for the caller's word: of several
 //! hosts that call back, only one is answered at a time.
 
+use std::fmt;
+
 use fence_wire::{
     Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, Genuine,
     HASH_LEN, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem, ProofError, Response,
@@ -41,6 +43,9 @@ pub enum Refusal {
     /// The host ended the stream before it proved that it holds the key.
     #[error("closed before it proved that it holds the key: did it drop the request? Its log says why")]
     ClosedUnproven,
+    /// A byte came where a whole proof should, and nothing after it.
+    #[error("said one byte and closed, without the proof that it holds the key: is its auth type none?")]
+    ResponseUnproven,
     /// The host ended the stream after that, before its challenge.
     #[error("closed before it asked for our proof")]
     ClosedProven,
@@ -74,7 +79,7 @@ impl Refusal {
     /// Whether the peer never proved that it holds the key.
     #[must_use]
     pub fn is_of_stranger(self) -> bool {
-        matches!(self, Self::Proof(_) | Self::ClosedUnproven)
+        matches!(self, Self::Proof(_) | Self::ClosedUnproven | Self::ResponseUnproven)
     }
 
     /// Whether the host had begun its response: then there is no better one to wait for.
@@ -89,6 +94,33 @@ impl Refusal {
                 | Self::ListBrokeOff(_)
                 | Self::ListTooLong
         )
+    }
+}
+
+/// What a stream waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the words say what each is")]
+pub enum Wait {
+    Proof,
+    Challenge,
+    Turn,
+    Response,
+    List,
+    Seal,
+    Nothing,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proof => "the proof that it holds the key (step 2)",
+            Self::Challenge => "its challenge (step 3): it is proven and has not let the request run",
+            Self::Turn => "our proof (step 4), which another host got first",
+            Self::Response => "its response, after our proof",
+            Self::List => "the rest of the list",
+            Self::Seal => "the response's seal",
+            Self::Nothing => "nothing",
+        })
     }
 }
 
@@ -184,6 +216,7 @@ impl<'k> Exchange<'k> {
                 let answer = seal.unsealed(Answer::List { entries, response: None });
                 return answer.map(Genuine::into_inner).map_err(|_| Refusal::NoSeal);
             }
+            State::AwaitAnswer(_) if self.input.len() == 1 => Refusal::ResponseUnproven,
             State::AwaitAnswer(_) => Refusal::ClosedUnproven,
             State::AwaitChallenge(_) | State::Asked(..) => Refusal::ClosedProven,
             State::AwaitResponse(_) => Refusal::ClosedUnanswered,
@@ -229,20 +262,18 @@ impl<'k> Exchange<'k> {
         };
     }
 
-    /// What the stream waits for, in words.
+    /// What the stream waits for.
     #[must_use]
-    pub fn waits_for(&self) -> &'static str {
+    pub fn waits_for(&self) -> Wait {
         match self.state {
-            State::AwaitAnswer(_) => "the proof that it holds the key (step 2)",
-            State::AwaitChallenge(_) => {
-                "its challenge (step 3): it is proven and has not let the request run"
-            }
-            State::Asked(..) => "our proof (step 4), which another host got first",
-            State::AwaitResponse(_) => "its response, after our proof",
-            State::InList(..) => "the rest of the list",
-            State::AfterList(_, ref seal) if seal.is_sealed() => "the rest of the list",
-            State::AwaitSeal(..) => "the response's seal",
-            State::AfterList(..) | State::Done(_) | State::Refused(_) => "nothing",
+            State::AwaitAnswer(_) => Wait::Proof,
+            State::AwaitChallenge(_) => Wait::Challenge,
+            State::Asked(..) => Wait::Turn,
+            State::AwaitResponse(_) => Wait::Response,
+            State::InList(..) => Wait::List,
+            State::AfterList(_, ref seal) if seal.is_sealed() => Wait::List,
+            State::AwaitSeal(..) => Wait::Seal,
+            State::AfterList(..) | State::Done(_) | State::Refused(_) => Wait::Nothing,
         }
     }
 

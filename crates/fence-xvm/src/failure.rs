@@ -8,10 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use fence_cli::key_file::KeyFileError;
 use fence_wire::{Key, escaped};
 
-use crate::exchange::Refusal;
+use crate::exchange::{Refusal, Wait};
 use crate::line::LineFailure;
 use crate::plan::Plan;
 use crate::stream::StreamFailure;
+use crate::verdict::Cause;
 
 /// Why there is no answer. All mean exit code 1; the texts say what to look at next.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub(crate) struct Attempts {
     pub(crate) key: String,
     /// Whether the request was sealed.
     pub(crate) sealed: bool,
+    /// Who was seen to try to connect to the call-back's port, and how often, whatever this machine's firewall did to
+    /// it; none where nobody looked.
+    pub(crate) seen: Option<Vec<(IpAddr, u32)>>,
 }
 
 /// An address that requests were sent from.
@@ -95,8 +99,23 @@ pub(crate) struct CalledBack {
     pub(crate) from: SocketAddr,
     /// What was wrong, in words.
     pub(crate) outcome: String,
+    /// The same, to draw conclusions from.
+    pub(crate) came_to: CameTo,
     /// How often the same came from there.
     pub(crate) times: u32,
+}
+
+/// How far a connection came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CameTo {
+    /// To an answer.
+    Answer,
+    /// To this end.
+    Refused(Refusal),
+    /// To this, when time ran out.
+    Waited(Wait),
+    /// What only the words say.
+    Other,
 }
 
 /// What to think of when a sealed request has no answer.
@@ -110,7 +129,7 @@ impl Attempts {
     /// Nothing tried yet.
     pub(crate) fn new(request: String, group: SocketAddr, call_back_port: u16) -> Self {
         let (sources, call_backs, key) = (Vec::new(), Vec::new(), String::new());
-        Self { request, group, call_back_port, sources, call_backs, key, sealed: false }
+        Self { request, group, call_back_port, sources, call_backs, key, sealed: false, seen: None }
     }
 
     /// The source with this address, made when it is new.
@@ -125,13 +144,13 @@ impl Attempts {
     }
 
     /// Remembers a connection that gave no answer; the same from the same peer is counted.
-    pub(crate) fn called_back(&mut self, from: SocketAddr, outcome: String) {
+    pub(crate) fn called_back(&mut self, from: SocketAddr, outcome: String, came_to: CameTo) {
         const REMEMBERED: usize = 64;
         let same = |c: &CalledBack| c.from.ip() == from.ip() && c.outcome == outcome;
         match self.call_backs.iter().position(same) {
             Some(known) => self.call_backs[known].times += 1,
             None if self.call_backs.len() < REMEMBERED => {
-                self.call_backs.push(CalledBack { from, outcome, times: 1 });
+                self.call_backs.push(CalledBack { from, outcome, came_to, times: 1 });
             }
             None => {}
         }
@@ -142,21 +161,19 @@ impl Attempts {
         self.sources.iter().any(|s| s.sent > 0)
     }
 
-    fn next_check(&self) -> &'static str {
-        if !self.sent_any() {
-            "nothing could be sent: look at this guest's addresses, routes and interfaces"
-        } else if self.call_backs.is_empty() {
-            "no host called back: is fence_virtd running, does it listen on this guest's network, same multicast \
-             address and port, same key (its log says when not), does the firewall here let that TCP port in?"
-        } else {
-            "a host called back: do key and auth type agree with the host's (compare the fingerprint in its log)?"
+    /// Remembers who was seen to try to connect.
+    pub(crate) fn saw(&mut self, from: IpAddr) {
+        const REMEMBERED: usize = 16;
+        let seen = self.seen.get_or_insert_default();
+        match seen.iter().position(|(known, _)| *known == from) {
+            Some(known) => seen[known].1 += 1,
+            None if seen.len() < REMEMBERED => seen.push((from, 1)),
+            None => {}
         }
     }
-}
 
-impl fmt::Display for Attempts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, " to {}, sent to {} port {}/udp", self.request, self.group.ip(), self.group.port())?;
+    /// Line by line: what was sent, who called back.
+    pub(crate) fn facts(&self, f: &mut impl fmt::Write) -> fmt::Result {
         write!(f, ", call-back awaited on port {}/tcp", self.call_back_port)?;
         if self.call_back_port != self.group.port() {
             write!(f, " ({} is in use, or was left without an answer lately)", self.group.port())?;
@@ -177,8 +194,15 @@ impl fmt::Display for Attempts {
                 write!(f, " ({} times)", call.times)?;
             }
         }
-        more(f, "call-backs", self.call_backs.len(), CALL_BACKS_SHOWN)?;
-        write!(f, "\n  {}; {}", self.key, self.next_check())?;
+        more(f, "call-backs", self.call_backs.len(), CALL_BACKS_SHOWN)
+    }
+}
+
+impl fmt::Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, " to {}, sent to {} port {}/udp", self.request, self.group.ip(), self.group.port())?;
+        self.facts(f)?;
+        write!(f, "\n  {}; {}", self.key, Cause::of(self).in_short())?;
         if self.sealed { write!(f, "; {OLD_HOST}") } else { Ok(()) }
     }
 }
@@ -219,7 +243,7 @@ fn missing(hosts: &[CalledBack]) -> String {
     text
 }
 
-fn more(f: &mut fmt::Formatter<'_>, what: &str, all: usize, shown: usize) -> fmt::Result {
+fn more(f: &mut impl fmt::Write, what: &str, all: usize, shown: usize) -> fmt::Result {
     if all > shown { write!(f, "\n  and {} more {what}", all - shown) } else { Ok(()) }
 }
 
@@ -236,8 +260,9 @@ mod tests {
         let mut attempts = new();
         for n in 0..100_u8 {
             attempts.source("eth0", [10, 0, 0, n].into()).sent += 1;
-            attempts.called_back(([10, 0, 1, n], 9).into(), "closed".to_owned());
-            attempts.called_back(([10, 0, 1, n], 10).into(), "closed".to_owned());
+            for port in [9, 10] {
+                attempts.called_back(([10, 0, 1, n], port).into(), "closed".to_owned(), CameTo::Other);
+            }
         }
         let text = attempts.to_string();
         assert!(text.lines().count() <= 10, "{text}");

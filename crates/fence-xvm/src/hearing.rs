@@ -17,7 +17,7 @@ use fence_wire::{Action, HostListEntry, Response};
 use crate::answer::Answer;
 use crate::deadline::Deadline;
 use crate::exchange::{LIST_MAX, Refusal};
-use crate::failure::{CalledBack, Failure};
+use crate::failure::{CalledBack, CameTo, Failure};
 use crate::rows::Rows;
 
 /// What hosts have said so far.
@@ -82,7 +82,7 @@ impl<W: Write> Hearing<W> {
     /// A host that holds the key has gone before it had listed its domains.
     pub(crate) fn lost(&mut self, from: SocketAddr, why: String) {
         if self.is_of_all() {
-            self.missing.push(CalledBack { from, outcome: why, times: 1 });
+            self.missing.push(CalledBack { from, outcome: why, came_to: CameTo::Other, times: 1 });
         }
     }
 

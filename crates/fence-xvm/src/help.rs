@@ -16,6 +16,8 @@ pub(crate) fn help(program: Program) -> String {
     text.push_str(
         "  -h, -?, --help                   Show this help\n  \
          -V, --version                    Show the version\n  \
+         --diagnose                       \
+         Ask for the status of -n (without -n: monitor) and say why no answer comes\n  \
          --keygen [FILE]                  \
          Make a new key in a new file, nothing else (default /etc/cluster/fence_xvm.key)\n",
     );

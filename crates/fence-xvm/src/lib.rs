@@ -13,6 +13,7 @@ pub mod answer;
 mod confine;
 mod console;
 mod deadline;
+mod diagnose;
 pub mod exchange;
 mod failure;
 pub mod frames;
@@ -28,6 +29,7 @@ mod rows;
 pub mod stdin;
 mod stream;
 mod tcp;
+mod verdict;
 mod vsock;
 mod wire;
 
@@ -78,6 +80,10 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
                     FAILURE
                 }
             }
+        }
+        Ok(Task::Diagnose(plan)) => {
+            console.set_level(plan.debug);
+            diagnose::diagnose(&plan, &console)
         }
         Err(error) => {
             console.say(&format_args!("{error} (-h shows the options)"));

@@ -399,7 +399,7 @@ impl fmt::Display for LineFailure {
 }
 
 impl LineFailure {
-    fn next_check(&self) -> &'static str {
+    pub(crate) fn next_check(&self) -> &'static str {
         match (&self.cause, self.seen.kind) {
             (Cause::InUse, _) => {
                 "another agent, or a program that locks or keeps the device, has it: ps, fuser; a getty must not run there"

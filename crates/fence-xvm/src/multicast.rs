@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use fence_net::{Address, Family, Interface, MulticastSender, interfaces};
+use fence_net::{Address, CallWatch, Family, Interface, MulticastSender, interfaces};
 use fence_sandbox::Tcp;
 use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request};
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, Refusal};
-use crate::failure::{Attempts, Failure, is_sealed, key_in_words, request_in_words};
+use crate::failure::{Attempts, CameTo, Failure, is_sealed, key_in_words, request_in_words};
 use crate::hearing::{Hearing, Said};
 use crate::plan::{Multicast, Plan};
 use crate::ports::{Claim, Ports};
@@ -44,9 +44,37 @@ pub(crate) fn ask(
     console: &Console,
 ) -> Result<Answer, Failure> {
     let claim = claim(to, deadline, console)?;
+    confine(Tcp::None, console);
+    let (end, attempts) = question(plan, to, key, claim, deadline, Look::default(), console)?;
+    end?.ok_or_else(|| Failure::TimedOut(Box::new(attempts)))
+}
+
+/// What is looked for beside the answer.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// Sees call-backs that the firewall keeps out.
+    pub(crate) watch: Option<CallWatch>,
+    /// It is over when somebody has called back; nobody gets leave to act.
+    pub(crate) only_call_back: bool,
+}
+
+/// Asks one question, whose call-back comes to the claimed port: the answer, none when time ran out, and what was seen.
+///
+/// # Errors
+/// When the system gives no random bytes.
+pub(crate) fn question(
+    plan: &Plan,
+    to: Multicast,
+    key: Option<&Key>,
+    claim: Claim,
+    deadline: Deadline,
+    look: Look,
+    console: &Console,
+) -> Result<(Result<Option<Answer>, Failure>, Attempts), Failure> {
     claim.listener.set_nonblocking(true).map_err(Failure::Listen)?;
     console.debug(&format_args!("the call-back is awaited on port {}/tcp", claim.port));
-    confine(Tcp::None, console);
+    let mut attempts = Attempts::new(request_in_words(plan), SocketAddr::new(to.group, to.port), claim.port);
+    attempts.seen = look.watch.is_some().then(Vec::new);
     let mut asker = Asker {
         plan,
         to,
@@ -56,22 +84,21 @@ pub(crate) fn ask(
         sequence: u32::from_le_bytes(random()?),
         calls: Vec::new(),
         hearing: Hearing::new(plan.action, to.quiet, Rows::to_stdout()),
-        attempts: Attempts::new(request_in_words(plan), SocketAddr::new(to.group, to.port), claim.port),
+        attempts,
+        look,
         console,
     };
     let end = asker.run(&claim.listener, deadline);
     if matches!(end, Ok(Some(_))) || !asker.attempts.sent_any() {
         claim.release();
     }
-    end?.ok_or_else(|| {
-        asker.attempts.key = key_in_words(plan, key);
-        asker.attempts.sealed = is_sealed(plan);
-        Failure::TimedOut(Box::new(asker.attempts))
-    })
+    asker.attempts.key = key_in_words(plan, key);
+    asker.attempts.sealed = is_sealed(plan);
+    Ok((end, asker.attempts))
 }
 
 /// A port to be called back on that no abandoned request belongs to.
-fn claim(to: Multicast, deadline: Deadline, console: &Console) -> Result<Claim, Failure> {
+pub(crate) fn claim(to: Multicast, deadline: Deadline, console: &Console) -> Result<Claim, Failure> {
     let lifetime = deadline.remaining().unwrap_or_default();
     let claimed = Ports::open().and_then(|ports| ports.claim(to.family(), to.port, lifetime));
     let claim = claimed.or_else(|error| {
@@ -95,6 +122,7 @@ struct Asker<'a> {
     calls: Vec<Call<'a>>,
     hearing: Hearing<Stdout>,
     attempts: Attempts,
+    look: Look,
     console: &'a Console,
 }
 
@@ -147,14 +175,31 @@ impl<'a> Asker<'a> {
             }
             let in_time = self.hearing.quiet().is_none_or(|(_, end)| end.remaining().is_some());
             let ready = self.wait(listener, until).map_err(Failure::Wait)?;
+            self.watch();
             if let Some(answer) = self.attend(&ready.calls)? {
                 return Ok(Some(answer));
             }
             if ready.listener {
                 self.accept(listener, in_time)?;
             }
+            if self.look.only_call_back && self.has_called_back() {
+                break;
+            }
         }
         self.conclude("no more time")
+    }
+
+    /// Whether somebody has called back who is believed, or who is not any more.
+    fn has_called_back(&self) -> bool {
+        !self.attempts.call_backs.is_empty() || self.calls.iter().any(|it| it.exchange.is_believed())
+    }
+
+    /// Takes what the watch has seen.
+    fn watch(&mut self) {
+        let calls = self.look.watch.iter().flat_map(CallWatch::calls);
+        for (from, _) in calls.filter(|(_, port)| *port == self.port) {
+            self.attempts.saw(from);
+        }
     }
 
     fn is_acting(&self) -> bool {
@@ -180,7 +225,8 @@ impl<'a> Asker<'a> {
         let acting = self.is_acting();
         for mut call in std::mem::take(&mut self.calls) {
             let believed = call.exchange.is_believed();
-            let outcome = format!("{why} while it waited for {}", call.exchange.waits_for());
+            let waits_for = call.exchange.waits_for();
+            let outcome = format!("{why} while it waited for {waits_for}");
             match call.exchange.close() {
                 Ok(answer) => {
                     if let Some(answer) = self.hear(&call, Ok(answer))? {
@@ -191,7 +237,7 @@ impl<'a> Asker<'a> {
                     if believed {
                         self.hearing.lost(call.from, outcome.clone());
                     }
-                    self.attempts.called_back(call.from, outcome);
+                    self.attempts.called_back(call.from, outcome, CameTo::Waited(waits_for));
                 }
             }
         }
@@ -201,13 +247,13 @@ impl<'a> Asker<'a> {
 
     /// What a host said; an answer when that is the last word.
     fn hear(&mut self, call: &Call<'_>, said: Said) -> Result<Option<Answer>, Failure> {
-        let words = match &said {
-            Ok(Answer::Response(response)) => format!("said {response}"),
-            Ok(Answer::List { entries, .. }) => format!("listed {} domains", entries.len()),
-            Err(refusal) => refusal.to_string(),
+        let (words, came_to) = match &said {
+            Ok(Answer::Response(response)) => (format!("said {response}"), CameTo::Answer),
+            Ok(Answer::List { entries, .. }) => (format!("listed {} domains", entries.len()), CameTo::Answer),
+            Err(refusal) => (refusal.to_string(), CameTo::Refused(*refusal)),
         };
         self.console.debug(&format_args!("call-back from {}: {words}", call.from));
-        self.attempts.called_back(call.from, words);
+        self.attempts.called_back(call.from, words, came_to);
         let now = Instant::now();
         let since_proof = call.chosen.map(|chosen| now.duration_since(chosen)).unwrap_or_default();
         self.hearing.hear(call.from, said, since_proof, now)
@@ -261,6 +307,7 @@ impl<'a> Asker<'a> {
             let out = if call.unsent.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             PollFd::new(call.stream.as_fd(), PollFlags::POLLIN | out)
         }));
+        fds.extend(self.look.watch.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
         let remaining = until.remaining().unwrap_or_default();
         // Rounded up: a wait that ends a moment too early would turn in circles.
         let millis = i32::try_from(remaining.as_millis() + 1).unwrap_or(i32::MAX);
@@ -302,7 +349,7 @@ impl<'a> Asker<'a> {
         if call.exchange.is_believed() {
             self.hearing.lost(call.from, why.clone());
         }
-        self.attempts.called_back(call.from, why);
+        self.attempts.called_back(call.from, why, CameTo::Other);
     }
 
     /// Goes on with the connections that are ready, and gives leave to act.
@@ -323,7 +370,7 @@ impl<'a> Asker<'a> {
                     if !refusal.is_of_stranger() {
                         self.hearing.lost(call.from, why.clone());
                     }
-                    self.attempts.called_back(call.from, why);
+                    self.attempts.called_back(call.from, why, CameTo::Refused(refusal));
                 }
             }
             if answer.is_some() {
@@ -333,7 +380,7 @@ impl<'a> Asker<'a> {
         let all = self.hearing.is_of_all();
         let mut acting = self.is_acting();
         for call in self.calls.iter_mut().filter(|c| c.exchange.asks_for_proof()) {
-            if all || !acting {
+            if (all || !acting) && !self.look.only_call_back {
                 self.console.debug(&format_args!("{} is proven and gets our proof", call.from));
                 call.prove();
                 acting = true;

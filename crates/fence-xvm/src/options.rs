@@ -41,6 +41,7 @@ pub enum Id {
     Action,
     Timeout,
     Delay,
+    Diagnose,
     Help,
     Version,
 }
@@ -94,7 +95,7 @@ impl Program {
         }
     }
 
-    /// Its long options, each of which stands for a letter.
+    /// Its long options: each stands for a letter, but for one.
     pub fn long(self) -> Vec<Long> {
         let takes = |letter| match self.getopt().split_once(letter) {
             Some((_, after)) if after.starts_with("::") => Takes::MayHaveValue,
@@ -105,6 +106,7 @@ impl Program {
         let named = self.options().chain(rest).filter_map(|it| Some((it.long, it.letter?)));
         named
             .flat_map(|(names, letter)| names.iter().map(move |name| Long { name, takes: takes(letter) }))
+            .chain([Long { name: DIAGNOSE, takes: Takes::Nothing }])
             .collect()
     }
 
@@ -143,6 +145,8 @@ pub fn by_long(name: &str) -> Option<&'static Opt> {
 pub fn domain_alias() -> &'static Opt {
     &DOMAIN
 }
+
+const DIAGNOSE: &str = "diagnose";
 
 const BASE: Opt = Opt {
     id: Id::Help,
@@ -364,6 +368,7 @@ const TABLE: &[Opt] = &[
         ..BASE
     },
     Opt { id: Id::Help, letter: Some('h'), long: &["help"], text: "Show this help", ..BASE },
+    Opt { id: Id::Diagnose, long: &[DIAGNOSE], text: "Say why no answer comes", ..BASE },
     Opt { id: Id::Help, letter: Some('?'), text: "Show this help", ..BASE },
     Opt { id: Id::Version, letter: Some('V'), long: &["version"], text: "Show the version", ..BASE },
     DOMAIN,

@@ -30,6 +30,8 @@ pub enum Task {
     Validate(Plan),
     /// Ask the host.
     Ask(Plan),
+    /// Ask the host for something harmless, and find out why it does not answer.
+    Diagnose(Plan),
 }
 
 /// A request and the way it goes.
@@ -165,6 +167,9 @@ pub enum UsageError {
     /// No such action.
     #[error("unknown action '{}'", escaped(.0))]
     Action(String),
+    /// An action that changes something, or that nobody answers.
+    #[error("--diagnose asks for status or monitor and for nothing else: not for {0}")]
+    DiagnoseAction(String),
     /// Two targets that differ.
     #[error(
         "two different domains are given, '{}' and '{}'; if the cluster manager names one of them (Pacemaker does, with \
@@ -213,6 +218,7 @@ enum What {
 #[derive(Default, Debug)]
 pub struct Settings {
     help: bool,
+    diagnose: bool,
     version: bool,
     debug: u32,
     family: Option<Family>,
@@ -249,6 +255,7 @@ impl Settings {
             (Id::Debug, _) => self.debug = self.debug.saturating_add(1),
             (Id::UseUuid, _) => self.use_uuid = true,
             (Id::Help, _) => self.help = true,
+            (Id::Diagnose, _) => self.diagnose = true,
             (Id::Version, _) => self.version = true,
             (Id::VsockCid, None) => self.vsock = Some(HOST_CID),
             (id, value) => self.set(id, &name.to_string(), &value.unwrap_or_default())?,
@@ -296,6 +303,7 @@ impl Settings {
                 self.serial_format = Some(given.parsed("a speed and format of a serial line (115200,8N1)")?);
             }
             Id::Help => self.help = true,
+            Id::Diagnose => self.diagnose = true,
             Id::Version => self.version = true,
             Id::KeyFile | Id::SerialDevice => {}
         }
@@ -313,7 +321,7 @@ impl Settings {
         if self.version {
             return Ok(Task::Version);
         }
-        let what = self.what.unwrap_or(What::Wire(Action::Reboot));
+        let what = self.what()?;
         let (action, needs_target) = match what {
             What::Metadata => return Ok(Task::Metadata),
             What::Validate => (Action::Null, Some("validate-all")),
@@ -332,7 +340,7 @@ impl Settings {
         let plan = Plan {
             action,
             target,
-            timeout: Duration::from_secs(self.timeout.unwrap_or(30)),
+            timeout: Duration::from_secs(self.timeout.unwrap_or(if self.diagnose { 5 } else { 30 })),
             delay: Duration::from_secs(delay),
             hash,
             auth: self.auth.unwrap_or(HashType::Sha256),
@@ -341,7 +349,26 @@ impl Settings {
             transport,
             key_file: self.key_file.unwrap_or_else(|| DEFAULT_KEY_FILE.into()),
         };
-        Ok(if what == What::Validate { Task::Validate(plan) } else { Task::Ask(plan) })
+        Ok(match what {
+            What::Validate => Task::Validate(plan),
+            _ if self.diagnose => Task::Diagnose(plan),
+            _ => Task::Ask(plan),
+        })
+    }
+
+    /// What is to be done, when it may be.
+    fn what(&self) -> Result<What, UsageError> {
+        match self.what {
+            _ if !self.diagnose => Ok(self.what.unwrap_or(What::Wire(Action::Reboot))),
+            None if self.target.is_some() => Ok(What::Wire(Action::Status)),
+            None => Ok(What::Wire(Action::Monitor)),
+            Some(what @ What::Wire(Action::Status | Action::Monitor)) => Ok(what),
+            Some(other) => Err(UsageError::DiagnoseAction(match other {
+                What::Wire(action) => action.name().to_owned(),
+                What::Validate => "validate-all".to_owned(),
+                What::Metadata => "metadata".to_owned(),
+            })),
+        }
     }
 
     /// The hash of the packet, when it fits the challenge and the transport.
@@ -628,6 +655,21 @@ mod tests {
         let name = "x".repeat(64);
         assert!(task(Program::Xvm, &format!("-n {name}")).is_err());
         assert!(task(Program::Xvm, &format!("-n {}", &name[1..])).is_ok());
+    }
+
+    #[test]
+    fn a_diagnosis_is_harmless() {
+        let asks = |line: &str| match task(Program::Xvm, line) {
+            Ok(Task::Diagnose(plan)) => plan.action,
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(asks("--diagnose"), Action::Monitor);
+        assert_eq!(asks("--diagnose -n a"), Action::Status);
+        assert_eq!(asks("-n a -o monitor --diagnose"), Action::Monitor);
+        for action in ["off", "on", "reboot", "list", "null", "metadata", "validate-all"] {
+            let wrong = task(Program::Xvm, &format!("-n a -o {action} --diagnose"));
+            assert!(matches!(wrong, Err(UsageError::DiagnoseAction(_))), "{action}: {wrong:?}");
+        }
     }
 
     #[test]

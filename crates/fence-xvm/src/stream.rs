@@ -6,13 +6,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fence_wire::{Key, Request};
+use fence_wire::{Key, ProofError, Request};
 use nix::errno::Errno;
 
 use crate::answer::Answer;
 use crate::deadline::Deadline;
-use crate::exchange::{Exchange, Refusal};
-use crate::failure::{Failure, OLD_HOST, is_sealed, key_in_words, request_in_words};
+use crate::exchange::{Exchange, Refusal, Wait};
+use crate::failure::{CameTo, Failure, OLD_HOST, is_sealed, key_in_words, request_in_words};
 use crate::plan::Plan;
 use crate::wire::Wire;
 use crate::{challenge, random};
@@ -35,8 +35,25 @@ pub(crate) fn ask(
     })
 }
 
-/// The whole exchange.
-fn converse(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> Result<Answer, Cause> {
+/// Whether the host takes a request like this: it proves that it holds the key, or shows that it has the same one. It
+/// gets no proof from us, so that nothing comes of it.
+pub(crate) fn is_taken(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> io::Result<bool> {
+    let (mut exchange, mut buffer) = (begin(plan, key).map_err(io::Error::other)?, [0; 512]);
+    wire.send(&mut &exchange.output()[..], deadline)?;
+    loop {
+        match wire.receive(&mut buffer, deadline)? {
+            0 => return Ok(false),
+            n => match exchange.receive(&buffer[..n]) {
+                Ok(()) if !exchange.is_believed() => {}
+                Ok(()) | Err(Refusal::Proof(ProofError::OtherAuth(_))) => return Ok(true),
+                Err(_) => return Ok(false),
+            },
+        }
+    }
+}
+
+/// The exchange of a new request.
+fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, getrandom::Error> {
     let request = Request {
         action: plan.action,
         target: plan.target.clone(),
@@ -47,7 +64,12 @@ fn converse(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> 
     let packet = plan.packet(&request, key);
     let mut auth = plan.auth_with(key);
     auth.add(&packet);
-    let mut exchange = Exchange::new(plan.action, auth, Some(&packet), challenge()?);
+    Ok(Exchange::new(plan.action, auth, Some(&packet), challenge()?))
+}
+
+/// The whole exchange.
+fn converse(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> Result<Answer, Cause> {
+    let mut exchange = begin(plan, key)?;
     let mut buffer = [0; 4096];
     let mut patience = deadline;
     loop {
@@ -124,7 +146,7 @@ enum Cause {
     #[error("cannot connect: {}", in_words(.0))]
     Connect(io::Error),
     #[error("{} (it waited for {waited_for})", in_words(.source))]
-    Broken { source: io::Error, waited_for: &'static str },
+    Broken { source: io::Error, waited_for: Wait },
     #[error("{0}")]
     Refused(#[from] Refusal),
 }
@@ -141,7 +163,16 @@ impl fmt::Display for StreamFailure {
 }
 
 impl StreamFailure {
-    fn next_check(&self) -> &'static str {
+    /// How far it came; none where nobody was reached.
+    pub(crate) fn came_to(&self) -> Option<CameTo> {
+        match &self.cause {
+            Cause::Random(_) | Cause::Connect(_) => None,
+            Cause::Broken { waited_for, .. } => Some(CameTo::Waited(*waited_for)),
+            Cause::Refused(refusal) => Some(CameTo::Refused(*refusal)),
+        }
+    }
+
+    pub(crate) fn next_check(&self) -> &'static str {
         match (&self.cause, self.host) {
             (Cause::Random(_), _) => "the kernel gives no random bytes: nothing can be asked",
             (Cause::Connect(error), Host::Tcp(_)) => match error.kind() {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Asking a host by TCP.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use fence_sandbox::Tcp;
 use fence_wire::Key;
@@ -25,9 +27,15 @@ pub(crate) fn ask(
 ) -> Result<Answer, Failure> {
     confine(Tcp::To(to.port()), console);
     stream::ask(plan, Host::Tcp(to), key, deadline, |within| {
-        let stream = TcpStream::connect_timeout(&to, within)?;
+        let wire = connect(to, within)?;
         console.debug(&format_args!("connected to {to}"));
-        let _ = stream.set_nodelay(true);
-        Wire::new(stream)
+        Ok(wire)
     })
+}
+
+/// A connection to the host.
+pub(crate) fn connect(to: SocketAddr, within: Duration) -> io::Result<Wire> {
+    let stream = TcpStream::connect_timeout(&to, within)?;
+    let _ = stream.set_nodelay(true);
+    Wire::new(stream)
 }
