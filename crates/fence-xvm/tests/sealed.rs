@@ -92,6 +92,7 @@ fn one_byte_less_is_no_answer() {
             let response = whole.len() - 128 - HASH_LEN;
             match refusal {
                 Refusal::ClosedUnproven => assert!(length < 64),
+                Refusal::ResponseUnproven => assert_eq!(length, 1),
                 Refusal::ClosedProven => assert!(length < 128),
                 Refusal::ClosedUnanswered => assert_eq!(bytes_of_response, 0),
                 Refusal::ListBrokeOff(rows) => assert!(rows <= 3 && bytes_of_response < response),
