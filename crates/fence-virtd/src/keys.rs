@@ -198,7 +198,7 @@ fn list<T: AsRef<str>>(items: impl Iterator<Item = T>) -> String {
     if text.is_empty() { "none".to_owned() } else { text }
 }
 
-fn shown_group(place: usize, group: &Group) -> String {
+pub(crate) fn shown_group(place: usize, group: &Group) -> String {
     escaped(&group_title(place, group)).to_string()
 }
 

@@ -10,6 +10,7 @@ mod access;
 mod arbiter;
 mod audit;
 mod backend;
+mod check;
 mod configure;
 mod conversation;
 mod daemonise;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Ok(Command::Check { config, json }) => check::run(&config, json),
         Err(error) => {
             complain(&error);
             complain(&"fence_virtd -h lists the options");

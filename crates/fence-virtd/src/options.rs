@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Configure(PathBuf),
     /// Make a new key in this file.
     MakeKey(PathBuf),
+    /// Check this configuration file and the host.
+    Check { config: PathBuf, json: bool },
 }
 
 /// How to serve.
@@ -55,6 +57,8 @@ pub(crate) enum OptionsError {
     Form(#[from] GetoptError),
     #[error("{0}")]
     Keygen(String),
+    #[error("--check takes -f FILE and --json, not {0}")]
+    Check(String),
     #[error("-d takes a number from 0 to 99, not \"{0}\"")]
     Debug(String),
     #[error("\"{0}\" is no option; options start with -")]
@@ -74,6 +78,7 @@ Usage: fence_virtd [options]
   -h         this text
   -V         version
   --keygen [FILE]  make a new key in a file that is not there yet, nothing else (default /etc/cluster/fence_xvm.key)
+  --check          check the configuration and this host, change nothing; with -f FILE; --json prints JSON
 ";
 
 /// Reads the command line, without the program's name.
@@ -81,6 +86,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let arguments: Vec<_> = arguments.into_iter().collect();
     if let Some(file) = keygen::requested(&arguments) {
         return file.map(Command::MakeKey).map_err(|it| OptionsError::Keygen(it.to_string()));
+    }
+    if let Some(("--check", rest)) = long_word(&arguments) {
+        return check(rest);
     }
     let line = getopt::parse(SPEC, &[], arguments)?;
     if let Some(operand) = line.operands.first() {
@@ -117,6 +125,36 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     })
 }
 
+/// The first argument, when it is a long word, and what follows. Only there, so that no value of another option is taken
+/// for one.
+fn long_word(arguments: &[OsString]) -> Option<(&str, &[OsString])> {
+    let (first, rest) = arguments.split_first()?;
+    Some((first.to_str().filter(|it| it.starts_with("--"))?, rest))
+}
+
+fn check(arguments: &[OsString]) -> Result<Command, OptionsError> {
+    let (json, others): (Vec<_>, Vec<_>) = arguments.iter().cloned().partition(|it| it == "--json");
+    let config = config_of(others, OptionsError::Check)?;
+    Ok(Command::Check { config, json: !json.is_empty() })
+}
+
+/// The file of a command line that may have `-f` and nothing else.
+fn config_of(
+    arguments: Vec<OsString>,
+    refuse: impl Fn(String) -> OptionsError,
+) -> Result<PathBuf, OptionsError> {
+    let line = getopt::parse("f:", &[], arguments)?;
+    if let Some(operand) = line.operands.first() {
+        return Err(refuse(format!("\"{}\"", escaped(operand.as_bytes()))));
+    }
+    Ok(line
+        .options
+        .into_iter()
+        .next_back()
+        .and_then(|it| it.value)
+        .map_or_else(|| CONFIG_FILE.into(), PathBuf::from))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +184,12 @@ mod tests {
         assert_eq!(parsed("--keygen /x"), Ok(Command::MakeKey("/x".into())));
         assert!(parsed("--keygen /x -F").is_err() && parsed("-F --keygen").is_err());
         assert_eq!(options("-f --keygen").config, PathBuf::from("--keygen"));
+        let check = |config: &str, json| Ok(Command::Check { config: config.into(), json });
+        assert_eq!(parsed("--check"), check(CONFIG_FILE, false));
+        assert_eq!(parsed("--check -f x --json"), check("x", true));
+        assert_eq!(parsed("--check --json -fx"), check("x", true));
+        assert!(parsed("--check x").is_err() && parsed("--check -F").is_err());
+        assert_eq!(options("-f --check").config, PathBuf::from("--check"));
         assert!(parsed("-d x").is_err());
         assert!(parsed("stray").is_err());
         assert!(parsed("-f").is_err());

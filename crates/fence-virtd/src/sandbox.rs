@@ -13,7 +13,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use fence_config::{Backend, Config, Listener};
-use fence_sandbox::{Calls, Capability, Needs, State, Tcp};
+use fence_sandbox::{Calls, Capability, Needs, Protection, State, Tcp};
 use tracing::{info, warn};
 
 /// Where libraries, and what they are configured by, lie; and what they look at in a running system.
@@ -68,6 +68,11 @@ pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state
     } else {
         info!("sandbox: {protection}");
     }
+}
+
+/// Takes the same from a process that has nothing more to do, to see what this kernel can. Makes no directory.
+pub(crate) fn try_on(config: &Config, file: &Path, state: Option<&Path>) -> Protection {
+    needs(config, file, None, state).confine()
 }
 
 fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) -> Needs {

@@ -174,6 +174,6 @@ fn keys(files: KeyFiles<'_>, groups: &[Group], hash: HashType, auth: HashType) -
     }
 }
 
-fn have_keys(groups: &[Group]) -> bool {
+pub(crate) fn have_keys(groups: &[Group]) -> bool {
     !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
 }

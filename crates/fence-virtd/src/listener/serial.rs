@@ -96,7 +96,7 @@ impl Serial {
 }
 
 /// Whether requests may come by this port.
-fn is_ours(port: &Port, mode: SerialMode, directory: Option<&Path>) -> bool {
+pub(crate) fn is_ours(port: &Port, mode: SerialMode, directory: Option<&Path>) -> bool {
     let lies_there = |directory: &Path| port.path.parent() == Some(directory);
     match (mode, &port.kind) {
         (SerialMode::Serial, PortKind::Serial) => directory.is_none_or(lies_there),

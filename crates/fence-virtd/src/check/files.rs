@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Key files, the state directory, the audit file.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use fence_cli::key_file::{self, KeyFileError};
+use fence_config::{Config, HashName, Listener, PacketHash};
+use fence_wire::Key;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
+
+use super::{Finding, shown};
+use crate::keys::{Keys, shown_group};
+use crate::listener::rules::have_keys;
+
+/// Every key file once, those of groups too, and keys that stand for more than one.
+pub(super) fn keys(config: &Config) -> Vec<Finding> {
+    let groups = config.groups.as_deref().unwrap_or_default();
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut notices: Vec<String> = Vec::new();
+    for listener in &config.listeners {
+        let (files, named, hash, auth) = match listener {
+            Listener::Multicast(it) => (&it.key_files, it.key_files_named, it.hash, it.auth),
+            Listener::Tcp(it) => (&it.key_files, it.key_files_named, it.hash, it.auth),
+            Listener::Vsock(it) => (&it.key_files, it.key_files_named, it.hash, it.auth),
+            Listener::Serial(_) => continue,
+        };
+        if hash == PacketHash::None || (auth == HashName::None && !is_sealed(hash)) {
+            let text = "asks for no proof of the key: whoever reaches it may fence";
+            let next = "remove the lines hash and auth from its block";
+            found.push(Finding::warning("key", format!("listener {}", listener.kind()), text, next));
+        }
+        let unproved = hash == PacketHash::None && auth == HashName::None;
+        for file in files.iter().filter(|it| seen.insert((*it).clone())) {
+            let loaded = key_file::load(file);
+            let spare = !named && have_keys(groups);
+            found.push(match loaded {
+                Err(KeyFileError::Missing { .. }) if unproved || spare => {
+                    Finding::ok("key", shown(file), "does not exist and is not needed")
+                }
+                loaded => key(file, loaded, &format!("listener {}", listener.kind())),
+            });
+        }
+        if let Ok((_, odd)) = Keys::load(files, groups) {
+            notices.extend(odd.iter().map(ToString::to_string));
+        }
+    }
+    for (place, group) in groups.iter().enumerate() {
+        let files = group.key_files.iter().filter(|it| seen.insert((*it).clone()));
+        found.extend(files.map(|file| key(file, key_file::load(file), &shown_group(place, group))));
+    }
+    notices.sort();
+    notices.dedup();
+    let next = "give each its own key; keys.md tells how keys are changed";
+    found.extend(notices.into_iter().map(|it| Finding::warning("key", "", it, next)));
+    found
+}
+
+/// Whether packets are remembered across restarts.
+pub(super) fn state(directory: Option<&Path>) -> Finding {
+    const CHECK: &str = "state_dir";
+    let Some(directory) = directory else {
+        let text = "accepted packets are remembered in memory alone: a recorded one may be played again after a restart";
+        return Finding::warning(CHECK, "", text, "remove state_dir = \"none\" from the fence_virtd block");
+    };
+    let next =
+        "make it writable for the daemon's user, or name another with state_dir in the fence_virtd block";
+    match fs::metadata(directory) {
+        Ok(it) if !it.is_dir() => Finding::warning(CHECK, shown(directory), "is no directory", next),
+        Ok(it) if it.mode() & 0o022 != 0 => {
+            let next = format!("chmod go-w {}", shown(directory));
+            Finding::warning(
+                CHECK,
+                shown(directory),
+                "others than its owner can write it: it is not used",
+                next,
+            )
+        }
+        Ok(_) if may_write(directory) => Finding::ok(CHECK, shown(directory), "writable"),
+        Ok(_) => Finding::warning(CHECK, shown(directory), "not writable for this user", next),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let above = directory.ancestors().skip(1).find(|it| it.exists());
+            if above.is_some_and(|it| it.is_dir() && may_write(it)) {
+                Finding::ok(CHECK, shown(directory), "is made when the daemon starts")
+            } else {
+                Finding::warning(CHECK, shown(directory), "does not exist, and this user can't make it", next)
+            }
+        }
+        Err(error) => Finding::warning(CHECK, shown(directory), format!("can't be looked at: {error}"), next),
+    }
+}
+
+/// Whether the daemon, which does not start without it, can write its audit file.
+pub(super) fn audit_log(file: &Path) -> Finding {
+    const CHECK: &str = "audit_log";
+    let failed = |text: String| {
+        let next = "make its directory, writable for the daemon's user, or name another file in the fence_virtd block";
+        Finding::failed(CHECK, shown(file), text, next)
+    };
+    match fs::metadata(file) {
+        Ok(it) if it.is_dir() => failed("is a directory".to_owned()),
+        Ok(it) if it.file_type().is_socket() => failed("is a socket".to_owned()),
+        Ok(_) if may_write(file) => Finding::ok(CHECK, shown(file), "writable"),
+        Ok(_) => failed("not writable for this user".to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match file.parent() {
+            Some(it) if it.is_dir() && may_write(it) => {
+                Finding::ok(CHECK, shown(file), "is made when the daemon starts")
+            }
+            Some(it) if it.is_dir() => failed("does not exist, and this user can't make it".to_owned()),
+            _ => failed("its directory does not exist".to_owned()),
+        },
+        Err(error) => failed(format!("can't be looked at: {error}")),
+    }
+}
+
+fn key(file: &Path, loaded: Result<Key, KeyFileError>, owner: &str) -> Finding {
+    match loaded {
+        Ok(key) => {
+            let mode = fs::metadata(file).map_or(0, |it| it.mode() & 0o7777);
+            let text = format!(
+                "{owner}, {} bytes, mode {mode:04o}, fingerprint {}",
+                key.length(),
+                key.fingerprint()
+            );
+            Finding::ok("key", shown(file), text)
+        }
+        Err(error) => {
+            // What is wrong; and then, behind the first semicolon, what to do.
+            let text = error.to_string();
+            let (text, next) = text.split_once("; ").unwrap_or((&text, "see keys.md"));
+            Finding::failed("key", shown(file), format!("{owner}: {text}"), next)
+        }
+    }
+}
+
+fn is_sealed(hash: PacketHash) -> bool {
+    matches!(hash, PacketHash::HmacSha256 | PacketHash::HmacSha512)
+}
+
+fn may_write(path: &Path) -> bool {
+    faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::Level;
+    use super::*;
+
+    #[test]
+    fn a_state_directory_that_is_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(state(Some(&dir.path().join("a/b"))).result, Level::Ok);
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(state(Some(&file)).result, Level::Warning);
+        assert_eq!(state(Some(&file.join("x"))).result, Level::Warning);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let found = state(Some(dir.path()));
+        assert!(found.next.unwrap().starts_with("chmod go-w"), "{}", found.text);
+        assert_eq!(state(None).result, Level::Warning);
+    }
+
+    #[test]
+    fn an_audit_file_needs_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(audit_log(&dir.path().join("audit")).result, Level::Ok);
+        assert_eq!(audit_log(&dir.path().join("none/audit")).result, Level::Failed);
+        assert_eq!(audit_log(dir.path()).result, Level::Failed);
+    }
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Hints at a firewall that may be in the way. Rules can say anything in any order, so these are never more than hints:
+//! something drops, and nothing names the port.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use fence_config::{Config, Listener};
+
+use super::Finding;
+
+const CHECK: &str = "firewall";
+/// How long a tool may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What the firewall may do to requests and call-backs.
+pub(super) fn hints(config: &Config) -> Vec<Finding> {
+    let mut wanted = BTreeSet::new();
+    for it in &config.listeners {
+        match it {
+            Listener::Multicast(it) => wanted.insert(("udp", it.port)),
+            Listener::Tcp(it) if !it.address.is_loopback() => wanted.insert(("tcp", it.port)),
+            Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => false,
+        };
+    }
+    let calls_back = config.listeners.iter().any(|it| matches!(it, Listener::Multicast(_)));
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    // Rules of iptables-nft are seen here too.
+    match output("nft", &["list", "ruleset"]) {
+        Ok(rules) => found.extend(judge("nft", &nft(&rules), &wanted, calls_back)),
+        Err(Unseen::Failed(why)) => {
+            let next = "run this as root, or look by hand: nft list ruleset";
+            found.push(Finding::warning(CHECK, "nft", format!("the rules can't be seen: {why}"), next));
+        }
+        Err(Unseen::NoTool) => {}
+    }
+    // Not without need: the tool would load the module.
+    let is_loaded =
+        std::fs::read_to_string("/proc/net/ip_tables_names").is_ok_and(|it| it.contains("filter"));
+    if is_loaded && let Ok(rules) = output("iptables-save", &["-t", "filter"]) {
+        found.extend(judge("iptables", &iptables(&rules), &wanted, calls_back));
+    }
+    if found.is_empty() {
+        found.push(Finding::ok(CHECK, "", "no rules are in the way, as far as can be seen"));
+    }
+    found
+}
+
+/// What a set of rules comes to, roughly.
+#[derive(Default, PartialEq, Eq, Debug)]
+struct Rules {
+    /// Something that comes in is dropped.
+    input: bool,
+    /// Something that goes out is dropped.
+    output: bool,
+    /// Ports that some rule names.
+    text: String,
+}
+
+fn judge(tool: &str, rules: &Rules, wanted: &BTreeSet<(&str, u16)>, calls_back: bool) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let firewalld = is_firewalld(&rules.text);
+    for (kind, port) in wanted {
+        if rules.input && !names_port(&rules.text, *port) {
+            let next = if firewalld {
+                format!(
+                    "firewall-cmd --permanent --zone=ZONE --add-port={port}/{kind} && firewall-cmd --reload (ZONE: \
+                         that of the guests' bridge)"
+                )
+            } else {
+                format!("allow {kind} port {port} to this host, from the guests' bridge")
+            };
+            let text = format!(
+                "rules drop what comes in, and none names port {port}: requests ({kind}) may be dropped"
+            );
+            found.push(Finding::warning(CHECK, tool, text, next));
+        }
+    }
+    if calls_back && rules.output {
+        let text = "rules drop what goes out: call-backs (TCP, to any port of a guest) may be dropped";
+        found.push(Finding::warning(CHECK, tool, text, "allow TCP from this host to the guests"));
+    }
+    found
+}
+
+fn is_firewalld(rules: &str) -> bool {
+    rules.contains("table inet firewalld")
+}
+
+/// Whether a number stands there as a word, or a range has it.
+fn names_port(rules: &str, port: u16) -> bool {
+    let words = rules.split(|c: char| !c.is_ascii_digit() && c != '-' && c != ':');
+    words.filter(|it| !it.is_empty()).any(|word| match word.split_once(['-', ':']) {
+        None => word.parse() == Ok(port),
+        Some((from, to)) => match (from.parse::<u16>(), to.parse::<u16>()) {
+            (Ok(from), Ok(to)) => (from..=to).contains(&port),
+            _ => false,
+        },
+    })
+}
+
+/// `nft list ruleset`: chains whose hook is input or output and that drop, by policy or by rule.
+fn nft(text: &str) -> Rules {
+    let mut rules = Rules { text: text.to_owned(), ..Rules::default() };
+    let mut hook = "";
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("chain ") || line == "}" {
+            hook = "";
+        } else if line.contains("hook input") {
+            hook = "input";
+        } else if line.contains("hook output") {
+            hook = "output";
+        }
+        let mut words = line.split([' ', ';']);
+        let drops = words.any(|it| it == "drop" || it == "reject")
+            && !line.contains("ct state invalid")
+            && !line.contains("ct state { invalid }");
+        match hook {
+            "input" => rules.input |= drops,
+            "output" => rules.output |= drops,
+            _ => {}
+        }
+    }
+    rules
+}
+
+/// `iptables-save -t filter`.
+fn iptables(text: &str) -> Rules {
+    let drops = |chain: &str| {
+        text.lines().any(|line| {
+            line.strip_prefix(':').is_some_and(|it| it.starts_with(&format!("{chain} DROP")))
+                || line.starts_with(&format!("-A {chain} "))
+                    && !line.contains("INVALID")
+                    && line.split(' ').any(|it| it == "DROP" || it == "REJECT")
+        })
+    };
+    Rules { input: drops("INPUT"), output: drops("OUTPUT"), text: text.to_owned() }
+}
+
+enum Unseen {
+    NoTool,
+    Failed(String),
+}
+
+/// What a tool prints. It gets neither input nor a terminal, and its time is limited.
+fn output(tool: &str, arguments: &[&str]) -> Result<String, Unseen> {
+    let path = ["/usr/sbin", "/sbin", "/usr/bin"].map(|it| std::path::Path::new(it).join(tool));
+    let path = path.iter().find(|it| it.exists()).ok_or(Unseen::NoTool)?;
+    let failed = |it: std::io::Error| Unseen::Failed(it.to_string());
+    let mut child = Command::new(path)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let (tell, told) = mpsc::channel();
+    if let Some(mut pipe) = child.stdout.take() {
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            let read = pipe.read_to_end(&mut text);
+            let _ = tell.send(read.map(|_| String::from_utf8_lossy(&text).into_owned()));
+        });
+    }
+    let text = told.recv_timeout(LIMIT);
+    if text.is_err() {
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(failed)?;
+    match text {
+        Ok(Ok(text)) if status.success() => Ok(text),
+        Ok(Ok(_)) => Err(Unseen::Failed(format!("{tool} ended with {status}"))),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(Unseen::Failed(format!("{tool} took longer than {} s", LIMIT.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DROPS: &str = "\
+table inet filter {
+	chain input {
+		type filter hook input priority filter; policy drop;
+		ct state established,related accept
+		tcp dport 22 accept
+	}
+
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+	}
+
+	chain output {
+		type filter hook output priority filter; policy accept;
+	}
+}
+";
+
+    fn texts(rules: &Rules) -> Vec<String> {
+        judge("nft", rules, &BTreeSet::from([("udp", 1229)]), true).into_iter().map(|it| it.text).collect()
+    }
+
+    #[test]
+    fn a_policy_that_drops() {
+        let [text] = &texts(&nft(DROPS))[..] else { panic!("one hint") };
+        assert!(text.contains("port 1229") && text.contains("udp"), "{text}");
+        let open = DROPS.replace("tcp dport 22", "udp dport { 22, 1200-1300 }");
+        assert_eq!(texts(&nft(&open)), [""; 0]);
+        let out = open.replace("policy accept", "policy drop");
+        assert!(texts(&nft(&out))[0].contains("call-backs"));
+    }
+
+    #[test]
+    fn forwarding_and_what_is_invalid_are_no_matter() {
+        let rules = nft(&DROPS.replacen("policy drop", "policy accept", 1));
+        assert!(!rules.input && !rules.output);
+        let invalid = DROPS.replacen("policy drop;", "policy accept;\n\t\tct state invalid drop", 1);
+        assert!(!nft(&invalid).input);
+        assert!(
+            nft(&DROPS.replacen("policy drop;", "policy accept;\n\t\treject with icmpx admin-prohibited", 1))
+                .input
+        );
+    }
+
+    #[test]
+    fn rules_of_iptables() {
+        let rules = iptables(
+            "*filter\n:INPUT DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -p tcp --dport 22 -j ACCEPT\n",
+        );
+        assert_eq!((rules.input, rules.output), (true, false));
+        let rules =
+            iptables("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j REJECT --reject-with icmp-host-prohibited\n");
+        assert!(rules.input);
+        assert!(!iptables("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n").input);
+    }
+
+    #[test]
+    fn a_port_is_a_word_or_in_a_range() {
+        assert!(names_port("udp dport 1229 accept", 1229));
+        assert!(names_port("--dports 1000:1300 ", 1229));
+        assert!(!names_port("udp dport 12290 accept", 1229) && !names_port("12.29", 1229));
+    }
+}

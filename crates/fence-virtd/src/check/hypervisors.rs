@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Hypervisors: whether each can be reached, what domains it shows, and which of their sockets a serial listener serves.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fence_config::{Backend, Config, Listener, SerialListener};
+use fence_wire::escaped;
+use libvirt_host::{Connection, Error, State, XmlKind};
+
+use super::{Finding, shown};
+use crate::inventory;
+use crate::listener::serial::is_ours;
+
+/// How long one may take to answer, as at the daemon's start.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Every URI of the backend and of the serial listener, all asked at once.
+pub(super) fn all(config: &Config) -> Vec<Finding> {
+    let backends = config.backends.iter().flat_map(|it| match it {
+        Backend::Libvirt(it) => &it.uris[..],
+        Backend::Cpg(it) => &it.uris[..],
+    });
+    let serial = config.listeners.iter().find_map(|it| match it {
+        Listener::Serial(it) => Some(it),
+        Listener::Multicast(_) | Listener::Tcp(_) | Listener::Vsock(_) => None,
+    });
+    let mut uris: Vec<String> = Vec::new();
+    for uri in backends.chain(serial.map(|it| &it.uri)) {
+        if !uris.contains(uri) {
+            uris.push(uri.clone());
+        }
+    }
+    let end = Instant::now() + LIMIT;
+    // A call to a hypervisor that hangs can't be ended: its thread ends with the process.
+    let asked: Vec<_> = uris
+        .into_iter()
+        .map(|uri| {
+            let (tell, told) = mpsc::channel();
+            let (asked, serial) = (uri.clone(), serial.filter(|it| it.uri == uri).cloned());
+            thread::spawn(move || drop(tell.send(look(&asked, serial.as_ref()))));
+            (uri, told)
+        })
+        .collect();
+    let mut found = Vec::new();
+    for (uri, told) in asked {
+        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(seen) => found.extend(seen),
+            Err(_) => found.push(unreachable(&uri, &format!("no answer within {} s", LIMIT.as_secs()))),
+        }
+    }
+    found
+}
+
+fn look(uri: &str, serial: Option<&SerialListener>) -> Vec<Finding> {
+    let counted = Connection::open(uri).and_then(|connection| {
+        let running =
+            connection.domains()?.into_iter().map(|it| it.state != State::ShutOff).collect::<Vec<_>>();
+        Ok((connection, running))
+    });
+    let (connection, running) = match counted {
+        Ok(counted) => counted,
+        Err(error) => return vec![unreachable(uri, &error.to_string())],
+    };
+    let (all, on) = (running.len(), running.iter().filter(|it| **it).count());
+    let text = format!("reached; {all} domains, {on} of them running");
+    let mut found = vec![if all == 0 {
+        let next = "if there should be some: virsh -c with this URI lists what its user may see (qemu:///session is not \
+                    qemu:///system)";
+        Finding::warning("libvirt", escaped(uri).to_string(), text, next)
+    } else {
+        Finding::ok("libvirt", escaped(uri).to_string(), text)
+    }];
+    found.extend(serial.map(|it| sockets(&connection, it)));
+    found
+}
+
+/// The sockets that the serial listener would serve.
+fn sockets(connection: &Connection, settings: &SerialListener) -> Finding {
+    const CHECK: &str = "serial";
+    let subject = settings.path.as_deref().map(shown).unwrap_or_default();
+    let next = "add one to a domain, <serial type='unix'> or <channel type='unix'> with <source mode='bind' path='...'/>, \
+                and start it anew; see fence_virt.conf(5)";
+    match served(connection, settings) {
+        Err(error) => Finding::failed(CHECK, subject, format!("the domains can't be read: {error}"), next),
+        Ok((0, _)) => {
+            let text = format!("no running domain has a socket for requests (mode {})", settings.mode);
+            Finding::warning(CHECK, subject, text, next)
+        }
+        Ok((count, missing)) if missing.is_empty() => Finding::ok(
+            CHECK,
+            subject,
+            format!("{count} sockets of running domains (mode {})", settings.mode),
+        ),
+        Ok((count, missing)) => {
+            let text = format!(
+                "{count} sockets of running domains, but these are not there: {}",
+                missing.join(", ")
+            );
+            Finding::warning(
+                CHECK,
+                subject,
+                text,
+                "look whether the domain runs on this host: ls -l, virsh list",
+            )
+        }
+    }
+}
+
+/// How many there are, and those whose file is missing.
+fn served(connection: &Connection, settings: &SerialListener) -> Result<(usize, Vec<String>), Error> {
+    let (mut count, mut missing) = (0, Vec::new());
+    for record in connection.domains()?.iter().filter(|it| it.state != State::ShutOff) {
+        let Some(domain) = connection.domain_by_uuid(record.uuid)? else { continue };
+        let Ok(domain) = inventory::read(&domain.xml(XmlKind::default())?) else { continue };
+        for port in domain.ports.iter().filter(|it| is_ours(it, settings.mode, settings.path.as_deref())) {
+            count += 1;
+            if !port.path.exists() {
+                missing.push(format!("{} of {}", shown(&port.path), escaped(&domain.name)));
+            }
+        }
+    }
+    Ok((count, missing))
+}
+
+fn unreachable(uri: &str, why: &str) -> Finding {
+    let next = "is libvirtd (virtqemud) running, and may this user use it? virsh -c with this URI tells more";
+    Finding::failed("libvirt", escaped(uri).to_string(), why, next)
+}

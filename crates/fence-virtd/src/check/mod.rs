@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `fence_virtd --check`: what an administrator would look at by hand before trusting a host with fencing.
+//!
+//! Runs instead of the daemon, in its own process, beside a running one or not. It looks and changes nothing, and sends
+//! nothing but what opening the configured hypervisors takes.
+
+mod files;
+mod firewall;
+#[cfg(feature = "libvirt")]
+mod hypervisors;
+mod network;
+mod sockets;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use fence_config::{Backend, Config, Severity};
+use fence_sandbox::State;
+use fence_wire::escaped;
+use nix::unistd::geteuid;
+use serde::Serialize;
+
+use crate::{replay, sandbox};
+
+/// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of them failed.
+pub(crate) fn run(file: &Path, json: bool) -> ExitCode {
+    let findings = all(file);
+    let text = if json {
+        // Neither maps nor numbers that JSON lacks: can't fail.
+        serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n"
+    } else {
+        findings.iter().map(Finding::lines).collect()
+    };
+    if std::io::stdout().write_all(text.as_bytes()).is_err()
+        || findings.iter().any(|it| it.result == Level::Failed)
+    {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// What one check came to.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// The check: a fixed word.
+    check: &'static str,
+    /// What was looked at: a file, an interface, a URI.
+    subject: String,
+    result: Level,
+    /// What was seen.
+    text: String,
+    /// What to do about it; none when all is well.
+    next: Option<String>,
+    /// Where in a file it is, with a caret; for people only.
+    #[serde(skip)]
+    excerpt: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warning,
+    Failed,
+}
+
+impl Finding {
+    fn ok(check: &'static str, subject: impl Into<String>, text: impl Into<String>) -> Self {
+        let (subject, text) = (subject.into(), text.into());
+        Self { check, subject, result: Level::Ok, text, next: None, excerpt: None }
+    }
+
+    fn warning(
+        check: &'static str,
+        subject: impl Into<String>,
+        text: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        Self { result: Level::Warning, next: Some(next.into()), ..Self::ok(check, subject, text) }
+    }
+
+    fn failed(
+        check: &'static str,
+        subject: impl Into<String>,
+        text: impl Into<String>,
+        next: impl Into<String>,
+    ) -> Self {
+        Self { result: Level::Failed, ..Self::warning(check, subject, text, next) }
+    }
+
+    /// One line, and one more for what to do.
+    fn lines(&self) -> String {
+        let word = match self.result {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Failed => "failed",
+        };
+        let blank = if self.subject.is_empty() { "" } else { " " };
+        let mut lines =
+            format!("{word:<8} {}{blank}{}: {}\n", self.check, self.subject, self.text.trim_end());
+        for line in self.excerpt.iter().flat_map(|it| it.lines()) {
+            let _ = writeln!(lines, "         {line}");
+        }
+        if let Some(next) = &self.next {
+            let _ = writeln!(lines, "         -> {next}");
+        }
+        lines
+    }
+}
+
+fn all(file: &Path) -> Vec<Finding> {
+    let (config, mut found) = configuration(file);
+    found.push(user());
+    let Some(config) = config else { return found };
+    found.extend(files::keys(&config));
+    found.extend(network::interfaces(&config));
+    found.extend(network::snooping(&config, Path::new("/sys/class/net")));
+    found.extend(sockets::ports(&config));
+    found.extend(firewall::hints(&config));
+    let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
+    found.push(files::state(state.as_deref()));
+    found.extend(config.daemon.audit_log.as_deref().map(files::audit_log));
+    #[cfg(feature = "libvirt")]
+    found.extend(hypervisors::all(&config));
+    found.extend(config.backends.iter().filter(|it| !is_built_in(it)).map(|it| {
+        let next = "name another backend in the fence_virtd block; fence_virtd -l lists those that there are";
+        Finding::failed("backend", it.kind().as_str(), "is not part of this program", next)
+    }));
+    // Last: it limits this very process.
+    found.push(confined(&config, file, state.as_deref()));
+    found
+}
+
+fn is_built_in(backend: &Backend) -> bool {
+    match backend {
+        Backend::Libvirt(_) => cfg!(feature = "libvirt"),
+        Backend::Cpg(_) => false,
+    }
+}
+
+fn configuration(file: &Path) -> (Option<Config>, Vec<Finding>) {
+    const CHECK: &str = "configuration";
+    let shown = shown(file);
+    let source = match fs::read(file) {
+        Ok(source) => source,
+        Err(error) => {
+            let next = "name the file with -f, make one with: fence_virtd -c";
+            return (None, vec![Finding::failed(CHECK, shown, format!("can't be read: {error}"), next)]);
+        }
+    };
+    let loaded = fence_config::load(&source);
+    let mut found: Vec<_> = loaded
+        .diagnostics
+        .iter()
+        .map(|it| Finding {
+            check: CHECK,
+            subject: format!("{shown}:{}:{}", it.line, it.column),
+            result: if it.severity == Severity::Error { Level::Failed } else { Level::Warning },
+            text: it.message.clone(),
+            next: Some(
+                it.help.clone().unwrap_or_else(|| "correct the line; see fence_virt.conf(5)".to_owned()),
+            ),
+            excerpt: Some(it.render(&shown, &source)),
+        })
+        .collect();
+    if let Some(config) = &loaded.config {
+        let listeners = words(config.listeners.iter().map(|it| it.kind().as_str()));
+        let backends = words(config.backends.iter().map(|it| it.kind().as_str()));
+        let groups = match config.groups.as_ref().map(Vec::len) {
+            None => "no groups: whoever has the key may fence every domain".to_owned(),
+            Some(0) => "an empty block groups: nobody may fence anything".to_owned(),
+            Some(count) => format!("groups: {count}"),
+        };
+        let text = format!("listeners: {listeners}; backend: {backends}; {groups}");
+        found.push(Finding::ok(CHECK, shown, text));
+    }
+    (loaded.config, found)
+}
+
+fn user() -> Finding {
+    let id = geteuid();
+    let name = nix::unistd::User::from_uid(id).ok().flatten().map_or_else(|| id.to_string(), |it| it.name);
+    if id.is_root() {
+        return Finding::ok(
+            "user",
+            name,
+            "sees everything; under systemd the daemon runs as fence_virt and may see less",
+        );
+    }
+    let text =
+        "can't see whose sockets are whose, nor the firewall; files are judged as this user reads them";
+    Finding::warning("user", name, text, "run this as root")
+}
+
+fn confined(config: &Config, file: &Path, state: Option<&Path>) -> Finding {
+    if !config.daemon.sandbox {
+        let next = "remove the line, unless sandbox.md says that this host needs it";
+        return Finding::warning("sandbox", "", "off: sandbox = \"no\"", next);
+    }
+    let protection = sandbox::try_on(config, file, state);
+    let text = protection.to_string();
+    if protection.is_complete() {
+        Finding::ok("sandbox", "", text)
+    } else if protection.files == State::Partly && protection.capabilities.is_ok() {
+        Finding::ok("sandbox", "", format!("{text}; a newer kernel does more"))
+    } else {
+        let next = "nothing has to be done for fencing; a kernel with Landlock and seccomp protects this host better";
+        Finding::warning("sandbox", "", text, next)
+    }
+}
+
+fn words<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn shown(path: &Path) -> String {
+    escaped(path.as_os_str().as_encoded_bytes()).to_string()
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Interfaces that the listeners need, and bridges that lose multicast.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use fence_config::{Config, Family, Listener, MulticastListener, TcpListener};
+use fence_net::{Interface, interfaces as system_interfaces, ports as bridge_ports};
+use fence_wire::escaped;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::{Finding, words};
+
+const CHECK: &str = "interface";
+
+/// Whether each listener has what it hears by.
+pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
+    let all = match system_interfaces() {
+        Ok(all) => all,
+        Err(error) => {
+            let next = "look for the cause with: ip link";
+            return vec![Finding::failed(CHECK, "", format!("can't list the interfaces: {error}"), next)];
+        }
+    };
+    let look = |it: &Listener| match it {
+        Listener::Multicast(it) => Some(multicast(it, &all)),
+        Listener::Tcp(it) => Some(tcp(it, &all)),
+        Listener::Vsock(_) => Some(vsock()),
+        Listener::Serial(_) => None,
+    };
+    config.listeners.iter().filter_map(look).collect()
+}
+
+/// Bridges that forget who wants the group, for nobody asks: requests arrive for some minutes, and then no more.
+/// `class` is /sys/class/net.
+pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
+    const CHECK: &str = "snooping";
+    let multicast = config.listeners.iter().find_map(|it| match it {
+        Listener::Multicast(it) => Some(it),
+        Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => None,
+    });
+    let Some(multicast) = multicast else { return Vec::new() };
+    let wanted = multicast.interface.as_deref();
+    let mut bridges: Vec<_> = fs::read_dir(class)
+        .into_iter()
+        .flatten()
+        .filter_map(|it| it.ok()?.file_name().into_string().ok())
+        .filter(|it| class.join(it).join("bridge").is_dir() && wanted.is_none_or(|wanted| wanted == it))
+        .collect();
+    bridges.sort();
+    let look = |name: &String| {
+        let read = |file: &str| fs::read_to_string(class.join(name).join("bridge").join(file)).ok();
+        let is_on = |file: &str| read(file).is_some_and(|it| it.trim() != "0");
+        let shown = escaped(name).to_string();
+        if !is_on("multicast_snooping") {
+            return Finding::ok(CHECK, shown, "the bridge floods multicast (snooping is off)");
+        }
+        if is_on("multicast_querier") {
+            return Finding::ok(
+                CHECK,
+                shown,
+                "the bridge asks who wants multicast (snooping and querier are on)",
+            );
+        }
+        let text = "the bridge snoops multicast and nobody on it is known to ask (no querier): requests may get lost \
+                    some minutes after the daemon's start";
+        let next = format!(
+            "ip link set {shown} type bridge mcast_querier 1 (and keep it: in the bridge's configuration), unless a \
+             router on this network is the querier"
+        );
+        Finding::warning(CHECK, shown, text, next)
+    };
+    bridges.iter().map(look).collect()
+}
+
+fn multicast(settings: &MulticastListener, all: &[Interface]) -> Finding {
+    let Some(name) = &settings.interface else {
+        let ports = bridge_ports().unwrap_or_default();
+        let hear: Vec<_> =
+            all.iter().filter(|it| it.takes_multicast() && !ports.contains(&it.index)).collect();
+        let names = words(hear.iter().map(|it| it.name.as_str()));
+        let text = format!(
+            "none is named: multicast is heard by {}",
+            if names.is_empty() { "none" } else { &names }
+        );
+        let next = "name the guests' bridge: interface = \"...\" in the multicast block; ip link lists them";
+        return if hear.is_empty() {
+            Finding::failed(CHECK, "multicast", text, next)
+        } else if hear.iter().all(|it| it.is_loopback()) {
+            Finding::warning(CHECK, "multicast", text + ", which no guest reaches", next)
+        } else {
+            Finding::ok(CHECK, "multicast", escaped(&text).to_string())
+        };
+    };
+    let shown = escaped(name).to_string();
+    let Some(interface) = all.iter().find(|it| it.name == *name) else {
+        let next = "correct interface in the multicast block (ip link lists them), or bring the bridge up first; \
+                    with wait_for_init = \"yes\" the daemon waits for it";
+        return Finding::failed(CHECK, shown, "does not exist", next);
+    };
+    if !interface.is_up() {
+        return Finding::failed(CHECK, shown.clone(), "is down", format!("ip link set {shown} up"));
+    }
+    if !interface.takes_multicast() {
+        let next = format!("ip link set {shown} multicast on");
+        return Finding::failed(CHECK, shown, "does no multicast", next);
+    }
+    let family = |it: IpAddr| Family::of(it) == settings.family;
+    let mut own = interface.addresses.iter().map(|it| it.ip).filter(|it| family(*it));
+    let Some(address) = own.next() else {
+        let text =
+            format!("up, but without an {} address: guests can't be called back by it", settings.family);
+        return Finding::warning(
+            CHECK,
+            shown.clone(),
+            text,
+            format!("ip address add ADDRESS/LENGTH dev {shown}"),
+        );
+    };
+    let carrier = interface.flags.contains(InterfaceFlags::IFF_RUNNING);
+    let carrier = if carrier { "" } else { "; nothing is connected to it yet" };
+    Finding::ok(CHECK, shown, format!("up, does multicast, {address}{carrier}"))
+}
+
+fn tcp(settings: &TcpListener, all: &[Interface]) -> Finding {
+    let address = settings.address;
+    let subject = format!("tcp {address}");
+    if address.is_unspecified() {
+        return Finding::ok(CHECK, subject, "every address of this host");
+    }
+    if address.is_loopback() {
+        let next = "name the address that guests use: address = \"...\" in the tcp block";
+        return Finding::warning(CHECK, subject, "reaches this host alone", next);
+    }
+    match all.iter().find(|it| it.addresses.iter().any(|it| it.ip == address)) {
+        Some(it) if it.is_up() => Finding::ok(CHECK, subject, format!("is on {}", escaped(&it.name))),
+        Some(it) => {
+            let name = escaped(&it.name).to_string();
+            Finding::failed(
+                CHECK,
+                subject,
+                format!("is on {name}, which is down"),
+                format!("ip link set {name} up"),
+            )
+        }
+        None => {
+            let next = "correct address in the tcp block; ip address lists those that there are";
+            Finding::failed(CHECK, subject, "is no address of this host", next)
+        }
+    }
+}
+
+fn vsock() -> Finding {
+    let opened = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
+    if let Err(error) = opened {
+        let text = format!("no vsock sockets on this host: {error}");
+        return Finding::failed(CHECK, "vsock", text, "modprobe vhost_vsock");
+    }
+    if Path::new("/dev/vhost-vsock").exists() {
+        return Finding::ok(CHECK, "vsock", "guests may have a vsock device");
+    }
+    let text = "sockets can be made, but there is no /dev/vhost-vsock: no guest can have a vsock device";
+    Finding::warning(CHECK, "vsock", text, "modprobe vhost_vsock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    fn config(more: &str) -> Config {
+        let text = format!("fence_virtd {{ }} listeners {{ multicast {{ {more} }} }}");
+        fence_config::load(text.as_bytes()).config.unwrap()
+    }
+
+    #[test]
+    fn a_bridge_that_snoops_without_a_querier() {
+        let class = tempfile::tempdir().unwrap();
+        let bridge = class.path().join("br7/bridge");
+        fs::create_dir_all(&bridge).unwrap();
+        fs::create_dir_all(class.path().join("eth0")).unwrap();
+        let look = |snooping: &str, querier: &str, more: &str| {
+            fs::write(bridge.join("multicast_snooping"), snooping).unwrap();
+            fs::write(bridge.join("multicast_querier"), querier).unwrap();
+            let found = super::snooping(&config(more), class.path());
+            found.into_iter().map(|it| it.result).collect::<Vec<_>>()
+        };
+        assert_eq!(look("1\n", "0\n", ""), [Level::Warning]);
+        assert_eq!(look("1\n", "1\n", ""), [Level::Ok]);
+        assert_eq!(look("0\n", "0\n", ""), [Level::Ok]);
+        assert_eq!(look("1\n", "0\n", "interface = \"br7\";"), [Level::Warning]);
+        assert_eq!(look("1\n", "0\n", "interface = \"eth0\";"), []);
+    }
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Ports of the listeners: free, a running fence_virtd's, or somebody else's.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use fence_config::{Config, Listener};
+use fence_wire::escaped;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socket};
+use socket2::{Domain, Socket, Type};
+
+use super::Finding;
+
+const CHECK: &str = "port";
+/// What the daemon is called in /proc.
+const OURS: &str = "fence_virtd";
+/// Lines of /proc/net/tcp with this state are of listening sockets.
+const LISTENING: &str = "0A";
+
+/// The port of each listener that has one.
+pub(super) fn ports(config: &Config) -> Vec<Finding> {
+    let look = |it: &Listener| match it {
+        Listener::Multicast(it) => Some(inet("udp", it.address, it.port)),
+        Listener::Tcp(it) => Some(inet("tcp", it.address, it.port)),
+        Listener::Vsock(it) => Some(vsock(it.port)),
+        Listener::Serial(_) => None,
+    };
+    config.listeners.iter().filter_map(look).collect()
+}
+
+/// A process that holds a socket.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Holder {
+    name: String,
+    pid: u32,
+}
+
+fn inet(kind: &'static str, address: IpAddr, port: u16) -> Finding {
+    let subject = format!("{kind} {}", SocketAddr::new(address, port));
+    let sockets: Vec<u64> = ["", "6"]
+        .iter()
+        .filter_map(|family| fs::read_to_string(format!("/proc/net/{kind}{family}")).ok())
+        .flat_map(|it| inodes(&it, kind, port))
+        .collect();
+    let holders = holders(&sockets);
+    if let Some(it) = holders.iter().find(|it| it.name == OURS) {
+        return Finding::ok(CHECK, subject, format!("held by a running {OURS} (pid {})", it.pid));
+    }
+    match try_bind(kind, address, port) {
+        Ok(()) if sockets.is_empty() => Finding::ok(CHECK, subject, "free"),
+        Ok(()) => {
+            Finding::ok(CHECK, subject, format!("free; at other addresses it is held by {}", names(&holders)))
+        }
+        Err(error) => refused(subject, &error, &names(&holders)),
+    }
+}
+
+/// Binds as the daemon does, for a moment, and neither listens nor joins: nothing can come in by it.
+fn try_bind(kind: &str, address: IpAddr, port: u16) -> std::io::Result<()> {
+    let to = SocketAddr::new(address, port);
+    let socket =
+        Socket::new(Domain::for_address(to), if kind == "udp" { Type::DGRAM } else { Type::STREAM }, None)?;
+    socket.set_reuse_address(true)?;
+    let to = match address {
+        // Such a group has a scope; the daemon binds to none.
+        IpAddr::V6(group) if kind == "udp" => {
+            socket.set_only_v6(true)?;
+            let scoped = matches!(group.octets()[1] & 0x0f, 1 | 2);
+            if scoped { SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)) } else { to }
+        }
+        IpAddr::V4(_) | IpAddr::V6(_) => to,
+    };
+    socket.bind(&to.into())
+}
+
+fn vsock(port: u16) -> Finding {
+    let subject = format!("vsock {port}");
+    let bound = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).and_then(|it| {
+        use std::os::fd::AsRawFd;
+        bind(it.as_raw_fd(), &VsockAddr::new(nix::libc::VMADDR_CID_ANY, port.into()))
+    });
+    match bound {
+        Ok(()) => Finding::ok(CHECK, subject, "free"),
+        Err(Errno::EADDRINUSE) => {
+            // The kernel does not tell whose socket it is.
+            match processes().find(|it| it.name == OURS && it.pid != std::process::id()) {
+                Some(it) => Finding::ok(CHECK, subject, format!("held, and {OURS} runs (pid {})", it.pid)),
+                None => refused(subject, &Errno::EADDRINUSE.into(), "an unknown program"),
+            }
+        }
+        Err(error) => refused(subject, &error.into(), ""),
+    }
+}
+
+fn refused(subject: String, error: &std::io::Error, names: &str) -> Finding {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            let next = "end that program, or give the daemon (and all agents) another port";
+            Finding::failed(CHECK, subject, format!("held by {names}"), next)
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            Finding::warning(CHECK, subject, "only root may take it", "run this as root")
+        }
+        // Said of the interface already.
+        std::io::ErrorKind::AddrNotAvailable => Finding::warning(
+            CHECK,
+            subject,
+            "can't be tried: the address is not there",
+            "see the interface above",
+        ),
+        _ => {
+            let next = "see the interface above";
+            Finding::warning(CHECK, subject, format!("can't be tried: {error}"), next)
+        }
+    }
+}
+
+fn names(holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return "a program that this user can't see".to_owned();
+    }
+    holders.iter().map(|it| format!("{} (pid {})", escaped(&it.name), it.pid)).collect::<Vec<_>>().join(", ")
+}
+
+/// The sockets at `port`, of a table of /proc/net; of TCP those that listen.
+fn inodes(table: &str, kind: &str, port: u16) -> Vec<u64> {
+    let socket = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, state) = (words.next()?, words.nth(1)?);
+        let here = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
+        let inode = words.nth(5)?.parse().ok()?;
+        (here == port && (kind == "udp" || state == LISTENING)).then_some(inode)
+    };
+    table.lines().skip(1).filter_map(socket).collect()
+}
+
+/// The processes that have one of these sockets, as far as this user may see.
+fn holders(sockets: &[u64]) -> Vec<Holder> {
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let links: Vec<_> = sockets.iter().map(|it| format!("socket:[{it}]")).collect();
+    let mut found = BTreeMap::new();
+    for process in processes() {
+        let files = fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+        let mut targets = files.filter_map(|it| fs::read_link(it.path()).ok());
+        if targets.any(|it| links.iter().any(|link| it.as_os_str() == link.as_str())) {
+            found.insert(process.pid, process);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn processes() -> impl Iterator<Item = Holder> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|it| {
+        let pid = it.file_name().to_str()?.parse().ok()?;
+        let name = fs::read_to_string(it.path().join("comm")).ok()?;
+        Some(Holder { name: name.trim_end().to_owned(), pid })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: &str = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:04CD 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0
+   1: 0100007F:04CD 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 20 4 30 10 -1
+   2: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4713 1 0 100 0 0 10 0
+";
+
+    #[test]
+    fn sockets_of_a_table() {
+        assert_eq!(inodes(TCP, "tcp", 1229), [4711]);
+        assert_eq!(inodes(TCP, "udp", 1229), [4711, 4712]);
+        assert!(inodes(TCP, "tcp", 1230).is_empty());
+        assert!(inodes("", "tcp", 1229).is_empty());
+    }
+
+    #[test]
+    fn a_listening_socket_is_somebodys() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let found = inet("tcp", address.ip(), address.port());
+        assert!(found.text.contains(&format!("(pid {})", std::process::id())), "{}", found.text);
+        drop(socket);
+    }
+}
