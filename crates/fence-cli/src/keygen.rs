@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use fence_wire::{DEFAULT_KEY_FILE, Key, escaped};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
@@ -50,7 +51,7 @@ pub enum KeygenError {
     #[error("there is no directory {path}; make it first: mkdir -p {path}", path = shown(.0))]
     NoDirectory(PathBuf),
     /// The system says no.
-    #[error("can't {what} {path}: {source}", path = shown(.path))]
+    #[error("can't {what} {path}: {source}; {}", remedy(.path, .source), path = shown(.path))]
     Io {
         /// What was tried.
         what: &'static str,
@@ -137,6 +138,20 @@ impl fmt::Display for Made {
         writeln!(f, "Next, for each host and each guest of the cluster (MACHINE), as root:")?;
         writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{}", usual.display())?;
         writeln!(f, "then restart fence_virtd on the hosts. Logs of hosts and agents show the fingerprint.")
+    }
+}
+
+/// What helps against an error of the system.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EACCES) => "run this as root".to_owned(),
+        Some(Errno::ENOSPC | Errno::EDQUOT) => "make room there and run this again".to_owned(),
+        // The last two: it knows no hard links.
+        Some(Errno::EROFS | Errno::EPERM | Errno::EOPNOTSUPP) => format!(
+            "make it on another file system, with {} --keygen FILE, and copy it from there with cp -p",
+            program()
+        ),
+        _ => format!("look for the cause with: namei -l {}", shown(path)),
     }
 }
 
@@ -276,6 +291,23 @@ mod tests {
         assert!(!dir.path().join("a").exists());
         assert!(matches!(make(Path::new("/")), Err(KeygenError::Usage)));
         fs::write(dir.path().join("file"), "").unwrap();
-        assert!(make(&dir.path().join("file/key")).is_err());
+        let text = make(&dir.path().join("file/key")).unwrap_err().to_string();
+        assert!(text.contains("; look for the cause with: namei -l "), "{text}");
+    }
+
+    #[test]
+    fn errors_of_the_system_say_the_next_step() {
+        let say = |error: Errno| {
+            let path = Path::new("/etc/cluster/key").to_owned();
+            KeygenError::Io { what: "write", path, source: error.into() }.to_string()
+        };
+        assert!(say(Errno::EACCES).ends_with("; run this as root"));
+        assert!(say(Errno::ENOSPC).ends_with("; make room there and run this again"));
+        for it in [Errno::EROFS, Errno::EPERM, Errno::EOPNOTSUPP] {
+            assert!(
+                say(it).contains("; make it on another file system, with fence_virtd --keygen FILE"),
+                "{it}"
+            );
+        }
     }
 }
