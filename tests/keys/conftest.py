@@ -73,15 +73,15 @@ def stage(tmp_path_factory):
 
 @pytest.fixture
 def daemon(stage, tmp_path):
-    """daemon(keys=("name", …), groups="…", …): our fence_virtd on multicast and TCP, as a Daemon.
+    """daemon(option, …, keys=("name", …), groups="…", …): our fence_virtd on multicast and TCP, as a Daemon.
 
     `.audited(field=value, …)` waits for records like that, which are written after the answer, and returns them.
     A further one of the same test replaces the one before it, which must have been ended."""
     running = []
 
-    def start(keys=("host",), groups="", domains=("vm1",), ready="tcp", listener="multicast, tcp", options="", env=None,
-              program=OURS_VIRTD, **kw):
-        uri = testdriver.write(tmp_path / "domains.xml", domains)
+    def start(*args, keys=("host",), groups="", domains=("vm1",), ready="tcp", listener="multicast, tcp", options="",
+              env=None, program=OURS_VIRTD, uri=None, **kw):
+        uri = uri or testdriver.write(tmp_path / "domains.xml", domains)
         files = "".join(f'key_file = "{stage.key(it)}"; ' for it in keys)
         audit = tmp_path / "audit"
         config = programs.write_config(tmp_path / "fence_virt.conf", f"""
@@ -90,7 +90,7 @@ def daemon(stage, tmp_path):
                          tcp {{ {files} address = "0.0.0.0"; }} }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             {groups}""")
-        it = programs.Daemon(stage.host, config, program=program, ready=ready, wait=60, env=env, **kw)
+        it = programs.Daemon(stage.host, config, *args, program=program, ready=ready, wait=60, env=env, **kw)
         it.audited = lambda **wanted: net.wait_until(lambda: [
             record for record in map(json.loads, audit.read_text().splitlines()) if wanted.items() <= record.items()])
         running.append(it)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """SIGHUP: keys, groups and listeners change while the daemon serves; what can't be is refused as a whole."""
 
+import re
 import signal
+import socket
 import threading
 
 import pytest
@@ -142,3 +144,36 @@ def test_what_needs_a_restart_is_said_and_the_rest_is_taken(stage, daemon, reloa
     host.wait_log("the backends changed: that needs a restart", since=since)
     host.wait_log("fence_virtd block only the listeners", since=since)
     assert status(stage.multicast, "host") == 0
+
+
+def test_a_listener_that_started_late_goes_on(stage, daemon, reload):
+    """With -w: its own task opened the socket, and a reload neither opens it once more nor stumbles over it."""
+    holder = stage.host.popen(["python3", "-c", "import socket; s = socket.create_server(('', 1229)); print(1, flush=True); s.accept()"],
+                              stdout=programs.subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        host = daemon("-w", ready="udp")
+        host.wait_log("can't start: can't listen at .*1229", timeout=60)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    host.wait_log("listening on TCP", timeout=60)
+    file = f'key_file = "{stage.key("host")}";'
+    reload(host, (file, f'{file} key_file = "{stage.key("new")}";'))
+    assert status(stage.tcp, "new") == status(stage.tcp, "host") == 0
+    assert host.log.count("listening on TCP") == 1
+
+
+def test_a_signal_that_comes_before_the_start_is_over(stage, daemon, tmp_path):
+    """The file may have changed since it was read: the signal counts as soon as it can."""
+    hypervisor = tmp_path / "silent"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(hypervisor))
+        silent.listen()
+        host = daemon("-w", ready=None, uri=f"qemu+unix:///system?socket={hypervisor}")
+        caught = lambda: int(re.search(r"SigCgt:\s*(\w+)", open(f"/proc/{host.pid}/status").read())[1], 16)   # noqa: E731
+        assert net.wait_until(lambda: caught() & 1 << signal.SIGHUP - 1, 60)
+        host.send_signal(signal.SIGHUP)
+        host.wait_log("read anew as soon as the daemon serves", timeout=60)
+    host.wait_log(IN_FORCE, timeout=60)

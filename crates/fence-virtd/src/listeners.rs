@@ -5,7 +5,7 @@
 //! anything old ends, and a listener whose sockets stay as they are never stops to hear.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fence_config::{Config, Listener as Settings};
@@ -51,10 +51,13 @@ pub(crate) struct ListenerError {
 
 struct Running {
     settings: Settings,
-    /// None: it could not start yet, and is tried again and again.
-    rules: Option<Arc<CurrentRules>>,
+    /// Empty: it could not start yet, and is tried again and again.
+    rules: StartedWith,
     task: JoinHandle<()>,
 }
+
+/// The rules of a listener, as soon as its sockets are open: with `-w` its own task may open them late.
+type StartedWith = Arc<OnceLock<Arc<CurrentRules>>>;
 
 /// A listener whose sockets are open and that does not serve yet.
 struct Opened {
@@ -87,11 +90,12 @@ impl Listeners {
                 Err(error) if wait => {
                     // The others serve meanwhile.
                     let (settings, groups, common) = (settings.clone(), groups.clone(), it.common.clone());
+                    let rules = StartedWith::default();
                     let task = tokio::spawn({
-                        let settings = settings.clone();
-                        async move { keep_trying(&settings, &groups, &common, error).await }
+                        let (settings, rules) = (settings.clone(), Arc::clone(&rules));
+                        async move { keep_trying(&settings, &groups, &common, &rules, error).await }
                     });
-                    it.running.push(Running { settings, rules: None, task });
+                    it.running.push(Running { settings, rules, task });
                 }
                 Err(error) => {
                     it.stop().await;
@@ -110,7 +114,7 @@ impl Listeners {
         let groups = Groups::new(config.groups.as_deref());
         let mut changes = Vec::new();
         for settings in &config.listeners {
-            let same = |it: &Running| it.rules.is_some() && same_sockets(&it.settings, settings);
+            let same = |it: &Running| it.rules.get().is_some() && same_sockets(&it.settings, settings);
             changes.push(match self.running.iter().position(same) {
                 Some(place) => {
                     let rules = Rules::load(settings, &groups).map_err(|it| failed(settings, it))?;
@@ -128,7 +132,7 @@ impl Listeners {
                 Change::Keep(place, rules) => {
                     let Some(mut kept) = old[place].take() else { continue };
                     rules.log(settings.kind().as_str());
-                    if let Some(current) = &kept.rules {
+                    if let Some(current) = kept.rules.get() {
                         current.replace(rules);
                     }
                     kept.settings = settings.clone();
@@ -155,7 +159,7 @@ impl Listeners {
 
     fn serve(&mut self, opened: Opened) {
         let Opened { settings, rules, serving } = opened;
-        self.running.push(Running { settings, rules: Some(rules), task: tokio::spawn(serving) });
+        self.running.push(Running { settings, rules: Arc::new(rules.into()), task: tokio::spawn(serving) });
     }
 }
 
@@ -202,7 +206,13 @@ fn failed(settings: &Settings, source: StartError) -> ListenerError {
 }
 
 /// With `-w`: serves as soon as the listener can start.
-async fn keep_trying(settings: &Settings, groups: &Groups, common: &Common, mut error: ListenerError) {
+async fn keep_trying(
+    settings: &Settings,
+    groups: &Groups,
+    common: &Common,
+    rules: &OnceLock<Arc<CurrentRules>>,
+    mut error: ListenerError,
+) {
     let mut said = String::new();
     loop {
         // Once for each reason: it is tried every few seconds, perhaps for hours.
@@ -213,7 +223,11 @@ async fn keep_trying(settings: &Settings, groups: &Groups, common: &Common, mut 
         }
         tokio::time::sleep(WAIT).await;
         match open(settings, groups, common).await {
-            Ok(opened) => return opened.serving.await,
+            Ok(opened) => {
+                // It can be kept from now on when the configuration is read anew.
+                let _ = rules.set(opened.rules);
+                return opened.serving.await;
+            }
             Err(again) => error = again,
         }
     }

@@ -299,6 +299,8 @@ struct Signals {
     interrupt: Signal,
     quit: Signal,
     hang_up: Signal,
+    /// SIGHUP came when nothing could be read anew; [`Self::next`] says so.
+    reload_later: bool,
 }
 
 impl Signals {
@@ -308,20 +310,31 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             hang_up: signal(SignalKind::hangup())?,
+            reload_later: false,
         })
     }
 
-    /// Waits for one that ends the daemon.
+    /// Waits for one that ends the daemon. A SIGHUP is not lost: the file may have changed since it was read.
     async fn end(&mut self) -> &'static str {
         loop {
-            match self.next().await {
+            match self.heard().await {
                 Told::End(name) => return name,
-                Told::Reload => info!("SIGHUP: nothing to read anew now"),
+                Told::Reload => {
+                    info!("SIGHUP: the configuration is read anew as soon as the daemon serves");
+                    self.reload_later = true;
+                }
             }
         }
     }
 
     async fn next(&mut self) -> Told {
+        if std::mem::take(&mut self.reload_later) {
+            return Told::Reload;
+        }
+        self.heard().await
+    }
+
+    async fn heard(&mut self) -> Told {
         tokio::select! {
             _ = self.terminate.recv() => Told::End("SIGTERM"),
             _ = self.interrupt.recv() => Told::End("SIGINT"),
