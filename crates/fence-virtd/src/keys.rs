@@ -7,13 +7,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use fence_cli::key_file::{self, KeyFileError};
 use fence_config::Group;
 use fence_wire::{Key, escaped};
 
 use crate::access::group_title;
+use crate::locks::lock;
 
 /// Every key that a listener takes, the listener's own first.
 #[derive(Debug, Default)]
@@ -23,6 +24,11 @@ pub(crate) struct Keys {
     /// How many of them are the listener's own.
     own: usize,
 }
+
+/// Keys that listeners go by. A fingerprint is slow to make, so the listeners of a daemon, and a reload, make that of
+/// one key once. Keeps no key: what no listener and no request uses any more is forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct KeysInUse(Mutex<Vec<Weak<Keys>>>);
 
 /// What a peer has shown when it used one of the keys.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -88,6 +94,15 @@ struct Loaded<'a> {
 impl Keys {
     /// Loads every key file of a listener and of all groups, and says what is odd about them.
     pub(crate) fn load(files: &[PathBuf], groups: &[Group]) -> Result<(Self, Vec<Notice>), KeysError> {
+        Self::load_beside(&KeysInUse::default(), files, groups)
+    }
+
+    /// The same, beside keys that are in use.
+    pub(crate) fn load_beside(
+        in_use: &KeysInUse,
+        files: &[PathBuf],
+        groups: &[Group],
+    ) -> Result<(Self, Vec<Notice>), KeysError> {
         let mut loaded = Vec::new();
         for file in files {
             loaded.push(Loaded { holder: Holder::Listener, file, key: key_file::load(file)? });
@@ -103,7 +118,7 @@ impl Keys {
             Holder::Listener => "the listener".to_owned(),
             Holder::Group(place) => shown_group(place, &groups[place]),
         };
-        Ok(merge(loaded, name))
+        Ok(merge(loaded, name, |key| in_use.fingerprint(key)))
     }
 
     pub(crate) fn all(&self) -> &[Key] {
@@ -124,6 +139,11 @@ impl Keys {
         self.proofs.get(place?).cloned()
     }
 
+    fn fingerprint_of(&self, key: &Key) -> Option<&str> {
+        let place = self.keys.iter().position(|it| it.is_same(key))?;
+        Some(&self.proofs[place].fingerprint)
+    }
+
     /// Whether the listener has a key of its own.
     pub(crate) fn has_own(&self) -> bool {
         self.own > 0
@@ -140,8 +160,26 @@ impl Keys {
     }
 }
 
+impl KeysInUse {
+    pub(crate) fn add(&self, keys: &Arc<Keys>) {
+        let mut all = lock(&self.0);
+        all.retain(|it| it.strong_count() > 0);
+        all.push(Arc::downgrade(keys));
+    }
+
+    fn fingerprint(&self, key: &Key) -> String {
+        let all: Vec<_> = lock(&self.0).iter().filter_map(Weak::upgrade).collect();
+        let known = all.iter().find_map(|it| it.fingerprint_of(key));
+        known.map_or_else(|| key.fingerprint(), str::to_owned)
+    }
+}
+
 /// One entry for each secret. `name` says who a holder is.
-fn merge(loaded: Vec<Loaded<'_>>, name: impl Fn(Holder) -> String) -> (Keys, Vec<Notice>) {
+fn merge(
+    loaded: Vec<Loaded<'_>>,
+    name: impl Fn(Holder) -> String,
+    fingerprint_of: impl Fn(&Key) -> String,
+) -> (Keys, Vec<Notice>) {
     let mut merged: Vec<(Key, Vec<(Holder, &Path)>)> = Vec::new();
     for Loaded { holder, file, key } in loaded {
         match merged.iter_mut().find(|(known, _)| known.is_same(&key)) {
@@ -151,7 +189,7 @@ fn merge(loaded: Vec<Loaded<'_>>, name: impl Fn(Holder) -> String) -> (Keys, Vec
     }
     let (mut keys, mut notices) = (Keys::default(), Vec::new());
     for (key, uses) in merged {
-        let fingerprint = key.fingerprint();
+        let fingerprint = fingerprint_of(&key);
         notices.extend(odd(&fingerprint, &uses, &name));
         let listener = uses.iter().any(|(holder, _)| *holder == Holder::Listener);
         let groups = uses.iter().filter_map(|(holder, _)| match holder {
@@ -290,6 +328,25 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("same"));
+    }
+
+    #[test]
+    fn the_fingerprint_of_a_key_in_use_is_not_made_again() {
+        let scratch = Scratch::new();
+        let (a, b) = (scratch.file("a", "one key"), scratch.file("b", "another"));
+        let load = |in_use: &_, file: &PathBuf| {
+            Keys::load_beside(in_use, std::slice::from_ref(file), &[]).unwrap().0
+        };
+        let in_use = KeysInUse::default();
+        let mut first = load(&in_use, &a);
+        // Told from one that is made.
+        first.proofs = vec![Arc::new(KeyProof { fingerprint: "known".into(), ..KeyProof::default() })];
+        let first = Arc::new(first);
+        in_use.add(&first);
+        assert_eq!(load(&in_use, &a).fingerprints(), "known");
+        assert_eq!(load(&in_use, &b).fingerprints(), Key::new(b"another").unwrap().fingerprint());
+        drop(first);
+        assert_eq!(load(&in_use, &a).fingerprints(), Key::new(b"one key").unwrap().fingerprint());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
 use crate::identity::Sources;
+use crate::keys::KeysInUse;
 use crate::listener::StartError;
 use crate::listener::multicast::Multicast;
 use crate::listener::rules::{CurrentRules, Groups, Rules, same_sockets};
@@ -30,6 +31,7 @@ const WAIT: Duration = Duration::from_secs(5);
 /// See the module's head.
 pub(crate) struct Listeners {
     common: Common,
+    keys_in_use: Arc<KeysInUse>,
     running: Vec<Running>,
 }
 
@@ -82,8 +84,8 @@ impl Listeners {
     /// # Errors
     /// The first that can't start; with `wait` none does that, and it is tried again every few seconds.
     pub(crate) async fn start(config: &Config, common: Common, wait: bool) -> Result<Self, ListenerError> {
-        let mut it = Self { common, running: Vec::new() };
-        let groups = Groups::new(config.groups.as_deref());
+        let mut it = Self { common, keys_in_use: Arc::default(), running: Vec::new() };
+        let groups = Groups::new(config.groups.as_deref(), &it.keys_in_use);
         for settings in &config.listeners {
             match open(settings, &groups, &it.common).await {
                 Ok(opened) => it.serve(opened),
@@ -111,7 +113,7 @@ impl Listeners {
     /// # Errors
     /// The first listener that can't be as it says. Everything is as before then.
     pub(crate) async fn change(&mut self, config: &Config) -> Result<(), ListenerError> {
-        let groups = Groups::new(config.groups.as_deref());
+        let groups = Groups::new(config.groups.as_deref(), &self.keys_in_use);
         let mut changes = Vec::new();
         for settings in &config.listeners {
             let same = |it: &Running| it.rules.get().is_some() && same_sockets(&it.settings, settings);

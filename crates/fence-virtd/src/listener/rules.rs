@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::StartError;
 use crate::access::Access;
 use crate::conversation::Auth;
-use crate::keys::{Keys, KeysError};
+use crate::keys::{Keys, KeysError, KeysInUse};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -35,11 +35,16 @@ pub(crate) struct CurrentRules(RwLock<Arc<Rules>>);
 pub(crate) struct Groups {
     groups: Arc<[Group]>,
     access: Arc<Access>,
+    keys_in_use: Arc<KeysInUse>,
 }
 
 impl Groups {
-    pub(crate) fn new(groups: Option<&[Group]>) -> Self {
-        Self { groups: groups.unwrap_or_default().into(), access: Arc::new(Access::new(groups)) }
+    pub(crate) fn new(groups: Option<&[Group]>, keys_in_use: &Arc<KeysInUse>) -> Self {
+        Self {
+            groups: groups.unwrap_or_default().into(),
+            access: Arc::new(Access::new(groups)),
+            keys_in_use: Arc::clone(keys_in_use),
+        }
     }
 }
 
@@ -76,13 +81,15 @@ impl Rules {
             }
         };
         let (minimum, hash) = (minimum(hash), challenge(auth));
-        let keys = keys(KeyFiles { files, named }, &groups.groups, minimum, hash)?;
+        let keys = keys(KeyFiles { files, named }, groups, minimum, hash)?;
         // A packet without a hash tells no key. Where the challenge needs one, and the listener has none that it could
         // take for that, such packets can't be served.
         let minimum =
             if hash != HashType::None && !keys.has_own() { minimum.max(HashType::Sha1) } else { minimum };
         warn_unproved(settings, minimum, hash);
-        Ok(Self { minimum, auth: Auth { hash, keys: Arc::new(keys) }, access })
+        let keys = Arc::new(keys);
+        groups.keys_in_use.add(&keys);
+        Ok(Self { minimum, auth: Auth { hash, keys }, access })
     }
 
     /// Says what the listener goes by.
@@ -153,10 +160,10 @@ fn challenge(auth: HashName) -> HashType {
 }
 
 /// Loads the keys. Only a listener that was told by name to use neither hash nor challenge does without.
-fn keys(files: KeyFiles<'_>, groups: &[Group], hash: HashType, auth: HashType) -> Result<Keys, KeysError> {
+fn keys(files: KeyFiles<'_>, groups: &Groups, hash: HashType, auth: HashType) -> Result<Keys, KeysError> {
     let unproved = hash == HashType::None && auth == HashType::None;
     let load = |files| {
-        let (keys, notices) = Keys::load(files, groups)?;
+        let (keys, notices) = Keys::load_beside(&groups.keys_in_use, files, &groups.groups)?;
         for it in notices {
             warn!("{it}");
         }
@@ -165,7 +172,9 @@ fn keys(files: KeyFiles<'_>, groups: &[Group], hash: HashType, auth: HashType) -
     match load(files.files) {
         Err(KeysError::Listener(_)) if unproved => load(&[]),
         // Whoever has the key of no group could use nothing here.
-        Err(KeysError::Listener(KeyFileError::Missing { .. })) if !files.named && have_keys(groups) => {
+        Err(KeysError::Listener(KeyFileError::Missing { .. }))
+            if !files.named && have_keys(&groups.groups) =>
+        {
             let keys = load(&[])?;
             info!(file = %files.files[0].display(), "no such key file, and every group has keys of its own: only these count");
             Ok(keys)
