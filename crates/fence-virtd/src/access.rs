@@ -4,6 +4,7 @@
 //! Pure: values in, a decision out. A source may fence a domain when one group holds both and the key that it has
 //! shown opens that group. Without a `groups` block everybody who holds the key may fence everything.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -93,7 +94,10 @@ struct Rule {
     ips: Vec<IpAddr>,
     cids: Vec<u32>,
     /// Names and UUIDs as written.
-    members: Vec<String>,
+    members: HashSet<String>,
+    /// Those of them that are UUIDs. A list asks for each domain of the host: with a walk through the members a group
+    /// of a thousand would keep a worker from everybody else's requests for a second.
+    uuids: HashSet<u128>,
 }
 
 /// What a group is called in messages, by its place in the configuration.
@@ -112,7 +116,8 @@ impl Access {
             own_key: !group.key_files.is_empty(),
             ips: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             cids: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
-            members: group.uuids.clone(),
+            members: group.uuids.iter().cloned().collect(),
+            uuids: group.uuids.iter().filter_map(|it| parse_uuid(it)).collect(),
         };
         Self { groups: groups.map(|all| all.iter().enumerate().map(rule).collect()) }
     }
@@ -172,28 +177,31 @@ impl Rule {
         if by_network && by_address {
             return false;
         }
-        source.domain.as_deref().is_some_and(|it| self.members.iter().any(|m| same_uuid(m, it)))
+        source.domain.as_deref().is_some_and(|it| self.has_uuid(it))
             || source.name.as_ref().is_some_and(|it| self.members.contains(it))
     }
 
     fn has_subject(&self, subject: Subject<'_>) -> bool {
-        self.members.iter().any(|member| match subject {
-            Subject::Domain { uuid, name } => same_uuid(member, uuid) || member == name,
-            Subject::Text(text) => member == text || same_uuid(member, text),
-        })
+        match subject {
+            Subject::Domain { uuid, name } => self.has_uuid(uuid) || self.members.contains(name),
+            Subject::Text(text) => self.members.contains(text) || self.has_uuid(text),
+        }
+    }
+
+    fn has_uuid(&self, text: &str) -> bool {
+        parse_uuid(text).is_some_and(|it| self.uuids.contains(&it))
     }
 }
 
 /// UUIDs are written in either case, with dashes or without.
-fn same_uuid(a: &str, b: &str) -> bool {
-    fn digits(text: &str) -> Option<Vec<u8>> {
-        let hex: Vec<u8> = text.bytes().filter(|it| *it != b'-').map(|it| it.to_ascii_lowercase()).collect();
-        (hex.len() == 32 && hex.iter().all(u8::is_ascii_hexdigit)).then_some(hex)
-    }
-    match (digits(a), digits(b)) {
-        (Some(a), Some(b)) => a == b,
-        _ => false,
-    }
+fn parse_uuid(text: &str) -> Option<u128> {
+    let mut digits = 0;
+    let value = text.chars().filter(|it| *it != '-').try_fold(0_u128, |value, it| {
+        digits += 1;
+        // After 32 digits the first ones are gone, and the count says so.
+        Some(value << 4 | u128::from(it.to_digit(16)?))
+    })?;
+    (digits == 32).then_some(value)
 }
 
 #[cfg(test)]
@@ -257,6 +265,33 @@ mod tests {
             let rules = access(&format!("group {{ ip = \"10.0.0.1\"; uuid = \"{member}\"; }}"));
             assert!(rules.shows(&from_ip("10.0.0.1"), OWN, A, "a"), "{member}");
             assert!(!rules.shows(&from_ip("10.0.0.1"), OWN, B, "b"), "{member}");
+        }
+    }
+
+    #[test]
+    fn what_is_a_uuid() {
+        let value = Some(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+        for text in [
+            "12345678-9abc-def0-1234-56789abcdef0",
+            "12345678-9ABC-DEF0-1234-56789ABCDEF0",
+            "123456789abcdef0123456789abcdef0",
+            "-123456789abcdef0-123456789abcdef0-",
+        ] {
+            assert_eq!(parse_uuid(text), value, "{text}");
+        }
+        for text in [
+            "",
+            "-",
+            "vm1",
+            "12345678-9abc-def0-1234-56789abcdef",
+            "12345678-9abc-def0-1234-56789abcdef00",
+            "012345678-9abc-def0-1234-56789abcdef0",
+            "12345678-9abc-def0-1234-56789abcdefg",
+            "+2345678-9abc-def0-1234-56789abcdef0",
+            "12345678 9abc def0 1234 56789abcdef0",
+            "\u{ff11}2345678-9abc-def0-1234-56789abcdef0",
+        ] {
+            assert_eq!(parse_uuid(text), None, "{text}");
         }
     }
 
