@@ -193,7 +193,9 @@ class Host:
 
 
 class Wiretap:
-    """Everything on the bridge. `requests`: each 176-byte request seen, as (transport, bytes)."""
+    """Everything on the bridge. `requests`: each 176-byte request seen, as (transport, bytes), but for those that name
+    the sender's loopback address: agents send one of these, too, often first, and no host can call it back. Who has seen
+    that one alone has not seen the request on its way."""
 
     def __init__(self, switch, port, secrets):
         self.requests = []
@@ -213,9 +215,7 @@ class Wiretap:
     def captured(self, transport, since=0, timeout=PATIENCE):
         """The first request on that transport after number `since`, as soon as there is one."""
         def there():
-            # Agents send one of their loopback address, too, which nobody can call back.
-            return next((data for how, data in self.requests[since:]
-                         if how == transport and wire.Request.parse(data).address != "127.0.0.1"), None)
+            return next((data for how, data in self.requests[since:] if how == transport), None)
         return lab_net.wait_until(there, timeout)
 
     def _run(self):
@@ -241,9 +241,12 @@ class Wiretap:
                 continue
             self._secrets.heard(payload)
             if len(payload) >= wire.REQUEST_LEN and payload[0] <= wire.LIST:
+                request = payload[:wire.REQUEST_LEN]
                 # A multicast frame leaves by every port of the bridge: the first host's one counts.
-                if (transport == "tcp" or address[0] == self._port) and len(self.requests) < 10_000:
-                    self.requests.append((transport, payload[:wire.REQUEST_LEN]))
+                counts = transport == "tcp" or (address[0] == self._port
+                                                and wire.Request.parse(request).address not in ("127.0.0.1", "::1"))
+                if counts and len(self.requests) < 10_000:
+                    self.requests.append((transport, request))
 
 
 class CallBacks:
