@@ -134,6 +134,8 @@ def soak(scene, seconds):
     finally:
         burners.close()
         eve.close()
+    for times in (quiet, loud):
+        times.explain(host.audit_file, scene.other.ip)
     # What Eve left is closed by the daemon's own limits.
     time.sleep(6)
     watch.look()
@@ -268,8 +270,24 @@ class Times:
         def at(share):
             return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2) if ordered else None
         return {"requests": len(self.millis) + len(self.lost), "lost": self.lost, "median_ms": at(0.5), "p99_ms": at(0.99),
-                "worst_ms": at(1.0), "dropped": self.dropped,
-                "slowest": sorted(self.slowest, key=lambda it: it[0], reverse=True)[:20]}
+                "worst_ms": at(1.0), "dropped": self.dropped, "slowest": self.slowest}
+
+    def add(self, took, **about):
+        """One that was answered, in `took` seconds."""
+        self.millis.append(took * 1000)
+        self.slowest.append({"ms": round(took * 1000, 1), "ended": time.time(), **about})
+        self.slowest.sort(key=lambda it: it["ms"], reverse=True)
+        del self.slowest[20:]
+
+    def explain(self, audit_file, client):
+        """Adds the daemon's own account of the slowest: what its audit record says about milliseconds."""
+        with open(audit_file) as f:
+            records = [record for record in map(json.loads, f) if record["peer"].startswith(f"{client}:")]
+        for it in self.slowest:
+            record = next((record for record in reversed(records) if record["time"] <= it["ended"] + 0.05
+                           and record["action"] == it["action"]), None)
+            if record:
+                it["daemon"] = {name: value for name, value in record.items() if name.endswith("_ms")}
 
 
 class Honest:
@@ -304,9 +322,7 @@ class Honest:
                                 name="fence_virt" if by_tcp else "fence_xvm")
         meanwhile = kernel.difference(before, kernel.counters())
         if got.rc == expected:
-            times.millis.append(got.seconds * 1000)
-            times.slowest.append([round(got.seconds * 1000, 1), action, "tcp" if by_tcp else "multicast", self._number,
-                                  meanwhile])
+            times.add(got.seconds, action=action, by="tcp" if by_tcp else "multicast", number=self._number, kernel=meanwhile)
         else:
             times.lost.append([self._number, action, got.rc, got.err[-600:], meanwhile])
 
@@ -331,7 +347,8 @@ class Watch:
         figures = {}
         for place, name in enumerate(("rss_kib", "descriptors", "threads")):
             figures[name] = {"warm": max(it[place] for it in first), "end": max(it[place] for it in last),
-                             "worst": max(it[place] for it in self._looks), "after": self._looks[-1][place]}
+                             "worst": max(it[place] for it in self._looks), "after": self._looks[-1][place],
+                             "course": [it[place] for it in self._looks[::max(1, n // 60)]]}
         return figures
 
 
