@@ -136,13 +136,16 @@ packages-check: packages-test deb rpm
 	scripts/again scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
 	$(MAKE) suite-packages
 
-# Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak.
+# Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak. Rounds of the survivor's suite and
+# cases of the arbiter's properties.
 SOAK_SECONDS ?= 3600
+SOAK_ROUNDS ?= 200
+SOAK_CASES ?= 100000
 
 soak: packages-test build packages-check
-	ROUNDS=200 SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
+	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
-	PROPTEST_CASES=100000 cargo test --locked --release -p fence-virtd arbiter
+	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-virtd arbiter
 	FUZZ_SEED=0 tests/fuzz/run $(SOAK_FUZZ_RUNS)
 	OURS_DIR=$(DIST) /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak
 
