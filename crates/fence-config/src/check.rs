@@ -5,7 +5,7 @@
 //! `backend` do not name are checked too, but what is wrong in them only warns.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::diagnostic::{Code, Findings, Severity, Span, show};
 use crate::schema::{
     Backend, BackendKind, Config, CpgBackend, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT,
     DEFAULT_URI, DaemonSection, Family, Group, HashName, LibvirtBackend, Listener, ListenerKind,
-    MAX_NEGATIVE_DELAY, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, StateDir,
-    TcpListener, VsockListener, Words,
+    MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode,
+    StateDir, TcpListener, VsockListener, Words,
 };
 use crate::tree::{Assignment, Block, Item, Node, Text, Tree};
 
@@ -96,6 +96,7 @@ const KNOWN: &[Known] = &[
             "audit_log",
             "state_dir",
             "sandbox",
+            "metrics",
         ],
         ..Known::NONE
     },
@@ -190,6 +191,7 @@ impl Checker<'_> {
             audit_log: body.key("audit_log").and_then(|it| self.path(it)),
             state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.state_dir(it)),
             sandbox: self.word(body.key("sandbox")).unwrap_or(true),
+            metrics: body.key("metrics").and_then(|it| self.metrics(it)),
         }
     }
 
@@ -563,6 +565,30 @@ impl Checker<'_> {
             files.push(PathBuf::from(DEFAULT_KEY_FILE));
         }
         files
+    }
+
+    /// Only this host may read: what is counted tells of guests, and the endpoint asks for no key.
+    fn metrics(&mut self, assignment: &Assignment) -> Option<MetricsAddress> {
+        let text = self.trimmed(assignment)?;
+        // The kernel takes no longer path.
+        let path = |it: &&[u8]| it.starts_with(b"/") && it.len() < 108 && !it.contains(&0);
+        let address = match text.strip_prefix(b"unix:") {
+            Some(it) => Some(it)
+                .filter(path)
+                .map(|it| OsString::from_vec(it.to_vec()).into())
+                .map(MetricsAddress::Unix),
+            None => std::str::from_utf8(text)
+                .ok()
+                .and_then(|it| it.parse().ok())
+                .filter(|it: &SocketAddr| it.ip().is_loopback() && it.port() != 0)
+                .map(MetricsAddress::Tcp),
+        };
+        if address.is_none() {
+            let allowed = "allowed: a loopback address with a port, such as 127.0.0.1:9229 or [::1]:9229, or unix: and \
+                           a path from `/` of at most 107 bytes";
+            self.bad_value(assignment, allowed.to_owned());
+        }
+        address
     }
 
     fn state_dir(&mut self, assignment: &Assignment) -> StateDir {

@@ -5,7 +5,7 @@
 //! look at the host.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,6 +63,29 @@ pub struct DaemonSection {
     pub state_dir: StateDir,
     /// `sandbox`: the daemon takes from itself what it does not need. Default yes.
     pub sandbox: bool,
+    /// `metrics`: where metrics can be read. Default: nowhere.
+    pub metrics: Option<MetricsAddress>,
+}
+
+/// `metrics`: an address that only this host reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricsAddress {
+    /// `"127.0.0.1:9229"`: a loopback address and a port.
+    Tcp(SocketAddr),
+    /// `"unix:/path"`
+    Unix(PathBuf),
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MetricsAddress::Tcp(it) => it.fmt(f),
+            MetricsAddress::Unix(it) => {
+                write!(f, "unix:{}", crate::diagnostic::show(it.as_os_str().as_encoded_bytes()))
+            }
+        }
+    }
 }
 
 /// `state_dir`

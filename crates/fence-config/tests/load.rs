@@ -79,6 +79,7 @@ fn defaults() {
                 audit_log: None,
                 state_dir: StateDir::Default,
                 sandbox: true,
+                metrics: None,
             },
             listeners: vec![
                 Listener::Multicast(MulticastListener {

@@ -48,6 +48,11 @@ impl Drops {
         }
     }
 
+    /// How much was dropped since the start, by listener and reason.
+    pub(crate) fn counts(&self) -> Vec<((&'static str, &'static str), u64)> {
+        self.state().counts.iter().map(|(it, count)| (*it, *count)).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0)
     }

@@ -52,6 +52,11 @@ impl Hypervisors {
         all.push(Arc::clone(&new));
         new
     }
+
+    /// Those that were asked for.
+    pub(crate) fn all(&self) -> Vec<Arc<Hypervisor>> {
+        lock(&self.0).clone()
+    }
 }
 
 /// One hypervisor, by its URI.
@@ -142,6 +147,11 @@ impl Hypervisor {
 
     pub(crate) fn uri(&self) -> &str {
         &self.uri
+    }
+
+    /// Whether there is a connection.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(*self.status.borrow(), Status::Up)
     }
 
     /// What happens from now on. Who falls behind by more than [`NEWS`] has to look at everything.

@@ -21,6 +21,7 @@ use crate::listener::multicast::Multicast;
 use crate::listener::rules::{CurrentRules, Groups, Rules, same_sockets};
 use crate::listener::tcp::Tcp;
 use crate::listener::vsock::Vsock;
+use crate::metrics::Serves;
 #[cfg(not(feature = "libvirt"))]
 use crate::run::Hypervisors;
 use crate::service::Service;
@@ -41,6 +42,13 @@ pub(crate) struct Common {
     pub(crate) service: Arc<Service>,
     pub(crate) sources: Arc<Sources>,
     pub(crate) known: Hypervisors,
+}
+
+impl Common {
+    /// Tells the metrics which listeners there are to be.
+    fn expect(&self, config: &Config) {
+        self.service.metrics.listeners_are(config.listeners.iter().map(|it| it.kind().as_str()));
+    }
 }
 
 /// A listener that can't be as the configuration says.
@@ -86,6 +94,7 @@ impl Listeners {
     pub(crate) async fn start(config: &Config, common: Common, wait: bool) -> Result<Self, ListenerError> {
         let mut it = Self { common, keys_in_use: Arc::default(), running: Vec::new() };
         let groups = Groups::new(config.groups.as_deref(), &it.keys_in_use);
+        it.common.expect(config);
         for settings in &config.listeners {
             match open(settings, &groups, &it.common).await {
                 Ok(opened) => it.serve(opened),
@@ -149,6 +158,7 @@ impl Listeners {
         for it in opened {
             self.serve(it);
         }
+        self.common.expect(config);
         Ok(())
     }
 
@@ -199,7 +209,12 @@ async fn try_open(settings: &Settings, groups: &Groups, common: &Common) -> Resu
             return Err(StartError::Missing);
         }
     };
-    rules.now().log(settings.kind().as_str());
+    let (name, service) = (settings.kind().as_str(), Arc::clone(&common.service));
+    let serving: Serving = Box::pin(async move {
+        let _serves = Serves::new(service, name);
+        serving.await;
+    });
+    rules.now().log(name);
     Ok(Opened { settings: settings.clone(), rules, serving })
 }
 

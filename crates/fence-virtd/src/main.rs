@@ -26,6 +26,7 @@ mod listener;
 mod listeners;
 mod locks;
 mod log;
+mod metrics;
 mod notify;
 mod options;
 mod pid_file;
@@ -57,6 +58,13 @@ fn main() -> ExitCode {
         },
         Ok(Command::MakeKey(file)) => match keygen::make(&file) {
             Ok(made) => print(&made.to_string()),
+            Err(error) => {
+                complain(&error);
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Command::Status(config)) => match metrics::summary::ask(&config) {
+            Ok(text) => print(&text),
             Err(error) => {
                 complain(&error);
                 ExitCode::FAILURE

@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Configure(PathBuf),
     /// Make a new key in this file.
     MakeKey(PathBuf),
+    /// Ask the daemon that runs by this configuration file how it is.
+    Status(PathBuf),
     /// Check this configuration file and the host.
     Check { config: PathBuf, json: bool },
 }
@@ -59,6 +61,8 @@ pub(crate) enum OptionsError {
     Keygen(String),
     #[error("--check takes -f FILE and --json, not {0}")]
     Check(String),
+    #[error("--status takes -f FILE, not {0}")]
+    Status(String),
     #[error("-d takes a number from 0 to 99, not \"{0}\"")]
     Debug(String),
     #[error("\"{0}\" is no option; options start with -")]
@@ -79,6 +83,7 @@ Usage: fence_virtd [options]
   -V         version
   --keygen [FILE]  make a new key in a file that is not there yet, nothing else (default /etc/cluster/fence_xvm.key)
   --check          check the configuration and this host, change nothing; with -f FILE; --json prints JSON
+  --status         ask the running daemon how it is, by the metrics of its configuration; with -f FILE
 ";
 
 /// Reads the command line, without the program's name.
@@ -87,8 +92,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     if let Some(file) = keygen::requested(&arguments) {
         return file.map(Command::MakeKey).map_err(|it| OptionsError::Keygen(it.to_string()));
     }
-    if let Some(("--check", rest)) = long_word(&arguments) {
-        return check(rest);
+    match long_word(&arguments) {
+        Some(("--check", rest)) => return check(rest),
+        Some(("--status", rest)) => {
+            return config_of(rest.to_vec(), OptionsError::Status).map(Command::Status);
+        }
+        _ => {}
     }
     let line = getopt::parse(SPEC, &[], arguments)?;
     if let Some(operand) = line.operands.first() {
@@ -188,6 +197,8 @@ mod tests {
         assert_eq!(parsed("--check"), check(CONFIG_FILE, false));
         assert_eq!(parsed("--check -f x --json"), check("x", true));
         assert_eq!(parsed("--check --json -fx"), check("x", true));
+        assert_eq!(parsed("--status -f x"), Ok(Command::Status("x".into())));
+        assert!(parsed("--status --json").is_err());
         assert!(parsed("--check x").is_err() && parsed("--check -F").is_err());
         assert_eq!(options("-f --check").config, PathBuf::from("--check"));
         assert!(parsed("-d x").is_err());

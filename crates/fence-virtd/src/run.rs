@@ -22,6 +22,8 @@ use crate::identity::Sources;
 use crate::inventory::Inventories;
 use crate::limits::DESCRIPTORS;
 use crate::listeners::{Common, ListenerError, Listeners};
+use crate::metrics::endpoint::Endpoint;
+use crate::metrics::{Observed, summary};
 use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::replay::{self, Replays};
@@ -128,6 +130,8 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
     let _pid_file = pid_file.map(PidFile::take).transpose()?;
     let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
+    // Not confined yet: its socket may be anywhere.
+    let endpoint = config.daemon.metrics.as_ref().and_then(Endpoint::open);
     // Here and not later: threads that run already would not be confined, and the memory of packets, libvirt and the
     // runtime start theirs below. What they will open is known from the configuration.
     sandbox::enter(config, &options.config, pid_file, state.as_deref());
@@ -136,7 +140,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    let result = runtime.block_on(until_told(options, config, replays, in_background));
+    let result = runtime.block_on(until_told(options, config, replays, in_background, endpoint));
     // Calls into a hypervisor that hangs must not hold up the end.
     runtime.shutdown_background();
     result
@@ -159,6 +163,7 @@ async fn until_told(
     config: &Config,
     replays: Replays,
     in_background: bool,
+    endpoint: Option<Endpoint>,
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let wait = options.wait || config.daemon.wait_for_init;
@@ -167,14 +172,23 @@ async fn until_told(
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let backend = backend(config, &known, wait).await?;
         let service = Service::new(backend, audit, replays);
-        let sources = Sources::new(inventories(config, &known));
+        let inventories = inventories(config, &known);
+        let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
+        let running: Vec<_> = running.collect();
+        let observed =
+            || Observed { service: Arc::clone(&service), known: known.clone(), running: running.clone() };
+        let (for_readers, for_us) = (observed(), observed());
+        let sources = Sources::new(inventories);
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&service).keep_time());
         let common = Common { service: Arc::clone(&service), sources, known };
         let listeners = Listeners::start(config, common, wait).await?;
-        Ok::<_, RunError>((service, listeners, tasks))
+        if let Some(endpoint) = endpoint {
+            tasks.spawn(endpoint.serve(for_readers));
+        }
+        Ok::<_, RunError>((service, listeners, tasks, for_us))
     };
-    let (service, mut listeners, mut tasks) = tokio::select! {
+    let (service, mut listeners, mut tasks, observed) = tokio::select! {
         started = start => started?,
         name = signals.end() => {
             info!("{name} before the start was over");
@@ -191,6 +205,7 @@ async fn until_told(
     let name = loop {
         match signals.next().await {
             Told::End(name) => break name,
+            Told::Summary => info!("SIGUSR1: {}", summary::one_line(&observed.text())),
             Told::Reload => {
                 notify::reloading();
                 service.reopen_audit();
@@ -235,14 +250,18 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Arc
     }
 }
 
-/// The running domains of the backend's hypervisors: a source is recognised among them.
-#[cfg(feature = "libvirt")]
-fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
+fn uris(config: &Config) -> impl Iterator<Item = &str> {
     let uris = config.backends.iter().flat_map(|it| match it {
         BackendSettings::Libvirt(it) => &it.uris[..],
         BackendSettings::Cpg(it) => &it.uris[..],
     });
-    Inventories(uris.map(|uri| crate::inventory::follow(&known.at(uri))).collect())
+    uris.map(String::as_str)
+}
+
+/// The running domains of the backend's hypervisors: a source is recognised among them.
+#[cfg(feature = "libvirt")]
+fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
+    Inventories(uris(config).map(|uri| crate::inventory::follow(&known.at(uri))).collect())
 }
 
 #[cfg(not(feature = "libvirt"))]
@@ -291,6 +310,7 @@ async fn reload(path: &Path, config: &mut Config, listeners: &mut Listeners) {
 enum Told {
     End(&'static str),
     Reload,
+    Summary,
 }
 
 /// The signals that end the daemon, and SIGHUP, which must not.
@@ -301,6 +321,7 @@ struct Signals {
     hang_up: Signal,
     /// SIGHUP came when nothing could be read anew; [`Self::next`] says so.
     reload_later: bool,
+    user: Signal,
 }
 
 impl Signals {
@@ -311,6 +332,7 @@ impl Signals {
             quit: signal(SignalKind::quit())?,
             hang_up: signal(SignalKind::hangup())?,
             reload_later: false,
+            user: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -322,6 +344,9 @@ impl Signals {
                 Told::Reload => {
                     info!("SIGHUP: the configuration is read anew as soon as the daemon serves");
                     self.reload_later = true;
+                }
+                Told::Summary => {
+                    info!("SIGUSR1: neither before nor after the time in which requests are served");
                 }
             }
         }
@@ -340,6 +365,7 @@ impl Signals {
             _ = self.interrupt.recv() => Told::End("SIGINT"),
             _ = self.quit.recv() => Told::End("SIGQUIT"),
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.user.recv() => Told::Summary,
         }
     }
 }

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use fence_config::{Backend, Config, Listener};
+use fence_config::{Backend, Config, Listener, MetricsAddress};
 use fence_sandbox::{Calls, Capability, Needs, Protection, State, Tcp};
 use tracing::{info, warn};
 
@@ -115,6 +115,10 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
     }
     let mut remove = Paths::default();
     if let Some(it) = pid_file {
+        remove.directory_of(it);
+    }
+    // It is open already.
+    if let Some(MetricsAddress::Unix(it)) = &config.daemon.metrics {
         remove.directory_of(it);
     }
     Needs {

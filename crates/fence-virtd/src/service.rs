@@ -23,6 +23,7 @@ use crate::backend::{
 use crate::drops::Drops;
 use crate::keys::KeyProof;
 use crate::locks::lock;
+use crate::metrics::Metrics;
 use crate::replay::Replays;
 use crate::turns::{Running, Told, Turn, Turns};
 
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     backend: Arc<dyn Backend>,
     /// What was dropped, and why.
     pub(crate) drops: Drops,
+    /// What requests leave behind.
+    pub(crate) metrics: Metrics,
     replays: Replays,
     turns: Arc<Turns>,
     lost_answers: Mutex<Vec<LostAnswer>>,
@@ -209,6 +212,7 @@ impl Service {
             backend,
             audit,
             drops: Drops::default(),
+            metrics: Metrics::default(),
             replays,
             turns: Arc::default(),
             challenges: Mutex::default(),
@@ -406,7 +410,18 @@ impl Service {
 
     /// Writes the record of a request that is over.
     pub(crate) fn audit(&self, record: &Record<'_>) {
+        self.metrics.note(record);
         self.audit.write(record);
+    }
+
+    /// How many requests are in flight, and how many wait for their turn.
+    pub(crate) fn requests_now(&self) -> (usize, usize) {
+        self.turns.counts()
+    }
+
+    /// How many packets are remembered, whether on disk too, and how many of them the disk did not take.
+    pub(crate) fn remembered(&self) -> (usize, bool, u64) {
+        self.replays.counts()
     }
 
     /// The daemon ends: what must be remembered is made safe.

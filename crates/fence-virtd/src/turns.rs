@@ -88,6 +88,11 @@ impl Turns {
         Ok(Waiting { turns: Arc::clone(self), id, turn, joined, over: false })
     }
 
+    /// How many requests are in flight, and how many wait.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        self.state().arbiter.counts()
+    }
+
     /// Ends what waits too long. Runs for ever, as a task of its own.
     pub(crate) async fn keep_time(self: Arc<Self>) {
         loop {

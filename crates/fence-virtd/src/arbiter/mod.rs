@@ -267,6 +267,12 @@ impl Arbiter {
         self.entries.iter().filter(|it| !it.in_flight()).map(|it| it.request.deadline).min()
     }
 
+    /// How many requests are in flight, and how many are not.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let in_flight = self.entries.iter().filter(|it| it.in_flight()).count();
+        (in_flight, self.entries.len() - in_flight)
+    }
+
     /// Drops what is late and starts what nothing holds up any more.
     fn go_on(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
         self.drop_all(|it| now >= it.deadline, Why::DeadlinePassed, decisions);

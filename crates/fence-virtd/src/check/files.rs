@@ -116,6 +116,24 @@ pub(super) fn audit_log(file: &Path) -> Finding {
     }
 }
 
+/// Whether the daemon can make the socket of its metrics. It goes on without.
+pub(super) fn metrics(socket: &Path) -> Finding {
+    const CHECK: &str = "metrics";
+    let warning = |text: &str| {
+        let next =
+            "name a path in a directory that the daemon's user may write; metrics.md names one for systemd";
+        Finding::warning(CHECK, shown(socket), text, next)
+    };
+    match fs::symlink_metadata(socket) {
+        Ok(it) if it.file_type().is_socket() => Finding::ok(CHECK, shown(socket), "is there"),
+        Ok(_) => warning("something that is no socket is there: no metrics"),
+        Err(_) if socket.parent().is_some_and(|it| it.is_dir() && may_write(it)) => {
+            Finding::ok(CHECK, shown(socket), "is made when the daemon starts")
+        }
+        Err(_) => warning("this user can't make it: no metrics"),
+    }
+}
+
 fn key(file: &Path, loaded: Result<Key, KeyFileError>, owner: &str) -> Finding {
     match loaded {
         Ok(key) => {

@@ -17,7 +17,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use fence_config::{Backend, Config, Severity};
+use fence_config::{Backend, Config, MetricsAddress, Severity};
 use fence_sandbox::State;
 use fence_wire::escaped;
 use nix::unistd::geteuid;
@@ -123,6 +123,9 @@ fn all(file: &Path) -> Vec<Finding> {
     let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
     found.push(files::state(state.as_deref()));
     found.extend(config.daemon.audit_log.as_deref().map(files::audit_log));
+    if let Some(MetricsAddress::Unix(it)) = &config.daemon.metrics {
+        found.push(files::metrics(it));
+    }
     #[cfg(feature = "libvirt")]
     found.extend(hypervisors::all(&config));
     found.extend(config.backends.iter().filter(|it| !is_built_in(it)).map(|it| {

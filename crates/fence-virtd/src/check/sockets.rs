@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use fence_config::{Config, Listener};
+use fence_config::{Config, Listener, MetricsAddress};
 use fence_wire::escaped;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socket};
@@ -19,7 +19,7 @@ const OURS: &str = "fence_virtd";
 /// Lines of /proc/net/tcp with this state are of listening sockets.
 const LISTENING: &str = "0A";
 
-/// The port of each listener that has one.
+/// The port of each listener that has one, and that of the metrics.
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
     let look = |it: &Listener| match it {
         Listener::Multicast(it) => Some(inet("udp", it.address, it.port)),
@@ -27,7 +27,11 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
         Listener::Vsock(it) => Some(vsock(it.port)),
         Listener::Serial(_) => None,
     };
-    config.listeners.iter().filter_map(look).collect()
+    let metrics = config.daemon.metrics.as_ref().and_then(|it| match it {
+        MetricsAddress::Tcp(it) => Some(inet("tcp", it.ip(), it.port())),
+        MetricsAddress::Unix(_) => None,
+    });
+    config.listeners.iter().filter_map(look).chain(metrics).collect()
 }
 
 /// A process that holds a socket.

@@ -98,6 +98,12 @@ impl Replays {
         true
     }
 
+    /// How many packets are remembered, whether on disk too, and how many of them the disk did not take.
+    pub(crate) fn counts(&self) -> (usize, bool, u64) {
+        let lost = self.store.as_ref().map(Store::lost);
+        (lock(&self.packets).len(), lost.is_some(), lost.unwrap_or_default())
+    }
+
     /// Comes back when nobody keeps the memory locked.
     pub(crate) fn touch(&self) {
         drop(lock(&self.packets));

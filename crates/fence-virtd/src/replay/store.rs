@@ -205,6 +205,11 @@ impl Store {
         }
     }
 
+    /// Hashes that were not written since the disk last took one.
+    pub(super) fn lost(&self) -> u64 {
+        self.health.lost.load(Ordering::Relaxed)
+    }
+
     /// Has everything on disk that was noted before, unless that takes longer than `limit`.
     pub(super) fn finish(&self, limit: Duration) {
         let (tell, told) = sync_channel(1);

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Metrics as a person reads them: `fence_virtd --status`, and the event that SIGUSR1 writes to the log.
+//!
+//! Both are made of the same text that is served as metrics, so that they can't say anything else.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fence_config::MetricsAddress;
+use fence_wire::escaped;
+
+/// How long the daemon may take to answer.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of an answer.
+const MAX_ANSWER: u64 = 4 * 1024 * 1024;
+
+/// Why there is nothing to show. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StatusError {
+    #[error("can't read {path}: {source}; -f names another file")]
+    Config { path: String, source: io::Error },
+    #[error("{0} has errors: fence_virtd --check shows them")]
+    BadConfig(String),
+    #[error(
+        "{0} has no metrics, by which a running daemon could be asked: set metrics = \"127.0.0.1:9229\" in its \
+         fence_virtd block and restart the daemon. Or: kill -USR1 PID writes the same to the daemon's log"
+    )]
+    NoMetrics(String),
+    #[error(
+        "no daemon answers at {address}: {source}; is it running? It must have been restarted since metrics was set"
+    )]
+    Silent { address: String, source: io::Error },
+    #[error("what answers at {0} is no fence_virtd")]
+    Stranger(String),
+}
+
+/// Asks the daemon that runs by this configuration file.
+///
+/// # Errors
+/// Why it can't be asked.
+pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
+    let path = escaped(file.as_os_str().as_encoded_bytes()).to_string();
+    let source = fs::read(file).map_err(|source| StatusError::Config { path: path.clone(), source })?;
+    let config = fence_config::load(&source).config.ok_or_else(|| StatusError::BadConfig(path.clone()))?;
+    let address = config.daemon.metrics.ok_or(StatusError::NoMetrics(path))?;
+    let silent = |source| StatusError::Silent { address: address.to_string(), source };
+    let answer = match &address {
+        MetricsAddress::Tcp(it) => TcpStream::connect_timeout(it, LIMIT).and_then(|it| {
+            it.set_read_timeout(Some(LIMIT))?;
+            fetch(it)
+        }),
+        MetricsAddress::Unix(it) => UnixStream::connect(it).and_then(|it| {
+            it.set_read_timeout(Some(LIMIT))?;
+            fetch(it)
+        }),
+    };
+    let answer = answer.map_err(silent)?;
+    let stranger = || StatusError::Stranger(address.to_string());
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(stranger)?;
+    let samples = samples(body);
+    if !head.starts_with("HTTP/1.0 200 ") || !samples.iter().any(|it| it.name == "build_info") {
+        return Err(stranger());
+    }
+    Ok(lines(&samples).into_iter().map(|it| escaped(&it).to_string() + "\n").collect())
+}
+
+/// The same of this very daemon, in one line.
+pub(crate) fn one_line(text: &str) -> String {
+    lines(&samples(text)).join("; ")
+}
+
+fn fetch(mut stream: impl Read + Write) -> io::Result<String> {
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// A line of metrics; its name without what all of them begin with.
+#[derive(Debug, PartialEq)]
+struct Sample<'a> {
+    name: &'a str,
+    labels: Vec<(&'a str, String)>,
+    value: f64,
+}
+
+impl Sample<'_> {
+    fn label(&self, name: &str) -> &str {
+        self.labels.iter().find(|(it, _)| *it == name).map_or("", |(_, value)| value)
+    }
+}
+
+fn samples(text: &str) -> Vec<Sample<'_>> {
+    text.lines().filter_map(sample).collect()
+}
+
+fn sample(line: &str) -> Option<Sample<'_>> {
+    let line = line.strip_prefix("fence_virtd_")?;
+    let (name, mut rest) = line.split_at(line.find(['{', ' '])?);
+    let mut labels = Vec::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (label, quoted) = rest.trim_start_matches(',').split_once("=\"")?;
+            let (mut value, mut characters) = (String::new(), quoted.char_indices());
+            let end = loop {
+                match characters.next()? {
+                    (at, '"') => break at,
+                    (_, '\\') => value.push(match characters.next()?.1 {
+                        'n' => '\n',
+                        other => other,
+                    }),
+                    (_, other) => value.push(other),
+                }
+            };
+            labels.push((label, value));
+            rest = &quoted[end + 1..];
+        }
+        rest = &rest[1..];
+    }
+    Some(Sample { name, labels, value: rest.trim().parse().ok()? })
+}
+
+fn lines(samples: &[Sample<'_>]) -> Vec<String> {
+    let named = |name: &'static str| samples.iter().filter(move |it| it.name == name);
+    let value = |name| named(name).map(|it| it.value).next_back().unwrap_or_default();
+    let is_on = |it: &Sample<'_>| it.value > 0.0;
+    let mut lines = Vec::new();
+    let version = named("build_info").next().map(|it| it.label("version")).unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let hours = (now - value("start_time_seconds")).max(0.0) / 3600.0;
+    lines.push(format!("fence_virtd {version}, running for {hours:.1} h"));
+    for it in named("listener_up") {
+        let state = if is_on(it) { "serves" } else { "DOES NOT SERVE" };
+        lines.push(format!("listener {}: {state}", it.label("listener")));
+    }
+    for it in named("libvirt_up") {
+        let uri = it.label("uri");
+        let state = if is_on(it) { "connected" } else { "NO CONNECTION" };
+        let running = named("domains_running").find(|it| it.label("uri") == uri);
+        let running = running.map(|it| format!(", {} domains running", it.value)).unwrap_or_default();
+        lines.push(format!("libvirt {uri}: {state}{running}"));
+    }
+    let requests = named("requests_total").map(|it| {
+        (format!("{} {} by {}", it.label("action"), it.label("result"), it.label("transport")), it.value)
+    });
+    lines.push(counted("requests", requests));
+    let (now, waiting) = (value("requests_in_flight"), value("requests_waiting"));
+    lines.push(format!("requests now: {now} in flight, {waiting} waiting"));
+    let drops = named("drops_total")
+        .map(|it| (format!("{} {}", it.label("transport"), it.label("reason")), it.value));
+    lines.push(counted("dropped", drops));
+    let kept = if value("remembered_on_disk") > 0.0 { "kept on disk" } else { "IN MEMORY ALONE" };
+    let unwritten = value("remembered_unwritten_packets");
+    let unwritten = if unwritten > 0.0 { format!(", {unwritten} NOT WRITTEN") } else { String::new() };
+    lines.push(format!("packets remembered: {}, {kept}{unwritten}", value("remembered_packets")));
+    lines
+}
+
+/// The sum, and the parts in order.
+fn counted(what: &str, parts: impl Iterator<Item = (String, f64)>) -> String {
+    let mut parts: Vec<_> = parts.filter(|(_, count)| *count > 0.0).collect();
+    parts.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut text = format!("{what}: {}", parts.iter().fold(0.0, |sum, it| sum + it.1));
+    for (place, (name, count)) in parts.iter().enumerate() {
+        let _ = write!(text, "{} {name} {count}", if place == 0 { " -" } else { "," });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_metrics() {
+        let it = sample(r#"fence_virtd_x_total{a="b\"\\c",d="e}"} 7"#).unwrap();
+        assert_eq!((it.name, it.label("a"), it.label("d"), it.value), ("x_total", "b\"\\c", "e}", 7.0));
+        assert_eq!(sample("fence_virtd_y 1.5").unwrap().value, 1.5);
+        for bad in ["# HELP", "", "other 1", "fence_virtd_x{a=\"", "fence_virtd_x{a", "fence_virtd_x y"] {
+            assert_eq!(sample(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_stands_out() {
+        let text = "fence_virtd_listener_up{listener=\"tcp\"} 0\nfence_virtd_libvirt_up{uri=\"u\"} 0\n\
+                    fence_virtd_requests_total{transport=\"tcp\",action=\"off\",result=\"success\"} 2\n";
+        let said = one_line(text);
+        for wanted in
+            ["tcp: DOES NOT SERVE", "u: NO CONNECTION", "requests: 2 - off success by tcp 2", "dropped: 0;"]
+        {
+            assert!(said.contains(wanted), "{wanted}: {said}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Metrics, --status and SIGUSR1: they say what was sent, and whoever reads them delays nobody."""
+
+import contextlib
+import re
+import signal
+import socket
+import stat
+import threading
+
+import pytest
+
+from conftest import VIRT, VIRTD, XVM
+from lab import net, programs, wire
+
+PORT = 9229
+PAGE = programs.REPOSITORY / "docs" / "metrics.md"
+
+
+@contextlib.contextmanager
+def daemon(setup, metrics=f"127.0.0.1:{PORT}", **kw):
+    """Our fence_virtd with metrics; ended with exit code 0."""
+    setup.write(options=f'metrics = "{metrics}";', **kw)
+    it = programs.Daemon(setup.stage.host, setup.file, program=VIRTD, ready="tcp", wait=60)
+    try:
+        it.wait_log(r": serving| serving version", timeout=60)
+        yield it
+    finally:
+        code = it.stop()
+    assert code == 0, it.log
+
+
+def connect(setup, metrics=None):
+    """A connection to the endpoint."""
+    if metrics:
+        it = socket.socket(socket.AF_UNIX)
+        it.settimeout(30)
+        it.connect(metrics)
+        return it
+    it = setup.stage.host.socket()
+    it.settimeout(30)
+    it.connect(("127.0.0.1", PORT))
+    return it
+
+
+def get(setup, metrics=None, request=b"GET /metrics HTTP/1.0\r\n\r\n"):
+    """(status line, body)."""
+    with connect(setup, metrics) as it:
+        it.sendall(request)
+        answer = b""
+        while chunk := it.recv(65536):
+            answer += chunk
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert f"Content-Length: {len(body.encode())}\r\n" in head + "\r\n"
+    return head.split("\r\n")[0], body
+
+
+def scrape(setup, metrics=None):
+    """{metric with its labels: value}, labels sorted."""
+    status, body = get(setup, metrics)
+    assert status == "HTTP/1.0 200 OK" and body.endswith("# EOF\n")
+    values = {}
+    for line in body.splitlines():
+        if not line.startswith("#"):
+            name, labels, value = re.fullmatch(r"([a-z_]+)(?:\{(.*)\})? (\S+)", line).groups()
+            key = name + ("{" + ",".join(sorted(labels.split(","))) + "}" if labels else "")
+            assert key not in values, line
+            values[key] = float(value)
+    return values
+
+
+def until(setup, key, value):
+    """Waits until a metric has the value: records are written after the answer."""
+    return net.wait_until(lambda: (lambda all_of: all_of if all_of.get(key) == value else None)(scrape(setup)), 30)
+
+
+def requests(transport, action, result):
+    return f'fence_virtd_requests_total{{action="{action}",result="{result}",transport="{transport}"}}'
+
+
+def tcp(setup, *args):
+    return programs.run_agent(setup.stage.guest, "-T", setup.stage.host.ip, "-k", setup.key, "-t", 20, *args,
+                              program=VIRT)
+
+
+def test_what_was_sent_is_counted(setup, stage):
+    groups = 'groups { group { ip = "%s"; uuid = "vm1"; uuid = "vm2"; } }' % stage.guest.ip
+    with daemon(setup, groups=groups) as it:
+        before = until(setup, 'fence_virtd_listener_up{listener="multicast"}', 1)
+        before = until(setup, 'fence_virtd_listener_up{listener="tcp"}', 1)
+        assert not [key for key in before if key.startswith("fence_virtd_requests_total")]
+        assert before[f'fence_virtd_libvirt_up{{uri="{setup.uri}"}}'] == 1
+        until(setup, f'fence_virtd_domains_running{{uri="{setup.uri}"}}', 2)
+        for _ in range(3):
+            assert tcp(setup, "-o", "status", "-H", "vm1").rc == 0
+        assert tcp(setup, "-o", "off", "-H", "vm1").rc == 0
+        assert tcp(setup, "-o", "status", "-H", "vm1").rc == 2
+        assert tcp(setup, "-o", "off", "-H", "vm3").rc == 3
+        assert programs.run_agent(stage.guest, "-k", setup.key, "-t", 20, "-r", 5, "-o", "off", "-H", "vm2",
+                                  program=XVM).rc == 0
+        # A wrong key, twice.
+        client = wire.FakeClient(stage.guest, b"another key, and long enough")
+        for _ in range(2):
+            client.tcp(stage.host.ip, wire.STATUS, b"vm1")
+        until(setup, requests("multicast", "off", "success"), 1)
+        seen = until(setup, f'fence_virtd_domains_running{{uri="{setup.uri}"}}', 0)
+        assert seen[requests("tcp", "status", "success")] == 3
+        assert seen[requests("tcp", "status", "off")] == 1
+        assert seen[requests("tcp", "off", "success")] == 1
+        assert seen[requests("tcp", "off", "denied")] == 1
+        assert sum(value for key, value in seen.items() if key.startswith("fence_virtd_requests_total")) == 7
+        dropped = {key: value for key, value in seen.items()
+                   if key.startswith("fence_virtd_drops_total") and 'transport="tcp"' in key}
+        assert list(dropped.values()) == [2], dropped
+        assert seen['fence_virtd_stage_seconds_count{action="off",stage="done"}'] == 3
+        assert seen['fence_virtd_stage_seconds_bucket{action="off",le="+Inf",stage="done"}'] == 3
+        assert seen["fence_virtd_requests_in_flight"] == seen["fence_virtd_requests_waiting"] == 0
+        assert seen["fence_virtd_remembered_packets"] >= 7 and seen["fence_virtd_remembered_on_disk"] == 1
+        # What a peer chose is nowhere.
+        text = get(setup)[1]
+        assert not [word for word in ("vm1", "vm2", "vm3", stage.guest.ip) if word in text.replace(setup.uri, "")]
+        # For people the same.
+        status = setup.run("--status", "-f", setup.file)
+        assert status.rc == 0 and status.err == ""
+        assert "listener multicast: serves\n" in status.out
+        assert f"libvirt {setup.uri}: connected, 0 domains running\n" in status.out
+        assert "requests: 7 - " in status.out and "status success by tcp 3" in status.out
+        assert re.search(r"packets remembered: \d+, kept on disk\n", status.out)
+        it.send_signal(signal.SIGUSR1)
+        line = it.wait_log(r"SIGUSR1: fence_virtd .*")[0]
+        assert "; requests: 7 - " in line and line.endswith(", kept on disk")
+    # The page names every metric, and no other.
+    families = {re.sub(r"\{.*|_(bucket|sum|count)\b.*", "", key) for key in seen}
+    named = set(re.findall(r"(?m)^\| `(fence_virtd_\w+)`", PAGE.read_text()))
+    assert families == named
+
+
+def test_a_reload_changes_the_listeners(setup):
+    with daemon(setup) as it:
+        until(setup, 'fence_virtd_listener_up{listener="multicast"}', 1)
+        setup.write(options=f'metrics = "127.0.0.1:{PORT}";', listener="tcp")
+        it.send_signal(signal.SIGHUP)
+        it.wait_log("the new configuration is in force", timeout=30)
+        seen = scrape(setup)
+        assert 'fence_virtd_listener_up{listener="multicast"}' not in seen
+        assert seen['fence_virtd_listener_up{listener="tcp"}'] == 1
+
+
+def test_unix_socket(setup):
+    path = setup.directory / "metrics"
+    # What a killed daemon left behind.
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    with daemon(setup, metrics=f"unix:{path}"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert scrape(setup, str(path))["fence_virtd_remembered_on_disk"] == 1
+        assert "listener tcp: " in setup.run("--status", "-f", setup.file).out
+    assert not path.exists()
+    # What is no socket is left alone, and the daemon serves without.
+    path.write_text("x")
+    with daemon(setup, metrics=f"unix:{path}") as it:
+        assert re.search("no metrics at unix:.*no socket", it.log)
+        assert tcp(setup, "-o", "status", "-H", "vm1").rc == 0
+    assert path.read_text() == "x"
+
+
+def test_a_hostile_reader(setup):
+    """Silence, junk, floods, floods that never end: fencing goes on, and readers are served when they are gone."""
+    with daemon(setup) as it:
+        for request, status in [(b"POST /metrics HTTP/1.1\r\n\r\n", "405"), (b"GET / HTTP/1.0\r\n\r\n", "404"),
+                                (b"\0" * 5000, "400"), (b"GET /metrics HTTP/9.9\r\n\r\n", "400")]:
+            with connect(setup) as junk:
+                junk.sendall(request[:4096])
+                assert junk.recv(65536).startswith(f"HTTP/1.0 {status} ".encode())
+        silent = [connect(setup) for _ in range(100)]
+        over, refused = threading.Event(), []
+
+        def flood():
+            while not over.is_set():
+                try:
+                    with connect(setup) as it:
+                        it.settimeout(0.05)
+                        it.sendall(b"GET /metrics HTTP/1.0\r\n" + b"X: y\r\n" * 50)
+                        it.recv(1)
+                except OSError as e:
+                    refused.append(e)
+
+        floods = [threading.Thread(target=flood) for _ in range(4)]
+        for thread in floods:
+            thread.start()
+        try:
+            for _ in range(5):
+                assert tcp(setup, "-o", "status", "-H", "vm2").rc == 0
+            assert tcp(setup, "-o", "off", "-H", "vm1").rc == 0
+            # Few of them got further than the kernel's queue.
+            assert it.descriptors() < 100
+        finally:
+            over.set()
+            for thread in floods:
+                thread.join()
+            for one in silent:
+                one.close()
+        net.wait_until(lambda: answers(setup), 60)
+        assert scrape(setup)[requests("tcp", "off", "success")] == 1
+
+
+def answers(setup):
+    with contextlib.suppress(OSError, AssertionError, ValueError):
+        return get(setup)[0].endswith("200 OK")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9229", "192.0.2.1:9229", "[::]:9229", "9229", "127.0.0.1", "127.0.0.1:0",
+                                     "unix:relative", "unix:/" + "x" * 107, "localhost:9229"])
+def test_addresses_that_others_reach_are_refused(setup, address):
+    setup.write(options=f'metrics = "{address}";')
+    rc, found = setup.check()
+    [it] = [it for it in found.values() if it["result"] == "failed"]
+    assert rc == 1 and it["check"] == "configuration" and "metrics" in it["text"]
+    assert "loopback" in it["next"]
+
+
+def test_status_without_a_daemon(setup):
+    setup.write()
+    result = setup.run("--status", "-f", setup.file)
+    assert result.rc == 1 and 'metrics = "127.0.0.1:9229"' in result.err and "USR1" in result.err
+    setup.write(options=f'metrics = "127.0.0.1:{PORT}";')
+    result = setup.run("--status", "-f", setup.file)
+    assert result.rc == 1 and "no daemon answers" in result.err
+    result = setup.run("--status", "-f", setup.directory / "none")
+    assert result.rc == 1 and "can't read" in result.err
