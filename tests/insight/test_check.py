@@ -325,3 +325,20 @@ def test_command_line(setup):
     setup.write()
     with open("/dev/full", "w") as full:
         assert setup.stage.host.run([VIRTD, "--check", "-f", setup.file], capture_output=False, stdout=full).returncode
+
+
+def test_metrics(setup):
+    setup.write(options=f'metrics = "unix:{setup.directory}/metrics";')
+    rc, found = setup.check()
+    assert rc == 0 and only(found, "metrics")["result"] == "ok"
+    setup.write(options='metrics = "unix:/nonexistent/metrics";')
+    rc, found = setup.check()
+    assert rc == 0 and only(found, "metrics")["result"] == "warning"
+    taken = setup.stage.host.socket()
+    taken.bind(("127.0.0.1", 9229))
+    taken.listen()
+    setup.write(options='metrics = "127.0.0.1:9229";')
+    rc, found = setup.check()
+    taken.close()
+    it = of(found, "port", "127.0.0.1:9229")
+    assert rc == 1 and f"(pid {os.getpid()})" in it["text"]
