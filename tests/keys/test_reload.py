@@ -165,6 +165,25 @@ def test_a_listener_that_started_late_goes_on(stage, daemon, reload):
     assert host.log.count("listening on TCP") == 1
 
 
+def test_a_listener_that_waits_holds_up_no_key(stage, daemon, reload):
+    """With -w: one listener can't start yet; keys change for the others, and for it when it can."""
+    holder = stage.host.popen(["python3", "-c", "import socket; s = socket.create_server(('', 1229)); print(1, flush=True); s.accept()"],
+                              stdout=programs.subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        host = daemon("-w", keys=("old",), ready="udp")
+        host.wait_log("can't start: can't listen at .*1229", timeout=60)
+        reload(host, (str(stage.key("old")), str(stage.key("new"))))
+        assert status(stage.multicast, "new") == 0
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    host.wait_log("listening on TCP", timeout=60)
+    assert net.wait_until(lambda: status(stage.tcp, "new") == 0, 60)
+    assert status(stage.tcp, "old", t=3) == 1
+
+
 def test_a_signal_that_comes_before_the_start_is_over(stage, daemon, tmp_path):
     """The file may have changed since it was read: the signal counts as soon as it can."""
     hypervisor = tmp_path / "silent"

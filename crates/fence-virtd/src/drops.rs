@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::locks::lock;
 
-/// After a line about a peer and a reason there is none about the same for this long.
+/// After a line about a peer, a listener and a reason there is none about the same for this long.
 const QUIET: Duration = Duration::from_secs(10);
 /// Lines about one reason in one [`QUIET`], whoever the peers are.
 const MAX_LINES: u32 = 20;
@@ -29,7 +29,8 @@ struct State {
     counts: HashMap<(&'static str, &'static str), u64>,
     window: Option<Instant>,
     lines: HashMap<&'static str, u32>,
-    peers: HashMap<(String, &'static str), u64>,
+    /// By peer, listener and reason.
+    peers: HashMap<(String, &'static str, &'static str), u64>,
 }
 
 impl Drops {
@@ -75,10 +76,11 @@ impl State {
             self.tell_suppressed();
             self.window = Some(now);
         }
-        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&(peer.clone(), reason)) {
+        let known = (peer, listener, reason);
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&known) {
             return false;
         }
-        let seen = self.peers.entry((peer, reason)).or_default();
+        let seen = self.peers.entry(known).or_default();
         *seen += 1;
         let lines = self.lines.entry(reason).or_default();
         let log = *seen == 1 && *lines < MAX_LINES;
@@ -88,7 +90,7 @@ impl State {
 
     fn tell_suppressed(&mut self) {
         let mut more: HashMap<&'static str, u64> = HashMap::new();
-        for ((_, reason), count) in self.peers.drain() {
+        for ((_, _, reason), count) in self.peers.drain() {
             *more.entry(reason).or_default() += count;
         }
         for (reason, count) in more {

@@ -84,6 +84,8 @@ enum Change {
     /// The one at this place goes on, by these rules.
     Keep(usize, Rules),
     Open(Opened),
+    /// Its sockets can't be opened yet, as before.
+    Wait(ListenerError),
 }
 
 impl Listeners {
@@ -98,16 +100,8 @@ impl Listeners {
         for settings in &config.listeners {
             match open(settings, &groups, &it.common).await {
                 Ok(opened) => it.serve(opened),
-                Err(error) if wait => {
-                    // The others serve meanwhile.
-                    let (settings, groups, common) = (settings.clone(), groups.clone(), it.common.clone());
-                    let rules = StartedWith::default();
-                    let task = tokio::spawn({
-                        let (settings, rules) = (settings.clone(), Arc::clone(&rules));
-                        async move { keep_trying(&settings, &groups, &common, &rules, error).await }
-                    });
-                    it.running.push(Running { settings, rules, task });
-                }
+                // The others serve meanwhile.
+                Err(error) if wait => it.try_again_and_again(settings, &groups, error),
                 Err(error) => {
                     it.stop().await;
                     return Err(error);
@@ -131,15 +125,23 @@ impl Listeners {
                     let rules = Rules::load(settings, &groups).map_err(|it| failed(settings, it))?;
                     Change::Keep(place, rules)
                 }
-                None => Change::Open(open(settings, &groups, &self.common).await?),
+                None => match open(settings, &groups, &self.common).await {
+                    Ok(opened) => Change::Open(opened),
+                    // What it waits for may take days, and a key that leaked can't wait as long.
+                    Err(error) if self.waits_for(settings) && Rules::load(settings, &groups).is_ok() => {
+                        Change::Wait(error)
+                    }
+                    Err(error) => return Err(error),
+                },
             });
         }
         // Nothing can fail from here on.
         let mut old: Vec<Option<Running>> = std::mem::take(&mut self.running).into_iter().map(Some).collect();
-        let mut opened = Vec::new();
+        let (mut opened, mut waiting) = (Vec::new(), Vec::new());
         for (settings, change) in config.listeners.iter().zip(changes) {
             match change {
                 Change::Open(it) => opened.push(it),
+                Change::Wait(error) => waiting.push((settings, error)),
                 Change::Keep(place, rules) => {
                     let Some(mut kept) = old[place].take() else { continue };
                     rules.log(settings.kind().as_str());
@@ -152,11 +154,18 @@ impl Listeners {
             }
         }
         for it in old.into_iter().flatten() {
+            if waiting.iter().any(|(settings, _)| same_sockets(&it.settings, settings)) {
+                it.end().await;
+                continue;
+            }
             info!(listener = it.settings.kind().as_str(), "ends: the configuration has it no longer");
             it.end().await;
         }
         for it in opened {
             self.serve(it);
+        }
+        for (settings, error) in waiting {
+            self.try_again_and_again(settings, &groups, error);
         }
         self.common.expect(config);
         Ok(())
@@ -167,6 +176,21 @@ impl Listeners {
         for it in self.running.drain(..) {
             it.end().await;
         }
+    }
+
+    fn try_again_and_again(&mut self, settings: &Settings, groups: &Groups, error: ListenerError) {
+        let (settings, groups, common) = (settings.clone(), groups.clone(), self.common.clone());
+        let rules = StartedWith::default();
+        let task = tokio::spawn({
+            let (settings, rules) = (settings.clone(), Arc::clone(&rules));
+            async move { keep_trying(&settings, &groups, &common, &rules, error).await }
+        });
+        self.running.push(Running { settings, rules, task });
+    }
+
+    /// Whether these sockets could not be opened yet, and are waited for.
+    fn waits_for(&self, settings: &Settings) -> bool {
+        self.running.iter().any(|it| it.rules.get().is_none() && same_sockets(&it.settings, settings))
     }
 
     fn serve(&mut self, opened: Opened) {
