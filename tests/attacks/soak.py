@@ -290,6 +290,8 @@ class Times:
                            and record["action"] == it["action"]), None)
             if record:
                 it["daemon"] = {name: value for name, value in record.items() if name.endswith("_ms")}
+                # How long the agent took to end after it was answered; what is left came before it was heard.
+                it["end_after_ms"] = round((it["ended"] - record["time"]) * 1000, 1)
 
 
 class Honest:
