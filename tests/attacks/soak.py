@@ -30,6 +30,7 @@ during each of the slowest requests: what is dropped before it reaches the daemo
 import argparse
 import collections
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -164,8 +165,15 @@ def in_a_session_of_its_own():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xff)
+    end_with_the_parent(signal.SIGTERM)
     os.setsid()
     be_nice(NICE)
+
+
+def end_with_the_parent(number):
+    """Whatever ends the parent, this process gets that signal: what is stopped would stay for ever."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(number))
 
 
 def be_nice(niceness):
@@ -209,11 +217,13 @@ class Others:
     @staticmethod
     def _lead(works):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_with_the_parent(signal.SIGKILL)
         os.setsid()
         be_nice(0)
         # In the group from the start: what is forked stops with it.
         for work in works:
             if not os.fork():
+                end_with_the_parent(signal.SIGKILL)
                 work()
         os.killpg(0, signal.SIGSTOP)
         while True:
