@@ -123,6 +123,8 @@ class Terminal:
 
         def take_the_terminal():
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            # A shell starts what runs in the background with it ignored, and that is handed on.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         self.process = subprocess.Popen(
             [OURS, "-c", "-f", name], cwd=directory, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
