@@ -367,7 +367,7 @@ class Bench:
         return str(path), group
 
     def _daemon(self, peer, side, config, group):
-        argv = ["env", f"STATE_DIRECTORY={config}.state", str(DIRECTORIES[side] / "fence_virtd"), "-F", "-f", config,
+        argv = ["/usr/bin/env", f"STATE_DIRECTORY={config}.state", str(DIRECTORIES[side] / "fence_virtd"), "-F", "-f", config,
                 "-p", config + ".pid"]
         return peer.order("daemon", argv=argv, kind="udp" if group else "tcp", port=wire.PORT, log=config + ".log",
                           group=group)
