@@ -11,6 +11,8 @@ import threading
 
 from lab import wire
 
+from .scene import CallBacks
+
 #: H(key ‖ C1) and C2.
 FROM_HOST = 64 + 64
 
@@ -20,34 +22,18 @@ class Relay:
 
     def __init__(self, eve, host_ip, *, request=bytes, response=bytes):
         self._eve, self._host_ip, self._request, self._response = eve, host_ip, request, response
-        self.requests, self.closed = [], False
-        self._listener = eve.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("", wire.PORT))
-        self._listener.listen(8)
-        self._listener.settimeout(0.1)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self.requests = []
+        self._clients = CallBacks(eve, serve=lambda stream: self._serve(stream.socket))
 
     def close(self):
         """No more."""
-        self.closed = True
-        self._thread.join(5)
-        self._listener.close()
+        self._clients.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
-
-    def _run(self):
-        while not self.closed:
-            try:
-                sock, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, client):
         host = self._eve.socket()

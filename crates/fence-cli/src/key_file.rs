@@ -6,10 +6,10 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::shown;
 use fence_wire::{KEY_MAX, KEY_MIN, Key};
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
@@ -119,10 +119,6 @@ pub(crate) fn program() -> &'static str {
     let called = std::env::args_os().next().unwrap_or_default();
     let called = Path::new(&called).file_name().unwrap_or_default();
     ["fence_xvm", "fence_virt"].into_iter().find(|it| called == *it).unwrap_or("fence_virtd")
-}
-
-pub(crate) fn shown(path: &Path) -> String {
-    fence_wire::escaped(path.as_os_str().as_bytes()).to_string()
 }
 
 #[cfg(test)]

@@ -12,12 +12,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use fence_wire::{DEFAULT_KEY_FILE, Key, escaped};
+use fence_wire::{DEFAULT_KEY_FILE, Key};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
-use crate::key_file::{program, shown};
+use crate::key_file::program;
+use crate::shown;
 
 /// Bytes of a new key.
 pub const KEY_LEN: usize = 512;
@@ -132,7 +133,7 @@ impl fmt::Display for Made {
         }
         writeln!(f, "New key in {path}: {KEY_LEN} bytes, mode 0600, fingerprint {}.", self.fingerprint)?;
         let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        let absolute = escaped(absolute.as_os_str().as_bytes()).to_string();
+        let absolute = shown(&absolute);
         let usual = Path::new(DEFAULT_KEY_FILE);
         let folder = usual.parent().unwrap_or(usual).display();
         writeln!(f, "Next, for each host and each guest of the cluster (MACHINE), as root:")?;

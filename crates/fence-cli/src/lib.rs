@@ -7,3 +7,9 @@
 pub mod getopt;
 pub mod key_file;
 pub mod keygen;
+
+/// A path for messages: on one line, with what is not printable escaped.
+#[must_use]
+pub fn shown(path: &std::path::Path) -> String {
+    fence_wire::escaped(path.as_os_str().as_encoded_bytes()).to_string()
+}

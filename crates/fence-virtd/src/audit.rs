@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fence_cli::shown;
 use fence_wire::{Response, escaped};
 use tracing::{error, info, warn};
 
@@ -76,10 +77,10 @@ impl Audit {
         match append(path) {
             Ok(new) => {
                 *lock(file) = Some(new);
-                info!(file = %show(path), "audit file opened anew");
+                info!(file = %shown(path), "audit file opened anew");
             }
             // The old one goes on: a record in a moved file is better than none.
-            Err(error) => error!(file = %show(path), "can't open the audit file anew: {error}"),
+            Err(error) => error!(file = %shown(path), "can't open the audit file anew: {error}"),
         }
     }
 
@@ -93,7 +94,7 @@ impl Audit {
         if let Some(file) = &mut *lock(file)
             && let Err(error) = file.write_all(line.as_bytes())
         {
-            error!(file = %show(path), id = record.job.id, "can't write the audit file: {error}");
+            error!(file = %shown(path), id = record.job.id, "can't write the audit file: {error}");
         }
     }
 }
@@ -114,10 +115,6 @@ fn plain(json: &str) -> String {
 
 fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o640).open(path)
-}
-
-fn show(path: &Path) -> String {
-    escaped(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
 /// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.

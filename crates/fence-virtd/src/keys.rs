@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::shown;
 use fence_config::Group;
 use fence_wire::{Key, escaped};
 
@@ -238,10 +239,6 @@ fn list<T: AsRef<str>>(items: impl Iterator<Item = T>) -> String {
 
 pub(crate) fn shown_group(place: usize, group: &Group) -> String {
     escaped(&group_title(place, group)).to_string()
-}
-
-fn shown(path: &Path) -> String {
-    escaped(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
 #[cfg(test)]

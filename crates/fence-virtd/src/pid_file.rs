@@ -29,7 +29,7 @@ pub(crate) enum PidFileError {
 impl PidFile {
     /// Takes the file, or says who holds it.
     pub(crate) fn take(path: &Path) -> Result<Self, PidFileError> {
-        let shown = || fence_wire::escaped(path.as_os_str().as_encoded_bytes()).to_string();
+        let shown = || fence_cli::shown(path);
         let failed = |source| PidFileError::Io { path: shown(), source };
         loop {
             let file = OpenOptions::new()

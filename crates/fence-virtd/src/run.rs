@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_config::{Backend as BackendSettings, Config, DaemonSection, Severity};
-use fence_wire::escaped;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -115,7 +114,7 @@ fn read(path: &Path, say: bool) -> Result<Config, RunError> {
 
 /// Reads the configuration; `say` is handed each error and warning.
 fn load(path: &Path, say: &mut dyn FnMut(Severity, String)) -> Result<Config, RunError> {
-    let shown = escaped(path.as_os_str().as_encoded_bytes()).to_string();
+    let shown = fence_cli::shown(path);
     let source = fs::read(path).map_err(|source| RunError::Config { path: shown.clone(), source })?;
     let loaded = fence_config::load(&source);
     for it in &loaded.diagnostics {

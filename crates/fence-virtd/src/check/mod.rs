@@ -17,9 +17,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+pub(super) use fence_cli::shown;
 use fence_config::{Backend, Config, MetricsAddress, Severity};
 use fence_sandbox::State;
-use fence_wire::escaped;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
@@ -217,8 +217,4 @@ fn confined(config: &Config, file: &Path, state: Option<&Path>) -> Finding {
 
 fn words<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.collect::<Vec<_>>().join(", ")
-}
-
-fn shown(path: &Path) -> String {
-    escaped(path.as_os_str().as_encoded_bytes()).to_string()
 }

@@ -4,11 +4,10 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use fence_wire::escaped;
+pub(crate) use fence_cli::shown;
 use nix::fcntl::OFlag;
 
 /// As many links as the kernel follows.
@@ -79,11 +78,6 @@ impl Found {
         let _ = File::open(directory).and_then(|it| it.sync_all());
         Ok(())
     }
-}
-
-/// A path for messages.
-pub(crate) fn shown(path: &Path) -> String {
-    escaped(path.as_os_str().as_bytes()).to_string()
 }
 
 /// The file's content, one byte more than the limit at most; none when there is no such file. Never waits on a pipe.

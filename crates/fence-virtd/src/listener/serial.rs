@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(super) use fence_cli::shown;
 use fence_config::{SerialListener as Settings, SerialMode};
 use fence_wire::{DEFAULT_PORT, escaped};
 use tokio::sync::watch;
@@ -49,7 +50,7 @@ impl Serial {
         let hypervisor = known.at(&settings.uri);
         hypervisor.first_attempt().await.map_err(|it| StartError::Hypervisor(it.to_string()))?;
         let Settings { uri, path, mode } = settings;
-        let shown = path.as_deref().map_or_else(|| "any".to_owned(), show);
+        let shown = path.as_deref().map_or_else(|| "any".to_owned(), shown);
         info!(%uri, %mode, path = %shown, "listening on sockets of domains");
         Ok(Self { service, rules, mode: *mode, path: path.clone(), inventory: follow(&hypervisor) })
     }
@@ -110,10 +111,6 @@ pub(crate) fn is_ours(port: &Port, mode: SerialMode, directory: Option<&Path>) -
         (SerialMode::Vmchannel, PortKind::Other) => directory.is_some_and(lies_there),
         (SerialMode::Serial, _) | (SerialMode::Vmchannel, PortKind::Serial) => false,
     }
-}
-
-fn show(path: &Path) -> String {
-    escaped(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
 #[cfg(test)]

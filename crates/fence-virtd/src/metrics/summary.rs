@@ -44,7 +44,7 @@ pub(crate) enum StatusError {
 /// # Errors
 /// Why it can't be asked.
 pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
-    let path = escaped(file.as_os_str().as_encoded_bytes()).to_string();
+    let path = fence_cli::shown(file);
     let source = fs::read(file).map_err(|source| StatusError::Config { path: path.clone(), source })?;
     let config = fence_config::load(&source).config.ok_or_else(|| StatusError::BadConfig(path.clone()))?;
     let address = config.daemon.metrics.ok_or(StatusError::NoMetrics(path))?;

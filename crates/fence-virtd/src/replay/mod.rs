@@ -16,7 +16,6 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use fence_config::{DEFAULT_STATE_DIR, StateDir};
-use fence_wire::escaped;
 use tracing::{info, warn};
 
 use crate::locks::lock;
@@ -66,7 +65,7 @@ impl Replays {
             info!("accepted packets are remembered in memory alone");
             return Self::in_memory();
         };
-        let shown = escaped(directory.as_os_str().as_encoded_bytes()).to_string();
+        let shown = fence_cli::shown(directory);
         let since = Instant::now();
         match opened_in_time(directory.to_owned()) {
             Ok(Opened { key, generations: [old, young], store, remarks }) => {

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fence_cli::shown;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use tracing::{info, warn};
 
@@ -432,10 +433,6 @@ fn now_ms() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let since = START.get_or_init(Instant::now).elapsed().as_millis();
     u64::try_from(since).unwrap_or(u64::MAX) + 1
-}
-
-fn shown(path: &Path) -> String {
-    fence_wire::escaped(path.as_os_str().as_encoded_bytes()).to_string()
 }
 
 #[cfg(test)]

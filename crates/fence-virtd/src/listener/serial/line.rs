@@ -75,7 +75,7 @@ impl Line {
 
     /// Connects, serves, and connects again, until the domain is gone.
     pub(super) async fn keep(mut self) {
-        let path = super::show(&self.path);
+        let path = super::shown(&self.path);
         let (mut pause, mut said, mut trouble) = (LINE_RETRY.0, String::new(), None);
         loop {
             match UnixStream::connect(&self.path).await {
