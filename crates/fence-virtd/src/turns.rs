@@ -4,7 +4,7 @@
 //! Owns the one [`Arbiter`] and who waits for which of its decisions. The lock is held only for the arbiter's own
 //! arithmetic, never across a wait.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -76,6 +76,7 @@ impl Turns {
         let verdict = state.arbiter.submit(Instant::now(), request)?;
         let mut joined = None;
         match verdict {
+            // Its other end is here, so it can't fail.
             Verdict::Run => drop(teller.send(Turn::Run(self.running(id)))),
             Verdict::Wait => drop(state.waiting.insert(id, teller)),
             Verdict::Joined(leader) => {
@@ -113,7 +114,19 @@ impl Turns {
     /// Tells the arbiter something and carries out what it decides. `told` is for those that joined.
     fn report(self: &Arc<Self>, told: Option<&Told>, event: impl FnOnce(&mut Arbiter) -> Vec<Decision>) {
         let mut state = self.state();
-        for decision in event(&mut state.arbiter) {
+        let decisions = event(&mut state.arbiter);
+        self.carry_out(&mut state, told, decisions);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Hands decisions to those that wait for them.
+    ///
+    /// A turn that nobody is there to take is reported here and now. It must not be left to the value's drop: that
+    /// locks what is locked already.
+    fn carry_out(self: &Arc<Self>, state: &mut State, told: Option<&Told>, decisions: Vec<Decision>) {
+        let mut decisions = VecDeque::from(decisions);
+        while let Some(decision) = decisions.pop_front() {
             let (id, turn) = match decision {
                 Decision::Run(id) => (id, Turn::Run(self.running(id))),
                 Decision::Drop(id, why) => (id, Turn::Never(why)),
@@ -122,20 +135,15 @@ impl Turns {
                     None => continue,
                 },
             };
-            // Sending fails when the waiting task has gone in this very moment. What it is sent reports by its own
-            // drop, which needs the lock: so it is kept until the lock is free.
-            if let Some(teller) = state.waiting.remove(&id)
-                && let Err(unwanted) = teller.send(turn)
-            {
-                let turns = Arc::clone(self);
-                tokio::spawn(async move {
-                    drop(unwanted);
-                    turns.changed.notify_one();
-                });
+            let untaken = match state.waiting.remove(&id) {
+                Some(teller) => teller.send(turn).err(),
+                None => Some(turn),
+            };
+            if let Some(Turn::Run(mut running)) = untaken {
+                running.over = true;
+                decisions.extend(state.arbiter.abandoned(Instant::now(), id));
             }
         }
-        drop(state);
-        self.changed.notify_one();
     }
 
     fn running(self: &Arc<Self>, id: u64) -> Running {
@@ -170,9 +178,15 @@ impl Waiting {
             return;
         }
         self.over = true;
-        self.turns.state().waiting.remove(&self.id);
-        self.turns.report(None, |it| it.withdraw(Instant::now(), self.id, why));
-        // Its turn may have come in this very moment: then the value that came with it reports.
+        // At once, in one go: were it gone from those that wait and still in the arbiter, its turn could come with
+        // nobody to take it.
+        let mut state = self.turns.state();
+        state.waiting.remove(&self.id);
+        let decisions = state.arbiter.withdraw(Instant::now(), self.id, why);
+        self.turns.carry_out(&mut state, None, decisions);
+        drop(state);
+        self.turns.changed.notify_one();
+        // Its turn may have come before: then the value that came with it reports.
         self.turn.close();
         drop(self.turn.try_recv());
     }
