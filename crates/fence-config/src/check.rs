@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use crate::diagnostic::{Code, Findings, Severity, Span, show};
 use crate::schema::{
-    Backend, BackendKind, Config, CpgBackend, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT,
-    DEFAULT_URI, DaemonSection, Family, Group, HashName, LibvirtBackend, Listener, ListenerKind,
-    MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode,
-    StateDir, TcpListener, VsockListener, Words,
+    Backend, BackendKind, Config, CpgBackend, DEFAULT_GROUP, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY,
+    DEFAULT_PORT, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown, HostDownWord,
+    LibvirtBackend, Listener, ListenerKind, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress,
+    MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, StateDir, TcpListener,
+    VsockListener, Words,
 };
 use crate::tree::{Assignment, Block, Item, Node, Text, Tree};
 
@@ -122,7 +123,12 @@ const KNOWN: &[Known] = &[
     Known { path: "listeners/serial", keys: &["uri", "path", "mode"], ..Known::NONE },
     Known { path: "backends", blocks: &["libvirt", "cpg"], ..Known::NONE },
     Known { path: "backends/libvirt", keys: &["uri", "reboot_starts"], uris: true, ..Known::NONE },
-    Known { path: "backends/cpg", keys: &["uri", "name_mode"], uris: true, ..Known::NONE },
+    Known {
+        path: "backends/cpg",
+        keys: &["uri", "name_mode", "reboot_starts", "group", "host_down", "host_down_command"],
+        uris: true,
+        ..Known::NONE
+    },
     Known { path: "groups", blocks: &["group"], repeatable: &["group"], ..Known::NONE },
     Known {
         path: "groups/group",
@@ -278,7 +284,58 @@ impl Checker<'_> {
             BackendKind::Cpg => Backend::Cpg(CpgBackend {
                 uris,
                 name_mode: self.word(body.key("name_mode")).or(name_mode).unwrap_or(NameMode::Uuid),
+                reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+                group: body
+                    .key("group")
+                    .and_then(|it| self.group_name(it))
+                    .unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
+                host_down: self.host_down(&body),
             }),
+        }
+    }
+
+    fn group_name(&mut self, assignment: &Assignment) -> Option<String> {
+        let text = self.trimmed(assignment)?;
+        let name = std::str::from_utf8(text)
+            .ok()
+            .filter(|it| it.bytes().all(|it| it.is_ascii_graphic()) && it.len() <= MAX_GROUP_NAME);
+        if name.is_none() {
+            let allowed =
+                format!("allowed: the name of a group, at most {MAX_GROUP_NAME} characters without blanks");
+            self.bad_value(assignment, allowed);
+        }
+        name.map(str::to_owned)
+    }
+
+    fn host_down(&mut self, body: &Body<'_>) -> HostDown {
+        let mode = body.key("host_down");
+        let command = body.key("host_down_command");
+        let word = self.word(mode).unwrap_or(HostDownWord::Never);
+        if let (Some(command), true) = (command, word != HostDownWord::Command) {
+            self.findings.warning(
+                Code::NoEffect,
+                command.id.span,
+                format!("`host_down_command` has no effect with host_down = \"{word}\""),
+                Some("set host_down = \"command\"".to_owned()),
+            );
+        }
+        match word {
+            HostDownWord::Never => HostDown::Never,
+            HostDownWord::Pacemaker => HostDown::Pacemaker,
+            HostDownWord::Membership => HostDown::Membership,
+            HostDownWord::Command => match (command.and_then(|it| self.path(it)), mode) {
+                (Some(path), _) => HostDown::Command(path),
+                (None, Some(mode)) => {
+                    self.problem(
+                        Code::BadValue,
+                        mode.value.text.span,
+                        "host_down = \"command\" needs `host_down_command`".to_owned(),
+                        "add host_down_command = \"/path/of/the/command\"".to_owned(),
+                    );
+                    HostDown::Never
+                }
+                (None, None) => HostDown::Never,
+            },
         }
     }
 

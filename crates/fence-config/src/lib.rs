@@ -24,10 +24,11 @@ mod tree;
 pub use check::{MAX_URIS, keys};
 pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
 pub use schema::{
-    Backend, BackendKind, Config, CpgBackend, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT,
-    DEFAULT_STATE_DIR, DEFAULT_URI, DaemonSection, Family, Group, HashName, LibvirtBackend, Listener,
-    ListenerKind, MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode, PacketHash,
-    SerialListener, SerialMode, StateDir, TcpListener, VsockListener,
+    Backend, BackendKind, Config, CpgBackend, DEFAULT_GROUP, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY,
+    DEFAULT_PORT, DEFAULT_STATE_DIR, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown,
+    LibvirtBackend, Listener, ListenerKind, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress,
+    MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, StateDir, TcpListener,
+    VsockListener,
 };
 pub use tree::{EditError, Tree};
 

@@ -21,6 +21,10 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/fence_virt";
 pub const DEFAULT_PORT: u16 = 1229;
 /// Hypervisor of the libvirt and cpg backends and of the serial listener when the block names none.
 pub const DEFAULT_URI: &str = "qemu:///system";
+/// The cpg backend's group when the block names none: that of the C daemon.
+pub const DEFAULT_GROUP: &str = "fence-agents";
+/// Corosync takes 127 bytes, and a second group has two more.
+pub const MAX_GROUP_NAME: usize = 125;
 /// How long a host that does not own the target waits before it says so, when the block does not say.
 pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
 /// The longest `negative_delay`: agents give up after 30 s by default, so more is a slip of the pen.
@@ -254,8 +258,41 @@ pub struct LibvirtBackend {
 pub struct CpgBackend {
     /// `uri`, `uri1`, `uri2`, … in the order of their numbers; never empty. Default qemu:///system.
     pub uris: Vec<String>,
-    /// `name_mode`: how hosts name domains to each other. Default that of `fence_virtd`, else uuid.
+    /// `name_mode`: how hosts name domains to hosts of the C daemon. Default that of `fence_virtd`, else uuid.
     pub name_mode: NameMode,
+    /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
+    pub reboot_starts: bool,
+    /// `group`: the group of corosync that all hosts are in, at most [`MAX_GROUP_NAME`] bytes. Default fence-agents.
+    pub group: String,
+    /// `host_down` and `host_down_command`: what proves that a host which was lost is down. Default never.
+    pub host_down: HostDown,
+}
+
+/// What proves that a lost host is down, and its domains with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostDown {
+    /// Nothing.
+    Never,
+    /// Pacemaker's fencing history says that it was fenced since.
+    Pacemaker,
+    /// This command says so.
+    Command(PathBuf),
+    /// That it is lost.
+    Membership,
+}
+
+/// The words of `host_down`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostDownWord {
+    /// Nothing proves it.
+    Never,
+    /// Pacemaker's fencing history does.
+    Pacemaker,
+    /// The command `host_down_command` does.
+    Command,
+    /// That it left does.
+    Membership,
 }
 
 /// `groups { group { … } }`: every source in it may fence every domain in it.
@@ -420,6 +457,7 @@ words! {
     Family: "ipv4" => Ipv4, "ipv6" => Ipv6;
     SerialMode: "serial" => Serial, "vmchannel" => Vmchannel;
     NameMode: "name" => Name, "uuid" => Uuid;
+    HostDownWord: "never" => Never, "pacemaker" => Pacemaker, "command" => Command, "membership" => Membership;
 }
 
 impl Words for bool {

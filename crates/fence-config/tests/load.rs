@@ -122,7 +122,10 @@ fn defaults() {
                 }),
                 Backend::Cpg(CpgBackend {
                     uris: vec!["qemu:///system".to_owned()],
-                    name_mode: NameMode::Uuid
+                    name_mode: NameMode::Uuid,
+                    reboot_starts: false,
+                    group: DEFAULT_GROUP.to_owned(),
+                    host_down: HostDown::Never,
                 }),
             ],
             groups: None,
@@ -150,7 +153,8 @@ fn every_key() {
         }
         backends {
             libvirt { uri2 = "c:///"; uri = "a:///"; uri10 = "d:///"; uri1 = "b:///"; reboot_starts = "yes"; }
-            cpg { uri = "e:///"; }
+            cpg { uri = "e:///"; group = "fence-virt"; reboot_starts = "yes"; host_down = "Command";
+                  host_down_command = "/usr/bin/is-down"; }
         }
         groups {
             group { name = "g"; ip = "2001:DB8::0:1"; ip = "17"; ip = "10.0.0.1"; uuid = "vm1"; uuid = "vm 2";
@@ -187,6 +191,8 @@ fn every_key() {
     assert_eq!(libvirt.uris, ["a:///", "b:///", "c:///", "d:///"]);
     assert!(libvirt.reboot_starts);
     assert_eq!((cpg.uris[0].as_str(), cpg.name_mode), ("e:///", NameMode::Name));
+    assert!(cpg.reboot_starts && cpg.group == "fence-virt");
+    assert_eq!(cpg.host_down, HostDown::Command("/usr/bin/is-down".into()));
     let groups = config.groups.unwrap();
     assert_eq!(groups[0].ips, ["2001:db8::1", "17", "10.0.0.1"]);
     assert_eq!(groups[0].uuids, ["vm1", "vm 2"]);
@@ -454,6 +460,30 @@ fn blocks_not_in_use_only_warn() {
             "1:100: warning: bad-value: bad value \"x\" for `name_mode`",
         ]
     );
+}
+
+#[test]
+fn what_proves_a_host_down_is_whole() {
+    let cpg = |keys: &str| format!("fence_virtd {{ backend = \"cpg\"; }} backends {{ cpg {{ {keys} }} }}");
+    let host_down = |keys: &str| match clean(&cpg(keys)).backends.as_slice() {
+        [Backend::Cpg(it)] => it.host_down.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(host_down(""), HostDown::Never);
+    assert_eq!(host_down("host_down = \"pacemaker\";"), HostDown::Pacemaker);
+    assert_eq!(host_down("host_down = \"membership\";"), HostDown::Membership);
+    assert_eq!(
+        only(cpg("host_down = \"command\";")),
+        "1:63: error: bad-value: host_down = \"command\" needs `host_down_command`"
+    );
+    assert_eq!(
+        only(cpg("host_down_command = \"/x\";")),
+        "1:51: warning: no-effect: `host_down_command` has no effect with host_down = \"never\""
+    );
+    let long = "g".repeat(MAX_GROUP_NAME + 1);
+    for name in ["a b", "\u{e4}", long.as_str()] {
+        assert!(only(cpg(&format!("group = \"{name}\";"))).contains("error: bad-value"), "{name}");
+    }
 }
 
 #[test]
