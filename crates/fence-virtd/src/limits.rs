@@ -38,6 +38,9 @@ pub(crate) const KEEPALIVE_PROBES: u32 = 3;
 pub(crate) const CALL_BACK_LIMIT: Duration = Duration::from_secs(5);
 /// The same, when the client named another address too.
 pub(crate) const CALL_BACK_LIMIT_WITH_OTHERS: Duration = Duration::from_secs(1);
+/// How much earlier than other hosts of a corosync cluster the one that has the domain calls a client back. Those only
+/// pass on what it has not heard.
+pub(crate) const OWNERS_HEAD_START: Duration = Duration::from_millis(50);
 /// Addresses of one client that are tried for one request.
 pub(crate) const MAX_ADDRESSES: usize = 16;
 /// Bytes of datagrams that the kernel may hold for us: a burst of some thousand requests.

@@ -147,14 +147,27 @@ impl Resolved {
         }
     }
 
-    /// Whether this host is the one to answer: the domain lives here, or there is none to be anywhere. A shut-off
-    /// definition is not enough: "off already" would be said at once of a domain that runs on another host.
-    pub(crate) fn is_ours(&self) -> bool {
+    /// Whether this host is the one to answer. A shut-off definition is not enough: "off already" would be said at once
+    /// of a domain that runs on another host.
+    pub(crate) fn owner(&self) -> Owner {
         match self {
-            Self::Run(Some(Located::GoneOff(_) | Located::Resting(_))) | Self::Refused(_, _, None) => false,
-            Self::Run(_) | Self::Refused(..) => true,
+            Self::Run(Some(Located::GoneOff(_) | Located::Resting(_) | Located::Lost(_)))
+            | Self::Refused(_, _, None) => Owner::Unknown,
+            Self::Run(Some(Located::Elsewhere(_))) => Owner::Another,
+            Self::Run(_) | Self::Refused(..) => Owner::ThisHost,
         }
     }
+}
+
+/// Who is to answer a request that several hosts may have heard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    /// The domain lives here, or there is none to be anywhere.
+    ThisHost,
+    /// A host that this one can pass the request on to, if it has not heard it itself.
+    Another,
+    /// Perhaps a host that this one knows nothing of.
+    Unknown,
 }
 
 /// What the client is told.
@@ -190,6 +203,16 @@ impl Outcome {
 
     pub(crate) fn because(response: Response, reason: impl std::fmt::Display) -> Self {
         Self { reason: Some(reason.to_string()), ..Self::plain(response) }
+    }
+
+    /// What there is to say, where there is anything.
+    fn noted(response: Response, said: Option<&str>, note: Option<String>) -> Self {
+        let reason = match (said, note) {
+            (Some(said), Some(note)) => Some(format!("{said} ({note})")),
+            (Some(said), None) => Some(said.to_owned()),
+            (None, note) => note,
+        };
+        Self { reason, ..Self::plain(response) }
     }
 }
 
@@ -337,18 +360,14 @@ impl Service {
         match resolved {
             Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
             Resolved::Run(None) => self.without_domain(job).await,
-            Resolved::Run(Some(Located::Here(domain) | Located::Resting(domain))) => {
-                self.on_domain(job, &domain, running, lease).await
-            }
             // It may have been started since it was looked for.
             Resolved::Run(Some(Located::GoneOff(_))) => match self.resolve(job).await {
-                Resolved::Run(Some(Located::Here(domain) | Located::Resting(domain))) => {
-                    self.on_domain(job, &domain, running, lease).await
-                }
                 Resolved::Run(Some(Located::GoneOff(domain))) => gone_off(job.action, &domain),
+                Resolved::Run(Some(located)) => self.on_domain(job, located.domain(), running, lease).await,
                 Resolved::Run(None) => Outcome::because(Response::Failure, "nothing was asked"),
                 Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
             },
+            Resolved::Run(Some(located)) => self.on_domain(job, located.domain(), running, lease).await,
         }
     }
 
@@ -501,11 +520,8 @@ impl Service {
             }
             Action::Off => self.backend.off(domain, false, lease).await.map(|down| {
                 seen_off();
-                if down.was_off {
-                    Outcome::because(Response::Success, "was off already")
-                } else {
-                    Outcome::plain(Response::Success)
-                }
+                let said = down.was_off.then_some("was off already");
+                Outcome::noted(Response::Success, said, down.note)
             }),
             Action::Reboot => self.reboot(domain, lease, seen_off).await,
             Action::On => self
@@ -527,16 +543,17 @@ impl Service {
         let down = self.backend.off(domain, true, lease).await?;
         seen_off();
         let Some(how) = down.restart else {
-            return Ok(if down.was_off {
-                Outcome::because(Response::Success, "was off already, stays off")
+            let said = if down.was_off {
+                "was off already, stays off"
             } else {
-                Outcome::because(Response::Success, "another instance was started meanwhile")
-            });
+                "another instance was started meanwhile"
+            };
+            return Ok(Outcome::noted(Response::Success, Some(said), down.note));
         };
         // The domain was taken down to come up again: that is owed to it, not to the client.
         let rest = lease.to_the_end(lease.until().max(Instant::now() + START_LIMIT));
         Ok(match self.backend.on(domain, how, &rest).await {
-            Ok(()) => Outcome::plain(Response::Success),
+            Ok(()) => Outcome::noted(Response::Success, None, down.note),
             // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report a
             // failure would make the cluster wait for a fence that has happened.
             Err(error) => {

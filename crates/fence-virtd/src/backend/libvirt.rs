@@ -14,8 +14,8 @@ use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
 use super::{
-    ActError, Backend, DomainRef, Lease, Listed, Listing, LocateError, Located, Power, StartFrom, TakenDown,
-    Work,
+    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, Power, StartFrom,
+    TakenDown, Work,
 };
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
 use crate::locks::lock;
@@ -55,7 +55,10 @@ impl LibvirtBackend {
     }
 
     fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActError> {
-        self.hypervisors.get(domain.home).ok_or(ActError::Gone)
+        match domain.home {
+            Home::Here(place) => self.hypervisors.get(place).ok_or(ActError::Gone),
+            Home::Elsewhere => Err(ActError::Gone),
+        }
     }
 
     async fn locate_here(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
@@ -137,7 +140,7 @@ impl LibvirtBackend {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
             let (uuid, name) =
                 it.gone_off(wanted.uuid, (!wanted.only_uuid).then_some(wanted.text.as_str()))?;
-            Some(Located::GoneOff(DomainRef { name, uuid: uuid.to_string(), home }))
+            Some(Located::GoneOff(DomainRef { name, uuid: uuid.to_string(), home: Home::Here(home) }))
         })
     }
 
@@ -303,7 +306,7 @@ struct Found {
 
 impl Found {
     fn reference(&self, home: usize) -> DomainRef {
-        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home }
+        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home: Home::Here(home) }
     }
 }
 
@@ -445,16 +448,17 @@ fn take_down(
     progress: &mut Progress,
 ) -> Result<Result<TakenDown, ActError>, Error> {
     let Order { uuid, for_reboot, reboot_starts } = order;
-    let down = |progress: &mut Progress| TakenDown { was_off: false, restart: progress.restart.take() };
+    let down =
+        |progress: &mut Progress| TakenDown { was_off: false, restart: progress.restart.take(), note: None };
     let victim = match look(connection, uuid)? {
         Look::Off if progress.acted => return Ok(Ok(down(progress))),
         Look::Gone if progress.destroyed => return Ok(Ok(down(progress))),
         Look::Off => {
             let restart = (for_reboot && reboot_starts).then_some(StartFrom::Definition);
-            return Ok(Ok(TakenDown { was_off: true, restart }));
+            return Ok(Ok(TakenDown { was_off: true, restart, note: None }));
         }
         Look::Gone if memory.gone_off(Some(uuid), None).is_some() => {
-            return Ok(Ok(TakenDown { was_off: true, restart: None }));
+            return Ok(Ok(TakenDown { was_off: true, restart: None, note: None }));
         }
         Look::Gone | Look::MovedAway => return Ok(Err(ActError::Gone)),
         Look::On { instance, .. } => instance,
@@ -497,7 +501,7 @@ fn take_down(
                 // off somebody starts it again as we speak, and it goes down again.
                 Look::On { instance, .. } if victim.is_some() && instance.is_some() && instance != victim => {
                     if for_reboot {
-                        return Ok(Ok(TakenDown { was_off: false, restart: None }));
+                        return Ok(Ok(TakenDown { was_off: false, restart: None, note: None }));
                     }
                     break;
                 }

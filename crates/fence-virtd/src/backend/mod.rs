@@ -65,8 +65,18 @@ pub(crate) struct DomainRef {
     pub(crate) name: String,
     /// Its UUID, canonical lower-case text.
     pub(crate) uuid: String,
-    /// Which of the backend's hypervisors has it, counted from 0.
-    pub(crate) home: usize,
+    /// Where it was when it was found.
+    pub(crate) home: Home,
+}
+
+/// Where a domain is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Home {
+    /// At this one of the backend's hypervisors, counted from 0.
+    Here(usize),
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    /// At another host; at which one is asked when something is to be done.
+    Elsewhere,
 }
 
 /// What became of a look for a domain.
@@ -79,12 +89,22 @@ pub(crate) enum Located {
     Resting(DomainRef),
     /// It was here a short while ago, was seen to go off here, and left no definition (a transient domain).
     GoneOff(DomainRef),
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    /// Another host has it, and this one can pass requests on to it.
+    Elsewhere(DomainRef),
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    /// It was last on at a host that was lost. What is known of that host decides when something is to be done.
+    Lost(DomainRef),
 }
 
 impl Located {
     pub(crate) fn domain(&self) -> &DomainRef {
         match self {
-            Self::Here(domain) | Self::Resting(domain) | Self::GoneOff(domain) => domain,
+            Self::Here(domain)
+            | Self::Resting(domain)
+            | Self::GoneOff(domain)
+            | Self::Elsewhere(domain)
+            | Self::Lost(domain) => domain,
         }
     }
 }
@@ -117,6 +137,8 @@ pub(crate) struct TakenDown {
     pub(crate) was_off: bool,
     /// How to start it again.
     pub(crate) restart: Option<StartFrom>,
+    /// Which other host did it, or what else there is to say of how it came to be off.
+    pub(crate) note: Option<String>,
 }
 
 /// What a domain is started from.

@@ -26,10 +26,10 @@ use crate::history::{History, RequestKey, Seen};
 use crate::identity::Sources;
 use crate::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, FOREIGN_GRACE, MAX_ADDRESSES, MAX_FOREIGN, MAX_REQUESTS,
-    MAX_REQUESTS_OF_PEER, RECEIVE_BUFFER,
+    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER,
 };
 use crate::locks::lock;
-use crate::service::{Job, Resolved, Service};
+use crate::service::{Job, Owner, Resolved, Service};
 use members::Members;
 
 mod members;
@@ -251,8 +251,8 @@ impl Multicast {
         self.no_longer_latest(client, job.id);
     }
 
-    /// Looks whether the domain is ours and calls the client back: at once if it is, and after the
-    /// `negative_delay` if it is not, because the client takes the first call-back and another host may have the
+    /// Looks whether the domain is ours and calls the client back: at once if it is, a little later if this host can
+    /// pass the request on to the one that has it, and after the `negative_delay` if nobody is known to, because the client takes the first call-back and another host may have the
     /// domain.
     async fn reach(&self, job: &mut Job, client: Client, others: &Others) -> Reached {
         job.identity = self.sources.of_ip(client.0.ip()).await;
@@ -262,8 +262,16 @@ impl Multicast {
             resolved = self.service.resolve(job) => Some(resolved),
             () = &mut patience => None,
         };
-        if !resolved.as_ref().is_some_and(Resolved::is_ours) {
-            patience.await;
+        match resolved.as_ref().map_or(Owner::Unknown, Resolved::owner) {
+            Owner::ThisHost => {}
+            Owner::Another => {
+                let head_start = tokio::time::sleep_until((job.arrived + OWNERS_HEAD_START).into());
+                tokio::select! {
+                    () = head_start => {}
+                    () = patience => {}
+                }
+            }
+            Owner::Unknown => patience.await,
         }
         if !self.is_latest(client, job.id) {
             return Reached::Superseded;
