@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod cpg;
 mod handshake;
 mod host_list;
 mod key;
@@ -20,6 +21,10 @@ mod serial;
 mod text;
 
 pub use action::{Action, UnknownAction};
+pub use cpg::{
+    CPG_EVERYBODY, CPG_GROUP, CPG_MESSAGE_LEN, CPG_TARGET_MAX, CpgDomain, CpgMessage, CpgMessageError,
+    CpgRequest, CpgTargetError,
+};
 pub use handshake::{
     CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, HostAwaitAnswer,
     HostAwaitChallenge, HostProven, HostStream, ProofError, Proved, draw_challenge,
