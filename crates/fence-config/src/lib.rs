@@ -26,7 +26,7 @@ pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
 pub use schema::{
     Backend, BackendKind, Config, CpgBackend, DEFAULT_GROUP, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY,
     DEFAULT_PORT, DEFAULT_STATE_DIR, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown,
-    LibvirtBackend, Listener, ListenerKind, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress,
+    HostDownWord, LibvirtBackend, Listener, ListenerKind, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress,
     MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, StateDir, TcpListener,
     VsockListener,
 };
