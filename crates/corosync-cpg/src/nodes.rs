@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The nodes that corosync.conf names, as the running corosync has them (cmap).
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::ptr;
+
+use crate::error::{Error, ErrorKind, check};
+use crate::sys;
+
+const PREFIX: &CStr = c"nodelist.node.";
+
+/// A node of the cluster, whether it runs or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its id.
+    pub id: u32,
+    /// Its name: `name`, or else `ring0_addr` where that is a name and not an address, as Pacemaker takes it.
+    pub name: Option<String>,
+}
+
+/// A look at the node list, kept open. Its descriptor is readable when [`changed`](Self::changed) has something to say.
+#[derive(Debug)]
+pub struct NodeList {
+    handle: u64,
+    fd: RawFd,
+}
+
+impl NodeList {
+    /// Connects to corosync. Waits for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`], [`ErrorKind::AccessDenied`].
+    pub fn open() -> Result<Self, Error> {
+        let mut handle = 0;
+        // SAFETY: writes the handle.
+        check("connect to corosync's map", unsafe { sys::cmap_initialize(&raw mut handle) })?;
+        let mut list = Self { handle, fd: -1 };
+
+        // From here on the drop closes the handle.
+        let mut track = 0;
+        // SAFETY: the handle is open, the text ends with NUL; no data is passed, and the track ends with the handle.
+        let code = unsafe {
+            sys::cmap_track_add(
+                handle,
+                PREFIX.as_ptr(),
+                sys::CMAP_TRACK_ANY_BELOW,
+                notice,
+                ptr::null_mut(),
+                &raw mut track,
+            )
+        };
+        check("watch the node list", code)?;
+        // SAFETY: the handle is open.
+        check("ask for the map's descriptor", unsafe { sys::cmap_fd_get(handle, &raw mut list.fd) })?;
+        Ok(list)
+    }
+
+    /// The nodes, by their ids. Empty where corosync.conf has no node list. Waits for corosync.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`]; [`ErrorKind::NodeWithoutId`], because a list without that node would be wrong.
+    pub fn nodes(&self) -> Result<Vec<Node>, Error> {
+        let mut nodes = BTreeMap::new();
+        for place in self.places()? {
+            let key = |what| key(&place, what);
+            let id = self.number(&key("nodeid"))?.ok_or(Error::own(CALL, ErrorKind::NodeWithoutId))?;
+            let name = match self.text(&key("name"))? {
+                None => self.text(&key("ring0_addr"))?.filter(|it| it.parse::<IpAddr>().is_err()),
+                name => name,
+            };
+            nodes.insert(id, Node { id, name });
+        }
+        Ok(nodes.into_values().collect())
+    }
+
+    /// Whether the list may have changed since this was asked before. Never waits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] when corosync ended.
+    pub fn changed(&mut self) -> Result<bool, Error> {
+        NOTICED.set(false);
+        // SAFETY: the handle is open; the call-back takes what its type says.
+        let code = unsafe { sys::cmap_dispatch(self.handle, sys::DISPATCH_ALL) };
+        match check("take what the map tells", code) {
+            Err(error) if code != sys::ERR_TRY_AGAIN => Err(error),
+            _ => Ok(NOTICED.get()),
+        }
+    }
+
+    /// The numbers under which nodes stand in the list, as text.
+    fn places(&self) -> Result<Vec<String>, Error> {
+        let mut iter = 0;
+        // SAFETY: the handle is open, the text ends with NUL.
+        check(CALL, unsafe { sys::cmap_iter_init(self.handle, PREFIX.as_ptr(), &raw mut iter) })?;
+        let mut places = Vec::new();
+        let result = loop {
+            let mut key: [c_char; sys::CMAP_KEYNAME_MAXLEN + 1] = [0; _];
+            let (mut len, mut kind) = (0, 0);
+            // SAFETY: the handle and the iteration are open; the buffer is as long as a key can be, with its NUL.
+            let code = unsafe {
+                sys::cmap_iter_next(self.handle, iter, key.as_mut_ptr(), &raw mut len, &raw mut kind)
+            };
+            if code == sys::ERR_NO_SECTIONS {
+                break Ok(());
+            }
+            if let Err(error) = check(CALL, code) {
+                break Err(error);
+            }
+            // SAFETY: written by cmap, and zero beyond.
+            let key = unsafe { CStr::from_ptr(key.as_ptr()) }.to_string_lossy();
+            let place = key.strip_prefix(PREFIX_TEXT).and_then(|it| it.split('.').next());
+            places.extend(place.map(str::to_owned));
+        };
+        // SAFETY: the handle and the iteration are open.
+        let _ = unsafe { sys::cmap_iter_finalize(self.handle, iter) };
+        result?;
+        places.sort_unstable();
+        places.dedup();
+        Ok(places)
+    }
+
+    fn number(&self, key: &CStr) -> Result<Option<u32>, Error> {
+        let mut value = 0;
+        // SAFETY: the handle is open, the text ends with NUL.
+        found(unsafe { sys::cmap_get_uint32(self.handle, key.as_ptr(), &raw mut value) })
+            .map(|it| it.then_some(value))
+    }
+
+    fn text(&self, key: &CStr) -> Result<Option<String>, Error> {
+        let mut value = [0_u8; 1024];
+        let (mut len, mut kind) = (size_of_val(&value), 0);
+        // SAFETY: the handle is open, the text ends with NUL, and the buffer is as long as `len` says.
+        let code = unsafe {
+            sys::cmap_get(
+                self.handle,
+                key.as_ptr(),
+                value.as_mut_ptr().cast::<c_void>(),
+                &raw mut len,
+                &raw mut kind,
+            )
+        };
+        let is_text = found(code)? && kind == sys::CMAP_VALUETYPE_STRING;
+        let text = CStr::from_bytes_until_nul(&value).ok().filter(|it| is_text && !it.is_empty());
+        Ok(text.map(|it| it.to_string_lossy().into_owned()))
+    }
+}
+
+impl AsFd for NodeList {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the handle, which is closed by the drop.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+}
+
+impl Drop for NodeList {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open, and used no more.
+        let _ = unsafe { sys::cmap_finalize(self.handle) };
+    }
+}
+
+const CALL: &str = "read the node list";
+const PREFIX_TEXT: &str = "nodelist.node.";
+
+thread_local! {
+    /// Whether the `cmap_dispatch` under way on this thread brought a notice.
+    static NOTICED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+extern "C" fn notice(
+    _: u64,
+    _: u64,
+    _: i32,
+    _: *const c_char,
+    _: sys::CmapValue,
+    _: sys::CmapValue,
+    _: *mut c_void,
+) {
+    NOTICED.set(true);
+}
+
+fn key(place: &str, what: &str) -> CString {
+    // What C gave as a text has no NUL inside.
+    CString::new(format!("{PREFIX_TEXT}{place}.{what}")).unwrap_or_default()
+}
+
+fn found(code: sys::Code) -> Result<bool, Error> {
+    if code == sys::ERR_NOT_EXIST { Ok(false) } else { check(CALL, code).map(|()| true) }
+}

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Against a real corosync of one node. Needs root and corosync, touches nothing of the machine: each test runs on a node
+//! of its own (`node.sh`). `cargo test -p corosync-cpg --test real_corosync -- --ignored`
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::collections::VecDeque;
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use corosync_cpg::{ErrorKind, Event, Group, Member, Node, NodeList, Reason, Sent};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
+
+/// Whatever must happen happens within this time, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn own_messages_come_back_in_order() {
+    on_a_node("own_messages_come_back_in_order", || {
+        let _corosync = Corosync::start();
+        let mut one = join("g");
+        let me = one.group.me();
+        assert_eq!(me, Member { node: 1, pid: std::process::id() });
+        let mut first = [one.next(), one.next()];
+        first.sort_by_key(|it| matches!(it, Event::Change { .. }));
+        assert_eq!(first[0], Event::Ring { nodes: vec![1] });
+        let joined = vec![(me, Reason::Join)];
+        assert_eq!(first[1], Event::Change { members: vec![me], left: vec![], joined });
+
+        let largest = vec![7; one.group.max_message()];
+        println!("the largest message has {} bytes", largest.len());
+        assert!(largest.len() > 100_000);
+        for data in [&b"one"[..], b"", b"three", &largest] {
+            one.send(data);
+        }
+        for data in [&b"one"[..], b"", b"three", &largest] {
+            assert_eq!(one.next(), Event::Message { from: me, data: data.to_vec() });
+        }
+        let error = one.group.send(&vec![7; largest.len() + 1]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Size);
+        one.group.leave();
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn names_and_members_that_are_refused() {
+    on_a_node("names_and_members_that_are_refused", || {
+        assert_eq!(Group::join("g").unwrap_err().kind, ErrorKind::Gone);
+        assert_eq!(NodeList::open().unwrap_err().kind, ErrorKind::Gone);
+        let _corosync = Corosync::start();
+        for name in ["", &"n".repeat(129)] {
+            assert_eq!(Group::join(name).unwrap_err().kind, ErrorKind::Size);
+        }
+        let _longest = join(&"n".repeat(128));
+        let _group = join("g");
+        assert_eq!(Group::join("g").unwrap_err().kind, ErrorKind::Exists);
+        let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(65534));
+        let (roots, nobodys) = (Gid::from_raw(0), Gid::from_raw(65534));
+        setresgid(nobodys, nobodys, roots).unwrap();
+        setresuid(nobody, nobody, root).unwrap();
+        let refused = (Group::join("h").map(drop), NodeList::open().map(drop));
+        setresuid(root, root, root).unwrap();
+        setresgid(roots, roots, roots).unwrap();
+        assert_eq!(refused.0.unwrap_err().kind, ErrorKind::AccessDenied);
+        assert_eq!(refused.1.unwrap_err().kind, ErrorKind::AccessDenied);
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn two_groups_and_two_members() {
+    on_a_node("two_groups_and_two_members", || {
+        let _corosync = Corosync::start();
+        let (mut one, mut two) = (join("one"), join("two"));
+        let me = one.group.me();
+        let mut peer = Peer::start("two");
+        let other = peer.member();
+        let joined = two.until(|it| matches!(it, Event::Change { members, .. } if members.len() == 2));
+        let Event::Change { members, left, joined } = joined else { panic!() };
+        assert_eq!((sorted(members), left), (sorted(vec![me, other]), vec![]));
+        assert_eq!(joined, [(other, Reason::Join)]);
+
+        // Both see both senders' messages in one order.
+        for i in 0..200 {
+            two.send(format!("mine {i}").as_bytes());
+            one.send(b"not for the other group");
+            peer.tell(&format!("send theirs {i}"));
+        }
+        let mine = two.messages(400);
+        let theirs: Vec<_> = (0..400).map(|_| peer.hear("message ")).collect();
+        assert_eq!(mine, theirs);
+        let of = |who: &str| mine.iter().filter(|it| it.starts_with(who)).cloned().collect::<Vec<_>>();
+        assert_eq!(of("mine"), (0..200).map(|i| format!("mine {i}")).collect::<Vec<_>>());
+        assert_eq!(of("theirs"), (0..200).map(|i| format!("theirs {i}")).collect::<Vec<_>>());
+        assert_eq!(one.messages(200), vec!["not for the other group"; 200]);
+
+        // Who leaves, and who dies.
+        peer.tell("leave");
+        assert_eq!(two.left(), [(other, Reason::Leave)]);
+        let mut peer = Peer::start("two");
+        let other = peer.member();
+        peer.child.kill().unwrap();
+        peer.child.wait().unwrap();
+        assert_eq!(two.left(), [(other, Reason::ProcDown)]);
+    });
+}
+
+/// What was taken is delivered, however fast it was sent; and there is an end to what is taken.
+#[test]
+#[ignore = "needs root and corosync"]
+fn back_pressure_loses_nothing() {
+    on_a_node("back_pressure_loses_nothing", || {
+        let corosync = Corosync::start();
+        let mut one = join("g");
+        one.send(b"first");
+        one.messages(1);
+        for (size, more) in [(10, 500), (3000, 500), (200_000, 50)] {
+            // A stopped corosync takes some, and no call waits for it.
+            corosync.signal(Signal::SIGSTOP);
+            let begin = Instant::now();
+            let mut sent = 0;
+            while one.group.send(&numbered(sent, size)).unwrap() == Sent::Taken {
+                sent += 1;
+                assert!(sent < 1_000_000);
+            }
+            assert!(sent > 0, "{size}");
+            assert!(one.group.dispatch().unwrap().is_empty());
+            println!("{sent} messages of {size} bytes into a stopped corosync, {:?}", begin.elapsed());
+            corosync.signal(Signal::SIGCONT);
+
+            let (mut later, end) = (0, sent + more);
+            while sent < end {
+                match one.group.send(&numbered(sent, size)).unwrap() {
+                    Sent::Taken => sent += 1,
+                    Sent::Later => {
+                        later += 1;
+                        one.take();
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            }
+            println!("asked to wait {later} times");
+            for i in 0..sent {
+                let from = one.group.me();
+                assert_eq!(one.next(), Event::Message { from, data: numbered(i, size) });
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn corosync_goes_and_comes_back() {
+    on_a_node("corosync_goes_and_comes_back", || {
+        for how in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+            let corosync = Corosync::start();
+            let mut one = join("g");
+            let mut list = NodeList::open().unwrap();
+            one.send(b"first");
+            one.messages(1);
+            corosync.end(how);
+            wait_readable(&list);
+            assert_eq!(list.changed().unwrap_err().kind, ErrorKind::Gone);
+            assert_eq!(list.nodes().unwrap_err().kind, ErrorKind::Gone);
+            let error = loop {
+                // What it delivered before its end comes first.
+                wait_readable(&one.group);
+                if let Err(error) = one.group.dispatch() {
+                    break error;
+                }
+            };
+            assert_eq!(error.kind, ErrorKind::Gone);
+            assert_eq!(one.group.dispatch().unwrap_err().kind, ErrorKind::Gone);
+            assert_eq!(one.group.send(b"x").unwrap_err().kind, ErrorKind::Gone);
+            if how == Signal::SIGTERM { drop(one) } else { one.group.leave() }
+        }
+        let left: Vec<_> = fs::read_dir("/dev/shm").unwrap().map(|it| it.unwrap().file_name()).collect();
+        println!("left in /dev/shm: {left:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn the_node_list_and_its_changes() {
+    on_a_node("the_node_list_and_its_changes", || {
+        let _corosync = Corosync::start();
+        let mut list = NodeList::open().unwrap();
+        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
+        // Sorted by id, not by place; the second has no name but its host's.
+        let before = [node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)];
+        assert_eq!(list.nodes().unwrap(), before);
+        assert!(!list.changed().unwrap());
+        let reload = |from, to| {
+            fs::write("/etc/corosync/corosync.conf", CONFIG.replace(from, to)).unwrap();
+            let done = Command::new("corosync-cfgtool").arg("-R").output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+        };
+        reload("127.0.0.3", "127.0.0.3\n name: gamma");
+        wait_readable(&list);
+        assert!(list.changed().unwrap());
+        assert_eq!(list.nodes().unwrap()[2], node(9, Some("gamma")));
+        // More nodes than before.
+        reload(
+            "node {\n        nodeid: 9",
+            "node {\n nodeid: 11\n ring0_addr: 127.0.0.4\n }\n node {\n nodeid: 9",
+        );
+        wait_readable(&list);
+        assert!(list.changed().unwrap());
+        assert_eq!(list.nodes().unwrap()[3], node(11, None));
+    });
+}
+
+/// Not a test: a member in a process of its own, which a test talks to.
+#[test]
+#[ignore = "a part of other tests"]
+fn peer() {
+    let Ok(name) = env::var("PEER_GROUP") else { return };
+    let mut one = join(&name);
+    println!("joined as {}", one.group.me().pid);
+    let (lines, told) = mpsc::channel();
+    thread::spawn(move || std::io::stdin().lines().try_for_each(|it| lines.send(it.unwrap())));
+    loop {
+        one.take();
+        for event in one.waiting.drain(..) {
+            if let Event::Message { data, .. } = event {
+                println!("message {}", String::from_utf8(data).unwrap());
+            }
+        }
+        match told.recv_timeout(Duration::from_millis(2)) {
+            Ok(line) => match line.strip_prefix("send ") {
+                Some(text) => one.send(text.as_bytes()),
+                None => return one.group.leave(),
+            },
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+struct Peer {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start(group: &str) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "peer", "--ignored", "--nocapture"])
+            .env("PEER_GROUP", group)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Self { child, input, output }
+    }
+
+    /// Who it is, as soon as it has joined. Once only.
+    fn member(&mut self) -> Member {
+        Member { node: 1, pid: self.hear("joined as ").parse().unwrap() }
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    /// What follows this beginning in the next line that has it.
+    fn hear(&mut self, beginning: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.output.read_line(&mut line).unwrap() > 0, "the peer ended");
+            // The test harness writes before it in the same line.
+            if let Some((_, text)) = line.trim_end().split_once(beginning) {
+                return text.to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Corosync(Option<Child>);
+
+impl Corosync {
+    /// Starts it and waits until it takes members.
+    fn start() -> Self {
+        fs::write("/etc/corosync/corosync.conf", CONFIG).unwrap();
+        let child = Command::new("corosync").arg("-f").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let mut corosync = Self(Some(child.unwrap()));
+        let deadline = Instant::now() + PATIENCE;
+        while NodeList::open().is_err() {
+            let ended = corosync.0.as_mut().unwrap().try_wait().unwrap();
+            assert_eq!(ended, None, "corosync ended");
+            assert!(Instant::now() < deadline, "corosync does not come up");
+            thread::sleep(Duration::from_millis(20));
+        }
+        corosync
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.0.as_ref().unwrap().id();
+        kill(Pid::from_raw(id.cast_signed()), signal).unwrap();
+    }
+
+    fn end(mut self, signal: Signal) {
+        self.signal(signal);
+        self.0.take().unwrap().wait().unwrap();
+    }
+}
+
+impl Drop for Corosync {
+    fn drop(&mut self) {
+        if let Some(mut it) = self.0.take() {
+            let _ = it.kill();
+            let _ = it.wait();
+        }
+    }
+}
+
+/// One of three nodes is there. No realtime priority: the tests share a machine.
+const CONFIG: &str = "
+system {
+    sched_rr: no
+    move_to_root_cgroup: no
+}
+totem {
+    version: 2
+    cluster_name: test
+    transport: udpu
+    token: 10000
+}
+logging {
+    to_stderr: yes
+    to_syslog: no
+}
+nodelist {
+    node {
+        nodeid: 5
+        ring0_addr: elsewhere
+    }
+    node {
+        nodeid: 1
+        name: alpha
+        ring0_addr: 127.0.0.1
+    }
+    node {
+        nodeid: 9
+        ring0_addr: 127.0.0.3
+    }
+}
+";
+
+/// Runs the test in a process of its own, on a node of its own.
+fn on_a_node(name: &str, test: impl FnOnce()) {
+    if env::var_os("NODE_INSIDE").is_some() {
+        return test();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node.sh");
+    let done = Command::new(script)
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", name, "--ignored", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    println!("{said}");
+}
+
+/// A group, and what was taken out of it and not looked at yet.
+struct Seat {
+    group: Group,
+    waiting: VecDeque<Event>,
+}
+
+fn join(name: &str) -> Seat {
+    Seat { group: Group::join(name).unwrap(), waiting: VecDeque::new() }
+}
+
+impl Seat {
+    /// The next event, whatever it is.
+    fn next(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                return event;
+            }
+            wait_readable(&self.group);
+            self.take();
+        }
+    }
+
+    /// Takes what is there.
+    fn take(&mut self) {
+        self.waiting.extend(self.group.dispatch().unwrap());
+    }
+
+    /// The next event for which this holds; those before it are passed over.
+    fn until(&mut self, condition: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            let event = self.next();
+            if condition(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// The next so many messages, as text.
+    fn messages(&mut self, count: usize) -> Vec<String> {
+        let is_message = |it: &Event| matches!(it, Event::Message { .. });
+        (0..count)
+            .map(|_| match self.until(is_message) {
+                Event::Message { data, .. } => String::from_utf8(data).unwrap(),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    /// Who left next.
+    fn left(&mut self) -> Vec<(Member, Reason)> {
+        match self.until(|it| matches!(it, Event::Change { left, .. } if !left.is_empty())) {
+            Event::Change { left, .. } => left,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn send(&self, data: &[u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.group.send(data).unwrap() == Sent::Later {
+            assert!(Instant::now() < deadline, "corosync takes nothing");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn wait_readable(it: &impl AsFd) {
+    let patience = PollTimeout::try_from(PATIENCE).unwrap();
+    let mut polled = [PollFd::new(it.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut polled, patience), Ok(1), "nothing came");
+}
+
+/// A message that knows its number.
+fn numbered(number: usize, size: usize) -> Vec<u8> {
+    let mut data = format!("{number:010}").into_bytes();
+    data.resize(size, b'.');
+    data
+}
+
+fn sorted(mut members: Vec<Member>) -> Vec<Member> {
+    members.sort_unstable();
+    members
+}
