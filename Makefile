@@ -86,7 +86,9 @@ SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor 
 check: packages-build
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p fence-virtd --no-default-features -- -D warnings
+	for features in "" libvirt; do \
+	    cargo clippy --locked -p fence-virtd --no-default-features --features "$$features" -- -D warnings || exit 1; \
+	done
 	scripts/check-dependencies
 	scripts/check-sources
 	scripts/check-supply
@@ -99,6 +101,7 @@ unit: packages-test
 	cargo test --locked --workspace --no-run
 	PROPTEST_RNG_SEED=$(UNIT_SEED) timeout -k 10 900 cargo test --locked --workspace
 	timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
+	timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
 
 suite-e2e:
 	OURS_DIR=$(DIST) scripts/suite e2e
