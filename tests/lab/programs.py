@@ -131,7 +131,8 @@ class Daemon:
         self.started = time.monotonic()
         self.process = node.popen([*argv, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                   stderr=subprocess.STDOUT, env=_environment(program, env))
-        self.pid = self.process.pid
+        # On a machine with a PID namespace of its own the process that was started is only the program's parent.
+        self.pid = node.pid_of(self.process) if hasattr(node, "pid_of") else self.process.pid
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if ready:
@@ -173,18 +174,19 @@ class Daemon:
 
     def send_signal(self, number):
         """Sends a signal to the daemon."""
-        self.process.send_signal(number)
+        if self.alive():
+            os.kill(self.pid, number)
 
     def stop(self, number=signal.SIGTERM, timeout=10.0):
         """Ends the daemon; returns its exit code, or "killed" when it had to be killed."""
         code = self.process.poll()
         if code is None:
-            self.process.send_signal(number)
+            self.send_signal(number)
             try:
                 code = self.process.wait(timeout)
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+                self.send_signal(signal.SIGKILL)
+                self._reap()
                 code = "killed"
         self._reader.join(2)
         self.process.stdout.close()
@@ -208,6 +210,15 @@ class Daemon:
 
     def __exit__(self, *_):
         self.stop()
+
+    def _reap(self):
+        """Waits for what was killed. nsenter stops together with its child, and stopped would not see its end."""
+        while True:
+            self.process.send_signal(signal.SIGCONT)
+            try:
+                return self.process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                pass
 
     def _read(self):
         for raw in self.process.stdout:

@@ -10,39 +10,27 @@
         cluster.n2.kill()                       # as when its kernel panics: the domain runs on
         at = cluster.n2.wait_fenced()           # when its QEMU ended
 
-A node is corosync and Pacemaker as Debian ships them, in network, mount, PID, IPC and UTS namespaces (`node-init`),
-and a QEMU domain that only runs its firmware. QEMU's end, seen at the kernel and not told by libvirt or the daemon,
-kills the node's whole PID namespace. The domain's card and the node's interface have one MAC address, so that the
-host can tell who asks. The nodes' agents are wrapped: what Pacemaker hands them and what they answer is on record.
-
-A node's files are the machine's own, seen through mounts of its own mount namespace; nothing of the machine is
-written, and no process outlives the one that made it.
+A node is a machine with corosync (`lab.corosync`) and Pacemaker as Debian ships them (`node-parts`), and a QEMU domain
+that only runs its firmware. QEMU's end, seen at the kernel and not told by libvirt or the daemon, kills the node's
+whole PID namespace. The domain's card and the node's interface have one MAC address, so that the host can tell who asks.
+The nodes' agents are wrapped: what Pacemaker hands them and what they answer is on record.
 """
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
-import subprocess
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
 
-from lab import net, programs
-from lab.hypervisor import Hypervisor, only_child, until
+from lab import corosync, net, programs
+from lab.corosync import PATIENCE
+from lab.hypervisor import Hypervisor, until
 
 HERE = pathlib.Path(__file__).resolve().parent
-
-#: How long whatever must happen may take on a busy machine, seconds.
-PATIENCE = 120
-
-#: corosync's own port, which a cut drops.
-RING = 5405
-
 
 #: The address that the manual gives the host.
 HOST = "192.168.122.1"
@@ -122,8 +110,7 @@ class Cluster:
                 shutil.copy(program(side, name), self.directory / side / name)
         self.nodes = [Node(self, name) for name in names]
         self.__dict__.update({node.name: node for node in self.nodes})
-        for node in self.nodes:
-            node.write_etc(self._corosync_conf())
+        corosync.join(self.nodes)
         self.use("ours")
 
     @property
@@ -154,7 +141,7 @@ class Cluster:
         # A node that is back before the others know that it was fenced takes their word for it and leaves again.
         until(lambda: not any(node.shoots() for node in self.nodes), PATIENCE, "every fence has been answered")
         for node in self.nodes:
-            self.heal(node)
+            node.heal()
             if not node.alive():
                 node.boot()
         self.wait_whole()
@@ -168,18 +155,6 @@ class Cluster:
     def wait_seen(self, node, condition, what):
         """Returns what `node` sees as soon as `condition` holds for it."""
         return self._until(node, condition, what)
-
-    def cut(self, node):
-        """`node` and the others don't hear each other's corosync any more; all of them still reach the host."""
-        rules = "add table inet cut\n"
-        for hook in ("input", "output"):
-            rules += (f"add chain inet cut at_{hook} {{ type filter hook {hook} priority 0; }}\n"
-                      f"add rule inet cut at_{hook} udp dport {RING} drop\n")
-        node.place.run(["nft", "-f", "-"], check=True, input=rules)
-
-    def heal(self, node):
-        """Undoes `cut`, if it was done."""
-        node.place.run(["nft", "delete", "table", "inet", "cut"])
 
     def close(self):
         """Ends all nodes."""
@@ -213,32 +188,20 @@ class Cluster:
             assert time.monotonic() < deadline, f"{node.name}: not within {PATIENCE} s: {what}: {seen}\n{self.state()}"
             time.sleep(0.2)
 
-    def _corosync_conf(self):
-        nodes = "".join(f"node {{\nname: {node.name}\nnodeid: {number}\nring0_addr: {node.place.ip}\n}}\n"
-                        for number, node in enumerate(self.nodes, 1))
-        return ("totem {\nversion: 2\ncluster_name: fvlab\ntransport: knet\ncrypto_cipher: none\ncrypto_hash: none\n"
-                # A busy machine must not look like a dead node.
-                "token: 5000\n}\n"
-                "logging {\nto_stderr: yes\nto_syslog: no\n}\n"
-                f"quorum {{\nprovider: corosync_votequorum\n{'two_node: 1' if len(self.nodes) == 2 else ''}\n}}\n"
-                f"nodelist {{\n{nodes}}}\n")
 
-
-class Node:
-    """One cluster node; see the module's head. `place` is its network node, `domain` its domain."""
+class Node(corosync.Machine):
+    """One cluster node; see the module's head. `domain` is its domain."""
 
     def __init__(self, cluster, name):
         lab = cluster.lab
-        self.cluster, self.name = cluster, name
-        self.directory = cluster.directory / name
-        self.place = lab.net.node(name)
+        self.cluster = cluster
+        super().__init__(lab.net.node(name), cluster.directory / name, HERE / "node-parts")
         mac = f"52:54:00:fe:0c:{self.place.index:02x}"
         self.place.ip_cmd(f"link set eth0 address {mac}")
         # With a source of its own: else the kernel shares one next hop, and its cached type, with the multicast route.
         self.place.ip_cmd(f"route add {HOST}/32 dev eth0 src {self.place.ip}")
         # The name is not the node's: so that pcmk_host_map has something to map.
         self.domain = lab.hypervisor.domain(f"vm-{name}", start=False, interface=((mac, "cards"),))
-        self._tree = self._init = None
         self._qemu = None
         self._fenced_at, self._fenced = None, threading.Event()
         (self.directory / "bin").mkdir(parents=True)
@@ -253,32 +216,16 @@ class Node:
             self.domain.start()
         self._qemu = self.domain.process()
         self._fenced_at, self._fenced = None, threading.Event()
-        (self.directory / "log").mkdir(exist_ok=True)
         for asked in (self.directory / "log/agent").glob("*.asked"):
             if not asked.with_suffix(".done").exists():
                 asked.unlink()      # the node died before it was answered
-        with open(self.directory / "log/init.out", "ab") as out:
-            # pdeathsig: the node ends with this process, however that ends.
-            self._tree = self.place.popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation=private", "--pid", "--ipc",
-                 "--uts", "--fork", "--kill-child", "--mount-proc", HERE / "node-init", self.name, self.directory],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
-        until(lambda: children(self._tree.pid), PATIENCE, f"{self.name} has a first process")
-        self._init = os.pidfd_open(only_child(self._tree.pid))
-        self._init_pid = only_child(self._tree.pid)
-        # It enters its namespaces with its mounts; before, there is nothing to look into.
+        super().boot()
         threading.Thread(target=self._die_with, args=(self._qemu, self._init, self._fenced), daemon=True).start()
-
-    def alive(self):
-        """Whether the node's processes run."""
-        return self._tree is not None and self._tree.poll() is None
 
     def kill(self):
         """Every process of the node ends at once; its domain runs on. Returns when that was, seconds of the clock."""
         at = time.time()
-        if self.alive():
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            self._tree.wait(PATIENCE)
+        super().kill()
         return at
 
     def wait_fenced(self, timeout=PATIENCE):
@@ -307,18 +254,9 @@ class Node:
 
     # -- what it does and sees ----------------------------------------------------------------------------
 
-    def command(self, argv):
-        """`argv` wrapped so that it runs in all the node's namespaces."""
-        return ["nsenter", "-t", str(self._init_pid), "-m", "-n", "-p", "-i", "-u", "--", *map(str, argv)]
-
-    def run(self, *argv, check=True, timeout=300):
-        """Runs a program on the node; returns the CompletedProcess (text)."""
-        done = subprocess.run(self.command(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="backslashreplace", timeout=timeout)
-        assert done.returncode == 0 or not check, \
-            f"{shlex.join(map(str, argv))} on {self.name}: {done.returncode}\n{done.stdout}{done.stderr}\n" \
-            f"{self.cluster.state() if argv[0] != 'crm_mon' else ''}"
-        return done
+    def state(self, argv=()):
+        """Of the whole cluster, unless that would ask the same again."""
+        return "" if argv and argv[0] == "crm_mon" else self.cluster.state()
 
     def sees(self):
         """A View, or None while its Pacemaker does not answer."""
@@ -359,16 +297,11 @@ class Node:
 
     # -- its files ----------------------------------------------------------------------------------------
 
-    def write_etc(self, corosync_conf):
+    def write_etc(self, corosync_conf, hosts):
         """What differs from the machine's /etc."""
-        etc = self.directory / "etc"
-        (etc / "corosync").mkdir(parents=True)
-        (etc / "cluster").mkdir()
-        (etc / "corosync/corosync.conf").write_text(corosync_conf)
-        (etc / "hostname").write_text(self.name + "\n")
-        (etc / "hosts").write_text("127.0.0.1 localhost\n" + "".join(
-            f"{node.place.ip} {node.name}\n" for node in self.cluster.nodes))
-        programs.write_key(etc / "cluster/fence_xvm.key", self.cluster.lab.key.read_bytes())
+        super().write_etc(corosync_conf, hosts)
+        (self.directory / "etc/cluster").mkdir()
+        programs.write_key(self.directory / "etc/cluster/fence_xvm.key", self.cluster.lab.key.read_bytes())
 
     def _write_wrappers(self):
         write_program(self.directory / "bin/agent", f"""#!/bin/sh
@@ -441,11 +374,6 @@ class View:
 def program(side, name):
     """Path of a program of that side."""
     return (programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / name
-
-
-def children(pid):
-    """Pids of the children of a process whose only thread is its first."""
-    return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def write_program(path, text):

@@ -30,7 +30,7 @@ def one_round(cluster, lab):
     before = {node: len(node.calls()) for node in cluster.nodes}
     seen = len(lab.records())
     cluster.arm()
-    cluster.cut(cluster.n2)
+    cluster.n2.cut()
     cluster.fire_together()
     wait_until(lambda: any(node.fenced() for node in cluster.nodes), PATIENCE)
     survivor, victim = sorted(cluster.nodes, key=lambda node: node.fenced())
@@ -60,7 +60,7 @@ def test_the_delay_chooses(cluster, lab, favoured, note):
     cluster.wait_whole()
     before = {node: len(node.calls()) for node in cluster.nodes}
     try:
-        cluster.cut(cluster.n2)
+        cluster.n2.cut()
         wait_until(lambda: any(node.fenced() for node in cluster.nodes), PATIENCE)
         survivor, _ = sorted(cluster.nodes, key=lambda node: node.fenced())
         assert survivor.name == favoured
@@ -81,7 +81,7 @@ def test_the_node_with_the_resource_stays(cluster, note):
     cluster.wait_whole()
     try:
         favoured = cluster.n1.sees().resources[RESOURCE]
-        cluster.cut(cluster.n2)
+        cluster.n2.cut()
         wait_until(lambda: any(node.fenced() for node in cluster.nodes), PATIENCE)
         survivor, _ = sorted(cluster.nodes, key=lambda node: node.fenced())
         assert survivor.name == favoured
@@ -106,7 +106,7 @@ def test_the_majority_fences_the_one_that_is_cut_off(lab, two_nodes):
         cluster.wait_whole()
         alone = next(node for node in cluster.nodes if node.name == cluster.m1.sees().resources[RESOURCE])
         others = [node for node in cluster.nodes if node is not alone]
-        cluster.cut(alone)
+        alone.cut()
         fenced = alone.wait_fenced()
         seen = cluster.wait_seen(others[0], lambda seen: seen.resources.get(RESOURCE) not in (None, alone.name),
                                  "the resource moves")

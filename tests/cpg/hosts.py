@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hosts of one corosync cluster, each with a hypervisor and a daemon of its own, and guests that ask them.
+
+    with Hosts(directory) as hosts:
+        hosts.domains(h1=["a"], h2=["b"])            # running, nothing else
+        hosts.serve(h1="ours", h2="reference")       # whose daemon runs where
+        hosts.ask("h1", "off", "b")                  # a guest asks h1 alone
+        hosts.h2.kill(); hosts.h2.power_on()
+
+Each host listens on a multicast group of its own, so that a test says whom it asks. The hypervisors stand outside
+the hosts (a host that is killed leaves its domains "running" there) and are libvirtd with the test driver: what a
+domain is, `hosts.h1.state("a")` tells without the daemons.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+
+from lab import corosync, net, programs
+from lab.corosync import PATIENCE
+from lab.hypervisor import Pretended, until
+
+GROUP = "fence-agents"
+#: The one of our daemons alone.
+SECOND = "fence-agents-2"
+
+#: Milliseconds of silence after which corosync takes a host for lost; that it is agreed takes three times that.
+TOKEN = 2000
+
+
+class Host(corosync.Machine):
+    """One host; `number` is its node id."""
+
+    def __init__(self, hosts, name, number):
+        super().__init__(hosts.net.node(name), hosts.directory / name)
+        self.hosts, self.number = hosts, number
+        self.group = f"225.0.1.{number}"
+        self.hypervisor = Pretended(None)
+        self.daemon, self.side, self._served = None, None, 0
+
+    # -- its domains --------------------------------------------------------------------------------------
+
+    def has(self, name, **options):
+        """A domain, as of `Hypervisor.domain`: running unless told otherwise."""
+        return self.hypervisor.domain(name, **options)
+
+    def state(self, name):
+        """libvirt's word for a domain's state; None when it knows none of that name."""
+        asked = self.hypervisor.virsh("domstate", name, check=False)
+        return asked.stdout.strip() if asked.returncode == 0 else None
+
+    # -- its daemon ---------------------------------------------------------------------------------------
+
+    def serve(self, side, *, wait=True, uri=None, virtd=None, listener=None, **options):
+        """Starts the side's daemon in place of the one that ran. `options` are those of `cpg`, `virtd` and `listener` of
+        the other blocks."""
+        self.stop_serving()
+        self._served += 1
+        self.side = side
+        self.audit = self.directory / f"audit-{self._served}"
+        config = programs.write_config(
+            self.directory / f"fence_virt-{self._served}.conf", backend="cpg",
+            listener_options={"key_file": self.hosts.key, "family": "ipv4", "interface": "eth0", "address": self.group,
+                              **(listener or {})},
+            backend_options={"uri": uri or self.hypervisor.uri, "name_mode": "name", **options},
+            daemon_options={**({"audit_log": self.audit} if side == "ours" else {}), **(virtd or {})})
+        program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_virtd")
+        for _ in range(40):
+            self.daemon = programs.Daemon(self, config, program=program, debug=5 if side == "reference" else 3,
+                                          ready="udp", wait=60)
+            # Some starts of the C daemon leave it without the thread that hears the group.
+            if side == "ours" or threads(self.daemon.pid) > 1:
+                break
+            self.daemon.stop(signal.SIGKILL)
+        else:
+            raise AssertionError("the C daemon was deaf in each of 40 starts")
+        if wait:
+            self.wait_joined()
+
+    def wait_joined(self):
+        """Returns when the daemon is a member of its groups."""
+        for group in [GROUP, SECOND] if self.side == "ours" else [GROUP]:
+            until(lambda group=group: self.number in self.group_members(group), PATIENCE,
+                  f"{self.name} is in {group}\n{self.daemon.log[-3000:]}")
+
+    def group_members(self, group=GROUP):
+        """Node ids in a process group, as this host's corosync sees it."""
+        listed = self.run("corosync-cpgtool", "-e", check=False).stdout
+        found, here = set(), False
+        for line in listed.splitlines():
+            words = line.replace("\\x00", "").split()
+            if not line.startswith("\t"):
+                here = bool(words) and words[0] == group
+            elif here and words and words[0].isdigit():
+                # pid, node id (address)
+                found.add(int(words[1]))
+        return found
+
+    def stop_serving(self, number=signal.SIGTERM):
+        """No daemon runs here from now on; returns its exit code."""
+        daemon, self.daemon = self.daemon, None
+        # A C daemon that waits for an answer does not hear a SIGTERM.
+        return daemon.stop(number, timeout=3 if self.side == "reference" else 30) if daemon else None
+
+    def records(self):
+        """The audit records of our daemon since it was started, oldest first."""
+        return [json.loads(line) for line in self.audit.read_text().splitlines()] if self.audit.exists() else []
+
+    # -- its power ----------------------------------------------------------------------------------------
+
+    def kill(self):
+        """Its power fails: corosync and daemon are gone at once. What becomes of its domains the test says."""
+        super().kill()
+        self.daemon = None
+
+    def power_on(self):
+        """It is back, with corosync and without a daemon."""
+        self.boot()
+        self.wait_up()
+
+
+class Hosts:
+    """The cluster, its hosts as attributes, and two guests."""
+
+    def __init__(self, directory, names=("h1", "h2", "h3")):
+        self.directory = pathlib.Path(directory)
+        self.net = net.Net()
+        self.guests = [self.net.node(name) for name in ("g1", "g2")]
+        self.key = programs.write_key(self.directory / "fence_xvm.key")
+        self.all = [Host(self, name, number) for number, name in enumerate(names, 1)]
+        self.__dict__.update({host.name: host for host in self.all})
+        corosync.join(self.all, token=TOKEN)
+        for host in self.all:
+            host.hypervisor.start()
+            host.boot()
+        self.wait_whole()
+
+    def wait_whole(self):
+        """Returns when every host's corosync sees all."""
+        for host in self.all:
+            host.wait_up(len(self.all))
+
+    def recover(self):
+        """All hosts up, whole and without daemons or domains, whatever a test did."""
+        for host in self.all:
+            host.stop_serving(signal.SIGKILL)
+            host.heal()
+            if not host.alive():
+                host.boot()
+            elif not host.members():
+                host.start_corosync()
+            host.hypervisor.recover()
+            for name in host.hypervisor.virsh("list", "--all", "--name").stdout.split():
+                host.hypervisor.virsh("destroy", name, check=False)
+                host.hypervisor.virsh("undefine", name, check=False)
+        self.wait_whole()
+
+    def domains(self, **names):
+        """Domains of each host, running: h1=["a", "b"]."""
+        for host, these in names.items():
+            for name in these:
+                self.__dict__[host].has(name)
+
+    def serve(self, **sides):
+        """Daemons: h1="ours"."""
+        for host, side in sides.items():
+            self.__dict__[host].serve(side, wait=False)
+        for host in sides:
+            self.__dict__[host].wait_joined()
+
+    def agent(self, host, action, target=None, *, guest=0, timeout=30, side=programs.SIDE, extra=()):
+        """An agent in the background that asks one host."""
+        args = ["-o", action, *(["-n", target] if target else []), "-k", self.key, "-t", timeout,
+                "-a", self.__dict__[host].group, *extra]
+        program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_xvm")
+        return programs.Agent(self.guests[guest], *args, program=program)
+
+    def ask(self, host, action, target=None, **options):
+        """Runs an agent that asks one host, to its end; returns its Result."""
+        return self.agent(host, action, target, **options).finish(options.get("timeout", 30) + 30)
+
+    def wait_status(self, host, target, code, **options):
+        """Returns when that host answers a status with that exit code."""
+        until(lambda: self.ask(host, "status", target, **options).rc == code, PATIENCE,
+              f"{host} says {code} of {target}\n" + self.logs())
+
+    def logs(self, lines=15):
+        """The ends of all daemons' logs, for messages of failed tests."""
+        return "\n".join(f"== {h.name} ({h.side})\n" + "\n".join(h.daemon.lines[-lines:]) for h in self.all if h.daemon)
+
+    def close(self):
+        """Ends everything."""
+        for host in self.all:
+            host.kill()
+            host.hypervisor.stop()
+        self.net.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def threads(pid):
+    """How many threads a process has."""
+    return len(os.listdir(f"/proc/{pid}/task"))
