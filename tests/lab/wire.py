@@ -42,6 +42,7 @@ _ENTRY = struct.Struct("<64s64sBB")
 _SERIAL = struct.Struct("<4sBB64sI")
 assert (_REQUEST.size, _ENTRY.size, _SERIAL.size) == (176, 130, 74)
 REQUEST_LEN, ENTRY_LEN, SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN, CHALLENGE_LEN = 176, 130, 74, 5, 64
+CPG_LEN = 156
 SERIAL_MAGIC = bytes.fromhex("61626261")  # 0x61626261, little-endian
 
 
@@ -197,6 +198,40 @@ class SerialRequest:
 def serial_response(code):
     """The 5 bytes of a serial response."""
     return SERIAL_MAGIC + bytes([code])
+
+
+@dataclasses.dataclass
+class CpgMessage:
+    """A message between hosts. `kind` 0 request, 1 reply: `name` is the target; 2 domain. What a kind has not is None."""
+
+    kind: int
+    sequence: int = 0
+    to: int = 0xffffffff
+    name: bytes = b""
+    uuid: bytes | None = None
+    owner: int | None = None
+    state: int | None = None
+    action: int | None = None
+    client: int | None = None
+    response: int | None = None
+
+    @classmethod
+    def parse(cls, message):
+        """From a message's bytes."""
+        kind, sequence, to, _ = struct.unpack_from("<IIII", message)
+        assert kind in (0, 1, 2) and len(message) == CPG_LEN, message.hex()
+        if kind == 2:
+            name, uuid, owner, state = struct.unpack_from("<64sx64sx2xIi", message, 16)
+            return cls(kind, sequence, to, name.split(b"\0")[0], uuid.split(b"\0")[0], owner, state)
+        name, action, client, response = struct.unpack_from("<128siIi", message, 16)
+        return cls(kind, sequence, to, name.split(b"\0")[0], action=action, client=client, response=response)
+
+    def build(self):
+        """The message's bytes."""
+        head = struct.pack("<IIII", self.kind, self.sequence, self.to, 0)
+        if self.kind == 2:
+            return head + struct.pack("<64sx64sx2xIi", self.name, self.uuid, self.owner, self.state)
+        return head + struct.pack("<128siIi", self.name, self.action, self.client or 0, self.response or 0)
 
 
 class Closed(Exception):

@@ -23,7 +23,9 @@ os.environ["SIDE"] = "reference"
 for _name in ("FENCE_VIRTD", "FENCE_XVM", "FENCE_VIRT"):
     os.environ.pop(_name, None)
 
-from lab import programs, testdriver, wire  # noqa: E402
+from cpg.hosts import GROUP, Hosts  # noqa: E402
+from lab import net, programs, testdriver, wire  # noqa: E402
+from lab.cpg_member import Member  # noqa: E402
 from lab.net import Net  # noqa: E402
 from lab.testdriver import CRASHED, PAUSED, SHUTOFF, Domain  # noqa: E402
 
@@ -59,6 +61,7 @@ def main():
             _write(out / "handshakes.txt", [*agent_handshakes(lab), *daemon_handshakes(lab), *proxied(lab)])
             _write(out / "host_lists.txt", host_lists(lab))
             _write(out / "serial.txt", [*serial_agent(lab), *serial_daemon(lab)])
+        _write(out / "cpg.txt", cpg_messages(scratch))
     finally:
         shutil.rmtree(scratch)
 
@@ -78,6 +81,62 @@ class Lab:
             self.scratch / f"{name}.conf", listener=listener, backend_options={"uri": uri},
             listener_options={"key_file": self.keys[key], **options})
         return programs.Daemon(self.host, config, ready=ready)
+
+
+# ---- between hosts ---------------------------------------------------------------------------------------------
+
+#: How many domains the three hosts have.
+DOMAINS = 9
+
+
+def cpg_messages(scratch):
+    """What a member that only listens hears of three hosts for each thing asked, each message once."""
+    (scratch / "hosts").mkdir()
+    with Hosts(scratch / "hosts") as hosts:
+        hosts.domains(h1=["vm1"], h2=["vm2", "n" * 63, "m" * 64, "l" * 70], h3=["vm3", "b\u00fcro"])
+        hosts.h3.has("vm4", start=False)
+        hosts.h3.has("vm5", paused=True)
+        hosts.serve(h1="reference", h2="reference", h3="reference")
+        with Member(hosts.h1, GROUP) as member:
+            # Whoever joins makes all tell their domains.
+            net.wait_until(lambda: len(_told(member.events)) == DOMAINS, 30)
+            shown = set()
+            for asked, action, target in (
+                    ("h1", "status", "vm1"), ("h1", "status", "vm3"), ("h2", "status", "vm4"), ("h1", "status", "vm5"),
+                    ("h1", "off", "vm3"), ("h2", "off", "vm3"), ("h2", "on", "vm3"), ("h2", "reboot", "vm3"),
+                    ("h1", "status", "n" * 63), ("h1", "off", "b\u00fcro"), ("h3", "status", "nobody"),
+                    ("h3", "off", "nobody"), ("h3", "on", "nobody")):
+                before = len(member.events)
+                result = hosts.ask(asked, action, target, side="reference")
+                # Some tell of their domains after the reply.
+                net.wait_until(lambda: len(_told(member.events[before:])) == DOMAINS, 30)
+                news = {event["message"]: event["node"] for event in member.events[before:]}
+                for message in sorted(news.keys() - shown, key=lambda m: (m[0], news[m], m[16:80])):
+                    shown.add(message)
+                    yield _cpg(f"{action}-{target.encode('ascii', 'replace').decode()}-from-{asked}", news[message],
+                               message, result.rc)
+
+
+def _told(events):
+    """The domains of which the events tell."""
+    return {event["message"][16:80] for event in events if event.get("message", b"")[:1] == b"\2"}
+
+
+def _cpg(case, node, message, rc):
+    fields = wire.CpgMessage.parse(message)
+    name = {0: "request", 1: "reply", 2: "domain"}[fields.kind]
+    shown = {"case": f"{case}-{name}", "node": node}
+    if name == "domain":
+        shown["case"] += f"-{fields.name.hex()}"
+        shown |= {"kind": name, "message": message.hex(), "name": fields.name.hex(), "uuid": fields.uuid.decode(),
+                  "owner": fields.owner, "state": fields.state}
+    else:
+        shown |= {"kind": name, "message": message.hex(), "sequence": fields.sequence, "to": fields.to,
+                  "action": fields.action, "target": fields.name.hex(), "client": fields.client,
+                  "response": fields.response}
+        if name == "reply":
+            assert fields.response == rc, f"{case}: the agent exits with {rc}"
+    return list(shown.items())
 
 
 # ---- requests --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def records(name):
 
 
 @pytest.mark.parametrize("name,count", [("requests.txt", 182), ("handshakes.txt", 91), ("host_lists.txt", 12),
-                                        ("serial.txt", 37), ("sealed.txt", 22)])
+                                        ("serial.txt", 37), ("sealed.txt", 22), ("cpg.txt", 37)])
 def test_every_case_is_there_once(name, count):
     cases = [r["case"] for r in records(name)]
     assert len(cases) == len(set(cases)) == count
@@ -84,3 +84,21 @@ def test_serial_frames():
             assert answer[4] == int(r["code"])
             body = 0 if int(r["code"]) != wire.LIST_FOLLOWS else wire.ENTRY_LEN * (int(r["entries"]) + 1) + 5
             assert len(answer) == 5 + body
+
+
+def test_messages_between_hosts():
+    for r in records("cpg.txt"):
+        message = bytes.fromhex(r["message"])
+        assert len(message) == wire.CPG_LEN, r["case"]
+        got = wire.CpgMessage.parse(message)
+        assert wire.CpgMessage.parse(got.build()) == got, r["case"]
+        if r["kind"] == "domain":
+            assert (got.kind, got.sequence, got.to) == (2, 0, 0xffffffff), r["case"]
+            assert (got.name.hex(), got.uuid.decode(), got.owner, got.state) == \
+                (r["name"], r["uuid"], int(r["owner"]), int(r["state"])), r["case"]
+            assert r["owner"] == r["node"], r["case"]
+        else:
+            assert got.kind == {"request": 0, "reply": 1}[r["kind"]], r["case"]
+            assert [got.sequence, got.to, got.action, got.client, got.response] == \
+                [int(r[field]) for field in ("sequence", "to", "action", "client", "response")], r["case"]
+            assert got.name.hex() == r["target"], r["case"]

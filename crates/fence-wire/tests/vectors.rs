@@ -8,10 +8,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use fence_wire::{
-    Action, CallBack, ClientAuth, ClientStream, HOST_LIST_END, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS,
-    HashType, HostAwaitChallenge, HostListEntry, HostListItem, HostStream, Key, Request, Response,
-    SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN, SentRequests, SerialRequest, SerialScanner, Target,
-    serial_response,
+    Action, CPG_EVERYBODY, CallBack, ClientAuth, ClientStream, CpgDomain, CpgMessage, CpgRequest,
+    HOST_LIST_END, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HashType, HostAwaitChallenge, HostListEntry,
+    HostListItem, HostStream, Key, Request, Response, SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN, SentRequests,
+    SerialRequest, SerialScanner, Target, serial_response,
 };
 
 struct Record(HashMap<String, String>);
@@ -240,5 +240,47 @@ fn serial_frames_of_the_reference_are_read_and_written_to_the_byte() {
             let code = if list { HOST_LIST_FOLLOWS } else { record.number("code") };
             assert_eq!(found[0][4], code, "{case}");
         }
+    }
+}
+
+#[test]
+fn messages_between_hosts_are_read_and_written_to_the_byte() {
+    let records = records("cpg.txt");
+    for record in &records {
+        let case = record.text("case");
+        let message = record.bytes("message");
+        let request = || CpgRequest {
+            action: Action::try_from(record.number::<u8>("action")).ok(),
+            target: record.utf8("target"),
+            client_sequence: record.number("client"),
+        };
+        let sequence = || record.number("sequence");
+        let expected = match record.text("kind") {
+            "request" => {
+                assert_eq!(record.number::<u32>("to"), CPG_EVERYBODY, "{case}");
+                CpgMessage::Request { sequence: sequence(), request: request() }
+            }
+            "reply" => CpgMessage::Reply {
+                to: record.number("to"),
+                sequence: sequence(),
+                request: request(),
+                response: Response::from_number(record.number("response")).unwrap(),
+            },
+            _ => CpgMessage::Domain(CpgDomain {
+                name: record.utf8("name"),
+                uuid: record.text("uuid").to_owned(),
+                owner: record.number("owner"),
+                state: record.number("state"),
+            }),
+        };
+        assert_eq!(CpgMessage::decode(&message), Ok(expected.clone()), "{case}");
+        // Pads, and the last byte of a name and of a UUID, are whatever the C daemon had in its memory.
+        let pads = |it: usize| {
+            (12..16).contains(&it) || (record.text("kind") == "domain" && matches!(it, 80 | 145..148))
+        };
+        let told = |bytes: &[u8]| -> Vec<u8> {
+            bytes.iter().enumerate().map(|(at, it)| if pads(at) { 0 } else { *it }).collect()
+        };
+        assert_eq!(expected.encode().unwrap().to_vec(), told(&message), "{case}");
     }
 }
