@@ -11,6 +11,9 @@ mod arbiter;
 mod audit;
 mod backend;
 mod check;
+#[cfg(feature = "cpg")]
+#[allow(dead_code, reason = "until there is a backend that uses all of it")]
+mod cluster;
 mod configure;
 mod conversation;
 mod daemonise;
