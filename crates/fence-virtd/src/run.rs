@@ -170,7 +170,7 @@ async fn until_told(
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let backend = backend(config, &known, wait).await?;
-        let service = Service::new(backend, audit, replays);
+        let service = Service::new(backend, audit, replays, None);
         let inventories = inventories(config, &known);
         let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
         let running: Vec<_> = running.collect();

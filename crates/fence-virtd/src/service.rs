@@ -25,7 +25,7 @@ use crate::keys::KeyProof;
 use crate::locks::lock;
 use crate::metrics::Metrics;
 use crate::replay::Replays;
-use crate::turns::{Running, Told, Turn, Turns};
+use crate::turns::{Claims, Running, Told, Turn, Turns};
 
 /// How long a client can be waiting for its answer: the agents' default time-out, counted from arrival.
 pub(crate) const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -50,6 +50,8 @@ pub(crate) struct Service {
     pub(crate) metrics: Metrics,
     replays: Replays,
     turns: Arc<Turns>,
+    /// Other hosts, where they have a say.
+    claims: Option<Arc<dyn Claims>>,
     lost_answers: Mutex<Vec<LostAnswer>>,
     audit: Audit,
     challenges: Mutex<HashSet<Challenge>>,
@@ -230,9 +232,15 @@ impl From<ActError> for Outcome {
 }
 
 impl Service {
-    pub(crate) fn new(backend: Arc<dyn Backend>, audit: Audit, replays: Replays) -> Arc<Self> {
+    pub(crate) fn new(
+        backend: Arc<dyn Backend>,
+        audit: Audit,
+        replays: Replays,
+        claims: Option<Arc<dyn Claims>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             backend,
+            claims,
             audit,
             drops: Drops::default(),
             metrics: Metrics::default(),
@@ -323,29 +331,45 @@ impl Service {
             arrived: job.arrived,
             deadline: lease.until(),
         };
-        let mut waiting = match self.turns.submit(request) {
+        let mut waiting = match self.turns.submit(request.clone()) {
             Ok(waiting) => waiting,
             Err(why) => return Go::Never(why),
         };
         if let Some(leader) = waiting.joined {
             debug!(id = job.id, leader, "joins the same work");
         }
-        tokio::select! {
+        let turn = tokio::select! {
             biased;
-            turn = waiting.turn() => match turn {
-                Turn::Run(running) => Go::Run(running),
-                Turn::Told(told) => Go::Told(told),
-                Turn::Never(why) => Go::Never(why),
-            },
-            end = lease.ended() => {
-                let why = match end {
-                    LeaseEnd::HungUp => Why::HungUp,
-                    LeaseEnd::Superseded => Why::Superseded,
-                };
+            turn = waiting.turn() => turn,
+            why = nobody_waits(lease) => {
                 waiting.withdraw(why);
-                Go::Never(why)
+                return Go::Never(why);
             }
+        };
+        let turn = match (turn, &self.claims) {
+            (Turn::Run(running), Some(claims)) if request.work != Work::Look => {
+                tokio::select! {
+                    biased;
+                    turn = running.claimed(&**claims, &request) => turn,
+                    why = nobody_waits(lease) => Turn::Never(why),
+                    () = tokio::time::sleep_until(request.deadline.into()) => {
+                        Turn::Never(Why::DeadlinePassed)
+                    }
+                }
+            }
+            (turn, _) => turn,
+        };
+        match turn {
+            Turn::Run(running) => Go::Run(running),
+            Turn::Told(told) => Go::Told(told),
+            Turn::Never(why) => Go::Never(why),
         }
+    }
+
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    /// Another host saw this domain off just now.
+    pub(crate) fn victim(&self, uuid: &str) {
+        self.turns.victim(uuid);
     }
 
     /// Carries the request out. The peer has proved itself; `lease` ends when it hangs up.
@@ -357,6 +381,9 @@ impl Service {
         running: &Running,
         lease: &Lease,
     ) -> Outcome {
+        if let Err(why) = running.proved() {
+            return Outcome { lapsed: true, ..Outcome::because(Response::Failure, why) };
+        }
         match resolved {
             Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
             Resolved::Run(None) => self.without_domain(job).await,
@@ -402,7 +429,7 @@ impl Service {
         let (Action::Reboot, Response::Success, Some(domain)) = (job.action, response, domain) else {
             return;
         };
-        let told = Told { response, reason: outcome.reason.clone(), by: job.id };
+        let told = Told { response, reason: outcome.reason.clone(), by: job.id.to_string() };
         let lost = LostAnswer {
             when: Instant::now(),
             identity: job.identity.clone(),
@@ -560,6 +587,14 @@ impl Service {
                 Outcome::because(Response::Success, format!("fenced, but not started again: {error}"))
             }
         })
+    }
+}
+
+/// Returns when nobody waits for the request any more.
+async fn nobody_waits(lease: &Lease) -> Why {
+    match lease.ended().await {
+        LeaseEnd::HungUp => Why::HungUp,
+        LeaseEnd::Superseded => Why::Superseded,
     }
 }
 

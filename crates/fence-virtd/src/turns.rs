@@ -5,14 +5,17 @@
 //! arithmetic, never across a wait.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use fence_wire::Response;
 use tokio::sync::{Notify, oneshot};
 
 use crate::arbiter::{Arbiter, Decision, Request, Verdict, Why};
-use crate::locks::lock;
+use crate::locks::{Mutex, MutexGuard, lock};
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -44,8 +47,8 @@ pub(crate) enum Turn {
 pub(crate) struct Told {
     pub(crate) response: Response,
     pub(crate) reason: Option<String>,
-    /// The number of the request that ran.
-    pub(crate) by: u64,
+    /// The request that ran: its number, and its host where that is another one.
+    pub(crate) by: String,
 }
 
 /// A request that waits for its turn. Dropping it withdraws the request.
@@ -64,7 +67,39 @@ pub(crate) struct Waiting {
 pub(crate) struct Running {
     turns: Arc<Turns>,
     id: u64,
+    claim: Option<Box<dyn Claim>>,
     over: bool,
+}
+
+/// What other hosts have a say in: whether a request that has its turn among those of this host may run.
+pub(crate) trait Claims: Send + Sync {
+    /// Waits until it may, or must not. Dropping the future withdraws the claim. It knows no deadline: who waits does.
+    fn claim<'a>(&'a self, request: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>>;
+}
+
+#[allow(dead_code, reason = "for backends that know other hosts")]
+/// What becomes of a claim.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    /// It may run; the value is to be told how far it is.
+    Run(Box<dyn Claim>),
+    /// Another host did the same work.
+    Told(Told),
+    /// It does not run.
+    Never(Why),
+}
+
+/// A claim in flight. Dropping it without [`Claim::finished`] says that nothing was done.
+pub(crate) trait Claim: fmt::Debug + Send + Sync {
+    /// The client has proved itself, and the work is about to begin. It must not where this says why not: what was
+    /// decided holds no more.
+    fn proved(&self) -> Result<(), Why>;
+
+    /// A look after the action showed the target off.
+    fn seen_off(&self);
+
+    /// The work is over, and nothing of it can take effect any more.
+    fn finished(self: Box<Self>, response: Response, reason: Option<&str>);
 }
 
 impl Turns {
@@ -87,6 +122,12 @@ impl Turns {
         drop(state);
         self.changed.notify_one();
         Ok(Waiting { turns: Arc::clone(self), id, turn, joined, over: false })
+    }
+
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    /// Another host saw this domain off just now: what came from it before does not run.
+    pub(crate) fn victim(self: &Arc<Self>, uuid: &str) {
+        self.report(None, |it| it.victim(Instant::now(), uuid));
     }
 
     /// How many requests are in flight, and how many wait.
@@ -147,7 +188,7 @@ impl Turns {
     }
 
     fn running(self: &Arc<Self>, id: u64) -> Running {
-        Running { turns: Arc::clone(self), id, over: false }
+        Running { turns: Arc::clone(self), id, claim: None, over: false }
     }
 
     /// Comes back when nobody keeps the turns locked.
@@ -199,15 +240,45 @@ impl Drop for Waiting {
 }
 
 impl Running {
+    /// It waits until other hosts have no objection either. Their answer may be that it is over.
+    ///
+    /// Cancelled, it ends, and nothing was done.
+    pub(crate) async fn claimed(mut self, claims: &dyn Claims, request: &Request) -> Turn {
+        match claims.claim(request).await {
+            Claimed::Run(claim) => {
+                self.claim = Some(claim);
+                Turn::Run(self)
+            }
+            Claimed::Told(told) => {
+                // Those of this host that joined it are told the same.
+                self.finished(told.response, told.reason.clone());
+                Turn::Told(told)
+            }
+            Claimed::Never(why) => Turn::Never(why),
+        }
+    }
+
+    /// The client has proved itself, and the work is about to begin; not so if this says why.
+    pub(crate) fn proved(&self) -> Result<(), Why> {
+        self.claim.as_ref().map_or(Ok(()), |it| it.proved())
+    }
+
     /// A look after the action showed the target off.
     pub(crate) fn seen_off(&self) {
+        // Other hosts first: it takes longer.
+        if let Some(claim) = &self.claim {
+            claim.seen_off();
+        }
         self.turns.report(None, |it| it.seen_off(Instant::now(), self.id));
     }
 
     /// The work is over, and nothing of it can take effect any more.
     pub(crate) fn finished(mut self, response: Response, reason: Option<String>) {
         self.over = true;
-        let told = Told { response, reason, by: self.id };
+        if let Some(claim) = self.claim.take() {
+            claim.finished(response, reason.as_deref());
+        }
+        let told = Told { response, reason, by: self.id.to_string() };
         self.turns.report(Some(&told), |it| it.finished(Instant::now(), self.id));
     }
 }
@@ -275,7 +346,142 @@ mod tests {
         running.seen_off();
         running.finished(Response::Failure, Some("why".into()));
         let Turn::Told(told) = second.turn().await else { panic!("not told") };
-        assert_eq!(told, Told { response: Response::Failure, reason: Some("why".into()), by: 1 });
+        assert_eq!(told, Told { response: Response::Failure, reason: Some("why".into()), by: "1".into() });
+    }
+
+    /// Other hosts, whose answers are given by hand, and what they are told.
+    #[derive(Default)]
+    struct OtherHosts {
+        asked: Mutex<Vec<oneshot::Sender<Claimed>>>,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Claims for OtherHosts {
+        fn claim<'a>(&'a self, _: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+            let (answer, answered) = oneshot::channel();
+            lock(&self.asked).push(answer);
+            Box::pin(async move { answered.await.unwrap() })
+        }
+    }
+
+    impl OtherHosts {
+        fn yes(&self) -> Claimed {
+            Claimed::Run(Box::new(Granted(Arc::clone(&self.told))))
+        }
+
+        fn told(&self) -> Vec<String> {
+            lock(&self.told).clone()
+        }
+    }
+
+    #[derive(Debug)]
+    struct Granted(Arc<Mutex<Vec<String>>>);
+
+    impl Claim for Granted {
+        fn proved(&self) -> Result<(), Why> {
+            Err(Why::TurnLost)
+        }
+
+        fn seen_off(&self) {
+            lock(&self.0).push("seen off".into());
+        }
+
+        fn finished(self: Box<Self>, response: Response, reason: Option<&str>) {
+            lock(&self.0).push(format!("{response} {reason:?}"));
+        }
+    }
+
+    impl Drop for Granted {
+        fn drop(&mut self) {
+            lock(&self.0).push("dropped".into());
+        }
+    }
+
+    #[tokio::test]
+    async fn other_hosts_are_told_what_this_one_is() {
+        let (turns, hosts) = (Arc::new(Turns::default()), OtherHosts::default());
+        let request = off(1, "b", "a");
+        let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+            panic!("not run")
+        };
+        assert_eq!(running.proved(), Ok(()));
+        let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
+            lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
+        });
+        let Turn::Run(running) = turn else { panic!("not run") };
+        assert_eq!(running.proved(), Err(Why::TurnLost));
+        running.seen_off();
+        running.finished(Response::Failure, Some("why".into()));
+        assert_eq!(hosts.told(), ["seen off", "failure Some(\"why\")", "dropped"]);
+    }
+
+    #[tokio::test]
+    async fn what_another_host_did_is_told_to_all_that_joined_here() {
+        let (turns, hosts) = (Arc::new(Turns::default()), OtherHosts::default());
+        let request = off(1, "b", "a");
+        let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+            panic!("not run")
+        };
+        let mut second = turns.submit(off(2, "b", "c")).unwrap();
+        let theirs = Told { response: Response::Success, reason: None, by: "7 of node 2".into() };
+        let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
+            lock(&hosts.asked).remove(0).send(Claimed::Told(theirs.clone())).unwrap();
+        });
+        assert!(matches!(turn, Turn::Told(told) if told == theirs));
+        let Turn::Told(told) = second.turn().await else { panic!("not told") };
+        assert_eq!((told.response, told.by.as_str()), (Response::Success, "1"));
+    }
+
+    #[tokio::test]
+    async fn without_other_hosts_leave_the_next_goes_on() {
+        let (turns, hosts) = (Arc::new(Turns::default()), OtherHosts::default());
+        let request = off(1, "b", "a");
+        let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+            panic!("not run")
+        };
+        let mut second = turns.submit(off(2, "b", "c")).unwrap();
+        let mut third = turns.submit(off(3, "b", "c")).unwrap();
+        let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
+            lock(&hosts.asked).remove(0).send(Claimed::Never(Why::SourceFenced)).unwrap();
+        });
+        assert!(matches!(turn, Turn::Never(Why::SourceFenced)));
+        let Turn::Run(running) = second.turn().await else { panic!("not run") };
+        // Its client hangs up while other hosts are asked.
+        let request = off(2, "b", "c");
+        {
+            let mut claimed = std::pin::pin!(running.claimed(&hosts, &request));
+            assert!(at_once(claimed.as_mut()).await.is_none());
+        }
+        assert!(matches!(third.turn().await, Turn::Run(_)));
+    }
+
+    /// What the future gives at once.
+    async fn at_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        std::future::poll_fn(|context| {
+            std::task::Poll::Ready(match future.as_mut().poll(context) {
+                std::task::Poll::Ready(it) => Some(it),
+                std::task::Poll::Pending => None,
+            })
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_victim_of_another_host_asks_no_more() {
+        let turns = Arc::new(Turns::default());
+        let mut first = turns.submit(off(1, "b", "a")).unwrap();
+        let mut second = turns.submit(off(2, "b", "c")).unwrap();
+        let mut third = turns.submit(request(3, Work::On("b".into()), "c")).unwrap();
+        let late = off(4, "d", "c");
+        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        turns.victim("c");
+        assert!(matches!(second.turn().await, Turn::Never(Why::SourceFenced)));
+        assert!(matches!(third.turn().await, Turn::Never(Why::SourceFenced)));
+        assert_eq!(turns.submit(late).unwrap_err(), Why::SourceFenced);
+        drop(running);
+        // It was started again, and asks anew.
+        let mut anew = turns.submit(off(5, "b", "c")).unwrap();
+        assert!(matches!(anew.turn().await, Turn::Run(_)));
     }
 
     #[tokio::test]

@@ -137,6 +137,7 @@ pub(crate) enum Decision {
 }
 
 /// Why a request never ran.
+#[allow(dead_code, reason = "for backends that know other hosts")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Why {
     /// Its source is down: nobody asks any more.
@@ -157,6 +158,12 @@ pub(crate) enum Why {
     /// See [`TARGET_LIMIT`].
     #[error("queue full: {TARGET_LIMIT} requests for this domain are under way")]
     TargetQueueFull,
+    /// Other hosts have a say, and can't be heard.
+    #[error("the hosts lost each other while it waited for what another host has in flight; ask again")]
+    HostsApart,
+    /// The same, between its turn and its proof.
+    #[error("the hosts lost each other before the client had proved itself; ask again")]
+    TurnLost,
 }
 
 /// The requests that are not over. See the module's head.
@@ -210,9 +217,17 @@ impl Arbiter {
         }
         entry.state = State::SeenOff;
         if let Some(victim) = entry.request.work.target().map(str::to_owned) {
-            self.drop_all(|it| it.is_from(&victim), Why::SourceFenced, &mut decisions);
-            self.remember(now, victim);
+            self.took_down(now, victim, &mut decisions);
         }
+        self.go_on(now, &mut decisions);
+        decisions
+    }
+
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    /// A domain was seen off, and not by a request that was submitted here. Drops what came from it.
+    pub(crate) fn victim(&mut self, now: Instant, victim: &str) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        self.took_down(now, victim.to_owned(), &mut decisions);
         self.go_on(now, &mut decisions);
         decisions
     }
@@ -328,6 +343,11 @@ impl Arbiter {
             it.state = heir.map_or(State::Waiting, State::Joined);
             heir.get_or_insert(it.request.id);
         }
+    }
+
+    fn took_down(&mut self, now: Instant, victim: String, decisions: &mut Vec<Decision>) {
+        self.drop_all(|it| it.is_from(&victim), Why::SourceFenced, decisions);
+        self.remember(now, victim);
     }
 
     fn remember(&mut self, now: Instant, victim: String) {
