@@ -3,24 +3,17 @@
 //! of its own (`node.sh`). `cargo test -p corosync-cpg --test real_corosync -- --ignored`
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
-use std::collections::VecDeque;
-use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsFd;
-use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use corosync_cpg::{ErrorKind, Event, Group, Member, Node, NodeList, Reason, Sent};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, setresgid, setresuid};
+use node::{CONFIG, Corosync, Peer, join, on_a_node, wait_readable};
 
-/// Whatever must happen happens within this time, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
+mod node;
 
 #[test]
 #[ignore = "needs root and corosync"]
@@ -83,7 +76,7 @@ fn two_groups_and_two_members() {
         let _corosync = Corosync::start();
         let (mut one, mut two) = (join("one"), join("two"));
         let me = one.group.me();
-        let mut peer = Peer::start("two");
+        let mut peer = Peer::start("peer", "two");
         let other = peer.member();
         let joined = two.until(|it| matches!(it, Event::Change { members, .. } if members.len() == 2));
         let Event::Change { members, left, joined } = joined else { panic!() };
@@ -107,7 +100,7 @@ fn two_groups_and_two_members() {
         // Who leaves, and who dies.
         peer.tell("leave");
         assert_eq!(two.left(), [(other, Reason::Leave)]);
-        let mut peer = Peer::start("two");
+        let mut peer = Peer::start("peer", "two");
         let other = peer.member();
         peer.child.kill().unwrap();
         peer.child.wait().unwrap();
@@ -220,237 +213,11 @@ fn the_node_list_and_its_changes() {
     });
 }
 
-/// Not a test: a member in a process of its own, which a test talks to.
+/// Not a test: the process that others start.
 #[test]
 #[ignore = "a part of other tests"]
 fn peer() {
-    let Ok(name) = env::var("PEER_GROUP") else { return };
-    let mut one = join(&name);
-    println!("joined as {}", one.group.me().pid);
-    let (lines, told) = mpsc::channel();
-    thread::spawn(move || std::io::stdin().lines().try_for_each(|it| lines.send(it.unwrap())));
-    loop {
-        one.take();
-        for event in one.waiting.drain(..) {
-            if let Event::Message { data, .. } = event {
-                println!("message {}", String::from_utf8(data).unwrap());
-            }
-        }
-        match told.recv_timeout(Duration::from_millis(2)) {
-            Ok(line) => match line.strip_prefix("send ") {
-                Some(text) => one.send(text.as_bytes()),
-                None => return one.group.leave(),
-            },
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-    }
-}
-
-struct Peer {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(group: &str) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "peer", "--ignored", "--nocapture"])
-            .env("PEER_GROUP", group)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        Self { child, input, output }
-    }
-
-    /// Who it is, as soon as it has joined. Once only.
-    fn member(&mut self) -> Member {
-        Member { node: 1, pid: self.hear("joined as ").parse().unwrap() }
-    }
-
-    fn tell(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
-    }
-
-    /// What follows this beginning in the next line that has it.
-    fn hear(&mut self, beginning: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "the peer ended");
-            // The test harness writes before it in the same line.
-            if let Some((_, text)) = line.trim_end().split_once(beginning) {
-                return text.to_owned();
-            }
-        }
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-struct Corosync(Option<Child>);
-
-impl Corosync {
-    /// Starts it and waits until it takes members.
-    fn start() -> Self {
-        fs::write("/etc/corosync/corosync.conf", CONFIG).unwrap();
-        let child = Command::new("corosync").arg("-f").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        let mut corosync = Self(Some(child.unwrap()));
-        let deadline = Instant::now() + PATIENCE;
-        while NodeList::open().is_err() {
-            let ended = corosync.0.as_mut().unwrap().try_wait().unwrap();
-            assert_eq!(ended, None, "corosync ended");
-            assert!(Instant::now() < deadline, "corosync does not come up");
-            thread::sleep(Duration::from_millis(20));
-        }
-        corosync
-    }
-
-    fn signal(&self, signal: Signal) {
-        let id = self.0.as_ref().unwrap().id();
-        kill(Pid::from_raw(id.cast_signed()), signal).unwrap();
-    }
-
-    fn end(mut self, signal: Signal) {
-        self.signal(signal);
-        self.0.take().unwrap().wait().unwrap();
-    }
-}
-
-impl Drop for Corosync {
-    fn drop(&mut self) {
-        if let Some(mut it) = self.0.take() {
-            let _ = it.kill();
-            let _ = it.wait();
-        }
-    }
-}
-
-/// One of three nodes is there. No realtime priority: the tests share a machine.
-const CONFIG: &str = "
-system {
-    sched_rr: no
-    move_to_root_cgroup: no
-}
-totem {
-    version: 2
-    cluster_name: test
-    transport: udpu
-    token: 10000
-}
-logging {
-    to_stderr: yes
-    to_syslog: no
-}
-nodelist {
-    node {
-        nodeid: 5
-        ring0_addr: elsewhere
-    }
-    node {
-        nodeid: 1
-        name: alpha
-        ring0_addr: 127.0.0.1
-    }
-    node {
-        nodeid: 9
-        ring0_addr: 127.0.0.3
-    }
-}
-";
-
-/// Runs the test in a process of its own, on a node of its own.
-fn on_a_node(name: &str, test: impl FnOnce()) {
-    if env::var_os("NODE_INSIDE").is_some() {
-        return test();
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node.sh");
-    let done = Command::new(script)
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success() && said.contains("1 passed"), "{said}");
-    println!("{said}");
-}
-
-/// A group, and what was taken out of it and not looked at yet.
-struct Seat {
-    group: Group,
-    waiting: VecDeque<Event>,
-}
-
-fn join(name: &str) -> Seat {
-    Seat { group: Group::join(name).unwrap(), waiting: VecDeque::new() }
-}
-
-impl Seat {
-    /// The next event, whatever it is.
-    fn next(&mut self) -> Event {
-        loop {
-            if let Some(event) = self.waiting.pop_front() {
-                return event;
-            }
-            wait_readable(&self.group);
-            self.take();
-        }
-    }
-
-    /// Takes what is there.
-    fn take(&mut self) {
-        self.waiting.extend(self.group.dispatch().unwrap());
-    }
-
-    /// The next event for which this holds; those before it are passed over.
-    fn until(&mut self, condition: impl Fn(&Event) -> bool) -> Event {
-        loop {
-            let event = self.next();
-            if condition(&event) {
-                return event;
-            }
-        }
-    }
-
-    /// The next so many messages, as text.
-    fn messages(&mut self, count: usize) -> Vec<String> {
-        let is_message = |it: &Event| matches!(it, Event::Message { .. });
-        (0..count)
-            .map(|_| match self.until(is_message) {
-                Event::Message { data, .. } => String::from_utf8(data).unwrap(),
-                other => panic!("{other:?}"),
-            })
-            .collect()
-    }
-
-    /// Who left next.
-    fn left(&mut self) -> Vec<(Member, Reason)> {
-        match self.until(|it| matches!(it, Event::Change { left, .. } if !left.is_empty())) {
-            Event::Change { left, .. } => left,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn send(&self, data: &[u8]) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.group.send(data).unwrap() == Sent::Later {
-            assert!(Instant::now() < deadline, "corosync takes nothing");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn wait_readable(it: &impl AsFd) {
-    let patience = PollTimeout::try_from(PATIENCE).unwrap();
-    let mut polled = [PollFd::new(it.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut polled, patience), Ok(1), "nothing came");
+    node::be_a_peer();
 }
 
 /// A message that knows its number.

@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! This daemon's membership of one group of corosync, for ever: joined again whenever corosync comes back.
+//!
+//! A thread of its own owns the [`Group`], because joining and leaving wait for corosync, without limit where corosync is
+//! stopped. [`Link`] hands it messages, [`Events`] what it has heard, in corosync's order. Between the two nothing is
+//! known of what a message says.
+//!
+//! Corosync that runs and delivers nothing is as good as gone: when what was sent does not come back for [`SILENCE`], the
+//! link is lost too.
+//!
+//! It must never wait for a lock, or hold one, while corosync is asked for anything; and never keep a message for a later
+//! membership than the one that its sender knew.
+
+use std::collections::VecDeque;
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use corosync_cpg::{Error, ErrorKind, Event, Group, Member, Node, NodeList, Reason, Sent};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+#[cfg(test)]
+mod tests;
+
+/// How long what was sent may stay out. More than corosync takes to agree on who is left (token and consensus).
+const SILENCE: Duration = Duration::from_secs(20);
+/// Between two tries to join.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two tries to send, while corosync has no room: at first, and at most.
+const ROOM: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// What is still to be sent at the daemon's end gets half of this, and leaving the other half.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Messages, and their bytes, that wait for corosync. More means that corosync does not keep up: the link is lost.
+const WAITING: (usize, usize) = (8192, 16 << 20);
+/// Messages that are sent before the thread looks at what came.
+const BATCH: usize = 64;
+/// Events that wait for the daemon. Then corosync waits.
+const EVENTS: usize = 64;
+/// libcpg puts a message of 1 MiB on the stack.
+const STACK: usize = 4 << 20;
+
+/// What happens in the group. `Joined` and `Lost` alternate; either may be the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LinkEvent {
+    /// This daemon is in the group, and can send. Who else is there comes next, by itself.
+    Joined {
+        /// Who this daemon is to the others.
+        me: Member,
+        /// The nodes that corosync.conf names; none where that can't be told.
+        nodes: Option<Vec<Node>>,
+    },
+    /// The nodes that corosync.conf names are others now.
+    NodeList { nodes: Option<Vec<Node>> },
+    /// The nodes that corosync hears from now on, whatever runs on them.
+    Ring { nodes: Vec<u32> },
+    /// A member sent this; one's own messages come too.
+    Message { from: Member, data: Vec<u8> },
+    /// Members came or went.
+    Change { members: Vec<Member>, left: Vec<(Member, Reason)>, joined: Vec<(Member, Reason)> },
+    /// The group is out of reach, for this reason. Nobody knows what became of messages that did not come back.
+    Lost(String),
+}
+
+/// A message is not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unsent {
+    /// The link is lost: [`LinkEvent::Lost`] was the last to say so, or is on its way.
+    #[error("corosync is out of reach")]
+    Gone,
+    /// More bytes than corosync takes.
+    #[error("a message of {0} bytes is too long for corosync")]
+    TooLong(usize),
+}
+
+/// The way into the group. Clones are the same link.
+#[derive(Clone)]
+pub(crate) struct Link {
+    shared: Arc<Shared>,
+    ended: watch::Receiver<()>,
+}
+
+/// What is heard in the group. Dropping it ends the link.
+pub(crate) struct Events {
+    shared: Arc<Shared>,
+    events: mpsc::Receiver<(u64, LinkEvent)>,
+}
+
+impl Link {
+    /// Joins the group of this name, as soon as corosync lets us.
+    ///
+    /// # Errors
+    /// There is no thread or pipe to be had.
+    pub(crate) fn start(group: &str) -> io::Result<(Self, Events)> {
+        Self::start_with(group, SILENCE)
+    }
+
+    fn start_with(group: &str, silence: Duration) -> io::Result<(Self, Events)> {
+        let (rung, bell) = io::pipe()?;
+        let shared = Arc::new(Shared { state: Mutex::default(), bell });
+        let (sender, events) = mpsc::channel(EVENTS);
+        let (alive, ended) = watch::channel(());
+        let mut thread = Thread {
+            name: group.to_owned(),
+            shared: Arc::clone(&shared),
+            rung,
+            events: sender,
+            number: 0,
+            lost: None,
+            silence,
+            alive: Some(alive),
+        };
+        thread::Builder::new()
+            .name("corosync".to_owned())
+            .stack_size(STACK)
+            .spawn(move || thread.keep_joined())?;
+        Ok((Self { shared: Arc::clone(&shared), ended }, Events { shared, events }))
+    }
+
+    /// Sends a message to all members, this one too, after those that were sent before. It belongs to the membership
+    /// that [`Events::next`] told of last, and is sent in no other.
+    ///
+    /// # Errors
+    /// [`Unsent::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be lost then.
+    pub(crate) fn send(&self, data: Vec<u8>) -> Result<(), Unsent> {
+        self.shared.state().put(data)?;
+        self.shared.ring();
+        Ok(())
+    }
+
+    /// Leaves the group after what is still to be sent, and returns when that is done or took too long.
+    pub(crate) async fn leave(&self) {
+        self.shared.leave();
+        let mut ended = self.ended.clone();
+        // Nothing is ever sent there; it closes when the thread ends.
+        let _ = tokio::time::timeout(LAST_WORDS, ended.changed()).await;
+    }
+}
+
+impl Events {
+    /// The next event; none when the link was left. May be cancelled.
+    pub(crate) async fn next(&mut self) -> Option<LinkEvent> {
+        let (number, event) = self.events.recv().await?;
+        match event {
+            LinkEvent::Joined { .. } => self.shared.state().known = Some(number),
+            LinkEvent::Lost(_) => self.shared.state().known = None,
+            _ => {}
+        }
+        Some(event)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.shared.leave();
+    }
+}
+
+/// What both ends of a link see. The lock is held for a moment, and never while corosync is asked for anything.
+struct Shared {
+    state: Mutex<State>,
+    bell: PipeWriter,
+}
+
+#[derive(Default)]
+struct State {
+    /// The membership that the daemon was told of last, until it is told of its end.
+    known: Option<u64>,
+    /// What is to be sent, each in one membership.
+    waiting: VecDeque<(u64, Vec<u8>)>,
+    bytes: usize,
+    /// There was no more room in `waiting`.
+    is_full: bool,
+    /// The longest message that corosync takes.
+    longest: usize,
+    leaving: bool,
+    /// There is a byte in the pipe.
+    rung: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave(&self) {
+        self.state().leaving = true;
+        self.ring();
+    }
+
+    /// Wakes the thread. Never waits: the pipe holds more than the two bytes that may be in it.
+    fn ring(&self) {
+        let was_rung = mem::replace(&mut self.state().rung, true);
+        if !was_rung {
+            let _ = (&self.bell).write_all(&[0]);
+        }
+    }
+}
+
+impl State {
+    fn put(&mut self, data: Vec<u8>) -> Result<(), Unsent> {
+        let number = self.known.ok_or(Unsent::Gone)?;
+        if data.len() > self.longest {
+            return Err(Unsent::TooLong(data.len()));
+        }
+        if self.waiting.len() >= WAITING.0 || self.bytes + data.len() > WAITING.1 {
+            // The thread finds nothing for this membership any more, and ends it.
+            (self.known, self.is_full) = (None, true);
+            return Err(Unsent::Gone);
+        }
+        self.bytes += data.len();
+        self.waiting.push_back((number, data));
+        Ok(())
+    }
+
+    /// Whether there was no more room, and whether the daemon wants to leave.
+    fn told(&self) -> (bool, bool) {
+        (self.is_full, self.leaving)
+    }
+
+    /// Nothing of a membership that is over is kept.
+    fn forget(&mut self) {
+        self.waiting.clear();
+        (self.bytes, self.is_full) = (0, false);
+    }
+
+    /// The next message of this membership. What was meant for one before is forgotten.
+    fn take(&mut self, membership: u64) -> Option<Vec<u8>> {
+        while let Some((number, data)) = self.waiting.pop_front() {
+            self.bytes -= data.len();
+            if number == membership {
+                return Some(data);
+            }
+        }
+        None
+    }
+}
+
+/// What the thread has.
+struct Thread {
+    name: String,
+    shared: Arc<Shared>,
+    rung: PipeReader,
+    events: mpsc::Sender<(u64, LinkEvent)>,
+    /// How often the group was joined.
+    number: u64,
+    /// Why it is lost, while it is and the daemon knows.
+    lost: Option<String>,
+    silence: Duration,
+    /// There until the thread has nothing more to do.
+    alive: Option<watch::Sender<()>>,
+}
+
+/// How a membership ended.
+enum End {
+    /// The daemon wants no more of it.
+    Left,
+    /// Corosync is gone, or never was there.
+    Lost(Error),
+    /// More is to be sent than corosync takes.
+    Full,
+    /// Corosync runs, and delivers nothing.
+    Silent(Corosync),
+}
+
+/// What is open to corosync.
+struct Corosync {
+    group: Group,
+    list: NodeList,
+}
+
+/// What was given to corosync, or can't be given to it, in one membership.
+#[derive(Default)]
+struct Sending {
+    /// Next to be sent; corosync had no room for it.
+    pending: Option<Vec<u8>>,
+    /// How long to wait before it is tried again.
+    pause: Duration,
+    /// Taken by corosync and not come back.
+    out: usize,
+    /// Since when something is pending or out and nothing came.
+    since: Option<Instant>,
+}
+
+impl Thread {
+    fn keep_joined(&mut self) {
+        loop {
+            let reason = match self.join_and_take_part() {
+                Ok(End::Left) => return,
+                Ok(End::Lost(error)) | Err(error) => explained(&error),
+                Ok(End::Full) => "corosync takes less than there is to send".to_owned(),
+                Ok(End::Silent(corosync)) => {
+                    let reason = format!("corosync runs, but delivered nothing for {:?}", self.silence);
+                    self.say_lost(reason.clone());
+                    if !self.wait_for_corosync(&corosync.group) {
+                        // Nobody waits for this thread, which now waits for corosync.
+                        self.alive = None;
+                        return;
+                    }
+                    reason
+                }
+            };
+            self.say_lost(reason);
+            self.shared.state().forget();
+            self.wait(&[], Some(RETRY));
+            if self.shared.state().leaving {
+                return;
+            }
+        }
+    }
+
+    fn join_and_take_part(&mut self) -> Result<End, Error> {
+        let group = Group::join(&self.name)?;
+        let corosync = Corosync { group, list: NodeList::open()? };
+        let nodes = self.nodes(&corosync.list)?;
+        self.number += 1;
+        self.lost = None;
+        self.shared.state().longest = corosync.group.max_message();
+        let me = corosync.group.me();
+        info!("corosync: in the group {} as process {} of node {}", self.name, me.pid, me.node);
+        self.say(LinkEvent::Joined { me, nodes: nodes.clone() });
+        self.take_part(corosync, nodes)
+    }
+
+    /// Until the end of this membership.
+    fn take_part(&mut self, mut corosync: Corosync, mut nodes: Option<Vec<Node>>) -> Result<End, Error> {
+        let mut sending = Sending::default();
+        let mut leave_at = None;
+        loop {
+            let (is_full, leaving) = self.shared.state().told();
+            if is_full {
+                return Ok(End::Full);
+            }
+            let has_more = self.send(&corosync.group, &mut sending)?;
+            if leaving {
+                let at = *leave_at.get_or_insert_with(|| Instant::now() + LAST_WORDS / 2);
+                if sending.pending.is_none() && !has_more || Instant::now() >= at {
+                    corosync.group.leave();
+                    return Ok(End::Left);
+                }
+            }
+
+            let events = corosync.group.dispatch()?;
+            let came = !events.is_empty();
+            for event in events {
+                let is_own = matches!(&event, Event::Message { from, .. } if *from == corosync.group.me());
+                sending.out = sending.out.saturating_sub(usize::from(is_own));
+                self.say(match event {
+                    Event::Message { from, data } => LinkEvent::Message { from, data },
+                    Event::Change { members, left, joined } => LinkEvent::Change { members, left, joined },
+                    Event::Ring { nodes } => LinkEvent::Ring { nodes },
+                });
+            }
+            if corosync.list.changed()? {
+                let new = self.nodes(&corosync.list)?;
+                if new != nodes {
+                    nodes.clone_from(&new);
+                    self.say(LinkEvent::NodeList { nodes: new });
+                }
+            }
+            if sending.is_silent(came, self.silence, Instant::now()) {
+                return Ok(End::Silent(corosync));
+            }
+            if !came && !has_more {
+                let timeout = sending.timeout(self.silence, Instant::now());
+                self.wait(&[corosync.group.as_fd(), corosync.list.as_fd()], timeout);
+            }
+        }
+    }
+
+    /// Until corosync does something again, since closing what is open to it would wait for it. False: the daemon wants to leave.
+    fn wait_for_corosync(&self, group: &Group) -> bool {
+        loop {
+            if self.shared.state().leaving {
+                return false;
+            }
+            if self.wait(&[group.as_fd()], None) {
+                return true;
+            }
+        }
+    }
+
+    /// Gives corosync what waits, as far as it has room. Whether there is more that could be given at once.
+    fn send(&self, group: &Group, sending: &mut Sending) -> Result<bool, Error> {
+        for _ in 0..BATCH {
+            let next = sending.pending.take().or_else(|| self.shared.state().take(self.number));
+            let Some(data) = next else { return Ok(false) };
+            match group.send(&data)? {
+                Sent::Taken => {
+                    sending.out += 1;
+                    sending.pause = ROOM.0;
+                }
+                Sent::Later => {
+                    sending.pause = (sending.pause * 2).clamp(ROOM.0, ROOM.1);
+                    sending.pending = Some(data);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The nodes of corosync.conf, where they are known.
+    fn nodes(&self, list: &NodeList) -> Result<Option<Vec<Node>>, Error> {
+        match list.nodes() {
+            Ok(nodes) if !nodes.is_empty() => return Ok(Some(nodes)),
+            Ok(_) => warn!("corosync: group {}: corosync.conf has no node list", self.name),
+            Err(error) if error.kind == ErrorKind::NodeWithoutId => {
+                warn!("corosync: group {}: {error}: give each one", self.name);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(None)
+    }
+
+    fn say_lost(&mut self, reason: String) {
+        if self.lost.as_ref() == Some(&reason) {
+            return;
+        }
+        warn!("corosync: group {}: {reason}", self.name);
+        if self.lost.is_none() {
+            self.say(LinkEvent::Lost(reason.clone()));
+        }
+        self.lost = Some(reason);
+    }
+
+    /// Hands the event on. Waits while the daemon has no room for it, unless it wants no more.
+    fn say(&self, event: LinkEvent) {
+        let mut event = (self.number, event);
+        while let Err(mpsc::error::TrySendError::Full(back)) = self.events.try_send(event) {
+            if self.shared.state().leaving {
+                return;
+            }
+            event = back;
+            thread::sleep(ROOM.0);
+        }
+    }
+
+    /// Waits until one of these is readable, the bell rings, or the time is over. Whether the first of these is readable.
+    fn wait(&self, descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> bool {
+        let all = descriptors.iter().copied().chain([self.rung.as_fd()]);
+        let mut polled: Vec<_> = all.map(|it| PollFd::new(it, PollFlags::POLLIN)).collect();
+        // Rounded up: else the last millisecond would be spent in a loop.
+        let timeout = timeout.map(|it| it + Duration::from_millis(1));
+        let timeout = timeout.map_or(PollTimeout::NONE, |it| it.try_into().unwrap_or(PollTimeout::MAX));
+        // Interrupted, or nothing in time: the caller looks at everything anyway.
+        let is_some = poll(&mut polled, timeout).is_ok_and(|it| it > 0);
+        if is_some && polled.last().and_then(PollFd::any) == Some(true) {
+            self.shared.state().rung = false;
+            let _ = (&self.rung).read(&mut [0; 8]);
+        }
+        is_some && !descriptors.is_empty() && polled[0].any() == Some(true)
+    }
+}
+
+impl Sending {
+    /// Whether corosync owes us something for too long. `came`: it just delivered something.
+    fn is_silent(&mut self, came: bool, silence: Duration, now: Instant) -> bool {
+        if self.pending.is_none() && self.out == 0 {
+            self.since = None;
+            return false;
+        }
+        if came {
+            self.since = Some(now);
+        }
+        let since = *self.since.get_or_insert(now);
+        now.duration_since(since) >= silence
+    }
+
+    /// How long nothing has to be done if nothing happens.
+    fn timeout(&self, silence: Duration, now: Instant) -> Option<Duration> {
+        let silent = self.since.map(|it| (it + silence).saturating_duration_since(now));
+        let pause = self.pending.as_ref().map(|_| self.pause);
+        silent.into_iter().chain(pause).min()
+    }
+}
+
+/// The error with what to do about it.
+fn explained(error: &Error) -> String {
+    let next = match error.kind {
+        ErrorKind::Gone => "is it running? systemctl status corosync",
+        ErrorKind::AccessDenied => "name its user in a file in /etc/corosync/uidgid.d; see cpg.md",
+        ErrorKind::Exists => "does another fence_virtd of this host serve?",
+        ErrorKind::Size | ErrorKind::NodeWithoutId | ErrorKind::Other => return error.to_string(),
+    };
+    format!("{error}: {next}")
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Against a real corosync of one node: those need root and corosync, and each runs on a node of its own.
+
+use super::*;
+
+use nix::sys::signal::Signal;
+use node::{Corosync, PATIENCE, Peer, on_a_node};
+
+#[path = "../../../../corosync-cpg/tests/node/mod.rs"]
+mod node;
+
+/// Longer than corosync is busy while a test runs, whatever else the machine does.
+const LONG: Duration = Duration::from_secs(600);
+
+#[test]
+fn a_message_is_for_one_membership() {
+    let mut state = State { longest: 10, ..State::default() };
+    assert_eq!(state.put(vec![1]), Err(Unsent::Gone));
+    state.known = Some(1);
+    state.put(vec![1; 10]).unwrap();
+    assert_eq!(state.put(vec![1; 11]), Err(Unsent::TooLong(11)));
+    state.known = Some(2);
+    state.put(vec![2]).unwrap();
+    state.put(vec![3]).unwrap();
+    assert_eq!((state.take(2), state.take(2), state.take(2)), (Some(vec![2]), Some(vec![3]), None));
+    assert_eq!(state.bytes, 0);
+}
+
+#[test]
+fn there_is_an_end_to_what_waits() {
+    for size in [1, 1 << 20] {
+        let mut state = State { longest: 1 << 20, known: Some(1), ..State::default() };
+        let fit = (0..100_000).take_while(|_| state.put(vec![0; size]).is_ok()).count();
+        assert_eq!(fit, WAITING.0.min(WAITING.1 / size));
+        // Until the end of the membership was told.
+        assert_eq!((state.told(), state.put(vec![0])), ((true, false), Err(Unsent::Gone)));
+        state.forget();
+        assert_eq!((state.told(), state.take(1)), ((false, false), None));
+    }
+}
+
+#[test]
+fn silence_counts_from_the_last_event_and_only_while_something_is_out() {
+    let begin = Instant::now();
+    let at = |seconds| begin + Duration::from_secs(seconds);
+    let mut sending = Sending::default();
+    assert!(!sending.is_silent(false, SILENCE, at(0)) && !sending.is_silent(false, SILENCE, at(100)));
+    assert_eq!(sending.timeout(SILENCE, at(100)), None);
+    sending.out = 1;
+    assert!(!sending.is_silent(false, SILENCE, at(101)) && !sending.is_silent(false, SILENCE, at(120)));
+    assert_eq!(sending.timeout(SILENCE, at(120)), Some(Duration::from_secs(1)));
+    assert!(!sending.is_silent(true, SILENCE, at(120)) && !sending.is_silent(false, SILENCE, at(139)));
+    assert!(sending.is_silent(false, SILENCE, at(140)));
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn joins_and_hears_itself_in_order() {
+    on_a_link("joins_and_hears_itself_in_order", LONG, async |link, mut events| {
+        assert_eq!(link.send(b"too early".to_vec()), Err(Unsent::Gone));
+        assert!(matches!(next(&mut events).await, LinkEvent::Lost(_)));
+        let _corosync = Corosync::start();
+        let LinkEvent::Joined { me, nodes } = next(&mut events).await else { panic!() };
+        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
+        assert_eq!(nodes, Some(vec![node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)]));
+        for i in 0..1000 {
+            link.send(format!("{i}").into_bytes()).unwrap();
+        }
+        assert_eq!(link.send(vec![0; 2 << 20]), Err(Unsent::TooLong(2 << 20)));
+        let (mut is_member, mut heard) = (false, 0);
+        while heard < 1000 {
+            match next(&mut events).await {
+                LinkEvent::Ring { nodes } => assert_eq!(nodes, [1]),
+                LinkEvent::Change { members, left, joined } => {
+                    assert_eq!((members, left, joined), (vec![me], vec![], vec![(me, Reason::Join)]));
+                    is_member = true;
+                }
+                LinkEvent::Message { from, data } => {
+                    assert_eq!((from, data, is_member), (me, format!("{heard}").into_bytes(), true));
+                    heard += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        link.leave().await;
+        assert_eq!(events.next().await, None);
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn what_is_still_to_be_sent_is_sent_before_leaving() {
+    on_a_link("what_is_still_to_be_sent_is_sent_before_leaving", LONG, async |link, mut events| {
+        let _corosync = Corosync::start();
+        joined(&mut events).await;
+        let mut peer = Peer::start("cluster::link::tests::peer", GROUP);
+        peer.member();
+        for i in 0..200 {
+            link.send(format!("{i}").into_bytes()).unwrap();
+        }
+        link.leave().await;
+        for i in 0..200 {
+            assert_eq!(peer.hear("message "), format!("{i}"));
+        }
+        assert_eq!(peer.hear("left "), "Leave");
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn corosync_goes_and_comes_back() {
+    on_a_link("corosync_goes_and_comes_back", LONG, async |link, mut events| {
+        for how in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+            let corosync = Corosync::start();
+            let me = joined(&mut events).await;
+            link.send(b"now".to_vec()).unwrap();
+            assert_eq!(message(&mut events).await, (me, b"now".to_vec()));
+            corosync.end(how);
+            // For a membership that is over, whether we were told or not.
+            let _ = link.send(b"too late".to_vec());
+            let why = lost(&mut events).await;
+            assert!(why.contains("systemctl status corosync"), "{why}");
+            assert_eq!(link.send(b"too late".to_vec()), Err(Unsent::Gone));
+        }
+        link.leave().await;
+        assert_eq!(events.next().await, None);
+    });
+}
+
+/// The runtime has one thread: a call that waited would hold up everything.
+#[test]
+#[ignore = "needs root and corosync"]
+fn a_stopped_corosync_is_lost_when_it_is_silent() {
+    on_a_link(
+        "a_stopped_corosync_is_lost_when_it_is_silent",
+        Duration::from_secs(3),
+        async |link, mut events| {
+            let corosync = Corosync::start();
+            for _ in 0..2 {
+                let me = joined(&mut events).await;
+                link.send(b"now".to_vec()).unwrap();
+                assert_eq!(message(&mut events).await, (me, b"now".to_vec()));
+                corosync.signal(Signal::SIGSTOP);
+                // More than it takes in that state.
+                for _ in 0..1000 {
+                    link.send(b"lost".to_vec()).unwrap();
+                }
+                let why = lost(&mut events).await;
+                assert!(why.contains("delivered nothing"), "{why}");
+                corosync.signal(Signal::SIGCONT);
+            }
+            joined(&mut events).await;
+        },
+    );
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn more_than_corosync_takes_ends_the_membership() {
+    on_a_link("more_than_corosync_takes_ends_the_membership", LONG, async |link, mut events| {
+        let corosync = Corosync::start();
+        joined(&mut events).await;
+        corosync.signal(Signal::SIGSTOP);
+        while link.send(vec![0; 1000]).is_ok() {}
+        let (why, ()) = tokio::join!(lost(&mut events), async { corosync.signal(Signal::SIGCONT) });
+        assert!(why.contains("takes less"), "{why}");
+        joined(&mut events).await;
+        link.send(b"present".to_vec()).unwrap();
+        // What was taken before may come, or not; nothing of what was not.
+        while message(&mut events).await.1 != b"present" {}
+    });
+}
+
+#[test]
+#[ignore = "needs root and corosync"]
+fn a_stopped_corosync_does_not_hold_up_the_end() {
+    on_a_link("a_stopped_corosync_does_not_hold_up_the_end", LONG, async |link, mut events| {
+        let corosync = Corosync::start();
+        joined(&mut events).await;
+        corosync.signal(Signal::SIGSTOP);
+        // This one can't even join.
+        let (fresh, _events) = Link::start("another").unwrap();
+        let begin = Instant::now();
+        tokio::join!(link.leave(), fresh.leave());
+        assert!(begin.elapsed() < PATIENCE);
+    });
+}
+
+/// Not a test: the process that others start.
+#[test]
+#[ignore = "a part of other tests"]
+fn peer() {
+    node::be_a_peer();
+}
+
+const GROUP: &str = "g";
+
+/// Runs the test with a link, on a node of its own, on one thread.
+fn on_a_link(name: &str, silence: Duration, test: impl AsyncFnOnce(Link, Events)) {
+    on_a_node(&format!("cluster::link::tests::{name}"), || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (link, events) = Link::start_with(GROUP, silence).unwrap();
+        runtime.block_on(test(link, events));
+    });
+}
+
+/// Whatever comes next.
+async fn next(events: &mut Events) -> LinkEvent {
+    tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap()
+}
+
+/// Who we are in the next membership.
+async fn joined(events: &mut Events) -> Member {
+    loop {
+        if let LinkEvent::Joined { me, .. } = next(events).await {
+            return me;
+        }
+    }
+}
+
+/// Why the membership ended.
+async fn lost(events: &mut Events) -> String {
+    loop {
+        if let LinkEvent::Lost(why) = next(events).await {
+            return why;
+        }
+    }
+}
+
+async fn message(events: &mut Events) -> (Member, Vec<u8>) {
+    loop {
+        if let LinkEvent::Message { from, data } = next(events).await {
+            return (from, data);
+        }
+    }
+}
