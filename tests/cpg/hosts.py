@@ -12,13 +12,16 @@ the hosts (a host that is killed leaves its domains "running" there) and are lib
 domain is, `hosts.h1.state("a")` tells without the daemons.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
-import subprocess
+import threading
+import time
 
 from lab import corosync, net, programs
+from lab.cpg_member import Member
 from lab.corosync import PATIENCE
 from lab.hypervisor import Pretended, until
 
@@ -38,7 +41,7 @@ class Host(corosync.Machine):
         self.hosts, self.number = hosts, number
         self.group = f"225.0.1.{number}"
         self.hypervisor = Pretended(None)
-        self.daemon, self.side, self._served = None, None, 0
+        self.daemon, self.waker, self.side, self._served = None, None, None, 0
 
     # -- its domains --------------------------------------------------------------------------------------
 
@@ -68,10 +71,11 @@ class Host(corosync.Machine):
             daemon_options={**({"audit_log": self.audit} if side == "ours" else {}), **(virtd or {})})
         program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_virtd")
         for _ in range(40):
-            self.daemon = programs.Daemon(self, config, program=program, debug=5 if side == "reference" else 3,
+            self.daemon = programs.Daemon(self, config, program=program, debug=2 if side == "reference" else 3,
                                           ready="udp", wait=60)
             # Some starts of the C daemon leave it without the thread that hears the group.
-            if side == "ours" or threads(self.daemon.pid) > 1:
+            if side == "ours" or thread_count(self.daemon.pid) > 1:
+                self.waker = self.waker or (Waker(self) if side == "reference" else None)
                 break
             self.daemon.stop(signal.SIGKILL)
         else:
@@ -101,6 +105,9 @@ class Host(corosync.Machine):
     def stop_serving(self, number=signal.SIGTERM):
         """No daemon runs here from now on; returns its exit code."""
         daemon, self.daemon = self.daemon, None
+        waker, self.waker = self.waker, None
+        if waker:
+            waker.close()
         # A C daemon that waits for an answer does not hear a SIGTERM.
         return daemon.stop(number, timeout=3 if self.side == "reference" else 30) if daemon else None
 
@@ -113,7 +120,7 @@ class Host(corosync.Machine):
     def kill(self):
         """Its power fails: corosync and daemon are gone at once. What becomes of its domains the test says."""
         super().kill()
-        self.daemon = None
+        self.daemon = self.waker = None
 
     def power_on(self):
         """It is back, with corosync and without a daemon."""
@@ -156,6 +163,11 @@ class Hosts:
                 host.hypervisor.virsh("destroy", name, check=False)
                 host.hypervisor.virsh("undefine", name, check=False)
         self.wait_whole()
+
+    def stop_serving(self):
+        """No daemon runs anywhere."""
+        for host in self.all:
+            host.stop_serving(signal.SIGKILL)
 
     def domains(self, **names):
         """Domains of each host, running: h1=["a", "b"]."""
@@ -204,6 +216,23 @@ class Hosts:
         self.close()
 
 
-def threads(pid):
+class Waker(Member):
+    """A C daemon misses a reply that is delivered before it waits for it, and waits for ever: about one in a hundred on a busy machine.
+    The same reply once more wakes it. This member, beside a C daemon, says again what that one replies."""
+
+    def __init__(self, host):
+        super().__init__(host, GROUP)
+        threading.Thread(target=self._wake, daemon=True).start()
+
+    def _wake(self):
+        with contextlib.suppress(TimeoutError, ValueError, OSError):
+            while True:
+                event = self.wait(lambda e: e.get("message", b"")[:1] == b"\1" and e["node"] == self.node and
+                                  e["pid"] != self.pid, 3600)
+                time.sleep(0.3)
+                self.send(event["message"])
+
+
+def thread_count(pid):
     """How many threads a process has."""
     return len(os.listdir(f"/proc/{pid}/task"))

@@ -3,10 +3,11 @@
 """A member of a corosync process group, by hand: cpg_member.py GROUP   (on a machine that runs corosync; `Member` starts it)
 
 Each event is one line of JSON on standard output: {"message": hex, "node": id, "pid": pid}, or
-{"members": [[node, pid, reason]…], "left": […], "joined": […]}; first {"me": node id}. Each line of hexadecimal digits on standard input is sent
+{"members": [[node, pid, reason]…], "left": […], "joined": […]}; first {"me": [node id, pid]}. Each line of hexadecimal digits on standard input is sent
 to the group; its end is leaving. Shares no code with the daemon.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -28,7 +29,7 @@ class Member:
         self.events, self._news = [], queue.Queue()
         self._process = machine.popen(["/usr/bin/python3", os.path.abspath(__file__), group],
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.node = json.loads(self._process.stdout.readline())["me"]
+        self.node, self.pid = json.loads(self._process.stdout.readline())["me"]
         threading.Thread(target=self._read, daemon=True).start()
 
     def send(self, message):
@@ -49,7 +50,8 @@ class Member:
 
     def close(self):
         """Leaves the group."""
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         self._process.wait(30)
 
     def __enter__(self):
@@ -113,7 +115,7 @@ def main(group):
     node, fd = ctypes.c_uint32(), ctypes.c_int()
     ok(cpg.cpg_initialize(ctypes.byref(handle), ctypes.byref(callbacks)))
     ok(cpg.cpg_local_get(handle, ctypes.byref(node)))
-    tell(me=node.value)
+    tell(me=[node.value, os.getpid()])
     ok(cpg.cpg_join(handle, ctypes.byref(name)))
     ok(cpg.cpg_fd_get(handle, ctypes.byref(fd)))
     typed = b""
