@@ -216,6 +216,11 @@ class Hosts:
         self.close()
 
 
+def refused(result):
+    """Whether the host answered that it was not done, as against no answer in time."""
+    return result.rc == 1 and "imed out" not in result.out + result.err
+
+
 class Waker(Member):
     """A C daemon misses a reply that is delivered before it waits for it, and waits for ever: about one in a hundred on a busy machine.
     The same reply once more wakes it. This member, beside a C daemon, says again what that one replies."""

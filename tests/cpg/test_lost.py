@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hosts that are killed, cut off, silent or without corosync: nobody is told that their domains are off, and nobody waits for ever."""
+
+import os
+import signal
+
+import pytest
+
+from lab import wire
+from lab.cpg_member import Member
+from lab.net import wait_until
+
+from .hosts import GROUP, refused
+
+OURS, OLD = "ours", "reference"
+
+
+@pytest.fixture
+def three(hosts):
+    """h1, h2 and h3 of ours with a running domain each."""
+    return serve(hosts)
+
+
+def serve(hosts, h3=OURS, **options):
+    hosts.domains(h1=["a1"], h2=["b1"], h3=["c1"])
+    for host, side in ((hosts.h1, OURS), (hosts.h2, OURS), (hosts.h3, h3)):
+        host.serve(side, wait=False, **(options if side == OURS else {}))
+    for host in hosts.all:
+        host.wait_joined()
+    for asked in ("h1", "h2", "h3"):
+        for domain in ("a1", "b1", "c1"):
+            hosts.wait_status(asked, domain, 0)
+    return hosts
+
+
+def asked_all(hosts, host, domain, actions=("status", "off", "reboot")):
+    """{action: exit code} of a request each, refused ones as "refused"."""
+    results = {action: hosts.ask(host, action, domain) for action in actions}
+    return {action: "refused" if refused(it) else it.rc for action, it in results.items()}
+
+
+def test_a_killed_host_s_domains_are_not_off(three):
+    """Neither before corosync has noticed, nor afterwards; and when it is back, everything is as it was."""
+    three.h3.kill()
+    assert refused(result := three.ask("h1", "off", "c1")), f"at once: {result}\n{three.logs()}"
+    three.h1.wait_members(2)
+    for asked in ("h1", "h2"):
+        assert set(asked_all(three, asked, "c1", ("status", "off", "reboot", "on")).values()) == {"refused"}
+    # The others go on.
+    assert three.ask("h1", "reboot", "b1").rc == 0
+    assert three.h3.state("c1") == "running"
+    three.h3.power_on()
+    three.h3.serve(OURS)
+    three.wait_status("h1", "c1", 0)
+    assert three.ask("h1", "off", "c1").rc == 0
+    assert three.h3.state("c1") == "shut off"
+
+
+def test_a_host_that_was_cut_off_and_comes_back(three):
+    """Each side keeps to its own, and afterwards all is as before."""
+    three.h3.cut()
+    three.h1.wait_members(2)
+    three.h3.wait_members(1)
+    for asked, domain in (("h1", "c1"), ("h2", "c1"), ("h3", "a1")):
+        assert set(asked_all(three, asked, domain).values()) == {"refused"}, f"{domain} asked of {asked}"
+    assert [host.state(domain) for host, domain in zip(three.all, ("a1", "b1", "c1"))] == ["running"] * 3
+    assert three.ask("h3", "reboot", "c1").rc == 0, three.logs()
+    assert three.ask("h1", "off", "b1").rc == 0
+    three.h3.heal()
+    three.h1.wait_members(3)
+    for asked in ("h1", "h2", "h3"):
+        three.wait_status(asked, "a1", 0)
+        three.wait_status(asked, "b1", 2)
+        three.wait_status(asked, "c1", 0)
+    assert three.ask("h3", "off", "a1").rc == 0
+    assert three.ask("h1", "off", "c1").rc == 0
+    assert [host.state(domain) for host, domain in zip(three.all, ("a1", "b1", "c1"))] == ["shut off"] * 3
+
+
+@pytest.mark.parametrize("host_down", ["never", "membership"])
+def test_where_only_the_daemon_went_away_the_host_lives(hosts, host_down):
+    serve(hosts, host_down=host_down)
+    hosts.h3.stop_serving(signal.SIGKILL)
+    wait_until(lambda: 3 not in hosts.h1.group_members(), 30)
+    assert set(asked_all(hosts, "h1", "c1").values()) == {"refused"}
+    hosts.h3.serve(OURS, host_down=host_down)
+    hosts.wait_status("h1", "c1", 0)
+
+
+def test_membership_as_proof_is_what_c_daemons_take(hosts):
+    serve(hosts, host_down="membership")
+    hosts.h3.kill()
+    hosts.h1.wait_members(2)
+    for asked in ("h1", "h2"):
+        hosts.wait_status(asked, "c1", 2)
+        assert asked_all(hosts, asked, "c1", ("off", "reboot", "on")) == {"off": 0, "reboot": 0, "on": "refused"}
+
+
+def test_a_command_as_proof(hosts):
+    """A request waits for the proof; the command is told which host and for how long."""
+    proof = hosts.directory / "proof"
+    proof.unlink(missing_ok=True)
+    said = hosts.directory / "said"
+    command = hosts.directory / "is-down"
+    command.write_text(f'#!/bin/sh\necho "$@" >>{said}\n[ -e {proof} ]\n')
+    command.chmod(0o755)
+    serve(hosts, host_down="command", host_down_command=command)
+    assert not said.exists(), "nobody is lost"
+    hosts.h3.kill()
+    hosts.h1.wait_members(2)
+    waiting = hosts.agent("h1", "off", "c1", timeout=60)
+    wait_until(said.exists, 30)
+    assert waiting.process.poll() is None, hosts.logs()
+    proof.touch()
+    assert waiting.finish(90).rc == 0, hosts.logs()
+    name, number, seconds = said.read_text().splitlines()[0].split()
+    assert (name, number) == ("h3", "3") and int(seconds) >= 0
+    assert asked_all(hosts, "h2", "c1", ("status", "off", "on")) == {"status": 2, "off": 0, "on": "refused"}
+    # Back again it is asked itself.
+    proof.unlink()
+    hosts.h3.power_on()
+    hosts.h3.serve(OURS, host_down="command", host_down_command=command)
+    hosts.wait_status("h1", "c1", 0)
+
+
+def test_a_silent_owner_delays_nobody_but_who_asks_it(three):
+    """Its daemon hangs while corosync says that it is there."""
+    with frozen(three.h3):
+        waiting = three.agent("h1", "off", "c1", guest=1, timeout=90)
+        wait_until(lambda: "c1" in three.h1.daemon.log, 30)
+        for asked, domain in (("h1", "a1"), ("h1", "b1"), ("h2", "a1"), ("h2", "b1")):
+            assert three.ask(asked, "status", domain).rc == 0, three.logs()
+        assert waiting.finish(120).rc == 1, three.logs()
+    assert three.ask("h1", "status", "c1").rc in (0, 2)
+
+
+def test_corosync_that_is_stopped_under_a_daemon_and_started_again(three):
+    three.h2.stop_corosync()
+    three.h1.wait_members(2)
+    # Its own domains that run it still fences, by itself.
+    three.wait_status("h2", "b1", 0)
+    assert refused(result := three.ask("h2", "off", "a1")), f"{result}\n{three.logs()}"
+    assert refused(three.ask("h1", "off", "b1"))
+    assert three.ask("h2", "reboot", "b1").rc == 0, three.logs()
+    three.h2.start_corosync()
+    three.h1.wait_members(3)
+    three.h2.wait_joined()
+    for asked in ("h1", "h2", "h3"):
+        for domain in ("a1", "b1", "c1"):
+            three.wait_status(asked, domain, 0)
+    assert three.ask("h1", "off", "b1").rc == 0
+    assert three.ask("h2", "off", "a1").rc == 0
+    assert [three.h1.state("a1"), three.h2.state("b1")] == ["shut off", "shut off"]
+    # It ends well, whatever it went through.
+    assert [host.stop_serving() for host in three.all] == [0, 0, 0]
+
+
+def test_daemons_end_well_with_corosync_and_without(three):
+    three.h2.stop_corosync()
+    assert three.h2.stop_serving() == 0
+    three.h3.signal_corosync(signal.SIGSTOP)
+    try:
+        assert three.h3.stop_serving() == 0
+    finally:
+        three.h3.signal_corosync(signal.SIGCONT)
+    assert three.h1.stop_serving() == 0
+
+
+def test_a_daemon_that_starts_before_corosync(hosts):
+    hosts.domains(h1=["a1"], h2=["b1"])
+    hosts.h2.stop_corosync()
+    hosts.h1.serve(OURS)
+    hosts.h2.serve(OURS, wait=False)
+    hosts.wait_status("h2", "b1", 0)
+    hosts.h2.start_corosync()
+    hosts.wait_status("h1", "b1", 0)
+    hosts.wait_status("h2", "a1", 0)
+
+
+def test_an_old_host_is_set_free_when_the_owner_dies_at_work(hosts):
+    """It would wait for ever, and no client of it would be served again."""
+    hosts.domains(h1=["a1"], h2=["b1"], h3=["c1"])
+    hosts.serve(h1=OLD, h2=OURS, h3=OURS)
+    hosts.wait_status("h1", "c1", 0)
+    with Member(hosts.h1, GROUP) as member, frozen(hosts.h3):
+        agent = hosts.agent("h1", "off", "c1", timeout=60)
+        member.wait(lambda e: "message" in e and wire.CpgMessage.parse(e["message"]).name == b"c1"
+                    and wire.CpgMessage.parse(e["message"]).kind == 0)
+        hosts.h3.kill()
+        assert agent.finish(90).rc == 1
+        hosts.wait_status("h1", "a1", 0)
+        assert hosts.ask("h1", "off", "b1").rc == 0
+        assert hosts.h2.state("b1") == "shut off"
+
+
+def test_a_killed_old_host_s_domains_are_not_off(hosts):
+    serve(hosts, h3=OLD)
+    hosts.h3.kill()
+    hosts.h1.wait_members(2)
+    assert set(asked_all(hosts, "h1", "c1", ("status", "off", "reboot", "on")).values()) == {"refused"}
+
+
+class frozen:
+    """The daemon of a host is stopped for the length of the block, or until the host is killed."""
+
+    def __init__(self, host):
+        self.host, self.daemon = host, host.daemon
+
+    def __enter__(self):
+        os.kill(self.daemon.pid, signal.SIGSTOP)
+
+    def __exit__(self, *_):
+        if self.host.daemon is self.daemon:
+            os.kill(self.daemon.pid, signal.SIGCONT)
+        # nsenter stops and goes on with its child.
+        self.daemon.process.send_signal(signal.SIGCONT)

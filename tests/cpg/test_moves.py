@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Domains that move between hosts while they are asked for."""
+
+import threading
+
+import pytest
+
+from .hosts import refused
+
+OURS = "ours"
+
+
+@pytest.fixture
+def two(hosts):
+    """h1 and h2 of ours, and h3 that has nothing to do with what moves."""
+    hosts.domains(h3=["c1"])
+    hosts.serve(h1=OURS, h2=OURS, h3=OURS)
+    return hosts
+
+
+def test_a_domain_that_moves_is_never_off(two):
+    """It is somewhere at every moment, and mostly at both."""
+    two.h1.has("mover", transient=True)
+    for asked in ("h1", "h2", "h3"):
+        two.wait_status(asked, "mover", 0)
+    stop, answers = threading.Event(), []
+
+    def ask():
+        while not stop.is_set():
+            for asked in ("h1", "h2", "h3"):
+                answers.append((asked, two.ask(asked, "status", "mover", guest=1)))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        for n in range(20):
+            here, there = (two.h1, two.h2)[::1 if n % 2 == 0 else -1]
+            there.has("mover", transient=True)
+            here.hypervisor.virsh("destroy", "mover")
+    finally:
+        stop.set()
+        asker.join(120)
+    assert not [it for it in answers if it[1].rc == 2], f"said to be off\n{two.logs()}"
+    assert [it for it in answers if it[1].rc == 0], answers[-3:]
+    # Where it rests now, it is found at once by whoever asks.
+    for asked in ("h1", "h2", "h3"):
+        two.wait_status(asked, "mover", 0)
+    assert two.ask("h3", "off", "mover").rc == 0
+    assert [two.h1.state("mover"), two.h2.state("mover")] == [None, None]
+
+
+def test_a_definition_that_stays_behind_is_not_the_domain(two):
+    """Persistent at both, running at one: the other's "shut off" is nothing."""
+    two.h1.has("kept")
+    two.h2.has("kept", start=False)
+    for asked in ("h1", "h2", "h3"):
+        two.wait_status(asked, "kept", 0)
+    assert two.ask("h2", "off", "kept").rc == 0
+    assert [two.h1.state("kept"), two.h2.state("kept")] == ["shut off", "shut off"]
+    # It comes up at the other.
+    two.h2.has("kept")
+    for asked in ("h1", "h2", "h3"):
+        two.wait_status(asked, "kept", 0)
+    assert two.ask("h1", "reboot", "kept").rc == 0
+    assert [two.h1.state("kept"), two.h2.state("kept")] == ["shut off", "running"]
+    assert two.ask("h1", "off", "kept").rc == 0
+    assert [two.h1.state("kept"), two.h2.state("kept")] == ["shut off", "shut off"]
+
+
+def test_running_at_both_it_is_not_said_to_be_off(two):
+    """In the middle of a migration, or after an accident: one that is left running makes "off" a lie."""
+    two.h1.has("both")
+    two.h2.has("both")
+    for asked in ("h1", "h2", "h3"):
+        two.wait_status(asked, "both", 0)
+    result = two.ask("h3", "off", "both")
+    running = [host.name for host in (two.h1, two.h2) if host.state("both") == "running"]
+    assert refused(result) if running else result.rc == 0, (running, result)
+    two.h1.has("both").destroy()
+    assert two.ask("h3", "off", "both").rc == 0 and two.h2.state("both") == "shut off", two.logs()
+
+
+def test_a_move_and_an_off_in_the_same_moment(two):
+    """Whatever was answered: afterwards the domain is found where it runs, and what is said to be off is."""
+    for n in range(10):
+        here, there = (two.h1, two.h2)[::1 if n % 2 == 0 else -1]
+        name = f"quick{n}"
+        here.has(name, transient=True)
+        two.wait_status("h3", name, 0)
+        agent = two.agent("h3", "off", name)
+        there.has(name, transient=True)
+        here.hypervisor.virsh("destroy", name, check=False)
+        assert agent.finish(60).rc in (0, 1)
+        # If it was off before it began to run there, that was another life.
+        if there.state(name):
+            two.wait_status("h3", name, 0)
+            assert two.ask("h3", "off", name).rc == 0, two.logs()
+        assert (here.state(name), there.state(name)) == (None, None)

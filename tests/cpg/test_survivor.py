@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two cluster nodes at two hosts shoot each other in the same moment: exactly one stays up, whichever hosts they ask."""
+
+import collections
+import itertools
+import os
+
+import pytest
+
+from lab.hypervisor import Hypervisor
+from survivor import rig
+
+#: Rounds for each way of asking. 200 is the long run.
+ROUNDS = int(os.environ.get("ROUNDS", "7"))
+
+#: Which host each of the two asks.
+WAYS = ("each its own host", "each the other's host", "both the third host", "all hosts")
+
+
+class Site(rig.Site):
+    """One host's domains, on a hypervisor that makes real processes."""
+
+    def __init__(self, hosts, host, reaper):
+        self.host, self.reaper = host, reaper
+        self.net, self.key, self.scratch = hosts.net, hosts.key, hosts.directory
+        self.hypervisor = Hypervisor(None).start()
+        self._numbers = itertools.count(100 * host.number)
+
+    def close(self):
+        """Ends the hypervisor."""
+        self.hypervisor.stop()
+
+
+@pytest.fixture(scope="module")
+def sites(cluster):
+    """Sites of h1 and h2."""
+    reaper = rig.Reaper()
+    sites = [Site(cluster, host, reaper) for host in (cluster.h1, cluster.h2)]
+    yield sites
+    reaper.close()
+    for site in sites:
+        site.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_two_that_shoot_each_other_one_stays_up(hosts, sites, note, way):
+    everybody = {"listener": {"address": "225.0.0.12"}} if way == "all hosts" else {}
+    for host, uri in zip(hosts.all, [site.hypervisor.uri for site in sites] + [hosts.h3.hypervisor.uri]):
+        host.serve("ours", wait=False, uri=uri, **everybody)
+    for host in hosts.all:
+        host.wait_joined()
+    asked = {"each its own host": (hosts.h1, hosts.h2), "each the other's host": (hosts.h2, hosts.h1),
+             "both the third host": (hosts.h3, hosts.h3), "all hosts": (None, None)}[way]
+    where = [["-a", host.group] if host else [] for host in asked]
+    pair = [rig.Machine(site, f"node{n}") for n, site in enumerate(sites)]
+    ends, reasons = collections.Counter(), collections.Counter()
+    try:
+        for number in range(ROUNDS):
+            for machine in pair:
+                machine.boot()
+            for machine, args in zip(pair, where):
+                # Every host knows of both.
+                for target in pair:
+                    rig.net.wait_until(lambda t=target, m=machine, a=args: m.site.agent(
+                        "ours", "-o", "status", "-H", t.name, *a, node=m.node).rc == 0, 60)
+            before = [len(host.records()) for host in hosts.all]
+            gun = rig.Gun()
+            order = [(0, 1), (1, 0)][number % 2]
+            shots = {i: pair[i].shoot("ours", pair[1 - i], "-o", "off", *where[i], gun=gun) for i in order}
+            gun.fire()
+            results = {i: shot.finish(90) for i, shot in shots.items()}
+            # Nothing of the loser's request may come later: its host has let go of it.
+            records = [record for host, seen in zip(hosts.all, before) for record in host.records()[seen:]]
+            up = [i for i in (0, 1) if not pair[i].qemu.ended()]
+            ends[len(up)] += 1
+            reasons.update(record.get("reason") or record["decision"] for record in records)
+            assert len(up) == 1 and results[up[0]].rc == rig.OK, \
+                f"round {number}: up {up}, {results}, {records}\n{hosts.logs(60)}"
+            # A boot of the loser in the next round is proof that nothing shoots it again.
+    finally:
+        note(f"{sum(ends.values())} rounds, {way}: {dict(ends)} up; {dict(reasons)}")
+        for machine in pair:
+            if machine.domain:
+                machine.domain.remove()
