@@ -12,7 +12,10 @@ import pytest
 
 from lab import programs
 
+from survivor import rig
+
 from .hosts import Hosts
+from .sites import Site
 
 _notes = pytest.StashKey()
 
@@ -50,3 +53,14 @@ def hosts(cluster):
     cluster.recover()
     yield cluster
     cluster.stop_serving()
+
+
+@pytest.fixture(scope="session")
+def sites(cluster):
+    """Sites of h1 and h2."""
+    reaper = rig.Reaper()
+    sites = [Site(cluster, host, reaper) for host in (cluster.h1, cluster.h2)]
+    yield sites
+    reaper.close()
+    for site in sites:
+        site.close()

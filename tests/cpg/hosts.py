@@ -216,6 +216,12 @@ class Hosts:
         self.close()
 
 
+def listed(result):
+    """{name: "on" or "off"} of a list that an agent printed."""
+    assert result.rc == 0, result
+    return {words[0]: words[-1] for line in result.out.splitlines() if len(words := line.split()) == 3}
+
+
 def refused(result):
     """Whether the host answered that it was not done, as against no answer in time."""
     return result.rc == 1 and "imed out" not in result.out + result.err

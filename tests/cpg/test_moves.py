@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Domains that move between hosts while they are asked for."""
 
+import os
 import threading
 
 import pytest
 
-from .hosts import refused
+from lab.hypervisor import until
+
+from .hosts import PATIENCE, refused
+from .sites import serve
 
 OURS = "ours"
+
+#: Rounds of real migrations; more with those of the long run.
+ROUNDS = 6 if int(os.environ.get("ROUNDS", "7")) < 20 else 60
 
 
 @pytest.fixture
@@ -96,3 +103,35 @@ def test_a_move_and_an_off_in_the_same_moment(two):
             two.wait_status("h3", name, 0)
             assert two.ask("h3", "off", name).rc == 0, two.logs()
         assert (here.state(name), there.state(name)) == (None, None)
+
+
+def test_off_while_qemu_migrates_the_domain(hosts, sites, note):
+    """A real migration: what is said to be off has no process anywhere, neither then nor when the migration has ended."""
+    serve(hosts, sites)
+    ends = []
+    for n in range(ROUNDS):
+        here, there = sites[::1 if n % 2 == 0 else -1]
+        name = f"migrant{n}"
+        domain = here.hypervisor.domain(name)
+        hosts.wait_status("h3", name, 0)
+        # A little later in each round.
+        migration = here.migrate(name, there)
+        if n % 3:
+            until(lambda: domain.uuid in there.hypervisor.processes(), PATIENCE, "the migration began")
+        if n % 3 == 2:
+            migration.wait(PATIENCE)
+        result = hosts.ask("h3", "off", name)
+        if result.rc == 0:
+            left = [site.host.name for site in sites if domain.uuid in site.hypervisor.processes()]
+            assert not left, f"round {n}: off, but it runs at {left}\n{hosts.logs()}"
+        said = migration.communicate(timeout=PATIENCE)[0]
+        running = [site.host.name for site in sites if domain.uuid in site.hypervisor.processes()]
+        assert not (running and result.rc == 0), f"round {n}: off, and it runs at {running} afterwards: {said}\n{hosts.logs()}"
+        ends.append((result.rc, migration.returncode, running))
+        if running:
+            hosts.wait_status("h3", name, 0)
+            assert hosts.ask("h3", "off", name).rc == 0, f"round {n}: {hosts.logs()}"
+            assert not [site for site in sites if domain.uuid in site.hypervisor.processes()]
+        for site in sites:
+            site.hypervisor.virsh("undefine", name, check=False)
+    note(f"(off, migration, running at): {ends}")

@@ -2,13 +2,13 @@
 """Two cluster nodes at two hosts shoot each other in the same moment: exactly one stays up, whichever hosts they ask."""
 
 import collections
-import itertools
 import os
 
 import pytest
 
-from lab.hypervisor import Hypervisor
 from survivor import rig
+
+from .sites import serve
 
 #: Rounds for each way of asking. 200 is the long run.
 ROUNDS = int(os.environ.get("ROUNDS", "7"))
@@ -17,38 +17,10 @@ ROUNDS = int(os.environ.get("ROUNDS", "7"))
 WAYS = ("each its own host", "each the other's host", "both the third host", "all hosts")
 
 
-class Site(rig.Site):
-    """One host's domains, on a hypervisor that makes real processes."""
-
-    def __init__(self, hosts, host, reaper):
-        self.host, self.reaper = host, reaper
-        self.net, self.key, self.scratch = hosts.net, hosts.key, hosts.directory
-        self.hypervisor = Hypervisor(None).start()
-        self._numbers = itertools.count(100 * host.number)
-
-    def close(self):
-        """Ends the hypervisor."""
-        self.hypervisor.stop()
-
-
-@pytest.fixture(scope="module")
-def sites(cluster):
-    """Sites of h1 and h2."""
-    reaper = rig.Reaper()
-    sites = [Site(cluster, host, reaper) for host in (cluster.h1, cluster.h2)]
-    yield sites
-    reaper.close()
-    for site in sites:
-        site.close()
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_of_two_that_shoot_each_other_one_stays_up(hosts, sites, note, way):
     everybody = {"listener": {"address": "225.0.0.12"}} if way == "all hosts" else {}
-    for host, uri in zip(hosts.all, [site.hypervisor.uri for site in sites] + [hosts.h3.hypervisor.uri]):
-        host.serve("ours", wait=False, uri=uri, **everybody)
-    for host in hosts.all:
-        host.wait_joined()
+    serve(hosts, sites, **everybody)
     asked = {"each its own host": (hosts.h1, hosts.h2), "each the other's host": (hosts.h2, hosts.h1),
              "both the third host": (hosts.h3, hosts.h3), "all hosts": (None, None)}[way]
     where = [["-a", host.group] if host else [] for host in asked]
@@ -82,3 +54,5 @@ def test_of_two_that_shoot_each_other_one_stays_up(hosts, sites, note, way):
         for machine in pair:
             if machine.domain:
                 machine.domain.remove()
+                machine.site.reaper.wait(machine)
+                machine.site.net.remove(machine.node.name)

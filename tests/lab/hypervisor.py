@@ -234,6 +234,7 @@ unix_sock_group = "{self.socket_group}"
 unix_sock_rw_perms = "0770"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
+host_uuid = "{uuids.uuid4()}"
 max_clients = 200
 log_outputs = "4:file:{self.log}"
 """)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hosts whose domains are QEMU processes, for what libvirt's test driver can't show: ends seen at the kernel, and migration."""
+
+import itertools
+import subprocess
+
+from lab.hypervisor import Hypervisor
+from survivor import rig
+
+
+class Site(rig.Site):
+    """One host's hypervisor and what `rig.Machine` needs beside it."""
+
+    def __init__(self, hosts, host, reaper):
+        self.host, self.reaper = host, reaper
+        self.net, self.key, self.scratch = hosts.net, hosts.key, hosts.directory
+        self.hypervisor = Hypervisor(host.place.ns).start()
+        self._numbers = itertools.count(100 * host.number)
+
+    def migrate(self, name, to):
+        """A live migration in the background: a Popen that ends with it."""
+        return subprocess.Popen(
+            ["virsh", "-q", "-c", self.hypervisor.uri, "migrate", "--live", "--unsafe", "--persistent", "--undefinesource",
+             name, to.hypervisor.uri, "--migrateuri", f"tcp://{to.host.place.ip}:49200"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def close(self):
+        """Ends the hypervisor."""
+        self.hypervisor.stop()
+
+
+def serve(hosts, sites, **options):
+    """Daemons of ours at all hosts, at the sites' with QEMU."""
+    uris = {site.host: site.hypervisor.uri for site in sites}
+    for host in hosts.all:
+        host.serve("ours", wait=False, uri=uris.get(host), **options)
+    for host in hosts.all:
+        host.wait_joined()
