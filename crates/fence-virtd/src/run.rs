@@ -15,6 +15,12 @@ use tracing::{error, info, warn};
 
 use crate::audit::Audit;
 use crate::backend::Backend;
+#[cfg(feature = "cpg")]
+use crate::backend::cpg::CpgBackend;
+#[cfg(feature = "libvirt")]
+use crate::backend::libvirt::LibvirtBackend;
+#[cfg(feature = "cpg")]
+use crate::cluster::{self, Cluster};
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
 use crate::identity::Sources;
@@ -169,8 +175,13 @@ async fn until_told(
     let start = async {
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
-        let backend = backend(config, &known, wait).await?;
-        let service = Service::new(backend, audit, replays, None);
+        let chosen = backend(config, &known, wait).await?;
+        let service = Service::new(chosen.backend, audit, replays, None);
+        #[cfg(feature = "cpg")]
+        let cluster = chosen.cluster.map(|(cluster, started)| {
+            cluster.serve(started, &service);
+            cluster
+        });
         let inventories = inventories(config, &known);
         let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
         let running: Vec<_> = running.collect();
@@ -185,9 +196,11 @@ async fn until_told(
         if let Some(endpoint) = endpoint {
             tasks.spawn(endpoint.serve(for_readers));
         }
-        Ok::<_, RunError>((service, listeners, tasks, for_us))
+        #[cfg(not(feature = "cpg"))]
+        let cluster = ();
+        Ok::<_, RunError>((service, listeners, tasks, for_us, cluster))
     };
-    let (service, mut listeners, mut tasks, observed) = tokio::select! {
+    let (service, mut listeners, mut tasks, observed, cluster) = tokio::select! {
         started = start => started?,
         name = signals.end() => {
             info!("{name} before the start was over");
@@ -216,26 +229,51 @@ async fn until_told(
     info!("{name}: no new requests; those under way may end");
     notify::stopping();
     listeners.stop().await;
+    #[cfg(feature = "cpg")]
+    if let Some(cluster) = &cluster {
+        cluster.stop();
+    }
+    #[cfg(not(feature = "cpg"))]
+    let () = cluster;
     tasks.shutdown().await;
     tokio::select! {
         () = service.idle() => {}
         () = tokio::time::sleep(LAST_REQUESTS) => warn!("requests are cut off by the end of the daemon"),
         _ = signals.end() => {}
     }
+    #[cfg(feature = "cpg")]
+    if let Some(cluster) = &cluster {
+        cluster.leave().await;
+    }
     service.finish();
     Ok(())
 }
 
-async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Arc<dyn Backend>, RunError> {
+/// What carries requests out.
+struct Chosen {
+    backend: Arc<dyn Backend>,
+    /// The other hosts, where there are any.
+    #[cfg(feature = "cpg")]
+    cluster: Option<(Arc<Cluster>, cluster::Started)>,
+}
+
+async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Chosen, RunError> {
     match &config.backends[..] {
         #[cfg(feature = "libvirt")]
         [BackendSettings::Libvirt(settings)] => {
-            let (backend, unreachable) =
-                crate::backend::libvirt::LibvirtBackend::start(settings, known).await;
-            if unreachable.len() == settings.uris.len() && !wait {
-                return Err(RunError::Backend(unreachable.join("; ")));
-            }
-            Ok(Arc::new(backend))
+            let backend = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
+            Ok(Chosen {
+                backend,
+                #[cfg(feature = "cpg")]
+                cluster: None,
+            })
+        }
+        #[cfg(feature = "cpg")]
+        [BackendSettings::Cpg(settings)] => {
+            let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
+            let (cluster, started) = Cluster::start(settings, Arc::clone(&local))?;
+            let backend = Arc::new(CpgBackend::new(local, Arc::clone(&cluster)));
+            Ok(Chosen { backend, cluster: Some((cluster, started)) })
         }
         #[cfg(not(feature = "libvirt"))]
         [BackendSettings::Libvirt(_)] => {
@@ -247,6 +285,21 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Arc
             name: others.iter().map(|it| it.kind().as_str()).collect::<Vec<_>>().join(", "),
         }),
     }
+}
+
+/// The domains of this host.
+#[cfg(feature = "libvirt")]
+async fn libvirt(
+    uris: &[String],
+    reboot_starts: bool,
+    known: &Hypervisors,
+    wait: bool,
+) -> Result<Arc<LibvirtBackend>, RunError> {
+    let (backend, unreachable) = LibvirtBackend::start(uris, reboot_starts, known).await;
+    if unreachable.len() == uris.len() && !wait {
+        return Err(RunError::Backend(unreachable.join("; ")));
+    }
+    Ok(Arc::new(backend))
 }
 
 fn uris(config: &Config) -> impl Iterator<Item = &str> {

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use fence_config::{Backend, Config, Listener, MetricsAddress};
+use fence_config::{Backend, Config, HostDown, Listener, MetricsAddress};
 use fence_sandbox::{Calls, Capability, Needs, Protection, State, Tcp};
 use tracing::{info, warn};
 
@@ -44,6 +44,8 @@ const REMOTE: &[&str] = &[
 ];
 /// Below the home directory: what libvirt's own transports look for there.
 const REMOTE_HOME: &[&str] = &[".pki", ".ssh"];
+/// Memory that corosync shares with who talks to it.
+const COROSYNC: &[&str] = &["/dev/shm"];
 /// Directories that programs write in, whatever they are.
 const SCRATCH: &[&str] = &["/dev", "/run", "/tmp", "/var/tmp"];
 
@@ -77,7 +79,13 @@ pub(crate) fn try_on(config: &Config, file: &Path, state: Option<&Path>) -> Prot
 
 fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) -> Needs {
     let uris: BTreeSet<&str> = uris(config).collect();
-    let programs = uris.iter().any(|it| Uri::of(it).starts_programs());
+    let cluster = config.backends.iter().find_map(|it| match it {
+        Backend::Cpg(it) => Some(it),
+        Backend::Libvirt(_) => None,
+    });
+    let asks_programs =
+        cluster.is_some_and(|it| matches!(it.host_down, HostDown::Pacemaker | HostDown::Command(_)));
+    let programs = asks_programs || uris.iter().any(|it| Uri::of(it).starts_programs());
     let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
 
     let mut read = Paths::default();
@@ -113,6 +121,9 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
             write.add(home.join(".ssh"));
         }
     }
+    if cluster.is_some() {
+        write.all(COROSYNC);
+    }
     let mut remove = Paths::default();
     if let Some(it) = pid_file {
         remove.directory_of(it);
@@ -132,7 +143,8 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
             threads: true,
             programs,
             key_rings: is_remote,
-            abstract_sockets: programs || notify_socket_is_abstract(),
+            // Corosync's are, unless libqb is told otherwise.
+            abstract_sockets: programs || cluster.is_some() || notify_socket_is_abstract(),
         },
     }
 }

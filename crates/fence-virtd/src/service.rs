@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use crate::access::{Access, Decision, Identity, Subject};
 use crate::arbiter::{self, PeerId, Source, Why, Work};
-use crate::audit::{Audit, Record};
+use crate::audit::{Audit, Record, Stages};
 use crate::backend::{
     ActError, Backend, DomainRef, Lease, LeaseEnd, LocateError, Located, Power, Settled, StartFrom,
 };
@@ -37,7 +37,9 @@ const MAX_LOST_ANSWERS: usize = 256;
 /// The transport that says nothing of who is behind an address.
 pub(crate) const TCP: &str = "tcp";
 /// How long the start after a reboot's power-off may take, whatever became of the client meanwhile.
-const START_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(20);
+/// How a reboot that did not come up again begins to say so.
+pub(crate) const NOT_STARTED: &str = "fenced, but not started again: ";
 /// A look that takes longer than this will not come at all.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -159,6 +161,14 @@ impl Resolved {
             Self::Run(_) | Self::Refused(..) => Owner::ThisHost,
         }
     }
+}
+
+/// How far a request came; see [`Service::whole_way`].
+pub(crate) struct Worked {
+    pub(crate) domain: Option<DomainRef>,
+    pub(crate) outcome: Result<Outcome, Why>,
+    pub(crate) running: Option<Running>,
+    pub(crate) stages: Stages,
 }
 
 /// Who is to answer a request that several hosts may have heard.
@@ -372,6 +382,27 @@ impl Service {
         self.turns.victim(uuid);
     }
 
+    /// Takes a request whose peer needs no proof from its target to its outcome: an open socket, or corosync, stands for it.
+    pub(crate) async fn whole_way(&self, job: &Job, lease: &Lease) -> Worked {
+        let resolved = self.resolve(job).await;
+        let mut stages = Stages { resolved: Some(Stages::since(job.arrived)), ..Stages::default() };
+        let domain = resolved.domain().cloned();
+        let go = self.turn(job, &resolved, lease).await;
+        stages.turn = Some(Stages::since(job.arrived));
+        let (outcome, running) = match go {
+            Go::Told(told) => (Ok(Outcome::from(told)), None),
+            Go::Never(why @ (Why::QueueFull | Why::TargetQueueFull)) => {
+                (Ok(Outcome::because(Response::Failure, why)), None)
+            }
+            Go::Never(why) => (Err(why), None),
+            Go::Run(running) => {
+                let proof = Proved::unauthenticated();
+                (Ok(self.execute(job, resolved, proof, &running, lease).await), Some(running))
+            }
+        };
+        Worked { domain, outcome, running, stages }
+    }
+
     /// Carries the request out. The peer has proved itself; `lease` ends when it hangs up.
     pub(crate) async fn execute(
         &self,
@@ -400,7 +431,7 @@ impl Service {
 
     /// The lease of a request: until shortly before its client gives up.
     pub(crate) fn lease(job: &Job) -> (Lease, Settled) {
-        Lease::new(job.deadline() - ANSWER_MARGIN)
+        Lease::new(job.deadline() - ANSWER_MARGIN, job.id)
     }
 
     /// The work of a request is over as far as its client is concerned. Those that joined it are told, and what it
@@ -583,9 +614,7 @@ impl Service {
             Ok(()) => Outcome::noted(Response::Success, None, down.note),
             // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report a
             // failure would make the cluster wait for a fence that has happened.
-            Err(error) => {
-                Outcome::because(Response::Success, format!("fenced, but not started again: {error}"))
-            }
+            Err(error) => Outcome::because(Response::Success, format!("{NOT_STARTED}{error}")),
         })
     }
 }

@@ -8,7 +8,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_config::LibvirtBackend as Settings;
 use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
@@ -43,15 +42,25 @@ impl LibvirtBackend {
     /// Connects to every hypervisor and keeps the connections; returns when the first attempt at each has ended.
     ///
     /// The second value has a line for each that can't be reached now. They are tried again for ever.
-    pub(crate) async fn start(settings: &Settings, known: &Hypervisors) -> (Self, Vec<String>) {
-        let hypervisors: Vec<_> = settings.uris.iter().map(|uri| known.at(uri)).collect();
+    pub(crate) async fn start(
+        uris: &[String],
+        reboot_starts: bool,
+        known: &Hypervisors,
+    ) -> (Self, Vec<String>) {
+        let hypervisors: Vec<_> = uris.iter().map(|uri| known.at(uri)).collect();
         let mut unreachable = Vec::new();
         for hypervisor in &hypervisors {
             if let Err(error) = hypervisor.first_attempt().await {
                 unreachable.push(error.to_string());
             }
         }
-        (Self { hypervisors, reboot_starts: settings.reboot_starts }, unreachable)
+        (Self { hypervisors, reboot_starts }, unreachable)
+    }
+
+    /// Those of the configuration, in its order.
+    #[cfg(feature = "cpg")]
+    pub(crate) fn hypervisors(&self) -> &[Arc<Hypervisor>] {
+        &self.hypervisors
     }
 
     fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActError> {
@@ -283,7 +292,7 @@ impl Backend for LibvirtBackend {
 }
 
 /// Sorted by name; a domain that several hypervisors define is listed once, and on when it is on anywhere.
-fn merge(domains: &mut Vec<Listed>) {
+pub(crate) fn merge(domains: &mut Vec<Listed>) {
     domains.sort_by(|a, b| {
         (&a.name, &a.uuid, a.power == Power::Off).cmp(&(&b.name, &b.uuid, b.power == Power::Off))
     });
@@ -574,6 +583,8 @@ fn bring_up(
                 None => return Ok(Err(ActError::Gone)),
             },
             StartFrom::Xml(xml) => connection.create_xml(xml).map(drop),
+            #[cfg(feature = "cpg")]
+            StartFrom::There(_) => return Ok(Err(ActError::Gone)),
         };
         match started {
             Ok(()) => {}

@@ -16,6 +16,8 @@ use fence_wire::Target;
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
+#[cfg(feature = "cpg")]
+pub(crate) mod cpg;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 
@@ -74,7 +76,6 @@ pub(crate) struct DomainRef {
 pub(crate) enum Home {
     /// At this one of the backend's hypervisors, counted from 0.
     Here(usize),
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     /// At another host; at which one is asked when something is to be done.
     Elsewhere,
 }
@@ -89,10 +90,8 @@ pub(crate) enum Located {
     Resting(DomainRef),
     /// It was here a short while ago, was seen to go off here, and left no definition (a transient domain).
     GoneOff(DomainRef),
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     /// Another host has it, and this one can pass requests on to it.
     Elsewhere(DomainRef),
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     /// It was last on at a host that was lost. What is known of that host decides when something is to be done.
     Lost(DomainRef),
 }
@@ -147,6 +146,9 @@ pub(crate) enum StartFrom {
     Definition,
     /// Its XML, passwords included: a transient domain has no definition.
     Xml(Arc<Zeroizing<String>>),
+    /// Nothing that this host has: the one that took it down starts it again.
+    #[cfg(feature = "cpg")]
+    There(crate::cluster::Asked),
 }
 
 impl fmt::Debug for StartFrom {
@@ -154,6 +156,8 @@ impl fmt::Debug for StartFrom {
         f.write_str(match self {
             Self::Definition => "Definition",
             Self::Xml(_) => "Xml(..)",
+            #[cfg(feature = "cpg")]
+            Self::There(_) => "There(..)",
         })
     }
 }
@@ -210,10 +214,24 @@ fn because(reason: &Option<String>) -> String {
 /// may still take effect.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
+    request: u64,
     until: Instant,
     ended: watch::Sender<Option<LeaseEnd>>,
     /// Nothing is ever sent: the channel closes with the last clone.
     _alive: mpsc::Sender<Infallible>,
+}
+
+/// See [`Lease::ender`].
+#[cfg(feature = "cpg")]
+#[derive(Debug)]
+pub(crate) struct LeaseEnder(watch::Sender<Option<LeaseEnd>>);
+
+#[cfg(feature = "cpg")]
+impl LeaseEnder {
+    /// As [`Lease::end`].
+    pub(crate) fn end(&self, why: LeaseEnd) {
+        self.0.send_if_modified(|it| it.replace(why).is_none());
+    }
 }
 
 /// Why nobody waits for a request any more.
@@ -230,9 +248,15 @@ pub(crate) enum LeaseEnd {
 pub(crate) struct Settled(mpsc::Receiver<Infallible>);
 
 impl Lease {
-    pub(crate) fn new(until: Instant) -> (Self, Settled) {
+    /// For the request with this number.
+    pub(crate) fn new(until: Instant, request: u64) -> (Self, Settled) {
         let (alive, gone) = mpsc::channel(1);
-        (Self { until, ended: watch::Sender::new(None), _alive: alive }, Settled(gone))
+        (Self { request, until, ended: watch::Sender::new(None), _alive: alive }, Settled(gone))
+    }
+
+    /// The number of the request that it is for.
+    pub(crate) fn request(&self) -> u64 {
+        self.request
     }
 
     /// The moment after which nothing may be started and nobody waits for the answer.
@@ -245,10 +269,16 @@ impl Lease {
         self.ended.send_if_modified(|it| it.replace(why).is_none());
     }
 
+    /// What ends it from elsewhere, and holds nothing up.
+    #[cfg(feature = "cpg")]
+    pub(crate) fn ender(&self) -> LeaseEnder {
+        LeaseEnder(self.ended.clone())
+    }
+
     /// For the rest of something that was begun and must not be left half done, whoever waits for it: until `until`,
     /// whatever becomes of the client.
     pub(crate) fn to_the_end(&self, until: Instant) -> Self {
-        Self { until, ended: watch::Sender::new(None), _alive: self._alive.clone() }
+        Self { request: self.request, until, ended: watch::Sender::new(None), _alive: self._alive.clone() }
     }
 
     /// Why nobody waits for it any more, once that is so.

@@ -140,7 +140,7 @@ fn all(file: &Path) -> Vec<Finding> {
 fn is_built_in(backend: &Backend) -> bool {
     match backend {
         Backend::Libvirt(_) => cfg!(feature = "libvirt"),
-        Backend::Cpg(_) => false,
+        Backend::Cpg(_) => cfg!(feature = "cpg"),
     }
 }
 

@@ -90,6 +90,8 @@ pub(crate) enum Message {
 
     /// Carry this out and reply.
     Ask(Ask),
+    /// "Carry it out: this is what is left of my time." The owner counts it from its "taken".
+    Go { to: Member, ask: u64, left_ms: u64 },
     /// Nobody waits for this ask any more: what was not begun is not to be.
     Cancel { to: Member, ask: u64 },
     /// "I am about to carry this ask out." The sender acts when this comes back to it, and only if the claim is still
@@ -102,6 +104,11 @@ pub(crate) enum Message {
         claim: u64,
         #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
         victim: String,
+        #[serde(default)]
+        was_off: bool,
+        /// It is being started again.
+        #[serde(default)]
+        starts: bool,
     },
     /// The ask is over. `claim` where it had one.
     Reply { asker: Member, ask: u64, claim: Option<u64>, end: End },
@@ -192,6 +199,9 @@ pub(crate) struct Ask {
     /// Its name, for people.
     #[serde(deserialize_with = "text::<NAME_LIMIT, _>")]
     pub(crate) name: String,
+    /// The asker knows that it is on nowhere: a definition of it is enough.
+    #[serde(default)]
+    pub(crate) rests: bool,
     /// What it is done under; none for `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) claim: Option<Claim>,
@@ -327,7 +337,7 @@ impl Message {
 }
 
 /// The kinds that [`Message`] has.
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 16] = [
     "sync",
     "ready",
     "pass_over",
@@ -336,6 +346,7 @@ const KINDS: [&str; 15] = [
     "seen_off",
     "finished",
     "ask",
+    "go",
     "cancel",
     "taken",
     "progress",
@@ -460,6 +471,7 @@ mod tests {
                 what,
                 uuid,
                 name,
+                rests: request % 2 == 0,
                 claim,
                 left_ms,
                 request,
@@ -489,12 +501,15 @@ mod tests {
             (any::<u64>(), outcome()).prop_map(|(id, outcome)| Message::Finished { id, outcome }),
             ask().prop_map(Message::Ask),
             (member(), any::<u64>()).prop_map(|(to, ask)| Message::Cancel { to, ask }),
+            numbers().prop_map(|(to, ask, left_ms)| Message::Go { to, ask, left_ms }),
             numbers().prop_map(|(asker, ask, claim)| Message::Taken { asker, ask, claim }),
             (numbers(), text(ID_LIMIT)).prop_map(|((asker, ask, claim), victim)| Message::Progress {
                 asker,
                 ask,
                 claim,
-                victim
+                victim,
+                was_off: ask % 2 == 0,
+                starts: ask % 3 == 0,
             }),
             (member(), any::<u64>(), any::<Option<u64>>(), end)
                 .prop_map(|(asker, ask, claim, end)| Message::Reply { asker, ask, claim, end }),

@@ -1,6 +1,632 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Several hosts as one service: what the `fence_virtd`s of a corosync cluster tell each other, and what each makes of
-//! it (docs/cpg.md).
+//! The hosts of a corosync cluster as one service: docs/cpg.md.
+//!
+//! Owns this daemon's membership of the two groups, what is known of the other hosts and their domains, the claims, and
+//! what hosts ask each other for. One task hears both groups, in corosync's order, and never waits for anything else:
+//! what takes time is a task of its own. The lock is held for arithmetic and for handing messages to a link, which waits
+//! for nothing; so what is sent has the order in which it was decided.
 
+pub(crate) mod asks;
+mod book;
 pub(crate) mod link;
+pub(crate) mod local;
 pub(crate) mod message;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use corosync_cpg::{Node, Reason};
+use fence_config::CpgBackend as Settings;
+use fence_wire::{Action, Response, Target};
+use libvirt_host::Uuid;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use self::asks::{Asks, Served, Word};
+use self::book::Book;
+use self::link::{Events, Link, LinkEvent};
+use self::local::{Change, Own, OwnDomains, OwnPower};
+use self::message::{Ask, Domain, End, Message, What};
+use crate::backend::libvirt::LibvirtBackend;
+use crate::backend::{ActError, DomainRef, Home, Lease, Listed, Power, Settled};
+use crate::locks::lock;
+use crate::service::{NOT_STARTED, Service};
+
+pub(crate) use self::message::Member;
+
+/// Who waits for news looks again after this long, news or not.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How long an owner's answer may be late: it answers at the deadline itself when it has nothing better to say.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long what an owner began may still take effect after it was lost.
+const AFTERMATH: Duration = Duration::from_secs(2);
+
+/// See the module's head.
+pub(crate) struct Cluster {
+    local: Arc<LibvirtBackend>,
+    state: Mutex<State>,
+    /// The group of the hosts that run this daemon.
+    link: Link,
+    /// Counts changes of anything that a request may wait for.
+    news: watch::Sender<u64>,
+    service: OnceLock<Weak<Service>>,
+}
+
+struct State {
+    /// Who this daemon is in the group; none while it is not in it.
+    me: Option<Member>,
+    /// Why not.
+    why_not: String,
+    members: BTreeSet<Member>,
+    nodes: BTreeMap<u32, Option<String>>,
+    own: BTreeMap<Uuid, Own>,
+    book: Book,
+    asks: Asks,
+    served: Served,
+    stopping: bool,
+}
+
+/// Where a domain is, as far as this host heard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// On at these members; at several while it migrates.
+    On(Vec<Member>),
+    /// On nowhere, without a doubt; these have it, off.
+    Off(Vec<Member>),
+    /// On nowhere that is heard, and nobody knows of the rest.
+    Doubt(String),
+    /// Last on at a host that was lost.
+    Lost { why: String, may_be_proved: bool },
+    /// Last on at a host that is known to be down.
+    Down(String),
+    /// Nobody has it.
+    Unknown,
+}
+
+impl Cluster {
+    /// Joins the groups, as soon as corosync is there. Must run inside the runtime.
+    ///
+    /// # Errors
+    /// No threads or descriptors.
+    pub(crate) fn start(settings: &Settings, local: Arc<LibvirtBackend>) -> io::Result<(Arc<Self>, Started)> {
+        let (link, events) = Link::start(&format!("{}-2", settings.group))?;
+        let mut first = [0; 8];
+        getrandom::fill(&mut first).map_err(|error| io::Error::other(error.to_string()))?;
+        let state = State {
+            me: None,
+            why_not: "corosync has not answered yet".to_owned(),
+            members: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            own: BTreeMap::new(),
+            book: Book::default(),
+            // Far from the end of its numbers.
+            asks: Asks::new(u64::from_le_bytes(first) >> 1),
+            served: Served::default(),
+            stopping: false,
+        };
+        let this = Arc::new(Self {
+            local,
+            state: Mutex::new(state),
+            link,
+            news: watch::Sender::new(0),
+            service: OnceLock::new(),
+        });
+        Ok((this, Started { events }))
+    }
+
+    /// Begins to work for other hosts.
+    pub(crate) fn serve(self: &Arc<Self>, started: Started, service: &Arc<Service>) {
+        let _ = self.service.set(Arc::downgrade(service));
+        let mine = Arc::downgrade(self);
+        OwnDomains::follow(self.local.hypervisors(), move |changes| {
+            if let Some(this) = mine.upgrade() {
+                this.publish(changes);
+            }
+        });
+        tokio::spawn(Arc::clone(self).hear(started.events));
+    }
+
+    /// The daemon ends: nothing new is done for other hosts.
+    pub(crate) fn stop(&self) {
+        self.state().stopping = true;
+    }
+
+    /// Leaves the groups, so that the others know at once.
+    pub(crate) async fn leave(&self) {
+        self.link.leave().await;
+    }
+
+    /// Whether this host is in the group.
+    pub(crate) fn is_joined(&self) -> bool {
+        self.state().me.is_some()
+    }
+
+    pub(crate) fn me(&self) -> Option<Member> {
+        self.state().me
+    }
+
+    /// Why only what runs here can be dealt with.
+    pub(crate) fn why_alone(&self) -> String {
+        self.state().why_alone()
+    }
+
+    /// What a member's host is called.
+    pub(crate) fn name(&self, member: Member) -> String {
+        self.state().name(member.node)
+    }
+
+    /// News of where domains are, from now on.
+    pub(crate) fn changed(&self) -> Changed {
+        Changed(self.news.subscribe())
+    }
+
+    /// Asks another host. What it does ends by the lease; the answer is to be waited for with [`Asked`].
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        to: Member,
+        what: Action,
+        domain: &DomainRef,
+        rests: bool,
+        lease: &Lease,
+    ) -> Result<Asked, ActError> {
+        let what =
+            what_of(what).ok_or_else(|| ActError::Refused(format!("{what} is not for other hosts")))?;
+        let mut state = self.state();
+        let owner = state.name(to.node);
+        let gone = || ActError::Unavailable(format!("{owner} left before it was asked"));
+        if state.me.is_none() || !state.members.contains(&to) {
+            return Err(gone());
+        }
+        let left = lease.until().saturating_duration_since(Instant::now());
+        let (ask, told) = state.asks.begin(to, lease);
+        let message = Message::Ask(Ask {
+            to,
+            ask,
+            what,
+            uuid: domain.uuid.clone(),
+            name: domain.name.clone(),
+            claim: None,
+            rests,
+            left_ms: left.as_millis().try_into().unwrap_or(u64::MAX),
+            request: lease.request(),
+        });
+        if !self.send(&message) {
+            state.asks.forget(ask);
+            return Err(gone());
+        }
+        drop(state);
+        Ok(Asked { cluster: Arc::clone(self), ask, to, owner, told, over: false })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn tell_waiting(&self) {
+        self.news.send_modify(|it| *it = it.wrapping_add(1));
+    }
+
+    fn send(&self, message: &Message) -> bool {
+        match message.encode() {
+            Ok(bytes) => self.link.send(bytes).is_ok(),
+            Err(error) => {
+                warn!("a message to the other hosts can't be sent: {error}");
+                false
+            }
+        }
+    }
+
+    /// This host's domains changed.
+    fn publish(&self, changes: Vec<Change>) {
+        let mut state = self.state();
+        for (uuid, own) in changes {
+            let message = match &own {
+                Some(own) => Message::Domain(published(uuid, own.clone())),
+                None => Message::DomainGone { uuid: uuid.to_string() },
+            };
+            match own {
+                Some(own) => drop(state.own.insert(uuid, own)),
+                None => drop(state.own.remove(&uuid)),
+            }
+            if state.me.is_some() {
+                self.send(&message);
+            }
+        }
+    }
+}
+
+/// What hears the groups before [`Cluster::serve`].
+pub(crate) struct Started {
+    events: Events,
+}
+
+impl Cluster {
+    async fn hear(self: Arc<Self>, mut events: Events) {
+        while let Some(event) = events.next().await {
+            match event {
+                LinkEvent::Joined { me, nodes } => self.joined(member(me), nodes),
+                LinkEvent::NodeList { nodes } => self.state().set_nodes(nodes),
+                LinkEvent::Ring { nodes } => debug!(?nodes, "nodes that corosync hears"),
+                LinkEvent::Message { from, data } => self.message(member(from), &data),
+                LinkEvent::Change { members, left, joined } => self.change(&members, &left, &joined),
+                LinkEvent::Lost(why) => self.lost(why),
+            }
+            self.tell_waiting();
+        }
+    }
+
+    fn joined(&self, me: Member, nodes: Option<Vec<Node>>) {
+        let mut state = self.state();
+        state.me = Some(me);
+        state.set_nodes(nodes);
+        info!(node = me.node, "in the group of this cluster's hosts");
+    }
+
+    fn lost(&self, why: String) {
+        warn!("corosync is lost: {why}; only what runs here can be fenced until it is back");
+        let mut state = self.state();
+        state.members.clear();
+        state.book.members(&BTreeSet::new());
+        state.served.lost(None);
+        let held = state.asks.lost(None, "this host lost corosync");
+        state.me = None;
+        state.why_not = why;
+        drop(state);
+        hold(held);
+    }
+
+    fn change(
+        &self,
+        members: &[corosync_cpg::Member],
+        left: &[(corosync_cpg::Member, Reason)],
+        joined: &[(corosync_cpg::Member, Reason)],
+    ) {
+        let mut state = self.state();
+        let Some(me) = state.me else { return };
+        let mut held = Vec::new();
+        for (gone, reason) in left {
+            let gone = member(*gone);
+            let name = state.name(gone.node);
+            warn!(node = %name, ?reason, "a host left");
+            state.served.lost(Some(gone));
+            held.extend(state.asks.lost(Some(gone), &format!("{name} left ({})", left_words(*reason))));
+        }
+        for (new, _) in joined.iter().filter(|(it, _)| member(*it) != me) {
+            info!(node = %state.name(new.node), "a host came");
+        }
+        state.members = members.iter().copied().map(member).collect();
+        let all = state.members.clone();
+        state.book.members(&all);
+        if !joined.is_empty() {
+            let own: Vec<Domain> =
+                state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
+            for part in Message::inventory(&own) {
+                self.send(&part);
+            }
+        }
+        drop(state);
+        hold(held);
+    }
+
+    fn message(self: &Arc<Self>, from: Member, data: &[u8]) {
+        let message = match Message::decode(data) {
+            Ok(Some(message)) => message,
+            Ok(None) => return debug!(%from, "a message of a kind that this version does not know"),
+            Err(error) => return warn!(%from, "a message of another host is dropped: {error}"),
+        };
+        let mut state = self.state();
+        let Some(me) = state.me.filter(|_| state.members.contains(&from)) else { return };
+        match message {
+            Message::Inventory { .. } | Message::Domain(_) | Message::DomainGone { .. } => {
+                state.book.heard(from, &message);
+            }
+            Message::Ask(ask) if ask.to == me => self.asked(&mut state, from, ask),
+            Message::Go { to, ask, left_ms } if to == me => state.served.go(from, ask, left_ms),
+            Message::Cancel { to, ask } if to == me => state.served.cancel(from, ask),
+            Message::Taken { asker, ask, .. } if asker == me => {
+                let go = state.asks.taken(from, ask, Instant::now());
+                self.send(&go);
+            }
+            Message::Progress { asker, ask, was_off, starts, .. } if asker == me => {
+                state.asks.seen_off(from, ask, was_off, starts);
+            }
+            Message::Reply { asker, ask, end, .. } if asker == me => state.asks.reply(from, ask, end),
+            _ => {}
+        }
+    }
+
+    fn asked(self: &Arc<Self>, state: &mut State, from: Member, ask: Ask) {
+        let refuse = |why: &str| {
+            let end = End::NothingDone(why.to_owned());
+            self.send(&Message::Reply { asker: from, ask: ask.ask, claim: None, end });
+        };
+        let service = self.service.get().and_then(Weak::upgrade).filter(|_| !state.stopping);
+        match service {
+            None => refuse("its daemon is about to end"),
+            Some(_) if !state.served.begin(from, &ask) => refuse("it does too much for other hosts already"),
+            Some(service) => drop(tokio::spawn(serve::serve(Arc::clone(self), service, from, ask))),
+        }
+    }
+
+    /// The other hosts' domains, and what is missing.
+    pub(crate) fn list(&self) -> (Vec<Listed>, Vec<String>) {
+        let state = self.state();
+        let Some(me) = state.me else { return (Vec::new(), vec![state.why_alone()]) };
+        let listed = state.book.others(me).map(|it| Listed {
+            name: it.name.clone(),
+            uuid: it.uuid.clone(),
+            power: if it.state == message::State::On { Power::On } else { Power::Off },
+        });
+        (listed.collect(), state.missing().into_iter().map(|it| format!("{it} is not heard")).collect())
+    }
+
+    /// What an administrator should know.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        let state = self.state();
+        match state.me {
+            None => vec![format!("corosync is not there: {}", state.why_not)],
+            Some(_) => state.missing().into_iter().map(|it| format!("{it} is not heard")).collect(),
+        }
+    }
+
+    /// The domains that a target may mean, one for each UUID.
+    pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
+        let named = self.state().book.named(target.as_str(), target.is_uuid());
+        named.into_iter().map(|(name, uuid)| DomainRef { name, uuid, home: Home::Elsewhere }).collect()
+    }
+
+    pub(crate) fn place(&self, uuid: &str) -> Place {
+        let state = self.state();
+        state.book.place(uuid, &state.missing())
+    }
+
+    /// A domain and where it is, for people.
+    pub(crate) fn describe(&self, domain: &DomainRef) -> String {
+        let names = match self.place(&domain.uuid) {
+            Place::On(at) | Place::Off(at) => {
+                at.iter().map(|it| self.name(*it)).collect::<Vec<_>>().join(", ")
+            }
+            _ => "a host that is not heard".to_owned(),
+        };
+        format!("{} at {names}", domain.uuid)
+    }
+}
+
+/// For [`serve`].
+impl Cluster {
+    fn local(&self) -> &Arc<LibvirtBackend> {
+        &self.local
+    }
+
+    /// Says that the ask is about to be carried out, and waits for its asker's word.
+    async fn taken(&self, from: Member, ask: &Ask, until: Instant) -> Result<(Lease, Settled), ActError> {
+        let claim = ask.claim.as_ref().map_or(0, |it| it.id);
+        let told = {
+            let mut state = self.state();
+            let told = state.served.taken(from, ask.ask, Instant::now());
+            self.send(&Message::Taken { asker: from, ask: ask.ask, claim });
+            told
+        };
+        match tokio::time::timeout_at(until.into(), told).await {
+            Ok(Ok(go)) => Ok(go),
+            Ok(Err(_)) => Err(ActError::Lapsed("nobody at the asking host waits for it any more")),
+            Err(_) => Err(ActError::Lapsed("the asking host did not say that it still wants it")),
+        }
+    }
+
+    fn seen_off(&self, from: Member, ask: &Ask, was_off: bool, starts: bool) {
+        let claim = ask.claim.as_ref().map_or(0, |it| it.id);
+        let _state = self.state();
+        let victim = ask.uuid.clone();
+        self.send(&Message::Progress { asker: from, ask: ask.ask, claim, victim, was_off, starts });
+    }
+
+    fn reply(&self, from: Member, ask: &Ask, end: End) {
+        let mut state = self.state();
+        state.served.over(from, ask.ask);
+        let claim = ask.claim.as_ref().map(|it| it.id);
+        self.send(&Message::Reply { asker: from, ask: ask.ask, claim, end });
+    }
+}
+
+/// Something that another host was asked for.
+pub(crate) struct Asked {
+    cluster: Arc<Cluster>,
+    ask: u64,
+    to: Member,
+    owner: String,
+    told: mpsc::UnboundedReceiver<Word>,
+    over: bool,
+}
+
+/// How an off, or the first half of a reboot, went at another host.
+pub(crate) struct Down {
+    pub(crate) was_off: bool,
+    /// It is started again; [`Asked::done`] waits for that.
+    pub(crate) starts: bool,
+}
+
+impl Asked {
+    /// How a status ended.
+    pub(crate) async fn power(mut self, lease: &Lease) -> Result<Power, ActError> {
+        match self.outcome(lease).await?.response {
+            Response::Success => Ok(Power::On),
+            Response::Off => Ok(Power::Off),
+            _ => Err(self.failed(None)),
+        }
+    }
+
+    /// Waits until the domain was seen off; where nothing comes after that, until nothing more of it can take effect.
+    pub(crate) async fn down(&mut self, lease: &Lease) -> Result<Down, ActError> {
+        match self.word(lease).await? {
+            Word::SeenOff { was_off, starts } => {
+                if !starts {
+                    self.done(lease).await?;
+                }
+                Ok(Down { was_off, starts })
+            }
+            Word::Reply(end) => {
+                let outcome = asks::result(end, &self.owner)?;
+                Err(self.failed(outcome.reason))
+            }
+            Word::Lost(why) => Err(self.lost(&why)),
+        }
+    }
+
+    /// How an on, or what is left of an off or a reboot, ended.
+    pub(crate) async fn done(&mut self, lease: &Lease) -> Result<(), ActError> {
+        let outcome = self.outcome(lease).await?;
+        match (outcome.response, outcome.reason) {
+            (Response::Success, reason) => {
+                match reason.as_deref().and_then(|it| it.strip_prefix(NOT_STARTED)) {
+                    None => Ok(()),
+                    Some(why) => Err(ActError::Refused(format!("{}: {why}", self.owner))),
+                }
+            }
+            (_, reason) => Err(self.failed(reason)),
+        }
+    }
+
+    async fn outcome(&mut self, lease: &Lease) -> Result<message::Outcome, ActError> {
+        loop {
+            match self.word(lease).await? {
+                Word::SeenOff { .. } => {}
+                Word::Reply(end) => return asks::result(end, &self.owner),
+                Word::Lost(why) => return Err(self.lost(&why)),
+            }
+        }
+    }
+
+    /// The next word; an error when none comes in time. When nobody waits for it any more the owner is told, and its answer
+    /// waited for: it may have begun.
+    async fn word(&mut self, lease: &Lease) -> Result<Word, ActError> {
+        let late = tokio::time::sleep_until((lease.until() + GRACE).into());
+        tokio::pin!(late);
+        let mut cancelled = false;
+        let word = loop {
+            tokio::select! {
+                biased;
+                word = self.told.recv() => break word,
+                () = &mut late => break None,
+                _ = lease.ended(), if !cancelled => {
+                    cancelled = true;
+                    self.cancel();
+                }
+            }
+        };
+        match word {
+            Some(word) => {
+                self.over = matches!(word, Word::Reply(_) | Word::Lost(_));
+                Ok(word)
+            }
+            None => Err(ActError::Unknown(format!("{} did not answer in time", self.owner))),
+        }
+    }
+
+    fn cancel(&self) {
+        let _state = self.cluster.state();
+        self.cluster.send(&Message::Cancel { to: self.to, ask: self.ask });
+    }
+
+    fn failed(&self, reason: Option<String>) -> ActError {
+        let reason = reason.unwrap_or_else(|| "an answer that makes no sense".to_owned());
+        ActError::Refused(format!("{}: {reason}", self.owner))
+    }
+
+    fn lost(&self, why: &str) -> ActError {
+        ActError::Unknown(format!("{} was asked, and then {why}", self.owner))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.over {
+            self.cancel();
+        }
+    }
+}
+
+/// See [`Cluster::changed`].
+pub(crate) struct Changed(watch::Receiver<u64>);
+
+impl Changed {
+    /// Waits for news, no longer than a moment and no longer than `until`; false when that has come.
+    pub(crate) async fn until(mut self, until: Instant) -> bool {
+        let now = Instant::now();
+        let limit = until.min(now + LOOK_AGAIN);
+        // The sender lives as long as the cluster.
+        let _ = tokio::time::timeout_at(limit.into(), self.0.changed()).await;
+        Instant::now() < until
+    }
+}
+
+impl State {
+    fn name(&self, node: u32) -> String {
+        match self.nodes.get(&node) {
+            Some(Some(name)) => format!("node {node} ({name})"),
+            _ => format!("node {node}"),
+        }
+    }
+
+    fn why_alone(&self) -> String {
+        format!(
+            "corosync is not there ({}): nothing can be said of domains that don't run here",
+            self.why_not
+        )
+    }
+
+    fn set_nodes(&mut self, nodes: Option<Vec<Node>>) {
+        self.nodes = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
+    }
+
+    /// Nodes of corosync's list that are not in the group.
+    fn missing(&self) -> Vec<String> {
+        let is_there = |node: &u32| self.members.iter().any(|it| it.node == *node);
+        self.nodes.keys().filter(|it| !is_there(it)).map(|it| self.name(*it)).collect()
+    }
+}
+
+fn member(it: corosync_cpg::Member) -> Member {
+    Member { node: it.node, pid: it.pid }
+}
+
+fn what_of(action: Action) -> Option<What> {
+    Some(match action {
+        Action::Status => What::Status,
+        Action::Off => What::Off,
+        Action::Reboot => What::Reboot,
+        Action::On => What::On,
+        Action::Null | Action::Monitor | Action::List => return None,
+    })
+}
+
+fn published(uuid: Uuid, own: Own) -> Domain {
+    let state = match own.power {
+        OwnPower::On => message::State::On,
+        OwnPower::WentOff => message::State::Off,
+        OwnPower::Resting => message::State::Rests,
+    };
+    Domain { uuid: uuid.to_string(), name: own.name, state }
+}
+
+fn left_words(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Leave => "its daemon ended",
+        Reason::ProcDown => "its daemon died",
+        Reason::NodeDown => "corosync does not hear it any more",
+        _ => "for a reason that is not known",
+    }
+}
+
+/// Owners that were lost may be in the middle of an action: what conflicts with it does not begin at once.
+fn hold(leases: Vec<Lease>) {
+    if !leases.is_empty() {
+        tokio::spawn(async move {
+            tokio::time::sleep(AFTERMATH).await;
+            drop(leases);
+        });
+    }
+}

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, Proved, Response, SERIAL_MAGIC, SERIAL_REQUEST_LEN,
-    SerialRequest, SerialScanner, escaped, serial_response,
+    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, SERIAL_MAGIC, SERIAL_REQUEST_LEN, SerialRequest,
+    SerialScanner, escaped, serial_response,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -23,14 +23,12 @@ use tracing::{debug, info, warn};
 
 use super::super::rules::CurrentRules;
 use crate::access::Identity;
-use crate::arbiter::Why;
 use crate::audit::{End, Record, Stages};
-use crate::backend::{DomainRef, Lease, LeaseEnd};
+use crate::backend::LeaseEnd;
 use crate::history::REPEAT_WINDOW;
 use crate::inventory::Domain;
 use crate::limits::{FRAME_LIMIT, LINE_RETRY, SERIAL_ANSWER_LIMIT};
-use crate::service::{Answer, Go, Job, Outcome, Service};
-use crate::turns::Running;
+use crate::service::{Answer, Job, Outcome, Service, Worked};
 
 const NAME: &str = "serial";
 /// A connection that lasted this long was a good one: the next attempt comes soon.
@@ -198,7 +196,7 @@ impl Line {
         let (lease, settled) = Service::lease(&job);
         let (mut newer, mut hung_up): (Option<SerialRequest>, bool) = (None, false);
         let mut worked = {
-            let work = work(&service, &job, &lease);
+            let work = service.whole_way(&job, &lease);
             tokio::pin!(work);
             loop {
                 tokio::select! {
@@ -395,33 +393,4 @@ fn explained(error: &io::Error) -> String {
         _ => "",
     };
     format!("{error}{next}")
-}
-
-/// How far a request came.
-struct Worked {
-    domain: Option<DomainRef>,
-    outcome: Result<Outcome, Why>,
-    running: Option<Running>,
-    stages: Stages,
-}
-
-/// Takes a request from its target to its outcome. The open socket stands for the proof.
-async fn work(service: &Service, job: &Job, lease: &Lease) -> Worked {
-    let resolved = service.resolve(job).await;
-    let mut stages = Stages { resolved: Some(Stages::since(job.arrived)), ..Stages::default() };
-    let domain = resolved.domain().cloned();
-    let go = service.turn(job, &resolved, lease).await;
-    stages.turn = Some(Stages::since(job.arrived));
-    let (outcome, running) = match go {
-        Go::Told(told) => (Ok(Outcome::from(told)), None),
-        Go::Never(why @ (Why::QueueFull | Why::TargetQueueFull)) => {
-            (Ok(Outcome::because(Response::Failure, why)), None)
-        }
-        Go::Never(why) => (Err(why), None),
-        Go::Run(running) => {
-            let proof = Proved::unauthenticated();
-            (Ok(service.execute(job, resolved, proof, &running, lease).await), Some(running))
-        }
-    };
-    Worked { domain, outcome, running, stages }
 }

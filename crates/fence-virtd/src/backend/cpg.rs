@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The cpg backend: the domains of all hosts of a corosync cluster.
+//!
+//! What this host has it does itself, through the libvirt backend; what others have they are asked for. Owns the rules of
+//! that: who is to be asked, when an answer would be a guess, what a domain that moved means. Who has what, as far as it is
+//! known, and the way to the other hosts are [`crate::cluster`]'s. It must never believe the directory where a host can
+//! be asked, and never wait longer than the lease.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use fence_wire::{Action, Target};
+
+use super::libvirt::LibvirtBackend;
+use super::libvirt::merge;
+use super::{
+    ActError, Backend, DomainRef, Home, Lease, Listing, LocateError, Located, Power, StartFrom, TakenDown,
+    Work,
+};
+use crate::cluster::{Changed, Cluster, Member, Place};
+
+/// See the module's head.
+pub(crate) struct CpgBackend {
+    local: Arc<LibvirtBackend>,
+    cluster: Arc<Cluster>,
+}
+
+impl CpgBackend {
+    pub(crate) fn new(local: Arc<LibvirtBackend>, cluster: Arc<Cluster>) -> Self {
+        Self { local, cluster }
+    }
+
+    async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
+        let here = self.local.locate(target, until).await;
+        if !self.cluster.is_joined() {
+            return self.locate_alone(here, until).await;
+        }
+        let mut known = self.cluster.named(target);
+        match &here {
+            Ok(located) => {
+                let domain = located.domain();
+                let by_uuid = known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid));
+                // By UUID at another host comes before by name here.
+                if !by_uuid && known.iter().all(|it| it.uuid != domain.uuid) {
+                    known.push(domain.clone());
+                }
+            }
+            Err(LocateError::Ambiguous(_)) => return here,
+            Err(LocateError::NotFound | LocateError::Unavailable(_)) => {}
+        }
+        let domain = match &known[..] {
+            [] => return here.and(Err(LocateError::NotFound)),
+            [one] => one.clone(),
+            several => {
+                let all = several.iter().map(|it| self.cluster.describe(it)).collect::<Vec<_>>();
+                return Err(LocateError::Ambiguous(all.join(", ")));
+            }
+        };
+        let own = here.as_ref().ok().filter(|it| it.domain().uuid == domain.uuid);
+        if let Some(Located::Here(own)) = own
+            && self.local.status(own, until).await == Ok(Power::On)
+        {
+            return Ok(Located::Here(own.clone()));
+        }
+        let elsewhere = DomainRef { home: Home::Elsewhere, ..domain.clone() };
+        Ok(match (self.cluster.place(&domain.uuid), own) {
+            (Place::On(_) | Place::Down(_), _) => Located::Elsewhere(elsewhere),
+            (Place::Lost { .. }, _) => Located::Lost(elsewhere),
+            // Seen to go off here, or known to be on nowhere: this host can say so as well as any.
+            (_, Some(located @ (Located::Here(_) | Located::GoneOff(_)))) => located.clone(),
+            (Place::Off(_), Some(Located::Resting(own))) => Located::Here(own.clone()),
+            (Place::Off(_), _) => Located::Elsewhere(elsewhere),
+            (Place::Doubt(_), _) => Located::Lost(elsewhere),
+            (Place::Unknown, _) => match here {
+                Ok(located) => located,
+                Err(error) => return Err(error),
+            },
+        })
+    }
+
+    /// Corosync is not there: what runs here is here, and of all else nothing can be said.
+    async fn locate_alone(
+        &self,
+        here: Result<Located, LocateError>,
+        until: Instant,
+    ) -> Result<Located, LocateError> {
+        if let Ok(Located::Here(domain)) = &here
+            && self.local.status(domain, until).await == Ok(Power::On)
+        {
+            return here;
+        }
+        Err(LocateError::Unavailable(match here {
+            Err(error) => format!("{error}; {}", self.cluster.why_alone()),
+            Ok(_) => self.cluster.why_alone(),
+        }))
+    }
+
+    /// Who is to be asked now. Looks at this host's hypervisors; waits as long as what is known may become enough.
+    async fn owners(&self, domain: &DomainRef, until: Instant) -> Result<Owners, ActError> {
+        let target = Target::new(&domain.uuid, true).map_err(|_| ActError::Gone)?;
+        loop {
+            let changed = self.cluster.changed();
+            let here = match self.local.locate(&target, until).await {
+                Ok(Located::Here(own)) => match self.local.status(&own, until).await {
+                    Ok(Power::On) => Here::On(own),
+                    Ok(Power::Off) => Here::WentOff(own),
+                    Err(ActError::Gone) => Here::No,
+                    Err(error) => return Err(error),
+                },
+                Ok(Located::GoneOff(own)) => Here::WentOff(own),
+                Ok(Located::Resting(own)) => Here::Resting(own),
+                Ok(Located::Elsewhere(_) | Located::Lost(_)) | Err(LocateError::NotFound) => Here::No,
+                Err(LocateError::Ambiguous(why)) => {
+                    return Err(ActError::Refused(format!("on at several hypervisors of this host: {why}")));
+                }
+                Err(LocateError::Unavailable(why)) => Here::Unknown(why),
+            };
+            if !self.cluster.is_joined() {
+                return match here {
+                    Here::On(own) => Ok(Owners::one(At::Here(own), true)),
+                    Here::Unknown(why) => Err(ActError::Unavailable(why)),
+                    Here::WentOff(_) | Here::Resting(_) | Here::No => {
+                        Err(ActError::Unavailable(self.cluster.why_alone()))
+                    }
+                };
+            }
+            let me = self.cluster.me();
+            let others = |members: Vec<Member>| {
+                members.into_iter().filter(|it| Some(*it) != me).map(At::There).collect::<Vec<_>>()
+            };
+            let place = self.cluster.place(&domain.uuid);
+            // The directory may lag behind this host's own hypervisors, never ahead of them.
+            let last_on_here = matches!(&place, Place::On(it) if me.is_some_and(|me| it.contains(&me)));
+            let (mut at, is_on) = match place {
+                Place::On(members) => (others(members), true),
+                Place::Off(members) => (others(members), false),
+                Place::Down(why) if !matches!(here, Here::On(_)) => return Ok(Owners::Down(why)),
+                Place::Lost { why, may_be_proved } if !matches!(here, Here::On(_)) => {
+                    if may_be_proved && changed.until(until).await {
+                        continue;
+                    }
+                    return Err(ActError::Unavailable(why));
+                }
+                Place::Doubt(why) if matches!(here, Here::Resting(_) | Here::No) => {
+                    return Err(ActError::Unavailable(why));
+                }
+                Place::Down(_) | Place::Lost { .. } | Place::Doubt(_) | Place::Unknown => (Vec::new(), false),
+            };
+            let is_on_there = is_on && !at.is_empty();
+            match here {
+                Here::On(own) => {
+                    if !is_on {
+                        at.clear();
+                    }
+                    at.insert(0, At::Here(own));
+                    return Ok(Owners::At { at, is_on: true });
+                }
+                // It was on here a moment ago, and libvirt has not said yet what became of it.
+                Here::Resting(_) | Here::No if last_on_here && !is_on_there => {
+                    if changed.until(until).await {
+                        continue;
+                    }
+                    return Err(ActError::Gone);
+                }
+                Here::WentOff(own) | Here::Resting(own) if !is_on_there => at.insert(0, At::Here(own)),
+                // What is on elsewhere is not on here, whatever this host can't ask.
+                Here::Unknown(why) if !is_on_there || last_on_here => return Err(ActError::Unavailable(why)),
+                _ => {}
+            }
+            if at.is_empty() {
+                return Err(ActError::Gone);
+            }
+            return Ok(Owners::At { at, is_on: is_on_there });
+        }
+    }
+
+    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<Power, ActError> {
+        // Nobody hangs up on a look; it ends by its time.
+        let (lease, _settled) = Lease::new(until, 0);
+        loop {
+            let changed = self.cluster.changed();
+            let (at, is_on) = match self.owners(domain, until).await? {
+                Owners::Down(_) => return Ok(Power::Off),
+                Owners::At { at, is_on } => (at, is_on),
+            };
+            let mut seen = None;
+            for it in &at {
+                match self.status_at(it, domain, !is_on, &lease).await {
+                    Ok(Power::On) => return Ok(Power::On),
+                    Ok(Power::Off) => seen = Some(Power::Off),
+                    Err(ActError::Gone) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            match seen {
+                Some(power) => return Ok(power),
+                None => self.again(changed, &lease).await?,
+            }
+        }
+    }
+
+    async fn take_down(
+        &self,
+        domain: &DomainRef,
+        for_reboot: bool,
+        lease: &Lease,
+    ) -> Result<TakenDown, ActError> {
+        let mut took_down = false;
+        loop {
+            let changed = self.cluster.changed();
+            lease.check()?;
+            let (at, rests) = match self.owners(domain, lease.until()).await? {
+                Owners::Down(why) => {
+                    return Ok(TakenDown { was_off: !took_down, restart: None, note: Some(why) });
+                }
+                Owners::At { at, is_on } => (at, !is_on),
+            };
+            // It is on at several hosts while it migrates: off is what is off everywhere.
+            for it in &at[1..] {
+                match self.off_at(it, domain, false, rests, lease).await {
+                    Ok(down) => took_down |= !down.was_off,
+                    Err(ActError::Gone) => {}
+                    Err(error) => return Err(after(took_down, error)),
+                }
+            }
+            match self.off_at(&at[0], domain, for_reboot, rests, lease).await {
+                Ok(down) => return Ok(TakenDown { was_off: down.was_off && !took_down, ..down }),
+                Err(ActError::Gone) => self.again(changed, lease).await.map_err(|it| after(took_down, it))?,
+                Err(error) => return Err(after(took_down, error)),
+            }
+        }
+    }
+
+    async fn bring_up(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActError> {
+        loop {
+            let changed = self.cluster.changed();
+            lease.check()?;
+            let (at, is_on) = match self.owners(domain, lease.until()).await? {
+                Owners::Down(why) => return Err(ActError::Refused(format!("it can't be started: {why}"))),
+                Owners::At { at, is_on } => (at, is_on),
+            };
+            // Off is what is off everywhere: else it would be on twice.
+            let mut on_there = false;
+            for it in &at[1..] {
+                match self.status_at(it, domain, !is_on, lease).await {
+                    Ok(power) => on_there |= power == Power::On,
+                    Err(ActError::Gone) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if on_there {
+                return Ok(());
+            }
+            let started = match &at[0] {
+                At::Here(own) => self.local.on(own, StartFrom::Definition, lease).await,
+                At::There(member) => {
+                    self.cluster.ask(*member, Action::On, domain, !is_on, lease)?.done(lease).await
+                }
+            };
+            match started {
+                Err(ActError::Gone) => self.again(changed, lease).await?,
+                other => return other,
+            }
+        }
+    }
+
+    async fn status_at(
+        &self,
+        at: &At,
+        domain: &DomainRef,
+        rests: bool,
+        lease: &Lease,
+    ) -> Result<Power, ActError> {
+        match at {
+            At::Here(own) => self.local.status(own, lease.until()).await,
+            At::There(member) => {
+                self.cluster.ask(*member, Action::Status, domain, rests, lease)?.power(lease).await
+            }
+        }
+    }
+
+    async fn off_at(
+        &self,
+        at: &At,
+        domain: &DomainRef,
+        for_reboot: bool,
+        rests: bool,
+        lease: &Lease,
+    ) -> Result<TakenDown, ActError> {
+        let member = match at {
+            At::Here(own) => return self.local.off(own, for_reboot, lease).await,
+            At::There(member) => *member,
+        };
+        let action = if for_reboot { Action::Reboot } else { Action::Off };
+        let mut asked = self.cluster.ask(member, action, domain, rests, lease)?;
+        let down = asked.down(lease).await?;
+        Ok(TakenDown {
+            was_off: down.was_off,
+            restart: down.starts.then(|| StartFrom::There(asked)),
+            note: Some(format!("by {}", self.cluster.name(member))),
+        })
+    }
+
+    /// Nobody that was asked has it any more: waits for news of where it is.
+    async fn again(&self, changed: Changed, lease: &Lease) -> Result<(), ActError> {
+        lease.check()?;
+        changed.until(lease.until()).await;
+        lease.check()
+    }
+}
+
+impl Backend for CpgBackend {
+    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+        Box::pin(self.locate_anywhere(target, until))
+    }
+
+    fn status<'a>(&'a self, domain: &'a DomainRef, until: Instant) -> Work<'a, Result<Power, ActError>> {
+        Box::pin(self.status_of(domain, until))
+    }
+
+    fn off<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        for_reboot: bool,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<TakenDown, ActError>> {
+        Box::pin(self.take_down(domain, for_reboot, lease))
+    }
+
+    fn on<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        how: StartFrom,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<(), ActError>> {
+        Box::pin(async move {
+            match how {
+                StartFrom::Definition => self.bring_up(domain, lease).await,
+                StartFrom::There(mut asked) => asked.done(lease).await,
+                xml @ StartFrom::Xml(_) => self.local.on(domain, xml, lease).await,
+            }
+        })
+    }
+
+    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+        Box::pin(async move {
+            let own = self.local.list(until).await;
+            let (others, mut missing) = self.cluster.list();
+            let mut listing = match own {
+                Ok(listing) => listing,
+                Err(error) if others.is_empty() => return Err(error),
+                Err(error) => Listing { domains: Vec::new(), missing: vec![error.to_string()] },
+            };
+            listing.domains.extend(others);
+            listing.missing.append(&mut missing);
+            merge(&mut listing.domains);
+            Ok(listing)
+        })
+    }
+
+    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+        Box::pin(async move {
+            let mut failed = self.local.health(until).await?;
+            failed.extend(self.cluster.troubles());
+            Ok(failed)
+        })
+    }
+}
+
+/// Who is to be asked.
+enum Owners {
+    /// These have it: the first does what is asked, the others make sure. Never empty.
+    At { at: Vec<At>, is_on: bool },
+    /// It was on at a host that is known to be down, for this reason.
+    Down(String),
+}
+
+impl Owners {
+    fn one(at: At, is_on: bool) -> Self {
+        Self::At { at: vec![at], is_on }
+    }
+}
+
+/// One that has the domain.
+enum At {
+    Here(DomainRef),
+    There(Member),
+}
+
+/// What this host's own hypervisors have of a domain.
+enum Here {
+    On(DomainRef),
+    WentOff(DomainRef),
+    Resting(DomainRef),
+    No,
+    /// One can't be asked, for this reason.
+    Unknown(String),
+}
+
+/// An instance was taken down already: "nothing was done" would not be true.
+fn after(took_down: bool, error: ActError) -> ActError {
+    match error {
+        ActError::Lapsed(why) if took_down => {
+            ActError::Unknown(format!("it was taken down at one host, and then {why}"))
+        }
+        other => other,
+    }
+}
