@@ -35,10 +35,13 @@ os.environ.setdefault("OURS_DIR", str(TARGET / "dist"))
 
 from bench.peer import Failed, Peer  # noqa: E402
 from bench.report import OURS, REFERENCE, Row, table  # noqa: E402
+from cpg.hosts import Hosts  # noqa: E402
 from lab import net, programs, testdriver, wire  # noqa: E402
 from lab.hypervisor import Hypervisor  # noqa: E402
 
 SIDES = (REFERENCE, OURS)
+#: The column of our hosts with `host_down = "never"`, which take a lost host's domains for neither on nor off.
+NO_PROOF = "ours, host_down never"
 #: (agent, daemon), and the column of each: the plain pairs are what the ratios compare.
 PAIRS = {REFERENCE: (REFERENCE, REFERENCE), OURS: (OURS, OURS),
          "our agent, ref. host": (OURS, REFERENCE), "ref. agent, our host": (REFERENCE, OURS)}
@@ -65,10 +68,12 @@ class Plan:
     between_silent: int = 10
     starts: int = 12
     machines: int = 6          # off and on of a real virtual machine
+    routed: int = 60           # status, off and on by way of another host
+    killed: int = 2            # hosts that are killed
 
 
 QUICK = Plan(short=6, raw=10, long_list=3, reboot=1, sizes=(3, 100), at_once=(1, 8), rounds=2, reboots_at_once=0,
-             patience=4, silent_rounds=1, between_silent=4, starts=2, machines=0)
+             patience=4, silent_rounds=1, between_silent=4, starts=2, machines=0, routed=6, killed=0)
 
 
 @dataclasses.dataclass
@@ -90,7 +95,7 @@ class Host:
 class Bench:
     """The hosts, the guests, and one method for each part; `rows` is what came out."""
 
-    PARTS = ("start", "client", "raw", "at_once", "silent", "machine", "memory", "size")
+    PARTS = ("start", "client", "raw", "at_once", "silent", "machine", "cluster", "memory", "size")
 
     def __init__(self, plan, network, directory):
         self.plan, self.net, self.directory = plan, network, directory
@@ -227,6 +232,79 @@ class Bench:
                     for action in actions:
                         self._run(rows[action], side, side, homes[side], action, f"m-{side}")
             self.accelerator = hypervisor.accel
+
+    def cluster(self):
+        """Three hosts with the cpg backend and real corosync. All daemons run at the same hosts, each side in a group of its own."""
+        size = self.plan.sizes[1]
+        kinds = {REFERENCE: (REFERENCE, {}), OURS: (OURS, {"group": "bench-membership", "host_down": "membership"}),
+                 NO_PROOF: (OURS, {"group": "bench-never"})}
+        with Hosts(self._directory("cluster")) as hosts:
+            guests = {column: Peer(node, self._directory("peers"), str(hosts.key))
+                      for column, node in zip(kinds, [*hosts.guests, hosts.net.node("g3")])}
+            groups = {column: {host: f"225.0.{n}.{host.number}" for host in hosts.all}
+                      for n, column in enumerate(kinds, 2)}
+            uris = {host: testdriver.write(self.directory / f"{host.name}.xml",
+                                           [f"{host.name}-vm{i}" for i in range(1, size + 1)]) for host in hosts.all}
+
+            def begin(host):
+                for column, (side, options) in kinds.items():
+                    host.start(side, f"bench-{column}-{time.monotonic()}", uri=uris[host],
+                               listener={"address": groups[column][host]}, **options)
+
+            def ask(column, host, action, domain, timeout=self.plan.patience):
+                return guests[column].order("ask", action=action, domain=domain, group=groups[column][host], timeout=timeout)
+
+            def ready():
+                for column in kinds:
+                    for domain in ("h1-vm1", "h2-vm1", "h3-vm1"):
+                        net.wait_until(lambda c=column, d=domain: ask(c, hosts.h1, wire.STATUS, d, 5)["code"] == 0, 60)
+
+            for host in hosts.all:
+                begin(host)
+            ready()
+            section = f"three hosts, {size} domains each"
+            rows = {(action, where): self._row(section, f"{action}, {where}") for action in ("status", "off", "on")
+                    for where in ("own host", "other host")}
+            for side in self._interleaved(self.plan.routed, SIDES):
+                for (action, where), row in rows.items():
+                    with self._noting(row, side):
+                        got = ask(side, hosts.h1, wire.ACTIONS[action], "h1-vm2" if where == "own host" else "h2-vm2")
+                        self._expect(got["code"] in (wire.SUCCESS, None), f"answer {got['code']}")
+                        late = got["code"] is None
+                        row.add(side, self.plan.patience if late else got["ended"] - got["started"], beyond=late)
+            if self.plan.killed:
+                self._kill_hosts(hosts, kinds, ask, begin, ready)
+
+    def _kill_hosts(self, hosts, kinds, ask, begin, ready):
+        section = "status of a killed host's domain"
+        at_once = self._row(section, "asked as it is killed", "s")
+        noticed = self._row(section, "asked when corosync has noticed", "s")
+        for _ in range(self.plan.killed):
+            hosts.h3.kill()
+
+            def measure(row, column, host):
+                with self._noting(row, column):
+                    got = ask(column, host, wire.STATUS, "h3-vm1")
+                    late = got["code"] is None
+                    row.add(column, self.plan.patience if late else got["ended"] - got["started"], beyond=late)
+
+            threads = [threading.Thread(target=measure, args=(at_once, column, hosts.h1)) for column in kinds]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            hosts.h2.wait_members(2)
+            for column in kinds:
+                measure(noticed, column, hosts.h2)
+            # The reference's daemon may wait for ever now.
+            hosts.h1.kill()
+            hosts.h2.kill()
+            for host in hosts.all:
+                host.boot()
+            hosts.wait_whole()
+            for host in hosts.all:
+                begin(host)
+            ready()
 
     def memory(self):
         """The most that the processes ever had in memory."""

@@ -56,32 +56,37 @@ class Host(corosync.Machine):
 
     # -- its daemon ---------------------------------------------------------------------------------------
 
-    def serve(self, side, *, wait=True, uri=None, virtd=None, listener=None, **options):
-        """Starts the side's daemon in place of the one that ran. `options` are those of `cpg`, `virtd` and `listener` of
-        the other blocks."""
+    def serve(self, side, *, wait=True, virtd=None, **options):
+        """Starts the side's daemon in place of the one that ran; `options` as of `start`."""
         self.stop_serving()
         self._served += 1
         self.side = side
         self.audit = self.directory / f"audit-{self._served}"
-        config = programs.write_config(
-            self.directory / f"fence_virt-{self._served}.conf", backend="cpg",
-            listener_options={"key_file": self.hosts.key, "family": "ipv4", "interface": "eth0", "address": self.group,
-                              **(listener or {})},
-            backend_options={"uri": uri or self.hypervisor.uri, "name_mode": "name", **options},
-            daemon_options={**({"audit_log": self.audit} if side == "ours" else {}), **(virtd or {})})
-        program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_virtd")
-        for _ in range(40):
-            self.daemon = programs.Daemon(self, config, program=program, debug=2 if side == "reference" else 3,
-                                          ready="udp", wait=60)
-            # Some starts of the C daemon leave it without the thread that hears the group.
-            if side == "ours" or thread_count(self.daemon.pid) > 1:
-                self.waker = self.waker or (Waker(self) if side == "reference" else None)
-                break
-            self.daemon.stop(signal.SIGKILL)
-        else:
-            raise AssertionError("the C daemon was deaf in each of 40 starts")
+        if side == "ours":
+            virtd = {"audit_log": self.audit, **(virtd or {})}
+        self.daemon = self.start(side, f"fence_virt-{self._served}", virtd=virtd, **options)
+        if side == "reference":
+            self.waker = Waker(self)
         if wait:
             self.wait_joined()
+
+    def start(self, side, name, *, uri=None, virtd=None, listener=None, **options):
+        """A daemon of that side, in its multicast group: a `programs.Daemon`. `name` is that of its config file; `options` are
+        those of `cpg`, `virtd` and `listener` of the other blocks."""
+        config = programs.write_config(
+            self.directory / f"{name}.conf", backend="cpg",
+            listener_options={"key_file": self.hosts.key, "family": "ipv4", "interface": "eth0", "address": self.group,
+                              **(listener or {})},
+            backend_options={"uri": uri or self.hypervisor.uri, "name_mode": "name", **options}, daemon_options=virtd)
+        program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_virtd")
+        for _ in range(40):
+            daemon = programs.Daemon(self, config, program=program, debug=2 if side == "reference" else 3,
+                                     ready="udp", wait=60)
+            # Some starts of the C daemon leave it without the thread that hears the group.
+            if side == "ours" or thread_count(daemon.pid) > 1:
+                return daemon
+            daemon.stop(signal.SIGKILL)
+        raise AssertionError("the C daemon was deaf in each of 40 starts")
 
     def wait_joined(self):
         """Returns when the daemon is a member of its groups."""

@@ -121,8 +121,8 @@ def main(group):
     typed = b""
     while True:
         ready, _, _ = select.select([fd.value, 0], [], [])
-        if fd.value in ready:
-            ok(cpg.cpg_dispatch(handle, DISPATCH_ALL))
+        if fd.value in ready and cpg.cpg_dispatch(handle, DISPATCH_ALL) != OK:
+            return      # corosync is gone
         if 0 not in ready:
             continue
         new = os.read(0, 65536)
