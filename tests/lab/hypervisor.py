@@ -29,6 +29,8 @@ import uuid as uuids
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
+from . import process
+
 LIBVIRTD = "/usr/sbin/libvirtd"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 
@@ -104,13 +106,11 @@ class Hypervisor:
 
     def freeze(self):
         """SIGSTOPs libvirtd: connections are accepted by the kernel and nothing is answered."""
-        pid = self.libvirtd_pid()
-        os.kill(pid, signal.SIGSTOP)
-        until(lambda: process_state(pid) == "T", 5, "libvirtd stopped")
+        process.freeze(self.libvirtd_pid())
 
     def thaw(self):
         """Undoes `freeze`."""
-        os.kill(self.libvirtd_pid(), signal.SIGCONT)
+        process.thaw(self.libvirtd_pid())
         self._libvirtd.send_signal(signal.SIGCONT)     # nsenter stops and goes on with its child
 
     def restart(self):
@@ -124,7 +124,7 @@ class Hypervisor:
         if self._libvirtd is None or self._libvirtd.poll() is not None:
             self._libvirtd = None
             self.start()
-        elif process_state(self.libvirtd_pid()) == "T":
+        elif process.is_frozen(self.libvirtd_pid()):
             self.thaw()
 
     def stop(self):
@@ -388,8 +388,3 @@ def only_child(pid):
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert len(children) == 1, f"process {pid} has children {children}"
     return int(children[0])
-
-
-def process_state(pid):
-    """One letter, as ps prints it: R, S, D, T, Z, …"""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

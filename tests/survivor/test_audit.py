@@ -10,7 +10,7 @@ import pytest
 from lab import wire
 from lab.net import wait_until
 
-from .rig import AGENTS, Asker, Gun, slow_to_die
+from .rig import AGENTS, Asker, Gun, answers, slow_to_die
 
 pytestmark = pytest.mark.ours
 
@@ -127,41 +127,43 @@ def test_its_proof_failed(host, victim, how, reason):
 
 def test_it_hung_up_before_its_turn(host, victim, other):
     qemu = other.process()
-    first = Asker(host, "off", "victim").wait_asked()
-    second = Asker(host, "off", "other")
-    host.daemon.wait_log(r"resolved id=2 ")
-    second.close()
-    (record,) = host.wait_records(1)
-    not_run(record, "the client hung up before its turn came", id=2, target="other")
-    assert first.prove().answer() == b"\0"
+    with slow_to_die(victim) as wait_killed:
+        first = Asker(host, "off", "victim").wait_asked().prove()
+        wait_killed()
+        second = Asker(host, "off", "other")
+        host.daemon.wait_log(r"resolved id=2 ")
+        second.close()
+        (record,) = host.wait_records(1)
+        not_run(record, "the client hung up before its turn came", id=2, target="other")
+    assert first.answer() == b"\0"
     assert not qemu.ended()
 
 
-def test_the_queue_is_full(host, victim):
+def test_the_queue_is_full(host, victim, other):
     """64 requests for one domain; one more is told so."""
-    # The first may take 2 s for its proof: until then the others wait for it.
-    askers = [Asker(host, "off", "victim").wait_asked()]
-    askers += [Asker(host, "off", "victim") for _ in range(63)]
-    wait_until(lambda: host.daemon.log.count("joins the same work") == 63)
-    assert Asker(host, "off", "victim").whole() == bytes([wire.FAILURE])
-    (record,) = host.wait_records(1)
+    with slow_to_die(other) as wait_killed:
+        # The others may shoot its source: they wait.
+        first = Asker(host, "off", "other").wait_asked().prove()
+        wait_killed()
+        askers = [Asker(host, "off", "victim") for _ in range(64)]
+        wait_until(lambda: host.daemon.log.count("joins the same work") == 63)
+        assert Asker(host, "off", "victim").whole() == bytes([wire.FAILURE])
+        (record,) = host.wait_records(1)
     well_formed(record)
     assert record["reason"] == "queue full: 64 requests for this domain are under way"
     assert (record["result"], record["delivered"]) == ("failure", True)
-    assert askers[0].prove().answer() == b"\0"
-    assert [it.whole() for it in askers[1:]] == [b"\0"] * 63
-    assert len(host.wait_records(65)) == 65
+    assert answers([first, *askers]) == [b"\0"] * 65
+    assert len(host.wait_records(66)) == 66
 
 
 def test_its_deadline_passed_before_its_turn(site, host, victim, other):
     """libvirt hangs in the middle of the request before it; what waited is not carried out, then or later."""
     untouched = other.process()
-    first = Asker(host, "off", "victim").wait_asked()
-    second = Asker(host, "off", "other")
-    host.daemon.wait_log(r"resolved id=2 ")
     with slow_to_die(victim) as wait_killed:
-        first.prove()
+        first = Asker(host, "off", "victim").wait_asked().prove()
         wait_killed()
+        second = Asker(host, "off", "other")
+        host.daemon.wait_log(r"resolved id=2 ")
         site.hypervisor.freeze()
     (record,) = host.wait_records(1, which=lambda it: it["id"] == 2)
     not_run(record, "its deadline passed before its turn came", target="other", uuid=other.uuid, proved_ms=None)
