@@ -148,7 +148,7 @@ class Hypervisor:
             return "(no libvirtd log)"
         return "\n".join(self.log.read_text(errors="backslashreplace").splitlines()[-lines:])
 
-    def virsh(self, *args, check=True, timeout=30):
+    def virsh(self, *args, check=True, timeout=60):
         """Runs virsh against this libvirtd; returns the CompletedProcess (text)."""
         done = subprocess.run(["virsh", "-q", "-c", self.uri, *map(str, args)], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, errors="backslashreplace", timeout=timeout)
@@ -300,7 +300,7 @@ class Domain:
         assert "Domain not found" in asked.stderr or "failed to get domain" in asked.stderr, asked.stderr
         return None
 
-    def wait_state(self, state, timeout=10):
+    def wait_state(self, state, timeout=60):
         """Returns when libvirt reports that state; AssertionError after `timeout` seconds."""
         until(lambda: self.state() == state, timeout, f"{self.name} {state}")
 

@@ -184,7 +184,7 @@ class Reaper:
     def wait(self, machine):
         """Returns when the machine, whose QEMU has ended, is dead."""
         with self._changed:
-            assert self._changed.wait_for(lambda: machine in self._dead, 10), f"{machine.name} was not seen to die"
+            assert self._changed.wait_for(lambda: machine in self._dead, 60), f"{machine.name} was not seen to die"
 
     def close(self):
         """Ends the thread."""
@@ -232,7 +232,7 @@ class Line:
 
     def wait_connected(self):
         """Returns when the daemon is connected."""
-        assert self._connected.wait(15), f"nobody connects to {self.path}"
+        assert self._connected.wait(60), f"nobody connects to {self.path}"
 
     def close(self):
         """The machine is gone: both ends are."""
@@ -373,7 +373,7 @@ class Host:
             return self.wait_records(1, since=before)[0]["source_domain"] == machine.domain.uuid
         net.wait_until(recognised)
 
-    def wait_records(self, count, since=0, timeout=40, which=lambda _: True):
+    def wait_records(self, count, since=0, timeout=60, which=lambda _: True):
         """The records from number `since` on, those that `which` wants, as soon as there are `count` of them."""
         def enough():
             found = [it for it in self.records()[since:] if which(it)]

@@ -167,15 +167,15 @@ def test_its_deadline_passed_before_its_turn(site, host, victim, other):
         site.hypervisor.freeze()
     (record,) = host.wait_records(1, which=lambda it: it["id"] == 2)
     not_run(record, "its deadline passed before its turn came", target="other", uuid=other.uuid, proved_ms=None)
-    assert 25_000 < record["turn_ms"] < 30_500, record
+    assert 25_000 < record["turn_ms"] < 35_000, record
     (ran,) = host.wait_records(1, which=lambda it: it["id"] == 1)
     well_formed(ran)
     assert ran["result"] == "failure" and ran["reason"], ran
     site.hypervisor.thaw()
     site.hypervisor.virsh("list")
     assert first.answer() == bytes([wire.FAILURE]) and second.answer() == b""
-    # The daemon works again, and nothing comes late.
-    assert Asker(host, "status", "other").whole() == b"\0"
+    # The daemon works again, as soon as it has tried to connect again, and nothing comes late.
+    wait_until(lambda: Asker(host, "status", "other").whole() == b"\0")
     assert not untouched.ended(1)
 
 

@@ -34,7 +34,7 @@ def test_a_request_that_is_sent_again(site, start_host, nodes, victim):
     client = wire.FakeClient(site.guest(), wire.read_key(site.key))
     packets = [client.packet(wire.REBOOT, "victim", seqno=4711) for _ in range(7)]
     with client.listening() as listener:
-        listener.settimeout(10)
+        listener.settimeout(30)
         with slow_to_die(victim) as wait_killed:
             client.send(packets[0])
             sock, _ = listener.accept()
@@ -47,7 +47,7 @@ def test_a_request_that_is_sent_again(site, start_host, nodes, victim):
         for packet in packets[4:]:
             client.send(packet)
         # A request from elsewhere: by its answer the earlier ones have been looked at.
-        assert wire.FakeClient(nodes[0], client.key).multicast(wire.STATUS, "victim", timeout=10).code == OK
+        assert wire.FakeClient(nodes[0], client.key).multicast(wire.STATUS, "victim", timeout=30).code == OK
         listener.settimeout(1)
         with pytest.raises(TimeoutError):
             listener.accept()

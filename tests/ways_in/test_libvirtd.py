@@ -41,7 +41,7 @@ def connected(stage, path):
 
 
 def wait(stage, path, is_connected=True):
-    net.wait_until(lambda: connected(stage, path) == is_connected, 15, 0.05)
+    net.wait_until(lambda: connected(stage, path) == is_connected, 60, 0.05)
 
 
 def test_domains_come_and_go(stage, hypervisor, start, tmp_path):
