@@ -547,7 +547,7 @@ def test_it_daemonises(site, pair, agent, tmp_path, vm1):
         assert agent("-o", "off", "-H", "vm1").rc == OK
         assert qemu.ended()
         os.kill(pid, signal.SIGTERM)
-        assert process.ended(10), "SIGTERM did not end it"
+        assert process.ended(60), "SIGTERM did not end it"
         net.wait_until(lambda: not pid_file.exists())
     finally:
         if not process.ended():

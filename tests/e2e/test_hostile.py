@@ -169,7 +169,7 @@ def test_a_captured_request_of_another_guest(site, daemon, client, vm1):
     qemu = vm1.process()
     attacker = wire.FakeClient(site.guest(2))
     with client.listening() as listener:
-        listener.settimeout(5)
+        listener.settimeout(30)
         attacker.send(captured)
         client.send(client.packet(wire.STATUS, "vm1"))
         stream, _ = listener.accept()
@@ -184,9 +184,9 @@ def test_a_challenge_sent_back(site, daemon, client, vm1):
     qemu = vm1.process()
     first, second = client.packet(wire.OFF, "vm1"), client.packet(wire.OFF, "vm1")
     with client.listening() as listener:
-        listener.settimeout(5)
+        listener.settimeout(30)
         client.send(first)
-        one = wire.Stream(listener.accept()[0], 5)
+        one = wire.Stream(listener.accept()[0], 30)
         one.send(os.urandom(64))
         one.recv(64)
         challenge = one.recv(64)
@@ -209,9 +209,9 @@ def test_a_client_that_leaves(site, daemon, client, vm1, step, how):
     """At no step before its proof does a client that goes make the daemon act."""
     qemu = vm1.process()
     with client.listening() as listener:
-        listener.settimeout(5)
+        listener.settimeout(30)
         client.send(client.packet(wire.OFF, "vm1"))
-        stream = wire.Stream(listener.accept()[0], 5)
+        stream = wire.Stream(listener.accept()[0], 30)
         if step == "half a challenge":
             stream.send(os.urandom(31))
         elif step != "connected":
@@ -268,7 +268,7 @@ def test_descriptors_do_not_leak(site, daemon, client, vm1):
         for n in range(20):
             client.multicast(wire.STATUS, "vm1", timeout=5)
             with client.listening(port=1303) as listener:
-                listener.settimeout(5)
+                listener.settimeout(30)
                 client.send(client.packet(wire.STATUS, "vm1", port=1303))
                 listener.accept()[0].close()
             client.send(client.packet(wire.STATUS, "vm1", port=1399))
