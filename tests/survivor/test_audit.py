@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A request that never ran says why in the audit file."""
 
+import contextlib
+import json
 import os
 import signal
 import stat
@@ -194,3 +196,37 @@ def test_who_may_read_the_file_and_where_it_goes_on(site, host, victim):
     assert Asker(host, "status", "victim").whole() == b"\0"
     assert [well_formed(it)["id"] for it in host.wait_records(1)] == [3]
     assert len(moved.read_text().splitlines()) == 2
+
+
+def test_a_file_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
+    """A pipe that is full and that nobody reads, in place of a disk that hangs: fencing goes on, SIGHUP or not, and no
+    record is lost or out of order once it is read."""
+    pipe = tmp_path / "host0" / "audit"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    full = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            full += os.write(reader, b"-" * 4096)
+    host = start_host(listener="tcp")
+    # More than the daemon has threads for what must not wait.
+    count = 2 * os.cpu_count() + 8
+    for number in range(count):
+        assert Asker(host, "status", "victim").whole() == b"\0", number
+        if number == count // 2:
+            host.daemon.send_signal(signal.SIGHUP)
+            host.daemon.wait_log("the new configuration is in force")
+    text = b""
+
+    def read():
+        nonlocal text
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                text += os.read(reader, 65536)
+        return text.count(b"\n") >= count
+
+    wait_until(read)
+    assert [well_formed(json.loads(line))["id"] for line in text[full:].splitlines()] == list(range(1, count + 1))
+    host.daemon.wait_log("audit file opened anew")
+    os.close(reader)

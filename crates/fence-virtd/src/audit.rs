@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The audit record: one structured event for each request that was authenticated, however it ended.
+//!
+//! The file is written by a thread of its own, and no request waits for it: a disk that hangs, or a pipe that nobody
+//! reads, costs records and no fence. What did not fit into the queue meanwhile is counted, and that is said; the log has
+//! those records all the same.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fence_cli::shown;
 use fence_wire::{Response, escaped};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
 use crate::backend::DomainRef;
-use crate::locks::lock;
 use crate::service::Job;
 
 /// A request that is over.
@@ -57,44 +64,154 @@ impl Stages {
 #[derive(Debug, Default)]
 pub(crate) struct Audit(Option<AuditFile>);
 
+/// Records that may wait for the file.
+const QUEUE: usize = 4096;
+/// How long the end waits for the file.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 struct AuditFile {
-    path: PathBuf,
-    file: Mutex<Option<File>>,
+    queue: SyncSender<Message>,
+    state: Arc<FileState>,
+}
+
+#[derive(Debug)]
+enum Message {
+    /// A request's number, and its line.
+    Line(u64, String),
+    /// Nothing to be written: look at what is asked in [`FileState`].
+    Look,
+    /// To be told when all that came before is written.
+    Finish(SyncSender<()>),
+}
+
+/// What the thread and those who write records tell each other.
+#[derive(Debug, Default)]
+struct FileState {
+    reopen: AtomicBool,
+    /// Records that found no room since this was said last.
+    lost: AtomicU64,
+    said: AtomicBool,
 }
 
 impl Audit {
     /// Opens the file, where there is to be one: created with mode 0640, appended to.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
-        let Some(path) = path else { return Ok(Self(None)) };
-        let file = Mutex::new(Some(append(path)?));
-        Ok(Self(Some(AuditFile { path: path.to_owned(), file })))
+        Ok(Self(path.map(AuditFile::open).transpose()?))
     }
 
-    /// Opens the file anew, for log rotation.
+    /// Has the file opened anew, for log rotation.
     pub(crate) fn reopen(&self) {
-        let Some(AuditFile { path, file }) = &self.0 else { return };
-        match append(path) {
-            Ok(new) => {
-                *lock(file) = Some(new);
-                info!(file = %shown(path), "audit file opened anew");
-            }
-            // The old one goes on: a record in a moved file is better than none.
-            Err(error) => error!(file = %shown(path), "can't open the audit file anew: {error}"),
-        }
+        let Some(file) = &self.0 else { return };
+        file.state.reopen.store(true, Ordering::Release);
+        // With a full queue the thread looks at the next record.
+        let _ = file.queue.try_send(Message::Look);
     }
 
     /// Writes a record.
     pub(crate) fn write(&self, record: &Record<'_>) {
         log(record);
-        let Some(AuditFile { path, file }) = &self.0 else { return };
+        let Some(file) = &self.0 else { return };
         let mut line = plain(&json(record).to_string());
         line.push('\n');
-        // One write for one line, so that lines never mix and a reader never sees half of one.
-        if let Some(file) = &mut *lock(file)
-            && let Err(error) = file.write_all(line.as_bytes())
-        {
-            error!(file = %shown(path), id = record.job.id, "can't write the audit file: {error}");
+        file.write(record.job.id, line);
+    }
+
+    /// The daemon ends: all records are in the file when this returns, if it is quick enough.
+    pub(crate) fn finish(&self) {
+        if let Some(file) = &self.0 {
+            file.finish(FINISH_LIMIT);
+        }
+    }
+}
+
+impl AuditFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = append(path)?;
+        let (queue, waiting) = sync_channel(QUEUE);
+        let state = Arc::new(FileState::default());
+        let (path, its_state) = (path.to_owned(), Arc::clone(&state));
+        thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || keep_writing(&path, file, &waiting, &its_state))?;
+        Ok(Self { queue, state })
+    }
+
+    fn write(&self, id: u64, line: String) {
+        if self.queue.try_send(Message::Line(id, line)).is_ok() {
+            return;
+        }
+        self.state.lost.fetch_add(1, Ordering::Relaxed);
+        // Once: a disk that hangs would fill the log.
+        if !self.state.said.swap(true, Ordering::Relaxed) {
+            error!(
+                id,
+                "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no room is in the \
+                 log alone"
+            );
+        }
+    }
+
+    fn finish(&self, limit: Duration) {
+        let (tell, told) = sync_channel(1);
+        let end = Instant::now() + limit;
+        let mut message = Message::Finish(tell);
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
+            if Instant::now() >= end {
+                break;
+            }
+            message = back;
+            thread::sleep(Duration::from_millis(1));
+        }
+        if told.recv_timeout(end.saturating_duration_since(Instant::now())).is_err() {
+            warn!("the audit file does not answer: the last records are in the log alone");
+        }
+    }
+}
+
+/// The thread's work.
+fn keep_writing(path: &Path, mut file: File, waiting: &Receiver<Message>, state: &FileState) {
+    loop {
+        let message = match waiting.try_recv() {
+            Ok(message) => message,
+            Err(TryRecvError::Empty) => {
+                state.caught_up(path);
+                let Ok(message) = waiting.recv() else { return };
+                message
+            }
+            Err(TryRecvError::Disconnected) => return,
+        };
+        if state.reopen.swap(false, Ordering::Acquire) {
+            match append(path) {
+                Ok(new) => {
+                    file = new;
+                    info!(file = %shown(path), "audit file opened anew");
+                }
+                // The old one goes on: a record in a moved file is better than none.
+                Err(error) => error!(file = %shown(path), "can't open the audit file anew: {error}"),
+            }
+        }
+        match message {
+            // One write for one line, so that lines never mix and a reader never sees half of one.
+            Message::Line(id, line) => {
+                if let Err(error) = file.write_all(line.as_bytes()) {
+                    error!(file = %shown(path), id, "can't write the audit file: {error}");
+                }
+            }
+            Message::Look => {}
+            Message::Finish(tell) => {
+                let _ = tell.send(());
+            }
+        }
+    }
+}
+
+impl FileState {
+    /// Nothing waits any more.
+    fn caught_up(&self, path: &Path) {
+        if self.said.swap(false, Ordering::Relaxed) {
+            let lost = self.lost.swap(0, Ordering::Relaxed);
+            warn!(file = %shown(path), lost, "the audit file takes records again; {lost} are in the log alone");
         }
     }
 }
@@ -114,7 +231,12 @@ fn plain(json: &str) -> String {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+    // To open a pipe that nobody has open for reading is an error then; it would be waited for otherwise.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().create(true).append(true).mode(0o640).custom_flags(flags).open(path)?;
+    // The thread waits for the file; a pipe that is full for a moment loses nothing.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(file)
 }
 
 /// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.
@@ -217,5 +339,73 @@ impl fmt::Display for Millis {
             Some(it) => write!(f, "{:.1}", it.as_secs_f64() * 1000.0),
             None => f.write_str("-"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    /// Far longer than anything here takes; only a failure waits for it.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    fn line(number: u64) -> String {
+        format!("{number} {}\n", "x".repeat(400))
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        assert!(AuditFile::open(&path).is_err(), "nobody has it open");
+        let reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let audit = AuditFile::open(&path).unwrap();
+        // More than pipe and queue hold: were any of them waited for, this would never end.
+        let all = 3 * QUEUE as u64;
+        for number in 0..all {
+            audit.write(number, line(number));
+        }
+        let lost = audit.state.lost.load(Ordering::Relaxed);
+        assert!(lost > 0 && audit.state.said.load(Ordering::Relaxed));
+        audit.finish(Duration::from_millis(1));
+        // Whoever reads at last gets what was kept, in order and in whole lines.
+        let mut lines = BufReader::new(reader).lines();
+        let mut kept = Vec::new();
+        for _ in 0..all - lost {
+            let text = lines.next().unwrap().unwrap();
+            kept.push(text.split(' ').next().unwrap().parse::<u64>().unwrap());
+        }
+        assert!(kept.is_sorted_by(|a, b| a < b), "{kept:?}");
+        audit.write(all, line(all));
+        assert_eq!(lines.next().unwrap().unwrap(), line(all).trim_end());
+        let end = Instant::now() + PATIENCE;
+        while audit.state.said.load(Ordering::Relaxed) {
+            assert!(Instant::now() < end, "it was never said that records are written again");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_end_waits_for_the_file_and_a_moved_one_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("audit"), dir.path().join("audit.1"));
+        let audit = Audit(Some(AuditFile::open(&path).unwrap()));
+        let file = audit.0.as_ref().unwrap();
+        (0..1000).for_each(|it| file.write(it, line(it)));
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), (0..1000).map(line).collect::<String>());
+        std::fs::rename(&path, &moved).unwrap();
+        file.write(1000, line(1000));
+        file.finish(PATIENCE);
+        audit.reopen();
+        file.write(1001, line(1001));
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1001));
+        assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1001);
     }
 }
