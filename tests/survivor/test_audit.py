@@ -9,7 +9,7 @@ import stat
 import tty
 
 import pytest
-from lab import wire
+from lab import programs, wire
 from lab.net import wait_until
 
 from .rig import AGENTS, Asker, Gun, answers, slow_to_die
@@ -229,4 +229,37 @@ def test_a_file_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
     wait_until(read)
     assert [well_formed(json.loads(line))["id"] for line in text[full:].splitlines()] == list(range(1, count + 1))
     host.daemon.wait_log("audit file opened anew")
+    os.close(reader)
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(start_host, victim, tmp_path):
+    """Standard error is a pipe that is full: fencing goes on, and who reads it at last reads all of it."""
+    host = start_host(listener="tcp")
+    host.daemon.stop()
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    wrapper = tmp_path / "with-log"
+    wrapper.write_text(f'#!/bin/sh\nexec {tmp_path / "host0" / "fence_virtd"} "$@" 2<>{pipe}\n')
+    wrapper.chmod(0o755)
+    host.daemon = programs.Daemon(host.node, host.daemon.config, program=str(wrapper), ready="tcp", debug=3)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(reader, b"-" * 4096)
+    count = 2 * os.cpu_count() + 8
+    for number in range(count):
+        assert Asker(host, "status", "victim").whole() == b"\0", number
+    text = b""
+
+    def read():
+        nonlocal text
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                text += os.read(reader, 65536)
+        return f" audit: status victim: success id={count} ".encode() in text
+
+    wait_until(read)
+    assert b"lines are lost" not in text
+    heard = [int(line.split(b" heard id=")[1].split()[0]) for line in text.splitlines() if b" heard id=" in line]
+    assert heard == list(range(1, count + 1))
     os.close(reader)

@@ -9,11 +9,9 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fence_cli::shown;
@@ -22,6 +20,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
 use crate::backend::DomainRef;
+use crate::outlet::{Outlet, Pushed, Sink};
 use crate::service::Job;
 
 /// A request that is over.
@@ -71,27 +70,24 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct AuditFile {
-    queue: SyncSender<Message>,
-    state: Arc<FileState>,
+    outlet: Outlet<Item>,
+    /// The thread is to open the file anew.
+    reopen: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-enum Message {
+enum Item {
     /// A request's number, and its line.
     Line(u64, String),
-    /// Nothing to be written: look at what is asked in [`FileState`].
+    /// Nothing to be written.
     Look,
-    /// To be told when all that came before is written.
-    Finish(SyncSender<()>),
 }
 
-/// What the thread and those who write records tell each other.
-#[derive(Debug, Default)]
-struct FileState {
-    reopen: AtomicBool,
-    /// Records that found no room since this was said last.
-    lost: AtomicU64,
-    said: AtomicBool,
+/// The thread's side.
+struct Writer {
+    path: PathBuf,
+    file: File,
+    reopen: Arc<AtomicBool>,
 }
 
 impl Audit {
@@ -103,9 +99,9 @@ impl Audit {
     /// Has the file opened anew, for log rotation.
     pub(crate) fn reopen(&self) {
         let Some(file) = &self.0 else { return };
-        file.state.reopen.store(true, Ordering::Release);
-        // With a full queue the thread looks at the next record.
-        let _ = file.queue.try_send(Message::Look);
+        file.reopen.store(true, Ordering::Release);
+        // With a full queue the thread sees it at the next record.
+        let _ = file.outlet.offer(Item::Look);
     }
 
     /// Writes a record.
@@ -128,22 +124,14 @@ impl Audit {
 impl AuditFile {
     fn open(path: &Path) -> io::Result<Self> {
         let file = append(path)?;
-        let (queue, waiting) = sync_channel(QUEUE);
-        let state = Arc::new(FileState::default());
-        let (path, its_state) = (path.to_owned(), Arc::clone(&state));
-        thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || keep_writing(&path, file, &waiting, &its_state))?;
-        Ok(Self { queue, state })
+        let reopen = Arc::new(AtomicBool::new(false));
+        let writer = Writer { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
+        Ok(Self { outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
     }
 
     fn write(&self, id: u64, line: String) {
-        if self.queue.try_send(Message::Line(id, line)).is_ok() {
-            return;
-        }
-        self.state.lost.fetch_add(1, Ordering::Relaxed);
         // Once: a disk that hangs would fill the log.
-        if !self.state.said.swap(true, Ordering::Relaxed) {
+        if self.outlet.push(Item::Line(id, line)) == Pushed::FirstLost {
             error!(
                 id,
                 "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no room is in the \
@@ -153,66 +141,34 @@ impl AuditFile {
     }
 
     fn finish(&self, limit: Duration) {
-        let (tell, told) = sync_channel(1);
-        let end = Instant::now() + limit;
-        let mut message = Message::Finish(tell);
-        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
-            if Instant::now() >= end {
-                break;
-            }
-            message = back;
-            thread::sleep(Duration::from_millis(1));
-        }
-        if told.recv_timeout(end.saturating_duration_since(Instant::now())).is_err() {
+        if !self.outlet.finish(limit) {
             warn!("the audit file does not answer: the last records are in the log alone");
         }
     }
 }
 
-/// The thread's work.
-fn keep_writing(path: &Path, mut file: File, waiting: &Receiver<Message>, state: &FileState) {
-    loop {
-        let message = match waiting.try_recv() {
-            Ok(message) => message,
-            Err(TryRecvError::Empty) => {
-                state.caught_up(path);
-                let Ok(message) = waiting.recv() else { return };
-                message
-            }
-            Err(TryRecvError::Disconnected) => return,
-        };
-        if state.reopen.swap(false, Ordering::Acquire) {
-            match append(path) {
+impl Sink<Item> for Writer {
+    fn write(&mut self, item: Item) {
+        if self.reopen.swap(false, Ordering::Acquire) {
+            match append(&self.path) {
                 Ok(new) => {
-                    file = new;
-                    info!(file = %shown(path), "audit file opened anew");
+                    self.file = new;
+                    info!(file = %shown(&self.path), "audit file opened anew");
                 }
                 // The old one goes on: a record in a moved file is better than none.
-                Err(error) => error!(file = %shown(path), "can't open the audit file anew: {error}"),
+                Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
             }
         }
-        match message {
-            // One write for one line, so that lines never mix and a reader never sees half of one.
-            Message::Line(id, line) => {
-                if let Err(error) = file.write_all(line.as_bytes()) {
-                    error!(file = %shown(path), id, "can't write the audit file: {error}");
-                }
-            }
-            Message::Look => {}
-            Message::Finish(tell) => {
-                let _ = tell.send(());
-            }
+        // One write for one line, so that lines never mix and a reader never sees half of one.
+        if let Item::Line(id, line) = item
+            && let Err(error) = self.file.write_all(line.as_bytes())
+        {
+            error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
         }
     }
-}
 
-impl FileState {
-    /// Nothing waits any more.
-    fn caught_up(&self, path: &Path) {
-        if self.said.swap(false, Ordering::Relaxed) {
-            let lost = self.lost.swap(0, Ordering::Relaxed);
-            warn!(file = %shown(path), lost, "the audit file takes records again; {lost} are in the log alone");
-        }
+    fn caught_up(&mut self, lost: u64) {
+        warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log alone");
     }
 }
 
@@ -370,8 +326,8 @@ mod tests {
         for number in 0..all {
             audit.write(number, line(number));
         }
-        let lost = audit.state.lost.load(Ordering::Relaxed);
-        assert!(lost > 0 && audit.state.said.load(Ordering::Relaxed));
+        let lost = audit.outlet.lost();
+        assert!(lost > 0);
         audit.finish(Duration::from_millis(1));
         // Whoever reads at last gets what was kept, in order and in whole lines.
         let mut lines = BufReader::new(reader).lines();
@@ -384,9 +340,9 @@ mod tests {
         audit.write(all, line(all));
         assert_eq!(lines.next().unwrap().unwrap(), line(all).trim_end());
         let end = Instant::now() + PATIENCE;
-        while audit.state.said.load(Ordering::Relaxed) {
+        while audit.outlet.lost() > 0 {
             assert!(Instant::now() < end, "it was never said that records are written again");
-            thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
