@@ -24,6 +24,9 @@ DIST := $(CARGO_TARGET_DIR)/dist
 # Executions of each fuzz target in `make test` and in `make soak`.
 FUZZ_RUNS ?= 200000
 SOAK_FUZZ_RUNS ?= 10000000
+# Schedules of threads that are searched in `make test` and in `make soak`.
+SCHEDULES ?= 200000
+SOAK_SCHEDULES ?= 10000000
 # The day on manual pages and in packages: that of the last commit, so that a build can be repeated byte for byte.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
 
@@ -33,6 +36,7 @@ export CARGO_NET_RETRY = 10
 # those of `make soak` and of `cargo test` by hand.
 FUZZ_SEED ?= 1
 UNIT_SEED ?= 1
+THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
 .PHONY: all build man sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
@@ -85,6 +89,8 @@ SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor 
 
 check: packages-build
 	cargo fmt --all --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+	cargo fmt --manifest-path tests/threads/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	for features in "" libvirt; do \
 	    cargo clippy --locked -p fence-virtd --no-default-features --features "$$features" -- -D warnings || exit 1; \
@@ -103,6 +109,7 @@ unit: packages-test
 	timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
 	timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
 	timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::link
+	THREADS_SEED=$(THREADS_SEED) timeout -k 10 900 tests/threads/run $(SCHEDULES)
 
 suite-e2e:
 	OURS_DIR=$(DIST) scripts/suite e2e
@@ -152,6 +159,7 @@ soak: packages-test build packages-check
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-virtd arbiter
+	THREADS_SEED=0 tests/threads/run $(SOAK_SCHEDULES)
 	FUZZ_SEED=0 tests/fuzz/run $(SOAK_FUZZ_RUNS)
 	OURS_DIR=$(DIST) /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak
 

@@ -16,7 +16,7 @@ import threading
 import time
 
 from lab import net as lab_net
-from lab import programs, testdriver, wire
+from lab import process, programs, testdriver, wire
 from lab.programs import SIDE
 
 from .leaks import Secrets
@@ -152,11 +152,11 @@ class Host:
     @contextlib.contextmanager
     def busy(self):
         """The daemon does nothing until the end of the block."""
-        self.daemon.send_signal(signal.SIGSTOP)
+        process.freeze(self.daemon.pid)
         try:
             yield
         finally:
-            self.daemon.send_signal(signal.SIGCONT)
+            process.thaw(self.daemon.pid)
 
     def stop(self):
         """Ends the daemon, which must have been alive, and end well."""

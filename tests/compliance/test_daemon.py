@@ -62,7 +62,7 @@ def test_it_ends_while_a_client_is_silent(lab, config):
 def test_debug_level(lab, config):
     with programs.Daemon(lab.host, config, "-d", "5") as daemon:
         assert lab.xvm("-o", "status", "-H", "on1").rc == 0
-        daemon.wait_log("on1", timeout=5)
+        daemon.wait_log("on1")
 
 
 def test_foreground_writes_its_pid(lab, config):
@@ -94,12 +94,12 @@ class TestBackground:
         pidfile = lab.file(".pid")
         r = programs.run_daemon(lab.host, "-f", config, "-p", pidfile)
         assert r.rc == 0, r
-        pid = wait_until(lambda: pid_in(pidfile), 10)
-        wait_until(lambda: programs.bound(pid, "udp", 1229), 10)
+        pid = wait_until(lambda: pid_in(pidfile))
+        wait_until(lambda: programs.bound(pid, "udp", 1229))
         yield pid, pidfile
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 15)
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
 
     def test_serves_and_stands_apart(self, lab, background):
         pid, _ = background
@@ -119,7 +119,7 @@ class TestBackground:
     def test_sigterm_removes_the_pid_file(self, background):
         pid, pidfile = background
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 15)
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
         assert not pidfile.exists()
 
 

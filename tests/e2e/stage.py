@@ -19,6 +19,8 @@ CHOSEN = [p.strip() for p in os.environ.get("E2E_PAIRS", "").split(",") if p.str
 #: A time limit for what must fail only by its time-out, seconds. A host that does not own a target waits 2 s
 #: before it says so, and the reference needs a multiple of its retransmission time.
 SHORT = 4
+#: How much later than its time limit an agent may end, seconds: the machine may have more to do.
+SLACK = 8
 
 
 def program(side, name):

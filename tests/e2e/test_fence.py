@@ -11,7 +11,7 @@ import time
 import pytest
 from lab import net, programs, testdriver
 from lab.hypervisor import Process
-from stage import SHORT, daemon_program, program
+from stage import SHORT, SLACK, daemon_program, program
 
 OK, FAILED, OFF, DENIED = 0, 1, 2, 3
 TYPES = ("none", "sha1", "sha256", "sha512")
@@ -347,7 +347,7 @@ def test_groups(start_daemon, agent, site, pair, vm1, vm2, by):
 def test_a_denial_says_which_rule(start_daemon, agent, site, vm1, vm2):
     daemon = start_daemon(groups=[{"name": "one", "ip": site.guest(1).ip, "uuid": "vm1"}])
     assert agent("-o", "off", "-H", "vm2").rc == DENIED
-    daemon.wait_log(r"vm2.*(denied|group)|(denied|group).*vm2", 2)
+    daemon.wait_log(r"vm2.*(denied|group)|(denied|group).*vm2")
 
 
 # -- several hypervisors ----------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ class TestSeveralUris:
         for action in ("status", "off", "reboot"):
             result = agent("-o", action, "-H", "over-there", "-t", "10")
             assert result.rc == FAILED, (action, result, daemon.log)
-        daemon.wait_log(r"nobody-listens", 2)
+        daemon.wait_log(r"nobody-listens")
 
     @pytest.mark.pairs(agent="ours", daemon="ours")
     @pytest.mark.parametrize("action", ["off", "status", "list", "monitor"])
@@ -390,7 +390,7 @@ class TestSeveralUris:
         daemon = start_daemon(backend_options={"uri1": f"qemu+unix:///system?socket={tmp_path}/nobody-listens"})
         result = agent("-o", action, "-u", "-H", vm1.uuid, "-t", "20")
         assert result.rc in ((OK,) if action in ("off", "status") else (OK, FAILED)), (result, daemon.log)
-        assert result.seconds < 5, (result, daemon.log)
+        assert result.seconds < 9, (result, daemon.log)
 
     @pytest.mark.pairs(agent="ours", daemon="ours")
     def test_a_list_that_lacks_a_dead_one_is_no_success(self, start_daemon, agent, tmp_path, vm1):
@@ -400,7 +400,7 @@ class TestSeveralUris:
         assert result.rc in (OK, FAILED), (result, daemon.log)
         if result.rc == OK:
             assert line(vm1, "on") in result.out
-        daemon.wait_log(r"nobody-listens", 2)
+        daemon.wait_log(r"nobody-listens")
 
     @pytest.mark.pairs(agent="ours", daemon="ours")
     def test_one_name_on_two_is_refused(self, start_daemon, agent, tmp_path, vm1):
@@ -470,15 +470,15 @@ class TestLibvirtd:
         # The reference's agent ends with -1 where its time ends between the challenge and the response.
         assert result.rc in ((FAILED,) if pair.agent == "ours" else (FAILED, 255)), (result, daemon.log)
         assert "Status" not in result.out
-        assert result.seconds < SHORT + 3
-        daemon.wait_log(r"(?i)libvirt|hypervisor|connect", 2, since)
+        assert result.seconds < SHORT + SLACK
+        daemon.wait_log(r"(?i)libvirt|hypervisor|connect", since=since)
         assert not qemu.ended()
         site.hypervisor.start()
 
         def works():
             """the daemon found libvirtd again"""
             return agent("-o", "status", "-H", "vm1", "-t", "5").rc == OK
-        net.wait_until(works, 20)
+        net.wait_until(works)
         assert agent("-o", "off", "-H", "vm1").rc == OK, daemon.log
         assert qemu.ended()
 
@@ -489,14 +489,14 @@ class TestLibvirtd:
         site.hypervisor.freeze()
         result = agent("-o", "off", "-H", "vm1", "-t", "3")
         assert result.rc == FAILED, (result, daemon.log)
-        assert result.seconds < 3 + 3
+        assert result.seconds < 3 + SLACK
         site.hypervisor.thaw()
         assert not qemu.ended(3), f"shot after the client had gone:\n{daemon.log}"
 
         def works():
             """the daemon uses libvirtd again"""
             return agent("-o", "status", "-H", "vm1", "-t", "5").rc == OK
-        net.wait_until(works, 30)
+        net.wait_until(works)
         assert untouched(vm1, qemu)
 
     def test_an_agent_killed_meanwhile_shoots_nobody(self, daemon, agent, site, vm1):
@@ -538,17 +538,17 @@ def test_it_daemonises(site, pair, agent, tmp_path, vm1):
     pid_file = tmp_path / "fence_virtd.pid"
     started = programs.run_daemon(site.host, "-f", config, "-p", pid_file, program=daemon_program(pair, tmp_path))
     assert started.rc == 0, started
-    pid = int(net.wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), 10))
+    pid = int(net.wait_until(lambda: pid_file.exists() and pid_file.read_text().strip()))
     process = Process(pid)
     try:
-        net.wait_until(lambda: programs.bound(pid, "udp", 1229), 10)
+        net.wait_until(lambda: programs.bound(pid, "udp", 1229))
         assert os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(f"/run/netns/{site.host.ns}").st_ino
         qemu = vm1.process()
         assert agent("-o", "off", "-H", "vm1").rc == OK
         assert qemu.ended()
         os.kill(pid, signal.SIGTERM)
-        assert process.ended(10), "SIGTERM did not end it"
-        net.wait_until(lambda: not pid_file.exists(), 2)
+        assert process.ended(60), "SIGTERM did not end it"
+        net.wait_until(lambda: not pid_file.exists())
     finally:
         if not process.ended():
             os.kill(pid, signal.SIGKILL)
@@ -606,6 +606,6 @@ def test_tcp_with_a_wrong_key(tcp, site, vm1):
 def test_an_audit_record_for_each_request(daemon, agent, site, vm1):
     assert agent("-o", "off", "-H", "vm1").rc == OK
     peer = re.escape(site.guest(1).ip)
-    record = daemon.wait_log(rf"audit.*{peer}.*\boff\b.*vm1|audit.*\boff\b.*vm1.*{peer}", 2).string
+    record = daemon.wait_log(rf"audit.*{peer}.*\boff\b.*vm1|audit.*\boff\b.*vm1.*{peer}").string
     assert vm1.uuid in record
     assert site.key.read_bytes()[:16].hex() not in daemon.log

@@ -115,6 +115,6 @@ def ask(pair):
     return run
 
 
-def wait_until(check, timeout=20):
+def wait_until(check, timeout=60):
     """Waits until `check` gives something true, and returns that."""
     return net.wait_until(check, timeout, step=0.05)

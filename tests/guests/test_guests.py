@@ -148,7 +148,7 @@ def test_a_guest_fences_itself(pair, way, start_daemon, n1):
     qemu = n1.process()
     with pytest.raises(GuestGone):
         n1.sh(command(pair.agent, way, "-o", "off", "-H", "n1"))
-    assert qemu.ended(5), daemon.log
+    assert qemu.ended(30), daemon.log
     assert wait_until(lambda: n1.state() == "shut off")
 
 
@@ -159,7 +159,7 @@ def test_a_guest_reboots_itself(pair, way, start_daemon, n1):
     qemu = n1.process()
     with pytest.raises(GuestGone):
         n1.sh(command(pair.agent, way, "-o", "reboot", "-H", "n1"))
-    assert qemu.ended(5), daemon.log
+    assert qemu.ended(30), daemon.log
     wait_until(lambda: n1.state() == "running")
     n1.up()
 

@@ -84,7 +84,7 @@ def test_a_guest_that_ended_while_libvirtd_was_away(way, start_daemon, ask, scen
     scene.hypervisor.kill()
     qemu = Process(pid)
     os.kill(pid, signal.SIGKILL)
-    assert qemu.ended(5)
+    assert qemu.ended(30)
     scene.hypervisor.recover()
     n2.wait_state("shut off")
     comes_back(ask, n1, way, "n1")

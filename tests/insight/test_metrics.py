@@ -71,7 +71,7 @@ def scrape(setup, metrics=None):
 
 def until(setup, key, value):
     """Waits until a metric has the value: records are written after the answer."""
-    return net.wait_until(lambda: (lambda all_of: all_of if all_of.get(key) == value else None)(scrape(setup)), 30)
+    return net.wait_until(lambda: (lambda all_of: all_of if all_of.get(key) == value else None)(scrape(setup)), 60)
 
 
 def requests(transport, action, result):
@@ -140,7 +140,7 @@ def test_a_reload_changes_the_listeners(setup):
         until(setup, 'fence_virtd_listener_up{listener="multicast"}', 1)
         setup.write(options=f'metrics = "127.0.0.1:{PORT}";', listener="tcp")
         it.send_signal(signal.SIGHUP)
-        it.wait_log("the new configuration is in force", timeout=30)
+        it.wait_log("the new configuration is in force", timeout=60)
         seen = scrape(setup)
         assert 'fence_virtd_listener_up{listener="multicast"}' not in seen
         assert seen['fence_virtd_listener_up{listener="tcp"}'] == 1

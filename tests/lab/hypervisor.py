@@ -29,6 +29,8 @@ import uuid as uuids
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
+from . import process
+
 LIBVIRTD = "/usr/sbin/libvirtd"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
 
@@ -104,13 +106,11 @@ class Hypervisor:
 
     def freeze(self):
         """SIGSTOPs libvirtd: connections are accepted by the kernel and nothing is answered."""
-        pid = self.libvirtd_pid()
-        os.kill(pid, signal.SIGSTOP)
-        until(lambda: process_state(pid) == "T", 5, "libvirtd stopped")
+        process.freeze(self.libvirtd_pid())
 
     def thaw(self):
         """Undoes `freeze`."""
-        os.kill(self.libvirtd_pid(), signal.SIGCONT)
+        process.thaw(self.libvirtd_pid())
         self._libvirtd.send_signal(signal.SIGCONT)     # nsenter stops and goes on with its child
 
     def restart(self):
@@ -124,7 +124,7 @@ class Hypervisor:
         if self._libvirtd is None or self._libvirtd.poll() is not None:
             self._libvirtd = None
             self.start()
-        elif process_state(self.libvirtd_pid()) == "T":
+        elif process.is_frozen(self.libvirtd_pid()):
             self.thaw()
 
     def stop(self):
@@ -148,7 +148,7 @@ class Hypervisor:
             return "(no libvirtd log)"
         return "\n".join(self.log.read_text(errors="backslashreplace").splitlines()[-lines:])
 
-    def virsh(self, *args, check=True, timeout=30):
+    def virsh(self, *args, check=True, timeout=60):
         """Runs virsh against this libvirtd; returns the CompletedProcess (text)."""
         done = subprocess.run(["virsh", "-q", "-c", self.uri, *map(str, args)], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, errors="backslashreplace", timeout=timeout)
@@ -348,7 +348,7 @@ class Domain:
         assert "Domain not found" in asked.stderr or "failed to get domain" in asked.stderr, asked.stderr
         return None
 
-    def wait_state(self, state, timeout=10):
+    def wait_state(self, state, timeout=60):
         """Returns when libvirt reports that state; AssertionError after `timeout` seconds."""
         until(lambda: self.state() == state, timeout, f"{self.name} {state}")
 
@@ -436,8 +436,3 @@ def only_child(pid):
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert len(children) == 1, f"process {pid} has children {children}"
     return int(children[0])
-
-
-def process_state(pid):
-    """One letter, as ps prints it: R, S, D, T, Z, …"""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -173,7 +173,7 @@ def exit_on_sigterm():
     signal.signal(signal.SIGTERM, leave)
 
 
-def wait_until(check, timeout=10.0, step=0.005):
+def wait_until(check, timeout=60.0, step=0.005):
     """Calls `check` until it returns something true and returns that; raises TimeoutError otherwise."""
     end = time.monotonic() + timeout
     while True:

@@ -117,7 +117,7 @@ class Daemon:
     the same config file has the same memory, and none finds that of another test.
     """
 
-    def __init__(self, node, config, *args, port=1229, ready="udp", wait=15, debug=0, program=None, env=None,
+    def __init__(self, node, config, *args, port=1229, ready="udp", wait=60, debug=0, program=None, env=None,
                  pidfile=None):
         self.node, self.config, self.port = node, pathlib.Path(config), port
         program = program or FENCE_VIRTD
@@ -152,7 +152,7 @@ class Daemon:
         with self._news:
             return "\n".join(self.lines)
 
-    def wait_log(self, pattern, timeout=10.0, since=0):
+    def wait_log(self, pattern, timeout=60.0, since=0):
         """Waits for a log line that matches (`re.search`) at or after line number `since`; returns the match."""
         end = time.monotonic() + timeout
         with self._news:
@@ -166,7 +166,7 @@ class Daemon:
                     raise TimeoutError(f"no {pattern!r} in the log:\n" + "\n".join(self.lines[-40:]))
                 self._news.wait(left)
 
-    def wait_exit(self, timeout=10.0):
+    def wait_exit(self, timeout=60.0):
         """Waits until the daemon ends by itself; returns the exit code (negative: signal)."""
         code = self.process.wait(timeout)
         self._reader.join(2)

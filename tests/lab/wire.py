@@ -505,7 +505,7 @@ class FakeClient:
         finally:
             s.close()
 
-    def multicast(self, action, domain=b"", timeout=5.0, packet=None, times=1, **fields):
+    def multicast(self, action, domain=b"", timeout=15.0, packet=None, times=1, **fields):
         """One request over multicast; returns an Outcome. `packet`: send these bytes instead."""
         t = time.monotonic()
         with self.listening(fields.get("port")) as listener:
@@ -518,7 +518,7 @@ class FakeClient:
                 return Outcome("silence", step="call back", seconds=time.monotonic() - t)
             return self.converse(Stream(sock, timeout), started=t, packet=data)
 
-    def tcp(self, host, action, domain=b"", timeout=5.0, packet=None, **fields):
+    def tcp(self, host, action, domain=b"", timeout=15.0, packet=None, **fields):
         """One request over TCP to `host` (an address); returns an Outcome."""
         t = time.monotonic()
         fields.setdefault("address", None)

@@ -10,23 +10,22 @@ its old streams.
 Must never judge what the programs under test did: that is for the cases.
 """
 
+import concurrent.futures
 import contextlib
 import datetime
 import itertools
 import json
 import os
 import pathlib
-import re
 import select
 import shlex
 import signal
 import socket
 import subprocess
 import threading
-import time
 import tty
 
-from lab import net, programs, wire
+from lab import net, process, programs, wire
 from lab.hypervisor import Hypervisor
 
 #: Whose daemon is under test. What the reference does in the same rig is noted and not required.
@@ -185,7 +184,7 @@ class Reaper:
     def wait(self, machine):
         """Returns when the machine, whose QEMU has ended, is dead."""
         with self._changed:
-            assert self._changed.wait_for(lambda: machine in self._dead, 10), f"{machine.name} was not seen to die"
+            assert self._changed.wait_for(lambda: machine in self._dead, 60), f"{machine.name} was not seen to die"
 
     def close(self):
         """Ends the thread."""
@@ -233,7 +232,7 @@ class Line:
 
     def wait_connected(self):
         """Returns when the daemon is connected."""
-        assert self._connected.wait(15), f"nobody connects to {self.path}"
+        assert self._connected.wait(60), f"nobody connects to {self.path}"
 
     def close(self):
         """The machine is gone: both ends are."""
@@ -279,7 +278,7 @@ class Asker:
         c1 = os.urandom(64)
         self.stream.send(c1)
         assert self.stream.recv(64) == wire.digest(wire.SHA256, self._key, c1)
-        self._c2 = None
+        self._c2, self._proved = None, False
 
     def wait_asked(self):
         """Returns when the host asks for the proof."""
@@ -288,6 +287,7 @@ class Asker:
 
     def prove(self, wrong=False):
         """The proof, which must have been asked for."""
+        self._proved = True
         self.stream.send(bytes(64) if wrong else wire.digest(wire.SHA256, self._key, self._c2))
         return self
 
@@ -299,9 +299,13 @@ class Asker:
             return b""
 
     def whole(self):
-        """Proves when it is asked to, and returns the response byte."""
+        """Proves when it is asked to, unless it has, and returns the response byte."""
         try:
-            return self.wait_asked().prove().answer()
+            if self._c2 is None:
+                self.wait_asked()
+            if not self._proved:
+                self.prove()
+            return self.answer()
         except wire.Closed:
             return b""
 
@@ -310,35 +314,23 @@ class Asker:
         self.stream.close()
 
 
+def answers(askers):
+    """The response bytes of all, in their order; each proves the moment it is asked to, in whatever order that is."""
+    with concurrent.futures.ThreadPoolExecutor(len(askers)) as pool:
+        return list(pool.map(Asker.whole, askers))
+
+
 @contextlib.contextmanager
 def slow_to_die(domain):
-    """The domain's QEMU is stopped: libvirt's wish to end it stays pending until the end of the block. Yields a
-    function that waits for that wish."""
+    """The domain's QEMU stands still: libvirt's wish to end it stays pending until the end of the block, or until
+    libvirt loses patience, 10 s after that wish. Yields a function that waits for the wish."""
     qemu = domain.process()
-    os.kill(qemu.pid, signal.SIGSTOP)
-
-    def wait_killed():
-        pending = 1 << (signal.SIGTERM - 1)
-        status = pathlib.Path(f"/proc/{qemu.pid}/status")
-
-        def is_pending():
-            return int(re.search(r"ShdPnd:\s+(\w+)", status.read_text())[1], 16) & pending
-
-        for _ in range(10):
-            try:
-                return net.wait_until(is_pending, 6)
-            except TimeoutError:
-                # It was stopped in the middle of an exchange with libvirt, which waits for the end of that.
-                os.kill(qemu.pid, signal.SIGCONT)
-                time.sleep(0.02)
-                os.kill(qemu.pid, signal.SIGSTOP)
-        raise TimeoutError("libvirt never told QEMU to end")
-
+    process.freeze(qemu.pid)
     try:
-        yield wait_killed
+        yield lambda: net.wait_until(lambda: process.is_pending(qemu.pid, signal.SIGTERM), 60)
     finally:
         if not qemu.ended():
-            os.kill(qemu.pid, signal.SIGCONT)
+            process.thaw(qemu.pid)
 
 
 class Host:
@@ -381,7 +373,7 @@ class Host:
             return self.wait_records(1, since=before)[0]["source_domain"] == machine.domain.uuid
         net.wait_until(recognised)
 
-    def wait_records(self, count, since=0, timeout=40, which=lambda _: True):
+    def wait_records(self, count, since=0, timeout=60, which=lambda _: True):
         """The records from number `since` on, those that `which` wants, as soon as there are `count` of them."""
         def enough():
             found = [it for it in self.records()[since:] if which(it)]

@@ -66,7 +66,7 @@ def test_both_hosts_call_a_client_that_asks_for_a_list(site, start_two):
     client = wire.FakeClient(site.guest(), wire.read_key(site.key))
     names = set()
     with client.listening() as listener:
-        listener.settimeout(5)
+        listener.settimeout(30)
         client.send(client.packet(wire.LIST))
         for _ in range(2):
             outcome = client.converse(wire.Stream(listener.accept()[0]))
@@ -81,7 +81,7 @@ def test_a_domain_that_nobody_has(site, start_two, agents, note):
     result = site.agent(agents, "-o", "off", "-H", "nowhere")
     note(f"exit code {result.rc} in {result.seconds:.2f} s, {result.err!r}")
     assert result.rc == FAILED
-    assert 1.5 < result.seconds < 12
+    assert 1.5 < result.seconds < 20
     assert "imed out" not in result.err
 
 

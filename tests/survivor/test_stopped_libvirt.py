@@ -2,6 +2,7 @@
 """A fence asked of a libvirt that does not answer is not carried out after its client gave up."""
 
 import pytest
+from lab.net import wait_until
 
 from .rig import FAILED
 
@@ -26,4 +27,5 @@ def test_a_client_that_gave_up(site, start_host, agents, note, action, then):
     assert result.rc == FAILED
     assert not later, "carried out after its client had been told that it failed"
     assert victim.state() == "running"
-    assert site.agent(agents, "-o", "status", "-H", "victim").rc == 0
+    # As soon as the daemon has tried to connect again.
+    wait_until(lambda: site.agent(agents, "-o", "status", "-H", "victim", "-t", "5").rc == 0)

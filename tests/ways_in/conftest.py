@@ -16,6 +16,10 @@ from lab import net, programs, testdriver
 OURS = str(programs.OURS_DIR / "fence_virtd")
 REFERENCE_VIRT = str(programs.REFERENCE_DIR / "fence_virt")
 
+#: Milliseconds within which a client is served whatever others do. As a rule it takes a few, but the machine may have
+#: more to do; who waited for one of the others would wait for 5 s and more.
+SERVED_AT_ONCE = 4000
+
 
 class Stage:
     """A host, guests on its bridge, a key."""

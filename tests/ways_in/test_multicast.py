@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from conftest import SERVED_AT_ONCE
 from lab import net, programs, testdriver, wire
 
 ON_ETH0 = 'multicast { @key@ interface = "eth0"; }'
@@ -19,8 +20,8 @@ def client(stage):
     return wire.FakeClient(stage.guest(1), wire.read_key(stage.key))
 
 
-def answered(client, port=1301):
-    return client.multicast(wire.STATUS, "vm1", timeout=2, port=port).code == wire.SUCCESS
+def answered(client, port=1301, timeout=30):
+    return client.multicast(wire.STATUS, "vm1", timeout=timeout, port=port).code == wire.SUCCESS
 
 
 # -- interfaces -------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def test_a_new_interface_is_none_of_ours_when_one_is_named(stage, daemon, second
     it = daemon("multicast", ON_ETH0, ready="udp")
     far = second(True)
     assert answered(wire.FakeClient(stage.guest(1), wire.read_key(stage.key)))
-    assert not answered(FarClient(far, wire.read_key(stage.key)))
+    assert not answered(FarClient(far, wire.read_key(stage.key)), timeout=2)
     assert "fen0" not in it.log
 
 
@@ -133,7 +134,7 @@ def test_down_and_up_again(stage, daemon, second):
     daemon("multicast", 'multicast { @key@ interface = "fen0"; }', ready="udp")
     stage.host.ip_cmd("link set fen0 down")
     stage.host.ip_cmd("link set fen0 up")
-    net.wait_until(lambda: answered(FarClient(far, wire.read_key(stage.key))))
+    net.wait_until(lambda: answered(FarClient(far, wire.read_key(stage.key)), timeout=2))
 
 
 # -- addresses that do not answer -------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_dead_call_backs(stage, daemon, client, requests, claimed, record_proper
         record_property("status_ms", (alone, beside, worst))
         print(f"status: {alone:.1f} ms alone, {beside:.1f} ms beside {requests} dead call-backs to {claimed} "
               f"(worst {worst:.1f})")
-        assert worst < 1000
+        assert worst < SERVED_AT_ONCE
         if requests > 1000:
             it.wait_log("pushed-out|too-many-requests")
         assert it.alive()
@@ -207,7 +208,7 @@ def test_addresses_of_nobody(stage, daemon, client, record_property):
     beside, worst = status_ms(honest)
     record_property("status_ms", (alone, beside, worst))
     print(f"status: {alone:.1f} ms alone, {beside:.1f} ms beside 3000 addresses of nobody (worst {worst:.1f})")
-    assert worst < 1000
+    assert worst < SERVED_AT_ONCE
     it.wait_log("too-many-requests")
 
 

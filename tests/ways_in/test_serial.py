@@ -31,11 +31,11 @@ class Qemu:
         self._listener.listen(1)
         self.stream = None
 
-    def accept(self, timeout=10):
+    def accept(self, timeout=30):
         """Waits for the daemon."""
         self._listener.settimeout(timeout)
         sock, _ = self._listener.accept()
-        self.stream = wire.Stream(sock, 10)
+        self.stream = wire.Stream(sock, 30)
         return self
 
     def ask(self, action, target=b"", seqno=None, noise=b""):
@@ -64,7 +64,7 @@ class Qemu:
         except TimeoutError:
             return True
         finally:
-            self.stream.socket.settimeout(10)
+            self.stream.socket.settimeout(30)
 
     def _response(self):
         raw = self.stream.recv(wire.SERIAL_RESPONSE_LEN)
@@ -270,7 +270,7 @@ def test_connects_again_by_itself(vm1):
 
 def test_a_socket_that_comes_late(qemu, tmp_path, daemon):
     it = daemon("serial", SERIAL, [Domain("vm1", devices=serial_device(tmp_path / "vm1"))], ready=None)
-    it.wait_log("can't connect to its socket: No such file.*domain=vm1", timeout=15)
+    it.wait_log("can't connect to its socket: No such file.*domain=vm1")
     assert qemu("vm1").accept().ask(wire.STATUS, "vm1") == wire.SUCCESS
 
 
@@ -319,11 +319,11 @@ def test_one_that_does_not_read_a_long_list(qemu, daemon):
         line.send(wire.LIST)
     start = time.monotonic()
     assert honest.ask(wire.STATUS, "vm1") == wire.SUCCESS
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8
     # Half a list stays on no line: the daemon hangs up and connects again.
-    it.wait_log("did not read it in time", timeout=20)
+    it.wait_log("did not read it in time")
     for line in greedy:
-        assert line.accept(20).ask(wire.STATUS, "vm1") == wire.SUCCESS
+        assert line.accept().ask(wire.STATUS, "vm1") == wire.SUCCESS
 
 
 def test_junk_on_one_line(qemu, daemon):
@@ -356,7 +356,7 @@ def test_one_that_waits_does_not_hold_up_the_others(stage, daemon, tmp_path):
     it.wait_log("can't start: no connection to libvirt.*serial|serial.*can't start: no connection")
     it.wait_log("vsock.*can't start|can't start.*vsock")
     programs.write_key(tmp_path / "late")
-    it.wait_log("listening on vsock", timeout=15)
+    it.wait_log("listening on vsock")
 
 
 def test_several_at_once(stage, qemu, daemon):

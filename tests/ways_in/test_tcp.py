@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conftest import REFERENCE_VIRT
+from conftest import REFERENCE_VIRT, SERVED_AT_ONCE
 from lab import net, programs, testdriver, wire
 
 ANYWHERE = "tcp { @key@ address = \"0.0.0.0\"; }"
@@ -153,7 +153,7 @@ def test_500_silent_connections(daemon, stage, record_property):
         beside, worst = median_ms(ask)
         record_property("status_ms", (alone, beside, worst))
         print(f"status: {alone:.1f} ms alone, {beside:.1f} ms beside 500 silent connections (worst {worst:.1f})")
-        assert worst < 1000
+        assert worst < SERVED_AT_ONCE
         it.wait_log("pushed-out")
 
 
@@ -174,7 +174,7 @@ def test_silent_connections_from_many_peers(daemon, stage, record_property):
                 sock.connect((stage.host.ip, wire.PORT))
         beside, worst = median_ms(ask)
         record_property("status_ms", (beside, worst))
-        assert worst < 1000
+        assert worst < SERVED_AT_ONCE
         it.wait_log("pushed-out")
     for address in addresses:
         guest.ip_cmd(f"addr del {address}/16 dev eth0")
@@ -215,7 +215,7 @@ def test_fifteen_who_do_not_read_a_long_list(daemon, stage, client):
             assert wire.challenge_as_client(stream, client.key)
         other = wire.FakeClient(stage.guest(2), wire.read_key(stage.key))
         _, worst = median_ms(lambda: other.tcp(stage.host.ip, wire.STATUS, "vm1").code, 10)
-        assert worst < 2000
+        assert worst < SERVED_AT_ONCE
 
 
 def test_a_flood_of_connections_leaves_nothing_behind(daemon, stage, client):

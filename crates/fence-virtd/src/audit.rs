@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The audit record: one structured event for each request that was authenticated, however it ended.
+//!
+//! The file is written by a thread of its own, and no request waits for it: a disk that hangs, or a pipe that nobody
+//! reads, costs records and no fence. What did not fit into the queue meanwhile is counted, and that is said; the log has
+//! those records all the same.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fence_cli::shown;
 use fence_wire::{Response, escaped};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
 use crate::backend::DomainRef;
-use crate::locks::lock;
+use crate::outlet::{Outlet, Pushed, Sink};
 use crate::service::Job;
 
 /// A request that is over.
@@ -57,45 +63,112 @@ impl Stages {
 #[derive(Debug, Default)]
 pub(crate) struct Audit(Option<AuditFile>);
 
+/// Records that may wait for the file.
+const QUEUE: usize = 4096;
+/// How long the end waits for the file.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 struct AuditFile {
+    outlet: Outlet<Item>,
+    /// The thread is to open the file anew.
+    reopen: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum Item {
+    /// A request's number, and its line.
+    Line(u64, String),
+    /// Nothing to be written.
+    Look,
+}
+
+/// The thread's side.
+struct Writer {
     path: PathBuf,
-    file: Mutex<Option<File>>,
+    file: File,
+    reopen: Arc<AtomicBool>,
 }
 
 impl Audit {
     /// Opens the file, where there is to be one: created with mode 0640, appended to.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
-        let Some(path) = path else { return Ok(Self(None)) };
-        let file = Mutex::new(Some(append(path)?));
-        Ok(Self(Some(AuditFile { path: path.to_owned(), file })))
+        Ok(Self(path.map(AuditFile::open).transpose()?))
     }
 
-    /// Opens the file anew, for log rotation.
+    /// Has the file opened anew, for log rotation.
     pub(crate) fn reopen(&self) {
-        let Some(AuditFile { path, file }) = &self.0 else { return };
-        match append(path) {
-            Ok(new) => {
-                *lock(file) = Some(new);
-                info!(file = %shown(path), "audit file opened anew");
-            }
-            // The old one goes on: a record in a moved file is better than none.
-            Err(error) => error!(file = %shown(path), "can't open the audit file anew: {error}"),
-        }
+        let Some(file) = &self.0 else { return };
+        file.reopen.store(true, Ordering::Release);
+        // With a full queue the thread sees it at the next record.
+        let _ = file.outlet.offer(Item::Look);
     }
 
     /// Writes a record.
     pub(crate) fn write(&self, record: &Record<'_>) {
         log(record);
-        let Some(AuditFile { path, file }) = &self.0 else { return };
+        let Some(file) = &self.0 else { return };
         let mut line = plain(&json(record).to_string());
         line.push('\n');
-        // One write for one line, so that lines never mix and a reader never sees half of one.
-        if let Some(file) = &mut *lock(file)
-            && let Err(error) = file.write_all(line.as_bytes())
-        {
-            error!(file = %shown(path), id = record.job.id, "can't write the audit file: {error}");
+        file.write(record.job.id, line);
+    }
+
+    /// The daemon ends: all records are in the file when this returns, if it is quick enough.
+    pub(crate) fn finish(&self) {
+        if let Some(file) = &self.0 {
+            file.finish(FINISH_LIMIT);
         }
+    }
+}
+
+impl AuditFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = append(path)?;
+        let reopen = Arc::new(AtomicBool::new(false));
+        let writer = Writer { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
+        Ok(Self { outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
+    }
+
+    fn write(&self, id: u64, line: String) {
+        // Once: a disk that hangs would fill the log.
+        if self.outlet.push(Item::Line(id, line)) == Pushed::FirstLost {
+            error!(
+                id,
+                "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no room is in the \
+                 log alone"
+            );
+        }
+    }
+
+    fn finish(&self, limit: Duration) {
+        if !self.outlet.finish(limit) {
+            warn!("the audit file does not answer: the last records are in the log alone");
+        }
+    }
+}
+
+impl Sink<Item> for Writer {
+    fn write(&mut self, item: Item) {
+        if self.reopen.swap(false, Ordering::Acquire) {
+            match append(&self.path) {
+                Ok(new) => {
+                    self.file = new;
+                    info!(file = %shown(&self.path), "audit file opened anew");
+                }
+                // The old one goes on: a record in a moved file is better than none.
+                Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
+            }
+        }
+        // One write for one line, so that lines never mix and a reader never sees half of one.
+        if let Item::Line(id, line) = item
+            && let Err(error) = self.file.write_all(line.as_bytes())
+        {
+            error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
+        }
+    }
+
+    fn caught_up(&mut self, lost: u64) {
+        warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log alone");
     }
 }
 
@@ -114,7 +187,12 @@ fn plain(json: &str) -> String {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+    // To open a pipe that nobody has open for reading is an error then; it would be waited for otherwise.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().create(true).append(true).mode(0o640).custom_flags(flags).open(path)?;
+    // The thread waits for the file; a pipe that is full for a moment loses nothing.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(file)
 }
 
 /// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.
@@ -217,5 +295,73 @@ impl fmt::Display for Millis {
             Some(it) => write!(f, "{:.1}", it.as_secs_f64() * 1000.0),
             None => f.write_str("-"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    /// Far longer than anything here takes; only a failure waits for it.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    fn line(number: u64) -> String {
+        format!("{number} {}\n", "x".repeat(400))
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        assert!(AuditFile::open(&path).is_err(), "nobody has it open");
+        let reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let audit = AuditFile::open(&path).unwrap();
+        // More than pipe and queue hold: were any of them waited for, this would never end.
+        let all = 3 * QUEUE as u64;
+        for number in 0..all {
+            audit.write(number, line(number));
+        }
+        let lost = audit.outlet.lost();
+        assert!(lost > 0);
+        audit.finish(Duration::from_millis(1));
+        // Whoever reads at last gets what was kept, in order and in whole lines.
+        let mut lines = BufReader::new(reader).lines();
+        let mut kept = Vec::new();
+        for _ in 0..all - lost {
+            let text = lines.next().unwrap().unwrap();
+            kept.push(text.split(' ').next().unwrap().parse::<u64>().unwrap());
+        }
+        assert!(kept.is_sorted_by(|a, b| a < b), "{kept:?}");
+        audit.write(all, line(all));
+        assert_eq!(lines.next().unwrap().unwrap(), line(all).trim_end());
+        let end = Instant::now() + PATIENCE;
+        while audit.outlet.lost() > 0 {
+            assert!(Instant::now() < end, "it was never said that records are written again");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_end_waits_for_the_file_and_a_moved_one_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("audit"), dir.path().join("audit.1"));
+        let audit = Audit(Some(AuditFile::open(&path).unwrap()));
+        let file = audit.0.as_ref().unwrap();
+        (0..1000).for_each(|it| file.write(it, line(it)));
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), (0..1000).map(line).collect::<String>());
+        std::fs::rename(&path, &moved).unwrap();
+        file.write(1000, line(1000));
+        file.finish(PATIENCE);
+        audit.reopen();
+        file.write(1001, line(1001));
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1001));
+        assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1001);
     }
 }

@@ -1,12 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Where the log goes: the journal under systemd, standard error otherwise.
+//!
+//! Once the daemon is confined a thread of its own writes to standard error, and nobody waits for a pipe that nobody
+//! reads; what finds no room is counted, and that is written when it takes lines again.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::outlet::{Outlet, Sink};
+
+/// Lines that may wait for standard error.
+const QUEUE: usize = 16_384;
+/// How long the end waits for standard error.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
+
+static OUTLET: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
 
 /// Starts logging. `debug` is the level of `-d`: 0 what an administrator needs, 1 to 4 each step of a request,
 /// above that everything, libraries included.
@@ -19,13 +33,65 @@ pub(crate) fn start(debug: u32) {
     let journal = runs_under_systemd().then(tracing_journald::layer).and_then(Result::ok);
     // Without a journal everything goes to standard error; systemd sets no time there, so we do.
     let stderr = journal.is_none().then(|| {
-        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal())
+        tracing_subscriber::fmt::layer().with_writer(|| Stderr).with_ansi(io::stderr().is_terminal())
     });
     let result = tracing_subscriber::registry()
         .with(journal.map(|it| it.with_syslog_identifier("fence_virtd".to_owned())).with_filter(level))
         .with(stderr.with_filter(level))
         .try_init();
     debug_assert!(result.is_ok(), "logging started twice");
+}
+
+/// From now on a thread writes what goes to standard error. After the sandbox: a thread that runs already would not be
+/// confined.
+pub(crate) fn in_background() -> io::Result<()> {
+    let outlet = Outlet::start("log", QUEUE, Stderr)?;
+    let first = OUTLET.set(outlet).is_ok();
+    debug_assert!(first, "twice in the background");
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What led to it is worth as much.
+        finish();
+        hook(panic);
+    }));
+    Ok(())
+}
+
+/// What was logged is written when this returns, if whoever reads it is quick enough.
+pub(crate) fn finish() {
+    if let Some(outlet) = OUTLET.get() {
+        outlet.finish(FINISH_LIMIT);
+    }
+}
+
+/// Standard error, by way of the thread where it runs. The thread itself writes with [`Sink::write`].
+struct Stderr;
+
+impl Write for Stderr {
+    /// One event, or all that is left of it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let Some(outlet) = OUTLET.get() else { return io::stderr().write(line) };
+        // The thread tells how many were lost: to say it here would need the log.
+        let _ = outlet.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink<Vec<u8>> for Stderr {
+    fn write(&mut self, line: Vec<u8>) {
+        let _ = io::stderr().write_all(&line);
+    }
+
+    fn caught_up(&mut self, lost: u64) {
+        let _ = writeln!(
+            io::stderr(),
+            "fence_virtd: standard error took nothing for a while: {lost} lines are lost"
+        );
+    }
 }
 
 /// Whether standard error is a journal's stream (systemd says so in the environment).

@@ -32,6 +32,7 @@ mod log;
 mod metrics;
 mod notify;
 mod options;
+mod outlet;
 mod pid_file;
 mod replay;
 mod run;

@@ -72,13 +72,17 @@ pub(crate) struct Hypervisors {}
 pub(crate) fn run(options: &Options) -> ExitCode {
     match prepare(options) {
         Ok(Prepared::Parent(code)) => code,
-        Ok(Prepared::Serve(config)) => match serve(options, &config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(reason) => {
-                error!("{reason}");
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Prepared::Serve(config)) => {
+            let code = match serve(options, &config) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(reason) => {
+                    error!("{reason}");
+                    ExitCode::FAILURE
+                }
+            };
+            log::finish();
+            code
+        }
         Err(reason) => {
             crate::complain(&reason);
             ExitCode::FAILURE
@@ -140,6 +144,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     // Here and not later: threads that run already would not be confined, and the memory of packets, libvirt and the
     // runtime start theirs below. What they will open is known from the configuration.
     sandbox::enter(config, &options.config, pid_file, state.as_deref());
+    log::in_background()?;
     let replays = Replays::open(state.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -208,6 +213,8 @@ async fn until_told(
         }
     };
     if in_background {
+        // Whoever started us reads it until now.
+        log::finish();
         daemonise::ready()?;
     }
     notify::ready();

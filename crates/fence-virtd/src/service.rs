@@ -504,6 +504,7 @@ impl Service {
     /// The daemon ends: what must be remembered is made safe.
     pub(crate) fn finish(&self) {
         self.replays.finish();
+        self.audit.finish();
     }
 
     /// Opens the audit file anew: somebody moved the old one away.

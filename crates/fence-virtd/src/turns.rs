@@ -132,7 +132,14 @@ impl Turns {
 
     /// How many requests are in flight, and how many wait.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        self.state().arbiter.counts()
+        let state = self.state();
+        let (in_flight, waiting) = state.arbiter.counts();
+        debug_assert_eq!(
+            waiting,
+            state.waiting.len(),
+            "somebody waits for nothing, or nobody waits for a turn"
+        );
+        (in_flight, waiting)
     }
 
     /// Ends what waits too long. Runs for ever, as a task of its own.
@@ -145,11 +152,16 @@ impl Turns {
                 Some(at) => {
                     tokio::select! {
                         () = changed => {}
-                        () = tokio::time::sleep_until(at.into()) => self.report(None, |a| a.tick(Instant::now())),
+                        () = tokio::time::sleep_until(at.into()) => self.tick(Instant::now()),
                     }
                 }
             }
         }
+    }
+
+    /// Time has passed.
+    pub(crate) fn tick(self: &Arc<Self>, now: Instant) {
+        self.report(None, |it| it.tick(now));
     }
 
     /// Tells the arbiter something and carries out what it decides. `told` is for those that joined.

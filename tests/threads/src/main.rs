@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Searches the schedules of threads for one in which the daemon's turns go wrong:
+//!
+//!     fence-virt-threads SCHEDULES SEED
+//!
+//! Every schedule is a small scene drawn anew: two to four requests of two or three domains, each with a fate of its
+//! own. At every lock that is taken or given back the scheduler chooses who goes on. Half of the schedules are random
+//! walks, half are chosen by priorities that change a few times (PCT), which finds what takes few, but the right,
+//! changes. In each: nobody waits for ever (shuttle reports a deadlock, and whoever takes a lock twice), what conflicts
+//! is never in flight at once, every request ends, and nothing is left behind.
+//!
+//! `tokio`'s channels are those of the daemon: their insides are one step here.
+
+// Only what the scenes use is used.
+#[allow(dead_code)]
+#[path = "../../../crates/fence-virtd/src/arbiter/mod.rs"]
+mod arbiter;
+mod locks;
+#[allow(dead_code)]
+#[path = "../../../crates/fence-virtd/src/turns.rs"]
+mod turns;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fence_wire::Response;
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Config, Runner, future, thread};
+use tokio::sync::oneshot;
+
+use arbiter::{PeerId, Request, Source, Why, Work};
+use turns::{Running, Turn, Turns};
+
+/// Changes of priority in one schedule of PCT.
+const DEPTH: usize = 4;
+/// No request of these scenes lives that long; what waits ends when the time is said to be later.
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Schedules that ran, for the report of a failure.
+static RAN: AtomicU64 = AtomicU64::new(0);
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).map(|it| it.parse::<u64>().expect("a number"));
+    let schedules = arguments.next().unwrap_or(20_000);
+    let seed = arguments.next().filter(|it| *it != 0).unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.as_secs() ^ u64::from(now.subsec_nanos()) << 20
+    });
+    println!("threads: {schedules} schedules from seed {seed}");
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        eprintln!("threads: wrong in schedule {} from seed {seed}", RAN.load(Ordering::Relaxed));
+        hook(panic);
+    }));
+    let half = usize::try_from(schedules / 2).expect("fewer schedules");
+    Runner::new(RandomScheduler::new_from_seed(seed, half), Config::new()).run(scene);
+    Runner::new(PctScheduler::new_from_seed(seed, DEPTH, half), Config::new()).run(scene);
+    println!("threads: {} schedules, nothing found", RAN.load(Ordering::Relaxed));
+}
+
+fn scene() {
+    RAN.fetch_add(1, Ordering::Relaxed);
+    if thread_rng().gen_ratio(1, 4) { shoot_each_other() } else { anything() }
+}
+
+/// Two with known sources shoot each other, and nothing goes wrong: exactly one of them is seen off.
+fn shoot_each_other() {
+    let stage = Stage::new();
+    let shots = [("a", "b"), ("b", "a")].map(|(source, target)| Cast {
+        source: Source::Known(source.to_owned()),
+        peer: None,
+        work: work(thread_rng().gen_range(0..2), target),
+        fate: Fate::Done,
+    });
+    let survivors = stage.play(shots.into(), false).into_iter().filter(|it| *it != End::SeenOff).count();
+    assert_eq!(survivors, 1, "not one survivor");
+}
+
+/// Any requests, any ends.
+fn anything() {
+    let mut dice = thread_rng();
+    let names = &["a", "b", "c"][..dice.gen_range(2..4)];
+    let cast = (0..dice.gen_range(2..5)).map(|_| {
+        let source = names[dice.gen_range(0..names.len())];
+        Cast {
+            source: match dice.gen_range(0..4) {
+                0 => Source::Unknown,
+                _ => Source::Known(source.to_owned()),
+            },
+            peer: dice.gen_bool(0.5).then(|| PeerId(source.to_owned())),
+            work: work(dice.gen_range(0..6), names[dice.gen_range(0..names.len())]),
+            fate: match dice.gen_range(0..8) {
+                0 => Fate::HangsUpAtOnce,
+                1 | 2 => Fate::HangsUpWhileItWaits,
+                3 => Fate::NeverLooks,
+                4 => Fate::Abandons,
+                5 => Fate::Fails,
+                _ => Fate::Done,
+            },
+        }
+    });
+    let cast = cast.collect();
+    Stage::new().play(cast, dice.gen_bool(0.3));
+}
+
+fn work(kind: u32, target: &str) -> Work {
+    let target = target.to_owned();
+    match kind {
+        0 | 2 | 3 => Work::Off(target),
+        1 => Work::Reboot(target),
+        4 => Work::On(target),
+        _ => Work::Look,
+    }
+}
+
+/// One request.
+struct Cast {
+    source: Source,
+    peer: Option<PeerId>,
+    work: Work,
+    fate: Fate,
+}
+
+/// What becomes of a request, as far as it has the choice.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// Its client leaves before it has waited.
+    HangsUpAtOnce,
+    /// Its client leaves at any moment until its turn comes.
+    HangsUpWhileItWaits,
+    /// It is dropped after it was superseded.
+    NeverLooks,
+    /// Its proof fails.
+    Abandons,
+    /// It runs, and the target is never seen off.
+    Fails,
+    /// It runs to its end.
+    Done,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Left,
+    NeverRan,
+    Told,
+    NothingDone,
+    Failed,
+    SeenOff,
+}
+
+/// The turns, and who is in flight.
+struct Stage {
+    turns: Arc<Turns>,
+    /// By number: source, peer, work, and whether its target was seen off. Not shuttle's mutex: looking must not change
+    /// the schedules.
+    in_flight: Mutex<BTreeMap<u64, Request>>,
+    seen_off: Mutex<BTreeMap<u64, Request>>,
+}
+
+impl Stage {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { turns: Arc::default(), in_flight: Mutex::default(), seen_off: Mutex::default() })
+    }
+
+    /// Each request by a thread of its own; with `late` there comes a moment when all that wait are too late.
+    fn play(self: &Arc<Self>, cast: Vec<Cast>, late: bool) -> Vec<End> {
+        let now = Instant::now();
+        let mut actors = Vec::new();
+        let mut clients = Vec::new();
+        for (id, Cast { source, peer, work, fate }) in (1..).zip(cast) {
+            let (client, hung_up) = oneshot::channel::<()>();
+            if matches!(fate, Fate::HangsUpWhileItWaits) {
+                clients.push(thread::spawn(move || drop(client)));
+            } else {
+                // Its end is never heard: it stays to the end.
+                clients.push(thread::spawn(move || std::mem::forget(client)));
+            }
+            let request = Request { id, work, source, peer, arrived: now, deadline: now + DEADLINE };
+            let stage = Arc::clone(self);
+            actors.push(thread::spawn(move || stage.act(request, fate, hung_up)));
+        }
+        if late {
+            self.turns.tick(now + 2 * DEADLINE);
+        }
+        let ends = actors.into_iter().map(|it| it.join().expect("an actor fell")).collect();
+        clients.into_iter().for_each(|it| it.join().expect("a client fell"));
+        assert_eq!(self.turns.counts(), (0, 0), "something was left behind");
+        ends
+    }
+
+    fn act(&self, request: Request, fate: Fate, hung_up: oneshot::Receiver<()>) -> End {
+        let mut waiting = match self.turns.submit(request.clone()) {
+            Ok(waiting) => waiting,
+            Err(Why::SourceFenced) => return End::NeverRan,
+            Err(why) => panic!("refused: {why}"),
+        };
+        let turn = match fate {
+            Fate::HangsUpAtOnce => return End::Left,
+            Fate::NeverLooks => {
+                waiting.withdraw(Why::Superseded);
+                return End::Left;
+            }
+            // As the service does it.
+            _ => future::block_on(async {
+                tokio::select! {
+                    biased;
+                    turn = waiting.turn() => Some(turn),
+                    _ = hung_up => None,
+                }
+            }),
+        };
+        match turn {
+            None => {
+                waiting.withdraw(Why::HungUp);
+                End::Left
+            }
+            Some(Turn::Never(_)) => End::NeverRan,
+            Some(Turn::Told(told)) => {
+                assert_ne!(told.by, request.id.to_string());
+                End::Told
+            }
+            Some(Turn::Run(running)) => self.run(running, &request, fate),
+        }
+    }
+
+    fn run(&self, running: Running, request: &Request, fate: Fate) -> End {
+        self.enters(request);
+        // A moment in which others may run.
+        thread::yield_now();
+        let request = lock(&self.in_flight).remove(&request.id).expect("it is in flight");
+        match fate {
+            Fate::Abandons => {
+                drop(running);
+                return End::NothingDone;
+            }
+            Fate::Fails => {
+                running.finished(Response::Failure, None);
+                return End::Failed;
+            }
+            _ => {}
+        }
+        let id = request.id;
+        lock(&self.seen_off).insert(id, request);
+        running.seen_off();
+        thread::yield_now();
+        lock(&self.seen_off).remove(&id);
+        running.finished(Response::Success, None);
+        End::SeenOff
+    }
+
+    /// What conflicts is never in flight at once: see the arbiter's head.
+    fn enters(&self, newer: &Request) {
+        let mut in_flight = lock(&self.in_flight);
+        for older in in_flight.values() {
+            assert!(
+                !same_target(older, newer) && !conflict(older, newer),
+                "both in flight: {older:?} and {newer:?}"
+            );
+        }
+        for older in lock(&self.seen_off).values() {
+            assert!(!same_target(older, newer), "both in flight: {older:?} and {newer:?}");
+        }
+        in_flight.insert(newer.id, newer.clone());
+    }
+}
+
+fn target(request: &Request) -> Option<&str> {
+    match &request.work {
+        Work::Look => None,
+        Work::On(it) | Work::Off(it) | Work::Reboot(it) => Some(it),
+    }
+}
+
+fn same_target(a: &Request, b: &Request) -> bool {
+    target(a).is_some() && target(a) == target(b)
+}
+
+/// Both take something down, and the target of one may be where the other comes from.
+fn conflict(a: &Request, b: &Request) -> bool {
+    let takes_down = |it: &Request| matches!(it.work, Work::Off(_) | Work::Reboot(_));
+    let shoots = |a: &Request, b: &Request| match &b.source {
+        Source::Known(source) => target(a) == Some(source),
+        Source::Unknown => a.peer.is_none() || a.peer != b.peer,
+    };
+    takes_down(a) && takes_down(b) && (shoots(a, b) || shoots(b, a))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
