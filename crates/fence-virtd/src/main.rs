@@ -34,6 +34,8 @@ mod notify;
 mod options;
 mod outlet;
 mod pid_file;
+#[cfg(feature = "cpg")]
+mod program;
 mod replay;
 mod run;
 mod sandbox;

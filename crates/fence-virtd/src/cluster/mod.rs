@@ -10,6 +10,7 @@ pub(crate) mod asks;
 mod book;
 pub(crate) mod link;
 pub(crate) mod local;
+pub(crate) mod lost;
 pub(crate) mod message;
 mod serve;
 

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Against what Pacemaker 2.1.5 answered (`*.xml`: n2 was fenced, once in vain, unfenced in vain, and confirmed by hand).
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use tempfile::TempDir;
+
+use super::*;
+
+const HISTORY: &str = include_str!("history.xml");
+const PENDING: &str = include_str!("pending.xml");
+const NONE: &str = include_str!("none.xml");
+const REFUSED: &str = include_str!("refused.xml");
+/// Whatever must happen happens within this time, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+fn times() {
+    let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    assert_eq!(time("1970-01-01 00:00:00Z"), at(0));
+    assert_eq!(time("2026-11-21 15:09:11Z"), at(1_795_273_751));
+    assert_eq!(time("2026-11-21 16:09:11 +01:00"), at(1_795_273_751));
+    assert_eq!(time("2026-11-21T09:39:11-05:30"), at(1_795_273_751));
+    assert_eq!(time("2024-02-29 23:59:60Z"), at(1_709_251_200));
+    assert_eq!(time("2100-03-01 00:00:00Z"), at(4_107_542_400));
+    for text in [
+        "",
+        "Sat Nov 21 15:09:11 2026",
+        "2026-11-21 15:09:11",
+        "2026-13-21 15:09:11Z",
+        "2026-11-21 15:09:11 UTC",
+        "2026-11-21 24:09:11Z",
+        "1969-12-31 23:59:59Z",
+        "1970-01-01 00:00:00 +01:00",
+        "2026-11-21 15:09:11 +01:00:00:00",
+        "99999999999-11-21 15:09:11Z",
+    ] {
+        assert_eq!(time(text), None, "{text}");
+    }
+}
+
+#[test]
+fn reads_the_history() {
+    let all = fencings(HISTORY).unwrap();
+    assert_eq!(all.len(), 6);
+    let first = Fencing {
+        action: "reboot".to_owned(),
+        target: "n2".to_owned(),
+        status: "success".to_owned(),
+        by: "n1".to_owned(),
+        ended: time("2026-11-21 15:09:11Z"),
+    };
+    assert_eq!(all[0], first);
+    assert_eq!(all[1].by, "a human");
+    assert_eq!(
+        fencings(PENDING).unwrap()[0],
+        Fencing { status: "pending".to_owned(), by: String::new(), ended: None, ..first }
+    );
+    assert_eq!(fencings(NONE), Ok(vec![]));
+    assert_eq!(fencings(REFUSED), Err("status 102".to_owned()));
+    for text in ["", "<a/>", "<pacemaker-result/>", "n2 was never fenced", &HISTORY[..HISTORY.len() - 30]] {
+        assert!(fencings(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn only_a_fencing_that_explains_this_loss_counts() {
+    // Fenced with success at 08:59, 09:01, 09:09 (by hand) and 09:11; in vain at 09:04.
+    let judge = |xml: &str, name: &str, heard_since: &str, lost: &str, now: &str| {
+        let at = |clock| time(&format!("2026-11-21 15:{clock}Z")).unwrap();
+        let host = Host {
+            node: 2,
+            name: Some(name.to_owned()),
+            heard_since: at(heard_since),
+            lost: at(lost),
+            since: Instant::now(),
+        };
+        host.judge(&fencings(xml).unwrap(), at(now))
+    };
+    let succeeded = Ok("Pacemaker's reboot of it succeeded (by n1)".to_owned());
+    let since = Err("Pacemaker has not fenced it since".to_owned());
+    // Fenced after it was lost; names in any case.
+    assert_eq!(judge(HISTORY, "n2", "00:00", "09:10", "10:00"), succeeded);
+    assert_eq!(judge(HISTORY, "N2", "00:00", "09:10", "10:00"), succeeded);
+    assert_eq!(judge(HISTORY, "n3", "00:00", "09:10", "10:00"), since);
+    // Fenced, and lost because of that.
+    assert_eq!(judge(HISTORY, "n2", "00:00", "09:41", "10:00"), succeeded);
+    // Heard on long after its fencing: that was no end of it.
+    assert_eq!(judge(HISTORY, "n2", "00:00", "09:42", "10:00"), since);
+    // It came back after its fencing.
+    assert_eq!(judge(HISTORY, "n2", "09:11", "09:12", "10:00"), since);
+    // Confirmed by hand, while a fencing is under way or after one that failed.
+    let by_hand = Ok("Pacemaker's off of it succeeded (by a human)".to_owned());
+    assert_eq!(judge(PENDING, "n2", "00:00", "09:08", "10:00"), by_hand);
+    let under_way = Err("Pacemaker is fencing it".to_owned());
+    assert_eq!(judge(PENDING, "n2", "09:10", "09:15", "10:00"), under_way);
+    let failed = HISTORY.replace("success", "failed");
+    assert_eq!(
+        judge(&failed, "n2", "00:00", "09:10", "10:00"),
+        Err("Pacemaker's reboot of it failed".to_owned())
+    );
+    // Power on is no proof.
+    let on = HISTORY.replace("\"off\"", "\"on\"").replace("\"reboot\"", "\"on\"");
+    assert_eq!(judge(&on, "n2", "00:00", "08:50", "10:00"), since);
+    // A clock that is ahead would make an old fencing a new one.
+    let ahead = judge(HISTORY, "n2", "08:00", "08:50", "08:51");
+    assert_eq!(ahead, Err("its fencing ended in the future: set the clocks".to_owned()));
+    let no_time = HISTORY.replace("completed", "done");
+    assert_eq!(
+        judge(&no_time, "n2", "00:00", "09:10", "10:00"),
+        Err("Pacemaker gives no time for its fencing".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn never_and_membership_ask_nobody() {
+    let lost = |how: &HostDown| Proofs::new(how).lost(2, None, SystemTime::now());
+    let soon = Instant::now() + PATIENCE;
+    let never = lost(&HostDown::Never);
+    assert!(never.proved(soon).await.unwrap_err().contains("never"));
+    assert!(!never.is_proved() && Instant::now() < soon);
+    let membership = lost(&HostDown::Membership);
+    assert!(membership.is_proved());
+    assert!(membership.proved(soon).await.unwrap().contains("membership"));
+    membership.ended();
+    assert!(!membership.is_proved());
+    assert_eq!(membership.proved(soon).await, Err("it is heard again".to_owned()));
+}
+
+#[tokio::test]
+async fn the_command_is_asked_until_it_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = script(&dir, "echo \"$1|$2|$3\" >> asked; test -e down || { echo 'not yet' >&2; exit 4; }");
+    let loss = proofs(How::Command(command)).lost(7, Some("host seven".to_owned()), SystemTime::now());
+    assert!(!loss.is_proved());
+    let asked = || fs::read_to_string(dir.path().join("asked")).unwrap_or_default().lines().count();
+    // Nobody waits, nobody is asked.
+    assert_eq!(asked(), 0);
+    // Two wait, and are told together.
+    let (one, two) = (loss.clone(), loss.clone());
+    let until = Instant::now() + PATIENCE;
+    let waiting = tokio::spawn(async move { tokio::join!(one.proved(until), two.proved(until)) });
+    while asked() < 3 {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let early = loss.proved(Instant::now()).await.unwrap_err();
+    assert_eq!(early, "host_down_command does not say so (exit status: 4): not yet");
+    fs::write(dir.path().join("down"), "").unwrap();
+    let proof = Ok("host_down_command says so".to_owned());
+    assert_eq!(waiting.await.unwrap(), (proof.clone(), proof.clone()));
+    // Once is enough.
+    let (count, lines) = (asked(), fs::read_to_string(dir.path().join("asked")).unwrap());
+    fs::remove_file(dir.path().join("down")).unwrap();
+    assert_eq!(loss.proved(until).await, proof);
+    assert_eq!(asked(), count);
+    assert!(lines.lines().all(|it| it.starts_with("host seven|7|")), "{lines}");
+}
+
+#[tokio::test]
+async fn who_waits_is_told_that_the_host_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let loss = proofs(How::Command(script(&dir, "exit 1"))).lost(7, None, SystemTime::now());
+    let waiting = tokio::spawn({
+        let loss = loss.clone();
+        async move { loss.proved(Instant::now() + PATIENCE * 10).await }
+    });
+    loss.ended();
+    assert_eq!(waiting.await.unwrap(), Err("it is heard again".to_owned()));
+    // Not even where the command would say so now.
+    script(&dir, "exit 0");
+    assert_eq!(loss.proved(Instant::now() + PATIENCE).await, Err("it is heard again".to_owned()));
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_no_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    for (body, says) in [("kill -9 $$", "signal: 9"), ("sleep 0.1; echo a; exit 255", "exit status: 255")] {
+        let loss = proofs(How::Command(script(&dir, body))).lost(7, None, SystemTime::now());
+        let reason = answered(&loss).await;
+        assert!(reason.contains(says), "{reason}");
+    }
+    let missing = proofs(How::Command("/nosuch/command".into())).lost(7, None, SystemTime::now());
+    let reason = answered(&missing).await;
+    assert!(reason.contains("can't be started"), "{reason}");
+}
+
+#[tokio::test]
+async fn pacemaker_is_asked_for_the_whole_history_of_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let answers = |xml: &str, code: u8| {
+        fs::write(dir.path().join("answer.xml"), xml).unwrap();
+        script(&dir, &format!("echo \"$*\" > asked; cat answer.xml; exit {code}"))
+    };
+    let ask = async |xml: &str, code, name: Option<&str>| {
+        let loss = proofs(How::Pacemaker(answers(xml, code))).lost(2, name.map(str::to_owned), at(0));
+        match loss.inner.host.ask_pacemaker(&dir.path().join("program")).await {
+            Ok(proof) | Err(proof) => proof,
+        }
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    // The real answer, with the fencing of just now.
+    let date = |offset: u64| {
+        let done = std::process::Command::new("date")
+            .args(["-u", "-d", &format!("@{}", now - offset), "+%F %TZ"])
+            .output();
+        String::from_utf8(done.unwrap().stdout).unwrap().trim().to_owned()
+    };
+    let fresh = HISTORY.replace("2026-11-21 15:09:11Z", &date(0));
+    assert!(ask(&fresh, 0, Some("n2")).await.contains("reboot of it succeeded"));
+    let asked = fs::read_to_string(dir.path().join("asked")).unwrap();
+    assert_eq!(asked, "--history n2 --verbose --output-as=xml\n");
+    let old = HISTORY.replace("2026-11-21", "2020-11-21");
+    assert!(ask(&old, 0, Some("n2")).await.contains("has not fenced it since"));
+    assert!(ask(NONE, 0, Some("n2")).await.contains("has not fenced it since"));
+    let refused = ask(REFUSED, 102, Some("n2")).await;
+    assert!(refused.contains("Could not connect to fencer"), "{refused}");
+    // An exit code that says otherwise is believed.
+    assert!(ask(&fresh, 1, Some("n2")).await.contains("failed"));
+    assert!(ask("junk", 0, Some("n2")).await.contains("can't be read"));
+    assert!(ask(&fresh, 0, None).await.contains("no name"));
+}
+
+fn proofs(how: How) -> Proofs {
+    Proofs { how: Arc::new(how), pause: Duration::from_millis(10) }
+}
+
+/// What was answered first.
+async fn answered(loss: &Loss) -> String {
+    let begin = Instant::now();
+    loop {
+        let reason = loss.proved(Instant::now() + Duration::from_millis(50)).await.unwrap_err();
+        if reason != "nobody was asked yet" {
+            return reason;
+        }
+        assert!(begin.elapsed() < PATIENCE);
+    }
+}
+
+/// A program that runs in its own directory. It is a link to one that is never open for writing: while it is, in whatever
+/// process that another test just started, it can't be started.
+fn script(dir: &TempDir, body: &str) -> PathBuf {
+    let path = dir.path().join("program");
+    if !path.exists() {
+        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/lost/in-its-place.sh"), &path).unwrap();
+    }
+    fs::write(dir.path().join("new"), body).unwrap();
+    fs::rename(dir.path().join("new"), dir.path().join("body")).unwrap();
+    path
+}
