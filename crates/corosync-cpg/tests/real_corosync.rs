@@ -57,15 +57,23 @@ fn names_and_members_that_are_refused() {
         let _longest = join(&"n".repeat(128));
         let _group = join("g");
         assert_eq!(Group::join("g").unwrap_err().kind, ErrorKind::Exists);
-        let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(65534));
-        let (roots, nobodys) = (Gid::from_raw(0), Gid::from_raw(65534));
-        setresgid(nobodys, nobodys, roots).unwrap();
-        setresuid(nobody, nobody, root).unwrap();
-        let refused = (Group::join("h").map(drop), NodeList::open().map(drop));
-        setresuid(root, root, root).unwrap();
-        setresgid(roots, roots, roots).unwrap();
+        let as_nobody = || {
+            let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(65534));
+            let (roots, nobodys) = (Gid::from_raw(0), Gid::from_raw(65534));
+            setresgid(nobodys, nobodys, roots).unwrap();
+            setresuid(nobody, nobody, root).unwrap();
+            let result = (Group::join("h").map(drop), NodeList::open().map(drop));
+            setresuid(root, root, root).unwrap();
+            setresgid(roots, roots, roots).unwrap();
+            result
+        };
+        let refused = as_nobody();
         assert_eq!(refused.0.unwrap_err().kind, ErrorKind::AccessDenied);
         assert_eq!(refused.1.unwrap_err().kind, ErrorKind::AccessDenied);
+        // As cpg.md says; corosync need not be started anew.
+        fs::write("/etc/corosync/uidgid.d/nobody", "uidgid {\n    uid: nobody\n}\n").unwrap();
+        reload();
+        assert_eq!(as_nobody(), (Ok(()), Ok(())));
     });
 }
 
@@ -193,17 +201,16 @@ fn the_node_list_and_its_changes() {
         let before = [node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)];
         assert_eq!(list.nodes().unwrap(), before);
         assert!(!list.changed().unwrap());
-        let reload = |from, to| {
+        let edit = |from, to| {
             fs::write("/etc/corosync/corosync.conf", CONFIG.replace(from, to)).unwrap();
-            let done = Command::new("corosync-cfgtool").arg("-R").output().unwrap();
-            assert!(done.status.success(), "{done:?}");
+            reload();
         };
-        reload("127.0.0.3", "127.0.0.3\n name: gamma");
+        edit("127.0.0.3", "127.0.0.3\n name: gamma");
         wait_readable(&list);
         assert!(list.changed().unwrap());
         assert_eq!(list.nodes().unwrap()[2], node(9, Some("gamma")));
         // More nodes than before.
-        reload(
+        edit(
             "node {\n        nodeid: 9",
             "node {\n nodeid: 11\n ring0_addr: 127.0.0.4\n }\n node {\n nodeid: 9",
         );
@@ -218,6 +225,12 @@ fn the_node_list_and_its_changes() {
 #[ignore = "a part of other tests"]
 fn peer() {
     node::be_a_peer();
+}
+
+/// The running corosync reads its configuration anew.
+fn reload() {
+    let done = Command::new("corosync-cfgtool").arg("-R").output().unwrap();
+    assert!(done.status.success(), "{done:?}");
 }
 
 /// A message that knows its number.
