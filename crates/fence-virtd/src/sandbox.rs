@@ -83,9 +83,10 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
         Backend::Cpg(it) => Some(it),
         Backend::Libvirt(_) => None,
     });
-    let asks_programs =
-        cluster.is_some_and(|it| matches!(it.host_down, HostDown::Pacemaker | HostDown::Command(_)));
-    let programs = asks_programs || uris.iter().any(|it| Uri::of(it).starts_programs());
+    let host_down = cluster.map(|it| &it.host_down);
+    // Of these nobody knows what they need.
+    let programs = matches!(host_down, Some(HostDown::Command(_)))
+        || uris.iter().any(|it| Uri::of(it).starts_programs());
     let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
 
     let mut read = Paths::default();
@@ -141,7 +142,8 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
         calls: Calls {
             open_files: true,
             threads: true,
-            programs,
+            // Pacemaker's reads what we read, and shares memory as corosync does.
+            programs: programs || matches!(host_down, Some(HostDown::Pacemaker)),
             key_rings: is_remote,
             // Corosync's are, unless libqb is told otherwise.
             abstract_sockets: programs || cluster.is_some() || notify_socket_is_abstract(),
@@ -304,6 +306,29 @@ mod tests {
         {
             assert!(with_uri(uri).calls.programs, "{uri}");
         }
+    }
+
+    #[test]
+    fn a_cluster_needs_shared_memory_and_programs_only_where_they_are_asked() {
+        let with = |host_down: &str| {
+            let text = format!("fence_virtd {{ backend = \"cpg\"; }} backends {{ cpg {{ {host_down} }} }}");
+            needs(&config(&text), Path::new("/etc/fence_virt.conf"), None, None)
+        };
+        for (host_down, programs, everything) in [
+            ("", false, false),
+            ("host_down = \"never\";", false, false),
+            ("host_down = \"membership\";", false, false),
+            ("host_down = \"pacemaker\";", true, false),
+            ("host_down = \"command\"; host_down_command = \"/x\";", true, true),
+        ] {
+            let needs = with(host_down);
+            assert!(needs.write.contains(&"/dev/shm".into()), "{host_down}");
+            assert!(needs.calls.abstract_sockets, "{host_down}");
+            assert_eq!(needs.calls.programs, programs, "{host_down}");
+            assert_eq!(needs.read.contains(&"/".into()), everything, "{host_down}");
+        }
+        let needs = with_uri("qemu:///system");
+        assert!(!needs.write.contains(&"/dev/shm".into()) && !needs.calls.abstract_sockets);
     }
 
     #[test]

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Against a real corosync of one node: those need root and corosync, and each runs on a node of its own.
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::SystemTime;
+
 use super::*;
+use crate::cluster::lost::Proofs;
 
 use nix::sys::signal::Signal;
 use node::{Corosync, PATIENCE, Peer, on_a_node};
@@ -184,6 +189,88 @@ fn a_stopped_corosync_does_not_hold_up_the_end() {
         tokio::join!(link.leave(), fresh.leave());
         assert!(begin.elapsed() < PATIENCE);
     });
+}
+
+/// With the limits that the daemon gives itself, and only those programs that were asked for.
+#[test]
+#[ignore = "needs root, corosync and Pacemaker"]
+fn within_the_sandbox() {
+    on_a_node("cluster::link::tests::within_the_sandbox", || {
+        let corosync = Corosync::start();
+        let pacemaker = Pacemaker::start();
+        // What happens outside is done by a thread that was there before.
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let outside = thread::spawn(move || {
+            told.recv().unwrap();
+            drop(pacemaker);
+            corosync.end(Signal::SIGKILL);
+            let _corosync = Corosync::start();
+            let _ = told.recv();
+        });
+        let text = r#"fence_virtd { backend = "cpg"; }
+            backends { cpg { uri = "test:///default"; host_down = "pacemaker"; } }"#;
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        let protection = crate::sandbox::try_on(&config, Path::new("/etc/fence_virt.conf"), None);
+        println!("{protection}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (link, mut events) = Link::start(GROUP).unwrap();
+            let me = joined(&mut events).await;
+            link.send(b"one".to_vec()).unwrap();
+            assert_eq!(message(&mut events).await, (me, b"one".to_vec()));
+
+            let proofs = Proofs::new(&fence_config::HostDown::Pacemaker);
+            let before = SystemTime::now() - Duration::from_secs(60);
+            let host = |name: &str| proofs.lost(5, Some(name.to_owned()), before);
+            let proof = host("elsewhere").proved(Instant::now() + PATIENCE).await.unwrap();
+            assert!(proof.contains("a human"), "{proof}");
+            let reason = loop {
+                let reason =
+                    host("nosuch").proved(Instant::now() + Duration::from_millis(200)).await.unwrap_err();
+                if !reason.contains("nobody was asked yet") {
+                    break reason;
+                }
+            };
+            assert!(reason.contains("has not fenced it"), "{reason}");
+
+            tell.send(()).unwrap();
+            lost(&mut events).await;
+            let me = joined(&mut events).await;
+            link.send(b"two".to_vec()).unwrap();
+            assert_eq!(message(&mut events).await, (me, b"two".to_vec()));
+            link.leave().await;
+        });
+        drop(tell);
+        outside.join().unwrap();
+    });
+}
+
+/// A Pacemaker that was told by hand that the node "elsewhere" is off. It ends with this.
+struct Pacemaker(Child);
+
+impl Pacemaker {
+    fn start() -> Self {
+        let command = |program: &str| {
+            let mut it = Command::new(program);
+            it.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            it
+        };
+        let it = Self(command("pacemakerd").arg("-f").spawn().unwrap());
+        let deadline = Instant::now() + PATIENCE;
+        while !command("stonith_admin").args(["--confirm", "elsewhere"]).status().unwrap().success() {
+            assert!(Instant::now() < deadline, "Pacemaker does not come up");
+            thread::sleep(Duration::from_millis(100));
+        }
+        it
+    }
+}
+
+impl Drop for Pacemaker {
+    fn drop(&mut self) {
+        // Its parts end with the node.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Not a test: the process that others start.
