@@ -90,7 +90,7 @@ class Host(corosync.Machine):
 
     def wait_joined(self):
         """Returns when the daemon is a member of its groups."""
-        for group in [GROUP, SECOND] if self.side == "ours" else [GROUP]:
+        for group in [SECOND] if self.side == "ours" else [GROUP]:
             until(lambda group=group: self.number in self.group_members(group), PATIENCE,
                   f"{self.name} is in {group}\n{self.daemon.log[-3000:]}")
 
