@@ -17,12 +17,17 @@ class Site(rig.Site):
         self.hypervisor = Hypervisor(host.place.ns).start()
         self._numbers = itertools.count(100 * host.number)
 
-    def migrate(self, name, to):
+    def migrate(self, name, to, *extra):
         """A live migration in the background: a Popen that ends with it."""
         return subprocess.Popen(
             ["virsh", "-q", "-c", self.hypervisor.uri, "migrate", "--live", "--unsafe", "--persistent", "--undefinesource",
-             name, to.hypervisor.uri, "--migrateuri", f"tcp://{to.host.place.ip}:49200"],
+             name, to.hypervisor.uri, "--migrateuri", f"tcp://{to.host.place.ip}:49200", *extra],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def state(self, name):
+        """libvirt's word for a domain's state; None when it knows none of that name."""
+        asked = self.hypervisor.virsh("domstate", name, check=False)
+        return asked.stdout.strip() if asked.returncode == 0 else None
 
     def close(self):
         """Ends the hypervisor."""
