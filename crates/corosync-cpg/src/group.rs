@@ -99,24 +99,8 @@ impl Group {
     /// # Errors
     /// [`ErrorKind::Gone`], [`ErrorKind::AccessDenied`], [`ErrorKind::Exists`], [`ErrorKind::Size`].
     pub fn join(name: &str) -> Result<Self, Error> {
-        let name = cpg_name(name)?;
-        let mut model = sys::CpgModelV1 {
-            model: sys::CPG_MODEL_V1,
-            deliver,
-            change,
-            ring,
-            flags: sys::CPG_MODEL_V1_DELIVER_INITIAL_TOTEM_CONF,
-        };
-        let mut handle = 0;
-        // SAFETY: `model` is the structure that this model takes; libcpg copies it. No context is passed.
-        let code = unsafe {
-            sys::cpg_model_initialize(&raw mut handle, sys::CPG_MODEL_V1, &raw mut model, ptr::null_mut())
-        };
-        check("connect to corosync", code)?;
-        let me = Member { node: 0, pid: process::id() };
-        let mut group = Self { handle, fd: -1, me, name, max_message: 0, _one_thread: PhantomData };
-
-        // From here on the drop closes the handle.
+        let mut group = Self::connect(name)?;
+        let handle = group.handle;
         let mut node = 0;
         // SAFETY: the handle is open.
         check("ask for this node's id", unsafe { sys::cpg_local_get(handle, &raw mut node) })?;
@@ -132,6 +116,46 @@ impl Group {
         })?;
         group.max_message = usize::try_from(size).unwrap_or(usize::MAX);
         Ok(group)
+    }
+
+    /// Who is in the group of this name now, by node and process. Joins nothing. Waits for corosync.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`], [`ErrorKind::AccessDenied`], [`ErrorKind::Size`].
+    pub fn members_of(name: &str) -> Result<Vec<Member>, Error> {
+        let mut group = Self::connect(name)?;
+        let mut members = [sys::CpgAddress::default(); sys::CPG_MEMBERS_MAX];
+        let mut count = 0;
+        // SAFETY: the handle is open; the list has room for as many as corosync lets into a group.
+        let code = unsafe {
+            sys::cpg_membership_get(group.handle, &raw mut group.name, members.as_mut_ptr(), &raw mut count)
+        };
+        check("ask who is in the group", code)?;
+        let count = usize::try_from(count).unwrap_or(0);
+        let mut members: Vec<_> = members.iter().take(count).map(member).collect();
+        members.sort_unstable();
+        Ok(members)
+    }
+
+    /// In no group yet.
+    fn connect(name: &str) -> Result<Self, Error> {
+        let name = cpg_name(name)?;
+        let mut model = sys::CpgModelV1 {
+            model: sys::CPG_MODEL_V1,
+            deliver,
+            change,
+            ring,
+            flags: sys::CPG_MODEL_V1_DELIVER_INITIAL_TOTEM_CONF,
+        };
+        let mut handle = 0;
+        // SAFETY: `model` is the structure that this model takes; libcpg copies it. No context is passed.
+        let code = unsafe {
+            sys::cpg_model_initialize(&raw mut handle, sys::CPG_MODEL_V1, &raw mut model, ptr::null_mut())
+        };
+        check("connect to corosync", code)?;
+        let me = Member { node: 0, pid: process::id() };
+        // The drop closes the handle.
+        Ok(Self { handle, fd: -1, me, name, max_message: 0, _one_thread: PhantomData })
     }
 
     /// Who this process is to the others.

@@ -76,6 +76,21 @@ impl NodeList {
         Ok(nodes.into_values().collect())
     }
 
+    /// Whether corosync's configuration lets a process of this user, with this first group, in. Waits for corosync.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`].
+    pub fn lets_in(&self, user: u32, group: u32) -> Result<bool, Error> {
+        let is_named = |kind: &str, id: u32| {
+            let key = CString::new(format!("uidgid.config.{kind}.{id}")).unwrap_or_default();
+            let mut value = 0;
+            // SAFETY: the handle is open, the text ends with NUL.
+            let code = unsafe { sys::cmap_get_uint8(self.handle, key.as_ptr(), &raw mut value) };
+            found("read who is let in", code)
+        };
+        Ok(user == 0 || group == 0 || is_named("uid", user)? || is_named("gid", group)?)
+    }
+
     /// Whether the list may have changed since this was asked before. Never waits.
     ///
     /// # Errors
@@ -125,7 +140,7 @@ impl NodeList {
     fn number(&self, key: &CStr) -> Result<Option<u32>, Error> {
         let mut value = 0;
         // SAFETY: the handle is open, the text ends with NUL.
-        found(unsafe { sys::cmap_get_uint32(self.handle, key.as_ptr(), &raw mut value) })
+        found(CALL, unsafe { sys::cmap_get_uint32(self.handle, key.as_ptr(), &raw mut value) })
             .map(|it| it.then_some(value))
     }
 
@@ -142,7 +157,7 @@ impl NodeList {
                 &raw mut kind,
             )
         };
-        let is_text = found(code)? && kind == sys::CMAP_VALUETYPE_STRING;
+        let is_text = found(CALL, code)? && kind == sys::CMAP_VALUETYPE_STRING;
         let text = CStr::from_bytes_until_nul(&value).ok().filter(|it| is_text && !it.is_empty());
         Ok(text.map(|it| it.to_string_lossy().into_owned()))
     }
@@ -187,6 +202,6 @@ fn key(place: &str, what: &str) -> CString {
     CString::new(format!("{PREFIX_TEXT}{place}.{what}")).unwrap_or_default()
 }
 
-fn found(code: sys::Code) -> Result<bool, Error> {
-    if code == sys::ERR_NOT_EXIST { Ok(false) } else { check(CALL, code).map(|()| true) }
+fn found(call: &'static str, code: sys::Code) -> Result<bool, Error> {
+    if code == sys::ERR_NOT_EXIST { Ok(false) } else { check(call, code).map(|()| true) }
 }

@@ -25,6 +25,7 @@ pub(crate) const CPG_MODEL_V1: c_int = 1;
 pub(crate) const CPG_MODEL_V1_DELIVER_INITIAL_TOTEM_CONF: c_uint = 1;
 pub(crate) const CPG_TYPE_AGREED: c_int = 2;
 pub(crate) const CPG_MAX_NAME_LENGTH: usize = 128;
+pub(crate) const CPG_MEMBERS_MAX: usize = 128;
 
 pub(crate) const CMAP_KEYNAME_MAXLEN: usize = 255;
 pub(crate) const CMAP_TRACK_ANY_BELOW: i32 = 1 | 2 | 4 | 8;
@@ -40,7 +41,7 @@ pub(crate) struct CpgName {
 
 /// `struct cpg_address`
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct CpgAddress {
     pub(crate) nodeid: u32,
     pub(crate) pid: u32,
@@ -108,6 +109,12 @@ unsafe extern "C" {
     pub(crate) fn cpg_leave(handle: u64, group: *const CpgName) -> Code;
     pub(crate) fn cpg_mcast_joined(handle: u64, guarantee: c_int, parts: *const IoVec, count: c_uint)
     -> Code;
+    pub(crate) fn cpg_membership_get(
+        handle: u64,
+        group: *mut CpgName,
+        members: *mut CpgAddress,
+        count: *mut c_int,
+    ) -> Code;
     pub(crate) fn cpg_local_get(handle: u64, node: *mut c_uint) -> Code;
 }
 
@@ -124,6 +131,7 @@ unsafe extern "C" {
         len: *mut usize,
         kind: *mut c_int,
     ) -> Code;
+    pub(crate) fn cmap_get_uint8(handle: u64, key: *const c_char, value: *mut u8) -> Code;
     pub(crate) fn cmap_get_uint32(handle: u64, key: *const c_char, value: *mut u32) -> Code;
     pub(crate) fn cmap_iter_init(handle: u64, prefix: *const c_char, iter: *mut u64) -> Code;
     pub(crate) fn cmap_iter_next(

@@ -74,6 +74,9 @@ fn names_and_members_that_are_refused() {
         fs::write("/etc/corosync/uidgid.d/nobody", "uidgid {\n    uid: nobody\n}\n").unwrap();
         reload();
         assert_eq!(as_nobody(), (Ok(()), Ok(())));
+        let list = NodeList::open().unwrap();
+        let lets_in = |user, group| list.lets_in(user, group).unwrap();
+        assert!(lets_in(0, 5) && lets_in(5, 0) && lets_in(65534, 5) && !lets_in(5, 65534));
     });
 }
 
@@ -90,6 +93,10 @@ fn two_groups_and_two_members() {
         let Event::Change { members, left, joined } = joined else { panic!() };
         assert_eq!((sorted(members), left), (sorted(vec![me, other]), vec![]));
         assert_eq!(joined, [(other, Reason::Join)]);
+
+        assert_eq!(Group::members_of("two"), Ok(sorted(vec![me, other])));
+        assert_eq!(Group::members_of("one"), Ok(vec![me]));
+        assert_eq!(Group::members_of("none"), Ok(vec![]));
 
         // Both see both senders' messages in one order.
         for i in 0..200 {
