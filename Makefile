@@ -108,7 +108,7 @@ unit: packages-test
 	PROPTEST_RNG_SEED=$(UNIT_SEED) timeout -k 10 900 cargo test --locked --workspace
 	timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
 	timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
-	timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::link
+	timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::
 	THREADS_SEED=$(THREADS_SEED) timeout -k 10 900 tests/threads/run $(SCHEDULES)
 
 suite-e2e:

@@ -4,6 +4,8 @@
 //! Runs instead of the daemon, in its own process, beside a running one or not. It looks and changes nothing, and sends
 //! nothing but what opening the configured hypervisors takes.
 
+#[cfg(feature = "cpg")]
+mod cluster;
 mod files;
 mod firewall;
 #[cfg(feature = "libvirt")]
@@ -128,6 +130,8 @@ fn all(file: &Path) -> Vec<Finding> {
     }
     #[cfg(feature = "libvirt")]
     found.extend(hypervisors::all(&config));
+    #[cfg(feature = "cpg")]
+    found.extend(cluster::all(&config));
     found.extend(config.backends.iter().filter(|it| !is_built_in(it)).map(|it| {
         let next = "name another backend in the fence_virtd block; fence_virtd -l lists those that there are";
         Finding::failed("backend", it.kind().as_str(), "is not part of this program", next)

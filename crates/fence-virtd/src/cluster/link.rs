@@ -480,7 +480,7 @@ impl Sending {
 }
 
 /// The error with what to do about it.
-fn explained(error: &Error) -> String {
+pub(crate) fn explained(error: &Error) -> String {
     let next = match error.kind {
         ErrorKind::Gone => "is it running? systemctl status corosync",
         ErrorKind::AccessDenied => "name its user in a file in /etc/corosync/uidgid.d; see cpg.md",

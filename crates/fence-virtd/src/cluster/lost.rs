@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const NOTICE: Duration = Duration::from_secs(30);
 /// How much a clock of another node may be ahead.
 const AHEAD: Duration = Duration::from_secs(5);
-const STONITH_ADMIN: &str = "/usr/sbin/stonith_admin";
+pub(crate) const STONITH_ADMIN: &str = "/usr/sbin/stonith_admin";
 
 /// What proves that a lost host is down, as configured. Clones are the same.
 #[derive(Clone)]
@@ -220,19 +220,10 @@ impl Host {
     }
 
     async fn ask_pacemaker(&self, program: &Path) -> Result<String, String> {
-        let name =
-            self.name.as_deref().ok_or("corosync.conf has no name for it, so Pacemaker can't be asked")?;
-        let told = |what: &dyn std::fmt::Display| format!("stonith_admin {what}");
-        // Without --verbose Pacemaker 2.1 leaves out fencings that are like one before, and so shows old ones only.
-        let arguments = ["--history", name, "--verbose", "--output-as=xml"];
-        let ended = program::run(program, arguments, Instant::now() + LIMIT).await.map_err(|it| told(&it))?;
-        if !ended.status.success() {
-            return Err(told(&format!("failed ({}): {}", ended.status, refusal(&ended))));
-        }
-        let history = String::from_utf8_lossy(&ended.output);
-        let fencings =
-            fencings(&history).map_err(|it| told(&format!("answered what can't be read: {it}")))?;
-        self.judge(&fencings, SystemTime::now())
+        let name = self.name.as_deref();
+        let name = name.ok_or("corosync.conf has no name for it, so Pacemaker can't be asked")?;
+        let history = history(program, name).await?;
+        self.judge(&history, SystemTime::now())
     }
 
     /// Whether one of these took the node down, this time.
@@ -257,6 +248,28 @@ impl Host {
         }
         Err(refused.unwrap_or_else(|| "Pacemaker has not fenced it since".to_owned()))
     }
+}
+
+/// How many fencings Pacemaker remembers, of all nodes: to see whether it can be asked.
+///
+/// # Errors
+/// It can't: why.
+pub(crate) fn ask_for_history(program: &Path) -> Result<usize, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|it| it.to_string())?.block_on(history(program, "*")).map(|it| it.len())
+}
+
+/// What Pacemaker remembers of this node, latest first; `*`: of all.
+async fn history(program: &Path, node: &str) -> Result<Vec<Fencing>, String> {
+    let told = |what: &dyn std::fmt::Display| format!("stonith_admin {what}");
+    // Without --verbose Pacemaker 2.1 leaves out fencings that are like one before, and so shows old ones only.
+    let arguments = ["--history", node, "--verbose", "--output-as=xml"];
+    let ended = program::run(program, arguments, Instant::now() + LIMIT).await.map_err(|it| told(&it))?;
+    if !ended.status.success() {
+        return Err(told(&format!("failed ({}): {}", ended.status, refusal(&ended))));
+    }
+    let xml = String::from_utf8_lossy(&ended.output);
+    fencings(&xml).map_err(|it| told(&format!("answered what can't be read: {it}")))
 }
 
 /// A fencing in Pacemaker's history.

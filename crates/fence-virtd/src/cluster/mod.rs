@@ -12,6 +12,9 @@ pub(crate) mod link;
 pub(crate) mod local;
 pub(crate) mod lost;
 pub(crate) mod message;
+#[cfg(test)]
+#[path = "../../../corosync-cpg/tests/node/mod.rs"]
+pub(crate) mod node;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,12 +7,9 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::cluster::lost::Proofs;
+use crate::cluster::node::{self, Corosync, PATIENCE, Peer, on_a_node};
 
 use nix::sys::signal::Signal;
-use node::{Corosync, PATIENCE, Peer, on_a_node};
-
-#[path = "../../../../corosync-cpg/tests/node/mod.rs"]
-mod node;
 
 /// Longer than corosync is busy while a test runs, whatever else the machine does.
 const LONG: Duration = Duration::from_secs(600);

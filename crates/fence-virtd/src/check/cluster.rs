@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The cpg backend: whether corosync can be asked, by the daemon's user too, which hosts are in the groups, and whether
+//! there could be a proof that a lost host is down. Joins no group: hosts of the C daemon would publish all they have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use corosync_cpg::{Error, Group, Member, Node, NodeList};
+use fence_config::{Backend, Config, CpgBackend, HostDown};
+use fence_wire::escaped;
+use nix::unistd::{User, geteuid};
+
+use super::{Finding, shown};
+use crate::cluster::{link, lost};
+
+#[cfg(test)]
+mod tests;
+
+const CHECK: &str = "corosync";
+/// How long corosync may take to answer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Whom the unit runs the daemon as.
+const USER: &str = "fence_virt";
+
+pub(super) fn all(config: &Config) -> Vec<Finding> {
+    let settings = config.backends.iter().find_map(|it| match it {
+        Backend::Cpg(it) => Some(it),
+        Backend::Libvirt(_) => None,
+    });
+    let Some(settings) = settings else { return Vec::new() };
+    let (tell, told) = mpsc::channel();
+    let groups = groups(settings);
+    // Asking corosync while it is stopped does not end: then this thread ends with the process.
+    thread::spawn(move || drop(tell.send(Seen::look(&groups))));
+    let mut found = match told.recv_timeout(LIMIT) {
+        Ok(Ok(seen)) => seen.findings(settings),
+        Ok(Err(error)) => vec![unreachable(&link::explained(&error))],
+        Err(_) => vec![unreachable(&format!("no answer within {} s", LIMIT.as_secs()))],
+    };
+    found.push(host_down(&settings.host_down));
+    found
+}
+
+/// The group of all hosts, and that of those that run this daemon.
+fn groups(settings: &CpgBackend) -> [String; 2] {
+    [settings.group.clone(), format!("{}-2", settings.group)]
+}
+
+/// What corosync said.
+#[derive(Clone)]
+struct Seen {
+    nodes: Result<Vec<Node>, Error>,
+    /// Of each of the [`groups`].
+    members: [Vec<Member>; 2],
+    /// Whether the daemon's own user is let in; none where there is no such user, or nobody could be anybody else.
+    lets_in: Option<bool>,
+}
+
+impl Seen {
+    fn look(groups: &[String; 2]) -> Result<Self, Error> {
+        let list = NodeList::open()?;
+        let user = User::from_name(USER).ok().flatten().filter(|_| geteuid().is_root());
+        let lets_in = user.map(|it| list.lets_in(it.uid.as_raw(), it.gid.as_raw())).transpose()?;
+        let [all, ours] = groups;
+        Ok(Self {
+            nodes: list.nodes(),
+            members: [Group::members_of(all)?, Group::members_of(ours)?],
+            lets_in,
+        })
+    }
+
+    fn findings(&self, settings: &CpgBackend) -> Vec<Finding> {
+        let mut found = vec![self.access()];
+        let subject = escaped(&settings.group).to_string();
+        let nodes = match &self.nodes {
+            Ok(nodes) if !nodes.is_empty() => nodes,
+            it => {
+                let text =
+                    it.as_ref().err().map_or("corosync.conf has no node list".to_owned(), Error::to_string);
+                let next = "write a nodelist with a nodeid and a name for each node into corosync.conf: without it nothing that \
+                            is not seen to be on can be called off";
+                found.push(Finding::failed("hosts", subject, text, next));
+                return found;
+            }
+        };
+        let of = |members: &[Member]| members.iter().map(|it| it.node).collect::<BTreeSet<_>>();
+        let [all, ours] = [of(&self.members[0]), of(&self.members[1])];
+        let names: BTreeMap<u32, String> = nodes.iter().map(|it| (it.id, name(it))).collect();
+        let those = |is: &dyn Fn(&u32) -> bool| {
+            let ids = names.iter().filter(|(id, _)| is(id)).map(|(_, name)| name.as_str());
+            ids.collect::<Vec<_>>().join(", ")
+        };
+        let here = those(&|id| ours.contains(id));
+        let old = those(&|id| all.contains(id) && !ours.contains(id));
+        let missing = those(&|id| !all.contains(id) && !ours.contains(id));
+        let mut text = format!("daemons of: {}", if here.is_empty() { "nobody" } else { &here });
+        if !old.is_empty() {
+            text += &format!("; the C daemon of: {old}");
+        }
+        found.push(if missing.is_empty() {
+            Finding::ok("hosts", subject, text)
+        } else {
+            let next = "start fence_virtd there; until then what runs there can't be fenced, and nothing that was not seen to go \
+                        off is called off";
+            Finding::warning("hosts", subject, format!("{text}; not heard: {missing}"), next)
+        });
+        found
+    }
+
+    fn access(&self) -> Finding {
+        if self.lets_in == Some(false) {
+            let next = "write it into a file of /etc/corosync/uidgid.d and reload corosync: cpg.md; not needed where the daemon \
+                        runs as root";
+            return Finding::warning(CHECK, "", format!("reached, but does not let {USER} in"), next);
+        }
+        Finding::ok(CHECK, "", "reached")
+    }
+}
+
+fn unreachable(why: &str) -> Finding {
+    let next =
+        "until then only what runs on this host is fenced: systemctl status corosync, corosync-cfgtool -s";
+    Finding::failed(CHECK, "", why, next)
+}
+
+fn name(node: &Node) -> String {
+    match &node.name {
+        Some(name) => format!("node {} ({})", node.id, escaped(name)),
+        None => format!("node {}", node.id),
+    }
+}
+
+fn host_down(settings: &HostDown) -> Finding {
+    const CHECK: &str = "host_down";
+    match settings {
+        HostDown::Never => {
+            Finding::ok(CHECK, "never", "what ran on a lost host is fenced when that is heard again")
+        }
+        HostDown::Membership => {
+            let next = "host_down = \"pacemaker\", or \"command\", waits for a proof";
+            Finding::warning(
+                CHECK,
+                "membership",
+                "a host that is only cut off is called down: two hosts may run one domain",
+                next,
+            )
+        }
+        HostDown::Command(command) => {
+            let subject = shown(command);
+            let next = "name a program that the daemon's user may run";
+            match std::fs::metadata(command) {
+                Err(error) => Finding::failed(CHECK, subject, error.to_string(), next),
+                Ok(it) if !it.is_file() || it.permissions().mode() & 0o111 == 0 => {
+                    Finding::failed(CHECK, subject, "is not a program", next)
+                }
+                Ok(_) => Finding::ok(CHECK, subject, "there"),
+            }
+        }
+        HostDown::Pacemaker => match lost::ask_for_history(Path::new(lost::STONITH_ADMIN)) {
+            Ok(count) => {
+                Finding::ok(CHECK, "pacemaker", format!("its fencing history can be read; {count} in it"))
+            }
+            Err(why) => {
+                let next = "is Pacemaker running, and is the daemon's user in the group haclient? see cpg.md";
+                Finding::failed(CHECK, "pacemaker", why, next)
+            }
+        },
+    }
+}
