@@ -147,7 +147,8 @@ def test_manual_pages_are_compressed(packages):
 def test_debian_dependencies():
     assert Deb("fence-virt").field("Depends") == ""
     depends = Deb("fence-virtd").field("Depends")
-    assert re.search(r"\blibvirt0 \(>=", depends) and re.search(r"\blibc6 \(>=", depends), depends
+    for library in ("libvirt0", "libcpg4", "libcmap4", "libc6"):
+        assert re.search(rf"\b{library} \(>=", depends), depends
     for name in ("fence-virt", "fence-virtd"):
         # The same names as the C packages: they are upgraded, nothing needs to be replaced or conflicted with.
         for field in ("Conflicts", "Breaks", "Replaces"):
@@ -157,7 +158,8 @@ def test_debian_dependencies():
 def test_rpm_dependencies():
     assert not [it for it in Rpm("fence-virt").query("--requires").split() if it.startswith("lib")]
     daemon = Rpm("fence-virtd")
-    assert "libvirt.so.0()(64bit)" in daemon.query("--requires").splitlines()
+    for library in ("libvirt.so.0", "libcpg.so.4", "libcmap.so.4"):
+        assert f"{library}()(64bit)" in daemon.query("--requires"), library
     # No program of a newer C library than that of the oldest distribution that is named in docs/install.md.
     needed = [tuple(map(int, it.split("."))) for it in re.findall(r"\(GLIBC_([\d.]+)\)", daemon.query("--requires"))]
     assert max(needed) <= (2, 34), max(needed)

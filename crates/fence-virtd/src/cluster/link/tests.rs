@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::SystemTime;
 
+use nix::sys::signal::Signal;
+
 use super::*;
 use crate::cluster::lost::Proofs;
 use crate::cluster::node::{self, Corosync, PATIENCE, Peer, on_a_node};
-
-use nix::sys::signal::Signal;
 
 /// Longer than corosync is busy while a test runs, whatever else the machine does.
 const LONG: Duration = Duration::from_secs(600);
