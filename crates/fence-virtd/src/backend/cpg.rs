@@ -36,6 +36,11 @@ impl CpgBackend {
             return self.locate_alone(here, until).await;
         }
         let mut known = self.cluster.named(target);
+        let is_here = matches!(&here, Ok(Located::Here(_)));
+        if known.is_empty() && !is_here && self.cluster.has_old_hosts() {
+            self.cluster.look_at_old_hosts(until).await;
+            known = self.cluster.named(target);
+        }
         match &here {
             Ok(located) => {
                 let domain = located.domain();
@@ -70,7 +75,7 @@ impl CpgBackend {
             (_, Some(located @ (Located::Here(_) | Located::GoneOff(_)))) => located.clone(),
             (Place::Off(_), Some(Located::Resting(own))) => Located::Here(own.clone()),
             (Place::Off(_), _) => Located::Elsewhere(elsewhere),
-            (Place::Doubt(_), _) => Located::Lost(elsewhere),
+            (Place::NotYet(_) | Place::Doubt { .. }, _) => Located::Lost(elsewhere),
             (Place::Unknown, _) => match here {
                 Ok(located) => located,
                 Err(error) => return Err(error),
@@ -128,25 +133,58 @@ impl CpgBackend {
             let others = |members: Vec<Member>| {
                 members.into_iter().filter(|it| Some(*it) != me).map(At::There).collect::<Vec<_>>()
             };
-            let place = self.cluster.place(&domain.uuid);
+            let mut place = self.cluster.place(&domain.uuid);
+            // Old hosts' domains change in silence: nothing but a look tells that it is on at none of them.
+            if !matches!(here, Here::On(_))
+                && !matches!(&place, Place::On(at) if !at.iter().any(|it| self.cluster.is_old(*it)))
+                && self.cluster.has_old_hosts()
+            {
+                let silent = self.cluster.look_at_old_hosts(until).await;
+                place = self.cluster.place(&domain.uuid);
+                if let (Some(member), false) = (silent.first(), matches!(place, Place::On(_))) {
+                    let name = self.cluster.name(*member);
+                    return Err(ActError::Unavailable(format!("{name} does not say whether it is on there")));
+                }
+            }
             // The directory may lag behind this host's own hypervisors, never ahead of them.
             let last_on_here = matches!(&place, Place::On(it) if me.is_some_and(|me| it.contains(&me)));
             let (mut at, is_on) = match place {
                 Place::On(members) => (others(members), true),
                 Place::Off(members) => (others(members), false),
-                Place::Down(why) if !matches!(here, Here::On(_)) => return Ok(Owners::Down(why)),
-                Place::Lost { why, may_be_proved } if !matches!(here, Here::On(_)) => {
-                    if may_be_proved && changed.until(until).await {
+                Place::Down(node) if !matches!(here, Here::On(_)) => {
+                    match self.cluster.proved(node, Instant::now()).await {
+                        Ok(proof) => return Ok(Owners::Down(proof)),
+                        // It came back this moment.
+                        Err(_) if changed.until(until).await => continue,
+                        Err(why) => return Err(ActError::Unavailable(why)),
+                    }
+                }
+                Place::Lost { node, why } if !matches!(here, Here::On(_)) => {
+                    self.wait_for_proof(&[node], &why, until).await?;
+                    continue;
+                }
+                Place::Doubt { nodes, why } if !matches!(here, Here::On(_) | Here::WentOff(_)) => {
+                    self.wait_for_proof(&nodes, &why, until).await?;
+                    continue;
+                }
+                Place::NotYet(why) if !matches!(here, Here::On(_)) => {
+                    if changed.until(until).await {
                         continue;
                     }
                     return Err(ActError::Unavailable(why));
                 }
-                Place::Doubt(why) if matches!(here, Here::Resting(_) | Here::No) => {
-                    return Err(ActError::Unavailable(why));
-                }
-                Place::Down(_) | Place::Lost { .. } | Place::Doubt(_) | Place::Unknown => (Vec::new(), false),
+                Place::Down(_)
+                | Place::Lost { .. }
+                | Place::Doubt { .. }
+                | Place::NotYet(_)
+                | Place::Unknown => (Vec::new(), false),
             };
             let is_on_there = is_on && !at.is_empty();
+            let is_old = |it: &At| matches!(it, At::There(member) if self.cluster.is_old(*member));
+            if !is_on && (matches!(here, Here::WentOff(_) | Here::Resting(_)) || !at.iter().all(is_old)) {
+                // They were looked at just now.
+                at.retain(|it| !is_old(it));
+            }
             match here {
                 Here::On(own) => {
                     if !is_on {
@@ -172,6 +210,22 @@ impl CpgBackend {
             }
             return Ok(Owners::At { at, is_on: is_on_there });
         }
+    }
+
+    /// Waits until all of these nodes are known to be down.
+    async fn wait_for_proof(&self, nodes: &[u32], why: &str, until: Instant) -> Result<(), ActError> {
+        let changed = self.cluster.changed();
+        for node in nodes {
+            if let Err(reason) = self.cluster.proved(*node, until).await {
+                return Err(ActError::Unavailable(format!("{why}; {reason}")));
+            }
+        }
+        if nodes.is_empty() {
+            return Err(ActError::Unavailable(why.to_owned()));
+        }
+        // Proved: what follows from it is looked up again, and never in a tight loop.
+        changed.until(until).await;
+        Ok(())
     }
 
     async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<Power, ActError> {
@@ -252,7 +306,15 @@ impl CpgBackend {
                 return Ok(());
             }
             let started = match &at[0] {
-                At::Here(own) => self.local.on(own, StartFrom::Definition, lease).await,
+                At::Here(own) => match self.local.on(own, StartFrom::Definition, lease).await {
+                    Err(ActError::Gone) if self.went_off(own, lease.until()).await => {
+                        return Err(ActError::Refused("it went off and left no definition".to_owned()));
+                    }
+                    other => other,
+                },
+                At::There(member) if self.cluster.is_old(*member) => {
+                    self.cluster.old_on(*member, domain, lease).await
+                }
                 At::There(member) => {
                     self.cluster.ask(*member, Action::On, domain, !is_on, lease)?.done(lease).await
                 }
@@ -272,7 +334,13 @@ impl CpgBackend {
         lease: &Lease,
     ) -> Result<Power, ActError> {
         match at {
-            At::Here(own) => self.local.status(own, lease.until()).await,
+            At::Here(own) => match self.local.status(own, lease.until()).await {
+                Err(ActError::Gone) if self.went_off(own, lease.until()).await => Ok(Power::Off),
+                other => other,
+            },
+            At::There(member) if self.cluster.is_old(*member) => {
+                self.cluster.old_status(*member, domain, lease.until()).await
+            }
             At::There(member) => {
                 self.cluster.ask(*member, Action::Status, domain, rests, lease)?.power(lease).await
             }
@@ -291,6 +359,16 @@ impl CpgBackend {
             At::Here(own) => return self.local.off(own, for_reboot, lease).await,
             At::There(member) => *member,
         };
+        if self.cluster.is_old(member) {
+            // It would say "done" of a reboot that nobody saw go off.
+            let was_off = self.cluster.old_off(member, domain, lease).await?;
+            let restart = (for_reboot && !was_off).then_some(StartFrom::Old(member));
+            return Ok(TakenDown {
+                was_off,
+                restart,
+                note: Some(format!("by {}", self.cluster.name(member))),
+            });
+        }
         let action = if for_reboot { Action::Reboot } else { Action::Off };
         let mut asked = self.cluster.ask(member, action, domain, rests, lease)?;
         let down = asked.down(lease).await?;
@@ -299,6 +377,12 @@ impl CpgBackend {
             restart: down.starts.then(|| StartFrom::There(asked)),
             note: Some(format!("by {}", self.cluster.name(member))),
         })
+    }
+
+    /// It was seen to go off here, and left no definition.
+    async fn went_off(&self, domain: &DomainRef, until: Instant) -> bool {
+        let Ok(target) = Target::new(&domain.uuid, true) else { return false };
+        matches!(self.local.locate(&target, until).await, Ok(Located::GoneOff(_)))
     }
 
     /// Nobody that was asked has it any more: waits for news of where it is.
@@ -336,6 +420,7 @@ impl Backend for CpgBackend {
         Box::pin(async move {
             match how {
                 StartFrom::Definition => self.bring_up(domain, lease).await,
+                StartFrom::Old(member) => self.cluster.old_on(member, domain, lease).await,
                 StartFrom::There(mut asked) => asked.done(lease).await,
                 xml @ StartFrom::Xml(_) => self.local.on(domain, xml, lease).await,
             }

@@ -149,6 +149,9 @@ pub(crate) enum StartFrom {
     /// Nothing that this host has: the one that took it down starts it again.
     #[cfg(feature = "cpg")]
     There(crate::cluster::Asked),
+    /// What this host of the C daemon has.
+    #[cfg(feature = "cpg")]
+    Old(crate::cluster::Member),
 }
 
 impl fmt::Debug for StartFrom {
@@ -158,6 +161,8 @@ impl fmt::Debug for StartFrom {
             Self::Xml(_) => "Xml(..)",
             #[cfg(feature = "cpg")]
             Self::There(_) => "There(..)",
+            #[cfg(feature = "cpg")]
+            Self::Old(_) => "Old(..)",
         })
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Own {
 pub(crate) enum OwnPower {
     /// Defined and not on here; it may be on elsewhere.
     Resting,
+    /// It was seen to go off here a short while ago, and left no definition.
+    Gone,
     /// It was seen to go off here a short while ago.
     WentOff,
     /// Everything that is not off is on.
@@ -161,7 +163,7 @@ async fn keep(
             task = next(&mut news) => task,
             () = tokio::time::sleep(REFRESH) => {
                 let state = lock(&own.state);
-                let went_off = state.seen[place].iter().filter(|(_, it)| it.power == OwnPower::WentOff);
+                let went_off = state.seen[place].iter().filter(|(_, it)| matches!(it.power, OwnPower::WentOff | OwnPower::Gone));
                 Task::These(went_off.map(|(uuid, _)| *uuid).collect())
             }
         };
@@ -250,5 +252,5 @@ fn off(memory: &Hypervisor, uuid: Uuid, name: String) -> Own {
 /// A transient domain leaves no definition when it goes off.
 fn gone(memory: &Hypervisor, uuid: Uuid) -> Option<Own> {
     let (_, name) = memory.gone_off(Some(uuid), None)?;
-    Some(Own { name, power: OwnPower::WentOff })
+    Some(Own { name, power: OwnPower::Gone })
 }

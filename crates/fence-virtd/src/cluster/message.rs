@@ -261,6 +261,8 @@ pub(crate) enum State {
     On,
     /// This run of the sender's daemon saw it go off here, and it did not leave for another host.
     Off,
+    /// The same, and it left no definition: there is nothing to start or to list.
+    Gone,
     /// It is defined here and off; it may be on elsewhere.
     Rests,
 }
@@ -457,7 +459,7 @@ mod tests {
     }
 
     fn domain() -> impl Strategy<Value = Domain> {
-        let state = prop::sample::select(vec![State::On, State::Off, State::Rests]);
+        let state = prop::sample::select(vec![State::On, State::Off, State::Gone, State::Rests]);
         (text(ID_LIMIT), text(NAME_LIMIT), state).prop_map(|(uuid, name, state)| Domain { uuid, name, state })
     }
 

@@ -7,7 +7,7 @@
 //! for nothing; so what is sent has the order in which it was decided.
 
 pub(crate) mod asks;
-mod book;
+mod directory;
 pub(crate) mod link;
 pub(crate) mod local;
 pub(crate) mod lost;
@@ -15,25 +15,28 @@ pub(crate) mod message;
 #[cfg(test)]
 #[path = "../../../corosync-cpg/tests/node/mod.rs"]
 pub(crate) mod node;
+mod old;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use corosync_cpg::{Node, Reason};
-use fence_config::CpgBackend as Settings;
+use fence_config::{CpgBackend as Settings, NameMode};
 use fence_wire::{Action, Response, Target};
 use libvirt_host::Uuid;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use self::asks::{Asks, Served, Word};
-use self::book::Book;
+use self::directory::{Directory, Where};
 use self::link::{Events, Link, LinkEvent};
 use self::local::{Change, Own, OwnDomains, OwnPower};
+use self::lost::{Loss, Proofs};
 use self::message::{Ask, Domain, End, Message, What};
+use self::old::Old;
 use crate::backend::libvirt::LibvirtBackend;
 use crate::backend::{ActError, DomainRef, Home, Lease, Listed, Power, Settled};
 use crate::locks::lock;
@@ -54,6 +57,10 @@ pub(crate) struct Cluster {
     state: Mutex<State>,
     /// The group of the hosts that run this daemon.
     link: Link,
+    /// The group of all hosts, in the C daemon's messages.
+    first: Link,
+    name_mode: NameMode,
+    proofs: Proofs,
     /// Counts changes of anything that a request may wait for.
     news: watch::Sender<u64>,
     service: OnceLock<Weak<Service>>,
@@ -67,9 +74,17 @@ struct State {
     members: BTreeSet<Member>,
     nodes: BTreeMap<u32, Option<String>>,
     own: BTreeMap<Uuid, Own>,
-    book: Book,
+    directory: Directory,
     asks: Asks,
     served: Served,
+    old: Old,
+    /// Nodes that corosync hears now.
+    ring: BTreeSet<u32>,
+    /// Since when it hears nodes that it heard at any time.
+    heard: BTreeMap<u32, SystemTime>,
+    /// Those that it does not hear: once it heard them, or its node list names them.
+    losses: BTreeMap<u32, Loss>,
+    started: SystemTime,
     stopping: bool,
 }
 
@@ -80,12 +95,14 @@ pub(crate) enum Place {
     On(Vec<Member>),
     /// On nowhere, without a doubt; these have it, off.
     Off(Vec<Member>),
-    /// On nowhere that is heard, and nobody knows of the rest.
-    Doubt(String),
-    /// Last on at a host that was lost.
-    Lost { why: String, may_be_proved: bool },
-    /// Last on at a host that is known to be down.
-    Down(String),
+    /// Last on at this node, whose daemon is not heard.
+    Lost { node: u32, why: String },
+    /// Off where it is known, and nobody saw it go off: it may be on at these nodes, which are not heard.
+    Doubt { nodes: Vec<u32>, why: String },
+    /// Last on at this node, which is known to be down.
+    Down(u32),
+    /// Not all hosts have said yet what they have.
+    NotYet(String),
     /// Nobody has it.
     Unknown,
 }
@@ -96,18 +113,25 @@ impl Cluster {
     /// # Errors
     /// No threads or descriptors.
     pub(crate) fn start(settings: &Settings, local: Arc<LibvirtBackend>) -> io::Result<(Arc<Self>, Started)> {
+        // The second first: so nobody takes this host for one of the C daemon.
         let (link, events) = Link::start(&format!("{}-2", settings.group))?;
-        let mut first = [0; 8];
-        getrandom::fill(&mut first).map_err(|error| io::Error::other(error.to_string()))?;
+        let (first, first_events) = Link::start(&settings.group)?;
+        let mut number = [0; 8];
+        getrandom::fill(&mut number).map_err(|error| io::Error::other(error.to_string()))?;
         let state = State {
             me: None,
             why_not: "corosync has not answered yet".to_owned(),
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
             own: BTreeMap::new(),
-            book: Book::default(),
+            directory: Directory::default(),
+            old: Old::new(),
+            ring: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            losses: BTreeMap::new(),
+            started: SystemTime::now(),
             // Far from the end of its numbers.
-            asks: Asks::new(u64::from_le_bytes(first) >> 1),
+            asks: Asks::new(u64::from_le_bytes(number) >> 1),
             served: Served::default(),
             stopping: false,
         };
@@ -115,10 +139,13 @@ impl Cluster {
             local,
             state: Mutex::new(state),
             link,
+            first,
+            name_mode: settings.name_mode,
+            proofs: Proofs::new(&settings.host_down),
             news: watch::Sender::new(0),
             service: OnceLock::new(),
         });
-        Ok((this, Started { events }))
+        Ok((this, Started { events, first: first_events }))
     }
 
     /// Begins to work for other hosts.
@@ -130,7 +157,8 @@ impl Cluster {
                 this.publish(changes);
             }
         });
-        tokio::spawn(Arc::clone(self).hear(started.events));
+        tokio::spawn(Arc::clone(self).hear(started.events, started.first));
+        tokio::spawn(Arc::clone(self).free_old_hosts());
     }
 
     /// The daemon ends: nothing new is done for other hosts.
@@ -140,7 +168,7 @@ impl Cluster {
 
     /// Leaves the groups, so that the others know at once.
     pub(crate) async fn leave(&self) {
-        self.link.leave().await;
+        tokio::join!(self.link.leave(), self.first.leave());
     }
 
     /// Whether this host is in the group.
@@ -205,6 +233,10 @@ impl Cluster {
         Ok(Asked { cluster: Arc::clone(self), ask, to, owner, told, over: false })
     }
 
+    fn service(&self) -> Option<Arc<Service>> {
+        self.service.get().and_then(Weak::upgrade)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -232,33 +264,99 @@ impl Cluster {
                 None => Message::DomainGone { uuid: uuid.to_string() },
             };
             match own {
-                Some(own) => drop(state.own.insert(uuid, own)),
+                Some(own) => {
+                    self.publish_to_old(&state, uuid, &own);
+                    state.own.insert(uuid, own);
+                }
                 None => drop(state.own.remove(&uuid)),
             }
             if state.me.is_some() {
                 self.send(&message);
             }
         }
+        drop(state);
+        self.tell_waiting();
     }
 }
 
 /// What hears the groups before [`Cluster::serve`].
 pub(crate) struct Started {
     events: Events,
+    first: Events,
 }
 
 impl Cluster {
-    async fn hear(self: Arc<Self>, mut events: Events) {
-        while let Some(event) = events.next().await {
-            match event {
-                LinkEvent::Joined { me, nodes } => self.joined(member(me), nodes),
-                LinkEvent::NodeList { nodes } => self.state().set_nodes(nodes),
-                LinkEvent::Ring { nodes } => debug!(?nodes, "nodes that corosync hears"),
-                LinkEvent::Message { from, data } => self.message(member(from), &data),
-                LinkEvent::Change { members, left, joined } => self.change(&members, &left, &joined),
-                LinkEvent::Lost(why) => self.lost(why),
+    async fn hear(self: Arc<Self>, mut events: Events, mut first: Events) {
+        loop {
+            tokio::select! {
+                // The second group is where members are told apart, so it is heard first.
+                biased;
+                event = events.next() => match event {
+                    Some(event) => self.heard(event),
+                    None => return,
+                },
+                event = first.next() => match event {
+                    Some(event) => self.heard_first(event),
+                    None => return,
+                },
             }
             self.tell_waiting();
+        }
+    }
+
+    fn heard(self: &Arc<Self>, event: LinkEvent) {
+        match event {
+            LinkEvent::Joined { me, nodes } => self.joined(member(me), nodes),
+            LinkEvent::NodeList { nodes } => {
+                let mut state = self.state();
+                state.set_nodes(nodes);
+                self.sort_losses(&mut state);
+            }
+            LinkEvent::Ring { nodes } => self.ring(&nodes),
+            LinkEvent::Message { from, data } => self.message(member(from), &data),
+            LinkEvent::Change { members, left, joined } => self.change(&members, &left, &joined),
+            LinkEvent::Lost(why) => self.lost(why),
+        }
+    }
+
+    fn heard_first(self: &Arc<Self>, event: LinkEvent) {
+        match event {
+            LinkEvent::Joined { me, .. } => self.old_joined(me.node),
+            LinkEvent::Message { from, data } => self.old_message(member(from), &data),
+            LinkEvent::Change { members, left, .. } => {
+                let left: Vec<Member> = left.iter().map(|(it, _)| member(*it)).collect();
+                self.old_change(members.into_iter().map(member).collect(), &left);
+            }
+            LinkEvent::Lost(_) => self.old_lost(),
+            // The second group's says the same.
+            LinkEvent::NodeList { .. } | LinkEvent::Ring { .. } => {}
+        }
+    }
+
+    /// These nodes are heard by corosync, whatever runs on them.
+    fn ring(&self, nodes: &[u32]) {
+        let mut state = self.state();
+        // Those that were there before us came when we did, as far as we can tell.
+        let came = if state.heard.is_empty() { state.started } else { SystemTime::now() };
+        for node in nodes {
+            state.heard.entry(*node).or_insert(came);
+        }
+        state.ring = nodes.iter().copied().collect();
+        self.sort_losses(&mut state);
+    }
+
+    fn sort_losses(&self, state: &mut State) {
+        let known: BTreeSet<u32> = state.nodes.keys().chain(state.heard.keys()).copied().collect();
+        for node in known {
+            if state.ring.contains(&node) {
+                if let Some(loss) = state.losses.remove(&node) {
+                    loss.ended();
+                }
+            } else if !state.losses.contains_key(&node) {
+                let name = state.nodes.get(&node).cloned().flatten();
+                let since = state.heard.remove(&node).unwrap_or(state.started);
+                state.losses.insert(node, self.proofs.lost(node, name, since));
+            }
         }
     }
 
@@ -273,7 +371,7 @@ impl Cluster {
         warn!("corosync is lost: {why}; only what runs here can be fenced until it is back");
         let mut state = self.state();
         state.members.clear();
-        state.book.members(&BTreeSet::new());
+        state.refresh_members();
         state.served.lost(None);
         let held = state.asks.lost(None, "this host lost corosync");
         state.me = None;
@@ -302,8 +400,8 @@ impl Cluster {
             info!(node = %state.name(new.node), "a host came");
         }
         state.members = members.iter().copied().map(member).collect();
-        let all = state.members.clone();
-        state.book.members(&all);
+        state.refresh_members();
+        self.publish_all_to_old(&state);
         if !joined.is_empty() {
             let own: Vec<Domain> =
                 state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
@@ -324,9 +422,11 @@ impl Cluster {
         let mut state = self.state();
         let Some(me) = state.me.filter(|_| state.members.contains(&from)) else { return };
         match message {
-            Message::Inventory { .. } | Message::Domain(_) | Message::DomainGone { .. } => {
-                state.book.heard(from, &message);
+            Message::Inventory { first, last, domains } => {
+                state.directory.inventory(from, first, last, domains);
             }
+            Message::Domain(domain) => state.directory.domain(from, domain),
+            Message::DomainGone { uuid } => state.directory.gone(from, &uuid),
             Message::Ask(ask) if ask.to == me => self.asked(&mut state, from, ask),
             Message::Go { to, ask, left_ms } if to == me => state.served.go(from, ask, left_ms),
             Message::Cancel { to, ask } if to == me => state.served.cancel(from, ask),
@@ -347,7 +447,7 @@ impl Cluster {
             let end = End::NothingDone(why.to_owned());
             self.send(&Message::Reply { asker: from, ask: ask.ask, claim: None, end });
         };
-        let service = self.service.get().and_then(Weak::upgrade).filter(|_| !state.stopping);
+        let service = self.service().filter(|_| !state.stopping);
         match service {
             None => refuse("its daemon is about to end"),
             Some(_) if !state.served.begin(from, &ask) => refuse("it does too much for other hosts already"),
@@ -359,12 +459,13 @@ impl Cluster {
     pub(crate) fn list(&self) -> (Vec<Listed>, Vec<String>) {
         let state = self.state();
         let Some(me) = state.me else { return (Vec::new(), vec![state.why_alone()]) };
-        let listed = state.book.others(me).map(|it| Listed {
-            name: it.name.clone(),
-            uuid: it.uuid.clone(),
-            power: if it.state == message::State::On { Power::On } else { Power::Off },
-        });
-        (listed.collect(), state.missing().into_iter().map(|it| format!("{it} is not heard")).collect())
+        let listed =
+            state.directory.others(me).filter(|it| it.state != message::State::Gone).map(|it| Listed {
+                name: it.name.clone(),
+                uuid: it.uuid.clone(),
+                power: if it.state == message::State::On { Power::On } else { Power::Off },
+            });
+        (listed.collect(), state.not_heard())
     }
 
     /// What an administrator should know.
@@ -372,19 +473,75 @@ impl Cluster {
         let state = self.state();
         match state.me {
             None => vec![format!("corosync is not there: {}", state.why_not)],
-            Some(_) => state.missing().into_iter().map(|it| format!("{it} is not heard")).collect(),
+            Some(_) => state.not_heard(),
         }
     }
 
     /// The domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
-        let named = self.state().book.named(target.as_str(), target.is_uuid());
+        let named = self.state().directory.named(target.as_str(), target.is_uuid());
         named.into_iter().map(|(name, uuid)| DomainRef { name, uuid, home: Home::Elsewhere }).collect()
     }
 
     pub(crate) fn place(&self, uuid: &str) -> Place {
         let state = self.state();
-        state.book.place(uuid, &state.missing())
+        let is_down = |node: &u32| state.losses.get(node).is_some_and(Loss::is_proved);
+        match state.directory.find(uuid) {
+            Where::On(at) => Place::On(at),
+            Where::Lost(node) if is_down(&node) => Place::Down(node),
+            Where::Lost(node) => Place::Lost {
+                node,
+                why: format!("it was last seen on at {}, which is not heard", state.name(node)),
+            },
+            Where::Unknown => Place::Unknown,
+            Where::Off { at, seen } => {
+                if let Some(member) = state.directory.incomplete().next() {
+                    return Place::NotYet(format!(
+                        "{} has not said yet what it has",
+                        state.name(member.node)
+                    ));
+                }
+                let unheard: Vec<u32> = state.missing().into_iter().filter(|it| !is_down(it)).collect();
+                if seen || unheard.is_empty() && !state.nodes.is_empty() {
+                    return Place::Off(at);
+                }
+                let names: Vec<_> = unheard.iter().map(|it| state.name(*it)).collect();
+                let why = if names.is_empty() {
+                    "it is off where it is known, and corosync.conf names no nodes: it may be on at one that is not heard"
+                        .to_owned()
+                } else {
+                    format!(
+                        "it is off where it is known, and may be on at {}, not heard now",
+                        names.join(", ")
+                    )
+                };
+                Place::Doubt { nodes: unheard, why }
+            }
+        }
+    }
+
+    /// Waits for the proof that a lost node is down, where there may be one.
+    ///
+    /// # Errors
+    /// Why it may run.
+    pub(crate) async fn proved(&self, node: u32, until: Instant) -> Result<String, String> {
+        let (loss, name) = {
+            let state = self.state();
+            (state.losses.get(&node).cloned(), state.name(node))
+        };
+        match loss {
+            Some(loss) => loss
+                .proved(until)
+                .await
+                .map(|proof| format!("{name} is down: {proof}"))
+                .map_err(|why| format!("no proof that {name} is down: {why}")),
+            None => Err(format!("{name} itself is there, and its daemon is not")),
+        }
+    }
+
+    /// Whether there are hosts of the C daemon, whose domains change in silence.
+    pub(crate) fn has_old_hosts(&self) -> bool {
+        !self.state().old_members().is_empty()
     }
 
     /// A domain and where it is, for people.
@@ -586,10 +743,19 @@ impl State {
         self.nodes = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
     }
 
-    /// Nodes of corosync's list that are not in the group.
-    fn missing(&self) -> Vec<String> {
-        let is_there = |node: &u32| self.members.iter().any(|it| it.node == *node);
-        self.nodes.keys().filter(|it| !is_there(it)).map(|it| self.name(*it)).collect()
+    /// Nodes that are known and in neither group.
+    fn missing(&self) -> Vec<u32> {
+        let is_there = |node: &u32| self.members.iter().chain(self.old.members()).any(|it| it.node == *node);
+        self.nodes.keys().filter(|it| !is_there(it)).copied().collect()
+    }
+
+    fn not_heard(&self) -> Vec<String> {
+        self.missing().into_iter().map(|it| format!("{} is not heard", self.name(it))).collect()
+    }
+
+    fn refresh_members(&mut self) {
+        let old = self.old_members();
+        self.directory.members(&self.members, &old);
     }
 }
 
@@ -611,6 +777,7 @@ fn published(uuid: Uuid, own: Own) -> Domain {
     let state = match own.power {
         OwnPower::On => message::State::On,
         OwnPower::WentOff => message::State::Off,
+        OwnPower::Gone => message::State::Gone,
         OwnPower::Resting => message::State::Rests,
     };
     Domain { uuid: uuid.to_string(), name: own.name, state }

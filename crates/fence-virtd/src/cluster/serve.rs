@@ -72,6 +72,13 @@ impl Work<'_> {
         let located = local.locate(&job.target, until).await;
         self.stages.resolved = Some(Stages::since(job.arrived));
         let domain = match located {
+            Ok(Located::GoneOff(domain)) if matches!(job.action, Action::Status | Action::On) => {
+                self.domain = Some(domain);
+                return match job.action {
+                    Action::Status => (Served::Is(Power::Off), None),
+                    _ => (Served::Failed(ActError::Refused("it left no definition".to_owned())), None),
+                };
+            }
             Ok(Located::Here(domain) | Located::GoneOff(domain)) => domain,
             Ok(Located::Resting(domain)) if self.ask.rests => domain,
             Ok(Located::Resting(_) | Located::Elsewhere(_) | Located::Lost(_))

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Who has which domain, as far as this host heard.
+//!
+//! Pure: what members say and who they are goes in, where a domain may be comes out. It believes each host about itself
+//! alone, and it never answers a request: whoever is named here is asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fence_wire::Target;
+
+use super::message::{Domain, Member, State};
+
+/// Bytes of a name that fit into a request; longer names reach us cut, up to three bytes earlier.
+const NAME_ON_WIRE: usize = Target::MAX;
+/// Domains of lost hosts that are remembered.
+const MAX_LOST: usize = 65_536;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    hosts: BTreeMap<Member, Host>,
+    /// What was on at a node when it was heard last, by UUID, with its name.
+    lost: BTreeMap<u32, BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    /// It runs the C daemon.
+    is_old: bool,
+    /// All its domains are known.
+    is_whole: bool,
+    domains: BTreeMap<String, Domain>,
+}
+
+/// Where a domain is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Where {
+    /// On at these members; at several while it migrates.
+    On(Vec<Member>),
+    /// Off at these members, and on at none.
+    Off {
+        at: Vec<Member>,
+        /// One of them saw it go off. Otherwise it may be on at a host that is not heard.
+        seen: bool,
+    },
+    /// Last known on at this node, whose daemon is not in its group.
+    Lost(u32),
+    /// Nobody has it.
+    Unknown,
+}
+
+impl Directory {
+    /// These are the members now, of hosts that run this daemon and of others. What was on at those that went is
+    /// remembered.
+    pub(super) fn members(&mut self, new: &BTreeSet<Member>, old: &BTreeSet<Member>) {
+        let gone: Vec<Member> =
+            self.hosts.keys().filter(|it| !new.contains(it) && !old.contains(it)).copied().collect();
+        for member in gone {
+            let Some(host) = self.hosts.remove(&member) else { continue };
+            let lost = self.lost.entry(member.node).or_default();
+            let was_on = host.domains.into_values().filter(|it| it.state == State::On);
+            for domain in was_on.take(MAX_LOST.saturating_sub(lost.len())) {
+                lost.insert(domain.uuid, domain.name);
+            }
+        }
+        for member in new {
+            self.hosts.entry(*member).or_default().is_old = false;
+        }
+        for member in old {
+            self.hosts.entry(*member).or_default().is_old = true;
+        }
+        // On elsewhere: that it was lost is no longer of interest.
+        self.forget_found();
+    }
+
+    /// A part of all domains of a member's; `first` begins them anew, and with `last` they are complete.
+    pub(super) fn inventory(&mut self, from: Member, first: bool, last: bool, domains: Vec<Domain>) {
+        let Some(host) = self.hosts.get_mut(&from) else { return };
+        if first {
+            host.domains.clear();
+        }
+        host.domains.extend(domains.into_iter().map(|it| (it.uuid.clone(), it)));
+        host.is_whole = last;
+        if last {
+            // Whatever it had before, this is what it has.
+            self.lost.remove(&from.node);
+        }
+        self.forget_found();
+    }
+
+    /// A domain of a member's changed.
+    pub(super) fn domain(&mut self, from: Member, domain: Domain) {
+        let Some(host) = self.hosts.get_mut(&from) else { return };
+        let is_on = domain.state == State::On;
+        for (node, lost) in &mut self.lost {
+            if is_on || *node == from.node {
+                lost.remove(&domain.uuid);
+            }
+        }
+        host.domains.insert(domain.uuid.clone(), domain);
+    }
+
+    /// A member has this domain no more.
+    pub(super) fn gone(&mut self, from: Member, uuid: &str) {
+        if let Some(host) = self.hosts.get_mut(&from) {
+            host.domains.remove(uuid);
+        }
+    }
+
+    /// An old host has just said all that it has: these UUIDs.
+    pub(super) fn only(&mut self, from: Member, uuids: &BTreeSet<String>) {
+        let Some(host) = self.hosts.get_mut(&from) else { return };
+        host.domains.retain(|uuid, _| uuids.contains(uuid));
+        host.is_whole = true;
+        self.lost.remove(&from.node);
+    }
+
+    /// The domains that a target may mean, one name and UUID for each: by UUID, else by name.
+    pub(super) fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
+        let here = self.hosts.values().flat_map(|it| it.domains.values()).map(|it| (&it.name, &it.uuid));
+        let lost = self.lost.values().flatten().map(|(uuid, name)| (name, uuid));
+        let all: Vec<(&String, &String)> = here.chain(lost).collect();
+        let mut found: Vec<_> = all.iter().filter(|(_, uuid)| uuid.eq_ignore_ascii_case(text)).collect();
+        if found.is_empty() && !only_uuid {
+            found = all.iter().filter(|(name, _)| *name == text).collect();
+        }
+        if found.is_empty() && !only_uuid {
+            found = all.iter().filter(|(name, _)| is_cut(name, text)).collect();
+        }
+        let mut named: Vec<(String, String)> = Vec::new();
+        for (name, uuid) in found {
+            if named.iter().all(|(_, it)| it != *uuid) {
+                named.push(((*name).clone(), (*uuid).clone()));
+            }
+        }
+        named
+    }
+
+    /// Where the domain with this UUID is.
+    pub(super) fn find(&self, uuid: &str) -> Where {
+        let with = |state: State| -> Vec<Member> {
+            let has = |it: &Host| it.domains.get(uuid).is_some_and(|it| it.state == state);
+            self.hosts.iter().filter(|(_, it)| has(it)).map(|(member, _)| *member).collect()
+        };
+        let on = with(State::On);
+        if !on.is_empty() {
+            return Where::On(on);
+        }
+        if let Some((node, _)) = self.lost.iter().find(|(_, it)| it.contains_key(uuid)) {
+            return Where::Lost(*node);
+        }
+        let mut at = with(State::Off);
+        at.extend(with(State::Gone));
+        let seen = !at.is_empty();
+        at.extend(with(State::Rests));
+        if at.is_empty() { Where::Unknown } else { Where::Off { at, seen } }
+    }
+
+    /// Members whose domains are not all known yet.
+    pub(super) fn incomplete(&self) -> impl Iterator<Item = Member> {
+        self.hosts.iter().filter(|(_, it)| !it.is_whole && !it.is_old).map(|(member, _)| *member)
+    }
+
+    /// Whether this member has it, on or off, as far as it said.
+    pub(super) fn has(&self, member: Member, uuid: &str) -> bool {
+        self.hosts.get(&member).is_some_and(|it| it.domains.contains_key(uuid))
+    }
+
+    /// One domain that this member said it has, and that no other host has.
+    pub(super) fn one_of(&self, member: Member) -> Option<&Domain> {
+        let others =
+            |uuid: &str| self.hosts.iter().any(|(it, host)| *it != member && host.domains.contains_key(uuid));
+        self.hosts.get(&member)?.domains.values().find(|it| !others(&it.uuid))
+    }
+
+    /// The domains of all members but this one.
+    pub(super) fn others(&self, me: Member) -> impl Iterator<Item = &Domain> {
+        self.hosts.iter().filter(move |(it, _)| **it != me).flat_map(|(_, it)| it.domains.values())
+    }
+
+    /// How many domains each node was heard to have on when it was lost.
+    pub(super) fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.lost.iter().map(|(node, it)| (*node, it.len())).filter(|(_, count)| *count > 0)
+    }
+
+    fn forget_found(&mut self) {
+        for lost in self.lost.values_mut() {
+            lost.retain(|uuid, _| {
+                let is_on = |it: &Host| it.domains.get(uuid).is_some_and(|it| it.state == State::On);
+                !self.hosts.values().any(is_on)
+            });
+        }
+        self.lost.retain(|_, it| !it.is_empty());
+    }
+}
+
+/// Whether `text` is what is left of a name that does not fit into a request.
+fn is_cut(name: &str, text: &str) -> bool {
+    name.len() > NAME_ON_WIRE
+        && name.starts_with(text)
+        && name.floor_char_boundary(NAME_ON_WIRE) == text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Member = Member { node: 1, pid: 10 };
+    const B: Member = Member { node: 2, pid: 20 };
+
+    fn domain(uuid: &str, name: &str, state: State) -> Domain {
+        Domain { uuid: uuid.to_owned(), name: name.to_owned(), state }
+    }
+
+    fn both() -> Directory {
+        let mut directory = Directory::default();
+        directory.members(&[A, B].into(), &BTreeSet::new());
+        directory
+    }
+
+    #[test]
+    fn on_anywhere_comes_before_off_and_lost() {
+        let mut directory = both();
+        directory.inventory(A, true, true, vec![domain("u", "n", State::Rests)]);
+        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: false });
+        directory.domain(B, domain("u", "n", State::On));
+        assert_eq!(directory.find("u"), Where::On(vec![B]));
+        directory.domain(A, domain("u", "n", State::On));
+        assert_eq!(directory.find("u"), Where::On(vec![A, B]));
+        directory.domain(A, domain("u", "n", State::Off));
+        directory.gone(B, "u");
+        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: true });
+        assert_eq!(directory.find("v"), Where::Unknown);
+    }
+
+    #[test]
+    fn what_was_on_at_a_lost_host_is_lost_until_it_is_seen() {
+        let on_b = |directory: &mut Directory| directory.domain(B, domain("u", "n", State::On));
+        let lost = || {
+            let mut directory = both();
+            directory.inventory(A, true, true, vec![domain("u", "n", State::Rests)]);
+            on_b(&mut directory);
+            directory.domain(B, domain("w", "m", State::Off));
+            directory.members(&[A].into(), &BTreeSet::new());
+            assert_eq!(directory.find("u"), Where::Lost(2), "whatever definition rests elsewhere");
+            assert_eq!(directory.find("w"), Where::Unknown, "it was off");
+            assert_eq!(directory.named("n", false), [("n".to_owned(), "u".to_owned())]);
+            directory
+        };
+        // It is on elsewhere.
+        let mut directory = lost();
+        directory.domain(A, domain("u", "n", State::On));
+        directory.domain(A, domain("u", "n", State::Off));
+        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: true });
+        // The node is back and says what it has, with another process.
+        let mut directory = lost();
+        let again = Member { node: 2, pid: 21 };
+        directory.members(&[A, again].into(), &BTreeSet::new());
+        assert_eq!(directory.find("u"), Where::Lost(2), "it has not said yet");
+        directory.inventory(again, true, false, vec![]);
+        assert_eq!(directory.find("u"), Where::Lost(2), "it has not said all yet");
+        directory.inventory(again, false, true, vec![]);
+        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: false });
+    }
+
+    #[test]
+    fn a_name_may_mean_several_and_a_uuid_comes_first() {
+        let mut directory = both();
+        directory.domain(A, domain("u", "n", State::On));
+        directory.domain(B, domain("v", "n", State::Rests));
+        assert_eq!(directory.named("n", false).len(), 2);
+        assert_eq!(directory.named("n", true), []);
+        assert_eq!(directory.named("U", false), [("n".to_owned(), "u".to_owned())]);
+        directory.domain(B, domain("w", "u", State::On));
+        assert_eq!(directory.named("u", false), [("n".to_owned(), "u".to_owned())]);
+        let long = "x".repeat(NAME_ON_WIRE + 9);
+        directory.domain(B, domain("y", &long, State::On));
+        assert_eq!(directory.named(&long[..NAME_ON_WIRE], false), [(long.clone(), "y".to_owned())]);
+        assert_eq!(directory.named(&long[..NAME_ON_WIRE - 9], false), []);
+    }
+
+    #[test]
+    fn an_old_host_that_said_all_has_nothing_else() {
+        let mut directory = Directory::default();
+        directory.members(&[A].into(), &[B].into());
+        directory.domain(B, domain("u", "n", State::On));
+        directory.domain(B, domain("v", "m", State::On));
+        directory.only(B, &["v".to_owned()].into());
+        assert_eq!(directory.find("u"), Where::Unknown);
+        assert_eq!(directory.find("v"), Where::On(vec![B]));
+        assert_eq!(directory.incomplete().collect::<Vec<_>>(), [A]);
+    }
+
+    #[test]
+    fn who_is_no_member_says_nothing() {
+        let mut directory = both();
+        let other = Member { node: 2, pid: 99 };
+        directory.domain(other, domain("u", "n", State::On));
+        directory.inventory(other, true, true, vec![domain("u", "n", State::On)]);
+        assert_eq!(directory.find("u"), Where::Unknown);
+    }
+}
