@@ -231,7 +231,7 @@ impl Outcome {
 impl From<Told> for Outcome {
     fn from(told: Told) -> Self {
         let why = told.reason.map(|it| format!(": {it}")).unwrap_or_default();
-        Self::because(told.response, format!("the same work as request {}{why}", told.by))
+        Self::because(told.response, format!("the same work as {}{why}", told.by))
     }
 }
 
@@ -460,7 +460,7 @@ impl Service {
         let (Action::Reboot, Response::Success, Some(domain)) = (job.action, response, domain) else {
             return;
         };
-        let told = Told { response, reason: outcome.reason.clone(), by: job.id.to_string() };
+        let told = Told { response, reason: outcome.reason.clone(), by: format!("request {}", job.id) };
         let lost = LostAnswer {
             when: Instant::now(),
             identity: job.identity.clone(),

@@ -47,7 +47,7 @@ pub(crate) enum Turn {
 pub(crate) struct Told {
     pub(crate) response: Response,
     pub(crate) reason: Option<String>,
-    /// The request that ran: its number, and its host where that is another one.
+    /// The request that ran, in words.
     pub(crate) by: String,
 }
 
@@ -290,7 +290,7 @@ impl Running {
         if let Some(claim) = self.claim.take() {
             claim.finished(response, reason.as_deref());
         }
-        let told = Told { response, reason, by: self.id.to_string() };
+        let told = Told { response, reason, by: format!("request {}", self.id) };
         self.turns.report(Some(&told), |it| it.finished(Instant::now(), self.id));
     }
 }
@@ -358,7 +358,10 @@ mod tests {
         running.seen_off();
         running.finished(Response::Failure, Some("why".into()));
         let Turn::Told(told) = second.turn().await else { panic!("not told") };
-        assert_eq!(told, Told { response: Response::Failure, reason: Some("why".into()), by: "1".into() });
+        assert_eq!(
+            told,
+            Told { response: Response::Failure, reason: Some("why".into()), by: "request 1".into() }
+        );
     }
 
     /// Other hosts, whose answers are given by hand, and what they are told.
@@ -435,13 +438,13 @@ mod tests {
             panic!("not run")
         };
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let theirs = Told { response: Response::Success, reason: None, by: "7 of node 2".into() };
+        let theirs = Told { response: Response::Success, reason: None, by: "one of node 2".into() };
         let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
             lock(&hosts.asked).remove(0).send(Claimed::Told(theirs.clone())).unwrap();
         });
         assert!(matches!(turn, Turn::Told(told) if told == theirs));
         let Turn::Told(told) = second.turn().await else { panic!("not told") };
-        assert_eq!((told.response, told.by.as_str()), (Response::Success, "1"));
+        assert_eq!((told.response, told.by.as_str()), (Response::Success, "request 1"));
     }
 
     #[tokio::test]

@@ -205,6 +205,29 @@ impl Arbiter {
         })
     }
 
+    /// Takes in one that is in flight already, whatever it conflicts with.
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    pub(crate) fn install(&mut self, request: Request) {
+        self.entries.push(Entry { request, state: State::Running });
+    }
+
+    /// Which requests `id` waits for because one may shoot the other; not those that merely have the same target.
+    #[allow(dead_code, reason = "for backends that know other hosts")]
+    pub(crate) fn endangered_by(&self, id: u64) -> Vec<u64> {
+        let Some(place) = self.entries.iter().position(|it| it.request.id == id && !it.in_flight()) else {
+            return Vec::new();
+        };
+        let request = &self.entries[place].request;
+        let holds_up = |(other, it): &(usize, &Entry)| {
+            *other != place
+                && (*other < place || it.in_flight())
+                && it.request.may_shoot_or_be_shot_by(request)
+                && !self.is_seen_off(it)
+        };
+        let others = self.entries.iter().enumerate().filter(holds_up);
+        others.map(|(_, it)| it.request.id).collect()
+    }
+
     /// A look after the action of `id` showed its target off, or it was off before. For a reboot: before the
     /// start.
     ///

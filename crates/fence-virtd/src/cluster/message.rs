@@ -74,7 +74,7 @@ pub(crate) enum Message {
     /// "My sync `n` was delivered in the membership in which I sent it": only now it counts.
     Ready { n: u64 },
     /// "Go on without waiting for this one's sync." With what it is known to have in flight.
-    PassOver { member: Member, held: Vec<Held> },
+    PassOver { member: Member, in_flight: Vec<Held>, acting: Vec<Acting> },
     /// The sender wants its turn.
     Claim(Claim),
     /// Nothing was done for this claim of the sender's, and nothing will be.
@@ -151,11 +151,7 @@ pub(crate) struct Claim {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text::<ID_LIMIT, _>")]
     pub(crate) source: Option<String>,
     /// What tells its peer from others of the same host, where anything does.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "some_text::<NAME_LIMIT, _>"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text::<ID_LIMIT, _>")]
     pub(crate) peer: Option<String>,
 }
 
@@ -359,19 +355,19 @@ const KINDS: [&str; 16] = [
 ];
 
 impl Claim {
-    /// What is claimed for a request; none for what only looks.
-    pub(crate) fn of(id: u64, work: &Work, source: &Source, peer: Option<&PeerId>) -> Option<Self> {
+    /// What is claimed for a request.
+    pub(crate) fn of(id: u64, work: &Work, source: &Source, peer: Option<&PeerId>) -> Self {
         let (what, target) = match work {
-            Work::Look => return None,
-            Work::On(target) => (What::On, target),
-            Work::Off(target) => (What::Off, target),
-            Work::Reboot(target) => (What::Reboot, target),
+            Work::Look => (What::Status, ""),
+            Work::On(target) => (What::On, target.as_str()),
+            Work::Off(target) => (What::Off, target.as_str()),
+            Work::Reboot(target) => (What::Reboot, target.as_str()),
         };
         let source = match source {
             Source::Known(source) => Some(source.clone()),
             Source::Unknown => None,
         };
-        Some(Self { id, what, target: target.clone(), source, peer: peer.map(|it| it.0.clone()) })
+        Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()) }
     }
 
     /// The work that it is for.
@@ -443,7 +439,7 @@ mod tests {
 
     fn claim() -> impl Strategy<Value = Claim> {
         let source = prop::option::of(text(ID_LIMIT));
-        let peer = prop::option::of(text(NAME_LIMIT));
+        let peer = prop::option::of(text(ID_LIMIT));
         (any::<u64>(), what(), text(ID_LIMIT), source, peer)
             .prop_map(|(id, what, target, source, peer)| Claim { id, what, target, source, peer })
     }
@@ -481,10 +477,12 @@ mod tests {
         )
     }
 
+    fn acting() -> impl Strategy<Value = Acting> {
+        (member(), any::<u64>(), held()).prop_map(|(asker, ask, held)| Acting { asker, ask, held })
+    }
+
     fn message() -> impl Strategy<Value = Message> {
-        let acting =
-            (member(), any::<u64>(), held()).prop_map(|(asker, ask, held)| Acting { asker, ask, held });
-        let sync = (any::<u64>(), vec(held(), 0..3), vec(claim(), 0..3), vec(acting, 0..3)).prop_map(
+        let sync = (any::<u64>(), vec(held(), 0..3), vec(claim(), 0..3), vec(acting(), 0..3)).prop_map(
             |(n, in_flight, waiting, acting)| Message::Sync(Sync { n, in_flight, waiting, acting }),
         );
         let end = prop_oneof![
@@ -496,7 +494,8 @@ mod tests {
         prop_oneof![
             sync,
             any::<u64>().prop_map(|n| Message::Ready { n }),
-            (member(), vec(held(), 0..3)).prop_map(|(member, held)| Message::PassOver { member, held }),
+            (member(), vec(held(), 0..3), vec(acting(), 0..3))
+                .prop_map(|(member, in_flight, acting)| { Message::PassOver { member, in_flight, acting } }),
             claim().prop_map(Message::Claim),
             any::<u64>().prop_map(|id| Message::Withdraw { id }),
             (any::<u64>(), text(ID_LIMIT)).prop_map(|(id, victim)| Message::SeenOff { id, victim }),

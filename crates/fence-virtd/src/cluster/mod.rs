@@ -7,6 +7,7 @@
 //! for nothing; so what is sent has the order in which it was decided.
 
 pub(crate) mod asks;
+pub(crate) mod claims;
 mod directory;
 pub(crate) mod link;
 pub(crate) mod local;
