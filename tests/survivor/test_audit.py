@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A request that never ran says why in the audit file."""
+"""A request that never ran says why in the audit file; and nobody waits for what becomes of file and log."""
 
 import contextlib
+import datetime
 import json
 import os
+import shlex
 import signal
+import socket
 import stat
+import time
 import tty
 
 import pytest
@@ -263,3 +267,123 @@ def test_a_log_that_nobody_reads_holds_up_nobody(start_host, victim, tmp_path):
     heard = [int(line.split(b" heard id=")[1].split()[0]) for line in text.splitlines() if b" heard id=" in line]
     assert heard == list(range(1, count + 1))
     os.close(reader)
+
+
+class Journal:
+    """A journald that reads only when it is told to, in the place of a daemon's own; it hangs to begin with."""
+
+    def __init__(self, directory):
+        self._path = directory / "socket"
+        directory.mkdir()
+        self.start()
+
+    def start(self):
+        """A new socket, in which there is room for nothing."""
+        self._path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(str(self._path))
+        full = False
+        while not full:
+            # One sender alone comes to its own limit first.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(BlockingIOError):
+                sender.setblocking(False)
+                full = True
+                while True:
+                    sender.sendto(b"", str(self._path))
+                    full = False
+
+    def end(self):
+        """It is gone."""
+        self._path.unlink()
+        self._socket.close()
+
+    def read(self):
+        """The entries that came."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, files, _, _ = socket.recv_fds(self._socket, 1 << 20, 1)
+                for it in files:
+                    with open(it, "rb") as file:
+                        file.seek(0)
+                        data += file.read()
+                if data:
+                    yield self._fields(data)
+
+    @staticmethod
+    def _fields(data):
+        fields = {}
+        while data:
+            name, _, data = data.partition(b"\n")
+            end = 8 + int.from_bytes(data[:8], "little")
+            assert data[end:end + 1] == b"\n", data
+            assert name not in fields
+            fields[name.decode()] = data[8:end].decode()
+            data = data[end + 1:]
+        return fields
+
+
+def test_a_journal_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
+    """Under systemd, with a journald that takes nothing: fencing goes on, and it gets all of it when it is started anew or
+    reads at last, the daemon's last words too."""
+    host = start_host(listener="tcp")
+    config = host.daemon.config
+    host.daemon.stop()
+    journal = Journal(tmp_path / "journal")
+    place = "/run/systemd/journal"
+    wrapper = tmp_path / "under-systemd"
+    wrapper.write_text(f"""#!/bin/sh
+mkdir -p {place}
+exec unshare --mount --propagation=private sh -c 'mount --bind {shlex.quote(str(tmp_path / "journal"))} {place} && exec "$@"' \\
+    sh {tmp_path / "host0" / "fence_virtd"} "$@"
+""")
+    wrapper.chmod(0o755)
+    entries = []
+
+    def came(message, start=0):
+        entries.extend(journal.read())
+        return [it for it in entries if it["MESSAGE"].startswith(message)]
+
+    def fenced(count):
+        """Requests, more than the daemon has threads for what must not wait."""
+        for number in range(count):
+            assert Asker(host, "status", "victim").whole() == b"\0", number
+
+    count = 2 * os.cpu_count() + 8
+    daemon = programs.Daemon(host.node, config, program=str(wrapper), ready="tcp", debug=3, env={"JOURNAL_STREAM": "1:1"})
+    with daemon:
+        fenced(count)
+        journal.end()
+        fenced(count)
+        started_anew = time.time()
+        journal.start()
+        fenced(count)
+        qemu = victim.process()
+        assert Asker(host, "off", "victim").whole() == b"\0" and qemu.ended()
+        wait_until(lambda: came("off victim: success"))
+        (fence,) = came("off victim: success")
+        # Too long for a datagram.
+        long = "x" * 300_000
+        text = config.read_text()
+        config.write_text(text.replace(str(host.site.key), f"/{long}"))
+        daemon.send_signal(signal.SIGHUP)
+        wait_until(lambda: came("SIGHUP: the new configuration is refused"))
+        config.write_text(text)
+        (refused,) = came("SIGHUP: the new configuration is refused")
+        assert long in refused["MESSAGE"]
+        assert daemon.stop() == 0
+        wait_until(lambda: came("SIGTERM: "))
+    assert daemon.lines == []
+    assert [int(it["F_ID"]) for it in came("heard")] == list(range(1, 3 * count + 2))
+    assert "system calls limited" in came("sandbox: ")[0]["MESSAGE"]
+    (record,) = host.wait_records(1, since=3 * count)
+    assert fence.keys() == {
+        "MESSAGE", "PRIORITY", "TARGET", "SYSLOG_IDENTIFIER", "SYSLOG_TIMESTAMP", "CODE_FILE", "CODE_LINE", "F_SOURCE",
+        "F_SOURCE_UUID", *(f"F_{name.upper()}" for name in FIELDS.keys() - {"time", "source_domain", "delivered"})}
+    same = ("transport", "peer", "hash", "key", "action", "target", "domain", "uuid", "decision", "result")
+    assert [fence[f"F_{name.upper()}"] for name in same] == [record[name] for name in same]
+    assert (fence["PRIORITY"], fence["TARGET"], fence["SYSLOG_IDENTIFIER"]) == ("5", "audit", "fence_virtd")
+    # When it was logged, not when the journal took it.
+    assert datetime.datetime.fromisoformat(came("heard")[0]["SYSLOG_TIMESTAMP"]).timestamp() < started_anew
+    journal.end()
+    host.daemon = programs.Daemon(host.node, config, ready="tcp")

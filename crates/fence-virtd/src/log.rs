@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Where the log goes: the journal under systemd, standard error otherwise.
 //!
-//! Once the daemon is confined a thread of its own writes to standard error, and nobody waits for a pipe that nobody
-//! reads; what finds no room is counted, and that is written when it takes lines again.
+//! Once the daemon is confined a thread of its own writes, and nobody waits for a pipe that nobody reads or a journald that
+//! hangs; what finds no room is counted, and that is written when lines are taken again.
+
+mod journal;
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,12 +17,15 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::outlet::{Outlet, Sink};
+use journal::Journal;
 
-/// Lines that may wait for standard error.
+/// Lines that may wait.
 const QUEUE: usize = 16_384;
-/// How long the end waits for standard error.
+/// How long the end waits for them to be written.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
+/// Where there is one, nothing goes to standard error.
+static JOURNAL: OnceLock<Journal> = OnceLock::new();
 static OUTLET: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
 
 /// Starts logging. `debug` is the level of `-d`: 0 what an administrator needs, 1 to 4 each step of a request,
@@ -30,24 +36,32 @@ pub(crate) fn start(debug: u32) {
         1..=4 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let journal = runs_under_systemd().then(tracing_journald::layer).and_then(Result::ok);
+    if runs_under_systemd()
+        && let Ok(journal) = Journal::at(Path::new(journal::SOCKET))
+    {
+        let first = JOURNAL.set(journal).is_ok();
+        debug_assert!(first, "logging started twice");
+    }
+    let journal = JOURNAL.get().cloned();
     // Without a journal everything goes to standard error; systemd sets no time there, so we do.
     let stderr = journal.is_none().then(|| {
         tracing_subscriber::fmt::layer().with_writer(|| Stderr).with_ansi(io::stderr().is_terminal())
     });
     let result = tracing_subscriber::registry()
-        .with(journal.map(|it| it.with_syslog_identifier("fence_virtd".to_owned())).with_filter(level))
+        .with(journal.with_filter(level))
         .with(stderr.with_filter(level))
         .try_init();
     debug_assert!(result.is_ok(), "logging started twice");
 }
 
-/// From now on a thread writes what goes to standard error. After the sandbox: a thread that runs already would not be
-/// confined.
+/// From now on a thread writes what is logged. After the sandbox: a thread that runs already would not be confined.
 pub(crate) fn in_background() -> io::Result<()> {
-    let outlet = Outlet::start("log", QUEUE, Stderr)?;
-    let first = OUTLET.set(outlet).is_ok();
-    debug_assert!(first, "twice in the background");
+    if let Some(journal) = JOURNAL.get() {
+        journal.in_background()?;
+    } else {
+        let first = OUTLET.set(Outlet::start("log", QUEUE, Stderr)?).is_ok();
+        debug_assert!(first, "twice in the background");
+    }
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // What led to it is worth as much.
@@ -59,6 +73,9 @@ pub(crate) fn in_background() -> io::Result<()> {
 
 /// What was logged is written when this returns, if whoever reads it is quick enough.
 pub(crate) fn finish() {
+    if let Some(journal) = JOURNAL.get() {
+        journal.finish(FINISH_LIMIT);
+    }
     if let Some(outlet) = OUTLET.get() {
         outlet.finish(FINISH_LIMIT);
     }

@@ -76,17 +76,7 @@ impl<T: Send + 'static> Outlet<T> {
 
     /// Waits until everything is written, but no longer than `limit`. Whether it is.
     pub(crate) fn finish(&self, limit: Duration) -> bool {
-        let (tell, told) = sync_channel(1);
-        let end = Instant::now() + limit;
-        let mut message = Message::Finish(tell);
-        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
-            if Instant::now() >= end {
-                return false;
-            }
-            message = back;
-            thread::sleep(Duration::from_millis(1));
-        }
-        told.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok()
+        finish(&self.queue, Message::Finish, limit)
     }
 
     /// Items that found no room since all was written last.
@@ -94,6 +84,26 @@ impl<T: Send + 'static> Outlet<T> {
     pub(crate) fn lost(&self) -> u64 {
         self.losses.count.load(Ordering::Relaxed)
     }
+}
+
+/// Asks the thread behind a queue to tell when all that came before is done, and waits for that, but no longer than
+/// `limit`. Whether it told.
+pub(crate) fn finish<M>(
+    queue: &SyncSender<M>,
+    message: impl FnOnce(SyncSender<()>) -> M,
+    limit: Duration,
+) -> bool {
+    let (tell, told) = sync_channel(1);
+    let end = Instant::now() + limit;
+    let mut message = message(tell);
+    while let Err(TrySendError::Full(back)) = queue.try_send(message) {
+        if Instant::now() >= end {
+            return false;
+        }
+        message = back;
+        thread::sleep(Duration::from_millis(1));
+    }
+    told.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok()
 }
 
 fn keep_writing<T>(waiting: &Receiver<Message<T>>, mut sink: impl Sink<T>, losses: &Losses) {

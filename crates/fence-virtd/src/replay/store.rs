@@ -29,6 +29,7 @@ use tracing::{info, warn};
 use super::format::{self, Contents, HEADER_LEN, RECORD_LEN};
 use super::memory::HashKey;
 use crate::locks::lock;
+use crate::outlet;
 
 /// Hashes that may wait for the disk.
 const QUEUE: usize = 65_536;
@@ -213,17 +214,7 @@ impl Store {
 
     /// Has everything on disk that was noted before, unless that takes longer than `limit`.
     pub(super) fn finish(&self, limit: Duration) {
-        let (tell, told) = sync_channel(1);
-        let end = Instant::now() + limit;
-        let mut message = Message::Finish(tell);
-        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
-            if Instant::now() >= end {
-                return;
-            }
-            message = back;
-            thread::sleep(Duration::from_millis(1));
-        }
-        let _ = told.recv_timeout(end.saturating_duration_since(Instant::now()));
+        outlet::finish(&self.queue, Message::Finish, limit);
     }
 }
 
