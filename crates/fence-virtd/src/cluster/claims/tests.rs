@@ -1,1 +1,481 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+//! What random schedules come to seldom, step by step.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::arbiter::Work;
+use crate::cluster::message::{Ask, What};
+
+/// Hosts, numbered from 0, and one order for what they say.
+struct Net {
+    hosts: Vec<Claims>,
+    /// Said, and not heard by anybody yet.
+    out: Vec<VecDeque<Message>>,
+    /// What each was to do besides.
+    done: Vec<Vec<Effect>>,
+    group: BTreeSet<usize>,
+    start: Instant,
+}
+
+fn member(host: usize) -> Member {
+    let node = u32::try_from(host).unwrap() + 1;
+    Member { node, pid: node * 10 }
+}
+
+fn outcome() -> Outcome {
+    Outcome::new(Response::Success, None)
+}
+
+impl Net {
+    /// All in one group, which has begun.
+    fn new(hosts: usize) -> Self {
+        let mut this = Self::apart(hosts);
+        for host in 0..hosts {
+            this.does(host, Claims::joined);
+        }
+        this.change(&(0..hosts).collect::<Vec<_>>());
+        this.settle();
+        this
+    }
+
+    fn apart(hosts: usize) -> Self {
+        let start = Instant::now();
+        Self {
+            hosts: (0..hosts).map(|it| Claims::new(it as u64 * 1000, start)).collect(),
+            out: vec![VecDeque::new(); hosts],
+            done: vec![Vec::new(); hosts],
+            group: BTreeSet::new(),
+            start,
+        }
+    }
+
+    fn does(&mut self, host: usize, what: impl FnOnce(&mut Claims, Member) -> Vec<Effect>) {
+        for effect in what(&mut self.hosts[host], member(host)) {
+            match effect {
+                Effect::Send(message) => self.out[host].push_back(message),
+                effect => self.done[host].push(effect),
+            }
+        }
+    }
+
+    /// Tells them, and nobody else, that they are the members now.
+    fn change(&mut self, hosts: &[usize]) {
+        self.group = hosts.iter().copied().collect();
+        let members = hosts.iter().map(|it| member(*it)).collect();
+        for host in hosts {
+            self.does(*host, |it, _| it.change(&members));
+        }
+    }
+
+    /// The next message of this host is heard by all.
+    fn order(&mut self, from: usize) {
+        let message = self.out[from].pop_front().expect("something to say");
+        for host in self.group.clone() {
+            self.does(host, |it, _| it.message(member(from), &message));
+        }
+    }
+
+    /// All that these say is heard, but nothing of the others.
+    fn settle_these(&mut self, hosts: &[usize]) {
+        while let Some(host) = hosts.iter().find(|it| !self.out[**it].is_empty()) {
+            self.order(*host);
+        }
+    }
+
+    fn settle(&mut self) {
+        self.settle_these(&self.group.iter().copied().collect::<Vec<_>>());
+    }
+
+    fn shoot(&mut self, host: usize, target: &str, source: Option<&str>) -> u64 {
+        let request = Request {
+            id: 0,
+            work: Work::Off(target.to_owned()),
+            source: source.map_or(Source::Unknown, |it| Source::Known(it.to_owned())),
+            peer: None,
+            arrived: self.start,
+            deadline: self.start,
+        };
+        let (id, effects) = self.hosts[host].claim(&request).unwrap();
+        self.does(host, |_, _| effects);
+        id
+    }
+
+    /// What a host was to do since it was asked last.
+    fn done(&mut self, host: usize) -> Vec<Effect> {
+        std::mem::take(&mut self.done[host])
+    }
+
+    /// An owner is asked, and is about to act.
+    fn ask(&mut self, asker: usize, id: u64, owner: usize) {
+        let claim = self.hosts[asker].of(id).cloned();
+        let uuid = claim.as_ref().unwrap().target.clone();
+        self.out[asker].push_back(Message::Ask(Ask {
+            to: member(owner),
+            ask: 7,
+            what: What::Off,
+            uuid,
+            name: String::new(),
+            claim,
+            rests: false,
+            left_ms: 0,
+            request: 1,
+        }));
+        self.settle();
+        self.says(owner, Message::Taken { asker: member(asker), ask: 7, claim: id });
+        self.settle();
+    }
+
+    fn says(&mut self, host: usize, message: Message) {
+        self.does(host, |it, _| it.says(&message));
+        self.out[host].push_back(message);
+    }
+
+    fn reply(&mut self, owner: usize, asker: usize, id: u64) {
+        let end = End::Done(outcome());
+        self.says(owner, Message::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
+    }
+}
+
+#[test]
+fn of_two_that_shoot_each_other_from_two_hosts_the_second_never_runs() {
+    let mut net = Net::new(3);
+    let first = net.shoot(0, "b", Some("a"));
+    let second = net.shoot(1, "a", Some("b"));
+    net.order(1);
+    net.order(0);
+    assert_eq!(net.done(0), []);
+    assert_eq!(net.done(1), [Effect::Run(second)]);
+    assert_eq!(net.hosts[1].proved(second), Ok(()));
+    net.does(1, |it, _| it.seen_off(second));
+    net.settle();
+    let victim = Effect::Victim("a".to_owned());
+    assert_eq!(net.done(0), [Effect::Never(first, Why::SourceFenced), victim.clone()]);
+    assert_eq!(net.done(2), [victim]);
+    net.does(1, |it, _| it.finished(second, Response::Success, None));
+    net.settle();
+    assert!(net.hosts.iter().all(|it| it.counts() == (0, 0)));
+}
+
+#[test]
+fn a_turn_that_crosses_a_withdrawal_goes_to_the_next() {
+    let mut net = Net::new(2);
+    let first = net.shoot(0, "b", Some("a"));
+    let second = net.shoot(1, "a", Some("b"));
+    net.does(0, |it, _| it.withdraw(first));
+    net.order(0);
+    // Both replicas say that it runs now; its host knows better.
+    net.order(1);
+    assert_eq!((net.done(0), net.done(1)), (vec![], vec![]));
+    net.settle();
+    assert_eq!((net.done(0), net.done(1)), (vec![], vec![Effect::Run(second)]));
+}
+
+#[test]
+fn the_same_work_is_done_once_for_all_hosts() {
+    let mut net = Net::new(2);
+    let first = net.shoot(0, "c", Some("a"));
+    let second = net.shoot(1, "c", Some("b"));
+    net.settle();
+    assert_eq!((net.done(0), net.done(1)), (vec![Effect::Run(first)], vec![]));
+    net.does(0, |it, _| it.finished(first, Response::Failure, Some("why")));
+    net.settle();
+    let told =
+        Told { response: Response::Failure, reason: Some("why".to_owned()), by: "one of node 1".to_owned() };
+    assert_eq!(net.done(1), [Effect::Told(second, told)]);
+}
+
+#[test]
+fn an_owner_holds_the_claim_when_its_asker_has_given_up() {
+    let mut net = Net::new(3);
+    let first = net.shoot(0, "b", Some("a"));
+    net.settle();
+    net.ask(0, first, 1);
+    let second = net.shoot(2, "a", Some("b"));
+    net.does(0, |it, _| it.finished(first, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(2), []);
+    net.reply(1, 0, first);
+    net.settle();
+    assert_eq!(net.done(2), [Effect::Run(second)]);
+}
+
+#[test]
+fn an_owner_holds_the_claim_when_its_asker_is_gone() {
+    let mut net = Net::new(3);
+    let first = net.shoot(0, "b", Some("a"));
+    net.settle();
+    net.ask(0, first, 1);
+    let second = net.shoot(2, "a", Some("b"));
+    net.settle();
+    net.change(&[1, 2]);
+    net.settle();
+    assert_eq!(net.done(2), []);
+    // It is what the owner sees that counts now.
+    let (asker, victim) = (member(0), "b".to_owned());
+    net.says(1, Message::Progress { asker, ask: 7, claim: first, victim, was_off: false, starts: false });
+    net.settle();
+    assert_eq!(net.done(2), [Effect::Never(second, Why::SourceFenced), Effect::Victim("b".to_owned())]);
+    net.reply(1, 0, first);
+    net.settle();
+    assert_eq!(net.hosts[2].counts(), (0, 0));
+}
+
+#[test]
+fn what_waits_for_a_host_that_went_never_runs() {
+    let mut net = Net::new(3);
+    let _ = net.shoot(0, "b", Some("a"));
+    let second = net.shoot(1, "a", Some("b"));
+    let other = net.shoot(1, "d", Some("e"));
+    let same = net.shoot(2, "b", Some("c"));
+    net.settle();
+    assert_eq!(net.done(1), [Effect::Run(other)]);
+    net.change(&[1, 2]);
+    net.settle();
+    // The host that went may be shooting the source at this moment.
+    assert_eq!(net.done(1), [Effect::Never(second, Why::HostsApart)]);
+    // The same shot once more spoils nothing.
+    assert_eq!(net.done(2), [Effect::Run(same)]);
+    assert_eq!(net.hosts[1].proved(other), Ok(()));
+}
+
+#[test]
+fn a_change_in_the_middle_of_a_change_is_no_way_round_that() {
+    let mut net = Net::new(3);
+    let _ = net.shoot(0, "b", Some("a"));
+    let second = net.shoot(1, "a", Some("b"));
+    net.settle();
+    net.change(&[0, 1]);
+    net.settle_these(&[1]);
+    net.change(&[1]);
+    net.settle();
+    assert_eq!(net.done(1), [Effect::Never(second, Why::HostsApart)]);
+}
+
+#[test]
+fn what_was_granted_stands_over_a_change_and_holds_up_others() {
+    let mut net = Net::new(2);
+    let first = net.shoot(0, "b", Some("a"));
+    net.settle();
+    assert_eq!(net.done(0), [Effect::Run(first)]);
+    net.change(&[0, 1]);
+    let _ = net.shoot(1, "a", Some("b"));
+    net.settle();
+    assert_eq!(net.done(1), []);
+    assert_eq!(net.hosts[0].proved(first), Ok(()));
+}
+
+#[test]
+fn nothing_new_runs_before_all_have_spoken() {
+    let mut net = Net::new(2);
+    net.change(&[0, 1]);
+    let claim = net.shoot(0, "b", Some("a"));
+    net.settle_these(&[0]);
+    assert_eq!(net.done(0), []);
+    assert_eq!(net.hosts[0].silent(), [(member(1), true)]);
+    net.settle();
+    assert_eq!(net.done(0), [Effect::Run(claim)]);
+    assert_eq!(net.hosts[0].silent(), []);
+}
+
+/// Two changes, and what was said after the first is heard after the second.
+#[test]
+fn a_sync_of_an_earlier_membership_does_not_count() {
+    let mut net = Net::new(2);
+    net.change(&[0, 1]);
+    net.change(&[0, 1]);
+    let claim = net.shoot(0, "b", Some("a"));
+    net.settle_these(&[0]);
+    // The first of the two.
+    net.order(1);
+    assert_eq!(net.done(0), []);
+    assert_eq!(net.hosts[0].silent(), [(member(1), true)]);
+    net.order(1);
+    assert_eq!(net.hosts[0].silent(), [(member(1), true)]);
+    net.settle();
+    assert_eq!(net.done(0), [Effect::Run(claim)]);
+}
+
+#[test]
+fn a_silent_member_is_passed_over_with_what_it_has_in_flight() {
+    let mut net = Net::new(3);
+    let first = net.shoot(2, "b", Some("a"));
+    net.settle();
+    assert_eq!(net.done(2), [Effect::Run(first)]);
+    net.change(&[0, 1, 2]);
+    let second = net.shoot(0, "a", Some("b"));
+    let other = net.shoot(1, "d", Some("e"));
+    net.settle_these(&[0, 1]);
+    net.does(0, |it, _| it.pass_over(member(2)));
+    net.settle_these(&[0, 1]);
+    assert_eq!((net.done(0), net.done(1)), (vec![], vec![Effect::Run(other)]));
+    // It goes on, and says that nothing came of it.
+    assert_eq!(net.hosts[2].proved(first), Ok(()));
+    net.does(2, |it, _| it.withdraw(first));
+    net.settle();
+    assert_eq!(net.done(0), [Effect::Run(second)]);
+}
+
+/// One that came lately can't say what a silent member has in flight: nothing holds that up elsewhere.
+#[test]
+fn a_turn_that_others_know_nothing_of_is_none() {
+    let mut net = Net::new(2);
+    let first = net.shoot(1, "b", Some("a"));
+    net.settle();
+    assert_eq!(net.done(1), [Effect::Run(first)]);
+    net.hosts[0] = Claims::new(500, net.start);
+    net.does(0, Claims::joined);
+    net.change(&[0, 1]);
+    net.settle_these(&[0]);
+    assert_eq!(net.hosts[0].silent(), [(member(1), false)]);
+    net.does(0, |it, _| it.pass_over(member(1)));
+    net.settle_these(&[0]);
+    assert_eq!(net.hosts[1].proved(first), Err(Why::TurnLost));
+    net.does(1, |it, _| it.withdraw(first));
+    net.settle();
+    assert_eq!(net.hosts[0].counts(), (0, 0));
+}
+
+#[test]
+fn alone_a_host_decides_by_itself() {
+    let mut net = Net::apart(1);
+    let first = net.shoot(0, "b", None);
+    // It may still find the others.
+    assert_eq!(net.done(0), []);
+    net.does(0, |it, _| it.lost());
+    assert_eq!(net.done(0), [Effect::Run(first)]);
+    let second = net.shoot(0, "a", None);
+    assert_eq!(net.done(0), []);
+    assert_eq!(net.hosts[0].proved(first), Ok(()));
+    net.does(0, |it, _| it.seen_off(first));
+    assert_eq!(net.done(0), [Effect::Run(second)]);
+    net.does(0, |it, _| it.finished(first, Response::Success, None));
+    net.does(0, |it, _| it.finished(second, Response::Success, None));
+    assert_eq!(net.hosts[0].counts(), (0, 0));
+    assert!(net.out[0].is_empty());
+}
+
+#[test]
+fn a_host_that_lost_corosync_goes_on_with_what_nobody_objects_to() {
+    let mut net = Net::new(2);
+    let _ = net.shoot(1, "b", Some("a"));
+    let dangerous = net.shoot(0, "a", Some("b"));
+    let same = net.shoot(0, "b", Some("c"));
+    let granted = net.shoot(0, "d", Some("e"));
+    net.order(1);
+    net.settle();
+    assert_eq!(net.done(0), [Effect::Run(granted)]);
+    net.does(0, |it, _| it.lost());
+    assert_eq!(net.done(0), [Effect::Never(dangerous, Why::HostsApart), Effect::Run(same)]);
+    assert_eq!(net.hosts[0].proved(granted), Ok(()));
+    assert_eq!(net.hosts[0].proved(same), Ok(()));
+}
+
+#[test]
+fn what_was_decided_without_the_group_is_decided_anew_in_it() {
+    let mut net = Net::apart(2);
+    for host in 0..2 {
+        net.does(host, |it, _| it.lost());
+    }
+    let proved = net.shoot(0, "b", Some("a"));
+    let unproved = net.shoot(0, "d", Some("c"));
+    let other = net.shoot(1, "c", Some("d"));
+    assert_eq!(net.hosts[0].proved(proved), Ok(()));
+    assert_eq!(net.hosts[1].proved(other), Ok(()));
+    assert_eq!(net.done(0), [Effect::Run(proved), Effect::Run(unproved)]);
+    for host in 0..2 {
+        net.does(host, Claims::joined);
+    }
+    assert_eq!(net.hosts[0].proved(unproved), Err(Why::TurnLost));
+    net.change(&[0, 1]);
+    net.settle();
+    // The other host is in the middle of shooting its source.
+    assert_eq!(net.hosts[0].proved(unproved), Err(Why::TurnLost));
+    net.does(1, |it, _| it.finished(other, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.hosts[0].proved(unproved), Ok(()));
+    assert_eq!(net.hosts[0].counts(), (2, 0));
+}
+
+#[test]
+fn two_halves_meet_in_the_middle_of_their_work() {
+    let mut net = Net::new(3);
+    net.change(&[1, 2]);
+    net.settle();
+    let second = net.shoot(1, "a", Some("b"));
+    net.settle();
+    let half = std::mem::take(&mut net.done[1]);
+    assert_eq!(half, [Effect::Run(second)]);
+    net.change(&[0]);
+    let first = net.shoot(0, "b", Some("a"));
+    net.settle();
+    assert_eq!(net.done(0), [Effect::Run(first)]);
+    net.change(&[0, 1, 2]);
+    let third = net.shoot(2, "b", None);
+    net.settle();
+    // Both stand, and what comes later waits for both: it does the same as the first.
+    assert_eq!(net.hosts[0].counts(), (2, 1));
+    net.does(0, |it, _| it.withdraw(first));
+    net.settle();
+    assert_eq!(net.done(2), []);
+    net.does(1, |it, _| it.finished(second, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(2), [Effect::Run(third)]);
+}
+
+#[test]
+fn a_source_that_goes_down_before_all_have_spoken_asks_no_more() {
+    let mut net = Net::new(2);
+    let first = net.shoot(0, "b", Some("a"));
+    net.settle();
+    let second = net.shoot(1, "a", Some("b"));
+    net.settle();
+    net.does(0, |it, _| it.seen_off(first));
+    // Said before the change, and heard after it.
+    net.change(&[0, 1]);
+    net.order(0);
+    let never = Effect::Never(second, Why::SourceFenced);
+    assert_eq!(net.done(1), [Effect::Victim("b".to_owned()), never]);
+    net.does(0, |it, _| it.finished(first, Response::Success, None));
+    net.settle();
+    assert_eq!(net.done(1), []);
+    assert_eq!(net.hosts[1].counts(), (0, 0));
+}
+
+#[test]
+fn a_source_that_goes_down_before_its_proof_is_not_believed() {
+    let mut net = Net::new(2);
+    let claim = net.shoot(0, "b", Some("a"));
+    net.settle();
+    // Shot by what the two halves of a cluster had in flight.
+    net.out[1].push_back(Message::SeenOff { id: 1, victim: "a".to_owned() });
+    net.settle();
+    assert_eq!(net.hosts[0].proved(claim), Err(Why::SourceFenced));
+    // Started again it may ask again.
+    let anew = net.shoot(0, "c", Some("a"));
+    net.does(0, |it, _| it.withdraw(claim));
+    net.settle();
+    assert!(net.done(0).contains(&Effect::Run(anew)));
+}
+
+#[test]
+fn a_host_does_not_take_more_than_it_can_tell() {
+    let mut net = Net::new(1);
+    for it in 0..CLAIM_LIMIT {
+        net.shoot(0, &it.to_string(), Some("a"));
+    }
+    net.settle();
+    let request = Request {
+        id: 0,
+        work: Work::Off("one more".to_owned()),
+        source: Source::Unknown,
+        peer: None,
+        arrived: net.start,
+        deadline: net.start,
+    };
+    assert_eq!(net.hosts[0].claim(&request).unwrap_err(), Why::QueueFull);
+    net.change(&[0]);
+    let Some(Message::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
+    assert_eq!(sync.in_flight.len() + sync.waiting.len(), CLAIM_LIMIT);
+    assert!(net.out[0].front().unwrap().encode().is_ok());
+}
