@@ -12,7 +12,6 @@ mod audit;
 mod backend;
 mod check;
 #[cfg(feature = "cpg")]
-#[allow(dead_code, reason = "claims and lost hosts are still to come")]
 mod cluster;
 mod configure;
 mod conversation;

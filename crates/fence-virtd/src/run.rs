@@ -20,7 +20,7 @@ use crate::backend::cpg::CpgBackend;
 #[cfg(feature = "libvirt")]
 use crate::backend::libvirt::LibvirtBackend;
 #[cfg(feature = "cpg")]
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, OtherHosts};
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
 use crate::identity::Sources;
@@ -33,6 +33,7 @@ use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::replay::{self, Replays};
 use crate::service::Service;
+use crate::turns::Claims;
 use crate::{daemonise, log, notify, sandbox};
 
 /// How long requests that are under way may take to end when the daemon is told to.
@@ -181,7 +182,7 @@ async fn until_told(
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let chosen = backend(config, &known, wait).await?;
-        let service = Service::new(chosen.backend, audit, replays, None);
+        let service = Service::new(chosen.backend, audit, replays, chosen.claims);
         #[cfg(feature = "cpg")]
         let cluster = chosen.cluster.map(|(cluster, started)| {
             cluster.serve(started, &service);
@@ -190,8 +191,13 @@ async fn until_told(
         let inventories = inventories(config, &known);
         let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
         let running: Vec<_> = running.collect();
-        let observed =
-            || Observed { service: Arc::clone(&service), known: known.clone(), running: running.clone() };
+        let observed = || Observed {
+            service: Arc::clone(&service),
+            known: known.clone(),
+            running: running.clone(),
+            #[cfg(feature = "cpg")]
+            cluster: cluster.clone(),
+        };
         let (for_readers, for_us) = (observed(), observed());
         let sources = Sources::new(inventories);
         let mut tasks = JoinSet::new();
@@ -259,6 +265,8 @@ async fn until_told(
 /// What carries requests out.
 struct Chosen {
     backend: Arc<dyn Backend>,
+    /// Those that have a say in when a request may run.
+    claims: Option<Arc<dyn Claims>>,
     /// The other hosts, where there are any.
     #[cfg(feature = "cpg")]
     cluster: Option<(Arc<Cluster>, cluster::Started)>,
@@ -271,6 +279,7 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Cho
             let backend = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
             Ok(Chosen {
                 backend,
+                claims: None,
                 #[cfg(feature = "cpg")]
                 cluster: None,
             })
@@ -280,7 +289,8 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Cho
             let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
             let (cluster, started) = Cluster::start(settings, Arc::clone(&local))?;
             let backend = Arc::new(CpgBackend::new(local, Arc::clone(&cluster)));
-            Ok(Chosen { backend, cluster: Some((cluster, started)) })
+            let claims: Arc<dyn Claims> = Arc::new(OtherHosts(Arc::clone(&cluster)));
+            Ok(Chosen { backend, claims: Some(claims), cluster: Some((cluster, started)) })
         }
         #[cfg(not(feature = "libvirt"))]
         [BackendSettings::Libvirt(_)] => {

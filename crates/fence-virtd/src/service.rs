@@ -376,7 +376,6 @@ impl Service {
         }
     }
 
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     /// Another host saw this domain off just now.
     pub(crate) fn victim(&self, uuid: &str) {
         self.turns.victim(uuid);

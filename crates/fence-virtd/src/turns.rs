@@ -77,7 +77,6 @@ pub(crate) trait Claims: Send + Sync {
     fn claim<'a>(&'a self, request: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>>;
 }
 
-#[allow(dead_code, reason = "for backends that know other hosts")]
 /// What becomes of a claim.
 #[derive(Debug)]
 pub(crate) enum Claimed {
@@ -124,7 +123,6 @@ impl Turns {
         Ok(Waiting { turns: Arc::clone(self), id, turn, joined, over: false })
     }
 
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     /// Another host saw this domain off just now: what came from it before does not run.
     pub(crate) fn victim(self: &Arc<Self>, uuid: &str) {
         self.report(None, |it| it.victim(Instant::now(), uuid));

@@ -137,7 +137,6 @@ pub(crate) enum Decision {
 }
 
 /// Why a request never ran.
-#[allow(dead_code, reason = "for backends that know other hosts")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum Why {
     /// Its source is down: nobody asks any more.
@@ -206,13 +205,11 @@ impl Arbiter {
     }
 
     /// Takes in one that is in flight already, whatever it conflicts with.
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     pub(crate) fn install(&mut self, request: Request) {
         self.entries.push(Entry { request, state: State::Running });
     }
 
     /// Which requests `id` waits for because one may shoot the other; not those that merely have the same target.
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     pub(crate) fn endangered_by(&self, id: u64) -> Vec<u64> {
         let Some(place) = self.entries.iter().position(|it| it.request.id == id && !it.in_flight()) else {
             return Vec::new();
@@ -246,7 +243,6 @@ impl Arbiter {
         decisions
     }
 
-    #[allow(dead_code, reason = "for backends that know other hosts")]
     /// A domain was seen off, and not by a request that was submitted here. Drops what came from it.
     pub(crate) fn victim(&mut self, now: Instant, victim: &str) -> Vec<Decision> {
         let mut decisions = Vec::new();

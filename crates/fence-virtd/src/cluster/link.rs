@@ -259,8 +259,6 @@ struct Thread {
 enum End {
     /// The daemon wants no more of it.
     Left,
-    /// Corosync is gone, or never was there.
-    Lost(Error),
     /// More is to be sent than corosync takes.
     Full,
     /// Corosync runs, and delivers nothing.
@@ -291,7 +289,7 @@ impl Thread {
         loop {
             let reason = match self.join_and_take_part() {
                 Ok(End::Left) => return,
-                Ok(End::Lost(error)) | Err(error) => explained(&error),
+                Err(error) => explained(&error),
                 Ok(End::Full) => "corosync takes less than there is to send".to_owned(),
                 Ok(End::Silent(corosync)) => {
                     let reason = format!("corosync runs, but delivered nothing for {:?}", self.silence);

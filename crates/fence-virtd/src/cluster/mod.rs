@@ -18,6 +18,7 @@ pub(crate) mod message;
 pub(crate) mod node;
 mod old;
 mod serve;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -32,18 +33,21 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use self::asks::{Asks, Served, Word};
+use self::claims::Claims;
 use self::directory::{Directory, Where};
 use self::link::{Events, Link, LinkEvent};
 use self::local::{Change, Own, OwnDomains, OwnPower};
 use self::lost::{Loss, Proofs};
 use self::message::{Ask, Domain, End, Message, What};
 use self::old::Old;
+use self::turn::Waiting;
 use crate::backend::libvirt::LibvirtBackend;
 use crate::backend::{ActError, DomainRef, Home, Lease, Listed, Power, Settled};
 use crate::locks::lock;
 use crate::service::{NOT_STARTED, Service};
 
 pub(crate) use self::message::Member;
+pub(crate) use self::turn::OtherHosts;
 
 /// Who waits for news looks again after this long, news or not.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -76,6 +80,9 @@ struct State {
     nodes: BTreeMap<u32, Option<String>>,
     own: BTreeMap<Uuid, Own>,
     directory: Directory,
+    /// This host's word in the common arbiter, and its requests that wait for that.
+    claims: Claims,
+    waiting: Waiting,
     asks: Asks,
     served: Served,
     old: Old,
@@ -119,6 +126,8 @@ impl Cluster {
         let (first, first_events) = Link::start(&settings.group)?;
         let mut number = [0; 8];
         getrandom::fill(&mut number).map_err(|error| io::Error::other(error.to_string()))?;
+        // Far from the end of its numbers.
+        let first_number = u64::from_le_bytes(number) >> 1;
         let state = State {
             me: None,
             why_not: "corosync has not answered yet".to_owned(),
@@ -131,8 +140,9 @@ impl Cluster {
             heard: BTreeMap::new(),
             losses: BTreeMap::new(),
             started: SystemTime::now(),
-            // Far from the end of its numbers.
-            asks: Asks::new(u64::from_le_bytes(number) >> 1),
+            claims: Claims::new(first_number, Instant::now()),
+            waiting: Waiting::default(),
+            asks: Asks::new(first_number),
             served: Served::default(),
             stopping: false,
         };
@@ -160,6 +170,7 @@ impl Cluster {
         });
         tokio::spawn(Arc::clone(self).hear(started.events, started.first));
         tokio::spawn(Arc::clone(self).free_old_hosts());
+        tokio::spawn(Arc::clone(self).pass_over_the_silent());
     }
 
     /// The daemon ends: nothing new is done for other hosts.
@@ -213,6 +224,10 @@ impl Cluster {
         if state.me.is_none() || !state.members.contains(&to) {
             return Err(gone());
         }
+        let claim = state.waiting.claim_of(lease.request()).and_then(|it| state.claims.of(it)).cloned();
+        if claim.is_none() && what != What::Status {
+            return Err(ActError::Lapsed("its turn among the hosts was lost"));
+        }
         let left = lease.until().saturating_duration_since(Instant::now());
         let (ask, told) = state.asks.begin(to, lease);
         let message = Message::Ask(Ask {
@@ -221,7 +236,7 @@ impl Cluster {
             what,
             uuid: domain.uuid.clone(),
             name: domain.name.clone(),
-            claim: None,
+            claim: claim.filter(|_| what != What::Status),
             rests,
             left_ms: left.as_millis().try_into().unwrap_or(u64::MAX),
             request: lease.request(),
@@ -278,6 +293,23 @@ impl Cluster {
         drop(state);
         self.tell_waiting();
     }
+}
+
+/// See [`Cluster::counted`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted {
+    pub(crate) joined: bool,
+    /// That run this daemon, this one among them.
+    pub(crate) hosts: usize,
+    pub(crate) old_hosts: usize,
+    /// Nodes of corosync's list without a daemon in either group.
+    pub(crate) not_heard: usize,
+    /// Last seen on at hosts that are not heard now.
+    pub(crate) lost_domains: usize,
+    /// In flight and waiting, of all hosts.
+    pub(crate) claims: (usize, usize),
+    /// Asked of other hosts and not over.
+    pub(crate) asks: usize,
 }
 
 /// What hears the groups before [`Cluster::serve`].
@@ -365,6 +397,10 @@ impl Cluster {
         let mut state = self.state();
         state.me = Some(me);
         state.set_nodes(nodes);
+        let effects = state.claims.joined(me);
+        let victims = self.carry_out(&mut state, effects);
+        drop(state);
+        self.victims(victims);
         info!(node = me.node, "in the group of this cluster's hosts");
     }
 
@@ -377,7 +413,10 @@ impl Cluster {
         let held = state.asks.lost(None, "this host lost corosync");
         state.me = None;
         state.why_not = why;
+        let effects = state.claims.lost();
+        let victims = self.carry_out(&mut state, effects);
         drop(state);
+        self.victims(victims);
         hold(held);
     }
 
@@ -402,6 +441,9 @@ impl Cluster {
         }
         state.members = members.iter().copied().map(member).collect();
         state.refresh_members();
+        let all = state.members.clone();
+        let effects = state.claims.change(&all);
+        let victims = self.carry_out(&mut state, effects);
         self.publish_all_to_old(&state);
         if !joined.is_empty() {
             let own: Vec<Domain> =
@@ -411,6 +453,7 @@ impl Cluster {
             }
         }
         drop(state);
+        self.victims(victims);
         hold(held);
     }
 
@@ -422,6 +465,8 @@ impl Cluster {
         };
         let mut state = self.state();
         let Some(me) = state.me.filter(|_| state.members.contains(&from)) else { return };
+        let effects = state.claims.message(from, &message);
+        let victims = self.carry_out(&mut state, effects);
         match message {
             Message::Inventory { first, last, domains } => {
                 state.directory.inventory(from, first, last, domains);
@@ -441,19 +486,28 @@ impl Cluster {
             Message::Reply { asker, ask, end, .. } if asker == me => state.asks.reply(from, ask, end),
             _ => {}
         }
+        drop(state);
+        self.victims(victims);
     }
 
     fn asked(self: &Arc<Self>, state: &mut State, from: Member, ask: Ask) {
-        let refuse = |why: &str| {
-            let end = End::NothingDone(why.to_owned());
-            self.send(&Message::Reply { asker: from, ask: ask.ask, claim: None, end });
+        let refusal = match self.service().filter(|_| !state.stopping) {
+            None => "its daemon is about to end",
+            Some(_) if !state.served.begin(from, &ask) => "it does too much for other hosts already",
+            Some(service) => return drop(tokio::spawn(serve::serve(Arc::clone(self), service, from, ask))),
         };
-        let service = self.service().filter(|_| !state.stopping);
-        match service {
-            None => refuse("its daemon is about to end"),
-            Some(_) if !state.served.begin(from, &ask) => refuse("it does too much for other hosts already"),
-            Some(service) => drop(tokio::spawn(serve::serve(Arc::clone(self), service, from, ask))),
-        }
+        let end = End::NothingDone(refusal.to_owned());
+        let claim = ask.claim.as_ref().map(|it| it.id);
+        self.say(state, &Message::Reply { asker: from, ask: ask.ask, claim, end });
+    }
+
+    /// Says what an owner says of an ask; the claims hear of it first.
+    fn say(&self, state: &mut State, message: &Message) {
+        let effects = state.claims.says(message);
+        let victims = self.carry_out(state, effects);
+        // Alone, this host's own word tells of nobody that another host saw off.
+        debug_assert!(victims.is_empty());
+        self.send(message);
     }
 
     /// The other hosts' domains, and what is missing.
@@ -478,6 +532,20 @@ impl Cluster {
         }
     }
 
+    /// What can be counted.
+    pub(crate) fn counted(&self) -> Counted {
+        let state = self.state();
+        Counted {
+            joined: state.me.is_some(),
+            hosts: state.members.len(),
+            old_hosts: state.old_members().len(),
+            not_heard: state.missing().len(),
+            lost_domains: state.directory.lost().map(|(_, count)| count).sum(),
+            claims: state.claims.counts(),
+            asks: state.asks.count(),
+        }
+    }
+
     /// The domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
         let named = self.state().directory.named(target.as_str(), target.is_uuid());
@@ -492,7 +560,11 @@ impl Cluster {
             Where::Lost(node) if is_down(&node) => Place::Down(node),
             Where::Lost(node) => Place::Lost {
                 node,
-                why: format!("it was last seen on at {}, which is not heard", state.name(node)),
+                why: {
+                    let since = state.losses.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
+                    let name = state.name(node);
+                    format!("it was last seen on at {name}, which is not heard{}", since.unwrap_or_default())
+                },
             },
             Where::Unknown => Place::Unknown,
             Where::Off { at, seen } => {
@@ -569,7 +641,7 @@ impl Cluster {
         let told = {
             let mut state = self.state();
             let told = state.served.taken(from, ask.ask, Instant::now());
-            self.send(&Message::Taken { asker: from, ask: ask.ask, claim });
+            self.say(&mut state, &Message::Taken { asker: from, ask: ask.ask, claim });
             told
         };
         match tokio::time::timeout_at(until.into(), told).await {
@@ -581,16 +653,22 @@ impl Cluster {
 
     fn seen_off(&self, from: Member, ask: &Ask, was_off: bool, starts: bool) {
         let claim = ask.claim.as_ref().map_or(0, |it| it.id);
-        let _state = self.state();
+        let mut state = self.state();
         let victim = ask.uuid.clone();
-        self.send(&Message::Progress { asker: from, ask: ask.ask, claim, victim, was_off, starts });
+        self.say(
+            &mut state,
+            &Message::Progress { asker: from, ask: ask.ask, claim, victim, was_off, starts },
+        );
+        drop(state);
+        // It is here that its requests come, more likely than anywhere else.
+        self.victims(vec![ask.uuid.clone()]);
     }
 
     fn reply(&self, from: Member, ask: &Ask, end: End) {
         let mut state = self.state();
         state.served.over(from, ask.ask);
         let claim = ask.claim.as_ref().map(|it| it.id);
-        self.send(&Message::Reply { asker: from, ask: ask.ask, claim, end });
+        self.say(&mut state, &Message::Reply { asker: from, ask: ask.ask, claim, end });
     }
 }
 

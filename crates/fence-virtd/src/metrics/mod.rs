@@ -20,6 +20,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::audit::{End, Record};
+#[cfg(feature = "cpg")]
+use crate::cluster::{Cluster, Counted};
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
 use crate::inventory::Running;
@@ -118,6 +120,9 @@ pub(crate) struct Observed {
     pub(crate) known: Hypervisors,
     /// The running domains of each hypervisor of the backend, by its URI.
     pub(crate) running: Vec<(String, watch::Receiver<Running>)>,
+    /// The other hosts, where there are any.
+    #[cfg(feature = "cpg")]
+    pub(crate) cluster: Option<Arc<Cluster>>,
 }
 
 impl Observed {
@@ -162,6 +167,10 @@ impl Observed {
         let _ = &self.known;
         let running = self.running.iter().map(|(it, running)| (uri(it), count(running.borrow().len())));
         gauges(&mut to, "domains_running", "Running domains as last seen", running);
+        #[cfg(feature = "cpg")]
+        if let Some(counted) = self.cluster.as_ref().map(|it| it.counted()) {
+            cluster(&mut to, counted);
+        }
         let (packets, kept, lost) = self.service.remembered();
         gauge(&mut to, "remembered_packets", "Packets that are not accepted again", count(packets));
         gauge(&mut to, "remembered_on_disk", "Whether they outlive a restart", i64::from(kept));
@@ -172,6 +181,20 @@ impl Observed {
         let _ = prometheus_client::encoding::text::encode(&mut text, &to);
         text
     }
+}
+
+#[cfg(feature = "cpg")]
+fn cluster(to: &mut Registry, counted: Counted) {
+    gauge(to, "corosync_up", "Whether this host is in the group of its cluster", counted.joined.into());
+    let hosts = [("new", counted.hosts), ("old", counted.old_hosts), ("not_heard", counted.not_heard)];
+    let hosts = hosts.map(|(kind, number)| (vec![("kind", kind.to_owned())], count(number)));
+    gauges(to, "cluster_hosts", "Hosts of the cluster", hosts);
+    let help = "Domains that were on at a host when it was heard last";
+    gauge(to, "lost_domains", help, count(counted.lost_domains));
+    let (in_flight, waiting) = counted.claims;
+    gauge(to, "claims_in_flight", "Requests of all hosts whose turn it is", count(in_flight));
+    gauge(to, "claims_waiting", "Requests of all hosts that wait for others to end", count(waiting));
+    gauge(to, "asks", "Requests that were passed on to other hosts and are not over", count(counted.asks));
 }
 
 fn gauge(to: &mut Registry, name: &str, help: &str, value: i64) {

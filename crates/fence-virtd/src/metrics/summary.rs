@@ -146,6 +146,20 @@ fn lines(samples: &[Sample<'_>]) -> Vec<String> {
         let running = running.map(|it| format!(", {} domains running", it.value)).unwrap_or_default();
         lines.push(format!("libvirt {uri}: {state}{running}"));
     }
+    if named("corosync_up").next().is_some() {
+        let of = |kind: &str| {
+            named("cluster_hosts").filter(|it| it.label("kind") == kind).map(|it| it.value).sum::<f64>()
+        };
+        let (new, old, silent) = (of("new"), of("old"), of("not_heard"));
+        let state = if value("corosync_up") > 0.0 { "joined" } else { "NOT JOINED" };
+        let silent = if silent > 0.0 { format!(", {silent} NOT HEARD") } else { String::new() };
+        lines
+            .push(format!("corosync: {state}, {} hosts, {old} of them with the C daemon{silent}", new + old));
+        let lost = value("lost_domains");
+        if lost > 0.0 {
+            lines.push(format!("domains of hosts that are not heard: {lost}"));
+        }
+    }
     let requests = named("requests_total").map(|it| {
         (format!("{} {} by {}", it.label("action"), it.label("result"), it.label("transport")), it.value)
     });

@@ -53,8 +53,6 @@ enum Step {
     Proving,
     /// Another host is asked.
     Asking,
-    /// The other host was asked, and is not waited for any more.
-    GivenUp,
     Acting,
     /// The domain is down, and no look has shown it.
     Down,
@@ -279,7 +277,7 @@ impl World {
             if !host.inbox.is_empty() {
                 events.extend([Event::Hear(place); 3]);
             }
-            let busy = |it: Step| !matches!(it, Step::Waiting | Step::Asking | Step::GivenUp);
+            let busy = |it: Step| !matches!(it, Step::Waiting | Step::Asking);
             let jobs = host.jobs.iter().filter(|(_, it)| busy(it.step));
             events.extend(jobs.map(|(id, _)| Event::Do(place, *id)));
             let served = host.served.iter().filter(|(_, it)| busy(it.step));
@@ -648,7 +646,7 @@ impl World {
                 self.to(place, id, Step::Ending);
             }
             Step::Ending => self.finish(place, id, Response::Success),
-            Step::Waiting | Step::Asking | Step::GivenUp => panic!("{job:?} does not run"),
+            Step::Waiting | Step::Asking => panic!("{job:?} does not run"),
         }
     }
 
@@ -786,7 +784,7 @@ impl World {
             Step::Ending => {
                 return self.reply(place, key, End::Done(Outcome::new(Response::Success, None)));
             }
-            Step::Waiting | Step::Proving | Step::Asking | Step::GivenUp => panic!("{served:?} does not run"),
+            Step::Waiting | Step::Proving | Step::Asking => panic!("{served:?} does not run"),
         };
         self.host(place).served.get_mut(&key).unwrap().step = next;
     }

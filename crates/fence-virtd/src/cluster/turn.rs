@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the other hosts have a say in: requests of this host get their claims here ([`super::claims`] decides).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_wire::Response;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::claims::Effect;
+use super::{Cluster, State};
+use crate::arbiter::{Request, Why};
+use crate::turns::{Claim, Claimed, Claims, Told};
+
+/// How long a member may take to say what it has under way after the membership changed, while all others wait for that.
+const SILENCE: Duration = Duration::from_secs(4);
+/// How much later those speak that don't know what it had.
+const LATER: Duration = Duration::from_secs(2);
+
+/// The claims of this host's requests that wait.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// By number of the claim.
+    told: HashMap<u64, oneshot::Sender<Decided>>,
+    /// The claim of each request that has one.
+    of_request: HashMap<u64, u64>,
+}
+
+impl Waiting {
+    /// The claim of this request.
+    pub(super) fn claim_of(&self, request: u64) -> Option<u64> {
+        self.of_request.get(&request).copied()
+    }
+}
+
+/// What became of a claim.
+enum Decided {
+    Run,
+    Told(Told),
+    Never(Why),
+}
+
+/// The way of requests to the other hosts.
+pub(crate) struct OtherHosts(pub(crate) Arc<Cluster>);
+
+impl Claims for OtherHosts {
+    fn claim<'a>(&'a self, request: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+        Box::pin(async move {
+            let (tell, told) = oneshot::channel();
+            let claimed = self.0.change_state(|state| {
+                let (id, effects) = state.claims.claim(request)?;
+                state.waiting.told.insert(id, tell);
+                state.waiting.of_request.insert(request.id, id);
+                Ok((effects, id))
+            });
+            let held = match claimed {
+                Ok(id) => Held { cluster: Arc::clone(&self.0), id, request: request.id, over: false },
+                Err(why) => return Claimed::Never(why),
+            };
+            match told.await {
+                Ok(Decided::Run) => Claimed::Run(Box::new(held)),
+                Ok(Decided::Told(told)) => Claimed::Told(told),
+                Ok(Decided::Never(why)) => Claimed::Never(why),
+                Err(_) => Claimed::Never(Why::TurnLost),
+            }
+        })
+    }
+}
+
+/// A claim that waits or is in flight. Dropped before its end, nothing was done for it.
+struct Held {
+    cluster: Arc<Cluster>,
+    id: u64,
+    request: u64,
+    over: bool,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held({})", self.id)
+    }
+}
+
+impl Claim for Held {
+    fn proved(&self) -> Result<(), Why> {
+        self.cluster.state().claims.proved(self.id)
+    }
+
+    fn seen_off(&self) {
+        self.cluster.do_effects(|state| state.claims.seen_off(self.id));
+    }
+
+    fn finished(mut self: Box<Self>, response: Response, reason: Option<&str>) {
+        self.over = true;
+        self.cluster.do_effects(|state| {
+            state.waiting.forget(self.id, self.request);
+            state.claims.finished(self.id, response, reason)
+        });
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.over {
+            self.cluster.do_effects(|state| {
+                state.waiting.forget(self.id, self.request);
+                state.claims.withdraw(self.id)
+            });
+        }
+    }
+}
+
+impl Waiting {
+    fn forget(&mut self, id: u64, request: u64) {
+        self.told.remove(&id);
+        self.of_request.remove(&request);
+    }
+}
+
+impl Cluster {
+    /// Does something with the state, and what follows from it for the claims, before anybody else does.
+    pub(super) fn do_effects(&self, change: impl FnOnce(&mut State) -> Vec<Effect>) {
+        let _: Result<(), Why> = self.change_state(|state| Ok((change(state), ())));
+    }
+
+    fn change_state<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<(Vec<Effect>, T), Why>,
+    ) -> Result<T, Why> {
+        let mut state = self.state();
+        let (effects, value) = change(&mut state)?;
+        let victims = self.carry_out(&mut state, effects);
+        drop(state);
+        self.victims(victims);
+        Ok(value)
+    }
+
+    /// Carries out what was decided. Gives those whom other hosts saw off: [`Self::victims`] is to be told without the lock.
+    #[must_use]
+    pub(super) fn carry_out(&self, state: &mut State, effects: Vec<Effect>) -> Vec<String> {
+        let mut victims = Vec::new();
+        for effect in effects {
+            let (id, decided) = match effect {
+                Effect::Send(message) => {
+                    self.send(&message);
+                    continue;
+                }
+                Effect::Victim(uuid) => {
+                    victims.push(uuid);
+                    continue;
+                }
+                Effect::Run(id) => (id, Decided::Run),
+                Effect::Told(id, told) => (id, Decided::Told(told)),
+                Effect::Never(id, why) => (id, Decided::Never(why)),
+            };
+            if let Some(tell) = state.waiting.told.remove(&id) {
+                // Nobody there to hear it: it is being withdrawn.
+                let _ = tell.send(decided);
+            }
+        }
+        victims
+    }
+
+    /// Requests of this host that came from them don't run.
+    pub(super) fn victims(&self, victims: Vec<String>) {
+        if let Some(service) = self.service() {
+            for uuid in victims {
+                service.victim(&uuid);
+            }
+        }
+    }
+
+    /// Lets all go on without a member that has been silent for too long. Runs for ever.
+    pub(super) async fn pass_over_the_silent(self: Arc<Self>) {
+        let mut since: HashMap<super::Member, Instant> = HashMap::new();
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = Instant::now();
+            let silent = self.state().claims.silent();
+            since.retain(|member, _| silent.iter().any(|(it, _)| it == member));
+            for (member, is_known) in silent {
+                let began = *since.entry(member).or_insert(now);
+                let patience = if is_known { SILENCE } else { SILENCE + LATER };
+                if now.duration_since(began) >= patience {
+                    warn!(host = %self.name(member), "its daemon does not say what it has under way; the others go on");
+                    since.remove(&member);
+                    self.do_effects(|state| state.claims.pass_over(member));
+                }
+            }
+        }
+    }
+}
