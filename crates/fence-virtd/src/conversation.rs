@@ -15,7 +15,6 @@ use fence_wire::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
-use crate::arbiter::Why;
 use crate::audit::{End, Record, Stages};
 use crate::backend::LeaseEnd;
 use crate::keys::Keys;
@@ -181,8 +180,8 @@ pub(crate) async fn converse<S>(
     };
     stages.turn = Some(Stages::since(job.arrived));
     let unproved = match &go {
-        Go::Never(Why::QueueFull | Why::TargetQueueFull) | Go::Run(_) | Go::Told(_) => None,
-        Go::Never(why) => Some(why),
+        Go::Never(why) if !why.is_for_the_client() => Some(why),
+        Go::Never(_) | Go::Run(_) | Go::Told(_) => None,
     };
     if let Some(why) = unproved {
         return record(End::NotRun(&why.to_string()), stages);

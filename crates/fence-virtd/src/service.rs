@@ -390,9 +390,7 @@ impl Service {
         stages.turn = Some(Stages::since(job.arrived));
         let (outcome, running) = match go {
             Go::Told(told) => (Ok(Outcome::from(told)), None),
-            Go::Never(why @ (Why::QueueFull | Why::TargetQueueFull)) => {
-                (Ok(Outcome::because(Response::Failure, why)), None)
-            }
+            Go::Never(why) if why.is_for_the_client() => (Ok(Outcome::because(Response::Failure, why)), None),
             Go::Never(why) => (Err(why), None),
             Go::Run(running) => {
                 let proof = Proved::unauthenticated();

@@ -165,6 +165,13 @@ pub(crate) enum Why {
     TurnLost,
 }
 
+impl Why {
+    /// The client may still be there, and is told.
+    pub(crate) fn is_for_the_client(self) -> bool {
+        matches!(self, Self::QueueFull | Self::TargetQueueFull | Self::HostsApart | Self::TurnLost)
+    }
+}
+
 /// The requests that are not over. See the module's head.
 #[derive(Debug, Default)]
 pub(crate) struct Arbiter {
