@@ -64,6 +64,8 @@ class Host(corosync.Machine):
         self.audit = self.directory / f"audit-{self._served}"
         if side == "ours":
             virtd = {"audit_log": self.audit, **(virtd or {})}
+            # Each host has a multicast group of its own here: nobody else could answer.
+            options["listener"] = {"negative_delay": 0, **(options.get("listener") or {})}
         self.daemon = self.start(side, f"fence_virt-{self._served}", virtd=virtd, **options)
         if side == "reference":
             self.waker = Waker(self)
@@ -200,8 +202,15 @@ class Hosts:
 
     def wait_status(self, host, target, code, **options):
         """Returns when that host answers a status with that exit code."""
-        until(lambda: self.ask(host, "status", target, **options).rc == code, PATIENCE,
-              f"{host} says {code} of {target}\n" + self.logs())
+        results = [None]
+
+        def said():
+            results.append(self.ask(host, "status", target, **options))
+            return results[-1].rc == code
+        try:
+            until(said, 60, f"{host} says {code} of {target}")
+        except AssertionError as late:
+            raise AssertionError(f"{late}; last {results[-1]}\n{self.logs()}") from None
 
     def logs(self, lines=15):
         """The ends of all daemons' logs, for messages of failed tests."""

@@ -141,7 +141,9 @@ def test_corosync_that_is_stopped_under_a_daemon_and_started_again(three):
     three.wait_status("h2", "b1", 0)
     assert refused(result := three.ask("h2", "off", "a1")), f"{result}\n{three.logs()}"
     assert refused(three.ask("h1", "off", "b1"))
-    assert three.ask("h2", "reboot", "b1").rc == 0, three.logs()
+    assert three.ask("h2", "off", "b1").rc == 0, three.logs()
+    assert three.h2.state("b1") == "shut off"
+    three.h2.has("b1")
     three.h2.start_corosync()
     three.h1.wait_members(3)
     three.h2.wait_joined()
