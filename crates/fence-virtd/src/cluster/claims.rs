@@ -156,6 +156,11 @@ impl Claims {
         self.take_effects()
     }
 
+    /// Whether it is not known yet that the group is there, or not; all wait for that.
+    pub(crate) fn is_looking(&self) -> bool {
+        self.me.is_none() && !self.view.begun
+    }
+
     /// The membership of the group is this from now on.
     pub(crate) fn change(&mut self, members: &BTreeSet<Member>) -> Vec<Effect> {
         let Some(me) = self.me else { return Vec::new() };

@@ -19,6 +19,9 @@ use crate::turns::{Claim, Claimed, Claims, Told};
 
 /// How long a member may take to say what it has under way after the membership changed, while all others wait for that.
 const SILENCE: Duration = Duration::from_secs(4);
+/// How long the group is looked for at the start of the daemon before this host decides alone. Corosync that is stopped says
+/// neither yes nor no.
+const SEARCH: Duration = Duration::from_secs(4);
 /// How much later those speak that don't know what it had.
 const LATER: Duration = Duration::from_secs(2);
 
@@ -175,12 +178,23 @@ impl Cluster {
         }
     }
 
-    /// Lets all go on without a member that has been silent for too long. Runs for ever.
+    /// Lets all go on without a member that has been silent for too long, and this host without corosync. Runs for ever.
     pub(super) async fn pass_over_the_silent(self: Arc<Self>) {
+        let start = Instant::now();
         let mut since: HashMap<super::Member, Instant> = HashMap::new();
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
+            if now.duration_since(start) >= SEARCH && self.state().claims.is_looking() {
+                warn!(
+                    "corosync has not answered for {SEARCH:?}; only what runs here can be fenced until it does"
+                );
+                // It may have answered by now.
+                let lost = |state: &mut State| {
+                    if state.claims.is_looking() { state.claims.lost() } else { Vec::new() }
+                };
+                self.do_effects(lost);
+            }
             let silent = self.state().claims.silent();
             since.retain(|member, _| silent.iter().any(|(it, _)| it == member));
             for (member, is_known) in silent {

@@ -342,6 +342,10 @@ fn alone_a_host_decides_by_itself() {
     let first = net.shoot(0, "b", None);
     // It may still find the others.
     assert_eq!(net.done(0), []);
+    assert!(net.hosts[0].is_looking());
+    net.does(0, |it, _| it.lost());
+    assert!(!net.hosts[0].is_looking());
+    // That is no news.
     net.does(0, |it, _| it.lost());
     assert_eq!(net.done(0), [Effect::Run(first)]);
     let second = net.shoot(0, "a", None);
