@@ -216,6 +216,78 @@ def test_several_daemons(machine):
     assert machine("fence_virt", "-T", "127.0.0.1", "-p", "1230", "-o", "monitor").returncode == 0
 
 
+COROSYNC = """
+system {
+    sched_rr: no
+    move_to_root_cgroup: no
+}
+totem {
+    version: 2
+    cluster_name: test
+    transport: udpu
+    token: 10000
+}
+logging {
+    to_syslog: yes
+}
+quorum {
+    provider: corosync_votequorum
+}
+nodelist {
+    node {
+        nodeid: 1
+        name: alpha
+        ring0_addr: 127.0.0.1
+    }
+}
+"""
+DROP_IN = """
+[Service]
+SupplementaryGroups=haclient
+ExecStartPre=-/usr/sbin/fence_virtd --check
+"""
+
+
+def test_corosync_and_pacemaker(machine):
+    """The cpg backend as docs/cpg.md says: not let in, then let in; Pacemaker's history; corosync that dies and comes back."""
+    cpg = CONFIG.replace('backend = "libvirt"', 'backend = "cpg"').replace("{ libvirt {", '{ cpg { host_down = "pacemaker";')
+    files = {"/etc/corosync/corosync.conf": COROSYNC, "/etc/fence_virt.conf": cpg,
+             "/run/systemd/system/fence_virtd.service.d/cpg.conf": DROP_IN}
+    seen = len(machine.journal())
+    said = lambda text: text in machine.journal()[seen:]
+    try:
+        for path, text in files.items():
+            machine("sh", "-c", 'umask 077; mkdir -p "${2%/*}"; printf %s "$1" > "$2"', "sh", text, path, check=True)
+        machine("systemctl", "daemon-reload", check=True)
+        for unit in ("corosync", "pacemaker"):
+            machine("systemctl", "start", "--job-mode=ignore-dependencies", unit, check=True)
+        net.wait_until(lambda: machine("stonith_admin", "--confirm", "beta").returncode == 0, 90, 0.5)
+
+        machine("systemctl", "restart", "fence_virtd", check=True)
+        net.wait_until(lambda: said("does not let this user in: name its user in a file in /etc/corosync/uidgid.d"), 30, 0.2)
+        machine("sh", "-c", "printf 'uidgid {\\n    uid: fence_virt\\n}\\n' > /etc/corosync/uidgid.d/fence_virt", check=True)
+        machine("corosync-cfgtool", "-R", check=True)
+        net.wait_until(lambda: said("corosync: in the group fence-agents-2"), 30, 0.2)
+        assert said("ok       host_down pacemaker: its fencing history can be read; 1 in it"), machine.journal()
+        for action, code in [("status", 0), ("off", 0), ("status", 2), ("on", 0)]:
+            answer = machine("fence_xvm", "-o", action, "-H", "test")
+            assert answer.returncode == code, (action, answer, machine.journal())
+
+        seen = len(machine.journal())
+        machine("systemctl", "kill", "-s", "KILL", "corosync", check=True)
+        net.wait_until(lambda: said("corosync: group fence-agents-2: "), 30, 0.2)
+        assert machine("fence_xvm", "-o", "status", "-H", "test").returncode == 0
+        machine("systemctl", "start", "--job-mode=ignore-dependencies", "corosync", check=True)
+        net.wait_until(lambda: said("corosync: in the group fence-agents-2"), 30, 0.2)
+    finally:
+        machine("rm", "-r", "/run/systemd/system/fence_virtd.service.d")
+        machine("sh", "-c", 'printf %s "$1" > /etc/fence_virt.conf', "sh", CONFIG)
+        machine("systemctl", "daemon-reload")
+        machine("systemctl", "restart", "fence_virtd")
+        machine("systemctl", "kill", "-s", "KILL", "pacemaker")
+        machine("systemctl", "kill", "-s", "KILL", "corosync")
+
+
 def test_a_daemon_that_hangs_is_started_anew(machine):
     """The watchdog, with less patience than the unit's."""
     before = machine.pid()

@@ -192,7 +192,7 @@ impl Shared {
         self.ring();
     }
 
-    /// Wakes the thread. Never waits: the pipe holds more than the two bytes that may be in it.
+    /// Wakes the thread. Never waits: there is one byte in the pipe at most.
     fn ring(&self) {
         let was_rung = mem::replace(&mut self.state().rung, true);
         if !was_rung {
@@ -448,8 +448,9 @@ impl Thread {
         // Interrupted, or nothing in time: the caller looks at everything anyway.
         let is_some = poll(&mut polled, timeout).is_ok_and(|it| it > 0);
         if is_some && polled.last().and_then(PollFd::any) == Some(true) {
-            self.shared.state().rung = false;
+            // In this order: a byte that came in between would be read, and the bell be taken for rung for ever.
             let _ = (&self.rung).read(&mut [0; 8]);
+            self.shared.state().rung = false;
         }
         is_some && !descriptors.is_empty() && polled[0].any() == Some(true)
     }

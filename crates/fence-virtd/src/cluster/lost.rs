@@ -104,7 +104,7 @@ impl Loss {
         match known {
             Known::Down(proof) => Ok(proof),
             Known::Nothing(reason) => Err(reason),
-            Known::Back => Err("it is heard again".to_owned()),
+            Known::Back => Err("it is heard again, or corosync is lost here".to_owned()),
         }
     }
 
@@ -113,7 +113,7 @@ impl Loss {
         matches!(*self.inner.known.borrow(), Known::Down(_))
     }
 
-    /// Corosync hears the node again: nothing is proved by it any more, and who waits is told.
+    /// Corosync hears the node again, or is lost itself: nothing is proved by it any more, and who waits is told.
     pub(crate) fn ended(&self) {
         self.inner.known.send_replace(Known::Back);
     }

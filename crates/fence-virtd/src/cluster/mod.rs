@@ -22,6 +22,7 @@ mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -92,7 +93,8 @@ struct State {
     heard: BTreeMap<u32, SystemTime>,
     /// Those that it does not hear: once it heard them, or its node list names them.
     losses: BTreeMap<u32, Loss>,
-    started: SystemTime,
+    /// When this host came to corosync last.
+    came: SystemTime,
     stopping: bool,
 }
 
@@ -139,7 +141,7 @@ impl Cluster {
             ring: BTreeSet::new(),
             heard: BTreeMap::new(),
             losses: BTreeMap::new(),
-            started: SystemTime::now(),
+            came: SystemTime::now(),
             claims: Claims::new(first_number, Instant::now()),
             waiting: Waiting::default(),
             asks: Asks::new(first_number),
@@ -370,7 +372,7 @@ impl Cluster {
     fn ring(&self, nodes: &[u32]) {
         let mut state = self.state();
         // Those that were there before us came when we did, as far as we can tell.
-        let came = if state.heard.is_empty() { state.started } else { SystemTime::now() };
+        let came = if state.heard.is_empty() { state.came } else { SystemTime::now() };
         for node in nodes {
             state.heard.entry(*node).or_insert(came);
         }
@@ -387,7 +389,7 @@ impl Cluster {
                 }
             } else if !state.losses.contains_key(&node) {
                 let name = state.nodes.get(&node).cloned().flatten();
-                let since = state.heard.remove(&node).unwrap_or(state.started);
+                let since = state.heard.remove(&node).unwrap_or(state.came);
                 state.losses.insert(node, self.proofs.lost(node, name, since));
             }
         }
@@ -396,6 +398,7 @@ impl Cluster {
     fn joined(&self, me: Member, nodes: Option<Vec<Node>>) {
         let mut state = self.state();
         state.me = Some(me);
+        state.came = SystemTime::now();
         state.set_nodes(nodes);
         let effects = state.claims.joined(me);
         let victims = self.carry_out(&mut state, effects);
@@ -415,6 +418,10 @@ impl Cluster {
         state.why_not = why;
         let effects = state.claims.lost();
         let victims = self.carry_out(&mut state, effects);
+        // From now on a host may come back and be lost again unheard: what was proved of one holds no longer.
+        mem::take(&mut state.losses).values().for_each(Loss::ended);
+        state.heard.clear();
+        state.ring.clear();
         drop(state);
         self.victims(victims);
         hold(held);
