@@ -148,6 +148,7 @@ impl CpgBackend {
             }
             // The directory may lag behind this host's own hypervisors, never ahead of them.
             let last_on_here = matches!(&place, Place::On(it) if me.is_some_and(|me| it.contains(&me)));
+            let is_unknown = place == Place::Unknown;
             let (mut at, is_on) = match place {
                 Place::On(members) => (others(members), true),
                 Place::Off(members) => (others(members), false),
@@ -193,8 +194,15 @@ impl CpgBackend {
                     at.insert(0, At::Here(own));
                     return Ok(Owners::At { at, is_on: true });
                 }
-                // It was on here a moment ago, and libvirt has not said yet what became of it.
+                // It was on here a moment ago, and libvirt has not said yet what became of it; or this host has not heard
+                // itself yet, and so not the others either.
                 Here::Resting(_) | Here::No if last_on_here && !is_on_there => {
+                    if changed.until(until).await {
+                        continue;
+                    }
+                    return Err(ActError::Gone);
+                }
+                Here::Resting(_) | Here::WentOff(_) if is_unknown => {
                     if changed.until(until).await {
                         continue;
                     }

@@ -52,26 +52,29 @@ pub(crate) type Change = (Uuid, Option<Own>);
 /// The domains of all hypervisors of this host.
 pub(crate) struct OwnDomains {
     state: Mutex<Merged>,
-    publish: Box<dyn Fn(Vec<Change>) + Send + Sync>,
+    publish: Box<dyn Fn(Vec<Change>, bool) + Send + Sync>,
 }
 
 #[derive(Default)]
 struct Merged {
     /// Of each hypervisor.
     seen: Vec<BTreeMap<Uuid, Own>>,
+    /// Which of them were looked at.
+    looked_at: Vec<bool>,
     /// What was published.
     merged: BTreeMap<Uuid, Own>,
 }
 
 impl OwnDomains {
-    /// Follows the hypervisors for ever. `publish` is told every change, in order, one call at a time; it must not wait
-    /// and not call back. Must run inside the runtime.
+    /// Follows the hypervisors for ever. `publish` is told every change, in order, one call at a time, and whether all
+    /// hypervisors have been looked at by now; it must not wait and not call back. Must run inside the runtime.
     pub(crate) fn follow(
         hypervisors: &[Arc<Hypervisor>],
-        publish: impl Fn(Vec<Change>) + Send + Sync + 'static,
+        publish: impl Fn(Vec<Change>, bool) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let seen = hypervisors.iter().map(|_| BTreeMap::new()).collect();
-        let state = Merged { seen, merged: BTreeMap::new() };
+        let looked_at = hypervisors.iter().map(|_| false).collect();
+        let state = Merged { seen, looked_at, merged: BTreeMap::new() };
         let this = Arc::new(Self { state: Mutex::new(state), publish: Box::new(publish) });
         for (place, hypervisor) in hypervisors.iter().enumerate() {
             // Before the first look, so that nothing falls between.
@@ -84,11 +87,14 @@ impl OwnDomains {
     /// What the hypervisor at `place` has, as far as it was looked at.
     fn saw(&self, place: usize, seen: Seen) {
         let mut state = lock(&self.state);
+        let state = &mut *state;
         let mine = &mut state.seen[place];
+        let mut is_first = false;
         let touched: BTreeSet<Uuid> = match seen {
             Seen::Everything(all) => {
                 let touched = mine.keys().chain(all.keys()).copied().collect();
                 *mine = all;
+                is_first = !std::mem::replace(&mut state.looked_at[place], true);
                 touched
             }
             Seen::These(domains) => {
@@ -105,9 +111,9 @@ impl OwnDomains {
             }
         };
         let changes = state.merge(touched);
-        if !changes.is_empty() {
+        if !changes.is_empty() || is_first {
             // Under the lock: changes of two hypervisors must not overtake each other.
-            (self.publish)(changes);
+            (self.publish)(changes, state.looked_at.iter().all(|it| *it));
         }
     }
 }

@@ -80,6 +80,8 @@ struct State {
     members: BTreeSet<Member>,
     nodes: BTreeMap<u32, Option<String>>,
     own: BTreeMap<Uuid, Own>,
+    /// Every hypervisor of this host was looked at: `own` is all that it has.
+    is_own_whole: bool,
     directory: Directory,
     /// This host's word in the common arbiter, and its requests that wait for that.
     claims: Claims,
@@ -136,6 +138,7 @@ impl Cluster {
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
             own: BTreeMap::new(),
+            is_own_whole: false,
             directory: Directory::default(),
             old: Old::new(),
             ring: BTreeSet::new(),
@@ -165,9 +168,9 @@ impl Cluster {
     pub(crate) fn serve(self: &Arc<Self>, started: Started, service: &Arc<Service>) {
         let _ = self.service.set(Arc::downgrade(service));
         let mine = Arc::downgrade(self);
-        OwnDomains::follow(self.local.hypervisors(), move |changes| {
+        OwnDomains::follow(self.local.hypervisors(), move |changes, is_whole| {
             if let Some(this) = mine.upgrade() {
-                this.publish(changes);
+                this.publish(changes, is_whole);
             }
         });
         tokio::spawn(Arc::clone(self).hear(started.events, started.first));
@@ -273,9 +276,21 @@ impl Cluster {
         }
     }
 
-    /// This host's domains changed.
-    fn publish(&self, changes: Vec<Change>) {
+    fn publish_all(&self, state: &State) {
+        if state.me.is_some() && state.is_own_whole {
+            let own: Vec<Domain> =
+                state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
+            for part in Message::inventory(&own) {
+                self.send(&part);
+            }
+        }
+    }
+
+    /// This host's domains changed. Not before all of them are known is anything said: else others would take what is
+    /// missing for what is not here.
+    fn publish(&self, changes: Vec<Change>, is_whole: bool) {
         let mut state = self.state();
+        let was_whole = std::mem::replace(&mut state.is_own_whole, is_whole);
         for (uuid, own) in changes {
             let message = match &own {
                 Some(own) => Message::Domain(published(uuid, own.clone())),
@@ -288,9 +303,12 @@ impl Cluster {
                 }
                 None => drop(state.own.remove(&uuid)),
             }
-            if state.me.is_some() {
+            if state.me.is_some() && was_whole {
                 self.send(&message);
             }
+        }
+        if is_whole && !was_whole {
+            self.publish_all(&state);
         }
         drop(state);
         self.tell_waiting();
@@ -453,11 +471,7 @@ impl Cluster {
         let victims = self.carry_out(&mut state, effects);
         self.publish_all_to_old(&state);
         if !joined.is_empty() {
-            let own: Vec<Domain> =
-                state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
-            for part in Message::inventory(&own) {
-                self.send(&part);
-            }
+            self.publish_all(&state);
         }
         drop(state);
         self.victims(victims);
@@ -575,7 +589,7 @@ impl Cluster {
             },
             Where::Unknown => Place::Unknown,
             Where::Off { at, seen } => {
-                if let Some(member) = state.directory.incomplete().next() {
+                if let (false, Some(member)) = (seen, state.directory.incomplete().next()) {
                     return Place::NotYet(format!(
                         "{} has not said yet what it has",
                         state.name(member.node)

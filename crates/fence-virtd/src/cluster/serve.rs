@@ -29,7 +29,7 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
         id: service.next_id(),
         arrived: Instant::now(),
         transport: NAME,
-        peer: format!("{name} request {}", ask.request),
+        peer: if ask.request == 0 { name } else { format!("{name} request {}", ask.request) },
         identity: Identity::default(),
         hash: HashType::None,
         key: None,
