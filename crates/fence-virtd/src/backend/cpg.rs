@@ -364,7 +364,11 @@ impl CpgBackend {
         lease: &Lease,
     ) -> Result<TakenDown, ActError> {
         let member = match at {
-            At::Here(own) => return self.local.off(own, for_reboot, lease).await,
+            At::Here(own) => {
+                let down = self.local.off(own, for_reboot, lease).await?;
+                let restart = down.restart.map(|it| StartFrom::Own(own.clone(), Box::new(it)));
+                return Ok(TakenDown { restart, ..down });
+            }
             At::There(member) => *member,
         };
         if self.cluster.is_old(member) {
@@ -428,6 +432,7 @@ impl Backend for CpgBackend {
         Box::pin(async move {
             match how {
                 StartFrom::Definition => self.bring_up(domain, lease).await,
+                StartFrom::Own(own, how) => self.local.on(&own, *how, lease).await,
                 StartFrom::Old(member) => self.cluster.old_on(member, domain, lease).await,
                 StartFrom::There(mut asked) => asked.done(lease).await,
                 xml @ StartFrom::Xml(_) => self.local.on(domain, xml, lease).await,

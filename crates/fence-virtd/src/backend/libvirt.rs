@@ -584,7 +584,7 @@ fn bring_up(
             },
             StartFrom::Xml(xml) => connection.create_xml(xml).map(drop),
             #[cfg(feature = "cpg")]
-            StartFrom::There(_) | StartFrom::Old(_) => return Ok(Err(ActError::Gone)),
+            StartFrom::Own(..) | StartFrom::There(_) | StartFrom::Old(_) => return Ok(Err(ActError::Gone)),
         };
         match started {
             Ok(()) => {}

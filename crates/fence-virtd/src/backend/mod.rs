@@ -146,6 +146,9 @@ pub(crate) enum StartFrom {
     Definition,
     /// Its XML, passwords included: a transient domain has no definition.
     Xml(Arc<Zeroizing<String>>),
+    /// At this very host, which took it down, whatever is known of others.
+    #[cfg(feature = "cpg")]
+    Own(DomainRef, Box<StartFrom>),
     /// Nothing that this host has: the one that took it down starts it again.
     #[cfg(feature = "cpg")]
     There(crate::cluster::Asked),
@@ -159,6 +162,8 @@ impl fmt::Debug for StartFrom {
         f.write_str(match self {
             Self::Definition => "Definition",
             Self::Xml(_) => "Xml(..)",
+            #[cfg(feature = "cpg")]
+            Self::Own(..) => "Own(..)",
             #[cfg(feature = "cpg")]
             Self::There(_) => "There(..)",
             #[cfg(feature = "cpg")]
