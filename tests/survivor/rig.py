@@ -143,7 +143,7 @@ class Machine:
 
     def shoot(self, side, target, *args, gun=None, transport="multicast"):
         """An agent of this machine that fences another, in the background."""
-        where = {"multicast": [], "tcp": ["-T", self.site.host.ip], "serial": []}[transport]
+        where = ["-T", self.site.host.ip] if transport == "tcp" else []
         name = "fence_xvm" if transport == "multicast" else "fence_virt"
         if transport == "serial":
             self.line.wait_connected()
