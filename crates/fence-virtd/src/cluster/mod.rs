@@ -290,7 +290,7 @@ impl Cluster {
     /// missing for what is not here.
     fn publish(&self, changes: Vec<Change>, is_whole: bool) {
         let mut state = self.state();
-        let was_whole = std::mem::replace(&mut state.is_own_whole, is_whole);
+        let was_whole = mem::replace(&mut state.is_own_whole, is_whole);
         for (uuid, own) in changes {
             let message = match &own {
                 Some(own) => Message::Domain(published(uuid, own.clone())),
