@@ -129,6 +129,12 @@ class Host(corosync.Machine):
         super().kill()
         self.daemon = self.waker = None
 
+    def _gone(self):
+        # A stopped nsenter, which stops with its child, keeps a dead child, and that keeps the namespace.
+        if self.daemon:
+            self.daemon.process.send_signal(signal.SIGCONT)
+        return super()._gone()
+
     def power_on(self):
         """It is back, with corosync and without a daemon."""
         self.boot()

@@ -66,7 +66,10 @@ class Machine:
         """Every process of the machine ends at once."""
         if self.alive():
             signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            self._tree.wait(PATIENCE)
+            until(lambda: self._gone(), PATIENCE, f"{self.name} is dead")
+
+    def _gone(self):
+        return not self.alive()
 
     def wait_up(self, count=None):
         """Returns when its corosync serves programs, and sees `count` machines if that is given."""
