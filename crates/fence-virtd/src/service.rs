@@ -672,3 +672,185 @@ fn gone_off(action: Action, domain: &DomainRef) -> Outcome {
         reason,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, pending};
+    use std::pin::Pin;
+
+    use super::*;
+    use crate::backend::{self, Home, Listing, Power};
+    use crate::turns::{Claim, Claimed};
+
+    /// Far longer than anything here takes; only a failure waits for it.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// A backend that nothing gets to.
+    struct Untouched;
+
+    impl Backend for Untouched {
+        fn locate<'a>(
+            &'a self,
+            _: &'a Target,
+            _: Instant,
+        ) -> backend::Work<'a, Result<Located, LocateError>> {
+            panic!("looked for")
+        }
+
+        fn status<'a>(&'a self, _: &'a DomainRef, _: Instant) -> backend::Work<'a, Result<Power, ActError>> {
+            panic!("looked at")
+        }
+
+        fn off<'a>(
+            &'a self,
+            _: &'a DomainRef,
+            _: bool,
+            _: &'a Lease,
+        ) -> backend::Work<'a, Result<backend::TakenDown, ActError>> {
+            panic!("taken down")
+        }
+
+        fn on<'a>(
+            &'a self,
+            _: &'a DomainRef,
+            _: StartFrom,
+            _: &'a Lease,
+        ) -> backend::Work<'a, Result<(), ActError>> {
+            panic!("started")
+        }
+
+        fn list(&self, _: Instant) -> backend::Work<'_, Result<Listing, ActError>> {
+            panic!("listed")
+        }
+
+        fn health(&self, _: Instant) -> backend::Work<'_, Result<Vec<String>, ActError>> {
+            panic!("asked")
+        }
+    }
+
+    /// Other hosts: how many of this one's claims they have under way, and what they say.
+    #[derive(Default)]
+    struct OtherHosts {
+        under_way: Arc<AtomicUsize>,
+        grant: bool,
+    }
+
+    #[derive(Debug)]
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Counted {
+        fn new(under_way: &Arc<AtomicUsize>) -> Self {
+            under_way.fetch_add(1, Ordering::SeqCst);
+            Self(Arc::clone(under_way))
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Claim for Counted {
+        fn proved(&self) -> Result<(), Why> {
+            Err(Why::TurnLost)
+        }
+
+        fn seen_off(&self) {}
+
+        fn finished(self: Box<Self>, _: Response, _: Option<&str>) {}
+    }
+
+    impl Claims for OtherHosts {
+        fn claim<'a>(
+            &'a self,
+            _: &'a arbiter::Request,
+        ) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+            let claim = Counted::new(&self.under_way);
+            Box::pin(async move { if self.grant { Claimed::Run(Box::new(claim)) } else { pending().await } })
+        }
+    }
+
+    fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
+        let under_way = Arc::clone(&hosts.under_way);
+        let (audit, replays) = (Audit::open(None).unwrap(), Replays::in_memory().unwrap());
+        (Service::new(Arc::new(Untouched), audit, replays, Some(Arc::new(hosts))), under_way)
+    }
+
+    fn job(action: Action) -> (Job, Resolved) {
+        let job = Job {
+            id: 1,
+            arrived: Instant::now(),
+            transport: "test",
+            peer: String::new(),
+            identity: Identity::default(),
+            hash: HashType::None,
+            key: None,
+            access: Arc::new(Access::new(None)),
+            action,
+            target: Target::new("b", false).unwrap(),
+        };
+        let domain = DomainRef { name: "b".to_owned(), uuid: "b".to_owned(), home: Home::Here(0) };
+        (job, Resolved::Run(Some(Located::Here(domain))))
+    }
+
+    async fn in_time<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(PATIENCE, future).await.expect("it never ended")
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_nobody_answers_ends_with_the_clients_time() {
+        let (service, under_way) = service(OtherHosts::default());
+        let (job, resolved) = job(Action::Off);
+        let (lease, _settled) = Lease::new(Instant::now() + Duration::from_millis(100), job.id);
+        let go = in_time(service.turn(&job, &resolved, &lease)).await;
+        assert!(matches!(go, Go::Never(Why::DeadlinePassed)), "{go:?}");
+        assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+    }
+
+    #[tokio::test]
+    async fn a_claim_ends_when_its_client_hangs_up() {
+        let (service, under_way) = service(OtherHosts::default());
+        let (job, resolved) = job(Action::Reboot);
+        let (lease, _settled) = Service::lease(&job);
+        let turn = service.turn(&job, &resolved, &lease);
+        let (go, ()) = in_time(async {
+            tokio::join!(turn, async {
+                while under_way.load(Ordering::SeqCst) == 0 {
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(service.requests_now(), (1, 0));
+                lease.end(LeaseEnd::HungUp);
+            })
+        })
+        .await;
+        assert!(matches!(go, Go::Never(Why::HungUp)), "{go:?}");
+        assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+    }
+
+    #[tokio::test]
+    async fn who_only_looks_asks_nobody() {
+        let (service, under_way) = service(OtherHosts::default());
+        let (job, resolved) = job(Action::Status);
+        let (lease, _settled) = Service::lease(&job);
+        let go = in_time(service.turn(&job, &resolved, &lease)).await;
+        assert!(matches!(go, Go::Run(_)), "{go:?}");
+        assert_eq!(under_way.load(Ordering::SeqCst), 0);
+    }
+
+    /// What was decided holds no more when the client has proved itself: nothing is done, and the client hears that.
+    #[tokio::test]
+    async fn a_turn_that_was_lost_before_the_proof_does_nothing() {
+        let (service, under_way) = service(OtherHosts { grant: true, ..OtherHosts::default() });
+        let (job, resolved) = job(Action::Off);
+        let (lease, settled) = Service::lease(&job);
+        let Go::Run(running) = in_time(service.turn(&job, &resolved, &lease)).await else {
+            panic!("not run")
+        };
+        let outcome = service.execute(&job, resolved, Proved::unauthenticated(), &running, &lease).await;
+        assert_eq!(outcome.answer.response(), Response::Failure);
+        assert_eq!(outcome.reason, Some(Why::TurnLost.to_string()));
+        Service::over(running, &outcome, lease, settled);
+        assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+    }
+}
