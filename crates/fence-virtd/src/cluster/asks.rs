@@ -210,3 +210,131 @@ impl Served {
         self.served.remove(&(from, ask));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::message::What;
+
+    const OWNER: Member = Member { node: 2, pid: 20 };
+    const OTHER: Member = Member { node: 3, pid: 30 };
+    /// Far longer than a test takes.
+    const TIME: Duration = Duration::from_secs(600);
+
+    fn lease() -> Lease {
+        Lease::new(Instant::now() + TIME, 7).0
+    }
+
+    fn ask(number: u64) -> Ask {
+        let (uuid, name) = ("u".to_owned(), "n".to_owned());
+        Ask {
+            to: OWNER,
+            ask: number,
+            what: What::Off,
+            uuid,
+            name,
+            rests: false,
+            claim: None,
+            left_ms: 1,
+            request: 7,
+        }
+    }
+
+    #[test]
+    fn go_is_said_while_somebody_waits_and_to_nobody_else() {
+        let (mut asks, now) = (Asks::new(40), Instant::now());
+        let lease = lease();
+        let (number, _told) = asks.begin(OWNER, &lease);
+        assert_eq!(number, 40);
+        let left = |message| match message {
+            Message::Go { to: OWNER, ask: 40, left_ms } => Some(left_ms),
+            _ => None,
+        };
+        let millis = left(asks.taken(OWNER, 40, now)).unwrap();
+        assert!((599_000..=600_000).contains(&millis), "{millis}");
+        let no = |to, ask| Message::Cancel { to, ask };
+        assert_eq!(asks.taken(OTHER, 40, now), no(OTHER, 40), "it was not asked");
+        assert_eq!(asks.taken(OWNER, 41, now), no(OWNER, 41), "an ask of an earlier daemon");
+        lease.end(LeaseEnd::HungUp);
+        assert_eq!(asks.taken(OWNER, 40, now), no(OWNER, 40));
+    }
+
+    #[test]
+    fn the_owner_alone_is_believed_and_its_reply_ends_it() {
+        let mut asks = Asks::new(1);
+        let (lease, mut settled) = Lease::new(Instant::now() + TIME, 7);
+        let (number, mut told) = asks.begin(OWNER, &lease);
+        drop(lease);
+        asks.seen_off(OTHER, number, true, false);
+        asks.reply(OTHER, number, End::NotHere);
+        assert!(told.try_recv().is_err() && !settled.is_now());
+        asks.seen_off(OWNER, number, false, true);
+        assert!(matches!(told.try_recv(), Ok(Word::SeenOff { was_off: false, starts: true })));
+        assert!(!settled.is_now(), "it may still take effect");
+        asks.reply(OWNER, number, End::NotHere);
+        assert!(matches!(told.try_recv(), Ok(Word::Reply(End::NotHere))));
+        assert!(settled.is_now());
+        assert_eq!(asks.count(), 0);
+    }
+
+    #[test]
+    fn an_owner_that_left_may_still_be_at_it() {
+        let mut asks = Asks::new(1);
+        let (lease, mut settled) = Lease::new(Instant::now() + TIME, 7);
+        let (_, mut told) = asks.begin(OWNER, &lease);
+        let (_, mut other) = asks.begin(OTHER, &lease);
+        drop(lease);
+        let held = asks.lost(Some(OWNER), "it left");
+        assert!(matches!(told.try_recv(), Ok(Word::Lost(why)) if why == "it left"));
+        assert!(other.try_recv().is_err());
+        drop(asks.lost(None, "this host left"));
+        assert!(matches!(other.try_recv(), Ok(Word::Lost(_))));
+        assert!(!settled.is_now(), "whoever holds what was lost says when");
+        drop(held);
+        assert!(settled.is_now());
+    }
+
+    #[test]
+    fn the_time_that_is_left_counts_from_taken() {
+        let mut served = Served::default();
+        let taken = Instant::now();
+        for (number, left_ms, until) in
+            [(1, 5_000, taken + Duration::from_secs(5)), (2, u64::MAX, taken + MAX_LEFT)]
+        {
+            assert!(served.begin(OTHER, &ask(number)));
+            assert!(!served.begin(OTHER, &ask(number)), "twice");
+            served.go(OTHER, number, left_ms);
+            let mut told = served.taken(OTHER, number, taken);
+            assert!(told.try_recv().is_err(), "go before taken is none");
+            served.go(OTHER, number, left_ms);
+            let (lease, _settled) = told.try_recv().unwrap();
+            assert_eq!(lease.until(), until);
+            served.go(OTHER, number, 1);
+            assert!(lease.end_reason().is_none());
+        }
+    }
+
+    #[test]
+    fn nothing_begins_for_one_that_left_and_what_has_begun_hears_of_it() {
+        let mut served = Served::default();
+        for number in [1, 2, 3] {
+            assert!(served.begin(OTHER, &ask(number)));
+        }
+        assert!(served.begin(OWNER, &ask(1)));
+        let mut waiting = served.taken(OTHER, 1, Instant::now());
+        let mut acting = served.taken(OTHER, 2, Instant::now());
+        served.go(OTHER, 2, 60_000);
+        let (lease, mut settled) = acting.try_recv().unwrap();
+        let mut mine = served.taken(OWNER, 1, Instant::now());
+        served.lost(Some(OTHER));
+        assert!(matches!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+        assert_eq!(lease.end_reason(), Some(LeaseEnd::HungUp));
+        drop(lease);
+        assert!(settled.is_now(), "the table holds nothing up");
+        assert!(matches!(mine.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        // Its look is over only now.
+        let mut late = served.taken(OTHER, 3, Instant::now());
+        served.go(OTHER, 3, 60_000);
+        assert!(late.try_recv().is_err());
+    }
+}
