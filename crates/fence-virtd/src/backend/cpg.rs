@@ -6,6 +6,7 @@
 //! known, and the way to the other hosts are [`crate::cluster`]'s. It must never believe the directory where a host can
 //! be asked, and never wait longer than the lease.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,8 +15,8 @@ use fence_wire::{Action, Target};
 use super::libvirt::LibvirtBackend;
 use super::libvirt::merge;
 use super::{
-    ActError, Backend, DomainRef, Home, Lease, Listing, LocateError, Located, Power, StartFrom, TakenDown,
-    Work,
+    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, Power, StartFrom,
+    TakenDown, Work,
 };
 use crate::cluster::{Changed, Cluster, Member, Place};
 
@@ -451,6 +452,11 @@ impl Backend for CpgBackend {
             };
             listing.domains.extend(others);
             listing.missing.append(&mut missing);
+            // What is on somewhere is that, whatever other hosts call their definition of it.
+            let on = |it: &&Listed| it.power == Power::On;
+            let running: HashSet<String> =
+                listing.domains.iter().filter(on).map(|it| it.uuid.clone()).collect();
+            listing.domains.retain(|it| it.power == Power::On || !running.contains(&it.uuid));
             merge(&mut listing.domains);
             Ok(listing)
         })
