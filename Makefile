@@ -85,7 +85,7 @@ suites: packages-test
 
 # The long ones first.
 SUITES = suite-e2e suite-guests suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
-    suite-attacks suite-attacks-reference suite-keys suite-insight suite-diagnose suite-sandbox suite-configure suite-packages suite-manual suite-bench
+    suite-attacks suite-attacks-reference suite-keys suite-insight suite-diagnose suite-sandbox suite-configure suite-packages suite-manual suite-bench suite-cpg
 
 check: packages-build
 	cargo fmt --all --check
@@ -157,6 +157,7 @@ SOAK_CASES ?= 100000
 
 soak: packages-test build packages-check
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
+	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-virtd arbiter
 	THREADS_SEED=0 tests/threads/run $(SOAK_SCHEDULES)

@@ -12,7 +12,7 @@ class Site(rig.Site):
     """One host's hypervisor and what `rig.Machine` needs beside it."""
 
     def __init__(self, hosts, host, reaper):
-        self.host, self.reaper = host, reaper
+        self.at, self.host, self.reaper = host, host.place, reaper
         self.net, self.key, self.scratch = hosts.net, hosts.key, hosts.directory
         self.hypervisor = Hypervisor(host.place.ns).start()
         self._numbers = itertools.count(100 * host.number)
@@ -21,7 +21,7 @@ class Site(rig.Site):
         """A live migration in the background: a Popen that ends with it."""
         return subprocess.Popen(
             ["virsh", "-q", "-c", self.hypervisor.uri, "migrate", "--live", "--unsafe", "--persistent", "--undefinesource",
-             name, to.hypervisor.uri, "--migrateuri", f"tcp://{to.host.place.ip}:49200", *extra],
+             name, to.hypervisor.uri, "--migrateuri", f"tcp://{to.host.ip}:49200", *extra],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def state(self, name):
@@ -36,7 +36,7 @@ class Site(rig.Site):
 
 def serve(hosts, sites, **options):
     """Daemons of ours at all hosts, at the sites' with QEMU."""
-    uris = {site.host: site.hypervisor.uri for site in sites}
+    uris = {site.at: site.hypervisor.uri for site in sites}
     for host in hosts.all:
         host.serve("ours", wait=False, uri=uris.get(host), **options)
     for host in hosts.all:

@@ -15,7 +15,7 @@ from .sites import serve
 OURS = "ours"
 
 #: Rounds of real migrations; more with those of the long run.
-ROUNDS = 6 if int(os.environ.get("ROUNDS", "7")) < 20 else 60
+ROUNDS = 6 if int(os.environ.get("ROUNDS", "5")) < 20 else 60
 
 
 @pytest.fixture
