@@ -29,6 +29,8 @@ struct Host {
     is_old: bool,
     /// All its domains are known.
     is_whole: bool,
+    /// The beginning of its latest inventory came since it is a member; what is left of one from before says nothing.
+    is_begun: bool,
     domains: BTreeMap<String, Domain>,
 }
 
@@ -79,9 +81,10 @@ impl Directory {
         if first {
             host.domains.clear();
         }
+        host.is_begun |= first;
         host.domains.extend(domains.into_iter().map(|it| (it.uuid.clone(), it)));
-        host.is_whole = last;
-        if last {
+        host.is_whole = last && host.is_begun;
+        if host.is_whole {
             // Whatever it had before, this is what it has.
             self.lost.remove(&from.node);
         }
@@ -289,6 +292,22 @@ mod tests {
         assert_eq!(directory.find("u"), Where::Unknown);
         assert_eq!(directory.find("v"), Where::On(vec![B]));
         assert_eq!(directory.incomplete().collect::<Vec<_>>(), [A]);
+    }
+
+    /// Its first parts were delivered before the membership changed.
+    #[test]
+    fn the_rest_of_an_inventory_says_not_all() {
+        let mut directory = both();
+        directory.inventory(B, true, true, vec![domain("u", "n", State::On)]);
+        directory.inventory(B, true, false, vec![domain("u", "n", State::On)]);
+        directory.members(&[A].into(), &BTreeSet::new());
+        directory.members(&[A, B].into(), &BTreeSet::new());
+        directory.inventory(B, false, true, vec![domain("w", "m", State::On)]);
+        assert_eq!(directory.find("u"), Where::Lost(2), "it is not among the rest");
+        assert!(directory.incomplete().any(|it| it == B));
+        directory.inventory(B, true, false, vec![domain("w", "m", State::On)]);
+        directory.inventory(B, false, true, vec![]);
+        assert_eq!(directory.find("u"), Where::Unknown);
     }
 
     #[test]
