@@ -116,8 +116,14 @@ def test_a_command_as_proof(hosts):
     name, number, seconds = said.read_text().splitlines()[0].split()
     assert (name, number) == ("h3", "3") and int(seconds) >= 0
     assert asked_all(hosts, "h2", "c1", ("status", "off", "on")) == {"status": 2, "off": 0, "on": "refused"}
-    # Back again it is asked itself.
+    # Who was without corosync can't know whether it came back meanwhile.
     proof.unlink()
+    hosts.h1.stop_corosync()
+    hosts.h1.start_corosync()
+    hosts.h1.wait_joined()
+    hosts.wait_status("h1", "b1", 0)
+    assert hosts.ask("h1", "off", "c1", timeout=5).rc not in (0, 2), hosts.logs()
+    # Back again it is asked itself.
     hosts.h3.power_on()
     hosts.h3.serve(OURS, host_down="command", host_down_command=command)
     hosts.wait_status("h1", "c1", 0)

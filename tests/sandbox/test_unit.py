@@ -274,7 +274,7 @@ def test_corosync_and_pacemaker(machine):
             assert answer.returncode == code, (action, answer, machine.journal())
 
         seen = len(machine.journal())
-        machine("systemctl", "kill", "-s", "KILL", "corosync", check=True)
+        machine("sh", "-c", "kill -9 $(systemctl show -P MainPID corosync)", check=True)
         net.wait_until(lambda: said("corosync: group fence-agents-2: "), 30, 0.2)
         assert machine("fence_xvm", "-o", "status", "-H", "test").returncode == 0
         machine("systemctl", "start", "--job-mode=ignore-dependencies", "corosync", check=True)
@@ -284,8 +284,8 @@ def test_corosync_and_pacemaker(machine):
         machine("sh", "-c", 'printf %s "$1" > /etc/fence_virt.conf', "sh", CONFIG)
         machine("systemctl", "daemon-reload")
         machine("systemctl", "restart", "fence_virtd")
-        machine("systemctl", "kill", "-s", "KILL", "pacemaker")
-        machine("systemctl", "kill", "-s", "KILL", "corosync")
+        for unit in ("pacemaker", "corosync"):
+            machine("sh", "-c", f"kill -9 $(systemctl show -P MainPID {unit})")
 
 
 def test_a_daemon_that_hangs_is_started_anew(machine):
