@@ -43,6 +43,8 @@ struct Pending {
     tell: mpsc::UnboundedSender<Word>,
     /// Held as long as something of it may still take effect.
     lease: Lease,
+    /// The owner was told to go on.
+    went: bool,
 }
 
 /// What an asker hears.
@@ -70,7 +72,7 @@ impl Asks {
         let ask = self.next;
         self.next = self.next.wrapping_add(1);
         let (tell, told) = mpsc::unbounded_channel();
-        self.pending.insert(ask, Pending { to, tell, lease: lease.clone() });
+        self.pending.insert(ask, Pending { to, tell, lease: lease.clone(), went: false });
         (ask, told)
     }
 
@@ -79,10 +81,19 @@ impl Asks {
         self.pending.remove(&ask);
     }
 
+    /// Nobody waits for it any more. An owner that was not told to go on never begins, and may be stuck: nothing waits for
+    /// its word.
+    pub(super) fn give_up(&mut self, ask: u64) {
+        if self.pending.get(&ask).is_some_and(|it| !it.went) {
+            self.pending.remove(&ask);
+        }
+    }
+
     /// An owner says that it is about to act. Gives what it is to be told.
-    pub(super) fn taken(&self, from: Member, ask: u64, now: Instant) -> Message {
-        match self.pending.get(&ask).filter(|it| it.to == from) {
+    pub(super) fn taken(&mut self, from: Member, ask: u64, now: Instant) -> Message {
+        match self.pending.get_mut(&ask).filter(|it| it.to == from) {
             Some(it) if it.lease.check().is_ok() => {
+                it.went = true;
                 let left = it.lease.until().saturating_duration_since(now);
                 Message::Go { to: from, ask, left_ms: left.as_millis().try_into().unwrap_or(u64::MAX) }
             }
@@ -336,5 +347,27 @@ mod tests {
         let mut late = served.taken(OTHER, 3, Instant::now());
         served.go(OTHER, 3, 60_000);
         assert!(late.try_recv().is_err());
+    }
+
+    /// Else an owner that is stuck would hold up, for as long as it is, what conflicts with what it was asked for.
+    #[test]
+    fn an_owner_that_was_not_told_to_go_on_holds_nothing_up() {
+        let now = Instant::now();
+        let ask = || {
+            let (lease, settled) = Lease::new(now + Duration::from_secs(60), 1);
+            let mut asks = Asks::new(1);
+            let (ask, _told) = asks.begin(OWNER, &lease);
+            (asks, ask, settled)
+        };
+        let (mut asks, number, mut settled) = ask();
+        asks.give_up(number);
+        assert!(settled.is_now());
+        assert_eq!(asks.taken(OWNER, number, now), Message::Cancel { to: OWNER, ask: number });
+        let (mut asks, number, mut settled) = ask();
+        assert!(matches!(asks.taken(OWNER, number, now), Message::Go { .. }));
+        asks.give_up(number);
+        assert!(!settled.is_now(), "it may be at work");
+        asks.reply(OWNER, number, End::NotHere);
+        assert!(settled.is_now());
     }
 }

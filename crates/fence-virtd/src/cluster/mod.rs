@@ -197,6 +197,12 @@ impl Cluster {
         self.state().me
     }
 
+    /// The other hosts that run this daemon.
+    pub(crate) fn others(&self) -> Vec<Member> {
+        let state = self.state();
+        state.members.iter().filter(|it| Some(**it) != state.me).copied().collect()
+    }
+
     /// Why only what runs here can be dealt with.
     pub(crate) fn why_alone(&self) -> String {
         self.state().why_alone()
@@ -806,6 +812,7 @@ impl Drop for Asked {
     fn drop(&mut self) {
         if !self.over {
             self.cancel();
+            self.cluster.state().asks.give_up(self.ask);
         }
     }
 }
