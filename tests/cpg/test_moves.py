@@ -4,6 +4,7 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -162,3 +163,24 @@ def test_off_between_the_end_of_a_migration_s_copy_and_its_start_at_the_target(h
         running = [site.host.name for site in sites if domain.uuid in site.hypervisor.processes()]
         assert not (running and result.rc == 0), f"off, and it runs at {running}\n{hosts.logs()}"
         assert result.rc == 0 or refused(result), result
+
+
+def test_what_came_to_a_host_that_has_not_noticed_is_not_off(two):
+    """libvirt of h2 was gone for a while and is back, and the daemon there does not know yet."""
+    two.h1.has("late", start=False)
+    for asked in ("h1", "h2", "h3"):
+        two.wait_status(asked, "late", 2)
+    two.h2.hypervisor.kill()
+    # The longer it is gone, the later the daemon sees that it is back.
+    until(lambda: two.h2.daemon.log.count("can't connect to libvirt") > 0, PATIENCE, "h2 noticed")
+    time.sleep(8)
+    two.h2.hypervisor.start()
+    two.h2.has("late", transient=True)
+    answers = []
+
+    def is_on():
+        answers.append((two.ask("h1", "status", "late"), two.ask("h3", "status", "late")))
+        return all(it.rc == 0 for it in answers[-1])
+
+    until(is_on, PATIENCE, "h1 and h3 found it\n" + two.logs())
+    assert not [it for both in answers for it in both if it.rc == 2], f"{answers}\n{two.logs()}"

@@ -154,12 +154,21 @@ impl CpgBackend {
                 Place::On(members) => (others(members), true),
                 Place::Off(members) => (others(members), false),
                 Place::Down(node) if !matches!(here, Here::On(_)) => {
-                    match self.cluster.proved(node, Instant::now()).await {
-                        Ok(proof) => return Ok(Owners::Down(proof)),
-                        // It came back this moment.
-                        Err(_) if changed.until(until).await => continue,
-                        Err(why) => return Err(ActError::Unavailable(why)),
+                    if let Here::Unknown(why) = here {
+                        return Err(ActError::Unavailable(why));
                     }
+                    // It may have been started elsewhere since, where that was not heard yet.
+                    let is_on = self.is_on_anywhere(domain, until).await?;
+                    let why = match self.cluster.proved(node, Instant::now()).await {
+                        Ok(proof) if !is_on => return Ok(Owners::Down(proof)),
+                        Ok(proof) => format!("{proof}, but it is on at another host"),
+                        // It came back this moment.
+                        Err(why) => why,
+                    };
+                    if changed.until(until).await {
+                        continue;
+                    }
+                    return Err(ActError::Unavailable(why));
                 }
                 Place::Lost { node, why } if !matches!(here, Here::On(_)) => {
                     self.wait_for_proof(&[node], &why, until).await?;
@@ -217,8 +226,34 @@ impl CpgBackend {
             if at.is_empty() {
                 return Err(ActError::Gone);
             }
+            if !is_on_there {
+                // It may just have come to one that is not known to have it.
+                at.extend(self.others_than(&at));
+            }
             return Ok(Owners::At { at, is_on: is_on_there });
         }
+    }
+
+    /// Hosts of this daemon that are not among these, nor this one.
+    fn others_than(&self, at: &[At]) -> Vec<At> {
+        let others = self.cluster.others().into_iter();
+        others
+            .filter(|it| !at.iter().any(|at| matches!(at, At::There(at) if at == it)))
+            .map(At::There)
+            .collect()
+    }
+
+    /// Whether it is on at a host that had not said so, now that its last one is down. Asks each.
+    async fn is_on_anywhere(&self, domain: &DomainRef, until: Instant) -> Result<bool, ActError> {
+        let (lease, _settled) = Lease::new(until, 0);
+        for it in self.others_than(&[]) {
+            match self.status_at(&it, domain, true, &lease).await {
+                Ok(Power::On) => return Ok(true),
+                Ok(Power::Off) | Err(ActError::Gone) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     /// Waits until all of these nodes are known to be down.
