@@ -104,9 +104,11 @@ impl State {
         self.old.members.difference(&self.members).copied().collect()
     }
 
-    /// Whether this host is the one of the hosts of this daemon that answers what nobody else does.
-    fn is_highest_new(&self) -> bool {
-        self.me.is_some_and(|me| self.members.iter().all(|it| it.node <= me.node))
+    /// Whether this host is the one of the hosts of this daemon that answers what nobody else does. The second group may
+    /// not have said yet that these left.
+    fn is_highest_new(&self, left: &[Member]) -> bool {
+        let is_lower = |me: Member, it: &Member| it.node <= me.node || left.contains(it);
+        self.me.is_some_and(|me| self.members.iter().all(|it| is_lower(me, it)))
     }
 }
 
@@ -143,7 +145,7 @@ impl Cluster {
                     && it.owners.iter().all(|owner| left.iter().any(|gone| gone.node == owner.node))
             })
             .collect();
-        if state.is_highest_new() {
+        if state.is_highest_new(left) {
             for it in orphans {
                 warn!(node = it.from.node, target = %escaped(&it.request.target), "its owner left: failure");
                 self.reply_to_old(it.from, it.sequence, it.request, Response::Failure);
@@ -234,7 +236,7 @@ impl Cluster {
             let mut state = self.state();
             let late: Vec<_> =
                 state.old.requests.extract_if(.., |it| it.since.elapsed() >= CLIENT_PATIENCE).collect();
-            if state.is_highest_new() {
+            if state.is_highest_new(&[]) {
                 for it in late {
                     warn!(node = it.from.node, target = %escaped(&it.request.target), "nobody answered: failure");
                     self.reply_to_old(it.from, it.sequence, it.request, Response::Failure);
@@ -454,7 +456,7 @@ async fn serve(
                 let old = state.old_members();
                 old.iter().any(|it| state.directory.has(*it, uuid))
             });
-            if has_owner || !state.old.is_waiting(from, sequence) || !state.is_highest_new() {
+            if has_owner || !state.old.is_waiting(from, sequence) || !state.is_highest_new(&[]) {
                 return;
             }
             info!(node = from.node, target = %escaped(&request.target), "nobody has it: failure");
