@@ -157,6 +157,9 @@ pub(crate) enum Why {
     /// See [`TARGET_LIMIT`].
     #[error("queue full: {TARGET_LIMIT} requests for this domain are under way")]
     TargetQueueFull,
+    /// This host has as many under way among all hosts as it can tell them of.
+    #[error("queue full: the other hosts are asked about too many requests of this one")]
+    ClaimsFull,
     /// Other hosts have a say, and can't be heard.
     #[error("the hosts lost each other while it waited for what another host has in flight; ask again")]
     HostsApart,
@@ -168,7 +171,10 @@ pub(crate) enum Why {
 impl Why {
     /// The client may still be there, and is told.
     pub(crate) fn is_for_the_client(self) -> bool {
-        matches!(self, Self::QueueFull | Self::TargetQueueFull | Self::HostsApart | Self::TurnLost)
+        matches!(
+            self,
+            Self::QueueFull | Self::TargetQueueFull | Self::ClaimsFull | Self::HostsApart | Self::TurnLost
+        )
     }
 }
 

@@ -230,7 +230,7 @@ impl Claims {
     /// It does not get one.
     pub(crate) fn claim(&mut self, request: &Request) -> Result<(u64, Vec<Effect>), Why> {
         if self.own.len() >= CLAIM_LIMIT {
-            return Err(Why::QueueFull);
+            return Err(Why::ClaimsFull);
         }
         let id = self.next;
         let claim = Claim::of(id, &request.work, &request.source, request.peer.as_ref());

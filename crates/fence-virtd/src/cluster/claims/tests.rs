@@ -477,7 +477,7 @@ fn a_host_does_not_take_more_than_it_can_tell() {
         arrived: net.start,
         deadline: net.start,
     };
-    assert_eq!(net.hosts[0].claim(&request).unwrap_err(), Why::QueueFull);
+    assert_eq!(net.hosts[0].claim(&request).unwrap_err(), Why::ClaimsFull);
     net.change(&[0]);
     let Some(Message::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
     assert_eq!(sync.in_flight.len() + sync.waiting.len(), CLAIM_LIMIT);
