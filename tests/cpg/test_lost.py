@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from lab import wire
+from lab import process, wire
 from lab.cpg_member import Member
 from lab.net import wait_until
 
@@ -215,7 +215,8 @@ class frozen:
         self.host, self.daemon = host, host.daemon
 
     def __enter__(self):
-        os.kill(self.daemon.pid, signal.SIGSTOP)
+        # It does not take a message that is sent from now on.
+        process.freeze(self.daemon.pid)
 
     def __exit__(self, *_):
         if self.host.daemon is self.daemon:
