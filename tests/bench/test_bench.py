@@ -61,7 +61,7 @@ def test_a_quick_run(tmp_path):
     [path] = tmp_path.iterdir()
     result = json.loads(path.read_text())
     sections = {row["section"] for row in result["rows"]}
-    assert len(sections) == 7, sections
+    assert len(sections) == 8, sections
     for row in result["rows"]:
         for side in (REFERENCE, OURS):
             assert row["series"][side]["values"], f"nothing measured: {row['section']}, {row['name']}, {side}"
