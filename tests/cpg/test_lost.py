@@ -223,3 +223,21 @@ class frozen:
             os.kill(self.daemon.pid, signal.SIGCONT)
         # nsenter stops and goes on with its child.
         self.daemon.process.send_signal(signal.SIGCONT)
+
+
+def test_an_old_host_that_has_said_nothing_may_have_it_on(hosts):
+    """Its libvirt hangs, so it tells its domains to nobody who comes."""
+    hosts.h1.has("late", start=False)
+    hosts.h3.has("late")
+    hosts.h3.serve(OLD)
+    hosts.h3.hypervisor.freeze()
+    hosts.serve(h1=OURS, h2=OURS)
+    hosts.h1.wait_members(3)
+    try:
+        for asked in ("h1", "h2"):
+            assert set(asked_all(hosts, asked, "late").values()) == {"refused"}, hosts.logs()
+    finally:
+        hosts.h3.hypervisor.thaw()
+    hosts.wait_status("h1", "late", 0)
+    assert hosts.ask("h1", "off", "late").rc == 0
+    assert hosts.h3.state("late") == "shut off"

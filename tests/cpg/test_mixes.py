@@ -110,3 +110,28 @@ def test_what_changes_is_known_without_asking(mix):
     time.sleep(1)
     for asked in mix.ours:
         assert mix.ask(asked, "on", "new").rc == 1
+
+
+def test_an_old_host_whose_domains_others_have_too_is_asked(hosts):
+    """Every host defines all, as with shared storage: what an old host has on it does not say by itself."""
+    for host in hosts.all:
+        host.has("shared", start=False)
+    hosts.serve(h1=OURS, h2=OURS, h3=OLD)
+    for asked in ("h1", "h2"):
+        hosts.wait_status(asked, "shared", 2)
+    hosts.h3.has("shared")
+    for asked in ("h1", "h2"):
+        assert hosts.ask(asked, "status", "shared").rc == 0, hosts.logs()
+    hosts.h3.has("shared").destroy()
+    for asked in ("h1", "h2"):
+        assert hosts.ask(asked, "status", "shared").rc == 2, hosts.logs()
+    hosts.h3.has("shared")
+    hosts.h3.hypervisor.freeze()
+    try:
+        for asked in ("h1", "h2"):
+            assert refused(result := hosts.ask(asked, "status", "shared")), f"{result}\n{hosts.logs()}"
+    finally:
+        hosts.h3.hypervisor.thaw()
+    hosts.wait_status("h1", "shared", 0)
+    assert hosts.ask("h2", "off", "shared").rc == 0
+    assert [host.state("shared") for host in hosts.all] == ["shut off"] * 3

@@ -142,7 +142,10 @@ impl CpgBackend {
             {
                 let silent = self.cluster.look_at_old_hosts(until).await;
                 place = self.cluster.place(&domain.uuid);
-                if let (Some(member), false) = (silent.first(), matches!(place, Place::On(_))) {
+                let was_seen = matches!(here, Here::WentOff(_)) || self.cluster.was_seen_off(&domain.uuid);
+                // One that need not have anything to say is as one that is not heard.
+                let in_doubt = silent.iter().find(|it| !was_seen || self.cluster.has_its_own(**it));
+                if let (Some(member), false) = (in_doubt, matches!(place, Place::On(_))) {
                     let name = self.cluster.name(*member);
                     return Err(ActError::Unavailable(format!("{name} does not say whether it is on there")));
                 }

@@ -169,6 +169,11 @@ impl Directory {
         self.hosts.get(&member).is_some_and(|it| it.domains.contains_key(uuid))
     }
 
+    /// Whether this node said of any domain that it has it.
+    pub(super) fn has_any(&self, node: u32) -> bool {
+        self.hosts.iter().any(|(it, host)| it.node == node && !host.domains.is_empty())
+    }
+
     /// One domain that this member said it has, and that no other host has.
     pub(super) fn one_of(&self, member: Member) -> Option<&Domain> {
         let others =

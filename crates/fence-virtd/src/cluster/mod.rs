@@ -620,6 +620,16 @@ impl Cluster {
         }
     }
 
+    /// Whether it is on nowhere, and one of the members saw it go off a short while ago.
+    pub(crate) fn was_seen_off(&self, uuid: &str) -> bool {
+        matches!(self.state().directory.find(uuid), Where::Off { seen: true, .. })
+    }
+
+    /// Whether this old host is known to have a domain that no other host has: so it answers for one if it answers at all.
+    pub(crate) fn has_its_own(&self, member: Member) -> bool {
+        self.state().directory.one_of(member).is_some()
+    }
+
     /// Waits for the proof that a lost node is down, where there may be one.
     ///
     /// # Errors

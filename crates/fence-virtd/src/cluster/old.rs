@@ -32,6 +32,8 @@ const OWNERS_TIME: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(3);
 /// The same of one that is not known to have any domain: it may have none to say.
 const LOOK_FOR_ANY: Duration = Duration::from_millis(500);
+/// All that one has comes within this time of the first of it.
+const REST: Duration = Duration::from_millis(200);
 /// Requests of theirs that are remembered.
 const MAX_REQUESTS: usize = 4096;
 /// Between two looks whether it is off now.
@@ -47,6 +49,8 @@ pub(super) struct Old {
     sequence: u32,
     asks: HashMap<u32, Pending>,
     requests: Vec<Asked>,
+    /// How often each node said something of a domain.
+    said: BTreeMap<u32, u64>,
 }
 
 /// What one of them was asked.
@@ -78,7 +82,14 @@ struct Asked {
 
 impl Old {
     pub(super) fn new() -> Self {
-        Self { node: None, members: BTreeSet::new(), sequence: 0, asks: HashMap::new(), requests: Vec::new() }
+        Self {
+            node: None,
+            members: BTreeSet::new(),
+            sequence: 0,
+            asks: HashMap::new(),
+            requests: Vec::new(),
+            said: BTreeMap::new(),
+        }
     }
 
     pub(super) fn members(&self) -> &BTreeSet<Member> {
@@ -130,6 +141,8 @@ impl Cluster {
     pub(super) fn old_change(&self, members: BTreeSet<Member>, left: &[Member]) {
         let mut state = self.state();
         state.old.members = members;
+        let old = &mut state.old;
+        old.said.retain(|it, _| old.members.iter().any(|member| member.node == *it));
         for gone in left {
             state.old.forget_asks(Some(*gone));
             state.old.requests.retain(|it| it.from != *gone);
@@ -197,6 +210,7 @@ impl Cluster {
                     return;
                 }
                 let is_on = domain.is_on();
+                *state.old.said.entry(from.node).or_default() += 1;
                 for it in state.old.asks.values_mut().filter(|it| it.to == from) {
                     it.published.insert(uuid.clone(), is_on);
                 }
@@ -366,26 +380,63 @@ impl Cluster {
         asks: bool,
         until: Instant,
     ) -> Result<(), ActError> {
-        let short = until.min(Instant::now() + LOOK_FOR_ANY);
-        if !asks {
-            tokio::time::sleep_until(short.into()).await;
-            return Ok(());
-        }
         let Some(domain) = domain else {
-            // It has none, as far as it said; what it says to any request is taken as it comes.
-            let nobody = DomainRef {
-                name: "?".to_owned(),
-                uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
-                home: crate::backend::Home::Elsewhere,
-            };
-            let _ = self.ask_old(member, Action::Status, &nobody, short).await;
-            return Ok(());
+            return self.look_whether_it_says_anything(member, asks, until).await;
         };
         let known = DomainRef { name: domain.name, uuid: domain.uuid, home: crate::backend::Home::Elsewhere };
         let said = self.ask_old(member, Action::Status, &known, until.min(Instant::now() + LOOK)).await?;
         let all: BTreeSet<String> = said.published.keys().cloned().collect();
         self.state().directory.only(member, &all);
         self.tell_waiting();
+        Ok(())
+    }
+
+    /// It has no domain that only it has, as far as it said: what it says to any request is taken as it comes. One that
+    /// hangs says as little as one that has none.
+    async fn look_whether_it_says_anything(
+        &self,
+        member: Member,
+        asks: bool,
+        until: Instant,
+    ) -> Result<(), ActError> {
+        let said = || {
+            let state = self.state();
+            (
+                state.old.said.get(&member.node).copied().unwrap_or_default(),
+                state.directory.has_any(member.node),
+            )
+        };
+        let (before, has_any) = said();
+        let until = until.min(Instant::now() + if has_any { LOOK } else { LOOK_FOR_ANY });
+        let mut changed = self.changed();
+        let says = async {
+            while said().0 == before && changed.until(until).await {
+                changed = self.changed();
+            }
+        };
+        if asks {
+            let nobody = DomainRef {
+                name: "?".to_owned(),
+                uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+                home: crate::backend::Home::Elsewhere,
+            };
+            tokio::select! {
+                biased;
+                // Asked at once; an answer is not the point.
+                _ = async {
+                    let _ = self.ask_old(member, Action::Status, &nobody, until).await;
+                    std::future::pending::<()>().await;
+                } => {}
+                () = says => {}
+            }
+        } else {
+            says.await;
+        }
+        if said().0 == before {
+            return Err(ActError::Unavailable("it says nothing".to_owned()));
+        }
+        // The rest comes with it.
+        tokio::time::sleep(REST).await;
         Ok(())
     }
 
@@ -418,13 +469,25 @@ impl Cluster {
             }
             sequence
         };
+        let _forget = Forget { cluster: self, sequence };
         let said = tokio::time::timeout_at(until.into(), told).await;
-        self.state().old.asks.remove(&sequence);
         match said {
             Ok(Ok(said)) => Ok(said),
             Ok(Err(_)) => Err(ActError::Unknown(format!("{name} was asked, and then it left"))),
             Err(_) => Err(ActError::Unknown(format!("{name} did not answer in time"))),
         }
+    }
+}
+
+/// Nobody waits any more for what an old host was asked.
+struct Forget<'a> {
+    cluster: &'a Cluster,
+    sequence: u32,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.cluster.state().old.asks.remove(&self.sequence);
     }
 }
 
