@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from lab import wire
+from lab import net, wire
 
 from .leaks import Secrets
 from .scene import OURS, REFERENCE, SIDE
@@ -138,8 +138,13 @@ def test_the_c_daemon_prints_the_hash_that_it_expected(scene, outputs):
     """For a packet that was changed: so whoever reads its log signs packets without the key. The same search finds it."""
     host = scene.host("tcp")
     everything_that_goes_wrong(scene, host, "tcp")
-    found = [leak for text in outputs.of(REFERENCE) for leak in scene.secrets.find(text)]
-    assert any(leak.form == "hex" and leak.what == "packet hash" for leak in found), found
+
+    def is_printed():
+        found = [leak for text in outputs.of(REFERENCE) for leak in scene.secrets.find(text)]
+        return any(leak.form == "hex" and leak.what == "packet hash" for leak in found)
+
+    # Its last lines may still be on their way.
+    net.wait_until(is_printed)
 
 
 class Journal:

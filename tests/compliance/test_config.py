@@ -20,9 +20,13 @@ def outcome(lab, text):
     it runs and has no socket on the usual port."""
     config = programs.write_config(lab.file(".conf"), text)
     try:
-        with programs.Daemon(lab.host, config, wait=4):
-            assert lab.xvm("-o", "status", "-H", "on1", t=4).rc == 0
-            return UP
+        with programs.Daemon(lab.host, config, wait=4) as daemon:
+            if lab.xvm("-o", "status", "-H", "on1", t=4).rc == 0:
+                return UP
+            # The C daemon binds its socket before it finds that it can't go on.
+            assert daemon.wait_exit() != 0, "a failure must not look like success"
+            assert daemon.lines, "a failure without a word"
+            return REFUSED
     except RuntimeError as e:
         said = str(e)
         if "not ready within" in said:
