@@ -7,13 +7,14 @@
 //! or opens another. A blocked call can't be cancelled: it keeps its thread, its connection and its permit until
 //! libvirt's keepalive ends it; nobody waits for it longer than its deadline.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use libvirt_host::{Connection, Error, ErrorKind, EventSubscription, LifecycleEvent, LifecycleKind, Uuid};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -76,6 +77,40 @@ pub(crate) enum News {
     Domain(Uuid),
     /// The connection is new: anything may have happened.
     Everything,
+}
+
+/// What whoever follows a hypervisor's domains is to look at.
+pub(crate) enum ToLook {
+    Everything,
+    These(HashSet<Uuid>),
+}
+
+impl ToLook {
+    /// Waits for news and takes all that have piled up.
+    pub(crate) async fn next(news: &mut broadcast::Receiver<News>) -> Self {
+        let mut domains = HashSet::new();
+        match news.recv().await {
+            Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
+            Ok(News::Everything) | Err(RecvError::Lagged(_)) => return Self::Everything,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+        loop {
+            match news.try_recv() {
+                Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
+                Ok(News::Everything) | Err(TryRecvError::Lagged(_)) => return Self::Everything,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return Self::These(domains),
+            }
+        }
+    }
+
+    /// After a look that failed, so that nothing was learnt and it has to be everything: returns when the connection is new,
+    /// or after a pause.
+    pub(crate) async fn again(news: &mut broadcast::Receiver<News>, pause: Duration) -> Self {
+        let new =
+            async { while !matches!(news.recv().await, Ok(News::Everything) | Err(RecvError::Closed)) {} };
+        let _ = tokio::time::timeout(pause, new).await;
+        Self::Everything
+    }
 }
 
 /// Why a call to a hypervisor has no result.

@@ -168,18 +168,16 @@ pub(crate) use following::follow;
 
 #[cfg(feature = "libvirt")]
 mod following {
-    use std::collections::HashSet;
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use fence_wire::escaped;
     use libvirt_host::{Connection, Error, ErrorKind, State, Uuid, XmlKind};
-    use tokio::sync::broadcast::error::{RecvError, TryRecvError};
     use tokio::sync::{broadcast, watch};
     use tracing::{debug, warn};
 
     use super::{Domain, Inventory, Running, read};
-    use crate::hypervisor::{Hypervisor, News};
+    use crate::hypervisor::{Hypervisor, News, ToLook};
 
     /// How long one look at the hypervisor may take; with thousands of domains it is a matter of seconds.
     const LOOK_LIMIT: Duration = Duration::from_secs(60);
@@ -203,65 +201,36 @@ mod following {
         uri.split_once("://").is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(['/', '?']))
     }
 
-    /// What is to be looked at.
-    enum Task {
-        Everything,
-        These(HashSet<Uuid>),
-    }
-
     async fn keep(
         hypervisor: Arc<Hypervisor>,
         mut news: broadcast::Receiver<News>,
         state: watch::Sender<Running>,
     ) {
-        let mut task = Task::Everything;
+        let mut task = ToLook::Everything;
         loop {
             if let Err(why) = look(&hypervisor, &task, &state).await {
                 debug!(uri = hypervisor.uri(), "can't look at the running domains: {why}");
-                // Nothing was learnt: so it has to be everything, once libvirt is there again.
-                let _ = tokio::time::timeout(AGAIN, everything(&mut news)).await;
-                task = Task::Everything;
+                task = ToLook::again(&mut news, AGAIN).await;
                 if state.is_closed() {
                     return;
                 }
                 continue;
             }
             task = tokio::select! {
-                task = next(&mut news) => task,
+                task = ToLook::next(&mut news) => task,
                 () = state.closed() => return,
             };
         }
     }
 
-    async fn everything(news: &mut broadcast::Receiver<News>) {
-        while !matches!(news.recv().await, Ok(News::Everything) | Err(RecvError::Closed)) {}
-    }
-
-    /// Waits for news and takes all that have piled up.
-    async fn next(news: &mut broadcast::Receiver<News>) -> Task {
-        let mut domains = HashSet::new();
-        match news.recv().await {
-            Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
-            Ok(News::Everything) | Err(RecvError::Lagged(_)) => return Task::Everything,
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
-        loop {
-            match news.try_recv() {
-                Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
-                Ok(News::Everything) | Err(TryRecvError::Lagged(_)) => return Task::Everything,
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return Task::These(domains),
-            }
-        }
-    }
-
     async fn look(
         hypervisor: &Arc<Hypervisor>,
-        task: &Task,
+        task: &ToLook,
         state: &watch::Sender<Running>,
     ) -> Result<(), String> {
         let until = Instant::now() + LOOK_LIMIT;
         match task {
-            Task::Everything => {
+            ToLook::Everything => {
                 let running = hypervisor.ask(until, all).await.map_err(|e| e.to_string())?;
                 state.send_if_modified(|it| {
                     let changed = *it != running;
@@ -269,7 +238,7 @@ mod following {
                     changed
                 });
             }
-            Task::These(uuids) => {
+            ToLook::These(uuids) => {
                 let wanted: Vec<Uuid> = uuids.iter().copied().collect();
                 let seen = hypervisor
                     .ask(until, move |c| {

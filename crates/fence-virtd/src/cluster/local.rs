@@ -5,16 +5,15 @@
 //! after each connection. What several hypervisors have is merged here. Changes go to whoever publishes them; no request
 //! comes here. It must never answer for a domain: what is told may be a moment old.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid};
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tracing::{debug, warn};
 
-use crate::hypervisor::{Hypervisor, News};
+use crate::hypervisor::{Hypervisor, News, ToLook};
 use crate::locks::lock;
 
 /// How long one look may take; with thousands of domains it is a matter of seconds.
@@ -141,68 +140,39 @@ enum Seen {
     These(Vec<Change>),
 }
 
-/// What is to be looked at.
-enum Task {
-    Everything,
-    These(HashSet<Uuid>),
-}
-
 async fn keep(
     own: Arc<OwnDomains>,
     place: usize,
     hypervisor: Arc<Hypervisor>,
     mut news: broadcast::Receiver<News>,
 ) {
-    let mut task = Task::Everything;
+    let mut task = ToLook::Everything;
     loop {
         match look(&hypervisor, &task).await {
             Ok(seen) => own.saw(place, seen),
             Err(why) => {
                 debug!(uri = hypervisor.uri(), "can't look at the domains: {why}");
-                // Nothing was learnt: so it has to be everything, once libvirt is there again.
-                let _ = tokio::time::timeout(AGAIN, everything(&mut news)).await;
-                task = Task::Everything;
+                task = ToLook::again(&mut news, AGAIN).await;
                 continue;
             }
         }
         task = tokio::select! {
-            task = next(&mut news) => task,
+            task = ToLook::next(&mut news) => task,
             () = tokio::time::sleep(REFRESH) => {
                 let state = lock(&own.state);
                 let went_off = state.seen[place].iter().filter(|(_, it)| matches!(it.power, OwnPower::WentOff | OwnPower::Gone));
-                Task::These(went_off.map(|(uuid, _)| *uuid).collect())
+                ToLook::These(went_off.map(|(uuid, _)| *uuid).collect())
             }
         };
     }
 }
 
-async fn everything(news: &mut broadcast::Receiver<News>) {
-    while !matches!(news.recv().await, Ok(News::Everything) | Err(RecvError::Closed)) {}
-}
-
-/// Waits for news and takes all that have piled up.
-async fn next(news: &mut broadcast::Receiver<News>) -> Task {
-    let mut domains = HashSet::new();
-    match news.recv().await {
-        Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
-        Ok(News::Everything) | Err(RecvError::Lagged(_)) => return Task::Everything,
-        Err(RecvError::Closed) => std::future::pending().await,
-    }
-    loop {
-        match news.try_recv() {
-            Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
-            Ok(News::Everything) | Err(TryRecvError::Lagged(_)) => return Task::Everything,
-            Err(TryRecvError::Empty | TryRecvError::Closed) => return Task::These(domains),
-        }
-    }
-}
-
-async fn look(hypervisor: &Arc<Hypervisor>, task: &Task) -> Result<Seen, String> {
+async fn look(hypervisor: &Arc<Hypervisor>, task: &ToLook) -> Result<Seen, String> {
     let until = Instant::now() + LOOK_LIMIT;
     let memory = Arc::clone(hypervisor);
     let seen = match task {
-        Task::Everything => hypervisor.ask(until, move |c| all(c, &memory)).await.map(Seen::Everything),
-        Task::These(uuids) => {
+        ToLook::Everything => hypervisor.ask(until, move |c| all(c, &memory)).await.map(Seen::Everything),
+        ToLook::These(uuids) => {
             let wanted: Vec<Uuid> = uuids.iter().copied().collect();
             let these = move |c: &Connection| {
                 wanted.iter().map(|it| Ok((*it, one(c, &memory, *it)?))).collect::<Result<_, _>>()
