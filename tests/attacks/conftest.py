@@ -16,26 +16,15 @@ from lab.programs import SIDE
 from .scene import OURS, REFERENCE, Scene, program
 
 
-_notes = pytest.StashKey()
-
-
 def pytest_report_header():
     return [f"attacked: {SIDE} ({program(SIDE, 'fence_virtd')}, {program(SIDE, 'fence_xvm')})"]
 
 
 def pytest_configure(config):
-    config.stash[_notes] = []
     config.addinivalue_line("markers", "ours: about what only our programs have")
     config.addinivalue_line("markers", "reference: about what only the C programs have")
     config.addinivalue_line("markers", "sealed: needs programs that know the sealed protocol")
     config.addinivalue_line("markers", "leaks: the test looks for secrets itself")
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[_notes]:
-        terminalreporter.section(f"noted ({SIDE})")
-        for line in config.stash[_notes]:
-            terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(items):
@@ -92,12 +81,6 @@ def stage(tmp_path_factory):
     scene = Scene(tmp_path_factory.mktemp("attacks"))
     yield scene
     scene.close()
-
-
-@pytest.fixture
-def note(request):
-    """note(text): a line for the end of the run."""
-    return lambda text: request.config.stash[_notes].append(f"{request.node.name}: {text}")
 
 
 @pytest.fixture

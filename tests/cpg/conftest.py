@@ -17,26 +17,6 @@ from survivor import rig
 from .hosts import Hosts
 from .sites import Site
 
-_notes = pytest.StashKey()
-
-
-def pytest_configure(config):
-    config.stash[_notes] = []
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[_notes]:
-        terminalreporter.section("noted")
-        for line in config.stash[_notes]:
-            terminalreporter.write_line(line)
-
-
-@pytest.fixture
-def note(request):
-    """note(text): a line for the end of the run."""
-    return lambda text: request.config.stash[_notes].append(f"{request.node.name}: {text}")
-
-
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """The Hosts."""

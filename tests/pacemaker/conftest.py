@@ -22,7 +22,6 @@ PAIRS = ["ours-ours", "reference-ours"] + (["ours-reference", "reference-referen
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "wide: belongs to the long run")
-    config.stash[_notes] = []
 
 
 def pytest_generate_tests(metafunc):
@@ -35,19 +34,6 @@ def pytest_collection_modifyitems(config, items):
         later = [item for item in items if item.get_closest_marker("wide")]
         items[:] = [item for item in items if item not in later]
         config.hook.pytest_deselected(items=later)
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[_notes]:
-        terminalreporter.section("noted")
-        for line in config.stash[_notes]:
-            terminalreporter.write_line(line)
-
-
-@pytest.fixture
-def note(request):
-    """note(text): a line for the end of the run."""
-    return lambda text: request.config.stash[_notes].append(f"{request.node.name}: {text}")
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +78,3 @@ def pair(request, lab, two_nodes):
     two_nodes.boot()
     two_nodes.sides = (agent, daemon)
     return two_nodes
-
-
-_notes = pytest.StashKey()

@@ -11,12 +11,8 @@ import pytest
 
 from .rig import AGENTS, SIDE, Host, Machine, Site, missing
 
-_notes = pytest.StashKey()
-
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "ours: about what the reference's daemon has not got")
-    config.stash[_notes] = []
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,19 +26,6 @@ def pytest_collection_modifyitems(config, items):
 def pytest_generate_tests(metafunc):
     if "agents" in metafunc.fixturenames:
         metafunc.parametrize("agents", AGENTS, indirect=True, ids=[f"{side}-agents" for side in AGENTS])
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[_notes]:
-        terminalreporter.section(f"noted ({SIDE} daemon)")
-        for line in config.stash[_notes]:
-            terminalreporter.write_line(line)
-
-
-@pytest.fixture
-def note(request):
-    """note(text): a line for the end of the run."""
-    return lambda text: request.config.stash[_notes].append(f"{request.node.name}: {text}")
 
 
 @pytest.fixture(scope="session")
