@@ -48,6 +48,38 @@ def test_signals_end_it_cleanly(lab, config, number):
     assert not daemon.pidfile.exists()
 
 
+@only("ours", VIRTD, "leave.rs: the C libraries' destructors run beside threads that still use them, and so must not run")
+class TestNoDestructorsAtTheEnd:
+    """The dynamic linker tells which libraries it starts and which it ends."""
+
+    @pytest.fixture
+    def linker(self, lab):
+        """(env, told): what the program needs in its environment, and the linker's lines about what it ended."""
+        path = lab.file(".linker")
+
+        def told():
+            texts = [it.read_text() for it in path.parent.glob(f"{path.name}.*")]
+            [text] = [text for text in texts if "calling init" in text and "/libvirt.so" in text]
+            return [line for line in text.splitlines() if "calling fini" in line]
+        return {"LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(path)}, told
+
+    def test_after_a_signal(self, lab, config, linker):
+        env, told = linker
+        daemon = programs.Daemon(lab.host, config, env=env)
+        assert lab.xvm("-o", "status", "-H", "on1").rc == 0
+        assert daemon.stop(signal.SIGTERM) == 0
+        assert told() == []
+
+    @pytest.mark.parametrize("arg, code", [("-F", 1), ("--check", 1), ("-h", 0)])
+    def test_of_other_ends(self, lab, linker, arg, code):
+        """Two of them have started libvirt's threads, to find no hypervisor."""
+        env, told = linker
+        config = lab.config("test:///nonexistent/file.xml")
+        r = programs.run_daemon(lab.host, arg, "-f", config, "-p", lab.file(".pid"), env=env)
+        assert r.rc == code and (r.out or r.err), r
+        assert told() == []
+
+
 def test_it_ends_while_a_client_is_silent(lab, config):
     daemon = programs.Daemon(lab.host, config)
     client = wire.FakeClient(lab.guest, lab.key)

@@ -6,9 +6,11 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+
+use crate::leave::{FAILURE, SUCCESS};
 
 /// In the environment of the child.
 const MARK: &str = "FENCE_VIRTD_IN_BACKGROUND";
@@ -19,8 +21,8 @@ pub(crate) fn is_child() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// The parent's part: starts the child and tells how that went.
-pub(crate) fn start_child() -> io::Result<ExitCode> {
+/// The parent's part: starts the child and tells how that went, as an exit code.
+pub(crate) fn start_child() -> io::Result<u8> {
     let mut child = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")
@@ -32,14 +34,10 @@ pub(crate) fn start_child() -> io::Result<ExitCode> {
         stdout.take(READY.len() as u64).read_to_end(&mut said)?;
     }
     if said == READY {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(SUCCESS);
     }
     let status = child.wait()?;
-    Ok(status
-        .code()
-        .and_then(|it| u8::try_from(it).ok())
-        .filter(|it| *it != 0)
-        .map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(status.code().and_then(|it| u8::try_from(it).ok()).filter(|it| *it != 0).unwrap_or(FAILURE))
 }
 
 /// The child's first part: away from the terminal and from any directory that somebody may want to unmount.

@@ -23,6 +23,7 @@ mod hypervisor;
 mod identity;
 mod inventory;
 mod keys;
+mod leave;
 mod limits;
 mod listener;
 mod listeners;
@@ -43,43 +44,48 @@ mod turns;
 
 use std::fmt;
 use std::io::Write;
-use std::process::ExitCode;
 
 use fence_cli::keygen;
+use leave::{FAILURE, SUCCESS, leave};
 use options::Command;
 
-fn main() -> ExitCode {
+fn main() -> ! {
+    leave(command())
+}
+
+/// Does what the command line says. The exit code.
+fn command() -> u8 {
     match options::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(options)) => run::run(&options),
         Ok(Command::Help) => print(options::HELP),
         Ok(Command::Version) => print(concat!("fence_virtd ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::ListModules) => print(&modules()),
         Ok(Command::Configure(file)) => match configure::run(&file, &modules()) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => SUCCESS,
             Err(error) => {
                 complain(&error);
-                ExitCode::FAILURE
+                FAILURE
             }
         },
         Ok(Command::MakeKey(file)) => match keygen::make(&file) {
             Ok(made) => print(&made.to_string()),
             Err(error) => {
                 complain(&error);
-                ExitCode::FAILURE
+                FAILURE
             }
         },
         Ok(Command::Status(config)) => match metrics::summary::ask(&config) {
             Ok(text) => print(&text),
             Err(error) => {
                 complain(&error);
-                ExitCode::FAILURE
+                FAILURE
             }
         },
         Ok(Command::Check { config, json }) => check::run(&config, json),
         Err(error) => {
             complain(&error);
             complain(&"fence_virtd -h lists the options");
-            ExitCode::FAILURE
+            FAILURE
         }
     }
 }
@@ -98,10 +104,10 @@ fn modules() -> String {
     format!("Available backends:\n{backends}Available listeners:\n{listeners}")
 }
 
-fn print(text: &str) -> ExitCode {
+fn print(text: &str) -> u8 {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Ok(()) => SUCCESS,
+        Err(_) => FAILURE,
     }
 }
 

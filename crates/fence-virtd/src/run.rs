@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use crate::cluster::{self, Cluster, OtherHosts};
 use crate::hypervisor::Hypervisors;
 use crate::identity::Sources;
 use crate::inventory::Inventories;
+use crate::leave::{FAILURE, SUCCESS};
 use crate::limits::DESCRIPTORS;
 use crate::listeners::{Common, ListenerError, Listeners};
 use crate::metrics::endpoint::Endpoint;
@@ -69,16 +69,16 @@ enum RunError {
 #[derive(Clone, Default)]
 pub(crate) struct Hypervisors {}
 
-/// Serves until a signal ends it.
-pub(crate) fn run(options: &Options) -> ExitCode {
+/// Serves until a signal ends it. The exit code.
+pub(crate) fn run(options: &Options) -> u8 {
     match prepare(options) {
         Ok(Prepared::Parent(code)) => code,
         Ok(Prepared::Serve(config)) => {
             let code = match serve(options, &config) {
-                Ok(()) => ExitCode::SUCCESS,
+                Ok(()) => SUCCESS,
                 Err(reason) => {
                     error!("{reason}");
-                    ExitCode::FAILURE
+                    FAILURE
                 }
             };
             log::finish();
@@ -86,14 +86,14 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         }
         Err(reason) => {
             crate::complain(&reason);
-            ExitCode::FAILURE
+            FAILURE
         }
     }
 }
 
 enum Prepared {
     /// Another process serves.
-    Parent(ExitCode),
+    Parent(u8),
     Serve(Box<Config>),
 }
 

@@ -17,6 +17,7 @@
 //!   several connections per URI: they are cheap (about 1 ms to open) and independent. Why: libvirt's keepalive
 //!   ends only one of several calls under way on a connection that went silent.
 //! - Anything may be dropped on any thread, in call-backs too, and dropping never blocks.
+//! - A program with threads of its own that come here ends by [`leave`], not by a return from `main`.
 //!
 //! It must never log, print, retry, or depend on another crate of this project.
 #![allow(unsafe_code)] // Calls into C: this crate exists so that no other one needs them.
@@ -32,5 +33,5 @@ pub use connection::{Connection, DomainRecord, KeepAlive};
 pub use domain::{Domain, State, XmlKind};
 pub use error::{Error, ErrorKind};
 pub use event::{CloseReason, EventSubscription, LifecycleEvent, LifecycleKind};
-pub use runtime::init;
+pub use runtime::{init, leave};
 pub use uuid::{ParseUuidError, Uuid};

@@ -5,6 +5,7 @@
 //! answer, so against a stopped libvirtd it blocks until keepalive gives up; and the last reference to a connection
 //! must not fall inside a call-back of the event loop, where libvirt deadlocks. So nobody closes but this thread.
 
+use std::ffi::c_int;
 use std::io;
 use std::ptr;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -23,6 +24,21 @@ use crate::event::{CloseWatch, Registration, connection_lost};
 pub fn init() -> Result<(), Error> {
     static DONE: OnceLock<Result<(), Error>> = OnceLock::new();
     DONE.get_or_init(start).clone()
+}
+
+/// Ends the process with this exit code, at once and without a word: no buffer is flushed, nothing of the C libraries is
+/// called.
+///
+/// A return from `main` or [`std::process::exit`] calls the destructors of libvirt's libraries, while its two threads and
+/// calls under way still use them. One, OpenSSL, frees what belongs to each thread that used it, and when such a
+/// thread ends in that moment and gives it back itself, that is a double free.
+pub fn leave(code: u8) -> ! {
+    // SAFETY: ends the process; may be called at any time on any thread.
+    unsafe { _exit(code.into()) }
+}
+
+unsafe extern "C" {
+    fn _exit(status: c_int) -> !;
 }
 
 /// A connection to close, with what has to be taken off it before.

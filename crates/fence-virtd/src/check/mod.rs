@@ -17,7 +17,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::ExitCode;
 
 pub(super) use fence_cli::shown;
 use fence_config::{Backend, Config, MetricsAddress, Severity};
@@ -25,10 +24,11 @@ use fence_sandbox::State;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
+use crate::leave::{FAILURE, SUCCESS};
 use crate::{replay, sandbox};
 
 /// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of them failed.
-pub(crate) fn run(file: &Path, json: bool) -> ExitCode {
+pub(crate) fn run(file: &Path, json: bool) -> u8 {
     let findings = all(file);
     let text = if json {
         // Neither maps nor numbers that JSON lacks: can't fail.
@@ -39,9 +39,9 @@ pub(crate) fn run(file: &Path, json: bool) -> ExitCode {
     if std::io::stdout().write_all(text.as_bytes()).is_err()
         || findings.iter().any(|it| it.result == Level::Failed)
     {
-        return ExitCode::FAILURE;
+        return FAILURE;
     }
-    ExitCode::SUCCESS
+    SUCCESS
 }
 
 /// What one check came to.
