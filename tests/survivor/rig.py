@@ -349,7 +349,7 @@ class Host:
             backend_options={"uri": uri or site.hypervisor.uri, **(backend or {})},
             daemon_options={"audit_log": self.audit_file} if side == "ours" else None, **rest)
         ready = {"multicast": "udp", "tcp": "tcp", "serial": None}[listener]
-        self.daemon = programs.Daemon(self.node, config, program=_shelved(side, directory), ready=ready, debug=3)
+        self.daemon = programs.Daemon(self.node, config, program=shelved(side, directory), ready=ready, debug=3)
         if side == "ours":
             # A socket is bound before it has joined its group.
             self.daemon.wait_log(r"run: serving ")
@@ -397,17 +397,20 @@ def starts(hypervisor, domain):
     return log.read_text().count(": starting up")
 
 
-def _shelved(side, directory):
-    """The side's fence_virtd. Ours keeps state in /var/lib: each daemon gets its own."""
+def shelved(side, directory, over=None):
+    """The side's fence_virtd. Ours keeps state in /var/lib: each daemon gets its own. `over`: {place: path}, what ours and
+    its children see in further places."""
     path = program(side, "fence_virtd")
     if side == "reference":
         return path
     (directory / "state").mkdir(exist_ok=True)
     wrapper = directory / "fence_virtd"
+    binds = "\n".join(f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(place))}"
+                      for place, path in {"/var/lib": directory / "state", **(over or {})}.items())
     wrapper.write_text(f"""#!/bin/sh
 if [ "$1" != unshared ]; then exec unshare --mount --propagation=private "$0" unshared "$@"; fi
 shift
-mount --bind {shlex.quote(str(directory / "state"))} /var/lib
+{binds}
 exec {shlex.quote(path)} "$@"
 """)
     wrapper.chmod(0o755)
