@@ -408,6 +408,12 @@ impl Hypervisor {
         memory.domains.iter().any(|(it, known)| *it != uuid && known.name == name && known.went_off.is_none())
     }
 
+    /// Whether one of the domains that were seen here is such a one. Those that have gone since are among them.
+    #[allow(dead_code, reason = "until several backends are asked at once")]
+    pub(crate) fn remembers(&self, is_it: impl Fn(Uuid, &str) -> bool) -> bool {
+        lock(&self.memory).domains.iter().any(|(uuid, known)| is_it(*uuid, &known.name))
+    }
+
     /// A domain that is no longer defined and was seen to go off here, within the last ten minutes and with
     /// lifecycle events watched all the time since.
     pub(crate) fn gone_off(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {

@@ -18,7 +18,7 @@ use crate::access::{Access, Decision, Identity, Subject};
 use crate::arbiter::{self, PeerId, Source, Why, Work};
 use crate::audit::{Audit, Record, Stages};
 use crate::backend::{
-    ActError, Backend, DomainRef, Lease, LeaseEnd, LocateError, Located, Power, Settled, StartFrom,
+    ActError, Backend, DomainRef, Lease, LeaseEnd, LocateError, Located, Power, Settled, StartFrom, Trail,
 };
 use crate::drops::Drops;
 use crate::keys::KeyProof;
@@ -85,6 +85,8 @@ pub(crate) struct Job {
     pub(crate) action: Action,
     /// What it is about.
     pub(crate) target: Target,
+    /// What was run for it.
+    pub(crate) trail: Trail,
 }
 
 impl Job {
@@ -428,7 +430,8 @@ impl Service {
 
     /// The lease of a request: until shortly before its client gives up.
     pub(crate) fn lease(job: &Job) -> (Lease, Settled) {
-        Lease::new(job.deadline() - ANSWER_MARGIN, job.id)
+        let (lease, settled) = Lease::new(job.deadline() - ANSWER_MARGIN, job.id);
+        (lease.noted_in(job.trail.clone()), settled)
     }
 
     /// The work of a request is over as far as its client is concerned. Those that joined it are told, and what it
@@ -568,8 +571,8 @@ impl Service {
         let seen_off = || running.seen_off();
         let result = match job.action {
             Action::Status => {
-                let until = lease.until().min(Instant::now() + LOOK_LIMIT);
-                self.backend.status(domain, until).await.map(|power| match power {
+                let look = lease.within(Instant::now() + LOOK_LIMIT);
+                self.backend.status(domain, &look).await.map(|power| match power {
                     Power::On => Outcome::plain(Response::Success),
                     Power::Off => Outcome::plain(Response::Off),
                 })
@@ -697,7 +700,15 @@ mod tests {
             panic!("looked for")
         }
 
-        fn status<'a>(&'a self, _: &'a DomainRef, _: Instant) -> backend::Work<'a, Result<Power, ActError>> {
+        fn may_have(&self, _: &Target) -> bool {
+            panic!("asked")
+        }
+
+        fn status<'a>(
+            &'a self,
+            _: &'a DomainRef,
+            _: &'a Lease,
+        ) -> backend::Work<'a, Result<Power, ActError>> {
             panic!("looked at")
         }
 
@@ -789,6 +800,7 @@ mod tests {
             access: Arc::new(Access::new(None)),
             action,
             target: Target::new("b", false).unwrap(),
+            trail: Trail::default(),
         };
         let domain = DomainRef { name: "b".to_owned(), uuid: "b".to_owned(), home: Home::Here(0) };
         (job, Resolved::Run(Some(Located::Here(domain))))

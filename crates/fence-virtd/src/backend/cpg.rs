@@ -64,7 +64,7 @@ impl CpgBackend {
         };
         let own = here.as_ref().ok().filter(|it| it.domain().uuid == domain.uuid);
         if let Some(Located::Here(own)) = own
-            && self.local.status(own, until).await == Ok(Power::On)
+            && self.local.look(own, until).await == Ok(Power::On)
         {
             return Ok(Located::Here(own.clone()));
         }
@@ -91,7 +91,7 @@ impl CpgBackend {
         until: Instant,
     ) -> Result<Located, LocateError> {
         if let Ok(Located::Here(domain)) = &here
-            && self.local.status(domain, until).await == Ok(Power::On)
+            && self.local.look(domain, until).await == Ok(Power::On)
         {
             return here;
         }
@@ -107,7 +107,7 @@ impl CpgBackend {
         loop {
             let changed = self.cluster.changed();
             let here = match self.local.locate(&target, until).await {
-                Ok(Located::Here(own)) => match self.local.status(&own, until).await {
+                Ok(Located::Here(own)) => match self.local.look(&own, until).await {
                     Ok(Power::On) => Here::On(own),
                     Ok(Power::Off) => Here::WentOff(own),
                     Err(ActError::Gone) => Here::No,
@@ -381,7 +381,7 @@ impl CpgBackend {
         lease: &Lease,
     ) -> Result<Power, ActError> {
         match at {
-            At::Here(own) => match self.local.status(own, lease.until()).await {
+            At::Here(own) => match self.local.look(own, lease.until()).await {
                 Err(ActError::Gone) if self.went_off(own, lease.until()).await => Ok(Power::Off),
                 other => other,
             },
@@ -449,8 +449,12 @@ impl Backend for CpgBackend {
         Box::pin(self.locate_anywhere(target, until))
     }
 
-    fn status<'a>(&'a self, domain: &'a DomainRef, until: Instant) -> Work<'a, Result<Power, ActError>> {
-        Box::pin(self.status_of(domain, until))
+    fn may_have(&self, target: &Target) -> bool {
+        self.local.may_have(target) || !self.cluster.named(target).is_empty()
+    }
+
+    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+        Box::pin(self.status_of(domain, lease.until()))
     }
 
     fn off<'a>(

@@ -66,8 +66,15 @@ impl LibvirtBackend {
     fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActError> {
         match domain.home {
             Home::Here(place) => self.hypervisors.get(place).ok_or(ActError::Gone),
-            Home::Elsewhere => Err(ActError::Gone),
+            Home::Elsewhere | Home::Agent => Err(ActError::Gone),
         }
+    }
+
+    /// Looks at the domain.
+    pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<Power, ActError> {
+        let uuid = uuid_of(domain)?;
+        let look = self.home(domain)?.ask(until, move |c| look(c, uuid)).await?;
+        look.power()
     }
 
     async fn locate_here(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
@@ -227,12 +234,13 @@ impl Backend for LibvirtBackend {
         Box::pin(self.locate_here(target, until))
     }
 
-    fn status<'a>(&'a self, domain: &'a DomainRef, until: Instant) -> Work<'a, Result<Power, ActError>> {
-        Box::pin(async move {
-            let uuid = uuid_of(domain)?;
-            let look = self.home(domain)?.ask(until, move |c| look(c, uuid)).await?;
-            look.power()
-        })
+    fn may_have(&self, target: &Target) -> bool {
+        let wanted = Wanted::new(target);
+        self.hypervisors.iter().any(|it| it.remembers(|uuid, name| wanted.means(uuid, name)))
+    }
+
+    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+        Box::pin(self.look(domain, lease.until()))
     }
 
     fn off<'a>(
@@ -348,16 +356,22 @@ impl Wanted {
         }
     }
 
+    /// Whether it could be one that [`Self::find`] finds.
+    fn means(&self, uuid: Uuid, name: &str) -> bool {
+        self.uuid == Some(uuid) || !self.only_uuid && (self.text == name || self.is_cut_from(name))
+    }
+
+    fn is_cut_from(&self, name: &str) -> bool {
+        name.len() > NAME_ON_WIRE
+            && name.starts_with(&self.text)
+            && name.floor_char_boundary(NAME_ON_WIRE) == self.text.len()
+    }
+
     fn find_by_cut_name(&self, connection: &Connection) -> Result<Vec<Found>, Error> {
         let all = connection.domains()?;
         Ok(all
             .into_iter()
-            .filter(|it| {
-                it.state != State::MovedAway
-                    && it.name.len() > NAME_ON_WIRE
-                    && it.name.starts_with(&self.text)
-                    && it.name.floor_char_boundary(NAME_ON_WIRE) == self.text.len()
-            })
+            .filter(|it| it.state != State::MovedAway && self.is_cut_from(&it.name))
             .map(|it| Found { name: it.name, uuid: it.uuid, active: it.state != State::ShutOff })
             .collect())
     }

@@ -5,6 +5,8 @@
 //! come from a look at the domain after the action. It knows nothing of requests, peers or keys. Blocking
 //! libraries stay behind it, each call with a deadline of its own.
 
+#![allow(dead_code, reason = "until several backends and the agent backend use all of it")]
+
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -20,6 +22,10 @@ use zeroize::Zeroizing;
 pub(crate) mod cpg;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
+mod trail;
+
+#[allow(unused_imports, reason = "until the agent backend is there")]
+pub(crate) use trail::{Ended, Ran, Trail};
 
 /// A piece of a backend's work; boxed, so that a backend can be chosen at run time.
 pub(crate) type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -29,8 +35,12 @@ pub(crate) trait Backend: Send + Sync {
     /// Finds the one domain that a target means: by UUID where it reads as one, then by name.
     fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>>;
 
-    /// Looks at the domain.
-    fn status<'a>(&'a self, domain: &'a DomainRef, until: Instant) -> Work<'a, Result<Power, ActError>>;
+    /// Whether it had a domain that this target could mean when it was last heard: asked of one that can't be asked
+    /// now. What it never had, it does not keep from others. Answers at once.
+    fn may_have(&self, target: &Target) -> bool;
+
+    /// Looks at the domain. It does no harm after the lease has ended, so that is for whoever waits to look at.
+    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>>;
 
     /// Powers the domain off, hard, and returns when a look showed it off. Off already is success.
     ///
@@ -78,6 +88,8 @@ pub(crate) enum Home {
     Here(usize),
     /// At another host; at which one is asked when something is to be done.
     Elsewhere,
+    /// Wherever the agent backend's devices are.
+    Agent,
 }
 
 /// What became of a look for a domain.
@@ -227,6 +239,7 @@ pub(crate) struct Lease {
     request: u64,
     until: Instant,
     ended: watch::Sender<Option<LeaseEnd>>,
+    trail: Trail,
     /// Nothing is ever sent: the channel closes with the last clone.
     _alive: mpsc::Sender<Infallible>,
 }
@@ -261,7 +274,23 @@ impl Lease {
     /// For the request with this number.
     pub(crate) fn new(until: Instant, request: u64) -> (Self, Settled) {
         let (alive, gone) = mpsc::channel(1);
-        (Self { request, until, ended: watch::Sender::new(None), _alive: alive }, Settled(gone))
+        let (ended, trail) = (watch::Sender::new(None), Trail::default());
+        (Self { request, until, ended, trail, _alive: alive }, Settled(gone))
+    }
+
+    /// The same, and what runs under it is noted there.
+    pub(crate) fn noted_in(self, trail: Trail) -> Self {
+        Self { trail, ..self }
+    }
+
+    /// Where what runs for the request is noted.
+    pub(crate) fn trail(&self) -> &Trail {
+        &self.trail
+    }
+
+    /// The same lease for a part of the work: it ends at `limit` if that is earlier.
+    pub(crate) fn within(&self, limit: Instant) -> Self {
+        Self { until: self.until.min(limit), ..self.clone() }
     }
 
     /// The number of the request that it is for.
@@ -288,7 +317,7 @@ impl Lease {
     /// For the rest of something that was begun and must not be left half done, whoever waits for it: until `until`,
     /// whatever becomes of the client.
     pub(crate) fn to_the_end(&self, until: Instant) -> Self {
-        Self { request: self.request, until, ended: watch::Sender::new(None), _alive: self._alive.clone() }
+        Self { until, ended: watch::Sender::new(None), ..self.clone() }
     }
 
     /// Why nobody waits for it any more, once that is so.

@@ -21,7 +21,7 @@ use super::message::{Domain, Member, State as DomainState};
 use super::{Changed, Cluster, State};
 use crate::access::{Access, Identity};
 use crate::audit::{End, Record, Stages};
-use crate::backend::{ActError, Backend, DomainRef, Lease, Located, Power};
+use crate::backend::{ActError, Backend, DomainRef, Lease, Located, Power, Trail};
 use crate::service::{CLIENT_PATIENCE, Job, Outcome, Service, Worked};
 
 /// A reply that came before they waited for it is missed: it is sent once more after this long.
@@ -566,7 +566,7 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Who
     };
     match located {
         Ok(Located::Here(own) | Located::GoneOff(own) | Located::Resting(own)) => {
-            if cluster.local().status(&own, until).await == Ok(Power::On) {
+            if cluster.local().look(&own, until).await == Ok(Power::On) {
                 return Whose::Mine;
             }
             match place(&own.uuid) {
@@ -614,6 +614,7 @@ async fn work(
         access: Arc::new(Access::new(None)),
         action: request.action.unwrap_or(Action::Null),
         target,
+        trail: Trail::default(),
     };
     let (lease, settled) = Service::lease(&job);
     let Worked { domain, outcome, running, mut stages } = service.whole_way(&job, &lease).await;

@@ -13,7 +13,9 @@ use super::message::{Ask, End as AskEnd, Outcome, What};
 use super::{Cluster, Member};
 use crate::access::{Access, Identity};
 use crate::audit::{End, Record, Stages};
-use crate::backend::{ActError, Backend, DomainRef, Lease, LocateError, Located, Power, Settled, StartFrom};
+use crate::backend::{
+    ActError, Backend, DomainRef, Lease, LocateError, Located, Power, Settled, StartFrom, Trail,
+};
 use crate::service::{CLIENT_PATIENCE, Job, NOT_STARTED, START_LIMIT, Service};
 
 /// The transport's name in records.
@@ -37,6 +39,7 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
         access: Arc::new(Access::new(None)),
         action: action(ask.what),
         target: Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none()),
+        trail: Trail::default(),
     };
     let mut work = Work { cluster: &cluster, from, ask: &ask, stages: Stages::default(), domain: None };
     let (served, settled) = work.work(&job).await;
@@ -89,7 +92,7 @@ impl Work<'_> {
         };
         self.domain = Some(domain.clone());
         if job.action == Action::Status {
-            let seen = local.status(&domain, until).await;
+            let seen = local.look(&domain, until).await;
             return (seen.map_or_else(Served::Failed, Served::Is), None);
         }
         let (lease, settled) = match self.cluster.taken(self.from, self.ask, left).await {

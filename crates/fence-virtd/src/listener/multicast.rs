@@ -21,6 +21,7 @@ use super::StartError;
 use super::places::{Place, Places, Settled, Taken};
 use super::rules::{CurrentRules, Rules};
 use crate::access::Identity;
+use crate::backend::Trail;
 use crate::conversation::{PacketProof, converse};
 use crate::history::{History, RequestKey, Seen};
 use crate::identity::Sources;
@@ -210,6 +211,7 @@ impl Multicast {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
+            trail: Trail::default(),
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
         if !self.latest((address, proof.key()), Latest { id: job.id, is_foreign }) {

@@ -19,6 +19,7 @@ use tracing::debug;
 use super::places::{Place, Places, Settled, Taken};
 use super::rules::{CurrentRules, Rules};
 use crate::access::Identity;
+use crate::backend::Trail;
 use crate::conversation::{PacketProof, converse};
 use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
 use crate::service::{Job, Service};
@@ -115,6 +116,7 @@ impl<T: Transport> Streams<T> {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
+            trail: Trail::default(),
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
         converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None).await;

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use super::super::rules::CurrentRules;
 use crate::access::Identity;
 use crate::audit::{End, Record, Stages};
-use crate::backend::LeaseEnd;
+use crate::backend::{LeaseEnd, Trail};
 use crate::history::REPEAT_WINDOW;
 use crate::inventory::Domain;
 use crate::limits::{FRAME_LIMIT, LINE_RETRY, SERIAL_ANSWER_LIMIT};
@@ -191,6 +191,7 @@ impl Line {
             access: Arc::clone(&self.rules.now().access),
             action: request.action,
             target: request.target,
+            trail: Trail::default(),
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
         let (lease, settled) = Service::lease(&job);
