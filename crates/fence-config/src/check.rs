@@ -4,6 +4,8 @@
 //! Unknown names only warn, since files written for other versions must load. Blocks that `listener` and
 //! `backend` do not name are checked too, but what is wrong in them only warns.
 
+mod agent;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStringExt;
@@ -12,11 +14,11 @@ use std::time::Duration;
 
 use crate::diagnostic::{Code, Findings, Severity, Span, show};
 use crate::schema::{
-    Backend, BackendKind, Config, CpgBackend, DEFAULT_GROUP, DEFAULT_KEY_FILE, DEFAULT_NEGATIVE_DELAY,
-    DEFAULT_PORT, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown, HostDownWord,
-    LibvirtBackend, Listener, ListenerKind, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress,
-    MulticastListener, NameMode, PacketHash, SerialListener, SerialMode, StateDir, TcpListener,
-    VsockListener, Words,
+    Backend, BackendKind, Config, CpgBackend, DEFAULT_CLIENT_TIMEOUT, DEFAULT_GROUP, DEFAULT_KEY_FILE,
+    DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown,
+    HostDownWord, LibvirtBackend, Listener, ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME,
+    MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode,
+    StateDir, TcpListener, VsockListener, Words,
 };
 use crate::tree::{Assignment, Block, Item, Node, Text, Tree};
 
@@ -63,10 +65,17 @@ struct Known {
     blocks: &'static [&'static str],
     /// `uri`, `uri1`, `uri2`, … are keys too.
     uris: bool,
+    /// Every key means something, to somebody else.
+    any_key: bool,
 }
 
 impl Known {
-    const NONE: Known = Known { path: "", keys: &[], repeatable: &[], blocks: &[], uris: false };
+    const NONE: Known =
+        Known { path: "", keys: &[], repeatable: &[], blocks: &[], uris: false, any_key: false };
+
+    fn takes_key(&self, id: &Text) -> bool {
+        self.any_key || self.has_key(id)
+    }
 
     fn has_key(&self, id: &Text) -> bool {
         self.keys.iter().any(|it| id.is(it)) || (self.uris && uri_number(&id.bytes).is_some())
@@ -98,6 +107,7 @@ const KNOWN: &[Known] = &[
             "state_dir",
             "sandbox",
             "metrics",
+            "client_timeout",
         ],
         ..Known::NONE
     },
@@ -121,7 +131,7 @@ const KNOWN: &[Known] = &[
         ..Known::NONE
     },
     Known { path: "listeners/serial", keys: &["uri", "path", "mode"], ..Known::NONE },
-    Known { path: "backends", blocks: &["libvirt", "cpg"], ..Known::NONE },
+    Known { path: "backends", blocks: &["libvirt", "cpg", "agent"], ..Known::NONE },
     Known { path: "backends/libvirt", keys: &["uri", "reboot_starts"], uris: true, ..Known::NONE },
     Known {
         path: "backends/cpg",
@@ -129,6 +139,31 @@ const KNOWN: &[Known] = &[
         uris: true,
         ..Known::NONE
     },
+    Known {
+        path: "backends/agent",
+        keys: &["max_running", "reboot_starts"],
+        repeatable: &["device"],
+        blocks: &["device"],
+        ..Known::NONE
+    },
+    Known {
+        path: "backends/agent/device",
+        keys: &[
+            "agent",
+            "plugs",
+            "plug_option",
+            "order",
+            "timeout",
+            "status_timeout",
+            "retries",
+            "max_running",
+        ],
+        repeatable: &["domain"],
+        blocks: &["options", "domain"],
+        ..Known::NONE
+    },
+    Known { path: "backends/agent/device/options", any_key: true, ..Known::NONE },
+    Known { path: "backends/agent/device/domain", keys: &["plug", "uuid"], ..Known::NONE },
     Known { path: "groups", blocks: &["group"], repeatable: &["group"], ..Known::NONE },
     Known {
         path: "groups/group",
@@ -186,7 +221,7 @@ impl Checker<'_> {
         let wait = body.keys.iter().rfind(|it| it.id.is("wait_for_init") || it.id.is("wait_for_backend"));
         DaemonSection {
             listeners: self.list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]),
-            backends: self.list(body.key("backend")).unwrap_or_else(|| vec![BackendKind::Libvirt]),
+            backends: self.backends(body.key("backend")),
             foreground: self.word(body.key("foreground")).unwrap_or(false),
             wait_for_init: self.word(wait.copied()).unwrap_or(false),
             debug: self.debug_level(body.key("debug")).unwrap_or(0),
@@ -198,7 +233,25 @@ impl Checker<'_> {
             state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.state_dir(it)),
             sandbox: self.word(body.key("sandbox")).unwrap_or(true),
             metrics: body.key("metrics").and_then(|it| self.metrics(it)),
+            client_timeout: self
+                .seconds(body.key("client_timeout"), DEFAULT_CLIENT_TIMEOUT, MAX_CLIENT_TIMEOUT)
+                .unwrap_or(DEFAULT_CLIENT_TIMEOUT),
         }
+    }
+
+    fn backends(&mut self, assignment: Option<&Assignment>) -> Vec<BackendKind> {
+        let backends = self.list(assignment).unwrap_or_else(|| vec![BackendKind::Libvirt]);
+        if let Some(assignment) = assignment
+            && [BackendKind::Libvirt, BackendKind::Cpg].iter().all(|it| backends.contains(it))
+        {
+            self.problem(
+                Code::BadValue,
+                assignment.value.text.span,
+                "backend cpg has this host's libvirt in it: libvirt can't be named beside it".to_owned(),
+                "name one of them, and give cpg the `uri` of this host's hypervisor".to_owned(),
+            );
+        }
+        backends
     }
 
     /// Looks at the blocks that are not in use.
@@ -238,7 +291,7 @@ impl Checker<'_> {
                     port: self.port(&body),
                     interface: self.interface(body.key("interface")),
                     negative_delay: self
-                        .seconds(body.key("negative_delay"))
+                        .seconds(body.key("negative_delay"), Duration::ZERO, MAX_NEGATIVE_DELAY)
                         .unwrap_or(DEFAULT_NEGATIVE_DELAY),
                 })
             }
@@ -273,6 +326,7 @@ impl Checker<'_> {
         let path = match kind {
             BackendKind::Libvirt => "backends/libvirt",
             BackendKind::Cpg => "backends/cpg",
+            BackendKind::Agent => return Backend::Agent(self.agent_backend(section)),
         };
         let body = section.block(kind.as_str()).map(|it| self.body(path, &it.items)).unwrap_or_default();
         let uris = self.uris(&body);
@@ -291,6 +345,7 @@ impl Checker<'_> {
                     .unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
                 host_down: self.host_down(&body),
             }),
+            BackendKind::Agent => Backend::Agent(self.agent_backend(section)),
         }
     }
 
@@ -383,7 +438,7 @@ impl Checker<'_> {
         let mut body = Body::default();
         for item in items {
             match &item.node {
-                Node::Assignment(it) if known.has_key(&it.id) => body.keys.push(it),
+                Node::Assignment(it) if known.takes_key(&it.id) => body.keys.push(it),
                 Node::Block(it) if known.has_block(&it.id) => body.blocks.push(it),
                 Node::Assignment(it) if known.has_block(&it.id) => {
                     self.wrong_kind(&it.id, "a block", "{ … }");
@@ -417,7 +472,7 @@ impl Checker<'_> {
             }
         }
         for block in &body.blocks {
-            if block.value.is_some() && !block.id.is("group") {
+            if block.value.is_some() && !known.repeats(&block.id) {
                 self.findings.warning(
                     Code::NoEffect,
                     block.id.span,
@@ -437,7 +492,12 @@ impl Checker<'_> {
             .collect::<Vec<_>>();
         let help = match elsewhere.as_slice() {
             [] => near(&id.bytes, known.keys.iter().chain(known.blocks))
-                .map(|it| format!("did you mean `{it}`?")),
+                .map(|it| format!("did you mean `{it}`?"))
+                .or_else(|| {
+                    known.blocks.contains(&"options").then(|| {
+                        format!("an option of the agent belongs into options {{ {} = … }}", show(&id.bytes))
+                    })
+                }),
             ["the top level"] => {
                 Some(format!("`{}` belongs to the top level; is a `}}` missing above?", show(&id.bytes)))
             }
@@ -548,7 +608,12 @@ impl Checker<'_> {
         }
     }
 
-    fn seconds(&mut self, assignment: Option<&Assignment>) -> Option<Duration> {
+    fn seconds(
+        &mut self,
+        assignment: Option<&Assignment>,
+        least: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
         let assignment = assignment?;
         let text = self.trimmed(assignment)?;
         let plain = text.iter().all(|it| it.is_ascii_digit() || *it == b'.');
@@ -557,10 +622,14 @@ impl Checker<'_> {
             .filter(|_| plain)
             .and_then(|it| it.parse::<f64>().ok())
             .and_then(|it| Duration::try_from_secs_f64(it).ok())
-            .filter(|&it| it <= MAX_NEGATIVE_DELAY);
+            .filter(|it| (least..=most).contains(it));
         if seconds.is_none() {
-            let most = MAX_NEGATIVE_DELAY.as_secs();
-            self.bad_value(assignment, format!("allowed: seconds from 0 to {most}, such as 2 or 0.5"));
+            let (least, most) = (least.as_secs(), most.as_secs());
+            let fraction = if least == 0 { "2 or 0.5".to_owned() } else { format!("{least} or {least}.5") };
+            self.bad_value(
+                assignment,
+                format!("allowed: seconds from {least} to {most}, such as {fraction}"),
+            );
         }
         seconds
     }

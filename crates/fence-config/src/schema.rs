@@ -30,6 +30,19 @@ pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
 /// The longest `negative_delay`: agents give up after 30 s by default, so more is a slip of the pen.
 pub const MAX_NEGATIVE_DELAY: Duration = Duration::from_secs(60);
 
+/// How long clients wait for their answer when the daemon's block does not say: what the agents do by default.
+pub const DEFAULT_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest `client_timeout`.
+pub const MAX_CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long one look of a fence agent may take when the device does not say.
+pub const DEFAULT_STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many fence agents run at once when the block does not say.
+pub const DEFAULT_MAX_RUNNING: usize = 16;
+/// How many of one device run at once when it does not say.
+pub const DEFAULT_DEVICE_MAX_RUNNING: usize = 4;
+/// How often a round over the devices of a domain is begun again when they don't say.
+pub const DEFAULT_RETRIES: u32 = 1;
+
 /// A whole fence_virt.conf, checked, with every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Config {
@@ -69,6 +82,8 @@ pub struct DaemonSection {
     pub sandbox: bool,
     /// `metrics`: where metrics can be read. Default: nowhere.
     pub metrics: Option<MetricsAddress>,
+    /// `client_timeout`, in seconds: how long clients wait for their answer (their `-t`). Default 30 s.
+    pub client_timeout: Duration,
 }
 
 /// `metrics`: an address that only this host reaches.
@@ -127,6 +142,8 @@ pub enum BackendKind {
     Libvirt,
     /// libvirt, and corosync to find the host that owns a domain.
     Cpg,
+    /// Fence agents that are installed on this host.
+    Agent,
 }
 
 /// One active listener with all its settings.
@@ -232,6 +249,8 @@ pub enum Backend {
     Libvirt(LibvirtBackend),
     /// `backends { cpg { … } }`
     Cpg(CpgBackend),
+    /// `backends { agent { … } }`
+    Agent(AgentBackend),
 }
 
 impl Backend {
@@ -240,6 +259,16 @@ impl Backend {
         match self {
             Backend::Libvirt(_) => BackendKind::Libvirt,
             Backend::Cpg(_) => BackendKind::Cpg,
+            Backend::Agent(_) => BackendKind::Agent,
+        }
+    }
+
+    /// The hypervisors of libvirt that it has domains on.
+    pub fn uris(&self) -> &[String] {
+        match self {
+            Backend::Libvirt(it) => &it.uris,
+            Backend::Cpg(it) => &it.uris,
+            Backend::Agent(_) => &[],
         }
     }
 }
@@ -266,6 +295,124 @@ pub struct CpgBackend {
     pub group: String,
     /// `host_down` and `host_down_command`: what proves that a host which was lost is down. Default never.
     pub host_down: HostDown,
+}
+
+/// `backends { agent { … } }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AgentBackend {
+    /// `max_running`: how many agents run at once, 1 to 64. Default [`DEFAULT_MAX_RUNNING`].
+    pub max_running: usize,
+    /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
+    pub reboot_starts: bool,
+    /// `device`, by their `order`, and in the order of the file where that is the same; never empty.
+    pub devices: Vec<AgentDevice>,
+}
+
+/// `device = "name" { … }`: one endpoint that a fence agent deals with.
+#[derive(Debug, Clone, Serialize)]
+pub struct AgentDevice {
+    /// Its name, one of its kind.
+    pub name: String,
+    /// `agent`
+    pub agent: AgentProgram,
+    /// `plugs` and the blocks `domain`: the domains that it serves.
+    pub plugs: Plugs,
+    /// `plug_option`: the option that takes the plug. Default: `plug` or `port`, as the agent's metadata says.
+    pub plug_option: Option<String>,
+    /// `order`: lower ones are tried first. Default 0.
+    pub order: u32,
+    /// `timeout`, in seconds: how long one try of an action may take, `status` after it included. Default: an equal part
+    /// of the time that is left.
+    pub timeout: Option<Duration>,
+    /// `status_timeout`, in seconds: how long one run of any other action may take. Default 10 s.
+    pub status_timeout: Duration,
+    /// `retries`: how often it is tried again when every device has failed. Default 1.
+    pub retries: u32,
+    /// `max_running`: how many of its agents run at once, 1 to 64. Default [`DEFAULT_DEVICE_MAX_RUNNING`].
+    pub max_running: usize,
+    /// `options`, as written, each once, in the order of the file.
+    pub options: Vec<(String, OptionValue)>,
+    /// Where the block stands in the file.
+    #[serde(skip)]
+    pub span: Span,
+}
+
+/// Two devices are equal when they say the same, wherever they stand.
+impl PartialEq for AgentDevice {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { name, agent, plugs, plug_option, order, timeout, status_timeout, retries, .. } = self;
+        *name == other.name
+            && *agent == other.agent
+            && *plugs == other.plugs
+            && *plug_option == other.plug_option
+            && *order == other.order
+            && *timeout == other.timeout
+            && *status_timeout == other.status_timeout
+            && *retries == other.retries
+            && self.max_running == other.max_running
+            && self.options == other.options
+    }
+}
+
+impl Eq for AgentDevice {}
+
+/// `agent`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentProgram {
+    /// A path from `/`.
+    At(PathBuf),
+    /// A name, to be looked for in the usual directories.
+    Named(String),
+}
+
+/// The domains that a device serves.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Plugs {
+    /// `plugs = "*"`: those that the agent's `list` names.
+    pub listed: bool,
+    /// Those that the file names, none twice.
+    pub named: Vec<PlugOf>,
+}
+
+/// A domain, and what a device calls it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlugOf {
+    /// The domain's name.
+    pub domain: String,
+    /// The plug; the domain's name where nothing else is said.
+    pub plug: String,
+    /// The domain's UUID, canonical lower-case text.
+    pub uuid: Option<String>,
+}
+
+/// What an agent's option is set to. May be a password, so it is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OptionValue(pub(crate) String);
+
+impl OptionValue {
+    /// The text; without control characters, never empty.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for OptionValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for OptionValue {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+/// Whether an option of this name holds what must never be shown.
+pub fn is_secret_option(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["passw", "passphrase", "secret", "token", "credential", "key"].iter().any(|it| name.contains(it))
 }
 
 /// What proves that a lost host is down, and its domains with it.
@@ -450,7 +597,7 @@ macro_rules! words {
 
 words! {
     ListenerKind: "multicast" => Multicast, "tcp" => Tcp, "vsock" => Vsock, "serial" => Serial;
-    BackendKind: "libvirt" => Libvirt, "cpg" => Cpg;
+    BackendKind: "libvirt" => Libvirt, "cpg" => Cpg, "agent" => Agent;
     HashName: "none" => None, "sha1" => Sha1, "sha256" => Sha256, "sha512" => Sha512;
     PacketHash: "none" => None, "sha1" => Sha1, "sha256" => Sha256, "sha512" => Sha512,
         "hmac-sha256" => HmacSha256, "hmac-sha512" => HmacSha512;

@@ -58,8 +58,7 @@ fn the_usual_distribution_sample_loads() {
 
 #[test]
 fn defaults() {
-    let config =
-        clean("fence_virtd { listener = \"multicast, tcp vsock,serial\"; backend = \"libvirt, cpg\"; }");
+    let config = clean("fence_virtd { listener = \"multicast, tcp vsock,serial\"; backend = \"libvirt\"; }");
     assert_eq!(
         config,
         Config {
@@ -70,7 +69,7 @@ fn defaults() {
                     ListenerKind::Vsock,
                     ListenerKind::Serial
                 ],
-                backends: vec![BackendKind::Libvirt, BackendKind::Cpg],
+                backends: vec![BackendKind::Libvirt],
                 foreground: false,
                 wait_for_init: false,
                 debug: 0,
@@ -80,6 +79,7 @@ fn defaults() {
                 state_dir: StateDir::Default,
                 sandbox: true,
                 metrics: None,
+                client_timeout: Duration::from_secs(30),
             },
             listeners: vec![
                 Listener::Multicast(MulticastListener {
@@ -115,30 +115,30 @@ fn defaults() {
                     mode: SerialMode::Serial,
                 }),
             ],
-            backends: vec![
-                Backend::Libvirt(LibvirtBackend {
-                    uris: vec!["qemu:///system".to_owned()],
-                    reboot_starts: false
-                }),
-                Backend::Cpg(CpgBackend {
-                    uris: vec!["qemu:///system".to_owned()],
-                    name_mode: NameMode::Uuid,
-                    reboot_starts: false,
-                    group: DEFAULT_GROUP.to_owned(),
-                    host_down: HostDown::Never,
-                }),
-            ],
+            backends: vec![Backend::Libvirt(LibvirtBackend {
+                uris: vec!["qemu:///system".to_owned()],
+                reboot_starts: false
+            }),],
             groups: None,
         }
+    );
+    assert_eq!(
+        clean("fence_virtd { backend = \"cpg\"; }").backends,
+        [Backend::Cpg(CpgBackend {
+            uris: vec!["qemu:///system".to_owned()],
+            name_mode: NameMode::Uuid,
+            reboot_starts: false,
+            group: DEFAULT_GROUP.to_owned(),
+            host_down: HostDown::Never,
+        })]
     );
 }
 
 #[test]
 fn every_key() {
-    let config = clean(
-        r#"
+    let source = r#"
         Fence_VirtD {
-            LISTENER = "Multicast,tcp,vsock,serial"; backend = "libvirt,cpg"; foreground = "1";
+            LISTENER = "Multicast,tcp,vsock,serial"; backend = "cpg"; client_timeout = "90"; foreground = "1";
             wait_for_backend = "on"; debug = " 9 "; module_path = "/usr/lib"; name_mode = "name";
             audit_log = "/var/log/a"; state_dir = "/var/lib/b"; sandbox = "no";
         }
@@ -160,8 +160,8 @@ fn every_key() {
             group { name = "g"; ip = "2001:DB8::0:1"; ip = "17"; ip = "10.0.0.1"; uuid = "vm1"; uuid = "vm 2";
                     key_file = "/k5"; }
             group = "h" { uuid = "x"; }
-        }"#,
-    );
+        }"#;
+    let config = clean(source);
     let daemon = &config.daemon;
     assert!(daemon.foreground && daemon.wait_for_init);
     assert_eq!((daemon.debug, daemon.name_mode), (9, Some(NameMode::Name)));
@@ -187,7 +187,10 @@ fn every_key() {
     // The reference lets `auth` overwrite `hash` here.
     assert_eq!((vsock.hash, vsock.auth, vsock.port), (PacketHash::HmacSha512, HashName::Sha512, 1230));
     assert_eq!((serial.mode, serial.uri.as_str()), (SerialMode::Vmchannel, "qemu:///session"));
-    let [Backend::Libvirt(libvirt), Backend::Cpg(cpg)] = config.backends.as_slice() else { panic!() };
+    assert_eq!(daemon.client_timeout, Duration::from_secs(90));
+    let [Backend::Cpg(cpg)] = config.backends.as_slice() else { panic!() };
+    let other = clean(&source.replace("backend = \"cpg\"", "backend = \"libvirt\"")).backends;
+    let [Backend::Libvirt(libvirt)] = other.as_slice() else { panic!() };
     assert_eq!(libvirt.uris, ["a:///", "b:///", "c:///", "d:///"]);
     assert!(libvirt.reboot_starts);
     assert_eq!((cpg.uris[0].as_str(), cpg.name_mode), ("e:///", NameMode::Name));
@@ -521,4 +524,175 @@ fn every_configuration_in_the_pages_is_good() {
         }
     }
     assert!(seen >= 5, "{seen} configurations found");
+}
+
+/// The agent backend of a file whose block `agent` holds this.
+fn agents(block: &str) -> AgentBackend {
+    let source = format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{block}\n}} }}\n");
+    let Backend::Agent(it) = clean(&source).backends.remove(0) else { panic!() };
+    it
+}
+
+/// What is found in a file whose block `agent` holds this, which stands from line 3 on.
+fn wrong_agents(block: &str) -> Vec<String> {
+    found(format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{block}\n}} }}\n"))
+}
+
+#[test]
+fn devices() {
+    let all = agents(
+        "max_running = \"8\"; reboot_starts = \"yes\";\n\
+         device = \"second\" { agent = \"/opt/fence/agent\"; plugs = \"*\"; order = \"2\"; timeout = \"90\"; \
+         status_timeout = \"5\"; retries = \"0\"; max_running = \"1\"; plug_option = \"systems_uri\"; }\n\
+         device = \"first\" { agent = \"fence_redfish\"; plugs = \"a, b:1:2\n c\"; order = \"1\"; \
+         options { ip = \"192.0.2.1\"; password = \" pass word\"; password = \"#1;\"; ssl-insecure = \"1\"; }\n\
+         domain = \"Web 1\" { plug = \"9\"; uuid = \"5A40A06F1a5b4d2e9d2c8b3f0b1f4f1c\"; } domain = \"d,e\" { } }\n"
+            .replace(" password = \"#1;\";", "")
+            .as_str(),
+    );
+    assert_eq!((all.max_running, all.reboot_starts), (8, true));
+    let [first, second] = &all.devices[..] else { panic!("{all:?}") };
+    let plug = |domain: &str, plug: &str, uuid: Option<&str>| PlugOf {
+        domain: domain.to_owned(),
+        plug: plug.to_owned(),
+        uuid: uuid.map(str::to_owned),
+    };
+    assert_eq!((first.name.as_str(), second.name.as_str()), ("first", "second"));
+    assert_eq!(first.agent, AgentProgram::Named("fence_redfish".to_owned()));
+    assert_eq!(second.agent, AgentProgram::At("/opt/fence/agent".into()));
+    assert!(!first.plugs.listed && second.plugs.listed);
+    assert_eq!(
+        first.plugs.named,
+        [
+            plug("a", "a", None),
+            plug("b", "1:2", None),
+            plug("c", "c", None),
+            plug("Web 1", "9", Some("5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c")),
+            plug("d,e", "d,e", None)
+        ]
+    );
+    let options: Vec<_> = first.options.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(options, [("ip", "192.0.2.1"), ("password", " pass word"), ("ssl-insecure", "1")]);
+    assert_eq!(
+        (second.timeout, second.status_timeout, second.retries, second.max_running),
+        (Some(Duration::from_secs(90)), Duration::from_secs(5), 0, 1)
+    );
+    assert_eq!(second.plug_option.as_deref(), Some("systems_uri"));
+    assert_eq!((first.timeout, first.retries, first.max_running), (None, 1, 4));
+    assert_eq!(first.status_timeout, Duration::from_secs(10));
+}
+
+#[test]
+fn what_an_agent_is_told_is_not_shown() {
+    let all =
+        agents("device = \"d\" { agent = \"a\"; plugs = \"p\"; options { password = \"open sesame\"; } }");
+    let shown = format!("{all:?} {}", serde_json::to_string(&all).unwrap());
+    assert!(!shown.contains("sesame"), "{shown}");
+    let bad = "device = \"d\" { agent = \"a\"; plugs = \"p\"; options { password = \"open\nsesame\"; } }";
+    assert_eq!(wrong_agents(bad), ["3:63: error: bad-value: bad value for `password`"]);
+    for (name, secret) in [
+        ("password", true),
+        ("passwd", true),
+        ("snmp_priv_passwd", true),
+        ("API_KEY", true),
+        ("token_secret", true),
+        ("username", false),
+        ("ip", false),
+    ] {
+        assert_eq!(is_secret_option(name), secret, "{name}");
+    }
+}
+
+#[test]
+fn devices_that_can_not_be() {
+    let device = |body: &str| wrong_agents(&format!("device = \"d\" {{ {body} }}"));
+    let one = |body: &str| {
+        let mut found = device(body);
+        assert_eq!(found.len(), 1, "{body}: {found:?}");
+        let (place, message) = found[0].split_once(": error: bad-value: ").unwrap();
+        assert!(place.starts_with("3:"), "{place}");
+        let message = message.to_owned();
+        found.clear();
+        message
+    };
+    assert_eq!(one("plugs = \"a\";"), "a device needs an agent");
+    assert_eq!(one("agent = \"a\";"), "a device needs the domains that it serves");
+    for agent in ["sbin/fence", "./fence", "..", "."] {
+        assert_eq!(
+            one(&format!("agent = \"{agent}\"; plugs = \"a\";")),
+            format!("bad value \"{agent}\" for `agent`")
+        );
+    }
+    for plugs in ["a:", ":b", "a, *", ",", "a b:"] {
+        assert_eq!(
+            one(&format!("agent = \"a\"; plugs = \"{plugs}\";")),
+            format!("bad value \"{plugs}\" for `plugs`")
+        );
+    }
+    assert_eq!(one("agent = \"a\"; plugs = \"a a\";"), "the device has a domain \"a\" already");
+    assert_eq!(one("agent = \"a\"; plugs = \"a:1 b:1\";"), "domain \"b\" has the plug \"1\" of \"a\"");
+    assert_eq!(
+        one("agent = \"a\"; plugs = \"a\"; domain = \"a\" { plug = \"2\"; }"),
+        "the device has a domain \"a\" already"
+    );
+    assert_eq!(one("agent = \"a\"; domain { plug = \"2\"; }"), "the block `domain` needs a name");
+    for option in ["action", "PLUG", "port", "option", "nodename"] {
+        let said = one(&format!("agent = \"a\"; plugs = \"a\"; options {{ {option} = \"off\"; }}"));
+        assert_eq!(said, format!("`{option}` is set by fence_virtd for each run"));
+    }
+    assert_eq!(
+        one("agent = \"a\"; plugs = \"a\"; plug_option = \"uri\"; options { uri = \"/1\"; }"),
+        "`uri` is set by fence_virtd for each run"
+    );
+    assert_eq!(one("agent = \"a\"; plugs = \"a\"; options { a/b = \"1\"; }"), "no agent has an option `a/b`");
+    for (key, value) in [
+        ("plug_option", "action"),
+        ("order", "10000"),
+        ("timeout", "0"),
+        ("timeout", "601"),
+        ("status_timeout", "61"),
+        ("retries", "10"),
+        ("max_running", "0"),
+        ("max_running", "65"),
+    ] {
+        let said = one(&format!("agent = \"a\"; plugs = \"a\"; {key} = \"{value}\";"));
+        assert_eq!(said, format!("bad value \"{value}\" for `{key}`"));
+    }
+    assert_eq!(one("agent = \"a\"; domain = \"a\" { uuid = \"1234\"; }"), "bad value \"1234\" for `uuid`");
+    assert_eq!(wrong_agents(""), ["2:12: error: bad-value: backend agent has no device"]);
+    let twice =
+        "device = \"d\" { agent = \"a\"; plugs = \"a\"; }\ndevice = \"d\" { agent = \"a\"; plugs = \"b\"; }";
+    assert_eq!(wrong_agents(twice), ["4:1: error: bad-value: there is a device \"d\" already"]);
+    assert_eq!(
+        only("fence_virtd { backend = \"agent\"; }"),
+        "1:1: error: bad-value: backend agent has no device"
+    );
+}
+
+#[test]
+fn an_option_in_the_wrong_place_is_told_the_right_one() {
+    let source = "fence_virtd { backend = \"agent\"; } backends { agent { device = \"d\" { agent = \"a\"; plugs = \"a\"; \
+                  username = \"root\"; } } }";
+    let loaded = load(source.as_bytes());
+    assert_eq!(loaded.diagnostics.len(), 1);
+    assert_eq!(
+        loaded.diagnostics[0].help.as_deref(),
+        Some("an option of the agent belongs into options { username = … }")
+    );
+}
+
+#[test]
+fn libvirt_and_cpg_are_one_backend() {
+    assert_eq!(
+        only("fence_virtd { backend = \"libvirt, cpg\"; }"),
+        "1:25: error: bad-value: backend cpg has this host's libvirt in it: libvirt can't be named beside it"
+    );
+    assert_eq!(
+        clean("fence_virtd { backend = \"cpg, agent\"; } backends { agent { device = \"d\" { agent = \"a\"; plugs = \"*\"; } } }")
+            .backends
+            .iter()
+            .map(Backend::kind)
+            .collect::<Vec<_>>(),
+        [BackendKind::Cpg, BackendKind::Agent]
+    );
 }

@@ -35,7 +35,8 @@ fn the_manual_names_every_key_and_no_other() {
 #[test]
 fn defaults_are_those_of_the_manual() {
     for (block, rows) in manual() {
-        for (key, row) in rows.iter().filter(|_| block != "groups/group") {
+        for (key, row) in rows.iter().filter(|(key, _)| block != "groups/group" && !is_required(&block, key))
+        {
             let place = format!("docs/fence_virt.conf.md, `{key}` of {block}");
             if key == "state_dir" {
                 assert!(
@@ -93,8 +94,9 @@ fn the_sample_shows_every_key_with_its_default() {
         // What multicast shows need not be shown again.
         let again = ["listeners/tcp", "listeners/vsock"].contains(&block)
             && shown.contains_key(&("listeners/multicast".to_owned(), key.to_owned()));
-        // Whoever has a corosync cluster reads the manual.
-        if again || block == "backends/cpg" || NOT_IN_SAMPLE.contains(&(block, key)) {
+        // Whoever has a corosync cluster, or other hypervisors, reads the manual.
+        let is_rare = block == "backends/cpg" || block.starts_with("backends/agent");
+        if again || is_rare || NOT_IN_SAMPLE.contains(&(block, key)) {
             continue;
         }
         assert!(
@@ -111,6 +113,11 @@ fn the_sample_shows_every_key_with_its_default() {
             );
         }
     }
+}
+
+/// What has no default.
+fn is_required(block: &str, key: &str) -> bool {
+    block == "backends/agent/device" && ["agent", "plugs"].contains(&key)
 }
 
 /// One row of a block's table.
@@ -131,6 +138,9 @@ fn manual() -> BTreeMap<String, BTreeMap<String, Row>> {
         ("listeners/serial", "### serial"),
         ("backends/libvirt", "### libvirt"),
         ("backends/cpg", "### cpg"),
+        ("backends/agent", "### agent"),
+        ("backends/agent/device", "### device"),
+        ("backends/agent/device/domain", "### domain"),
         ("groups/group", "### group"),
     ] {
         let text = section(heading);
@@ -188,17 +198,21 @@ fn literals(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
+const USED: &str = "listener = \"multicast, tcp, vsock, serial\"; backend = \"cpg, agent\";";
+
 /// A file with one line in one block, and with every listener and backend in use unless that line may be about them.
 fn source(block: &str, line: &str) -> String {
     let at = |path: &str| if path == block { line } else { "" };
-    let used = if block == "fence_virtd" {
-        ""
-    } else {
-        "listener = \"multicast, tcp, vsock, serial\"; backend = \"libvirt, cpg\";"
+    let used = match block {
+        "fence_virtd" => String::new(),
+        // Of these only one can be used.
+        "backends/libvirt" => USED.replace("cpg", "libvirt"),
+        _ => USED.to_owned(),
     };
     format!(
         "fence_virtd {{ {used} {} }}\nlisteners {{ multicast {{ {} }} tcp {{ {} }} vsock {{ {} }} serial {{ {} }} }}\n\
-         backends {{ libvirt {{ {} }} cpg {{ {} }} }}\n",
+         backends {{ libvirt {{ {} }} cpg {{ {} }} agent {{ {} device = \"d\" {{ agent = \"fence_any\"; plugs = \"any\"; \
+         {} domain = \"a b\" {{ {} }} }} }} }}\n",
         at("fence_virtd"),
         at("listeners/multicast"),
         at("listeners/tcp"),
@@ -206,6 +220,9 @@ fn source(block: &str, line: &str) -> String {
         at("listeners/serial"),
         at("backends/libvirt"),
         at("backends/cpg"),
+        at("backends/agent"),
+        at("backends/agent/device"),
+        at("backends/agent/device/domain"),
     )
 }
 
@@ -231,7 +248,15 @@ fn unset_value(block: &str, key: &str) -> Option<serde_json::Value> {
         None => all["daemon"].clone(),
         Some((list, kind)) => {
             let entries = all[list].as_array().unwrap();
-            entries.iter().find_map(|it| it.get(kind)).unwrap().clone()
+            let (kind, inner) = kind.split_once('/').unwrap_or((kind, ""));
+            let body = entries.iter().find_map(|it| it.get(kind)).unwrap();
+            match inner {
+                "" => body.clone(),
+                "device" => body["devices"][0].clone(),
+                // Its plug is its name.
+                "device/domain" => serde_json::Value::Null,
+                other => panic!("{other}"),
+            }
         }
     };
     body.get(key).filter(|it| !it.is_null()).cloned()

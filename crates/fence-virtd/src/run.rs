@@ -320,11 +320,7 @@ async fn libvirt(
 }
 
 fn uris(config: &Config) -> impl Iterator<Item = &str> {
-    let uris = config.backends.iter().flat_map(|it| match it {
-        BackendSettings::Libvirt(it) => &it.uris[..],
-        BackendSettings::Cpg(it) => &it.uris[..],
-    });
-    uris.map(String::as_str)
+    config.backends.iter().flat_map(BackendSettings::uris).map(String::as_str)
 }
 
 /// The running domains of the backend's hypervisors: a source is recognised among them.

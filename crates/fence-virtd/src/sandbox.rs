@@ -81,7 +81,7 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
     let uris: BTreeSet<&str> = uris(config).collect();
     let cluster = config.backends.iter().find_map(|it| match it {
         Backend::Cpg(it) => Some(it),
-        Backend::Libvirt(_) => None,
+        Backend::Libvirt(_) | Backend::Agent(_) => None,
     });
     let host_down = cluster.map(|it| &it.host_down);
     // Of these nobody knows what they need.
@@ -181,10 +181,7 @@ impl Paths {
 }
 
 fn uris(config: &Config) -> impl Iterator<Item = &str> {
-    let backends = config.backends.iter().flat_map(|it| match it {
-        Backend::Libvirt(it) => &it.uris[..],
-        Backend::Cpg(it) => &it.uris[..],
-    });
+    let backends = config.backends.iter().flat_map(Backend::uris);
     let listeners = config.listeners.iter().filter_map(|it| match it {
         Listener::Serial(it) => Some(&it.uri),
         Listener::Multicast(_) | Listener::Tcp(_) | Listener::Vsock(_) => None,

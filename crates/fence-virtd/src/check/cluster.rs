@@ -29,7 +29,7 @@ const USER: &str = "fence_virt";
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let settings = config.backends.iter().find_map(|it| match it {
         Backend::Cpg(it) => Some(it),
-        Backend::Libvirt(_) => None,
+        Backend::Libvirt(_) | Backend::Agent(_) => None,
     });
     let Some(settings) = settings else { return Vec::new() };
     let (tell, told) = mpsc::channel();

@@ -18,10 +18,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Every URI of the backend and of the serial listener, all asked at once.
 pub(super) fn all(config: &Config) -> Vec<Finding> {
-    let backends = config.backends.iter().flat_map(|it| match it {
-        Backend::Libvirt(it) => &it.uris[..],
-        Backend::Cpg(it) => &it.uris[..],
-    });
+    let backends = config.backends.iter().flat_map(Backend::uris);
     let serial = config.listeners.iter().find_map(|it| match it {
         Listener::Serial(it) => Some(it),
         Listener::Multicast(_) | Listener::Tcp(_) | Listener::Vsock(_) => None,

@@ -145,6 +145,7 @@ fn is_built_in(backend: &Backend) -> bool {
     match backend {
         Backend::Libvirt(_) => cfg!(feature = "libvirt"),
         Backend::Cpg(_) => cfg!(feature = "cpg"),
+        Backend::Agent(_) => true,
     }
 }
 

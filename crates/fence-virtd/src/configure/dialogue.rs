@@ -88,6 +88,7 @@ impl<'c> Dialogue<'c> {
             match backend {
                 BackendKind::Libvirt => self.libvirt()?,
                 BackendKind::Cpg => self.cpg()?,
+                BackendKind::Agent => {}
             }
         }
         Ok(())

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `backends { agent { … } }`: devices, what they serve, and the options of their agents.
+
+use std::ops::RangeInclusive;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use super::{Body, Checker, number};
+use crate::diagnostic::{Code, Span, show};
+use crate::schema::{
+    AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_MAX_RUNNING,
+    DEFAULT_RETRIES, DEFAULT_STATUS_TIMEOUT, OptionValue, PlugOf, Plugs,
+};
+use crate::tree::{Assignment, Block};
+
+/// `max_running`
+const RUNNING: RangeInclusive<u32> = 1..=64;
+const ORDER: RangeInclusive<u32> = 0..=9999;
+const RETRIES: RangeInclusive<u32> = 0..=9;
+/// The longest time of one try.
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+/// The longest time of one look.
+const MAX_STATUS_TIMEOUT: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+/// What the daemon says itself, by several names.
+const OURS: [&str; 5] = ["action", "option", "plug", "port", "nodename"];
+
+impl Checker<'_> {
+    pub(super) fn agent_backend(&mut self, section: &Body<'_>) -> AgentBackend {
+        let block = section.block("agent");
+        let body = block.map(|it| self.body("backends/agent", &it.items)).unwrap_or_default();
+        if body.blocks.is_empty() {
+            self.problem(
+                Code::BadValue,
+                block.map_or_else(Span::default, |it| it.id.span),
+                "backend agent has no device".to_owned(),
+                "add backends { agent { device = \"name\" { agent = \"fence_…\"; plugs = \"…\"; options { … } } } }"
+                    .to_owned(),
+            );
+        }
+        let mut devices: Vec<AgentDevice> = Vec::new();
+        for block in &body.blocks {
+            if let Some(device) = self.device(block) {
+                if devices.iter().any(|it| it.name == device.name) {
+                    self.problem(
+                        Code::BadValue,
+                        block.id.span,
+                        format!("there is a device \"{}\" already", show(device.name.as_bytes())),
+                        "give each device a name of its own: records and messages tell them by it".to_owned(),
+                    );
+                }
+                devices.push(device);
+            }
+        }
+        devices.sort_by_key(|it| it.order);
+        AgentBackend {
+            max_running: self.running(&body).unwrap_or(DEFAULT_MAX_RUNNING),
+            reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+            devices,
+        }
+    }
+
+    fn device(&mut self, block: &Block) -> Option<AgentDevice> {
+        let body = self.body("backends/agent/device", &block.items);
+        let name = self.name_of(block, "device = \"NAME\" { … }");
+        let agent = match body.key("agent") {
+            Some(key) => self.agent(key),
+            None => {
+                self.problem(
+                    Code::BadValue,
+                    block.id.span,
+                    "a device needs an agent".to_owned(),
+                    "add agent = \"fence_…\";".to_owned(),
+                );
+                None
+            }
+        };
+        let plugs = self.plugs(block, &body);
+        let plug_option = body.key("plug_option").and_then(|it| self.option_name(it));
+        let options = self.options(&body, plug_option.as_deref());
+        let device = AgentDevice {
+            name: name?,
+            agent: agent?,
+            plugs,
+            plug_option,
+            order: self.number_in(body.key("order"), ORDER).unwrap_or(0),
+            timeout: self.seconds(body.key("timeout"), SECOND, MAX_TIMEOUT),
+            status_timeout: self
+                .seconds(body.key("status_timeout"), SECOND, MAX_STATUS_TIMEOUT)
+                .unwrap_or(DEFAULT_STATUS_TIMEOUT),
+            retries: self.number_in(body.key("retries"), RETRIES).unwrap_or(DEFAULT_RETRIES),
+            max_running: self.running(&body).unwrap_or(DEFAULT_DEVICE_MAX_RUNNING),
+            options,
+            span: block.span,
+        };
+        Some(device)
+    }
+
+    /// A path from `/`, or a name without one.
+    fn agent(&mut self, key: &Assignment) -> Option<AgentProgram> {
+        let text = self.trimmed(key)?;
+        let text = std::str::from_utf8(text).ok().filter(|it| !it.contains(char::is_control));
+        let agent = text.and_then(|it| {
+            let path = Path::new(it);
+            let mut parts = path.components();
+            if path.is_absolute() {
+                Some(AgentProgram::At(PathBuf::from(it)))
+            } else if matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+                && !it.contains('/')
+            {
+                Some(AgentProgram::Named(it.to_owned()))
+            } else {
+                None
+            }
+        });
+        if agent.is_none() {
+            self.bad_value(
+                key,
+                "allowed: the name of an installed fence agent, such as fence_redfish, or its path from `/`"
+                    .to_owned(),
+            );
+        }
+        agent
+    }
+
+    fn plugs(&mut self, block: &Block, body: &Body<'_>) -> Plugs {
+        let mut plugs = Plugs::default();
+        if let Some(key) = body.key("plugs") {
+            self.plug_list(key, &mut plugs);
+        }
+        for it in body.blocks.iter().filter(|it| it.id.is("domain")) {
+            let inner = self.body("backends/agent/device/domain", &it.items);
+            let Some(domain) = self.name_of(it, "domain = \"NAME\" { plug = \"…\"; }") else { continue };
+            let plug = inner.key("plug").and_then(|it| self.line(it, "the domain's name for its device"));
+            let uuid = inner.key("uuid").and_then(|it| self.uuid(it));
+            let plug = plug.unwrap_or_else(|| domain.clone());
+            self.add_plug(it.id.span, &mut plugs, PlugOf { domain, plug, uuid });
+        }
+        let says_nothing = body.key("plugs").is_none() && !body.blocks.iter().any(|it| it.id.is("domain"));
+        if says_nothing {
+            self.problem(
+                Code::BadValue,
+                block.id.span,
+                "a device needs the domains that it serves".to_owned(),
+                "add plugs = \"web1, web2\"; or plugs = \"web1:101, web2:102\"; or plugs = \"*\"; for those that its \
+                 agent lists"
+                    .to_owned(),
+            );
+        }
+        plugs
+    }
+
+    /// `"*"`, or names, each with the plug after a colon where that is another.
+    fn plug_list(&mut self, key: &Assignment, plugs: &mut Plugs) {
+        let Some(text) = self.trimmed(key) else { return };
+        let allowed = "allowed: \"*\", or names of domains with commas or blanks between them, each with :PLUG after it \
+                       where its plug has another name";
+        let Some(text) =
+            std::str::from_utf8(text).ok().filter(|it| is_line(&it.replace(['\n', '\r', '\t'], " ")))
+        else {
+            return self.bad_value(key, allowed.to_owned());
+        };
+        if text == "*" {
+            plugs.listed = true;
+            return;
+        }
+        let parts = text.split(|it: char| it == ',' || it == ';' || it.is_ascii_whitespace());
+        let mut any = false;
+        for part in parts.filter(|it| !it.is_empty()) {
+            let (domain, plug) = part.split_once(':').unwrap_or((part, part));
+            if domain.is_empty() || plug.is_empty() || part == "*" {
+                return self.bad_value(key, allowed.to_owned());
+            }
+            any = true;
+            let plug = PlugOf { domain: domain.to_owned(), plug: plug.to_owned(), uuid: None };
+            self.add_plug(key.value.text.span, plugs, plug);
+        }
+        if !any {
+            self.bad_value(key, allowed.to_owned());
+        }
+    }
+
+    fn add_plug(&mut self, span: Span, plugs: &mut Plugs, plug: PlugOf) {
+        let twin = plugs.named.iter().find(|it| it.domain == plug.domain || it.plug == plug.plug);
+        if let Some(twin) = twin {
+            let (domain, taken) = (show(plug.domain.as_bytes()), show(twin.plug.as_bytes()));
+            let message = if twin.domain == plug.domain {
+                format!("the device has a domain \"{domain}\" already")
+            } else {
+                format!(
+                    "domain \"{domain}\" has the plug \"{taken}\" of \"{}\"",
+                    show(twin.domain.as_bytes())
+                )
+            };
+            // Two names of one machine would be fenced beside each other.
+            let help = "give each domain one plug, and each plug one domain".to_owned();
+            self.problem(Code::BadValue, span, message, help);
+        } else {
+            plugs.named.push(plug);
+        }
+    }
+
+    fn options(&mut self, body: &Body<'_>, plug_option: Option<&str>) -> Vec<(String, OptionValue)> {
+        let Some(block) = body.block("options") else { return Vec::new() };
+        let keys = self.body("backends/agent/device/options", &block.items).keys;
+        let mut options: Vec<(String, OptionValue)> = Vec::new();
+        for key in keys {
+            let Some(name) = ascii_name(&key.id.bytes) else {
+                self.problem(
+                    Code::BadValue,
+                    key.id.span,
+                    format!("no agent has an option `{}`", show(&key.id.bytes)),
+                    "allowed: letters, digits, `_` and `-`".to_owned(),
+                );
+                continue;
+            };
+            if OURS.iter().any(|it| name.eq_ignore_ascii_case(it)) || plug_option == Some(name) {
+                self.problem(
+                    Code::BadValue,
+                    key.id.span,
+                    format!("`{name}` is set by fence_virtd for each run"),
+                    "name the plugs with `plugs` or `domain`, and the option that takes them with `plug_option`"
+                        .to_owned(),
+                );
+                continue;
+            }
+            // It may be a password, which may begin or end with a blank.
+            let value = std::str::from_utf8(&key.value.text.bytes).ok().filter(|it| is_line(it));
+            match value {
+                Some("") => {}
+                Some(value) => {
+                    options.retain(|(it, _)| !it.eq_ignore_ascii_case(name));
+                    options.push((name.to_owned(), OptionValue(value.to_owned())));
+                }
+                // The value is not shown.
+                None => self.problem(
+                    Code::BadValue,
+                    key.value.text.span,
+                    format!("bad value for `{name}`"),
+                    "allowed: text without control characters: an agent reads one option a line".to_owned(),
+                ),
+            }
+        }
+        options
+    }
+
+    fn option_name(&mut self, key: &Assignment) -> Option<String> {
+        let name = ascii_name(self.trimmed(key)?);
+        if name.is_none_or(|it| matches!(it, "action" | "option")) {
+            self.bad_value(key, "allowed: the name of the agent's option that takes the plug".to_owned());
+            return None;
+        }
+        name.map(str::to_owned)
+    }
+
+    /// The value of a block that is its name.
+    fn name_of(&mut self, block: &Block, form: &str) -> Option<String> {
+        let name = block.value.as_ref().map(|it| it.text.bytes.trim_ascii());
+        let name =
+            name.and_then(|it| std::str::from_utf8(it).ok()).filter(|it| !it.is_empty() && is_line(it));
+        if name.is_none() {
+            self.problem(
+                Code::BadValue,
+                block.id.span,
+                format!("the block `{}` needs a name", show(&block.id.bytes)),
+                format!("write {form}"),
+            );
+        }
+        name.map(str::to_owned)
+    }
+
+    /// One line of text.
+    fn line(&mut self, key: &Assignment, what: &str) -> Option<String> {
+        let text = self.trimmed(key)?;
+        let text = std::str::from_utf8(text).ok().filter(|it| !it.is_empty() && is_line(it));
+        if text.is_none() {
+            self.bad_value(key, format!("allowed: {what}, without control characters"));
+        }
+        text.map(str::to_owned)
+    }
+
+    /// In canonical form.
+    fn uuid(&mut self, key: &Assignment) -> Option<String> {
+        let text = self.trimmed(key)?;
+        let digits: String = text.iter().filter(|it| **it != b'-').map(|it| char::from(*it)).collect();
+        if digits.len() != 32 || !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
+            self.bad_value(key, "allowed: a UUID, 32 hexadecimal digits".to_owned());
+            return None;
+        }
+        let it = digits.to_ascii_lowercase();
+        Some(format!("{}-{}-{}-{}-{}", &it[..8], &it[8..12], &it[12..16], &it[16..20], &it[20..]))
+    }
+
+    fn running(&mut self, body: &Body<'_>) -> Option<usize> {
+        let number = self.number_in(body.key("max_running"), RUNNING)?;
+        usize::try_from(number).ok()
+    }
+
+    fn number_in(&mut self, key: Option<&Assignment>, allowed: RangeInclusive<u32>) -> Option<u32> {
+        let key = key?;
+        let found = number(self.trimmed(key)?).filter(|it| allowed.contains(it));
+        if found.is_none() {
+            self.bad_value(key, format!("allowed: a number from {} to {}", allowed.start(), allowed.end()));
+        }
+        found
+    }
+}
+
+/// What an option of an agent can be called.
+fn ascii_name(id: &[u8]) -> Option<&str> {
+    let name = std::str::from_utf8(id).ok()?;
+    let fits = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
+    (!name.is_empty() && name.bytes().all(fits)).then_some(name)
+}
+
+/// An agent reads its options line by line: a line end in a value would be the next option.
+fn is_line(text: &str) -> bool {
+    !text.contains(char::is_control)
+}
