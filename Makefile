@@ -192,6 +192,7 @@ packages-build:
 # What comes from elsewhere comes first; all that follows finds it here.
 packages-test: packages-build
 	scripts/install-packages tests/packages.txt
+	scripts/install-venv tests/agents/requirements.txt
 	scripts/again cargo fetch --locked --quiet
 
 clean:
