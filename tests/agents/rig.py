@@ -17,6 +17,7 @@ import itertools
 import os
 import pathlib
 import re
+import subprocess
 import threading
 import time
 
@@ -64,6 +65,15 @@ class Site(survivor.Site):
         if "hypervisor" in self.__dict__:
             self.hypervisor.stop()
         self.net.close()
+
+
+@functools.cache
+def venv():
+    """The directory of the Python environment with what comes from PyPI (requirements.txt), made if it isn't there."""
+    here = programs.REPOSITORY
+    done = subprocess.run([here / "scripts/install-venv", "tests/agents/requirements.txt"], stdout=subprocess.PIPE, text=True,
+                          check=True)
+    return pathlib.Path(done.stdout.strip())
 
 
 def device(name, agent, plugs="*", *, options=None, domains=(), **keys):
