@@ -19,7 +19,7 @@ use fence_wire::{Response, escaped};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
-use crate::backend::DomainRef;
+use crate::backend::{DomainRef, Ended as RunEnded, Ran, Runs};
 use crate::outlet::{Outlet, Pushed, Sink};
 use crate::service::Job;
 
@@ -65,6 +65,8 @@ pub(crate) struct Audit(Option<AuditFile>);
 
 /// Records that may wait for the file.
 const QUEUE: usize = 4096;
+/// Bytes of a run's output in the log.
+const LAST_WORDS: usize = 120;
 /// How long the end waits for the file.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -201,7 +203,7 @@ fn json(record: &Record<'_>) -> serde_json::Value {
     let ended = Ended::of(*end);
     let millis = |it: Option<Duration>| it.map(|it| (it.as_secs_f64() * 10_000.0).round() / 10.0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    serde_json::json!({
+    let mut json = serde_json::json!({
         "time": (now.as_secs_f64() * 1000.0).round() / 1000.0,
         "id": job.id,
         "transport": job.transport,
@@ -222,7 +224,31 @@ fn json(record: &Record<'_>) -> serde_json::Value {
         "turn_ms": millis(stages.turn),
         "proved_ms": millis(stages.proved),
         "done_ms": millis(stages.done),
-    })
+    });
+    let Runs { kept, left_out } = job.trail.runs();
+    if !kept.is_empty() {
+        json["runs"] = kept
+            .iter()
+            .map(|it| {
+                serde_json::json!({
+                    "device": it.device,
+                    "agent": it.agent,
+                    "action": it.action,
+                    "exit": match it.ended {
+                        RunEnded::Exit(code) => Some(code),
+                        RunEnded::Signal(_) | RunEnded::Killed(_) | RunEnded::NotRun(_) => None,
+                    },
+                    "ended": it.ended.to_string(),
+                    "ms": millis(Some(it.took)),
+                    "output": it.output,
+                })
+            })
+            .collect();
+    }
+    if left_out > 0 {
+        json["runs_left_out"] = left_out.into();
+    }
+    json
 }
 
 /// [`End`] in words.
@@ -271,6 +297,8 @@ fn log(record: &Record<'_>) {
         (Some(result), false) => format!("{result} (the client did not take the answer)"),
     };
     let reason = escaped(ended.reason.unwrap_or("-"));
+    let runs = job.trail.runs();
+    let runs = (!runs.kept.is_empty()).then(|| tracing::field::display(InShort(&runs)));
     let blank = if job.target.as_str().is_empty() { "" } else { " " };
     macro_rules! event {
         ($level:ident) => {
@@ -279,12 +307,46 @@ fn log(record: &Record<'_>) {
                 id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid, hash = %job.hash, key, action = %job.action, target = %target,
                 domain = %name, uuid, decision, result, reason = %reason,
                 connected_ms = %Millis(stages.connected), resolved_ms = %Millis(stages.resolved),
-                turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved), done_ms = %Millis(stages.done),
+                turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved), done_ms = %Millis(stages.done), runs,
                 "{}{blank}{target}: {result}", job.action
             )
         };
     }
     if ended.fine { event!(info) } else { event!(warn) }
+}
+
+/// Runs as a line of the log has them: of those that failed what they said last.
+struct InShort<'a>(&'a Runs);
+
+impl fmt::Display for InShort<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Runs { kept, left_out } = self.0;
+        for (place, Ran { device, action, ended, took, output, .. }) in kept.iter().enumerate() {
+            if place > 0 {
+                f.write_str("; ")?;
+            }
+            if place == Runs::FIRST && *left_out > 0 {
+                write!(f, "({left_out} more); ")?;
+            }
+            let (device, ended_text) = (escaped(device), ended.to_string());
+            write!(f, "{device} {action} {}, {} ms", escaped(&ended_text), took.as_millis())?;
+            let said = last_words(output);
+            if !matches!(ended, RunEnded::Exit(0 | 2)) && !said.is_empty() {
+                write!(f, " ({})", escaped(said))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last line of an output, or as much of its end as a line of the log takes.
+fn last_words(output: &str) -> &str {
+    let line = output.trim_end().rsplit('\n').next().unwrap_or_default();
+    let mut start = line.len().saturating_sub(LAST_WORDS);
+    while !line.is_char_boundary(start) {
+        start += 1;
+    }
+    &line[start..]
 }
 
 struct Millis(Option<Duration>);
@@ -305,9 +367,84 @@ mod tests {
     use nix::sys::stat::Mode;
 
     use super::*;
+    use crate::backend::Trail;
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// A request for which a program ran this often, ended so and wrote this.
+    fn job(runs: usize, ended: &RunEnded, output: &str) -> Job {
+        let trail = Trail::default();
+        for _ in 0..runs {
+            trail.note(Ran {
+                device: "pool 1".to_owned(),
+                agent: "fence_test".to_owned(),
+                action: "off",
+                ended: ended.clone(),
+                took: Duration::from_millis(1250),
+                output: output.to_owned(),
+            });
+        }
+        Job {
+            id: 7,
+            arrived: Instant::now(),
+            transport: "test",
+            peer: String::new(),
+            identity: crate::access::Identity::default(),
+            hash: fence_wire::HashType::None,
+            key: None,
+            access: Arc::new(crate::access::Access::new(None)),
+            action: fence_wire::Action::Off,
+            target: fence_wire::Target::new("b", false).unwrap(),
+            trail,
+        }
+    }
+
+    fn json_of(job: &Job) -> serde_json::Value {
+        let end = End::Answered { response: Response::Success, reason: None, delivered: true };
+        json(&Record { job, domain: None, end, stages: Stages::default() })
+    }
+
+    #[test]
+    fn what_was_run_is_in_the_record() {
+        let without = json_of(&job(0, &RunEnded::Exit(0), ""));
+        assert!(without.get("runs").is_none() && without.get("runs_left_out").is_none());
+        let killed = RunEnded::Killed("its time was up".to_owned());
+        for (ended, exit, text) in [
+            (RunEnded::Exit(1), serde_json::json!(1), "exit 1"),
+            (RunEnded::Signal(9), serde_json::Value::Null, "signal 9"),
+            (killed, serde_json::Value::Null, "killed: its time was up"),
+        ] {
+            let record = json_of(&job(1, &ended, "a\nb"));
+            let expected = serde_json::json!([{
+                "device": "pool 1", "agent": "fence_test", "action": "off", "exit": exit, "ended": text, "ms": 1250.0,
+                "output": "a\nb",
+            }]);
+            assert_eq!(record["runs"], expected);
+        }
+        let many = json_of(&job(100, &RunEnded::Exit(0), &"\u{1b}".repeat(100_000)));
+        assert_eq!(many["runs_left_out"].as_u64(), Some(100 - many["runs"].as_array().unwrap().len() as u64));
+        assert!(plain(&many.to_string()).len() < 300_000);
+    }
+
+    #[test]
+    fn the_log_has_the_runs_in_short() {
+        let short = |runs, ended, output: &str| InShort(&job(runs, &ended, output).trail.runs()).to_string();
+        assert_eq!(short(1, RunEnded::Exit(0), "said"), "pool 1 off exit 0, 1250 ms");
+        assert_eq!(short(1, RunEnded::Exit(2), "said"), "pool 1 off exit 2, 1250 ms");
+        assert_eq!(
+            short(2, RunEnded::Exit(1), "first\nlast \u{1b}[m\n\n"),
+            "pool 1 off exit 1, 1250 ms (last \\x1b[m); pool 1 off exit 1, 1250 ms (last \\x1b[m)"
+        );
+        let long = format!("x{}", "\u{e9}".repeat(200));
+        assert_eq!(
+            short(1, RunEnded::Signal(9), &long),
+            format!("pool 1 off signal 9, 1250 ms ({})", "\u{e9}".repeat(LAST_WORDS / 2))
+        );
+        let many = short(100, RunEnded::Exit(0), "");
+        assert_eq!(many.matches("pool 1 off").count(), 16);
+        assert!(many.contains("; (84 more); "), "{many}");
+    }
 
     fn line(number: u64) -> String {
         format!("{number} {}\n", "x".repeat(400))

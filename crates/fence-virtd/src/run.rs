@@ -195,6 +195,7 @@ async fn until_told(
             service: Arc::clone(&service),
             known: known.clone(),
             running: running.clone(),
+            agent: None,
             #[cfg(feature = "cpg")]
             cluster: cluster.clone(),
         };

@@ -25,7 +25,7 @@ pub(crate) mod libvirt;
 mod trail;
 
 #[allow(unused_imports, reason = "until the agent backend is there")]
-pub(crate) use trail::{Ended, Ran, Trail};
+pub(crate) use trail::{Ended, Ran, Runs, Trail};
 
 /// A piece of a backend's work; boxed, so that a backend can be chosen at run time.
 pub(crate) type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -28,6 +28,11 @@ pub(crate) struct Runs {
     pub(crate) left_out: usize,
 }
 
+impl Runs {
+    /// How many of those that are kept come before what was left out.
+    pub(crate) const FIRST: usize = KEPT / 2;
+}
+
 /// A program that was run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Ran {
@@ -39,7 +44,7 @@ pub(crate) struct Ran {
     pub(crate) action: &'static str,
     pub(crate) ended: Ended,
     pub(crate) took: Duration,
-    /// What it wrote: escaped, secrets masked.
+    /// What it wrote, secrets masked; lines as they came. Whoever shows it escapes it.
     pub(crate) output: String,
 }
 
@@ -88,7 +93,7 @@ impl Trail {
         cut(&mut ran.output);
         let mut runs = lock(&self.0);
         if runs.kept.len() == KEPT {
-            runs.kept.remove(KEPT / 2);
+            runs.kept.remove(Runs::FIRST);
             runs.left_out += 1;
         }
         runs.kept.push(ran);
@@ -135,7 +140,7 @@ mod tests {
             assert_eq!(kept.last().unwrap().device, number.to_string());
         }
         let numbers: Vec<usize> = trail.runs().kept.iter().map(|it| it.device.parse().unwrap()).collect();
-        let expected: Vec<usize> = (0..KEPT / 2).chain(100 - KEPT / 2..100).collect();
+        let expected: Vec<usize> = (0..Runs::FIRST).chain(100 + Runs::FIRST - KEPT..100).collect();
         assert_eq!(numbers, expected);
     }
 

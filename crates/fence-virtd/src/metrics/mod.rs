@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Counts and times of what the daemon does, for people who watch many hosts. docs/metrics.md names each one.
 //!
-//! Labels hold words of this program and URIs of the configuration, never anything that a peer chose: their number is
-//! bounded, whatever arrives. What is counted here is counted in passing and never waits.
+//! Labels hold words of this program, URIs and devices of the configuration, never anything that a peer chose: their
+//! number is bounded, whatever arrives. What is counted here is counted in passing and never waits.
 
 pub(crate) mod endpoint;
+mod runs;
 pub(crate) mod summary;
+
+pub(crate) use runs::AgentRuns;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -120,6 +123,8 @@ pub(crate) struct Observed {
     pub(crate) known: Hypervisors,
     /// The running domains of each hypervisor of the backend, by its URI.
     pub(crate) running: Vec<(String, watch::Receiver<Running>)>,
+    /// The agent backend's, where there is one.
+    pub(crate) agent: Option<AgentRuns>,
     /// The other hosts, where there are any.
     #[cfg(feature = "cpg")]
     pub(crate) cluster: Option<Arc<Cluster>>,
@@ -167,6 +172,9 @@ impl Observed {
         let _ = &self.known;
         let running = self.running.iter().map(|(it, running)| (uri(it), count(running.borrow().len())));
         gauges(&mut to, "domains_running", "Running domains as last seen", running);
+        if let Some(agent) = &self.agent {
+            agent.tell(&mut to);
+        }
         #[cfg(feature = "cpg")]
         if let Some(counted) = self.cluster.as_ref().map(|it| it.counted()) {
             cluster(&mut to, counted);

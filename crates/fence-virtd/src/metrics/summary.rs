@@ -146,6 +146,17 @@ fn lines(samples: &[Sample<'_>]) -> Vec<String> {
         let running = running.map(|it| format!(", {} domains running", it.value)).unwrap_or_default();
         lines.push(format!("libvirt {uri}: {state}{running}"));
     }
+    for it in named("agent_device_up") {
+        let device = it.label("device");
+        let of_device = named("agent_runs_total").filter(|it| it.label("device") == device);
+        let runs = of_device.fold(0.0, |sum, it| sum + it.value);
+        let state = match (is_on(it), runs > 0.0) {
+            (true, _) => "answers",
+            (false, true) => "DOES NOT ANSWER",
+            (false, false) => "not asked yet",
+        };
+        lines.push(format!("device {device}: {state}, {runs} runs"));
+    }
     if named("corosync_up").next().is_some() {
         let of = |kind: &str| {
             named("cluster_hosts").filter(|it| it.label("kind") == kind).map(|it| it.value).sum::<f64>()
@@ -205,10 +216,21 @@ mod tests {
     fn what_is_wrong_stands_out() {
         let text = "fence_virtd_listener_up{listener=\"tcp\"} 0\nfence_virtd_libvirt_up{uri=\"u\"} 0\n\
                     fence_virtd_requests_total{transport=\"tcp\",action=\"off\",result=\"success\"} 2\n";
-        let said = one_line(text);
-        for wanted in
-            ["tcp: DOES NOT SERVE", "u: NO CONNECTION", "requests: 2 - off success by tcp 2", "dropped: 0;"]
-        {
+        let text = format!(
+            "{text}fence_virtd_agent_device_up{{device=\"a\"}} 0\nfence_virtd_agent_device_up{{device=\"b\"}} 1\n\
+             fence_virtd_agent_device_up{{device=\"c\"}} 0\n\
+             fence_virtd_agent_runs_total{{device=\"a\",action=\"off\",result=\"exit_1\"}} 2\n\
+             fence_virtd_agent_runs_total{{device=\"b\",action=\"status\",result=\"exit_0\"}} 3\n\
+             fence_virtd_agent_runs_total{{device=\"a\",action=\"status\",result=\"killed\"}} 5\n"
+        );
+        let said = one_line(&text);
+        for wanted in [
+            "tcp: DOES NOT SERVE",
+            "u: NO CONNECTION",
+            "device a: DOES NOT ANSWER, 7 runs; device b: answers, 3 runs; device c: not asked yet, 0 runs",
+            "requests: 2 - off success by tcp 2",
+            "dropped: 0;",
+        ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
         }
     }
