@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Capabilities: all but the needed ones are given up.
+//! Capabilities: all but the needed ones are given up, and programs that are started get none.
 
 use caps::{CapSet, Capability, CapsHashSet};
 
@@ -7,6 +7,9 @@ use caps::{CapSet, Capability, CapsHashSet};
 pub(crate) fn keep(needed: &[Capability]) -> Result<Vec<Capability>, String> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(|it| it.to_string())?;
     let kept: CapsHashSet = needed.iter().copied().filter(|it| permitted.contains(it)).collect();
+    none_for_programs();
+    // What root's programs get whatever root itself has. Whoever may not do this has nothing that it would take away.
+    let _ = caps::clear(None, CapSet::Bounding);
     // Whoever has no more than it needs must not ask: a filter of systemd's may refuse the call itself.
     if permitted.len() > kept.len() {
         give_up(&kept).map_err(|it| it.to_string())?;
@@ -16,9 +19,13 @@ pub(crate) fn keep(needed: &[Capability]) -> Result<Vec<Capability>, String> {
     Ok(kept)
 }
 
-fn give_up(kept: &CapsHashSet) -> Result<(), caps::errors::CapsError> {
-    // A kernel or container without ambient capabilities has nothing to clear; with them, they follow the permitted.
+/// Those that programs would inherit (systemd's `AmbientCapabilities=`) end with this process, which keeps them.
+pub(crate) fn none_for_programs() {
+    // A kernel or container without ambient capabilities has nothing to clear.
     let _ = caps::clear(None, CapSet::Ambient);
+}
+
+fn give_up(kept: &CapsHashSet) -> Result<(), caps::errors::CapsError> {
     caps::set(None, CapSet::Effective, kept)?;
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
     caps::set(None, CapSet::Permitted, kept)

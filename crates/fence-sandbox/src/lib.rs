@@ -29,7 +29,7 @@ pub struct Needs {
     pub write: Vec<PathBuf>,
     /// Directories from which a file may be removed, and no more.
     pub remove: Vec<PathBuf>,
-    /// Capabilities that it keeps, where it has them.
+    /// Capabilities that it keeps, where it has them. Programs that it starts have none, root's neither.
     pub capabilities: Vec<Capability>,
     /// Which TCP connections it makes, and whether it binds TCP ports.
     pub tcp: Tcp,
@@ -63,6 +63,12 @@ pub struct Calls {
     pub key_rings: bool,
     /// Its sockets may lie in the abstract name space of processes outside.
     pub abstract_sockets: bool,
+}
+
+/// For a process that takes nothing else from itself: the capabilities of this thread, and of those it will start, don't
+/// reach the programs that they start. (Those of root have root's all the same.)
+pub fn no_capabilities_for_programs() {
+    capabilities::none_for_programs();
 }
 
 /// What is on.

@@ -101,6 +101,10 @@ fn a_daemon_that_starts_programs() {
     for attempt in ["ptrace", "unshare"] {
         said.refused(attempt);
     }
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(said.of("a program's before"), "CapPrm CapEff CapBnd CapAmb");
+    }
+    assert_eq!(said.of("a program's capabilities"), "");
     if said.landlock() {
         said.refused("make");
         said.refused("overwrite");
@@ -131,19 +135,40 @@ fn child() {
         "daemon-programs" => Needs {
             read: vec!["/".into()],
             write: vec!["/dev".into(), place.join("state")],
+            capabilities: vec![Capability::CAP_DAC_READ_SEARCH],
             tcp: Tcp::Any,
             calls: Calls { programs: true, ..everything },
             ..Needs::default()
         },
         other => panic!("no case {other}"),
     };
+    if case == "daemon-programs" {
+        // As systemd hands them to a user without rights.
+        for set in [caps::CapSet::Inheritable, caps::CapSet::Ambient] {
+            let _ = caps::raise(None, set, Capability::CAP_DAC_READ_SEARCH);
+        }
+        say("a program's before", &capabilities_of_a_program());
+    }
     // libtest runs a test in a thread of its own: what it starts is confined, which is what is looked at.
     let protection = needs.confine();
     say("files", &format!("{:?}", protection.files));
     say("calls", &format!("{:?}", protection.calls));
     say("capabilities", &format!("{:?}", protection.capabilities));
     say("status", &format!("{:?}", status()));
+    if needs.calls.programs {
+        say("a program's capabilities", &capabilities_of_a_program());
+    }
     attempts(&place, port, &other, true);
+}
+
+/// The sets of a started program that have something in them.
+fn capabilities_of_a_program() -> String {
+    let output = Command::new("/bin/cat").arg("/proc/self/status").output().unwrap();
+    let status = String::from_utf8(output.stdout).unwrap();
+    let fields = status.lines().filter_map(|it| it.split_once(":\t")).filter(|(name, value)| {
+        ["CapPrm", "CapEff", "CapBnd", "CapAmb"].contains(name) && value.bytes().any(|it| it != b'0')
+    });
+    fields.map(|(name, _)| name).collect::<Vec<_>>().join(" ")
 }
 
 fn attempts(place: &Path, port: u16, other: &TcpListener, is_confined: bool) {

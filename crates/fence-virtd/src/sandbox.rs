@@ -56,6 +56,7 @@ const SCRATCH: &[&str] = &["/dev", "/run", "/tmp", "/var/tmp"];
 pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) {
     if !config.daemon.sandbox {
         warn!("sandbox = \"no\": the daemon keeps all rights that it was started with");
+        fence_sandbox::no_capabilities_for_programs();
         return;
     }
     if let Some(it) = state {
@@ -85,13 +86,14 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
     });
     let host_down = cluster.map(|it| &it.host_down);
     // Of these nobody knows what they need.
-    let programs = matches!(host_down, Some(HostDown::Command(_)))
+    let programs = config.backends.iter().any(|it| matches!(it, Backend::Agent(_)))
+        || matches!(host_down, Some(HostDown::Command(_)))
         || uris.iter().any(|it| Uri::of(it).starts_programs());
     let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
 
     let mut read = Paths::default();
     read.all(SYSTEM);
-    for it in key_files(config).chain([file]) {
+    for it in key_files(config).chain(secret_files(config)).chain([file]) {
         read.directory_of(it);
     }
     for uri in &uris {
@@ -198,6 +200,16 @@ fn key_files(config: &Config) -> impl Iterator<Item = &Path> {
     });
     let groups = config.groups.iter().flatten().flat_map(|it| &it.key_files);
     listeners.chain(groups).map(PathBuf::as_path)
+}
+
+/// Files that options of fence agents are read from, and some that are read by the agents themselves.
+fn secret_files(config: &Config) -> impl Iterator<Item = &Path> {
+    let devices = config.backends.iter().flat_map(|it| match it {
+        Backend::Agent(it) => &it.devices[..],
+        Backend::Libvirt(_) | Backend::Cpg(_) => &[],
+    });
+    let options = devices.flat_map(|it| &it.options).filter(|(name, _)| name.ends_with("_file"));
+    options.map(|(_, value)| Path::new(value.as_str())).filter(|it| it.is_absolute())
 }
 
 /// Those that root has and the daemon uses; under systemd the unit leaves fewer.
@@ -326,6 +338,26 @@ mod tests {
         }
         let needs = with_uri("qemu:///system");
         assert!(!needs.write.contains(&"/dev/shm".into()) && !needs.calls.abstract_sockets);
+    }
+
+    #[test]
+    fn fence_agents_are_programs_and_their_secrets_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let text = format!(
+            r#"fence_virtd {{ backend = "agent"; }} backends {{ agent {{ device = "a" {{ agent = "fence_any"; plugs = "x";
+            options {{ password_file = "{}/password"; ip = "/not/a/file"; key_file = "relative"; }} }} }} }}"#,
+            root.display()
+        );
+        let config = config(&text);
+        let secrets: Vec<_> = secret_files(&config).collect();
+        assert_eq!(secrets, [root.join("password")]);
+        let needs = needs(&config, Path::new("/etc/fence_virt.conf"), None, None);
+        assert!(needs.calls.programs && needs.calls.abstract_sockets);
+        for path in ["/".into(), root] {
+            assert!(needs.read.contains(&path), "{path:?}");
+        }
+        assert!(needs.write.contains(&"/tmp".into()));
     }
 
     #[test]
