@@ -33,3 +33,15 @@ def start_host(site, tmp_path):
     yield start
     for host in running:
         host.stop()
+
+
+@pytest.fixture
+def vm1(site):
+    """A running QEMU domain."""
+    return site.hypervisor.domain("vm1")
+
+
+@pytest.fixture
+def vm2(site):
+    """Another."""
+    return site.hypervisor.domain("vm2")

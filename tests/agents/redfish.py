@@ -108,12 +108,14 @@ class Emulator:
 class Front:
     """What stands before a service, on another address of its node: passes everything on, but for resets.
 
-    `mode`: "pass"; "swallow" (answers 204 and does nothing); "hold" (answers 204 at once, and passes the reset on when
-    `release` is called); "hang" (takes the reset and never answers until the front is closed)."""
+    `mode`: "pass"; "swallow" (answers 204 and does nothing); "hold" (answers 204 at once, and passes the reset on after as
+    many further looks at the machine as `release_after` says); "hang" (takes the reset and answers nothing until `let_go`,
+    and then nothing either)."""
 
     def __init__(self, emulator, mode="pass"):
         self.emulator, self.mode = emulator, mode
-        self.resets, self._held, self._over = [], [], threading.Event()
+        self.resets, self.release_after = [], 0
+        self._held, self._gone, self._lock = [], threading.Event(), threading.Lock()
         node = emulator.node
         self.ip = f"10.77.200.{node.index}"
         with contextlib.suppress(RuntimeError):     # a front of before had the same
@@ -127,15 +129,13 @@ class Front:
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def release(self):
-        """Resets that are held back happen now."""
-        held, self._held = self._held, []
-        for args in held:
-            request(self.emulator.node, self.emulator.node.ip, *args)
+    def let_go(self):
+        """Who hangs is hung up on."""
+        self._gone.set()
 
     def close(self):
         """Ends it."""
-        self._over.set()
+        self._gone.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -145,9 +145,23 @@ class Front:
     def __exit__(self, *_):
         self.close()
 
+    def _hold(self, reset):
+        with self._lock:
+            self._held.append([self.release_after, reset])
+
+    def _looked(self):
+        with self._lock:
+            for held in self._held:
+                held[0] -= 1
+            due = [reset for left, reset in self._held if left < 0]
+            self._held = [held for held in self._held if held[0] >= 0]
+        for reset in due:
+            request(self.emulator.node, self.emulator.node.ip, *reset)
+
     def _handler(front):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
+                front._looked()
                 self._pass_on("GET", None)
 
             def do_POST(self):
@@ -158,9 +172,10 @@ class Front:
                 if front.mode == "pass":
                     return self._pass_on("POST", body)
                 if front.mode == "hold":
-                    front._held.append(("POST", self.path, body, self._kept()))
+                    front._hold(("POST", self.path, body, self._kept()))
                 if front.mode == "hang":
-                    front._over.wait()
+                    front._gone.wait()
+                    return None
                 self._answer(204, b"")
 
             def _pass_on(self, method, body):

@@ -76,6 +76,16 @@ def venv():
     return pathlib.Path(done.stdout.strip())
 
 
+def untouched(domain, qemu):
+    """The domain runs on in the same QEMU process."""
+    return domain.pid() == qemu.pid and not qemu.ended()
+
+
+def short(runs):
+    """What was run, in words: "bmc off: exit 0"."""
+    return [f"{run['device']} {run['action']}: {run['exit']}" for run in runs]
+
+
 def device(name, agent, plugs="*", *, options=None, domains=(), **keys):
     """Text of a device block. `plugs` None: none but those of `domains`, which are dicts with `name`, and `plug` or `uuid`
     or both. `keys`: plug_option, order, timeout, status_timeout, retries, max_running."""

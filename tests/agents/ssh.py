@@ -7,7 +7,9 @@
 The server has its own key, port, users and configuration; the machine's are neither read nor touched.
 """
 
+import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -49,13 +51,18 @@ class Sshd:
 
     def kill(self):
         """Gone with all its sessions, as when the host's SSH service breaks down; domains run on."""
-        sessions = _below(self.process.pid)
-        for pid in [self.process.pid, *sessions]:
-            try:
+        for pid in [self.process.pid, *_below(self.process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait()
+
+    def runs(self, program):
+        """Whether a session runs this program now."""
+        for pid in _below(self.process.pid):
+            with contextlib.suppress(OSError):
+                if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == program:
+                    return True
+        return False
 
     def log(self):
         """What it said."""
