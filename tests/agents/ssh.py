@@ -36,7 +36,7 @@ class Sshd:
         """Runs, and takes connections when this returns."""
         # Users, passwords, /run and logins on record are its own: root may have no password, and none that we know.
         script = """set -e
-            mount -t tmpfs run /run; mkdir /run/sshd; mount -t tmpfs log /var/log
+            mount -t tmpfs run /run; mkdir /run/sshd; mount -t tmpfs log /var/log; touch /var/log/lastlog
             mount --bind "$1/passwd" /etc/passwd; mount --bind "$1/shadow" /etc/shadow
             exec "$2" -D -e -f "$1/sshd_config" """
         self.process = self.node.popen(

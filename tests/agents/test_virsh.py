@@ -47,7 +47,9 @@ def running(site, *words):
 @pytest.mark.parametrize("way_in", ["key", "password"])
 def test_each_action_on_what_the_hypervisor_lists(site, start_host, sshd, way_in):
     vm1, vm2 = site.hypervisor.domain("vm1"), site.hypervisor.domain("vm2", start=False)
-    host = start_host([device("hv", AGENT, options=sshd.options(password=way_in == "password"))], over=sshd.known())
+    # With `verbose` the agent writes the password that it types into its log.
+    options = sshd.options() if way_in == "key" else sshd.options(password=True, verbose=1)
+    host = start_host([device("hv", AGENT, options=options)], over=sshd.known())
     with Onlooker(site) as onlooker:
         result = site.ask("-o", "list")
         assert result.rc == OK, (result, host.daemon.log)
@@ -62,6 +64,8 @@ def test_each_action_on_what_the_hypervisor_lists(site, start_host, sshd, way_in
         assert result.rc == OK, (result, host.daemon.log)
         runs = short(host.runs("off"))
         assert "hv off: exit 0" in runs and runs[-1] == "hv status: exit 2", runs
+        if way_in == "password":
+            assert any("Sent: ***" in run["output"] for run in host.runs("off")), host.runs("off")
         assert site.ask("-o", "status", "-H", "vm1").rc == OFF
         if way_in == "key":
             result = site.ask("-o", "on", "-H", "vm2")
