@@ -13,10 +13,9 @@ use std::time::Instant;
 use fence_wire::{Action, Target};
 
 use super::libvirt::LibvirtBackend;
-use super::libvirt::merge;
 use super::{
     ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, Power, StartFrom,
-    TakenDown, Work,
+    TakenDown, Work, merge,
 };
 use crate::cluster::{Changed, Cluster, Member, Place};
 

@@ -13,16 +13,14 @@ use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
 use super::{
-    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, Power, StartFrom,
-    TakenDown, Work,
+    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, PROMPT, Power,
+    StartFrom, TakenDown, Work, join_all, merge,
 };
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
 use crate::locks::lock;
 
 /// Bytes of a name that fit into a host list or a request; longer names reach us cut.
 const NAME_ON_WIRE: usize = Target::MAX;
-/// With several hypervisors: how long one that does not answer is waited for while another has the domain on.
-const PROMPT: Duration = Duration::from_secs(1);
 /// How long a hypervisor is asked for the end of something unfinished before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// How long after it answers again a hypervisor may take to do what it was told before.
@@ -297,14 +295,6 @@ impl Backend for LibvirtBackend {
             Ok(failed)
         })
     }
-}
-
-/// Sorted by name; a domain that several hypervisors define is listed once, and on when it is on anywhere.
-pub(crate) fn merge(domains: &mut Vec<Listed>) {
-    domains.sort_by(|a, b| {
-        (&a.name, &a.uuid, a.power == Power::Off).cmp(&(&b.name, &b.uuid, b.power == Power::Off))
-    });
-    domains.dedup_by(|later, first| later.uuid == first.uuid && later.name == first.name);
 }
 
 /// A target, read once.
@@ -646,26 +636,4 @@ impl From<CallError> for ActError {
             }
         }
     }
-}
-
-/// Waits for all at once; in the order given.
-async fn join_all<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
-where
-    F: Future + Send,
-{
-    let mut pending: Vec<_> = futures.into_iter().map(|it| (Box::pin(it), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut all = true;
-        for (future, output) in &mut pending {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *output = Some(value),
-                    std::task::Poll::Pending => all = false,
-                }
-            }
-        }
-        if all { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    pending.into_iter().filter_map(|(_, output)| output).collect()
 }

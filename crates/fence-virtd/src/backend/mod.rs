@@ -12,7 +12,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_wire::Target;
 use tokio::sync::{mpsc, watch};
@@ -22,10 +22,15 @@ use zeroize::Zeroizing;
 pub(crate) mod cpg;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
+#[cfg(feature = "libvirt")]
+pub(crate) mod several;
 mod trail;
 
 #[allow(unused_imports, reason = "until the agent backend is there")]
 pub(crate) use trail::{Ended, Ran, Runs, Trail};
+
+/// How long one part that does not answer is waited for while another has what is looked for.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// A piece of a backend's work; boxed, so that a backend can be chosen at run time.
 pub(crate) type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -360,4 +365,34 @@ impl Settled {
     pub(crate) async fn wait(mut self) {
         while self.0.recv().await.is_some() {}
     }
+}
+
+/// Sorted by name; a domain that is in several lists is listed once, and on when it is on anywhere.
+pub(crate) fn merge(domains: &mut Vec<Listed>) {
+    domains.sort_by(|a, b| {
+        (&a.name, &a.uuid, a.power == Power::Off).cmp(&(&b.name, &b.uuid, b.power == Power::Off))
+    });
+    domains.dedup_by(|later, first| later.uuid == first.uuid && later.name == first.name);
+}
+
+/// Waits for all at once; in the order given.
+pub(crate) async fn join_all<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future + Send,
+{
+    let mut pending: Vec<_> = futures.into_iter().map(|it| (Box::pin(it), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut all = true;
+        for (future, output) in &mut pending {
+            if output.is_none() {
+                match future.as_mut().poll(context) {
+                    std::task::Poll::Ready(value) => *output = Some(value),
+                    std::task::Poll::Pending => all = false,
+                }
+            }
+        }
+        if all { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    pending.into_iter().filter_map(|(_, output)| output).collect()
 }
