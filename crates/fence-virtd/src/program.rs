@@ -1,28 +1,52 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Other programs: run to their end within a deadline, or ended wholly, with no more output than was asked for.
 //!
-//! A program gets nothing of the daemon's: no environment, no input, `/` as its directory. Where the configuration asks
-//! for none, the sandbox lets none be started.
+//! A program gets nothing of the daemon's: no environment, no input but what it is handed, `/` as its directory. Where the
+//! configuration asks for none, the sandbox lets none be started.
+//!
+//! [`run_wholly`] leaves nothing behind, whatever the program does. What it starts inherits its environment, and with
+//! it a tag that nobody else has: so even a child that left the process group is found in /proc and killed. That takes a
+//! thread of its own, since the one who drops a run can't wait.
+
+#![allow(dead_code, reason = "until the agent backend runs its agents")]
 
 use std::ffi::OsStr;
-use std::io;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use fence_wire::escaped;
-use nix::sys::signal::{Signal, killpg};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::Command;
-use tokio::time::{timeout, timeout_at};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::{sleep, timeout, timeout_at};
+use tracing::warn;
+use zeroize::Zeroizing;
 
 /// Bytes of standard output, and of standard error, at most.
-const OUTPUT: u64 = 1 << 20;
+const OUTPUT: usize = 1 << 20;
 /// Where the last complaint is looked for, bytes from the end.
 const COMPLAINT: usize = 4096;
 /// How long output may come after the program's end, from those that it left behind.
 const REST: Duration = Duration::from_secs(1);
+/// What is read at once.
+const CHUNK: usize = 1 << 16;
+/// The pause after each chunk of what is dropped: a program that floods us slows down itself alone.
+const FLOOD_PAUSE: Duration = Duration::from_millis(1);
+/// The variable in the environment of all that belongs to one run.
+const TAG: &str = "FENCE_VIRTD_RUN";
+/// How long those are hunted for that don't die at once.
+const HUNT: Duration = Duration::from_secs(10);
+/// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over it.
+const KILLED: Duration = Duration::from_secs(2);
+/// The pause before a program is started again that somebody was writing.
+const BEING_WRITTEN: Duration = Duration::from_millis(20);
 
 /// How a program ended by itself.
 #[derive(Debug)]
@@ -57,62 +81,359 @@ pub(crate) async fn run(
     arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     until: Instant,
 ) -> Result<Ended, RunError> {
-    let mut child = Command::new(program)
-        .args(arguments)
+    let mut command = command(program);
+    command.args(arguments).stdin(Stdio::null());
+    let mut tree = Tree::new(command.spawn().map_err(RunError::Start)?, None);
+    let (mut output, mut complaints) = (Kept::new(OUTPUT), Kept::new(OUTPUT));
+    let work = tree.work(None, &mut output, &mut complaints, Excess::Fails);
+    let (status, left) = timeout_at(until.into(), work).await.map_err(|_| RunError::TooLong)??;
+    if left {
+        tree.kill_group();
+    }
+    tree.let_be();
+    Ok(Ended { status, output: std::mem::take(&mut *output.bytes), complaint: last_line(&complaints.bytes) })
+}
+
+/// How a program that was run by [`run_wholly`] ended.
+pub(crate) struct Whole {
+    pub(crate) end: End,
+    /// The head of what it wrote to standard output.
+    pub(crate) output: Kept,
+    /// The head of what it wrote to standard error.
+    pub(crate) complaints: Kept,
+}
+
+/// How a program came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// By itself, with this exit code.
+    Exit(i32),
+    /// A signal that was not ours.
+    Signal(i32),
+    /// We killed it: it had not ended in time.
+    TooLong,
+}
+
+/// The head of a program's output. May hold what nobody is to see, so it is never shown.
+pub(crate) struct Kept {
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
+    /// There was more, which was dropped.
+    pub(crate) is_cut: bool,
+    most: usize,
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes{}", self.bytes.len(), if self.is_cut { ", and more" } else { "" })
+    }
+}
+
+/// Runs a program without arguments, hands it `input`, and keeps `most` bytes of each of its outputs.
+///
+/// When this returns the program has ended, and all that it started is dead or about to be; after a kill, dead. The same
+/// becomes of them when this is dropped.
+///
+/// # Errors
+/// It could not be started or waited for.
+pub(crate) async fn run_wholly(
+    program: &Path,
+    input: Zeroizing<Vec<u8>>,
+    most: usize,
+    until: Instant,
+) -> Result<Whole, RunError> {
+    let tag = tag().map_err(RunError::Start)?;
+    let child = loop {
+        let spawned = command(program).env(TAG, &tag).stdin(Stdio::piped()).spawn();
+        match spawned {
+            // It is being installed this moment, or was, and a child of ours has not yet closed the file.
+            Err(it) if it.raw_os_error() == Some(Errno::ETXTBSY as i32) && Instant::now() < until => {
+                sleep(BEING_WRITTEN).await;
+            }
+            other => break other.map_err(RunError::Start)?,
+        }
+    };
+    let mut tree = Tree::new(child, Some(tag));
+    let (mut output, mut complaints) = (Kept::new(most), Kept::new(most));
+    let work = tree.work(Some(input), &mut output, &mut complaints, Excess::IsDropped);
+    let end = match timeout_at(until.into(), work).await {
+        Ok(ended) => {
+            let (status, left) = ended?;
+            if left {
+                tree.kill_group();
+            }
+            match status.code() {
+                Some(code) => End::Exit(code),
+                None => End::Signal(status.signal().unwrap_or_default()),
+            }
+        }
+        Err(_) => End::TooLong,
+    };
+    tree.end(end == End::TooLong).await;
+    Ok(Whole { end, output, complaints })
+}
+
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
         .env_clear()
         .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C"), ("TZ", "UTC"), ("HOME", "/")])
         .current_dir("/")
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(RunError::Start)?;
-    let mut group = Group(child.id().map(|it| Pid::from_raw(it.cast_signed())));
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    let (mut output, mut complaints) = (Vec::new(), Vec::new());
-    let work = async {
+        .kill_on_drop(true);
+    command
+}
+
+/// What no other process has in its environment.
+fn tag() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|it| io::Error::other(it.to_string()))?;
+    Ok(bytes.iter().map(|it| format!("{it:02x}")).collect())
+}
+
+/// What becomes of output that is too much.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Excess {
+    Fails,
+    IsDropped,
+}
+
+/// A program and all that it starts. Ends with this, unless it is over.
+struct Tree {
+    child: Option<Child>,
+    /// Its process group. Safe to be told apart by its number as long as the child has not been waited for.
+    group: Option<Pid>,
+    tag: Option<String>,
+}
+
+impl Tree {
+    fn new(child: Child, tag: Option<String>) -> Self {
+        let group = child.id().map(|it| Pid::from_raw(it.cast_signed()));
+        Self { child: Some(child), group, tag }
+    }
+
+    /// Hands it the input, reads what it says, and waits for its end. Also gives whether somebody is left who writes.
+    async fn work(
+        &mut self,
+        input: Option<Zeroizing<Vec<u8>>>,
+        output: &mut Kept,
+        complaints: &mut Kept,
+        excess: Excess,
+    ) -> Result<(ExitStatus, bool), RunError> {
+        let Some(child) = &mut self.child else { return Err(RunError::Wait(Errno::ECHILD.into())) };
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let stdin = child.stdin.take();
+        let mut writing = Box::pin(write(stdin, input));
         let mut reading = Box::pin(async {
-            tokio::try_join!(read(out, &mut output), read(err, &mut complaints)).map(drop)
+            tokio::try_join!(output.read(out, excess), complaints.read(err, excess)).map(drop)
         });
-        tokio::select! {
-            read = &mut reading => {
-                read?;
-                // Nobody is left who writes: what else is left is the program's own affair.
-                let status = child.wait().await.map_err(RunError::Wait)?;
-                Ok((status, None))
-            }
-            status = child.wait() => {
-                let status = status.map_err(RunError::Wait)?;
-                match timeout(REST, reading).await {
-                    Ok(read) => read.map(|()| (status, None)),
-                    Err(_) => Ok((status, group.0)),
+        let mut written = false;
+        loop {
+            tokio::select! {
+                () = &mut writing, if !written => written = true,
+                read = &mut reading => {
+                    read?;
+                    // Nobody is left who writes.
+                    let status = child.wait().await.map_err(RunError::Wait)?;
+                    return Ok((status, false));
+                }
+                status = child.wait() => {
+                    let status = status.map_err(RunError::Wait)?;
+                    return match timeout(REST, reading).await {
+                        Ok(read) => read.map(|()| (status, false)),
+                        Err(_) => Ok((status, true)),
+                    };
                 }
             }
         }
-    };
-    let (status, left) = timeout_at(until.into(), work).await.map_err(|_| RunError::TooLong)??;
-    group.0 = left;
-    Ok(Ended { status, output, complaint: last_line(&complaints) })
+    }
+
+    fn kill_group(&self) {
+        // It exists as long as somebody in it does, and who wrote last is in it.
+        if let Some(it) = self.group {
+            let _ = killpg(it, Signal::SIGKILL);
+        }
+    }
+
+    /// It has ended, and what it left is its own affair.
+    fn let_be(mut self) {
+        self.child = None;
+        self.group = None;
+        self.tag = None;
+    }
+
+    /// Everything of it ends. When it was `killed`, that is waited for, as long as it makes sense.
+    async fn end(mut self, killed: bool) {
+        let Some(mut hunt) = self.hunt() else { return };
+        if !killed {
+            hunt.group = None;
+        }
+        let hunted = tokio::task::spawn_blocking(move || hunt.run());
+        if killed {
+            let _ = timeout(KILLED, async {
+                if let Ok(Some(mut child)) = hunted.await {
+                    let _ = child.wait().await;
+                }
+            })
+            .await;
+        }
+    }
+
+    fn hunt(&mut self) -> Option<Hunt> {
+        let (child, group, tag) = (self.child.take(), self.group.take(), self.tag.take());
+        (child.is_some() || group.is_some() || tag.is_some()).then_some(Hunt { child, group, tag })
+    }
 }
 
-/// A process group that ends with this, unless it is taken out.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
+impl Drop for Tree {
     fn drop(&mut self) {
-        // It exists as long as somebody in it does, and who wrote last is in it.
-        if let Some(it) = self.0 {
+        let Some(hunt) = self.hunt() else { return };
+        if hunt.tag.is_none() {
+            return drop(hunt.kill());
+        }
+        let mut hunt = Some(hunt);
+        let thread = std::thread::Builder::new().name("hunt".to_owned());
+        // Where no thread is to be had the closure is dropped, and its content kills what it knows.
+        let started = thread.spawn({
+            let hunt = hunt.take();
+            move || drop(hunt.map(Hunt::run))
+        });
+        if let Err(error) = started {
+            warn!("can't start a thread that ends what a program started: {error}");
+        }
+    }
+}
+
+/// The end of a program and all that it started.
+struct Hunt {
+    child: Option<Child>,
+    group: Option<Pid>,
+    tag: Option<String>,
+}
+
+impl Hunt {
+    /// Kills them, until none is left. Blocks; gives back the child, to be waited for.
+    fn run(self) -> Option<Child> {
+        let tag = self.tag.as_ref().map(|it| format!("{TAG}={it}"));
+        let child = self.kill();
+        if let Some(tag) = tag {
+            let until = Instant::now() + HUNT;
+            // One that was forked by one that had just ended can be missed once.
+            let mut quiet = 0;
+            while quiet < 2 {
+                let found = carriers(tag.as_bytes());
+                quiet = if found.is_empty() { quiet + 1 } else { 0 };
+                kill_all(&found);
+                if !found.is_empty() {
+                    if Instant::now() >= until {
+                        warn!("processes of a program that was ended don't die: {found:?}");
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        child
+    }
+
+    /// Kills the group, and those of its descendants that can be told by their parents.
+    fn kill(mut self) -> Option<Child> {
+        if let Some(group) = self.group.take() {
+            // While it has not been waited for, its number is its own.
+            let descendants = if self.tag.is_some() { descendants(group) } else { Vec::new() };
+            let _ = killpg(group, Signal::SIGKILL);
+            kill_all(&descendants);
+        }
+        self.child.take()
+    }
+}
+
+impl Drop for Hunt {
+    fn drop(&mut self) {
+        if let Some(it) = self.group {
             let _ = killpg(it, Signal::SIGKILL);
         }
     }
 }
 
-async fn read(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) -> Result<(), RunError> {
-    let Some(from) = from else { return Ok(()) };
-    from.take(OUTPUT + 1).read_to_end(into).await.map_err(RunError::Wait)?;
-    if u64::try_from(into.len()).is_ok_and(|it| it <= OUTPUT) { Ok(()) } else { Err(RunError::TooMuch) }
+fn kill_all(these: &[Pid]) {
+    for it in these {
+        let _ = kill(*it, Signal::SIGKILL);
+    }
+}
+
+/// All processes, by their directories in /proc.
+fn processes() -> impl Iterator<Item = Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|it| it.file_name().to_str()?.parse().ok().map(Pid::from_raw))
+}
+
+/// Those that have this variable in their environment. Zombies have none.
+fn carriers(variable: &[u8]) -> Vec<Pid> {
+    processes().filter(|it| environment(*it).split(|it| *it == 0).any(|it| it == variable)).collect()
+}
+
+/// Empty for those that are not ours.
+fn environment(pid: Pid) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/environ")) {
+        // The kernel gives no more of it than this anyway.
+        let _ = file.take(4 << 20).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+/// Children, their children, and so on.
+fn descendants(of: Pid) -> Vec<Pid> {
+    let parents: Vec<(Pid, Pid)> = processes().filter_map(|it| Some((it, parent(it)?))).collect();
+    let mut family = vec![of];
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        family.extend(parents.iter().filter(|(_, it)| *it == parent).map(|(child, _)| *child));
+        next += 1;
+    }
+    family.split_off(1)
+}
+
+/// From `PID (name) state PPID …`; the name may hold anything.
+fn parent(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after = stat.iter().rposition(|it| *it == b')')? + 1;
+    let mut words = std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace();
+    words.nth(1)?.parse().ok().map(Pid::from_raw)
+}
+
+async fn write(to: Option<ChildStdin>, input: Option<Zeroizing<Vec<u8>>>) {
+    let (Some(mut to), Some(input)) = (to, input) else { return };
+    // It may end, or close it, without reading: its exit code tells what it thinks of that.
+    let _ = to.write_all(&input).await;
+}
+
+impl Kept {
+    fn new(most: usize) -> Self {
+        Self { bytes: Zeroizing::default(), is_cut: false, most }
+    }
+
+    async fn read(&mut self, from: Option<impl AsyncRead + Unpin>, excess: Excess) -> Result<(), RunError> {
+        let Some(mut from) = from else { return Ok(()) };
+        let mut chunk = Zeroizing::new(vec![0; CHUNK]);
+        loop {
+            let read = from.read(&mut chunk).await.map_err(RunError::Wait)?;
+            if read == 0 {
+                return Ok(());
+            }
+            let room = self.most - self.bytes.len();
+            self.bytes.extend_from_slice(&chunk[..read.min(room)]);
+            if read > room {
+                self.is_cut = true;
+                if excess == Excess::Fails {
+                    return Err(RunError::TooMuch);
+                }
+                sleep(FLOOD_PAUSE).await;
+            }
+        }
+    }
 }
 
 fn last_line(text: &[u8]) -> String {
@@ -123,6 +444,9 @@ fn last_line(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     /// Long enough for a shell to start on a busy machine.
@@ -184,6 +508,122 @@ mod tests {
         }
     }
 
+    async fn wholly(script: &str, input: &[u8], most: usize, limit: Duration) -> Whole {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+        let input = Zeroizing::new(input.to_vec());
+        run_wholly(&path, input, most, Instant::now() + limit).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn input_is_handed_over_and_both_outputs_are_kept() {
+        let script = "read line; echo \"$line\"; echo complaint >&2; cat >&2; exit 7";
+        let whole = wholly(script, b"a=1\nb=2\n", 100, PATIENCE).await;
+        assert_eq!(whole.end, End::Exit(7));
+        assert_eq!((&whole.output.bytes[..], whole.output.is_cut), (&b"a=1\n"[..], false));
+        assert_eq!(&whole.complaints.bytes[..], b"complaint\nb=2\n");
+        let whole = wholly("kill -15 $$", b"", 100, PATIENCE).await;
+        assert_eq!(whole.end, End::Signal(15));
+        let missing =
+            run_wholly(Path::new("/nosuch"), Zeroizing::default(), 1, Instant::now() + PATIENCE).await;
+        assert!(matches!(missing, Err(RunError::Start(_))));
+    }
+
+    /// More than any pipe takes, in both directions at once.
+    #[tokio::test]
+    async fn input_and_output_do_not_wait_for_each_other() {
+        let input = vec![b'x'; 4 << 20];
+        let whole = wholly("cat", &input, 5 << 20, PATIENCE).await;
+        assert_eq!(
+            (whole.end, whole.output.bytes.len(), whole.output.is_cut),
+            (End::Exit(0), input.len(), false)
+        );
+        // One that never reads.
+        for script in ["exit 4", "exec <&-; echo x; exit 4"] {
+            let whole = wholly(script, &input, 10, PATIENCE).await;
+            assert_eq!(whole.end, End::Exit(4), "{script}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_leaves_its_head() {
+        // However long the shell takes to get there.
+        let mut limit = Duration::from_secs(1);
+        let whole = loop {
+            let whole = wholly("yes abc & yes >&2", b"", 8, limit).await;
+            assert_eq!(whole.end, End::TooLong);
+            if whole.output.is_cut && whole.complaints.is_cut {
+                break whole;
+            }
+            limit *= 2;
+        };
+        assert_eq!(&whole.output.bytes[..], b"abc\nabc\n");
+        assert_eq!(&whole.complaints.bytes[..], b"y\ny\ny\ny\n");
+    }
+
+    /// What writes the ids of all its processes to a file, and then waits; one of them left the process group, and one is
+    /// no child of anybody's.
+    fn family(pids: &Path) -> String {
+        let pids = pids.display();
+        format!(
+            "sleep 1000 & setsid sh -c 'echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; touch {pids}.a; wait' &\n\
+             (setsid sh -c 'echo $$ >> {pids}; touch {pids}.b; sleep 1000; :' &)\n\
+             echo $! $$ >> {pids}\n\
+             while [ ! -e {pids}.a ] || [ ! -e {pids}.b ]; do sleep 0.1; done"
+        )
+    }
+
+    #[tokio::test]
+    async fn whoever_left_the_group_is_killed_too() {
+        for (end, ending) in [
+            ("sleep 1000", End::TooLong),
+            ("exec >&- 2>&-; sleep 1000", End::TooLong),
+            ("exit 0", End::Exit(0)),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let pids = dir.path().join("pids");
+            let done = dir.path().join("done");
+            let mut limit = if ending == End::TooLong { Duration::from_secs(1) } else { PATIENCE };
+            while !done.exists() {
+                let script = format!("{}\ntouch {}\n{end}", family(&pids), done.display());
+                let _ = std::fs::remove_file(&pids);
+                assert_eq!(wholly(&script, b"", 100, limit).await.end, ending);
+                limit *= 2;
+            }
+            assert_ended(&std::fs::read_to_string(&pids).unwrap()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_outlives_a_run_that_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pids, done) = (dir.path().join("pids"), dir.path().join("done"));
+        let script = format!("{}\ntouch {}\nsleep 1000", family(&pids), done.display());
+        let run = wholly(&script, b"", 100, PATIENCE);
+        tokio::select! {
+            whole = run => panic!("{:?}", whole.end),
+            () = async { while !done.exists() { sleep(Duration::from_millis(10)).await } } => {}
+        }
+        assert_ended(&std::fs::read_to_string(&pids).unwrap()).await;
+    }
+
+    #[test]
+    fn families_are_told_by_proc() {
+        let (me, tag) = (Pid::this(), tag().unwrap());
+        let mut child = std::process::Command::new("sleep").arg("1000").env(TAG, &tag).spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        assert_eq!(parent(pid), Some(me));
+        assert!(descendants(me).contains(&pid));
+        let variable = format!("FENCE_VIRTD_RUN={tag}");
+        assert_eq!(carriers(variable.as_bytes()), [pid]);
+        assert_eq!(carriers(&variable.as_bytes()[..variable.len() - 1]), []);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(parent(pid), None);
+    }
+
     /// The processes with these ids end, or have ended.
     async fn assert_ended(pids: &str) {
         let begin = Instant::now();
@@ -191,7 +631,7 @@ mod tests {
             // One that nobody waits for is a zombie, whose command line is empty.
             while std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|it| !it.is_empty()) {
                 assert!(begin.elapsed() < PATIENCE, "{pid} lives on");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                sleep(Duration::from_millis(10)).await;
             }
         }
     }
