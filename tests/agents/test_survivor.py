@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two VMs of a pool shoot each other in the same moment, with agents as the only backend: exactly one stays up."""
+
+import collections
+import contextlib
+import os
+import signal
+
+import pytest
+from lab import net
+from survivor.rig import Gun
+
+from .rig import OK, device
+from .xen_pool import PASSWORD, USER, Pool, Vm
+
+#: Rounds for each way of asking. 200 is the long run.
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+#: How the two ask, and what is special about the pool.
+WAYS = {
+    "multicast": {},
+    "tcp": {},
+    "multicast, the first member is not the master": {"master": 1},
+    "tcp, a slow pool": {"slow": 1.5},
+    "multicast, done after the answer": {"late": 1.5},
+}
+
+
+class Node:
+    """A cluster node whose machine is a VM: it dies, with what it runs and what it has sent, in the moment that the VM does."""
+
+    def __init__(self, site, pool, name):
+        self.site, self.pool, self.vm = site, pool, pool[name]
+        self.vm.on_off.append(self.die)
+        self.place, self.agents, self.dead = None, [], False
+
+    def boot(self):
+        """Up and running; one that was shot comes back with a namespace that knows nothing of the old one."""
+        self.agents.clear()
+        if self.place and not self.dead:
+            return
+        if self.place:
+            self.site.net.remove(self.place.name)
+        self.place, self.dead = self.site.node(self.vm.name), False
+        self.pool.power_on(self.vm)
+
+    def shoot(self, target, action, gun, transport):
+        """Our agent on this node fences the other one, when the gun fires."""
+        where = ("fence_virt", ["-T", self.site.host.ip]) if transport == "tcp" else ("fence_xvm", [])
+        agent = self.site.ask(*where[1], "-o", action, "-H", target.vm.name, node=self.place, name=where[0], wait=False, at=gun)
+        self.agents.append(agent)
+        return agent
+
+    def die(self):
+        """Called by the pool before anybody hears of it. Nothing is proved after this, and no FIN leaves."""
+        self.dead = True
+        for agent in self.agents:
+            with contextlib.suppress(ProcessLookupError):
+                agent.process.send_signal(signal.SIGSTOP)
+        self.place.link(False)
+        for agent in self.agents:
+            agent.process.kill()
+
+
+@pytest.mark.parametrize("action", ["off", "reboot"])
+@pytest.mark.parametrize("way", WAYS)
+def test_of_two_that_shoot_each_other_one_stays_up(site, start_host, note, way, action):
+    if action == "reboot" and way not in ("multicast", "tcp"):
+        pytest.skip("off has it")
+    transport = way.split(",")[0]
+    places = [site.place("xen1"), site.place("xen2")]
+    common = {"username": USER, "password_file": site.secret(PASSWORD), "power_timeout": 10}
+    with Pool(places, [Vm("left"), Vm("right")]) as pool:
+        pool.master = pool.members[WAYS[way].get("master", 0)]
+        for vm in pool.vms:
+            vm.slow, vm.late = WAYS[way].get("slow", 0), WAYS[way].get("late", 0)
+        host = start_host([device(it.name, "fence_xenapi", order=n, options={"session_url": it.url, **common})
+                           for n, it in enumerate(pool.members)], listener=transport)
+        nodes = [Node(site, pool, name) for name in ("left", "right")]
+        ends, reasons = collections.Counter(), collections.Counter()
+        try:
+            for number in range(ROUNDS):
+                for node in nodes:
+                    node.boot()
+                before = len(host.records())
+                gun = Gun()
+                order = [(0, 1), (1, 0)][number % 2]
+                shots = {i: nodes[i].shoot(nodes[1 - i], action, gun, transport) for i in order}
+                gun.fire()
+                results = {i: shot.finish(60) for i, shot in shots.items()}
+                # Both requests are over: nothing of them can come later.
+                records = host.wait_records(2, since=before)
+                up = [i for i in (0, 1) if not nodes[i].dead]
+                ends[len(up)] += 1
+                ran = [it for it in records if it["decision"] == "run"]
+                reasons.update(it["reason"] for it in records if it["decision"] != "run")
+                assert len(up) == 1 and results[up[0]].rc == OK, (number, up, results, records, host.daemon.log[-6000:])
+                assert [it["target"] for it in ran] == [nodes[1 - up[0]].vm.name] and ran[0]["delivered"], records
+                assert nodes[up[0]].vm.running
+        finally:
+            note(f"{sum(ends.values())} rounds, {action} by {way}: {dict(ends)} up; {dict(reasons)}")
+            for node in nodes:
+                if node.place:
+                    site.net.remove(node.place.name)
+
+
+def test_a_shot_that_comes_after_its_time(site, start_host):
+    """The pool carries a shutdown out after the daemon had given its agent up: what conflicts with it waited for that."""
+    places = [site.place("xen1")]
+    common = {"username": USER, "password_file": site.secret(PASSWORD)}
+    with Pool(places, [Vm("left"), Vm("right")]) as pool:
+        host = start_host([device("pool", "fence_xenapi", timeout=3, retries=0,
+                                  options={"session_url": pool.members[0].url, **common})])
+        nodes = [Node(site, pool, name) for name in ("left", "right")]
+        for node in nodes:
+            node.boot()
+        left, right = nodes
+        # left shoots right, and the pool takes 5 s for it: the agent is killed after 3.
+        pool["right"].slow = 5
+        try:
+            gun = Gun()
+            first = left.shoot(right, "off", gun, "multicast")
+            gun.fire()
+            net.wait_until(lambda: "xen1" in pool.asked("VM.hard_shutdown"))
+            gun = Gun()
+            second = right.shoot(left, "off", gun, "multicast")
+            gun.fire()
+            results = first.finish(60), second.finish(60)
+            host.wait_records(2)
+            net.wait_until(lambda: right.dead or left.dead)
+            up = [node.vm.name for node in nodes if not node.dead]
+            assert up == ["left"], (results, host.records(), host.daemon.log[-6000:])
+        finally:
+            for node in nodes:
+                site.net.remove(node.place.name)
