@@ -93,13 +93,13 @@ def test_what_a_client_is_told(shots, mode):
     assert result.rc == case.rc, (result, record)
     assert "imed out waiting for response" not in result.err
     assert shots.zoo.power(mode) == case.power
-    assert record["delivered"] and record["result"] == ("success" if case.rc == OK else "failure"), record
+    assert record["delivered"] and record["result"] == ("success" if case.rc == OK else "failed"), record
     if case.rc != OK:
         assert record["reason"], record
     if case.ended:
         # Not where it would be called a success: the run's own end is on record as it was.
         runs = shots.runs(mode, "off")
-        assert runs and all(run["exit"].startswith(case.ended) for run in runs), record
+        assert runs and all(run["ended"].startswith(case.ended) for run in runs), record
     assert all(run["device"] == mode and f"fence_bad_{mode}" in run["agent"] for run in record.get("runs", [])), record
 
 
@@ -169,7 +169,7 @@ def test_floods_are_ended(site, start_host, tmp_path):
     zoo.wait_nothing_left()
     (run,) = [it for it in host.wait_records(1, which=lambda it: it["target"] == "floods")[0]["runs"]
               if it["action"] == "off"]
-    assert run["exit"].startswith("killed") and "more and more" in run["output"] and len(run["output"]) < 32768
+    assert run["ended"].startswith("killed") and "more and more" in run["output"] and len(run["output"]) < 32768
     assert host.daemon.rss_kib() < 150 * 1024
 
 

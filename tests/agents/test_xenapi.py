@@ -123,7 +123,7 @@ def test_names_that_two_have(site, start_host, pool, devices, agent):
         assert site.ask("-o", action, "-H", "twin").rc == FAILED
         assert "ambiguous" in host.record(action)["reason"], host.record(action)
     twin = pool["11111111-2222-4333-8444-555555555555"]
-    assert site.ask("-o", "off", "-H", twin.uuid).rc == OK
+    assert site.ask("-o", "off", "-u", "-H", twin.uuid).rc == OK
     assert twin.power == HALTED
     assert [vm.name for vm in pool.vms if vm.events] == ["twin"], "one of the two"
 
