@@ -388,6 +388,7 @@ mod tests {
         Job {
             id: 7,
             arrived: Instant::now(),
+            patience: Duration::from_secs(30),
             transport: "test",
             peer: String::new(),
             identity: crate::access::Identity::default(),

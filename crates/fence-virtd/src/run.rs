@@ -182,7 +182,8 @@ async fn until_told(
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let chosen = backend(config, &known, wait).await?;
-        let service = Service::new(chosen.backend, audit, replays, chosen.claims);
+        let service =
+            Service::new(chosen.backend, audit, replays, chosen.claims, config.daemon.client_timeout);
         #[cfg(feature = "cpg")]
         let cluster = chosen.cluster.map(|(cluster, started)| {
             cluster.serve(started, &service);

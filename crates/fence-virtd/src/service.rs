@@ -27,9 +27,7 @@ use crate::metrics::Metrics;
 use crate::replay::Replays;
 use crate::turns::{Claims, Running, Told, Turn, Turns};
 
-/// How long a client can be waiting for its answer: the agents' default time-out, counted from arrival.
-pub(crate) const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
-/// Our answer leaves this much earlier than that, so that the client hears a reason rather than nothing.
+/// Our answer leaves this much earlier than its client gives up, so that the client hears a reason rather than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long a reboot that was done and could not be told stands for the same client's next try.
 const LOST_ANSWERS_STAND: Duration = Duration::from_secs(60);
@@ -54,6 +52,7 @@ pub(crate) struct Service {
     turns: Arc<Turns>,
     /// Other hosts, where they have a say.
     claims: Option<Arc<dyn Claims>>,
+    client_timeout: Duration,
     lost_answers: Mutex<Vec<LostAnswer>>,
     audit: Audit,
     challenges: Mutex<HashSet<Challenge>>,
@@ -69,6 +68,8 @@ pub(crate) struct Job {
     pub(crate) id: u64,
     /// When its first packet came.
     pub(crate) arrived: Instant,
+    /// How long its client waits from then on.
+    pub(crate) patience: Duration,
     /// The transport's name.
     pub(crate) transport: &'static str,
     /// The peer's address, for people.
@@ -92,7 +93,7 @@ pub(crate) struct Job {
 impl Job {
     /// The moment when the client has given up.
     pub(crate) fn deadline(&self) -> Instant {
-        self.arrived + CLIENT_PATIENCE
+        self.arrived + self.patience
     }
 
     /// The domain that it comes from, as far as the arbiter may rely on it. Behind an address on TCP there may be
@@ -249,10 +250,12 @@ impl Service {
         audit: Audit,
         replays: Replays,
         claims: Option<Arc<dyn Claims>>,
+        client_timeout: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             backend,
             claims,
+            client_timeout,
             audit,
             drops: Drops::default(),
             metrics: Metrics::default(),
@@ -268,6 +271,11 @@ impl Service {
 
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How long clients wait for their answer, as the configuration says.
+    pub(crate) fn client_timeout(&self) -> Duration {
+        self.client_timeout
     }
 
     /// Whether a packet whose hash fits was never here before, on any listener. It is remembered.
@@ -785,13 +793,14 @@ mod tests {
     fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
         let under_way = Arc::clone(&hosts.under_way);
         let (audit, replays) = (Audit::open(None).unwrap(), Replays::in_memory().unwrap());
-        (Service::new(Arc::new(Untouched), audit, replays, Some(Arc::new(hosts))), under_way)
+        (Service::new(Arc::new(Untouched), audit, replays, Some(Arc::new(hosts)), PATIENCE), under_way)
     }
 
     fn job(action: Action) -> (Job, Resolved) {
         let job = Job {
             id: 1,
             arrived: Instant::now(),
+            patience: Duration::from_secs(30),
             transport: "test",
             peer: String::new(),
             identity: Identity::default(),
@@ -848,6 +857,45 @@ mod tests {
         let go = in_time(service.turn(&job, &resolved, &lease)).await;
         assert!(matches!(go, Go::Run(_)), "{go:?}");
         assert_eq!(under_way.load(Ordering::SeqCst), 0);
+    }
+
+    /// Whoever waits longer than the agents do by default gets an answer for all of that time.
+    #[test]
+    fn a_request_lives_as_long_as_its_client_waits() {
+        for seconds in [30, 60, 600] {
+            let (job, _) = job(Action::Off);
+            let job = Job { patience: Duration::from_secs(seconds), ..job };
+            let (lease, _settled) = Service::lease(&job);
+            assert_eq!(job.deadline() - job.arrived, Duration::from_secs(seconds));
+            assert_eq!(job.deadline() - lease.until(), ANSWER_MARGIN);
+            assert!(lease.check().is_ok());
+        }
+    }
+
+    /// What is run under the lease, and under a part of it, is in the request's record.
+    #[test]
+    fn the_trail_of_a_lease_is_that_of_its_request() {
+        let (job, _) = job(Action::Off);
+        let (lease, _settled) = Service::lease(&job);
+        let soon = lease.within(job.arrived);
+        assert!((soon.until(), lease.within(job.deadline()).until()) == (job.arrived, lease.until()));
+        let later = lease.to_the_end(job.deadline() + PATIENCE);
+        for (place, of) in [&lease, &soon, &later].into_iter().enumerate() {
+            of.trail().note(backend::Ran {
+                device: place.to_string(),
+                agent: "fence_test".to_owned(),
+                action: "off",
+                ended: backend::Ended::Exit(0),
+                took: Duration::ZERO,
+                output: String::new(),
+            });
+        }
+        let devices: Vec<_> = job.trail.runs().kept.into_iter().map(|it| it.device).collect();
+        assert_eq!(devices, ["0", "1", "2"]);
+        // A part ends with the whole.
+        lease.end(LeaseEnd::HungUp);
+        assert_eq!(soon.end_reason(), Some(LeaseEnd::HungUp));
+        assert_eq!(later.end_reason(), None);
     }
 
     /// What was decided holds no more when the client has proved itself: nothing is done, and the client hears that.

@@ -20,6 +20,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use fence_config::MAX_CLIENT_TIMEOUT;
 use tokio::sync::{mpsc, oneshot};
 
 use super::message::{Ask, End, Member, Message};
@@ -27,8 +28,8 @@ use crate::backend::{ActError, Lease, LeaseEnd, LeaseEnder, Settled};
 
 /// Asks of other hosts that are worked on at once.
 const MAX_SERVED: usize = 1024;
-/// No client waits longer.
-const MAX_LEFT: Duration = Duration::from_secs(30);
+/// No client waits longer, whatever the asker's configuration says: its client's time counts, not that of this host's.
+pub(super) const MAX_LEFT: Duration = MAX_CLIENT_TIMEOUT;
 
 /// What this host asked others for.
 #[derive(Debug)]

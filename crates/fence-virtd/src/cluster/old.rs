@@ -22,7 +22,7 @@ use super::{Changed, Cluster, State};
 use crate::access::{Access, Identity};
 use crate::audit::{End, Record, Stages};
 use crate::backend::{ActError, Backend, DomainRef, Lease, Located, Power, Trail};
-use crate::service::{CLIENT_PATIENCE, Job, Outcome, Service, Worked};
+use crate::service::{Job, Outcome, Service, Worked};
 
 /// A reply that came before they waited for it is missed: it is sent once more after this long.
 const ONCE_MORE: Duration = Duration::from_millis(400);
@@ -247,9 +247,10 @@ impl Cluster {
     pub(super) async fn free_old_hosts(self: Arc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
+            let Some(client_timeout) = self.service().map(|it| it.client_timeout()) else { continue };
             let mut state = self.state();
             let late: Vec<_> =
-                state.old.requests.extract_if(.., |it| it.since.elapsed() >= CLIENT_PATIENCE).collect();
+                state.old.requests.extract_if(.., |it| it.since.elapsed() >= client_timeout).collect();
             if state.is_highest_new(&[]) {
                 for it in late {
                     warn!(node = it.from.node, target = %escaped(&it.request.target), "nobody answered: failure");
@@ -500,7 +501,7 @@ async fn serve(
     request: CpgRequest,
 ) {
     let _under_way = service.begin();
-    let until = Instant::now() + CLIENT_PATIENCE;
+    let until = Instant::now() + service.client_timeout();
     let target = Target::new(&request.target, false).ok();
     let is_mine = match &target {
         Some(target) => is_mine(&cluster, target, until).await,
@@ -605,6 +606,7 @@ async fn work(
     let job = Job {
         id: service.next_id(),
         arrived: Instant::now(),
+        patience: service.client_timeout(),
         transport: super::serve::NAME,
         peer: format!("{} request {sequence}", cluster.name(from)),
         identity: Identity::default(),

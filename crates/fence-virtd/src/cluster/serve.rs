@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::{Action, HashType, Response, Target};
 
+use super::asks::MAX_LEFT;
 use super::message::{Ask, End as AskEnd, Outcome, What};
 use super::{Cluster, Member};
 use crate::access::{Access, Identity};
@@ -16,7 +17,7 @@ use crate::audit::{End, Record, Stages};
 use crate::backend::{
     ActError, Backend, DomainRef, Lease, LocateError, Located, Power, Settled, StartFrom, Trail,
 };
-use crate::service::{CLIENT_PATIENCE, Job, NOT_STARTED, START_LIMIT, Service};
+use crate::service::{Job, NOT_STARTED, START_LIMIT, Service};
 
 /// The transport's name in records.
 pub(super) const NAME: &str = "cpg";
@@ -30,6 +31,7 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
     let job = Job {
         id: service.next_id(),
         arrived: Instant::now(),
+        patience: Duration::from_millis(ask.left_ms).min(MAX_LEFT),
         transport: NAME,
         peer: if ask.request == 0 { name } else { format!("{name} request {}", ask.request) },
         identity: Identity::default(),
@@ -70,7 +72,7 @@ impl Work<'_> {
     /// Gives how it ended, and what tells when nothing more of it can take effect.
     async fn work(&mut self, job: &Job) -> (Served, Option<Settled>) {
         let local = Arc::clone(self.cluster.local());
-        let left = job.arrived + Duration::from_millis(self.ask.left_ms).min(CLIENT_PATIENCE);
+        let left = job.deadline();
         let until = left.min(job.arrived + LOOK_LIMIT);
         let located = local.locate(&job.target, until).await;
         self.stages.resolved = Some(Stages::since(job.arrived));

@@ -203,6 +203,7 @@ impl Multicast {
         let job = Job {
             id: self.service.next_id(),
             arrived,
+            patience: self.service.client_timeout(),
             transport: NAME,
             peer: address.to_string(),
             identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },

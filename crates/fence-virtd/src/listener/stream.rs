@@ -108,6 +108,7 @@ impl<T: Transport> Streams<T> {
         let job = Job {
             id: self.service.next_id(),
             arrived,
+            patience: self.service.client_timeout(),
             transport: T::NAME,
             peer: name,
             identity: self.transport.identify(peer).await,

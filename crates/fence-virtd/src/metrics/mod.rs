@@ -34,7 +34,8 @@ use crate::run::Hypervisors;
 use crate::service::Service;
 
 /// From what a local look takes to the longest that a client waits.
-const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 120.0, 600.0];
 
 type Words<const N: usize> = [(&'static str, &'static str); N];
 type Times = Family<Words<2>, Histogram, fn() -> Histogram>;

@@ -183,6 +183,7 @@ impl Line {
         let job = Job {
             id: service.next_id(),
             arrived: Instant::now(),
+            patience: service.client_timeout(),
             transport: NAME,
             peer: self.domain.clone(),
             identity: self.identity.clone(),
