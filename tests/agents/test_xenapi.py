@@ -251,8 +251,16 @@ def test_https(site, start_host, pool, devices, tmp_path, agent):
     assert site.ask("-o", "off", "-H", "web1").rc == OK and pool["web1"].power == HALTED
 
 
-def test_what_two_devices_say(site, start_host, pool, devices):
-    """A member that lags behind says off of what runs. What one endpoint says is believed: the page says so."""
+def test_the_examples_metadata():
+    """Valid by the schema of cluster software."""
+    said = subprocess.run([EXAMPLE, "-o", "metadata"], capture_output=True, check=True).stdout
+    checked = subprocess.run(["xmllint", "--noout", "--relaxng", "/usr/share/cluster/relaxng/metadata.rng", "-"], input=said,
+                             capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_member_that_says_off_of_what_runs(site, start_host, pool, devices):
+    """What one endpoint says is believed: the page says so."""
     host = start_host(devices(members=pool.members[:1]))
     pool["web1"].claims = HALTED
     assert site.ask("-o", "off", "-H", "web1").rc == OK
