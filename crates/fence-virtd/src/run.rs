@@ -18,6 +18,8 @@ use crate::backend::Backend;
 use crate::backend::cpg::CpgBackend;
 #[cfg(feature = "libvirt")]
 use crate::backend::libvirt::LibvirtBackend;
+#[cfg(feature = "libvirt")]
+use crate::backend::several::Several;
 #[cfg(feature = "cpg")]
 use crate::cluster::{self, Cluster, OtherHosts};
 #[cfg(feature = "libvirt")]
@@ -28,7 +30,7 @@ use crate::leave::{FAILURE, SUCCESS};
 use crate::limits::DESCRIPTORS;
 use crate::listeners::{Common, ListenerError, Listeners};
 use crate::metrics::endpoint::Endpoint;
-use crate::metrics::{Observed, summary};
+use crate::metrics::{AgentRuns, Observed, summary};
 use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
 use crate::replay::{self, Replays};
@@ -182,6 +184,7 @@ async fn until_told(
         let known = Hypervisors::default();
         let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
         let chosen = backend(config, &known, wait).await?;
+        let agent = chosen.agent;
         let service =
             Service::new(chosen.backend, audit, replays, chosen.claims, config.daemon.client_timeout);
         #[cfg(feature = "cpg")]
@@ -196,7 +199,7 @@ async fn until_told(
             service: Arc::clone(&service),
             known: known.clone(),
             running: running.clone(),
-            agent: None,
+            agent: agent.clone(),
             #[cfg(feature = "cpg")]
             cluster: cluster.clone(),
         };
@@ -269,40 +272,79 @@ struct Chosen {
     backend: Arc<dyn Backend>,
     /// Those that have a say in when a request may run.
     claims: Option<Arc<dyn Claims>>,
+    /// What the agent backend runs, where there is one.
+    agent: Option<AgentRuns>,
     /// The other hosts, where there are any.
     #[cfg(feature = "cpg")]
     cluster: Option<(Arc<Cluster>, cluster::Started)>,
 }
 
+impl Chosen {
+    /// This backend alone, on this host alone.
+    fn alone(backend: Arc<dyn Backend>) -> Self {
+        Self {
+            backend,
+            claims: None,
+            agent: None,
+            #[cfg(feature = "cpg")]
+            cluster: None,
+        }
+    }
+}
+
 async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Chosen, RunError> {
-    match &config.backends[..] {
+    let (agents, hypervisors): (Vec<_>, Vec<_>) =
+        config.backends.iter().partition(|it| matches!(it, BackendSettings::Agent(_)));
+    let agent = match &agents[..] {
+        [BackendSettings::Agent(settings)] => Some(agent(settings)?),
+        _ => None,
+    };
+    match (&hypervisors[..], agent) {
+        ([], Some((backend, runs))) => Ok(Chosen { agent: Some(runs), ..Chosen::alone(backend) }),
+        ([settings], None) => of_hypervisors(settings, known, wait).await,
         #[cfg(feature = "libvirt")]
-        [BackendSettings::Libvirt(settings)] => {
-            let backend = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
-            Ok(Chosen {
-                backend,
-                claims: None,
-                #[cfg(feature = "cpg")]
-                cluster: None,
-            })
+        ([settings], Some((agent, runs))) => {
+            // What it has needs no hypervisor, and is not kept waiting for one.
+            let chosen = of_hypervisors(settings, known, true).await?;
+            let several = Several::new(settings.kind().as_str(), chosen.backend, agent);
+            Ok(Chosen { backend: Arc::new(several), agent: Some(runs), ..chosen })
+        }
+        (others, _) => Err(RunError::Missing {
+            what: "backend",
+            name: others.iter().map(|it| it.kind().as_str()).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// The devices of the agent backend.
+fn agent(_: &fence_config::AgentBackend) -> Result<(Arc<dyn Backend>, AgentRuns), RunError> {
+    Err(RunError::Missing { what: "backend", name: "agent".to_owned() })
+}
+
+/// The domains of this host's hypervisors, or of all hosts of its cluster.
+async fn of_hypervisors(
+    settings: &BackendSettings,
+    known: &Hypervisors,
+    wait: bool,
+) -> Result<Chosen, RunError> {
+    match settings {
+        #[cfg(feature = "libvirt")]
+        BackendSettings::Libvirt(settings) => {
+            Ok(Chosen::alone(libvirt(&settings.uris, settings.reboot_starts, known, wait).await?))
         }
         #[cfg(feature = "cpg")]
-        [BackendSettings::Cpg(settings)] => {
+        BackendSettings::Cpg(settings) => {
             let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
             let (cluster, started) = Cluster::start(settings, Arc::clone(&local))?;
             let backend = Arc::new(CpgBackend::new(local, Arc::clone(&cluster)));
             let claims: Arc<dyn Claims> = Arc::new(OtherHosts(Arc::clone(&cluster)));
-            Ok(Chosen { backend, claims: Some(claims), cluster: Some((cluster, started)) })
+            Ok(Chosen { claims: Some(claims), cluster: Some((cluster, started)), ..Chosen::alone(backend) })
         }
-        #[cfg(not(feature = "libvirt"))]
-        [BackendSettings::Libvirt(_)] => {
+        other => {
+            #[cfg(not(feature = "libvirt"))]
             let _ = (wait, known);
-            Err(RunError::Missing { what: "backend", name: "libvirt".to_owned() })
+            Err(RunError::Missing { what: "backend", name: other.kind().as_str().to_owned() })
         }
-        others => Err(RunError::Missing {
-            what: "backend",
-            name: others.iter().map(|it| it.kind().as_str()).collect::<Vec<_>>().join(", "),
-        }),
     }
 }
 
