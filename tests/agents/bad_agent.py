@@ -32,23 +32,16 @@ METADATA = """<?xml version="1.0" ?>
 </resource-agent>"""
 
 #: Modes that are bad in every action, metadata and monitor too.
-ALWAYS = {"broken", "mute"}
+ALWAYS = {"broken", "mute", "deaf"}
 
 
 def main():
     if MODE in ALWAYS:
         note("always", "")
         return BAD[MODE]("always", "", {})
-    if MODE == "blind":
-        # Acts on its one machine; what it is told it never reads.
-        os.close(0)
-        options = {"action": sys.argv[-1] if len(sys.argv) > 1 else "off", "plug": "blind"}
-        if (STATE / "blind").read_text() == "off":
-            options["action"] = "status"
-    else:
-        options = dict(line.rstrip("\n").split("=", 1) for line in sys.stdin if "=" in line)
-        if len(sys.argv) > 1:
-            options["action"] = sys.argv[-1]
+    options = dict(line.rstrip("\n").split("=", 1) for line in sys.stdin if "=" in line)
+    if len(sys.argv) > 1:
+        options["action"] = sys.argv[-1]
     action, plug = options.get("action", "reboot"), options.get("plug", "")
     note(action, plug)
     if action == "metadata":
@@ -118,6 +111,9 @@ def child(what):
     """A process that sleeps for ever, noted; `what`: how it gets away."""
     if what == "group":
         it = subprocess.Popen(["sleep", "3600"])
+    elif what == "clean":
+        # As sudo does it: nothing of our environment.
+        it = subprocess.Popen(["sleep", "3600"], env={})
     elif what == "session":
         it = subprocess.Popen(["sleep", "3600"], start_new_session=True, stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -159,7 +155,15 @@ def mute(*_):
     for_ever()
 
 
-BAD.update(broken=broken, mute=mute)
+def deaf(*_):
+    """Wants to know nothing: what it is told finds a closed pipe."""
+    os.close(0)
+    time.sleep(0.2)
+    print("I have no time for this", file=sys.stderr)
+    return 1
+
+
+BAD.update(broken=broken, mute=mute, deaf=deaf)
 
 
 @only({"off"})
@@ -185,7 +189,7 @@ def silent(action, plug, options):
 @only({"off"})
 def forks(*_):
     """Hangs, and so do those that it started in all ways there are."""
-    for what in ("group", "session", "daemon"):
+    for what in ("group", "clean", "session", "daemon"):
         child(what)
     for_ever()
 
@@ -193,7 +197,7 @@ def forks(*_):
 @only({"off"})
 def litters(action, plug, options):
     """Works, and leaves children that hold its output open."""
-    for what in ("group", "session", "daemon"):
+    for what in ("group", "clean", "session", "daemon"):
         child(what)
     return good(action, plug, options)
 
@@ -273,18 +277,16 @@ def faints(action, plug, options):
     return good(action, plug, options)
 
 
-@only({"off"})
+@only({"off", "status"})
 def late(action, plug, options):
-    """Says done, and is done a while after."""
-    if os.fork() == 0:
-        note("child", "late")
-        os.setsid()
-        for fd in (0, 1, 2):
-            os.close(fd)
-        time.sleep(2)
+    """Says done, and is done a while after: by its endpoint, so that it is nothing of its own that lives on."""
+    asked = STATE / f".asked-{plug}"
+    if action == "off":
+        asked.touch()
+        return 0
+    if asked.exists() and time.time() - asked.stat().st_mtime > 2:
         power(plug, "off")
-        os._exit(0)
-    return 0
+    return good(action, plug, options)
 
 
 @only({"off"})
@@ -324,7 +326,7 @@ def huge_metadata():
     return 0
 
 
-METADATAS.update(shy=no_metadata, garbles=wrong_metadata, bombs=bomb_metadata, bloats=huge_metadata, blind=metadata)
+METADATAS.update(shy=no_metadata, garbles=wrong_metadata, bombs=bomb_metadata, bloats=huge_metadata)
 
 if __name__ == "__main__":
     sys.exit(main())

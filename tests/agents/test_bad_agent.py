@@ -105,7 +105,7 @@ def test_what_a_client_is_told(shots, mode):
 
 def test_nothing_is_left(shots):
     """Neither agents nor what they started in their group, in a session of its own, or by two forks; and no zombies."""
-    assert {run.plug for run in shots.zoo.runs("child")} >= {"group", "session", "daemon", "flood", "late"} - {"flood"}
+    assert {run.plug for run in shots.zoo.runs("child")} == {"group", "clean", "session", "daemon"}
     shots.zoo.wait_nothing_left()
     net.wait_until(lambda: not children(shots.host.daemon.pid))
 
@@ -189,23 +189,25 @@ def test_one_that_hangs_holds_up_nobody_else(site, start_host, tmp_path):
     zoo.wait_nothing_left()
 
 
-@pytest.mark.parametrize("first", ["hangs", "lies", "dies", "denies", "broken", "twos"])
+@pytest.mark.parametrize("first", ["hangs", "lies", "dies", "denies", "broken", "deaf", "twos"])
 def test_the_next_device_does_it(site, start_host, tmp_path, first):
     """Two ways to one machine: the first fails in some way, and the second has it done and proved."""
     zoo = Zoo(tmp_path / "zoo")
-    host = start_host([zoo.device(first, "node1", name="first", order=1, timeout=4, retries=0),
+    host = start_host([zoo.device(first, "node1", name="first", order=1, timeout=4, retries=0,
+                                  # More than a pipe holds.
+                                  options={"note": "x" * 100_000}),
                        zoo.device("good", "node1", name="second", order=2, retries=0)])
     result = site.ask("-o", "off", "-H", "node1")
     assert result.rc == OK and zoo.power("node1") == "off", (result, host.record("off"))
     did = {run["device"] for run in host.runs("off") if run["action"] == "off"}
-    # It said that it failed, and had done it: nobody else needs to.
-    assert did == ({"first"} if first == "denies" else {"second"} if first == "broken" else {"first", "second"}), host.runs("off")
+    # One said that it failed, and had done it: nobody else needs to.
+    assert did == {"first"} if first == "denies" else "second" in did, host.runs("off")
     zoo.wait_nothing_left()
 
 
-@pytest.mark.parametrize("mode", ["shy", "garbles", "bombs", "bloats", "blind"])
+@pytest.mark.parametrize("mode", ["shy", "garbles", "bombs", "bloats"])
 def test_metadata_that_is_no_use(site, start_host, tmp_path, mode):
-    """An agent without metadata works as FenceAgentAPI has it; one that never reads what it is told, too."""
+    """An agent without metadata works as FenceAgentAPI has it."""
     zoo = Zoo(tmp_path / "zoo")
     host = start_host([zoo.device(mode)])
     result = site.ask("-o", "off", "-H", mode)
@@ -219,7 +221,7 @@ def test_killed_with_the_daemon(site, tmp_path):
     zoo = Zoo(tmp_path / "zoo")
     host = Host(site, tmp_path / "host", [zoo.device("forks", timeout=20, retries=0)])
     shot = site.ask("-o", "off", "-H", "forks", wait=False)
-    net.wait_until(lambda: len(zoo.runs("child")) == 3)
+    net.wait_until(lambda: len(zoo.runs("child")) == 4)
     assert host.daemon.stop(timeout=60) == 0, host.daemon.log[-3000:]
     assert shot.finish(60).rc != OK
     zoo.wait_nothing_left()
