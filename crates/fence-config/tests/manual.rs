@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The manual (docs/fence_virt.conf.md) and the sample (etc/fence_virt.conf) say what the schema says: every key, in its
-//! block, with its default and the words that it takes.
+//! block, with its default and the words that it takes. The examples of the page on agents (docs/agent.md) are read as well.
 //!
 //! Who adds a key gets told here what is missing: a row of the block's table, a line of the sample.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fence_config::*;
 
 const MANUAL: &str = include_str!("../../../docs/fence_virt.conf.md");
+const AGENTS: &str = include_str!("../../../docs/agent.md");
 const SAMPLE: &str = include_str!("../../../etc/fence_virt.conf");
 
 /// Keys that the sample leaves out: old names and what only matters to files of the C daemon.
@@ -30,6 +31,26 @@ fn the_manual_names_every_key_and_no_other() {
         "docs/fence_virt.conf.md: add a row to the table of the block for {missing:#?}"
     );
     assert!(unknown.is_empty(), "docs/fence_virt.conf.md has keys that fence-config does not: {unknown:#?}");
+}
+
+#[test]
+fn examples_of_agents_can_be_used_as_they_are() {
+    let is_example = |it: &&str| it.is_empty() || it.starts_with("    ");
+    let lines: Vec<_> = AGENTS.lines().collect();
+    let mut read = 0;
+    for example in lines.chunk_by(|a, b| is_example(a) == is_example(b)).map(|it| it.join("\n")) {
+        let source = match example.trim_start() {
+            it if it.starts_with("device") => {
+                format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{example}\n}} }}\n")
+            }
+            it if it.starts_with("fence_virtd") => example,
+            _ => continue,
+        };
+        let loaded = load(source.as_bytes());
+        assert!(loaded.config.is_some(), "{}", loaded.render("docs/agent.md", source.as_bytes()));
+        read += 1;
+    }
+    assert!(read >= 6, "docs/agent.md: {read} examples");
 }
 
 #[test]
