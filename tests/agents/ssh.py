@@ -32,8 +32,9 @@ class Sshd:
         self._write_files()
         self.start()
 
-    def start(self):
-        """Runs, and takes connections when this returns."""
+    def start(self, path="/usr/bin:/bin"):
+        """Runs, and takes connections when this returns. `path`: where sessions look for programs."""
+        (self.directory / "sshd_config").write_text(self._config(path))
         # Users, passwords, /run and logins on record are its own: root may have no password, and none that we know.
         script = """set -e
             mount -t tmpfs run /run; mkdir /run/sshd; mount -t tmpfs log /var/log; touch /var/log/lastlog
@@ -105,7 +106,10 @@ class Sshd:
         (here / "etc-ssh").mkdir()
         key = (here / "host.pub").read_text().rsplit(" ", 1)[0]
         (here / "etc-ssh/ssh_known_hosts").write_text(f"[{self.node.ip}]:{PORT} {key}\n")
-        (here / "sshd_config").write_text(f"""ListenAddress {self.node.ip}
+
+    def _config(self, path):
+        here = self.directory
+        return f"""ListenAddress {self.node.ip}
 Port {PORT}
 HostKey {here}/host
 PidFile none
@@ -117,8 +121,8 @@ KbdInteractiveAuthentication no
 AuthorizedKeysFile {here}/authorized_keys
 PrintMotd no
 PrintLastLog no
-SetEnv LIBVIRT_DEFAULT_URI={self.site.hypervisor.uri}
-""")
+SetEnv LIBVIRT_DEFAULT_URI={self.site.hypervisor.uri} PATH={path}
+"""
 
 
 def _below(pid):
