@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fence_wire::escaped;
+
 use crate::locks::lock;
 
 /// Runs that are kept of a request: half of them the first ones, half the last.
@@ -44,7 +46,7 @@ pub(crate) struct Ran {
     pub(crate) action: &'static str,
     pub(crate) ended: Ended,
     pub(crate) took: Duration,
-    /// What it wrote, secrets masked; lines as they came. Whoever shows it escapes it.
+    /// What it wrote, secrets masked. The trail escapes it, but for the ends of lines, and cuts it.
     pub(crate) output: String,
 }
 
@@ -90,7 +92,7 @@ impl fmt::Display for Ended {
 impl Trail {
     /// A run has ended.
     pub(crate) fn note(&self, mut ran: Ran) {
-        cut(&mut ran.output);
+        ran.output = cut(plain(&ran.output));
         let mut runs = lock(&self.0);
         if runs.kept.len() == KEPT {
             runs.kept.remove(Runs::FIRST);
@@ -105,14 +107,21 @@ impl Trail {
     }
 }
 
+/// Line for line what a terminal can be shown.
+fn plain(output: &str) -> String {
+    let lines: Vec<_> = output.lines().map(|it| escaped(it).to_string()).collect();
+    lines.join("\n")
+}
+
 /// Says how much it took away.
-fn cut(output: &mut String) {
+fn cut(mut output: String) -> String {
     if output.len() > OUTPUT {
         let end = output.floor_char_boundary(OUTPUT);
         let rest = output.len() - end;
         output.truncate(end);
         output.push_str(&format!("... ({rest} bytes more)"));
     }
+    output
 }
 
 #[cfg(test)]
@@ -142,6 +151,14 @@ mod tests {
         let numbers: Vec<usize> = trail.runs().kept.iter().map(|it| it.device.parse().unwrap()).collect();
         let expected: Vec<usize> = (0..Runs::FIRST).chain(100 + Runs::FIRST - KEPT..100).collect();
         assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn nothing_is_left_that_a_terminal_acts_on() {
+        let trail = Trail::default();
+        trail.note(ran(0, "a\u{1b}[2J\r\n\nb\u{202e}\0\u{9b}\\"));
+        let output = trail.runs().kept.remove(0).output;
+        assert_eq!(output, "a\\x1b[2J\n\nb\\u{202e}\\x00\\u{9b}\\\\");
     }
 
     #[test]
