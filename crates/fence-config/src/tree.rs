@@ -117,7 +117,8 @@ impl Tree {
     }
 
     /// The value that counts for a path such as `listeners/multicast/port`: the last assignment in the last
-    /// block of each name. Names compare without case.
+    /// block of each name. Names compare without case. A part such as `device="a"` is the block of that name with that
+    /// value; without one it is any.
     pub fn value(&self, path: &str) -> Option<&[u8]> {
         self.values(path).pop()
     }
@@ -126,13 +127,35 @@ impl Tree {
     pub fn values(&self, path: &str) -> Vec<&[u8]> {
         let (blocks, key) = split(path);
         let Some(items) = find(&self.items, &blocks) else { return Vec::new() };
-        assignments(items, key).map(|it| it.value.text.bytes.as_slice()).collect()
+        assignments(items, key.id).map(|it| it.value.text.bytes.as_slice()).collect()
+    }
+
+    /// The names of the keys in a block, each once, as they are first written.
+    pub fn keys(&self, block: &str) -> Vec<&[u8]> {
+        let mut keys: Vec<&[u8]> = Vec::new();
+        for item in find(&self.items, &parts(block)).unwrap_or_default() {
+            if let Node::Assignment(it) = &item.node
+                && !keys.iter().any(|key| key.eq_ignore_ascii_case(&it.id.bytes))
+            {
+                keys.push(&it.id.bytes);
+            }
+        }
+        keys
+    }
+
+    /// The values of all blocks of a path's last name, in order; those without one are left out.
+    pub fn block_values(&self, path: &str) -> Vec<&[u8]> {
+        let (blocks, last) = split(path);
+        let blocks = find(&self.items, &blocks).unwrap_or_default().iter().filter_map(|it| match &it.node {
+            Node::Block(it) if last.is(it) => it.value.as_ref(),
+            _ => None,
+        });
+        blocks.map(|it| it.text.bytes.trim_ascii()).collect()
     }
 
     /// True when there is such a block.
     pub fn has_block(&self, path: &str) -> bool {
-        let blocks: Vec<_> = path.split('/').collect();
-        find(&self.items, &blocks).is_some()
+        find(&self.items, &parts(path)).is_some()
     }
 
     /// Gives a key its value: changes the assignment that counts, or adds one at the end of its block, which
@@ -142,12 +165,12 @@ impl Tree {
         let (blocks, key) = split(path);
         let (items, tail, depth) = find_or_make(self, &blocks);
         let present = items.iter_mut().rev().find_map(|item| match &mut item.node {
-            Node::Assignment(it) if it.id.is(key) => Some(it),
+            Node::Assignment(it) if it.id.is(key.id) => Some(it),
             _ => None,
         });
         match present {
             Some(assignment) => assignment.value.text = Text::new(value),
-            None => append(items, tail, depth, Node::Assignment(Assignment::new(key, value))),
+            None => append(items, tail, depth, Node::Assignment(Assignment::new(key.id, value))),
         }
         Ok(())
     }
@@ -158,7 +181,7 @@ impl Tree {
         check(path, Some(value))?;
         let (blocks, key) = split(path);
         let (items, tail, depth) = find_or_make(self, &blocks);
-        append(items, tail, depth, Node::Assignment(Assignment::new(key, value)));
+        append(items, tail, depth, Node::Assignment(Assignment::new(key.id, value)));
         Ok(())
     }
 
@@ -184,8 +207,8 @@ impl Tree {
         let mut orphan: Vec<u8> = Vec::new();
         for mut item in std::mem::take(items) {
             let gone = match &item.node {
-                Node::Assignment(it) => it.id.is(name),
-                Node::Block(it) => it.id.is(name),
+                Node::Assignment(it) => name.value.is_none() && it.id.is(name.id),
+                Node::Block(it) => name.is(it),
                 Node::Junk(_) => false,
             };
             if gone {
@@ -212,11 +235,17 @@ impl Text {
     }
 }
 
+impl Value {
+    fn new(text: &[u8]) -> Value {
+        Value { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: Text::new(text) }
+    }
+}
+
 impl Assignment {
     fn new(id: &str, value: &[u8]) -> Assignment {
         Assignment {
             id: Text::new(id.as_bytes()),
-            value: Value { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: Text::new(value) },
+            value: Value::new(value),
             before_semicolon: Vec::new(),
             semicolon: true,
         }
@@ -224,12 +253,12 @@ impl Assignment {
 }
 
 impl Block {
-    fn new(id: &str, depth: usize) -> Block {
+    fn new(part: Part<'_>, depth: usize) -> Block {
         let mut tail = b"\n".to_vec();
         tail.resize(1 + depth, b'\t');
         Block {
-            id: Text::new(id.as_bytes()),
-            value: None,
+            id: Text::new(part.id.as_bytes()),
+            value: part.value.map(|it| Value::new(it.as_bytes())),
             before_open: b" ".to_vec(),
             items: Vec::new(),
             tail,
@@ -239,11 +268,35 @@ impl Block {
     }
 }
 
+/// One part of a path: `id`, or `id="value"` for a block.
+#[derive(Clone, Copy)]
+struct Part<'p> {
+    id: &'p str,
+    value: Option<&'p str>,
+}
+
+impl<'p> Part<'p> {
+    fn of(text: &'p str) -> Self {
+        match text.split_once("=\"").and_then(|(id, value)| Some((id, value.strip_suffix('"')?))) {
+            Some((id, value)) => Part { id, value: Some(value) },
+            None => Part { id: text, value: None },
+        }
+    }
+
+    /// Blanks round a block's value do not count.
+    fn is(self, block: &Block) -> bool {
+        block.id.is(self.id)
+            && self.value.is_none_or(|value| {
+                block.value.as_ref().is_some_and(|it| it.text.bytes.trim_ascii() == value.as_bytes())
+            })
+    }
+}
+
 /// The last block of each name in turn, and its items.
-fn find<'t>(mut items: &'t [Item], blocks: &[&str]) -> Option<&'t [Item]> {
-    for name in blocks {
+fn find<'t>(mut items: &'t [Item], blocks: &[Part<'_>]) -> Option<&'t [Item]> {
+    for part in blocks {
         items = items.iter().rev().find_map(|item| match &item.node {
-            Node::Block(it) if it.id.is(name) => Some(it.items.as_slice()),
+            Node::Block(it) if part.is(it) => Some(it.items.as_slice()),
             _ => None,
         })?;
     }
@@ -260,11 +313,11 @@ fn assignments<'t>(items: &'t [Item], key: &str) -> impl Iterator<Item = &'t Ass
 /// A block's items, its tail, and how deep its items stand.
 type Body<'t> = (&'t mut Vec<Item>, &'t mut Vec<u8>, usize);
 
-fn find_mut<'t>(tree: &'t mut Tree, blocks: &[&str]) -> Option<Body<'t>> {
+fn find_mut<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Option<Body<'t>> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
-    for name in blocks {
+    for part in blocks {
         let block = items.iter_mut().rev().find_map(|item| match &mut item.node {
-            Node::Block(it) if it.id.is(name) => Some(it),
+            Node::Block(it) if part.is(it) => Some(it),
             _ => None,
         })?;
         (items, tail) = (&mut block.items, &mut block.tail);
@@ -272,12 +325,12 @@ fn find_mut<'t>(tree: &'t mut Tree, blocks: &[&str]) -> Option<Body<'t>> {
     Some((items, tail, blocks.len()))
 }
 
-fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[&str]) -> Body<'t> {
+fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Body<'t> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
-    for (depth, name) in blocks.iter().enumerate() {
-        let present = items.iter().rposition(|item| matches!(&item.node, Node::Block(it) if it.id.is(name)));
+    for (depth, part) in blocks.iter().enumerate() {
+        let present = items.iter().rposition(|item| matches!(&item.node, Node::Block(it) if part.is(it)));
         let index = present.unwrap_or_else(|| {
-            append(items, tail, depth, Node::Block(Block::new(name, depth)));
+            append(items, tail, depth, Node::Block(Block::new(*part, depth)));
             items.len() - 1
         });
         match &mut items[index].node {
@@ -352,28 +405,42 @@ fn join(mut first: Vec<u8>, rest: &[u8]) -> Vec<u8> {
     first
 }
 
-fn split(path: &str) -> (Vec<&str>, &str) {
-    let mut blocks: Vec<_> = path.split('/').collect();
-    let last = blocks.pop().unwrap_or_default();
+fn split(path: &str) -> (Vec<Part<'_>>, Part<'_>) {
+    let mut blocks = parts(path);
+    let last = blocks.pop().unwrap_or(Part { id: "", value: None });
     (blocks, last)
 }
 
+/// A value may have slashes, but no quotes.
+fn parts(path: &str) -> Vec<Part<'_>> {
+    let mut is_quoted = false;
+    let parts = path.split(move |it: char| {
+        is_quoted ^= it == '"';
+        it == '/' && !is_quoted
+    });
+    parts.map(Part::of).collect()
+}
+
 fn check(path: &str, value: Option<&[u8]>) -> Result<(), EditError> {
-    for id in path.split('/') {
+    let parts = parts(path);
+    for Part { id, .. } in &parts {
         if id.is_empty() || id.starts_with('#') || !id.bytes().all(is_id_byte) {
             return Err(EditError::BadId(crate::diagnostic::show(id.as_bytes())));
         }
     }
-    let blocks = path.split('/').count() - usize::from(value.is_some());
-    if blocks > MAX_DEPTH {
+    if let (Some(_), Some(last)) = (value, parts.last().filter(|it| it.value.is_some())) {
+        return Err(EditError::BadId(crate::diagnostic::show(last.id.as_bytes())));
+    }
+    if parts.len() - usize::from(value.is_some()) > MAX_DEPTH {
         return Err(EditError::TooDeep);
     }
-    match value {
-        Some(value) if value.is_empty() || value.contains(&b'"') || value.contains(&0) => {
-            Err(EditError::BadValue)
+    let values = parts.iter().filter_map(|it| it.value).map(str::as_bytes).chain(value);
+    for value in values {
+        if value.is_empty() || value.contains(&b'"') || value.contains(&0) {
+            return Err(EditError::BadValue);
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn well_formed(items: &[Item]) -> bool {

@@ -55,6 +55,33 @@ fn set_behind_a_comment_without_line_feed() {
 }
 
 #[test]
+fn blocks_with_values() {
+    let source = "backends { agent {\n\tdevice = \" a/1 \" { options { ip = \"x\"; IP = \"y\"; b_file = \"/z\"; } }\n\
+                  \tdevice { }\n\tdevice = \"b\" { order = \"1\"; }\n} }\n";
+    let mut tree = Tree::parse(source.as_bytes());
+    let (first, second) = ("backends/agent/device=\"a/1\"", "backends/agent/device=\"b\"");
+    assert_eq!(tree.block_values("backends/agent/device"), [b"a/1".as_slice(), b"b"]);
+    assert_eq!(tree.keys(&format!("{first}/options")), [b"ip".as_slice(), b"b_file"]);
+    assert_eq!(tree.value(&format!("{first}/options/ip")), Some(b"y".as_slice()));
+    assert!(tree.has_block(second) && !tree.has_block("backends/agent/device=\"c\""));
+    // The last of any value.
+    assert_eq!(tree.value("backends/agent/device/order"), Some(b"1".as_slice()));
+    tree.set(&format!("{first}/order"), b"2").unwrap();
+    assert_eq!(tree.value(&format!("{second}/order")), Some(b"1".as_slice()));
+    assert_eq!(tree.remove(second), 1);
+    tree.set("backends/agent/device=\"c d\"/options/ip", b"1").unwrap();
+    let text = String::from_utf8(tree.to_bytes()).unwrap();
+    assert!(text.contains("device = \"c d\" {\n"), "{text}");
+    let again = Tree::parse(text.as_bytes());
+    assert_eq!(again.block_values("backends/agent/device"), [b"a/1".as_slice(), b"c d"]);
+    assert_eq!(again.value(&format!("{first}/order")), Some(b"2".as_slice()));
+    for bad in ["a=\"\"/b", "a=\"x/b", "a=x/b", "a/b=\"x\""] {
+        assert!(tree.set(bad, b"1").is_err(), "{bad}");
+    }
+    assert_eq!(tree.to_bytes(), text.as_bytes());
+}
+
+#[test]
 fn remove_and_append() {
     let mut tree = Tree::parse(FILE.as_bytes());
     assert_eq!(tree.remove("listeners/multicast/key_file"), 2);
