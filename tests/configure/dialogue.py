@@ -20,13 +20,15 @@ REFERENCE = str(programs.REFERENCE_DIR / "fence_virtd")
 OURS = str(programs.OURS_DIR / "fence_virtd")
 NAME = "x.conf"
 
-_ASKED = "|".join(map(re.escape, [
+_ASKED = "|".join([*map(re.escape, [
     "Module search path", "Listener module", "Multicast IP Address", "Multicast IP Port", "Interface", "Key File",
     "TCP Listen IP Address", "TCP Listen Port", "VSOCK Listen Port", "Libvirt URI", "Socket directory",
     "Mode (serial or vmchannel)", "Backend module", "VM naming/tracking mode (name or uuid)",
-    "Weakest hash of a request (none, sha1, sha256, sha512, hmac-sha256, hmac-sha512)"]))
+    "Weakest hash of a request (none, sha1, sha256, sha512, hmac-sha256, hmac-sha512)",
+    "Device", "Fence agent (its name or path)", "Domains", "Option"]),
+    r"Value of [\w-]+(?:, which will be seen)?", r"File of [\w-]+"])
 _CONFIRMED = (r"Start from scratch|Replace \S+ with the above|Use this value anyway|Use name mode anyway|Use anyway"
-              r"|Make a new key in \S+ now")
+              r"|Make a new key in \S+ now|Write [\w-]+ itself into this file")
 PROMPT = re.compile(rf"(?:{_ASKED}) \[[^\]]*\]: |(?:{_CONFIRMED}) \[[yYnN]/[yYnN]\]\? ")
 TOKEN = re.compile(r'#[^\n]*|"([^"]*)"|([{};=])|([^\s{};="]+)|\s+')
 

@@ -175,6 +175,34 @@ impl Tree {
         Ok(())
     }
 
+    /// Gives each key whose ids, from the outermost block to its own, and value come to something that as its value.
+    pub fn replace_values(&mut self, mut replace: impl FnMut(&[&[u8]], &[u8]) -> Option<Vec<u8>>) {
+        fn walk<'t>(
+            items: &'t mut [Item],
+            path: &mut Vec<&'t [u8]>,
+            replace: &mut impl FnMut(&[&[u8]], &[u8]) -> Option<Vec<u8>>,
+        ) {
+            for item in items {
+                match &mut item.node {
+                    Node::Assignment(it) => {
+                        path.push(&it.id.bytes);
+                        if let Some(new) = replace(path, &it.value.text.bytes) {
+                            it.value.text = Text::new(&new);
+                        }
+                        path.pop();
+                    }
+                    Node::Block(it) => {
+                        path.push(&it.id.bytes);
+                        walk(&mut it.items, path, replace);
+                        path.pop();
+                    }
+                    Node::Junk(_) => {}
+                }
+            }
+        }
+        walk(&mut self.items, &mut Vec::new(), &mut replace);
+    }
+
     /// Adds one more assignment of a repeatable key at the end of its block, which is made when it is
     /// missing.
     pub fn append_value(&mut self, path: &str, value: &[u8]) -> Result<(), EditError> {

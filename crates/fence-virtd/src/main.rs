@@ -92,7 +92,7 @@ fn command() -> u8 {
 
 fn modules() -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let backends = [("libvirt", cfg!(feature = "libvirt")), ("cpg", cfg!(feature = "cpg"))];
+    let backends = [("libvirt", cfg!(feature = "libvirt")), ("cpg", cfg!(feature = "cpg")), ("agent", true)];
     let backends: String =
         backends.iter().filter(|(_, there)| *there).map(|(it, _)| format!("    {it} {version}\n")).collect();
     let listeners = ["multicast", "tcp", "vsock", "serial"];

@@ -13,32 +13,33 @@ use fence_config::{
 use fence_wire::escaped;
 
 use super::console::Console;
+use super::devices::DEVICE;
 use super::{ConfigureError, MakeKey};
 
 /// One conversation.
 pub(crate) struct Dialogue<'c> {
-    console: &'c mut Console,
-    tree: Tree,
+    pub(super) console: &'c mut Console,
+    pub(super) tree: Tree,
     modules: &'c str,
     make_key: MakeKey,
 }
 
 /// What is asked for one key.
 #[derive(Clone, Copy)]
-struct Question<'q> {
-    prompt: &'q str,
+pub(super) struct Question<'q> {
+    pub(super) prompt: &'q str,
     /// The key, as a path in the tree.
-    key: &'q str,
+    pub(super) key: &'q str,
     /// What is offered where the file has nothing.
-    default: &'q str,
+    pub(super) default: &'q str,
     /// Whether `none` means that the key goes.
-    none: bool,
+    pub(super) none: bool,
     /// Whether a default that is taken is written into a file that has nothing.
-    spelt_out: bool,
+    pub(super) spelt_out: bool,
 }
 
 /// What a look at the machine says about an answer.
-enum Look {
+pub(super) enum Look {
     /// It will do.
     Good,
     /// It is taken, with a warning.
@@ -47,7 +48,7 @@ enum Look {
     Bad(String),
 }
 
-type Asked<T> = Result<T, ConfigureError>;
+pub(super) type Asked<T> = Result<T, ConfigureError>;
 
 impl<'c> Dialogue<'c> {
     pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str, make_key: MakeKey) -> Self {
@@ -88,7 +89,7 @@ impl<'c> Dialogue<'c> {
             match backend {
                 BackendKind::Libvirt => self.libvirt()?,
                 BackendKind::Cpg => self.cpg()?,
-                BackendKind::Agent => {}
+                BackendKind::Agent => self.agent()?,
             }
         }
         Ok(())
@@ -268,17 +269,17 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    fn explain(&mut self, text: &str) -> Asked<()> {
+    pub(super) fn explain(&mut self, text: &str) -> Asked<()> {
         Ok(self.console.say(format!("\n{text}\n\n").as_bytes())?)
     }
 
-    fn ask(&mut self, question: &Question<'_>) -> Asked<Option<Vec<u8>>> {
+    pub(super) fn ask(&mut self, question: &Question<'_>) -> Asked<Option<Vec<u8>>> {
         self.ask_and_look(question, |_, _, _| Ok(Look::Good))
     }
 
     /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and whether it
     /// was typed. Returns the value, none for `none`.
-    fn ask_and_look(
+    pub(super) fn ask_and_look(
         &mut self,
         question: &Question<'_>,
         mut look: impl FnMut(&mut Console, &[u8], bool) -> Asked<Look>,
@@ -327,7 +328,7 @@ impl<'c> Dialogue<'c> {
 }
 
 impl<'q> Question<'q> {
-    fn of(prompt: &'q str, key: &'q str) -> Self {
+    pub(super) fn of(prompt: &'q str, key: &'q str) -> Self {
         Question { prompt, key, default: "", none: false, spelt_out: true }
     }
 }
@@ -344,8 +345,17 @@ fn module_path() -> String {
 }
 
 /// What a file with this one setting would mean, or why there can be no such file: the daemon's own judgement.
-fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
+pub(super) fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
     let mut tree = Tree::default();
+    // The agent backend needs a device, and a device these two keys.
+    let device = match key.strip_prefix(DEVICE).and_then(|it| it.match_indices('"').nth(1)) {
+        Some((end, _)) => Some(&key[..=DEVICE.len() + end]),
+        None => Some("backends/agent/device=\"any\"").filter(|_| key == BACKEND),
+    };
+    let needed = device.iter().flat_map(|it| [(it, "agent", "fence_any"), (it, "plugs", "any")]);
+    for (device, key, value) in needed {
+        tree.set(&format!("{device}/{key}"), value.as_bytes()).map_err(|error| error.to_string())?;
+    }
     let mut parts = key.split('/');
     let used = match (parts.next(), parts.next()) {
         (Some("listeners"), Some(kind)) => tree.set(LISTENER, kind.as_bytes()),

@@ -7,6 +7,7 @@
 //! never write anything but the file, a key that was asked for, and what it says to the one who asked.
 
 mod console;
+mod devices;
 mod dialogue;
 mod file;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use fence_cli::keygen;
 use fence_config::{Code, Loaded, Severity, Tree};
 
 use console::Console;
+use devices::without_secrets;
 use dialogue::Dialogue;
 use file::{FileError, Found, shown};
 
@@ -71,20 +73,20 @@ fn configure(
 
     let mut dialogue = Dialogue::new(console, tree, modules, make_key);
     dialogue.hold()?;
-    let mut new = dialogue.into_tree().to_bytes();
-    if !new.ends_with(b"\n") {
-        new.push(b'\n');
-    }
+    let tree = dialogue.into_tree();
+    let new = bytes(&tree);
+    let shown = bytes(&without_secrets(&tree));
 
     console.say(b"\nConfiguration complete.\n\n=== Begin Configuration ===\n")?;
-    console.say(&new)?;
+    console.say(&shown)?;
     console.say(b"=== End Configuration ===\n")?;
     if let Some(old) = &found.content {
         console.say(&difference(&name, old, &new))?;
     }
     let loaded = fence_config::load(&new);
-    for error in loaded.diagnostics.iter().filter(|it| it.severity == Severity::Error) {
-        console.warn(&error.render("the file above", &new))?;
+    // Of the same places, but for columns behind a secret.
+    for error in fence_config::load(&shown).diagnostics.iter().filter(|it| it.severity == Severity::Error) {
+        console.warn(&error.render("the file above", &shown))?;
     }
     if loaded.config.is_none() {
         console.warn("fence_virtd will not start with the file above.")?;
@@ -100,14 +102,28 @@ fn is_understood(loaded: &Loaded) -> bool {
     loaded.tree.is_well_formed() && !loaded.diagnostics.iter().any(|it| it.code == Code::EmptyFile)
 }
 
-/// What changes, as diff -u shows it.
+/// A whole file.
+fn bytes(tree: &Tree) -> Vec<u8> {
+    let mut bytes = tree.to_bytes();
+    if !bytes.ends_with(b"\n") {
+        bytes.push(b'\n');
+    }
+    bytes
+}
+
+/// What changes, as diff -u shows it; secrets as `***`.
 fn difference(name: &str, old: &[u8], new: &[u8]) -> Vec<u8> {
     if old == new {
         return format!("Nothing changes in {name}.\n").into_bytes();
     }
+    let shown = |it: &[u8]| without_secrets(&Tree::parse(it)).to_bytes();
+    let (old, new) = (shown(old), shown(new));
+    if old == new {
+        return format!("Nothing but secrets changes in {name}.\n").into_bytes();
+    }
     let mut options = diffy::DiffOptions::new();
     options.set_original_filename(name.to_owned()).set_modified_filename(format!("{name} (new)"));
     let mut text = b"\nChanges:\n".to_vec();
-    text.extend_from_slice(&options.create_patch_bytes(old, new).to_bytes());
+    text.extend_from_slice(&options.create_patch_bytes(&old, &new).to_bytes());
     text
 }

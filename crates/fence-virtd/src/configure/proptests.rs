@@ -44,10 +44,20 @@ const ANSWERS: &[&str] = &[
     "sha512",
     "hmac-sha256",
     "a\"b",
+    "agent",
+    "libvirt, agent",
+    "a/b c",
+    "fence_any",
+    "/usr/sbin/fence_any",
+    "*",
+    "web1:101",
+    "ip",
+    "password",
+    "action",
     "\u{fc}\u{1b}[31m",
 ];
 
-const MODULES: &str = "multicast tcp vsock serial libvirt cpg";
+const MODULES: &str = "multicast tcp vsock serial libvirt cpg agent";
 
 const FILES: &[&str] = &[
     "",
@@ -61,13 +71,16 @@ const FILES: &[&str] = &[
     "FENCE_VIRTD { LISTENER = \"Serial, VSOCK\"; Backend = \"cpg\"; name_mode = \"name\"; }\nfuture { x = \"1\"; }\n",
     "fence_virtd { }\nlisteners { multicast { key_file = \"/a\"; key_file = \"/b\"; interface = \"none\"; } }\n\
      groups { group { ip = \"1.2.3.4\"; uuid = \"vm\"; } }\n",
+    "fence_virtd { backend = \"agent\"; }\nbackends { agent { device = \"pool/1\" { agent = \"fence_xenapi\"; plugs = \"*\"; \
+     options { ip = \"::1\"; password = \"secret\"; login_file = \"/proc/none/login\"; } }\n\
+     device = \" x \" { agent = \"/x\"; domain = \"d\" { plug = \"1\"; } } } }\n",
     "listeners = \"x\";\nbackends { libvirt = \"y\"; }\n",
 ];
 
 /// Answers, then the defaults, then yes to the last question: whether that replaced the file. How many defaults there
 /// are depends on file and answers; with too few the "y" answers another question, and nothing is replaced.
 fn with_defaults(path: &Path, answers: &[&str], terminal: bool) -> bool {
-    (0..24).any(|count| {
+    (0..40).any(|count| {
         let script = format!("{}\n{}y\n", answers.join("\n"), "\n".repeat(count));
         let mut console = Console::scripted(&script, terminal);
         configure(path, MODULES, &mut console, |path| Err(KeygenError::Exists(path.to_owned()))).is_ok()
