@@ -18,6 +18,7 @@ use fence_wire::Target;
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
 
+pub(crate) mod agent;
 #[cfg(feature = "cpg")]
 pub(crate) mod cpg;
 #[cfg(feature = "libvirt")]

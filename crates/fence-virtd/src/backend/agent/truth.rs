@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What may be believed, and what to do next: the rules of the agent backend as pure logic.
+//!
+//! A [`Plan`] takes one domain to a state by way of the devices that serve it. It is asked for its next [`Step`] and told what
+//! came of it; it runs nothing, and time is a parameter. Its rules:
+//!
+//! - Done is what a device's `status` says, asked after the last action had ended, and nothing else is.
+//! - Whoever said the opposite since the request began must take it back: a device that says "on" and goes on
+//!   saying so weighs more than one that says "off", which may be about another machine. Who can't tell any more has taken it
+//!   back: a controller may lose its power with its machine.
+//! - "Already so" means that nothing will be done, so all devices are asked, and only those that say nothing in
+//!   [`WITNESS`] are passed over.
+//! - A silence that is shorter than that says nothing.
+//! - Each device gets its part of the time and no more. Those that did not answer at all come after those that did.
+//! - Nothing is begun when [`Plan::stop`] was called; what was begun is followed to its end.
+
+use std::time::{Duration, Instant};
+
+use super::super::Power;
+
+/// How long the other devices are asked for what speaks against success.
+pub(super) const WITNESS: Duration = Duration::from_secs(3);
+/// How long an action that failed may still show an effect.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The pauses between looks: the first, and then this one.
+const POLL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// The pause before a device is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// No look has less time, as long as there is some.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Whatever time-out a device has, each one after it in the round is left this much, or an equal part where that is less.
+const LEFT_FOR_OTHERS: Duration = Duration::from_secs(5);
+
+/// What an exit code of `status` says; nothing where it says nothing. Whether 2 may be believed is for the device to know.
+pub(super) fn power(exit_code: i32) -> Option<Power> {
+    match exit_code {
+        0 => Some(Power::On),
+        2 => Some(Power::Off),
+        _ => None,
+    }
+}
+
+/// What came of a look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Heard {
+    Is(Power),
+    /// It answered, and can't tell.
+    CantTell,
+    /// It did not answer in its time.
+    Silent,
+}
+
+/// What came of an action. Whether it had an effect is another matter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Acted {
+    /// It says that it did.
+    Claimed,
+    /// It says that it did not.
+    Failed,
+    /// It was killed, or ended by a signal: it may have begun.
+    Unknown,
+    /// The agent could not be started.
+    NotRun,
+}
+
+/// What a plan knows of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Limits {
+    /// How long one try may take; none: an equal part of the time that is left.
+    pub(super) timeout: Option<Duration>,
+    /// How long one look may take.
+    pub(super) status: Duration,
+    /// How often it is tried again.
+    pub(super) retries: u32,
+}
+
+/// What to do next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// Look for the state that is wanted, at all of these at once, each until then. The first that says so is enough.
+    Look(Vec<(usize, Instant)>),
+    /// One says so. Ask all of these at once, each until then. The first that says the opposite is enough.
+    Ask(Vec<(usize, Instant)>),
+    /// Act at this one, until then.
+    Act(usize, Instant),
+    /// Do nothing until then.
+    Wait(Instant),
+    /// The domain is in the state that was wanted.
+    Done,
+    /// It is not, or nobody can tell, and nothing is left to be done.
+    GiveUp,
+}
+
+/// How one domain comes to one state.
+#[derive(Debug)]
+pub(super) struct Plan {
+    goal: Power,
+    until: Instant,
+    devices: Vec<Device>,
+    /// Actions that were begun: looks are told by how many had been before them.
+    actions: u32,
+    /// The device whose turn it is.
+    turn: Option<Turn>,
+    /// The next look of those that are asked when nobody has a turn any more.
+    patience: Poll,
+    stopped: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Device {
+    limits: Limits,
+    tries: u32,
+    last: Option<Look>,
+    /// It said the opposite of what is wanted.
+    opposed: bool,
+    /// It may have been moved to act.
+    hope: bool,
+    /// It did not answer when it was asked last.
+    silent: bool,
+    /// It had its turn, did not answer, and comes after the others.
+    stepped_back: bool,
+    /// When its last turn was over.
+    over: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    heard: Heard,
+    /// How many actions had ended when it was begun.
+    after: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    device: usize,
+    until: Instant,
+    part: Duration,
+    /// What came of its action, and when.
+    acted: Option<(Acted, Instant)>,
+    looked: bool,
+    poll: Poll,
+}
+
+/// When to look again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Poll {
+    not_before: Option<Instant>,
+    pause: Option<Duration>,
+}
+
+impl Plan {
+    /// To have the domain in the state `goal` by `until`. `devices` in their order; at least one.
+    pub(super) fn new(goal: Power, devices: impl IntoIterator<Item = Limits>, until: Instant) -> Self {
+        let new = |limits| Device {
+            limits,
+            tries: 0,
+            last: None,
+            opposed: false,
+            hope: false,
+            silent: false,
+            stepped_back: false,
+            over: None,
+        };
+        Self {
+            goal,
+            until,
+            devices: devices.into_iter().map(new).collect(),
+            actions: 0,
+            turn: None,
+            patience: Poll::default(),
+            stopped: false,
+        }
+    }
+
+    /// Nothing may be begun any more.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// How many actions were begun.
+    pub(super) fn actions(&self) -> u32 {
+        self.actions
+    }
+
+    /// What a device said last.
+    pub(super) fn last(&self, device: usize) -> Option<Heard> {
+        self.devices.get(device)?.last.map(|it| it.heard)
+    }
+
+    /// Whether something was begun of which nobody knows whether it has ended.
+    pub(super) fn is_open(&self) -> bool {
+        self.devices.iter().any(|it| it.hope && !self.says_goal(it))
+    }
+
+    /// A look that was begun at `began` has ended at `now`. No action may have been under way meanwhile.
+    pub(super) fn looked(&mut self, device: usize, heard: Heard, began: Instant, now: Instant) {
+        let (goal, after) = (self.goal, self.actions);
+        let Some(it) = self.devices.get_mut(device) else { return };
+        it.silent = heard == Heard::Silent;
+        // One that was cut short by the end of the time says nothing, and takes nothing back.
+        let is_cut = it.silent && now.saturating_duration_since(began) < it.limits.status.min(WITNESS);
+        if !is_cut {
+            it.last = Some(Look { heard, after });
+        }
+        it.opposed |= matches!(heard, Heard::Is(power) if power != goal);
+        if let Some(turn) = &mut self.turn
+            && turn.device == device
+        {
+            turn.looked = true;
+            turn.poll.wait(now);
+        }
+    }
+
+    /// An action has ended at `now`.
+    pub(super) fn acted(&mut self, device: usize, how: Acted, now: Instant) {
+        if how != Acted::NotRun {
+            self.actions += 1;
+        }
+        if let Some(it) = self.devices.get_mut(device) {
+            it.hope |= matches!(how, Acted::Claimed | Acted::Unknown);
+        }
+        if let Some(turn) = &mut self.turn
+            && turn.device == device
+        {
+            turn.acted = Some((how, now));
+            turn.looked = false;
+            turn.poll = Poll::default();
+        }
+    }
+
+    /// What to do now.
+    pub(super) fn next(&mut self, now: Instant) -> Step {
+        if self.devices.iter().any(|it| self.says_goal(it)) {
+            let asked: Vec<usize> =
+                (0..self.devices.len()).filter(|it| self.is_to_be_asked(&self.devices[*it])).collect();
+            let objects = self.devices.iter().any(|it| self.objects(it));
+            if asked.is_empty() && !objects {
+                return Step::Done;
+            }
+            if now < self.until && !asked.is_empty() {
+                let asked = asked.into_iter().map(|it| {
+                    let Device { limits, opposed, .. } = self.devices[it];
+                    // One that said the opposite is alive: its word is worth waiting for.
+                    let limit = if opposed { limits.status } else { limits.status.min(WITNESS) };
+                    (it, self.until.min(now + limit))
+                });
+                return Step::Ask(asked.collect());
+            }
+        }
+        if now >= self.until {
+            return Step::GiveUp;
+        }
+        loop {
+            if let Some(step) = self.go_on(now) {
+                return step;
+            }
+            if let Some(turn) = self.turn.take() {
+                let steps_back = self.steps_back(&turn);
+                let device = &mut self.devices[turn.device];
+                device.over = Some(now);
+                if steps_back {
+                    device.tries -= 1;
+                    device.stepped_back = true;
+                }
+            }
+            match self.next_device() {
+                Some(device) => {
+                    if let Some(again) = self.devices[device]
+                        .over
+                        .filter(|_| self.devices[device].tries > 0)
+                        .map(|it| it + AGAIN)
+                        && now < again
+                    {
+                        return Step::Wait(again.min(self.until));
+                    }
+                    self.begin(device, now);
+                }
+                None => return self.wait_for_an_effect(now),
+            }
+        }
+    }
+
+    /// The next step of the turn; none when it is over.
+    fn go_on(&self, now: Instant) -> Option<Step> {
+        let turn = self.turn.as_ref()?;
+        if now >= turn.until {
+            return None;
+        }
+        let device = &self.devices[turn.device];
+        let last = device.last.filter(|it| it.after == self.actions).map(|it| it.heard);
+        let Some((how, when)) = turn.acted else {
+            // Nothing is begun any more, or it is done already.
+            if self.stopped || last == Some(Heard::Is(self.goal)) {
+                return None;
+            }
+            if !turn.looked && last.is_none() && !device.stepped_back {
+                // It has not been asked since the last action, which may have done it.
+                let until = turn.until - turn.part * 2 / 3;
+                let until =
+                    until.max(now + SHORTEST).min(now + device.limits.status).min(turn.until - turn.part / 3);
+                return Some(Step::Look(vec![(turn.device, until)]));
+            }
+            // One that does not even answer lets the others go first, as long as there are any.
+            if self.steps_back(turn) {
+                return None;
+            }
+            let left = turn.until.saturating_duration_since(now);
+            let reserve = device.limits.status.min(turn.part / 3).min(left / 2);
+            return Some(Step::Act(turn.device, turn.until - reserve));
+        };
+        let (others, until) = match (how, last.filter(|_| turn.looked)) {
+            (Acted::NotRun, _) => return None,
+            (_, Some(Heard::Is(power))) if power == self.goal => return None,
+            // It waits for its effect; those that were moved to act before have the same right.
+            (Acted::Claimed | Acted::Unknown, _) => (true, turn.until),
+            (Acted::Failed, None) if !turn.looked => (false, turn.until),
+            (Acted::Failed, Some(Heard::Is(_))) if now < when + SETTLE => {
+                (false, turn.until.min(when + SETTLE))
+            }
+            (Acted::Failed, _) => return None,
+        };
+        if let Some(then) = turn.poll.not_before
+            && then > now
+        {
+            return Some(Step::Wait(then.min(until)));
+        }
+        let asked = self.devices.iter().enumerate();
+        let asked = asked.filter(|(place, it)| *place == turn.device || others && it.hope);
+        Some(Step::Look(asked.map(|(place, it)| (place, until.min(now + it.limits.status))).collect()))
+    }
+
+    /// Whose turn is next. Where one says that it is done, those that don't.
+    fn next_device(&self) -> Option<usize> {
+        if self.stopped {
+            return None;
+        }
+        let contradicted = self.devices.iter().any(|it| self.says_goal(it));
+        let can = |it: &Device| it.tries <= it.limits.retries && (!contradicted || self.objects(it));
+        let all = self.devices.iter().enumerate().filter(|(_, it)| can(it));
+        all.min_by_key(|(place, it)| (it.tries, it.silent || it.stepped_back, *place)).map(|(place, _)| place)
+    }
+
+    fn begin(&mut self, device: usize, now: Instant) {
+        let tries = self.devices[device].tries;
+        let others = self.devices.iter().enumerate();
+        let others = others
+            .filter(|(place, it)| *place != device && it.tries <= tries && it.tries <= it.limits.retries);
+        let others = u32::try_from(others.count()).unwrap_or(u32::MAX);
+        let again = self.devices.iter().any(|it| tries < it.limits.retries);
+        let left = self.until.saturating_duration_since(now);
+        let equal = left / others.saturating_add(1 + u32::from(again));
+        let part = match self.devices[device].limits.timeout {
+            Some(timeout) => {
+                let for_others = equal.min(LEFT_FOR_OTHERS).saturating_mul(others);
+                timeout.min(left.saturating_sub(for_others))
+            }
+            None => equal,
+        };
+        self.devices[device].tries += 1;
+        self.turn =
+            Some(Turn { device, until: now + part, part, acted: None, looked: false, poll: Poll::default() });
+    }
+
+    /// Nobody has a turn any more. What was begun may still come to something.
+    fn wait_for_an_effect(&mut self, now: Instant) -> Step {
+        let waiting = |it: &Device| it.hope || self.objects(it);
+        let asked: Vec<usize> = (0..self.devices.len()).filter(|it| waiting(&self.devices[*it])).collect();
+        let worth =
+            asked.iter().any(|it| self.devices[*it].hope) || self.devices.iter().any(|it| self.says_goal(it));
+        if asked.is_empty() || !worth || self.actions == 0 && self.stopped {
+            return Step::GiveUp;
+        }
+        if let Some(then) = self.patience.not_before
+            && then > now
+        {
+            return Step::Wait(then.min(self.until));
+        }
+        let looks = asked.into_iter().map(|it| (it, self.until.min(now + self.devices[it].limits.status)));
+        let step = Step::Look(looks.collect());
+        self.patience.wait(now);
+        step
+    }
+
+    /// It did not answer in its turn, so others go first, once.
+    fn steps_back(&self, turn: &Turn) -> bool {
+        let device = &self.devices[turn.device];
+        let waits = |it: &Device| it.tries <= it.limits.retries && !it.stepped_back;
+        let mut others = self.devices.iter().enumerate().filter(|(place, _)| *place != turn.device);
+        turn.acted.is_none()
+            && turn.looked
+            && device.silent
+            && !device.stepped_back
+            && others.any(|(_, it)| waits(it))
+    }
+
+    /// It says that the domain is as it is wanted, and nothing was done since.
+    fn says_goal(&self, it: &Device) -> bool {
+        it.last.is_some_and(|last| last.after == self.actions && last.heard == Heard::Is(self.goal))
+    }
+
+    /// It said the opposite, and nothing was done since.
+    fn objects(&self, it: &Device) -> bool {
+        it.last.is_some_and(|last| {
+            last.after == self.actions && matches!(last.heard, Heard::Is(power) if power != self.goal)
+        })
+    }
+
+    /// Its word is wanted before success is believed.
+    fn is_to_be_asked(&self, it: &Device) -> bool {
+        match it.last {
+            None => self.actions == 0,
+            Some(last) => it.opposed && last.after != self.actions,
+        }
+    }
+}
+
+impl Poll {
+    fn wait(&mut self, now: Instant) {
+        let pause = self.pause.map_or(POLL.0, |_| POLL.1);
+        self.pause = Some(pause);
+        self.not_before = Some(now + pause);
+    }
+}
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;

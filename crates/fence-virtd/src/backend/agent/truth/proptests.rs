@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The rules, over random devices: some slow, some dumb, some that hang, fail, or lie. Time is made up.
+//!
+//! `PROPTEST_CASES` sets the number of worlds.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a device says when it is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Word {
+    /// What is so.
+    Truth,
+    /// Always the same, whatever is so.
+    Always(Heard),
+}
+
+/// A device. Times in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    word: Word,
+    /// After how long it answers.
+    answers: u64,
+    /// What it says of its actions; [`Acted::Unknown`]: it hangs.
+    says: Acted,
+    acts: u64,
+    /// How long after the begin of an action the domain changes, if it does.
+    effect: Option<u64>,
+    limits: Limits,
+}
+
+/// What happened.
+#[derive(Debug)]
+enum Event {
+    Said { device: usize, heard: Heard, began: Instant, took: Duration },
+    Acted { device: usize, began: Instant, limit: Instant, ended: Instant },
+}
+
+struct World {
+    made: Vec<Made>,
+    begin: Instant,
+    until: Instant,
+    now: Instant,
+    goal: Power,
+    /// When the domain comes to be as it is wanted.
+    changes: Option<Instant>,
+    events: Vec<Event>,
+    stopped: Option<Instant>,
+}
+
+fn ms(it: u64) -> Duration {
+    Duration::from_millis(it)
+}
+
+impl World {
+    fn new(made: Vec<Made>, goal: Power, time: u64, stop: Option<u64>) -> Self {
+        let begin = Instant::now();
+        let (until, stopped) = (begin + ms(time), stop.map(|it| begin + ms(it)));
+        Self { made, begin, until, now: begin, goal, changes: None, events: Vec::new(), stopped }
+    }
+
+    fn opposite(&self) -> Power {
+        if self.goal == Power::Off { Power::On } else { Power::Off }
+    }
+
+    /// Goes through the plan to its end.
+    fn run(&mut self) -> (Step, Plan) {
+        let mut plan = Plan::new(self.goal, self.made.iter().map(|it| it.limits), self.until);
+        for _ in 0..10_000 {
+            if self.stopped.is_some_and(|it| self.now >= it) {
+                plan.stop();
+            }
+            match plan.next(self.now) {
+                Step::Look(these) => self.look(&mut plan, these, Some(Heard::Is(self.goal))),
+                Step::Ask(these) => self.look(&mut plan, these, Some(Heard::Is(self.opposite()))),
+                Step::Act(device, limit) => self.act(&mut plan, device, limit),
+                Step::Wait(then) => {
+                    assert!(then > self.now && then <= self.until, "a pause that is none");
+                    self.now = then;
+                }
+                end @ (Step::Done | Step::GiveUp) => return (end, plan),
+            }
+        }
+        panic!("it never ends")
+    }
+
+    fn look(&mut self, plan: &mut Plan, these: Vec<(usize, Instant)>, enough: Option<Heard>) {
+        assert!(!these.is_empty());
+        let began = self.now;
+        let mut answers: Vec<_> = these
+            .into_iter()
+            .map(|(device, limit)| {
+                assert!(limit > began && limit <= self.until, "a look without time");
+                assert!(limit - began <= self.made[device].limits.status);
+                let made = self.made[device];
+                let at = began + ms(made.answers);
+                match made.word {
+                    Word::Always(Heard::Silent) => (limit, device, Heard::Silent),
+                    _ if at > limit => (limit, device, Heard::Silent),
+                    Word::Always(heard) => (at, device, heard),
+                    Word::Truth if self.changes.is_some_and(|it| it <= at) => {
+                        (at, device, Heard::Is(self.goal))
+                    }
+                    Word::Truth => (at, device, Heard::Is(self.opposite())),
+                }
+            })
+            .collect();
+        answers.sort_by_key(|(at, device, _)| (*at, *device));
+        for (at, device, heard) in answers {
+            self.now = at;
+            plan.looked(device, heard, began, at);
+            self.events.push(Event::Said { device, heard, began, took: at - began });
+            if Some(heard) == enough {
+                break;
+            }
+        }
+    }
+
+    fn act(&mut self, plan: &mut Plan, device: usize, limit: Instant) {
+        assert!(limit >= self.now && limit <= self.until, "an action without time");
+        assert!(self.stopped.is_none_or(|it| self.now < it), "begun after the end of the lease");
+        let (made, began) = (self.made[device], self.now);
+        let at = began + ms(made.acts);
+        let (how, ended) = match made.says {
+            Acted::Unknown => (Acted::Unknown, limit),
+            _ if at > limit => (Acted::Unknown, limit),
+            says => (says, at),
+        };
+        if let Some(effect) = made.effect
+            && how != Acted::NotRun
+        {
+            let then = began + ms(effect);
+            self.changes = Some(self.changes.map_or(then, |it| it.min(then)));
+        }
+        self.now = ended;
+        plan.acted(device, how, ended);
+        if how != Acted::NotRun {
+            self.events.push(Event::Acted { device, began, limit, ended });
+        }
+    }
+
+    fn last_action(&self) -> Option<Instant> {
+        self.events.iter().rev().find_map(|it| match it {
+            Event::Acted { ended, .. } => Some(*ended),
+            Event::Said { .. } => None,
+        })
+    }
+
+    /// What a device said, and when it was asked. A short silence is nothing that was said.
+    fn said(&self, of: usize) -> impl DoubleEndedIterator<Item = (Heard, Instant)> {
+        self.events.iter().filter_map(move |it| match it {
+            Event::Said { device, heard, began, took } if *device == of => {
+                let silence = self.made[of].limits.status.min(WITNESS);
+                (*heard != Heard::Silent || *took >= silence).then_some((*heard, *began))
+            }
+            _ => None,
+        })
+    }
+
+    fn silences(&self, of: usize) -> usize {
+        let is_one =
+            |it: &&Event| matches!(it, Event::Said { device, heard: Heard::Silent, .. } if *device == of);
+        self.events.iter().filter(is_one).count()
+    }
+
+    fn acted(&self, of: usize) -> impl Iterator<Item = (Instant, Instant)> {
+        self.events.iter().filter_map(move |it| match it {
+            Event::Acted { device, began, limit, .. } if *device == of => Some((*began, *limit)),
+            _ => None,
+        })
+    }
+
+    /// Said after the last action, and the last that it said.
+    fn says_now(&self, device: usize) -> Option<Heard> {
+        let (heard, began) = self.said(device).next_back()?;
+        self.last_action().is_none_or(|it| began >= it).then_some(heard)
+    }
+}
+
+fn heard() -> impl Strategy<Value = Heard> {
+    prop_oneof![
+        Just(Heard::Is(Power::On)),
+        Just(Heard::Is(Power::Off)),
+        Just(Heard::CantTell),
+        Just(Heard::Silent)
+    ]
+}
+
+fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Value = Limits> {
+    (timeout, 1_u64..=20, 0_u32..=3).prop_map(|(timeout, status, retries)| Limits {
+        timeout,
+        status: Duration::from_secs(status),
+        retries,
+    })
+}
+
+fn time_out() -> impl Strategy<Value = Option<Duration>> {
+    proptest::option::of((1_u64..=60).prop_map(Duration::from_secs))
+}
+
+fn made(limits: impl Strategy<Value = Limits>) -> impl Strategy<Value = Made> {
+    let word = prop_oneof![3 => Just(Word::Truth), 2 => heard().prop_map(Word::Always)];
+    let says =
+        prop_oneof![Just(Acted::Claimed), Just(Acted::Failed), Just(Acted::Unknown), Just(Acted::NotRun)];
+    let answers = prop_oneof![4 => 1_u64..3000, 1 => 3000_u64..100_000];
+    (word, answers, says, 0_u64..15_000, proptest::option::of(0_u64..20_000), limits).prop_map(
+        |(word, answers, says, acts, effect, limits)| Made { word, answers, says, acts, effect, limits },
+    )
+}
+
+fn goal() -> impl Strategy<Value = Power> {
+    prop_oneof![3 => Just(Power::Off), 1 => Just(Power::On)]
+}
+
+proptest! {
+    /// Success is what a device says that was asked after the last action, while nobody who said the opposite stands by it.
+    #[test]
+    fn done_is_what_a_look_after_the_last_action_shows(
+        made in vec(made(limits(time_out())), 1..6),
+        goal in goal(),
+        time in 0_u64..60_000,
+        stop in proptest::option::of(0_u64..60_000),
+    ) {
+        let mut world = World::new(made, goal, time, stop);
+        let (end, plan) = world.run();
+        prop_assert!(world.now <= world.until.max(world.begin), "late");
+        if end == Step::Done {
+            let all = 0..world.made.len();
+            prop_assert!(all.clone().any(|it| world.says_now(it) == Some(Heard::Is(goal))));
+            for it in all {
+                let opposed = world.said(it).any(|(heard, _)| heard == Heard::Is(world.opposite()));
+                let now = world.says_now(it);
+                prop_assert!(now != Some(Heard::Is(world.opposite())), "{it} objects");
+                prop_assert!(now.is_some() || !opposed && world.last_action().is_some(), "{it} was not asked");
+            }
+        } else if plan.actions() == 0 && world.stopped.is_none() {
+            // Nothing was begun, so nothing could be: nobody could be run, or there was no time.
+            let idle = |it: usize| world.made[it].says == Acted::NotRun || world.now >= world.until;
+            prop_assert!((0..world.made.len()).all(idle));
+        }
+    }
+
+    /// However others hang, each device that answers is told to act, within its part of the time and in its turn.
+    #[test]
+    fn each_device_gets_its_share(
+        mut made in vec(made(limits(Just(None))), 1..6),
+        time in 20_000_u64..60_000,
+    ) {
+        // Nobody says that it is done: that is another matter.
+        for it in &mut made {
+            it.effect = None;
+            if it.word == Word::Always(Heard::Is(Power::Off)) {
+                it.word = Word::Truth;
+            }
+        }
+        let mut world = World::new(made, Power::Off, time, None);
+        let (end, _) = world.run();
+        prop_assert_eq!(end, Step::GiveUp);
+        let (time, count) = (ms(time), u32::try_from(world.made.len()).unwrap());
+        for device in (0..world.made.len()).filter(|it| world.made[*it].says != Acted::NotRun) {
+            let silent = world.silences(device) > 0;
+            match world.acted(device).next() {
+                None => prop_assert!(silent, "{device} had no turn"),
+                Some((began, limit)) => {
+                    // The parts of all others, and what its own look took.
+                    let longest = time / count * (count - 1) + time / count / 3 + ms(10);
+                    prop_assert!(silent || began - world.begin <= longest, "{device} waited for {:?}", began - world.begin);
+                    prop_assert!(limit < world.until, "nothing is left for a look");
+                }
+            }
+        }
+        // Of those that don't answer, at least one is told to act all the same.
+        let acted = (0..world.made.len()).any(|it| world.acted(it).next().is_some());
+        prop_assert!(acted || world.made.iter().any(|it| it.says == Acted::NotRun));
+    }
+
+    /// One good device among such that hang, fail or know nothing is enough.
+    #[test]
+    fn one_good_device_is_enough(
+        mut made in vec(made(limits(Just(None))), 0..4),
+        place in 0_usize..4,
+        answers in 1_u64..1000,
+        effect in 0_u64..2000,
+        retries in 0_u32..=2,
+    ) {
+        for it in &mut made {
+            it.effect = None;
+            it.word = match it.word {
+                Word::Truth | Word::Always(Heard::Is(_)) => Word::Always(Heard::CantTell),
+                dumb @ Word::Always(_) => dumb,
+            };
+        }
+        let status = Duration::from_secs(10);
+        let limits = Limits { timeout: None, status, retries };
+        let good = Made { word: Word::Truth, answers, says: Acted::Claimed, acts: effect, effect: Some(effect), limits };
+        made.insert(place.min(made.len()), good);
+        let mut world = World::new(made, Power::Off, 28_000, None);
+        let (end, _) = world.run();
+        prop_assert_eq!(end, Step::Done, "{:?}", world.events);
+    }
+
+    /// A live device that goes on saying "on" is never outvoted.
+    #[test]
+    fn whoever_stands_by_the_opposite_is_heard(
+        mut made in vec(made(limits(time_out())), 1..5),
+        place in 0_usize..5,
+        answers in 1_u64..1000,
+        goal in goal(),
+        time in 2000_u64..60_000,
+    ) {
+        let opposite = if goal == Power::Off { Power::On } else { Power::Off };
+        let place = place.min(made.len());
+        let like = made[0];
+        made.insert(place, Made { word: Word::Always(Heard::Is(opposite)), answers, ..like });
+        let mut world = World::new(made, goal, time, None);
+        let (end, _) = world.run();
+        // One that was never asked, because another acted first, has nothing to take back.
+        let asked = world.said(place).any(|(heard, _)| heard == Heard::Is(opposite));
+        prop_assert!(end == Step::GiveUp || !asked && world.last_action().is_some(), "{:?}", world.events);
+    }
+}
