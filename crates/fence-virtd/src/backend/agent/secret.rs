@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Secrets: read from files that only their owner can read, and taken out of whatever an agent prints.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use fence_wire::escaped;
+use nix::fcntl::OFlag;
+use nix::unistd::Uid;
+use zeroize::Zeroizing;
+
+/// Bytes of a secret, at most.
+const LONGEST: u64 = 4096;
+/// A secret that is shorter than this can't be told from other text.
+const SHORTEST: usize = 4;
+/// What stands in place of a secret.
+const MASK: &[u8] = b"***";
+
+/// Why a secret can't be read. Says nothing of what is in the file.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SecretError {
+    #[error("can't read {}: {}", .0.display(), .1)]
+    Read(PathBuf, #[source] io::Error),
+    #[error("{} is no file", .0.display())]
+    NoFile(PathBuf),
+    #[error("{} belongs to user {}: chown it to root", .0.display(), .1)]
+    Owner(PathBuf, u32),
+    #[error("others can read {}, or write it: chmod 600 it", .0.display())]
+    Mode(PathBuf),
+    #[error("the first line of {} is empty", .0.display())]
+    Empty(PathBuf),
+    #[error("the first line of {} is longer than {LONGEST} bytes, or no text", .0.display())]
+    NoText(PathBuf),
+}
+
+/// The first line of a file that only its owner can read: root, or the user that the daemon runs as. Blocks.
+pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, SecretError> {
+    let failed = |error| SecretError::Read(path.to_owned(), error);
+    // A pipe must not be waited for.
+    let file =
+        File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
+    let about = file.metadata().map_err(failed)?;
+    if !about.is_file() {
+        return Err(SecretError::NoFile(path.to_owned()));
+    }
+    if !is_ours(&about) {
+        return Err(SecretError::Owner(path.to_owned(), about.uid()));
+    }
+    if about.mode() & 0o077 != 0 {
+        return Err(SecretError::Mode(path.to_owned()));
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(4097));
+    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let line = bytes.split(|it| *it == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let is_whole = u64::try_from(line.len()).is_ok_and(|it| it <= LONGEST);
+    match std::str::from_utf8(line) {
+        Ok("") => Err(SecretError::Empty(path.to_owned())),
+        Ok(text) if is_whole && !text.contains(char::is_control) => Ok(Zeroizing::new(text.to_owned())),
+        _ => Err(SecretError::NoText(path.to_owned())),
+    }
+}
+
+/// It belongs to root or to the user that the daemon runs as.
+pub(super) fn is_ours(about: &Metadata) -> bool {
+    about.uid() == 0 || about.uid() == Uid::effective().as_raw()
+}
+
+/// Takes secrets out of text.
+pub(super) struct Mask {
+    /// Secrets in every form in which they are looked for, the longest first.
+    patterns: Vec<Zeroizing<Vec<u8>>>,
+    /// There is one that can't be told from other text, so nothing is shown.
+    hides_all: bool,
+}
+
+impl Mask {
+    pub(super) fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut mask = Self { patterns: Vec::new(), hides_all: false };
+        for secret in secrets.into_iter().filter(|it| !it.is_empty()) {
+            if secret.len() < SHORTEST {
+                mask.hides_all = true;
+            }
+            mask.patterns.extend(forms(secret));
+        }
+        mask.patterns.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        mask.patterns.dedup();
+        mask
+    }
+
+    /// Text without secrets, on one line, escaped. `is_cut`: it was cut off, perhaps within a secret.
+    pub(super) fn shown(&self, text: &[u8], is_cut: bool) -> String {
+        if self.hides_all && !text.trim_ascii().is_empty() {
+            return "(not shown: a secret is too short to be told from it)".to_owned();
+        }
+        let text = if is_cut { self.without_begun(text) } else { text };
+        let masked = self.masked(text);
+        let lines = masked.split(|it| matches!(it, b'\n' | b'\r')).map(<[u8]>::trim_ascii);
+        let lines: Vec<String> =
+            lines.filter(|it| !it.is_empty()).map(|it| escaped(it).to_string()).collect();
+        lines.join(" | ")
+    }
+
+    fn masked(&self, text: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((first, after)) = rest.split_first() {
+            match self.patterns.iter().find(|it| rest.starts_with(it)) {
+                Some(pattern) => {
+                    out.extend_from_slice(MASK);
+                    rest = &rest[pattern.len()..];
+                }
+                None => {
+                    out.push(*first);
+                    rest = after;
+                }
+            }
+        }
+        out
+    }
+
+    /// Text without what could be the begin of a secret at its end.
+    fn without_begun<'a>(&self, text: &'a [u8]) -> &'a [u8] {
+        let longest = self.patterns.first().map_or(0, |it| it.len());
+        let begin = text.len().saturating_sub(longest);
+        let place =
+            (begin..text.len()).find(|at| self.patterns.iter().any(|it| it.starts_with(&text[*at..])));
+        &text[..place.unwrap_or(text.len())]
+    }
+}
+
+/// As it is, and as programs write it in URLs, JSON, XML, quotes and HTTP headers.
+fn forms(secret: &str) -> Vec<Zeroizing<Vec<u8>>> {
+    let bytes = secret.as_bytes();
+    let mut forms = vec![
+        bytes.to_vec(),
+        by_byte(bytes, |it| !it.is_ascii_alphanumeric() && !b"-_.~".contains(&it), |it| format!("%{it:02X}")),
+        by_byte(bytes, |it| !it.is_ascii_alphanumeric() && !b"-_.~".contains(&it), |it| format!("%{it:02x}")),
+        by_byte(
+            bytes,
+            |it| !it.is_ascii_alphanumeric() && !b"-_.~/".contains(&it),
+            |it| format!("%{it:02X}"),
+        ),
+        by_byte(bytes, |it| b"\\\"".contains(&it), |it| format!("\\{}", char::from(it))),
+        by_byte(bytes, |it| b"\\'".contains(&it), |it| format!("\\{}", char::from(it))),
+        by_byte(bytes, |it| it == b'\\', |_| "\\\\".to_owned()),
+        secret.replace(' ', "+").into_bytes(),
+        secret.replace('\'', "'\\''").into_bytes(),
+        xml(secret, false),
+        xml(secret, true),
+        json(secret),
+    ];
+    // `user:secret` of HTTP, wherever the secret begins in it.
+    forms.extend((0..3).map(|it| base64_core(bytes, it)));
+    let plain = bytes.len();
+    forms.retain(|it| it.len() >= SHORTEST.min(plain));
+    forms.into_iter().map(Zeroizing::new).collect()
+}
+
+fn by_byte(bytes: &[u8], is_other: impl Fn(u8) -> bool, as_other: impl Fn(u8) -> String) -> Vec<u8> {
+    let each = |it: &u8| if is_other(*it) { as_other(*it).into_bytes() } else { vec![*it] };
+    bytes.iter().flat_map(each).collect()
+}
+
+fn xml(secret: &str, quotes: bool) -> Vec<u8> {
+    let text = secret.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    if quotes { text.replace('"', "&quot;").replace('\'', "&apos;") } else { text }.into_bytes()
+}
+
+fn json(secret: &str) -> Vec<u8> {
+    let mut out = String::new();
+    for it in secret.chars() {
+        match it {
+            '"' | '\\' => out.extend(['\\', it]),
+            it if it.is_ascii() => out.push(it),
+            it => {
+                for unit in it.encode_utf16(&mut [0; 2]) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    out.into_bytes()
+}
+
+/// What base64 makes of the bytes after `before` others, without the characters in which neighbours have a part; empty
+/// where too little is left to be told from other text.
+fn base64_core(bytes: &[u8], before: usize) -> Vec<u8> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits: Vec<bool> =
+        bytes.iter().flat_map(|it| (0..8).rev().map(move |bit| it >> bit & 1 == 1)).collect();
+    // The first character that begins within.
+    let skip = (6 - before * 8 % 6) % 6;
+    let out: Vec<u8> = bits
+        .get(skip..)
+        .unwrap_or_default()
+        .chunks_exact(6)
+        .map(|it| DIGITS[it.iter().fold(0, |sum, bit| sum * 2 + usize::from(*bit))])
+        .collect();
+    if out.len() < SHORTEST { Vec::new() } else { out }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_ones_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let write = |text: &[u8], mode: u32| {
+            let _ = std::fs::remove_file(&path);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            read(&path)
+        };
+        assert_eq!(*write(b" open sesame \nnot this\n", 0o600).unwrap(), " open sesame ");
+        assert_eq!(*write(b"x\r\n", 0o400).unwrap(), "x");
+        assert_eq!(write(&[b'x'; 4096], 0o600).unwrap().len(), 4096);
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o610] {
+            assert!(matches!(write(b"x", mode), Err(SecretError::Mode(_))), "{mode:o}");
+        }
+        assert!(matches!(write(b"\nx", 0o600), Err(SecretError::Empty(_))));
+        for text in [&b"a\xff"[..], b"a\tb", b"a\rb", &[b'x'; 4097]] {
+            let error = write(text, 0o600).unwrap_err();
+            assert!(matches!(error, SecretError::NoText(_)), "{error}");
+        }
+        assert!(matches!(read(dir.path()), Err(SecretError::NoFile(_))));
+        assert!(matches!(read(&dir.path().join("none")), Err(SecretError::Read(..))));
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(read(&pipe), Err(SecretError::NoFile(_))));
+    }
+
+    #[test]
+    fn secrets_are_masked_in_every_form() {
+        let mask = Mask::new(["p&s \"w'\u{e9}d/", "hunter2", ""]);
+        for text in [
+            "p&s \"w'\u{e9}d/",
+            "p%26s%20%22w%27%C3%A9d%2F",
+            "p%26s%20%22w%27%c3%a9d%2f",
+            "p%26s%20%22w%27%C3%A9d/",
+            "p&s \\\"w'\u{e9}d/",
+            "p&s \\\"w'\\u00e9d/",
+            "p&s \"w\\'\u{e9}d/",
+            "p&amp;s \"w'\u{e9}d/",
+            "p&amp;s &quot;w&apos;\u{e9}d/",
+            "p&s \"w'\\''\u{e9}d/",
+        ] {
+            assert_eq!(mask.shown(format!("a={text}, b").as_bytes(), false), "a=***, b", "{text}");
+        }
+        assert_eq!(
+            mask.shown(b"hunter2hunter2 hunter1\nx\r\n\n  y\x1b\n", false),
+            "****** hunter1 | x | y\\x1b"
+        );
+        // `Basic` with root:hunter2, rooot:hunter2 and roooot:hunter2.
+        for text in ["cm9vdDpodW50ZXIy", "cm9vb3Q6aHVudGVyMg==", "cm9vb290Omh1bnRlcjI="] {
+            let shown = mask.shown(text.as_bytes(), false);
+            assert!(shown.contains("***") && shown.len() <= text.len() - 5, "{text}: {shown}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_masked_is_not_shown() {
+        let mask = Mask::new(["abc", "hunter2"]);
+        assert_eq!(mask.shown(b"xabcx", false), "(not shown: a secret is too short to be told from it)");
+        assert_eq!(mask.shown(b" \n", false), "");
+    }
+
+    #[test]
+    fn a_secret_that_was_cut_off_is_not_shown_either() {
+        let mask = Mask::new(["hunter2", "hunting"]);
+        assert_eq!(mask.shown(b"it is hunter", true), "it is");
+        assert_eq!(mask.shown(b"it is hunter2 and h", true), "it is *** and");
+        assert_eq!(mask.shown(b"it is hunter", false), "it is hunter");
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_is_shown(secret in "[!-~]{4,12}", before in "[ -~]{0,20}", after in "[ -~]{0,20}", keep in 0_usize..60) {
+            let mask = Mask::new([secret.as_str()]);
+            let text = format!("{before}{secret}{after}");
+            // A piece of the mask itself can look like one.
+            prop_assume!(!secret.contains('*') && !secret.contains('\\'));
+            prop_assert!(!mask.shown(text.as_bytes(), false).contains(&secret));
+            let cut = &text.as_bytes()[..keep.min(text.len())];
+            let shown = mask.shown(cut, true);
+            prop_assert!(!shown.contains(&secret));
+            prop_assert!(!shown.ends_with(&secret[..secret.len() - 1]));
+        }
+    }
+}
