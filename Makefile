@@ -176,6 +176,8 @@ install-files:
 	install -m 644 $(DIST)/man/man5/* $(mandir)/man5/
 	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
 	install -m 644 LICENSE README.md docs/*.md $(DIST)/*.cdx.json $(docdir)/
+	install -d $(docdir)/examples
+	install -m 644 docs/examples/* $(docdir)/examples/
 	install -d $(unitdir) $(sysusersdir) $(firewalldir)
 	install -m 644 systemd/fence_virtd.service $(unitdir)/
 	install -m 644 $(DIST)/fence_virtd@.service $(unitdir)/

@@ -32,7 +32,8 @@ DAEMON_FILES = {"/usr/sbin/fence_virtd", "/usr/lib/systemd/system/fence_virtd.se
                 "/usr/share/man/man5/fence_virt.conf.5.gz", "/usr/lib/firewalld/services/fence_virtd.xml",
                 "/usr/share/fence-virt/fence_virt.conf", "/etc/logrotate.d/fence_virtd",
                 "/usr/share/doc/fence-virt/fence-virtd.cdx.json",
-                *(f"/usr/share/doc/fence-virt/{it.name}" for it in (programs.REPOSITORY / "docs").glob("*.md"))}
+                *(f"/usr/share/doc/fence-virt/{it.name}" for it in (programs.REPOSITORY / "docs").glob("*.md")),
+                *(f"/usr/share/doc/fence-virt/examples/{it.name}" for it in (programs.REPOSITORY / "docs/examples").iterdir())}
 # Where the daemon's package may have more.
 DAEMON_PLACES = ("/usr/share/doc/", "/usr/lib/tmpfiles.d/fence_virt", "/usr/share/lintian/")
 
@@ -149,6 +150,7 @@ def test_debian_dependencies():
     depends = Deb("fence-virtd").field("Depends")
     for library in ("libvirt0", "libcpg4", "libcmap4", "libc6"):
         assert re.search(rf"\b{library} \(>=", depends), depends
+    assert Deb("fence-virtd").field("Suggests") == "fence-agents"
     for name in ("fence-virt", "fence-virtd"):
         # The same names as the C packages: they are upgraded, nothing needs to be replaced or conflicted with.
         for field in ("Conflicts", "Breaks", "Replaces"):
@@ -160,6 +162,8 @@ def test_rpm_dependencies():
     daemon = Rpm("fence-virtd")
     for library in ("libvirt.so.0", "libcpg.so.4", "libcmap.so.4"):
         assert f"{library}()(64bit)" in daemon.query("--requires"), library
+    # An example is no program of ours.
+    assert "python" not in daemon.query("--requires") and daemon.query("--suggests").split() == ["fence-agents-all"]
     # No program of a newer C library than that of the oldest distribution that is named in docs/install.md.
     needed = [tuple(map(int, it.split("."))) for it in re.findall(r"\(GLIBC_([\d.]+)\)", daemon.query("--requires"))]
     assert max(needed) <= (2, 34), max(needed)
