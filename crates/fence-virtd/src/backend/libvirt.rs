@@ -637,3 +637,28 @@ impl From<CallError> for ActError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_target_could_mean() {
+        let text = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+        let (uuid, other) = (text.parse().unwrap(), "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11".parse().unwrap());
+        let means = |text: &str, only_uuid, uuid, name: &str| {
+            Wanted::new(&Target::new(text, only_uuid).unwrap()).means(uuid, name)
+        };
+        assert!(means("web", false, uuid, "web") && !means("web", false, uuid, "web1"));
+        assert!(!means("Web", false, uuid, "web"), "libvirt tells them apart");
+        for text in [text.to_owned(), text.to_uppercase()] {
+            assert!(means(&text, false, uuid, "web") && means(&text, true, uuid, "web"));
+            assert!(means(&text, false, other, &text) && !means(&text, true, other, &text));
+        }
+        // A name that is too long for a request comes cut.
+        let long = "x".repeat(NAME_ON_WIRE + 1);
+        assert!(means(&long[..NAME_ON_WIRE], false, uuid, &long));
+        assert!(!means(&long[..NAME_ON_WIRE - 1], false, uuid, &long));
+        assert!(means(&long[..NAME_ON_WIRE], false, uuid, &long[..NAME_ON_WIRE]));
+    }
+}
