@@ -140,7 +140,7 @@ fn long_option(
     let (name, attached) = (&written[..end], written.get(end + 1..));
     let Some(option) = long.iter().find(|it| it.name.as_bytes() == name) else {
         let shown = format!("--{}", fence_wire::escaped(name));
-        return Err(match nearest(long, name) {
+        return Err(match nearest(long.iter().map(|it| it.name), name) {
             Some(meant) => GetoptError::Misspelt(shown, meant),
             None => GetoptError::Unknown(shown),
         });
@@ -157,17 +157,18 @@ fn long_option(
     Ok(Opt { name, value })
 }
 
-/// The long option that was perhaps meant: one that begins like this or differs in few letters.
-fn nearest(long: &[Long], written: &[u8]) -> Option<&'static str> {
+/// The name that was perhaps meant: one that begins like this or differs in few letters. `-` and `_` are one.
+pub fn nearest<'n>(names: impl IntoIterator<Item = &'n str>, written: &[u8]) -> Option<&'n str> {
     // The distance takes time in proportion to the length, and nobody mistypes a name into a long one.
     let written = std::str::from_utf8(written).ok().filter(|it| it.len() <= 40)?.replace('_', "-");
     let written = written.to_ascii_lowercase();
-    let distance = |name: &str| match name.strip_prefix(&*written) {
-        Some(_) if written.len() > 2 => 0,
-        _ => strsim::damerau_levenshtein(&written, name),
+    let distance = |name: &str| match name.replace('_', "-") {
+        name if written.len() > 2 && name.starts_with(&written) => 0,
+        name => strsim::damerau_levenshtein(&written, &name),
     };
-    long.iter()
-        .map(|it| (distance(it.name), it.name))
+    names
+        .into_iter()
+        .map(|it| (distance(it), it))
         .filter(|&(distance, name)| distance <= (name.len() / 3).clamp(1, 3))
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, name)| name)
