@@ -34,7 +34,6 @@ mod notify;
 mod options;
 mod outlet;
 mod pid_file;
-#[cfg(feature = "cpg")]
 mod program;
 mod replay;
 mod run;

@@ -8,8 +8,6 @@
 //! it a tag that nobody else has: so even a child that left the process group is found in /proc and killed. That takes a
 //! thread of its own, since the one who drops a run can't wait.
 
-#![allow(dead_code, reason = "until the agent backend runs its agents")]
-
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;

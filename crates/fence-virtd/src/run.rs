@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::audit::Audit;
 use crate::backend::Backend;
+use crate::backend::agent::AgentBackend;
 #[cfg(feature = "cpg")]
 use crate::backend::cpg::CpgBackend;
 #[cfg(feature = "libvirt")]
@@ -296,7 +297,7 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Cho
     let (agents, hypervisors): (Vec<_>, Vec<_>) =
         config.backends.iter().partition(|it| matches!(it, BackendSettings::Agent(_)));
     let agent = match &agents[..] {
-        [BackendSettings::Agent(settings)] => Some(agent(settings)?),
+        [BackendSettings::Agent(settings)] => Some(agent(settings)),
         _ => None,
     };
     match (&hypervisors[..], agent) {
@@ -317,8 +318,9 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Cho
 }
 
 /// The devices of the agent backend.
-fn agent(_: &fence_config::AgentBackend) -> Result<(Arc<dyn Backend>, AgentRuns), RunError> {
-    Err(RunError::Missing { what: "backend", name: "agent".to_owned() })
+fn agent(settings: &fence_config::AgentBackend) -> (Arc<dyn Backend>, AgentRuns) {
+    let (backend, runs) = AgentBackend::start(settings);
+    (backend, runs)
 }
 
 /// The domains of this host's hypervisors, or of all hosts of its cluster.

@@ -5,8 +5,6 @@
 //! come from a look at the domain after the action. It knows nothing of requests, peers or keys. Blocking
 //! libraries stay behind it, each call with a deadline of its own.
 
-#![allow(dead_code, reason = "until several backends and the agent backend use all of it")]
-
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -27,7 +25,6 @@ pub(crate) mod libvirt;
 pub(crate) mod several;
 mod trail;
 
-#[allow(unused_imports, reason = "until the agent backend is there")]
 pub(crate) use trail::{Ended, Ran, Runs, Trail};
 
 /// How long one part that does not answer is waited for while another has what is looked for.

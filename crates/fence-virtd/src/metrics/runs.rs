@@ -3,8 +3,6 @@
 //!
 //! Of every run, also of those that are for no request. Counted in passing; nothing waits for it.
 
-#![allow(dead_code, reason = "until the agent backend is there")]
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

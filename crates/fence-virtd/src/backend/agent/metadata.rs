@@ -86,7 +86,7 @@ mod tests {
         let start = texts.find(&format!("name=\"{agent}\"")).unwrap();
         let start = texts[..start].rfind("<?xml").unwrap();
         let end = start + texts[start..].find("</resource-agent>").unwrap() + "</resource-agent>".len();
-        Metadata::parse(texts[start..end].as_bytes()).unwrap()
+        Metadata::parse(&texts.as_bytes()[start..end]).unwrap()
     }
 
     #[test]

@@ -1,7 +1,777 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The agent backend.
-#![allow(dead_code)]
+//! The agent backend: domains that are powered by fence agents, each by way of one device or several.
+//!
+//! Owns the devices, which plugs mean which domain, and the carrying out of what [`truth::Plan`] decides. Runs on the
+//! runtime; agents are processes of their own ([`device`]). It never reports what an agent says of its own action, only
+//! what a `status` after it says, and never acts on a plug that may mean another domain than the one that was found.
+
+mod device;
+mod domains;
 mod listing;
 mod metadata;
 mod secret;
+mod slots;
 mod truth;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_config::AgentDevice;
+use fence_wire::Target;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until, timeout_at};
+use tracing::{info, warn};
+
+use self::device::{Device, For};
+use self::domains::Domain;
+use self::listing::Plugs;
+use self::slots::{Purpose, Slots};
+use self::truth::{Acted, Heard, Plan, Step};
+use super::{
+    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, PROMPT, Power,
+    StartFrom, TakenDown, Work, join_all, merge,
+};
+use crate::locks::lock;
+use crate::metrics::AgentRuns;
+
+/// How long a device that does not answer has alone before the next one is asked too.
+const HEDGE: Duration = Duration::from_secs(2);
+/// How long a list may be old when somebody looks for a domain.
+const LIST_AGE: Duration = Duration::from_secs(5);
+/// How long states may be old in a host list.
+const STATES_AGE: Duration = Duration::from_secs(2);
+/// How long a found domain's plugs stand when the lists can't be had any more.
+const BOUND_STANDS: Duration = Duration::from_secs(60);
+const MAX_BOUND: usize = 4096;
+/// How long it stands how a device's `monitor` ended.
+const HEALTH_STANDS: Duration = Duration::from_secs(60);
+/// How long what a killed agent asked for may still come after its device was heard, and at most.
+const AFTERMATH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// Names in one line of what is missing.
+const MAX_NAMED: usize = 8;
+
+/// See the module's head.
+pub(crate) struct AgentBackend {
+    settings: Vec<AgentDevice>,
+    devices: Vec<Arc<Device>>,
+    reboot_starts: bool,
+    /// Domains that were found, and their plugs then: by UUID and name.
+    bound: Mutex<HashMap<(String, String), Bound>>,
+    /// How each device's `monitor` ended.
+    health: tokio::sync::Mutex<Option<(Instant, Vec<Option<String>>)>>,
+}
+
+/// What a look at a device showed.
+#[derive(Debug)]
+#[allow(dead_code, reason = "until --check asks")]
+pub(crate) struct Checked {
+    pub(crate) device: String,
+    /// Why it can't be used, or what else is wrong with it.
+    pub(crate) failed: Option<String>,
+    /// Its options that its agent does not know.
+    pub(crate) unknown_options: Vec<String>,
+}
+
+struct Bound {
+    ways: Vec<(usize, String)>,
+    when: Instant,
+}
+
+/// A device, and the plug at it.
+#[derive(Clone)]
+struct Way {
+    device: Arc<Device>,
+    plug: String,
+}
+
+impl AgentBackend {
+    /// Runs nothing yet.
+    pub(crate) fn new(settings: &fence_config::AgentBackend) -> (Arc<Self>, AgentRuns) {
+        let runs = AgentRuns::new(settings.devices.iter().map(|it| it.name.clone()));
+        let slots = Slots::new(settings.max_running, settings.devices.iter().map(|it| it.max_running));
+        let devices = settings.devices.iter().enumerate();
+        let devices = devices.map(|(at, it)| Arc::new(Device::new(at, it, slots.clone(), runs.clone())));
+        let backend = Arc::new(Self {
+            devices: devices.collect(),
+            settings: settings.devices.clone(),
+            reboot_starts: settings.reboot_starts,
+            bound: Mutex::default(),
+            health: tokio::sync::Mutex::default(),
+        });
+        (backend, runs)
+    }
+
+    /// Begins to look at the devices. Must run inside the runtime; returns at once.
+    pub(crate) fn start(settings: &fence_config::AgentBackend) -> (Arc<Self>, AgentRuns) {
+        let (backend, runs) = Self::new(settings);
+        // What is known of them when the first request comes need not be asked for then.
+        let begin = Arc::clone(&backend);
+        tokio::spawn(async move {
+            for line in begin.monitor_all(Instant::now() + HEALTH_STANDS).await.into_iter().flatten() {
+                warn!("{line}");
+            }
+            let listed = begin.listed().map(|(_, it)| Arc::clone(it)).collect::<Vec<_>>();
+            for device in listed {
+                let until = Instant::now() + device.status_timeout;
+                let list = device.listing(LIST_AGE, survey(until)).await;
+                if let Ok(list) = list {
+                    info!("device {} has {} plugs", device.name, list.entries.len());
+                }
+            }
+        });
+        (backend, runs)
+    }
+
+    /// Runs each device's `monitor` now.
+    #[allow(dead_code, reason = "until --check asks")]
+    pub(crate) async fn check(&self, until: Instant) -> Vec<Checked> {
+        let failed = self.monitor_all(until).await;
+        let unknown = join_all(self.devices.iter().map(|it| it.unknown_options(survey(until)))).await;
+        let devices = self.devices.iter().map(|it| it.name.clone());
+        devices
+            .zip(failed)
+            .zip(unknown)
+            .map(|((device, failed), unknown_options)| Checked { device, failed, unknown_options })
+            .collect()
+    }
+
+    fn listed(&self) -> impl Iterator<Item = (usize, &Arc<Device>)> {
+        self.devices.iter().enumerate().filter(|(place, _)| self.settings[*place].plugs.listed)
+    }
+
+    /// The last list of each device, however old.
+    fn last_lists(&self) -> Vec<Option<Arc<Plugs>>> {
+        self.devices.iter().map(|it| it.last_listing()).collect()
+    }
+
+    async fn find(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
+        let nothing = vec![None; self.devices.len()];
+        let named = domains::all(&self.settings, &nothing);
+        let is_named = domains::meant(&named, target).len() == 1;
+        let by_last = domains::all(&self.settings, &self.last_lists());
+        if is_named && let [domain] = &domains::meant(&by_last, target)[..] {
+            // Named in the configuration, and nobody else was called so: no list is needed.
+            return Ok(self.bind(domain));
+        }
+        let lists = self.fresh_lists(Some(target), until).await;
+        let known: Vec<_> =
+            lists.iter().map(|it| it.as_ref().and_then(|it| it.as_ref().ok().cloned())).collect();
+        let table = domains::all(&self.settings, &known);
+        let all =
+            |domains: &[&Domain]| domains.iter().map(|it| self.described(it)).collect::<Vec<_>>().join(", ");
+        // What those that can't be asked had when they were last heard.
+        let mixed: Vec<_> =
+            known.iter().zip(self.last_lists()).map(|(it, last)| it.clone().or(last)).collect();
+        let with_old = domains::all(&self.settings, &mixed);
+        let silent = || {
+            let lines = lists.iter().enumerate().filter_map(|(place, it)| match it {
+                Some(Err(why)) => Some(format!("device {}: {why}", self.devices[place].name)),
+                Some(Ok(plugs)) if plugs.noise > 0 => {
+                    Some(format!("device {}: not all of its list can be read", self.devices[place].name))
+                }
+                _ => None,
+            });
+            lines.collect::<Vec<_>>().join("; ")
+        };
+        match (&domains::meant(&table, target)[..], &domains::meant(&with_old, target)[..]) {
+            ([_], [domain]) => Ok(self.bind(domain)),
+            ([found], several) => Err(LocateError::Unavailable(format!(
+                "{}; when it was last heard it was another: {}, beside {}",
+                silent(),
+                all(several),
+                self.described(found)
+            ))),
+            // Its list can't be had. A UUID is the same machine all the same.
+            ([], [domain]) if domain.ways.iter().all(|(_, plug)| domains::uuid_in(plug).is_some()) => {
+                Ok(self.bind(domain))
+            }
+            ([], _) => {
+                let silent = silent();
+                Err(if silent.is_empty() { LocateError::NotFound } else { LocateError::Unavailable(silent) })
+            }
+            (several, _) => Err(LocateError::Ambiguous(all(several))),
+        }
+    }
+
+    /// The lists of those that have one: none where there is none. Where one has the target, those that don't answer are not
+    /// waited for much longer.
+    async fn fresh_lists(
+        &self,
+        target: Option<&Target>,
+        until: Instant,
+    ) -> Vec<Option<Result<Arc<Plugs>, String>>> {
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut lists = vec![None; self.devices.len()];
+        for (place, device) in self.listed() {
+            lists[place] = Some(Err("no list in time".to_owned()));
+            let (device, tell) = (Arc::clone(device), tell.clone());
+            // Not ended when nobody waits any more: the next one will want it.
+            tokio::spawn(async move {
+                let until = until.max(Instant::now() + device.status_timeout);
+                let list = device.listing(LIST_AGE, For { purpose: Purpose::Request, ..survey(until) }).await;
+                let _ = tell.send((place, list));
+            });
+        }
+        drop(tell);
+        let mut until = until;
+        while let Ok(Some((place, list))) = timeout_at(until.into(), told.recv()).await {
+            lists[place] = Some(list);
+            let known: Vec<_> =
+                lists.iter().map(|it| it.as_ref().and_then(|it| it.as_ref().ok().cloned())).collect();
+            let has_it = |it: &Target| !domains::meant(&domains::all(&self.settings, &known), it).is_empty();
+            if target.is_some_and(has_it) {
+                until = until.min(Instant::now() + PROMPT);
+            }
+        }
+        lists
+    }
+
+    /// Remembers what it means.
+    fn bind(&self, domain: &Domain) -> Located {
+        let mut bound = lock(&self.bound);
+        if bound.len() >= MAX_BOUND {
+            bound.retain(|_, it| it.when.elapsed() < BOUND_STANDS);
+        }
+        if bound.len() >= MAX_BOUND {
+            bound.clear();
+        }
+        let new = Bound { ways: domain.ways.clone(), when: Instant::now() };
+        bound.insert((domain.uuid.clone(), domain.name.clone()), new);
+        Located::Here(DomainRef { name: domain.name.clone(), uuid: domain.uuid.clone(), home: Home::Agent })
+    }
+
+    fn described(&self, domain: &Domain) -> String {
+        let ways =
+            domain.ways.iter().map(|(place, plug)| format!("plug {plug} at {}", self.devices[*place].name));
+        format!("{} ({})", domain.name, ways.collect::<Vec<_>>().join(", "))
+    }
+
+    /// The ways to a domain that was found, as far as they still mean it; those whose devices answer come first.
+    async fn ways(&self, domain: &DomainRef, until: Instant) -> Result<Vec<Way>, ActError> {
+        if domain.home != Home::Agent {
+            return Err(ActError::Gone);
+        }
+        let key = (domain.uuid.clone(), domain.name.clone());
+        let bound = lock(&self.bound).get(&key).map(|it| (it.ways.clone(), it.when));
+        let bound_or = |devices: &[usize]| {
+            let (ways, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_STANDS)?;
+            let ways: Vec<_> = ways.iter().filter(|it| devices.contains(&it.0)).cloned().collect();
+            (!ways.is_empty()).then_some(ways)
+        };
+        let is_it = |it: &&Domain| it.uuid == domain.uuid && it.name == domain.name;
+        let nothing = vec![None; self.devices.len()];
+        let named = domains::all(&self.settings, &nothing);
+        let ways = if let Some(named) = named.iter().find(is_it) {
+            // What lists say beside that may have changed: only ways that were found with it.
+            let found = bound.as_ref().map(|it| it.0.clone()).unwrap_or_default();
+            let listed: Vec<_> = found.into_iter().filter(|it| named.plug_at(it.0).is_none()).collect();
+            let mut ways = named.ways.clone();
+            if !listed.is_empty() {
+                ways.extend(self.still(domain, &listed, until).await.unwrap_or_default());
+            }
+            ways
+        } else {
+            let Some((found, _)) = &bound else { return Err(ActError::Gone) };
+            match self.still(domain, found, until).await {
+                Ok(ways) if ways.is_empty() => return Err(ActError::Gone),
+                Ok(ways) => ways,
+                Err(silent) => match bound_or(&silent) {
+                    Some(ways) => ways,
+                    None => return Err(ActError::Unavailable("no device has a list any more".to_owned())),
+                },
+            }
+        };
+        let mut ways: Vec<Way> = ways
+            .into_iter()
+            .map(|(place, plug)| (place, Way { device: Arc::clone(&self.devices[place]), plug }))
+            .map(|(_, way)| way)
+            .collect();
+        ways.sort_by_key(|it| it.device.is_ill());
+        Ok(ways)
+    }
+
+    /// Which of these ways to a listed domain the lists still show; devices that don't answer keep theirs as long as
+    /// another one shows it. An error, with those that don't answer, when none answers.
+    async fn still(
+        &self,
+        domain: &DomainRef,
+        found: &[(usize, String)],
+        until: Instant,
+    ) -> Result<Vec<(usize, String)>, Vec<usize>> {
+        let until = until.min(Instant::now() + LIST_AGE);
+        let listed = found.iter().filter(|it| self.settings[it.0].plugs.listed);
+        let lists = listed.map(|(place, plug)| async move {
+            let device = &self.devices[*place];
+            let list = device.listing(LIST_AGE, For { purpose: Purpose::Request, ..survey(until) }).await;
+            (*place, plug.clone(), list)
+        });
+        let lists = join_all(lists).await;
+        let mut known = self.last_lists();
+        for (place, _, list) in &lists {
+            known[*place] = list.as_ref().ok().cloned();
+        }
+        let silent: Vec<usize> = lists.iter().filter(|it| it.2.is_err()).map(|it| it.0).collect();
+        if silent.len() == lists.len() {
+            return Err(silent);
+        }
+        let table = domains::all(&self.settings, &known);
+        let now = table.iter().find(|it| it.uuid == domain.uuid && it.name == domain.name);
+        let Some(now) = now else { return Ok(Vec::new()) };
+        let same = |(place, plug): &&(usize, String)| {
+            now.plug_at(*place) == Some(plug)
+                || silent.contains(place) && now.ways.iter().any(|it| it.1 == *plug)
+        };
+        Ok(found.iter().filter(same).cloned().collect())
+    }
+
+    /// Looks, and acts until it is so, or until nothing can be done any more.
+    async fn bring_to(&self, goal: Power, domain: &DomainRef, lease: &Lease) -> Result<Brought, ActError> {
+        lease.check()?;
+        let ways = self.ways(domain, lease.until()).await?;
+        let plan = Plan::new(goal, ways.iter().map(|it| it.device.limits), lease.until());
+        let aftermath = Aftermath { lease: lease.clone(), open: Vec::new() };
+        let said = vec![Said::default(); ways.len()];
+        let mut course = Course { goal, ways, plan, lease, said, aftermath };
+        course.look_first().await;
+        let is_done = course.go().await;
+        for it in &course.ways {
+            it.device.forget_states();
+        }
+        course.outcome(is_done)
+    }
+
+    async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<Power, ActError> {
+        let ways = self.ways(domain, lease.until()).await?;
+        let plan = Plan::new(Power::Off, ways.iter().map(|it| it.device.limits), lease.until());
+        let aftermath = Aftermath { lease: lease.clone(), open: Vec::new() };
+        let said = vec![Said::default(); ways.len()];
+        let mut course = Course { goal: Power::Off, ways, plan, lease, said, aftermath };
+        course.look_first().await;
+        course.plan.stop();
+        if course.go().await {
+            return Ok(Power::Off);
+        }
+        if (0..course.ways.len()).any(|it| course.plan.last(it) == Some(Heard::Is(Power::On))) {
+            return Ok(Power::On);
+        }
+        Err(ActError::Unavailable(course.words()))
+    }
+
+    async fn list_all(&self, until: Instant) -> Result<Listing, ActError> {
+        // A little earlier, so that what is known by then is told.
+        let until =
+            until - Duration::from_millis(500).min(until.saturating_duration_since(Instant::now()) / 4);
+        let lists = join_all(self.devices.iter().enumerate().map(|(place, device)| async move {
+            let settings = &self.settings[place].plugs;
+            // One run for many plugs, where the agent can do that.
+            let whom = survey(until);
+            let is_wanted = settings.listed || settings.named.len() > 2 && device.lists_states(whom).await;
+            if is_wanted { Some(device.listing(STATES_AGE, whom).await) } else { None }
+        }))
+        .await;
+        let mut listing = Listing::default();
+        for (place, list) in lists.iter().enumerate() {
+            let name = &self.devices[place].name;
+            match list {
+                Some(Err(why)) if self.settings[place].plugs.listed => {
+                    listing.missing.push(format!("device {name}: {why}"));
+                }
+                Some(Ok(plugs)) if plugs.noise > 0 => {
+                    listing.missing.push(format!("device {name}: not all of its list can be read"));
+                }
+                _ => {}
+            }
+        }
+        let known: Vec<_> = lists.into_iter().map(|it| it.and_then(Result::ok)).collect();
+        let table = domains::all(&self.settings, &known);
+        let mut looks = JoinSet::new();
+        for (at, domain) in table.iter().enumerate() {
+            for (place, plug) in &domain.ways {
+                let entries = known[*place].iter().flat_map(|it| &it.entries);
+                let power = entries.filter(|it| it.plug == *plug).find_map(|it| it.power);
+                let (device, plug) = (Arc::clone(&self.devices[*place]), plug.clone());
+                looks.spawn(async move {
+                    let heard = match power {
+                        Some(power) => Heard::Is(power),
+                        None => device.status(&plug, survey(until)).await.heard,
+                    };
+                    (at, heard)
+                });
+            }
+        }
+        let mut powers: Vec<Option<Power>> = vec![None; table.len()];
+        while let Ok(Some(Ok((at, heard)))) = timeout_at(until.into(), looks.join_next()).await {
+            match heard {
+                // Whoever says that it is on weighs more.
+                Heard::Is(Power::On) => powers[at] = Some(Power::On),
+                Heard::Is(Power::Off) => powers[at] = powers[at].or(Some(Power::Off)),
+                Heard::CantTell | Heard::Silent => {}
+            }
+        }
+        let mut unknown = Vec::new();
+        for (domain, power) in table.into_iter().zip(powers) {
+            match power {
+                Some(power) => listing.domains.push(Listed { name: domain.name, uuid: domain.uuid, power }),
+                None => unknown.push(domain.name),
+            }
+        }
+        if !unknown.is_empty() {
+            let more = unknown.len().saturating_sub(MAX_NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            unknown.truncate(MAX_NAMED);
+            listing.missing.push(format!("no device can tell the state of {}{more}", unknown.join(", ")));
+        }
+        if listing.domains.is_empty() && !listing.missing.is_empty() {
+            return Err(ActError::Unavailable(listing.missing.join("; ")));
+        }
+        merge(&mut listing.domains);
+        Ok(listing)
+    }
+
+    /// What is wrong with each device; none where nothing is.
+    async fn monitor_all(&self, until: Instant) -> Vec<Option<String>> {
+        let all = self.devices.iter().enumerate().map(|(place, device)| async move {
+            let named = &self.settings[place].plugs.named;
+            let told = |why: String| format!("device {}: {why}", device.name);
+            let plugs: Vec<Option<&str>> = if device.is_monitored_by_plug() && !named.is_empty() {
+                named.iter().map(|it| Some(it.plug.as_str())).collect()
+            } else {
+                vec![None]
+            };
+            let monitors = plugs.into_iter().map(|it| device.monitor(it, survey(until)));
+            let failed: Vec<String> = join_all(monitors).await.into_iter().filter_map(Result::err).collect();
+            failed.into_iter().next().map(told)
+        });
+        join_all(all).await
+    }
+
+    async fn look_at_health(&self, until: Instant) -> Result<Vec<String>, ActError> {
+        let waiting = timeout_at(until.into(), self.health.lock()).await;
+        let busy = |_| ActError::Unavailable("the devices' monitors have not ended in time".to_owned());
+        let mut known = waiting.map_err(busy)?;
+        let lines = match &*known {
+            // One that failed may be well again.
+            Some((when, lines))
+                if when.elapsed()
+                    < if lines.iter().any(Option::is_some) { LIST_AGE } else { HEALTH_STANDS } =>
+            {
+                lines.clone()
+            }
+            _ => {
+                let lines = self.monitor_all(until).await;
+                *known = Some((Instant::now(), lines.clone()));
+                lines
+            }
+        };
+        let failed: Vec<String> = lines.into_iter().flatten().collect();
+        if failed.len() == self.devices.len() {
+            return Err(ActError::Unavailable(failed.join("; ")));
+        }
+        Ok(failed)
+    }
+}
+
+impl Backend for AgentBackend {
+    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+        Box::pin(self.find(target, until))
+    }
+
+    fn may_have(&self, target: &Target) -> bool {
+        !domains::meant(&domains::all(&self.settings, &self.last_lists()), target).is_empty()
+    }
+
+    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+        Box::pin(self.look_at(domain, lease))
+    }
+
+    fn off<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        for_reboot: bool,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<TakenDown, ActError>> {
+        Box::pin(async move {
+            let Brought { was_so, note } = self.bring_to(Power::Off, domain, lease).await?;
+            let starts = for_reboot && (!was_so || self.reboot_starts);
+            Ok(TakenDown { was_off: was_so, restart: starts.then_some(StartFrom::Definition), note })
+        })
+    }
+
+    fn on<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        how: StartFrom,
+        lease: &'a Lease,
+    ) -> Work<'a, Result<(), ActError>> {
+        Box::pin(async move {
+            if !matches!(how, StartFrom::Definition) {
+                return Err(ActError::Gone);
+            }
+            self.bring_to(Power::On, domain, lease).await.map(drop)
+        })
+    }
+
+    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+        Box::pin(self.list_all(until))
+    }
+
+    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+        Box::pin(self.look_at_health(until))
+    }
+}
+
+/// A domain that is as it was wanted.
+struct Brought {
+    /// It was so before we acted.
+    was_so: bool,
+    note: Option<String>,
+}
+
+/// What a device said last.
+#[derive(Clone, Default)]
+struct Said {
+    look: Option<String>,
+    act: Option<String>,
+}
+
+/// A plan that is being carried out.
+struct Course<'a> {
+    goal: Power,
+    ways: Vec<Way>,
+    plan: Plan,
+    lease: &'a Lease,
+    said: Vec<Said>,
+    aftermath: Aftermath,
+}
+
+impl Course<'_> {
+    /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the first that can
+    /// tell.
+    async fn look_first(&mut self) {
+        let mut looks = Looks::default();
+        let mut rest = 0..self.ways.len();
+        let until = self.lease.until();
+        loop {
+            let next = rest.next();
+            if let Some(place) = next {
+                looks.begin(place, &self.ways[place], self.lease, until);
+            }
+            let alone =
+                sleep_until(if rest.is_empty() { until } else { until.min(Instant::now() + HEDGE) }.into());
+            tokio::pin!(alone);
+            loop {
+                tokio::select! {
+                    biased;
+                    heard = looks.next(), if !looks.is_empty() => {
+                        if self.heard(heard) {
+                            return self.silent(looks);
+                        }
+                        if looks.is_empty() {
+                            break;
+                        }
+                    }
+                    _ = self.lease.ended() => return,
+                    () = &mut alone => break,
+                }
+            }
+            if rest.is_empty() && (looks.is_empty() || Instant::now() >= until) {
+                return;
+            }
+        }
+    }
+
+    /// Does what the plan says, to its end. Whether the domain is as it is wanted.
+    async fn go(&mut self) -> bool {
+        loop {
+            if self.lease.check().is_err() {
+                self.plan.stop();
+            }
+            match self.plan.next(Instant::now()) {
+                Step::Look(these) => self.look(these, Heard::Is(self.goal)).await,
+                Step::Ask(these) => self.look(these, Heard::Is(opposite(self.goal))).await,
+                Step::Act(place, until) => self.act(place, until).await,
+                Step::Wait(until) => {
+                    // Nothing is polled faster for one that has gone.
+                    tokio::select! {
+                        () = sleep_until(until.into()) => {}
+                        _ = self.lease.ended(), if self.plan.actions() == 0 => {}
+                    }
+                }
+                Step::Done => return true,
+                Step::GiveUp => return false,
+            }
+        }
+    }
+
+    async fn look(&mut self, these: Vec<(usize, Instant)>, enough: Heard) {
+        let mut looks = Looks::default();
+        for (place, until) in these {
+            looks.begin(place, &self.ways[place], self.lease, until);
+        }
+        while !looks.is_empty() {
+            tokio::select! {
+                biased;
+                heard = looks.next() => {
+                    let last = heard.as_ref().map(|it| it.look.heard);
+                    self.heard(heard);
+                    if last == Some(enough) {
+                        return;
+                    }
+                }
+                _ = self.lease.ended(), if self.plan.actions() == 0 => return,
+            }
+        }
+    }
+
+    async fn act(&mut self, place: usize, until: Instant) {
+        let way = self.ways[place].clone();
+        self.aftermath.open.push((way.clone(), Instant::now()));
+        let whom = For { purpose: Purpose::Request, lease: Some(self.lease), until };
+        let (how, words) = way.device.act(self.goal, &way.plug, whom).await;
+        match self.aftermath.open.last_mut() {
+            Some(open) if how == Acted::Unknown => open.1 = Instant::now(),
+            _ => drop(self.aftermath.open.pop()),
+        }
+        self.said[place].act = Some(words);
+        self.plan.acted(place, how, Instant::now());
+    }
+
+    /// Whether it is a word about the domain's state.
+    fn heard(&mut self, it: Option<HeardOf>) -> bool {
+        let Some(HeardOf { place, look, began }) = it else { return false };
+        self.plan.looked(place, look.heard, began, Instant::now());
+        self.said[place].look = Some(look.words);
+        matches!(look.heard, Heard::Is(_))
+    }
+
+    /// Those that are still asked have not answered.
+    fn silent(&mut self, looks: Looks) {
+        for (place, began) in looks.asked {
+            self.plan.looked(place, Heard::Silent, began, Instant::now());
+        }
+    }
+
+    /// What each device said.
+    fn words(&self) -> String {
+        let lines = self.ways.iter().zip(&self.said).filter_map(|(way, said)| {
+            let look = said.look.as_ref().map(|it| format!("status {it}"));
+            let words: Vec<String> = said.act.iter().cloned().chain(look).collect();
+            (!words.is_empty()).then(|| format!("device {}: {}", way.device.name, words.join(", ")))
+        });
+        let lines: Vec<String> = lines.collect();
+        if lines.is_empty() { "no device was asked in time".to_owned() } else { lines.join("; ") }
+    }
+
+    fn outcome(&self, is_done: bool) -> Result<Brought, ActError> {
+        let acted: Vec<usize> = (0..self.ways.len()).filter(|it| self.said[*it].act.is_some()).collect();
+        if is_done {
+            let was_so = self.plan.actions() == 0;
+            // Which of several did it, and what was wrong with those before.
+            let note = (acted.len() > 1).then(|| self.words());
+            return Ok(Brought { was_so, note });
+        }
+        if self.plan.actions() == 0 {
+            self.lease.check()?;
+            return Err(ActError::Unavailable(self.words()));
+        }
+        let still = Heard::Is(opposite(self.goal));
+        if (0..self.ways.len()).any(|it| self.plan.last(it) == Some(still)) {
+            let state = if self.goal == Power::Off { "on" } else { "off" };
+            return Err(ActError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
+        }
+        Err(if self.plan.is_open() {
+            ActError::Unknown(self.words())
+        } else {
+            ActError::Refused(self.words())
+        })
+    }
+}
+
+/// What came of one look.
+struct HeardOf {
+    place: usize,
+    look: device::Look,
+    began: Instant,
+}
+
+/// Looks that are under way; they end when this is dropped.
+#[derive(Default)]
+struct Looks {
+    set: JoinSet<HeardOf>,
+    asked: Vec<(usize, Instant)>,
+}
+
+impl Looks {
+    fn begin(&mut self, place: usize, way: &Way, lease: &Lease, until: Instant) {
+        let (way, lease, began) = (way.clone(), lease.clone(), Instant::now());
+        self.asked.push((place, began));
+        self.set.spawn(async move {
+            let whom = For { purpose: Purpose::Request, lease: Some(&lease), until };
+            let look = way.device.status(&way.plug, whom).await;
+            HeardOf { place, look, began }
+        });
+    }
+
+    async fn next(&mut self) -> Option<HeardOf> {
+        let heard = self.set.join_next().await?.ok()?;
+        self.asked.retain(|it| it.0 != heard.place);
+        Some(heard)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
+}
+
+/// Agents that were killed in the middle of an action, or whose end nobody waited for: what they asked for may come yet.
+/// Until their devices were heard nothing that conflicts with it gets its turn.
+struct Aftermath {
+    lease: Lease,
+    open: Vec<(Way, Instant)>,
+}
+
+impl Drop for Aftermath {
+    fn drop(&mut self) {
+        let open = std::mem::take(&mut self.open);
+        if open.is_empty() {
+            return;
+        }
+        let held = self.lease.to_the_end(Instant::now() + AFTERMATH.1);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let waits = open.into_iter().map(|(way, when)| async move {
+                let until = when + AFTERMATH.1;
+                loop {
+                    let whom = For { purpose: Purpose::Request, lease: None, until };
+                    let look = way.device.status(&way.plug, whom).await;
+                    if matches!(look.heard, Heard::Is(_)) {
+                        return sleep_until(until.min(Instant::now() + AFTERMATH.0).into()).await;
+                    }
+                    if Instant::now() >= until {
+                        return;
+                    }
+                    sleep(Duration::from_millis(500)).await;
+                }
+            });
+            join_all(waits).await;
+            drop(held);
+        });
+    }
+}
+
+/// For no request.
+fn survey(until: Instant) -> For<'static> {
+    For { purpose: Purpose::Survey, lease: None, until }
+}
+
+fn opposite(power: Power) -> Power {
+    match power {
+        Power::On => Power::Off,
+        Power::Off => Power::On,
+    }
+}
+
+#[cfg(test)]
+mod tests;

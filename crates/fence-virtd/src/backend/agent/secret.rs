@@ -6,7 +6,6 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use fence_wire::escaped;
 use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
@@ -90,17 +89,13 @@ impl Mask {
         mask
     }
 
-    /// Text without secrets, on one line, escaped. `is_cut`: it was cut off, perhaps within a secret.
+    /// Text without secrets, line for line. `is_cut`: it was cut off, perhaps within a secret.
     pub(super) fn shown(&self, text: &[u8], is_cut: bool) -> String {
         if self.hides_all && !text.trim_ascii().is_empty() {
             return "(not shown: a secret is too short to be told from it)".to_owned();
         }
         let text = if is_cut { self.without_begun(text) } else { text };
-        let masked = self.masked(text);
-        let lines = masked.split(|it| matches!(it, b'\n' | b'\r')).map(<[u8]>::trim_ascii);
-        let lines: Vec<String> =
-            lines.filter(|it| !it.is_empty()).map(|it| escaped(it).to_string()).collect();
-        lines.join(" | ")
+        String::from_utf8_lossy(self.masked(text).trim_ascii()).into_owned()
     }
 
     fn masked(&self, text: &[u8]) -> Vec<u8> {
@@ -258,7 +253,7 @@ mod tests {
         }
         assert_eq!(
             mask.shown(b"hunter2hunter2 hunter1\nx\r\n\n  y\x1b\n", false),
-            "****** hunter1 | x | y\\x1b"
+            "****** hunter1\nx\r\n\n  y\x1b"
         );
         // `Basic` with root:hunter2, rooot:hunter2 and roooot:hunter2.
         for text in ["cm9vdDpodW50ZXIy", "cm9vb3Q6aHVudGVyMg==", "cm9vb290Omh1bnRlcjI="] {

@@ -1,0 +1,637 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One device: an agent, its options, and what is known of them.
+//!
+//! Runs the agent for one action at a time a call, within the limits of [`Slots`]; several calls may run beside each other.
+//! It decides what an exit code is worth: 2 of `status` is "off" only where `monitor` has succeeded with the same program and
+//! the same options. It never acts unless it is told to, never puts an option on a command line, and lets nothing
+//! out of an agent's output before the secrets are masked.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_config::{AgentDevice, AgentProgram, OptionValue, is_secret_option};
+use fence_wire::escaped;
+use tokio::time::timeout_at;
+use tracing::{debug, warn};
+use zeroize::Zeroizing;
+
+use super::super::{ActError, Ended, Lease, Power, Ran};
+use super::listing::{self, Plugs, SEPARATOR};
+use super::metadata::{Metadata, one_spelling};
+use super::secret::{self, Mask};
+use super::slots::{Purpose, Slots};
+use super::truth::{Acted, Heard, Limits, power};
+use crate::locks::lock;
+use crate::metrics::AgentRuns;
+use crate::program::{self, End};
+
+/// Where agents are looked for by their names.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
+/// Bytes of each output that are kept: of what is read, and of what is only shown.
+const READ: usize = 1 << 20;
+const SHOWN: usize = 16 << 10;
+/// How long a list stands, and how long it does that there is none.
+const LIST_STANDS: Duration = Duration::from_secs(5);
+/// How long it stands that `monitor` failed, and that there is no metadata.
+const FAILURE_STANDS: Duration = Duration::from_secs(5);
+/// A run that was killed earlier says nothing of its device.
+const SHORT: Duration = Duration::from_secs(1);
+/// How long a device that hung comes after the others.
+const ILL: Duration = Duration::from_secs(60);
+/// Programs and options with which `monitor` succeeded that are remembered.
+const MAX_PROVEN: usize = 4096;
+
+/// See the module's head.
+pub(super) struct Device {
+    pub(super) name: String,
+    /// Its agent, as the configuration has it.
+    agent: String,
+    place: usize,
+    program: AgentProgram,
+    plug_option: Option<String>,
+    /// It has more than one plug, or a list of them.
+    serves_several: bool,
+    options: Vec<(String, OptionValue)>,
+    /// How long a look may take.
+    pub(super) status_timeout: Duration,
+    pub(super) limits: Limits,
+    slots: Slots,
+    runs: AgentRuns,
+    metadata: tokio::sync::Mutex<Option<Known<Arc<Metadata>>>>,
+    /// Taken for each `monitor` whose result others wait for.
+    monitors: tokio::sync::Mutex<Option<Known<String>>>,
+    listing: tokio::sync::Mutex<Option<(Instant, Listed)>>,
+    memory: Mutex<Memory>,
+}
+
+/// A list, or why there is none.
+type Listed = Result<Arc<Plugs>, String>;
+
+#[derive(Default)]
+struct Memory {
+    /// With which `monitor` succeeded.
+    proven: HashSet<u64>,
+    /// When it did not answer.
+    hung: Option<Instant>,
+    /// Its last list.
+    listed: Option<Arc<Plugs>>,
+}
+
+/// Something that is known of a program and its options.
+struct Known<T> {
+    print: u64,
+    when: Instant,
+    what: Result<T, String>,
+}
+
+/// What the agent is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Action {
+    Metadata,
+    Monitor,
+    List,
+    ListStatus,
+    Status,
+    On,
+    Off,
+}
+
+impl Action {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Metadata => "metadata",
+            Self::Monitor => "monitor",
+            Self::List => "list",
+            Self::ListStatus => "list-status",
+            Self::Status => "status",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Whom runs are for.
+#[derive(Clone, Copy)]
+pub(super) struct For<'a> {
+    pub(super) purpose: Purpose,
+    /// Where they are noted; without it nothing is done but looked at.
+    pub(super) lease: Option<&'a Lease>,
+    pub(super) until: Instant,
+}
+
+impl For<'_> {
+    /// The same, by `limit` at the latest.
+    pub(super) fn within(self, limit: Instant) -> Self {
+        Self { until: self.until.min(limit), ..self }
+    }
+}
+
+/// What came of a look, and how to say it.
+pub(super) struct Look {
+    pub(super) heard: Heard,
+    pub(super) words: String,
+}
+
+/// A run that is over.
+struct Done {
+    ended: Ended,
+    output: Zeroizing<Vec<u8>>,
+    is_cut: bool,
+    /// The last line of what it said, secrets masked, escaped.
+    complaint: String,
+    /// Of the program and the options that it was run with.
+    print: u64,
+}
+
+impl Done {
+    fn words(&self) -> String {
+        let colon = if self.complaint.is_empty() { "" } else { ": " };
+        format!("{}{colon}{}", self.ended, self.complaint)
+    }
+}
+
+/// All that a run needs.
+struct Ready {
+    path: PathBuf,
+    input: Zeroizing<Vec<u8>>,
+    mask: Mask,
+    print: u64,
+}
+
+impl Device {
+    pub(super) fn new(place: usize, it: &AgentDevice, slots: Slots, runs: AgentRuns) -> Self {
+        let agent = match &it.agent {
+            AgentProgram::At(path) => path.display().to_string(),
+            AgentProgram::Named(name) => name.clone(),
+        };
+        Self {
+            name: it.name.clone(),
+            agent,
+            place,
+            program: it.agent.clone(),
+            plug_option: it.plug_option.clone(),
+            serves_several: it.plugs.listed || it.plugs.named.len() > 1,
+            options: it.options.clone(),
+            status_timeout: it.status_timeout,
+            limits: Limits { timeout: it.timeout, status: it.status_timeout, retries: it.retries },
+            slots,
+            runs,
+            metadata: tokio::sync::Mutex::default(),
+            monitors: tokio::sync::Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// It did not answer when it was run last, a short while ago.
+    pub(super) fn is_ill(&self) -> bool {
+        lock(&self.memory).hung.is_some_and(|it| it.elapsed() < ILL)
+    }
+
+    /// Asks for the state of a plug.
+    pub(super) async fn status(&self, plug: &str, whom: For<'_>) -> Look {
+        let whom = whom.within(Instant::now() + self.status_timeout);
+        let done = self.run(Action::Status, Some(plug), whom).await;
+        let code = match done.ended {
+            Ended::Exit(code) => code,
+            Ended::Killed(_) => return Look { heard: Heard::Silent, words: done.words() },
+            Ended::Signal(_) | Ended::NotRun(_) => {
+                return Look { heard: Heard::CantTell, words: done.words() };
+            }
+        };
+        match power(code) {
+            None => Look { heard: Heard::CantTell, words: done.words() },
+            Some(Power::On) => Look { heard: Heard::Is(Power::On), words: "on".to_owned() },
+            Some(Power::Off) => match self.prove(plug, done.print, whom).await {
+                Ok(()) => Look { heard: Heard::Is(Power::Off), words: "off".to_owned() },
+                Err(why) => Look {
+                    heard: Heard::CantTell,
+                    words: format!("exit 2, which is not believed: its monitor has not succeeded ({why})"),
+                },
+            },
+        }
+    }
+
+    /// Has it act on a plug. Also gives what it said.
+    pub(super) async fn act(&self, to: Power, plug: &str, whom: For<'_>) -> (Acted, String) {
+        let action = if to == Power::On { Action::On } else { Action::Off };
+        let done = self.run(action, Some(plug), whom).await;
+        let acted = match done.ended {
+            Ended::Exit(0) => Acted::Claimed,
+            Ended::Exit(_) => Acted::Failed,
+            Ended::Signal(_) | Ended::Killed(_) => Acted::Unknown,
+            Ended::NotRun(_) => Acted::NotRun,
+        };
+        (acted, format!("{} {}", action.name(), done.words()))
+    }
+
+    /// Runs `monitor`; a plug is needed where the plug's option may be what says which endpoint it is.
+    pub(super) async fn monitor(&self, plug: Option<&str>, whom: For<'_>) -> Result<(), String> {
+        let whom = whom.within(Instant::now() + self.status_timeout);
+        let done = self.run(Action::Monitor, self.monitored(plug), whom).await;
+        match done.ended {
+            Ended::Exit(0) => {
+                let mut memory = lock(&self.memory);
+                if memory.proven.len() >= MAX_PROVEN {
+                    memory.proven.clear();
+                }
+                memory.proven.insert(done.print);
+                Ok(())
+            }
+            _ => Err(format!("monitor: {}", done.words())),
+        }
+    }
+
+    /// Whether each plug is to be monitored by itself.
+    pub(super) fn is_monitored_by_plug(&self) -> bool {
+        self.plug_option.is_some()
+    }
+
+    /// Its plugs, by a list that is no older than `age`. Whoever asks while it is made waits for it.
+    pub(super) async fn listing(&self, age: Duration, whom: For<'_>) -> Listed {
+        let whom = whom.within(Instant::now() + self.status_timeout);
+        let asked = Instant::now();
+        let waiting = timeout_at(whom.until.into(), self.listing.lock()).await;
+        let mut known = waiting.map_err(|_| "its list is not there in time".to_owned())?;
+        if let Some((when, plugs)) = &*known {
+            let age = if plugs.is_ok() { age.min(LIST_STANDS) } else { FAILURE_STANDS };
+            // One that was made while we waited is new enough.
+            if *when >= asked || when.elapsed() < age {
+                return plugs.clone();
+            }
+        }
+        let plugs = self.list(whom).await.map(Arc::new);
+        if let Ok(plugs) = &plugs {
+            lock(&self.memory).listed = Some(Arc::clone(plugs));
+        }
+        *known = Some((Instant::now(), plugs.clone()));
+        plugs
+    }
+
+    /// Its last list, however old.
+    pub(super) fn last_listing(&self) -> Option<Arc<Plugs>> {
+        lock(&self.memory).listed.clone()
+    }
+
+    /// Whether its agent says that it can tell the state of all plugs at once.
+    pub(super) async fn lists_states(&self, whom: For<'_>) -> bool {
+        self.metadata(whom).await.is_ok_and(|it| it.has_action("list-status"))
+    }
+
+    #[allow(dead_code, reason = "until --check asks")]
+    /// Options that the agent does not know, as far as it says which it does.
+    pub(super) async fn unknown_options(&self, whom: For<'_>) -> Vec<String> {
+        let Ok(metadata) = self.metadata(whom).await else { return Vec::new() };
+        let own = self.options.iter().filter(|_| !metadata.is_unknown());
+        let is_unknown = |it: &&(String, OptionValue)| {
+            let option = file_of(it, &metadata).map_or_else(|| it.0.clone(), |it| it.0);
+            !metadata.has_option(&option)
+        };
+        own.filter(is_unknown).map(|it| it.0.clone()).collect()
+    }
+
+    /// Something was done here: what its list says of states is old.
+    pub(super) fn forget_states(&self) {
+        if let Ok(mut it) = self.listing.try_lock() {
+            *it = None;
+        }
+    }
+
+    async fn list(&self, whom: For<'_>) -> Result<Plugs, String> {
+        let states = self.lists_states(whom).await;
+        let action = if states { Action::ListStatus } else { Action::List };
+        let done = self.run(action, None, whom).await;
+        if done.ended != Ended::Exit(0) {
+            return Err(format!("{}: {}", action.name(), done.words()));
+        }
+        if done.is_cut {
+            return Err(listing::ListError::TooLong.to_string());
+        }
+        let separator = self.option("separator").unwrap_or(",");
+        let plugs = listing::parse(&done.output, separator, states).map_err(|it| it.to_string())?;
+        if plugs.noise > 0 {
+            debug!(device = self.name, lines = plugs.noise, "its list has lines that name no plug");
+        }
+        Ok(plugs)
+    }
+
+    /// Whether exit code 2 may be believed of the program and the options of this print.
+    async fn prove(&self, plug: &str, print: u64, whom: For<'_>) -> Result<(), String> {
+        let is_proven = || lock(&self.memory).proven.contains(&print);
+        if is_proven() {
+            return Ok(());
+        }
+        let waiting = timeout_at(whom.until.into(), self.monitors.lock()).await;
+        let mut failed = waiting.map_err(|_| "it did not end in time".to_owned())?;
+        if is_proven() {
+            return Ok(());
+        }
+        if let Some(Known { print: failed, when, what: Err(why) }) = &*failed
+            && *failed == print
+            && when.elapsed() < FAILURE_STANDS
+        {
+            return Err(why.clone());
+        }
+        let result = self.monitor(Some(plug), whom).await;
+        *failed = None;
+        if let Err(why) = result {
+            *failed = Some(Known { print, when: Instant::now(), what: Err(why.clone()) });
+            return Err(why);
+        }
+        if is_proven() { Ok(()) } else { Err("the agent or its options changed meanwhile".to_owned()) }
+    }
+
+    /// The plug that `monitor` is run with.
+    fn monitored<'p>(&self, plug: Option<&'p str>) -> Option<&'p str> {
+        plug.filter(|_| self.is_monitored_by_plug())
+    }
+
+    /// What the agent says of itself; known as long as its program is the same.
+    async fn metadata(&self, whom: For<'_>) -> Result<Arc<Metadata>, String> {
+        let whom = whom.within(Instant::now() + self.status_timeout);
+        let (path, print) = self.find(whom.until).await?;
+        let waiting = timeout_at(whom.until.into(), self.metadata.lock()).await;
+        let mut known = waiting.map_err(|_| "its metadata is not there in time".to_owned())?;
+        if let Some(known) = &*known
+            && known.print == print
+            && (known.what.is_ok() || known.when.elapsed() < FAILURE_STANDS)
+        {
+            return known.what.clone();
+        }
+        let ready =
+            Ready { path, input: Zeroizing::new(b"action=metadata\n".to_vec()), mask: self.mask(&[]), print };
+        let done = self.run_ready(Action::Metadata, ready, whom).await;
+        let what = match &done.ended {
+            // No time, no place: that says nothing of the agent.
+            Ended::NotRun(_) => return Err(done.words()),
+            Ended::Exit(0) if !done.is_cut => Metadata::parse(&done.output).map_err(|it| it.to_string()),
+            _ => Err(format!("metadata: {}", done.words())),
+        };
+        if let Err(why) = &what {
+            warn!(device = self.name, agent = self.agent, "the agent says nothing of its options: {why}");
+        }
+        // An agent of somebody's own need not have any: then it is told the plug by every name.
+        let what = what.or_else(|why| {
+            if matches!(done.ended, Ended::Exit(_)) { Ok(Metadata::default()) } else { Err(why) }
+        });
+        let what = what.map(Arc::new);
+        *known = Some(Known { print, when: Instant::now(), what: what.clone() });
+        what
+    }
+
+    async fn run(&self, action: Action, plug: Option<&str>, whom: For<'_>) -> Done {
+        match self.ready(action, plug, whom).await {
+            Ok(ready) => self.run_ready(action, ready, whom).await,
+            Err(why) => self.not_run(action, why, 0, whom),
+        }
+    }
+
+    async fn run_ready(&self, action: Action, ready: Ready, whom: For<'_>) -> Done {
+        let Ready { path, input, mask, print } = ready;
+        let place = self.slots.take(self.place, whom.purpose, self.is_ill());
+        let Ok(Some(slot)) = timeout_at(whom.until.into(), place).await else {
+            return self.not_run(action, "as many agents as may run at once did".to_owned(), print, whom);
+        };
+        // The place may have come late: nothing is begun for who does not wait any more.
+        if matches!(action, Action::On | Action::Off)
+            && let Some(why) = whom.lease.map_or(Some(ActError::Gone), |it| it.check().err())
+        {
+            return self.not_run(action, why.to_string(), print, whom);
+        }
+        let begun = Instant::now();
+        let keep =
+            if matches!(action, Action::Metadata | Action::List | Action::ListStatus) { READ } else { SHOWN };
+        let result = program::run_wholly(&path, input, keep, whom.until).await;
+        drop(slot);
+        let took = begun.elapsed();
+        let (whole, ended) = match result {
+            Ok(whole) => {
+                let ended = match whole.end {
+                    End::Exit(code) => Ended::Exit(code),
+                    End::Signal(number) => Ended::Signal(number),
+                    End::TooLong => Ended::Killed("did not end in time".to_owned()),
+                };
+                (whole, ended)
+            }
+            Err(error) => return self.not_run(action, error.to_string(), print, whom),
+        };
+        match ended {
+            // The request's time was nearly up: that says nothing of the device.
+            Ended::Killed(_) if took < SHORT => {}
+            Ended::Killed(_) => lock(&self.memory).hung = Some(Instant::now()),
+            _ => lock(&self.memory).hung = None,
+        }
+        let complaints = mask.shown(&whole.complaints.bytes, whole.complaints.is_cut);
+        // A list is not for records: it may be long, and what is wrong with it is said.
+        let is_list = keep == READ && ended == Ended::Exit(0);
+        let output = if is_list {
+            format!("({} bytes)", whole.output.bytes.len())
+        } else {
+            mask.shown(&whole.output.bytes, whole.output.is_cut)
+        };
+        let last = |text: &str| {
+            text.lines().rfind(|it| !it.trim().is_empty()).map(|it| escaped(it.trim()).to_string())
+        };
+        let complaint = last(&complaints).or_else(|| last(&output).filter(|_| !is_list)).unwrap_or_default();
+        let between = if output.is_empty() || complaints.is_empty() { "" } else { "\n" };
+        let output = format!("{output}{between}{complaints}");
+        debug!(device = self.name, action = action.name(), %ended, ms = took.as_millis(), "ran {}", self.agent);
+        self.note(action, ended.clone(), took, output, whom);
+        Done { ended, output: whole.output.bytes, is_cut: whole.output.is_cut, complaint, print }
+    }
+
+    fn not_run(&self, action: Action, why: String, print: u64, whom: For<'_>) -> Done {
+        let ended = Ended::NotRun(why);
+        self.note(action, ended.clone(), Duration::ZERO, String::new(), whom);
+        Done { ended, output: Zeroizing::default(), is_cut: false, complaint: String::new(), print }
+    }
+
+    fn note(&self, action: Action, ended: Ended, took: Duration, output: String, whom: For<'_>) {
+        let (device, agent) = (self.name.clone(), self.agent.clone());
+        let ran = Ran { device, agent, action: action.name(), ended, took, output };
+        self.runs.note(&ran);
+        if let Some(lease) = whom.lease {
+            lease.trail().note(ran);
+        }
+    }
+
+    /// Finds the program and puts together what it is told.
+    async fn ready(&self, action: Action, plug: Option<&str>, whom: For<'_>) -> Result<Ready, String> {
+        let metadata = self.metadata(whom).await?;
+        if self.is_on("missing_as_off") {
+            // What is not there would be "off already": a slip of the pen, or a machine that moved away.
+            return Err(
+                "missing_as_off makes every plug that it does not know \"off\": take it out".to_owned()
+            );
+        }
+        let takes_no_plug =
+            self.plug_option.is_none() && metadata.plug_options(|it| self.is_on(it)).is_empty();
+        if takes_no_plug && self.serves_several {
+            return Err("its agent takes no plug, so all its domains would be one machine: name plug_option, or give each \
+                        domain a device"
+                .to_owned());
+        }
+        let (path, program) = self.find(whom.until).await?;
+        let files: Vec<(String, PathBuf)> =
+            self.options.iter().filter_map(|it| file_of(it, &metadata)).collect();
+        let secrets = blocking(whom.until, move || {
+            files
+                .into_iter()
+                .map(|(name, path)| Ok((name, secret::read(&path).map_err(|it| it.to_string())?)))
+                .collect()
+        });
+        let secrets: Result<Vec<(String, Zeroizing<String>)>, String> = secrets.await?;
+        let secrets = secrets?;
+        let plain = self.options.iter().filter(|it| file_of(it, &metadata).is_none());
+        let plain = plain.map(|(name, value)| (name.as_str(), value.as_str()));
+        let read = secrets.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let quotes = metadata.is_of_the_library();
+        let mut lines = Lines { text: Zeroizing::default(), quotes };
+        lines.add("action", action.name())?;
+        let mut own = DefaultHasher::new();
+        program.hash(&mut own);
+        for (name, value) in plain.chain(read) {
+            lines.add(name, value)?;
+            (name, value).hash(&mut own);
+        }
+        if let Some(plug) = plug {
+            let options = match &self.plug_option {
+                Some(it) => {
+                    // It may say which endpoint it is.
+                    plug.hash(&mut own);
+                    vec![it.as_str()]
+                }
+                None => metadata.plug_options(|it| self.is_on(it)),
+            };
+            if !quotes && plug.trim() != plug {
+                return Err("its plug begins or ends with a blank, which agents don't see".to_owned());
+            }
+            for option in options {
+                lines.add(option, plug)?;
+            }
+        }
+        // A comma in a name does not make two plugs of it.
+        for option in ["plug_separator", "separator"] {
+            if metadata.has_option(option) && self.option(option).is_none() {
+                lines.add(option, &SEPARATOR.to_string())?;
+            }
+        }
+        let mask = self.mask(&secrets);
+        Ok(Ready { path, input: lines.text, mask, print: own.finish() })
+    }
+
+    fn mask(&self, read: &[(String, Zeroizing<String>)]) -> Mask {
+        let own = self.options.iter().filter(|(name, _)| is_secret_option(name) && !name.ends_with("file"));
+        let own = own.map(|(_, value)| value.as_str()).filter(|it| !is_a_word(it));
+        Mask::new(own.chain(read.iter().map(|(_, value)| value.as_str())))
+    }
+
+    /// The program, and what tells it from another one in its place.
+    async fn find(&self, until: Instant) -> Result<(PathBuf, u64), String> {
+        let program = self.program.clone();
+        blocking(until, move || find(&program)).await?
+    }
+
+    fn option(&self, name: &str) -> Option<&str> {
+        let is_it = |it: &&(String, OptionValue)| one_spelling(&it.0) == name;
+        self.options.iter().find(is_it).map(|(_, value)| value.as_str())
+    }
+
+    fn is_on(&self, option: &str) -> bool {
+        let value = self.option(option).unwrap_or_default();
+        ["1", "yes", "on", "true"].iter().any(|it| value.eq_ignore_ascii_case(it))
+    }
+}
+
+/// What an agent reads from its standard input.
+struct Lines {
+    text: Zeroizing<Vec<u8>>,
+    /// It strips blanks and a pair of quotes from values.
+    quotes: bool,
+}
+
+impl Lines {
+    fn add(&mut self, name: &str, value: &str) -> Result<(), String> {
+        // A line end in a value would be the next option.
+        if value.contains(|it: char| it.is_control() && it != SEPARATOR) {
+            return Err(format!("the value of its option {name} has a control character in it"));
+        }
+        let is_quoted = value.len() > 1 && value.starts_with('"') && value.ends_with('"');
+        let quote = if self.quotes && (is_quoted || value.trim() != value) { "\"" } else { "" };
+        for part in [name, "=", quote, value, quote, "\n"] {
+            self.text.extend_from_slice(part.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// The option that is read from a file, and the file, if this option means one.
+fn file_of((name, value): &(String, OptionValue), metadata: &Metadata) -> Option<(String, PathBuf)> {
+    let option = name.strip_suffix("_file").or_else(|| name.strip_suffix("-file"))?;
+    (!option.is_empty() && !metadata.has_option(name))
+        .then(|| (option.to_owned(), PathBuf::from(value.as_str())))
+}
+
+/// What is nobody's secret, whatever the option is called.
+fn is_a_word(value: &str) -> bool {
+    ["0", "1", "yes", "no", "on", "off", "true", "false"].iter().any(|it| value.eq_ignore_ascii_case(it))
+}
+
+fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
+    match program {
+        AgentProgram::At(path) => about(path).map(|it| (path.clone(), it)),
+        AgentProgram::Named(name) => {
+            let places = DIRECTORIES.iter().map(|it| Path::new(it).join(name));
+            let Some(path) = places.into_iter().find(|it| it.exists()) else {
+                return Err(format!("no {name} in {}: install it, or give its path", DIRECTORIES.join(", ")));
+            };
+            about(&path).map(|it| (path, it))
+        }
+    }
+}
+
+/// What tells this program from another one; an error for one that is not to be run.
+fn about(path: &Path) -> Result<u64, String> {
+    let shown = path.display();
+    let about =
+        File::open(path).and_then(|it| it.metadata()).map_err(|it| format!("can't read {shown}: {it}"))?;
+    if !about.is_file() || about.mode() & 0o111 == 0 {
+        return Err(format!("{shown} is no program"));
+    }
+    if !secret::is_ours(&about) {
+        return Err(format!("{shown} belongs to user {}: chown it to root", about.uid()));
+    }
+    if about.mode() & 0o022 != 0 {
+        return Err(format!("others can write {shown}: chmod go-w it"));
+    }
+    let mut print = DefaultHasher::new();
+    (
+        path,
+        about.dev(),
+        about.ino(),
+        about.size(),
+        about.mtime(),
+        about.mtime_nsec(),
+        about.ctime(),
+        about.ctime_nsec(),
+    )
+        .hash(&mut print);
+    Ok(print.finish())
+}
+
+/// Looks at files, which can hang.
+async fn blocking<T: Send + 'static>(
+    until: Instant,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    match timeout_at(until.into(), tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(it)) => Ok(it),
+        Ok(Err(_)) => Err("the daemon ends".to_owned()),
+        Err(_) => Err("files can't be read in time".to_owned()),
+    }
+}

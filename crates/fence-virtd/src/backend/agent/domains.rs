@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Which domains there are, by the configuration and by the devices' lists, and which plug at which device means each. Pure.
+//!
+//! What the configuration calls by one name is one domain, whatever its plugs are called. What devices list is one domain
+//! where plug and alias are the same, or the plug is the same UUID. A name that two domains have means neither.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fence_config::AgentDevice;
+use fence_wire::Target;
+use sha1::{Digest as _, Sha1};
+
+use super::listing::{Entry, Plugs};
+
+/// Made UUIDs are made from names within this name space, on every host.
+const NAME_SPACE: [u8; 16] =
+    [0x9c, 0x1f, 0x5e, 0x0b, 0x5d, 0x3a, 0x4b, 0x5c, 0x8f, 0x21, 0x6e, 0x0d, 0xd4, 0x7a, 0x30, 0x12];
+/// A cut may fall up to three bytes earlier, between two characters.
+const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
+
+/// A domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Domain {
+    pub(super) name: String,
+    /// Canonical.
+    pub(super) uuid: String,
+    /// By what else it can be asked for.
+    other_names: BTreeSet<String>,
+    /// The devices that serve it, in their order, and its plug at each.
+    pub(super) ways: Vec<(usize, String)>,
+    /// The configuration names it.
+    is_named: bool,
+}
+
+impl Domain {
+    pub(super) fn plug_at(&self, device: usize) -> Option<&str> {
+        self.ways.iter().find(|it| it.0 == device).map(|it| it.1.as_str())
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.name == name || self.other_names.contains(name)
+    }
+}
+
+/// All domains. `lists`: the list of each device that has one, none where it is not known.
+pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<Plugs>>]) -> Vec<Domain> {
+    let mut domains = named(devices);
+    let mut listed: BTreeMap<(String, String), Domain> = BTreeMap::new();
+    for (place, (device, list)) in devices.iter().zip(lists).enumerate() {
+        let entries = list.iter().filter(|_| device.plugs.listed).flat_map(|it| &it.entries);
+        for entry in entries {
+            if let Some(domain) = domains.iter_mut().find(|it| is_it(it, place, entry)) {
+                add(domain, place, entry);
+                continue;
+            }
+            let alias = entry.alias.clone().unwrap_or_default();
+            // A UUID is the same machine whatever it is called at the moment.
+            let second = if uuid_in(&entry.plug).is_some() { String::new() } else { alias.clone() };
+            let domain = listed.entry((entry.plug.clone(), second)).or_insert_with(|| Domain {
+                name: if alias.is_empty() { entry.plug.clone() } else { alias },
+                uuid: String::new(),
+                other_names: BTreeSet::new(),
+                ways: Vec::new(),
+                is_named: false,
+            });
+            add(domain, place, entry);
+        }
+    }
+    domains.extend(listed.into_values());
+    settle_names(&mut domains);
+    domains.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
+    domains
+}
+
+/// The domains that a target means: by UUID, then by name. More than one where it is ambiguous.
+pub(super) fn meant<'a>(domains: &'a [Domain], target: &Target) -> Vec<&'a Domain> {
+    let text = target.as_str();
+    if let Some(uuid) = uuid_in(text) {
+        let found: Vec<_> = domains.iter().filter(|it| it.uuid == uuid).collect();
+        if !found.is_empty() || target.is_uuid() {
+            return found;
+        }
+    }
+    if target.is_uuid() {
+        return Vec::new();
+    }
+    let found: Vec<_> = domains.iter().filter(|it| it.answers_to(text)).collect();
+    if !found.is_empty() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len()) {
+        return found;
+    }
+    let is_cut = |it: &&Domain| {
+        it.name.len() > Target::MAX
+            && it.name.starts_with(text)
+            && it.name.floor_char_boundary(Target::MAX) == text.len()
+    };
+    domains.iter().filter(is_cut).collect()
+}
+
+/// Canonical, if the text reads as one.
+pub(super) fn uuid_in(text: &str) -> Option<String> {
+    let text = text.trim();
+    let dashes = [8, 13, 18, 23];
+    let is_dashed =
+        text.len() == 36 && text.bytes().enumerate().all(|(at, it)| (it == b'-') == dashes.contains(&at));
+    let digits: String = text.chars().filter(|it| *it != '-').collect();
+    if !(is_dashed || text.len() == 32)
+        || digits.len() != 32
+        || !digits.bytes().all(|it| it.is_ascii_hexdigit())
+    {
+        return None;
+    }
+    Some(canonical(&digits.to_ascii_lowercase()))
+}
+
+/// The same on every host: a UUID of version 5.
+fn uuid_for(name: &str) -> String {
+    let hash = Sha1::new().chain_update(NAME_SPACE).chain_update(name).finalize();
+    let mut bytes: Vec<u8> = hash[..16].to_vec();
+    bytes[6] = bytes[6] & 0x0f | 0x50;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    canonical(&bytes.iter().map(|it| format!("{it:02x}")).collect::<String>())
+}
+
+fn canonical(digits: &str) -> String {
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
+/// Those of the configuration.
+fn named(devices: &[AgentDevice]) -> Vec<Domain> {
+    let mut domains: Vec<Domain> = Vec::new();
+    for (place, device) in devices.iter().enumerate() {
+        for it in &device.plugs.named {
+            let known = domains.iter().position(|domain| domain.name == it.domain);
+            let at = known.unwrap_or(domains.len());
+            if known.is_none() {
+                domains.push(Domain {
+                    name: it.domain.clone(),
+                    uuid: String::new(),
+                    other_names: BTreeSet::new(),
+                    ways: Vec::new(),
+                    is_named: true,
+                });
+            }
+            let domain = &mut domains[at];
+            if let Some(uuid) = &it.uuid {
+                domain.uuid.clone_from(uuid);
+            }
+            domain.ways.push((place, it.plug.clone()));
+        }
+    }
+    for it in &mut domains {
+        if it.uuid.is_empty() {
+            let by_plug = || it.ways.iter().find_map(|(_, plug)| uuid_in(plug));
+            it.uuid = uuid_in(&it.name).or_else(by_plug).unwrap_or_else(|| uuid_for(&it.name));
+        }
+    }
+    domains
+}
+
+/// Whether what a device lists is this one of the configuration.
+fn is_it(domain: &Domain, device: usize, entry: &Entry) -> bool {
+    if let Some(plug) = domain.plug_at(device) {
+        return plug == entry.plug;
+    }
+    let uuid = uuid_in(&entry.plug);
+    let same_plug = domain.ways.iter().any(|(_, plug)| *plug == entry.plug);
+    let same_name = entry.alias.as_ref().unwrap_or(&entry.plug) == &domain.name;
+    uuid.is_some_and(|it| it == domain.uuid || same_plug) || same_plug && same_name
+}
+
+fn add(domain: &mut Domain, device: usize, entry: &Entry) {
+    if domain.plug_at(device).is_none() {
+        domain.ways.push((device, entry.plug.clone()));
+        domain.ways.sort();
+    }
+    domain.other_names.extend([Some(&entry.plug), entry.alias.as_ref()].into_iter().flatten().cloned());
+}
+
+/// Each listed one gets a name and a UUID that no other has, as far as there are any.
+fn settle_names(domains: &mut [Domain]) {
+    let mut count: BTreeMap<String, usize> = BTreeMap::new();
+    for it in &*domains {
+        *count.entry(it.name.clone()).or_default() += 1;
+    }
+    for it in domains.iter_mut().filter(|it| !it.is_named) {
+        let plug = it.ways.first().map(|it| it.1.clone()).unwrap_or_default();
+        let alone = count.get(&it.name).is_some_and(|it| *it == 1);
+        let by_alias = || uuid_in(&it.name).filter(|_| alone);
+        let made = || uuid_for(if alone { &it.name } else { &plug });
+        it.uuid = uuid_in(&plug).or_else(by_alias).unwrap_or_else(made);
+        if !alone {
+            let alias = std::mem::replace(&mut it.name, plug);
+            it.other_names.insert(alias);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fence_config::Backend;
+
+    use super::*;
+
+    const UUID: &str = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+
+    fn devices(blocks: &[&str]) -> Vec<AgentDevice> {
+        let blocks: String = blocks
+            .iter()
+            .enumerate()
+            .map(|(it, block)| format!("device = \"d{it}\" {{ agent = \"a\"; {block} }}\n"))
+            .collect();
+        let text = format!("fence_virtd {{ backend = \"agent\"; }} backends {{ agent {{ {blocks} }} }}");
+        let mut config = fence_config::load(text.as_bytes()).config.unwrap();
+        let Backend::Agent(it) = config.backends.remove(0) else { panic!() };
+        it.devices
+    }
+
+    fn list(entries: &[(&str, &str)]) -> Option<Arc<Plugs>> {
+        let entry = |(plug, alias): &(&str, &str)| Entry {
+            plug: (*plug).to_owned(),
+            alias: (!alias.is_empty()).then(|| (*alias).to_owned()),
+            power: None,
+        };
+        Some(Arc::new(Plugs { entries: entries.iter().map(entry).collect(), noise: 0 }))
+    }
+
+    fn find<'a>(domains: &'a [Domain], text: &str) -> Vec<&'a str> {
+        let target = Target::new(text, uuid_in(text).is_some()).unwrap();
+        meant(domains, &target).into_iter().map(|it| it.name.as_str()).collect()
+    }
+
+    #[test]
+    fn names_of_the_configuration_are_one_domain_each() {
+        let devices = devices(&[
+            "plugs = \"web1:101, web2\";",
+            "plugs = \"web1:x\";",
+            &format!("domain = \"db\" {{ uuid = \"{UUID}\"; }}"),
+        ]);
+        let domains = all(&devices, &[None, None, None]);
+        assert_eq!(find(&domains, "web1"), ["web1"]);
+        assert_eq!(
+            meant(&domains, &Target::new("web1", false).unwrap())[0].ways,
+            [(0, "101".to_owned()), (1, "x".to_owned())]
+        );
+        // The plug is no name of a domain that has one.
+        assert!(find(&domains, "101").is_empty());
+        assert_eq!((find(&domains, UUID), find(&domains, "db")), (vec!["db"], vec!["db"]));
+        let uuid = &meant(&domains, &Target::new("web1", false).unwrap())[0].uuid;
+        assert_eq!(uuid_in(uuid).as_ref(), Some(uuid));
+        assert_eq!((&uuid[14..15], find(&domains, uuid)), ("5", vec!["web1"]));
+        assert_eq!(uuid_for("web1"), *uuid);
+    }
+
+    #[test]
+    fn members_of_a_pool_have_the_same_domains() {
+        let devices = devices(&["plugs = \"*\";", "plugs = \"*\";"]);
+        let pool = || list(&[(UUID, "web 1"), ("102", "db"), ("103", "")]);
+        let domains = all(&devices, &[pool(), pool()]);
+        assert_eq!(domains.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["103", "db", "web 1"]);
+        assert!(domains.iter().all(|it| it.ways.len() == 2), "{domains:?}");
+        for name in [UUID, "web 1"] {
+            assert_eq!(find(&domains, name), ["web 1"]);
+        }
+        assert_eq!(
+            (find(&domains, "102"), find(&domains, "db"), find(&domains, "103")),
+            (vec!["db"], vec!["db"], vec!["103"])
+        );
+        // Renamed, and one of them has not heard of it.
+        let domains = all(&devices, &[list(&[(UUID, "new")]), list(&[(UUID, "old")])]);
+        assert_eq!(domains.len(), 1);
+        assert_eq!((find(&domains, "old").len(), find(&domains, "new").len()), (1, 1));
+    }
+
+    #[test]
+    fn a_name_that_two_plugs_have_means_neither() {
+        let devices = devices(&["plugs = \"*\";", "plugs = \"*\";"]);
+        let domains = all(&devices, &[list(&[("101", "web"), ("102", "web")]), list(&[])]);
+        assert_eq!(find(&domains, "web"), ["101", "102"]);
+        assert_eq!(find(&domains, "101"), ["101"]);
+        assert_ne!(domains[0].uuid, domains[1].uuid);
+        // Two clusters that number their machines alike.
+        let domains = all(&devices, &[list(&[("101", "web")]), list(&[("101", "db")])]);
+        assert_eq!(
+            (find(&domains, "101").len(), find(&domains, "web"), find(&domains, "db")),
+            (2, vec!["web"], vec!["db"])
+        );
+        // What is one's plug and another's alias.
+        let domains = all(&devices, &[list(&[("a", "b"), ("b", "c")]), list(&[])]);
+        assert_eq!(find(&domains, "b").len(), 2);
+    }
+
+    #[test]
+    fn what_is_named_and_listed() {
+        let devices = devices(&[
+            &format!("plugs = \"*\"; domain = \"Web\" {{ plug = \"{UUID}\"; }}"),
+            "plugs = \"*\";",
+        ]);
+        let domains = all(&devices, &[list(&[(UUID, "web1"), ("2", "db")]), list(&[(UUID, "web1")])]);
+        assert_eq!(find(&domains, "web1"), ["Web"]);
+        assert_eq!(meant(&domains, &Target::new(UUID, true).unwrap())[0].ways.len(), 2);
+        // The same name, and another plug: who knows.
+        let devices = self::devices(&["plugs = \"web:7\";", "plugs = \"*\";"]);
+        let domains = all(&devices, &[None, list(&[("8", "web")])]);
+        assert_eq!(find(&domains, "web").len(), 2);
+        let domains = all(&devices, &[None, list(&[("7", "web")])]);
+        assert_eq!((find(&domains, "web").len(), domains[0].ways.len()), (1, 2));
+        let domains = all(&devices, &[None, list(&[("7", "other")])]);
+        assert_eq!((domains.len(), domains[0].ways.len()), (2, 1));
+    }
+
+    #[test]
+    fn names_that_came_cut() {
+        let long = "x".repeat(Target::MAX + 5);
+        let devices = devices(&[&format!("plugs = \"{long}\";")]);
+        let domains = all(&devices, &[None]);
+        assert_eq!(find(&domains, &long[..Target::MAX]).len(), 1);
+        assert!(find(&domains, &long[..Target::MAX - 1]).is_empty());
+    }
+
+    #[test]
+    fn what_reads_as_a_uuid() {
+        for text in ["5A40A06F-1a5b-4d2e-9d2c-8b3f0b1f4f1c", "5a40a06f1a5b4d2e9d2c8b3f0b1f4f1c", UUID] {
+            assert_eq!(uuid_in(text).as_deref(), Some(UUID));
+        }
+        for text in [
+            "",
+            "web",
+            "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1",
+            "5a40a06f-1a5b4-d2e-9d2c-8b3f0b1f4f1c",
+            "gg40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c",
+        ] {
+            assert_eq!(uuid_in(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! How many agents run at once: of all devices together, and of each.
+//!
+//! Who waits is served in order of arrival, but what carries a request out goes before what merely looks around; and no
+//! device can keep the others out: a part of the places is for devices that have none, and those that hung when they
+//! were run last have one each and half of all together.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+
+use crate::locks::lock;
+
+/// What a run is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// A request: it goes first.
+    Request,
+    /// A list or a look at health: it waits, and takes no more than half of the places.
+    Survey,
+}
+
+/// The places. Clones share them.
+#[derive(Clone)]
+pub(super) struct Slots(Arc<Mutex<Places>>);
+
+/// A place to run an agent; given back when this is dropped.
+pub(super) struct Slot {
+    slots: Slots,
+    device: usize,
+    purpose: Purpose,
+    is_ill: bool,
+}
+
+struct Places {
+    most: usize,
+    devices: Vec<Device>,
+    /// Runs of devices that hung.
+    ill: usize,
+    surveys: usize,
+    waiting: Vec<Waiting>,
+}
+
+#[derive(Clone, Copy)]
+struct Device {
+    most: usize,
+    running: usize,
+}
+
+struct Waiting {
+    device: usize,
+    purpose: Purpose,
+    is_ill: bool,
+    tell: oneshot::Sender<Slot>,
+}
+
+impl Slots {
+    /// `devices`: how many of each may run at once.
+    pub(super) fn new(most: usize, devices: impl IntoIterator<Item = usize>) -> Self {
+        let devices = devices.into_iter().map(|most| Device { most, running: 0 }).collect();
+        Self(Arc::new(Mutex::new(Places { most, devices, ill: 0, surveys: 0, waiting: Vec::new() })))
+    }
+
+    /// Waits for a place. Whoever gives up just drops this.
+    pub(super) async fn take(&self, device: usize, purpose: Purpose, is_ill: bool) -> Option<Slot> {
+        let (tell, told) = oneshot::channel();
+        lock(&self.0).waiting.push(Waiting { device, purpose, is_ill, tell });
+        self.hand_out();
+        told.await.ok()
+    }
+
+    fn hand_out(&self) {
+        loop {
+            let next = lock(&self.0).next();
+            let Some(next) = next else { return };
+            let Waiting { device, purpose, is_ill, tell } = next;
+            // One that is not waited for any more gives its place back when it is dropped here: outside of the lock.
+            drop(tell.send(Slot { slots: self.clone(), device, purpose, is_ill }));
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.slots.0).give_back(self.device, self.purpose, self.is_ill);
+        self.slots.hand_out();
+    }
+}
+
+impl Places {
+    /// The first that has its place now, which is taken for it.
+    fn next(&mut self) -> Option<Waiting> {
+        self.waiting.retain(|it| !it.tell.is_closed());
+        let fits = |purpose| {
+            self.waiting
+                .iter()
+                .position(|it| it.purpose == purpose && self.fits(it.device, purpose, it.is_ill))
+        };
+        let place = fits(Purpose::Request).or_else(|| fits(Purpose::Survey))?;
+        let next = self.waiting.remove(place);
+        if let Some(device) = self.devices.get_mut(next.device) {
+            device.running += 1;
+        }
+        self.ill += usize::from(next.is_ill);
+        self.surveys += usize::from(next.purpose == Purpose::Survey);
+        Some(next)
+    }
+
+    fn give_back(&mut self, device: usize, purpose: Purpose, is_ill: bool) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.running -= 1;
+        }
+        self.ill -= usize::from(is_ill);
+        self.surveys -= usize::from(purpose == Purpose::Survey);
+    }
+
+    fn fits(&self, device: usize, purpose: Purpose, is_ill: bool) -> bool {
+        let Some(Device { most, running }) = self.devices.get(device).copied() else { return false };
+        let all: usize = self.devices.iter().map(|it| it.running).sum();
+        let half = |it: usize| (it / 2).max(1);
+        // What others find free who have nothing running.
+        let idle = self.devices.iter().filter(|it| it.running == 0).count();
+        let kept = if running == 0 { 0 } else { idle.min(self.most / 4) };
+        let most = if is_ill { 1 } else { most };
+        let survey = purpose == Purpose::Survey;
+        running < most
+            && all + kept < self.most
+            && !(is_ill && self.ill >= half(self.most))
+            && !(survey && (self.surveys >= half(self.most) || running >= half(most)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// A place, if there is one at once.
+    fn now(slots: &Slots, device: usize, purpose: Purpose, is_ill: bool) -> Option<Slot> {
+        let taken = pin!(slots.take(device, purpose, is_ill));
+        match taken.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(slot) => slot,
+            Poll::Pending => None,
+        }
+    }
+
+    fn all(slots: &Slots, device: usize, purpose: Purpose, is_ill: bool) -> Vec<Slot> {
+        std::iter::from_fn(|| now(slots, device, purpose, is_ill)).collect()
+    }
+
+    #[test]
+    fn no_device_has_more_than_its_own_nor_all_of_the_places() {
+        let slots = Slots::new(16, [4, 64, 64]);
+        let first = all(&slots, 0, Purpose::Request, false);
+        assert_eq!(first.len(), 4);
+        let second = all(&slots, 1, Purpose::Request, false);
+        // One is left for the one that has none.
+        assert_eq!(second.len(), 11);
+        assert_eq!(all(&slots, 2, Purpose::Request, false).len(), 1);
+        drop(second);
+        assert_eq!(all(&slots, 2, Purpose::Request, false).len(), 11);
+        let many = Slots::new(16, [64; 20]);
+        assert_eq!(all(&many, 0, Purpose::Request, false).len(), 12);
+    }
+
+    #[test]
+    fn those_that_hang_have_one_each_and_half_of_all() {
+        let slots = Slots::new(8, [4; 8]);
+        let ill: Vec<Slot> = (0..8).flat_map(|it| all(&slots, it, Purpose::Request, true)).collect();
+        assert_eq!(ill.len(), 4);
+        assert_eq!(all(&slots, 7, Purpose::Request, false).len(), 1);
+    }
+
+    #[test]
+    fn surveys_leave_half_and_come_last() {
+        let slots = Slots::new(8, [8, 8]);
+        let surveys = all(&slots, 0, Purpose::Survey, false);
+        assert_eq!(surveys.len(), 4);
+        assert_eq!(all(&slots, 1, Purpose::Request, false).len(), 4);
+        let one = Slots::new(1, [1, 1]);
+        let running = now(&one, 0, Purpose::Request, false).unwrap();
+        let mut survey = pin!(one.take(1, Purpose::Survey, false));
+        let mut request = pin!(one.take(0, Purpose::Request, false));
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(survey.as_mut().poll(context).is_pending() && request.as_mut().poll(context).is_pending());
+        drop(running);
+        assert!(survey.as_mut().poll(context).is_pending());
+        let Poll::Ready(Some(slot)) = request.as_mut().poll(context) else { panic!() };
+        drop(slot);
+        assert!(survey.as_mut().poll(context).is_ready());
+    }
+
+    #[test]
+    fn who_gives_up_takes_no_place() {
+        let slots = Slots::new(1, [1]);
+        let running = now(&slots, 0, Purpose::Request, false).unwrap();
+        assert!(now(&slots, 0, Purpose::Request, false).is_none());
+        drop(running);
+        assert!(now(&slots, 0, Purpose::Request, false).is_some());
+    }
+}

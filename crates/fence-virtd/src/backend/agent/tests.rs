@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The backend on agents that are small shell scripts, run as real ones are.
+//!
+//! Each device has a directory of its own with its agent; the machines are files `power-PLUG` in one that all share. A file
+//! named after an action is read by the agent before it does that, and may do something else.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use fence_config::{Backend as Settings, Config};
+
+use super::super::{Ended, LeaseEnd};
+use super::*;
+
+/// Far longer than anything here takes; only a failure waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const AGENT: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+while IFS= read -r line; do
+    name=${line%%=*} value=${line#*=}
+    case $name in action) action=$value ;; plug) plug=$value ;; password) password=$value ;; esac
+done
+echo "$action $plug" >> runs
+if [ -e "$action" ]; then . "./$action"; fi
+case $action in
+metadata)
+    echo '<resource-agent name="x"><parameters><parameter name="plug"/><parameter name="password"/></parameters>'
+    echo '<actions><action name="list"/></actions></resource-agent>' ;;
+monitor) ;;
+list) cat list-of ;;
+status)
+    case $(cat "../power-$plug") in on) exit 0 ;; off) exit 2 ;; *) exit 1 ;; esac ;;
+on | off)
+    echo $action > ../.new.$$ && mv ../.new.$$ "../power-$plug" ;;
+*) exit 1 ;;
+esac
+"#;
+
+struct Rig {
+    directory: tempfile::TempDir,
+    blocks: String,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), blocks: String::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn machine(self, plug: &str, power: &str) -> Self {
+        std::fs::write(self.path(&format!("power-{plug}")), power).unwrap();
+        self
+    }
+
+    fn power(&self, plug: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("power-{plug}"))).unwrap().trim().to_owned()
+    }
+
+    /// A device with these keys, whose agent does this instead of these actions.
+    fn device(mut self, name: &str, keys: &str, instead: &[(&str, &str)]) -> Self {
+        let directory = self.path(name);
+        std::fs::create_dir(&directory).unwrap();
+        let agent = directory.join("agent");
+        std::fs::write(&agent, AGENT).unwrap();
+        std::fs::set_permissions(&agent, Permissions::from_mode(0o700)).unwrap();
+        for (action, script) in instead {
+            std::fs::write(directory.join(action), script).unwrap();
+        }
+        self.blocks += &format!("device = \"{name}\" {{ agent = \"{}\"; {keys} }}\n", agent.display());
+        self
+    }
+
+    fn config(&self) -> Config {
+        let text =
+            format!("fence_virtd {{ backend = \"agent\"; }} backends {{ agent {{ {} }} }}", self.blocks);
+        fence_config::load(text.as_bytes()).config.unwrap()
+    }
+
+    fn backend(&self) -> Arc<AgentBackend> {
+        let Settings::Agent(settings) = &self.config().backends[0] else { panic!() };
+        AgentBackend::new(settings).0
+    }
+
+    /// What a device's agent was run for, but for what it says of itself.
+    fn runs(&self, device: &str) -> Vec<String> {
+        let runs = std::fs::read_to_string(self.path(device).join("runs")).unwrap_or_default();
+        let runs = runs.lines().map(|it| it.split(' ').next().unwrap().to_owned());
+        runs.filter(|it| it != "metadata" && it != "monitor").collect()
+    }
+}
+
+async fn found(backend: &AgentBackend, name: &str) -> DomainRef {
+    let target = Target::new(name, domains::uuid_in(name).is_some()).unwrap();
+    let located = backend.locate(&target, Instant::now() + PATIENCE).await.unwrap();
+    located.domain().clone()
+}
+
+fn lease(limit: Duration) -> Lease {
+    Lease::new(Instant::now() + limit, 1).0
+}
+
+#[tokio::test]
+async fn off_and_on_are_what_status_says_afterwards() {
+    let rig = Rig::new().machine("1", "on").device("d", "plugs = \"web:1\";", &[]);
+    let backend = rig.backend();
+    let web = found(&backend, "web").await;
+    let lease = lease(PATIENCE);
+    assert_eq!(backend.status(&web, &lease).await, Ok(Power::On));
+    let down = backend.off(&web, true, &lease).await.unwrap();
+    assert!(!down.was_off && matches!(down.restart, Some(StartFrom::Definition)));
+    assert_eq!((rig.power("1"), backend.status(&web, &lease).await), ("off".to_owned(), Ok(Power::Off)));
+    assert_eq!(rig.runs("d"), ["status", "status", "off", "status", "status"]);
+    let down = backend.off(&web, true, &lease).await.unwrap();
+    assert!(down.was_off && down.restart.is_none());
+    assert_eq!(backend.on(&web, StartFrom::Definition, &lease).await, Ok(()));
+    assert_eq!((rig.power("1"), rig.runs("d").len()), ("on".to_owned(), 9));
+    let runs = lease.trail().runs().kept;
+    assert!(runs.iter().any(|it| it.action == "off" && it.ended == Ended::Exit(0) && it.device == "d"));
+}
+
+#[tokio::test]
+async fn a_liar_is_no_proof() {
+    // However slow it is here: the liar must have had the time to lie.
+    let mut limit = Duration::from_secs(4);
+    loop {
+        let rig = Rig::new().machine("w", "on").device("d", "plugs = \"w\";", &[("off", "exit 0")]);
+        let backend = rig.backend();
+        let w = found(&backend, "w").await;
+        match backend.off(&w, false, &lease(limit)).await {
+            Err(ActError::NoEffect { state, reason }) => {
+                assert_eq!(state, "on");
+                assert!(reason.unwrap().contains("device d: off exit 0, status on"));
+                return;
+            }
+            Err(_) if limit < PATIENCE => limit *= 2,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_next_one_does_it() {
+    let rig = Rig::new()
+        .machine("w", "on")
+        .device("first", "plugs = \"w\"; order = \"1\";", &[("off", "echo 'no such session' >&2; exit 1")])
+        .device("second", "plugs = \"w\"; order = \"2\";", &[]);
+    let backend = rig.backend();
+    let down = backend.off(&found(&backend, "w").await, false, &lease(PATIENCE)).await.unwrap();
+    assert!(!down.was_off && rig.power("w") == "off");
+    let note = down.note.unwrap();
+    assert!(note.contains("device first: off exit 1: no such session"), "{note}");
+    // The first one had said on, and was asked to take it back.
+    assert_eq!(rig.runs("first").last().unwrap(), "status");
+}
+
+#[tokio::test]
+async fn two_that_contradict_each_other_are_no_success() {
+    let rig = Rig::new().machine("w", "off").device("wrong", "plugs = \"w\"; order = \"1\";", &[]).device(
+        "right",
+        "plugs = \"w\"; order = \"2\"; retries = \"0\";",
+        &[("status", "exit 0"), ("off", "exit 1")],
+    );
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let result = backend.off(&w, false, &lease(Duration::from_secs(6))).await;
+    assert!(result.is_err(), "{result:?}");
+    let status = backend.status(&w, &lease(PATIENCE)).await;
+    assert_eq!(status, Ok(Power::On));
+}
+
+#[tokio::test]
+async fn exit_code_2_is_believed_after_a_monitor_alone() {
+    let rig = Rig::new().machine("w", "off").device(
+        "d",
+        "plugs = \"w\";",
+        &[("monitor", "echo bad login; exit 1")],
+    );
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let error = backend.status(&w, &lease(PATIENCE)).await.unwrap_err();
+    let words = error.to_string();
+    assert!(words.contains("exit 2, which is not believed") && words.contains("bad login"), "{words}");
+    std::fs::remove_file(rig.path("d").join("monitor")).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while backend.status(&w, &lease(PATIENCE)).await != Ok(Power::Off) {
+        assert!(Instant::now() < until);
+        sleep(Duration::from_millis(200)).await;
+    }
+    // Another program in its place is another matter.
+    std::fs::write(rig.path("d").join("agent"), "#!/bin/sh\nexit 2\n").unwrap();
+    assert!(backend.status(&w, &lease(PATIENCE)).await.is_err());
+}
+
+/// One that hangs for ever, in a backend whose lease would be over long before it is given up.
+#[tokio::test]
+async fn one_that_hangs_takes_nothing_from_others() {
+    let rig = Rig::new()
+        .machine("w", "on")
+        .device(
+            "hangs",
+            "plugs = \"w\"; order = \"1\"; status_timeout = \"60\";",
+            &[("status", "sleep 1000"), ("off", "sleep 1000")],
+        )
+        .device("works", "plugs = \"w\"; order = \"2\";", &[]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let lease = lease(PATIENCE);
+    let begin = Instant::now();
+    assert!(backend.off(&w, false, &lease).await.is_ok());
+    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+    assert_eq!(rig.power("w"), "off");
+    assert_eq!(rig.runs("hangs"), ["status"]);
+}
+
+#[tokio::test]
+async fn what_was_killed_holds_the_lease_until_its_device_was_heard() {
+    let rig = Rig::new().machine("w", "on").device(
+        "d",
+        "plugs = \"w\"; timeout = \"3\";",
+        &[("off", "touch began; echo off > ../power-w; sleep 1000")],
+    );
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let (lease, mut settled) = Lease::new(Instant::now() + PATIENCE, 1);
+    let down = backend.off(&w, false, &lease).await.unwrap();
+    assert!(!down.was_off);
+    let runs = lease.trail().runs().kept;
+    let off = runs.iter().find(|it| it.action == "off").unwrap();
+    assert!(matches!(off.ended, Ended::Killed(_)), "{off:?}");
+    drop(lease);
+    assert!(!settled.is_now());
+    tokio::time::timeout(PATIENCE, settled.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_is_dropped_in_the_middle_holds_its_lease_too() {
+    let rig =
+        Rig::new().machine("w", "on").device("d", "plugs = \"w\";", &[("off", "touch began; sleep 1000")]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let (lease, mut settled) = Lease::new(Instant::now() + PATIENCE, 1);
+    let began = rig.path("d").join("began");
+    tokio::select! {
+        it = backend.off(&w, false, &lease) => panic!("{it:?}"),
+        () = async { while !began.exists() { sleep(Duration::from_millis(10)).await } } => {}
+    }
+    drop(lease);
+    assert!(!settled.is_now());
+    tokio::time::timeout(PATIENCE, settled.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_begun_for_who_has_gone() {
+    let rig = Rig::new().machine("w", "on").device("d", "plugs = \"w\";", &[("status", "touch looked")]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let gone = lease(PATIENCE);
+    gone.end(LeaseEnd::HungUp);
+    assert_eq!(backend.off(&w, false, &gone).await.unwrap_err(), ActError::Lapsed("the client is gone"));
+    // Gone while the domain is looked at.
+    std::fs::write(rig.path("d").join("status"), "touch looked; sleep 1000").unwrap();
+    let goes = lease(PATIENCE);
+    let looked = rig.path("d").join("looked");
+    let (result, ()) = tokio::join!(backend.off(&w, false, &goes), async {
+        while !looked.exists() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        goes.end(LeaseEnd::Superseded);
+    });
+    assert_eq!(result.unwrap_err(), ActError::Lapsed("the same client asked something newer"));
+    assert!(!rig.runs("d").contains(&"off".to_owned()) && rig.power("w") == "on");
+}
+
+#[tokio::test]
+async fn listed_domains_by_plug_and_alias() {
+    let rig = Rig::new()
+        .machine("101", "on")
+        .machine("102", "off")
+        .device("a", "plugs = \"*\";", &[("list-of", "101,web\n102,db\n103,twin\n104,twin\n")])
+        .device("b", "plugs = \"*\";", &[("list-of", "101,web\n")]);
+    let backend = rig.backend();
+    for name in ["web", "101"] {
+        assert_eq!(found(&backend, name).await.name, "web");
+    }
+    let ways = backend.ways(&found(&backend, "web").await, Instant::now() + PATIENCE).await.unwrap();
+    assert_eq!(ways.len(), 2);
+    let locate = async |name: &str| {
+        backend.locate(&Target::new(name, false).unwrap(), Instant::now() + PATIENCE).await
+    };
+    assert!(matches!(locate("twin").await, Err(LocateError::Ambiguous(_))));
+    assert_eq!(locate("none").await, Err(LocateError::NotFound));
+    assert!(backend.may_have(&Target::new("db", false).unwrap()));
+    assert!(!backend.may_have(&Target::new("none", false).unwrap()));
+    let listing = backend.list(Instant::now() + PATIENCE).await.unwrap();
+    let listed: Vec<_> = listing.domains.iter().map(|it| (it.name.as_str(), it.power)).collect();
+    assert_eq!(listed, [("db", Power::Off), ("web", Power::On)]);
+    assert_eq!(listing.missing, ["no device can tell the state of 103, 104"]);
+}
+
+#[tokio::test]
+async fn a_plug_that_means_another_domain_now_is_left_alone() {
+    let rig = Rig::new().machine("101", "on").device("d", "plugs = \"*\";", &[("list-of", "101,web\n")]);
+    let backend = rig.backend();
+    let web = found(&backend, "web").await;
+    for list in ["101,db\n102,web\n", "102,web\n", ""] {
+        std::fs::write(rig.path("d").join("list-of"), list).unwrap();
+        backend.devices[0].forget_states();
+        assert_eq!(backend.off(&web, false, &lease(PATIENCE)).await.unwrap_err(), ActError::Gone, "{list:?}");
+    }
+    // No list: what was found a moment ago stands.
+    std::fs::write(rig.path("d").join("list"), "exit 1").unwrap();
+    backend.devices[0].forget_states();
+    assert!(backend.off(&web, false, &lease(PATIENCE)).await.is_ok());
+    assert_eq!(rig.power("101"), "off");
+}
+
+#[tokio::test]
+async fn without_a_list_nobody_knows() {
+    let rig = Rig::new()
+        .machine("1", "on")
+        .device("a", "plugs = \"*\";", &[("list", "echo no route >&2; exit 1")])
+        .device("b", "plugs = \"own\";", &[]);
+    let backend = rig.backend();
+    let error =
+        backend.locate(&Target::new("web", false).unwrap(), Instant::now() + PATIENCE).await.unwrap_err();
+    assert_eq!(error, LocateError::Unavailable("device a: list: exit 1: no route".to_owned()));
+    // What the configuration names needs no list.
+    assert_eq!(found(&backend, "own").await.name, "own");
+}
+
+#[tokio::test]
+async fn secrets_reach_the_agent_and_nobody_else() {
+    let rig = Rig::new().machine("w", "on");
+    let file = rig.path("password");
+    std::fs::write(&file, "hunter2=x\n").unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    let keys = format!("plugs = \"w\"; options {{ password_file = \"{}\"; }}", file.display());
+    let off = "echo \"$password\" > got; echo \"password is $password\"; echo \"bad $password\" >&2; exit 1";
+    let rig = rig.device("d", &keys, &[("off", off)]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let lease = lease(Duration::from_secs(20));
+    let error = backend.off(&w, false, &lease).await.unwrap_err();
+    assert_eq!(std::fs::read_to_string(rig.path("d").join("got")).unwrap(), "hunter2=x\n");
+    let runs = lease.trail().runs().kept;
+    let shown = format!("{error} {error:?} {runs:?}");
+    assert!(shown.contains("bad ***") && !shown.contains("hunter"), "{shown}");
+    // One that others can read is not used.
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let error = backend.off(&w, false, &self::lease(Duration::from_secs(20))).await.unwrap_err();
+    assert!(error.to_string().contains("chmod 600"), "{error}");
+}
+
+#[tokio::test]
+async fn one_machine_for_two_domains_is_refused() {
+    let metadata =
+        "echo '<resource-agent><parameters><parameter name=\"ip\"/></parameters></resource-agent>'; exit";
+    let rig = Rig::new().machine("", "on").device(
+        "d",
+        "plugs = \"a, b\"; retries = \"0\";",
+        &[("metadata", metadata)],
+    );
+    let backend = rig.backend();
+    let error = backend.off(&found(&backend, "a").await, false, &lease(PATIENCE)).await.unwrap_err();
+    assert!(error.to_string().contains("takes no plug"), "{error}");
+    assert!(rig.runs("d").is_empty() && rig.power("") == "on");
+    let rig = Rig::new().machine("", "on").device("d", "plugs = \"a\";", &[("metadata", metadata)]);
+    let backend = rig.backend();
+    assert!(backend.off(&found(&backend, "a").await, false, &lease(PATIENCE)).await.is_ok());
+}
+
+#[tokio::test]
+async fn health_is_what_the_monitors_say() {
+    let rig = Rig::new().device("a", "plugs = \"x\";", &[]).device(
+        "b",
+        "plugs = \"y\";",
+        &[("monitor", "echo down; exit 1")],
+    );
+    let backend = rig.backend();
+    let until = Instant::now() + PATIENCE;
+    assert_eq!(backend.health(until).await, Ok(vec!["device b: monitor: exit 1: down".to_owned()]));
+    let checked = backend.check(until).await;
+    assert_eq!((checked[0].failed.clone(), checked[1].device.as_str()), (None, "b"));
+    let rig = Rig::new().device("b", "plugs = \"y\";", &[("monitor", "exit 1")]);
+    assert!(matches!(rig.backend().health(until).await, Err(ActError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn others_must_not_be_able_to_write_an_agent() {
+    let rig = Rig::new().machine("w", "on").device("d", "plugs = \"w\"; retries = \"0\";", &[]);
+    std::fs::set_permissions(rig.path("d").join("agent"), Permissions::from_mode(0o722)).unwrap();
+    let backend = rig.backend();
+    let error = backend.off(&found(&backend, "w").await, false, &lease(PATIENCE)).await.unwrap_err();
+    assert!(error.to_string().contains("chmod go-w"), "{error}");
+    assert!(rig.runs("d").is_empty());
+}
