@@ -409,7 +409,6 @@ impl Hypervisor {
     }
 
     /// Whether one of the domains that were seen here is such a one. Those that have gone since are among them.
-    #[allow(dead_code, reason = "until several backends are asked at once")]
     pub(crate) fn remembers(&self, is_it: impl Fn(Uuid, &str) -> bool) -> bool {
         lock(&self.memory).domains.iter().any(|(uuid, known)| is_it(*uuid, &known.name))
     }

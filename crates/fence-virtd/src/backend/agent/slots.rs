@@ -170,7 +170,7 @@ mod tests {
         let slots = Slots::new(8, [4; 8]);
         let ill: Vec<Slot> = (0..8).flat_map(|it| all(&slots, it, Purpose::Request, true)).collect();
         assert_eq!(ill.len(), 4);
-        assert_eq!(all(&slots, 7, Purpose::Request, false).len(), 1);
+        assert_eq!(all(&slots, 7, Purpose::Request, false).len(), 2);
     }
 
     #[test]
