@@ -171,7 +171,8 @@ def test_list(site, start_host, pool, devices, agent):
     assert result.rc == OK, result
     listed = {(name.strip(), uuid, state) for name, uuid, state in
               re.findall(r"^(.*?) +([0-9a-f-]{36}) (on|off)$", result.out, re.M)}
-    assert listed == {(vm.name, vm.uuid, "on" if vm.running else "off")
+    # A name that two have is no name: these are called by their plugs.
+    assert listed == {(vm.uuid if vm.name == "twin" else vm.name, vm.uuid, "on" if vm.running else "off")
                       for vm in pool.vms if not (vm.is_a_template or vm.is_control_domain)}
 
 
