@@ -93,7 +93,7 @@ def test_what_a_client_is_told(shots, mode):
     assert result.rc == case.rc, (result, record)
     assert "imed out waiting for response" not in result.err
     assert shots.zoo.power(mode) == case.power
-    assert record["delivered"] and record["result"] == ("success" if case.rc == OK else "failed"), record
+    assert record["delivered"] and record["result"] == ("success" if case.rc == OK else "failure"), record
     if case.rc != OK:
         assert record["reason"], record
     if case.ended:

@@ -92,7 +92,7 @@ def test_a_dead_member_is_first_in_order(site, start_host, pool, devices, agent,
     """It refuses, its cable is out, or it takes calls and says nothing: the next one does it, in the time that clients wait."""
     pool.move_master(pool.members[1])
     dead = pool.members[0]
-    host = start_host(devices(agent, status_timeout=4))
+    host = start_host(devices(agent, status_timeout=6))
     try:
         {"refuses": dead.stop, "burnt": lambda: dead.place.link(False), "hangs": dead.hang}[how]()
         result = site.ask("-o", "reboot", "-H", "web1")
