@@ -13,6 +13,7 @@ import base64
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import os
 import signal
@@ -112,14 +113,15 @@ class Front:
     many further looks at the machine as `release_after` says); "hang" (takes the reset and answers nothing until `let_go`,
     and then nothing either)."""
 
-    def __init__(self, emulator, mode="pass"):
-        self.emulator, self.mode = emulator, mode
-        self.resets, self.release_after = [], 0
+    _numbers = itertools.count(1)
+
+    def __init__(self, emulator, mode="pass", release_after=0):
+        self.emulator, self.mode, self.release_after = emulator, mode, release_after
+        self.resets = []
         self._held, self._gone, self._lock = [], threading.Event(), threading.Lock()
         node = emulator.node
-        self.ip = f"10.77.200.{node.index}"
-        with contextlib.suppress(RuntimeError):     # a front of before had the same
-            node.add_address(self.ip)
+        self.ip = f"10.77.200.{next(Front._numbers)}"
+        node.add_address(self.ip)
         certificate, key = certify(emulator.directory, self.ip)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)

@@ -83,7 +83,7 @@ def untouched(domain, qemu):
 
 def short(runs):
     """What was run, in words: "bmc off: exit 0"."""
-    return [f"{run['device']} {run['action']}: {run['exit']}" for run in runs]
+    return [f"{run['device']} {run['action']}: {run['ended']}" for run in runs]
 
 
 def device(name, agent, plugs="*", *, options=None, domains=(), **keys):
@@ -137,7 +137,7 @@ class Host(survivor.Host):
         return self.wait_records(1, which=lambda it: it["action"] == action, timeout=timeout)[-1]
 
     def runs(self, action):
-        """What was run for the last request of that action: dicts with device, agent, action, exit, ms, output."""
+        """What was run for the last request of that action: dicts with device, agent, action, ended ("exit 0"), exit, ms, output."""
         return self.record(action).get("runs", [])
 
     def stop(self):

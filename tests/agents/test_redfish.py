@@ -90,18 +90,48 @@ def test_one_device_for_all_machines_of_a_service(site, start_host, bmc, vm1, vm
     assert sorted(line[:32].strip() + line[69:] for line in result.out.splitlines()) == ["Web Server 2 off", "vm1 on"], result
 
 
-def test_a_service_that_says_204_and_leaves_it_on(site, start_host, bmc, front, vm1):
-    front.mode = "swallow"
-    host = start_host([device("liar", AGENT, "node1", timeout=5, retries=0,
-                              options=bmc.options(vm1.uuid, ip=front.ip, power_timeout=1))])
-    qemu = vm1.process()
-    result = site.ask("-o", "off", "-H", "node1")
-    assert result.rc == FAILED, (result, host.daemon.log)
-    assert front.resets and set(front.resets) == {"ForceOff"}
-    assert untouched(vm1, qemu)
-    record = host.record("off")
-    assert record["result"] == "failed" and record["reason"], record
-    assert "liar status: exit 0" in short(record["runs"]), record
+def test_services_that_lie_refuse_and_take_their_time(site, start_host, bmc, tmp_path):
+    """At once, since those that don't follow are looked at to the end of the request's time:
+
+    one says 204 and leaves its machine on; one answers 400, which the agent doesn't read; two say 204 and follow when the
+    agent has given up long before, so that only looking again shows it: one behind a front, one of the emulator's own."""
+    lied_to, refused, slow = (site.hypervisor.domain(name) for name in ("vm1", "vm2", "vm3"))
+    qemus = [it.process() for it in (lied_to, refused, slow)]
+    own = "7c1e9d6a-0c0f-4f5e-9f6e-0d6a3b2c1d10"
+    hasty = {"power_timeout": 1}
+    with contextlib.ExitStack() as stack:
+        liar = stack.enter_context(Front(bmc, "swallow"))
+        # The agent looks about twice; who looks more often than that is the daemon.
+        late = stack.enter_context(Front(bmc, "hold", release_after=8))
+        emulator = stack.enter_context(Emulator(site, "fake", tmp_path / "fake", systems={own: "On"}))
+        strict = stack.enter_context(Emulator(site, "strict", tmp_path / "strict", libvirt=site.hypervisor.uri,
+                                              settings={"SUSHY_EMULATOR_DISABLE_POWER_OFF": True}))
+        host = start_host([
+            device("liar", AGENT, "lied-to", retries=0, options=bmc.options(lied_to.uuid, ip=liar.ip, **hasty)),
+            device("strict", AGENT, "refused", retries=0, options=strict.options(refused.uuid, **hasty)),
+            device("late", AGENT, "slow", retries=0, options=bmc.options(slow.uuid, ip=late.ip, **hasty)),
+            device("own", AGENT, "own", retries=0, options=emulator.options(own, **hasty))])
+        asked = {name: site.ask("-o", "off", "-H", name, wait=False) for name in ("lied-to", "refused", "slow", "own")}
+
+        result = asked["slow"].finish()
+        assert qemus[2].ended() and result.rc == OK, (result, host.daemon.log)
+        result = asked["own"].finish()
+        assert emulator.power(own) == "Off" and result.rc == OK, (result, host.daemon.log)
+        for name in ("lied-to", "refused"):
+            result = asked[name].finish()
+            assert result.rc == FAILED, (name, result, host.daemon.log)
+        assert untouched(lied_to, qemus[0]) and untouched(refused, qemus[1])
+
+        assert set(liar.resets) == set(late.resets) == {"ForceOff"}, (liar.resets, late.resets)
+        assert set(strict.resets()) == {400} and set(emulator.resets()) == {204}, (strict.log(), emulator.log())
+        records = {it["domain"]: it for it in host.wait_records(4)}
+        for name, by in (("lied-to", "liar"), ("refused", "strict")):
+            record = records[name]
+            assert record["result"] == "failure" and record["reason"], record
+            assert f"{by} status: exit 0" in short(record["runs"]), record
+        for name, by in (("slow", "late"), ("own", "own")):
+            runs = short(records[name]["runs"])
+            assert f"{by} off: exit 1" in runs and runs[-1] == f"{by} status: exit 2", runs
 
 
 def test_a_second_way_to_a_machine_is_gone_when_the_first_lies(site, start_host, bmc, front, vm1):
@@ -116,43 +146,6 @@ def test_a_second_way_to_a_machine_is_gone_when_the_first_lies(site, start_host,
     assert front.resets and "second off: exit 0" in runs and runs[-1].endswith(" status: exit 2"), runs
     off = [run["device"] for run in host.runs("off") if run["action"] == "off"]
     assert off[0] == "first" and off[-1] == "second", off
-
-
-def test_a_service_that_takes_its_time(site, start_host, bmc, front, vm1):
-    """The agent has given up long before: only looking again shows that the machine went off after all."""
-    front.mode = "hold"
-    # The agent looks about twice; what looks more often than that is the daemon.
-    front.release_after = 6
-    host = start_host([device("slow", AGENT, "node1", retries=0,
-                              options=bmc.options(vm1.uuid, ip=front.ip, power_timeout=1))])
-    qemu = vm1.process()
-    result = site.ask("-o", "off", "-H", "node1")
-    assert qemu.ended() and result.rc == OK, (result, host.daemon.log)
-    runs = short(host.runs("off"))
-    assert "slow off: exit 1" in runs and runs[-1] == "slow status: exit 2", runs
-
-
-def test_the_emulators_own_slow_machines(site, start_host, tmp_path):
-    """They take what they are told and follow it a few seconds later."""
-    system = "7c1e9d6a-0c0f-4f5e-9f6e-0d6a3b2c1d10"
-    with Emulator(site, "fake", tmp_path / "emulator", systems={system: "On"}) as fake:
-        host = start_host([device("fake", AGENT, "node1", retries=0, options=fake.options(system, power_timeout=1))])
-        result = site.ask("-o", "off", "-H", "node1")
-        assert fake.power(system) == "Off", "off was reported and the machine was on"
-        assert result.rc == OK, (result, host.daemon.log)
-        assert set(fake.resets()) == {204}, fake.log()
-
-
-def test_a_service_that_refuses_and_an_agent_that_does_not_look(site, start_host, tmp_path, vm1):
-    """The agent doesn't read the answer to its reset."""
-    with Emulator(site, "bmc-2", tmp_path / "emulator", libvirt=site.hypervisor.uri,
-                  settings={"SUSHY_EMULATOR_DISABLE_POWER_OFF": True}) as bmc:
-        host = start_host([device("bmc", AGENT, "node1", timeout=5, retries=0,
-                                  options=bmc.options(vm1.uuid, power_timeout=1))])
-        qemu = vm1.process()
-        result = site.ask("-o", "off", "-H", "node1")
-        assert result.rc == FAILED and untouched(vm1, qemu), (result, host.daemon.log)
-        assert bmc.resets() and set(bmc.resets()) == {400}, bmc.log()
 
 
 @pytest.mark.parametrize("wrong", ["password", "certificate", "machine"])

@@ -53,7 +53,7 @@ def test_each_action_on_what_the_hypervisor_lists(site, start_host, sshd, way_in
     with Onlooker(site) as onlooker:
         result = site.ask("-o", "list")
         assert result.rc == OK, (result, host.daemon.log)
-        states = {line[:32].strip(): line[69:] for line in result.out.splitlines()}
+        states = {line[:32].strip(): line[70:] for line in result.out.splitlines()}
         assert (states["vm1"], states["vm2"]) == ("on", "off"), result
         assert len({uuid.UUID(line[33:69]) for line in result.out.splitlines()}) == len(states), result
 

@@ -208,6 +208,10 @@ impl Plan {
         {
             turn.looked = true;
             turn.poll.wait(now);
+            // Agents fail in the same way when nothing was begun, and when they had no more patience with a slow machine. One
+            // that can still be asked may have been moved.
+            let failed = matches!(turn.acted, Some((Acted::Failed, _)));
+            it.hope |= failed && matches!(heard, Heard::Is(power) if power != goal);
         }
     }
 

@@ -103,6 +103,22 @@ fn one_that_says_done_and_stays_on_is_a_failure() {
 }
 
 #[test]
+fn one_that_lost_patience_with_a_slow_machine_is_followed() {
+    let (mut plan, begin) = plan(1);
+    let mut now = begin;
+    let end = loop {
+        let power = if now < begin + s(20) { ON } else { OFF };
+        match plan.next(now) {
+            Step::Look(_) => plan.looked(0, power, now, now),
+            Step::Wait(then) => now = then,
+            Step::Act(..) => plan.acted(0, Acted::Failed, now),
+            other => break other,
+        }
+    };
+    assert_eq!((end, plan.actions()), (Step::Done, 2));
+}
+
+#[test]
 fn one_that_fails_at_once_fails_soon() {
     let (mut plan, begin) = plan(1);
     let mut now = begin;
