@@ -18,6 +18,8 @@ import pytest
 from lab import net, programs, testdriver, wire
 from lab.hypervisor import Hypervisor
 
+import spy
+
 OURS = programs.OURS_DIR / "fence_virtd"
 XVM = programs.OURS_DIR / "fence_xvm"
 #: Somebody who owns nothing. libvirt wants users to have a name.
@@ -74,16 +76,17 @@ def threads(pid):
     return out
 
 
-def assert_confined(pid, capabilities):
-    """All threads have the limits, and no more than these capabilities."""
+def assert_confined(pid, capabilities, inheritable=False):
+    """All threads have the limits, and no more than these capabilities; `inheritable`: that set may have them too, which
+    gives no program anything by itself."""
     allowed = sum(1 << CAPABILITIES[it] for it in capabilities)
     found = threads(pid)
     assert found
     for it in found:
         assert (it["NoNewPrivs"], it["Seccomp"]) == ("1", "2"), it
-        for kind in ("CapPrm", "CapEff"):
+        for kind in ("CapPrm", "CapEff", "CapInh") if inheritable else ("CapPrm", "CapEff"):
             assert int(it[kind], 16) & ~allowed == 0, it
-        for kind in ("CapInh", "CapAmb"):
+        for kind in ("CapAmb",) if inheritable else ("CapInh", "CapAmb"):
             assert int(it[kind], 16) == 0, it
 
 
@@ -101,16 +104,17 @@ def daemon(lab, place):
     for name in ("state", "log"):
         (place / name).mkdir()
 
-    def start(file, user=False, ready="tcp"):
+    def start(file, user=False, ready="tcp", capability=None):
         program = binary
         if user:
             program = place / "as-user"
+            more = f",+{capability}" if capability else ""
             program.write_text(f"""#!/bin/sh
-exec setpriv --reuid={USER} --regid={USER} --groups={GROUP} --inh-caps=-all --ambient-caps=-all --bounding-set=-all \\
-    --no-new-privs {binary} "$@"
+exec setpriv --reuid={USER} --regid={USER} --groups={GROUP} --inh-caps=-all{more} --ambient-caps=-all{more} \\
+    --bounding-set=-all{more} --no-new-privs {binary} "$@"
 """)
             program.chmod(0o755)
-            for name in ("key", "fence_virt.conf", "state", "log"):
+            for name in ("state", "log") if capability else ("key", "fence_virt.conf", "state", "log"):
                 os.chown(place / name, USER, USER)
         it = programs.Daemon(lab.nodes["host"], file, program=str(program), ready=ready, wait=60, pidfile=place / "state/pid",
                              env={"HOME": str(place / "state")})
@@ -193,6 +197,39 @@ def test_a_user_without_rights_and_a_serial_line(lab, place, daemon):
             answer = stream.recv(len(wire.serial_response(0)))
             assert answer == wire.serial_response(code), (action, one.log)
         assert_confined(one.pid, ())
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["root", "user"])
+def test_fence_agents(lab, place, daemon, user):
+    """They have no capability, whoever starts them, and not what the daemon's own lets it read."""
+    notes, password = place / "notes", programs.write_key(place / "password", b"geheim geheim\n")
+    notes.mkdir()
+    os.chown(notes, *([USER] * 2 if user else [0, 0]))
+    files = [place / "key", place / "fence_virt.conf", password]
+    (place / "fence_spy").write_text(spy.spy(notes, files))
+    (place / "fence_spy").chmod(0o755)
+    key = programs.write_key(place / "key")
+    file = programs.write_config(place / "fence_virt.conf", f"""
+        fence_virtd {{ listener = "tcp"; backend = "agent"; state_dir = "{place}/state"; }}
+        listeners {{ tcp {{ key_file = "{key}"; address = "{lab.nodes["host"].ip}"; }} }}
+        backends {{ agent {{ device = "spy" {{ agent = "{place}/fence_spy"; plugs = "vm1";
+            options {{ password_file = "{password}"; }} }} }} }}""")
+    one = daemon(file, user=user, capability="dac_read_search" if user else None)
+    kept = ["CAP_DAC_READ_SEARCH"] if user else CAPABILITIES
+    one.wait_log(" serving")
+    assert_confined(one.pid, kept, inheritable=user)
+    said = programs.run_agent(lab.nodes["guest"], "-k", key, "-T", lab.nodes["host"].ip, "-o", "status", "-n", "vm1",
+                              program=str(programs.OURS_DIR / "fence_virt"))
+    assert said.rc == 0, (said, one.log)
+    for action in ("metadata", "monitor", "status"):
+        found = re.findall(r"^Cap(\w+):\t(\w+)$", (notes / action).read_text(), re.M)
+        assert [it[0] for it in found] == ["Prm", "Eff", "Bnd", "Amb"] and not any(int(it[1], 16) for it in found[:2] + found[3:]), found
+        assert user or not int(found[2][1], 16), found
+    assert (notes / "password").read_text() == "geheim geheim\n"
+    # Root's files are root's, also without capabilities.
+    assert (notes / "read").exists() != user
+    # The one that it reads the password with is the daemon's still, after every start of a program.
+    assert_confined(one.pid, kept, inheritable=user)
 
 
 @pytest.mark.parametrize("way", ["multicast", "tcp"])

@@ -16,6 +16,8 @@ import pytest
 
 from lab import net, programs
 
+import spy
+
 REPOSITORY = programs.REPOSITORY
 #: systemd-nspawn lets through what Docker does, and Landlock is younger.
 LANDLOCK = "landlock_create_ruleset landlock_add_rule landlock_restrict_self"
@@ -288,6 +290,85 @@ def test_corosync_and_pacemaker(machine):
         machine("systemctl", "restart", "fence_virtd")
         for unit in ("pacemaker", "corosync"):
             machine("sh", "-c", f"kill -9 $(systemctl show -P MainPID {unit})")
+
+
+AGENTS = """
+fence_virtd { listener = "multicast, tcp"; backend = "libvirt, agent"; audit_log = "/var/log/fence_virt/audit"; }
+listeners { multicast { interface = "lo"; } tcp { port = "1230"; } }
+backends {
+    libvirt { uri = "test+unix:///default?socket=/run/libvirt/libvirt-sock"; }
+    agent {
+        device = "pool-1" { agent = "fence_xenapi"; plugs = "*"; options {
+            session_url = "http://127.0.0.12"; username = "fencing"; password_file = "/etc/fence_virt/pool.password"; } }
+        device = "pool-2" { agent = "fence_xenapi"; plugs = "*"; options {
+            session_url = "http://127.0.0.11"; username = "fencing"; password_file = "/etc/fence_virt/pool.password"; } }
+        device = "kvm7" { agent = "fence_virsh"; plugs = "*"; status_timeout = "30"; options {
+            ip = "127.0.0.1"; ipport = "2222"; username = "root"; identity_file = "/var/lib/fence_virt/kvm7.key"; } }
+        device = "spy" { agent = "/usr/local/sbin/fence_spy"; plugs = "spied"; options {
+            password_file = "/etc/fence_virt/pool.password"; } }
+    }
+}
+"""
+#: Servers that agents of the machine talk to: a pool of two members, and an SSH server that root gets into by key.
+ENDPOINTS = """
+install -d -m 700 /etc/fence_virt /root/.ssh
+umask 077
+printf '%s\\n' "$1" > /etc/fence_virt/pool.password
+(setsid /usr/bin/python3 /srv/xen_pool.py --members 2 web1 > /run/pool.log 2>&1 &)
+ssh-keygen -q -t ed25519 -N '' -f /run/kvm7.key
+ssh-keygen -q -t ed25519 -N '' -f /run/host.key
+install -o fence_virt -m 600 /run/kvm7.key /var/lib/fence_virt/kvm7.key
+install -d -o fence_virt -m 700 /var/lib/fence_virt/.ssh
+printf '[127.0.0.1]:2222 %s\\n' "$(cut -d' ' -f1,2 /run/host.key.pub)" > /run/known
+install -o fence_virt -m 600 /run/known /var/lib/fence_virt/.ssh/known_hosts
+mkdir -p /run/sshd
+usermod -p '*' root
+/usr/sbin/sshd -f /dev/null -h /run/host.key -p 2222 -o PermitRootLogin=yes -o StrictModes=no -o UsePAM=no \\
+    -o AuthorizedKeysFile=/run/kvm7.key.pub -o PidFile=none -E /run/sshd.log
+"""
+
+
+def test_fence_agents(machine):
+    """Debian's own, as they are: no drop-in. Passwords are root's, and no agent can read them or the daemon's keys."""
+    shutil.copy(REPOSITORY / "tests/agents/xen_pool.py", machine.root / "srv/xen_pool.py")
+    password = re.search(r'PASSWORD = "\w+", "(.*)"', (machine.root / "srv/xen_pool.py").read_text())[1]
+    secret = ["/etc/cluster/fence_xvm.key", "/etc/fence_virt.conf", "/etc/fence_virt/pool.password"]
+    files = {"/etc/fence_virt.conf": AGENTS, "/usr/local/sbin/fence_spy": spy.spy("/var/lib/fence_virt/spied", secret),
+             "/run/systemd/system/fence_virtd.service.d/check.conf": "[Service]\nExecStartPre=-/usr/sbin/fence_virtd --check\n"}
+    seen = len(machine.journal())
+    try:
+        for path, text in files.items():
+            machine("sh", "-c", 'umask 077; mkdir -p "${2%/*}"; printf %s "$1" > "$2"', "sh", text, path, check=True)
+        machine("chmod", "755", "/usr/local/sbin/fence_spy", check=True)
+        machine("chmod", "600", "/etc/fence_virt.conf", check=True)
+        machine("sh", "-c", ENDPOINTS, "sh", password, check=True)
+        machine("install", "-d", "-o", "fence_virt", "/var/lib/fence_virt/spied", check=True)
+        net.wait_until(lambda: "master" in machine("cat", "/run/pool.log").stdout, 30, 0.2)
+        machine("systemctl", "daemon-reload", check=True)
+        machine("systemctl", "restart", "fence_virtd", check=True)
+        said = machine.journal()[seen:]
+        for line in ("ok       agent pool-2: ", "ok       agent kvm7: ", "ok       agent spy: ", "warning  agent pool-1: ",
+                     "pool-2 serves the same and is well"):
+            assert line in said, said
+        assert password not in said
+        for target, action, code in [("web1", "status", 0), ("web1", "off", 0), ("web1", "status", 2), ("web1", "on", 0),
+                                     ("test", "status", 0), ("spied", "status", 0)]:
+            answer = machine("fence_xvm", "-o", action, "-H", target)
+            assert answer.returncode == code, (target, action, answer, machine.journal())
+        assert "web1" in machine("fence_xvm", "-o", "list").stdout
+        notes = machine("cat", "/var/lib/fence_virt/spied/status", check=True).stdout
+        found = dict(re.findall(r"^Cap(\w+):\t(\w+)$", notes, re.M))
+        assert {int(found[it], 16) for it in ("Prm", "Eff", "Amb")} == {0}, notes
+        assert machine("cat", "/var/lib/fence_virt/spied/password", check=True).stdout == f"{password}\n"
+        assert machine("cat", "/var/lib/fence_virt/spied/read").returncode != 0
+        # The daemon's own reads the password anew for each run.
+        machine("sh", "-c", "echo wrong > /etc/fence_virt/pool.password", check=True)
+        assert machine("fence_xvm", "-o", "off", "-H", "web1").returncode == 1
+    finally:
+        machine("rm", "-r", "/run/systemd/system/fence_virtd.service.d")
+        machine("sh", "-c", 'printf %s "$1" > /etc/fence_virt.conf', "sh", CONFIG)
+        machine("systemctl", "daemon-reload")
+        machine("systemctl", "restart", "fence_virtd")
 
 
 def test_a_daemon_that_hangs_is_started_anew(machine):

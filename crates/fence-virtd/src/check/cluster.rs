@@ -14,7 +14,7 @@ use fence_config::{Backend, Config, CpgBackend, HostDown};
 use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
-use super::{Finding, shown};
+use super::{Finding, USER, shown};
 use crate::cluster::{link, lost};
 
 #[cfg(test)]
@@ -23,8 +23,6 @@ mod tests;
 const CHECK: &str = "corosync";
 /// How long corosync may take to answer.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Whom the unit runs the daemon as.
-const USER: &str = "fence_virt";
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let settings = config.backends.iter().find_map(|it| match it {

@@ -4,6 +4,7 @@
 //! Runs instead of the daemon, in its own process, beside a running one or not. It looks and changes nothing, and sends
 //! nothing but what opening the configured hypervisors takes.
 
+mod agents;
 #[cfg(feature = "cpg")]
 mod cluster;
 mod files;
@@ -27,8 +28,13 @@ use serde::Serialize;
 use crate::leave::{FAILURE, SUCCESS};
 use crate::{replay, sandbox};
 
+/// Whom the unit runs the daemon as.
+const USER: &str = "fence_virt";
+
 /// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of them failed.
 pub(crate) fn run(file: &Path, json: bool) -> u8 {
+    // As the daemon does, before the first thread.
+    fence_sandbox::no_capabilities_for_programs();
     let findings = all(file);
     let text = if json {
         // Neither maps nor numbers that JSON lacks: can't fail.
@@ -132,6 +138,7 @@ fn all(file: &Path) -> Vec<Finding> {
     found.extend(hypervisors::all(&config));
     #[cfg(feature = "cpg")]
     found.extend(cluster::all(&config));
+    found.extend(agents::all(&config));
     found.extend(config.backends.iter().filter(|it| !is_built_in(it)).map(|it| {
         let next = "name another backend in the fence_virtd block; fence_virtd -l lists those that there are";
         Finding::failed("backend", it.kind().as_str(), "is not part of this program", next)

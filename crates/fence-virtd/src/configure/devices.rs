@@ -15,13 +15,12 @@ use fence_wire::escaped;
 use super::ConfigureError;
 use super::dialogue::{Asked, Dialogue, Look, Question, tried};
 use super::file::shown;
+use crate::backend::agent::DIRECTORIES;
 
 /// All devices; one of them has its name behind it.
 pub(super) const DEVICE: &str = "backends/agent/device";
 /// Where files of secrets are proposed.
 const SECRETS: &str = "/etc/fence_virt";
-/// Where agents are looked for.
-const PLACES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
 const NONE: &[u8] = b"none";
 
 impl Dialogue<'_> {
@@ -167,7 +166,7 @@ fn device(name: &[u8]) -> Option<String> {
 /// Whether there is such an agent.
 fn installed(agent: &[u8]) -> Look {
     let agent = Path::new(OsStr::from_bytes(agent));
-    let places = PLACES.iter().map(|it| Path::new(it).join(agent));
+    let places = DIRECTORIES.iter().map(|it| Path::new(it).join(agent));
     if places.into_iter().any(|it| it.is_file()) {
         return Look::Good;
     }
@@ -177,7 +176,7 @@ fn installed(agent: &[u8]) -> Look {
         format!(
             "there is no {} in {}; on Debian the package fence-agents has most of them",
             shown(agent),
-            PLACES.join(", ")
+            DIRECTORIES.join(", ")
         )
     };
     Look::Doubtful(text)

@@ -31,7 +31,7 @@ use crate::metrics::AgentRuns;
 use crate::program::{self, End};
 
 /// Where agents are looked for by their names.
-const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
+pub(crate) const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
 /// Bytes of each output that are kept: of what is read, and of what is only shown.
 const READ: usize = 1 << 20;
 const SHOWN: usize = 16 << 10;
@@ -283,18 +283,6 @@ impl Device {
         self.metadata(whom).await.is_ok_and(|it| it.has_action("list-status"))
     }
 
-    #[allow(dead_code, reason = "until --check asks")]
-    /// Options that the agent does not know, as far as it says which it does.
-    pub(super) async fn unknown_options(&self, whom: For<'_>) -> Vec<String> {
-        let Ok(metadata) = self.metadata(whom).await else { return Vec::new() };
-        let own = self.options.iter().filter(|_| !metadata.is_unknown());
-        let is_unknown = |it: &&(String, OptionValue)| {
-            let option = file_of(it, &metadata).map_or_else(|| it.0.clone(), |it| it.0);
-            !metadata.has_option(&option)
-        };
-        own.filter(is_unknown).map(|it| it.0.clone()).collect()
-    }
-
     /// Something was done here: what its list says of states is old.
     pub(super) fn forget_states(&self) {
         if let Ok(mut it) = self.listing.try_lock() {
@@ -352,7 +340,7 @@ impl Device {
     }
 
     /// What the agent says of itself; known as long as its program is the same.
-    async fn metadata(&self, whom: For<'_>) -> Result<Arc<Metadata>, String> {
+    pub(super) async fn metadata(&self, whom: For<'_>) -> Result<Arc<Metadata>, String> {
         let whom = whom.within(Instant::now() + self.status_timeout);
         let (path, print) = self.find(whom.until).await?;
         let waiting = timeout_at(whom.until.into(), self.metadata.lock()).await;
@@ -542,7 +530,7 @@ impl Device {
         self.options.iter().find(is_it).map(|(_, value)| value.as_str())
     }
 
-    fn is_on(&self, option: &str) -> bool {
+    pub(super) fn is_on(&self, option: &str) -> bool {
         let value = self.option(option).unwrap_or_default();
         ["1", "yes", "on", "true"].iter().any(|it| value.eq_ignore_ascii_case(it))
     }
@@ -571,18 +559,22 @@ impl Lines {
 }
 
 /// The option that is read from a file, and the file, if this option means one.
-fn file_of((name, value): &(String, OptionValue), metadata: &Metadata) -> Option<(String, PathBuf)> {
+pub(super) fn file_of(
+    (name, value): &(String, OptionValue),
+    metadata: &Metadata,
+) -> Option<(String, PathBuf)> {
     let option = name.strip_suffix("_file").or_else(|| name.strip_suffix("-file"))?;
     (!option.is_empty() && !metadata.has_option(name))
         .then(|| (option.to_owned(), PathBuf::from(value.as_str())))
 }
 
 /// What is nobody's secret, whatever the option is called.
-fn is_a_word(value: &str) -> bool {
+pub(super) fn is_a_word(value: &str) -> bool {
     ["0", "1", "yes", "no", "on", "off", "true", "false"].iter().any(|it| value.eq_ignore_ascii_case(it))
 }
 
-fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
+/// Where its program is, and what tells it from another one in its place.
+pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
     match program {
         AgentProgram::At(path) => about(path).map(|it| (path.clone(), it)),
         AgentProgram::Named(name) => {

@@ -47,6 +47,11 @@ impl Metadata {
         self.options.contains(&one_spelling(name))
     }
 
+    /// Its options, in one spelling.
+    pub(super) fn options(&self) -> impl Iterator<Item = &str> {
+        self.options.iter().map(String::as_str)
+    }
+
     pub(super) fn has_action(&self, name: &str) -> bool {
         self.actions.contains(name)
     }

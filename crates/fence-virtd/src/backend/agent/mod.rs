@@ -7,6 +7,7 @@
 
 mod device;
 mod domains;
+pub(crate) mod examine;
 mod listing;
 mod metadata;
 mod secret;
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout_at};
 use tracing::{info, warn};
 
+pub(crate) use self::device::DIRECTORIES;
 use self::device::{Device, For};
 use self::domains::Domain;
 use self::listing::Plugs;
@@ -61,17 +63,6 @@ pub(crate) struct AgentBackend {
     bound: Mutex<HashMap<(String, String), Bound>>,
     /// How each device's `monitor` ended.
     health: tokio::sync::Mutex<Option<(Instant, Vec<Option<String>>)>>,
-}
-
-/// What a look at a device showed.
-#[derive(Debug)]
-#[allow(dead_code, reason = "until --check asks")]
-pub(crate) struct Checked {
-    pub(crate) device: String,
-    /// Why it can't be used, or what else is wrong with it.
-    pub(crate) failed: Option<String>,
-    /// Its options that its agent does not know.
-    pub(crate) unknown_options: Vec<String>,
 }
 
 struct Bound {
@@ -122,19 +113,6 @@ impl AgentBackend {
             }
         });
         (backend, runs)
-    }
-
-    /// Runs each device's `monitor` now.
-    #[allow(dead_code, reason = "until --check asks")]
-    pub(crate) async fn check(&self, until: Instant) -> Vec<Checked> {
-        let failed = self.monitor_all(until).await;
-        let unknown = join_all(self.devices.iter().map(|it| it.unknown_options(survey(until)))).await;
-        let devices = self.devices.iter().map(|it| it.name.clone());
-        devices
-            .zip(failed)
-            .zip(unknown)
-            .map(|((device, failed), unknown_options)| Checked { device, failed, unknown_options })
-            .collect()
     }
 
     fn listed(&self) -> impl Iterator<Item = (usize, &Arc<Device>)> {
