@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The examples of docs/agent.md: every agent is installed, knows every option that it is given, and gets all that it needs."""
 
+import pathlib
 import re
 import subprocess
 import xml.etree.ElementTree as xml
@@ -52,3 +53,17 @@ def test_an_example_suits_its_agent(agent, options, plug_option):
 def test_all_examples_are_found():
     assert len(devices()) >= 10 and {"fence_xenapi", "fence_redfish", "fence_pve", "fence_vmware_rest", "fence_virsh"} \
         <= {agent for _, agent, _, _ in devices()}
+
+
+def test_what_is_said_when_it_fails():
+    """The page's table has the words of the daemon, of its configuration, and of Debian's agents."""
+    rows = [line for line in PAGE.read_text().split("## When it fails")[1].splitlines() if line.startswith("| `")]
+    said = [piece for row in rows for phrase in re.findall(r"`([^`]+)`", row.split(" | ")[0])
+            for piece in re.split(r"…|exit \d: |not run: |killed: |device (?=…)", phrase) if len(piece.strip(" :,")) > 3]
+    sources = [*programs.REPOSITORY.glob("crates/fence-virtd/src/**/*.rs"), *pathlib.Path("/usr/share/fence").glob("*.py"),
+               pathlib.Path("/usr/sbin/fence_xenapi")]
+    # Texts of Rust go over lines with a backslash, and have their values in braces.
+    text = " ".join(re.sub(r"\\\n\s*", "", it.read_text()) for it in sources).replace('\\"', '"')
+    library = "'NullTranslations' object has no attribute 'ugettext'"       # Python's own, of XenAPI.py's
+    missing = [it for it in said if it != library and not all(part in text for part in re.split(r"\bon\b", it.strip(" :,")))]
+    assert len(said) > 12 and not missing, missing
