@@ -259,7 +259,7 @@ impl Device {
         let waiting = timeout_at(whom.until.into(), self.listing.lock()).await;
         let mut known = waiting.map_err(|_| "its list is not there in time".to_owned())?;
         if let Some((when, plugs)) = &*known {
-            let age = if plugs.is_ok() { age.min(LIST_STANDS) } else { FAILURE_STANDS };
+            let age = age.min(if plugs.is_ok() { LIST_STANDS } else { FAILURE_STANDS });
             // One that was made while we waited is new enough.
             if *when >= asked || when.elapsed() < age {
                 return plugs.clone();
@@ -271,6 +271,11 @@ impl Device {
         }
         *known = Some((Instant::now(), plugs.clone()));
         plugs
+    }
+
+    /// Whether its list could not be had when it was asked for last, or is being asked for.
+    pub(super) fn lacks_list(&self) -> bool {
+        self.listing.try_lock().map_or(true, |it| !matches!(&*it, Some((_, Ok(_)))))
     }
 
     /// Its last list, however old.

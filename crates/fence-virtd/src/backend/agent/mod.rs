@@ -23,7 +23,7 @@ use fence_wire::Target;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout_at};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub(crate) use self::device::DIRECTORIES;
 use self::device::{Device, For};
@@ -42,6 +42,8 @@ use crate::metrics::AgentRuns;
 const HEDGE: Duration = Duration::from_secs(2);
 /// How long a list may be old when somebody looks for a domain.
 const LIST_AGE: Duration = Duration::from_secs(5);
+/// How long a list, or that there is none, may be old where a device is asked in place of another one.
+const RELIST_AGE: Duration = Duration::from_secs(1);
 /// How long states may be old in a host list.
 const STATES_AGE: Duration = Duration::from_secs(2);
 /// How long a found domain's plugs stand when the lists can't be had any more.
@@ -75,6 +77,35 @@ struct Bound {
 struct Way {
     device: Arc<Device>,
     plug: String,
+    /// The domain's name where the device has not listed it yet, and must before it is asked for anything.
+    unlisted: Option<String>,
+}
+
+impl Way {
+    async fn status(&self, whom: For<'_>) -> device::Look {
+        match self.is_listed(whom).await {
+            Ok(()) => self.device.status(&self.plug, whom).await,
+            Err(words) => device::Look { heard: Heard::CantTell, words },
+        }
+    }
+
+    async fn act(&self, to: Power, whom: For<'_>) -> (Acted, String) {
+        match self.is_listed(whom).await {
+            Ok(()) => self.device.act(to, &self.plug, whom).await,
+            Err(words) => (Acted::NotRun, words),
+        }
+    }
+
+    /// Some agents say "off" of every plug that they don't know.
+    async fn is_listed(&self, whom: For<'_>) -> Result<(), String> {
+        let Some(name) = &self.unlisted else { return Ok(()) };
+        let list = self.device.listing(RELIST_AGE, whom).await?;
+        let is_it = |it: &listing::Entry| {
+            it.plug == self.plug
+                && (domains::uuid_in(&it.plug).is_some() || it.alias.as_ref().unwrap_or(&it.plug) == name)
+        };
+        if list.entries.iter().any(is_it) { Ok(()) } else { Err("its list does not have it".to_owned()) }
+    }
 }
 
 impl AgentBackend {
@@ -261,13 +292,34 @@ impl AgentBackend {
                 },
             }
         };
-        let mut ways: Vec<Way> = ways
-            .into_iter()
-            .map(|(place, plug)| (place, Way { device: Arc::clone(&self.devices[place]), plug }))
-            .map(|(_, way)| way)
-            .collect();
+        let others = self.others(domain, &ways);
+        let way = |(place, plug), unlisted| Way { device: Arc::clone(&self.devices[place]), plug, unlisted };
+        let mut ways: Vec<Way> = ways.into_iter().map(|it| way(it, None)).collect();
+        ways.extend(others.into_iter().map(|it| way(it, Some(domain.name.clone()))));
         ways.sort_by_key(|it| it.device.is_ill());
         Ok(ways)
+    }
+
+    /// Ways to a listed domain by devices whose lists can't be had now, and may be had in a moment: a pool's master has moved.
+    fn others(&self, domain: &DomainRef, ways: &[(usize, String)]) -> Vec<(usize, String)> {
+        // What the configuration names is served by whom it names.
+        let listed = |place: usize| self.settings[place].plugs.listed;
+        let Some((_, plug)) =
+            ways.iter().find(|it| listed(it.0)).filter(|_| ways.iter().all(|it| listed(it.0)))
+        else {
+            return Vec::new();
+        };
+        let is_other = |place: &usize| {
+            let is_way = ways.iter().any(|it| it.0 == *place);
+            let agents = [*place, ways[0].0].map(|it| &self.settings[it].agent);
+            !is_way && agents[0] == agents[1] && self.devices[*place].lacks_list()
+        };
+        let others: Vec<_> =
+            self.listed().map(|it| it.0).filter(is_other).map(|it| (it, plug.clone())).collect();
+        if !others.is_empty() {
+            debug!(domain = domain.name, others = others.len(), "devices without a list may have it too");
+        }
+        others
     }
 
     /// Which of these ways to a listed domain the lists still show; devices that don't answer keep theirs as long as
@@ -607,7 +659,7 @@ impl Course<'_> {
         let way = self.ways[place].clone();
         self.aftermath.open.push((way.clone(), Instant::now()));
         let whom = For { purpose: Purpose::Request, lease: Some(self.lease), until };
-        let (how, words) = way.device.act(self.goal, &way.plug, whom).await;
+        let (how, words) = way.act(self.goal, whom).await;
         match self.aftermath.open.last_mut() {
             Some(open) if how == Acted::Unknown => open.1 = Instant::now(),
             _ => drop(self.aftermath.open.pop()),
@@ -687,7 +739,7 @@ impl Looks {
         self.asked.push((place, began));
         self.set.spawn(async move {
             let whom = For { purpose: Purpose::Request, lease: Some(&lease), until };
-            let look = way.device.status(&way.plug, whom).await;
+            let look = way.status(whom).await;
             HeardOf { place, look, began }
         });
     }
@@ -723,7 +775,7 @@ impl Drop for Aftermath {
                 let until = when + AFTERMATH.1;
                 loop {
                     let whom = For { purpose: Purpose::Request, lease: None, until };
-                    let look = way.device.status(&way.plug, whom).await;
+                    let look = way.status(whom).await;
                     if matches!(look.heard, Heard::Is(_)) {
                         return sleep_until(until.min(Instant::now() + AFTERMATH.0).into()).await;
                     }
