@@ -52,7 +52,9 @@ def plugged(zoo, *names, uuids=None, mode="good", name="rack", **keys):
 def listed(result):
     """{(name, uuid): on} of a host list."""
     rows = [re.split(r"[\s,]+", line.strip()) for line in result.out.splitlines() if line.strip()]
-    return {(name, uuid): state for name, uuid, state in rows}
+    found = {(name, uuid): state for name, uuid, state in rows}
+    assert len(found) == len(rows), rows
+    return found
 
 
 def test_each_is_served_by_the_one_that_has_it(site, two):
@@ -154,6 +156,21 @@ def test_libvirt_comes_later(site, libvirt, start_host, tmp_path):
     net.wait_until(lambda: site.ask("-o", "off", "-H", "v1").rc == OK)
     assert v1.state() == "shut off"
     assert host.daemon.alive()
+
+
+def test_an_agent_that_hangs(site, libvirt, start_host, tmp_path):
+    """A pool that does not answer, not even with its list: what libvirt has is served, and another device's machines are."""
+    libvirt.recover()
+    zoo, v1 = Zoo(tmp_path / "zoo"), libvirt.domain("v1")
+    host = start_host([device("pool", zoo.agent("mute")), plugged(zoo, "a1")], backend="libvirt, agent", libvirt=libvirt.uri)
+    zoo.wait_run("always", "")
+    for name in ("v1", "a1"):
+        assert site.ask("-o", "off", "-H", name).rc == OK
+        assert host.wait_records(1, which=lambda it, name=name: it["target"] == name)[0]["resolved_ms"] < 8000
+    assert v1.state() == "shut off" and zoo.power("a1") == "off"
+    # Nobody can say that there is no such machine.
+    assert site.ask("-o", "off", "-H", "nobody").rc == FAILED
+    assert "can't tell" in host.wait_records(1, which=lambda it: it["target"] == "nobody")[-1]["reason"]
 
 
 def test_one_at_a_time(site, libvirt, start_host, tmp_path):
