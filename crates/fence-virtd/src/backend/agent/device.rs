@@ -6,8 +6,7 @@
 //! the same options. It never acts unless it is told to, never puts an option on a command line, and lets nothing
 //! out of an agent's output before the secrets are masked.
 
-use std::collections::HashSet;
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -63,11 +62,14 @@ pub(super) struct Device {
     slots: Slots,
     runs: AgentRuns,
     metadata: tokio::sync::Mutex<Option<Known<Arc<Metadata>>>>,
-    /// Taken for each `monitor` whose result others wait for.
-    monitors: tokio::sync::Mutex<Option<Known<String>>>,
+    /// How `monitor` failed with which program and options. Taken while it runs: others wait for what comes of it.
+    monitors: Mutex<HashMap<u64, Failure>>,
     listing: tokio::sync::Mutex<Option<(Instant, Listed)>>,
     memory: Mutex<Memory>,
 }
+
+/// When something failed, and why.
+type Failure = Arc<tokio::sync::Mutex<Option<(Instant, String)>>>;
 
 /// A list, or why there is none.
 type Listed = Result<Arc<Plugs>, String>;
@@ -78,6 +80,8 @@ struct Memory {
     proven: HashSet<u64>,
     /// When it did not answer.
     hung: Option<Instant>,
+    /// When something was done last.
+    changed: Option<Instant>,
     /// Its last list.
     listed: Option<Arc<Plugs>>,
 }
@@ -182,7 +186,7 @@ impl Device {
             slots,
             runs,
             metadata: tokio::sync::Mutex::default(),
-            monitors: tokio::sync::Mutex::default(),
+            monitors: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             memory: Mutex::default(),
         }
@@ -288,11 +292,31 @@ impl Device {
         self.metadata(whom).await.is_ok_and(|it| it.has_action("list-status"))
     }
 
-    /// Something was done here: what its list says of states is old.
-    pub(super) fn forget_states(&self) {
-        if let Ok(mut it) = self.listing.try_lock() {
-            *it = None;
+    /// What it was asked was dropped after so long without an answer: somebody else had one.
+    pub(super) fn passed_over(&self, began: Instant, lease: &Lease) {
+        let took = began.elapsed();
+        if took >= SHORT {
+            lock(&self.memory).hung = Some(Instant::now());
         }
+        let whom = For { purpose: Purpose::Request, lease: Some(lease), until: began };
+        let ended = Ended::Killed("another device had answered".to_owned());
+        self.note(Action::Status, ended, took, String::new(), whom);
+    }
+
+    /// Something was done here: what its list said before of states is old.
+    pub(super) fn states_changed(&self) {
+        lock(&self.memory).changed = Some(Instant::now());
+    }
+
+    /// How old a list may be for the states in it.
+    pub(super) fn age_of_states(&self, age: Duration) -> Duration {
+        lock(&self.memory).changed.map_or(age, |it| age.min(it.elapsed()))
+    }
+
+    /// The next one who asks gets a new list.
+    #[cfg(test)]
+    pub(super) async fn forget_list(&self) {
+        *self.listing.lock().await = None;
     }
 
     async fn list(&self, whom: For<'_>) -> Result<Plugs, String> {
@@ -319,23 +343,26 @@ impl Device {
         if is_proven() {
             return Ok(());
         }
-        let waiting = timeout_at(whom.until.into(), self.monitors.lock()).await;
+        let failure = {
+            let mut all = lock(&self.monitors);
+            if all.len() >= MAX_PROVEN {
+                all.clear();
+            }
+            Arc::clone(all.entry(print).or_default())
+        };
+        let waiting = timeout_at(whom.until.into(), failure.lock()).await;
         let mut failed = waiting.map_err(|_| "it did not end in time".to_owned())?;
         if is_proven() {
             return Ok(());
         }
-        if let Some(Known { print: failed, when, what: Err(why) }) = &*failed
-            && *failed == print
+        if let Some((when, why)) = &*failed
             && when.elapsed() < FAILURE_STANDS
         {
             return Err(why.clone());
         }
         let result = self.monitor(Some(plug), whom).await;
-        *failed = None;
-        if let Err(why) = result {
-            *failed = Some(Known { print, when: Instant::now(), what: Err(why.clone()) });
-            return Err(why);
-        }
+        *failed = result.as_ref().err().map(|why| (Instant::now(), why.clone()));
+        result?;
         if is_proven() { Ok(()) } else { Err("the agent or its options changed meanwhile".to_owned()) }
     }
 
@@ -595,8 +622,7 @@ pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
 /// What tells this program from another one; an error for one that is not to be run.
 fn about(path: &Path) -> Result<u64, String> {
     let shown = path.display();
-    let about =
-        File::open(path).and_then(|it| it.metadata()).map_err(|it| format!("can't read {shown}: {it}"))?;
+    let about = std::fs::metadata(path).map_err(|it| format!("can't look at {shown}: {it}"))?;
     if !about.is_file() || about.mode() & 0o111 == 0 {
         return Err(format!("{shown} is no program"));
     }

@@ -367,7 +367,7 @@ impl AgentBackend {
         course.look_first().await;
         let is_done = course.go().await;
         for it in &course.ways {
-            it.device.forget_states();
+            it.device.states_changed();
         }
         course.outcome(is_done)
     }
@@ -398,7 +398,7 @@ impl AgentBackend {
             // One run for many plugs, where the agent can do that.
             let whom = survey(until);
             let is_wanted = settings.listed || settings.named.len() > 2 && device.lists_states(whom).await;
-            if is_wanted { Some(device.listing(STATES_AGE, whom).await) } else { None }
+            if is_wanted { Some(device.listing(device.age_of_states(STATES_AGE), whom).await) } else { None }
         }))
         .await;
         let mut listing = Listing::default();
@@ -418,26 +418,36 @@ impl AgentBackend {
         let table = domains::all(&self.settings, &known);
         let mut looks = JoinSet::new();
         for (at, domain) in table.iter().enumerate() {
-            for (place, plug) in &domain.ways {
+            let power_at = |(place, plug): &(usize, String)| {
                 let entries = known[*place].iter().flat_map(|it| &it.entries);
-                let power = entries.filter(|it| it.plug == *plug).find_map(|it| it.power);
-                let (device, plug) = (Arc::clone(&self.devices[*place]), plug.clone());
-                looks.spawn(async move {
-                    let heard = match power {
-                        Some(power) => Heard::Is(power),
-                        None => device.status(&plug, survey(until)).await.heard,
-                    };
-                    (at, heard)
-                });
-            }
+                entries.filter(|it| it.plug == *plug).find_map(|it| it.power)
+            };
+            let listed: Vec<Power> = domain.ways.iter().filter_map(power_at).collect();
+            // One whose list can't be had has nothing to say of a plug either, as long as there is another.
+            let has_list = |place: usize| known[place].is_some() || !self.settings[place].plugs.listed;
+            let ways: Vec<_> = domain.ways.iter().filter(|it| has_list(it.0)).cloned().collect();
+            let ways: Vec<_> =
+                ways.into_iter().map(|(place, plug)| (Arc::clone(&self.devices[place]), plug)).collect();
+            looks.spawn(async move {
+                for power in [Power::On, Power::Off] {
+                    if listed.contains(&power) {
+                        return (at, Heard::Is(power));
+                    }
+                }
+                // In their order, until one can tell.
+                for (device, plug) in ways {
+                    let heard = device.status(&plug, survey(until)).await.heard;
+                    if matches!(heard, Heard::Is(_)) {
+                        return (at, heard);
+                    }
+                }
+                (at, Heard::CantTell)
+            });
         }
         let mut powers: Vec<Option<Power>> = vec![None; table.len()];
         while let Ok(Some(Ok((at, heard)))) = timeout_at(until.into(), looks.join_next()).await {
-            match heard {
-                // Whoever says that it is on weighs more.
-                Heard::Is(Power::On) => powers[at] = Some(Power::On),
-                Heard::Is(Power::Off) => powers[at] = powers[at].or(Some(Power::Off)),
-                Heard::CantTell | Heard::Silent => {}
+            if let Heard::Is(power) = heard {
+                powers[at] = Some(power);
             }
         }
         let mut unknown = Vec::new();
@@ -679,6 +689,8 @@ impl Course<'_> {
     /// Those that are still asked have not answered.
     fn silent(&mut self, looks: Looks) {
         for (place, began) in looks.asked {
+            self.ways[place].device.passed_over(began, self.lease);
+            self.said[place].look = Some("did not answer".to_owned());
             self.plan.looked(place, Heard::Silent, began, Instant::now());
         }
     }

@@ -2,8 +2,8 @@
 //! How many agents run at once: of all devices together, and of each.
 //!
 //! Who waits is served in order of arrival, but what carries a request out goes before what merely looks around; and no
-//! device can keep the others out: a part of the places is for devices that have none, and those that hung when they
-//! were run last have one each and half of all together.
+//! device can keep the others out: a quarter of the places is for devices that have none, and those that hung when they
+//! were run last have no more than half together, but for the first of each, which may have three quarters.
 
 use std::sync::{Arc, Mutex};
 
@@ -121,11 +121,12 @@ impl Places {
         // What others find free who have nothing running.
         let idle = self.devices.iter().filter(|it| it.running == 0).count();
         let kept = if running == 0 { 0 } else { idle.min(self.most / 4) };
-        let most = if is_ill { 1 } else { most };
+        // What may hang again leaves a part to those that don't.
+        let ill = if running == 0 { self.most - self.most / 4 } else { half(self.most) };
         let survey = purpose == Purpose::Survey;
         running < most
             && all + kept < self.most
-            && !(is_ill && self.ill >= half(self.most))
+            && !(is_ill && self.ill >= ill)
             && !(survey && (self.surveys >= half(self.most) || running >= half(most)))
     }
 }
@@ -166,11 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn those_that_hang_have_one_each_and_half_of_all() {
+    fn those_that_hang_leave_places_to_others() {
         let slots = Slots::new(8, [4; 8]);
+        // One machine of a device may hang, and the others of it are served all the same.
         let ill: Vec<Slot> = (0..8).flat_map(|it| all(&slots, it, Purpose::Request, true)).collect();
-        assert_eq!(ill.len(), 4);
-        assert_eq!(all(&slots, 7, Purpose::Request, false).len(), 2);
+        assert_eq!(ill.iter().map(|it| it.device).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 2]);
+        assert_eq!(all(&slots, 6, Purpose::Request, false).len(), 1);
+        assert_eq!(all(&slots, 7, Purpose::Request, false).len(), 1);
     }
 
     #[test]
