@@ -2,6 +2,7 @@
 """`fence_virtd -c` and the devices of the agent backend, which the reference has not got."""
 
 import os
+import subprocess
 
 from lab import programs
 
@@ -30,7 +31,7 @@ def test_a_pool_and_a_board(tmp_path):
     password = programs.write_key(tmp_path / "password", b"geheim\n")
     done = run(OURS, tmp_path, [
         *BEGIN, str(key), "libvirt, agent", "",
-        "pool/1", "fence_xenapi", "", "session_url", "https://a", "username", "root", "password", str(password), "none",
+        "pool/1", "fence_xenapi", "", "session_url", "https://127.0.0.1:1", "username", "root", "password", str(password), "none",
         "board", "fence_redfish", "web1:1", "none",
         "none", "y"])
     assert done.rc == 0, done
@@ -40,7 +41,7 @@ def test_a_pool_and_a_board(tmp_path):
 \t\t\tagent = "fence_xenapi";
 \t\t\tplugs = "*";
 \t\t\toptions {
-\t\t\t\tsession_url = "https://a";
+\t\t\t\tsession_url = "https://127.0.0.1:1";
 \t\t\t\tusername = "root";
 \t\t\t\tpassword_file = "%s";
 \t\t\t}
@@ -53,6 +54,11 @@ def test_a_pool_and_a_board(tmp_path):
 }
 """ % password), done.file.decode()
     assert done.err == f"{NAME} does not exist\n"
+    # It is what --check wants, but for endpoints that nobody has.
+    check = subprocess.run([OURS, "--check", "-f", NAME], cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
+    assert f"ok       configuration {NAME}: listeners: tcp; backend: libvirt, agent; " in check, check
+    assert f"ok       secret pool/1: password_file: {password} can be read" in check, check
+    assert not [line for line in check.splitlines() if line.split()[1:2] in (["option"], ["configuration"]) and not line.startswith("ok")]
     # Who takes every default the next time changes nothing.
     again = run(OURS, tmp_path, ["none"])
     assert again.file == done.file and f"Nothing changes in {NAME}" in again.out, again.out

@@ -107,7 +107,7 @@ def test_a_monitor_that_fails_says_why(site):
     rc, found = site.check(site.device(mood="talks", password_file=site.password))
     it = of(found, "agent", "one")
     assert rc == 1 and failed(found) == {"agent"}
-    assert "monitor: exit 1: login as " in it["text"] and "x1b[31m*** refused" in it["text"] and "When it fails" in it["next"], it
+    assert it["text"] == f"{site.agent}: monitor: exit 1: login as \\x1b[31m*** refused" and "When it fails" in it["next"], it
     text = site.setup.run("--check", "-f", site.setup.file).out
     assert it["text"] in text and SECRET not in text and "\x1b" not in text
     # What follows from a login is not looked at.
@@ -134,6 +134,18 @@ def test_options_that_the_agent_has_not(site):
     assert of(found, "option", "one: passwrd")["next"] == "did you mean password?"
     assert "did you mean" not in of(found, "option", "one: nonsense")["next"]
     assert of(found, "option", "one: system")["result"] == "warning"
+
+
+def test_a_secret_that_the_agent_does_not_take(site):
+    """Agents of the project's library write what they don't know into the syslog, secret or not: they are not run with it."""
+    agent = site.make("fence_lib", plug="plug plug_separator")
+    for options in ({"passwrd_file": site.password}, {"passwrd": SECRET}):
+        site.calls.unlink(missing_ok=True)
+        rc, found = site.check(site.device(agent=agent, **options))
+        it = of(found, "agent", "one")
+        assert rc == 1 and "its agent has no option passwrd, and would write its value into the system's log" in it["text"], it
+        assert of(found, "option", "one: passwrd")["next"] == "did you mean password?"
+        assert site.calls.read_text().split() == ["metadata"]
 
 
 def test_secrets(site):

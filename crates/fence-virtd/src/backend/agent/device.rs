@@ -489,6 +489,11 @@ impl Device {
                 "missing_as_off makes every plug that it does not know \"off\": take it out".to_owned()
             );
         }
+        if let Some(option) = self.stray_secret(&metadata) {
+            return Err(format!(
+                "its agent has no option {option}, and would write its value into the system's log"
+            ));
+        }
         let takes_no_plug =
             self.plug_option.is_none() && metadata.plug_options(|it| self.is_on(it)).is_empty();
         if takes_no_plug && self.serves_several {
@@ -543,6 +548,16 @@ impl Device {
         }
         let mask = self.mask(&secrets);
         Ok(Ready { path, input: lines.text, mask, print: own.finish() })
+    }
+
+    /// A secret that the agent does not take: those that are built on the library tell the syslog what they were given.
+    fn stray_secret(&self, metadata: &Metadata) -> Option<String> {
+        let options = self.options.iter().filter(|_| metadata.is_of_the_library());
+        let secrets = options.filter_map(|it| match file_of(it, metadata) {
+            Some((option, _)) => Some(option),
+            None => Some(it.0.clone()).filter(|_| is_secret_option(&it.0) && !is_a_word(it.1.as_str())),
+        });
+        secrets.into_iter().find(|it| !metadata.has_option(it))
     }
 
     fn mask(&self, read: &[(String, Zeroizing<String>)]) -> Mask {
