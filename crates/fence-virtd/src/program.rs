@@ -42,7 +42,7 @@ const TAG: &str = "FENCE_VIRTD_RUN";
 /// How long those are hunted for that don't die at once.
 const HUNT: Duration = Duration::from_secs(10);
 /// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over it.
-const KILLED: Duration = Duration::from_secs(2);
+const KILLED: Duration = Duration::from_secs(1);
 /// The pause before a program is started again that somebody was writing.
 const BEING_WRITTEN: Duration = Duration::from_millis(20);
 

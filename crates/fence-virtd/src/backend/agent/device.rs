@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use fence_config::{AgentDevice, AgentProgram, OptionValue, is_secret_option};
 use fence_wire::escaped;
+use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
@@ -42,6 +43,8 @@ const FAILURE_STANDS: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_secs(1);
 /// How long a device that hung comes after the others.
 const ILL: Duration = Duration::from_secs(60);
+/// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
+const MAX_LOOKS_AT_FILES: usize = 8;
 /// Programs and options with which `monitor` succeeded that are remembered.
 const MAX_PROVEN: usize = 4096;
 
@@ -65,6 +68,8 @@ pub(super) struct Device {
     /// How `monitor` failed with which program and options. Taken while it runs: others wait for what comes of it.
     monitors: Mutex<HashMap<u64, Failure>>,
     listing: tokio::sync::Mutex<Option<(Instant, Listed)>>,
+    /// Who looks at its files.
+    files: Arc<Semaphore>,
     memory: Mutex<Memory>,
 }
 
@@ -188,6 +193,7 @@ impl Device {
             metadata: tokio::sync::Mutex::default(),
             monitors: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
+            files: Arc::new(Semaphore::new(MAX_LOOKS_AT_FILES)),
             memory: Mutex::default(),
         }
     }
@@ -504,7 +510,7 @@ impl Device {
         let (path, program) = self.find(whom.until).await?;
         let files: Vec<(String, PathBuf)> =
             self.options.iter().filter_map(|it| file_of(it, &metadata)).collect();
-        let secrets = blocking(whom.until, move || {
+        let secrets = blocking(&self.files, whom.until, move || {
             files
                 .into_iter()
                 .map(|(name, path)| Ok((name, secret::read(&path).map_err(|it| it.to_string())?)))
@@ -569,7 +575,7 @@ impl Device {
     /// The program, and what tells it from another one in its place.
     async fn find(&self, until: Instant) -> Result<(PathBuf, u64), String> {
         let program = self.program.clone();
-        blocking(until, move || find(&program)).await?
+        blocking(&self.files, until, move || find(&program)).await?
     }
 
     fn option(&self, name: &str) -> Option<&str> {
@@ -664,12 +670,19 @@ fn about(path: &Path) -> Result<u64, String> {
 
 /// Looks at files, which can hang.
 async fn blocking<T: Send + 'static>(
+    files: &Arc<Semaphore>,
     until: Instant,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
-    match timeout_at(until.into(), tokio::task::spawn_blocking(work)).await {
-        Ok(Ok(it)) => Ok(it),
-        Ok(Err(_)) => Err("the daemon ends".to_owned()),
+    let looks = async {
+        // A look that hangs keeps its thread: no more of them than this.
+        let permit = Arc::clone(files).acquire_owned().await.ok()?;
+        let work = move || (work(), permit);
+        tokio::task::spawn_blocking(work).await.ok().map(|(it, _)| it)
+    };
+    match timeout_at(until.into(), looks).await {
+        Ok(Some(it)) => Ok(it),
+        Ok(None) => Err("the daemon ends".to_owned()),
         Err(_) => Err("files can't be read in time".to_owned()),
     }
 }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_config::AgentDevice;
-use fence_wire::Target;
+use fence_wire::{Target, escaped};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout_at};
@@ -252,9 +252,11 @@ impl AgentBackend {
     }
 
     fn described(&self, domain: &Domain) -> String {
-        let ways =
-            domain.ways.iter().map(|(place, plug)| format!("plug {plug} at {}", self.devices[*place].name));
-        format!("{} ({})", domain.name, ways.collect::<Vec<_>>().join(", "))
+        let ways = domain
+            .ways
+            .iter()
+            .map(|(place, plug)| format!("plug {} at {}", escaped(plug), self.devices[*place].name));
+        format!("{} ({})", escaped(&domain.name), ways.collect::<Vec<_>>().join(", "))
     }
 
     /// The ways to a domain that was found, as far as they still mean it; those whose devices answer come first.
@@ -454,7 +456,21 @@ impl AgentBackend {
         for (domain, power) in table.into_iter().zip(powers) {
             match power {
                 Some(power) => listing.domains.push(Listed { name: domain.name, uuid: domain.uuid, power }),
-                None => unknown.push(domain.name),
+                None => {
+                    unknown.push(escaped(&domain.name).to_string());
+                    // It is there, by a list of this moment: whoever looks for it in ours must find it. What is not
+                    // known to be off is on.
+                    let is_listed = |(place, plug): &(usize, String)| {
+                        known[*place].iter().flat_map(|it| &it.entries).any(|it| it.plug == *plug)
+                    };
+                    if domain.ways.iter().any(is_listed) {
+                        listing.domains.push(Listed {
+                            name: domain.name,
+                            uuid: domain.uuid,
+                            power: Power::On,
+                        });
+                    }
+                }
             }
         }
         if !unknown.is_empty() {
