@@ -84,7 +84,7 @@ suites: packages-test
 	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
 
 # The long ones first.
-SUITES = suite-e2e suite-guests suite-cpg suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
+SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
     suite-attacks suite-attacks-reference suite-keys suite-insight suite-diagnose suite-sandbox suite-configure suite-packages suite-manual suite-bench
 
 check: packages-build

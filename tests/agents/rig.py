@@ -132,13 +132,13 @@ class Host(survivor.Host):
                                       debug=3)
         self.daemon.wait_log(r"run: serving ")
 
-    def record(self, action, timeout=60):
-        """The audit record of the last request of that action, as soon as it is there."""
-        return self.wait_records(1, which=lambda it: it["action"] == action, timeout=timeout)[-1]
+    def record(self, action, count=1):
+        """The audit record of the last request of that action, of which `count` were asked, as soon as it is there."""
+        return self.wait_records(count, which=lambda it: it["action"] == action)[-1]
 
-    def runs(self, action):
-        """What was run for the last request of that action: dicts with device, agent, action, ended ("exit 0"), exit, ms, output."""
-        return self.record(action).get("runs", [])
+    def runs(self, action, count=1):
+        """What was run for that request: dicts with device, agent, action, ended ("exit 0"), exit, ms, output."""
+        return self.record(action, count).get("runs", [])
 
     def stop(self):
         """Ends the daemon, which must have been alive, end well, and have kept the secrets."""

@@ -125,13 +125,14 @@ def test_the_ssh_server_dies_in_the_middle(site, start_host, sshd, vm1):
 
 def test_what_hangs_is_killed_with_all_that_it_started(site, start_host, sshd, vm1):
     """fence_virsh runs ssh on a terminal of its own, in another session: that one too."""
-    host = start_host([device("hv", AGENT, "vm1", timeout=6, status_timeout=3, retries=0, options=sshd.options(**PATIENT))],
-                      over=sshd.known())
+    host = start_host([device("hv", AGENT, "vm1", status_timeout=3, options=sshd.options(**PATIENT))], over=sshd.known())
+    assert site.ask("-o", "status", "-H", "vm1").rc == OK
     qemu = vm1.process()
     site.hypervisor.freeze()
-    result = site.ask("-o", "off", "-H", "vm1")
-    assert result.rc == FAILED, (result, host.daemon.log)
-    assert any("killed" in run for run in short(host.runs("off"))), host.runs("off")
+    result = site.ask("-o", "status", "-H", "vm1")
+    assert result.rc == FAILED and "Status" not in result.out, (result, host.daemon.log)
+    runs = host.runs("status", count=2)
+    assert any("killed" in run for run in short(runs)), runs
     site.hypervisor.thaw()
     net.wait_until(lambda: not running(site, "/fence_virsh", "ssh "))
     assert untouched(vm1, qemu)
