@@ -686,3 +686,37 @@ async fn blocking<T: Send + 'static>(
         Err(_) => Err("files can't be read in time".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(quotes: bool, value: &str) -> Result<String, String> {
+        let mut lines = Lines { text: Zeroizing::default(), quotes };
+        lines.add("x", value).map(|()| String::from_utf8(lines.text.to_vec()).unwrap())
+    }
+
+    /// The library strips blanks and one pair of quotes; others take all that comes after the `=`.
+    #[test]
+    fn an_agent_reads_what_is_meant() {
+        for (value, quoted) in [
+            ("a=b", "a=b"),
+            ("", ""),
+            (" a ", "\" a \""),
+            ("\"a\"", "\"\"a\"\""),
+            ("a\"", "a\""),
+            ("\"", "\""),
+        ] {
+            assert_eq!(line(true, value), Ok(format!("x={quoted}\n")));
+            assert_eq!(line(false, value), Ok(format!("x={value}\n")));
+        }
+    }
+
+    #[test]
+    fn no_value_makes_a_second_line() {
+        for value in ["a\nb", "a\rb", "a\0", "\n", "\u{85}", "\u{b}"] {
+            let error = line(true, value).unwrap_err();
+            assert_eq!(error, "the value of its option x has a control character in it");
+        }
+    }
+}

@@ -411,3 +411,31 @@ async fn others_must_not_be_able_to_write_an_agent() {
     assert!(error.to_string().contains("chmod go-w"), "{error}");
     assert!(rig.runs("d").is_empty());
 }
+
+#[tokio::test]
+async fn who_waits_for_a_place_and_goes_leaves_nothing() {
+    let rig = Rig::new().machine("a", "on").machine("b", "on").device(
+        "d",
+        "plugs = \"a, b\"; max_running = \"1\";",
+        &[("off", "touch began; sleep 1000")],
+    );
+    let backend = rig.backend();
+    let (a, b) = (found(&backend, "a").await, found(&backend, "b").await);
+    let (first, second) = (lease(PATIENCE), lease(PATIENCE));
+    let began = rig.path("d").join("began");
+    tokio::select! {
+        it = backend.off(&a, false, &first) => panic!("{it:?}"),
+        result = async {
+            while !began.exists() {
+                sleep(Duration::from_millis(10)).await;
+            }
+            let (result, ()) = tokio::join!(backend.off(&b, false, &second), async {
+                sleep(Duration::from_millis(100)).await;
+                second.end(LeaseEnd::HungUp);
+            });
+            result
+        } => assert_eq!(result.unwrap_err(), ActError::Lapsed("the client is gone")),
+    }
+    assert_eq!(rig.runs("d").iter().filter(|it| *it == "off").count(), 1);
+    assert_eq!((rig.power("a"), rig.power("b")), ("on".to_owned(), "on".to_owned()));
+}
