@@ -15,6 +15,7 @@ use std::io::{self, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use fence_wire::escaped;
@@ -39,6 +40,8 @@ const CHUNK: usize = 1 << 16;
 const FLOOD_PAUSE: Duration = Duration::from_millis(1);
 /// The variable in the environment of all that belongs to one run.
 const TAG: &str = "FENCE_VIRTD_RUN";
+/// This process's part of it.
+static DAEMON: OnceLock<String> = OnceLock::new();
 /// How long those are hunted for that don't die at once.
 const HUNT: Duration = Duration::from_secs(10);
 /// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over it.
@@ -183,8 +186,38 @@ fn command(program: &Path) -> Command {
     command
 }
 
-/// What no other process has in its environment.
+/// The daemon ends: all that [`run_wholly`] started ends before. Blocks for a moment. To be called when nothing is started any
+/// more: who was to end a run then may not have come to it.
+pub(crate) fn end_all() {
+    let Some(daemon) = DAEMON.get() else { return };
+    let tag = format!("{TAG}={daemon}.");
+    let is_ours = |it: &[u8]| it.starts_with(tag.as_bytes());
+    let until = Instant::now() + KILLED;
+    let mut quiet = 0;
+    while quiet < 3 && Instant::now() < until {
+        let found = carriers(is_ours);
+        quiet = if found.is_empty() { quiet + 1 } else { 0 };
+        // Those of them that have an environment of their own are told by their parents alone.
+        let families: Vec<Pid> = found.iter().flat_map(|it| descendants(*it)).collect();
+        kill_all(&found);
+        kill_all(&families);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What no other process has in its environment: this daemon's part, and the run's.
 fn tag() -> io::Result<String> {
+    let daemon = match DAEMON.get() {
+        Some(it) => it,
+        None => {
+            let new = random()?;
+            DAEMON.get_or_init(|| new)
+        }
+    };
+    Ok(format!("{daemon}.{}", random()?))
+}
+
+fn random() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|it| io::Error::other(it.to_string()))?;
     Ok(bytes.iter().map(|it| format!("{it:02x}")).collect())
@@ -320,7 +353,7 @@ impl Hunt {
             // One that was forked by one that had just ended can be missed once.
             let mut quiet = 0;
             while quiet < 2 {
-                let found = carriers(tag.as_bytes());
+                let found = carriers(|it| it == tag.as_bytes());
                 quiet = if found.is_empty() { quiet + 1 } else { 0 };
                 kill_all(&found);
                 if !found.is_empty() {
@@ -367,9 +400,9 @@ fn processes() -> impl Iterator<Item = Pid> {
     entries.filter_map(|it| it.file_name().to_str()?.parse().ok().map(Pid::from_raw))
 }
 
-/// Those that have this variable in their environment. Zombies have none.
-fn carriers(variable: &[u8]) -> Vec<Pid> {
-    processes().filter(|it| environment(*it).split(|it| *it == 0).any(|it| it == variable)).collect()
+/// Those that have such a variable in their environment. Zombies have none.
+fn carriers(is_it: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
+    processes().filter(|it| environment(*it).split(|it| *it == 0).any(&is_it)).collect()
 }
 
 /// Empty for those that are not ours.
@@ -615,8 +648,8 @@ mod tests {
         assert_eq!(parent(pid), Some(me));
         assert!(descendants(me).contains(&pid));
         let variable = format!("FENCE_VIRTD_RUN={tag}");
-        assert_eq!(carriers(variable.as_bytes()), [pid]);
-        assert_eq!(carriers(&variable.as_bytes()[..variable.len() - 1]), []);
+        assert_eq!(carriers(|it| it == variable.as_bytes()), [pid]);
+        assert_eq!(carriers(|it| it == &variable.as_bytes()[..variable.len() - 1]), []);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(parent(pid), None);

@@ -37,7 +37,7 @@ use crate::pid_file::{PidFile, PidFileError};
 use crate::replay::{self, Replays};
 use crate::service::Service;
 use crate::turns::Claims;
-use crate::{daemonise, log, notify, sandbox};
+use crate::{daemonise, log, notify, program, sandbox};
 
 /// How long requests that are under way may take to end when the daemon is told to.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
@@ -157,6 +157,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     let result = runtime.block_on(until_told(options, config, replays, in_background, endpoint));
     // Calls into a hypervisor that hangs must not hold up the end.
     runtime.shutdown_background();
+    program::end_all();
     result
 }
 
