@@ -314,7 +314,12 @@ impl AgentBackend {
         let is_other = |place: &usize| {
             let is_way = ways.iter().any(|it| it.0 == *place);
             let agents = [*place, ways[0].0].map(|it| &self.settings[it].agent);
-            !is_way && agents[0] == agents[1] && self.devices[*place].lacks_list()
+            let device = &self.devices[*place];
+            // Its list may be newer than the search: it has done something for this request already.
+            let has_it = |it: Arc<Plugs>| it.entries.iter().any(|it| it.plug == *plug);
+            !is_way
+                && agents[0] == agents[1]
+                && (device.lacks_list() || device.last_listing().is_some_and(has_it))
         };
         let others: Vec<_> =
             self.listed().map(|it| it.0).filter(is_other).map(|it| (it, plug.clone())).collect();

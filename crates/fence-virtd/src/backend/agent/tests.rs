@@ -439,3 +439,41 @@ async fn who_waits_for_a_place_and_goes_leaves_nothing() {
     assert_eq!(rig.runs("d").iter().filter(|it| *it == "off").count(), 1);
     assert_eq!((rig.power("a"), rig.power("b")), ("on".to_owned(), "on".to_owned()));
 }
+
+/// A pool's master moves after the domain was found: the member that has it now takes it down and starts it again.
+#[tokio::test]
+async fn the_member_that_has_it_now_goes_on_having_it() {
+    let none = [
+        ("list", "exit 1"),
+        ("status", "exit 1"),
+        ("off", "exit 1"),
+        ("on", "exit 1"),
+        ("list-of", "1,web\n"),
+    ];
+    let rig = Rig::new()
+        .machine("1", "on")
+        .device("old", "plugs = \"*\";", &[("list-of", "1,web\n")])
+        .device("new", "plugs = \"*\";", &none);
+    // One agent for both, which is told its place.
+    let agent = AGENT.replace("password) password=$value ;;", "place) cd \"$value\" || exit 1 ;;");
+    std::fs::write(rig.path("agent"), agent).unwrap();
+    std::fs::set_permissions(rig.path("agent"), Permissions::from_mode(0o700)).unwrap();
+    let device = |name: &str| {
+        format!(
+            "device = \"{name}\" {{ agent = \"{}\"; plugs = \"*\"; options {{ place = \"{}\"; }} }}",
+            rig.path("agent").display(),
+            rig.path(name).display()
+        )
+    };
+    let rig = Rig { blocks: device("old") + &device("new"), ..rig };
+    let backend = rig.backend();
+    let web = found(&backend, "web").await;
+    for (action, _) in &none[..4] {
+        std::fs::rename(rig.path("new").join(action), rig.path("old").join(action)).unwrap();
+    }
+    let lease = lease(PATIENCE);
+    let down = backend.off(&web, true, &lease).await.unwrap();
+    assert_eq!(rig.power("1"), "off");
+    backend.on(&web, down.restart.unwrap(), &lease).await.unwrap();
+    assert_eq!(rig.power("1"), "on");
+}
