@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A pool of XenServer hosts whose master moves: Debian's fence_xenapi, and the example of an agent of one's own."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,9 @@ from lab import programs
 
 from .rig import FAILED, OFF, OK, Host, device, venv
 from .xen_pool import HALTED, PASSWORD, RUNNING, SUSPENDED, USER, Pool, Vm
+
+#: What lasts as long as a client waits is for the long run, WIDE=1.
+wide = pytest.mark.skipif(os.environ.get("WIDE", "") in ("", "0"), reason="for the long run")
 
 EXAMPLE = programs.REPOSITORY / "docs/examples/fence_xenpool"
 
@@ -87,7 +91,7 @@ def test_the_master_moves_in_the_middle(site, start_host, pool, devices, agent, 
 
 
 @pytest.mark.parametrize(("agent", "how"), [("fence_xenapi", "refuses"), ("fence_xenapi", "burnt"), ("fence_xenapi", "hangs"),
-                                            ("example", "burnt")])
+                                            pytest.param("example", "burnt", marks=wide)])
 def test_a_dead_member_is_first_in_order(site, start_host, pool, devices, agent, how):
     """It refuses, its cable is out, or it takes calls and says nothing: the next one does it, in the time that clients wait."""
     pool.move_master(pool.members[1])
@@ -187,6 +191,7 @@ def test_a_wrong_password(site, start_host, pool, devices):
     assert site.ask("-o", "off", "-H", "web1").rc == OK and pool["web1"].power == HALTED
 
 
+@wide
 def test_a_shutdown_that_is_not_done(site, start_host, pool, devices):
     """The pool takes the call and does nothing: no fence was done, and none is claimed."""
     host = start_host(devices(plugs="web1", members=pool.members[:1], timeout=6, retries=0))
@@ -207,6 +212,7 @@ def test_a_shutdown_that_takes_its_time(site, start_host, pool, devices, agent, 
     assert pool["web1"].events == ["off"]
 
 
+@wide
 def test_a_start_that_is_refused(site, start_host, pool, devices):
     """The fence was done, and the audit says what became of the start."""
     host = start_host(devices(members=pool.members[:1], timeout=8, retries=0, options={"power_timeout": "3", "retry_on": "0"}))
