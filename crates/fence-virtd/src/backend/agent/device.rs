@@ -3,10 +3,11 @@
 //!
 //! Runs the agent for one action at a time a call, within the limits of [`Slots`]; several calls may run beside each other.
 //! It decides what an exit code is worth: 2 of `status` is "off" only where `monitor` has succeeded with the same program and
-//! the same options. It never acts unless it is told to, never puts an option on a command line, and lets nothing
-//! out of an agent's output before the secrets are masked.
+//! the same options, and something ended well a moment ago: what a program needs can go away while the program stays the
+//! same, and a shell without its library ends with 2, Python without its script too. It never acts unless it is told to,
+//! never puts an option on a command line, and lets nothing out of an agent's output before the secrets are masked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ const SHORT: Duration = Duration::from_secs(1);
 const ILL: Duration = Duration::from_secs(60);
 /// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
 const MAX_LOOKS_AT_FILES: usize = 8;
+/// How long ago something may have ended with 0 when "off" is believed for a request, and for a list. One that complained when it
+/// said so, as interpreters do, is believed for a request only with a `monitor` since.
+const PROOF_STANDS: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
 /// Programs and options with which `monitor` succeeded that are remembered.
 const MAX_PROVEN: usize = 4096;
 
@@ -81,8 +85,8 @@ type Listed = Result<Arc<Plugs>, String>;
 
 #[derive(Default)]
 struct Memory {
-    /// With which `monitor` succeeded.
-    proven: HashSet<u64>,
+    /// With which `monitor` succeeded, and when that or a `status` ended with 0.
+    proven: HashMap<u64, Instant>,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
@@ -153,8 +157,12 @@ struct Done {
     is_cut: bool,
     /// The last line of what it said, secrets masked, escaped.
     complaint: String,
+    /// It wrote to standard error.
+    complained: bool,
     /// Of the program and the options that it was run with.
     print: u64,
+    /// Of the program alone.
+    program: u64,
 }
 
 impl Done {
@@ -170,6 +178,7 @@ struct Ready {
     input: Zeroizing<Vec<u8>>,
     mask: Mask,
     print: u64,
+    program: u64,
 }
 
 impl Device {
@@ -205,7 +214,8 @@ impl Device {
 
     /// Asks for the state of a plug.
     pub(super) async fn status(&self, plug: &str, whom: For<'_>) -> Look {
-        let whom = whom.within(Instant::now() + self.status_timeout);
+        let began = Instant::now();
+        let whom = whom.within(began + self.status_timeout);
         let done = self.run(Action::Status, Some(plug), whom).await;
         let code = match done.ended {
             Ended::Exit(code) => code,
@@ -216,8 +226,13 @@ impl Device {
         };
         match power(code) {
             None => Look { heard: Heard::CantTell, words: done.words() },
-            Some(Power::On) => Look { heard: Heard::Is(Power::On), words: "on".to_owned() },
-            Some(Power::Off) => match self.prove(plug, done.print, whom).await {
+            Some(Power::On) => {
+                if let Some(when) = lock(&self.memory).proven.get_mut(&done.print) {
+                    *when = Instant::now();
+                }
+                Look { heard: Heard::Is(Power::On), words: "on".to_owned() }
+            }
+            Some(Power::Off) => match self.prove(plug, &done, began, whom).await {
                 Ok(()) => Look { heard: Heard::Is(Power::Off), words: "off".to_owned() },
                 Err(why) => Look {
                     heard: Heard::CantTell,
@@ -242,7 +257,8 @@ impl Device {
 
     /// Runs `monitor`; a plug is needed where the plug's option may be what says which endpoint it is.
     pub(super) async fn monitor(&self, plug: Option<&str>, whom: For<'_>) -> Result<(), String> {
-        let whom = whom.within(Instant::now() + self.status_timeout);
+        let began = Instant::now();
+        let whom = whom.within(began + self.status_timeout);
         let done = self.run(Action::Monitor, self.monitored(plug), whom).await;
         match done.ended {
             Ended::Exit(0) => {
@@ -250,7 +266,7 @@ impl Device {
                 if memory.proven.len() >= MAX_PROVEN {
                     memory.proven.clear();
                 }
-                memory.proven.insert(done.print);
+                memory.proven.insert(done.print, began);
                 Ok(())
             }
             _ => Err(format!("monitor: {}", done.words())),
@@ -343,9 +359,19 @@ impl Device {
         Ok(plugs)
     }
 
-    /// Whether exit code 2 may be believed of the program and the options of this print.
-    async fn prove(&self, plug: &str, print: u64, whom: For<'_>) -> Result<(), String> {
-        let is_proven = || lock(&self.memory).proven.contains(&print);
+    /// Whether exit code 2 of this run, which was begun at `began`, may be believed.
+    async fn prove(&self, plug: &str, done: &Done, began: Instant, whom: For<'_>) -> Result<(), String> {
+        const CHANGED: &str = "the agent or its options changed meanwhile";
+        let print = done.print;
+        let stands = if whom.lease.is_some() { PROOF_STANDS.0 } else { PROOF_STANDS.1 };
+        let is_new = |when: &Instant| {
+            if whom.lease.is_some() && done.complained { *when >= began } else { when.elapsed() < stands }
+        };
+        let is_proven = || lock(&self.memory).proven.get(&print).is_some_and(is_new);
+        // It may have been replaced while the run waited for its place: then another one ended so.
+        if self.find(whom.until).await?.1 != done.program {
+            return Err(CHANGED.to_owned());
+        }
         if is_proven() {
             return Ok(());
         }
@@ -369,7 +395,7 @@ impl Device {
         let result = self.monitor(Some(plug), whom).await;
         *failed = result.as_ref().err().map(|why| (Instant::now(), why.clone()));
         result?;
-        if is_proven() { Ok(()) } else { Err("the agent or its options changed meanwhile".to_owned()) }
+        if is_proven() { Ok(()) } else { Err(CHANGED.to_owned()) }
     }
 
     /// The plug that `monitor` is run with.
@@ -389,8 +415,13 @@ impl Device {
         {
             return known.what.clone();
         }
-        let ready =
-            Ready { path, input: Zeroizing::new(b"action=metadata\n".to_vec()), mask: self.mask(&[]), print };
+        let ready = Ready {
+            path,
+            input: Zeroizing::new(b"action=metadata\n".to_vec()),
+            mask: self.mask(&[]),
+            print,
+            program: print,
+        };
         let done = self.run_ready(Action::Metadata, ready, whom).await;
         let what = match &done.ended {
             // No time, no place: that says nothing of the agent.
@@ -418,7 +449,7 @@ impl Device {
     }
 
     async fn run_ready(&self, action: Action, ready: Ready, whom: For<'_>) -> Done {
-        let Ready { path, input, mask, print } = ready;
+        let Ready { path, input, mask, print, program } = ready;
         let place = self.slots.take(self.place, whom.purpose, self.is_ill());
         let Ok(Some(slot)) = timeout_at(whom.until.into(), place).await else {
             return self.not_run(action, "as many agents as may run at once did".to_owned(), print, whom);
@@ -452,6 +483,7 @@ impl Device {
             Ended::Killed(_) => lock(&self.memory).hung = Some(Instant::now()),
             _ => lock(&self.memory).hung = None,
         }
+        let complained = !whole.complaints.bytes.trim_ascii().is_empty();
         let complaints = mask.shown(&whole.complaints.bytes, whole.complaints.is_cut);
         // A list is not for records: it may be long, and what is wrong with it is said.
         let is_list = keep == READ && ended == Ended::Exit(0);
@@ -464,17 +496,29 @@ impl Device {
             text.lines().rfind(|it| !it.trim().is_empty()).map(|it| escaped(it.trim()).to_string())
         };
         let complaint = last(&complaints).or_else(|| last(&output).filter(|_| !is_list)).unwrap_or_default();
+        let read = match action {
+            Action::List | Action::ListStatus => Zeroizing::new(mask.names(&whole.output.bytes)),
+            _ => whole.output.bytes,
+        };
         let between = if output.is_empty() || complaints.is_empty() { "" } else { "\n" };
         let output = format!("{output}{between}{complaints}");
         debug!(device = self.name, action = action.name(), %ended, ms = took.as_millis(), "ran {}", self.agent);
         self.note(action, ended.clone(), took, output, whom);
-        Done { ended, output: whole.output.bytes, is_cut: whole.output.is_cut, complaint, print }
+        Done { ended, output: read, is_cut: whole.output.is_cut, complaint, complained, print, program }
     }
 
     fn not_run(&self, action: Action, why: String, print: u64, whom: For<'_>) -> Done {
         let ended = Ended::NotRun(why);
         self.note(action, ended.clone(), Duration::ZERO, String::new(), whom);
-        Done { ended, output: Zeroizing::default(), is_cut: false, complaint: String::new(), print }
+        Done {
+            ended,
+            output: Zeroizing::default(),
+            is_cut: false,
+            complaint: String::new(),
+            complained: false,
+            print,
+            program: 0,
+        }
     }
 
     fn note(&self, action: Action, ended: Ended, took: Duration, output: String, whom: For<'_>) {
@@ -553,7 +597,7 @@ impl Device {
             }
         }
         let mask = self.mask(&secrets);
-        Ok(Ready { path, input: lines.text, mask, print: own.finish() })
+        Ok(Ready { path, input: lines.text, mask, print: own.finish(), program })
     }
 
     /// A secret that the agent does not take: those that are built on the library tell the syslog what they were given.
@@ -596,10 +640,15 @@ struct Lines {
     quotes: bool,
 }
 
+/// Some agents read lines as Python's `splitlines` does.
+fn ends_a_line(it: char) -> bool {
+    it.is_control() || matches!(it, '\u{2028}' | '\u{2029}')
+}
+
 impl Lines {
     fn add(&mut self, name: &str, value: &str) -> Result<(), String> {
         // A line end in a value would be the next option.
-        if value.contains(|it: char| it.is_control() && it != SEPARATOR) {
+        if value.contains(|it: char| it != SEPARATOR && ends_a_line(it)) {
             return Err(format!("the value of its option {name} has a control character in it"));
         }
         let is_quoted = value.len() > 1 && value.starts_with('"') && value.ends_with('"');

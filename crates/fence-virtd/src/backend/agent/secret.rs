@@ -14,6 +14,10 @@ use zeroize::Zeroizing;
 const LONGEST: u64 = 4096;
 /// A secret that is shorter than this can't be told from other text.
 const SHORTEST: usize = 4;
+/// One that is no shorter than this is in no name by chance.
+const UNLIKELY: usize = 8;
+/// A line that can't be taken for a name.
+const NO_NAME: &[u8] = b"\x02";
 /// What stands in place of a secret.
 const MASK: &[u8] = b"***";
 
@@ -96,6 +100,17 @@ impl Mask {
         }
         let text = if is_cut { self.without_begun(text) } else { text };
         String::from_utf8_lossy(self.masked(text).trim_ascii()).into_owned()
+    }
+
+    /// Text for reading names from, without the lines that have a secret in them: what was said in passing would be
+    /// a name that guests are told. A short secret may well be in a name.
+    pub(super) fn names(&self, text: &[u8]) -> Vec<u8> {
+        let patterns = || self.patterns.iter().filter(|it| it.len() >= UNLIKELY);
+        let tells =
+            |line: &[u8]| patterns().any(|it| line.windows(it.len()).any(|part| part == it.as_slice()));
+        let lines: Vec<&[u8]> =
+            text.split(|it| *it == b'\n').map(|it| if tells(it) { NO_NAME } else { it }).collect();
+        lines.join(&b'\n')
     }
 
     fn masked(&self, text: &[u8]) -> Vec<u8> {
@@ -267,6 +282,13 @@ mod tests {
         let mask = Mask::new(["abc", "hunter2"]);
         assert_eq!(mask.shown(b"xabcx", false), "(not shown: a secret is too short to be told from it)");
         assert_eq!(mask.shown(b" \n", false), "");
+    }
+
+    #[test]
+    fn a_line_that_tells_a_secret_is_no_name() {
+        let mask = Mask::new(["correct horse", "web"]);
+        let list = b"1,web\nlogin as fencing with correct horse\n\n2,db\nx=correct%20horse";
+        assert_eq!(mask.names(list), b"1,web\n\x02\n\n2,db\n\x02");
     }
 
     #[test]
