@@ -86,17 +86,19 @@ def test_a_domain_that_is_in_no_list(site, start_host, sshd, vm1):
     assert untouched(vm1, qemu)
 
 
-def test_a_hypervisor_whose_virsh_is_gone(site, start_host, sshd, vm1):
+@pytest.mark.parametrize("plugs", ["*", "vm1"])
+def test_a_hypervisor_whose_virsh_is_gone(site, start_host, sshd, vm1, plugs):
     """The agent says off of every name then, "already off" for off, and that all is well."""
     sshd.kill()
     sshd.start(path="/nowhere")
     try:
-        host = start_host([device("hv", AGENT, options=sshd.options())], over=sshd.known())
+        host = start_host([device("hv", AGENT, plugs, retries=0, timeout=5, options=sshd.options())], over=sshd.known())
         qemu = vm1.process()
-        for action in ("status", "off"):
-            result = site.ask("-o", action, "-H", "vm1")
-            assert result.rc == FAILED and "Status" not in result.out, (result, host.daemon.log)
+        result = site.ask("-o", "status", "-H", "vm1")
+        assert result.rc == FAILED and "Status" not in result.out, (result, host.daemon.log)
+        assert site.ask("-o", "off", "-H", "vm1").rc == FAILED, host.daemon.log
         assert untouched(vm1, qemu)
+        assert plugs == "*" or "not believed: its list is empty" in host.daemon.log, host.daemon.log
     finally:
         sshd.kill()
 

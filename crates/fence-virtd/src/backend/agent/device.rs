@@ -4,10 +4,11 @@
 //! Runs the agent for one action at a time a call, within the limits of [`Slots`]; several calls may run beside each other.
 //! It decides what an exit code is worth: 2 of `status` is "off" only where `monitor` has succeeded with the same program and
 //! the same options, and something ended well a moment ago: what a program needs can go away while the program stays the
-//! same, and a shell without its library ends with 2, Python without its script too. It never acts unless it is told to,
+//! same, and a shell without its library ends with 2, Python without its script too. And only of a plug that its list
+//! has, where it has a list. It never acts unless it is told to,
 //! never puts an option on a command line, and lets nothing out of an agent's output before the secrets are masked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -87,6 +88,8 @@ type Listed = Result<Arc<Plugs>, String>;
 struct Memory {
     /// With which `monitor` succeeded, and when that or a `status` ended with 0.
     proven: HashMap<u64, Instant>,
+    /// Plugs that were on.
+    seen_on: HashSet<String>,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
@@ -227,18 +230,54 @@ impl Device {
         match power(code) {
             None => Look { heard: Heard::CantTell, words: done.words() },
             Some(Power::On) => {
-                if let Some(when) = lock(&self.memory).proven.get_mut(&done.print) {
+                let mut memory = lock(&self.memory);
+                if let Some(when) = memory.proven.get_mut(&done.print) {
                     *when = Instant::now();
                 }
+                if memory.seen_on.len() >= MAX_PROVEN {
+                    memory.seen_on.clear();
+                }
+                memory.seen_on.insert(plug.to_owned());
                 Look { heard: Heard::Is(Power::On), words: "on".to_owned() }
             }
-            Some(Power::Off) => match self.prove(plug, &done, began, whom).await {
-                Ok(()) => Look { heard: Heard::Is(Power::Off), words: "off".to_owned() },
-                Err(why) => Look {
-                    heard: Heard::CantTell,
-                    words: format!("exit 2, which is not believed: its monitor has not succeeded ({why})"),
-                },
-            },
+            Some(Power::Off) => {
+                let why = match self.prove(plug, &done, began, whom).await {
+                    Ok(()) => match self.is_known(plug, whom).await {
+                        Ok(()) => return Look { heard: Heard::Is(Power::Off), words: "off".to_owned() },
+                        Err(why) => why,
+                    },
+                    Err(why) => format!("its monitor has not succeeded ({why})"),
+                };
+                Look { heard: Heard::CantTell, words: format!("exit 2, which is not believed: {why}") }
+            }
+        }
+    }
+
+    /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what its endpoint
+    /// says may take everything for off: `fence_virsh` does where there is no virsh, with `monitor` and an empty list in order.
+    async fn is_known(&self, plug: &str, whom: For<'_>) -> Result<(), String> {
+        let Ok(metadata) = self.metadata(whom).await else { return Ok(()) };
+        let takes_plugs =
+            self.plug_option.is_some() || !metadata.plug_options(|it| self.is_on(it)).is_empty();
+        if !takes_plugs || !metadata.has_action("list") {
+            return Ok(());
+        }
+        match self.listing(LIST_STANDS, whom).await {
+            Ok(list) if list.entries.is_empty() && list.noise == 0 => Err("its list is empty".to_owned()),
+            Ok(list) => {
+                let has_it = list
+                    .entries
+                    .iter()
+                    .any(|it| it.plug == plug || it.alias.as_deref().is_some_and(|it| it == plug));
+                // Some take more names than they list, such as a UUID.
+                if has_it || list.noise > 0 || lock(&self.memory).seen_on.contains(plug) {
+                    Ok(())
+                } else {
+                    Err(format!("its list does not name the plug {}", escaped(plug)))
+                }
+            }
+            // It has none, or none at the moment: that says nothing of the plug.
+            Err(_) => Ok(()),
         }
     }
 

@@ -86,11 +86,11 @@ impl Rig {
         AgentBackend::new(settings).0
     }
 
-    /// What a device's agent was run for, but for what it says of itself.
+    /// What a device's agent was run for, but for what it says of itself and of its plugs.
     fn runs(&self, device: &str) -> Vec<String> {
         let runs = std::fs::read_to_string(self.path(device).join("runs")).unwrap_or_default();
         let runs = runs.lines().map(|it| it.split(' ').next().unwrap().to_owned());
-        runs.filter(|it| it != "metadata" && it != "monitor").collect()
+        runs.filter(|it| !["metadata", "monitor", "list"].contains(&it.as_str())).collect()
     }
 }
 
@@ -331,6 +331,39 @@ async fn a_plug_that_means_another_domain_now_is_left_alone() {
     backend.devices[0].forget_list().await;
     assert!(backend.off(&web, false, &lease(PATIENCE)).await.is_ok());
     assert_eq!(rig.power("101"), "off");
+}
+
+/// An agent that understands nothing of what its endpoint says, and takes it for off.
+#[tokio::test]
+async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
+    let refused = |error: ActError, why: &str| {
+        let ActError::Unavailable(said) = &error else { panic!("{error:?}") };
+        assert!(said.contains("exit 2, which is not believed: ") && said.contains(why), "{said}");
+    };
+    let rig = Rig::new()
+        .machine("1", "on")
+        .device(
+            "blind",
+            "plugs = \"web:1\"; retries = \"0\";",
+            &[("status", "exit 2"), ("off", "exit 0"), ("list-of", "")],
+        )
+        .device("other", "plugs = \"db:7\";", &[("status", "exit 2"), ("list-of", "1,web\n")])
+        .device("none", "plugs = \"dns:7\";", &[("status", "exit 2"), ("list", "exit 1")]);
+    let backend = rig.backend();
+    let web = found(&backend, "web").await;
+    refused(backend.status(&web, &lease(PATIENCE)).await.unwrap_err(), "its list is empty");
+    assert!(backend.off(&web, false, &lease(Duration::from_secs(10))).await.is_err());
+    let db = found(&backend, "db").await;
+    refused(backend.status(&db, &lease(PATIENCE)).await.unwrap_err(), "its list does not name the plug 7");
+    // One that has been seen on is known, whatever it is called in the list.
+    let script = rig.path("other").join("status");
+    std::fs::write(&script, "exit 0").unwrap();
+    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(Power::On));
+    std::fs::write(&script, "exit 2").unwrap();
+    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(Power::Off));
+    // Without a list nothing speaks against it.
+    let dns = found(&backend, "dns").await;
+    assert_eq!(backend.status(&dns, &lease(PATIENCE)).await, Ok(Power::Off));
 }
 
 #[tokio::test]
