@@ -2,7 +2,8 @@
 //! What is said about a file: errors and warnings with their place, and their text form.
 //!
 //! Nothing of the file reaches a message raw: control characters and bytes that are not UTF-8 are escaped,
-//! so a message is safe for a terminal and for a log.
+//! so a message is safe for a terminal and for a log. Nor does what stands behind a word that means a secret, such as
+//! the password of a fence agent.
 
 use std::fmt::{self, Write as _};
 
@@ -191,6 +192,19 @@ struct Finding {
     help: Option<String>,
 }
 
+impl Finding {
+    /// Takes what it is about out of its words where that may be a secret.
+    fn hide_secret(&mut self, source: &[u8]) {
+        let (line, from) = line_at(source, self.span.start);
+        let about = source.get(self.span.start..self.span.end).map(show).unwrap_or_default();
+        if from < hidden_from(line) || about.is_empty() {
+            return;
+        }
+        self.message = self.message.replace(&about, HIDDEN);
+        self.help = self.help.take().map(|it| it.replace(&about, HIDDEN));
+    }
+}
+
 impl Findings {
     pub(crate) fn error(&mut self, code: Code, span: Span, message: String, help: Option<String>) {
         self.push(Severity::Error, code, span, message, help);
@@ -240,8 +254,9 @@ impl Findings {
         let mut place = Place { source, at: 0, line: 1, line_start: 0 };
         self.kept
             .into_iter()
-            .map(|it| {
+            .map(|mut it| {
                 let (line, column) = place.of(it.span.start);
+                it.hide_secret(source);
                 Diagnostic {
                     severity: it.severity,
                     code: it.code,
@@ -254,6 +269,38 @@ impl Findings {
             })
             .collect()
     }
+}
+
+/// What stands in place of a secret.
+const HIDDEN: &str = "***";
+
+/// The line of this offset, and the offset in it.
+fn line_at(source: &[u8], offset: usize) -> (&[u8], usize) {
+    let from = offset.min(source.len());
+    let start = source[..from].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let end = source[from..].iter().position(|&byte| byte == b'\n').map_or(source.len(), |at| from + at);
+    let line = &source[start..end];
+    (line.strip_suffix(b"\r").unwrap_or(line), from - start)
+}
+
+/// Where in a line what may be a secret begins: behind the first word that means one. Quotes are no help in telling that, since
+/// they may be what is wrong.
+fn hidden_from(line: &[u8]) -> usize {
+    let is_word = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
+    let mut end = 0;
+    while let Some(start) = line[end..].iter().position(|it| is_word(*it)).map(|it| end + it) {
+        end = line[start..].iter().position(|it| !is_word(*it)).map_or(line.len(), |it| start + it);
+        let word = line[start..end].to_ascii_lowercase();
+        let has = |text: &str| word.windows(text.len()).any(|it| it == text.as_bytes());
+        let behind = line[end..].iter().position(|it| !it.is_ascii_whitespace()).map(|it| end + it);
+        let is_assigned = behind.is_some_and(|it| line[it] == b'=');
+        let means_one =
+            ["pass", "secret", "token", "credential"].into_iter().any(has) || is_assigned && has("key");
+        if means_one && !word.ends_with(b"file") {
+            return behind.filter(|_| is_assigned).map_or(end, |it| it + 1);
+        }
+    }
+    line.len()
 }
 
 /// Text of the file for a message: quoted by the caller, escaped, cut when long.
@@ -313,13 +360,9 @@ impl Excerpt {
     const IN_ALL: usize = 120;
 
     fn of(source: &[u8], span: Span) -> Excerpt {
-        let from = span.start.min(source.len());
-        let line_start = source[..from].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        let line_end =
-            source[from..].iter().position(|&byte| byte == b'\n').map_or(source.len(), |at| from + at);
-        let line = &source[line_start..line_end];
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let (from, to) = (from - line_start, span.end.min(line_end).max(from) - line_start);
+        let (line, from) = line_at(source, span.start);
+        let to = from + span.end.saturating_sub(span.start).min(line.len().saturating_sub(from));
+        let hidden = hidden_from(line);
 
         let pieces: Vec<_> = Pieces::of(line).collect();
         let first = pieces.iter().position(|&(at, _)| at >= from).unwrap_or(pieces.len());
@@ -329,7 +372,8 @@ impl Excerpt {
             excerpt.text.push('…');
         }
         let (mut start, mut end) = (None, None);
-        for &(at, piece) in pieces.iter().skip(skip).take(Self::IN_ALL) {
+        let shown = pieces.iter().take_while(|it| it.0 < hidden);
+        for &(at, piece) in shown.skip(skip).take(Self::IN_ALL) {
             if at >= from {
                 start.get_or_insert(excerpt.text.len());
             }
@@ -338,9 +382,13 @@ impl Excerpt {
             }
             piece.write_to(&mut excerpt.text);
         }
+        if hidden < line.len() {
+            start.get_or_insert(excerpt.text.len());
+            excerpt.text.push_str(HIDDEN);
+        }
         excerpt.start = start.unwrap_or(excerpt.text.len());
         excerpt.end = end.unwrap_or(excerpt.text.len()).max(excerpt.start);
-        if pieces.len() > skip + Self::IN_ALL {
+        if pieces.len() > skip + Self::IN_ALL && hidden == line.len() {
             excerpt.text.push('…');
         }
         excerpt

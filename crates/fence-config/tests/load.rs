@@ -624,6 +624,45 @@ fn what_an_agent_is_told_is_not_shown() {
     }
 }
 
+/// Errors and warnings go to the log, and nobody may read a password there, whatever is wrong with its line.
+#[test]
+fn what_is_wrong_with_a_secret_is_told_without_it() {
+    let file = |line: &str| {
+        format!(
+            "fence_virtd {{ listener = \"multicast\"; backend = \"agent\"; }}\nbackends {{ agent {{ device = \"d\" {{\n\
+             agent = \"fence_x\";\nplugs = \"a\";\n{line}\n}} }} }}\n"
+        )
+    };
+    for line in [
+        "options { password = \"hunter2\" bogus; }",
+        "options { password = \"hunter2; }",
+        "options { password = hunter2; }",
+        "options { password = hunter2 hunter2; }",
+        "options { password = \"hunter2\" }",
+        "options { password = \"hunter2\u{7}\"; }",
+        "options { password = \"a\"; password = \"hunter2\"; }",
+        "options { secret_key = \"a\"; secret_key = \"hunter2\"; }",
+        "optionz { api-token = \"hunter2\"; }",
+        "options { pass word = \"hunter2\"; }",
+        "options { password \"hunter2\"; }",
+        "password = \"hunter2\";",
+        "passwd = \"hunter2\";",
+        "options { username = \"x; password = \"hunter2\"; }",
+    ] {
+        let source = file(line);
+        let loaded = load(source.as_bytes());
+        assert!(!loaded.diagnostics.is_empty(), "{line}");
+        for it in &loaded.diagnostics {
+            let said = [it.render("f", source.as_bytes()), it.one_line("f"), it.message.clone()].join("\n");
+            assert!(!said.contains("hunter2"), "{line}: {said}");
+        }
+    }
+    // What only reads like one is shown.
+    let source = file("options { password_file = \"relative\" }\nkey_file = \"x\";");
+    let said = load(source.as_bytes()).render("f", source.as_bytes());
+    assert!(said.contains("password_file = \"relative\" }"), "{said}");
+}
+
 #[test]
 fn devices_that_can_not_be() {
     let device = |body: &str| wrong_agents(&format!("device = \"d\" {{ {body} }}"));
