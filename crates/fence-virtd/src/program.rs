@@ -8,6 +8,7 @@
 //! it a tag that nobody else has: so even a child that left the process group is found in /proc and killed. That takes a
 //! thread of its own, since the one who drops a run can't wait.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
@@ -15,7 +16,8 @@ use std::io::{self, Read as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fence_wire::escaped;
@@ -40,8 +42,15 @@ const CHUNK: usize = 1 << 16;
 const FLOOD_PAUSE: Duration = Duration::from_millis(1);
 /// The variable in the environment of all that belongs to one run.
 const TAG: &str = "FENCE_VIRTD_RUN";
-/// This process's part of it.
-static DAEMON: OnceLock<String> = OnceLock::new();
+/// This process's part of it: its PID namespace, its number there, and when it began.
+static DAEMON: LazyLock<String> = LazyLock::new(|| {
+    let me = Pid::this();
+    format!("{}-{me}-{}", name_space(), began(me).unwrap_or_default())
+});
+/// Nothing is started any more.
+static IS_OVER: AtomicBool = AtomicBool::new(false);
+/// How long those are hunted for that a killed daemon left behind.
+const ORPHANS: Duration = Duration::from_secs(2);
 /// How long those are hunted for that don't die at once.
 const HUNT: Duration = Duration::from_secs(10);
 /// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over it.
@@ -144,6 +153,9 @@ pub(crate) async fn run_wholly(
 ) -> Result<Whole, RunError> {
     let tag = tag().map_err(RunError::Start)?;
     let child = loop {
+        if IS_OVER.load(Ordering::SeqCst) {
+            return Err(RunError::Start(io::Error::other("the daemon ends")));
+        }
         let spawned = command(program).env(TAG, &tag).stdin(Stdio::piped()).spawn();
         match spawned {
             // It is being installed this moment, or was, and a child of ours has not yet closed the file.
@@ -189,38 +201,65 @@ fn command(program: &Path) -> Command {
 /// The daemon ends: all that [`run_wholly`] started ends before. Blocks for a moment. To be called when nothing is started any
 /// more: who was to end a run then may not have come to it.
 pub(crate) fn end_all() {
-    let Some(daemon) = DAEMON.get() else { return };
-    let tag = format!("{TAG}={daemon}.");
-    let is_ours = |it: &[u8]| it.starts_with(tag.as_bytes());
-    let until = Instant::now() + KILLED;
+    IS_OVER.store(true, Ordering::SeqCst);
+    let tag = format!("{TAG}={}.", *DAEMON);
+    end_those(Instant::now() + KILLED, |it| it.starts_with(tag.as_bytes()));
+}
+
+/// Ends what [`run_wholly`] started in daemons that were killed: it must not come to its end when nobody knows of it any more. To
+/// be called before the sandbox, which lets nobody outside of it be signalled. Blocks for a moment.
+pub(crate) fn end_orphans() {
+    let ended = end_those(Instant::now() + ORPHANS, |it| {
+        it.strip_prefix(TAG.as_bytes()).and_then(|it| it.strip_prefix(b"=")).is_some_and(is_orphan)
+    });
+    if ended > 0 {
+        warn!(
+            "{ended} processes of fence agents were still there that another daemon had left: they were ended"
+        );
+    }
+}
+
+/// Whether the daemon of this tag is gone. What another PID namespace calls its processes nobody here knows.
+fn is_orphan(tag: &[u8]) -> bool {
+    let parts = || {
+        let (daemon, _) = std::str::from_utf8(tag).ok()?.split_once('.')?;
+        let mut parts = daemon.split('-');
+        Some((parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse::<u64>().ok()?))
+    };
+    parts().is_some_and(|(space, pid, when)| {
+        space == name_space() && began(Pid::from_raw(pid)).is_none_or(|it| it != when)
+    })
+}
+
+/// Kills those that have such a variable in their environment, and their descendants, until none is left. How many there were.
+fn end_those(until: Instant, is_ours: impl Fn(&[u8]) -> bool) -> usize {
+    let mut ended = HashSet::new();
     let mut quiet = 0;
     while quiet < 3 && Instant::now() < until {
-        let found = carriers(is_ours);
+        let found = carriers(&is_ours);
         quiet = if found.is_empty() { quiet + 1 } else { 0 };
         // Those of them that have an environment of their own are told by their parents alone.
         let families: Vec<Pid> = found.iter().flat_map(|it| descendants(*it)).collect();
         kill_all(&found);
         kill_all(&families);
+        ended.extend(found);
         std::thread::sleep(Duration::from_millis(5));
     }
+    ended.len()
 }
 
 /// What no other process has in its environment: this daemon's part, and the run's.
 fn tag() -> io::Result<String> {
-    let daemon = match DAEMON.get() {
-        Some(it) => it,
-        None => {
-            let new = random()?;
-            DAEMON.get_or_init(|| new)
-        }
-    };
-    Ok(format!("{daemon}.{}", random()?))
-}
-
-fn random() -> io::Result<String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|it| io::Error::other(it.to_string()))?;
-    Ok(bytes.iter().map(|it| format!("{it:02x}")).collect())
+    let run: String = bytes.iter().map(|it| format!("{it:02x}")).collect();
+    Ok(format!("{}.{run}", *DAEMON))
+}
+
+/// The number of this process's PID namespace.
+fn name_space() -> String {
+    let link = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    link.to_string_lossy().chars().filter(char::is_ascii_digit).collect()
 }
 
 /// What becomes of output that is too much.
@@ -427,12 +466,21 @@ fn descendants(of: Pid) -> Vec<Pid> {
     family.split_off(1)
 }
 
-/// From `PID (name) state PPID …`; the name may hold anything.
 fn parent(pid: Pid) -> Option<Pid> {
+    stat(pid, 1)?.parse().ok().map(Pid::from_raw)
+}
+
+/// When it was started, in ticks of the kernel's clock. None for one that is not there, or only as a zombie.
+fn began(pid: Pid) -> Option<u64> {
+    if stat(pid, 0)? == "Z" { None } else { stat(pid, 19)?.parse().ok() }
+}
+
+/// A word of `PID (name) state PPID …`, counted from the state; the name may hold anything.
+fn stat(pid: Pid, place: usize) -> Option<String> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let after = stat.iter().rposition(|it| *it == b')')? + 1;
     let mut words = std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace();
-    words.nth(1)?.parse().ok().map(Pid::from_raw)
+    words.nth(place).map(str::to_owned)
 }
 
 async fn write(to: Option<ChildStdin>, input: Option<Zeroizing<Vec<u8>>>) {
@@ -650,9 +698,19 @@ mod tests {
         let variable = format!("FENCE_VIRTD_RUN={tag}");
         assert_eq!(carriers(|it| it == variable.as_bytes()), [pid]);
         assert_eq!(carriers(|it| it == &variable.as_bytes()[..variable.len() - 1]), []);
+        assert!(!is_orphan(tag.as_bytes()));
+        let of = |space: &str, pid: u32, when: u64| format!("{space}-{pid}-{when}.12");
+        let (space, when) = (name_space(), began(pid).unwrap());
+        assert!(!is_orphan(of(&space, child.id(), when).as_bytes()));
+        assert!(is_orphan(of(&space, child.id(), when + 1).as_bytes()));
+        assert!(!is_orphan(of("1", child.id(), when + 1).as_bytes()));
+        for none in ["", ".", "--.", "12"] {
+            assert!(!is_orphan(none.as_bytes()));
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(parent(pid), None);
+        assert!(is_orphan(of(&space, child.id(), when).as_bytes()));
     }
 
     /// The processes with these ids end, or have ended.

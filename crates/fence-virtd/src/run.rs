@@ -143,7 +143,11 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
     let _pid_file = pid_file.map(PidFile::take).transpose()?;
     let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
-    // Not confined yet: its socket may be anywhere.
+    // Not confined yet, and nothing was begun: what a killed daemon's agents do must not come later than what ours do.
+    if config.backends.iter().any(|it| matches!(it, BackendSettings::Agent(_))) {
+        program::end_orphans();
+    }
+    // Its socket may be anywhere.
     let endpoint = config.daemon.metrics.as_ref().and_then(Endpoint::open);
     // Here and not later: threads that run already would not be confined, and the memory of packets, libvirt and the
     // runtime start theirs below. What they will open is known from the configuration.
