@@ -297,7 +297,8 @@ fn hidden_from(line: &[u8]) -> usize {
         let means_one =
             ["pass", "secret", "token", "credential"].into_iter().any(has) || is_assigned && has("key");
         if means_one && !word.ends_with(b"file") {
-            return behind.filter(|_| is_assigned).map_or(end, |it| it + 1);
+            let from = behind.filter(|_| is_assigned).map_or(end, |it| it + 1);
+            return line[from..].iter().position(|it| *it != b' ').map_or(line.len(), |it| from + it);
         }
     }
     line.len()
