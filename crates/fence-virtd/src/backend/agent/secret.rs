@@ -157,6 +157,12 @@ fn forms(secret: &str) -> Vec<Zeroizing<Vec<u8>>> {
         by_byte(bytes, |it| b"\\'".contains(&it), |it| format!("\\{}", char::from(it))),
         by_byte(bytes, |it| it == b'\\', |_| "\\\\".to_owned()),
         secret.replace(' ', "+").into_bytes(),
+        // In the body of a form, and in Python's words for bytes.
+        form(bytes, |it| format!("%{it:02X}")),
+        form(bytes, |it| format!("%{it:02x}")),
+        by_byte(bytes, |it| !it.is_ascii(), |it| format!("\\x{it:02x}")),
+        by_byte(bytes, |_| true, |it| format!("{it:02x}")),
+        by_byte(bytes, |_| true, |it| format!("{it:02X}")),
         secret.replace('\'', "'\\''").into_bytes(),
         xml(secret, false),
         xml(secret, true),
@@ -167,6 +173,11 @@ fn forms(secret: &str) -> Vec<Zeroizing<Vec<u8>>> {
     let plain = bytes.len();
     forms.retain(|it| it.len() >= SHORTEST.min(plain));
     forms.into_iter().map(Zeroizing::new).collect()
+}
+
+fn form(bytes: &[u8], as_other: impl Fn(u8) -> String) -> Vec<u8> {
+    let is_other = |it: u8| !it.is_ascii_alphanumeric() && !b"-_.~".contains(&it);
+    by_byte(bytes, is_other, |it| if it == b' ' { "+".to_owned() } else { as_other(it) })
 }
 
 fn by_byte(bytes: &[u8], is_other: impl Fn(u8) -> bool, as_other: impl Fn(u8) -> String) -> Vec<u8> {
@@ -257,6 +268,11 @@ mod tests {
             "p%26s%20%22w%27%C3%A9d%2F",
             "p%26s%20%22w%27%c3%a9d%2f",
             "p%26s%20%22w%27%C3%A9d/",
+            "p%26s+%22w%27%C3%A9d%2F",
+            "p%26s+%22w%27%c3%a9d%2f",
+            "p&s \"w'\\xc3\\xa9d/",
+            "70267320227727c3a9642f",
+            "70267320227727C3A9642F",
             "p&s \\\"w'\u{e9}d/",
             "p&s \\\"w'\\u00e9d/",
             "p&s \"w\\'\u{e9}d/",
