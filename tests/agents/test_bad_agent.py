@@ -221,7 +221,7 @@ def test_off_already(site, start_host, tmp_path):
     zoo.switch("hangs", "off")
     assert site.ask("-o", "off", "-H", "hangs").rc == OK
     assert not zoo.runs("off") and zoo.runs("monitor") and zoo.runs("status", "hangs")
-    assert {run["action"] for run in host.runs("off")} <= {"status", "monitor", "metadata"}
+    assert {run["action"] for run in host.runs("off")} <= {"status", "monitor", "metadata", "list"}
 
 
 def children(pid):

@@ -82,7 +82,18 @@ pub(super) struct Device {
 type Failure = Arc<tokio::sync::Mutex<Option<(Instant, String)>>>;
 
 /// A list, or why there is none.
-type Listed = Result<Arc<Plugs>, String>;
+type Listed = Result<Arc<Plugs>, NoList>;
+
+/// Why there is no list.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum NoList {
+    /// The agent said that it has none, or failed.
+    #[error("{0}")]
+    Refused(String),
+    /// It could not be asked, or did not answer.
+    #[error("{0}")]
+    Unheard(String),
+}
 
 #[derive(Default)]
 struct Memory {
@@ -199,7 +210,8 @@ impl Device {
             serves_several: it.plugs.listed || it.plugs.named.len() > 1,
             options: it.options.clone(),
             status_timeout: it.status_timeout,
-            limits: Limits { timeout: it.timeout, status: it.status_timeout, retries: it.retries },
+            // A look that says off may take a `monitor` and a list as well.
+            limits: Limits { timeout: it.timeout, status: it.status_timeout * 3, retries: it.retries },
             slots,
             runs,
             metadata: tokio::sync::Mutex::default(),
@@ -218,8 +230,7 @@ impl Device {
     /// Asks for the state of a plug.
     pub(super) async fn status(&self, plug: &str, whom: For<'_>) -> Look {
         let began = Instant::now();
-        let whom = whom.within(began + self.status_timeout);
-        let done = self.run(Action::Status, Some(plug), whom).await;
+        let done = self.run(Action::Status, Some(plug), whom.within(began + self.status_timeout)).await;
         let code = match done.ended {
             Ended::Exit(code) => code,
             Ended::Killed(_) => return Look { heard: Heard::Silent, words: done.words() },
@@ -262,7 +273,7 @@ impl Device {
         if !takes_plugs || !metadata.has_action("list") {
             return Ok(());
         }
-        match self.listing(LIST_STANDS, whom).await {
+        match self.plugs(LIST_STANDS, whom).await {
             Ok(list) if list.entries.is_empty() && list.noise == 0 => Err("its list is empty".to_owned()),
             Ok(list) => {
                 let has_it = list
@@ -276,8 +287,9 @@ impl Device {
                     Err(format!("its list does not name the plug {}", escaped(plug)))
                 }
             }
-            // It has none, or none at the moment: that says nothing of the plug.
-            Err(_) => Ok(()),
+            // That says nothing of the plug.
+            Err(NoList::Refused(_)) => Ok(()),
+            Err(NoList::Unheard(why)) => Err(why),
         }
     }
 
@@ -318,11 +330,15 @@ impl Device {
     }
 
     /// Its plugs, by a list that is no older than `age`. Whoever asks while it is made waits for it.
-    pub(super) async fn listing(&self, age: Duration, whom: For<'_>) -> Listed {
+    pub(super) async fn listing(&self, age: Duration, whom: For<'_>) -> Result<Arc<Plugs>, String> {
+        self.plugs(age, whom).await.map_err(|it| it.to_string())
+    }
+
+    async fn plugs(&self, age: Duration, whom: For<'_>) -> Listed {
         let whom = whom.within(Instant::now() + self.status_timeout);
         let asked = Instant::now();
         let waiting = timeout_at(whom.until.into(), self.listing.lock()).await;
-        let mut known = waiting.map_err(|_| "its list is not there in time".to_owned())?;
+        let mut known = waiting.map_err(|_| NoList::Unheard("its list is not there in time".to_owned()))?;
         if let Some((when, plugs)) = &*known {
             let age = age.min(if plugs.is_ok() { LIST_STANDS } else { FAILURE_STANDS });
             // One that was made while we waited is new enough.
@@ -380,18 +396,22 @@ impl Device {
         *self.listing.lock().await = None;
     }
 
-    async fn list(&self, whom: For<'_>) -> Result<Plugs, String> {
+    async fn list(&self, whom: For<'_>) -> Result<Plugs, NoList> {
         let states = self.lists_states(whom).await;
         let action = if states { Action::ListStatus } else { Action::List };
         let done = self.run(action, None, whom).await;
-        if done.ended != Ended::Exit(0) {
-            return Err(format!("{}: {}", action.name(), done.words()));
+        let words = || format!("{}: {}", action.name(), done.words());
+        match done.ended {
+            Ended::Exit(0) => {}
+            Ended::Exit(_) => return Err(NoList::Refused(words())),
+            Ended::Signal(_) | Ended::Killed(_) | Ended::NotRun(_) => return Err(NoList::Unheard(words())),
         }
+        let refused = |it: listing::ListError| NoList::Refused(it.to_string());
         if done.is_cut {
-            return Err(listing::ListError::TooLong.to_string());
+            return Err(refused(listing::ListError::TooLong));
         }
         let separator = self.option("separator").unwrap_or(",");
-        let plugs = listing::parse(&done.output, separator, states).map_err(|it| it.to_string())?;
+        let plugs = listing::parse(&done.output, separator, states).map_err(refused)?;
         if plugs.noise > 0 {
             debug!(device = self.name, lines = plugs.noise, "its list has lines that name no plug");
         }
