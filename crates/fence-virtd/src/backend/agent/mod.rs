@@ -373,6 +373,10 @@ impl AgentBackend {
         let mut course = Course { goal, ways, plan, lease, said, aftermath };
         course.look_first().await;
         let is_done = course.go().await;
+        if is_done {
+            // What was claimed has come.
+            course.aftermath.open.retain(|it| !it.is_claimed);
+        }
         for it in &course.ways {
             it.device.states_changed();
         }
@@ -688,11 +692,14 @@ impl Course<'_> {
 
     async fn act(&mut self, place: usize, until: Instant) {
         let way = self.ways[place].clone();
-        self.aftermath.open.push((way.clone(), Instant::now()));
+        self.aftermath.open.push(Open { way: way.clone(), when: Instant::now(), is_claimed: false });
         let whom = For { purpose: Purpose::Request, lease: Some(self.lease), until };
         let (how, words) = way.act(self.goal, whom).await;
+        let may_come = matches!(how, Acted::Claimed | Acted::Unknown);
         match self.aftermath.open.last_mut() {
-            Some(open) if how == Acted::Unknown => open.1 = Instant::now(),
+            Some(open) if may_come => {
+                (open.when, open.is_claimed) = (Instant::now(), how == Acted::Claimed);
+            }
             _ => drop(self.aftermath.open.pop()),
         }
         self.said[place].act = Some(words);
@@ -788,11 +795,21 @@ impl Looks {
     }
 }
 
-/// Agents that were killed in the middle of an action, or whose end nobody waited for: what they asked for may come yet.
-/// Until their devices were heard nothing that conflicts with it gets its turn.
+/// Agents that were killed in the middle of an action, or whose end nobody waited for, and those that said that it was done
+/// when it was not: what they asked for may come yet. Until their devices were heard nothing that conflicts with it gets its
+/// turn.
 struct Aftermath {
     lease: Lease,
-    open: Vec<(Way, Instant)>,
+    open: Vec<Open>,
+}
+
+/// An action that may have an effect yet.
+struct Open {
+    way: Way,
+    /// When it ended.
+    when: Instant,
+    /// Its agent said that it was done; it was followed since.
+    is_claimed: bool,
 }
 
 impl Drop for Aftermath {
@@ -804,8 +821,8 @@ impl Drop for Aftermath {
         let held = self.lease.to_the_end(Instant::now() + AFTERMATH.1);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let waits = open.into_iter().map(|(way, when)| async move {
-                let until = when + AFTERMATH.1;
+            let waits = open.into_iter().map(|Open { way, when, is_claimed }| async move {
+                let until = if is_claimed { Instant::now() } else { when } + AFTERMATH.1;
                 loop {
                     let whom = For { purpose: Purpose::Request, lease: None, until };
                     let look = way.status(whom).await;

@@ -333,6 +333,31 @@ async fn a_plug_that_means_another_domain_now_is_left_alone() {
     assert_eq!(rig.power("101"), "off");
 }
 
+/// A machine that may go off yet holds up what conflicts with it for a moment; one that is off holds up nothing.
+#[tokio::test]
+async fn what_was_claimed_and_is_not_seen_may_come_yet() {
+    for (off, is_held) in [("exit 0", true), ("exit 1", false), ("echo off > ../power-1", false)] {
+        let rig =
+            Rig::new().machine("1", "on").device("d", "plugs = \"web:1\"; retries = \"0\";", &[("off", off)]);
+        let backend = rig.backend();
+        let web = found(&backend, "web").await;
+        // One that stays on is followed to the end of the time. However long it takes to get there.
+        let mut limit = if off.contains("echo") { PATIENCE } else { Duration::from_secs(3) };
+        let (lease, mut settled, result) = loop {
+            let (lease, settled) = Lease::new(Instant::now() + limit, 1);
+            let result = backend.off(&web, false, &lease).await;
+            if rig.runs("d").contains(&"off".to_owned()) {
+                break (lease, settled, result);
+            }
+            limit *= 2;
+        };
+        assert_eq!(result.is_ok(), off.contains("echo"), "{result:?}");
+        drop(lease);
+        assert_eq!(settled.is_now(), !is_held, "{off}");
+        tokio::time::timeout(PATIENCE, settled.wait()).await.unwrap();
+    }
+}
+
 /// An agent that understands nothing of what its endpoint says, and takes it for off.
 #[tokio::test]
 async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
