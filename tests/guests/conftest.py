@@ -13,6 +13,7 @@ import pytest
 
 from lab import net, programs
 from scene import CHOSEN, PAIRS, WAYS, Pair, Scene, command, program
+from survivor.rig import shelved
 
 
 def pytest_configure(config):
@@ -83,16 +84,18 @@ def way(request):
 
 @pytest.fixture
 def start_daemon(scene, guests, pair, tmp_path):
-    """start_daemon(way, …, groups=None): the pair's daemon on the host, which hears requests by these ways.
+    """start_daemon(way, …, groups=None, devices=(), over=None): the pair's daemon on the host, which hears requests by these
+    ways. `devices`: those of the agent backend, in place of libvirt; `over`: {place: path}, what the daemon sees elsewhere.
 
     At the end of the case every daemon must still be alive and end by SIGTERM with code 0, unless the case has set
     `expected_to_run` to False."""
     running = []
 
-    def start(*ways, groups=None):
-        config = scene.config(tmp_path / f"fence_virt-{len(running)}.conf", ways, pair.daemon, groups)
+    def start(*ways, groups=None, devices=(), over=None):
+        config = scene.config(tmp_path / f"fence_virt-{len(running)}.conf", ways, pair.daemon, groups, devices)
+        run = shelved(pair.daemon, tmp_path, over) if over else str(program(pair.daemon, "fence_virtd"))
         up = [it for it in guests if it.state() == "running"]
-        daemon = programs.Daemon(scene.host, config, program=str(program(pair.daemon, "fence_virtd")), debug=9,
+        daemon = programs.Daemon(scene.host, config, program=run, debug=9,
                                  ready=lambda it: all(way.ready(it, up) for way in ways))
         running.append(daemon)
         return daemon

@@ -134,17 +134,21 @@ class Scene:
             it.up()
         return self.guests
 
-    def config(self, path, ways, side, groups=None):
-        """A configuration of that side's daemon with the listeners of these ways. `groups`: dicts of values."""
+    def config(self, path, ways, side, groups=None, devices=()):
+        """A configuration of that side's daemon with the listeners of these ways. `groups`: dicts of values. `devices`: blocks
+        of the agent backend, which is the only one then."""
         listeners = "".join(f"{way.listener} {{ {values(way.block(self, side))} }}\n" for way in ways)
         text = f"""fence_virtd {{
     listener = "{", ".join(way.listener for way in ways)}";
-    backend = "libvirt";
+    backend = "{"agent" if devices else "libvirt"}";
     module_path = "{programs.MODULE_PATH}";
 }}
 listeners {{
 {listeners}}}
-backends {{ libvirt {{ uri = "{self.hypervisor.uri}"; }} }}
+backends {{
+libvirt {{ uri = "{self.hypervisor.uri}"; }}
+{"".join(["agent {", *devices, "}"]) if devices else ""}
+}}
 """
         if groups is not None:
             text += "groups {\n" + "".join(f"group {{ {values(it)} }}\n" for it in groups) + "}\n"
