@@ -208,7 +208,11 @@ def test_killed_with_the_daemon(site, tmp_path):
     zoo = Zoo(tmp_path / "zoo")
     host = Host(site, tmp_path / "host", [zoo.device("forks", timeout=20, retries=0)])
     shot = site.ask("-o", "off", "-H", "forks", wait=False)
-    net.wait_until(lambda: len(zoo.runs("child")) == 4)
+    try:
+        net.wait_until(lambda: len(zoo.runs("child")) == 4)
+    except TimeoutError:
+        host.daemon.stop()
+        raise AssertionError((zoo.runs(), host.daemon.log)) from None
     assert host.daemon.stop(timeout=60) == 0, host.daemon.log[-3000:]
     assert not zoo.left()
     assert shot.finish(60).rc != OK
@@ -219,7 +223,7 @@ def test_off_already(site, start_host, tmp_path):
     zoo = Zoo(tmp_path / "zoo")
     host = start_host([zoo.device("hangs")])
     zoo.switch("hangs", "off")
-    assert site.ask("-o", "off", "-H", "hangs").rc == OK
+    assert site.ask("-o", "off", "-H", "hangs").rc == OK, (host.record("off"), host.daemon.log)
     assert not zoo.runs("off") and zoo.runs("monitor") and zoo.runs("status", "hangs")
     assert {run["action"] for run in host.runs("off")} <= {"status", "monitor", "metadata", "list"}
 

@@ -16,7 +16,7 @@ import pytest
 
 from lab import net, programs
 
-import spy
+from sandbox import spy
 
 REPOSITORY = programs.REPOSITORY
 #: systemd-nspawn lets through what Docker does, and Landlock is younger.
