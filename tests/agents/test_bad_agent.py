@@ -72,80 +72,8 @@ class Shots:
         return [run for run in self.record(mode).get("runs", []) if run["action"] == action]
 
 
-@pytest.fixture(scope="module")
-def shots(site, tmp_path_factory):
-    """The Shots."""
-    directory = tmp_path_factory.mktemp("bad")
-    zoo = Zoo(directory / "zoo")
-    password = {"password_file": site.secret(SECRET)}
-    devices = [zoo.device(mode, options=password, timeout=TRY, status_timeout=LOOK, retries=0) for mode in CASES]
-    host = Host(site, directory / "host", devices, agent={"max_running": 64})
-    site.guest()
-    with concurrent.futures.ThreadPoolExecutor(len(CASES)) as pool:
-        asked = {mode: pool.submit(site.ask, "-o", "off", "-H", mode) for mode in CASES}
-        results = {mode: it.result() for mode, it in asked.items()}
-    yield Shots(site, host, zoo, results)
-    host.stop()
-
-
-@pytest.mark.parametrize("mode", CASES)
-def test_what_a_client_is_told(shots, mode):
-    case, result, record = CASES[mode], shots.results[mode], shots.record(mode)
-    assert result.rc == case.rc, (result, record)
-    assert "imed out waiting for response" not in result.err
-    assert shots.zoo.power(mode) == case.power
-    assert record["delivered"] and record["result"] == ("success" if case.rc == OK else "failure"), record
-    if case.rc != OK:
-        assert record["reason"], record
-    if case.ended:
-        # Not where it would be called a success: the run's own end is on record as it was.
-        runs = shots.runs(mode, "off")
-        assert runs and all(run["ended"].startswith(case.ended) for run in runs), record
-    assert all(run["device"] == mode and f"fence_bad_{mode}" in run["agent"] for run in record.get("runs", [])), record
-
-
-def test_nothing_is_left(shots):
-    """Neither agents nor what they started in their group, in a session of its own, or by two forks; and no zombies."""
-    assert {run.plug for run in shots.zoo.runs("child")} == {"group", "clean", "session", "daemon", "flood"}
-    shots.zoo.wait_nothing_left()
-    net.wait_until(lambda: not children(shots.host.daemon.pid))
-
-
-def test_masked(shots):
-    """The password is in what the agent wrote, and `***` in what is kept."""
-    outputs = "".join(run["output"] for run in shots.record("tells")["runs"])
-    assert "login ***" in outputs and SECRET not in outputs
-    assert "password=***" in outputs, "one that came in two pieces"
-    assert SECRET not in shots.host.daemon.log and SECRET not in shots.host.audit_file.read_text()
-
-
-def test_nothing_is_painted(shots):
-    """What a terminal would act on is escaped, and no line of the log is the agent's."""
-    line = next(line for line in shots.host.audit_file.read_text().splitlines()
-                if json.loads(line)["target"] == "paints")
-    outputs = "".join(run["output"] for run in json.loads(line)["runs"])
-    assert "hidden" in outputs and "all is well" in outputs
-    for text in (line, outputs, shots.host.daemon.log):
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
-    assert not re.search(r"^\S+ +INFO audit: forged", shots.host.daemon.log, re.M)
-
-
-def test_what_is_kept_is_bounded(shots):
-    """Ten megabytes of output are no failure, output without end is ended, and neither is what the audit file is for."""
-    assert "more and more" in shots.runs("floods", "off")[0]["output"]
-    assert shots.host.daemon.rss_kib() < 150 * 1024
-    assert all(len(json.dumps(it)) < 65536 for it in shots.host.records())
-
-
-def test_the_daemon_goes_on(shots):
-    """After all of that."""
-    shots.zoo.switch("good", "on")
-    shots.zoo.wait_nothing_left()
-    assert shots.site.ask("-o", "status", "-H", "good").rc == OK
-    assert shots.site.ask("-o", "reboot", "-H", "good").rc == OK
-    assert shots.site.ask("-o", "off", "-H", "good").rc == OK
-    assert shots.site.ask("-o", "status", "-H", "good").rc == OFF
-    assert shots.host.daemon.descriptors() < 100 and shots.host.daemon.rss_kib() < 150 * 1024
+# Cases with a daemon of their own come first: that of `shots` lives as long as the module, hears what they ask, and has devices
+# of the same names.
 
 
 @pytest.mark.parametrize("mode", ["broken", "mute"])
@@ -226,6 +154,82 @@ def test_off_already(site, start_host, tmp_path):
     assert site.ask("-o", "off", "-H", "hangs").rc == OK, (host.record("off"), host.daemon.log)
     assert not zoo.runs("off") and zoo.runs("monitor") and zoo.runs("status", "hangs")
     assert {run["action"] for run in host.runs("off")} <= {"status", "monitor", "metadata", "list"}
+
+
+@pytest.fixture(scope="module")
+def shots(site, tmp_path_factory):
+    """The Shots."""
+    directory = tmp_path_factory.mktemp("bad")
+    zoo = Zoo(directory / "zoo")
+    password = {"password_file": site.secret(SECRET)}
+    devices = [zoo.device(mode, options=password, timeout=TRY, status_timeout=LOOK, retries=0) for mode in CASES]
+    host = Host(site, directory / "host", devices, agent={"max_running": 64})
+    site.guest()
+    with concurrent.futures.ThreadPoolExecutor(len(CASES)) as pool:
+        asked = {mode: pool.submit(site.ask, "-o", "off", "-H", mode) for mode in CASES}
+        results = {mode: it.result() for mode, it in asked.items()}
+    yield Shots(site, host, zoo, results)
+    host.stop()
+
+
+@pytest.mark.parametrize("mode", CASES)
+def test_what_a_client_is_told(shots, mode):
+    case, result, record = CASES[mode], shots.results[mode], shots.record(mode)
+    assert result.rc == case.rc, (result, record)
+    assert "imed out waiting for response" not in result.err
+    assert shots.zoo.power(mode) == case.power
+    assert record["delivered"] and record["result"] == ("success" if case.rc == OK else "failure"), record
+    if case.rc != OK:
+        assert record["reason"], record
+    if case.ended:
+        # Not where it would be called a success: the run's own end is on record as it was.
+        runs = shots.runs(mode, "off")
+        assert runs and all(run["ended"].startswith(case.ended) for run in runs), record
+    assert all(run["device"] == mode and f"fence_bad_{mode}" in run["agent"] for run in record.get("runs", [])), record
+
+
+def test_nothing_is_left(shots):
+    """Neither agents nor what they started in their group, in a session of its own, or by two forks; and no zombies."""
+    assert {run.plug for run in shots.zoo.runs("child")} == {"group", "clean", "session", "daemon", "flood"}
+    shots.zoo.wait_nothing_left()
+    net.wait_until(lambda: not children(shots.host.daemon.pid))
+
+
+def test_masked(shots):
+    """The password is in what the agent wrote, and `***` in what is kept."""
+    outputs = "".join(run["output"] for run in shots.record("tells")["runs"])
+    assert "login ***" in outputs and SECRET not in outputs
+    assert "password=***" in outputs, "one that came in two pieces"
+    assert SECRET not in shots.host.daemon.log and SECRET not in shots.host.audit_file.read_text()
+
+
+def test_nothing_is_painted(shots):
+    """What a terminal would act on is escaped, and no line of the log is the agent's."""
+    line = next(line for line in shots.host.audit_file.read_text().splitlines()
+                if json.loads(line)["target"] == "paints")
+    outputs = "".join(run["output"] for run in json.loads(line)["runs"])
+    assert "hidden" in outputs and "all is well" in outputs
+    for text in (line, outputs, shots.host.daemon.log):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    assert not re.search(r"^\S+ +INFO audit: forged", shots.host.daemon.log, re.M)
+
+
+def test_what_is_kept_is_bounded(shots):
+    """Ten megabytes of output are no failure, output without end is ended, and neither is what the audit file is for."""
+    assert "more and more" in shots.runs("floods", "off")[0]["output"]
+    assert shots.host.daemon.rss_kib() < 150 * 1024
+    assert all(len(json.dumps(it)) < 65536 for it in shots.host.records())
+
+
+def test_the_daemon_goes_on(shots):
+    """After all of that."""
+    shots.zoo.switch("good", "on")
+    shots.zoo.wait_nothing_left()
+    assert shots.site.ask("-o", "status", "-H", "good").rc == OK
+    assert shots.site.ask("-o", "reboot", "-H", "good").rc == OK
+    assert shots.site.ask("-o", "off", "-H", "good").rc == OK
+    assert shots.site.ask("-o", "status", "-H", "good").rc == OFF
+    assert shots.host.daemon.descriptors() < 100 and shots.host.daemon.rss_kib() < 150 * 1024
 
 
 def children(pid):
