@@ -267,10 +267,9 @@ impl Device {
     /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what its endpoint
     /// says may take everything for off: `fence_virsh` does where there is no virsh, with `monitor` and an empty list in order.
     async fn is_known(&self, plug: &str, whom: For<'_>) -> Result<(), String> {
-        let Ok(metadata) = self.metadata(whom).await else { return Ok(()) };
-        let takes_plugs =
-            self.plug_option.is_some() || !metadata.plug_options(|it| self.is_on(it)).is_empty();
-        if !takes_plugs || !metadata.has_action("list") {
+        // One that has none is known to have none: an error is that it could not be had.
+        let metadata = self.metadata(whom).await?;
+        if !self.takes_plug(&metadata) || !metadata.has_action("list") {
             return Ok(());
         }
         match self.plugs(LIST_STANDS, whom).await {
@@ -603,9 +602,7 @@ impl Device {
                 "its agent has no option {option}, and would write its value into the system's log"
             ));
         }
-        let takes_no_plug =
-            self.plug_option.is_none() && metadata.plug_options(|it| self.is_on(it)).is_empty();
-        if takes_no_plug && self.serves_several {
+        if !self.takes_plug(&metadata) && self.serves_several {
             return Err("its agent takes no plug, so all its domains would be one machine: name plug_option, or give each \
                         domain a device"
                 .to_owned());
@@ -667,6 +664,11 @@ impl Device {
             None => Some(it.0.clone()).filter(|_| is_secret_option(&it.0) && !is_a_word(it.1.as_str())),
         });
         secrets.into_iter().find(|it| !metadata.has_option(it))
+    }
+
+    /// Whether there is an option that tells its machines apart.
+    fn takes_plug(&self, metadata: &Metadata) -> bool {
+        self.plug_option.is_some() || !metadata.plug_options(|it| self.is_on(it)).is_empty()
     }
 
     fn mask(&self, read: &[(String, Zeroizing<String>)]) -> Mask {
