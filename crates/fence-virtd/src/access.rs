@@ -14,8 +14,8 @@ use crate::keys::KeyProof;
 
 /// The rules, read once.
 #[derive(Debug)]
-pub(crate) struct Access {
-    groups: Option<Vec<Rule>>,
+pub(crate) struct AccessRules {
+    groups: Option<Vec<GroupRule>>,
 }
 
 /// What is known of who asks. Every part is proved or absent, never guessed.
@@ -33,7 +33,7 @@ pub(crate) struct Identity {
 
 /// What a request is about, as far as it was found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Subject<'a> {
+pub(crate) enum AccessSubject<'a> {
     /// A domain that was found.
     Domain { uuid: &'a str, name: &'a str },
     /// The text of a target that no domain was found for.
@@ -42,7 +42,7 @@ pub(crate) enum Subject<'a> {
 
 /// May it?
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Decision {
+pub(crate) enum AccessDecision {
     /// No `groups`: whoever holds the key.
     AllowedByKey,
     /// By this group.
@@ -86,7 +86,7 @@ impl fmt::Display for Denial {
 }
 
 #[derive(Debug)]
-struct Rule {
+struct GroupRule {
     name: String,
     title: String,
     /// It has keys of its own, without which nobody may use it.
@@ -108,9 +108,9 @@ pub(crate) fn group_title(place: usize, group: &Group) -> String {
     }
 }
 
-impl Access {
+impl AccessRules {
     pub(crate) fn new(groups: Option<&[Group]>) -> Self {
-        let rule = |(place, group): (usize, &Group)| Rule {
+        let rule = |(place, group): (usize, &Group)| GroupRule {
             name: group.name.clone().unwrap_or_else(|| format!("group {}", place + 1)),
             title: group_title(place, group),
             own_key: !group.key_files.is_empty(),
@@ -123,16 +123,21 @@ impl Access {
     }
 
     /// `key` is what the source has shown; none where it has shown no key (serial lines, packets without a hash).
-    pub(crate) fn decide(&self, source: &Identity, key: Option<&KeyProof>, subject: Subject<'_>) -> Decision {
-        let Some(groups) = &self.groups else { return Decision::AllowedByKey };
+    pub(crate) fn decide(
+        &self,
+        source: &Identity,
+        key: Option<&KeyProof>,
+        subject: AccessSubject<'_>,
+    ) -> AccessDecision {
+        let Some(groups) = &self.groups else { return AccessDecision::AllowedByKey };
         let of_source =
             || groups.iter().enumerate().filter(|(place, it)| it.opens(*place, key) && it.has_source(source));
         if let Some((_, group)) = of_source().find(|(_, it)| it.has_subject(subject)) {
-            return Decision::AllowedBy(group.name.clone());
+            return AccessDecision::AllowedBy(group.name.clone());
         }
         // Nothing is allowed from here on: what follows only finds the rule to name.
-        let closed = |(place, it): &(usize, &Rule)| !it.opens(*place, key) && it.has_subject(subject);
-        Decision::Denied(match groups.iter().enumerate().find(closed) {
+        let closed = |(place, it): &(usize, &GroupRule)| !it.opens(*place, key) && it.has_subject(subject);
+        AccessDecision::Denied(match groups.iter().enumerate().find(closed) {
             Some((_, group)) if group.own_key => Denial::NotItsKey(group.title.clone()),
             Some((_, group)) => Denial::NotTheListenersKey(group.title.clone()),
             None if of_source().next().is_some() => Denial::NotInItsGroups,
@@ -142,11 +147,11 @@ impl Access {
 
     /// Whether a host list for this source shows the domain.
     pub(crate) fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: &str, name: &str) -> bool {
-        !matches!(self.decide(source, key, Subject::Domain { uuid, name }), Decision::Denied(_))
+        !matches!(self.decide(source, key, AccessSubject::Domain { uuid, name }), AccessDecision::Denied(_))
     }
 }
 
-impl Rule {
+impl GroupRule {
     /// Whether what was shown is a key of this group, which stands at `place`. A group's key opens that group alone;
     /// without any key the group is as open as the listener.
     fn opens(&self, place: usize, key: Option<&KeyProof>) -> bool {
@@ -181,10 +186,10 @@ impl Rule {
             || source.name.as_ref().is_some_and(|it| self.members.contains(it))
     }
 
-    fn has_subject(&self, subject: Subject<'_>) -> bool {
+    fn has_subject(&self, subject: AccessSubject<'_>) -> bool {
         match subject {
-            Subject::Domain { uuid, name } => self.has_uuid(uuid) || self.members.contains(name),
-            Subject::Text(text) => self.members.contains(text) || self.has_uuid(text),
+            AccessSubject::Domain { uuid, name } => self.has_uuid(uuid) || self.members.contains(name),
+            AccessSubject::Text(text) => self.members.contains(text) || self.has_uuid(text),
         }
     }
 
@@ -213,11 +218,11 @@ mod tests {
     /// Without keys of groups it makes no difference whether the listener's was shown: old files know one key.
     const OWN: Option<&KeyProof> = None;
 
-    fn access(groups: &str) -> Access {
+    fn access(groups: &str) -> AccessRules {
         let file = format!(
             "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\ngroups {{ {groups} }}"
         );
-        Access::new(fence_config::load(file.as_bytes()).config.unwrap().groups.as_deref())
+        AccessRules::new(fence_config::load(file.as_bytes()).config.unwrap().groups.as_deref())
     }
 
     fn from_ip(text: &str) -> Identity {
@@ -226,16 +231,22 @@ mod tests {
 
     #[test]
     fn without_groups_the_key_decides() {
-        let subject = Subject::Domain { uuid: A, name: "a" };
-        assert_eq!(Access::new(None).decide(&Identity::default(), OWN, subject), Decision::AllowedByKey);
+        let subject = AccessSubject::Domain { uuid: A, name: "a" };
+        assert_eq!(
+            AccessRules::new(None).decide(&Identity::default(), OWN, subject),
+            AccessDecision::AllowedByKey
+        );
     }
 
     #[test]
     fn an_empty_group_and_no_group_allow_nobody() {
         for groups in ["", "group { }", "group { ip = \"10.0.0.1\"; }", "group { uuid = \"a\"; }"] {
-            let decision =
-                access(groups).decide(&from_ip("10.0.0.1"), OWN, Subject::Domain { uuid: A, name: "a" });
-            assert!(matches!(decision, Decision::Denied(_)), "{groups}: {decision:?}");
+            let decision = access(groups).decide(
+                &from_ip("10.0.0.1"),
+                OWN,
+                AccessSubject::Domain { uuid: A, name: "a" },
+            );
+            assert!(matches!(decision, AccessDecision::Denied(_)), "{groups}: {decision:?}");
         }
     }
 
@@ -246,16 +257,16 @@ mod tests {
         );
         let one = from_ip("10.0.0.1");
         assert_eq!(
-            rules.decide(&one, OWN, Subject::Domain { uuid: A, name: "a" }),
-            Decision::AllowedBy("red".into())
+            rules.decide(&one, OWN, AccessSubject::Domain { uuid: A, name: "a" }),
+            AccessDecision::AllowedBy("red".into())
         );
         assert_eq!(
-            rules.decide(&one, OWN, Subject::Domain { uuid: B, name: "b" }),
-            Decision::Denied(Denial::NotInItsGroups)
+            rules.decide(&one, OWN, AccessSubject::Domain { uuid: B, name: "b" }),
+            AccessDecision::Denied(Denial::NotInItsGroups)
         );
         assert_eq!(
-            rules.decide(&from_ip("10.0.0.3"), OWN, Subject::Domain { uuid: A, name: "a" }),
-            Decision::Denied(Denial::UnknownSource)
+            rules.decide(&from_ip("10.0.0.3"), OWN, AccessSubject::Domain { uuid: A, name: "a" }),
+            AccessDecision::Denied(Denial::UnknownSource)
         );
     }
 
@@ -300,9 +311,10 @@ mod tests {
         let rules =
             access(&format!("group {{ ip = \"fd00::1\"; ip = \"7\"; uuid = \"{A}\"; uuid = \"b\"; }}"));
         let mapped = access("group { ip = \"10.0.0.1\"; uuid = \"b\"; }");
-        let target = Subject::Domain { uuid: B, name: "b" };
-        let allowed =
-            |rules: &Access, it: &Identity| matches!(rules.decide(it, OWN, target), Decision::AllowedBy(_));
+        let target = AccessSubject::Domain { uuid: B, name: "b" };
+        let allowed = |rules: &AccessRules, it: &Identity| {
+            matches!(rules.decide(it, OWN, target), AccessDecision::AllowedBy(_))
+        };
         assert!(allowed(&rules, &from_ip("fd00:0::1")));
         assert!(allowed(&rules, &Identity { cid: Some(7), ..Identity::default() }));
         assert!(!allowed(&rules, &Identity { cid: Some(8), ..Identity::default() }));
@@ -320,10 +332,10 @@ mod tests {
         let by_domain = access("group { uuid = \"b\"; uuid = \"c\"; }");
         let b = Identity { domain: Some(B.into()), name: Some("b".into()), ..from_ip("10.0.0.2") };
         let on_a_line = Identity { ip: None, ..b.clone() };
-        let c = Subject::Domain { uuid: A, name: "c" };
-        assert_eq!(by_address.decide(&b, OWN, c), Decision::Denied(Denial::UnknownSource));
-        assert!(matches!(by_address.decide(&on_a_line, OWN, c), Decision::AllowedBy(_)));
-        assert!(matches!(by_domain.decide(&b, OWN, c), Decision::AllowedBy(_)));
+        let c = AccessSubject::Domain { uuid: A, name: "c" };
+        assert_eq!(by_address.decide(&b, OWN, c), AccessDecision::Denied(Denial::UnknownSource));
+        assert!(matches!(by_address.decide(&on_a_line, OWN, c), AccessDecision::AllowedBy(_)));
+        assert!(matches!(by_domain.decide(&b, OWN, c), AccessDecision::AllowedBy(_)));
     }
 
     fn key(listener: bool, groups: &[usize]) -> KeyProof {
@@ -335,8 +347,8 @@ mod tests {
         group { name = "blue"; uuid = "b"; uuid = "shared"; ip = "10.0.0.1"; key_file = "/blue"; }
         group { name = "plain"; uuid = "c"; ip = "10.0.0.1"; }"#;
 
-    fn about(name: &str) -> Subject<'_> {
-        Subject::Domain { uuid: "33333333-3333-3333-3333-333333333333", name }
+    fn about(name: &str) -> AccessSubject<'_> {
+        AccessSubject::Domain { uuid: "33333333-3333-3333-3333-333333333333", name }
     }
 
     #[test]
@@ -345,11 +357,11 @@ mod tests {
         let anywhere = [Identity::default(), from_ip("10.0.0.1"), from_ip("10.9.9.9")];
         for source in &anywhere {
             let decide = |name| rules.decide(source, Some(&red), about(name));
-            assert_eq!(decide("a"), Decision::AllowedBy("red".into()));
-            assert_eq!(decide("shared"), Decision::AllowedBy("red".into()));
-            assert_eq!(decide("b"), Decision::Denied(Denial::NotItsKey("group blue".into())));
-            assert_eq!(decide("c"), Decision::Denied(Denial::NotTheListenersKey("group plain".into())));
-            assert_eq!(decide("d"), Decision::Denied(Denial::NotInItsGroups));
+            assert_eq!(decide("a"), AccessDecision::AllowedBy("red".into()));
+            assert_eq!(decide("shared"), AccessDecision::AllowedBy("red".into()));
+            assert_eq!(decide("b"), AccessDecision::Denied(Denial::NotItsKey("group blue".into())));
+            assert_eq!(decide("c"), AccessDecision::Denied(Denial::NotTheListenersKey("group plain".into())));
+            assert_eq!(decide("d"), AccessDecision::Denied(Denial::NotInItsGroups));
         }
     }
 
@@ -357,12 +369,12 @@ mod tests {
     fn a_key_and_an_address_are_both_needed() {
         let (rules, blue) = (access(TWO_CLUSTERS), key(false, &[1]));
         let decide = |ip, name| rules.decide(&from_ip(ip), Some(&blue), about(name));
-        assert_eq!(decide("10.0.0.1", "b"), Decision::AllowedBy("blue".into()));
-        assert_eq!(decide("10.0.0.2", "b"), Decision::Denied(Denial::UnknownSource));
-        assert!(matches!(decide("10.0.0.2", "shared"), Decision::Denied(_)));
+        assert_eq!(decide("10.0.0.1", "b"), AccessDecision::AllowedBy("blue".into()));
+        assert_eq!(decide("10.0.0.2", "b"), AccessDecision::Denied(Denial::UnknownSource));
+        assert!(matches!(decide("10.0.0.2", "shared"), AccessDecision::Denied(_)));
         // Nor does it help to be one of its domains.
         let b = Identity { name: Some("b".into()), ..from_ip("10.0.0.2") };
-        assert!(matches!(rules.decide(&b, Some(&blue), about("b")), Decision::Denied(_)));
+        assert!(matches!(rules.decide(&b, Some(&blue), about("b")), AccessDecision::Denied(_)));
     }
 
     #[test]
@@ -372,13 +384,16 @@ mod tests {
         let on_a_line = Identity { ip: None, ..source.clone() };
         for name in ["a", "b", "shared"] {
             for source in [&source, &on_a_line] {
-                assert!(matches!(rules.decide(source, None, about(name)), Decision::Denied(_)), "{name}");
+                assert!(
+                    matches!(rules.decide(source, None, about(name)), AccessDecision::Denied(_)),
+                    "{name}"
+                );
             }
         }
-        assert_eq!(rules.decide(&source, None, about("c")), Decision::AllowedBy("plain".into()));
+        assert_eq!(rules.decide(&source, None, about("c")), AccessDecision::AllowedBy("plain".into()));
         assert_eq!(
             rules.decide(&source, None, about("a")),
-            Decision::Denied(Denial::NotItsKey("group red".into()))
+            AccessDecision::Denied(Denial::NotItsKey("group red".into()))
         );
     }
 
@@ -387,9 +402,9 @@ mod tests {
         let (rules, both) = (access(TWO_CLUSTERS), key(true, &[0, 1]));
         let decide = |ip, name| rules.decide(&from_ip(ip), Some(&both), about(name));
         for name in ["a", "b", "c", "shared"] {
-            assert!(matches!(decide("10.0.0.1", name), Decision::AllowedBy(_)), "{name}");
+            assert!(matches!(decide("10.0.0.1", name), AccessDecision::AllowedBy(_)), "{name}");
         }
-        assert!(matches!(decide("10.0.0.2", "c"), Decision::Denied(_)));
+        assert!(matches!(decide("10.0.0.2", "c"), AccessDecision::Denied(_)));
     }
 
     mod properties {
@@ -404,7 +419,7 @@ mod tests {
             prop::collection::vec((0_u8..16, 0_u8..4, any::<bool>()), 0..5)
         }
 
-        fn rules(blocks: &[(u8, u8, bool)]) -> Access {
+        fn rules(blocks: &[(u8, u8, bool)]) -> AccessRules {
             let text: String = blocks
                 .iter()
                 .enumerate()
@@ -448,9 +463,9 @@ mod tests {
                 };
                 let expected = blocks.iter().enumerate().find(|it| fits(*it)).map(|(place, _)| place.to_string());
                 match decision {
-                    Decision::AllowedBy(group) => prop_assert_eq!(Some(group), expected),
-                    Decision::Denied(_) => prop_assert_eq!(None, expected),
-                    Decision::AllowedByKey => prop_assert!(false, "there are groups"),
+                    AccessDecision::AllowedBy(group) => prop_assert_eq!(Some(group), expected),
+                    AccessDecision::Denied(_) => prop_assert_eq!(None, expected),
+                    AccessDecision::AllowedByKey => prop_assert!(false, "there are groups"),
                 }
             }
 
@@ -461,7 +476,7 @@ mod tests {
             ) {
                 let (rules, key) = (rules(&blocks), key(false, &[place]));
                 let who = from_ip(&format!("10.0.0.{ip}"));
-                if let Decision::AllowedBy(group) = rules.decide(&who, Some(&key), about(NAMES[target])) {
+                if let AccessDecision::AllowedBy(group) = rules.decide(&who, Some(&key), about(NAMES[target])) {
                     prop_assert_eq!(group, place.to_string());
                     prop_assert!(blocks[place].2);
                 }

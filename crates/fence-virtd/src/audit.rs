@@ -19,22 +19,22 @@ use fence_wire::{Response, escaped};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
-use crate::backend::{DomainRef, Ended as RunEnded, Ran, Runs};
-use crate::outlet::{Outlet, Pushed, Sink};
-use crate::service::Job;
+use crate::backend::{AgentRun, AgentRunEnd as RunEnded, DomainRef, TrailSnapshot};
+use crate::outlet::{Outlet, PushResult, Sink};
+use crate::service::RequestJob;
 
 /// A request that is over.
-pub(crate) struct Record<'a> {
-    pub(crate) job: &'a Job,
+pub(crate) struct AuditRecord<'a> {
+    pub(crate) job: &'a RequestJob,
     /// The domain that its target meant.
     pub(crate) domain: Option<&'a DomainRef>,
-    pub(crate) end: End<'a>,
-    pub(crate) stages: Stages,
+    pub(crate) end: RequestEnd<'a>,
+    pub(crate) stages: StageTimes,
 }
 
 /// How it ended.
 #[derive(Clone, Copy)]
-pub(crate) enum End<'a> {
+pub(crate) enum RequestEnd<'a> {
     /// It ran, or was refused, and the client was sent this.
     Answered { response: Response, reason: Option<&'a str>, delivered: bool },
     /// It never ran: the peer did not prove itself.
@@ -45,7 +45,7 @@ pub(crate) enum End<'a> {
 
 /// When each stage was over, counted from the arrival.
 #[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Stages {
+pub(crate) struct StageTimes {
     pub(crate) connected: Option<Duration>,
     pub(crate) resolved: Option<Duration>,
     pub(crate) turn: Option<Duration>,
@@ -53,7 +53,7 @@ pub(crate) struct Stages {
     pub(crate) done: Option<Duration>,
 }
 
-impl Stages {
+impl StageTimes {
     pub(crate) fn since(arrived: Instant) -> Duration {
         arrived.elapsed()
     }
@@ -72,13 +72,13 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct AuditFile {
-    outlet: Outlet<Item>,
+    outlet: Outlet<AuditItem>,
     /// The thread is to open the file anew.
     reopen: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-enum Item {
+enum AuditItem {
     /// A request's number, and its line.
     Line(u64, String),
     /// Nothing to be written.
@@ -86,7 +86,7 @@ enum Item {
 }
 
 /// The thread's side.
-struct Writer {
+struct AuditWriter {
     path: PathBuf,
     file: File,
     reopen: Arc<AtomicBool>,
@@ -103,11 +103,11 @@ impl Audit {
         let Some(file) = &self.0 else { return };
         file.reopen.store(true, Ordering::Release);
         // With a full queue the thread sees it at the next record.
-        let _ = file.outlet.offer(Item::Look);
+        let _ = file.outlet.offer(AuditItem::Look);
     }
 
     /// Writes a record.
-    pub(crate) fn write(&self, record: &Record<'_>) {
+    pub(crate) fn write(&self, record: &AuditRecord<'_>) {
         log(record);
         let Some(file) = &self.0 else { return };
         let mut line = plain(&json(record).to_string());
@@ -127,13 +127,13 @@ impl AuditFile {
     fn open(path: &Path) -> io::Result<Self> {
         let file = append(path)?;
         let reopen = Arc::new(AtomicBool::new(false));
-        let writer = Writer { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
+        let writer = AuditWriter { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
         Ok(Self { outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
     }
 
     fn write(&self, id: u64, line: String) {
         // Once: a disk that hangs would fill the log.
-        if self.outlet.push(Item::Line(id, line)) == Pushed::FirstLost {
+        if self.outlet.push(AuditItem::Line(id, line)) == PushResult::FirstLost {
             error!(
                 id,
                 "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no room is in the \
@@ -149,8 +149,8 @@ impl AuditFile {
     }
 }
 
-impl Sink<Item> for Writer {
-    fn write(&mut self, item: Item) {
+impl Sink<AuditItem> for AuditWriter {
+    fn write(&mut self, item: AuditItem) {
         if self.reopen.swap(false, Ordering::Acquire) {
             match append(&self.path) {
                 Ok(new) => {
@@ -162,7 +162,7 @@ impl Sink<Item> for Writer {
             }
         }
         // One write for one line, so that lines never mix and a reader never sees half of one.
-        if let Item::Line(id, line) = item
+        if let AuditItem::Line(id, line) = item
             && let Err(error) = self.file.write_all(line.as_bytes())
         {
             error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
@@ -198,9 +198,9 @@ fn append(path: &Path) -> io::Result<File> {
 }
 
 /// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.
-fn json(record: &Record<'_>) -> serde_json::Value {
-    let Record { job, domain, end, stages } = record;
-    let ended = Ended::of(*end);
+fn json(record: &AuditRecord<'_>) -> serde_json::Value {
+    let AuditRecord { job, domain, end, stages } = record;
+    let ended = EndInWords::of(*end);
     let millis = |it: Option<Duration>| it.map(|it| (it.as_secs_f64() * 10_000.0).round() / 10.0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut json = serde_json::json!({
@@ -225,7 +225,7 @@ fn json(record: &Record<'_>) -> serde_json::Value {
         "proved_ms": millis(stages.proved),
         "done_ms": millis(stages.done),
     });
-    let Runs { kept, left_out } = job.trail.runs();
+    let TrailSnapshot { kept, left_out } = job.trail.runs();
     if !kept.is_empty() {
         json["runs"] = kept
             .iter()
@@ -252,7 +252,7 @@ fn json(record: &Record<'_>) -> serde_json::Value {
 }
 
 /// [`End`] in words.
-struct Ended<'a> {
+struct EndInWords<'a> {
     decision: &'static str,
     result: Option<String>,
     reason: Option<&'a str>,
@@ -260,17 +260,17 @@ struct Ended<'a> {
     fine: bool,
 }
 
-impl<'a> Ended<'a> {
-    fn of(end: End<'a>) -> Self {
+impl<'a> EndInWords<'a> {
+    fn of(end: RequestEnd<'a>) -> Self {
         match end {
-            End::Answered { response, reason, delivered } => Self {
+            RequestEnd::Answered { response, reason, delivered } => Self {
                 decision: if response == Response::PermissionDenied { "denied" } else { "run" },
                 result: Some(response.to_string()),
                 reason,
                 delivered,
                 fine: delivered && matches!(response, Response::Success | Response::Off),
             },
-            End::NotProved(reason) | End::NotRun(reason) => Self {
+            RequestEnd::NotProved(reason) | RequestEnd::NotRun(reason) => Self {
                 decision: "not run",
                 result: None,
                 reason: Some(reason),
@@ -281,9 +281,9 @@ impl<'a> Ended<'a> {
     }
 }
 
-fn log(record: &Record<'_>) {
-    let Record { job, domain, end, stages } = record;
-    let ended = Ended::of(*end);
+fn log(record: &AuditRecord<'_>) {
+    let AuditRecord { job, domain, end, stages } = record;
+    let ended = EndInWords::of(*end);
     let target = escaped(job.target.as_str());
     let (name, uuid) = domain.map_or(("-", "-"), |it| (it.name.as_str(), it.uuid.as_str()));
     let name = escaped(name);
@@ -316,16 +316,16 @@ fn log(record: &Record<'_>) {
 }
 
 /// Runs as a line of the log has them: of those that failed what they said last.
-struct InShort<'a>(&'a Runs);
+struct InShort<'a>(&'a TrailSnapshot);
 
 impl fmt::Display for InShort<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Runs { kept, left_out } = self.0;
-        for (place, Ran { device, action, ended, took, output, .. }) in kept.iter().enumerate() {
+        let TrailSnapshot { kept, left_out } = self.0;
+        for (place, AgentRun { device, action, ended, took, output, .. }) in kept.iter().enumerate() {
             if place > 0 {
                 f.write_str("; ")?;
             }
-            if place == Runs::FIRST && *left_out > 0 {
+            if place == TrailSnapshot::FIRST && *left_out > 0 {
                 write!(f, "({left_out} more); ")?;
             }
             let (device, ended_text) = (escaped(device), ended.to_string());
@@ -367,16 +367,16 @@ mod tests {
     use nix::sys::stat::Mode;
 
     use super::*;
-    use crate::backend::Trail;
+    use crate::backend::AgentRunTrail;
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
 
     /// A request for which a program ran this often, ended so and wrote this.
-    fn job(runs: usize, ended: &RunEnded, output: &str) -> Job {
-        let trail = Trail::default();
+    fn job(runs: usize, ended: &RunEnded, output: &str) -> RequestJob {
+        let trail = AgentRunTrail::default();
         for _ in 0..runs {
-            trail.note(Ran {
+            trail.note(AgentRun {
                 device: "pool 1".to_owned(),
                 agent: "fence_test".to_owned(),
                 action: "off",
@@ -385,7 +385,7 @@ mod tests {
                 output: output.to_owned(),
             });
         }
-        Job {
+        RequestJob {
             id: 7,
             arrived: Instant::now(),
             patience: Duration::from_secs(30),
@@ -394,16 +394,16 @@ mod tests {
             identity: crate::access::Identity::default(),
             hash: fence_wire::HashType::None,
             key: None,
-            access: Arc::new(crate::access::Access::new(None)),
+            access: Arc::new(crate::access::AccessRules::new(None)),
             action: fence_wire::Action::Off,
             target: fence_wire::Target::new("b", false).unwrap(),
             trail,
         }
     }
 
-    fn json_of(job: &Job) -> serde_json::Value {
-        let end = End::Answered { response: Response::Success, reason: None, delivered: true };
-        json(&Record { job, domain: None, end, stages: Stages::default() })
+    fn json_of(job: &RequestJob) -> serde_json::Value {
+        let end = RequestEnd::Answered { response: Response::Success, reason: None, delivered: true };
+        json(&AuditRecord { job, domain: None, end, stages: StageTimes::default() })
     }
 
     #[test]

@@ -15,10 +15,10 @@ use fence_wire::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
-use crate::audit::{End, Record, Stages};
-use crate::backend::LeaseEnd;
-use crate::keys::Keys;
-use crate::service::{Answer, Go, Job, Outcome, Resolved, Service};
+use crate::audit::{AuditRecord, RequestEnd, StageTimes};
+use crate::backend::LeaseEndReason;
+use crate::keys::ListenerKeys;
+use crate::service::{ClientReply, Go, RequestJob, RequestOutcome, ResolvedTarget, Service};
 
 /// How long the client may take to send its challenge.
 const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
@@ -27,11 +27,11 @@ const PROOF_LIMIT: Duration = Duration::from_secs(2);
 
 /// How a stream is authenticated, as far as the packet does not say: sealed ones are sealed whatever stands here.
 #[derive(Clone, Debug)]
-pub(crate) struct Auth {
+pub(crate) struct StreamAuth {
     /// The hash of classic challenges; none: no challenge at all.
     pub(crate) hash: HashType,
     /// The listener's keys.
-    pub(crate) keys: Arc<Keys>,
+    pub(crate) keys: Arc<ListenerKeys>,
 }
 
 /// How the packet was proved: what its stream goes on with.
@@ -55,15 +55,15 @@ impl PacketProof {
 
 /// Why a stream ended before its request could run.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
+pub(crate) enum ConversationError {
     /// The client did not send its challenge.
     #[error("the client sent no challenge: {0}")]
-    NoChallenge(Cause),
+    NoChallenge(StreamError),
     /// The client did not answer ours.
     #[error("the client did not prove that it holds the key: {cause}{}", hint(cause))]
     NoProof {
         /// What happened instead.
-        cause: Cause,
+        cause: StreamError,
     },
     /// The client answered wrongly.
     #[error(transparent)]
@@ -73,7 +73,7 @@ pub(crate) enum Broken {
     Random(getrandom::Error),
 }
 
-impl Broken {
+impl ConversationError {
     fn reason(&self) -> &'static str {
         match self {
             Self::NoChallenge(_) => "no-challenge",
@@ -86,18 +86,18 @@ impl Broken {
 }
 
 /// A client that finds our answer to its challenge wrong can only hang up.
-fn hint(cause: &Cause) -> &'static str {
+fn hint(cause: &StreamError) -> &'static str {
     match cause {
-        Cause::Closed => {
+        StreamError::Closed => {
             " after our answer to its challenge; its key or its auth type (-C) differs, or it gave up"
         }
-        Cause::Late | Cause::Io(_) => "",
+        StreamError::Late | StreamError::Io(_) => "",
     }
 }
 
 /// What happened to a read or write.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Cause {
+pub(crate) enum StreamError {
     #[error("nothing came in time")]
     Late,
     #[error("it hung up")]
@@ -106,7 +106,7 @@ pub(crate) enum Cause {
     Io(io::Error),
 }
 
-impl From<io::Error> for Cause {
+impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof
@@ -123,23 +123,23 @@ impl From<io::Error> for Cause {
 pub(crate) async fn converse<S>(
     service: Arc<Service>,
     stream: S,
-    auth: Auth,
+    auth: StreamAuth,
     packet: PacketProof,
-    job: Job,
-    resolved: Option<Resolved>,
+    job: RequestJob,
+    resolved: Option<ResolvedTarget>,
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let _under_way = service.begin();
+    let _under_way = service.begin_request();
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut stages = Stages { connected: Some(Stages::since(job.arrived)), ..Stages::default() };
+    let mut stages = StageTimes { connected: Some(StageTimes::since(job.arrived)), ..StageTimes::default() };
     let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
     // Step 1 and 2 while the domain is looked up: neither waits for the other.
     let opening = async {
         Ok(match begun? {
-            HostStream::Open(proof, response) => Opened::Unproved(proof, response),
+            HostStream::Open(proof, response) => OpenedStream::Unproved(proof, response),
             HostStream::Challenge(handshake) => {
-                Opened::Answered(open(&service, &mut reader, &mut writer, handshake, &job).await?)
+                OpenedStream::Answered(open(&service, &mut reader, &mut writer, handshake, &job).await?)
             }
         })
     };
@@ -150,14 +150,14 @@ pub(crate) async fn converse<S>(
         }
     };
     let (opened, resolved) = tokio::join!(opening, resolving);
-    stages.resolved = Some(Stages::since(job.arrived));
+    stages.resolved = Some(StageTimes::since(job.arrived));
     let domain = resolved.domain().cloned();
-    let record = |end: End<'_>, stages| {
-        service.audit(&Record { job: &job, domain: domain.as_ref(), end, stages });
+    let record = |end: RequestEnd<'_>, stages| {
+        service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
     };
-    let broken = |error: &Broken, stages| {
+    let broken = |error: &ConversationError, stages| {
         service.drops.note(job.transport, error.reason(), &job.peer, error);
-        record(End::NotProved(&error.to_string()), stages);
+        record(RequestEnd::NotProved(&error.to_string()), stages);
     };
     let opened = match opened {
         Ok(opened) => opened,
@@ -172,32 +172,32 @@ pub(crate) async fn converse<S>(
             biased;
             go = &mut turn => go,
             // It has nothing to say before it is asked.
-            () = spoke_or_hung_up(&mut reader) => {
-                lease.end(LeaseEnd::HungUp);
+            () = until_readable(&mut reader) => {
+                lease.end(LeaseEndReason::HungUp);
                 turn.await
             }
         }
     };
-    stages.turn = Some(Stages::since(job.arrived));
+    stages.turn = Some(StageTimes::since(job.arrived));
     let unproved = match &go {
         Go::Never(why) if !why.is_for_the_client() => Some(why),
         Go::Never(_) | Go::Run(_) | Go::Told(_) => None,
     };
     if let Some(why) = unproved {
-        return record(End::NotRun(&why.to_string()), stages);
+        return record(RequestEnd::NotRun(&why.to_string()), stages);
     }
     let proved = match opened {
-        Opened::Answered(handshake) => prove(&service, &mut reader, &mut writer, handshake, &job).await,
-        Opened::Unproved(proof, response) => Ok((proof, response)),
+        OpenedStream::Answered(handshake) => prove(&service, &mut reader, &mut writer, handshake, &job).await,
+        OpenedStream::Unproved(proof, response) => Ok((proof, response)),
     };
     let (proof, response) = match proved {
         Ok(proved) => proved,
         Err(error) => return broken(&error, stages),
     };
-    stages.proved = Some(Stages::since(job.arrived));
+    stages.proved = Some(StageTimes::since(job.arrived));
     let (outcome, gone) = match go {
-        Go::Told(told) => (Outcome::from(told), false),
-        Go::Never(why) => (Outcome::because(Response::Failure, why), false),
+        Go::Told(told) => (RequestOutcome::from(told), false),
+        Go::Never(why) => (RequestOutcome::because(Response::Failure, why), false),
         Go::Run(running) => {
             let outcome = {
                 let work = service.execute(&job, resolved, proof, &running, &lease);
@@ -205,32 +205,35 @@ pub(crate) async fn converse<S>(
                 tokio::select! {
                     outcome = &mut work => outcome,
                     () = hung_up(&mut reader) => {
-                        lease.end(LeaseEnd::HungUp);
+                        lease.end(LeaseEndReason::HungUp);
                         work.await
                     }
                 }
             };
             let gone = lease.end_reason().is_some();
-            Service::over(running, &outcome, lease, settled);
+            Service::complete(running, &outcome, lease, settled);
             (outcome, gone)
         }
     };
-    stages.done = Some(Stages::since(job.arrived));
+    stages.done = Some(StageTimes::since(job.arrived));
     let sent = if gone {
-        Err(Cause::Closed)
+        Err(StreamError::Closed)
     } else {
         send(&mut writer, response, &outcome.answer, job.deadline()).await
     };
     if let Err(cause) = &sent {
-        service.answer_lost(&job, domain.as_ref(), &outcome);
+        service.record_undelivered(&job, domain.as_ref(), &outcome);
         service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
     }
     let response = outcome.answer.response();
-    record(End::Answered { response, reason: outcome.reason.as_deref(), delivered: sent.is_ok() }, stages);
+    record(
+        RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered: sent.is_ok() },
+        stages,
+    );
 }
 
 /// What steps 1 and 2 came to.
-enum Opened<'k> {
+enum OpenedStream<'k> {
     /// Nobody asks for more.
     Unproved(Proved, ResponseWriter),
     /// The client's challenge is answered; ours is to come.
@@ -242,15 +245,15 @@ async fn open<'k, S: AsyncRead + AsyncWrite>(
     reader: &mut ReadHalf<S>,
     writer: &mut WriteHalf<S>,
     handshake: HostAwaitChallenge<'k>,
-    job: &Job,
-) -> Result<HostAwaitAnswer<'k>, Broken> {
+    job: &RequestJob,
+) -> Result<HostAwaitAnswer<'k>, ConversationError> {
     let until = job.deadline().min(Instant::now() + CHALLENGE_LIMIT);
-    let c1: [u8; CHALLENGE_LEN] = receive(reader, until).await.map_err(Broken::NoChallenge)?;
+    let c1: [u8; CHALLENGE_LEN] = receive(reader, until).await.map_err(ConversationError::NoChallenge)?;
     if service.is_reflected(&c1) {
-        return Err(Broken::Proof(ProofError::Reflected));
+        return Err(ConversationError::Proof(ProofError::Reflected));
     }
     let (answer, handshake) = handshake.answer(&c1)?;
-    transmit(writer, &answer, until).await.map_err(Broken::NoChallenge)?;
+    transmit(writer, &answer, until).await.map_err(ConversationError::NoChallenge)?;
     Ok(handshake)
 }
 
@@ -259,13 +262,14 @@ async fn prove<S: AsyncRead + AsyncWrite>(
     reader: &mut ReadHalf<S>,
     writer: &mut WriteHalf<S>,
     handshake: HostAwaitAnswer<'_>,
-    job: &Job,
-) -> Result<(Proved, ResponseWriter), Broken> {
-    let c2 = service.challenge().map_err(Broken::Random)?;
+    job: &RequestJob,
+) -> Result<(Proved, ResponseWriter), ConversationError> {
+    let c2 = service.challenge().map_err(ConversationError::Random)?;
     let handshake = handshake.challenge(&c2.challenge)?;
     let until = job.deadline().min(Instant::now() + PROOF_LIMIT);
-    transmit(writer, &c2.challenge, until).await.map_err(|cause| Broken::NoProof { cause })?;
-    let answer: [u8; HASH_LEN] = receive(reader, until).await.map_err(|cause| Broken::NoProof { cause })?;
+    transmit(writer, &c2.challenge, until).await.map_err(|cause| ConversationError::NoProof { cause })?;
+    let answer: [u8; HASH_LEN] =
+        receive(reader, until).await.map_err(|cause| ConversationError::NoProof { cause })?;
     Ok(handshake.verify(&answer)?)
 }
 
@@ -276,7 +280,7 @@ async fn hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
 }
 
 /// Returns when the client hangs up or says anything.
-async fn spoke_or_hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
+async fn until_readable<S: AsyncRead>(reader: &mut ReadHalf<S>) {
     let mut byte = [0; 1];
     let _ = reader.read(&mut byte).await;
 }
@@ -284,12 +288,12 @@ async fn spoke_or_hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
 async fn send<S: AsyncWrite>(
     writer: &mut WriteHalf<S>,
     response: ResponseWriter,
-    answer: &Answer,
+    answer: &ClientReply,
     until: Instant,
-) -> Result<(), Cause> {
+) -> Result<(), StreamError> {
     let bytes = match answer {
-        Answer::Response(code) => response.response(*code),
-        Answer::List(entries, code) => response.list(entries, *code),
+        ClientReply::Response(code) => response.response(*code),
+        ClientReply::List(entries, code) => response.list(entries, *code),
     };
     transmit(writer, &bytes, until).await?;
     let _ = timeout_at(until.into(), writer.shutdown()).await;
@@ -299,9 +303,9 @@ async fn send<S: AsyncWrite>(
 async fn receive<const N: usize, S: AsyncRead>(
     reader: &mut ReadHalf<S>,
     until: Instant,
-) -> Result<[u8; N], Cause> {
+) -> Result<[u8; N], StreamError> {
     let mut bytes = [0; N];
-    timeout_at(until.into(), reader.read_exact(&mut bytes)).await.map_err(|_| Cause::Late)??;
+    timeout_at(until.into(), reader.read_exact(&mut bytes)).await.map_err(|_| StreamError::Late)??;
     Ok(bytes)
 }
 
@@ -309,7 +313,7 @@ async fn transmit<S: AsyncWrite>(
     writer: &mut WriteHalf<S>,
     bytes: &[u8],
     until: Instant,
-) -> Result<(), Cause> {
-    timeout_at(until.into(), writer.write_all(bytes)).await.map_err(|_| Cause::Late)??;
+) -> Result<(), StreamError> {
+    timeout_at(until.into(), writer.write_all(bytes)).await.map_err(|_| StreamError::Late)??;
     Ok(())
 }

@@ -22,10 +22,10 @@ const MAX_PEERS: usize = 4096;
 
 /// Counters and the memory of the rate limit.
 #[derive(Debug, Default)]
-pub(crate) struct Drops(Mutex<State>);
+pub(crate) struct DropLog(Mutex<DropState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct DropState {
     counts: HashMap<(&'static str, &'static str), u64>,
     window: Option<Instant>,
     lines: HashMap<&'static str, u32>,
@@ -33,7 +33,7 @@ struct State {
     peers: HashMap<(String, &'static str, &'static str), u64>,
 }
 
-impl Drops {
+impl DropLog {
     /// Counts and perhaps logs: `listener` dropped something of `peer` for `reason` (a fixed word); `detail` says
     /// more, with everything that came from the peer escaped.
     pub(crate) fn note(
@@ -54,7 +54,7 @@ impl Drops {
         self.state().counts.iter().map(|(it, count)| (*it, *count)).collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DropState> {
         lock(&self.0)
     }
 }
@@ -68,7 +68,7 @@ fn without_port(peer: String) -> String {
     }
 }
 
-impl State {
+impl DropState {
     /// Whether this one is to be logged.
     fn count(&mut self, now: Instant, listener: &'static str, reason: &'static str, peer: String) -> bool {
         *self.counts.entry((listener, reason)).or_default() += 1;
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn one_line_for_a_peer_and_a_reason() {
-        let (mut state, now) = (State::default(), Instant::now());
+        let (mut state, now) = (DropState::default(), Instant::now());
         assert!(state.count(now, "multicast", "length", "10.0.0.1".into()));
         assert!(!state.count(now, "multicast", "length", "10.0.0.1".into()));
         assert!(state.count(now, "multicast", "length", "10.0.0.2".into()));
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn many_peers_do_not_fill_the_log() {
-        let (mut state, now) = (State::default(), Instant::now());
+        let (mut state, now) = (DropState::default(), Instant::now());
         let lines = (0..100_000).filter(|i| state.count(now, "tcp", "length", i.to_string())).count();
         assert_eq!(lines, MAX_LINES as usize);
         assert!(state.peers.len() <= MAX_PEERS);

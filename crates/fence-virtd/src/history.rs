@@ -35,7 +35,7 @@ pub(crate) struct RequestKey {
 
 /// What a packet is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Seen<'a, T> {
+pub(crate) enum Repetition<'a, T> {
     /// A request that was not seen before. It is remembered with this value.
     New(RequestKey, &'a T),
     /// Another packet of a request that was seen less than [`REPEAT_WINDOW`] ago, with its value.
@@ -55,7 +55,7 @@ impl<T> History<T> {
         secret: Option<usize>,
         request: &Request,
         value: impl FnOnce() -> T,
-    ) -> Seen<'_, T> {
+    ) -> Repetition<'_, T> {
         self.forget_old(now);
         let key = RequestKey {
             secret,
@@ -64,10 +64,10 @@ impl<T> History<T> {
             target: request.target.as_str().to_lowercase(),
         };
         match self.requests.entry(key.clone()) {
-            Entry::Occupied(known) => Seen::Repeated(&known.into_mut().1),
+            Entry::Occupied(known) => Repetition::Repeated(&known.into_mut().1),
             Entry::Vacant(place) => {
                 self.arrivals.push_back((now, key.clone()));
-                Seen::New(key, &place.insert((now, value())).1)
+                Repetition::New(key, &place.insert((now, value())).1)
             }
         }
     }
@@ -108,8 +108,8 @@ mod tests {
         }
     }
 
-    fn is_new(seen: &Seen<'_, u32>) -> bool {
-        matches!(seen, Seen::New(..))
+    fn is_new(seen: &Repetition<'_, u32>) -> bool {
+        matches!(seen, Repetition::New(..))
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
         let (mut history, start) = (History::new(), Instant::now());
         assert!(is_new(&history.saw(start, None, &request(1, "vm"), || 7)));
         let later = start + REPEAT_WINDOW - Duration::from_millis(1);
-        assert_eq!(history.saw(later, None, &request(1, "VM"), || 8), Seen::Repeated(&7));
+        assert_eq!(history.saw(later, None, &request(1, "VM"), || 8), Repetition::Repeated(&7));
         assert!(is_new(&history.saw(start + REPEAT_WINDOW, None, &request(1, "vm"), || 9)));
     }
 
@@ -138,13 +138,15 @@ mod tests {
     #[test]
     fn a_forgotten_request_is_new_again() {
         let (mut history, now) = (History::new(), Instant::now());
-        let Seen::New(key, _) = history.saw(now, None, &request(1, "vm"), || 0) else { panic!("not new") };
+        let Repetition::New(key, _) = history.saw(now, None, &request(1, "vm"), || 0) else {
+            panic!("not new")
+        };
         history.forget(&key);
         assert!(is_new(&history.saw(now, None, &request(1, "vm"), || 0)));
         // Its first arrival runs out and must not take the second with it.
         let later = now + REPEAT_WINDOW / 2;
         history.forget(&key);
         assert!(is_new(&history.saw(later, None, &request(1, "vm"), || 5)));
-        assert_eq!(history.saw(now + REPEAT_WINDOW, None, &request(1, "vm"), || 0), Seen::Repeated(&5));
+        assert_eq!(history.saw(now + REPEAT_WINDOW, None, &request(1, "vm"), || 0), Repetition::Repeated(&5));
     }
 }

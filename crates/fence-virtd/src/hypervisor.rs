@@ -25,17 +25,17 @@ const MAX_CALLS: usize = 64;
 /// Connections that are kept when nothing is to be done.
 const KEPT_CONNECTIONS: usize = 8;
 /// The pause before a lost connection is opened again: doubled each time, from and to these.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long after the loss of a connection calls wait for another: libvirtd restarts in less.
-const PATIENCE: Duration = Duration::from_secs(3);
+const RECONNECT_GRACE: Duration = Duration::from_secs(3);
 /// How long the start waits for a first connection.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
 /// Domains that are remembered.
 const MAX_REMEMBERED: usize = 16_384;
 /// Lifecycle events that are kept for those who have not looked at them yet.
-const NEWS: usize = 1024;
+const EVENT_QUEUE: usize = 1024;
 /// How long "it went off here" stands for a domain that left no definition. After that it may well live elsewhere.
-const GONE_OFF_STANDS: Duration = Duration::from_secs(600);
+const POWER_OFF_TTL: Duration = Duration::from_secs(600);
 
 /// Every hypervisor that the daemon has to do with, by URI: whoever needs one shares its connections, and what a
 /// test driver reads from a file is the same for all.
@@ -64,15 +64,15 @@ impl Hypervisors {
 pub(crate) struct Hypervisor {
     uri: String,
     permits: Arc<Semaphore>,
-    pool: Mutex<Vec<Arc<Slot>>>,
-    status: watch::Sender<Status>,
-    memory: Mutex<Memory>,
-    news: broadcast::Sender<News>,
+    pool: Mutex<Vec<Arc<PooledConnection>>>,
+    status: watch::Sender<ConnectionStatus>,
+    memory: Mutex<SeenDomains>,
+    news: broadcast::Sender<DomainEvent>,
 }
 
 /// What others may want to look at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum News {
+pub(crate) enum DomainEvent {
     /// Something happened to this domain.
     Domain(Uuid),
     /// The connection is new: anything may have happened.
@@ -80,24 +80,24 @@ pub(crate) enum News {
 }
 
 /// What whoever follows a hypervisor's domains is to look at.
-pub(crate) enum ToLook {
+pub(crate) enum RefreshScope {
     Everything,
     These(HashSet<Uuid>),
 }
 
-impl ToLook {
+impl RefreshScope {
     /// Waits for news and takes all that have piled up.
-    pub(crate) async fn next(news: &mut broadcast::Receiver<News>) -> Self {
+    pub(crate) async fn next(news: &mut broadcast::Receiver<DomainEvent>) -> Self {
         let mut domains = HashSet::new();
         match news.recv().await {
-            Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
-            Ok(News::Everything) | Err(RecvError::Lagged(_)) => return Self::Everything,
+            Ok(DomainEvent::Domain(uuid)) => drop(domains.insert(uuid)),
+            Ok(DomainEvent::Everything) | Err(RecvError::Lagged(_)) => return Self::Everything,
             Err(RecvError::Closed) => std::future::pending().await,
         }
         loop {
             match news.try_recv() {
-                Ok(News::Domain(uuid)) => drop(domains.insert(uuid)),
-                Ok(News::Everything) | Err(TryRecvError::Lagged(_)) => return Self::Everything,
+                Ok(DomainEvent::Domain(uuid)) => drop(domains.insert(uuid)),
+                Ok(DomainEvent::Everything) | Err(TryRecvError::Lagged(_)) => return Self::Everything,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return Self::These(domains),
             }
         }
@@ -105,9 +105,10 @@ impl ToLook {
 
     /// After a look that failed, so that nothing was learnt and it has to be everything: returns when the connection is new,
     /// or after a pause.
-    pub(crate) async fn again(news: &mut broadcast::Receiver<News>, pause: Duration) -> Self {
-        let new =
-            async { while !matches!(news.recv().await, Ok(News::Everything) | Err(RecvError::Closed)) {} };
+    pub(crate) async fn again(news: &mut broadcast::Receiver<DomainEvent>, pause: Duration) -> Self {
+        let new = async {
+            while !matches!(news.recv().await, Ok(DomainEvent::Everything) | Err(RecvError::Closed)) {}
+        };
         let _ = tokio::time::timeout(pause, new).await;
         Self::Everything
     }
@@ -117,9 +118,9 @@ impl ToLook {
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// libvirt refused or failed.
-    Refused(Named),
+    Refused(UriError),
     /// The connection was lost during the call.
-    Lost(Named),
+    Lost(UriError),
     /// There is no connection.
     Down { uri: String, reason: String },
     /// No answer in time.
@@ -130,7 +131,7 @@ pub(crate) enum CallError {
 
 /// libvirt's error with the URI it came from.
 #[derive(Debug)]
-pub(crate) struct Named {
+pub(crate) struct UriError {
     uri: String,
     error: Error,
 }
@@ -152,7 +153,7 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {}
 
 #[derive(Clone)]
-enum Status {
+enum ConnectionStatus {
     /// The first attempt is under way.
     Starting,
     Up,
@@ -160,7 +161,7 @@ enum Status {
     Down(String, Instant),
 }
 
-struct Slot {
+struct PooledConnection {
     connection: Connection,
     calls: AtomicUsize,
 }
@@ -172,11 +173,11 @@ impl Hypervisor {
             uri: uri.to_owned(),
             permits: Arc::new(Semaphore::new(MAX_CALLS)),
             pool: Mutex::default(),
-            status: watch::Sender::new(Status::Starting),
+            status: watch::Sender::new(ConnectionStatus::Starting),
             memory: Mutex::default(),
-            news: broadcast::Sender::new(NEWS),
+            news: broadcast::Sender::new(EVENT_QUEUE),
         });
-        tokio::spawn(Arc::clone(&this).keep_up());
+        tokio::spawn(Arc::clone(&this).maintain_connection());
         this
     }
 
@@ -186,22 +187,22 @@ impl Hypervisor {
 
     /// Whether there is a connection.
     pub(crate) fn is_up(&self) -> bool {
-        matches!(*self.status.borrow(), Status::Up)
+        matches!(*self.status.borrow(), ConnectionStatus::Up)
     }
 
     /// What happens from now on. Who falls behind by more than [`NEWS`] has to look at everything.
-    pub(crate) fn news(&self) -> broadcast::Receiver<News> {
+    pub(crate) fn news(&self) -> broadcast::Receiver<DomainEvent> {
         self.news.subscribe()
     }
 
     /// Waits for the end of the first attempt to connect.
     pub(crate) async fn first_attempt(&self) -> Result<(), CallError> {
         let mut status = self.status.subscribe();
-        let ended = status.wait_for(|it| !matches!(it, Status::Starting));
+        let ended = status.wait_for(|it| !matches!(it, ConnectionStatus::Starting));
         match tokio::time::timeout(FIRST_ATTEMPT, ended).await {
             Ok(Ok(status)) => match &*status {
-                Status::Down(reason, _) => Err(self.down(reason)),
-                Status::Up | Status::Starting => Ok(()),
+                ConnectionStatus::Down(reason, _) => Err(self.down(reason)),
+                ConnectionStatus::Up | ConnectionStatus::Starting => Ok(()),
             },
             Ok(Err(_)) | Err(_) => Err(self.slow()),
         }
@@ -257,9 +258,9 @@ impl Hypervisor {
         let mut status = self.status.subscribe();
         loop {
             let until = match &*status.borrow_and_update() {
-                Status::Up => return Ok(()),
-                Status::Starting => deadline,
-                Status::Down(_, since) => deadline.min((*since + PATIENCE).into()),
+                ConnectionStatus::Up => return Ok(()),
+                ConnectionStatus::Starting => deadline,
+                ConnectionStatus::Down(_, since) => deadline.min((*since + RECONNECT_GRACE).into()),
             };
             match tokio::time::timeout_at(until, status.changed()).await {
                 Ok(Ok(())) => {}
@@ -268,14 +269,14 @@ impl Hypervisor {
         }
         let status = self.status.borrow().clone();
         match status {
-            Status::Up => Ok(()),
-            Status::Down(reason, _) => Err(self.down(&reason)),
-            Status::Starting => Err(self.slow()),
+            ConnectionStatus::Up => Ok(()),
+            ConnectionStatus::Down(reason, _) => Err(self.down(&reason)),
+            ConnectionStatus::Starting => Err(self.slow()),
         }
     }
 
     /// An idle connection, or a new one. On a blocking thread.
-    fn slot(&self) -> Result<Arc<Slot>, CallError> {
+    fn slot(&self) -> Result<Arc<PooledConnection>, CallError> {
         {
             let pool = lock(&self.pool);
             let alive = || pool.iter().filter(|it| it.connection.is_alive());
@@ -290,12 +291,12 @@ impl Hypervisor {
             }
         }
         let connection = Connection::open(&self.uri).map_err(|error| self.sorted(error))?;
-        let slot = Arc::new(Slot { connection, calls: AtomicUsize::new(1) });
+        let slot = Arc::new(PooledConnection { connection, calls: AtomicUsize::new(1) });
         lock(&self.pool).push(Arc::clone(&slot));
         Ok(slot)
     }
 
-    fn give_back(&self, slot: &Arc<Slot>) {
+    fn give_back(&self, slot: &Arc<PooledConnection>) {
         slot.calls.fetch_sub(1, Ordering::Relaxed);
         let mut pool = lock(&self.pool);
         let too_many = pool.len() > KEPT_CONNECTIONS && !pool.first().is_some_and(|it| Arc::ptr_eq(it, slot));
@@ -311,7 +312,7 @@ impl Hypervisor {
 
     fn sorted(&self, error: Error) -> CallError {
         let lost = error.kind == ErrorKind::Connection;
-        let named = Named { uri: self.uri.clone(), error };
+        let named = UriError { uri: self.uri.clone(), error };
         if lost { CallError::Lost(named) } else { CallError::Refused(named) }
     }
 
@@ -323,31 +324,31 @@ impl Hypervisor {
         CallError::Slow { uri: self.uri.clone() }
     }
 
-    fn now_down(&self, reason: String) {
+    fn set_down(&self, reason: String) {
         self.status.send_modify(|it| {
             let since = match it {
-                Status::Down(_, since) => *since,
-                Status::Starting | Status::Up => Instant::now(),
+                ConnectionStatus::Down(_, since) => *since,
+                ConnectionStatus::Starting | ConnectionStatus::Up => Instant::now(),
             };
-            *it = Status::Down(reason, since);
+            *it = ConnectionStatus::Down(reason, since);
         });
     }
 
-    async fn keep_up(self: Arc<Self>) {
-        let mut pause = RETRY.0;
+    async fn maintain_connection(self: Arc<Self>) {
+        let mut pause = RECONNECT_BACKOFF.0;
         let mut said = None;
         loop {
             match self.connect().await {
                 Ok((count, _events, mut lost)) => {
                     info!(uri = %self.uri, domains = count, "connected to libvirt");
-                    (pause, said) = (RETRY.0, None);
-                    self.status.send_replace(Status::Up);
-                    let _ = self.news.send(News::Everything);
+                    (pause, said) = (RECONNECT_BACKOFF.0, None);
+                    self.status.send_replace(ConnectionStatus::Up);
+                    let _ = self.news.send(DomainEvent::Everything);
                     let why = lost.recv().await.unwrap_or_else(|| "closed".to_owned());
                     warn!(uri = %self.uri, reason = %why, "lost libvirt; requests for its domains fail until it is back");
-                    self.now_down(why);
+                    self.set_down(why);
                     lock(&self.pool).clear();
-                    lock(&self.memory).lost_sight();
+                    lock(&self.memory).forget_power_offs();
                 }
                 Err(error) => {
                     let reason = error.to_string();
@@ -356,11 +357,11 @@ impl Hypervisor {
                         warn!(uri = %self.uri, reason = %reason, "can't connect to libvirt; trying again");
                         said = Some(reason.clone());
                     }
-                    self.now_down(reason);
+                    self.set_down(reason);
                 }
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY.1);
+            pause = (pause * 2).min(RECONNECT_BACKOFF.1);
         }
     }
 
@@ -378,16 +379,16 @@ impl Hypervisor {
             let events = connection.watch_lifecycle(move |event| {
                 if let Some(this) = weak.upgrade() {
                     lock(&this.memory).saw(&event);
-                    let _ = this.news.send(News::Domain(event.uuid));
+                    let _ = this.news.send(DomainEvent::Domain(event.uuid));
                 }
             })?;
             let records = connection.domains()?;
             let mut memory = lock(&this.memory);
             for record in &records {
-                memory.saw_here(record.uuid, &record.name);
+                memory.record_present(record.uuid, &record.name);
             }
             drop(memory);
-            lock(&this.pool).push(Arc::new(Slot { connection, calls: AtomicUsize::new(0) }));
+            lock(&this.pool).push(Arc::new(PooledConnection { connection, calls: AtomicUsize::new(0) }));
             Ok((records.len(), events))
         });
         match opened.await {
@@ -430,7 +431,7 @@ impl Hypervisor {
             }
         };
         let went_off = record.went_off?;
-        (went_off.elapsed() < GONE_OFF_STANDS).then(|| (*uuid, record.name.clone()))
+        (went_off.elapsed() < POWER_OFF_TTL).then(|| (*uuid, record.name.clone()))
     }
 
     /// Our own action ended it.
@@ -444,22 +445,22 @@ impl Hypervisor {
 /// What was seen of a hypervisor's domains. Needed for one question only: whether a domain that is no longer there
 /// went off here, or went away.
 #[derive(Default)]
-struct Memory {
-    domains: HashMap<Uuid, Remembered>,
+struct SeenDomains {
+    domains: HashMap<Uuid, SeenDomain>,
 }
 
-struct Remembered {
+struct SeenDomain {
     name: String,
     /// When it was last seen to go off for good, here: not moved to another host, not saved.
     went_off: Option<Instant>,
 }
 
-impl Memory {
-    fn saw_here(&mut self, uuid: Uuid, name: &str) {
+impl SeenDomains {
+    fn record_present(&mut self, uuid: Uuid, name: &str) {
         if self.domains.len() >= MAX_REMEMBERED && !self.domains.contains_key(&uuid) {
             self.forget_some();
         }
-        self.domains.insert(uuid, Remembered { name: name.to_owned(), went_off: None });
+        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), went_off: None });
     }
 
     fn saw(&mut self, event: &LifecycleEvent) {
@@ -469,7 +470,7 @@ impl Memory {
         match event.kind {
             LifecycleKind::Stopped => {
                 if !self.domains.contains_key(&event.uuid) {
-                    self.saw_here(event.uuid, &event.name);
+                    self.record_present(event.uuid, &event.name);
                 }
                 if let Some(record) = self.domains.get_mut(&event.uuid) {
                     record.went_off = for_good.then(Instant::now);
@@ -477,12 +478,12 @@ impl Memory {
             }
             // Say nothing about power.
             LifecycleKind::Undefined | LifecycleKind::DevicesChanged => {}
-            _ => self.saw_here(event.uuid, &event.name),
+            _ => self.record_present(event.uuid, &event.name),
         }
     }
 
     /// Events may have been missed: what is not there any more may have gone anywhere.
-    fn lost_sight(&mut self) {
+    fn forget_power_offs(&mut self) {
         for record in self.domains.values_mut() {
             record.went_off = None;
         }

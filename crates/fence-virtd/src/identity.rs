@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tracing::debug;
 
 use crate::access::Identity;
-use crate::inventory::{Domain, Inventories};
+use crate::inventory::{Inventories, RunningDomain};
 
 /// A look into the neighbour table takes a fraction of a millisecond, unless the kernel's network lock is held.
 const TABLE_LIMIT: Duration = Duration::from_millis(50);
@@ -22,12 +22,12 @@ const TABLE_LIMIT: Duration = Duration::from_millis(50);
 const MAX_LOOKS: usize = 16;
 
 /// What sources can be recognised by.
-pub(crate) struct Sources {
+pub(crate) struct SourceResolver {
     inventories: Inventories,
     looks: Arc<Semaphore>,
 }
 
-impl Sources {
+impl SourceResolver {
     pub(crate) fn new(inventories: Inventories) -> Arc<Self> {
         Arc::new(Self { inventories, looks: Arc::new(Semaphore::new(MAX_LOOKS)) })
     }
@@ -77,7 +77,7 @@ async fn in_time<T: Send + 'static>(
     tokio::time::timeout(TABLE_LIMIT, found).await.ok()?
 }
 
-fn name(identity: &mut Identity, domain: Option<Arc<Domain>>) {
+fn name(identity: &mut Identity, domain: Option<Arc<RunningDomain>>) {
     if let Some(domain) = domain {
         identity.domain = Some(domain.uuid.clone());
         identity.name = Some(domain.name.clone());
@@ -85,7 +85,7 @@ fn name(identity: &mut Identity, domain: Option<Arc<Domain>>) {
 }
 
 /// The one that all are; none where any is another, or unknown.
-fn agreed(mut domains: impl Iterator<Item = Option<Arc<Domain>>>) -> Option<Arc<Domain>> {
+fn agreed(mut domains: impl Iterator<Item = Option<Arc<RunningDomain>>>) -> Option<Arc<RunningDomain>> {
     let first = domains.next()??;
     domains.all(|it| it.is_some_and(|it| it.uuid == first.uuid)).then_some(first)
 }

@@ -17,7 +17,7 @@ pub(crate) type Mac = [u8; 6];
 
 /// A running domain.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Domain {
+pub(crate) struct RunningDomain {
     /// Canonical lower-case text.
     pub(crate) uuid: String,
     pub(crate) name: String,
@@ -25,12 +25,12 @@ pub(crate) struct Domain {
     /// Its vsock context id.
     pub(crate) cid: Option<u32>,
     /// UNIX sockets that QEMU listens on for the guest.
-    pub(crate) ports: Vec<Port>,
+    pub(crate) ports: Vec<GuestPort>,
 }
 
 /// A guest's serial port or channel whose other end is a UNIX socket that QEMU listens on.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct Port {
+pub(crate) struct GuestPort {
     pub(crate) path: PathBuf,
     pub(crate) kind: PortKind,
 }
@@ -49,7 +49,7 @@ pub(crate) enum PortKind {
 }
 
 /// The running domains of one hypervisor, by UUID.
-pub(crate) type Running = HashMap<String, Arc<Domain>>;
+pub(crate) type RunningDomains = HashMap<String, Arc<RunningDomain>>;
 
 /// The running domains of several hypervisors.
 #[derive(Default)]
@@ -57,7 +57,7 @@ pub(crate) struct Inventories(pub(crate) Vec<Inventory>);
 
 /// Those of one.
 pub(crate) struct Inventory {
-    pub(crate) running: watch::Receiver<Running>,
+    pub(crate) running: watch::Receiver<RunningDomains>,
     /// Whether its domains run on this machine: a context id of another machine's means nothing here.
     pub(crate) local: bool,
 }
@@ -68,17 +68,17 @@ impl Inventories {
     }
 
     /// The one running domain with this MAC address.
-    pub(crate) fn by_mac(&self, mac: Mac) -> Option<Arc<Domain>> {
+    pub(crate) fn by_mac(&self, mac: Mac) -> Option<Arc<RunningDomain>> {
         self.only(|_, it| it.macs.contains(&mac))
     }
 
     /// The one running domain on this machine with this context id.
-    pub(crate) fn by_cid(&self, cid: u32) -> Option<Arc<Domain>> {
+    pub(crate) fn by_cid(&self, cid: u32) -> Option<Arc<RunningDomain>> {
         self.only(|local, it| local && it.cid == Some(cid))
     }
 
-    fn only(&self, fits: impl Fn(bool, &Domain) -> bool) -> Option<Arc<Domain>> {
-        let mut found: Option<Arc<Domain>> = None;
+    fn only(&self, fits: impl Fn(bool, &RunningDomain) -> bool) -> Option<Arc<RunningDomain>> {
+        let mut found: Option<Arc<RunningDomain>> = None;
         for inventory in &self.0 {
             for domain in inventory.running.borrow().values().filter(|it| fits(inventory.local, it)) {
                 if found.as_ref().is_some_and(|it| it.uuid != domain.uuid) {
@@ -95,17 +95,17 @@ impl Inventories {
 ///
 /// # Errors
 /// Text that is no XML, or has no name or UUID.
-pub(crate) fn read(xml: &str) -> Result<Domain, UnreadableXml> {
+pub(crate) fn read(xml: &str) -> Result<RunningDomain, UnreadableXml> {
     let document = roxmltree::Document::parse(xml)?;
     let root = document.root_element();
     let text = |tag| {
         let node = root.children().find(|it| it.has_tag_name(tag));
         node.and_then(|it| it.text()).map(str::trim).filter(|it| !it.is_empty())
     };
-    let mut domain = Domain {
+    let mut domain = RunningDomain {
         uuid: text("uuid").ok_or(UnreadableXml::NoIdentity)?.to_lowercase(),
         name: text("name").ok_or(UnreadableXml::NoIdentity)?.to_owned(),
-        ..Domain::default()
+        ..RunningDomain::default()
     };
     let devices = root.children().filter(|it| it.has_tag_name("devices")).flat_map(|it| it.children());
     for device in devices {
@@ -145,13 +145,13 @@ pub(crate) enum UnreadableXml {
 }
 
 /// Only sockets that QEMU listens on can be connected to (`mode='bind'`, libvirt's default).
-fn port(device: roxmltree::Node<'_, '_>, kind: PortKind) -> Option<Port> {
+fn port(device: roxmltree::Node<'_, '_>, kind: PortKind) -> Option<GuestPort> {
     let source = device.children().find(|it| it.has_tag_name("source"))?;
     let listens = source.attribute("mode").is_none_or(|it| it == "bind");
     if device.attribute("type") != Some("unix") || !listens {
         return None;
     }
-    Some(Port { path: source.attribute("path").filter(|it| !it.is_empty())?.into(), kind })
+    Some(GuestPort { path: source.attribute("path").filter(|it| !it.is_empty())?.into(), kind })
 }
 
 fn mac(text: &str) -> Option<Mac> {
@@ -176,8 +176,8 @@ mod following {
     use tokio::sync::{broadcast, watch};
     use tracing::{debug, warn};
 
-    use super::{Domain, Inventory, Running, read};
-    use crate::hypervisor::{Hypervisor, News, ToLook};
+    use super::{Inventory, RunningDomain, RunningDomains, read};
+    use crate::hypervisor::{DomainEvent, Hypervisor, RefreshScope};
 
     /// How long one look at the hypervisor may take; with thousands of domains it is a matter of seconds.
     const LOOK_LIMIT: Duration = Duration::from_secs(60);
@@ -189,7 +189,7 @@ mod following {
     /// Follows the running domains of a hypervisor for as long as somebody holds the result. Must run inside the
     /// runtime.
     pub(crate) fn follow(hypervisor: &Arc<Hypervisor>) -> Inventory {
-        let (state, running) = watch::channel(Running::new());
+        let (state, running) = watch::channel(RunningDomains::new());
         // Before the first look, so that nothing falls between.
         let news = hypervisor.news();
         tokio::spawn(keep(Arc::clone(hypervisor), news, state));
@@ -203,21 +203,21 @@ mod following {
 
     async fn keep(
         hypervisor: Arc<Hypervisor>,
-        mut news: broadcast::Receiver<News>,
-        state: watch::Sender<Running>,
+        mut news: broadcast::Receiver<DomainEvent>,
+        state: watch::Sender<RunningDomains>,
     ) {
-        let mut task = ToLook::Everything;
+        let mut task = RefreshScope::Everything;
         loop {
             if let Err(why) = look(&hypervisor, &task, &state).await {
                 debug!(uri = hypervisor.uri(), "can't look at the running domains: {why}");
-                task = ToLook::again(&mut news, AGAIN).await;
+                task = RefreshScope::again(&mut news, AGAIN).await;
                 if state.is_closed() {
                     return;
                 }
                 continue;
             }
             task = tokio::select! {
-                task = ToLook::next(&mut news) => task,
+                task = RefreshScope::next(&mut news) => task,
                 () = state.closed() => return,
             };
         }
@@ -225,12 +225,12 @@ mod following {
 
     async fn look(
         hypervisor: &Arc<Hypervisor>,
-        task: &ToLook,
-        state: &watch::Sender<Running>,
+        task: &RefreshScope,
+        state: &watch::Sender<RunningDomains>,
     ) -> Result<(), String> {
         let until = Instant::now() + LOOK_LIMIT;
         match task {
-            ToLook::Everything => {
+            RefreshScope::Everything => {
                 let running = hypervisor.ask(until, all).await.map_err(|e| e.to_string())?;
                 state.send_if_modified(|it| {
                     let changed = *it != running;
@@ -238,7 +238,7 @@ mod following {
                     changed
                 });
             }
-            ToLook::These(uuids) => {
+            RefreshScope::These(uuids) => {
                 let wanted: Vec<Uuid> = uuids.iter().copied().collect();
                 let seen = hypervisor
                     .ask(until, move |c| {
@@ -271,8 +271,8 @@ mod following {
         Ok(())
     }
 
-    fn all(connection: &Connection) -> Result<Running, Error> {
-        let mut running = Running::new();
+    fn all(connection: &Connection) -> Result<RunningDomains, Error> {
+        let mut running = RunningDomains::new();
         for record in connection.domains()?.into_iter().filter(|it| it.state != State::ShutOff) {
             if running.len() >= MAX_RUNNING {
                 warn!(
@@ -289,7 +289,7 @@ mod following {
     }
 
     /// The domain as it runs; none when it does not run, or tells nothing.
-    fn one(connection: &Connection, uuid: Uuid) -> Result<Option<Arc<Domain>>, Error> {
+    fn one(connection: &Connection, uuid: Uuid) -> Result<Option<Arc<RunningDomain>>, Error> {
         let look = || {
             let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(None) };
             if !domain.is_active()? {
@@ -308,7 +308,7 @@ mod following {
         };
         Ok(xml.and_then(|xml| match read(&xml) {
             // The UUID that libvirt goes by, whatever the text says.
-            Ok(domain) => Some(Arc::new(Domain { uuid: uuid.to_string(), ..domain })),
+            Ok(domain) => Some(Arc::new(RunningDomain { uuid: uuid.to_string(), ..domain })),
             Err(error) => {
                 warn!(%uuid, "can't make sense of its XML: {}", escaped(&error.to_string()));
                 None
@@ -341,10 +341,10 @@ mod tests {
     #[test]
     fn reads_what_a_request_may_come_by() {
         let domain = read(XML).unwrap();
-        let port = |path: &str, kind| Port { path: path.into(), kind };
+        let port = |path: &str, kind| GuestPort { path: path.into(), kind };
         assert_eq!(
             domain,
-            Domain {
+            RunningDomain {
                 uuid: "5ba0e0aa-0000-1111-2222-333344445555".into(),
                 name: "web 1".into(),
                 macs: vec![[0x52, 0x54, 0, 0xab, 0xcd, 0xef]],
@@ -366,8 +366,12 @@ mod tests {
 
     fn inventory(local: bool, domains: &[(&str, Mac, u32)]) -> Inventory {
         let running = domains.iter().map(|(uuid, mac, cid)| {
-            let domain =
-                Domain { uuid: (*uuid).to_owned(), macs: vec![*mac], cid: Some(*cid), ..Domain::default() };
+            let domain = RunningDomain {
+                uuid: (*uuid).to_owned(),
+                macs: vec![*mac],
+                cid: Some(*cid),
+                ..RunningDomain::default()
+            };
             ((*uuid).to_owned(), Arc::new(domain))
         });
         Inventory { running: watch::channel(running.collect()).1, local }
@@ -379,7 +383,7 @@ mod tests {
             inventory(true, &[("a", [1; 6], 3), ("b", [2; 6], 4), ("c", [2; 6], 4)]),
             inventory(false, &[("a", [1; 6], 3), ("d", [4; 6], 5)]),
         ]);
-        let uuid = |it: Option<Arc<Domain>>| it.map(|it| it.uuid.clone());
+        let uuid = |it: Option<Arc<RunningDomain>>| it.map(|it| it.uuid.clone());
         assert_eq!(uuid(all.by_mac([1; 6])).as_deref(), Some("a"), "on two hypervisors while it migrates");
         assert_eq!(uuid(all.by_mac([2; 6])), None);
         assert_eq!(uuid(all.by_mac([3; 6])), None);

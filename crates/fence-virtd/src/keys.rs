@@ -19,7 +19,7 @@ use crate::locks::lock;
 
 /// Every key that a listener takes, the listener's own first.
 #[derive(Debug, Default)]
-pub(crate) struct Keys {
+pub(crate) struct ListenerKeys {
     keys: Vec<Key>,
     proofs: Vec<Arc<KeyProof>>,
     /// How many of them are the listener's own.
@@ -29,7 +29,7 @@ pub(crate) struct Keys {
 /// Keys that listeners go by. A fingerprint is slow to make, so the listeners of a daemon, and a reload, make that of
 /// one key once. Keeps no key: what no listener and no request uses any more is forgotten.
 #[derive(Debug, Default)]
-pub(crate) struct KeysInUse(Mutex<Vec<Weak<Keys>>>);
+pub(crate) struct FingerprintCache(Mutex<Vec<Weak<ListenerKeys>>>);
 
 /// What a peer has shown when it used one of the keys.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -55,14 +55,14 @@ pub(crate) enum KeysError {
 
 /// What an administrator should look at although the keys can be used.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Notice {
+pub(crate) enum KeyNotice {
     /// One key in several files of one holder: one of them is too many.
     Twice { fingerprint: String, holder: String, files: String },
     /// One key of several holders: whoever has it is of all of them.
     Shared { fingerprint: String, holders: String },
 }
 
-impl fmt::Display for Notice {
+impl fmt::Display for KeyNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Twice { fingerprint, holder, files } => {
@@ -80,44 +80,44 @@ impl fmt::Display for Notice {
 
 /// Who a key file belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Holder {
+enum KeyHolder {
     Listener,
     Group(usize),
 }
 
 /// A key as a file has it.
-struct Loaded<'a> {
-    holder: Holder,
+struct LoadedKey<'a> {
+    holder: KeyHolder,
     file: &'a Path,
     key: Key,
 }
 
-impl Keys {
+impl ListenerKeys {
     /// Loads every key file of a listener and of all groups, and says what is odd about them.
-    pub(crate) fn load(files: &[PathBuf], groups: &[Group]) -> Result<(Self, Vec<Notice>), KeysError> {
-        Self::load_beside(&KeysInUse::default(), files, groups)
+    pub(crate) fn load(files: &[PathBuf], groups: &[Group]) -> Result<(Self, Vec<KeyNotice>), KeysError> {
+        Self::load_reusing_fingerprints(&FingerprintCache::default(), files, groups)
     }
 
     /// The same, beside keys that are in use.
-    pub(crate) fn load_beside(
-        in_use: &KeysInUse,
+    pub(crate) fn load_reusing_fingerprints(
+        in_use: &FingerprintCache,
         files: &[PathBuf],
         groups: &[Group],
-    ) -> Result<(Self, Vec<Notice>), KeysError> {
+    ) -> Result<(Self, Vec<KeyNotice>), KeysError> {
         let mut loaded = Vec::new();
         for file in files {
-            loaded.push(Loaded { holder: Holder::Listener, file, key: key_file::load(file)? });
+            loaded.push(LoadedKey { holder: KeyHolder::Listener, file, key: key_file::load(file)? });
         }
         for (place, group) in groups.iter().enumerate() {
             for file in &group.key_files {
                 let key = key_file::load(file)
                     .map_err(|source| KeysError::Group { group: shown_group(place, group), source })?;
-                loaded.push(Loaded { holder: Holder::Group(place), file, key });
+                loaded.push(LoadedKey { holder: KeyHolder::Group(place), file, key });
             }
         }
         let name = |holder| match holder {
-            Holder::Listener => "the listener".to_owned(),
-            Holder::Group(place) => shown_group(place, &groups[place]),
+            KeyHolder::Listener => "the listener".to_owned(),
+            KeyHolder::Group(place) => shown_group(place, &groups[place]),
         };
         Ok(merge(loaded, name, |key| in_use.fingerprint(key)))
     }
@@ -161,8 +161,8 @@ impl Keys {
     }
 }
 
-impl KeysInUse {
-    pub(crate) fn add(&self, keys: &Arc<Keys>) {
+impl FingerprintCache {
+    pub(crate) fn add(&self, keys: &Arc<ListenerKeys>) {
         let mut all = lock(&self.0);
         all.retain(|it| it.strong_count() > 0);
         all.push(Arc::downgrade(keys));
@@ -177,25 +177,25 @@ impl KeysInUse {
 
 /// One entry for each secret. `name` says who a holder is.
 fn merge(
-    loaded: Vec<Loaded<'_>>,
-    name: impl Fn(Holder) -> String,
+    loaded: Vec<LoadedKey<'_>>,
+    name: impl Fn(KeyHolder) -> String,
     fingerprint_of: impl Fn(&Key) -> String,
-) -> (Keys, Vec<Notice>) {
-    let mut merged: Vec<(Key, Vec<(Holder, &Path)>)> = Vec::new();
-    for Loaded { holder, file, key } in loaded {
+) -> (ListenerKeys, Vec<KeyNotice>) {
+    let mut merged: Vec<(Key, Vec<(KeyHolder, &Path)>)> = Vec::new();
+    for LoadedKey { holder, file, key } in loaded {
         match merged.iter_mut().find(|(known, _)| known.is_same(&key)) {
             Some((_, uses)) => uses.push((holder, file)),
             None => merged.push((key, vec![(holder, file)])),
         }
     }
-    let (mut keys, mut notices) = (Keys::default(), Vec::new());
+    let (mut keys, mut notices) = (ListenerKeys::default(), Vec::new());
     for (key, uses) in merged {
         let fingerprint = fingerprint_of(&key);
-        notices.extend(odd(&fingerprint, &uses, &name));
-        let listener = uses.iter().any(|(holder, _)| *holder == Holder::Listener);
+        notices.extend(duplicate_key_notices(&fingerprint, &uses, &name));
+        let listener = uses.iter().any(|(holder, _)| *holder == KeyHolder::Listener);
         let groups = uses.iter().filter_map(|(holder, _)| match holder {
-            Holder::Group(place) => Some(*place),
-            Holder::Listener => None,
+            KeyHolder::Group(place) => Some(*place),
+            KeyHolder::Listener => None,
         });
         keys.proofs.push(Arc::new(KeyProof { fingerprint, listener, groups: groups.collect() }));
         keys.keys.push(key);
@@ -205,23 +205,31 @@ fn merge(
     (keys, notices)
 }
 
-fn odd(fingerprint: &str, uses: &[(Holder, &Path)], name: &impl Fn(Holder) -> String) -> Vec<Notice> {
-    let mut holders: Vec<Holder> = Vec::new();
+fn duplicate_key_notices(
+    fingerprint: &str,
+    uses: &[(KeyHolder, &Path)],
+    name: &impl Fn(KeyHolder) -> String,
+) -> Vec<KeyNotice> {
+    let mut holders: Vec<KeyHolder> = Vec::new();
     for (holder, _) in uses {
         if !holders.contains(holder) {
             holders.push(*holder);
         }
     }
-    let files = |of: Holder| list(uses.iter().filter(|(it, _)| *it == of).map(|(_, file)| shown(file)));
-    let count = |of: Holder| uses.iter().filter(|(it, _)| *it == of).count();
+    let files = |of: KeyHolder| list(uses.iter().filter(|(it, _)| *it == of).map(|(_, file)| shown(file)));
+    let count = |of: KeyHolder| uses.iter().filter(|(it, _)| *it == of).count();
     let mut notices: Vec<_> = holders
         .iter()
         .filter(|it| count(**it) > 1)
-        .map(|it| Notice::Twice { fingerprint: fingerprint.to_owned(), holder: name(*it), files: files(*it) })
+        .map(|it| KeyNotice::Twice {
+            fingerprint: fingerprint.to_owned(),
+            holder: name(*it),
+            files: files(*it),
+        })
         .collect();
     if holders.len() > 1 {
         let holders = list(holders.iter().map(|it| format!("{} ({})", name(*it), files(*it))));
-        notices.push(Notice::Shared { fingerprint: fingerprint.to_owned(), holders });
+        notices.push(KeyNotice::Shared { fingerprint: fingerprint.to_owned(), holders });
     }
     notices
 }
@@ -279,7 +287,7 @@ mod tests {
         let (old, new, red) =
             (scratch.file("old", "old"), scratch.file("new", "new"), scratch.file("red", "red"));
         let groups = groups(&[("plain", &[]), ("red", &[&red])]);
-        let (keys, notices) = Keys::load(&[old, new], &groups).unwrap();
+        let (keys, notices) = ListenerKeys::load(&[old, new], &groups).unwrap();
         assert!(notices.is_empty());
         assert_eq!((keys.all().len(), keys.has_own()), (3, true));
         let shown = |place| {
@@ -295,7 +303,7 @@ mod tests {
     fn without_a_key_of_the_listener_none_is_assumed() {
         let scratch = Scratch::new();
         let red = scratch.file("red", "red");
-        let (keys, _) = Keys::load(&[], &groups(&[("red", &[&red])])).unwrap();
+        let (keys, _) = ListenerKeys::load(&[], &groups(&[("red", &[&red])])).unwrap();
         assert!(keys.key(None).is_none() && !keys.has_own());
         assert!(keys.key(Some(0)).is_some());
         assert_eq!(keys.fingerprints(), "none");
@@ -306,13 +314,14 @@ mod tests {
     fn one_secret_is_one_key_and_that_is_said() {
         let scratch = Scratch::new();
         let (a, b, c) = (scratch.file("a", "same"), scratch.file("b", "same"), scratch.file("c", "same"));
-        let (keys, notices) = Keys::load(&[a.clone(), a.clone()], &[]).unwrap();
+        let (keys, notices) = ListenerKeys::load(&[a.clone(), a.clone()], &[]).unwrap();
         assert_eq!(keys.all().len(), 1);
         let text = notices[0].to_string();
         assert!(notices.len() == 1 && text.contains("the listener has the key"), "{text}");
 
         let (keys, notices) =
-            Keys::load(std::slice::from_ref(&a), &groups(&[("red", &[&b]), ("blue", &[&c])])).unwrap();
+            ListenerKeys::load(std::slice::from_ref(&a), &groups(&[("red", &[&b]), ("blue", &[&c])]))
+                .unwrap();
         assert_eq!(keys.all().len(), 1);
         let proof = keys.proof(Some(0)).unwrap();
         assert!(proof.listener && proof.groups == BTreeSet::from([0, 1]));
@@ -332,9 +341,9 @@ mod tests {
         let scratch = Scratch::new();
         let (a, b) = (scratch.file("a", "one key"), scratch.file("b", "another"));
         let load = |in_use: &_, file: &PathBuf| {
-            Keys::load_beside(in_use, std::slice::from_ref(file), &[]).unwrap().0
+            ListenerKeys::load_reusing_fingerprints(in_use, std::slice::from_ref(file), &[]).unwrap().0
         };
-        let in_use = KeysInUse::default();
+        let in_use = FingerprintCache::default();
         let mut first = load(&in_use, &a);
         // Told from one that is made.
         first.proofs = vec![Arc::new(KeyProof { fingerprint: "known".into(), ..KeyProof::default() })];
@@ -350,8 +359,8 @@ mod tests {
     fn a_file_that_cannot_be_used_is_named_with_its_group() {
         let scratch = Scratch::new();
         let missing = scratch.0.path().join("none");
-        let error = Keys::load(&[], &groups(&[("red", &[&missing])])).unwrap_err().to_string();
+        let error = ListenerKeys::load(&[], &groups(&[("red", &[&missing])])).unwrap_err().to_string();
         assert!(error.starts_with(&format!("group red: key file {}", missing.display())), "{error}");
-        assert!(matches!(Keys::load(&[missing], &[]), Err(KeysError::Listener(_))));
+        assert!(matches!(ListenerKeys::load(&[missing], &[]), Err(KeysError::Listener(_))));
     }
 }

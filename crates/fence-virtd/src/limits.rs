@@ -55,4 +55,4 @@ pub(crate) const SERIAL_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Sockets of domains that the serial listener serves at once.
 pub(crate) const MAX_LINES: usize = 4096;
 /// The pause before a domain's socket is connected to again: doubled each time, from and to these.
-pub(crate) const LINE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(crate) const LINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -14,14 +14,14 @@ use tracing::{info, warn};
 
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
-use crate::identity::Sources;
-use crate::keys::KeysInUse;
+use crate::identity::SourceResolver;
+use crate::keys::FingerprintCache;
 use crate::listener::StartError;
-use crate::listener::multicast::Multicast;
-use crate::listener::rules::{CurrentRules, Groups, Rules, same_sockets};
-use crate::listener::tcp::Tcp;
-use crate::listener::vsock::Vsock;
-use crate::metrics::Serves;
+use crate::listener::multicast::MulticastReceiver;
+use crate::listener::rules::{CurrentRules, GroupSettings, ListenerRules, same_sockets};
+use crate::listener::tcp::TcpTransport;
+use crate::listener::vsock::VsockTransport;
+use crate::metrics::ListenerUp;
 #[cfg(not(feature = "libvirt"))]
 use crate::run::Hypervisors;
 use crate::service::Service;
@@ -30,23 +30,23 @@ use crate::service::Service;
 const WAIT: Duration = Duration::from_secs(5);
 
 /// See the module's head.
-pub(crate) struct Listeners {
-    common: Common,
-    keys_in_use: Arc<KeysInUse>,
-    running: Vec<Running>,
+pub(crate) struct ListenerManager {
+    common: ListenerContext,
+    keys_in_use: Arc<FingerprintCache>,
+    running: Vec<RunningListener>,
 }
 
 /// What all listeners need.
 #[derive(Clone)]
-pub(crate) struct Common {
+pub(crate) struct ListenerContext {
     pub(crate) service: Arc<Service>,
-    pub(crate) sources: Arc<Sources>,
+    pub(crate) sources: Arc<SourceResolver>,
     pub(crate) known: Hypervisors,
 }
 
-impl Common {
+impl ListenerContext {
     /// Tells the metrics which listeners there are to be.
-    fn expect(&self, config: &Config) {
+    fn announce_listeners(&self, config: &Config) {
         self.service.metrics.listeners_are(config.listeners.iter().map(|it| it.kind().as_str()));
     }
 }
@@ -59,7 +59,7 @@ pub(crate) struct ListenerError {
     source: StartError,
 }
 
-struct Running {
+struct RunningListener {
     settings: Settings,
     /// Empty: it could not start yet, and is tried again and again.
     rules: StartedWith,
@@ -70,7 +70,7 @@ struct Running {
 type StartedWith = Arc<OnceLock<Arc<CurrentRules>>>;
 
 /// A listener whose sockets are open and that does not serve yet.
-struct Opened {
+struct OpenedListener {
     settings: Settings,
     rules: Arc<CurrentRules>,
     serving: Serving,
@@ -80,28 +80,32 @@ struct Opened {
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What becomes of one listener when the configuration is read anew.
-enum Change {
+enum ListenerChange {
     /// The one at this place goes on, by these rules.
-    Keep(usize, Rules),
-    Open(Opened),
+    Keep(usize, ListenerRules),
+    Open(OpenedListener),
     /// Its sockets can't be opened yet, as before.
     Wait(ListenerError),
 }
 
-impl Listeners {
+impl ListenerManager {
     /// Opens all listeners of the configuration.
     ///
     /// # Errors
     /// The first that can't start; with `wait` none does that, and it is tried again every few seconds.
-    pub(crate) async fn start(config: &Config, common: Common, wait: bool) -> Result<Self, ListenerError> {
+    pub(crate) async fn start(
+        config: &Config,
+        common: ListenerContext,
+        wait: bool,
+    ) -> Result<Self, ListenerError> {
         let mut it = Self { common, keys_in_use: Arc::default(), running: Vec::new() };
-        let groups = Groups::new(config.groups.as_deref(), &it.keys_in_use);
-        it.common.expect(config);
+        let groups = GroupSettings::new(config.groups.as_deref(), &it.keys_in_use);
+        it.common.announce_listeners(config);
         for settings in &config.listeners {
             match open(settings, &groups, &it.common).await {
                 Ok(opened) => it.serve(opened),
                 // The others serve meanwhile.
-                Err(error) if wait => it.try_again_and_again(settings, &groups, error),
+                Err(error) if wait => it.retry_in_background(settings, &groups, error),
                 Err(error) => {
                     it.stop().await;
                     return Err(error);
@@ -116,33 +120,37 @@ impl Listeners {
     /// # Errors
     /// The first listener that can't be as it says. Everything is as before then.
     pub(crate) async fn change(&mut self, config: &Config) -> Result<(), ListenerError> {
-        let groups = Groups::new(config.groups.as_deref(), &self.keys_in_use);
+        let groups = GroupSettings::new(config.groups.as_deref(), &self.keys_in_use);
         let mut changes = Vec::new();
         for settings in &config.listeners {
-            let same = |it: &Running| it.rules.get().is_some() && same_sockets(&it.settings, settings);
+            let same =
+                |it: &RunningListener| it.rules.get().is_some() && same_sockets(&it.settings, settings);
             changes.push(match self.running.iter().position(same) {
                 Some(place) => {
-                    let rules = Rules::load(settings, &groups).map_err(|it| failed(settings, it))?;
-                    Change::Keep(place, rules)
+                    let rules = ListenerRules::load(settings, &groups).map_err(|it| failed(settings, it))?;
+                    ListenerChange::Keep(place, rules)
                 }
                 None => match open(settings, &groups, &self.common).await {
-                    Ok(opened) => Change::Open(opened),
+                    Ok(opened) => ListenerChange::Open(opened),
                     // What it waits for may take days, and a key that leaked can't wait as long.
-                    Err(error) if self.waits_for(settings) && Rules::load(settings, &groups).is_ok() => {
-                        Change::Wait(error)
+                    Err(error)
+                        if self.is_retrying(settings) && ListenerRules::load(settings, &groups).is_ok() =>
+                    {
+                        ListenerChange::Wait(error)
                     }
                     Err(error) => return Err(error),
                 },
             });
         }
         // Nothing can fail from here on.
-        let mut old: Vec<Option<Running>> = std::mem::take(&mut self.running).into_iter().map(Some).collect();
+        let mut old: Vec<Option<RunningListener>> =
+            std::mem::take(&mut self.running).into_iter().map(Some).collect();
         let (mut opened, mut waiting) = (Vec::new(), Vec::new());
         for (settings, change) in config.listeners.iter().zip(changes) {
             match change {
-                Change::Open(it) => opened.push(it),
-                Change::Wait(error) => waiting.push((settings, error)),
-                Change::Keep(place, rules) => {
+                ListenerChange::Open(it) => opened.push(it),
+                ListenerChange::Wait(error) => waiting.push((settings, error)),
+                ListenerChange::Keep(place, rules) => {
                     let Some(mut kept) = old[place].take() else { continue };
                     rules.log(settings.kind().as_str());
                     if let Some(current) = kept.rules.get() {
@@ -165,9 +173,9 @@ impl Listeners {
             self.serve(it);
         }
         for (settings, error) in waiting {
-            self.try_again_and_again(settings, &groups, error);
+            self.retry_in_background(settings, &groups, error);
         }
-        self.common.expect(config);
+        self.common.announce_listeners(config);
         Ok(())
     }
 
@@ -178,28 +186,32 @@ impl Listeners {
         }
     }
 
-    fn try_again_and_again(&mut self, settings: &Settings, groups: &Groups, error: ListenerError) {
+    fn retry_in_background(&mut self, settings: &Settings, groups: &GroupSettings, error: ListenerError) {
         let (settings, groups, common) = (settings.clone(), groups.clone(), self.common.clone());
         let rules = StartedWith::default();
         let task = tokio::spawn({
             let (settings, rules) = (settings.clone(), Arc::clone(&rules));
             async move { keep_trying(&settings, &groups, &common, &rules, error).await }
         });
-        self.running.push(Running { settings, rules, task });
+        self.running.push(RunningListener { settings, rules, task });
     }
 
     /// Whether these sockets could not be opened yet, and are waited for.
-    fn waits_for(&self, settings: &Settings) -> bool {
+    fn is_retrying(&self, settings: &Settings) -> bool {
         self.running.iter().any(|it| it.rules.get().is_none() && same_sockets(&it.settings, settings))
     }
 
-    fn serve(&mut self, opened: Opened) {
-        let Opened { settings, rules, serving } = opened;
-        self.running.push(Running { settings, rules: Arc::new(rules.into()), task: tokio::spawn(serving) });
+    fn serve(&mut self, opened: OpenedListener) {
+        let OpenedListener { settings, rules, serving } = opened;
+        self.running.push(RunningListener {
+            settings,
+            rules: Arc::new(rules.into()),
+            task: tokio::spawn(serving),
+        });
     }
 }
 
-impl Running {
+impl RunningListener {
     /// Its sockets are closed afterwards.
     async fn end(self) {
         self.task.abort();
@@ -209,19 +221,27 @@ impl Running {
 }
 
 /// Loads the keys and opens the sockets.
-async fn open(settings: &Settings, groups: &Groups, common: &Common) -> Result<Opened, ListenerError> {
+async fn open(
+    settings: &Settings,
+    groups: &GroupSettings,
+    common: &ListenerContext,
+) -> Result<OpenedListener, ListenerError> {
     try_open(settings, groups, common).await.map_err(|it| failed(settings, it))
 }
 
-async fn try_open(settings: &Settings, groups: &Groups, common: &Common) -> Result<Opened, StartError> {
-    let Common { service, sources, known } = common;
+async fn try_open(
+    settings: &Settings,
+    groups: &GroupSettings,
+    common: &ListenerContext,
+) -> Result<OpenedListener, StartError> {
+    let ListenerContext { service, sources, known } = common;
     let (service, sources) = (Arc::clone(service), Arc::clone(sources));
-    let rules = CurrentRules::new(Rules::load(settings, groups)?);
+    let rules = CurrentRules::new(ListenerRules::load(settings, groups)?);
     let its_rules = Arc::clone(&rules);
     let serving: Serving = match settings {
-        Settings::Multicast(it) => Box::pin(Multicast::start(it, service, sources, its_rules)?.run()),
-        Settings::Tcp(it) => Box::pin(Tcp::start(it, service, sources, its_rules)?.run()),
-        Settings::Vsock(it) => Box::pin(Vsock::start(it, service, sources, its_rules)?.run()),
+        Settings::Multicast(it) => Box::pin(MulticastReceiver::start(it, service, sources, its_rules)?.run()),
+        Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, its_rules)?.run()),
+        Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, its_rules)?.run()),
         #[cfg(feature = "libvirt")]
         Settings::Serial(it) => {
             use crate::listener::serial::Serial;
@@ -235,11 +255,11 @@ async fn try_open(settings: &Settings, groups: &Groups, common: &Common) -> Resu
     };
     let (name, service) = (settings.kind().as_str(), Arc::clone(&common.service));
     let serving: Serving = Box::pin(async move {
-        let _serves = Serves::new(service, name);
+        let _serves = ListenerUp::new(service, name);
         serving.await;
     });
     rules.now().log(name);
-    Ok(Opened { settings: settings.clone(), rules, serving })
+    Ok(OpenedListener { settings: settings.clone(), rules, serving })
 }
 
 fn failed(settings: &Settings, source: StartError) -> ListenerError {
@@ -249,8 +269,8 @@ fn failed(settings: &Settings, source: StartError) -> ListenerError {
 /// With `-w`: serves as soon as the listener can start.
 async fn keep_trying(
     settings: &Settings,
-    groups: &Groups,
-    common: &Common,
+    groups: &GroupSettings,
+    common: &ListenerContext,
     rules: &OnceLock<Arc<CurrentRules>>,
     mut error: ListenerError,
 ) {

@@ -62,28 +62,28 @@ fn command() -> u8 {
         Ok(Command::Configure(file)) => match configure::run(&file, &modules()) {
             Ok(()) => SUCCESS,
             Err(error) => {
-                complain(&error);
+                print_error(&error);
                 FAILURE
             }
         },
         Ok(Command::MakeKey(file)) => match keygen::make(&file) {
             Ok(made) => print(&made.to_string()),
             Err(error) => {
-                complain(&error);
+                print_error(&error);
                 FAILURE
             }
         },
         Ok(Command::Status(config)) => match metrics::summary::ask(&config) {
             Ok(text) => print(&text),
             Err(error) => {
-                complain(&error);
+                print_error(&error);
                 FAILURE
             }
         },
         Ok(Command::Check { config, json }) => check::run(&config, json),
         Err(error) => {
-            complain(&error);
-            complain(&"fence_virtd -h lists the options");
+            print_error(&error);
+            print_error(&"fence_virtd -h lists the options");
             FAILURE
         }
     }
@@ -111,6 +111,6 @@ fn print(text: &str) -> u8 {
 }
 
 /// What must reach the one who typed the command, before there is a log.
-fn complain(what: &dyn fmt::Display) {
+fn print_error(what: &dyn fmt::Display) {
     let _ = writeln!(std::io::stderr(), "fence_virtd: {what}");
 }

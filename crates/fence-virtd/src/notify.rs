@@ -40,7 +40,7 @@ pub(crate) async fn watchdog(service: Arc<Service>) {
     loop {
         interval.tick().await;
         let service = Arc::clone(&service);
-        if tokio::spawn(async move { service.touch() }).await.is_err() {
+        if tokio::spawn(async move { service.check_responsive() }).await.is_err() {
             // The runtime ends.
             return;
         }

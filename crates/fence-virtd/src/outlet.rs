@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 /// See the module's head. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct Outlet<T> {
-    queue: SyncSender<Message<T>>,
-    losses: Arc<Losses>,
+    queue: SyncSender<OutletMessage<T>>,
+    losses: Arc<LossCounter>,
 }
 
 #[derive(Debug)]
-enum Message<T> {
+enum OutletMessage<T> {
     Item(T),
     /// To be told when all that came before is written.
     Finish(SyncSender<()>),
@@ -25,7 +25,7 @@ enum Message<T> {
 
 /// What became of an item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pushed {
+pub(crate) enum PushResult {
     /// It will be written.
     Taken,
     /// There was no room for it, for the first time since all was written last.
@@ -43,7 +43,7 @@ pub(crate) trait Sink<T>: Send + 'static {
 }
 
 #[derive(Debug, Default)]
-struct Losses {
+struct LossCounter {
     count: AtomicU64,
     any: AtomicBool,
 }
@@ -52,7 +52,7 @@ impl<T: Send + 'static> Outlet<T> {
     /// Starts the thread. `room`: how many items may wait.
     pub(crate) fn start(name: &str, room: usize, sink: impl Sink<T>) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(room);
-        let losses = Arc::new(Losses::default());
+        let losses = Arc::new(LossCounter::default());
         let of_thread = Arc::clone(&losses);
         thread::Builder::new()
             .name(name.to_owned())
@@ -61,22 +61,22 @@ impl<T: Send + 'static> Outlet<T> {
     }
 
     /// Hands an item over. Never waits.
-    pub(crate) fn push(&self, item: T) -> Pushed {
+    pub(crate) fn push(&self, item: T) -> PushResult {
         if self.offer(item) {
-            return Pushed::Taken;
+            return PushResult::Taken;
         }
         self.losses.count.fetch_add(1, Ordering::Relaxed);
-        if self.losses.any.swap(true, Ordering::AcqRel) { Pushed::Lost } else { Pushed::FirstLost }
+        if self.losses.any.swap(true, Ordering::AcqRel) { PushResult::Lost } else { PushResult::FirstLost }
     }
 
     /// The same with what is no loss when there is no room for it. Whether there was.
     pub(crate) fn offer(&self, item: T) -> bool {
-        self.queue.try_send(Message::Item(item)).is_ok()
+        self.queue.try_send(OutletMessage::Item(item)).is_ok()
     }
 
     /// Waits until everything is written, but no longer than `limit`. Whether it is.
     pub(crate) fn finish(&self, limit: Duration) -> bool {
-        finish(&self.queue, Message::Finish, limit)
+        finish(&self.queue, OutletMessage::Finish, limit)
     }
 
     /// Items that found no room since all was written last.
@@ -106,7 +106,7 @@ pub(crate) fn finish<M>(
     told.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok()
 }
 
-fn keep_writing<T>(waiting: &Receiver<Message<T>>, mut sink: impl Sink<T>, losses: &Losses) {
+fn keep_writing<T>(waiting: &Receiver<OutletMessage<T>>, mut sink: impl Sink<T>, losses: &LossCounter) {
     loop {
         let message = match waiting.try_recv() {
             Ok(message) => message,
@@ -120,8 +120,8 @@ fn keep_writing<T>(waiting: &Receiver<Message<T>>, mut sink: impl Sink<T>, losse
             Err(TryRecvError::Disconnected) => return,
         };
         match message {
-            Message::Item(item) => sink.write(item),
-            Message::Finish(tell) => drop(tell.send(())),
+            OutletMessage::Item(item) => sink.write(item),
+            OutletMessage::Finish(tell) => drop(tell.send(())),
         }
     }
 }

@@ -45,22 +45,22 @@ const TAG: &str = "FENCE_VIRTD_RUN";
 /// This process's part of it: its PID namespace, its number there, and when it began.
 static DAEMON: LazyLock<String> = LazyLock::new(|| {
     let me = Pid::this();
-    format!("{}-{me}-{}", name_space(), began(me).unwrap_or_default())
+    format!("{}-{me}-{}", name_space(), start_time(me).unwrap_or_default())
 });
 /// Nothing is started any more.
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 /// How long those are hunted for that a killed daemon left behind.
-const ORPHANS: Duration = Duration::from_secs(2);
+const ORPHAN_REAP_LIMIT: Duration = Duration::from_secs(2);
 /// How long those are hunted for that don't die at once.
-const HUNT: Duration = Duration::from_secs(10);
+const REAP_LIMIT: Duration = Duration::from_secs(10);
 /// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over it.
-const KILLED: Duration = Duration::from_secs(1);
+const KILL_WAIT: Duration = Duration::from_secs(1);
 /// The pause before a program is started again that somebody was writing.
 const BEING_WRITTEN: Duration = Duration::from_millis(20);
 
 /// How a program ended by itself.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct ProcessOutput {
     /// Its exit code, or the signal that ended it.
     pub(crate) status: ExitStatus,
     /// What it wrote to standard output.
@@ -71,7 +71,7 @@ pub(crate) struct Ended {
 
 /// Why a program did not run to its end.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
+pub(crate) enum ProcessError {
     #[error("can't be started: {0}")]
     Start(#[source] io::Error),
     #[error("{0}")]
@@ -90,32 +90,36 @@ pub(crate) async fn run(
     program: &Path,
     arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     until: Instant,
-) -> Result<Ended, RunError> {
+) -> Result<ProcessOutput, ProcessError> {
     let mut command = command(program);
     command.args(arguments).stdin(Stdio::null());
-    let mut tree = Tree::new(command.spawn().map_err(RunError::Start)?, None);
-    let (mut output, mut complaints) = (Kept::new(OUTPUT), Kept::new(OUTPUT));
-    let work = tree.work(None, &mut output, &mut complaints, Excess::Fails);
-    let (status, left) = timeout_at(until.into(), work).await.map_err(|_| RunError::TooLong)??;
+    let mut tree = ProcessTree::new(command.spawn().map_err(ProcessError::Start)?, None);
+    let (mut output, mut complaints) = (OutputHead::new(OUTPUT), OutputHead::new(OUTPUT));
+    let work = tree.work(None, &mut output, &mut complaints, ExcessPolicy::Fails);
+    let (status, left) = timeout_at(until.into(), work).await.map_err(|_| ProcessError::TooLong)??;
     if left {
         tree.kill_group();
     }
-    tree.let_be();
-    Ok(Ended { status, output: std::mem::take(&mut *output.bytes), complaint: last_line(&complaints.bytes) })
+    tree.disarm();
+    Ok(ProcessOutput {
+        status,
+        output: std::mem::take(&mut *output.bytes),
+        complaint: last_line(&complaints.bytes),
+    })
 }
 
 /// How a program that was run by [`run_wholly`] ended.
-pub(crate) struct Whole {
-    pub(crate) end: End,
+pub(crate) struct ContainedOutput {
+    pub(crate) end: ProcessEnd,
     /// The head of what it wrote to standard output.
-    pub(crate) output: Kept,
+    pub(crate) output: OutputHead,
     /// The head of what it wrote to standard error.
-    pub(crate) complaints: Kept,
+    pub(crate) complaints: OutputHead,
 }
 
 /// How a program came to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum End {
+pub(crate) enum ProcessEnd {
     /// By itself, with this exit code.
     Exit(i32),
     /// A signal that was not ours.
@@ -125,14 +129,14 @@ pub(crate) enum End {
 }
 
 /// The head of a program's output. May hold what nobody is to see, so it is never shown.
-pub(crate) struct Kept {
+pub(crate) struct OutputHead {
     pub(crate) bytes: Zeroizing<Vec<u8>>,
     /// There was more, which was dropped.
     pub(crate) is_cut: bool,
     most: usize,
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for OutputHead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes{}", self.bytes.len(), if self.is_cut { ", and more" } else { "" })
     }
@@ -145,16 +149,16 @@ impl fmt::Debug for Kept {
 ///
 /// # Errors
 /// It could not be started or waited for.
-pub(crate) async fn run_wholly(
+pub(crate) async fn run_contained(
     program: &Path,
     input: Zeroizing<Vec<u8>>,
     most: usize,
     until: Instant,
-) -> Result<Whole, RunError> {
-    let tag = tag().map_err(RunError::Start)?;
+) -> Result<ContainedOutput, ProcessError> {
+    let tag = tag().map_err(ProcessError::Start)?;
     let child = loop {
         if IS_OVER.load(Ordering::SeqCst) {
-            return Err(RunError::Start(io::Error::other("the daemon ends")));
+            return Err(ProcessError::Start(io::Error::other("the daemon ends")));
         }
         let spawned = command(program).env(TAG, &tag).stdin(Stdio::piped()).spawn();
         match spawned {
@@ -162,12 +166,12 @@ pub(crate) async fn run_wholly(
             Err(it) if it.raw_os_error() == Some(Errno::ETXTBSY as i32) && Instant::now() < until => {
                 sleep(BEING_WRITTEN).await;
             }
-            other => break other.map_err(RunError::Start)?,
+            other => break other.map_err(ProcessError::Start)?,
         }
     };
-    let mut tree = Tree::new(child, Some(tag));
-    let (mut output, mut complaints) = (Kept::new(most), Kept::new(most));
-    let work = tree.work(Some(input), &mut output, &mut complaints, Excess::IsDropped);
+    let mut tree = ProcessTree::new(child, Some(tag));
+    let (mut output, mut complaints) = (OutputHead::new(most), OutputHead::new(most));
+    let work = tree.work(Some(input), &mut output, &mut complaints, ExcessPolicy::IsDropped);
     let end = match timeout_at(until.into(), work).await {
         Ok(ended) => {
             let (status, left) = ended?;
@@ -175,14 +179,14 @@ pub(crate) async fn run_wholly(
                 tree.kill_group();
             }
             match status.code() {
-                Some(code) => End::Exit(code),
-                None => End::Signal(status.signal().unwrap_or_default()),
+                Some(code) => ProcessEnd::Exit(code),
+                None => ProcessEnd::Signal(status.signal().unwrap_or_default()),
             }
         }
-        Err(_) => End::TooLong,
+        Err(_) => ProcessEnd::TooLong,
     };
-    tree.end(end == End::TooLong).await;
-    Ok(Whole { end, output, complaints })
+    tree.end(end == ProcessEnd::TooLong).await;
+    Ok(ContainedOutput { end, output, complaints })
 }
 
 fn command(program: &Path) -> Command {
@@ -203,13 +207,13 @@ fn command(program: &Path) -> Command {
 pub(crate) fn end_all() {
     IS_OVER.store(true, Ordering::SeqCst);
     let tag = format!("{TAG}={}.", *DAEMON);
-    end_those(Instant::now() + KILLED, |it| it.starts_with(tag.as_bytes()));
+    reap_matching(Instant::now() + KILL_WAIT, |it| it.starts_with(tag.as_bytes()));
 }
 
 /// Ends what [`run_wholly`] started in daemons that were killed: it must not come to its end when nobody knows of it any more. To
 /// be called before the sandbox, which lets nobody outside of it be signalled. Blocks for a moment.
 pub(crate) fn end_orphans() {
-    let ended = end_those(Instant::now() + ORPHANS, |it| {
+    let ended = reap_matching(Instant::now() + ORPHAN_REAP_LIMIT, |it| {
         it.strip_prefix(TAG.as_bytes()).and_then(|it| it.strip_prefix(b"=")).is_some_and(is_orphan)
     });
     if ended > 0 {
@@ -227,16 +231,16 @@ fn is_orphan(tag: &[u8]) -> bool {
         Some((parts.next()?, parts.next()?.parse().ok()?, parts.next()?.parse::<u64>().ok()?))
     };
     parts().is_some_and(|(space, pid, when)| {
-        space == name_space() && began(Pid::from_raw(pid)).is_none_or(|it| it != when)
+        space == name_space() && start_time(Pid::from_raw(pid)).is_none_or(|it| it != when)
     })
 }
 
 /// Kills those that have such a variable in their environment, and their descendants, until none is left. How many there were.
-fn end_those(until: Instant, is_ours: impl Fn(&[u8]) -> bool) -> usize {
+fn reap_matching(until: Instant, is_ours: impl Fn(&[u8]) -> bool) -> usize {
     let mut ended = HashSet::new();
     let mut quiet = 0;
     while quiet < 3 && Instant::now() < until {
-        let found = carriers(&is_ours);
+        let found = tagged_processes(&is_ours);
         quiet = if found.is_empty() { quiet + 1 } else { 0 };
         // Those of them that have an environment of their own are told by their parents alone.
         let families: Vec<Pid> = found.iter().flat_map(|it| descendants(*it)).collect();
@@ -264,20 +268,20 @@ fn name_space() -> String {
 
 /// What becomes of output that is too much.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Excess {
+enum ExcessPolicy {
     Fails,
     IsDropped,
 }
 
 /// A program and all that it starts. Ends with this, unless it is over.
-struct Tree {
+struct ProcessTree {
     child: Option<Child>,
     /// Its process group. Safe to be told apart by its number as long as the child has not been waited for.
     group: Option<Pid>,
     tag: Option<String>,
 }
 
-impl Tree {
+impl ProcessTree {
     fn new(child: Child, tag: Option<String>) -> Self {
         let group = child.id().map(|it| Pid::from_raw(it.cast_signed()));
         Self { child: Some(child), group, tag }
@@ -287,11 +291,11 @@ impl Tree {
     async fn work(
         &mut self,
         input: Option<Zeroizing<Vec<u8>>>,
-        output: &mut Kept,
-        complaints: &mut Kept,
-        excess: Excess,
-    ) -> Result<(ExitStatus, bool), RunError> {
-        let Some(child) = &mut self.child else { return Err(RunError::Wait(Errno::ECHILD.into())) };
+        output: &mut OutputHead,
+        complaints: &mut OutputHead,
+        excess: ExcessPolicy,
+    ) -> Result<(ExitStatus, bool), ProcessError> {
+        let Some(child) = &mut self.child else { return Err(ProcessError::Wait(Errno::ECHILD.into())) };
         let (out, err) = (child.stdout.take(), child.stderr.take());
         let stdin = child.stdin.take();
         let mut writing = Box::pin(write(stdin, input));
@@ -305,11 +309,11 @@ impl Tree {
                 read = &mut reading => {
                     read?;
                     // Nobody is left who writes.
-                    let status = child.wait().await.map_err(RunError::Wait)?;
+                    let status = child.wait().await.map_err(ProcessError::Wait)?;
                     return Ok((status, false));
                 }
                 status = child.wait() => {
-                    let status = status.map_err(RunError::Wait)?;
+                    let status = status.map_err(ProcessError::Wait)?;
                     return match timeout(REST, reading).await {
                         Ok(read) => read.map(|()| (status, false)),
                         Err(_) => Ok((status, true)),
@@ -327,7 +331,7 @@ impl Tree {
     }
 
     /// It has ended, and what it left is its own affair.
-    fn let_be(mut self) {
+    fn disarm(mut self) {
         self.child = None;
         self.group = None;
         self.tag = None;
@@ -341,7 +345,7 @@ impl Tree {
         }
         let hunted = tokio::task::spawn_blocking(move || hunt.run());
         if killed {
-            let _ = timeout(KILLED, async {
+            let _ = timeout(KILL_WAIT, async {
                 if let Ok(Some(mut child)) = hunted.await {
                     let _ = child.wait().await;
                 }
@@ -350,13 +354,13 @@ impl Tree {
         }
     }
 
-    fn hunt(&mut self) -> Option<Hunt> {
+    fn hunt(&mut self) -> Option<OrphanReaper> {
         let (child, group, tag) = (self.child.take(), self.group.take(), self.tag.take());
-        (child.is_some() || group.is_some() || tag.is_some()).then_some(Hunt { child, group, tag })
+        (child.is_some() || group.is_some() || tag.is_some()).then_some(OrphanReaper { child, group, tag })
     }
 }
 
-impl Drop for Tree {
+impl Drop for ProcessTree {
     fn drop(&mut self) {
         let Some(hunt) = self.hunt() else { return };
         if hunt.tag.is_none() {
@@ -367,7 +371,7 @@ impl Drop for Tree {
         // Where no thread is to be had the closure is dropped, and its content kills what it knows.
         let started = thread.spawn({
             let hunt = hunt.take();
-            move || drop(hunt.map(Hunt::run))
+            move || drop(hunt.map(OrphanReaper::run))
         });
         if let Err(error) = started {
             warn!("can't start a thread that ends what a program started: {error}");
@@ -376,23 +380,23 @@ impl Drop for Tree {
 }
 
 /// The end of a program and all that it started.
-struct Hunt {
+struct OrphanReaper {
     child: Option<Child>,
     group: Option<Pid>,
     tag: Option<String>,
 }
 
-impl Hunt {
+impl OrphanReaper {
     /// Kills them, until none is left. Blocks; gives back the child, to be waited for.
     fn run(self) -> Option<Child> {
         let tag = self.tag.as_ref().map(|it| format!("{TAG}={it}"));
         let child = self.kill();
         if let Some(tag) = tag {
-            let until = Instant::now() + HUNT;
+            let until = Instant::now() + REAP_LIMIT;
             // One that was forked by one that had just ended can be missed once.
             let mut quiet = 0;
             while quiet < 2 {
-                let found = carriers(|it| it == tag.as_bytes());
+                let found = tagged_processes(|it| it == tag.as_bytes());
                 quiet = if found.is_empty() { quiet + 1 } else { 0 };
                 kill_all(&found);
                 if !found.is_empty() {
@@ -419,7 +423,7 @@ impl Hunt {
     }
 }
 
-impl Drop for Hunt {
+impl Drop for OrphanReaper {
     fn drop(&mut self) {
         if let Some(it) = self.group {
             let _ = killpg(it, Signal::SIGKILL);
@@ -440,7 +444,7 @@ fn processes() -> impl Iterator<Item = Pid> {
 }
 
 /// Those that have such a variable in their environment. Zombies have none.
-fn carriers(is_it: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
+fn tagged_processes(is_it: impl Fn(&[u8]) -> bool) -> Vec<Pid> {
     processes().filter(|it| environment(*it).split(|it| *it == 0).any(&is_it)).collect()
 }
 
@@ -471,7 +475,7 @@ fn parent(pid: Pid) -> Option<Pid> {
 }
 
 /// When it was started, in ticks of the kernel's clock. None for one that is not there, or only as a zombie.
-fn began(pid: Pid) -> Option<u64> {
+fn start_time(pid: Pid) -> Option<u64> {
     if stat(pid, 0)? == "Z" { None } else { stat(pid, 19)?.parse().ok() }
 }
 
@@ -489,16 +493,20 @@ async fn write(to: Option<ChildStdin>, input: Option<Zeroizing<Vec<u8>>>) {
     let _ = to.write_all(&input).await;
 }
 
-impl Kept {
+impl OutputHead {
     fn new(most: usize) -> Self {
         Self { bytes: Zeroizing::default(), is_cut: false, most }
     }
 
-    async fn read(&mut self, from: Option<impl AsyncRead + Unpin>, excess: Excess) -> Result<(), RunError> {
+    async fn read(
+        &mut self,
+        from: Option<impl AsyncRead + Unpin>,
+        excess: ExcessPolicy,
+    ) -> Result<(), ProcessError> {
         let Some(mut from) = from else { return Ok(()) };
         let mut chunk = Zeroizing::new(vec![0; CHUNK]);
         loop {
-            let read = from.read(&mut chunk).await.map_err(RunError::Wait)?;
+            let read = from.read(&mut chunk).await.map_err(ProcessError::Wait)?;
             if read == 0 {
                 return Ok(());
             }
@@ -506,8 +514,8 @@ impl Kept {
             self.bytes.extend_from_slice(&chunk[..read.min(room)]);
             if read > room {
                 self.is_cut = true;
-                if excess == Excess::Fails {
-                    return Err(RunError::TooMuch);
+                if excess == ExcessPolicy::Fails {
+                    return Err(ProcessError::TooMuch);
                 }
                 sleep(FLOOD_PAUSE).await;
             }
@@ -531,7 +539,7 @@ mod tests {
     /// Long enough for a shell to start on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    async fn sh(script: &str, limit: Duration) -> Result<Ended, RunError> {
+    async fn sh(script: &str, limit: Duration) -> Result<ProcessOutput, ProcessError> {
         run(Path::new("/bin/sh"), ["-c", script, "sh", "an argument"], Instant::now() + limit).await
     }
 
@@ -545,7 +553,7 @@ mod tests {
         let ended = sh("kill -9 $$", PATIENCE).await.unwrap();
         assert_eq!((ended.status.code(), ended.complaint.as_str()), (None, ""));
         let missing = run(Path::new("/nosuch"), [""; 0], Instant::now() + PATIENCE).await;
-        assert!(matches!(missing, Err(RunError::Start(_))), "{missing:?}");
+        assert!(matches!(missing, Err(ProcessError::Start(_))), "{missing:?}");
     }
 
     #[tokio::test]
@@ -566,7 +574,7 @@ mod tests {
         let mut limit = Duration::from_millis(500);
         while !file.exists() {
             let result = sh(&script, limit).await;
-            assert!(matches!(result, Err(RunError::TooLong)), "{result:?}");
+            assert!(matches!(result, Err(ProcessError::TooLong)), "{result:?}");
             limit *= 2;
         }
         assert_ended(&std::fs::read_to_string(&file).unwrap()).await;
@@ -583,31 +591,31 @@ mod tests {
     async fn endless_output_is_no_output() {
         for script in ["yes", "yes >&2"] {
             let result = sh(script, PATIENCE).await;
-            assert!(matches!(result, Err(RunError::TooMuch)), "{result:?}");
+            assert!(matches!(result, Err(ProcessError::TooMuch)), "{result:?}");
         }
     }
 
-    async fn wholly(script: &str, input: &[u8], most: usize, limit: Duration) -> Whole {
+    async fn wholly(script: &str, input: &[u8], most: usize, limit: Duration) -> ContainedOutput {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
         let input = Zeroizing::new(input.to_vec());
-        run_wholly(&path, input, most, Instant::now() + limit).await.unwrap()
+        run_contained(&path, input, most, Instant::now() + limit).await.unwrap()
     }
 
     #[tokio::test]
     async fn input_is_handed_over_and_both_outputs_are_kept() {
         let script = "read line; echo \"$line\"; echo complaint >&2; cat >&2; exit 7";
         let whole = wholly(script, b"a=1\nb=2\n", 100, PATIENCE).await;
-        assert_eq!(whole.end, End::Exit(7));
+        assert_eq!(whole.end, ProcessEnd::Exit(7));
         assert_eq!((&whole.output.bytes[..], whole.output.is_cut), (&b"a=1\n"[..], false));
         assert_eq!(&whole.complaints.bytes[..], b"complaint\nb=2\n");
         let whole = wholly("kill -15 $$", b"", 100, PATIENCE).await;
-        assert_eq!(whole.end, End::Signal(15));
+        assert_eq!(whole.end, ProcessEnd::Signal(15));
         let missing =
-            run_wholly(Path::new("/nosuch"), Zeroizing::default(), 1, Instant::now() + PATIENCE).await;
-        assert!(matches!(missing, Err(RunError::Start(_))));
+            run_contained(Path::new("/nosuch"), Zeroizing::default(), 1, Instant::now() + PATIENCE).await;
+        assert!(matches!(missing, Err(ProcessError::Start(_))));
     }
 
     /// More than any pipe takes, in both directions at once.
@@ -617,12 +625,12 @@ mod tests {
         let whole = wholly("cat", &input, 5 << 20, PATIENCE).await;
         assert_eq!(
             (whole.end, whole.output.bytes.len(), whole.output.is_cut),
-            (End::Exit(0), input.len(), false)
+            (ProcessEnd::Exit(0), input.len(), false)
         );
         // One that never reads.
         for script in ["exit 4", "exec <&-; echo x; exit 4"] {
             let whole = wholly(script, &input, 10, PATIENCE).await;
-            assert_eq!(whole.end, End::Exit(4), "{script}");
+            assert_eq!(whole.end, ProcessEnd::Exit(4), "{script}");
         }
     }
 
@@ -632,7 +640,7 @@ mod tests {
         let mut limit = Duration::from_secs(1);
         let whole = loop {
             let whole = wholly("yes abc & yes >&2", b"", 8, limit).await;
-            assert_eq!(whole.end, End::TooLong);
+            assert_eq!(whole.end, ProcessEnd::TooLong);
             if whole.output.is_cut && whole.complaints.is_cut {
                 break whole;
             }
@@ -657,14 +665,14 @@ mod tests {
     #[tokio::test]
     async fn whoever_left_the_group_is_killed_too() {
         for (end, ending) in [
-            ("sleep 1000", End::TooLong),
-            ("exec >&- 2>&-; sleep 1000", End::TooLong),
-            ("exit 0", End::Exit(0)),
+            ("sleep 1000", ProcessEnd::TooLong),
+            ("exec >&- 2>&-; sleep 1000", ProcessEnd::TooLong),
+            ("exit 0", ProcessEnd::Exit(0)),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let pids = dir.path().join("pids");
             let done = dir.path().join("done");
-            let mut limit = if ending == End::TooLong { Duration::from_secs(1) } else { PATIENCE };
+            let mut limit = if ending == ProcessEnd::TooLong { Duration::from_secs(1) } else { PATIENCE };
             while !done.exists() {
                 let script = format!("{}\ntouch {}\n{end}", family(&pids), done.display());
                 let _ = std::fs::remove_file(&pids);
@@ -696,11 +704,11 @@ mod tests {
         assert_eq!(parent(pid), Some(me));
         assert!(descendants(me).contains(&pid));
         let variable = format!("FENCE_VIRTD_RUN={tag}");
-        assert_eq!(carriers(|it| it == variable.as_bytes()), [pid]);
-        assert_eq!(carriers(|it| it == &variable.as_bytes()[..variable.len() - 1]), []);
+        assert_eq!(tagged_processes(|it| it == variable.as_bytes()), [pid]);
+        assert_eq!(tagged_processes(|it| it == &variable.as_bytes()[..variable.len() - 1]), []);
         assert!(!is_orphan(tag.as_bytes()));
         let of = |space: &str, pid: u32, when: u64| format!("{space}-{pid}-{when}.12");
-        let (space, when) = (name_space(), began(pid).unwrap());
+        let (space, when) = (name_space(), start_time(pid).unwrap());
         assert!(!is_orphan(of(&space, child.id(), when).as_bytes()));
         assert!(is_orphan(of(&space, child.id(), when + 1).as_bytes()));
         assert!(!is_orphan(of("1", child.id(), when + 1).as_bytes()));

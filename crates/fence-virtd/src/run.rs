@@ -20,23 +20,23 @@ use crate::backend::cpg::CpgBackend;
 #[cfg(feature = "libvirt")]
 use crate::backend::libvirt::LibvirtBackend;
 #[cfg(feature = "libvirt")]
-use crate::backend::several::Several;
+use crate::backend::several::CombinedBackend;
 #[cfg(feature = "cpg")]
-use crate::cluster::{self, Cluster, OtherHosts};
+use crate::cluster::{self, Cluster, ClusterClaims};
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
-use crate::identity::Sources;
+use crate::identity::SourceResolver;
 use crate::inventory::Inventories;
 use crate::leave::{FAILURE, SUCCESS};
 use crate::limits::DESCRIPTORS;
-use crate::listeners::{Common, ListenerError, Listeners};
+use crate::listeners::{ListenerContext, ListenerError, ListenerManager};
 use crate::metrics::endpoint::Endpoint;
-use crate::metrics::{AgentRuns, Observed, summary};
+use crate::metrics::{AgentRuns, Exporter, summary};
 use crate::options::{Options, PID_FILE};
 use crate::pid_file::{PidFile, PidFileError};
-use crate::replay::{self, Replays};
+use crate::replay::{self, ReplayMemory};
 use crate::service::Service;
-use crate::turns::Claims;
+use crate::turns::ClusterPort;
 use crate::{daemonise, log, notify, program, sandbox};
 
 /// How long requests that are under way may take to end when the daemon is told to.
@@ -46,7 +46,7 @@ const BLOCKING_THREADS: usize = 512;
 
 /// Why the daemon does not serve.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+enum DaemonError {
     #[error("can't read {path}: {source}; -f names another file")]
     Config { path: String, source: std::io::Error },
     #[error("{0} has errors, see above")]
@@ -75,8 +75,8 @@ pub(crate) struct Hypervisors {}
 /// Serves until a signal ends it. The exit code.
 pub(crate) fn run(options: &Options) -> u8 {
     match prepare(options) {
-        Ok(Prepared::Parent(code)) => code,
-        Ok(Prepared::Serve(config)) => {
+        Ok(StartMode::Parent(code)) => code,
+        Ok(StartMode::Serve(config)) => {
             let code = match serve(options, &config) {
                 Ok(()) => SUCCESS,
                 Err(reason) => {
@@ -88,38 +88,38 @@ pub(crate) fn run(options: &Options) -> u8 {
             code
         }
         Err(reason) => {
-            crate::complain(&reason);
+            crate::print_error(&reason);
             FAILURE
         }
     }
 }
 
-enum Prepared {
+enum StartMode {
     /// Another process serves.
     Parent(u8),
     Serve(Box<Config>),
 }
 
-fn prepare(options: &Options) -> Result<Prepared, RunError> {
+fn prepare(options: &Options) -> Result<StartMode, DaemonError> {
     let child = daemonise::is_child();
     // The child says it all again, so the parent only reads what it needs itself.
     let config = read(&options.config, !child)?;
     let background = !options.foreground && !config.daemon.foreground;
     if background && !child {
-        return Ok(Prepared::Parent(daemonise::start_child()?));
+        return Ok(StartMode::Parent(daemonise::start_child()?));
     }
     if background {
         daemonise::detach()?;
     }
     log::start(options.debug.unwrap_or(config.daemon.debug));
-    Ok(Prepared::Serve(Box::new(config)))
+    Ok(StartMode::Serve(Box::new(config)))
 }
 
 /// Reads the configuration; errors and warnings go to standard error, with line and caret.
-fn read(path: &Path, say: bool) -> Result<Config, RunError> {
+fn read(path: &Path, say: bool) -> Result<Config, DaemonError> {
     load(path, &mut |severity, text| {
         if say {
-            crate::complain(&text);
+            crate::print_error(&text);
         } else {
             debug_assert!(severity != Severity::Error);
         }
@@ -127,17 +127,17 @@ fn read(path: &Path, say: bool) -> Result<Config, RunError> {
 }
 
 /// Reads the configuration; `say` is handed each error and warning.
-fn load(path: &Path, say: &mut dyn FnMut(Severity, String)) -> Result<Config, RunError> {
+fn load(path: &Path, say: &mut dyn FnMut(Severity, String)) -> Result<Config, DaemonError> {
     let shown = fence_cli::shown(path);
-    let source = fs::read(path).map_err(|source| RunError::Config { path: shown.clone(), source })?;
+    let source = fs::read(path).map_err(|source| DaemonError::Config { path: shown.clone(), source })?;
     let loaded = fence_config::load(&source);
     for it in &loaded.diagnostics {
         say(it.severity, it.render(&shown, &source));
     }
-    loaded.config.ok_or(RunError::BadConfig(shown))
+    loaded.config.ok_or(DaemonError::BadConfig(shown))
 }
 
-fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
+fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
     raise_descriptors();
     let in_background = daemonise::is_child();
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
@@ -153,12 +153,12 @@ fn serve(options: &Options, config: &Config) -> Result<(), RunError> {
     // runtime start theirs below. What they will open is known from the configuration.
     sandbox::enter(config, &options.config, pid_file, state.as_deref());
     log::in_background()?;
-    let replays = Replays::open(state.as_deref())?;
+    let replays = ReplayMemory::open(state.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    let result = runtime.block_on(until_told(options, config, replays, in_background, endpoint));
+    let result = runtime.block_on(serve_until_signal(options, config, replays, in_background, endpoint));
     // Calls into a hypervisor that hangs must not hold up the end.
     runtime.shutdown_background();
     program::end_all();
@@ -177,18 +177,18 @@ fn raise_descriptors() {
     }
 }
 
-async fn until_told(
+async fn serve_until_signal(
     options: &Options,
     config: &Config,
-    replays: Replays,
+    replays: ReplayMemory,
     in_background: bool,
     endpoint: Option<Endpoint>,
-) -> Result<(), RunError> {
+) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let wait = options.wait || config.daemon.wait_for_init;
     let start = async {
         let known = Hypervisors::default();
-        let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(RunError::Audit)?;
+        let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
         let chosen = backend(config, &known, wait).await?;
         let agent = chosen.agent;
         let service =
@@ -201,7 +201,7 @@ async fn until_told(
         let inventories = inventories(config, &known);
         let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
         let running: Vec<_> = running.collect();
-        let observed = || Observed {
+        let observed = || Exporter {
             service: Arc::clone(&service),
             known: known.clone(),
             running: running.clone(),
@@ -210,17 +210,17 @@ async fn until_told(
             cluster: cluster.clone(),
         };
         let (for_readers, for_us) = (observed(), observed());
-        let sources = Sources::new(inventories);
+        let sources = SourceResolver::new(inventories);
         let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&service).keep_time());
-        let common = Common { service: Arc::clone(&service), sources, known };
-        let listeners = Listeners::start(config, common, wait).await?;
+        tasks.spawn(Arc::clone(&service).run_deadlines());
+        let common = ListenerContext { service: Arc::clone(&service), sources, known };
+        let listeners = ListenerManager::start(config, common, wait).await?;
         if let Some(endpoint) = endpoint {
             tasks.spawn(endpoint.serve(for_readers));
         }
         #[cfg(not(feature = "cpg"))]
         let cluster = ();
-        Ok::<_, RunError>((service, listeners, tasks, for_us, cluster))
+        Ok::<_, DaemonError>((service, listeners, tasks, for_us, cluster))
     };
     let (service, mut listeners, mut tasks, observed, cluster) = tokio::select! {
         started = start => started?,
@@ -240,9 +240,9 @@ async fn until_told(
     let mut config = config.clone();
     let name = loop {
         match signals.next().await {
-            Told::End(name) => break name,
-            Told::Summary => info!("SIGUSR1: {}", summary::one_line(&observed.text())),
-            Told::Reload => {
+            SignalAction::End(name) => break name,
+            SignalAction::Summary => info!("SIGUSR1: {}", summary::one_line(&observed.text())),
+            SignalAction::Reload => {
                 notify::reloading();
                 service.reopen_audit();
                 reload(&options.config, &mut config, &mut listeners).await;
@@ -261,7 +261,7 @@ async fn until_told(
     let () = cluster;
     tasks.shutdown().await;
     tokio::select! {
-        () = service.idle() => {}
+        () = service.until_idle() => {}
         () = tokio::time::sleep(LAST_REQUESTS) => warn!("requests are cut off by the end of the daemon"),
         _ = signals.end() => {}
     }
@@ -274,18 +274,18 @@ async fn until_told(
 }
 
 /// What carries requests out.
-struct Chosen {
+struct BackendSetup {
     backend: Arc<dyn Backend>,
     /// Those that have a say in when a request may run.
-    claims: Option<Arc<dyn Claims>>,
+    claims: Option<Arc<dyn ClusterPort>>,
     /// What the agent backend runs, where there is one.
     agent: Option<AgentRuns>,
     /// The other hosts, where there are any.
     #[cfg(feature = "cpg")]
-    cluster: Option<(Arc<Cluster>, cluster::Started)>,
+    cluster: Option<(Arc<Cluster>, cluster::LinkEvents)>,
 }
 
-impl Chosen {
+impl BackendSetup {
     /// This backend alone, on this host alone.
     fn alone(backend: Arc<dyn Backend>) -> Self {
         Self {
@@ -298,7 +298,7 @@ impl Chosen {
     }
 }
 
-async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Chosen, RunError> {
+async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<BackendSetup, DaemonError> {
     let (agents, hypervisors): (Vec<_>, Vec<_>) =
         config.backends.iter().partition(|it| matches!(it, BackendSettings::Agent(_)));
     let agent = match &agents[..] {
@@ -306,16 +306,16 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Cho
         _ => None,
     };
     match (&hypervisors[..], agent) {
-        ([], Some((backend, runs))) => Ok(Chosen { agent: Some(runs), ..Chosen::alone(backend) }),
-        ([settings], None) => of_hypervisors(settings, known, wait).await,
+        ([], Some((backend, runs))) => Ok(BackendSetup { agent: Some(runs), ..BackendSetup::alone(backend) }),
+        ([settings], None) => build_hypervisor_backend(settings, known, wait).await,
         #[cfg(feature = "libvirt")]
         ([settings], Some((agent, runs))) => {
             // What it has needs no hypervisor, and is not kept waiting for one.
-            let chosen = of_hypervisors(settings, known, true).await?;
-            let several = Several::new(settings.kind().as_str(), chosen.backend, agent);
-            Ok(Chosen { backend: Arc::new(several), agent: Some(runs), ..chosen })
+            let chosen = build_hypervisor_backend(settings, known, true).await?;
+            let several = CombinedBackend::new(settings.kind().as_str(), chosen.backend, agent);
+            Ok(BackendSetup { backend: Arc::new(several), agent: Some(runs), ..chosen })
         }
-        (others, _) => Err(RunError::Missing {
+        (others, _) => Err(DaemonError::Missing {
             what: "backend",
             name: others.iter().map(|it| it.kind().as_str()).collect::<Vec<_>>().join(", "),
         }),
@@ -329,28 +329,32 @@ fn agent(settings: &fence_config::AgentBackend) -> (Arc<dyn Backend>, AgentRuns)
 }
 
 /// The domains of this host's hypervisors, or of all hosts of its cluster.
-async fn of_hypervisors(
+async fn build_hypervisor_backend(
     settings: &BackendSettings,
     known: &Hypervisors,
     wait: bool,
-) -> Result<Chosen, RunError> {
+) -> Result<BackendSetup, DaemonError> {
     match settings {
         #[cfg(feature = "libvirt")]
         BackendSettings::Libvirt(settings) => {
-            Ok(Chosen::alone(libvirt(&settings.uris, settings.reboot_starts, known, wait).await?))
+            Ok(BackendSetup::alone(libvirt(&settings.uris, settings.reboot_starts, known, wait).await?))
         }
         #[cfg(feature = "cpg")]
         BackendSettings::Cpg(settings) => {
             let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
             let (cluster, started) = Cluster::start(settings, Arc::clone(&local))?;
             let backend = Arc::new(CpgBackend::new(local, Arc::clone(&cluster)));
-            let claims: Arc<dyn Claims> = Arc::new(OtherHosts(Arc::clone(&cluster)));
-            Ok(Chosen { claims: Some(claims), cluster: Some((cluster, started)), ..Chosen::alone(backend) })
+            let claims: Arc<dyn ClusterPort> = Arc::new(ClusterClaims(Arc::clone(&cluster)));
+            Ok(BackendSetup {
+                claims: Some(claims),
+                cluster: Some((cluster, started)),
+                ..BackendSetup::alone(backend)
+            })
         }
         other => {
             #[cfg(not(feature = "libvirt"))]
             let _ = (wait, known);
-            Err(RunError::Missing { what: "backend", name: other.kind().as_str().to_owned() })
+            Err(DaemonError::Missing { what: "backend", name: other.kind().as_str().to_owned() })
         }
     }
 }
@@ -362,10 +366,10 @@ async fn libvirt(
     reboot_starts: bool,
     known: &Hypervisors,
     wait: bool,
-) -> Result<Arc<LibvirtBackend>, RunError> {
+) -> Result<Arc<LibvirtBackend>, DaemonError> {
     let (backend, unreachable) = LibvirtBackend::start(uris, reboot_starts, known).await;
     if unreachable.len() == uris.len() && !wait {
-        return Err(RunError::Backend(unreachable.join("; ")));
+        return Err(DaemonError::Backend(unreachable.join("; ")));
     }
     Ok(Arc::new(backend))
 }
@@ -387,7 +391,7 @@ fn inventories(_: &Config, _: &Hypervisors) -> Inventories {
 
 /// Reads the file anew and goes over to it. A file with errors, and one whose listeners can't all start, is refused as a
 /// whole; what can't change while the daemon runs is named.
-async fn reload(path: &Path, config: &mut Config, listeners: &mut Listeners) {
+async fn reload(path: &Path, config: &mut Config, listeners: &mut ListenerManager) {
     let refused = |why: &dyn std::fmt::Display| {
         error!("SIGHUP: the new configuration is refused, and the old one stays: {why}");
     };
@@ -423,7 +427,7 @@ async fn reload(path: &Path, config: &mut Config, listeners: &mut Listeners) {
 }
 
 /// What a signal asks for.
-enum Told {
+enum SignalAction {
     End(&'static str),
     Reload,
     Summary,
@@ -456,32 +460,32 @@ impl Signals {
     async fn end(&mut self) -> &'static str {
         loop {
             match self.heard().await {
-                Told::End(name) => return name,
-                Told::Reload => {
+                SignalAction::End(name) => return name,
+                SignalAction::Reload => {
                     info!("SIGHUP: the configuration is read anew as soon as the daemon serves");
                     self.reload_later = true;
                 }
-                Told::Summary => {
+                SignalAction::Summary => {
                     info!("SIGUSR1: neither before nor after the time in which requests are served");
                 }
             }
         }
     }
 
-    async fn next(&mut self) -> Told {
+    async fn next(&mut self) -> SignalAction {
         if std::mem::take(&mut self.reload_later) {
-            return Told::Reload;
+            return SignalAction::Reload;
         }
         self.heard().await
     }
 
-    async fn heard(&mut self) -> Told {
+    async fn heard(&mut self) -> SignalAction {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End("SIGTERM"),
-            _ = self.interrupt.recv() => Told::End("SIGINT"),
-            _ = self.quit.recv() => Told::End("SIGQUIT"),
-            _ = self.hang_up.recv() => Told::Reload,
-            _ = self.user.recv() => Told::Summary,
+            _ = self.terminate.recv() => SignalAction::End("SIGTERM"),
+            _ = self.interrupt.recv() => SignalAction::End("SIGINT"),
+            _ = self.quit.recv() => SignalAction::End("SIGQUIT"),
+            _ = self.hang_up.recv() => SignalAction::Reload,
+            _ = self.user.recv() => SignalAction::Summary,
         }
     }
 }

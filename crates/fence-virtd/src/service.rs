@@ -14,23 +14,24 @@ use fence_wire::{Action, Challenge, HashType, HostListEntry, Proved, Response, T
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use crate::access::{Access, Decision, Identity, Subject};
-use crate::arbiter::{self, PeerId, Source, Why, Work};
-use crate::audit::{Audit, Record, Stages};
+use crate::access::{AccessDecision, AccessRules, AccessSubject, Identity};
+use crate::arbiter::{self, ArbitratedAction, PeerId, Rejection, RequestSource};
+use crate::audit::{Audit, AuditRecord, StageTimes};
 use crate::backend::{
-    ActError, Backend, DomainRef, Lease, LeaseEnd, LocateError, Located, Power, Settled, StartFrom, Trail,
+    ActionError, AgentRunTrail, Backend, DomainRef, Lease, LeaseEndReason, LeaseReleased, LocateError,
+    LocatedDomain, PowerState, Restart,
 };
-use crate::drops::Drops;
+use crate::drops::DropLog;
 use crate::keys::KeyProof;
 use crate::locks::lock;
 use crate::metrics::Metrics;
-use crate::replay::Replays;
-use crate::turns::{Claims, Running, Told, Turn, Turns};
+use crate::replay::ReplayMemory;
+use crate::turns::{ClusterPort, GrantQueue, RunPermit, SharedResult, Turn};
 
 /// Our answer leaves this much earlier than its client gives up, so that the client hears a reason rather than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long a reboot that was done and could not be told stands for the same client's next try.
-const LOST_ANSWERS_STAND: Duration = Duration::from_secs(60);
+const UNDELIVERED_REBOOT_TTL: Duration = Duration::from_secs(60);
 const MAX_LOST_ANSWERS: usize = 256;
 /// The transport that says nothing of who is behind an address.
 pub(crate) const TCP: &str = "tcp";
@@ -39,21 +40,21 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(20);
 /// How a reboot that did not come up again begins to say so.
 pub(crate) const NOT_STARTED: &str = "fenced, but not started again: ";
 /// A look that takes longer than this will not come at all.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
+const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// What all listeners share.
 pub(crate) struct Service {
     backend: Arc<dyn Backend>,
     /// What was dropped, and why.
-    pub(crate) drops: Drops,
+    pub(crate) drops: DropLog,
     /// What requests leave behind.
     pub(crate) metrics: Metrics,
-    replays: Replays,
-    turns: Arc<Turns>,
+    replays: ReplayMemory,
+    turns: Arc<GrantQueue>,
     /// Other hosts, where they have a say.
-    claims: Option<Arc<dyn Claims>>,
+    claims: Option<Arc<dyn ClusterPort>>,
     client_timeout: Duration,
-    lost_answers: Mutex<Vec<LostAnswer>>,
+    lost_answers: Mutex<Vec<UndeliveredReboot>>,
     audit: Audit,
     challenges: Mutex<HashSet<Challenge>>,
     next_id: AtomicU64,
@@ -63,7 +64,7 @@ pub(crate) struct Service {
 
 /// One request, from its arrival to its audit record.
 #[derive(Clone, Debug)]
-pub(crate) struct Job {
+pub(crate) struct RequestJob {
     /// Counts from 1 in each run of the daemon.
     pub(crate) id: u64,
     /// When its first packet came.
@@ -81,16 +82,16 @@ pub(crate) struct Job {
     /// The key that made its hash.
     pub(crate) key: Option<Arc<KeyProof>>,
     /// The groups of the configuration when it came.
-    pub(crate) access: Arc<Access>,
+    pub(crate) access: Arc<AccessRules>,
     /// What is asked.
     pub(crate) action: Action,
     /// What it is about.
     pub(crate) target: Target,
     /// What was run for it.
-    pub(crate) trail: Trail,
+    pub(crate) trail: AgentRunTrail,
 }
 
-impl Job {
+impl RequestJob {
     /// The moment when the client has given up.
     pub(crate) fn deadline(&self) -> Instant {
         self.arrived + self.patience
@@ -98,10 +99,10 @@ impl Job {
 
     /// The domain that it comes from, as far as the arbiter may rely on it. Behind an address on TCP there may be
     /// many machines, one of ours that translates addresses for others among them.
-    fn source(&self) -> Source {
+    fn source(&self) -> RequestSource {
         match &self.identity.domain {
-            Some(uuid) if self.transport != TCP => Source::Known(uuid.clone()),
-            _ => Source::Unknown,
+            Some(uuid) if self.transport != TCP => RequestSource::Known(uuid.clone()),
+            _ => RequestSource::Unknown,
         }
     }
 
@@ -118,65 +119,67 @@ impl Job {
 }
 
 /// A reboot that was done and whose client was gone before it heard of that.
-struct LostAnswer {
+struct UndeliveredReboot {
     when: Instant,
     identity: Identity,
     uuid: String,
-    told: Told,
+    told: SharedResult,
 }
 
 /// How a request goes on after its turn was asked for.
 #[derive(Debug)]
 pub(crate) enum Go {
     /// Ask for the proof and run it. The value is to be handed on to [`Service::execute`] and [`Service::over`].
-    Run(Running),
+    Run(RunPermit),
     /// The same work was done already: ask for the proof and tell this.
-    Told(Told),
+    Told(SharedResult),
     /// It does not run.
-    Never(Why),
+    Never(Rejection),
 }
 
 /// What a request comes to before it runs.
 #[derive(Debug)]
-pub(crate) enum Resolved {
+pub(crate) enum ResolvedTarget {
     /// It may run, on this domain; none where the action is about no domain.
-    Run(Option<Located>),
+    Run(Option<LocatedDomain>),
     /// It will not run.
     Refused(Response, String, Option<DomainRef>),
 }
 
-impl Resolved {
+impl ResolvedTarget {
     /// The domain that was found.
     pub(crate) fn domain(&self) -> Option<&DomainRef> {
         match self {
-            Self::Run(located) => located.as_ref().map(Located::domain),
+            Self::Run(located) => located.as_ref().map(LocatedDomain::domain),
             Self::Refused(_, _, domain) => domain.as_ref(),
         }
     }
 
     /// Whether this host is the one to answer. A shut-off definition is not enough: "off already" would be said at once
     /// of a domain that runs on another host.
-    pub(crate) fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> AnsweringHost {
         match self {
-            Self::Run(Some(Located::GoneOff(_) | Located::Resting(_) | Located::Lost(_)))
-            | Self::Refused(_, _, None) => Owner::Unknown,
-            Self::Run(Some(Located::Elsewhere(_))) => Owner::Another,
-            Self::Run(_) | Self::Refused(..) => Owner::ThisHost,
+            Self::Run(Some(
+                LocatedDomain::GoneOff(_) | LocatedDomain::Resting(_) | LocatedDomain::Lost(_),
+            ))
+            | Self::Refused(_, _, None) => AnsweringHost::Unknown,
+            Self::Run(Some(LocatedDomain::Elsewhere(_))) => AnsweringHost::Another,
+            Self::Run(_) | Self::Refused(..) => AnsweringHost::ThisHost,
         }
     }
 }
 
 /// How far a request came; see [`Service::whole_way`].
-pub(crate) struct Worked {
+pub(crate) struct ProcessedRequest {
     pub(crate) domain: Option<DomainRef>,
-    pub(crate) outcome: Result<Outcome, Why>,
-    pub(crate) running: Option<Running>,
-    pub(crate) stages: Stages,
+    pub(crate) outcome: Result<RequestOutcome, Rejection>,
+    pub(crate) running: Option<RunPermit>,
+    pub(crate) stages: StageTimes,
 }
 
 /// Who is to answer a request that several hosts may have heard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Owner {
+pub(crate) enum AnsweringHost {
     /// The domain lives here, or there is none to be anywhere.
     ThisHost,
     /// A host that this one can pass the request on to, if it has not heard it itself.
@@ -187,14 +190,14 @@ pub(crate) enum Owner {
 
 /// What the client is told.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum ClientReply {
     /// A response alone.
     Response(Response),
     /// A host list and the response after it.
     List(Vec<HostListEntry>, Response),
 }
 
-impl Answer {
+impl ClientReply {
     pub(crate) fn response(&self) -> Response {
         match self {
             Self::Response(response) | Self::List(_, response) => *response,
@@ -204,16 +207,16 @@ impl Answer {
 
 /// How a request ended, and why where that needs saying.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) answer: Answer,
+pub(crate) struct RequestOutcome {
+    pub(crate) answer: ClientReply,
     pub(crate) reason: Option<String>,
     /// Nothing was done, because the client was gone or its time was up.
     lapsed: bool,
 }
 
-impl Outcome {
+impl RequestOutcome {
     fn plain(response: Response) -> Self {
-        Self { answer: Answer::Response(response), reason: None, lapsed: false }
+        Self { answer: ClientReply::Response(response), reason: None, lapsed: false }
     }
 
     pub(crate) fn because(response: Response, reason: impl std::fmt::Display) -> Self {
@@ -231,16 +234,16 @@ impl Outcome {
     }
 }
 
-impl From<Told> for Outcome {
-    fn from(told: Told) -> Self {
+impl From<SharedResult> for RequestOutcome {
+    fn from(told: SharedResult) -> Self {
         let why = told.reason.map(|it| format!(": {it}")).unwrap_or_default();
         Self::because(told.response, format!("the same work as {}{why}", told.by))
     }
 }
 
-impl From<ActError> for Outcome {
-    fn from(error: ActError) -> Self {
-        Self { lapsed: matches!(error, ActError::Lapsed(_)), ..Self::because(Response::Failure, error) }
+impl From<ActionError> for RequestOutcome {
+    fn from(error: ActionError) -> Self {
+        Self { lapsed: matches!(error, ActionError::Lapsed(_)), ..Self::because(Response::Failure, error) }
     }
 }
 
@@ -248,8 +251,8 @@ impl Service {
     pub(crate) fn new(
         backend: Arc<dyn Backend>,
         audit: Audit,
-        replays: Replays,
-        claims: Option<Arc<dyn Claims>>,
+        replays: ReplayMemory,
+        claims: Option<Arc<dyn ClusterPort>>,
         client_timeout: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -257,7 +260,7 @@ impl Service {
             claims,
             client_timeout,
             audit,
-            drops: Drops::default(),
+            drops: DropLog::default(),
             metrics: Metrics::default(),
             replays,
             turns: Arc::default(),
@@ -284,39 +287,39 @@ impl Service {
     }
 
     /// Finds the domain and asks the groups. Looks only; may run before the peer has proved itself.
-    pub(crate) async fn resolve(&self, job: &Job) -> Resolved {
+    pub(crate) async fn resolve(&self, job: &RequestJob) -> ResolvedTarget {
         if !job.action.needs_target() {
-            return Resolved::Run(None);
+            return ResolvedTarget::Run(None);
         }
-        let until = job.deadline().min(Instant::now() + LOOK_LIMIT);
+        let until = job.deadline().min(Instant::now() + STATUS_CHECK_LIMIT);
         let located = self.backend.locate(&job.target, until).await;
         let subject = match &located {
-            Ok(it) => Subject::Domain { uuid: &it.domain().uuid, name: &it.domain().name },
-            Err(_) => Subject::Text(job.target.as_str()),
+            Ok(it) => AccessSubject::Domain { uuid: &it.domain().uuid, name: &it.domain().name },
+            Err(_) => AccessSubject::Text(job.target.as_str()),
         };
         let domain = located.as_ref().ok().map(|it| it.domain().clone());
         match (job.access.decide(&job.identity, job.key.as_deref(), subject), located) {
-            (Decision::Denied(denial), _) => {
-                Resolved::Refused(Response::PermissionDenied, denial.to_string(), domain)
+            (AccessDecision::Denied(denial), _) => {
+                ResolvedTarget::Refused(Response::PermissionDenied, denial.to_string(), domain)
             }
             (_, Err(error)) => {
                 if matches!(error, LocateError::Unavailable(_)) {
                     warn!(id = job.id, "can't look for the domain: {error}");
                 }
-                Resolved::Refused(Response::Failure, error.to_string(), None)
+                ResolvedTarget::Refused(Response::Failure, error.to_string(), None)
             }
             (decision, Ok(located)) => {
                 debug!(id = job.id, ?decision, domain = ?located.domain(), "resolved");
-                Resolved::Run(Some(located))
+                ResolvedTarget::Run(Some(located))
             }
         }
     }
 
     /// A challenge that we are about to send. It is outstanding as long as the value lives.
-    pub(crate) fn challenge(&self) -> Result<Outstanding<'_>, getrandom::Error> {
+    pub(crate) fn challenge(&self) -> Result<OutstandingChallenge<'_>, getrandom::Error> {
         let challenge = draw_challenge(|it| getrandom::fill(it))?;
         lock(&self.challenges).insert(challenge);
-        Ok(Outstanding { service: self, challenge })
+        Ok(OutstandingChallenge { service: self, challenge })
     }
 
     /// Whether a peer's challenge is one of ours that is outstanding: it wants us to answer it for it.
@@ -325,12 +328,12 @@ impl Service {
     }
 
     /// Ends what waits for its turn too long. Runs for ever, as a task of its own.
-    pub(crate) async fn keep_time(self: Arc<Self>) {
+    pub(crate) async fn run_deadlines(self: Arc<Self>) {
         Arc::clone(&self.turns).keep_time().await;
     }
 
     /// Comes back when nothing that every request passes is stuck.
-    pub(crate) fn touch(&self) {
+    pub(crate) fn check_responsive(&self) {
         self.turns.touch();
         self.replays.touch();
         drop(lock(&self.lost_answers));
@@ -338,12 +341,12 @@ impl Service {
     }
 
     /// Waits until the request may run, or must not. Ends at once when the lease does.
-    pub(crate) async fn turn(&self, job: &Job, resolved: &Resolved, lease: &Lease) -> Go {
+    pub(crate) async fn turn(&self, job: &RequestJob, resolved: &ResolvedTarget, lease: &Lease) -> Go {
         let work = work(job, resolved);
-        if let Some(told) = self.lost_answer(job, &work) {
+        if let Some(told) = self.undelivered_result(job, &work) {
             return Go::Told(told);
         }
-        let request = arbiter::Request {
+        let request = arbiter::ArbiterRequest {
             id: job.id,
             work,
             source: job.source(),
@@ -367,13 +370,13 @@ impl Service {
             }
         };
         let turn = match (turn, &self.claims) {
-            (Turn::Run(running), Some(claims)) if request.work != Work::Look => {
+            (Turn::Run(running), Some(claims)) if request.work != ArbitratedAction::Look => {
                 tokio::select! {
                     biased;
                     turn = running.claimed(&**claims, &request) => turn,
                     why = nobody_waits(lease) => Turn::Never(why),
                     () = tokio::time::sleep_until(request.deadline.into()) => {
-                        Turn::Never(Why::DeadlinePassed)
+                        Turn::Never(Rejection::DeadlinePassed)
                     }
                 }
             }
@@ -387,65 +390,75 @@ impl Service {
     }
 
     /// Another host saw this domain off just now.
-    pub(crate) fn victim(&self, uuid: &str) {
+    pub(crate) fn source_seen_off(&self, uuid: &str) {
         self.turns.victim(uuid);
     }
 
     /// Takes a request whose peer needs no proof from its target to its outcome: an open socket, or corosync, stands for it.
-    pub(crate) async fn whole_way(&self, job: &Job, lease: &Lease) -> Worked {
+    pub(crate) async fn process_trusted(&self, job: &RequestJob, lease: &Lease) -> ProcessedRequest {
         let resolved = self.resolve(job).await;
-        let mut stages = Stages { resolved: Some(Stages::since(job.arrived)), ..Stages::default() };
+        let mut stages =
+            StageTimes { resolved: Some(StageTimes::since(job.arrived)), ..StageTimes::default() };
         let domain = resolved.domain().cloned();
         let go = self.turn(job, &resolved, lease).await;
-        stages.turn = Some(Stages::since(job.arrived));
+        stages.turn = Some(StageTimes::since(job.arrived));
         let (outcome, running) = match go {
-            Go::Told(told) => (Ok(Outcome::from(told)), None),
-            Go::Never(why) if why.is_for_the_client() => (Ok(Outcome::because(Response::Failure, why)), None),
+            Go::Told(told) => (Ok(RequestOutcome::from(told)), None),
+            Go::Never(why) if why.is_for_the_client() => {
+                (Ok(RequestOutcome::because(Response::Failure, why)), None)
+            }
             Go::Never(why) => (Err(why), None),
             Go::Run(running) => {
                 let proof = Proved::unauthenticated();
                 (Ok(self.execute(job, resolved, proof, &running, lease).await), Some(running))
             }
         };
-        Worked { domain, outcome, running, stages }
+        ProcessedRequest { domain, outcome, running, stages }
     }
 
     /// Carries the request out. The peer has proved itself; `lease` ends when it hangs up.
     pub(crate) async fn execute(
         &self,
-        job: &Job,
-        resolved: Resolved,
+        job: &RequestJob,
+        resolved: ResolvedTarget,
         _proof: Proved,
-        running: &Running,
+        running: &RunPermit,
         lease: &Lease,
-    ) -> Outcome {
+    ) -> RequestOutcome {
         if let Err(why) = running.proved() {
-            return Outcome { lapsed: true, ..Outcome::because(Response::Failure, why) };
+            return RequestOutcome { lapsed: true, ..RequestOutcome::because(Response::Failure, why) };
         }
         match resolved {
-            Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
-            Resolved::Run(None) => self.without_domain(job).await,
+            ResolvedTarget::Refused(response, reason, _) => RequestOutcome::because(response, reason),
+            ResolvedTarget::Run(None) => self.without_domain(job).await,
             // It may have been started since it was looked for.
-            Resolved::Run(Some(Located::GoneOff(_))) => match self.resolve(job).await {
-                Resolved::Run(Some(Located::GoneOff(domain))) => gone_off(job.action, &domain),
-                Resolved::Run(Some(located)) => self.on_domain(job, located.domain(), running, lease).await,
-                Resolved::Run(None) => Outcome::because(Response::Failure, "nothing was asked"),
-                Resolved::Refused(response, reason, _) => Outcome::because(response, reason),
+            ResolvedTarget::Run(Some(LocatedDomain::GoneOff(_))) => match self.resolve(job).await {
+                ResolvedTarget::Run(Some(LocatedDomain::GoneOff(domain))) => gone_off(job.action, &domain),
+                ResolvedTarget::Run(Some(located)) => {
+                    self.on_domain(job, located.domain(), running, lease).await
+                }
+                ResolvedTarget::Run(None) => RequestOutcome::because(Response::Failure, "nothing was asked"),
+                ResolvedTarget::Refused(response, reason, _) => RequestOutcome::because(response, reason),
             },
-            Resolved::Run(Some(located)) => self.on_domain(job, located.domain(), running, lease).await,
+            ResolvedTarget::Run(Some(located)) => self.on_domain(job, located.domain(), running, lease).await,
         }
     }
 
     /// The lease of a request: until shortly before its client gives up.
-    pub(crate) fn lease(job: &Job) -> (Lease, Settled) {
+    pub(crate) fn lease(job: &RequestJob) -> (Lease, LeaseReleased) {
         let (lease, settled) = Lease::new(job.deadline() - ANSWER_MARGIN, job.id);
-        (lease.noted_in(job.trail.clone()), settled)
+        (lease.with_trail(job.trail.clone()), settled)
     }
 
     /// The work of a request is over as far as its client is concerned. Those that joined it are told, and what it
     /// held up goes on, as soon as nothing of it can take effect any more: a call that hangs in a hypervisor holds
     /// up what conflicts with it longer than it holds up its client.
-    pub(crate) fn over(running: Running, outcome: &Outcome, lease: Lease, mut settled: Settled) {
+    pub(crate) fn complete(
+        running: RunPermit,
+        outcome: &RequestOutcome,
+        lease: Lease,
+        mut settled: LeaseReleased,
+    ) {
         drop(lease);
         if outcome.lapsed {
             // Dropped: nothing was done, and the first that joined takes over.
@@ -463,38 +476,44 @@ impl Service {
     }
 
     /// The client was gone before it could be told. Should it ask again, a reboot is not done twice.
-    pub(crate) fn answer_lost(&self, job: &Job, domain: Option<&DomainRef>, outcome: &Outcome) {
+    pub(crate) fn record_undelivered(
+        &self,
+        job: &RequestJob,
+        domain: Option<&DomainRef>,
+        outcome: &RequestOutcome,
+    ) {
         let response = outcome.answer.response();
         let (Action::Reboot, Response::Success, Some(domain)) = (job.action, response, domain) else {
             return;
         };
-        let told = Told { response, reason: outcome.reason.clone(), by: format!("request {}", job.id) };
-        let lost = LostAnswer {
+        let told =
+            SharedResult { response, reason: outcome.reason.clone(), by: format!("request {}", job.id) };
+        let lost = UndeliveredReboot {
             when: Instant::now(),
             identity: job.identity.clone(),
             uuid: domain.uuid.clone(),
             told,
         };
         let mut answers = lock(&self.lost_answers);
-        answers.retain(|it| it.when.elapsed() < LOST_ANSWERS_STAND);
+        answers.retain(|it| it.when.elapsed() < UNDELIVERED_REBOOT_TTL);
         if answers.len() >= MAX_LOST_ANSWERS {
             answers.remove(0);
         }
         answers.push(lost);
     }
 
-    fn lost_answer(&self, job: &Job, work: &Work) -> Option<Told> {
-        let Work::Reboot(uuid) = work else { return None };
+    fn undelivered_result(&self, job: &RequestJob, work: &ArbitratedAction) -> Option<SharedResult> {
+        let ArbitratedAction::Reboot(uuid) = work else { return None };
         let mut answers = lock(&self.lost_answers);
         let place = answers.iter().position(|it| {
-            it.uuid == *uuid && it.identity == job.identity && it.when.elapsed() < LOST_ANSWERS_STAND
+            it.uuid == *uuid && it.identity == job.identity && it.when.elapsed() < UNDELIVERED_REBOOT_TTL
         })?;
         // Once: a further reboot is a further wish.
         Some(answers.remove(place).told)
     }
 
     /// Writes the record of a request that is over.
-    pub(crate) fn audit(&self, record: &Record<'_>) {
+    pub(crate) fn audit(&self, record: &AuditRecord<'_>) {
         self.metrics.note(record);
         self.audit.write(record);
     }
@@ -521,13 +540,13 @@ impl Service {
     }
 
     /// A request is under way as long as the value lives.
-    pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
+    pub(crate) fn begin_request(self: &Arc<Self>) -> InFlightGuard {
         self.under_way.fetch_add(1, Ordering::SeqCst);
-        UnderWay(Arc::clone(self))
+        InFlightGuard(Arc::clone(self))
     }
 
     /// Returns when no request is under way.
-    pub(crate) async fn idle(&self) {
+    pub(crate) async fn until_idle(&self) {
         loop {
             let done = self.all_done.notified();
             if self.under_way.load(Ordering::SeqCst) == 0 {
@@ -537,8 +556,8 @@ impl Service {
         }
     }
 
-    async fn without_domain(&self, job: &Job) -> Outcome {
-        let until = job.deadline().min(Instant::now() + LOOK_LIMIT);
+    async fn without_domain(&self, job: &RequestJob) -> RequestOutcome {
+        let until = job.deadline().min(Instant::now() + STATUS_CHECK_LIMIT);
         match job.action {
             Action::List => match self.backend.list(until).await {
                 Ok(listing) => {
@@ -550,55 +569,65 @@ impl Service {
                         .domains
                         .into_iter()
                         .filter(|it| job.access.shows(&job.identity, job.key.as_deref(), &it.uuid, &it.name))
-                        .map(|it| HostListEntry { name: it.name, uuid: it.uuid, on: it.power == Power::On })
+                        .map(|it| HostListEntry {
+                            name: it.name,
+                            uuid: it.uuid,
+                            on: it.power == PowerState::On,
+                        })
                         .collect();
-                    Outcome {
-                        answer: Answer::List(entries, Response::Success),
+                    RequestOutcome {
+                        answer: ClientReply::List(entries, Response::Success),
                         reason: missing,
                         lapsed: false,
                     }
                 }
-                Err(error) => Outcome::because(Response::Failure, error),
+                Err(error) => RequestOutcome::because(Response::Failure, error),
             },
             Action::Monitor => match self.backend.health(until).await {
-                Ok(failed) if failed.is_empty() => Outcome::plain(Response::Success),
+                Ok(failed) if failed.is_empty() => RequestOutcome::plain(Response::Success),
                 Ok(failed) => {
                     let failed = failed.join("; ");
                     warn!(id = job.id, "monitor: {failed}");
-                    Outcome::because(Response::Success, failed)
+                    RequestOutcome::because(Response::Success, failed)
                 }
-                Err(error) => Outcome::because(Response::Failure, error),
+                Err(error) => RequestOutcome::because(Response::Failure, error),
             },
             // A request for nothing; the reference answers it with failure.
-            _ => Outcome::because(Response::Failure, "nothing was asked"),
+            _ => RequestOutcome::because(Response::Failure, "nothing was asked"),
         }
     }
 
-    async fn on_domain(&self, job: &Job, domain: &DomainRef, running: &Running, lease: &Lease) -> Outcome {
+    async fn on_domain(
+        &self,
+        job: &RequestJob,
+        domain: &DomainRef,
+        running: &RunPermit,
+        lease: &Lease,
+    ) -> RequestOutcome {
         // A look after the action showed it off: from now on it shoots nobody.
         let seen_off = || running.seen_off();
         let result = match job.action {
             Action::Status => {
-                let look = lease.within(Instant::now() + LOOK_LIMIT);
+                let look = lease.within(Instant::now() + STATUS_CHECK_LIMIT);
                 self.backend.status(domain, &look).await.map(|power| match power {
-                    Power::On => Outcome::plain(Response::Success),
-                    Power::Off => Outcome::plain(Response::Off),
+                    PowerState::On => RequestOutcome::plain(Response::Success),
+                    PowerState::Off => RequestOutcome::plain(Response::Off),
                 })
             }
             Action::Off => self.backend.off(domain, false, lease).await.map(|down| {
                 seen_off();
                 let said = down.was_off.then_some("was off already");
-                Outcome::noted(Response::Success, said, down.note)
+                RequestOutcome::noted(Response::Success, said, down.note)
             }),
             Action::Reboot => self.reboot(domain, lease, seen_off).await,
             Action::On => self
                 .backend
-                .on(domain, StartFrom::Definition, lease)
+                .on(domain, Restart::Definition, lease)
                 .await
-                .map(|()| Outcome::plain(Response::Success)),
-            Action::Null | Action::Monitor | Action::List => Ok(Outcome::plain(Response::Failure)),
+                .map(|()| RequestOutcome::plain(Response::Success)),
+            Action::Null | Action::Monitor | Action::List => Ok(RequestOutcome::plain(Response::Failure)),
         };
-        result.unwrap_or_else(Outcome::from)
+        result.unwrap_or_else(RequestOutcome::from)
     }
 
     async fn reboot(
@@ -606,7 +635,7 @@ impl Service {
         domain: &DomainRef,
         lease: &Lease,
         seen_off: impl FnOnce(),
-    ) -> Result<Outcome, ActError> {
+    ) -> Result<RequestOutcome, ActionError> {
         let down = self.backend.off(domain, true, lease).await?;
         seen_off();
         let Some(how) = down.restart else {
@@ -615,55 +644,55 @@ impl Service {
             } else {
                 "another instance was started meanwhile"
             };
-            return Ok(Outcome::noted(Response::Success, Some(said), down.note));
+            return Ok(RequestOutcome::noted(Response::Success, Some(said), down.note));
         };
         // The domain was taken down to come up again: that is owed to it, not to the client.
-        let rest = lease.to_the_end(lease.until().max(Instant::now() + START_LIMIT));
+        let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
         Ok(match self.backend.on(domain, how, &rest).await {
-            Ok(()) => Outcome::noted(Response::Success, None, down.note),
+            Ok(()) => RequestOutcome::noted(Response::Success, None, down.note),
             // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report a
             // failure would make the cluster wait for a fence that has happened.
-            Err(error) => Outcome::because(Response::Success, format!("{NOT_STARTED}{error}")),
+            Err(error) => RequestOutcome::because(Response::Success, format!("{NOT_STARTED}{error}")),
         })
     }
 }
 
 /// Returns when nobody waits for the request any more.
-async fn nobody_waits(lease: &Lease) -> Why {
+async fn nobody_waits(lease: &Lease) -> Rejection {
     match lease.ended().await {
-        LeaseEnd::HungUp => Why::HungUp,
-        LeaseEnd::Superseded => Why::Superseded,
+        LeaseEndReason::HungUp => Rejection::HungUp,
+        LeaseEndReason::Superseded => Rejection::Superseded,
     }
 }
 
 /// What the arbiter is asked about: what is refused already only looks.
-fn work(job: &Job, resolved: &Resolved) -> Work {
-    let Resolved::Run(Some(located)) = resolved else { return Work::Look };
+fn work(job: &RequestJob, resolved: &ResolvedTarget) -> ArbitratedAction {
+    let ResolvedTarget::Run(Some(located)) = resolved else { return ArbitratedAction::Look };
     let uuid = located.domain().uuid.clone();
     match job.action {
-        Action::On => Work::On(uuid),
-        Action::Off => Work::Off(uuid),
-        Action::Reboot => Work::Reboot(uuid),
-        Action::Null | Action::Status | Action::Monitor | Action::List => Work::Look,
+        Action::On => ArbitratedAction::On(uuid),
+        Action::Off => ArbitratedAction::Off(uuid),
+        Action::Reboot => ArbitratedAction::Reboot(uuid),
+        Action::Null | Action::Status | Action::Monitor | Action::List => ArbitratedAction::Look,
     }
 }
 
 /// See [`Service::challenge`].
-pub(crate) struct Outstanding<'a> {
+pub(crate) struct OutstandingChallenge<'a> {
     service: &'a Service,
     pub(crate) challenge: Challenge,
 }
 
-impl Drop for Outstanding<'_> {
+impl Drop for OutstandingChallenge<'_> {
     fn drop(&mut self) {
         lock(&self.service.challenges).remove(&self.challenge);
     }
 }
 
 /// See [`Service::begin`].
-pub(crate) struct UnderWay(Arc<Service>);
+pub(crate) struct InFlightGuard(Arc<Service>);
 
-impl Drop for UnderWay {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         if self.0.under_way.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.all_done.notify_waiters();
@@ -672,9 +701,9 @@ impl Drop for UnderWay {
 }
 
 /// A transient domain that went off here a short while ago: it is off, and there is nothing to start.
-fn gone_off(action: Action, domain: &DomainRef) -> Outcome {
+fn gone_off(action: Action, domain: &DomainRef) -> RequestOutcome {
     let reason = format!("{} went off here and left no definition", domain.name);
-    Outcome::because(
+    RequestOutcome::because(
         match action {
             Action::Off | Action::Reboot => Response::Success,
             Action::Status => Response::Off,
@@ -690,8 +719,8 @@ mod tests {
     use std::pin::Pin;
 
     use super::*;
-    use crate::backend::{self, Home, Listing, Power};
-    use crate::turns::{Claim, Claimed};
+    use crate::backend::{self, DomainHome, DomainListing, PowerState};
+    use crate::turns::{Claimed, ClusterPermit};
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
@@ -704,11 +733,11 @@ mod tests {
             &'a self,
             _: &'a Target,
             _: Instant,
-        ) -> backend::Work<'a, Result<Located, LocateError>> {
+        ) -> backend::BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
             panic!("looked for")
         }
 
-        fn may_have(&self, _: &Target) -> bool {
+        fn may_own(&self, _: &Target) -> bool {
             panic!("asked")
         }
 
@@ -716,7 +745,7 @@ mod tests {
             &'a self,
             _: &'a DomainRef,
             _: &'a Lease,
-        ) -> backend::Work<'a, Result<Power, ActError>> {
+        ) -> backend::BoxedFuture<'a, Result<PowerState, ActionError>> {
             panic!("looked at")
         }
 
@@ -725,24 +754,24 @@ mod tests {
             _: &'a DomainRef,
             _: bool,
             _: &'a Lease,
-        ) -> backend::Work<'a, Result<backend::TakenDown, ActError>> {
+        ) -> backend::BoxedFuture<'a, Result<backend::PowerOffResult, ActionError>> {
             panic!("taken down")
         }
 
         fn on<'a>(
             &'a self,
             _: &'a DomainRef,
-            _: StartFrom,
+            _: Restart,
             _: &'a Lease,
-        ) -> backend::Work<'a, Result<(), ActError>> {
+        ) -> backend::BoxedFuture<'a, Result<(), ActionError>> {
             panic!("started")
         }
 
-        fn list(&self, _: Instant) -> backend::Work<'_, Result<Listing, ActError>> {
+        fn list(&self, _: Instant) -> backend::BoxedFuture<'_, Result<DomainListing, ActionError>> {
             panic!("listed")
         }
 
-        fn health(&self, _: Instant) -> backend::Work<'_, Result<Vec<String>, ActError>> {
+        fn health(&self, _: Instant) -> backend::BoxedFuture<'_, Result<Vec<String>, ActionError>> {
             panic!("asked")
         }
     }
@@ -770,9 +799,9 @@ mod tests {
         }
     }
 
-    impl Claim for Counted {
-        fn proved(&self) -> Result<(), Why> {
-            Err(Why::TurnLost)
+    impl ClusterPermit for Counted {
+        fn proved(&self) -> Result<(), Rejection> {
+            Err(Rejection::TurnLost)
         }
 
         fn seen_off(&self) {}
@@ -780,10 +809,10 @@ mod tests {
         fn finished(self: Box<Self>, _: Response, _: Option<&str>) {}
     }
 
-    impl Claims for OtherHosts {
+    impl ClusterPort for OtherHosts {
         fn claim<'a>(
             &'a self,
-            _: &'a arbiter::Request,
+            _: &'a arbiter::ArbiterRequest,
         ) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
             let claim = Counted::new(&self.under_way);
             Box::pin(async move { if self.grant { Claimed::Run(Box::new(claim)) } else { pending().await } })
@@ -792,12 +821,12 @@ mod tests {
 
     fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
         let under_way = Arc::clone(&hosts.under_way);
-        let (audit, replays) = (Audit::open(None).unwrap(), Replays::in_memory().unwrap());
+        let (audit, replays) = (Audit::open(None).unwrap(), ReplayMemory::in_memory().unwrap());
         (Service::new(Arc::new(Untouched), audit, replays, Some(Arc::new(hosts)), PATIENCE), under_way)
     }
 
-    fn job(action: Action) -> (Job, Resolved) {
-        let job = Job {
+    fn job(action: Action) -> (RequestJob, ResolvedTarget) {
+        let job = RequestJob {
             id: 1,
             arrived: Instant::now(),
             patience: Duration::from_secs(30),
@@ -806,13 +835,13 @@ mod tests {
             identity: Identity::default(),
             hash: HashType::None,
             key: None,
-            access: Arc::new(Access::new(None)),
+            access: Arc::new(AccessRules::new(None)),
             action,
             target: Target::new("b", false).unwrap(),
-            trail: Trail::default(),
+            trail: AgentRunTrail::default(),
         };
-        let domain = DomainRef { name: "b".to_owned(), uuid: "b".to_owned(), home: Home::Here(0) };
-        (job, Resolved::Run(Some(Located::Here(domain))))
+        let domain = DomainRef { name: "b".to_owned(), uuid: "b".to_owned(), home: DomainHome::Here(0) };
+        (job, ResolvedTarget::Run(Some(LocatedDomain::Here(domain))))
     }
 
     async fn in_time<T>(future: impl Future<Output = T>) -> T {
@@ -825,7 +854,7 @@ mod tests {
         let (job, resolved) = job(Action::Off);
         let (lease, _settled) = Lease::new(Instant::now() + Duration::from_millis(100), job.id);
         let go = in_time(service.turn(&job, &resolved, &lease)).await;
-        assert!(matches!(go, Go::Never(Why::DeadlinePassed)), "{go:?}");
+        assert!(matches!(go, Go::Never(Rejection::DeadlinePassed)), "{go:?}");
         assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
     }
 
@@ -841,11 +870,11 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
                 assert_eq!(service.requests_now(), (1, 0));
-                lease.end(LeaseEnd::HungUp);
+                lease.end(LeaseEndReason::HungUp);
             })
         })
         .await;
-        assert!(matches!(go, Go::Never(Why::HungUp)), "{go:?}");
+        assert!(matches!(go, Go::Never(Rejection::HungUp)), "{go:?}");
         assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
     }
 
@@ -864,7 +893,7 @@ mod tests {
     fn a_request_lives_as_long_as_its_client_waits() {
         for seconds in [30, 60, 600] {
             let (job, _) = job(Action::Off);
-            let job = Job { patience: Duration::from_secs(seconds), ..job };
+            let job = RequestJob { patience: Duration::from_secs(seconds), ..job };
             let (lease, _settled) = Service::lease(&job);
             assert_eq!(job.deadline() - job.arrived, Duration::from_secs(seconds));
             assert_eq!(job.deadline() - lease.until(), ANSWER_MARGIN);
@@ -879,13 +908,13 @@ mod tests {
         let (lease, _settled) = Service::lease(&job);
         let soon = lease.within(job.arrived);
         assert!((soon.until(), lease.within(job.deadline()).until()) == (job.arrived, lease.until()));
-        let later = lease.to_the_end(job.deadline() + PATIENCE);
+        let later = lease.detached(job.deadline() + PATIENCE);
         for (place, of) in [&lease, &soon, &later].into_iter().enumerate() {
-            of.trail().note(backend::Ran {
+            of.trail().note(backend::AgentRun {
                 device: place.to_string(),
                 agent: "fence_test".to_owned(),
                 action: "off",
-                ended: backend::Ended::Exit(0),
+                ended: backend::AgentRunEnd::Exit(0),
                 took: Duration::ZERO,
                 output: String::new(),
             });
@@ -893,8 +922,8 @@ mod tests {
         let devices: Vec<_> = job.trail.runs().kept.into_iter().map(|it| it.device).collect();
         assert_eq!(devices, ["0", "1", "2"]);
         // A part ends with the whole.
-        lease.end(LeaseEnd::HungUp);
-        assert_eq!(soon.end_reason(), Some(LeaseEnd::HungUp));
+        lease.end(LeaseEndReason::HungUp);
+        assert_eq!(soon.end_reason(), Some(LeaseEndReason::HungUp));
         assert_eq!(later.end_reason(), None);
     }
 
@@ -909,8 +938,8 @@ mod tests {
         };
         let outcome = service.execute(&job, resolved, Proved::unauthenticated(), &running, &lease).await;
         assert_eq!(outcome.answer.response(), Response::Failure);
-        assert_eq!(outcome.reason, Some(Why::TurnLost.to_string()));
-        Service::over(running, &outcome, lease, settled);
+        assert_eq!(outcome.reason, Some(Rejection::TurnLost.to_string()));
+        Service::complete(running, &outcome, lease, settled);
         assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
     }
 }

@@ -14,19 +14,19 @@ use std::time::Instant;
 use fence_wire::Response;
 use tokio::sync::{Notify, oneshot};
 
-use crate::arbiter::{Arbiter, Decision, Request, Verdict, Why};
+use crate::arbiter::{Arbiter, ArbiterDecision, ArbiterRequest, Rejection, SubmitResult};
 use crate::locks::{Mutex, MutexGuard, lock};
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
-    state: Mutex<State>,
+pub(crate) struct GrantQueue {
+    state: Mutex<QueueState>,
     /// The arbiter's next deadline may have changed.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     arbiter: Arbiter,
     waiting: HashMap<u64, oneshot::Sender<Turn>>,
 }
@@ -35,16 +35,16 @@ struct State {
 #[derive(Debug)]
 pub(crate) enum Turn {
     /// Ask for the proof, run, and report by the value.
-    Run(Running),
+    Run(RunPermit),
     /// The same work was done for another request: ask for the proof and tell this.
-    Told(Told),
+    Told(SharedResult),
     /// It does not run.
-    Never(Why),
+    Never(Rejection),
 }
 
 /// The outcome of work that others joined.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Told {
+pub(crate) struct SharedResult {
     pub(crate) response: Response,
     pub(crate) reason: Option<String>,
     /// The request that ran, in words.
@@ -53,8 +53,8 @@ pub(crate) struct Told {
 
 /// A request that waits for its turn. Dropping it withdraws the request.
 #[derive(Debug)]
-pub(crate) struct Waiting {
-    turns: Arc<Turns>,
+pub(crate) struct QueuedRequest {
+    turns: Arc<GrantQueue>,
     id: u64,
     turn: oneshot::Receiver<Turn>,
     /// The request that does the same work, where there is one.
@@ -64,35 +64,36 @@ pub(crate) struct Waiting {
 
 /// A request in flight. Dropping it without [`Running::finished`] says that nothing was done.
 #[derive(Debug)]
-pub(crate) struct Running {
-    turns: Arc<Turns>,
+pub(crate) struct RunPermit {
+    turns: Arc<GrantQueue>,
     id: u64,
-    claim: Option<Box<dyn Claim>>,
+    claim: Option<Box<dyn ClusterPermit>>,
     over: bool,
 }
 
 /// What other hosts have a say in: whether a request that has its turn among those of this host may run.
-pub(crate) trait Claims: Send + Sync {
+pub(crate) trait ClusterPort: Send + Sync {
     /// Waits until it may, or must not. Dropping the future withdraws the claim. It knows no deadline: who waits does.
-    fn claim<'a>(&'a self, request: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>>;
+    fn claim<'a>(&'a self, request: &'a ArbiterRequest)
+    -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>>;
 }
 
 /// What becomes of a claim.
 #[derive(Debug)]
 pub(crate) enum Claimed {
     /// It may run; the value is to be told how far it is.
-    Run(Box<dyn Claim>),
+    Run(Box<dyn ClusterPermit>),
     /// Another host did the same work.
-    Told(Told),
+    Told(SharedResult),
     /// It does not run.
-    Never(Why),
+    Never(Rejection),
 }
 
 /// A claim in flight. Dropping it without [`Claim::finished`] says that nothing was done.
-pub(crate) trait Claim: fmt::Debug + Send + Sync {
+pub(crate) trait ClusterPermit: fmt::Debug + Send + Sync {
     /// The client has proved itself, and the work is about to begin. It must not where this says why not: what was
     /// decided holds no more.
-    fn proved(&self) -> Result<(), Why>;
+    fn proved(&self) -> Result<(), Rejection>;
 
     /// A look after the action showed the target off.
     fn seen_off(&self);
@@ -101,9 +102,9 @@ pub(crate) trait Claim: fmt::Debug + Send + Sync {
     fn finished(self: Box<Self>, response: Response, reason: Option<&str>);
 }
 
-impl Turns {
+impl GrantQueue {
     /// Takes a request in, or says why not.
-    pub(crate) fn submit(self: &Arc<Self>, request: Request) -> Result<Waiting, Why> {
+    pub(crate) fn submit(self: &Arc<Self>, request: ArbiterRequest) -> Result<QueuedRequest, Rejection> {
         let id = request.id;
         let (teller, turn) = oneshot::channel();
         let mut state = self.state();
@@ -111,16 +112,16 @@ impl Turns {
         let mut joined = None;
         match verdict {
             // Its other end is here, so it can't fail.
-            Verdict::Run => drop(teller.send(Turn::Run(self.running(id)))),
-            Verdict::Wait => drop(state.waiting.insert(id, teller)),
-            Verdict::Joined(leader) => {
+            SubmitResult::Run => drop(teller.send(Turn::Run(self.running(id)))),
+            SubmitResult::Wait => drop(state.waiting.insert(id, teller)),
+            SubmitResult::Joined(leader) => {
                 joined = Some(leader);
                 state.waiting.insert(id, teller);
             }
         }
         drop(state);
         self.changed.notify_one();
-        Ok(Waiting { turns: Arc::clone(self), id, turn, joined, over: false })
+        Ok(QueuedRequest { turns: Arc::clone(self), id, turn, joined, over: false })
     }
 
     /// Another host saw this domain off just now: what came from it before does not run.
@@ -163,7 +164,11 @@ impl Turns {
     }
 
     /// Tells the arbiter something and carries out what it decides. `told` is for those that joined.
-    fn report(self: &Arc<Self>, told: Option<&Told>, event: impl FnOnce(&mut Arbiter) -> Vec<Decision>) {
+    fn report(
+        self: &Arc<Self>,
+        told: Option<&SharedResult>,
+        event: impl FnOnce(&mut Arbiter) -> Vec<ArbiterDecision>,
+    ) {
         let mut state = self.state();
         let decisions = event(&mut state.arbiter);
         self.carry_out(&mut state, told, decisions);
@@ -175,13 +180,18 @@ impl Turns {
     ///
     /// A turn that nobody is there to take is reported here and now. It must not be left to the value's drop: that
     /// locks what is locked already.
-    fn carry_out(self: &Arc<Self>, state: &mut State, told: Option<&Told>, decisions: Vec<Decision>) {
+    fn carry_out(
+        self: &Arc<Self>,
+        state: &mut QueueState,
+        told: Option<&SharedResult>,
+        decisions: Vec<ArbiterDecision>,
+    ) {
         let mut decisions = VecDeque::from(decisions);
         while let Some(decision) = decisions.pop_front() {
             let (id, turn) = match decision {
-                Decision::Run(id) => (id, Turn::Run(self.running(id))),
-                Decision::Drop(id, why) => (id, Turn::Never(why)),
-                Decision::Deliver(id) => match told {
+                ArbiterDecision::Run(id) => (id, Turn::Run(self.running(id))),
+                ArbiterDecision::Drop(id, why) => (id, Turn::Never(why)),
+                ArbiterDecision::Deliver(id) => match told {
                     Some(told) => (id, Turn::Told(told.clone())),
                     None => continue,
                 },
@@ -197,8 +207,8 @@ impl Turns {
         }
     }
 
-    fn running(self: &Arc<Self>, id: u64) -> Running {
-        Running { turns: Arc::clone(self), id, claim: None, over: false }
+    fn running(self: &Arc<Self>, id: u64) -> RunPermit {
+        RunPermit { turns: Arc::clone(self), id, claim: None, over: false }
     }
 
     /// Comes back when nobody keeps the turns locked.
@@ -206,25 +216,25 @@ impl Turns {
         drop(self.state());
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         lock(&self.state)
     }
 }
 
-impl Waiting {
+impl QueuedRequest {
     /// Waits for the turn. May be called again after it was cancelled.
     pub(crate) async fn turn(&mut self) -> Turn {
-        let turn = (&mut self.turn).await.unwrap_or(Turn::Never(Why::DeadlinePassed));
+        let turn = (&mut self.turn).await.unwrap_or(Turn::Never(Rejection::DeadlinePassed));
         self.over = true;
         turn
     }
 
     /// It ends without its turn.
-    pub(crate) fn withdraw(mut self, why: Why) {
+    pub(crate) fn withdraw(mut self, why: Rejection) {
         self.give_up(why);
     }
 
-    fn give_up(&mut self, why: Why) {
+    fn give_up(&mut self, why: Rejection) {
         if self.over {
             return;
         }
@@ -243,17 +253,17 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
-        self.give_up(Why::HungUp);
+        self.give_up(Rejection::HungUp);
     }
 }
 
-impl Running {
+impl RunPermit {
     /// It waits until other hosts have no objection either. Their answer may be that it is over.
     ///
     /// Cancelled, it ends, and nothing was done.
-    pub(crate) async fn claimed(mut self, claims: &dyn Claims, request: &Request) -> Turn {
+    pub(crate) async fn claimed(mut self, claims: &dyn ClusterPort, request: &ArbiterRequest) -> Turn {
         match claims.claim(request).await {
             Claimed::Run(claim) => {
                 self.claim = Some(claim);
@@ -269,7 +279,7 @@ impl Running {
     }
 
     /// The client has proved itself, and the work is about to begin; not so if this says why.
-    pub(crate) fn proved(&self) -> Result<(), Why> {
+    pub(crate) fn proved(&self) -> Result<(), Rejection> {
         self.claim.as_ref().map_or(Ok(()), |it| it.proved())
     }
 
@@ -288,12 +298,12 @@ impl Running {
         if let Some(claim) = self.claim.take() {
             claim.finished(response, reason.as_deref());
         }
-        let told = Told { response, reason, by: format!("request {}", self.id) };
+        let told = SharedResult { response, reason, by: format!("request {}", self.id) };
         self.turns.report(Some(&told), |it| it.finished(Instant::now(), self.id));
     }
 }
 
-impl Drop for Running {
+impl Drop for RunPermit {
     fn drop(&mut self) {
         if !self.over {
             self.turns.report(None, |it| it.abandoned(Instant::now(), self.id));
@@ -306,35 +316,42 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::arbiter::{Source, Work};
+    use crate::arbiter::{ArbitratedAction, RequestSource};
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
 
-    fn request(id: u64, work: Work, source: &str) -> Request {
+    fn request(id: u64, work: ArbitratedAction, source: &str) -> ArbiterRequest {
         let arrived = Instant::now();
         let deadline = arrived + Duration::from_secs(30);
-        Request { id, work, source: Source::Known(source.into()), peer: None, arrived, deadline }
+        ArbiterRequest {
+            id,
+            work,
+            source: RequestSource::Known(source.into()),
+            peer: None,
+            arrived,
+            deadline,
+        }
     }
 
-    fn off(id: u64, target: &str, source: &str) -> Request {
-        request(id, Work::Off(target.into()), source)
+    fn off(id: u64, target: &str, source: &str) -> ArbiterRequest {
+        request(id, ArbitratedAction::Off(target.into()), source)
     }
 
     #[tokio::test]
     async fn of_two_that_shoot_each_other_the_second_never_runs() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let mut second = turns.submit(off(2, "a", "b")).unwrap();
         let Turn::Run(running) = first.turn().await else { panic!("not run") };
         running.seen_off();
-        assert!(matches!(second.turn().await, Turn::Never(Why::SourceFenced)));
+        assert!(matches!(second.turn().await, Turn::Never(Rejection::SourceFenced)));
         running.finished(Response::Success, None);
     }
 
     #[tokio::test]
     async fn one_that_gives_up_lets_the_next_run() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let second = turns.submit(off(2, "a", "b")).unwrap();
         let mut third = turns.submit(off(3, "a", "c")).unwrap();
@@ -349,7 +366,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_joined_is_told_the_same() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
         let Turn::Run(running) = first.turn().await else { panic!("not run") };
@@ -358,7 +375,7 @@ mod tests {
         let Turn::Told(told) = second.turn().await else { panic!("not told") };
         assert_eq!(
             told,
-            Told { response: Response::Failure, reason: Some("why".into()), by: "request 1".into() }
+            SharedResult { response: Response::Failure, reason: Some("why".into()), by: "request 1".into() }
         );
     }
 
@@ -369,8 +386,8 @@ mod tests {
         told: Arc<Mutex<Vec<String>>>,
     }
 
-    impl Claims for OtherHosts {
-        fn claim<'a>(&'a self, _: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+    impl ClusterPort for OtherHosts {
+        fn claim<'a>(&'a self, _: &'a ArbiterRequest) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
             let (answer, answered) = oneshot::channel();
             lock(&self.asked).push(answer);
             Box::pin(async move { answered.await.unwrap() })
@@ -390,9 +407,9 @@ mod tests {
     #[derive(Debug)]
     struct Granted(Arc<Mutex<Vec<String>>>);
 
-    impl Claim for Granted {
-        fn proved(&self) -> Result<(), Why> {
-            Err(Why::TurnLost)
+    impl ClusterPermit for Granted {
+        fn proved(&self) -> Result<(), Rejection> {
+            Err(Rejection::TurnLost)
         }
 
         fn seen_off(&self) {
@@ -412,7 +429,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_hosts_are_told_what_this_one_is() {
-        let (turns, hosts) = (Arc::new(Turns::default()), OtherHosts::default());
+        let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
         let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
             panic!("not run")
@@ -422,7 +439,7 @@ mod tests {
             lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
         });
         let Turn::Run(running) = turn else { panic!("not run") };
-        assert_eq!(running.proved(), Err(Why::TurnLost));
+        assert_eq!(running.proved(), Err(Rejection::TurnLost));
         running.seen_off();
         running.finished(Response::Failure, Some("why".into()));
         assert_eq!(hosts.told(), ["seen off", "failure Some(\"why\")", "dropped"]);
@@ -430,13 +447,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_another_host_did_is_told_to_all_that_joined_here() {
-        let (turns, hosts) = (Arc::new(Turns::default()), OtherHosts::default());
+        let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
         let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
             panic!("not run")
         };
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let theirs = Told { response: Response::Success, reason: None, by: "one of node 2".into() };
+        let theirs = SharedResult { response: Response::Success, reason: None, by: "one of node 2".into() };
         let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
             lock(&hosts.asked).remove(0).send(Claimed::Told(theirs.clone())).unwrap();
         });
@@ -447,7 +464,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_other_hosts_leave_the_next_goes_on() {
-        let (turns, hosts) = (Arc::new(Turns::default()), OtherHosts::default());
+        let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
         let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
             panic!("not run")
@@ -455,9 +472,9 @@ mod tests {
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
         let mut third = turns.submit(off(3, "b", "c")).unwrap();
         let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
-            lock(&hosts.asked).remove(0).send(Claimed::Never(Why::SourceFenced)).unwrap();
+            lock(&hosts.asked).remove(0).send(Claimed::Never(Rejection::SourceFenced)).unwrap();
         });
-        assert!(matches!(turn, Turn::Never(Why::SourceFenced)));
+        assert!(matches!(turn, Turn::Never(Rejection::SourceFenced)));
         let Turn::Run(running) = second.turn().await else { panic!("not run") };
         // Its client hangs up while other hosts are asked.
         let request = off(2, "b", "c");
@@ -481,16 +498,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_victim_of_another_host_asks_no_more() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let mut third = turns.submit(request(3, Work::On("b".into()), "c")).unwrap();
+        let mut third = turns.submit(request(3, ArbitratedAction::On("b".into()), "c")).unwrap();
         let late = off(4, "d", "c");
         let Turn::Run(running) = first.turn().await else { panic!("not run") };
         turns.victim("c");
-        assert!(matches!(second.turn().await, Turn::Never(Why::SourceFenced)));
-        assert!(matches!(third.turn().await, Turn::Never(Why::SourceFenced)));
-        assert_eq!(turns.submit(late).unwrap_err(), Why::SourceFenced);
+        assert!(matches!(second.turn().await, Turn::Never(Rejection::SourceFenced)));
+        assert!(matches!(third.turn().await, Turn::Never(Rejection::SourceFenced)));
+        assert_eq!(turns.submit(late).unwrap_err(), Rejection::SourceFenced);
         drop(running);
         // It was started again, and asks anew.
         let mut anew = turns.submit(off(5, "b", "c")).unwrap();
@@ -499,21 +516,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_that_comes_too_late_does_not_come() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(GrantQueue::default());
         let keeper = tokio::spawn(Arc::clone(&turns).keep_time());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let Turn::Run(_running) = first.turn().await else { panic!("not run") };
-        let mut late = request(2, Work::On("b".into()), "c");
+        let mut late = request(2, ArbitratedAction::On("b".into()), "c");
         // Far enough off that it has not passed when it is submitted.
         late.deadline = Instant::now() + Duration::from_secs(2);
         let mut second = turns.submit(late).unwrap();
-        assert!(matches!(second.turn().await, Turn::Never(Why::DeadlinePassed)));
+        assert!(matches!(second.turn().await, Turn::Never(Rejection::DeadlinePassed)));
         keeper.abort();
     }
 
     #[tokio::test]
     async fn a_turn_that_nobody_takes_is_given_back() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let second = turns.submit(off(2, "a", "b")).unwrap();
         let mut third = turns.submit(off(3, "b", "a")).unwrap();
@@ -529,17 +546,17 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn whatever_threads_do_everything_ends() {
         for round in 0..40_u64 {
-            let turns = Arc::new(Turns::default());
+            let turns = Arc::new(GrantQueue::default());
             let mut tasks = tokio::task::JoinSet::new();
             for id in 0..60_u64 {
                 let turns = Arc::clone(&turns);
                 let dice = (round * 60 + id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
                 let (target, source) = (format!("d{}", dice % 5), format!("d{}", dice / 5 % 5));
                 let work = match dice / 25 % 4 {
-                    0 => Work::On(target),
-                    1 => Work::Reboot(target),
-                    2 => Work::Look,
-                    _ => Work::Off(target),
+                    0 => ArbitratedAction::On(target),
+                    1 => ArbitratedAction::Reboot(target),
+                    2 => ArbitratedAction::Look,
+                    _ => ArbitratedAction::Off(target),
                 };
                 tasks.spawn(async move {
                     let Ok(mut waiting) = turns.submit(request(id, work, &source)) else { return };

@@ -71,7 +71,7 @@ const VICTIM_LIMIT: usize = 4096;
 
 /// What is asked, of which domain: its UUID in canonical text (or what identifies it where there are no UUIDs).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Work {
+pub(crate) enum ArbitratedAction {
     /// Changes nothing: status, list, monitor, null, and requests that were refused already.
     Look,
     /// Start it.
@@ -84,7 +84,7 @@ pub(crate) enum Work {
 
 /// Which domain a request comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Source {
+pub(crate) enum RequestSource {
     /// This one, by UUID in the same form as targets.
     Known(String),
     /// Any one, or none. A peer that could not be matched with a domain is this too: that proves nothing.
@@ -99,13 +99,13 @@ pub(crate) struct PeerId(pub(crate) String);
 
 /// One request, its target found and its source allowed.
 #[derive(Clone, Debug)]
-pub(crate) struct Request {
+pub(crate) struct ArbiterRequest {
     /// Its number, never used twice.
     pub(crate) id: u64,
     /// What it asks.
-    pub(crate) work: Work,
+    pub(crate) work: ArbitratedAction,
     /// The domain it comes from.
-    pub(crate) source: Source,
+    pub(crate) source: RequestSource,
     /// The peer it comes from; none where that can't be told from others.
     pub(crate) peer: Option<PeerId>,
     /// When its first packet came.
@@ -116,7 +116,7 @@ pub(crate) struct Request {
 
 /// What becomes of an accepted request at first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum SubmitResult {
     /// Run it now.
     Run,
     /// A decision follows.
@@ -127,18 +127,18 @@ pub(crate) enum Verdict {
 
 /// What the caller is to do now, in this order. Each number is that of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Decision {
+pub(crate) enum ArbiterDecision {
     /// Ask for the proof and run it.
     Run(u64),
     /// It never ran and never will. It is over.
-    Drop(u64, Why),
+    Drop(u64, Rejection),
     /// Ask for the proof and answer it with the outcome that was reported just now. It is over.
     Deliver(u64),
 }
 
 /// Why a request never ran.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum Why {
+pub(crate) enum Rejection {
     /// Its source is down: nobody asks any more.
     #[error("its source was fenced after it arrived")]
     SourceFenced,
@@ -168,7 +168,7 @@ pub(crate) enum Why {
     TurnLost,
 }
 
-impl Why {
+impl Rejection {
     /// The client may still be there, and is told.
     pub(crate) fn is_for_the_client(self) -> bool {
         matches!(
@@ -182,7 +182,7 @@ impl Why {
 #[derive(Debug, Default)]
 pub(crate) struct Arbiter {
     /// In order of submission.
-    entries: Vec<Entry>,
+    entries: Vec<ArbiterEntry>,
     /// Whom requests took down, and when they were last seen off; oldest first.
     victims: Vec<(String, Instant)>,
 }
@@ -192,34 +192,39 @@ impl Arbiter {
     ///
     /// # Errors
     /// The request is not accepted, and is over.
-    pub(crate) fn submit(&mut self, now: Instant, request: Request) -> Result<Verdict, Why> {
+    pub(crate) fn submit(
+        &mut self,
+        now: Instant,
+        request: ArbiterRequest,
+    ) -> Result<SubmitResult, Rejection> {
         if now >= request.deadline || now.saturating_duration_since(request.arrived) >= VICTIM_MEMORY {
-            return Err(Why::DeadlinePassed);
+            return Err(Rejection::DeadlinePassed);
         }
         if self.victims.iter().any(|(victim, when)| request.is_from(victim) && request.arrived <= *when) {
-            return Err(Why::SourceFenced);
+            return Err(Rejection::SourceFenced);
         }
-        let Some(target) = request.work.target() else { return Ok(Verdict::Run) };
+        let Some(target) = request.work.target() else { return Ok(SubmitResult::Run) };
         if self.entries.len() >= REQUEST_LIMIT {
-            return Err(Why::QueueFull);
+            return Err(Rejection::QueueFull);
         }
         let mut same_target = self.entries.iter().filter(|it| it.request.work.target() == Some(target));
         if same_target.clone().count() >= TARGET_LIMIT {
-            return Err(Why::TargetQueueFull);
+            return Err(Rejection::TargetQueueFull);
         }
-        let joins = same_target.next_back().filter(|it| it.request.work == request.work).map(Entry::leader);
-        let state = joins.map_or(State::Waiting, State::Joined);
-        self.entries.push(Entry { request, state });
+        let joins =
+            same_target.next_back().filter(|it| it.request.work == request.work).map(ArbiterEntry::leader);
+        let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
+        self.entries.push(ArbiterEntry { request, state });
         Ok(match joins {
-            Some(leader) => Verdict::Joined(leader),
-            None if self.start(self.entries.len() - 1) => Verdict::Run,
-            None => Verdict::Wait,
+            Some(leader) => SubmitResult::Joined(leader),
+            None if self.start(self.entries.len() - 1) => SubmitResult::Run,
+            None => SubmitResult::Wait,
         })
     }
 
     /// Takes in one that is in flight already, whatever it conflicts with.
-    pub(crate) fn install(&mut self, request: Request) {
-        self.entries.push(Entry { request, state: State::Running });
+    pub(crate) fn install(&mut self, request: ArbiterRequest) {
+        self.entries.push(ArbiterEntry { request, state: EntryState::Running });
     }
 
     /// Which requests `id` waits for because one may shoot the other; not those that merely have the same target.
@@ -228,7 +233,7 @@ impl Arbiter {
             return Vec::new();
         };
         let request = &self.entries[place].request;
-        let holds_up = |(other, it): &(usize, &Entry)| {
+        let holds_up = |(other, it): &(usize, &ArbiterEntry)| {
             *other != place
                 && (*other < place || it.in_flight())
                 && it.request.may_shoot_or_be_shot_by(request)
@@ -242,13 +247,13 @@ impl Arbiter {
     /// start.
     ///
     /// Releases what waited only because the target might have shot back, and drops what came from the target.
-    pub(crate) fn seen_off(&mut self, now: Instant, id: u64) -> Vec<Decision> {
+    pub(crate) fn seen_off(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) else { return decisions };
-        if !(entry.state == State::Running && entry.request.work.takes_down()) {
+        if !(entry.state == EntryState::Running && entry.request.work.takes_down()) {
             return decisions;
         }
-        entry.state = State::SeenOff;
+        entry.state = EntryState::SeenOff;
         if let Some(victim) = entry.request.work.target().map(str::to_owned) {
             self.took_down(now, victim, &mut decisions);
         }
@@ -257,7 +262,7 @@ impl Arbiter {
     }
 
     /// A domain was seen off, and not by a request that was submitted here. Drops what came from it.
-    pub(crate) fn victim(&mut self, now: Instant, victim: &str) -> Vec<Decision> {
+    pub(crate) fn victim(&mut self, now: Instant, victim: &str) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.took_down(now, victim.to_owned(), &mut decisions);
         self.go_on(now, &mut decisions);
@@ -268,13 +273,13 @@ impl Arbiter {
     /// that has not returned is not over, even when its client was told of a failure long ago.
     ///
     /// Those that joined it are to be told the same outcome.
-    pub(crate) fn finished(&mut self, now: Instant, id: u64) -> Vec<Decision> {
+    pub(crate) fn finished(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
-        self.drop_all(|it| now >= it.deadline, Why::DeadlinePassed, &mut decisions);
+        self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, &mut decisions);
         self.entries.retain(|it| {
-            let joined = it.state == State::Joined(id);
+            let joined = it.state == EntryState::Joined(id);
             if joined {
-                decisions.push(Decision::Deliver(it.request.id));
+                decisions.push(ArbiterDecision::Deliver(it.request.id));
             }
             !joined
         });
@@ -286,7 +291,7 @@ impl Arbiter {
     /// The request ends, and nothing was done for it: its proof failed, its client left before the action. In
     /// any state; the caller knows already, so there is no [`Decision::Drop`] for it. The first of those that
     /// joined it takes over.
-    pub(crate) fn abandoned(&mut self, now: Instant, id: u64) -> Vec<Decision> {
+    pub(crate) fn abandoned(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.remove(id);
         self.go_on(now, &mut decisions);
@@ -294,7 +299,7 @@ impl Arbiter {
     }
 
     /// Ends a request that waits or has joined another. One in flight goes on: no decision names it then.
-    pub(crate) fn withdraw(&mut self, now: Instant, id: u64, why: Why) -> Vec<Decision> {
+    pub(crate) fn withdraw(&mut self, now: Instant, id: u64, why: Rejection) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| it.id == id, why, &mut decisions);
         self.go_on(now, &mut decisions);
@@ -302,7 +307,7 @@ impl Arbiter {
     }
 
     /// Time has passed. To be called at [`Arbiter::next_deadline`].
-    pub(crate) fn tick(&mut self, now: Instant) -> Vec<Decision> {
+    pub(crate) fn tick(&mut self, now: Instant) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.go_on(now, &mut decisions);
         decisions
@@ -321,11 +326,11 @@ impl Arbiter {
     }
 
     /// Drops what is late and starts what nothing holds up any more.
-    fn go_on(&mut self, now: Instant, decisions: &mut Vec<Decision>) {
-        self.drop_all(|it| now >= it.deadline, Why::DeadlinePassed, decisions);
+    fn go_on(&mut self, now: Instant, decisions: &mut Vec<ArbiterDecision>) {
+        self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, decisions);
         for place in 0..self.entries.len() {
-            if self.entries[place].state == State::Waiting && self.start(place) {
-                decisions.push(Decision::Run(self.entries[place].request.id));
+            if self.entries[place].state == EntryState::Waiting && self.start(place) {
+                decisions.push(ArbiterDecision::Run(self.entries[place].request.id));
             }
         }
     }
@@ -338,32 +343,37 @@ impl Arbiter {
                 && self.holds_up(it, &self.entries[place].request)
         });
         if !held_up {
-            self.entries[place].state = State::Running;
+            self.entries[place].state = EntryState::Running;
         }
         !held_up
     }
 
-    fn holds_up(&self, first: &Entry, second: &Request) -> bool {
+    fn holds_up(&self, first: &ArbiterEntry, second: &ArbiterRequest) -> bool {
         first.request.same_target(second)
             || first.request.may_shoot_or_be_shot_by(second) && !self.is_seen_off(first)
     }
 
-    fn is_seen_off(&self, entry: &Entry) -> bool {
+    fn is_seen_off(&self, entry: &ArbiterEntry) -> bool {
         match entry.state {
-            State::SeenOff => true,
-            State::Waiting | State::Running => false,
-            State::Joined(leader) => {
-                self.entries.iter().any(|it| it.request.id == leader && it.state == State::SeenOff)
+            EntryState::SeenOff => true,
+            EntryState::Waiting | EntryState::Running => false,
+            EntryState::Joined(leader) => {
+                self.entries.iter().any(|it| it.request.id == leader && it.state == EntryState::SeenOff)
             }
         }
     }
 
     /// Drops those not in flight that `which` says.
-    fn drop_all(&mut self, which: impl Fn(&Request) -> bool, why: Why, decisions: &mut Vec<Decision>) {
+    fn drop_all(
+        &mut self,
+        which: impl Fn(&ArbiterRequest) -> bool,
+        why: Rejection,
+        decisions: &mut Vec<ArbiterDecision>,
+    ) {
         let dropped = self.entries.iter().filter(|it| !it.in_flight() && which(&it.request));
         for id in dropped.map(|it| it.request.id).collect::<Vec<_>>() {
             self.remove(id);
-            decisions.push(Decision::Drop(id, why));
+            decisions.push(ArbiterDecision::Drop(id, why));
         }
     }
 
@@ -371,14 +381,14 @@ impl Arbiter {
     fn remove(&mut self, id: u64) {
         self.entries.retain(|it| it.request.id != id);
         let mut heir = None;
-        for it in self.entries.iter_mut().filter(|it| it.state == State::Joined(id)) {
-            it.state = heir.map_or(State::Waiting, State::Joined);
+        for it in self.entries.iter_mut().filter(|it| it.state == EntryState::Joined(id)) {
+            it.state = heir.map_or(EntryState::Waiting, EntryState::Joined);
             heir.get_or_insert(it.request.id);
         }
     }
 
-    fn took_down(&mut self, now: Instant, victim: String, decisions: &mut Vec<Decision>) {
-        self.drop_all(|it| it.is_from(&victim), Why::SourceFenced, decisions);
+    fn took_down(&mut self, now: Instant, victim: String, decisions: &mut Vec<ArbiterDecision>) {
+        self.drop_all(|it| it.is_from(&victim), Rejection::SourceFenced, decisions);
         self.remember(now, victim);
     }
 
@@ -393,13 +403,13 @@ impl Arbiter {
 }
 
 #[derive(Debug)]
-struct Entry {
-    request: Request,
-    state: State,
+struct ArbiterEntry {
+    request: ArbiterRequest,
+    state: EntryState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+enum EntryState {
     /// Its turn has not come.
     Waiting,
     /// Told to run; its target may go down at any moment.
@@ -410,22 +420,22 @@ enum State {
     Joined(u64),
 }
 
-impl Entry {
+impl ArbiterEntry {
     fn in_flight(&self) -> bool {
-        matches!(self.state, State::Running | State::SeenOff)
+        matches!(self.state, EntryState::Running | EntryState::SeenOff)
     }
 
     fn leader(&self) -> u64 {
         match self.state {
-            State::Joined(leader) => leader,
-            State::Waiting | State::Running | State::SeenOff => self.request.id,
+            EntryState::Joined(leader) => leader,
+            EntryState::Waiting | EntryState::Running | EntryState::SeenOff => self.request.id,
         }
     }
 }
 
-impl Request {
+impl ArbiterRequest {
     fn is_from(&self, domain: &str) -> bool {
-        matches!(&self.source, Source::Known(it) if it == domain)
+        matches!(&self.source, RequestSource::Known(it) if it == domain)
     }
 
     fn same_target(&self, other: &Self) -> bool {
@@ -439,13 +449,13 @@ impl Request {
 
     fn may_shoot_source_of(&self, other: &Self) -> bool {
         match &other.source {
-            Source::Known(source) => self.work.target() == Some(source),
-            Source::Unknown => !(self.peer.is_some() && self.peer == other.peer),
+            RequestSource::Known(source) => self.work.target() == Some(source),
+            RequestSource::Unknown => !(self.peer.is_some() && self.peer == other.peer),
         }
     }
 }
 
-impl Work {
+impl ArbitratedAction {
     fn target(&self) -> Option<&str> {
         match self {
             Self::Look => None,

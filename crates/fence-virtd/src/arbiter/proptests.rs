@@ -202,8 +202,8 @@ impl World {
             }
             Event::Fail(id) => self.finish(id),
             Event::Withdraw(id) => {
-                let decisions = self.arbiter.withdraw(self.time(), id, Why::Superseded);
-                assert_eq!(decisions.first(), Some(&Decision::Drop(id, Why::Superseded)));
+                let decisions = self.arbiter.withdraw(self.time(), id, Rejection::Superseded);
+                assert_eq!(decisions.first(), Some(&ArbiterDecision::Drop(id, Rejection::Superseded)));
                 self.obey(&decisions, None);
             }
             Event::Second => {
@@ -225,14 +225,18 @@ impl World {
         let target = uuid(plan.target);
         let verdict = self.arbiter.submit(
             self.time(),
-            Request {
+            ArbiterRequest {
                 id,
                 work: match plan.kind {
-                    Kind::On => Work::On(target),
-                    Kind::Off => Work::Off(target),
-                    Kind::Reboot => Work::Reboot(target),
+                    Kind::On => ArbitratedAction::On(target),
+                    Kind::Off => ArbitratedAction::Off(target),
+                    Kind::Reboot => ArbitratedAction::Reboot(target),
                 },
-                source: if sight.known { Source::Known(uuid(plan.from)) } else { Source::Unknown },
+                source: if sight.known {
+                    RequestSource::Known(uuid(plan.from))
+                } else {
+                    RequestSource::Unknown
+                },
                 peer: sight.peer.then(|| PeerId(format!("peer {}", plan.from))),
                 arrived: self.at(arrived),
                 deadline: self.at(deadline),
@@ -240,9 +244,9 @@ impl World {
         );
         let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
         let refusal = if self.now >= deadline {
-            Some(Why::DeadlinePassed)
+            Some(Rejection::DeadlinePassed)
         } else {
-            fenced.then_some(Why::SourceFenced)
+            fenced.then_some(Rejection::SourceFenced)
         };
         let live = Live { id, plan, life, place: Place::Waiting, deadline };
         let last = self.live.iter().rfind(|it| it.plan.target == plan.target).copied();
@@ -251,9 +255,9 @@ impl World {
             Place::Waiting | Place::Running(_) => it.id,
         });
         let place = match verdict {
-            Ok(Verdict::Run) => Place::Running(Stage::Proving),
-            Ok(Verdict::Wait) => Place::Waiting,
-            Ok(Verdict::Joined(leader)) => Place::Joined(leader),
+            Ok(SubmitResult::Run) => Place::Running(Stage::Proving),
+            Ok(SubmitResult::Wait) => Place::Waiting,
+            Ok(SubmitResult::Joined(leader)) => Place::Joined(leader),
             Err(why) => return assert_eq!(Some(why), refusal),
         };
         assert_eq!(refusal, None);
@@ -293,7 +297,8 @@ impl World {
                 let decisions = self.arbiter.seen_off(self.time(), id);
                 for live in self.live.iter().filter(|it| !matches!(it.place, Place::Running(_))) {
                     let fenced = live.plan.from == target && self.sight[target].known;
-                    let dropped = decisions.contains(&Decision::Drop(live.id, Why::SourceFenced));
+                    let dropped =
+                        decisions.contains(&ArbiterDecision::Drop(live.id, Rejection::SourceFenced));
                     assert_eq!(fenced, dropped, "{live:?}");
                 }
                 self.obey(&decisions, None);
@@ -355,10 +360,10 @@ impl World {
         self.obey(&decisions, Some(id));
     }
 
-    fn obey(&mut self, decisions: &[Decision], finished: Option<u64>) {
+    fn obey(&mut self, decisions: &[ArbiterDecision], finished: Option<u64>) {
         for decision in decisions {
             match *decision {
-                Decision::Run(id) => {
+                ArbiterDecision::Run(id) => {
                     let now = self.now;
                     let it = self.find(id);
                     // One that had joined another runs only when that came to nothing.
@@ -366,14 +371,14 @@ impl World {
                     assert!(now < it.deadline, "{it:?} is late");
                     it.place = Place::Running(Stage::Proving);
                 }
-                Decision::Drop(id, why) => {
+                ArbiterDecision::Drop(id, why) => {
                     let it = *self.find(id);
                     assert!(!matches!(it.place, Place::Running(_)), "{it:?} runs and was dropped");
-                    assert!(why != Why::DeadlinePassed || self.now >= it.deadline);
-                    assert!(why != Why::SourceFenced || self.up[it.plan.from] != Some(it.life));
+                    assert!(why != Rejection::DeadlinePassed || self.now >= it.deadline);
+                    assert!(why != Rejection::SourceFenced || self.up[it.plan.from] != Some(it.life));
                     self.end(id);
                 }
-                Decision::Deliver(id) => {
+                ArbiterDecision::Deliver(id) => {
                     let it = *self.find(id);
                     assert_eq!(it.place, Place::Joined(finished.expect("an outcome")), "{it:?}");
                     assert!(self.now < it.deadline);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One test per sentence of the rules. `off("b").from("a")` reads: a request to power b off, from domain a.
 
-use super::Decision::{Deliver, Drop, Run};
+use super::ArbiterDecision::{Deliver, Drop, Run};
 use super::*;
 
 /// A daemon's arbiter, and seconds since it started.
@@ -20,29 +20,29 @@ impl Rig {
     }
 
     /// Submitted at the start.
-    fn ask(&mut self, id: u64, ask: Ask) -> Result<Verdict, Why> {
+    fn ask(&mut self, id: u64, ask: Ask) -> Result<SubmitResult, Rejection> {
         self.ask_at(0, id, ask)
     }
 
-    fn ask_at(&mut self, seconds: u64, id: u64, ask: Ask) -> Result<Verdict, Why> {
+    fn ask_at(&mut self, seconds: u64, id: u64, ask: Ask) -> Result<SubmitResult, Rejection> {
         let Ask { work, source, peer, arrived, deadline } = ask;
         let (arrived, deadline) = (self.at(arrived), self.at(deadline));
-        self.arbiter.submit(self.at(seconds), Request { id, work, source, peer, arrived, deadline })
+        self.arbiter.submit(self.at(seconds), ArbiterRequest { id, work, source, peer, arrived, deadline })
     }
 
-    fn seen_off(&mut self, id: u64) -> Vec<Decision> {
+    fn seen_off(&mut self, id: u64) -> Vec<ArbiterDecision> {
         self.arbiter.seen_off(self.at(1), id)
     }
 
-    fn finished(&mut self, id: u64) -> Vec<Decision> {
+    fn finished(&mut self, id: u64) -> Vec<ArbiterDecision> {
         self.arbiter.finished(self.at(1), id)
     }
 
-    fn abandoned(&mut self, id: u64) -> Vec<Decision> {
+    fn abandoned(&mut self, id: u64) -> Vec<ArbiterDecision> {
         self.arbiter.abandoned(self.at(1), id)
     }
 
-    fn withdraw(&mut self, id: u64, why: Why) -> Vec<Decision> {
+    fn withdraw(&mut self, id: u64, why: Rejection) -> Vec<ArbiterDecision> {
         self.arbiter.withdraw(self.at(1), id, why)
     }
 
@@ -54,20 +54,20 @@ impl Rig {
 /// A request: arrived at the start, 30 s to go, from nobody knows whom.
 #[derive(Clone)]
 struct Ask {
-    work: Work,
-    source: Source,
+    work: ArbitratedAction,
+    source: RequestSource,
     peer: Option<PeerId>,
     arrived: u64,
     deadline: u64,
 }
 
 impl Ask {
-    fn new(work: Work) -> Self {
-        Self { work, source: Source::Unknown, peer: None, arrived: 0, deadline: 30 }
+    fn new(work: ArbitratedAction) -> Self {
+        Self { work, source: RequestSource::Unknown, peer: None, arrived: 0, deadline: 30 }
     }
 
     fn from(self, domain: &str) -> Self {
-        Self { source: Source::Known(domain.into()), ..self }
+        Self { source: RequestSource::Known(domain.into()), ..self }
     }
 
     fn at(self, peer: &str) -> Self {
@@ -84,26 +84,26 @@ impl Ask {
 }
 
 fn off(target: &str) -> Ask {
-    Ask::new(Work::Off(target.into()))
+    Ask::new(ArbitratedAction::Off(target.into()))
 }
 
 fn on(target: &str) -> Ask {
-    Ask::new(Work::On(target.into()))
+    Ask::new(ArbitratedAction::On(target.into()))
 }
 
 fn reboot(target: &str) -> Ask {
-    Ask::new(Work::Reboot(target.into()))
+    Ask::new(ArbitratedAction::Reboot(target.into()))
 }
 
 fn look() -> Ask {
-    Ask::new(Work::Look)
+    Ask::new(ArbitratedAction::Look)
 }
 
-const RUN: Result<Verdict, Why> = Ok(Verdict::Run);
-const WAIT: Result<Verdict, Why> = Ok(Verdict::Wait);
+const RUN: Result<SubmitResult, Rejection> = Ok(SubmitResult::Run);
+const WAIT: Result<SubmitResult, Rejection> = Ok(SubmitResult::Wait);
 
-fn joined(leader: u64) -> Result<Verdict, Why> {
-    Ok(Verdict::Joined(leader))
+fn joined(leader: u64) -> Result<SubmitResult, Rejection> {
+    Ok(SubmitResult::Joined(leader))
 }
 
 /// Whether the second waits for the first.
@@ -111,8 +111,8 @@ fn conflict(first: Ask, second: Ask) -> bool {
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, first), RUN);
     match rig.ask(2, second) {
-        Ok(Verdict::Run) => false,
-        Ok(Verdict::Wait) => true,
+        Ok(SubmitResult::Run) => false,
+        Ok(SubmitResult::Wait) => true,
         other => panic!("{other:?}"),
     }
 }
@@ -204,7 +204,7 @@ fn a_known_source_that_was_fenced_never_runs() {
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, off("b").from("a")), RUN);
     assert_eq!(rig.ask(2, off("a").from("b")), WAIT);
-    assert_eq!(rig.seen_off(1), [Drop(2, Why::SourceFenced)]);
+    assert_eq!(rig.seen_off(1), [Drop(2, Rejection::SourceFenced)]);
     assert_eq!(rig.finished(1), []);
     assert!(rig.is_empty());
 }
@@ -218,7 +218,7 @@ fn a_fenced_source_takes_its_start_and_its_joined_requests_with_it() {
     assert_eq!(rig.ask(4, on("c").from("b")), WAIT);
     assert_eq!(rig.ask(5, off("c").from("a")), WAIT);
     assert_eq!(rig.ask(6, off("c").from("b")), joined(5));
-    let fenced = Why::SourceFenced;
+    let fenced = Rejection::SourceFenced;
     assert_eq!(rig.seen_off(1), [Drop(3, fenced), Drop(4, fenced), Drop(6, fenced)]);
     assert_eq!(rig.finished(2), [Run(5)]);
 }
@@ -237,8 +237,8 @@ fn a_source_fenced_between_arrival_and_submission_is_refused_and_one_started_sin
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
     assert_eq!(rig.seen_off(1), []);
-    assert_eq!(rig.ask_at(2, 2, off("a").from("b").arrived(0)), Err(Why::SourceFenced));
-    assert_eq!(rig.ask_at(2, 3, look().from("b").arrived(1)), Err(Why::SourceFenced));
+    assert_eq!(rig.ask_at(2, 2, off("a").from("b").arrived(0)), Err(Rejection::SourceFenced));
+    assert_eq!(rig.ask_at(2, 3, look().from("b").arrived(1)), Err(Rejection::SourceFenced));
     assert_eq!(rig.ask_at(2, 4, off("a").from("b").arrived(2)), RUN);
     assert_eq!(rig.ask_at(3, 5, look().from("a").arrived(0)), RUN);
 }
@@ -250,8 +250,11 @@ fn what_arrived_longer_ago_than_victims_are_remembered_is_refused() {
     assert_eq!(rig.ask(1, off("b").from("a")), RUN);
     assert_eq!(rig.seen_off(1), []);
     assert_eq!(rig.finished(1), []);
-    assert_eq!(rig.ask_at(memory, 2, off("a").from("b").until(1000)), Err(Why::DeadlinePassed));
-    assert_eq!(rig.ask_at(memory, 3, off("a").from("b").arrived(1).until(1000)), Err(Why::SourceFenced));
+    assert_eq!(rig.ask_at(memory, 2, off("a").from("b").until(1000)), Err(Rejection::DeadlinePassed));
+    assert_eq!(
+        rig.ask_at(memory, 3, off("a").from("b").arrived(1).until(1000)),
+        Err(Rejection::SourceFenced)
+    );
     // Forgotten when the next victim comes.
     assert_eq!(rig.ask_at(memory, 4, off("c").from("a").arrived(9).until(1000)), RUN);
     assert_eq!(rig.arbiter.victims.len(), 1);
@@ -275,7 +278,7 @@ fn victims_are_remembered_once_each_and_not_without_limit() {
     }
     assert_eq!(fence(5000, "d"), VICTIM_LIMIT);
     // b was the oldest.
-    assert_eq!(rig.ask(5001, look().from("a")), Err(Why::SourceFenced));
+    assert_eq!(rig.ask(5001, look().from("a")), Err(Rejection::SourceFenced));
     assert_eq!(rig.ask(5002, look().from("b")), RUN);
 }
 
@@ -374,7 +377,7 @@ fn an_heir_waits_for_what_was_let_past_it() {
     assert_eq!(rig.ask(3, off("c").from("d")), RUN);
     // The caller says that nothing was done, although b was seen off.
     assert_eq!(rig.abandoned(1), []);
-    assert_eq!(rig.seen_off(3), [Drop(2, Why::SourceFenced)]);
+    assert_eq!(rig.seen_off(3), [Drop(2, Rejection::SourceFenced)]);
 }
 
 #[test]
@@ -384,13 +387,13 @@ fn a_joined_request_holds_up_its_own_conflicts_until_its_leader_is_seen_off() {
     assert_eq!(rig.ask(2, off("b").from("c")), joined(1));
     assert_eq!(rig.ask(3, off("c").from("d")), WAIT);
     assert_eq!(rig.seen_off(1), [Run(3)]);
-    assert_eq!(rig.seen_off(3), [Drop(2, Why::SourceFenced)]);
+    assert_eq!(rig.seen_off(3), [Drop(2, Rejection::SourceFenced)]);
 
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, off("b").from("a")), RUN);
     assert_eq!(rig.ask(2, off("b").from("c")), joined(1));
     assert_eq!(rig.ask(3, off("c").from("d")), WAIT);
-    assert_eq!(rig.withdraw(2, Why::HungUp), [Drop(2, Why::HungUp), Run(3)]);
+    assert_eq!(rig.withdraw(2, Rejection::HungUp), [Drop(2, Rejection::HungUp), Run(3)]);
 }
 
 #[test]
@@ -399,7 +402,7 @@ fn a_leader_that_is_dropped_while_it_waits_leaves_its_work_to_the_first_that_joi
     assert_eq!(rig.ask(1, off("a").from("x")), RUN);
     assert_eq!(rig.ask(2, off("c").from("a")), WAIT);
     assert_eq!(rig.ask(3, off("c").from("b")), joined(2));
-    assert_eq!(rig.seen_off(1), [Drop(2, Why::SourceFenced), Run(3)]);
+    assert_eq!(rig.seen_off(1), [Drop(2, Rejection::SourceFenced), Run(3)]);
 }
 
 #[test]
@@ -414,15 +417,15 @@ fn a_deadline_ends_what_waits_and_what_has_joined_and_never_what_runs() {
     assert_eq!(rig.arbiter.next_deadline(), Some(rig.at(10)));
     let (nine, ten, twenty) = (rig.at(9), rig.at(10), rig.at(20));
     assert_eq!(rig.arbiter.tick(nine), []);
-    assert_eq!(rig.arbiter.tick(ten), [Drop(3, Why::DeadlinePassed)]);
+    assert_eq!(rig.arbiter.tick(ten), [Drop(3, Rejection::DeadlinePassed)]);
     assert_eq!(rig.arbiter.next_deadline(), Some(twenty));
-    assert_eq!(rig.arbiter.tick(twenty), [Drop(2, Why::DeadlinePassed), Run(4)]);
+    assert_eq!(rig.arbiter.tick(twenty), [Drop(2, Rejection::DeadlinePassed), Run(4)]);
     assert_eq!(rig.arbiter.next_deadline(), None);
 }
 
 #[test]
 fn no_event_runs_or_answers_what_is_late() {
-    let late = Why::DeadlinePassed;
+    let late = Rejection::DeadlinePassed;
     let mut rig = Rig::new();
     assert_eq!(rig.ask_at(30, 1, off("a")), Err(late));
     assert_eq!(rig.ask_at(30, 1, look()), Err(late));
@@ -441,9 +444,9 @@ fn a_withdrawn_request_ends_unless_it_runs() {
     assert_eq!(rig.ask(1, off("a")), RUN);
     assert_eq!(rig.ask(2, off("b")), WAIT);
     assert_eq!(rig.ask(3, on("b")), WAIT);
-    assert_eq!(rig.withdraw(1, Why::Superseded), []);
-    assert_eq!(rig.withdraw(2, Why::Superseded), [Drop(2, Why::Superseded), Run(3)]);
-    assert_eq!(rig.withdraw(2, Why::Superseded), []);
+    assert_eq!(rig.withdraw(1, Rejection::Superseded), []);
+    assert_eq!(rig.withdraw(2, Rejection::Superseded), [Drop(2, Rejection::Superseded), Run(3)]);
+    assert_eq!(rig.withdraw(2, Rejection::Superseded), []);
     assert_eq!(rig.ask(4, off("c")), WAIT);
     assert_eq!(rig.finished(1), [Run(4)]);
 }
@@ -454,7 +457,7 @@ fn a_client_that_asks_again_takes_its_older_request_s_part() {
     assert_eq!(rig.ask(1, off("x").from("y")), RUN);
     assert_eq!(rig.ask(2, off("y").from("a")), WAIT);
     assert_eq!(rig.ask(3, off("y").from("a")), joined(2));
-    assert_eq!(rig.withdraw(2, Why::Superseded), [Drop(2, Why::Superseded)]);
+    assert_eq!(rig.withdraw(2, Rejection::Superseded), [Drop(2, Rejection::Superseded)]);
     assert_eq!(rig.finished(1), [Run(3)]);
 }
 
@@ -464,12 +467,12 @@ fn the_table_is_bounded_in_all_and_per_target() {
     for id in 0..TARGET_LIMIT as u64 {
         assert!(rig.ask(id, off("a").at("p")).is_ok());
     }
-    assert_eq!(rig.ask(5000, off("a").at("p")), Err(Why::TargetQueueFull));
-    assert_eq!(rig.ask(5000, on("a").at("p")), Err(Why::TargetQueueFull));
+    assert_eq!(rig.ask(5000, off("a").at("p")), Err(Rejection::TargetQueueFull));
+    assert_eq!(rig.ask(5000, on("a").at("p")), Err(Rejection::TargetQueueFull));
     for id in TARGET_LIMIT..REQUEST_LIMIT {
         assert_eq!(rig.ask(id as u64, off(&format!("b{id}")).at("p")), RUN);
     }
-    assert_eq!(rig.ask(5000, off("c").at("p")), Err(Why::QueueFull));
+    assert_eq!(rig.ask(5000, off("c").at("p")), Err(Rejection::QueueFull));
     assert_eq!(rig.ask(5000, look()), RUN);
     assert_eq!(rig.finished(1000), []);
     assert_eq!(rig.ask(5001, off("c").at("p")), RUN);

@@ -14,10 +14,10 @@ use fence_wire::{Action, Target};
 
 use super::libvirt::LibvirtBackend;
 use super::{
-    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, Power, StartFrom,
-    TakenDown, Work, merge,
+    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, ListedDomain,
+    LocateError, LocatedDomain, PowerOffResult, PowerState, Restart, merge,
 };
-use crate::cluster::{Changed, Cluster, Member, Place};
+use crate::cluster::{ChangeWatch, Cluster, DomainPlace, Member};
 
 /// See the module's head.
 pub(crate) struct CpgBackend {
@@ -30,15 +30,15 @@ impl CpgBackend {
         Self { local, cluster }
     }
 
-    async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
+    async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
         let here = self.local.locate(target, until).await;
         if !self.cluster.is_joined() {
             return self.locate_alone(here, until).await;
         }
         let mut known = self.cluster.named(target);
-        let is_here = matches!(&here, Ok(Located::Here(_)));
+        let is_here = matches!(&here, Ok(LocatedDomain::Here(_)));
         if known.is_empty() && !is_here && self.cluster.has_old_hosts() {
-            self.cluster.look_at_old_hosts(until).await;
+            self.cluster.poll_legacy_hosts(until).await;
             known = self.cluster.named(target);
         }
         match &here {
@@ -62,21 +62,21 @@ impl CpgBackend {
             }
         };
         let own = here.as_ref().ok().filter(|it| it.domain().uuid == domain.uuid);
-        if let Some(Located::Here(own)) = own
-            && self.local.look(own, until).await == Ok(Power::On)
+        if let Some(LocatedDomain::Here(own)) = own
+            && self.local.look(own, until).await == Ok(PowerState::On)
         {
-            return Ok(Located::Here(own.clone()));
+            return Ok(LocatedDomain::Here(own.clone()));
         }
-        let elsewhere = DomainRef { home: Home::Elsewhere, ..domain.clone() };
+        let elsewhere = DomainRef { home: DomainHome::Elsewhere, ..domain.clone() };
         Ok(match (self.cluster.place(&domain.uuid), own) {
-            (Place::On(_) | Place::Down(_), _) => Located::Elsewhere(elsewhere),
-            (Place::Lost { .. }, _) => Located::Lost(elsewhere),
+            (DomainPlace::On(_) | DomainPlace::Down(_), _) => LocatedDomain::Elsewhere(elsewhere),
+            (DomainPlace::Lost { .. }, _) => LocatedDomain::Lost(elsewhere),
             // Seen to go off here, or known to be on nowhere: this host can say so as well as any.
-            (_, Some(located @ (Located::Here(_) | Located::GoneOff(_)))) => located.clone(),
-            (Place::Off(_), Some(Located::Resting(own))) => Located::Here(own.clone()),
-            (Place::Off(_), _) => Located::Elsewhere(elsewhere),
-            (Place::NotYet(_) | Place::Doubt { .. }, _) => Located::Lost(elsewhere),
-            (Place::Unknown, _) => match here {
+            (_, Some(located @ (LocatedDomain::Here(_) | LocatedDomain::GoneOff(_)))) => located.clone(),
+            (DomainPlace::Off(_), Some(LocatedDomain::Resting(own))) => LocatedDomain::Here(own.clone()),
+            (DomainPlace::Off(_), _) => LocatedDomain::Elsewhere(elsewhere),
+            (DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => LocatedDomain::Lost(elsewhere),
+            (DomainPlace::Unknown, _) => match here {
                 Ok(located) => located,
                 Err(error) => return Err(error),
             },
@@ -86,83 +86,90 @@ impl CpgBackend {
     /// Corosync is not there: what runs here is here, and of all else nothing can be said.
     async fn locate_alone(
         &self,
-        here: Result<Located, LocateError>,
+        here: Result<LocatedDomain, LocateError>,
         until: Instant,
-    ) -> Result<Located, LocateError> {
-        if let Ok(Located::Here(domain)) = &here
-            && self.local.look(domain, until).await == Ok(Power::On)
+    ) -> Result<LocatedDomain, LocateError> {
+        if let Ok(LocatedDomain::Here(domain)) = &here
+            && self.local.look(domain, until).await == Ok(PowerState::On)
         {
             return here;
         }
         Err(LocateError::Unavailable(match here {
-            Err(error) => format!("{error}; {}", self.cluster.why_alone()),
-            Ok(_) => self.cluster.why_alone(),
+            Err(error) => format!("{error}; {}", self.cluster.standalone_reason()),
+            Ok(_) => self.cluster.standalone_reason(),
         }))
     }
 
     /// Who is to be asked now. Looks at this host's hypervisors; waits as long as what is known may become enough.
-    async fn owners(&self, domain: &DomainRef, until: Instant) -> Result<Owners, ActError> {
-        let target = Target::new(&domain.uuid, true).map_err(|_| ActError::Gone)?;
+    async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
+        let target = Target::new(&domain.uuid, true).map_err(|_| ActionError::Gone)?;
         loop {
             let changed = self.cluster.changed();
             let here = match self.local.locate(&target, until).await {
-                Ok(Located::Here(own)) => match self.local.look(&own, until).await {
-                    Ok(Power::On) => Here::On(own),
-                    Ok(Power::Off) => Here::WentOff(own),
-                    Err(ActError::Gone) => Here::No,
+                Ok(LocatedDomain::Here(own)) => match self.local.look(&own, until).await {
+                    Ok(PowerState::On) => LocalReading::On(own),
+                    Ok(PowerState::Off) => LocalReading::WentOff(own),
+                    Err(ActionError::Gone) => LocalReading::No,
                     Err(error) => return Err(error),
                 },
-                Ok(Located::GoneOff(own)) => Here::WentOff(own),
-                Ok(Located::Resting(own)) => Here::Resting(own),
-                Ok(Located::Elsewhere(_) | Located::Lost(_)) | Err(LocateError::NotFound) => Here::No,
-                Err(LocateError::Ambiguous(why)) => {
-                    return Err(ActError::Refused(format!("on at several hypervisors of this host: {why}")));
+                Ok(LocatedDomain::GoneOff(own)) => LocalReading::WentOff(own),
+                Ok(LocatedDomain::Resting(own)) => LocalReading::Resting(own),
+                Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::Lost(_)) | Err(LocateError::NotFound) => {
+                    LocalReading::No
                 }
-                Err(LocateError::Unavailable(why)) => Here::Unknown(why),
+                Err(LocateError::Ambiguous(why)) => {
+                    return Err(ActionError::Refused(format!(
+                        "on at several hypervisors of this host: {why}"
+                    )));
+                }
+                Err(LocateError::Unavailable(why)) => LocalReading::Unknown(why),
             };
             if !self.cluster.is_joined() {
                 return match here {
-                    Here::On(own) => Ok(Owners::one(At::Here(own), true)),
-                    Here::Unknown(why) => Err(ActError::Unavailable(why)),
-                    Here::WentOff(_) | Here::Resting(_) | Here::No => {
-                        Err(ActError::Unavailable(self.cluster.why_alone()))
+                    LocalReading::On(own) => Ok(DomainOwners::one(OwnerHost::Here(own), true)),
+                    LocalReading::Unknown(why) => Err(ActionError::Unavailable(why)),
+                    LocalReading::WentOff(_) | LocalReading::Resting(_) | LocalReading::No => {
+                        Err(ActionError::Unavailable(self.cluster.standalone_reason()))
                     }
                 };
             }
             let me = self.cluster.me();
             let others = |members: Vec<Member>| {
-                members.into_iter().filter(|it| Some(*it) != me).map(At::There).collect::<Vec<_>>()
+                members.into_iter().filter(|it| Some(*it) != me).map(OwnerHost::There).collect::<Vec<_>>()
             };
             let mut place = self.cluster.place(&domain.uuid);
             // Old hosts' domains change in silence: nothing but a look tells that it is on at none of them.
-            if !matches!(here, Here::On(_))
-                && !matches!(&place, Place::On(at) if !at.iter().any(|it| self.cluster.is_old(*it)))
+            if !matches!(here, LocalReading::On(_))
+                && !matches!(&place, DomainPlace::On(at) if !at.iter().any(|it| self.cluster.is_old(*it)))
                 && self.cluster.has_old_hosts()
             {
-                let silent = self.cluster.look_at_old_hosts(until).await;
+                let silent = self.cluster.poll_legacy_hosts(until).await;
                 place = self.cluster.place(&domain.uuid);
-                let was_seen = matches!(here, Here::WentOff(_)) || self.cluster.was_seen_off(&domain.uuid);
+                let was_seen =
+                    matches!(here, LocalReading::WentOff(_)) || self.cluster.was_seen_off(&domain.uuid);
                 // One that need not have anything to say is as one that is not heard.
                 let in_doubt = silent.iter().find(|it| !was_seen || self.cluster.has_its_own(**it));
-                if let (Some(member), false) = (in_doubt, matches!(place, Place::On(_))) {
+                if let (Some(member), false) = (in_doubt, matches!(place, DomainPlace::On(_))) {
                     let name = self.cluster.name(*member);
-                    return Err(ActError::Unavailable(format!("{name} does not say whether it is on there")));
+                    return Err(ActionError::Unavailable(format!(
+                        "{name} does not say whether it is on there"
+                    )));
                 }
             }
             // The directory may lag behind this host's own hypervisors, never ahead of them.
-            let last_on_here = matches!(&place, Place::On(it) if me.is_some_and(|me| it.contains(&me)));
-            let is_unknown = place == Place::Unknown;
+            let last_on_here = matches!(&place, DomainPlace::On(it) if me.is_some_and(|me| it.contains(&me)));
+            let is_unknown = place == DomainPlace::Unknown;
             let (mut at, is_on) = match place {
-                Place::On(members) => (others(members), true),
-                Place::Off(members) => (others(members), false),
-                Place::Down(node) if !matches!(here, Here::On(_)) => {
-                    if let Here::Unknown(why) = here {
-                        return Err(ActError::Unavailable(why));
+                DomainPlace::On(members) => (others(members), true),
+                DomainPlace::Off(members) => (others(members), false),
+                DomainPlace::Down(node) if !matches!(here, LocalReading::On(_)) => {
+                    if let LocalReading::Unknown(why) = here {
+                        return Err(ActionError::Unavailable(why));
                     }
                     // It may have been started elsewhere since, where that was not heard yet.
                     let is_on = self.is_on_anywhere(domain, until).await?;
                     let why = match self.cluster.proved(node, Instant::now()).await {
-                        Ok(proof) if !is_on => return Ok(Owners::Down(proof)),
+                        Ok(proof) if !is_on => return Ok(DomainOwners::Down(proof)),
                         Ok(proof) => format!("{proof}, but it is on at another host"),
                         // It came back this moment.
                         Err(why) => why,
@@ -170,88 +177,98 @@ impl CpgBackend {
                     if changed.until(until).await {
                         continue;
                     }
-                    return Err(ActError::Unavailable(why));
+                    return Err(ActionError::Unavailable(why));
                 }
-                Place::Lost { node, why } if !matches!(here, Here::On(_)) => {
+                DomainPlace::Lost { node, why } if !matches!(here, LocalReading::On(_)) => {
                     self.wait_for_proof(&[node], &why, until).await?;
                     continue;
                 }
-                Place::Doubt { nodes, why } if !matches!(here, Here::On(_) | Here::WentOff(_)) => {
+                DomainPlace::Doubt { nodes, why }
+                    if !matches!(here, LocalReading::On(_) | LocalReading::WentOff(_)) =>
+                {
                     self.wait_for_proof(&nodes, &why, until).await?;
                     continue;
                 }
-                Place::NotYet(why) if !matches!(here, Here::On(_)) => {
+                DomainPlace::NotYet(why) if !matches!(here, LocalReading::On(_)) => {
                     if changed.until(until).await {
                         continue;
                     }
-                    return Err(ActError::Unavailable(why));
+                    return Err(ActionError::Unavailable(why));
                 }
-                Place::Down(_)
-                | Place::Lost { .. }
-                | Place::Doubt { .. }
-                | Place::NotYet(_)
-                | Place::Unknown => (Vec::new(), false),
+                DomainPlace::Down(_)
+                | DomainPlace::Lost { .. }
+                | DomainPlace::Doubt { .. }
+                | DomainPlace::NotYet(_)
+                | DomainPlace::Unknown => (Vec::new(), false),
             };
             let is_on_there = is_on && !at.is_empty();
-            let is_old = |it: &At| matches!(it, At::There(member) if self.cluster.is_old(*member));
-            if !is_on && (matches!(here, Here::WentOff(_) | Here::Resting(_)) || !at.iter().all(is_old)) {
+            let is_old =
+                |it: &OwnerHost| matches!(it, OwnerHost::There(member) if self.cluster.is_old(*member));
+            if !is_on
+                && (matches!(here, LocalReading::WentOff(_) | LocalReading::Resting(_))
+                    || !at.iter().all(is_old))
+            {
                 // They were looked at just now.
                 at.retain(|it| !is_old(it));
             }
             match here {
-                Here::On(own) => {
+                LocalReading::On(own) => {
                     if !is_on {
                         at.clear();
                     }
-                    at.insert(0, At::Here(own));
-                    return Ok(Owners::At { at, is_on: true });
+                    at.insert(0, OwnerHost::Here(own));
+                    return Ok(DomainOwners::At { at, is_on: true });
                 }
                 // It was on here a moment ago, and libvirt has not said yet what became of it; or this host has not heard
                 // itself yet, and so not the others either.
-                Here::Resting(_) | Here::No if last_on_here && !is_on_there => {
+                LocalReading::Resting(_) | LocalReading::No if last_on_here && !is_on_there => {
                     if changed.until(until).await {
                         continue;
                     }
-                    return Err(ActError::Gone);
+                    return Err(ActionError::Gone);
                 }
-                Here::Resting(_) | Here::WentOff(_) if is_unknown => {
+                LocalReading::Resting(_) | LocalReading::WentOff(_) if is_unknown => {
                     if changed.until(until).await {
                         continue;
                     }
-                    return Err(ActError::Gone);
+                    return Err(ActionError::Gone);
                 }
-                Here::WentOff(own) | Here::Resting(own) if !is_on_there => at.insert(0, At::Here(own)),
+                LocalReading::WentOff(own) | LocalReading::Resting(own) if !is_on_there => {
+                    at.insert(0, OwnerHost::Here(own))
+                }
                 // What is on elsewhere is not on here, whatever this host can't ask.
-                Here::Unknown(why) if !is_on_there || last_on_here => return Err(ActError::Unavailable(why)),
+                LocalReading::Unknown(why) if !is_on_there || last_on_here => {
+                    return Err(ActionError::Unavailable(why));
+                }
                 _ => {}
             }
             if at.is_empty() {
-                return Err(ActError::Gone);
+                return Err(ActionError::Gone);
             }
             if !is_on_there {
                 // It may just have come to one that is not known to have it.
                 at.extend(self.others_than(&at));
             }
-            return Ok(Owners::At { at, is_on: is_on_there });
+            return Ok(DomainOwners::At { at, is_on: is_on_there });
         }
     }
 
     /// Hosts of this daemon that are not among these, nor this one.
-    fn others_than(&self, at: &[At]) -> Vec<At> {
+    fn others_than(&self, at: &[OwnerHost]) -> Vec<OwnerHost> {
         let others = self.cluster.others().into_iter();
         others
-            .filter(|it| !at.iter().any(|at| matches!(at, At::There(at) if at == it)))
-            .map(At::There)
+            .filter(|it| !at.iter().any(|at| matches!(at, OwnerHost::There(at) if at == it)))
+            .map(OwnerHost::There)
             .collect()
     }
 
     /// Whether it is on at a host that had not said so, now that its last one is down. Asks each.
-    async fn is_on_anywhere(&self, domain: &DomainRef, until: Instant) -> Result<bool, ActError> {
+    async fn is_on_anywhere(&self, domain: &DomainRef, until: Instant) -> Result<bool, ActionError> {
         let (lease, _settled) = Lease::new(until, 0);
         for it in self.others_than(&[]) {
             match self.status_at(&it, domain, true, &lease).await {
-                Ok(Power::On) => return Ok(true),
-                Ok(Power::Off) | Err(ActError::Gone) => {}
+                Ok(PowerState::On) => return Ok(true),
+                Ok(PowerState::Off) | Err(ActionError::Gone) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -259,36 +276,36 @@ impl CpgBackend {
     }
 
     /// Waits until all of these nodes are known to be down.
-    async fn wait_for_proof(&self, nodes: &[u32], why: &str, until: Instant) -> Result<(), ActError> {
+    async fn wait_for_proof(&self, nodes: &[u32], why: &str, until: Instant) -> Result<(), ActionError> {
         let changed = self.cluster.changed();
         for node in nodes {
             if let Err(reason) = self.cluster.proved(*node, until).await {
-                return Err(ActError::Unavailable(format!("{why}; {reason}")));
+                return Err(ActionError::Unavailable(format!("{why}; {reason}")));
             }
         }
         if nodes.is_empty() {
-            return Err(ActError::Unavailable(why.to_owned()));
+            return Err(ActionError::Unavailable(why.to_owned()));
         }
         // Proved: what follows from it is looked up again, and never in a tight loop.
         changed.until(until).await;
         Ok(())
     }
 
-    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<Power, ActError> {
+    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<PowerState, ActionError> {
         // Nobody hangs up on a look; it ends by its time.
         let (lease, _settled) = Lease::new(until, 0);
         loop {
             let changed = self.cluster.changed();
-            let (at, is_on) = match self.owners(domain, until).await? {
-                Owners::Down(_) => return Ok(Power::Off),
-                Owners::At { at, is_on } => (at, is_on),
+            let (at, is_on) = match self.resolve_owners(domain, until).await? {
+                DomainOwners::Down(_) => return Ok(PowerState::Off),
+                DomainOwners::At { at, is_on } => (at, is_on),
             };
             let mut seen = None;
             for it in &at {
                 match self.status_at(it, domain, !is_on, &lease).await {
-                    Ok(Power::On) => return Ok(Power::On),
-                    Ok(Power::Off) => seen = Some(Power::Off),
-                    Err(ActError::Gone) => {}
+                    Ok(PowerState::On) => return Ok(PowerState::On),
+                    Ok(PowerState::Off) => seen = Some(PowerState::Off),
+                    Err(ActionError::Gone) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -304,47 +321,51 @@ impl CpgBackend {
         domain: &DomainRef,
         for_reboot: bool,
         lease: &Lease,
-    ) -> Result<TakenDown, ActError> {
+    ) -> Result<PowerOffResult, ActionError> {
         let mut took_down = false;
         loop {
             let changed = self.cluster.changed();
             lease.check()?;
-            let (at, rests) = match self.owners(domain, lease.until()).await? {
-                Owners::Down(why) => {
-                    return Ok(TakenDown { was_off: !took_down, restart: None, note: Some(why) });
+            let (at, rests) = match self.resolve_owners(domain, lease.until()).await? {
+                DomainOwners::Down(why) => {
+                    return Ok(PowerOffResult { was_off: !took_down, restart: None, note: Some(why) });
                 }
-                Owners::At { at, is_on } => (at, !is_on),
+                DomainOwners::At { at, is_on } => (at, !is_on),
             };
             // It is on at several hosts while it migrates: off is what is off everywhere.
             for it in &at[1..] {
                 match self.off_at(it, domain, false, rests, lease).await {
                     Ok(down) => took_down |= !down.was_off,
-                    Err(ActError::Gone) => {}
+                    Err(ActionError::Gone) => {}
                     Err(error) => return Err(after(took_down, error)),
                 }
             }
             match self.off_at(&at[0], domain, for_reboot, rests, lease).await {
-                Ok(down) => return Ok(TakenDown { was_off: down.was_off && !took_down, ..down }),
-                Err(ActError::Gone) => self.again(changed, lease).await.map_err(|it| after(took_down, it))?,
+                Ok(down) => return Ok(PowerOffResult { was_off: down.was_off && !took_down, ..down }),
+                Err(ActionError::Gone) => {
+                    self.again(changed, lease).await.map_err(|it| after(took_down, it))?
+                }
                 Err(error) => return Err(after(took_down, error)),
             }
         }
     }
 
-    async fn bring_up(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActError> {
+    async fn bring_up(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         loop {
             let changed = self.cluster.changed();
             lease.check()?;
-            let (at, is_on) = match self.owners(domain, lease.until()).await? {
-                Owners::Down(why) => return Err(ActError::Refused(format!("it can't be started: {why}"))),
-                Owners::At { at, is_on } => (at, is_on),
+            let (at, is_on) = match self.resolve_owners(domain, lease.until()).await? {
+                DomainOwners::Down(why) => {
+                    return Err(ActionError::Refused(format!("it can't be started: {why}")));
+                }
+                DomainOwners::At { at, is_on } => (at, is_on),
             };
             // Off is what is off everywhere: else it would be on twice.
             let mut on_there = false;
             for it in &at[1..] {
                 match self.status_at(it, domain, !is_on, lease).await {
-                    Ok(power) => on_there |= power == Power::On,
-                    Err(ActError::Gone) => {}
+                    Ok(power) => on_there |= power == PowerState::On,
+                    Err(ActionError::Gone) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -352,21 +373,21 @@ impl CpgBackend {
                 return Ok(());
             }
             let started = match &at[0] {
-                At::Here(own) => match self.local.on(own, StartFrom::Definition, lease).await {
-                    Err(ActError::Gone) if self.went_off(own, lease.until()).await => {
-                        return Err(ActError::Refused("it went off and left no definition".to_owned()));
+                OwnerHost::Here(own) => match self.local.on(own, Restart::Definition, lease).await {
+                    Err(ActionError::Gone) if self.went_off(own, lease.until()).await => {
+                        return Err(ActionError::Refused("it went off and left no definition".to_owned()));
                     }
                     other => other,
                 },
-                At::There(member) if self.cluster.is_old(*member) => {
-                    self.cluster.old_on(*member, domain, lease).await
+                OwnerHost::There(member) if self.cluster.is_old(*member) => {
+                    self.cluster.legacy_on(*member, domain, lease).await
                 }
-                At::There(member) => {
+                OwnerHost::There(member) => {
                     self.cluster.ask(*member, Action::On, domain, !is_on, lease)?.done(lease).await
                 }
             };
             match started {
-                Err(ActError::Gone) => self.again(changed, lease).await?,
+                Err(ActionError::Gone) => self.again(changed, lease).await?,
                 other => return other,
             }
         }
@@ -374,20 +395,20 @@ impl CpgBackend {
 
     async fn status_at(
         &self,
-        at: &At,
+        at: &OwnerHost,
         domain: &DomainRef,
         rests: bool,
         lease: &Lease,
-    ) -> Result<Power, ActError> {
+    ) -> Result<PowerState, ActionError> {
         match at {
-            At::Here(own) => match self.local.look(own, lease.until()).await {
-                Err(ActError::Gone) if self.went_off(own, lease.until()).await => Ok(Power::Off),
+            OwnerHost::Here(own) => match self.local.look(own, lease.until()).await {
+                Err(ActionError::Gone) if self.went_off(own, lease.until()).await => Ok(PowerState::Off),
                 other => other,
             },
-            At::There(member) if self.cluster.is_old(*member) => {
+            OwnerHost::There(member) if self.cluster.is_old(*member) => {
                 self.cluster.old_status(*member, domain, lease.until()).await
             }
-            At::There(member) => {
+            OwnerHost::There(member) => {
                 self.cluster.ask(*member, Action::Status, domain, rests, lease)?.power(lease).await
             }
         }
@@ -395,25 +416,25 @@ impl CpgBackend {
 
     async fn off_at(
         &self,
-        at: &At,
+        at: &OwnerHost,
         domain: &DomainRef,
         for_reboot: bool,
         rests: bool,
         lease: &Lease,
-    ) -> Result<TakenDown, ActError> {
+    ) -> Result<PowerOffResult, ActionError> {
         let member = match at {
-            At::Here(own) => {
+            OwnerHost::Here(own) => {
                 let down = self.local.off(own, for_reboot, lease).await?;
-                let restart = down.restart.map(|it| StartFrom::Own(own.clone(), Box::new(it)));
-                return Ok(TakenDown { restart, ..down });
+                let restart = down.restart.map(|it| Restart::Own(own.clone(), Box::new(it)));
+                return Ok(PowerOffResult { restart, ..down });
             }
-            At::There(member) => *member,
+            OwnerHost::There(member) => *member,
         };
         if self.cluster.is_old(member) {
             // It would say "done" of a reboot that nobody saw go off.
             let was_off = self.cluster.old_off(member, domain, lease).await?;
-            let restart = (for_reboot && !was_off).then_some(StartFrom::Old(member));
-            return Ok(TakenDown {
+            let restart = (for_reboot && !was_off).then_some(Restart::Old(member));
+            return Ok(PowerOffResult {
                 was_off,
                 restart,
                 note: Some(format!("by {}", self.cluster.name(member))),
@@ -422,9 +443,9 @@ impl CpgBackend {
         let action = if for_reboot { Action::Reboot } else { Action::Off };
         let mut asked = self.cluster.ask(member, action, domain, rests, lease)?;
         let down = asked.down(lease).await?;
-        Ok(TakenDown {
+        Ok(PowerOffResult {
             was_off: down.was_off,
-            restart: down.starts.then(|| StartFrom::There(asked)),
+            restart: down.starts.then(|| Restart::There(asked)),
             note: Some(format!("by {}", self.cluster.name(member))),
         })
     }
@@ -432,11 +453,11 @@ impl CpgBackend {
     /// It was seen to go off here, and left no definition.
     async fn went_off(&self, domain: &DomainRef, until: Instant) -> bool {
         let Ok(target) = Target::new(&domain.uuid, true) else { return false };
-        matches!(self.local.locate(&target, until).await, Ok(Located::GoneOff(_)))
+        matches!(self.local.locate(&target, until).await, Ok(LocatedDomain::GoneOff(_)))
     }
 
     /// Nobody that was asked has it any more: waits for news of where it is.
-    async fn again(&self, changed: Changed, lease: &Lease) -> Result<(), ActError> {
+    async fn again(&self, changed: ChangeWatch, lease: &Lease) -> Result<(), ActionError> {
         lease.check()?;
         changed.until(lease.until()).await;
         lease.check()
@@ -444,15 +465,23 @@ impl CpgBackend {
 }
 
 impl Backend for CpgBackend {
-    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
         Box::pin(self.locate_anywhere(target, until))
     }
 
-    fn may_have(&self, target: &Target) -> bool {
-        self.local.may_have(target) || !self.cluster.named(target).is_empty()
+    fn may_own(&self, target: &Target) -> bool {
+        self.local.may_own(target) || !self.cluster.named(target).is_empty()
     }
 
-    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+    fn status<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
         Box::pin(self.status_of(domain, lease.until()))
     }
 
@@ -461,79 +490,79 @@ impl Backend for CpgBackend {
         domain: &'a DomainRef,
         for_reboot: bool,
         lease: &'a Lease,
-    ) -> Work<'a, Result<TakenDown, ActError>> {
+    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
         Box::pin(self.take_down(domain, for_reboot, lease))
     }
 
     fn on<'a>(
         &'a self,
         domain: &'a DomainRef,
-        how: StartFrom,
+        how: Restart,
         lease: &'a Lease,
-    ) -> Work<'a, Result<(), ActError>> {
+    ) -> BoxedFuture<'a, Result<(), ActionError>> {
         Box::pin(async move {
             match how {
-                StartFrom::Definition => self.bring_up(domain, lease).await,
-                StartFrom::Own(own, how) => self.local.on(&own, *how, lease).await,
-                StartFrom::Old(member) => self.cluster.old_on(member, domain, lease).await,
-                StartFrom::There(mut asked) => asked.done(lease).await,
-                xml @ StartFrom::Xml(_) => self.local.on(domain, xml, lease).await,
+                Restart::Definition => self.bring_up(domain, lease).await,
+                Restart::Own(own, how) => self.local.on(&own, *how, lease).await,
+                Restart::Old(member) => self.cluster.legacy_on(member, domain, lease).await,
+                Restart::There(mut asked) => asked.done(lease).await,
+                xml @ Restart::Xml(_) => self.local.on(domain, xml, lease).await,
             }
         })
     }
 
-    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
         Box::pin(async move {
             let own = self.local.list(until).await;
             let (others, mut missing) = self.cluster.list();
             let mut listing = match own {
                 Ok(listing) => listing,
                 Err(error) if others.is_empty() => return Err(error),
-                Err(error) => Listing { domains: Vec::new(), missing: vec![error.to_string()] },
+                Err(error) => DomainListing { domains: Vec::new(), missing: vec![error.to_string()] },
             };
             listing.domains.extend(others);
             listing.missing.append(&mut missing);
             // What is on somewhere is that, whatever other hosts call their definition of it.
-            let on = |it: &&Listed| it.power == Power::On;
+            let on = |it: &&ListedDomain| it.power == PowerState::On;
             let running: HashSet<String> =
                 listing.domains.iter().filter(on).map(|it| it.uuid.clone()).collect();
-            listing.domains.retain(|it| it.power == Power::On || !running.contains(&it.uuid));
+            listing.domains.retain(|it| it.power == PowerState::On || !running.contains(&it.uuid));
             merge(&mut listing.domains);
             Ok(listing)
         })
     }
 
-    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
         Box::pin(async move {
             let mut failed = self.local.health(until).await?;
-            failed.extend(self.cluster.troubles());
+            failed.extend(self.cluster.health_problems());
             Ok(failed)
         })
     }
 }
 
 /// Who is to be asked.
-enum Owners {
+enum DomainOwners {
     /// These have it: the first does what is asked, the others make sure. Never empty.
-    At { at: Vec<At>, is_on: bool },
+    At { at: Vec<OwnerHost>, is_on: bool },
     /// It was on at a host that is known to be down, for this reason.
     Down(String),
 }
 
-impl Owners {
-    fn one(at: At, is_on: bool) -> Self {
+impl DomainOwners {
+    fn one(at: OwnerHost, is_on: bool) -> Self {
         Self::At { at: vec![at], is_on }
     }
 }
 
 /// One that has the domain.
-enum At {
+enum OwnerHost {
     Here(DomainRef),
     There(Member),
 }
 
 /// What this host's own hypervisors have of a domain.
-enum Here {
+enum LocalReading {
     On(DomainRef),
     WentOff(DomainRef),
     Resting(DomainRef),
@@ -543,10 +572,10 @@ enum Here {
 }
 
 /// An instance was taken down already: "nothing was done" would not be true.
-fn after(took_down: bool, error: ActError) -> ActError {
+fn after(took_down: bool, error: ActionError) -> ActionError {
     match error {
-        ActError::Lapsed(why) if took_down => {
-            ActError::Unknown(format!("it was taken down at one host, and then {why}"))
+        ActionError::Lapsed(why) if took_down => {
+            ActionError::Unknown(format!("it was taken down at one host, and then {why}"))
         }
         other => other,
     }

@@ -13,8 +13,8 @@ use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
 use super::{
-    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, PROMPT, Power,
-    StartFrom, TakenDown, Work, join_all, merge,
+    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, ListedDomain,
+    LocateError, LocatedDomain, PowerOffResult, PowerState, Restart, SLOW_BACKEND_GRACE, join_all, merge,
 };
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
 use crate::locks::lock;
@@ -24,7 +24,7 @@ const NAME_ON_WIRE: usize = Target::MAX;
 /// How long a hypervisor is asked for the end of something unfinished before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// How long after it answers again a hypervisor may take to do what it was told before.
-const AFTERMATH: Duration = Duration::from_secs(2);
+const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// How much later than the look an event may come.
 const EVENT_LAG: Duration = Duration::from_secs(1);
 /// A cut may fall up to three bytes earlier, between two characters.
@@ -61,26 +61,26 @@ impl LibvirtBackend {
         &self.hypervisors
     }
 
-    fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActError> {
+    fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActionError> {
         match domain.home {
-            Home::Here(place) => self.hypervisors.get(place).ok_or(ActError::Gone),
-            Home::Elsewhere | Home::Agent => Err(ActError::Gone),
+            DomainHome::Here(place) => self.hypervisors.get(place).ok_or(ActionError::Gone),
+            DomainHome::Elsewhere | DomainHome::Agent => Err(ActionError::Gone),
         }
     }
 
     /// Looks at the domain.
-    pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<Power, ActError> {
+    pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<PowerState, ActionError> {
         let uuid = uuid_of(domain)?;
         let look = self.home(domain)?.ask(until, move |c| look(c, uuid)).await?;
         look.power()
     }
 
-    async fn locate_here(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
-        let wanted = Arc::new(Wanted::new(target));
+    async fn locate_here(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        let wanted = Arc::new(TargetQuery::new(target));
         let (mut found, mut unavailable) = (Vec::new(), Vec::new());
         let mut asked: Vec<usize> = (0..self.hypervisors.len()).collect();
         // One that hangs must not delay what another has: with several the first round is short.
-        let first = if asked.len() > 1 { until.min(Instant::now() + PROMPT) } else { until };
+        let first = if asked.len() > 1 { until.min(Instant::now() + SLOW_BACKEND_GRACE) } else { until };
         for limit in [first, until] {
             let looks = asked.iter().map(|home| {
                 let wanted = Arc::clone(&wanted);
@@ -97,7 +97,10 @@ impl LibvirtBackend {
                 }
             }
             unavailable.extend(down);
-            if found.iter().any(|(_, it): &(usize, Found)| it.active) || silent.is_empty() || limit == until {
+            if found.iter().any(|(_, it): &(usize, MatchedDomain)| it.active)
+                || silent.is_empty()
+                || limit == until
+            {
                 unavailable.extend(silent);
                 break;
             }
@@ -139,22 +142,26 @@ impl LibvirtBackend {
         }
     }
 
-    fn here_or_resting(&self, home: usize, found: &Found) -> Located {
+    fn here_or_resting(&self, home: usize, found: &MatchedDomain) -> LocatedDomain {
         let reference = found.reference(home);
         if found.active || self.hypervisors[home].gone_off(Some(found.uuid), None).is_some() {
-            Located::Here(reference)
+            LocatedDomain::Here(reference)
         } else {
-            Located::Resting(reference)
+            LocatedDomain::Resting(reference)
         }
     }
 
     /// A domain that is nowhere now and that was seen to go off. Any hint that it may live elsewhere makes this
     /// none: see [`Hypervisor::gone_off`].
-    fn gone(&self, wanted: &Wanted) -> Option<Located> {
+    fn gone(&self, wanted: &TargetQuery) -> Option<LocatedDomain> {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
             let (uuid, name) =
                 it.gone_off(wanted.uuid, (!wanted.only_uuid).then_some(wanted.text.as_str()))?;
-            Some(Located::GoneOff(DomainRef { name, uuid: uuid.to_string(), home: Home::Here(home) }))
+            Some(LocatedDomain::GoneOff(DomainRef {
+                name,
+                uuid: uuid.to_string(),
+                home: DomainHome::Here(home),
+            }))
         })
     }
 
@@ -163,11 +170,11 @@ impl LibvirtBackend {
         domain: &DomainRef,
         for_reboot: bool,
         lease: &Lease,
-    ) -> Result<TakenDown, ActError> {
+    ) -> Result<PowerOffResult, ActionError> {
         let home = self.home(domain)?;
         let uuid = uuid_of(domain)?;
-        let order = Order { uuid, for_reboot, reboot_starts: self.reboot_starts };
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let order = PowerOffOrder { uuid, for_reboot, reboot_starts: self.reboot_starts };
+        let progress = Arc::new(Mutex::new(PowerOffProgress::default()));
         let result = loop {
             if let Err(lapsed) = lease.check() {
                 break Err(lapsed);
@@ -190,7 +197,7 @@ impl LibvirtBackend {
         match result {
             Err(error) if begun => {
                 Self::hold_until_known(Arc::clone(home), uuid, lease.clone());
-                Err(ActError::Unknown(error.to_string()))
+                Err(ActionError::Unknown(error.to_string()))
             }
             other => other,
         }
@@ -201,9 +208,9 @@ impl LibvirtBackend {
     /// because it may answer before it does what it was told earlier.
     fn hold_until_known(home: Arc<Hypervisor>, uuid: Uuid, held: Lease) {
         tokio::spawn(async move {
-            for pause in [AFTERMATH, Duration::ZERO] {
+            for pause in [EFFECT_SETTLE, Duration::ZERO] {
                 while home.ask(Instant::now() + ASK_AGAIN, move |c| look(c, uuid)).await.is_err() {
-                    tokio::time::sleep(AFTERMATH).await;
+                    tokio::time::sleep(EFFECT_SETTLE).await;
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -211,7 +218,7 @@ impl LibvirtBackend {
         });
     }
 
-    async fn bring_up(&self, domain: &DomainRef, how: StartFrom, lease: &Lease) -> Result<(), ActError> {
+    async fn bring_up(&self, domain: &DomainRef, how: Restart, lease: &Lease) -> Result<(), ActionError> {
         let home = self.home(domain)?;
         let uuid = uuid_of(domain)?;
         let how = Arc::new(how);
@@ -228,16 +235,24 @@ impl LibvirtBackend {
 }
 
 impl Backend for LibvirtBackend {
-    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
         Box::pin(self.locate_here(target, until))
     }
 
-    fn may_have(&self, target: &Target) -> bool {
-        let wanted = Wanted::new(target);
+    fn may_own(&self, target: &Target) -> bool {
+        let wanted = TargetQuery::new(target);
         self.hypervisors.iter().any(|it| it.remembers(|uuid, name| wanted.means(uuid, name)))
     }
 
-    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+    fn status<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
         Box::pin(self.look(domain, lease.until()))
     }
 
@@ -246,51 +261,57 @@ impl Backend for LibvirtBackend {
         domain: &'a DomainRef,
         for_reboot: bool,
         lease: &'a Lease,
-    ) -> Work<'a, Result<TakenDown, ActError>> {
+    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
         Box::pin(self.take_down(domain, for_reboot, lease))
     }
 
     fn on<'a>(
         &'a self,
         domain: &'a DomainRef,
-        how: StartFrom,
+        how: Restart,
         lease: &'a Lease,
-    ) -> Work<'a, Result<(), ActError>> {
+    ) -> BoxedFuture<'a, Result<(), ActionError>> {
         Box::pin(self.bring_up(domain, how, lease))
     }
 
-    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
         Box::pin(async move {
             let looks = self.hypervisors.iter().map(|it| it.ask(until, Connection::domains));
-            let mut listing = Listing::default();
+            let mut listing = DomainListing::default();
             for result in join_all(looks).await {
                 match result {
                     Ok(records) => listing.domains.extend(
                         // What moved away is for its new host to list.
-                        records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| Listed {
-                            power: if it.state == State::ShutOff { Power::Off } else { Power::On },
-                            name: it.name,
-                            uuid: it.uuid.to_string(),
+                        records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| {
+                            ListedDomain {
+                                power: if it.state == State::ShutOff {
+                                    PowerState::Off
+                                } else {
+                                    PowerState::On
+                                },
+                                name: it.name,
+                                uuid: it.uuid.to_string(),
+                            }
                         }),
                     ),
                     Err(error) => listing.missing.push(error.to_string()),
                 }
             }
             if listing.missing.len() == self.hypervisors.len() {
-                return Err(ActError::Unavailable(listing.missing.join("; ")));
+                return Err(ActionError::Unavailable(listing.missing.join("; ")));
             }
             merge(&mut listing.domains);
             Ok(listing)
         })
     }
 
-    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
         Box::pin(async move {
             let pings = self.hypervisors.iter().map(|it| it.ask(until, Connection::ping));
             let failed: Vec<String> =
                 join_all(pings).await.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
             if failed.len() == self.hypervisors.len() {
-                return Err(ActError::Unavailable(failed.join("; ")));
+                return Err(ActionError::Unavailable(failed.join("; ")));
             }
             Ok(failed)
         })
@@ -298,38 +319,38 @@ impl Backend for LibvirtBackend {
 }
 
 /// A target, read once.
-struct Wanted {
+struct TargetQuery {
     text: String,
     uuid: Option<Uuid>,
     only_uuid: bool,
 }
 
 /// A domain as one hypervisor has it.
-struct Found {
+struct MatchedDomain {
     name: String,
     uuid: Uuid,
     active: bool,
 }
 
-impl Found {
+impl MatchedDomain {
     fn reference(&self, home: usize) -> DomainRef {
-        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home: Home::Here(home) }
+        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home: DomainHome::Here(home) }
     }
 }
 
-impl Wanted {
+impl TargetQuery {
     fn new(target: &Target) -> Self {
         let text = target.as_str().to_owned();
         Self { uuid: text.parse().ok(), only_uuid: target.is_uuid(), text }
     }
 
-    fn is_uuid_of(&self, found: &Found) -> bool {
+    fn is_uuid_of(&self, found: &MatchedDomain) -> bool {
         self.uuid == Some(found.uuid)
     }
 
     /// UUID first, then name: so a domain whose name looks like a UUID can be reached. More than one only where a
     /// name came cut.
-    fn find(&self, connection: &Connection) -> Result<Vec<Found>, Error> {
+    fn find(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
         let mut domain = None;
         if let Some(uuid) = self.uuid {
             domain = connection.domain_by_uuid(uuid)?;
@@ -357,22 +378,24 @@ impl Wanted {
             && name.floor_char_boundary(NAME_ON_WIRE) == self.text.len()
     }
 
-    fn find_by_cut_name(&self, connection: &Connection) -> Result<Vec<Found>, Error> {
+    fn find_by_cut_name(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
         let all = connection.domains()?;
         Ok(all
             .into_iter()
             .filter(|it| it.state != State::MovedAway && self.is_cut_from(&it.name))
-            .map(|it| Found { name: it.name, uuid: it.uuid, active: it.state != State::ShutOff })
+            .map(|it| MatchedDomain { name: it.name, uuid: it.uuid, active: it.state != State::ShutOff })
             .collect())
     }
 }
 
 /// None for a domain that is gone this moment, or that moved to another host and left its definition here.
-fn found(domain: &Domain) -> Result<Vec<Found>, Error> {
+fn found(domain: &Domain) -> Result<Vec<MatchedDomain>, Error> {
     let seen = domain.state().and_then(|state| Ok((state, domain.is_active()?)));
     match seen {
         Ok((State::MovedAway, _)) => Ok(Vec::new()),
-        Ok((_, active)) => Ok(vec![Found { name: domain.name().to_owned(), uuid: domain.uuid(), active }]),
+        Ok((_, active)) => {
+            Ok(vec![MatchedDomain { name: domain.name().to_owned(), uuid: domain.uuid(), active }])
+        }
         Err(error) if error.kind == ErrorKind::NoDomain => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -380,7 +403,7 @@ fn found(domain: &Domain) -> Result<Vec<Found>, Error> {
 
 /// What one look at a domain showed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Look {
+enum DomainReading {
     /// Defined, and no instance of it.
     Off,
     /// An instance, by its number where it has one.
@@ -393,14 +416,14 @@ enum Look {
     Unknown,
 }
 
-impl Look {
-    fn power(self) -> Result<Power, ActError> {
+impl DomainReading {
+    fn power(self) -> Result<PowerState, ActionError> {
         match self {
-            Self::Off => Ok(Power::Off),
-            Self::On { .. } => Ok(Power::On),
-            Self::Gone | Self::MovedAway => Err(ActError::Gone),
+            Self::Off => Ok(PowerState::Off),
+            Self::On { .. } => Ok(PowerState::On),
+            Self::Gone | Self::MovedAway => Err(ActionError::Gone),
             Self::Unknown => {
-                Err(ActError::Refused("the hypervisor can't tell the domain's state".to_owned()))
+                Err(ActionError::Refused("the hypervisor can't tell the domain's state".to_owned()))
             }
         }
     }
@@ -416,26 +439,26 @@ impl Look {
     }
 }
 
-fn look(connection: &Connection, uuid: Uuid) -> Result<Look, Error> {
-    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(Look::Gone) };
+fn look(connection: &Connection, uuid: Uuid) -> Result<DomainReading, Error> {
+    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(DomainReading::Gone) };
     let seen = (|| {
         Ok(match domain.state()? {
-            State::ShutOff => Look::Off,
-            State::MovedAway => Look::MovedAway,
-            State::NoState | State::Other(_) => Look::Unknown,
+            State::ShutOff => DomainReading::Off,
+            State::MovedAway => DomainReading::MovedAway,
+            State::NoState | State::Other(_) => DomainReading::Unknown,
             // Whether anything of a crashed domain is left depends on its configuration.
-            State::Crashed if !domain.is_active()? => Look::Off,
-            state => Look::On { instance: domain.id(), state },
+            State::Crashed if !domain.is_active()? => DomainReading::Off,
+            state => DomainReading::On { instance: domain.id(), state },
         })
     })();
     match seen {
-        Err(Error { kind: ErrorKind::NoDomain, .. }) => Ok(Look::Gone),
+        Err(Error { kind: ErrorKind::NoDomain, .. }) => Ok(DomainReading::Gone),
         other => other,
     }
 }
 
 #[derive(Clone, Copy)]
-struct Order {
+struct PowerOffOrder {
     uuid: Uuid,
     for_reboot: bool,
     reboot_starts: bool,
@@ -443,42 +466,45 @@ struct Order {
 
 /// What was done so far, kept when the connection is lost in between.
 #[derive(Default)]
-struct Progress {
+struct PowerOffProgress {
     /// The domain was told to go off; whether it heard is not known.
     acted: bool,
     /// The hypervisor said that it did it.
     destroyed: bool,
     /// How to start it again, read before that.
-    restart: Option<StartFrom>,
+    restart: Option<Restart>,
 }
 
 /// Looks, acts, and looks until the instance that was there is no more. Runs on a blocking thread.
 fn take_down(
     connection: &Connection,
-    order: Order,
+    order: PowerOffOrder,
     lease: &Lease,
     memory: &Hypervisor,
-    progress: &mut Progress,
-) -> Result<Result<TakenDown, ActError>, Error> {
-    let Order { uuid, for_reboot, reboot_starts } = order;
-    let down =
-        |progress: &mut Progress| TakenDown { was_off: false, restart: progress.restart.take(), note: None };
+    progress: &mut PowerOffProgress,
+) -> Result<Result<PowerOffResult, ActionError>, Error> {
+    let PowerOffOrder { uuid, for_reboot, reboot_starts } = order;
+    let down = |progress: &mut PowerOffProgress| PowerOffResult {
+        was_off: false,
+        restart: progress.restart.take(),
+        note: None,
+    };
     let victim = match look(connection, uuid)? {
-        Look::Off if progress.acted => return Ok(Ok(down(progress))),
-        Look::Gone if progress.destroyed => return Ok(Ok(down(progress))),
-        Look::Off => {
-            let restart = (for_reboot && reboot_starts).then_some(StartFrom::Definition);
-            return Ok(Ok(TakenDown { was_off: true, restart, note: None }));
+        DomainReading::Off if progress.acted => return Ok(Ok(down(progress))),
+        DomainReading::Gone if progress.destroyed => return Ok(Ok(down(progress))),
+        DomainReading::Off => {
+            let restart = (for_reboot && reboot_starts).then_some(Restart::Definition);
+            return Ok(Ok(PowerOffResult { was_off: true, restart, note: None }));
         }
-        Look::Gone if memory.gone_off(Some(uuid), None).is_some() => {
-            return Ok(Ok(TakenDown { was_off: true, restart: None, note: None }));
+        DomainReading::Gone if memory.gone_off(Some(uuid), None).is_some() => {
+            return Ok(Ok(PowerOffResult { was_off: true, restart: None, note: None }));
         }
-        Look::Gone | Look::MovedAway => return Ok(Err(ActError::Gone)),
-        Look::On { instance, .. } => instance,
-        Look::Unknown => None,
+        DomainReading::Gone | DomainReading::MovedAway => return Ok(Err(ActionError::Gone)),
+        DomainReading::On { instance, .. } => instance,
+        DomainReading::Unknown => None,
     };
     let mut refusal: Option<String> = None;
-    let mut pause = Pause::new();
+    let mut pause = PollPause::new();
     loop {
         let Some(domain) = connection.domain_by_uuid(uuid)? else {
             return Ok(gone(uuid, progress, memory).map(|()| down(progress)));
@@ -490,7 +516,7 @@ fn take_down(
         // could still carry this out late is the one call.
         if let Err(lapsed) = lease.check() {
             return Ok(Err(match (progress.acted, refusal) {
-                (true, reason) => ActError::NoEffect { state: look(connection, uuid)?.words(), reason },
+                (true, reason) => ActionError::NoEffect { state: look(connection, uuid)?.words(), reason },
                 (false, _) => lapsed,
             }));
         }
@@ -504,24 +530,26 @@ fn take_down(
         }
         loop {
             match look(connection, uuid)? {
-                Look::Off => {
+                DomainReading::Off => {
                     memory.saw_gone_off(uuid);
                     return Ok(Ok(down(progress)));
                 }
-                Look::Gone => return Ok(gone(uuid, progress, memory).map(|()| down(progress))),
-                Look::MovedAway => return Ok(Err(ActError::Gone)),
+                DomainReading::Gone => return Ok(gone(uuid, progress, memory).map(|()| down(progress))),
+                DomainReading::MovedAway => return Ok(Err(ActionError::Gone)),
                 // Another instance: the one that was there has ended. For a reboot that is what was wanted; for an
                 // off somebody starts it again as we speak, and it goes down again.
-                Look::On { instance, .. } if victim.is_some() && instance.is_some() && instance != victim => {
+                DomainReading::On { instance, .. }
+                    if victim.is_some() && instance.is_some() && instance != victim =>
+                {
                     if for_reboot {
-                        return Ok(Ok(TakenDown { was_off: false, restart: None, note: None }));
+                        return Ok(Ok(PowerOffResult { was_off: false, restart: None, note: None }));
                     }
                     break;
                 }
                 still if Instant::now() >= lease.until() => {
-                    return Ok(Err(ActError::NoEffect { state: still.words(), reason: refusal }));
+                    return Ok(Err(ActionError::NoEffect { state: still.words(), reason: refusal }));
                 }
-                Look::On { .. } | Look::Unknown => {}
+                DomainReading::On { .. } | DomainReading::Unknown => {}
             }
             pause.wait(lease.until());
             if refusal.is_some() || pause.is_long() {
@@ -533,28 +561,28 @@ fn take_down(
 
 /// A transient domain leaves nothing, whether it was powered off or moved to another host. It is off when the
 /// hypervisor said that it destroyed it, or when its last event says so; that may come a moment after the look.
-fn gone(uuid: Uuid, progress: &Progress, memory: &Hypervisor) -> Result<(), ActError> {
+fn gone(uuid: Uuid, progress: &PowerOffProgress, memory: &Hypervisor) -> Result<(), ActionError> {
     if progress.destroyed {
         memory.saw_gone_off(uuid);
         return Ok(());
     }
     let until = Instant::now() + EVENT_LAG;
-    let mut pause = Pause::new();
+    let mut pause = PollPause::new();
     while Instant::now() < until {
         if memory.gone_off(Some(uuid), None).is_some() {
             return Ok(());
         }
         pause.wait(until);
     }
-    Err(ActError::Gone)
+    Err(ActionError::Gone)
 }
 
-fn start_from(domain: &Domain) -> Result<StartFrom, Error> {
+fn start_from(domain: &Domain) -> Result<Restart, Error> {
     Ok(if domain.is_persistent()? {
-        StartFrom::Definition
+        Restart::Definition
     } else {
         let xml = domain.xml(XmlKind { secure: true, inactive: true })?;
-        StartFrom::Xml(Arc::new(Zeroizing::new(xml)))
+        Restart::Xml(Arc::new(Zeroizing::new(xml)))
     })
 }
 
@@ -562,33 +590,35 @@ fn start_from(domain: &Domain) -> Result<StartFrom, Error> {
 fn bring_up(
     connection: &Connection,
     uuid: Uuid,
-    how: &StartFrom,
+    how: &Restart,
     lease: &Lease,
-) -> Result<Result<(), ActError>, Error> {
-    let mut pause = Pause::new();
+) -> Result<Result<(), ActionError>, Error> {
+    let mut pause = PollPause::new();
     let mut refusal: Option<String> = None;
     loop {
         let seen = look(connection, uuid)?;
         match (seen, how) {
-            (Look::On { .. }, _) => return Ok(Ok(())),
-            (Look::MovedAway, _) | (Look::Gone, StartFrom::Definition) => return Ok(Err(ActError::Gone)),
+            (DomainReading::On { .. }, _) => return Ok(Ok(())),
+            (DomainReading::MovedAway, _) | (DomainReading::Gone, Restart::Definition) => {
+                return Ok(Err(ActionError::Gone));
+            }
             _ => {}
         }
         if let Some(reason) = refusal {
             // One try: what a start fails for (a missing disk, no memory) does not pass within a client's patience.
-            return Ok(Err(ActError::Refused(reason)));
+            return Ok(Err(ActionError::Refused(reason)));
         }
         if let Err(lapsed) = lease.check() {
             return Ok(Err(lapsed));
         }
         let started = match how {
-            StartFrom::Definition => match connection.domain_by_uuid(uuid)? {
+            Restart::Definition => match connection.domain_by_uuid(uuid)? {
                 Some(domain) => domain.create(),
-                None => return Ok(Err(ActError::Gone)),
+                None => return Ok(Err(ActionError::Gone)),
             },
-            StartFrom::Xml(xml) => connection.create_xml(xml).map(drop),
+            Restart::Xml(xml) => connection.create_xml(xml).map(drop),
             #[cfg(feature = "cpg")]
-            StartFrom::Own(..) | StartFrom::There(_) | StartFrom::Old(_) => return Ok(Err(ActError::Gone)),
+            Restart::Own(..) | Restart::There(_) | Restart::Old(_) => return Ok(Err(ActionError::Gone)),
         };
         match started {
             Ok(()) => {}
@@ -596,7 +626,7 @@ fn bring_up(
             // "Running already" is one of these: the look tells.
             Err(e) => refusal = Some(e.to_string()),
         }
-        if look(connection, uuid)?.power() == Ok(Power::On) {
+        if look(connection, uuid)?.power() == Ok(PowerState::On) {
             return Ok(Ok(()));
         }
         pause.wait(lease.until());
@@ -604,9 +634,9 @@ fn bring_up(
 }
 
 /// Prompt looks: the first after 1 ms, then slower, up to ten a second.
-struct Pause(Duration);
+struct PollPause(Duration);
 
-impl Pause {
+impl PollPause {
     const LONGEST: Duration = Duration::from_millis(100);
 
     fn new() -> Self {
@@ -623,11 +653,11 @@ impl Pause {
     }
 }
 
-fn uuid_of(domain: &DomainRef) -> Result<Uuid, ActError> {
-    domain.uuid.parse().map_err(|_| ActError::Gone)
+fn uuid_of(domain: &DomainRef) -> Result<Uuid, ActionError> {
+    domain.uuid.parse().map_err(|_| ActionError::Gone)
 }
 
-impl From<CallError> for ActError {
+impl From<CallError> for ActionError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Refused(_) => Self::Refused(error.to_string()),
@@ -647,7 +677,7 @@ mod tests {
         let text = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
         let (uuid, other) = (text.parse().unwrap(), "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11".parse().unwrap());
         let means = |text: &str, only_uuid, uuid, name: &str| {
-            Wanted::new(&Target::new(text, only_uuid).unwrap()).means(uuid, name)
+            TargetQuery::new(&Target::new(text, only_uuid).unwrap()).means(uuid, name)
         };
         assert!(means("web", false, uuid, "web") && !means("web", false, uuid, "web1"));
         assert!(!means("Web", false, uuid, "web"), "libvirt tells them apart");

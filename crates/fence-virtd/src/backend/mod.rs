@@ -25,25 +25,33 @@ pub(crate) mod libvirt;
 pub(crate) mod several;
 mod trail;
 
-pub(crate) use trail::{Ended, Ran, Runs, Trail};
+pub(crate) use trail::{AgentRun, AgentRunEnd, AgentRunTrail, TrailSnapshot};
 
 /// How long one part that does not answer is waited for while another has what is looked for.
-const PROMPT: Duration = Duration::from_secs(1);
+const SLOW_BACKEND_GRACE: Duration = Duration::from_secs(1);
 
 /// A piece of a backend's work; boxed, so that a backend can be chosen at run time.
-pub(crate) type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type BoxedFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What can power domains off and on. See the module's head for what each implementation promises.
 pub(crate) trait Backend: Send + Sync {
     /// Finds the one domain that a target means: by UUID where it reads as one, then by name.
-    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>>;
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>>;
 
     /// Whether it had a domain that this target could mean when it was last heard: asked of one that can't be asked
     /// now. What it never had, it does not keep from others. Answers at once.
-    fn may_have(&self, target: &Target) -> bool;
+    fn may_own(&self, target: &Target) -> bool;
 
     /// Looks at the domain. It does no harm after the lease has ended, so that is for whoever waits to look at.
-    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>>;
+    fn status<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerState, ActionError>>;
 
     /// Powers the domain off, hard, and returns when a look showed it off. Off already is success.
     ///
@@ -54,23 +62,23 @@ pub(crate) trait Backend: Send + Sync {
         domain: &'a DomainRef,
         for_reboot: bool,
         lease: &'a Lease,
-    ) -> Work<'a, Result<TakenDown, ActError>>;
+    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>>;
 
     /// Starts a domain and returns when a look showed it on. On already is success.
     fn on<'a>(
         &'a self,
         domain: &'a DomainRef,
-        how: StartFrom,
+        how: Restart,
         lease: &'a Lease,
-    ) -> Work<'a, Result<(), ActError>>;
+    ) -> BoxedFuture<'a, Result<(), ActionError>>;
 
     /// All domains, sorted by name. What can't be reached is left out and named in the second part; an error
     /// only when nothing can be reached.
-    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>>;
+    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>>;
 
     /// Whether work could be done now, without looking at every domain: an error when nothing can be reached,
     /// else a line for each part that can't.
-    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>>;
+    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>>;
 }
 
 /// One domain, found.
@@ -81,12 +89,12 @@ pub(crate) struct DomainRef {
     /// Its UUID, canonical lower-case text.
     pub(crate) uuid: String,
     /// Where it was when it was found.
-    pub(crate) home: Home,
+    pub(crate) home: DomainHome,
 }
 
 /// Where a domain is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Home {
+pub(crate) enum DomainHome {
     /// At this one of the backend's hypervisors, counted from 0.
     Here(usize),
     /// At another host; at which one is asked when something is to be done.
@@ -97,7 +105,7 @@ pub(crate) enum Home {
 
 /// What became of a look for a domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Located {
+pub(crate) enum LocatedDomain {
     /// It is here: on, or seen to go off here a short while ago.
     Here(DomainRef),
     /// It is defined here and off, and nothing says that it was on here lately: it may be a definition that stayed
@@ -111,7 +119,7 @@ pub(crate) enum Located {
     Lost(DomainRef),
 }
 
-impl Located {
+impl LocatedDomain {
     pub(crate) fn domain(&self) -> &DomainRef {
         match self {
             Self::Here(domain)
@@ -139,40 +147,40 @@ pub(crate) enum LocateError {
 
 /// Whether a domain is on. Everything that is not off is on: a paused domain still holds its disks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Power {
+pub(crate) enum PowerState {
     On,
     Off,
 }
 
 /// A domain that was taken down.
 #[derive(Debug)]
-pub(crate) struct TakenDown {
+pub(crate) struct PowerOffResult {
     /// It was off before we acted.
     pub(crate) was_off: bool,
     /// How to start it again.
-    pub(crate) restart: Option<StartFrom>,
+    pub(crate) restart: Option<Restart>,
     /// Which other host did it, or what else there is to say of how it came to be off.
     pub(crate) note: Option<String>,
 }
 
 /// What a domain is started from.
-pub(crate) enum StartFrom {
+pub(crate) enum Restart {
     /// Its definition.
     Definition,
     /// Its XML, passwords included: a transient domain has no definition.
     Xml(Arc<Zeroizing<String>>),
     /// At this very host, which took it down, whatever is known of others.
     #[cfg(feature = "cpg")]
-    Own(DomainRef, Box<StartFrom>),
+    Own(DomainRef, Box<Restart>),
     /// Nothing that this host has: the one that took it down starts it again.
     #[cfg(feature = "cpg")]
-    There(crate::cluster::Asked),
+    There(crate::cluster::PendingAsk),
     /// What this host of the C daemon has.
     #[cfg(feature = "cpg")]
     Old(crate::cluster::Member),
 }
 
-impl fmt::Debug for StartFrom {
+impl fmt::Debug for Restart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Definition => "Definition",
@@ -189,22 +197,22 @@ impl fmt::Debug for StartFrom {
 
 /// A domain in a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Listed {
+pub(crate) struct ListedDomain {
     pub(crate) name: String,
     pub(crate) uuid: String,
-    pub(crate) power: Power,
+    pub(crate) power: PowerState,
 }
 
 /// Domains, and a line for each hypervisor that could not be asked.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Listing {
-    pub(crate) domains: Vec<Listed>,
+pub(crate) struct DomainListing {
+    pub(crate) domains: Vec<ListedDomain>,
     pub(crate) missing: Vec<String>,
 }
 
 /// Why an action failed. None of these is "done".
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum ActError {
+pub(crate) enum ActionError {
     /// The hypervisor can't be reached.
     #[error("{0}")]
     Unavailable(String),
@@ -241,8 +249,8 @@ fn because(reason: &Option<String>) -> String {
 pub(crate) struct Lease {
     request: u64,
     until: Instant,
-    ended: watch::Sender<Option<LeaseEnd>>,
-    trail: Trail,
+    ended: watch::Sender<Option<LeaseEndReason>>,
+    trail: AgentRunTrail,
     /// Nothing is ever sent: the channel closes with the last clone.
     _alive: mpsc::Sender<Infallible>,
 }
@@ -250,19 +258,19 @@ pub(crate) struct Lease {
 /// See [`Lease::ender`].
 #[cfg(feature = "cpg")]
 #[derive(Debug)]
-pub(crate) struct LeaseEnder(watch::Sender<Option<LeaseEnd>>);
+pub(crate) struct LeaseCanceller(watch::Sender<Option<LeaseEndReason>>);
 
 #[cfg(feature = "cpg")]
-impl LeaseEnder {
+impl LeaseCanceller {
     /// As [`Lease::end`].
-    pub(crate) fn end(&self, why: LeaseEnd) {
+    pub(crate) fn end(&self, why: LeaseEndReason) {
         self.0.send_if_modified(|it| it.replace(why).is_none());
     }
 }
 
 /// Why nobody waits for a request any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum LeaseEnd {
+pub(crate) enum LeaseEndReason {
     /// Its client hung up.
     HungUp,
     /// Its client asked something newer.
@@ -271,23 +279,23 @@ pub(crate) enum LeaseEnd {
 
 /// Tells when every clone of a lease is gone: from then on nothing that was done under it can take effect.
 #[derive(Debug)]
-pub(crate) struct Settled(mpsc::Receiver<Infallible>);
+pub(crate) struct LeaseReleased(mpsc::Receiver<Infallible>);
 
 impl Lease {
     /// For the request with this number.
-    pub(crate) fn new(until: Instant, request: u64) -> (Self, Settled) {
+    pub(crate) fn new(until: Instant, request: u64) -> (Self, LeaseReleased) {
         let (alive, gone) = mpsc::channel(1);
-        let (ended, trail) = (watch::Sender::new(None), Trail::default());
-        (Self { request, until, ended, trail, _alive: alive }, Settled(gone))
+        let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
+        (Self { request, until, ended, trail, _alive: alive }, LeaseReleased(gone))
     }
 
     /// The same, and what runs under it is noted there.
-    pub(crate) fn noted_in(self, trail: Trail) -> Self {
+    pub(crate) fn with_trail(self, trail: AgentRunTrail) -> Self {
         Self { trail, ..self }
     }
 
     /// Where what runs for the request is noted.
-    pub(crate) fn trail(&self) -> &Trail {
+    pub(crate) fn trail(&self) -> &AgentRunTrail {
         &self.trail
     }
 
@@ -307,53 +315,53 @@ impl Lease {
     }
 
     /// Nobody waits for it any more.
-    pub(crate) fn end(&self, why: LeaseEnd) {
+    pub(crate) fn end(&self, why: LeaseEndReason) {
         self.ended.send_if_modified(|it| it.replace(why).is_none());
     }
 
     /// What ends it from elsewhere, and holds nothing up.
     #[cfg(feature = "cpg")]
-    pub(crate) fn ender(&self) -> LeaseEnder {
-        LeaseEnder(self.ended.clone())
+    pub(crate) fn ender(&self) -> LeaseCanceller {
+        LeaseCanceller(self.ended.clone())
     }
 
     /// For the rest of something that was begun and must not be left half done, whoever waits for it: until `until`,
     /// whatever becomes of the client.
-    pub(crate) fn to_the_end(&self, until: Instant) -> Self {
+    pub(crate) fn detached(&self, until: Instant) -> Self {
         Self { until, ended: watch::Sender::new(None), ..self.clone() }
     }
 
     /// Why nobody waits for it any more, once that is so.
-    pub(crate) fn end_reason(&self) -> Option<LeaseEnd> {
+    pub(crate) fn end_reason(&self) -> Option<LeaseEndReason> {
         *self.ended.borrow()
     }
 
     /// Returns when nobody waits for it any more.
-    pub(crate) async fn ended(&self) -> LeaseEnd {
+    pub(crate) async fn ended(&self) -> LeaseEndReason {
         let mut watcher = self.ended.subscribe();
         // The sender lives in `self`, so there is always an end to wait for.
         match watcher.wait_for(Option::is_some).await {
-            Ok(why) => why.unwrap_or(LeaseEnd::HungUp),
-            Err(_) => LeaseEnd::HungUp,
+            Ok(why) => why.unwrap_or(LeaseEndReason::HungUp),
+            Err(_) => LeaseEndReason::HungUp,
         }
     }
 
     /// May something be done now?
-    pub(crate) fn check(&self) -> Result<(), ActError> {
+    pub(crate) fn check(&self) -> Result<(), ActionError> {
         if let Some(why) = self.end_reason() {
-            Err(ActError::Lapsed(match why {
-                LeaseEnd::HungUp => "the client is gone",
-                LeaseEnd::Superseded => "the same client asked something newer",
+            Err(ActionError::Lapsed(match why {
+                LeaseEndReason::HungUp => "the client is gone",
+                LeaseEndReason::Superseded => "the same client asked something newer",
             }))
         } else if Instant::now() >= self.until {
-            Err(ActError::Lapsed("the client's time is up"))
+            Err(ActionError::Lapsed("the client's time is up"))
         } else {
             Ok(())
         }
     }
 }
 
-impl Settled {
+impl LeaseReleased {
     /// Whether it is so now.
     pub(crate) fn is_now(&mut self) -> bool {
         matches!(self.0.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
@@ -366,9 +374,9 @@ impl Settled {
 }
 
 /// Sorted by name; a domain that is in several lists is listed once, and on when it is on anywhere.
-pub(crate) fn merge(domains: &mut Vec<Listed>) {
+pub(crate) fn merge(domains: &mut Vec<ListedDomain>) {
     domains.sort_by(|a, b| {
-        (&a.name, &a.uuid, a.power == Power::Off).cmp(&(&b.name, &b.uuid, b.power == Power::Off))
+        (&a.name, &a.uuid, a.power == PowerState::Off).cmp(&(&b.name, &b.uuid, b.power == PowerState::Off))
     });
     domains.dedup_by(|later, first| later.uuid == first.uuid && later.name == first.name);
 }

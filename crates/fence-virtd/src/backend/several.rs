@@ -12,50 +12,51 @@ use std::time::Instant;
 use fence_wire::Target;
 
 use super::{
-    ActError, Backend, DomainRef, Home, Lease, Listing, LocateError, Located, PROMPT, Power, StartFrom,
-    TakenDown, Work, merge,
+    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, LocateError,
+    LocatedDomain, PowerOffResult, PowerState, Restart, SLOW_BACKEND_GRACE, merge,
 };
 
 /// See the module's head.
-pub(crate) struct Several {
-    hypervisors: Part,
-    agent: Part,
+pub(crate) struct CombinedBackend {
+    hypervisors: NamedBackend,
+    agent: NamedBackend,
 }
 
 /// One of them, and its name in the configuration.
-struct Part {
+struct NamedBackend {
     name: &'static str,
     backend: Arc<dyn Backend>,
 }
 
-impl Several {
+impl CombinedBackend {
     /// `name` is what the configuration calls the one of the hypervisors.
     pub(crate) fn new(name: &'static str, hypervisors: Arc<dyn Backend>, agent: Arc<dyn Backend>) -> Self {
         Self {
-            hypervisors: Part { name, backend: hypervisors },
-            agent: Part { name: "agent", backend: agent },
+            hypervisors: NamedBackend { name, backend: hypervisors },
+            agent: NamedBackend { name: "agent", backend: agent },
         }
     }
 
     fn at(&self, domain: &DomainRef) -> &dyn Backend {
         &*match domain.home {
-            Home::Here(_) | Home::Elsewhere => &self.hypervisors,
-            Home::Agent => &self.agent,
+            DomainHome::Here(_) | DomainHome::Elsewhere => &self.hypervisors,
+            DomainHome::Agent => &self.agent,
         }
         .backend
     }
 
-    async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
+    async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
         let (hypervisors, agent) = (&self.hypervisors, &self.agent);
         let mut asks =
             (pin!(hypervisors.backend.locate(target, until)), pin!(agent.backend.locate(target, until)));
-        let mut said: (Option<Said>, Option<Said>) = (None, None);
-        let mut prompt = pin!(tokio::time::sleep_until(until.min(Instant::now() + PROMPT).into()));
+        let mut said: (Option<LocateResult>, Option<LocateResult>) = (None, None);
+        let mut prompt =
+            pin!(tokio::time::sleep_until(until.min(Instant::now() + SLOW_BACKEND_GRACE).into()));
         let mut is_prompt = true;
         loop {
             let has_found = matches!((&said.0, &said.1), (Some(Ok(_)), _) | (_, Some(Ok(_))));
-            let waits_for = |part: &Part, said: &Option<Said>| {
-                said.is_none() && (is_prompt || !has_found || part.backend.may_have(target))
+            let waits_for = |part: &NamedBackend, said: &Option<LocateResult>| {
+                said.is_none() && (is_prompt || !has_found || part.backend.may_own(target))
             };
             if !waits_for(hypervisors, &said.0) && !waits_for(agent, &said.1) {
                 break;
@@ -66,13 +67,13 @@ impl Several {
                 () = &mut prompt, if is_prompt => is_prompt = false,
             }
         }
-        let answer = |part: &Part, said: Option<Said>| {
+        let answer = |part: &NamedBackend, said: Option<LocateResult>| {
             let may_have = match said {
-                Some(Err(LocateError::Unavailable(_))) => part.backend.may_have(target),
+                Some(Err(LocateError::Unavailable(_))) => part.backend.may_own(target),
                 // Not waited for, because it has none.
                 _ => false,
             };
-            Answer {
+            BackendAnswer {
                 backend: part.name,
                 said: said.unwrap_or_else(|| Err(LocateError::Unavailable("it does not answer".to_owned()))),
                 may_have,
@@ -82,26 +83,26 @@ impl Several {
     }
 }
 
-type Said = Result<Located, LocateError>;
+type LocateResult = Result<LocatedDomain, LocateError>;
 
 /// What one of them says of a target.
 #[derive(Clone, Debug)]
-struct Answer {
+struct BackendAnswer {
     backend: &'static str,
-    said: Said,
+    said: LocateResult,
     /// It can't be asked, and had such a domain when it was last heard.
     may_have: bool,
 }
 
 /// Which domain is meant, by what both say.
-fn decide(target: &Target, one: Answer, other: Answer) -> Result<Located, LocateError> {
+fn decide(target: &Target, one: BackendAnswer, other: BackendAnswer) -> Result<LocatedDomain, LocateError> {
     use LocateError::{Ambiguous, NotFound, Unavailable};
 
-    let unavailable = |it: &Answer, why: &str| format!("backend {}: {why}", it.backend);
+    let unavailable = |it: &BackendAnswer, why: &str| format!("backend {}: {why}", it.backend);
     match (&one.said, &other.said) {
         (Ok(first), Ok(second)) => {
             // By UUID comes before by name.
-            let is_uuid_of = |it: &Located| target.as_str().eq_ignore_ascii_case(&it.domain().uuid);
+            let is_uuid_of = |it: &LocatedDomain| target.as_str().eq_ignore_ascii_case(&it.domain().uuid);
             match (is_uuid_of(first), is_uuid_of(second)) {
                 (true, false) => one.said,
                 (false, true) => other.said,
@@ -134,7 +135,7 @@ fn decide(target: &Target, one: Answer, other: Answer) -> Result<Located, Locate
     }
 }
 
-impl Answer {
+impl BackendAnswer {
     /// The domain that it found.
     fn described(&self) -> String {
         let uuid = self.said.as_ref().map(|it| it.domain().uuid.as_str()).unwrap_or_default();
@@ -142,16 +143,24 @@ impl Answer {
     }
 }
 
-impl Backend for Several {
-    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+impl Backend for CombinedBackend {
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
         Box::pin(self.locate_anywhere(target, until))
     }
 
-    fn may_have(&self, target: &Target) -> bool {
-        self.hypervisors.backend.may_have(target) || self.agent.backend.may_have(target)
+    fn may_own(&self, target: &Target) -> bool {
+        self.hypervisors.backend.may_own(target) || self.agent.backend.may_own(target)
     }
 
-    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+    fn status<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
         self.at(domain).status(domain, lease)
     }
 
@@ -160,26 +169,26 @@ impl Backend for Several {
         domain: &'a DomainRef,
         for_reboot: bool,
         lease: &'a Lease,
-    ) -> Work<'a, Result<TakenDown, ActError>> {
+    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
         self.at(domain).off(domain, for_reboot, lease)
     }
 
     fn on<'a>(
         &'a self,
         domain: &'a DomainRef,
-        how: StartFrom,
+        how: Restart,
         lease: &'a Lease,
-    ) -> Work<'a, Result<(), ActError>> {
+    ) -> BoxedFuture<'a, Result<(), ActionError>> {
         self.at(domain).on(domain, how, lease)
     }
 
-    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
         Box::pin(async move {
             let lists = tokio::join!(self.hypervisors.backend.list(until), self.agent.backend.list(until));
             let (mut all, agents) = match lists {
                 (Ok(all), Ok(agents)) => (all, agents),
                 (Ok(one), Err(error)) | (Err(error), Ok(one)) => {
-                    (one, Listing { missing: vec![error.to_string()], ..Listing::default() })
+                    (one, DomainListing { missing: vec![error.to_string()], ..DomainListing::default() })
                 }
                 (Err(first), Err(second)) => return Err(neither(&first, &second)),
             };
@@ -190,7 +199,7 @@ impl Backend for Several {
         })
     }
 
-    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
         Box::pin(async move {
             let failed =
                 tokio::join!(self.hypervisors.backend.health(until), self.agent.backend.health(until));
@@ -209,8 +218,8 @@ impl Backend for Several {
     }
 }
 
-fn neither(first: &ActError, second: &ActError) -> ActError {
-    ActError::Unavailable(format!("{first}; {second}"))
+fn neither(first: &ActionError, second: &ActionError) -> ActionError {
+    ActionError::Unavailable(format!("{first}; {second}"))
 }
 
 #[cfg(test)]

@@ -19,32 +19,32 @@ const OUTPUT: usize = 2048;
 
 /// The runs of one request. Clones share them.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Trail(Arc<Mutex<Runs>>);
+pub(crate) struct AgentRunTrail(Arc<Mutex<TrailSnapshot>>);
 
 /// See [`Trail::runs`].
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
-pub(crate) struct Runs {
+pub(crate) struct TrailSnapshot {
     /// In the order in which they ended.
-    pub(crate) kept: Vec<Ran>,
+    pub(crate) kept: Vec<AgentRun>,
     /// How many between the first half of those and the second were not kept.
     pub(crate) left_out: usize,
 }
 
-impl Runs {
+impl TrailSnapshot {
     /// How many of those that are kept come before what was left out.
     pub(crate) const FIRST: usize = KEPT / 2;
 }
 
 /// A program that was run.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Ran {
+pub(crate) struct AgentRun {
     /// The device's name in the configuration.
     pub(crate) device: String,
     /// The program's name or path in the configuration.
     pub(crate) agent: String,
     /// What it was asked for.
     pub(crate) action: &'static str,
-    pub(crate) ended: Ended,
+    pub(crate) ended: AgentRunEnd,
     pub(crate) took: Duration,
     /// What it wrote, secrets masked. The trail escapes it, but for the ends of lines, and cuts it.
     pub(crate) output: String,
@@ -52,7 +52,7 @@ pub(crate) struct Ran {
 
 /// How a program ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Ended {
+pub(crate) enum AgentRunEnd {
     /// By itself, with this exit code.
     Exit(i32),
     /// A signal that we did not send.
@@ -63,7 +63,7 @@ pub(crate) enum Ended {
     NotRun(String),
 }
 
-impl Ended {
+impl AgentRunEnd {
     /// One word of a few, for counting.
     pub(crate) fn word(&self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ impl Ended {
     }
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for AgentRunEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exit(code) => write!(f, "exit {code}"),
@@ -89,20 +89,20 @@ impl fmt::Display for Ended {
     }
 }
 
-impl Trail {
+impl AgentRunTrail {
     /// A run has ended.
-    pub(crate) fn note(&self, mut ran: Ran) {
+    pub(crate) fn note(&self, mut ran: AgentRun) {
         ran.output = cut(plain(&ran.output));
         let mut runs = lock(&self.0);
         if runs.kept.len() == KEPT {
-            runs.kept.remove(Runs::FIRST);
+            runs.kept.remove(TrailSnapshot::FIRST);
             runs.left_out += 1;
         }
         runs.kept.push(ran);
     }
 
     /// What was run until now.
-    pub(crate) fn runs(&self) -> Runs {
+    pub(crate) fn runs(&self) -> TrailSnapshot {
         lock(&self.0).clone()
     }
 }
@@ -128,12 +128,12 @@ fn cut(mut output: String) -> String {
 mod tests {
     use super::*;
 
-    fn ran(number: usize, output: &str) -> Ran {
-        Ran {
+    fn ran(number: usize, output: &str) -> AgentRun {
+        AgentRun {
             device: number.to_string(),
             agent: "fence_test".to_owned(),
             action: "status",
-            ended: Ended::Exit(0),
+            ended: AgentRunEnd::Exit(0),
             took: Duration::ZERO,
             output: output.to_owned(),
         }
@@ -141,21 +141,22 @@ mod tests {
 
     #[test]
     fn the_first_and_the_last_are_kept_and_the_rest_is_counted() {
-        let trail = Trail::default();
+        let trail = AgentRunTrail::default();
         for number in 0..100 {
             trail.clone().note(ran(number, ""));
-            let Runs { kept, left_out } = trail.runs();
+            let TrailSnapshot { kept, left_out } = trail.runs();
             assert_eq!(kept.len() + left_out, number + 1);
             assert_eq!(kept.last().unwrap().device, number.to_string());
         }
         let numbers: Vec<usize> = trail.runs().kept.iter().map(|it| it.device.parse().unwrap()).collect();
-        let expected: Vec<usize> = (0..Runs::FIRST).chain(100 + Runs::FIRST - KEPT..100).collect();
+        let expected: Vec<usize> =
+            (0..TrailSnapshot::FIRST).chain(100 + TrailSnapshot::FIRST - KEPT..100).collect();
         assert_eq!(numbers, expected);
     }
 
     #[test]
     fn nothing_is_left_that_a_terminal_acts_on() {
-        let trail = Trail::default();
+        let trail = AgentRunTrail::default();
         trail.note(ran(0, "a\u{1b}[2J\r\n\nb\u{202e}\0\u{9b}\\"));
         let output = trail.runs().kept.remove(0).output;
         assert_eq!(output, "a\\x1b[2J\n\nb\\u{202e}\\x00\\u{9b}\\\\");
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn output_is_cut_between_two_characters() {
-        let trail = Trail::default();
+        let trail = AgentRunTrail::default();
         let whole = "x".repeat(OUTPUT);
         trail.note(ran(0, &whole));
         trail.note(ran(1, &format!("x{}", "\u{e9}".repeat(OUTPUT))));

@@ -11,7 +11,7 @@ use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
 use super::{Finding, USER, shown};
-use crate::backend::agent::examine::{About, Examined, examine};
+use crate::backend::agent::examine::{AgentCapabilities, DeviceExamination, examine};
 
 const CHECK: &str = "agent";
 /// Names that are shown of many.
@@ -40,7 +40,8 @@ fn of(backend: &AgentBackend) -> Vec<Finding> {
     let both = || backend.devices.iter().zip(&seen);
     both()
         .flat_map(|(device, seen)| {
-            let is_other = |it: &&(&AgentDevice, &Examined)| it.0.name != device.name && it.1.is_well();
+            let is_other =
+                |it: &&(&AgentDevice, &DeviceExamination)| it.0.name != device.name && it.1.is_well();
             let stands_in = both().filter(|it| is_other(&it)).find(|it| serves(it.0, device));
             findings(device, seen, stands_in.map(|it| it.0))
         })
@@ -55,7 +56,7 @@ fn serves(device: &AgentDevice, other: &AgentDevice) -> bool {
         && other.plugs.named.iter().all(|it| lists_the_same || names(&it.domain))
 }
 
-fn findings(device: &AgentDevice, seen: &Examined, stands_in: Option<&AgentDevice>) -> Vec<Finding> {
+fn findings(device: &AgentDevice, seen: &DeviceExamination, stands_in: Option<&AgentDevice>) -> Vec<Finding> {
     let name = escaped(&device.name).to_string();
     let mut found = vec![agent(&name, device, seen, stands_in)];
     if let Ok(about) = &seen.about {
@@ -73,7 +74,12 @@ fn findings(device: &AgentDevice, seen: &Examined, stands_in: Option<&AgentDevic
 }
 
 /// Whether requests can be carried out with it. `stands_in` serves the same and is well.
-fn agent(name: &str, device: &AgentDevice, seen: &Examined, stands_in: Option<&AgentDevice>) -> Finding {
+fn agent(
+    name: &str,
+    device: &AgentDevice,
+    seen: &DeviceExamination,
+    stands_in: Option<&AgentDevice>,
+) -> Finding {
     let program = match &seen.program {
         Ok(path) => shown(path),
         Err(why) => {
@@ -118,7 +124,7 @@ fn agent(name: &str, device: &AgentDevice, seen: &Examined, stands_in: Option<&A
     }
 }
 
-fn options(name: &str, about: &About) -> impl Iterator<Item = Finding> {
+fn options(name: &str, about: &AgentCapabilities) -> impl Iterator<Item = Finding> {
     about.unknown.iter().map(move |(option, meant)| {
         let next = match meant {
             Some(meant) => format!("did you mean {meant}?"),
@@ -178,7 +184,12 @@ fn secret(name: &str, option: &str, path: &Path, read: &Result<(), String>) -> F
 }
 
 /// Whether it can serve what it is to serve.
-fn plugs(name: &str, device: &AgentDevice, about: &About, seen: &Examined) -> Option<Finding> {
+fn plugs(
+    name: &str,
+    device: &AgentDevice,
+    about: &AgentCapabilities,
+    seen: &DeviceExamination,
+) -> Option<Finding> {
     const CHECK: &str = "plugs";
     let failed = |text: String, next: &str| Some(Finding::failed(CHECK, name, text, next));
     let warning = |text: String, next: &str| Some(Finding::warning(CHECK, name, text, next));

@@ -33,7 +33,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     let (tell, told) = mpsc::channel();
     let groups = groups(settings);
     // Asking corosync while it is stopped does not end: then this thread ends with the process.
-    thread::spawn(move || drop(tell.send(Seen::look(&groups))));
+    thread::spawn(move || drop(tell.send(CorosyncView::look(&groups))));
     let mut found = match told.recv_timeout(LIMIT) {
         Ok(Ok(seen)) => seen.findings(settings),
         Ok(Err(error)) => vec![unreachable(&link::explained(&error))],
@@ -50,7 +50,7 @@ fn groups(settings: &CpgBackend) -> [String; 2] {
 
 /// What corosync said.
 #[derive(Clone)]
-struct Seen {
+struct CorosyncView {
     nodes: Result<Vec<Node>, Error>,
     /// Of each of the [`groups`].
     members: [Vec<Member>; 2],
@@ -58,7 +58,7 @@ struct Seen {
     lets_in: Option<bool>,
 }
 
-impl Seen {
+impl CorosyncView {
     fn look(groups: &[String; 2]) -> Result<Self, Error> {
         let list = NodeList::open()?;
         let user = User::from_name(USER).ok().flatten().filter(|_| geteuid().is_root());

@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::{Finding, shown};
-use crate::keys::{Keys, shown_group};
+use crate::keys::{ListenerKeys, shown_group};
 use crate::listener::rules::have_keys;
 
 /// Every key file once, those of groups too, and keys that stand for more than one.
@@ -44,7 +44,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
                 loaded => key(file, loaded, &format!("listener {}", listener.kind())),
             });
         }
-        if let Ok((_, odd)) = Keys::load(files, groups) {
+        if let Ok((_, odd)) = ListenerKeys::load(files, groups) {
             notices.extend(odd.iter().map(ToString::to_string));
         }
     }
@@ -166,28 +166,28 @@ fn may_write(path: &Path) -> bool {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::Level;
+    use super::super::FindingLevel;
     use super::*;
 
     #[test]
     fn a_state_directory_that_is_not_there_yet() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(state(Some(&dir.path().join("a/b"))).result, Level::Ok);
+        assert_eq!(state(Some(&dir.path().join("a/b"))).result, FindingLevel::Ok);
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert_eq!(state(Some(&file)).result, Level::Warning);
-        assert_eq!(state(Some(&file.join("x"))).result, Level::Warning);
+        assert_eq!(state(Some(&file)).result, FindingLevel::Warning);
+        assert_eq!(state(Some(&file.join("x"))).result, FindingLevel::Warning);
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let found = state(Some(dir.path()));
         assert!(found.next.unwrap().starts_with("chmod go-w"), "{}", found.text);
-        assert_eq!(state(None).result, Level::Warning);
+        assert_eq!(state(None).result, FindingLevel::Warning);
     }
 
     #[test]
     fn an_audit_file_needs_its_directory() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(audit_log(&dir.path().join("audit")).result, Level::Ok);
-        assert_eq!(audit_log(&dir.path().join("none/audit")).result, Level::Failed);
-        assert_eq!(audit_log(dir.path()).result, Level::Failed);
+        assert_eq!(audit_log(&dir.path().join("audit")).result, FindingLevel::Ok);
+        assert_eq!(audit_log(&dir.path().join("none/audit")).result, FindingLevel::Failed);
+        assert_eq!(audit_log(dir.path()).result, FindingLevel::Failed);
     }
 }

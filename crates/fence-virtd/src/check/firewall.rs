@@ -35,11 +35,11 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
     // Rules of iptables-nft are seen here too.
     match output("nft", &["list", "ruleset"]) {
         Ok(rules) => found.extend(judge("nft", &nft(&rules), &wanted, calls_back)),
-        Err(Unseen::Failed(why)) => {
+        Err(ToolFailure::Failed(why)) => {
             let next = "run this as root, or look by hand: nft list ruleset";
             found.push(Finding::warning(CHECK, "nft", format!("the rules can't be seen: {why}"), next));
         }
-        Err(Unseen::NoTool) => {}
+        Err(ToolFailure::NoTool) => {}
     }
     // Not without need: the tool would load the module.
     let is_loaded =
@@ -55,7 +55,7 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
 
 /// What a set of rules comes to, roughly.
 #[derive(Default, PartialEq, Eq, Debug)]
-struct Rules {
+struct FirewallRules {
     /// Something that comes in is dropped.
     input: bool,
     /// Something that goes out is dropped.
@@ -64,7 +64,12 @@ struct Rules {
     text: String,
 }
 
-fn judge(tool: &str, rules: &Rules, wanted: &BTreeSet<(&str, u16)>, calls_back: bool) -> Vec<Finding> {
+fn judge(
+    tool: &str,
+    rules: &FirewallRules,
+    wanted: &BTreeSet<(&str, u16)>,
+    calls_back: bool,
+) -> Vec<Finding> {
     let mut found = Vec::new();
     let firewalld = is_firewalld(&rules.text);
     for (kind, port) in wanted {
@@ -107,8 +112,8 @@ fn names_port(rules: &str, port: u16) -> bool {
 }
 
 /// `nft list ruleset`: chains whose hook is input or output and that drop, by policy or by rule.
-fn nft(text: &str) -> Rules {
-    let mut rules = Rules { text: text.to_owned(), ..Rules::default() };
+fn nft(text: &str) -> FirewallRules {
+    let mut rules = FirewallRules { text: text.to_owned(), ..FirewallRules::default() };
     let mut hook = "";
     for line in text.lines().map(str::trim) {
         if line.starts_with("chain ") || line == "}" {
@@ -132,7 +137,7 @@ fn nft(text: &str) -> Rules {
 }
 
 /// `iptables-save -t filter`.
-fn iptables(text: &str) -> Rules {
+fn iptables(text: &str) -> FirewallRules {
     let drops = |chain: &str| {
         text.lines().any(|line| {
             line.strip_prefix(':').is_some_and(|it| it.starts_with(&format!("{chain} DROP")))
@@ -141,19 +146,19 @@ fn iptables(text: &str) -> Rules {
                     && line.split(' ').any(|it| it == "DROP" || it == "REJECT")
         })
     };
-    Rules { input: drops("INPUT"), output: drops("OUTPUT"), text: text.to_owned() }
+    FirewallRules { input: drops("INPUT"), output: drops("OUTPUT"), text: text.to_owned() }
 }
 
-enum Unseen {
+enum ToolFailure {
     NoTool,
     Failed(String),
 }
 
 /// What a tool prints. It gets neither input nor a terminal, and its time is limited.
-fn output(tool: &str, arguments: &[&str]) -> Result<String, Unseen> {
+fn output(tool: &str, arguments: &[&str]) -> Result<String, ToolFailure> {
     let path = ["/usr/sbin", "/sbin", "/usr/bin"].map(|it| std::path::Path::new(it).join(tool));
-    let path = path.iter().find(|it| it.exists()).ok_or(Unseen::NoTool)?;
-    let failed = |it: std::io::Error| Unseen::Failed(it.to_string());
+    let path = path.iter().find(|it| it.exists()).ok_or(ToolFailure::NoTool)?;
+    let failed = |it: std::io::Error| ToolFailure::Failed(it.to_string());
     let mut child = Command::new(path)
         .args(arguments)
         .stdin(Stdio::null())
@@ -176,9 +181,9 @@ fn output(tool: &str, arguments: &[&str]) -> Result<String, Unseen> {
     let status = child.wait().map_err(failed)?;
     match text {
         Ok(Ok(text)) if status.success() => Ok(text),
-        Ok(Ok(_)) => Err(Unseen::Failed(format!("{tool} ended with {status}"))),
+        Ok(Ok(_)) => Err(ToolFailure::Failed(format!("{tool} ended with {status}"))),
         Ok(Err(error)) => Err(failed(error)),
-        Err(_) => Err(Unseen::Failed(format!("{tool} took longer than {} s", LIMIT.as_secs()))),
+        Err(_) => Err(ToolFailure::Failed(format!("{tool} took longer than {} s", LIMIT.as_secs()))),
     }
 }
 
@@ -204,7 +209,7 @@ table inet filter {
 }
 ";
 
-    fn texts(rules: &Rules) -> Vec<String> {
+    fn texts(rules: &FirewallRules) -> Vec<String> {
         judge("nft", rules, &BTreeSet::from([("udp", 1229)]), true).into_iter().map(|it| it.text).collect()
     }
 

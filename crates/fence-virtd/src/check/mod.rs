@@ -43,7 +43,7 @@ pub(crate) fn run(file: &Path, json: bool) -> u8 {
         findings.iter().map(Finding::lines).collect()
     };
     if std::io::stdout().write_all(text.as_bytes()).is_err()
-        || findings.iter().any(|it| it.result == Level::Failed)
+        || findings.iter().any(|it| it.result == FindingLevel::Failed)
     {
         return FAILURE;
     }
@@ -57,7 +57,7 @@ struct Finding {
     check: &'static str,
     /// What was looked at: a file, an interface, a URI.
     subject: String,
-    result: Level,
+    result: FindingLevel,
     /// What was seen.
     text: String,
     /// What to do about it; none when all is well.
@@ -69,7 +69,7 @@ struct Finding {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Level {
+enum FindingLevel {
     Ok,
     Warning,
     Failed,
@@ -78,7 +78,7 @@ enum Level {
 impl Finding {
     fn ok(check: &'static str, subject: impl Into<String>, text: impl Into<String>) -> Self {
         let (subject, text) = (subject.into(), text.into());
-        Self { check, subject, result: Level::Ok, text, next: None, excerpt: None }
+        Self { check, subject, result: FindingLevel::Ok, text, next: None, excerpt: None }
     }
 
     fn warning(
@@ -87,7 +87,7 @@ impl Finding {
         text: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        Self { result: Level::Warning, next: Some(next.into()), ..Self::ok(check, subject, text) }
+        Self { result: FindingLevel::Warning, next: Some(next.into()), ..Self::ok(check, subject, text) }
     }
 
     fn failed(
@@ -96,15 +96,15 @@ impl Finding {
         text: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        Self { result: Level::Failed, ..Self::warning(check, subject, text, next) }
+        Self { result: FindingLevel::Failed, ..Self::warning(check, subject, text, next) }
     }
 
     /// One line, and one more for what to do.
     fn lines(&self) -> String {
         let word = match self.result {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Failed => "failed",
+            FindingLevel::Ok => "ok",
+            FindingLevel::Warning => "warning",
+            FindingLevel::Failed => "failed",
         };
         let blank = if self.subject.is_empty() { "" } else { " " };
         let mut lines =
@@ -173,7 +173,7 @@ fn configuration(file: &Path) -> (Option<Config>, Vec<Finding>) {
         .map(|it| Finding {
             check: CHECK,
             subject: format!("{shown}:{}:{}", it.line, it.column),
-            result: if it.severity == Severity::Error { Level::Failed } else { Level::Warning },
+            result: if it.severity == Severity::Error { FindingLevel::Failed } else { FindingLevel::Warning },
             text: it.message.clone(),
             next: Some(
                 it.help.clone().unwrap_or_else(|| "correct the line; see fence_virt.conf(5)".to_owned()),

@@ -167,7 +167,7 @@ fn vsock() -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Level;
+    use super::super::FindingLevel;
     use super::*;
 
     fn config(more: &str) -> Config {
@@ -187,10 +187,10 @@ mod tests {
             let found = super::snooping(&config(more), class.path());
             found.into_iter().map(|it| it.result).collect::<Vec<_>>()
         };
-        assert_eq!(look("1\n", "0\n", ""), [Level::Warning]);
-        assert_eq!(look("1\n", "1\n", ""), [Level::Ok]);
-        assert_eq!(look("0\n", "0\n", ""), [Level::Ok]);
-        assert_eq!(look("1\n", "0\n", "interface = \"br7\";"), [Level::Warning]);
+        assert_eq!(look("1\n", "0\n", ""), [FindingLevel::Warning]);
+        assert_eq!(look("1\n", "1\n", ""), [FindingLevel::Ok]);
+        assert_eq!(look("0\n", "0\n", ""), [FindingLevel::Ok]);
+        assert_eq!(look("1\n", "0\n", "interface = \"br7\";"), [FindingLevel::Warning]);
         assert_eq!(look("1\n", "0\n", "interface = \"eth0\";"), []);
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
 
 /// A process that holds a socket.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Holder {
+struct SocketHolder {
     name: String,
     pid: u32,
 }
@@ -121,7 +121,7 @@ fn refused(subject: String, error: &std::io::Error, names: &str) -> Finding {
     }
 }
 
-fn names(holders: &[Holder]) -> String {
+fn names(holders: &[SocketHolder]) -> String {
     if holders.is_empty() {
         return "a program that this user can't see".to_owned();
     }
@@ -141,7 +141,7 @@ fn inodes(table: &str, kind: &str, port: u16) -> Vec<u64> {
 }
 
 /// The processes that have one of these sockets, as far as this user may see.
-fn holders(sockets: &[u64]) -> Vec<Holder> {
+fn holders(sockets: &[u64]) -> Vec<SocketHolder> {
     if sockets.is_empty() {
         return Vec::new();
     }
@@ -157,11 +157,11 @@ fn holders(sockets: &[u64]) -> Vec<Holder> {
     found.into_values().collect()
 }
 
-fn processes() -> impl Iterator<Item = Holder> {
+fn processes() -> impl Iterator<Item = SocketHolder> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|it| {
         let pid = it.file_name().to_str()?.parse().ok()?;
         let name = fs::read_to_string(it.path().join("comm")).ok()?;
-        Some(Holder { name: name.trim_end().to_owned(), pid })
+        Some(SocketHolder { name: name.trim_end().to_owned(), pid })
     })
 }
 

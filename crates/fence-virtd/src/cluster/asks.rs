@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use fence_config::MAX_CLIENT_TIMEOUT;
 use tokio::sync::{mpsc, oneshot};
 
-use super::message::{Ask, End, Member, Message};
-use crate::backend::{ActError, Lease, LeaseEnd, LeaseEnder, Settled};
+use super::message::{AskEnd, AskMessage, HostMessage, Member};
+use crate::backend::{ActionError, Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
 
 /// Asks of other hosts that are worked on at once.
 const MAX_SERVED: usize = 1024;
@@ -33,15 +33,15 @@ pub(super) const MAX_LEFT: Duration = MAX_CLIENT_TIMEOUT;
 
 /// What this host asked others for.
 #[derive(Debug)]
-pub(super) struct Asks {
+pub(super) struct OutgoingAsks {
     next: u64,
-    pending: HashMap<u64, Pending>,
+    pending: HashMap<u64, OutgoingAsk>,
 }
 
 #[derive(Debug)]
-struct Pending {
+struct OutgoingAsk {
     to: Member,
-    tell: mpsc::UnboundedSender<Word>,
+    tell: mpsc::UnboundedSender<AskEvent>,
     /// Held as long as something of it may still take effect.
     lease: Lease,
     /// The owner was told to go on.
@@ -50,18 +50,18 @@ struct Pending {
 
 /// What an asker hears.
 #[derive(Debug)]
-pub(super) enum Word {
+pub(super) enum AskEvent {
     /// A look after the action showed the domain off.
     SeenOff {
         was_off: bool,
         starts: bool,
     },
-    Reply(End),
+    Reply(AskEnd),
     /// The owner, or this host, left the group.
     Lost(String),
 }
 
-impl Asks {
+impl OutgoingAsks {
     /// `first` should be drawn: a daemon that was started anew with the same process id must not take answers that were
     /// meant for the one before.
     pub(super) fn new(first: u64) -> Self {
@@ -69,11 +69,11 @@ impl Asks {
     }
 
     /// Notes down what is asked of `to` now. Gives its number.
-    pub(super) fn begin(&mut self, to: Member, lease: &Lease) -> (u64, mpsc::UnboundedReceiver<Word>) {
+    pub(super) fn begin(&mut self, to: Member, lease: &Lease) -> (u64, mpsc::UnboundedReceiver<AskEvent>) {
         let ask = self.next;
         self.next = self.next.wrapping_add(1);
         let (tell, told) = mpsc::unbounded_channel();
-        self.pending.insert(ask, Pending { to, tell, lease: lease.clone(), went: false });
+        self.pending.insert(ask, OutgoingAsk { to, tell, lease: lease.clone(), went: false });
         (ask, told)
     }
 
@@ -91,14 +91,14 @@ impl Asks {
     }
 
     /// An owner says that it is about to act. Gives what it is to be told.
-    pub(super) fn taken(&mut self, from: Member, ask: u64, now: Instant) -> Message {
+    pub(super) fn taken(&mut self, from: Member, ask: u64, now: Instant) -> HostMessage {
         match self.pending.get_mut(&ask).filter(|it| it.to == from) {
             Some(it) if it.lease.check().is_ok() => {
                 it.went = true;
                 let left = it.lease.until().saturating_duration_since(now);
-                Message::Go { to: from, ask, left_ms: left.as_millis().try_into().unwrap_or(u64::MAX) }
+                HostMessage::Go { to: from, ask, left_ms: left.as_millis().try_into().unwrap_or(u64::MAX) }
             }
-            _ => Message::Cancel { to: from, ask },
+            _ => HostMessage::Cancel { to: from, ask },
         }
     }
 
@@ -106,27 +106,27 @@ impl Asks {
     pub(super) fn seen_off(&self, from: Member, ask: u64, was_off: bool, starts: bool) {
         if let Some(it) = self.pending.get(&ask).filter(|it| it.to == from) {
             // Nobody may be there to hear it.
-            let _ = it.tell.send(Word::SeenOff { was_off, starts });
+            let _ = it.tell.send(AskEvent::SeenOff { was_off, starts });
         }
     }
 
     /// An owner is done.
-    pub(super) fn reply(&mut self, from: Member, ask: u64, end: End) {
+    pub(super) fn reply(&mut self, from: Member, ask: u64, end: AskEnd) {
         if self.pending.get(&ask).is_some_and(|it| it.to == from)
             && let Some(it) = self.pending.remove(&ask)
         {
-            let _ = it.tell.send(Word::Reply(end));
+            let _ = it.tell.send(AskEvent::Reply(end));
         }
     }
 
     /// A member left, or this host did (`None`): nothing more is heard of what it was asked for. Gives the leases of that:
     /// the owner may be in the middle of the action.
     pub(super) fn lost(&mut self, gone: Option<Member>, why: &str) -> Vec<Lease> {
-        let is_lost = |it: &Pending| gone.is_none_or(|gone| it.to == gone);
+        let is_lost = |it: &OutgoingAsk| gone.is_none_or(|gone| it.to == gone);
         let asks: Vec<u64> = self.pending.iter().filter(|(_, it)| is_lost(it)).map(|(ask, _)| *ask).collect();
         let lost = asks.into_iter().filter_map(|ask| self.pending.remove(&ask));
         lost.map(|it| {
-            let _ = it.tell.send(Word::Lost(why.to_owned()));
+            let _ = it.tell.send(AskEvent::Lost(why.to_owned()));
             it.lease
         })
         .collect()
@@ -139,37 +139,37 @@ impl Asks {
 }
 
 /// What an owner's end means to the asker; `owner` is that host's name.
-pub(super) fn result(end: End, owner: &str) -> Result<super::message::Outcome, ActError> {
+pub(super) fn result(end: AskEnd, owner: &str) -> Result<super::message::AskOutcome, ActionError> {
     match end {
-        End::Done(outcome) => Ok(outcome),
-        End::NotHere => Err(ActError::Gone),
-        End::NothingDone(why) => Err(ActError::Refused(format!("{owner}: {why}"))),
+        AskEnd::Done(outcome) => Ok(outcome),
+        AskEnd::NotHere => Err(ActionError::Gone),
+        AskEnd::NothingDone(why) => Err(ActionError::Refused(format!("{owner}: {why}"))),
     }
 }
 
 /// What this host does for others.
 #[derive(Debug, Default)]
-pub(super) struct Served {
-    served: HashMap<(Member, u64), Stage>,
+pub(super) struct IncomingAsks {
+    served: HashMap<(Member, u64), AskStage>,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum AskStage {
     /// It looks whether the domain is here.
     Looking,
     /// It said "taken" at this moment and waits for "go".
-    Taken(Instant, oneshot::Sender<(Lease, Settled)>),
+    Taken(Instant, oneshot::Sender<(Lease, LeaseReleased)>),
     /// It acts.
-    Acting(LeaseEnder),
+    Acting(LeaseCanceller),
 }
 
-impl Served {
+impl IncomingAsks {
     /// Takes an ask in; false: there are too many, or it is here already.
-    pub(super) fn begin(&mut self, from: Member, ask: &Ask) -> bool {
+    pub(super) fn begin(&mut self, from: Member, ask: &AskMessage) -> bool {
         if self.served.len() >= MAX_SERVED || self.served.contains_key(&(from, ask.ask)) {
             return false;
         }
-        self.served.insert((from, ask.ask), Stage::Looking);
+        self.served.insert((from, ask.ask), AskStage::Looking);
         true
     }
 
@@ -179,10 +179,10 @@ impl Served {
         from: Member,
         ask: u64,
         now: Instant,
-    ) -> oneshot::Receiver<(Lease, Settled)> {
+    ) -> oneshot::Receiver<(Lease, LeaseReleased)> {
         let (tell, told) = oneshot::channel();
-        if let Some(stage @ Stage::Looking) = self.served.get_mut(&(from, ask)) {
-            *stage = Stage::Taken(now, tell);
+        if let Some(stage @ AskStage::Looking) = self.served.get_mut(&(from, ask)) {
+            *stage = AskStage::Taken(now, tell);
         }
         told
     }
@@ -190,10 +190,10 @@ impl Served {
     /// The asker says "go".
     pub(super) fn go(&mut self, from: Member, ask: u64, left_ms: u64) {
         let Some(stage) = self.served.get_mut(&(from, ask)) else { return };
-        let Stage::Taken(since, _) = stage else { return };
+        let AskStage::Taken(since, _) = stage else { return };
         let left = Duration::from_millis(left_ms).min(MAX_LEFT);
         let (lease, settled) = Lease::new(*since + left, ask);
-        if let Stage::Taken(_, tell) = std::mem::replace(stage, Stage::Acting(lease.ender())) {
+        if let AskStage::Taken(_, tell) = std::mem::replace(stage, AskStage::Acting(lease.ender())) {
             // Nobody there to hear it: it has ended by itself.
             let _ = tell.send((lease, settled));
         }
@@ -202,8 +202,8 @@ impl Served {
     /// Nobody waits for it any more.
     pub(super) fn cancel(&mut self, from: Member, ask: u64) {
         match self.served.get(&(from, ask)) {
-            Some(Stage::Acting(ender)) => ender.end(LeaseEnd::HungUp),
-            Some(Stage::Looking | Stage::Taken(..)) => drop(self.served.remove(&(from, ask))),
+            Some(AskStage::Acting(ender)) => ender.end(LeaseEndReason::HungUp),
+            Some(AskStage::Looking | AskStage::Taken(..)) => drop(self.served.remove(&(from, ask))),
             None => {}
         }
     }
@@ -226,7 +226,7 @@ impl Served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::message::What;
+    use crate::cluster::message::AskAction;
 
     const OWNER: Member = Member { node: 2, pid: 20 };
     const OTHER: Member = Member { node: 3, pid: 30 };
@@ -237,12 +237,12 @@ mod tests {
         Lease::new(Instant::now() + TIME, 7).0
     }
 
-    fn ask(number: u64) -> Ask {
+    fn ask(number: u64) -> AskMessage {
         let (uuid, name) = ("u".to_owned(), "n".to_owned());
-        Ask {
+        AskMessage {
             to: OWNER,
             ask: number,
-            what: What::Off,
+            what: AskAction::Off,
             uuid,
             name,
             rests: false,
@@ -254,53 +254,53 @@ mod tests {
 
     #[test]
     fn go_is_said_while_somebody_waits_and_to_nobody_else() {
-        let (mut asks, now) = (Asks::new(40), Instant::now());
+        let (mut asks, now) = (OutgoingAsks::new(40), Instant::now());
         let lease = lease();
         let (number, _told) = asks.begin(OWNER, &lease);
         assert_eq!(number, 40);
         let left = |message| match message {
-            Message::Go { to: OWNER, ask: 40, left_ms } => Some(left_ms),
+            HostMessage::Go { to: OWNER, ask: 40, left_ms } => Some(left_ms),
             _ => None,
         };
         let millis = left(asks.taken(OWNER, 40, now)).unwrap();
         assert!((599_000..=600_000).contains(&millis), "{millis}");
-        let no = |to, ask| Message::Cancel { to, ask };
+        let no = |to, ask| HostMessage::Cancel { to, ask };
         assert_eq!(asks.taken(OTHER, 40, now), no(OTHER, 40), "it was not asked");
         assert_eq!(asks.taken(OWNER, 41, now), no(OWNER, 41), "an ask of an earlier daemon");
-        lease.end(LeaseEnd::HungUp);
+        lease.end(LeaseEndReason::HungUp);
         assert_eq!(asks.taken(OWNER, 40, now), no(OWNER, 40));
     }
 
     #[test]
     fn the_owner_alone_is_believed_and_its_reply_ends_it() {
-        let mut asks = Asks::new(1);
+        let mut asks = OutgoingAsks::new(1);
         let (lease, mut settled) = Lease::new(Instant::now() + TIME, 7);
         let (number, mut told) = asks.begin(OWNER, &lease);
         drop(lease);
         asks.seen_off(OTHER, number, true, false);
-        asks.reply(OTHER, number, End::NotHere);
+        asks.reply(OTHER, number, AskEnd::NotHere);
         assert!(told.try_recv().is_err() && !settled.is_now());
         asks.seen_off(OWNER, number, false, true);
-        assert!(matches!(told.try_recv(), Ok(Word::SeenOff { was_off: false, starts: true })));
+        assert!(matches!(told.try_recv(), Ok(AskEvent::SeenOff { was_off: false, starts: true })));
         assert!(!settled.is_now(), "it may still take effect");
-        asks.reply(OWNER, number, End::NotHere);
-        assert!(matches!(told.try_recv(), Ok(Word::Reply(End::NotHere))));
+        asks.reply(OWNER, number, AskEnd::NotHere);
+        assert!(matches!(told.try_recv(), Ok(AskEvent::Reply(AskEnd::NotHere))));
         assert!(settled.is_now());
         assert_eq!(asks.count(), 0);
     }
 
     #[test]
     fn an_owner_that_left_may_still_be_at_it() {
-        let mut asks = Asks::new(1);
+        let mut asks = OutgoingAsks::new(1);
         let (lease, mut settled) = Lease::new(Instant::now() + TIME, 7);
         let (_, mut told) = asks.begin(OWNER, &lease);
         let (_, mut other) = asks.begin(OTHER, &lease);
         drop(lease);
         let held = asks.lost(Some(OWNER), "it left");
-        assert!(matches!(told.try_recv(), Ok(Word::Lost(why)) if why == "it left"));
+        assert!(matches!(told.try_recv(), Ok(AskEvent::Lost(why)) if why == "it left"));
         assert!(other.try_recv().is_err());
         drop(asks.lost(None, "this host left"));
-        assert!(matches!(other.try_recv(), Ok(Word::Lost(_))));
+        assert!(matches!(other.try_recv(), Ok(AskEvent::Lost(_))));
         assert!(!settled.is_now(), "whoever holds what was lost says when");
         drop(held);
         assert!(settled.is_now());
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_time_that_is_left_counts_from_taken() {
-        let mut served = Served::default();
+        let mut served = IncomingAsks::default();
         let taken = Instant::now();
         for (number, left_ms, until) in
             [(1, 5_000, taken + Duration::from_secs(5)), (2, u64::MAX, taken + MAX_LEFT)]
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn nothing_begins_for_one_that_left_and_what_has_begun_hears_of_it() {
-        let mut served = Served::default();
+        let mut served = IncomingAsks::default();
         for number in [1, 2, 3] {
             assert!(served.begin(OTHER, &ask(number)));
         }
@@ -340,7 +340,7 @@ mod tests {
         let mut mine = served.taken(OWNER, 1, Instant::now());
         served.lost(Some(OTHER));
         assert!(matches!(waiting.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
-        assert_eq!(lease.end_reason(), Some(LeaseEnd::HungUp));
+        assert_eq!(lease.end_reason(), Some(LeaseEndReason::HungUp));
         drop(lease);
         assert!(settled.is_now(), "the table holds nothing up");
         assert!(matches!(mine.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
@@ -356,19 +356,19 @@ mod tests {
         let now = Instant::now();
         let ask = || {
             let (lease, settled) = Lease::new(now + Duration::from_secs(60), 1);
-            let mut asks = Asks::new(1);
+            let mut asks = OutgoingAsks::new(1);
             let (ask, _told) = asks.begin(OWNER, &lease);
             (asks, ask, settled)
         };
         let (mut asks, number, mut settled) = ask();
         asks.give_up(number);
         assert!(settled.is_now());
-        assert_eq!(asks.taken(OWNER, number, now), Message::Cancel { to: OWNER, ask: number });
+        assert_eq!(asks.taken(OWNER, number, now), HostMessage::Cancel { to: OWNER, ask: number });
         let (mut asks, number, mut settled) = ask();
-        assert!(matches!(asks.taken(OWNER, number, now), Message::Go { .. }));
+        assert!(matches!(asks.taken(OWNER, number, now), HostMessage::Go { .. }));
         asks.give_up(number);
         assert!(!settled.is_now(), "it may be at work");
-        asks.reply(OWNER, number, End::NotHere);
+        asks.reply(OWNER, number, AskEnd::NotHere);
         assert!(settled.is_now());
     }
 }

@@ -46,9 +46,13 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Response;
 
-use super::message::{Acting, Claim, End, Held, Member, Message, Outcome, Sync};
-use crate::arbiter::{Arbiter, Decision, PeerId, Request, Source, Verdict, Why};
-use crate::turns::Told;
+use super::message::{
+    ActingClaim, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
+};
+use crate::arbiter::{
+    Arbiter, ArbiterDecision, ArbiterRequest, PeerId, Rejection, RequestSource, SubmitResult,
+};
+use crate::turns::SharedResult;
 
 #[cfg(test)]
 mod proptests;
@@ -64,53 +68,53 @@ const CLAIM_LIMIT: usize = 256;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Claims {
+pub(crate) struct ClusterArbiter {
     /// This host in the group; none while it is alone.
     me: Option<Member>,
     /// The number of the next claim.
     next: u64,
     /// Syncs that were sent.
     syncs: u64,
-    own: BTreeMap<u64, Own>,
+    own: BTreeMap<u64, OwnClaim>,
     /// What others ask of this host under their claims: by asker and number of the ask.
-    asked: BTreeMap<(Member, u64), Claim>,
+    asked: BTreeMap<(Member, u64), ClaimMessage>,
     /// What this host does of that, or is about to.
-    acting: BTreeMap<(Member, u64), Held>,
-    view: View,
+    acting: BTreeMap<(Member, u64), InFlightClaim>,
+    view: Epoch,
     /// The latest replica that was complete, and of which members, for [`Claims::pass_over`].
-    before: Table,
+    before: ReplicatedArbiter,
     before_of: BTreeSet<Member>,
     /// What the arbiter is told that the time is; it never passes.
     start: Instant,
-    effects: Vec<Effect>,
+    effects: Vec<ClaimEffect>,
 }
 
 /// What the caller is to do, in this order. Numbers are those of [`Claims::claim`].
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Effect {
+pub(crate) enum ClaimEffect {
     /// Send it to the group.
-    Send(Message),
+    Send(HostMessage),
     /// Its turn has come.
     Run(u64),
     /// Another host did the same work. It is over.
-    Told(u64, Told),
+    Told(u64, SharedResult),
     /// It does not run. It is over.
-    Never(u64, Why),
+    Never(u64, Rejection),
     /// Another host saw this domain off.
     Victim(String),
 }
 
 /// A claim of this host that is not over.
 #[derive(Debug)]
-struct Own {
-    claim: Claim,
-    stage: Stage,
+struct OwnClaim {
+    claim: ClaimMessage,
+    stage: ClaimStage,
     /// Whoever waits for it was told that it may run.
     told: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
+enum ClaimStage {
     Asked,
     Granted,
     /// Granted, and its source went down before it had proved itself.
@@ -119,7 +123,7 @@ enum Stage {
     SeenOff,
 }
 
-impl Claims {
+impl ClusterArbiter {
     /// `first` is the number of the first claim: drawn, and far from the end of all numbers, so that claims of an earlier
     /// daemon of the same process id are no claims of this one.
     pub(crate) fn new(first: u64, now: Instant) -> Self {
@@ -130,8 +134,8 @@ impl Claims {
             own: BTreeMap::new(),
             asked: BTreeMap::new(),
             acting: BTreeMap::new(),
-            view: View::of(&BTreeSet::new(), now),
-            before: Table::new(now),
+            view: Epoch::of(&BTreeSet::new(), now),
+            before: ReplicatedArbiter::new(now),
             before_of: BTreeSet::new(),
             start: now,
             effects: Vec::new(),
@@ -139,19 +143,19 @@ impl Claims {
     }
 
     /// This host joined the group, as this member. A change follows.
-    pub(crate) fn joined(&mut self, me: Member) -> Vec<Effect> {
+    pub(crate) fn joined(&mut self, me: Member) -> Vec<ClaimEffect> {
         self.me = Some(me);
-        self.decide_again(|_| false);
-        self.view = View::of(&BTreeSet::new(), self.start);
+        self.reset_unproved_grants(|_| false);
+        self.view = Epoch::of(&BTreeSet::new(), self.start);
         self.take_effects()
     }
 
     /// This host lost corosync, or does not find it. Until that, or [`Claims::joined`], is known, all wait.
-    pub(crate) fn lost(&mut self) -> Vec<Effect> {
-        self.drop_what_nobody_tells(&BTreeSet::new());
+    pub(crate) fn lost(&mut self) -> Vec<ClaimEffect> {
+        self.reject_blocked_by_departed(&BTreeSet::new());
         self.me = None;
         self.asked.clear();
-        self.decide_again(|_| false);
+        self.reset_unproved_grants(|_| false);
         self.begin_alone();
         self.take_effects()
     }
@@ -162,11 +166,11 @@ impl Claims {
     }
 
     /// The membership of the group is this from now on.
-    pub(crate) fn change(&mut self, members: &BTreeSet<Member>) -> Vec<Effect> {
+    pub(crate) fn change(&mut self, members: &BTreeSet<Member>) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };
-        self.drop_what_nobody_tells(members);
+        self.reject_blocked_by_departed(members);
         self.asked.retain(|(asker, _), _| members.contains(asker));
-        let view = View::of(members, self.start);
+        let view = Epoch::of(members, self.start);
         let last = std::mem::replace(&mut self.view, view);
         if last.begun {
             self.before = last.table;
@@ -179,43 +183,43 @@ impl Claims {
     }
 
     /// A message of the group.
-    pub(crate) fn message(&mut self, from: Member, message: &Message) -> Vec<Effect> {
+    pub(crate) fn message(&mut self, from: Member, message: &HostMessage) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };
         if !self.view.speakers.contains_key(&from) {
             return Vec::new();
         }
         match message {
-            Message::Sync(sync) => {
+            HostMessage::Sync(sync) => {
                 self.view.synced(from, sync);
                 if from == me && sync.n == self.syncs {
-                    self.effects.push(Effect::Send(Message::Ready { n: sync.n }));
+                    self.effects.push(ClaimEffect::Send(HostMessage::Ready { n: sync.n }));
                 }
             }
-            Message::Ready { n } => {
+            HostMessage::Ready { n } => {
                 let turns = self.view.ready(from, *n);
-                self.take(turns);
+                self.deliver_grants(turns);
             }
-            Message::PassOver { member, in_flight, acting } => {
+            HostMessage::PassOver { member, in_flight, acting } => {
                 if self.view.passed_over(*member, in_flight, acting) && *member == me {
                     // What others don't know of holds nothing up there.
-                    self.decide_again(|id| in_flight.iter().any(|it| it.claim.id == id));
+                    self.reset_unproved_grants(|id| in_flight.iter().any(|it| it.claim.id == id));
                     self.sync();
                 }
                 let turns = self.view.begin();
-                self.take(turns);
+                self.deliver_grants(turns);
             }
-            Message::Ask(ask) if ask.to == me => {
+            HostMessage::Ask(ask) if ask.to == me => {
                 if let Some(claim) = &ask.claim {
                     self.asked.insert((from, ask.ask), claim.clone());
                 }
             }
-            Message::Cancel { to, ask } if *to == me => drop(self.asked.remove(&(from, *ask))),
+            HostMessage::Cancel { to, ask } if *to == me => drop(self.asked.remove(&(from, *ask))),
             _ => {
                 let turns = self.view.said(from, message);
-                self.take(turns);
-                if let Message::SeenOff { victim, .. } | Message::Progress { victim, .. } = message {
+                self.deliver_grants(turns);
+                if let HostMessage::SeenOff { victim, .. } | HostMessage::Progress { victim, .. } = message {
                     if from != me {
-                        self.effects.push(Effect::Victim(victim.clone()));
+                        self.effects.push(ClaimEffect::Victim(victim.clone()));
                     }
                     self.source_is_down(victim);
                 }
@@ -228,20 +232,20 @@ impl Claims {
     ///
     /// # Errors
     /// It does not get one.
-    pub(crate) fn claim(&mut self, request: &Request) -> Result<(u64, Vec<Effect>), Why> {
+    pub(crate) fn claim(&mut self, request: &ArbiterRequest) -> Result<(u64, Vec<ClaimEffect>), Rejection> {
         if self.own.len() >= CLAIM_LIMIT {
-            return Err(Why::ClaimsFull);
+            return Err(Rejection::ClaimsFull);
         }
         let id = self.next;
-        let claim = Claim::of(id, &request.work, &request.source, request.peer.as_ref());
+        let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
         self.next += 1;
-        self.own.insert(id, Own { claim: claim.clone(), stage: Stage::Asked, told: false });
-        self.say(Message::Claim(claim));
+        self.own.insert(id, OwnClaim { claim: claim.clone(), stage: ClaimStage::Asked, told: false });
+        self.say(HostMessage::Claim(claim));
         Ok((id, self.take_effects()))
     }
 
     /// What another host is to be asked for under this claim.
-    pub(crate) fn of(&self, id: u64) -> Option<&Claim> {
+    pub(crate) fn of(&self, id: u64) -> Option<&ClaimMessage> {
         self.own.get(&id).map(|it| &it.claim)
     }
 
@@ -249,60 +253,60 @@ impl Claims {
     ///
     /// # Errors
     /// It must not: what was decided holds no more. To be withdrawn.
-    pub(crate) fn proved(&mut self, id: u64) -> Result<(), Why> {
+    pub(crate) fn proved(&mut self, id: u64) -> Result<(), Rejection> {
         match self.own.get_mut(&id) {
-            Some(own) if own.stage == Stage::Granted => {
-                own.stage = Stage::Proved;
+            Some(own) if own.stage == ClaimStage::Granted => {
+                own.stage = ClaimStage::Proved;
                 Ok(())
             }
-            Some(own) if own.stage == Stage::Void => Err(Why::SourceFenced),
-            _ => Err(Why::TurnLost),
+            Some(own) if own.stage == ClaimStage::Void => Err(Rejection::SourceFenced),
+            _ => Err(Rejection::TurnLost),
         }
     }
 
     /// The target was seen off.
-    pub(crate) fn seen_off(&mut self, id: u64) -> Vec<Effect> {
+    pub(crate) fn seen_off(&mut self, id: u64) -> Vec<ClaimEffect> {
         if let Some(own) = self.own.get_mut(&id) {
-            own.stage = Stage::SeenOff;
+            own.stage = ClaimStage::SeenOff;
             let victim = own.claim.target.clone();
-            self.say(Message::SeenOff { id, victim: victim.clone() });
+            self.say(HostMessage::SeenOff { id, victim: victim.clone() });
             self.source_is_down(&victim);
         }
         self.take_effects()
     }
 
     /// The work is over, and nothing that this host does of it can take effect any more.
-    pub(crate) fn finished(&mut self, id: u64, response: Response, reason: Option<&str>) -> Vec<Effect> {
+    pub(crate) fn finished(&mut self, id: u64, response: Response, reason: Option<&str>) -> Vec<ClaimEffect> {
         if self.own.remove(&id).is_some() {
-            self.say(Message::Finished { id, outcome: Outcome::new(response, reason) });
+            self.say(HostMessage::Finished { id, outcome: AskOutcome::new(response, reason) });
         }
         self.take_effects()
     }
 
     /// Nothing was done for it, and nothing will be. Whoever waits for it is told nothing.
-    pub(crate) fn withdraw(&mut self, id: u64) -> Vec<Effect> {
+    pub(crate) fn withdraw(&mut self, id: u64) -> Vec<ClaimEffect> {
         if self.own.remove(&id).is_some() {
-            self.say(Message::Withdraw { id });
+            self.say(HostMessage::Withdraw { id });
         }
         self.take_effects()
     }
 
     /// This host says `taken`, `progress` or `reply` to an asker, now, whether the group is there to hear it or not.
-    pub(crate) fn says(&mut self, message: &Message) -> Vec<Effect> {
+    pub(crate) fn says(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
         match message {
-            Message::Taken { asker, ask, .. } => {
+            HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {
-                    let held = Held { claim: claim.clone(), seen_off: false };
+                    let held = InFlightClaim { claim: claim.clone(), seen_off: false };
                     self.acting.insert((*asker, *ask), held);
                 }
             }
-            Message::Progress { asker, ask, victim, .. } => {
+            HostMessage::Progress { asker, ask, victim, .. } => {
                 if let Some(held) = self.acting.get_mut(&(*asker, *ask)) {
                     held.seen_off = true;
                 }
                 self.source_is_down(victim);
             }
-            Message::Reply { asker, ask, .. } => {
+            HostMessage::Reply { asker, ask, .. } => {
                 self.asked.remove(&(*asker, *ask));
                 self.acting.remove(&(*asker, *ask));
             }
@@ -310,7 +314,7 @@ impl Claims {
         }
         if self.me.is_none() {
             let turns = self.view.said(ALONE, message);
-            self.take(turns);
+            self.deliver_grants(turns);
         }
         self.take_effects()
     }
@@ -321,15 +325,15 @@ impl Claims {
         if self.view.begun {
             return Vec::new();
         }
-        let silent = self.view.speakers.iter().filter(|(_, it)| !it.counts());
+        let silent = self.view.speakers.iter().filter(|(_, it)| !it.is_accounted_for());
         silent.map(|(member, _)| (*member, self.before_of.contains(member))).collect()
     }
 
     /// All are to go on without this one's word, for it has been silent for too long.
-    pub(crate) fn pass_over(&mut self, member: Member) -> Vec<Effect> {
+    pub(crate) fn pass_over(&mut self, member: Member) -> Vec<ClaimEffect> {
         if self.silent().iter().any(|(it, _)| *it == member) {
             let (in_flight, acting) = self.before.held_by(member);
-            self.effects.push(Effect::Send(Message::PassOver { member, in_flight, acting }));
+            self.effects.push(ClaimEffect::Send(HostMessage::PassOver { member, in_flight, acting }));
         }
         self.take_effects()
     }
@@ -340,30 +344,33 @@ impl Claims {
     }
 
     /// Says it to all; alone, to itself.
-    fn say(&mut self, message: Message) {
+    fn say(&mut self, message: HostMessage) {
         if self.me.is_none() {
             let turns = self.view.said(ALONE, &message);
-            self.take(turns);
+            self.deliver_grants(turns);
         } else {
-            self.effects.push(Effect::Send(message));
+            self.effects.push(ClaimEffect::Send(message));
         }
     }
 
     fn sync(&mut self) {
         self.syncs += 1;
         let sync = self.under_way();
-        self.effects.push(Effect::Send(Message::Sync(sync)));
+        self.effects.push(ClaimEffect::Send(HostMessage::Sync(sync)));
     }
 
-    fn under_way(&self) -> Sync {
-        let of = |waiting| self.own.values().filter(move |it| (it.stage == Stage::Asked) == waiting);
-        let held = |it: &Own| Held { claim: it.claim.clone(), seen_off: it.stage == Stage::SeenOff };
-        let acting = |((asker, ask), held): (&(Member, u64), &Held)| Acting {
+    fn under_way(&self) -> StateSync {
+        let of = |waiting| self.own.values().filter(move |it| (it.stage == ClaimStage::Asked) == waiting);
+        let held = |it: &OwnClaim| InFlightClaim {
+            claim: it.claim.clone(),
+            seen_off: it.stage == ClaimStage::SeenOff,
+        };
+        let acting = |((asker, ask), held): (&(Member, u64), &InFlightClaim)| ActingClaim {
             asker: *asker,
             ask: *ask,
             held: held.clone(),
         };
-        Sync {
+        StateSync {
             n: self.syncs,
             in_flight: of(false).map(held).collect(),
             waiting: of(true).map(|it| it.claim.clone()).collect(),
@@ -372,54 +379,54 @@ impl Claims {
     }
 
     fn begin_alone(&mut self) {
-        self.view = View::of(&BTreeSet::from([ALONE]), self.start);
+        self.view = Epoch::of(&BTreeSet::from([ALONE]), self.start);
         self.view.synced(ALONE, &self.under_way());
         let turns = self.view.ready(ALONE, self.syncs);
-        self.take(turns);
+        self.deliver_grants(turns);
     }
 
     /// What was decided among others than those that decide now is not decided, unless it is proved.
-    fn decide_again(&mut self, stands: impl Fn(u64) -> bool) {
+    fn reset_unproved_grants(&mut self, stands: impl Fn(u64) -> bool) {
         for (id, own) in &mut self.own {
-            if own.stage == Stage::Granted && !stands(*id) {
-                own.stage = Stage::Asked;
+            if own.stage == ClaimStage::Granted && !stands(*id) {
+                own.stage = ClaimStage::Asked;
             }
         }
     }
 
     /// Ends what waits for something whose end nobody will tell, now that only these members are left.
-    fn drop_what_nobody_tells(&mut self, members: &BTreeSet<Member>) {
+    fn reject_blocked_by_departed(&mut self, members: &BTreeSet<Member>) {
         let me = self.me();
         let table = if self.view.begun { &self.view.table } else { &self.before };
         let stays = |it: &Member| *it == me || members.contains(it);
         let lost: Vec<u64> = self
             .own
             .iter()
-            .filter(|(id, own)| own.stage == Stage::Asked && table.endangered_by((me, **id), stays))
+            .filter(|(id, own)| own.stage == ClaimStage::Asked && table.endangered_by((me, **id), stays))
             .map(|(id, _)| *id)
             .collect();
         for id in lost {
-            self.end(id, Why::HostsApart);
+            self.end(id, Rejection::HostsApart);
         }
     }
 
     /// What came from a domain that went down does not run.
     fn source_is_down(&mut self, victim: &str) {
-        let from_it = |it: &Own| it.claim.source.as_deref() == Some(victim);
-        let waiting = self.own.iter().filter(|(_, it)| from_it(it) && it.stage == Stage::Asked);
+        let from_it = |it: &OwnClaim| it.claim.source.as_deref() == Some(victim);
+        let waiting = self.own.iter().filter(|(_, it)| from_it(it) && it.stage == ClaimStage::Asked);
         for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.end(id, Why::SourceFenced);
+            self.end(id, Rejection::SourceFenced);
         }
-        for own in self.own.values_mut().filter(|it| from_it(it) && it.stage == Stage::Granted) {
-            own.stage = Stage::Void;
+        for own in self.own.values_mut().filter(|it| from_it(it) && it.stage == ClaimStage::Granted) {
+            own.stage = ClaimStage::Void;
         }
     }
 
     /// Ends a claim that waits, by this host's own decision.
-    fn end(&mut self, id: u64, why: Why) {
+    fn end(&mut self, id: u64, why: Rejection) {
         self.own.remove(&id);
-        self.effects.push(Effect::Never(id, why));
-        self.say(Message::Withdraw { id });
+        self.effects.push(ClaimEffect::Never(id, why));
+        self.say(HostMessage::Withdraw { id });
     }
 
     fn me(&self) -> Member {
@@ -427,82 +434,84 @@ impl Claims {
     }
 
     /// Takes what was decided of this host's claims. What it knows to be over already is no matter.
-    fn take(&mut self, turns: Vec<(Key, Turn)>) {
+    fn deliver_grants(&mut self, turns: Vec<(ClaimKey, Turn)>) {
         let me = self.me();
         for ((_, id), turn) in turns.into_iter().filter(|((member, _), _)| *member == me) {
-            let Some(own) = self.own.get_mut(&id).filter(|it| it.stage == Stage::Asked) else { continue };
+            let Some(own) = self.own.get_mut(&id).filter(|it| it.stage == ClaimStage::Asked) else {
+                continue;
+            };
             match turn {
                 Turn::Run => {
-                    own.stage = Stage::Granted;
+                    own.stage = ClaimStage::Granted;
                     if !std::mem::replace(&mut own.told, true) {
-                        self.effects.push(Effect::Run(id));
+                        self.effects.push(ClaimEffect::Run(id));
                     }
                 }
                 Turn::Told(told) => {
                     self.own.remove(&id);
-                    self.effects.push(Effect::Told(id, told));
+                    self.effects.push(ClaimEffect::Told(id, told));
                 }
                 Turn::Never(why) => {
                     self.own.remove(&id);
-                    self.effects.push(Effect::Never(id, why));
+                    self.effects.push(ClaimEffect::Never(id, why));
                 }
             }
         }
     }
 
-    fn take_effects(&mut self) -> Vec<Effect> {
+    fn take_effects(&mut self) -> Vec<ClaimEffect> {
         std::mem::take(&mut self.effects)
     }
 }
 
 /// A claim: whose, and its number there.
-type Key = (Member, u64);
+type ClaimKey = (Member, u64);
 
 /// What is decided of a claim.
 #[derive(Debug)]
 enum Turn {
     Run,
-    Told(Told),
-    Never(Why),
+    Told(SharedResult),
+    Never(Rejection),
 }
 
 /// What was delivered since the membership changed last, and what it makes.
 #[derive(Debug)]
-struct View {
-    speakers: BTreeMap<Member, Speaker>,
+struct Epoch {
+    speakers: BTreeMap<Member, MemberState>,
     /// Messages so far.
     heard: u64,
     /// Every member's word is there, or it was passed over.
     begun: bool,
-    table: Table,
+    table: ReplicatedArbiter,
 }
 
 /// A member, and what it said.
 #[derive(Debug, Default)]
-struct Speaker {
-    sync: Option<Sync>,
+struct MemberState {
+    sync: Option<StateSync>,
     /// When that was delivered, and what it said after, each with the time: that of [`View::heard`].
     at: u64,
-    later: Vec<(u64, Message)>,
+    later: Vec<(u64, HostMessage)>,
     /// Its sync counts.
     ready: bool,
     /// Nobody waits for it.
     passed_over: bool,
 }
 
-impl Speaker {
-    fn counts(&self) -> bool {
+impl MemberState {
+    fn is_accounted_for(&self) -> bool {
         self.ready || self.passed_over
     }
 }
 
-impl View {
+impl Epoch {
     fn of(members: &BTreeSet<Member>, start: Instant) -> Self {
-        let speakers = members.iter().map(|it| (*it, Speaker::default())).collect();
-        Self { speakers, heard: 0, begun: false, table: Table::new(start) }
+        let speakers = members.iter().map(|it| (*it, MemberState::default())).collect();
+        Self { speakers, heard: 0, begun: false, table: ReplicatedArbiter::new(start) }
     }
 
-    fn synced(&mut self, from: Member, sync: &Sync) {
+    fn synced(&mut self, from: Member, sync: &StateSync) {
         self.heard += 1;
         if let Some(speaker) = self.speakers.get_mut(&from).filter(|it| !it.ready) {
             speaker.sync = Some(sync.clone());
@@ -511,7 +520,7 @@ impl View {
         }
     }
 
-    fn ready(&mut self, from: Member, n: u64) -> Vec<(Key, Turn)> {
+    fn ready(&mut self, from: Member, n: u64) -> Vec<(ClaimKey, Turn)> {
         self.heard += 1;
         let Some(speaker) = self.speakers.get_mut(&from) else { return Vec::new() };
         if speaker.ready || speaker.sync.as_ref().is_none_or(|it| it.n != n) {
@@ -536,12 +545,14 @@ impl View {
     }
 
     /// Whether that is new.
-    fn passed_over(&mut self, member: Member, in_flight: &[Held], acting: &[Acting]) -> bool {
+    fn passed_over(&mut self, member: Member, in_flight: &[InFlightClaim], acting: &[ActingClaim]) -> bool {
         self.heard += 1;
         if self.begun {
             return false;
         }
-        let Some(speaker) = self.speakers.get_mut(&member).filter(|it| !it.counts()) else { return false };
+        let Some(speaker) = self.speakers.get_mut(&member).filter(|it| !it.is_accounted_for()) else {
+            return false;
+        };
         speaker.passed_over = true;
         speaker.sync = None;
         speaker.later.clear();
@@ -552,14 +563,17 @@ impl View {
     }
 
     /// Begins if all are there.
-    fn begin(&mut self) -> Vec<(Key, Turn)> {
+    fn begin(&mut self) -> Vec<(ClaimKey, Turn)> {
         let mut turns = Vec::new();
-        if self.begun || self.speakers.is_empty() || !self.speakers.values().all(Speaker::counts) {
+        if self.begun
+            || self.speakers.is_empty()
+            || !self.speakers.values().all(MemberState::is_accounted_for)
+        {
             return turns;
         }
         self.begun = true;
-        let mut spoke: Vec<(u64, Member, Sync)> = Vec::new();
-        let mut later: Vec<(u64, Member, Message)> = Vec::new();
+        let mut spoke: Vec<(u64, Member, StateSync)> = Vec::new();
+        let mut later: Vec<(u64, Member, HostMessage)> = Vec::new();
         for (member, speaker) in self.speakers.iter_mut().filter(|(_, it)| it.ready) {
             spoke.extend(speaker.sync.take().map(|it| (speaker.at, *member, it)));
             later.extend(speaker.later.drain(..).map(|(at, it)| (at, *member, it)));
@@ -585,7 +599,7 @@ impl View {
     }
 
     /// Anything but what makes the view.
-    fn said(&mut self, from: Member, message: &Message) -> Vec<(Key, Turn)> {
+    fn said(&mut self, from: Member, message: &HostMessage) -> Vec<(ClaimKey, Turn)> {
         let mut turns = Vec::new();
         if !is_of_table(message) {
             return turns;
@@ -602,26 +616,26 @@ impl View {
 }
 
 /// Whether [`Table::said`] makes anything of it.
-fn is_of_table(message: &Message) -> bool {
+fn is_of_table(message: &HostMessage) -> bool {
     matches!(
         message,
-        Message::Claim(_)
-            | Message::Withdraw { .. }
-            | Message::SeenOff { .. }
-            | Message::Finished { .. }
-            | Message::Taken { .. }
-            | Message::Progress { .. }
-            | Message::Reply { .. }
+        HostMessage::Claim(_)
+            | HostMessage::Withdraw { .. }
+            | HostMessage::SeenOff { .. }
+            | HostMessage::Finished { .. }
+            | HostMessage::Taken { .. }
+            | HostMessage::Progress { .. }
+            | HostMessage::Reply { .. }
     )
 }
 
 /// The common arbiter, and who holds what.
 #[derive(Debug)]
-struct Table {
+struct ReplicatedArbiter {
     arbiter: Arbiter,
     /// The arbiter's numbers of claims, and back.
-    numbers: BTreeMap<Key, u64>,
-    entries: BTreeMap<u64, Entry>,
+    numbers: BTreeMap<ClaimKey, u64>,
+    entries: BTreeMap<u64, ClaimEntry>,
     next: u64,
     /// The arbiter's time counts what happens: see [`Table::now`].
     start: Instant,
@@ -629,25 +643,25 @@ struct Table {
 }
 
 #[derive(Debug)]
-struct Entry {
-    key: Key,
-    claim: Claim,
+struct ClaimEntry {
+    key: ClaimKey,
+    claim: ClaimMessage,
     in_flight: bool,
     seen_off: bool,
     /// Who may still do something for it.
-    holders: BTreeSet<Holder>,
+    holders: BTreeSet<ClaimHolder>,
     /// What its asker said of its end, or who acted in its place.
-    outcome: Option<Outcome>,
+    outcome: Option<AskOutcome>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Holder {
+enum ClaimHolder {
     Asker,
     /// This one, with this ask.
     Owner(Member, u64),
 }
 
-impl Table {
+impl ReplicatedArbiter {
     fn new(start: Instant) -> Self {
         Self {
             arbiter: Arbiter::default(),
@@ -665,38 +679,46 @@ impl Table {
         self.start + Duration::from_nanos(self.happened)
     }
 
-    fn said(&mut self, from: Member, message: &Message, turns: &mut Vec<(Key, Turn)>) {
+    fn said(&mut self, from: Member, message: &HostMessage, turns: &mut Vec<(ClaimKey, Turn)>) {
         match message {
-            Message::Claim(claim) => self.submit((from, claim.id), claim, turns),
-            Message::Withdraw { id } => self.release((from, *id), Holder::Asker, None, turns),
-            Message::Finished { id, outcome } => {
-                self.release((from, *id), Holder::Asker, Some(outcome), turns);
+            HostMessage::Claim(claim) => self.submit((from, claim.id), claim, turns),
+            HostMessage::Withdraw { id } => self.release((from, *id), ClaimHolder::Asker, None, turns),
+            HostMessage::Finished { id, outcome } => {
+                self.release((from, *id), ClaimHolder::Asker, Some(outcome), turns);
             }
-            Message::SeenOff { id, victim } => self.seen_off((from, *id), victim, turns),
-            Message::Taken { asker, ask, claim } => {
+            HostMessage::SeenOff { id, victim } => self.seen_off((from, *id), victim, turns),
+            HostMessage::Taken { asker, ask, claim } => {
                 let number = self.numbers.get(&(*asker, *claim));
                 if let Some(entry) = number.and_then(|it| self.entries.get_mut(it)).filter(|it| it.in_flight)
                 {
-                    entry.holders.insert(Holder::Owner(from, *ask));
+                    entry.holders.insert(ClaimHolder::Owner(from, *ask));
                 }
             }
-            Message::Progress { asker, claim, victim, .. } => self.seen_off((*asker, *claim), victim, turns),
-            Message::Reply { asker, ask, claim: Some(claim), end } => {
+            HostMessage::Progress { asker, claim, victim, .. } => {
+                self.seen_off((*asker, *claim), victim, turns)
+            }
+            HostMessage::Reply { asker, ask, claim: Some(claim), end } => {
                 let outcome = match end {
-                    End::Done(outcome) => Some(outcome),
-                    End::NotHere | End::NothingDone(_) => None,
+                    AskEnd::Done(outcome) => Some(outcome),
+                    AskEnd::NotHere | AskEnd::NothingDone(_) => None,
                 };
-                self.release((*asker, *claim), Holder::Owner(from, *ask), outcome, turns);
+                self.release((*asker, *claim), ClaimHolder::Owner(from, *ask), outcome, turns);
             }
             _ => {}
         }
     }
 
     /// Takes in what a member has in flight; gives what of it was seen off.
-    fn install_all(&mut self, member: Member, in_flight: &[Held], acting: &[Acting]) -> Vec<(Key, String)> {
-        let own = in_flight.iter().map(|it| ((member, it.claim.id), it, Holder::Asker));
-        let of_others =
-            acting.iter().map(|it| ((it.asker, it.held.claim.id), &it.held, Holder::Owner(member, it.ask)));
+    fn install_all(
+        &mut self,
+        member: Member,
+        in_flight: &[InFlightClaim],
+        acting: &[ActingClaim],
+    ) -> Vec<(ClaimKey, String)> {
+        let own = in_flight.iter().map(|it| ((member, it.claim.id), it, ClaimHolder::Asker));
+        let of_others = acting
+            .iter()
+            .map(|it| ((it.asker, it.held.claim.id), &it.held, ClaimHolder::Owner(member, it.ask)));
         let mut seen_off = Vec::new();
         for (key, held, holder) in own.chain(of_others) {
             let number = match self.numbers.get(&key) {
@@ -718,32 +740,32 @@ impl Table {
         seen_off
     }
 
-    fn submit_all(&mut self, member: Member, waiting: &[Claim], turns: &mut Vec<(Key, Turn)>) {
+    fn submit_all(&mut self, member: Member, waiting: &[ClaimMessage], turns: &mut Vec<(ClaimKey, Turn)>) {
         for claim in waiting {
             self.submit((member, claim.id), claim, turns);
         }
     }
 
-    fn all_seen_off(&mut self, seen_off: &[(Key, String)], turns: &mut Vec<(Key, Turn)>) {
+    fn all_seen_off(&mut self, seen_off: &[(ClaimKey, String)], turns: &mut Vec<(ClaimKey, Turn)>) {
         for (key, victim) in seen_off {
             self.seen_off(*key, victim, turns);
         }
     }
 
-    fn submit(&mut self, key: Key, claim: &Claim, turns: &mut Vec<(Key, Turn)>) {
+    fn submit(&mut self, key: ClaimKey, claim: &ClaimMessage, turns: &mut Vec<(ClaimKey, Turn)>) {
         if self.numbers.contains_key(&key) {
             return;
         }
         let number = self.number(key, claim, false);
         let request = self.request(number, key, claim);
         match self.arbiter.submit(request.arrived, request) {
-            Ok(Verdict::Run) => self.carry_out(vec![Decision::Run(number)], None, turns),
-            Ok(Verdict::Wait | Verdict::Joined(_)) => {}
-            Err(why) => self.carry_out(vec![Decision::Drop(number, why)], None, turns),
+            Ok(SubmitResult::Run) => self.carry_out(vec![ArbiterDecision::Run(number)], None, turns),
+            Ok(SubmitResult::Wait | SubmitResult::Joined(_)) => {}
+            Err(why) => self.carry_out(vec![ArbiterDecision::Drop(number, why)], None, turns),
         }
     }
 
-    fn seen_off(&mut self, key: Key, victim: &str, turns: &mut Vec<(Key, Turn)>) {
+    fn seen_off(&mut self, key: ClaimKey, victim: &str, turns: &mut Vec<(ClaimKey, Turn)>) {
         let now = self.now();
         let mut decisions = Vec::new();
         if let Some(number) = self.numbers.get(&key)
@@ -758,14 +780,22 @@ impl Table {
     }
 
     /// One of those that held a claim does nothing for it any more.
-    fn release(&mut self, key: Key, holder: Holder, outcome: Option<&Outcome>, turns: &mut Vec<(Key, Turn)>) {
+    fn release(
+        &mut self,
+        key: ClaimKey,
+        holder: ClaimHolder,
+        outcome: Option<&AskOutcome>,
+        turns: &mut Vec<(ClaimKey, Turn)>,
+    ) {
         let Some(number) = self.numbers.get(&key).copied() else { return };
         let Some(entry) = self.entries.get_mut(&number) else { return };
         if !entry.holders.remove(&holder) {
             return;
         }
         // The asker's word counts; where it is gone, that of who acted.
-        if entry.outcome.is_none() && (holder == Holder::Asker || !entry.holders.contains(&Holder::Asker)) {
+        if entry.outcome.is_none()
+            && (holder == ClaimHolder::Asker || !entry.holders.contains(&ClaimHolder::Asker))
+        {
             entry.outcome = outcome.cloned();
         }
         if !entry.holders.is_empty() {
@@ -779,7 +809,7 @@ impl Table {
             Some(_) => self.arbiter.finished(now, number),
             None => self.arbiter.abandoned(now, number),
         };
-        let told = ended.map(|it| Told {
+        let told = ended.map(|it| SharedResult {
             response: it.response,
             reason: it.reason,
             by: format!("one of node {}", key.0.node),
@@ -788,16 +818,16 @@ impl Table {
     }
 
     /// A member that was passed over has said what it has: what it was thought to have besides is over.
-    fn release_all_but(&mut self, member: Member, sync: &Sync, turns: &mut Vec<(Key, Turn)>) {
-        let own = sync.in_flight.iter().map(|it| ((member, it.claim.id), Holder::Asker));
+    fn release_all_but(&mut self, member: Member, sync: &StateSync, turns: &mut Vec<(ClaimKey, Turn)>) {
+        let own = sync.in_flight.iter().map(|it| ((member, it.claim.id), ClaimHolder::Asker));
         let of_others =
-            sync.acting.iter().map(|it| ((it.asker, it.held.claim.id), Holder::Owner(member, it.ask)));
-        let held: BTreeSet<(Key, Holder)> = own.chain(of_others).collect();
+            sync.acting.iter().map(|it| ((it.asker, it.held.claim.id), ClaimHolder::Owner(member, it.ask)));
+        let held: BTreeSet<(ClaimKey, ClaimHolder)> = own.chain(of_others).collect();
         let mut over = Vec::new();
         for entry in self.entries.values() {
             let of_member = entry.holders.iter().filter(|it| match it {
-                Holder::Asker => entry.key.0 == member,
-                Holder::Owner(owner, _) => *owner == member,
+                ClaimHolder::Asker => entry.key.0 == member,
+                ClaimHolder::Owner(owner, _) => *owner == member,
             });
             over.extend(of_member.map(|it| (entry.key, *it)).filter(|it| !held.contains(it)));
         }
@@ -807,17 +837,17 @@ impl Table {
     }
 
     /// What a member has in flight.
-    fn held_by(&self, member: Member) -> (Vec<Held>, Vec<Acting>) {
+    fn held_by(&self, member: Member) -> (Vec<InFlightClaim>, Vec<ActingClaim>) {
         let (mut in_flight, mut acting) = (Vec::new(), Vec::new());
         for entry in self.entries.values().filter(|it| it.in_flight) {
-            let held = || Held { claim: entry.claim.clone(), seen_off: entry.seen_off };
+            let held = || InFlightClaim { claim: entry.claim.clone(), seen_off: entry.seen_off };
             for holder in &entry.holders {
                 match holder {
-                    Holder::Asker if entry.key.0 == member => in_flight.push(held()),
-                    Holder::Owner(owner, ask) if *owner == member => {
-                        acting.push(Acting { asker: entry.key.0, ask: *ask, held: held() });
+                    ClaimHolder::Asker if entry.key.0 == member => in_flight.push(held()),
+                    ClaimHolder::Owner(owner, ask) if *owner == member => {
+                        acting.push(ActingClaim { asker: entry.key.0, ask: *ask, held: held() });
                     }
-                    Holder::Asker | Holder::Owner(..) => {}
+                    ClaimHolder::Asker | ClaimHolder::Owner(..) => {}
                 }
             }
         }
@@ -826,29 +856,34 @@ impl Table {
 
     /// Whether a claim that waits may be shot by, or shoot the source of, one before it that nobody will tell the end
     /// of.
-    fn endangered_by(&self, key: Key, stays: impl Fn(&Member) -> bool) -> bool {
+    fn endangered_by(&self, key: ClaimKey, stays: impl Fn(&Member) -> bool) -> bool {
         let Some(number) = self.numbers.get(&key) else { return false };
         self.arbiter.endangered_by(*number).iter().filter_map(|it| self.entries.get(it)).any(|it| {
             !it.holders.iter().any(|holder| match holder {
-                Holder::Asker => stays(&it.key.0),
-                Holder::Owner(owner, _) => stays(owner),
+                ClaimHolder::Asker => stays(&it.key.0),
+                ClaimHolder::Owner(owner, _) => stays(owner),
             })
         })
     }
 
-    fn carry_out(&mut self, decisions: Vec<Decision>, told: Option<&Told>, turns: &mut Vec<(Key, Turn)>) {
+    fn carry_out(
+        &mut self,
+        decisions: Vec<ArbiterDecision>,
+        told: Option<&SharedResult>,
+        turns: &mut Vec<(ClaimKey, Turn)>,
+    ) {
         for decision in decisions {
             match decision {
-                Decision::Run(number) => {
+                ArbiterDecision::Run(number) => {
                     if let Some(entry) = self.entries.get_mut(&number) {
                         entry.in_flight = true;
                         turns.push((entry.key, Turn::Run));
                     }
                 }
-                Decision::Drop(number, why) => {
+                ArbiterDecision::Drop(number, why) => {
                     turns.extend(self.forget(number).map(|key| (key, Turn::Never(why))));
                 }
-                Decision::Deliver(number) => {
+                ArbiterDecision::Deliver(number) => {
                     // Without an outcome nothing is delivered.
                     let key = self.forget(number);
                     turns.extend(key.zip(told).map(|(key, told)| (key, Turn::Told(told.clone()))));
@@ -857,29 +892,30 @@ impl Table {
         }
     }
 
-    fn forget(&mut self, number: u64) -> Option<Key> {
+    fn forget(&mut self, number: u64) -> Option<ClaimKey> {
         let entry = self.entries.remove(&number)?;
         self.numbers.remove(&entry.key);
         Some(entry.key)
     }
 
-    fn number(&mut self, key: Key, claim: &Claim, in_flight: bool) -> u64 {
+    fn number(&mut self, key: ClaimKey, claim: &ClaimMessage, in_flight: bool) -> u64 {
         let number = self.next;
         self.next += 1;
         self.numbers.insert(key, number);
         // What waits is its asker's alone.
-        let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([Holder::Asker]) };
+        let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
         let claim = claim.clone();
-        self.entries.insert(number, Entry { key, claim, in_flight, seen_off: false, holders, outcome: None });
+        self.entries
+            .insert(number, ClaimEntry { key, claim, in_flight, seen_off: false, holders, outcome: None });
         number
     }
 
-    fn request(&mut self, id: u64, key: Key, claim: &Claim) -> Request {
+    fn request(&mut self, id: u64, key: ClaimKey, claim: &ClaimMessage) -> ArbiterRequest {
         let now = self.now();
-        Request {
+        ArbiterRequest {
             id,
             work: claim.work(),
-            source: claim.source.clone().map_or(Source::Unknown, Source::Known),
+            source: claim.source.clone().map_or(RequestSource::Unknown, RequestSource::Known),
             // An address, or a context id, is known by this only on the host that saw it.
             peer: claim.peer.as_ref().map(|it| PeerId(format!("{} {it}", key.0))),
             arrived: now,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fence_wire::Target;
 
-use super::message::{Domain, Member, State};
+use super::message::{Member, PublishedDomain, PublishedState};
 
 /// Bytes of a name that fit into a request; longer names reach us cut, up to three bytes earlier.
 const NAME_ON_WIRE: usize = Target::MAX;
@@ -18,25 +18,25 @@ const MAX_LOST: usize = 65_536;
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    hosts: BTreeMap<Member, Host>,
+    hosts: BTreeMap<Member, HostEntry>,
     /// What was on at a node when it was heard last, by UUID, with its name.
     lost: BTreeMap<u32, BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default)]
-struct Host {
+struct HostEntry {
     /// It runs the C daemon.
     is_old: bool,
     /// All its domains are known.
     is_whole: bool,
     /// The beginning of its latest inventory came since it is a member; what is left of one from before says nothing.
     is_begun: bool,
-    domains: BTreeMap<String, Domain>,
+    domains: BTreeMap<String, PublishedDomain>,
 }
 
 /// Where a domain is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Where {
+pub(super) enum DirectoryAnswer {
     /// On at these members; at several while it migrates.
     On(Vec<Member>),
     /// Off at these members, and on at none.
@@ -60,7 +60,7 @@ impl Directory {
         for member in gone {
             let Some(host) = self.hosts.remove(&member) else { continue };
             let lost = self.lost.entry(member.node).or_default();
-            let was_on = host.domains.into_values().filter(|it| it.state == State::On);
+            let was_on = host.domains.into_values().filter(|it| it.state == PublishedState::On);
             for domain in was_on.take(MAX_LOST.saturating_sub(lost.len())) {
                 lost.insert(domain.uuid, domain.name);
             }
@@ -76,7 +76,7 @@ impl Directory {
     }
 
     /// A part of all domains of a member's; `first` begins them anew, and with `last` they are complete.
-    pub(super) fn inventory(&mut self, from: Member, first: bool, last: bool, domains: Vec<Domain>) {
+    pub(super) fn inventory(&mut self, from: Member, first: bool, last: bool, domains: Vec<PublishedDomain>) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         if first {
             host.domains.clear();
@@ -92,9 +92,9 @@ impl Directory {
     }
 
     /// A domain of a member's changed.
-    pub(super) fn domain(&mut self, from: Member, domain: Domain) {
+    pub(super) fn domain(&mut self, from: Member, domain: PublishedDomain) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
-        let is_on = domain.state == State::On;
+        let is_on = domain.state == PublishedState::On;
         for (node, lost) in &mut self.lost {
             if is_on || *node == from.node {
                 lost.remove(&domain.uuid);
@@ -140,23 +140,23 @@ impl Directory {
     }
 
     /// Where the domain with this UUID is.
-    pub(super) fn find(&self, uuid: &str) -> Where {
-        let with = |state: State| -> Vec<Member> {
-            let has = |it: &Host| it.domains.get(uuid).is_some_and(|it| it.state == state);
+    pub(super) fn find(&self, uuid: &str) -> DirectoryAnswer {
+        let with = |state: PublishedState| -> Vec<Member> {
+            let has = |it: &HostEntry| it.domains.get(uuid).is_some_and(|it| it.state == state);
             self.hosts.iter().filter(|(_, it)| has(it)).map(|(member, _)| *member).collect()
         };
-        let on = with(State::On);
+        let on = with(PublishedState::On);
         if !on.is_empty() {
-            return Where::On(on);
+            return DirectoryAnswer::On(on);
         }
         if let Some((node, _)) = self.lost.iter().find(|(_, it)| it.contains_key(uuid)) {
-            return Where::Lost(*node);
+            return DirectoryAnswer::Lost(*node);
         }
-        let mut at = with(State::Off);
-        at.extend(with(State::Gone));
+        let mut at = with(PublishedState::Off);
+        at.extend(with(PublishedState::Gone));
         let seen = !at.is_empty();
-        at.extend(with(State::Rests));
-        if at.is_empty() { Where::Unknown } else { Where::Off { at, seen } }
+        at.extend(with(PublishedState::Rests));
+        if at.is_empty() { DirectoryAnswer::Unknown } else { DirectoryAnswer::Off { at, seen } }
     }
 
     /// Members whose domains are not all known yet.
@@ -175,14 +175,14 @@ impl Directory {
     }
 
     /// One domain that this member said it has, and that no other host has.
-    pub(super) fn one_of(&self, member: Member) -> Option<&Domain> {
+    pub(super) fn one_of(&self, member: Member) -> Option<&PublishedDomain> {
         let others =
             |uuid: &str| self.hosts.iter().any(|(it, host)| *it != member && host.domains.contains_key(uuid));
         self.hosts.get(&member)?.domains.values().find(|it| !others(&it.uuid))
     }
 
     /// The domains of all members but this one.
-    pub(super) fn others(&self, me: Member) -> impl Iterator<Item = &Domain> {
+    pub(super) fn others(&self, me: Member) -> impl Iterator<Item = &PublishedDomain> {
         self.hosts.iter().filter(move |(it, _)| **it != me).flat_map(|(_, it)| it.domains.values())
     }
 
@@ -194,7 +194,8 @@ impl Directory {
     fn forget_found(&mut self) {
         for lost in self.lost.values_mut() {
             lost.retain(|uuid, _| {
-                let is_on = |it: &Host| it.domains.get(uuid).is_some_and(|it| it.state == State::On);
+                let is_on =
+                    |it: &HostEntry| it.domains.get(uuid).is_some_and(|it| it.state == PublishedState::On);
                 !self.hosts.values().any(is_on)
             });
         }
@@ -216,8 +217,8 @@ mod tests {
     const A: Member = Member { node: 1, pid: 10 };
     const B: Member = Member { node: 2, pid: 20 };
 
-    fn domain(uuid: &str, name: &str, state: State) -> Domain {
-        Domain { uuid: uuid.to_owned(), name: name.to_owned(), state }
+    fn domain(uuid: &str, name: &str, state: PublishedState) -> PublishedDomain {
+        PublishedDomain { uuid: uuid.to_owned(), name: name.to_owned(), state }
     }
 
     fn both() -> Directory {
@@ -229,60 +230,60 @@ mod tests {
     #[test]
     fn on_anywhere_comes_before_off_and_lost() {
         let mut directory = both();
-        directory.inventory(A, true, true, vec![domain("u", "n", State::Rests)]);
-        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: false });
-        directory.domain(B, domain("u", "n", State::On));
-        assert_eq!(directory.find("u"), Where::On(vec![B]));
-        directory.domain(A, domain("u", "n", State::On));
-        assert_eq!(directory.find("u"), Where::On(vec![A, B]));
-        directory.domain(A, domain("u", "n", State::Off));
+        directory.inventory(A, true, true, vec![domain("u", "n", PublishedState::Rests)]);
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: false });
+        directory.domain(B, domain("u", "n", PublishedState::On));
+        assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![B]));
+        directory.domain(A, domain("u", "n", PublishedState::On));
+        assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![A, B]));
+        directory.domain(A, domain("u", "n", PublishedState::Off));
         directory.gone(B, "u");
-        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: true });
-        assert_eq!(directory.find("v"), Where::Unknown);
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: true });
+        assert_eq!(directory.find("v"), DirectoryAnswer::Unknown);
     }
 
     #[test]
     fn what_was_on_at_a_lost_host_is_lost_until_it_is_seen() {
-        let on_b = |directory: &mut Directory| directory.domain(B, domain("u", "n", State::On));
+        let on_b = |directory: &mut Directory| directory.domain(B, domain("u", "n", PublishedState::On));
         let lost = || {
             let mut directory = both();
-            directory.inventory(A, true, true, vec![domain("u", "n", State::Rests)]);
+            directory.inventory(A, true, true, vec![domain("u", "n", PublishedState::Rests)]);
             on_b(&mut directory);
-            directory.domain(B, domain("w", "m", State::Off));
+            directory.domain(B, domain("w", "m", PublishedState::Off));
             directory.members(&[A].into(), &BTreeSet::new());
-            assert_eq!(directory.find("u"), Where::Lost(2), "whatever definition rests elsewhere");
-            assert_eq!(directory.find("w"), Where::Unknown, "it was off");
+            assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "whatever definition rests elsewhere");
+            assert_eq!(directory.find("w"), DirectoryAnswer::Unknown, "it was off");
             assert_eq!(directory.named("n", false), [("n".to_owned(), "u".to_owned())]);
             directory
         };
         // It is on elsewhere.
         let mut directory = lost();
-        directory.domain(A, domain("u", "n", State::On));
-        directory.domain(A, domain("u", "n", State::Off));
-        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: true });
+        directory.domain(A, domain("u", "n", PublishedState::On));
+        directory.domain(A, domain("u", "n", PublishedState::Off));
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: true });
         // The node is back and says what it has, with another process.
         let mut directory = lost();
         let again = Member { node: 2, pid: 21 };
         directory.members(&[A, again].into(), &BTreeSet::new());
-        assert_eq!(directory.find("u"), Where::Lost(2), "it has not said yet");
+        assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "it has not said yet");
         directory.inventory(again, true, false, vec![]);
-        assert_eq!(directory.find("u"), Where::Lost(2), "it has not said all yet");
+        assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "it has not said all yet");
         directory.inventory(again, false, true, vec![]);
-        assert_eq!(directory.find("u"), Where::Off { at: vec![A], seen: false });
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: false });
     }
 
     #[test]
     fn a_name_may_mean_several_and_a_uuid_comes_first() {
         let mut directory = both();
-        directory.domain(A, domain("u", "n", State::On));
-        directory.domain(B, domain("v", "n", State::Rests));
+        directory.domain(A, domain("u", "n", PublishedState::On));
+        directory.domain(B, domain("v", "n", PublishedState::Rests));
         assert_eq!(directory.named("n", false).len(), 2);
         assert_eq!(directory.named("n", true), []);
         assert_eq!(directory.named("U", false), [("n".to_owned(), "u".to_owned())]);
-        directory.domain(B, domain("w", "u", State::On));
+        directory.domain(B, domain("w", "u", PublishedState::On));
         assert_eq!(directory.named("u", false), [("n".to_owned(), "u".to_owned())]);
         let long = "x".repeat(NAME_ON_WIRE + 9);
-        directory.domain(B, domain("y", &long, State::On));
+        directory.domain(B, domain("y", &long, PublishedState::On));
         assert_eq!(directory.named(&long[..NAME_ON_WIRE], false), [(long.clone(), "y".to_owned())]);
         assert_eq!(directory.named(&long[..NAME_ON_WIRE - 9], false), []);
     }
@@ -291,11 +292,11 @@ mod tests {
     fn an_old_host_that_said_all_has_nothing_else() {
         let mut directory = Directory::default();
         directory.members(&[A].into(), &[B].into());
-        directory.domain(B, domain("u", "n", State::On));
-        directory.domain(B, domain("v", "m", State::On));
+        directory.domain(B, domain("u", "n", PublishedState::On));
+        directory.domain(B, domain("v", "m", PublishedState::On));
         directory.only(B, &["v".to_owned()].into());
-        assert_eq!(directory.find("u"), Where::Unknown);
-        assert_eq!(directory.find("v"), Where::On(vec![B]));
+        assert_eq!(directory.find("u"), DirectoryAnswer::Unknown);
+        assert_eq!(directory.find("v"), DirectoryAnswer::On(vec![B]));
         assert_eq!(directory.incomplete().collect::<Vec<_>>(), [A]);
     }
 
@@ -303,24 +304,24 @@ mod tests {
     #[test]
     fn the_rest_of_an_inventory_says_not_all() {
         let mut directory = both();
-        directory.inventory(B, true, true, vec![domain("u", "n", State::On)]);
-        directory.inventory(B, true, false, vec![domain("u", "n", State::On)]);
+        directory.inventory(B, true, true, vec![domain("u", "n", PublishedState::On)]);
+        directory.inventory(B, true, false, vec![domain("u", "n", PublishedState::On)]);
         directory.members(&[A].into(), &BTreeSet::new());
         directory.members(&[A, B].into(), &BTreeSet::new());
-        directory.inventory(B, false, true, vec![domain("w", "m", State::On)]);
-        assert_eq!(directory.find("u"), Where::Lost(2), "it is not among the rest");
+        directory.inventory(B, false, true, vec![domain("w", "m", PublishedState::On)]);
+        assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "it is not among the rest");
         assert!(directory.incomplete().any(|it| it == B));
-        directory.inventory(B, true, false, vec![domain("w", "m", State::On)]);
+        directory.inventory(B, true, false, vec![domain("w", "m", PublishedState::On)]);
         directory.inventory(B, false, true, vec![]);
-        assert_eq!(directory.find("u"), Where::Unknown);
+        assert_eq!(directory.find("u"), DirectoryAnswer::Unknown);
     }
 
     #[test]
     fn who_is_no_member_says_nothing() {
         let mut directory = both();
         let other = Member { node: 2, pid: 99 };
-        directory.domain(other, domain("u", "n", State::On));
-        directory.inventory(other, true, true, vec![domain("u", "n", State::On)]);
-        assert_eq!(directory.find("u"), Where::Unknown);
+        directory.domain(other, domain("u", "n", PublishedState::On));
+        directory.inventory(other, true, true, vec![domain("u", "n", PublishedState::On)]);
+        assert_eq!(directory.find("u"), DirectoryAnswer::Unknown);
     }
 }

@@ -68,7 +68,7 @@ pub(crate) enum LinkEvent {
 
 /// A message is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unsent {
+pub(crate) enum SendError {
     /// The link is lost: [`LinkEvent::Lost`] was the last to say so, or is on its way.
     #[error("corosync is out of reach")]
     Gone,
@@ -80,13 +80,13 @@ pub(crate) enum Unsent {
 /// The way into the group. Clones are the same link.
 #[derive(Clone)]
 pub(crate) struct Link {
-    shared: Arc<Shared>,
+    shared: Arc<LinkShared>,
     ended: watch::Receiver<()>,
 }
 
 /// What is heard in the group. Dropping it ends the link.
-pub(crate) struct Events {
-    shared: Arc<Shared>,
+pub(crate) struct LinkReceiver {
+    shared: Arc<LinkShared>,
     events: mpsc::Receiver<(u64, LinkEvent)>,
 }
 
@@ -95,16 +95,16 @@ impl Link {
     ///
     /// # Errors
     /// There is no thread or pipe to be had.
-    pub(crate) fn start(group: &str) -> io::Result<(Self, Events)> {
+    pub(crate) fn start(group: &str) -> io::Result<(Self, LinkReceiver)> {
         Self::start_with(group, SILENCE)
     }
 
-    fn start_with(group: &str, silence: Duration) -> io::Result<(Self, Events)> {
+    fn start_with(group: &str, silence: Duration) -> io::Result<(Self, LinkReceiver)> {
         let (rung, bell) = io::pipe()?;
-        let shared = Arc::new(Shared { state: Mutex::default(), bell });
+        let shared = Arc::new(LinkShared { state: Mutex::default(), bell });
         let (sender, events) = mpsc::channel(EVENTS);
         let (alive, ended) = watch::channel(());
-        let mut thread = Thread {
+        let mut thread = LinkThread {
             name: group.to_owned(),
             shared: Arc::clone(&shared),
             rung,
@@ -118,7 +118,7 @@ impl Link {
             .name("corosync".to_owned())
             .stack_size(STACK)
             .spawn(move || thread.keep_joined())?;
-        Ok((Self { shared: Arc::clone(&shared), ended }, Events { shared, events }))
+        Ok((Self { shared: Arc::clone(&shared), ended }, LinkReceiver { shared, events }))
     }
 
     /// Sends a message to all members, this one too, after those that were sent before. It belongs to the membership
@@ -126,7 +126,7 @@ impl Link {
     ///
     /// # Errors
     /// [`Unsent::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be lost then.
-    pub(crate) fn send(&self, data: Vec<u8>) -> Result<(), Unsent> {
+    pub(crate) fn send(&self, data: Vec<u8>) -> Result<(), SendError> {
         self.shared.state().put(data)?;
         self.shared.ring();
         Ok(())
@@ -141,7 +141,7 @@ impl Link {
     }
 }
 
-impl Events {
+impl LinkReceiver {
     /// The next event; none when the link was left. May be cancelled.
     pub(crate) async fn next(&mut self) -> Option<LinkEvent> {
         let (number, event) = self.events.recv().await?;
@@ -154,20 +154,20 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for LinkReceiver {
     fn drop(&mut self) {
         self.shared.leave();
     }
 }
 
 /// What both ends of a link see. The lock is held for a moment, and never while corosync is asked for anything.
-struct Shared {
-    state: Mutex<State>,
+struct LinkShared {
+    state: Mutex<LinkState>,
     bell: PipeWriter,
 }
 
 #[derive(Default)]
-struct State {
+struct LinkState {
     /// The membership that the daemon was told of last, until it is told of its end.
     known: Option<u64>,
     /// What is to be sent, each in one membership.
@@ -182,8 +182,8 @@ struct State {
     rung: bool,
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl LinkShared {
+    fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -201,16 +201,16 @@ impl Shared {
     }
 }
 
-impl State {
-    fn put(&mut self, data: Vec<u8>) -> Result<(), Unsent> {
-        let number = self.known.ok_or(Unsent::Gone)?;
+impl LinkState {
+    fn put(&mut self, data: Vec<u8>) -> Result<(), SendError> {
+        let number = self.known.ok_or(SendError::Gone)?;
         if data.len() > self.longest {
-            return Err(Unsent::TooLong(data.len()));
+            return Err(SendError::TooLong(data.len()));
         }
         if self.waiting.len() >= WAITING.0 || self.bytes + data.len() > WAITING.1 {
             // The thread finds nothing for this membership any more, and ends it.
             (self.known, self.is_full) = (None, true);
-            return Err(Unsent::Gone);
+            return Err(SendError::Gone);
         }
         self.bytes += data.len();
         self.waiting.push_back((number, data));
@@ -241,9 +241,9 @@ impl State {
 }
 
 /// What the thread has.
-struct Thread {
+struct LinkThread {
     name: String,
-    shared: Arc<Shared>,
+    shared: Arc<LinkShared>,
     rung: PipeReader,
     events: mpsc::Sender<(u64, LinkEvent)>,
     /// How often the group was joined.
@@ -256,7 +256,7 @@ struct Thread {
 }
 
 /// How a membership ended.
-enum End {
+enum MembershipEnd {
     /// The daemon wants no more of it.
     Left,
     /// More is to be sent than corosync takes.
@@ -273,7 +273,7 @@ struct Corosync {
 
 /// What was given to corosync, or can't be given to it, in one membership.
 #[derive(Default)]
-struct Sending {
+struct SendQueue {
     /// Next to be sent; corosync had no room for it.
     pending: Option<Vec<u8>>,
     /// How long to wait before it is tried again.
@@ -284,14 +284,14 @@ struct Sending {
     since: Option<Instant>,
 }
 
-impl Thread {
+impl LinkThread {
     fn keep_joined(&mut self) {
         loop {
             let reason = match self.join_and_take_part() {
-                Ok(End::Left) => return,
+                Ok(MembershipEnd::Left) => return,
                 Err(error) => explained(&error),
-                Ok(End::Full) => "corosync takes less than there is to send".to_owned(),
-                Ok(End::Silent(corosync)) => {
+                Ok(MembershipEnd::Full) => "corosync takes less than there is to send".to_owned(),
+                Ok(MembershipEnd::Silent(corosync)) => {
                     let reason = format!("corosync runs, but delivered nothing for {:?}", self.silence);
                     self.say_lost(reason.clone());
                     if !self.wait_for_corosync(&corosync.group) {
@@ -311,7 +311,7 @@ impl Thread {
         }
     }
 
-    fn join_and_take_part(&mut self) -> Result<End, Error> {
+    fn join_and_take_part(&mut self) -> Result<MembershipEnd, Error> {
         let group = Group::join(&self.name)?;
         let corosync = Corosync { group, list: NodeList::open()? };
         let nodes = self.nodes(&corosync.list)?;
@@ -325,20 +325,24 @@ impl Thread {
     }
 
     /// Until the end of this membership.
-    fn take_part(&mut self, mut corosync: Corosync, mut nodes: Option<Vec<Node>>) -> Result<End, Error> {
-        let mut sending = Sending::default();
+    fn take_part(
+        &mut self,
+        mut corosync: Corosync,
+        mut nodes: Option<Vec<Node>>,
+    ) -> Result<MembershipEnd, Error> {
+        let mut sending = SendQueue::default();
         let mut leave_at = None;
         loop {
             let (is_full, leaving) = self.shared.state().told();
             if is_full {
-                return Ok(End::Full);
+                return Ok(MembershipEnd::Full);
             }
             let has_more = self.send(&corosync.group, &mut sending)?;
             if leaving {
                 let at = *leave_at.get_or_insert_with(|| Instant::now() + LAST_WORDS / 2);
                 if sending.pending.is_none() && !has_more || Instant::now() >= at {
                     corosync.group.leave();
-                    return Ok(End::Left);
+                    return Ok(MembershipEnd::Left);
                 }
             }
 
@@ -361,7 +365,7 @@ impl Thread {
                 }
             }
             if sending.is_silent(came, self.silence, Instant::now()) {
-                return Ok(End::Silent(corosync));
+                return Ok(MembershipEnd::Silent(corosync));
             }
             if !came && !has_more {
                 let timeout = sending.timeout(self.silence, Instant::now());
@@ -383,7 +387,7 @@ impl Thread {
     }
 
     /// Gives corosync what waits, as far as it has room. Whether there is more that could be given at once.
-    fn send(&self, group: &Group, sending: &mut Sending) -> Result<bool, Error> {
+    fn send(&self, group: &Group, sending: &mut SendQueue) -> Result<bool, Error> {
         for _ in 0..BATCH {
             let next = sending.pending.take().or_else(|| self.shared.state().take(self.number));
             let Some(data) = next else { return Ok(false) };
@@ -456,7 +460,7 @@ impl Thread {
     }
 }
 
-impl Sending {
+impl SendQueue {
     /// Whether corosync owes us something for too long. `came`: it just delivered something.
     fn is_silent(&mut self, came: bool, silence: Duration, now: Instant) -> bool {
         if self.pending.is_none() && self.out == 0 {

@@ -13,7 +13,7 @@ use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid};
 use tokio::sync::broadcast;
 use tracing::{debug, warn};
 
-use crate::hypervisor::{Hypervisor, News, ToLook};
+use crate::hypervisor::{DomainEvent, Hypervisor, RefreshScope};
 use crate::locks::lock;
 
 /// How long one look may take; with thousands of domains it is a matter of seconds.
@@ -27,7 +27,7 @@ const MAX_DOMAINS: usize = 16_384;
 
 /// A domain of this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Own {
+pub(crate) struct OwnDomain {
     pub(crate) name: String,
     pub(crate) power: OwnPower,
 }
@@ -46,22 +46,22 @@ pub(crate) enum OwnPower {
 }
 
 /// What became of a domain: as it is now, or none that is gone.
-pub(crate) type Change = (Uuid, Option<Own>);
+pub(crate) type OwnChange = (Uuid, Option<OwnDomain>);
 
 /// The domains of all hypervisors of this host.
 pub(crate) struct OwnDomains {
-    state: Mutex<Merged>,
-    publish: Box<dyn Fn(Vec<Change>, bool) + Send + Sync>,
+    state: Mutex<MergedDomains>,
+    publish: Box<dyn Fn(Vec<OwnChange>, bool) + Send + Sync>,
 }
 
 #[derive(Default)]
-struct Merged {
+struct MergedDomains {
     /// Of each hypervisor.
-    seen: Vec<BTreeMap<Uuid, Own>>,
+    seen: Vec<BTreeMap<Uuid, OwnDomain>>,
     /// Which of them were looked at.
     looked_at: Vec<bool>,
     /// What was published.
-    merged: BTreeMap<Uuid, Own>,
+    merged: BTreeMap<Uuid, OwnDomain>,
 }
 
 impl OwnDomains {
@@ -69,11 +69,11 @@ impl OwnDomains {
     /// hypervisors have been looked at by now; it must not wait and not call back. Must run inside the runtime.
     pub(crate) fn follow(
         hypervisors: &[Arc<Hypervisor>],
-        publish: impl Fn(Vec<Change>, bool) + Send + Sync + 'static,
+        publish: impl Fn(Vec<OwnChange>, bool) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let seen = hypervisors.iter().map(|_| BTreeMap::new()).collect();
         let looked_at = hypervisors.iter().map(|_| false).collect();
-        let state = Merged { seen, looked_at, merged: BTreeMap::new() };
+        let state = MergedDomains { seen, looked_at, merged: BTreeMap::new() };
         let this = Arc::new(Self { state: Mutex::new(state), publish: Box::new(publish) });
         for (place, hypervisor) in hypervisors.iter().enumerate() {
             // Before the first look, so that nothing falls between.
@@ -84,19 +84,19 @@ impl OwnDomains {
     }
 
     /// What the hypervisor at `place` has, as far as it was looked at.
-    fn saw(&self, place: usize, seen: Seen) {
+    fn saw(&self, place: usize, seen: OwnReading) {
         let mut state = lock(&self.state);
         let state = &mut *state;
         let mine = &mut state.seen[place];
         let mut is_first = false;
         let touched: BTreeSet<Uuid> = match seen {
-            Seen::Everything(all) => {
+            OwnReading::Everything(all) => {
                 let touched = mine.keys().chain(all.keys()).copied().collect();
                 *mine = all;
                 is_first = !std::mem::replace(&mut state.looked_at[place], true);
                 touched
             }
-            Seen::These(domains) => {
+            OwnReading::These(domains) => {
                 for (uuid, own) in &domains {
                     match own {
                         Some(own) if mine.len() < MAX_DOMAINS || mine.contains_key(uuid) => {
@@ -117,8 +117,8 @@ impl OwnDomains {
     }
 }
 
-impl Merged {
-    fn merge(&mut self, touched: BTreeSet<Uuid>) -> Vec<Change> {
+impl MergedDomains {
+    fn merge(&mut self, touched: BTreeSet<Uuid>) -> Vec<OwnChange> {
         let mut changes = Vec::new();
         for uuid in touched {
             let now = self.seen.iter().filter_map(|it| it.get(&uuid)).max_by_key(|it| it.power).cloned();
@@ -135,55 +135,57 @@ impl Merged {
 }
 
 /// What a look showed.
-enum Seen {
-    Everything(BTreeMap<Uuid, Own>),
-    These(Vec<Change>),
+enum OwnReading {
+    Everything(BTreeMap<Uuid, OwnDomain>),
+    These(Vec<OwnChange>),
 }
 
 async fn keep(
     own: Arc<OwnDomains>,
     place: usize,
     hypervisor: Arc<Hypervisor>,
-    mut news: broadcast::Receiver<News>,
+    mut news: broadcast::Receiver<DomainEvent>,
 ) {
-    let mut task = ToLook::Everything;
+    let mut task = RefreshScope::Everything;
     loop {
         match look(&hypervisor, &task).await {
             Ok(seen) => own.saw(place, seen),
             Err(why) => {
                 debug!(uri = hypervisor.uri(), "can't look at the domains: {why}");
-                task = ToLook::again(&mut news, AGAIN).await;
+                task = RefreshScope::again(&mut news, AGAIN).await;
                 continue;
             }
         }
         task = tokio::select! {
-            task = ToLook::next(&mut news) => task,
+            task = RefreshScope::next(&mut news) => task,
             () = tokio::time::sleep(REFRESH) => {
                 let state = lock(&own.state);
                 let went_off = state.seen[place].iter().filter(|(_, it)| matches!(it.power, OwnPower::WentOff | OwnPower::Gone));
-                ToLook::These(went_off.map(|(uuid, _)| *uuid).collect())
+                RefreshScope::These(went_off.map(|(uuid, _)| *uuid).collect())
             }
         };
     }
 }
 
-async fn look(hypervisor: &Arc<Hypervisor>, task: &ToLook) -> Result<Seen, String> {
+async fn look(hypervisor: &Arc<Hypervisor>, task: &RefreshScope) -> Result<OwnReading, String> {
     let until = Instant::now() + LOOK_LIMIT;
     let memory = Arc::clone(hypervisor);
     let seen = match task {
-        ToLook::Everything => hypervisor.ask(until, move |c| all(c, &memory)).await.map(Seen::Everything),
-        ToLook::These(uuids) => {
+        RefreshScope::Everything => {
+            hypervisor.ask(until, move |c| all(c, &memory)).await.map(OwnReading::Everything)
+        }
+        RefreshScope::These(uuids) => {
             let wanted: Vec<Uuid> = uuids.iter().copied().collect();
             let these = move |c: &Connection| {
                 wanted.iter().map(|it| Ok((*it, one(c, &memory, *it)?))).collect::<Result<_, _>>()
             };
-            hypervisor.ask(until, these).await.map(Seen::These)
+            hypervisor.ask(until, these).await.map(OwnReading::These)
         }
     };
     seen.map_err(|error| error.to_string())
 }
 
-fn all(connection: &Connection, memory: &Hypervisor) -> Result<BTreeMap<Uuid, Own>, Error> {
+fn all(connection: &Connection, memory: &Hypervisor) -> Result<BTreeMap<Uuid, OwnDomain>, Error> {
     let mut all = BTreeMap::new();
     for record in connection.domains()? {
         if all.len() >= MAX_DOMAINS {
@@ -198,7 +200,7 @@ fn all(connection: &Connection, memory: &Hypervisor) -> Result<BTreeMap<Uuid, Ow
             // Whether anything of it is left is to be asked.
             State::Crashed => one(connection, memory, record.uuid)?,
             State::ShutOff => Some(off(memory, record.uuid, record.name)),
-            _ => Some(Own { name: record.name, power: OwnPower::On }),
+            _ => Some(OwnDomain { name: record.name, power: OwnPower::On }),
         };
         if let Some(own) = own {
             all.insert(record.uuid, own);
@@ -208,25 +210,25 @@ fn all(connection: &Connection, memory: &Hypervisor) -> Result<BTreeMap<Uuid, Ow
 }
 
 /// The domain as it is; none when it is gone, and was not seen to go off here.
-fn one(connection: &Connection, memory: &Hypervisor, uuid: Uuid) -> Result<Option<Own>, Error> {
+fn one(connection: &Connection, memory: &Hypervisor, uuid: Uuid) -> Result<Option<OwnDomain>, Error> {
     let seen = |domain: &Domain| Ok((domain.state()?, domain.is_active()?));
     let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(gone(memory, uuid)) };
     match seen(&domain) {
         Ok((State::MovedAway, _)) => Ok(None),
-        Ok((_, true)) => Ok(Some(Own { name: domain.name().to_owned(), power: OwnPower::On })),
+        Ok((_, true)) => Ok(Some(OwnDomain { name: domain.name().to_owned(), power: OwnPower::On })),
         Ok((_, false)) => Ok(Some(off(memory, uuid, domain.name().to_owned()))),
         Err(Error { kind: ErrorKind::NoDomain, .. }) => Ok(gone(memory, uuid)),
         Err(error) => Err(error),
     }
 }
 
-fn off(memory: &Hypervisor, uuid: Uuid, name: String) -> Own {
+fn off(memory: &Hypervisor, uuid: Uuid, name: String) -> OwnDomain {
     let went_off = memory.gone_off(Some(uuid), None).is_some();
-    Own { name, power: if went_off { OwnPower::WentOff } else { OwnPower::Resting } }
+    OwnDomain { name, power: if went_off { OwnPower::WentOff } else { OwnPower::Resting } }
 }
 
 /// A transient domain leaves no definition when it goes off.
-fn gone(memory: &Hypervisor, uuid: Uuid) -> Option<Own> {
+fn gone(memory: &Hypervisor, uuid: Uuid) -> Option<OwnDomain> {
     let (_, name) = memory.gone_off(Some(uuid), None)?;
-    Some(Own { name, power: OwnPower::Gone })
+    Some(OwnDomain { name, power: OwnPower::Gone })
 }

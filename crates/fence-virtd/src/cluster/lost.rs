@@ -33,20 +33,20 @@ pub(crate) const STONITH_ADMIN: &str = "/usr/sbin/stonith_admin";
 
 /// What proves that a lost host is down, as configured. Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Proofs {
-    how: Arc<How>,
+pub(crate) struct DownEvidence {
+    how: Arc<EvidenceSource>,
     pause: Duration,
 }
 
 /// A node that corosync lost. Clones are the same loss.
 #[derive(Clone)]
-pub(crate) struct Loss {
-    inner: Arc<Inner>,
+pub(crate) struct LostHost {
+    inner: Arc<LostHostState>,
 }
 
 /// What is known of a lost host.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Known {
+enum EvidenceState {
     /// Not that it is down, for this reason.
     Nothing(String),
     /// It is down: this says so.
@@ -55,29 +55,35 @@ enum Known {
     Back,
 }
 
-impl Proofs {
+impl DownEvidence {
     /// As the configuration says.
     pub(crate) fn new(host_down: &HostDown) -> Self {
         let how = match host_down {
-            HostDown::Never => How::Never,
-            HostDown::Pacemaker => How::Pacemaker(STONITH_ADMIN.into()),
-            HostDown::Command(command) => How::Command(command.clone()),
-            HostDown::Membership => How::Membership,
+            HostDown::Never => EvidenceSource::Never,
+            HostDown::Pacemaker => EvidenceSource::Pacemaker(STONITH_ADMIN.into()),
+            HostDown::Command(command) => EvidenceSource::Command(command.clone()),
+            HostDown::Membership => EvidenceSource::Membership,
         };
         Self { how: Arc::new(how), pause: PAUSE }
     }
 
     /// Corosync does not hear this node any more, just now; or never has. `heard_since`: when it came, or, for one that was
     /// there before us or that was never heard, when we came. Must be called in the runtime.
-    pub(crate) fn lost(&self, node: u32, name: Option<String>, heard_since: SystemTime) -> Loss {
-        let host = Host { node, name, heard_since, lost: SystemTime::now(), since: Instant::now() };
+    pub(crate) fn lost(&self, node: u32, name: Option<String>, heard_since: SystemTime) -> LostHost {
+        let host = LostNode { node, name, heard_since, lost: SystemTime::now(), since: Instant::now() };
         let known = match &*self.how {
-            How::Never => Known::Nothing("host_down = \"never\": nothing proves that it is down".to_owned()),
-            How::Membership => Known::Down("it left corosync (host_down = \"membership\")".to_owned()),
-            How::Pacemaker(_) | How::Command(_) => Known::Nothing("nobody was asked yet".to_owned()),
+            EvidenceSource::Never => {
+                EvidenceState::Nothing("host_down = \"never\": nothing proves that it is down".to_owned())
+            }
+            EvidenceSource::Membership => {
+                EvidenceState::Down("it left corosync (host_down = \"membership\")".to_owned())
+            }
+            EvidenceSource::Pacemaker(_) | EvidenceSource::Command(_) => {
+                EvidenceState::Nothing("nobody was asked yet".to_owned())
+            }
         };
-        Loss {
-            inner: Arc::new(Inner {
+        LostHost {
+            inner: Arc::new(LostHostState {
                 host,
                 how: Arc::clone(&self.how),
                 pause: self.pause,
@@ -88,7 +94,7 @@ impl Proofs {
     }
 }
 
-impl Loss {
+impl LostHost {
     /// What proves that the host is down, in words; waits for the proof where there may be one.
     ///
     /// # Errors
@@ -97,25 +103,26 @@ impl Loss {
         let mut known = self.inner.known.subscribe();
         // After this task listens: one that is about to end sees it, or is replaced.
         self.ask();
-        let decided = known.wait_for(|it| !matches!(it, Known::Nothing(_)) || self.inner.how.asks_nobody());
+        let decided =
+            known.wait_for(|it| !matches!(it, EvidenceState::Nothing(_)) || self.inner.how.asks_nobody());
         // An error: nobody is left who could say more.
         let _ = timeout_at(until.into(), decided).await;
         let known = known.borrow().clone();
         match known {
-            Known::Down(proof) => Ok(proof),
-            Known::Nothing(reason) => Err(reason),
-            Known::Back => Err("it is heard again, or corosync is lost here".to_owned()),
+            EvidenceState::Down(proof) => Ok(proof),
+            EvidenceState::Nothing(reason) => Err(reason),
+            EvidenceState::Back => Err("it is heard again, or corosync is lost here".to_owned()),
         }
     }
 
     /// Whether it was proved already that the host is down. Asks nobody.
     pub(crate) fn is_proved(&self) -> bool {
-        matches!(*self.inner.known.borrow(), Known::Down(_))
+        matches!(*self.inner.known.borrow(), EvidenceState::Down(_))
     }
 
     /// Corosync hears the node again, or is lost itself: nothing is proved by it any more, and who waits is told.
     pub(crate) fn ended(&self) {
-        self.inner.known.send_replace(Known::Back);
+        self.inner.known.send_replace(EvidenceState::Back);
     }
 
     /// How long ago it was.
@@ -136,16 +143,16 @@ impl Loss {
     }
 }
 
-struct Inner {
-    host: Host,
-    how: Arc<How>,
+struct LostHostState {
+    host: LostNode,
+    how: Arc<EvidenceSource>,
     pause: Duration,
-    known: watch::Sender<Known>,
+    known: watch::Sender<EvidenceState>,
     /// There is a task that asks.
     is_asking: Mutex<bool>,
 }
 
-struct Host {
+struct LostNode {
     node: u32,
     name: Option<String>,
     heard_since: SystemTime,
@@ -153,42 +160,42 @@ struct Host {
     since: Instant,
 }
 
-enum How {
+enum EvidenceSource {
     Never,
     Pacemaker(PathBuf),
     Command(PathBuf),
     Membership,
 }
 
-impl How {
+impl EvidenceSource {
     fn asks_nobody(&self) -> bool {
         matches!(self, Self::Never | Self::Membership)
     }
 }
 
-impl Inner {
+impl LostHostState {
     /// Asks, until it is known or nobody waits any more.
     async fn ask_on(self: Arc<Self>) {
         loop {
             let answer = match &*self.how {
-                How::Pacemaker(program) => self.host.ask_pacemaker(program).await,
-                How::Command(command) => self.host.ask_command(command).await,
-                How::Never | How::Membership => return,
+                EvidenceSource::Pacemaker(program) => self.host.ask_pacemaker(program).await,
+                EvidenceSource::Command(command) => self.host.ask_command(command).await,
+                EvidenceSource::Never | EvidenceSource::Membership => return,
             };
             self.known.send_if_modified(|known| {
-                let Known::Nothing(_) = known else { return false };
+                let EvidenceState::Nothing(_) = known else { return false };
                 *known = match answer {
                     Ok(proof) => {
                         info!("{} is down: {proof}", self.host);
-                        Known::Down(proof)
+                        EvidenceState::Down(proof)
                     }
-                    Err(reason) => Known::Nothing(reason),
+                    Err(reason) => EvidenceState::Nothing(reason),
                 };
                 true
             });
             {
                 let mut is_asking = self.is_asking.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_open = matches!(*self.known.borrow(), Known::Nothing(_));
+                let is_open = matches!(*self.known.borrow(), EvidenceState::Nothing(_));
                 if !is_open || self.known.receiver_count() == 0 {
                     *is_asking = false;
                     return;
@@ -199,14 +206,14 @@ impl Inner {
     }
 }
 
-impl std::fmt::Display for Host {
+impl std::fmt::Display for LostNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "node {}", self.node)?;
         self.name.as_ref().map_or(Ok(()), |it| write!(f, " ({})", escaped(it)))
     }
 }
 
-impl Host {
+impl LostNode {
     async fn ask_command(&self, command: &Path) -> Result<String, String> {
         let seconds = self.since.elapsed().as_secs().to_string();
         let arguments = [self.name.as_deref().unwrap_or_default(), &self.node.to_string(), &seconds];
@@ -227,10 +234,11 @@ impl Host {
     }
 
     /// Whether one of these took the node down, this time.
-    fn judge(&self, fencings: &[Fencing], now: SystemTime) -> Result<String, String> {
+    fn judge(&self, fencings: &[FencingRecord], now: SystemTime) -> Result<String, String> {
         let name = self.name.as_deref().unwrap_or_default();
-        let ours =
-            |it: &&Fencing| it.target.eq_ignore_ascii_case(name) && ["off", "reboot"].contains(&&*it.action);
+        let ours = |it: &&FencingRecord| {
+            it.target.eq_ignore_ascii_case(name) && ["off", "reboot"].contains(&&*it.action)
+        };
         let mut refused = None;
         for it in fencings.iter().filter(ours) {
             let why = match it.ended {
@@ -260,7 +268,7 @@ pub(crate) fn ask_for_history(program: &Path) -> Result<usize, String> {
 }
 
 /// What Pacemaker remembers of this node, latest first; `*`: of all.
-async fn history(program: &Path, node: &str) -> Result<Vec<Fencing>, String> {
+async fn history(program: &Path, node: &str) -> Result<Vec<FencingRecord>, String> {
     let told = |what: &dyn std::fmt::Display| format!("stonith_admin {what}");
     // Without --verbose Pacemaker 2.1 leaves out fencings that are like one before, and so shows old ones only.
     let arguments = ["--history", node, "--verbose", "--output-as=xml"];
@@ -274,7 +282,7 @@ async fn history(program: &Path, node: &str) -> Result<Vec<Fencing>, String> {
 
 /// A fencing in Pacemaker's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Fencing {
+struct FencingRecord {
     action: String,
     target: String,
     status: String,
@@ -284,7 +292,7 @@ struct Fencing {
 }
 
 /// Reads what `stonith_admin --history --output-as=xml` wrote.
-fn fencings(xml: &str) -> Result<Vec<Fencing>, String> {
+fn fencings(xml: &str) -> Result<Vec<FencingRecord>, String> {
     let document = roxmltree::Document::parse(xml).map_err(|it| it.to_string())?;
     let root = document.root_element();
     if !root.has_tag_name("pacemaker-result") {
@@ -298,7 +306,7 @@ fn fencings(xml: &str) -> Result<Vec<Fencing>, String> {
     Ok(events
         .map(|it| {
             let text = |name| it.attribute(name).unwrap_or_default().to_owned();
-            Fencing {
+            FencingRecord {
                 action: text("action"),
                 target: text("target"),
                 status: text("status"),
@@ -310,7 +318,7 @@ fn fencings(xml: &str) -> Result<Vec<Fencing>, String> {
 }
 
 /// What stonith_admin says when it can't answer: in its XML, else to standard error.
-fn refusal(ended: &program::Ended) -> String {
+fn refusal(ended: &program::ProcessOutput) -> String {
     let xml = String::from_utf8_lossy(&ended.output);
     let said = roxmltree::Document::parse(&xml).ok().and_then(|it| {
         let error = it.descendants().find(|it| it.has_tag_name("error"))?;

@@ -12,7 +12,7 @@ use fence_wire::Response;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::arbiter::{PeerId, Source, Work};
+use crate::arbiter::{ArbitratedAction, PeerId, RequestSource};
 
 /// A message is never longer than this, in bytes: corosync passes what is shorter on in one piece.
 pub(crate) const MESSAGE_LIMIT: usize = 512 * 1024;
@@ -68,15 +68,15 @@ impl From<Member> for (u32, u32) {
 /// `inventory` and `domain` keep the directory ([`super::directory`]).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub(crate) enum Message {
+pub(crate) enum HostMessage {
     /// All that the sender has under way, after a change of the membership. What it said before is void.
-    Sync(Sync),
+    Sync(StateSync),
     /// "My sync `n` was delivered in the membership in which I sent it": only now it counts.
     Ready { n: u64 },
     /// "Go on without waiting for this one's sync." With what it is known to have in flight.
-    PassOver { member: Member, in_flight: Vec<Held>, acting: Vec<Acting> },
+    PassOver { member: Member, in_flight: Vec<InFlightClaim>, acting: Vec<ActingClaim> },
     /// The sender wants its turn.
-    Claim(Claim),
+    Claim(ClaimMessage),
     /// Nothing was done for this claim of the sender's, and nothing will be.
     Withdraw { id: u64 },
     /// The target of this claim of the sender's was seen off.
@@ -86,10 +86,10 @@ pub(crate) enum Message {
         victim: String,
     },
     /// The work of this claim of the sender's is over, and nothing that the sender does can take effect any more.
-    Finished { id: u64, outcome: Outcome },
+    Finished { id: u64, outcome: AskOutcome },
 
     /// Carry this out and reply.
-    Ask(Ask),
+    Ask(AskMessage),
     /// "Carry it out: this is what is left of my time." The owner counts it from its "taken".
     Go { to: Member, ask: u64, left_ms: u64 },
     /// Nobody waits for this ask any more: what was not begun is not to be.
@@ -111,12 +111,12 @@ pub(crate) enum Message {
         starts: bool,
     },
     /// The ask is over. `claim` where it had one.
-    Reply { asker: Member, ask: u64, claim: Option<u64>, end: End },
+    Reply { asker: Member, ask: u64, claim: Option<u64>, end: AskEnd },
 
     /// A part of all domains of the sender's, in order: `first` begins a new list, which is complete with `last`.
-    Inventory { first: bool, last: bool, domains: Vec<Domain> },
+    Inventory { first: bool, last: bool, domains: Vec<PublishedDomain> },
     /// One domain of the sender's changed.
-    Domain(Domain),
+    Domain(PublishedDomain),
     /// The sender has this domain no more: neither running nor defined.
     DomainGone {
         #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
@@ -126,24 +126,24 @@ pub(crate) enum Message {
 
 /// See [`Message::Sync`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Sync {
+pub(crate) struct StateSync {
     /// Counts the sender's syncs.
     pub(crate) n: u64,
     /// Its claims that are in flight.
-    pub(crate) in_flight: Vec<Held>,
+    pub(crate) in_flight: Vec<InFlightClaim>,
     /// Its claims that wait, in the order in which it made them.
-    pub(crate) waiting: Vec<Claim>,
+    pub(crate) waiting: Vec<ClaimMessage>,
     /// What it does for others, or for itself in the place of one that is gone.
-    pub(crate) acting: Vec<Acting>,
+    pub(crate) acting: Vec<ActingClaim>,
 }
 
 /// A request that wants its turn.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Claim {
+pub(crate) struct ClaimMessage {
     /// Its number, never used twice by its asker's host.
     pub(crate) id: u64,
     /// What it asks.
-    pub(crate) what: What,
+    pub(crate) what: AskAction,
     /// Of which domain: its UUID.
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
     pub(crate) target: String,
@@ -158,7 +158,7 @@ pub(crate) struct Claim {
 /// What a claim or an ask is for. `status` is never claimed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum What {
+pub(crate) enum AskAction {
     Status,
     On,
     Off,
@@ -167,28 +167,28 @@ pub(crate) enum What {
 
 /// A claim in flight.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Held {
-    pub(crate) claim: Claim,
+pub(crate) struct InFlightClaim {
+    pub(crate) claim: ClaimMessage,
     /// Its target was seen off.
     pub(crate) seen_off: bool,
 }
 
 /// A claim in flight that the sender carries out for its asker.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Acting {
+pub(crate) struct ActingClaim {
     pub(crate) asker: Member,
     pub(crate) ask: u64,
-    pub(crate) held: Held,
+    pub(crate) held: InFlightClaim,
 }
 
 /// Work for the host that has the domain.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Ask {
+pub(crate) struct AskMessage {
     /// Who is to do it; others only note that it was asked.
     pub(crate) to: Member,
     /// Its number, never used twice by its asker's host.
     pub(crate) ask: u64,
-    pub(crate) what: What,
+    pub(crate) what: AskAction,
     /// The domain.
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
     pub(crate) uuid: String,
@@ -200,7 +200,7 @@ pub(crate) struct Ask {
     pub(crate) rests: bool,
     /// What it is done under; none for `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) claim: Option<Claim>,
+    pub(crate) claim: Option<ClaimMessage>,
     /// What is left of the asker's time.
     pub(crate) left_ms: u64,
     /// The asker's number of the request, for people.
@@ -210,9 +210,9 @@ pub(crate) struct Ask {
 /// How an ask ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum End {
+pub(crate) enum AskEnd {
     /// It was carried out, well or badly.
-    Done(Outcome),
+    Done(AskOutcome),
     /// The sender has no such domain, or has it off while it may run elsewhere: nothing was done.
     NotHere,
     /// Nothing was done, for this reason.
@@ -221,7 +221,7 @@ pub(crate) enum End {
 
 /// What a client is told.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Outcome {
+pub(crate) struct AskOutcome {
     #[serde(serialize_with = "response_number", deserialize_with = "response")]
     pub(crate) response: Response,
     #[serde(
@@ -232,7 +232,7 @@ pub(crate) struct Outcome {
     pub(crate) reason: Option<String>,
 }
 
-impl Outcome {
+impl AskOutcome {
     /// With a reason of a length that fits.
     pub(crate) fn new(response: Response, reason: Option<&str>) -> Self {
         Self { response, reason: reason.map(cut) }
@@ -241,18 +241,18 @@ impl Outcome {
 
 /// A domain of the sender's host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct Domain {
+pub(crate) struct PublishedDomain {
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
     pub(crate) uuid: String,
     #[serde(deserialize_with = "text::<NAME_LIMIT, _>")]
     pub(crate) name: String,
-    pub(crate) state: State,
+    pub(crate) state: PublishedState,
 }
 
 /// What the sender knows of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum State {
+pub(crate) enum PublishedState {
     /// It is on here. Everything that is not off is on.
     On,
     /// This run of the sender's daemon saw it go off here, and it did not leave for another host.
@@ -265,7 +265,7 @@ pub(crate) enum State {
 
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Malformed {
+pub(crate) enum MessageError {
     #[error("a message of {0} bytes; {MESSAGE_LIMIT} are the most")]
     TooLong(usize),
     #[error("not a message: {0}")]
@@ -280,50 +280,51 @@ pub(crate) enum Malformed {
     },
 }
 
-impl Message {
+impl HostMessage {
     /// As it is sent.
     ///
     /// # Errors
     /// It is too long; none that this daemon makes is, while its own limits hold.
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, Malformed> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, MessageError> {
         #[derive(Serialize)]
         struct Whole<'a> {
             v: u32,
             #[serde(flatten)]
-            message: &'a Message,
+            message: &'a HostMessage,
         }
-        let bytes = serde_json::to_vec(&Whole { v: VERSION, message: self }).map_err(Malformed::NoMessage)?;
-        if bytes.len() > MESSAGE_LIMIT { Err(Malformed::TooLong(bytes.len())) } else { Ok(bytes) }
+        let bytes =
+            serde_json::to_vec(&Whole { v: VERSION, message: self }).map_err(MessageError::NoMessage)?;
+        if bytes.len() > MESSAGE_LIMIT { Err(MessageError::TooLong(bytes.len())) } else { Ok(bytes) }
     }
 
     /// What bytes say; none where the kind is not known.
     ///
     /// # Errors
     /// The bytes are no message.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Option<Self>, MessageError> {
         #[derive(Deserialize)]
         struct Head {
             v: u32,
             kind: String,
         }
         if bytes.len() > MESSAGE_LIMIT {
-            return Err(Malformed::TooLong(bytes.len()));
+            return Err(MessageError::TooLong(bytes.len()));
         }
-        let Head { v, kind } = serde_json::from_slice(bytes).map_err(Malformed::NoMessage)?;
+        let Head { v, kind } = serde_json::from_slice(bytes).map_err(MessageError::NoMessage)?;
         if v != VERSION {
-            return Err(Malformed::OtherVersion(v));
+            return Err(MessageError::OtherVersion(v));
         }
         if !KINDS.contains(&kind.as_str()) {
             return Ok(None);
         }
         match serde_json::from_slice(bytes) {
             Ok(message) => Ok(Some(message)),
-            Err(error) => Err(Malformed::Unreadable { kind: kind.chars().take(40).collect(), error }),
+            Err(error) => Err(MessageError::Unreadable { kind: kind.chars().take(40).collect(), error }),
         }
     }
 
     /// All domains of a host, in as many messages as it takes.
-    pub(crate) fn inventory(domains: &[Domain]) -> Vec<Self> {
+    pub(crate) fn inventory(domains: &[PublishedDomain]) -> Vec<Self> {
         let parts = domains.len().div_ceil(INVENTORY_PART).max(1);
         let part = |it: usize| {
             let rest = &domains[it * INVENTORY_PART..];
@@ -354,30 +355,35 @@ const KINDS: [&str; 16] = [
     "domain_gone",
 ];
 
-impl Claim {
+impl ClaimMessage {
     /// What is claimed for a request.
-    pub(crate) fn of(id: u64, work: &Work, source: &Source, peer: Option<&PeerId>) -> Self {
+    pub(crate) fn of(
+        id: u64,
+        work: &ArbitratedAction,
+        source: &RequestSource,
+        peer: Option<&PeerId>,
+    ) -> Self {
         let (what, target) = match work {
-            Work::Look => (What::Status, ""),
-            Work::On(target) => (What::On, target.as_str()),
-            Work::Off(target) => (What::Off, target.as_str()),
-            Work::Reboot(target) => (What::Reboot, target.as_str()),
+            ArbitratedAction::Look => (AskAction::Status, ""),
+            ArbitratedAction::On(target) => (AskAction::On, target.as_str()),
+            ArbitratedAction::Off(target) => (AskAction::Off, target.as_str()),
+            ArbitratedAction::Reboot(target) => (AskAction::Reboot, target.as_str()),
         };
         let source = match source {
-            Source::Known(source) => Some(source.clone()),
-            Source::Unknown => None,
+            RequestSource::Known(source) => Some(source.clone()),
+            RequestSource::Unknown => None,
         };
         Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()) }
     }
 
     /// The work that it is for.
-    pub(crate) fn work(&self) -> Work {
+    pub(crate) fn work(&self) -> ArbitratedAction {
         let target = self.target.clone();
         match self.what {
-            What::Status => Work::Look,
-            What::On => Work::On(target),
-            What::Off => Work::Off(target),
-            What::Reboot => Work::Reboot(target),
+            AskAction::Status => ArbitratedAction::Look,
+            AskAction::On => ArbitratedAction::On(target),
+            AskAction::Off => ArbitratedAction::Off(target),
+            AskAction::Reboot => ArbitratedAction::Reboot(target),
         }
     }
 }
@@ -433,37 +439,46 @@ mod tests {
         any::<(u32, u32)>().prop_map(Member::from)
     }
 
-    fn what() -> impl Strategy<Value = What> {
-        prop::sample::select(vec![What::Status, What::On, What::Off, What::Reboot])
+    fn what() -> impl Strategy<Value = AskAction> {
+        prop::sample::select(vec![AskAction::Status, AskAction::On, AskAction::Off, AskAction::Reboot])
     }
 
-    fn claim() -> impl Strategy<Value = Claim> {
+    fn claim() -> impl Strategy<Value = ClaimMessage> {
         let source = prop::option::of(text(ID_LIMIT));
         let peer = prop::option::of(text(ID_LIMIT));
         (any::<u64>(), what(), text(ID_LIMIT), source, peer)
-            .prop_map(|(id, what, target, source, peer)| Claim { id, what, target, source, peer })
+            .prop_map(|(id, what, target, source, peer)| ClaimMessage { id, what, target, source, peer })
     }
 
-    fn held() -> impl Strategy<Value = Held> {
-        (claim(), any::<bool>()).prop_map(|(claim, seen_off)| Held { claim, seen_off })
+    fn held() -> impl Strategy<Value = InFlightClaim> {
+        (claim(), any::<bool>()).prop_map(|(claim, seen_off)| InFlightClaim { claim, seen_off })
     }
 
-    fn outcome() -> impl Strategy<Value = Outcome> {
+    fn outcome() -> impl Strategy<Value = AskOutcome> {
         let response = (0_u8..4).prop_map(|it| Response::from_number(it).unwrap());
         (response, prop::option::of(any::<String>()))
-            .prop_map(|(response, reason)| Outcome::new(response, reason.as_deref()))
+            .prop_map(|(response, reason)| AskOutcome::new(response, reason.as_deref()))
     }
 
-    fn domain() -> impl Strategy<Value = Domain> {
-        let state = prop::sample::select(vec![State::On, State::Off, State::Gone, State::Rests]);
-        (text(ID_LIMIT), text(NAME_LIMIT), state).prop_map(|(uuid, name, state)| Domain { uuid, name, state })
+    fn domain() -> impl Strategy<Value = PublishedDomain> {
+        let state = prop::sample::select(vec![
+            PublishedState::On,
+            PublishedState::Off,
+            PublishedState::Gone,
+            PublishedState::Rests,
+        ]);
+        (text(ID_LIMIT), text(NAME_LIMIT), state).prop_map(|(uuid, name, state)| PublishedDomain {
+            uuid,
+            name,
+            state,
+        })
     }
 
-    fn ask() -> impl Strategy<Value = Ask> {
+    fn ask() -> impl Strategy<Value = AskMessage> {
         let (uuid, name) = (text(ID_LIMIT), text(NAME_LIMIT));
         let numbers = any::<(u64, u64, u64)>();
         (member(), what(), uuid, name, prop::option::of(claim()), numbers).prop_map(
-            |(to, what, uuid, name, claim, (ask, left_ms, request))| Ask {
+            |(to, what, uuid, name, claim, (ask, left_ms, request))| AskMessage {
                 to,
                 ask,
                 what,
@@ -477,34 +492,35 @@ mod tests {
         )
     }
 
-    fn acting() -> impl Strategy<Value = Acting> {
-        (member(), any::<u64>(), held()).prop_map(|(asker, ask, held)| Acting { asker, ask, held })
+    fn acting() -> impl Strategy<Value = ActingClaim> {
+        (member(), any::<u64>(), held()).prop_map(|(asker, ask, held)| ActingClaim { asker, ask, held })
     }
 
-    fn message() -> impl Strategy<Value = Message> {
+    fn message() -> impl Strategy<Value = HostMessage> {
         let sync = (any::<u64>(), vec(held(), 0..3), vec(claim(), 0..3), vec(acting(), 0..3)).prop_map(
-            |(n, in_flight, waiting, acting)| Message::Sync(Sync { n, in_flight, waiting, acting }),
+            |(n, in_flight, waiting, acting)| HostMessage::Sync(StateSync { n, in_flight, waiting, acting }),
         );
         let end = prop_oneof![
-            outcome().prop_map(End::Done),
-            Just(End::NotHere),
-            any::<String>().prop_map(|it| End::NothingDone(cut(&it))),
+            outcome().prop_map(AskEnd::Done),
+            Just(AskEnd::NotHere),
+            any::<String>().prop_map(|it| AskEnd::NothingDone(cut(&it))),
         ];
         let numbers = || (member(), any::<u64>(), any::<u64>());
         prop_oneof![
             sync,
-            any::<u64>().prop_map(|n| Message::Ready { n }),
-            (member(), vec(held(), 0..3), vec(acting(), 0..3))
-                .prop_map(|(member, in_flight, acting)| { Message::PassOver { member, in_flight, acting } }),
-            claim().prop_map(Message::Claim),
-            any::<u64>().prop_map(|id| Message::Withdraw { id }),
-            (any::<u64>(), text(ID_LIMIT)).prop_map(|(id, victim)| Message::SeenOff { id, victim }),
-            (any::<u64>(), outcome()).prop_map(|(id, outcome)| Message::Finished { id, outcome }),
-            ask().prop_map(Message::Ask),
-            (member(), any::<u64>()).prop_map(|(to, ask)| Message::Cancel { to, ask }),
-            numbers().prop_map(|(to, ask, left_ms)| Message::Go { to, ask, left_ms }),
-            numbers().prop_map(|(asker, ask, claim)| Message::Taken { asker, ask, claim }),
-            (numbers(), text(ID_LIMIT)).prop_map(|((asker, ask, claim), victim)| Message::Progress {
+            any::<u64>().prop_map(|n| HostMessage::Ready { n }),
+            (member(), vec(held(), 0..3), vec(acting(), 0..3)).prop_map(|(member, in_flight, acting)| {
+                HostMessage::PassOver { member, in_flight, acting }
+            }),
+            claim().prop_map(HostMessage::Claim),
+            any::<u64>().prop_map(|id| HostMessage::Withdraw { id }),
+            (any::<u64>(), text(ID_LIMIT)).prop_map(|(id, victim)| HostMessage::SeenOff { id, victim }),
+            (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
+            ask().prop_map(HostMessage::Ask),
+            (member(), any::<u64>()).prop_map(|(to, ask)| HostMessage::Cancel { to, ask }),
+            numbers().prop_map(|(to, ask, left_ms)| HostMessage::Go { to, ask, left_ms }),
+            numbers().prop_map(|(asker, ask, claim)| HostMessage::Taken { asker, ask, claim }),
+            (numbers(), text(ID_LIMIT)).prop_map(|((asker, ask, claim), victim)| HostMessage::Progress {
                 asker,
                 ask,
                 claim,
@@ -513,11 +529,11 @@ mod tests {
                 starts: ask % 3 == 0,
             }),
             (member(), any::<u64>(), any::<Option<u64>>(), end)
-                .prop_map(|(asker, ask, claim, end)| Message::Reply { asker, ask, claim, end }),
+                .prop_map(|(asker, ask, claim, end)| HostMessage::Reply { asker, ask, claim, end }),
             (any::<(bool, bool)>(), vec(domain(), 0..4))
-                .prop_map(|((first, last), domains)| Message::Inventory { first, last, domains }),
-            domain().prop_map(Message::Domain),
-            text(ID_LIMIT).prop_map(|uuid| Message::DomainGone { uuid }),
+                .prop_map(|((first, last), domains)| HostMessage::Inventory { first, last, domains }),
+            domain().prop_map(HostMessage::Domain),
+            text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),
         ]
     }
 
@@ -525,7 +541,7 @@ mod tests {
         #[test]
         fn what_is_sent_is_what_is_read(message in message()) {
             let bytes = message.encode().unwrap();
-            prop_assert_eq!(Message::decode(&bytes).unwrap(), Some(message));
+            prop_assert_eq!(HostMessage::decode(&bytes).unwrap(), Some(message));
         }
 
         /// A later version may say more: unknown fields are passed over.
@@ -534,7 +550,7 @@ mod tests {
             let mut value: serde_json::Value = serde_json::from_slice(&message.encode().unwrap()).unwrap();
             value["and"] = "more".into();
             let bytes = serde_json::to_vec(&value).unwrap();
-            prop_assert_eq!(Message::decode(&bytes).unwrap(), Some(message));
+            prop_assert_eq!(HostMessage::decode(&bytes).unwrap(), Some(message));
         }
 
         #[test]
@@ -542,46 +558,51 @@ mod tests {
             let mut bytes = message.encode().unwrap();
             let at = at.index(bytes.len());
             bytes[at] = to;
-            let _ = Message::decode(&bytes);
+            let _ = HostMessage::decode(&bytes);
             bytes.truncate(at);
-            prop_assert!(Message::decode(&bytes).is_err());
+            prop_assert!(HostMessage::decode(&bytes).is_err());
         }
     }
 
     /// What is said today is read by tomorrow's daemon: these bytes must stay.
     #[test]
     fn the_form_of_messages() {
-        let claim =
-            Claim { id: 7, what: What::Off, target: "t".into(), source: Some("s".into()), peer: None };
-        let of = |message: Message| String::from_utf8(message.encode().unwrap()).unwrap();
+        let claim = ClaimMessage {
+            id: 7,
+            what: AskAction::Off,
+            target: "t".into(),
+            source: Some("s".into()),
+            peer: None,
+        };
+        let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
         assert_eq!(
-            of(Message::Claim(claim.clone())),
+            of(HostMessage::Claim(claim.clone())),
             r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s"}"#
         );
-        let outcome = Outcome::new(Response::Failure, Some("why"));
+        let outcome = AskOutcome::new(Response::Failure, Some("why"));
         assert_eq!(
-            of(Message::Finished { id: 7, outcome: outcome.clone() }),
+            of(HostMessage::Finished { id: 7, outcome: outcome.clone() }),
             r#"{"v":1,"kind":"finished","id":7,"outcome":{"response":1,"reason":"why"}}"#
         );
         let asker = Member { node: 2, pid: 99 };
         assert_eq!(
-            of(Message::Reply { asker, ask: 3, claim: Some(7), end: End::Done(outcome) }),
+            of(HostMessage::Reply { asker, ask: 3, claim: Some(7), end: AskEnd::Done(outcome) }),
             r#"{"v":1,"kind":"reply","asker":[2,99],"ask":3,"claim":7,"end":{"done":{"response":1,"reason":"why"}}}"#
         );
         assert_eq!(
-            of(Message::Reply { asker, ask: 3, claim: None, end: End::NotHere }),
+            of(HostMessage::Reply { asker, ask: 3, claim: None, end: AskEnd::NotHere }),
             r#"{"v":1,"kind":"reply","asker":[2,99],"ask":3,"claim":null,"end":"not_here"}"#
         );
-        let domain = Domain { uuid: "u".into(), name: "n".into(), state: State::Rests };
+        let domain = PublishedDomain { uuid: "u".into(), name: "n".into(), state: PublishedState::Rests };
         assert_eq!(
-            of(Message::Inventory { first: true, last: false, domains: vec![domain] }),
+            of(HostMessage::Inventory { first: true, last: false, domains: vec![domain] }),
             r#"{"v":1,"kind":"inventory","first":true,"last":false,"domains":[{"uuid":"u","name":"n","state":"rests"}]}"#
         );
         assert_eq!(
-            of(Message::Sync(Sync {
+            of(HostMessage::Sync(StateSync {
                 n: 1,
-                in_flight: vec![Held { claim, seen_off: true }],
-                ..Sync::default()
+                in_flight: vec![InFlightClaim { claim, seen_off: true }],
+                ..StateSync::default()
             })),
             r#"{"v":1,"kind":"sync","n":1,"in_flight":[{"claim":{"id":7,"what":"off","target":"t","source":"s"},"seen_off":true}],"waiting":[],"acting":[]}"#
         );
@@ -589,7 +610,7 @@ mod tests {
 
     #[test]
     fn what_is_no_message_says_why() {
-        let why = |bytes: &str| Message::decode(bytes.as_bytes()).unwrap_err().to_string();
+        let why = |bytes: &str| HostMessage::decode(bytes.as_bytes()).unwrap_err().to_string();
         assert!(why("junk").starts_with("not a message: "));
         assert_eq!(
             why(r#"{"v":2,"kind":"claim"}"#),
@@ -605,18 +626,23 @@ mod tests {
         assert!(
             why(r#"{"v":1,"kind":"finished","id":1,"outcome":{"response":9}}"#).contains("9 is no response")
         );
-        assert_eq!(Message::decode(br#"{"v":1,"kind":"news","claim":[]}"#).unwrap(), None);
+        assert_eq!(HostMessage::decode(br#"{"v":1,"kind":"news","claim":[]}"#).unwrap(), None);
     }
 
     #[test]
     fn inventories_come_in_parts() {
         let domains: Vec<_> = (0..INVENTORY_PART * 2 + 1)
-            .map(|it| Domain { uuid: it.to_string(), name: "n".repeat(NAME_LIMIT), state: State::On })
+            .map(|it| PublishedDomain {
+                uuid: it.to_string(),
+                name: "n".repeat(NAME_LIMIT),
+                state: PublishedState::On,
+            })
             .collect();
         let (mut read, mut firsts, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
-        for message in Message::inventory(&domains) {
+        for message in HostMessage::inventory(&domains) {
             let bytes = message.encode().unwrap();
-            let Some(Message::Inventory { first, last, domains }) = Message::decode(&bytes).unwrap() else {
+            let Some(HostMessage::Inventory { first, last, domains }) = HostMessage::decode(&bytes).unwrap()
+            else {
                 panic!("something else")
             };
             firsts.push(first);
@@ -625,7 +651,7 @@ mod tests {
         }
         assert_eq!((firsts, lasts), (vec![true, false, false], vec![false, false, true]));
         assert_eq!(read, domains);
-        let none = Message::Inventory { first: true, last: true, domains: Vec::new() };
-        assert_eq!(Message::inventory(&[]), [none]);
+        let none = HostMessage::Inventory { first: true, last: true, domains: Vec::new() };
+        assert_eq!(HostMessage::inventory(&[]), [none]);
     }
 }

@@ -33,68 +33,68 @@ use libvirt_host::Uuid;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use self::asks::{Asks, Served, Word};
-use self::claims::Claims;
-use self::directory::{Directory, Where};
-use self::link::{Events, Link, LinkEvent};
-use self::local::{Change, Own, OwnDomains, OwnPower};
-use self::lost::{Loss, Proofs};
-use self::message::{Ask, Domain, End, Message, What};
-use self::old::Old;
-use self::turn::Waiting;
+use self::asks::{AskEvent, IncomingAsks, OutgoingAsks};
+use self::claims::ClusterArbiter;
+use self::directory::{Directory, DirectoryAnswer};
+use self::link::{Link, LinkEvent, LinkReceiver};
+use self::local::{OwnChange, OwnDomain, OwnDomains, OwnPower};
+use self::lost::{DownEvidence, LostHost};
+use self::message::{AskAction, AskEnd, AskMessage, HostMessage, PublishedDomain};
+use self::old::LegacyHosts;
+use self::turn::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
-use crate::backend::{ActError, DomainRef, Home, Lease, Listed, Power, Settled};
+use crate::backend::{ActionError, DomainHome, DomainRef, Lease, LeaseReleased, ListedDomain, PowerState};
 use crate::locks::lock;
 use crate::service::{NOT_STARTED, Service};
 
 pub(crate) use self::message::Member;
-pub(crate) use self::turn::OtherHosts;
+pub(crate) use self::turn::ClusterClaims;
 
 /// Who waits for news looks again after this long, news or not.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long an owner's answer may be late: it answers at the deadline itself when it has nothing better to say.
-const GRACE: Duration = Duration::from_millis(500);
+const REPLY_GRACE: Duration = Duration::from_millis(500);
 /// How long what an owner began may still take effect after it was lost.
-const AFTERMATH: Duration = Duration::from_secs(2);
+const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 
 /// See the module's head.
 pub(crate) struct Cluster {
     local: Arc<LibvirtBackend>,
-    state: Mutex<State>,
+    state: Mutex<ClusterState>,
     /// The group of the hosts that run this daemon.
     link: Link,
     /// The group of all hosts, in the C daemon's messages.
     first: Link,
     name_mode: NameMode,
-    proofs: Proofs,
+    proofs: DownEvidence,
     /// Counts changes of anything that a request may wait for.
     news: watch::Sender<u64>,
     service: OnceLock<Weak<Service>>,
 }
 
-struct State {
+struct ClusterState {
     /// Who this daemon is in the group; none while it is not in it.
     me: Option<Member>,
     /// Why not.
     why_not: String,
     members: BTreeSet<Member>,
     nodes: BTreeMap<u32, Option<String>>,
-    own: BTreeMap<Uuid, Own>,
+    own: BTreeMap<Uuid, OwnDomain>,
     /// Every hypervisor of this host was looked at: `own` is all that it has.
     is_own_whole: bool,
     directory: Directory,
     /// This host's word in the common arbiter, and its requests that wait for that.
-    claims: Claims,
-    waiting: Waiting,
-    asks: Asks,
-    served: Served,
-    old: Old,
+    claims: ClusterArbiter,
+    waiting: WaitingClaims,
+    asks: OutgoingAsks,
+    served: IncomingAsks,
+    old: LegacyHosts,
     /// Nodes that corosync hears now.
     ring: BTreeSet<u32>,
     /// Since when it hears nodes that it heard at any time.
     heard: BTreeMap<u32, SystemTime>,
     /// Those that it does not hear: once it heard them, or its node list names them.
-    losses: BTreeMap<u32, Loss>,
+    losses: BTreeMap<u32, LostHost>,
     /// When this host came to corosync last.
     came: SystemTime,
     stopping: bool,
@@ -102,7 +102,7 @@ struct State {
 
 /// Where a domain is, as far as this host heard.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Place {
+pub(crate) enum DomainPlace {
     /// On at these members; at several while it migrates.
     On(Vec<Member>),
     /// On nowhere, without a doubt; these have it, off.
@@ -124,7 +124,10 @@ impl Cluster {
     ///
     /// # Errors
     /// No threads or descriptors.
-    pub(crate) fn start(settings: &Settings, local: Arc<LibvirtBackend>) -> io::Result<(Arc<Self>, Started)> {
+    pub(crate) fn start(
+        settings: &Settings,
+        local: Arc<LibvirtBackend>,
+    ) -> io::Result<(Arc<Self>, LinkEvents)> {
         // The second first: so nobody takes this host for one of the C daemon.
         let (link, events) = Link::start(&format!("{}-2", settings.group))?;
         let (first, first_events) = Link::start(&settings.group)?;
@@ -132,7 +135,7 @@ impl Cluster {
         getrandom::fill(&mut number).map_err(|error| io::Error::other(error.to_string()))?;
         // Far from the end of its numbers.
         let first_number = u64::from_le_bytes(number) >> 1;
-        let state = State {
+        let state = ClusterState {
             me: None,
             why_not: "corosync has not answered yet".to_owned(),
             members: BTreeSet::new(),
@@ -140,15 +143,15 @@ impl Cluster {
             own: BTreeMap::new(),
             is_own_whole: false,
             directory: Directory::default(),
-            old: Old::new(),
+            old: LegacyHosts::new(),
             ring: BTreeSet::new(),
             heard: BTreeMap::new(),
             losses: BTreeMap::new(),
             came: SystemTime::now(),
-            claims: Claims::new(first_number, Instant::now()),
-            waiting: Waiting::default(),
-            asks: Asks::new(first_number),
-            served: Served::default(),
+            claims: ClusterArbiter::new(first_number, Instant::now()),
+            waiting: WaitingClaims::default(),
+            asks: OutgoingAsks::new(first_number),
+            served: IncomingAsks::default(),
             stopping: false,
         };
         let this = Arc::new(Self {
@@ -157,15 +160,15 @@ impl Cluster {
             link,
             first,
             name_mode: settings.name_mode,
-            proofs: Proofs::new(&settings.host_down),
+            proofs: DownEvidence::new(&settings.host_down),
             news: watch::Sender::new(0),
             service: OnceLock::new(),
         });
-        Ok((this, Started { events, first: first_events }))
+        Ok((this, LinkEvents { events, first: first_events }))
     }
 
     /// Begins to work for other hosts.
-    pub(crate) fn serve(self: &Arc<Self>, started: Started, service: &Arc<Service>) {
+    pub(crate) fn serve(self: &Arc<Self>, started: LinkEvents, service: &Arc<Service>) {
         let _ = self.service.set(Arc::downgrade(service));
         let mine = Arc::downgrade(self);
         OwnDomains::follow(self.local.hypervisors(), move |changes, is_whole| {
@@ -173,9 +176,9 @@ impl Cluster {
                 this.publish(changes, is_whole);
             }
         });
-        tokio::spawn(Arc::clone(self).hear(started.events, started.first));
+        tokio::spawn(Arc::clone(self).run_dispatcher(started.events, started.first));
         tokio::spawn(Arc::clone(self).free_old_hosts());
-        tokio::spawn(Arc::clone(self).pass_over_the_silent());
+        tokio::spawn(Arc::clone(self).exclude_silent_members());
     }
 
     /// The daemon ends: nothing new is done for other hosts.
@@ -204,7 +207,7 @@ impl Cluster {
     }
 
     /// Why only what runs here can be dealt with.
-    pub(crate) fn why_alone(&self) -> String {
+    pub(crate) fn standalone_reason(&self) -> String {
         self.state().why_alone()
     }
 
@@ -214,8 +217,8 @@ impl Cluster {
     }
 
     /// News of where domains are, from now on.
-    pub(crate) fn changed(&self) -> Changed {
-        Changed(self.news.subscribe())
+    pub(crate) fn changed(&self) -> ChangeWatch {
+        ChangeWatch(self.news.subscribe())
     }
 
     /// Asks another host. What it does ends by the lease; the answer is to be waited for with [`Asked`].
@@ -226,28 +229,28 @@ impl Cluster {
         domain: &DomainRef,
         rests: bool,
         lease: &Lease,
-    ) -> Result<Asked, ActError> {
+    ) -> Result<PendingAsk, ActionError> {
         let what =
-            what_of(what).ok_or_else(|| ActError::Refused(format!("{what} is not for other hosts")))?;
+            what_of(what).ok_or_else(|| ActionError::Refused(format!("{what} is not for other hosts")))?;
         let mut state = self.state();
         let owner = state.name(to.node);
-        let gone = || ActError::Unavailable(format!("{owner} left before it was asked"));
+        let gone = || ActionError::Unavailable(format!("{owner} left before it was asked"));
         if state.me.is_none() || !state.members.contains(&to) {
             return Err(gone());
         }
         let claim = state.waiting.claim_of(lease.request()).and_then(|it| state.claims.of(it)).cloned();
-        if claim.is_none() && what != What::Status {
-            return Err(ActError::Lapsed("its turn among the hosts was lost"));
+        if claim.is_none() && what != AskAction::Status {
+            return Err(ActionError::Lapsed("its turn among the hosts was lost"));
         }
         let left = lease.until().saturating_duration_since(Instant::now());
         let (ask, told) = state.asks.begin(to, lease);
-        let message = Message::Ask(Ask {
+        let message = HostMessage::Ask(AskMessage {
             to,
             ask,
             what,
             uuid: domain.uuid.clone(),
             name: domain.name.clone(),
-            claim: claim.filter(|_| what != What::Status),
+            claim: claim.filter(|_| what != AskAction::Status),
             rests,
             left_ms: left.as_millis().try_into().unwrap_or(u64::MAX),
             request: lease.request(),
@@ -257,22 +260,22 @@ impl Cluster {
             return Err(gone());
         }
         drop(state);
-        Ok(Asked { cluster: Arc::clone(self), ask, to, owner, told, over: false })
+        Ok(PendingAsk { cluster: Arc::clone(self), ask, to, owner, told, over: false })
     }
 
     fn service(&self) -> Option<Arc<Service>> {
         self.service.get().and_then(Weak::upgrade)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClusterState> {
         lock(&self.state)
     }
 
-    fn tell_waiting(&self) {
+    fn notify_waiters(&self) {
         self.news.send_modify(|it| *it = it.wrapping_add(1));
     }
 
-    fn send(&self, message: &Message) -> bool {
+    fn send(&self, message: &HostMessage) -> bool {
         match message.encode() {
             Ok(bytes) => self.link.send(bytes).is_ok(),
             Err(error) => {
@@ -282,11 +285,11 @@ impl Cluster {
         }
     }
 
-    fn publish_all(&self, state: &State) {
+    fn publish_all(&self, state: &ClusterState) {
         if state.me.is_some() && state.is_own_whole {
-            let own: Vec<Domain> =
+            let own: Vec<PublishedDomain> =
                 state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
-            for part in Message::inventory(&own) {
+            for part in HostMessage::inventory(&own) {
                 self.send(&part);
             }
         }
@@ -294,13 +297,13 @@ impl Cluster {
 
     /// This host's domains changed. Not before all of them are known is anything said: else others would take what is
     /// missing for what is not here.
-    fn publish(&self, changes: Vec<Change>, is_whole: bool) {
+    fn publish(&self, changes: Vec<OwnChange>, is_whole: bool) {
         let mut state = self.state();
         let was_whole = mem::replace(&mut state.is_own_whole, is_whole);
         for (uuid, own) in changes {
             let message = match &own {
-                Some(own) => Message::Domain(published(uuid, own.clone())),
-                None => Message::DomainGone { uuid: uuid.to_string() },
+                Some(own) => HostMessage::Domain(published(uuid, own.clone())),
+                None => HostMessage::DomainGone { uuid: uuid.to_string() },
             };
             match own {
                 Some(own) => {
@@ -317,13 +320,13 @@ impl Cluster {
             self.publish_all(&state);
         }
         drop(state);
-        self.tell_waiting();
+        self.notify_waiters();
     }
 }
 
 /// See [`Cluster::counted`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Counted {
+pub(crate) struct ClusterCounts {
     pub(crate) joined: bool,
     /// That run this daemon, this one among them.
     pub(crate) hosts: usize,
@@ -339,37 +342,37 @@ pub(crate) struct Counted {
 }
 
 /// What hears the groups before [`Cluster::serve`].
-pub(crate) struct Started {
-    events: Events,
-    first: Events,
+pub(crate) struct LinkEvents {
+    events: LinkReceiver,
+    first: LinkReceiver,
 }
 
 impl Cluster {
-    async fn hear(self: Arc<Self>, mut events: Events, mut first: Events) {
+    async fn run_dispatcher(self: Arc<Self>, mut events: LinkReceiver, mut first: LinkReceiver) {
         loop {
             tokio::select! {
                 // The second group is where members are told apart, so it is heard first.
                 biased;
                 event = events.next() => match event {
-                    Some(event) => self.heard(event),
+                    Some(event) => self.on_event(event),
                     None => return,
                 },
                 event = first.next() => match event {
-                    Some(event) => self.heard_first(event),
+                    Some(event) => self.on_legacy_event(event),
                     None => return,
                 },
             }
-            self.tell_waiting();
+            self.notify_waiters();
         }
     }
 
-    fn heard(self: &Arc<Self>, event: LinkEvent) {
+    fn on_event(self: &Arc<Self>, event: LinkEvent) {
         match event {
             LinkEvent::Joined { me, nodes } => self.joined(member(me), nodes),
             LinkEvent::NodeList { nodes } => {
                 let mut state = self.state();
                 state.set_nodes(nodes);
-                self.sort_losses(&mut state);
+                self.update_losses(&mut state);
             }
             LinkEvent::Ring { nodes } => self.ring(&nodes),
             LinkEvent::Message { from, data } => self.message(member(from), &data),
@@ -378,7 +381,7 @@ impl Cluster {
         }
     }
 
-    fn heard_first(self: &Arc<Self>, event: LinkEvent) {
+    fn on_legacy_event(self: &Arc<Self>, event: LinkEvent) {
         match event {
             LinkEvent::Joined { me, .. } => self.old_joined(me.node),
             LinkEvent::Message { from, data } => self.old_message(member(from), &data),
@@ -401,10 +404,10 @@ impl Cluster {
             state.heard.entry(*node).or_insert(came);
         }
         state.ring = nodes.iter().copied().collect();
-        self.sort_losses(&mut state);
+        self.update_losses(&mut state);
     }
 
-    fn sort_losses(&self, state: &mut State) {
+    fn update_losses(&self, state: &mut ClusterState) {
         let known: BTreeSet<u32> = state.nodes.keys().chain(state.heard.keys()).copied().collect();
         for node in known {
             if state.ring.contains(&node) {
@@ -443,12 +446,12 @@ impl Cluster {
         let effects = state.claims.lost();
         let victims = self.carry_out(&mut state, effects);
         // From now on a host may come back and be lost again unheard: what was proved of one holds no longer.
-        mem::take(&mut state.losses).values().for_each(Loss::ended);
+        mem::take(&mut state.losses).values().for_each(LostHost::ended);
         state.heard.clear();
         state.ring.clear();
         drop(state);
         self.victims(victims);
-        hold(held);
+        hold_leases(held);
     }
 
     fn change(
@@ -465,7 +468,7 @@ impl Cluster {
             let name = state.name(gone.node);
             warn!(node = %name, ?reason, "a host left");
             state.served.lost(Some(gone));
-            held.extend(state.asks.lost(Some(gone), &format!("{name} left ({})", left_words(*reason))));
+            held.extend(state.asks.lost(Some(gone), &format!("{name} left ({})", leave_reason(*reason))));
         }
         for (new, _) in joined.iter().filter(|(it, _)| member(*it) != me) {
             info!(node = %state.name(new.node), "a host came");
@@ -481,11 +484,11 @@ impl Cluster {
         }
         drop(state);
         self.victims(victims);
-        hold(held);
+        hold_leases(held);
     }
 
     fn message(self: &Arc<Self>, from: Member, data: &[u8]) {
-        let message = match Message::decode(data) {
+        let message = match HostMessage::decode(data) {
             Ok(Some(message)) => message,
             Ok(None) => return debug!(%from, "a message of a kind that this version does not know"),
             Err(error) => return warn!(%from, "a message of another host is dropped: {error}"),
@@ -495,41 +498,41 @@ impl Cluster {
         let effects = state.claims.message(from, &message);
         let victims = self.carry_out(&mut state, effects);
         match message {
-            Message::Inventory { first, last, domains } => {
+            HostMessage::Inventory { first, last, domains } => {
                 state.directory.inventory(from, first, last, domains);
             }
-            Message::Domain(domain) => state.directory.domain(from, domain),
-            Message::DomainGone { uuid } => state.directory.gone(from, &uuid),
-            Message::Ask(ask) if ask.to == me => self.asked(&mut state, from, ask),
-            Message::Go { to, ask, left_ms } if to == me => state.served.go(from, ask, left_ms),
-            Message::Cancel { to, ask } if to == me => state.served.cancel(from, ask),
-            Message::Taken { asker, ask, .. } if asker == me => {
+            HostMessage::Domain(domain) => state.directory.domain(from, domain),
+            HostMessage::DomainGone { uuid } => state.directory.gone(from, &uuid),
+            HostMessage::Ask(ask) if ask.to == me => self.asked(&mut state, from, ask),
+            HostMessage::Go { to, ask, left_ms } if to == me => state.served.go(from, ask, left_ms),
+            HostMessage::Cancel { to, ask } if to == me => state.served.cancel(from, ask),
+            HostMessage::Taken { asker, ask, .. } if asker == me => {
                 let go = state.asks.taken(from, ask, Instant::now());
                 self.send(&go);
             }
-            Message::Progress { asker, ask, was_off, starts, .. } if asker == me => {
+            HostMessage::Progress { asker, ask, was_off, starts, .. } if asker == me => {
                 state.asks.seen_off(from, ask, was_off, starts);
             }
-            Message::Reply { asker, ask, end, .. } if asker == me => state.asks.reply(from, ask, end),
+            HostMessage::Reply { asker, ask, end, .. } if asker == me => state.asks.reply(from, ask, end),
             _ => {}
         }
         drop(state);
         self.victims(victims);
     }
 
-    fn asked(self: &Arc<Self>, state: &mut State, from: Member, ask: Ask) {
+    fn asked(self: &Arc<Self>, state: &mut ClusterState, from: Member, ask: AskMessage) {
         let refusal = match self.service().filter(|_| !state.stopping) {
             None => "its daemon is about to end",
             Some(_) if !state.served.begin(from, &ask) => "it does too much for other hosts already",
             Some(service) => return drop(tokio::spawn(serve::serve(Arc::clone(self), service, from, ask))),
         };
-        let end = End::NothingDone(refusal.to_owned());
+        let end = AskEnd::NothingDone(refusal.to_owned());
         let claim = ask.claim.as_ref().map(|it| it.id);
-        self.say(state, &Message::Reply { asker: from, ask: ask.ask, claim, end });
+        self.say(state, &HostMessage::Reply { asker: from, ask: ask.ask, claim, end });
     }
 
     /// Says what an owner says of an ask; the claims hear of it first.
-    fn say(&self, state: &mut State, message: &Message) {
+    fn say(&self, state: &mut ClusterState, message: &HostMessage) {
         let effects = state.claims.says(message);
         let victims = self.carry_out(state, effects);
         // Alone, this host's own word tells of nobody that another host saw off.
@@ -538,20 +541,26 @@ impl Cluster {
     }
 
     /// The other hosts' domains, and what is missing.
-    pub(crate) fn list(&self) -> (Vec<Listed>, Vec<String>) {
+    pub(crate) fn list(&self) -> (Vec<ListedDomain>, Vec<String>) {
         let state = self.state();
         let Some(me) = state.me else { return (Vec::new(), vec![state.why_alone()]) };
         let listed =
-            state.directory.others(me).filter(|it| it.state != message::State::Gone).map(|it| Listed {
-                name: it.name.clone(),
-                uuid: it.uuid.clone(),
-                power: if it.state == message::State::On { Power::On } else { Power::Off },
+            state.directory.others(me).filter(|it| it.state != message::PublishedState::Gone).map(|it| {
+                ListedDomain {
+                    name: it.name.clone(),
+                    uuid: it.uuid.clone(),
+                    power: if it.state == message::PublishedState::On {
+                        PowerState::On
+                    } else {
+                        PowerState::Off
+                    },
+                }
             });
         (listed.collect(), state.not_heard())
     }
 
     /// What an administrator should know.
-    pub(crate) fn troubles(&self) -> Vec<String> {
+    pub(crate) fn health_problems(&self) -> Vec<String> {
         let state = self.state();
         match state.me {
             None => vec![format!("corosync is not there: {}", state.why_not)],
@@ -560,9 +569,9 @@ impl Cluster {
     }
 
     /// What can be counted.
-    pub(crate) fn counted(&self) -> Counted {
+    pub(crate) fn counted(&self) -> ClusterCounts {
         let state = self.state();
-        Counted {
+        ClusterCounts {
             joined: state.me.is_some(),
             hosts: state.members.len(),
             old_hosts: state.old_members().len(),
@@ -576,16 +585,16 @@ impl Cluster {
     /// The domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
         let named = self.state().directory.named(target.as_str(), target.is_uuid());
-        named.into_iter().map(|(name, uuid)| DomainRef { name, uuid, home: Home::Elsewhere }).collect()
+        named.into_iter().map(|(name, uuid)| DomainRef { name, uuid, home: DomainHome::Elsewhere }).collect()
     }
 
-    pub(crate) fn place(&self, uuid: &str) -> Place {
+    pub(crate) fn place(&self, uuid: &str) -> DomainPlace {
         let state = self.state();
-        let is_down = |node: &u32| state.losses.get(node).is_some_and(Loss::is_proved);
+        let is_down = |node: &u32| state.losses.get(node).is_some_and(LostHost::is_proved);
         match state.directory.find(uuid) {
-            Where::On(at) => Place::On(at),
-            Where::Lost(node) if is_down(&node) => Place::Down(node),
-            Where::Lost(node) => Place::Lost {
+            DirectoryAnswer::On(at) => DomainPlace::On(at),
+            DirectoryAnswer::Lost(node) if is_down(&node) => DomainPlace::Down(node),
+            DirectoryAnswer::Lost(node) => DomainPlace::Lost {
                 node,
                 why: {
                     let since = state.losses.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
@@ -593,17 +602,17 @@ impl Cluster {
                     format!("it was last seen on at {name}, which is not heard{}", since.unwrap_or_default())
                 },
             },
-            Where::Unknown => Place::Unknown,
-            Where::Off { at, seen } => {
+            DirectoryAnswer::Unknown => DomainPlace::Unknown,
+            DirectoryAnswer::Off { at, seen } => {
                 if let (false, Some(member)) = (seen, state.directory.incomplete().next()) {
-                    return Place::NotYet(format!(
+                    return DomainPlace::NotYet(format!(
                         "{} has not said yet what it has",
                         state.name(member.node)
                     ));
                 }
                 let unheard: Vec<u32> = state.missing().into_iter().filter(|it| !is_down(it)).collect();
                 if seen || unheard.is_empty() && !state.nodes.is_empty() {
-                    return Place::Off(at);
+                    return DomainPlace::Off(at);
                 }
                 let names: Vec<_> = unheard.iter().map(|it| state.name(*it)).collect();
                 let why = if names.is_empty() {
@@ -615,14 +624,14 @@ impl Cluster {
                         names.join(", ")
                     )
                 };
-                Place::Doubt { nodes: unheard, why }
+                DomainPlace::Doubt { nodes: unheard, why }
             }
         }
     }
 
     /// Whether it is on nowhere, and one of the members saw it go off a short while ago.
     pub(crate) fn was_seen_off(&self, uuid: &str) -> bool {
-        matches!(self.state().directory.find(uuid), Where::Off { seen: true, .. })
+        matches!(self.state().directory.find(uuid), DirectoryAnswer::Off { seen: true, .. })
     }
 
     /// Whether this old host is known to have a domain that no other host has: so it answers for one if it answers at all.
@@ -657,7 +666,7 @@ impl Cluster {
     /// A domain and where it is, for people.
     pub(crate) fn describe(&self, domain: &DomainRef) -> String {
         let names = match self.place(&domain.uuid) {
-            Place::On(at) | Place::Off(at) => {
+            DomainPlace::On(at) | DomainPlace::Off(at) => {
                 at.iter().map(|it| self.name(*it)).collect::<Vec<_>>().join(", ")
             }
             _ => "a host that is not heard".to_owned(),
@@ -673,114 +682,119 @@ impl Cluster {
     }
 
     /// Says that the ask is about to be carried out, and waits for its asker's word.
-    async fn taken(&self, from: Member, ask: &Ask, until: Instant) -> Result<(Lease, Settled), ActError> {
+    async fn taken(
+        &self,
+        from: Member,
+        ask: &AskMessage,
+        until: Instant,
+    ) -> Result<(Lease, LeaseReleased), ActionError> {
         let claim = ask.claim.as_ref().map_or(0, |it| it.id);
         let told = {
             let mut state = self.state();
             let told = state.served.taken(from, ask.ask, Instant::now());
-            self.say(&mut state, &Message::Taken { asker: from, ask: ask.ask, claim });
+            self.say(&mut state, &HostMessage::Taken { asker: from, ask: ask.ask, claim });
             told
         };
         match tokio::time::timeout_at(until.into(), told).await {
             Ok(Ok(go)) => Ok(go),
-            Ok(Err(_)) => Err(ActError::Lapsed("nobody at the asking host waits for it any more")),
-            Err(_) => Err(ActError::Lapsed("the asking host did not say that it still wants it")),
+            Ok(Err(_)) => Err(ActionError::Lapsed("nobody at the asking host waits for it any more")),
+            Err(_) => Err(ActionError::Lapsed("the asking host did not say that it still wants it")),
         }
     }
 
-    fn seen_off(&self, from: Member, ask: &Ask, was_off: bool, starts: bool) {
+    fn seen_off(&self, from: Member, ask: &AskMessage, was_off: bool, starts: bool) {
         let claim = ask.claim.as_ref().map_or(0, |it| it.id);
         let mut state = self.state();
         let victim = ask.uuid.clone();
         self.say(
             &mut state,
-            &Message::Progress { asker: from, ask: ask.ask, claim, victim, was_off, starts },
+            &HostMessage::Progress { asker: from, ask: ask.ask, claim, victim, was_off, starts },
         );
         drop(state);
         // It is here that its requests come, more likely than anywhere else.
         self.victims(vec![ask.uuid.clone()]);
     }
 
-    fn reply(&self, from: Member, ask: &Ask, end: End) {
+    fn reply(&self, from: Member, ask: &AskMessage, end: AskEnd) {
         let mut state = self.state();
         state.served.over(from, ask.ask);
         let claim = ask.claim.as_ref().map(|it| it.id);
-        self.say(&mut state, &Message::Reply { asker: from, ask: ask.ask, claim, end });
+        self.say(&mut state, &HostMessage::Reply { asker: from, ask: ask.ask, claim, end });
     }
 }
 
 /// Something that another host was asked for.
-pub(crate) struct Asked {
+pub(crate) struct PendingAsk {
     cluster: Arc<Cluster>,
     ask: u64,
     to: Member,
     owner: String,
-    told: mpsc::UnboundedReceiver<Word>,
+    told: mpsc::UnboundedReceiver<AskEvent>,
     over: bool,
 }
 
 /// How an off, or the first half of a reboot, went at another host.
-pub(crate) struct Down {
+pub(crate) struct RemotePowerOff {
     pub(crate) was_off: bool,
     /// It is started again; [`Asked::done`] waits for that.
     pub(crate) starts: bool,
 }
 
-impl Asked {
+impl PendingAsk {
     /// How a status ended.
-    pub(crate) async fn power(mut self, lease: &Lease) -> Result<Power, ActError> {
+    pub(crate) async fn power(mut self, lease: &Lease) -> Result<PowerState, ActionError> {
         match self.outcome(lease).await?.response {
-            Response::Success => Ok(Power::On),
-            Response::Off => Ok(Power::Off),
+            Response::Success => Ok(PowerState::On),
+            Response::Off => Ok(PowerState::Off),
             _ => Err(self.failed(None)),
         }
     }
 
     /// Waits until the domain was seen off; where nothing comes after that, until nothing more of it can take effect.
-    pub(crate) async fn down(&mut self, lease: &Lease) -> Result<Down, ActError> {
+    pub(crate) async fn down(&mut self, lease: &Lease) -> Result<RemotePowerOff, ActionError> {
         match self.word(lease).await? {
-            Word::SeenOff { was_off, starts } => {
+            AskEvent::SeenOff { was_off, starts } => {
                 if !starts {
                     self.done(lease).await?;
                 }
-                Ok(Down { was_off, starts })
+                Ok(RemotePowerOff { was_off, starts })
             }
-            Word::Reply(end) => {
+            AskEvent::Reply(end) => {
                 let outcome = asks::result(end, &self.owner)?;
                 Err(self.failed(outcome.reason))
             }
-            Word::Lost(why) => Err(self.lost(&why)),
+            AskEvent::Lost(why) => Err(self.lost(&why)),
         }
     }
 
     /// How an on, or what is left of an off or a reboot, ended.
-    pub(crate) async fn done(&mut self, lease: &Lease) -> Result<(), ActError> {
+    pub(crate) async fn done(&mut self, lease: &Lease) -> Result<(), ActionError> {
         let outcome = self.outcome(lease).await?;
         match (outcome.response, outcome.reason) {
             (Response::Success, reason) => {
                 match reason.as_deref().and_then(|it| it.strip_prefix(NOT_STARTED)) {
                     None => Ok(()),
-                    Some(why) => Err(ActError::Refused(format!("{}: {why}", self.owner))),
+                    Some(why) => Err(ActionError::Refused(format!("{}: {why}", self.owner))),
                 }
             }
             (_, reason) => Err(self.failed(reason)),
         }
     }
 
-    async fn outcome(&mut self, lease: &Lease) -> Result<message::Outcome, ActError> {
+    async fn outcome(&mut self, lease: &Lease) -> Result<message::AskOutcome, ActionError> {
         loop {
             match self.word(lease).await? {
-                Word::SeenOff { .. } => {}
-                Word::Reply(end) => return asks::result(end, &self.owner),
-                Word::Lost(why) => return Err(self.lost(&why)),
+                AskEvent::SeenOff { .. } => {}
+                AskEvent::Reply(end) => return asks::result(end, &self.owner),
+                AskEvent::Lost(why) => return Err(self.lost(&why)),
             }
         }
     }
 
     /// The next word; an error when none comes in time. When nobody waits for it any more the owner is told, and its answer
     /// waited for: it may have begun.
-    async fn word(&mut self, lease: &Lease) -> Result<Word, ActError> {
-        let late = tokio::time::sleep_until((lease.until() + GRACE).into());
+    async fn word(&mut self, lease: &Lease) -> Result<AskEvent, ActionError> {
+        let late = tokio::time::sleep_until((lease.until() + REPLY_GRACE).into());
         tokio::pin!(late);
         let mut cancelled = false;
         let word = loop {
@@ -796,29 +810,29 @@ impl Asked {
         };
         match word {
             Some(word) => {
-                self.over = matches!(word, Word::Reply(_) | Word::Lost(_));
+                self.over = matches!(word, AskEvent::Reply(_) | AskEvent::Lost(_));
                 Ok(word)
             }
-            None => Err(ActError::Unknown(format!("{} did not answer in time", self.owner))),
+            None => Err(ActionError::Unknown(format!("{} did not answer in time", self.owner))),
         }
     }
 
     fn cancel(&self) {
         let _state = self.cluster.state();
-        self.cluster.send(&Message::Cancel { to: self.to, ask: self.ask });
+        self.cluster.send(&HostMessage::Cancel { to: self.to, ask: self.ask });
     }
 
-    fn failed(&self, reason: Option<String>) -> ActError {
+    fn failed(&self, reason: Option<String>) -> ActionError {
         let reason = reason.unwrap_or_else(|| "an answer that makes no sense".to_owned());
-        ActError::Refused(format!("{}: {reason}", self.owner))
+        ActionError::Refused(format!("{}: {reason}", self.owner))
     }
 
-    fn lost(&self, why: &str) -> ActError {
-        ActError::Unknown(format!("{} was asked, and then {why}", self.owner))
+    fn lost(&self, why: &str) -> ActionError {
+        ActionError::Unknown(format!("{} was asked, and then {why}", self.owner))
     }
 }
 
-impl Drop for Asked {
+impl Drop for PendingAsk {
     fn drop(&mut self) {
         if !self.over {
             self.cancel();
@@ -828,20 +842,20 @@ impl Drop for Asked {
 }
 
 /// See [`Cluster::changed`].
-pub(crate) struct Changed(watch::Receiver<u64>);
+pub(crate) struct ChangeWatch(watch::Receiver<u64>);
 
-impl Changed {
+impl ChangeWatch {
     /// Waits for news, no longer than a moment and no longer than `until`; false when that has come.
     pub(crate) async fn until(mut self, until: Instant) -> bool {
         let now = Instant::now();
-        let limit = until.min(now + LOOK_AGAIN);
+        let limit = until.min(now + POLL_INTERVAL);
         // The sender lives as long as the cluster.
         let _ = tokio::time::timeout_at(limit.into(), self.0.changed()).await;
         Instant::now() < until
     }
 }
 
-impl State {
+impl ClusterState {
     fn name(&self, node: u32) -> String {
         match self.nodes.get(&node) {
             Some(Some(name)) => format!("node {node} ({name})"),
@@ -880,27 +894,27 @@ fn member(it: corosync_cpg::Member) -> Member {
     Member { node: it.node, pid: it.pid }
 }
 
-fn what_of(action: Action) -> Option<What> {
+fn what_of(action: Action) -> Option<AskAction> {
     Some(match action {
-        Action::Status => What::Status,
-        Action::Off => What::Off,
-        Action::Reboot => What::Reboot,
-        Action::On => What::On,
+        Action::Status => AskAction::Status,
+        Action::Off => AskAction::Off,
+        Action::Reboot => AskAction::Reboot,
+        Action::On => AskAction::On,
         Action::Null | Action::Monitor | Action::List => return None,
     })
 }
 
-fn published(uuid: Uuid, own: Own) -> Domain {
+fn published(uuid: Uuid, own: OwnDomain) -> PublishedDomain {
     let state = match own.power {
-        OwnPower::On => message::State::On,
-        OwnPower::WentOff => message::State::Off,
-        OwnPower::Gone => message::State::Gone,
-        OwnPower::Resting => message::State::Rests,
+        OwnPower::On => message::PublishedState::On,
+        OwnPower::WentOff => message::PublishedState::Off,
+        OwnPower::Gone => message::PublishedState::Gone,
+        OwnPower::Resting => message::PublishedState::Rests,
     };
-    Domain { uuid: uuid.to_string(), name: own.name, state }
+    PublishedDomain { uuid: uuid.to_string(), name: own.name, state }
 }
 
-fn left_words(reason: Reason) -> &'static str {
+fn leave_reason(reason: Reason) -> &'static str {
     match reason {
         Reason::Leave => "its daemon ended",
         Reason::ProcDown => "its daemon died",
@@ -910,10 +924,10 @@ fn left_words(reason: Reason) -> &'static str {
 }
 
 /// Owners that were lost may be in the middle of an action: what conflicts with it does not begin at once.
-fn hold(leases: Vec<Lease>) {
+fn hold_leases(leases: Vec<Lease>) {
     if !leases.is_empty() {
         tokio::spawn(async move {
-            tokio::time::sleep(AFTERMATH).await;
+            tokio::time::sleep(EFFECT_SETTLE).await;
             drop(leases);
         });
     }

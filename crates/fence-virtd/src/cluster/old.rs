@@ -15,25 +15,25 @@ use libvirt_host::Uuid;
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
-use super::directory::Where;
-use super::local::{Own, OwnPower};
-use super::message::{Domain, Member, State as DomainState};
-use super::{Changed, Cluster, State};
-use crate::access::{Access, Identity};
-use crate::audit::{End, Record, Stages};
-use crate::backend::{ActError, Backend, DomainRef, Lease, Located, Power, Trail};
-use crate::service::{Job, Outcome, Service, Worked};
+use super::directory::DirectoryAnswer;
+use super::local::{OwnDomain, OwnPower};
+use super::message::{Member, PublishedDomain, PublishedState as DomainState};
+use super::{ChangeWatch, Cluster, ClusterState};
+use crate::access::{AccessRules, Identity};
+use crate::audit::{AuditRecord, RequestEnd, StageTimes};
+use crate::backend::{ActionError, AgentRunTrail, Backend, DomainRef, Lease, LocatedDomain, PowerState};
+use crate::service::{ProcessedRequest, RequestJob, RequestOutcome, Service};
 
 /// A reply that came before they waited for it is missed: it is sent once more after this long.
-const ONCE_MORE: Duration = Duration::from_millis(400);
+const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
 /// How long the one that has a domain which nobody is known to have may take to say so.
-const OWNERS_TIME: Duration = Duration::from_secs(1);
+const OWNER_ANSWER_TIME: Duration = Duration::from_secs(1);
 /// How long they may take to say what they have.
-const LOOK: Duration = Duration::from_secs(3);
+const POLL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same of one that is not known to have any domain: it may have none to say.
 const LOOK_FOR_ANY: Duration = Duration::from_millis(500);
 /// All that one has comes within this time of the first of it.
-const REST: Duration = Duration::from_millis(200);
+const INVENTORY_GAP: Duration = Duration::from_millis(200);
 /// Requests of theirs that are remembered.
 const MAX_REQUESTS: usize = 4096;
 /// Between two looks whether it is off now.
@@ -41,37 +41,37 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// What passes in the first group.
 #[derive(Debug)]
-pub(super) struct Old {
+pub(super) struct LegacyHosts {
     /// This daemon's node, while it is in the group.
     node: Option<u32>,
     /// All members, new hosts too.
     members: BTreeSet<Member>,
     sequence: u32,
-    asks: HashMap<u32, Pending>,
-    requests: Vec<Asked>,
+    asks: HashMap<u32, LegacyAsk>,
+    requests: Vec<LegacyRequest>,
     /// How often each node said something of a domain.
     said: BTreeMap<u32, u64>,
 }
 
 /// What one of them was asked.
 #[derive(Debug)]
-struct Pending {
+struct LegacyAsk {
     to: Member,
-    tell: oneshot::Sender<Said>,
+    tell: oneshot::Sender<LegacyReply>,
     /// What it has published since, by UUID: on or off.
     published: BTreeMap<String, bool>,
 }
 
 /// How it answered.
 #[derive(Debug)]
-struct Said {
+struct LegacyReply {
     response: Response,
     published: BTreeMap<String, bool>,
 }
 
 /// What one of them asked.
 #[derive(Debug)]
-struct Asked {
+struct LegacyRequest {
     from: Member,
     sequence: u32,
     request: CpgRequest,
@@ -80,7 +80,7 @@ struct Asked {
     owners: Vec<Member>,
 }
 
-impl Old {
+impl LegacyHosts {
     pub(super) fn new() -> Self {
         Self {
             node: None,
@@ -109,7 +109,7 @@ impl Old {
     }
 }
 
-impl State {
+impl ClusterState {
     /// Members of the first group that are not in the second.
     pub(super) fn old_members(&self) -> BTreeSet<Member> {
         self.old.members.difference(&self.members).copied().collect()
@@ -117,7 +117,7 @@ impl State {
 
     /// Whether this host is the one of the hosts of this daemon that answers what nobody else does. The second group may
     /// not have said yet that these left.
-    fn is_highest_new(&self, left: &[Member]) -> bool {
+    fn is_answering_host(&self, left: &[Member]) -> bool {
         let is_lower = |me: Member, it: &Member| it.node <= me.node || left.contains(it);
         self.me.is_some_and(|me| self.members.iter().all(|it| is_lower(me, it)))
     }
@@ -158,7 +158,7 @@ impl Cluster {
                     && it.owners.iter().all(|owner| left.iter().any(|gone| gone.node == owner.node))
             })
             .collect();
-        if state.is_highest_new(left) {
+        if state.is_answering_host(left) {
             for it in orphans {
                 warn!(node = it.from.node, target = %escaped(&it.request.target), "its owner left: failure");
                 self.reply_to_old(it.from, it.sequence, it.request, Response::Failure);
@@ -167,7 +167,7 @@ impl Cluster {
     }
 
     /// Old hosts forget a domain whose owner left, also where another host has it.
-    pub(super) fn publish_all_to_old(&self, state: &State) {
+    pub(super) fn publish_all_to_old(&self, state: &ClusterState) {
         if !state.old_members().is_empty() {
             for (uuid, own) in &state.own {
                 self.publish_to_old(state, *uuid, own);
@@ -175,7 +175,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn publish_to_old(&self, state: &State, uuid: Uuid, own: &Own) {
+    pub(super) fn publish_to_old(&self, state: &ClusterState, uuid: Uuid, own: &OwnDomain) {
         let Some(owner) = state.old.node.filter(|_| !state.old_members().is_empty()) else { return };
         if own.power == OwnPower::Gone {
             return;
@@ -201,7 +201,7 @@ impl Cluster {
                 let is_mine = Some(to) == state.old.node
                     && state.old.asks.get(&sequence).is_some_and(|it| it.to == from);
                 if is_mine && let Some(it) = state.old.asks.remove(&sequence) {
-                    let _ = it.tell.send(Said { response, published: it.published });
+                    let _ = it.tell.send(LegacyReply { response, published: it.published });
                 }
             }
             CpgMessage::Domain(domain) if is_old && domain.owner == from.node => {
@@ -215,7 +215,7 @@ impl Cluster {
                     it.published.insert(uuid.clone(), is_on);
                 }
                 let is = if is_on { DomainState::On } else { DomainState::Rests };
-                state.directory.domain(from, Domain { uuid, name: domain.name, state: is });
+                state.directory.domain(from, PublishedDomain { uuid, name: domain.name, state: is });
             }
             CpgMessage::Request { sequence, request } if is_old => {
                 self.old_request(&mut state, from, sequence, request);
@@ -224,21 +224,27 @@ impl Cluster {
         }
     }
 
-    fn old_request(self: &Arc<Self>, state: &mut State, from: Member, sequence: u32, request: CpgRequest) {
+    fn old_request(
+        self: &Arc<Self>,
+        state: &mut ClusterState,
+        from: Member,
+        sequence: u32,
+        request: CpgRequest,
+    ) {
         let Some(service) = self.service() else { return };
         let named = state.directory.named(&request.target, false);
         let owners = named
             .iter()
             .flat_map(|(_, uuid)| match state.directory.find(uuid) {
-                Where::On(at) => at,
-                Where::Off { at, .. } => at,
-                Where::Lost(_) | Where::Unknown => Vec::new(),
+                DirectoryAnswer::On(at) => at,
+                DirectoryAnswer::Off { at, .. } => at,
+                DirectoryAnswer::Lost(_) | DirectoryAnswer::Unknown => Vec::new(),
             })
             .collect();
         if state.old.requests.len() >= MAX_REQUESTS {
             state.old.requests.remove(0);
         }
-        let asked = Asked { from, sequence, request: request.clone(), since: Instant::now(), owners };
+        let asked = LegacyRequest { from, sequence, request: request.clone(), since: Instant::now(), owners };
         state.old.requests.push(asked);
         tokio::spawn(serve(Arc::clone(self), service, from, sequence, request));
     }
@@ -251,7 +257,7 @@ impl Cluster {
             let mut state = self.state();
             let late: Vec<_> =
                 state.old.requests.extract_if(.., |it| it.since.elapsed() >= client_timeout).collect();
-            if state.is_highest_new(&[]) {
+            if state.is_answering_host(&[]) {
                 for it in late {
                     warn!(node = it.from.node, target = %escaped(&it.request.target), "nobody answered: failure");
                     self.reply_to_old(it.from, it.sequence, it.request, Response::Failure);
@@ -265,7 +271,7 @@ impl Cluster {
         self.send_to_old(&reply);
         let link = self.first.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(ONCE_MORE).await;
+            tokio::time::sleep(REPLY_REPEAT_DELAY).await;
             if let Ok(bytes) = reply.encode() {
                 let _ = link.send(bytes.to_vec());
             }
@@ -291,13 +297,13 @@ impl Cluster {
         to: Member,
         domain: &DomainRef,
         until: Instant,
-    ) -> Result<Power, ActError> {
+    ) -> Result<PowerState, ActionError> {
         let said = self.ask_old(to, Action::Status, domain, until).await?;
         // The reply may be about another domain of that name: what it published tells.
         match said.published.get(&domain.uuid) {
-            Some(true) => Ok(Power::On),
-            Some(false) => Ok(Power::Off),
-            None => Err(ActError::Gone),
+            Some(true) => Ok(PowerState::On),
+            Some(false) => Ok(PowerState::Off),
+            None => Err(ActionError::Gone),
         }
     }
 
@@ -307,50 +313,55 @@ impl Cluster {
         to: Member,
         domain: &DomainRef,
         lease: &Lease,
-    ) -> Result<bool, ActError> {
+    ) -> Result<bool, ActionError> {
         let name = self.name(to);
-        if self.old_status(to, domain, lease.until()).await? == Power::Off {
+        if self.old_status(to, domain, lease.until()).await? == PowerState::Off {
             return Ok(true);
         }
         lease.check()?;
         let said = self.ask_old(to, Action::Off, domain, lease.until()).await?;
         if said.response != Response::Success {
-            return Err(ActError::Refused(format!("{name}: its daemon says {}", said.response)));
+            return Err(ActionError::Refused(format!("{name}: its daemon says {}", said.response)));
         }
         // Their "done" says that libvirt took the order.
         loop {
             match self.old_status(to, domain, lease.until()).await {
-                Ok(Power::Off) => return Ok(false),
+                Ok(PowerState::Off) => return Ok(false),
                 // A transient domain leaves nothing, whether it went off or away: it was there when it was told to go off.
-                Err(ActError::Gone) => return Ok(false),
-                Ok(Power::On) if Instant::now() >= lease.until() => {
-                    return Err(ActError::NoEffect { state: format!("on at {name}"), reason: None });
+                Err(ActionError::Gone) => return Ok(false),
+                Ok(PowerState::On) if Instant::now() >= lease.until() => {
+                    return Err(ActionError::NoEffect { state: format!("on at {name}"), reason: None });
                 }
-                Ok(Power::On) => tokio::time::sleep(PAUSE).await,
-                Err(error) => return Err(ActError::Unknown(error.to_string())),
+                Ok(PowerState::On) => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(ActionError::Unknown(error.to_string())),
             }
         }
     }
 
     /// Starts a domain at an old host.
-    pub(crate) async fn old_on(&self, to: Member, domain: &DomainRef, lease: &Lease) -> Result<(), ActError> {
+    pub(crate) async fn legacy_on(
+        &self,
+        to: Member,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
         let name = self.name(to);
-        if self.old_status(to, domain, lease.until()).await? == Power::On {
+        if self.old_status(to, domain, lease.until()).await? == PowerState::On {
             return Ok(());
         }
         lease.check()?;
         let said = self.ask_old(to, Action::On, domain, lease.until()).await?;
         if said.response != Response::Success {
-            return Err(ActError::Refused(format!("{name}: its daemon says {}", said.response)));
+            return Err(ActionError::Refused(format!("{name}: its daemon says {}", said.response)));
         }
         match self.old_status(to, domain, lease.until()).await? {
-            Power::On => Ok(()),
-            Power::Off => Err(ActError::NoEffect { state: format!("off at {name}"), reason: None }),
+            PowerState::On => Ok(()),
+            PowerState::Off => Err(ActionError::NoEffect { state: format!("off at {name}"), reason: None }),
         }
     }
 
     /// Has all old hosts say what they have, because their domains change in silence. Gives those that did not.
-    pub(crate) async fn look_at_old_hosts(self: &Arc<Self>, until: Instant) -> Vec<Member> {
+    pub(crate) async fn poll_legacy_hosts(self: &Arc<Self>, until: Instant) -> Vec<Member> {
         let asked: Vec<_> = {
             let state = self.state();
             let old = state.old_members();
@@ -377,18 +388,20 @@ impl Cluster {
     async fn look_at_old(
         &self,
         member: Member,
-        domain: Option<Domain>,
+        domain: Option<PublishedDomain>,
         asks: bool,
         until: Instant,
-    ) -> Result<(), ActError> {
+    ) -> Result<(), ActionError> {
         let Some(domain) = domain else {
             return self.look_whether_it_says_anything(member, asks, until).await;
         };
-        let known = DomainRef { name: domain.name, uuid: domain.uuid, home: crate::backend::Home::Elsewhere };
-        let said = self.ask_old(member, Action::Status, &known, until.min(Instant::now() + LOOK)).await?;
+        let known =
+            DomainRef { name: domain.name, uuid: domain.uuid, home: crate::backend::DomainHome::Elsewhere };
+        let said =
+            self.ask_old(member, Action::Status, &known, until.min(Instant::now() + POLL_TIMEOUT)).await?;
         let all: BTreeSet<String> = said.published.keys().cloned().collect();
         self.state().directory.only(member, &all);
-        self.tell_waiting();
+        self.notify_waiters();
         Ok(())
     }
 
@@ -399,7 +412,7 @@ impl Cluster {
         member: Member,
         asks: bool,
         until: Instant,
-    ) -> Result<(), ActError> {
+    ) -> Result<(), ActionError> {
         let said = || {
             let state = self.state();
             (
@@ -408,7 +421,7 @@ impl Cluster {
             )
         };
         let (before, has_any) = said();
-        let until = until.min(Instant::now() + if has_any { LOOK } else { LOOK_FOR_ANY });
+        let until = until.min(Instant::now() + if has_any { POLL_TIMEOUT } else { LOOK_FOR_ANY });
         let mut changed = self.changed();
         let says = async {
             while said().0 == before && changed.until(until).await {
@@ -419,7 +432,7 @@ impl Cluster {
             let nobody = DomainRef {
                 name: "?".to_owned(),
                 uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
-                home: crate::backend::Home::Elsewhere,
+                home: crate::backend::DomainHome::Elsewhere,
             };
             tokio::select! {
                 biased;
@@ -434,10 +447,10 @@ impl Cluster {
             says.await;
         }
         if said().0 == before {
-            return Err(ActError::Unavailable("it says nothing".to_owned()));
+            return Err(ActionError::Unavailable("it says nothing".to_owned()));
         }
         // The rest comes with it.
-        tokio::time::sleep(REST).await;
+        tokio::time::sleep(INVENTORY_GAP).await;
         Ok(())
     }
 
@@ -447,7 +460,7 @@ impl Cluster {
         action: Action,
         domain: &DomainRef,
         until: Instant,
-    ) -> Result<Said, ActError> {
+    ) -> Result<LegacyReply, ActionError> {
         let name = self.name(to);
         let target = match self.name_mode {
             NameMode::Name => &domain.name,
@@ -457,36 +470,36 @@ impl Cluster {
         let sequence = {
             let mut state = self.state();
             if !state.old_members().contains(&to) {
-                return Err(ActError::Unavailable(format!("{name} left before it was asked")));
+                return Err(ActionError::Unavailable(format!("{name} left before it was asked")));
             }
             state.old.sequence = state.old.sequence.wrapping_add(1).max(1);
             let sequence = state.old.sequence;
-            state.old.asks.insert(sequence, Pending { to, tell, published: BTreeMap::new() });
+            state.old.asks.insert(sequence, LegacyAsk { to, tell, published: BTreeMap::new() });
             let request =
                 CpgRequest { action: Some(action), target: target.clone(), client_sequence: sequence };
             if !self.send_to_old(&CpgMessage::Request { sequence, request }) {
                 state.old.asks.remove(&sequence);
-                return Err(ActError::Unavailable(format!("{name} can't be asked")));
+                return Err(ActionError::Unavailable(format!("{name} can't be asked")));
             }
             sequence
         };
-        let _forget = Forget { cluster: self, sequence };
+        let _forget = LegacyAskGuard { cluster: self, sequence };
         let said = tokio::time::timeout_at(until.into(), told).await;
         match said {
             Ok(Ok(said)) => Ok(said),
-            Ok(Err(_)) => Err(ActError::Unknown(format!("{name} was asked, and then it left"))),
-            Err(_) => Err(ActError::Unknown(format!("{name} did not answer in time"))),
+            Ok(Err(_)) => Err(ActionError::Unknown(format!("{name} was asked, and then it left"))),
+            Err(_) => Err(ActionError::Unknown(format!("{name} did not answer in time"))),
         }
     }
 }
 
 /// Nobody waits any more for what an old host was asked.
-struct Forget<'a> {
+struct LegacyAskGuard<'a> {
     cluster: &'a Cluster,
     sequence: u32,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for LegacyAskGuard<'_> {
     fn drop(&mut self) {
         self.cluster.state().old.asks.remove(&self.sequence);
     }
@@ -500,17 +513,19 @@ async fn serve(
     sequence: u32,
     request: CpgRequest,
 ) {
-    let _under_way = service.begin();
+    let _under_way = service.begin_request();
     let until = Instant::now() + service.client_timeout();
     let target = Target::new(&request.target, false).ok();
     let is_mine = match &target {
         Some(target) => is_mine(&cluster, target, until).await,
-        None => Whose::Nobody,
+        None => Responsibility::Nobody,
     };
     let response = match (is_mine, target) {
-        (Whose::Mine, Some(target)) => work(&cluster, &service, from, sequence, &request, target).await,
-        (Whose::Other, _) => return,
-        (Whose::Mine | Whose::Nobody, _) => {
+        (Responsibility::Mine, Some(target)) => {
+            work(&cluster, &service, from, sequence, &request, target).await
+        }
+        (Responsibility::Other, _) => return,
+        (Responsibility::Mine | Responsibility::Nobody, _) => {
             // One of them may have it, and says so before it replies.
             let changed = cluster.changed();
             wait_for_owner(&cluster, changed, from, sequence, &request.target).await;
@@ -520,7 +535,7 @@ async fn serve(
                 let old = state.old_members();
                 old.iter().any(|it| state.directory.has(*it, uuid))
             });
-            if has_owner || !state.old.is_waiting(from, sequence) || !state.is_highest_new(&[]) {
+            if has_owner || !state.old.is_waiting(from, sequence) || !state.is_answering_host(&[]) {
                 return;
             }
             info!(node = from.node, target = %escaped(&request.target), "nobody has it: failure");
@@ -532,8 +547,14 @@ async fn serve(
     cluster.reply_to_old(from, sequence, request, response);
 }
 
-async fn wait_for_owner(cluster: &Cluster, mut changed: Changed, from: Member, sequence: u32, target: &str) {
-    let until = Instant::now() + OWNERS_TIME;
+async fn wait_for_owner(
+    cluster: &Cluster,
+    mut changed: ChangeWatch,
+    from: Member,
+    sequence: u32,
+    target: &str,
+) {
+    let until = Instant::now() + OWNER_ANSWER_TIME;
     loop {
         {
             let state = cluster.state();
@@ -550,14 +571,14 @@ async fn wait_for_owner(cluster: &Cluster, mut changed: Changed, from: Member, s
 }
 
 /// Who is to do what an old host asks.
-enum Whose {
+enum Responsibility {
     Mine,
     /// Another host, old or new.
     Other,
     Nobody,
 }
 
-async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Whose {
+async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Responsibility {
     let located = cluster.local().locate(target, until).await;
     let place = |uuid: &str| {
         let state = cluster.state();
@@ -566,30 +587,34 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Who
         (state.directory.find(uuid), is_at_old, state.me)
     };
     match located {
-        Ok(Located::Here(own) | Located::GoneOff(own) | Located::Resting(own)) => {
-            if cluster.local().look(&own, until).await == Ok(Power::On) {
-                return Whose::Mine;
+        Ok(LocatedDomain::Here(own) | LocatedDomain::GoneOff(own) | LocatedDomain::Resting(own)) => {
+            if cluster.local().look(&own, until).await == Ok(PowerState::On) {
+                return Responsibility::Mine;
             }
             match place(&own.uuid) {
-                (Where::On(at), _, me) if at.iter().any(|it| Some(*it) != me) => Whose::Other,
+                (DirectoryAnswer::On(at), _, me) if at.iter().any(|it| Some(*it) != me) => {
+                    Responsibility::Other
+                }
                 // It replies itself.
-                (_, true, _) => Whose::Other,
+                (_, true, _) => Responsibility::Other,
                 // One of those that have it.
-                (Where::Off { at, .. }, false, Some(me))
+                (DirectoryAnswer::Off { at, .. }, false, Some(me))
                     if at.contains(&me) && at.iter().min() != Some(&me) =>
                 {
-                    Whose::Other
+                    Responsibility::Other
                 }
-                _ => Whose::Mine,
+                _ => Responsibility::Mine,
             }
         }
-        Ok(Located::Elsewhere(_) | Located::Lost(_)) | Err(_) => {
+        Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::Lost(_)) | Err(_) => {
             let named = cluster.state().directory.named(target.as_str(), target.is_uuid());
             let has_owner = named.iter().any(|(_, uuid)| match place(uuid) {
-                (Where::On(at) | Where::Off { at, .. }, _, me) => at.iter().any(|it| Some(*it) != me),
+                (DirectoryAnswer::On(at) | DirectoryAnswer::Off { at, .. }, _, me) => {
+                    at.iter().any(|it| Some(*it) != me)
+                }
                 _ => false,
             });
-            if has_owner { Whose::Other } else { Whose::Nobody }
+            if has_owner { Responsibility::Other } else { Responsibility::Nobody }
         }
     }
 }
@@ -603,7 +628,7 @@ async fn work(
     request: &CpgRequest,
     target: Target,
 ) -> Response {
-    let job = Job {
+    let job = RequestJob {
         id: service.next_id(),
         arrived: Instant::now(),
         patience: service.client_timeout(),
@@ -613,23 +638,24 @@ async fn work(
         hash: HashType::None,
         key: None,
         // Asked by the host that knows the source.
-        access: Arc::new(Access::new(None)),
+        access: Arc::new(AccessRules::new(None)),
         action: request.action.unwrap_or(Action::Null),
         target,
-        trail: Trail::default(),
+        trail: AgentRunTrail::default(),
     };
     let (lease, settled) = Service::lease(&job);
-    let Worked { domain, outcome, running, mut stages } = service.whole_way(&job, &lease).await;
-    stages.done = Some(Stages::since(job.arrived));
+    let ProcessedRequest { domain, outcome, running, mut stages } =
+        service.process_trusted(&job, &lease).await;
+    stages.done = Some(StageTimes::since(job.arrived));
     let outcome = match outcome {
         Ok(outcome) => outcome,
-        Err(why) => Outcome::because(Response::Failure, why),
+        Err(why) => RequestOutcome::because(Response::Failure, why),
     };
     if let Some(running) = running {
-        Service::over(running, &outcome, lease, settled);
+        Service::complete(running, &outcome, lease, settled);
     }
     let response = outcome.answer.response();
-    let end = End::Answered { response, reason: outcome.reason.as_deref(), delivered: true };
-    service.audit(&Record { job: &job, domain: domain.as_ref(), end, stages });
+    let end = RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered: true };
+    service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
     response
 }

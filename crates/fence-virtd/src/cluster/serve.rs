@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use fence_wire::{Action, HashType, Response, Target};
 
 use super::asks::MAX_LEFT;
-use super::message::{Ask, End as AskEnd, Outcome, What};
+use super::message::{AskAction, AskEnd, AskMessage, AskOutcome};
 use super::{Cluster, Member};
-use crate::access::{Access, Identity};
-use crate::audit::{End, Record, Stages};
+use crate::access::{AccessRules, Identity};
+use crate::audit::{AuditRecord, RequestEnd, StageTimes};
 use crate::backend::{
-    ActError, Backend, DomainRef, Lease, LocateError, Located, Power, Settled, StartFrom, Trail,
+    ActionError, AgentRunTrail, Backend, DomainRef, Lease, LeaseReleased, LocateError, LocatedDomain,
+    PowerState, Restart,
 };
-use crate::service::{Job, NOT_STARTED, START_LIMIT, Service};
+use crate::service::{NOT_STARTED, RequestJob, START_LIMIT, Service};
 
 /// The transport's name in records.
 pub(super) const NAME: &str = "cpg";
@@ -25,10 +26,10 @@ pub(super) const NAME: &str = "cpg";
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Carries one ask out, answers it and writes its record.
-pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: Ask) {
-    let _under_way = service.begin();
+pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
+    let _under_way = service.begin_request();
     let name = cluster.name(from);
-    let job = Job {
+    let job = RequestJob {
         id: service.next_id(),
         arrived: Instant::now(),
         patience: Duration::from_millis(ask.left_ms).min(MAX_LEFT),
@@ -38,21 +39,22 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
         hash: HashType::None,
         key: None,
         // Asked by the host that knows the source.
-        access: Arc::new(Access::new(None)),
+        access: Arc::new(AccessRules::new(None)),
         action: action(ask.what),
         target: Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none()),
-        trail: Trail::default(),
+        trail: AgentRunTrail::default(),
     };
-    let mut work = Work { cluster: &cluster, from, ask: &ask, stages: Stages::default(), domain: None };
+    let mut work =
+        AskExecution { cluster: &cluster, from, ask: &ask, stages: StageTimes::default(), domain: None };
     let (served, settled) = work.work(&job).await;
-    let Work { mut stages, domain, .. } = work;
-    stages.done = Some(Stages::since(job.arrived));
+    let AskExecution { mut stages, domain, .. } = work;
+    stages.done = Some(StageTimes::since(job.arrived));
     let reason = served.reason();
     let end = match &served {
-        Served::Failed(ActError::Lapsed(why)) => End::NotRun(why),
-        _ => End::Answered { response: served.response(), reason: reason.as_deref(), delivered: true },
+        ServeOutcome::Failed(ActionError::Lapsed(why)) => RequestEnd::NotRun(why),
+        _ => RequestEnd::Answered { response: served.response(), reason: reason.as_deref(), delivered: true },
     };
-    service.audit(&Record { job: &job, domain: domain.as_ref(), end, stages });
+    service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
     // What hangs in a hypervisor may take effect later: the asker hears nothing before that, and its claim stands.
     if let Some(settled) = settled {
         settled.wait().await;
@@ -60,51 +62,53 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
     cluster.reply(from, &ask, served.end());
 }
 
-struct Work<'a> {
+struct AskExecution<'a> {
     cluster: &'a Arc<Cluster>,
     from: Member,
-    ask: &'a Ask,
-    stages: Stages,
+    ask: &'a AskMessage,
+    stages: StageTimes,
     domain: Option<DomainRef>,
 }
 
-impl Work<'_> {
+impl AskExecution<'_> {
     /// Gives how it ended, and what tells when nothing more of it can take effect.
-    async fn work(&mut self, job: &Job) -> (Served, Option<Settled>) {
+    async fn work(&mut self, job: &RequestJob) -> (ServeOutcome, Option<LeaseReleased>) {
         let local = Arc::clone(self.cluster.local());
         let left = job.deadline();
         let until = left.min(job.arrived + LOOK_LIMIT);
         let located = local.locate(&job.target, until).await;
-        self.stages.resolved = Some(Stages::since(job.arrived));
+        self.stages.resolved = Some(StageTimes::since(job.arrived));
         let domain = match located {
-            Ok(Located::GoneOff(domain)) if matches!(job.action, Action::Status | Action::On) => {
+            Ok(LocatedDomain::GoneOff(domain)) if matches!(job.action, Action::Status | Action::On) => {
                 self.domain = Some(domain);
                 return match job.action {
-                    Action::Status => (Served::Is(Power::Off), None),
-                    _ => (Served::Failed(ActError::Refused("it left no definition".to_owned())), None),
+                    Action::Status => (ServeOutcome::Is(PowerState::Off), None),
+                    _ => {
+                        (ServeOutcome::Failed(ActionError::Refused("it left no definition".to_owned())), None)
+                    }
                 };
             }
-            Ok(Located::Here(domain) | Located::GoneOff(domain)) => domain,
-            Ok(Located::Resting(domain)) if self.ask.rests => domain,
-            Ok(Located::Resting(_) | Located::Elsewhere(_) | Located::Lost(_))
+            Ok(LocatedDomain::Here(domain) | LocatedDomain::GoneOff(domain)) => domain,
+            Ok(LocatedDomain::Resting(domain)) if self.ask.rests => domain,
+            Ok(LocatedDomain::Resting(_) | LocatedDomain::Elsewhere(_) | LocatedDomain::Lost(_))
             | Err(LocateError::NotFound) => {
-                return (Served::Failed(ActError::Gone), None);
+                return (ServeOutcome::Failed(ActionError::Gone), None);
             }
-            Err(error) => return (Served::Failed(ActError::Unavailable(error.to_string())), None),
+            Err(error) => return (ServeOutcome::Failed(ActionError::Unavailable(error.to_string())), None),
         };
         self.domain = Some(domain.clone());
         if job.action == Action::Status {
             let seen = local.look(&domain, until).await;
-            return (seen.map_or_else(Served::Failed, Served::Is), None);
+            return (seen.map_or_else(ServeOutcome::Failed, ServeOutcome::Is), None);
         }
         let (lease, settled) = match self.cluster.taken(self.from, self.ask, left).await {
             Ok(go) => go,
-            Err(error) => return (Served::Failed(error), None),
+            Err(error) => return (ServeOutcome::Failed(error), None),
         };
-        self.stages.turn = Some(Stages::since(job.arrived));
+        self.stages.turn = Some(StageTimes::since(job.arrived));
         self.stages.proved = self.stages.turn;
         let done = self.act(&*local, job.action, &domain, &lease).await;
-        (done.unwrap_or_else(Served::Failed), Some(settled))
+        (done.unwrap_or_else(ServeOutcome::Failed), Some(settled))
     }
 
     async fn act(
@@ -113,57 +117,59 @@ impl Work<'_> {
         action: Action,
         domain: &DomainRef,
         lease: &Lease,
-    ) -> Result<Served, ActError> {
+    ) -> Result<ServeOutcome, ActionError> {
         let seen_off = |was_off, starts| self.cluster.seen_off(self.from, self.ask, was_off, starts);
         match action {
-            Action::On => local.on(domain, StartFrom::Definition, lease).await.map(|()| Served::Done(None)),
+            Action::On => {
+                local.on(domain, Restart::Definition, lease).await.map(|()| ServeOutcome::Done(None))
+            }
             Action::Off => {
                 let down = local.off(domain, false, lease).await?;
                 seen_off(down.was_off, false);
-                Ok(Served::Done(down.was_off.then_some("was off already".to_owned())))
+                Ok(ServeOutcome::Done(down.was_off.then_some("was off already".to_owned())))
             }
             Action::Reboot => {
                 let down = local.off(domain, true, lease).await?;
                 seen_off(down.was_off, down.restart.is_some());
                 let Some(how) = down.restart else {
-                    return Ok(Served::Done(Some("off, and not started by this request".to_owned())));
+                    return Ok(ServeOutcome::Done(Some("off, and not started by this request".to_owned())));
                 };
                 // It was taken down to come up again, whatever became of the asker.
-                let rest = lease.to_the_end(lease.until().max(Instant::now() + START_LIMIT));
+                let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
                 Ok(match local.on(domain, how, &rest).await {
-                    Ok(()) => Served::Done(None),
-                    Err(error) => Served::NotStarted(error),
+                    Ok(()) => ServeOutcome::Done(None),
+                    Err(error) => ServeOutcome::NotStarted(error),
                 })
             }
             Action::Null | Action::Status | Action::Monitor | Action::List => {
-                Err(ActError::Refused(format!("{action} is not for other hosts")))
+                Err(ActionError::Refused(format!("{action} is not for other hosts")))
             }
         }
     }
 }
 
 /// How it ended.
-enum Served {
-    Is(Power),
+enum ServeOutcome {
+    Is(PowerState),
     Done(Option<String>),
     /// Fenced, and then not started again.
-    NotStarted(ActError),
-    Failed(ActError),
+    NotStarted(ActionError),
+    Failed(ActionError),
 }
 
-impl Served {
+impl ServeOutcome {
     fn end(&self) -> AskEnd {
         match self {
-            Self::Failed(ActError::Gone) => AskEnd::NotHere,
-            Self::Failed(error @ ActError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
-            _ => AskEnd::Done(Outcome::new(self.response(), self.reason().as_deref())),
+            Self::Failed(ActionError::Gone) => AskEnd::NotHere,
+            Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
+            _ => AskEnd::Done(AskOutcome::new(self.response(), self.reason().as_deref())),
         }
     }
 
     fn response(&self) -> Response {
         match self {
-            Self::Is(Power::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
-            Self::Is(Power::Off) => Response::Off,
+            Self::Is(PowerState::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
+            Self::Is(PowerState::Off) => Response::Off,
             Self::Failed(_) => Response::Failure,
         }
     }
@@ -178,11 +184,11 @@ impl Served {
     }
 }
 
-fn action(what: What) -> Action {
+fn action(what: AskAction) -> Action {
     match what {
-        What::Status => Action::Status,
-        What::On => Action::On,
-        What::Off => Action::Off,
-        What::Reboot => Action::Reboot,
+        AskAction::Status => Action::Status,
+        AskAction::On => Action::On,
+        AskAction::Off => Action::Off,
+        AskAction::Reboot => Action::Reboot,
     }
 }

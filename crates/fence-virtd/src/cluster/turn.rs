@@ -12,29 +12,29 @@ use fence_wire::Response;
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::claims::Effect;
-use super::{Cluster, State};
-use crate::arbiter::{Request, Why};
-use crate::turns::{Claim, Claimed, Claims, Told};
+use super::claims::ClaimEffect;
+use super::{Cluster, ClusterState};
+use crate::arbiter::{ArbiterRequest, Rejection};
+use crate::turns::{Claimed, ClusterPermit, ClusterPort, SharedResult};
 
 /// How long a member may take to say what it has under way after the membership changed, while all others wait for that.
-const SILENCE: Duration = Duration::from_secs(4);
+const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long the group is looked for at the start of the daemon before this host decides alone. Corosync that is stopped says
 /// neither yes nor no.
-const SEARCH: Duration = Duration::from_secs(4);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How much later those speak that don't know what it had.
-const LATER: Duration = Duration::from_secs(2);
+const EXTRA_PATIENCE_WITHOUT_STATE: Duration = Duration::from_secs(2);
 
 /// The claims of this host's requests that wait.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct WaitingClaims {
     /// By number of the claim.
     told: HashMap<u64, oneshot::Sender<Decided>>,
     /// The claim of each request that has one.
     of_request: HashMap<u64, u64>,
 }
 
-impl Waiting {
+impl WaitingClaims {
     /// The claim of this request.
     pub(super) fn claim_of(&self, request: u64) -> Option<u64> {
         self.of_request.get(&request).copied()
@@ -44,15 +44,18 @@ impl Waiting {
 /// What became of a claim.
 enum Decided {
     Run,
-    Told(Told),
-    Never(Why),
+    Told(SharedResult),
+    Never(Rejection),
 }
 
 /// The way of requests to the other hosts.
-pub(crate) struct OtherHosts(pub(crate) Arc<Cluster>);
+pub(crate) struct ClusterClaims(pub(crate) Arc<Cluster>);
 
-impl Claims for OtherHosts {
-    fn claim<'a>(&'a self, request: &'a Request) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+impl ClusterPort for ClusterClaims {
+    fn claim<'a>(
+        &'a self,
+        request: &'a ArbiterRequest,
+    ) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
         Box::pin(async move {
             let (tell, told) = oneshot::channel();
             let claimed = self.0.change_state(|state| {
@@ -62,55 +65,55 @@ impl Claims for OtherHosts {
                 Ok((effects, id))
             });
             let held = match claimed {
-                Ok(id) => Held { cluster: Arc::clone(&self.0), id, request: request.id, over: false },
+                Ok(id) => HeldClaim { cluster: Arc::clone(&self.0), id, request: request.id, over: false },
                 Err(why) => return Claimed::Never(why),
             };
             match told.await {
                 Ok(Decided::Run) => Claimed::Run(Box::new(held)),
                 Ok(Decided::Told(told)) => Claimed::Told(told),
                 Ok(Decided::Never(why)) => Claimed::Never(why),
-                Err(_) => Claimed::Never(Why::TurnLost),
+                Err(_) => Claimed::Never(Rejection::TurnLost),
             }
         })
     }
 }
 
 /// A claim that waits or is in flight. Dropped before its end, nothing was done for it.
-struct Held {
+struct HeldClaim {
     cluster: Arc<Cluster>,
     id: u64,
     request: u64,
     over: bool,
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for HeldClaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Held({})", self.id)
     }
 }
 
-impl Claim for Held {
-    fn proved(&self) -> Result<(), Why> {
+impl ClusterPermit for HeldClaim {
+    fn proved(&self) -> Result<(), Rejection> {
         self.cluster.state().claims.proved(self.id)
     }
 
     fn seen_off(&self) {
-        self.cluster.do_effects(|state| state.claims.seen_off(self.id));
+        self.cluster.apply(|state| state.claims.seen_off(self.id));
     }
 
     fn finished(mut self: Box<Self>, response: Response, reason: Option<&str>) {
         self.over = true;
-        self.cluster.do_effects(|state| {
+        self.cluster.apply(|state| {
             state.waiting.forget(self.id, self.request);
             state.claims.finished(self.id, response, reason)
         });
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldClaim {
     fn drop(&mut self) {
         if !self.over {
-            self.cluster.do_effects(|state| {
+            self.cluster.apply(|state| {
                 state.waiting.forget(self.id, self.request);
                 state.claims.withdraw(self.id)
             });
@@ -118,7 +121,7 @@ impl Drop for Held {
     }
 }
 
-impl Waiting {
+impl WaitingClaims {
     fn forget(&mut self, id: u64, request: u64) {
         self.told.remove(&id);
         self.of_request.remove(&request);
@@ -127,14 +130,14 @@ impl Waiting {
 
 impl Cluster {
     /// Does something with the state, and what follows from it for the claims, before anybody else does.
-    pub(super) fn do_effects(&self, change: impl FnOnce(&mut State) -> Vec<Effect>) {
-        let _: Result<(), Why> = self.change_state(|state| Ok((change(state), ())));
+    pub(super) fn apply(&self, change: impl FnOnce(&mut ClusterState) -> Vec<ClaimEffect>) {
+        let _: Result<(), Rejection> = self.change_state(|state| Ok((change(state), ())));
     }
 
     fn change_state<T>(
         &self,
-        change: impl FnOnce(&mut State) -> Result<(Vec<Effect>, T), Why>,
-    ) -> Result<T, Why> {
+        change: impl FnOnce(&mut ClusterState) -> Result<(Vec<ClaimEffect>, T), Rejection>,
+    ) -> Result<T, Rejection> {
         let mut state = self.state();
         let (effects, value) = change(&mut state)?;
         let victims = self.carry_out(&mut state, effects);
@@ -145,21 +148,21 @@ impl Cluster {
 
     /// Carries out what was decided. Gives those whom other hosts saw off: [`Self::victims`] is to be told without the lock.
     #[must_use]
-    pub(super) fn carry_out(&self, state: &mut State, effects: Vec<Effect>) -> Vec<String> {
+    pub(super) fn carry_out(&self, state: &mut ClusterState, effects: Vec<ClaimEffect>) -> Vec<String> {
         let mut victims = Vec::new();
         for effect in effects {
             let (id, decided) = match effect {
-                Effect::Send(message) => {
+                ClaimEffect::Send(message) => {
                     self.send(&message);
                     continue;
                 }
-                Effect::Victim(uuid) => {
+                ClaimEffect::Victim(uuid) => {
                     victims.push(uuid);
                     continue;
                 }
-                Effect::Run(id) => (id, Decided::Run),
-                Effect::Told(id, told) => (id, Decided::Told(told)),
-                Effect::Never(id, why) => (id, Decided::Never(why)),
+                ClaimEffect::Run(id) => (id, Decided::Run),
+                ClaimEffect::Told(id, told) => (id, Decided::Told(told)),
+                ClaimEffect::Never(id, why) => (id, Decided::Never(why)),
             };
             if let Some(tell) = state.waiting.told.remove(&id) {
                 // Nobody there to hear it: it is being withdrawn.
@@ -173,37 +176,38 @@ impl Cluster {
     pub(super) fn victims(&self, victims: Vec<String>) {
         if let Some(service) = self.service() {
             for uuid in victims {
-                service.victim(&uuid);
+                service.source_seen_off(&uuid);
             }
         }
     }
 
     /// Lets all go on without a member that has been silent for too long, and this host without corosync. Runs for ever.
-    pub(super) async fn pass_over_the_silent(self: Arc<Self>) {
+    pub(super) async fn exclude_silent_members(self: Arc<Self>) {
         let start = Instant::now();
         let mut since: HashMap<super::Member, Instant> = HashMap::new();
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
-            if now.duration_since(start) >= SEARCH && self.state().claims.is_looking() {
+            if now.duration_since(start) >= JOIN_TIMEOUT && self.state().claims.is_looking() {
                 warn!(
-                    "corosync has not answered for {SEARCH:?}; only what runs here can be fenced until it does"
+                    "corosync has not answered for {JOIN_TIMEOUT:?}; only what runs here can be fenced until it does"
                 );
                 // It may have answered by now.
-                let lost = |state: &mut State| {
+                let lost = |state: &mut ClusterState| {
                     if state.claims.is_looking() { state.claims.lost() } else { Vec::new() }
                 };
-                self.do_effects(lost);
+                self.apply(lost);
             }
             let silent = self.state().claims.silent();
             since.retain(|member, _| silent.iter().any(|(it, _)| it == member));
             for (member, is_known) in silent {
                 let began = *since.entry(member).or_insert(now);
-                let patience = if is_known { SILENCE } else { SILENCE + LATER };
+                let patience =
+                    if is_known { SYNC_TIMEOUT } else { SYNC_TIMEOUT + EXTRA_PATIENCE_WITHOUT_STATE };
                 if now.duration_since(began) >= patience {
                     warn!(host = %self.name(member), "its daemon does not say what it has under way; the others go on");
                     since.remove(&member);
-                    self.do_effects(|state| state.claims.pass_over(member));
+                    self.apply(|state| state.claims.pass_over(member));
                 }
             }
         }

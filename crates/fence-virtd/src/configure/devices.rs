@@ -13,7 +13,7 @@ use fence_config::{Tree, is_secret_option};
 use fence_wire::escaped;
 
 use super::ConfigureError;
-use super::dialogue::{Asked, Dialogue, Look, Question, tried};
+use super::dialogue::{AnswerCheck, Dialogue, DialogueResult, Question, tried};
 use super::file::shown;
 use crate::backend::agent::DIRECTORIES;
 
@@ -24,7 +24,7 @@ const SECRETS: &str = "/etc/fence_virt";
 const NONE: &[u8] = b"none";
 
 impl Dialogue<'_> {
-    pub(super) fn agent(&mut self) -> Asked<()> {
+    pub(super) fn agent(&mut self) -> DialogueResult<()> {
         self.explain(
             "agent: any hypervisor or machine that a fence agent is installed for. A device is one endpoint, such as a\n\
              member of a pool or a management board: the agent, and what it needs to get there. docs/agent.md has\n\
@@ -66,7 +66,7 @@ impl Dialogue<'_> {
         names
     }
 
-    fn device(&mut self, block: &str, name: &[u8]) -> Asked<()> {
+    fn device(&mut self, block: &str, name: &[u8]) -> DialogueResult<()> {
         let key = format!("{block}/agent");
         self.ask_and_look(&Question::of("Fence agent (its name or path)", &key), |_, agent, _| {
             Ok(installed(agent))
@@ -114,7 +114,7 @@ impl Dialogue<'_> {
     }
 
     /// A secret belongs into a file, but one that is here already may stay.
-    fn secret(&mut self, key: &str, option: &str, device: &[u8]) -> Asked<()> {
+    fn secret(&mut self, key: &str, option: &str, device: &[u8]) -> DialogueResult<()> {
         let in_file = format!("{key}_file");
         let is_here = self.tree.value(key).is_some();
         self.explain(&format!(
@@ -136,7 +136,12 @@ impl Dialogue<'_> {
     }
 
     /// The file of a secret; with a default for a file that has none, `none` means that there is to be none.
-    fn secret_file(&mut self, key: &str, secret: &str, default: Option<&str>) -> Asked<Option<Vec<u8>>> {
+    fn secret_file(
+        &mut self,
+        key: &str,
+        secret: &str,
+        default: Option<&str>,
+    ) -> DialogueResult<Option<Vec<u8>>> {
         let prompt = format!("File of {secret}");
         let question = Question {
             default: default.unwrap_or_default(),
@@ -147,7 +152,7 @@ impl Dialogue<'_> {
     }
 
     /// What was answered can't be used: it is asked again, unless nobody answers any more.
-    fn again(&mut self, prompt: &str, value: &[u8], is_typed: bool, reason: String) -> Asked<()> {
+    fn again(&mut self, prompt: &str, value: &[u8], is_typed: bool, reason: String) -> DialogueResult<()> {
         if !is_typed && self.console.has_ended() {
             let (prompt, value) = (prompt.to_owned(), escaped(value).to_string());
             return Err(ConfigureError::NoAnswer { prompt, value, reason });
@@ -164,11 +169,11 @@ fn device(name: &[u8]) -> Option<String> {
 }
 
 /// Whether there is such an agent.
-fn installed(agent: &[u8]) -> Look {
+fn installed(agent: &[u8]) -> AnswerCheck {
     let agent = Path::new(OsStr::from_bytes(agent));
     let places = DIRECTORIES.iter().map(|it| Path::new(it).join(agent));
     if places.into_iter().any(|it| it.is_file()) {
-        return Look::Good;
+        return AnswerCheck::Good;
     }
     let text = if agent.is_absolute() {
         format!("there is no {} on this host", shown(agent))
@@ -179,15 +184,15 @@ fn installed(agent: &[u8]) -> Look {
             DIRECTORIES.join(", ")
         )
     };
-    Look::Doubtful(text)
+    AnswerCheck::Doubtful(text)
 }
 
 /// Whether the file can be used; if not, how to make it.
-fn secret_at(path: &[u8]) -> Look {
+fn secret_at(path: &[u8]) -> AnswerCheck {
     let path = Path::new(OsStr::from_bytes(path));
     let name = shown(path);
     if !path.is_absolute() {
-        return Look::Bad(format!("{name} is no path from /"));
+        return AnswerCheck::Bad(format!("{name} is no path from /"));
     }
     let directory = match path.parent() {
         Some(it) if !it.exists() => format!("install -d -m 700 {}; ", shown(it)),
@@ -198,15 +203,15 @@ fn secret_at(path: &[u8]) -> Look {
     );
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Look::Doubtful(format!("{name} does not exist yet; make it with: {how}"))
+            AnswerCheck::Doubtful(format!("{name} does not exist yet; make it with: {how}"))
         }
-        Err(error) => Look::Doubtful(format!("{name} can't be looked at: {error}")),
-        Ok(it) if !it.is_file() => Look::Bad(format!("{name} is not a regular file")),
-        Ok(it) if it.mode() & 0o077 != 0 => Look::Doubtful(format!(
+        Err(error) => AnswerCheck::Doubtful(format!("{name} can't be looked at: {error}")),
+        Ok(it) if !it.is_file() => AnswerCheck::Bad(format!("{name} is not a regular file")),
+        Ok(it) if it.mode() & 0o077 != 0 => AnswerCheck::Doubtful(format!(
             "{name} can be read or written by others than its owner (mode {:04o}); chmod 600 {name}",
             it.mode() & 0o7777
         )),
-        Ok(_) => Look::Good,
+        Ok(_) => AnswerCheck::Good,
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Question<'q> {
 }
 
 /// What a look at the machine says about an answer.
-pub(super) enum Look {
+pub(super) enum AnswerCheck {
     /// It will do.
     Good,
     /// It is taken, with a warning.
@@ -48,7 +48,7 @@ pub(super) enum Look {
     Bad(String),
 }
 
-pub(super) type Asked<T> = Result<T, ConfigureError>;
+pub(super) type DialogueResult<T> = Result<T, ConfigureError>;
 
 impl<'c> Dialogue<'c> {
     pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str, make_key: MakeKey) -> Self {
@@ -60,7 +60,7 @@ impl<'c> Dialogue<'c> {
     }
 
     /// Asks everything.
-    pub(crate) fn hold(&mut self) -> Asked<()> {
+    pub(crate) fn hold(&mut self) -> DialogueResult<()> {
         let path = module_path();
         self.ask(&Question {
             default: &path,
@@ -95,7 +95,7 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    fn listeners(&mut self) -> Asked<Vec<ListenerKind>> {
+    fn listeners(&mut self) -> DialogueResult<Vec<ListenerKind>> {
         let question = Question { default: "multicast", ..Question::of("Listener module", LISTENER) };
         let answer = self.ask(&question)?.unwrap_or_default();
         let listeners = tried(LISTENER, &answer).map(|it| it.daemon.listeners).unwrap_or_default();
@@ -103,7 +103,7 @@ impl<'c> Dialogue<'c> {
         Ok(listeners)
     }
 
-    fn backends(&mut self) -> Asked<Vec<BackendKind>> {
+    fn backends(&mut self) -> DialogueResult<Vec<BackendKind>> {
         let question = Question { default: "libvirt", ..Question::of("Backend module", BACKEND) };
         let answer = self.ask(&question)?.unwrap_or_default();
         let backends = tried(BACKEND, &answer).map(|it| it.daemon.backends).unwrap_or_default();
@@ -111,7 +111,7 @@ impl<'c> Dialogue<'c> {
         Ok(backends)
     }
 
-    fn multicast(&mut self) -> Asked<()> {
+    fn multicast(&mut self) -> DialogueResult<()> {
         self.explain(
             "multicast: guests send their requests to a multicast address, over the network that they share\n\
              with this host.",
@@ -136,7 +136,7 @@ impl<'c> Dialogue<'c> {
         self.hash("multicast")
     }
 
-    fn tcp(&mut self) -> Asked<()> {
+    fn tcp(&mut self) -> DialogueResult<()> {
         self.explain("tcp: guests connect to an address of this host.")?;
         let default = self.family("tcp").default_tcp_address().to_string();
         self.address("tcp", "TCP Listen IP Address", &default)?;
@@ -145,14 +145,14 @@ impl<'c> Dialogue<'c> {
         self.hash("tcp")
     }
 
-    fn vsock(&mut self) -> Asked<()> {
+    fn vsock(&mut self) -> DialogueResult<()> {
         self.explain("vsock: guests connect through the hypervisor, without a network.")?;
         self.port("vsock", "VSOCK Listen Port")?;
         self.key_file("vsock")?;
         self.hash("vsock")
     }
 
-    fn serial(&mut self) -> Asked<()> {
+    fn serial(&mut self) -> DialogueResult<()> {
         self.explain(
             "serial: guests write to a serial port or a VM channel, without a network. It needs no key: the\n\
              hypervisor's socket tells which guest asks.",
@@ -170,14 +170,14 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    fn libvirt(&mut self) -> Asked<()> {
+    fn libvirt(&mut self) -> DialogueResult<()> {
         self.explain("libvirt: domains of one hypervisor, which stay on it.")?;
         let question = Question::of("Libvirt URI", "backends/libvirt/uri");
         self.ask(&Question { default: DEFAULT_URI, ..question })?;
         Ok(())
     }
 
-    fn cpg(&mut self) -> Asked<()> {
+    fn cpg(&mut self) -> DialogueResult<()> {
         self.explain(
             "cpg: domains that move between the hosts of a corosync cluster. Each host runs fence_virtd, and the\n\
              one that has the domain carries the request out.",
@@ -212,7 +212,7 @@ impl<'c> Dialogue<'c> {
         }
     }
 
-    fn address(&mut self, listener: &str, prompt: &str, default: &str) -> Asked<()> {
+    fn address(&mut self, listener: &str, prompt: &str, default: &str) -> DialogueResult<()> {
         let key = format!("listeners/{listener}/address");
         let answer = self.ask(&Question { default, ..Question::of(prompt, &key) })?.unwrap_or_default();
         let address = std::str::from_utf8(&answer).ok().and_then(|it| it.trim().parse().ok());
@@ -222,13 +222,13 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    fn port(&mut self, listener: &str, prompt: &str) -> Asked<()> {
+    fn port(&mut self, listener: &str, prompt: &str) -> DialogueResult<()> {
         let key = format!("listeners/{listener}/port");
         self.ask(&Question { default: "1229", ..Question::of(prompt, &key) })?;
         Ok(())
     }
 
-    fn key_file(&mut self, listener: &str) -> Asked<()> {
+    fn key_file(&mut self, listener: &str) -> DialogueResult<()> {
         self.explain("The key file holds the secret that hosts and guests share; each needs a copy of it.")?;
         let key = format!("listeners/{listener}/key_file");
         let question = Question { default: DEFAULT_KEY_FILE, none: true, ..Question::of("Key File", &key) };
@@ -247,7 +247,7 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    fn hash(&mut self, listener: &str) -> Asked<()> {
+    fn hash(&mut self, listener: &str) -> DialogueResult<()> {
         if !self.console.is_terminal() {
             return Ok(());
         }
@@ -259,7 +259,11 @@ impl<'c> Dialogue<'c> {
     }
 
     /// A file for another build, or another machine, may name what this build has not got.
-    fn say_what_is_missing(&mut self, what: &str, names: impl Iterator<Item = &'static str>) -> Asked<()> {
+    fn say_what_is_missing(
+        &mut self,
+        what: &str,
+        names: impl Iterator<Item = &'static str>,
+    ) -> DialogueResult<()> {
         for name in names {
             if !self.modules.split_whitespace().any(|it| it == name) {
                 let text = format!("warning: this fence_virtd is built without the {what} {name}");
@@ -269,12 +273,12 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    pub(super) fn explain(&mut self, text: &str) -> Asked<()> {
+    pub(super) fn explain(&mut self, text: &str) -> DialogueResult<()> {
         Ok(self.console.say(format!("\n{text}\n\n").as_bytes())?)
     }
 
-    pub(super) fn ask(&mut self, question: &Question<'_>) -> Asked<Option<Vec<u8>>> {
-        self.ask_and_look(question, |_, _, _| Ok(Look::Good))
+    pub(super) fn ask(&mut self, question: &Question<'_>) -> DialogueResult<Option<Vec<u8>>> {
+        self.ask_and_look(question, |_, _, _| Ok(AnswerCheck::Good))
     }
 
     /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and whether it
@@ -282,8 +286,8 @@ impl<'c> Dialogue<'c> {
     pub(super) fn ask_and_look(
         &mut self,
         question: &Question<'_>,
-        mut look: impl FnMut(&mut Console, &[u8], bool) -> Asked<Look>,
-    ) -> Asked<Option<Vec<u8>>> {
+        mut look: impl FnMut(&mut Console, &[u8], bool) -> DialogueResult<AnswerCheck>,
+    ) -> DialogueResult<Option<Vec<u8>>> {
         let present = self.tree.value(question.key).map(<[u8]>::to_vec);
         let default = present.clone().unwrap_or_else(|| question.default.as_bytes().to_vec());
         loop {
@@ -296,12 +300,12 @@ impl<'c> Dialogue<'c> {
             }
             let looked = match tried(question.key, &value) {
                 Ok(_) => look(self.console, &value, typed)?,
-                Err(reason) => Look::Bad(reason),
+                Err(reason) => AnswerCheck::Bad(reason),
             };
             match looked {
-                Look::Good => {}
-                Look::Doubtful(reason) => self.console.warn(&format!("warning: {reason}"))?,
-                Look::Bad(reason) => {
+                AnswerCheck::Good => {}
+                AnswerCheck::Doubtful(reason) => self.console.warn(&format!("warning: {reason}"))?,
+                AnswerCheck::Bad(reason) => {
                     if !typed && self.console.has_ended() {
                         let (prompt, value) = (question.prompt.to_owned(), escaped(&value).to_string());
                         return Err(ConfigureError::NoAnswer { prompt, value, reason });
@@ -374,24 +378,26 @@ pub(super) fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
     }
 }
 
-fn interface(name: &[u8], must_be_there: bool) -> Look {
-    let Ok(there) = fence_net::interfaces() else { return Look::Good };
+fn interface(name: &[u8], must_be_there: bool) -> AnswerCheck {
+    let Ok(there) = fence_net::interfaces() else { return AnswerCheck::Good };
     if there.iter().any(|it| it.name.as_bytes() == name) {
-        return Look::Good;
+        return AnswerCheck::Good;
     }
     let names: Vec<_> = there.iter().map(|it| it.name.as_str()).collect();
     let text = format!("there is no interface {} on this machine, but {}", escaped(name), names.join(", "));
     if must_be_there {
-        return Look::Bad(format!("{text}; answer the same again to take it all the same"));
+        return AnswerCheck::Bad(format!("{text}; answer the same again to take it all the same"));
     }
-    Look::Doubtful(format!("{text}; fence_virtd won't start before it is there, or wait for it with -w"))
+    AnswerCheck::Doubtful(format!(
+        "{text}; fence_virtd won't start before it is there, or wait for it with -w"
+    ))
 }
 
 /// A key that is not there is made where somebody says so. Whoever adds a host has to copy the one that there is.
-fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> Asked<Look> {
+fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> DialogueResult<AnswerCheck> {
     let name = escaped(path).to_string();
     let path = Path::new(OsStr::from_bytes(path));
-    let Err(error) = key_file::load(path) else { return Ok(Look::Good) };
+    let Err(error) = key_file::load(path) else { return Ok(AnswerCheck::Good) };
     if matches!(error, KeyFileError::Missing { .. }) && console.is_terminal() {
         let text = format!(
             "{name} does not exist. Where the cluster has a key on another machine, copy that one here later.\n"
@@ -401,11 +407,11 @@ fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> Asked<Look> 
             return Ok(match make_key(path) {
                 Ok(made) => {
                     console.say(made.to_string().as_bytes())?;
-                    Look::Good
+                    AnswerCheck::Good
                 }
-                Err(error) => Look::Bad(error.to_string()),
+                Err(error) => AnswerCheck::Bad(error.to_string()),
             });
         }
     }
-    Ok(Look::Doubtful(error.to_string()))
+    Ok(AnswerCheck::Doubtful(error.to_string()))
 }

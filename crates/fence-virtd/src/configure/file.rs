@@ -15,7 +15,7 @@ const MAX_LINKS: usize = 40;
 
 /// A file as it was found.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct ConfigFile {
     /// Where the file is, or would be, behind all symbolic links.
     target: PathBuf,
     /// What is in it; none: there is no such file.
@@ -37,9 +37,9 @@ pub(crate) enum FileError {
     Changed { path: String },
 }
 
-impl Found {
+impl ConfigFile {
     /// Reads `path`. That there is no such file is no error, that there is no directory for it is one.
-    pub(crate) fn read(path: &Path) -> Result<Found, FileError> {
+    pub(crate) fn read(path: &Path) -> Result<ConfigFile, FileError> {
         let target =
             behind_links(path).map_err(|source| FileError::Unreadable { path: shown(path), source })?;
         let content = content(&target)?;
@@ -47,7 +47,7 @@ impl Found {
         if content.is_none() && !directory.is_dir() {
             return Err(FileError::NoDirectory { path: shown(directory) });
         }
-        Ok(Found { target, content })
+        Ok(ConfigFile { target, content })
     }
 
     /// Puts `new` in the place of what was read: a new file beside the old one, flushed to the disk and then renamed.
@@ -130,7 +130,7 @@ mod tests {
     fn new_file() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("x.conf");
-        let found = Found::read(&path).unwrap();
+        let found = ConfigFile::read(&path).unwrap();
         assert_eq!(found.content, None);
         found.replace(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
@@ -145,7 +145,7 @@ mod tests {
         for (old, new) in [(0o644, 0o600), (0o640, 0o600), (0o600, 0o600), (0o400, 0o400)] {
             fs::write(&path, "old").unwrap();
             fs::set_permissions(&path, Permissions::from_mode(old)).unwrap();
-            Found::read(&path).unwrap().replace(b"new").unwrap();
+            ConfigFile::read(&path).unwrap().replace(b"new").unwrap();
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, new);
             fs::remove_file(&path).unwrap();
         }
@@ -159,20 +159,20 @@ mod tests {
         symlink("there/y.conf", &link).unwrap();
         symlink("z.conf", &middle).unwrap();
         for content in [&b"one"[..], b"two"] {
-            Found::read(&link).unwrap().replace(content).unwrap();
+            ConfigFile::read(&link).unwrap().replace(content).unwrap();
             assert_eq!(fs::read(place.path().join("there/z.conf")).unwrap(), content);
             assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
             assert!(fs::symlink_metadata(&middle).unwrap().is_symlink());
         }
         symlink("loop", place.path().join("loop")).unwrap();
-        assert!(matches!(Found::read(&place.path().join("loop")), Err(FileError::Unreadable { .. })));
+        assert!(matches!(ConfigFile::read(&place.path().join("loop")), Err(FileError::Unreadable { .. })));
     }
 
     #[test]
     fn what_is_no_file() {
         let place = tempfile::tempdir().unwrap();
-        assert!(matches!(Found::read(place.path()), Err(FileError::NotAFile { .. })));
-        let error = Found::read(&place.path().join("none/x.conf")).unwrap_err().to_string();
+        assert!(matches!(ConfigFile::read(place.path()), Err(FileError::NotAFile { .. })));
+        let error = ConfigFile::read(&place.path().join("none/x.conf")).unwrap_err().to_string();
         assert!(error.contains(&format!("no directory {}/none;", place.path().display())), "{error}");
     }
 
@@ -180,7 +180,7 @@ mod tests {
     fn changed_meanwhile() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("x.conf");
-        let found = Found::read(&path).unwrap();
+        let found = ConfigFile::read(&path).unwrap();
         fs::write(&path, "theirs").unwrap();
         assert!(matches!(found.replace(b"ours"), Err(FileError::Changed { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"theirs");

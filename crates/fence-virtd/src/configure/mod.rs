@@ -22,7 +22,7 @@ use fence_config::{Code, Loaded, Severity, Tree};
 use console::Console;
 use devices::without_secrets;
 use dialogue::Dialogue;
-use file::{FileError, Found, shown};
+use file::{ConfigFile, FileError, shown};
 
 /// Why there is no new file. The old one is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ fn configure(
 ) -> Result<(), ConfigureError> {
     let name = shown(path);
     let declined = || ConfigureError::Declined { file: name.clone() };
-    let found = Found::read(path)?;
+    let found = ConfigFile::read(path)?;
     let loaded = found.content.as_deref().map(fence_config::load);
     let tree = match loaded {
         Some(loaded) if is_understood(&loaded) => loaded.tree,

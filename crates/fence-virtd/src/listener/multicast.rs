@@ -18,20 +18,20 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use super::StartError;
-use super::places::{Place, Places, Settled, Taken};
-use super::rules::{CurrentRules, Rules};
+use super::places::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::rules::{CurrentRules, ListenerRules};
 use crate::access::Identity;
-use crate::backend::Trail;
+use crate::backend::AgentRunTrail;
 use crate::conversation::{PacketProof, converse};
-use crate::history::{History, RequestKey, Seen};
-use crate::identity::Sources;
+use crate::history::{History, Repetition, RequestKey};
+use crate::identity::SourceResolver;
 use crate::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, FOREIGN_GRACE, MAX_ADDRESSES, MAX_FOREIGN, MAX_REQUESTS,
     MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER,
 };
 use crate::locks::lock;
-use crate::service::{Job, Owner, Resolved, Service};
-use members::Members;
+use crate::service::{AnsweringHost, RequestJob, ResolvedTarget, Service};
+use members::GroupMembership;
 
 mod members;
 
@@ -40,37 +40,37 @@ const NAME: &str = "multicast";
 const MAX_BATCH: usize = 256;
 
 /// A listener that hears its group.
-pub(crate) struct Multicast {
+pub(crate) struct MulticastReceiver {
     service: Arc<Service>,
     socket: UdpSocket,
     rules: Arc<CurrentRules>,
-    sources: Arc<Sources>,
-    history: Mutex<History<Others>>,
-    places: Arc<Places<IpAddr>>,
+    sources: Arc<SourceResolver>,
+    history: Mutex<History<AlternateAddresses>>,
+    places: Arc<AdmissionTable<IpAddr>>,
     negative_delay: Duration,
     /// The latest request of each client, until it was reached.
-    clients: Mutex<HashMap<Client, Latest>>,
+    clients: Mutex<HashMap<CallBackKey, LatestRequest>>,
     /// For requests that are to be answered elsewhere than where they came from, until that has answered.
-    foreign: Arc<Places<IpAddr>>,
-    members: Members,
+    foreign: Arc<AdmissionTable<IpAddr>>,
+    members: GroupMembership,
 }
 
 /// An address and port to call back, and the place of the key: a packet may name any address, and must not end what
 /// somebody with another key asked from there.
-type Client = (SocketAddr, Option<usize>);
+type CallBackKey = (SocketAddr, Option<usize>);
 
 /// Further addresses that packets of one request named.
-type Others = Arc<Mutex<Vec<SocketAddr>>>;
+type AlternateAddresses = Arc<Mutex<Vec<SocketAddr>>>;
 
-impl Multicast {
+impl MulticastReceiver {
     /// Opens the socket. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
-        sources: Arc<Sources>,
+        sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
     ) -> Result<Arc<Self>, StartError> {
-        let watch = Members::watch()
+        let watch = GroupMembership::watch()
             .map_err(|error| StartError::Socket(format!("can't watch the network interfaces: {error}")))?;
         let Socket { socket, joined, failed } = open(settings)?;
         for it in failed {
@@ -91,7 +91,7 @@ impl Multicast {
             interfaces = %joined.iter().map(|it| escaped(&it.name).to_string()).collect::<Vec<_>>().join(", "),
             "listening for multicast"
         );
-        let members = Members {
+        let members = GroupMembership {
             watch,
             group: settings.address,
             only: settings.interface.clone(),
@@ -103,10 +103,10 @@ impl Multicast {
             rules,
             sources,
             history: Mutex::new(History::new()),
-            places: Places::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
+            places: AdmissionTable::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
             negative_delay: settings.negative_delay,
             clients: Mutex::default(),
-            foreign: Places::with_grace(MAX_FOREIGN, MAX_FOREIGN, FOREIGN_GRACE),
+            foreign: AdmissionTable::with_grace(MAX_FOREIGN, MAX_FOREIGN, FOREIGN_GRACE),
             members,
         }))
     }
@@ -126,7 +126,7 @@ impl Multicast {
             let mut received = self.socket.recv_from(&mut datagram).await;
             for left in (0..MAX_BATCH).rev() {
                 match received {
-                    Ok((length, from)) => batch.extend(self.heard(&datagram[..length], from)),
+                    Ok((length, from)) => batch.extend(self.receive(&datagram[..length], from)),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
                         // Errors of earlier datagrams (unreachable, interface down) are told here; none ends the socket.
@@ -147,9 +147,9 @@ impl Multicast {
         }
     }
 
-    fn heard(&self, datagram: &[u8], from: SocketAddr) -> Option<Heard> {
+    fn receive(&self, datagram: &[u8], from: SocketAddr) -> Option<PendingRequest> {
         let arrived = Instant::now();
-        let note = |reason, detail: &dyn std::fmt::Display| -> Option<Heard> {
+        let note = |reason, detail: &dyn std::fmt::Display| -> Option<PendingRequest> {
             self.service.drops.note(NAME, reason, &from.ip(), detail);
             None
         };
@@ -174,8 +174,8 @@ impl Multicast {
         }
         let asked = {
             let mut history = lock(&self.history);
-            match history.saw(arrived, key, &request, Others::default) {
-                Seen::Repeated(others) => {
+            match history.saw(arrived, key, &request, AlternateAddresses::default) {
+                Repetition::Repeated(others) => {
                     let mut others = lock(others);
                     if others.len() < MAX_ADDRESSES && !others.contains(&address) {
                         others.push(address);
@@ -183,24 +183,24 @@ impl Multicast {
                     debug!(peer = %address, action = %request.action, "repeated");
                     return None;
                 }
-                Seen::New(name, others) => (name, Arc::clone(others)),
+                Repetition::New(name, others) => (name, Arc::clone(others)),
             }
         };
         let is_foreign = address.ip().to_canonical() != from.ip().to_canonical();
         let places = if is_foreign { &self.foreign } else { &self.places };
         let place = match places.take(address.ip(), arrived) {
-            Taken::Free(place) => place,
-            Taken::Instead(place, loser) => {
+            Admission::Free(place) => place,
+            Admission::Instead(place, loser) => {
                 let why = "its address had not answered the call-back yet, and there were too many requests";
                 self.service.drops.note(NAME, "pushed-out", &loser, &why);
                 place
             }
-            Taken::None => {
+            Admission::None => {
                 lock(&self.history).forget(&asked.0);
                 return note("too-many-requests", &"too many requests are under way");
             }
         };
-        let job = Job {
+        let job = RequestJob {
             id: self.service.next_id(),
             arrived,
             patience: self.service.client_timeout(),
@@ -212,10 +212,10 @@ impl Multicast {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
-            trail: Trail::default(),
+            trail: AgentRunTrail::default(),
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        if !self.latest((address, proof.key()), Latest { id: job.id, is_foreign }) {
+        if !self.register_latest((address, proof.key()), LatestRequest { id: job.id, is_foreign }) {
             lock(&self.history).forget(&asked.0);
             return note(
                 "call-back-address",
@@ -223,20 +223,20 @@ impl Multicast {
             );
         }
         lock(&asked.1).insert(0, address);
-        Some(Heard { job, proof, rules, address, asked, place })
+        Some(PendingRequest { job, proof, rules, address, asked, place })
     }
 
     async fn serve(
         self: Arc<Self>,
-        Heard { mut job, proof, rules, address: first, asked: (name, others), place }: Heard,
+        PendingRequest { mut job, proof, rules, address: first, asked: (name, others), place }: PendingRequest,
     ) {
         let client = (first, proof.key());
         let reached = tokio::select! {
             reached = self.reach(&mut job, client, &others) => reached,
-            () = place.pushed_out() => Reached::Not,
+            () = place.pushed_out() => CallBackResult::Not,
         };
         match reached {
-            Reached::Client(stream, address, resolved) => {
+            CallBackResult::Client(stream, address, resolved) => {
                 if let Some(_place) = self.settle(place, address) {
                     self.no_longer_latest(client, job.id);
                     converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, resolved)
@@ -246,8 +246,8 @@ impl Multicast {
                 lock(&self.history).forget(&name);
             }
             // The client was never reached: its next transmission counts as new.
-            Reached::Not => lock(&self.history).forget(&name),
-            Reached::Superseded => {
+            CallBackResult::Not => lock(&self.history).forget(&name),
+            CallBackResult::Superseded => {
                 debug!(id = job.id, peer = %job.peer, "superseded before it was answered");
             }
         }
@@ -257,7 +257,12 @@ impl Multicast {
     /// Looks whether the domain is ours and calls the client back: at once if it is, a little later if this host can
     /// pass the request on to the one that has it, and after the `negative_delay` if nobody is known to, because the client takes the first call-back and another host may have the
     /// domain.
-    async fn reach(&self, job: &mut Job, client: Client, others: &Others) -> Reached {
+    async fn reach(
+        &self,
+        job: &mut RequestJob,
+        client: CallBackKey,
+        others: &AlternateAddresses,
+    ) -> CallBackResult {
         job.identity = self.sources.of_ip(client.0.ip()).await;
         let patience = tokio::time::sleep_until((job.arrived + self.negative_delay).into());
         tokio::pin!(patience);
@@ -265,24 +270,24 @@ impl Multicast {
             resolved = self.service.resolve(job) => Some(resolved),
             () = &mut patience => None,
         };
-        match resolved.as_ref().map_or(Owner::Unknown, Resolved::owner) {
-            Owner::ThisHost => {}
-            Owner::Another => {
+        match resolved.as_ref().map_or(AnsweringHost::Unknown, ResolvedTarget::owner) {
+            AnsweringHost::ThisHost => {}
+            AnsweringHost::Another => {
                 let head_start = tokio::time::sleep_until((job.arrived + OWNERS_HEAD_START).into());
                 tokio::select! {
                     () = head_start => {}
                     () = patience => {}
                 }
             }
-            Owner::Unknown => patience.await,
+            AnsweringHost::Unknown => patience.await,
         }
         if !self.is_latest(client, job.id) {
-            return Reached::Superseded;
+            return CallBackResult::Superseded;
         }
-        let Some((stream, address)) = self.call_back(job, others).await else { return Reached::Not };
+        let Some((stream, address)) = self.call_back(job, others).await else { return CallBackResult::Not };
         // Whoever took that connection asked something newer.
         if !self.is_latest(client, job.id) {
-            return Reached::Superseded;
+            return CallBackResult::Superseded;
         }
         job.peer = address.to_string();
         // Only now is the address proved, and the neighbour table sure to know it. If that makes it another source,
@@ -290,17 +295,17 @@ impl Multicast {
         let identity = self.sources.of_ip(address.ip()).await;
         let resolved = resolved.filter(|_| identity == job.identity);
         job.identity = identity;
-        Reached::Client(stream, address, resolved)
+        CallBackResult::Client(stream, address, resolved)
     }
 
     /// The client was reached at `address`: its request is one of those that keep their place.
-    fn settle(&self, place: Place<IpAddr>, address: SocketAddr) -> Option<Settled<IpAddr>> {
+    fn settle(&self, place: AdmissionSlot<IpAddr>, address: SocketAddr) -> Option<SettledSlot<IpAddr>> {
         if !place.is_of(&self.foreign) {
             return place.settle();
         }
         match self.places.take(address.ip(), Instant::now()) {
-            Taken::Free(place) | Taken::Instead(place, _) => place.settle(),
-            Taken::None => {
+            Admission::Free(place) | Admission::Instead(place, _) => place.settle(),
+            Admission::None => {
                 let why = "too many requests are under way";
                 self.service.drops.note(NAME, "too-many-requests", &address.ip(), &why);
                 None
@@ -311,7 +316,7 @@ impl Multicast {
     /// A newer request from the same address and port is of a newer process: whatever comes to that port from now
     /// on must not answer an older one. False: who sends from elsewhere (a packet that was recorded, perhaps) does
     /// not take the place of who sends from the address itself.
-    fn latest(&self, client: Client, newer: Latest) -> bool {
+    fn register_latest(&self, client: CallBackKey, newer: LatestRequest) -> bool {
         let mut clients = lock(&self.clients);
         if newer.is_foreign && clients.get(&client).is_some_and(|known| !known.is_foreign) {
             return false;
@@ -320,11 +325,11 @@ impl Multicast {
         true
     }
 
-    fn is_latest(&self, client: Client, id: u64) -> bool {
+    fn is_latest(&self, client: CallBackKey, id: u64) -> bool {
         lock(&self.clients).get(&client).is_some_and(|latest| latest.id == id)
     }
 
-    fn no_longer_latest(&self, client: Client, id: u64) {
+    fn no_longer_latest(&self, client: CallBackKey, id: u64) {
         let mut clients = lock(&self.clients);
         if clients.get(&client).is_some_and(|latest| latest.id == id) {
             clients.remove(&client);
@@ -333,7 +338,11 @@ impl Multicast {
 
     /// Connects to the addresses that the client's packets name, one after the other: the client takes only one
     /// connection, and an address that answers nothing must not keep it from another that does.
-    async fn call_back(&self, job: &Job, addresses: &Others) -> Option<(TcpStream, SocketAddr)> {
+    async fn call_back(
+        &self,
+        job: &RequestJob,
+        addresses: &AlternateAddresses,
+    ) -> Option<(TcpStream, SocketAddr)> {
         let mut tried = 0;
         loop {
             let (address, last) = {
@@ -372,24 +381,24 @@ impl Multicast {
 }
 
 /// A request that is to be served.
-struct Heard {
-    job: Job,
+struct PendingRequest {
+    job: RequestJob,
     proof: PacketProof,
-    rules: Arc<Rules>,
+    rules: Arc<ListenerRules>,
     address: SocketAddr,
-    asked: (RequestKey, Others),
-    place: Place<IpAddr>,
+    asked: (RequestKey, AlternateAddresses),
+    place: AdmissionSlot<IpAddr>,
 }
 
 /// Which request is the latest of an address and port.
-struct Latest {
+struct LatestRequest {
     id: u64,
     is_foreign: bool,
 }
 
 /// What became of a call-back.
-enum Reached {
-    Client(TcpStream, SocketAddr, Option<Resolved>),
+enum CallBackResult {
+    Client(TcpStream, SocketAddr, Option<ResolvedTarget>),
     Not,
     Superseded,
 }

@@ -17,25 +17,25 @@ use crate::locks::lock;
 
 /// The table.
 #[derive(Debug)]
-pub(crate) struct Places<P> {
+pub(crate) struct AdmissionTable<P> {
     total: usize,
     of_peer: usize,
     /// How long a place is safe.
     grace: Duration,
-    state: Mutex<State<P>>,
+    state: Mutex<AdmissionState<P>>,
 }
 
 #[derive(Debug)]
-struct State<P> {
+struct AdmissionState<P> {
     next: u64,
     taken: usize,
     of_peer: HashMap<P, usize>,
     /// By number, which is the order of arrival.
-    waiting: BTreeMap<u64, Waiting<P>>,
+    waiting: BTreeMap<u64, UnsettledSlot<P>>,
 }
 
 #[derive(Debug)]
-struct Waiting<P> {
+struct UnsettledSlot<P> {
     peer: P,
     since: Instant,
     push: Arc<Notify>,
@@ -43,8 +43,8 @@ struct Waiting<P> {
 
 /// One place, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place<P: Copy + Eq + Hash> {
-    places: Arc<Places<P>>,
+pub(crate) struct AdmissionSlot<P: Copy + Eq + Hash> {
+    places: Arc<AdmissionTable<P>>,
     number: u64,
     peer: P,
     push: Arc<Notify>,
@@ -52,16 +52,16 @@ pub(crate) struct Place<P: Copy + Eq + Hash> {
 
 /// What became of a newcomer.
 #[derive(Debug)]
-pub(crate) enum Taken<P: Copy + Eq + Hash> {
+pub(crate) enum Admission<P: Copy + Eq + Hash> {
     /// There was room.
-    Free(Place<P>),
+    Free(AdmissionSlot<P>),
     /// This peer's place was taken away for it.
-    Instead(Place<P>, P),
+    Instead(AdmissionSlot<P>, P),
     /// All are settled, or not to be pushed out yet.
     None,
 }
 
-impl<P: Copy + Eq + Hash> Places<P> {
+impl<P: Copy + Eq + Hash> AdmissionTable<P> {
     /// Room for `total`, and for `of_peer` of each peer.
     pub(crate) fn new(total: usize, of_peer: usize) -> Arc<Self> {
         Self::with_grace(total, of_peer, Duration::ZERO)
@@ -70,48 +70,48 @@ impl<P: Copy + Eq + Hash> Places<P> {
     /// The same, where a waiting one is pushed out only after some time: so newcomers are refused at times, and
     /// come in at a limited rate.
     pub(crate) fn with_grace(total: usize, of_peer: usize, grace: Duration) -> Arc<Self> {
-        let state = State { next: 0, taken: 0, of_peer: HashMap::new(), waiting: BTreeMap::new() };
+        let state = AdmissionState { next: 0, taken: 0, of_peer: HashMap::new(), waiting: BTreeMap::new() };
         Arc::new(Self { total, of_peer, grace, state: Mutex::new(state) })
     }
 
     /// A waiting place for a newcomer.
-    pub(crate) fn take(self: &Arc<Self>, peer: P, now: Instant) -> Taken<P> {
+    pub(crate) fn take(self: &Arc<Self>, peer: P, now: Instant) -> Admission<P> {
         let mut state = self.state();
         let too_many_of_peer = state.of_peer.get(&peer).is_some_and(|it| *it >= self.of_peer);
-        let old = |it: &Waiting<P>| now.saturating_duration_since(it.since) >= self.grace;
+        let old = |it: &UnsettledSlot<P>| now.saturating_duration_since(it.since) >= self.grace;
         let pushed = if too_many_of_peer {
-            state.push_out(|it| it.peer == peer && old(it))
+            state.evict_oldest(|it| it.peer == peer && old(it))
         } else if state.taken >= self.total {
-            state.push_out(old)
+            state.evict_oldest(old)
         } else {
             None
         };
         if pushed.is_none() && (too_many_of_peer || state.taken >= self.total) {
-            return Taken::None;
+            return Admission::None;
         }
         let (number, push) = (state.next, Arc::new(Notify::new()));
         state.next += 1;
         state.taken += 1;
         *state.of_peer.entry(peer).or_default() += 1;
-        state.waiting.insert(number, Waiting { peer, since: now, push: Arc::clone(&push) });
+        state.waiting.insert(number, UnsettledSlot { peer, since: now, push: Arc::clone(&push) });
         drop(state);
-        let place = Place { places: Arc::clone(self), number, peer, push };
+        let place = AdmissionSlot { places: Arc::clone(self), number, peer, push };
         match pushed {
-            None => Taken::Free(place),
-            Some(loser) => Taken::Instead(place, loser),
+            None => Admission::Free(place),
+            Some(loser) => Admission::Instead(place, loser),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State<P>> {
+    fn state(&self) -> MutexGuard<'_, AdmissionState<P>> {
         lock(&self.state)
     }
 }
 
-impl<P: Copy + Eq + Hash> State<P> {
+impl<P: Copy + Eq + Hash> AdmissionState<P> {
     /// Takes the place of the oldest waiting one that fits away at once: its task may take a moment to notice.
-    fn push_out(&mut self, fits: impl Fn(&Waiting<P>) -> bool) -> Option<P> {
+    fn evict_oldest(&mut self, fits: impl Fn(&UnsettledSlot<P>) -> bool) -> Option<P> {
         let number = *self.waiting.iter().find(|(_, it)| fits(it))?.0;
-        let Waiting { peer, push, .. } = self.waiting.remove(&number)?;
+        let UnsettledSlot { peer, push, .. } = self.waiting.remove(&number)?;
         push.notify_one();
         self.free(peer);
         Some(peer)
@@ -130,30 +130,30 @@ impl<P: Copy + Eq + Hash> State<P> {
 
 /// A place that has settled, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Settled<P: Copy + Eq + Hash> {
-    places: Arc<Places<P>>,
+pub(crate) struct SettledSlot<P: Copy + Eq + Hash> {
+    places: Arc<AdmissionTable<P>>,
     peer: P,
 }
 
-impl<P: Copy + Eq + Hash> Place<P> {
+impl<P: Copy + Eq + Hash> AdmissionSlot<P> {
     /// Returns when the place was taken away.
     pub(crate) async fn pushed_out(&self) {
         self.push.notified().await;
     }
 
     /// Whether it is one of these.
-    pub(crate) fn is_of(&self, places: &Arc<Places<P>>) -> bool {
+    pub(crate) fn is_of(&self, places: &Arc<AdmissionTable<P>>) -> bool {
         Arc::ptr_eq(&self.places, places)
     }
 
     /// From now on the place is kept; none when it was taken away already.
-    pub(crate) fn settle(self) -> Option<Settled<P>> {
+    pub(crate) fn settle(self) -> Option<SettledSlot<P>> {
         self.places.state().waiting.remove(&self.number)?;
-        Some(Settled { places: Arc::clone(&self.places), peer: self.peer })
+        Some(SettledSlot { places: Arc::clone(&self.places), peer: self.peer })
     }
 }
 
-impl<P: Copy + Eq + Hash> Drop for Place<P> {
+impl<P: Copy + Eq + Hash> Drop for AdmissionSlot<P> {
     fn drop(&mut self) {
         let mut state = self.places.state();
         // Not there: pushed out, or settled. Either has seen to the count.
@@ -163,7 +163,7 @@ impl<P: Copy + Eq + Hash> Drop for Place<P> {
     }
 }
 
-impl<P: Copy + Eq + Hash> Drop for Settled<P> {
+impl<P: Copy + Eq + Hash> Drop for SettledSlot<P> {
     fn drop(&mut self) {
         self.places.state().free(self.peer);
     }
@@ -173,23 +173,23 @@ impl<P: Copy + Eq + Hash> Drop for Settled<P> {
 mod tests {
     use super::*;
 
-    fn free<P: Copy + Eq + Hash>(taken: Taken<P>) -> Place<P> {
+    fn free<P: Copy + Eq + Hash>(taken: Admission<P>) -> AdmissionSlot<P> {
         match taken {
-            Taken::Free(place) => place,
-            Taken::Instead(..) | Taken::None => panic!("no free place"),
+            Admission::Free(place) => place,
+            Admission::Instead(..) | Admission::None => panic!("no free place"),
         }
     }
 
-    fn instead<P: Copy + Eq + Hash>(taken: Taken<P>) -> (Place<P>, P) {
+    fn instead<P: Copy + Eq + Hash>(taken: Admission<P>) -> (AdmissionSlot<P>, P) {
         match taken {
-            Taken::Instead(place, loser) => (place, loser),
-            Taken::Free(_) | Taken::None => panic!("nobody was pushed out"),
+            Admission::Instead(place, loser) => (place, loser),
+            Admission::Free(_) | Admission::None => panic!("nobody was pushed out"),
         }
     }
 
     #[test]
     fn a_peer_with_too_many_loses_its_own_oldest() {
-        let places = Places::new(10, 2);
+        let places = AdmissionTable::new(10, 2);
         let _other = free(places.take('b', Instant::now()));
         let (first, second) =
             (free(places.take('a', Instant::now())), free(places.take('a', Instant::now())));
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_full_table_makes_room_by_age_whoever_it_is() {
-        let places = Places::new(3, 3);
+        let places = AdmissionTable::new(3, 3);
         let [a, b, c] = ['a', 'b', 'c'].map(|it| free(places.take(it, Instant::now())));
         let settled = a.settle();
         assert!(settled.is_some());
@@ -213,9 +213,9 @@ mod tests {
 
     #[test]
     fn the_settled_keep_their_places() {
-        let places = Places::new(2, 2);
+        let places = AdmissionTable::new(2, 2);
         let kept = ['a', 'b'].map(|it| free(places.take(it, Instant::now())).settle());
-        assert!(matches!(places.take('c', Instant::now()), Taken::None));
+        assert!(matches!(places.take('c', Instant::now()), Admission::None));
         drop(kept);
         free(places.take('c', Instant::now()));
     }
@@ -223,23 +223,23 @@ mod tests {
     #[test]
     fn a_place_is_safe_for_a_while() {
         let (grace, start) = (Duration::from_millis(100), Instant::now());
-        let places = Places::with_grace(1, 1, grace);
+        let places = AdmissionTable::with_grace(1, 1, grace);
         let _first = free(places.take('a', start));
-        assert!(matches!(places.take('b', start + grace / 2), Taken::None));
+        assert!(matches!(places.take('b', start + grace / 2), Admission::None));
         let (_third, loser) = instead(places.take('c', start + grace));
         assert_eq!(loser, 'a');
     }
 
     #[test]
     fn counts_come_back_to_nothing() {
-        let places = Places::new(8, 3);
+        let places = AdmissionTable::new(8, 3);
         let mut held = Vec::new();
         for turn in 0..1000_u32 {
             match places.take(turn % 5, Instant::now()) {
-                Taken::Free(place) | Taken::Instead(place, _) if turn % 3 == 0 => {
+                Admission::Free(place) | Admission::Instead(place, _) if turn % 3 == 0 => {
                     held.extend(place.settle().filter(|_| turn % 2 == 0));
                 }
-                Taken::Free(_) | Taken::Instead(..) | Taken::None => {}
+                Admission::Free(_) | Admission::Instead(..) | Admission::None => {}
             }
             if held.len() > 6 {
                 held.clear();
@@ -252,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_loser_hears_of_it() {
-        let places = Places::new(1, 1);
+        let places = AdmissionTable::new(1, 1);
         let first = free(places.take('a', Instant::now()));
         let (_second, _) = instead(places.take('b', Instant::now()));
         first.pushed_out().await;

@@ -11,64 +11,64 @@ use fence_wire::HashType;
 use tracing::{info, warn};
 
 use super::StartError;
-use crate::access::Access;
-use crate::conversation::Auth;
-use crate::keys::{Keys, KeysError, KeysInUse};
+use crate::access::AccessRules;
+use crate::conversation::StreamAuth;
+use crate::keys::{FingerprintCache, KeysError, ListenerKeys};
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Rules {
+pub(crate) struct ListenerRules {
     /// The weakest packet hash that is accepted.
     pub(super) minimum: HashType,
     /// How streams of classic packets are authenticated.
-    pub(super) auth: Auth,
+    pub(super) auth: StreamAuth,
     /// Who may fence what.
-    pub(super) access: Arc<Access>,
+    pub(super) access: Arc<AccessRules>,
 }
 
 /// The rules of now.
 #[derive(Debug)]
-pub(crate) struct CurrentRules(RwLock<Arc<Rules>>);
+pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
 
 /// The `groups` of the configuration, as listeners need them.
 #[derive(Clone, Debug)]
-pub(crate) struct Groups {
+pub(crate) struct GroupSettings {
     groups: Arc<[Group]>,
-    access: Arc<Access>,
-    keys_in_use: Arc<KeysInUse>,
+    access: Arc<AccessRules>,
+    keys_in_use: Arc<FingerprintCache>,
 }
 
-impl Groups {
-    pub(crate) fn new(groups: Option<&[Group]>, keys_in_use: &Arc<KeysInUse>) -> Self {
+impl GroupSettings {
+    pub(crate) fn new(groups: Option<&[Group]>, keys_in_use: &Arc<FingerprintCache>) -> Self {
         Self {
             groups: groups.unwrap_or_default().into(),
-            access: Arc::new(Access::new(groups)),
+            access: Arc::new(AccessRules::new(groups)),
             keys_in_use: Arc::clone(keys_in_use),
         }
     }
 }
 
 impl CurrentRules {
-    pub(crate) fn new(rules: Rules) -> Arc<Self> {
+    pub(crate) fn new(rules: ListenerRules) -> Arc<Self> {
         Arc::new(Self(RwLock::new(Arc::new(rules))))
     }
 
-    pub(crate) fn now(&self) -> Arc<Rules> {
+    pub(crate) fn now(&self) -> Arc<ListenerRules> {
         Arc::clone(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Requests that are under way end by the rules that they came under.
-    pub(crate) fn replace(&self, rules: Rules) {
+    pub(crate) fn replace(&self, rules: ListenerRules) {
         *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(rules);
     }
 }
 
-impl Rules {
+impl ListenerRules {
     /// Loads every key that the listener takes.
     ///
     /// # Errors
     /// Why the listener can't go by these settings; nothing is changed then.
-    pub(crate) fn load(settings: &Settings, groups: &Groups) -> Result<Self, StartError> {
+    pub(crate) fn load(settings: &Settings, groups: &GroupSettings) -> Result<Self, StartError> {
         let access = Arc::clone(&groups.access);
         let (hash, auth, files, named) = match settings {
             Settings::Multicast(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
@@ -76,7 +76,7 @@ impl Rules {
             Settings::Vsock(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
             // The line itself says who asks.
             Settings::Serial(_) => {
-                let auth = Auth { hash: HashType::None, keys: Arc::default() };
+                let auth = StreamAuth { hash: HashType::None, keys: Arc::default() };
                 return Ok(Self { minimum: HashType::None, auth, access });
             }
         };
@@ -89,12 +89,12 @@ impl Rules {
         warn_unproved(settings, minimum, hash);
         let keys = Arc::new(keys);
         groups.keys_in_use.add(&keys);
-        Ok(Self { minimum, auth: Auth { hash, keys }, access })
+        Ok(Self { minimum, auth: StreamAuth { hash, keys }, access })
     }
 
     /// Says what the listener goes by.
     pub(crate) fn log(&self, name: &str) {
-        let Auth { hash, keys } = &self.auth;
+        let StreamAuth { hash, keys } = &self.auth;
         info!(
             listener = name, hash = %self.minimum, auth = %hash, key = %keys.fingerprints(),
             group_keys = %keys.group_fingerprints(), "requests are taken by these rules"
@@ -160,10 +160,16 @@ fn challenge(auth: HashName) -> HashType {
 }
 
 /// Loads the keys. Only a listener that was told by name to use neither hash nor challenge does without.
-fn keys(files: KeyFiles<'_>, groups: &Groups, hash: HashType, auth: HashType) -> Result<Keys, KeysError> {
+fn keys(
+    files: KeyFiles<'_>,
+    groups: &GroupSettings,
+    hash: HashType,
+    auth: HashType,
+) -> Result<ListenerKeys, KeysError> {
     let unproved = hash == HashType::None && auth == HashType::None;
     let load = |files| {
-        let (keys, notices) = Keys::load_beside(&groups.keys_in_use, files, &groups.groups)?;
+        let (keys, notices) =
+            ListenerKeys::load_reusing_fingerprints(&groups.keys_in_use, files, &groups.groups)?;
         for it in notices {
             warn!("{it}");
         }

@@ -18,10 +18,10 @@ use tracing::{info, warn};
 use super::StartError;
 use super::rules::CurrentRules;
 use crate::hypervisor::Hypervisors;
-use crate::inventory::{Domain, Inventory, Port, PortKind, follow};
+use crate::inventory::{GuestPort, Inventory, PortKind, RunningDomain, follow};
 use crate::limits::MAX_LINES;
 use crate::service::Service;
-use line::Line;
+use line::SerialConnection;
 
 mod line;
 
@@ -76,7 +76,14 @@ impl Serial {
                 let (alive, gone) = watch::channel(());
                 lines.insert(name, alive);
                 tokio::spawn(
-                    Line::new(Arc::clone(&self.service), Arc::clone(&self.rules), &domain, path, gone).keep(),
+                    SerialConnection::new(
+                        Arc::clone(&self.service),
+                        Arc::clone(&self.rules),
+                        &domain,
+                        path,
+                        gone,
+                    )
+                    .keep(),
                 );
             }
             if self.inventory.running.changed().await.is_err() {
@@ -85,7 +92,7 @@ impl Serial {
         }
     }
 
-    fn wanted(&mut self) -> Vec<(Arc<Domain>, PathBuf)> {
+    fn wanted(&mut self) -> Vec<(Arc<RunningDomain>, PathBuf)> {
         let running = self.inventory.running.borrow_and_update();
         let mut wanted = Vec::new();
         for domain in running.values() {
@@ -97,7 +104,7 @@ impl Serial {
 }
 
 /// Whether requests may come by this port.
-pub(crate) fn is_ours(port: &Port, mode: SerialMode, directory: Option<&Path>) -> bool {
+pub(crate) fn is_ours(port: &GuestPort, mode: SerialMode, directory: Option<&Path>) -> bool {
     let lies_there = |directory: &Path| port.path.parent() == Some(directory);
     match (mode, &port.kind) {
         (SerialMode::Serial, PortKind::Serial) => directory.is_none_or(lies_there),
@@ -122,7 +129,7 @@ mod tests {
     }
 
     fn ours(kind: &PortKind, mode: SerialMode, directory: Option<&str>) -> bool {
-        let port = Port { path: "/run/fence/a".into(), kind: kind.clone() };
+        let port = GuestPort { path: "/run/fence/a".into(), kind: kind.clone() };
         is_ours(&port, mode, directory.map(Path::new))
     }
 

@@ -16,13 +16,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout_at;
 use tracing::debug;
 
-use super::places::{Place, Places, Settled, Taken};
-use super::rules::{CurrentRules, Rules};
+use super::places::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::rules::{CurrentRules, ListenerRules};
 use crate::access::Identity;
-use crate::backend::Trail;
+use crate::backend::AgentRunTrail;
 use crate::conversation::{PacketProof, converse};
 use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
-use crate::service::{Job, Service};
+use crate::service::{RequestJob, Service};
 
 /// After an accept that failed for lack of something (descriptors, memory).
 const BREATH: Duration = Duration::from_millis(50);
@@ -44,16 +44,16 @@ pub(crate) trait Transport: Send + Sync + 'static {
 }
 
 /// A listener on one transport.
-pub(crate) struct Streams<T: Transport> {
+pub(crate) struct StreamListener<T: Transport> {
     transport: T,
     service: Arc<Service>,
     rules: Arc<CurrentRules>,
-    places: Arc<Places<T::Peer>>,
+    places: Arc<AdmissionTable<T::Peer>>,
 }
 
-impl<T: Transport> Streams<T> {
+impl<T: Transport> StreamListener<T> {
     pub(crate) fn new(transport: T, service: Arc<Service>, rules: Arc<CurrentRules>) -> Arc<Self> {
-        let places = Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
+        let places = AdmissionTable::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
         Arc::new(Self { transport, service, rules, places })
     }
 
@@ -71,13 +71,13 @@ impl<T: Transport> Streams<T> {
                 }
             };
             let place = match self.places.take(peer, Instant::now()) {
-                Taken::Free(place) => place,
-                Taken::Instead(place, loser) => {
+                Admission::Free(place) => place,
+                Admission::Instead(place, loser) => {
                     let why = "closed before it sent a request: there were too many connections";
                     self.service.drops.note(T::NAME, "pushed-out", &loser, &why);
                     place
                 }
-                Taken::None => {
+                Admission::None => {
                     let why = "too many requests are under way";
                     self.service.drops.note(T::NAME, "too-many-connections", &peer, &why);
                     continue;
@@ -92,7 +92,7 @@ impl<T: Transport> Streams<T> {
         mut stream: T::Stream,
         peer: T::Peer,
         name: String,
-        place: Place<T::Peer>,
+        place: AdmissionSlot<T::Peer>,
     ) {
         let arrived = Instant::now();
         let packet = tokio::select! {
@@ -105,7 +105,7 @@ impl<T: Transport> Streams<T> {
         };
         let proof = PacketProof::of(&received);
         let Received { request, hash, key, .. } = received;
-        let job = Job {
+        let job = RequestJob {
             id: self.service.next_id(),
             arrived,
             patience: self.service.client_timeout(),
@@ -117,7 +117,7 @@ impl<T: Transport> Streams<T> {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
-            trail: Trail::default(),
+            trail: AgentRunTrail::default(),
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
         converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None).await;
@@ -151,10 +151,10 @@ impl<T: Transport> Streams<T> {
     fn checked(
         &self,
         packet: &[u8; REQUEST_LEN],
-        rules: &Rules,
+        rules: &ListenerRules,
         name: &str,
-        place: Place<T::Peer>,
-    ) -> Option<(Settled<T::Peer>, Received)> {
+        place: AdmissionSlot<T::Peer>,
+    ) -> Option<(SettledSlot<T::Peer>, Received)> {
         let received = match Request::decode(packet, rules.minimum, rules.auth.keys.all()) {
             Ok(received) => received,
             Err(error) => {

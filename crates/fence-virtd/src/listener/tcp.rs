@@ -12,35 +12,35 @@ use tracing::info;
 
 use super::StartError;
 use super::rules::CurrentRules;
-use super::stream::{Streams, Transport};
+use super::stream::{StreamListener, Transport};
 use crate::access::Identity;
-use crate::identity::Sources;
+use crate::identity::SourceResolver;
 use crate::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
 use crate::service::{Service, TCP};
 
 /// A listening TCP socket.
-pub(crate) struct Tcp {
+pub(crate) struct TcpTransport {
     listener: TcpListener,
-    sources: Arc<Sources>,
+    sources: Arc<SourceResolver>,
 }
 
-impl Tcp {
+impl TcpTransport {
     /// Opens the socket. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
-        sources: Arc<Sources>,
+        sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
-    ) -> Result<Arc<Streams<Self>>, StartError> {
+    ) -> Result<Arc<StreamListener<Self>>, StartError> {
         let address = SocketAddr::new(settings.address, settings.port);
         let listener = listen(address)
             .map_err(|error| StartError::Socket(format!("can't listen at {address}: {error}")))?;
         info!(%address, "listening on TCP");
-        Ok(Streams::new(Self { listener, sources }, service, rules))
+        Ok(StreamListener::new(Self { listener, sources }, service, rules))
     }
 }
 
-impl Transport for Tcp {
+impl Transport for TcpTransport {
     const NAME: &'static str = TCP;
     type Stream = TcpStream;
     type Peer = IpAddr;

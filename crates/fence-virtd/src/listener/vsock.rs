@@ -10,34 +10,34 @@ use tracing::info;
 
 use super::StartError;
 use super::rules::CurrentRules;
-use super::stream::{Streams, Transport};
+use super::stream::{StreamListener, Transport};
 use crate::access::Identity;
-use crate::identity::Sources;
+use crate::identity::SourceResolver;
 use crate::service::Service;
 
 /// A listening vsock socket.
-pub(crate) struct Vsock {
+pub(crate) struct VsockTransport {
     listener: VsockListener,
-    sources: Arc<Sources>,
+    sources: Arc<SourceResolver>,
 }
 
-impl Vsock {
+impl VsockTransport {
     /// Opens the socket. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
-        sources: Arc<Sources>,
+        sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
-    ) -> Result<Arc<Streams<Self>>, StartError> {
+    ) -> Result<Arc<StreamListener<Self>>, StartError> {
         let port = u32::from(settings.port);
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
             .map_err(|error| StartError::Socket(why(port, &error)))?;
         info!(port, "listening on vsock");
-        Ok(Streams::new(Self { listener, sources }, service, rules))
+        Ok(StreamListener::new(Self { listener, sources }, service, rules))
     }
 }
 
-impl Transport for Vsock {
+impl Transport for VsockTransport {
     const NAME: &'static str = "vsock";
     type Stream = VsockStream;
     /// The context id.

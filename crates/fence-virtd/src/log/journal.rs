@@ -43,16 +43,16 @@ const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK
 /// Takes events as a layer; its clones are the same journal.
 #[derive(Clone)]
 pub(super) struct Journal {
-    socket: Arc<Socket>,
+    socket: Arc<JournalSocket>,
     /// What was logged before the thread started.
-    early: Arc<Mutex<Vec<Entry>>>,
-    outlet: Arc<OnceLock<Outlet<Entry>>>,
+    early: Arc<Mutex<Vec<JournalEntry>>>,
+    outlet: Arc<OnceLock<Outlet<JournalEntry>>>,
 }
 
 impl Journal {
     /// An error where nobody listens.
     pub(super) fn at(path: &Path) -> io::Result<Self> {
-        let socket = Socket { socket: UnixDatagram::unbound()?, path: path.to_owned() };
+        let socket = JournalSocket { socket: UnixDatagram::unbound()?, path: path.to_owned() };
         socket.socket.set_write_timeout(Some(TRY))?;
         match socket.send(&[]) {
             // It hangs, but it is there.
@@ -64,7 +64,7 @@ impl Journal {
 
     /// From now on a thread sends; until then nothing is sent.
     pub(super) fn in_background(&self) -> io::Result<()> {
-        let outlet = Outlet::start("log", QUEUE, Sender(Arc::clone(&self.socket)))?;
+        let outlet = Outlet::start("log", QUEUE, JournalSender(Arc::clone(&self.socket)))?;
         for entry in lock(&self.early).drain(..) {
             let _ = outlet.push(entry);
         }
@@ -80,7 +80,7 @@ impl Journal {
             return;
         }
         // The daemon ends before it was confined.
-        for Entry(bytes) in lock(&self.early).drain(..) {
+        for JournalEntry(bytes) in lock(&self.early).drain(..) {
             if self.socket.send(&bytes).is_err() {
                 return;
             }
@@ -90,7 +90,7 @@ impl Journal {
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let entry = Entry::of(event);
+        let entry = JournalEntry::of(event);
         match self.outlet.get() {
             // The thread tells how many were lost.
             Some(outlet) => {
@@ -104,9 +104,9 @@ impl<S: Subscriber> Layer<S> for Journal {
 /// The bytes of one entry: fields, each `NAME\n`, the length of the value in 8 bytes, the value, `\n`. There is a shorter
 /// form for values without line breaks; this one is right for all.
 #[derive(Debug)]
-struct Entry(Vec<u8>);
+struct JournalEntry(Vec<u8>);
 
-impl Entry {
+impl JournalEntry {
     fn of(event: &Event<'_>) -> Self {
         let metadata = event.metadata();
         let mut entry = Self::new(*metadata.level(), metadata.target());
@@ -159,7 +159,7 @@ impl Entry {
 }
 
 /// Fields of the event have a prefix, so that none is taken for one of the journal's; the message is one of those.
-impl Visit for Entry {
+impl Visit for JournalEntry {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let value = format_args!("{value:?}");
         match field.name() {
@@ -173,12 +173,12 @@ impl Visit for Entry {
     }
 }
 
-struct Socket {
+struct JournalSocket {
     socket: UnixDatagram,
     path: PathBuf,
 }
 
-impl Socket {
+impl JournalSocket {
     /// Looks the journal up each time: it may be another one than before.
     fn send(&self, entry: &[u8]) -> io::Result<()> {
         match self.socket.send_to(entry, &self.path) {
@@ -201,10 +201,10 @@ impl Socket {
 }
 
 /// The thread's side.
-struct Sender(Arc<Socket>);
+struct JournalSender(Arc<JournalSocket>);
 
-impl Sink<Entry> for Sender {
-    fn write(&mut self, Entry(bytes): Entry) {
+impl Sink<JournalEntry> for JournalSender {
+    fn write(&mut self, JournalEntry(bytes): JournalEntry) {
         loop {
             let Err(error) = self.0.send(&bytes) else { return };
             match error.kind() {
@@ -218,7 +218,8 @@ impl Sink<Entry> for Sender {
                 }
                 _ => {
                     let length = bytes.len();
-                    let said = Entry::ours(format_args!("an entry of {length} bytes can't be sent: {error}"));
+                    let said =
+                        JournalEntry::ours(format_args!("an entry of {length} bytes can't be sent: {error}"));
                     let _ = self.0.send(&said.0);
                     return;
                 }
@@ -227,7 +228,7 @@ impl Sink<Entry> for Sender {
     }
 
     fn caught_up(&mut self, lost: u64) {
-        self.write(Entry::ours(format_args!(
+        self.write(JournalEntry::ours(format_args!(
             "the journal took nothing for a while: {lost} entries are lost"
         )));
     }

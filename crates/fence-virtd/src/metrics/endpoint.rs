@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
-use super::Observed;
+use super::Exporter;
 
 /// Readers at once.
 const READERS: usize = 4;
@@ -33,13 +33,13 @@ const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// An open socket. A UNIX socket's file goes with it.
 pub(crate) enum Endpoint {
     Tcp(std::net::TcpListener),
-    Unix(UnixListener, Removed),
+    Unix(UnixListener, SocketFile),
 }
 
 /// A file that is removed in the end.
-pub(crate) struct Removed(PathBuf);
+pub(crate) struct SocketFile(PathBuf);
 
-impl Drop for Removed {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
@@ -51,7 +51,7 @@ impl Endpoint {
     pub(crate) fn open(address: &MetricsAddress) -> Option<Self> {
         let opened = match address {
             MetricsAddress::Tcp(it) => std::net::TcpListener::bind(it).map(Self::Tcp),
-            MetricsAddress::Unix(path) => listen(path).map(|it| Self::Unix(it, Removed(path.clone()))),
+            MetricsAddress::Unix(path) => listen(path).map(|it| Self::Unix(it, SocketFile(path.clone()))),
         };
         match opened {
             Ok(it) => Some(it),
@@ -63,13 +63,13 @@ impl Endpoint {
     }
 
     /// Serves for ever. Must run inside the runtime.
-    pub(crate) async fn serve(self, observed: Observed) {
+    pub(crate) async fn serve(self, observed: Exporter) {
         if let Err(error) = self.accept(Arc::new(observed)).await {
             warn!("no metrics: {error}; all else goes on");
         }
     }
 
-    async fn accept(self, observed: Arc<Observed>) -> io::Result<()> {
+    async fn accept(self, observed: Arc<Exporter>) -> io::Result<()> {
         let places = Arc::new(Semaphore::new(READERS));
         match self {
             Self::Tcp(listener) => {
@@ -96,7 +96,7 @@ impl Endpoint {
 }
 
 /// Starts to answer a reader.
-fn tell<S>(place: OwnedSemaphorePermit, accepted: io::Result<S>, observed: &Arc<Observed>)
+fn tell<S>(place: OwnedSemaphorePermit, accepted: io::Result<S>, observed: &Arc<Exporter>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -22,12 +22,12 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::audit::{End, Record};
+use crate::audit::{AuditRecord, RequestEnd};
 #[cfg(feature = "cpg")]
-use crate::cluster::{Cluster, Counted};
+use crate::cluster::{Cluster, ClusterCounts};
 #[cfg(feature = "libvirt")]
 use crate::hypervisor::Hypervisors;
-use crate::inventory::Running;
+use crate::inventory::RunningDomains;
 use crate::locks::lock;
 #[cfg(not(feature = "libvirt"))]
 use crate::run::Hypervisors;
@@ -37,14 +37,14 @@ use crate::service::Service;
 const SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 120.0, 600.0];
 
-type Words<const N: usize> = [(&'static str, &'static str); N];
-type Times = Family<Words<2>, Histogram, fn() -> Histogram>;
+type LabelSet<const N: usize> = [(&'static str, &'static str); N];
+type StageHistograms = Family<LabelSet<2>, Histogram, fn() -> Histogram>;
 
 /// What requests leave behind as they end, and which listeners serve.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    requests: Family<Words<3>, Counter>,
-    stages: Times,
+    requests: Family<LabelSet<3>, Counter>,
+    stages: StageHistograms,
     /// Those of the configuration.
     listeners: Mutex<BTreeMap<&'static str, bool>>,
     started: SystemTime,
@@ -63,15 +63,15 @@ impl Default for Metrics {
 
 impl Metrics {
     /// A request is over.
-    pub(crate) fn note(&self, record: &Record<'_>) {
+    pub(crate) fn note(&self, record: &AuditRecord<'_>) {
         let action = record.job.action.name();
         let result = match record.end {
-            End::Answered { response: Response::Success, .. } => "success",
-            End::Answered { response: Response::Off, .. } => "off",
-            End::Answered { response: Response::Failure, .. } => "failure",
-            End::Answered { response: Response::PermissionDenied, .. } => "denied",
-            End::NotProved(_) => "not_proved",
-            End::NotRun(_) => "not_run",
+            RequestEnd::Answered { response: Response::Success, .. } => "success",
+            RequestEnd::Answered { response: Response::Off, .. } => "off",
+            RequestEnd::Answered { response: Response::Failure, .. } => "failure",
+            RequestEnd::Answered { response: Response::PermissionDenied, .. } => "denied",
+            RequestEnd::NotProved(_) => "not_proved",
+            RequestEnd::NotRun(_) => "not_run",
         };
         let labels = [("transport", record.job.transport), ("action", action), ("result", result)];
         self.requests.get_or_create(&labels).inc();
@@ -103,27 +103,27 @@ impl Metrics {
 }
 
 /// A listener serves as long as the value lives.
-pub(crate) struct Serves(Arc<Service>, &'static str);
+pub(crate) struct ListenerUp(Arc<Service>, &'static str);
 
-impl Serves {
+impl ListenerUp {
     pub(crate) fn new(service: Arc<Service>, name: &'static str) -> Self {
         service.metrics.listener(name, true);
         Self(service, name)
     }
 }
 
-impl Drop for Serves {
+impl Drop for ListenerUp {
     fn drop(&mut self) {
         self.0.metrics.listener(self.1, false);
     }
 }
 
 /// Everything that can be told of the daemon.
-pub(crate) struct Observed {
+pub(crate) struct Exporter {
     pub(crate) service: Arc<Service>,
     pub(crate) known: Hypervisors,
     /// The running domains of each hypervisor of the backend, by its URI.
-    pub(crate) running: Vec<(String, watch::Receiver<Running>)>,
+    pub(crate) running: Vec<(String, watch::Receiver<RunningDomains>)>,
     /// The agent backend's, where there is one.
     pub(crate) agent: Option<AgentRuns>,
     /// The other hosts, where there are any.
@@ -131,7 +131,7 @@ pub(crate) struct Observed {
     pub(crate) cluster: Option<Arc<Cluster>>,
 }
 
-impl Observed {
+impl Exporter {
     /// All of it in the OpenMetrics text format, as it is at this moment.
     pub(crate) fn text(&self) -> String {
         let Metrics { requests, stages, listeners, started } = &self.service.metrics;
@@ -193,7 +193,7 @@ impl Observed {
 }
 
 #[cfg(feature = "cpg")]
-fn cluster(to: &mut Registry, counted: Counted) {
+fn cluster(to: &mut Registry, counted: ClusterCounts) {
     gauge(to, "corosync_up", "Whether this host is in the group of its cluster", counted.joined.into());
     let hosts = [("new", counted.hosts), ("old", counted.old_hosts), ("not_heard", counted.not_heard)];
     let hosts = hosts.map(|(kind, number)| (vec![("kind", kind.to_owned())], count(number)));

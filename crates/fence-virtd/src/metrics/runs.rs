@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::{SECONDS, gauges};
-use crate::backend::{Ended, Ran};
+use crate::backend::{AgentRun, AgentRunEnd};
 use crate::locks::lock;
 
 type Labels = Vec<(&'static str, String)>;
@@ -22,11 +22,11 @@ type Labels = Vec<(&'static str, String)>;
 pub(crate) struct AgentRuns {
     runs: Family<Labels, Counter>,
     times: Family<Labels, Histogram, fn() -> Histogram>,
-    devices: Arc<Mutex<BTreeMap<String, Device>>>,
+    devices: Arc<Mutex<BTreeMap<String, DeviceRuns>>>,
 }
 
 #[derive(Default, Debug)]
-struct Device {
+struct DeviceRuns {
     /// Whether it answered when it was looked at last.
     answers: bool,
     /// Whether it ever did with an exit code that a broken program does not have.
@@ -39,12 +39,14 @@ impl AgentRuns {
         Self {
             runs: Family::default(),
             times: Family::new_with_constructor(|| Histogram::new(SECONDS)),
-            devices: Arc::new(Mutex::new(devices.into_iter().map(|it| (it, Device::default())).collect())),
+            devices: Arc::new(Mutex::new(
+                devices.into_iter().map(|it| (it, DeviceRuns::default())).collect(),
+            )),
         }
     }
 
     /// A run has ended.
-    pub(crate) fn note(&self, ran: &Ran) {
+    pub(crate) fn note(&self, ran: &AgentRun) {
         let device = || ("device", ran.device.clone());
         let action = || ("action", ran.action.to_owned());
         let result = ("result", ran.ended.word().to_owned());
@@ -54,12 +56,12 @@ impl AgentRuns {
             let mut devices = lock(&self.devices);
             let device = devices.entry(ran.device.clone()).or_default();
             device.answers = match ran.ended {
-                Ended::Exit(0) => {
+                AgentRunEnd::Exit(0) => {
                     device.is_known = true;
                     true
                 }
                 // Off; or a program that could not even be read.
-                Ended::Exit(2) => ran.action == "status" && device.is_known,
+                AgentRunEnd::Exit(2) => ran.action == "status" && device.is_known,
                 _ => false,
             };
         }
@@ -99,20 +101,20 @@ mod tests {
         };
         assert!(!up(), "it was never looked at");
         for (action, ended, is_up) in [
-            ("status", Ended::Exit(2), false),
-            ("on", Ended::Exit(0), false),
-            ("monitor", Ended::Exit(0), true),
-            ("off", Ended::Exit(1), true),
-            ("status", Ended::Exit(2), true),
-            ("list", Ended::Exit(2), false),
-            ("status", Ended::Exit(2), true),
-            ("status", Ended::Killed("its time was up".to_owned()), false),
-            ("status", Ended::Exit(0), true),
-            ("monitor", Ended::Signal(11), false),
+            ("status", AgentRunEnd::Exit(2), false),
+            ("on", AgentRunEnd::Exit(0), false),
+            ("monitor", AgentRunEnd::Exit(0), true),
+            ("off", AgentRunEnd::Exit(1), true),
+            ("status", AgentRunEnd::Exit(2), true),
+            ("list", AgentRunEnd::Exit(2), false),
+            ("status", AgentRunEnd::Exit(2), true),
+            ("status", AgentRunEnd::Killed("its time was up".to_owned()), false),
+            ("status", AgentRunEnd::Exit(0), true),
+            ("monitor", AgentRunEnd::Signal(11), false),
         ] {
             let (device, agent, output) = ("d".to_owned(), "fence_test".to_owned(), String::new());
             let took = Duration::from_millis(20);
-            runs.note(&Ran { device, agent, action, ended: ended.clone(), took, output });
+            runs.note(&AgentRun { device, agent, action, ended: ended.clone(), took, output });
             assert_eq!(up(), is_up, "{action} {ended}");
         }
         let text = text(&runs);

@@ -83,23 +83,23 @@ fn fetch(mut stream: impl Read + Write) -> io::Result<String> {
 
 /// A line of metrics; its name without what all of them begin with.
 #[derive(Debug, PartialEq)]
-struct Sample<'a> {
+struct MetricSample<'a> {
     name: &'a str,
     labels: Vec<(&'a str, String)>,
     value: f64,
 }
 
-impl Sample<'_> {
+impl MetricSample<'_> {
     fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(it, _)| *it == name).map_or("", |(_, value)| value)
     }
 }
 
-fn samples(text: &str) -> Vec<Sample<'_>> {
+fn samples(text: &str) -> Vec<MetricSample<'_>> {
     text.lines().filter_map(sample).collect()
 }
 
-fn sample(line: &str) -> Option<Sample<'_>> {
+fn sample(line: &str) -> Option<MetricSample<'_>> {
     let line = line.strip_prefix("fence_virtd_")?;
     let (name, mut rest) = line.split_at(line.find(['{', ' '])?);
     let mut labels = Vec::new();
@@ -123,13 +123,13 @@ fn sample(line: &str) -> Option<Sample<'_>> {
         }
         rest = &rest[1..];
     }
-    Some(Sample { name, labels, value: rest.trim().parse().ok()? })
+    Some(MetricSample { name, labels, value: rest.trim().parse().ok()? })
 }
 
-fn lines(samples: &[Sample<'_>]) -> Vec<String> {
+fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
     let named = |name: &'static str| samples.iter().filter(move |it| it.name == name);
     let value = |name| named(name).map(|it| it.value).next_back().unwrap_or_default();
-    let is_on = |it: &Sample<'_>| it.value > 0.0;
+    let is_on = |it: &MetricSample<'_>| it.value > 0.0;
     let mut lines = Vec::new();
     let version = named("build_info").next().map(|it| it.label("version")).unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();

@@ -20,7 +20,7 @@ const MAGIC: &[u8; 8] = b"FVREPLY1";
 
 /// What a file has.
 #[derive(PartialEq, Eq)]
-pub(super) struct Contents {
+pub(super) struct ReplayFile {
     pub(super) key: HashKey,
     /// The hashes of packets, in their order.
     pub(super) hashes: Vec<u64>,
@@ -52,7 +52,7 @@ pub(super) fn record(key: HashKey, hash: u64) -> [u8; RECORD_LEN] {
 }
 
 /// Reads a whole file, whatever is in it.
-pub(super) fn read(bytes: &[u8]) -> Result<Contents, BadHeader> {
+pub(super) fn read(bytes: &[u8]) -> Result<ReplayFile, BadHeader> {
     let (head, records) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(BadHeader)?;
     if !head.starts_with(MAGIC) || head[24..] != header_check(&head[..24]) {
         return Err(BadHeader);
@@ -67,7 +67,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, BadHeader> {
         }
     }
     let damaged = records.len() - hashes.len();
-    Ok(Contents { key, hashes, damaged, rest: rest.len() })
+    Ok(ReplayFile { key, hashes, damaged, rest: rest.len() })
 }
 
 fn header_check(bytes: &[u8]) -> [u8; 8] {

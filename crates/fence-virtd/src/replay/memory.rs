@@ -25,14 +25,14 @@ impl HashKey {
 }
 
 /// See the module's head. 20 MB when both generations are full.
-pub(super) struct Packets {
+pub(super) struct PacketHashes {
     key: HashKey,
     old: Hashes,
     young: Hashes,
     generation: usize,
 }
 
-impl Packets {
+impl PacketHashes {
     pub(super) fn new(key: HashKey, generation: usize) -> Self {
         Self { key, old: Hashes::default(), young: Hashes::default(), generation }
     }
@@ -85,8 +85,8 @@ impl Hasher for AsItIs {
 mod tests {
     use super::*;
 
-    fn packets(generation: usize) -> Packets {
-        Packets::new(HashKey([7; 16]), generation)
+    fn packets(generation: usize) -> PacketHashes {
+        PacketHashes::new(HashKey([7; 16]), generation)
     }
 
     #[test]

@@ -19,8 +19,8 @@ use fence_config::{DEFAULT_STATE_DIR, StateDir};
 use tracing::{info, warn};
 
 use crate::locks::lock;
-use memory::{HashKey, Packets};
-use store::{Opened, Store, StoreError};
+use memory::{HashKey, PacketHashes};
+use store::{OpenedStore, ReplayStore, StoreError};
 
 mod format;
 mod memory;
@@ -34,9 +34,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 /// See the module's head.
-pub(crate) struct Replays {
-    packets: Mutex<Packets>,
-    store: Option<Store>,
+pub(crate) struct ReplayMemory {
+    packets: Mutex<PacketHashes>,
+    store: Option<ReplayStore>,
 }
 
 /// Where to remember: what the configuration says, else what systemd says, else the usual place; none: in memory
@@ -53,10 +53,10 @@ pub(crate) fn directory(setting: &StateDir, from_systemd: Option<&OsStr>) -> Opt
     }
 }
 
-impl Replays {
+impl ReplayMemory {
     /// A memory that ends with the process.
     pub(crate) fn in_memory() -> Result<Self, getrandom::Error> {
-        Ok(Self { packets: Mutex::new(Packets::new(HashKey::random()?, GENERATION)), store: None })
+        Ok(Self { packets: Mutex::new(PacketHashes::new(HashKey::random()?, GENERATION)), store: None })
     }
 
     /// The memory that is kept in `directory`. Says in the log what is wrong with it and goes on without.
@@ -68,11 +68,11 @@ impl Replays {
         let shown = fence_cli::shown(directory);
         let since = Instant::now();
         match opened_in_time(directory.to_owned()) {
-            Ok(Opened { key, generations: [old, young], store, remarks }) => {
+            Ok(OpenedStore { key, generations: [old, young], store, remarks }) => {
                 for it in remarks {
                     warn!(directory = %shown, "{it}");
                 }
-                let packets = Packets::with(key, GENERATION, old, young);
+                let packets = PacketHashes::with(key, GENERATION, old, young);
                 let (count, ms) = (packets.len(), since.elapsed().as_millis());
                 info!(directory = %shown, packets = count, ms, "packets of earlier runs are remembered");
                 Ok(Self { packets: Mutex::new(packets), store: Some(store) })
@@ -99,7 +99,7 @@ impl Replays {
 
     /// How many packets are remembered, whether on disk too, and how many of them the disk did not take.
     pub(crate) fn counts(&self) -> (usize, bool, u64) {
-        let lost = self.store.as_ref().map(Store::lost);
+        let lost = self.store.as_ref().map(ReplayStore::lost);
         (lock(&self.packets).len(), lost.is_some(), lost.unwrap_or_default())
     }
 
@@ -117,7 +117,7 @@ impl Replays {
 }
 
 /// A directory on a disk or a server that hangs must not keep the daemon from its work.
-fn opened_in_time(directory: PathBuf) -> Result<Opened, StoreError> {
+fn opened_in_time(directory: PathBuf) -> Result<OpenedStore, StoreError> {
     let (tell, told) = mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("replay-open".to_owned())
@@ -142,10 +142,10 @@ mod tests {
     }
 
     /// The writing thread of an earlier one has the directory until all is on disk, and a machine may be slow.
-    fn kept(place: &Path) -> Replays {
+    fn kept(place: &Path) -> ReplayMemory {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
-            let replays = Replays::open(Some(place)).unwrap();
+            let replays = ReplayMemory::open(Some(place)).unwrap();
             if replays.store.is_some() {
                 return replays;
             }
@@ -172,7 +172,7 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         for place in [Some(file.as_path()), Some(&file.join("x")), Some(Path::new("/proc/none")), None] {
-            let replays = Replays::open(place).unwrap();
+            let replays = ReplayMemory::open(place).unwrap();
             assert!(replays.is_new(b"one") && !replays.is_new(b"one"));
             replays.finish();
         }

@@ -26,7 +26,7 @@ use fence_cli::shown;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use tracing::{info, warn};
 
-use super::format::{self, Contents, HEADER_LEN, RECORD_LEN};
+use super::format::{self, HEADER_LEN, RECORD_LEN, ReplayFile};
 use super::memory::HashKey;
 use crate::locks::lock;
 use crate::outlet;
@@ -68,24 +68,24 @@ pub(super) enum StoreError {
 }
 
 /// A directory that is in use.
-pub(super) struct Opened {
+pub(super) struct OpenedStore {
     pub(super) key: HashKey,
     /// The hashes of earlier runs, the older generation first.
     pub(super) generations: [Vec<u64>; 2],
-    pub(super) store: Store,
+    pub(super) store: ReplayStore,
     /// What was odd, for the log.
     pub(super) remarks: Vec<String>,
 }
 
 /// Takes the hashes that are to be kept. Dropping it ends the threads.
-pub(super) struct Store {
-    queue: SyncSender<Message>,
-    health: Arc<Health>,
+pub(super) struct ReplayStore {
+    queue: SyncSender<StoreMessage>,
+    health: Arc<StoreHealth>,
     /// Closed with this value: then the other thread ends.
     _alive: Option<SyncSender<()>>,
 }
 
-enum Message {
+enum StoreMessage {
     Note(u64),
     /// Write what came before, have it on disk, then say so.
     Finish(SyncSender<()>),
@@ -93,7 +93,7 @@ enum Message {
 
 /// What the threads and those who note tell each other.
 #[derive(Default)]
-struct Health {
+struct StoreHealth {
     /// When the write under way began, in milliseconds of [`now_ms`]; 0: none is.
     busy_since: AtomicU64,
     lost: AtomicU64,
@@ -101,7 +101,7 @@ struct Health {
 }
 
 /// Opens the directory, which is made where it is missing, and reads what is there.
-pub(super) fn open(directory: &Path, generation: usize) -> Result<Opened, StoreError> {
+pub(super) fn open(directory: &Path, generation: usize) -> Result<OpenedStore, StoreError> {
     let failed = |what: &'static str, path: &Path| {
         let path = shown(path);
         move |source| StoreError::Io { what, path, source }
@@ -144,7 +144,7 @@ pub(super) fn open(directory: &Path, generation: usize) -> Result<Opened, StoreE
         fits
     });
     for (name, contents) in [(OLD, &old), (YOUNG, &young)] {
-        if let Some(Contents { damaged, rest, .. }) = contents
+        if let Some(ReplayFile { damaged, rest, .. }) = contents
             && damaged + rest > 0
         {
             remarks.push(format!(
@@ -153,17 +153,17 @@ pub(super) fn open(directory: &Path, generation: usize) -> Result<Opened, StoreE
         }
     }
     let files = match &young {
-        Some(contents) => Files::go_on(directory, key, generation, contents),
-        None => Files::begin(directory, key, generation),
+        Some(contents) => GenerationFiles::go_on(directory, key, generation, contents),
+        None => GenerationFiles::begin(directory, key, generation),
     };
     let files = files.map_err(failed("can't write in", directory))?;
-    let hashes = |it: Option<Contents>| it.map(|it| it.hashes).unwrap_or_default();
-    let store = Store::start(files, held)?;
-    Ok(Opened { key, generations: [hashes(old), hashes(young)], store, remarks })
+    let hashes = |it: Option<ReplayFile>| it.map(|it| it.hashes).unwrap_or_default();
+    let store = ReplayStore::start(files, held)?;
+    Ok(OpenedStore { key, generations: [hashes(old), hashes(young)], store, remarks })
 }
 
-impl Store {
-    fn start(mut files: Files, held: Flock<File>) -> Result<Self, StoreError> {
+impl ReplayStore {
+    fn start(mut files: GenerationFiles, held: Flock<File>) -> Result<Self, StoreError> {
         let (alive, ended) = sync_channel(0);
         let written = Arc::clone(&files.written);
         thread::Builder::new()
@@ -183,7 +183,7 @@ impl Store {
     /// safe on disk.
     fn writing(append: impl FnMut(&[u64]) -> io::Result<()> + Send + 'static) -> Result<Self, StoreError> {
         let (queue, waiting) = sync_channel(QUEUE);
-        let health = Arc::<Health>::default();
+        let health = Arc::<StoreHealth>::default();
         let theirs = Arc::clone(&health);
         thread::Builder::new()
             .name("replay-write".to_owned())
@@ -194,7 +194,7 @@ impl Store {
 
     /// Hands a hash to the disk. Never waits.
     pub(super) fn note(&self, hash: u64) {
-        match self.queue.try_send(Message::Note(hash)) {
+        match self.queue.try_send(StoreMessage::Note(hash)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.health.lost.fetch_add(1, Ordering::Relaxed);
@@ -214,11 +214,11 @@ impl Store {
 
     /// Has everything on disk that was noted before, unless that takes longer than `limit`.
     pub(super) fn finish(&self, limit: Duration) {
-        outlet::finish(&self.queue, Message::Finish, limit);
+        outlet::finish(&self.queue, StoreMessage::Finish, limit);
     }
 }
 
-impl Health {
+impl StoreHealth {
     /// Once: a disk that hangs would fill the log.
     fn say(&self, why: &dyn std::fmt::Display) {
         if !self.said.swap(true, Ordering::Relaxed) {
@@ -245,8 +245,8 @@ impl Health {
 }
 
 fn keep_writing(
-    waiting: &Receiver<Message>,
-    health: &Health,
+    waiting: &Receiver<StoreMessage>,
+    health: &StoreHealth,
     mut append: impl FnMut(&[u64]) -> io::Result<()>,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
@@ -255,8 +255,8 @@ fn keep_writing(
         let mut next = Some(first);
         while let Some(message) = next.take() {
             match message {
-                Message::Note(hash) => batch.push(hash),
-                Message::Finish(tell) => finish = Some(tell),
+                StoreMessage::Note(hash) => batch.push(hash),
+                StoreMessage::Finish(tell) => finish = Some(tell),
             }
             if batch.len() < BATCH && finish.is_none() {
                 next = waiting.try_recv().ok();
@@ -305,7 +305,7 @@ fn keep_syncing(written: &Written, ended: &Receiver<()>) {
 }
 
 /// The young generation's file, and what becomes of it when it is full.
-struct Files {
+struct GenerationFiles {
     directory: PathBuf,
     key: HashKey,
     generation: usize,
@@ -315,10 +315,10 @@ struct Files {
     written: Arc<Written>,
 }
 
-impl Files {
+impl GenerationFiles {
     /// Appends to the file that is there. What follows its last whole record is cut off: new records must not stand
     /// across it.
-    fn go_on(directory: &Path, key: HashKey, generation: usize, contents: &Contents) -> io::Result<Self> {
+    fn go_on(directory: &Path, key: HashKey, generation: usize, contents: &ReplayFile) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.append(true).custom_flags(OFlag::O_NOFOLLOW.bits());
         let file = Arc::new(options.open(directory.join(YOUNG))?);
@@ -434,7 +434,7 @@ mod tests {
 
     const GENERATION: usize = 1000;
 
-    fn all(opened: &Opened) -> Vec<u64> {
+    fn all(opened: &OpenedStore) -> Vec<u64> {
         opened.generations.concat()
     }
 
@@ -445,7 +445,7 @@ mod tests {
     }
 
     /// The lock goes with the writing thread, which ends a moment after its store is dropped.
-    fn again(place: &Path) -> Opened {
+    fn again(place: &Path) -> OpenedStore {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
             match open(place, GENERATION) {
@@ -561,7 +561,7 @@ mod tests {
     #[test]
     fn a_disk_that_hangs_is_not_waited_for() {
         let (release, hangs) = sync_channel::<()>(0);
-        let store = Store::writing(move |_| {
+        let store = ReplayStore::writing(move |_| {
             let _ = hangs.recv();
             Ok(())
         })
@@ -580,7 +580,7 @@ mod tests {
     fn an_error_is_not_the_end() {
         let mut calls = 0;
         let (tell, told) = sync_channel(16);
-        let store = Store::writing(move |hashes| {
+        let store = ReplayStore::writing(move |hashes| {
             calls += 1;
             if calls == 1 {
                 return Err(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32));

@@ -22,39 +22,39 @@ use tokio::time::timeout_at;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::super::{ActError, Ended, Lease, Power, Ran};
-use super::listing::{self, Plugs, SEPARATOR};
+use super::super::{ActionError, AgentRun, AgentRunEnd, Lease, PowerState};
+use super::listing::{self, PlugList, SEPARATOR};
 use super::metadata::{Metadata, one_spelling};
-use super::secret::{self, Mask};
-use super::slots::{Purpose, Slots};
-use super::truth::{Acted, Heard, Limits, power};
+use super::secret::{self, SecretMask};
+use super::slots::{RunPurpose, RunSlots};
+use super::truth::{ActionReport, DeviceLimits, StatusReading, power};
 use crate::locks::lock;
 use crate::metrics::AgentRuns;
-use crate::program::{self, End};
+use crate::program::{self, ProcessEnd};
 
 /// Where agents are looked for by their names.
 pub(crate) const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
 /// Bytes of each output that are kept: of what is read, and of what is only shown.
-const READ: usize = 1 << 20;
-const SHOWN: usize = 16 << 10;
+const MAX_PARSED_OUTPUT: usize = 1 << 20;
+const MAX_SHOWN_OUTPUT: usize = 16 << 10;
 /// How long a list stands, and how long it does that there is none.
-const LIST_STANDS: Duration = Duration::from_secs(5);
+const LIST_TTL: Duration = Duration::from_secs(5);
 /// How long it stands that `monitor` failed, and that there is no metadata.
-const FAILURE_STANDS: Duration = Duration::from_secs(5);
+const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// A run that was killed earlier says nothing of its device.
-const SHORT: Duration = Duration::from_secs(1);
+const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
 /// How long a device that hung comes after the others.
-const ILL: Duration = Duration::from_secs(60);
+const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
 /// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
 const MAX_LOOKS_AT_FILES: usize = 8;
 /// How long ago something may have ended with 0 when "off" is believed for a request, and for a list. One that complained when it
 /// said so, as interpreters do, is believed for a request only with a `monitor` since.
-const PROOF_STANDS: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
+const OFF_EVIDENCE_TTL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
 /// Programs and options with which `monitor` succeeded that are remembered.
 const MAX_PROVEN: usize = 4096;
 
 /// See the module's head.
-pub(super) struct Device {
+pub(super) struct FenceDevice {
     pub(super) name: String,
     /// Its agent, as the configuration has it.
     agent: String,
@@ -66,27 +66,27 @@ pub(super) struct Device {
     options: Vec<(String, OptionValue)>,
     /// How long a look may take.
     pub(super) status_timeout: Duration,
-    pub(super) limits: Limits,
-    slots: Slots,
+    pub(super) limits: DeviceLimits,
+    slots: RunSlots,
     runs: AgentRuns,
-    metadata: tokio::sync::Mutex<Option<Known<Arc<Metadata>>>>,
+    metadata: tokio::sync::Mutex<Option<Cached<Arc<Metadata>>>>,
     /// How `monitor` failed with which program and options. Taken while it runs: others wait for what comes of it.
-    monitors: Mutex<HashMap<u64, Failure>>,
-    listing: tokio::sync::Mutex<Option<(Instant, Listed)>>,
+    monitors: Mutex<HashMap<u64, CachedFailure>>,
+    listing: tokio::sync::Mutex<Option<(Instant, ListResult)>>,
     /// Who looks at its files.
     files: Arc<Semaphore>,
-    memory: Mutex<Memory>,
+    memory: Mutex<DeviceMemory>,
 }
 
 /// When something failed, and why.
-type Failure = Arc<tokio::sync::Mutex<Option<(Instant, String)>>>;
+type CachedFailure = Arc<tokio::sync::Mutex<Option<(Instant, String)>>>;
 
 /// A list, or why there is none.
-type Listed = Result<Arc<Plugs>, NoList>;
+type ListResult = Result<Arc<PlugList>, ListUnavailable>;
 
 /// Why there is no list.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum NoList {
+pub(super) enum ListUnavailable {
     /// The agent said that it has none, or failed.
     #[error("{0}")]
     Refused(String),
@@ -96,7 +96,7 @@ pub(super) enum NoList {
 }
 
 #[derive(Default)]
-struct Memory {
+struct DeviceMemory {
     /// With which `monitor` succeeded, and when that or a `status` ended with 0.
     proven: HashMap<u64, Instant>,
     /// Plugs that were on.
@@ -106,11 +106,11 @@ struct Memory {
     /// When something was done last.
     changed: Option<Instant>,
     /// Its last list.
-    listed: Option<Arc<Plugs>>,
+    listed: Option<Arc<PlugList>>,
 }
 
 /// Something that is known of a program and its options.
-struct Known<T> {
+struct Cached<T> {
     print: u64,
     when: Instant,
     what: Result<T, String>,
@@ -118,7 +118,7 @@ struct Known<T> {
 
 /// What the agent is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Action {
+enum AgentAction {
     Metadata,
     Monitor,
     List,
@@ -128,7 +128,7 @@ enum Action {
     Off,
 }
 
-impl Action {
+impl AgentAction {
     fn name(self) -> &'static str {
         match self {
             Self::Metadata => "metadata",
@@ -144,14 +144,14 @@ impl Action {
 
 /// Whom runs are for.
 #[derive(Clone, Copy)]
-pub(super) struct For<'a> {
-    pub(super) purpose: Purpose,
+pub(super) struct RunContext<'a> {
+    pub(super) purpose: RunPurpose,
     /// Where they are noted; without it nothing is done but looked at.
     pub(super) lease: Option<&'a Lease>,
     pub(super) until: Instant,
 }
 
-impl For<'_> {
+impl RunContext<'_> {
     /// The same, by `limit` at the latest.
     pub(super) fn within(self, limit: Instant) -> Self {
         Self { until: self.until.min(limit), ..self }
@@ -159,14 +159,14 @@ impl For<'_> {
 }
 
 /// What came of a look, and how to say it.
-pub(super) struct Look {
-    pub(super) heard: Heard,
+pub(super) struct StatusReply {
+    pub(super) heard: StatusReading,
     pub(super) words: String,
 }
 
 /// A run that is over.
-struct Done {
-    ended: Ended,
+struct FinishedRun {
+    ended: AgentRunEnd,
     output: Zeroizing<Vec<u8>>,
     is_cut: bool,
     /// The last line of what it said, secrets masked, escaped.
@@ -179,7 +179,7 @@ struct Done {
     program: u64,
 }
 
-impl Done {
+impl FinishedRun {
     fn words(&self) -> String {
         let colon = if self.complaint.is_empty() { "" } else { ": " };
         format!("{}{colon}{}", self.ended, self.complaint)
@@ -187,16 +187,16 @@ impl Done {
 }
 
 /// All that a run needs.
-struct Ready {
+struct PreparedRun {
     path: PathBuf,
     input: Zeroizing<Vec<u8>>,
-    mask: Mask,
+    mask: SecretMask,
     print: u64,
     program: u64,
 }
 
-impl Device {
-    pub(super) fn new(place: usize, it: &AgentDevice, slots: Slots, runs: AgentRuns) -> Self {
+impl FenceDevice {
+    pub(super) fn new(place: usize, it: &AgentDevice, slots: RunSlots, runs: AgentRuns) -> Self {
         let agent = match &it.agent {
             AgentProgram::At(path) => path.display().to_string(),
             AgentProgram::Named(name) => name.clone(),
@@ -211,7 +211,7 @@ impl Device {
             options: it.options.clone(),
             status_timeout: it.status_timeout,
             // A look that says off may take a `monitor` and a list as well.
-            limits: Limits { timeout: it.timeout, status: it.status_timeout * 3, retries: it.retries },
+            limits: DeviceLimits { timeout: it.timeout, status: it.status_timeout * 3, retries: it.retries },
             slots,
             runs,
             metadata: tokio::sync::Mutex::default(),
@@ -223,24 +223,26 @@ impl Device {
     }
 
     /// It did not answer when it was run last, a short while ago.
-    pub(super) fn is_ill(&self) -> bool {
-        lock(&self.memory).hung.is_some_and(|it| it.elapsed() < ILL)
+    pub(super) fn timed_out_recently(&self) -> bool {
+        lock(&self.memory).hung.is_some_and(|it| it.elapsed() < TIMED_OUT_PENALTY)
     }
 
     /// Asks for the state of a plug.
-    pub(super) async fn status(&self, plug: &str, whom: For<'_>) -> Look {
+    pub(super) async fn status(&self, plug: &str, whom: RunContext<'_>) -> StatusReply {
         let began = Instant::now();
-        let done = self.run(Action::Status, Some(plug), whom.within(began + self.status_timeout)).await;
+        let done = self.run(AgentAction::Status, Some(plug), whom.within(began + self.status_timeout)).await;
         let code = match done.ended {
-            Ended::Exit(code) => code,
-            Ended::Killed(_) => return Look { heard: Heard::Silent, words: done.words() },
-            Ended::Signal(_) | Ended::NotRun(_) => {
-                return Look { heard: Heard::CantTell, words: done.words() };
+            AgentRunEnd::Exit(code) => code,
+            AgentRunEnd::Killed(_) => {
+                return StatusReply { heard: StatusReading::Silent, words: done.words() };
+            }
+            AgentRunEnd::Signal(_) | AgentRunEnd::NotRun(_) => {
+                return StatusReply { heard: StatusReading::CantTell, words: done.words() };
             }
         };
         match power(code) {
-            None => Look { heard: Heard::CantTell, words: done.words() },
-            Some(Power::On) => {
+            None => StatusReply { heard: StatusReading::CantTell, words: done.words() },
+            Some(PowerState::On) => {
                 let mut memory = lock(&self.memory);
                 if let Some(when) = memory.proven.get_mut(&done.print) {
                     *when = Instant::now();
@@ -249,30 +251,38 @@ impl Device {
                     memory.seen_on.clear();
                 }
                 memory.seen_on.insert(plug.to_owned());
-                Look { heard: Heard::Is(Power::On), words: "on".to_owned() }
+                StatusReply { heard: StatusReading::Is(PowerState::On), words: "on".to_owned() }
             }
-            Some(Power::Off) => {
-                let why = match self.prove(plug, &done, began, whom).await {
+            Some(PowerState::Off) => {
+                let why = match self.verify_off(plug, &done, began, whom).await {
                     Ok(()) => match self.is_known(plug, whom).await {
-                        Ok(()) => return Look { heard: Heard::Is(Power::Off), words: "off".to_owned() },
+                        Ok(()) => {
+                            return StatusReply {
+                                heard: StatusReading::Is(PowerState::Off),
+                                words: "off".to_owned(),
+                            };
+                        }
                         Err(why) => why,
                     },
                     Err(why) => format!("its monitor has not succeeded ({why})"),
                 };
-                Look { heard: Heard::CantTell, words: format!("exit 2, which is not believed: {why}") }
+                StatusReply {
+                    heard: StatusReading::CantTell,
+                    words: format!("exit 2, which is not believed: {why}"),
+                }
             }
         }
     }
 
     /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what its endpoint
     /// says may take everything for off: `fence_virsh` does where there is no virsh, with `monitor` and an empty list in order.
-    async fn is_known(&self, plug: &str, whom: For<'_>) -> Result<(), String> {
+    async fn is_known(&self, plug: &str, whom: RunContext<'_>) -> Result<(), String> {
         // One that has none is known to have none: an error is that it could not be had.
         let metadata = self.metadata(whom).await?;
         if !self.takes_plug(&metadata) || !metadata.has_action("list") {
             return Ok(());
         }
-        match self.plugs(LIST_STANDS, whom).await {
+        match self.plugs(LIST_TTL, whom).await {
             Ok(list) if list.entries.is_empty() && list.noise == 0 => Err("its list is empty".to_owned()),
             Ok(list) => {
                 let has_it = list
@@ -287,31 +297,36 @@ impl Device {
                 }
             }
             // That says nothing of the plug.
-            Err(NoList::Refused(_)) => Ok(()),
-            Err(NoList::Unheard(why)) => Err(why),
+            Err(ListUnavailable::Refused(_)) => Ok(()),
+            Err(ListUnavailable::Unheard(why)) => Err(why),
         }
     }
 
     /// Has it act on a plug. Also gives what it said.
-    pub(super) async fn act(&self, to: Power, plug: &str, whom: For<'_>) -> (Acted, String) {
-        let action = if to == Power::On { Action::On } else { Action::Off };
+    pub(super) async fn act(
+        &self,
+        to: PowerState,
+        plug: &str,
+        whom: RunContext<'_>,
+    ) -> (ActionReport, String) {
+        let action = if to == PowerState::On { AgentAction::On } else { AgentAction::Off };
         let done = self.run(action, Some(plug), whom).await;
         let acted = match done.ended {
-            Ended::Exit(0) => Acted::Claimed,
-            Ended::Exit(_) => Acted::Failed,
-            Ended::Signal(_) | Ended::Killed(_) => Acted::Unknown,
-            Ended::NotRun(_) => Acted::NotRun,
+            AgentRunEnd::Exit(0) => ActionReport::Claimed,
+            AgentRunEnd::Exit(_) => ActionReport::Failed,
+            AgentRunEnd::Signal(_) | AgentRunEnd::Killed(_) => ActionReport::Unknown,
+            AgentRunEnd::NotRun(_) => ActionReport::NotRun,
         };
         (acted, format!("{} {}", action.name(), done.words()))
     }
 
     /// Runs `monitor`; a plug is needed where the plug's option may be what says which endpoint it is.
-    pub(super) async fn monitor(&self, plug: Option<&str>, whom: For<'_>) -> Result<(), String> {
+    pub(super) async fn monitor(&self, plug: Option<&str>, whom: RunContext<'_>) -> Result<(), String> {
         let began = Instant::now();
         let whom = whom.within(began + self.status_timeout);
-        let done = self.run(Action::Monitor, self.monitored(plug), whom).await;
+        let done = self.run(AgentAction::Monitor, self.monitored(plug), whom).await;
         match done.ended {
-            Ended::Exit(0) => {
+            AgentRunEnd::Exit(0) => {
                 let mut memory = lock(&self.memory);
                 if memory.proven.len() >= MAX_PROVEN {
                     memory.proven.clear();
@@ -329,17 +344,18 @@ impl Device {
     }
 
     /// Its plugs, by a list that is no older than `age`. Whoever asks while it is made waits for it.
-    pub(super) async fn listing(&self, age: Duration, whom: For<'_>) -> Result<Arc<Plugs>, String> {
+    pub(super) async fn listing(&self, age: Duration, whom: RunContext<'_>) -> Result<Arc<PlugList>, String> {
         self.plugs(age, whom).await.map_err(|it| it.to_string())
     }
 
-    async fn plugs(&self, age: Duration, whom: For<'_>) -> Listed {
+    async fn plugs(&self, age: Duration, whom: RunContext<'_>) -> ListResult {
         let whom = whom.within(Instant::now() + self.status_timeout);
         let asked = Instant::now();
         let waiting = timeout_at(whom.until.into(), self.listing.lock()).await;
-        let mut known = waiting.map_err(|_| NoList::Unheard("its list is not there in time".to_owned()))?;
+        let mut known =
+            waiting.map_err(|_| ListUnavailable::Unheard("its list is not there in time".to_owned()))?;
         if let Some((when, plugs)) = &*known {
-            let age = age.min(if plugs.is_ok() { LIST_STANDS } else { FAILURE_STANDS });
+            let age = age.min(if plugs.is_ok() { LIST_TTL } else { FAILURE_TTL });
             // One that was made while we waited is new enough.
             if *when >= asked || when.elapsed() < age {
                 return plugs.clone();
@@ -354,29 +370,29 @@ impl Device {
     }
 
     /// Whether its list could not be had when it was asked for last, or is being asked for.
-    pub(super) fn lacks_list(&self) -> bool {
+    pub(super) fn has_no_list(&self) -> bool {
         self.listing.try_lock().map_or(true, |it| !matches!(&*it, Some((_, Ok(_)))))
     }
 
     /// Its last list, however old.
-    pub(super) fn last_listing(&self) -> Option<Arc<Plugs>> {
+    pub(super) fn last_listing(&self) -> Option<Arc<PlugList>> {
         lock(&self.memory).listed.clone()
     }
 
     /// Whether its agent says that it can tell the state of all plugs at once.
-    pub(super) async fn lists_states(&self, whom: For<'_>) -> bool {
+    pub(super) async fn lists_states(&self, whom: RunContext<'_>) -> bool {
         self.metadata(whom).await.is_ok_and(|it| it.has_action("list-status"))
     }
 
     /// What it was asked was dropped after so long without an answer: somebody else had one.
-    pub(super) fn passed_over(&self, began: Instant, lease: &Lease) {
+    pub(super) fn record_abandoned(&self, began: Instant, lease: &Lease) {
         let took = began.elapsed();
-        if took >= SHORT {
+        if took >= MIN_CONCLUSIVE_RUN {
             lock(&self.memory).hung = Some(Instant::now());
         }
-        let whom = For { purpose: Purpose::Request, lease: Some(lease), until: began };
-        let ended = Ended::Killed("another device had answered".to_owned());
-        self.note(Action::Status, ended, took, String::new(), whom);
+        let whom = RunContext { purpose: RunPurpose::Request, lease: Some(lease), until: began };
+        let ended = AgentRunEnd::Killed("another device had answered".to_owned());
+        self.note(AgentAction::Status, ended, took, String::new(), whom);
     }
 
     /// Something was done here: what its list said before of states is old.
@@ -395,17 +411,19 @@ impl Device {
         *self.listing.lock().await = None;
     }
 
-    async fn list(&self, whom: For<'_>) -> Result<Plugs, NoList> {
+    async fn list(&self, whom: RunContext<'_>) -> Result<PlugList, ListUnavailable> {
         let states = self.lists_states(whom).await;
-        let action = if states { Action::ListStatus } else { Action::List };
+        let action = if states { AgentAction::ListStatus } else { AgentAction::List };
         let done = self.run(action, None, whom).await;
         let words = || format!("{}: {}", action.name(), done.words());
         match done.ended {
-            Ended::Exit(0) => {}
-            Ended::Exit(_) => return Err(NoList::Refused(words())),
-            Ended::Signal(_) | Ended::Killed(_) | Ended::NotRun(_) => return Err(NoList::Unheard(words())),
+            AgentRunEnd::Exit(0) => {}
+            AgentRunEnd::Exit(_) => return Err(ListUnavailable::Refused(words())),
+            AgentRunEnd::Signal(_) | AgentRunEnd::Killed(_) | AgentRunEnd::NotRun(_) => {
+                return Err(ListUnavailable::Unheard(words()));
+            }
         }
-        let refused = |it: listing::ListError| NoList::Refused(it.to_string());
+        let refused = |it: listing::ListError| ListUnavailable::Refused(it.to_string());
         if done.is_cut {
             return Err(refused(listing::ListError::TooLong));
         }
@@ -418,10 +436,16 @@ impl Device {
     }
 
     /// Whether exit code 2 of this run, which was begun at `began`, may be believed.
-    async fn prove(&self, plug: &str, done: &Done, began: Instant, whom: For<'_>) -> Result<(), String> {
+    async fn verify_off(
+        &self,
+        plug: &str,
+        done: &FinishedRun,
+        began: Instant,
+        whom: RunContext<'_>,
+    ) -> Result<(), String> {
         const CHANGED: &str = "the agent or its options changed meanwhile";
         let print = done.print;
-        let stands = if whom.lease.is_some() { PROOF_STANDS.0 } else { PROOF_STANDS.1 };
+        let stands = if whom.lease.is_some() { OFF_EVIDENCE_TTL.0 } else { OFF_EVIDENCE_TTL.1 };
         let is_new = |when: &Instant| {
             if whom.lease.is_some() && done.complained { *when >= began } else { when.elapsed() < stands }
         };
@@ -446,7 +470,7 @@ impl Device {
             return Ok(());
         }
         if let Some((when, why)) = &*failed
-            && when.elapsed() < FAILURE_STANDS
+            && when.elapsed() < FAILURE_TTL
         {
             return Err(why.clone());
         }
@@ -462,29 +486,31 @@ impl Device {
     }
 
     /// What the agent says of itself; known as long as its program is the same.
-    pub(super) async fn metadata(&self, whom: For<'_>) -> Result<Arc<Metadata>, String> {
+    pub(super) async fn metadata(&self, whom: RunContext<'_>) -> Result<Arc<Metadata>, String> {
         let whom = whom.within(Instant::now() + self.status_timeout);
         let (path, print) = self.find(whom.until).await?;
         let waiting = timeout_at(whom.until.into(), self.metadata.lock()).await;
         let mut known = waiting.map_err(|_| "its metadata is not there in time".to_owned())?;
         if let Some(known) = &*known
             && known.print == print
-            && (known.what.is_ok() || known.when.elapsed() < FAILURE_STANDS)
+            && (known.what.is_ok() || known.when.elapsed() < FAILURE_TTL)
         {
             return known.what.clone();
         }
-        let ready = Ready {
+        let ready = PreparedRun {
             path,
             input: Zeroizing::new(b"action=metadata\n".to_vec()),
             mask: self.mask(&[]),
             print,
             program: print,
         };
-        let done = self.run_ready(Action::Metadata, ready, whom).await;
+        let done = self.run_ready(AgentAction::Metadata, ready, whom).await;
         let what = match &done.ended {
             // No time, no place: that says nothing of the agent.
-            Ended::NotRun(_) => return Err(done.words()),
-            Ended::Exit(0) if !done.is_cut => Metadata::parse(&done.output).map_err(|it| it.to_string()),
+            AgentRunEnd::NotRun(_) => return Err(done.words()),
+            AgentRunEnd::Exit(0) if !done.is_cut => {
+                Metadata::parse(&done.output).map_err(|it| it.to_string())
+            }
             _ => Err(format!("metadata: {}", done.words())),
         };
         if let Err(why) = &what {
@@ -492,44 +518,47 @@ impl Device {
         }
         // An agent of somebody's own need not have any: then it is told the plug by every name.
         let what = what.or_else(|why| {
-            if matches!(done.ended, Ended::Exit(_)) { Ok(Metadata::default()) } else { Err(why) }
+            if matches!(done.ended, AgentRunEnd::Exit(_)) { Ok(Metadata::default()) } else { Err(why) }
         });
         let what = what.map(Arc::new);
-        *known = Some(Known { print, when: Instant::now(), what: what.clone() });
+        *known = Some(Cached { print, when: Instant::now(), what: what.clone() });
         what
     }
 
-    async fn run(&self, action: Action, plug: Option<&str>, whom: For<'_>) -> Done {
-        match self.ready(action, plug, whom).await {
+    async fn run(&self, action: AgentAction, plug: Option<&str>, whom: RunContext<'_>) -> FinishedRun {
+        match self.prepare_run(action, plug, whom).await {
             Ok(ready) => self.run_ready(action, ready, whom).await,
             Err(why) => self.not_run(action, why, 0, whom),
         }
     }
 
-    async fn run_ready(&self, action: Action, ready: Ready, whom: For<'_>) -> Done {
-        let Ready { path, input, mask, print, program } = ready;
-        let place = self.slots.take(self.place, whom.purpose, self.is_ill());
+    async fn run_ready(&self, action: AgentAction, ready: PreparedRun, whom: RunContext<'_>) -> FinishedRun {
+        let PreparedRun { path, input, mask, print, program } = ready;
+        let place = self.slots.take(self.place, whom.purpose, self.timed_out_recently());
         let Ok(Some(slot)) = timeout_at(whom.until.into(), place).await else {
             return self.not_run(action, "as many agents as may run at once did".to_owned(), print, whom);
         };
         // The place may have come late: nothing is begun for who does not wait any more.
-        if matches!(action, Action::On | Action::Off)
-            && let Some(why) = whom.lease.map_or(Some(ActError::Gone), |it| it.check().err())
+        if matches!(action, AgentAction::On | AgentAction::Off)
+            && let Some(why) = whom.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
         {
             return self.not_run(action, why.to_string(), print, whom);
         }
         let begun = Instant::now();
-        let keep =
-            if matches!(action, Action::Metadata | Action::List | Action::ListStatus) { READ } else { SHOWN };
-        let result = program::run_wholly(&path, input, keep, whom.until).await;
+        let keep = if matches!(action, AgentAction::Metadata | AgentAction::List | AgentAction::ListStatus) {
+            MAX_PARSED_OUTPUT
+        } else {
+            MAX_SHOWN_OUTPUT
+        };
+        let result = program::run_contained(&path, input, keep, whom.until).await;
         drop(slot);
         let took = begun.elapsed();
         let (whole, ended) = match result {
             Ok(whole) => {
                 let ended = match whole.end {
-                    End::Exit(code) => Ended::Exit(code),
-                    End::Signal(number) => Ended::Signal(number),
-                    End::TooLong => Ended::Killed("did not end in time".to_owned()),
+                    ProcessEnd::Exit(code) => AgentRunEnd::Exit(code),
+                    ProcessEnd::Signal(number) => AgentRunEnd::Signal(number),
+                    ProcessEnd::TooLong => AgentRunEnd::Killed("did not end in time".to_owned()),
                 };
                 (whole, ended)
             }
@@ -537,14 +566,14 @@ impl Device {
         };
         match ended {
             // The request's time was nearly up: that says nothing of the device.
-            Ended::Killed(_) if took < SHORT => {}
-            Ended::Killed(_) => lock(&self.memory).hung = Some(Instant::now()),
+            AgentRunEnd::Killed(_) if took < MIN_CONCLUSIVE_RUN => {}
+            AgentRunEnd::Killed(_) => lock(&self.memory).hung = Some(Instant::now()),
             _ => lock(&self.memory).hung = None,
         }
         let complained = !whole.complaints.bytes.trim_ascii().is_empty();
         let complaints = mask.shown(&whole.complaints.bytes, whole.complaints.is_cut);
         // A list is not for records: it may be long, and what is wrong with it is said.
-        let is_list = keep == READ && ended == Ended::Exit(0);
+        let is_list = keep == MAX_PARSED_OUTPUT && ended == AgentRunEnd::Exit(0);
         let output = if is_list {
             format!("({} bytes)", whole.output.bytes.len())
         } else {
@@ -555,20 +584,28 @@ impl Device {
         };
         let complaint = last(&complaints).or_else(|| last(&output).filter(|_| !is_list)).unwrap_or_default();
         let read = match action {
-            Action::List | Action::ListStatus => Zeroizing::new(mask.names(&whole.output.bytes)),
+            AgentAction::List | AgentAction::ListStatus => Zeroizing::new(mask.names(&whole.output.bytes)),
             _ => whole.output.bytes,
         };
         let between = if output.is_empty() || complaints.is_empty() { "" } else { "\n" };
         let output = format!("{output}{between}{complaints}");
         debug!(device = self.name, action = action.name(), %ended, ms = took.as_millis(), "ran {}", self.agent);
         self.note(action, ended.clone(), took, output, whom);
-        Done { ended, output: read, is_cut: whole.output.is_cut, complaint, complained, print, program }
+        FinishedRun {
+            ended,
+            output: read,
+            is_cut: whole.output.is_cut,
+            complaint,
+            complained,
+            print,
+            program,
+        }
     }
 
-    fn not_run(&self, action: Action, why: String, print: u64, whom: For<'_>) -> Done {
-        let ended = Ended::NotRun(why);
+    fn not_run(&self, action: AgentAction, why: String, print: u64, whom: RunContext<'_>) -> FinishedRun {
+        let ended = AgentRunEnd::NotRun(why);
         self.note(action, ended.clone(), Duration::ZERO, String::new(), whom);
-        Done {
+        FinishedRun {
             ended,
             output: Zeroizing::default(),
             is_cut: false,
@@ -579,9 +616,16 @@ impl Device {
         }
     }
 
-    fn note(&self, action: Action, ended: Ended, took: Duration, output: String, whom: For<'_>) {
+    fn note(
+        &self,
+        action: AgentAction,
+        ended: AgentRunEnd,
+        took: Duration,
+        output: String,
+        whom: RunContext<'_>,
+    ) {
         let (device, agent) = (self.name.clone(), self.agent.clone());
-        let ran = Ran { device, agent, action: action.name(), ended, took, output };
+        let ran = AgentRun { device, agent, action: action.name(), ended, took, output };
         self.runs.note(&ran);
         if let Some(lease) = whom.lease {
             lease.trail().note(ran);
@@ -589,7 +633,12 @@ impl Device {
     }
 
     /// Finds the program and puts together what it is told.
-    async fn ready(&self, action: Action, plug: Option<&str>, whom: For<'_>) -> Result<Ready, String> {
+    async fn prepare_run(
+        &self,
+        action: AgentAction,
+        plug: Option<&str>,
+        whom: RunContext<'_>,
+    ) -> Result<PreparedRun, String> {
         let metadata = self.metadata(whom).await?;
         if self.is_on("missing_as_off") {
             // What is not there would be "off already": a slip of the pen, or a machine that moved away.
@@ -622,7 +671,7 @@ impl Device {
         let plain = plain.map(|(name, value)| (name.as_str(), value.as_str()));
         let read = secrets.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let quotes = metadata.is_of_the_library();
-        let mut lines = Lines { text: Zeroizing::default(), quotes };
+        let mut lines = OptionLines { text: Zeroizing::default(), quotes };
         lines.add("action", action.name())?;
         let mut own = DefaultHasher::new();
         program.hash(&mut own);
@@ -653,7 +702,7 @@ impl Device {
             }
         }
         let mask = self.mask(&secrets);
-        Ok(Ready { path, input: lines.text, mask, print: own.finish(), program })
+        Ok(PreparedRun { path, input: lines.text, mask, print: own.finish(), program })
     }
 
     /// A secret that the agent does not take: those that are built on the library tell the syslog what they were given.
@@ -671,10 +720,10 @@ impl Device {
         self.plug_option.is_some() || !metadata.plug_options(|it| self.is_on(it)).is_empty()
     }
 
-    fn mask(&self, read: &[(String, Zeroizing<String>)]) -> Mask {
+    fn mask(&self, read: &[(String, Zeroizing<String>)]) -> SecretMask {
         let own = self.options.iter().filter(|(name, _)| is_secret_option(name) && !name.ends_with("file"));
         let own = own.map(|(_, value)| value.as_str()).filter(|it| !is_a_word(it));
-        Mask::new(own.chain(read.iter().map(|(_, value)| value.as_str())))
+        SecretMask::new(own.chain(read.iter().map(|(_, value)| value.as_str())))
     }
 
     /// The program, and what tells it from another one in its place.
@@ -695,7 +744,7 @@ impl Device {
 }
 
 /// What an agent reads from its standard input.
-struct Lines {
+struct OptionLines {
     text: Zeroizing<Vec<u8>>,
     /// It strips blanks and a pair of quotes from values.
     quotes: bool,
@@ -706,7 +755,7 @@ fn ends_a_line(it: char) -> bool {
     it.is_control() || matches!(it, '\u{2028}' | '\u{2029}')
 }
 
-impl Lines {
+impl OptionLines {
     fn add(&mut self, name: &str, value: &str) -> Result<(), String> {
         // A line end in a value would be the next option.
         if value.contains(|it: char| it != SEPARATOR && ends_a_line(it)) {
@@ -802,7 +851,7 @@ mod tests {
     use super::*;
 
     fn line(quotes: bool, value: &str) -> Result<String, String> {
-        let mut lines = Lines { text: Zeroizing::default(), quotes };
+        let mut lines = OptionLines { text: Zeroizing::default(), quotes };
         lines.add("x", value).map(|()| String::from_utf8(lines.text.to_vec()).unwrap())
     }
 

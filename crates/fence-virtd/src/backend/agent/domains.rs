@@ -11,7 +11,7 @@ use fence_config::AgentDevice;
 use fence_wire::Target;
 use sha1::{Digest as _, Sha1};
 
-use super::listing::{Entry, Plugs};
+use super::listing::{PlugEntry, PlugList};
 
 /// Made UUIDs are made from names within this name space, on every host.
 const NAME_SPACE: [u8; 16] =
@@ -21,7 +21,7 @@ const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
 
 /// A domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Domain {
+pub(super) struct AgentDomain {
     pub(super) name: String,
     /// Canonical.
     pub(super) uuid: String,
@@ -33,7 +33,7 @@ pub(super) struct Domain {
     is_named: bool,
 }
 
-impl Domain {
+impl AgentDomain {
     pub(super) fn plug_at(&self, device: usize) -> Option<&str> {
         self.ways.iter().find(|it| it.0 == device).map(|it| it.1.as_str())
     }
@@ -44,9 +44,9 @@ impl Domain {
 }
 
 /// All domains. `lists`: the list of each device that has one, none where it is not known.
-pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<Plugs>>]) -> Vec<Domain> {
+pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<AgentDomain> {
     let mut domains = named(devices);
-    let mut listed: BTreeMap<(String, String), Domain> = BTreeMap::new();
+    let mut listed: BTreeMap<(String, String), AgentDomain> = BTreeMap::new();
     for (place, (device, list)) in devices.iter().zip(lists).enumerate() {
         let entries = list.iter().filter(|_| device.plugs.listed).flat_map(|it| &it.entries);
         for entry in entries {
@@ -57,7 +57,7 @@ pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<Plugs>>]) -> Vec<
             let alias = entry.alias.clone().unwrap_or_default();
             // A UUID is the same machine whatever it is called at the moment.
             let second = if uuid_in(&entry.plug).is_some() { String::new() } else { alias.clone() };
-            let domain = listed.entry((entry.plug.clone(), second)).or_insert_with(|| Domain {
+            let domain = listed.entry((entry.plug.clone(), second)).or_insert_with(|| AgentDomain {
                 name: if alias.is_empty() { entry.plug.clone() } else { alias },
                 uuid: String::new(),
                 other_names: BTreeSet::new(),
@@ -74,7 +74,7 @@ pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<Plugs>>]) -> Vec<
 }
 
 /// The domains that a target means: by UUID, then by name. More than one where it is ambiguous.
-pub(super) fn meant<'a>(domains: &'a [Domain], target: &Target) -> Vec<&'a Domain> {
+pub(super) fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
     let text = target.as_str();
     if let Some(uuid) = uuid_in(text) {
         let found: Vec<_> = domains.iter().filter(|it| it.uuid == uuid).collect();
@@ -89,7 +89,7 @@ pub(super) fn meant<'a>(domains: &'a [Domain], target: &Target) -> Vec<&'a Domai
     if !found.is_empty() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len()) {
         return found;
     }
-    let is_cut = |it: &&Domain| {
+    let is_cut = |it: &&AgentDomain| {
         it.name.len() > Target::MAX
             && it.name.starts_with(text)
             && it.name.floor_char_boundary(Target::MAX) == text.len()
@@ -127,14 +127,14 @@ fn canonical(digits: &str) -> String {
 }
 
 /// Those of the configuration.
-fn named(devices: &[AgentDevice]) -> Vec<Domain> {
-    let mut domains: Vec<Domain> = Vec::new();
+fn named(devices: &[AgentDevice]) -> Vec<AgentDomain> {
+    let mut domains: Vec<AgentDomain> = Vec::new();
     for (place, device) in devices.iter().enumerate() {
         for it in &device.plugs.named {
             let known = domains.iter().position(|domain| domain.name == it.domain);
             let at = known.unwrap_or(domains.len());
             if known.is_none() {
-                domains.push(Domain {
+                domains.push(AgentDomain {
                     name: it.domain.clone(),
                     uuid: String::new(),
                     other_names: BTreeSet::new(),
@@ -159,7 +159,7 @@ fn named(devices: &[AgentDevice]) -> Vec<Domain> {
 }
 
 /// Whether what a device lists is this one of the configuration.
-fn is_it(domain: &Domain, device: usize, entry: &Entry) -> bool {
+fn is_it(domain: &AgentDomain, device: usize, entry: &PlugEntry) -> bool {
     if let Some(plug) = domain.plug_at(device) {
         return plug == entry.plug;
     }
@@ -169,7 +169,7 @@ fn is_it(domain: &Domain, device: usize, entry: &Entry) -> bool {
     uuid.is_some_and(|it| it == domain.uuid || same_plug) || same_plug && same_name
 }
 
-fn add(domain: &mut Domain, device: usize, entry: &Entry) {
+fn add(domain: &mut AgentDomain, device: usize, entry: &PlugEntry) {
     if domain.plug_at(device).is_none() {
         domain.ways.push((device, entry.plug.clone()));
         domain.ways.sort();
@@ -178,7 +178,7 @@ fn add(domain: &mut Domain, device: usize, entry: &Entry) {
 }
 
 /// Each listed one gets a name and a UUID that no other has, as far as there are any.
-fn settle_names(domains: &mut [Domain]) {
+fn settle_names(domains: &mut [AgentDomain]) {
     let mut count: BTreeMap<String, usize> = BTreeMap::new();
     for it in &*domains {
         *count.entry(it.name.clone()).or_default() += 1;
@@ -216,16 +216,16 @@ mod tests {
         it.devices
     }
 
-    fn list(entries: &[(&str, &str)]) -> Option<Arc<Plugs>> {
-        let entry = |(plug, alias): &(&str, &str)| Entry {
+    fn list(entries: &[(&str, &str)]) -> Option<Arc<PlugList>> {
+        let entry = |(plug, alias): &(&str, &str)| PlugEntry {
             plug: (*plug).to_owned(),
             alias: (!alias.is_empty()).then(|| (*alias).to_owned()),
             power: None,
         };
-        Some(Arc::new(Plugs { entries: entries.iter().map(entry).collect(), noise: 0 }))
+        Some(Arc::new(PlugList { entries: entries.iter().map(entry).collect(), noise: 0 }))
     }
 
-    fn find<'a>(domains: &'a [Domain], text: &str) -> Vec<&'a str> {
+    fn find<'a>(domains: &'a [AgentDomain], text: &str) -> Vec<&'a str> {
         let target = Target::new(text, uuid_in(text).is_some()).unwrap();
         meant(domains, &target).into_iter().map(|it| it.name.as_str()).collect()
     }

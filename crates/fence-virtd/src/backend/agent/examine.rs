@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use fence_cli::getopt::nearest;
 use fence_config::{AgentBackend, AgentDevice, is_secret_option};
 
-use super::device::{Device, For, file_of, find, is_a_word};
-use super::listing::Plugs;
+use super::device::{FenceDevice, RunContext, file_of, find, is_a_word};
+use super::listing::PlugList;
 use super::metadata::{Metadata, one_spelling};
 use super::secret;
-use super::slots::{Purpose, Slots};
+use super::slots::{RunPurpose, RunSlots};
 use crate::metrics::AgentRuns;
 
 /// What was seen of a device. Words have no secrets in them and are escaped.
-pub(crate) struct Examined {
+pub(crate) struct DeviceExamination {
     /// Where its agent is, or why it is not to be run.
     pub(crate) program: Result<PathBuf, String>,
     /// What its agent says of itself; none of what follows from it is known without.
-    pub(crate) about: Result<About, String>,
+    pub(crate) about: Result<AgentCapabilities, String>,
     /// Options that are secrets and stand in the configuration itself.
     pub(crate) open_secrets: Vec<String>,
     /// The files that options are read from: option, file, whether that can be done.
@@ -29,10 +29,10 @@ pub(crate) struct Examined {
     /// Whether its `monitor` succeeded, and how long that took; none where it could not be run.
     pub(crate) monitor: Option<Result<Duration, String>>,
     /// How many plugs its list has, and which of the domains of the configuration it has not.
-    pub(crate) list: Option<Result<Listed, String>>,
+    pub(crate) list: Option<Result<ListSummary, String>>,
 }
 
-impl Examined {
+impl DeviceExamination {
     /// Its `monitor` has succeeded.
     pub(crate) fn is_well(&self) -> bool {
         matches!(self.monitor, Some(Ok(_)))
@@ -40,7 +40,7 @@ impl Examined {
 }
 
 /// What an agent says of itself.
-pub(crate) struct About {
+pub(crate) struct AgentCapabilities {
     /// It has no metadata.
     pub(crate) is_silent: bool,
     /// It takes a plug.
@@ -54,7 +54,7 @@ pub(crate) struct About {
 }
 
 /// What a list has.
-pub(crate) struct Listed {
+pub(crate) struct ListSummary {
     pub(crate) count: usize,
     pub(crate) missing: Vec<String>,
     /// There was more in it than could be understood.
@@ -62,17 +62,17 @@ pub(crate) struct Listed {
 }
 
 /// Looks at each device of the backend; in their order.
-pub(crate) async fn examine(backend: &AgentBackend) -> Vec<Examined> {
+pub(crate) async fn examine(backend: &AgentBackend) -> Vec<DeviceExamination> {
     let count = backend.devices.len();
     // Room for all of them at once.
-    let slots = Slots::new(4 * count, backend.devices.iter().map(|_| 4));
+    let slots = RunSlots::new(4 * count, backend.devices.iter().map(|_| 4));
     let runs = AgentRuns::new(backend.devices.iter().map(|it| it.name.clone()));
     let tasks: Vec<_> = backend
         .devices
         .iter()
         .enumerate()
         .map(|(place, it)| {
-            let (device, settings) = (Device::new(place, it, slots.clone(), runs.clone()), it.clone());
+            let (device, settings) = (FenceDevice::new(place, it, slots.clone(), runs.clone()), it.clone());
             tokio::spawn(async move { look(&device, &settings).await })
         })
         .collect();
@@ -84,10 +84,13 @@ pub(crate) async fn examine(backend: &AgentBackend) -> Vec<Examined> {
     seen
 }
 
-async fn look(device: &Device, settings: &AgentDevice) -> Examined {
+async fn look(device: &FenceDevice, settings: &AgentDevice) -> DeviceExamination {
     // Each run has its own end.
-    let whom =
-        || For { purpose: Purpose::Request, lease: None, until: Instant::now() + settings.status_timeout };
+    let whom = || RunContext {
+        purpose: RunPurpose::Request,
+        lease: None,
+        until: Instant::now() + settings.status_timeout,
+    };
     let program = find(&settings.agent).map(|(path, _)| path);
     let metadata = device.metadata(whom()).await;
     let unknown = Arc::new(Metadata::default());
@@ -104,7 +107,7 @@ async fn look(device: &Device, settings: &AgentDevice) -> Examined {
     });
     let open_secrets = open_secrets.map(|(name, _)| name.clone()).collect();
     let mut about = match &metadata {
-        Ok(it) => Ok(About::of(it, settings)),
+        Ok(it) => Ok(AgentCapabilities::of(it, settings)),
         Err(why) => Err(why.clone()),
     };
     let (mut monitor, mut list) = (None, None);
@@ -125,13 +128,13 @@ async fn look(device: &Device, settings: &AgentDevice) -> Examined {
         monitor = Some(result.map(|()| begun.elapsed()));
         if about.lists && is_well {
             let listed = device.listing(Duration::ZERO, whom()).await;
-            list = Some(listed.map(|it| Listed::of(&it, settings)));
+            list = Some(listed.map(|it| ListSummary::of(&it, settings)));
         }
     }
-    Examined { program, about, open_secrets, secret_files, monitor, list }
+    DeviceExamination { program, about, open_secrets, secret_files, monitor, list }
 }
 
-impl About {
+impl AgentCapabilities {
     fn of(metadata: &Metadata, settings: &AgentDevice) -> Self {
         let is_silent = metadata.is_unknown();
         let written = settings.options.iter().filter(|_| !is_silent);
@@ -156,8 +159,8 @@ impl About {
     }
 }
 
-impl Listed {
-    fn of(plugs: &Plugs, settings: &AgentDevice) -> Self {
+impl ListSummary {
+    fn of(plugs: &PlugList, settings: &AgentDevice) -> Self {
         let has =
             |name: &str| plugs.entries.iter().any(|it| it.plug == name || it.alias.as_deref() == Some(name));
         let missing = settings.plugs.named.iter().filter(|it| !has(&it.plug));

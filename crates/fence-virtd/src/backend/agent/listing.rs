@@ -4,7 +4,7 @@
 //! A line is `PLUG`, `PLUG,ALIAS` or `PLUG,ALIAS,STATE`, and both plugs and aliases may have commas in them. Agents that can
 //! be told a separator are told [`SEPARATOR`], which is in no name; with it, what else they print is known to be noise.
 
-use super::super::Power;
+use super::super::PowerState;
 
 /// A character that is in no name and that nobody takes for a blank.
 pub(super) const SEPARATOR: char = '\u{1}';
@@ -15,20 +15,20 @@ const NO_LIST: [&str; 2] = ["N/A", "NOTICE: List option is not working on this d
 
 /// The plugs of a device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Plugs {
-    pub(super) entries: Vec<Entry>,
+pub(super) struct PlugList {
+    pub(super) entries: Vec<PlugEntry>,
     /// Lines that were passed over: this may not be all.
     pub(super) noise: usize,
 }
 
 /// A plug.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Entry {
+pub(super) struct PlugEntry {
     pub(super) plug: String,
     /// What it is called, where that is something else.
     pub(super) alias: Option<String>,
     /// As the list says; nothing where it does not.
-    pub(super) power: Option<Power>,
+    pub(super) power: Option<PowerState>,
 }
 
 /// Why a list can't be used.
@@ -41,7 +41,7 @@ pub(super) enum ListError {
 }
 
 /// Reads a list. `separator`: what stands between the fields where they are not told apart by [`SEPARATOR`].
-pub(super) fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<Plugs, ListError> {
+pub(super) fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<PlugList, ListError> {
     let lines: Vec<&[u8]> =
         output.split(|it| *it == b'\n').map(<[u8]>::trim_ascii).filter(|it| !it.is_empty()).collect();
     if lines.iter().any(|line| NO_LIST.iter().any(|it| it.as_bytes() == *line)) {
@@ -53,7 +53,7 @@ pub(super) fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<
     let ours = SEPARATOR.to_string();
     let is_ours = lines.iter().any(|it| it.contains(&1));
     let separator = if is_ours { &ours } else { separator };
-    let mut plugs = Plugs::default();
+    let mut plugs = PlugList::default();
     for line in lines {
         let entry = std::str::from_utf8(line).ok().and_then(|it| {
             if is_ours && !it.contains(separator) { None } else { entry(it, separator, with_state) }
@@ -67,7 +67,7 @@ pub(super) fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<
     Ok(plugs)
 }
 
-fn entry(line: &str, separator: &str, with_state: bool) -> Option<Entry> {
+fn entry(line: &str, separator: &str, with_state: bool) -> Option<PlugEntry> {
     let split = |it: &'_ str| -> Option<(String, String)> {
         it.split_once(separator).filter(|_| !separator.is_empty()).map(|(a, b)| (a.to_owned(), b.to_owned()))
     };
@@ -79,9 +79,9 @@ fn entry(line: &str, separator: &str, with_state: bool) -> Option<Entry> {
     };
     let (plug, alias) = (plug.trim(), alias.trim());
     let power = if state.trim().eq_ignore_ascii_case("on") {
-        Some(Power::On)
+        Some(PowerState::On)
     } else if state.trim().eq_ignore_ascii_case("off") {
-        Some(Power::Off)
+        Some(PowerState::Off)
     } else {
         None
     };
@@ -89,10 +89,10 @@ fn entry(line: &str, separator: &str, with_state: bool) -> Option<Entry> {
         return None;
     }
     let alias = Some(alias).filter(|it| !it.is_empty() && *it != plug).map(str::to_owned);
-    Some(Entry { plug: plug.to_owned(), alias, power })
+    Some(PlugEntry { plug: plug.to_owned(), alias, power })
 }
 
-impl Plugs {
+impl PlugList {
     /// A plug that is listed twice is listed once; one that is called by two names is not to be told.
     fn drop_contradictions(&mut self) {
         self.entries.sort_by(|a, b| (&a.plug, &a.alias).cmp(&(&b.plug, &b.alias)));
@@ -121,12 +121,12 @@ mod tests {
 
     use super::*;
 
-    fn entry(plug: &str, alias: &str, power: Option<Power>) -> Entry {
-        Entry { plug: plug.to_owned(), alias: (!alias.is_empty()).then(|| alias.to_owned()), power }
+    fn entry(plug: &str, alias: &str, power: Option<PowerState>) -> PlugEntry {
+        PlugEntry { plug: plug.to_owned(), alias: (!alias.is_empty()).then(|| alias.to_owned()), power }
     }
 
-    const ON: Option<Power> = Some(Power::On);
-    const OFF: Option<Power> = Some(Power::Off);
+    const ON: Option<PowerState> = Some(PowerState::On);
+    const OFF: Option<PowerState> = Some(PowerState::Off);
 
     #[test]
     fn what_the_agents_library_prints() {
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(parse(b"1|a,b\n", "|", false).unwrap().entries, [entry("1", "a,b", None)]);
         assert_eq!(parse(b"node1,on\n", ",", true).unwrap().entries, [entry("node1", "", ON)]);
         assert_eq!(parse(b"a,a\n", "", false).unwrap().entries, [entry("a,a", "", None)]);
-        assert_eq!(parse(b"", ",", false), Ok(Plugs::default()));
+        assert_eq!(parse(b"", ",", false), Ok(PlugList::default()));
         for text in NO_LIST {
             assert_eq!(parse(format!("{text}\n").as_bytes(), ",", false), Err(ListError::None));
         }

@@ -26,20 +26,20 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 pub(crate) use self::device::DIRECTORIES;
-use self::device::{Device, For};
-use self::domains::Domain;
-use self::listing::Plugs;
-use self::slots::{Purpose, Slots};
-use self::truth::{Acted, Heard, Plan, Step};
+use self::device::{FenceDevice, RunContext};
+use self::domains::AgentDomain;
+use self::listing::PlugList;
+use self::slots::{RunPurpose, RunSlots};
+use self::truth::{ActionReport, PlanStep, PowerPlan, StatusReading};
 use super::{
-    ActError, Backend, DomainRef, Home, Lease, Listed, Listing, LocateError, Located, PROMPT, Power,
-    StartFrom, TakenDown, Work, join_all, merge,
+    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, ListedDomain,
+    LocateError, LocatedDomain, PowerOffResult, PowerState, Restart, SLOW_BACKEND_GRACE, join_all, merge,
 };
 use crate::locks::lock;
 use crate::metrics::AgentRuns;
 
 /// How long a device that does not answer has alone before the next one is asked too.
-const HEDGE: Duration = Duration::from_secs(2);
+const HEDGE_DELAY: Duration = Duration::from_secs(2);
 /// How long a list may be old when somebody looks for a domain.
 const LIST_AGE: Duration = Duration::from_secs(5);
 /// How long a list, or that there is none, may be old where a device is asked in place of another one.
@@ -47,10 +47,10 @@ const RELIST_AGE: Duration = Duration::from_secs(1);
 /// How long states may be old in a host list.
 const STATES_AGE: Duration = Duration::from_secs(2);
 /// How long a found domain's plugs stand when the lists can't be had any more.
-const BOUND_STANDS: Duration = Duration::from_secs(60);
+const BOUND_PLUGS_TTL: Duration = Duration::from_secs(60);
 const MAX_BOUND: usize = 4096;
 /// How long it stands how a device's `monitor` ended.
-const HEALTH_STANDS: Duration = Duration::from_secs(60);
+const HEALTH_TTL: Duration = Duration::from_secs(60);
 /// How long what a killed agent asked for may still come after its device was heard, and at most.
 const AFTERMATH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// Names in one line of what is missing.
@@ -59,48 +59,48 @@ const MAX_NAMED: usize = 8;
 /// See the module's head.
 pub(crate) struct AgentBackend {
     settings: Vec<AgentDevice>,
-    devices: Vec<Arc<Device>>,
+    devices: Vec<Arc<FenceDevice>>,
     reboot_starts: bool,
     /// Domains that were found, and their plugs then: by UUID and name.
-    bound: Mutex<HashMap<(String, String), Bound>>,
+    bound: Mutex<HashMap<(String, String), BoundPlugs>>,
     /// How each device's `monitor` ended.
     health: tokio::sync::Mutex<Option<(Instant, Vec<Option<String>>)>>,
 }
 
-struct Bound {
+struct BoundPlugs {
     ways: Vec<(usize, String)>,
     when: Instant,
 }
 
 /// A device, and the plug at it.
 #[derive(Clone)]
-struct Way {
-    device: Arc<Device>,
+struct Route {
+    device: Arc<FenceDevice>,
     plug: String,
     /// The domain's name where the device has not listed it yet, and must before it is asked for anything.
     unlisted: Option<String>,
 }
 
-impl Way {
-    async fn status(&self, whom: For<'_>) -> device::Look {
+impl Route {
+    async fn status(&self, whom: RunContext<'_>) -> device::StatusReply {
         match self.is_listed(whom).await {
             Ok(()) => self.device.status(&self.plug, whom).await,
-            Err(words) => device::Look { heard: Heard::CantTell, words },
+            Err(words) => device::StatusReply { heard: StatusReading::CantTell, words },
         }
     }
 
-    async fn act(&self, to: Power, whom: For<'_>) -> (Acted, String) {
+    async fn act(&self, to: PowerState, whom: RunContext<'_>) -> (ActionReport, String) {
         match self.is_listed(whom).await {
             Ok(()) => self.device.act(to, &self.plug, whom).await,
-            Err(words) => (Acted::NotRun, words),
+            Err(words) => (ActionReport::NotRun, words),
         }
     }
 
     /// Some agents say "off" of every plug that they don't know.
-    async fn is_listed(&self, whom: For<'_>) -> Result<(), String> {
+    async fn is_listed(&self, whom: RunContext<'_>) -> Result<(), String> {
         let Some(name) = &self.unlisted else { return Ok(()) };
         let list = self.device.listing(RELIST_AGE, whom).await?;
-        let is_it = |it: &listing::Entry| {
+        let is_it = |it: &listing::PlugEntry| {
             it.plug == self.plug
                 && (domains::uuid_in(&it.plug).is_some() || it.alias.as_ref().unwrap_or(&it.plug) == name)
         };
@@ -112,9 +112,9 @@ impl AgentBackend {
     /// Runs nothing yet.
     pub(crate) fn new(settings: &fence_config::AgentBackend) -> (Arc<Self>, AgentRuns) {
         let runs = AgentRuns::new(settings.devices.iter().map(|it| it.name.clone()));
-        let slots = Slots::new(settings.max_running, settings.devices.iter().map(|it| it.max_running));
+        let slots = RunSlots::new(settings.max_running, settings.devices.iter().map(|it| it.max_running));
         let devices = settings.devices.iter().enumerate();
-        let devices = devices.map(|(at, it)| Arc::new(Device::new(at, it, slots.clone(), runs.clone())));
+        let devices = devices.map(|(at, it)| Arc::new(FenceDevice::new(at, it, slots.clone(), runs.clone())));
         let backend = Arc::new(Self {
             devices: devices.collect(),
             settings: settings.devices.clone(),
@@ -131,7 +131,7 @@ impl AgentBackend {
         // What is known of them when the first request comes need not be asked for then.
         let begin = Arc::clone(&backend);
         tokio::spawn(async move {
-            for line in begin.monitor_all(Instant::now() + HEALTH_STANDS).await.into_iter().flatten() {
+            for line in begin.monitor_all(Instant::now() + HEALTH_TTL).await.into_iter().flatten() {
                 warn!("{line}");
             }
             let listed = begin.listed().map(|(_, it)| Arc::clone(it)).collect::<Vec<_>>();
@@ -146,16 +146,16 @@ impl AgentBackend {
         (backend, runs)
     }
 
-    fn listed(&self) -> impl Iterator<Item = (usize, &Arc<Device>)> {
+    fn listed(&self) -> impl Iterator<Item = (usize, &Arc<FenceDevice>)> {
         self.devices.iter().enumerate().filter(|(place, _)| self.settings[*place].plugs.listed)
     }
 
     /// The last list of each device, however old.
-    fn last_lists(&self) -> Vec<Option<Arc<Plugs>>> {
+    fn last_lists(&self) -> Vec<Option<Arc<PlugList>>> {
         self.devices.iter().map(|it| it.last_listing()).collect()
     }
 
-    async fn find(&self, target: &Target, until: Instant) -> Result<Located, LocateError> {
+    async fn find(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
         let nothing = vec![None; self.devices.len()];
         let named = domains::all(&self.settings, &nothing);
         let is_named = domains::meant(&named, target).len() == 1;
@@ -168,8 +168,9 @@ impl AgentBackend {
         let known: Vec<_> =
             lists.iter().map(|it| it.as_ref().and_then(|it| it.as_ref().ok().cloned())).collect();
         let table = domains::all(&self.settings, &known);
-        let all =
-            |domains: &[&Domain]| domains.iter().map(|it| self.described(it)).collect::<Vec<_>>().join(", ");
+        let all = |domains: &[&AgentDomain]| {
+            domains.iter().map(|it| self.described(it)).collect::<Vec<_>>().join(", ")
+        };
         // What those that can't be asked had when they were last heard.
         let mixed: Vec<_> =
             known.iter().zip(self.last_lists()).map(|(it, last)| it.clone().or(last)).collect();
@@ -210,7 +211,7 @@ impl AgentBackend {
         &self,
         target: Option<&Target>,
         until: Instant,
-    ) -> Vec<Option<Result<Arc<Plugs>, String>>> {
+    ) -> Vec<Option<Result<Arc<PlugList>, String>>> {
         let (tell, mut told) = mpsc::unbounded_channel();
         let mut lists = vec![None; self.devices.len()];
         for (place, device) in self.listed() {
@@ -219,7 +220,9 @@ impl AgentBackend {
             // Not ended when nobody waits any more: the next one will want it.
             tokio::spawn(async move {
                 let until = until.max(Instant::now() + device.status_timeout);
-                let list = device.listing(LIST_AGE, For { purpose: Purpose::Request, ..survey(until) }).await;
+                let list = device
+                    .listing(LIST_AGE, RunContext { purpose: RunPurpose::Request, ..survey(until) })
+                    .await;
                 let _ = tell.send((place, list));
             });
         }
@@ -231,27 +234,31 @@ impl AgentBackend {
                 lists.iter().map(|it| it.as_ref().and_then(|it| it.as_ref().ok().cloned())).collect();
             let has_it = |it: &Target| !domains::meant(&domains::all(&self.settings, &known), it).is_empty();
             if target.is_some_and(has_it) {
-                until = until.min(Instant::now() + PROMPT);
+                until = until.min(Instant::now() + SLOW_BACKEND_GRACE);
             }
         }
         lists
     }
 
     /// Remembers what it means.
-    fn bind(&self, domain: &Domain) -> Located {
+    fn bind(&self, domain: &AgentDomain) -> LocatedDomain {
         let mut bound = lock(&self.bound);
         if bound.len() >= MAX_BOUND {
-            bound.retain(|_, it| it.when.elapsed() < BOUND_STANDS);
+            bound.retain(|_, it| it.when.elapsed() < BOUND_PLUGS_TTL);
         }
         if bound.len() >= MAX_BOUND {
             bound.clear();
         }
-        let new = Bound { ways: domain.ways.clone(), when: Instant::now() };
+        let new = BoundPlugs { ways: domain.ways.clone(), when: Instant::now() };
         bound.insert((domain.uuid.clone(), domain.name.clone()), new);
-        Located::Here(DomainRef { name: domain.name.clone(), uuid: domain.uuid.clone(), home: Home::Agent })
+        LocatedDomain::Here(DomainRef {
+            name: domain.name.clone(),
+            uuid: domain.uuid.clone(),
+            home: DomainHome::Agent,
+        })
     }
 
-    fn described(&self, domain: &Domain) -> String {
+    fn described(&self, domain: &AgentDomain) -> String {
         let ways = domain
             .ways
             .iter()
@@ -260,18 +267,18 @@ impl AgentBackend {
     }
 
     /// The ways to a domain that was found, as far as they still mean it; those whose devices answer come first.
-    async fn ways(&self, domain: &DomainRef, until: Instant) -> Result<Vec<Way>, ActError> {
-        if domain.home != Home::Agent {
-            return Err(ActError::Gone);
+    async fn routes(&self, domain: &DomainRef, until: Instant) -> Result<Vec<Route>, ActionError> {
+        if domain.home != DomainHome::Agent {
+            return Err(ActionError::Gone);
         }
         let key = (domain.uuid.clone(), domain.name.clone());
         let bound = lock(&self.bound).get(&key).map(|it| (it.ways.clone(), it.when));
         let bound_or = |devices: &[usize]| {
-            let (ways, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_STANDS)?;
+            let (ways, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_PLUGS_TTL)?;
             let ways: Vec<_> = ways.iter().filter(|it| devices.contains(&it.0)).cloned().collect();
             (!ways.is_empty()).then_some(ways)
         };
-        let is_it = |it: &&Domain| it.uuid == domain.uuid && it.name == domain.name;
+        let is_it = |it: &&AgentDomain| it.uuid == domain.uuid && it.name == domain.name;
         let nothing = vec![None; self.devices.len()];
         let named = domains::all(&self.settings, &nothing);
         let ways = if let Some(named) = named.iter().find(is_it) {
@@ -280,30 +287,31 @@ impl AgentBackend {
             let listed: Vec<_> = found.into_iter().filter(|it| named.plug_at(it.0).is_none()).collect();
             let mut ways = named.ways.clone();
             if !listed.is_empty() {
-                ways.extend(self.still(domain, &listed, until).await.unwrap_or_default());
+                ways.extend(self.revalidate_routes(domain, &listed, until).await.unwrap_or_default());
             }
             ways
         } else {
-            let Some((found, _)) = &bound else { return Err(ActError::Gone) };
-            match self.still(domain, found, until).await {
-                Ok(ways) if ways.is_empty() => return Err(ActError::Gone),
+            let Some((found, _)) = &bound else { return Err(ActionError::Gone) };
+            match self.revalidate_routes(domain, found, until).await {
+                Ok(ways) if ways.is_empty() => return Err(ActionError::Gone),
                 Ok(ways) => ways,
                 Err(silent) => match bound_or(&silent) {
                     Some(ways) => ways,
-                    None => return Err(ActError::Unavailable("no device has a list any more".to_owned())),
+                    None => return Err(ActionError::Unavailable("no device has a list any more".to_owned())),
                 },
             }
         };
-        let others = self.others(domain, &ways);
-        let way = |(place, plug), unlisted| Way { device: Arc::clone(&self.devices[place]), plug, unlisted };
-        let mut ways: Vec<Way> = ways.into_iter().map(|it| way(it, None)).collect();
+        let others = self.unlisted_candidates(domain, &ways);
+        let way =
+            |(place, plug), unlisted| Route { device: Arc::clone(&self.devices[place]), plug, unlisted };
+        let mut ways: Vec<Route> = ways.into_iter().map(|it| way(it, None)).collect();
         ways.extend(others.into_iter().map(|it| way(it, Some(domain.name.clone()))));
-        ways.sort_by_key(|it| it.device.is_ill());
+        ways.sort_by_key(|it| it.device.timed_out_recently());
         Ok(ways)
     }
 
     /// Ways to a listed domain by devices whose lists can't be had now, and may be had in a moment: a pool's master has moved.
-    fn others(&self, domain: &DomainRef, ways: &[(usize, String)]) -> Vec<(usize, String)> {
+    fn unlisted_candidates(&self, domain: &DomainRef, ways: &[(usize, String)]) -> Vec<(usize, String)> {
         // What the configuration names is served by whom it names.
         let listed = |place: usize| self.settings[place].plugs.listed;
         let Some((_, plug)) =
@@ -316,10 +324,10 @@ impl AgentBackend {
             let agents = [*place, ways[0].0].map(|it| &self.settings[it].agent);
             let device = &self.devices[*place];
             // Its list may be newer than the search: it has done something for this request already.
-            let has_it = |it: Arc<Plugs>| it.entries.iter().any(|it| it.plug == *plug);
+            let has_it = |it: Arc<PlugList>| it.entries.iter().any(|it| it.plug == *plug);
             !is_way
                 && agents[0] == agents[1]
-                && (device.lacks_list() || device.last_listing().is_some_and(has_it))
+                && (device.has_no_list() || device.last_listing().is_some_and(has_it))
         };
         let others: Vec<_> =
             self.listed().map(|it| it.0).filter(is_other).map(|it| (it, plug.clone())).collect();
@@ -331,7 +339,7 @@ impl AgentBackend {
 
     /// Which of these ways to a listed domain the lists still show; devices that don't answer keep theirs as long as
     /// another one shows it. An error, with those that don't answer, when none answers.
-    async fn still(
+    async fn revalidate_routes(
         &self,
         domain: &DomainRef,
         found: &[(usize, String)],
@@ -341,7 +349,8 @@ impl AgentBackend {
         let listed = found.iter().filter(|it| self.settings[it.0].plugs.listed);
         let lists = listed.map(|(place, plug)| async move {
             let device = &self.devices[*place];
-            let list = device.listing(LIST_AGE, For { purpose: Purpose::Request, ..survey(until) }).await;
+            let list =
+                device.listing(LIST_AGE, RunContext { purpose: RunPurpose::Request, ..survey(until) }).await;
             (*place, plug.clone(), list)
         });
         let lists = join_all(lists).await;
@@ -364,15 +373,20 @@ impl AgentBackend {
     }
 
     /// Looks, and acts until it is so, or until nothing can be done any more.
-    async fn bring_to(&self, goal: Power, domain: &DomainRef, lease: &Lease) -> Result<Brought, ActError> {
+    async fn change_power(
+        &self,
+        goal: PowerState,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<PowerChange, ActionError> {
         lease.check()?;
-        let ways = self.ways(domain, lease.until()).await?;
-        let plan = Plan::new(goal, ways.iter().map(|it| it.device.limits), lease.until());
-        let aftermath = Aftermath { lease: lease.clone(), open: Vec::new() };
-        let said = vec![Said::default(); ways.len()];
-        let mut course = Course { goal, ways, plan, lease, said, aftermath };
-        course.look_first().await;
-        let is_done = course.go().await;
+        let ways = self.routes(domain, lease.until()).await?;
+        let plan = PowerPlan::new(goal, ways.iter().map(|it| it.device.limits), lease.until());
+        let aftermath = PendingEffects { lease: lease.clone(), open: Vec::new() };
+        let said = vec![LastReply::default(); ways.len()];
+        let mut course = PlanRunner { goal, ways, plan, lease, said, aftermath };
+        course.first_status().await;
+        let is_done = course.run_to_end().await;
         if is_done {
             // What was claimed has come.
             course.aftermath.open.retain(|it| !it.is_claimed);
@@ -383,24 +397,24 @@ impl AgentBackend {
         course.outcome(is_done)
     }
 
-    async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<Power, ActError> {
-        let ways = self.ways(domain, lease.until()).await?;
-        let plan = Plan::new(Power::Off, ways.iter().map(|it| it.device.limits), lease.until());
-        let aftermath = Aftermath { lease: lease.clone(), open: Vec::new() };
-        let said = vec![Said::default(); ways.len()];
-        let mut course = Course { goal: Power::Off, ways, plan, lease, said, aftermath };
-        course.look_first().await;
+    async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+        let ways = self.routes(domain, lease.until()).await?;
+        let plan = PowerPlan::new(PowerState::Off, ways.iter().map(|it| it.device.limits), lease.until());
+        let aftermath = PendingEffects { lease: lease.clone(), open: Vec::new() };
+        let said = vec![LastReply::default(); ways.len()];
+        let mut course = PlanRunner { goal: PowerState::Off, ways, plan, lease, said, aftermath };
+        course.first_status().await;
         course.plan.stop();
-        if course.go().await {
-            return Ok(Power::Off);
+        if course.run_to_end().await {
+            return Ok(PowerState::Off);
         }
-        if (0..course.ways.len()).any(|it| course.plan.last(it) == Some(Heard::Is(Power::On))) {
-            return Ok(Power::On);
+        if (0..course.ways.len()).any(|it| course.plan.last(it) == Some(StatusReading::Is(PowerState::On))) {
+            return Ok(PowerState::On);
         }
-        Err(ActError::Unavailable(course.words()))
+        Err(ActionError::Unavailable(course.words()))
     }
 
-    async fn list_all(&self, until: Instant) -> Result<Listing, ActError> {
+    async fn list_all(&self, until: Instant) -> Result<DomainListing, ActionError> {
         // A little earlier, so that what is known by then is told.
         let until =
             until - Duration::from_millis(500).min(until.saturating_duration_since(Instant::now()) / 4);
@@ -412,7 +426,7 @@ impl AgentBackend {
             if is_wanted { Some(device.listing(device.age_of_states(STATES_AGE), whom).await) } else { None }
         }))
         .await;
-        let mut listing = Listing::default();
+        let mut listing = DomainListing::default();
         for (place, list) in lists.iter().enumerate() {
             let name = &self.devices[place].name;
             match list {
@@ -433,38 +447,40 @@ impl AgentBackend {
                 let entries = known[*place].iter().flat_map(|it| &it.entries);
                 entries.filter(|it| it.plug == *plug).find_map(|it| it.power)
             };
-            let listed: Vec<Power> = domain.ways.iter().filter_map(power_at).collect();
+            let listed: Vec<PowerState> = domain.ways.iter().filter_map(power_at).collect();
             // One whose list can't be had has nothing to say of a plug either, as long as there is another.
             let has_list = |place: usize| known[place].is_some() || !self.settings[place].plugs.listed;
             let ways: Vec<_> = domain.ways.iter().filter(|it| has_list(it.0)).cloned().collect();
             let ways: Vec<_> =
                 ways.into_iter().map(|(place, plug)| (Arc::clone(&self.devices[place]), plug)).collect();
             looks.spawn(async move {
-                for power in [Power::On, Power::Off] {
+                for power in [PowerState::On, PowerState::Off] {
                     if listed.contains(&power) {
-                        return (at, Heard::Is(power));
+                        return (at, StatusReading::Is(power));
                     }
                 }
                 // In their order, until one can tell.
                 for (device, plug) in ways {
                     let heard = device.status(&plug, survey(until)).await.heard;
-                    if matches!(heard, Heard::Is(_)) {
+                    if matches!(heard, StatusReading::Is(_)) {
                         return (at, heard);
                     }
                 }
-                (at, Heard::CantTell)
+                (at, StatusReading::CantTell)
             });
         }
-        let mut powers: Vec<Option<Power>> = vec![None; table.len()];
+        let mut powers: Vec<Option<PowerState>> = vec![None; table.len()];
         while let Ok(Some(Ok((at, heard)))) = timeout_at(until.into(), looks.join_next()).await {
-            if let Heard::Is(power) = heard {
+            if let StatusReading::Is(power) = heard {
                 powers[at] = Some(power);
             }
         }
         let mut unknown = Vec::new();
         for (domain, power) in table.into_iter().zip(powers) {
             match power {
-                Some(power) => listing.domains.push(Listed { name: domain.name, uuid: domain.uuid, power }),
+                Some(power) => {
+                    listing.domains.push(ListedDomain { name: domain.name, uuid: domain.uuid, power })
+                }
                 None => {
                     unknown.push(escaped(&domain.name).to_string());
                     // It is there, by a list of this moment: whoever looks for it in ours must find it. What is not
@@ -473,10 +489,10 @@ impl AgentBackend {
                         known[*place].iter().flat_map(|it| &it.entries).any(|it| it.plug == *plug)
                     };
                     if domain.ways.iter().any(is_listed) {
-                        listing.domains.push(Listed {
+                        listing.domains.push(ListedDomain {
                             name: domain.name,
                             uuid: domain.uuid,
-                            power: Power::On,
+                            power: PowerState::On,
                         });
                     }
                 }
@@ -489,7 +505,7 @@ impl AgentBackend {
             listing.missing.push(format!("no device can tell the state of {}{more}", unknown.join(", ")));
         }
         if listing.domains.is_empty() && !listing.missing.is_empty() {
-            return Err(ActError::Unavailable(listing.missing.join("; ")));
+            return Err(ActionError::Unavailable(listing.missing.join("; ")));
         }
         merge(&mut listing.domains);
         Ok(listing)
@@ -512,15 +528,14 @@ impl AgentBackend {
         join_all(all).await
     }
 
-    async fn look_at_health(&self, until: Instant) -> Result<Vec<String>, ActError> {
+    async fn look_at_health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
         let waiting = timeout_at(until.into(), self.health.lock()).await;
-        let busy = |_| ActError::Unavailable("the devices' monitors have not ended in time".to_owned());
+        let busy = |_| ActionError::Unavailable("the devices' monitors have not ended in time".to_owned());
         let mut known = waiting.map_err(busy)?;
         let lines = match &*known {
             // One that failed may be well again.
             Some((when, lines))
-                if when.elapsed()
-                    < if lines.iter().any(Option::is_some) { LIST_AGE } else { HEALTH_STANDS } =>
+                if when.elapsed() < if lines.iter().any(Option::is_some) { LIST_AGE } else { HEALTH_TTL } =>
             {
                 lines.clone()
             }
@@ -532,22 +547,30 @@ impl AgentBackend {
         };
         let failed: Vec<String> = lines.into_iter().flatten().collect();
         if failed.len() == self.devices.len() {
-            return Err(ActError::Unavailable(failed.join("; ")));
+            return Err(ActionError::Unavailable(failed.join("; ")));
         }
         Ok(failed)
     }
 }
 
 impl Backend for AgentBackend {
-    fn locate<'a>(&'a self, target: &'a Target, until: Instant) -> Work<'a, Result<Located, LocateError>> {
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
         Box::pin(self.find(target, until))
     }
 
-    fn may_have(&self, target: &Target) -> bool {
+    fn may_own(&self, target: &Target) -> bool {
         !domains::meant(&domains::all(&self.settings, &self.last_lists()), target).is_empty()
     }
 
-    fn status<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> Work<'a, Result<Power, ActError>> {
+    fn status<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
         Box::pin(self.look_at(domain, lease))
     }
 
@@ -556,39 +579,39 @@ impl Backend for AgentBackend {
         domain: &'a DomainRef,
         for_reboot: bool,
         lease: &'a Lease,
-    ) -> Work<'a, Result<TakenDown, ActError>> {
+    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
         Box::pin(async move {
-            let Brought { was_so, note } = self.bring_to(Power::Off, domain, lease).await?;
+            let PowerChange { was_so, note } = self.change_power(PowerState::Off, domain, lease).await?;
             let starts = for_reboot && (!was_so || self.reboot_starts);
-            Ok(TakenDown { was_off: was_so, restart: starts.then_some(StartFrom::Definition), note })
+            Ok(PowerOffResult { was_off: was_so, restart: starts.then_some(Restart::Definition), note })
         })
     }
 
     fn on<'a>(
         &'a self,
         domain: &'a DomainRef,
-        how: StartFrom,
+        how: Restart,
         lease: &'a Lease,
-    ) -> Work<'a, Result<(), ActError>> {
+    ) -> BoxedFuture<'a, Result<(), ActionError>> {
         Box::pin(async move {
-            if !matches!(how, StartFrom::Definition) {
-                return Err(ActError::Gone);
+            if !matches!(how, Restart::Definition) {
+                return Err(ActionError::Gone);
             }
-            self.bring_to(Power::On, domain, lease).await.map(drop)
+            self.change_power(PowerState::On, domain, lease).await.map(drop)
         })
     }
 
-    fn list(&self, until: Instant) -> Work<'_, Result<Listing, ActError>> {
+    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
         Box::pin(self.list_all(until))
     }
 
-    fn health(&self, until: Instant) -> Work<'_, Result<Vec<String>, ActError>> {
+    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
         Box::pin(self.look_at_health(until))
     }
 }
 
 /// A domain that is as it was wanted.
-struct Brought {
+struct PowerChange {
     /// It was so before we acted.
     was_so: bool,
     note: Option<String>,
@@ -596,26 +619,26 @@ struct Brought {
 
 /// What a device said last.
 #[derive(Clone, Default)]
-struct Said {
+struct LastReply {
     look: Option<String>,
     act: Option<String>,
 }
 
 /// A plan that is being carried out.
-struct Course<'a> {
-    goal: Power,
-    ways: Vec<Way>,
-    plan: Plan,
+struct PlanRunner<'a> {
+    goal: PowerState,
+    ways: Vec<Route>,
+    plan: PowerPlan,
     lease: &'a Lease,
-    said: Vec<Said>,
-    aftermath: Aftermath,
+    said: Vec<LastReply>,
+    aftermath: PendingEffects,
 }
 
-impl Course<'_> {
+impl PlanRunner<'_> {
     /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the first that can
     /// tell.
-    async fn look_first(&mut self) {
-        let mut looks = Looks::default();
+    async fn first_status(&mut self) {
+        let mut looks = PendingStatusRuns::default();
         let mut rest = 0..self.ways.len();
         let until = self.lease.until();
         loop {
@@ -623,8 +646,9 @@ impl Course<'_> {
             if let Some(place) = next {
                 looks.begin(place, &self.ways[place], self.lease, until);
             }
-            let alone =
-                sleep_until(if rest.is_empty() { until } else { until.min(Instant::now() + HEDGE) }.into());
+            let alone = sleep_until(
+                if rest.is_empty() { until } else { until.min(Instant::now() + HEDGE_DELAY) }.into(),
+            );
             tokio::pin!(alone);
             loop {
                 tokio::select! {
@@ -648,30 +672,30 @@ impl Course<'_> {
     }
 
     /// Does what the plan says, to its end. Whether the domain is as it is wanted.
-    async fn go(&mut self) -> bool {
+    async fn run_to_end(&mut self) -> bool {
         loop {
             if self.lease.check().is_err() {
                 self.plan.stop();
             }
             match self.plan.next(Instant::now()) {
-                Step::Look(these) => self.look(these, Heard::Is(self.goal)).await,
-                Step::Ask(these) => self.look(these, Heard::Is(opposite(self.goal))).await,
-                Step::Act(place, until) => self.act(place, until).await,
-                Step::Wait(until) => {
+                PlanStep::Look(these) => self.look(these, StatusReading::Is(self.goal)).await,
+                PlanStep::Ask(these) => self.look(these, StatusReading::Is(opposite(self.goal))).await,
+                PlanStep::Act(place, until) => self.act(place, until).await,
+                PlanStep::Wait(until) => {
                     // Nothing is polled faster for one that has gone.
                     tokio::select! {
                         () = sleep_until(until.into()) => {}
                         _ = self.lease.ended(), if self.plan.actions() == 0 => {}
                     }
                 }
-                Step::Done => return true,
-                Step::GiveUp => return false,
+                PlanStep::Done => return true,
+                PlanStep::GiveUp => return false,
             }
         }
     }
 
-    async fn look(&mut self, these: Vec<(usize, Instant)>, enough: Heard) {
-        let mut looks = Looks::default();
+    async fn look(&mut self, these: Vec<(usize, Instant)>, enough: StatusReading) {
+        let mut looks = PendingStatusRuns::default();
         for (place, until) in these {
             looks.begin(place, &self.ways[place], self.lease, until);
         }
@@ -692,13 +716,17 @@ impl Course<'_> {
 
     async fn act(&mut self, place: usize, until: Instant) {
         let way = self.ways[place].clone();
-        self.aftermath.open.push(Open { way: way.clone(), when: Instant::now(), is_claimed: false });
-        let whom = For { purpose: Purpose::Request, lease: Some(self.lease), until };
+        self.aftermath.open.push(UnconfirmedAction {
+            way: way.clone(),
+            when: Instant::now(),
+            is_claimed: false,
+        });
+        let whom = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
         let (how, words) = way.act(self.goal, whom).await;
-        let may_come = matches!(how, Acted::Claimed | Acted::Unknown);
+        let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
         match self.aftermath.open.last_mut() {
             Some(open) if may_come => {
-                (open.when, open.is_claimed) = (Instant::now(), how == Acted::Claimed);
+                (open.when, open.is_claimed) = (Instant::now(), how == ActionReport::Claimed);
             }
             _ => drop(self.aftermath.open.pop()),
         }
@@ -707,19 +735,19 @@ impl Course<'_> {
     }
 
     /// Whether it is a word about the domain's state.
-    fn heard(&mut self, it: Option<HeardOf>) -> bool {
-        let Some(HeardOf { place, look, began }) = it else { return false };
+    fn heard(&mut self, it: Option<StatusResult>) -> bool {
+        let Some(StatusResult { place, look, began }) = it else { return false };
         self.plan.looked(place, look.heard, began, Instant::now());
         self.said[place].look = Some(look.words);
-        matches!(look.heard, Heard::Is(_))
+        matches!(look.heard, StatusReading::Is(_))
     }
 
     /// Those that are still asked have not answered.
-    fn silent(&mut self, looks: Looks) {
+    fn silent(&mut self, looks: PendingStatusRuns) {
         for (place, began) in looks.asked {
-            self.ways[place].device.passed_over(began, self.lease);
+            self.ways[place].device.record_abandoned(began, self.lease);
             self.said[place].look = Some("did not answer".to_owned());
-            self.plan.looked(place, Heard::Silent, began, Instant::now());
+            self.plan.looked(place, StatusReading::Silent, began, Instant::now());
         }
     }
 
@@ -734,57 +762,57 @@ impl Course<'_> {
         if lines.is_empty() { "no device was asked in time".to_owned() } else { lines.join("; ") }
     }
 
-    fn outcome(&self, is_done: bool) -> Result<Brought, ActError> {
+    fn outcome(&self, is_done: bool) -> Result<PowerChange, ActionError> {
         let acted: Vec<usize> = (0..self.ways.len()).filter(|it| self.said[*it].act.is_some()).collect();
         if is_done {
             let was_so = self.plan.actions() == 0;
             // Which of several did it, and what was wrong with those before.
             let note = (acted.len() > 1).then(|| self.words());
-            return Ok(Brought { was_so, note });
+            return Ok(PowerChange { was_so, note });
         }
         if self.plan.actions() == 0 {
             self.lease.check()?;
-            return Err(ActError::Unavailable(self.words()));
+            return Err(ActionError::Unavailable(self.words()));
         }
-        let still = Heard::Is(opposite(self.goal));
+        let still = StatusReading::Is(opposite(self.goal));
         if (0..self.ways.len()).any(|it| self.plan.last(it) == Some(still)) {
-            let state = if self.goal == Power::Off { "on" } else { "off" };
-            return Err(ActError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
+            let state = if self.goal == PowerState::Off { "on" } else { "off" };
+            return Err(ActionError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
         }
         Err(if self.plan.is_open() {
-            ActError::Unknown(self.words())
+            ActionError::Unknown(self.words())
         } else {
-            ActError::Refused(self.words())
+            ActionError::Refused(self.words())
         })
     }
 }
 
 /// What came of one look.
-struct HeardOf {
+struct StatusResult {
     place: usize,
-    look: device::Look,
+    look: device::StatusReply,
     began: Instant,
 }
 
 /// Looks that are under way; they end when this is dropped.
 #[derive(Default)]
-struct Looks {
-    set: JoinSet<HeardOf>,
+struct PendingStatusRuns {
+    set: JoinSet<StatusResult>,
     asked: Vec<(usize, Instant)>,
 }
 
-impl Looks {
-    fn begin(&mut self, place: usize, way: &Way, lease: &Lease, until: Instant) {
+impl PendingStatusRuns {
+    fn begin(&mut self, place: usize, way: &Route, lease: &Lease, until: Instant) {
         let (way, lease, began) = (way.clone(), lease.clone(), Instant::now());
         self.asked.push((place, began));
         self.set.spawn(async move {
-            let whom = For { purpose: Purpose::Request, lease: Some(&lease), until };
+            let whom = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
             let look = way.status(whom).await;
-            HeardOf { place, look, began }
+            StatusResult { place, look, began }
         });
     }
 
-    async fn next(&mut self) -> Option<HeardOf> {
+    async fn next(&mut self) -> Option<StatusResult> {
         let heard = self.set.join_next().await?.ok()?;
         self.asked.retain(|it| it.0 != heard.place);
         Some(heard)
@@ -798,35 +826,35 @@ impl Looks {
 /// Agents that were killed in the middle of an action, or whose end nobody waited for, and those that said that it was done
 /// when it was not: what they asked for may come yet. Until their devices were heard nothing that conflicts with it gets its
 /// turn.
-struct Aftermath {
+struct PendingEffects {
     lease: Lease,
-    open: Vec<Open>,
+    open: Vec<UnconfirmedAction>,
 }
 
 /// An action that may have an effect yet.
-struct Open {
-    way: Way,
+struct UnconfirmedAction {
+    way: Route,
     /// When it ended.
     when: Instant,
     /// Its agent said that it was done; it was followed since.
     is_claimed: bool,
 }
 
-impl Drop for Aftermath {
+impl Drop for PendingEffects {
     fn drop(&mut self) {
         let open = std::mem::take(&mut self.open);
         if open.is_empty() {
             return;
         }
-        let held = self.lease.to_the_end(Instant::now() + AFTERMATH.1);
+        let held = self.lease.detached(Instant::now() + AFTERMATH.1);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let waits = open.into_iter().map(|Open { way, when, is_claimed }| async move {
+            let waits = open.into_iter().map(|UnconfirmedAction { way, when, is_claimed }| async move {
                 let until = if is_claimed { Instant::now() } else { when } + AFTERMATH.1;
                 loop {
-                    let whom = For { purpose: Purpose::Request, lease: None, until };
+                    let whom = RunContext { purpose: RunPurpose::Request, lease: None, until };
                     let look = way.status(whom).await;
-                    if matches!(look.heard, Heard::Is(_)) {
+                    if matches!(look.heard, StatusReading::Is(_)) {
                         return sleep_until(until.min(Instant::now() + AFTERMATH.0).into()).await;
                     }
                     if Instant::now() >= until {
@@ -842,14 +870,14 @@ impl Drop for Aftermath {
 }
 
 /// For no request.
-fn survey(until: Instant) -> For<'static> {
-    For { purpose: Purpose::Survey, lease: None, until }
+fn survey(until: Instant) -> RunContext<'static> {
+    RunContext { purpose: RunPurpose::Survey, lease: None, until }
 }
 
-fn opposite(power: Power) -> Power {
+fn opposite(power: PowerState) -> PowerState {
     match power {
-        Power::On => Power::Off,
-        Power::Off => Power::On,
+        PowerState::On => PowerState::Off,
+        PowerState::Off => PowerState::On,
     }
 }
 

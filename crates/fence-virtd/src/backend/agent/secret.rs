@@ -72,14 +72,14 @@ pub(super) fn is_ours(about: &Metadata) -> bool {
 }
 
 /// Takes secrets out of text.
-pub(super) struct Mask {
+pub(super) struct SecretMask {
     /// Secrets in every form in which they are looked for, the longest first.
     patterns: Vec<Zeroizing<Vec<u8>>>,
     /// There is one that can't be told from other text, so nothing is shown.
     hides_all: bool,
 }
 
-impl Mask {
+impl SecretMask {
     pub(super) fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
         let mut mask = Self { patterns: Vec::new(), hides_all: false };
         for secret in secrets.into_iter().filter(|it| !it.is_empty()) {
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn secrets_are_masked_in_every_form() {
-        let mask = Mask::new(["p&s \"w'\u{e9}d/", "hunter2", ""]);
+        let mask = SecretMask::new(["p&s \"w'\u{e9}d/", "hunter2", ""]);
         for text in [
             "p&s \"w'\u{e9}d/",
             "p%26s%20%22w%27%C3%A9d%2F",
@@ -295,21 +295,21 @@ mod tests {
 
     #[test]
     fn what_can_not_be_masked_is_not_shown() {
-        let mask = Mask::new(["abc", "hunter2"]);
+        let mask = SecretMask::new(["abc", "hunter2"]);
         assert_eq!(mask.shown(b"xabcx", false), "(not shown: a secret is too short to be told from it)");
         assert_eq!(mask.shown(b" \n", false), "");
     }
 
     #[test]
     fn a_line_that_tells_a_secret_is_no_name() {
-        let mask = Mask::new(["correct horse", "web"]);
+        let mask = SecretMask::new(["correct horse", "web"]);
         let list = b"1,web\nlogin as fencing with correct horse\n\n2,db\nx=correct%20horse";
         assert_eq!(mask.names(list), b"1,web\n\x02\n\n2,db\n\x02");
     }
 
     #[test]
     fn a_secret_that_was_cut_off_is_not_shown_either() {
-        let mask = Mask::new(["hunter2", "hunting"]);
+        let mask = SecretMask::new(["hunter2", "hunting"]);
         assert_eq!(mask.shown(b"it is hunter", true), "it is");
         assert_eq!(mask.shown(b"it is hunter2 and h", true), "it is *** and");
         assert_eq!(mask.shown(b"it is hunter", false), "it is hunter");
@@ -318,7 +318,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_secret_is_shown(secret in "[!-~]{4,12}", before in "[ -~]{0,20}", after in "[ -~]{0,20}", keep in 0_usize..60) {
-            let mask = Mask::new([secret.as_str()]);
+            let mask = SecretMask::new([secret.as_str()]);
             let text = format!("{before}{secret}{after}");
             // A piece of the mask itself can look like one.
             prop_assume!(!secret.contains('*') && !secret.contains('\\'));

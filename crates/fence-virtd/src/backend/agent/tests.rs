@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use fence_config::{Backend as Settings, Config};
 
-use super::super::{Ended, LeaseEnd};
+use super::super::{AgentRunEnd, LeaseEndReason};
 use super::*;
 
 /// Far longer than anything here takes; only a failure waits for it.
@@ -110,17 +110,17 @@ async fn off_and_on_are_what_status_says_afterwards() {
     let backend = rig.backend();
     let web = found(&backend, "web").await;
     let lease = lease(PATIENCE);
-    assert_eq!(backend.status(&web, &lease).await, Ok(Power::On));
+    assert_eq!(backend.status(&web, &lease).await, Ok(PowerState::On));
     let down = backend.off(&web, true, &lease).await.unwrap();
-    assert!(!down.was_off && matches!(down.restart, Some(StartFrom::Definition)));
-    assert_eq!((rig.power("1"), backend.status(&web, &lease).await), ("off".to_owned(), Ok(Power::Off)));
+    assert!(!down.was_off && matches!(down.restart, Some(Restart::Definition)));
+    assert_eq!((rig.power("1"), backend.status(&web, &lease).await), ("off".to_owned(), Ok(PowerState::Off)));
     assert_eq!(rig.runs("d"), ["status", "status", "off", "status", "status"]);
     let down = backend.off(&web, true, &lease).await.unwrap();
     assert!(down.was_off && down.restart.is_none());
-    assert_eq!(backend.on(&web, StartFrom::Definition, &lease).await, Ok(()));
+    assert_eq!(backend.on(&web, Restart::Definition, &lease).await, Ok(()));
     assert_eq!((rig.power("1"), rig.runs("d").len()), ("on".to_owned(), 9));
     let runs = lease.trail().runs().kept;
-    assert!(runs.iter().any(|it| it.action == "off" && it.ended == Ended::Exit(0) && it.device == "d"));
+    assert!(runs.iter().any(|it| it.action == "off" && it.ended == AgentRunEnd::Exit(0) && it.device == "d"));
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn a_liar_is_no_proof() {
         let backend = rig.backend();
         let w = found(&backend, "w").await;
         match backend.off(&w, false, &lease(limit)).await {
-            Err(ActError::NoEffect { state, reason }) => {
+            Err(ActionError::NoEffect { state, reason }) => {
                 assert_eq!(state, "on");
                 assert!(reason.unwrap().contains("device d: off exit 0, status on"));
                 return;
@@ -170,7 +170,7 @@ async fn two_that_contradict_each_other_are_no_success() {
     let result = backend.off(&w, false, &lease(Duration::from_secs(6))).await;
     assert!(result.is_err(), "{result:?}");
     let status = backend.status(&w, &lease(PATIENCE)).await;
-    assert_eq!(status, Ok(Power::On));
+    assert_eq!(status, Ok(PowerState::On));
 }
 
 #[tokio::test]
@@ -187,7 +187,7 @@ async fn exit_code_2_is_believed_after_a_monitor_alone() {
     assert!(words.contains("exit 2, which is not believed") && words.contains("bad login"), "{words}");
     std::fs::remove_file(rig.path("d").join("monitor")).unwrap();
     let until = Instant::now() + PATIENCE;
-    while backend.status(&w, &lease(PATIENCE)).await != Ok(Power::Off) {
+    while backend.status(&w, &lease(PATIENCE)).await != Ok(PowerState::Off) {
         assert!(Instant::now() < until);
         sleep(Duration::from_millis(200)).await;
     }
@@ -216,8 +216,8 @@ async fn one_that_hangs_takes_nothing_from_others() {
     assert_eq!(rig.power("w"), "off");
     assert!(!rig.runs("hangs").contains(&"off".to_owned()));
     // The next request does not even begin with it.
-    assert!(backend.devices[0].is_ill() && !backend.devices[1].is_ill());
-    let ways = backend.ways(&w, Instant::now() + PATIENCE).await.unwrap();
+    assert!(backend.devices[0].timed_out_recently() && !backend.devices[1].timed_out_recently());
+    let ways = backend.routes(&w, Instant::now() + PATIENCE).await.unwrap();
     assert_eq!(ways[0].device.name, "works");
 }
 
@@ -243,7 +243,7 @@ async fn what_was_killed_holds_the_lease_until_its_device_was_heard() {
     };
     let runs = lease.trail().runs().kept;
     let off = runs.iter().find(|it| it.action == "off").unwrap();
-    assert!(matches!(off.ended, Ended::Killed(_)), "{off:?}");
+    assert!(matches!(off.ended, AgentRunEnd::Killed(_)), "{off:?}");
     drop(lease);
     assert!(!settled.is_now());
     tokio::time::timeout(PATIENCE, settled.wait()).await.unwrap();
@@ -272,8 +272,8 @@ async fn nothing_is_begun_for_who_has_gone() {
     let backend = rig.backend();
     let w = found(&backend, "w").await;
     let gone = lease(PATIENCE);
-    gone.end(LeaseEnd::HungUp);
-    assert_eq!(backend.off(&w, false, &gone).await.unwrap_err(), ActError::Lapsed("the client is gone"));
+    gone.end(LeaseEndReason::HungUp);
+    assert_eq!(backend.off(&w, false, &gone).await.unwrap_err(), ActionError::Lapsed("the client is gone"));
     // Gone while the domain is looked at.
     std::fs::write(rig.path("d").join("status"), "touch looked; sleep 1000").unwrap();
     let goes = lease(PATIENCE);
@@ -282,9 +282,9 @@ async fn nothing_is_begun_for_who_has_gone() {
         while !looked.exists() {
             sleep(Duration::from_millis(10)).await;
         }
-        goes.end(LeaseEnd::Superseded);
+        goes.end(LeaseEndReason::Superseded);
     });
-    assert_eq!(result.unwrap_err(), ActError::Lapsed("the same client asked something newer"));
+    assert_eq!(result.unwrap_err(), ActionError::Lapsed("the same client asked something newer"));
     assert!(!rig.runs("d").contains(&"off".to_owned()) && rig.power("w") == "on");
 }
 
@@ -299,20 +299,20 @@ async fn listed_domains_by_plug_and_alias() {
     for name in ["web", "101"] {
         assert_eq!(found(&backend, name).await.name, "web");
     }
-    let ways = backend.ways(&found(&backend, "web").await, Instant::now() + PATIENCE).await.unwrap();
+    let ways = backend.routes(&found(&backend, "web").await, Instant::now() + PATIENCE).await.unwrap();
     assert_eq!(ways.len(), 2);
     let locate = async |name: &str| {
         backend.locate(&Target::new(name, false).unwrap(), Instant::now() + PATIENCE).await
     };
     assert!(matches!(locate("twin").await, Err(LocateError::Ambiguous(_))));
     assert_eq!(locate("none").await, Err(LocateError::NotFound));
-    assert!(backend.may_have(&Target::new("db", false).unwrap()));
-    assert!(!backend.may_have(&Target::new("none", false).unwrap()));
+    assert!(backend.may_own(&Target::new("db", false).unwrap()));
+    assert!(!backend.may_own(&Target::new("none", false).unwrap()));
     let listing = backend.list(Instant::now() + PATIENCE).await.unwrap();
     let listed: Vec<_> = listing.domains.iter().map(|it| (it.name.as_str(), it.power)).collect();
     // What is not known to be off is on.
-    let twins = [("103", Power::On), ("104", Power::On)];
-    assert_eq!(listed, [twins[0], twins[1], ("db", Power::Off), ("web", Power::On)]);
+    let twins = [("103", PowerState::On), ("104", PowerState::On)];
+    assert_eq!(listed, [twins[0], twins[1], ("db", PowerState::Off), ("web", PowerState::On)]);
     assert_eq!(listing.missing, ["no device can tell the state of 103, 104"]);
 }
 
@@ -324,7 +324,11 @@ async fn a_plug_that_means_another_domain_now_is_left_alone() {
     for list in ["101,db\n102,web\n", "102,web\n", ""] {
         std::fs::write(rig.path("d").join("list-of"), list).unwrap();
         backend.devices[0].forget_list().await;
-        assert_eq!(backend.off(&web, false, &lease(PATIENCE)).await.unwrap_err(), ActError::Gone, "{list:?}");
+        assert_eq!(
+            backend.off(&web, false, &lease(PATIENCE)).await.unwrap_err(),
+            ActionError::Gone,
+            "{list:?}"
+        );
     }
     // No list: what was found a moment ago stands.
     std::fs::write(rig.path("d").join("list"), "exit 1").unwrap();
@@ -361,8 +365,8 @@ async fn what_was_claimed_and_is_not_seen_may_come_yet() {
 /// An agent that understands nothing of what its endpoint says, and takes it for off.
 #[tokio::test]
 async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
-    let refused = |error: ActError, why: &str| {
-        let ActError::Unavailable(said) = &error else { panic!("{error:?}") };
+    let refused = |error: ActionError, why: &str| {
+        let ActionError::Unavailable(said) = &error else { panic!("{error:?}") };
         assert!(said.contains("exit 2, which is not believed: ") && said.contains(why), "{said}");
     };
     let rig = Rig::new()
@@ -383,12 +387,12 @@ async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
     // One that has been seen on is known, whatever it is called in the list.
     let script = rig.path("other").join("status");
     std::fs::write(&script, "exit 0").unwrap();
-    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(Power::On));
+    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(PowerState::On));
     std::fs::write(&script, "exit 2").unwrap();
-    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(Power::Off));
+    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(PowerState::Off));
     // Without a list nothing speaks against it.
     let dns = found(&backend, "dns").await;
-    assert_eq!(backend.status(&dns, &lease(PATIENCE)).await, Ok(Power::Off));
+    assert_eq!(backend.status(&dns, &lease(PATIENCE)).await, Ok(PowerState::Off));
 }
 
 #[tokio::test]
@@ -457,7 +461,7 @@ async fn health_is_what_the_monitors_say() {
     let until = Instant::now() + PATIENCE;
     assert_eq!(backend.health(until).await, Ok(vec!["device b: monitor: exit 1: down".to_owned()]));
     let rig = Rig::new().device("b", "plugs = \"y\";", &[("monitor", "exit 1")]);
-    assert!(matches!(rig.backend().health(until).await, Err(ActError::Unavailable(_))));
+    assert!(matches!(rig.backend().health(until).await, Err(ActionError::Unavailable(_))));
 }
 
 #[tokio::test]
@@ -489,10 +493,10 @@ async fn who_waits_for_a_place_and_goes_leaves_nothing() {
             }
             let (result, ()) = tokio::join!(backend.off(&b, false, &second), async {
                 sleep(Duration::from_millis(100)).await;
-                second.end(LeaseEnd::HungUp);
+                second.end(LeaseEndReason::HungUp);
             });
             result
-        } => assert_eq!(result.unwrap_err(), ActError::Lapsed("the client is gone")),
+        } => assert_eq!(result.unwrap_err(), ActionError::Lapsed("the client is gone")),
     }
     assert_eq!(rig.runs("d").iter().filter(|it| *it == "off").count(), 1);
     assert_eq!((rig.power("a"), rig.power("b")), ("on".to_owned(), "on".to_owned()));

@@ -16,34 +16,34 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::Power;
+use super::super::PowerState;
 
 /// How long the other devices are asked for what speaks against success.
-pub(super) const WITNESS: Duration = Duration::from_secs(3);
+pub(super) const WITNESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an action that failed may still show an effect.
-const SETTLE: Duration = Duration::from_secs(3);
+const FAILED_ACTION_SETTLE: Duration = Duration::from_secs(3);
 /// The pauses between looks: the first, and then this one.
-const POLL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 /// The pause before a device is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// No look has less time, as long as there is some.
-const SHORTEST: Duration = Duration::from_secs(1);
+const MIN_STATUS_TIME: Duration = Duration::from_secs(1);
 /// Whatever time-out a device has, each one after it in the round is left this much, or an equal part where that is less.
 const LEFT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 /// What an exit code of `status` says; nothing where it says nothing. Whether 2 may be believed is for the device to know.
-pub(super) fn power(exit_code: i32) -> Option<Power> {
+pub(super) fn power(exit_code: i32) -> Option<PowerState> {
     match exit_code {
-        0 => Some(Power::On),
-        2 => Some(Power::Off),
+        0 => Some(PowerState::On),
+        2 => Some(PowerState::Off),
         _ => None,
     }
 }
 
 /// What came of a look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Heard {
-    Is(Power),
+pub(super) enum StatusReading {
+    Is(PowerState),
     /// It answered, and can't tell.
     CantTell,
     /// It did not answer in its time.
@@ -52,7 +52,7 @@ pub(super) enum Heard {
 
 /// What came of an action. Whether it had an effect is another matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Acted {
+pub(super) enum ActionReport {
     /// It says that it did.
     Claimed,
     /// It says that it did not.
@@ -65,7 +65,7 @@ pub(super) enum Acted {
 
 /// What a plan knows of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Limits {
+pub(super) struct DeviceLimits {
     /// How long one try may take; none: an equal part of the time that is left.
     pub(super) timeout: Option<Duration>,
     /// How long one look may take.
@@ -76,7 +76,7 @@ pub(super) struct Limits {
 
 /// What to do next.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(super) enum PlanStep {
     /// Look for the state that is wanted, at all of these at once, each until then. The first that says so is enough.
     Look(Vec<(usize, Instant)>),
     /// One says so. Ask all of these at once, each until then. The first that says the opposite is enough.
@@ -93,24 +93,24 @@ pub(super) enum Step {
 
 /// How one domain comes to one state.
 #[derive(Debug)]
-pub(super) struct Plan {
-    goal: Power,
+pub(super) struct PowerPlan {
+    goal: PowerState,
     until: Instant,
-    devices: Vec<Device>,
+    devices: Vec<DeviceRecord>,
     /// Actions that were begun: looks are told by how many had been before them.
     actions: u32,
     /// The device whose turn it is.
-    turn: Option<Turn>,
+    turn: Option<DeviceTurn>,
     /// The next look of those that are asked when nobody has a turn any more.
-    patience: Poll,
+    patience: PollTimer,
     stopped: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Device {
-    limits: Limits,
+struct DeviceRecord {
+    limits: DeviceLimits,
     tries: u32,
-    last: Option<Look>,
+    last: Option<LastReading>,
     /// It said the opposite of what is wanted.
     opposed: bool,
     /// It may have been moved to act.
@@ -124,34 +124,38 @@ struct Device {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Look {
-    heard: Heard,
+struct LastReading {
+    heard: StatusReading,
     /// How many actions had ended when it was begun.
     after: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Turn {
+struct DeviceTurn {
     device: usize,
     until: Instant,
     part: Duration,
     /// What came of its action, and when.
-    acted: Option<(Acted, Instant)>,
+    acted: Option<(ActionReport, Instant)>,
     looked: bool,
-    poll: Poll,
+    poll: PollTimer,
 }
 
 /// When to look again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Poll {
+struct PollTimer {
     not_before: Option<Instant>,
     pause: Option<Duration>,
 }
 
-impl Plan {
+impl PowerPlan {
     /// To have the domain in the state `goal` by `until`. `devices` in their order; at least one.
-    pub(super) fn new(goal: Power, devices: impl IntoIterator<Item = Limits>, until: Instant) -> Self {
-        let new = |limits| Device {
+    pub(super) fn new(
+        goal: PowerState,
+        devices: impl IntoIterator<Item = DeviceLimits>,
+        until: Instant,
+    ) -> Self {
+        let new = |limits| DeviceRecord {
             limits,
             tries: 0,
             last: None,
@@ -167,7 +171,7 @@ impl Plan {
             devices: devices.into_iter().map(new).collect(),
             actions: 0,
             turn: None,
-            patience: Poll::default(),
+            patience: PollTimer::default(),
             stopped: false,
         }
     }
@@ -183,7 +187,7 @@ impl Plan {
     }
 
     /// What a device said last.
-    pub(super) fn last(&self, device: usize) -> Option<Heard> {
+    pub(super) fn last(&self, device: usize) -> Option<StatusReading> {
         self.devices.get(device)?.last.map(|it| it.heard)
     }
 
@@ -193,16 +197,17 @@ impl Plan {
     }
 
     /// A look that was begun at `began` has ended at `now`. No action may have been under way meanwhile.
-    pub(super) fn looked(&mut self, device: usize, heard: Heard, began: Instant, now: Instant) {
+    pub(super) fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
         let (goal, after) = (self.goal, self.actions);
         let Some(it) = self.devices.get_mut(device) else { return };
-        it.silent = heard == Heard::Silent;
+        it.silent = heard == StatusReading::Silent;
         // One that was cut short by the end of the time says nothing, and takes nothing back.
-        let is_cut = it.silent && now.saturating_duration_since(began) < it.limits.status.min(WITNESS);
+        let is_cut =
+            it.silent && now.saturating_duration_since(began) < it.limits.status.min(WITNESS_TIMEOUT);
         if !is_cut {
-            it.last = Some(Look { heard, after });
+            it.last = Some(LastReading { heard, after });
         }
-        it.opposed |= matches!(heard, Heard::Is(power) if power != goal);
+        it.opposed |= matches!(heard, StatusReading::Is(power) if power != goal);
         if let Some(turn) = &mut self.turn
             && turn.device == device
         {
@@ -210,49 +215,49 @@ impl Plan {
             turn.poll.wait(now);
             // Agents fail in the same way when nothing was begun, and when they had no more patience with a slow machine. One
             // that can still be asked may have been moved.
-            let failed = matches!(turn.acted, Some((Acted::Failed, _)));
-            it.hope |= failed && matches!(heard, Heard::Is(power) if power != goal);
+            let failed = matches!(turn.acted, Some((ActionReport::Failed, _)));
+            it.hope |= failed && matches!(heard, StatusReading::Is(power) if power != goal);
         }
     }
 
     /// An action has ended at `now`.
-    pub(super) fn acted(&mut self, device: usize, how: Acted, now: Instant) {
-        if how != Acted::NotRun {
+    pub(super) fn acted(&mut self, device: usize, how: ActionReport, now: Instant) {
+        if how != ActionReport::NotRun {
             self.actions += 1;
         }
         if let Some(it) = self.devices.get_mut(device) {
-            it.hope |= matches!(how, Acted::Claimed | Acted::Unknown);
+            it.hope |= matches!(how, ActionReport::Claimed | ActionReport::Unknown);
         }
         if let Some(turn) = &mut self.turn
             && turn.device == device
         {
             turn.acted = Some((how, now));
             turn.looked = false;
-            turn.poll = Poll::default();
+            turn.poll = PollTimer::default();
         }
     }
 
     /// What to do now.
-    pub(super) fn next(&mut self, now: Instant) -> Step {
+    pub(super) fn next(&mut self, now: Instant) -> PlanStep {
         if self.devices.iter().any(|it| self.says_goal(it)) {
             let asked: Vec<usize> =
                 (0..self.devices.len()).filter(|it| self.is_to_be_asked(&self.devices[*it])).collect();
             let objects = self.devices.iter().any(|it| self.objects(it));
             if asked.is_empty() && !objects {
-                return Step::Done;
+                return PlanStep::Done;
             }
             if now < self.until && !asked.is_empty() {
                 let asked = asked.into_iter().map(|it| {
-                    let Device { limits, opposed, .. } = self.devices[it];
+                    let DeviceRecord { limits, opposed, .. } = self.devices[it];
                     // One that said the opposite is alive: its word is worth waiting for.
-                    let limit = if opposed { limits.status } else { limits.status.min(WITNESS) };
+                    let limit = if opposed { limits.status } else { limits.status.min(WITNESS_TIMEOUT) };
                     (it, self.until.min(now + limit))
                 });
-                return Step::Ask(asked.collect());
+                return PlanStep::Ask(asked.collect());
             }
         }
         if now >= self.until {
-            return Step::GiveUp;
+            return PlanStep::GiveUp;
         }
         loop {
             if let Some(step) = self.go_on(now) {
@@ -272,10 +277,10 @@ impl Plan {
                     if let Some(again) = self.devices[device]
                         .over
                         .filter(|_| self.devices[device].tries > 0)
-                        .map(|it| it + AGAIN)
+                        .map(|it| it + RETRY_PAUSE)
                         && now < again
                     {
-                        return Step::Wait(again.min(self.until));
+                        return PlanStep::Wait(again.min(self.until));
                     }
                     self.begin(device, now);
                 }
@@ -285,7 +290,7 @@ impl Plan {
     }
 
     /// The next step of the turn; none when it is over.
-    fn go_on(&self, now: Instant) -> Option<Step> {
+    fn go_on(&self, now: Instant) -> Option<PlanStep> {
         let turn = self.turn.as_ref()?;
         if now >= turn.until {
             return None;
@@ -294,15 +299,17 @@ impl Plan {
         let last = device.last.filter(|it| it.after == self.actions).map(|it| it.heard);
         let Some((how, when)) = turn.acted else {
             // Nothing is begun any more, or it is done already.
-            if self.stopped || last == Some(Heard::Is(self.goal)) {
+            if self.stopped || last == Some(StatusReading::Is(self.goal)) {
                 return None;
             }
             if !turn.looked && last.is_none() && !device.stepped_back {
                 // It has not been asked since the last action, which may have done it.
                 let until = turn.until - turn.part * 2 / 3;
-                let until =
-                    until.max(now + SHORTEST).min(now + device.limits.status).min(turn.until - turn.part / 3);
-                return Some(Step::Look(vec![(turn.device, until)]));
+                let until = until
+                    .max(now + MIN_STATUS_TIME)
+                    .min(now + device.limits.status)
+                    .min(turn.until - turn.part / 3);
+                return Some(PlanStep::Look(vec![(turn.device, until)]));
             }
             // One that does not even answer lets the others go first, as long as there are any.
             if self.steps_back(turn) {
@@ -310,27 +317,27 @@ impl Plan {
             }
             let left = turn.until.saturating_duration_since(now);
             let reserve = device.limits.status.min(turn.part / 3).min(left / 2);
-            return Some(Step::Act(turn.device, turn.until - reserve));
+            return Some(PlanStep::Act(turn.device, turn.until - reserve));
         };
         let (others, until) = match (how, last.filter(|_| turn.looked)) {
-            (Acted::NotRun, _) => return None,
-            (_, Some(Heard::Is(power))) if power == self.goal => return None,
+            (ActionReport::NotRun, _) => return None,
+            (_, Some(StatusReading::Is(power))) if power == self.goal => return None,
             // It waits for its effect; those that were moved to act before have the same right.
-            (Acted::Claimed | Acted::Unknown, _) => (true, turn.until),
-            (Acted::Failed, None) if !turn.looked => (false, turn.until),
-            (Acted::Failed, Some(Heard::Is(_))) if now < when + SETTLE => {
-                (false, turn.until.min(when + SETTLE))
+            (ActionReport::Claimed | ActionReport::Unknown, _) => (true, turn.until),
+            (ActionReport::Failed, None) if !turn.looked => (false, turn.until),
+            (ActionReport::Failed, Some(StatusReading::Is(_))) if now < when + FAILED_ACTION_SETTLE => {
+                (false, turn.until.min(when + FAILED_ACTION_SETTLE))
             }
-            (Acted::Failed, _) => return None,
+            (ActionReport::Failed, _) => return None,
         };
         if let Some(then) = turn.poll.not_before
             && then > now
         {
-            return Some(Step::Wait(then.min(until)));
+            return Some(PlanStep::Wait(then.min(until)));
         }
         let asked = self.devices.iter().enumerate();
         let asked = asked.filter(|(place, it)| *place == turn.device || others && it.hope);
-        Some(Step::Look(asked.map(|(place, it)| (place, until.min(now + it.limits.status))).collect()))
+        Some(PlanStep::Look(asked.map(|(place, it)| (place, until.min(now + it.limits.status))).collect()))
     }
 
     /// Whose turn is next. Where one says that it is done, those that don't.
@@ -339,7 +346,7 @@ impl Plan {
             return None;
         }
         let contradicted = self.devices.iter().any(|it| self.says_goal(it));
-        let can = |it: &Device| it.tries <= it.limits.retries && (!contradicted || self.objects(it));
+        let can = |it: &DeviceRecord| it.tries <= it.limits.retries && (!contradicted || self.objects(it));
         let all = self.devices.iter().enumerate().filter(|(_, it)| can(it));
         all.min_by_key(|(place, it)| (it.tries, it.silent || it.stepped_back, *place)).map(|(place, _)| place)
     }
@@ -361,34 +368,40 @@ impl Plan {
             None => equal,
         };
         self.devices[device].tries += 1;
-        self.turn =
-            Some(Turn { device, until: now + part, part, acted: None, looked: false, poll: Poll::default() });
+        self.turn = Some(DeviceTurn {
+            device,
+            until: now + part,
+            part,
+            acted: None,
+            looked: false,
+            poll: PollTimer::default(),
+        });
     }
 
     /// Nobody has a turn any more. What was begun may still come to something.
-    fn wait_for_an_effect(&mut self, now: Instant) -> Step {
-        let waiting = |it: &Device| it.hope || self.objects(it);
+    fn wait_for_an_effect(&mut self, now: Instant) -> PlanStep {
+        let waiting = |it: &DeviceRecord| it.hope || self.objects(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| waiting(&self.devices[*it])).collect();
         let worth =
             asked.iter().any(|it| self.devices[*it].hope) || self.devices.iter().any(|it| self.says_goal(it));
         if asked.is_empty() || !worth || self.actions == 0 && self.stopped {
-            return Step::GiveUp;
+            return PlanStep::GiveUp;
         }
         if let Some(then) = self.patience.not_before
             && then > now
         {
-            return Step::Wait(then.min(self.until));
+            return PlanStep::Wait(then.min(self.until));
         }
         let looks = asked.into_iter().map(|it| (it, self.until.min(now + self.devices[it].limits.status)));
-        let step = Step::Look(looks.collect());
+        let step = PlanStep::Look(looks.collect());
         self.patience.wait(now);
         step
     }
 
     /// It did not answer in its turn, so others go first, once.
-    fn steps_back(&self, turn: &Turn) -> bool {
+    fn steps_back(&self, turn: &DeviceTurn) -> bool {
         let device = &self.devices[turn.device];
-        let waits = |it: &Device| it.tries <= it.limits.retries && !it.stepped_back;
+        let waits = |it: &DeviceRecord| it.tries <= it.limits.retries && !it.stepped_back;
         let mut others = self.devices.iter().enumerate().filter(|(place, _)| *place != turn.device);
         turn.acted.is_none()
             && turn.looked
@@ -398,19 +411,19 @@ impl Plan {
     }
 
     /// It says that the domain is as it is wanted, and nothing was done since.
-    fn says_goal(&self, it: &Device) -> bool {
-        it.last.is_some_and(|last| last.after == self.actions && last.heard == Heard::Is(self.goal))
+    fn says_goal(&self, it: &DeviceRecord) -> bool {
+        it.last.is_some_and(|last| last.after == self.actions && last.heard == StatusReading::Is(self.goal))
     }
 
     /// It said the opposite, and nothing was done since.
-    fn objects(&self, it: &Device) -> bool {
+    fn objects(&self, it: &DeviceRecord) -> bool {
         it.last.is_some_and(|last| {
-            last.after == self.actions && matches!(last.heard, Heard::Is(power) if power != self.goal)
+            last.after == self.actions && matches!(last.heard, StatusReading::Is(power) if power != self.goal)
         })
     }
 
     /// Its word is wanted before success is believed.
-    fn is_to_be_asked(&self, it: &Device) -> bool {
+    fn is_to_be_asked(&self, it: &DeviceRecord) -> bool {
         match it.last {
             None => self.actions == 0,
             Some(last) => it.opposed && last.after != self.actions,
@@ -418,9 +431,9 @@ impl Plan {
     }
 }
 
-impl Poll {
+impl PollTimer {
     fn wait(&mut self, now: Instant) {
-        let pause = self.pause.map_or(POLL.0, |_| POLL.1);
+        let pause = self.pause.map_or(POLL_BACKOFF.0, |_| POLL_BACKOFF.1);
         self.pause = Some(pause);
         self.not_before = Some(now + pause);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-use super::super::Level;
+use super::super::FindingLevel;
 use super::*;
 use crate::cluster::node::{Corosync, Peer, on_a_node};
 
@@ -18,36 +18,36 @@ fn settings() -> CpgBackend {
 fn hosts_that_are_heard_old_ones_and_those_that_are_not() {
     let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
     let member = |node| Member { node, pid: 7 };
-    let all = Seen {
+    let all = CorosyncView {
         nodes: Ok(vec![node(1, Some("alpha")), node(2, Some("beta")), node(3, None)]),
         members: [vec![member(1), member(2), member(3)], vec![member(1), member(3)]],
         lets_in: Some(true),
     };
     let found = all.findings(&settings());
-    assert!(found.iter().all(|it| it.result == Level::Ok));
+    assert!(found.iter().all(|it| it.result == FindingLevel::Ok));
     assert_eq!(found[1].text, "daemons of: node 1 (alpha), node 3; the C daemon of: node 2 (beta)");
-    let some = Seen { members: [vec![member(2)], vec![]], lets_in: Some(false), ..all.clone() };
+    let some = CorosyncView { members: [vec![member(2)], vec![]], lets_in: Some(false), ..all.clone() };
     let found = some.findings(&settings());
-    assert_eq!(found[0].result, Level::Warning);
+    assert_eq!(found[0].result, FindingLevel::Warning);
     assert!(found[0].next.as_ref().unwrap().contains("/etc/corosync/uidgid.d"));
-    assert_eq!(found[1].result, Level::Warning);
+    assert_eq!(found[1].result, FindingLevel::Warning);
     let text = "daemons of: nobody; the C daemon of: node 2 (beta); not heard: node 1 (alpha), node 3";
     assert_eq!(found[1].text, text);
     for nodes in [Ok(vec![]), Err(Error { kind: corosync_cpg::ErrorKind::NodeWithoutId, code: 0, call: "x" })]
     {
-        let found = Seen { nodes, ..all.clone() }.findings(&settings());
-        assert_eq!(found[1].result, Level::Failed);
+        let found = CorosyncView { nodes, ..all.clone() }.findings(&settings());
+        assert_eq!(found[1].result, FindingLevel::Failed);
     }
 }
 
 #[test]
 fn what_would_prove_a_loss() {
     let level = |it: &HostDown| host_down(it).result;
-    assert_eq!(level(&HostDown::Never), Level::Ok);
-    assert_eq!(level(&HostDown::Membership), Level::Warning);
-    assert_eq!(level(&HostDown::Command("/bin/sh".into())), Level::Ok);
+    assert_eq!(level(&HostDown::Never), FindingLevel::Ok);
+    assert_eq!(level(&HostDown::Membership), FindingLevel::Warning);
+    assert_eq!(level(&HostDown::Command("/bin/sh".into())), FindingLevel::Ok);
     for path in ["/nosuch", "/etc", "/etc/passwd"] {
-        assert_eq!(level(&HostDown::Command(path.into())), Level::Failed, "{path}");
+        assert_eq!(level(&HostDown::Command(path.into())), FindingLevel::Failed, "{path}");
     }
     assert!(all(&Config { backends: Vec::new(), ..config("") }).is_empty());
 }
@@ -61,7 +61,11 @@ fn a_real_corosync() {
         assert_eq!(found.len(), 2);
         assert!(found[0].text.contains("corosync does not answer"), "{}", found[0].text);
         // No Pacemaker runs here either.
-        assert!(found[1].result == Level::Failed && found[1].text.contains("fencer"), "{}", found[1].text);
+        assert!(
+            found[1].result == FindingLevel::Failed && found[1].text.contains("fencer"),
+            "{}",
+            found[1].text
+        );
 
         let _corosync = Corosync::start();
         let mut peer = Peer::start("cluster::link::tests::peer", "fence-agents-2");

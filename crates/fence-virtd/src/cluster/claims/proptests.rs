@@ -14,8 +14,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::arbiter::Work as What;
-use crate::cluster::message::{Ask, What as AskedFor};
+use crate::arbiter::ArbitratedAction as What;
+use crate::cluster::message::{AskAction as AskedFor, AskMessage};
 
 type Guest = usize;
 type Place = usize;
@@ -83,7 +83,7 @@ struct Served {
 /// What corosync passes on.
 #[derive(Clone, Debug)]
 enum Packet {
-    Said(Message),
+    Said(HostMessage),
     /// The asker's word, which the arbiter knows nothing of.
     Go(Member, u64),
 }
@@ -100,7 +100,7 @@ enum Heard {
 /// A host's daemon.
 struct Host {
     member: Member,
-    claims: Claims,
+    claims: ClusterArbiter,
     jobs: BTreeMap<u64, Job>,
     served: BTreeMap<(Member, u64), Served>,
     /// Sent, and not ordered yet.
@@ -414,7 +414,7 @@ impl World {
         self.next_pid += 1;
         self.hosts[place] = Some(Host {
             member,
-            claims: Claims::new(u64::from(member.pid) << 32, self.start),
+            claims: ClusterArbiter::new(u64::from(member.pid) << 32, self.start),
             jobs: BTreeMap::new(),
             served: BTreeMap::new(),
             out: VecDeque::new(),
@@ -542,14 +542,14 @@ impl World {
             return;
         }
         let (sight, target) = (self.sight[plan.from], uuid(plan.target));
-        let request = Request {
+        let request = ArbiterRequest {
             id: 0,
             work: match plan.kind {
                 Kind::On => What::On(target),
                 Kind::Off => What::Off(target),
                 Kind::Reboot => What::Reboot(target),
             },
-            source: if sight.known { Source::Known(uuid(plan.from)) } else { Source::Unknown },
+            source: if sight.known { RequestSource::Known(uuid(plan.from)) } else { RequestSource::Unknown },
             // As behind a NAT: two hosts may know two guests by one address.
             peer: sight.peer.then(|| PeerId(format!("address {}", (plan.from + plan.at) % self.sight.len()))),
             arrived: self.start,
@@ -560,21 +560,21 @@ impl World {
         self.obey(plan.at, effects);
     }
 
-    fn obey(&mut self, place: Place, effects: Vec<Effect>) {
+    fn obey(&mut self, place: Place, effects: Vec<ClaimEffect>) {
         let member = self.host(place).member;
         for effect in effects {
             match effect {
-                Effect::Send(message) => {
+                ClaimEffect::Send(message) => {
                     assert!(message.encode().is_ok());
                     self.send(place, Packet::Said(message));
                 }
-                Effect::Run(id) => {
+                ClaimEffect::Run(id) => {
                     assert!(self.ran.insert((member, id)), "{id} was told to run twice");
                     let job = self.host(place).jobs.get_mut(&id).expect("who waits for it");
                     assert_eq!(job.step, Step::Waiting);
                     job.step = Step::Proving;
                 }
-                Effect::Told(id, _) | Effect::Never(id, _) => {
+                ClaimEffect::Told(id, _) | ClaimEffect::Never(id, _) => {
                     // What has its turn hears it when it has proved itself.
                     let host = self.host(place);
                     if host.jobs.get(&id).is_some_and(|it| it.step == Step::Waiting) {
@@ -583,7 +583,7 @@ impl World {
                         assert_eq!(host.jobs.get(&id).map(|it| it.step), Some(Step::Proving));
                     }
                 }
-                Effect::Victim(_) => {}
+                ClaimEffect::Victim(_) => {}
             }
         }
     }
@@ -613,7 +613,7 @@ impl World {
                 host.next_ask += 1;
                 let claim = host.claims.of(id).cloned();
                 host.jobs.insert(id, Job { step: Step::Asking, ask: Some((owner, ask)), ..job });
-                let message = Message::Ask(Ask {
+                let message = HostMessage::Ask(AskMessage {
                     to: owner,
                     ask,
                     what: AskedFor::Off,
@@ -664,53 +664,53 @@ impl World {
     /// The client's time is up while another host works: its claim must hold until that one is done, even so.
     fn give_up(&mut self, place: Place, id: u64) {
         if let Some((to, ask)) = self.host(place).jobs[&id].ask {
-            self.send(place, Packet::Said(Message::Cancel { to, ask }));
+            self.send(place, Packet::Said(HostMessage::Cancel { to, ask }));
         }
         self.finish(place, id, Response::Failure);
     }
 
     /// What a message is to those that work for each other.
-    fn heard(&mut self, place: Place, from: Member, message: Message) {
+    fn heard(&mut self, place: Place, from: Member, message: HostMessage) {
         let me = self.host(place).member;
         match message {
-            Message::Ask(ask) if ask.to == me => {
+            HostMessage::Ask(ask) if ask.to == me => {
                 let claim = ask.claim.as_ref().unwrap();
                 let plan = self.plan_of(from, claim);
                 let id = claim.id;
                 self.host(place)
                     .served
                     .insert((from, ask.ask), Served { plan, claim: id, step: Step::Waiting });
-                self.says(place, Message::Taken { asker: from, ask: ask.ask, claim: id });
+                self.says(place, HostMessage::Taken { asker: from, ask: ask.ask, claim: id });
             }
-            Message::Cancel { to, ask } if to == me => {
+            HostMessage::Cancel { to, ask } if to == me => {
                 let waits =
                     self.host(place).served.get(&(from, ask)).is_some_and(|it| it.step == Step::Waiting);
                 if waits {
-                    self.reply(place, (from, ask), End::NothingDone(String::new()));
+                    self.reply(place, (from, ask), AskEnd::NothingDone(String::new()));
                 }
             }
-            Message::Taken { asker, ask, claim } if asker == me => {
+            HostMessage::Taken { asker, ask, claim } if asker == me => {
                 let wanted = self.host(place).jobs.get(&claim).is_some_and(|it| it.ask == Some((from, ask)));
                 let packet = if wanted {
                     Packet::Go(from, ask)
                 } else {
-                    Packet::Said(Message::Cancel { to: from, ask })
+                    Packet::Said(HostMessage::Cancel { to: from, ask })
                 };
                 self.send(place, packet);
             }
-            Message::Progress { asker, ask, claim, .. } if asker == me => {
+            HostMessage::Progress { asker, ask, claim, .. } if asker == me => {
                 let host = self.host(place);
                 if host.jobs.get(&claim).is_some_and(|it| it.ask == Some((from, ask))) {
                     let effects = host.claims.seen_off(claim);
                     self.obey(place, effects);
                 }
             }
-            Message::Reply { asker, ask, claim: Some(claim), end } if asker == me => {
+            HostMessage::Reply { asker, ask, claim: Some(claim), end } if asker == me => {
                 let host = self.host(place);
                 if host.jobs.get(&claim).is_some_and(|it| it.ask == Some((from, ask))) {
                     match end {
-                        End::Done(_) => self.finish(place, claim, Response::Success),
-                        End::NotHere | End::NothingDone(_) => {
+                        AskEnd::Done(_) => self.finish(place, claim, Response::Success),
+                        AskEnd::NotHere | AskEnd::NothingDone(_) => {
                             host.jobs.remove(&claim);
                             let effects = host.claims.withdraw(claim);
                             self.obey(place, effects);
@@ -723,7 +723,7 @@ impl World {
     }
 
     /// Owners that are asked learn it from the message; here from the claim's words.
-    fn plan_of(&self, asker: Member, claim: &Claim) -> Plan {
+    fn plan_of(&self, asker: Member, claim: &ClaimMessage) -> Plan {
         let guest = |it: &str| it.rsplit(' ').next().unwrap().parse::<Guest>().unwrap();
         let host = self.hosts.iter().flatten().find(|it| it.member == asker);
         let from = host.and_then(|it| it.jobs.get(&claim.id)).map(|it| it.plan.from);
@@ -736,15 +736,15 @@ impl World {
         Plan { from, at: 0, kind, target: guest(&claim.target) }
     }
 
-    fn says(&mut self, place: Place, message: Message) {
+    fn says(&mut self, place: Place, message: HostMessage) {
         let effects = self.host(place).claims.says(&message);
         self.obey(place, effects);
         self.send(place, Packet::Said(message));
     }
 
-    fn reply(&mut self, place: Place, (asker, ask): (Member, u64), end: End) {
+    fn reply(&mut self, place: Place, (asker, ask): (Member, u64), end: AskEnd) {
         let served = self.host(place).served.remove(&(asker, ask)).unwrap();
-        self.says(place, Message::Reply { asker, ask, claim: Some(served.claim), end });
+        self.says(place, HostMessage::Reply { asker, ask, claim: Some(served.claim), end });
     }
 
     fn serve(&mut self, place: Place, key: (Member, u64)) {
@@ -764,7 +764,7 @@ impl World {
                 let victim = uuid(served.plan.target);
                 self.says(
                     place,
-                    Message::Progress {
+                    HostMessage::Progress {
                         asker,
                         ask,
                         claim: served.claim,
@@ -782,7 +782,7 @@ impl World {
                 Step::Ending
             }
             Step::Ending => {
-                return self.reply(place, key, End::Done(Outcome::new(Response::Success, None)));
+                return self.reply(place, key, AskEnd::Done(AskOutcome::new(Response::Success, None)));
             }
             Step::Waiting | Step::Proving | Step::Asking => panic!("{served:?} does not run"),
         };
@@ -809,7 +809,7 @@ impl World {
             self.finish(place, id, Response::Failure);
         }
         for key in lost_asker {
-            self.reply(place, key, End::NothingDone(String::new()));
+            self.reply(place, key, AskEnd::NothingDone(String::new()));
         }
     }
 

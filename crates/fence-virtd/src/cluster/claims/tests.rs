@@ -4,16 +4,16 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::arbiter::Work;
-use crate::cluster::message::{Ask, What};
+use crate::arbiter::ArbitratedAction;
+use crate::cluster::message::{AskAction, AskMessage};
 
 /// Hosts, numbered from 0, and one order for what they say.
 struct Net {
-    hosts: Vec<Claims>,
+    hosts: Vec<ClusterArbiter>,
     /// Said, and not heard by anybody yet.
-    out: Vec<VecDeque<Message>>,
+    out: Vec<VecDeque<HostMessage>>,
     /// What each was to do besides.
-    done: Vec<Vec<Effect>>,
+    done: Vec<Vec<ClaimEffect>>,
     group: BTreeSet<usize>,
     start: Instant,
 }
@@ -23,8 +23,8 @@ fn member(host: usize) -> Member {
     Member { node, pid: node * 10 }
 }
 
-fn outcome() -> Outcome {
-    Outcome::new(Response::Success, None)
+fn outcome() -> AskOutcome {
+    AskOutcome::new(Response::Success, None)
 }
 
 impl Net {
@@ -32,7 +32,7 @@ impl Net {
     fn new(hosts: usize) -> Self {
         let mut this = Self::apart(hosts);
         for host in 0..hosts {
-            this.does(host, Claims::joined);
+            this.does(host, ClusterArbiter::joined);
         }
         this.change(&(0..hosts).collect::<Vec<_>>());
         this.settle();
@@ -42,7 +42,7 @@ impl Net {
     fn apart(hosts: usize) -> Self {
         let start = Instant::now();
         Self {
-            hosts: (0..hosts).map(|it| Claims::new(it as u64 * 1000, start)).collect(),
+            hosts: (0..hosts).map(|it| ClusterArbiter::new(it as u64 * 1000, start)).collect(),
             out: vec![VecDeque::new(); hosts],
             done: vec![Vec::new(); hosts],
             group: BTreeSet::new(),
@@ -50,10 +50,10 @@ impl Net {
         }
     }
 
-    fn does(&mut self, host: usize, what: impl FnOnce(&mut Claims, Member) -> Vec<Effect>) {
+    fn does(&mut self, host: usize, what: impl FnOnce(&mut ClusterArbiter, Member) -> Vec<ClaimEffect>) {
         for effect in what(&mut self.hosts[host], member(host)) {
             match effect {
-                Effect::Send(message) => self.out[host].push_back(message),
+                ClaimEffect::Send(message) => self.out[host].push_back(message),
                 effect => self.done[host].push(effect),
             }
         }
@@ -88,10 +88,10 @@ impl Net {
     }
 
     fn shoot(&mut self, host: usize, target: &str, source: Option<&str>) -> u64 {
-        let request = Request {
+        let request = ArbiterRequest {
             id: 0,
-            work: Work::Off(target.to_owned()),
-            source: source.map_or(Source::Unknown, |it| Source::Known(it.to_owned())),
+            work: ArbitratedAction::Off(target.to_owned()),
+            source: source.map_or(RequestSource::Unknown, |it| RequestSource::Known(it.to_owned())),
             peer: None,
             arrived: self.start,
             deadline: self.start,
@@ -102,7 +102,7 @@ impl Net {
     }
 
     /// What a host was to do since it was asked last.
-    fn done(&mut self, host: usize) -> Vec<Effect> {
+    fn done(&mut self, host: usize) -> Vec<ClaimEffect> {
         std::mem::take(&mut self.done[host])
     }
 
@@ -110,10 +110,10 @@ impl Net {
     fn ask(&mut self, asker: usize, id: u64, owner: usize) {
         let claim = self.hosts[asker].of(id).cloned();
         let uuid = claim.as_ref().unwrap().target.clone();
-        self.out[asker].push_back(Message::Ask(Ask {
+        self.out[asker].push_back(HostMessage::Ask(AskMessage {
             to: member(owner),
             ask: 7,
-            what: What::Off,
+            what: AskAction::Off,
             uuid,
             name: String::new(),
             claim,
@@ -122,18 +122,18 @@ impl Net {
             request: 1,
         }));
         self.settle();
-        self.says(owner, Message::Taken { asker: member(asker), ask: 7, claim: id });
+        self.says(owner, HostMessage::Taken { asker: member(asker), ask: 7, claim: id });
         self.settle();
     }
 
-    fn says(&mut self, host: usize, message: Message) {
+    fn says(&mut self, host: usize, message: HostMessage) {
         self.does(host, |it, _| it.says(&message));
         self.out[host].push_back(message);
     }
 
     fn reply(&mut self, owner: usize, asker: usize, id: u64) {
-        let end = End::Done(outcome());
-        self.says(owner, Message::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
+        let end = AskEnd::Done(outcome());
+        self.says(owner, HostMessage::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
     }
 }
 
@@ -145,12 +145,12 @@ fn of_two_that_shoot_each_other_from_two_hosts_the_second_never_runs() {
     net.order(1);
     net.order(0);
     assert_eq!(net.done(0), []);
-    assert_eq!(net.done(1), [Effect::Run(second)]);
+    assert_eq!(net.done(1), [ClaimEffect::Run(second)]);
     assert_eq!(net.hosts[1].proved(second), Ok(()));
     net.does(1, |it, _| it.seen_off(second));
     net.settle();
-    let victim = Effect::Victim("a".to_owned());
-    assert_eq!(net.done(0), [Effect::Never(first, Why::SourceFenced), victim.clone()]);
+    let victim = ClaimEffect::Victim("a".to_owned());
+    assert_eq!(net.done(0), [ClaimEffect::Never(first, Rejection::SourceFenced), victim.clone()]);
     assert_eq!(net.done(2), [victim]);
     net.does(1, |it, _| it.finished(second, Response::Success, None));
     net.settle();
@@ -168,7 +168,7 @@ fn a_turn_that_crosses_a_withdrawal_goes_to_the_next() {
     net.order(1);
     assert_eq!((net.done(0), net.done(1)), (vec![], vec![]));
     net.settle();
-    assert_eq!((net.done(0), net.done(1)), (vec![], vec![Effect::Run(second)]));
+    assert_eq!((net.done(0), net.done(1)), (vec![], vec![ClaimEffect::Run(second)]));
 }
 
 #[test]
@@ -177,12 +177,15 @@ fn the_same_work_is_done_once_for_all_hosts() {
     let first = net.shoot(0, "c", Some("a"));
     let second = net.shoot(1, "c", Some("b"));
     net.settle();
-    assert_eq!((net.done(0), net.done(1)), (vec![Effect::Run(first)], vec![]));
+    assert_eq!((net.done(0), net.done(1)), (vec![ClaimEffect::Run(first)], vec![]));
     net.does(0, |it, _| it.finished(first, Response::Failure, Some("why")));
     net.settle();
-    let told =
-        Told { response: Response::Failure, reason: Some("why".to_owned()), by: "one of node 1".to_owned() };
-    assert_eq!(net.done(1), [Effect::Told(second, told)]);
+    let told = SharedResult {
+        response: Response::Failure,
+        reason: Some("why".to_owned()),
+        by: "one of node 1".to_owned(),
+    };
+    assert_eq!(net.done(1), [ClaimEffect::Told(second, told)]);
 }
 
 #[test]
@@ -197,7 +200,7 @@ fn an_owner_holds_the_claim_when_its_asker_has_given_up() {
     assert_eq!(net.done(2), []);
     net.reply(1, 0, first);
     net.settle();
-    assert_eq!(net.done(2), [Effect::Run(second)]);
+    assert_eq!(net.done(2), [ClaimEffect::Run(second)]);
 }
 
 #[test]
@@ -213,9 +216,12 @@ fn an_owner_holds_the_claim_when_its_asker_is_gone() {
     assert_eq!(net.done(2), []);
     // It is what the owner sees that counts now.
     let (asker, victim) = (member(0), "b".to_owned());
-    net.says(1, Message::Progress { asker, ask: 7, claim: first, victim, was_off: false, starts: false });
+    net.says(1, HostMessage::Progress { asker, ask: 7, claim: first, victim, was_off: false, starts: false });
     net.settle();
-    assert_eq!(net.done(2), [Effect::Never(second, Why::SourceFenced), Effect::Victim("b".to_owned())]);
+    assert_eq!(
+        net.done(2),
+        [ClaimEffect::Never(second, Rejection::SourceFenced), ClaimEffect::Victim("b".to_owned())]
+    );
     net.reply(1, 0, first);
     net.settle();
     assert_eq!(net.hosts[2].counts(), (0, 0));
@@ -229,13 +235,13 @@ fn what_waits_for_a_host_that_went_never_runs() {
     let other = net.shoot(1, "d", Some("e"));
     let same = net.shoot(2, "b", Some("c"));
     net.settle();
-    assert_eq!(net.done(1), [Effect::Run(other)]);
+    assert_eq!(net.done(1), [ClaimEffect::Run(other)]);
     net.change(&[1, 2]);
     net.settle();
     // The host that went may be shooting the source at this moment.
-    assert_eq!(net.done(1), [Effect::Never(second, Why::HostsApart)]);
+    assert_eq!(net.done(1), [ClaimEffect::Never(second, Rejection::HostsApart)]);
     // The same shot once more spoils nothing.
-    assert_eq!(net.done(2), [Effect::Run(same)]);
+    assert_eq!(net.done(2), [ClaimEffect::Run(same)]);
     assert_eq!(net.hosts[1].proved(other), Ok(()));
 }
 
@@ -249,7 +255,7 @@ fn a_change_in_the_middle_of_a_change_is_no_way_round_that() {
     net.settle_these(&[1]);
     net.change(&[1]);
     net.settle();
-    assert_eq!(net.done(1), [Effect::Never(second, Why::HostsApart)]);
+    assert_eq!(net.done(1), [ClaimEffect::Never(second, Rejection::HostsApart)]);
 }
 
 #[test]
@@ -257,7 +263,7 @@ fn what_was_granted_stands_over_a_change_and_holds_up_others() {
     let mut net = Net::new(2);
     let first = net.shoot(0, "b", Some("a"));
     net.settle();
-    assert_eq!(net.done(0), [Effect::Run(first)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(first)]);
     net.change(&[0, 1]);
     let _ = net.shoot(1, "a", Some("b"));
     net.settle();
@@ -274,7 +280,7 @@ fn nothing_new_runs_before_all_have_spoken() {
     assert_eq!(net.done(0), []);
     assert_eq!(net.hosts[0].silent(), [(member(1), true)]);
     net.settle();
-    assert_eq!(net.done(0), [Effect::Run(claim)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(claim)]);
     assert_eq!(net.hosts[0].silent(), []);
 }
 
@@ -293,7 +299,7 @@ fn a_sync_of_an_earlier_membership_does_not_count() {
     net.order(1);
     assert_eq!(net.hosts[0].silent(), [(member(1), true)]);
     net.settle();
-    assert_eq!(net.done(0), [Effect::Run(claim)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(claim)]);
 }
 
 #[test]
@@ -301,19 +307,19 @@ fn a_silent_member_is_passed_over_with_what_it_has_in_flight() {
     let mut net = Net::new(3);
     let first = net.shoot(2, "b", Some("a"));
     net.settle();
-    assert_eq!(net.done(2), [Effect::Run(first)]);
+    assert_eq!(net.done(2), [ClaimEffect::Run(first)]);
     net.change(&[0, 1, 2]);
     let second = net.shoot(0, "a", Some("b"));
     let other = net.shoot(1, "d", Some("e"));
     net.settle_these(&[0, 1]);
     net.does(0, |it, _| it.pass_over(member(2)));
     net.settle_these(&[0, 1]);
-    assert_eq!((net.done(0), net.done(1)), (vec![], vec![Effect::Run(other)]));
+    assert_eq!((net.done(0), net.done(1)), (vec![], vec![ClaimEffect::Run(other)]));
     // It goes on, and says that nothing came of it.
     assert_eq!(net.hosts[2].proved(first), Ok(()));
     net.does(2, |it, _| it.withdraw(first));
     net.settle();
-    assert_eq!(net.done(0), [Effect::Run(second)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(second)]);
 }
 
 /// One that came lately can't say what a silent member has in flight: nothing holds that up elsewhere.
@@ -322,15 +328,15 @@ fn a_turn_that_others_know_nothing_of_is_none() {
     let mut net = Net::new(2);
     let first = net.shoot(1, "b", Some("a"));
     net.settle();
-    assert_eq!(net.done(1), [Effect::Run(first)]);
-    net.hosts[0] = Claims::new(500, net.start);
-    net.does(0, Claims::joined);
+    assert_eq!(net.done(1), [ClaimEffect::Run(first)]);
+    net.hosts[0] = ClusterArbiter::new(500, net.start);
+    net.does(0, ClusterArbiter::joined);
     net.change(&[0, 1]);
     net.settle_these(&[0]);
     assert_eq!(net.hosts[0].silent(), [(member(1), false)]);
     net.does(0, |it, _| it.pass_over(member(1)));
     net.settle_these(&[0]);
-    assert_eq!(net.hosts[1].proved(first), Err(Why::TurnLost));
+    assert_eq!(net.hosts[1].proved(first), Err(Rejection::TurnLost));
     net.does(1, |it, _| it.withdraw(first));
     net.settle();
     assert_eq!(net.hosts[0].counts(), (0, 0));
@@ -347,12 +353,12 @@ fn alone_a_host_decides_by_itself() {
     assert!(!net.hosts[0].is_looking());
     // That is no news.
     net.does(0, |it, _| it.lost());
-    assert_eq!(net.done(0), [Effect::Run(first)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(first)]);
     let second = net.shoot(0, "a", None);
     assert_eq!(net.done(0), []);
     assert_eq!(net.hosts[0].proved(first), Ok(()));
     net.does(0, |it, _| it.seen_off(first));
-    assert_eq!(net.done(0), [Effect::Run(second)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(second)]);
     net.does(0, |it, _| it.finished(first, Response::Success, None));
     net.does(0, |it, _| it.finished(second, Response::Success, None));
     assert_eq!(net.hosts[0].counts(), (0, 0));
@@ -368,9 +374,9 @@ fn a_host_that_lost_corosync_goes_on_with_what_nobody_objects_to() {
     let granted = net.shoot(0, "d", Some("e"));
     net.order(1);
     net.settle();
-    assert_eq!(net.done(0), [Effect::Run(granted)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(granted)]);
     net.does(0, |it, _| it.lost());
-    assert_eq!(net.done(0), [Effect::Never(dangerous, Why::HostsApart), Effect::Run(same)]);
+    assert_eq!(net.done(0), [ClaimEffect::Never(dangerous, Rejection::HostsApart), ClaimEffect::Run(same)]);
     assert_eq!(net.hosts[0].proved(granted), Ok(()));
     assert_eq!(net.hosts[0].proved(same), Ok(()));
 }
@@ -386,15 +392,15 @@ fn what_was_decided_without_the_group_is_decided_anew_in_it() {
     let other = net.shoot(1, "c", Some("d"));
     assert_eq!(net.hosts[0].proved(proved), Ok(()));
     assert_eq!(net.hosts[1].proved(other), Ok(()));
-    assert_eq!(net.done(0), [Effect::Run(proved), Effect::Run(unproved)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(proved), ClaimEffect::Run(unproved)]);
     for host in 0..2 {
-        net.does(host, Claims::joined);
+        net.does(host, ClusterArbiter::joined);
     }
-    assert_eq!(net.hosts[0].proved(unproved), Err(Why::TurnLost));
+    assert_eq!(net.hosts[0].proved(unproved), Err(Rejection::TurnLost));
     net.change(&[0, 1]);
     net.settle();
     // The other host is in the middle of shooting its source.
-    assert_eq!(net.hosts[0].proved(unproved), Err(Why::TurnLost));
+    assert_eq!(net.hosts[0].proved(unproved), Err(Rejection::TurnLost));
     net.does(1, |it, _| it.finished(other, Response::Failure, None));
     net.settle();
     assert_eq!(net.hosts[0].proved(unproved), Ok(()));
@@ -409,11 +415,11 @@ fn two_halves_meet_in_the_middle_of_their_work() {
     let second = net.shoot(1, "a", Some("b"));
     net.settle();
     let half = std::mem::take(&mut net.done[1]);
-    assert_eq!(half, [Effect::Run(second)]);
+    assert_eq!(half, [ClaimEffect::Run(second)]);
     net.change(&[0]);
     let first = net.shoot(0, "b", Some("a"));
     net.settle();
-    assert_eq!(net.done(0), [Effect::Run(first)]);
+    assert_eq!(net.done(0), [ClaimEffect::Run(first)]);
     net.change(&[0, 1, 2]);
     let third = net.shoot(2, "b", None);
     net.settle();
@@ -424,7 +430,7 @@ fn two_halves_meet_in_the_middle_of_their_work() {
     assert_eq!(net.done(2), []);
     net.does(1, |it, _| it.finished(second, Response::Failure, None));
     net.settle();
-    assert_eq!(net.done(2), [Effect::Run(third)]);
+    assert_eq!(net.done(2), [ClaimEffect::Run(third)]);
 }
 
 #[test]
@@ -438,8 +444,8 @@ fn a_source_that_goes_down_before_all_have_spoken_asks_no_more() {
     // Said before the change, and heard after it.
     net.change(&[0, 1]);
     net.order(0);
-    let never = Effect::Never(second, Why::SourceFenced);
-    assert_eq!(net.done(1), [Effect::Victim("b".to_owned()), never]);
+    let never = ClaimEffect::Never(second, Rejection::SourceFenced);
+    assert_eq!(net.done(1), [ClaimEffect::Victim("b".to_owned()), never]);
     net.does(0, |it, _| it.finished(first, Response::Success, None));
     net.settle();
     assert_eq!(net.done(1), []);
@@ -452,14 +458,14 @@ fn a_source_that_goes_down_before_its_proof_is_not_believed() {
     let claim = net.shoot(0, "b", Some("a"));
     net.settle();
     // Shot by what the two halves of a cluster had in flight.
-    net.out[1].push_back(Message::SeenOff { id: 1, victim: "a".to_owned() });
+    net.out[1].push_back(HostMessage::SeenOff { id: 1, victim: "a".to_owned() });
     net.settle();
-    assert_eq!(net.hosts[0].proved(claim), Err(Why::SourceFenced));
+    assert_eq!(net.hosts[0].proved(claim), Err(Rejection::SourceFenced));
     // Started again it may ask again.
     let anew = net.shoot(0, "c", Some("a"));
     net.does(0, |it, _| it.withdraw(claim));
     net.settle();
-    assert!(net.done(0).contains(&Effect::Run(anew)));
+    assert!(net.done(0).contains(&ClaimEffect::Run(anew)));
 }
 
 #[test]
@@ -469,17 +475,17 @@ fn a_host_does_not_take_more_than_it_can_tell() {
         net.shoot(0, &it.to_string(), Some("a"));
     }
     net.settle();
-    let request = Request {
+    let request = ArbiterRequest {
         id: 0,
-        work: Work::Off("one more".to_owned()),
-        source: Source::Unknown,
+        work: ArbitratedAction::Off("one more".to_owned()),
+        source: RequestSource::Unknown,
         peer: None,
         arrived: net.start,
         deadline: net.start,
     };
-    assert_eq!(net.hosts[0].claim(&request).unwrap_err(), Why::ClaimsFull);
+    assert_eq!(net.hosts[0].claim(&request).unwrap_err(), Rejection::ClaimsFull);
     net.change(&[0]);
-    let Some(Message::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
+    let Some(HostMessage::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
     assert_eq!(sync.in_flight.len() + sync.waiting.len(), CLAIM_LIMIT);
     assert!(net.out[0].front().unwrap().encode().is_ok());
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use nix::sys::signal::Signal;
 
 use super::*;
-use crate::cluster::lost::Proofs;
+use crate::cluster::lost::DownEvidence;
 use crate::cluster::node::{self, Corosync, PATIENCE, Peer, on_a_node};
 
 /// Longer than corosync is busy while a test runs, whatever else the machine does.
@@ -16,11 +16,11 @@ const LONG: Duration = Duration::from_secs(600);
 
 #[test]
 fn a_message_is_for_one_membership() {
-    let mut state = State { longest: 10, ..State::default() };
-    assert_eq!(state.put(vec![1]), Err(Unsent::Gone));
+    let mut state = LinkState { longest: 10, ..LinkState::default() };
+    assert_eq!(state.put(vec![1]), Err(SendError::Gone));
     state.known = Some(1);
     state.put(vec![1; 10]).unwrap();
-    assert_eq!(state.put(vec![1; 11]), Err(Unsent::TooLong(11)));
+    assert_eq!(state.put(vec![1; 11]), Err(SendError::TooLong(11)));
     state.known = Some(2);
     state.put(vec![2]).unwrap();
     state.put(vec![3]).unwrap();
@@ -31,11 +31,11 @@ fn a_message_is_for_one_membership() {
 #[test]
 fn there_is_an_end_to_what_waits() {
     for size in [1, 1 << 20] {
-        let mut state = State { longest: 1 << 20, known: Some(1), ..State::default() };
+        let mut state = LinkState { longest: 1 << 20, known: Some(1), ..LinkState::default() };
         let fit = (0..100_000).take_while(|_| state.put(vec![0; size]).is_ok()).count();
         assert_eq!(fit, WAITING.0.min(WAITING.1 / size));
         // Until the end of the membership was told.
-        assert_eq!((state.told(), state.put(vec![0])), ((true, false), Err(Unsent::Gone)));
+        assert_eq!((state.told(), state.put(vec![0])), ((true, false), Err(SendError::Gone)));
         state.forget();
         assert_eq!((state.told(), state.take(1)), ((false, false), None));
     }
@@ -45,9 +45,9 @@ fn there_is_an_end_to_what_waits() {
 #[test]
 fn whatever_is_sent_wakes_the_thread() {
     let (rung, bell) = io::pipe().unwrap();
-    let shared = Arc::new(Shared { state: Mutex::default(), bell });
+    let shared = Arc::new(LinkShared { state: Mutex::default(), bell });
     (shared.state().known, shared.state().longest) = (Some(1), 1);
-    let waiting = Thread {
+    let waiting = LinkThread {
         name: GROUP.to_owned(),
         shared: Arc::clone(&shared),
         rung,
@@ -83,7 +83,7 @@ fn whatever_is_sent_wakes_the_thread() {
 fn silence_counts_from_the_last_event_and_only_while_something_is_out() {
     let begin = Instant::now();
     let at = |seconds| begin + Duration::from_secs(seconds);
-    let mut sending = Sending::default();
+    let mut sending = SendQueue::default();
     assert!(!sending.is_silent(false, SILENCE, at(0)) && !sending.is_silent(false, SILENCE, at(100)));
     assert_eq!(sending.timeout(SILENCE, at(100)), None);
     sending.out = 1;
@@ -97,7 +97,7 @@ fn silence_counts_from_the_last_event_and_only_while_something_is_out() {
 #[ignore = "needs root and corosync"]
 fn joins_and_hears_itself_in_order() {
     on_a_link("joins_and_hears_itself_in_order", LONG, async |link, mut events| {
-        assert_eq!(link.send(b"too early".to_vec()), Err(Unsent::Gone));
+        assert_eq!(link.send(b"too early".to_vec()), Err(SendError::Gone));
         assert!(matches!(next(&mut events).await, LinkEvent::Lost(_)));
         let _corosync = Corosync::start();
         let LinkEvent::Joined { me, nodes } = next(&mut events).await else { panic!() };
@@ -106,7 +106,7 @@ fn joins_and_hears_itself_in_order() {
         for i in 0..1000 {
             link.send(format!("{i}").into_bytes()).unwrap();
         }
-        assert_eq!(link.send(vec![0; 2 << 20]), Err(Unsent::TooLong(2 << 20)));
+        assert_eq!(link.send(vec![0; 2 << 20]), Err(SendError::TooLong(2 << 20)));
         let (mut is_member, mut heard) = (false, 0);
         while heard < 1000 {
             match next(&mut events).await {
@@ -160,7 +160,7 @@ fn corosync_goes_and_comes_back() {
             let _ = link.send(b"too late".to_vec());
             let why = lost(&mut events).await;
             assert!(why.contains("systemctl status corosync"), "{why}");
-            assert_eq!(link.send(b"too late".to_vec()), Err(Unsent::Gone));
+            assert_eq!(link.send(b"too late".to_vec()), Err(SendError::Gone));
         }
         link.leave().await;
         assert_eq!(events.next().await, None);
@@ -252,7 +252,7 @@ fn within_the_sandbox() {
             link.send(b"one".to_vec()).unwrap();
             assert_eq!(message(&mut events).await, (me, b"one".to_vec()));
 
-            let proofs = Proofs::new(&fence_config::HostDown::Pacemaker);
+            let proofs = DownEvidence::new(&fence_config::HostDown::Pacemaker);
             let before = SystemTime::now() - Duration::from_secs(60);
             let host = |name: &str| proofs.lost(5, Some(name.to_owned()), before);
             let proof = host("elsewhere").proved(Instant::now() + PATIENCE).await.unwrap();
@@ -316,7 +316,7 @@ fn peer() {
 const GROUP: &str = "g";
 
 /// Runs the test with a link, on a node of its own, on one thread.
-fn on_a_link(name: &str, silence: Duration, test: impl AsyncFnOnce(Link, Events)) {
+fn on_a_link(name: &str, silence: Duration, test: impl AsyncFnOnce(Link, LinkReceiver)) {
     on_a_node(&format!("cluster::link::tests::{name}"), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (link, events) = Link::start_with(GROUP, silence).unwrap();
@@ -325,12 +325,12 @@ fn on_a_link(name: &str, silence: Duration, test: impl AsyncFnOnce(Link, Events)
 }
 
 /// Whatever comes next.
-async fn next(events: &mut Events) -> LinkEvent {
+async fn next(events: &mut LinkReceiver) -> LinkEvent {
     tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap()
 }
 
 /// Who we are in the next membership.
-async fn joined(events: &mut Events) -> Member {
+async fn joined(events: &mut LinkReceiver) -> Member {
     loop {
         if let LinkEvent::Joined { me, .. } = next(events).await {
             return me;
@@ -339,7 +339,7 @@ async fn joined(events: &mut Events) -> Member {
 }
 
 /// Joins, and hears itself. A busy machine may be silent too.
-async fn talk(link: &Link, events: &mut Events) {
+async fn talk(link: &Link, events: &mut LinkReceiver) {
     loop {
         match next(events).await {
             LinkEvent::Joined { .. } => link.send(b"now".to_vec()).unwrap(),
@@ -350,7 +350,7 @@ async fn talk(link: &Link, events: &mut Events) {
 }
 
 /// Why the membership ended.
-async fn lost(events: &mut Events) -> String {
+async fn lost(events: &mut LinkReceiver) -> String {
     loop {
         if let LinkEvent::Lost(why) = next(events).await {
             return why;
@@ -358,7 +358,7 @@ async fn lost(events: &mut Events) -> String {
     }
 }
 
-async fn message(events: &mut Events) -> (Member, Vec<u8>) {
+async fn message(events: &mut LinkReceiver) -> (Member, Vec<u8>) {
     loop {
         if let LinkEvent::Message { from, data } = next(events).await {
             return (from, data);

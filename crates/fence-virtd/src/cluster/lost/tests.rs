@@ -44,7 +44,7 @@ fn times() {
 fn reads_the_history() {
     let all = fencings(HISTORY).unwrap();
     assert_eq!(all.len(), 6);
-    let first = Fencing {
+    let first = FencingRecord {
         action: "reboot".to_owned(),
         target: "n2".to_owned(),
         status: "success".to_owned(),
@@ -55,7 +55,7 @@ fn reads_the_history() {
     assert_eq!(all[1].by, "a human");
     assert_eq!(
         fencings(PENDING).unwrap()[0],
-        Fencing { status: "pending".to_owned(), by: String::new(), ended: None, ..first }
+        FencingRecord { status: "pending".to_owned(), by: String::new(), ended: None, ..first }
     );
     assert_eq!(fencings(NONE), Ok(vec![]));
     assert_eq!(fencings(REFUSED), Err("status 102".to_owned()));
@@ -69,7 +69,7 @@ fn only_a_fencing_that_explains_this_loss_counts() {
     // Fenced with success at 08:59, 09:01, 09:09 (by hand) and 09:11; in vain at 09:04.
     let judge = |xml: &str, name: &str, heard_since: &str, lost: &str, now: &str| {
         let at = |clock| time(&format!("2026-11-21 15:{clock}Z")).unwrap();
-        let host = Host {
+        let host = LostNode {
             node: 2,
             name: Some(name.to_owned()),
             heard_since: at(heard_since),
@@ -115,7 +115,7 @@ fn only_a_fencing_that_explains_this_loss_counts() {
 
 #[tokio::test]
 async fn never_and_membership_ask_nobody() {
-    let lost = |how: &HostDown| Proofs::new(how).lost(2, None, SystemTime::now());
+    let lost = |how: &HostDown| DownEvidence::new(how).lost(2, None, SystemTime::now());
     let soon = Instant::now() + PATIENCE;
     let never = lost(&HostDown::Never);
     assert!(never.proved(soon).await.unwrap_err().contains("never"));
@@ -132,7 +132,8 @@ async fn never_and_membership_ask_nobody() {
 async fn the_command_is_asked_until_it_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let command = script(&dir, "echo \"$1|$2|$3\" >> asked; test -e down || { echo 'not yet' >&2; exit 4; }");
-    let loss = proofs(How::Command(command)).lost(7, Some("host seven".to_owned()), SystemTime::now());
+    let loss =
+        proofs(EvidenceSource::Command(command)).lost(7, Some("host seven".to_owned()), SystemTime::now());
     assert!(!loss.is_proved());
     let asked = || fs::read_to_string(dir.path().join("asked")).unwrap_or_default().lines().count();
     // Nobody waits, nobody is asked.
@@ -161,7 +162,7 @@ async fn the_command_is_asked_until_it_says_so() {
 #[tokio::test]
 async fn who_waits_is_told_that_the_host_is_back() {
     let dir = tempfile::tempdir().unwrap();
-    let loss = proofs(How::Command(script(&dir, "exit 1"))).lost(7, None, SystemTime::now());
+    let loss = proofs(EvidenceSource::Command(script(&dir, "exit 1"))).lost(7, None, SystemTime::now());
     let waiting = tokio::spawn({
         let loss = loss.clone();
         async move { loss.proved(Instant::now() + PATIENCE * 10).await }
@@ -180,11 +181,11 @@ async fn who_waits_is_told_that_the_host_is_back() {
 async fn what_is_no_answer_is_no_proof() {
     let dir = tempfile::tempdir().unwrap();
     for (body, says) in [("kill -9 $$", "signal: 9"), ("sleep 0.1; echo a; exit 255", "exit status: 255")] {
-        let loss = proofs(How::Command(script(&dir, body))).lost(7, None, SystemTime::now());
+        let loss = proofs(EvidenceSource::Command(script(&dir, body))).lost(7, None, SystemTime::now());
         let reason = answered(&loss).await;
         assert!(reason.contains(says), "{reason}");
     }
-    let missing = proofs(How::Command("/nosuch/command".into())).lost(7, None, SystemTime::now());
+    let missing = proofs(EvidenceSource::Command("/nosuch/command".into())).lost(7, None, SystemTime::now());
     let reason = answered(&missing).await;
     assert!(reason.contains("can't be started"), "{reason}");
 }
@@ -198,7 +199,8 @@ async fn pacemaker_is_asked_for_the_whole_history_of_the_node() {
         script(&dir, &format!("echo \"$*\" > asked; cat answer.xml; exit {code}"))
     };
     let ask = async |xml: &str, code, name: Option<&str>| {
-        let loss = proofs(How::Pacemaker(answers(xml, code))).lost(2, name.map(str::to_owned), at(0));
+        let loss =
+            proofs(EvidenceSource::Pacemaker(answers(xml, code))).lost(2, name.map(str::to_owned), at(0));
         match loss.inner.host.ask_pacemaker(&dir.path().join("program")).await {
             Ok(proof) | Err(proof) => proof,
         }
@@ -226,12 +228,12 @@ async fn pacemaker_is_asked_for_the_whole_history_of_the_node() {
     assert!(ask(&fresh, 0, None).await.contains("no name"));
 }
 
-fn proofs(how: How) -> Proofs {
-    Proofs { how: Arc::new(how), pause: Duration::from_millis(10) }
+fn proofs(how: EvidenceSource) -> DownEvidence {
+    DownEvidence { how: Arc::new(how), pause: Duration::from_millis(10) }
 }
 
 /// What was answered first.
-async fn answered(loss: &Loss) -> String {
+async fn answered(loss: &LostHost) -> String {
     let begin = Instant::now();
     loop {
         let reason = loss.proved(Instant::now() + Duration::from_millis(50)).await.unwrap_err();

@@ -24,7 +24,7 @@ use crate::locks::lock;
 const BREATH: Duration = Duration::from_secs(1);
 
 /// The group and by which interfaces it is heard.
-pub(super) struct Members {
+pub(super) struct GroupMembership {
     pub(super) watch: AsyncFd<LinkWatch>,
     pub(super) group: IpAddr,
     /// The one interface of the configuration; none: all.
@@ -32,7 +32,7 @@ pub(super) struct Members {
     pub(super) joined: Mutex<Vec<Joined>>,
 }
 
-impl Members {
+impl GroupMembership {
     /// Must run inside the runtime, and before the interfaces are looked at, so that no change falls between.
     #[expect(
         deprecated,

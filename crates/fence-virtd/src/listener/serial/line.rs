@@ -23,12 +23,12 @@ use tracing::{debug, info, warn};
 
 use super::super::rules::CurrentRules;
 use crate::access::Identity;
-use crate::audit::{End, Record, Stages};
-use crate::backend::{LeaseEnd, Trail};
+use crate::audit::{AuditRecord, RequestEnd, StageTimes};
+use crate::backend::{AgentRunTrail, LeaseEndReason};
 use crate::history::REPEAT_WINDOW;
-use crate::inventory::Domain;
-use crate::limits::{FRAME_LIMIT, LINE_RETRY, SERIAL_ANSWER_LIMIT};
-use crate::service::{Answer, Job, Outcome, Service, Worked};
+use crate::inventory::RunningDomain;
+use crate::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
+use crate::service::{ClientReply, ProcessedRequest, RequestJob, RequestOutcome, Service};
 
 const NAME: &str = "serial";
 /// A connection that lasted this long was a good one: the next attempt comes soon.
@@ -37,7 +37,7 @@ const GOOD: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// See the module's head.
-pub(super) struct Line {
+pub(super) struct SerialConnection {
     service: Arc<Service>,
     rules: Arc<CurrentRules>,
     identity: Identity,
@@ -54,11 +54,11 @@ const TARGET: std::ops::Range<usize> = 6..70;
 
 type Frame = [u8; SERIAL_REQUEST_LEN];
 
-impl Line {
+impl SerialConnection {
     pub(super) fn new(
         service: Arc<Service>,
         rules: Arc<CurrentRules>,
-        domain: &Domain,
+        domain: &RunningDomain,
         path: PathBuf,
         gone: watch::Receiver<()>,
     ) -> Self {
@@ -74,7 +74,7 @@ impl Line {
     /// Connects, serves, and connects again, until the domain is gone.
     pub(super) async fn keep(mut self) {
         let path = super::shown(&self.path);
-        let (mut pause, mut said, mut trouble) = (LINE_RETRY.0, String::new(), None);
+        let (mut pause, mut said, mut trouble) = (LINE_BACKOFF.0, String::new(), None);
         loop {
             match UnixStream::connect(&self.path).await {
                 Ok(stream) => {
@@ -83,7 +83,7 @@ impl Line {
                     let since = Instant::now();
                     self.serve(stream).await;
                     if since.elapsed() >= GOOD {
-                        pause = LINE_RETRY.0;
+                        pause = LINE_BACKOFF.0;
                     }
                 }
                 Err(error) => {
@@ -105,7 +105,7 @@ impl Line {
                 () = tokio::time::sleep(pause) => {}
                 () = is_gone(&mut self.gone) => break,
             }
-            pause = (pause * 2).min(LINE_RETRY.1);
+            pause = (pause * 2).min(LINE_BACKOFF.1);
         }
         debug!(domain = %self.domain, path, "the domain's socket is no longer served");
     }
@@ -113,7 +113,7 @@ impl Line {
     /// Serves one connection to its end.
     async fn serve(&mut self, stream: UnixStream) {
         let (reader, mut writer) = stream.into_split();
-        let mut input = Input::new(reader);
+        let mut input = FrameReader::new(reader);
         self.last = None;
         let mut next = None;
         loop {
@@ -137,15 +137,15 @@ impl Line {
                 }
             };
             match self.answer(request, &mut input, &mut writer).await {
-                Next::Wait => {}
-                Next::Request(request) => next = Some(request),
-                Next::HangUp => return,
+                AfterReply::Wait => {}
+                AfterReply::Request(request) => next = Some(request),
+                AfterReply::HangUp => return,
             }
         }
     }
 
     /// Reads a frame; none for one that is no request, or a repetition.
-    fn read(&mut self, frame: &Frame, input: &mut Input) -> Option<SerialRequest> {
+    fn read(&mut self, frame: &Frame, input: &mut FrameReader) -> Option<SerialRequest> {
         let request = match SerialRequest::decode(frame) {
             Ok(request) if is_padded(frame) && !ends_with_another(frame) => request,
             Ok(_) => {
@@ -175,12 +175,12 @@ impl Line {
     async fn answer(
         &mut self,
         request: SerialRequest,
-        input: &mut Input,
+        input: &mut FrameReader,
         writer: &mut OwnedWriteHalf,
-    ) -> Next {
+    ) -> AfterReply {
         let service = Arc::clone(&self.service);
-        let _under_way = service.begin();
-        let job = Job {
+        let _under_way = service.begin_request();
+        let job = RequestJob {
             id: service.next_id(),
             arrived: Instant::now(),
             patience: service.client_timeout(),
@@ -192,13 +192,13 @@ impl Line {
             access: Arc::clone(&self.rules.now().access),
             action: request.action,
             target: request.target,
-            trail: Trail::default(),
+            trail: AgentRunTrail::default(),
         };
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
         let (lease, settled) = Service::lease(&job);
         let (mut newer, mut hung_up): (Option<SerialRequest>, bool) = (None, false);
         let mut worked = {
-            let work = service.whole_way(&job, &lease);
+            let work = service.process_trusted(&job, &lease);
             tokio::pin!(work);
             loop {
                 tokio::select! {
@@ -207,7 +207,7 @@ impl Line {
                         Ok(frame) => if let Some(request) = self.read(&frame, input) {
                             let why = "a newer request came by the same line; this one is not answered";
                             service.drops.note(NAME, "superseded", &self.domain, &why);
-                            lease.end(LeaseEnd::Superseded);
+                            lease.end(LeaseEndReason::Superseded);
                             newer = Some(request);
                         },
                         Err(_) => {
@@ -215,7 +215,7 @@ impl Line {
                             // A domain that had itself powered off hangs up by that, and is to come up again if it
                             // asked for a reboot.
                             if !self.is_self(&job) {
-                                lease.end(LeaseEnd::HungUp);
+                                lease.end(LeaseEndReason::HungUp);
                             }
                         }
                     },
@@ -223,40 +223,41 @@ impl Line {
             }
         };
         if worked.outcome.is_ok() {
-            worked.stages.done = Some(Stages::since(job.arrived));
+            worked.stages.done = Some(StageTimes::since(job.arrived));
         }
-        let Worked { domain, outcome, running, stages } = worked;
+        let ProcessedRequest { domain, outcome, running, stages } = worked;
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(why) => {
-                let end = End::NotRun(&why.to_string());
-                service.audit(&Record { job: &job, domain: domain.as_ref(), end, stages });
+                let end = RequestEnd::NotRun(&why.to_string());
+                service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
                 return match newer {
-                    _ if hung_up => Next::HangUp,
-                    Some(request) => Next::Request(request),
-                    None => Next::Wait,
+                    _ if hung_up => AfterReply::HangUp,
+                    Some(request) => AfterReply::Request(request),
+                    None => AfterReply::Wait,
                 };
             }
         };
         if let Some(running) = running {
-            Service::over(running, &outcome, lease, settled);
+            Service::complete(running, &outcome, lease, settled);
         }
-        let Outcome { answer, reason, .. } = &outcome;
+        let RequestOutcome { answer, reason, .. } = &outcome;
         let wanted = newer.is_none() && !hung_up;
         let sent = wanted && self.send(writer, answer, job.deadline()).await;
         if !sent {
-            service.answer_lost(&job, domain.as_ref(), &outcome);
+            service.record_undelivered(&job, domain.as_ref(), &outcome);
         }
-        let end = End::Answered { response: answer.response(), reason: reason.as_deref(), delivered: sent };
-        service.audit(&Record { job: &job, domain: domain.as_ref(), end, stages });
+        let end =
+            RequestEnd::Answered { response: answer.response(), reason: reason.as_deref(), delivered: sent };
+        service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
         match newer {
-            _ if hung_up || (wanted && !sent) => Next::HangUp,
-            Some(request) => Next::Request(request),
-            None => Next::Wait,
+            _ if hung_up || (wanted && !sent) => AfterReply::HangUp,
+            Some(request) => AfterReply::Request(request),
+            None => AfterReply::Wait,
         }
     }
 
-    fn is_self(&self, job: &Job) -> bool {
+    fn is_self(&self, job: &RequestJob) -> bool {
         let target = job.target.as_str();
         let is = |mine: &Option<String>| mine.as_deref().is_some_and(|it| it.eq_ignore_ascii_case(target));
         is(&self.identity.domain) || is(&self.identity.name)
@@ -264,10 +265,10 @@ impl Line {
 
     /// Whether the whole answer went out in time. Half an answer must not be followed by anything: the caller hangs
     /// up then.
-    async fn send(&self, writer: &mut OwnedWriteHalf, answer: &Answer, deadline: Instant) -> bool {
+    async fn send(&self, writer: &mut OwnedWriteHalf, answer: &ClientReply, deadline: Instant) -> bool {
         let bytes = match answer {
-            Answer::Response(response) => serial_response(response.number()).to_vec(),
-            Answer::List(entries, response) => {
+            ClientReply::Response(response) => serial_response(response.number()).to_vec(),
+            ClientReply::List(entries, response) => {
                 let mut bytes = serial_response(HOST_LIST_FOLLOWS).to_vec();
                 for entry in entries {
                     bytes.extend_from_slice(&entry.encode());
@@ -295,7 +296,7 @@ impl Line {
 }
 
 /// What comes after an answer.
-enum Next {
+enum AfterReply {
     Wait,
     /// It is here already.
     Request(SerialRequest),
@@ -303,7 +304,7 @@ enum Next {
 }
 
 /// The bytes of a line, as frames. Every wait may be cut off without losing a byte.
-struct Input {
+struct FrameReader {
     reader: OwnedReadHalf,
     scanner: SerialScanner<SERIAL_REQUEST_LEN>,
     buffer: [u8; 512],
@@ -313,7 +314,7 @@ struct Input {
     until: Option<Instant>,
 }
 
-impl Input {
+impl FrameReader {
     fn new(reader: OwnedReadHalf) -> Self {
         Self { reader, scanner: SerialScanner::new(), buffer: [0; 512], rest: 0..0, until: None }
     }

@@ -14,7 +14,7 @@ enum Word {
     /// What is so.
     Truth,
     /// Always the same, whatever is so.
-    Always(Heard),
+    Always(StatusReading),
 }
 
 /// A device. Times in milliseconds.
@@ -24,17 +24,17 @@ struct Made {
     /// After how long it answers.
     answers: u64,
     /// What it says of its actions; [`Acted::Unknown`]: it hangs.
-    says: Acted,
+    says: ActionReport,
     acts: u64,
     /// How long after the begin of an action the domain changes, if it does.
     effect: Option<u64>,
-    limits: Limits,
+    limits: DeviceLimits,
 }
 
 /// What happened.
 #[derive(Debug)]
 enum Event {
-    Said { device: usize, heard: Heard, began: Instant, took: Duration },
+    Said { device: usize, heard: StatusReading, began: Instant, took: Duration },
     Acted { device: usize, began: Instant, limit: Instant, ended: Instant },
 }
 
@@ -43,7 +43,7 @@ struct World {
     begin: Instant,
     until: Instant,
     now: Instant,
-    goal: Power,
+    goal: PowerState,
     /// When the domain comes to be as it is wanted.
     changes: Option<Instant>,
     events: Vec<Event>,
@@ -55,38 +55,38 @@ fn ms(it: u64) -> Duration {
 }
 
 impl World {
-    fn new(made: Vec<Made>, goal: Power, time: u64, stop: Option<u64>) -> Self {
+    fn new(made: Vec<Made>, goal: PowerState, time: u64, stop: Option<u64>) -> Self {
         let begin = Instant::now();
         let (until, stopped) = (begin + ms(time), stop.map(|it| begin + ms(it)));
         Self { made, begin, until, now: begin, goal, changes: None, events: Vec::new(), stopped }
     }
 
-    fn opposite(&self) -> Power {
-        if self.goal == Power::Off { Power::On } else { Power::Off }
+    fn opposite(&self) -> PowerState {
+        if self.goal == PowerState::Off { PowerState::On } else { PowerState::Off }
     }
 
     /// Goes through the plan to its end.
-    fn run(&mut self) -> (Step, Plan) {
-        let mut plan = Plan::new(self.goal, self.made.iter().map(|it| it.limits), self.until);
+    fn run(&mut self) -> (PlanStep, PowerPlan) {
+        let mut plan = PowerPlan::new(self.goal, self.made.iter().map(|it| it.limits), self.until);
         for _ in 0..10_000 {
             if self.stopped.is_some_and(|it| self.now >= it) {
                 plan.stop();
             }
             match plan.next(self.now) {
-                Step::Look(these) => self.look(&mut plan, these, Some(Heard::Is(self.goal))),
-                Step::Ask(these) => self.look(&mut plan, these, Some(Heard::Is(self.opposite()))),
-                Step::Act(device, limit) => self.act(&mut plan, device, limit),
-                Step::Wait(then) => {
+                PlanStep::Look(these) => self.look(&mut plan, these, Some(StatusReading::Is(self.goal))),
+                PlanStep::Ask(these) => self.look(&mut plan, these, Some(StatusReading::Is(self.opposite()))),
+                PlanStep::Act(device, limit) => self.act(&mut plan, device, limit),
+                PlanStep::Wait(then) => {
                     assert!(then > self.now && then <= self.until, "a pause that is none");
                     self.now = then;
                 }
-                end @ (Step::Done | Step::GiveUp) => return (end, plan),
+                end @ (PlanStep::Done | PlanStep::GiveUp) => return (end, plan),
             }
         }
         panic!("it never ends")
     }
 
-    fn look(&mut self, plan: &mut Plan, these: Vec<(usize, Instant)>, enough: Option<Heard>) {
+    fn look(&mut self, plan: &mut PowerPlan, these: Vec<(usize, Instant)>, enough: Option<StatusReading>) {
         assert!(!these.is_empty());
         let began = self.now;
         let mut answers: Vec<_> = these
@@ -97,13 +97,13 @@ impl World {
                 let made = self.made[device];
                 let at = began + ms(made.answers);
                 match made.word {
-                    Word::Always(Heard::Silent) => (limit, device, Heard::Silent),
-                    _ if at > limit => (limit, device, Heard::Silent),
+                    Word::Always(StatusReading::Silent) => (limit, device, StatusReading::Silent),
+                    _ if at > limit => (limit, device, StatusReading::Silent),
                     Word::Always(heard) => (at, device, heard),
                     Word::Truth if self.changes.is_some_and(|it| it <= at) => {
-                        (at, device, Heard::Is(self.goal))
+                        (at, device, StatusReading::Is(self.goal))
                     }
-                    Word::Truth => (at, device, Heard::Is(self.opposite())),
+                    Word::Truth => (at, device, StatusReading::Is(self.opposite())),
                 }
             })
             .collect();
@@ -118,25 +118,25 @@ impl World {
         }
     }
 
-    fn act(&mut self, plan: &mut Plan, device: usize, limit: Instant) {
+    fn act(&mut self, plan: &mut PowerPlan, device: usize, limit: Instant) {
         assert!(limit >= self.now && limit <= self.until, "an action without time");
         assert!(self.stopped.is_none_or(|it| self.now < it), "begun after the end of the lease");
         let (made, began) = (self.made[device], self.now);
         let at = began + ms(made.acts);
         let (how, ended) = match made.says {
-            Acted::Unknown => (Acted::Unknown, limit),
-            _ if at > limit => (Acted::Unknown, limit),
+            ActionReport::Unknown => (ActionReport::Unknown, limit),
+            _ if at > limit => (ActionReport::Unknown, limit),
             says => (says, at),
         };
         if let Some(effect) = made.effect
-            && how != Acted::NotRun
+            && how != ActionReport::NotRun
         {
             let then = began + ms(effect);
             self.changes = Some(self.changes.map_or(then, |it| it.min(then)));
         }
         self.now = ended;
         plan.acted(device, how, ended);
-        if how != Acted::NotRun {
+        if how != ActionReport::NotRun {
             self.events.push(Event::Acted { device, began, limit, ended });
         }
     }
@@ -149,19 +149,18 @@ impl World {
     }
 
     /// What a device said, and when it was asked. A short silence is nothing that was said.
-    fn said(&self, of: usize) -> impl DoubleEndedIterator<Item = (Heard, Instant)> {
+    fn said(&self, of: usize) -> impl DoubleEndedIterator<Item = (StatusReading, Instant)> {
         self.events.iter().filter_map(move |it| match it {
             Event::Said { device, heard, began, took } if *device == of => {
-                let silence = self.made[of].limits.status.min(WITNESS);
-                (*heard != Heard::Silent || *took >= silence).then_some((*heard, *began))
+                let silence = self.made[of].limits.status.min(WITNESS_TIMEOUT);
+                (*heard != StatusReading::Silent || *took >= silence).then_some((*heard, *began))
             }
             _ => None,
         })
     }
 
     fn silences(&self, of: usize) -> usize {
-        let is_one =
-            |it: &&Event| matches!(it, Event::Said { device, heard: Heard::Silent, .. } if *device == of);
+        let is_one = |it: &&Event| matches!(it, Event::Said { device, heard: StatusReading::Silent, .. } if *device == of);
         self.events.iter().filter(is_one).count()
     }
 
@@ -173,23 +172,23 @@ impl World {
     }
 
     /// Said after the last action, and the last that it said.
-    fn says_now(&self, device: usize) -> Option<Heard> {
+    fn says_now(&self, device: usize) -> Option<StatusReading> {
         let (heard, began) = self.said(device).next_back()?;
         self.last_action().is_none_or(|it| began >= it).then_some(heard)
     }
 }
 
-fn heard() -> impl Strategy<Value = Heard> {
+fn heard() -> impl Strategy<Value = StatusReading> {
     prop_oneof![
-        Just(Heard::Is(Power::On)),
-        Just(Heard::Is(Power::Off)),
-        Just(Heard::CantTell),
-        Just(Heard::Silent)
+        Just(StatusReading::Is(PowerState::On)),
+        Just(StatusReading::Is(PowerState::Off)),
+        Just(StatusReading::CantTell),
+        Just(StatusReading::Silent)
     ]
 }
 
-fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Value = Limits> {
-    (timeout, 1_u64..=20, 0_u32..=3).prop_map(|(timeout, status, retries)| Limits {
+fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Value = DeviceLimits> {
+    (timeout, 1_u64..=20, 0_u32..=3).prop_map(|(timeout, status, retries)| DeviceLimits {
         timeout,
         status: Duration::from_secs(status),
         retries,
@@ -200,18 +199,22 @@ fn time_out() -> impl Strategy<Value = Option<Duration>> {
     proptest::option::of((1_u64..=60).prop_map(Duration::from_secs))
 }
 
-fn made(limits: impl Strategy<Value = Limits>) -> impl Strategy<Value = Made> {
+fn made(limits: impl Strategy<Value = DeviceLimits>) -> impl Strategy<Value = Made> {
     let word = prop_oneof![3 => Just(Word::Truth), 2 => heard().prop_map(Word::Always)];
-    let says =
-        prop_oneof![Just(Acted::Claimed), Just(Acted::Failed), Just(Acted::Unknown), Just(Acted::NotRun)];
+    let says = prop_oneof![
+        Just(ActionReport::Claimed),
+        Just(ActionReport::Failed),
+        Just(ActionReport::Unknown),
+        Just(ActionReport::NotRun)
+    ];
     let answers = prop_oneof![4 => 1_u64..3000, 1 => 3000_u64..100_000];
     (word, answers, says, 0_u64..15_000, proptest::option::of(0_u64..20_000), limits).prop_map(
         |(word, answers, says, acts, effect, limits)| Made { word, answers, says, acts, effect, limits },
     )
 }
 
-fn goal() -> impl Strategy<Value = Power> {
-    prop_oneof![3 => Just(Power::Off), 1 => Just(Power::On)]
+fn goal() -> impl Strategy<Value = PowerState> {
+    prop_oneof![3 => Just(PowerState::Off), 1 => Just(PowerState::On)]
 }
 
 proptest! {
@@ -226,18 +229,18 @@ proptest! {
         let mut world = World::new(made, goal, time, stop);
         let (end, plan) = world.run();
         prop_assert!(world.now <= world.until.max(world.begin), "late");
-        if end == Step::Done {
+        if end == PlanStep::Done {
             let all = 0..world.made.len();
-            prop_assert!(all.clone().any(|it| world.says_now(it) == Some(Heard::Is(goal))));
+            prop_assert!(all.clone().any(|it| world.says_now(it) == Some(StatusReading::Is(goal))));
             for it in all {
-                let opposed = world.said(it).any(|(heard, _)| heard == Heard::Is(world.opposite()));
+                let opposed = world.said(it).any(|(heard, _)| heard == StatusReading::Is(world.opposite()));
                 let now = world.says_now(it);
-                prop_assert!(now != Some(Heard::Is(world.opposite())), "{it} objects");
+                prop_assert!(now != Some(StatusReading::Is(world.opposite())), "{it} objects");
                 prop_assert!(now.is_some() || !opposed && world.last_action().is_some(), "{it} was not asked");
             }
         } else if plan.actions() == 0 && world.stopped.is_none() {
             // Nothing was begun, so nothing could be: nobody could be run, or there was no time.
-            let idle = |it: usize| world.made[it].says == Acted::NotRun || world.now >= world.until;
+            let idle = |it: usize| world.made[it].says == ActionReport::NotRun || world.now >= world.until;
             prop_assert!((0..world.made.len()).all(idle));
         }
     }
@@ -251,15 +254,15 @@ proptest! {
         // Nobody says that it is done: that is another matter.
         for it in &mut made {
             it.effect = None;
-            if it.word == Word::Always(Heard::Is(Power::Off)) {
+            if it.word == Word::Always(StatusReading::Is(PowerState::Off)) {
                 it.word = Word::Truth;
             }
         }
-        let mut world = World::new(made, Power::Off, time, None);
+        let mut world = World::new(made, PowerState::Off, time, None);
         let (end, _) = world.run();
-        prop_assert_eq!(end, Step::GiveUp);
+        prop_assert_eq!(end, PlanStep::GiveUp);
         let (time, count) = (ms(time), u32::try_from(world.made.len()).unwrap());
-        for device in (0..world.made.len()).filter(|it| world.made[*it].says != Acted::NotRun) {
+        for device in (0..world.made.len()).filter(|it| world.made[*it].says != ActionReport::NotRun) {
             let silent = world.silences(device) > 0;
             match world.acted(device).next() {
                 None => prop_assert!(silent, "{device} had no turn"),
@@ -273,7 +276,7 @@ proptest! {
         }
         // Of those that don't answer, at least one is told to act all the same.
         let acted = (0..world.made.len()).any(|it| world.acted(it).next().is_some());
-        prop_assert!(acted || world.made.iter().any(|it| it.says == Acted::NotRun));
+        prop_assert!(acted || world.made.iter().any(|it| it.says == ActionReport::NotRun));
     }
 
     /// One good device among such that hang, fail or know nothing is enough.
@@ -288,17 +291,17 @@ proptest! {
         for it in &mut made {
             it.effect = None;
             it.word = match it.word {
-                Word::Truth | Word::Always(Heard::Is(_)) => Word::Always(Heard::CantTell),
+                Word::Truth | Word::Always(StatusReading::Is(_)) => Word::Always(StatusReading::CantTell),
                 dumb @ Word::Always(_) => dumb,
             };
         }
         let status = Duration::from_secs(10);
-        let limits = Limits { timeout: None, status, retries };
-        let good = Made { word: Word::Truth, answers, says: Acted::Claimed, acts: effect, effect: Some(effect), limits };
+        let limits = DeviceLimits { timeout: None, status, retries };
+        let good = Made { word: Word::Truth, answers, says: ActionReport::Claimed, acts: effect, effect: Some(effect), limits };
         made.insert(place.min(made.len()), good);
-        let mut world = World::new(made, Power::Off, 28_000, None);
+        let mut world = World::new(made, PowerState::Off, 28_000, None);
         let (end, _) = world.run();
-        prop_assert_eq!(end, Step::Done, "{:?}", world.events);
+        prop_assert_eq!(end, PlanStep::Done, "{:?}", world.events);
     }
 
     /// A live device that goes on saying "on" is never outvoted.
@@ -310,14 +313,14 @@ proptest! {
         goal in goal(),
         time in 2000_u64..60_000,
     ) {
-        let opposite = if goal == Power::Off { Power::On } else { Power::Off };
+        let opposite = if goal == PowerState::Off { PowerState::On } else { PowerState::Off };
         let place = place.min(made.len());
         let like = made[0];
-        made.insert(place, Made { word: Word::Always(Heard::Is(opposite)), answers, ..like });
+        made.insert(place, Made { word: Word::Always(StatusReading::Is(opposite)), answers, ..like });
         let mut world = World::new(made, goal, time, None);
         let (end, _) = world.run();
         // One that was never asked, because another acted first, has nothing to take back.
-        let asked = world.said(place).any(|(heard, _)| heard == Heard::Is(opposite));
-        prop_assert!(end == Step::GiveUp || !asked && world.last_action().is_some(), "{:?}", world.events);
+        let asked = world.said(place).any(|(heard, _)| heard == StatusReading::Is(opposite));
+        prop_assert!(end == PlanStep::GiveUp || !asked && world.last_action().is_some(), "{:?}", world.events);
     }
 }

@@ -2,23 +2,23 @@
 
 use super::*;
 
-const OFF: Heard = Heard::Is(Power::Off);
-const ON: Heard = Heard::Is(Power::On);
-const LIMITS: Limits = Limits { timeout: None, status: Duration::from_secs(10), retries: 1 };
+const OFF: StatusReading = StatusReading::Is(PowerState::Off);
+const ON: StatusReading = StatusReading::Is(PowerState::On);
+const LIMITS: DeviceLimits = DeviceLimits { timeout: None, status: Duration::from_secs(10), retries: 1 };
 
 fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// A plan for so many devices with 28 s, and when it begins.
-fn plan(devices: usize) -> (Plan, Instant) {
+fn plan(devices: usize) -> (PowerPlan, Instant) {
     let now = Instant::now();
-    (Plan::new(Power::Off, vec![LIMITS; devices], now + s(28)), now)
+    (PowerPlan::new(PowerState::Off, vec![LIMITS; devices], now + s(28)), now)
 }
 
 #[test]
 fn exit_codes() {
-    assert_eq!((power(0), power(2)), (Some(Power::On), Some(Power::Off)));
+    assert_eq!((power(0), power(2)), (Some(PowerState::On), Some(PowerState::Off)));
     assert!([-1, 1, 3, 126, 127, 255].iter().all(|it| power(*it).is_none()));
 }
 
@@ -26,25 +26,25 @@ fn exit_codes() {
 fn on_acted_off() {
     let (mut plan, now) = plan(1);
     // A look takes no more than a third of the turn, whatever its own limit is.
-    assert_eq!(plan.next(now), Step::Look(vec![(0, now + s(14) - s(14) * 2 / 3)]));
+    assert_eq!(plan.next(now), PlanStep::Look(vec![(0, now + s(14) - s(14) * 2 / 3)]));
     plan.looked(0, ON, now, now);
     // Half of the time, for there is a second try, and a third of that for the looks after it.
     let limit = now + s(14) - s(14) / 3;
-    assert_eq!(plan.next(now), Step::Act(0, limit));
-    plan.acted(0, Acted::Claimed, now + s(1));
-    assert_eq!(plan.next(now + s(1)), Step::Look(vec![(0, now + s(11))]));
+    assert_eq!(plan.next(now), PlanStep::Act(0, limit));
+    plan.acted(0, ActionReport::Claimed, now + s(1));
+    assert_eq!(plan.next(now + s(1)), PlanStep::Look(vec![(0, now + s(11))]));
     plan.looked(0, OFF, now, now + s(2));
-    assert_eq!((plan.next(now + s(2)), plan.actions()), (Step::Done, 1));
+    assert_eq!((plan.next(now + s(2)), plan.actions()), (PlanStep::Done, 1));
 }
 
 #[test]
 fn off_already_is_asked_of_all_and_nothing_is_done() {
     let (mut plan, now) = plan(3);
     plan.looked(0, OFF, now, now);
-    assert_eq!(plan.next(now), Step::Ask(vec![(1, now + WITNESS), (2, now + WITNESS)]));
-    plan.looked(1, Heard::CantTell, now, now);
-    plan.looked(2, Heard::Silent, now - s(10), now);
-    assert_eq!((plan.next(now), plan.actions()), (Step::Done, 0));
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + WITNESS_TIMEOUT), (2, now + WITNESS_TIMEOUT)]));
+    plan.looked(1, StatusReading::CantTell, now, now);
+    plan.looked(2, StatusReading::Silent, now - s(10), now);
+    assert_eq!((plan.next(now), plan.actions()), (PlanStep::Done, 0));
 }
 
 #[test]
@@ -53,33 +53,33 @@ fn off_by_one_and_on_by_another_is_on() {
     plan.looked(0, OFF, now, now);
     plan.looked(1, ON, now, now);
     // The one that says on is moved to act; what the other said was before that.
-    let Step::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(1, Acted::Claimed, now);
-    let Step::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
+    let PlanStep::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(1, ActionReport::Claimed, now);
+    let PlanStep::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(asked.iter().map(|it| it.0).collect::<Vec<_>>(), [1]);
     plan.looked(1, OFF, now, now);
-    assert_eq!(plan.next(now), Step::Done);
+    assert_eq!(plan.next(now), PlanStep::Done);
 }
 
 #[test]
 fn who_said_on_is_asked_again_after_another_has_acted() {
     let (mut plan, now) = plan(2);
     plan.looked(0, ON, now, now);
-    let Step::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(0, Acted::Failed, now);
+    let PlanStep::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(0, ActionReport::Failed, now);
     plan.looked(0, ON, now, now);
-    let Step::Wait(_) = plan.next(now) else { panic!("{plan:?}") };
-    let now = now + SETTLE;
-    let Step::Look(_) = plan.next(now) else { panic!("{plan:?}") };
+    let PlanStep::Wait(_) = plan.next(now) else { panic!("{plan:?}") };
+    let now = now + FAILED_ACTION_SETTLE;
+    let PlanStep::Look(_) = plan.next(now) else { panic!("{plan:?}") };
     plan.looked(1, ON, now, now);
-    let Step::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(1, Acted::Claimed, now);
+    let PlanStep::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(1, ActionReport::Claimed, now);
     plan.looked(1, OFF, now, now);
-    assert_eq!(plan.next(now), Step::Ask(vec![(0, now + s(10))]));
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(0, now + s(10))]));
     // A controller that lost its power with its machine.
     let mut lost = plan;
-    lost.looked(0, Heard::Silent, now, now + s(10));
-    assert_eq!(lost.next(now + s(10)), Step::Done);
+    lost.looked(0, StatusReading::Silent, now, now + s(10));
+    assert_eq!(lost.next(now + s(10)), PlanStep::Done);
 }
 
 #[test]
@@ -89,17 +89,17 @@ fn one_that_says_done_and_stays_on_is_a_failure() {
     let mut acts = 0;
     let end = loop {
         match plan.next(now) {
-            Step::Look(_) => plan.looked(0, ON, now, now),
-            Step::Wait(then) => now = then,
-            Step::Act(..) => {
+            PlanStep::Look(_) => plan.looked(0, ON, now, now),
+            PlanStep::Wait(then) => now = then,
+            PlanStep::Act(..) => {
                 acts += 1;
-                plan.acted(0, Acted::Claimed, now);
+                plan.acted(0, ActionReport::Claimed, now);
             }
             other => break other,
         }
     };
     // It was waited for to the very end: it may have been slow.
-    assert_eq!((end, acts, now), (Step::GiveUp, 2, until));
+    assert_eq!((end, acts, now), (PlanStep::GiveUp, 2, until));
 }
 
 #[test]
@@ -109,13 +109,13 @@ fn one_that_lost_patience_with_a_slow_machine_is_followed() {
     let end = loop {
         let power = if now < begin + s(20) { ON } else { OFF };
         match plan.next(now) {
-            Step::Look(_) => plan.looked(0, power, now, now),
-            Step::Wait(then) => now = then,
-            Step::Act(..) => plan.acted(0, Acted::Failed, now),
+            PlanStep::Look(_) => plan.looked(0, power, now, now),
+            PlanStep::Wait(then) => now = then,
+            PlanStep::Act(..) => plan.acted(0, ActionReport::Failed, now),
             other => break other,
         }
     };
-    assert_eq!((end, plan.actions()), (Step::Done, 2));
+    assert_eq!((end, plan.actions()), (PlanStep::Done, 2));
 }
 
 #[test]
@@ -124,35 +124,35 @@ fn one_that_fails_at_once_fails_soon() {
     let mut now = begin;
     let end = loop {
         match plan.next(now) {
-            Step::Look(_) => plan.looked(0, Heard::CantTell, now, now),
-            Step::Wait(then) => now = then,
-            Step::Act(..) => plan.acted(0, Acted::Failed, now),
+            PlanStep::Look(_) => plan.looked(0, StatusReading::CantTell, now, now),
+            PlanStep::Wait(then) => now = then,
+            PlanStep::Act(..) => plan.acted(0, ActionReport::Failed, now),
             other => break other,
         }
     };
-    assert_eq!((end, now - begin), (Step::GiveUp, AGAIN));
+    assert_eq!((end, now - begin), (PlanStep::GiveUp, RETRY_PAUSE));
 }
 
 #[test]
 fn after_the_lease_what_was_begun_is_followed_and_nothing_else() {
     let (mut plan, now) = plan(2);
     plan.stop();
-    assert_eq!(plan.next(now), Step::GiveUp);
+    assert_eq!(plan.next(now), PlanStep::GiveUp);
     let (mut plan, now) = self::plan(2);
     plan.looked(0, ON, now, now);
-    let Step::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(0, Acted::Unknown, now);
+    let PlanStep::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(0, ActionReport::Unknown, now);
     plan.stop();
     assert!(plan.is_open());
-    assert_eq!(plan.next(now), Step::Look(vec![(0, now + s(28) / 3)]).min_by(&plan, now));
+    assert_eq!(plan.next(now), PlanStep::Look(vec![(0, now + s(28) / 3)]).min_by(&plan, now));
     plan.looked(0, OFF, now, now);
-    assert_eq!(plan.next(now), Step::Done);
+    assert_eq!(plan.next(now), PlanStep::Done);
     assert!(!plan.is_open());
 }
 
-impl Step {
+impl PlanStep {
     /// A look no longer than the device's own limit allows.
-    fn min_by(self, plan: &Plan, now: Instant) -> Self {
+    fn min_by(self, plan: &PowerPlan, now: Instant) -> Self {
         let Self::Look(these) = self else { return self };
         let limit = |it: usize| now + plan.devices[it].limits.status;
         Self::Look(these.into_iter().map(|(it, until)| (it, until.min(limit(it)))).collect())
@@ -162,22 +162,22 @@ impl Step {
 #[test]
 fn a_device_that_hangs_comes_after_those_that_answer() {
     let (mut plan, now) = plan(3);
-    plan.looked(0, Heard::Silent, now - s(10), now);
-    plan.looked(1, Heard::CantTell, now, now);
-    let Step::Act(1, limit) = plan.next(now) else { panic!("{plan:?}") };
+    plan.looked(0, StatusReading::Silent, now - s(10), now);
+    plan.looked(1, StatusReading::CantTell, now, now);
+    let PlanStep::Act(1, limit) = plan.next(now) else { panic!("{plan:?}") };
     assert!(limit < now + s(28) / 4);
-    plan.acted(1, Acted::Failed, now);
-    plan.looked(1, Heard::CantTell, now, now);
-    let Step::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(1, ActionReport::Failed, now);
+    plan.looked(1, StatusReading::CantTell, now, now);
+    let PlanStep::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(asked, [(2, now + s(28) / 3 - s(28) / 3 * 2 / 3)]);
 }
 
 #[test]
 fn a_long_time_out_leaves_time_for_others() {
     let now = Instant::now();
-    let long = Limits { timeout: Some(s(600)), ..LIMITS };
-    let mut plan = Plan::new(Power::Off, [long, LIMITS, LIMITS], now + s(28));
+    let long = DeviceLimits { timeout: Some(s(600)), ..LIMITS };
+    let mut plan = PowerPlan::new(PowerState::Off, [long, LIMITS, LIMITS], now + s(28));
     plan.looked(0, ON, now, now);
-    let Step::Act(0, limit) = plan.next(now) else { panic!("{plan:?}") };
+    let PlanStep::Act(0, limit) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(limit, now + s(18) - s(18) / 3);
 }
