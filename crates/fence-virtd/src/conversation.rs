@@ -15,10 +15,11 @@ use fence_wire::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
+use crate::arbiter::Grant;
 use crate::audit::{AuditRecord, RequestEnd, StageTimes};
 use crate::backend::LeaseEndReason;
 use crate::keys::ListenerKeys;
-use crate::service::{ClientReply, Go, RequestJob, RequestOutcome, ResolvedTarget, Service};
+use crate::service::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget, Service};
 
 /// How long the client may take to send its challenge.
 const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
@@ -180,8 +181,8 @@ pub(crate) async fn converse<S>(
     };
     stages.turn = Some(StageTimes::since(job.arrived));
     let unproved = match &go {
-        Go::Never(why) if !why.is_for_the_client() => Some(why),
-        Go::Never(_) | Go::Run(_) | Go::Told(_) => None,
+        Grant::Rejected(why) if !why.is_for_the_client() => Some(why),
+        Grant::Rejected(_) | Grant::Run(_) | Grant::Coalesced(_) => None,
     };
     if let Some(why) = unproved {
         return record(RequestEnd::NotRun(&why.to_string()), stages);
@@ -196,9 +197,9 @@ pub(crate) async fn converse<S>(
     };
     stages.proved = Some(StageTimes::since(job.arrived));
     let (outcome, gone) = match go {
-        Go::Told(told) => (RequestOutcome::from(told), false),
-        Go::Never(why) => (RequestOutcome::because(Response::Failure, why), false),
-        Go::Run(running) => {
+        Grant::Coalesced(told) => (RequestOutcome::from(told), false),
+        Grant::Rejected(why) => (RequestOutcome::because(Response::Failure, why), false),
+        Grant::Run(running) => {
             let outcome = {
                 let work = service.execute(&job, resolved, proof, &running, &lease);
                 tokio::pin!(work);

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use crate::access::{AccessDecision, AccessRules, AccessSubject, Identity};
-use crate::arbiter::{self, ArbitratedAction, PeerId, Rejection, RequestSource};
+use crate::arbiter::{self, ArbitratedAction, Grant, PeerId, Rejection, RequestSource, SharedResult};
 use crate::audit::{Audit, AuditRecord, StageTimes};
 use crate::backend::{
     ActionError, AgentRunTrail, Backend, DomainRef, Lease, LeaseEndReason, LeaseReleased, LocateError,
@@ -26,7 +26,7 @@ use crate::keys::KeyProof;
 use crate::locks::lock;
 use crate::metrics::Metrics;
 use crate::replay::ReplayMemory;
-use crate::turns::{ClusterPort, GrantQueue, RunPermit, SharedResult, Turn};
+use crate::turns::{ClusterPort, GrantQueue, RunPermit};
 
 /// Our answer leaves this much earlier than its client gives up, so that the client hears a reason rather than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
@@ -126,17 +126,6 @@ struct UndeliveredReboot {
     told: SharedResult,
 }
 
-/// How a request goes on after its turn was asked for.
-#[derive(Debug)]
-pub(crate) enum Go {
-    /// Ask for the proof and run it. The value is to be handed on to [`Service::execute`] and [`Service::over`].
-    Run(RunPermit),
-    /// The same work was done already: ask for the proof and tell this.
-    Told(SharedResult),
-    /// It does not run.
-    Never(Rejection),
-}
-
 /// What a request comes to before it runs.
 #[derive(Debug)]
 pub(crate) enum ResolvedTarget {
@@ -160,7 +149,9 @@ impl ResolvedTarget {
     pub(crate) fn owner(&self) -> AnsweringHost {
         match self {
             Self::Run(Some(
-                LocatedDomain::GoneOff(_) | LocatedDomain::Resting(_) | LocatedDomain::Lost(_),
+                LocatedDomain::PoweredOffTransient(_)
+                | LocatedDomain::DefinedOff(_)
+                | LocatedDomain::OnLostHost(_),
             ))
             | Self::Refused(_, _, None) => AnsweringHost::Unknown,
             Self::Run(Some(LocatedDomain::Elsewhere(_))) => AnsweringHost::Another,
@@ -341,10 +332,15 @@ impl Service {
     }
 
     /// Waits until the request may run, or must not. Ends at once when the lease does.
-    pub(crate) async fn turn(&self, job: &RequestJob, resolved: &ResolvedTarget, lease: &Lease) -> Go {
+    pub(crate) async fn turn(
+        &self,
+        job: &RequestJob,
+        resolved: &ResolvedTarget,
+        lease: &Lease,
+    ) -> Grant<RunPermit> {
         let work = work(job, resolved);
         if let Some(told) = self.undelivered_result(job, &work) {
-            return Go::Told(told);
+            return Grant::Coalesced(told);
         }
         let request = arbiter::ArbiterRequest {
             id: job.id,
@@ -356,7 +352,7 @@ impl Service {
         };
         let mut waiting = match self.turns.submit(request.clone()) {
             Ok(waiting) => waiting,
-            Err(why) => return Go::Never(why),
+            Err(why) => return Grant::Rejected(why),
         };
         if let Some(leader) = waiting.joined {
             debug!(id = job.id, leader, "joins the same work");
@@ -366,26 +362,21 @@ impl Service {
             turn = waiting.turn() => turn,
             why = nobody_waits(lease) => {
                 waiting.withdraw(why);
-                return Go::Never(why);
+                return Grant::Rejected(why);
             }
         };
-        let turn = match (turn, &self.claims) {
-            (Turn::Run(running), Some(claims)) if request.work != ArbitratedAction::Look => {
+        match (turn, &self.claims) {
+            (Grant::Run(running), Some(claims)) if request.work != ArbitratedAction::Look => {
                 tokio::select! {
                     biased;
                     turn = running.claimed(&**claims, &request) => turn,
-                    why = nobody_waits(lease) => Turn::Never(why),
+                    why = nobody_waits(lease) => Grant::Rejected(why),
                     () = tokio::time::sleep_until(request.deadline.into()) => {
-                        Turn::Never(Rejection::DeadlinePassed)
+                        Grant::Rejected(Rejection::DeadlinePassed)
                     }
                 }
             }
             (turn, _) => turn,
-        };
-        match turn {
-            Turn::Run(running) => Go::Run(running),
-            Turn::Told(told) => Go::Told(told),
-            Turn::Never(why) => Go::Never(why),
         }
     }
 
@@ -403,12 +394,12 @@ impl Service {
         let go = self.turn(job, &resolved, lease).await;
         stages.turn = Some(StageTimes::since(job.arrived));
         let (outcome, running) = match go {
-            Go::Told(told) => (Ok(RequestOutcome::from(told)), None),
-            Go::Never(why) if why.is_for_the_client() => {
+            Grant::Coalesced(told) => (Ok(RequestOutcome::from(told)), None),
+            Grant::Rejected(why) if why.is_for_the_client() => {
                 (Ok(RequestOutcome::because(Response::Failure, why)), None)
             }
-            Go::Never(why) => (Err(why), None),
-            Go::Run(running) => {
+            Grant::Rejected(why) => (Err(why), None),
+            Grant::Run(running) => {
                 let proof = Proved::unauthenticated();
                 (Ok(self.execute(job, resolved, proof, &running, lease).await), Some(running))
             }
@@ -432,8 +423,11 @@ impl Service {
             ResolvedTarget::Refused(response, reason, _) => RequestOutcome::because(response, reason),
             ResolvedTarget::Run(None) => self.without_domain(job).await,
             // It may have been started since it was looked for.
-            ResolvedTarget::Run(Some(LocatedDomain::GoneOff(_))) => match self.resolve(job).await {
-                ResolvedTarget::Run(Some(LocatedDomain::GoneOff(domain))) => gone_off(job.action, &domain),
+            ResolvedTarget::Run(Some(LocatedDomain::PoweredOffTransient(_))) => match self.resolve(job).await
+            {
+                ResolvedTarget::Run(Some(LocatedDomain::PoweredOffTransient(domain))) => {
+                    gone_off(job.action, &domain)
+                }
                 ResolvedTarget::Run(Some(located)) => {
                     self.on_domain(job, located.domain(), running, lease).await
                 }
@@ -720,7 +714,7 @@ mod tests {
 
     use super::*;
     use crate::backend::{self, DomainHome, DomainListing, PowerState};
-    use crate::turns::{Claimed, ClusterPermit};
+    use crate::turns::{ClusterGrant, ClusterPermit};
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
@@ -813,9 +807,15 @@ mod tests {
         fn claim<'a>(
             &'a self,
             _: &'a arbiter::ArbiterRequest,
-        ) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+        ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
             let claim = Counted::new(&self.under_way);
-            Box::pin(async move { if self.grant { Claimed::Run(Box::new(claim)) } else { pending().await } })
+            Box::pin(async move {
+                if self.grant {
+                    Grant::Run(Box::new(claim) as Box<dyn ClusterPermit>)
+                } else {
+                    pending().await
+                }
+            })
         }
     }
 
@@ -854,7 +854,7 @@ mod tests {
         let (job, resolved) = job(Action::Off);
         let (lease, _settled) = Lease::new(Instant::now() + Duration::from_millis(100), job.id);
         let go = in_time(service.turn(&job, &resolved, &lease)).await;
-        assert!(matches!(go, Go::Never(Rejection::DeadlinePassed)), "{go:?}");
+        assert!(matches!(go, Grant::Rejected(Rejection::DeadlinePassed)), "{go:?}");
         assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
     }
 
@@ -874,7 +874,7 @@ mod tests {
             })
         })
         .await;
-        assert!(matches!(go, Go::Never(Rejection::HungUp)), "{go:?}");
+        assert!(matches!(go, Grant::Rejected(Rejection::HungUp)), "{go:?}");
         assert_eq!((under_way.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
     }
 
@@ -884,7 +884,7 @@ mod tests {
         let (job, resolved) = job(Action::Status);
         let (lease, _settled) = Service::lease(&job);
         let go = in_time(service.turn(&job, &resolved, &lease)).await;
-        assert!(matches!(go, Go::Run(_)), "{go:?}");
+        assert!(matches!(go, Grant::Run(_)), "{go:?}");
         assert_eq!(under_way.load(Ordering::SeqCst), 0);
     }
 
@@ -933,7 +933,7 @@ mod tests {
         let (service, under_way) = service(OtherHosts { grant: true, ..OtherHosts::default() });
         let (job, resolved) = job(Action::Off);
         let (lease, settled) = Service::lease(&job);
-        let Go::Run(running) = in_time(service.turn(&job, &resolved, &lease)).await else {
+        let Grant::Run(running) = in_time(service.turn(&job, &resolved, &lease)).await else {
             panic!("not run")
         };
         let outcome = service.execute(&job, resolved, Proved::unauthenticated(), &running, &lease).await;

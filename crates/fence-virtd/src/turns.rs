@@ -14,7 +14,9 @@ use std::time::Instant;
 use fence_wire::Response;
 use tokio::sync::{Notify, oneshot};
 
-use crate::arbiter::{Arbiter, ArbiterDecision, ArbiterRequest, Rejection, SubmitResult};
+use crate::arbiter::{
+    Arbiter, ArbiterDecision, ArbiterRequest, Grant, Rejection, SharedResult, SubmitResult,
+};
 use crate::locks::{Mutex, MutexGuard, lock};
 
 /// See the module's head.
@@ -28,27 +30,7 @@ pub(crate) struct GrantQueue {
 #[derive(Debug, Default)]
 struct QueueState {
     arbiter: Arbiter,
-    waiting: HashMap<u64, oneshot::Sender<Turn>>,
-}
-
-/// What a waiting request is told.
-#[derive(Debug)]
-pub(crate) enum Turn {
-    /// Ask for the proof, run, and report by the value.
-    Run(RunPermit),
-    /// The same work was done for another request: ask for the proof and tell this.
-    Told(SharedResult),
-    /// It does not run.
-    Never(Rejection),
-}
-
-/// The outcome of work that others joined.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct SharedResult {
-    pub(crate) response: Response,
-    pub(crate) reason: Option<String>,
-    /// The request that ran, in words.
-    pub(crate) by: String,
+    waiting: HashMap<u64, oneshot::Sender<Grant<RunPermit>>>,
 }
 
 /// A request that waits for its turn. Dropping it withdraws the request.
@@ -56,7 +38,7 @@ pub(crate) struct SharedResult {
 pub(crate) struct QueuedRequest {
     turns: Arc<GrantQueue>,
     id: u64,
-    turn: oneshot::Receiver<Turn>,
+    turn: oneshot::Receiver<Grant<RunPermit>>,
     /// The request that does the same work, where there is one.
     pub(crate) joined: Option<u64>,
     over: bool,
@@ -74,20 +56,14 @@ pub(crate) struct RunPermit {
 /// What other hosts have a say in: whether a request that has its turn among those of this host may run.
 pub(crate) trait ClusterPort: Send + Sync {
     /// Waits until it may, or must not. Dropping the future withdraws the claim. It knows no deadline: who waits does.
-    fn claim<'a>(&'a self, request: &'a ArbiterRequest)
-    -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>>;
+    fn claim<'a>(
+        &'a self,
+        request: &'a ArbiterRequest,
+    ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>>;
 }
 
-/// What becomes of a claim.
-#[derive(Debug)]
-pub(crate) enum Claimed {
-    /// It may run; the value is to be told how far it is.
-    Run(Box<dyn ClusterPermit>),
-    /// Another host did the same work.
-    Told(SharedResult),
-    /// It does not run.
-    Never(Rejection),
-}
+/// Result of waiting for the permission of all hosts.
+pub(crate) type ClusterGrant = Grant<Box<dyn ClusterPermit>>;
 
 /// A claim in flight. Dropping it without [`Claim::finished`] says that nothing was done.
 pub(crate) trait ClusterPermit: fmt::Debug + Send + Sync {
@@ -112,7 +88,7 @@ impl GrantQueue {
         let mut joined = None;
         match verdict {
             // Its other end is here, so it can't fail.
-            SubmitResult::Run => drop(teller.send(Turn::Run(self.running(id)))),
+            SubmitResult::Run => drop(teller.send(Grant::Run(self.running(id)))),
             SubmitResult::Wait => drop(state.waiting.insert(id, teller)),
             SubmitResult::Joined(leader) => {
                 joined = Some(leader);
@@ -189,10 +165,10 @@ impl GrantQueue {
         let mut decisions = VecDeque::from(decisions);
         while let Some(decision) = decisions.pop_front() {
             let (id, turn) = match decision {
-                ArbiterDecision::Run(id) => (id, Turn::Run(self.running(id))),
-                ArbiterDecision::Drop(id, why) => (id, Turn::Never(why)),
+                ArbiterDecision::Run(id) => (id, Grant::Run(self.running(id))),
+                ArbiterDecision::Drop(id, why) => (id, Grant::Rejected(why)),
                 ArbiterDecision::Deliver(id) => match told {
-                    Some(told) => (id, Turn::Told(told.clone())),
+                    Some(told) => (id, Grant::Coalesced(told.clone())),
                     None => continue,
                 },
             };
@@ -200,7 +176,7 @@ impl GrantQueue {
                 Some(teller) => teller.send(turn).err(),
                 None => Some(turn),
             };
-            if let Some(Turn::Run(mut running)) = untaken {
+            if let Some(Grant::Run(mut running)) = untaken {
                 running.over = true;
                 decisions.extend(state.arbiter.abandoned(Instant::now(), id));
             }
@@ -223,8 +199,8 @@ impl GrantQueue {
 
 impl QueuedRequest {
     /// Waits for the turn. May be called again after it was cancelled.
-    pub(crate) async fn turn(&mut self) -> Turn {
-        let turn = (&mut self.turn).await.unwrap_or(Turn::Never(Rejection::DeadlinePassed));
+    pub(crate) async fn turn(&mut self) -> Grant<RunPermit> {
+        let turn = (&mut self.turn).await.unwrap_or(Grant::Rejected(Rejection::DeadlinePassed));
         self.over = true;
         turn
     }
@@ -263,18 +239,22 @@ impl RunPermit {
     /// It waits until other hosts have no objection either. Their answer may be that it is over.
     ///
     /// Cancelled, it ends, and nothing was done.
-    pub(crate) async fn claimed(mut self, claims: &dyn ClusterPort, request: &ArbiterRequest) -> Turn {
+    pub(crate) async fn claimed(
+        mut self,
+        claims: &dyn ClusterPort,
+        request: &ArbiterRequest,
+    ) -> Grant<RunPermit> {
         match claims.claim(request).await {
-            Claimed::Run(claim) => {
+            Grant::Run(claim) => {
                 self.claim = Some(claim);
-                Turn::Run(self)
+                Grant::Run(self)
             }
-            Claimed::Told(told) => {
+            Grant::Coalesced(told) => {
                 // Those of this host that joined it are told the same.
                 self.finished(told.response, told.reason.clone());
-                Turn::Told(told)
+                Grant::Coalesced(told)
             }
-            Claimed::Never(why) => Turn::Never(why),
+            Grant::Rejected(why) => Grant::Rejected(why),
         }
     }
 
@@ -343,9 +323,9 @@ mod tests {
         let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let mut second = turns.submit(off(2, "a", "b")).unwrap();
-        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(running) = first.turn().await else { panic!("not run") };
         running.seen_off();
-        assert!(matches!(second.turn().await, Turn::Never(Rejection::SourceFenced)));
+        assert!(matches!(second.turn().await, Grant::Rejected(Rejection::SourceFenced)));
         running.finished(Response::Success, None);
     }
 
@@ -357,10 +337,10 @@ mod tests {
         let mut third = turns.submit(off(3, "a", "c")).unwrap();
         assert_eq!(third.joined, Some(2));
         drop(second);
-        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(running) = first.turn().await else { panic!("not run") };
         // Its proof failed.
         drop(running);
-        let Turn::Run(running) = third.turn().await else { panic!("not run") };
+        let Grant::Run(running) = third.turn().await else { panic!("not run") };
         running.finished(Response::Success, None);
     }
 
@@ -369,10 +349,10 @@ mod tests {
         let turns = Arc::new(GrantQueue::default());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(running) = first.turn().await else { panic!("not run") };
         running.seen_off();
         running.finished(Response::Failure, Some("why".into()));
-        let Turn::Told(told) = second.turn().await else { panic!("not told") };
+        let Grant::Coalesced(told) = second.turn().await else { panic!("not told") };
         assert_eq!(
             told,
             SharedResult { response: Response::Failure, reason: Some("why".into()), by: "request 1".into() }
@@ -382,12 +362,15 @@ mod tests {
     /// Other hosts, whose answers are given by hand, and what they are told.
     #[derive(Default)]
     struct OtherHosts {
-        asked: Mutex<Vec<oneshot::Sender<Claimed>>>,
+        asked: Mutex<Vec<oneshot::Sender<ClusterGrant>>>,
         told: Arc<Mutex<Vec<String>>>,
     }
 
     impl ClusterPort for OtherHosts {
-        fn claim<'a>(&'a self, _: &'a ArbiterRequest) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+        fn claim<'a>(
+            &'a self,
+            _: &'a ArbiterRequest,
+        ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
             let (answer, answered) = oneshot::channel();
             lock(&self.asked).push(answer);
             Box::pin(async move { answered.await.unwrap() })
@@ -395,8 +378,8 @@ mod tests {
     }
 
     impl OtherHosts {
-        fn yes(&self) -> Claimed {
-            Claimed::Run(Box::new(Granted(Arc::clone(&self.told))))
+        fn yes(&self) -> ClusterGrant {
+            Grant::Run(Box::new(Granted(Arc::clone(&self.told))))
         }
 
         fn told(&self) -> Vec<String> {
@@ -431,14 +414,14 @@ mod tests {
     async fn other_hosts_are_told_what_this_one_is() {
         let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+        let Grant::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
             panic!("not run")
         };
         assert_eq!(running.proved(), Ok(()));
         let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
             lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
         });
-        let Turn::Run(running) = turn else { panic!("not run") };
+        let Grant::Run(running) = turn else { panic!("not run") };
         assert_eq!(running.proved(), Err(Rejection::TurnLost));
         running.seen_off();
         running.finished(Response::Failure, Some("why".into()));
@@ -449,16 +432,16 @@ mod tests {
     async fn what_another_host_did_is_told_to_all_that_joined_here() {
         let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+        let Grant::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
             panic!("not run")
         };
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
         let theirs = SharedResult { response: Response::Success, reason: None, by: "one of node 2".into() };
         let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
-            lock(&hosts.asked).remove(0).send(Claimed::Told(theirs.clone())).unwrap();
+            lock(&hosts.asked).remove(0).send(Grant::Coalesced(theirs.clone())).unwrap();
         });
-        assert!(matches!(turn, Turn::Told(told) if told == theirs));
-        let Turn::Told(told) = second.turn().await else { panic!("not told") };
+        assert!(matches!(turn, Grant::Coalesced(told) if told == theirs));
+        let Grant::Coalesced(told) = second.turn().await else { panic!("not told") };
         assert_eq!((told.response, told.by.as_str()), (Response::Success, "request 1"));
     }
 
@@ -466,23 +449,23 @@ mod tests {
     async fn without_other_hosts_leave_the_next_goes_on() {
         let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Turn::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+        let Grant::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
             panic!("not run")
         };
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
         let mut third = turns.submit(off(3, "b", "c")).unwrap();
         let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
-            lock(&hosts.asked).remove(0).send(Claimed::Never(Rejection::SourceFenced)).unwrap();
+            lock(&hosts.asked).remove(0).send(Grant::Rejected(Rejection::SourceFenced)).unwrap();
         });
-        assert!(matches!(turn, Turn::Never(Rejection::SourceFenced)));
-        let Turn::Run(running) = second.turn().await else { panic!("not run") };
+        assert!(matches!(turn, Grant::Rejected(Rejection::SourceFenced)));
+        let Grant::Run(running) = second.turn().await else { panic!("not run") };
         // Its client hangs up while other hosts are asked.
         let request = off(2, "b", "c");
         {
             let mut claimed = std::pin::pin!(running.claimed(&hosts, &request));
             assert!(at_once(claimed.as_mut()).await.is_none());
         }
-        assert!(matches!(third.turn().await, Turn::Run(_)));
+        assert!(matches!(third.turn().await, Grant::Run(_)));
     }
 
     /// What the future gives at once.
@@ -503,15 +486,15 @@ mod tests {
         let mut second = turns.submit(off(2, "b", "c")).unwrap();
         let mut third = turns.submit(request(3, ArbitratedAction::On("b".into()), "c")).unwrap();
         let late = off(4, "d", "c");
-        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(running) = first.turn().await else { panic!("not run") };
         turns.victim("c");
-        assert!(matches!(second.turn().await, Turn::Never(Rejection::SourceFenced)));
-        assert!(matches!(third.turn().await, Turn::Never(Rejection::SourceFenced)));
+        assert!(matches!(second.turn().await, Grant::Rejected(Rejection::SourceFenced)));
+        assert!(matches!(third.turn().await, Grant::Rejected(Rejection::SourceFenced)));
         assert_eq!(turns.submit(late).unwrap_err(), Rejection::SourceFenced);
         drop(running);
         // It was started again, and asks anew.
         let mut anew = turns.submit(off(5, "b", "c")).unwrap();
-        assert!(matches!(anew.turn().await, Turn::Run(_)));
+        assert!(matches!(anew.turn().await, Grant::Run(_)));
     }
 
     #[tokio::test]
@@ -519,12 +502,12 @@ mod tests {
         let turns = Arc::new(GrantQueue::default());
         let keeper = tokio::spawn(Arc::clone(&turns).keep_time());
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let Turn::Run(_running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(_running) = first.turn().await else { panic!("not run") };
         let mut late = request(2, ArbitratedAction::On("b".into()), "c");
         // Far enough off that it has not passed when it is submitted.
         late.deadline = Instant::now() + Duration::from_secs(2);
         let mut second = turns.submit(late).unwrap();
-        assert!(matches!(second.turn().await, Turn::Never(Rejection::DeadlinePassed)));
+        assert!(matches!(second.turn().await, Grant::Rejected(Rejection::DeadlinePassed)));
         keeper.abort();
     }
 
@@ -534,11 +517,11 @@ mod tests {
         let mut first = turns.submit(off(1, "b", "a")).unwrap();
         let second = turns.submit(off(2, "a", "b")).unwrap();
         let mut third = turns.submit(off(3, "b", "a")).unwrap();
-        let Turn::Run(running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(running) = first.turn().await else { panic!("not run") };
         running.finished(Response::Failure, None);
         // The second has its turn now and is dropped without a look at it.
         drop(second);
-        assert!(matches!(third.turn().await, Turn::Told(_)));
+        assert!(matches!(third.turn().await, Grant::Coalesced(_)));
     }
 
     /// Requests on several threads that are dropped, fail or succeed at any moment: all of them end, and nothing is
@@ -570,7 +553,7 @@ mod tests {
                     } else {
                         Ok(waiting.turn().await)
                     };
-                    let Ok(Turn::Run(running)) = turn else { return };
+                    let Ok(Grant::Run(running)) = turn else { return };
                     tokio::task::yield_now().await;
                     if dice % 5 != 0 {
                         running.seen_off();
@@ -593,7 +576,7 @@ mod tests {
             for domain in 0..5 {
                 let mut last = turns.submit(off(1000 + domain, &format!("d{domain}"), "elsewhere")).unwrap();
                 let turn = tokio::time::timeout(PATIENCE, last.turn()).await;
-                assert!(matches!(turn, Ok(Turn::Run(_))), "round {round}, domain {domain}: {turn:?}");
+                assert!(matches!(turn, Ok(Grant::Run(_))), "round {round}, domain {domain}: {turn:?}");
             }
         }
     }

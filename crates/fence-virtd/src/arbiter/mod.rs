@@ -55,15 +55,14 @@
 
 use std::time::{Duration, Instant};
 
+pub(crate) use self::grant::{Grant, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
+
+mod grant;
 #[cfg(test)]
 mod proptests;
 #[cfg(test)]
 mod tests;
 
-/// Requests that are not over, in all; one more is refused.
-pub(crate) const REQUEST_LIMIT: usize = 1024;
-/// Requests that are not over, for one target; one more is refused.
-pub(crate) const TARGET_LIMIT: usize = 64;
 /// How long a victim is remembered, and the most that may lie between a request's arrival and its submission.
 pub(crate) const VICTIM_MEMORY: Duration = Duration::from_secs(120);
 /// Victims remembered; of more the oldest is forgotten (late proof still stands).
@@ -134,48 +133,6 @@ pub(crate) enum ArbiterDecision {
     Drop(u64, Rejection),
     /// Ask for the proof and answer it with the outcome that was reported just now. It is over.
     Deliver(u64),
-}
-
-/// Why a request never ran.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum Rejection {
-    /// Its source is down: nobody asks any more.
-    #[error("its source was fenced after it arrived")]
-    SourceFenced,
-    /// Its client has given up, or is about to.
-    #[error("its deadline passed before its turn came")]
-    DeadlinePassed,
-    /// The same client asked something newer.
-    #[error("superseded by a newer request of the same client")]
-    Superseded,
-    /// The client hung up.
-    #[error("the client hung up before its turn came")]
-    HungUp,
-    /// See [`REQUEST_LIMIT`].
-    #[error("queue full: {REQUEST_LIMIT} requests are under way")]
-    QueueFull,
-    /// See [`TARGET_LIMIT`].
-    #[error("queue full: {TARGET_LIMIT} requests for this domain are under way")]
-    TargetQueueFull,
-    /// This host has as many under way among all hosts as it can tell them of.
-    #[error("queue full: the other hosts are asked about too many requests of this one")]
-    ClaimsFull,
-    /// Other hosts have a say, and can't be heard.
-    #[error("the hosts lost each other while it waited for what another host has in flight; ask again")]
-    HostsApart,
-    /// The same, between its turn and its proof.
-    #[error("the hosts lost each other before the client had proved itself; ask again")]
-    TurnLost,
-}
-
-impl Rejection {
-    /// The client may still be there, and is told.
-    pub(crate) fn is_for_the_client(self) -> bool {
-        matches!(
-            self,
-            Self::QueueFull | Self::TargetQueueFull | Self::ClaimsFull | Self::HostsApart | Self::TurnLost
-        )
-    }
 }
 
 /// The requests that are not over. See the module's head.

@@ -70,12 +70,14 @@ impl CpgBackend {
         let elsewhere = DomainRef { home: DomainHome::Elsewhere, ..domain.clone() };
         Ok(match (self.cluster.place(&domain.uuid), own) {
             (DomainPlace::On(_) | DomainPlace::Down(_), _) => LocatedDomain::Elsewhere(elsewhere),
-            (DomainPlace::Lost { .. }, _) => LocatedDomain::Lost(elsewhere),
+            (DomainPlace::Lost { .. }, _) => LocatedDomain::OnLostHost(elsewhere),
             // Seen to go off here, or known to be on nowhere: this host can say so as well as any.
-            (_, Some(located @ (LocatedDomain::Here(_) | LocatedDomain::GoneOff(_)))) => located.clone(),
-            (DomainPlace::Off(_), Some(LocatedDomain::Resting(own))) => LocatedDomain::Here(own.clone()),
+            (_, Some(located @ (LocatedDomain::Here(_) | LocatedDomain::PoweredOffTransient(_)))) => {
+                located.clone()
+            }
+            (DomainPlace::Off(_), Some(LocatedDomain::DefinedOff(own))) => LocatedDomain::Here(own.clone()),
             (DomainPlace::Off(_), _) => LocatedDomain::Elsewhere(elsewhere),
-            (DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => LocatedDomain::Lost(elsewhere),
+            (DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => LocatedDomain::OnLostHost(elsewhere),
             (DomainPlace::Unknown, _) => match here {
                 Ok(located) => located,
                 Err(error) => return Err(error),
@@ -112,11 +114,10 @@ impl CpgBackend {
                     Err(ActionError::Gone) => LocalReading::No,
                     Err(error) => return Err(error),
                 },
-                Ok(LocatedDomain::GoneOff(own)) => LocalReading::WentOff(own),
-                Ok(LocatedDomain::Resting(own)) => LocalReading::Resting(own),
-                Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::Lost(_)) | Err(LocateError::NotFound) => {
-                    LocalReading::No
-                }
+                Ok(LocatedDomain::PoweredOffTransient(own)) => LocalReading::WentOff(own),
+                Ok(LocatedDomain::DefinedOff(own)) => LocalReading::Resting(own),
+                Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_))
+                | Err(LocateError::NotFound) => LocalReading::No,
                 Err(LocateError::Ambiguous(why)) => {
                     return Err(ActionError::Refused(format!(
                         "on at several hypervisors of this host: {why}"
@@ -453,7 +454,7 @@ impl CpgBackend {
     /// It was seen to go off here, and left no definition.
     async fn went_off(&self, domain: &DomainRef, until: Instant) -> bool {
         let Ok(target) = Target::new(&domain.uuid, true) else { return false };
-        matches!(self.local.locate(&target, until).await, Ok(LocatedDomain::GoneOff(_)))
+        matches!(self.local.locate(&target, until).await, Ok(LocatedDomain::PoweredOffTransient(_)))
     }
 
     /// Nobody that was asked has it any more: waits for news of where it is.

@@ -147,7 +147,7 @@ impl LibvirtBackend {
         if found.active || self.hypervisors[home].gone_off(Some(found.uuid), None).is_some() {
             LocatedDomain::Here(reference)
         } else {
-            LocatedDomain::Resting(reference)
+            LocatedDomain::DefinedOff(reference)
         }
     }
 
@@ -157,7 +157,7 @@ impl LibvirtBackend {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
             let (uuid, name) =
                 it.gone_off(wanted.uuid, (!wanted.only_uuid).then_some(wanted.text.as_str()))?;
-            Some(LocatedDomain::GoneOff(DomainRef {
+            Some(LocatedDomain::PoweredOffTransient(DomainRef {
                 name,
                 uuid: uuid.to_string(),
                 home: DomainHome::Here(home),

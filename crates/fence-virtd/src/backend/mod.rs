@@ -110,23 +110,23 @@ pub(crate) enum LocatedDomain {
     Here(DomainRef),
     /// It is defined here and off, and nothing says that it was on here lately: it may be a definition that stayed
     /// behind when the domain went to another host.
-    Resting(DomainRef),
+    DefinedOff(DomainRef),
     /// It was here a short while ago, was seen to go off here, and left no definition (a transient domain).
-    GoneOff(DomainRef),
+    PoweredOffTransient(DomainRef),
     /// Another host has it, and this one can pass requests on to it.
     Elsewhere(DomainRef),
     /// It was last on at a host that was lost. What is known of that host decides when something is to be done.
-    Lost(DomainRef),
+    OnLostHost(DomainRef),
 }
 
 impl LocatedDomain {
     pub(crate) fn domain(&self) -> &DomainRef {
         match self {
             Self::Here(domain)
-            | Self::Resting(domain)
-            | Self::GoneOff(domain)
+            | Self::DefinedOff(domain)
+            | Self::PoweredOffTransient(domain)
             | Self::Elsewhere(domain)
-            | Self::Lost(domain) => domain,
+            | Self::OnLostHost(domain) => domain,
         }
     }
 }

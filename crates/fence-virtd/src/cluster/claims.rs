@@ -50,9 +50,9 @@ use super::message::{
     ActingClaim, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
 use crate::arbiter::{
-    Arbiter, ArbiterDecision, ArbiterRequest, PeerId, Rejection, RequestSource, SubmitResult,
+    Arbiter, ArbiterDecision, ArbiterRequest, Grant, PeerId, Rejection, RequestSource, SharedResult,
+    SubmitResult,
 };
-use crate::turns::SharedResult;
 
 #[cfg(test)]
 mod proptests;
@@ -97,9 +97,9 @@ pub(crate) enum ClaimEffect {
     /// Its turn has come.
     Run(u64),
     /// Another host did the same work. It is over.
-    Told(u64, SharedResult),
+    Coalesced(u64, SharedResult),
     /// It does not run. It is over.
-    Never(u64, Rejection),
+    Rejected(u64, Rejection),
     /// Another host saw this domain off.
     Victim(String),
 }
@@ -425,7 +425,7 @@ impl ClusterArbiter {
     /// Ends a claim that waits, by this host's own decision.
     fn end(&mut self, id: u64, why: Rejection) {
         self.own.remove(&id);
-        self.effects.push(ClaimEffect::Never(id, why));
+        self.effects.push(ClaimEffect::Rejected(id, why));
         self.say(HostMessage::Withdraw { id });
     }
 
@@ -434,26 +434,26 @@ impl ClusterArbiter {
     }
 
     /// Takes what was decided of this host's claims. What it knows to be over already is no matter.
-    fn deliver_grants(&mut self, turns: Vec<(ClaimKey, Turn)>) {
+    fn deliver_grants(&mut self, turns: Vec<(ClaimKey, Grant<()>)>) {
         let me = self.me();
         for ((_, id), turn) in turns.into_iter().filter(|((member, _), _)| *member == me) {
             let Some(own) = self.own.get_mut(&id).filter(|it| it.stage == ClaimStage::Asked) else {
                 continue;
             };
             match turn {
-                Turn::Run => {
+                Grant::Run(()) => {
                     own.stage = ClaimStage::Granted;
                     if !std::mem::replace(&mut own.told, true) {
                         self.effects.push(ClaimEffect::Run(id));
                     }
                 }
-                Turn::Told(told) => {
+                Grant::Coalesced(told) => {
                     self.own.remove(&id);
-                    self.effects.push(ClaimEffect::Told(id, told));
+                    self.effects.push(ClaimEffect::Coalesced(id, told));
                 }
-                Turn::Never(why) => {
+                Grant::Rejected(why) => {
                     self.own.remove(&id);
-                    self.effects.push(ClaimEffect::Never(id, why));
+                    self.effects.push(ClaimEffect::Rejected(id, why));
                 }
             }
         }
@@ -466,14 +466,6 @@ impl ClusterArbiter {
 
 /// A claim: whose, and its number there.
 type ClaimKey = (Member, u64);
-
-/// What is decided of a claim.
-#[derive(Debug)]
-enum Turn {
-    Run,
-    Told(SharedResult),
-    Never(Rejection),
-}
 
 /// What was delivered since the membership changed last, and what it makes.
 #[derive(Debug)]
@@ -520,7 +512,7 @@ impl Epoch {
         }
     }
 
-    fn ready(&mut self, from: Member, n: u64) -> Vec<(ClaimKey, Turn)> {
+    fn ready(&mut self, from: Member, n: u64) -> Vec<(ClaimKey, Grant<()>)> {
         self.heard += 1;
         let Some(speaker) = self.speakers.get_mut(&from) else { return Vec::new() };
         if speaker.ready || speaker.sync.as_ref().is_none_or(|it| it.n != n) {
@@ -563,7 +555,7 @@ impl Epoch {
     }
 
     /// Begins if all are there.
-    fn begin(&mut self) -> Vec<(ClaimKey, Turn)> {
+    fn begin(&mut self) -> Vec<(ClaimKey, Grant<()>)> {
         let mut turns = Vec::new();
         if self.begun
             || self.speakers.is_empty()
@@ -599,7 +591,7 @@ impl Epoch {
     }
 
     /// Anything but what makes the view.
-    fn said(&mut self, from: Member, message: &HostMessage) -> Vec<(ClaimKey, Turn)> {
+    fn said(&mut self, from: Member, message: &HostMessage) -> Vec<(ClaimKey, Grant<()>)> {
         let mut turns = Vec::new();
         if !is_of_table(message) {
             return turns;
@@ -679,7 +671,7 @@ impl ReplicatedArbiter {
         self.start + Duration::from_nanos(self.happened)
     }
 
-    fn said(&mut self, from: Member, message: &HostMessage, turns: &mut Vec<(ClaimKey, Turn)>) {
+    fn said(&mut self, from: Member, message: &HostMessage, turns: &mut Vec<(ClaimKey, Grant<()>)>) {
         match message {
             HostMessage::Claim(claim) => self.submit((from, claim.id), claim, turns),
             HostMessage::Withdraw { id } => self.release((from, *id), ClaimHolder::Asker, None, turns),
@@ -740,19 +732,24 @@ impl ReplicatedArbiter {
         seen_off
     }
 
-    fn submit_all(&mut self, member: Member, waiting: &[ClaimMessage], turns: &mut Vec<(ClaimKey, Turn)>) {
+    fn submit_all(
+        &mut self,
+        member: Member,
+        waiting: &[ClaimMessage],
+        turns: &mut Vec<(ClaimKey, Grant<()>)>,
+    ) {
         for claim in waiting {
             self.submit((member, claim.id), claim, turns);
         }
     }
 
-    fn all_seen_off(&mut self, seen_off: &[(ClaimKey, String)], turns: &mut Vec<(ClaimKey, Turn)>) {
+    fn all_seen_off(&mut self, seen_off: &[(ClaimKey, String)], turns: &mut Vec<(ClaimKey, Grant<()>)>) {
         for (key, victim) in seen_off {
             self.seen_off(*key, victim, turns);
         }
     }
 
-    fn submit(&mut self, key: ClaimKey, claim: &ClaimMessage, turns: &mut Vec<(ClaimKey, Turn)>) {
+    fn submit(&mut self, key: ClaimKey, claim: &ClaimMessage, turns: &mut Vec<(ClaimKey, Grant<()>)>) {
         if self.numbers.contains_key(&key) {
             return;
         }
@@ -765,7 +762,7 @@ impl ReplicatedArbiter {
         }
     }
 
-    fn seen_off(&mut self, key: ClaimKey, victim: &str, turns: &mut Vec<(ClaimKey, Turn)>) {
+    fn seen_off(&mut self, key: ClaimKey, victim: &str, turns: &mut Vec<(ClaimKey, Grant<()>)>) {
         let now = self.now();
         let mut decisions = Vec::new();
         if let Some(number) = self.numbers.get(&key)
@@ -785,7 +782,7 @@ impl ReplicatedArbiter {
         key: ClaimKey,
         holder: ClaimHolder,
         outcome: Option<&AskOutcome>,
-        turns: &mut Vec<(ClaimKey, Turn)>,
+        turns: &mut Vec<(ClaimKey, Grant<()>)>,
     ) {
         let Some(number) = self.numbers.get(&key).copied() else { return };
         let Some(entry) = self.entries.get_mut(&number) else { return };
@@ -818,7 +815,7 @@ impl ReplicatedArbiter {
     }
 
     /// A member that was passed over has said what it has: what it was thought to have besides is over.
-    fn release_all_but(&mut self, member: Member, sync: &StateSync, turns: &mut Vec<(ClaimKey, Turn)>) {
+    fn release_all_but(&mut self, member: Member, sync: &StateSync, turns: &mut Vec<(ClaimKey, Grant<()>)>) {
         let own = sync.in_flight.iter().map(|it| ((member, it.claim.id), ClaimHolder::Asker));
         let of_others =
             sync.acting.iter().map(|it| ((it.asker, it.held.claim.id), ClaimHolder::Owner(member, it.ask)));
@@ -870,23 +867,23 @@ impl ReplicatedArbiter {
         &mut self,
         decisions: Vec<ArbiterDecision>,
         told: Option<&SharedResult>,
-        turns: &mut Vec<(ClaimKey, Turn)>,
+        turns: &mut Vec<(ClaimKey, Grant<()>)>,
     ) {
         for decision in decisions {
             match decision {
                 ArbiterDecision::Run(number) => {
                     if let Some(entry) = self.entries.get_mut(&number) {
                         entry.in_flight = true;
-                        turns.push((entry.key, Turn::Run));
+                        turns.push((entry.key, Grant::Run(())));
                     }
                 }
                 ArbiterDecision::Drop(number, why) => {
-                    turns.extend(self.forget(number).map(|key| (key, Turn::Never(why))));
+                    turns.extend(self.forget(number).map(|key| (key, Grant::Rejected(why))));
                 }
                 ArbiterDecision::Deliver(number) => {
                     // Without an outcome nothing is delivered.
                     let key = self.forget(number);
-                    turns.extend(key.zip(told).map(|(key, told)| (key, Turn::Told(told.clone()))));
+                    turns.extend(key.zip(told).map(|(key, told)| (key, Grant::Coalesced(told.clone()))));
                 }
             }
         }

@@ -64,7 +64,7 @@ pub(crate) struct Cluster {
     /// The group of the hosts that run this daemon.
     link: Link,
     /// The group of all hosts, in the C daemon's messages.
-    first: Link,
+    legacy_link: Link,
     name_mode: NameMode,
     proofs: DownEvidence,
     /// Counts changes of anything that a request may wait for.
@@ -92,11 +92,11 @@ struct ClusterState {
     /// Nodes that corosync hears now.
     ring: BTreeSet<u32>,
     /// Since when it hears nodes that it heard at any time.
-    heard: BTreeMap<u32, SystemTime>,
+    node_up_since: BTreeMap<u32, SystemTime>,
     /// Those that it does not hear: once it heard them, or its node list names them.
-    losses: BTreeMap<u32, LostHost>,
+    lost_nodes: BTreeMap<u32, LostHost>,
     /// When this host came to corosync last.
-    came: SystemTime,
+    joined_at: SystemTime,
     stopping: bool,
 }
 
@@ -145,9 +145,9 @@ impl Cluster {
             directory: Directory::default(),
             old: LegacyHosts::new(),
             ring: BTreeSet::new(),
-            heard: BTreeMap::new(),
-            losses: BTreeMap::new(),
-            came: SystemTime::now(),
+            node_up_since: BTreeMap::new(),
+            lost_nodes: BTreeMap::new(),
+            joined_at: SystemTime::now(),
             claims: ClusterArbiter::new(first_number, Instant::now()),
             waiting: WaitingClaims::default(),
             asks: OutgoingAsks::new(first_number),
@@ -158,7 +158,7 @@ impl Cluster {
             local,
             state: Mutex::new(state),
             link,
-            first,
+            legacy_link: first,
             name_mode: settings.name_mode,
             proofs: DownEvidence::new(&settings.host_down),
             news: watch::Sender::new(0),
@@ -188,7 +188,7 @@ impl Cluster {
 
     /// Leaves the groups, so that the others know at once.
     pub(crate) async fn leave(&self) {
-        tokio::join!(self.link.leave(), self.first.leave());
+        tokio::join!(self.link.leave(), self.legacy_link.leave());
     }
 
     /// Whether this host is in the group.
@@ -399,25 +399,25 @@ impl Cluster {
     fn ring(&self, nodes: &[u32]) {
         let mut state = self.state();
         // Those that were there before us came when we did, as far as we can tell.
-        let came = if state.heard.is_empty() { state.came } else { SystemTime::now() };
+        let came = if state.node_up_since.is_empty() { state.joined_at } else { SystemTime::now() };
         for node in nodes {
-            state.heard.entry(*node).or_insert(came);
+            state.node_up_since.entry(*node).or_insert(came);
         }
         state.ring = nodes.iter().copied().collect();
         self.update_losses(&mut state);
     }
 
     fn update_losses(&self, state: &mut ClusterState) {
-        let known: BTreeSet<u32> = state.nodes.keys().chain(state.heard.keys()).copied().collect();
+        let known: BTreeSet<u32> = state.nodes.keys().chain(state.node_up_since.keys()).copied().collect();
         for node in known {
             if state.ring.contains(&node) {
-                if let Some(loss) = state.losses.remove(&node) {
+                if let Some(loss) = state.lost_nodes.remove(&node) {
                     loss.ended();
                 }
-            } else if !state.losses.contains_key(&node) {
+            } else if !state.lost_nodes.contains_key(&node) {
                 let name = state.nodes.get(&node).cloned().flatten();
-                let since = state.heard.remove(&node).unwrap_or(state.came);
-                state.losses.insert(node, self.proofs.lost(node, name, since));
+                let since = state.node_up_since.remove(&node).unwrap_or(state.joined_at);
+                state.lost_nodes.insert(node, self.proofs.lost(node, name, since));
             }
         }
     }
@@ -425,7 +425,7 @@ impl Cluster {
     fn joined(&self, me: Member, nodes: Option<Vec<Node>>) {
         let mut state = self.state();
         state.me = Some(me);
-        state.came = SystemTime::now();
+        state.joined_at = SystemTime::now();
         state.set_nodes(nodes);
         let effects = state.claims.joined(me);
         let victims = self.carry_out(&mut state, effects);
@@ -446,8 +446,8 @@ impl Cluster {
         let effects = state.claims.lost();
         let victims = self.carry_out(&mut state, effects);
         // From now on a host may come back and be lost again unheard: what was proved of one holds no longer.
-        mem::take(&mut state.losses).values().for_each(LostHost::ended);
-        state.heard.clear();
+        mem::take(&mut state.lost_nodes).values().for_each(LostHost::ended);
+        state.node_up_since.clear();
         state.ring.clear();
         drop(state);
         self.victims(victims);
@@ -590,14 +590,15 @@ impl Cluster {
 
     pub(crate) fn place(&self, uuid: &str) -> DomainPlace {
         let state = self.state();
-        let is_down = |node: &u32| state.losses.get(node).is_some_and(LostHost::is_proved);
+        let is_down = |node: &u32| state.lost_nodes.get(node).is_some_and(LostHost::is_proved);
         match state.directory.find(uuid) {
             DirectoryAnswer::On(at) => DomainPlace::On(at),
             DirectoryAnswer::Lost(node) if is_down(&node) => DomainPlace::Down(node),
             DirectoryAnswer::Lost(node) => DomainPlace::Lost {
                 node,
                 why: {
-                    let since = state.losses.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
+                    let since =
+                        state.lost_nodes.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
                     let name = state.name(node);
                     format!("it was last seen on at {name}, which is not heard{}", since.unwrap_or_default())
                 },
@@ -646,7 +647,7 @@ impl Cluster {
     pub(crate) async fn proved(&self, node: u32, until: Instant) -> Result<String, String> {
         let (loss, name) = {
             let state = self.state();
-            (state.losses.get(&node).cloned(), state.name(node))
+            (state.lost_nodes.get(&node).cloned(), state.name(node))
         };
         match loss {
             Some(loss) => loss

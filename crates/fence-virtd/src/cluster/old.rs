@@ -269,7 +269,7 @@ impl Cluster {
     fn reply_to_old(&self, from: Member, sequence: u32, request: CpgRequest, response: Response) {
         let reply = CpgMessage::Reply { to: from.node, sequence, request, response };
         self.send_to_old(&reply);
-        let link = self.first.clone();
+        let link = self.legacy_link.clone();
         tokio::spawn(async move {
             tokio::time::sleep(REPLY_REPEAT_DELAY).await;
             if let Ok(bytes) = reply.encode() {
@@ -280,7 +280,7 @@ impl Cluster {
 
     fn send_to_old(&self, message: &CpgMessage) -> bool {
         // A target that came in a message fits into one.
-        message.encode().is_ok_and(|bytes| self.first.send(bytes.to_vec()).is_ok())
+        message.encode().is_ok_and(|bytes| self.legacy_link.send(bytes.to_vec()).is_ok())
     }
 }
 
@@ -587,7 +587,11 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
         (state.directory.find(uuid), is_at_old, state.me)
     };
     match located {
-        Ok(LocatedDomain::Here(own) | LocatedDomain::GoneOff(own) | LocatedDomain::Resting(own)) => {
+        Ok(
+            LocatedDomain::Here(own)
+            | LocatedDomain::PoweredOffTransient(own)
+            | LocatedDomain::DefinedOff(own),
+        ) => {
             if cluster.local().look(&own, until).await == Ok(PowerState::On) {
                 return Responsibility::Mine;
             }
@@ -606,7 +610,7 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
                 _ => Responsibility::Mine,
             }
         }
-        Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::Lost(_)) | Err(_) => {
+        Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_)) | Err(_) => {
             let named = cluster.state().directory.named(target.as_str(), target.is_uuid());
             let has_owner = named.iter().any(|(_, uuid)| match place(uuid) {
                 (DirectoryAnswer::On(at) | DirectoryAnswer::Off { at, .. }, _, me) => {

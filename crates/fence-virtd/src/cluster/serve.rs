@@ -79,7 +79,9 @@ impl AskExecution<'_> {
         let located = local.locate(&job.target, until).await;
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         let domain = match located {
-            Ok(LocatedDomain::GoneOff(domain)) if matches!(job.action, Action::Status | Action::On) => {
+            Ok(LocatedDomain::PoweredOffTransient(domain))
+                if matches!(job.action, Action::Status | Action::On) =>
+            {
                 self.domain = Some(domain);
                 return match job.action {
                     Action::Status => (ServeOutcome::Is(PowerState::Off), None),
@@ -88,9 +90,9 @@ impl AskExecution<'_> {
                     }
                 };
             }
-            Ok(LocatedDomain::Here(domain) | LocatedDomain::GoneOff(domain)) => domain,
-            Ok(LocatedDomain::Resting(domain)) if self.ask.rests => domain,
-            Ok(LocatedDomain::Resting(_) | LocatedDomain::Elsewhere(_) | LocatedDomain::Lost(_))
+            Ok(LocatedDomain::Here(domain) | LocatedDomain::PoweredOffTransient(domain)) => domain,
+            Ok(LocatedDomain::DefinedOff(domain)) if self.ask.rests => domain,
+            Ok(LocatedDomain::DefinedOff(_) | LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_))
             | Err(LocateError::NotFound) => {
                 return (ServeOutcome::Failed(ActionError::Gone), None);
             }

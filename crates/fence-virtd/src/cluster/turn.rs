@@ -14,8 +14,8 @@ use tracing::warn;
 
 use super::claims::ClaimEffect;
 use super::{Cluster, ClusterState};
-use crate::arbiter::{ArbiterRequest, Rejection};
-use crate::turns::{Claimed, ClusterPermit, ClusterPort, SharedResult};
+use crate::arbiter::{ArbiterRequest, Grant, Rejection};
+use crate::turns::{ClusterGrant, ClusterPermit, ClusterPort};
 
 /// How long a member may take to say what it has under way after the membership changed, while all others wait for that.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
@@ -29,7 +29,7 @@ const EXTRA_PATIENCE_WITHOUT_STATE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct WaitingClaims {
     /// By number of the claim.
-    told: HashMap<u64, oneshot::Sender<Decided>>,
+    told: HashMap<u64, oneshot::Sender<Grant<()>>>,
     /// The claim of each request that has one.
     of_request: HashMap<u64, u64>,
 }
@@ -41,13 +41,6 @@ impl WaitingClaims {
     }
 }
 
-/// What became of a claim.
-enum Decided {
-    Run,
-    Told(SharedResult),
-    Never(Rejection),
-}
-
 /// The way of requests to the other hosts.
 pub(crate) struct ClusterClaims(pub(crate) Arc<Cluster>);
 
@@ -55,7 +48,7 @@ impl ClusterPort for ClusterClaims {
     fn claim<'a>(
         &'a self,
         request: &'a ArbiterRequest,
-    ) -> Pin<Box<dyn Future<Output = Claimed> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
         Box::pin(async move {
             let (tell, told) = oneshot::channel();
             let claimed = self.0.change_state(|state| {
@@ -66,13 +59,11 @@ impl ClusterPort for ClusterClaims {
             });
             let held = match claimed {
                 Ok(id) => HeldClaim { cluster: Arc::clone(&self.0), id, request: request.id, over: false },
-                Err(why) => return Claimed::Never(why),
+                Err(why) => return Grant::Rejected(why),
             };
             match told.await {
-                Ok(Decided::Run) => Claimed::Run(Box::new(held)),
-                Ok(Decided::Told(told)) => Claimed::Told(told),
-                Ok(Decided::Never(why)) => Claimed::Never(why),
-                Err(_) => Claimed::Never(Rejection::TurnLost),
+                Ok(grant) => grant.map(|()| Box::new(held) as Box<dyn ClusterPermit>),
+                Err(_) => Grant::Rejected(Rejection::TurnLost),
             }
         })
     }
@@ -160,9 +151,9 @@ impl Cluster {
                     victims.push(uuid);
                     continue;
                 }
-                ClaimEffect::Run(id) => (id, Decided::Run),
-                ClaimEffect::Told(id, told) => (id, Decided::Told(told)),
-                ClaimEffect::Never(id, why) => (id, Decided::Never(why)),
+                ClaimEffect::Run(id) => (id, Grant::Run(())),
+                ClaimEffect::Coalesced(id, result) => (id, Grant::Coalesced(result)),
+                ClaimEffect::Rejected(id, why) => (id, Grant::Rejected(why)),
             };
             if let Some(tell) = state.waiting.told.remove(&id) {
                 // Nobody there to hear it: it is being withdrawn.

@@ -51,7 +51,7 @@ pub(crate) struct MulticastReceiver {
     /// The latest request of each client, until it was reached.
     clients: Mutex<HashMap<CallBackKey, LatestRequest>>,
     /// For requests that are to be answered elsewhere than where they came from, until that has answered.
-    foreign: Arc<AdmissionTable<IpAddr>>,
+    redirected_callbacks: Arc<AdmissionTable<IpAddr>>,
     members: GroupMembership,
 }
 
@@ -106,7 +106,7 @@ impl MulticastReceiver {
             places: AdmissionTable::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
             negative_delay: settings.negative_delay,
             clients: Mutex::default(),
-            foreign: AdmissionTable::with_grace(MAX_FOREIGN, MAX_FOREIGN, FOREIGN_GRACE),
+            redirected_callbacks: AdmissionTable::with_grace(MAX_FOREIGN, MAX_FOREIGN, FOREIGN_GRACE),
             members,
         }))
     }
@@ -187,15 +187,15 @@ impl MulticastReceiver {
             }
         };
         let is_foreign = address.ip().to_canonical() != from.ip().to_canonical();
-        let places = if is_foreign { &self.foreign } else { &self.places };
+        let places = if is_foreign { &self.redirected_callbacks } else { &self.places };
         let place = match places.take(address.ip(), arrived) {
-            Admission::Free(place) => place,
-            Admission::Instead(place, loser) => {
+            Admission::Granted(place) => place,
+            Admission::GrantedByEvicting(place, loser) => {
                 let why = "its address had not answered the call-back yet, and there were too many requests";
                 self.service.drops.note(NAME, "pushed-out", &loser, &why);
                 place
             }
-            Admission::None => {
+            Admission::Refused => {
                 lock(&self.history).forget(&asked.0);
                 return note("too-many-requests", &"too many requests are under way");
             }
@@ -300,12 +300,12 @@ impl MulticastReceiver {
 
     /// The client was reached at `address`: its request is one of those that keep their place.
     fn settle(&self, place: AdmissionSlot<IpAddr>, address: SocketAddr) -> Option<SettledSlot<IpAddr>> {
-        if !place.is_of(&self.foreign) {
+        if !place.is_of(&self.redirected_callbacks) {
             return place.settle();
         }
         match self.places.take(address.ip(), Instant::now()) {
-            Admission::Free(place) | Admission::Instead(place, _) => place.settle(),
-            Admission::None => {
+            Admission::Granted(place) | Admission::GrantedByEvicting(place, _) => place.settle(),
+            Admission::Refused => {
                 let why = "too many requests are under way";
                 self.service.drops.note(NAME, "too-many-requests", &address.ip(), &why);
                 None

@@ -54,11 +54,11 @@ pub(crate) struct AdmissionSlot<P: Copy + Eq + Hash> {
 #[derive(Debug)]
 pub(crate) enum Admission<P: Copy + Eq + Hash> {
     /// There was room.
-    Free(AdmissionSlot<P>),
+    Granted(AdmissionSlot<P>),
     /// This peer's place was taken away for it.
-    Instead(AdmissionSlot<P>, P),
+    GrantedByEvicting(AdmissionSlot<P>, P),
     /// All are settled, or not to be pushed out yet.
-    None,
+    Refused,
 }
 
 impl<P: Copy + Eq + Hash> AdmissionTable<P> {
@@ -87,7 +87,7 @@ impl<P: Copy + Eq + Hash> AdmissionTable<P> {
             None
         };
         if pushed.is_none() && (too_many_of_peer || state.taken >= self.total) {
-            return Admission::None;
+            return Admission::Refused;
         }
         let (number, push) = (state.next, Arc::new(Notify::new()));
         state.next += 1;
@@ -97,8 +97,8 @@ impl<P: Copy + Eq + Hash> AdmissionTable<P> {
         drop(state);
         let place = AdmissionSlot { places: Arc::clone(self), number, peer, push };
         match pushed {
-            None => Admission::Free(place),
-            Some(loser) => Admission::Instead(place, loser),
+            None => Admission::Granted(place),
+            Some(loser) => Admission::GrantedByEvicting(place, loser),
         }
     }
 
@@ -175,15 +175,15 @@ mod tests {
 
     fn free<P: Copy + Eq + Hash>(taken: Admission<P>) -> AdmissionSlot<P> {
         match taken {
-            Admission::Free(place) => place,
-            Admission::Instead(..) | Admission::None => panic!("no free place"),
+            Admission::Granted(place) => place,
+            Admission::GrantedByEvicting(..) | Admission::Refused => panic!("no free place"),
         }
     }
 
     fn instead<P: Copy + Eq + Hash>(taken: Admission<P>) -> (AdmissionSlot<P>, P) {
         match taken {
-            Admission::Instead(place, loser) => (place, loser),
-            Admission::Free(_) | Admission::None => panic!("nobody was pushed out"),
+            Admission::GrantedByEvicting(place, loser) => (place, loser),
+            Admission::Granted(_) | Admission::Refused => panic!("nobody was pushed out"),
         }
     }
 
@@ -215,7 +215,7 @@ mod tests {
     fn the_settled_keep_their_places() {
         let places = AdmissionTable::new(2, 2);
         let kept = ['a', 'b'].map(|it| free(places.take(it, Instant::now())).settle());
-        assert!(matches!(places.take('c', Instant::now()), Admission::None));
+        assert!(matches!(places.take('c', Instant::now()), Admission::Refused));
         drop(kept);
         free(places.take('c', Instant::now()));
     }
@@ -225,7 +225,7 @@ mod tests {
         let (grace, start) = (Duration::from_millis(100), Instant::now());
         let places = AdmissionTable::with_grace(1, 1, grace);
         let _first = free(places.take('a', start));
-        assert!(matches!(places.take('b', start + grace / 2), Admission::None));
+        assert!(matches!(places.take('b', start + grace / 2), Admission::Refused));
         let (_third, loser) = instead(places.take('c', start + grace));
         assert_eq!(loser, 'a');
     }
@@ -236,10 +236,10 @@ mod tests {
         let mut held = Vec::new();
         for turn in 0..1000_u32 {
             match places.take(turn % 5, Instant::now()) {
-                Admission::Free(place) | Admission::Instead(place, _) if turn % 3 == 0 => {
+                Admission::Granted(place) | Admission::GrantedByEvicting(place, _) if turn % 3 == 0 => {
                     held.extend(place.settle().filter(|_| turn % 2 == 0));
                 }
-                Admission::Free(_) | Admission::Instead(..) | Admission::None => {}
+                Admission::Granted(_) | Admission::GrantedByEvicting(..) | Admission::Refused => {}
             }
             if held.len() > 6 {
                 held.clear();

@@ -71,13 +71,13 @@ impl<T: Transport> StreamListener<T> {
                 }
             };
             let place = match self.places.take(peer, Instant::now()) {
-                Admission::Free(place) => place,
-                Admission::Instead(place, loser) => {
+                Admission::Granted(place) => place,
+                Admission::GrantedByEvicting(place, loser) => {
                     let why = "closed before it sent a request: there were too many connections";
                     self.service.drops.note(T::NAME, "pushed-out", &loser, &why);
                     place
                 }
-                Admission::None => {
+                Admission::Refused => {
                     let why = "too many requests are under way";
                     self.service.drops.note(T::NAME, "too-many-connections", &peer, &why);
                     continue;

@@ -111,7 +111,7 @@ struct DeviceMemory {
 
 /// Something that is known of a program and its options.
 struct Cached<T> {
-    print: u64,
+    fingerprint: u64,
     when: Instant,
     what: Result<T, String>,
 }
@@ -228,9 +228,10 @@ impl FenceDevice {
     }
 
     /// Asks for the state of a plug.
-    pub(super) async fn status(&self, plug: &str, whom: RunContext<'_>) -> StatusReply {
+    pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let began = Instant::now();
-        let done = self.run(AgentAction::Status, Some(plug), whom.within(began + self.status_timeout)).await;
+        let done =
+            self.run(AgentAction::Status, Some(plug), context.within(began + self.status_timeout)).await;
         let code = match done.ended {
             AgentRunEnd::Exit(code) => code,
             AgentRunEnd::Killed(_) => {
@@ -254,8 +255,8 @@ impl FenceDevice {
                 StatusReply { heard: StatusReading::Is(PowerState::On), words: "on".to_owned() }
             }
             Some(PowerState::Off) => {
-                let why = match self.verify_off(plug, &done, began, whom).await {
-                    Ok(()) => match self.is_known(plug, whom).await {
+                let why = match self.verify_off(plug, &done, began, context).await {
+                    Ok(()) => match self.is_known(plug, context).await {
                         Ok(()) => {
                             return StatusReply {
                                 heard: StatusReading::Is(PowerState::Off),
@@ -276,13 +277,13 @@ impl FenceDevice {
 
     /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what its endpoint
     /// says may take everything for off: `fence_virsh` does where there is no virsh, with `monitor` and an empty list in order.
-    async fn is_known(&self, plug: &str, whom: RunContext<'_>) -> Result<(), String> {
+    async fn is_known(&self, plug: &str, context: RunContext<'_>) -> Result<(), String> {
         // One that has none is known to have none: an error is that it could not be had.
-        let metadata = self.metadata(whom).await?;
+        let metadata = self.metadata(context).await?;
         if !self.takes_plug(&metadata) || !metadata.has_action("list") {
             return Ok(());
         }
-        match self.plugs(LIST_TTL, whom).await {
+        match self.plugs(LIST_TTL, context).await {
             Ok(list) if list.entries.is_empty() && list.noise == 0 => Err("its list is empty".to_owned()),
             Ok(list) => {
                 let has_it = list
@@ -307,10 +308,10 @@ impl FenceDevice {
         &self,
         to: PowerState,
         plug: &str,
-        whom: RunContext<'_>,
+        context: RunContext<'_>,
     ) -> (ActionReport, String) {
         let action = if to == PowerState::On { AgentAction::On } else { AgentAction::Off };
-        let done = self.run(action, Some(plug), whom).await;
+        let done = self.run(action, Some(plug), context).await;
         let acted = match done.ended {
             AgentRunEnd::Exit(0) => ActionReport::Claimed,
             AgentRunEnd::Exit(_) => ActionReport::Failed,
@@ -321,10 +322,10 @@ impl FenceDevice {
     }
 
     /// Runs `monitor`; a plug is needed where the plug's option may be what says which endpoint it is.
-    pub(super) async fn monitor(&self, plug: Option<&str>, whom: RunContext<'_>) -> Result<(), String> {
+    pub(super) async fn monitor(&self, plug: Option<&str>, context: RunContext<'_>) -> Result<(), String> {
         let began = Instant::now();
-        let whom = whom.within(began + self.status_timeout);
-        let done = self.run(AgentAction::Monitor, self.monitored(plug), whom).await;
+        let context = context.within(began + self.status_timeout);
+        let done = self.run(AgentAction::Monitor, self.monitored(plug), context).await;
         match done.ended {
             AgentRunEnd::Exit(0) => {
                 let mut memory = lock(&self.memory);
@@ -344,14 +345,18 @@ impl FenceDevice {
     }
 
     /// Its plugs, by a list that is no older than `age`. Whoever asks while it is made waits for it.
-    pub(super) async fn listing(&self, age: Duration, whom: RunContext<'_>) -> Result<Arc<PlugList>, String> {
-        self.plugs(age, whom).await.map_err(|it| it.to_string())
+    pub(super) async fn listing(
+        &self,
+        age: Duration,
+        context: RunContext<'_>,
+    ) -> Result<Arc<PlugList>, String> {
+        self.plugs(age, context).await.map_err(|it| it.to_string())
     }
 
-    async fn plugs(&self, age: Duration, whom: RunContext<'_>) -> ListResult {
-        let whom = whom.within(Instant::now() + self.status_timeout);
+    async fn plugs(&self, age: Duration, context: RunContext<'_>) -> ListResult {
+        let context = context.within(Instant::now() + self.status_timeout);
         let asked = Instant::now();
-        let waiting = timeout_at(whom.until.into(), self.listing.lock()).await;
+        let waiting = timeout_at(context.until.into(), self.listing.lock()).await;
         let mut known =
             waiting.map_err(|_| ListUnavailable::Unheard("its list is not there in time".to_owned()))?;
         if let Some((when, plugs)) = &*known {
@@ -361,7 +366,7 @@ impl FenceDevice {
                 return plugs.clone();
             }
         }
-        let plugs = self.list(whom).await.map(Arc::new);
+        let plugs = self.list(context).await.map(Arc::new);
         if let Ok(plugs) = &plugs {
             lock(&self.memory).listed = Some(Arc::clone(plugs));
         }
@@ -380,8 +385,8 @@ impl FenceDevice {
     }
 
     /// Whether its agent says that it can tell the state of all plugs at once.
-    pub(super) async fn lists_states(&self, whom: RunContext<'_>) -> bool {
-        self.metadata(whom).await.is_ok_and(|it| it.has_action("list-status"))
+    pub(super) async fn lists_states(&self, context: RunContext<'_>) -> bool {
+        self.metadata(context).await.is_ok_and(|it| it.has_action("list-status"))
     }
 
     /// What it was asked was dropped after so long without an answer: somebody else had one.
@@ -390,9 +395,9 @@ impl FenceDevice {
         if took >= MIN_CONCLUSIVE_RUN {
             lock(&self.memory).hung = Some(Instant::now());
         }
-        let whom = RunContext { purpose: RunPurpose::Request, lease: Some(lease), until: began };
+        let context = RunContext { purpose: RunPurpose::Request, lease: Some(lease), until: began };
         let ended = AgentRunEnd::Killed("another device had answered".to_owned());
-        self.note(AgentAction::Status, ended, took, String::new(), whom);
+        self.note(AgentAction::Status, ended, took, String::new(), context);
     }
 
     /// Something was done here: what its list said before of states is old.
@@ -411,10 +416,10 @@ impl FenceDevice {
         *self.listing.lock().await = None;
     }
 
-    async fn list(&self, whom: RunContext<'_>) -> Result<PlugList, ListUnavailable> {
-        let states = self.lists_states(whom).await;
+    async fn list(&self, context: RunContext<'_>) -> Result<PlugList, ListUnavailable> {
+        let states = self.lists_states(context).await;
         let action = if states { AgentAction::ListStatus } else { AgentAction::List };
-        let done = self.run(action, None, whom).await;
+        let done = self.run(action, None, context).await;
         let words = || format!("{}: {}", action.name(), done.words());
         match done.ended {
             AgentRunEnd::Exit(0) => {}
@@ -441,17 +446,17 @@ impl FenceDevice {
         plug: &str,
         done: &FinishedRun,
         began: Instant,
-        whom: RunContext<'_>,
+        context: RunContext<'_>,
     ) -> Result<(), String> {
         const CHANGED: &str = "the agent or its options changed meanwhile";
         let print = done.print;
-        let stands = if whom.lease.is_some() { OFF_EVIDENCE_TTL.0 } else { OFF_EVIDENCE_TTL.1 };
+        let stands = if context.lease.is_some() { OFF_EVIDENCE_TTL.0 } else { OFF_EVIDENCE_TTL.1 };
         let is_new = |when: &Instant| {
-            if whom.lease.is_some() && done.complained { *when >= began } else { when.elapsed() < stands }
+            if context.lease.is_some() && done.complained { *when >= began } else { when.elapsed() < stands }
         };
         let is_proven = || lock(&self.memory).proven.get(&print).is_some_and(is_new);
         // It may have been replaced while the run waited for its place: then another one ended so.
-        if self.find(whom.until).await?.1 != done.program {
+        if self.find(context.until).await?.1 != done.program {
             return Err(CHANGED.to_owned());
         }
         if is_proven() {
@@ -464,7 +469,7 @@ impl FenceDevice {
             }
             Arc::clone(all.entry(print).or_default())
         };
-        let waiting = timeout_at(whom.until.into(), failure.lock()).await;
+        let waiting = timeout_at(context.until.into(), failure.lock()).await;
         let mut failed = waiting.map_err(|_| "it did not end in time".to_owned())?;
         if is_proven() {
             return Ok(());
@@ -474,7 +479,7 @@ impl FenceDevice {
         {
             return Err(why.clone());
         }
-        let result = self.monitor(Some(plug), whom).await;
+        let result = self.monitor(Some(plug), context).await;
         *failed = result.as_ref().err().map(|why| (Instant::now(), why.clone()));
         result?;
         if is_proven() { Ok(()) } else { Err(CHANGED.to_owned()) }
@@ -486,13 +491,13 @@ impl FenceDevice {
     }
 
     /// What the agent says of itself; known as long as its program is the same.
-    pub(super) async fn metadata(&self, whom: RunContext<'_>) -> Result<Arc<Metadata>, String> {
-        let whom = whom.within(Instant::now() + self.status_timeout);
-        let (path, print) = self.find(whom.until).await?;
-        let waiting = timeout_at(whom.until.into(), self.metadata.lock()).await;
+    pub(super) async fn metadata(&self, context: RunContext<'_>) -> Result<Arc<Metadata>, String> {
+        let context = context.within(Instant::now() + self.status_timeout);
+        let (path, print) = self.find(context.until).await?;
+        let waiting = timeout_at(context.until.into(), self.metadata.lock()).await;
         let mut known = waiting.map_err(|_| "its metadata is not there in time".to_owned())?;
         if let Some(known) = &*known
-            && known.print == print
+            && known.fingerprint == print
             && (known.what.is_ok() || known.when.elapsed() < FAILURE_TTL)
         {
             return known.what.clone();
@@ -504,7 +509,7 @@ impl FenceDevice {
             print,
             program: print,
         };
-        let done = self.run_ready(AgentAction::Metadata, ready, whom).await;
+        let done = self.run_ready(AgentAction::Metadata, ready, context).await;
         let what = match &done.ended {
             // No time, no place: that says nothing of the agent.
             AgentRunEnd::NotRun(_) => return Err(done.words()),
@@ -521,28 +526,33 @@ impl FenceDevice {
             if matches!(done.ended, AgentRunEnd::Exit(_)) { Ok(Metadata::default()) } else { Err(why) }
         });
         let what = what.map(Arc::new);
-        *known = Some(Cached { print, when: Instant::now(), what: what.clone() });
+        *known = Some(Cached { fingerprint: print, when: Instant::now(), what: what.clone() });
         what
     }
 
-    async fn run(&self, action: AgentAction, plug: Option<&str>, whom: RunContext<'_>) -> FinishedRun {
-        match self.prepare_run(action, plug, whom).await {
-            Ok(ready) => self.run_ready(action, ready, whom).await,
-            Err(why) => self.not_run(action, why, 0, whom),
+    async fn run(&self, action: AgentAction, plug: Option<&str>, context: RunContext<'_>) -> FinishedRun {
+        match self.prepare_run(action, plug, context).await {
+            Ok(ready) => self.run_ready(action, ready, context).await,
+            Err(why) => self.not_run(action, why, 0, context),
         }
     }
 
-    async fn run_ready(&self, action: AgentAction, ready: PreparedRun, whom: RunContext<'_>) -> FinishedRun {
+    async fn run_ready(
+        &self,
+        action: AgentAction,
+        ready: PreparedRun,
+        context: RunContext<'_>,
+    ) -> FinishedRun {
         let PreparedRun { path, input, mask, print, program } = ready;
-        let place = self.slots.take(self.place, whom.purpose, self.timed_out_recently());
-        let Ok(Some(slot)) = timeout_at(whom.until.into(), place).await else {
-            return self.not_run(action, "as many agents as may run at once did".to_owned(), print, whom);
+        let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
+        let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
+            return self.not_run(action, "as many agents as may run at once did".to_owned(), print, context);
         };
         // The place may have come late: nothing is begun for who does not wait any more.
         if matches!(action, AgentAction::On | AgentAction::Off)
-            && let Some(why) = whom.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
+            && let Some(why) = context.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
         {
-            return self.not_run(action, why.to_string(), print, whom);
+            return self.not_run(action, why.to_string(), print, context);
         }
         let begun = Instant::now();
         let keep = if matches!(action, AgentAction::Metadata | AgentAction::List | AgentAction::ListStatus) {
@@ -550,7 +560,7 @@ impl FenceDevice {
         } else {
             MAX_SHOWN_OUTPUT
         };
-        let result = program::run_contained(&path, input, keep, whom.until).await;
+        let result = program::run_contained(&path, input, keep, context.until).await;
         drop(slot);
         let took = begun.elapsed();
         let (whole, ended) = match result {
@@ -562,7 +572,7 @@ impl FenceDevice {
                 };
                 (whole, ended)
             }
-            Err(error) => return self.not_run(action, error.to_string(), print, whom),
+            Err(error) => return self.not_run(action, error.to_string(), print, context),
         };
         match ended {
             // The request's time was nearly up: that says nothing of the device.
@@ -590,7 +600,7 @@ impl FenceDevice {
         let between = if output.is_empty() || complaints.is_empty() { "" } else { "\n" };
         let output = format!("{output}{between}{complaints}");
         debug!(device = self.name, action = action.name(), %ended, ms = took.as_millis(), "ran {}", self.agent);
-        self.note(action, ended.clone(), took, output, whom);
+        self.note(action, ended.clone(), took, output, context);
         FinishedRun {
             ended,
             output: read,
@@ -602,9 +612,9 @@ impl FenceDevice {
         }
     }
 
-    fn not_run(&self, action: AgentAction, why: String, print: u64, whom: RunContext<'_>) -> FinishedRun {
+    fn not_run(&self, action: AgentAction, why: String, print: u64, context: RunContext<'_>) -> FinishedRun {
         let ended = AgentRunEnd::NotRun(why);
-        self.note(action, ended.clone(), Duration::ZERO, String::new(), whom);
+        self.note(action, ended.clone(), Duration::ZERO, String::new(), context);
         FinishedRun {
             ended,
             output: Zeroizing::default(),
@@ -622,12 +632,12 @@ impl FenceDevice {
         ended: AgentRunEnd,
         took: Duration,
         output: String,
-        whom: RunContext<'_>,
+        context: RunContext<'_>,
     ) {
         let (device, agent) = (self.name.clone(), self.agent.clone());
         let ran = AgentRun { device, agent, action: action.name(), ended, took, output };
         self.runs.note(&ran);
-        if let Some(lease) = whom.lease {
+        if let Some(lease) = context.lease {
             lease.trail().note(ran);
         }
     }
@@ -637,9 +647,9 @@ impl FenceDevice {
         &self,
         action: AgentAction,
         plug: Option<&str>,
-        whom: RunContext<'_>,
+        context: RunContext<'_>,
     ) -> Result<PreparedRun, String> {
-        let metadata = self.metadata(whom).await?;
+        let metadata = self.metadata(context).await?;
         if self.is_on("missing_as_off") {
             // What is not there would be "off already": a slip of the pen, or a machine that moved away.
             return Err(
@@ -656,10 +666,10 @@ impl FenceDevice {
                         domain a device"
                 .to_owned());
         }
-        let (path, program) = self.find(whom.until).await?;
+        let (path, program) = self.find(context.until).await?;
         let files: Vec<(String, PathBuf)> =
             self.options.iter().filter_map(|it| file_of(it, &metadata)).collect();
-        let secrets = blocking(&self.files, whom.until, move || {
+        let secrets = blocking(&self.files, context.until, move || {
             files
                 .into_iter()
                 .map(|(name, path)| Ok((name, secret::read(&path).map_err(|it| it.to_string())?)))

@@ -86,13 +86,13 @@ pub(crate) async fn examine(backend: &AgentBackend) -> Vec<DeviceExamination> {
 
 async fn look(device: &FenceDevice, settings: &AgentDevice) -> DeviceExamination {
     // Each run has its own end.
-    let whom = || RunContext {
+    let context = || RunContext {
         purpose: RunPurpose::Request,
         lease: None,
         until: Instant::now() + settings.status_timeout,
     };
     let program = find(&settings.agent).map(|(path, _)| path);
-    let metadata = device.metadata(whom()).await;
+    let metadata = device.metadata(context()).await;
     let unknown = Arc::new(Metadata::default());
     let known = metadata.as_ref().unwrap_or(&unknown);
     let secret_files = settings.options.iter().filter_map(|it| file_of(it, known));
@@ -121,13 +121,13 @@ async fn look(device: &FenceDevice, settings: &AgentDevice) -> DeviceExamination
         let plugs: Vec<_> = if device.is_monitored_by_plug() { plugs.collect() } else { vec![None] };
         for plug in plugs {
             if result.is_ok() {
-                result = device.monitor(plug, whom()).await;
+                result = device.monitor(plug, context()).await;
             }
         }
         let is_well = result.is_ok();
         monitor = Some(result.map(|()| begun.elapsed()));
         if about.lists && is_well {
-            let listed = device.listing(Duration::ZERO, whom()).await;
+            let listed = device.listing(Duration::ZERO, context()).await;
             list = Some(listed.map(|it| ListSummary::of(&it, settings)));
         }
     }

@@ -51,8 +51,10 @@ const BOUND_PLUGS_TTL: Duration = Duration::from_secs(60);
 const MAX_BOUND: usize = 4096;
 /// How long it stands how a device's `monitor` ended.
 const HEALTH_TTL: Duration = Duration::from_secs(60);
-/// How long what a killed agent asked for may still come after its device was heard, and at most.
-const AFTERMATH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// Time for which the effect of a killed agent's action may still come after its device answered.
+const EFFECT_SETTLE: Duration = Duration::from_secs(2);
+/// Longest time for which a pending effect holds up conflicting requests.
+const EFFECT_LIMIT: Duration = Duration::from_secs(10);
 /// Names in one line of what is missing.
 const MAX_NAMED: usize = 8;
 
@@ -82,24 +84,24 @@ struct Route {
 }
 
 impl Route {
-    async fn status(&self, whom: RunContext<'_>) -> device::StatusReply {
-        match self.is_listed(whom).await {
-            Ok(()) => self.device.status(&self.plug, whom).await,
+    async fn status(&self, context: RunContext<'_>) -> device::StatusReply {
+        match self.is_listed(context).await {
+            Ok(()) => self.device.status(&self.plug, context).await,
             Err(words) => device::StatusReply { heard: StatusReading::CantTell, words },
         }
     }
 
-    async fn act(&self, to: PowerState, whom: RunContext<'_>) -> (ActionReport, String) {
-        match self.is_listed(whom).await {
-            Ok(()) => self.device.act(to, &self.plug, whom).await,
+    async fn act(&self, to: PowerState, context: RunContext<'_>) -> (ActionReport, String) {
+        match self.is_listed(context).await {
+            Ok(()) => self.device.act(to, &self.plug, context).await,
             Err(words) => (ActionReport::NotRun, words),
         }
     }
 
     /// Some agents say "off" of every plug that they don't know.
-    async fn is_listed(&self, whom: RunContext<'_>) -> Result<(), String> {
+    async fn is_listed(&self, context: RunContext<'_>) -> Result<(), String> {
         let Some(name) = &self.unlisted else { return Ok(()) };
-        let list = self.device.listing(RELIST_AGE, whom).await?;
+        let list = self.device.listing(RELIST_AGE, context).await?;
         let is_it = |it: &listing::PlugEntry| {
             it.plug == self.plug
                 && (domains::uuid_in(&it.plug).is_some() || it.alias.as_ref().unwrap_or(&it.plug) == name)
@@ -421,9 +423,13 @@ impl AgentBackend {
         let lists = join_all(self.devices.iter().enumerate().map(|(place, device)| async move {
             let settings = &self.settings[place].plugs;
             // One run for many plugs, where the agent can do that.
-            let whom = survey(until);
-            let is_wanted = settings.listed || settings.named.len() > 2 && device.lists_states(whom).await;
-            if is_wanted { Some(device.listing(device.age_of_states(STATES_AGE), whom).await) } else { None }
+            let context = survey(until);
+            let is_wanted = settings.listed || settings.named.len() > 2 && device.lists_states(context).await;
+            if is_wanted {
+                Some(device.listing(device.age_of_states(STATES_AGE), context).await)
+            } else {
+                None
+            }
         }))
         .await;
         let mut listing = DomainListing::default();
@@ -721,8 +727,8 @@ impl PlanRunner<'_> {
             when: Instant::now(),
             is_claimed: false,
         });
-        let whom = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
-        let (how, words) = way.act(self.goal, whom).await;
+        let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
+        let (how, words) = way.act(self.goal, context).await;
         let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
         match self.aftermath.open.last_mut() {
             Some(open) if may_come => {
@@ -806,8 +812,8 @@ impl PendingStatusRuns {
         let (way, lease, began) = (way.clone(), lease.clone(), Instant::now());
         self.asked.push((place, began));
         self.set.spawn(async move {
-            let whom = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
-            let look = way.status(whom).await;
+            let context = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
+            let look = way.status(context).await;
             StatusResult { place, look, began }
         });
     }
@@ -846,16 +852,16 @@ impl Drop for PendingEffects {
         if open.is_empty() {
             return;
         }
-        let held = self.lease.detached(Instant::now() + AFTERMATH.1);
+        let held = self.lease.detached(Instant::now() + EFFECT_LIMIT);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             let waits = open.into_iter().map(|UnconfirmedAction { way, when, is_claimed }| async move {
-                let until = if is_claimed { Instant::now() } else { when } + AFTERMATH.1;
+                let until = if is_claimed { Instant::now() } else { when } + EFFECT_LIMIT;
                 loop {
-                    let whom = RunContext { purpose: RunPurpose::Request, lease: None, until };
-                    let look = way.status(whom).await;
+                    let context = RunContext { purpose: RunPurpose::Request, lease: None, until };
+                    let look = way.status(context).await;
                     if matches!(look.heard, StatusReading::Is(_)) {
-                        return sleep_until(until.min(Instant::now() + AFTERMATH.0).into()).await;
+                        return sleep_until(until.min(Instant::now() + EFFECT_SETTLE).into()).await;
                     }
                     if Instant::now() >= until {
                         return;

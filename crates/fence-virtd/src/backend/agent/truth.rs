@@ -114,11 +114,11 @@ struct DeviceRecord {
     /// It said the opposite of what is wanted.
     opposed: bool,
     /// It may have been moved to act.
-    hope: bool,
+    effect_pending: bool,
     /// It did not answer when it was asked last.
     silent: bool,
     /// It had its turn, did not answer, and comes after the others.
-    stepped_back: bool,
+    deferred: bool,
     /// When its last turn was over.
     over: Option<Instant>,
 }
@@ -160,9 +160,9 @@ impl PowerPlan {
             tries: 0,
             last: None,
             opposed: false,
-            hope: false,
+            effect_pending: false,
             silent: false,
-            stepped_back: false,
+            deferred: false,
             over: None,
         };
         Self {
@@ -193,7 +193,7 @@ impl PowerPlan {
 
     /// Whether something was begun of which nobody knows whether it has ended.
     pub(super) fn is_open(&self) -> bool {
-        self.devices.iter().any(|it| it.hope && !self.says_goal(it))
+        self.devices.iter().any(|it| it.effect_pending && !self.says_goal(it))
     }
 
     /// A look that was begun at `began` has ended at `now`. No action may have been under way meanwhile.
@@ -216,7 +216,7 @@ impl PowerPlan {
             // Agents fail in the same way when nothing was begun, and when they had no more patience with a slow machine. One
             // that can still be asked may have been moved.
             let failed = matches!(turn.acted, Some((ActionReport::Failed, _)));
-            it.hope |= failed && matches!(heard, StatusReading::Is(power) if power != goal);
+            it.effect_pending |= failed && matches!(heard, StatusReading::Is(power) if power != goal);
         }
     }
 
@@ -226,7 +226,7 @@ impl PowerPlan {
             self.actions += 1;
         }
         if let Some(it) = self.devices.get_mut(device) {
-            it.hope |= matches!(how, ActionReport::Claimed | ActionReport::Unknown);
+            it.effect_pending |= matches!(how, ActionReport::Claimed | ActionReport::Unknown);
         }
         if let Some(turn) = &mut self.turn
             && turn.device == device
@@ -269,7 +269,7 @@ impl PowerPlan {
                 device.over = Some(now);
                 if steps_back {
                     device.tries -= 1;
-                    device.stepped_back = true;
+                    device.deferred = true;
                 }
             }
             match self.next_device() {
@@ -302,7 +302,7 @@ impl PowerPlan {
             if self.stopped || last == Some(StatusReading::Is(self.goal)) {
                 return None;
             }
-            if !turn.looked && last.is_none() && !device.stepped_back {
+            if !turn.looked && last.is_none() && !device.deferred {
                 // It has not been asked since the last action, which may have done it.
                 let until = turn.until - turn.part * 2 / 3;
                 let until = until
@@ -336,7 +336,7 @@ impl PowerPlan {
             return Some(PlanStep::Wait(then.min(until)));
         }
         let asked = self.devices.iter().enumerate();
-        let asked = asked.filter(|(place, it)| *place == turn.device || others && it.hope);
+        let asked = asked.filter(|(place, it)| *place == turn.device || others && it.effect_pending);
         Some(PlanStep::Look(asked.map(|(place, it)| (place, until.min(now + it.limits.status))).collect()))
     }
 
@@ -348,7 +348,7 @@ impl PowerPlan {
         let contradicted = self.devices.iter().any(|it| self.says_goal(it));
         let can = |it: &DeviceRecord| it.tries <= it.limits.retries && (!contradicted || self.objects(it));
         let all = self.devices.iter().enumerate().filter(|(_, it)| can(it));
-        all.min_by_key(|(place, it)| (it.tries, it.silent || it.stepped_back, *place)).map(|(place, _)| place)
+        all.min_by_key(|(place, it)| (it.tries, it.silent || it.deferred, *place)).map(|(place, _)| place)
     }
 
     fn begin(&mut self, device: usize, now: Instant) {
@@ -380,10 +380,10 @@ impl PowerPlan {
 
     /// Nobody has a turn any more. What was begun may still come to something.
     fn wait_for_an_effect(&mut self, now: Instant) -> PlanStep {
-        let waiting = |it: &DeviceRecord| it.hope || self.objects(it);
+        let waiting = |it: &DeviceRecord| it.effect_pending || self.objects(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| waiting(&self.devices[*it])).collect();
-        let worth =
-            asked.iter().any(|it| self.devices[*it].hope) || self.devices.iter().any(|it| self.says_goal(it));
+        let worth = asked.iter().any(|it| self.devices[*it].effect_pending)
+            || self.devices.iter().any(|it| self.says_goal(it));
         if asked.is_empty() || !worth || self.actions == 0 && self.stopped {
             return PlanStep::GiveUp;
         }
@@ -401,12 +401,12 @@ impl PowerPlan {
     /// It did not answer in its turn, so others go first, once.
     fn steps_back(&self, turn: &DeviceTurn) -> bool {
         let device = &self.devices[turn.device];
-        let waits = |it: &DeviceRecord| it.tries <= it.limits.retries && !it.stepped_back;
+        let waits = |it: &DeviceRecord| it.tries <= it.limits.retries && !it.deferred;
         let mut others = self.devices.iter().enumerate().filter(|(place, _)| *place != turn.device);
         turn.acted.is_none()
             && turn.looked
             && device.silent
-            && !device.stepped_back
+            && !device.deferred
             && others.any(|(_, it)| waits(it))
     }
 

@@ -262,7 +262,7 @@ fn any_answer(home: DomainHome, backend: &'static str) -> impl Strategy<Value = 
     let said = prop_oneof![
         (0..2_usize, any::<bool>()).prop_map(move |(uuid, rests)| {
             let it = domain("web", uuid, home);
-            Ok(if rests { LocatedDomain::Resting(it) } else { LocatedDomain::Here(it) })
+            Ok(if rests { LocatedDomain::DefinedOff(it) } else { LocatedDomain::Here(it) })
         }),
         Just(Err(LocateError::NotFound)),
         Just(Err(LocateError::Ambiguous("two".to_owned()))),

@@ -574,7 +574,7 @@ impl World {
                     assert_eq!(job.step, Step::Waiting);
                     job.step = Step::Proving;
                 }
-                ClaimEffect::Told(id, _) | ClaimEffect::Never(id, _) => {
+                ClaimEffect::Coalesced(id, _) | ClaimEffect::Rejected(id, _) => {
                     // What has its turn hears it when it has proved itself.
                     let host = self.host(place);
                     if host.jobs.get(&id).is_some_and(|it| it.step == Step::Waiting) {

@@ -150,7 +150,7 @@ fn of_two_that_shoot_each_other_from_two_hosts_the_second_never_runs() {
     net.does(1, |it, _| it.seen_off(second));
     net.settle();
     let victim = ClaimEffect::Victim("a".to_owned());
-    assert_eq!(net.done(0), [ClaimEffect::Never(first, Rejection::SourceFenced), victim.clone()]);
+    assert_eq!(net.done(0), [ClaimEffect::Rejected(first, Rejection::SourceFenced), victim.clone()]);
     assert_eq!(net.done(2), [victim]);
     net.does(1, |it, _| it.finished(second, Response::Success, None));
     net.settle();
@@ -185,7 +185,7 @@ fn the_same_work_is_done_once_for_all_hosts() {
         reason: Some("why".to_owned()),
         by: "one of node 1".to_owned(),
     };
-    assert_eq!(net.done(1), [ClaimEffect::Told(second, told)]);
+    assert_eq!(net.done(1), [ClaimEffect::Coalesced(second, told)]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn an_owner_holds_the_claim_when_its_asker_is_gone() {
     net.settle();
     assert_eq!(
         net.done(2),
-        [ClaimEffect::Never(second, Rejection::SourceFenced), ClaimEffect::Victim("b".to_owned())]
+        [ClaimEffect::Rejected(second, Rejection::SourceFenced), ClaimEffect::Victim("b".to_owned())]
     );
     net.reply(1, 0, first);
     net.settle();
@@ -239,7 +239,7 @@ fn what_waits_for_a_host_that_went_never_runs() {
     net.change(&[1, 2]);
     net.settle();
     // The host that went may be shooting the source at this moment.
-    assert_eq!(net.done(1), [ClaimEffect::Never(second, Rejection::HostsApart)]);
+    assert_eq!(net.done(1), [ClaimEffect::Rejected(second, Rejection::HostsApart)]);
     // The same shot once more spoils nothing.
     assert_eq!(net.done(2), [ClaimEffect::Run(same)]);
     assert_eq!(net.hosts[1].proved(other), Ok(()));
@@ -255,7 +255,7 @@ fn a_change_in_the_middle_of_a_change_is_no_way_round_that() {
     net.settle_these(&[1]);
     net.change(&[1]);
     net.settle();
-    assert_eq!(net.done(1), [ClaimEffect::Never(second, Rejection::HostsApart)]);
+    assert_eq!(net.done(1), [ClaimEffect::Rejected(second, Rejection::HostsApart)]);
 }
 
 #[test]
@@ -376,7 +376,10 @@ fn a_host_that_lost_corosync_goes_on_with_what_nobody_objects_to() {
     net.settle();
     assert_eq!(net.done(0), [ClaimEffect::Run(granted)]);
     net.does(0, |it, _| it.lost());
-    assert_eq!(net.done(0), [ClaimEffect::Never(dangerous, Rejection::HostsApart), ClaimEffect::Run(same)]);
+    assert_eq!(
+        net.done(0),
+        [ClaimEffect::Rejected(dangerous, Rejection::HostsApart), ClaimEffect::Run(same)]
+    );
     assert_eq!(net.hosts[0].proved(granted), Ok(()));
     assert_eq!(net.hosts[0].proved(same), Ok(()));
 }
@@ -444,7 +447,7 @@ fn a_source_that_goes_down_before_all_have_spoken_asks_no_more() {
     // Said before the change, and heard after it.
     net.change(&[0, 1]);
     net.order(0);
-    let never = ClaimEffect::Never(second, Rejection::SourceFenced);
+    let never = ClaimEffect::Rejected(second, Rejection::SourceFenced);
     assert_eq!(net.done(1), [ClaimEffect::Victim("b".to_owned()), never]);
     net.does(0, |it, _| it.finished(first, Response::Success, None));
     net.settle();
