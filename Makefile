@@ -159,7 +159,7 @@ soak: packages-test build packages-check
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
-	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-virtd arbiter
+	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-core
 	THREADS_SEED=0 tests/threads/run $(SOAK_SCHEDULES)
 	FUZZ_SEED=0 tests/fuzz/run $(SOAK_FUZZ_RUNS)
 	OURS_DIR=$(DIST) /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak

@@ -19,9 +19,10 @@ use fence_wire::{Response, escaped};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
-use crate::backend::{AgentRun, AgentRunEnd as RunEnded, DomainRef, TrailSnapshot};
+use crate::backend::{AgentRun, AgentRunEnd as RunEnded, TrailSnapshot};
 use crate::outlet::{Outlet, PushResult, Sink};
 use crate::service::RequestJob;
+use fence_core::domain::DomainRef;
 
 /// A request that is over.
 pub(crate) struct AuditRecord<'a> {
@@ -391,10 +392,10 @@ mod tests {
             patience: Duration::from_secs(30),
             transport: "test",
             peer: String::new(),
-            identity: crate::access::Identity::default(),
+            identity: fence_core::access::Identity::default(),
             hash: fence_wire::HashType::None,
             key: None,
-            access: Arc::new(crate::access::AccessRules::new(None)),
+            access: Arc::new(fence_core::access::AccessRules::new(None)),
             action: fence_wire::Action::Off,
             target: fence_wire::Target::new("b", false).unwrap(),
             trail,

@@ -15,11 +15,11 @@ use fence_wire::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
-use crate::arbiter::Grant;
 use crate::audit::{AuditRecord, RequestEnd, StageTimes};
 use crate::backend::LeaseEndReason;
 use crate::keys::ListenerKeys;
 use crate::service::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget, Service};
+use fence_core::arbiter::Grant;
 
 /// How long the client may take to send its challenge.
 const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
-use crate::access::Identity;
 use crate::inventory::{Inventories, RunningDomain};
+use fence_core::access::Identity;
 
 /// A look into the neighbour table takes a fraction of a millisecond, unless the kernel's network lock is held.
 const TABLE_LIMIT: Duration = Duration::from_millis(50);

@@ -4,7 +4,7 @@
 //! One key counts once, however many files hold it: the key that made a packet's hash says what its holder may use,
 //! and that must not depend on the order of files. Nothing here shows a byte of a key.
 
-use std::collections::BTreeSet;
+use fence_core::access::KeyProof;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -14,8 +14,8 @@ use fence_cli::shown;
 use fence_config::Group;
 use fence_wire::{Key, escaped};
 
-use crate::access::group_title;
 use crate::locks::lock;
+use fence_core::access::group_title;
 
 /// Every key that a listener takes, the listener's own first.
 #[derive(Debug, Default)]
@@ -30,17 +30,6 @@ pub(crate) struct ListenerKeys {
 /// one key once. Keeps no key: what no listener and no request uses any more is forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct FingerprintCache(Mutex<Vec<Weak<ListenerKeys>>>);
-
-/// What a peer has shown when it used one of the keys.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct KeyProof {
-    /// The key's fingerprint, for people.
-    pub(crate) fingerprint: String,
-    /// It is a key of the listener: it opens every group that has none of its own.
-    pub(crate) listener: bool,
-    /// It is a key of these groups, by their places in the configuration.
-    pub(crate) groups: BTreeSet<usize>,
-}
 
 /// Why a listener's keys can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -324,7 +313,7 @@ mod tests {
                 .unwrap();
         assert_eq!(keys.all().len(), 1);
         let proof = keys.proof(Some(0)).unwrap();
-        assert!(proof.listener && proof.groups == BTreeSet::from([0, 1]));
+        assert!(proof.listener && proof.groups == std::collections::BTreeSet::from([0, 1]));
         let [notice] = &notices[..] else { panic!("{notices:?}") };
         let text = notice.to_string();
         for part in ["the listener (", "group red (", "group blue (", &proof.fingerprint]

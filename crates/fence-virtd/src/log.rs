@@ -16,8 +16,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::journal::Journal;
 use crate::outlet::{Outlet, Sink};
-use journal::Journal;
 
 /// Lines that may wait.
 const QUEUE: usize = 16_384;

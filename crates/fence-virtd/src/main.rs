@@ -6,8 +6,6 @@
 // Without libvirt nothing makes what backends and sources are made of, and without cpg nothing is at another host.
 #![cfg_attr(not(feature = "cpg"), allow(dead_code))]
 
-mod access;
-mod arbiter;
 mod audit;
 mod backend;
 mod check;
@@ -17,7 +15,6 @@ mod configure;
 mod conversation;
 mod daemonise;
 mod drops;
-mod history;
 #[cfg(feature = "libvirt")]
 mod hypervisor;
 mod identity;
@@ -44,9 +41,9 @@ mod turns;
 use std::fmt;
 use std::io::Write;
 
+use self::leave::{FAILURE, SUCCESS, leave};
+use self::options::Command;
 use fence_cli::keygen;
-use leave::{FAILURE, SUCCESS, leave};
-use options::Command;
 
 fn main() -> ! {
     leave(command())

@@ -14,19 +14,17 @@ use fence_wire::{Action, Challenge, HashType, HostListEntry, Proved, Response, T
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use crate::access::{AccessDecision, AccessRules, AccessSubject, Identity};
-use crate::arbiter::{self, ArbitratedAction, Grant, PeerId, Rejection, RequestSource, SharedResult};
 use crate::audit::{Audit, AuditRecord, StageTimes};
-use crate::backend::{
-    ActionError, AgentRunTrail, Backend, DomainRef, Lease, LeaseEndReason, LeaseReleased, LocateError,
-    LocatedDomain, PowerState, Restart,
-};
+use crate::backend::{AgentRunTrail, Backend, Lease, LeaseEndReason, LeaseReleased, Restart};
 use crate::drops::DropLog;
-use crate::keys::KeyProof;
 use crate::locks::lock;
 use crate::metrics::Metrics;
 use crate::replay::ReplayMemory;
 use crate::turns::{ClusterPort, GrantQueue, RunPermit};
+use fence_core::access::KeyProof;
+use fence_core::access::{AccessDecision, AccessRules, AccessSubject, Identity};
+use fence_core::arbiter::{self, ArbitratedAction, Grant, PeerId, Rejection, RequestSource, SharedResult};
+use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
 
 /// Our answer leaves this much earlier than its client gives up, so that the client hears a reason rather than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
@@ -713,8 +711,9 @@ mod tests {
     use std::pin::Pin;
 
     use super::*;
-    use crate::backend::{self, DomainHome, DomainListing, PowerState};
+    use crate::backend::{self};
     use crate::turns::{ClusterGrant, ClusterPermit};
+    use fence_core::domain::{DomainHome, DomainListing, PowerState};
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);

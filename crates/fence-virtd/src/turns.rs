@@ -14,10 +14,10 @@ use std::time::Instant;
 use fence_wire::Response;
 use tokio::sync::{Notify, oneshot};
 
-use crate::arbiter::{
+use crate::locks::{Mutex, MutexGuard, lock};
+use fence_core::arbiter::{
     Arbiter, ArbiterDecision, ArbiterRequest, Grant, Rejection, SharedResult, SubmitResult,
 };
-use crate::locks::{Mutex, MutexGuard, lock};
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -296,7 +296,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::arbiter::{ArbitratedAction, RequestSource};
+    use fence_core::arbiter::{ArbitratedAction, RequestSource};
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);

@@ -12,9 +12,6 @@
 //! `tokio`'s channels are those of the daemon: their insides are one step here.
 
 // Only what the scenes use is used.
-#[allow(dead_code)]
-#[path = "../../../crates/fence-virtd/src/arbiter/mod.rs"]
-mod arbiter;
 mod locks;
 #[allow(dead_code)]
 #[path = "../../../crates/fence-virtd/src/turns.rs"]
@@ -31,8 +28,8 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, future, thread};
 use tokio::sync::oneshot;
 
-use arbiter::{PeerId, Request, Source, Why, Work};
-use turns::{Running, Turn, Turns};
+use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
+use turns::{GrantQueue, RunPermit};
 
 /// Changes of priority in one schedule of PCT.
 const DEPTH: usize = 4;
@@ -70,7 +67,7 @@ fn scene() {
 fn shoot_each_other() {
     let stage = Stage::new();
     let shots = [("a", "b"), ("b", "a")].map(|(source, target)| Cast {
-        source: Source::Known(source.to_owned()),
+        source: RequestSource::Known(source.to_owned()),
         peer: None,
         work: work(thread_rng().gen_range(0..2), target),
         fate: Fate::Done,
@@ -87,8 +84,8 @@ fn anything() {
         let source = names[dice.gen_range(0..names.len())];
         Cast {
             source: match dice.gen_range(0..4) {
-                0 => Source::Unknown,
-                _ => Source::Known(source.to_owned()),
+                0 => RequestSource::Unknown,
+                _ => RequestSource::Known(source.to_owned()),
             },
             peer: dice.gen_bool(0.5).then(|| PeerId(source.to_owned())),
             work: work(dice.gen_range(0..6), names[dice.gen_range(0..names.len())]),
@@ -106,21 +103,21 @@ fn anything() {
     Stage::new().play(cast, dice.gen_bool(0.3));
 }
 
-fn work(kind: u32, target: &str) -> Work {
+fn work(kind: u32, target: &str) -> ArbitratedAction {
     let target = target.to_owned();
     match kind {
-        0 | 2 | 3 => Work::Off(target),
-        1 => Work::Reboot(target),
-        4 => Work::On(target),
-        _ => Work::Look,
+        0 | 2 | 3 => ArbitratedAction::Off(target),
+        1 => ArbitratedAction::Reboot(target),
+        4 => ArbitratedAction::On(target),
+        _ => ArbitratedAction::Look,
     }
 }
 
 /// One request.
 struct Cast {
-    source: Source,
+    source: RequestSource,
     peer: Option<PeerId>,
-    work: Work,
+    work: ArbitratedAction,
     fate: Fate,
 }
 
@@ -154,11 +151,11 @@ enum End {
 
 /// The turns, and who is in flight.
 struct Stage {
-    turns: Arc<Turns>,
+    turns: Arc<GrantQueue>,
     /// By number: source, peer, work, and whether its target was seen off. Not shuttle's mutex: looking must not change
     /// the schedules.
-    in_flight: Mutex<BTreeMap<u64, Request>>,
-    seen_off: Mutex<BTreeMap<u64, Request>>,
+    in_flight: Mutex<BTreeMap<u64, ArbiterRequest>>,
+    seen_off: Mutex<BTreeMap<u64, ArbiterRequest>>,
 }
 
 impl Stage {
@@ -179,7 +176,7 @@ impl Stage {
                 // Its end is never heard: it stays to the end.
                 clients.push(thread::spawn(move || std::mem::forget(client)));
             }
-            let request = Request { id, work, source, peer, arrived: now, deadline: now + DEADLINE };
+            let request = ArbiterRequest { id, work, source, peer, arrived: now, deadline: now + DEADLINE };
             let stage = Arc::clone(self);
             actors.push(thread::spawn(move || stage.act(request, fate, hung_up)));
         }
@@ -192,16 +189,16 @@ impl Stage {
         ends
     }
 
-    fn act(&self, request: Request, fate: Fate, hung_up: oneshot::Receiver<()>) -> End {
+    fn act(&self, request: ArbiterRequest, fate: Fate, hung_up: oneshot::Receiver<()>) -> End {
         let mut waiting = match self.turns.submit(request.clone()) {
             Ok(waiting) => waiting,
-            Err(Why::SourceFenced) => return End::NeverRan,
+            Err(Rejection::SourceFenced) => return End::NeverRan,
             Err(why) => panic!("refused: {why}"),
         };
         let turn = match fate {
             Fate::HangsUpAtOnce => return End::Left,
             Fate::NeverLooks => {
-                waiting.withdraw(Why::Superseded);
+                waiting.withdraw(Rejection::Superseded);
                 return End::Left;
             }
             // As the service does it.
@@ -215,19 +212,19 @@ impl Stage {
         };
         match turn {
             None => {
-                waiting.withdraw(Why::HungUp);
+                waiting.withdraw(Rejection::HungUp);
                 End::Left
             }
-            Some(Turn::Never(_)) => End::NeverRan,
-            Some(Turn::Told(told)) => {
+            Some(Grant::Rejected(_)) => End::NeverRan,
+            Some(Grant::Coalesced(told)) => {
                 assert_ne!(told.by, request.id.to_string());
                 End::Told
             }
-            Some(Turn::Run(running)) => self.run(running, &request, fate),
+            Some(Grant::Run(running)) => self.run(running, &request, fate),
         }
     }
 
-    fn run(&self, running: Running, request: &Request, fate: Fate) -> End {
+    fn run(&self, running: RunPermit, request: &ArbiterRequest, fate: Fate) -> End {
         self.enters(request);
         // A moment in which others may run.
         thread::yield_now();
@@ -253,7 +250,7 @@ impl Stage {
     }
 
     /// What conflicts is never in flight at once: see the arbiter's head.
-    fn enters(&self, newer: &Request) {
+    fn enters(&self, newer: &ArbiterRequest) {
         let mut in_flight = lock(&self.in_flight);
         for older in in_flight.values() {
             assert!(
@@ -268,23 +265,24 @@ impl Stage {
     }
 }
 
-fn target(request: &Request) -> Option<&str> {
+fn target(request: &ArbiterRequest) -> Option<&str> {
     match &request.work {
-        Work::Look => None,
-        Work::On(it) | Work::Off(it) | Work::Reboot(it) => Some(it),
+        ArbitratedAction::Look => None,
+        ArbitratedAction::On(it) | ArbitratedAction::Off(it) | ArbitratedAction::Reboot(it) => Some(it),
     }
 }
 
-fn same_target(a: &Request, b: &Request) -> bool {
+fn same_target(a: &ArbiterRequest, b: &ArbiterRequest) -> bool {
     target(a).is_some() && target(a) == target(b)
 }
 
 /// Both take something down, and the target of one may be where the other comes from.
-fn conflict(a: &Request, b: &Request) -> bool {
-    let takes_down = |it: &Request| matches!(it.work, Work::Off(_) | Work::Reboot(_));
-    let shoots = |a: &Request, b: &Request| match &b.source {
-        Source::Known(source) => target(a) == Some(source),
-        Source::Unknown => a.peer.is_none() || a.peer != b.peer,
+fn conflict(a: &ArbiterRequest, b: &ArbiterRequest) -> bool {
+    let takes_down =
+        |it: &ArbiterRequest| matches!(it.work, ArbitratedAction::Off(_) | ArbitratedAction::Reboot(_));
+    let shoots = |a: &ArbiterRequest, b: &ArbiterRequest| match &b.source {
+        RequestSource::Known(source) => target(a) == Some(source),
+        RequestSource::Unknown => a.peer.is_none() || a.peer != b.peer,
     };
     takes_down(a) && takes_down(b) && (shoots(a, b) || shoots(b, a))
 }

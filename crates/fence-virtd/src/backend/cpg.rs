@@ -13,11 +13,12 @@ use std::time::Instant;
 use fence_wire::{Action, Target};
 
 use super::libvirt::LibvirtBackend;
-use super::{
-    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, ListedDomain,
-    LocateError, LocatedDomain, PowerOffResult, PowerState, Restart, merge,
-};
+use super::{Backend, BoxedFuture, Lease, PowerOffResult, Restart};
 use crate::cluster::{ChangeWatch, Cluster, DomainPlace, Member};
+use fence_core::domain::{
+    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
+    merge,
+};
 
 /// See the module's head.
 pub(crate) struct CpgBackend {

@@ -12,12 +12,13 @@ use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
-use super::{
-    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, ListedDomain,
-    LocateError, LocatedDomain, PowerOffResult, PowerState, Restart, SLOW_BACKEND_GRACE, join_all, merge,
-};
+use super::{Backend, BoxedFuture, Lease, PowerOffResult, Restart, SLOW_BACKEND_GRACE, join_all};
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
 use crate::locks::lock;
+use fence_core::domain::{
+    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
+    merge,
+};
 
 /// Bytes of a name that fit into a host list or a request; longer names reach us cut.
 const NAME_ON_WIRE: usize = Target::MAX;

@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use fence_wire::Target;
 
-use super::{
-    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, LocateError,
-    LocatedDomain, PowerOffResult, PowerState, Restart, SLOW_BACKEND_GRACE, merge,
+use super::{Backend, BoxedFuture, Lease, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
+use fence_core::domain::{
+    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState, merge,
 };
 
 /// See the module's head.

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 use fence_config::MAX_CLIENT_TIMEOUT;
 use tokio::sync::{mpsc, oneshot};
 
-use super::message::{AskEnd, AskMessage, HostMessage, Member};
-use crate::backend::{ActionError, Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
+use crate::backend::{Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
+use fence_core::cluster::message::{AskEnd, AskMessage, HostMessage, Member};
+use fence_core::domain::ActionError;
 
 /// Asks of other hosts that are worked on at once.
 const MAX_SERVED: usize = 1024;
@@ -139,7 +140,10 @@ impl OutgoingAsks {
 }
 
 /// What an owner's end means to the asker; `owner` is that host's name.
-pub(super) fn result(end: AskEnd, owner: &str) -> Result<super::message::AskOutcome, ActionError> {
+pub(super) fn result(
+    end: AskEnd,
+    owner: &str,
+) -> Result<fence_core::cluster::message::AskOutcome, ActionError> {
     match end {
         AskEnd::Done(outcome) => Ok(outcome),
         AskEnd::NotHere => Err(ActionError::Gone),
@@ -226,7 +230,7 @@ impl IncomingAsks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::message::AskAction;
+    use fence_core::cluster::message::AskAction;
 
     const OWNER: Member = Member { node: 2, pid: 20 };
     const OTHER: Member = Member { node: 3, pid: 30 };

@@ -7,12 +7,9 @@
 //! for nothing; so what is sent has the order in which it was decided.
 
 pub(crate) mod asks;
-pub(crate) mod claims;
-mod directory;
 pub(crate) mod link;
 pub(crate) mod local;
 pub(crate) mod lost;
-pub(crate) mod message;
 #[cfg(test)]
 #[path = "../../../corosync-cpg/tests/node/mod.rs"]
 pub(crate) mod node;
@@ -20,6 +17,7 @@ mod old;
 mod serve;
 mod turn;
 
+use fence_core::cluster::message::{AskOutcome, PublishedState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
@@ -34,21 +32,22 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use self::asks::{AskEvent, IncomingAsks, OutgoingAsks};
-use self::claims::ClusterArbiter;
-use self::directory::{Directory, DirectoryAnswer};
 use self::link::{Link, LinkEvent, LinkReceiver};
 use self::local::{OwnChange, OwnDomain, OwnDomains, OwnPower};
 use self::lost::{DownEvidence, LostHost};
-use self::message::{AskAction, AskEnd, AskMessage, HostMessage, PublishedDomain};
 use self::old::LegacyHosts;
 use self::turn::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
-use crate::backend::{ActionError, DomainHome, DomainRef, Lease, LeaseReleased, ListedDomain, PowerState};
+use crate::backend::{Lease, LeaseReleased};
 use crate::locks::lock;
 use crate::service::{NOT_STARTED, Service};
+use fence_core::cluster::claims::ClusterArbiter;
+use fence_core::cluster::directory::{Directory, DirectoryAnswer};
+use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, HostMessage, PublishedDomain};
+use fence_core::domain::{ActionError, DomainHome, DomainRef, ListedDomain, PowerState};
 
-pub(crate) use self::message::Member;
 pub(crate) use self::turn::ClusterClaims;
+pub(crate) use fence_core::cluster::message::Member;
 
 /// Who waits for news looks again after this long, news or not.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -545,16 +544,10 @@ impl Cluster {
         let state = self.state();
         let Some(me) = state.me else { return (Vec::new(), vec![state.why_alone()]) };
         let listed =
-            state.directory.others(me).filter(|it| it.state != message::PublishedState::Gone).map(|it| {
-                ListedDomain {
-                    name: it.name.clone(),
-                    uuid: it.uuid.clone(),
-                    power: if it.state == message::PublishedState::On {
-                        PowerState::On
-                    } else {
-                        PowerState::Off
-                    },
-                }
+            state.directory.others(me).filter(|it| it.state != PublishedState::Gone).map(|it| ListedDomain {
+                name: it.name.clone(),
+                uuid: it.uuid.clone(),
+                power: if it.state == PublishedState::On { PowerState::On } else { PowerState::Off },
             });
         (listed.collect(), state.not_heard())
     }
@@ -782,7 +775,7 @@ impl PendingAsk {
         }
     }
 
-    async fn outcome(&mut self, lease: &Lease) -> Result<message::AskOutcome, ActionError> {
+    async fn outcome(&mut self, lease: &Lease) -> Result<AskOutcome, ActionError> {
         loop {
             match self.word(lease).await? {
                 AskEvent::SeenOff { .. } => {}
@@ -907,10 +900,10 @@ fn what_of(action: Action) -> Option<AskAction> {
 
 fn published(uuid: Uuid, own: OwnDomain) -> PublishedDomain {
     let state = match own.power {
-        OwnPower::On => message::PublishedState::On,
-        OwnPower::WentOff => message::PublishedState::Off,
-        OwnPower::Gone => message::PublishedState::Gone,
-        OwnPower::Resting => message::PublishedState::Rests,
+        OwnPower::On => PublishedState::On,
+        OwnPower::WentOff => PublishedState::Off,
+        OwnPower::Gone => PublishedState::Gone,
+        OwnPower::Resting => PublishedState::Rests,
     };
     PublishedDomain { uuid: uuid.to_string(), name: own.name, state }
 }

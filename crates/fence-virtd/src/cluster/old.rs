@@ -15,14 +15,15 @@ use libvirt_host::Uuid;
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
-use super::directory::DirectoryAnswer;
 use super::local::{OwnDomain, OwnPower};
-use super::message::{Member, PublishedDomain, PublishedState as DomainState};
 use super::{ChangeWatch, Cluster, ClusterState};
-use crate::access::{AccessRules, Identity};
 use crate::audit::{AuditRecord, RequestEnd, StageTimes};
-use crate::backend::{ActionError, AgentRunTrail, Backend, DomainRef, Lease, LocatedDomain, PowerState};
+use crate::backend::{AgentRunTrail, Backend, Lease};
 use crate::service::{ProcessedRequest, RequestJob, RequestOutcome, Service};
+use fence_core::access::{AccessRules, Identity};
+use fence_core::cluster::directory::DirectoryAnswer;
+use fence_core::cluster::message::{Member, PublishedDomain, PublishedState as DomainState};
+use fence_core::domain::{ActionError, DomainRef, LocatedDomain, PowerState};
 
 /// A reply that came before they waited for it is missed: it is sent once more after this long.
 const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
@@ -395,8 +396,11 @@ impl Cluster {
         let Some(domain) = domain else {
             return self.look_whether_it_says_anything(member, asks, until).await;
         };
-        let known =
-            DomainRef { name: domain.name, uuid: domain.uuid, home: crate::backend::DomainHome::Elsewhere };
+        let known = DomainRef {
+            name: domain.name,
+            uuid: domain.uuid,
+            home: fence_core::domain::DomainHome::Elsewhere,
+        };
         let said =
             self.ask_old(member, Action::Status, &known, until.min(Instant::now() + POLL_TIMEOUT)).await?;
         let all: BTreeSet<String> = said.published.keys().cloned().collect();
@@ -432,7 +436,7 @@ impl Cluster {
             let nobody = DomainRef {
                 name: "?".to_owned(),
                 uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
-                home: crate::backend::DomainHome::Elsewhere,
+                home: fence_core::domain::DomainHome::Elsewhere,
             };
             tokio::select! {
                 biased;

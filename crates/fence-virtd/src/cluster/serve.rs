@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 use fence_wire::{Action, HashType, Response, Target};
 
 use super::asks::MAX_LEFT;
-use super::message::{AskAction, AskEnd, AskMessage, AskOutcome};
 use super::{Cluster, Member};
-use crate::access::{AccessRules, Identity};
 use crate::audit::{AuditRecord, RequestEnd, StageTimes};
-use crate::backend::{
-    ActionError, AgentRunTrail, Backend, DomainRef, Lease, LeaseReleased, LocateError, LocatedDomain,
-    PowerState, Restart,
-};
+use crate::backend::{AgentRunTrail, Backend, Lease, LeaseReleased, Restart};
 use crate::service::{NOT_STARTED, RequestJob, START_LIMIT, Service};
+use fence_core::access::{AccessRules, Identity};
+use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome};
+use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
 
 /// The transport's name in records.
 pub(super) const NAME: &str = "cpg";

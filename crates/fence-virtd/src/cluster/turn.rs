@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the other hosts have a say in: requests of this host get their claims here ([`super::claims`] decides).
+//! What the other hosts have a say in: requests of this host get their claims here ([`fence_core::cluster::claims`] decides).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,10 +12,10 @@ use fence_wire::Response;
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::claims::ClaimEffect;
 use super::{Cluster, ClusterState};
-use crate::arbiter::{ArbiterRequest, Grant, Rejection};
 use crate::turns::{ClusterGrant, ClusterPermit, ClusterPort};
+use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
+use fence_core::cluster::claims::ClaimEffect;
 
 /// How long a member may take to say what it has under way after the membership changed, while all others wait for that.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(4);

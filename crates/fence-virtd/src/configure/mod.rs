@@ -19,10 +19,10 @@ use std::path::Path;
 use fence_cli::keygen;
 use fence_config::{Code, Loaded, Severity, Tree};
 
-use console::Console;
-use devices::without_secrets;
-use dialogue::Dialogue;
-use file::{ConfigFile, FileError, shown};
+use self::console::Console;
+use self::devices::without_secrets;
+use self::dialogue::Dialogue;
+use self::file::{ConfigFile, FileError, shown};
 
 /// Why there is no new file. The old one is as it was.
 #[derive(Debug, thiserror::Error)]

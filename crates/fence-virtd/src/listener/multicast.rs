@@ -17,13 +17,12 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
+use self::members::GroupMembership;
 use super::StartError;
 use super::places::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::access::Identity;
 use crate::backend::AgentRunTrail;
 use crate::conversation::{PacketProof, converse};
-use crate::history::{History, Repetition, RequestKey};
 use crate::identity::SourceResolver;
 use crate::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, FOREIGN_GRACE, MAX_ADDRESSES, MAX_FOREIGN, MAX_REQUESTS,
@@ -31,7 +30,8 @@ use crate::limits::{
 };
 use crate::locks::lock;
 use crate::service::{AnsweringHost, RequestJob, ResolvedTarget, Service};
-use members::GroupMembership;
+use fence_core::access::Identity;
+use fence_core::history::{History, Repetition, RequestKey};
 
 mod members;
 

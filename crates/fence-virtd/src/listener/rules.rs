@@ -11,9 +11,9 @@ use fence_wire::HashType;
 use tracing::{info, warn};
 
 use super::StartError;
-use crate::access::AccessRules;
 use crate::conversation::StreamAuth;
 use crate::keys::{FingerprintCache, KeysError, ListenerKeys};
+use fence_core::access::AccessRules;
 
 /// See the module's head.
 #[derive(Debug)]

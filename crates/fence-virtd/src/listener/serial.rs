@@ -15,13 +15,13 @@ use fence_wire::{DEFAULT_PORT, escaped};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use self::line::SerialConnection;
 use super::StartError;
 use super::rules::CurrentRules;
 use crate::hypervisor::Hypervisors;
 use crate::inventory::{GuestPort, Inventory, PortKind, RunningDomain, follow};
 use crate::limits::MAX_LINES;
 use crate::service::Service;
-use line::SerialConnection;
 
 mod line;
 

@@ -18,11 +18,11 @@ use tracing::debug;
 
 use super::places::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::access::Identity;
 use crate::backend::AgentRunTrail;
 use crate::conversation::{PacketProof, converse};
 use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
 use crate::service::{RequestJob, Service};
+use fence_core::access::Identity;
 
 /// After an accept that failed for lack of something (descriptors, memory).
 const BREATH: Duration = Duration::from_millis(50);

@@ -13,10 +13,10 @@ use tracing::info;
 use super::StartError;
 use super::rules::CurrentRules;
 use super::stream::{StreamListener, Transport};
-use crate::access::Identity;
 use crate::identity::SourceResolver;
 use crate::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
 use crate::service::{Service, TCP};
+use fence_core::access::Identity;
 
 /// A listening TCP socket.
 pub(crate) struct TcpTransport {

@@ -11,9 +11,9 @@ use tracing::info;
 use super::StartError;
 use super::rules::CurrentRules;
 use super::stream::{StreamListener, Transport};
-use crate::access::Identity;
 use crate::identity::SourceResolver;
 use crate::service::Service;
+use fence_core::access::Identity;
 
 /// A listening vsock socket.
 pub(crate) struct VsockTransport {

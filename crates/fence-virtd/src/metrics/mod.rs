@@ -8,7 +8,7 @@ pub(crate) mod endpoint;
 mod runs;
 pub(crate) mod summary;
 
-pub(crate) use runs::AgentRuns;
+pub(crate) use self::runs::AgentRuns;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use fence_config::{DEFAULT_STATE_DIR, StateDir};
 use tracing::{info, warn};
 
+use self::memory::{HashKey, PacketHashes};
+use self::store::{OpenedStore, ReplayStore, StoreError};
 use crate::locks::lock;
-use memory::{HashKey, PacketHashes};
-use store::{OpenedStore, ReplayStore, StoreError};
 
 mod format;
 mod memory;

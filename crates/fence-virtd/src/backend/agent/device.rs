@@ -22,15 +22,16 @@ use tokio::time::timeout_at;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::super::{ActionError, AgentRun, AgentRunEnd, Lease, PowerState};
-use super::listing::{self, PlugList, SEPARATOR};
-use super::metadata::{Metadata, one_spelling};
 use super::secret::{self, SecretMask};
 use super::slots::{RunPurpose, RunSlots};
-use super::truth::{ActionReport, DeviceLimits, StatusReading, power};
+use crate::backend::{AgentRun, AgentRunEnd, Lease};
 use crate::locks::lock;
 use crate::metrics::AgentRuns;
 use crate::program::{self, ProcessEnd};
+use fence_core::agent::listing::{self, PlugList, SEPARATOR};
+use fence_core::agent::metadata::{Metadata, one_spelling};
+use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
+use fence_core::domain::{ActionError, PowerState};
 
 /// Where agents are looked for by their names.
 pub(crate) const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];

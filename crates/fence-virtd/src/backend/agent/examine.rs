@@ -10,11 +10,11 @@ use fence_cli::getopt::nearest;
 use fence_config::{AgentBackend, AgentDevice, is_secret_option};
 
 use super::device::{FenceDevice, RunContext, file_of, find, is_a_word};
-use super::listing::PlugList;
-use super::metadata::{Metadata, one_spelling};
 use super::secret;
 use super::slots::{RunPurpose, RunSlots};
 use crate::metrics::AgentRuns;
+use fence_core::agent::listing::PlugList;
+use fence_core::agent::metadata::{Metadata, one_spelling};
 
 /// What was seen of a device. Words have no secrets in them and are escaped.
 pub(crate) struct DeviceExamination {

@@ -6,14 +6,11 @@
 //! what a `status` after it says, and never acts on a plug that may mean another domain than the one that was found.
 
 mod device;
-mod domains;
 pub(crate) mod examine;
-mod listing;
-mod metadata;
 mod secret;
 mod slots;
-mod truth;
 
+use fence_core::agent::{domains, listing};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,16 +24,17 @@ use tracing::{debug, info, warn};
 
 pub(crate) use self::device::DIRECTORIES;
 use self::device::{FenceDevice, RunContext};
-use self::domains::AgentDomain;
-use self::listing::PlugList;
 use self::slots::{RunPurpose, RunSlots};
-use self::truth::{ActionReport, PlanStep, PowerPlan, StatusReading};
-use super::{
-    ActionError, Backend, BoxedFuture, DomainHome, DomainListing, DomainRef, Lease, ListedDomain,
-    LocateError, LocatedDomain, PowerOffResult, PowerState, Restart, SLOW_BACKEND_GRACE, join_all, merge,
-};
+use super::{Backend, BoxedFuture, Lease, PowerOffResult, Restart, SLOW_BACKEND_GRACE, join_all};
 use crate::locks::lock;
 use crate::metrics::AgentRuns;
+use fence_core::agent::domains::AgentDomain;
+use fence_core::agent::listing::PlugList;
+use fence_core::agent::plan::{ActionReport, PlanStep, PowerPlan, StatusReading};
+use fence_core::domain::{
+    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
+    merge,
+};
 
 /// How long a device that does not answer has alone before the next one is asked too.
 const HEDGE_DELAY: Duration = Duration::from_secs(2);

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use fence_config::{Backend as Settings, Config};
 
-use super::super::{AgentRunEnd, LeaseEndReason};
 use super::*;
+use crate::backend::{AgentRunEnd, LeaseEndReason};
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -21,14 +21,14 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
-use super::super::rules::CurrentRules;
-use crate::access::Identity;
 use crate::audit::{AuditRecord, RequestEnd, StageTimes};
 use crate::backend::{AgentRunTrail, LeaseEndReason};
-use crate::history::REPEAT_WINDOW;
 use crate::inventory::RunningDomain;
 use crate::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
+use crate::listener::rules::CurrentRules;
 use crate::service::{ClientReply, ProcessedRequest, RequestJob, RequestOutcome, Service};
+use fence_core::access::Identity;
+use fence_core::history::REPEAT_WINDOW;
 
 const NAME: &str = "serial";
 /// A connection that lasted this long was a good one: the next attempt comes soon.

@@ -15,9 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::arbiter::{ArbitratedAction, PeerId, RequestSource};
 
 /// A message is never longer than this, in bytes: corosync passes what is shorter on in one piece.
-pub(crate) const MESSAGE_LIMIT: usize = 512 * 1024;
+pub const MESSAGE_LIMIT: usize = 512 * 1024;
 /// Domains in one part of an inventory, at most.
-pub(crate) const INVENTORY_PART: usize = 256;
+pub const INVENTORY_PART: usize = 256;
 /// A reason is cut to this many bytes before it is sent.
 const REASON_LIMIT: usize = 512;
 /// UUIDs, and what identifies a domain where there are none.
@@ -29,11 +29,11 @@ const VERSION: u32 = 1;
 /// One daemon in the group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(from = "(u32, u32)", into = "(u32, u32)")]
-pub(crate) struct Member {
+pub struct Member {
     /// Its host's number in corosync's node list.
-    pub(crate) node: u32,
+    pub node: u32,
     /// Its process.
-    pub(crate) pid: u32,
+    pub pid: u32,
 }
 
 impl fmt::Display for Member {
@@ -45,12 +45,6 @@ impl fmt::Display for Member {
 impl From<(u32, u32)> for Member {
     fn from((node, pid): (u32, u32)) -> Self {
         Self { node, pid }
-    }
-}
-
-impl From<corosync_cpg::Member> for Member {
-    fn from(member: corosync_cpg::Member) -> Self {
-        Self { node: member.node, pid: member.pid }
     }
 }
 
@@ -68,7 +62,7 @@ impl From<Member> for (u32, u32) {
 /// `inventory` and `domain` keep the directory ([`super::directory`]).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub(crate) enum HostMessage {
+pub enum HostMessage {
     /// All that the sender has under way, after a change of the membership. What it said before is void.
     Sync(StateSync),
     /// "My sync `n` was delivered in the membership in which I sent it": only now it counts.
@@ -126,39 +120,39 @@ pub(crate) enum HostMessage {
 
 /// See [`Message::Sync`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct StateSync {
+pub struct StateSync {
     /// Counts the sender's syncs.
-    pub(crate) n: u64,
+    pub n: u64,
     /// Its claims that are in flight.
-    pub(crate) in_flight: Vec<InFlightClaim>,
+    pub in_flight: Vec<InFlightClaim>,
     /// Its claims that wait, in the order in which it made them.
-    pub(crate) waiting: Vec<ClaimMessage>,
+    pub waiting: Vec<ClaimMessage>,
     /// What it does for others, or for itself in the place of one that is gone.
-    pub(crate) acting: Vec<ActingClaim>,
+    pub acting: Vec<ActingClaim>,
 }
 
 /// A request that wants its turn.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct ClaimMessage {
+pub struct ClaimMessage {
     /// Its number, never used twice by its asker's host.
-    pub(crate) id: u64,
+    pub id: u64,
     /// What it asks.
-    pub(crate) what: AskAction,
+    pub what: AskAction,
     /// Of which domain: its UUID.
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
-    pub(crate) target: String,
+    pub target: String,
     /// The domain it comes from, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text::<ID_LIMIT, _>")]
-    pub(crate) source: Option<String>,
+    pub source: Option<String>,
     /// What tells its peer from others of the same host, where anything does.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text::<ID_LIMIT, _>")]
-    pub(crate) peer: Option<String>,
+    pub peer: Option<String>,
 }
 
 /// What a claim or an ask is for. `status` is never claimed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum AskAction {
+pub enum AskAction {
     Status,
     On,
     Off,
@@ -167,50 +161,50 @@ pub(crate) enum AskAction {
 
 /// A claim in flight.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct InFlightClaim {
-    pub(crate) claim: ClaimMessage,
+pub struct InFlightClaim {
+    pub claim: ClaimMessage,
     /// Its target was seen off.
-    pub(crate) seen_off: bool,
+    pub seen_off: bool,
 }
 
 /// A claim in flight that the sender carries out for its asker.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct ActingClaim {
-    pub(crate) asker: Member,
-    pub(crate) ask: u64,
-    pub(crate) held: InFlightClaim,
+pub struct ActingClaim {
+    pub asker: Member,
+    pub ask: u64,
+    pub held: InFlightClaim,
 }
 
 /// Work for the host that has the domain.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct AskMessage {
+pub struct AskMessage {
     /// Who is to do it; others only note that it was asked.
-    pub(crate) to: Member,
+    pub to: Member,
     /// Its number, never used twice by its asker's host.
-    pub(crate) ask: u64,
-    pub(crate) what: AskAction,
+    pub ask: u64,
+    pub what: AskAction,
     /// The domain.
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
-    pub(crate) uuid: String,
+    pub uuid: String,
     /// Its name, for people.
     #[serde(deserialize_with = "text::<NAME_LIMIT, _>")]
-    pub(crate) name: String,
+    pub name: String,
     /// The asker knows that it is on nowhere: a definition of it is enough.
     #[serde(default)]
-    pub(crate) rests: bool,
+    pub rests: bool,
     /// What it is done under; none for `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) claim: Option<ClaimMessage>,
+    pub claim: Option<ClaimMessage>,
     /// What is left of the asker's time.
-    pub(crate) left_ms: u64,
+    pub left_ms: u64,
     /// The asker's number of the request, for people.
-    pub(crate) request: u64,
+    pub request: u64,
 }
 
 /// How an ask ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum AskEnd {
+pub enum AskEnd {
     /// It was carried out, well or badly.
     Done(AskOutcome),
     /// The sender has no such domain, or has it off while it may run elsewhere: nothing was done.
@@ -221,38 +215,38 @@ pub(crate) enum AskEnd {
 
 /// What a client is told.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct AskOutcome {
+pub struct AskOutcome {
     #[serde(serialize_with = "response_number", deserialize_with = "response")]
-    pub(crate) response: Response,
+    pub response: Response,
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "some_text::<NAME_LIMIT, _>"
     )]
-    pub(crate) reason: Option<String>,
+    pub reason: Option<String>,
 }
 
 impl AskOutcome {
     /// With a reason of a length that fits.
-    pub(crate) fn new(response: Response, reason: Option<&str>) -> Self {
+    pub fn new(response: Response, reason: Option<&str>) -> Self {
         Self { response, reason: reason.map(cut) }
     }
 }
 
 /// A domain of the sender's host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct PublishedDomain {
+pub struct PublishedDomain {
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
-    pub(crate) uuid: String,
+    pub uuid: String,
     #[serde(deserialize_with = "text::<NAME_LIMIT, _>")]
-    pub(crate) name: String,
-    pub(crate) state: PublishedState,
+    pub name: String,
+    pub state: PublishedState,
 }
 
 /// What the sender knows of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum PublishedState {
+pub enum PublishedState {
     /// It is on here. Everything that is not off is on.
     On,
     /// This run of the sender's daemon saw it go off here, and it did not leave for another host.
@@ -265,7 +259,7 @@ pub(crate) enum PublishedState {
 
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MessageError {
+pub enum MessageError {
     #[error("a message of {0} bytes; {MESSAGE_LIMIT} are the most")]
     TooLong(usize),
     #[error("not a message: {0}")]
@@ -285,7 +279,7 @@ impl HostMessage {
     ///
     /// # Errors
     /// It is too long; none that this daemon makes is, while its own limits hold.
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, MessageError> {
+    pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
         #[derive(Serialize)]
         struct Whole<'a> {
             v: u32,
@@ -301,7 +295,7 @@ impl HostMessage {
     ///
     /// # Errors
     /// The bytes are no message.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Option<Self>, MessageError> {
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>, MessageError> {
         #[derive(Deserialize)]
         struct Head {
             v: u32,
@@ -324,7 +318,7 @@ impl HostMessage {
     }
 
     /// All domains of a host, in as many messages as it takes.
-    pub(crate) fn inventory(domains: &[PublishedDomain]) -> Vec<Self> {
+    pub fn inventory(domains: &[PublishedDomain]) -> Vec<Self> {
         let parts = domains.len().div_ceil(INVENTORY_PART).max(1);
         let part = |it: usize| {
             let rest = &domains[it * INVENTORY_PART..];
@@ -357,12 +351,7 @@ const KINDS: [&str; 16] = [
 
 impl ClaimMessage {
     /// What is claimed for a request.
-    pub(crate) fn of(
-        id: u64,
-        work: &ArbitratedAction,
-        source: &RequestSource,
-        peer: Option<&PeerId>,
-    ) -> Self {
+    pub fn of(id: u64, work: &ArbitratedAction, source: &RequestSource, peer: Option<&PeerId>) -> Self {
         let (what, target) = match work {
             ArbitratedAction::Look => (AskAction::Status, ""),
             ArbitratedAction::On(target) => (AskAction::On, target.as_str()),
@@ -377,7 +366,7 @@ impl ClaimMessage {
     }
 
     /// The work that it is for.
-    pub(crate) fn work(&self) -> ArbitratedAction {
+    pub fn work(&self) -> ArbitratedAction {
         let target = self.target.clone();
         match self.what {
             AskAction::Status => ArbitratedAction::Look,
@@ -389,7 +378,7 @@ impl ClaimMessage {
 }
 
 /// A reason of a length that fits.
-pub(crate) fn cut(reason: &str) -> String {
+pub fn cut(reason: &str) -> String {
     reason[..reason.floor_char_boundary(REASON_LIMIT)].to_owned()
 }
 

@@ -21,20 +21,20 @@ const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
 
 /// A domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct AgentDomain {
-    pub(super) name: String,
+pub struct AgentDomain {
+    pub name: String,
     /// Canonical.
-    pub(super) uuid: String,
+    pub uuid: String,
     /// By what else it can be asked for.
     other_names: BTreeSet<String>,
     /// The devices that serve it, in their order, and its plug at each.
-    pub(super) ways: Vec<(usize, String)>,
+    pub ways: Vec<(usize, String)>,
     /// The configuration names it.
     is_named: bool,
 }
 
 impl AgentDomain {
-    pub(super) fn plug_at(&self, device: usize) -> Option<&str> {
+    pub fn plug_at(&self, device: usize) -> Option<&str> {
         self.ways.iter().find(|it| it.0 == device).map(|it| it.1.as_str())
     }
 
@@ -44,7 +44,7 @@ impl AgentDomain {
 }
 
 /// All domains. `lists`: the list of each device that has one, none where it is not known.
-pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<AgentDomain> {
+pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<AgentDomain> {
     let mut domains = named(devices);
     let mut listed: BTreeMap<(String, String), AgentDomain> = BTreeMap::new();
     for (place, (device, list)) in devices.iter().zip(lists).enumerate() {
@@ -74,7 +74,7 @@ pub(super) fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> V
 }
 
 /// The domains that a target means: by UUID, then by name. More than one where it is ambiguous.
-pub(super) fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
+pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
     let text = target.as_str();
     if let Some(uuid) = uuid_in(text) {
         let found: Vec<_> = domains.iter().filter(|it| it.uuid == uuid).collect();
@@ -98,7 +98,7 @@ pub(super) fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a 
 }
 
 /// Canonical, if the text reads as one.
-pub(super) fn uuid_in(text: &str) -> Option<String> {
+pub fn uuid_in(text: &str) -> Option<String> {
     let text = text.trim();
     let dashes = [8, 13, 18, 23];
     let is_dashed =

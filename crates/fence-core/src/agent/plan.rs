@@ -16,10 +16,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::PowerState;
+use crate::domain::PowerState;
 
 /// How long the other devices are asked for what speaks against success.
-pub(super) const WITNESS_TIMEOUT: Duration = Duration::from_secs(3);
+pub const WITNESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an action that failed may still show an effect.
 const FAILED_ACTION_SETTLE: Duration = Duration::from_secs(3);
 /// The pauses between looks: the first, and then this one.
@@ -32,7 +32,7 @@ const MIN_STATUS_TIME: Duration = Duration::from_secs(1);
 const LEFT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 /// What an exit code of `status` says; nothing where it says nothing. Whether 2 may be believed is for the device to know.
-pub(super) fn power(exit_code: i32) -> Option<PowerState> {
+pub fn power(exit_code: i32) -> Option<PowerState> {
     match exit_code {
         0 => Some(PowerState::On),
         2 => Some(PowerState::Off),
@@ -42,7 +42,7 @@ pub(super) fn power(exit_code: i32) -> Option<PowerState> {
 
 /// What came of a look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum StatusReading {
+pub enum StatusReading {
     Is(PowerState),
     /// It answered, and can't tell.
     CantTell,
@@ -52,7 +52,7 @@ pub(super) enum StatusReading {
 
 /// What came of an action. Whether it had an effect is another matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum ActionReport {
+pub enum ActionReport {
     /// It says that it did.
     Claimed,
     /// It says that it did not.
@@ -65,18 +65,18 @@ pub(super) enum ActionReport {
 
 /// What a plan knows of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct DeviceLimits {
+pub struct DeviceLimits {
     /// How long one try may take; none: an equal part of the time that is left.
-    pub(super) timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
     /// How long one look may take.
-    pub(super) status: Duration,
+    pub status: Duration,
     /// How often it is tried again.
-    pub(super) retries: u32,
+    pub retries: u32,
 }
 
 /// What to do next.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum PlanStep {
+pub enum PlanStep {
     /// Look for the state that is wanted, at all of these at once, each until then. The first that says so is enough.
     Look(Vec<(usize, Instant)>),
     /// One says so. Ask all of these at once, each until then. The first that says the opposite is enough.
@@ -93,7 +93,7 @@ pub(super) enum PlanStep {
 
 /// How one domain comes to one state.
 #[derive(Debug)]
-pub(super) struct PowerPlan {
+pub struct PowerPlan {
     goal: PowerState,
     until: Instant,
     devices: Vec<DeviceRecord>,
@@ -150,11 +150,7 @@ struct PollTimer {
 
 impl PowerPlan {
     /// To have the domain in the state `goal` by `until`. `devices` in their order; at least one.
-    pub(super) fn new(
-        goal: PowerState,
-        devices: impl IntoIterator<Item = DeviceLimits>,
-        until: Instant,
-    ) -> Self {
+    pub fn new(goal: PowerState, devices: impl IntoIterator<Item = DeviceLimits>, until: Instant) -> Self {
         let new = |limits| DeviceRecord {
             limits,
             tries: 0,
@@ -177,27 +173,27 @@ impl PowerPlan {
     }
 
     /// Nothing may be begun any more.
-    pub(super) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.stopped = true;
     }
 
     /// How many actions were begun.
-    pub(super) fn actions(&self) -> u32 {
+    pub fn actions(&self) -> u32 {
         self.actions
     }
 
     /// What a device said last.
-    pub(super) fn last(&self, device: usize) -> Option<StatusReading> {
+    pub fn last(&self, device: usize) -> Option<StatusReading> {
         self.devices.get(device)?.last.map(|it| it.heard)
     }
 
     /// Whether something was begun of which nobody knows whether it has ended.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.devices.iter().any(|it| it.effect_pending && !self.says_goal(it))
     }
 
     /// A look that was begun at `began` has ended at `now`. No action may have been under way meanwhile.
-    pub(super) fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
+    pub fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
         let (goal, after) = (self.goal, self.actions);
         let Some(it) = self.devices.get_mut(device) else { return };
         it.silent = heard == StatusReading::Silent;
@@ -221,7 +217,7 @@ impl PowerPlan {
     }
 
     /// An action has ended at `now`.
-    pub(super) fn acted(&mut self, device: usize, how: ActionReport, now: Instant) {
+    pub fn acted(&mut self, device: usize, how: ActionReport, now: Instant) {
         if how != ActionReport::NotRun {
             self.actions += 1;
         }
@@ -238,7 +234,7 @@ impl PowerPlan {
     }
 
     /// What to do now.
-    pub(super) fn next(&mut self, now: Instant) -> PlanStep {
+    pub fn next(&mut self, now: Instant) -> PlanStep {
         if self.devices.iter().any(|it| self.says_goal(it)) {
             let asked: Vec<usize> =
                 (0..self.devices.len()).filter(|it| self.is_to_be_asked(&self.devices[*it])).collect();

@@ -4,10 +4,10 @@
 //! A line is `PLUG`, `PLUG,ALIAS` or `PLUG,ALIAS,STATE`, and both plugs and aliases may have commas in them. Agents that can
 //! be told a separator are told [`SEPARATOR`], which is in no name; with it, what else they print is known to be noise.
 
-use super::super::PowerState;
+use crate::domain::PowerState;
 
 /// A character that is in no name and that nobody takes for a blank.
-pub(super) const SEPARATOR: char = '\u{1}';
+pub const SEPARATOR: char = '\u{1}';
 /// Plugs that are taken from one list.
 const MAX_PLUGS: usize = 10_000;
 /// What the agents' library prints where it has no list.
@@ -15,25 +15,25 @@ const NO_LIST: [&str; 2] = ["N/A", "NOTICE: List option is not working on this d
 
 /// The plugs of a device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct PlugList {
-    pub(super) entries: Vec<PlugEntry>,
+pub struct PlugList {
+    pub entries: Vec<PlugEntry>,
     /// Lines that were passed over: this may not be all.
-    pub(super) noise: usize,
+    pub noise: usize,
 }
 
 /// A plug.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct PlugEntry {
-    pub(super) plug: String,
+pub struct PlugEntry {
+    pub plug: String,
     /// What it is called, where that is something else.
-    pub(super) alias: Option<String>,
+    pub alias: Option<String>,
     /// As the list says; nothing where it does not.
-    pub(super) power: Option<PowerState>,
+    pub power: Option<PowerState>,
 }
 
 /// Why a list can't be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub(super) enum ListError {
+pub enum ListError {
     #[error("its agent has no list")]
     None,
     #[error("its list is longer than {MAX_PLUGS} plugs or a megabyte")]
@@ -41,7 +41,7 @@ pub(super) enum ListError {
 }
 
 /// Reads a list. `separator`: what stands between the fields where they are not told apart by [`SEPARATOR`].
-pub(super) fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<PlugList, ListError> {
+pub fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<PlugList, ListError> {
     let lines: Vec<&[u8]> =
         output.split(|it| *it == b'\n').map(<[u8]>::trim_ascii).filter(|it| !it.is_empty()).collect();
     if lines.iter().any(|line| NO_LIST.iter().any(|it| it.as_bytes() == *line)) {

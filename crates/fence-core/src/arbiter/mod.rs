@@ -55,7 +55,7 @@
 
 use std::time::{Duration, Instant};
 
-pub(crate) use self::grant::{Grant, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
+pub use self::grant::{Grant, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
 
 mod grant;
 #[cfg(test)]
@@ -64,13 +64,13 @@ mod proptests;
 mod tests;
 
 /// How long a victim is remembered, and the most that may lie between a request's arrival and its submission.
-pub(crate) const VICTIM_MEMORY: Duration = Duration::from_secs(120);
+pub const VICTIM_MEMORY: Duration = Duration::from_secs(120);
 /// Victims remembered; of more the oldest is forgotten (late proof still stands).
 const VICTIM_LIMIT: usize = 4096;
 
 /// What is asked, of which domain: its UUID in canonical text (or what identifies it where there are no UUIDs).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum ArbitratedAction {
+pub enum ArbitratedAction {
     /// Changes nothing: status, list, monitor, null, and requests that were refused already.
     Look,
     /// Start it.
@@ -83,7 +83,7 @@ pub(crate) enum ArbitratedAction {
 
 /// Which domain a request comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum RequestSource {
+pub enum RequestSource {
     /// This one, by UUID in the same form as targets.
     Known(String),
     /// Any one, or none. A peer that could not be matched with a domain is this too: that proves nothing.
@@ -94,28 +94,28 @@ pub(crate) enum RequestSource {
 /// address that a multicast call-back reached (with what else it takes to be unique on this host), a vsock CID;
 /// never an address that stands behind a NAT.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct PeerId(pub(crate) String);
+pub struct PeerId(pub String);
 
 /// One request, its target found and its source allowed.
 #[derive(Clone, Debug)]
-pub(crate) struct ArbiterRequest {
+pub struct ArbiterRequest {
     /// Its number, never used twice.
-    pub(crate) id: u64,
+    pub id: u64,
     /// What it asks.
-    pub(crate) work: ArbitratedAction,
+    pub work: ArbitratedAction,
     /// The domain it comes from.
-    pub(crate) source: RequestSource,
+    pub source: RequestSource,
     /// The peer it comes from; none where that can't be told from others.
-    pub(crate) peer: Option<PeerId>,
+    pub peer: Option<PeerId>,
     /// When its first packet came.
-    pub(crate) arrived: Instant,
+    pub arrived: Instant,
     /// It is not to be run, or answered with another's outcome, from this moment on.
-    pub(crate) deadline: Instant,
+    pub deadline: Instant,
 }
 
 /// What becomes of an accepted request at first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum SubmitResult {
+pub enum SubmitResult {
     /// Run it now.
     Run,
     /// A decision follows.
@@ -126,7 +126,7 @@ pub(crate) enum SubmitResult {
 
 /// What the caller is to do now, in this order. Each number is that of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ArbiterDecision {
+pub enum ArbiterDecision {
     /// Ask for the proof and run it.
     Run(u64),
     /// It never ran and never will. It is over.
@@ -137,7 +137,7 @@ pub(crate) enum ArbiterDecision {
 
 /// The requests that are not over. See the module's head.
 #[derive(Debug, Default)]
-pub(crate) struct Arbiter {
+pub struct Arbiter {
     /// In order of submission.
     entries: Vec<ArbiterEntry>,
     /// Whom requests took down, and when they were last seen off; oldest first.
@@ -149,11 +149,7 @@ impl Arbiter {
     ///
     /// # Errors
     /// The request is not accepted, and is over.
-    pub(crate) fn submit(
-        &mut self,
-        now: Instant,
-        request: ArbiterRequest,
-    ) -> Result<SubmitResult, Rejection> {
+    pub fn submit(&mut self, now: Instant, request: ArbiterRequest) -> Result<SubmitResult, Rejection> {
         if now >= request.deadline || now.saturating_duration_since(request.arrived) >= VICTIM_MEMORY {
             return Err(Rejection::DeadlinePassed);
         }
@@ -180,12 +176,12 @@ impl Arbiter {
     }
 
     /// Takes in one that is in flight already, whatever it conflicts with.
-    pub(crate) fn install(&mut self, request: ArbiterRequest) {
+    pub fn install(&mut self, request: ArbiterRequest) {
         self.entries.push(ArbiterEntry { request, state: EntryState::Running });
     }
 
     /// Which requests `id` waits for because one may shoot the other; not those that merely have the same target.
-    pub(crate) fn endangered_by(&self, id: u64) -> Vec<u64> {
+    pub fn endangered_by(&self, id: u64) -> Vec<u64> {
         let Some(place) = self.entries.iter().position(|it| it.request.id == id && !it.in_flight()) else {
             return Vec::new();
         };
@@ -204,7 +200,7 @@ impl Arbiter {
     /// start.
     ///
     /// Releases what waited only because the target might have shot back, and drops what came from the target.
-    pub(crate) fn seen_off(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
+    pub fn seen_off(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) else { return decisions };
         if !(entry.state == EntryState::Running && entry.request.work.takes_down()) {
@@ -219,7 +215,7 @@ impl Arbiter {
     }
 
     /// A domain was seen off, and not by a request that was submitted here. Drops what came from it.
-    pub(crate) fn victim(&mut self, now: Instant, victim: &str) -> Vec<ArbiterDecision> {
+    pub fn victim(&mut self, now: Instant, victim: &str) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.took_down(now, victim.to_owned(), &mut decisions);
         self.go_on(now, &mut decisions);
@@ -230,7 +226,7 @@ impl Arbiter {
     /// that has not returned is not over, even when its client was told of a failure long ago.
     ///
     /// Those that joined it are to be told the same outcome.
-    pub(crate) fn finished(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
+    pub fn finished(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, &mut decisions);
         self.entries.retain(|it| {
@@ -248,7 +244,7 @@ impl Arbiter {
     /// The request ends, and nothing was done for it: its proof failed, its client left before the action. In
     /// any state; the caller knows already, so there is no [`Decision::Drop`] for it. The first of those that
     /// joined it takes over.
-    pub(crate) fn abandoned(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
+    pub fn abandoned(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.remove(id);
         self.go_on(now, &mut decisions);
@@ -256,7 +252,7 @@ impl Arbiter {
     }
 
     /// Ends a request that waits or has joined another. One in flight goes on: no decision names it then.
-    pub(crate) fn withdraw(&mut self, now: Instant, id: u64, why: Rejection) -> Vec<ArbiterDecision> {
+    pub fn withdraw(&mut self, now: Instant, id: u64, why: Rejection) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| it.id == id, why, &mut decisions);
         self.go_on(now, &mut decisions);
@@ -264,7 +260,7 @@ impl Arbiter {
     }
 
     /// Time has passed. To be called at [`Arbiter::next_deadline`].
-    pub(crate) fn tick(&mut self, now: Instant) -> Vec<ArbiterDecision> {
+    pub fn tick(&mut self, now: Instant) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.go_on(now, &mut decisions);
         decisions
@@ -272,12 +268,12 @@ impl Arbiter {
 
     /// When the next request that is not in flight must be dropped. Changes with every call that takes `self`
     /// mutably.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         self.entries.iter().filter(|it| !it.in_flight()).map(|it| it.request.deadline).min()
     }
 
     /// How many requests are in flight, and how many are not.
-    pub(crate) fn counts(&self) -> (usize, usize) {
+    pub fn counts(&self) -> (usize, usize) {
         let in_flight = self.entries.iter().filter(|it| it.in_flight()).count();
         (in_flight, self.entries.len() - in_flight)
     }

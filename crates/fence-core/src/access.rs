@@ -4,36 +4,34 @@
 //! Pure: values in, a decision out. A source may fence a domain when one group holds both and the key that it has
 //! shown opens that group. Without a `groups` block everybody who holds the key may fence everything.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use fence_config::Group;
 
-use crate::keys::KeyProof;
-
 /// The rules, read once.
 #[derive(Debug)]
-pub(crate) struct AccessRules {
+pub struct AccessRules {
     groups: Option<Vec<GroupRule>>,
 }
 
 /// What is known of who asks. Every part is proved or absent, never guessed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub struct Identity {
     /// The address that the request came from, or that the call-back reached.
-    pub(crate) ip: Option<IpAddr>,
+    pub ip: Option<IpAddr>,
     /// The context id on vsock.
-    pub(crate) cid: Option<u32>,
+    pub cid: Option<u32>,
     /// The UUID of the domain that it is, canonical text.
-    pub(crate) domain: Option<String>,
+    pub domain: Option<String>,
     /// That domain's name.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
 }
 
 /// What a request is about, as far as it was found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum AccessSubject<'a> {
+pub enum AccessSubject<'a> {
     /// A domain that was found.
     Domain { uuid: &'a str, name: &'a str },
     /// The text of a target that no domain was found for.
@@ -42,7 +40,7 @@ pub(crate) enum AccessSubject<'a> {
 
 /// May it?
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum AccessDecision {
+pub enum AccessDecision {
     /// No `groups`: whoever holds the key.
     AllowedByKey,
     /// By this group.
@@ -53,7 +51,7 @@ pub(crate) enum AccessDecision {
 
 /// Which rule denied.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Denial {
+pub enum Denial {
     /// The source is in no group that its key opens.
     UnknownSource,
     /// The source is in groups, and none of them holds the domain.
@@ -101,7 +99,7 @@ struct GroupRule {
 }
 
 /// What a group is called in messages, by its place in the configuration.
-pub(crate) fn group_title(place: usize, group: &Group) -> String {
+pub fn group_title(place: usize, group: &Group) -> String {
     match &group.name {
         Some(name) => format!("group {name}"),
         None => format!("group {}", place + 1),
@@ -109,7 +107,7 @@ pub(crate) fn group_title(place: usize, group: &Group) -> String {
 }
 
 impl AccessRules {
-    pub(crate) fn new(groups: Option<&[Group]>) -> Self {
+    pub fn new(groups: Option<&[Group]>) -> Self {
         let rule = |(place, group): (usize, &Group)| GroupRule {
             name: group.name.clone().unwrap_or_else(|| format!("group {}", place + 1)),
             title: group_title(place, group),
@@ -123,7 +121,7 @@ impl AccessRules {
     }
 
     /// `key` is what the source has shown; none where it has shown no key (serial lines, packets without a hash).
-    pub(crate) fn decide(
+    pub fn decide(
         &self,
         source: &Identity,
         key: Option<&KeyProof>,
@@ -146,7 +144,7 @@ impl AccessRules {
     }
 
     /// Whether a host list for this source shows the domain.
-    pub(crate) fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: &str, name: &str) -> bool {
+    pub fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: &str, name: &str) -> bool {
         !matches!(self.decide(source, key, AccessSubject::Domain { uuid, name }), AccessDecision::Denied(_))
     }
 }
@@ -207,6 +205,17 @@ fn parse_uuid(text: &str) -> Option<u128> {
         Some(value << 4 | u128::from(it.to_digit(16)?))
     })?;
     (digits == 32).then_some(value)
+}
+
+/// What a peer has shown when it used one of the keys.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct KeyProof {
+    /// The key's fingerprint, for people.
+    pub fingerprint: String,
+    /// It is a key of the listener: it opens every group that has none of its own.
+    pub listener: bool,
+    /// It is a key of these groups, by their places in the configuration.
+    pub groups: BTreeSet<usize>,
 }
 
 #[cfg(test)]

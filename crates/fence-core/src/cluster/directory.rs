@@ -17,7 +17,7 @@ const MAX_LOST: usize = 65_536;
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(super) struct Directory {
+pub struct Directory {
     hosts: BTreeMap<Member, HostEntry>,
     /// What was on at a node when it was heard last, by UUID, with its name.
     lost: BTreeMap<u32, BTreeMap<String, String>>,
@@ -36,7 +36,7 @@ struct HostEntry {
 
 /// Where a domain is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum DirectoryAnswer {
+pub enum DirectoryAnswer {
     /// On at these members; at several while it migrates.
     On(Vec<Member>),
     /// Off at these members, and on at none.
@@ -54,7 +54,7 @@ pub(super) enum DirectoryAnswer {
 impl Directory {
     /// These are the members now, of hosts that run this daemon and of others. What was on at those that went is
     /// remembered.
-    pub(super) fn members(&mut self, new: &BTreeSet<Member>, old: &BTreeSet<Member>) {
+    pub fn members(&mut self, new: &BTreeSet<Member>, old: &BTreeSet<Member>) {
         let gone: Vec<Member> =
             self.hosts.keys().filter(|it| !new.contains(it) && !old.contains(it)).copied().collect();
         for member in gone {
@@ -76,7 +76,7 @@ impl Directory {
     }
 
     /// A part of all domains of a member's; `first` begins them anew, and with `last` they are complete.
-    pub(super) fn inventory(&mut self, from: Member, first: bool, last: bool, domains: Vec<PublishedDomain>) {
+    pub fn inventory(&mut self, from: Member, first: bool, last: bool, domains: Vec<PublishedDomain>) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         if first {
             host.domains.clear();
@@ -92,7 +92,7 @@ impl Directory {
     }
 
     /// A domain of a member's changed.
-    pub(super) fn domain(&mut self, from: Member, domain: PublishedDomain) {
+    pub fn domain(&mut self, from: Member, domain: PublishedDomain) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         let is_on = domain.state == PublishedState::On;
         for (node, lost) in &mut self.lost {
@@ -104,14 +104,14 @@ impl Directory {
     }
 
     /// A member has this domain no more.
-    pub(super) fn gone(&mut self, from: Member, uuid: &str) {
+    pub fn gone(&mut self, from: Member, uuid: &str) {
         if let Some(host) = self.hosts.get_mut(&from) {
             host.domains.remove(uuid);
         }
     }
 
     /// An old host has just said all that it has: these UUIDs.
-    pub(super) fn only(&mut self, from: Member, uuids: &BTreeSet<String>) {
+    pub fn only(&mut self, from: Member, uuids: &BTreeSet<String>) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         host.domains.retain(|uuid, _| uuids.contains(uuid));
         host.is_whole = true;
@@ -119,7 +119,7 @@ impl Directory {
     }
 
     /// The domains that a target may mean, one name and UUID for each: by UUID, else by name.
-    pub(super) fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
+    pub fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
         let here = self.hosts.values().flat_map(|it| it.domains.values()).map(|it| (&it.name, &it.uuid));
         let lost = self.lost.values().flatten().map(|(uuid, name)| (name, uuid));
         let all: Vec<(&String, &String)> = here.chain(lost).collect();
@@ -140,7 +140,7 @@ impl Directory {
     }
 
     /// Where the domain with this UUID is.
-    pub(super) fn find(&self, uuid: &str) -> DirectoryAnswer {
+    pub fn find(&self, uuid: &str) -> DirectoryAnswer {
         let with = |state: PublishedState| -> Vec<Member> {
             let has = |it: &HostEntry| it.domains.get(uuid).is_some_and(|it| it.state == state);
             self.hosts.iter().filter(|(_, it)| has(it)).map(|(member, _)| *member).collect()
@@ -160,34 +160,34 @@ impl Directory {
     }
 
     /// Members whose domains are not all known yet.
-    pub(super) fn incomplete(&self) -> impl Iterator<Item = Member> {
+    pub fn incomplete(&self) -> impl Iterator<Item = Member> {
         self.hosts.iter().filter(|(_, it)| !it.is_whole && !it.is_old).map(|(member, _)| *member)
     }
 
     /// Whether this member has it, on or off, as far as it said.
-    pub(super) fn has(&self, member: Member, uuid: &str) -> bool {
+    pub fn has(&self, member: Member, uuid: &str) -> bool {
         self.hosts.get(&member).is_some_and(|it| it.domains.contains_key(uuid))
     }
 
     /// Whether this node said of any domain that it has it.
-    pub(super) fn has_any(&self, node: u32) -> bool {
+    pub fn has_any(&self, node: u32) -> bool {
         self.hosts.iter().any(|(it, host)| it.node == node && !host.domains.is_empty())
     }
 
     /// One domain that this member said it has, and that no other host has.
-    pub(super) fn one_of(&self, member: Member) -> Option<&PublishedDomain> {
+    pub fn one_of(&self, member: Member) -> Option<&PublishedDomain> {
         let others =
             |uuid: &str| self.hosts.iter().any(|(it, host)| *it != member && host.domains.contains_key(uuid));
         self.hosts.get(&member)?.domains.values().find(|it| !others(&it.uuid))
     }
 
     /// The domains of all members but this one.
-    pub(super) fn others(&self, me: Member) -> impl Iterator<Item = &PublishedDomain> {
+    pub fn others(&self, me: Member) -> impl Iterator<Item = &PublishedDomain> {
         self.hosts.iter().filter(move |(it, _)| **it != me).flat_map(|(_, it)| it.domains.values())
     }
 
     /// How many domains each node was heard to have on when it was lost.
-    pub(super) fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
+    pub fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
         self.lost.iter().map(|(node, it)| (*node, it.len())).filter(|(_, count)| *count > 0)
     }
 

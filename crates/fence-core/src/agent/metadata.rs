@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// What is known of an agent. The default is that of one that says nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Metadata {
+pub struct Metadata {
     /// Options, with `_` for each `-`.
     options: BTreeSet<String>,
     actions: BTreeSet<String>,
@@ -13,7 +13,7 @@ pub(super) struct Metadata {
 
 /// Why an agent's metadata can't be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum MetadataError {
+pub enum MetadataError {
     #[error("its metadata is no XML: {0}")]
     Xml(#[from] roxmltree::Error),
     #[error("its metadata is no resource-agent")]
@@ -22,7 +22,7 @@ pub(super) enum MetadataError {
 
 impl Metadata {
     /// Reads what `metadata` wrote.
-    pub(super) fn parse(output: &[u8]) -> Result<Self, MetadataError> {
+    pub fn parse(output: &[u8]) -> Result<Self, MetadataError> {
         let text = String::from_utf8_lossy(output);
         // Some say something before.
         let xml = text.find('<').map_or("", |it| &text[it..]);
@@ -39,26 +39,26 @@ impl Metadata {
     }
 
     /// Nothing is known of it.
-    pub(super) fn is_unknown(&self) -> bool {
+    pub fn is_unknown(&self) -> bool {
         self.options.is_empty() && self.actions.is_empty()
     }
 
-    pub(super) fn has_option(&self, name: &str) -> bool {
+    pub fn has_option(&self, name: &str) -> bool {
         self.options.contains(&one_spelling(name))
     }
 
     /// Its options, in one spelling.
-    pub(super) fn options(&self) -> impl Iterator<Item = &str> {
+    pub fn options(&self) -> impl Iterator<Item = &str> {
         self.options.iter().map(String::as_str)
     }
 
-    pub(super) fn has_action(&self, name: &str) -> bool {
+    pub fn has_action(&self, name: &str) -> bool {
         self.actions.contains(name)
     }
 
     /// The options that take the plug; none where the agent takes none. `has_option` tells which of the agent's options
     /// are set to "yes".
-    pub(super) fn plug_options(&self, is_on: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    pub fn plug_options(&self, is_on: impl Fn(&str) -> bool) -> Vec<&'static str> {
         if self.is_unknown() {
             // The present name, and the one that old agents know.
             return vec!["plug", "port"];
@@ -72,13 +72,13 @@ impl Metadata {
 
     /// It reads its options as those of the fence-agents project do, which are built on one library: it strips blanks from
     /// values and one pair of quotes, and takes a plug with a separator in it for several.
-    pub(super) fn is_of_the_library(&self) -> bool {
+    pub fn is_of_the_library(&self) -> bool {
         self.has_option("plug_separator") || self.has_option("stonith_status_sleep")
     }
 }
 
 /// Agents take `-` for `_`.
-pub(super) fn one_spelling(option: &str) -> String {
+pub fn one_spelling(option: &str) -> String {
     option.replace('-', "_")
 }
 

@@ -68,7 +68,7 @@ const CLAIM_LIMIT: usize = 256;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct ClusterArbiter {
+pub struct ClusterArbiter {
     /// This host in the group; none while it is alone.
     me: Option<Member>,
     /// The number of the next claim.
@@ -91,7 +91,7 @@ pub(crate) struct ClusterArbiter {
 
 /// What the caller is to do, in this order. Numbers are those of [`Claims::claim`].
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum ClaimEffect {
+pub enum ClaimEffect {
     /// Send it to the group.
     Send(HostMessage),
     /// Its turn has come.
@@ -126,7 +126,7 @@ enum ClaimStage {
 impl ClusterArbiter {
     /// `first` is the number of the first claim: drawn, and far from the end of all numbers, so that claims of an earlier
     /// daemon of the same process id are no claims of this one.
-    pub(crate) fn new(first: u64, now: Instant) -> Self {
+    pub fn new(first: u64, now: Instant) -> Self {
         Self {
             me: None,
             next: first,
@@ -143,7 +143,7 @@ impl ClusterArbiter {
     }
 
     /// This host joined the group, as this member. A change follows.
-    pub(crate) fn joined(&mut self, me: Member) -> Vec<ClaimEffect> {
+    pub fn joined(&mut self, me: Member) -> Vec<ClaimEffect> {
         self.me = Some(me);
         self.reset_unproved_grants(|_| false);
         self.view = Epoch::of(&BTreeSet::new(), self.start);
@@ -151,7 +151,7 @@ impl ClusterArbiter {
     }
 
     /// This host lost corosync, or does not find it. Until that, or [`Claims::joined`], is known, all wait.
-    pub(crate) fn lost(&mut self) -> Vec<ClaimEffect> {
+    pub fn lost(&mut self) -> Vec<ClaimEffect> {
         self.reject_blocked_by_departed(&BTreeSet::new());
         self.me = None;
         self.asked.clear();
@@ -161,12 +161,12 @@ impl ClusterArbiter {
     }
 
     /// Whether it is not known yet that the group is there, or not; all wait for that.
-    pub(crate) fn is_looking(&self) -> bool {
+    pub fn is_looking(&self) -> bool {
         self.me.is_none() && !self.view.begun
     }
 
     /// The membership of the group is this from now on.
-    pub(crate) fn change(&mut self, members: &BTreeSet<Member>) -> Vec<ClaimEffect> {
+    pub fn change(&mut self, members: &BTreeSet<Member>) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };
         self.reject_blocked_by_departed(members);
         self.asked.retain(|(asker, _), _| members.contains(asker));
@@ -183,7 +183,7 @@ impl ClusterArbiter {
     }
 
     /// A message of the group.
-    pub(crate) fn message(&mut self, from: Member, message: &HostMessage) -> Vec<ClaimEffect> {
+    pub fn message(&mut self, from: Member, message: &HostMessage) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };
         if !self.view.speakers.contains_key(&from) {
             return Vec::new();
@@ -232,7 +232,7 @@ impl ClusterArbiter {
     ///
     /// # Errors
     /// It does not get one.
-    pub(crate) fn claim(&mut self, request: &ArbiterRequest) -> Result<(u64, Vec<ClaimEffect>), Rejection> {
+    pub fn claim(&mut self, request: &ArbiterRequest) -> Result<(u64, Vec<ClaimEffect>), Rejection> {
         if self.own.len() >= CLAIM_LIMIT {
             return Err(Rejection::ClaimsFull);
         }
@@ -245,7 +245,7 @@ impl ClusterArbiter {
     }
 
     /// What another host is to be asked for under this claim.
-    pub(crate) fn of(&self, id: u64) -> Option<&ClaimMessage> {
+    pub fn of(&self, id: u64) -> Option<&ClaimMessage> {
         self.own.get(&id).map(|it| &it.claim)
     }
 
@@ -253,7 +253,7 @@ impl ClusterArbiter {
     ///
     /// # Errors
     /// It must not: what was decided holds no more. To be withdrawn.
-    pub(crate) fn proved(&mut self, id: u64) -> Result<(), Rejection> {
+    pub fn proved(&mut self, id: u64) -> Result<(), Rejection> {
         match self.own.get_mut(&id) {
             Some(own) if own.stage == ClaimStage::Granted => {
                 own.stage = ClaimStage::Proved;
@@ -265,7 +265,7 @@ impl ClusterArbiter {
     }
 
     /// The target was seen off.
-    pub(crate) fn seen_off(&mut self, id: u64) -> Vec<ClaimEffect> {
+    pub fn seen_off(&mut self, id: u64) -> Vec<ClaimEffect> {
         if let Some(own) = self.own.get_mut(&id) {
             own.stage = ClaimStage::SeenOff;
             let victim = own.claim.target.clone();
@@ -276,7 +276,7 @@ impl ClusterArbiter {
     }
 
     /// The work is over, and nothing that this host does of it can take effect any more.
-    pub(crate) fn finished(&mut self, id: u64, response: Response, reason: Option<&str>) -> Vec<ClaimEffect> {
+    pub fn finished(&mut self, id: u64, response: Response, reason: Option<&str>) -> Vec<ClaimEffect> {
         if self.own.remove(&id).is_some() {
             self.say(HostMessage::Finished { id, outcome: AskOutcome::new(response, reason) });
         }
@@ -284,7 +284,7 @@ impl ClusterArbiter {
     }
 
     /// Nothing was done for it, and nothing will be. Whoever waits for it is told nothing.
-    pub(crate) fn withdraw(&mut self, id: u64) -> Vec<ClaimEffect> {
+    pub fn withdraw(&mut self, id: u64) -> Vec<ClaimEffect> {
         if self.own.remove(&id).is_some() {
             self.say(HostMessage::Withdraw { id });
         }
@@ -292,7 +292,7 @@ impl ClusterArbiter {
     }
 
     /// This host says `taken`, `progress` or `reply` to an asker, now, whether the group is there to hear it or not.
-    pub(crate) fn says(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
+    pub fn says(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
         match message {
             HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {
@@ -321,7 +321,7 @@ impl ClusterArbiter {
 
     /// Members that have not said what they have under way, while all others wait for that; and whether this host knows
     /// it of each. One that does should speak first.
-    pub(crate) fn silent(&self) -> Vec<(Member, bool)> {
+    pub fn silent(&self) -> Vec<(Member, bool)> {
         if self.view.begun {
             return Vec::new();
         }
@@ -330,7 +330,7 @@ impl ClusterArbiter {
     }
 
     /// All are to go on without this one's word, for it has been silent for too long.
-    pub(crate) fn pass_over(&mut self, member: Member) -> Vec<ClaimEffect> {
+    pub fn pass_over(&mut self, member: Member) -> Vec<ClaimEffect> {
         if self.silent().iter().any(|(it, _)| *it == member) {
             let (in_flight, acting) = self.before.held_by(member);
             self.effects.push(ClaimEffect::Send(HostMessage::PassOver { member, in_flight, acting }));
@@ -339,7 +339,7 @@ impl ClusterArbiter {
     }
 
     /// Claims in flight and waiting, of all hosts.
-    pub(crate) fn counts(&self) -> (usize, usize) {
+    pub fn counts(&self) -> (usize, usize) {
         self.view.table.arbiter.counts()
     }
 

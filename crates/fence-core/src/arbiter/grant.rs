@@ -4,13 +4,13 @@
 use fence_wire::Response;
 
 /// Requests that are not over, in all; one more is refused.
-pub(crate) const REQUEST_LIMIT: usize = 1024;
+pub const REQUEST_LIMIT: usize = 1024;
 /// Requests that are not over, for one target; one more is refused.
-pub(crate) const TARGET_LIMIT: usize = 64;
+pub const TARGET_LIMIT: usize = 64;
 
 /// Result of waiting for permission to run.
 #[derive(Debug)]
-pub(crate) enum Grant<R> {
+pub enum Grant<R> {
     /// The permission: the proof is asked for, the work runs, and its progress is reported by the value.
     Run(R),
     /// The same work was done for another request: the proof is asked for, and its result is the reply.
@@ -21,7 +21,7 @@ pub(crate) enum Grant<R> {
 
 impl<R> Grant<R> {
     /// Returns the same grant with another permission in the place of this one.
-    pub(crate) fn map<S>(self, change: impl FnOnce(R) -> S) -> Grant<S> {
+    pub fn map<S>(self, change: impl FnOnce(R) -> S) -> Grant<S> {
         match self {
             Self::Run(permit) => Grant::Run(change(permit)),
             Self::Coalesced(result) => Grant::Coalesced(result),
@@ -32,18 +32,18 @@ impl<R> Grant<R> {
 
 /// Result shared by all requests that were coalesced into one operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct SharedResult {
+pub struct SharedResult {
     /// The response of the operation.
-    pub(crate) response: Response,
+    pub response: Response,
     /// The reason of that response, for people.
-    pub(crate) reason: Option<String>,
+    pub reason: Option<String>,
     /// The request that ran, in words.
-    pub(crate) by: String,
+    pub by: String,
 }
 
 /// Reason why an accepted request never runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum Rejection {
+pub enum Rejection {
     /// Its source is down: nobody asks any more.
     #[error("its source was fenced after it arrived")]
     SourceFenced,
@@ -75,7 +75,7 @@ pub(crate) enum Rejection {
 
 impl Rejection {
     /// The client may still be there, and is told.
-    pub(crate) fn is_for_the_client(self) -> bool {
+    pub fn is_for_the_client(self) -> bool {
         matches!(
             self,
             Self::QueueFull | Self::TargetQueueFull | Self::ClaimsFull | Self::HostsApart | Self::TurnLost

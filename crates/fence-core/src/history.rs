@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use fence_wire::{Action, Request};
 
 /// How long after its first packet a request stands for its repetitions. The reference uses the same time.
-pub(crate) const REPEAT_WINDOW: Duration = Duration::from_secs(10);
+pub const REPEAT_WINDOW: Duration = Duration::from_secs(10);
 /// Requests that are remembered at once; a client makes one every few milliseconds at most.
-pub(crate) const MAX_REQUESTS: usize = 65_536;
+pub const MAX_REQUESTS: usize = 65_536;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct History<T> {
+pub struct History<T> {
     requests: HashMap<RequestKey, (Instant, T)>,
     arrivals: VecDeque<(Instant, RequestKey)>,
 }
@@ -26,7 +26,7 @@ pub(crate) struct History<T> {
 /// What makes two packets the same request: names compare without case, as the reference does. The secret that made
 /// the hash belongs to it: who guesses the number of another cluster's request must not be able to come before it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct RequestKey {
+pub struct RequestKey {
     secret: Option<usize>,
     action: Action,
     sequence: u32,
@@ -35,7 +35,7 @@ pub(crate) struct RequestKey {
 
 /// What a packet is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Repetition<'a, T> {
+pub enum Repetition<'a, T> {
     /// A request that was not seen before. It is remembered with this value.
     New(RequestKey, &'a T),
     /// Another packet of a request that was seen less than [`REPEAT_WINDOW`] ago, with its value.
@@ -43,13 +43,13 @@ pub(crate) enum Repetition<'a, T> {
 }
 
 impl<T> History<T> {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self { requests: HashMap::new(), arrivals: VecDeque::new() }
     }
 
     /// Takes note of a request whose packet's hash fits and is no replay. `secret` is the place of the key that made
     /// the hash.
-    pub(crate) fn saw(
+    pub fn saw(
         &mut self,
         now: Instant,
         secret: Option<usize>,
@@ -73,7 +73,7 @@ impl<T> History<T> {
     }
 
     /// The client was never reached: its next transmission counts as new.
-    pub(crate) fn forget(&mut self, key: &RequestKey) {
+    pub fn forget(&mut self, key: &RequestKey) {
         self.requests.remove(key);
     }
 

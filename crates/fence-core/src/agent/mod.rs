@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Rules of the agent backend: evidence of fence agents, their lists, their domains and their metadata.
+
+pub mod domains;
+pub mod listing;
+pub mod metadata;
+pub mod plan;

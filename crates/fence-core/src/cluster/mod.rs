@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Rules among the hosts of a corosync cluster: claims, the directory of domains, and the messages of hosts.
+
+pub mod claims;
+pub mod directory;
+pub mod message;
