@@ -96,6 +96,7 @@ check: packages-build
 	    cargo clippy --locked -p fence-virtd --no-default-features --features "$$features" -- -D warnings || exit 1; \
 	done
 	scripts/check-dependencies
+	scripts/check-modules
 	scripts/check-sources
 	scripts/check-supply
 	scripts/install-packages scripts/packages-check.txt
