@@ -97,6 +97,7 @@ check: packages-build
 	done
 	scripts/check-dependencies
 	scripts/check-modules
+	scripts/check-names
 	scripts/check-sources
 	scripts/check-supply
 	scripts/install-packages scripts/packages-check.txt

@@ -6,6 +6,7 @@ follows every `mod name;` that is not for tests alone.
 """
 import bisect
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,8 +32,8 @@ def _blank(text):
 
 
 def _lex(text):
-    """Returns the text without comments, and the same without comments and strings; offsets stay as they are."""
-    plain, bare, at = [], [], 0
+    """Returns the text without comments, the same without comments and strings, and the comments; offsets stay as they are."""
+    plain, bare, comments, at = [], [], [], 0
     while found := TOKEN.search(text, at):
         start, kind = found.start(), found.lastgroup if found.lastgroup != "hashes" else "raw"
         plain.append(text[at:start])
@@ -56,12 +57,14 @@ def _lex(text):
             end = found.end()
         body = text[start:end]
         comment = kind in ("line", "block")
+        if comment:
+            comments.append((start, body))
         plain.append(_blank(body) if comment else body)
         bare.append(_blank(body) if comment else '"' + _blank(body[1:-1]) + '"')
         at = end
     plain.append(text[at:])
     bare.append(text[at:])
-    return "".join(plain), "".join(bare)
+    return "".join(plain), "".join(bare), comments
 
 
 def matching(code, at):
@@ -74,7 +77,7 @@ def matching(code, at):
     return len(code)
 
 
-def _skip_attributes(code, at):
+def skip_attributes(code, at):
     while True:
         at = re.compile(r"\s*").match(code, at).end()
         attribute = ATTRIBUTE.match(code, at)
@@ -90,7 +93,7 @@ TO_SEMICOLON = re.compile(r"(?:use|const|static|type|let)\b")
 
 def item_end(code, at):
     """Returns the offset behind the item, field, variant, arm or statement that begins at `at`."""
-    at = _skip_attributes(code, at)
+    at = skip_attributes(code, at)
     if visibility := VISIBILITY.match(code, at):
         at = visibility.end()
     brace = TO_BRACE.match(code, at)
@@ -151,7 +154,7 @@ class Source:
         self._starts = [0]
         for line in self.lines:
             self._starts.append(self._starts[-1] + len(line) + 1)
-        self.all_plain, self.all_code = _lex(self.text)
+        self.all_plain, self.all_code, self.comments = _lex(self.text)
         self.tests = list(self._find_tests())
         self.plain, self.code = self.without_tests(self.all_plain), self.without_tests(self.all_code)
 
@@ -375,6 +378,14 @@ def _normal(parts):
         else:
             result.append(part)
     return result
+
+
+def rust_files(root, *folders):
+    """Yields the Rust files below folders of a tree, build directories left out."""
+    for folder in folders:
+        for place, below, names in os.walk(root / folder):
+            below[:] = sorted(it for it in below if it != "target")
+            yield from (Path(place, it) for it in sorted(names) if it.endswith(".rs"))
 
 
 def crates(root):
