@@ -85,7 +85,7 @@ suites: packages-test
 
 # The long ones first.
 SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
-    suite-attacks suite-attacks-reference suite-keys suite-insight suite-diagnose suite-sandbox suite-configure suite-packages suite-manual suite-bench
+    suite-attacks suite-attacks-reference suite-keys suite-insight suite-diagnose suite-sandbox suite-configure suite-packages suite-manual suite-checks suite-bench
 
 check: packages-build
 	cargo fmt --all --check
