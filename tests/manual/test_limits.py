@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Names and files in the tables of docs/limits.md are those of the source.
 
-A constant that is renamed or moved is mended in the page: its row names the constant and, beside it, the file that defines
-it. The file `fence_virt.conf` stands for a key of the configuration.
+After a constant was renamed or moved, correct the page alone: its row has the constant and, beside it, the
+file that defines the constant. The file `fence_virt.conf` stands for a key of the configuration.
 """
 
 import re
@@ -36,7 +36,7 @@ def cells(line):
 
 
 def defines(source, constant):
-    """Whether a file defines `NAME`, or `NAME` of `Type` for `Type::NAME`."""
+    """Returns whether a file defines `NAME`, or `NAME` of `Type` for `Type::NAME`."""
     *types, name = constant.split("::")
     return all(re.search(rf"\bimpl\b.*\b{it}\b", source) for it in types) \
         and re.search(rf"(?m)^\s*(?:pub(?:\([^)]*\))?\s+)?(?:const|static)\s+{name}\s*:", source) is not None
@@ -60,7 +60,8 @@ def test_row(number, constants, file):
 
 @pytest.mark.parametrize("file", sorted({file for *_, file in rows() if file.endswith("/limits.rs")}))
 def test_file_of_limits(file):
-    """A file that has nothing but limits has none that the page leaves out."""
+    """Each constant of a file that has only limits has a row in the page."""
     named = {it for _, constants, other in rows() if other == file for it in constants}
-    defined = set(re.findall(r"(?m)^(?:pub(?:\([^)]*\))?\s+)?const\s+(\w+)\s*:", (REPOSITORY / "crates" / file).read_text()))
+    source = (REPOSITORY / "crates" / file).read_text()
+    defined = set(re.findall(r"(?m)^(?:pub(?:\([^)]*\))?\s+)?const\s+(\w+)\s*:", source))
     assert defined <= named, f"docs/limits.md: add {defined - named}"
