@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The manual (docs/fence_virt.conf.md) and the sample (etc/fence_virt.conf) say what the schema says: every key, in its
-//! block, with its default and the words that it takes. The examples of the page on agents (docs/agent.md) are read as well.
+//! block, with its default and the words that it takes. The examples of the page on agents (docs/agent.md) and of the
+//! quick start (docs/quickstart.md) are read as well.
 //!
 //! Who adds a key gets told here what is missing: a row of the block's table, a line of the sample.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -11,6 +12,7 @@ use fence_config::*;
 
 const MANUAL: &str = include_str!("../../../docs/fence_virt.conf.md");
 const AGENTS: &str = include_str!("../../../docs/agent.md");
+const QUICK_START: &str = include_str!("../../../docs/quickstart.md");
 const SAMPLE: &str = include_str!("../../../etc/fence_virt.conf");
 
 /// Keys that the sample leaves out: old names and what only matters to files of the C daemon.
@@ -51,6 +53,17 @@ fn examples_of_agents_can_be_used_as_they_are() {
         read += 1;
     }
     assert!(read >= 6, "docs/agent.md: {read} examples");
+}
+
+#[test]
+fn configurations_of_the_quick_start_can_be_used_as_they_are() {
+    let blocks: Vec<_> = QUICK_START.split("```\n").skip(1).step_by(2).collect();
+    for source in &blocks {
+        let loaded = load(source.as_bytes());
+        assert!(loaded.config.is_some(), "{}", loaded.render("docs/quickstart.md", source.as_bytes()));
+        assert!(loaded.diagnostics.is_empty(), "{}", loaded.render("docs/quickstart.md", source.as_bytes()));
+    }
+    assert_eq!(blocks.len(), 7, "docs/quickstart.md");
 }
 
 #[test]
