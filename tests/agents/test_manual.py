@@ -60,7 +60,7 @@ def test_what_is_said_when_it_fails():
     rows = [line for line in PAGE.read_text().split("## When it fails")[1].splitlines() if line.startswith("| `")]
     said = [piece for row in rows for phrase in re.findall(r"`([^`]+)`", row.split(" | ")[0])
             for piece in re.split(r"…|exit \d: |not run: |killed: |device (?=…)", phrase) if len(piece.strip(" :,")) > 3]
-    sources = [*programs.REPOSITORY.glob("crates/fence-virtd/src/**/*.rs"), *pathlib.Path("/usr/share/fence").glob("*.py"),
+    sources = [*programs.REPOSITORY.glob("crates/fence-*/src/**/*.rs"), *pathlib.Path("/usr/share/fence").glob("*.py"),
                pathlib.Path("/usr/sbin/fence_xenapi")]
     # Texts of Rust go over lines with a backslash, and have their values in braces.
     text = " ".join(re.sub(r"\\\n\s*", "", it.read_text()) for it in sources).replace('\\"', '"')

@@ -400,7 +400,7 @@ def test_the_page_has_every_cause():
 
 def test_the_page_quotes_the_daemon_on_other_hosts():
     """It takes a cluster to bring these about (tests/cpg); here they are held to the daemon's own words."""
-    sources = (programs.REPOSITORY / "crates/fence-virtd/src").rglob("*.rs")
+    sources = programs.REPOSITORY.glob("crates/fence-*/src/**/*.rs")
     words = re.sub(r"\\?\s+", " ", " ".join(it.read_text() for it in sources))
     rows = searched_for(PAGE.read_text().partition(SEVERAL_HOSTS)[2])
     assert rows

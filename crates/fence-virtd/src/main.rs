@@ -6,44 +6,30 @@
 // Without libvirt nothing makes what backends and sources are made of, and without cpg nothing is at another host.
 #![cfg_attr(not(feature = "cpg"), allow(dead_code))]
 
-mod audit;
 mod backend;
 mod check;
+mod cli;
 #[cfg(feature = "cpg")]
 mod cluster;
 mod configure;
-mod conversation;
-mod daemonise;
-mod drops;
-#[cfg(feature = "libvirt")]
+mod daemon;
 mod hypervisor;
-mod identity;
-mod inventory;
-mod keys;
-mod leave;
-mod limits;
 mod listener;
-mod listeners;
-mod locks;
-mod log;
-mod metrics;
-mod notify;
-mod options;
-mod outlet;
-mod pid_file;
-mod program;
+mod observe;
+mod process;
 mod replay;
-mod run;
-mod sandbox;
+mod request;
 mod service;
-mod turns;
+mod status;
+mod util;
 
-use std::fmt;
-use std::io::Write;
-
-use self::leave::{FAILURE, SUCCESS, leave};
-use self::options::Command;
 use fence_cli::keygen;
+
+use self::cli::options::{self, Command};
+use self::cli::print::{print, print_error};
+use self::daemon::exit::{FAILURE, SUCCESS, leave};
+use self::daemon::run;
+use self::status::summary;
 
 fn main() -> ! {
     leave(command())
@@ -70,7 +56,7 @@ fn command() -> u8 {
                 FAILURE
             }
         },
-        Ok(Command::Status(config)) => match metrics::summary::ask(&config) {
+        Ok(Command::Status(config)) => match summary::ask(&config) {
             Ok(text) => print(&text),
             Err(error) => {
                 print_error(&error);
@@ -98,16 +84,4 @@ fn modules() -> String {
         .map(|it| format!("    {it} {version}\n"))
         .collect();
     format!("Available backends:\n{backends}Available listeners:\n{listeners}")
-}
-
-fn print(text: &str) -> u8 {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => SUCCESS,
-        Err(_) => FAILURE,
-    }
-}
-
-/// What must reach the one who typed the command, before there is a log.
-fn print_error(what: &dyn fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "fence_virtd: {what}");
 }

@@ -12,10 +12,10 @@
 //! `tokio`'s channels are those of the daemon: their insides are one step here.
 
 // Only what the scenes use is used.
-mod locks;
 #[allow(dead_code)]
-#[path = "../../../crates/fence-virtd/src/turns.rs"]
+#[path = "../../../crates/fence-virtd/src/service/turns.rs"]
 mod turns;
+mod util;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -12,9 +12,11 @@ use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
-use super::{Backend, BoxedFuture, Lease, PowerOffResult, Restart, SLOW_BACKEND_GRACE, join_all};
+use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
-use crate::locks::lock;
+use crate::request::lease::Lease;
+use crate::util::join::join_all;
+use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
     merge,

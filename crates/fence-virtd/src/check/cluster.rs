@@ -15,7 +15,7 @@ use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
 use super::{Finding, USER, shown};
-use crate::cluster::{link, lost};
+use crate::cluster::{link, lost_hosts as lost};
 
 #[cfg(test)]
 mod tests;

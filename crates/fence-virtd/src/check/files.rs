@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::{Finding, shown};
-use crate::keys::{ListenerKeys, shown_group};
+use crate::listener::keys::{ListenerKeys, shown_group};
 use crate::listener::rules::have_keys;
 
 /// Every key file once, those of groups too, and keys that stand for more than one.

@@ -10,7 +10,7 @@ use fence_wire::escaped;
 use libvirt_host::{Connection, Error, State, XmlKind};
 
 use super::{Finding, shown};
-use crate::inventory;
+use crate::hypervisor::inventory;
 use crate::listener::serial::is_ours;
 
 /// How long one may take to answer, as at the daemon's start.

@@ -25,8 +25,9 @@ use fence_sandbox::State;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use crate::leave::{FAILURE, SUCCESS};
-use crate::{replay, sandbox};
+use crate::daemon::exit::{FAILURE, SUCCESS};
+use crate::daemon::sandbox;
+use crate::replay;
 
 /// Whom the unit runs the daemon as.
 const USER: &str = "fence_virt";

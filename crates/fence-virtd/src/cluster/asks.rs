@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use fence_config::MAX_CLIENT_TIMEOUT;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::{Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
+use crate::request::lease::{Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
 use fence_core::cluster::message::{AskEnd, AskMessage, HostMessage, Member};
 use fence_core::domain::ActionError;
 

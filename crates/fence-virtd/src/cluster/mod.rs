@@ -7,15 +7,16 @@
 //! for nothing; so what is sent has the order in which it was decided.
 
 pub(crate) mod asks;
+pub(crate) mod backend;
+mod claiming;
+mod legacy;
 pub(crate) mod link;
-pub(crate) mod local;
-pub(crate) mod lost;
+pub(crate) mod lost_hosts;
 #[cfg(test)]
 #[path = "../../../corosync-cpg/tests/node/mod.rs"]
 pub(crate) mod node;
-mod old;
-mod serve;
-mod turn;
+pub(crate) mod own_domains;
+mod owner;
 
 use fence_core::cluster::message::{AskOutcome, PublishedState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,21 +33,21 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use self::asks::{AskEvent, IncomingAsks, OutgoingAsks};
+use self::claiming::WaitingClaims;
+use self::legacy::LegacyHosts;
 use self::link::{Link, LinkEvent, LinkReceiver};
-use self::local::{OwnChange, OwnDomain, OwnDomains, OwnPower};
-use self::lost::{DownEvidence, LostHost};
-use self::old::LegacyHosts;
-use self::turn::WaitingClaims;
+use self::lost_hosts::{DownEvidence, LostHost};
+use self::own_domains::{OwnChange, OwnDomain, OwnDomains, OwnPower};
 use crate::backend::libvirt::LibvirtBackend;
-use crate::backend::{Lease, LeaseReleased};
-use crate::locks::lock;
+use crate::request::lease::{Lease, LeaseReleased};
 use crate::service::{NOT_STARTED, Service};
+use crate::util::locks::lock;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, HostMessage, PublishedDomain};
 use fence_core::domain::{ActionError, DomainHome, DomainRef, ListedDomain, PowerState};
 
-pub(crate) use self::turn::ClusterClaims;
+pub(crate) use self::claiming::ClusterClaims;
 pub(crate) use fence_core::cluster::message::Member;
 
 /// Who waits for news looks again after this long, news or not.
@@ -523,7 +524,7 @@ impl Cluster {
         let refusal = match self.service().filter(|_| !state.stopping) {
             None => "its daemon is about to end",
             Some(_) if !state.served.begin(from, &ask) => "it does too much for other hosts already",
-            Some(service) => return drop(tokio::spawn(serve::serve(Arc::clone(self), service, from, ask))),
+            Some(service) => return drop(tokio::spawn(owner::serve(Arc::clone(self), service, from, ask))),
         };
         let end = AskEnd::NothingDone(refusal.to_owned());
         let claim = ask.claim.as_ref().map(|it| it.id);

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The ways in. A listener owns its sockets, speaks its transport, and knows nothing of domains.
 
-use crate::keys::KeysError;
+use crate::listener::keys::KeysError;
 
+pub(crate) mod admission;
+pub(crate) mod conversation;
+pub(crate) mod keys;
+pub(crate) mod limits;
+pub(crate) mod manager;
 pub(crate) mod multicast;
-mod places;
 pub(crate) mod rules;
 #[cfg(feature = "libvirt")]
 pub(crate) mod serial;
+pub(crate) mod sources;
 mod stream;
 pub(crate) mod tcp;
 pub(crate) mod vsock;

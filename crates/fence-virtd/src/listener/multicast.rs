@@ -19,17 +19,18 @@ use tracing::{debug, info, warn};
 
 use self::members::GroupMembership;
 use super::StartError;
-use super::places::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::backend::AgentRunTrail;
-use crate::conversation::{PacketProof, converse};
-use crate::identity::SourceResolver;
-use crate::limits::{
+use crate::listener::conversation::{PacketProof, converse};
+use crate::listener::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, FOREIGN_GRACE, MAX_ADDRESSES, MAX_FOREIGN, MAX_REQUESTS,
     MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER,
 };
-use crate::locks::lock;
-use crate::service::{AnsweringHost, RequestJob, ResolvedTarget, Service};
+use crate::listener::sources::SourceResolver;
+use crate::request::job::{AnsweringHost, RequestJob, ResolvedTarget};
+use crate::request::trail::AgentRunTrail;
+use crate::service::Service;
+use crate::util::locks::lock;
 use fence_core::access::Identity;
 use fence_core::history::{History, Repetition, RequestKey};
 

@@ -11,8 +11,8 @@ use fence_wire::HashType;
 use tracing::{info, warn};
 
 use super::StartError;
-use crate::conversation::StreamAuth;
-use crate::keys::{FingerprintCache, KeysError, ListenerKeys};
+use crate::listener::conversation::StreamAuth;
+use crate::listener::keys::{FingerprintCache, KeysError, ListenerKeys};
 use fence_core::access::AccessRules;
 
 /// See the module's head.

@@ -2,7 +2,7 @@
 //! The serial listener: serial ports and VM channels of running domains.
 //!
 //! QEMU listens on a UNIX socket for each such port, and we connect to it: the socket tells which domain asks, so
-//! there is neither key nor challenge. One task follows the running domains ([`crate::inventory`]); each socket is a
+//! there is neither key nor challenge. One task follows the running domains ([`crate::hypervisor::inventory`]); each socket is a
 //! task of its own ([`line`](mod@line)), which lives as long as its domain runs and connects again by itself.
 
 use std::collections::{HashMap, HashSet};
@@ -15,15 +15,15 @@ use fence_wire::{DEFAULT_PORT, escaped};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use self::line::SerialConnection;
+use self::connection::SerialConnection;
 use super::StartError;
 use super::rules::CurrentRules;
 use crate::hypervisor::Hypervisors;
-use crate::inventory::{GuestPort, Inventory, PortKind, RunningDomain, follow};
-use crate::limits::MAX_LINES;
+use crate::hypervisor::inventory::{GuestPort, Inventory, PortKind, RunningDomain, follow};
+use crate::listener::limits::MAX_LINES;
 use crate::service::Service;
 
-mod line;
+mod connection;
 
 /// Channels that are ours by their name.
 const CHANNEL_NAMES: &str = "org.clusterlabs.fence_virt.";

@@ -16,12 +16,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout_at;
 use tracing::debug;
 
-use super::places::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::backend::AgentRunTrail;
-use crate::conversation::{PacketProof, converse};
-use crate::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
-use crate::service::{RequestJob, Service};
+use crate::listener::conversation::{PacketProof, converse};
+use crate::listener::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
+use crate::request::job::RequestJob;
+use crate::request::trail::AgentRunTrail;
+use crate::service::Service;
 use fence_core::access::Identity;
 
 /// After an accept that failed for lack of something (descriptors, memory).

@@ -13,9 +13,10 @@ use tracing::info;
 use super::StartError;
 use super::rules::CurrentRules;
 use super::stream::{StreamListener, Transport};
-use crate::identity::SourceResolver;
-use crate::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
-use crate::service::{Service, TCP};
+use crate::listener::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
+use crate::listener::sources::SourceResolver;
+use crate::request::job::TCP;
+use crate::service::Service;
 use fence_core::access::Identity;
 
 /// A listening TCP socket.

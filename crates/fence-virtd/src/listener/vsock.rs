@@ -11,7 +11,7 @@ use tracing::info;
 use super::StartError;
 use super::rules::CurrentRules;
 use super::stream::{StreamListener, Transport};
-use crate::identity::SourceResolver;
+use crate::listener::sources::SourceResolver;
 use crate::service::Service;
 use fence_core::access::Identity;
 

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use self::memory::{HashKey, PacketHashes};
 use self::store::{OpenedStore, ReplayStore, StoreError};
-use crate::locks::lock;
+use crate::util::locks::lock;
 
 mod format;
 mod memory;

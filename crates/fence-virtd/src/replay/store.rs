@@ -28,8 +28,8 @@ use tracing::{info, warn};
 
 use super::format::{self, HEADER_LEN, RECORD_LEN, ReplayFile};
 use super::memory::HashKey;
-use crate::locks::lock;
-use crate::outlet;
+use crate::util::locks::lock;
+use crate::util::outlet;
 
 /// Hashes that may wait for the disk.
 const QUEUE: usize = 65_536;

@@ -24,10 +24,12 @@ use zeroize::Zeroizing;
 
 use super::secret::{self, SecretMask};
 use super::slots::{RunPurpose, RunSlots};
-use crate::backend::{AgentRun, AgentRunEnd, Lease};
-use crate::locks::lock;
-use crate::metrics::AgentRuns;
-use crate::program::{self, ProcessEnd};
+use crate::observe::agent_runs::AgentRuns;
+use crate::process as program;
+use crate::process::ProcessEnd;
+use crate::request::lease::Lease;
+use crate::request::trail::{AgentRun, AgentRunEnd};
+use crate::util::locks::lock;
 use fence_core::agent::listing::{self, PlugList, SEPARATOR};
 use fence_core::agent::metadata::{Metadata, one_spelling};
 use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};

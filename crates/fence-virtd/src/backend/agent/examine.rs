@@ -12,7 +12,7 @@ use fence_config::{AgentBackend, AgentDevice, is_secret_option};
 use super::device::{FenceDevice, RunContext, file_of, find, is_a_word};
 use super::secret;
 use super::slots::{RunPurpose, RunSlots};
-use crate::metrics::AgentRuns;
+use crate::observe::agent_runs::AgentRuns;
 use fence_core::agent::listing::PlugList;
 use fence_core::agent::metadata::{Metadata, one_spelling};
 

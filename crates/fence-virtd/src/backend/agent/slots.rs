@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use crate::locks::lock;
+use crate::util::locks::lock;
 
 /// What a run is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use fence_config::{Backend as Settings, Config};
 
 use super::*;
-use crate::backend::{AgentRunEnd, LeaseEndReason};
+use crate::request::lease::LeaseEndReason;
+use crate::request::trail::AgentRunEnd;
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use nix::sys::signal::Signal;
 
 use super::*;
-use crate::cluster::lost::DownEvidence;
+use crate::cluster::lost_hosts::DownEvidence;
 use crate::cluster::node::{self, Corosync, PATIENCE, Peer, on_a_node};
 
 /// Longer than corosync is busy while a test runs, whatever else the machine does.
@@ -243,7 +243,7 @@ fn within_the_sandbox() {
         let text = r#"fence_virtd { backend = "cpg"; }
             backends { cpg { uri = "test:///default"; host_down = "pacemaker"; } }"#;
         let config = fence_config::load(text.as_bytes()).config.unwrap();
-        let protection = crate::sandbox::try_on(&config, Path::new("/etc/fence_virt.conf"), None);
+        let protection = crate::daemon::sandbox::try_on(&config, Path::new("/etc/fence_virt.conf"), None);
         println!("{protection}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

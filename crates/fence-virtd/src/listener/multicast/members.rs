@@ -17,8 +17,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
 use tracing::{info, warn};
 
-use crate::limits::INTERFACES_SETTLE;
-use crate::locks::lock;
+use crate::listener::limits::INTERFACES_SETTLE;
+use crate::util::locks::lock;
 
 /// The pause after a failure that should not be.
 const BREATH: Duration = Duration::from_secs(1);

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What other hosts ask this one for, carried out on its own domains.
+//!
+//! Each ask is a task of its own. It does not pass this host's arbiter: the asker's claim, which stands on every host,
+//! covers it. It must never pass an ask on, and never act without the asker's "go".
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_wire::{Action, HashType, Response, Target};
+
+use super::asks::MAX_LEFT;
+use super::{Cluster, Member};
+use crate::backend::{Backend, Restart};
+use crate::request::job::RequestJob;
+use crate::request::lease::{Lease, LeaseReleased};
+use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
+use crate::request::trail::AgentRunTrail;
+use crate::service::{NOT_STARTED, START_LIMIT, Service};
+use fence_core::access::{AccessRules, Identity};
+use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome};
+use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
+
+/// The transport's name in records.
+pub(super) const NAME: &str = "cpg";
+/// A look that takes longer than this will not come at all.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Carries one ask out, answers it and writes its record.
+pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
+    let _under_way = service.begin_request();
+    let name = cluster.name(from);
+    let job = RequestJob {
+        id: service.next_id(),
+        arrived: Instant::now(),
+        patience: Duration::from_millis(ask.left_ms).min(MAX_LEFT),
+        transport: NAME,
+        peer: if ask.request == 0 { name } else { format!("{name} request {}", ask.request) },
+        identity: Identity::default(),
+        hash: HashType::None,
+        key: None,
+        // Asked by the host that knows the source.
+        access: Arc::new(AccessRules::new(None)),
+        action: action(ask.what),
+        target: Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none()),
+        trail: AgentRunTrail::default(),
+    };
+    let mut work =
+        AskExecution { cluster: &cluster, from, ask: &ask, stages: StageTimes::default(), domain: None };
+    let (served, settled) = work.work(&job).await;
+    let AskExecution { mut stages, domain, .. } = work;
+    stages.done = Some(StageTimes::since(job.arrived));
+    let reason = served.reason();
+    let end = match &served {
+        ServeOutcome::Failed(ActionError::Lapsed(why)) => RequestEnd::NotRun(why),
+        _ => RequestEnd::Answered { response: served.response(), reason: reason.as_deref(), delivered: true },
+    };
+    service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
+    // What hangs in a hypervisor may take effect later: the asker hears nothing before that, and its claim stands.
+    if let Some(settled) = settled {
+        settled.wait().await;
+    }
+    cluster.reply(from, &ask, served.end());
+}
+
+struct AskExecution<'a> {
+    cluster: &'a Arc<Cluster>,
+    from: Member,
+    ask: &'a AskMessage,
+    stages: StageTimes,
+    domain: Option<DomainRef>,
+}
+
+impl AskExecution<'_> {
+    /// Gives how it ended, and what tells when nothing more of it can take effect.
+    async fn work(&mut self, job: &RequestJob) -> (ServeOutcome, Option<LeaseReleased>) {
+        let local = Arc::clone(self.cluster.local());
+        let left = job.deadline();
+        let until = left.min(job.arrived + LOOK_LIMIT);
+        let located = local.locate(&job.target, until).await;
+        self.stages.resolved = Some(StageTimes::since(job.arrived));
+        let domain = match located {
+            Ok(LocatedDomain::PoweredOffTransient(domain))
+                if matches!(job.action, Action::Status | Action::On) =>
+            {
+                self.domain = Some(domain);
+                return match job.action {
+                    Action::Status => (ServeOutcome::Is(PowerState::Off), None),
+                    _ => {
+                        (ServeOutcome::Failed(ActionError::Refused("it left no definition".to_owned())), None)
+                    }
+                };
+            }
+            Ok(LocatedDomain::Here(domain) | LocatedDomain::PoweredOffTransient(domain)) => domain,
+            Ok(LocatedDomain::DefinedOff(domain)) if self.ask.rests => domain,
+            Ok(LocatedDomain::DefinedOff(_) | LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_))
+            | Err(LocateError::NotFound) => {
+                return (ServeOutcome::Failed(ActionError::Gone), None);
+            }
+            Err(error) => return (ServeOutcome::Failed(ActionError::Unavailable(error.to_string())), None),
+        };
+        self.domain = Some(domain.clone());
+        if job.action == Action::Status {
+            let seen = local.look(&domain, until).await;
+            return (seen.map_or_else(ServeOutcome::Failed, ServeOutcome::Is), None);
+        }
+        let (lease, settled) = match self.cluster.taken(self.from, self.ask, left).await {
+            Ok(go) => go,
+            Err(error) => return (ServeOutcome::Failed(error), None),
+        };
+        self.stages.turn = Some(StageTimes::since(job.arrived));
+        self.stages.proved = self.stages.turn;
+        let done = self.act(&*local, job.action, &domain, &lease).await;
+        (done.unwrap_or_else(ServeOutcome::Failed), Some(settled))
+    }
+
+    async fn act(
+        &self,
+        local: &dyn Backend,
+        action: Action,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<ServeOutcome, ActionError> {
+        let seen_off = |was_off, starts| self.cluster.seen_off(self.from, self.ask, was_off, starts);
+        match action {
+            Action::On => {
+                local.on(domain, Restart::Definition, lease).await.map(|()| ServeOutcome::Done(None))
+            }
+            Action::Off => {
+                let down = local.off(domain, false, lease).await?;
+                seen_off(down.was_off, false);
+                Ok(ServeOutcome::Done(down.was_off.then_some("was off already".to_owned())))
+            }
+            Action::Reboot => {
+                let down = local.off(domain, true, lease).await?;
+                seen_off(down.was_off, down.restart.is_some());
+                let Some(how) = down.restart else {
+                    return Ok(ServeOutcome::Done(Some("off, and not started by this request".to_owned())));
+                };
+                // It was taken down to come up again, whatever became of the asker.
+                let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
+                Ok(match local.on(domain, how, &rest).await {
+                    Ok(()) => ServeOutcome::Done(None),
+                    Err(error) => ServeOutcome::NotStarted(error),
+                })
+            }
+            Action::Null | Action::Status | Action::Monitor | Action::List => {
+                Err(ActionError::Refused(format!("{action} is not for other hosts")))
+            }
+        }
+    }
+}
+
+/// How it ended.
+enum ServeOutcome {
+    Is(PowerState),
+    Done(Option<String>),
+    /// Fenced, and then not started again.
+    NotStarted(ActionError),
+    Failed(ActionError),
+}
+
+impl ServeOutcome {
+    fn end(&self) -> AskEnd {
+        match self {
+            Self::Failed(ActionError::Gone) => AskEnd::NotHere,
+            Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
+            _ => AskEnd::Done(AskOutcome::new(self.response(), self.reason().as_deref())),
+        }
+    }
+
+    fn response(&self) -> Response {
+        match self {
+            Self::Is(PowerState::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
+            Self::Is(PowerState::Off) => Response::Off,
+            Self::Failed(_) => Response::Failure,
+        }
+    }
+
+    fn reason(&self) -> Option<String> {
+        match self {
+            Self::Is(_) => None,
+            Self::Done(why) => why.clone(),
+            Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),
+            Self::Failed(error) => Some(error.to_string()),
+        }
+    }
+}
+
+fn action(what: AskAction) -> Action {
+    match what {
+        AskAction::Status => Action::Status,
+        AskAction::On => Action::On,
+        AskAction::Off => Action::Off,
+        AskAction::Reboot => Action::Reboot,
+    }
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One socket of one domain: connected as long as the domain runs, one request after the other.
+//!
+//! An answer carries nothing that says which request it belongs to, so none may be on the line when its asker is
+//! gone: a newer request ends the older one, whose answer is not sent, and an answer that comes too late is not sent
+//! either.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_wire::{
+    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, SERIAL_MAGIC, SERIAL_REQUEST_LEN, SerialRequest,
+    SerialScanner, escaped, serial_response,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
+use tokio::time::timeout_at;
+use tracing::{debug, info, warn};
+
+use crate::hypervisor::inventory::RunningDomain;
+use crate::listener::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
+use crate::listener::rules::CurrentRules;
+use crate::request::job::{ClientReply, RequestJob, RequestOutcome};
+use crate::request::lease::LeaseEndReason;
+use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
+use crate::request::trail::AgentRunTrail;
+use crate::service::{ProcessedRequest, Service};
+use fence_core::access::Identity;
+use fence_core::history::REPEAT_WINDOW;
+
+const NAME: &str = "serial";
+/// A connection that lasted this long was a good one: the next attempt comes soon.
+const GOOD: Duration = Duration::from_secs(5);
+/// How long a socket may be missing before this is said: between a domain's start and QEMU's there is a moment.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// See the module's head.
+pub(super) struct SerialConnection {
+    service: Arc<Service>,
+    rules: Arc<CurrentRules>,
+    identity: Identity,
+    /// The domain's name, for people.
+    domain: String,
+    path: PathBuf,
+    /// Closed when the domain no longer runs.
+    gone: watch::Receiver<()>,
+    last: Option<(SerialRequest, Instant)>,
+}
+
+/// Where the target stands in a frame.
+const TARGET: std::ops::Range<usize> = 6..70;
+
+type Frame = [u8; SERIAL_REQUEST_LEN];
+
+impl SerialConnection {
+    pub(super) fn new(
+        service: Arc<Service>,
+        rules: Arc<CurrentRules>,
+        domain: &RunningDomain,
+        path: PathBuf,
+        gone: watch::Receiver<()>,
+    ) -> Self {
+        let identity = Identity {
+            domain: Some(domain.uuid.clone()),
+            name: Some(domain.name.clone()),
+            ..Identity::default()
+        };
+        let domain = escaped(&domain.name).to_string();
+        Self { service, rules, identity, domain, path, gone, last: None }
+    }
+
+    /// Connects, serves, and connects again, until the domain is gone.
+    pub(super) async fn keep(mut self) {
+        let path = super::shown(&self.path);
+        let (mut pause, mut said, mut trouble) = (LINE_BACKOFF.0, String::new(), None);
+        loop {
+            match UnixStream::connect(&self.path).await {
+                Ok(stream) => {
+                    info!(domain = %self.domain, path, "connected to the domain's socket");
+                    (said, trouble) = (String::new(), None);
+                    let since = Instant::now();
+                    self.serve(stream).await;
+                    if since.elapsed() >= GOOD {
+                        pause = LINE_BACKOFF.0;
+                    }
+                }
+                Err(error) => {
+                    let passing =
+                        matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+                            && trouble.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
+                    let reason = explained(&error);
+                    // Once for each reason: it is tried again every few seconds, perhaps for days.
+                    if !passing && said != reason {
+                        warn!(
+                            domain = %self.domain, path,
+                            "no requests from this domain: can't connect to its socket: {reason}"
+                        );
+                        said = reason;
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = is_gone(&mut self.gone) => break,
+            }
+            pause = (pause * 2).min(LINE_BACKOFF.1);
+        }
+        debug!(domain = %self.domain, path, "the domain's socket is no longer served");
+    }
+
+    /// Serves one connection to its end.
+    async fn serve(&mut self, stream: UnixStream) {
+        let (reader, mut writer) = stream.into_split();
+        let mut input = FrameReader::new(reader);
+        self.last = None;
+        let mut next = None;
+        loop {
+            let request = match next.take() {
+                Some(request) => request,
+                None => {
+                    let frame = tokio::select! {
+                        frame = input.frame() => frame,
+                        () = is_gone(&mut self.gone) => return,
+                    };
+                    match frame {
+                        Ok(frame) => match self.read(&frame, &mut input) {
+                            Some(request) => request,
+                            None => continue,
+                        },
+                        Err(error) => {
+                            debug!(domain = %self.domain, "the domain's socket: {error}");
+                            return;
+                        }
+                    }
+                }
+            };
+            match self.answer(request, &mut input, &mut writer).await {
+                AfterReply::Wait => {}
+                AfterReply::Request(request) => next = Some(request),
+                AfterReply::HangUp => return,
+            }
+        }
+    }
+
+    /// Reads a frame; none for one that is no request, or a repetition.
+    fn read(&mut self, frame: &Frame, input: &mut FrameReader) -> Option<SerialRequest> {
+        let request = match SerialRequest::decode(frame) {
+            Ok(request) if is_padded(frame) && !ends_with_another(frame) => request,
+            Ok(_) => {
+                self.service.drops.note(NAME, "two-frames", &self.domain, &"another frame began inside it");
+                input.look_again(frame);
+                return None;
+            }
+            Err(error) => {
+                self.service.drops.note(NAME, "frame", &self.domain, &error);
+                input.look_again(frame);
+                return None;
+            }
+        };
+        let now = Instant::now();
+        let is_repeated = |(last, since): &(SerialRequest, Instant)| {
+            same(last, &request) && now.saturating_duration_since(*since) < REPEAT_WINDOW
+        };
+        if self.last.as_ref().is_some_and(is_repeated) {
+            debug!(domain = %self.domain, action = %request.action, "repeated");
+            return None;
+        }
+        self.last = Some((request.clone(), now));
+        Some(request)
+    }
+
+    /// Carries one request out and answers it, with an eye on the line meanwhile.
+    async fn answer(
+        &mut self,
+        request: SerialRequest,
+        input: &mut FrameReader,
+        writer: &mut OwnedWriteHalf,
+    ) -> AfterReply {
+        let service = Arc::clone(&self.service);
+        let _under_way = service.begin_request();
+        let job = RequestJob {
+            id: service.next_id(),
+            arrived: Instant::now(),
+            patience: service.client_timeout(),
+            transport: NAME,
+            peer: self.domain.clone(),
+            identity: self.identity.clone(),
+            hash: HashType::None,
+            key: None,
+            access: Arc::clone(&self.rules.now().access),
+            action: request.action,
+            target: request.target,
+            trail: AgentRunTrail::default(),
+        };
+        debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
+        let (lease, settled) = Service::lease(&job);
+        let (mut newer, mut hung_up): (Option<SerialRequest>, bool) = (None, false);
+        let mut worked = {
+            let work = service.process_trusted(&job, &lease);
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    done = &mut work => break done,
+                    frame = input.frame(), if !hung_up => match frame {
+                        Ok(frame) => if let Some(request) = self.read(&frame, input) {
+                            let why = "a newer request came by the same line; this one is not answered";
+                            service.drops.note(NAME, "superseded", &self.domain, &why);
+                            lease.end(LeaseEndReason::Superseded);
+                            newer = Some(request);
+                        },
+                        Err(_) => {
+                            hung_up = true;
+                            // A domain that had itself powered off hangs up by that, and is to come up again if it
+                            // asked for a reboot.
+                            if !self.is_self(&job) {
+                                lease.end(LeaseEndReason::HungUp);
+                            }
+                        }
+                    },
+                }
+            }
+        };
+        if worked.outcome.is_ok() {
+            worked.stages.done = Some(StageTimes::since(job.arrived));
+        }
+        let ProcessedRequest { domain, outcome, running, stages } = worked;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(why) => {
+                let end = RequestEnd::NotRun(&why.to_string());
+                service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
+                return match newer {
+                    _ if hung_up => AfterReply::HangUp,
+                    Some(request) => AfterReply::Request(request),
+                    None => AfterReply::Wait,
+                };
+            }
+        };
+        if let Some(running) = running {
+            Service::complete(running, &outcome, lease, settled);
+        }
+        let RequestOutcome { answer, reason, .. } = &outcome;
+        let wanted = newer.is_none() && !hung_up;
+        let sent = wanted && self.send(writer, answer, job.deadline()).await;
+        if !sent {
+            service.record_undelivered(&job, domain.as_ref(), &outcome);
+        }
+        let end =
+            RequestEnd::Answered { response: answer.response(), reason: reason.as_deref(), delivered: sent };
+        service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
+        match newer {
+            _ if hung_up || (wanted && !sent) => AfterReply::HangUp,
+            Some(request) => AfterReply::Request(request),
+            None => AfterReply::Wait,
+        }
+    }
+
+    fn is_self(&self, job: &RequestJob) -> bool {
+        let target = job.target.as_str();
+        let is = |mine: &Option<String>| mine.as_deref().is_some_and(|it| it.eq_ignore_ascii_case(target));
+        is(&self.identity.domain) || is(&self.identity.name)
+    }
+
+    /// Whether the whole answer went out in time. Half an answer must not be followed by anything: the caller hangs
+    /// up then.
+    async fn send(&self, writer: &mut OwnedWriteHalf, answer: &ClientReply, deadline: Instant) -> bool {
+        let bytes = match answer {
+            ClientReply::Response(response) => serial_response(response.number()).to_vec(),
+            ClientReply::List(entries, response) => {
+                let mut bytes = serial_response(HOST_LIST_FOLLOWS).to_vec();
+                for entry in entries {
+                    bytes.extend_from_slice(&entry.encode());
+                }
+                bytes.extend_from_slice(&HOST_LIST_END);
+                bytes.extend_from_slice(&serial_response(response.number()));
+                bytes
+            }
+        };
+        let now = Instant::now();
+        if now >= deadline {
+            let why = "it came too late for the client";
+            self.service.drops.note(NAME, "answer-too-late", &self.domain, &why);
+            return false;
+        }
+        let until = deadline.min(now + SERIAL_ANSWER_LIMIT);
+        let why: &dyn std::fmt::Display = match timeout_at(until.into(), writer.write_all(&bytes)).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(_)) => &"the domain's socket was closed",
+            Err(_) => &"the guest did not read it in time",
+        };
+        self.service.drops.note(NAME, "answer-not-taken", &self.domain, why);
+        false
+    }
+}
+
+/// What comes after an answer.
+enum AfterReply {
+    Wait,
+    /// It is here already.
+    Request(SerialRequest),
+    HangUp,
+}
+
+/// The bytes of a line, as frames. Every wait may be cut off without losing a byte.
+struct FrameReader {
+    reader: OwnedReadHalf,
+    scanner: SerialScanner<SERIAL_REQUEST_LEN>,
+    buffer: [u8; 512],
+    /// Bytes in the buffer that were not looked at yet.
+    rest: std::ops::Range<usize>,
+    /// Until when the frame that has begun must be whole.
+    until: Option<Instant>,
+}
+
+impl FrameReader {
+    fn new(reader: OwnedReadHalf) -> Self {
+        Self { reader, scanner: SerialScanner::new(), buffer: [0; 512], rest: 0..0, until: None }
+    }
+
+    /// A frame that was none may hold the beginning of one.
+    fn look_again(&mut self, frame: &Frame) {
+        for byte in &frame[1..] {
+            // One byte less than a frame completes none.
+            let _ = self.scanner.push(*byte);
+        }
+        self.until = self.scanner.is_partial().then(|| Instant::now() + FRAME_LIMIT);
+    }
+
+    async fn frame(&mut self) -> io::Result<Frame> {
+        loop {
+            while let Some(place) = self.rest.next() {
+                let frame = self.scanner.push(self.buffer[place]);
+                self.until = self
+                    .scanner
+                    .is_partial()
+                    .then(|| self.until.unwrap_or_else(|| Instant::now() + FRAME_LIMIT));
+                if let Some(frame) = frame {
+                    return Ok(frame);
+                }
+            }
+            let read = self.reader.read(&mut self.buffer);
+            let length = match self.until {
+                None => read.await?,
+                Some(until) => match timeout_at(until.into(), read).await {
+                    Ok(length) => length?,
+                    Err(_) => {
+                        // Whoever began it is gone; it must not eat the start of the next one.
+                        (self.scanner, self.until) = (SerialScanner::new(), None);
+                        continue;
+                    }
+                },
+            };
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.rest = 0..length;
+        }
+    }
+}
+
+/// Whether the target's field holds nothing after its NUL. An agent that was killed while it wrote leaves half a
+/// frame, and the next one's frame would complete it to a request that nobody waits for.
+fn is_padded(frame: &Frame) -> bool {
+    frame[TARGET].iter().skip_while(|it| **it != 0).all(|it| *it == 0)
+}
+
+/// Whether the sequence number ends with the beginning of another frame: the same, where the agent was killed right
+/// before its number. One byte or two of a magic number are as likely to be an honest number's.
+fn ends_with_another(frame: &Frame) -> bool {
+    frame.ends_with(&SERIAL_MAGIC) || frame.ends_with(&SERIAL_MAGIC[..3])
+}
+
+/// Names compare without case, as in the memory of the other listeners.
+fn same(a: &SerialRequest, b: &SerialRequest) -> bool {
+    a.action == b.action
+        && a.sequence == b.sequence
+        && a.target.as_str().to_lowercase() == b.target.as_str().to_lowercase()
+}
+
+async fn is_gone(gone: &mut watch::Receiver<()>) {
+    while gone.changed().await.is_ok() {}
+}
+
+/// The error, and what to do about it.
+fn explained(error: &io::Error) -> String {
+    let next = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; fence_virtd must run as root or in QEMU's group (docs: sandbox.md has the drop-in for the service), and \
+             SELinux or AppArmor must let it connect to QEMU's sockets"
+        }
+        io::ErrorKind::NotFound => "; do the domains of this uri run on this machine?",
+        io::ErrorKind::ConnectionRefused => "; QEMU does not listen there",
+        io::ErrorKind::WouldBlock => "; another program is connected to it",
+        _ => "",
+    };
+    format!("{error}{next}")
+}

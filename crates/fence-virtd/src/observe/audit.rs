@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The audit record: one structured event for each request that was authenticated, however it ended.
+//!
+//! The file is written by a thread of its own, and no request waits for it: a disk that hangs, or a pipe that nobody
+//! reads, costs records and no fence. What did not fit into the queue meanwhile is counted, and that is said; the log has
+//! those records all the same.
+
+use crate::request::record::{AuditRecord, RequestEnd};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fence_cli::shown;
+use fence_wire::{Response, escaped};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tracing::{error, info, warn};
+
+use crate::request::trail::{AgentRun, AgentRunEnd as RunEnded, TrailSnapshot};
+use crate::util::outlet::{Outlet, PushResult, Sink};
+
+/// Where records go: the log always, and a file of JSON lines where the configuration names one.
+#[derive(Debug, Default)]
+pub(crate) struct Audit(Option<AuditFile>);
+
+/// Records that may wait for the file.
+const QUEUE: usize = 4096;
+/// Bytes of a run's output in the log.
+const LAST_WORDS: usize = 120;
+/// How long the end waits for the file.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct AuditFile {
+    outlet: Outlet<AuditItem>,
+    /// The thread is to open the file anew.
+    reopen: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum AuditItem {
+    /// A request's number, and its line.
+    Line(u64, String),
+    /// Nothing to be written.
+    Look,
+}
+
+/// The thread's side.
+struct AuditWriter {
+    path: PathBuf,
+    file: File,
+    reopen: Arc<AtomicBool>,
+}
+
+impl Audit {
+    /// Opens the file, where there is to be one: created with mode 0640, appended to.
+    pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
+        Ok(Self(path.map(AuditFile::open).transpose()?))
+    }
+
+    /// Has the file opened anew, for log rotation.
+    pub(crate) fn reopen(&self) {
+        let Some(file) = &self.0 else { return };
+        file.reopen.store(true, Ordering::Release);
+        // With a full queue the thread sees it at the next record.
+        let _ = file.outlet.offer(AuditItem::Look);
+    }
+
+    /// Writes a record.
+    pub(crate) fn write(&self, record: &AuditRecord<'_>) {
+        log(record);
+        let Some(file) = &self.0 else { return };
+        let mut line = plain(&json(record).to_string());
+        line.push('\n');
+        file.write(record.job.id, line);
+    }
+
+    /// The daemon ends: all records are in the file when this returns, if it is quick enough.
+    pub(crate) fn finish(&self) {
+        if let Some(file) = &self.0 {
+            file.finish(FINISH_LIMIT);
+        }
+    }
+}
+
+impl AuditFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = append(path)?;
+        let reopen = Arc::new(AtomicBool::new(false));
+        let writer = AuditWriter { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
+        Ok(Self { outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
+    }
+
+    fn write(&self, id: u64, line: String) {
+        // Once: a disk that hangs would fill the log.
+        if self.outlet.push(AuditItem::Line(id, line)) == PushResult::FirstLost {
+            error!(
+                id,
+                "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no room is in the \
+                 log alone"
+            );
+        }
+    }
+
+    fn finish(&self, limit: Duration) {
+        if !self.outlet.finish(limit) {
+            warn!("the audit file does not answer: the last records are in the log alone");
+        }
+    }
+}
+
+impl Sink<AuditItem> for AuditWriter {
+    fn write(&mut self, item: AuditItem) {
+        if self.reopen.swap(false, Ordering::Acquire) {
+            match append(&self.path) {
+                Ok(new) => {
+                    self.file = new;
+                    info!(file = %shown(&self.path), "audit file opened anew");
+                }
+                // The old one goes on: a record in a moved file is better than none.
+                Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
+            }
+        }
+        // One write for one line, so that lines never mix and a reader never sees half of one.
+        if let AuditItem::Line(id, line) = item
+            && let Err(error) = self.file.write_all(line.as_bytes())
+        {
+            error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
+        }
+    }
+
+    fn caught_up(&mut self, lost: u64) {
+        warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log alone");
+    }
+}
+
+/// The same JSON without characters that a terminal acts on or that turn text round: JSON lets them stand as they are.
+fn plain(json: &str) -> String {
+    let mut line = String::with_capacity(json.len());
+    for c in json.chars() {
+        let is_unsafe = c > '~' && escaped(c.encode_utf8(&mut [0; 4])).to_string().starts_with('\\');
+        if is_unsafe {
+            line.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    // To open a pipe that nobody has open for reading is an error then; it would be waited for otherwise.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().create(true).append(true).mode(0o640).custom_flags(flags).open(path)?;
+    // The thread waits for the file; a pipe that is full for a moment loses nothing.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(file)
+}
+
+/// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.
+fn json(record: &AuditRecord<'_>) -> serde_json::Value {
+    let AuditRecord { job, domain, end, stages } = record;
+    let ended = EndInWords::of(*end);
+    let millis = |it: Option<Duration>| it.map(|it| (it.as_secs_f64() * 10_000.0).round() / 10.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut json = serde_json::json!({
+        "time": (now.as_secs_f64() * 1000.0).round() / 1000.0,
+        "id": job.id,
+        "transport": job.transport,
+        "peer": job.peer,
+        "source_domain": job.identity.domain,
+        "hash": job.hash.name(),
+        "key": job.key.as_ref().map(|it| it.fingerprint.as_str()),
+        "action": job.action.name(),
+        "target": job.target.as_str(),
+        "domain": domain.map(|it| it.name.as_str()),
+        "uuid": domain.map(|it| it.uuid.as_str()),
+        "decision": ended.decision,
+        "result": ended.result,
+        "reason": ended.reason,
+        "delivered": ended.delivered,
+        "connected_ms": millis(stages.connected),
+        "resolved_ms": millis(stages.resolved),
+        "turn_ms": millis(stages.turn),
+        "proved_ms": millis(stages.proved),
+        "done_ms": millis(stages.done),
+    });
+    let TrailSnapshot { kept, left_out } = job.trail.runs();
+    if !kept.is_empty() {
+        json["runs"] = kept
+            .iter()
+            .map(|it| {
+                serde_json::json!({
+                    "device": it.device,
+                    "agent": it.agent,
+                    "action": it.action,
+                    "exit": match it.ended {
+                        RunEnded::Exit(code) => Some(code),
+                        RunEnded::Signal(_) | RunEnded::Killed(_) | RunEnded::NotRun(_) => None,
+                    },
+                    "ended": it.ended.to_string(),
+                    "ms": millis(Some(it.took)),
+                    "output": it.output,
+                })
+            })
+            .collect();
+    }
+    if left_out > 0 {
+        json["runs_left_out"] = left_out.into();
+    }
+    json
+}
+
+/// [`End`] in words.
+struct EndInWords<'a> {
+    decision: &'static str,
+    result: Option<String>,
+    reason: Option<&'a str>,
+    delivered: bool,
+    fine: bool,
+}
+
+impl<'a> EndInWords<'a> {
+    fn of(end: RequestEnd<'a>) -> Self {
+        match end {
+            RequestEnd::Answered { response, reason, delivered } => Self {
+                decision: if response == Response::PermissionDenied { "denied" } else { "run" },
+                result: Some(response.to_string()),
+                reason,
+                delivered,
+                fine: delivered && matches!(response, Response::Success | Response::Off),
+            },
+            RequestEnd::NotProved(reason) | RequestEnd::NotRun(reason) => Self {
+                decision: "not run",
+                result: None,
+                reason: Some(reason),
+                delivered: false,
+                fine: false,
+            },
+        }
+    }
+}
+
+fn log(record: &AuditRecord<'_>) {
+    let AuditRecord { job, domain, end, stages } = record;
+    let ended = EndInWords::of(*end);
+    let target = escaped(job.target.as_str());
+    let (name, uuid) = domain.map_or(("-", "-"), |it| (it.name.as_str(), it.uuid.as_str()));
+    let name = escaped(name);
+    let key = job.key.as_ref().map_or("none", |it| it.fingerprint.as_str());
+    let source = escaped(job.identity.name.as_deref().unwrap_or("-"));
+    let source_uuid = job.identity.domain.as_deref().unwrap_or("-");
+    let decision = ended.decision;
+    let result = match (ended.result, ended.delivered) {
+        (None, _) => "not run".to_owned(),
+        (Some(result), true) => result,
+        (Some(result), false) => format!("{result} (the client did not take the answer)"),
+    };
+    let reason = escaped(ended.reason.unwrap_or("-"));
+    let runs = job.trail.runs();
+    let runs = (!runs.kept.is_empty()).then(|| tracing::field::display(InShort(&runs)));
+    let blank = if job.target.as_str().is_empty() { "" } else { " " };
+    macro_rules! event {
+        ($level:ident) => {
+            $level!(
+                target: "audit",
+                id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid, hash = %job.hash, key, action = %job.action, target = %target,
+                domain = %name, uuid, decision, result, reason = %reason,
+                connected_ms = %Millis(stages.connected), resolved_ms = %Millis(stages.resolved),
+                turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved), done_ms = %Millis(stages.done), runs,
+                "{}{blank}{target}: {result}", job.action
+            )
+        };
+    }
+    if ended.fine { event!(info) } else { event!(warn) }
+}
+
+/// Runs as a line of the log has them: of those that failed what they said last.
+struct InShort<'a>(&'a TrailSnapshot);
+
+impl fmt::Display for InShort<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TrailSnapshot { kept, left_out } = self.0;
+        for (place, AgentRun { device, action, ended, took, output, .. }) in kept.iter().enumerate() {
+            if place > 0 {
+                f.write_str("; ")?;
+            }
+            if place == TrailSnapshot::FIRST && *left_out > 0 {
+                write!(f, "({left_out} more); ")?;
+            }
+            let (device, ended_text) = (escaped(device), ended.to_string());
+            write!(f, "{device} {action} {}, {} ms", escaped(&ended_text), took.as_millis())?;
+            let said = last_words(output);
+            if !matches!(ended, RunEnded::Exit(0 | 2)) && !said.is_empty() {
+                write!(f, " ({said})")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last line of an output, or as much of its end as a line of the log takes.
+fn last_words(output: &str) -> &str {
+    let line = output.trim_end().rsplit('\n').next().unwrap_or_default();
+    let mut start = line.len().saturating_sub(LAST_WORDS);
+    while !line.is_char_boundary(start) {
+        start += 1;
+    }
+    &line[start..]
+}
+
+struct Millis(Option<Duration>);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(it) => write!(f, "{:.1}", it.as_secs_f64() * 1000.0),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::time::Instant;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+    use crate::request::job::RequestJob;
+    use crate::request::record::StageTimes;
+    use crate::request::trail::AgentRunTrail;
+
+    /// Far longer than anything here takes; only a failure waits for it.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// A request for which a program ran this often, ended so and wrote this.
+    fn job(runs: usize, ended: &RunEnded, output: &str) -> RequestJob {
+        let trail = AgentRunTrail::default();
+        for _ in 0..runs {
+            trail.note(AgentRun {
+                device: "pool 1".to_owned(),
+                agent: "fence_test".to_owned(),
+                action: "off",
+                ended: ended.clone(),
+                took: Duration::from_millis(1250),
+                output: output.to_owned(),
+            });
+        }
+        RequestJob {
+            id: 7,
+            arrived: Instant::now(),
+            patience: Duration::from_secs(30),
+            transport: "test",
+            peer: String::new(),
+            identity: fence_core::access::Identity::default(),
+            hash: fence_wire::HashType::None,
+            key: None,
+            access: Arc::new(fence_core::access::AccessRules::new(None)),
+            action: fence_wire::Action::Off,
+            target: fence_wire::Target::new("b", false).unwrap(),
+            trail,
+        }
+    }
+
+    fn json_of(job: &RequestJob) -> serde_json::Value {
+        let end = RequestEnd::Answered { response: Response::Success, reason: None, delivered: true };
+        json(&AuditRecord { job, domain: None, end, stages: StageTimes::default() })
+    }
+
+    #[test]
+    fn what_was_run_is_in_the_record() {
+        let without = json_of(&job(0, &RunEnded::Exit(0), ""));
+        assert!(without.get("runs").is_none() && without.get("runs_left_out").is_none());
+        let killed = RunEnded::Killed("its time was up".to_owned());
+        for (ended, exit, text) in [
+            (RunEnded::Exit(1), serde_json::json!(1), "exit 1"),
+            (RunEnded::Signal(9), serde_json::Value::Null, "signal 9"),
+            (killed, serde_json::Value::Null, "killed: its time was up"),
+        ] {
+            let record = json_of(&job(1, &ended, "a\nb"));
+            let expected = serde_json::json!([{
+                "device": "pool 1", "agent": "fence_test", "action": "off", "exit": exit, "ended": text, "ms": 1250.0,
+                "output": "a\nb",
+            }]);
+            assert_eq!(record["runs"], expected);
+        }
+        let many = json_of(&job(100, &RunEnded::Exit(0), &"\u{1b}".repeat(10_000)));
+        assert_eq!(many["runs_left_out"].as_u64(), Some(100 - many["runs"].as_array().unwrap().len() as u64));
+        assert!(plain(&many.to_string()).len() < 300_000);
+    }
+
+    #[test]
+    fn the_log_has_the_runs_in_short() {
+        let short = |runs, ended, output: &str| InShort(&job(runs, &ended, output).trail.runs()).to_string();
+        assert_eq!(short(1, RunEnded::Exit(0), "said"), "pool 1 off exit 0, 1250 ms");
+        assert_eq!(short(1, RunEnded::Exit(2), "said"), "pool 1 off exit 2, 1250 ms");
+        assert_eq!(
+            short(2, RunEnded::Exit(1), "first\nlast \u{1b}[m\n\n"),
+            "pool 1 off exit 1, 1250 ms (last \\x1b[m); pool 1 off exit 1, 1250 ms (last \\x1b[m)"
+        );
+        let long = format!("x{}", "\u{e9}".repeat(200));
+        assert_eq!(
+            short(1, RunEnded::Signal(9), &long),
+            format!("pool 1 off signal 9, 1250 ms ({})", "\u{e9}".repeat(LAST_WORDS / 2))
+        );
+        let many = short(100, RunEnded::Exit(0), "");
+        assert_eq!(many.matches("pool 1 off").count(), 16);
+        assert!(many.contains("; (84 more); "), "{many}");
+    }
+
+    fn line(number: u64) -> String {
+        format!("{number} {}\n", "x".repeat(400))
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        assert!(AuditFile::open(&path).is_err(), "nobody has it open");
+        let reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let audit = AuditFile::open(&path).unwrap();
+        // More than pipe and queue hold: were any of them waited for, this would never end.
+        let all = 3 * QUEUE as u64;
+        for number in 0..all {
+            audit.write(number, line(number));
+        }
+        let lost = audit.outlet.lost();
+        assert!(lost > 0);
+        audit.finish(Duration::from_millis(1));
+        // Whoever reads at last gets what was kept, in order and in whole lines.
+        let mut lines = BufReader::new(reader).lines();
+        let mut kept = Vec::new();
+        for _ in 0..all - lost {
+            let text = lines.next().unwrap().unwrap();
+            kept.push(text.split(' ').next().unwrap().parse::<u64>().unwrap());
+        }
+        assert!(kept.is_sorted_by(|a, b| a < b), "{kept:?}");
+        audit.write(all, line(all));
+        assert_eq!(lines.next().unwrap().unwrap(), line(all).trim_end());
+        let end = Instant::now() + PATIENCE;
+        while audit.outlet.lost() > 0 {
+            assert!(Instant::now() < end, "it was never said that records are written again");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_end_waits_for_the_file_and_a_moved_one_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("audit"), dir.path().join("audit.1"));
+        let audit = Audit(Some(AuditFile::open(&path).unwrap()));
+        let file = audit.0.as_ref().unwrap();
+        (0..1000).for_each(|it| file.write(it, line(it)));
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), (0..1000).map(line).collect::<String>());
+        std::fs::rename(&path, &moved).unwrap();
+        file.write(1000, line(1000));
+        file.finish(PATIENCE);
+        audit.reopen();
+        file.write(1001, line(1001));
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1001));
+        assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1001);
+    }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What programs were run for a request, for its audit record.
+//!
+//! Bounded: a device that is polled for a minute leaves its first runs and its last ones, and a number of what was between
+//! them. Nothing here decides anything.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fence_wire::escaped;
+
+use crate::util::locks::lock;
+
+/// Runs that are kept of a request: half of them the first ones, half the last.
+const KEPT: usize = 16;
+/// Bytes that are kept of a run's output.
+const OUTPUT: usize = 2048;
+
+/// The runs of one request. Clones share them.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct AgentRunTrail(Arc<Mutex<TrailSnapshot>>);
+
+/// See [`Trail::runs`].
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(crate) struct TrailSnapshot {
+    /// In the order in which they ended.
+    pub(crate) kept: Vec<AgentRun>,
+    /// How many between the first half of those and the second were not kept.
+    pub(crate) left_out: usize,
+}
+
+impl TrailSnapshot {
+    /// How many of those that are kept come before what was left out.
+    pub(crate) const FIRST: usize = KEPT / 2;
+}
+
+/// A program that was run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct AgentRun {
+    /// The device's name in the configuration.
+    pub(crate) device: String,
+    /// The program's name or path in the configuration.
+    pub(crate) agent: String,
+    /// What it was asked for.
+    pub(crate) action: &'static str,
+    pub(crate) ended: AgentRunEnd,
+    pub(crate) took: Duration,
+    /// What it wrote, secrets masked. The trail escapes it, but for the ends of lines, and cuts it.
+    pub(crate) output: String,
+}
+
+/// How a program ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum AgentRunEnd {
+    /// By itself, with this exit code.
+    Exit(i32),
+    /// A signal that we did not send.
+    Signal(i32),
+    /// We killed it, for this reason.
+    Killed(String),
+    /// It could not be run, for this reason.
+    NotRun(String),
+}
+
+impl AgentRunEnd {
+    /// One word of a few, for counting.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Exit(0) => "exit_0",
+            Self::Exit(1) => "exit_1",
+            Self::Exit(2) => "exit_2",
+            Self::Exit(_) => "exit_other",
+            Self::Signal(_) => "signal",
+            Self::Killed(_) => "killed",
+            Self::NotRun(_) => "not_run",
+        }
+    }
+}
+
+impl fmt::Display for AgentRunEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exit(code) => write!(f, "exit {code}"),
+            Self::Signal(number) => write!(f, "signal {number}"),
+            Self::Killed(why) => write!(f, "killed: {why}"),
+            Self::NotRun(why) => write!(f, "not run: {why}"),
+        }
+    }
+}
+
+impl AgentRunTrail {
+    /// A run has ended.
+    pub(crate) fn note(&self, mut ran: AgentRun) {
+        ran.output = cut(plain(&ran.output));
+        let mut runs = lock(&self.0);
+        if runs.kept.len() == KEPT {
+            runs.kept.remove(TrailSnapshot::FIRST);
+            runs.left_out += 1;
+        }
+        runs.kept.push(ran);
+    }
+
+    /// What was run until now.
+    pub(crate) fn runs(&self) -> TrailSnapshot {
+        lock(&self.0).clone()
+    }
+}
+
+/// Line for line what a terminal can be shown.
+fn plain(output: &str) -> String {
+    let lines: Vec<_> = output.lines().map(|it| escaped(it).to_string()).collect();
+    lines.join("\n")
+}
+
+/// Says how much it took away.
+fn cut(mut output: String) -> String {
+    if output.len() > OUTPUT {
+        let end = output.floor_char_boundary(OUTPUT);
+        let rest = output.len() - end;
+        output.truncate(end);
+        output.push_str(&format!("... ({rest} bytes more)"));
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ran(number: usize, output: &str) -> AgentRun {
+        AgentRun {
+            device: number.to_string(),
+            agent: "fence_test".to_owned(),
+            action: "status",
+            ended: AgentRunEnd::Exit(0),
+            took: Duration::ZERO,
+            output: output.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_first_and_the_last_are_kept_and_the_rest_is_counted() {
+        let trail = AgentRunTrail::default();
+        for number in 0..100 {
+            trail.clone().note(ran(number, ""));
+            let TrailSnapshot { kept, left_out } = trail.runs();
+            assert_eq!(kept.len() + left_out, number + 1);
+            assert_eq!(kept.last().unwrap().device, number.to_string());
+        }
+        let numbers: Vec<usize> = trail.runs().kept.iter().map(|it| it.device.parse().unwrap()).collect();
+        let expected: Vec<usize> =
+            (0..TrailSnapshot::FIRST).chain(100 + TrailSnapshot::FIRST - KEPT..100).collect();
+        assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn nothing_is_left_that_a_terminal_acts_on() {
+        let trail = AgentRunTrail::default();
+        trail.note(ran(0, "a\u{1b}[2J\r\n\nb\u{202e}\0\u{9b}\\"));
+        let output = trail.runs().kept.remove(0).output;
+        assert_eq!(output, "a\\x1b[2J\n\nb\\u{202e}\\x00\\u{9b}\\\\");
+    }
+
+    #[test]
+    fn output_is_cut_between_two_characters() {
+        let trail = AgentRunTrail::default();
+        let whole = "x".repeat(OUTPUT);
+        trail.note(ran(0, &whole));
+        trail.note(ran(1, &format!("x{}", "\u{e9}".repeat(OUTPUT))));
+        let outputs: Vec<String> = trail.runs().kept.into_iter().map(|it| it.output).collect();
+        assert_eq!(outputs[0], whole);
+        let rest = 1 + 2 * OUTPUT - (OUTPUT - 1);
+        assert_eq!(outputs[1], format!("x{}... ({rest} bytes more)", "\u{e9}".repeat(OUTPUT / 2 - 1)));
+    }
+}

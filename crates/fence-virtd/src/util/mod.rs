@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Small parts that know nothing of fencing.
+
+pub(crate) mod join;
+pub(crate) mod locks;
+pub(crate) mod outlet;
