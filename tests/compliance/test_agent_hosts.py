@@ -158,7 +158,7 @@ def test_a_host_that_answers_the_challenge_wrongly(lab, transport):
     assert r.rc == 1 and not host.proofs
 
 
-@only("ours", AGENT, "design.md, rule 6: keys never reach a log (the reference prints the expected hash)")
+@only("ours", AGENT, "architecture.md, rule 6: keys never reach a log (the reference prints the expected hash)")
 def test_no_hash_is_printed(lab):
     with wire.FakeHost(lab.guest, b"another key, long enough to be one") as host:
         r = ask(lab, "multicast", "-o", "off", "-n", "vm1")

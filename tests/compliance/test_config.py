@@ -125,7 +125,7 @@ def test_no_config_file(lab):
         programs.Daemon(lab.host, lab.dir / "no such.conf", wait=4)
 
 
-@only("ours", VIRTD, "design.md, fence-config: all errors in one pass with file:line:column")
+@only("ours", VIRTD, "architecture.md, fence-config: all errors in one pass with file:line:column")
 def test_all_mistakes_at_once_with_their_places(lab, text):
     wrong = text.replace("interface =", 'hash = "md5";\n\tport = "x";\n\tinterface =')
     config = programs.write_config(lab.file(".conf"), wrong)

@@ -177,7 +177,7 @@ def test_wait_for_the_hypervisor(lab, uri):
 
 
 @differs("reference.md, -w: retry instead of giving up; without -w the reference gives up, ours serves and reconnects "
-         "(design.md, rule 7: lost connections come back by themselves)", about=VIRTD, reference=False, ours=None)
+         "(architecture.md, rule 7: lost connections come back by themselves)", about=VIRTD, reference=False, ours=None)
 def test_without_the_hypervisor(lab, expected):
     """Ours may give up at the start or go on; what it must not do is answer as if all were well."""
     config = lab.config("test:///nonexistent/file.xml")
@@ -192,7 +192,7 @@ def test_without_the_hypervisor(lab, expected):
         assert up is expected
 
 
-@only("ours", VIRTD, "design.md, rule 7: SIGHUP reloads; a bad new config is refused and the old one stays")
+@only("ours", VIRTD, "architecture.md, rule 7: SIGHUP reloads; a bad new config is refused and the old one stays")
 def test_sighup(lab, uri):
     config = lab.config(uri)
     with programs.Daemon(lab.host, config) as daemon:

@@ -144,7 +144,7 @@ def test_a_client_that_leaves_during_the_challenge(lab, multicast, sent):
     assert got.code == wire.SUCCESS, "not carried out, and the daemon serves on"
 
 
-@only("ours", VIRTD, "design.md: no peer, however slow or hostile, delays another's request")
+@only("ours", VIRTD, "architecture.md: no peer, however slow or hostile, delays another's request")
 def test_a_silent_client_delays_nobody(lab, multicast):
     slow, quick = FakeClient(lab.guest, lab.key), FakeClient(lab.other, lab.key)
     with slow.listening() as listener:
@@ -156,7 +156,7 @@ def test_a_silent_client_delays_nobody(lab, multicast):
     assert got.code == wire.SUCCESS and got.seconds < 1
 
 
-@only("reference", VIRTD, "design.md: the reference handles one request at a time")
+@only("reference", VIRTD, "architecture.md: the reference handles one request at a time")
 def test_a_silent_client_delays_everybody_at_the_reference(lab, multicast):
     slow, quick = FakeClient(lab.guest, lab.key), FakeClient(lab.other, lab.key)
     with slow.listening() as listener:
