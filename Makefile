@@ -2,6 +2,7 @@
 # make demo      install what is needed, build, fence a domain for real, and show it
 # make test      install what is needed, run everything
 # make man       the manual pages, into target/dist/man
+# make pictures  the pictures of docs/pictures, from their sources
 # make install   DESTDIR=… PREFIX=… put the programs and their files in place
 # make deb rpm   Debian packages and RPMs, into target/packages
 # make packages-check  install the Debian packages in a clean Debian and use them there (needs the package mirror)
@@ -39,7 +40,7 @@ UNIT_SEED ?= 1
 THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
+.PHONY: all build man pictures sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
 
 all: build
 
@@ -66,6 +67,11 @@ advisories:
 
 man: packages-build
 	scripts/man-pages $(DIST)/man
+
+# The pictures are in the repository, so that nobody needs graphviz to read them; `make check` says when one is out of date.
+pictures:
+	scripts/install-packages scripts/packages-pictures.txt
+	scripts/pictures
 
 demo: build
 	scripts/install-packages tests/packages-demo.txt
@@ -100,6 +106,7 @@ check: packages-build
 	scripts/check-names
 	scripts/check-sources
 	scripts/check-supply
+	scripts/pictures --check
 	scripts/install-packages scripts/packages-check.txt
 	scripts/check-unit
 	scripts/check-man
