@@ -106,6 +106,7 @@ check: packages-build
 	scripts/check-names
 	scripts/check-sources
 	scripts/check-supply
+	scripts/check-docs
 	scripts/pictures --check
 	scripts/install-packages scripts/packages-check.txt
 	scripts/check-unit
@@ -184,9 +185,8 @@ install-files:
 	install -d $(mandir)/man5 $(mandir)/man8
 	install -m 644 $(DIST)/man/man5/* $(mandir)/man5/
 	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
-	install -m 644 LICENSE README.md docs/*.md $(DIST)/*.cdx.json $(docdir)/
-	install -d $(docdir)/examples
-	install -m 644 docs/examples/* $(docdir)/examples/
+	install -m 644 LICENSE $(DIST)/*.cdx.json $(docdir)/
+	scripts/install-docs $(docdir)
 	install -d $(unitdir) $(sysusersdir) $(firewalldir)
 	install -m 644 systemd/fence_virtd.service $(unitdir)/
 	install -m 644 $(DIST)/fence_virtd@.service $(unitdir)/

@@ -32,7 +32,9 @@ DAEMON_FILES = {"/usr/sbin/fence_virtd", "/usr/lib/systemd/system/fence_virtd.se
                 "/usr/share/man/man5/fence_virt.conf.5.gz", "/usr/lib/firewalld/services/fence_virtd.xml",
                 "/usr/share/fence-virt/fence_virt.conf", "/etc/logrotate.d/fence_virtd",
                 "/usr/share/doc/fence-virt/fence-virtd.cdx.json",
+                "/usr/share/doc/fence-virt/SECURITY.md", "/usr/share/doc/fence-virt/CHANGELOG.md",
                 *(f"/usr/share/doc/fence-virt/{it.name}" for it in (programs.REPOSITORY / "docs").glob("*.md")),
+                *(f"/usr/share/doc/fence-virt/pictures/{it.name}" for it in (programs.REPOSITORY / "docs/pictures").glob("*.svg")),
                 *(f"/usr/share/doc/fence-virt/examples/{it.name}" for it in (programs.REPOSITORY / "docs/examples").iterdir())}
 # Where the daemon's package may have more.
 DAEMON_PLACES = ("/usr/share/doc/", "/usr/lib/tmpfiles.d/fence_virt", "/usr/share/lintian/")
