@@ -2,6 +2,7 @@
 # make demo      install what is needed, build, fence a domain for real, and show it
 # make test      install what is needed, run everything
 # make man       the manual pages, into target/dist/man
+# make docs      the pages as a book with search, into target/book
 # make pictures  the pictures of docs/pictures, from their sources
 # make install   DESTDIR=… PREFIX=… put the programs and their files in place
 # make deb rpm   Debian packages and RPMs, into target/packages
@@ -40,7 +41,7 @@ UNIT_SEED ?= 1
 THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man pictures sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
+.PHONY: all build man docs pictures sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
 
 all: build
 
@@ -67,6 +68,10 @@ advisories:
 
 man: packages-build
 	scripts/man-pages $(DIST)/man
+
+# The book; it works from the disk, and loads nothing from elsewhere.
+docs:
+	scripts/book "$$(scripts/install-tool mdbook 0.5.4 search)" $(CARGO_TARGET_DIR)/book
 
 # The pictures are in the repository, so that nobody needs graphviz to read them; `make check` says when one is out of date.
 pictures:
