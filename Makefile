@@ -41,7 +41,7 @@ UNIT_SEED ?= 1
 THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man docs pictures sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
+.PHONY: all build man docs docs-check pictures sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
 
 all: build
 
@@ -70,8 +70,13 @@ man: packages-build
 	scripts/man-pages $(DIST)/man
 
 # The book; it works from the disk, and loads nothing from elsewhere.
-docs:
+docs: packages-build
 	scripts/book "$$(scripts/install-tool mdbook 0.5.4 search)" $(CARGO_TARGET_DIR)/book
+
+# Links and anchors of all pages, a shelf for each page, pictures that are up to date. Needs nothing but Python.
+docs-check:
+	scripts/check-docs
+	scripts/pictures --check
 
 # The pictures are in the repository, so that nobody needs graphviz to read them; `make check` says when one is out of date.
 pictures:
@@ -111,8 +116,7 @@ check: packages-build
 	scripts/check-names
 	scripts/check-sources
 	scripts/check-supply
-	scripts/check-docs
-	scripts/pictures --check
+	$(MAKE) --no-print-directory docs-check
 	scripts/install-packages scripts/packages-check.txt
 	scripts/check-unit
 	scripts/check-man
