@@ -14,8 +14,9 @@
 //! Pads and what stands behind a NUL are whatever was in the C daemon's memory: a receiver must not look at them.
 //! Who sent a message corosync says, not the message.
 
+use crate::action::Action;
+use crate::response::Response;
 use crate::text::{cut, until_nul};
-use crate::{Action, Response};
 
 /// The process group of the C daemons of Debian 12.
 pub const CPG_GROUP: &str = "fence-agents";

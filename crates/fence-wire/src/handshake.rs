@@ -25,13 +25,9 @@
 //! beginning of a request, and neither makes one: see [`draw_challenge`].
 
 use crate::key::{ClassicHash, HASH_LEN, HashType, Key, same};
-use crate::request::{REQUEST_LEN, begins_request};
+use crate::layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN};
+use crate::request::begins_request;
 use crate::seal::{ResponseSeal, ResponseWriter, SealedRequest, SentRequests};
-
-/// Bytes of a challenge.
-pub const CHALLENGE_LEN: usize = 64;
-/// 64 random bytes, from [`draw_challenge`]; one challenge must never be used twice.
-pub type Challenge = [u8; CHALLENGE_LEN];
 
 const HOST_LABEL: &[u8] = b"fence_virt host\0";
 const CLIENT_LABEL: &[u8] = b"fence_virt client\0";

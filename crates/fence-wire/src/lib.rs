@@ -14,6 +14,7 @@ mod cpg;
 mod handshake;
 mod host_list;
 mod key;
+mod layout;
 mod request;
 mod response;
 mod seal;
@@ -26,12 +27,13 @@ pub use cpg::{
     CpgRequest, CpgTargetError,
 };
 pub use handshake::{
-    CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, HostAwaitAnswer,
-    HostAwaitChallenge, HostProven, HostStream, ProofError, Proved, draw_challenge,
+    ClientAnswer, ClientAuth, ClientHandshake, ClientStream, HostAwaitAnswer, HostAwaitChallenge, HostProven,
+    HostStream, ProofError, Proved, draw_challenge,
 };
 pub use host_list::{HOST_LIST_END, HOST_LIST_ENTRY_LEN, HostListEntry, HostListItem};
 pub use key::{ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, SealedHash, UnknownHash};
-pub use request::{CallBack, REQUEST_LEN, Received, Request, RequestError, Target, TargetError, UUID_FLAG};
+pub use layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN, UUID_FLAG};
+pub use request::{CallBack, Received, Request, RequestError, Target, TargetError};
 pub use response::{HOST_LIST_FOLLOWS, Response};
 pub use seal::{Genuine, ResponseSeal, ResponseWriter, SealedRequest, SentRequests, WrongSeal};
 pub use serial::{

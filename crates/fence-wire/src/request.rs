@@ -1,46 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The request packet: one UDP datagram, or the first bytes of a TCP or vsock stream.
 //!
+//! Offsets and lengths stand in `layout`. The hash covers the packet with its own 64 bytes zero:
+//!
 //! ```text
-//! offset  size  field
-//!      0     1  action
-//!      1     1  hash type
-//!      2     1  length of the address (4 or 16; 0 on TCP and vsock)
-//!      3     1  flags, bit 0: the target is a UUID
-//!      4    64  target, NUL-padded
-//!     68    28  address of the client
-//!     96     2  port the client listens on for the call-back
-//!     98     6  nonce
-//!    104     4  sequence number
-//!    108     4  address family: 2 IPv4, 10 IPv6
-//!    112    64  hash, zero-padded; over the packet with these 64 bytes zero:
-//!               classic  H(key ‖ packet)
-//!               sealed   HMAC(key, "fence_virt request\0" ‖ packet)
+//! classic  H(key ‖ packet)
+//! sealed   HMAC(key, "fence_virt request\0" ‖ packet)
 //! ```
 
 use core::net::IpAddr;
 
+use crate::action::{Action, UnknownAction};
 use crate::key::{HASH_LEN, HashType, Key, UnknownHash, same};
+use crate::layout::{
+    ACTION, ADDRESS, ADDRESS_LEN, FAMILY, FAMILY_IPV4, FAMILY_IPV6, FLAGS, HASH, HASH_TYPE, NONCE, PORT,
+    REQUEST_LEN, SEQUENCE, TARGET, UUID_FLAG, field,
+};
 use crate::seal::SealedRequest;
 use crate::text::{cut, until_nul};
-use crate::{Action, UnknownAction};
 
-/// Bytes of a request packet, always.
-pub const REQUEST_LEN: usize = 176;
-/// Flag: the target is a UUID in text form.
-pub const UUID_FLAG: u8 = 1;
-
-const TARGET: core::ops::Range<usize> = 4..68;
-const ADDRESS: core::ops::Range<usize> = 68..96;
-const PORT: core::ops::Range<usize> = 96..98;
-const NONCE: core::ops::Range<usize> = 98..104;
-const SEQUENCE: core::ops::Range<usize> = 104..108;
-const FAMILY: core::ops::Range<usize> = 108..112;
-pub(crate) const HASH: core::ops::Range<usize> = 112..REQUEST_LEN;
-/// What a sealed packet's HMAC begins with.
+/// Label at the beginning of a sealed packet's HMAC.
 const LABEL: &[u8] = b"fence_virt request\0";
-const FAMILY_IPV4: u32 = 2;
-const FAMILY_IPV6: u32 = 10;
 
 /// A request as a client makes it and a host understands it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,17 +73,17 @@ impl Request {
     /// action and hash type are looked at earlier.
     pub fn decode(packet: &[u8], minimum: HashType, keys: &[Key]) -> Result<Received, RequestError> {
         let packet: &[u8; REQUEST_LEN] = packet.try_into().map_err(|_| RequestError::Length(packet.len()))?;
-        let action = Action::try_from(packet[0])?;
-        let hash = HashType::try_from(packet[1])?;
+        let action = Action::try_from(packet[ACTION])?;
+        let hash = HashType::try_from(packet[HASH_TYPE])?;
         if hash < minimum {
             return Err(RequestError::HashTooWeak { hash, minimum });
         }
         let key = if hash == HashType::None { None } else { Some(fitting_key(packet, hash, keys)?) };
         // Nobody sends others, and `is_request_like` counts on that.
-        if packet[3] & !UUID_FLAG != 0 {
-            return Err(RequestError::Flags(packet[3]));
+        if packet[FLAGS] & !UUID_FLAG != 0 {
+            return Err(RequestError::Flags(packet[FLAGS]));
         }
-        let target = Target::decode(&packet[TARGET], packet[3] & UUID_FLAG != 0)?;
+        let target = Target::decode(&packet[TARGET], packet[FLAGS] & UUID_FLAG != 0)?;
         if action.needs_target() && target.as_str().is_empty() {
             return Err(RequestError::Target(TargetError::Empty));
         }
@@ -120,19 +100,19 @@ impl Request {
 
     fn encode_unhashed(&self, hash: HashType) -> [u8; REQUEST_LEN] {
         let mut packet = [0; REQUEST_LEN];
-        packet[0] = self.action.number();
-        packet[1] = hash.number();
-        packet[3] = if self.target.is_uuid() { UUID_FLAG } else { 0 };
+        packet[ACTION] = self.action.number();
+        packet[HASH_TYPE] = hash.number();
+        packet[FLAGS] = if self.target.is_uuid() { UUID_FLAG } else { 0 };
         self.target.encode(&mut packet[TARGET]);
         if let Some(call_back) = self.call_back {
             let family = match call_back.address {
                 IpAddr::V4(v4) => {
-                    packet[2] = 4;
+                    packet[ADDRESS_LEN] = 4;
                     packet[ADDRESS][..4].copy_from_slice(&v4.octets());
                     FAMILY_IPV4
                 }
                 IpAddr::V6(v6) => {
-                    packet[2] = 16;
+                    packet[ADDRESS_LEN] = 16;
                     packet[ADDRESS][..16].copy_from_slice(&v6.octets());
                     FAMILY_IPV6
                 }
@@ -326,7 +306,7 @@ pub(crate) fn begins_request(bytes: &[u8; 64]) -> bool {
 }
 
 fn call_back(packet: &[u8; REQUEST_LEN]) -> Result<Option<CallBack>, RequestError> {
-    let length = packet[2];
+    let length = packet[ADDRESS_LEN];
     let family = u32::from_le_bytes(field(packet, FAMILY.start));
     let address = match (length, family) {
         (0, _) => return Ok(None),
@@ -338,8 +318,4 @@ fn call_back(packet: &[u8; REQUEST_LEN]) -> Result<Option<CallBack>, RequestErro
         0 => Err(RequestError::Port),
         port => Ok(Some(CallBack { address, port })),
     }
-}
-
-pub(crate) fn field<const N: usize>(packet: &[u8; REQUEST_LEN], start: usize) -> [u8; N] {
-    core::array::from_fn(|i| packet[start + i])
 }

@@ -13,9 +13,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::host_list::{HOST_LIST_END, HostListEntry};
 use crate::key::{HASH_LEN, HashType, Key, Keyed, SealedHash, same};
-use crate::request::{HASH, REQUEST_LEN, field};
-use crate::{Challenge, HOST_LIST_END, HOST_LIST_FOLLOWS, HostListEntry, Response};
+use crate::layout::{Challenge, HASH, HASH_TYPE, REQUEST_LEN, field};
+use crate::response::{HOST_LIST_FOLLOWS, Response};
 
 const LABEL: &[u8] = b"fence_virt response\0";
 
@@ -29,7 +30,7 @@ pub struct SealedRequest {
 impl SealedRequest {
     /// None for classic packets. The hash field is taken as it stands: the caller made it or has checked it.
     pub(crate) fn of_packet(packet: &[u8; REQUEST_LEN]) -> Option<Self> {
-        let hash = HashType::try_from(packet[1]).ok()?.sealed()?;
+        let hash = HashType::try_from(packet[HASH_TYPE]).ok()?.sealed()?;
         Some(Self { hash, r: field(packet, HASH.start) })
     }
 

@@ -14,8 +14,9 @@
 //! For a list the host sends a response of 253, entries and the zero entry as on a stream, and then a
 //! response frame.
 
-use crate::request::{Target, TargetError, UUID_FLAG};
-use crate::{Action, UnknownAction};
+use crate::action::{Action, UnknownAction};
+use crate::layout::UUID_FLAG;
+use crate::request::{Target, TargetError};
 
 /// The four bytes that a frame starts with; line noise before them is skipped.
 pub const SERIAL_MAGIC: [u8; 4] = [0x61, 0x62, 0x62, 0x61];
