@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use fence_wire::{DEFAULT_KEY_FILE, Key};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use rand::TryRng;
+use rand::rngs::{SysError, SysRng};
 use zeroize::Zeroizing;
 
 use crate::key_file::program;
@@ -63,7 +65,7 @@ pub enum KeygenError {
     },
     /// The system gives no random bytes.
     #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] SysError),
 }
 
 /// Whether a command line (without the program's name) asks for a new key, and in which file. Only the whole word
@@ -98,13 +100,13 @@ pub fn make(path: &Path) -> Result<Made, KeygenError> {
         _ => Path::new("."),
     };
     let mut content = Zeroizing::new(vec![0; KEY_LEN]);
-    getrandom::fill(&mut content)?;
+    SysRng.try_fill_bytes(&mut content)?;
     if path.symlink_metadata().is_ok() {
         return Err(KeygenError::Exists(path.to_owned()));
     }
     let directory = directory_for(parent)?;
     let mut suffix = [0; 4];
-    getrandom::fill(&mut suffix)?;
+    SysRng.try_fill_bytes(&mut suffix)?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push(format!(".{:08x}", u32::from_le_bytes(suffix)));

@@ -23,7 +23,7 @@ pub(crate) enum Failure {
     Key(#[from] KeyFileError),
     /// The system gives no random bytes.
     #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] rand::rngs::SysError),
     /// No port to be called back on.
     #[error("cannot listen for the call-back: {0}")]
     Listen(io::Error),

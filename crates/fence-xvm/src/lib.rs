@@ -43,6 +43,8 @@ use fence_cli::getopt;
 use fence_cli::key_file::{self, KeyFileError};
 use fence_cli::keygen::{self, KeygenError};
 use fence_wire::{Challenge, Key, draw_challenge, escaped};
+use rand::TryRng;
+use rand::rngs::{SysError, SysRng};
 
 use crate::answer::Answer;
 use crate::console::Console;
@@ -174,12 +176,12 @@ fn print(text: &str) -> u8 {
 }
 
 /// Fresh random bytes from the system.
-fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+fn random<const N: usize>() -> Result<[u8; N], SysError> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)?;
+    SysRng.try_fill_bytes(&mut bytes)?;
     Ok(bytes)
 }
 
-fn challenge() -> Result<Challenge, getrandom::Error> {
-    draw_challenge(|it| getrandom::fill(it))
+fn challenge() -> Result<Challenge, SysError> {
+    draw_challenge(|it| SysRng.try_fill_bytes(it))
 }

@@ -368,7 +368,7 @@ enum Cause {
     #[error("cannot open the line: {0}")]
     Open(io::Error),
     #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] rand::rngs::SysError),
     #[error("the line broke: {0}")]
     Broken(io::Error),
     #[error("the host hung up before it answered")]

@@ -53,7 +53,7 @@ pub(crate) fn is_taken(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: De
 }
 
 /// The exchange of a new request.
-fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, getrandom::Error> {
+fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, rand::rngs::SysError> {
     let request = Request {
         action: plan.action,
         target: plan.target.clone(),
@@ -142,7 +142,7 @@ pub(crate) struct StreamFailure {
 #[derive(Debug, thiserror::Error)]
 enum Cause {
     #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] rand::rngs::SysError),
     #[error("cannot connect: {}", in_words(.0))]
     Connect(io::Error),
     #[error("{} (it waited for {waited_for})", in_words(.source))]

@@ -132,7 +132,8 @@ impl Cluster {
         let (link, events) = Link::start(&format!("{}-2", settings.group))?;
         let (first, first_events) = Link::start(&settings.group)?;
         let mut number = [0; 8];
-        getrandom::fill(&mut number).map_err(|error| io::Error::other(error.to_string()))?;
+        rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut number)
+            .map_err(|error| io::Error::other(error.to_string()))?;
         // Far from the end of its numbers.
         let first_number = u64::from_le_bytes(number) >> 1;
         let state = ClusterState {

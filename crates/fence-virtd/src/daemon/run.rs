@@ -62,7 +62,7 @@ enum DaemonError {
     #[error("can't open the audit_log file: {0}")]
     Audit(std::io::Error),
     #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] rand::rngs::SysError),
     #[error("{0}")]
     System(#[from] std::io::Error),
     #[error("{what} \"{name}\" is not part of this version")]

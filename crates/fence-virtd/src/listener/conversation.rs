@@ -72,7 +72,7 @@ pub(crate) enum ConversationError {
     Proof(#[from] ProofError),
     /// No random bytes from the system.
     #[error("no random bytes: {0}")]
-    Random(getrandom::Error),
+    Random(rand::rngs::SysError),
 }
 
 impl ConversationError {

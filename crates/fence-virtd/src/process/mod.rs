@@ -255,7 +255,8 @@ fn reap_matching(until: Instant, is_ours: impl Fn(&[u8]) -> bool) -> usize {
 /// What no other process has in its environment: this daemon's part, and the run's.
 fn tag() -> io::Result<String> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|it| io::Error::other(it.to_string()))?;
+    rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)
+        .map_err(|it| io::Error::other(it.to_string()))?;
     let run: String = bytes.iter().map(|it| format!("{it:02x}")).collect();
     Ok(format!("{}.{run}", *DAEMON))
 }

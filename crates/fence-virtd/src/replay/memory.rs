@@ -13,9 +13,9 @@ use siphasher::sip::SipHasher24;
 pub(super) struct HashKey(pub(super) [u8; 16]);
 
 impl HashKey {
-    pub(super) fn random() -> Result<Self, getrandom::Error> {
+    pub(super) fn random() -> Result<Self, rand::rngs::SysError> {
         let mut key = [0; 16];
-        getrandom::fill(&mut key)?;
+        rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut key)?;
         Ok(Self(key))
     }
 

@@ -55,12 +55,12 @@ pub(crate) fn directory(setting: &StateDir, from_systemd: Option<&OsStr>) -> Opt
 
 impl ReplayMemory {
     /// A memory that ends with the process.
-    pub(crate) fn in_memory() -> Result<Self, getrandom::Error> {
+    pub(crate) fn in_memory() -> Result<Self, rand::rngs::SysError> {
         Ok(Self { packets: Mutex::new(PacketHashes::new(HashKey::random()?, GENERATION)), store: None })
     }
 
     /// The memory that is kept in `directory`. Says in the log what is wrong with it and goes on without.
-    pub(crate) fn open(directory: Option<&Path>) -> Result<Self, getrandom::Error> {
+    pub(crate) fn open(directory: Option<&Path>) -> Result<Self, rand::rngs::SysError> {
         let Some(directory) = directory else {
             info!("accepted packets are remembered in memory alone");
             return Self::in_memory();

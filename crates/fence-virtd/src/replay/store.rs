@@ -64,7 +64,7 @@ pub(super) enum StoreError {
     #[error("can't start a thread: {0}")]
     Thread(io::Error),
     #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    Random(#[from] rand::rngs::SysError),
 }
 
 /// A directory that is in use.

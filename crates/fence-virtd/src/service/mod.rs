@@ -147,8 +147,8 @@ impl Service {
     }
 
     /// A challenge that we are about to send. It is outstanding as long as the value lives.
-    pub(crate) fn challenge(&self) -> Result<OutstandingChallenge<'_>, getrandom::Error> {
-        let challenge = draw_challenge(|it| getrandom::fill(it))?;
+    pub(crate) fn challenge(&self) -> Result<OutstandingChallenge<'_>, rand::rngs::SysError> {
+        let challenge = draw_challenge(|it| rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, it))?;
         lock(&self.challenges).insert(challenge);
         Ok(OutstandingChallenge { service: self, challenge })
     }
