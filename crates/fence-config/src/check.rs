@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::diagnostic::{Code, Findings, Severity, Span, show};
+use crate::diagnostic::{Code, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
 use crate::schema::{
     Backend, BackendKind, Config, CpgBackend, DEFAULT_CLIENT_TIMEOUT, DEFAULT_GROUP, DEFAULT_KEY_FILE,
     DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown,
@@ -466,7 +466,7 @@ impl Checker<'_> {
                     );
                 }
                 // Every repeated id is looked for in what follows it: bound the work on hostile files.
-                if index == crate::MAX_DIAGNOSTICS {
+                if index == MAX_DIAGNOSTICS {
                     break;
                 }
             }

@@ -23,6 +23,7 @@ mod tree;
 
 pub use check::{MAX_URIS, keys};
 pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
+pub use parse::MAX_FILE_SIZE;
 pub use schema::{
     AgentBackend, AgentDevice, AgentProgram, Backend, BackendKind, Config, CpgBackend,
     DEFAULT_CLIENT_TIMEOUT, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_GROUP, DEFAULT_KEY_FILE, DEFAULT_MAX_RUNNING,
@@ -32,13 +33,7 @@ pub use schema::{
     NameMode, OptionValue, PacketHash, PlugOf, Plugs, SerialListener, SerialMode, StateDir, TcpListener,
     VsockListener, is_secret_option,
 };
-pub use tree::{EditError, Tree};
-
-/// Longest file that is read, in bytes.
-pub const MAX_FILE_SIZE: usize = 1024 * 1024;
-
-/// Most blocks inside each other. The keys need three.
-pub const MAX_DEPTH: usize = 32;
+pub use tree::{EditError, MAX_DEPTH, Tree};
 
 /// What became of a file.
 #[derive(Debug, Clone)]

@@ -4,8 +4,17 @@
 
 use crate::diagnostic::{Code, Findings, Span, show};
 use crate::lex::{Token, TokenKind, tokens};
-use crate::tree::{Assignment, Block, Item, Node, Text, Tree, Value};
-use crate::{MAX_DEPTH, MAX_FILE_SIZE};
+use crate::tree::{Assignment, Block, Item, MAX_DEPTH, Node, Text, Tree, Value};
+
+/// Longest file that is read, in bytes.
+pub const MAX_FILE_SIZE: usize = 1024 * 1024;
+
+impl Tree {
+    /// Reads a file's bytes and reports no errors; [`crate::load`] reports them.
+    pub fn parse(source: &[u8]) -> Tree {
+        parse(source, &mut Findings::default())
+    }
+}
 
 /// Reads a file. Every byte of `source` ends up in the tree.
 pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {

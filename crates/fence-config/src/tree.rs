@@ -4,9 +4,11 @@
 //!
 //! An edit changes what it must and nothing else, so a configurator keeps comments and unknown blocks.
 
-use crate::diagnostic::Span;
+use crate::diagnostic::{Span, show};
 use crate::lex::{TokenKind, is_blank, is_id_byte, tokens};
-use crate::{MAX_DEPTH, parse};
+
+/// Most blocks inside each other. The keys need three.
+pub const MAX_DEPTH: usize = 32;
 
 /// A parsed file.
 #[derive(Debug, Clone, Default)]
@@ -80,17 +82,12 @@ pub enum EditError {
     /// Values cannot be empty and cannot hold a quote or a NUL byte.
     #[error("a value must not be empty and must not hold a quote or a NUL byte")]
     BadValue,
-    /// The path has more blocks than [`crate::MAX_DEPTH`].
+    /// The path has more blocks than [`MAX_DEPTH`].
     #[error("more than {MAX_DEPTH} blocks inside each other")]
     TooDeep,
 }
 
 impl Tree {
-    /// Reads a file's bytes; errors go unreported (use [`crate::load`] to have them).
-    pub fn parse(source: &[u8]) -> Tree {
-        parse::parse(source, &mut crate::diagnostic::Findings::default())
-    }
-
     /// The file. An unmodified tree gives the very bytes it was read from.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -453,11 +450,11 @@ fn check(path: &str, value: Option<&[u8]>) -> Result<(), EditError> {
     let parts = parts(path);
     for Part { id, .. } in &parts {
         if id.is_empty() || id.starts_with('#') || !id.bytes().all(is_id_byte) {
-            return Err(EditError::BadId(crate::diagnostic::show(id.as_bytes())));
+            return Err(EditError::BadId(show(id.as_bytes())));
         }
     }
     if let (Some(_), Some(last)) = (value, parts.last().filter(|it| it.value.is_some())) {
-        return Err(EditError::BadId(crate::diagnostic::show(last.id.as_bytes())));
+        return Err(EditError::BadId(show(last.id.as_bytes())));
     }
     if parts.len() - usize::from(value.is_some()) > MAX_DEPTH {
         return Err(EditError::TooDeep);
@@ -531,32 +528,15 @@ fn pretty_items(items: &[Item], tail: &[u8], depth: usize, out: &mut Vec<u8>) {
     for (index, item) in items.iter().enumerate() {
         let is_block = matches!(item.node, Node::Block(_));
         let (trailing, mut above) = comments(&item.before);
-        if let Some(comment) = trailing
-            && !out.is_empty()
-        {
-            // It stands behind the statement before, or behind the opening brace.
-            out.pop();
-            out.push(b' ');
-            out.extend_from_slice(comment);
-            out.push(b'\n');
-        } else if let Some(comment) = trailing {
-            above.insert(0, comment);
-        }
-        match &item.node {
-            Node::Assignment(it) => {
-                above.extend(all_comments(&it.value.before_equals));
-                above.extend(all_comments(&it.value.before_text));
-                above.extend(all_comments(&it.before_semicolon));
+        if let Some(comment) = trailing {
+            if out.is_empty() {
+                above.insert(0, comment);
+            } else {
+                // The comment stands behind the statement before, or behind the opening brace.
+                append_to_line(comment, out);
             }
-            Node::Block(it) => {
-                if let Some(value) = &it.value {
-                    above.extend(all_comments(&value.before_equals));
-                    above.extend(all_comments(&value.before_text));
-                }
-                above.extend(all_comments(&it.before_open));
-            }
-            Node::Junk(_) => {}
         }
+        above.extend(comments_inside(&item.node));
         if index > 0 && (is_block || after_block) {
             out.push(b'\n');
         }
@@ -565,40 +545,65 @@ fn pretty_items(items: &[Item], tail: &[u8], depth: usize, out: &mut Vec<u8>) {
         }
         indent(depth, out);
         match &item.node {
-            Node::Assignment(it) => {
-                out.extend_from_slice(&it.id.bytes);
-                out.extend_from_slice(b" = ");
-                quote(&it.value.text, out);
-                out.extend_from_slice(b";\n");
-            }
-            Node::Block(it) => {
-                out.extend_from_slice(&it.id.bytes);
-                if let Some(value) = &it.value {
-                    out.extend_from_slice(b" = ");
-                    quote(&value.text, out);
-                }
-                out.extend_from_slice(b" {\n");
-                pretty_items(&it.items, &it.tail, depth + 1, out);
-                line(b"}", depth, out);
-            }
+            Node::Assignment(it) => pretty_assignment(it, out),
+            Node::Block(it) => pretty_block(it, depth, out),
             Node::Junk(bytes) => line(bytes, 0, out),
         }
         after_block = is_block;
     }
+    pretty_tail(tail, depth, out);
+}
+
+/// Returns the comments between the parts of a statement.
+fn comments_inside(node: &Node) -> Vec<&[u8]> {
+    let (value, last) = match node {
+        Node::Assignment(it) => (Some(&it.value), &it.before_semicolon),
+        Node::Block(it) => (it.value.as_ref(), &it.before_open),
+        Node::Junk(_) => return Vec::new(),
+    };
+    let around_value = value.into_iter().flat_map(|it| [&it.before_equals, &it.before_text]);
+    around_value.chain([last]).flat_map(|trivia| all_comments(trivia)).collect()
+}
+
+fn pretty_assignment(assignment: &Assignment, out: &mut Vec<u8>) {
+    out.extend_from_slice(&assignment.id.bytes);
+    out.extend_from_slice(b" = ");
+    quote(&assignment.value.text, out);
+    out.extend_from_slice(b";\n");
+}
+
+fn pretty_block(block: &Block, depth: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&block.id.bytes);
+    if let Some(value) = &block.value {
+        out.extend_from_slice(b" = ");
+        quote(&value.text, out);
+    }
+    out.extend_from_slice(b" {\n");
+    pretty_items(&block.items, &block.tail, depth + 1, out);
+    line(b"}", depth, out);
+}
+
+/// Writes the comments behind the last statement.
+fn pretty_tail(tail: &[u8], depth: usize, out: &mut Vec<u8>) {
     let (trailing, above) = comments(tail);
     if let Some(comment) = trailing {
         if out.is_empty() {
             line(comment, depth, out);
         } else {
-            out.pop();
-            out.push(b' ');
-            out.extend_from_slice(comment);
-            out.push(b'\n');
+            append_to_line(comment, out);
         }
     }
     for comment in above {
         line(comment, depth, out);
     }
+}
+
+/// Puts a comment at the end of the line that was written last.
+fn append_to_line(comment: &[u8], out: &mut Vec<u8>) {
+    out.pop();
+    out.push(b' ');
+    out.extend_from_slice(comment);
+    out.push(b'\n');
 }
 
 fn indent(depth: usize, out: &mut Vec<u8>) {
