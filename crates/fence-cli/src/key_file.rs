@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::shown;
+use crate::path::shown;
 use fence_wire::{KEY_MAX, KEY_MIN, Key};
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;

@@ -20,7 +20,7 @@ use rand::rngs::{SysError, SysRng};
 use zeroize::Zeroizing;
 
 use crate::key_file::program;
-use crate::shown;
+use crate::path::shown;
 
 /// Bytes of a new key.
 pub const KEY_LEN: usize = 512;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! seccomp: system calls that are refused.
 //!
-//! A list of what is refused, not of what is allowed: libvirt, its TLS and SASL libraries and the C library make calls
-//! that change with their versions, and a fence that fails after an upgrade of the C library would cost more than the
-//! harmless calls that are left. For the same reason a refusal is an error, not a signal. (The service's unit adds
-//! systemd's list of allowed calls, which is kept up to date together with the system.)
+//! The list names refused calls, not allowed ones. libvirt, its TLS and SASL libraries and the C library make calls that
+//! change with their versions. A fence that fails after an upgrade of the C library would cost more than the harmless
+//! calls that are left. For the same reason a refusal is an error, not a signal. (The service's unit adds systemd's list
+//! of allowed calls, which is kept up to date together with the system.)
 
 use std::collections::BTreeMap;
 
@@ -14,29 +14,30 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
-use crate::{Calls, State};
+use crate::needs::SystemCalls;
+use crate::protection::Enforcement;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-pub(crate) fn confine(calls: Calls) -> State {
+pub(crate) fn confine(calls: SystemCalls) -> Enforcement {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
-        return State::Off(format!("no filter for {}", std::env::consts::ARCH));
+        return Enforcement::Off(format!("no filter for {}", std::env::consts::ARCH));
     };
     let programs = match programs(calls, arch) {
         Ok(programs) => programs,
-        Err(error) => return State::Off(format!("seccomp: {error}")),
+        Err(error) => return Enforcement::Off(format!("seccomp: {error}")),
     };
     for program in programs {
-        // There is one thread; if there ever are more, none must be left out.
+        // There is one thread. If there ever are more, none may be left out.
         if let Err(error) = apply_filter_all_threads(&program) {
-            return State::Off(format!("seccomp: {error}"));
+            return Enforcement::Off(format!("seccomp: {error}"));
         }
     }
-    State::On
+    Enforcement::On
 }
 
-/// The filters, each with its own error for what it refuses.
-fn programs(calls: Calls, arch: TargetArch) -> Result<Vec<BpfProgram>, BackendError> {
+/// Builds the filters; each has its own error for refused calls.
+fn programs(calls: SystemCalls, arch: TargetArch) -> Result<Vec<BpfProgram>, BackendError> {
     let filter = |rules: Rules, errno: libc::c_int| {
         let refuse = SeccompAction::Errno(errno.unsigned_abs());
         SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch)?.try_into()
@@ -58,23 +59,23 @@ fn programs(calls: Calls, arch: TargetArch) -> Result<Vec<BpfProgram>, BackendEr
     }
     let mut out = vec![filter(refused, libc::EPERM)?];
     if calls.threads || calls.programs {
-        // Its flags lie in memory where no filter sees them. The C library takes this error for an old kernel and uses
-        // clone, whose flags are seen.
+        // The flags of clone3 lie in memory, where no filter sees them. The C library takes this error for an old
+        // kernel and uses clone, whose flags a filter sees.
         out.push(filter(everywhere(&[libc::SYS_clone3]), libc::ENOSYS)?);
     }
     Ok(out)
 }
 
-/// What no program of ours does, nor any that it starts.
+/// Calls that no program of ours makes, nor any program that it starts.
 const NEVER: &[libc::c_long] = &[
-    // Other processes' memory and files.
+    // Memory and files of other processes.
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_process_madvise,
     libc::SYS_pidfd_getfd,
     libc::SYS_kcmp,
-    // Mounts, and files by handle, which passes by Landlock.
+    // Mounts, and files by handle, which Landlock does not check.
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_pivot_root,
@@ -109,7 +110,7 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_quotactl,
     libc::SYS_syslog,
     libc::SYS_mknodat,
-    // Parts of the kernel with many holes in their past.
+    // Parts of the kernel with a history of vulnerabilities.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_userfaultfd,
@@ -132,7 +133,7 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_uselib,
 ];
 
-/// Other programs, and other users, which such programs become.
+/// Starting other programs, and changing the user, as such programs do.
 const PROGRAMS: &[libc::c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -148,7 +149,7 @@ const PROGRAMS: &[libc::c_long] = &[
     libc::SYS_capset,
 ];
 
-/// New processes and threads.
+/// Making processes and threads.
 const PROCESSES: &[libc::c_long] = &[
     libc::SYS_clone,
     libc::SYS_clone3,
@@ -185,14 +186,15 @@ const FILES: &[libc::c_long] = &[
     libc::SYS_renameat,
 ];
 
+/// The kernel's key rings.
 const KEY_RINGS: &[libc::c_long] = &[libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl];
 
-/// Refused whatever the arguments are.
+/// Returns rules that refuse these calls whatever their arguments are.
 fn everywhere(calls: &[libc::c_long]) -> Rules {
     calls.iter().flat_map(|it| with_rules(*it, &[])).collect()
 }
 
-/// The call under each of its numbers: x86-64 has a second set of them (x32), which a kernel may serve too.
+/// Returns the rules under each number of the call: x86-64 has a second set (x32), which a kernel may serve too.
 fn with_rules(call: libc::c_long, rules: &[SeccompRule]) -> Vec<(i64, Vec<SeccompRule>)> {
     let mut out = vec![(call, rules.to_vec())];
     #[cfg(target_arch = "x86_64")]
@@ -200,7 +202,8 @@ fn with_rules(call: libc::c_long, rules: &[SeccompRule]) -> Vec<(i64, Vec<Seccom
     out
 }
 
-/// The number in the second set. Most differ by one bit; those that pass pointers to pointers have numbers of their own.
+/// Returns the number in the second set. Most differ by one bit; calls that pass pointers to pointers have numbers of
+/// their own.
 #[cfg(target_arch = "x86_64")]
 fn x32(call: libc::c_long) -> i64 {
     let number = match call {
@@ -215,7 +218,7 @@ fn x32(call: libc::c_long) -> i64 {
     number | 0x4000_0000
 }
 
-/// `clone` with any flag that makes a namespace.
+/// Returns rules that match `clone` with any flag that makes a namespace.
 fn new_namespace() -> Result<Vec<SeccompRule>, BackendError> {
     [
         libc::CLONE_NEWNS,

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Capabilities: all but the needed ones are given up, and programs that are started get none.
+//! Capabilities: all but the needed ones are given up, and started programs get none.
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// Keeps those of `needed` that are there; returns them, or why others are left too.
+/// Keeps those of `needed` that the process has. Returns them, or the reason why others are left too.
 pub(crate) fn keep(needed: &[Capability]) -> Result<Vec<Capability>, String> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(|it| it.to_string())?;
     let kept: CapsHashSet = needed.iter().copied().filter(|it| permitted.contains(it)).collect();
     none_for_programs();
-    // What root's programs get whatever root itself has. Whoever may not do this has nothing that it would take away.
+    // Root's programs get the bounding set, whatever root itself has. A process that may not clear it has nothing in it
+    // to lose.
     let _ = caps::clear(None, CapSet::Bounding);
-    // Whoever has no more than it needs must not ask: a filter of systemd's may refuse the call itself.
+    // A process that has no more than it needs must not ask: a filter of systemd's may refuse the call itself.
     if permitted.len() > kept.len() {
         give_up(&kept).map_err(|it| it.to_string())?;
     }
@@ -19,7 +20,8 @@ pub(crate) fn keep(needed: &[Capability]) -> Result<Vec<Capability>, String> {
     Ok(kept)
 }
 
-/// Those that programs would inherit (systemd's `AmbientCapabilities=`) end with this process, which keeps them.
+/// Clears the ambient capabilities (systemd's `AmbientCapabilities=`), so that programs do not inherit them. This process
+/// keeps them.
 pub(crate) fn none_for_programs() {
     // A kernel or container without ambient capabilities has nothing to clear.
     let _ = caps::clear(None, CapSet::Ambient);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Landlock: which files can be opened, which TCP ports, and whom signals reach.
+//! Landlock: limits on files, TCP ports and receivers of signals.
 //!
-//! Looking whether a file is there, and connecting to UNIX sockets by their paths, is not limited.
+//! It does not limit looking whether a file exists, nor connecting to UNIX sockets by their paths.
 
 use std::path::Path;
 
@@ -10,32 +10,33 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use crate::{Needs, State, Tcp};
+use crate::needs::{Needs, TcpAccess};
+use crate::protection::Enforcement;
 
-/// The newest rights that we ask for; older kernels leave some of them out. Later ones limit what we don't want
-/// limited, so a newer number has to be tried first.
+/// Newest set of rights that we ask for; older kernels leave some of them out. Later sets limit more than we want, so
+/// a newer number has to be tried first.
 const RIGHTS: ABI = ABI::V6;
 
-pub(crate) fn confine(needs: &Needs) -> State {
+pub(crate) fn confine(needs: &Needs) -> Enforcement {
     let status = rules(needs).and_then(RulesetCreated::restrict_self);
     match status.map(|it| it.ruleset) {
-        Ok(RulesetStatus::FullyEnforced) => State::On,
-        Ok(RulesetStatus::PartiallyEnforced) => State::Partly,
+        Ok(RulesetStatus::FullyEnforced) => Enforcement::On,
+        Ok(RulesetStatus::PartiallyEnforced) => Enforcement::Partly,
         Ok(RulesetStatus::NotEnforced) => {
-            State::Off("this kernel has no Landlock, or it is not enabled".into())
+            Enforcement::Off("this kernel has no Landlock, or it is not enabled".into())
         }
-        Err(error) => State::Off(format!("Landlock: {error}")),
+        Err(error) => Enforcement::Off(format!("Landlock: {error}")),
     }
 }
 
 fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let run = if needs.calls.programs { AccessFs::Execute.into() } else { BitFlags::EMPTY };
-    // All but what makes devices, which nothing of ours does.
+    // All rights but making devices, which nothing of ours does.
     let write = AccessFs::from_all(RIGHTS) & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::Execute);
 
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(RIGHTS))?;
-    if needs.tcp != Tcp::Any {
+    if needs.tcp != TcpAccess::Any {
         ruleset = ruleset.handle_access(AccessNet::from_all(RIGHTS))?;
     }
     if !needs.calls.programs {
@@ -55,12 +56,12 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
         created = allow(created, path, AccessFs::RemoveFile.into())?;
     }
     match needs.tcp {
-        Tcp::To(port) => created.add_rule(NetPort::new(port, AccessNet::ConnectTcp)),
-        Tcp::None | Tcp::Any => Ok(created),
+        TcpAccess::To(port) => created.add_rule(NetPort::new(port, AccessNet::ConnectTcp)),
+        TcpAccess::None | TcpAccess::Any => Ok(created),
     }
 }
 
-/// What is not there, or can't be looked at, is left out.
+/// Adds a rule for a path. A path that does not exist or cannot be opened is left out.
 fn allow(
     created: RulesetCreated,
     path: &Path,

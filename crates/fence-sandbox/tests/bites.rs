@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! That it bites: a process of its own confines itself and then tries what it may and what it must not.
+//! Confinement tests: a child process confines itself, then tries allowed and refused actions.
 //!
-//! The process is this test's own program, started again for one of the cases below; it prints what each attempt came
-//! to, one line each. There is no way back from a confinement, so it can't be this process.
+//! The child is this test's own program, started again for one of the cases below. It prints the result of each attempt
+//! on a line. There is no way back from a confinement, so it can't be this process.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
@@ -14,16 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use fence_sandbox::{Calls, Capability, Needs, State, Tcp};
+use fence_sandbox::{Capability, Enforcement, Needs, SystemCalls, TcpAccess};
 
 const CASE: &str = "FENCE_SANDBOX_TEST_CASE";
 const PLACE: &str = "FENCE_SANDBOX_TEST_PLACE";
 
-/// What is refused below is not refused by something else.
+/// Control case: without a confinement nothing else refuses these actions.
 #[test]
-fn nothing_without_it() {
-    let place = Place::new();
-    let said = run("none", place.path());
+fn nothing_is_refused_without_a_confinement() {
+    let place = TestFiles::new();
+    let results = run("none", place.path());
     for attempt in [
         "read",
         "overwrite a key",
@@ -35,83 +35,83 @@ fn nothing_without_it() {
         "thread",
         "tcp to another port",
     ] {
-        said.fine(attempt);
+        results.fine(attempt);
     }
 }
 
 #[test]
 fn an_agent() {
-    let place = Place::new();
-    let said = run("agent", place.path());
-    said.every_part_is_on();
+    let place = TestFiles::new();
+    let results = run("agent", place.path());
+    results.every_part_is_on();
     for attempt in
         ["read", "make", "overwrite", "remove", "exec", "thread", "tcp", "ptrace", "unshare", "capability"]
     {
-        said.refused(attempt);
+        results.refused(attempt);
     }
     for attempt in ["unix socket", "signal to itself"] {
-        said.fine(attempt);
+        results.fine(attempt);
     }
 }
 
 #[test]
 fn an_agent_by_tcp() {
-    let place = Place::new();
-    let said = run("agent-tcp", place.path());
-    said.every_part_is_on();
-    if said.landlock() {
-        said.refused("tcp to another port");
+    let place = TestFiles::new();
+    let results = run("agent-tcp", place.path());
+    results.every_part_is_on();
+    if results.landlock() {
+        results.refused("tcp to another port");
     }
-    said.fine("tcp");
-    said.refused("read");
+    results.fine("tcp");
+    results.refused("read");
 }
 
 #[test]
 fn a_daemon() {
-    let place = Place::new();
-    let said = run("daemon", place.path());
-    said.every_part_is_on();
+    let place = TestFiles::new();
+    let results = run("daemon", place.path());
+    results.every_part_is_on();
     for attempt in ["exec", "ptrace", "unshare", "capability"] {
-        said.refused(attempt);
+        results.refused(attempt);
     }
     for attempt in
         ["read a key", "write state", "replace state", "thread", "tcp", "unix socket", "signal to itself"]
     {
-        said.fine(attempt);
+        results.fine(attempt);
     }
-    if said.landlock() {
+    if results.landlock() {
         for attempt in
             ["read", "make", "overwrite", "remove", "overwrite a key", "make a key", "signal to parent"]
         {
-            said.refused(attempt);
+            results.refused(attempt);
         }
-        said.refused("read in a new thread");
+        results.refused("read in a new thread");
     }
-    said.refused("exec in a new thread");
+    results.refused("exec in a new thread");
 }
 
 #[test]
 fn a_daemon_that_starts_programs() {
-    let place = Place::new();
-    let said = run("daemon-programs", place.path());
-    said.every_part_is_on();
+    let place = TestFiles::new();
+    let results = run("daemon-programs", place.path());
+    results.every_part_is_on();
     for attempt in ["exec", "read", "signal to itself"] {
-        said.fine(attempt);
+        results.fine(attempt);
     }
     for attempt in ["ptrace", "unshare"] {
-        said.refused(attempt);
+        results.refused(attempt);
     }
     if nix::unistd::geteuid().is_root() {
-        assert_eq!(said.of("a program's before"), "CapPrm CapEff CapBnd CapAmb");
+        assert_eq!(results.of("a program's before"), "CapPrm CapEff CapBnd CapAmb");
     }
-    assert_eq!(said.of("a program's capabilities"), "");
-    if said.landlock() {
-        said.refused("make");
-        said.refused("overwrite");
+    assert_eq!(results.of("a program's capabilities"), "");
+    if results.landlock() {
+        results.refused("make");
+        results.refused("overwrite");
     }
 }
 
-/// The other process.
+/// The child process.
 #[test]
 fn child() {
     let (Ok(case), Ok(place)) = (std::env::var(CASE), std::env::var(PLACE)) else { return };
@@ -119,16 +119,16 @@ fn child() {
     let open = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = open.local_addr().unwrap().port();
-    let everything = Calls { open_files: true, threads: true, ..Calls::default() };
+    let everything = SystemCalls { open_files: true, threads: true, ..SystemCalls::default() };
     let needs = match case.as_str() {
         "none" => return attempts(&place, port, &other, false),
         "agent" => Needs::default(),
-        "agent-tcp" => Needs { tcp: Tcp::To(port), ..Needs::default() },
+        "agent-tcp" => Needs { tcp: TcpAccess::To(port), ..Needs::default() },
         "daemon" => Needs {
             read: vec!["/usr".into(), "/lib".into(), "/lib64".into(), place.join("keys")],
             write: vec![place.join("state")],
             capabilities: vec![Capability::CAP_DAC_READ_SEARCH],
-            tcp: Tcp::Any,
+            tcp: TcpAccess::Any,
             calls: everything,
             ..Needs::default()
         },
@@ -136,20 +136,20 @@ fn child() {
             read: vec!["/".into()],
             write: vec!["/dev".into(), place.join("state")],
             capabilities: vec![Capability::CAP_DAC_READ_SEARCH],
-            tcp: Tcp::Any,
-            calls: Calls { programs: true, ..everything },
+            tcp: TcpAccess::Any,
+            calls: SystemCalls { programs: true, ..everything },
             ..Needs::default()
         },
         other => panic!("no case {other}"),
     };
     if case == "daemon-programs" {
-        // As systemd hands them to a user without rights.
+        // As systemd gives them to a user without rights.
         for set in [caps::CapSet::Inheritable, caps::CapSet::Ambient] {
             let _ = caps::raise(None, set, Capability::CAP_DAC_READ_SEARCH);
         }
         say("a program's before", &capabilities_of_a_program());
     }
-    // libtest runs a test in a thread of its own: what it starts is confined, which is what is looked at.
+    // libtest runs a test in a thread of its own; the threads that it starts are confined.
     let protection = needs.confine();
     say("files", &format!("{:?}", protection.files));
     say("calls", &format!("{:?}", protection.calls));
@@ -161,7 +161,7 @@ fn child() {
     attempts(&place, port, &other, true);
 }
 
-/// The sets of a started program that have something in them.
+/// Returns the names of the capability sets that are not empty in a started program.
 fn capabilities_of_a_program() -> String {
     let output = Command::new("/bin/cat").arg("/proc/self/status").output().unwrap();
     let status = String::from_utf8(output.stdout).unwrap();
@@ -186,7 +186,7 @@ fn attempts(place: &Path, port: u16, other: &TcpListener, is_confined: bool) {
     attempt("unix socket", || UnixStream::connect(place.join("socket")));
     attempt("exec", || Command::new("/bin/true").status());
     if is_confined {
-        // Whoever may do that stops at its next signal, and nobody is there to go on with it.
+        // A process that may do that stops at its next signal, and no tracer would let it continue.
         attempt("ptrace", || Ok(nix::sys::ptrace::traceme()?));
     }
     attempt("unshare", || Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)?));
@@ -217,11 +217,11 @@ fn attempt<T>(what: &str, it: impl FnOnce() -> std::io::Result<T>) {
 }
 
 fn say(what: &str, result: &str) {
-    println!("\nSAID {what}: {result}");
+    println!("\nRESULT {what}: {result}");
 }
 
 fn status() -> BTreeMap<String, String> {
-    // With files closed there is nothing to read any more; then the other lines tell.
+    // Where files may not be opened this reads nothing, and the other lines must do.
     let text = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let keys = ["NoNewPrivs", "Seccomp", "CapPrm", "CapEff"];
     text.lines()
@@ -231,13 +231,13 @@ fn status() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What the child may reach, and what not.
-struct Place {
+/// Files that the child may reach, and others.
+struct TestFiles {
     directory: tempfile::TempDir,
     _socket: std::os::unix::net::UnixListener,
 }
 
-impl Place {
+impl TestFiles {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
@@ -256,21 +256,21 @@ impl Place {
     }
 }
 
-struct Said(BTreeMap<String, String>);
+struct Attempts(BTreeMap<String, String>);
 
-fn run(case: &str, place: &Path) -> Said {
+fn run(case: &str, place: &Path) -> Attempts {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "child", "--nocapture", "--test-threads=1"]);
     let output = command.env(CASE, case).env(PLACE, place).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    let said = text.lines().filter_map(|it| it.strip_prefix("SAID ")?.split_once(": "));
-    Said(said.map(|(what, result)| (what.to_owned(), result.to_owned())).collect())
+    let results = text.lines().filter_map(|it| it.strip_prefix("RESULT ")?.split_once(": "));
+    Attempts(results.map(|(what, result)| (what.to_owned(), result.to_owned())).collect())
 }
 
-impl Said {
+impl Attempts {
     fn of(&self, what: &str) -> &str {
-        self.0.get(what).unwrap_or_else(|| panic!("nothing said of {what:?}: {:?}", self.0))
+        self.0.get(what).unwrap_or_else(|| panic!("nothing results of {what:?}: {:?}", self.0))
     }
 
     fn refused(&self, what: &str) {
@@ -282,13 +282,13 @@ impl Said {
         assert_eq!(self.of(what), "fine", "{what}");
     }
 
-    /// Whether this kernel has all of what is asked of Landlock; the other parts it has in any case.
+    /// Returns whether this kernel has all of Landlock that we ask for. The other parts every kernel has.
     fn landlock(&self) -> bool {
-        self.of("files") == format!("{:?}", State::On)
+        self.of("files") == format!("{:?}", Enforcement::On)
     }
 
     fn every_part_is_on(&self) {
-        assert_eq!(self.of("calls"), format!("{:?}", State::On));
+        assert_eq!(self.of("calls"), format!("{:?}", Enforcement::On));
         assert!(self.of("capabilities").starts_with("Ok("), "{}", self.of("capabilities"));
         let status = self.of("status");
         if status != "{}" {
