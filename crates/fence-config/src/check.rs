@@ -12,13 +12,15 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fence_wire::{DEFAULT_KEY_FILE, DEFAULT_PORT, Family, HashType};
+
 use crate::diagnostic::{Code, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
 use crate::schema::{
-    Backend, BackendKind, Config, CpgBackend, DEFAULT_CLIENT_TIMEOUT, DEFAULT_GROUP, DEFAULT_KEY_FILE,
-    DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT, DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown,
-    HostDownWord, LibvirtBackend, Listener, ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME,
-    MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode, PacketHash, SerialListener, SerialMode,
-    StateDir, TcpListener, VsockListener, Words,
+    Backend, BackendKind, ChallengeHash, Config, CpgBackend, DEFAULT_CLIENT_TIMEOUT, DEFAULT_GROUP,
+    DEFAULT_NEGATIVE_DELAY, DEFAULT_URI, DaemonSection, Group, HostDown, HostDownWord, KeySettings,
+    LibvirtBackend, Listener, ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY,
+    MetricsAddress, MulticastListener, NameMode, SerialListener, SerialMode, StateDir, TcpListener,
+    VsockListener, Words,
 };
 use crate::tree::{Assignment, Block, Item, Node, Text, Tree};
 
@@ -282,10 +284,7 @@ impl Checker<'_> {
             ListenerKind::Multicast => {
                 let (family, address) = self.address(&body, true);
                 Listener::Multicast(MulticastListener {
-                    key_files: self.key_files(&body),
-                    key_files_named: body.key("key_file").is_some(),
-                    hash: self.word(body.key("hash")).unwrap_or(PacketHash::Sha256),
-                    auth: self.word(body.key("auth")).unwrap_or(HashName::Sha256),
+                    keys: self.key_settings(&body),
                     family,
                     address,
                     port: self.port(&body),
@@ -298,22 +297,15 @@ impl Checker<'_> {
             ListenerKind::Tcp => {
                 let (family, address) = self.address(&body, false);
                 Listener::Tcp(TcpListener {
-                    key_files: self.key_files(&body),
-                    key_files_named: body.key("key_file").is_some(),
-                    hash: self.word(body.key("hash")).unwrap_or(PacketHash::Sha256),
-                    auth: self.word(body.key("auth")).unwrap_or(HashName::Sha256),
+                    keys: self.key_settings(&body),
                     family,
                     address,
                     port: self.port(&body),
                 })
             }
-            ListenerKind::Vsock => Listener::Vsock(VsockListener {
-                key_files: self.key_files(&body),
-                key_files_named: body.key("key_file").is_some(),
-                hash: self.word(body.key("hash")).unwrap_or(PacketHash::Sha256),
-                auth: self.word(body.key("auth")).unwrap_or(HashName::Sha256),
-                port: self.port(&body),
-            }),
+            ListenerKind::Vsock => {
+                Listener::Vsock(VsockListener { keys: self.key_settings(&body), port: self.port(&body) })
+            }
             ListenerKind::Serial => Listener::Serial(SerialListener {
                 uri: body.key("uri").and_then(|it| self.uri(it)).unwrap_or_else(|| DEFAULT_URI.to_owned()),
                 path: body.key("path").and_then(|it| self.path(it)),
@@ -640,7 +632,7 @@ impl Checker<'_> {
         let default = |family: Family| {
             if multicast { family.default_multicast_address() } else { family.default_tcp_address() }
         };
-        let unset = family.unwrap_or(Family::Ipv4);
+        let unset = family.unwrap_or(Family::V4);
         let Some(assignment) = body.key("address") else { return (unset, default(unset)) };
         let Some(text) = self.trimmed(assignment) else { return (unset, default(unset)) };
         let what = if multicast { "multicast address" } else { "address" };
@@ -685,12 +677,17 @@ impl Checker<'_> {
         name.map(str::to_owned)
     }
 
-    fn key_files(&mut self, body: &Body<'_>) -> Vec<PathBuf> {
-        let mut files: Vec<_> = body.keys("key_file").filter_map(|it| self.path(it)).collect();
-        if files.is_empty() {
-            files.push(PathBuf::from(DEFAULT_KEY_FILE));
+    fn key_settings(&mut self, body: &Body<'_>) -> KeySettings {
+        let mut key_files: Vec<_> = body.keys("key_file").filter_map(|it| self.path(it)).collect();
+        if key_files.is_empty() {
+            key_files.push(PathBuf::from(DEFAULT_KEY_FILE));
         }
-        files
+        KeySettings {
+            key_files,
+            key_files_named: body.key("key_file").is_some(),
+            hash: self.word(body.key("hash")).unwrap_or(HashType::Sha256),
+            auth: self.word::<ChallengeHash>(body.key("auth")).map_or(HashType::Sha256, |it| it.0),
+        }
     }
 
     /// Only this host may read: what is counted tells of guests, and the endpoint asks for no key.

@@ -23,15 +23,16 @@ mod tree;
 
 pub use check::{MAX_URIS, keys};
 pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
+pub use fence_wire::{DEFAULT_KEY_FILE, DEFAULT_PORT, Family, HashType};
 pub use parse::MAX_FILE_SIZE;
 pub use schema::{
     AgentBackend, AgentDevice, AgentProgram, Backend, BackendKind, Config, CpgBackend,
-    DEFAULT_CLIENT_TIMEOUT, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_GROUP, DEFAULT_KEY_FILE, DEFAULT_MAX_RUNNING,
-    DEFAULT_NEGATIVE_DELAY, DEFAULT_PORT, DEFAULT_RETRIES, DEFAULT_STATE_DIR, DEFAULT_STATUS_TIMEOUT,
-    DEFAULT_URI, DaemonSection, Family, Group, HashName, HostDown, HostDownWord, LibvirtBackend, Listener,
-    ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener,
-    NameMode, OptionValue, PacketHash, PlugOf, Plugs, SerialListener, SerialMode, StateDir, TcpListener,
-    VsockListener, is_secret_option,
+    DEFAULT_CLIENT_TIMEOUT, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_GROUP, DEFAULT_MAX_RUNNING,
+    DEFAULT_NEGATIVE_DELAY, DEFAULT_RETRIES, DEFAULT_STATE_DIR, DEFAULT_STATUS_TIMEOUT, DEFAULT_URI,
+    DaemonSection, Group, HostDown, HostDownWord, KeySettings, LibvirtBackend, Listener, ListenerKind,
+    MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode,
+    OptionValue, PlugOf, Plugs, SerialListener, SerialMode, StateDir, TcpListener, VsockListener,
+    is_secret_option,
 };
 pub use tree::{EditError, MAX_DEPTH, Tree};
 

@@ -5,20 +5,17 @@
 //! look at the host.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fence_wire::{Family, HashType};
 use serde::Serialize;
 
-use crate::Span;
+use crate::diagnostic::{Span, show};
 
-/// Key file of the multicast, tcp and vsock listeners when the block names none.
-pub const DEFAULT_KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
 /// Where the daemon keeps what it must remember when neither the file nor systemd names another place.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/fence_virt";
-/// Port of the multicast, tcp and vsock listeners when the block names none.
-pub const DEFAULT_PORT: u16 = 1229;
 /// Hypervisor of the libvirt and cpg backends and of the serial listener when the block names none.
 pub const DEFAULT_URI: &str = "qemu:///system";
 /// The cpg backend's group when the block names none: that of the C daemon.
@@ -101,7 +98,7 @@ impl fmt::Display for MetricsAddress {
         match self {
             MetricsAddress::Tcp(it) => it.fmt(f),
             MetricsAddress::Unix(it) => {
-                write!(f, "unix:{}", crate::diagnostic::show(it.as_os_str().as_encoded_bytes()))
+                write!(f, "unix:{}", show(it.as_os_str().as_encoded_bytes()))
             }
         }
     }
@@ -170,20 +167,51 @@ impl Listener {
             Listener::Serial(_) => ListenerKind::Serial,
         }
     }
+
+    /// Returns the keys and hashes; none for the serial listener, whose lines identify the source.
+    pub fn keys(&self) -> Option<&KeySettings> {
+        match self {
+            Listener::Multicast(it) => Some(&it.keys),
+            Listener::Tcp(it) => Some(&it.keys),
+            Listener::Vsock(it) => Some(&it.keys),
+            Listener::Serial(_) => None,
+        }
+    }
+
+    /// Returns the keys and hashes to change them.
+    pub fn keys_mut(&mut self) -> Option<&mut KeySettings> {
+        match self {
+            Listener::Multicast(it) => Some(&mut it.keys),
+            Listener::Tcp(it) => Some(&mut it.keys),
+            Listener::Vsock(it) => Some(&mut it.keys),
+            Listener::Serial(_) => None,
+        }
+    }
+}
+
+/// Keys and hashes of a listener whose transport does not identify the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeySettings {
+    /// `key_file`, as often as there are keys; never empty.
+    pub key_files: Vec<PathBuf>,
+    /// True if the block names the key files; otherwise `key_files` is the default.
+    pub key_files_named: bool,
+    /// `hash`: the weakest packet hash that is accepted. Default sha256.
+    #[serde(serialize_with = "as_word")]
+    pub hash: HashType,
+    /// `auth`: the classic hash of the challenge, or none; must equal the agent's. Default sha256.
+    #[serde(serialize_with = "as_word")]
+    pub auth: HashType,
 }
 
 /// `listeners { multicast { … } }`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MulticastListener {
-    /// `key_file`, as often as there are keys; never empty.
-    pub key_files: Vec<PathBuf>,
-    /// Whether the block names them; otherwise it is the default.
-    pub key_files_named: bool,
-    /// `hash`: the weakest packet hash that is accepted. Default sha256.
-    pub hash: PacketHash,
-    /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
-    pub auth: HashName,
+    /// `key_file`, `hash` and `auth`.
+    #[serde(flatten)]
+    pub keys: KeySettings,
     /// `family`: default that of `address`, else ipv4.
+    #[serde(serialize_with = "as_word")]
     pub family: Family,
     /// `address`: a multicast address of `family`. Default 225.0.0.12 or ff05::3:1.
     pub address: IpAddr,
@@ -199,15 +227,11 @@ pub struct MulticastListener {
 /// `listeners { tcp { … } }`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TcpListener {
-    /// `key_file`, as often as there are keys; never empty.
-    pub key_files: Vec<PathBuf>,
-    /// Whether the block names them; otherwise it is the default.
-    pub key_files_named: bool,
-    /// `hash`: the weakest packet hash that is accepted. Default sha256.
-    pub hash: PacketHash,
-    /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
-    pub auth: HashName,
+    /// `key_file`, `hash` and `auth`.
+    #[serde(flatten)]
+    pub keys: KeySettings,
     /// `family`: default that of `address`, else ipv4.
+    #[serde(serialize_with = "as_word")]
     pub family: Family,
     /// `address` to listen on, of `family`, never a multicast one. Default 127.0.0.1 or ::1.
     pub address: IpAddr,
@@ -218,14 +242,9 @@ pub struct TcpListener {
 /// `listeners { vsock { … } }`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VsockListener {
-    /// `key_file`, as often as there are keys; never empty.
-    pub key_files: Vec<PathBuf>,
-    /// Whether the block names them; otherwise it is the default.
-    pub key_files_named: bool,
-    /// `hash`: the weakest packet hash that is accepted. Default sha256.
-    pub hash: PacketHash,
-    /// `auth`: the hash of the challenge; must equal the agent's. Default sha256.
-    pub auth: HashName,
+    /// `key_file`, `hash` and `auth`.
+    #[serde(flatten)]
+    pub keys: KeySettings,
     /// `port`: default 1229.
     pub port: u16,
 }
@@ -469,73 +488,6 @@ impl PartialEq for Group {
 
 impl Eq for Group {}
 
-/// Hash of the mutual challenge (`auth`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HashName {
-    /// No challenge at all.
-    None,
-    /// SHA-1
-    Sha1,
-    /// SHA-256
-    Sha256,
-    /// SHA-512
-    Sha512,
-}
-
-/// Weakest packet hash that a listener accepts (`hash`), weakest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PacketHash {
-    /// Packets without a hash are accepted.
-    None,
-    /// SHA-1
-    Sha1,
-    /// SHA-256
-    Sha256,
-    /// SHA-512
-    Sha512,
-    /// Only the sealed protocol, HMAC with SHA-256 or better.
-    #[serde(rename = "hmac-sha256")]
-    HmacSha256,
-    /// Only the sealed protocol, HMAC with SHA-512.
-    #[serde(rename = "hmac-sha512")]
-    HmacSha512,
-}
-
-/// Address family of a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// IPv4
-    Ipv4,
-    /// IPv6
-    Ipv6,
-}
-
-impl Family {
-    /// The family of an address.
-    pub fn of(address: IpAddr) -> Family {
-        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
-    }
-
-    /// The fencing group of this family: 225.0.0.12 or ff05::3:1.
-    pub fn default_multicast_address(self) -> IpAddr {
-        match self {
-            Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(225, 0, 0, 12)),
-            Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 3, 1)),
-        }
-    }
-
-    /// The loopback address of this family: 127.0.0.1 or ::1.
-    pub fn default_tcp_address(self) -> IpAddr {
-        match self {
-            Family::Ipv4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            Family::Ipv6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        }
-    }
-}
-
 /// What the serial listener looks for in a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -598,13 +550,43 @@ macro_rules! words {
 words! {
     ListenerKind: "multicast" => Multicast, "tcp" => Tcp, "vsock" => Vsock, "serial" => Serial;
     BackendKind: "libvirt" => Libvirt, "cpg" => Cpg, "agent" => Agent;
-    HashName: "none" => None, "sha1" => Sha1, "sha256" => Sha256, "sha512" => Sha512;
-    PacketHash: "none" => None, "sha1" => Sha1, "sha256" => Sha256, "sha512" => Sha512,
-        "hmac-sha256" => HmacSha256, "hmac-sha512" => HmacSha512;
-    Family: "ipv4" => Ipv4, "ipv6" => Ipv6;
     SerialMode: "serial" => Serial, "vmchannel" => Vmchannel;
     NameMode: "name" => Name, "uuid" => Uuid;
     HostDownWord: "never" => Never, "pacemaker" => Pacemaker, "command" => Command, "membership" => Membership;
+}
+
+impl Words for HashType {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        (Self::None.name(), Self::None),
+        (Self::Sha1.name(), Self::Sha1),
+        (Self::Sha256.name(), Self::Sha256),
+        (Self::Sha512.name(), Self::Sha512),
+        (Self::HmacSha256.name(), Self::HmacSha256),
+        (Self::HmacSha512.name(), Self::HmacSha512),
+    ];
+}
+
+/// Hash type of a classic challenge: `auth` takes no others, since sealed packets bring their own.
+#[derive(Clone, Copy)]
+pub(crate) struct ChallengeHash(pub(crate) HashType);
+
+impl Words for ChallengeHash {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        (HashType::None.name(), Self(HashType::None)),
+        (HashType::Sha1.name(), Self(HashType::Sha1)),
+        (HashType::Sha256.name(), Self(HashType::Sha256)),
+        (HashType::Sha512.name(), Self(HashType::Sha512)),
+    ];
+}
+
+impl Words for Family {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[(Self::V4.as_str(), Self::V4), (Self::V6.as_str(), Self::V6)];
+}
+
+/// Serialises a value of `fence-wire` as its word in the file.
+fn as_word<T: fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 impl Words for bool {

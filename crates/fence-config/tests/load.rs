@@ -39,7 +39,7 @@ fn the_shipped_sample_has_nothing_to_complain_about() {
     let mut config = clean(include_str!("../../../etc/fence_virt.conf"));
     let Listener::Multicast(it) = &mut config.listeners[0] else { panic!() };
     // It shows the default, so that people find the place.
-    it.key_files_named = false;
+    it.keys.key_files_named = false;
     assert_eq!(config, clean("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }"));
 }
 
@@ -51,13 +51,19 @@ fn the_usual_distribution_sample_loads() {
          \t\tinterface = \"virbr0\";\n\t}\n\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \"qemu:///system\";\n\t}\n\n}\n",
     );
     let Listener::Multicast(it) = &config.listeners[0] else { panic!() };
-    assert_eq!(it.key_files, [PathBuf::from("/etc/fence_virt.key")]);
+    assert_eq!(it.keys.key_files, [PathBuf::from("/etc/fence_virt.key")]);
     assert_eq!(it.interface.as_deref(), Some("virbr0"));
     assert_eq!(config.groups, None);
 }
 
 #[test]
 fn defaults() {
+    let keys = KeySettings {
+        key_files: vec!["/etc/cluster/fence_xvm.key".into()],
+        key_files_named: false,
+        hash: HashType::Sha256,
+        auth: HashType::Sha256,
+    };
     let config = clean("fence_virtd { listener = \"multicast, tcp vsock,serial\"; backend = \"libvirt\"; }");
     assert_eq!(
         config,
@@ -83,32 +89,20 @@ fn defaults() {
             },
             listeners: vec![
                 Listener::Multicast(MulticastListener {
-                    key_files: vec!["/etc/cluster/fence_xvm.key".into()],
-                    key_files_named: false,
-                    hash: PacketHash::Sha256,
-                    auth: HashName::Sha256,
-                    family: Family::Ipv4,
+                    keys: keys.clone(),
+                    family: Family::V4,
                     address: "225.0.0.12".parse().unwrap(),
                     port: 1229,
                     interface: None,
                     negative_delay: Duration::from_secs(2),
                 }),
                 Listener::Tcp(TcpListener {
-                    key_files: vec!["/etc/cluster/fence_xvm.key".into()],
-                    key_files_named: false,
-                    hash: PacketHash::Sha256,
-                    auth: HashName::Sha256,
-                    family: Family::Ipv4,
+                    keys: keys.clone(),
+                    family: Family::V4,
                     address: "127.0.0.1".parse().unwrap(),
                     port: 1229,
                 }),
-                Listener::Vsock(VsockListener {
-                    key_files: vec!["/etc/cluster/fence_xvm.key".into()],
-                    key_files_named: false,
-                    hash: PacketHash::Sha256,
-                    auth: HashName::Sha256,
-                    port: 1229,
-                }),
+                Listener::Vsock(VsockListener { keys: keys.clone(), port: 1229 }),
                 Listener::Serial(SerialListener {
                     uri: "qemu:///system".to_owned(),
                     path: None,
@@ -122,6 +116,10 @@ fn defaults() {
             groups: None,
         }
     );
+}
+
+#[test]
+fn defaults_of_cpg() {
     assert_eq!(
         clean("fence_virtd { backend = \"cpg\"; }").backends,
         [Backend::Cpg(CpgBackend {
@@ -177,15 +175,18 @@ fn every_key() {
     else {
         panic!()
     };
-    assert_eq!(multicast.key_files, [PathBuf::from("/k1"), PathBuf::from("/k2")]);
-    assert!(multicast.key_files_named);
-    assert_eq!((multicast.hash, multicast.auth), (PacketHash::HmacSha256, HashName::Sha1));
-    assert_eq!((multicast.family, multicast.port), (Family::Ipv6, 1));
+    assert_eq!(multicast.keys.key_files, [PathBuf::from("/k1"), PathBuf::from("/k2")]);
+    assert!(multicast.keys.key_files_named);
+    assert_eq!((multicast.keys.hash, multicast.keys.auth), (HashType::HmacSha256, HashType::Sha1));
+    assert_eq!((multicast.family, multicast.port), (Family::V6, 1));
     assert_eq!(multicast.address.to_string(), "ff02::7");
     assert_eq!((multicast.interface.as_ref(), multicast.negative_delay), (None, Duration::from_millis(250)));
-    assert_eq!((tcp.family, tcp.port, tcp.auth), (Family::Ipv6, 65535, HashName::None));
+    assert_eq!((tcp.family, tcp.port, tcp.keys.auth), (Family::V6, 65535, HashType::None));
     // The reference lets `auth` overwrite `hash` here.
-    assert_eq!((vsock.hash, vsock.auth, vsock.port), (PacketHash::HmacSha512, HashName::Sha512, 1230));
+    assert_eq!(
+        (vsock.keys.hash, vsock.keys.auth, vsock.port),
+        (HashType::HmacSha512, HashType::Sha512, 1230)
+    );
     assert_eq!((serial.mode, serial.uri.as_str()), (SerialMode::Vmchannel, "qemu:///session"));
     assert_eq!(daemon.client_timeout, Duration::from_secs(90));
     let [Backend::Cpg(cpg)] = config.backends.as_slice() else { panic!() };
@@ -375,7 +376,7 @@ fn grammar_corners() {
     let config = load(source.as_bytes()).config.unwrap();
     assert_eq!(config.daemon.debug, 2);
     let Listener::Tcp(tcp) = &config.listeners[0] else { panic!() };
-    assert_eq!((tcp.port, tcp.family), (1229, Family::Ipv6));
+    assert_eq!((tcp.port, tcp.family), (1229, Family::V6));
     assert_eq!(
         found(source),
         [

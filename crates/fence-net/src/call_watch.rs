@@ -5,10 +5,9 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use fence_wire::Family;
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
-
-use crate::tcp::Family;
 
 /// A packet socket that sees the TCP connections which others begin, whether this machine's firewall lets them in or
 /// not. Needs root (CAP_NET_RAW). Non-blocking; what comes faster than it is read is lost.

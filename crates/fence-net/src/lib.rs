@@ -25,5 +25,7 @@ pub use multicast::{
 pub use neighbour::neighbours;
 pub use ports::ports;
 pub use serial::{Line, LineFormat, NoLineFormat, open_line};
-pub use tcp::{Family, call_back_listener};
+// Callers of this crate's constructors name the family.
+pub use fence_wire::Family;
+pub use tcp::call_back_listener;
 pub use vsock::vsock_connect;

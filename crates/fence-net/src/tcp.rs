@@ -4,16 +4,8 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
+use fence_wire::Family;
 use socket2::{Domain, Protocol, Socket, Type};
-
-/// IPv4 or IPv6.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
 
 /// Opens the listener on which a client is called back: `port` (0: any free one) on all addresses of the family.
 ///

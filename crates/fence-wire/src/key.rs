@@ -49,7 +49,7 @@ impl HashType {
 
     /// The name in configuration and on command lines.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Sha1 => "sha1",

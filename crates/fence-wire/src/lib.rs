@@ -11,6 +11,7 @@
 
 mod action;
 mod cpg;
+mod family;
 mod handshake;
 mod host_list;
 mod key;
@@ -26,6 +27,7 @@ pub use cpg::{
     CPG_EVERYBODY, CPG_GROUP, CPG_MESSAGE_LEN, CPG_TARGET_MAX, CpgDomain, CpgMessage, CpgMessageError,
     CpgRequest, CpgTargetError,
 };
+pub use family::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, Family};
 pub use handshake::{
     ClientAnswer, ClientAuth, ClientHandshake, ClientStream, HostAwaitAnswer, HostAwaitChallenge, HostProven,
     HostStream, ProofError, Proved, draw_challenge,
@@ -45,10 +47,6 @@ pub use text::{Escaped, escaped};
 /// The port that everything listens on by default: UDP multicast, the client's call-back port, TCP, vsock and
 /// the guestfwd channel.
 pub const DEFAULT_PORT: u16 = 1229;
-/// The IPv4 multicast group that requests go to by default.
-pub const DEFAULT_GROUP_V4: core::net::Ipv4Addr = core::net::Ipv4Addr::new(225, 0, 0, 12);
-/// The IPv6 multicast group that requests go to by default.
-pub const DEFAULT_GROUP_V6: core::net::Ipv6Addr = core::net::Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 3, 1);
 /// The time to live (IPv4) and hop limit (IPv6) of a request datagram.
 pub const MULTICAST_TTL: u32 = 2;
 /// The address inside a guest that QEMU forwards to the VM channel by default.

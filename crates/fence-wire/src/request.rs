@@ -261,6 +261,12 @@ impl Target {
         &self.text
     }
 
+    /// Returns whether the target is the beginning of `name` that fits into a request: the client cut a longer name.
+    #[must_use]
+    pub fn is_cut_from(&self, name: &str) -> bool {
+        !self.uuid && name.len() > Self::MAX && cut(name, Self::MAX) == self.text
+    }
+
     /// Whether the client says that it is a UUID.
     #[must_use]
     pub fn is_uuid(&self) -> bool {

@@ -160,6 +160,17 @@ fn a_key_that_is_not_ours_fits_nothing() {
 }
 
 #[test]
+fn a_cut_name_means_a_longer_one() {
+    let name = format!("{}\u{e4}y", "x".repeat(62));
+    let (cut, shorter) = (target(&"x".repeat(62)), target(&"x".repeat(61)));
+    assert!(cut.is_cut_from(&name), "the 63 bytes end inside of a character");
+    assert!(!shorter.is_cut_from(&name) && !cut.is_cut_from(&"x".repeat(62)));
+    assert!(!cut.is_cut_from(&"x".repeat(64)), "63 bytes of this name fit");
+    let uuid = Target::new(cut.as_str(), true).unwrap();
+    assert!(!uuid.is_cut_from(&name), "a UUID is never cut");
+}
+
+#[test]
 fn a_long_name_is_cut_with_its_nul() {
     let long = HostListEntry { name: "\u{e4}".repeat(40), uuid: String::new(), on: true };
     let bytes = long.encode();

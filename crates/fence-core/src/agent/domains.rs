@@ -89,12 +89,7 @@ pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDo
     if !found.is_empty() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len()) {
         return found;
     }
-    let is_cut = |it: &&AgentDomain| {
-        it.name.len() > Target::MAX
-            && it.name.starts_with(text)
-            && it.name.floor_char_boundary(Target::MAX) == text.len()
-    };
-    domains.iter().filter(is_cut).collect()
+    domains.iter().filter(|it| target.is_cut_from(&it.name)).collect()
 }
 
 /// Canonical, if the text reads as one.

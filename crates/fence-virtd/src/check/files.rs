@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use fence_cli::key_file::{self, KeyFileError};
-use fence_config::{Config, HashName, Listener, PacketHash};
-use fence_wire::Key;
+use fence_config::Config;
+use fence_wire::{HashType, Key};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
@@ -22,18 +22,14 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut notices: Vec<String> = Vec::new();
     for listener in &config.listeners {
-        let (files, named, hash, auth) = match listener {
-            Listener::Multicast(it) => (&it.key_files, it.key_files_named, it.hash, it.auth),
-            Listener::Tcp(it) => (&it.key_files, it.key_files_named, it.hash, it.auth),
-            Listener::Vsock(it) => (&it.key_files, it.key_files_named, it.hash, it.auth),
-            Listener::Serial(_) => continue,
-        };
-        if hash == PacketHash::None || (auth == HashName::None && !is_sealed(hash)) {
+        let Some(own) = listener.keys() else { continue };
+        let (files, named, hash, auth) = (&own.key_files, own.key_files_named, own.hash, own.auth);
+        if hash == HashType::None || (auth == HashType::None && hash.sealed().is_none()) {
             let text = "asks for no proof of the key: whoever reaches it may fence";
             let next = "remove the lines hash and auth from its block";
             found.push(Finding::warning("key", format!("listener {}", listener.kind()), text, next));
         }
-        let unproved = hash == PacketHash::None && auth == HashName::None;
+        let unproved = hash == HashType::None && auth == HashType::None;
         for file in files.iter().filter(|it| seen.insert((*it).clone())) {
             let loaded = key_file::load(file);
             let spare = !named && have_keys(groups);
@@ -152,10 +148,6 @@ fn key(file: &Path, loaded: Result<Key, KeyFileError>, owner: &str) -> Finding {
             Finding::failed("key", shown(file), format!("{owner}: {text}"), next)
         }
     }
-}
-
-fn is_sealed(hash: PacketHash) -> bool {
-    matches!(hash, PacketHash::HmacSha256 | PacketHash::HmacSha512)
 }
 
 fn may_write(path: &Path) -> bool {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use fence_cli::key_file::{self, KeyFileError};
 use fence_config::{
-    BackendKind, Config, DEFAULT_KEY_FILE, DEFAULT_URI, Family, ListenerKind, PacketHash, Tree,
+    BackendKind, Config, DEFAULT_KEY_FILE, DEFAULT_URI, Family, HashType, ListenerKind, Tree,
 };
 use fence_wire::escaped;
 
@@ -207,8 +207,8 @@ impl<'c> Dialogue<'c> {
     /// The family that the block names, for defaults.
     fn family(&self, listener: &str) -> Family {
         match self.tree.value(&format!("listeners/{listener}/family")) {
-            Some(word) if word.trim_ascii().eq_ignore_ascii_case(b"ipv6") => Family::Ipv6,
-            _ => Family::Ipv4,
+            Some(word) if word.trim_ascii().eq_ignore_ascii_case(b"ipv6") => Family::V6,
+            _ => Family::V4,
         }
     }
 
@@ -216,7 +216,7 @@ impl<'c> Dialogue<'c> {
         let key = format!("listeners/{listener}/address");
         let answer = self.ask(&Question { default, ..Question::of(prompt, &key) })?.unwrap_or_default();
         let address = std::str::from_utf8(&answer).ok().and_then(|it| it.trim().parse().ok());
-        let family = address.map_or(Family::Ipv4, Family::of);
+        let family = address.map_or(Family::V4, Family::of);
         self.console.say(format!("Using {family}.\n").as_bytes())?;
         self.set(&format!("listeners/{listener}/family"), family.as_str().as_bytes());
         Ok(())
@@ -251,7 +251,7 @@ impl<'c> Dialogue<'c> {
         if !self.console.is_terminal() {
             return Ok(());
         }
-        let words: Vec<_> = PacketHash::words().collect();
+        let words = HashType::ALL.map(HashType::name);
         let prompt = format!("Weakest hash of a request ({})", words.join(", "));
         let key = format!("listeners/{listener}/hash");
         self.ask(&Question { default: "sha256", spelt_out: false, ..Question::of(&prompt, &key) })?;

@@ -192,12 +192,7 @@ fn uris(config: &Config) -> impl Iterator<Item = &str> {
 }
 
 fn key_files(config: &Config) -> impl Iterator<Item = &Path> {
-    let listeners = config.listeners.iter().flat_map(|it| match it {
-        Listener::Multicast(it) => &it.key_files[..],
-        Listener::Tcp(it) => &it.key_files[..],
-        Listener::Vsock(it) => &it.key_files[..],
-        Listener::Serial(_) => &[],
-    });
+    let listeners = config.listeners.iter().filter_map(|it| it.keys()).flat_map(|it| &it.key_files);
     let groups = config.groups.iter().flatten().flat_map(|it| &it.key_files);
     listeners.chain(groups).map(PathBuf::as_path)
 }

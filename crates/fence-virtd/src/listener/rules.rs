@@ -6,7 +6,7 @@
 use std::sync::{Arc, RwLock};
 
 use fence_cli::key_file::KeyFileError;
-use fence_config::{Group, HashName, Listener as Settings, PacketHash};
+use fence_config::{Group, Listener as Settings};
 use fence_wire::HashType;
 use tracing::{info, warn};
 
@@ -70,18 +70,14 @@ impl ListenerRules {
     /// Why the listener can't go by these settings; nothing is changed then.
     pub(crate) fn load(settings: &Settings, groups: &GroupSettings) -> Result<Self, StartError> {
         let access = Arc::clone(&groups.access);
-        let (hash, auth, files, named) = match settings {
-            Settings::Multicast(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
-            Settings::Tcp(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
-            Settings::Vsock(it) => (it.hash, it.auth, &it.key_files, it.key_files_named),
-            // The line itself says who asks.
-            Settings::Serial(_) => {
-                let auth = StreamAuth { hash: HashType::None, keys: Arc::default() };
-                return Ok(Self { minimum: HashType::None, auth, access });
-            }
+        let Some(own) = settings.keys() else {
+            // The serial line identifies the source.
+            let auth = StreamAuth { hash: HashType::None, keys: Arc::default() };
+            return Ok(Self { minimum: HashType::None, auth, access });
         };
-        let (minimum, hash) = (minimum(hash), challenge(auth));
-        let keys = keys(KeyFiles { files, named }, groups, minimum, hash)?;
+        let (minimum, hash) = (own.hash, own.auth);
+        let files = KeyFiles { files: &own.key_files, named: own.key_files_named };
+        let keys = keys(files, groups, minimum, hash)?;
         // A packet without a hash tells no key. Where the challenge needs one, and the listener has none that it could
         // take for that, such packets can't be served.
         let minimum =
@@ -104,20 +100,10 @@ impl ListenerRules {
 
 /// Whether two settings of a listener differ in what [`Rules`] are made of at most: the same sockets serve both.
 pub(crate) fn same_sockets(old: &Settings, new: &Settings) -> bool {
-    macro_rules! with_proof_of {
-        ($old:expr, $new:expr, $kind:ident) => {{
-            let mut old = $old.clone();
-            (old.hash, old.auth, old.key_files_named) = ($new.hash, $new.auth, $new.key_files_named);
-            old.key_files.clone_from(&$new.key_files);
-            Settings::$kind(old)
-        }};
+    let mut old = old.clone();
+    if let (Some(old), Some(new)) = (old.keys_mut(), new.keys()) {
+        old.clone_from(new);
     }
-    let old = match (old, new) {
-        (Settings::Multicast(old), Settings::Multicast(new)) => with_proof_of!(old, new, Multicast),
-        (Settings::Tcp(old), Settings::Tcp(new)) => with_proof_of!(old, new, Tcp),
-        (Settings::Vsock(old), Settings::Vsock(new)) => with_proof_of!(old, new, Vsock),
-        (old, _) => old.clone(),
-    };
     old == *new
 }
 
@@ -134,28 +120,6 @@ fn warn_unproved(settings: &Settings, minimum: HashType, auth: HashType) {
     if minimum == HashType::None || (auth == HashType::None && minimum.sealed().is_none()) {
         let listener = settings.kind();
         warn!(%listener, hash = %minimum, %auth, "this listener asks for no proof of the key: whoever reaches it may fence");
-    }
-}
-
-/// The packet hash of the configuration.
-fn minimum(hash: PacketHash) -> HashType {
-    match hash {
-        PacketHash::None => HashType::None,
-        PacketHash::Sha1 => HashType::Sha1,
-        PacketHash::Sha256 => HashType::Sha256,
-        PacketHash::Sha512 => HashType::Sha512,
-        PacketHash::HmacSha256 => HashType::HmacSha256,
-        PacketHash::HmacSha512 => HashType::HmacSha512,
-    }
-}
-
-/// The challenge hash of the configuration.
-fn challenge(auth: HashName) -> HashType {
-    match auth {
-        HashName::None => HashType::None,
-        HashName::Sha1 => HashType::Sha1,
-        HashName::Sha256 => HashType::Sha256,
-        HashName::Sha512 => HashType::Sha512,
     }
 }
 
