@@ -336,9 +336,9 @@ fn assignments<'t>(items: &'t [Item], key: &str) -> impl Iterator<Item = &'t Ass
 }
 
 /// A block's items, its tail, and how deep its items stand.
-type Body<'t> = (&'t mut Vec<Item>, &'t mut Vec<u8>, usize);
+type BlockParts<'t> = (&'t mut Vec<Item>, &'t mut Vec<u8>, usize);
 
-fn find_mut<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Option<Body<'t>> {
+fn find_mut<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Option<BlockParts<'t>> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
     for part in blocks {
         let block = items.iter_mut().rev().find_map(|item| match &mut item.node {
@@ -350,7 +350,7 @@ fn find_mut<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Option<Body<'t>> {
     Some((items, tail, blocks.len()))
 }
 
-fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Body<'t> {
+fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> BlockParts<'t> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
     for (depth, part) in blocks.iter().enumerate() {
         let present = items.iter().rposition(|item| matches!(&item.node, Node::Block(it) if part.is(it)));

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::{Body, Checker, number};
+use crate::check::checker::{BlockBody, Checker};
+use crate::check::text::number;
 use crate::diagnostic::{Code, Span, show};
 use crate::schema::{
     AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_MAX_RUNNING,
@@ -26,7 +27,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const OURS: [&str; 5] = ["action", "option", "plug", "port", "nodename"];
 
 impl Checker<'_> {
-    pub(super) fn agent_backend(&mut self, section: &Body<'_>) -> AgentBackend {
+    pub(super) fn agent_backend(&mut self, section: &BlockBody<'_>) -> AgentBackend {
         let block = section.block("agent");
         let body = block.map(|it| self.body("backends/agent", &it.items)).unwrap_or_default();
         if body.blocks.is_empty() {
@@ -123,7 +124,7 @@ impl Checker<'_> {
         agent
     }
 
-    fn plugs(&mut self, block: &Block, body: &Body<'_>) -> Plugs {
+    fn plugs(&mut self, block: &Block, body: &BlockBody<'_>) -> Plugs {
         let mut plugs = Plugs::default();
         if let Some(key) = body.key("plugs") {
             self.plug_list(key, &mut plugs);
@@ -200,7 +201,7 @@ impl Checker<'_> {
         }
     }
 
-    fn options(&mut self, body: &Body<'_>, plug_option: Option<&str>) -> Vec<(String, OptionValue)> {
+    fn options(&mut self, body: &BlockBody<'_>, plug_option: Option<&str>) -> Vec<(String, OptionValue)> {
         let Some(block) = body.block("options") else { return Vec::new() };
         let keys = self.body("backends/agent/device/options", &block.items).keys;
         let mut options: Vec<(String, OptionValue)> = Vec::new();
@@ -291,7 +292,7 @@ impl Checker<'_> {
         Some(format!("{}-{}-{}-{}-{}", &it[..8], &it[8..12], &it[12..16], &it[16..20], &it[20..]))
     }
 
-    fn running(&mut self, body: &Body<'_>) -> Option<usize> {
+    fn running(&mut self, body: &BlockBody<'_>) -> Option<usize> {
         let number = self.number_in(body.key("max_running"), RUNNING)?;
         usize::try_from(number).ok()
     }

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `backends { … }`: libvirt and cpg. The agent backend has a file of its own.
+
+use crate::check::checker::{BlockBody, Checker};
+use crate::check::known::uri_number;
+use crate::diagnostic::Code;
+use crate::schema::{
+    Backend, BackendKind, CpgBackend, DEFAULT_GROUP, DEFAULT_URI, HostDown, HostDownWord, LibvirtBackend,
+    MAX_GROUP_NAME, NameMode,
+};
+use crate::tree::Assignment;
+
+impl Checker<'_> {
+    pub(super) fn backend(
+        &mut self,
+        section: &BlockBody<'_>,
+        kind: BackendKind,
+        name_mode: Option<NameMode>,
+    ) -> Backend {
+        let path = match kind {
+            BackendKind::Libvirt => "backends/libvirt",
+            BackendKind::Cpg => "backends/cpg",
+            BackendKind::Agent => return Backend::Agent(self.agent_backend(section)),
+        };
+        let body = section.block(kind.as_str()).map(|it| self.body(path, &it.items)).unwrap_or_default();
+        let uris = self.uris(&body);
+        match kind {
+            BackendKind::Libvirt => Backend::Libvirt(LibvirtBackend {
+                uris,
+                reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+            }),
+            BackendKind::Cpg => Backend::Cpg(CpgBackend {
+                uris,
+                name_mode: self.word(body.key("name_mode")).or(name_mode).unwrap_or(NameMode::Uuid),
+                reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+                group: body
+                    .key("group")
+                    .and_then(|it| self.group_name(it))
+                    .unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
+                host_down: self.host_down(&body),
+            }),
+            BackendKind::Agent => Backend::Agent(self.agent_backend(section)),
+        }
+    }
+
+    fn group_name(&mut self, assignment: &Assignment) -> Option<String> {
+        let text = self.trimmed(assignment)?;
+        let name = std::str::from_utf8(text)
+            .ok()
+            .filter(|it| it.bytes().all(|it| it.is_ascii_graphic()) && it.len() <= MAX_GROUP_NAME);
+        if name.is_none() {
+            let allowed =
+                format!("allowed: the name of a group, at most {MAX_GROUP_NAME} characters without blanks");
+            self.bad_value(assignment, allowed);
+        }
+        name.map(str::to_owned)
+    }
+
+    fn host_down(&mut self, body: &BlockBody<'_>) -> HostDown {
+        let mode = body.key("host_down");
+        let command = body.key("host_down_command");
+        let word = self.word(mode).unwrap_or(HostDownWord::Never);
+        if let (Some(command), true) = (command, word != HostDownWord::Command) {
+            self.findings.warning(
+                Code::NoEffect,
+                command.id.span,
+                format!("`host_down_command` has no effect with host_down = \"{word}\""),
+                Some("set host_down = \"command\"".to_owned()),
+            );
+        }
+        match word {
+            HostDownWord::Never => HostDown::Never,
+            HostDownWord::Pacemaker => HostDown::Pacemaker,
+            HostDownWord::Membership => HostDown::Membership,
+            HostDownWord::Command => match (command.and_then(|it| self.path(it)), mode) {
+                (Some(path), _) => HostDown::Command(path),
+                (None, Some(mode)) => {
+                    self.problem(
+                        Code::BadValue,
+                        mode.value.text.span,
+                        "host_down = \"command\" needs `host_down_command`".to_owned(),
+                        "add host_down_command = \"/path/of/the/command\"".to_owned(),
+                    );
+                    HostDown::Never
+                }
+                (None, None) => HostDown::Never,
+            },
+        }
+    }
+
+    fn uris(&mut self, body: &BlockBody<'_>) -> Vec<String> {
+        let mut numbered: Vec<_> =
+            body.keys.iter().filter_map(|it| Some((uri_number(&it.id.bytes)?, *it))).collect();
+        numbered.sort_by_key(|&(number, _)| number);
+        // Of one key the last assignment counts; the sort keeps their order.
+        numbered.reverse();
+        numbered.dedup_by_key(|&mut (number, _)| number);
+        numbered.reverse();
+        let uris: Vec<_> = numbered.into_iter().filter_map(|(_, it)| self.uri(it)).collect();
+        if uris.is_empty() { vec![DEFAULT_URI.to_owned()] } else { uris }
+    }
+}

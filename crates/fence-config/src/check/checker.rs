@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Statements of a block, and the reports of what is wrong with them.
+
+use crate::check::known::{KNOWN, KnownBlock};
+use crate::check::text::near;
+use crate::diagnostic::{Code, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
+use crate::tree::{Assignment, Block, Item, Node, Text};
+
+/// Known statements of one block. Repeated ones are all there; the last counts.
+#[derive(Default)]
+pub(super) struct BlockBody<'t> {
+    pub(super) keys: Vec<&'t Assignment>,
+    pub(super) blocks: Vec<&'t Block>,
+}
+
+impl<'t> BlockBody<'t> {
+    pub(super) fn key(&self, name: &str) -> Option<&'t Assignment> {
+        self.keys(name).next_back()
+    }
+
+    pub(super) fn keys<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'t Assignment> + 'a {
+        self.keys.iter().copied().filter(move |it| it.id.is(name))
+    }
+
+    pub(super) fn block(&self, name: &str) -> Option<&'t Block> {
+        self.blocks.iter().copied().rfind(|it| it.id.is(name))
+    }
+}
+
+/// Check under way: reports each finding once and goes on.
+pub(super) struct Checker<'f> {
+    pub(super) findings: &'f mut Findings,
+    /// True inside of a block that is not in use: its errors only warn.
+    pub(super) soft: bool,
+}
+
+impl Checker<'_> {
+    /// The known statements of the block `path`; says what is unknown, misplaced or repeated in it.
+    pub(super) fn body<'t>(&mut self, path: &str, items: &'t [Item]) -> BlockBody<'t> {
+        let known = KNOWN.iter().find(|it| it.path == path).unwrap_or(&KnownBlock::NONE);
+        let mut body = BlockBody::default();
+        for item in items {
+            match &item.node {
+                Node::Assignment(it) if known.takes_key(&it.id) => body.keys.push(it),
+                Node::Block(it) if known.has_block(&it.id) => body.blocks.push(it),
+                Node::Assignment(it) if known.has_block(&it.id) => {
+                    self.wrong_kind(&it.id, "a block", "{ … }");
+                }
+                Node::Block(it) if known.has_key(&it.id) => self.wrong_kind(&it.id, "a key", "= \"value\";"),
+                Node::Assignment(it) => self.unknown("key", &it.id, known),
+                Node::Block(it) => self.unknown("block", &it.id, known),
+                Node::Junk(_) => {}
+            }
+        }
+        let keys: Vec<_> = body.keys.iter().map(|it| &it.id).collect();
+        let blocks: Vec<_> = body.blocks.iter().map(|it| &it.id).collect();
+        for ids in [&keys, &blocks] {
+            for (index, id) in ids.iter().enumerate() {
+                let again = ids[index + 1..].iter().any(|it| it.bytes.eq_ignore_ascii_case(&id.bytes));
+                if again && !known.repeats(id) {
+                    self.findings.warning(
+                        Code::Repeated,
+                        id.span,
+                        format!(
+                            "`{}` has no effect: it comes again below, and the last one counts",
+                            show(&id.bytes)
+                        ),
+                        None,
+                    );
+                }
+                // Every repeated id is looked for in what follows it: bound the work on hostile files.
+                if index == MAX_DIAGNOSTICS {
+                    break;
+                }
+            }
+        }
+        for block in &body.blocks {
+            if block.value.is_some() && !known.repeats(&block.id) {
+                self.findings.warning(
+                    Code::NoEffect,
+                    block.id.span,
+                    format!("the value of the block `{}` has no effect", show(&block.id.bytes)),
+                    None,
+                );
+            }
+        }
+        body
+    }
+
+    fn unknown(&mut self, what: &str, id: &Text, known: &KnownBlock) {
+        let elsewhere = KNOWN
+            .iter()
+            .filter(|it| if what == "key" { it.has_key(id) } else { it.has_block(id) })
+            .map(|it| if it.path.is_empty() { "the top level" } else { it.path })
+            .collect::<Vec<_>>();
+        let help = match elsewhere.as_slice() {
+            [] => near(&id.bytes, known.keys.iter().chain(known.blocks))
+                .map(|it| format!("did you mean `{it}`?"))
+                .or_else(|| {
+                    known.blocks.contains(&"options").then(|| {
+                        format!("an option of the agent belongs into options {{ {} = … }}", show(&id.bytes))
+                    })
+                }),
+            ["the top level"] => {
+                Some(format!("`{}` belongs to the top level; is a `}}` missing above?", show(&id.bytes)))
+            }
+            _ => Some(format!("`{}` belongs into {}", show(&id.bytes), elsewhere.join(", "))),
+        };
+        let place = if known.path.is_empty() { String::new() } else { format!(" in `{}`", known.path) };
+        self.findings.warning(
+            Code::Unknown,
+            id.span,
+            format!("unknown {what} `{}`{place}", show(&id.bytes)),
+            help,
+        );
+    }
+
+    fn wrong_kind(&mut self, id: &Text, what: &str, form: &str) {
+        let name = show(&id.bytes);
+        self.problem(Code::WrongKind, id.span, format!("`{name}` is {what}"), format!("write {name} {form}"));
+    }
+
+    pub(super) fn bad_value(&mut self, assignment: &Assignment, allowed: String) {
+        let message = format!(
+            "bad value \"{}\" for `{}`",
+            show(&assignment.value.text.bytes),
+            show(&assignment.id.bytes)
+        );
+        self.problem(Code::BadValue, assignment.value.text.span, message, allowed);
+    }
+
+    pub(super) fn problem(&mut self, code: Code, span: Span, message: String, help: String) {
+        let (severity, help) = if self.soft {
+            (Severity::Warning, format!("{help}; the block is not in use"))
+        } else {
+            (Severity::Error, help)
+        };
+        self.findings.push(severity, code, span, message, Some(help));
+    }
+}

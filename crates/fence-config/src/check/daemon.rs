@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `fence_virtd { … }`: the daemon itself.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStringExt;
+
+use crate::check::checker::{BlockBody, Checker};
+use crate::check::text::number;
+use crate::diagnostic::{Code, Span};
+use crate::schema::{
+    BackendKind, DEFAULT_CLIENT_TIMEOUT, DaemonSection, ListenerKind, MAX_CLIENT_TIMEOUT, MetricsAddress,
+    StateDir,
+};
+use crate::tree::Assignment;
+
+impl Checker<'_> {
+    pub(super) fn daemon(&mut self, root: &BlockBody<'_>) -> DaemonSection {
+        let body = match root.block("fence_virtd") {
+            Some(block) => self.body("fence_virtd", &block.items),
+            // It may be inside what could not be read.
+            None if self.findings.has_errors() => BlockBody::default(),
+            None => {
+                self.findings.warning(
+                    Code::NoDaemonBlock,
+                    Span::default(),
+                    "there is no block `fence_virtd`: listener multicast and backend libvirt are used"
+                        .to_owned(),
+                    Some("add fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }".to_owned()),
+                );
+                BlockBody::default()
+            }
+        };
+        // Two names for one setting: the one further down counts.
+        let wait = body.keys.iter().rfind(|it| it.id.is("wait_for_init") || it.id.is("wait_for_backend"));
+        DaemonSection {
+            listeners: self.list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]),
+            backends: self.backends(body.key("backend")),
+            foreground: self.word(body.key("foreground")).unwrap_or(false),
+            wait_for_init: self.word(wait.copied()).unwrap_or(false),
+            debug: self.debug_level(body.key("debug")).unwrap_or(0),
+            module_path: body
+                .key("module_path")
+                .map(|it| String::from_utf8_lossy(&it.value.text.bytes).into_owned()),
+            name_mode: self.word(body.key("name_mode")),
+            audit_log: body.key("audit_log").and_then(|it| self.path(it)),
+            state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.state_dir(it)),
+            sandbox: self.word(body.key("sandbox")).unwrap_or(true),
+            metrics: body.key("metrics").and_then(|it| self.metrics(it)),
+            client_timeout: self
+                .seconds(body.key("client_timeout"), DEFAULT_CLIENT_TIMEOUT, MAX_CLIENT_TIMEOUT)
+                .unwrap_or(DEFAULT_CLIENT_TIMEOUT),
+        }
+    }
+
+    fn backends(&mut self, assignment: Option<&Assignment>) -> Vec<BackendKind> {
+        let backends = self.list(assignment).unwrap_or_else(|| vec![BackendKind::Libvirt]);
+        if let Some(assignment) = assignment
+            && [BackendKind::Libvirt, BackendKind::Cpg].iter().all(|it| backends.contains(it))
+        {
+            self.problem(
+                Code::BadValue,
+                assignment.value.text.span,
+                "backend cpg has this host's libvirt in it: libvirt can't be named beside it".to_owned(),
+                "name one of them, and give cpg the `uri` of this host's hypervisor".to_owned(),
+            );
+        }
+        backends
+    }
+
+    fn debug_level(&mut self, assignment: Option<&Assignment>) -> Option<u32> {
+        let assignment = assignment?;
+        let level = number(self.trimmed(assignment)?);
+        if level.is_none() {
+            self.bad_value(assignment, "allowed: a number from 0".to_owned());
+        }
+        level
+    }
+
+    /// Only this host may read: what is counted tells of guests, and the endpoint asks for no key.
+    fn metrics(&mut self, assignment: &Assignment) -> Option<MetricsAddress> {
+        let text = self.trimmed(assignment)?;
+        // The kernel takes no longer path.
+        let path = |it: &&[u8]| it.starts_with(b"/") && it.len() < 108 && !it.contains(&0);
+        let address = match text.strip_prefix(b"unix:") {
+            Some(it) => Some(it)
+                .filter(path)
+                .map(|it| OsString::from_vec(it.to_vec()).into())
+                .map(MetricsAddress::Unix),
+            None => std::str::from_utf8(text)
+                .ok()
+                .and_then(|it| it.parse().ok())
+                .filter(|it: &SocketAddr| it.ip().is_loopback() && it.port() != 0)
+                .map(MetricsAddress::Tcp),
+        };
+        if address.is_none() {
+            let allowed = "allowed: a loopback address with a port, such as 127.0.0.1:9229 or [::1]:9229, or unix: and \
+                           a path from `/` of at most 107 bytes";
+            self.bad_value(assignment, allowed.to_owned());
+        }
+        address
+    }
+
+    fn state_dir(&mut self, assignment: &Assignment) -> StateDir {
+        if assignment.value.text.bytes.eq_ignore_ascii_case(b"none") {
+            return StateDir::Nowhere;
+        }
+        self.path(assignment).map_or(StateDir::Default, StateDir::At)
+    }
+}

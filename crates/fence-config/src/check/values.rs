@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Values that keys of several blocks may have: words, lists, numbers, times, paths, URIs.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::check::checker::Checker;
+use crate::check::text::near;
+use crate::diagnostic::{Code, show};
+use crate::schema::{DEFAULT_URI, Words};
+use crate::tree::Assignment;
+
+impl Checker<'_> {
+    /// The bytes of a value with the blanks around them cut off. `None` when the parser has complained.
+    pub(super) fn trimmed<'t>(&self, assignment: &'t Assignment) -> Option<&'t [u8]> {
+        let text = &assignment.value.text.bytes;
+        (!text.is_empty()).then(|| text.trim_ascii())
+    }
+
+    pub(super) fn word<T: Words>(&mut self, assignment: Option<&Assignment>) -> Option<T> {
+        let assignment = assignment?;
+        let word = T::from_word(self.trimmed(assignment)?);
+        if word.is_none() {
+            let words: Vec<_> = T::WORDS.iter().map(|&(word, _)| word).collect();
+            self.bad_value(assignment, format!("allowed: {}", words.join(", ")));
+        }
+        word
+    }
+
+    /// Words with commas or blanks between them.
+    pub(super) fn list<T: Words + PartialEq>(&mut self, assignment: Option<&Assignment>) -> Option<Vec<T>> {
+        let assignment = assignment?;
+        let text = self.trimmed(assignment)?;
+        let words: Vec<_> = T::WORDS.iter().map(|&(word, _)| word).collect();
+        let mut list = Vec::new();
+        for part in text.split(|&byte| byte == b',' || byte.is_ascii_whitespace()).filter(|it| !it.is_empty())
+        {
+            match T::from_word(part) {
+                Some(it) if list.contains(&it) => self.findings.warning(
+                    Code::Repeated,
+                    assignment.value.text.span,
+                    format!("`{}` names {} twice", show(&assignment.id.bytes), show(part)),
+                    None,
+                ),
+                Some(it) => list.push(it),
+                None => {
+                    let near =
+                        near(part, words.iter()).map_or(String::new(), |it| format!("did you mean {it}? "));
+                    self.problem(
+                        Code::BadValue,
+                        assignment.value.text.span,
+                        format!("there is no {} \"{}\"", show(&assignment.id.bytes), show(part)),
+                        format!("{near}allowed: {}", words.join(", ")),
+                    );
+                    return None;
+                }
+            }
+        }
+        if list.is_empty() {
+            self.bad_value(assignment, format!("allowed: {}", words.join(", ")));
+            return None;
+        }
+        Some(list)
+    }
+
+    pub(super) fn seconds(
+        &mut self,
+        assignment: Option<&Assignment>,
+        least: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
+        let assignment = assignment?;
+        let text = self.trimmed(assignment)?;
+        let plain = text.iter().all(|it| it.is_ascii_digit() || *it == b'.');
+        let seconds = std::str::from_utf8(text)
+            .ok()
+            .filter(|_| plain)
+            .and_then(|it| it.parse::<f64>().ok())
+            .and_then(|it| Duration::try_from_secs_f64(it).ok())
+            .filter(|it| (least..=most).contains(it));
+        if seconds.is_none() {
+            let (least, most) = (least.as_secs(), most.as_secs());
+            let fraction = if least == 0 { "2 or 0.5".to_owned() } else { format!("{least} or {least}.5") };
+            self.bad_value(
+                assignment,
+                format!("allowed: seconds from {least} to {most}, such as {fraction}"),
+            );
+        }
+        seconds
+    }
+
+    pub(super) fn path(&mut self, assignment: &Assignment) -> Option<PathBuf> {
+        let bytes = &assignment.value.text.bytes;
+        if bytes.is_empty() {
+            return None;
+        }
+        if bytes.contains(&0) {
+            self.bad_value(assignment, "allowed: a path, which cannot hold a NUL byte".to_owned());
+            return None;
+        }
+        let path = PathBuf::from(OsString::from_vec(bytes.clone()));
+        if !path.is_absolute() {
+            self.findings.warning(
+                Code::RelativePath,
+                assignment.value.text.span,
+                format!(
+                    "`{}` depends on the directory the daemon was started in",
+                    show(&assignment.id.bytes)
+                ),
+                Some("give the path from `/`".to_owned()),
+            );
+        }
+        Some(path)
+    }
+
+    pub(super) fn uri(&mut self, assignment: &Assignment) -> Option<String> {
+        let text = self.trimmed(assignment)?;
+        let uri = std::str::from_utf8(text)
+            .ok()
+            .filter(|it| !it.is_empty() && !it.contains(|c: char| c.is_whitespace() || c.is_control()));
+        if uri.is_none() {
+            self.bad_value(assignment, format!("allowed: a libvirt URI, such as {DEFAULT_URI}"));
+        }
+        uri.map(str::to_owned)
+    }
+}
