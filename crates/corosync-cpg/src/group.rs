@@ -195,15 +195,16 @@ impl Group {
     /// Sends a message to all members, this one too. Never waits.
     ///
     /// # Errors
-    /// [`ErrorKind::Gone`]: nobody knows whether messages that were taken but did not come back were delivered.
-    /// [`ErrorKind::Size`]: longer than [`max_message`](Self::max_message).
+    /// [`ErrorKind::Gone`]: nobody knows whether messages that were taken but did not come back were
+    /// delivered. [`ErrorKind::Size`]: longer than [`max_message`](Self::max_message).
     pub fn send(&self, data: &[u8]) -> Result<Sent, Error> {
         const CALL: &str = "send to the group";
         // libcpg would cut it up, and wait between the pieces.
         if data.len() > self.max_message {
             return Err(Error::own(CALL, ErrorKind::Size));
         }
-        // libqb rings a bell over this socket and, where it is full, tries again for ever: corosync may be stopped.
+        // libqb rings a bell over this socket and, where it is full, tries again for ever: corosync may be
+        // stopped.
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
         let is_ready = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|it| it > 0);
         let seen = polled[0].revents().unwrap_or(PollFlags::empty());
@@ -224,7 +225,8 @@ impl Group {
 
     /// Leaves the group: the others see [`Reason::Leave`]. Waits for corosync.
     pub fn leave(self) {
-        // SAFETY: the handle is open; the name is copied. It may fail: the drop ends the membership all the same.
+        // SAFETY: the handle is open; the name is copied. It may fail: the drop ends the membership all the
+        // same.
         let _ = unsafe { sys::cpg_leave(self.handle, &raw const self.name) };
     }
 }

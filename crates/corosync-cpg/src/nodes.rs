@@ -21,7 +21,8 @@ pub struct Node {
     pub name: Option<String>,
 }
 
-/// A look at the node list, kept open. Its descriptor is readable when [`changed`](Self::changed) has something to say.
+/// A look at the node list, kept open. Its descriptor is readable when [`changed`](Self::changed) has
+/// something to say.
 #[derive(Debug)]
 pub struct NodeList {
     handle: u64,
@@ -41,7 +42,8 @@ impl NodeList {
 
         // From here on the drop closes the handle.
         let mut track = 0;
-        // SAFETY: the handle is open, the text ends with NUL; no data is passed, and the track ends with the handle.
+        // SAFETY: the handle is open, the text ends with NUL; no data is passed, and the track ends with the
+        // handle.
         let code = unsafe {
             sys::cmap_track_add(
                 handle,
@@ -76,7 +78,8 @@ impl NodeList {
         Ok(nodes.into_values().collect())
     }
 
-    /// Whether corosync's configuration lets a process of this user, with this first group, in. Waits for corosync.
+    /// Whether corosync's configuration lets a process of this user, with this first group, in. Waits for
+    /// corosync.
     ///
     /// # Errors
     /// [`ErrorKind::Gone`].
@@ -114,7 +117,8 @@ impl NodeList {
         let result = loop {
             let mut key: [c_char; sys::CMAP_KEYNAME_MAXLEN + 1] = [0; _];
             let (mut len, mut kind) = (0, 0);
-            // SAFETY: the handle and the iteration are open; the buffer is as long as a key can be, with its NUL.
+            // SAFETY: the handle and the iteration are open; the buffer is as long as a key can be, with its
+            // NUL.
             let code = unsafe {
                 sys::cmap_iter_next(self.handle, iter, key.as_mut_ptr(), &raw mut len, &raw mut kind)
             };

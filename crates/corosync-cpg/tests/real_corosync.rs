@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Against a real corosync of one node. Needs root and corosync, touches nothing of the machine: each test runs on a node
-//! of its own (`node.sh`). `cargo test -p corosync-cpg --test real_corosync -- --ignored`
+//! Against a real corosync of one node. Needs root and corosync, touches nothing of the machine: each test
+//! runs on a node of its own (`node.sh`). `cargo test -p corosync-cpg --test real_corosync -- --ignored`
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;

@@ -1,38 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Command lines as getopt(3) of the GNU C library takes them, and beside them long options.
+//! Command lines as getopt(3) of the GNU C library accepts them, and long options beside them.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// A command line taken apart.
+/// Command line split into options and operands.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct CommandLine {
-    /// The options in their order.
-    pub options: Vec<Opt>,
-    /// Everything that is no option, in its order, wherever it stood.
+    /// Options in their order.
+    pub options: Vec<ParsedOption>,
+    /// All arguments that are no options, in their order, from any place of the command line.
     pub operands: Vec<OsString>,
 }
 
-/// One option.
+/// Option with its value.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Opt {
-    /// What it was called.
-    pub name: Name,
-    /// Its value, for options that take one.
+pub struct ParsedOption {
+    /// Name as the user wrote it.
+    pub name: OptionName,
+    /// Value, for options that take one.
     pub value: Option<OsString>,
 }
 
-/// What an option was called. Shown as the user wrote it: `-t`, `--timeout`.
+/// Name of an option. Shown as the user wrote it: `-t`, `--timeout`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Name {
-    /// By its letter.
+pub enum OptionName {
+    /// Letter, without the dash.
     Letter(char),
-    /// By its long name, without the dashes.
+    /// Long name, without the dashes.
     Long(&'static str),
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for OptionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Letter(letter) => write!(f, "-{}", letter.escape_default()),
@@ -41,27 +41,30 @@ impl fmt::Display for Name {
     }
 }
 
-/// A long option.
+/// Long option of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Long {
-    /// Its name, without the dashes.
+pub struct LongOption {
+    /// Name, without the dashes.
     pub name: &'static str,
-    /// Whether it takes a value.
-    pub takes: Takes,
+    /// Kind of value.
+    pub takes: ArgumentKind,
 }
 
-/// Whether an option takes a value.
+// The name at call sites that have not switched yet.
+pub use self::OptionName as Name;
+
+/// Kind of value that an option takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Takes {
-    /// None.
+pub enum ArgumentKind {
+    /// No value.
     Nothing,
-    /// Always: `-t5`, `-t 5`, `--timeout=5`, `--timeout 5`.
+    /// A value, always: `-t5`, `-t 5`, `--timeout=5`, `--timeout 5`.
     Value,
-    /// Only one that is attached: `-S5`, `--vsock=5`.
+    /// An attached value or none: `-S5`, `--vsock=5`.
     MayHaveValue,
 }
 
-/// What is wrong with a command line.
+/// Error in a command line.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GetoptError {
@@ -79,17 +82,19 @@ pub enum GetoptError {
     MissingValue(String),
 }
 
-/// Takes a command line (without the program's name) apart by a getopt string such as `"dt:S::"`: a letter, with
-/// `:` when the option takes a value (`-tVALUE` or `-t VALUE`), with `::` when it may have one (`-SVALUE` only).
+/// Splits a command line (without the program's name) by a getopt string such as `"dt:S::"`: a letter, with
+/// `:` when the option takes a value (`-tVALUE` or `-t VALUE`), with `::` when it may have one (`-SVALUE`
+/// only).
 ///
-/// Flags may stand together (`-dv`), options and operands in any order; all after `--` is operands, and so is `-`.
+/// Flags may stand together (`-dv`). Options and operands may stand in any order. All arguments after `--`
+/// are operands, and so is `-`.
 ///
-/// Long options (`--name VALUE`, `--name=VALUE`) must be written out: what is the beginning of one name today could be
-/// that of two tomorrow.
+/// Long options (`--name VALUE`, `--name=VALUE`) must be written in full. A beginning that is unique today
+/// could become ambiguous with the next option.
 ///
 /// # Errors
-/// The first option that is unknown or lacks its value.
-pub fn parse<I>(spec: &str, long: &[Long], arguments: I) -> Result<CommandLine, GetoptError>
+/// The first option that is unknown or lacks a value.
+pub fn parse<I>(spec: &str, long: &[LongOption], arguments: I) -> Result<CommandLine, GetoptError>
 where
     I: IntoIterator<Item = OsString>,
 {
@@ -114,28 +119,28 @@ where
         let mut rest = letters;
         while let [letter, after @ ..] = rest {
             let (letter, attached) = (char::from(*letter), !after.is_empty());
-            let name = Name::Letter(letter);
+            let name = OptionName::Letter(letter);
             let value = match takes(spec, letter).ok_or_else(|| GetoptError::Unknown(name.to_string()))? {
-                Takes::Nothing => None,
-                Takes::Value if !attached => {
+                ArgumentKind::Nothing => None,
+                ArgumentKind::Value if !attached => {
                     Some(arguments.next().ok_or_else(|| GetoptError::MissingValue(name.to_string()))?)
                 }
-                Takes::MayHaveValue if !attached => None,
-                Takes::Value | Takes::MayHaveValue => Some(OsString::from_vec(after.to_vec())),
+                ArgumentKind::MayHaveValue if !attached => None,
+                ArgumentKind::Value | ArgumentKind::MayHaveValue => Some(OsString::from_vec(after.to_vec())),
             };
             rest = if value.is_some() { &[] } else { after };
-            line.options.push(Opt { name, value });
+            line.options.push(ParsedOption { name, value });
         }
     }
     Ok(line)
 }
 
-/// A long option, of which this was written after the dashes.
+/// Parses a long option from the text after the dashes.
 fn long_option(
-    long: &[Long],
+    long: &[LongOption],
     written: &[u8],
     arguments: &mut impl Iterator<Item = OsString>,
-) -> Result<Opt, GetoptError> {
+) -> Result<ParsedOption, GetoptError> {
     let end = written.iter().position(|&it| it == b'=').unwrap_or(written.len());
     let (name, attached) = (&written[..end], written.get(end + 1..));
     let Some(option) = long.iter().find(|it| it.name.as_bytes() == name) else {
@@ -145,19 +150,20 @@ fn long_option(
             None => GetoptError::Unknown(shown),
         });
     };
-    let name = Name::Long(option.name);
+    let name = OptionName::Long(option.name);
     let attached = attached.map(|it| OsString::from_vec(it.to_vec()));
     let value = match (option.takes, attached) {
-        (Takes::Nothing, Some(_)) => return Err(GetoptError::NoValueTaken(name.to_string())),
-        (Takes::Value, None) => {
+        (ArgumentKind::Nothing, Some(_)) => return Err(GetoptError::NoValueTaken(name.to_string())),
+        (ArgumentKind::Value, None) => {
             Some(arguments.next().ok_or_else(|| GetoptError::MissingValue(name.to_string()))?)
         }
         (_, attached) => attached,
     };
-    Ok(Opt { name, value })
+    Ok(ParsedOption { name, value })
 }
 
-/// The name that was perhaps meant: one that begins like this or differs in few letters. `-` and `_` are one.
+/// Returns the name that was probably meant: it begins with the written text or differs in few letters. `-`
+/// and `_` count as equal.
 pub fn nearest<'n>(names: impl IntoIterator<Item = &'n str>, written: &[u8]) -> Option<&'n str> {
     // The distance takes time in proportion to the length, and nobody mistypes a name into a long one.
     let written = std::str::from_utf8(written).ok().filter(|it| it.len() <= 40)?.replace('_', "-");
@@ -174,17 +180,17 @@ pub fn nearest<'n>(names: impl IntoIterator<Item = &'n str>, written: &[u8]) -> 
         .map(|(_, name)| name)
 }
 
-fn takes(spec: &str, letter: char) -> Option<Takes> {
+fn takes(spec: &str, letter: char) -> Option<ArgumentKind> {
     if letter == ':' || !letter.is_ascii() {
         return None;
     }
     let (_, after) = spec.split_once(letter)?;
     Some(if after.starts_with("::") {
-        Takes::MayHaveValue
+        ArgumentKind::MayHaveValue
     } else if after.starts_with(':') {
-        Takes::Value
+        ArgumentKind::Value
     } else {
-        Takes::Nothing
+        ArgumentKind::Nothing
     })
 }
 
@@ -193,11 +199,11 @@ mod tests {
     use super::*;
 
     const SPEC: &str = "dt:S::n:?h";
-    const LONG: &[Long] = &[
-        Long { name: "debug", takes: Takes::Nothing },
-        Long { name: "timeout", takes: Takes::Value },
-        Long { name: "vsock", takes: Takes::MayHaveValue },
-        Long { name: "key-file", takes: Takes::Value },
+    const LONG: &[LongOption] = &[
+        LongOption { name: "debug", takes: ArgumentKind::Nothing },
+        LongOption { name: "timeout", takes: ArgumentKind::Value },
+        LongOption { name: "vsock", takes: ArgumentKind::MayHaveValue },
+        LongOption { name: "key-file", takes: ArgumentKind::Value },
     ];
 
     fn taken(arguments: &[&str]) -> Result<(Vec<String>, Vec<String>), GetoptError> {
@@ -205,8 +211,8 @@ mod tests {
         let text = |s: OsString| s.into_string().unwrap();
         let options = line.options.into_iter().map(|o| {
             let name = match o.name {
-                Name::Letter(letter) => letter.to_string(),
-                Name::Long(name) => name.to_owned(),
+                OptionName::Letter(letter) => letter.to_string(),
+                OptionName::Long(name) => name.to_owned(),
             };
             match o.value {
                 Some(value) => format!("{name}={}", text(value)),

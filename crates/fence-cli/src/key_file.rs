@@ -1,91 +1,96 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The shared key, from a file that only its owner can read.
+//! Loading of the shared key from a file that only its owner can read.
 //!
-//! A key file that is missing or that everybody can read is an error and never the start of unauthenticated
-//! operation. Nothing here shows a byte of the key.
+//! Owns the rules for key files and the texts about them. Runs on the caller's thread and waits for no pipe
+//! or device. Must never show a byte of the key, and must never let a missing or world-readable key file lead
+//! to unauthenticated operation: both are errors.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::path::shown;
 use fence_wire::{KEY_MAX, KEY_MIN, Key};
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
-/// Why there is no key. The text says what to do about it.
+use crate::path::shown;
+
+/// Reason why a key was not loaded. The text names the next step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyFileError {
-    /// No such file.
+    /// The file does not exist.
     #[error(
-        "key file {path} does not exist; copy it from a machine that has it, or make a new one, once for all, with: \
-         {program} --keygen {path}",
+        "key file {path} does not exist; copy it from a machine that has it, or make a new one, once for \
+         all, with: {program} --keygen {path}",
         path = shown(.path), program = program()
     )]
     Missing {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error("key file {} cannot be read: {source}; {}", shown(.path), remedy(.path, .source))]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// A directory, a device, a pipe or a socket.
+    /// The path is that of a directory, a device, a pipe or a socket.
     #[error("key file {path} is not a regular file; see what it is with: ls -ld {path}", path = shown(.path))]
     NotAFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Every user of the machine can read it.
-    #[error("key file {path} can be read by every user (mode {mode:04o}); chmod 600 {path}", path = shown(.path))]
+    /// Every user of the machine can read the file.
+    #[error(
+        "key file {path} can be read by every user (mode {mode:04o}); chmod 600 {path}",
+        path = shown(.path)
+    )]
     WorldReadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// Others than its owner can write it.
+    /// Users other than the owner can write the file.
     #[error(
         "key file {path} can be written by others than its owner (mode {mode:04o}); chmod 600 {path}",
         path = shown(.path)
     )]
     Writable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// Empty, or too short to be a key.
+    /// The file is empty, or too short to be a key.
     #[error(
-        "key file {path} has {length} bytes, a key has at least {KEY_MIN} and better 512; copy it from a machine that \
-         has it, or make a new one, once for all, with: rm {path}; {program} --keygen {path}",
+        "key file {path} has {length} bytes, a key has at least {KEY_MIN} and better 512; copy it from a \
+         machine that has it, or make a new one, once for all, with: rm {path}; {program} --keygen {path}",
         path = shown(.path), program = program()
     )]
     TooShort {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its length in bytes.
+        /// Length of the file in bytes.
         length: usize,
     },
 }
 
-/// Loads the key in `path`: the first 4096 bytes of the file, the rest is ignored. Never waits on a pipe or a
+/// Loads the key in `path`: the first 4096 bytes of the file; the rest is ignored. Never waits on a pipe or a
 /// device.
 ///
 /// # Errors
-/// Why there is no key that may be used.
+/// The reason why there is no usable key.
 pub fn load(path: &Path) -> Result<Key, KeyFileError> {
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => KeyFileError::Missing { path: path.to_owned() },
         _ => KeyFileError::Unreadable { path: path.to_owned(), source },
     };
-    // Without O_NONBLOCK the opening of a FIFO waits for a writer.
+    // Without O_NONBLOCK, opening a FIFO waits for a writer.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
@@ -99,13 +104,13 @@ pub fn load(path: &Path) -> Result<Key, KeyFileError> {
     if mode & 0o022 != 0 {
         return Err(KeyFileError::Writable { path: path.to_owned(), mode });
     }
-    // Room for all from the start: a buffer that grows leaves copies behind that nobody wipes.
+    // The whole room from the start: a buffer that grows leaves copies of the key that are not wiped.
     let mut content = Zeroizing::new(Vec::with_capacity(KEY_MAX + 1));
     file.take(KEY_MAX as u64).read_to_end(&mut content).map_err(unreadable)?;
     Key::new(&content).map_err(|_| KeyFileError::TooShort { path: path.to_owned(), length: content.len() })
 }
 
-/// What helps against an error of the system.
+/// Returns the next step after an error of the system.
 fn remedy(path: &Path, error: &io::Error) -> String {
     let path = shown(path);
     match error.kind() {
@@ -114,7 +119,7 @@ fn remedy(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// What this program is called, as far as it is one of ours, for a command that is to be typed.
+/// Returns the name of this program for a command that the user types; of other names, that of the daemon.
 pub(crate) fn program() -> &'static str {
     let called = std::env::args_os().next().unwrap_or_default();
     let called = Path::new(&called).file_name().unwrap_or_default();
@@ -128,9 +133,9 @@ mod tests {
 
     use super::*;
 
-    struct Scratch(tempfile::TempDir);
+    struct ScratchDir(tempfile::TempDir);
 
-    impl Scratch {
+    impl ScratchDir {
         fn new() -> Self {
             Self(tempfile::tempdir().unwrap())
         }
@@ -145,7 +150,7 @@ mod tests {
 
     #[test]
     fn good_keys() {
-        let scratch = Scratch::new();
+        let scratch = ScratchDir::new();
         assert_eq!(load(&scratch.file(b"secret", 0o600)).unwrap().length(), 6);
         assert_eq!(load(&scratch.file(&[1; 5000], 0o440)).unwrap().length(), 4096);
         let target = scratch.file(b"secret", 0o640);
@@ -157,7 +162,7 @@ mod tests {
 
     #[test]
     fn errors_say_the_fix() {
-        let scratch = Scratch::new();
+        let scratch = ScratchDir::new();
         let say = |path: &Path| load(path).unwrap_err().to_string();
         let missing = scratch.0.path().join("none");
         assert!(say(&missing).ends_with(&format!("with: fence_virtd --keygen {}", missing.display())));
@@ -179,8 +184,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_does_not_hang() {
-        let scratch = Scratch::new();
+    fn only_regular_files_are_read() {
+        let scratch = ScratchDir::new();
         assert!(matches!(load(scratch.0.path()), Err(KeyFileError::NotAFile { .. })));
         let fifo = scratch.0.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();

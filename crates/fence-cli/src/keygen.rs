@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `--keygen`: a new key in a new file, the same in the daemon and the agents.
+//! `--keygen`: a new key in a new file, for the daemon and the agents alike.
 //!
-//! A file that is there is never touched: it may be the key of a cluster that runs. The final name stands for a whole
-//! key that is on disk, or for nothing. Never shows a byte of the key.
+//! Owns the making of key files. Runs on the caller's thread. Must never touch an existing file, which may be
+//! the key of a running cluster, and must never show a byte of the key. The final name stands for a complete
+//! key on disk, or for nothing.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -22,57 +23,59 @@ use zeroize::Zeroizing;
 use crate::key_file::program;
 use crate::path::shown;
 
-/// Bytes of a new key.
+/// Length of a new key in bytes.
 pub const KEY_LEN: usize = 512;
 
-/// A key that was made.
+/// New key in its file.
 #[derive(Debug)]
-pub struct Made {
-    /// Its file.
+pub struct NewKey {
+    /// Path of the key file.
     pub path: PathBuf,
-    /// By which people tell it from other keys.
+    /// Fingerprint, by which people tell keys apart.
     pub fingerprint: String,
-    /// The directory that was made for it, with its permission bits: 0755, less what the umask forbids.
+    /// Directory that was made for the file, with its permission bits: 0755 less those of the umask.
     pub directory: Option<(PathBuf, u32)>,
 }
 
-/// Why no key was made. The text says what to do about it.
+/// Reason why no key was made. The text names the next step.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeygenError {
-    /// The command line has more than the option and a file.
+    /// The command line has more than the option and one file.
     #[error("--keygen takes the name of one file and nothing else: {} --keygen FILE", program())]
     Usage,
-    /// Something with that name is there.
+    /// The path exists already.
     #[error(
-        "{path} is there already and is not touched: it may be the key that a cluster uses. Name another file, or move \
-         it away first: mv {path} {path}.old",
+        "{path} is there already and is not touched: it may be the key that a cluster uses. Name another \
+         file, or move it away first: mv {path} {path}.old",
         path = shown(.0)
     )]
     Exists(PathBuf),
-    /// Neither the directory nor the one above it.
+    /// Neither the directory nor its parent exists.
     #[error("there is no directory {path}; make it first: mkdir -p {path}", path = shown(.0))]
     NoDirectory(PathBuf),
-    /// The system says no.
+    /// The system refused an operation.
     #[error("can't {what} {path}: {source}; {}", remedy(.path, .source), path = shown(.path))]
     Io {
-        /// What was tried.
+        /// Operation, as a verb.
         what: &'static str,
-        /// With what.
+        /// Path of the operation.
         path: PathBuf,
-        /// Why not.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The system gives no random bytes.
+    /// The system returned no random bytes.
     #[error("no random bytes: {0}")]
     Random(#[from] SysError),
 }
 
-/// Whether a command line (without the program's name) asks for a new key, and in which file. Only the whole word
-/// `--keygen` as the first argument does, so that no value of another option is taken for it.
+/// Returns the file for the new key if the command line (without the program's name) requests one.
+///
+/// Only the full word `--keygen` as the first argument does, so that the value of another option is not
+/// mistaken for it.
 ///
 /// # Errors
-/// [`KeygenError::Usage`] when anything but the name of one file comes with it.
+/// [`KeygenError::Usage`] for other arguments than the name of one file.
 pub fn requested(arguments: &[OsString]) -> Option<Result<PathBuf, KeygenError>> {
     let (first, rest) = arguments.split_first()?;
     let attached = first.as_bytes().strip_prefix(b"--keygen=").map(|it| OsString::from_vec(it.to_vec()));
@@ -87,13 +90,14 @@ pub fn requested(arguments: &[OsString]) -> Option<Result<PathBuf, KeygenError>>
     Some(Ok(file.into()))
 }
 
-/// Makes a key in a file that must not be there: 512 bytes from the system, mode 0600 from the first moment, on disk
-/// when this returns. Of its directory the last part is made where it is missing, with mode 0755, as packages do.
+/// Makes a key in a file that must not exist: 512 bytes from the system, with mode 0600 from the start, on
+/// disk when this function returns. Makes the last part of its directory if it is missing, with mode 0755, as
+/// packages do.
 ///
 /// # Errors
-/// Why there is no new key; nothing is left behind then. (Whoever is killed in the middle leaves a hidden file beside
-/// it, with mode 0600.)
-pub fn make(path: &Path) -> Result<Made, KeygenError> {
+/// The reason why there is no new key; nothing is left behind then. (A process that is killed meanwhile
+/// leaves a hidden file beside it, with mode 0600.)
+pub fn make(path: &Path) -> Result<NewKey, KeygenError> {
     let name = path.file_name().ok_or(KeygenError::Usage)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -112,7 +116,7 @@ pub fn make(path: &Path) -> Result<Made, KeygenError> {
     temporary.push(format!(".{:08x}", u32::from_le_bytes(suffix)));
     let temporary = parent.join(temporary);
     let written = write(&temporary, &content).map_err(io_error("write", &temporary)).and_then(|()| {
-        // Unlike a rename this never replaces anything, not even what came there in the last moment.
+        // Unlike a rename, a link never replaces a file, not even one that appeared in the last moment.
         fs::hard_link(&temporary, path).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => KeygenError::Exists(path.to_owned()),
             _ => KeygenError::Io { what: "make", path: path.to_owned(), source },
@@ -121,13 +125,13 @@ pub fn make(path: &Path) -> Result<Made, KeygenError> {
     let _ = fs::remove_file(&temporary);
     written?;
     sync_directory(parent)?;
-    // What the programs load is what counts.
+    // The fingerprint of the key as the programs load it.
     let fingerprint = Key::new(&content).map(|it| it.fingerprint()).unwrap_or_default();
-    Ok(Made { path: path.to_owned(), fingerprint, directory })
+    Ok(NewKey { path: path.to_owned(), fingerprint, directory })
 }
 
-/// What is to be said after it: where, which, and what to do next.
-impl fmt::Display for Made {
+/// Message for the user: the file, the fingerprint, and the next steps.
+impl fmt::Display for NewKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = shown(&self.path);
         if let Some((directory, mode)) = &self.directory {
@@ -144,12 +148,12 @@ impl fmt::Display for Made {
     }
 }
 
-/// What helps against an error of the system.
+/// Returns the next step after an error of the system.
 fn remedy(path: &Path, error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EACCES) => "run this as root".to_owned(),
         Some(Errno::ENOSPC | Errno::EDQUOT) => "make room there and run this again".to_owned(),
-        // The last two: it knows no hard links.
+        // The last two: the file system has no hard links.
         Some(Errno::EROFS | Errno::EPERM | Errno::EOPNOTSUPP) => format!(
             "make it on another file system, with {} --keygen FILE, and copy it from there with cp -p",
             program()
@@ -167,7 +171,7 @@ fn directory_for(parent: &Path) -> Result<Option<(PathBuf, u32)>, KeygenError> {
             Ok(Some((parent.to_owned(), mode)))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-        // "." and "/" say other things than that they are there.
+        // For "." and "/" the error is another one than that they exist.
         Err(_) if parent.is_dir() => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(KeygenError::NoDirectory(parent.to_owned()))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! From the tree to the typed configuration: keys, their types, their defaults.
 //!
-//! Unknown names only warn, since files written for other versions must load. Blocks that `listener` and `backend` do
-//! not name are checked too, but their errors only warn.
+//! Unknown names only warn, since files written for other versions must load. Blocks that `listener` and
+//! `backend` do not name are checked too, but their errors only warn.
 
 mod agent;
 mod backends;
@@ -21,7 +21,8 @@ use crate::diagnostic::Findings;
 use crate::schema::{Config, Words};
 use crate::tree::Tree;
 
-/// Returns the configuration, with defaults in place of wrong values. The caller discards it when there are errors.
+/// Returns the configuration, with defaults in place of wrong values. The caller discards it when there are
+/// errors.
 pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
     let mut checker = Checker { findings, soft: false };
     let root = checker.body("", &tree.items);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What is said about a file: errors and warnings with their place, and their text form.
 //!
-//! Nothing of the file reaches a message raw: control characters and bytes that are not UTF-8 are escaped,
-//! so a message is safe for a terminal and for a log. Nor does what stands behind a word that means a secret, such as
-//! the password of a fence agent.
+//! Nothing of the file reaches a message raw: control characters and bytes that are not UTF-8 are escaped, so
+//! a message is safe for a terminal and for a log. Nor does what stands behind a word that means a secret,
+//! such as the password of a fence agent.
 
 use std::fmt::{self, Write as _};
 
@@ -283,8 +283,8 @@ fn line_at(source: &[u8], offset: usize) -> (&[u8], usize) {
     (line.strip_suffix(b"\r").unwrap_or(line), from - start)
 }
 
-/// Where in a line what may be a secret begins: behind the first word that means one. Quotes are no help in telling that, since
-/// they may be what is wrong.
+/// Where in a line what may be a secret begins: behind the first word that means one. Quotes are no help in
+/// telling that, since they may be what is wrong.
 fn hidden_from(line: &[u8]) -> usize {
     let is_word = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
     let mut end = 0;

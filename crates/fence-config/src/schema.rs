@@ -27,7 +27,8 @@ pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
 /// The longest `negative_delay`: agents give up after 30 s by default, so more is a slip of the pen.
 pub const MAX_NEGATIVE_DELAY: Duration = Duration::from_secs(60);
 
-/// How long clients wait for their answer when the daemon's block does not say: what the agents do by default.
+/// How long clients wait for their answer when the daemon's block does not say: what the agents do by
+/// default.
 pub const DEFAULT_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest `client_timeout`.
 pub const MAX_CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -306,11 +307,13 @@ pub struct LibvirtBackend {
 pub struct CpgBackend {
     /// `uri`, `uri1`, `uri2`, … in the order of their numbers; never empty. Default qemu:///system.
     pub uris: Vec<String>,
-    /// `name_mode`: how hosts name domains to hosts of the C daemon. Default that of `fence_virtd`, else uuid.
+    /// `name_mode`: how hosts name domains to hosts of the C daemon. Default that of `fence_virtd`, else
+    /// uuid.
     pub name_mode: NameMode,
     /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
     pub reboot_starts: bool,
-    /// `group`: the group of corosync that all hosts are in, at most [`MAX_GROUP_NAME`] bytes. Default fence-agents.
+    /// `group`: the group of corosync that all hosts are in, at most [`MAX_GROUP_NAME`] bytes. Default
+    /// fence-agents.
     pub group: String,
     /// `host_down` and `host_down_command`: what proves that a host which was lost is down. Default never.
     pub host_down: HostDown,
@@ -336,12 +339,13 @@ pub struct AgentDevice {
     pub agent: AgentProgram,
     /// `plugs` and the blocks `domain`: the domains that it serves.
     pub plugs: Plugs,
-    /// `plug_option`: the option that takes the plug. Default: `plug` or `port`, as the agent's metadata says.
+    /// `plug_option`: the option that takes the plug. Default: `plug` or `port`, as the agent's metadata
+    /// says.
     pub plug_option: Option<String>,
     /// `order`: lower ones are tried first. Default 0.
     pub order: u32,
-    /// `timeout`, in seconds: how long one try of an action may take, `status` after it included. Default: an equal part
-    /// of the time that is left.
+    /// `timeout`, in seconds: how long one try of an action may take, `status` after it included. Default: an
+    /// equal part of the time that is left.
     pub timeout: Option<Duration>,
     /// `status_timeout`, in seconds: how long one run of any other action may take. Default 10 s.
     pub status_timeout: Duration,
@@ -470,7 +474,8 @@ pub struct Group {
     pub ips: Vec<String>,
     /// `uuid`: domains by UUID or name, as written; on serial also sources.
     pub uuids: Vec<String>,
-    /// `key_file`: the keys that open this group, and without which nobody may use it. Empty: the listener's keys.
+    /// `key_file`: the keys that open this group, and without which nobody may use it. Empty: the listener's
+    /// keys.
     pub key_files: Vec<PathBuf>,
     /// Where the block stands in the file.
     pub span: Span,
@@ -552,7 +557,8 @@ words! {
     BackendKind: "libvirt" => Libvirt, "cpg" => Cpg, "agent" => Agent;
     SerialMode: "serial" => Serial, "vmchannel" => Vmchannel;
     NameMode: "name" => Name, "uuid" => Uuid;
-    HostDownWord: "never" => Never, "pacemaker" => Pacemaker, "command" => Command, "membership" => Membership;
+    HostDownWord: "never" => Never, "pacemaker" => Pacemaker, "command" => Command,
+        "membership" => Membership;
 }
 
 impl Words for HashType {

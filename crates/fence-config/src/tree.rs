@@ -114,8 +114,8 @@ impl Tree {
     }
 
     /// The value that counts for a path such as `listeners/multicast/port`: the last assignment in the last
-    /// block of each name. Names compare without case. A part such as `device="a"` is the block of that name with that
-    /// value; without one it is any.
+    /// block of each name. Names compare without case. A part such as `device="a"` is the block of that name
+    /// with that value; without one it is any.
     pub fn value(&self, path: &str) -> Option<&[u8]> {
         self.values(path).pop()
     }
@@ -172,7 +172,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives each key whose ids, from the outermost block to its own, and value come to something that as its value.
+    /// Gives each key whose ids, from the outermost block to its own, and value come to something that as its
+    /// value.
     pub fn replace_values(&mut self, mut replace: impl FnMut(&[&[u8]], &[u8]) -> Option<Vec<u8>>) {
         fn walk<'t>(
             items: &'t mut [Item],

@@ -46,9 +46,11 @@ fn the_shipped_sample_has_nothing_to_complain_about() {
 #[test]
 fn the_usual_distribution_sample_loads() {
     let config = clean(
-        "fence_virtd {\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}\n\nlisteners {\n\tmulticast {\n\
+        "fence_virtd {\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}\n\nlisteners {\n\
+         \tmulticast {\n\
          \t\tkey_file = \"/etc/fence_virt.key\";\n\t\taddress = \"225.0.0.12\";\n\t\t# for some systems\n\
-         \t\tinterface = \"virbr0\";\n\t}\n\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \"qemu:///system\";\n\t}\n\n}\n",
+         \t\tinterface = \"virbr0\";\n\t}\n\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \
+         \"qemu:///system\";\n\t}\n\n}\n",
     );
     let Listener::Multicast(it) = &config.listeners[0] else { panic!() };
     assert_eq!(it.keys.key_files, [PathBuf::from("/etc/fence_virt.key")]);
@@ -264,7 +266,8 @@ fn bad_values_name_what_is_allowed() {
 
 #[test]
 fn literal_report() {
-    let source = b"fence_virtd {\n\tlistner = \"multicast\";\n}\nlisteners {\n\tmulticast {\n\t\tport = \"70000\";\n\t}\n}\n";
+    let source = b"fence_virtd {\n\tlistner = \"multicast\";\n}\nlisteners {\n\tmulticast {\n\t\tport = \
+                   \"70000\";\n\t}\n}\n";
     let loaded = load(source);
     assert_eq!(
         loaded.render("/etc/fence_virt.conf", source),
@@ -456,7 +459,8 @@ fn unknown_names_warn_and_suggest() {
 
 #[test]
 fn blocks_not_in_use_only_warn() {
-    let source = "fence_virtd { listener = \"tcp\"; } listeners { vsock { port = \"0\"; } } backends { cpg { name_mode = \"x\"; } }";
+    let source = "fence_virtd { listener = \"tcp\"; } listeners { vsock { port = \"0\"; } } backends { cpg \
+                  { name_mode = \"x\"; } }";
     assert_eq!(
         found(source),
         [
@@ -567,8 +571,10 @@ fn devices() {
          device = \"second\" { agent = \"/opt/fence/agent\"; plugs = \"*\"; order = \"2\"; timeout = \"90\"; \
          status_timeout = \"5\"; retries = \"0\"; max_running = \"1\"; plug_option = \"systems_uri\"; }\n\
          device = \"first\" { agent = \"fence_redfish\"; plugs = \"a, b:1:2\n c\"; order = \"1\"; \
-         options { ip = \"192.0.2.1\"; password = \" pass word\"; password = \"#1;\"; ssl-insecure = \"1\"; }\n\
-         domain = \"Web 1\" { plug = \"9\"; uuid = \"5A40A06F1a5b4d2e9d2c8b3f0b1f4f1c\"; } domain = \"d,e\" { } }\n"
+         options { ip = \"192.0.2.1\"; password = \" pass word\"; password = \"#1;\"; ssl-insecure = \"1\"; \
+         }\n\
+         domain = \"Web 1\" { plug = \"9\"; uuid = \"5A40A06F1a5b4d2e9d2c8b3f0b1f4f1c\"; } domain = \"d,e\" \
+         { } }\n"
             .replace(" password = \"#1;\";", "")
             .as_str(),
     );
@@ -630,7 +636,8 @@ fn what_an_agent_is_told_is_not_shown() {
 fn what_is_wrong_with_a_secret_is_told_without_it() {
     let file = |line: &str| {
         format!(
-            "fence_virtd {{ listener = \"multicast\"; backend = \"agent\"; }}\nbackends {{ agent {{ device = \"d\" {{\n\
+            "fence_virtd {{ listener = \"multicast\"; backend = \"agent\"; }}\nbackends {{ agent {{ device \
+             = \"d\" {{\n\
              agent = \"fence_x\";\nplugs = \"a\";\n{line}\n}} }} }}\n"
         )
     };
@@ -732,7 +739,8 @@ fn devices_that_can_not_be() {
 
 #[test]
 fn an_option_in_the_wrong_place_is_told_the_right_one() {
-    let source = "fence_virtd { backend = \"agent\"; } backends { agent { device = \"d\" { agent = \"a\"; plugs = \"a\"; \
+    let source = "fence_virtd { backend = \"agent\"; } backends { agent { device = \"d\" { agent = \"a\"; \
+                  plugs = \"a\"; \
                   username = \"root\"; } } }";
     let loaded = load(source.as_bytes());
     assert_eq!(loaded.diagnostics.len(), 1);
@@ -749,11 +757,14 @@ fn libvirt_and_cpg_are_one_backend() {
         "1:25: error: bad-value: backend cpg has this host's libvirt in it: libvirt can't be named beside it"
     );
     assert_eq!(
-        clean("fence_virtd { backend = \"cpg, agent\"; } backends { agent { device = \"d\" { agent = \"a\"; plugs = \"*\"; } } }")
-            .backends
-            .iter()
-            .map(Backend::kind)
-            .collect::<Vec<_>>(),
+        clean(
+            "fence_virtd { backend = \"cpg, agent\"; } backends { agent { device = \"d\" { agent = \"a\"; \
+               plugs = \"*\"; } } }"
+        )
+        .backends
+        .iter()
+        .map(Backend::kind)
+        .collect::<Vec<_>>(),
         [BackendKind::Cpg, BackendKind::Agent]
     );
 }

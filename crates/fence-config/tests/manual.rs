@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The manual (docs/fence_virt.conf.md) and the sample (etc/fence_virt.conf) say what the schema says: every key, in its
-//! block, with its default and the words that it takes. The examples of the page on agents (docs/agent.md) and of the
-//! quick start (docs/quickstart.md) are read as well.
+//! The manual (docs/fence_virt.conf.md) and the sample (etc/fence_virt.conf) say what the schema says: every
+//! key, in its block, with its default and the words that it takes. The examples of the page on agents
+//! (docs/agent.md) and of the quick start (docs/quickstart.md) are read as well.
 //!
 //! Who adds a key gets told here what is missing: a row of the block's table, a line of the sample.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -143,7 +143,8 @@ fn the_sample_shows_every_key_with_its_default() {
             assert_eq!(
                 config(block, &format!("{key} = \"{value}\";")),
                 config(block, ""),
-                "etc/fence_virt.conf, `{key}` of {block}: the default is not {value} (or write \"Example\" above it)"
+                "etc/fence_virt.conf, `{key}` of {block}: the default is not {value} (or write \"Example\" \
+                 above it)"
             );
         }
     }
@@ -234,7 +235,8 @@ fn literals(text: &str) -> Vec<String> {
 
 const USED: &str = "listener = \"multicast, tcp, vsock, serial\"; backend = \"cpg, agent\";";
 
-/// A file with one line in one block, and with every listener and backend in use unless that line may be about them.
+/// A file with one line in one block, and with every listener and backend in use unless that line may be
+/// about them.
 fn source(block: &str, line: &str) -> String {
     let at = |path: &str| if path == block { line } else { "" };
     let used = match block {
@@ -244,8 +246,10 @@ fn source(block: &str, line: &str) -> String {
         _ => USED.to_owned(),
     };
     format!(
-        "fence_virtd {{ {used} {} }}\nlisteners {{ multicast {{ {} }} tcp {{ {} }} vsock {{ {} }} serial {{ {} }} }}\n\
-         backends {{ libvirt {{ {} }} cpg {{ {} }} agent {{ {} device = \"d\" {{ agent = \"fence_any\"; plugs = \"any\"; \
+        "fence_virtd {{ {used} {} }}\nlisteners {{ multicast {{ {} }} tcp {{ {} }} vsock {{ {} }} serial {{ \
+         {} }} }}\n\
+         backends {{ libvirt {{ {} }} cpg {{ {} }} agent {{ {} device = \"d\" {{ agent = \"fence_any\"; \
+         plugs = \"any\"; \
          {} domain = \"a b\" {{ {} }} }} }} }}\n",
         at("fence_virtd"),
         at("listeners/multicast"),

@@ -5,8 +5,10 @@
 use fence_config::{EditError, Tree, load};
 use proptest::prelude::*;
 
-const FILE: &str = "# top\nfence_virtd {\n  listener = \"multicast\"; # how\n}\n\nother = \"x\" { a{} } # odd\n\
-                    listeners {\n  multicast {\n    # key\n    key_file = \"/k1\";\n    key_file = \"/k2\";\n  }\n}\n# end\n";
+const FILE: &str = "# top\nfence_virtd {\n  listener = \"multicast\"; # how\n}\n\nother = \"x\" { a{} } # \
+                    odd\n\
+                    listeners {\n  multicast {\n    # key\n    key_file = \"/k1\";\n    key_file = \
+                    \"/k2\";\n  }\n}\n# end\n";
 
 #[test]
 fn set_changes_one_value() {
@@ -56,7 +58,8 @@ fn set_behind_a_comment_without_line_feed() {
 
 #[test]
 fn blocks_with_values() {
-    let source = "backends { agent {\n\tdevice = \" a/1 \" { options { ip = \"x\"; IP = \"y\"; b_file = \"/z\"; } }\n\
+    let source = "backends { agent {\n\tdevice = \" a/1 \" { options { ip = \"x\"; IP = \"y\"; b_file = \
+                  \"/z\"; } }\n\
                   \tdevice { }\n\tdevice = \"b\" { order = \"1\"; }\n} }\n";
     let mut tree = Tree::parse(source.as_bytes());
     let (first, second) = ("backends/agent/device=\"a/1\"", "backends/agent/device=\"b\"");
@@ -121,8 +124,10 @@ fn edits_that_cannot_be_written_are_refused() {
 
 #[test]
 fn pretty() {
-    let source = "# top\n\n\nfence_virtd{listener=\"tcp\";# how\nbackend # why\n=\"libvirt\";} x = \"1\" {\n} listeners { tcp { } # t\n# tail\n}#end";
-    let pretty = "# top\nfence_virtd {\n\tlistener = \"tcp\"; # how\n\t# why\n\tbackend = \"libvirt\";\n}\n\nx = \"1\" {\n}\n\n\
+    let source = "# top\n\n\nfence_virtd{listener=\"tcp\";# how\nbackend # why\n=\"libvirt\";} x = \"1\" \
+                  {\n} listeners { tcp { } # t\n# tail\n}#end";
+    let pretty = "# top\nfence_virtd {\n\tlistener = \"tcp\"; # how\n\t# why\n\tbackend = \"libvirt\";\n\
+                  }\n\nx = \"1\" {\n}\n\n\
                   listeners {\n\ttcp {\n\t} # t\n\t# tail\n} #end\n";
     assert_eq!(String::from_utf8(Tree::parse(source.as_bytes()).to_pretty()).unwrap(), pretty);
     assert_eq!(String::from_utf8(Tree::parse(pretty.as_bytes()).to_pretty()).unwrap(), pretty);
@@ -222,7 +227,10 @@ proptest! {
     }
 
     #[test]
-    fn what_is_set_is_there(source in well_formed(), path in prop::sample::select(&["port", "tcp/port", "listeners/tcp/port", "new/block/x"][..])) {
+    fn a_value_that_was_set_is_there(
+        source in well_formed(),
+        path in prop::sample::select(&["port", "tcp/port", "listeners/tcp/port", "new/block/x"][..]),
+    ) {
         let mut tree = Tree::parse(source.as_bytes());
         tree.set(path, b"77").unwrap();
         let mut again = Tree::parse(&tree.to_bytes());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Who tries to connect to us, seen before any firewall of this machine.
+//! Observer of incoming TCP connections, before any firewall of this machine. Used by diagnosis only.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,16 +9,16 @@ use fence_wire::Family;
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// A packet socket that sees the TCP connections which others begin, whether this machine's firewall lets them in or
-/// not. Needs root (CAP_NET_RAW). Non-blocking; what comes faster than it is read is lost.
+/// Packet socket that sees the TCP connections which other machines begin, allowed by this machine's firewall
+/// or not. Needs root (CAP_NET_RAW). Non-blocking; packets that arrive faster than they are read are lost.
 #[derive(Debug)]
 pub struct CallWatch(Socket);
 
 impl CallWatch {
-    /// Watches all interfaces from now on.
+    /// Starts to watch all interfaces.
     ///
     /// # Errors
-    /// What the kernel says: no right to, or no packet sockets.
+    /// Error of the kernel: no permission, or no packet sockets.
     pub fn open(family: Family) -> io::Result<Self> {
         let protocol = match family {
             Family::V4 => libc::ETH_P_IP,
@@ -30,7 +30,8 @@ impl CallWatch {
         Ok(Self(socket))
     }
 
-    /// Takes what has come: who began a connection to which port. At most some thousand packets are looked at.
+    /// Returns the connections that began since the last call: address of the peer, and our port. Reads at
+    /// most some thousand packets.
     pub fn calls(&self) -> Vec<(IpAddr, u16)> {
         const PACKETS: usize = 4096;
         let (mut calls, mut buffer) = (Vec::new(), [0; 256]);
@@ -51,7 +52,7 @@ impl AsFd for CallWatch {
     }
 }
 
-/// The first packet of a TCP connection, from its IP header on: from whom, to which port.
+/// Returns the peer and our port if a packet, from its IP header on, is the first of a TCP connection.
 fn call(packet: &[u8]) -> Option<(IpAddr, u16)> {
     const TCP: u8 = 6;
     const SYN: u8 = 2;
@@ -85,7 +86,7 @@ mod tests {
     #[test]
     fn the_first_packet_of_a_connection_counts_alone() {
         assert_eq!(call(&v4(2)), Some(([10, 0, 0, 1].into(), 1229)));
-        // SYN with ECN bits is one too; an answer, data and an end are not.
+        // SYN with ECN bits counts too; an answer, data and an end do not.
         assert!(call(&v4(0xc2)).is_some());
         assert!([0x12, 0x10, 0x18, 0x11, 4].iter().all(|flags| call(&v4(*flags)).is_none()));
         let mut udp = v4(2);
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_are_cut() {
+    fn cut_packets_are_ignored() {
         let whole = v4(2);
         assert!((0..34).all(|end| call(&whole[..end]).is_none()));
         let mut v6 = vec![0x60, 0, 0, 0, 0, 20, 6, 64];

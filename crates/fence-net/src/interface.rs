@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The machine's network interfaces and their addresses.
+//! Network interfaces of the machine and their addresses.
 
 use std::io;
 use std::net::IpAddr;
@@ -8,53 +8,53 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sys::socket::SockaddrStorage;
 
-/// A network interface as it is at this moment.
+/// Network interface, as it is at this moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Interface {
-    /// Its name, `eth0`.
+    /// Name, such as `eth0`.
     pub name: String,
-    /// The kernel's number for it; an interface that is made again gets another one.
+    /// The kernel's number; an interface that is made again gets another one.
     pub index: u32,
-    /// What the kernel says about it.
+    /// Flags of the kernel.
     pub flags: InterfaceFlags,
-    /// Its addresses, in the kernel's order.
+    /// Addresses, in the kernel's order.
     pub addresses: Vec<Address>,
 }
 
-/// An address of an interface.
+/// Address of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Address {
-    /// The address.
+    /// IP address.
     pub ip: IpAddr,
-    /// The scope of an IPv6 link-local address: the index of its interface. 0 for all others.
+    /// Scope of an IPv6 link-local address: the index of its interface. 0 for all others.
     pub scope: u32,
 }
 
 impl Interface {
-    /// Administratively up.
+    /// Returns whether the interface is administratively up.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.flags.contains(InterfaceFlags::IFF_UP)
     }
 
-    /// The loopback interface.
+    /// Returns whether this is the loopback interface.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         self.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     }
 
-    /// Whether requests may come in by it: up, and able to do multicast. Loopback counts: Linux does multicast
-    /// on it although it does not say so.
+    /// Returns whether requests may arrive by this interface: it is up and does multicast. Loopback counts:
+    /// Linux does multicast on it although its flags do not say so.
     #[must_use]
     pub fn takes_multicast(&self) -> bool {
         self.is_up() && (self.is_loopback() || self.flags.contains(InterfaceFlags::IFF_MULTICAST))
     }
 }
 
-/// All interfaces, by index, those that are down or have no address included.
+/// Returns all interfaces by index, also those that are down or have no address.
 ///
 /// # Errors
-/// What getifaddrs(3) says.
+/// Error of getifaddrs(3).
 pub fn interfaces() -> io::Result<Vec<Interface>> {
     let mut found: Vec<Interface> = Vec::new();
     for entry in getifaddrs()? {
@@ -62,7 +62,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
         let name = entry.interface_name.split(':').next().unwrap_or_default();
         let place = match found.iter().position(|i| i.name == name) {
             Some(place) => place,
-            // One that went away since getifaddrs looked is no interface any more.
+            // The interface went away after getifaddrs listed it.
             None => match if_nametoindex(name) {
                 Err(_) => continue,
                 Ok(index) => {
@@ -78,10 +78,10 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
     Ok(found)
 }
 
-/// The interface of that name; none when there is none.
+/// Returns the interface of that name; none when it does not exist.
 ///
 /// # Errors
-/// What getifaddrs(3) says.
+/// Error of getifaddrs(3).
 pub fn interface_by_name(name: &str) -> io::Result<Option<Interface>> {
     Ok(interfaces()?.into_iter().find(|i| i.name == name))
 }

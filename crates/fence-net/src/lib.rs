@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Socket constructors and address look-ups for fence-virt.
 //!
-//! This crate owns the socket options: every option that the protocol needs is set here, in one constructor per
-//! kind of socket, and callers get ready std sockets (blocking; an async caller switches that itself). It knows
-//! nothing of requests, keys or time-outs.
+//! Owns the socket options: every option that the protocol needs is set here, in one constructor per kind of
+//! socket. Callers get ready std sockets (blocking; an async caller switches that itself). Runs on the
+//! caller's thread. Must never know requests, keys or time-outs.
 
 mod call_watch;
 mod interface;
@@ -20,11 +20,12 @@ pub use call_watch::CallWatch;
 pub use interface::{Address, Interface, interface_by_name, interfaces};
 pub use link_watch::LinkWatch;
 pub use multicast::{
-    Failed, Joined, MulticastListener, MulticastSender, Scope, join, leave, multicast_listener,
+    FailedInterface, JoinedInterface, MulticastListener, MulticastSender, Scope, join, leave,
+    multicast_listener,
 };
 pub use neighbour::neighbours;
 pub use ports::ports;
-pub use serial::{Line, LineFormat, NoLineFormat, open_line};
+pub use serial::{LineFormat, LineFormatError, SerialLine, open_line};
 // Callers of this crate's constructors name the family.
 pub use fence_wire::Family;
 pub use tcp::call_back_listener;

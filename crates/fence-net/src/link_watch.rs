@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The notice that network interfaces or their addresses changed.
+//! Notices of changed network interfaces and addresses.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,26 +13,27 @@ const RTMGRP_LINK: u32 = 1;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 
-/// A socket that becomes readable when an interface comes, goes, or changes its state or addresses. Non-blocking.
+/// Socket that becomes readable when an interface comes, goes, or changes its state or addresses.
+/// Non-blocking.
 ///
-/// It tells that something changed and not what: look at [`interfaces`](crate::interfaces) afterwards.
+/// A notice does not tell what changed: read [`interfaces`](crate::interfaces) afterwards.
 #[derive(Debug)]
 pub struct LinkWatch(OwnedFd);
 
 impl LinkWatch {
-    /// Watches from now on.
+    /// Starts to watch.
     ///
     /// # Errors
-    /// What the kernel says to a netlink socket.
+    /// Error of the kernel's netlink socket.
     pub fn open() -> io::Result<Self> {
         let groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
         open(groups, SockFlag::SOCK_NONBLOCK).map(Self)
     }
 
-    /// Takes all notices that have come. True when there were any.
+    /// Takes all notices that have arrived. Returns whether there were any.
     ///
     /// # Errors
-    /// What the kernel says. Notices that were lost for lack of room count as notices.
+    /// Error of the kernel. Notices that were lost for lack of room count as notices.
     pub fn changed(&self) -> io::Result<bool> {
         let mut buffer = [0; 4096];
         let mut any = false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Multicast sockets: the host's listener and the client's sender.
+//! Multicast sockets: the listener of the host and the sender of the client.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,63 +11,64 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use crate::interface::{Address, interfaces};
 use crate::ports::ports;
 
-/// By which interfaces a listener hears its group.
+/// Interfaces by which a listener receives its group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// All that are up and do multicast, loopback included, ports of bridges and the like left out: what comes in
-    /// by those is the bridge's, and there is room for only 20 memberships (net.ipv4.igmp_max_memberships).
+    /// All interfaces that are up and do multicast, loopback too. Ports of bridges and the like are left out:
+    /// their packets arrive at the bridge, and there is room for only 20 memberships
+    /// (net.ipv4.igmp_max_memberships).
     All,
-    /// The one with this index.
+    /// The interface with this index.
     Interface(u32),
 }
 
-/// A socket that hears a multicast group.
+/// Socket that receives a multicast group.
 #[derive(Debug)]
 pub struct MulticastListener {
-    /// The socket, blocking. It receives only datagrams to the group, and only by interfaces that were joined
-    /// (on IPv6 with a link-local group also unicast datagrams to the port: the kernel cannot bind to such a
-    /// group on more than one interface).
+    /// The socket, blocking. It receives only datagrams to the group, and only by joined interfaces. (With an
+    /// IPv6 link-local group it also receives unicast datagrams to the port: the kernel cannot bind to such a
+    /// group on more than one interface.)
     pub socket: UdpSocket,
-    /// The interfaces that hear the group.
-    pub joined: Vec<Joined>,
-    /// With [`Scope::All`]: interfaces that should hear it and do not.
-    pub failed: Vec<Failed>,
+    /// Interfaces that joined the group.
+    pub joined: Vec<JoinedInterface>,
+    /// With [`Scope::All`]: interfaces that should have joined the group and could not.
+    pub failed: Vec<FailedInterface>,
 }
 
-/// An interface that hears the group.
+/// Interface that joined the group.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Joined {
-    /// Its index.
+pub struct JoinedInterface {
+    /// Index of the interface.
     pub index: u32,
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
 }
 
-/// An interface that could not be made to hear the group.
+/// Interface that could not join the group.
 #[derive(Debug)]
-pub struct Failed {
-    /// Its index.
+pub struct FailedInterface {
+    /// Index of the interface.
     pub index: u32,
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Why.
+    /// Error of the kernel.
     pub error: io::Error,
 }
 
-/// Opens a socket that hears `group` at `port`.
+/// Opens a socket that receives `group` at `port`.
 ///
-/// Several sockets on one machine may hear the same group and port; each gets every datagram.
+/// Several sockets on one machine may receive the same group and port; each gets every datagram.
 ///
 /// # Errors
-/// `InvalidInput` for a `group` that is no multicast address; what the kernel says to socket, bind and join (with
-/// [`Scope::Interface`]: of this interface); `NotFound` when [`Scope::All`] finds no interface to join, or when
-/// the index is of no interface.
+/// `InvalidInput` for a `group` that is no multicast address. `NotFound` when [`Scope::All`] finds no
+/// interface to join, or when no interface has the index. Otherwise the kernel's error of socket, bind or
+/// join.
 pub fn multicast_listener(group: IpAddr, port: u16, scope: Scope) -> io::Result<MulticastListener> {
     require_multicast(group)?;
     let (socket, local) = match group {
         IpAddr::V4(v4) => {
             let socket = udp(Domain::IPV4)?;
-            // Without this the socket gets the datagrams of every membership on the machine.
+            // Without this option the socket gets the datagrams of every membership on the machine.
             socket.set_multicast_all_v4(false)?;
             (socket, SocketAddr::from((v4, port)))
         }
@@ -87,8 +88,8 @@ pub fn multicast_listener(group: IpAddr, port: u16, scope: Scope) -> io::Result<
             Scope::Interface(wanted) if wanted != index => {}
             Scope::All if !interface.takes_multicast() || ports.contains(&index) => {}
             _ => match join(&socket, group, index) {
-                Ok(()) => joined.push(Joined { index, name }),
-                Err(error) if scope == Scope::All => failed.push(Failed { index, name, error }),
+                Ok(()) => joined.push(JoinedInterface { index, name }),
+                Err(error) if scope == Scope::All => failed.push(FailedInterface { index, name, error }),
                 Err(error) => return Err(error),
             },
         }
@@ -99,15 +100,15 @@ pub fn multicast_listener(group: IpAddr, port: u16, scope: Scope) -> io::Result<
             |f| f.error,
         ));
     }
-    // Last, so that whoever sees the port bound can rely on it that the group is heard.
+    // Bind last: a caller that sees the port bound can rely on the memberships.
     socket.bind(&local.into())?;
     Ok(MulticastListener { socket: UdpSocket::from(socket), joined, failed })
 }
 
-/// Makes the interface with this index hear `group` too; one that hears it already is fine.
+/// Joins `group` on the interface with this index. Joining it again is no error.
 ///
 /// # Errors
-/// What the kernel says; `NoSuchDevice` (`ENODEV`) for an index of no interface.
+/// Error of the kernel; `NoSuchDevice` (`ENODEV`) when no interface has the index.
 pub fn join(socket: &impl AsFd, group: IpAddr, index: u32) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     let result = match group {
@@ -120,11 +121,11 @@ pub fn join(socket: &impl AsFd, group: IpAddr, index: u32) -> io::Result<()> {
     }
 }
 
-/// Ends what [`join`] began. A membership also ends by itself when its interface goes away, but the socket keeps
-/// a dead entry for it (of at most 20, net.ipv4.igmp_max_memberships) until this is called.
+/// Leaves a group after [`join`]. A membership also ends when its interface goes away, but the socket keeps a
+/// dead entry for it (of at most 20, net.ipv4.igmp_max_memberships) until this call.
 ///
 /// # Errors
-/// What the kernel says; `AddrNotAvailable` when there is no such membership.
+/// Error of the kernel; `AddrNotAvailable` when there is no such membership.
 pub fn leave(socket: &impl AsFd, group: IpAddr, index: u32) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     match group {
@@ -133,7 +134,7 @@ pub fn leave(socket: &impl AsFd, group: IpAddr, index: u32) -> io::Result<()> {
     }
 }
 
-/// A socket that sends to a multicast group from one address.
+/// Socket that sends to a multicast group from one address.
 #[derive(Debug)]
 pub struct MulticastSender {
     socket: UdpSocket,
@@ -141,12 +142,12 @@ pub struct MulticastSender {
 }
 
 impl MulticastSender {
-    /// Sends from `source`, an address of the interface `index`, by that interface, `ttl` hops far; listeners on
-    /// this machine hear it too.
+    /// Opens a sender from `source`, an address of the interface `index`, by that interface, `ttl` hops far.
+    /// Listeners on this machine receive its datagrams too.
     ///
     /// # Errors
-    /// `InvalidInput` for a `group` that is no multicast address, or a source of the other family; what the kernel
-    /// says to socket, bind and the options.
+    /// `InvalidInput` for a `group` that is no multicast address, or a source of the other family. Otherwise
+    /// the kernel's error of socket, bind or an option.
     pub fn open(source: Address, index: u32, group: IpAddr, port: u16, ttl: u32) -> io::Result<Self> {
         require_multicast(group)?;
         let (socket, group) = match (source.ip, group) {
@@ -176,7 +177,7 @@ impl MulticastSender {
     /// Sends one datagram.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Error of the kernel.
     pub fn send(&self, datagram: &[u8]) -> io::Result<()> {
         self.socket.send_to(datagram, self.group).map(drop)
     }
@@ -192,7 +193,8 @@ fn require_multicast(group: IpAddr) -> io::Result<()> {
     if group.is_multicast() { Ok(()) } else { Err(invalid("not a multicast address")) }
 }
 
-/// Interface-local (ff01::) and link-local (ff02::) groups mean nothing without an interface.
+/// Returns whether a group needs an interface to have a meaning: interface-local (ff01::) and link-local
+/// (ff02::).
 fn needs_scope(group: Ipv6Addr) -> bool {
     matches!(group.octets()[1] & 0x0f, 1 | 2)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The kernel's neighbour table (`ip neigh`): which MAC address an IP address of the local networks has.
+//! Neighbour table of the kernel (`ip neigh`): MAC addresses by IP address, for the local networks.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,20 +12,20 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
-/// Bytes of the head of a neighbour message: family 1, pad 3, interface 4, state 2, flags 1, type 1.
+/// Length of the head of a neighbour message: family 1, pad 3, interface 4, state 2, flags 1, type 1.
 const HEAD: usize = 12;
 const STATE: usize = 8;
-/// States in which the kernel knows no MAC address, or no longer trusts it: incomplete, failed; and those that
-/// are no neighbours: no ARP.
+/// States in which the kernel has no MAC address that it trusts (incomplete, failed), and entries that are no
+/// neighbours (no ARP).
 const UNKNOWN: u16 = 0x01 | 0x20 | 0x40;
 
-/// The MAC addresses that `ip` has in the neighbour table, one for each interface with an entry, none twice. Empty
-/// for an address of this machine, and for one behind a router.
+/// Returns the MAC addresses of `ip` in the neighbour table: one for each interface with an entry, without
+/// duplicates. Empty for an address of this machine, and for one behind a router.
 ///
 /// Reads the whole table: some ten microseconds, and a millisecond with a thousand entries.
 ///
 /// # Errors
-/// What the kernel says to a netlink socket.
+/// Error of the kernel's netlink socket.
 pub fn neighbours(ip: IpAddr) -> io::Result<Vec<[u8; 6]>> {
     let (family, address) = match ip {
         IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
@@ -45,7 +45,7 @@ pub fn neighbours(ip: IpAddr) -> io::Result<Vec<[u8; 6]>> {
     Ok(found)
 }
 
-/// The MAC address in an entry for `address`.
+/// Returns the MAC address if this entry is for `address`.
 fn entry(body: &[u8], address: &[u8]) -> Option<[u8; 6]> {
     let state = u16::from_ne_bytes(body.get(STATE..STATE + 2)?.try_into().ok()?);
     if state & UNKNOWN != 0 {
@@ -60,14 +60,14 @@ fn entry(body: &[u8], address: &[u8]) -> Option<[u8; 6]> {
 mod tests {
     use super::*;
 
-    /// As the kernel sends it: 10.0.0.2 at 52:54:00:01:02:03, state reachable (2).
+    /// Entry as the kernel sends it: 10.0.0.2 at 52:54:00:01:02:03, state reachable (2).
     const ENTRY: [u8; 32] = [
         2, 0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 1, 8, 0, 1, 0, 10, 0, 0, 2, 10, 0, 2, 0, 0x52, 0x54, 0, 1, 2, 3, 0,
         0,
     ];
 
     #[test]
-    fn an_entry_tells_its_mac_address() {
+    fn an_entry_has_a_mac_address() {
         let mac = Some([0x52, 0x54, 0, 1, 2, 3]);
         assert_eq!(entry(&ENTRY, &[10, 0, 0, 2]), mac);
         assert_eq!(entry(&ENTRY, &[10, 0, 0, 3]), None);
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_failed_tells_nothing() {
+    fn a_failed_entry_has_no_mac_address() {
         let mut failed = ENTRY;
         failed[STATE] = 0x20;
         assert_eq!(entry(&failed, &[10, 0, 0, 2]), None);

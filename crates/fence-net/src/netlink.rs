@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The little of rtnetlink(7) that is needed: one question, all its answers; and the notice that something changed.
+//! Small part of rtnetlink(7): dumps of whole tables, and sockets for notices of change.
 //!
 //! ```text
 //! message header, 16 bytes        attribute, padded to 4
@@ -11,7 +11,7 @@
 //!     12    4 port id
 //! ```
 //!
-//! All in the byte order of the machine.
+//! All numbers are in the byte order of the machine.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,12 +25,12 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP: u16 = 0x300;
-/// The kernel fills at most this much at once.
+/// Size of the receive buffer: the kernel fills at most this much at once.
 const BUFFER: usize = 32 * 1024;
-/// More answers than this are a fault; the largest tables have some ten thousand entries.
+/// Most answers to one dump. The largest tables have some ten thousand entries; more answers are a fault.
 const MAX_READS: usize = 4096;
 
-/// A netlink socket that hears the groups (a bit each) of `groups`.
+/// Opens a netlink socket that receives these notification groups, one bit each.
 pub(crate) fn open(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
     let kind = SockFlag::SOCK_CLOEXEC | flags;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, kind, SockProtocol::NetlinkRoute)?;
@@ -38,7 +38,7 @@ pub(crate) fn open(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Asks for a whole table; calls `each` with type and body of every answer.
+/// Requests a whole table, and calls `each` with type and body of every answer.
 pub(crate) fn dump(kind: u16, body: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
     let socket = open(0, SockFlag::empty())?;
     let mut question = Vec::with_capacity(HEADER + body.len());
@@ -70,7 +70,7 @@ pub(crate) fn dump(kind: u16, body: &[u8], mut each: impl FnMut(u16, &[u8])) -> 
     Err(garbled())
 }
 
-/// The attributes in the end of a body: type and value of each.
+/// Iterates over the attributes at the end of a body: type and value of each.
 pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
@@ -82,7 +82,7 @@ pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
     })
 }
 
-/// Type and body of the first message, and what follows it.
+/// Splits off the first message: its type, its body, and the rest of the bytes.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?)).ok()?;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Interfaces that are ports of another one: of a bridge, a bond, a team. What comes in by them is that one's.
+//! Interfaces that are ports of another one: of a bridge, a bond, a team. Their packets arrive at that one.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,13 +11,13 @@ const RTM_GETLINK: u16 = 18;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
-/// Bytes of the head of a link message: family 1, pad 1, type 2, index 4, flags 4, change 4.
+/// Length of the head of a link message: family 1, pad 1, type 2, index 4, flags 4, change 4.
 const HEAD: usize = 16;
 
-/// The indices of all interfaces that are ports of another: the taps of virtual machines, for one.
+/// Returns the indices of all interfaces that are ports of another, such as the taps of virtual machines.
 ///
 /// # Errors
-/// What the kernel says to a netlink socket.
+/// Error of the kernel's netlink socket.
 pub fn ports() -> io::Result<HashSet<u32>> {
     let mut found = HashSet::new();
     dump(RTM_GETLINK, &[0; HEAD], |kind, body| {
@@ -28,7 +28,8 @@ pub fn ports() -> io::Result<HashSet<u32>> {
     Ok(found)
 }
 
-/// The index, where the interface is a port. One in a VRF has a master too, but hears by itself.
+/// Returns the index if the interface is a port. An interface in a VRF has a master too, but receives its own
+/// packets.
 fn port(body: &[u8]) -> Option<u32> {
     let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
     let rest = body.get(HEAD..)?;
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_none() {
+    fn loopback_is_no_port() {
         assert!(!ports().unwrap().contains(&1));
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Serial lines and virtio ports of a guest: opened so that nothing about them ever blocks.
+//! Serial lines and virtio ports of a guest, opened so that no operation blocks.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,24 +15,24 @@ use nix::sys::termios::{
     tcsetattr,
 };
 
-/// An open device.
+/// Open serial line or virtio port.
 #[derive(Debug)]
-pub struct Line {
-    /// The device, non-blocking.
+pub struct SerialLine {
+    /// Device, non-blocking.
     pub file: File,
-    /// Whether it is a terminal: a serial line, not a virtio port.
+    /// True for a terminal: a serial line, not a virtio port.
     pub is_terminal: bool,
 }
 
-/// Opens the character device at `path` for reading and writing, non-blocking, never as controlling terminal. Where
-/// it is a terminal it is made raw with this format, and what was waiting to be read is dropped.
+/// Opens the character device at `path` for reading and writing, non-blocking, never as controlling terminal.
+/// A terminal is made raw with this format, and input that was waiting is dropped.
 ///
-/// Lines are exclusive: other programs that lock the device (as the C agents do) are kept out for as long as the file
+/// Lines are exclusive: other programs that lock the device (as the C agents do) are kept out while the file
 /// is open.
 ///
 /// # Errors
-/// `ResourceBusy` or `WouldBlock` while somebody else has it, else what the kernel says.
-pub fn open_line(path: &Path, format: LineFormat) -> io::Result<Line> {
+/// `ResourceBusy` or `WouldBlock` while another program has the device; otherwise the error of the kernel.
+pub fn open_line(path: &Path, format: LineFormat) -> io::Result<SerialLine> {
     let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path)?;
     if !file.metadata()?.file_type().is_char_device() {
@@ -53,7 +53,7 @@ pub fn open_line(path: &Path, format: LineFormat) -> io::Result<Line> {
             settings
                 .control_flags
                 .insert(ControlFlags::CLOCAL | ControlFlags::CREAD | ControlFlags::CRTSCTS | format.flags);
-            // Some programs leave zero behind, and then "nothing there" looks like a hang-up.
+            // Some programs leave zero here, and then "no input" looks like a hang-up.
             settings.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
             settings.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
             tcsetattr(&file, SetArg::TCSANOW, &settings)?;
@@ -63,20 +63,20 @@ pub fn open_line(path: &Path, format: LineFormat) -> io::Result<Line> {
         Err(Errno::ENOTTY | Errno::EINVAL) => false,
         Err(error) => return Err(error.into()),
     };
-    Ok(Line { file, is_terminal })
+    Ok(SerialLine { file, is_terminal })
 }
 
-/// Speed and format of a serial line, written `115200,8N1`: bits per second, data bits, parity (N, E or O), stop bits.
-/// The format may be left out and is 8N1 then.
+/// Speed and format of a serial line, written `115200,8N1`: bits per second, data bits, parity (N, E or O),
+/// stop bits. Without a format it is 8N1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LineFormat {
     flags: ControlFlags,
 }
 
-/// Not a speed and format.
+/// Error for a text that is no speed and format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not a speed and format of a serial line")]
-pub struct NoLineFormat;
+pub struct LineFormatError;
 
 impl Default for LineFormat {
     fn default() -> Self {
@@ -85,31 +85,31 @@ impl Default for LineFormat {
 }
 
 impl FromStr for LineFormat {
-    type Err = NoLineFormat;
+    type Err = LineFormatError;
 
-    fn from_str(text: &str) -> Result<Self, NoLineFormat> {
+    fn from_str(text: &str) -> Result<Self, LineFormatError> {
         let (bits, format) = text.split_once(',').unwrap_or((text, "8N1"));
-        let rate = SPEEDS.iter().find(|(name, _)| *name == bits).ok_or(NoLineFormat)?.1;
+        let rate = SPEEDS.iter().find(|(name, _)| *name == bits).ok_or(LineFormatError)?.1;
         let [data, parity, stop] = *format.as_bytes() else {
-            return Err(NoLineFormat);
+            return Err(LineFormatError);
         };
         let data = match data {
             b'5' => ControlFlags::CS5,
             b'6' => ControlFlags::CS6,
             b'7' => ControlFlags::CS7,
             b'8' => ControlFlags::CS8,
-            _ => return Err(NoLineFormat),
+            _ => return Err(LineFormatError),
         };
         let parity = match parity.to_ascii_uppercase() {
             b'N' => ControlFlags::empty(),
             b'E' => ControlFlags::PARENB,
             b'O' => ControlFlags::PARENB | ControlFlags::PARODD,
-            _ => return Err(NoLineFormat),
+            _ => return Err(LineFormatError),
         };
         let stop = match stop {
             b'1' => ControlFlags::empty(),
             b'2' => ControlFlags::CSTOPB,
-            _ => return Err(NoLineFormat),
+            _ => return Err(LineFormatError),
         };
         Ok(Self { flags: speed(rate) | data | parity | stop })
     }
@@ -134,12 +134,13 @@ const SPEEDS: [(&str, BaudRate); 16] = [
     ("1000000", BaudRate::B1000000),
 ];
 
-/// The speed as Linux keeps it among the flags. cfsetspeed(3) does no more, and cannot be linked statically.
+/// Returns the speed as Linux keeps it among the flags. cfsetspeed(3) does no more, and cannot be linked
+/// statically.
 fn speed(rate: BaudRate) -> ControlFlags {
     ControlFlags::from_bits_retain(rate as libc::tcflag_t)
 }
 
-/// Takes the write lock on the device that the C agents take too.
+/// Takes the write lock on the device, which the C agents take too.
 fn lock(file: &File) -> io::Result<()> {
     let [kind, whence] = [libc::F_WRLCK, libc::SEEK_SET].map(|it| i16::try_from(it).unwrap_or_default());
     let whole = libc::flock { l_type: kind, l_whence: whence, l_start: 0, l_len: 0, l_pid: 0 };
@@ -178,7 +179,7 @@ mod tests {
         for wrong in
             ["", "foo", "12345,8N1", "115200,8N", "115200,9N1", "115200,8X1", "115200,8N3", "115200,8N1x"]
         {
-            assert_eq!(format(wrong), Err(NoLineFormat), "{wrong}");
+            assert_eq!(format(wrong), Err(LineFormatError), "{wrong}");
         }
     }
 
@@ -201,7 +202,7 @@ mod tests {
         // Every byte goes through as it is, both ways.
         let all: Vec<u8> = (0..=255).collect();
         (&line.file).write_all(&all).unwrap();
-        // What the terminal echoed before it was raw stands before it.
+        // Bytes that the terminal echoed before it was raw come first.
         let mut seen = Vec::new();
         while !seen.ends_with(&all) {
             let n = master.read(&mut buffer).unwrap();
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_device_is_refused() {
+    fn only_character_devices_are_opened() {
         let error = open_line(Path::new("/dev"), LineFormat::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
         let file = std::env::current_exe().unwrap().with_extension("no-device");
@@ -230,7 +231,7 @@ mod tests {
         let error = open_line(&file, LineFormat::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         std::fs::remove_file(file).unwrap();
-        // A device that is no terminal is taken as it is.
+        // A device that is no terminal is left as it is.
         assert!(!open_line(Path::new("/dev/null"), LineFormat::default()).unwrap().is_terminal);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! TCP sockets: where a client is called back.
+//! TCP sockets for the call-back.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -7,11 +7,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use fence_wire::Family;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Opens the listener on which a client is called back: `port` (0: any free one) on all addresses of the family.
+/// Opens a client's listener for the call-back: `port` (0: any free one) on all addresses of the family.
 ///
 /// # Errors
-/// What the kernel says; `AddrInUse` when somebody listens there already. Connections of earlier runs in TIME-WAIT
-/// are no hindrance.
+/// Error of the kernel; `AddrInUse` when another program listens there. Connections of earlier runs in
+/// TIME-WAIT do not matter.
 pub fn call_back_listener(family: Family, port: u16) -> io::Result<TcpListener> {
     const BACKLOG: i32 = 64;
     let (domain, any): (_, SocketAddr) = match family {
@@ -38,7 +38,7 @@ mod tests {
         let port = first.local_addr().unwrap().port();
         assert_eq!(call_back_listener(Family::V4, port).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        // Or somebody else took it in between.
+        // Another program may have taken the port in between.
         let again = call_back_listener(Family::V4, port);
         assert!(again.is_ok() || TcpListener::bind(("0.0.0.0", port)).is_err());
     }

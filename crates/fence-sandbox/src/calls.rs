@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! seccomp: system calls that are refused.
 //!
-//! The list names refused calls, not allowed ones. libvirt, its TLS and SASL libraries and the C library make calls that
-//! change with their versions. A fence that fails after an upgrade of the C library would cost more than the harmless
-//! calls that are left. For the same reason a refusal is an error, not a signal. (The service's unit adds systemd's list
-//! of allowed calls, which is kept up to date together with the system.)
+//! The list names refused calls, not allowed ones. libvirt, its TLS and SASL libraries and the C library make
+//! calls that change with their versions. A fence that fails after an upgrade of the C library would cost
+//! more than the harmless calls that are left. For the same reason a refusal is an error, not a signal. (The
+//! service's unit adds systemd's list of allowed calls, which is kept up to date together with the system.)
 
 use std::collections::BTreeMap;
 
@@ -59,8 +59,8 @@ fn programs(calls: SystemCalls, arch: TargetArch) -> Result<Vec<BpfProgram>, Bac
     }
     let mut out = vec![filter(refused, libc::EPERM)?];
     if calls.threads || calls.programs {
-        // The flags of clone3 lie in memory, where no filter sees them. The C library takes this error for an old
-        // kernel and uses clone, whose flags a filter sees.
+        // The flags of clone3 lie in memory, where no filter sees them. The C library takes this error for an
+        // old kernel and uses clone, whose flags a filter sees.
         out.push(filter(everywhere(&[libc::SYS_clone3]), libc::ENOSYS)?);
     }
     Ok(out)
@@ -194,7 +194,8 @@ fn everywhere(calls: &[libc::c_long]) -> Rules {
     calls.iter().flat_map(|it| with_rules(*it, &[])).collect()
 }
 
-/// Returns the rules under each number of the call: x86-64 has a second set (x32), which a kernel may serve too.
+/// Returns the rules under each number of the call: x86-64 has a second set (x32), which a kernel may serve
+/// too.
 fn with_rules(call: libc::c_long, rules: &[SeccompRule]) -> Vec<(i64, Vec<SeccompRule>)> {
     let mut out = vec![(call, rules.to_vec())];
     #[cfg(target_arch = "x86_64")]
@@ -202,8 +203,8 @@ fn with_rules(call: libc::c_long, rules: &[SeccompRule]) -> Vec<(i64, Vec<Seccom
     out
 }
 
-/// Returns the number in the second set. Most differ by one bit; calls that pass pointers to pointers have numbers of
-/// their own.
+/// Returns the number in the second set. Most differ by one bit; calls that pass pointers to pointers have
+/// numbers of their own.
 #[cfg(target_arch = "x86_64")]
 fn x32(call: libc::c_long) -> i64 {
     let number = match call {

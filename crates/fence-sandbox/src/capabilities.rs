@@ -8,10 +8,11 @@ pub(crate) fn keep(needed: &[Capability]) -> Result<Vec<Capability>, String> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(|it| it.to_string())?;
     let kept: CapsHashSet = needed.iter().copied().filter(|it| permitted.contains(it)).collect();
     none_for_programs();
-    // Root's programs get the bounding set, whatever root itself has. A process that may not clear it has nothing in it
-    // to lose.
+    // Root's programs get the bounding set, whatever root itself has. A process that may not clear it has
+    // nothing in it to lose.
     let _ = caps::clear(None, CapSet::Bounding);
-    // A process that has no more than it needs must not ask: a filter of systemd's may refuse the call itself.
+    // A process that has no more than it needs must not ask: a filter of systemd's may refuse the call
+    // itself.
     if permitted.len() > kept.len() {
         give_up(&kept).map_err(|it| it.to_string())?;
     }
@@ -20,8 +21,8 @@ pub(crate) fn keep(needed: &[Capability]) -> Result<Vec<Capability>, String> {
     Ok(kept)
 }
 
-/// Clears the ambient capabilities (systemd's `AmbientCapabilities=`), so that programs do not inherit them. This process
-/// keeps them.
+/// Clears the ambient capabilities (systemd's `AmbientCapabilities=`), so that programs do not inherit them.
+/// This process keeps them.
 pub(crate) fn none_for_programs() {
     // A kernel or container without ambient capabilities has nothing to clear.
     let _ = caps::clear(None, CapSet::Ambient);

@@ -13,8 +13,8 @@ use landlock::{
 use crate::needs::{Needs, TcpAccess};
 use crate::protection::Enforcement;
 
-/// Newest set of rights that we ask for; older kernels leave some of them out. Later sets limit more than we want, so
-/// a newer number has to be tried first.
+/// Newest set of rights that we ask for; older kernels leave some of them out. Later sets limit more than we
+/// want, so a newer number has to be tried first.
 const RIGHTS: ABI = ABI::V6;
 
 pub(crate) fn confine(needs: &Needs) -> Enforcement {

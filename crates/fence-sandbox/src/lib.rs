@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Self-confinement of a program: capabilities, files (Landlock), system calls (seccomp), core dumps.
 //!
-//! Owns the lists of what is taken away. Runs on the caller's thread: a program names its [`Needs`] once, while it has a
-//! single thread. Later threads and child processes inherit the limits; older threads do not. There is no way back.
+//! Owns the lists of what is taken away. Runs on the caller's thread: a program names its [`Needs`] once,
+//! while it has a single thread. Later threads and child processes inherit the limits; older threads do not.
+//! There is no way back.
 //!
-//! Must never keep a fence from being carried out: a refusal is an error of that one call (`EPERM`, `EACCES`), never
-//! the end of the program. A kernel that lacks a part leaves that part out, and [`Protection`] says so.
+//! Must never keep a fence from being carried out: a refusal is an error of that one call (`EPERM`,
+//! `EACCES`), never the end of the program. A kernel that lacks a part leaves that part out, and
+//! [`Protection`] says so.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -21,8 +23,8 @@ pub use protection::{Enforcement, Enforcement as State, Protection};
 
 /// Drops the ambient capabilities of this thread, for a process that confines nothing else.
 ///
-/// Programs that this thread and its later threads start do not inherit them. (A program that runs as root has root's
-/// capabilities all the same.)
+/// Programs that this thread and its later threads start do not inherit them. (A program that runs as root
+/// has root's capabilities all the same.)
 pub fn no_capabilities_for_programs() {
     capabilities::none_for_programs();
 }

@@ -10,8 +10,8 @@ use caps::Capability;
 pub struct Needs {
     /// Files to read, and directories in which everything may be read.
     pub read: Vec<PathBuf>,
-    /// Directories in which files may be made, read, written, renamed and removed. Also single files that exist
-    /// already, which may be read and written.
+    /// Directories in which files may be made, read, written, renamed and removed. Also single files that
+    /// exist already, which may be read and written.
     pub write: Vec<PathBuf>,
     /// Directories from which a file may be removed, and no more.
     pub remove: Vec<PathBuf>,
@@ -42,8 +42,8 @@ pub struct SystemCalls {
     pub open_files: bool,
     /// Start threads.
     pub threads: bool,
-    /// Start other programs. They inherit all limits, so their usual calls are allowed too, and with them signals to
-    /// other processes.
+    /// Start other programs. They inherit all limits, so their usual calls are allowed too, and with them
+    /// signals to other processes.
     pub programs: bool,
     /// Use the kernel's key rings: libraries such as Kerberos do.
     pub key_rings: bool,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Confinement tests: a child process confines itself, then tries allowed and refused actions.
 //!
-//! The child is this test's own program, started again for one of the cases below. It prints the result of each attempt
-//! on a line. There is no way back from a confinement, so it can't be this process.
+//! The child is this test's own program, started again for one of the cases below. It prints the result of
+//! each attempt on a line. There is no way back from a confinement, so it can't be this process.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 

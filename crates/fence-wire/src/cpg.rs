@@ -11,8 +11,8 @@
 //!     16  140 body                                          152    4 libvirt's number of the state
 //! ```
 //!
-//! Pads and what stands behind a NUL are whatever was in the C daemon's memory: a receiver must not look at them.
-//! Who sent a message corosync says, not the message.
+//! Pads and what stands behind a NUL are whatever was in the C daemon's memory: a receiver must not look at
+//! them. Who sent a message corosync says, not the message.
 
 use crate::action::Action;
 use crate::response::Response;
@@ -67,7 +67,8 @@ pub enum CpgMessage {
 pub struct CpgRequest {
     /// None for a number that is no action. The C daemon sends off, reboot, on and status alone.
     pub action: Option<Action>,
-    /// The domain's name or its UUID in text form, as the client wrote it. Bytes that are not UTF-8 were replaced.
+    /// The domain's name or its UUID in text form, as the client wrote it. Bytes that are not UTF-8 were
+    /// replaced.
     pub target: String,
     /// The client's number of its request; 0 for status and reboot. It means nothing between hosts.
     pub client_sequence: u32,
@@ -76,7 +77,8 @@ pub struct CpgRequest {
 /// A domain that a host has, running or not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpgDomain {
-    /// Its name; cut after 64 bytes, between two characters, when encoded. Bytes that are not UTF-8 were replaced.
+    /// Its name; cut after 64 bytes, between two characters, when encoded. Bytes that are not UTF-8 were
+    /// replaced.
     pub name: String,
     /// Its UUID in text form.
     pub uuid: String,
@@ -200,8 +202,8 @@ impl CpgRequest {
 
     fn decode(bytes: &[u8; CPG_MESSAGE_LEN]) -> Result<Self, CpgMessageError> {
         let target = until_nul(&bytes[TARGET]).ok_or(CpgMessageError::Target)?;
-        // Lossy: a target with a replaced byte is that of no domain, and its asker waits for an answer nevertheless.
-        // A byte more than was sent does no harm either: replaced bytes are three long.
+        // Lossy: a target with a replaced byte is that of no domain, and its asker waits for an answer
+        // nevertheless. A byte more than was sent does no harm either: replaced bytes are three long.
         let target = String::from_utf8_lossy(target);
         Ok(Self {
             action: u8::try_from(number(bytes, 144)).ok().and_then(|it| Action::try_from(it).ok()),

@@ -13,16 +13,16 @@
 //!
 //! Each state is a type, and each step consumes it, so that no step can be left out, repeated or taken out of
 //! order. The host's way ends in [`Proved`], which is the only thing that lets a request run, and in the
-//! [`ResponseWriter`] that seals its response. The client's ends in the [`ResponseSeal`] without which no response
-//! counts. The host decides when it sends C2: a client waits for it as long as its own time-out, and only an answer
-//! to a *late* C2 shows that the client is alive now.
+//! [`ResponseWriter`] that seals its response. The client's ends in the [`ResponseSeal`] without which no
+//! response counts. The host decides when it sends C2: a client waits for it as long as its own time-out, and
+//! only an answer to a *late* C2 shows that the client is alive now.
 //!
-//! Whether a stream is sealed follows from its packet alone. Where a classic packet came and both ends are set to
-//! authenticate with `none`, no byte of this is exchanged.
+//! Whether a stream is sealed follows from its packet alone. Where a classic packet came and both ends are
+//! set to authenticate with `none`, no byte of this is exchanged.
 //!
-//! Classic hashes can be continued by whoever does not know the key: H(key ‖ C) is, for keys of some lengths, on the
-//! way to the hash of a packet that begins with C. So neither role answers a classic challenge that reads like the
-//! beginning of a request, and neither makes one: see [`draw_challenge`].
+//! Classic hashes can be continued by whoever does not know the key: H(key ‖ C) is, for keys of some lengths,
+//! on the way to the hash of a packet that begins with C. So neither role answers a classic challenge that
+//! reads like the beginning of a request, and neither makes one: see [`draw_challenge`].
 
 use crate::key::{ClassicHash, HASH_LEN, HashType, Key, same};
 use crate::layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN};
@@ -32,8 +32,8 @@ use crate::seal::{ResponseSeal, ResponseWriter, SealedRequest, SentRequests};
 const HOST_LABEL: &[u8] = b"fence_virt host\0";
 const CLIENT_LABEL: &[u8] = b"fence_virt client\0";
 
-/// A challenge from the system's random bytes, which `fill` writes. Those that a careful peer would refuse are drawn
-/// again: one in 34 million.
+/// A challenge from the system's random bytes, which `fill` writes. Those that a careful peer would refuse
+/// are drawn again: one in 34 million.
 ///
 /// # Errors
 /// Those of `fill`.
@@ -53,12 +53,14 @@ pub enum ProofError {
     /// The answer to our challenge is wrong: the peer has another key or another type of hash.
     #[error("wrong answer to the challenge: another key, or another auth type, on the peer's side")]
     WrongAnswer,
-    /// The answer to our challenge is right with another type of hash: the key is the same, the auth type is not.
+    /// The answer to our challenge is right with another type of hash: the key is the same, the auth type is
+    /// not.
     #[error("wrong answer to the challenge: the peer has the same key, and auth type {0}")]
     OtherAuth(HashType),
     /// The answer to our challenge is not the sealed one to our packet.
     #[error(
-        "wrong answer to the challenge: another key on the peer's side, or it speaks of another request than this one"
+        "wrong answer to the challenge: another key on the peer's side, or it speaks of another request than \
+         this one"
     )]
     WrongSealedAnswer,
     /// The peer sent our own challenge back, to have us answer it for him.
@@ -75,7 +77,8 @@ pub enum ProofError {
 }
 
 /// The peer has shown that it holds the key, now. Made only by [`HostProven::verify`] and, where the
-/// configuration asks for no authentication by name, by [`HostStream::begin`] and [`Proved::unauthenticated`].
+/// configuration asks for no authentication by name, by [`HostStream::begin`] and
+/// [`Proved::unauthenticated`].
 #[derive(Debug)]
 pub struct Proved(());
 
@@ -97,8 +100,9 @@ pub enum HostStream<'k> {
 }
 
 impl<'k> HostStream<'k> {
-    /// The stream that answers a packet. `sealed` is of the packet ([`Received::sealed`](crate::Received)) and
-    /// decides; `auth` is the listener's setting, for classic packets, and none where those are not challenged.
+    /// The stream that answers a packet. `sealed` is of the packet ([`Received::sealed`](crate::Received))
+    /// and decides; `auth` is the listener's setting, for classic packets, and none where those are not
+    /// challenged.
     ///
     /// # Errors
     /// [`ProofError::NoKey`].
@@ -156,7 +160,8 @@ pub struct HostAwaitChallenge<'k> {
 }
 
 impl<'k> HostAwaitChallenge<'k> {
-    /// A handshake with one classic client, whatever its packet was. [`HostStream::begin`] takes the packet's word.
+    /// A handshake with one classic client, whatever its packet was. [`HostStream::begin`] takes the packet's
+    /// word.
     #[must_use]
     pub fn classic(auth: ClassicHash, key: &'k Key) -> Self {
         Self { mode: Mode::Classic(auth), key }
@@ -276,9 +281,9 @@ impl<'k> ClientHandshake<'k> {
     /// Step 2 came.
     ///
     /// # Errors
-    /// [`ProofError::WrongAnswer`], [`ProofError::OtherAuth`] or [`ProofError::WrongSealedAnswer`]: this host does not
-    /// hold the key, or has another auth type, or answers a packet that this client did not send, and nothing it says
-    /// may be believed.
+    /// [`ProofError::WrongAnswer`], [`ProofError::OtherAuth`] or [`ProofError::WrongSealedAnswer`]: this host
+    /// does not hold the key, or has another auth type, or answers a packet that this client did not send,
+    /// and nothing it says may be believed.
     pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<ClientAnswer<'k>, ProofError> {
         let c1 = self.c1;
         let (mode, key) = match self.auth {
@@ -316,7 +321,8 @@ impl ClientAnswer<'_> {
     /// Step 3 came, this is step 4: the bytes to send, and what the response goes through.
     ///
     /// # Errors
-    /// [`ProofError::Reflected`]: the host sent C1 back. [`ProofError::LooksLikeRequest`]. Nothing may be sent then.
+    /// [`ProofError::Reflected`]: the host sent C1 back. [`ProofError::LooksLikeRequest`]. Nothing may be
+    /// sent then.
     pub fn answer(self, c2: &Challenge) -> Result<([u8; HASH_LEN], ResponseSeal), ProofError> {
         let Self { mode, key, c1 } = self;
         if *c2 == c1 {

@@ -57,8 +57,8 @@ impl HostListEntry {
         entry
     }
 
-    /// Reads one entry. Never fails: names come from another machine's hypervisor and are only shown, so bytes
-    /// that are not UTF-8 are replaced and a missing NUL means that the field is full.
+    /// Reads one entry. Never fails: names come from another machine's hypervisor and are only shown, so
+    /// bytes that are not UTF-8 are replaced and a missing NUL means that the field is full.
     #[must_use]
     pub fn decode(entry: &[u8; HOST_LIST_ENTRY_LEN]) -> HostListItem {
         let text = |field: &[u8]| {

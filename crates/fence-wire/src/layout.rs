@@ -27,7 +27,8 @@ pub const REQUEST_LEN: usize = 176;
 pub const UUID_FLAG: u8 = 1;
 /// Length of a challenge in bytes.
 pub const CHALLENGE_LEN: usize = 64;
-/// Challenge of 64 random bytes, made by [`draw_challenge`](crate::draw_challenge). No challenge may be used twice.
+/// Challenge of 64 random bytes, made by [`draw_challenge`](crate::draw_challenge). No challenge may be used
+/// twice.
 pub type Challenge = [u8; CHALLENGE_LEN];
 
 pub(crate) const ACTION: usize = 0;

@@ -261,7 +261,8 @@ impl Target {
         &self.text
     }
 
-    /// Returns whether the target is the beginning of `name` that fits into a request: the client cut a longer name.
+    /// Returns whether the target is the beginning of `name` that fits into a request: the client cut a
+    /// longer name.
     #[must_use]
     pub fn is_cut_from(&self, name: &str) -> bool {
         !self.uuid && name.len() > Self::MAX && cut(name, Self::MAX) == self.text
@@ -301,8 +302,8 @@ fn packet_hash(unhashed: &[u8; REQUEST_LEN], hash: HashType, key: &Key) -> Optio
     }
 }
 
-/// Whether 64 bytes read as the beginning of a classic request: whoever has them hashed as a challenge has, for
-/// some lengths of the key, the hash of a whole packet that begins with them (see `handshake`).
+/// Whether 64 bytes read as the beginning of a classic request: whoever has them hashed as a challenge has,
+/// for some lengths of the key, the hash of a whole packet that begins with them (see `handshake`).
 pub(crate) fn begins_request(bytes: &[u8; 64]) -> bool {
     let [action, hash, length, flags, ..] = *bytes;
     Action::try_from(action).is_ok()

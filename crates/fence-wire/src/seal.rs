@@ -7,8 +7,8 @@
 //! HMAC(key, "fence_virt response\0" ‖ R ‖ C1 ‖ C2 ‖ every byte of the response), zero-padded to 64
 //! ```
 //!
-//! A host has no other way to bytes of a response than a [`ResponseWriter`], and a client none to an answer than a
-//! [`ResponseSeal`]. Both come out of the handshake alone, which knows whether the request was sealed.
+//! A host has no other way to bytes of a response than a [`ResponseWriter`], and a client none to an answer
+//! than a [`ResponseSeal`]. Both come out of the handshake alone, which knows whether the request was sealed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -65,7 +65,8 @@ impl SentRequests {
         Self { hash, requests: Arc::default() }
     }
 
-    /// A packet is about to be sent. One that is not sealed with this type is nothing that could be answered here.
+    /// A packet is about to be sent. One that is not sealed with this type is nothing that could be answered
+    /// here.
     pub fn add(&mut self, packet: &[u8; REQUEST_LEN]) {
         let Some(request) = SealedRequest::of_packet(packet).filter(|it| it.hash == self.hash) else {
             return;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Classic hashes can be continued without the key. Here that is done, to show that what stands against it is needed.
+//! Classic hashes can be continued without the key. Here that is done, to show that what stands against it is
+//! needed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
@@ -14,7 +15,8 @@ use sha2::{Digest, Sha256};
 /// Of a length for which the padding of key and challenge ends before the packet's hash field.
 const KEY: [u8; 40] = [0x5a; 40];
 
-/// A packet that begins with `c`, and its hash made of H(key ‖ c) alone: the key's length is all that is known of it.
+/// A packet that begins with `c`, and its hash made of H(key ‖ c) alone: the key's length is all that is
+/// known of it.
 fn forged(c: &Challenge, answer: &[u8; 64]) -> [u8; REQUEST_LEN] {
     let hashed = KEY.len() + c.len();
     let padding = 64 - hashed % 64;

@@ -69,7 +69,9 @@ proptest! {
     }
 
     #[test]
-    fn any_other_length_is_refused(length in (0..4096_usize).prop_filter("the right one", |it| *it != REQUEST_LEN)) {
+    fn any_other_length_is_refused(
+        length in (0..4096_usize).prop_filter("the right one", |it| *it != REQUEST_LEN),
+    ) {
         let mut bytes = status_of_vm1().encode(HashType::Sha256, &key("one")).to_vec();
         bytes.resize(length, 0);
         prop_assert_eq!(
@@ -92,8 +94,8 @@ proptest! {
     ) {
         let request = SerialRequest { action: Action::Off, target: target(&name), sequence };
         let mut scanner = SerialScanner::<SERIAL_REQUEST_LEN>::new();
-        // Noise that holds a magic number of its own swallows what follows, as on any line; then the next frame
-        // is found.
+        // Noise that holds a magic number of its own swallows what follows, as on any line; then the next
+        // frame is found.
         let mut found = Vec::new();
         let bytes = noise.iter().copied().chain(request.encode()).chain(request.encode());
         for byte in bytes {

@@ -129,7 +129,11 @@ fn any_exchange() -> impl Strategy<Value = (HashType, Wire)> {
 
 proptest! {
     #[test]
-    fn what_was_sent_is_believed_and_nothing_else((_, wire) in any_exchange(), at: prop::sample::Index, bit in 0..8_u8) {
+    fn only_an_unchanged_exchange_is_believed(
+        (_, wire) in any_exchange(),
+        at: prop::sample::Index,
+        bit in 0..8_u8,
+    ) {
         prop_assert!(runs(&wire, wire.c2));
         let genuine = believed(wire.packet, wire.c1, &wire).unwrap().into_inner();
         prop_assert_eq!(&genuine[..], &wire.response[..wire.response.len() - HASH_LEN]);
@@ -155,10 +159,17 @@ proptest! {
     }
 
     #[test]
-    fn a_response_is_taken_whole_and_in_order((_, wire) in any_exchange(), from: prop::sample::Index, to: prop::sample::Index) {
+    fn a_response_is_taken_whole_and_in_order(
+        (_, wire) in any_exchange(),
+        from: prop::sample::Index,
+        to: prop::sample::Index,
+    ) {
         let body = &wire.response[..wire.response.len() - HASH_LEN];
         let seal = &wire.response[wire.response.len() - HASH_LEN..];
-        let with = |body: Vec<u8>| believed(wire.packet, wire.c1, &Wire { response: [&body[..], seal].concat(), ..wire.clone() });
+        let with = |body: Vec<u8>| {
+            let response = [&body[..], seal].concat();
+            believed(wire.packet, wire.c1, &Wire { response, ..wire.clone() })
+        };
         let cut = from.index(body.len());
         prop_assert!(with(body[..cut].to_vec()).is_none());
         prop_assert!(with(body[cut + 1..].to_vec()).is_none());
@@ -173,7 +184,10 @@ proptest! {
 
     /// A relay that has one exchange cannot make anything of it in another.
     #[test]
-    fn nothing_of_one_exchange_counts_in_another((hash, wire) in any_exchange(), (_, other) in any_exchange()) {
+    fn nothing_of_one_exchange_counts_in_another(
+        (hash, wire) in any_exchange(),
+        (_, other) in any_exchange(),
+    ) {
         prop_assume!(wire.c1 != other.c1 && wire.c2 != other.c2 && wire.packet != other.packet);
         prop_assert!(believed(wire.packet, wire.c1, &other).is_none());
         let relayed = |from: &Wire| Wire { response: from.response.clone(), ..wire.clone() };
@@ -187,7 +201,8 @@ proptest! {
         prop_assert_eq!(sent.verify(&wire.host_answer).unwrap_err(), ProofError::WrongSealedAnswer);
     }
 
-    /// With one key in use for both: no hash of one kind is any of the other, and neither end changes its mind.
+    /// With one key in use for both: no hash of one kind is any of the other, and neither end changes its
+    /// mind.
     #[test]
     fn classic_and_sealed_are_never_taken_for_each_other((_, wire) in any_exchange(), classic in 0..3_usize) {
         let (classic, key) = (CLASSIC[classic], key());
@@ -195,7 +210,8 @@ proptest! {
         let from_classic_host = Wire { host_answer: step_2, ..wire.clone() };
         prop_assert!(believed(wire.packet, wire.c1, &from_classic_host).is_none());
         prop_assert!(host.challenge(&wire.c2).unwrap().verify(&wire.client_answer).is_err());
-        let ClientStream::Challenge(client) = ClientStream::begin(ClientAuth::Classic(classic, &key), wire.c1) else {
+        let auth = ClientAuth::Classic(classic, &key);
+        let ClientStream::Challenge(client) = ClientStream::begin(auth, wire.c1) else {
             panic!("no challenge");
         };
         let (step_4, seal) = client.verify(&step_2).unwrap().answer(&wire.c2).unwrap();
@@ -203,7 +219,8 @@ proptest! {
         prop_assert!(!runs(&from_classic_client, wire.c2));
         // A classic stream has no seal, whatever follows.
         prop_assert!(seal.verify((), wire.response.last_chunk().unwrap()).is_err());
-        let ClientStream::Challenge(client) = ClientStream::begin(ClientAuth::Classic(classic, &key), wire.c1) else {
+        let auth = ClientAuth::Classic(classic, &key);
+        let ClientStream::Challenge(client) = ClientStream::begin(auth, wire.c1) else {
             panic!("no challenge");
         };
         prop_assert_eq!(client.verify(&wire.host_answer).unwrap_err(), ProofError::WrongAnswer);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The literal bytes of the reference programs, and of the sealed extension, both ways. Their form is in tests/vectors/README.md.
+//! The literal bytes of the reference programs, and of the sealed extension, both ways. Their form is in
+//! tests/vectors/README.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use fence_cli::getopt::{Long, Takes};
+use fence_cli::getopt::{ArgumentKind, LongOption};
 use fence_wire::DEFAULT_KEY_FILE;
 
 /// Which agent the program is called as.
@@ -96,17 +96,19 @@ impl Program {
     }
 
     /// Its long options: each stands for a letter, but for one.
-    pub fn long(self) -> Vec<Long> {
+    pub fn long(self) -> Vec<LongOption> {
         let takes = |letter| match self.getopt().split_once(letter) {
-            Some((_, after)) if after.starts_with("::") => Takes::MayHaveValue,
-            Some((_, after)) if after.starts_with(':') => Takes::Value,
-            _ => Takes::Nothing,
+            Some((_, after)) if after.starts_with("::") => ArgumentKind::MayHaveValue,
+            Some((_, after)) if after.starts_with(':') => ArgumentKind::Value,
+            _ => ArgumentKind::Nothing,
         };
         let rest = TABLE.iter().filter(|it| matches!(it.id, Id::Help | Id::Version));
         let named = self.options().chain(rest).filter_map(|it| Some((it.long, it.letter?)));
         named
-            .flat_map(|(names, letter)| names.iter().map(move |name| Long { name, takes: takes(letter) }))
-            .chain([Long { name: DIAGNOSE, takes: Takes::Nothing }])
+            .flat_map(|(names, letter)| {
+                names.iter().map(move |name| LongOption { name, takes: takes(letter) })
+            })
+            .chain([LongOption { name: DIAGNOSE, takes: ArgumentKind::Nothing }])
             .collect()
     }
 

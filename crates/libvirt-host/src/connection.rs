@@ -19,17 +19,17 @@ use crate::event::{
 use crate::runtime::{self, Closing};
 use crate::uuid::Uuid;
 
-/// An open connection to a hypervisor, for any number of threads, which take turns: one call at a time. For calls
-/// at once open several. Clones are the same connection; it is closed
-/// when the last clone, [`Domain`] and [`EventSubscription`] of it are gone, in the background.
+/// An open connection to a hypervisor, for any number of threads, which take turns: one call at a time. For
+/// calls at once open several. Clones are the same connection; it is closed when the last clone, [`Domain`]
+/// and [`EventSubscription`] of it are gone, in the background.
 #[derive(Clone, Debug)]
 pub struct Connection {
     handle: Arc<Handle>,
 }
 
-/// How fast a hypervisor that stopped answering is noticed: it is asked every `interval_secs` seconds when nothing
-/// comes from it, and given up when `count` questions stand unanswered. So silence ends a connection after between
-/// `interval * count` and `interval * (count + 1)` seconds.
+/// How fast a hypervisor that stopped answering is noticed: it is asked every `interval_secs` seconds when
+/// nothing comes from it, and given up when `count` questions stand unanswered. So silence ends a connection
+/// after between `interval * count` and `interval * (count + 1)` seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAlive {
     /// Seconds, at least 1.
@@ -58,8 +58,8 @@ impl Default for KeepAlive {
 impl Connection {
     /// Opens a connection, with default [`KeepAlive`]. An empty URI lets libvirt choose one.
     ///
-    /// May block for ever when something accepts the connection and never speaks. Nobody is asked for passwords;
-    /// but for `ssh` URIs add `?no_tty=1`, or ssh itself may ask on the terminal.
+    /// May block for ever when something accepts the connection and never speaks. Nobody is asked for
+    /// passwords; but for `ssh` URIs add `?no_tty=1`, or ssh itself may ask on the terminal.
     pub fn open(uri: &str) -> Result<Self, Error> {
         Self::open_with(uri, KeepAlive::default())
     }
@@ -78,7 +78,8 @@ impl Connection {
             lifecycle: LifecycleWatch::default(),
             turn: Mutex::default(),
         };
-        // SAFETY: the connection is open. The watch stays until the closing thread has taken the call-back off.
+        // SAFETY: the connection is open. The watch stays until the closing thread has taken the call-back
+        // off.
         let watched = unsafe {
             sys::virConnectRegisterCloseCallback(
                 handle.connect.as_ptr(),
@@ -113,8 +114,8 @@ impl Connection {
 
     /// Asks the hypervisor driver a small question (how many domains run).
     ///
-    /// libvirtd answers it from a reserved worker, like look-ups, state and destroy: so it says that fencing can
-    /// work even when all ordinary workers are busy.
+    /// libvirtd answers it from a reserved worker, like look-ups, state and destroy: so it says that fencing
+    /// can work even when all ordinary workers are busy.
     pub fn ping(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.connect()
@@ -163,8 +164,8 @@ impl Connection {
         Domain::adopt(made, Arc::clone(&self.handle))
     }
 
-    /// Starts a transient domain: it is gone when it stops. (Where a definition of its name and UUID exists, it
-    /// starts that one with this XML.)
+    /// Starts a transient domain: it is gone when it stops. (Where a definition of its name and UUID exists,
+    /// it starts that one with this XML.)
     pub fn create_xml(&self, xml: &str) -> Result<Domain, Error> {
         const CALL: &str = "start a transient domain";
         c_text(CALL, xml)?;
@@ -174,11 +175,11 @@ impl Connection {
         Domain::adopt(made, Arc::clone(&self.handle))
     }
 
-    /// Calls `call` for every lifecycle event of every domain, in order, until the subscription is dropped or the
-    /// connection lost.
+    /// Calls `call` for every lifecycle event of every domain, in order, until the subscription is dropped or
+    /// the connection lost.
     ///
-    /// It runs on the event thread of all connections: it must not block and must not call libvirt. It may drop
-    /// connections, domains and subscriptions.
+    /// It runs on the event thread of all connections: it must not block and must not call libvirt. It may
+    /// drop connections, domains and subscriptions.
     pub fn watch_lifecycle(
         &self,
         call: impl Fn(LifecycleEvent) + Send + Sync + 'static,
@@ -188,8 +189,8 @@ impl Connection {
 
     /// Calls `call` when the connection is lost (not when we close it); at once when it is lost already.
     ///
-    /// It runs on a thread of libvirt or of whoever made a call at that moment: it must not block and must not call
-    /// libvirt. It may drop connections. It is freed unused when the connection is closed in order.
+    /// It runs on a thread of libvirt or of whoever made a call at that moment: it must not block and must
+    /// not call libvirt. It may drop connections. It is freed unused when the connection is closed in order.
     pub fn on_close(&self, call: impl FnOnce(CloseReason) + Send + 'static) {
         self.handle.watch.add(Box::new(call));
     }
@@ -251,8 +252,8 @@ impl Connection {
     }
 }
 
-/// The connection itself. Everything made from it keeps it, so that libvirt's last reference is always the one that
-/// the closing thread gives back.
+/// The connection itself. Everything made from it keeps it, so that libvirt's last reference is always the
+/// one that the closing thread gives back.
 pub(crate) struct Handle {
     connect: Connect,
     uri: String,
@@ -272,15 +273,15 @@ impl Handle {
 
     /// The right to make a call that goes to the hypervisor: one at a time.
     ///
-    /// With several calls under way on one connection, libvirt's keepalive ends only the one that reads the socket;
-    /// the others then wait for ever, and the loss is not reported. So the others wait here, and find the connection
-    /// lost when their turn comes.
+    /// With several calls under way on one connection, libvirt's keepalive ends only the one that reads the
+    /// socket; the others then wait for ever, and the loss is not reported. So the others wait here, and find
+    /// the connection lost when their turn comes.
     pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The error of the call just made. On a connection that is no longer there it is a connection error, however
-    /// libvirt worded it.
+    /// The error of the call just made. On a connection that is no longer there it is a connection error,
+    /// however libvirt worded it.
     pub(crate) fn failed(&self, call: &'static str) -> Error {
         let mut error = Error::last(call);
         if error.kind == ErrorKind::Other && !self.is_alive() {
@@ -296,8 +297,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: the pointer is valid and its one reference moves to the closing thread; `Connect` itself does not
-        // close when it is dropped.
+        // SAFETY: the pointer is valid and its one reference moves to the closing thread; `Connect` itself
+        // does not close when it is dropped.
         let connect = unsafe { Connect::from_ptr(self.connect.as_ptr()) };
         let registrations = mem::take(&mut self.lifecycle).into_registrations();
         runtime::close_later(Closing { connect, watch: Arc::clone(&self.watch), registrations });
@@ -321,7 +322,8 @@ impl StatsList {
         if self.list.is_null() {
             return Vec::new();
         }
-        // SAFETY: libvirt returned `count` pointers there, each to a record that lives until the list is freed.
+        // SAFETY: libvirt returned `count` pointers there, each to a record that lives until the list is
+        // freed.
         let records = unsafe { slice::from_raw_parts(self.list, self.count) };
         // SAFETY: as above; `as_ref` sees to nulls.
         records.iter().filter_map(|record| unsafe { record.as_ref() }).collect()

@@ -11,10 +11,12 @@ use crate::connection::{DomainRecord, Handle};
 use crate::error::{Error, ErrorKind};
 use crate::uuid::Uuid;
 
-/// A domain that a look-up found or a definition made. It names the domain and does not hold it: the domain may be
-/// gone at the next call ([`ErrorKind::NoDomain`](crate::ErrorKind::NoDomain)). It keeps its connection open.
+/// A domain that a look-up found or a definition made. It names the domain and does not hold it: the domain
+/// may be gone at the next call ([`ErrorKind::NoDomain`](crate::ErrorKind::NoDomain)). It keeps its
+/// connection open.
 pub struct Domain {
-    // Before the handle: the domain holds a reference to the connection, and the last one must be the handle's.
+    // Before the handle: the domain holds a reference to the connection, and the last one must be the
+    // handle's.
     raw: virt::domain::Domain,
     handle: Arc<Handle>,
     name: String,
@@ -36,8 +38,8 @@ pub enum State {
     Shutdown,
     /// 5: off.
     ShutOff,
-    /// 5 as well, for the reason that it was migrated: the definition stayed behind, the machine runs elsewhere.
-    /// libvirt knows the reason until its next restart.
+    /// 5 as well, for the reason that it was migrated: the definition stayed behind, the machine runs
+    /// elsewhere. libvirt knows the reason until its next restart.
     MovedAway,
     /// 6: crashed; whether anything of it is left depends on its configuration.
     Crashed,
@@ -57,8 +59,8 @@ pub struct XmlKind {
 }
 
 impl Domain {
-    /// The name that it had when it was looked up; bytes that are not UTF-8 are replaced, so look such a domain
-    /// up by its UUID.
+    /// The name that it had when it was looked up; bytes that are not UTF-8 are replaced, so look such a
+    /// domain up by its UUID.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

@@ -112,8 +112,8 @@ impl ErrorKind {
             | sys::VIR_ERR_GNUTLS_ERROR
             | sys::VIR_ERR_SSH
             | sys::VIR_ERR_LIBSSH => Self::Connection,
-            // What breaks on the way has no number of its own: "client socket is closed" is an internal error of
-            // the transport, a hang-up a system error of it.
+            // What breaks on the way has no number of its own: "client socket is closed" is an internal error
+            // of the transport, a hang-up a system error of it.
             sys::VIR_ERR_INTERNAL_ERROR | sys::VIR_ERR_SYSTEM_ERROR if transport => Self::Connection,
             _ => Self::Other,
         }
@@ -123,7 +123,8 @@ impl ErrorKind {
 /// Control characters and the few others that let text disguise itself in a log.
 fn is_unprintable(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What libvirt tells by itself: lifecycle events of domains, and the loss of a connection.
 //!
-//! Call-backs run on libvirt's threads with locks of libvirt held. They must be quick and must not call libvirt;
-//! to send the event into a channel is all they should do. A panic in one ends the process.
+//! Call-backs run on libvirt's threads with locks of libvirt held. They must be quick and must not call
+//! libvirt; to send the event into a channel is all they should do. A panic in one ends the process.
 
 use std::convert::Infallible;
 use std::ffi::{c_char, c_int, c_void};
@@ -52,7 +52,8 @@ pub enum LifecycleKind {
     PmSuspended,
     /// 8
     Crashed,
-    /// A device was plugged in or out while it runs. Not one of libvirt's lifecycle events, but told with them.
+    /// A device was plugged in or out while it runs. Not one of libvirt's lifecycle events, but told with
+    /// them.
     DevicesChanged,
     /// A number that this crate does not know.
     Other(i32),
@@ -73,8 +74,9 @@ pub enum CloseReason {
     Other(i32),
 }
 
-/// Keeps lifecycle events coming. Dropping it ends that: no later event is delivered; the delivery of one may be in
-/// progress on the event thread. The closure is freed with it (or after that delivery). Keeps the connection open.
+/// Keeps lifecycle events coming. Dropping it ends that: no later event is delivered; the delivery of one may
+/// be in progress on the event thread. The closure is freed with it (or after that delivery). Keeps the
+/// connection open.
 #[must_use = "events end when this is dropped"]
 #[derive(Debug)]
 pub struct EventSubscription {
@@ -87,7 +89,8 @@ impl EventSubscription {
         handle: Arc<Handle>,
         call: impl Fn(LifecycleEvent) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        // First the closure, then libvirt, so that no event falls between; on an error the drop takes it back.
+        // First the closure, then libvirt, so that no event falls between; on an error the drop takes it
+        // back.
         let number = handle.lifecycle().add(Arc::new(call));
         let subscription = Self { handle, number };
         subscription.handle.lifecycle().register(&subscription.handle)?;
@@ -101,8 +104,9 @@ impl Drop for EventSubscription {
     }
 }
 
-/// Who is to be told of lifecycle events. libvirt takes a call-back function only once per connection, so there is
-/// one registration of each kind, made when first needed and kept until the close, for any number of subscriptions.
+/// Who is to be told of lifecycle events. libvirt takes a call-back function only once per connection, so
+/// there is one registration of each kind, made when first needed and kept until the close, for any number of
+/// subscriptions.
 #[derive(Default)]
 pub(crate) struct LifecycleWatch {
     listeners: Arc<Mutex<Listeners>>,
@@ -151,8 +155,8 @@ impl LifecycleWatch {
         if !registrations.is_empty() {
             return Ok(());
         }
-        // SAFETY: libvirt keeps one pointer type for all kinds of events and calls it with the arguments of the
-        // kind that it was registered for, which for lifecycle events are those of `lifecycle`.
+        // SAFETY: libvirt keeps one pointer type for all kinds of events and calls it with the arguments of
+        // the kind that it was registered for, which for lifecycle events are those of `lifecycle`.
         let lifecycle = unsafe { mem::transmute::<LifecycleFn, GenericFn>(lifecycle) };
         // SAFETY: as above; for both events of devices the arguments are those of `device`.
         let device = unsafe { mem::transmute::<DeviceFn, GenericFn>(device) };
@@ -174,8 +178,8 @@ impl LifecycleWatch {
         let (free, freed) = mpsc::channel();
         let target = Box::new(Target { listeners: Arc::clone(&self.listeners), _free: free });
         let opaque = Box::into_raw(target).cast::<c_void>();
-        // SAFETY: the connection is open; the pointer stays valid until `free_target`, which libvirt calls once,
-        // after the last event.
+        // SAFETY: the connection is open; the pointer stays valid until `free_target`, which libvirt calls
+        // once, after the last event.
         let id = unsafe {
             sys::virConnectDomainEventRegisterAny(
                 handle.connect().as_ptr(),
@@ -196,8 +200,8 @@ impl LifecycleWatch {
     }
 }
 
-/// Who is to be told that a connection was lost. libvirt has room for one call-back per connection; this makes
-/// room for any number, and for those who ask too late.
+/// Who is to be told that a connection was lost. libvirt has room for one call-back per connection; this
+/// makes room for any number, and for those who ask too late.
 #[derive(Default)]
 pub(crate) struct CloseWatch(Mutex<CloseState>);
 
@@ -236,7 +240,8 @@ impl CloseWatch {
 
 /// libvirt's close call-back. `opaque` is a [`CloseWatch`].
 pub(crate) unsafe extern "C" fn connection_lost(_: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
-    // SAFETY: registered with a pointer to the watch, which the closing thread keeps until the call-back is off.
+    // SAFETY: registered with a pointer to the watch, which the closing thread keeps until the call-back is
+    // off.
     let watch = unsafe { &*opaque.cast::<CloseWatch>() };
     watch.lost(match reason.cast_unsigned() {
         sys::VIR_CONNECT_CLOSE_REASON_ERROR => CloseReason::Error,
@@ -303,7 +308,8 @@ unsafe extern "C" fn free_target(opaque: *mut c_void) {
     drop(unsafe { Box::from_raw(opaque.cast::<Target>()) });
 }
 
-/// A panic while one of these locks is held is impossible but for lack of memory, and the data is whole at any time.
+/// A panic while one of these locks is held is impossible but for lack of memory, and the data is whole at
+/// any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

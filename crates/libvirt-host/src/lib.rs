@@ -2,20 +2,21 @@
 //! The only door to libvirt.
 //!
 //! What it offers: [`Connection`] (open, list, look up, define, watch), [`Domain`] (state, power, XML),
-//! [`Uuid`], [`State`], lifecycle events and the notice that a connection was lost. All of it is safe, blocking,
-//! and silent: libvirt's own error printing is switched off, every error goes to the caller as an [`Error`].
+//! [`Uuid`], [`State`], lifecycle events and the notice that a connection was lost. All of it is safe,
+//! blocking, and silent: libvirt's own error printing is switched off, every error goes to the caller as an
+//! [`Error`].
 //!
-//! What it owns: two threads for the life of the process, started by [`init`]. `libvirt-events` runs libvirt's
-//! event loop (keepalive, lifecycle events, loss of connections). `libvirt-closer` does what may block or may not
-//! happen inside a call-back: closing connections and cancelling subscriptions.
+//! What it owns: two threads for the life of the process, started by [`init`]. `libvirt-events` runs
+//! libvirt's event loop (keepalive, lifecycle events, loss of connections). `libvirt-closer` does what may
+//! block or may not happen inside a call-back: closing connections and cancelling subscriptions.
 //!
 //! Rules for the caller
 //! - Calls block, and a blocked call can't be cancelled: make them on threads of their own, with a deadline
-//!   outside. Against a hypervisor that stopped answering, keepalive ends a call (default: after 15 to 20 s, with
-//!   [`ErrorKind::Connection`]); only [`Connection::open`] has nothing that ends it.
+//!   outside. Against a hypervisor that stopped answering, keepalive ends a call (default: after 15 to 20 s,
+//!   with [`ErrorKind::Connection`]); only [`Connection::open`] has nothing that ends it.
 //! - One connection makes one call at a time; other threads wait their turn, behind a slow call too. So keep
-//!   several connections per URI: they are cheap (about 1 ms to open) and independent. Why: libvirt's keepalive
-//!   ends only one of several calls under way on a connection that went silent.
+//!   several connections per URI: they are cheap (about 1 ms to open) and independent. Why: libvirt's
+//!   keepalive ends only one of several calls under way on a connection that went silent.
 //! - Anything may be dropped on any thread, in call-backs too, and dropping never blocks.
 //! - A program with threads of its own that come here ends by [`leave`], not by a return from `main`.
 //!

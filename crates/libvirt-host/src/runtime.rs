@@ -2,8 +2,9 @@
 //! The two threads that libvirt needs beside its callers: one runs its event loop, one closes.
 //!
 //! Closing has a thread of its own for two reasons. A close says good-bye to the hypervisor and waits for the
-//! answer, so against a stopped libvirtd it blocks until keepalive gives up; and the last reference to a connection
-//! must not fall inside a call-back of the event loop, where libvirt deadlocks. So nobody closes but this thread.
+//! answer, so against a stopped libvirtd it blocks until keepalive gives up; and the last reference to a
+//! connection must not fall inside a call-back of the event loop, where libvirt deadlocks. So nobody closes
+//! but this thread.
 
 use std::ffi::c_int;
 use std::io;
@@ -26,12 +27,12 @@ pub fn init() -> Result<(), Error> {
     DONE.get_or_init(start).clone()
 }
 
-/// Ends the process with this exit code, at once and without a word: no buffer is flushed, nothing of the C libraries is
-/// called.
+/// Ends the process with this exit code, at once and without a word: no buffer is flushed, nothing of the C
+/// libraries is called.
 ///
-/// A return from `main` or [`std::process::exit`] calls the destructors of libvirt's libraries, while its two threads and
-/// calls under way still use them. One, OpenSSL, frees what belongs to each thread that used it, and when such a
-/// thread ends in that moment and gives it back itself, that is a double free.
+/// A return from `main` or [`std::process::exit`] calls the destructors of libvirt's libraries, while its two
+/// threads and calls under way still use them. One, OpenSSL, frees what belongs to each thread that used it,
+/// and when such a thread ends in that moment and gives it back itself, that is a double free.
 pub fn leave(code: u8) -> ! {
     // SAFETY: ends the process; may be called at any time on any thread.
     unsafe { _exit(code.into()) }
@@ -50,8 +51,8 @@ pub(crate) struct Closing {
 
 /// Hands a connection to the closing thread. Never blocks, may be called anywhere.
 pub(crate) fn close_later(closing: Closing) {
-    // Only `init` lets a connection be opened, so there is a thread. Were there none, the connection would stay
-    // open: better than to close it on an unknown thread.
+    // Only `init` lets a connection be opened, so there is a thread. Were there none, the connection would
+    // stay open: better than to close it on an unknown thread.
     if let Some(queue) = CLOSER.get() {
         let _ = queue.send(closing);
     }
@@ -66,7 +67,8 @@ fn start() -> Result<(), Error> {
     }
     // SAFETY: a function without data, which lives as long as the process.
     unsafe { sys::virSetErrorFunc(ptr::null_mut(), Some(keep_quiet)) };
-    // SAFETY: no arguments; it has to come before the first connection, and `init` runs this once, before any.
+    // SAFETY: no arguments; it has to come before the first connection, and `init` runs this once, before
+    // any.
     if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
         return Err(Error::last("register the event loop"));
     }
@@ -103,21 +105,22 @@ fn close(closing: Closing) {
     if unwatch(&connect) && unsubscribed {
         let _ = connect.close();
     } else {
-        // libvirt still holds a call-back and with it a reference, so a close now could leave the last one to the
-        // event loop. Rather lose one connection, and what its call-back points at.
+        // libvirt still holds a call-back and with it a reference, so a close now could leave the last one to
+        // the event loop. Rather lose one connection, and what its call-back points at.
         let _ = Arc::into_raw(watch);
     }
 }
 
 /// Takes an event's call-back off the connection, which else keeps it alive. True when it is off for certain.
 ///
-/// While an event is being delivered libvirt only marks the call-back, and the event loop frees it afterwards,
-/// together with a reference to the connection. So wait for that, and then once more for the lock of the event loop
-/// (which a second attempt takes, to find nothing): after it no such reference is left.
+/// While an event is being delivered libvirt only marks the call-back, and the event loop frees it
+/// afterwards, together with a reference to the connection. So wait for that, and then once more for the lock
+/// of the event loop (which a second attempt takes, to find nothing): after it no such reference is left.
 fn unsubscribe(connect: &Connect, registration: &Registration) -> bool {
     let deregister = || {
-        // SAFETY: the connection is open: its only close follows after this. An unknown number is an error without
-        // effect, and on a lost connection the call-back is taken off before the attempt to tell the hypervisor.
+        // SAFETY: the connection is open: its only close follows after this. An unknown number is an error
+        // without effect, and on a lost connection the call-back is taken off before the attempt to tell the
+        // hypervisor.
         unsafe { sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), registration.id) };
     };
     deregister();
@@ -133,9 +136,9 @@ fn unsubscribe(connect: &Connect, registration: &Registration) -> bool {
 
 /// Takes the close call-back off the connection, which else keeps it alive. True when it is off for certain.
 ///
-/// On a lost connection the hypervisor can't be told, so libvirt refuses, until the event loop has delivered the
-/// loss; then the call-back is off by itself and the refusal is "not registered". Both refusals are given under
-/// the lock of the delivery, so after the second one no delivery is in progress.
+/// On a lost connection the hypervisor can't be told, so libvirt refuses, until the event loop has delivered
+/// the loss; then the call-back is off by itself and the refusal is "not registered". Both refusals are given
+/// under the lock of the delivery, so after the second one no delivery is in progress.
 fn unwatch(connect: &Connect) -> bool {
     const ATTEMPTS: u32 = 100;
     for _ in 0..ATTEMPTS {

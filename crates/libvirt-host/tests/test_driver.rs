@@ -377,7 +377,8 @@ fn uuid(number: usize) -> Uuid {
 fn domain_xml(name: &str, number: usize, extra: &str) -> String {
     let name = name.replace('&', "&amp;").replace('<', "&lt;");
     format!(
-        "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>{extra}<name>{name}</name>\
+        "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>{extra}\
+         <name>{name}</name>\
          <uuid>{}</uuid><memory>1024</memory><os><type arch='i686'>hvm</type></os></domain>",
         uuid(number)
     )

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A node for a test: corosync, and a process of the test's own, on a machine of their own (`node.sh`). Also for the tests of
-//! other crates.
+//! A node for a test: corosync, and a process of the test's own, on a machine of their own (`node.sh`). Also
+//! for the tests of other crates.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::VecDeque;

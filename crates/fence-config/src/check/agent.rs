@@ -35,7 +35,8 @@ impl Checker<'_> {
                 Code::BadValue,
                 block.map_or_else(Span::default, |it| it.id.span),
                 "backend agent has no device".to_owned(),
-                "add backends { agent { device = \"name\" { agent = \"fence_…\"; plugs = \"…\"; options { … } } } }"
+                "add backends { agent { device = \"name\" { agent = \"fence_…\"; plugs = \"…\"; \
+                 options { … } } } }"
                     .to_owned(),
             );
         }
@@ -143,8 +144,8 @@ impl Checker<'_> {
                 Code::BadValue,
                 block.id.span,
                 "a device needs the domains that it serves".to_owned(),
-                "add plugs = \"web1, web2\"; or plugs = \"web1:101, web2:102\"; or plugs = \"*\"; for those that its \
-                 agent lists"
+                "add plugs = \"web1, web2\"; or plugs = \"web1:101, web2:102\"; or plugs = \"*\"; for those \
+                 that its agent lists"
                     .to_owned(),
             );
         }
@@ -154,8 +155,8 @@ impl Checker<'_> {
     /// `"*"`, or names, each with the plug after a colon where that is another.
     fn plug_list(&mut self, key: &Assignment, plugs: &mut Plugs) {
         let Some(text) = self.trimmed(key) else { return };
-        let allowed = "allowed: \"*\", or names of domains with commas or blanks between them, each with :PLUG after it \
-                       where its plug has another name";
+        let allowed = "allowed: \"*\", or names of domains with commas or blanks between them, each with \
+                       :PLUG after it where its plug has another name";
         let Some(text) =
             std::str::from_utf8(text).ok().filter(|it| is_line(&it.replace(['\n', '\r', '\t'], " ")))
         else {
@@ -220,7 +221,8 @@ impl Checker<'_> {
                     Code::BadValue,
                     key.id.span,
                     format!("`{name}` is set by fence_virtd for each run"),
-                    "name the plugs with `plugs` or `domain`, and the option that takes them with `plug_option`"
+                    "name the plugs with `plugs` or `domain`, and the option that takes them with \
+                     `plug_option`"
                         .to_owned(),
                 );
                 continue;

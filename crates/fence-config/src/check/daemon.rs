@@ -94,8 +94,8 @@ impl Checker<'_> {
                 .map(MetricsAddress::Tcp),
         };
         if address.is_none() {
-            let allowed = "allowed: a loopback address with a port, such as 127.0.0.1:9229 or [::1]:9229, or unix: and \
-                           a path from `/` of at most 107 bytes";
+            let allowed = "allowed: a loopback address with a port, such as 127.0.0.1:9229 or [::1]:9229, or \
+                           unix: and a path from `/` of at most 107 bytes";
             self.bad_value(assignment, allowed.to_owned());
         }
         address

@@ -7,8 +7,8 @@ use crate::tree::Text;
 /// Most hypervisors of one backend: `uri`, `uri1`, … `uri63`.
 pub const MAX_URIS: usize = 64;
 
-/// Returns every key: the path of its block, such as `listeners/multicast`, and its name. `uri` stands for `uri1`,
-/// `uri2`, … too. The manual and the sample have to name all of them.
+/// Returns every key: the path of its block, such as `listeners/multicast`, and its name. `uri` stands for
+/// `uri1`, `uri2`, … too. The manual and the sample have to name all of them.
 pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
     KNOWN.iter().flat_map(|block| block.keys.iter().map(|key| (block.path, *key)))
 }

@@ -38,7 +38,7 @@ pub(crate) enum ConfigureError {
 }
 
 /// How a key is made.
-type MakeKey = fn(&Path) -> Result<keygen::Made, keygen::KeygenError>;
+type MakeKey = fn(&Path) -> Result<keygen::NewKey, keygen::KeygenError>;
 
 /// Asks, and writes `path`. `modules` is the list of what is built in.
 pub(crate) fn run(path: &Path, modules: &str) -> Result<(), ConfigureError> {

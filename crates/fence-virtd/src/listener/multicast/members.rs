@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fence_net::{Interface, Joined, LinkWatch};
+use fence_net::{Interface, JoinedInterface, LinkWatch};
 use fence_wire::escaped;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
@@ -29,7 +29,7 @@ pub(super) struct GroupMembership {
     pub(super) group: IpAddr,
     /// The one interface of the configuration; none: all.
     pub(super) only: Option<String>,
-    pub(super) joined: Mutex<Vec<Joined>>,
+    pub(super) joined: Mutex<Vec<JoinedInterface>>,
 }
 
 impl GroupMembership {
@@ -108,7 +108,7 @@ impl GroupMembership {
             match fence_net::join(socket, group, *index) {
                 Ok(()) => {
                     info!(interface = %escaped(name), %group, "requests are heard by this interface from now on");
-                    joined.push(Joined { index: *index, name: name.clone() });
+                    joined.push(JoinedInterface { index: *index, name: name.clone() });
                     failed.retain(|it| it != index);
                 }
                 Err(error) if !failed.contains(index) => {
