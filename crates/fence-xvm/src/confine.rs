@@ -9,12 +9,12 @@ use fence_sandbox::{Needs, Tcp};
 use nix::unistd::close;
 
 use crate::console::Console;
-use crate::random;
+use crate::random::random_bytes;
 
 /// Gives up all but the descriptors that are open and these TCP connections. Nothing can be opened afterwards.
 pub(crate) fn confine(tcp: Tcp, console: &Console) {
     // The first of them may open a device, which stays open.
-    let _ = random::<1>();
+    let _ = random_bytes::<1>();
     let protection = Needs { tcp, ..Needs::default() }.confine();
     console.debug(&format_args!("sandbox: {protection}"));
 }

@@ -13,21 +13,26 @@ use fence_sandbox::Tcp;
 use fence_wire::{Action, HashType, Key, Response, Target};
 
 use crate::answer::Answer;
+use crate::ask::load_key;
+use crate::attempts::CameTo;
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::failure::{CameTo, Failure, is_sealed, key_in_words, request_in_words};
+use crate::failure::Failure;
 use crate::multicast::{self, Look};
+use crate::multicast_failure::MulticastFailure;
+use crate::output::{FAILURE, print};
 use crate::plan::{Multicast, Plan, Transport};
 use crate::ports::Claim;
-use crate::stream;
+use crate::stream::{self, StreamFailure};
 use crate::verdict::Cause;
 use crate::wire::Wire;
-use crate::{FAILURE, key, line, print, tcp, vsock};
+use crate::words::{is_sealed, key_in_words, request_in_words};
+use crate::{line, tcp, vsock};
 
 /// Finds out why there is no answer; 0 only when a host answered properly.
 pub(crate) fn diagnose(plan: &Plan, console: &Console) -> u8 {
-    let found = match key(plan) {
+    let found = match load_key(plan) {
         Ok(key) => find(plan, key.as_ref(), console),
         Err(error) => Err(error.into()),
     };
@@ -71,9 +76,9 @@ fn find(plan: &Plan, key: Option<&Key>, console: &Console) -> Result<Option<Caus
             of_stream(plan, key, ask, |within| Wire::new(vsock_connect(cid, u32::from(port), within)?))
         }
         Transport::Serial { device, format } => {
-            of_line(plan, line::ask_device(plan, device, *format, soon(plan), console))
+            of_line(plan, &line::ask_device(plan, device, *format, soon(plan), console)?)
         }
-        Transport::Channel(to) => of_line(plan, line::ask_channel(plan, *to, soon(plan), console)),
+        Transport::Channel(to) => of_line(plan, &line::ask_channel(plan, *to, soon(plan), console)?),
     }
 }
 
@@ -95,9 +100,10 @@ fn of_multicast(
     let watch = || CallWatch::open(to.family()).ok();
     let mut ready = (0..questions)
         .map(|_| Ok((multicast::claim(to, lifetime, console)?, watch())))
-        .collect::<Result<Vec<_>, Failure>>()?
+        .collect::<Result<Vec<_>, MulticastFailure>>()?
         .into_iter();
-    let mut next = || ready.next().ok_or_else(|| Failure::Listen(std::io::ErrorKind::AddrInUse.into()));
+    let mut next =
+        || ready.next().ok_or_else(|| MulticastFailure::Listen(std::io::ErrorKind::AddrInUse.into()));
     confine(Tcp::None, console);
     let (claim, watch) = next()?;
     let look = Look { watch, only_call_back: false };
@@ -128,10 +134,10 @@ fn of_multicast(
             };
             return with_other_hashes(plan, &others, cause, taken).map(Some);
         }
-        Err(Failure::Refused { refusal, .. }) => {
+        Err(MulticastFailure::Refused { refusal, .. }) => {
             return Ok(Some(classified(Cause::of_connection(CameTo::Refused(refusal), false), plan)));
         }
-        Err(failure) => return Err(failure),
+        Err(failure) => return Err(failure.into()),
     };
     of_answer(plan, &answer, |monitor| {
         let answer = question(monitor, false)?.0?;
@@ -142,17 +148,16 @@ fn of_multicast(
 fn of_stream(
     plan: &Plan,
     key: Option<&Key>,
-    ask: impl Fn(&Plan) -> Result<Answer, Failure>,
+    ask: impl Fn(&Plan) -> Result<Answer, Box<StreamFailure>>,
     connect: impl Fn(Duration) -> std::io::Result<Wire>,
 ) -> Result<Option<Cause>, Failure> {
     let failure = match ask(plan) {
         Ok(answer) => {
             return of_answer(plan, &answer, |monitor| Ok(ask(monitor).ok()));
         }
-        Err(Failure::Stream(failure)) => failure,
-        Err(other) => return Err(other),
+        Err(failure) => failure,
     };
-    let Some(came_to) = failure.came_to() else { return Err(Failure::Stream(failure)) };
+    let Some(came_to) = failure.came_to() else { return Err(failure.into()) };
     show(&failure);
     let cause = classified(Cause::of_connection(came_to, true), plan);
     let others: Vec<_> = other_hashes(plan, key).collect();
@@ -163,8 +168,8 @@ fn of_stream(
     with_other_hashes(plan, &others, cause, taken).map(Some)
 }
 
-fn of_line(plan: &Plan, answer: Result<Answer, Failure>) -> Result<Option<Cause>, Failure> {
-    of_answer(plan, &answer?, |_| Ok(None))
+fn of_line(plan: &Plan, answer: &Answer) -> Result<Option<Cause>, Failure> {
+    of_answer(plan, answer, |_| Ok(None))
 }
 
 /// What an answer of a proven host tells.

@@ -15,6 +15,7 @@
 //! hosts that call back, only one is answered at a time.
 
 use std::fmt;
+use std::time::Duration;
 
 use fence_wire::{
     Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, Genuine,
@@ -123,6 +124,9 @@ impl fmt::Display for Wait {
         })
     }
 }
+
+/// How long a complete list waits for what comes after it, which not every host sends.
+pub(crate) const LAST_BYTE: Duration = Duration::from_secs(1);
 
 /// Entries of a list that are taken.
 pub const LIST_MAX: usize = 100_000;

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use fence_wire::{Action, HostListEntry, Response};
 
 use crate::answer::Answer;
+use crate::attempts::{CalledBack, CameTo};
 use crate::deadline::Deadline;
 use crate::exchange::{LIST_MAX, Refusal};
-use crate::failure::{CalledBack, CameTo, Failure};
+use crate::multicast_failure::MulticastFailure;
 use crate::rows::Rows;
 
 /// What hosts have said so far.
@@ -66,14 +67,14 @@ impl<W: Write> Hearing<W> {
         said: Said,
         since_proof: Duration,
         now: Instant,
-    ) -> Result<Option<Answer>, Failure> {
+    ) -> Result<Option<Answer>, MulticastFailure> {
         let done = matches!(said, Ok(Answer::Response(Response::Success | Response::Off)));
         if self.is_of_all() {
             self.hear_list(from, said)?;
         } else if !done && self.may_be_another_s() && since_proof <= self.quiet {
             self.failure.get_or_insert((from, said));
         } else {
-            return said.map(Some).map_err(|refusal| Failure::Refused { from, refusal });
+            return said.map(Some).map_err(|refusal| MulticastFailure::Refused { from, refusal });
         }
         self.latest = Some(now);
         Ok(None)
@@ -90,17 +91,17 @@ impl<W: Write> Hearing<W> {
     ///
     /// # Errors
     /// When a list is missing, when the only word was none, and when rows cannot be written.
-    pub(crate) fn conclude(&mut self) -> Result<Option<Answer>, Failure> {
-        self.rows.finish().map_err(Failure::Output)?;
+    pub(crate) fn conclude(&mut self) -> Result<Option<Answer>, MulticastFailure> {
+        self.rows.finish().map_err(MulticastFailure::Output)?;
         let heard_some = self.lists > 0 || self.missing.len() > 1;
         if heard_some && self.latest.is_some() && !self.missing.is_empty() {
-            return Err(Failure::Incomplete(std::mem::take(&mut self.missing)));
+            return Err(MulticastFailure::Incomplete(std::mem::take(&mut self.missing)));
         }
         if self.lists > 0 {
             return Ok(Some(Answer::Response(Response::Success)));
         }
         match self.failure.take() {
-            Some((from, Err(refusal))) => Err(Failure::Refused { from, refusal }),
+            Some((from, Err(refusal))) => Err(MulticastFailure::Refused { from, refusal }),
             Some((_, Ok(answer))) => Ok(Some(answer)),
             None => Ok(None),
         }
@@ -111,7 +112,7 @@ impl<W: Write> Hearing<W> {
         matches!(self.action, Action::Off | Action::On | Action::Reboot | Action::Status)
     }
 
-    fn hear_list(&mut self, from: SocketAddr, said: Said) -> Result<(), Failure> {
+    fn hear_list(&mut self, from: SocketAddr, said: Said) -> Result<(), MulticastFailure> {
         let said = match said {
             Ok(Answer::List { entries, response }) => match self.take(entries)? {
                 Ok(()) => response.map_or(Ok(Response::Success), Ok),
@@ -140,11 +141,11 @@ impl<W: Write> Hearing<W> {
     }
 
     /// Rows of a host whose list has its end.
-    fn take(&mut self, entries: Vec<HostListEntry>) -> Result<Result<(), Refusal>, Failure> {
+    fn take(&mut self, entries: Vec<HostListEntry>) -> Result<Result<(), Refusal>, MulticastFailure> {
         if self.rows.len() + entries.len() > LIST_MAX {
             return Ok(Err(Refusal::ListTooLong));
         }
-        self.rows.add(entries).map(Ok).map_err(Failure::Output)
+        self.rows.add(entries).map(Ok).map_err(MulticastFailure::Output)
     }
 }
 

@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+mod ask;
+mod attempts;
 mod confine;
 mod console;
 mod deadline;
@@ -21,10 +23,14 @@ mod hearing;
 mod help;
 mod line;
 mod multicast;
+mod multicast_failure;
 pub mod options;
+mod output;
 pub mod plan;
 mod ports;
+mod random;
 mod records;
+mod report;
 mod rows;
 pub mod stdin;
 mod stream;
@@ -32,29 +38,25 @@ mod tcp;
 mod verdict;
 mod vsock;
 mod wire;
+mod words;
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use fence_cli::getopt;
-use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::key_file::KeyFileError;
 use fence_cli::keygen::{self, KeygenError};
-use fence_wire::{Challenge, Key, draw_challenge, escaped};
-use rand::TryRng;
-use rand::rngs::{SysError, SysRng};
+use fence_wire::escaped;
 
-use crate::answer::Answer;
+use crate::ask::{ask, load_key};
 use crate::console::Console;
-use crate::deadline::Deadline;
-use crate::failure::Failure;
 use crate::options::Program;
-use crate::plan::{Plan, Settings, Task, Transport, UsageError};
+use crate::output::{FAILURE, print};
+use crate::plan::{Plan, Settings, Task, UsageError};
 
-/// Exit code of everything that is not done or not known to be done.
-const FAILURE: u8 = 1;
 /// Bytes of standard input that are read; no cluster manager sends a hundredth of it.
 const STDIN_MAX: u64 = 1 << 20;
 
@@ -76,7 +78,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Task::Ask(plan)) => {
             console.set_level(plan.debug);
             match ask(&plan, &console) {
-                Ok(answer) => answer::report(&plan, answer, &console),
+                Ok(answer) => report::report(&plan, answer, &console),
                 Err(failure) => {
                     console.say(&failure);
                     FAILURE
@@ -116,38 +118,10 @@ fn settings(program: Program, arguments: Vec<OsString>, console: &Console) -> Re
     Ok(settings)
 }
 
-/// Asks the host, by the plan's transport; each is one function with the same shape.
-fn ask(plan: &Plan, console: &Console) -> Result<Answer, Failure> {
-    let deadline = Deadline::after(plan.delay + plan.timeout);
-    let key = key(plan)?;
-    let key = key.as_ref();
-    if plan.debug > 0 && key.is_some() {
-        // Slow to make, so only for those who look at it.
-        console.debug(&failure::key_in_words(plan, key));
-    }
-    // A serial device may be named by a descriptor that was handed to us.
-    if !matches!(plan.transport, Transport::Serial { .. }) {
-        confine::close_inherited();
-    }
-    std::thread::sleep(plan.delay);
-    match &plan.transport {
-        Transport::Multicast(to) => multicast::ask(plan, *to, key, deadline, console),
-        Transport::Tcp(to) => tcp::ask(plan, *to, key, deadline, console),
-        Transport::Vsock { cid, port } => vsock::ask(plan, (*cid, *port), key, deadline, console),
-        Transport::Serial { device, format } => line::ask_device(plan, device, *format, deadline, console),
-        Transport::Channel(to) => line::ask_channel(plan, *to, deadline, console),
-    }
-}
-
-/// The key, unless the plan asks by name to do without.
-fn key(plan: &Plan) -> Result<Option<Key>, KeyFileError> {
-    if plan.needs_key() { key_file::load(&plan.key_file).map(Some) } else { Ok(None) }
-}
-
 /// The options are fine, or there would be no plan; a key file that was named must be fine too. The default one may
 /// still be missing: cluster shells validate before keys are handed out.
 fn validate(plan: &Plan, console: &Console) -> u8 {
-    match key(plan) {
+    match load_key(plan) {
         Ok(_) => 0,
         Err(error) => {
             console.say(&error);
@@ -166,22 +140,4 @@ fn make_key(file: Result<PathBuf, KeygenError>, console: &Console) -> u8 {
             FAILURE
         }
     }
-}
-
-fn print(text: &str) -> u8 {
-    match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => 0,
-        Err(_) => FAILURE,
-    }
-}
-
-/// Fresh random bytes from the system.
-fn random<const N: usize>() -> Result<[u8; N], SysError> {
-    let mut bytes = [0; N];
-    SysRng.try_fill_bytes(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn challenge() -> Result<Challenge, SysError> {
-    draw_challenge(|it| SysRng.try_fill_bytes(it))
 }

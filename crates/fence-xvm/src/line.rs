@@ -21,20 +21,20 @@ use fence_net::{LineFormat, open_line};
 use fence_sandbox::Tcp;
 use fence_wire::{Action, Response, SERIAL_RESPONSE_LEN, SerialRequest, SerialScanner, Target, escaped};
 use nix::sys::stat::{major, minor};
+use rand::rngs::SysError;
 
 use crate::answer::Answer;
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::exchange::Refusal;
-use crate::failure::{Failure, request_in_words};
+use crate::exchange::{LAST_BYTE, Refusal};
 use crate::frames::Frames;
 use crate::plan::Plan;
 use crate::ports::network_namespace;
-use crate::random;
+use crate::random::random_bytes;
 use crate::records::{Record, Records};
-use crate::stream::LAST_BYTE;
 use crate::wire::Wire;
+use crate::words::request_in_words;
 
 /// Asks by the device, which is a serial line (a terminal) or a virtio port.
 pub(crate) fn ask_device(
@@ -43,7 +43,7 @@ pub(crate) fn ask_device(
     format: LineFormat,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Box<LineFailure>> {
     let name = escaped(device.as_os_str().as_encoded_bytes()).to_string();
     // By its number: it may have several names.
     let place = fs::metadata(device).map(|it| format!("line-{}-{}", major(it.rdev()), minor(it.rdev())));
@@ -61,7 +61,7 @@ pub(crate) fn ask_channel(
     to: SocketAddr,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Box<LineFailure>> {
     let place = network_namespace().map(|it| format!("channel-{}-{}-{it}", to.ip(), to.port()));
     let open = || {
         let stream = TcpStream::connect_timeout(&to, deadline.remaining_or_timed_out()?)?;
@@ -81,7 +81,7 @@ fn ask(
     open: impl Fn() -> io::Result<(Wire, Kind)>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Box<LineFailure>> {
     let mut seen = Seen { kind, ..Seen::default() };
     let answer = place.map_err(Cause::Open).and_then(|place| {
         let mut record = claim(&place, deadline, console)?;
@@ -107,7 +107,7 @@ fn ask(
     });
     answer.map_err(|cause| {
         let request = request_in_words(plan);
-        Failure::Line(Box::new(LineFailure { request, name, seen, cause }))
+        Box::new(LineFailure { request, name, seen, cause })
     })
 }
 
@@ -222,7 +222,7 @@ impl Line<'_> {
         self.quiet()?;
         let mut right = 0;
         while right < SETTLED {
-            let [bits] = random::<1>()?;
+            let [bits] = random_bytes::<1>()?;
             let (question, expected) = if bits & 1 == 0 {
                 (Action::Monitor, Response::Success)
             } else {
@@ -290,7 +290,7 @@ impl Line<'_> {
     }
 
     fn send(&mut self, action: Action, target: &Target) -> Result<(), Cause> {
-        let sequence = u32::from_le_bytes(random()?);
+        let sequence = u32::from_le_bytes(random_bytes()?);
         let frame = SerialRequest { action, target: target.clone(), sequence }.encode();
         let mut rest = &frame[..];
         let sent = self.wire.send(&mut rest, self.deadline);
@@ -368,7 +368,7 @@ enum Cause {
     #[error("cannot open the line: {0}")]
     Open(io::Error),
     #[error("no random bytes: {0}")]
-    Random(#[from] rand::rngs::SysError),
+    Random(#[from] SysError),
     #[error("the line broke: {0}")]
     Broken(io::Error),
     #[error("the host hung up before it answered")]
@@ -397,6 +397,8 @@ impl fmt::Display for LineFailure {
         write!(f, "\n  {}", self.next_check())
     }
 }
+
+impl std::error::Error for LineFailure {}
 
 impl LineFailure {
     pub(crate) fn next_check(&self) -> &'static str {

@@ -18,17 +18,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::answer::Answer;
+use crate::attempts::{Attempts, CameTo};
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::exchange::{Exchange, Refusal};
-use crate::failure::{Attempts, CameTo, Failure, is_sealed, key_in_words, request_in_words};
+use crate::exchange::{Exchange, LAST_BYTE, Refusal};
 use crate::hearing::{Hearing, Said};
+use crate::multicast_failure::MulticastFailure;
 use crate::plan::{Multicast, Plan};
 use crate::ports::{Claim, Ports};
+use crate::random::{new_challenge, random_bytes};
 use crate::rows::Rows;
-use crate::stream::LAST_BYTE;
-use crate::{challenge, random};
+use crate::words::{is_sealed, key_in_words, request_in_words};
 
 /// Connections that are held at once; of more the oldest unproven one is dropped.
 const CONNECTIONS_MAX: usize = 32;
@@ -42,11 +43,11 @@ pub(crate) fn ask(
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, MulticastFailure> {
     let claim = claim(to, deadline, console)?;
     confine(Tcp::None, console);
     let (end, attempts) = question(plan, to, key, claim, deadline, Look::default(), console)?;
-    end?.ok_or_else(|| Failure::TimedOut(Box::new(attempts)))
+    end?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(attempts)))
 }
 
 /// What is looked for beside the answer.
@@ -70,8 +71,8 @@ pub(crate) fn question(
     deadline: Deadline,
     look: Look,
     console: &Console,
-) -> Result<(Result<Option<Answer>, Failure>, Attempts), Failure> {
-    claim.listener.set_nonblocking(true).map_err(Failure::Listen)?;
+) -> Result<(Result<Option<Answer>, MulticastFailure>, Attempts), MulticastFailure> {
+    claim.listener.set_nonblocking(true).map_err(MulticastFailure::Listen)?;
     console.debug(&format_args!("the call-back is awaited on port {}/tcp", claim.port));
     let mut attempts = Attempts::new(request_in_words(plan), SocketAddr::new(to.group, to.port), claim.port);
     attempts.seen = look.watch.is_some().then(Vec::new);
@@ -81,7 +82,7 @@ pub(crate) fn question(
         key,
         auth: plan.auth_with(key),
         port: claim.port,
-        sequence: u32::from_le_bytes(random()?),
+        sequence: u32::from_le_bytes(random_bytes()?),
         calls: Vec::new(),
         hearing: Hearing::new(plan.action, to.quiet, Rows::to_stdout()),
         attempts,
@@ -98,14 +99,14 @@ pub(crate) fn question(
 }
 
 /// A port to be called back on that no abandoned request belongs to.
-pub(crate) fn claim(to: Multicast, deadline: Deadline, console: &Console) -> Result<Claim, Failure> {
+pub(crate) fn claim(to: Multicast, deadline: Deadline, console: &Console) -> Result<Claim, MulticastFailure> {
     let lifetime = deadline.remaining().unwrap_or_default();
     let claimed = Ports::open().and_then(|ports| ports.claim(to.family(), to.port, lifetime));
     let claim = claimed.or_else(|error| {
         console.say(&format_args!(
             "cannot record which port is in use ({error}): the call-back is awaited on any port"
         ));
-        Claim::unrecorded(to.family()).map_err(Failure::Listen)
+        Claim::unrecorded(to.family()).map_err(MulticastFailure::Listen)
     })?;
     Ok(claim)
 }
@@ -152,7 +153,11 @@ enum End {
 
 impl<'a> Asker<'a> {
     /// Sends, waits and listens; none when time has run out.
-    fn run(&mut self, listener: &TcpListener, deadline: Deadline) -> Result<Option<Answer>, Failure> {
+    fn run(
+        &mut self,
+        listener: &TcpListener,
+        deadline: Deadline,
+    ) -> Result<Option<Answer>, MulticastFailure> {
         let mut send_at = Deadline::after(Duration::ZERO);
         while deadline.remaining().is_some() {
             let enough = self.enough_at(deadline);
@@ -174,7 +179,7 @@ impl<'a> Asker<'a> {
                 until = until.min(list_until);
             }
             let in_time = self.hearing.quiet().is_none_or(|(_, end)| end.remaining().is_some());
-            let ready = self.wait(listener, until).map_err(Failure::Wait)?;
+            let ready = self.wait(listener, until).map_err(MulticastFailure::Wait)?;
             self.watch();
             if let Some(answer) = self.attend(&ready.calls)? {
                 return Ok(Some(answer));
@@ -221,7 +226,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Nobody is waited for any more, for the reason in words.
-    fn conclude(&mut self, why: &str) -> Result<Option<Answer>, Failure> {
+    fn conclude(&mut self, why: &str) -> Result<Option<Answer>, MulticastFailure> {
         let acting = self.is_acting();
         for mut call in std::mem::take(&mut self.calls) {
             let believed = call.exchange.is_believed();
@@ -246,7 +251,7 @@ impl<'a> Asker<'a> {
     }
 
     /// What a host said; an answer when that is the last word.
-    fn hear(&mut self, call: &Call<'_>, said: Said) -> Result<Option<Answer>, Failure> {
+    fn hear(&mut self, call: &Call<'_>, said: Said) -> Result<Option<Answer>, MulticastFailure> {
         let (words, came_to) = match &said {
             Ok(Answer::Response(response)) => (format!("said {response}"), CameTo::Answer),
             Ok(Answer::List { entries, .. }) => (format!("listed {} domains", entries.len()), CameTo::Answer),
@@ -260,8 +265,8 @@ impl<'a> Asker<'a> {
     }
 
     /// One datagram from each of our addresses. Looks the addresses up anew each time: an interface may have come up.
-    fn transmit(&mut self) -> Result<(), Failure> {
-        let mut interfaces = interfaces().map_err(Failure::Wait)?;
+    fn transmit(&mut self) -> Result<(), MulticastFailure> {
+        let mut interfaces = interfaces().map_err(MulticastFailure::Wait)?;
         // The host that runs us is not on loopback.
         interfaces.sort_by_key(Interface::is_loopback);
         let family = self.to.family();
@@ -271,7 +276,7 @@ impl<'a> Asker<'a> {
                     action: self.plan.action,
                     target: self.plan.target.clone(),
                     call_back: Some(CallBack { address: address.ip, port: self.port }),
-                    nonce: random()?,
+                    nonce: random_bytes()?,
                     sequence: self.sequence,
                 };
                 let packet = self.plan.packet(&request, self.key);
@@ -320,7 +325,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Takes the connections that are waiting.
-    fn accept(&mut self, listener: &TcpListener, in_time: bool) -> Result<(), Failure> {
+    fn accept(&mut self, listener: &TcpListener, in_time: bool) -> Result<(), MulticastFailure> {
         while let Ok((stream, from)) = listener.accept() {
             if stream.set_nonblocking(true).is_err() {
                 continue;
@@ -330,7 +335,7 @@ impl<'a> Asker<'a> {
             if self.calls.len() >= CONNECTIONS_MAX {
                 self.make_room();
             }
-            let mut exchange = Exchange::new(self.plan.action, self.auth.clone(), None, challenge()?);
+            let mut exchange = Exchange::new(self.plan.action, self.auth.clone(), None, new_challenge()?);
             let unsent = exchange.output();
             let heard = Instant::now();
             let chosen = matches!(self.auth, ClientAuth::Open).then_some(heard);
@@ -353,7 +358,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Goes on with the connections that are ready, and gives leave to act.
-    fn attend(&mut self, ready: &[bool]) -> Result<Option<Answer>, Failure> {
+    fn attend(&mut self, ready: &[bool]) -> Result<Option<Answer>, MulticastFailure> {
         let mut answer = None;
         for (place, mut call) in std::mem::take(&mut self.calls).into_iter().enumerate() {
             let end = if ready.get(place).copied().unwrap_or(false) { call.go_on() } else { None };

@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use fence_wire::{Key, ProofError, Request};
 use nix::errno::Errno;
+use rand::rngs::SysError;
 
 use crate::answer::Answer;
+use crate::attempts::CameTo;
 use crate::deadline::Deadline;
-use crate::exchange::{Exchange, Refusal, Wait};
-use crate::failure::{CameTo, Failure, OLD_HOST, is_sealed, key_in_words, request_in_words};
+use crate::exchange::{Exchange, LAST_BYTE, Refusal, Wait};
 use crate::plan::Plan;
+use crate::random::{new_challenge, random_bytes};
 use crate::wire::Wire;
-use crate::{challenge, random};
-
-/// How long a complete list waits for what comes after it, which not every host sends.
-pub(crate) const LAST_BYTE: Duration = Duration::from_secs(1);
+use crate::words::{OLD_HOST, is_sealed, key_in_words, request_in_words};
 
 /// Connects, and carries the whole exchange out.
 pub(crate) fn ask(
@@ -27,11 +26,11 @@ pub(crate) fn ask(
     key: Option<&Key>,
     deadline: Deadline,
     connect: impl FnOnce(Duration) -> io::Result<Wire>,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Box<StreamFailure>> {
     let connected = deadline.remaining_or_timed_out().and_then(connect).map_err(Cause::Connect);
     connected.and_then(|wire| converse(plan, &wire, key, deadline)).map_err(|cause| {
         let (request, key) = (request_in_words(plan), key_in_words(plan, key));
-        Failure::Stream(Box::new(StreamFailure { host, request, key, sealed: is_sealed(plan), cause }))
+        Box::new(StreamFailure { host, request, key, sealed: is_sealed(plan), cause })
     })
 }
 
@@ -53,18 +52,18 @@ pub(crate) fn is_taken(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: De
 }
 
 /// The exchange of a new request.
-fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, rand::rngs::SysError> {
+fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, SysError> {
     let request = Request {
         action: plan.action,
         target: plan.target.clone(),
         call_back: None,
-        nonce: random()?,
-        sequence: u32::from_le_bytes(random()?),
+        nonce: random_bytes()?,
+        sequence: u32::from_le_bytes(random_bytes()?),
     };
     let packet = plan.packet(&request, key);
     let mut auth = plan.auth_with(key);
     auth.add(&packet);
-    Ok(Exchange::new(plan.action, auth, Some(&packet), challenge()?))
+    Ok(Exchange::new(plan.action, auth, Some(&packet), new_challenge()?))
 }
 
 /// The whole exchange.
@@ -142,7 +141,7 @@ pub(crate) struct StreamFailure {
 #[derive(Debug, thiserror::Error)]
 enum Cause {
     #[error("no random bytes: {0}")]
-    Random(#[from] rand::rngs::SysError),
+    Random(#[from] SysError),
     #[error("cannot connect: {}", in_words(.0))]
     Connect(io::Error),
     #[error("{} (it waited for {waited_for})", in_words(.source))]
@@ -161,6 +160,8 @@ impl fmt::Display for StreamFailure {
         Ok(())
     }
 }
+
+impl std::error::Error for StreamFailure {}
 
 impl StreamFailure {
     /// How far it came; none where nobody was reached.

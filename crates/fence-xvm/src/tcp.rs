@@ -12,9 +12,8 @@ use crate::answer::Answer;
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::failure::Failure;
 use crate::plan::Plan;
-use crate::stream::{self, Host};
+use crate::stream::{self, Host, StreamFailure};
 use crate::wire::Wire;
 
 /// Asks the host at `to`.
@@ -24,7 +23,7 @@ pub(crate) fn ask(
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Box<StreamFailure>> {
     confine(Tcp::To(to.port()), console);
     stream::ask(plan, Host::Tcp(to), key, deadline, |within| {
         let wire = connect(to, within)?;

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use fence_wire::{HashType, ProofError};
 
+use crate::attempts::{Attempts, CameTo};
 use crate::exchange::{Refusal, Wait};
-use crate::failure::{Attempts, CameTo};
 
 /// Why no proper answer came.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -9,9 +9,8 @@ use crate::answer::Answer;
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::failure::Failure;
 use crate::plan::Plan;
-use crate::stream::{self, Host};
+use crate::stream::{self, Host, StreamFailure};
 use crate::wire::Wire;
 
 /// Asks the machine with this context id.
@@ -21,7 +20,7 @@ pub(crate) fn ask(
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Box<StreamFailure>> {
     let port = u32::from(port);
     confine(Tcp::None, console);
     stream::ask(plan, Host::Vsock { cid, port }, key, deadline, |within| {
