@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use fence_wire::escaped;
 
 use crate::options::Program;
-use crate::plan::{Settings, UsageError};
+use crate::settings::Settings;
+use crate::usage::UsageError;
 
 /// A line with a name that the agent does not have. It is skipped: cluster managers send more than agents know.
 #[derive(Clone, PartialEq, Eq, Debug)]

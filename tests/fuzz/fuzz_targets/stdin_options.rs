@@ -4,7 +4,8 @@
 
 use fence_wire::Target;
 use fence_xvm::options::Program;
-use fence_xvm::plan::{Settings, Task};
+use fence_xvm::plan::Task;
+use fence_xvm::settings::Settings;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
