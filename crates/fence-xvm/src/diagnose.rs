@@ -16,6 +16,7 @@ use crate::answer::Answer;
 use crate::ask::load_key;
 use crate::attempts::CameTo;
 use crate::confine::confine;
+use crate::connection::Wire;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::failure::Failure;
@@ -26,7 +27,6 @@ use crate::plan::{Multicast, Plan, Transport};
 use crate::ports::Claim;
 use crate::stream::{self, StreamFailure};
 use crate::verdict::Cause;
-use crate::wire::Wire;
 use crate::words::{is_sealed, key_in_words, request_in_words};
 use crate::{line, tcp, vsock};
 

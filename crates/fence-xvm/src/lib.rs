@@ -12,7 +12,9 @@
 pub mod answer;
 mod ask;
 mod attempts;
+mod collector;
 mod confine;
+mod connection;
 mod console;
 mod deadline;
 mod defaults;
@@ -20,7 +22,6 @@ mod diagnose;
 pub mod exchange;
 mod failure;
 pub mod frames;
-mod hearing;
 mod help;
 mod line;
 mod multicast;
@@ -40,7 +41,6 @@ mod tcp;
 pub mod usage;
 mod verdict;
 mod vsock;
-mod wire;
 mod words;
 
 use std::ffi::OsString;

@@ -25,6 +25,7 @@ use rand::rngs::SysError;
 
 use crate::answer::Answer;
 use crate::confine::confine;
+use crate::connection::Wire;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::{LAST_BYTE, Refusal};
@@ -33,7 +34,6 @@ use crate::plan::Plan;
 use crate::ports::network_namespace;
 use crate::random::random_bytes;
 use crate::records::{Record, Records};
-use crate::wire::Wire;
 use crate::words::request_in_words;
 
 /// Asks by the device, which is a serial line (a terminal) or a virtio port.

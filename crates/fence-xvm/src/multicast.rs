@@ -19,11 +19,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::answer::Answer;
 use crate::attempts::{Attempts, CameTo};
+use crate::collector::{Hearing, Said};
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, LAST_BYTE, Refusal};
-use crate::hearing::{Hearing, Said};
 use crate::multicast_failure::MulticastFailure;
 use crate::plan::{Multicast, Plan};
 use crate::ports::{Claim, Ports};

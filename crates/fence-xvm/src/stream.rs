@@ -12,11 +12,11 @@ use rand::rngs::SysError;
 
 use crate::answer::Answer;
 use crate::attempts::CameTo;
+use crate::connection::Wire;
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, LAST_BYTE, Refusal, Wait};
 use crate::plan::Plan;
 use crate::random::{new_challenge, random_bytes};
-use crate::wire::Wire;
 use crate::words::{OLD_HOST, is_sealed, key_in_words, request_in_words};
 
 /// Connects, and carries the whole exchange out.

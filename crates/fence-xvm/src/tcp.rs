@@ -10,11 +10,11 @@ use fence_wire::Key;
 
 use crate::answer::Answer;
 use crate::confine::confine;
+use crate::connection::Wire;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::plan::Plan;
 use crate::stream::{self, Host, StreamFailure};
-use crate::wire::Wire;
 
 /// Asks the host at `to`.
 pub(crate) fn ask(

@@ -7,11 +7,11 @@ use fence_wire::Key;
 
 use crate::answer::Answer;
 use crate::confine::confine;
+use crate::connection::Wire;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::plan::Plan;
 use crate::stream::{self, Host, StreamFailure};
-use crate::wire::Wire;
 
 /// Asks the machine with this context id.
 pub(crate) fn ask(
