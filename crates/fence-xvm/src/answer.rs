@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a host answered.
+//! A host's answer.
+//!
+//! Owns nothing, values only. Must never be made of anything but a host's own response to this run's own
+//! request.
 
 use fence_wire::{HostListEntry, Response};
 
-/// A host's answer.
+/// Answer of a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answer {
-    /// To everything but a list; and to a list that the host does not give, or whose rows are printed already.
+pub enum HostAnswer {
+    /// Answer to every action but list. Also to a list that the host refuses, or whose rows are printed
+    /// already.
     Response(Response),
-    /// To a list.
+    /// Answer to list.
     List {
-        /// The domains, in the host's order.
+        /// Domains in the host's order.
         entries: Vec<HostListEntry>,
-        /// How the list went, from hosts that say so after it.
+        /// Result of the list, from hosts that send one after it.
         response: Option<Response>,
     },
 }

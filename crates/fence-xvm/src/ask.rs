@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One question to the host, by the plan's transport.
+//! One request to the host, on the plan's transport.
+//!
+//! Owns the order of the steps: key, descriptors, delay, request. Runs on the agent's only thread until the
+//! deadline. Must never send anything before the key is loaded.
 
 use fence_cli::key_file::{self, KeyFileError};
 use fence_wire::Key;
 
-use crate::answer::Answer;
+use crate::answer::HostAnswer;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::failure::Failure;
-use crate::plan::{Plan, Transport};
+use crate::failure::ClientFailure;
+use crate::plan::{RequestPlan, Transport};
 use crate::{confine, line, multicast, tcp, vsock, words};
 
-/// Asks the host, by the plan's transport; each is one function with the same shape.
-pub(crate) fn ask(plan: &Plan, console: &Console) -> Result<Answer, Failure> {
+/// Asks the host on the plan's transport.
+pub(crate) fn ask(plan: &RequestPlan, console: &Console) -> Result<HostAnswer, ClientFailure> {
     let deadline = Deadline::after(plan.delay + plan.timeout);
     let key = load_key(plan)?;
     let key = key.as_ref();
     if plan.debug > 0 && key.is_some() {
-        // Slow to make, so only for those who look at it.
-        console.debug(&words::key_in_words(plan, key));
+        // The fingerprint takes time, so it is made only where it is shown.
+        console.debug(&words::describe_key(plan, key));
     }
-    // A serial device may be named by a descriptor that was handed to us.
+    // A serial device may be the name of an inherited descriptor.
     if !matches!(plan.transport, Transport::Serial { .. }) {
         confine::close_inherited();
     }
@@ -36,7 +39,7 @@ pub(crate) fn ask(plan: &Plan, console: &Console) -> Result<Answer, Failure> {
     }
 }
 
-/// The key, unless the plan asks by name to do without.
-pub(crate) fn load_key(plan: &Plan) -> Result<Option<Key>, KeyFileError> {
+/// Loads the key, unless the plan says by name that none is wanted.
+pub(crate) fn load_key(plan: &RequestPlan) -> Result<Option<Key>, KeyFileError> {
     if plan.needs_key() { key_file::load(&plan.key_file).map(Some) } else { Ok(None) }
 }

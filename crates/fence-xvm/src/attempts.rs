@@ -1,151 +1,155 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What was tried for a multicast request, and who called back.
+//! Record of one multicast request: addresses that it was sent from, and peers that called back.
+//!
+//! Owns the counts of one request. Runs on the agent's only thread, does no I/O. Must never grow with the
+//! number of peers: every list has a limit.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::exchange::{Refusal, Wait};
+use crate::exchange::{AwaitedStep, ExchangeError};
 
-/// What was tried until time ran out. Shown in at most ten lines, the first of them the headline.
+/// Everything that was tried until time ran out.
 #[derive(Debug)]
-pub(crate) struct Attempts {
-    /// What was asked, in words.
+pub(crate) struct MulticastAttempts {
+    /// Request in words.
     pub(crate) request: String,
-    /// Where it was sent.
+    /// Group and port that the request was sent to.
     pub(crate) group: SocketAddr,
-    /// Where the call-back was awaited.
+    /// Port on which the call-back was awaited.
     pub(crate) call_back_port: u16,
-    /// From which addresses.
-    pub(crate) sources: Vec<Source>,
-    /// Who called back.
-    pub(crate) call_backs: Vec<CalledBack>,
-    /// The key and how it was used, in words.
+    /// Addresses that datagrams were sent from.
+    pub(crate) senders: Vec<SenderAddress>,
+    /// Peers that called back.
+    pub(crate) call_backs: Vec<CallBackOutcome>,
+    /// Key and its use, in words.
     pub(crate) key: String,
-    /// Whether the request was sealed.
+    /// True if the request was sealed.
     pub(crate) sealed: bool,
-    /// Who was seen to try to connect to the call-back's port, and how often, whatever this machine's firewall did to
-    /// it; none where nobody looked.
-    pub(crate) seen: Option<Vec<(IpAddr, u32)>>,
+    /// Peers that tried to connect to the call-back port, and how often, also where this guest's firewall
+    /// kept them out; none where nothing watched for them.
+    pub(crate) watched_calls: Option<Vec<(IpAddr, u32)>>,
 }
 
-/// An address that requests were sent from.
+/// Address that datagrams were sent from.
 #[derive(Debug)]
-pub(crate) struct Source {
-    /// The interface's name.
+pub(crate) struct SenderAddress {
+    /// Name of the interface.
     pub(crate) interface: String,
     /// The address.
     pub(crate) address: IpAddr,
-    /// Datagrams that the kernel took.
+    /// Number of datagrams that the kernel took.
     pub(crate) sent: u32,
-    /// Datagrams that it did not take.
+    /// Number of datagrams that the kernel refused.
     pub(crate) failed: u32,
-    /// Why not, the last time.
+    /// Reason of the latest refusal.
     pub(crate) error: Option<io::Error>,
 }
 
-/// A connection that gave no answer.
+/// Call-back that gave no answer.
 #[derive(Debug)]
-pub(crate) struct CalledBack {
-    /// Who.
+pub(crate) struct CallBackOutcome {
+    /// Address of the peer.
     pub(crate) from: SocketAddr,
-    /// What was wrong, in words.
+    /// Outcome in words.
     pub(crate) outcome: String,
-    /// The same, to draw conclusions from.
-    pub(crate) came_to: CameTo,
-    /// How often the same came from there.
+    /// Outcome to draw conclusions from.
+    pub(crate) progress: StreamProgress,
+    /// Number of call-backs from this peer with the same outcome.
     pub(crate) times: u32,
 }
 
-/// How far a connection came.
+/// Last step that a stream with a host reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum CameTo {
-    /// To an answer.
-    Answer,
-    /// To this end.
-    Refused(Refusal),
-    /// To this, when time ran out.
-    Waited(Wait),
-    /// What only the words say.
+pub(crate) enum StreamProgress {
+    /// The stream gave an answer.
+    Answered,
+    /// The stream ended with this error.
+    Refused(ExchangeError),
+    /// The stream waited for this step when time ran out.
+    Waited(AwaitedStep),
+    /// Only the words beside it say more.
     Other,
 }
 
-const SOURCES_SHOWN: usize = 3;
+const SENDERS_SHOWN: usize = 3;
 const CALL_BACKS_SHOWN: usize = 3;
 
-impl Attempts {
-    /// Nothing tried yet.
+impl MulticastAttempts {
+    /// Returns the record of a request that was not sent yet.
     pub(crate) fn new(request: String, group: SocketAddr, call_back_port: u16) -> Self {
-        let (sources, call_backs, key) = (Vec::new(), Vec::new(), String::new());
-        Self { request, group, call_back_port, sources, call_backs, key, sealed: false, seen: None }
+        let (senders, call_backs, key) = (Vec::new(), Vec::new(), String::new());
+        Self { request, group, call_back_port, senders, call_backs, key, sealed: false, watched_calls: None }
     }
 
-    /// The source with this address, made when it is new.
-    pub(crate) fn source(&mut self, interface: &str, address: IpAddr) -> &mut Source {
-        let known = self.sources.iter().position(|s| s.address == address && s.interface == interface);
-        let place = known.unwrap_or_else(|| {
+    /// Returns the entry of this address, made if it is new.
+    pub(crate) fn sender_mut(&mut self, interface: &str, address: IpAddr) -> &mut SenderAddress {
+        let known = self.senders.iter().position(|it| it.address == address && it.interface == interface);
+        let index = known.unwrap_or_else(|| {
             let interface = interface.to_owned();
-            self.sources.push(Source { interface, address, sent: 0, failed: 0, error: None });
-            self.sources.len() - 1
+            self.senders.push(SenderAddress { interface, address, sent: 0, failed: 0, error: None });
+            self.senders.len() - 1
         });
-        &mut self.sources[place]
+        &mut self.senders[index]
     }
 
-    /// Remembers a connection that gave no answer; the same from the same peer is counted.
-    pub(crate) fn called_back(&mut self, from: SocketAddr, outcome: String, came_to: CameTo) {
+    /// Records a call-back that gave no answer. Equal outcomes of one peer are counted.
+    pub(crate) fn record_call_back(&mut self, from: SocketAddr, outcome: String, progress: StreamProgress) {
         const REMEMBERED: usize = 64;
-        let same = |c: &CalledBack| c.from.ip() == from.ip() && c.outcome == outcome;
-        match self.call_backs.iter().position(same) {
+        let is_same = |call: &CallBackOutcome| call.from.ip() == from.ip() && call.outcome == outcome;
+        match self.call_backs.iter().position(is_same) {
             Some(known) => self.call_backs[known].times += 1,
             None if self.call_backs.len() < REMEMBERED => {
-                self.call_backs.push(CalledBack { from, outcome, came_to, times: 1 });
+                self.call_backs.push(CallBackOutcome { from, outcome, progress, times: 1 });
             }
             None => {}
         }
     }
 
-    /// Whether any datagram left.
-    pub(crate) fn sent_any(&self) -> bool {
-        self.sources.iter().any(|s| s.sent > 0)
+    /// Returns whether any datagram left.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.senders.iter().any(|it| it.sent > 0)
     }
 
-    /// Remembers who was seen to try to connect.
-    pub(crate) fn saw(&mut self, from: IpAddr) {
+    /// Records a peer that tried to connect.
+    pub(crate) fn record_watched_call(&mut self, from: IpAddr) {
         const REMEMBERED: usize = 16;
-        let seen = self.seen.get_or_insert_default();
-        match seen.iter().position(|(known, _)| *known == from) {
-            Some(known) => seen[known].1 += 1,
-            None if seen.len() < REMEMBERED => seen.push((from, 1)),
+        let calls = self.watched_calls.get_or_insert_default();
+        match calls.iter().position(|(known, _)| *known == from) {
+            Some(known) => calls[known].1 += 1,
+            None if calls.len() < REMEMBERED => calls.push((from, 1)),
             None => {}
         }
     }
 
-    /// Line by line: what was sent, who called back.
-    pub(crate) fn facts(&self, f: &mut impl fmt::Write) -> fmt::Result {
+    /// Writes what was sent and who called back, in lines of their own.
+    pub(crate) fn write_facts(&self, f: &mut impl fmt::Write) -> fmt::Result {
         write!(f, ", call-back awaited on port {}/tcp", self.call_back_port)?;
         if self.call_back_port != self.group.port() {
             write!(f, " ({} is in use, or was left without an answer lately)", self.group.port())?;
         }
-        if self.sources.is_empty() {
+        if self.senders.is_empty() {
             write!(f, "\n  no address to send from")?;
         }
-        for source in self.sources.iter().take(SOURCES_SHOWN) {
-            write!(f, "\n  {} {}: {} sent", source.interface, source.address, source.sent)?;
-            if let Some(error) = &source.error {
-                write!(f, ", {} not sent: {error}", source.failed)?;
+        for sender in self.senders.iter().take(SENDERS_SHOWN) {
+            write!(f, "\n  {} {}: {} sent", sender.interface, sender.address, sender.sent)?;
+            if let Some(error) = &sender.error {
+                write!(f, ", {} not sent: {error}", sender.failed)?;
             }
         }
-        more(f, "addresses", self.sources.len(), SOURCES_SHOWN)?;
+        write_rest(f, "addresses", self.senders.len(), SENDERS_SHOWN)?;
         for call in self.call_backs.iter().take(CALL_BACKS_SHOWN) {
             write!(f, "\n  call-back from {}: {}", call.from.ip(), call.outcome)?;
             if call.times > 1 {
                 write!(f, " ({} times)", call.times)?;
             }
         }
-        more(f, "call-backs", self.call_backs.len(), CALL_BACKS_SHOWN)
+        write_rest(f, "call-backs", self.call_backs.len(), CALL_BACKS_SHOWN)
     }
 }
 
-fn more(f: &mut impl fmt::Write, what: &str, all: usize, shown: usize) -> fmt::Result {
-    if all > shown { write!(f, "\n  and {} more {what}", all - shown) } else { Ok(()) }
+/// Writes how many of a list are not shown.
+fn write_rest(f: &mut impl fmt::Write, name: &str, all: usize, shown: usize) -> fmt::Result {
+    if all > shown { write!(f, "\n  and {} more {name}", all - shown) } else { Ok(()) }
 }

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What hosts have said to a multicast request, and when it is enough. No sockets; time is a parameter.
+//! Answers of several hosts to one multicast request, and the rule that says when they are enough.
 //!
-//! Every host of the group hears the request, so the first word need not be the last:
+//! Every host of the group receives the request, so the first answer need not be the last:
 //! - lists of all hosts are merged, and the quiet time begins anew with each host that has ended;
-//! - a failure or a denial of off, on, reboot or status that comes sooner after our proof than the quiet time is what
-//!   a host says that does not run the domain, and for the quiet time another one may do better. One that takes
-//!   longer has tried: it is the result, because a host that only knows the domain as off would call it fenced;
-//! - everything else ends the request.
+//! - a failure or denial of off, on, reboot or status within the quiet time after our proof may come from a
+//!   host that does not run the domain. For the quiet time another host may succeed;
+//! - a later failure comes from a host that tried. It is the result, because a host that only knows the
+//!   domain as off would report it as fenced;
+//! - every other answer ends the request.
+//!
+//! Owns the answers and the rows of lists. No sockets; time is a parameter. Must never call a list
+//! complete when the list of a proven host is missing.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -14,136 +18,141 @@ use std::time::{Duration, Instant};
 
 use fence_wire::{Action, HostListEntry, Response};
 
-use crate::answer::Answer;
-use crate::attempts::{CalledBack, CameTo};
+use crate::answer::HostAnswer;
+use crate::attempts::{CallBackOutcome, StreamProgress};
 use crate::deadline::Deadline;
-use crate::exchange::{LIST_MAX, Refusal};
+use crate::exchange::{ExchangeError, LIST_MAX};
 use crate::multicast_failure::MulticastFailure;
-use crate::rows::Rows;
+use crate::rows::ListRows;
 
-/// What hosts have said so far.
+/// Answers of hosts so far.
 #[derive(Debug)]
-pub(crate) struct Hearing<W> {
+pub(crate) struct AnswerCollector<W> {
     action: Action,
     quiet: Duration,
-    rows: Rows<W>,
-    /// When the latest host had ended.
+    rows: ListRows<W>,
+    /// Instant at which the latest host ended.
     latest: Option<Instant>,
-    /// What the first host said that did not do what was asked.
-    failure: Option<(SocketAddr, Said)>,
-    /// Hosts that have listed all their domains.
+    /// Answer of the first host that did not carry the request out.
+    failure: Option<(SocketAddr, HostResult)>,
+    /// Number of hosts that have listed all their domains.
     lists: usize,
-    /// Hosts that hold the key and have not.
-    missing: Vec<CalledBack>,
+    /// Hosts that hold the key and did not list all their domains.
+    missing: Vec<CallBackOutcome>,
 }
 
-/// What a host said, or what was wrong with it.
-pub(crate) type Said = Result<Answer, Refusal>;
+/// Answer of a host, or the reason why it is not valid.
+pub(crate) type HostResult = Result<HostAnswer, ExchangeError>;
 
-impl<W: Write> Hearing<W> {
-    /// Nothing heard yet. Lists go to `rows`.
-    pub(crate) fn new(action: Action, quiet: Duration, rows: Rows<W>) -> Self {
+impl<W: Write> AnswerCollector<W> {
+    /// Returns a collector without answers. Lists go to `rows`.
+    pub(crate) fn new(action: Action, quiet: Duration, rows: ListRows<W>) -> Self {
         Self { action, quiet, rows, latest: None, failure: None, lists: 0, missing: Vec::new() }
     }
 
-    /// Whether all hosts are to be heard: a list changes nothing, so several may have leave to answer at a time.
-    pub(crate) fn is_of_all(&self) -> bool {
+    /// Returns whether the answers of all hosts are wanted. A list changes nothing, so several hosts may get
+    /// our proof at a time.
+    pub(crate) fn wants_all_hosts(&self) -> bool {
         self.action == Action::List
     }
 
-    /// How long after what has been heard another host is waited for, and the moment when that ends; none as long as
-    /// nothing has been heard.
-    pub(crate) fn quiet(&self) -> Option<(Duration, Deadline)> {
+    /// Returns the quiet time and its end; none before the first answer.
+    pub(crate) fn quiet_time(&self) -> Option<(Duration, Deadline)> {
         self.latest.map(|latest| (self.quiet, Deadline::from(latest, self.quiet)))
     }
 
-    /// Takes what a host said that holds the key, so long after it got our proof. An answer when it is the last word.
+    /// Takes the answer of a host that holds the key, `since_proof` after it got our proof. Returns the final
+    /// answer, or none where another host may still give a better one.
     ///
     /// # Errors
-    /// When no other host can do better, and when rows cannot be written.
-    pub(crate) fn hear(
+    /// When no other host can give a better answer, and when rows cannot be written.
+    pub(crate) fn take_result(
         &mut self,
         from: SocketAddr,
-        said: Said,
+        result: HostResult,
         since_proof: Duration,
         now: Instant,
-    ) -> Result<Option<Answer>, MulticastFailure> {
-        let done = matches!(said, Ok(Answer::Response(Response::Success | Response::Off)));
-        if self.is_of_all() {
-            self.hear_list(from, said)?;
-        } else if !done && self.may_be_another_s() && since_proof <= self.quiet {
-            self.failure.get_or_insert((from, said));
+    ) -> Result<Option<HostAnswer>, MulticastFailure> {
+        let is_done = matches!(result, Ok(HostAnswer::Response(Response::Success | Response::Off)));
+        if self.wants_all_hosts() {
+            self.take_list(from, result)?;
+        } else if !is_done && self.may_another_host_succeed() && since_proof <= self.quiet {
+            self.failure.get_or_insert((from, result));
         } else {
-            return said.map(Some).map_err(|refusal| MulticastFailure::Refused { from, refusal });
+            return result.map(Some).map_err(|error| MulticastFailure::Refused { from, error });
         }
         self.latest = Some(now);
         Ok(None)
     }
 
-    /// A host that holds the key has gone before it had listed its domains.
-    pub(crate) fn lost(&mut self, from: SocketAddr, why: String) {
-        if self.is_of_all() {
-            self.missing.push(CalledBack { from, outcome: why, came_to: CameTo::Other, times: 1 });
+    /// Records a host that holds the key and hung up before it had listed its domains.
+    pub(crate) fn record_lost(&mut self, from: SocketAddr, outcome: String) {
+        if self.wants_all_hosts() {
+            self.missing.push(CallBackOutcome { from, outcome, progress: StreamProgress::Other, times: 1 });
         }
     }
 
-    /// All that will be heard has been: the answer, none when there is nothing to make one of.
+    /// Returns the answer when no host is waited for any more; none when no host gave one.
     ///
     /// # Errors
-    /// When a list is missing, when the only word was none, and when rows cannot be written.
-    pub(crate) fn conclude(&mut self) -> Result<Option<Answer>, MulticastFailure> {
+    /// When a list is missing, when the only answer is not valid, and when rows cannot be written.
+    pub(crate) fn conclude(&mut self) -> Result<Option<HostAnswer>, MulticastFailure> {
         self.rows.finish().map_err(MulticastFailure::Output)?;
-        let heard_some = self.lists > 0 || self.missing.len() > 1;
-        if heard_some && self.latest.is_some() && !self.missing.is_empty() {
+        let has_answers = self.lists > 0 || self.missing.len() > 1;
+        if has_answers && self.latest.is_some() && !self.missing.is_empty() {
             return Err(MulticastFailure::Incomplete(std::mem::take(&mut self.missing)));
         }
         if self.lists > 0 {
-            return Ok(Some(Answer::Response(Response::Success)));
+            return Ok(Some(HostAnswer::Response(Response::Success)));
         }
         match self.failure.take() {
-            Some((from, Err(refusal))) => Err(MulticastFailure::Refused { from, refusal }),
+            Some((from, Err(error))) => Err(MulticastFailure::Refused { from, error }),
             Some((_, Ok(answer))) => Ok(Some(answer)),
             None => Ok(None),
         }
     }
 
-    /// Whether a host that does not run the domain may have said no.
-    fn may_be_another_s(&self) -> bool {
+    /// Returns whether a failure may come from a host that does not run the domain, so that another may
+    /// succeed.
+    fn may_another_host_succeed(&self) -> bool {
         matches!(self.action, Action::Off | Action::On | Action::Reboot | Action::Status)
     }
 
-    fn hear_list(&mut self, from: SocketAddr, said: Said) -> Result<(), MulticastFailure> {
-        let said = match said {
-            Ok(Answer::List { entries, response }) => match self.take(entries)? {
+    fn take_list(&mut self, from: SocketAddr, result: HostResult) -> Result<(), MulticastFailure> {
+        let result = match result {
+            Ok(HostAnswer::List { entries, response }) => match self.add_rows(entries)? {
                 Ok(()) => response.map_or(Ok(Response::Success), Ok),
-                Err(refusal) => Err(refusal),
+                Err(error) => Err(error),
             },
-            Ok(Answer::Response(response)) => Ok(response),
-            Err(refusal) => Err(refusal),
+            Ok(HostAnswer::Response(response)) => Ok(response),
+            Err(error) => Err(error),
         };
-        let outcome = match said {
+        let outcome = match result {
             Ok(Response::Success) => {
                 self.lists += 1;
-                // It broke off before, and has been asked again.
+                // Its earlier list broke off, and it was asked again.
                 self.missing.retain(|host| host.from.ip() != from.ip());
                 return Ok(());
             }
-            // It has no domain for us, so none is missing.
+            // The host has no domain for this guest, so none is missing.
             Ok(Response::PermissionDenied) => None,
-            Ok(response) => Some(format!("said {response}: its log says why")),
-            Err(refusal) => Some(refusal.to_string()),
+            Ok(response) => Some(format!("answered with {response}: its log says why")),
+            Err(error) => Some(error.to_string()),
         };
         if let Some(outcome) = outcome {
-            self.lost(from, outcome);
+            self.record_lost(from, outcome);
         }
-        self.failure.get_or_insert((from, said.map(Answer::Response)));
+        self.failure.get_or_insert((from, result.map(HostAnswer::Response)));
         Ok(())
     }
 
-    /// Rows of a host whose list has its end.
-    fn take(&mut self, entries: Vec<HostListEntry>) -> Result<Result<(), Refusal>, MulticastFailure> {
+    /// Adds the rows of a complete list.
+    fn add_rows(
+        &mut self,
+        entries: Vec<HostListEntry>,
+    ) -> Result<Result<(), ExchangeError>, MulticastFailure> {
         if self.rows.len() + entries.len() > LIST_MAX {
-            return Ok(Err(Refusal::ListTooLong));
+            return Ok(Err(ExchangeError::ListTooLong));
         }
         self.rows.add(entries).map(Ok).map_err(MulticastFailure::Output)
     }
@@ -161,37 +170,38 @@ mod tests {
         ([10, 0, 0, number], 5000).into()
     }
 
-    fn hearing(action: Action) -> Hearing<Vec<u8>> {
-        Hearing::new(action, QUIET, Rows::new(Vec::new(), false))
+    fn collector(action: Action) -> AnswerCollector<Vec<u8>> {
+        AnswerCollector::new(action, QUIET, ListRows::new(Vec::new(), false))
     }
 
-    fn response(response: Response) -> Said {
-        Ok(Answer::Response(response))
+    fn result(response: Response) -> HostResult {
+        Ok(HostAnswer::Response(response))
     }
 
-    fn list(name: &str) -> Said {
+    fn list(name: &str) -> HostResult {
         let entry = HostListEntry { name: name.to_owned(), uuid: name.to_owned(), on: true };
-        Ok(Answer::List { entries: vec![entry], response: Some(Response::Success) })
+        Ok(HostAnswer::List { entries: vec![entry], response: Some(Response::Success) })
     }
 
-    /// Every action, every first word, sooner and later: only a quick failure of what another host may do is not the
-    /// last word, and nothing but success is ever one that hides an earlier failure.
+    /// For every action and every first answer, early and late: only an early failure of what another host
+    /// may do is not final.
     #[test]
-    fn the_last_word() {
+    fn final_answers() {
         let now = Instant::now();
         for action in [Action::Off, Action::On, Action::Reboot, Action::Status, Action::Monitor, Action::Null]
         {
-            for word in [Response::Success, Response::Off, Response::Failure, Response::PermissionDenied] {
+            for response in [Response::Success, Response::Off, Response::Failure, Response::PermissionDenied]
+            {
                 for since_proof in [AT_ONCE, LATE] {
-                    let mut hearing = hearing(action);
-                    let heard = hearing.hear(host(1), response(word), since_proof, now).unwrap();
-                    let waits = matches!(word, Response::Failure | Response::PermissionDenied)
+                    let mut collector = collector(action);
+                    let answer = collector.take_result(host(1), result(response), since_proof, now).unwrap();
+                    let waits = matches!(response, Response::Failure | Response::PermissionDenied)
                         && !matches!(action, Action::Monitor | Action::Null)
                         && since_proof == AT_ONCE;
-                    assert_eq!(heard.is_none(), waits, "{action} {word} {since_proof:?}");
-                    assert_eq!(hearing.quiet().is_some(), waits);
+                    assert_eq!(answer.is_none(), waits, "{action} {response} {since_proof:?}");
+                    assert_eq!(collector.quiet_time().is_some(), waits);
                     if waits {
-                        assert_eq!(hearing.conclude().unwrap(), Some(Answer::Response(word)));
+                        assert_eq!(collector.conclude().unwrap(), Some(HostAnswer::Response(response)));
                     }
                 }
             }
@@ -201,28 +211,40 @@ mod tests {
     #[test]
     fn the_first_failure_is_the_result() {
         let now = Instant::now();
-        let mut hearing = hearing(Action::Off);
-        assert!(hearing.hear(host(1), response(Response::PermissionDenied), AT_ONCE, now).unwrap().is_none());
-        assert!(hearing.hear(host(2), Err(Refusal::Response(253)), AT_ONCE, now).unwrap().is_none());
-        assert_eq!(hearing.conclude().unwrap(), Some(Answer::Response(Response::PermissionDenied)));
+        let mut collector = collector(Action::Off);
+        assert!(
+            collector
+                .take_result(host(1), result(Response::PermissionDenied), AT_ONCE, now)
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            collector
+                .take_result(host(2), Err(ExchangeError::Response(253)), AT_ONCE, now)
+                .unwrap()
+                .is_none()
+        );
+        assert_eq!(collector.conclude().unwrap(), Some(HostAnswer::Response(Response::PermissionDenied)));
     }
 
     #[test]
-    fn without_a_quiet_time_the_first_word_counts() {
-        let mut hearing = Hearing::new(Action::Off, Duration::ZERO, Rows::new(Vec::new(), false));
-        let heard = hearing.hear(host(1), response(Response::Failure), AT_ONCE, Instant::now()).unwrap();
-        assert_eq!(heard, Some(Answer::Response(Response::Failure)));
+    fn without_a_quiet_time_the_first_answer_counts() {
+        let mut collector =
+            AnswerCollector::new(Action::Off, Duration::ZERO, ListRows::new(Vec::new(), false));
+        let answer =
+            collector.take_result(host(1), result(Response::Failure), AT_ONCE, Instant::now()).unwrap();
+        assert_eq!(answer, Some(HostAnswer::Response(Response::Failure)));
     }
 
     #[test]
     fn a_host_that_was_lost_and_lists_later_is_not_missing() {
         let now = Instant::now();
         for (again, complete) in [(1, true), (2, false)] {
-            let mut hearing = hearing(Action::List);
-            hearing.lost(host(1), "closed".to_owned());
-            assert!(hearing.conclude().unwrap().is_none(), "nobody has said anything yet");
-            assert!(hearing.hear(host(again), list("a"), AT_ONCE, now).unwrap().is_none());
-            assert_eq!(hearing.conclude().is_ok(), complete);
+            let mut collector = collector(Action::List);
+            collector.record_lost(host(1), "closed".to_owned());
+            assert!(collector.conclude().unwrap().is_none(), "no host has answered yet");
+            assert!(collector.take_result(host(again), list("a"), AT_ONCE, now).unwrap().is_none());
+            assert_eq!(collector.conclude().is_ok(), complete);
         }
     }
 
@@ -234,12 +256,12 @@ mod tests {
             let entries = (0..LIST_MAX / 2 + 1)
                 .map(|n| HostListEntry { name: name(n), uuid: String::new(), on: true })
                 .collect();
-            Ok(Answer::List { entries, response: None })
+            Ok(HostAnswer::List { entries, response: None })
         };
-        let mut hearing = hearing(Action::List);
-        hearing.hear(host(1), half('a'), AT_ONCE, now).unwrap();
-        hearing.hear(host(2), half('b'), AT_ONCE, now).unwrap();
-        let told = hearing.conclude().unwrap_err().to_string();
-        assert!(told.contains("10.0.0.2: the list has more than"), "{told}");
+        let mut collector = collector(Action::List);
+        collector.take_result(host(1), half('a'), AT_ONCE, now).unwrap();
+        collector.take_result(host(2), half('b'), AT_ONCE, now).unwrap();
+        let message = collector.conclude().unwrap_err().to_string();
+        assert!(message.contains("10.0.0.2: the list has more than"), "{message}");
     }
 }

@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Words for people, on standard error. Standard output belongs to cluster managers.
+//! Messages for people, on standard error.
+//!
+//! Owns the debug level. Runs on the agent's only thread. Must never write to standard output, which cluster
+//! managers read.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 
-use crate::options::Program;
+use crate::options::ClientProgram;
 
 /// Standard error, with the program's name before every message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Console {
-    program: Program,
+    program: ClientProgram,
     level: u32,
 }
 
 impl Console {
-    /// A console that shows no debug messages yet.
-    pub(crate) fn new(program: Program) -> Self {
+    /// Returns a console that shows no debug messages yet.
+    pub(crate) fn new(program: ClientProgram) -> Self {
         Self { program, level: 0 }
     }
 
@@ -24,12 +27,12 @@ impl Console {
         self.level = level;
     }
 
-    /// A message for everybody. That standard error is closed must not change what the agent does.
+    /// Shows a message. A closed standard error must not change the agent's behaviour.
     pub(crate) fn say(&self, message: &dyn Display) {
         let _ = writeln!(io::stderr(), "{}: {message}", self.program.name());
     }
 
-    /// A message for those who asked for more.
+    /// Shows a message if the user asked for debug messages.
     pub(crate) fn debug(&self, message: &dyn Display) {
         if self.level > 0 {
             self.say(message);

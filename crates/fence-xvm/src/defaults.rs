@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! From all options together to the task: defaults, and what fits together.
+//! The task that all options together ask for: defaults, and options that do not go together.
+//!
+//! Owns the defaults. Pure: no environment, no files, no clock. Must never weaken what the user asked for
+//! without an error.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,31 +13,31 @@ use fence_wire::{
     Target,
 };
 
-use crate::options::Program;
-use crate::plan::{Multicast, Plan, Task, Transport};
-use crate::settings::{Settings, What};
+use crate::options::ClientProgram;
+use crate::plan::{ClientTask, MulticastSettings, RequestPlan, Transport};
+use crate::settings::{ClientSettings, RequestedAction};
 use crate::usage::UsageError;
 
-/// Tenths of a second.
-const QUIET: u64 = 3;
+/// Default quiet time in tenths of a second.
+const QUIET_TIME: u64 = 3;
 
-impl Settings {
-    /// What all the options together ask for.
+impl ClientSettings {
+    /// Returns the task that all options together ask for.
     ///
     /// # Errors
-    /// What is missing or does not fit together.
-    pub fn task(self, program: Program) -> Result<Task, UsageError> {
+    /// Option that is missing, or options that do not go together.
+    pub fn into_task(self, program: ClientProgram) -> Result<ClientTask, UsageError> {
         if self.help {
-            return Ok(Task::Help);
+            return Ok(ClientTask::Help);
         }
         if self.version {
-            return Ok(Task::Version);
+            return Ok(ClientTask::Version);
         }
-        let what = self.what()?;
-        let (action, needs_target) = match what {
-            What::Metadata => return Ok(Task::Metadata),
-            What::Validate => (Action::Null, Some("validate-all")),
-            What::Wire(action) => (action, action.needs_target().then(|| action.name())),
+        let requested = self.requested_action()?;
+        let (action, needs_target) = match requested {
+            RequestedAction::Metadata => return Ok(ClientTask::Metadata),
+            RequestedAction::Validate => (Action::Null, Some("validate-all")),
+            RequestedAction::Ask(action) => (action, action.needs_target().then(|| action.name())),
         };
         if let (Some(action), None) = (needs_target, &self.target) {
             return Err(UsageError::NoTarget(action));
@@ -46,7 +49,7 @@ impl Settings {
         let transport = self.transport(program)?;
         let hash = self.packet_hash(&transport)?;
         let delay = if action.changes_state() { self.delay.unwrap_or(0) } else { 0 };
-        let plan = Plan {
+        let plan = RequestPlan {
             action,
             target,
             timeout: Duration::from_secs(self.timeout.unwrap_or(if self.diagnose { 5 } else { 30 })),
@@ -58,34 +61,34 @@ impl Settings {
             transport,
             key_file: self.key_file.unwrap_or_else(|| DEFAULT_KEY_FILE.into()),
         };
-        Ok(match what {
-            What::Validate => Task::Validate(plan),
-            _ if self.diagnose => Task::Diagnose(plan),
-            _ => Task::Ask(plan),
+        Ok(match requested {
+            RequestedAction::Validate => ClientTask::Validate(plan),
+            _ if self.diagnose => ClientTask::Diagnose(plan),
+            _ => ClientTask::Ask(plan),
         })
     }
 
-    /// What is to be done, when it may be.
-    fn what(&self) -> Result<What, UsageError> {
-        match self.what {
-            _ if !self.diagnose => Ok(self.what.unwrap_or(What::Wire(Action::Reboot))),
-            None if self.target.is_some() => Ok(What::Wire(Action::Status)),
-            None => Ok(What::Wire(Action::Monitor)),
-            Some(what @ What::Wire(Action::Status | Action::Monitor)) => Ok(what),
+    /// Returns the action, if it may be asked for.
+    fn requested_action(&self) -> Result<RequestedAction, UsageError> {
+        match self.action {
+            _ if !self.diagnose => Ok(self.action.unwrap_or(RequestedAction::Ask(Action::Reboot))),
+            None if self.target.is_some() => Ok(RequestedAction::Ask(Action::Status)),
+            None => Ok(RequestedAction::Ask(Action::Monitor)),
+            Some(action @ RequestedAction::Ask(Action::Status | Action::Monitor)) => Ok(action),
             Some(other) => Err(UsageError::DiagnoseAction(match other {
-                What::Wire(action) => action.name().to_owned(),
-                What::Validate => "validate-all".to_owned(),
-                What::Metadata => "metadata".to_owned(),
+                RequestedAction::Ask(action) => action.name().to_owned(),
+                RequestedAction::Validate => "validate-all".to_owned(),
+                RequestedAction::Metadata => "metadata".to_owned(),
             })),
         }
     }
 
-    /// The hash of the packet, when it fits the challenge and the transport.
+    /// Returns the hash of the packet, if it goes together with the challenge and the transport.
     fn packet_hash(&self, transport: &Transport) -> Result<HashType, UsageError> {
         let hash = self.hash.unwrap_or(HashType::Sha256);
         let is_line = matches!(transport, Transport::Serial { .. } | Transport::Channel(_));
         match self.auth {
-            // Whoever asks for it must not get less without a word.
+            // A user who asks for a sealed request must not get less without an error.
             _ if hash.sealed().is_some() && is_line => Err(UsageError::SealedLine(hash)),
             Some(HashType::None) if hash.sealed().is_some() => Err(UsageError::SealedUnchallenged(hash)),
             Some(auth) if auth.sealed().is_some() && hash.sealed().is_none() => {
@@ -95,10 +98,11 @@ impl Settings {
         }
     }
 
-    fn transport(&self, program: Program) -> Result<Transport, UsageError> {
+    /// Returns the transport that the options choose.
+    fn transport(&self, program: ClientProgram) -> Result<Transport, UsageError> {
         let port = self.port.unwrap_or(DEFAULT_PORT);
-        if program == Program::Xvm {
-            return self.multicast(port).map(Transport::Multicast);
+        if program == ClientProgram::Xvm {
+            return self.multicast_settings(port).map(Transport::Multicast);
         }
         Ok(if let Some(address) = self.tcp {
             Transport::Tcp(SocketAddr::new(address, port))
@@ -111,7 +115,8 @@ impl Settings {
         })
     }
 
-    fn multicast(&self, port: u16) -> Result<Multicast, UsageError> {
+    /// Returns group and times of a multicast request.
+    fn multicast_settings(&self, port: u16) -> Result<MulticastSettings, UsageError> {
         let group = match (self.group, self.family) {
             (None, None | Some(Family::V4)) => DEFAULT_GROUP_V4.into(),
             (None, Some(Family::V6)) => DEFAULT_GROUP_V6.into(),
@@ -124,11 +129,11 @@ impl Settings {
             (Some(group), _) => group,
         };
         let tenths = |given: Option<u64>, default| Duration::from_millis(100 * given.unwrap_or(default));
-        Ok(Multicast {
+        Ok(MulticastSettings {
             group,
             port,
             retransmit: tenths(self.retransmit, 20),
-            quiet: tenths(self.quiet, QUIET),
+            quiet: tenths(self.quiet, QUIET_TIME),
         })
     }
 }
@@ -142,25 +147,27 @@ mod tests {
 
     use super::*;
 
-    fn task(program: Program, line: &str) -> Result<Task, UsageError> {
-        let mut settings = Settings::default();
+    fn task_of(program: ClientProgram, line: &str) -> Result<ClientTask, UsageError> {
+        let mut settings = ClientSettings::default();
         let arguments = line.split_whitespace().map(OsString::from);
-        for option in fence_cli::getopt::parse(program.getopt(), &program.long(), arguments)?.options {
+        for option in
+            fence_cli::getopt::parse(program.getopt_string(), &program.long_options(), arguments)?.options
+        {
             settings.set_option(option.name, option.value)?;
         }
-        settings.task(program)
+        settings.into_task(program)
     }
 
-    fn plan(program: Program, line: &str) -> Plan {
-        match task(program, line) {
-            Ok(Task::Ask(plan)) => plan,
+    fn plan_of(program: ClientProgram, line: &str) -> RequestPlan {
+        match task_of(program, line) {
+            Ok(ClientTask::Ask(plan)) => plan,
             other => panic!("{line}: {other:?}"),
         }
     }
 
     #[test]
     fn defaults() {
-        let plan = plan(Program::Xvm, "-n vm1");
+        let plan = plan_of(ClientProgram::Xvm, "-n vm1");
         assert_eq!(
             (plan.action, plan.timeout, plan.delay),
             (Action::Reboot, Duration::from_secs(30), Duration::ZERO)
@@ -169,26 +176,29 @@ mod tests {
         assert_eq!(plan.key_file.to_str(), Some("/etc/cluster/fence_xvm.key"));
         let (group, retransmit) = ([225, 0, 0, 12].into(), Duration::from_secs(2));
         let quiet = Duration::from_millis(300);
-        assert_eq!(plan.transport, Transport::Multicast(Multicast { group, port: 1229, retransmit, quiet }));
+        assert_eq!(
+            plan.transport,
+            Transport::Multicast(MulticastSettings { group, port: 1229, retransmit, quiet })
+        );
         assert!(!plan.target.is_uuid());
     }
 
     #[test]
-    fn the_way_to_the_host() {
-        let way = |line: &str| plan(Program::Virt, line).transport;
-        assert_eq!(way("-o list"), Transport::Channel(([10, 0, 2, 179], 1229).into()));
-        assert_eq!(way("-o list -A 10.1.1.1 -p 7"), Transport::Channel(([10, 1, 1, 1], 7).into()));
-        assert_eq!(way("-o list -T::1"), Transport::Tcp("[::1]:1229".parse().unwrap()));
-        assert_eq!(way("-o list -S"), Transport::Vsock { cid: 2, port: 1229 });
-        assert_eq!(way("-o list -S3 -p9"), Transport::Vsock { cid: 3, port: 9 });
+    fn transports() {
+        let transport = |line: &str| plan_of(ClientProgram::Virt, line).transport;
+        assert_eq!(transport("-o list"), Transport::Channel(([10, 0, 2, 179], 1229).into()));
+        assert_eq!(transport("-o list -A 10.1.1.1 -p 7"), Transport::Channel(([10, 1, 1, 1], 7).into()));
+        assert_eq!(transport("-o list -T::1"), Transport::Tcp("[::1]:1229".parse().unwrap()));
+        assert_eq!(transport("-o list -S"), Transport::Vsock { cid: 2, port: 1229 });
+        assert_eq!(transport("-o list -S3 -p9"), Transport::Vsock { cid: 3, port: 9 });
         let serial = Transport::Serial { device: "/dev/ttyS2".into(), format: LineFormat::default() };
-        assert_eq!(way("-o list -D /dev/ttyS2"), serial);
+        assert_eq!(transport("-o list -D /dev/ttyS2"), serial);
         let serial = Transport::Serial { device: "/dev/ttyS2".into(), format: "9600,7E1".parse().unwrap() };
-        assert_eq!(way("-o list -P9600,7E1 -D /dev/ttyS2"), serial);
-        assert!(task(Program::Virt, "-o list -D /dev/ttyS2 -P fast").is_err());
-        assert!(!plan(Program::Virt, "-o list").needs_key());
-        assert!(plan(Program::Virt, "-o list -T 1.2.3.4 -c none").needs_key());
-        assert!(!plan(Program::Virt, "-o list -T 1.2.3.4 -c none -C none").needs_key());
+        assert_eq!(transport("-o list -P9600,7E1 -D /dev/ttyS2"), serial);
+        assert!(task_of(ClientProgram::Virt, "-o list -D /dev/ttyS2 -P fast").is_err());
+        assert!(!plan_of(ClientProgram::Virt, "-o list").needs_key());
+        assert!(plan_of(ClientProgram::Virt, "-o list -T 1.2.3.4 -c none").needs_key());
+        assert!(!plan_of(ClientProgram::Virt, "-o list -T 1.2.3.4 -c none -C none").needs_key());
     }
 
     #[test]
@@ -197,34 +207,37 @@ mod tests {
         for (line, hash) in [
             ("-c hmac-sha256", HashType::HmacSha256),
             ("-c HMAC-SHA512", HashType::HmacSha512),
-            // Of no meaning, and so of no harm.
+            // The auth type has no meaning here, so it does no harm.
             ("-c hmac-sha256 -C sha1", HashType::HmacSha256),
             ("-c hmac-sha256 -C hmac-sha256", HashType::HmacSha256),
         ] {
-            let plan = plan(Program::Xvm, &format!("-n a {line}"));
+            let plan = plan_of(ClientProgram::Xvm, &format!("-n a {line}"));
             assert_eq!(plan.hash, hash, "{line}");
             assert!(plan.needs_key());
-            assert!(matches!(plan.auth_with(Some(&key)), ClientAuth::Sealed(..)), "{line}");
+            assert!(matches!(plan.client_auth(Some(&key)), ClientAuth::Sealed(..)), "{line}");
         }
-        for (line, told) in [
+        for (line, expected) in [
             ("-c hmac-sha256 -C none", "leave auth out"),
             ("-C hmac-sha256", "goes only with hash hmac-sha256"),
             ("-c sha512 -C hmac-sha512", "goes only with hash hmac-sha512"),
             ("-c hmac-md5", "not none, sha1, sha256, sha512, hmac-sha256 or hmac-sha512"),
         ] {
-            let error = task(Program::Xvm, &format!("-n a {line}")).unwrap_err().to_string();
-            assert!(error.contains(told), "{line}: {error}");
+            let error = task_of(ClientProgram::Xvm, &format!("-n a {line}")).unwrap_err().to_string();
+            assert!(error.contains(expected), "{line}: {error}");
         }
-        assert!(matches!(plan(Program::Virt, "-n a -T ::1 -c hmac-sha256").hash, HashType::HmacSha256));
+        assert!(matches!(
+            plan_of(ClientProgram::Virt, "-n a -T ::1 -c hmac-sha256").hash,
+            HashType::HmacSha256
+        ));
         for line in ["-D /dev/ttyS1", ""] {
-            let error = task(Program::Virt, &format!("-n a -c hmac-sha256 {line}")).unwrap_err();
+            let error = task_of(ClientProgram::Virt, &format!("-n a -c hmac-sha256 {line}")).unwrap_err();
             assert!(matches!(error, UsageError::SealedLine(_)), "{line}: {error}");
         }
     }
 
     #[test]
-    fn the_group_s_family() {
-        let group = |line: &str| match plan(Program::Xvm, line).transport {
+    fn the_family_of_the_group() {
+        let group = |line: &str| match plan_of(ClientProgram::Xvm, line).transport {
             Transport::Multicast(to) => to.group.to_string(),
             other => panic!("{other:?}"),
         };
@@ -232,20 +245,20 @@ mod tests {
         assert_eq!(group("-o list -i auto -a ff02::7"), "ff02::7");
         assert_eq!(group("-o list -a 239.1.2.3"), "239.1.2.3");
         for wrong in ["-i ipv4 -a ff05::1", "-i ipv6 -a 225.0.0.1", "-a 10.0.0.1", "-a host", "-i ipv5"] {
-            assert!(task(Program::Xvm, &format!("-o list {wrong}")).is_err(), "{wrong}");
+            assert!(task_of(ClientProgram::Xvm, &format!("-o list {wrong}")).is_err(), "{wrong}");
         }
     }
 
     #[test]
-    fn the_delay_is_for_what_changes_something() {
+    fn only_actions_that_change_something_are_delayed() {
         for (action, delay) in [("off", 5), ("on", 5), ("reboot", 5), ("status", 0), ("null", 0)] {
-            let plan = plan(Program::Xvm, &format!("-w 5 -n a -o {action}"));
+            let plan = plan_of(ClientProgram::Xvm, &format!("-w 5 -n a -o {action}"));
             assert_eq!(plan.delay, Duration::from_secs(delay), "{action}");
         }
     }
 
     #[test]
-    fn values_that_cannot_be() {
+    fn values_that_are_not_valid() {
         for wrong in [
             "-t 0",
             "-t -1",
@@ -263,40 +276,40 @@ mod tests {
             "-n a -n b",
             "-M x",
         ] {
-            assert!(task(Program::Xvm, &format!("-n a {wrong}")).is_err(), "{wrong}");
+            assert!(task_of(ClientProgram::Xvm, &format!("-n a {wrong}")).is_err(), "{wrong}");
         }
         for action in ["off", "on", "reboot", "status", "validate-all"] {
-            let wrong = task(Program::Xvm, &format!("-o {action}"));
+            let wrong = task_of(ClientProgram::Xvm, &format!("-o {action}"));
             assert!(matches!(wrong, Err(UsageError::NoTarget(name)) if name == action), "{action}");
         }
         let name = "x".repeat(64);
-        assert!(task(Program::Xvm, &format!("-n {name}")).is_err());
-        assert!(task(Program::Xvm, &format!("-n {}", &name[1..])).is_ok());
+        assert!(task_of(ClientProgram::Xvm, &format!("-n {name}")).is_err());
+        assert!(task_of(ClientProgram::Xvm, &format!("-n {}", &name[1..])).is_ok());
     }
 
     #[test]
     fn a_diagnosis_is_harmless() {
-        let asks = |line: &str| match task(Program::Xvm, line) {
-            Ok(Task::Diagnose(plan)) => plan.action,
+        let asked_action = |line: &str| match task_of(ClientProgram::Xvm, line) {
+            Ok(ClientTask::Diagnose(plan)) => plan.action,
             other => panic!("{line}: {other:?}"),
         };
-        assert_eq!(asks("--diagnose"), Action::Monitor);
-        assert_eq!(asks("--diagnose -n a"), Action::Status);
-        assert_eq!(asks("-n a -o monitor --diagnose"), Action::Monitor);
+        assert_eq!(asked_action("--diagnose"), Action::Monitor);
+        assert_eq!(asked_action("--diagnose -n a"), Action::Status);
+        assert_eq!(asked_action("-n a -o monitor --diagnose"), Action::Monitor);
         for action in ["off", "on", "reboot", "list", "null", "metadata", "validate-all"] {
-            let wrong = task(Program::Xvm, &format!("-n a -o {action} --diagnose"));
+            let wrong = task_of(ClientProgram::Xvm, &format!("-n a -o {action} --diagnose"));
             assert!(matches!(wrong, Err(UsageError::DiagnoseAction(_))), "{action}: {wrong:?}");
         }
     }
 
     #[test]
-    fn tasks_that_ask_nobody() {
-        assert!(matches!(task(Program::Xvm, "-h -n a"), Ok(Task::Help)));
-        assert!(matches!(task(Program::Xvm, "-?"), Ok(Task::Help)));
-        assert!(matches!(task(Program::Virt, "-V"), Ok(Task::Version)));
-        assert!(matches!(task(Program::Virt, "-o metadata"), Ok(Task::Metadata)));
-        assert!(matches!(task(Program::Virt, "-o VALIDATE-ALL -n a"), Ok(Task::Validate(_))));
-        assert_eq!(plan(Program::Xvm, "-o list-status").action, Action::List);
-        assert!(plan(Program::Xvm, "-u -n a").target.is_uuid());
+    fn tasks_that_ask_no_host() {
+        assert!(matches!(task_of(ClientProgram::Xvm, "-h -n a"), Ok(ClientTask::Help)));
+        assert!(matches!(task_of(ClientProgram::Xvm, "-?"), Ok(ClientTask::Help)));
+        assert!(matches!(task_of(ClientProgram::Virt, "-V"), Ok(ClientTask::Version)));
+        assert!(matches!(task_of(ClientProgram::Virt, "-o metadata"), Ok(ClientTask::Metadata)));
+        assert!(matches!(task_of(ClientProgram::Virt, "-o VALIDATE-ALL -n a"), Ok(ClientTask::Validate(_))));
+        assert_eq!(plan_of(ClientProgram::Xvm, "-o list-status").action, Action::List);
+        assert!(plan_of(ClientProgram::Xvm, "-u -n a").target.is_uuid());
     }
 }

@@ -1,48 +1,53 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `--diagnose`: asks for something harmless, shows how far it came, and names the most probable cause and the next
-//! step, on standard output.
+//! `--diagnose`: asks for something harmless, and prints what happened, the most probable cause and the next
+//! step on standard output.
 //!
-//! When no host takes the request it is sent once more with other hashes, only to see whether a host calls back then:
-//! who does gets no proof of ours, so that nothing can come of it. Only status and monitor are ever asked for.
+//! When no host takes the request, it is sent again with other hashes, only to see whether a host takes it
+//! then. That host gets no proof of ours, so that it carries nothing out.
+//!
+//! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but status
+//! and monitor.
 
 use std::fmt::{self, Display, Write};
+use std::io;
 use std::time::Duration;
 
 use fence_net::{CallWatch, vsock_connect};
 use fence_sandbox::Tcp;
 use fence_wire::{Action, HashType, Key, Response, Target};
 
-use crate::answer::Answer;
+use crate::answer::HostAnswer;
 use crate::ask::load_key;
-use crate::attempts::CameTo;
+use crate::attempts::{MulticastAttempts, StreamProgress};
 use crate::confine::confine;
-use crate::connection::Wire;
+use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::failure::Failure;
-use crate::multicast::{self, Look};
+use crate::exchange::AwaitedStep;
+use crate::failure::ClientFailure;
+use crate::multicast::{self, MulticastProbe, MulticastRequest, MulticastResult};
 use crate::multicast_failure::MulticastFailure;
 use crate::output::{FAILURE, print};
-use crate::plan::{Multicast, Plan, Transport};
-use crate::ports::Claim;
+use crate::plan::{MulticastSettings, RequestPlan, Transport};
+use crate::ports::PortReservation;
 use crate::stream::{self, StreamFailure};
-use crate::verdict::Cause;
-use crate::words::{is_sealed, key_in_words, request_in_words};
+use crate::verdict::{AgreementCause, HostCause, ProbableCause};
+use crate::words::{describe_key, describe_request, is_sealed};
 use crate::{line, tcp, vsock};
 
-/// Finds out why there is no answer; 0 only when a host answered properly.
-pub(crate) fn diagnose(plan: &Plan, console: &Console) -> u8 {
-    let found = match load_key(plan) {
-        Ok(key) => find(plan, key.as_ref(), console),
+/// Finds out why there is no answer, and returns the exit code: 0 only when a host answered as it should.
+pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
+    let result = match load_key(plan) {
+        Ok(key) => find_cause(plan, key.as_ref(), console),
         Err(error) => Err(error.into()),
     };
-    match found {
+    match result {
         Ok(None) => {
             show(&"in order: a host that holds the key has answered");
             0
         }
         Ok(Some(cause)) => {
-            show(&format_args!("cause: {}\nnext: {}", cause.what(), cause.next()));
+            show(&format_args!("cause: {}\nnext: {}", cause.sentence(), cause.next_step()));
             for (line, meaning) in cause.log_lines() {
                 show(&format_args!("the host's log: \"{line}\": {meaning}"));
             }
@@ -55,132 +60,160 @@ pub(crate) fn diagnose(plan: &Plan, console: &Console) -> u8 {
     }
 }
 
+/// Prints the line. A closed standard output does not change the exit code.
 fn show(line: &dyn Display) {
-    // Who does not read on still gets the exit code.
     let _ = print(&format!("{line}\n"));
 }
 
-/// The cause, none when all is in order.
-fn find(plan: &Plan, key: Option<&Key>, console: &Console) -> Result<Option<Cause>, Failure> {
-    show(&format_args!("{}, {}; {}", request_in_words(plan), Way(&plan.transport), key_in_words(plan, key)));
+/// Returns the cause; none when all is in order.
+fn find_cause(
+    plan: &RequestPlan,
+    key: Option<&Key>,
+    console: &Console,
+) -> Result<Option<ProbableCause>, ClientFailure> {
+    let transport = TransportInWords(&plan.transport);
+    show(&format_args!("{}, {transport}; {}", describe_request(plan), describe_key(plan, key)));
     match &plan.transport {
-        Transport::Multicast(to) => of_multicast(plan, *to, key, console),
+        Transport::Multicast(to) => diagnose_multicast(plan, *to, key, console),
         Transport::Tcp(to) => {
             let to = *to;
-            let ask = |plan: &Plan| tcp::ask(plan, to, key, soon(plan), console);
-            of_stream(plan, key, ask, |within| tcp::connect(to, within))
+            let ask = |plan: &RequestPlan| tcp::ask(plan, to, key, deadline_from_now(plan), console);
+            diagnose_stream(plan, key, ask, |within| tcp::connect(to, within))
         }
         Transport::Vsock { cid, port } => {
             let (cid, port) = (*cid, *port);
-            let ask = |plan: &Plan| vsock::ask(plan, (cid, port), key, soon(plan), console);
-            of_stream(plan, key, ask, |within| Wire::new(vsock_connect(cid, u32::from(port), within)?))
+            let ask =
+                |plan: &RequestPlan| vsock::ask(plan, (cid, port), key, deadline_from_now(plan), console);
+            let connect = |within| HostConnection::new(vsock_connect(cid, u32::from(port), within)?);
+            diagnose_stream(plan, key, ask, connect)
         }
         Transport::Serial { device, format } => {
-            of_line(plan, &line::ask_device(plan, device, *format, soon(plan), console)?)
+            let answer = line::ask_device(plan, device, *format, deadline_from_now(plan), console)?;
+            cause_of_answer(plan, &answer, |_| Ok(None))
         }
-        Transport::Channel(to) => of_line(plan, &line::ask_channel(plan, *to, soon(plan), console)?),
+        Transport::Channel(to) => {
+            let answer = line::ask_channel(plan, *to, deadline_from_now(plan), console)?;
+            cause_of_answer(plan, &answer, |_| Ok(None))
+        }
     }
 }
 
-/// Each question has the whole time-out.
-fn soon(plan: &Plan) -> Deadline {
+/// Returns the deadline of a question that is asked now. Each has the whole time-out.
+fn deadline_from_now(plan: &RequestPlan) -> Deadline {
     Deadline::after(plan.timeout)
 }
 
-fn of_multicast(
-    plan: &Plan,
-    to: Multicast,
+/// Ports and watches for all questions by multicast, reserved before the agent is confined.
+struct ReservedQuestions<'a> {
+    to: MulticastSettings,
+    key: Option<&'a Key>,
+    console: &'a Console,
+    reserved: std::vec::IntoIter<(PortReservation, Option<CallWatch>)>,
+}
+
+impl<'a> ReservedQuestions<'a> {
+    /// Reserves as many ports as there are questions. Nothing can be opened afterwards.
+    fn reserve(
+        count: usize,
+        plan: &RequestPlan,
+        to: MulticastSettings,
+        key: Option<&'a Key>,
+        console: &'a Console,
+    ) -> Result<Self, MulticastFailure> {
+        let lifetime = Deadline::after(plan.timeout.saturating_mul(u32::try_from(count).unwrap_or(4)));
+        let reserved = (0..count)
+            .map(|_| Ok((multicast::reserve_port(to, lifetime, console)?, CallWatch::open(to.family()).ok())))
+            .collect::<Result<Vec<_>, MulticastFailure>>()?;
+        confine(Tcp::None, console);
+        Ok(Self { to, key, console, reserved: reserved.into_iter() })
+    }
+
+    /// Asks the next question.
+    fn ask(&mut self, plan: &RequestPlan, only_call_back: bool) -> Result<MulticastResult, MulticastFailure> {
+        let (reservation, watch) =
+            self.reserved.next().ok_or_else(|| MulticastFailure::Listen(io::ErrorKind::AddrInUse.into()))?;
+        let probe = MulticastProbe { watch, only_call_back };
+        let request = MulticastRequest { plan, to: self.to, key: self.key, probe };
+        multicast::send_request(request, reservation, deadline_from_now(plan), self.console)
+    }
+}
+
+fn diagnose_multicast(
+    plan: &RequestPlan,
+    to: MulticastSettings,
     key: Option<&Key>,
     console: &Console,
-) -> Result<Option<Cause>, Failure> {
-    let others: Vec<_> = other_hashes(plan, key).collect();
-    let questions = others.len() + 2;
-    let lifetime = Deadline::after(plan.timeout.saturating_mul(u32::try_from(questions).unwrap_or(4)));
-    // Nothing can be opened any more afterwards.
-    let watch = || CallWatch::open(to.family()).ok();
-    let mut ready = (0..questions)
-        .map(|_| Ok((multicast::claim(to, lifetime, console)?, watch())))
-        .collect::<Result<Vec<_>, MulticastFailure>>()?
-        .into_iter();
-    let mut next =
-        || ready.next().ok_or_else(|| MulticastFailure::Listen(std::io::ErrorKind::AddrInUse.into()));
-    confine(Tcp::None, console);
-    let (claim, watch) = next()?;
-    let look = Look { watch, only_call_back: false };
-    let (end, attempts) = multicast::question(plan, to, key, claim, soon(plan), look, console)?;
-    let mut facts = format!("sent to {} port {}/udp", to.group, to.port);
-    let _ = attempts.facts(&mut facts);
-    for (host, times) in attempts.seen.iter().flatten().take(3) {
-        let _ = write!(
-            facts,
-            "\n  seen: {host} tried to connect to port {}/tcp, {times} packets",
-            attempts.call_back_port
-        );
+) -> Result<Option<ProbableCause>, ClientFailure> {
+    let hashes: Vec<_> = other_hashes(plan, key).collect();
+    let mut questions = ReservedQuestions::reserve(hashes.len() + 2, plan, to, key, console)?;
+    let MulticastResult { answer, attempts } = questions.ask(plan, false)?;
+    show_attempts(to, &attempts);
+    match answer {
+        Ok(Some(answer)) => {
+            cause_of_answer(plan, &answer, |monitor| Ok(questions.ask(monitor, false)?.answer?))
+        }
+        Ok(None) => {
+            let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
+            let is_accepted = |plan: &RequestPlan| {
+                let call_backs = questions.ask(plan, true)?.attempts.call_backs;
+                Ok(call_backs.iter().any(|call| has_shown_key(call.progress)))
+            };
+            try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
+        }
+        Err(MulticastFailure::Refused { error, .. }) => {
+            let cause = ProbableCause::from_progress(StreamProgress::Refused(error), false);
+            Ok(Some(adapt_to_open_guest(cause, plan)))
+        }
+        Err(failure) => Err(failure.into()),
     }
-    if attempts.seen.is_none() {
+}
+
+/// Shows what was sent, who called back, and who only tried.
+fn show_attempts(to: MulticastSettings, attempts: &MulticastAttempts) {
+    let mut facts = format!("sent to {} port {}/udp", to.group, to.port);
+    let _ = attempts.write_facts(&mut facts);
+    for (host, times) in attempts.watched_calls.iter().flatten().take(3) {
+        let port = attempts.call_back_port;
+        let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {times} packets");
+    }
+    if attempts.watched_calls.is_none() {
         facts.push_str("\n  not root: what this guest's firewall keeps out can't be seen");
     }
     show(&facts);
-    let mut question = |plan: &Plan, only_call_back| {
-        let (claim, watch): (Claim, _) = next()?;
-        multicast::question(plan, to, key, claim, soon(plan), Look { watch, only_call_back }, console)
-    };
-    let answer = match end {
-        Ok(Some(answer)) => answer,
-        Ok(None) => {
-            let cause = classified(Cause::of(&attempts), plan);
-            let taken = |it: &Plan| {
-                Ok(question(it, true)?.1.call_backs.iter().any(|call| shows_the_key(call.came_to)))
-            };
-            return with_other_hashes(plan, &others, cause, taken).map(Some);
-        }
-        Err(MulticastFailure::Refused { refusal, .. }) => {
-            return Ok(Some(classified(Cause::of_connection(CameTo::Refused(refusal), false), plan)));
-        }
-        Err(failure) => return Err(failure.into()),
-    };
-    of_answer(plan, &answer, |monitor| {
-        let answer = question(monitor, false)?.0?;
-        Ok(answer)
-    })
 }
 
-fn of_stream(
-    plan: &Plan,
+fn diagnose_stream(
+    plan: &RequestPlan,
     key: Option<&Key>,
-    ask: impl Fn(&Plan) -> Result<Answer, Box<StreamFailure>>,
-    connect: impl Fn(Duration) -> std::io::Result<Wire>,
-) -> Result<Option<Cause>, Failure> {
+    ask: impl Fn(&RequestPlan) -> Result<HostAnswer, Box<StreamFailure>>,
+    connect: impl Fn(Duration) -> io::Result<HostConnection>,
+) -> Result<Option<ProbableCause>, ClientFailure> {
     let failure = match ask(plan) {
-        Ok(answer) => {
-            return of_answer(plan, &answer, |monitor| Ok(ask(monitor).ok()));
-        }
+        Ok(answer) => return cause_of_answer(plan, &answer, |monitor| Ok(ask(monitor).ok())),
         Err(failure) => failure,
     };
-    let Some(came_to) = failure.came_to() else { return Err(failure.into()) };
+    let Some(progress) = failure.progress() else { return Err(failure.into()) };
     show(&failure);
-    let cause = classified(Cause::of_connection(came_to, true), plan);
-    let others: Vec<_> = other_hashes(plan, key).collect();
-    let taken = |it: &Plan| {
-        let taken = connect(it.timeout).and_then(|wire| stream::is_taken(it, &wire, key, soon(it)));
-        Ok(taken.unwrap_or(false))
+    let cause = adapt_to_open_guest(ProbableCause::from_progress(progress, true), plan);
+    let hashes: Vec<_> = other_hashes(plan, key).collect();
+    let is_accepted = |plan: &RequestPlan| {
+        let result = connect(plan.timeout)
+            .and_then(|connection| stream::is_accepted(plan, &connection, key, deadline_from_now(plan)));
+        Ok(result.unwrap_or(false))
     };
-    with_other_hashes(plan, &others, cause, taken).map(Some)
+    try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
 }
 
-fn of_line(plan: &Plan, answer: &Answer) -> Result<Option<Cause>, Failure> {
-    of_answer(plan, answer, |_| Ok(None))
-}
-
-/// What an answer of a proven host tells.
-fn of_answer(
-    plan: &Plan,
-    answer: &Answer,
-    ask: impl FnOnce(&Plan) -> Result<Option<Answer>, Failure>,
-) -> Result<Option<Cause>, Failure> {
+/// Returns the cause behind the answer of a proven host; none when all is in order. `ask` asks a second
+/// question.
+fn cause_of_answer(
+    plan: &RequestPlan,
+    answer: &HostAnswer,
+    ask: impl FnOnce(&RequestPlan) -> Result<Option<HostAnswer>, ClientFailure>,
+) -> Result<Option<ProbableCause>, ClientFailure> {
     let response = match answer {
-        Answer::Response(response) => *response,
-        Answer::List { .. } => return Ok(Some(Cause::Odd)),
+        HostAnswer::Response(response) => *response,
+        HostAnswer::List { .. } => return Ok(Some(HostCause::Odd.into())),
     };
     show(&match (plan.action, response) {
         (Action::Status, Response::Success) => "answered: the domain is on".to_owned(),
@@ -189,74 +222,82 @@ fn of_answer(
     });
     match (plan.action, response) {
         (_, Response::Success | Response::Off) => return Ok(None),
-        (_, Response::PermissionDenied) => return Ok(Some(Cause::Denied)),
-        (Action::Monitor, Response::Failure) => return Ok(Some(Cause::Backend)),
+        (_, Response::PermissionDenied) => return Ok(Some(HostCause::Denied.into())),
+        (Action::Monitor, Response::Failure) => return Ok(Some(HostCause::Backend.into())),
         (_, Response::Failure) => {}
     }
-    let monitor = Plan { action: Action::Monitor, target: Target::none(), ..plan.clone() };
+    let monitor = RequestPlan { action: Action::Monitor, target: Target::none(), ..plan.clone() };
     let second = ask(&monitor)?;
-    let Some(Answer::Response(response)) = second else { return Ok(Some(Cause::Failed)) };
+    let Some(HostAnswer::Response(response)) = second else { return Ok(Some(HostCause::Failed.into())) };
     show(&format_args!("asked whether it can work (monitor): {response}"));
-    Ok(Some(if response == Response::Success { Cause::Domain } else { Cause::Backend }))
+    Ok(Some(if response == Response::Success { HostCause::Domain } else { HostCause::Backend }.into()))
 }
 
-/// Asks with other hashes where one of them may be the cure.
-fn with_other_hashes(
-    plan: &Plan,
-    others: &[HashType],
-    cause: Cause,
-    mut is_taken: impl FnMut(&Plan) -> Result<bool, Failure>,
-) -> Result<Cause, Failure> {
-    if !cause.may_be_the_hash() {
+/// Asks with other hashes where another hash may be the remedy, and returns the cause that this shows.
+fn try_other_hashes(
+    plan: &RequestPlan,
+    hashes: &[HashType],
+    cause: ProbableCause,
+    mut is_accepted: impl FnMut(&RequestPlan) -> Result<bool, ClientFailure>,
+) -> Result<ProbableCause, ClientFailure> {
+    if !cause.may_be_hash() {
         return Ok(cause);
     }
-    for hash in others {
-        let other = Plan { hash: *hash, ..plan.clone() };
-        let taken = is_taken(&other)?;
+    for hash in hashes {
+        let other = RequestPlan { hash: *hash, ..plan.clone() };
+        let accepted = is_accepted(&other)?;
         show(&format_args!(
             "asked again with hash {hash}: {}",
-            if taken { "a host with the same key takes it" } else { "no host takes it either" }
+            if accepted { "a host with the same key takes it" } else { "no host takes it either" }
         ));
-        if taken {
-            let is_old = is_sealed(plan) && hash.sealed().is_none();
-            return Ok(if is_old { Cause::OldHost(*hash) } else { Cause::HashTooWeak(*hash) });
+        if accepted {
+            let is_classic = is_sealed(plan) && hash.sealed().is_none();
+            let cause = match is_classic {
+                true => AgreementCause::ClassicHost(*hash),
+                false => AgreementCause::HashTooWeak(*hash),
+            };
+            return Ok(cause.into());
         }
     }
     Ok(match cause {
-        Cause::Dropped { .. } => Cause::Dropped { tried_hashes: !others.is_empty() },
+        ProbableCause::Agreement(AgreementCause::Dropped { .. }) => {
+            AgreementCause::Dropped { tried_hashes: !hashes.is_empty() }.into()
+        }
         other => other,
     })
 }
 
-/// Other hashes that a host may take: the strongest of the C programs, and the strongest of all. With the first one, a
-/// C host takes it whatever its minimum; with the other one, any host of ours does.
-fn other_hashes(plan: &Plan, key: Option<&Key>) -> impl Iterator<Item = HashType> {
+/// Returns other hashes that a host may take. A C daemon takes the first, its strongest, whatever its minimum
+/// is. Any daemon of this project takes the second.
+fn other_hashes(plan: &RequestPlan, key: Option<&Key>) -> impl Iterator<Item = HashType> {
     let (hash, has_key) = (plan.hash, key.is_some());
     [HashType::Sha512, HashType::HmacSha512].into_iter().filter(move |it| has_key && *it != hash)
 }
 
-/// A guest that asks for no challenge sees other things.
-fn classified(cause: Cause, plan: &Plan) -> Cause {
+/// Returns the cause as a guest sees it that sends no challenge.
+fn adapt_to_open_guest(cause: ProbableCause, plan: &RequestPlan) -> ProbableCause {
     let is_open = plan.hash.sealed().is_none() && plan.auth == HashType::None;
     if is_open { cause.without_challenge() } else { cause }
 }
 
-/// Whether who called back holds the key.
-fn shows_the_key(came_to: CameTo) -> bool {
-    match came_to {
-        CameTo::Refused(refusal) => {
-            !refusal.is_of_stranger() || matches!(Cause::of_connection(came_to, false), Cause::OtherAuth(_))
+/// Returns whether the peer that called back has shown that it holds the key.
+fn has_shown_key(progress: StreamProgress) -> bool {
+    match progress {
+        StreamProgress::Refused(error) => {
+            let cause = ProbableCause::from_progress(progress, false);
+            !error.is_from_stranger()
+                || matches!(cause, ProbableCause::Agreement(AgreementCause::OtherAuth(_)))
         }
-        CameTo::Answer => true,
-        CameTo::Waited(wait) => wait != crate::exchange::Wait::Proof,
-        CameTo::Other => false,
+        StreamProgress::Answered => true,
+        StreamProgress::Waited(step) => step != AwaitedStep::Proof,
+        StreamProgress::Other => false,
     }
 }
 
-/// By which way it is asked, in words.
-struct Way<'a>(&'a Transport);
+/// Transport of the request, in words.
+struct TransportInWords<'a>(&'a Transport);
 
-impl Display for Way<'_> {
+impl Display for TransportInWords<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Transport::Multicast(_) => f.write_str("by multicast"),

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One stream with a host, sans-I/O: bytes in, bytes out, and the answer at its end.
+//! One exchange with a host over a stream, sans-I/O: bytes in, bytes out, and the answer at the end.
 //!
 //! ```text
 //! [request]  challenge    -->
 //!                         <--  answer to it           the host is proven
-//!                         <--  the host's challenge   held until the caller says "prove"
+//!                         <--  the host's challenge   held until the caller calls "prove"
 //! answer                  -->
 //!                         <--  response, or 253 and a host list; of a sealed request, with its seal
 //! ```
 //!
-//! There is no answer to a sealed request before its seal is verified.
+//! Our answer to the host's challenge lets the host carry the request out. So the caller says when it is
+//! sent: of several hosts that call back, only one gets it at a time.
 //!
-//! Answering the host's challenge lets it carry the request out, so this waits for the caller's word: of several
-//! hosts that call back, only one is answered at a time.
+//! Owns the bytes of one stream. Pure: no sockets, no clock. Must never give an answer to a sealed request
+//! before its seal is verified.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,67 +24,67 @@ use fence_wire::{
     ResponseSeal, WrongSeal,
 };
 
-use crate::answer::Answer;
+use crate::answer::HostAnswer;
 
-/// One stream with a host.
+/// Exchange with a host over one stream.
 #[derive(Debug)]
-pub struct Exchange<'k> {
+pub struct HostExchange<'k> {
     action: Action,
-    state: State<'k>,
+    state: ExchangeState<'k>,
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
-/// Why a stream gives no answer.
+/// Reason why an exchange gives no answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum ExchangeError {
     /// The peer does not hold the key.
     #[error("{0}")]
     Proof(#[from] ProofError),
-    /// The host ended the stream before it proved that it holds the key.
+    /// The host closed the stream before it proved that it holds the key.
     #[error("closed before it proved that it holds the key: did it drop the request? Its log says why")]
     ClosedUnproven,
-    /// A byte came where a whole proof should, and nothing after it.
-    #[error("said one byte and closed, without the proof that it holds the key: is its auth type none?")]
+    /// One byte came instead of the whole proof, and nothing after it.
+    #[error("sent one byte and closed, without the proof that it holds the key: is its auth type none?")]
     ResponseUnproven,
-    /// The host ended the stream after that, before its challenge.
+    /// The host closed the stream after its proof and before its challenge.
     #[error("closed before it asked for our proof")]
     ClosedProven,
-    /// The host ended the stream when it had our proof: it did not accept that, or it died.
+    /// The host closed the stream after our proof: it did not accept the proof, or it died.
     #[error("closed without a response: do key, hash and auth type agree with the host's?")]
     ClosedUnanswered,
-    /// The host said something when it was not its turn.
-    #[error("spoke out of turn")]
+    /// The host sent bytes while it had to wait for our proof.
+    #[error("sent something before it had our proof")]
     OutOfTurn,
-    /// A byte that is no response.
+    /// The response byte is not valid for this action.
     #[error("response {0} has no meaning here")]
     Response(u8),
-    /// Success of a list without a list.
-    #[error("said success to a list and sent none")]
+    /// The host sent success and no list.
+    #[error("answered a list with success and sent none")]
     NoList,
-    /// The list broke off.
+    /// The list ended before its last entry.
     #[error("the list broke off after {0} entries")]
     ListBrokeOff(usize),
-    /// The seal does not fit what came.
+    /// The seal does not fit the response.
     #[error("{0}: the host's log says what it answered")]
     Seal(#[from] WrongSeal),
-    /// The stream ended between the response and the end of its seal.
+    /// The stream was closed between the response and the end of its seal.
     #[error("the response came without its seal: somebody on the way changed it, or the host broke off")]
     NoSeal,
-    /// A list that does not end.
+    /// The list does not end.
     #[error("the list has more than {LIST_MAX} entries")]
     ListTooLong,
 }
 
-impl Refusal {
-    /// Whether the peer never proved that it holds the key.
+impl ExchangeError {
+    /// Returns whether the peer never proved that it holds the key.
     #[must_use]
-    pub fn is_of_stranger(self) -> bool {
+    pub fn is_from_stranger(self) -> bool {
         matches!(self, Self::Proof(_) | Self::ClosedUnproven | Self::ResponseUnproven)
     }
 
-    /// Whether the host had begun its response: then there is no better one to wait for.
+    /// Returns whether the host had begun its response: then there is no better one to wait for.
     #[must_use]
     pub fn is_final(self) -> bool {
         matches!(
@@ -98,10 +99,10 @@ impl Refusal {
     }
 }
 
-/// What a stream waits for.
+/// Step that an exchange waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the words say what each is")]
-pub enum Wait {
+#[expect(missing_docs, reason = "Display describes each")]
+pub enum AwaitedStep {
     Proof,
     Challenge,
     Turn,
@@ -111,7 +112,7 @@ pub enum Wait {
     Nothing,
 }
 
-impl fmt::Display for Wait {
+impl fmt::Display for AwaitedStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Proof => "the proof that it holds the key (step 2)",
@@ -125,223 +126,231 @@ impl fmt::Display for Wait {
     }
 }
 
-/// How long a complete list waits for what comes after it, which not every host sends.
+/// Time that a complete list waits for the result after it, which not every host sends.
 pub(crate) const LAST_BYTE: Duration = Duration::from_secs(1);
 
-/// Entries of a list that are taken.
+/// Largest number of entries of a list.
 pub const LIST_MAX: usize = 100_000;
 
 #[derive(Debug)]
-enum State<'k> {
+enum ExchangeState<'k> {
     AwaitAnswer(ClientHandshake<'k>),
     AwaitChallenge(ClientAnswer<'k>),
-    /// Holds the answer to the host's challenge back.
-    Asked([u8; HASH_LEN], ResponseSeal),
+    /// The host's challenge is here; our answer to it is held back.
+    HeldProof([u8; HASH_LEN], ResponseSeal),
     AwaitResponse(ResponseSeal),
     InList(Vec<HostListEntry>, ResponseSeal),
-    /// The list has ended; one byte may come yet, and must where a seal follows it.
+    /// The list is complete. Its result may follow, and must where a seal follows it.
     AfterList(Vec<HostListEntry>, ResponseSeal),
-    /// Holds what the response says, or why it says nothing, until it is known to be the host's.
-    AwaitSeal(Result<Answer, Refusal>, ResponseSeal),
-    Done(Genuine<Answer>),
-    Refused(Refusal),
+    /// The response, or the reason why it is not valid, until the seal proves that it is the host's.
+    AwaitSeal(Result<HostAnswer, ExchangeError>, ResponseSeal),
+    Done(Genuine<HostAnswer>),
+    Refused(ExchangeError),
 }
 
-/// While a step is being taken.
-const MOVED: State<'static> = State::Refused(Refusal::ClosedUnanswered);
+/// State while a step is taken.
+const MOVED: ExchangeState<'static> = ExchangeState::Refused(ExchangeError::ClosedUnanswered);
 
-/// All of the response is here, and its seal may be awaited.
-fn said<'k>(answer: Result<Answer, Refusal>, seal: ResponseSeal) -> Result<State<'k>, Refusal> {
+/// Returns the state after a complete response: a seal follows, or the exchange is done.
+fn after_response<'k>(
+    answer: Result<HostAnswer, ExchangeError>,
+    seal: ResponseSeal,
+) -> Result<ExchangeState<'k>, ExchangeError> {
     if seal.is_sealed() {
-        return Ok(State::AwaitSeal(answer, seal));
+        return Ok(ExchangeState::AwaitSeal(answer, seal));
     }
-    Ok(State::Done(seal.unsealed(answer?).map_err(|_| Refusal::NoSeal)?))
+    Ok(ExchangeState::Done(seal.unsealed(answer?).map_err(|_| ExchangeError::NoSeal)?))
 }
 
-/// What a response byte without a list means as the answer to this action.
-pub(crate) fn plain(action: Action, byte: u8) -> Result<Answer, Refusal> {
-    match Response::from_number(byte).ok_or(Refusal::Response(byte))? {
-        Response::Success if action == Action::List => Err(Refusal::NoList),
-        Response::Off if action != Action::Status => Err(Refusal::Response(byte)),
-        response => Ok(Answer::Response(response)),
+/// Returns the answer that a response byte without a list is for this action.
+pub(crate) fn answer_from_byte(action: Action, byte: u8) -> Result<HostAnswer, ExchangeError> {
+    match Response::from_number(byte).ok_or(ExchangeError::Response(byte))? {
+        Response::Success if action == Action::List => Err(ExchangeError::NoList),
+        Response::Off if action != Action::Status => Err(ExchangeError::Response(byte)),
+        response => Ok(HostAnswer::Response(response)),
     }
 }
 
-impl<'k> Exchange<'k> {
-    /// A stream on which the request is known (`request` none) or comes first. `auth` is how it was sent; `c1` must
-    /// be a fresh challenge.
+impl<'k> HostExchange<'k> {
+    /// Starts an exchange. `request` is sent first; none where the host has it already. `auth` is how it was
+    /// sent. `c1` must be a fresh challenge.
     #[must_use]
     pub fn new(action: Action, auth: ClientAuth<'k>, request: Option<&[u8]>, c1: Challenge) -> Self {
         let mut output = request.unwrap_or_default().to_vec();
         let state = match ClientStream::begin(auth, c1) {
             ClientStream::Challenge(handshake) => {
                 output.extend(c1);
-                State::AwaitAnswer(handshake)
+                ExchangeState::AwaitAnswer(handshake)
             }
-            ClientStream::Open(seal) => State::AwaitResponse(seal),
+            ClientStream::Open(seal) => ExchangeState::AwaitResponse(seal),
         };
         Self { action, state, input: Vec::new(), output }
     }
 
-    /// Takes what is to be sent now.
+    /// Takes the bytes that are to be sent now.
     #[must_use]
-    pub fn output(&mut self) -> Vec<u8> {
+    pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
     }
 
-    /// Takes bytes that came.
+    /// Takes received bytes.
     ///
     /// # Errors
-    /// Why the stream must be closed; it stays so.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    /// The reason why the stream must be closed. It stays the same afterwards.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), ExchangeError> {
         self.input.extend_from_slice(bytes);
         loop {
-            let waiting = self.input.len();
-            match self.step() {
-                Ok(()) if self.input.len() == waiting => return Ok(()),
+            let length = self.input.len();
+            match self.advance() {
+                Ok(()) if self.input.len() == length => return Ok(()),
                 Ok(()) => {}
-                Err(refusal) => {
-                    self.state = State::Refused(refusal);
-                    return Err(refusal);
+                Err(error) => {
+                    self.state = ExchangeState::Refused(error);
+                    return Err(error);
                 }
             }
         }
     }
 
-    /// The host has closed the stream, or there is no more time: the answer if the stream has one.
+    /// Ends the exchange, because the host closed the stream or time ran out, and returns its answer.
     ///
     /// # Errors
-    /// How far it came.
-    pub fn close(&mut self) -> Result<Answer, Refusal> {
-        let state = std::mem::replace(&mut self.state, State::Refused(Refusal::ClosedUnanswered));
+    /// The reason why there is no answer, by the step that was reached.
+    pub fn close(&mut self) -> Result<HostAnswer, ExchangeError> {
+        let state =
+            std::mem::replace(&mut self.state, ExchangeState::Refused(ExchangeError::ClosedUnanswered));
         Err(match state {
-            State::Done(answer) => return Ok(answer.into_inner()),
-            State::AfterList(entries, seal) => {
-                let answer = seal.unsealed(Answer::List { entries, response: None });
-                return answer.map(Genuine::into_inner).map_err(|_| Refusal::NoSeal);
+            ExchangeState::Done(answer) => return Ok(answer.into_inner()),
+            ExchangeState::AfterList(entries, seal) => {
+                let answer = seal.unsealed(HostAnswer::List { entries, response: None });
+                return answer.map(Genuine::into_inner).map_err(|_| ExchangeError::NoSeal);
             }
-            State::AwaitAnswer(_) if self.input.len() == 1 => Refusal::ResponseUnproven,
-            State::AwaitAnswer(_) => Refusal::ClosedUnproven,
-            State::AwaitChallenge(_) | State::Asked(..) => Refusal::ClosedProven,
-            State::AwaitResponse(_) => Refusal::ClosedUnanswered,
-            State::InList(entries, _) => Refusal::ListBrokeOff(entries.len()),
-            State::AwaitSeal(..) => Refusal::NoSeal,
-            State::Refused(refusal) => refusal,
+            ExchangeState::AwaitAnswer(_) if self.input.len() == 1 => ExchangeError::ResponseUnproven,
+            ExchangeState::AwaitAnswer(_) => ExchangeError::ClosedUnproven,
+            ExchangeState::AwaitChallenge(_) | ExchangeState::HeldProof(..) => ExchangeError::ClosedProven,
+            ExchangeState::AwaitResponse(_) => ExchangeError::ClosedUnanswered,
+            ExchangeState::InList(entries, _) => ExchangeError::ListBrokeOff(entries.len()),
+            ExchangeState::AwaitSeal(..) => ExchangeError::NoSeal,
+            ExchangeState::Refused(error) => error,
         })
     }
 
-    /// Whether the answer is complete.
+    /// Returns whether the answer is complete.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Done(_))
+        matches!(self.state, ExchangeState::Done(_))
     }
 
-    /// Whether all of a list is here; only the byte is missing that some hosts do not send. A sealed list has no end
-    /// before its seal.
+    /// Returns whether the whole list is here and only its result is missing, which not every host sends. A
+    /// sealed list has no end before its seal.
     #[must_use]
-    pub fn list_has_ended(&self) -> bool {
-        matches!(&self.state, State::AfterList(_, seal) if !seal.is_sealed())
+    pub fn is_list_complete(&self) -> bool {
+        matches!(&self.state, ExchangeState::AfterList(_, seal) if !seal.is_sealed())
     }
 
-    /// Whether the peer may be believed: it holds the key, or nobody asks for that.
+    /// Returns whether the peer is believed: it holds the key, or the plan asks for no proof.
     #[must_use]
     pub fn is_believed(&self) -> bool {
-        !matches!(self.state, State::AwaitAnswer(_) | State::Refused(_))
+        !matches!(self.state, ExchangeState::AwaitAnswer(_) | ExchangeState::Refused(_))
     }
 
-    /// Whether the host asks for our proof.
+    /// Returns whether the host waits for our proof.
     #[must_use]
-    pub fn asks_for_proof(&self) -> bool {
-        matches!(self.state, State::Asked(..))
+    pub fn is_asking_for_proof(&self) -> bool {
+        matches!(self.state, ExchangeState::HeldProof(..))
     }
 
-    /// Answers the host's challenge, if it asks.
+    /// Answers the host's challenge, if it is here.
     pub fn prove(&mut self) {
         self.state = match std::mem::replace(&mut self.state, MOVED) {
-            State::Asked(answer, seal) => {
+            ExchangeState::HeldProof(answer, seal) => {
                 self.output.extend(answer);
-                State::AwaitResponse(seal)
+                ExchangeState::AwaitResponse(seal)
             }
             other => other,
         };
     }
 
-    /// What the stream waits for.
+    /// Returns the step that the exchange waits for.
     #[must_use]
-    pub fn waits_for(&self) -> Wait {
+    pub fn awaited_step(&self) -> AwaitedStep {
         match self.state {
-            State::AwaitAnswer(_) => Wait::Proof,
-            State::AwaitChallenge(_) => Wait::Challenge,
-            State::Asked(..) => Wait::Turn,
-            State::AwaitResponse(_) => Wait::Response,
-            State::InList(..) => Wait::List,
-            State::AfterList(_, ref seal) if seal.is_sealed() => Wait::List,
-            State::AwaitSeal(..) => Wait::Seal,
-            State::AfterList(..) | State::Done(_) | State::Refused(_) => Wait::Nothing,
+            ExchangeState::AwaitAnswer(_) => AwaitedStep::Proof,
+            ExchangeState::AwaitChallenge(_) => AwaitedStep::Challenge,
+            ExchangeState::HeldProof(..) => AwaitedStep::Turn,
+            ExchangeState::AwaitResponse(_) => AwaitedStep::Response,
+            ExchangeState::InList(..) => AwaitedStep::List,
+            ExchangeState::AfterList(_, ref seal) if seal.is_sealed() => AwaitedStep::List,
+            ExchangeState::AwaitSeal(..) => AwaitedStep::Seal,
+            ExchangeState::AfterList(..) | ExchangeState::Done(_) | ExchangeState::Refused(_) => {
+                AwaitedStep::Nothing
+            }
         }
     }
 
-    /// Goes on by at most one message.
-    fn step(&mut self) -> Result<(), Refusal> {
+    /// Takes at most one message.
+    fn advance(&mut self) -> Result<(), ExchangeError> {
         self.state = match std::mem::replace(&mut self.state, MOVED) {
-            State::AwaitAnswer(handshake) => match self.take::<HASH_LEN>() {
-                Some(answer) => State::AwaitChallenge(handshake.verify(&answer)?),
-                None => State::AwaitAnswer(handshake),
+            ExchangeState::AwaitAnswer(handshake) => match self.take::<HASH_LEN>() {
+                Some(answer) => ExchangeState::AwaitChallenge(handshake.verify(&answer)?),
+                None => ExchangeState::AwaitAnswer(handshake),
             },
-            State::AwaitChallenge(client) => match self.take::<CHALLENGE_LEN>() {
+            ExchangeState::AwaitChallenge(client) => match self.take::<CHALLENGE_LEN>() {
                 Some(c2) => {
                     let (answer, seal) = client.answer(&c2)?;
-                    State::Asked(answer, seal)
+                    ExchangeState::HeldProof(answer, seal)
                 }
-                None => State::AwaitChallenge(client),
+                None => ExchangeState::AwaitChallenge(client),
             },
-            State::Asked(..) if !self.input.is_empty() => return Err(Refusal::OutOfTurn),
-            State::AwaitResponse(mut seal) => match self.take_sealed::<1>(&mut seal) {
-                Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => State::InList(Vec::new(), seal),
-                Some([byte]) => said(plain(self.action, byte), seal)?,
-                None => State::AwaitResponse(seal),
+            ExchangeState::HeldProof(..) if !self.input.is_empty() => return Err(ExchangeError::OutOfTurn),
+            ExchangeState::AwaitResponse(mut seal) => match self.take_sealed::<1>(&mut seal) {
+                Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => {
+                    ExchangeState::InList(Vec::new(), seal)
+                }
+                Some([byte]) => after_response(answer_from_byte(self.action, byte), seal)?,
+                None => ExchangeState::AwaitResponse(seal),
             },
-            State::InList(mut entries, mut seal) => {
+            ExchangeState::InList(mut entries, mut seal) => {
                 match self.take_sealed::<HOST_LIST_ENTRY_LEN>(&mut seal) {
                     Some(entry) => match HostListEntry::decode(&entry) {
-                        HostListItem::End => State::AfterList(entries, seal),
+                        HostListItem::End => ExchangeState::AfterList(entries, seal),
                         HostListItem::Domain(_) if entries.len() == LIST_MAX => {
-                            return Err(Refusal::ListTooLong);
+                            return Err(ExchangeError::ListTooLong);
                         }
                         HostListItem::Domain(domain) => {
                             entries.push(domain);
-                            State::InList(entries, seal)
+                            ExchangeState::InList(entries, seal)
                         }
                     },
-                    None => State::InList(entries, seal),
+                    None => ExchangeState::InList(entries, seal),
                 }
             }
-            State::AfterList(entries, mut seal) => match self.take_sealed::<1>(&mut seal) {
+            ExchangeState::AfterList(entries, mut seal) => match self.take_sealed::<1>(&mut seal) {
                 Some([byte]) => {
-                    let response = Response::from_number(byte).ok_or(Refusal::Response(byte));
-                    said(response.map(|it| Answer::List { entries, response: Some(it) }), seal)?
+                    let response = Response::from_number(byte).ok_or(ExchangeError::Response(byte));
+                    after_response(response.map(|it| HostAnswer::List { entries, response: Some(it) }), seal)?
                 }
-                None => State::AfterList(entries, seal),
+                None => ExchangeState::AfterList(entries, seal),
             },
-            State::AwaitSeal(answer, seal) => match self.take::<HASH_LEN>() {
-                Some(theirs) => {
-                    // Even that a response means nothing is only known of the host's own.
-                    State::Done(seal.verify(answer, &theirs)?.transpose()?)
+            ExchangeState::AwaitSeal(answer, seal) => match self.take::<HASH_LEN>() {
+                Some(received) => {
+                    // Also that a response is not valid is known only of the host's own response.
+                    ExchangeState::Done(seal.verify(answer, &received)?.transpose()?)
                 }
-                None => State::AwaitSeal(answer, seal),
+                None => ExchangeState::AwaitSeal(answer, seal),
             },
-            // What comes after the end is nobody's.
-            State::Done(answer) => {
+            // Bytes after the end are discarded.
+            ExchangeState::Done(answer) => {
                 self.input.clear();
-                State::Done(answer)
+                ExchangeState::Done(answer)
             }
-            State::Refused(refusal) => return Err(refusal),
-            asked @ State::Asked(..) => asked,
+            ExchangeState::Refused(error) => return Err(error),
+            held @ ExchangeState::HeldProof(..) => held,
         };
         Ok(())
     }
 
-    /// A part of the response, which its seal covers.
+    /// Takes a part of the response, which the seal covers.
     fn take_sealed<const N: usize>(&mut self, seal: &mut ResponseSeal) -> Option<[u8; N]> {
         let part = self.take()?;
         seal.take(&part);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Why there is no answer, by whatever transport.
+//! Failure of a request, on any transport.
+//!
+//! Owns nothing: it wraps the failures of the transports. Only `ask` and `diagnose` make it. Must never be
+//! imported by a module that makes one of these failures.
 
 use fence_cli::key_file::KeyFileError;
 
@@ -7,11 +10,11 @@ use crate::line::LineFailure;
 use crate::multicast_failure::MulticastFailure;
 use crate::stream::StreamFailure;
 
-/// Why there is no answer. All mean exit code 1; the texts say what to look at next.
+/// Reason why there is no answer. Every one means exit code 1. The texts say what to look at next.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub(crate) enum Failure {
-    /// No key.
+pub(crate) enum ClientFailure {
+    /// The key cannot be loaded.
     Key(#[from] KeyFileError),
     /// A multicast request has no answer.
     Multicast(#[from] MulticastFailure),

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Texts made from the table of options: help, version, metadata.
+//!
+//! Owns their form. Pure. Must never change the parameters of the metadata against those of the C agents:
+//! cluster shells compare them.
 
 use std::fmt::Write;
 
-use crate::options::{Id, Opt, Program, domain_alias};
+use crate::options::{ClientProgram, OptionId, OptionRow, domain_alias};
 
-/// The help, for the terminal.
-pub(crate) fn help(program: Program) -> String {
+/// Returns the help, for the terminal.
+pub(crate) fn help_text(program: ClientProgram) -> String {
     let mut text =
         format!("usage: {} [options]\n\nFences virtual machines: asks the host that runs ", program.name());
     text.push_str("one to power it off, on or round.\nA reboot leaves a machine that is off as it is.\n\n");
     for option in program.options() {
-        row(&mut text, &forms(option), option);
+        write_row(&mut text, &forms(option), option);
     }
     text.push_str(
         "  -h, -?, --help                   Show this help\n  \
@@ -25,31 +28,31 @@ pub(crate) fn help(program: Program) -> String {
         "\nWithout any argument the options come from standard input, NAME=VALUE, one to a line:\n\n",
     );
     for option in program.options() {
-        row(&mut text, option.name.unwrap_or_default(), option);
+        write_row(&mut text, option.name.unwrap_or_default(), option);
     }
     text.push_str("\nExit codes: 0 done (status: on), 1 failed, 2 status: off, 3 permission denied\n");
     text
 }
 
-/// The version.
-pub(crate) fn version(program: Program) -> String {
+/// Returns the version.
+pub(crate) fn version_text(program: ClientProgram) -> String {
     format!("{} {} (fence-virt in Rust)\n", program.name(), env!("CARGO_PKG_VERSION"))
 }
 
-/// The metadata for cluster managers, as XML.
-pub(crate) fn metadata(program: Program) -> String {
+/// Returns the metadata for cluster managers, as XML.
+pub(crate) fn metadata_text(program: ClientProgram) -> String {
     let name = program.name();
     let mut xml = String::from("<?xml version=\"1.0\" ?>\n");
     let _ = writeln!(xml, "<resource-agent name=\"{name}\" shortdesc=\"Fence agent for virtual machines\">");
     let _ = writeln!(
         xml,
-        "<longdesc>{name} powers virtual machines off, on and round by asking fence_virtd on the host that runs \
-         them.\n\nNote: reboot leaves a machine that is off as it is.</longdesc>"
+        "<longdesc>{name} powers virtual machines off, on and round by asking fence_virtd on the host that \
+         runs them.\n\nNote: reboot leaves a machine that is off as it is.</longdesc>"
     );
     xml.push_str("<vendor-url>https://www.clusterlabs.org</vendor-url>\n<parameters>\n");
-    // Cluster shells compare the parameters with those of the C agents; the quiet time is ours alone.
-    for option in program.options().filter(|o| o.id != Id::Quiet).chain([domain_alias()]) {
-        parameter(&mut xml, option);
+    // The C agents have no quiet time, so the metadata has none.
+    for option in program.options().filter(|o| o.id != OptionId::Quiet).chain([domain_alias()]) {
+        write_parameter(&mut xml, option);
     }
     xml.push_str("</parameters>\n<actions>\n");
     for action in ACTIONS {
@@ -62,21 +65,22 @@ pub(crate) fn metadata(program: Program) -> String {
 const ACTIONS: [&str; 10] =
     ["null", "on", "off", "reboot", "metadata", "status", "monitor", "list", "list-status", "validate-all"];
 
-/// The forms on the command line, for the help: `-t, --timeout=<seconds>`.
-fn forms(option: &Opt) -> String {
+/// Returns the forms on the command line, for the help: `-t, --timeout=<seconds>`.
+fn forms(option: &OptionRow) -> String {
     let mut forms: Vec<_> = option.letter.iter().map(|it| format!("-{it}")).collect();
     forms.extend(option.long.iter().map(|it| format!("--{it}")));
     let value = match option.id {
         _ if option.value.is_empty() => String::new(),
-        // Attached, or left out.
-        Id::VsockCid => format!("[={}]", option.value),
+        // The value is attached, or left out.
+        OptionId::VsockCid => format!("[={}]", option.value),
         _ if option.long.is_empty() => format!(" <{}>", option.value),
         _ => format!("=<{}>", option.value),
     };
     forms.join(", ") + &value
 }
 
-fn row(text: &mut String, head: &str, option: &Opt) {
+/// Writes one option of the help.
+fn write_row(text: &mut String, head: &str, option: &OptionRow) {
     let _ = write!(text, "  {head:<31}  {}", option.text);
     let _ = match option.default {
         Some(default) => writeln!(text, " (default {default})"),
@@ -84,12 +88,13 @@ fn row(text: &mut String, head: &str, option: &Opt) {
     };
 }
 
-fn parameter(xml: &mut String, option: &Opt) {
+/// Writes one parameter of the metadata.
+fn write_parameter(xml: &mut String, option: &OptionRow) {
     let name = option.name.unwrap_or_default();
     let older = option.deprecated;
-    // Both ways to name the target are marked as required, and the alias of standard input is not: cluster shells
-    // know the parameters by these marks.
-    let required = u8::from(option.id == Id::Plug && option.letter.is_some());
+    // Both options that name the target are marked as required, the alias of standard input is not. Cluster
+    // shells rely on these marks.
+    let required = u8::from(option.id == OptionId::Plug && option.letter.is_some());
     let mark = match name {
         "plug" => " obsoletes=\"port\"",
         _ if older => " deprecated=\"1\"",
@@ -97,7 +102,7 @@ fn parameter(xml: &mut String, option: &Opt) {
     };
     let mut forms = option.letter.map(|l| format!("-{l}")).unwrap_or_default();
     if let Some(long) = option.long.first() {
-        // In the form of the fence agents' library.
+        // The form of the library of fence agents.
         let value = if option.value.is_empty() { String::new() } else { format!("=[{}]", option.value) };
         forms.push_str(&format!(", --{long}{value}"));
     }
@@ -117,8 +122,8 @@ mod tests {
 
     #[test]
     fn metadata_is_well_formed() {
-        for program in [Program::Xvm, Program::Virt] {
-            let xml = metadata(program);
+        for program in [ClientProgram::Xvm, ClientProgram::Virt] {
+            let xml = metadata_text(program);
             let document = roxmltree::Document::parse(&xml).unwrap();
             assert_eq!(document.root_element().attribute("name"), Some(program.name()));
             let parameters: Vec<_> = document
@@ -127,7 +132,7 @@ mod tests {
                 .filter_map(|n| n.attribute("name"))
                 .collect();
             let expected: &[&str] = match program {
-                Program::Xvm => &[
+                ClientProgram::Xvm => &[
                     "debug",
                     "ip_family",
                     "multicast_address",
@@ -144,7 +149,7 @@ mod tests {
                     "delay",
                     "domain",
                 ],
-                Program::Virt => &[
+                ClientProgram::Virt => &[
                     "debug",
                     "serial_device",
                     "serial_params",
@@ -169,9 +174,9 @@ mod tests {
 
     #[test]
     fn help_names_every_option() {
-        for program in [Program::Xvm, Program::Virt] {
-            let text = help(program);
-            for letter in program.getopt().chars().filter(|c| !":M".contains(*c)) {
+        for program in [ClientProgram::Xvm, ClientProgram::Virt] {
+            let text = help_text(program);
+            for letter in program.getopt_string().chars().filter(|c| !":M".contains(*c)) {
                 assert!(text.contains(&format!("-{letter}")), "-{letter}\n{text}");
             }
         }

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The guest agents `fence_xvm` and `fence_virt`.
 //!
-//! One process carries out one request and ends: options in ([`stdin`], [`plan`]), one question to a host by one
-//! transport (`multicast`, `tcp`, `vsock`, `line`), its answer out as an exit code. No async runtime, one thread, and
-//! one absolute deadline that bounds every wait. Only lists and status lines go to standard output; cluster managers
-//! read it.
+//! One process carries out one request and ends. Options come in ([`stdin`], [`settings`]) and make a
+//! [`plan`]. One request goes to a host on one transport (`multicast`, `tcp`, `vsock`, `line`). The answer is
+//! the exit code.
 //!
-//! It must never report success for anything but a host's own answer to this run's own request.
+//! Owns the order of these steps. Runs on one thread, without an async runtime. One absolute deadline ends
+//! every wait. Only lists and status lines go to standard output, which cluster managers read.
+//!
+//! Must never report success for anything but a host's own answer to this run's own request.
 #![forbid(unsafe_code)]
 
+mod advice;
 pub mod answer;
 mod ask;
 mod attempts;
@@ -56,31 +59,31 @@ use fence_wire::escaped;
 
 use crate::ask::{ask, load_key};
 use crate::console::Console;
-use crate::options::Program;
+use crate::options::ClientProgram;
 use crate::output::{FAILURE, print};
-use crate::plan::{Plan, Task};
-use crate::settings::Settings;
+use crate::plan::{ClientTask, RequestPlan};
+use crate::settings::ClientSettings;
 use crate::usage::UsageError;
 
-/// Bytes of standard input that are read; no cluster manager sends a hundredth of it.
+/// Largest number of bytes of standard input that are read. No cluster manager sends a hundredth of it.
 const STDIN_MAX: u64 = 1 << 20;
 
-/// Runs the agent with a whole argv, the program's name first.
+/// Runs the agent with these arguments, the program's name first.
 pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut argv = argv.into_iter();
-    let program = Program::from_argv0(&argv.next().unwrap_or_default());
+    let program = ClientProgram::from_argv0(&argv.next().unwrap_or_default());
     let mut console = Console::new(program);
     let arguments: Vec<_> = argv.collect();
     if let Some(file) = keygen::requested(&arguments) {
         return ExitCode::from(make_key(file, &console));
     }
-    let task = settings(program, arguments, &console).and_then(|s| s.task(program));
+    let task = read_settings(program, arguments, &console).and_then(|settings| settings.into_task(program));
     let code = match task {
-        Ok(Task::Help) => print(&help::help(program)),
-        Ok(Task::Version) => print(&help::version(program)),
-        Ok(Task::Metadata) => print(&help::metadata(program)),
-        Ok(Task::Validate(plan)) => validate(&plan, &console),
-        Ok(Task::Ask(plan)) => {
+        Ok(ClientTask::Help) => print(&help::help_text(program)),
+        Ok(ClientTask::Version) => print(&help::version_text(program)),
+        Ok(ClientTask::Metadata) => print(&help::metadata_text(program)),
+        Ok(ClientTask::Validate(plan)) => validate(&plan, &console),
+        Ok(ClientTask::Ask(plan)) => {
             console.set_level(plan.debug);
             match ask(&plan, &console) {
                 Ok(answer) => report::report(&plan, answer, &console),
@@ -90,7 +93,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
                 }
             }
         }
-        Ok(Task::Diagnose(plan)) => {
+        Ok(ClientTask::Diagnose(plan)) => {
             console.set_level(plan.debug);
             diagnose::diagnose(&plan, &console)
         }
@@ -102,17 +105,21 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// The options, from the command line or, when that is empty, from standard input.
-fn settings(program: Program, arguments: Vec<OsString>, console: &Console) -> Result<Settings, UsageError> {
-    let mut settings = Settings::default();
+/// Reads the options from the command line or, when that is empty, from standard input.
+fn read_settings(
+    program: ClientProgram,
+    arguments: Vec<OsString>,
+    console: &Console,
+) -> Result<ClientSettings, UsageError> {
+    let mut settings = ClientSettings::default();
     if arguments.is_empty() {
         let mut text = Vec::new();
         io::stdin().take(STDIN_MAX).read_to_end(&mut text).map_err(UsageError::Stdin)?;
-        for unknown in stdin::read(program, &text, &mut settings)? {
+        for unknown in stdin::read_options(program, &text, &mut settings)? {
             console.say(&unknown);
         }
     } else {
-        let line = getopt::parse(program.getopt(), &program.long(), arguments)?;
+        let line = getopt::parse(program.getopt_string(), &program.long_options(), arguments)?;
         for option in line.options {
             settings.set_option(option.name, option.value)?;
         }
@@ -123,22 +130,22 @@ fn settings(program: Program, arguments: Vec<OsString>, console: &Console) -> Re
     Ok(settings)
 }
 
-/// The options are fine, or there would be no plan; a key file that was named must be fine too. The default one may
-/// still be missing: cluster shells validate before keys are handed out.
-fn validate(plan: &Plan, console: &Console) -> u8 {
+/// Checks the key file and returns the exit code. The options were checked with the plan. Only the default
+/// key file may be missing: cluster shells validate before keys are handed out.
+fn validate(plan: &RequestPlan, console: &Console) -> u8 {
     match load_key(plan) {
         Ok(_) => 0,
         Err(error) => {
             console.say(&error);
-            let may_come = matches!(error, KeyFileError::Missing { .. }) && !plan.key_file_named;
-            if may_come { 0 } else { FAILURE }
+            let may_come_later = matches!(error, KeyFileError::Missing { .. }) && !plan.key_file_named;
+            if may_come_later { 0 } else { FAILURE }
         }
     }
 }
 
-/// Makes a new key; asks nobody.
+/// Makes a new key, and asks no host.
 fn make_key(file: Result<PathBuf, KeygenError>, console: &Console) -> u8 {
-    match file.and_then(|it| keygen::make(&it)) {
+    match file.and_then(|path| keygen::make(&path)) {
         Ok(made) => print(&made.to_string()),
         Err(error) => {
             console.say(&error);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The agents `fence_xvm` and `fence_virt`: one program that goes by the name it is called by.
+//! The agents `fence_xvm` and `fence_virt`: one program, whose name decides which of the two runs.
 
 use std::process::ExitCode;
 

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Asking by multicast: a datagram from each of our addresses, and the host that owns the domain calls back by TCP.
+//! A request by multicast: one datagram from each of our addresses, and the owner of the domain calls back
+//! over TCP.
 //!
-//! One thread waits on everything. Anybody can connect to the call-back port, so a connection counts for nothing
-//! until its peer has proven the key, and a slow one delays nobody. Of the proven hosts one at a time gets our
-//! proof, and with it leave to act; the next one only when that one has gone without a response, or has said at once
-//! that it will not do it. A list changes nothing: there every proven host gets it, and their lists are merged.
+//! Owns the call-back connections. One thread waits for all of them, and a slow one delays no other. Anybody
+//! can connect to the call-back port, so a connection counts for nothing until its peer has proved that it
+//! holds the key.
+//!
+//! Of the proven hosts one at a time gets our proof, and with it the permission to act. The next host gets it
+//! only when that one hung up without a response, or refused at once. A list changes nothing: there every
+//! proven host gets our proof, and their lists are merged.
+//!
+//! Must never give two hosts the permission to act at a time.
 
 use std::io::{self, ErrorKind, Read, Stdout, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -17,261 +23,300 @@ use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request}
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::answer::Answer;
-use crate::attempts::{Attempts, CameTo};
-use crate::collector::{Hearing, Said};
+use crate::answer::HostAnswer;
+use crate::attempts::{MulticastAttempts, StreamProgress};
+use crate::collector::{AnswerCollector, HostResult};
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::exchange::{Exchange, LAST_BYTE, Refusal};
+use crate::exchange::{ExchangeError, HostExchange, LAST_BYTE};
 use crate::multicast_failure::MulticastFailure;
-use crate::plan::{Multicast, Plan};
-use crate::ports::{Claim, Ports};
+use crate::plan::{MulticastSettings, RequestPlan};
+use crate::ports::{CallBackPorts, PortReservation};
 use crate::random::{new_challenge, random_bytes};
-use crate::rows::Rows;
-use crate::words::{is_sealed, key_in_words, request_in_words};
+use crate::rows::ListRows;
+use crate::words::{describe_key, describe_request, is_sealed};
 
-/// Connections that are held at once; of more the oldest unproven one is dropped.
+/// Largest number of connections at a time. For a further one the oldest unproven connection is evicted.
 const CONNECTIONS_MAX: usize = 32;
-/// How long a proven host may send nothing when the lists of others are there.
-const STALLED: Duration = Duration::from_secs(5);
+/// Time that a silent proven host delays the lists of other hosts.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Asks the hosts that listen on the group. The rows of lists are printed here, as they come.
+/// Asks the hosts that listen on the group. Prints the rows of lists as they come.
 pub(crate) fn ask(
-    plan: &Plan,
-    to: Multicast,
+    plan: &RequestPlan,
+    to: MulticastSettings,
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, MulticastFailure> {
-    let claim = claim(to, deadline, console)?;
+) -> Result<HostAnswer, MulticastFailure> {
+    let reservation = reserve_port(to, deadline, console)?;
     confine(Tcp::None, console);
-    let (end, attempts) = question(plan, to, key, claim, deadline, Look::default(), console)?;
-    end?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(attempts)))
+    let request = MulticastRequest { plan, to, key, probe: MulticastProbe::default() };
+    let result = send_request(request, reservation, deadline, console)?;
+    result.answer?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(result.attempts)))
 }
 
-/// What is looked for beside the answer.
+/// Additional observations of a diagnosis.
 #[derive(Debug, Default)]
-pub(crate) struct Look {
-    /// Sees call-backs that the firewall keeps out.
+pub(crate) struct MulticastProbe {
+    /// Watch that sees call-backs which the firewall keeps out.
     pub(crate) watch: Option<CallWatch>,
-    /// It is over when somebody has called back; nobody gets leave to act.
+    /// True if the request ends when a peer has called back, and no host gets the permission to act.
     pub(crate) only_call_back: bool,
 }
 
-/// Asks one question, whose call-back comes to the claimed port: the answer, none when time ran out, and what was seen.
+/// Request to the hosts of a group.
+#[derive(Debug)]
+pub(crate) struct MulticastRequest<'a> {
+    /// Plan of the request.
+    pub(crate) plan: &'a RequestPlan,
+    /// Group and times.
+    pub(crate) to: MulticastSettings,
+    /// Key; none where the plan needs none.
+    pub(crate) key: Option<&'a Key>,
+    /// Additional observations.
+    pub(crate) probe: MulticastProbe,
+}
+
+/// Result of a request.
+#[derive(Debug)]
+pub(crate) struct MulticastResult {
+    /// Answer of a host; none when time ran out.
+    pub(crate) answer: Result<Option<HostAnswer>, MulticastFailure>,
+    /// Everything that was tried.
+    pub(crate) attempts: MulticastAttempts,
+}
+
+/// Sends one request, and waits for its call-back on the reserved port.
 ///
 /// # Errors
-/// When the system gives no random bytes.
-pub(crate) fn question(
-    plan: &Plan,
-    to: Multicast,
-    key: Option<&Key>,
-    claim: Claim,
+/// When the kernel gives no random bytes.
+pub(crate) fn send_request(
+    request: MulticastRequest<'_>,
+    reservation: PortReservation,
     deadline: Deadline,
-    look: Look,
     console: &Console,
-) -> Result<(Result<Option<Answer>, MulticastFailure>, Attempts), MulticastFailure> {
-    claim.listener.set_nonblocking(true).map_err(MulticastFailure::Listen)?;
-    console.debug(&format_args!("the call-back is awaited on port {}/tcp", claim.port));
-    let mut attempts = Attempts::new(request_in_words(plan), SocketAddr::new(to.group, to.port), claim.port);
-    attempts.seen = look.watch.is_some().then(Vec::new);
-    let mut asker = Asker {
+) -> Result<MulticastResult, MulticastFailure> {
+    let MulticastRequest { plan, to, key, probe } = request;
+    reservation.listener.set_nonblocking(true).map_err(MulticastFailure::Listen)?;
+    console.debug(&format_args!("the call-back is awaited on port {}/tcp", reservation.port));
+    let mut attempts =
+        MulticastAttempts::new(describe_request(plan), SocketAddr::new(to.group, to.port), reservation.port);
+    attempts.watched_calls = probe.watch.is_some().then(Vec::new);
+    let mut client = MulticastClient {
         plan,
         to,
         key,
-        auth: plan.auth_with(key),
-        port: claim.port,
+        auth: plan.client_auth(key),
+        port: reservation.port,
         sequence: u32::from_le_bytes(random_bytes()?),
         calls: Vec::new(),
-        hearing: Hearing::new(plan.action, to.quiet, Rows::to_stdout()),
+        collector: AnswerCollector::new(plan.action, to.quiet, ListRows::to_stdout()),
         attempts,
-        look,
+        probe,
         console,
     };
-    let end = asker.run(&claim.listener, deadline);
-    if matches!(end, Ok(Some(_))) || !asker.attempts.sent_any() {
-        claim.release();
+    let answer = client.run(&reservation.listener, deadline);
+    if matches!(answer, Ok(Some(_))) || !client.attempts.has_sent() {
+        reservation.release();
     }
-    asker.attempts.key = key_in_words(plan, key);
-    asker.attempts.sealed = is_sealed(plan);
-    Ok((end, asker.attempts))
+    client.attempts.key = describe_key(plan, key);
+    client.attempts.sealed = is_sealed(plan);
+    Ok(MulticastResult { answer, attempts: client.attempts })
 }
 
-/// A port to be called back on that no abandoned request belongs to.
-pub(crate) fn claim(to: Multicast, deadline: Deadline, console: &Console) -> Result<Claim, MulticastFailure> {
+/// Reserves a port for the call-back that no abandoned request belongs to.
+pub(crate) fn reserve_port(
+    to: MulticastSettings,
+    deadline: Deadline,
+    console: &Console,
+) -> Result<PortReservation, MulticastFailure> {
     let lifetime = deadline.remaining().unwrap_or_default();
-    let claimed = Ports::open().and_then(|ports| ports.claim(to.family(), to.port, lifetime));
-    let claim = claimed.or_else(|error| {
+    let reserved = CallBackPorts::open().and_then(|ports| ports.reserve(to.family(), to.port, lifetime));
+    reserved.or_else(|error| {
         console.say(&format_args!(
             "cannot record which port is in use ({error}): the call-back is awaited on any port"
         ));
-        Claim::unrecorded(to.family()).map_err(MulticastFailure::Listen)
-    })?;
-    Ok(claim)
+        PortReservation::without_record(to.family()).map_err(MulticastFailure::Listen)
+    })
 }
 
-struct Asker<'a> {
-    plan: &'a Plan,
-    to: Multicast,
+/// Multicast request in progress.
+struct MulticastClient<'a> {
+    plan: &'a RequestPlan,
+    to: MulticastSettings,
     key: Option<&'a Key>,
-    /// How hosts prove themselves; of sealed requests with all packets that were sent.
+    /// Proof that hosts must give; for sealed requests with all packets that were sent.
     auth: ClientAuth<'a>,
     port: u16,
-    /// The same in all datagrams, so that hosts see one request in them.
+    /// Sequence number, the same in all datagrams, so that hosts take them for one request.
     sequence: u32,
-    calls: Vec<Call<'a>>,
-    hearing: Hearing<Stdout>,
-    attempts: Attempts,
-    look: Look,
+    calls: Vec<CallBackConnection<'a>>,
+    collector: AnswerCollector<Stdout>,
+    attempts: MulticastAttempts,
+    probe: MulticastProbe,
     console: &'a Console,
 }
 
-/// A connection of somebody who called back.
-struct Call<'k> {
+/// Connection of a peer that called back.
+struct CallBackConnection<'k> {
     from: SocketAddr,
     stream: TcpStream,
-    exchange: Exchange<'k>,
+    exchange: HostExchange<'k>,
     unsent: Vec<u8>,
-    /// Since when it has leave to act: it got our proof, or needs none.
-    chosen: Option<Instant>,
-    /// When it came, or when a proven one last sent something.
-    heard: Instant,
-    /// It came before the quiet time after other hosts' answers was over.
+    /// Instant at which the peer got the permission to act: our proof, unless it needs none.
+    permitted_at: Option<Instant>,
+    /// Instant at which the peer connected, or at which it last sent bytes after its proof.
+    last_heard: Instant,
+    /// True if the peer connected before the end of the quiet time.
     in_time: bool,
-    /// When its complete list is taken without the byte that may follow.
+    /// Deadline at which a complete list is taken without its result.
     list_until: Option<Deadline>,
 }
 
-/// How a connection ends.
-enum End {
-    /// With what the host said, or a response that is none.
-    Said(Said),
-    /// Before it had said anything: why, and the same in words.
-    Gone(Refusal, String),
+/// End of the wait for a connection.
+enum WaitEnd {
+    /// The host answered, or sent a response that is not valid.
+    Answered(HostResult),
+    /// The peer hung up before its response: the reason, and the same in words.
+    HungUp(ExchangeError, String),
 }
 
-impl<'a> Asker<'a> {
-    /// Sends, waits and listens; none when time has run out.
+impl<'a> MulticastClient<'a> {
+    /// Sends the request again and again, and returns the answer; none when time ran out.
     fn run(
         &mut self,
         listener: &TcpListener,
         deadline: Deadline,
-    ) -> Result<Option<Answer>, MulticastFailure> {
+    ) -> Result<Option<HostAnswer>, MulticastFailure> {
         let mut send_at = Deadline::after(Duration::ZERO);
         while deadline.remaining().is_some() {
-            let enough = self.enough_at(deadline);
-            if enough.is_some_and(|at| at.remaining().is_none()) {
-                return self.conclude(&format!("silent for {} s", STALLED.as_secs()));
+            let end = self.end_of_wait(deadline);
+            if end.is_some_and(|at| at.remaining().is_none()) {
+                return self.conclude(&format!("silent for {} s", STALL_LIMIT.as_secs()));
             }
-            // A host that has leave to act needs no repetition, and hosts of the reference carry a repeated request out
-            // again when they come to it after ten seconds.
-            let asks = enough.is_none() && !self.is_acting();
+            // A host with the permission to act needs no repetition. The C daemon carries a repetition out
+            // again when it reads it after ten seconds.
+            let asks = end.is_none() && !self.is_acting();
             if asks && send_at.remaining().is_none() {
                 self.transmit()?;
                 send_at = Deadline::after(self.to.retransmit);
             }
-            let mut until = enough.unwrap_or(deadline);
+            let mut until = end.unwrap_or(deadline);
             if asks {
                 until = until.min(send_at);
             }
             for list_until in self.calls.iter().filter_map(|c| c.list_until) {
                 until = until.min(list_until);
             }
-            let in_time = self.hearing.quiet().is_none_or(|(_, end)| end.remaining().is_some());
-            let ready = self.wait(listener, until).map_err(MulticastFailure::Wait)?;
-            self.watch();
-            if let Some(answer) = self.attend(&ready.calls)? {
+            let in_time = self.collector.quiet_time().is_none_or(|(_, end)| end.remaining().is_some());
+            let ready = self.wait_until_ready(listener, until).map_err(MulticastFailure::Poll)?;
+            self.record_watched_calls();
+            if let Some(answer) = self.serve_ready(&ready.calls)? {
                 return Ok(Some(answer));
             }
             if ready.listener {
                 self.accept(listener, in_time)?;
             }
-            if self.look.only_call_back && self.has_called_back() {
+            if self.probe.only_call_back && self.has_called_back() {
                 break;
             }
         }
         self.conclude("no more time")
     }
 
-    /// Whether somebody has called back who is believed, or who is not any more.
+    /// Returns whether a peer has called back and was believed, or refused.
     fn has_called_back(&self) -> bool {
         !self.attempts.call_backs.is_empty() || self.calls.iter().any(|it| it.exchange.is_believed())
     }
 
-    /// Takes what the watch has seen.
-    fn watch(&mut self) {
-        let calls = self.look.watch.iter().flat_map(CallWatch::calls);
+    /// Records the call-backs that the watch has seen.
+    fn record_watched_calls(&mut self) {
+        let calls = self.probe.watch.iter().flat_map(CallWatch::calls);
         for (from, _) in calls.filter(|(_, port)| *port == self.port) {
-            self.attempts.saw(from);
+            self.attempts.record_watched_call(from);
         }
     }
 
+    /// Returns whether a host has the permission to act.
     fn is_acting(&self) -> bool {
-        self.calls.iter().any(|c| c.chosen.is_some())
+        self.calls.iter().any(|c| c.permitted_at.is_some())
     }
 
-    /// When no better or further answer is waited for; none as long as there is none at all. A proven host is waited
-    /// for: it may be the one that runs the domain and wait for its turn. Strangers that came within the quiet time
-    /// get as long again to prove themselves, and no longer, so that they cannot draw it out.
-    fn enough_at(&self, deadline: Deadline) -> Option<Deadline> {
-        let (quiet, end) = self.hearing.quiet()?;
-        let patience = |call: &Call<'_>| match call.exchange.is_believed() {
-            true if self.hearing.is_of_all() => Deadline::from(call.heard, STALLED),
+    /// Returns the deadline for a further or better answer; none before the first answer.
+    ///
+    /// The agent waits for a proven host: it may be the owner, and wait for the permission to act. Strangers
+    /// that connected within the quiet time get that time once more to prove themselves, so that they cannot
+    /// delay the end.
+    fn end_of_wait(&self, deadline: Deadline) -> Option<Deadline> {
+        let (quiet, end) = self.collector.quiet_time()?;
+        let patience = |call: &CallBackConnection<'_>| match call.exchange.is_believed() {
+            true if self.collector.wants_all_hosts() => Deadline::from(call.last_heard, STALL_LIMIT),
             true => deadline,
-            false if call.in_time => Deadline::from(call.heard, quiet),
+            false if call.in_time => Deadline::from(call.last_heard, quiet),
             false => end,
         };
         Some(self.calls.iter().map(patience).fold(end, Deadline::max).min(deadline))
     }
 
-    /// Nobody is waited for any more, for the reason in words.
-    fn conclude(&mut self, why: &str) -> Result<Option<Answer>, MulticastFailure> {
-        let acting = self.is_acting();
+    /// Ends the request and returns its answer. `reason` is why no host is waited for any more, in words.
+    fn conclude(&mut self, reason: &str) -> Result<Option<HostAnswer>, MulticastFailure> {
+        let is_acting = self.is_acting();
         for mut call in std::mem::take(&mut self.calls) {
-            let believed = call.exchange.is_believed();
-            let waits_for = call.exchange.waits_for();
-            let outcome = format!("{why} while it waited for {waits_for}");
+            let is_believed = call.exchange.is_believed();
+            let step = call.exchange.awaited_step();
+            let outcome = format!("{reason} while it waited for {step}");
             match call.exchange.close() {
                 Ok(answer) => {
-                    if let Some(answer) = self.hear(&call, Ok(answer))? {
+                    if let Some(answer) = self.take_result(&call, Ok(answer))? {
                         return Ok(Some(answer));
                     }
                 }
                 Err(_) => {
-                    if believed {
-                        self.hearing.lost(call.from, outcome.clone());
+                    if is_believed {
+                        self.collector.record_lost(call.from, outcome.clone());
                     }
-                    self.attempts.called_back(call.from, outcome, CameTo::Waited(waits_for));
+                    self.attempts.record_call_back(call.from, outcome, StreamProgress::Waited(step));
                 }
             }
         }
-        // What a host that had leave to act has done is not known, whatever another one said.
-        if acting && !self.hearing.is_of_all() { Ok(None) } else { self.hearing.conclude() }
+        // Nobody knows what a host with the permission to act has done, whatever another host answered.
+        if is_acting && !self.collector.wants_all_hosts() { Ok(None) } else { self.collector.conclude() }
     }
 
-    /// What a host said; an answer when that is the last word.
-    fn hear(&mut self, call: &Call<'_>, said: Said) -> Result<Option<Answer>, MulticastFailure> {
-        let (words, came_to) = match &said {
-            Ok(Answer::Response(response)) => (format!("said {response}"), CameTo::Answer),
-            Ok(Answer::List { entries, .. }) => (format!("listed {} domains", entries.len()), CameTo::Answer),
-            Err(refusal) => (refusal.to_string(), CameTo::Refused(*refusal)),
+    /// Takes the result of a host. Returns the final answer, or none where another host may give a better
+    /// one.
+    fn take_result(
+        &mut self,
+        call: &CallBackConnection<'_>,
+        result: HostResult,
+    ) -> Result<Option<HostAnswer>, MulticastFailure> {
+        let (words, progress) = match &result {
+            Ok(HostAnswer::Response(response)) => {
+                (format!("answered with {response}"), StreamProgress::Answered)
+            }
+            Ok(HostAnswer::List { entries, .. }) => {
+                (format!("listed {} domains", entries.len()), StreamProgress::Answered)
+            }
+            Err(error) => (error.to_string(), StreamProgress::Refused(*error)),
         };
         self.console.debug(&format_args!("call-back from {}: {words}", call.from));
-        self.attempts.called_back(call.from, words, came_to);
+        self.attempts.record_call_back(call.from, words, progress);
         let now = Instant::now();
-        let since_proof = call.chosen.map(|chosen| now.duration_since(chosen)).unwrap_or_default();
-        self.hearing.hear(call.from, said, since_proof, now)
+        let since_proof = call.permitted_at.map(|instant| now.duration_since(instant)).unwrap_or_default();
+        self.collector.take_result(call.from, result, since_proof, now)
     }
 
-    /// One datagram from each of our addresses. Looks the addresses up anew each time: an interface may have come up.
+    /// Sends one datagram from each of our addresses. Reads the addresses each time: an interface may have
+    /// come up.
     fn transmit(&mut self) -> Result<(), MulticastFailure> {
-        let mut interfaces = interfaces().map_err(MulticastFailure::Wait)?;
-        // The host that runs us is not on loopback.
+        let mut interfaces = interfaces().map_err(MulticastFailure::Poll)?;
+        // Loopback comes last: the host of this guest is not there.
         interfaces.sort_by_key(Interface::is_loopback);
         let family = self.to.family();
         for interface in interfaces.iter().filter(|i| i.is_up()) {
-            for address in interface.addresses.iter().filter(|a| is_source(a, interface, family)) {
+            for address in interface.addresses.iter().filter(|a| is_sender(a, interface, family)) {
                 let request = Request {
                     action: self.plan.action,
                     target: self.plan.target.clone(),
@@ -279,7 +324,7 @@ impl<'a> Asker<'a> {
                     nonce: random_bytes()?,
                     sequence: self.sequence,
                 };
-                let packet = self.plan.packet(&request, self.key);
+                let packet = self.plan.encode_packet(&request, self.key);
                 self.auth.add(&packet);
                 self.send(interface, *address, &packet);
             }
@@ -289,42 +334,42 @@ impl<'a> Asker<'a> {
 
     fn send(&mut self, interface: &Interface, from: Address, packet: &[u8; REQUEST_LEN]) {
         let (group, port) = (self.to.group, self.to.port);
-        let sent = MulticastSender::open(from, interface.index, group, port, MULTICAST_TTL)
+        let result = MulticastSender::open(from, interface.index, group, port, MULTICAST_TTL)
             .and_then(|sender| sender.send(packet));
-        let source = self.attempts.source(&interface.name, from.ip);
-        match sent {
+        let entry = self.attempts.sender_mut(&interface.name, from.ip);
+        match result {
             Ok(()) => {
-                source.sent += 1;
+                entry.sent += 1;
                 self.console.debug(&format_args!("sent to {group} from {} {}", interface.name, from.ip));
             }
             Err(error) => {
                 self.console.debug(&format_args!("not sent from {} {}: {error}", interface.name, from.ip));
-                source.failed += 1;
-                source.error = Some(error);
+                entry.failed += 1;
+                entry.error = Some(error);
             }
         }
     }
 
-    /// Waits until something can be read or written, or until then.
-    fn wait(&self, listener: &TcpListener, until: Deadline) -> io::Result<Ready> {
+    /// Waits until a socket can be read or written, or until the deadline.
+    fn wait_until_ready(&self, listener: &TcpListener, until: Deadline) -> io::Result<ReadySockets> {
         let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.calls.iter().map(|call| {
             let out = if call.unsent.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             PollFd::new(call.stream.as_fd(), PollFlags::POLLIN | out)
         }));
-        fds.extend(self.look.watch.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.probe.watch.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
         let remaining = until.remaining().unwrap_or_default();
-        // Rounded up: a wait that ends a moment too early would turn in circles.
+        // Rounded up: a wait that ends too early would make the loop spin.
         let millis = i32::try_from(remaining.as_millis() + 1).unwrap_or(i32::MAX);
         match poll(&mut fds, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
-        Ok(Ready { listener: ready.next().unwrap_or(false), calls: ready.collect() })
+        Ok(ReadySockets { listener: ready.next().unwrap_or(false), calls: ready.collect() })
     }
 
-    /// Takes the connections that are waiting.
+    /// Accepts the connections in the backlog.
     fn accept(&mut self, listener: &TcpListener, in_time: bool) -> Result<(), MulticastFailure> {
         while let Ok((stream, from)) = listener.accept() {
             if stream.set_nonblocking(true).is_err() {
@@ -333,114 +378,129 @@ impl<'a> Asker<'a> {
             let _ = stream.set_nodelay(true);
             self.console.debug(&format_args!("call-back from {from}"));
             if self.calls.len() >= CONNECTIONS_MAX {
-                self.make_room();
+                self.evict_one();
             }
-            let mut exchange = Exchange::new(self.plan.action, self.auth.clone(), None, new_challenge()?);
-            let unsent = exchange.output();
-            let heard = Instant::now();
-            let chosen = matches!(self.auth, ClientAuth::Open).then_some(heard);
-            let mut call = Call { from, stream, exchange, unsent, chosen, heard, in_time, list_until: None };
-            // What cannot be sent at once goes when the socket is ready; an error shows when it is read.
+            let mut exchange = HostExchange::new(self.plan.action, self.auth.clone(), None, new_challenge()?);
+            let unsent = exchange.take_output();
+            let last_heard = Instant::now();
+            let permitted_at = matches!(self.auth, ClientAuth::Open).then_some(last_heard);
+            let mut call = CallBackConnection {
+                from,
+                stream,
+                exchange,
+                unsent,
+                permitted_at,
+                last_heard,
+                in_time,
+                list_until: None,
+            };
+            // The rest goes when the socket is ready. An error shows when the socket is read.
             let _ = call.flush();
             self.calls.push(call);
         }
         Ok(())
     }
 
-    fn make_room(&mut self) {
-        let place = self.calls.iter().position(|c| !c.exchange.is_believed()).unwrap_or(0);
-        let call = self.calls.remove(place);
-        let why = "dropped for newer ones".to_owned();
+    /// Evicts the oldest peer that has not proved itself, or else the oldest.
+    fn evict_one(&mut self) {
+        let index = self.calls.iter().position(|c| !c.exchange.is_believed()).unwrap_or(0);
+        let call = self.calls.remove(index);
+        let outcome = "evicted for newer ones".to_owned();
         if call.exchange.is_believed() {
-            self.hearing.lost(call.from, why.clone());
+            self.collector.record_lost(call.from, outcome.clone());
         }
-        self.attempts.called_back(call.from, why, CameTo::Other);
+        self.attempts.record_call_back(call.from, outcome, StreamProgress::Other);
     }
 
-    /// Goes on with the connections that are ready, and gives leave to act.
-    fn attend(&mut self, ready: &[bool]) -> Result<Option<Answer>, MulticastFailure> {
+    /// Reads and writes on ready connections, and gives a proven host the permission to act.
+    fn serve_ready(&mut self, ready: &[bool]) -> Result<Option<HostAnswer>, MulticastFailure> {
         let mut answer = None;
-        for (place, mut call) in std::mem::take(&mut self.calls).into_iter().enumerate() {
-            let end = if ready.get(place).copied().unwrap_or(false) { call.go_on() } else { None };
+        for (index, mut call) in std::mem::take(&mut self.calls).into_iter().enumerate() {
+            let end = if ready.get(index).copied().unwrap_or(false) { call.advance() } else { None };
             let list_is_over = call.list_until.is_some_and(|until| until.remaining().is_none());
             match end {
                 None if list_is_over => {
-                    let said = call.exchange.close();
-                    answer = self.hear(&call, said)?;
+                    let result = call.exchange.close();
+                    answer = self.take_result(&call, result)?;
                 }
                 None => self.calls.push(call),
-                Some(End::Said(said)) => answer = self.hear(&call, said)?,
-                Some(End::Gone(refusal, why)) => {
-                    self.console.debug(&format_args!("call-back from {}: {why}", call.from));
-                    if !refusal.is_of_stranger() {
-                        self.hearing.lost(call.from, why.clone());
+                Some(WaitEnd::Answered(result)) => answer = self.take_result(&call, result)?,
+                Some(WaitEnd::HungUp(error, outcome)) => {
+                    self.console.debug(&format_args!("call-back from {}: {outcome}", call.from));
+                    if !error.is_from_stranger() {
+                        self.collector.record_lost(call.from, outcome.clone());
                     }
-                    self.attempts.called_back(call.from, why, CameTo::Refused(refusal));
+                    self.attempts.record_call_back(call.from, outcome, StreamProgress::Refused(error));
                 }
             }
             if answer.is_some() {
                 return Ok(answer);
             }
         }
-        let all = self.hearing.is_of_all();
-        let mut acting = self.is_acting();
-        for call in self.calls.iter_mut().filter(|c| c.exchange.asks_for_proof()) {
-            if (all || !acting) && !self.look.only_call_back {
-                self.console.debug(&format_args!("{} is proven and gets our proof", call.from));
+        let wants_all = self.collector.wants_all_hosts();
+        let mut is_acting = self.is_acting();
+        for call in self.calls.iter_mut().filter(|c| c.exchange.is_asking_for_proof()) {
+            if (wants_all || !is_acting) && !self.probe.only_call_back {
+                self.console.debug(&format_args!(
+                    "{} has proved that it holds the key, and gets our proof",
+                    call.from
+                ));
                 call.prove();
-                acting = true;
+                is_acting = true;
             }
         }
         Ok(None)
     }
 }
 
-struct Ready {
+/// Sockets that can be read or written.
+struct ReadySockets {
     listener: bool,
     calls: Vec<bool>,
 }
 
-impl Call<'_> {
+impl CallBackConnection<'_> {
     /// Answers the host's challenge.
     fn prove(&mut self) {
         self.exchange.prove();
-        self.unsent.extend(self.exchange.output());
+        self.unsent.extend(self.exchange.take_output());
         let now = Instant::now();
-        (self.chosen, self.heard) = (Some(now), now);
-        // What cannot be sent at once goes when the socket is ready; an error shows when it is read.
+        (self.permitted_at, self.last_heard) = (Some(now), now);
+        // The rest goes when the socket is ready. An error shows when the socket is read.
         let _ = self.flush();
     }
 
-    /// Sends and reads what can be without waiting.
-    fn go_on(&mut self) -> Option<End> {
-        /// So much and then the others get their turn.
+    /// Sends and reads as much as is possible without waiting. Returns the end of the wait, if it ended.
+    fn advance(&mut self) -> Option<WaitEnd> {
+        /// Number of reads before the other connections are served.
         const READS: usize = 64;
         let mut buffer = [0; 4096];
         if let Err(error) = self.flush() {
-            return Some(self.end(Some(&error)));
+            return Some(self.finish(Some(&error)));
         }
         for _ in 0..READS {
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Some(self.end(None)),
+                Ok(0) => return Some(self.finish(None)),
                 Ok(n) => {
                     if self.exchange.receive(&buffer[..n]).is_err() || self.exchange.is_done() {
-                        return Some(self.end(None));
+                        return Some(self.finish(None));
                     }
                     if self.exchange.is_believed() {
-                        self.heard = Instant::now();
+                        self.last_heard = Instant::now();
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Some(self.end(Some(&error))),
+                Err(error) => return Some(self.finish(Some(&error))),
             }
         }
-        if self.exchange.list_has_ended() && self.list_until.is_none() {
+        if self.exchange.is_list_complete() && self.list_until.is_none() {
             self.list_until = Some(Deadline::after(LAST_BYTE));
         }
         None
     }
 
+    /// Sends as many bytes as the socket takes.
     fn flush(&mut self) -> io::Result<()> {
         while !self.unsent.is_empty() {
             match self.stream.write(&self.unsent) {
@@ -453,19 +513,22 @@ impl Call<'_> {
         Ok(())
     }
 
-    fn end(&mut self, error: Option<&io::Error>) -> End {
+    /// Ends the exchange, because of this I/O error or because the peer closed the connection.
+    fn finish(&mut self, error: Option<&io::Error>) -> WaitEnd {
         match (self.exchange.close(), error) {
-            (Ok(answer), _) => End::Said(Ok(answer)),
-            (Err(refusal), _) if self.chosen.is_some() && refusal.is_final() => End::Said(Err(refusal)),
-            (Err(refusal), None) => End::Gone(refusal, refusal.to_string()),
-            (Err(refusal), Some(error)) => End::Gone(refusal, format!("{refusal} ({error})")),
+            (Ok(answer), _) => WaitEnd::Answered(Ok(answer)),
+            (Err(failure), _) if self.permitted_at.is_some() && failure.is_final() => {
+                WaitEnd::Answered(Err(failure))
+            }
+            (Err(failure), None) => WaitEnd::HungUp(failure, failure.to_string()),
+            (Err(failure), Some(error)) => WaitEnd::HungUp(failure, format!("{failure} ({error})")),
         }
     }
 }
 
-/// The addresses that the reference sends from: on IPv6 neither loopback nor link-local ones, which a host could not
-/// call back.
-fn is_source(address: &Address, interface: &Interface, family: Family) -> bool {
+/// Returns whether the C agent sends from this address: on IPv6 from neither loopback nor link-local
+/// addresses, which a host could not call back.
+fn is_sender(address: &Address, interface: &Interface, family: Family) -> bool {
     match address.ip {
         IpAddr::V4(_) => family == Family::V4,
         IpAddr::V6(v6) => family == Family::V6 && !interface.is_loopback() && !v6.is_unicast_link_local(),

@@ -1,61 +1,68 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Why a multicast request has no answer.
+//! Reasons why a multicast request has no answer.
+//!
+//! Owns their texts. Runs on the agent's only thread, does no I/O. Must never print more than ten lines: the
+//! texts end up in the logs of cluster managers.
 
 use std::io;
 use std::net::SocketAddr;
 
 use rand::rngs::SysError;
 
-use crate::attempts::{Attempts, CalledBack};
-use crate::exchange::Refusal;
-use crate::verdict::Cause;
-use crate::words::OLD_HOST;
+use crate::attempts::{CallBackOutcome, MulticastAttempts};
+use crate::exchange::ExchangeError;
+use crate::verdict::ProbableCause;
+use crate::words::CLASSIC_HOST_HINT;
 
-/// Why there is no answer; the texts say what to look at next.
+/// Reason why there is no answer. The texts say what to look at next.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MulticastFailure {
-    /// The system gives no random bytes.
+    /// The kernel gives no random bytes.
     #[error("no random bytes: {0}")]
     Random(#[from] SysError),
-    /// No port to be called back on.
+    /// There is no port for the call-back.
     #[error("cannot listen for the call-back: {0}")]
     Listen(io::Error),
-    /// The loop's own system call failed.
+    /// A system call of the agent's own loop failed.
     #[error("cannot wait for the host: {0}")]
-    Wait(io::Error),
-    /// The host's answer is none.
-    #[error("no answer from {from}: {refusal}")]
+    Poll(io::Error),
+    /// The host's answer is not valid.
+    #[error("no answer from {from}: {error}")]
     Refused {
-        /// The host.
+        /// Address of the host.
         from: SocketAddr,
-        /// Why.
-        refusal: Refusal,
+        /// Error of the exchange.
+        error: ExchangeError,
     },
-    /// Hosts that were to list their domains did not, or not all of them.
-    #[error("the list is not complete{}", missing(.0))]
-    Incomplete(Vec<CalledBack>),
-    /// The rows cannot be written.
+    /// Some proven hosts did not list their domains, or not all of them.
+    #[error("the list is not complete{}", describe_missing(.0))]
+    Incomplete(Vec<CallBackOutcome>),
+    /// The rows of the list cannot be written.
     #[error("standard output: {0}")]
     Output(io::Error),
-    /// Nobody answered in time.
-    #[error("Timed out waiting for response{}", tried(.0))]
-    TimedOut(Box<Attempts>),
+    /// No host answered in time.
+    #[error("Timed out waiting for response{}", describe_attempts(.0))]
+    TimedOut(Box<MulticastAttempts>),
 }
 
-/// What was tried until time ran out, in words.
-fn tried(attempts: &Attempts) -> String {
+/// Describes the request, everything that was tried, and what to check.
+fn describe_attempts(attempts: &MulticastAttempts) -> String {
     let (group, port) = (attempts.group.ip(), attempts.group.port());
     let mut text = format!(" to {}, sent to {group} port {port}/udp", attempts.request);
-    let _ = attempts.facts(&mut text);
-    text.push_str(&format!("\n  {}; {}", attempts.key, Cause::of(attempts).in_short()));
+    let _ = attempts.write_facts(&mut text);
+    text.push_str(&format!(
+        "\n  {}; {}",
+        attempts.key,
+        ProbableCause::from_attempts(attempts).short_advice()
+    ));
     if attempts.sealed {
-        text.push_str(&format!("; {OLD_HOST}"));
+        text.push_str(&format!("; {CLASSIC_HOST_HINT}"));
     }
     text
 }
 
-/// A line for each host whose list is missing.
-fn missing(hosts: &[CalledBack]) -> String {
+/// Returns a line for each host whose list is missing.
+fn describe_missing(hosts: &[CallBackOutcome]) -> String {
     const SHOWN: usize = 8;
     let mut text: String =
         hosts.iter().take(SHOWN).map(|host| format!("\n  {}: {}", host.from.ip(), host.outcome)).collect();
@@ -68,19 +75,23 @@ fn missing(hosts: &[CalledBack]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attempts::CameTo;
+    use crate::attempts::StreamProgress;
 
     #[test]
     fn ten_lines_at_most() {
-        let new = || Attempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap(), 1230);
+        let new = || MulticastAttempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap(), 1230);
         let text = MulticastFailure::TimedOut(Box::new(new())).to_string();
         assert!(text.starts_with("Timed out waiting for response to off vm1"), "{text}");
         assert!(text.contains("no address to send from"), "{text}");
         let mut attempts = new();
         for n in 0..100_u8 {
-            attempts.source("eth0", [10, 0, 0, n].into()).sent += 1;
+            attempts.sender_mut("eth0", [10, 0, 0, n].into()).sent += 1;
             for port in [9, 10] {
-                attempts.called_back(([10, 0, 1, n], port).into(), "closed".to_owned(), CameTo::Other);
+                attempts.record_call_back(
+                    ([10, 0, 1, n], port).into(),
+                    "closed".to_owned(),
+                    StreamProgress::Other,
+                );
             }
         }
         let text = MulticastFailure::TimedOut(Box::new(attempts)).to_string();

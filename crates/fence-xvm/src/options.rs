@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The table of all options: letters, names on standard input, defaults, words for help and metadata.
+//! Table of all options: letters, names on standard input, defaults, texts for help and metadata.
 //!
-//! Command line, standard input, help and metadata all read this table and nothing else.
+//! Owns the table. Must never have an option anywhere else: command line, standard input, help and metadata
+//! read it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,19 +10,19 @@ use std::os::unix::ffi::OsStrExt;
 use fence_cli::getopt::{ArgumentKind, LongOption};
 use fence_wire::DEFAULT_KEY_FILE;
 
-/// Which agent the program is called as.
+/// Name that the program is called by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Program {
+pub enum ClientProgram {
     /// `fence_xvm`: asks by multicast.
     Xvm,
     /// `fence_virt`: asks by serial line or VM channel, TCP or vsock.
     Virt,
 }
 
-/// What an option is about.
+/// Subject of an option.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the table says what each is")]
-pub enum Id {
+#[expect(missing_docs, reason = "the table describes each")]
+pub enum OptionId {
     Debug,
     Family,
     Group,
@@ -46,38 +47,38 @@ pub enum Id {
     Version,
 }
 
-/// One row of the table.
+/// Row of the table.
 #[derive(Debug)]
-pub struct Opt {
-    /// What it is about.
-    pub id: Id,
-    /// Its letter on the command line.
+pub struct OptionRow {
+    /// Subject of the option.
+    pub id: OptionId,
+    /// Letter on the command line.
     pub letter: Option<char>,
-    /// Its long names on the command line, the one that help and metadata show first.
+    /// Long names on the command line. Help and metadata show the first one first.
     pub long: &'static [&'static str],
-    /// Its name on standard input.
+    /// Name on standard input.
     pub name: Option<&'static str>,
-    /// What stands for its value in the help.
+    /// Placeholder of its value in the help.
     pub value: &'static str,
-    /// The type in the metadata.
+    /// Type in the metadata.
     pub kind: &'static str,
-    /// The default in the metadata.
+    /// Default in the metadata.
     pub default: Option<&'static str>,
-    /// An older name of another option.
+    /// True if this is an older name of another option.
     pub deprecated: bool,
-    /// What it does, in a few words.
+    /// Meaning in a few words.
     pub text: &'static str,
 }
 
-impl Program {
-    /// The agent that a program of this path is: `fence_xvm` by its name, anything else is `fence_virt`.
+impl ClientProgram {
+    /// Returns the agent of this path: `fence_xvm` by its name; any other name is `fence_virt`.
     #[must_use]
     pub fn from_argv0(argv0: &OsStr) -> Self {
         let name = argv0.as_bytes().rsplit(|&b| b == b'/').next().unwrap_or_default();
         if name == b"fence_xvm" { Self::Xvm } else { Self::Virt }
     }
 
-    /// Its name.
+    /// Returns the name of the agent.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -86,23 +87,23 @@ impl Program {
         }
     }
 
-    /// Its options as getopt(3) takes them.
+    /// Returns its options as getopt(3) takes them.
     #[must_use]
-    pub fn getopt(self) -> &'static str {
+    pub fn getopt_string(self) -> &'static str {
         match self {
             Self::Xvm => "di:a:p:r:C:c:k:M:n:H:uo:t:?hVw:q:",
             Self::Virt => "dD:P:A:p:M:n:H:o:t:?hVT:S::C:c:k:w:",
         }
     }
 
-    /// Its long options: each stands for a letter, but for one.
-    pub fn long(self) -> Vec<LongOption> {
-        let takes = |letter| match self.getopt().split_once(letter) {
+    /// Returns its long options. Each stands for a letter, except `--diagnose`.
+    pub fn long_options(self) -> Vec<LongOption> {
+        let takes = |letter| match self.getopt_string().split_once(letter) {
             Some((_, after)) if after.starts_with("::") => ArgumentKind::MayHaveValue,
             Some((_, after)) if after.starts_with(':') => ArgumentKind::Value,
             _ => ArgumentKind::Nothing,
         };
-        let rest = TABLE.iter().filter(|it| matches!(it.id, Id::Help | Id::Version));
+        let rest = TABLE.iter().filter(|it| matches!(it.id, OptionId::Help | OptionId::Version));
         let named = self.options().chain(rest).filter_map(|it| Some((it.long, it.letter?)));
         named
             .flat_map(|(names, letter)| {
@@ -112,46 +113,46 @@ impl Program {
             .collect()
     }
 
-    /// Its options that have a meaning, in the order of help and metadata.
-    pub fn options(self) -> impl Iterator<Item = &'static Opt> {
+    /// Returns its options that have a meaning, in the order of help and metadata.
+    pub fn options(self) -> impl Iterator<Item = &'static OptionRow> {
         let letters = match self {
             Self::Xvm => "diaprqCcknHuotw",
             Self::Virt => "dDPApnHotTSCckw",
         };
-        letters.chars().filter_map(by_letter)
+        letters.chars().filter_map(find_by_letter)
     }
 
-    /// The option that goes by this name on standard input; case does not matter.
+    /// Returns the option of this name on standard input. Case does not matter.
     #[must_use]
-    pub fn by_name(self, name: &str) -> Option<&'static Opt> {
+    pub fn option_named(self, name: &str) -> Option<&'static OptionRow> {
         let found = TABLE.iter().find(|o| o.name.is_some_and(|n| n.eq_ignore_ascii_case(name)))?;
         let has = |letter: char| self.options().any(|o| o.letter == Some(letter));
         found.letter.is_none_or(has).then_some(found)
     }
 }
 
-/// The option with this letter.
+/// Returns the option with this letter.
 #[must_use]
-pub fn by_letter(letter: char) -> Option<&'static Opt> {
+pub fn find_by_letter(letter: char) -> Option<&'static OptionRow> {
     TABLE.iter().find(|o| o.letter == Some(letter))
 }
 
-/// The option with this long name.
+/// Returns the option with this long name.
 #[must_use]
-pub fn by_long(name: &str) -> Option<&'static Opt> {
+pub fn find_by_long(name: &str) -> Option<&'static OptionRow> {
     TABLE.iter().find(|o| o.long.contains(&name))
 }
 
-/// The older names that only standard input takes and the metadata shows.
+/// Returns the older name of the plug that only standard input takes, and that the metadata shows.
 #[must_use]
-pub fn domain_alias() -> &'static Opt {
+pub fn domain_alias() -> &'static OptionRow {
     &DOMAIN
 }
 
 const DIAGNOSE: &str = "diagnose";
 
-const BASE: Opt = Opt {
-    id: Id::Help,
+const BASE: OptionRow = OptionRow {
+    id: OptionId::Help,
     letter: None,
     long: &[],
     name: None,
@@ -162,8 +163,8 @@ const BASE: Opt = Opt {
     text: "",
 };
 
-const DOMAIN: Opt = Opt {
-    id: Id::Plug,
+const DOMAIN: OptionRow = OptionRow {
+    id: OptionId::Plug,
     name: Some("domain"),
     deprecated: true,
     text: "Domain to fence (older name of plug)",
@@ -172,9 +173,9 @@ const DOMAIN: Opt = Opt {
 
 const TARGET: &str = "Domain to fence, by name or UUID";
 
-const TABLE: &[Opt] = &[
-    Opt {
-        id: Id::Debug,
+const TABLE: &[OptionRow] = &[
+    OptionRow {
+        id: OptionId::Debug,
         letter: Some('d'),
         long: &["debug", "verbose"],
         name: Some("debug"),
@@ -182,8 +183,8 @@ const TABLE: &[Opt] = &[
         text: "Say on standard error what is done (repeat for more; a level on stdin)",
         ..BASE
     },
-    Opt {
-        id: Id::Family,
+    OptionRow {
+        id: OptionId::Family,
         letter: Some('i'),
         long: &["ip-family"],
         name: Some("ip_family"),
@@ -192,8 +193,8 @@ const TABLE: &[Opt] = &[
         text: "IP family: auto (that of the multicast address, else ipv4), ipv4, ipv6",
         ..BASE
     },
-    Opt {
-        id: Id::Group,
+    OptionRow {
+        id: OptionId::Group,
         letter: Some('a'),
         long: &["multicast-address"],
         name: Some("multicast_address"),
@@ -201,8 +202,8 @@ const TABLE: &[Opt] = &[
         text: "Multicast address that the hosts listen on (default 225.0.0.12, for ipv6 ff05::3:1)",
         ..BASE
     },
-    Opt {
-        id: Id::Port,
+    OptionRow {
+        id: OptionId::Port,
         letter: Some('p'),
         long: &["ipport"],
         name: Some("ipport"),
@@ -211,8 +212,8 @@ const TABLE: &[Opt] = &[
         text: "Port of the hosts: multicast (and call-back), TCP, vsock or VM channel",
         ..BASE
     },
-    Opt {
-        id: Id::Retransmit,
+    OptionRow {
+        id: OptionId::Retransmit,
         letter: Some('r'),
         long: &["retrans"],
         name: Some("retrans"),
@@ -221,8 +222,8 @@ const TABLE: &[Opt] = &[
         text: "Tenths of a second after which an unanswered multicast request is sent again",
         ..BASE
     },
-    Opt {
-        id: Id::Quiet,
+    OptionRow {
+        id: OptionId::Quiet,
         letter: Some('q'),
         long: &["quiet-time"],
         name: Some("quiet_time"),
@@ -231,28 +232,30 @@ const TABLE: &[Opt] = &[
         text: "Tenths of a second that another host is waited for after a list or a failure",
         ..BASE
     },
-    Opt {
-        id: Id::Auth,
+    OptionRow {
+        id: OptionId::Auth,
         letter: Some('C'),
         long: &["auth"],
         name: Some("auth"),
         value: "type",
         default: Some("sha256"),
-        text: "Challenge between host and guest: none, sha1, sha256, sha512 (the host must have the same; nothing with hash hmac-*)",
+        text: "Challenge between host and guest: none, sha1, sha256, sha512 (the host must have the same; \
+               nothing with hash hmac-*)",
         ..BASE
     },
-    Opt {
-        id: Id::Hash,
+    OptionRow {
+        id: OptionId::Hash,
         letter: Some('c'),
         long: &["hash"],
         name: Some("hash"),
         value: "type",
         default: Some("sha256"),
-        text: "Hash of the request: none, sha1, sha256, sha512, or sealed with its answer: hmac-sha256, hmac-sha512 (at least as strong as the host's)",
+        text: "Hash of the request: none, sha1, sha256, sha512, or sealed with its answer: hmac-sha256, \
+               hmac-sha512 (at least as strong as the host's)",
         ..BASE
     },
-    Opt {
-        id: Id::KeyFile,
+    OptionRow {
+        id: OptionId::KeyFile,
         letter: Some('k'),
         long: &["key-file"],
         name: Some("key_file"),
@@ -261,8 +264,8 @@ const TABLE: &[Opt] = &[
         text: "File with the key that hosts and guests share",
         ..BASE
     },
-    Opt {
-        id: Id::Plug,
+    OptionRow {
+        id: OptionId::Plug,
         letter: Some('n'),
         long: &["plug"],
         name: Some("plug"),
@@ -270,8 +273,8 @@ const TABLE: &[Opt] = &[
         text: TARGET,
         ..BASE
     },
-    Opt {
-        id: Id::Plug,
+    OptionRow {
+        id: OptionId::Plug,
         letter: Some('H'),
         name: Some("port"),
         value: "domain",
@@ -279,8 +282,8 @@ const TABLE: &[Opt] = &[
         text: "Domain to fence (older name of plug)",
         ..BASE
     },
-    Opt {
-        id: Id::UseUuid,
+    OptionRow {
+        id: OptionId::UseUuid,
         letter: Some('u'),
         long: &["use-uuid"],
         name: Some("use_uuid"),
@@ -288,8 +291,8 @@ const TABLE: &[Opt] = &[
         text: "The domain is given by its UUID",
         ..BASE
     },
-    Opt {
-        id: Id::Action,
+    OptionRow {
+        id: OptionId::Action,
         letter: Some('o'),
         long: &["action"],
         name: Some("action"),
@@ -298,8 +301,8 @@ const TABLE: &[Opt] = &[
         text: "What to do: null, off, on, reboot, status, list, list-status, monitor, validate-all, metadata",
         ..BASE
     },
-    Opt {
-        id: Id::Timeout,
+    OptionRow {
+        id: OptionId::Timeout,
         letter: Some('t'),
         long: &["timeout"],
         name: Some("timeout"),
@@ -308,8 +311,8 @@ const TABLE: &[Opt] = &[
         text: "Seconds after which the agent gives up",
         ..BASE
     },
-    Opt {
-        id: Id::TcpAddress,
+    OptionRow {
+        id: OptionId::TcpAddress,
         letter: Some('T'),
         long: &["ip", "ipaddr"],
         name: Some("ipaddr"),
@@ -318,8 +321,8 @@ const TABLE: &[Opt] = &[
         text: "Ask by TCP: the host's IP address",
         ..BASE
     },
-    Opt {
-        id: Id::VsockCid,
+    OptionRow {
+        id: OptionId::VsockCid,
         letter: Some('S'),
         long: &["vsock"],
         name: Some("vsock"),
@@ -329,8 +332,8 @@ const TABLE: &[Opt] = &[
         text: "Ask by vsock: the host's CID (attached, -S2; alone it means 2)",
         ..BASE
     },
-    Opt {
-        id: Id::SerialDevice,
+    OptionRow {
+        id: OptionId::SerialDevice,
         letter: Some('D'),
         long: &["serial-device"],
         name: Some("serial_device"),
@@ -339,8 +342,8 @@ const TABLE: &[Opt] = &[
         text: "Ask by a serial line: its device",
         ..BASE
     },
-    Opt {
-        id: Id::SerialParameters,
+    OptionRow {
+        id: OptionId::SerialParameters,
         letter: Some('P'),
         long: &["serial-params"],
         name: Some("serial_params"),
@@ -349,8 +352,8 @@ const TABLE: &[Opt] = &[
         text: "Speed and format of the serial line",
         ..BASE
     },
-    Opt {
-        id: Id::ChannelAddress,
+    OptionRow {
+        id: OptionId::ChannelAddress,
         letter: Some('A'),
         long: &["channel-address"],
         name: Some("channel_address"),
@@ -359,8 +362,8 @@ const TABLE: &[Opt] = &[
         text: "Address inside the guest that leads to the VM channel",
         ..BASE
     },
-    Opt {
-        id: Id::Delay,
+    OptionRow {
+        id: OptionId::Delay,
         letter: Some('w'),
         long: &["delay"],
         name: Some("delay"),
@@ -369,12 +372,18 @@ const TABLE: &[Opt] = &[
         text: "Seconds to wait before off, on or reboot",
         ..BASE
     },
-    Opt { id: Id::Help, letter: Some('h'), long: &["help"], text: "Show this help", ..BASE },
-    Opt { id: Id::Diagnose, long: &[DIAGNOSE], text: "Say why no answer comes", ..BASE },
-    Opt { id: Id::Help, letter: Some('?'), text: "Show this help", ..BASE },
-    Opt { id: Id::Version, letter: Some('V'), long: &["version"], text: "Show the version", ..BASE },
+    OptionRow { id: OptionId::Help, letter: Some('h'), long: &["help"], text: "Show this help", ..BASE },
+    OptionRow { id: OptionId::Diagnose, long: &[DIAGNOSE], text: "Say why no answer comes", ..BASE },
+    OptionRow { id: OptionId::Help, letter: Some('?'), text: "Show this help", ..BASE },
+    OptionRow {
+        id: OptionId::Version,
+        letter: Some('V'),
+        long: &["version"],
+        text: "Show the version",
+        ..BASE
+    },
     DOMAIN,
-    Opt { id: Id::Action, name: Some("option"), deprecated: true, ..BASE },
+    OptionRow { id: OptionId::Action, name: Some("option"), deprecated: true, ..BASE },
 ];
 
 #[cfg(test)]
@@ -383,43 +392,43 @@ mod tests {
 
     #[test]
     fn the_name_decides() {
-        let program = |argv0: &str| Program::from_argv0(OsStr::new(argv0));
-        assert_eq!(program("/usr/sbin/fence_xvm"), Program::Xvm);
-        assert_eq!(program("fence_xvm"), Program::Xvm);
+        let program = |argv0: &str| ClientProgram::from_argv0(OsStr::new(argv0));
+        assert_eq!(program("/usr/sbin/fence_xvm"), ClientProgram::Xvm);
+        assert_eq!(program("fence_xvm"), ClientProgram::Xvm);
         for other in ["/usr/sbin/fence_virt", "fence_xvm2", "/fence_xvm/agent", ""] {
-            assert_eq!(program(other), Program::Virt);
+            assert_eq!(program(other), ClientProgram::Virt);
         }
     }
 
     #[test]
     fn every_letter_of_getopt_has_its_row() {
-        for program in [Program::Xvm, Program::Virt] {
-            let letters = program.getopt().chars().filter(|&c| c != ':');
+        for program in [ClientProgram::Xvm, ClientProgram::Virt] {
+            let letters = program.getopt_string().chars().filter(|&c| c != ':');
             for letter in letters {
-                // -M is taken and refused.
-                assert_eq!(by_letter(letter).is_some(), letter != 'M', "{letter}");
+                // The option -M is known, and refused.
+                assert_eq!(find_by_letter(letter).is_some(), letter != 'M', "{letter}");
             }
             for option in program.options() {
-                assert!(program.getopt().contains(option.letter.unwrap()));
+                assert!(program.getopt_string().contains(option.letter.unwrap()));
             }
         }
     }
 
     #[test]
     fn names_are_those_of_the_program() {
-        assert_eq!(Program::Xvm.by_name("MULTICAST_ADDRESS").unwrap().id, Id::Group);
-        assert!(Program::Xvm.by_name("ipaddr").is_none());
-        assert!(Program::Virt.by_name("multicast_address").is_none());
-        assert!(Program::Virt.by_name("use_uuid").is_none());
-        for program in [Program::Xvm, Program::Virt] {
+        assert_eq!(ClientProgram::Xvm.option_named("MULTICAST_ADDRESS").unwrap().id, OptionId::Group);
+        assert!(ClientProgram::Xvm.option_named("ipaddr").is_none());
+        assert!(ClientProgram::Virt.option_named("multicast_address").is_none());
+        assert!(ClientProgram::Virt.option_named("use_uuid").is_none());
+        for program in [ClientProgram::Xvm, ClientProgram::Virt] {
             for (name, id) in [
-                ("plug", Id::Plug),
-                ("port", Id::Plug),
-                ("domain", Id::Plug),
-                ("action", Id::Action),
-                ("option", Id::Action),
+                ("plug", OptionId::Plug),
+                ("port", OptionId::Plug),
+                ("domain", OptionId::Plug),
+                ("action", OptionId::Action),
+                ("option", OptionId::Action),
             ] {
-                assert_eq!(program.by_name(name).unwrap().id, id);
+                assert_eq!(program.option_named(name).unwrap().id, id);
             }
         }
     }

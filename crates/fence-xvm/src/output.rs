@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Text on standard output, and the exit code of a failure.
 //!
-//! Owns nothing. Runs on the agent's only thread. Must never print anything but texts that the user asked for: cluster
-//! managers read standard output.
+//! Owns nothing. Runs on the agent's only thread. Must never print anything but texts that the user asked
+//! for: cluster managers read standard output.
 
 use std::io::{self, Write};
 

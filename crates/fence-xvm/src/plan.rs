@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the user asked for, checked: a [`Plan`] has no value that cannot be carried out.
+//! The task of a run, checked.
+//!
+//! Owns nothing, values only. Must never hold a value that cannot be carried out.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,50 +10,51 @@ use std::time::Duration;
 use fence_net::{Family, LineFormat};
 use fence_wire::{Action, ClientAuth, HashType, Key, REQUEST_LEN, Request, SentRequests, Target};
 
-/// What is to be done.
+/// Task of a run.
 #[derive(Debug)]
-pub enum Task {
+pub enum ClientTask {
     /// Show the help.
     Help,
     /// Show the version.
     Version,
     /// Show the metadata.
     Metadata,
-    /// Check the options and no more.
-    Validate(Plan),
+    /// Check the options, and ask no host.
+    Validate(RequestPlan),
     /// Ask the host.
-    Ask(Plan),
-    /// Ask the host for something harmless, and find out why it does not answer.
-    Diagnose(Plan),
+    Ask(RequestPlan),
+    /// Ask the host for something harmless, and find out why no answer comes.
+    Diagnose(RequestPlan),
 }
 
-/// A request and the way it goes.
+/// Request and its transport.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// What the host is asked for.
+pub struct RequestPlan {
+    /// Action that the host is asked for.
     pub action: Action,
-    /// The domain it is about; none for actions that need none.
+    /// Domain of the request; none for actions that need none.
     pub target: Target,
-    /// How long the agent may take, the delay not counted.
+    /// Time that the agent may take, without the delay.
     pub timeout: Duration,
-    /// How long it waits first; zero for actions that change nothing.
+    /// Time that the agent waits first; zero for actions that change nothing.
     pub delay: Duration,
-    /// The hash of the request packet; a sealed one is that of the challenge and the response too.
+    /// Hash of the request packet. A sealed hash also covers the challenge and the response.
     pub hash: HashType,
-    /// The hash of the mutual challenge of classic requests; [`HashType::None`] for no challenge.
+    /// Hash of the mutual challenge of classic requests; [`HashType::None`] for no challenge.
     pub auth: HashType,
-    /// Where the key is.
+    /// Path of the key.
     pub key_file: PathBuf,
-    /// Whether the user named the key file.
+    /// True if the user named the key file.
     pub key_file_named: bool,
-    /// How much is said on standard error.
+    /// Level of debug messages on standard error.
     pub debug: u32,
-    /// The way to the host.
+    /// Transport of the request.
     pub transport: Transport,
 }
 
-impl Plan {
-    /// Whether a key is needed: unless neither hash nor challenge is wanted, and both were refused by name.
+impl RequestPlan {
+    /// Returns whether a key is needed. None is needed on lines, and where hash and challenge are both set to
+    /// none.
     #[must_use]
     pub fn needs_key(&self) -> bool {
         match self.transport {
@@ -62,9 +65,10 @@ impl Plan {
         }
     }
 
-    /// How hosts are to prove themselves. What [`Plan::packet`] gives is to be added to it.
+    /// Returns the proof that hosts must give. Every packet of [`RequestPlan::encode_packet`] must be added
+    /// to it.
     #[must_use]
-    pub fn auth_with<'k>(&self, key: Option<&'k Key>) -> ClientAuth<'k> {
+    pub fn client_auth<'k>(&self, key: Option<&'k Key>) -> ClientAuth<'k> {
         let Some(key) = key else { return ClientAuth::Open };
         match (self.hash.sealed(), self.auth.classic()) {
             (Some(hash), _) => ClientAuth::Sealed(SentRequests::new(hash), key),
@@ -73,9 +77,9 @@ impl Plan {
         }
     }
 
-    /// The packet of a request, hashed as the plan says.
+    /// Encodes a request, with the plan's hash.
     #[must_use]
-    pub fn packet(&self, request: &Request, key: Option<&Key>) -> [u8; REQUEST_LEN] {
+    pub fn encode_packet(&self, request: &Request, key: Option<&Key>) -> [u8; REQUEST_LEN] {
         match key {
             Some(key) => request.encode(self.hash, key),
             None => request.encode_unauthenticated(),
@@ -83,46 +87,46 @@ impl Plan {
     }
 }
 
-/// The way to the host.
+/// Transport of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Transport {
-    /// A multicast request; the host calls back.
-    Multicast(Multicast),
-    /// A TCP connection to this host.
+    /// Multicast request; the host calls back.
+    Multicast(MulticastSettings),
+    /// TCP connection to this host.
     Tcp(SocketAddr),
-    /// A vsock connection.
+    /// vsock connection.
     Vsock {
-        /// The host's context id.
+        /// Context id of the host.
         cid: u32,
-        /// Its port.
+        /// Port of the host.
         port: u16,
     },
-    /// A serial line.
+    /// Serial line or virtio port.
     Serial {
-        /// Its device.
+        /// Device.
         device: PathBuf,
-        /// Its speed and format.
+        /// Speed and format of a serial line.
         format: LineFormat,
     },
-    /// A VM channel: QEMU forwards this address to it.
+    /// VM channel: QEMU forwards this address to the host.
     Channel(SocketAddr),
 }
 
-/// Where multicast requests go.
+/// Group and times of multicast requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Multicast {
-    /// The hosts' group.
+pub struct MulticastSettings {
+    /// Group of the hosts.
     pub group: IpAddr,
-    /// Its port, and the call-back's.
+    /// Port of the group and of the call-back.
     pub port: u16,
-    /// After what time a request is sent again.
+    /// Time after which a request is sent again.
     pub retransmit: Duration,
-    /// How long another host is waited for after a list or a failure.
+    /// Quiet time: the wait for another host after a list or a failure.
     pub quiet: Duration,
 }
 
-impl Multicast {
-    /// The group's family.
+impl MulticastSettings {
+    /// Returns the address family of the group.
     #[must_use]
     pub fn family(&self) -> Family {
         if self.group.is_ipv4() { Family::V4 } else { Family::V6 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Random bytes of the kernel, for challenges, nonces, sequence numbers and the questions that settle a line.
 //!
-//! Owns nothing. Runs on the agent's only thread. Must never fall back to another source: without random bytes no
-//! request is sent.
+//! Owns nothing. Runs on the agent's only thread. Must never fall back to another source: without random
+//! bytes no request is sent.
 
 use fence_wire::{Challenge, draw_challenge};
 use rand::TryRng;

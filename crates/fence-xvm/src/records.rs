@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is known from one run to the next: which ports and lines an agent uses, or left without an answer.
+//! Records of the ports and lines that agents use, or left without an answer. They outlive a run.
 //!
-//! Answers on a call-back port or on a serial line don't say which request they belong to. So each such place has a
-//! file: locked while an agent uses the place, and "busy" with a moment in it from before the first byte is sent until
-//! the answer is there. A place that is busy and not locked was abandoned (time-out, SIGKILL), and stays so for
-//! [`QUARANTINE`] after that request's deadline.
+//! An answer on a call-back port or on a serial line does not name its request. So each port and each line
+//! has a file. The file is locked while an agent uses the port or line. It says "busy", with an instant, from
+//! before the first byte is sent until the answer is there. A record that is busy and not locked was
+//! abandoned (time-out, SIGKILL). It stays abandoned for [`QUARANTINE`] after the deadline of that request.
 //!
-//! The directory belongs to the user that runs the agent and nobody else can write it; links are not followed.
+//! Owns the directory of the records. Runs on the agent's only thread. Must never use a directory or file
+//! that another user can write, nor follow a link.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -21,36 +22,36 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::geteuid;
 
-/// How long an abandoned place is not trusted after the deadline of the request that it belonged to.
+/// Time after the deadline of an abandoned request in which its port or line is not trusted.
 pub(crate) const QUARANTINE: Duration = Duration::from_secs(300);
 
-/// The directory of the records.
+/// Directory of the records.
 #[derive(Debug)]
-pub(crate) struct Records {
+pub(crate) struct UseRecords {
     directory: File,
 }
 
-/// The record of one place, which no other agent uses as long as this lives.
+/// Locked record of one port or line, which no other agent uses meanwhile.
 #[derive(Debug)]
-pub(crate) struct Record {
+pub(crate) struct UseRecord {
     file: File,
     abandoned: bool,
 }
 
-impl Records {
-    /// The directory in /run, or one of the user's own in /tmp where /run cannot be written.
+impl UseRecords {
+    /// Opens the directory in /run, or the user's own in /tmp where /run cannot be written.
     ///
     /// # Errors
-    /// Why the last of them cannot be used.
+    /// The reason why the directory in /tmp cannot be used either.
     pub(crate) fn open() -> io::Result<Self> {
         let own = format!("/tmp/fence_virt-{}", geteuid());
         Self::at(Path::new("/run/fence_virt")).or_else(|_| Self::at(Path::new(&own)))
     }
 
-    /// This directory, made when it is missing.
+    /// Opens this directory, and makes it when it is missing.
     ///
     /// # Errors
-    /// When it cannot be made or written, or when somebody else has a hand in it.
+    /// When it cannot be made or written, or when another user can write it.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         match mkdirat(nix::fcntl::AT_FDCWD, path, Mode::S_IRWXU) {
             Ok(()) | Err(Errno::EEXIST) => {}
@@ -68,13 +69,13 @@ impl Records {
         Ok(Self { directory })
     }
 
-    /// The record of this place; none while another agent uses it.
+    /// Locks the record of this name; none while another agent holds it.
     ///
     /// # Errors
-    /// When it cannot be made, locked or read, or when somebody else has a hand in it.
-    pub(crate) fn lock(&self, place: &str) -> io::Result<Option<Record>> {
+    /// When it cannot be made, locked or read, or when another user can write it.
+    pub(crate) fn lock(&self, name: &str) -> io::Result<Option<UseRecord>> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let name = format!("{place}.lock");
+        let name = format!("{name}.lock");
         let mut file =
             File::from(openat(self.directory.as_fd(), name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
         require_own(&file, Path::new(&name))?;
@@ -85,61 +86,61 @@ impl Records {
         }
         let mut text = Vec::new();
         (&file).take(RECORD_MAX).read_to_end(&mut text)?;
-        let now = now()?;
-        let abandoned = match Entry::parse(&text) {
-            Some(Entry::Free) => false,
-            // A busy record of an earlier boot, which only /tmp can hold, is over.
-            Some(Entry::Busy { boot, until }) => {
-                boot == boot_id() && now < until.saturating_add(QUARANTINE.as_secs())
+        let now = boot_seconds()?;
+        let abandoned = match RecordState::parse(&text) {
+            Some(RecordState::Free) => false,
+            // A busy record of an earlier boot does not count. Only /tmp can hold one.
+            Some(RecordState::Busy { boot, until }) => {
+                boot == read_boot_id() && now < until.saturating_add(QUARANTINE.as_secs())
             }
             None => {
-                // Nobody knows what it was: as if it had been abandoned just now.
-                write(&mut file, &Entry::Busy { boot: boot_id(), until: now })?;
+                // The text has no meaning: the record counts as abandoned just now.
+                write_state(&mut file, &RecordState::Busy { boot: read_boot_id(), until: now })?;
                 true
             }
         };
-        Ok(Some(Record { file, abandoned }))
+        Ok(Some(UseRecord { file, abandoned }))
     }
 }
 
-impl Record {
-    /// Whether a request was left without an answer here, and its answer may still come.
+impl UseRecord {
+    /// Returns whether a request was left without an answer, and its answer may still come.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned
     }
 
-    /// A request is about to be sent, and its answer is awaited for `lifetime`.
+    /// Records that a request is about to be sent, whose answer is awaited for `lifetime`.
     ///
     /// # Errors
-    /// When that cannot be written: then nothing must be sent.
-    pub(crate) fn begin(&mut self, lifetime: Duration) -> io::Result<()> {
-        let until = now()?.saturating_add(lifetime.as_secs() + 1);
-        write(&mut self.file, &Entry::Busy { boot: boot_id(), until })
+    /// When the record cannot be written: then nothing must be sent.
+    pub(crate) fn mark_busy(&mut self, lifetime: Duration) -> io::Result<()> {
+        let until = boot_seconds()?.saturating_add(lifetime.as_secs() + 1);
+        write_state(&mut self.file, &RecordState::Busy { boot: read_boot_id(), until })
     }
 
-    /// The request has its answer, or was never sent, and the place was clean before.
-    pub(crate) fn end(mut self) {
-        // Kept a few minutes too long is all that can come of an error here.
-        let _ = write(&mut self.file, &Entry::Free);
+    /// Records that the request was answered or never sent, on a port or line that was clean before.
+    pub(crate) fn mark_free(mut self) {
+        // After an error the port or line is not used for a few minutes, no more.
+        let _ = write_state(&mut self.file, &RecordState::Free);
     }
 }
 
-/// What a place's file says. An empty file is free: nothing is sent before "busy" is written.
+/// Content of a record. An empty file is free: nothing is sent before "busy" is written.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Entry {
+enum RecordState {
+    /// No request is on its way.
     Free,
-    /// In use, or abandoned, since the boot of this id and until this second of the boot's clock.
-    Busy {
-        boot: String,
-        until: u64,
-    },
+    /// A request is on its way, or was abandoned, in the boot of this id, until this second of the boot's
+    /// clock.
+    Busy { boot: String, until: u64 },
 }
 
-/// Bytes of a record; all have this length, so that one is written over the other in place.
+/// Length of every record in bytes, so that one is written over the other in place.
 const RECORD_LEN: usize = 80;
+/// Largest number of bytes that are read of a record.
 const RECORD_MAX: u64 = 256;
 
-impl Entry {
+impl RecordState {
     fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
         match text.split_whitespace().collect::<Vec<_>>()[..] {
@@ -149,7 +150,7 @@ impl Entry {
         }
     }
 
-    fn text(&self) -> String {
+    fn to_text(&self) -> String {
         let text = match self {
             Self::Free => "free".to_owned(),
             Self::Busy { boot, until } => format!("busy {boot} {until}"),
@@ -158,34 +159,36 @@ impl Entry {
     }
 }
 
-fn write(file: &mut File, entry: &Entry) -> io::Result<()> {
+fn write_state(file: &mut File, state: &RecordState) -> io::Result<()> {
     file.rewind()?;
-    file.write_all(entry.text().as_bytes())
+    file.write_all(state.to_text().as_bytes())
 }
 
-/// The text of a record that was busy until then, for tests.
+/// Returns the text of a record that is busy until this second, for tests.
 #[cfg(test)]
-pub(crate) fn busy(boot: &str, until: u64) -> String {
-    Entry::Busy { boot: boot.to_owned(), until }.text()
+pub(crate) fn busy_text(boot: &str, until: u64) -> String {
+    RecordState::Busy { boot: boot.to_owned(), until }.to_text()
 }
 
-/// Seconds since boot, suspended time included.
-pub(crate) fn now() -> io::Result<u64> {
+/// Returns the seconds since boot, suspended time included.
+pub(crate) fn boot_seconds() -> io::Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
     Ok(u64::try_from(time.tv_sec()).unwrap_or(0))
 }
 
-pub(crate) fn boot_id() -> String {
+/// Returns the id of this boot.
+pub(crate) fn read_boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let id = id.trim();
     if id.is_empty() { "unknown".to_owned() } else { id.to_owned() }
 }
 
+/// Checks that the file belongs to this user, and that no other user can write it.
 fn require_own(file: &File, path: &Path) -> io::Result<()> {
     const OTHERS_MAY_WRITE: u32 = 0o022;
     let metadata = file.metadata()?;
-    let kind = metadata.is_dir() || metadata.is_file();
-    if kind && metadata.uid() == geteuid().as_raw() && metadata.mode() & OTHERS_MAY_WRITE == 0 {
+    let is_plain = metadata.is_dir() || metadata.is_file();
+    if is_plain && metadata.uid() == geteuid().as_raw() && metadata.mode() & OTHERS_MAY_WRITE == 0 {
         return Ok(());
     }
     let text = format!("{} is not this user's own", path.display());

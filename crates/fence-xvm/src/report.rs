@@ -1,29 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the user sees of a host's answer.
+//! The answer as the user sees it: standard output, a message, and the exit code.
+//!
+//! Owns nothing. Runs on the agent's only thread, last of all. Must never turn an answer into another exit
+//! code than its response has.
 
 use std::io::{self, Write};
 
 use fence_wire::{Action, Response};
 
-use crate::answer::Answer;
+use crate::answer::HostAnswer;
 use crate::console::Console;
 use crate::output::FAILURE;
-use crate::plan::Plan;
-use crate::rows::Rows;
+use crate::plan::RequestPlan;
+use crate::rows::ListRows;
 
-/// Shows the answer and gives the exit code that it means.
-pub(crate) fn report(plan: &Plan, answer: Answer, console: &Console) -> u8 {
+/// Shows the answer and returns its exit code.
+pub(crate) fn report(plan: &RequestPlan, answer: HostAnswer, console: &Console) -> u8 {
     let response = match answer {
-        Answer::Response(response) => {
+        HostAnswer::Response(response) => {
             if let (Action::Status, Response::Success | Response::Off) = (plan.action, response) {
                 let state = if response == Response::Success { "ON" } else { "OFF" };
-                // The exit code is the answer; it stays true when nobody reads the line.
+                // The exit code is the answer. It stays true when nobody reads the line.
                 let _ = writeln!(io::stdout(), "Status: {state}");
             }
             response
         }
-        Answer::List { entries, response } => {
-            let mut rows = Rows::to_stdout();
+        HostAnswer::List { entries, response } => {
+            let mut rows = ListRows::to_stdout();
             if let Err(error) = rows.add(entries).and_then(|()| rows.finish()) {
                 console.say(&format_args!("standard output: {error}"));
                 return FAILURE;

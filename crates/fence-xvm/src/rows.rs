@@ -1,32 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The rows of a list, those of several hosts merged.
+//! Rows of a list, merged from several hosts.
 //!
-//! A domain has one row, however many hosts name it, and it is on when one of them says so: a host that the domain
-//! has left may still know it as off. So a row that says "off" waits, and those behind it with it, until all hosts
-//! have been heard; what stands before it is printed as it comes. Only whole lists may be added: what is printed
-//! cannot be taken back.
+//! Owns the rows. Runs on the agent's only thread.
+//!
+//! A domain has one row, however many hosts name it. It is on when one of them says so: a host that the
+//! domain has left may still know it as off. So a row that says "off", and all rows after it, wait until
+//! every host has answered. Rows before it are printed as they come.
+//!
+//! Must never be given a part of a list: printed rows cannot be taken back.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Stdout, Write};
 
 use fence_wire::{HostListEntry, escaped};
 
-/// Rows on their way to `W`.
+/// Merged rows, printed to `W`.
 #[derive(Debug)]
-pub(crate) struct Rows<W> {
+pub(crate) struct ListRows<W> {
     out: W,
-    /// One sorted table at the end, for people.
+    /// True if people read the rows: then one sorted table is printed at the end.
     table: bool,
     rows: Vec<HostListEntry>,
-    /// Places in `rows` by what makes a domain the same: UUID and name. A domain that hosts know by different names
-    /// has a row for each, because each is what a cluster may call it by.
-    places: HashMap<(String, String), usize>,
-    /// How many of `rows` are printed.
+    /// Index in `rows` by UUID and name. A domain that hosts know by different names has a row for each,
+    /// because a cluster may use any of them.
+    indices: HashMap<(String, String), usize>,
+    /// Number of `rows` that are printed.
     printed: usize,
 }
 
-impl Rows<Stdout> {
-    /// Rows for standard output: a table for people, as they come for programs.
+impl ListRows<Stdout> {
+    /// Returns rows for standard output: a table at the end on a terminal, else rows as they come.
     pub(crate) fn to_stdout() -> Self {
         let out = io::stdout();
         let table = out.is_terminal();
@@ -34,28 +37,28 @@ impl Rows<Stdout> {
     }
 }
 
-impl<W: Write> Rows<W> {
-    /// No rows yet. `table`: print them all at the end, sorted.
+impl<W: Write> ListRows<W> {
+    /// Returns no rows yet. `table`: all are printed at the end, sorted.
     pub(crate) fn new(out: W, table: bool) -> Self {
-        Self { out, table, rows: Vec::new(), places: HashMap::new(), printed: 0 }
+        Self { out, table, rows: Vec::new(), indices: HashMap::new(), printed: 0 }
     }
 
-    /// How many there are.
+    /// Returns the number of rows.
     pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Takes one host's whole list, and prints what no other host can change.
+    /// Adds the whole list of one host, and prints the rows that no other host can change.
     ///
     /// # Errors
-    /// What writing says.
+    /// Error of writing.
     pub(crate) fn add(&mut self, entries: Vec<HostListEntry>) -> io::Result<()> {
         for entry in entries {
-            let same = (entry.uuid.to_ascii_lowercase(), entry.name.clone());
-            match self.places.get(&same) {
-                Some(&place) => self.rows[place].on |= entry.on,
+            let identity = (entry.uuid.to_ascii_lowercase(), entry.name.clone());
+            match self.indices.get(&identity) {
+                Some(&index) => self.rows[index].on |= entry.on,
                 None => {
-                    self.places.insert(same, self.rows.len());
+                    self.indices.insert(identity, self.rows.len());
                     self.rows.push(entry);
                 }
             }
@@ -67,10 +70,10 @@ impl<W: Write> Rows<W> {
         self.print(settled)
     }
 
-    /// All hosts have been heard: prints the rest.
+    /// Prints the remaining rows, after all hosts have answered.
     ///
     /// # Errors
-    /// What writing says.
+    /// Error of writing.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         if self.table {
             self.rows.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
@@ -78,7 +81,7 @@ impl<W: Write> Rows<W> {
         self.print(self.rows.len() - self.printed)
     }
 
-    /// The next `count` rows, in one write where that is possible.
+    /// Prints the next `count` rows, in one write where that is possible.
     fn print(&mut self, count: usize) -> io::Result<()> {
         let mut text = String::new();
         for row in &self.rows[self.printed..self.printed + count] {
@@ -102,10 +105,10 @@ mod tests {
         HostListEntry { name: name.to_owned(), uuid: uuid.to_owned(), on }
     }
 
-    /// What is printed after each list, and at the end.
-    fn printed(table: bool, lists: &[Vec<HostListEntry>]) -> Vec<String> {
-        let mut rows = Rows::new(Vec::new(), table);
-        let take = |rows: &mut Rows<Vec<u8>>| String::from_utf8(std::mem::take(&mut rows.out)).unwrap();
+    /// Returns the text printed after each list, and at the end.
+    fn print_lists(table: bool, lists: &[Vec<HostListEntry>]) -> Vec<String> {
+        let mut rows = ListRows::new(Vec::new(), table);
+        let take = |rows: &mut ListRows<Vec<u8>>| String::from_utf8(std::mem::take(&mut rows.out)).unwrap();
         let mut printed = Vec::new();
         for list in lists {
             rows.add(list.clone()).unwrap();
@@ -123,41 +126,43 @@ mod tests {
     #[test]
     fn one_host_s_order_is_kept() {
         let list = vec![entry("c", "3", true), entry("b", "2", false), entry("a", "1", true)];
-        assert_eq!(printed(false, &[list]), [ROW_C.to_owned(), format!("{ROW_B}{ROW_A}")]);
+        assert_eq!(print_lists(false, &[list]), [ROW_C.to_owned(), format!("{ROW_B}{ROW_A}")]);
     }
 
     #[test]
     fn on_if_any_host_says_so() {
         let (off, on) = (entry("a", "1", false), entry("a", "1", true));
         for lists in [[vec![off.clone()], vec![on.clone()]], [vec![on], vec![off]]] {
-            assert_eq!(printed(false, &lists).concat(), ROW_A);
-            assert_eq!(printed(true, &lists).concat(), ROW_A);
+            assert_eq!(print_lists(false, &lists).concat(), ROW_A);
+            assert_eq!(print_lists(true, &lists).concat(), ROW_A);
         }
     }
 
     #[test]
     fn the_same_is_uuid_and_name() {
         let lists = [vec![entry("a", "AB", true), entry("a", "AC", true)], vec![entry("a", "ab", true)]];
-        assert_eq!(printed(false, &lists).concat().lines().count(), 2);
+        assert_eq!(print_lists(false, &lists).concat().lines().count(), 2);
         let renamed = [vec![entry("a", "ab", true)], vec![entry("b", "ab", true)]];
-        assert_eq!(printed(false, &renamed).concat().lines().count(), 2);
+        assert_eq!(print_lists(false, &renamed).concat().lines().count(), 2);
     }
 
     #[test]
     fn a_table_comes_at_the_end_and_sorted() {
         let lists = [vec![entry("c", "3", true), entry("b", "2", false)], vec![entry("a", "1", true)]];
         let whole = format!("{ROW_A}{ROW_B}{ROW_C}");
-        assert_eq!(printed(true, &lists), [String::new(), String::new(), whole]);
+        assert_eq!(print_lists(true, &lists), [String::new(), String::new(), whole]);
     }
 
     proptest! {
-        /// Whatever hosts list: each domain once, on exactly when one of them says so, nothing else.
+        /// Each domain has one row, which is on exactly when one host says so; there are no other rows.
         #[test]
-        fn merged(lists in prop::collection::vec(prop::collection::vec(("[a-d]", any::<bool>()), 0..6), 0..5)) {
+        fn merged_lists(
+            lists in prop::collection::vec(prop::collection::vec(("[a-d]", any::<bool>()), 0..6), 0..5)
+        ) {
             let lists: Vec<Vec<_>> =
                 lists.iter().map(|l| l.iter().map(|(name, on)| entry(name, name, *on)).collect()).collect();
             for table in [false, true] {
-                let text = printed(table, &lists).concat();
+                let text = print_lists(table, &lists).concat();
                 let mut expected: Vec<_> = lists.concat().iter().map(|e| e.name.clone()).collect();
                 expected.sort();
                 expected.dedup();

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Options from standard input: `name=value`, one to a line.
+//! Options from standard input, `name=value`, one to a line.
+//!
+//! Owns the syntax. Runs on the agent's only thread, does no I/O. Must never fail because of a name that the
+//! agent does not know: cluster managers send more than agents know.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,29 +10,33 @@ use std::os::unix::ffi::OsStringExt;
 
 use fence_wire::escaped;
 
-use crate::options::Program;
-use crate::settings::Settings;
+use crate::options::ClientProgram;
+use crate::settings::ClientSettings;
 use crate::usage::UsageError;
 
-/// A line with a name that the agent does not have. It is skipped: cluster managers send more than agents know.
+/// Name of a skipped line, which the agent does not know.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unknown(String);
+pub struct UnknownOption(String);
 
-impl fmt::Display for Unknown {
+impl fmt::Display for UnknownOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ignoring unknown option '{}' on standard input", escaped(&self.0))
     }
 }
 
-/// Names that fencing programs add for all agents and that mean nothing here.
+/// Names that fencing programs send to all agents and that have no meaning here.
 const IGNORED: [&str; 4] = ["agent", "self", "nodename", "interface"];
 
-/// Reads all of standard input into `settings`. Blanks round names and values do not count, nor do empty lines and
-/// lines that start with `#`; case of names does not matter. Gives the lines that were skipped.
+/// Reads the whole text into `settings`, and returns the options that were skipped. Blanks around names and
+/// values do not count, nor do empty lines and lines that start with `#`. The case of names does not matter.
 ///
 /// # Errors
 /// The first known option that has no value, or a wrong one.
-pub fn read(program: Program, text: &[u8], settings: &mut Settings) -> Result<Vec<Unknown>, UsageError> {
+pub fn read_options(
+    program: ClientProgram,
+    text: &[u8],
+    settings: &mut ClientSettings,
+) -> Result<Vec<UnknownOption>, UsageError> {
     let mut unknown = Vec::new();
     for line in text.split(|&b| b == b'\n' || b == b'\0') {
         let line = line.trim_ascii();
@@ -41,8 +48,8 @@ pub fn read(program: Program, text: &[u8], settings: &mut Settings) -> Result<Ve
         if IGNORED.iter().any(|i| i.eq_ignore_ascii_case(&name)) {
             continue;
         }
-        match (program.by_name(&name), parts.next()) {
-            (None, _) => unknown.push(Unknown(name)),
+        match (program.option_named(&name), parts.next()) {
+            (None, _) => unknown.push(UnknownOption(name)),
             (Some(_), None) => return Err(UsageError::NoValue(name)),
             (Some(option), Some(value)) => {
                 settings.set(option.id, &name, &OsString::from_vec(value.trim_ascii().to_vec()))?;
@@ -60,17 +67,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::{Plan, Task};
+    use crate::plan::{ClientTask, RequestPlan};
 
-    fn task(text: &str) -> Result<Task, UsageError> {
-        let mut settings = Settings::default();
-        read(Program::Xvm, text.as_bytes(), &mut settings)?;
-        settings.task(Program::Xvm)
+    fn task_of(text: &str) -> Result<ClientTask, UsageError> {
+        let mut settings = ClientSettings::default();
+        read_options(ClientProgram::Xvm, text.as_bytes(), &mut settings)?;
+        settings.into_task(ClientProgram::Xvm)
     }
 
-    fn plan(text: &str) -> Plan {
-        match task(text) {
-            Ok(Task::Ask(plan)) => plan,
+    fn plan_of(text: &str) -> RequestPlan {
+        match task_of(text) {
+            Ok(ClientTask::Ask(plan)) => plan,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -78,43 +85,46 @@ mod tests {
     #[test]
     fn forms() {
         let plan =
-            plan("# all\n\n  Action = off \r\n\tplug=vm 1\nTIMEOUT=7\n#timeout=9\nnodename=n1\nself=x");
+            plan_of("# all\n\n  Action = off \r\n\tplug=vm 1\nTIMEOUT=7\n#timeout=9\nnodename=n1\nself=x");
         assert_eq!(plan.action, Action::Off);
         assert_eq!(plan.target.as_str(), "vm 1");
         assert_eq!(plan.timeout, Duration::from_secs(7));
-        assert_eq!(self::plan("plug=a=b").target.as_str(), "a=b");
+        assert_eq!(plan_of("plug=a=b").target.as_str(), "a=b");
     }
 
     #[test]
     fn older_names() {
-        assert_eq!(plan("option=status\ndomain=a").action, Action::Status);
-        assert_eq!(plan("port=a").target.as_str(), "a");
-        // What Pacemaker sends when it validates: the same target by two names.
-        assert_eq!(plan("port=a\nplug=a\nnodename=b").target.as_str(), "a");
-        // And where the device itself names another than Pacemaker does, nobody can tell which one is meant.
-        assert!(matches!(task("port=a\nplug=b"), Err(UsageError::TwoTargets(..))));
+        assert_eq!(plan_of("option=status\ndomain=a").action, Action::Status);
+        assert_eq!(plan_of("port=a").target.as_str(), "a");
+        // Pacemaker sends this when it validates: the same target by two names.
+        assert_eq!(plan_of("port=a\nplug=a\nnodename=b").target.as_str(), "a");
+        // Where the device names another target than Pacemaker, nobody can tell which one is meant.
+        assert!(matches!(task_of("port=a\nplug=b"), Err(UsageError::TwoTargets(..))));
     }
 
     #[test]
     fn a_name_alone_is_an_error() {
-        assert!(matches!(task("action\nplug=a"), Err(UsageError::NoValue(name)) if name == "action"));
-        assert!(matches!(task("action=\nplug=a"), Err(UsageError::Action(_))));
+        assert!(matches!(task_of("action\nplug=a"), Err(UsageError::NoValue(name)) if name == "action"));
+        assert!(matches!(task_of("action=\nplug=a"), Err(UsageError::Action(_))));
     }
 
     #[test]
-    fn unknown_names_are_told() {
-        let mut settings = Settings::default();
-        let unknown = read(Program::Xvm, b"ipaddr=1\nx\x1b[2J=1\nbogus", &mut settings).unwrap();
-        let told: Vec<_> = unknown.iter().map(ToString::to_string).collect();
-        assert_eq!(told[1], "ignoring unknown option 'x\\x1b[2J' on standard input");
-        assert_eq!(told.len(), 3);
+    fn unknown_names_are_reported() {
+        let mut settings = ClientSettings::default();
+        let unknown =
+            read_options(ClientProgram::Xvm, b"ipaddr=1\nx\x1b[2J=1\nbogus", &mut settings).unwrap();
+        let messages: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+        assert_eq!(messages[1], "ignoring unknown option 'x\\x1b[2J' on standard input");
+        assert_eq!(messages.len(), 3);
     }
 
     proptest! {
         #[test]
         fn any_bytes(text: Vec<u8>) {
-            let mut settings = Settings::default();
-            let _ = read(Program::Virt, &text, &mut settings).map(|_| settings.task(Program::Virt));
+            let mut settings = ClientSettings::default();
+            if read_options(ClientProgram::Virt, &text, &mut settings).is_ok() {
+                let _ = settings.into_task(ClientProgram::Virt);
+            }
         }
     }
 }

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One stream to a host that is known: request, mutual challenge, response. TCP and vsock differ in how they connect.
+//! A request over one stream to a known host: request, mutual challenge, response. TCP and vsock only
+//! connect.
+//!
+//! Owns the exchange until the deadline. Runs on the agent's only thread. Must never report an answer that
+//! the exchange does not give.
 
 use std::fmt;
 use std::io;
@@ -10,49 +14,54 @@ use fence_wire::{Key, ProofError, Request};
 use nix::errno::Errno;
 use rand::rngs::SysError;
 
-use crate::answer::Answer;
-use crate::attempts::CameTo;
-use crate::connection::Wire;
+use crate::answer::HostAnswer;
+use crate::attempts::StreamProgress;
+use crate::connection::HostConnection;
 use crate::deadline::Deadline;
-use crate::exchange::{Exchange, LAST_BYTE, Refusal, Wait};
-use crate::plan::Plan;
+use crate::exchange::{AwaitedStep, ExchangeError, HostExchange, LAST_BYTE};
+use crate::plan::RequestPlan;
 use crate::random::{new_challenge, random_bytes};
-use crate::words::{OLD_HOST, is_sealed, key_in_words, request_in_words};
+use crate::words::{CLASSIC_HOST_HINT, describe_key, describe_request, is_sealed};
 
-/// Connects, and carries the whole exchange out.
+/// Connects to the host, and runs the whole exchange.
 pub(crate) fn ask(
-    plan: &Plan,
-    host: Host,
+    plan: &RequestPlan,
+    host: HostAddress,
     key: Option<&Key>,
     deadline: Deadline,
-    connect: impl FnOnce(Duration) -> io::Result<Wire>,
-) -> Result<Answer, Box<StreamFailure>> {
-    let connected = deadline.remaining_or_timed_out().and_then(connect).map_err(Cause::Connect);
-    connected.and_then(|wire| converse(plan, &wire, key, deadline)).map_err(|cause| {
-        let (request, key) = (request_in_words(plan), key_in_words(plan, key));
+    connect: impl FnOnce(Duration) -> io::Result<HostConnection>,
+) -> Result<HostAnswer, Box<StreamFailure>> {
+    let connected = deadline.remaining_or_timed_out().and_then(connect).map_err(StreamCause::Connect);
+    connected.and_then(|connection| run_exchange(plan, &connection, key, deadline)).map_err(|cause| {
+        let (request, key) = (describe_request(plan), describe_key(plan, key));
         Box::new(StreamFailure { host, request, key, sealed: is_sealed(plan), cause })
     })
 }
 
-/// Whether the host takes a request like this: it proves that it holds the key, or shows that it has the same one. It
-/// gets no proof from us, so that nothing comes of it.
-pub(crate) fn is_taken(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> io::Result<bool> {
-    let (mut exchange, mut buffer) = (begin(plan, key).map_err(io::Error::other)?, [0; 512]);
-    wire.send(&mut &exchange.output()[..], deadline)?;
+/// Returns whether the host takes a request like this: it proves that it holds the key, or shows that it has
+/// the same one. The host gets no proof from us, so that it carries nothing out.
+pub(crate) fn is_accepted(
+    plan: &RequestPlan,
+    connection: &HostConnection,
+    key: Option<&Key>,
+    deadline: Deadline,
+) -> io::Result<bool> {
+    let (mut exchange, mut buffer) = (begin_exchange(plan, key).map_err(io::Error::other)?, [0; 512]);
+    connection.send(&mut &exchange.take_output()[..], deadline)?;
     loop {
-        match wire.receive(&mut buffer, deadline)? {
+        match connection.receive(&mut buffer, deadline)? {
             0 => return Ok(false),
             n => match exchange.receive(&buffer[..n]) {
                 Ok(()) if !exchange.is_believed() => {}
-                Ok(()) | Err(Refusal::Proof(ProofError::OtherAuth(_))) => return Ok(true),
+                Ok(()) | Err(ExchangeError::Proof(ProofError::OtherAuth(_))) => return Ok(true),
                 Err(_) => return Ok(false),
             },
         }
     }
 }
 
-/// The exchange of a new request.
-fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, SysError> {
+/// Begins the exchange of a new request.
+fn begin_exchange<'k>(plan: &RequestPlan, key: Option<&'k Key>) -> Result<HostExchange<'k>, SysError> {
     let request = Request {
         action: plan.action,
         target: plan.target.clone(),
@@ -60,22 +69,29 @@ fn begin<'k>(plan: &Plan, key: Option<&'k Key>) -> Result<Exchange<'k>, SysError
         nonce: random_bytes()?,
         sequence: u32::from_le_bytes(random_bytes()?),
     };
-    let packet = plan.packet(&request, key);
-    let mut auth = plan.auth_with(key);
+    let packet = plan.encode_packet(&request, key);
+    let mut auth = plan.client_auth(key);
     auth.add(&packet);
-    Ok(Exchange::new(plan.action, auth, Some(&packet), new_challenge()?))
+    Ok(HostExchange::new(plan.action, auth, Some(&packet), new_challenge()?))
 }
 
-/// The whole exchange.
-fn converse(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> Result<Answer, Cause> {
-    let mut exchange = begin(plan, key)?;
+/// Runs the exchange to its end.
+fn run_exchange(
+    plan: &RequestPlan,
+    connection: &HostConnection,
+    key: Option<&Key>,
+    deadline: Deadline,
+) -> Result<HostAnswer, StreamCause> {
+    let mut exchange = begin_exchange(plan, key)?;
     let mut buffer = [0; 4096];
     let mut patience = deadline;
     loop {
-        let broken =
-            |exchange: &Exchange<'_>, source| Cause::Broken { source, waited_for: exchange.waits_for() };
-        let output = exchange.output();
-        match wire.send(&mut &output[..], deadline) {
+        let broken = |exchange: &HostExchange<'_>, source| StreamCause::Broken {
+            source,
+            waited_for: exchange.awaited_step(),
+        };
+        let output = exchange.take_output();
+        match connection.send(&mut &output[..], deadline) {
             Ok(()) => {}
             Err(error) if has_hung_up(&error) => break,
             Err(source) => return Err(broken(&exchange, source)),
@@ -83,16 +99,16 @@ fn converse(plan: &Plan, wire: &Wire, key: Option<&Key>, deadline: Deadline) -> 
         if exchange.is_done() {
             break;
         }
-        if exchange.list_has_ended() {
+        if exchange.is_list_complete() {
             patience = patience.min(deadline.min(Deadline::after(LAST_BYTE)));
         }
-        match wire.receive(&mut buffer, patience) {
+        match connection.receive(&mut buffer, patience) {
             Ok(0) => break,
             Ok(n) => {
                 exchange.receive(&buffer[..n])?;
                 exchange.prove();
             }
-            Err(_) if exchange.list_has_ended() => break,
+            Err(_) if exchange.is_list_complete() => break,
             // A host that drops a request with bytes unread resets the connection.
             Err(error) if has_hung_up(&error) => break,
             Err(source) => return Err(broken(&exchange, source)),
@@ -105,21 +121,21 @@ fn has_hung_up(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
-/// A host that is asked by a stream.
+/// Address of a host that is asked over a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Host {
-    /// By TCP.
+pub(crate) enum HostAddress {
+    /// TCP address.
     Tcp(SocketAddr),
-    /// By vsock.
+    /// vsock address.
     Vsock {
-        /// Its context id.
+        /// Context id.
         cid: u32,
-        /// The port.
+        /// Port.
         port: u32,
     },
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
@@ -128,34 +144,34 @@ impl fmt::Display for Host {
     }
 }
 
-/// Why a stream gave no answer. Shown in three lines: what happened, what was tried, what to check.
+/// Failure of a request over a stream. Shown in three lines: what happened, what was asked, what to check.
 #[derive(Debug)]
 pub(crate) struct StreamFailure {
-    host: Host,
+    host: HostAddress,
     request: String,
     key: String,
     sealed: bool,
-    cause: Cause,
+    cause: StreamCause,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Cause {
+enum StreamCause {
     #[error("no random bytes: {0}")]
     Random(#[from] SysError),
-    #[error("cannot connect: {}", in_words(.0))]
+    #[error("cannot connect: {}", describe_error(.0))]
     Connect(io::Error),
-    #[error("{} (it waited for {waited_for})", in_words(.source))]
-    Broken { source: io::Error, waited_for: Wait },
+    #[error("{} (it waited for {waited_for})", describe_error(.source))]
+    Broken { source: io::Error, waited_for: AwaitedStep },
     #[error("{0}")]
-    Refused(#[from] Refusal),
+    Refused(#[from] ExchangeError),
 }
 
 impl fmt::Display for StreamFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, request, key, sealed, cause } = self;
         write!(f, "no answer from {host}: {cause}\n  asked for {request}; {key}\n  {}", self.next_check())?;
-        if *sealed && matches!(cause, Cause::Refused(_) | Cause::Broken { .. }) {
-            write!(f, "; {OLD_HOST}")?;
+        if *sealed && matches!(cause, StreamCause::Refused(_) | StreamCause::Broken { .. }) {
+            write!(f, "; {CLASSIC_HOST_HINT}")?;
         }
         Ok(())
     }
@@ -164,51 +180,53 @@ impl fmt::Display for StreamFailure {
 impl std::error::Error for StreamFailure {}
 
 impl StreamFailure {
-    /// How far it came; none where nobody was reached.
-    pub(crate) fn came_to(&self) -> Option<CameTo> {
+    /// Returns the step that was reached; none where no host was reached.
+    pub(crate) fn progress(&self) -> Option<StreamProgress> {
         match &self.cause {
-            Cause::Random(_) | Cause::Connect(_) => None,
-            Cause::Broken { waited_for, .. } => Some(CameTo::Waited(*waited_for)),
-            Cause::Refused(refusal) => Some(CameTo::Refused(*refusal)),
+            StreamCause::Random(_) | StreamCause::Connect(_) => None,
+            StreamCause::Broken { waited_for, .. } => Some(StreamProgress::Waited(*waited_for)),
+            StreamCause::Refused(refusal) => Some(StreamProgress::Refused(*refusal)),
         }
     }
 
-    pub(crate) fn next_check(&self) -> &'static str {
+    /// Returns what to check next.
+    fn next_check(&self) -> &'static str {
         match (&self.cause, self.host) {
-            (Cause::Random(_), _) => "the kernel gives no random bytes: nothing can be asked",
-            (Cause::Connect(error), Host::Tcp(_)) => match error.kind() {
-                io::ErrorKind::ConnectionRefused => {
-                    "nobody listens there: is fence_virtd running with listener tcp, with `address` and `port` set for \
-                     this guest's network (the default is loopback)?"
-                }
-                _ => {
-                    "are the address and this guest's route to it right, does the host's firewall let the port in?"
-                }
-            },
-            (Cause::Connect(error), Host::Vsock { .. }) => {
-                match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
-                    Errno::EAFNOSUPPORT | Errno::ENODEV | Errno::EADDRNOTAVAIL => {
-                        "this guest has no vsock: does its domain have a <vsock> device, and is the module \
-                         vmw_vsock_virtio_transport loaded (modprobe vmw_vsock_virtio_transport)?"
-                    }
-                    Errno::ECONNRESET | Errno::ECONNREFUSED => {
-                        "nobody listens there: is fence_virtd running on that host with listener vsock, on this port?"
-                    }
-                    _ => {
-                        "is this the CID of the host (2), and is fence_virtd running there with listener vsock?"
-                    }
-                }
-            }
-            (Cause::Refused(_), _) | (Cause::Broken { .. }, _) => {
-                "the host's log says what it made of it; do key, hash and auth type agree with its own (compare the \
-                 fingerprint in its log)?"
+            (StreamCause::Random(_), _) => "the kernel gives no random bytes: nothing can be asked",
+            (StreamCause::Connect(error), HostAddress::Tcp(_)) => check_after_tcp_error(error),
+            (StreamCause::Connect(error), HostAddress::Vsock { .. }) => check_after_vsock_error(error),
+            (StreamCause::Refused(_) | StreamCause::Broken { .. }, _) => {
+                "the host's log says how it treated the request; do key, hash and auth type agree with the \
+                 host's (compare the fingerprint in its log)?"
             }
         }
     }
 }
 
-/// A wait that ended says so in the words that people look for.
-fn in_words(error: &io::Error) -> String {
+fn check_after_tcp_error(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        "nobody listens there: is fence_virtd running with listener tcp, with `address` and `port` set for \
+         this guest's network (the default is loopback)?"
+    } else {
+        "are the address and this guest's route to it right, does the host's firewall let the port in?"
+    }
+}
+
+fn check_after_vsock_error(error: &io::Error) -> &'static str {
+    match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+        Errno::EAFNOSUPPORT | Errno::ENODEV | Errno::EADDRNOTAVAIL => {
+            "this guest has no vsock: does its domain have a <vsock> device, and is the module \
+             vmw_vsock_virtio_transport loaded (modprobe vmw_vsock_virtio_transport)?"
+        }
+        Errno::ECONNRESET | Errno::ECONNREFUSED => {
+            "nobody listens there: is fence_virtd running on that host with listener vsock, on this port?"
+        }
+        _ => "is this the CID of the host (2), and is fence_virtd running there with listener vsock?",
+    }
+}
+
+/// Describes an I/O error. A time-out has the words that people search for.
+fn describe_error(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "Timed out waiting for response".to_owned(),
         _ => error.to_string(),
@@ -220,11 +238,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_without_vsock_is_told_what_to_load() {
+    fn a_guest_without_vsock_learns_which_module_to_load() {
         let text = |error: Errno| {
-            let host = Host::Vsock { cid: 2, port: 1229 };
+            let host = HostAddress::Vsock { cid: 2, port: 1229 };
             let (request, key) = ("off vm1".to_owned(), "no key".to_owned());
-            StreamFailure { host, request, key, sealed: true, cause: Cause::Connect(error.into()) }
+            StreamFailure { host, request, key, sealed: true, cause: StreamCause::Connect(error.into()) }
                 .to_string()
         };
         for none in [Errno::EAFNOSUPPORT, Errno::ENODEV] {

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Asking a host by TCP.
+//! A request to a host over TCP.
+//!
+//! Owns the connection. Runs on the agent's only thread. Must never connect to any other port than the
+//! plan's.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -8,33 +11,33 @@ use std::time::Duration;
 use fence_sandbox::Tcp;
 use fence_wire::Key;
 
-use crate::answer::Answer;
+use crate::answer::HostAnswer;
 use crate::confine::confine;
-use crate::connection::Wire;
+use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::plan::Plan;
-use crate::stream::{self, Host, StreamFailure};
+use crate::plan::RequestPlan;
+use crate::stream::{self, HostAddress, StreamFailure};
 
 /// Asks the host at `to`.
 pub(crate) fn ask(
-    plan: &Plan,
+    plan: &RequestPlan,
     to: SocketAddr,
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Box<StreamFailure>> {
+) -> Result<HostAnswer, Box<StreamFailure>> {
     confine(Tcp::To(to.port()), console);
-    stream::ask(plan, Host::Tcp(to), key, deadline, |within| {
-        let wire = connect(to, within)?;
+    stream::ask(plan, HostAddress::Tcp(to), key, deadline, |within| {
+        let connection = connect(to, within)?;
         console.debug(&format_args!("connected to {to}"));
-        Ok(wire)
+        Ok(connection)
     })
 }
 
-/// A connection to the host.
-pub(crate) fn connect(to: SocketAddr, within: Duration) -> io::Result<Wire> {
+/// Connects to the host.
+pub(crate) fn connect(to: SocketAddr, within: Duration) -> io::Result<HostConnection> {
     let stream = TcpStream::connect_timeout(&to, within)?;
     let _ = stream.set_nodelay(true);
-    Wire::new(stream)
+    HostConnection::new(stream)
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is wrong with the options.
+//! Errors in the options.
+//!
+//! Owns their texts. Must never show control characters of a value that it quotes.
 
 use std::io;
 use std::net::IpAddr;
@@ -7,71 +9,71 @@ use std::net::IpAddr;
 use fence_cli::getopt::{GetoptError, Name};
 use fence_wire::{HashType, TargetError, escaped};
 
-/// What is wrong with the options.
+/// Error in the options.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UsageError {
-    /// The command line is no command line.
+    /// The command line has an unknown option, or one without its value.
     #[error(transparent)]
     Getopt(#[from] GetoptError),
     /// Standard input cannot be read.
     #[error("standard input cannot be read: {0}")]
     Stdin(io::Error),
-    /// A name on standard input without a value.
+    /// A name on standard input has no value.
     #[error("option '{}' on standard input needs a value (NAME=VALUE)", escaped(.0))]
     NoValue(String),
-    /// An option that is taken for compatibility and has no meaning.
+    /// The option exists for compatibility only, and has no meaning.
     #[error("option {0} is not supported")]
     Unsupported(Name),
-    /// A value that does not fit its option.
+    /// The value does not fit its option.
     #[error("{option}: '{}' is not {expected}", escaped(.value))]
     Value {
-        /// The option as the user wrote it.
+        /// Option as the user wrote it.
         option: String,
-        /// The value that he gave.
+        /// Value as the user wrote it.
         value: String,
-        /// What is expected.
+        /// Description of valid values.
         expected: &'static str,
     },
-    /// No such action.
+    /// There is no such action.
     #[error("unknown action '{}'", escaped(.0))]
     Action(String),
-    /// An action that changes something, or that nobody answers.
+    /// The action of a diagnosis changes something, or no host answers it.
     #[error("--diagnose asks for status or monitor and for nothing else: not for {0}")]
     DiagnoseAction(String),
-    /// Two targets that differ.
+    /// Two targets differ.
     #[error(
-        "two different domains are given, '{}' and '{}'; if the cluster manager names one of them (Pacemaker does, with \
-         port=), use pcmk_host_map instead of plug=", escaped(.0), escaped(.1)
+        "two different domains are given, '{}' and '{}'; if the cluster manager names one of them (Pacemaker \
+         does, with port=), use pcmk_host_map instead of plug=", escaped(.0), escaped(.1)
     )]
     TwoTargets(String, String),
-    /// No target for an action that needs one.
+    /// The action needs a target, and there is none.
     #[error("no domain given: action {0} needs one (-n on the command line, plug= on standard input)")]
     NoTarget(&'static str),
-    /// No challenge for a request that has none without.
+    /// A sealed request has its challenge switched off.
     #[error(
         "auth none (-C none) cannot go with hash {0}: a sealed request is always challenged; leave auth out"
     )]
     SealedUnchallenged(HashType),
-    /// A sealed challenge for a request that is not sealed.
+    /// The challenge is sealed, and the request is not.
     #[error(
         "auth {0} (-C) goes only with hash {0} (-c): request, challenge and response are sealed together"
     )]
     SealedChallenge(HashType),
-    /// A sealed request where nothing is hashed at all.
+    /// The request is sealed, and its transport has no hash.
     #[error(
         "hash {0} (-c) cannot be had on a serial line or VM channel, where nothing is hashed: leave hash out"
     )]
     SealedLine(HashType),
-    /// The target is none.
+    /// The target is not valid.
     #[error("the domain's name {0}")]
     Target(#[from] TargetError),
-    /// The group is of the other family.
+    /// The group is of the other address family.
     #[error("multicast address {group} is not of family {family}")]
     Family {
-        /// The group.
+        /// Group.
         group: IpAddr,
-        /// The family's name.
+        /// Name of the family.
         family: &'static str,
     },
 }

@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Asking the host by vsock.
+//! A request to the host over vsock.
+//!
+//! Owns the connection. Runs on the agent's only thread. Must never open a TCP connection.
 
 use fence_net::vsock_connect;
 use fence_sandbox::Tcp;
 use fence_wire::Key;
 
-use crate::answer::Answer;
+use crate::answer::HostAnswer;
 use crate::confine::confine;
-use crate::connection::Wire;
+use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::plan::Plan;
-use crate::stream::{self, Host, StreamFailure};
+use crate::plan::RequestPlan;
+use crate::stream::{self, HostAddress, StreamFailure};
 
 /// Asks the machine with this context id.
 pub(crate) fn ask(
-    plan: &Plan,
+    plan: &RequestPlan,
     (cid, port): (u32, u16),
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<Answer, Box<StreamFailure>> {
+) -> Result<HostAnswer, Box<StreamFailure>> {
     let port = u32::from(port);
     confine(Tcp::None, console);
-    stream::ask(plan, Host::Vsock { cid, port }, key, deadline, |within| {
+    stream::ask(plan, HostAddress::Vsock { cid, port }, key, deadline, |within| {
         let stream = vsock_connect(cid, port, within)?;
         console.debug(&format_args!("connected to vsock CID {cid} port {port}"));
-        Wire::new(stream)
+        HostConnection::new(stream)
     })
 }

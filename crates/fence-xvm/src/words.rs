@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A request and its key in words, for every message about them.
+//!
+//! Owns nothing. Pure. Must never show a key, only its fingerprint.
 
 use fence_wire::{Key, escaped};
 
-use crate::plan::Plan;
+use crate::plan::RequestPlan;
 
-/// What to think of when a sealed request has no answer.
-pub(crate) const OLD_HOST: &str = "a host of the C programs drops sealed requests (hash hmac-...) as unknown, and \
-    without a word: such hosts need hash sha256";
+/// Hint for a sealed request without an answer.
+pub(crate) const CLASSIC_HOST_HINT: &str = "a host of the C programs drops sealed requests (hash hmac-...) \
+                                            as unknown, and without a word: such hosts need hash sha256";
 
-/// What is asked for.
-pub(crate) fn request_in_words(plan: &Plan) -> String {
+/// Describes the request: action and target.
+pub(crate) fn describe_request(plan: &RequestPlan) -> String {
     format!("{} {}", plan.action, escaped(plan.target.as_str())).trim_end().to_owned()
 }
 
-/// Whether what is asked goes sealed.
-pub(crate) fn is_sealed(plan: &Plan) -> bool {
+/// Returns whether the request goes sealed.
+pub(crate) fn is_sealed(plan: &RequestPlan) -> bool {
     plan.hash.sealed().is_some()
 }
 
-/// The key and how it is used.
-pub(crate) fn key_in_words(plan: &Plan, key: Option<&Key>) -> String {
+/// Describes the key and its use.
+pub(crate) fn describe_key(plan: &RequestPlan, key: Option<&Key>) -> String {
     match key {
         Some(key) => {
             let (file, fingerprint, hash) = (plan.key_file.display(), key.fingerprint(), plan.hash);

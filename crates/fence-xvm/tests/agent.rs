@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The agent against hosts that behave and hosts that do not.
+//! The agent with correct and faulty hosts.
 //!
 //! The tests need root: they run themselves again under unshare(1), see `common`.
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -24,12 +24,12 @@ fn in_a_namespace() {
     run_in_a_namespace();
 }
 
-// The ordinary way.
+// Ordinary requests.
 
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_responses() {
-    let lab = Lab::new(20_000);
+    let lab = AgentLab::new(20_000);
     for (action, response, out, code) in [
         ("status", 0, "Status: ON\n", 0),
         ("status", 2, "Status: OFF\n", 2),
@@ -41,7 +41,7 @@ fn inside_responses() {
         ("off", 2, "", 1),
     ] {
         let agent = lab.agent(&["-o", action, "-n", "vm1"]);
-        let request = lab.request();
+        let request = lab.receive_request();
         assert_eq!((request.action.name(), request.target.as_str()), (action, "vm1"));
         lab.answer(&request, &[response]);
         let done = finish(agent);
@@ -56,7 +56,7 @@ fn inside_responses() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_list() {
-    let lab = Lab::new(20_050);
+    let lab = AgentLab::new(20_050);
     let mut bytes = vec![253];
     for (name, on) in [("vm 1", true), ("evil\x1b[2J\n", false)] {
         let entry = HostListEntry { name: name.to_owned(), uuid: "11-22".to_owned(), on };
@@ -66,15 +66,15 @@ fn inside_list() {
     let rows = "vm 1                             11-22 on\nevil\\x1b[2J\\x0a                  11-22 off\n";
     for last in [&[0][..], &[]] {
         let agent = lab.agent(&["-o", "list"]);
-        let request = lab.request();
+        let request = lab.receive_request();
         assert_eq!(request.action, Action::List);
         lab.answer(&request, &[&bytes, last].concat());
         let done = finish(agent);
         assert_eq!((text(&done.stdout).as_str(), done.status.code()), (rows, Some(0)));
     }
-    // A host that leaves the stream open after the list, as the reference may while it is busy.
+    // A host that leaves the stream open after the list, as the C daemon may while it is busy.
     let agent = lab.agent(&["-o", "list-status", "-t", "60"]);
-    let mut open = lab.proven(&lab.request());
+    let mut open = lab.call_back_until_proof(&lab.receive_request());
     open.write_all(&bytes).unwrap();
     let done = finish(agent);
     assert_eq!((text(&done.stdout).as_str(), done.status.code()), (rows, Some(0)));
@@ -83,9 +83,9 @@ fn inside_list() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_retransmissions_are_one_request() {
-    let lab = Lab::new(20_100);
+    let lab = AgentLab::new(20_100);
     let mut agent = lab.agent(&["-o", "off", "-n", "vm1", "-r", "1", "-t", "60"]);
-    let requests: Vec<_> = (0..4).map(|_| lab.request()).collect();
+    let requests: Vec<_> = (0..4).map(|_| lab.receive_request()).collect();
     for request in &requests {
         assert_eq!(request.sequence, requests[0].sequence);
         assert_eq!(request.call_back.unwrap().address, IpAddr::from([127, 0, 0, 1]));
@@ -94,13 +94,13 @@ fn inside_retransmissions_are_one_request() {
     nonces.sort_unstable();
     nonces.dedup();
     assert_eq!(nonces.len(), requests.len());
-    // Another host may be the one that owns the domain: a call-back that goes nowhere stops nothing.
+    // Another host may be the owner: a call-back that does not go on stops nothing.
     let silent = lab.call_back(&requests[0]);
     let _held = lab.prove_host(&silent);
     lab.drain();
-    lab.request();
-    // A host that has leave to act and takes its time is not asked again.
-    let mut acting = lab.proven(&requests[0]);
+    lab.receive_request();
+    // A slow host with the permission to act is not asked again.
+    let mut acting = lab.call_back_until_proof(&requests[0]);
     lab.drain();
     assert!(!lab.socket_is_readable(Duration::from_millis(500)));
     acting.write_all(&[0]).unwrap();
@@ -110,9 +110,9 @@ fn inside_retransmissions_are_one_request() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_without_a_key() {
-    let lab = Lab::new(20_150);
+    let lab = AgentLab::new(20_150);
     let agent = lab.run(&["-c", "none", "-C", "none", "-k", "/nonexistent", "-o", "status", "-n", "vm1"]);
-    let request = lab.request_with(HashType::None);
+    let request = lab.receive_request_with(HashType::None);
     lab.call_back(&request).write_all(&[2]).unwrap();
     assert_eq!(finish(agent).status.code(), Some(2));
 }
@@ -120,9 +120,9 @@ fn inside_without_a_key() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_ipv6() {
-    let lab = Lab::in_group(20_200, "ff05::3:1");
+    let lab = AgentLab::in_group(20_200, "ff05::3:1");
     let agent = lab.agent(&["-i", "ipv6", "-o", "status", "-n", "vm1"]);
-    let request = lab.request();
+    let request = lab.receive_request();
     assert_eq!(request.call_back.unwrap().address, "fd09::1".parse::<IpAddr>().unwrap());
     lab.answer(&request, &[0]);
     assert_eq!(finish(agent).status.code(), Some(0));
@@ -131,11 +131,11 @@ fn inside_ipv6() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_stdin() {
-    let lab = Lab::new(20_250);
+    let lab = AgentLab::new(20_250);
     let options =
         |rest: &str| format!("ipport={}\nkey_file={}\ntimeout=10\n{rest}", lab.port, lab.key_file());
     let agent = lab.with_stdin(&options("action=off\nport=vm1\nplug=vm1\nnodename=node1\nbogus=1\n"));
-    let request = lab.request();
+    let request = lab.receive_request();
     assert_eq!((request.action, request.target.as_str()), (Action::Off, "vm1"));
     lab.answer(&request, &[0]);
     let done = finish(agent);
@@ -155,18 +155,18 @@ fn inside_stdin() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_delay() {
-    let lab = Lab::new(20_300);
+    let lab = AgentLab::new(20_300);
     let start = Instant::now();
     let agent = lab.agent(&["-w", "6", "-t", "5", "-o", "off", "-n", "vm1"]);
-    lab.answer(&lab.request(), &[0]);
+    lab.answer(&lab.receive_request(), &[0]);
     assert!(start.elapsed() >= Duration::from_secs(6));
     assert_eq!(finish(agent).status.code(), Some(0));
 }
 
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_keys_that_will_not_do() {
-    let lab = Lab::new(20_350);
+fn inside_keys_that_are_refused() {
+    let lab = AgentLab::new(20_350);
     let path = lab.scratch.path().join("other");
     let other = path.to_str().unwrap();
     let refused = |expected: &str| {
@@ -188,29 +188,29 @@ fn inside_keys_that_will_not_do() {
 
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_nobody_there() {
-    let lab = Lab::new(20_400);
+fn inside_no_host() {
+    let lab = AgentLab::new(20_400);
     let start = Instant::now();
     let done = finish(lab.agent(&["-o", "off", "-n", "vm1", "-t", "1", "-r", "3"]));
     assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < PATIENCE);
     assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0));
-    let told = text(&done.stderr);
-    assert!(told.contains("Timed out waiting for response"), "{told}");
-    // As many as there was time for: at 0, 0.3, 0.6 and 0.9 s.
-    assert!((1..=4).any(|it| told.contains(&format!("lo 127.0.0.1: {it} sent"))), "{told}");
-    assert!(told.contains(&Key::new(KEY).unwrap().fingerprint()), "{told}");
-    assert!(told.lines().count() <= 10, "{told}");
+    let stderr = text(&done.stderr);
+    assert!(stderr.contains("Timed out waiting for response"), "{stderr}");
+    // One datagram for each repetition in the time: at 0, 0.3, 0.6 and 0.9 s.
+    assert!((1..=4).any(|it| stderr.contains(&format!("lo 127.0.0.1: {it} sent"))), "{stderr}");
+    assert!(stderr.contains(&Key::new(KEY).unwrap().fingerprint()), "{stderr}");
+    assert!(stderr.lines().count() <= 10, "{stderr}");
 }
 
-/// Hosts that stop at each stage: the deadline holds, and the message says where.
+/// Hosts that stop at each step: the deadline holds, and the message names the step.
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_hosts_that_stall() {
     let list_start = [&[253][..], &[b'x'; 130], &[b'x'; 50]].concat();
     let stalls = &|stage: u16, action: &str, expected: &str| {
-        let lab = Lab::new(22_000 + 50 * stage);
+        let lab = AgentLab::new(22_000 + 50 * stage);
         let agent = lab.agent(&["-o", action, "-n", "vm1", "-t", "5"]);
-        let mut stream = lab.call_back(&lab.request());
+        let mut stream = lab.call_back(&lab.receive_request());
         let start = Instant::now();
         match stage {
             0 => {}
@@ -226,11 +226,11 @@ fn inside_hosts_that_stall() {
         let done = finish(agent);
         assert!(start.elapsed() < PATIENCE, "stage {stage}");
         assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0), "stage {stage}");
-        let told = text(&done.stderr);
-        assert!(told.contains("Timed out") && told.contains(expected), "stage {stage}: {told}");
+        let stderr = text(&done.stderr);
+        assert!(stderr.contains("Timed out") && stderr.contains(expected), "stage {stage}: {stderr}");
     };
-    // All at once: each waits most of its time.
-    at_once(
+    // All run at once, because each waits most of its time.
+    run_at_once(
         [
             (0, "off", "step 2"),
             (1, "off", "step 2"),
@@ -243,15 +243,15 @@ fn inside_hosts_that_stall() {
     );
 }
 
-// Truth.
+// No false success.
 
-/// Whatever a host without the key does, the one with it is heard.
+/// Hosts without the key do not keep the host with the key from answering.
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_impostors() {
-    let lab = Lab::new(20_500);
+    let lab = AgentLab::new(20_500);
     let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
-    let request = lab.request();
+    let request = lab.receive_request();
     let stalled = lab.call_back(&request);
     let mut wrong = lab.call_back(&request);
     wrong.write_all(&[0; 64]).unwrap();
@@ -268,9 +268,9 @@ fn inside_impostors() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_more_callers_than_fit() {
-    let lab = Lab::new(20_550);
+    let lab = AgentLab::new(20_550);
     let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
-    let request = lab.request();
+    let request = lab.receive_request();
     let idle: Vec<_> = (0..100).map(|_| lab.call_back(&request)).collect();
     let mut challenge = Vec::new();
     let _ = (&idle[0]).read_to_end(&mut challenge);
@@ -280,11 +280,11 @@ fn inside_more_callers_than_fit() {
     drop(idle);
 }
 
-/// Hosts that prove themselves and then fail: never success, and those that failed for good end the wait.
+/// Hosts that prove themselves and then fail: there is never success, and a final failure ends the wait.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_bad_responses_are_failures() {
-    let lab = Lab::new(20_600);
+fn inside_responses_that_are_not_valid() {
+    let lab = AgentLab::new(20_600);
     let entry = HostListEntry { name: "vm1".to_owned(), uuid: "1".to_owned(), on: true }.encode();
     let cut_off = [&[253][..], &entry, &entry[..100]].concat();
     let whole_list = [&[253][..], &entry, &HOST_LIST_END, &[0]].concat();
@@ -304,14 +304,14 @@ fn inside_bad_responses_are_failures() {
     ] {
         let agent = lab.agent(&["-o", action, "-n", "vm1", "-t", "60"]);
         let start = Instant::now();
-        let mut stream = lab.proven(&lab.request());
-        // The agent may hang up in the middle of it.
+        let mut stream = lab.call_back_until_proof(&lab.receive_request());
+        // The agent may hang up before the last byte.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(Shutdown::Write);
         let done = finish(agent);
         assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0), "{action} {:?}", &bytes[..1]);
         assert!(start.elapsed() < Duration::from_secs(50), "{action}");
-        lab.forget_ports();
+        lab.end_quarantine();
         lab.drain();
     }
 }
@@ -319,9 +319,9 @@ fn inside_bad_responses_are_failures() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_our_own_challenge_is_not_answered() {
-    let lab = Lab::new(20_650);
+    let lab = AgentLab::new(20_650);
     let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "5"]);
-    let mut stream = lab.call_back(&lab.request());
+    let mut stream = lab.call_back(&lab.receive_request());
     let mut c1 = [0; 64];
     stream.read_exact(&mut c1).unwrap();
     let key = lab.key();
@@ -336,13 +336,13 @@ fn inside_our_own_challenge_is_not_answered() {
     assert!(text(&done.stderr).contains("our own challenge"), "{done:?}");
 }
 
-/// Our proof is leave to act: of two proven hosts the second has it only when the first has gone.
+/// Our proof is the permission to act: of two proven hosts the second gets it only when the first hung up.
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_one_proof_at_a_time() {
-    let lab = Lab::new(20_700);
+    let lab = AgentLab::new(20_700);
     let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
-    let request = lab.request();
+    let request = lab.receive_request();
     let (mut first, second) = (lab.call_back(&request), lab.call_back(&request));
     let _first = lab.prove_host(&first);
     first.write_all(&[1; 64]).unwrap();
@@ -353,7 +353,7 @@ fn inside_one_proof_at_a_time() {
     let second_proven = held.challenge(&c2).unwrap();
     (&second).write_all(&c2).unwrap();
     second.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    assert!((&second).read(&mut proof).is_err(), "two hosts have leave to act");
+    assert!((&second).read(&mut proof).is_err(), "two hosts have the permission to act");
     drop(first);
     second.set_read_timeout(Some(PATIENCE)).unwrap();
     (&second).read_exact(&mut proof).unwrap();
@@ -367,9 +367,9 @@ fn inside_one_proof_at_a_time() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_two_at_once() {
-    let lab = Lab::new(20_750);
+    let lab = AgentLab::new(20_750);
     let agents = [lab.agent(&["-o", "off", "-n", "a"]), lab.agent(&["-o", "status", "-n", "b"])];
-    let requests = [lab.request(), lab.request()];
+    let requests = [lab.receive_request(), lab.receive_request()];
     let ports = requests.each_ref().map(|r| r.call_back.unwrap().port);
     assert_ne!(ports[0], ports[1]);
     assert!(ports.contains(&lab.port), "{ports:?}");
@@ -382,40 +382,40 @@ fn inside_two_at_once() {
 
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_abandoned_ports_are_left_alone() {
-    let lab = Lab::new(20_800);
+fn inside_abandoned_ports_are_not_used() {
+    let lab = AgentLab::new(20_800);
     let port = |request: &Request| request.call_back.unwrap().port;
 
     // An answered port is used again.
     for _ in 0..2 {
         let agent = lab.agent(&["-o", "status", "-n", "vm1"]);
-        let request = lab.request();
+        let request = lab.receive_request();
         assert_eq!(port(&request), lab.port);
         lab.answer(&request, &[0]);
         finish(agent);
     }
-    // Killed: it cannot clean up.
+    // A killed agent cannot clean up.
     let mut killed = lab.agent(&["-o", "status", "-n", "vm1"]);
-    let abandoned = lab.request();
+    let abandoned = lab.receive_request();
     killed.kill().unwrap();
     killed.wait().unwrap();
-    // The answer to the killed one's request comes while the next one waits for its own.
+    // The answer to the killed agent's request comes while the next agent waits for its own.
     let agent = lab.agent(&["-o", "off", "-n", "vm2"]);
-    let request = lab.request();
+    let request = lab.receive_request();
     assert_ne!(port(&request), port(&abandoned));
     let call_back = abandoned.call_back.unwrap();
     assert!(
         TcpStream::connect((call_back.address, call_back.port)).is_err(),
-        "somebody takes the old answer"
+        "an agent takes the older answer"
     );
     lab.answer(&request, &[0]);
     assert_eq!(finish(agent).status.code(), Some(0));
-    // Time-out.
+    // A time-out.
     let timed_out = lab.agent(&["-o", "off", "-n", "vm2", "-t", "1"]);
-    let second = port(&lab.request());
+    let second = port(&lab.receive_request());
     assert_eq!(finish(timed_out).status.code(), Some(1));
     let agent = lab.agent(&["-o", "off", "-n", "vm2"]);
-    let request = lab.request();
+    let request = lab.receive_request();
     assert!(![lab.port, second].contains(&port(&request)));
     lab.answer(&request, &[0]);
     assert_eq!(finish(agent).status.code(), Some(0));
@@ -426,7 +426,7 @@ fn inside_abandoned_ports_are_left_alone() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_tcp() {
-    let lab = Lab::new(20_850);
+    let lab = AgentLab::new(20_850);
     let listener = TcpListener::bind(("127.0.0.1", lab.port)).unwrap();
     let accept = || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -446,7 +446,7 @@ fn inside_tcp() {
     let done = finish(agent);
     assert_eq!((text(&done.stdout).as_str(), done.status.code()), ("Status: OFF\n", Some(2)));
 
-    // Stalls before its proof, and before its response.
+    // The host stalls before its proof, and before its response.
     for stage in 0..2 {
         let agent = ask(&["-o", "off", "-n", "vm1", "-t", "3"]);
         let (stream, _) = accept();
@@ -457,7 +457,7 @@ fn inside_tcp() {
         assert_eq!(done.status.code(), Some(1));
         assert!(text(&done.stderr).contains("Timed out waiting for response"), "{done:?}");
     }
-    // No proof, an ended stream, a wrong answer.
+    // A wrong proof, a closed stream, a response that is not valid.
     for bytes in [&[0; 64][..], &[]] {
         let agent = ask(&["-o", "off", "-n", "vm1", "-t", "60"]);
         let (mut stream, _) = accept();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `fence_virt` on serial lines and VM channels, against hosts that behave and hosts that do not.
+//! `fence_virt` on serial lines and VM channels, with correct and faulty hosts.
 //!
-//! A pseudo terminal plays the serial line. The tests need root: they run themselves again under unshare(1), with a
-//! /run and a loopback of their own.
+//! A pseudo terminal stands for the serial line. The tests need root. They run themselves again under
+//! unshare(1), with a /run and a loopback of their own.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs::{self, File};
@@ -24,9 +24,9 @@ use nix::sys::stat::Mode;
 use nix::sys::termios::{FlowArg, SetArg, cfmakeraw, tcflow, tcgetattr, tcsetattr};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_fence_xvm");
-/// The C agent; cases with it are left out where it is not installed.
-const REFERENCE: &str = "/usr/sbin/fence_virt";
-/// Longer than anything here takes; a wait that reaches it is a fault.
+/// Path of the C agent. Tests that compare with it are skipped where it is not installed.
+const C_AGENT: &str = "/usr/sbin/fence_virt";
+/// Longest wait for anything; a test that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -41,12 +41,12 @@ fn in_a_namespace() {
     assert!(run.success());
 }
 
-// The ordinary way.
+// Ordinary requests.
 
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_responses() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     for (action, response, out, code) in [
         ("status", 0, "Status: ON\n", 0),
         ("status", 2, "Status: OFF\n", 2),
@@ -60,7 +60,7 @@ fn inside_responses() {
         ("off", 253, "", 1),
     ] {
         let agent = line.agent(&["-o", action, "-n", "vm1"]);
-        let request = line.request();
+        let request = line.read_request();
         assert_eq!((request.action.name(), request.target.as_str()), (action, "vm1"));
         line.send(&serial_response(response));
         let done = finish(agent);
@@ -69,12 +69,12 @@ fn inside_responses() {
     }
 }
 
-/// Literal bytes of the reference daemon, and what they mean.
+/// Literal bytes of the C daemon, and their meaning.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_the_reference_daemon_s_bytes() {
-    let mut line = Line::new();
-    for vector in vectors("daemon") {
+fn inside_bytes_of_the_c_daemon() {
+    let mut line = SerialLine::new();
+    for vector in read_vectors("daemon") {
         let [frame, answer] = ["frame", "answer"].map(|name| bytes(&vector, name));
         let asked = SerialRequest::decode(frame.as_slice().try_into().unwrap()).unwrap();
         let target = asked.target.as_str();
@@ -83,8 +83,8 @@ fn inside_the_reference_daemon_s_bytes() {
             arguments.extend(["-n", target]);
         }
         let agent = line.agent(&arguments);
-        let sent = line.request();
-        // The frame is the same but for its number.
+        let sent = line.read_request();
+        // The frame is the same, except for its number.
         assert_eq!(sent.encode()[..70], frame[..70]);
         line.send(&answer);
         let done = finish(agent);
@@ -97,17 +97,17 @@ fn inside_the_reference_daemon_s_bytes() {
     }
 }
 
-/// Literal bytes of the C agent: ours sends the same, and takes the answers that it was given. Noise stands before
-/// them that the C agent stumbles over.
+/// Literal bytes of the C agent: our agent sends the same bytes, and takes the same answers. The noise before
+/// them makes the C agent fail.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_the_reference_agent_s_bytes() {
-    let mut line = Line::new();
-    for vector in vectors("agent") {
+fn inside_bytes_of_the_c_agent() {
+    let mut line = SerialLine::new();
+    for vector in read_vectors("agent") {
         let [frame, answer] = ["frame", "answer"].map(|name| bytes(&vector, name));
         let asked = SerialRequest::decode(frame.as_slice().try_into().unwrap()).unwrap();
         let agent = line.agent(&["-o", asked.action.name(), "-H", asked.target.as_str()]);
-        assert_eq!(line.request().encode()[..70], frame[..70], "{vector}");
+        assert_eq!(line.read_request().encode()[..70], frame[..70], "{vector}");
         line.send(&answer);
         let done = finish(agent);
         assert_eq!(done.status.code(), answer.last().map(|it| i32::from(*it)), "{vector} {done:?}");
@@ -115,12 +115,12 @@ fn inside_the_reference_agent_s_bytes() {
     }
 }
 
-/// Beside the C agent on the same line: what both send, print and return. What it says on standard output that is no
-/// list and no status goes to standard error in ours.
+/// Compares with the C agent on the same line: both send, print and return the same. Our agent writes to
+/// standard error all that is no list and no status.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_beside_the_reference_agent() {
-    if !Path::new(REFERENCE).exists() {
+fn inside_compared_with_the_c_agent() {
+    if !Path::new(C_AGENT).exists() {
         return;
     }
     let cases = [
@@ -131,18 +131,18 @@ fn inside_beside_the_reference_agent() {
         ("reboot", serial_response(0).to_vec()),
         ("on", serial_response(1).to_vec()),
         ("monitor", serial_response(0).to_vec()),
-        ("list", list(&[("vm1", true), ("vm2", false)])),
-        ("list", list(&[])),
+        ("list", encode_list(&[("vm1", true), ("vm2", false)])),
+        ("list", encode_list(&[])),
     ];
     for (action, answer) in cases {
-        let [theirs, ours] = [REFERENCE, AGENT].map(|program| {
-            let mut line = Line::new();
+        let [theirs, ours] = [C_AGENT, AGENT].map(|program| {
+            let mut line = SerialLine::new();
             let agent = line.spawn(program, &["-o", action, "-H", "vm1"]);
-            let mut frame = line.request().encode();
+            let mut frame = line.read_request().encode();
             frame[70..].fill(0);
             line.send(&answer);
             let done = finish(agent);
-            (frame, text(&rows_of(&done.stdout)), done.status.code())
+            (frame, text(&filter_rows(&done.stdout)), done.status.code())
         });
         assert_eq!(theirs, ours, "{action}");
     }
@@ -151,24 +151,24 @@ fn inside_beside_the_reference_agent() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_list() {
-    let mut line = Line::new();
-    let whole = list(&[("vm 1", true), ("evil\x1b[2J\n", false)]);
+    let mut line = SerialLine::new();
+    let whole = encode_list(&[("vm 1", true), ("evil\x1b[2J\n", false)]);
     let rows = "vm 1                             11-22 on\nevil\\x1b[2J\\x0a                  11-22 off\n";
     let agent = line.agent(&["-o", "list"]);
-    assert_eq!(line.request().action, Action::List);
+    assert_eq!(line.read_request().action, Action::List);
     line.send(&whole);
     let done = finish(agent);
     assert_eq!((text(&done.stdout).as_str(), done.status.code()), (rows, Some(0)));
-    // A thousand domains, more than any buffer of the line holds.
+    // A thousand domains: more than any buffer of the line holds.
     let many: Vec<_> = (0..1000).map(|n| format!("vm{n}")).collect();
     let agent = line.agent(&["-o", "list"]);
-    line.request();
-    line.send(&list(&many.iter().map(|name| (name.as_str(), true)).collect::<Vec<_>>()));
+    line.read_request();
+    line.send(&encode_list(&many.iter().map(|name| (name.as_str(), true)).collect::<Vec<_>>()));
     let done = finish(agent);
     assert_eq!((text(&done.stdout).lines().count(), done.status.code()), (1000, Some(0)), "{done:?}");
-    // All but the frame at the end: the list is whole, but the line is not clean.
+    // Everything except the last frame: the list is complete, but the line is not clean.
     let agent = line.agent(&["-o", "list"]);
-    line.request();
+    line.read_request();
     line.send(&whole[..whole.len() - 5]);
     let done = finish(agent);
     assert_eq!((text(&done.stdout).as_str(), done.status.code()), (rows, Some(0)));
@@ -178,10 +178,10 @@ fn inside_list() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_noise() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     for noise in [&b"\0login: "[..], b"ababab", &[0x61; 300], &[0x0a, 0x0d, 0x03, 0x04, 0x11, 0x13, 0x7f]] {
         let agent = line.agent(&["-o", "status", "-n", "vm1"]);
-        line.request();
+        line.read_request();
         line.send(&[noise, &serial_response(2)].concat());
         assert_eq!(finish(agent).status.code(), Some(2), "{noise:?}");
     }
@@ -190,11 +190,11 @@ fn inside_noise() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_options_from_stdin() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     let mut agent = command(AGENT).stdin(Stdio::piped()).spawn().unwrap();
     let options = format!("serial_device={}\naction=off\nplug=vm1\nnodename=n1\n", line.path.display());
     agent.stdin.take().unwrap().write_all(options.as_bytes()).unwrap();
-    assert_eq!(line.request().target.as_str(), "vm1");
+    assert_eq!(line.read_request().target.as_str(), "vm1");
     line.send(&serial_response(0));
     let done = finish(agent);
     assert_eq!((done.status.code(), done.stderr.len()), (Some(0), 0), "{done:?}");
@@ -212,21 +212,21 @@ fn inside_hosts_that_stall() {
         ("off", b"abba".to_vec(), "bytes that came back: 4"),
         ("list", [&serial_response(253)[..], &entry, &entry, &entry[..50]].concat(), "2 entries of a list"),
     ] {
-        let mut line = Line::new();
+        let mut line = SerialLine::new();
         let start = Instant::now();
         let agent = line.agent(&["-o", action, "-n", "vm1", "-t", "4"]);
-        line.request();
+        line.read_request();
         line.send(&sent);
         let done = finish(agent);
         assert!(start.elapsed() >= Duration::from_secs(4) && start.elapsed() < PATIENCE);
         assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0));
-        let told = text(&done.stderr);
-        assert!(told.contains("Timed out waiting for response") && told.contains(expected), "{told}");
-        assert!(told.lines().count() <= 10, "{told}");
+        let stderr = text(&done.stderr);
+        assert!(stderr.contains("Timed out waiting for response") && stderr.contains(expected), "{stderr}");
+        assert!(stderr.lines().count() <= 10, "{stderr}");
         assert!(line.is_abandoned());
-        // Nothing was sent twice, and what takes a domain down was called off.
+        // Nothing was sent twice, and a request that takes a domain down was superseded.
         if action == "off" {
-            assert_eq!(line.request().action, Action::Null);
+            assert_eq!(line.read_request().action, Action::Null);
         }
         assert!(!line.has_input(Duration::from_millis(1)));
     }
@@ -235,10 +235,10 @@ fn inside_hosts_that_stall() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_noise_without_end() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     let start = Instant::now();
     let mut agent = line.agent(&["-o", "off", "-n", "vm1", "-t", "1"]);
-    line.request();
+    line.read_request();
     while agent.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < PATIENCE);
         line.send_what_fits(&[b'x'; 4096]);
@@ -249,12 +249,12 @@ fn inside_noise_without_end() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_a_line_that_takes_nothing() {
-    // The terminal's buffer is full: nobody reads at the other end.
-    let line = Line::new();
+    // The terminal's buffer is full: the other end does not read.
+    let line = SerialLine::new();
     let slave = fs::OpenOptions::new().read(true).write(true).open(&line.path).unwrap();
     fcntl(&slave, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     while (&slave).write(&[b'x'; 4096]).is_ok() {}
-    // The agent drops what was there when it opens the line, so it is stopped.
+    // The agent would discard these bytes when it opens the line, so output is stopped.
     tcflow(&slave, FlowArg::TCOOFF).unwrap();
     let done = finish(line.agent(&["-o", "off", "-n", "vm1", "-t", "1"]));
     assert_eq!(done.status.code(), Some(1));
@@ -263,16 +263,16 @@ fn inside_a_line_that_takes_nothing() {
     assert!(!line.is_abandoned(), "nothing was sent");
 }
 
-// Answers of others.
+// Answers to other requests.
 
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_what_was_there_before_is_dropped() {
-    let mut line = Line::new();
+fn inside_older_bytes_are_discarded() {
+    let mut line = SerialLine::new();
     let _reader = fs::OpenOptions::new().read(true).open(&line.path).unwrap();
     line.send(&serial_response(0));
     let agent = line.agent(&["-o", "off", "-n", "vm1"]);
-    line.request();
+    line.read_request();
     line.send(&serial_response(1));
     assert_eq!(finish(agent).status.code(), Some(1));
 }
@@ -280,11 +280,11 @@ fn inside_what_was_there_before_is_dropped() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_two_at_once_take_turns() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     let agents = ["a", "b", "c"].map(|name| (name, line.agent(&["-o", "status", "-n", name])));
     let mut answered = Vec::new();
     for _ in 0..3 {
-        let request = line.request();
+        let request = line.read_request();
         assert!(!line.has_input(Duration::from_millis(200)), "two requests at once");
         line.send(&serial_response(if request.target.as_str() == "b" { 2 } else { 0 }));
         answered.push(request.target.as_str().to_owned());
@@ -293,9 +293,9 @@ fn inside_two_at_once_take_turns() {
         assert!(answered.contains(&name.to_owned()));
         assert_eq!(finish(agent).status.code(), Some(if name == "b" { 2 } else { 0 }), "{name}");
     }
-    // A second one that gets no turn ends by its own deadline, and says why.
+    // A second agent that never gets the line ends by its own deadline, and says why.
     let first = line.agent(&["-o", "status", "-n", "a"]);
-    line.request();
+    line.read_request();
     let second = finish(line.agent(&["-o", "off", "-n", "b", "-t", "1"]));
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second.stderr).contains("another program that uses the line"), "{second:?}");
@@ -303,70 +303,71 @@ fn inside_two_at_once_take_turns() {
     assert_eq!(finish(first).status.code(), Some(0));
 }
 
-/// The C agent locks the device; neither takes the other's bytes.
+/// The C agent locks the device; neither agent takes the other's bytes.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_turns_with_the_reference_agent() {
-    if !Path::new(REFERENCE).exists() {
+fn inside_turns_with_the_c_agent() {
+    if !Path::new(C_AGENT).exists() {
         return;
     }
-    let mut line = Line::new();
-    let theirs = line.spawn(REFERENCE, &["-o", "status", "-H", "a"]);
-    assert_eq!(line.request().target.as_str(), "a");
+    let mut line = SerialLine::new();
+    let theirs = line.spawn(C_AGENT, &["-o", "status", "-H", "a"]);
+    assert_eq!(line.read_request().target.as_str(), "a");
     let ours = line.agent(&["-o", "status", "-n", "b"]);
-    assert!(!line.has_input(Duration::from_millis(300)), "the line is the other's");
+    assert!(!line.has_input(Duration::from_millis(300)), "the other agent uses the line");
     line.send(&serial_response(2));
     assert_eq!(finish(theirs).status.code(), Some(2));
-    assert_eq!(line.request().target.as_str(), "b");
+    assert_eq!(line.read_request().target.as_str(), "b");
     line.send(&serial_response(0));
     assert_eq!(finish(ours).status.code(), Some(0));
 }
 
-/// An agent was killed; the host answers in order, late, and the next agent must not take that answer for its own.
+/// An agent was killed. The host answers late, in order, and the next agent must not take that answer for its
+/// own.
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_the_answer_to_an_abandoned_request() {
     for (late, after) in [(0, 0), (0, 1), (1, 0), (2, 2)] {
-        let mut line = Line::new();
+        let mut line = SerialLine::new();
         let mut killed = line.agent(&["-o", "status", "-n", "vm1"]);
-        line.request();
+        line.read_request();
         killed.kill().unwrap();
         killed.wait().unwrap();
         assert!(line.is_abandoned());
         let agent = line.agent(&["-o", "off", "-n", "vm2"]);
-        // Busy with the abandoned request until it has heard so many more.
+        // The host is busy with the abandoned request until it has read this many more.
         let mut pending = vec![late];
         for _ in 0..after {
-            pending.push(line.question());
+            pending.push(line.read_question());
         }
-        let first = line.question();
+        let first = line.read_question();
         for code in pending.into_iter().chain([first]) {
             line.send(&serial_response(code));
         }
         line.answer_questions();
         line.send(&serial_response(3));
         assert_eq!(finish(agent).status.code(), Some(3), "{late} after {after}");
-        // And the line is clean again.
+        // The line is clean again.
         let agent = line.agent(&["-o", "status", "-n", "vm2"]);
-        assert_eq!(line.request().action, Action::Status);
+        assert_eq!(line.read_request().action, Action::Status);
         line.send(&serial_response(2));
         assert_eq!(finish(agent).status.code(), Some(2));
     }
 }
 
-/// A host that never gets past the abandoned request: the next one is not sent.
+/// A host that never gets past the abandoned request: the next request is not sent.
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_a_line_that_does_not_settle() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     let timed_out = line.agent(&["-o", "off", "-n", "vm1", "-t", "1"]);
-    line.request();
+    line.read_request();
     assert_eq!(finish(timed_out).status.code(), Some(1));
     for answer in [None, Some(0), Some(1)] {
         let mut agent = line.agent(&["-o", "off", "-n", "vm2", "-t", "2"]);
         while agent.try_wait().unwrap().is_none() {
             if line.has_input(Duration::from_millis(20)) {
-                let request = line.request();
+                let request = line.read_request();
                 assert!(matches!(request.action, Action::Monitor | Action::Null), "{request:?}");
                 answer.inspect(|code| line.send(&serial_response(*code)));
             }
@@ -377,11 +378,11 @@ fn inside_a_line_that_does_not_settle() {
     }
 }
 
-// What is no line.
+// Devices that are no lines.
 
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_devices_that_will_not_do() {
+fn inside_devices_that_are_refused() {
     for (device, expected) in [
         ("/nonexistent", "cannot open the line: No such file"),
         ("/etc/passwd", "not a serial line or virtio port"),
@@ -391,7 +392,7 @@ fn inside_devices_that_will_not_do() {
         assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0));
         assert!(text(&done.stderr).contains(expected), "{done:?}");
     }
-    let line = Line::new();
+    let line = SerialLine::new();
     let done = finish(line.agent(&["-P", "12345,8N1", "-o", "off", "-n", "vm1"]));
     assert!(text(&done.stderr).contains("115200,8N1"), "{done:?}");
     assert_eq!(done.status.code(), Some(1));
@@ -400,9 +401,9 @@ fn inside_devices_that_will_not_do() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_the_other_end_closes() {
-    let mut line = Line::new();
+    let mut line = SerialLine::new();
     let agent = line.agent(&["-o", "off", "-n", "vm1"]);
-    line.request();
+    line.read_request();
     let start = Instant::now();
     drop(line);
     let done = finish(agent);
@@ -435,14 +436,14 @@ fn inside_channel() {
 
     let agent = ask(&["-o", "list"]);
     let (_, mut stream) = accept();
-    stream.write_all(&list(&[("vm1", true)])).unwrap();
+    stream.write_all(&encode_list(&[("vm1", true)])).unwrap();
     let done = finish(agent);
     assert_eq!(
         (text(&done.stdout).as_str(), done.status.code()),
         ("vm1                              11-22 on\n", Some(0))
     );
 
-    // Closed without an answer: that one may still come, by the next connection.
+    // Closed without an answer: the answer may still come, on the next connection.
     let agent = ask(&["-o", "off", "-n", "vm1"]);
     drop(accept());
     let done = finish(agent);
@@ -467,35 +468,35 @@ fn inside_channel() {
     drop(listener);
     let done = finish(ask(&["-o", "off", "-n", "vm1"]));
     assert_eq!(done.status.code(), Some(1));
-    // Another test's child may hold the listener for the moment between its fork and its exec.
+    // A child of another test may hold the listener for a moment, between its fork and its exec.
     let stderr = text(&done.stderr);
     assert!(stderr.contains("guestfwd") || stderr.contains("mode vmchannel"), "{done:?}");
 }
 
-// vsock: this kernel may have none, and what is behind CID 2 is nobody's business here; see src/stream.rs.
+// No test of vsock: the kernel may have none, and CID 2 is a real host. See src/stream.rs.
 
-/// A serial line: the host's end, and where an agent finds the other.
-struct Line {
+/// Serial line: the host's end, and the path of the agent's end.
+struct SerialLine {
     host: File,
     _slave: OwnedFd,
     path: PathBuf,
 }
 
-impl Line {
+impl SerialLine {
     fn new() -> Self {
-        // Not to be inherited by the agents of other tests, or the line would never hang up.
+        // The agents of other tests must not inherit it, or the line would never hang up.
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let host = posix_openpt(flags).unwrap();
         grantpt(&host).unwrap();
         unlockpt(&host).unwrap();
         let path = PathBuf::from(ptsname_r(&host).unwrap());
         let slave = open(&path, flags, Mode::empty()).unwrap();
-        // As real lines are after their first use: what nobody has read is not echoed.
+        // Raw, as real lines are after their first use: unread bytes are not echoed.
         let mut settings = tcgetattr(&slave).unwrap();
         cfmakeraw(&mut settings);
         tcsetattr(&slave, SetArg::TCSANOW, &settings).unwrap();
         let line = Self { host: File::from(OwnedFd::from(host)), _slave: slave, path };
-        // The number may have been another line's.
+        // An earlier line may have had the same number.
         line.forget();
         line
     }
@@ -508,15 +509,15 @@ impl Line {
         command(program).arg("-D").arg(&self.path).args(arguments).spawn().unwrap()
     }
 
-    /// The next request.
-    fn request(&mut self) -> SerialRequest {
+    /// Reads the next request.
+    fn read_request(&mut self) -> SerialRequest {
         assert!(self.has_input(PATIENCE), "no request");
         read_request(&mut self.host)
     }
 
-    /// The answer to the next question of an agent that settles the line.
-    fn question(&mut self) -> u8 {
-        match self.request().action {
+    /// Reads the next question of an agent that settles the line, and returns its answer.
+    fn read_question(&mut self) -> u8 {
+        match self.read_request().action {
             Action::Monitor => 0,
             Action::Null => 1,
             other => panic!("{other} before the line is settled"),
@@ -526,7 +527,7 @@ impl Line {
     /// Answers the questions of an agent that settles the line, until it asks for an `off`.
     fn answer_questions(&mut self) {
         loop {
-            match self.request().action {
+            match self.read_request().action {
                 Action::Monitor => self.send(&serial_response(0)),
                 Action::Null => self.send(&serial_response(1)),
                 Action::Off => return,
@@ -576,7 +577,7 @@ fn read_request(from: &mut impl Read) -> SerialRequest {
     }
 }
 
-fn list(domains: &[(&str, bool)]) -> Vec<u8> {
+fn encode_list(domains: &[(&str, bool)]) -> Vec<u8> {
     let mut bytes = serial_response(253).to_vec();
     for (name, on) in domains {
         let entry = HostListEntry { name: (*name).to_owned(), uuid: "11-22".to_owned(), on: *on };
@@ -593,15 +594,15 @@ fn command(program: &str) -> Command {
     command
 }
 
-/// The lines of standard output that are a list's or a status.
-fn rows_of(stdout: &[u8]) -> Vec<u8> {
+/// Returns the lines of standard output that are a row of a list or a status.
+fn filter_rows(stdout: &[u8]) -> Vec<u8> {
     let is_row =
         |line: &&str| line.starts_with("Status: ") || line.ends_with(" on") || line.ends_with(" off");
     text(stdout).lines().filter(is_row).map(|line| format!("{line}\n")).collect::<String>().into_bytes()
 }
 
-/// The records of what the reference programs sent and made of what they got.
-fn vectors(captured: &str) -> Vec<String> {
+/// Returns the records of bytes that the C programs sent, with their results.
+fn read_vectors(captured: &str) -> Vec<String> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/serial.txt");
     let all = fs::read_to_string(path).unwrap();
     let ours: Vec<_> =

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A sealed exchange as the agent sees it, byte by byte: nothing is an answer before its seal.
+//! Sealed exchanges from the agent's side, byte by byte: there is no answer before its seal.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use fence_wire::{
     Action, ClientAuth, HASH_LEN, HashType, HostListEntry, HostStream, Key, Request, Response, SentRequests,
     Target,
 };
-use fence_xvm::answer::Answer;
-use fence_xvm::exchange::{Exchange, Refusal};
+use fence_xvm::answer::HostAnswer;
+use fence_xvm::exchange::{ExchangeError, HostExchange};
 
 const C1: [u8; 64] = [1; 64];
 const C2: [u8; 64] = [2; 64];
@@ -21,8 +21,8 @@ fn packet(action: Action, sequence: u32, key: &Key) -> [u8; 176] {
     Request { action, target, call_back: None, nonce: [7; 6], sequence }.encode(HashType::HmacSha256, key)
 }
 
-/// Everything that a host sends: step 2, C2, the response and its seal.
-fn said(packet: &[u8; 176], response: &[HostListEntry], code: Response, key: &Key) -> Vec<u8> {
+/// Returns everything that a host sends: step 2, C2, the response and its seal.
+fn host_bytes(packet: &[u8; 176], entries: &[HostListEntry], code: Response, key: &Key) -> Vec<u8> {
     let received = Request::decode(packet, HashType::HmacSha256, std::slice::from_ref(key)).unwrap();
     let Ok(HostStream::Challenge(host)) = HostStream::begin(received.sealed, None, Some(key)) else {
         panic!("no challenge")
@@ -31,24 +31,24 @@ fn said(packet: &[u8; 176], response: &[HostListEntry], code: Response, key: &Ke
     let mut agent = exchange(Action::Null, &[*packet], key);
     agent.receive(&[&step_2[..], &C2].concat()).unwrap();
     agent.prove();
-    let proof = *agent.output().last_chunk().unwrap();
+    let proof = *agent.take_output().last_chunk().unwrap();
     let (_, writer) = host.challenge(&C2).unwrap().verify(&proof).unwrap();
-    let response = if response.is_empty() { writer.response(code) } else { writer.list(response, code) };
+    let response = if entries.is_empty() { writer.response(code) } else { writer.list(entries, code) };
     [&step_2[..], &C2, &response].concat()
 }
 
-fn exchange<'k>(action: Action, packets: &[[u8; 176]], key: &'k Key) -> Exchange<'k> {
+fn exchange<'k>(action: Action, packets: &[[u8; 176]], key: &'k Key) -> HostExchange<'k> {
     let mut auth = ClientAuth::Sealed(SentRequests::new(HashType::HmacSha256.sealed().unwrap()), key);
-    packets.iter().for_each(|it| auth.add(it));
-    Exchange::new(action, auth, None, C1)
+    packets.iter().for_each(|packet| auth.add(packet));
+    HostExchange::new(action, auth, None, C1)
 }
 
-/// What an agent makes of these bytes, which come one by one.
-fn made_of(action: Action, packets: &[[u8; 176]], said: &[u8]) -> Result<Answer, Refusal> {
+/// Returns the answer of an agent that receives these bytes one by one.
+fn receive_all(action: Action, packets: &[[u8; 176]], bytes: &[u8]) -> Result<HostAnswer, ExchangeError> {
     let key = key();
     let mut agent = exchange(action, packets, &key);
-    for byte in said {
-        assert!(!agent.is_done() && !agent.list_has_ended(), "an answer before its seal");
+    for byte in bytes {
+        assert!(!agent.is_done() && !agent.is_list_complete(), "an answer before its seal");
         if agent.receive(&[*byte]).is_err() {
             break;
         }
@@ -72,12 +72,12 @@ fn an_answer_with_its_seal() {
         (Action::List, Response::PermissionDenied),
     ] {
         let packet = packet(action, 1, &key);
-        let answer = made_of(action, &[packet], &said(&packet, &[], code, &key));
-        assert_eq!(answer, Ok(Answer::Response(code)), "{action}");
+        let answer = receive_all(action, &[packet], &host_bytes(&packet, &[], code, &key));
+        assert_eq!(answer, Ok(HostAnswer::Response(code)), "{action}");
     }
     let packet = packet(Action::List, 1, &key);
-    let answer = made_of(Action::List, &[packet], &said(&packet, &rows(), Response::Success, &key));
-    assert_eq!(answer, Ok(Answer::List { entries: rows(), response: Some(Response::Success) }));
+    let answer = receive_all(Action::List, &[packet], &host_bytes(&packet, &rows(), Response::Success, &key));
+    assert_eq!(answer, Ok(HostAnswer::List { entries: rows(), response: Some(Response::Success) }));
 }
 
 #[test]
@@ -85,22 +85,22 @@ fn one_byte_less_is_no_answer() {
     let key = key();
     for list in [vec![], rows()] {
         let packet = packet(Action::List, 1, &key);
-        let whole = said(&packet, &list, Response::Failure, &key);
+        let whole = host_bytes(&packet, &list, Response::Failure, &key);
         for length in 0..whole.len() {
-            let refusal = made_of(Action::List, &[packet], &whole[..length]).unwrap_err();
+            let error = receive_all(Action::List, &[packet], &whole[..length]).unwrap_err();
             let bytes_of_response = length.saturating_sub(128);
             let response = whole.len() - 128 - HASH_LEN;
-            match refusal {
-                Refusal::ClosedUnproven => assert!(length < 64),
-                Refusal::ResponseUnproven => assert_eq!(length, 1),
-                Refusal::ClosedProven => assert!(length < 128),
-                Refusal::ClosedUnanswered => assert_eq!(bytes_of_response, 0),
-                Refusal::ListBrokeOff(rows) => assert!(rows <= 3 && bytes_of_response < response),
+            match error {
+                ExchangeError::ClosedUnproven => assert!(length < 64),
+                ExchangeError::ResponseUnproven => assert_eq!(length, 1),
+                ExchangeError::ClosedProven => assert!(length < 128),
+                ExchangeError::ClosedUnanswered => assert_eq!(bytes_of_response, 0),
+                ExchangeError::ListBrokeOff(rows) => assert!(rows <= 3 && bytes_of_response < response),
                 // The zero entry was there, or all of the response.
-                Refusal::NoSeal => assert!(bytes_of_response + 1 >= response, "{length}"),
+                ExchangeError::NoSeal => assert!(bytes_of_response + 1 >= response, "{length}"),
                 other => panic!("{length}: {other}"),
             }
-            assert_eq!(refusal.is_of_stranger(), length < 64);
+            assert_eq!(error.is_from_stranger(), length < 64);
         }
     }
 }
@@ -110,45 +110,46 @@ fn one_changed_byte_is_no_answer() {
     let key = key();
     for (action, list) in [(Action::Off, vec![]), (Action::List, rows())] {
         let packet = packet(action, 1, &key);
-        let whole = said(&packet, &list, Response::Success, &key);
+        let whole = host_bytes(&packet, &list, Response::Success, &key);
         for at in 0..whole.len() {
             for change in [1, 0x80] {
                 let mut changed = whole.clone();
                 changed[at] ^= change;
-                let refusal = made_of(action, &[packet], &changed).unwrap_err();
+                let error = receive_all(action, &[packet], &changed).unwrap_err();
                 if at >= 128 {
-                    assert!(refusal.is_final(), "the host had begun its response: {refusal}");
+                    assert!(error.is_final(), "the host had begun its response: {error}");
                 }
             }
         }
     }
 }
 
-/// A response without a meaning, and the reason for it, are known to be the host's own only by the seal.
+/// Only the seal tells that a response which is not valid is the host's own.
 #[test]
-fn what_was_changed_is_named_so() {
+fn a_changed_response_is_reported_as_changed() {
     let key = key();
     let packet = packet(Action::Off, 1, &key);
-    let mut whole = said(&packet, &[], Response::Success, &key);
+    let mut whole = host_bytes(&packet, &[], Response::Success, &key);
     whole[128] = 77;
-    let refusal = made_of(Action::Off, &[packet], &whole).unwrap_err();
-    assert!(refusal.to_string().contains("the response's seal is wrong: somebody on the way"), "{refusal}");
+    let error = receive_all(Action::Off, &[packet], &whole).unwrap_err();
+    assert!(error.to_string().contains("the response's seal is wrong: somebody on the way"), "{error}");
     whole.truncate(129);
-    let refusal = made_of(Action::Off, &[packet], &whole).unwrap_err();
-    assert!(refusal.to_string().contains("without its seal"), "{refusal}");
-    let denied = said(&packet, &[], Response::Off, &key);
-    assert_eq!(made_of(Action::Off, &[packet], &denied), Err(Refusal::Response(2)));
+    let error = receive_all(Action::Off, &[packet], &whole).unwrap_err();
+    assert!(error.to_string().contains("without its seal"), "{error}");
+    let off = host_bytes(&packet, &[], Response::Off, &key);
+    assert_eq!(receive_all(Action::Off, &[packet], &off), Err(ExchangeError::Response(2)));
 }
 
 #[test]
-fn any_packet_that_was_sent_may_be_answered_and_no_other() {
+fn every_sent_packet_may_be_answered_and_no_other() {
     let key = key();
     let packets = [1, 2, 3].map(|it| packet(Action::Off, it, &key));
     let another = packet(Action::Off, 4, &key);
     for packet in packets {
-        let answer = made_of(Action::Off, &packets, &said(&packet, &[], Response::Success, &key));
-        assert_eq!(answer, Ok(Answer::Response(Response::Success)));
+        let answer = receive_all(Action::Off, &packets, &host_bytes(&packet, &[], Response::Success, &key));
+        assert_eq!(answer, Ok(HostAnswer::Response(Response::Success)));
     }
-    let refusal = made_of(Action::Off, &packets, &said(&another, &[], Response::Success, &key)).unwrap_err();
-    assert!(refusal.is_of_stranger(), "{refusal}");
+    let error =
+        receive_all(Action::Off, &packets, &host_bytes(&another, &[], Response::Success, &key)).unwrap_err();
+    assert!(error.is_from_stranger(), "{error}");
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A host's bytes in any pieces: without the key no answer comes of them, with it none but the one that it sealed,
-//! and with or without the pieces the same.
+//! A host's bytes in any pieces: without the key no answer comes of them, with it none but the one that it
+//! sealed, and with or without the pieces the same.
 #![no_main]
 
 use fence_wire::{Action, ClassicHash, ClientAuth, HashType, HostStream, Key, Request, SentRequests, Target};
-use fence_xvm::answer::Answer;
-use fence_xvm::exchange::{Exchange, Refusal};
+use fence_xvm::answer::HostAnswer;
+use fence_xvm::exchange::{ExchangeError, HostExchange};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: (u8, u8, u8, &[u8])| {
@@ -24,8 +24,8 @@ fuzz_target!(|data: (u8, u8, u8, &[u8])| {
         1 => ClientAuth::Classic(ClassicHash::Sha256, &key),
         _ => sealed(),
     };
-    let feed = |piece: usize| -> Result<Answer, Refusal> {
-        let mut exchange = Exchange::new(action, auth(), None, C1);
+    let feed = |piece: usize| -> Result<HostAnswer, ExchangeError> {
+        let mut exchange = HostExchange::new(action, auth(), None, C1);
         for piece in bytes.chunks(piece) {
             if exchange.receive(piece).is_err() {
                 break;
@@ -40,12 +40,12 @@ fuzz_target!(|data: (u8, u8, u8, &[u8])| {
     if open {
         assert_eq!(feed(usize::from(piece).max(1)), whole);
     }
-    if let Ok(Answer::List { .. }) = whole {
+    if let Ok(HostAnswer::List { .. }) = whole {
         assert_eq!(action, Action::List);
     }
     if mode % 4 == 3 {
         // The host is genuine, and what follows is not: the answer of another exchange, or anything else.
-        let mut exchange = Exchange::new(action, sealed(), None, C1);
+        let mut exchange = HostExchange::new(action, sealed(), None, C1);
         let opening = opening(&packet, &key);
         let mut believed = |bytes: &[u8]| exchange.receive(bytes).is_ok();
         assert!(believed(&opening) && believed(&[8; 64]));
@@ -54,7 +54,7 @@ fuzz_target!(|data: (u8, u8, u8, &[u8])| {
             if exchange.receive(piece).is_err() {
                 break;
             }
-            assert!(!exchange.is_done() && !exchange.list_has_ended());
+            assert!(!exchange.is_done() && !exchange.is_list_complete());
         }
         assert!(exchange.close().is_err(), "an answer without its seal");
     }

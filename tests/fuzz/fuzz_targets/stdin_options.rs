@@ -3,23 +3,23 @@
 #![no_main]
 
 use fence_wire::Target;
-use fence_xvm::options::Program;
-use fence_xvm::plan::Task;
-use fence_xvm::settings::Settings;
+use fence_xvm::options::ClientProgram;
+use fence_xvm::plan::ClientTask;
+use fence_xvm::settings::ClientSettings;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    for program in [Program::Xvm, Program::Virt] {
-        let mut settings = Settings::default();
-        let unknown = match fence_xvm::stdin::read(program, data, &mut settings) {
+    for program in [ClientProgram::Xvm, ClientProgram::Virt] {
+        let mut settings = ClientSettings::default();
+        let unknown = match fence_xvm::stdin::read_options(program, data, &mut settings) {
             Ok(unknown) => unknown,
             Err(error) => return assert_is_one_line(&error.to_string()),
         };
         for name in unknown {
             assert_is_one_line(&name.to_string());
         }
-        match settings.task(program) {
-            Ok(Task::Ask(plan)) => {
+        match settings.into_task(program) {
+            Ok(ClientTask::Ask(plan)) => {
                 assert!(!plan.timeout.is_zero());
                 assert!(plan.delay.is_zero() || plan.action.changes_state());
                 assert!(plan.target != Target::none() || !plan.action.needs_target());

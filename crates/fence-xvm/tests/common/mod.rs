@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the agent's tests share: fake hosts, and the namespace in which they and the agent meet.
+//! Shared parts of the agent's tests: simulated hosts, and the network namespace of hosts and agents.
 //!
-//! The tests need root: they run themselves again under unshare(1), in a network of their own and with a /run of
-//! their own, so that nothing is sent on the machine's networks. There each has its own port, and all run at once.
+//! The tests need root. They run themselves again under unshare(1), in a network and with a /run of their
+//! own, so that nothing is sent on the machine's networks. Each test has its own port, and all run at once.
 #![allow(dead_code, unreachable_pub, reason = "no test program needs all of it")]
 
 use std::fs;
@@ -18,7 +18,7 @@ use fence_wire::{ClassicHash, HashType, HostAwaitAnswer, HostAwaitChallenge, Key
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_fence_xvm");
 pub const KEY: &[u8] = b"a key for tests only";
-/// Longer than anything here takes; a wait that reaches it is a fault.
+/// Longest wait for anything; a test that reaches it fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const SETUP: &str = "mount -t tmpfs none /run
@@ -28,7 +28,8 @@ const SETUP: &str = "mount -t tmpfs none /run
     ip addr add fd09::1/64 dev v0 nodad
     exec \"$@\"";
 
-/// Runs the tests of this program that are called `inside_…` in a network and with a /run of their own.
+/// Runs the tests of this program whose names begin with `inside_`, in a network and with a /run of their
+/// own.
 pub fn run_in_a_namespace() {
     let me = std::env::current_exe().unwrap();
     let run = Command::new("unshare")
@@ -40,14 +41,14 @@ pub fn run_in_a_namespace() {
     assert!(run.success());
 }
 
-/// A host's side of the group at a port of its own, and agents that ask there.
-pub struct Lab {
+/// Host's side of a group on its own port, and agents that ask there.
+pub struct AgentLab {
     pub socket: UdpSocket,
     pub port: u16,
     pub scratch: tempfile::TempDir,
 }
 
-impl Lab {
+impl AgentLab {
     pub fn new(port: u16) -> Self {
         Self::in_group(port, "225.0.0.12")
     }
@@ -69,12 +70,12 @@ impl Lab {
         self.scratch.path().join("key").to_str().unwrap().to_owned()
     }
 
-    /// An agent with the right key, at this lab's port.
+    /// Starts an agent with the right key, at this lab's port.
     pub fn agent(&self, arguments: &[&str]) -> Child {
         self.spawn("fence_xvm", arguments, true)
     }
 
-    /// An agent at this lab's port without anything more than the arguments.
+    /// Starts an agent at this lab's port with these arguments alone.
     pub fn run(&self, arguments: &[&str]) -> Child {
         self.spawn("fence_xvm", arguments, false)
     }
@@ -82,7 +83,7 @@ impl Lab {
     pub fn spawn(&self, name: &str, arguments: &[&str], with_key: bool) -> Child {
         let mut command = Command::new(AGENT);
         command.arg0(name).args(["-p", &self.port.to_string()]);
-        // A test that is held up must not find a repetition where it expects the next request.
+        // A delayed test must not read a repetition where it expects the next request.
         if name == "fence_xvm" {
             command.args(["-r", "300"]);
         }
@@ -104,12 +105,12 @@ impl Lab {
         agent
     }
 
-    /// The next request of an agent.
-    pub fn request(&self) -> Request {
-        self.request_with(HashType::Sha256)
+    /// Receives the next request of an agent.
+    pub fn receive_request(&self) -> Request {
+        self.receive_request_with(HashType::Sha256)
     }
 
-    pub fn request_with(&self, minimum: HashType) -> Request {
+    pub fn receive_request_with(&self, minimum: HashType) -> Request {
         self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut packet = [0; 200];
         let length = self.socket.recv(&mut packet).unwrap();
@@ -121,15 +122,15 @@ impl Lab {
         self.socket.peek(&mut [0; 200]).is_ok()
     }
 
-    /// Drops requests that nobody asked about.
+    /// Discards requests in the socket's queue.
     pub fn drain(&self) {
         while self.socket_is_readable(Duration::from_millis(1)) {
             self.socket.recv(&mut [0; 200]).unwrap();
         }
     }
 
-    /// As if the quarantine of this lab's ports were over.
-    pub fn forget_ports(&self) {
+    /// Ends the quarantine of this lab's ports.
+    pub fn end_quarantine(&self) {
         let namespace = fs::metadata("/proc/self/ns/net").unwrap().ino();
         for port in self.port..self.port + 16 {
             let _ = fs::remove_file(format!("/run/fence_virt/{port}-{namespace}.lock"));
@@ -143,7 +144,7 @@ impl Lab {
         stream
     }
 
-    /// Steps 1 and 2.
+    /// Takes steps 1 and 2 of the handshake.
     pub fn prove_host(&self, mut stream: &TcpStream) -> HostAwaitAnswer<'static> {
         let mut c1 = [0; 64];
         stream.read_exact(&mut c1).unwrap();
@@ -153,20 +154,20 @@ impl Lab {
         held
     }
 
-    /// A call-back as far as the agent's proof.
-    pub fn proven(&self, request: &Request) -> TcpStream {
+    /// Calls back, up to the agent's proof.
+    pub fn call_back_until_proof(&self, request: &Request) -> TcpStream {
         let stream = self.call_back(request);
         respond(&stream, self.prove_host(&stream), &[]);
         stream
     }
 
-    /// A call-back to its end.
+    /// Calls back, and sends the response.
     pub fn answer(&self, request: &Request, response: &[u8]) {
-        self.proven(request).write_all(response).unwrap();
+        self.call_back_until_proof(request).write_all(response).unwrap();
     }
 }
 
-/// Steps 3 and 4 and the response.
+/// Takes steps 3 and 4, and sends the response.
 pub fn respond(mut stream: &TcpStream, held: HostAwaitAnswer<'_>, response: &[u8]) {
     let c2 = [3; 64];
     let proven = held.challenge(&c2).unwrap();
@@ -177,9 +178,9 @@ pub fn respond(mut stream: &TcpStream, held: HostAwaitAnswer<'_>, response: &[u8
     stream.write_all(response).unwrap();
 }
 
-/// Runs these beside each other; each must use a port of its own.
-pub fn at_once<const N: usize>(cases: [impl FnOnce() + Send; N]) {
-    std::thread::scope(|scope| cases.map(|case| scope.spawn(case)).map(|it| it.join().unwrap()));
+/// Runs all cases at once. Each must use a port of its own.
+pub fn run_at_once<const N: usize>(cases: [impl FnOnce() + Send; N]) {
+    std::thread::scope(|scope| cases.map(|case| scope.spawn(case)).map(|thread| thread.join().unwrap()));
 }
 
 pub fn finish(agent: Child) -> Output {

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Texts about a probable cause: one sentence, the next step, and the lines of the host's log that confirm
+//! it.
+//!
+//! Owns the texts; `verdict` owns the causes. Pure. Must never quote a log line that the daemon does not
+//! write, nor advise a guest to do without authentication.
+
+use std::borrow::Cow;
+
+use fence_wire::HashType;
+
+use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
+
+/// Lines of the host's log, each with its meaning.
+type LogLines = &'static [(&'static str, &'static str)];
+
+const KEY_LINE: (&str, &str) = (
+    "does not fit: another key on the sender's side",
+    "this guest and the host have different keys: compare the fingerprints, copy the host's key here",
+);
+const HASH_LINE: (&str, &str) =
+    ("is weaker than", "the host asks for a stronger hash: use the one that the line names (-c, hash=)");
+const REPLAY_LINE: (&str, &str) = (
+    "the very same packet was here before",
+    "a packet came twice: a loop in the network, or somebody replays it",
+);
+
+impl ProbableCause {
+    /// Returns the cause in one sentence.
+    pub(crate) fn sentence(&self) -> Cow<'static, str> {
+        match self {
+            Self::Network(cause) => cause.sentence(),
+            Self::Agreement(cause) => cause.sentence(),
+            Self::Host(cause) => cause.sentence().into(),
+        }
+    }
+
+    /// Returns the next step.
+    pub(crate) fn next_step(&self) -> Cow<'static, str> {
+        match self {
+            Self::Network(cause) => cause.next_step(),
+            Self::Agreement(cause) => cause.next_step(),
+            Self::Host(cause) => cause.next_step().into(),
+        }
+    }
+
+    /// Returns the lines that the host's log has for this cause.
+    pub(crate) fn log_lines(&self) -> LogLines {
+        match self {
+            Self::Network(cause) => cause.log_lines(),
+            Self::Agreement(cause) => cause.log_lines(),
+            Self::Host(cause) => cause.log_lines(),
+        }
+    }
+
+    /// Returns what to check, in a few words, after an ordinary time-out.
+    pub(crate) fn short_advice(&self) -> Cow<'static, str> {
+        match self {
+            Self::Network(NetworkCause::NotSent { .. }) => {
+                "nothing could be sent: look at this guest's addresses, routes, interfaces and firewall"
+                    .into()
+            }
+            Self::Network(NetworkCause::Silence { .. }) => {
+                "no host called back: is fence_virtd running, does it listen on this guest's network, same \
+                 multicast address and port, same key (its log says when not), does the firewall here let \
+                 that TCP port in? The same command with --diagnose and without -o looks closer"
+                    .into()
+            }
+            Self::Agreement(AgreementCause::OtherKey) | Self::Host(HostCause::Odd) => {
+                "a host called back: do key and auth type agree with the host's (compare the fingerprint in \
+                 its log)?"
+                    .into()
+            }
+            other => format!("{}: {}", other.sentence(), other.next_step()).into(),
+        }
+    }
+}
+
+impl NetworkCause {
+    fn sentence(&self) -> Cow<'static, str> {
+        match self {
+            Self::NotSent { forbidden: true } => {
+                "this guest's own firewall forbids to send the request".into()
+            }
+            Self::NotSent { forbidden: false } => "nothing could be sent".into(),
+            Self::Silence { watched: true, .. } => {
+                "no host took the request: none called back, and nothing of a call-back reached this guest"
+                    .into()
+            }
+            Self::Silence { watched: false, .. } => {
+                "no host called back, or this guest's firewall kept the call-back out (only root can see \
+                 that)"
+                    .into()
+            }
+            Self::Firewall { host, port } => {
+                format!("{host} called back to port {port}/tcp, and this guest's firewall did not let it in")
+                    .into()
+            }
+        }
+    }
+
+    fn next_step(&self) -> Cow<'static, str> {
+        match self {
+            Self::NotSent { forbidden: true } => {
+                "let UDP to the multicast address and port out (nft list ruleset, firewall-cmd --list-all)"
+                    .into()
+            }
+            Self::NotSent { forbidden: false } => {
+                "look at this guest's addresses and routes: ip addr, ip route".into()
+            }
+            Self::Silence { from, .. } => format!(
+                "look for lines about {} in the log of fence_virtd on the host (journalctl -u fence_virtd); \
+                 if there is none, the datagrams do not arrive: is fence_virtd running, does it listen on \
+                 the bridge of this guest (`interface`), same multicast address and port, does the host's \
+                 firewall let them in, has the bridge's multicast snooping a querier?",
+                from.map_or("this guest's addresses".to_owned(), |address| address.to_string())
+            )
+            .into(),
+            Self::Firewall { .. } => {
+                "let TCP ports 1229 to 1244 in, from the hosts: firewall-cmd --permanent \
+                 --add-port=1229-1244/tcp && firewall-cmd --reload"
+                    .into()
+            }
+        }
+    }
+
+    fn log_lines(&self) -> LogLines {
+        const CALL_BACK: (&str, &str) = (
+            "does not answer; is TCP port",
+            "the host's call-back is lost on the way: a firewall of the host, or between",
+        );
+        const CALL_BACK_REFUSED: (&str, &str) =
+            ("can't call the client back", "the host's call-back is refused on the way");
+        match self {
+            Self::NotSent { .. } => &[],
+            Self::Silence { .. } => &[KEY_LINE, HASH_LINE, CALL_BACK, CALL_BACK_REFUSED, REPLAY_LINE],
+            Self::Firewall { .. } => &[
+                ("does not answer; is TCP port", "the firewall here drops it"),
+                ("can't call the client back", "the firewall here rejects it"),
+            ],
+        }
+    }
+}
+
+impl AgreementCause {
+    fn sentence(&self) -> Cow<'static, str> {
+        match self {
+            Self::HashTooWeak(_) => {
+                "the host asks for a stronger hash than this guest uses; the key is the same".into()
+            }
+            Self::ClassicHost(_) => {
+                "the host takes no sealed requests: a fence_virtd of the C programs; the key is the same"
+                    .into()
+            }
+            Self::OtherAuth(HashType::None) => {
+                "the host is set to auth none: it answers without proving that it holds the key".into()
+            }
+            Self::OtherAuth(auth_of_host) => {
+                format!("the host has another auth type, {auth_of_host}; the key is the same").into()
+            }
+            Self::NoAuth => {
+                "the host waits for a challenge, or did not take the request: this guest is set to auth none"
+                    .into()
+            }
+            Self::OtherKey => "the peer that called back did not prove that it holds this guest's key".into(),
+            Self::Dropped { tried_hashes: true } => {
+                "the host was reached and dropped the request, whatever its hash: another key, most probably"
+                    .into()
+            }
+            Self::Dropped { tried_hashes: false } => {
+                "the host was reached and dropped the request: another key, or a hash that is too weak".into()
+            }
+            Self::ProofRefused => "the host did not take this guest's proof, or died".into(),
+        }
+    }
+
+    fn next_step(&self) -> Cow<'static, str> {
+        match self {
+            Self::HashTooWeak(HashType::HmacSha512) => {
+                "ask sealed, with -c hmac-sha256 (hash=hmac-sha256); the host's log names its minimum".into()
+            }
+            Self::HashTooWeak(hash) => {
+                format!("-c {hash} (hash={hash}) is taken; the host's log names its minimum").into()
+            }
+            Self::ClassicHost(hash) => format!(
+                "-c {hash} (hash={hash}) is taken; for sealed requests put this project's fence_virtd on the \
+                 host"
+            )
+            .into(),
+            Self::OtherAuth(HashType::None) => {
+                "set `auth` on the host to this guest's (sha256), rather than this guest to -C none".into()
+            }
+            Self::OtherAuth(auth_of_host) => format!(
+                "use -C {auth_of_host} (auth={auth_of_host}) here, or set `auth` on the host to this guest's"
+            )
+            .into(),
+            Self::NoAuth => "leave -C none (auth=none) out".into(),
+            Self::OtherKey | Self::Dropped { .. } => {
+                "compare the fingerprints of the key, here and in the host's log".into()
+            }
+            Self::ProofRefused => "the host's log says why".into(),
+        }
+    }
+
+    fn log_lines(&self) -> LogLines {
+        match self {
+            Self::HashTooWeak(_) => &[HASH_LINE],
+            Self::Dropped { tried_hashes: true } => &[KEY_LINE, REPLAY_LINE],
+            Self::Dropped { tried_hashes: false } => &[KEY_LINE, HASH_LINE, REPLAY_LINE],
+            Self::OtherAuth(HashType::None) => &[],
+            Self::OtherAuth(_) => &[(
+                "the client did not prove that it holds the key",
+                "this guest did not accept the host's proof",
+            )],
+            Self::NoAuth => {
+                &[("the client sent no challenge", "the host's auth type is not none"), KEY_LINE, HASH_LINE]
+            }
+            Self::ProofRefused => {
+                &[("the client did not prove that it holds the key", "the proof came too late or was wrong")]
+            }
+            Self::ClassicHost(_) | Self::OtherKey => &[],
+        }
+    }
+}
+
+impl HostCause {
+    fn sentence(&self) -> &'static str {
+        match self {
+            Self::Held => {
+                "the host holds the same key and has not let the request run: it is busy, or another request \
+                 is in its way"
+            }
+            Self::NoResponse => {
+                "the host took the request and has not answered: its hypervisor is slow or hangs"
+            }
+            Self::Denied => {
+                "the host's groups do not let this guest fence that domain; key and network are in order"
+            }
+            Self::Backend => {
+                "fence_virtd cannot do its work, its hypervisor (libvirt) does not answer it; key and \
+                 network are in order"
+            }
+            Self::Domain => {
+                "the host does not know the domain, or cannot tell its state; key, network and hypervisor \
+                 are in order"
+            }
+            Self::Failed => "the host does not know the domain, or its hypervisor does not answer",
+            Self::Odd => "the answer is none that a host gives",
+        }
+    }
+
+    fn next_step(&self) -> &'static str {
+        match self {
+            Self::Held => "ask again later, with a longer -t; the host's log says what runs",
+            Self::NoResponse => "check on the host that virsh list answers",
+            Self::Denied => {
+                "fence_xvm -o list shows the domains that this guest may fence; look at `groups` in the \
+                 host's fence_virt.conf: this guest's address and the domain must stand in one group"
+            }
+            Self::Backend => {
+                "check on the host that libvirt runs (virsh list) and is the one of `uri` in fence_virt.conf"
+            }
+            Self::Domain => {
+                "fence_xvm -o list shows the domains that the host knows; is the name right, has it moved to \
+                 another host?"
+            }
+            Self::Failed => {
+                "ask for the list (-o list), and check on the host that libvirt runs (virsh list)"
+            }
+            Self::Odd => "is it fence_virtd that answers there? Its log says how it treated the request",
+        }
+    }
+
+    fn log_lines(&self) -> LogLines {
+        match self {
+            Self::Backend => &[("monitor: ", "why")],
+            Self::Failed => &[("can't look for the domain", "libvirt does not answer")],
+            Self::Held | Self::NoResponse | Self::Denied | Self::Domain | Self::Odd => &[],
+        }
+    }
+}
