@@ -27,9 +27,9 @@ pub(crate) struct MulticastAttempts {
     pub(crate) key: String,
     /// True if the request was sealed.
     pub(crate) sealed: bool,
-    /// Peers that tried to connect to the call-back port, and how often, also where this guest's firewall
-    /// kept them out; none where nothing watched for them.
-    pub(crate) watched_calls: Option<Vec<(IpAddr, u32)>>,
+    /// Peers that tried to connect to the call-back port, also where this guest's firewall kept them out;
+    /// none where nothing watched for them.
+    pub(crate) watched_calls: Option<Vec<WatchedPeer>>,
 }
 
 /// Address that datagrams were sent from.
@@ -60,13 +60,22 @@ pub(crate) struct CallBackOutcome {
     pub(crate) times: u32,
 }
 
+/// Peer that tried to connect to the call-back port.
+#[derive(Debug)]
+pub(crate) struct WatchedPeer {
+    /// Address of the peer.
+    pub(crate) address: IpAddr,
+    /// Number of packets with which it tried.
+    pub(crate) packets: u32,
+}
+
 /// Last step that a stream with a host reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum StreamProgress {
     /// The stream gave an answer.
     Answered,
     /// The stream ended with this error.
-    Refused(ExchangeError),
+    Failed(ExchangeError),
     /// The stream waited for this step when time ran out.
     Waited(AwaitedStep),
     /// Only the words beside it say more.
@@ -116,9 +125,9 @@ impl MulticastAttempts {
     pub(crate) fn record_watched_call(&mut self, from: IpAddr) {
         const REMEMBERED: usize = 16;
         let calls = self.watched_calls.get_or_insert_default();
-        match calls.iter().position(|(known, _)| *known == from) {
-            Some(known) => calls[known].1 += 1,
-            None if calls.len() < REMEMBERED => calls.push((from, 1)),
+        match calls.iter().position(|peer| peer.address == from) {
+            Some(known) => calls[known].packets += 1,
+            None if calls.len() < REMEMBERED => calls.push(WatchedPeer { address: from, packets: 1 }),
             None => {}
         }
     }

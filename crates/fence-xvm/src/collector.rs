@@ -79,7 +79,7 @@ impl<W: Write> AnswerCollector<W> {
         } else if !is_done && self.may_another_host_succeed() && since_proof <= self.quiet {
             self.failure.get_or_insert((from, result));
         } else {
-            return result.map(Some).map_err(|error| MulticastFailure::Refused { from, error });
+            return result.map(Some).map_err(|error| MulticastFailure::Failed { from, error });
         }
         self.latest = Some(now);
         Ok(None)
@@ -106,7 +106,7 @@ impl<W: Write> AnswerCollector<W> {
             return Ok(Some(HostAnswer::Response(Response::Success)));
         }
         match self.failure.take() {
-            Some((from, Err(error))) => Err(MulticastFailure::Refused { from, error }),
+            Some((from, Err(error))) => Err(MulticastFailure::Failed { from, error }),
             Some((_, Ok(answer))) => Ok(Some(answer)),
             None => Ok(None),
         }

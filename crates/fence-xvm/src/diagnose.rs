@@ -160,8 +160,8 @@ fn diagnose_multicast(
             };
             try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
         }
-        Err(MulticastFailure::Refused { error, .. }) => {
-            let cause = ProbableCause::from_progress(StreamProgress::Refused(error), false);
+        Err(MulticastFailure::Failed { error, .. }) => {
+            let cause = ProbableCause::from_progress(StreamProgress::Failed(error), false);
             Ok(Some(adapt_to_open_guest(cause, plan)))
         }
         Err(failure) => Err(failure.into()),
@@ -172,9 +172,9 @@ fn diagnose_multicast(
 fn show_attempts(to: MulticastSettings, attempts: &MulticastAttempts) {
     let mut facts = format!("sent to {} port {}/udp", to.group, to.port);
     let _ = attempts.write_facts(&mut facts);
-    for (host, times) in attempts.watched_calls.iter().flatten().take(3) {
-        let port = attempts.call_back_port;
-        let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {times} packets");
+    for peer in attempts.watched_calls.iter().flatten().take(3) {
+        let (host, port, packets) = (peer.address, attempts.call_back_port, peer.packets);
+        let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {packets} packets");
     }
     if attempts.watched_calls.is_none() {
         facts.push_str("\n  not root: what this guest's firewall keeps out can't be seen");
@@ -283,9 +283,9 @@ fn adapt_to_open_guest(cause: ProbableCause, plan: &RequestPlan) -> ProbableCaus
 /// Returns whether the peer that called back has shown that it holds the key.
 fn has_shown_key(progress: StreamProgress) -> bool {
     match progress {
-        StreamProgress::Refused(error) => {
+        StreamProgress::Failed(error) => {
             let cause = ProbableCause::from_progress(progress, false);
-            !error.is_from_stranger()
+            !error.is_from_unproven_peer()
                 || matches!(cause, ProbableCause::Agreement(AgreementCause::OtherAuth(_)))
         }
         StreamProgress::Answered => true,

@@ -80,7 +80,7 @@ pub enum ExchangeError {
 impl ExchangeError {
     /// Returns whether the peer never proved that it holds the key.
     #[must_use]
-    pub fn is_from_stranger(self) -> bool {
+    pub fn is_from_unproven_peer(self) -> bool {
         matches!(self, Self::Proof(_) | Self::ClosedUnproven | Self::ResponseUnproven)
     }
 
@@ -127,7 +127,7 @@ impl fmt::Display for AwaitedStep {
 }
 
 /// Time that a complete list waits for the result after it, which not every host sends.
-pub(crate) const LAST_BYTE: Duration = Duration::from_secs(1);
+pub(crate) const LIST_RESULT_WAIT: Duration = Duration::from_secs(1);
 
 /// Largest number of entries of a list.
 pub const LIST_MAX: usize = 100_000;
@@ -145,11 +145,11 @@ enum ExchangeState<'k> {
     /// The response, or the reason why it is not valid, until the seal proves that it is the host's.
     AwaitSeal(Result<HostAnswer, ExchangeError>, ResponseSeal),
     Done(Genuine<HostAnswer>),
-    Refused(ExchangeError),
+    Failed(ExchangeError),
 }
 
 /// State while a step is taken.
-const MOVED: ExchangeState<'static> = ExchangeState::Refused(ExchangeError::ClosedUnanswered);
+const MOVED: ExchangeState<'static> = ExchangeState::Failed(ExchangeError::ClosedUnanswered);
 
 /// Returns the state after a complete response: a seal follows, or the exchange is done.
 fn after_response<'k>(
@@ -205,7 +205,7 @@ impl<'k> HostExchange<'k> {
                 Ok(()) if self.input.len() == length => return Ok(()),
                 Ok(()) => {}
                 Err(error) => {
-                    self.state = ExchangeState::Refused(error);
+                    self.state = ExchangeState::Failed(error);
                     return Err(error);
                 }
             }
@@ -218,7 +218,7 @@ impl<'k> HostExchange<'k> {
     /// The reason why there is no answer, by the step that was reached.
     pub fn close(&mut self) -> Result<HostAnswer, ExchangeError> {
         let state =
-            std::mem::replace(&mut self.state, ExchangeState::Refused(ExchangeError::ClosedUnanswered));
+            std::mem::replace(&mut self.state, ExchangeState::Failed(ExchangeError::ClosedUnanswered));
         Err(match state {
             ExchangeState::Done(answer) => return Ok(answer.into_inner()),
             ExchangeState::AfterList(entries, seal) => {
@@ -231,7 +231,7 @@ impl<'k> HostExchange<'k> {
             ExchangeState::AwaitResponse(_) => ExchangeError::ClosedUnanswered,
             ExchangeState::InList(entries, _) => ExchangeError::ListBrokeOff(entries.len()),
             ExchangeState::AwaitSeal(..) => ExchangeError::NoSeal,
-            ExchangeState::Refused(error) => error,
+            ExchangeState::Failed(error) => error,
         })
     }
 
@@ -251,7 +251,7 @@ impl<'k> HostExchange<'k> {
     /// Returns whether the peer is believed: it holds the key, or the plan asks for no proof.
     #[must_use]
     pub fn is_believed(&self) -> bool {
-        !matches!(self.state, ExchangeState::AwaitAnswer(_) | ExchangeState::Refused(_))
+        !matches!(self.state, ExchangeState::AwaitAnswer(_) | ExchangeState::Failed(_))
     }
 
     /// Returns whether the host waits for our proof.
@@ -282,7 +282,7 @@ impl<'k> HostExchange<'k> {
             ExchangeState::InList(..) => AwaitedStep::List,
             ExchangeState::AfterList(_, ref seal) if seal.is_sealed() => AwaitedStep::List,
             ExchangeState::AwaitSeal(..) => AwaitedStep::Seal,
-            ExchangeState::AfterList(..) | ExchangeState::Done(_) | ExchangeState::Refused(_) => {
+            ExchangeState::AfterList(..) | ExchangeState::Done(_) | ExchangeState::Failed(_) => {
                 AwaitedStep::Nothing
             }
         }
@@ -344,7 +344,7 @@ impl<'k> HostExchange<'k> {
                 self.input.clear();
                 ExchangeState::Done(answer)
             }
-            ExchangeState::Refused(error) => return Err(error),
+            ExchangeState::Failed(error) => return Err(error),
             held @ ExchangeState::HeldProof(..) => held,
         };
         Ok(())

@@ -8,8 +8,8 @@
 //!
 //! A response names neither its request nor its host; the module `line` deals with that.
 //!
-//! Owns the bytes of one answer. Pure: no descriptors, no clock. Must never give an answer before all its
-//! frames are here.
+//! Owns the bytes of one answer. Pure: no descriptors, no clock. Must never give a list before its
+//! last entry is here.
 
 use fence_wire::{
     Action, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem, Response,

@@ -31,7 +31,7 @@ use crate::confine::confine;
 use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::exchange::{ExchangeError, LAST_BYTE};
+use crate::exchange::{ExchangeError, LIST_RESULT_WAIT};
 use crate::frames::ResponseFrames;
 use crate::plan::RequestPlan;
 use crate::ports::network_namespace;
@@ -197,10 +197,10 @@ impl OpenLine<'_> {
         let (mut patience, mut buffer) = (self.deadline, [0; 4096]);
         while !frames.is_done() {
             if frames.is_list_complete() {
-                patience = patience.min(Deadline::after(LAST_BYTE));
+                patience = patience.min(Deadline::after(LIST_RESULT_WAIT));
             }
             match self.receive(&mut buffer, patience) {
-                Ok(n) => frames.receive(&buffer[..n]).map_err(LineCause::Refused)?,
+                Ok(n) => frames.receive(&buffer[..n]).map_err(LineCause::Failed)?,
                 Err(_) if frames.is_list_complete() => break,
                 Err(cause) => {
                     self.evidence.entries = frames.partial_entry_count();
@@ -389,7 +389,7 @@ enum LineCause {
     #[error("the host hung up before it answered")]
     HungUp,
     #[error("{0}")]
-    Refused(ExchangeError),
+    Failed(ExchangeError),
 }
 
 impl fmt::Display for LineFailure {
@@ -435,7 +435,7 @@ impl LineFailure {
                 "no host is connected to the port: is fence_virtd running with listener serial, mode \
                  vmchannel, and is the channel's name org.clusterlabs.fence_virt.*, or its socket in `path`?"
             }
-            (LineCause::Refused(_), _) => "the host's log says how it treated the request",
+            (LineCause::Failed(_), _) => "the host's log says how it treated the request",
             _ if self.evidence.received > 0 => {
                 "something answers on the line: is it the right one, and no console or getty at either end? \
                  The host's log says how it treated the request"

@@ -29,7 +29,7 @@ use crate::collector::{AnswerCollector, HostResult};
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::exchange::{ExchangeError, HostExchange, LAST_BYTE};
+use crate::exchange::{ExchangeError, HostExchange, LIST_RESULT_WAIT};
 use crate::multicast_failure::MulticastFailure;
 use crate::plan::{MulticastSettings, RequestPlan};
 use crate::ports::{CallBackPorts, PortReservation};
@@ -246,8 +246,8 @@ impl<'a> MulticastClient<'a> {
 
     /// Returns the deadline for a further or better answer; none before the first answer.
     ///
-    /// The agent waits for a proven host: it may be the owner, and wait for the permission to act. Strangers
-    /// that connected within the quiet time get that time once more to prove themselves, so that they cannot
+    /// The agent waits for a proven host: it may be the owner, and wait for the permission to act. An unproven
+    /// peer that connected within the quiet time gets that time once more to prove itself, so that it cannot
     /// delay the end.
     fn end_of_wait(&self, deadline: Deadline) -> Option<Deadline> {
         let (quiet, end) = self.collector.quiet_time()?;
@@ -299,7 +299,7 @@ impl<'a> MulticastClient<'a> {
             Ok(HostAnswer::List { entries, .. }) => {
                 (format!("listed {} domains", entries.len()), StreamProgress::Answered)
             }
-            Err(error) => (error.to_string(), StreamProgress::Refused(*error)),
+            Err(error) => (error.to_string(), StreamProgress::Failed(*error)),
         };
         self.console.debug(&format_args!("call-back from {}: {words}", call.from));
         self.attempts.record_call_back(call.from, words, progress);
@@ -427,10 +427,10 @@ impl<'a> MulticastClient<'a> {
                 Some(WaitEnd::Answered(result)) => answer = self.take_result(&call, result)?,
                 Some(WaitEnd::HungUp(error, outcome)) => {
                     self.console.debug(&format_args!("call-back from {}: {outcome}", call.from));
-                    if !error.is_from_stranger() {
+                    if !error.is_from_unproven_peer() {
                         self.collector.record_lost(call.from, outcome.clone());
                     }
-                    self.attempts.record_call_back(call.from, outcome, StreamProgress::Refused(error));
+                    self.attempts.record_call_back(call.from, outcome, StreamProgress::Failed(error));
                 }
             }
             if answer.is_some() {
@@ -495,7 +495,7 @@ impl CallBackConnection<'_> {
             }
         }
         if self.exchange.is_list_complete() && self.list_until.is_none() {
-            self.list_until = Some(Deadline::after(LAST_BYTE));
+            self.list_until = Some(Deadline::after(LIST_RESULT_WAIT));
         }
         None
     }

@@ -28,7 +28,7 @@ pub(crate) enum MulticastFailure {
     Poll(io::Error),
     /// The host's answer is not valid.
     #[error("no answer from {from}: {error}")]
-    Refused {
+    Failed {
         /// Address of the host.
         from: SocketAddr,
         /// Error of the exchange.

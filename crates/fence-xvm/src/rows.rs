@@ -38,7 +38,7 @@ impl ListRows<Stdout> {
 }
 
 impl<W: Write> ListRows<W> {
-    /// Returns no rows yet. `table`: all are printed at the end, sorted.
+    /// Returns an empty list of rows. `table`: all rows are printed at the end, sorted.
     pub(crate) fn new(out: W, table: bool) -> Self {
         Self { out, table, rows: Vec::new(), indices: HashMap::new(), printed: 0 }
     }

@@ -18,7 +18,7 @@ use crate::answer::HostAnswer;
 use crate::attempts::StreamProgress;
 use crate::connection::HostConnection;
 use crate::deadline::Deadline;
-use crate::exchange::{AwaitedStep, ExchangeError, HostExchange, LAST_BYTE};
+use crate::exchange::{AwaitedStep, ExchangeError, HostExchange, LIST_RESULT_WAIT};
 use crate::plan::RequestPlan;
 use crate::random::{new_challenge, random_bytes};
 use crate::words::{CLASSIC_HOST_HINT, describe_key, describe_request, is_sealed};
@@ -100,7 +100,7 @@ fn run_exchange(
             break;
         }
         if exchange.is_list_complete() {
-            patience = patience.min(deadline.min(Deadline::after(LAST_BYTE)));
+            patience = patience.min(deadline.min(Deadline::after(LIST_RESULT_WAIT)));
         }
         match connection.receive(&mut buffer, patience) {
             Ok(0) => break,
@@ -163,14 +163,14 @@ enum StreamCause {
     #[error("{} (it waited for {waited_for})", describe_error(.source))]
     Broken { source: io::Error, waited_for: AwaitedStep },
     #[error("{0}")]
-    Refused(#[from] ExchangeError),
+    Failed(#[from] ExchangeError),
 }
 
 impl fmt::Display for StreamFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, request, key, sealed, cause } = self;
         write!(f, "no answer from {host}: {cause}\n  asked for {request}; {key}\n  {}", self.next_check())?;
-        if *sealed && matches!(cause, StreamCause::Refused(_) | StreamCause::Broken { .. }) {
+        if *sealed && matches!(cause, StreamCause::Failed(_) | StreamCause::Broken { .. }) {
             write!(f, "; {CLASSIC_HOST_HINT}")?;
         }
         Ok(())
@@ -185,7 +185,7 @@ impl StreamFailure {
         match &self.cause {
             StreamCause::Random(_) | StreamCause::Connect(_) => None,
             StreamCause::Broken { waited_for, .. } => Some(StreamProgress::Waited(*waited_for)),
-            StreamCause::Refused(refusal) => Some(StreamProgress::Refused(*refusal)),
+            StreamCause::Failed(error) => Some(StreamProgress::Failed(*error)),
         }
     }
 
@@ -195,7 +195,7 @@ impl StreamFailure {
             (StreamCause::Random(_), _) => "the kernel gives no random bytes: nothing can be asked",
             (StreamCause::Connect(error), HostAddress::Tcp(_)) => check_after_tcp_error(error),
             (StreamCause::Connect(error), HostAddress::Vsock { .. }) => check_after_vsock_error(error),
-            (StreamCause::Refused(_) | StreamCause::Broken { .. }, _) => {
+            (StreamCause::Failed(_) | StreamCause::Broken { .. }, _) => {
                 "the host's log says how it treated the request; do key, hash and auth type agree with the \
                  host's (compare the fingerprint in its log)?"
             }

@@ -117,15 +117,15 @@ impl ProbableCause {
         }
         let causes: Vec<_> =
             attempts.call_backs.iter().map(|call| Self::from_progress(call.progress, false)).collect();
-        // A stranger that connected as well says nothing about the host.
+        // An unproven peer that connected as well says nothing about the host.
         let says_something = |cause: &&Self| {
             !matches!(cause, Self::Agreement(AgreementCause::OtherKey) | Self::Host(HostCause::Odd))
         };
         if let Some(cause) = causes.iter().find(says_something).or(causes.first()) {
             return cause.clone();
         }
-        if let Some([(host, _), ..]) = attempts.watched_calls.as_deref() {
-            return NetworkCause::Firewall { host: *host, port: attempts.call_back_port }.into();
+        if let Some([peer, ..]) = attempts.watched_calls.as_deref() {
+            return NetworkCause::Firewall { host: peer.address, port: attempts.call_back_port }.into();
         }
         let mut outside =
             attempts.senders.iter().filter(|sender| sender.sent > 0 && !sender.address.is_loopback());
@@ -136,26 +136,26 @@ impl ProbableCause {
     /// Returns the cause for a connection that gave no answer. `is_stream`: this guest opened the connection.
     pub(crate) fn from_progress(progress: StreamProgress, is_stream: bool) -> Self {
         match progress {
-            StreamProgress::Refused(ExchangeError::Proof(ProofError::OtherAuth(auth_of_host))) => {
+            StreamProgress::Failed(ExchangeError::Proof(ProofError::OtherAuth(auth_of_host))) => {
                 AgreementCause::OtherAuth(auth_of_host).into()
             }
-            StreamProgress::Refused(ExchangeError::ResponseUnproven) => {
+            StreamProgress::Failed(ExchangeError::ResponseUnproven) => {
                 AgreementCause::OtherAuth(HashType::None).into()
             }
-            StreamProgress::Refused(ExchangeError::Proof(
+            StreamProgress::Failed(ExchangeError::Proof(
                 ProofError::WrongAnswer | ProofError::WrongSealedAnswer,
             )) => AgreementCause::OtherKey.into(),
-            StreamProgress::Refused(ExchangeError::ClosedUnproven) if is_stream => {
+            StreamProgress::Failed(ExchangeError::ClosedUnproven) if is_stream => {
                 AgreementCause::Dropped { tried_hashes: false }.into()
             }
-            StreamProgress::Refused(ExchangeError::ClosedUnproven)
+            StreamProgress::Failed(ExchangeError::ClosedUnproven)
             | StreamProgress::Waited(AwaitedStep::Proof) => AgreementCause::OtherKey.into(),
             StreamProgress::Waited(AwaitedStep::Challenge)
-            | StreamProgress::Refused(ExchangeError::ClosedProven) => HostCause::Held.into(),
+            | StreamProgress::Failed(ExchangeError::ClosedProven) => HostCause::Held.into(),
             StreamProgress::Waited(AwaitedStep::Response | AwaitedStep::List | AwaitedStep::Seal) => {
                 HostCause::NoResponse.into()
             }
-            StreamProgress::Refused(ExchangeError::ClosedUnanswered) => AgreementCause::ProofRefused.into(),
+            StreamProgress::Failed(ExchangeError::ClosedUnanswered) => AgreementCause::ProofRefused.into(),
             _ => HostCause::Odd.into(),
         }
     }

@@ -201,20 +201,20 @@ fn inside_a_host_that_stalls() {
     let _ = stalled.write_all(&[0]);
 }
 
-/// The agent does not wait for strangers, however many connect.
+/// The agent does not wait for unproven peers, however many connect.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_strangers_do_not_delay_the_end() {
+fn inside_unproven_peers_do_not_delay_the_end() {
     let lab = AgentLab::new(21_300);
     let mut agent = lab.agent(&["-o", "list", "-t", "60"]);
     let request = lab.receive_request();
-    let mut strangers = vec![lab.call_back(&request)];
+    let mut peers = vec![lab.call_back(&request)];
     lab.answer(&request, &encode_list(&[ON_A]));
     let start = Instant::now();
     let call_back = request.call_back.unwrap();
     while agent.try_wait().unwrap().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(50), "strangers delay the agent");
-        strangers.extend(TcpStream::connect((call_back.address, call_back.port)));
+        assert!(start.elapsed() < Duration::from_secs(50), "unproven peers delay the agent");
+        peers.extend(TcpStream::connect((call_back.address, call_back.port)));
         std::thread::sleep(Duration::from_millis(20));
     }
     let done = finish(agent);
@@ -225,16 +225,16 @@ fn inside_strangers_do_not_delay_the_end() {
 /// A list counts only when its own host has proved that it holds the key.
 #[test]
 #[ignore = "run by in_a_namespace"]
-fn inside_lists_of_strangers() {
+fn inside_lists_of_unproven_peers() {
     let lab = AgentLab::new(21_350);
     let agent = lab.agent(&["-o", "list", "-q", "10"]);
     let request = lab.receive_request();
-    let mut stranger = lab.call_back(&request);
+    let mut peer = lab.call_back(&request);
     lab.answer(&request, &encode_list(&[ON_A]));
-    let _ = stranger.write_all(&[&[7; 128][..], &encode_list(&[ON_B])].concat());
+    let _ = peer.write_all(&[&[7; 128][..], &encode_list(&[ON_B])].concat());
     let mut rest = Vec::new();
-    let _ = stranger.read_to_end(&mut rest);
-    assert!(rest.len() <= 64, "a stranger got our proof");
+    let _ = peer.read_to_end(&mut rest);
+    assert!(rest.len() <= 64, "an unproven peer got our proof");
     let done = finish(agent);
     assert_eq!((text(&done.stdout).as_str(), done.status.code()), (ROW_A, Some(0)));
 }

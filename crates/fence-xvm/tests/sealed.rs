@@ -100,7 +100,7 @@ fn one_byte_less_is_no_answer() {
                 ExchangeError::NoSeal => assert!(bytes_of_response + 1 >= response, "{length}"),
                 other => panic!("{length}: {other}"),
             }
-            assert_eq!(error.is_from_stranger(), length < 64);
+            assert_eq!(error.is_from_unproven_peer(), length < 64);
         }
     }
 }
@@ -151,5 +151,5 @@ fn every_sent_packet_may_be_answered_and_no_other() {
     }
     let error =
         receive_all(Action::Off, &packets, &host_bytes(&another, &[], Response::Success, &key)).unwrap_err();
-    assert!(error.is_from_stranger(), "{error}");
+    assert!(error.is_from_unproven_peer(), "{error}");
 }
