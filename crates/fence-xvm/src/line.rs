@@ -126,7 +126,9 @@ fn lock_line(
         Ok(None) => Err(LineCause::InUse),
         Ok(record) => Ok(record),
         Err(error) => {
-            console.say(&format_args!("cannot record that the line is in use: {error}"));
+            console.say(&format_args!(
+                "cannot record that the line is in use ({error}): the line is settled before the request"
+            ));
             Ok(None)
         }
     }
@@ -139,7 +141,9 @@ fn mark_busy(record: Option<&mut UseRecord>, deadline: Deadline, console: &Conso
         None => false,
         Some(Ok(())) => true,
         Some(Err(error)) => {
-            console.say(&format_args!("cannot record that the line is in use: {error}"));
+            console.say(&format_args!(
+                "cannot record that the line is in use ({error}): the line is settled before the request"
+            ));
             false
         }
     }
@@ -273,7 +277,7 @@ impl OpenLine<'_> {
         }
     }
 
-    /// Reads until nothing has come for a while.
+    /// Reads until no byte has come for the quiet time.
     fn read_until_quiet(&mut self) -> Result<(), LineCause> {
         let mut buffer = [0; 4096];
         loop {

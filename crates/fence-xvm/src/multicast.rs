@@ -223,7 +223,7 @@ impl<'a> MulticastClient<'a> {
                 break;
             }
         }
-        self.conclude("no more time")
+        self.conclude("time ran out")
     }
 
     /// Returns whether a peer has called back and was believed, or refused.

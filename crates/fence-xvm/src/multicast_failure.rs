@@ -38,7 +38,7 @@ pub(crate) enum MulticastFailure {
     #[error("the list is not complete{}", describe_missing(.0))]
     Incomplete(Vec<CallBackOutcome>),
     /// The rows of the list cannot be written.
-    #[error("standard output: {0}")]
+    #[error("cannot write to standard output: {0}")]
     Output(io::Error),
     /// No host answered in time.
     #[error("Timed out waiting for response{}", describe_attempts(.0))]

@@ -28,7 +28,7 @@ pub(crate) fn report(plan: &RequestPlan, answer: HostAnswer, console: &Console) 
         HostAnswer::List { entries, response } => {
             let mut rows = ListRows::to_stdout();
             if let Err(error) = rows.add(entries).and_then(|()| rows.finish()) {
-                console.say(&format_args!("standard output: {error}"));
+                console.say(&format_args!("cannot write to standard output: {error}"));
                 return FAILURE;
             }
             response.unwrap_or(Response::Success)

@@ -17,7 +17,7 @@ pub enum UsageError {
     #[error(transparent)]
     Getopt(#[from] GetoptError),
     /// Standard input cannot be read.
-    #[error("standard input cannot be read: {0}")]
+    #[error("cannot read standard input: {0}")]
     Stdin(io::Error),
     /// A name on standard input has no value.
     #[error("option '{}' on standard input needs a value (NAME=VALUE)", escaped(.0))]
@@ -62,7 +62,7 @@ pub enum UsageError {
     SealedChallenge(HashType),
     /// The request is sealed, and its transport has no hash.
     #[error(
-        "hash {0} (-c) cannot be had on a serial line or VM channel, where nothing is hashed: leave hash out"
+        "hash {0} (-c) does not work on a serial line or VM channel, where nothing is hashed: leave hash out"
     )]
     SealedLine(HashType),
     /// The target is not valid.
