@@ -100,8 +100,9 @@ suites: packages-test
 	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
 
 # The long ones first.
-SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-pacemaker suite-compliance suite-survivor suite-reference suite-ways_in suite-hosts \
-    suite-attacks suite-attacks-reference suite-keys suite-insight suite-diagnose suite-sandbox suite-configure suite-packages suite-manual suite-checks suite-bench
+SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-pacemaker suite-compliance suite-fence_races suite-reference \
+    suite-transports suite-several_hosts suite-attacks suite-attacks-reference suite-keys suite-observability suite-diagnose \
+    suite-sandbox suite-configure suite-packages suite-manual suite-checks suite-bench
 
 check: packages-build
 	cargo fmt --all --check
@@ -168,14 +169,14 @@ packages-check: packages-test deb rpm
 	scripts/again scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
 	$(MAKE) suite-packages
 
-# Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak. Rounds of the survivor's suite and
+# Hostile traffic beside honest requests for SOAK_SECONDS; the report is in target/soak. Rounds of the fence races and
 # cases of the arbiter's properties.
 SOAK_SECONDS ?= 3600
 SOAK_ROUNDS ?= 200
 SOAK_CASES ?= 100000
 
 soak: packages-test build packages-check
-	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite survivor
+	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-core

@@ -6,7 +6,7 @@ Run: OURS_DIR=… /usr/bin/python3 -m pytest tests/agents     (root; libvirt, QE
 
 import pytest
 
-from survivor.rig import missing
+from fence_races.rig import missing
 
 from .rig import Host, Site
 

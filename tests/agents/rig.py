@@ -23,12 +23,12 @@ import time
 
 from lab import net, programs
 from lab.hypervisor import Hypervisor
-from survivor import rig as survivor
+from fence_races import rig as fence_races
 
 OK, FAILED, OFF, DENIED = 0, 1, 2, 3
 
 
-class Site(survivor.Site):
+class Site(fence_races.Site):
     """A host, guests and endpoints on one bridge; one for the whole session. `hypervisor` is there for who asks for it."""
 
     def __init__(self, scratch):
@@ -117,7 +117,7 @@ agent {{
 """)
 
 
-class Host(survivor.Host):
+class Host(fence_races.Host):
     """Our daemon on the site's host, with these devices and an audit file. `options` are those of `write_config`;
     `over`: {place: path}, what daemon and agents see in other places (as /etc/ssh)."""
 
@@ -128,7 +128,7 @@ class Host(survivor.Host):
         virtd = {"audit_log": self.audit_file, **(options.pop("virtd", None) or {})}
         self.config = write_config(directory / "fence_virt.conf", site, devices, virtd=virtd, **options)
         ready = {"multicast": "udp", "tcp": "tcp"}[options.get("listener", "multicast")]
-        self.daemon = programs.Daemon(self.node, self.config, program=survivor.shelved("ours", directory, over), ready=ready,
+        self.daemon = programs.Daemon(self.node, self.config, program=fence_races.shelved("ours", directory, over), ready=ready,
                                       debug=3)
         self.daemon.wait_log(r"run: serving ")
 

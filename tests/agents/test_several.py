@@ -11,7 +11,7 @@ import types
 import pytest
 from lab import net, programs, wire
 from lab.hypervisor import Pretended
-from survivor.rig import Asker
+from fence_races.rig import Asker
 
 from .rig import DENIED, FAILED, OFF, OK, device
 from .zoo import Zoo

@@ -12,7 +12,7 @@ import pytest
 
 from lab import programs
 
-from survivor import rig
+from fence_races import rig
 
 from .hosts import Hosts
 from .sites import Site

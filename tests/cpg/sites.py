@@ -5,7 +5,7 @@ import itertools
 import subprocess
 
 from lab.hypervisor import Hypervisor
-from survivor import rig
+from fence_races import rig
 
 
 class Site(rig.Site):

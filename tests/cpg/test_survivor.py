@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from survivor import rig
+from fence_races import rig
 
 from .sites import serve
 

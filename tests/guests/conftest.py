@@ -13,7 +13,7 @@ import pytest
 
 from lab import net, programs
 from scene import CHOSEN, PAIRS, WAYS, Pair, Scene, command, program
-from survivor.rig import shelved
+from fence_races.rig import shelved
 
 
 def pytest_configure(config):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every way in to the daemon: TCP, vsock, serial lines and channels, multicast, several at once.
 
-Run: /usr/bin/python3 -m pytest tests/ways_in        (root; the test driver of libvirt)
+Run: /usr/bin/python3 -m pytest tests/transports        (root; the test driver of libvirt)
 
 The daemon is ours, the peers are the reference's agents and peers made by hand. Domains are those of libvirt's test
 driver, whose XML may name any socket: so a UNIX server of the test plays QEMU and the guest behind it.

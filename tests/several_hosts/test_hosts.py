@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Several hosts on one multicast network, each with its own domains: two of ours and one of the reference.
 
-Run: /usr/bin/python3 -m pytest tests/hosts        (root; the test driver of libvirt, packages fence-virtd)
+Run: /usr/bin/python3 -m pytest tests/several_hosts        (root; the test driver of libvirt, packages fence-virtd)
 """
 
 import itertools

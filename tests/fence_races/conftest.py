@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One survivor, end to end.
 
-Run: OURS_DIR=… /usr/bin/python3 -m pytest tests/survivor       (root; libvirt and QEMU installed)
+Run: OURS_DIR=… /usr/bin/python3 -m pytest tests/fence_races       (root; libvirt and QEMU installed)
 
 ROUNDS=200 is the long run; SIDE=reference notes what the reference's daemon does in the same rig, and nothing that
 it does is a failure then.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the daemon tells of itself and of its host: --check, metrics, --status.
 
-Run: SIDE=ours /usr/bin/python3 -m pytest tests/insight        (root; the test driver of libvirt)
+Run: SIDE=ours /usr/bin/python3 -m pytest tests/observability        (root; the test driver of libvirt)
 """
 
 import json
