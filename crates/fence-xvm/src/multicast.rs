@@ -246,9 +246,9 @@ impl<'a> MulticastClient<'a> {
 
     /// Returns the deadline for a further or better answer; none before the first answer.
     ///
-    /// The agent waits for a proven host: it may be the owner, and wait for the permission to act. An unproven
-    /// peer that connected within the quiet time gets that time once more to prove itself, so that it cannot
-    /// delay the end.
+    /// The agent waits for a proven host: it may be the owner, and wait for the permission to act. An
+    /// unproven peer that connected within the quiet time gets that time once more to prove itself, so that
+    /// it cannot delay the end.
     fn end_of_wait(&self, deadline: Deadline) -> Option<Deadline> {
         let (quiet, end) = self.collector.quiet_time()?;
         let patience = |call: &CallBackConnection<'_>| match call.exchange.is_believed() {
