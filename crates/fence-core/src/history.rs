@@ -42,7 +42,14 @@ pub enum Repetition<'a, T> {
     Repeated(&'a T),
 }
 
+impl<T> Default for History<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> History<T> {
+    /// Returns an empty history.
     pub fn new() -> Self {
         Self { requests: HashMap::new(), arrivals: VecDeque::new() }
     }

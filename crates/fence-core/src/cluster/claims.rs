@@ -687,7 +687,7 @@ impl ReplicatedArbiter {
                 }
             }
             HostMessage::Progress { asker, claim, victim, .. } => {
-                self.seen_off((*asker, *claim), victim, turns)
+                self.seen_off((*asker, *claim), victim, turns);
             }
             HostMessage::Reply { asker, ask, claim: Some(claim), end } => {
                 let outcome = match end {

@@ -237,7 +237,7 @@ impl CpgBackend {
                     return Err(ActionError::Gone);
                 }
                 LocalReading::WentOff(own) | LocalReading::Resting(own) if !is_on_there => {
-                    at.insert(0, OwnerHost::Here(own))
+                    at.insert(0, OwnerHost::Here(own));
                 }
                 // What is on elsewhere is not on here, whatever this host can't ask.
                 LocalReading::Unknown(why) if !is_on_there || last_on_here => {
@@ -346,7 +346,7 @@ impl CpgBackend {
             match self.off_at(&at[0], domain, for_reboot, rests, lease).await {
                 Ok(down) => return Ok(PowerOffResult { was_off: down.was_off && !took_down, ..down }),
                 Err(ActionError::Gone) => {
-                    self.again(changed, lease).await.map_err(|it| after(took_down, it))?
+                    self.again(changed, lease).await.map_err(|it| after(took_down, it))?;
                 }
                 Err(error) => return Err(after(took_down, error)),
             }

@@ -485,7 +485,7 @@ impl AgentBackend {
         for (domain, power) in table.into_iter().zip(powers) {
             match power {
                 Some(power) => {
-                    listing.domains.push(ListedDomain { name: domain.name, uuid: domain.uuid, power })
+                    listing.domains.push(ListedDomain { name: domain.name, uuid: domain.uuid, power });
                 }
                 None => {
                     unknown.push(escaped(&domain.name).to_string());
