@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! fence_virtd: powers virtual machines off, on and round for the clusters that run inside them.
+//! fence_virtd: powers off, powers on and reboots virtual machines for the clusters that run inside them.
 //!
-//! The way of a request: `listener` → `access` → `conversation` (the proof) → `backend` → response → `audit`.
+//! The path of a request: `listener` (arrival, keys, source) → `service` (access, grant, proof) → `backend`
+//! (the action) → response → `observe` (audit record, counters).
 #![forbid(unsafe_code)]
-// Without libvirt nothing makes what backends and sources are made of, and without cpg nothing is at another host.
+// Without libvirt nothing makes what backends and sources are made of, and without cpg nothing is at another
+// host.
 #![cfg_attr(not(feature = "cpg"), allow(dead_code))]
 
 mod backend;
@@ -25,9 +27,10 @@ mod util;
 
 use fence_cli::keygen;
 
+use self::cli::exit_code::{FAILURE, SUCCESS};
 use self::cli::options::{self, Command};
 use self::cli::print::{print, print_error};
-use self::daemon::exit::{FAILURE, SUCCESS, leave};
+use self::daemon::exit::leave;
 use self::daemon::run;
 use self::status::summary;
 
@@ -35,7 +38,7 @@ fn main() -> ! {
     leave(command())
 }
 
-/// Does what the command line says. The exit code.
+/// Carries out the command line and returns the exit code.
 fn command() -> u8 {
     match options::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(options)) => run::run(&options),
@@ -72,6 +75,7 @@ fn command() -> u8 {
     }
 }
 
+/// Returns the list of backends and listeners of this build, as `-l` prints it.
 fn modules() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let backends = [("libvirt", cfg!(feature = "libvirt")), ("cpg", cfg!(feature = "cpg")), ("agent", true)];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The devices of the agent backend: whether their agents are there and know their options, whether secrets are where they
-//! should be, and what `monitor` and `list` of each say, run for real.
+//! The devices of the agent backend: whether their agents are there and know their options, whether secrets
+//! are where they should be, and what `monitor` and `list` of each say, run for real.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The cpg backend: whether corosync can be asked, by the daemon's user too, which hosts are in the groups, and whether
-//! there could be a proof that a lost host is down. Joins no group: hosts of the C daemon would publish all they have.
+//! The cpg backend: whether corosync can be asked, by the daemon's user too, which hosts are in the groups,
+//! and whether there could be a proof that a lost host is down. Joins no group: hosts of the C daemon would
+//! publish all they have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
@@ -54,7 +55,8 @@ struct CorosyncView {
     nodes: Result<Vec<Node>, Error>,
     /// Of each of the [`groups`].
     members: [Vec<Member>; 2],
-    /// Whether the daemon's own user is let in; none where there is no such user, or nobody could be anybody else.
+    /// Whether the daemon's own user is let in; none where there is no such user, or nobody could be anybody
+    /// else.
     lets_in: Option<bool>,
 }
 

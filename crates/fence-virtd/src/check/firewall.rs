@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hints at a firewall that may be in the way. Rules can say anything in any order, so these are never more than hints:
-//! something drops, and nothing names the port.
+//! Hints at a firewall that may be in the way. Rules can say anything in any order, so these are never more
+//! than hints: something drops, and nothing names the port.
 
 use std::collections::BTreeSet;
 use std::io::Read;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hypervisors: whether each can be reached, what domains it shows, and which of their sockets a serial listener serves.
+//! Hypervisors: whether each can be reached, what domains it shows, and which of their sockets a serial
+//! listener serves.
 
 use std::sync::mpsc;
 use std::thread;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `fence_virtd --check`: what an administrator would look at by hand before trusting a host with fencing.
 //!
-//! Runs instead of the daemon, in its own process, beside a running one or not. It looks and changes nothing, and sends
-//! nothing but what opening the configured hypervisors takes.
+//! Runs instead of the daemon, in its own process, beside a running one or not. It looks and changes nothing,
+//! and sends nothing but what opening the configured hypervisors takes.
 
 mod agents;
 #[cfg(feature = "cpg")]
@@ -25,14 +25,15 @@ use fence_sandbox::State;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use crate::daemon::exit::{FAILURE, SUCCESS};
+use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::daemon::sandbox;
 use crate::replay;
 
 /// Whom the unit runs the daemon as.
 const USER: &str = "fence_virt";
 
-/// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of them failed.
+/// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of
+/// them failed.
 pub(crate) fn run(file: &Path, json: bool) -> u8 {
     // As the daemon does, before the first thread.
     fence_sandbox::no_capabilities_for_programs();

@@ -33,8 +33,8 @@ pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
     config.listeners.iter().filter_map(look).collect()
 }
 
-/// Bridges that forget who wants the group, for nobody asks: requests arrive for some minutes, and then no more.
-/// `class` is /sys/class/net.
+/// Bridges that forget who wants the group, for nobody asks: requests arrive for some minutes, and then no
+/// more. `class` is /sys/class/net.
 pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
     const CHECK: &str = "snooping";
     let multicast = config.listeners.iter().find_map(|it| match it {

@@ -134,8 +134,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     })
 }
 
-/// The first argument, when it is a long word, and what follows. Only there, so that no value of another option is taken
-/// for one.
+/// The first argument, when it is a long word, and what follows. Only there, so that no value of another
+/// option is taken for one.
 fn long_word(arguments: &[OsString]) -> Option<(&str, &[OsString])> {
     let (first, rest) = arguments.split_first()?;
     Some((first.to_str().filter(|it| it.starts_with("--"))?, rest))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Questions and answers, line by line, over a terminal or a pipe. Owns the form of a prompt. Knows nothing of what is
-//! asked.
+//! Questions and answers, line by line, over a terminal or a pipe. Owns the form of a prompt. Knows nothing
+//! of what is asked.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
@@ -63,8 +63,8 @@ impl Console {
         writeln!(self.errors, "{text}")
     }
 
-    /// Asks `prompt [default]: `. The answer has no blanks around it; empty means the default, and so does the end
-    /// of the input.
+    /// Asks `prompt [default]: `. The answer has no blanks around it; empty means the default, and so does
+    /// the end of the input.
     pub(crate) fn ask(&mut self, prompt: &str, default: &[u8]) -> io::Result<Vec<u8>> {
         write!(self.output, "{prompt} [{}]: ", escaped(default))?;
         self.line()

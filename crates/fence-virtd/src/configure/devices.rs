@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The questions about the devices of the agent backend. What is in the file stays there and is offered as it is, but for
-//! secrets: these are never shown, and go into files of their own unless somebody insists.
+//! The questions about the devices of the agent backend. What is in the file stays there and is offered as it
+//! is, but for secrets: these are never shown, and go into files of their own unless somebody insists.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The questions, in their order, and what their answers change in the file. Owns the tree while it asks; touches the
-//! disk only to look at what answers name, and to make a key that was asked for.
+//! The questions, in their order, and what their answers change in the file. Owns the tree while it asks;
+//! touches the disk only to look at what answers name, and to make a key that was asked for.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -281,8 +281,8 @@ impl<'c> Dialogue<'c> {
         self.ask_and_look(question, |_, _, _| Ok(AnswerCheck::Good))
     }
 
-    /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and whether it
-    /// was typed. Returns the value, none for `none`.
+    /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and
+    /// whether it was typed. Returns the value, none for `none`.
     pub(super) fn ask_and_look(
         &mut self,
         question: &Question<'_>,
@@ -348,7 +348,8 @@ fn module_path() -> String {
     places.into_iter().find(|it| Path::new(it).is_dir()).unwrap_or("none").to_owned()
 }
 
-/// What a file with this one setting would mean, or why there can be no such file: the daemon's own judgement.
+/// What a file with this one setting would mean, or why there can be no such file: the daemon's own
+/// judgement.
 pub(super) fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
     let mut tree = Tree::default();
     // The agent backend needs a device, and a device these two keys.
@@ -393,7 +394,8 @@ fn interface(name: &[u8], must_be_there: bool) -> AnswerCheck {
     ))
 }
 
-/// A key that is not there is made where somebody says so. Whoever adds a host has to copy the one that there is.
+/// A key that is not there is made where somebody says so. Whoever adds a host has to copy the one that there
+/// is.
 fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> DialogueResult<AnswerCheck> {
     let name = escaped(path).to_string();
     let path = Path::new(OsStr::from_bytes(path));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The configuration file on disk: read whole, replaced whole or not at all. Owns the way through symbolic links,
-//! the owner and the mode of the new file. Must never leave half a file under the name that the daemon reads.
+//! The configuration file on disk: read whole, replaced whole or not at all. Owns the way through symbolic
+//! links, the owner and the mode of the new file. Must never leave half a file under the name that the daemon
+//! reads.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -50,8 +51,8 @@ impl ConfigFile {
         Ok(ConfigFile { target, content })
     }
 
-    /// Puts `new` in the place of what was read: a new file beside the old one, flushed to the disk and then renamed.
-    /// It has mode 0600, or less where the old one had less, and the owner of the old one.
+    /// Puts `new` in the place of what was read: a new file beside the old one, flushed to the disk and then
+    /// renamed. It has mode 0600, or less where the old one had less, and the owner of the old one.
     pub(crate) fn replace(&self, new: &[u8]) -> Result<(), FileError> {
         if content(&self.target)? != self.content {
             return Err(FileError::Changed { path: shown(&self.target) });
@@ -80,7 +81,8 @@ impl ConfigFile {
     }
 }
 
-/// The file's content, one byte more than the limit at most; none when there is no such file. Never waits on a pipe.
+/// The file's content, one byte more than the limit at most; none when there is no such file. Never waits on
+/// a pipe.
 fn content(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let unreadable = |source| FileError::Unreadable { path: shown(path), source };
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;

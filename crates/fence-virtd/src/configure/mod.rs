@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `fence_virtd -c`: asks for the settings that matter and writes the configuration file.
 //!
-//! Owns the order of the questions and the words of the prompts: people have scripts that answer them, one line each.
-//! So whatever the C daemon's configurator does not ask is asked at a terminal only, or about what it has not got.
-//! Changes in the file only what was asked about. Runs alone, before there is a daemon, a runtime or a log; must
-//! never write anything but the file, a key that was asked for, and what it says to the one who asked.
+//! Owns the order of the questions and the words of the prompts: people have scripts that answer them, one
+//! line each. So whatever the C daemon's configurator does not ask is asked at a terminal only, or about what
+//! it has not got. Changes in the file only what was asked about. Runs alone, before there is a daemon, a
+//! runtime or a log; must never write anything but the file, a key that was asked for, and what it says to
+//! the one who asked.
 
 mod console;
 mod devices;

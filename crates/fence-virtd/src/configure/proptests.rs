@@ -77,8 +77,9 @@ const FILES: &[&str] = &[
     "listeners = \"x\";\nbackends { libvirt = \"y\"; }\n",
 ];
 
-/// Answers, then the defaults, then yes to the last question: whether that replaced the file. How many defaults there
-/// are depends on file and answers; with too few the "y" answers another question, and nothing is replaced.
+/// Answers, then the defaults, then yes to the last question: whether that replaced the file. How many
+/// defaults there are depends on file and answers; with too few the "y" answers another question, and nothing
+/// is replaced.
 fn with_defaults(path: &Path, answers: &[&str], terminal: bool) -> bool {
     (0..40).any(|count| {
         let script = format!("{}\n{}y\n", answers.join("\n"), "\n".repeat(count));

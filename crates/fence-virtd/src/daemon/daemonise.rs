@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Going into the background, without a fork of a process that has threads: the program starts itself again as its
-//! own child, in a session of its own, and waits until that says that it serves.
+//! Going into the background, without a fork of a process that has threads: the program starts itself again
+//! as its own child, in a session of its own, and waits until that says that it serves.
 //!
 //! So whoever starts the daemon gets exit code 0 only when it listens, and sees its errors.
 
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
-use crate::daemon::exit::{FAILURE, SUCCESS};
+use crate::cli::exit_code::{FAILURE, SUCCESS};
 
 /// In the environment of the child.
 const MARK: &str = "FENCE_VIRTD_IN_BACKGROUND";

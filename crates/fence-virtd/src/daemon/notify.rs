@@ -30,8 +30,9 @@ pub(crate) fn stopping() {
 
 /// Tells the manager's watchdog for ever that the daemon lives, where it has one (`WATCHDOG_USEC`).
 ///
-/// Each time a new task has to start and to get past every lock that a request needs: a runtime whose threads are all
-/// stuck, or a lock that nobody gives back, keeps it from being said, and the manager starts the daemon anew.
+/// Each time a new task has to start and to get past every lock that a request needs: a runtime whose threads
+/// are all stuck, or a lock that nobody gives back, keeps it from being said, and the manager starts the
+/// daemon anew.
 pub(crate) async fn watchdog(service: Arc<Service>) {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|it| !it.is_zero()) else { return };
     info!("the service manager's watchdog waits {} s", limit.as_secs_f64());

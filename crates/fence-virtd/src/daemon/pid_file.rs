@@ -51,8 +51,8 @@ impl PidFile {
                 }
                 Err((_, errno)) => return Err(failed(errno.into())),
             };
-            // The holder before us may have removed the file between our open and our lock: then the lock is on a
-            // file that nobody else will find.
+            // The holder before us may have removed the file between our open and our lock: then the lock is
+            // on a file that nobody else will find.
             let ours = lock.metadata().map_err(failed)?;
             match fs::metadata(path) {
                 Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the daemon will need, as far as its configuration tells, so that it can give up the rest before it listens.
+//! What the daemon will need, as far as its configuration tells, so that it can give up the rest before it
+//! listens.
 //!
-//! Must run before the first thread is started. The limits hold until the process ends: a configuration that is read
-//! anew can't widen them.
+//! Must run before the first thread is started. The limits hold until the process ends: a configuration that
+//! is read anew can't widen them.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -51,8 +52,8 @@ const SCRATCH: &[&str] = &["/dev", "/run", "/tmp", "/var/tmp"];
 
 /// Confines the daemon, unless the configuration says not to, and logs what is on.
 ///
-/// `file` is the configuration file, `state` the directory of the daemon's state, which is made if it is missing: nobody
-/// could do that later.
+/// `file` is the configuration file, `state` the directory of the daemon's state, which is made if it is
+/// missing: nobody could do that later.
 pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) {
     if !config.daemon.sandbox {
         warn!("sandbox = \"no\": the daemon keeps all rights that it was started with");
@@ -73,7 +74,8 @@ pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state
     }
 }
 
-/// Takes the same from a process that has nothing more to do, to see what this kernel can. Makes no directory.
+/// Takes the same from a process that has nothing more to do, to see what this kernel can. Makes no
+/// directory.
 pub(crate) fn try_on(config: &Config, file: &Path, state: Option<&Path>) -> Protection {
     needs(config, file, None, state).confine()
 }
@@ -166,9 +168,9 @@ impl Paths {
         self.0.insert(path);
     }
 
-    /// The directory that the file lies in, and the one that it really lies in, when it is a link: a file may be
-    /// replaced by a new one. One that is not there yet is waited for in the nearest directory that is. Never the
-    /// root, which would be everything.
+    /// The directory that the file lies in, and the one that it really lies in, when it is a link: a file may
+    /// be replaced by a new one. One that is not there yet is waited for in the nearest directory that is.
+    /// Never the root, which would be everything.
     fn directory_of(&mut self, file: &Path) {
         let real = fs::canonicalize(file).ok();
         for file in [Some(file), real.as_deref()].into_iter().flatten() {
@@ -254,8 +256,8 @@ impl<'a> Uri<'a> {
         Self { driver, transport, host, path, query }
     }
 
-    /// Whether libvirt starts programs for it: ssh, a command of the user's, a hypervisor or a libvirtd of its own. So
-    /// it is believed of each driver that is not known not to.
+    /// Whether libvirt starts programs for it: ssh, a command of the user's, a hypervisor or a libvirtd of
+    /// its own. So it is believed of each driver that is not known not to.
     fn starts_programs(&self) -> bool {
         let quiet = ["qemu", "xen", "lxc", "ch", "test", "esx", "vpx", "gsx", "hyperv"];
         let starts = |it: &str| !["unix", "tcp", "tls", "libssh", "libssh2"].contains(&it);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The journal: events and their fields in journald's native protocol, a datagram each.
 //!
-//! Once the daemon is confined a thread of its own sends them. A journald that hangs or is started anew is waited for by
-//! that thread alone; what finds no room meanwhile is counted, and that is said when it takes entries again.
+//! Once the daemon is confined a thread of its own sends them. A journald that hangs or is started anew is
+//! waited for by that thread alone; what finds no room meanwhile is counted, and that is said when it takes
+//! entries again.
 
 use std::fmt;
 use std::fs::File;
@@ -101,8 +102,8 @@ impl<S: Subscriber> Layer<S> for Journal {
     }
 }
 
-/// The bytes of one entry: fields, each `NAME\n`, the length of the value in 8 bytes, the value, `\n`. There is a shorter
-/// form for values without line breaks; this one is right for all.
+/// The bytes of one entry: fields, each `NAME\n`, the length of the value in 8 bytes, the value, `\n`. There
+/// is a shorter form for values without line breaks; this one is right for all.
 #[derive(Debug)]
 struct JournalEntry(Vec<u8>);
 
@@ -158,7 +159,8 @@ impl JournalEntry {
     }
 }
 
-/// Fields of the event have a prefix, so that none is taken for one of the journal's; the message is one of those.
+/// Fields of the event have a prefix, so that none is taken for one of the journal's; the message is one of
+/// those.
 impl Visit for JournalEntry {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let value = format_args!("{value:?}");

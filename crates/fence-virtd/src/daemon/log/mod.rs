@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Where the log goes: the journal under systemd, standard error otherwise.
 //!
-//! Once the daemon is confined a thread of its own writes, and nobody waits for a pipe that nobody reads or a journald that
-//! hangs; what finds no room is counted, and that is written when lines are taken again.
+//! Once the daemon is confined a thread of its own writes, and nobody waits for a pipe that nobody reads or a
+//! journald that hangs; what finds no room is counted, and that is written when lines are taken again.
 
 mod journal;
 
@@ -28,8 +28,8 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 static JOURNAL: OnceLock<Journal> = OnceLock::new();
 static OUTLET: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
 
-/// Starts logging. `debug` is the level of `-d`: 0 what an administrator needs, 1 to 4 each step of a request,
-/// above that everything, libraries included.
+/// Starts logging. `debug` is the level of `-d`: 0 what an administrator needs, 1 to 4 each step of a
+/// request, above that everything, libraries included.
 pub(crate) fn start(debug: u32) {
     let level = match debug {
         0 => LevelFilter::INFO,
@@ -54,7 +54,8 @@ pub(crate) fn start(debug: u32) {
     debug_assert!(result.is_ok(), "logging started twice");
 }
 
-/// From now on a thread writes what is logged. After the sandbox: a thread that runs already would not be confined.
+/// From now on a thread writes what is logged. After the sandbox: a thread that runs already would not be
+/// confined.
 pub(crate) fn in_background() -> io::Result<()> {
     if let Some(journal) = JOURNAL.get() {
         journal.in_background()?;

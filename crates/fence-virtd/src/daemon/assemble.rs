@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The choice of backends and listeners, and everything that serves made from it.
+//!
+//! Owns the answer to "which parts does this build have, and which does the configuration use". Runs once, in
+//! the task of `run`. Must never decide anything about a request.
+
+use std::sync::Arc;
+
+use fence_config::{Backend as BackendSettings, Config};
+use tokio::task::JoinSet;
+
+use super::error::DaemonError;
+use crate::backend::Backend;
+use crate::backend::agent::AgentBackend;
+#[cfg(feature = "libvirt")]
+use crate::backend::combined::CombinedBackend;
+#[cfg(feature = "libvirt")]
+use crate::backend::libvirt::LibvirtBackend;
+#[cfg(feature = "cpg")]
+use crate::cluster::backend::CpgBackend;
+#[cfg(feature = "cpg")]
+use crate::cluster::{Cluster, ClusterClaims, LinkEvents};
+use crate::hypervisor::Hypervisors;
+use crate::hypervisor::inventory::Inventories;
+use crate::listener::manager::{ListenerContext, ListenerManager};
+use crate::listener::sources::SourceResolver;
+use crate::observe::agent_runs::AgentRuns;
+use crate::observe::audit::Audit;
+use crate::replay::ReplayMemory;
+use crate::service::Service;
+use crate::service::turns::ClusterPort;
+use crate::status::endpoint::Endpoint;
+use crate::status::exporter::Exporter;
+
+/// All parts of a daemon that serves.
+pub(super) struct ServingDaemon {
+    pub(super) service: Arc<Service>,
+    pub(super) listeners: ListenerManager,
+    /// Tasks that end with the daemon.
+    pub(super) tasks: JoinSet<()>,
+    /// Counters and gauges, for the summary in the log.
+    pub(super) exporter: Exporter,
+    pub(super) other_hosts: OtherHosts,
+}
+
+/// Starts the backends, the service and the listeners.
+///
+/// # Errors
+/// A backend or a listener of the configuration can't start, and the daemon was not told to wait for it.
+pub(super) async fn assemble(
+    config: &Config,
+    replays: ReplayMemory,
+    endpoint: Option<Endpoint>,
+    wait: bool,
+) -> Result<ServingDaemon, DaemonError> {
+    let known = Hypervisors::default();
+    let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
+    let setup = backend(config, &known, wait).await?;
+    let service = Service::new(setup.backend, audit, replays, setup.claims, config.daemon.client_timeout);
+    let other_hosts = setup.links.serve(&service);
+    let inventories = inventories(config, &known);
+    let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
+    let running: Vec<_> = running.collect();
+    let exporter = || Exporter {
+        service: Arc::clone(&service),
+        known: known.clone(),
+        running: running.clone(),
+        agent: setup.agent.clone(),
+        #[cfg(feature = "cpg")]
+        cluster: other_hosts.0.clone(),
+    };
+    let (for_readers, for_summary) = (exporter(), exporter());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&service).run_deadlines());
+    let sources = SourceResolver::new(inventories);
+    let context = ListenerContext { service: Arc::clone(&service), sources, known };
+    let listeners = ListenerManager::start(config, context, wait).await?;
+    if let Some(endpoint) = endpoint {
+        tasks.spawn(endpoint.serve(for_readers));
+    }
+    Ok(ServingDaemon { service, listeners, tasks, exporter: for_summary, other_hosts })
+}
+
+/// The corosync groups, opened but not served yet.
+#[derive(Default)]
+struct ClusterLinks {
+    #[cfg(feature = "cpg")]
+    links: Option<(Arc<Cluster>, LinkEvents)>,
+}
+
+impl ClusterLinks {
+    /// Starts to serve the other hosts.
+    #[cfg(feature = "cpg")]
+    fn serve(self, service: &Arc<Service>) -> OtherHosts {
+        OtherHosts(self.links.map(|(cluster, events)| {
+            cluster.serve(events, service);
+            cluster
+        }))
+    }
+
+    #[cfg(not(feature = "cpg"))]
+    fn serve(self, _: &Arc<Service>) -> OtherHosts {
+        let Self {} = self;
+        OtherHosts()
+    }
+}
+
+/// The other hosts of the cluster; empty on a host alone, and in builds without the cpg backend.
+pub(super) struct OtherHosts(#[cfg(feature = "cpg")] Option<Arc<Cluster>>);
+
+impl OtherHosts {
+    /// Accepts no more work from other hosts.
+    pub(super) fn stop(&self) {
+        #[cfg(feature = "cpg")]
+        if let Some(cluster) = &self.0 {
+            cluster.stop();
+        }
+    }
+
+    /// Leaves the process groups, so that the other hosts learn of it at once.
+    #[cfg(feature = "cpg")]
+    pub(super) async fn leave(&self) {
+        if let Some(cluster) = &self.0 {
+            cluster.leave().await;
+        }
+    }
+
+    #[cfg(not(feature = "cpg"))]
+    #[expect(clippy::unused_async, reason = "the same form as with the cpg backend")]
+    pub(super) async fn leave(&self) {}
+}
+
+/// The chosen backend with everything that comes with it.
+struct BackendSetup {
+    backend: Arc<dyn Backend>,
+    /// The cluster, which grants requests too.
+    claims: Option<Arc<dyn ClusterPort>>,
+    /// Counters of the agent backend's runs, where there is one.
+    agent: Option<AgentRuns>,
+    links: ClusterLinks,
+}
+
+impl BackendSetup {
+    /// Returns the setup of a backend without a cluster.
+    fn alone(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, claims: None, agent: None, links: ClusterLinks::default() }
+    }
+}
+
+async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<BackendSetup, DaemonError> {
+    let (agents, hypervisors): (Vec<_>, Vec<_>) =
+        config.backends.iter().partition(|it| matches!(it, BackendSettings::Agent(_)));
+    let agent = match &agents[..] {
+        [BackendSettings::Agent(settings)] => Some(agent(settings)),
+        _ => None,
+    };
+    match (&hypervisors[..], agent) {
+        ([], Some((backend, runs))) => Ok(BackendSetup { agent: Some(runs), ..BackendSetup::alone(backend) }),
+        ([settings], None) => build_hypervisor_backend(settings, known, wait).await,
+        #[cfg(feature = "libvirt")]
+        ([settings], Some((agent, runs))) => {
+            // The domains of the agent backend need no hypervisor, and must not wait for one.
+            let setup = build_hypervisor_backend(settings, known, true).await?;
+            let combined = CombinedBackend::new(settings.kind().as_str(), setup.backend, agent);
+            Ok(BackendSetup { backend: Arc::new(combined), agent: Some(runs), ..setup })
+        }
+        (others, _) => Err(DaemonError::Missing {
+            what: "backend",
+            name: others.iter().map(|it| it.kind().as_str()).collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+/// Starts the agent backend.
+fn agent(settings: &fence_config::AgentBackend) -> (Arc<dyn Backend>, AgentRuns) {
+    let (backend, runs) = AgentBackend::start(settings);
+    (backend, runs)
+}
+
+/// Builds the backend for the domains of this host's hypervisors, or of all hosts of its cluster.
+async fn build_hypervisor_backend(
+    settings: &BackendSettings,
+    known: &Hypervisors,
+    wait: bool,
+) -> Result<BackendSetup, DaemonError> {
+    match settings {
+        #[cfg(feature = "libvirt")]
+        BackendSettings::Libvirt(settings) => {
+            Ok(BackendSetup::alone(libvirt(&settings.uris, settings.reboot_starts, known, wait).await?))
+        }
+        #[cfg(feature = "cpg")]
+        BackendSettings::Cpg(settings) => {
+            let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
+            let (cluster, events) = Cluster::start(settings, Arc::clone(&local))?;
+            let backend = Arc::new(CpgBackend::new(local, Arc::clone(&cluster)));
+            let claims: Arc<dyn ClusterPort> = Arc::new(ClusterClaims(Arc::clone(&cluster)));
+            Ok(BackendSetup {
+                claims: Some(claims),
+                links: ClusterLinks { links: Some((cluster, events)) },
+                ..BackendSetup::alone(backend)
+            })
+        }
+        other => {
+            #[cfg(not(feature = "libvirt"))]
+            let _ = (wait, known);
+            Err(DaemonError::Missing { what: "backend", name: other.kind().as_str().to_owned() })
+        }
+    }
+}
+
+/// Starts the libvirt backend. Without `wait` at least one hypervisor must answer.
+#[cfg(feature = "libvirt")]
+async fn libvirt(
+    uris: &[String],
+    reboot_starts: bool,
+    known: &Hypervisors,
+    wait: bool,
+) -> Result<Arc<LibvirtBackend>, DaemonError> {
+    let (backend, unreachable) = LibvirtBackend::start(uris, reboot_starts, known).await;
+    if unreachable.len() == uris.len() && !wait {
+        return Err(DaemonError::Backend(unreachable.join("; ")));
+    }
+    Ok(Arc::new(backend))
+}
+
+fn uris(config: &Config) -> impl Iterator<Item = &str> {
+    config.backends.iter().flat_map(BackendSettings::uris).map(String::as_str)
+}
+
+/// Returns the running domains of the backend's hypervisors. Sources are recognised among them.
+#[cfg(feature = "libvirt")]
+fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
+    Inventories(uris(config).map(|uri| crate::hypervisor::inventory::follow(&known.at(uri))).collect())
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn inventories(_: &Config, _: &Hypervisors) -> Inventories {
+    Inventories::default()
+}
