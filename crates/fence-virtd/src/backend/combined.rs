@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use fence_wire::Target;
 
-use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
+use super::{Backend, BoxedFuture, PowerOffResult, SLOW_BACKEND_GRACE};
 use crate::request::lease::Lease;
 use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState, merge,
@@ -165,22 +165,17 @@ impl Backend for CombinedBackend {
         self.at(domain).status(domain, lease)
     }
 
-    fn off<'a>(
+    fn off<'b, 'a: 'b>(
         &'a self,
-        domain: &'a DomainRef,
+        domain: &'b DomainRef,
         for_reboot: bool,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
+        lease: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
         self.at(domain).off(domain, for_reboot, lease)
     }
 
-    fn on<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        how: Restart,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<(), ActionError>> {
-        self.at(domain).on(domain, how, lease)
+    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
+        self.at(domain).on(domain, lease)
     }
 
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {

@@ -5,6 +5,8 @@
 //! enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to blocking
 //! threads by [`crate::hypervisor`] with a deadline.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -173,12 +175,12 @@ impl LibvirtBackend {
         domain: &DomainRef,
         for_reboot: bool,
         lease: &Lease,
-    ) -> Result<PowerOffResult, ActionError> {
+    ) -> Result<PowerOffResult<'_>, ActionError> {
         let home = self.home(domain)?;
         let uuid = uuid_of(domain)?;
         let order = PowerOffOrder { uuid, for_reboot, reboot_starts: self.reboot_starts };
         let progress = Arc::new(Mutex::new(PowerOffProgress::default()));
-        let result = loop {
+        let result: Result<Infallible, ActionError> = loop {
             if let Err(lapsed) = lease.check() {
                 break Err(lapsed);
             }
@@ -192,7 +194,13 @@ impl LibvirtBackend {
                 // waits for it.
                 Err(CallError::Lost(_)) => {}
                 Err(error) => break Err(error.into()),
-                Ok(result) => return result,
+                Ok(result) => {
+                    let DomainPowerOff { was_off, start_from } = result?;
+                    let restart = start_from.map(|source| {
+                        Box::new(LibvirtRestart { home: Arc::clone(home), uuid, source }) as Box<dyn Restart>
+                    });
+                    return Ok(PowerOffResult { was_off, restart, note: None });
+                }
             }
         };
         // Not to be had: a call still has it, and may be in the middle of the action.
@@ -202,7 +210,7 @@ impl LibvirtBackend {
                 Self::hold_until_known(Arc::clone(home), uuid, lease.clone());
                 Err(ActionError::Unknown(error.to_string()))
             }
-            other => other,
+            Err(error) => Err(error),
         }
     }
 
@@ -220,21 +228,60 @@ impl LibvirtBackend {
             drop(held);
         });
     }
+}
 
-    async fn bring_up(&self, domain: &DomainRef, how: Restart, lease: &Lease) -> Result<(), ActionError> {
-        let home = self.home(domain)?;
-        let uuid = uuid_of(domain)?;
-        let how = Arc::new(how);
+/// A domain that a hypervisor can start, or start again.
+struct LibvirtRestart {
+    home: Arc<Hypervisor>,
+    uuid: Uuid,
+    source: StartSource,
+}
+
+/// Without the domain's XML, which may contain passwords.
+impl fmt::Debug for LibvirtRestart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.source {
+            StartSource::Definition => "definition",
+            StartSource::Xml(_) => "XML",
+        };
+        f.debug_struct("LibvirtRestart")
+            .field("uuid", &self.uuid)
+            .field("source", &kind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LibvirtRestart {
+    async fn bring_up(self, lease: &Lease) -> Result<(), ActionError> {
+        let Self { home, uuid, source } = self;
+        let source = Arc::new(source);
         loop {
             lease.check()?;
-            let (held, how) = (lease.clone(), Arc::clone(&how));
-            match home.call(lease.until(), move |c| bring_up(c, uuid, &how, &held)).await {
+            let (held, source) = (lease.clone(), Arc::clone(&source));
+            match home.call(lease.until(), move |c| bring_up(c, uuid, &source, &held)).await {
                 Err(CallError::Lost(_)) => {}
                 Err(error) => return Err(error.into()),
                 Ok(result) => return result,
             }
         }
     }
+}
+
+impl Restart for LibvirtRestart {
+    fn start<'a>(self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(self.bring_up(lease))
+    }
+}
+
+/// Source from which a hypervisor starts a domain.
+enum StartSource {
+    /// The domain's definition.
+    Definition,
+    /// The domain's XML, passwords included: a transient domain has no definition.
+    Xml(Zeroizing<String>),
 }
 
 impl Backend for LibvirtBackend {
@@ -259,22 +306,20 @@ impl Backend for LibvirtBackend {
         Box::pin(self.look(domain, lease.until()))
     }
 
-    fn off<'a>(
+    fn off<'b, 'a: 'b>(
         &'a self,
-        domain: &'a DomainRef,
+        domain: &'b DomainRef,
         for_reboot: bool,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
+        lease: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
         Box::pin(self.take_down(domain, for_reboot, lease))
     }
 
-    fn on<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        how: Restart,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<(), ActionError>> {
-        Box::pin(self.bring_up(domain, how, lease))
+    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
+        Box::pin(async move {
+            let (home, uuid) = (Arc::clone(self.home(domain)?), uuid_of(domain)?);
+            LibvirtRestart { home, uuid, source: StartSource::Definition }.bring_up(lease).await
+        })
     }
 
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
@@ -474,8 +519,15 @@ struct PowerOffProgress {
     acted: bool,
     /// The hypervisor said that it did it.
     destroyed: bool,
-    /// How to start it again, read before that.
-    restart: Option<Restart>,
+    /// Source to start it again from, read before that.
+    start_from: Option<StartSource>,
+}
+
+/// A domain that is off at its hypervisor.
+struct DomainPowerOff {
+    was_off: bool,
+    /// Source to start it again from; none where it is to stay off.
+    start_from: Option<StartSource>,
 }
 
 /// Looks, acts, and looks until the instance that was there is no more. Runs on a blocking thread.
@@ -485,22 +537,21 @@ fn take_down(
     lease: &Lease,
     memory: &Hypervisor,
     progress: &mut PowerOffProgress,
-) -> Result<Result<PowerOffResult, ActionError>, Error> {
+) -> Result<Result<DomainPowerOff, ActionError>, Error> {
     let PowerOffOrder { uuid, for_reboot, reboot_starts } = order;
-    let down = |progress: &mut PowerOffProgress| PowerOffResult {
+    let down = |progress: &mut PowerOffProgress| DomainPowerOff {
         was_off: false,
-        restart: progress.restart.take(),
-        note: None,
+        start_from: progress.start_from.take(),
     };
     let victim = match look(connection, uuid)? {
         DomainReading::Off if progress.acted => return Ok(Ok(down(progress))),
         DomainReading::Gone if progress.destroyed => return Ok(Ok(down(progress))),
         DomainReading::Off => {
-            let restart = (for_reboot && reboot_starts).then_some(Restart::Definition);
-            return Ok(Ok(PowerOffResult { was_off: true, restart, note: None }));
+            let start_from = (for_reboot && reboot_starts).then_some(StartSource::Definition);
+            return Ok(Ok(DomainPowerOff { was_off: true, start_from }));
         }
         DomainReading::Gone if memory.gone_off(Some(uuid), None).is_some() => {
-            return Ok(Ok(PowerOffResult { was_off: true, restart: None, note: None }));
+            return Ok(Ok(DomainPowerOff { was_off: true, start_from: None }));
         }
         DomainReading::Gone | DomainReading::MovedAway => return Ok(Err(ActionError::Gone)),
         DomainReading::On { instance, .. } => instance,
@@ -512,8 +563,8 @@ fn take_down(
         let Some(domain) = connection.domain_by_uuid(uuid)? else {
             return Ok(gone(uuid, progress, memory).map(|()| down(progress)));
         };
-        if for_reboot && progress.restart.is_none() {
-            progress.restart = Some(start_from(&domain)?);
+        if for_reboot && progress.start_from.is_none() {
+            progress.start_from = Some(start_from(&domain)?);
         }
         // The look above is fresh, so the hypervisor answers now; if it hangs from here on, the window in which it
         // could still carry this out late is the one call.
@@ -545,7 +596,7 @@ fn take_down(
                     if victim.is_some() && instance.is_some() && instance != victim =>
                 {
                     if for_reboot {
-                        return Ok(Ok(PowerOffResult { was_off: false, restart: None, note: None }));
+                        return Ok(Ok(DomainPowerOff { was_off: false, start_from: None }));
                     }
                     break;
                 }
@@ -580,12 +631,12 @@ fn gone(uuid: Uuid, progress: &PowerOffProgress, memory: &Hypervisor) -> Result<
     Err(ActionError::Gone)
 }
 
-fn start_from(domain: &Domain) -> Result<Restart, Error> {
+fn start_from(domain: &Domain) -> Result<StartSource, Error> {
     Ok(if domain.is_persistent()? {
-        Restart::Definition
+        StartSource::Definition
     } else {
         let xml = domain.xml(XmlKind { secure: true, inactive: true })?;
-        Restart::Xml(Arc::new(Zeroizing::new(xml)))
+        StartSource::Xml(Zeroizing::new(xml))
     })
 }
 
@@ -593,16 +644,16 @@ fn start_from(domain: &Domain) -> Result<Restart, Error> {
 fn bring_up(
     connection: &Connection,
     uuid: Uuid,
-    how: &Restart,
+    source: &StartSource,
     lease: &Lease,
 ) -> Result<Result<(), ActionError>, Error> {
     let mut pause = PollPause::new();
     let mut refusal: Option<String> = None;
     loop {
         let seen = look(connection, uuid)?;
-        match (seen, how) {
+        match (seen, source) {
             (DomainReading::On { .. }, _) => return Ok(Ok(())),
-            (DomainReading::MovedAway, _) | (DomainReading::Gone, Restart::Definition) => {
+            (DomainReading::MovedAway, _) | (DomainReading::Gone, StartSource::Definition) => {
                 return Ok(Err(ActionError::Gone));
             }
             _ => {}
@@ -614,14 +665,12 @@ fn bring_up(
         if let Err(lapsed) = lease.check() {
             return Ok(Err(lapsed));
         }
-        let started = match how {
-            Restart::Definition => match connection.domain_by_uuid(uuid)? {
+        let started = match source {
+            StartSource::Definition => match connection.domain_by_uuid(uuid)? {
                 Some(domain) => domain.create(),
                 None => return Ok(Err(ActionError::Gone)),
             },
-            Restart::Xml(xml) => connection.create_xml(xml).map(drop),
-            #[cfg(feature = "cpg")]
-            Restart::Own(..) | Restart::There(_) | Restart::Old(_) => return Ok(Err(ActionError::Gone)),
+            StartSource::Xml(xml) => connection.create_xml(xml).map(drop),
         };
         match started {
             Ok(()) => {}

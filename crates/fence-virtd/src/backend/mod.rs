@@ -10,11 +10,9 @@ use fence_core::domain::{ActionError, DomainListing, DomainRef, LocateError, Loc
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::Target;
-use zeroize::Zeroizing;
 
 pub(crate) mod agent;
 #[cfg(feature = "libvirt")]
@@ -52,20 +50,15 @@ pub(crate) trait Backend: Send + Sync {
     ///
     /// With `for_reboot` it also gives what is needed to start it again; none for a domain that was off already
     /// and is to stay so.
-    fn off<'a>(
+    fn off<'b, 'a: 'b>(
         &'a self,
-        domain: &'a DomainRef,
+        domain: &'b DomainRef,
         for_reboot: bool,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>>;
+        lease: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>>;
 
-    /// Starts a domain and returns when a look showed it on. On already is success.
-    fn on<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        how: Restart,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<(), ActionError>>;
+    /// Starts a domain from its definition and returns when a status check showed it on. On already is success.
+    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
     /// All domains, sorted by name. What can't be reached is left out and named in the second part; an error
     /// only when nothing can be reached.
@@ -76,45 +69,23 @@ pub(crate) trait Backend: Send + Sync {
     fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>>;
 }
 
-/// A domain that was taken down.
+/// A domain that was powered off.
 #[derive(Debug)]
-pub(crate) struct PowerOffResult {
-    /// It was off before we acted.
+pub(crate) struct PowerOffResult<'a> {
+    /// The domain was off before the backend acted.
     pub(crate) was_off: bool,
-    /// How to start it again.
-    pub(crate) restart: Option<Restart>,
-    /// Which other host did it, or what else there is to say of how it came to be off.
+    /// Means to start the domain again; none where it is to stay off.
+    pub(crate) restart: Option<Box<dyn Restart + 'a>>,
+    /// Name of the other host that acted, or what else people should know of how the domain came to be off.
     pub(crate) note: Option<String>,
 }
 
-/// What a domain is started from.
-pub(crate) enum Restart {
-    /// Its definition.
-    Definition,
-    /// Its XML, passwords included: a transient domain has no definition.
-    Xml(Arc<Zeroizing<String>>),
-    /// At this very host, which took it down, whatever is known of others.
-    #[cfg(feature = "cpg")]
-    Own(DomainRef, Box<Restart>),
-    /// Nothing that this host has: the one that took it down starts it again.
-    #[cfg(feature = "cpg")]
-    There(crate::cluster::PendingAsk),
-    /// What this host of the C daemon has.
-    #[cfg(feature = "cpg")]
-    Old(crate::cluster::Member),
-}
-
-impl fmt::Debug for Restart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Definition => "Definition",
-            Self::Xml(_) => "Xml(..)",
-            #[cfg(feature = "cpg")]
-            Self::Own(..) => "Own(..)",
-            #[cfg(feature = "cpg")]
-            Self::There(_) => "There(..)",
-            #[cfg(feature = "cpg")]
-            Self::Old(_) => "Old(..)",
-        })
-    }
+/// Means to start a domain again at the place where a reboot powered it off.
+///
+/// Each backend keeps in its own type what that needs: a definition, the XML of a transient domain, another host.
+pub(crate) trait Restart: fmt::Debug + Send {
+    /// Starts the domain and returns when a status check showed it on. On already is success.
+    fn start<'a>(self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>
+    where
+        Self: 'a;
 }

@@ -7,6 +7,7 @@
 //! be asked, and never wait longer than the lease.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use fence_wire::{Action, Target};
 
 use crate::backend::libvirt::LibvirtBackend;
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
-use crate::cluster::{ChangeWatch, Cluster, DomainPlace, Member};
+use crate::cluster::{ChangeWatch, Cluster, DomainPlace, Member, PendingAsk};
 use crate::request::lease::Lease;
 use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
@@ -324,7 +325,7 @@ impl CpgBackend {
         domain: &DomainRef,
         for_reboot: bool,
         lease: &Lease,
-    ) -> Result<PowerOffResult, ActionError> {
+    ) -> Result<PowerOffResult<'_>, ActionError> {
         let mut took_down = false;
         loop {
             let changed = self.cluster.changed();
@@ -376,7 +377,7 @@ impl CpgBackend {
                 return Ok(());
             }
             let started = match &at[0] {
-                OwnerHost::Here(own) => match self.local.on(own, Restart::Definition, lease).await {
+                OwnerHost::Here(own) => match self.local.on(own, lease).await {
                     Err(ActionError::Gone) if self.went_off(own, lease.until()).await => {
                         return Err(ActionError::Refused("it went off and left no definition".to_owned()));
                     }
@@ -424,19 +425,19 @@ impl CpgBackend {
         for_reboot: bool,
         rests: bool,
         lease: &Lease,
-    ) -> Result<PowerOffResult, ActionError> {
+    ) -> Result<PowerOffResult<'_>, ActionError> {
         let member = match at {
             OwnerHost::Here(own) => {
-                let down = self.local.off(own, for_reboot, lease).await?;
-                let restart = down.restart.map(|it| Restart::Own(own.clone(), Box::new(it)));
-                return Ok(PowerOffResult { restart, ..down });
+                // Started again at this very host, whatever is known of others.
+                return self.local.off(own, for_reboot, lease).await;
             }
             OwnerHost::There(member) => *member,
         };
         if self.cluster.is_old(member) {
             // It would say "done" of a reboot that nobody saw go off.
             let was_off = self.cluster.old_off(member, domain, lease).await?;
-            let restart = (for_reboot && !was_off).then_some(Restart::Old(member));
+            let restart = LegacyRestart { cluster: &self.cluster, member, domain: domain.clone() };
+            let restart = (for_reboot && !was_off).then(|| Box::new(restart) as Box<dyn Restart>);
             return Ok(PowerOffResult {
                 was_off,
                 restart,
@@ -448,7 +449,7 @@ impl CpgBackend {
         let down = asked.down(lease).await?;
         Ok(PowerOffResult {
             was_off: down.was_off,
-            restart: down.starts.then(|| Restart::There(asked)),
+            restart: down.starts.then(|| Box::new(asked) as Box<dyn Restart>),
             note: Some(format!("by {}", self.cluster.name(member))),
         })
     }
@@ -464,6 +465,38 @@ impl CpgBackend {
         lease.check()?;
         changed.until(lease.until()).await;
         lease.check()
+    }
+}
+
+/// A domain that a legacy host powered off, and is to start again from what it has.
+struct LegacyRestart<'a> {
+    cluster: &'a Cluster,
+    member: Member,
+    domain: DomainRef,
+}
+
+impl fmt::Debug for LegacyRestart<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LegacyRestart").field("member", &self.member).finish_non_exhaustive()
+    }
+}
+
+impl Restart for LegacyRestart<'_> {
+    fn start<'a>(self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(async move { self.cluster.legacy_on(self.member, &self.domain, lease).await })
+    }
+}
+
+/// Another host that powered a domain off starts it again by itself.
+impl Restart for PendingAsk {
+    fn start<'a>(mut self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(async move { self.done(lease).await })
     }
 }
 
@@ -488,30 +521,17 @@ impl Backend for CpgBackend {
         Box::pin(self.status_of(domain, lease.until()))
     }
 
-    fn off<'a>(
+    fn off<'b, 'a: 'b>(
         &'a self,
-        domain: &'a DomainRef,
+        domain: &'b DomainRef,
         for_reboot: bool,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
+        lease: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
         Box::pin(self.take_down(domain, for_reboot, lease))
     }
 
-    fn on<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        how: Restart,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<(), ActionError>> {
-        Box::pin(async move {
-            match how {
-                Restart::Definition => self.bring_up(domain, lease).await,
-                Restart::Own(own, how) => self.local.on(&own, *how, lease).await,
-                Restart::Old(member) => self.cluster.legacy_on(member, domain, lease).await,
-                Restart::There(mut asked) => asked.done(lease).await,
-                xml @ Restart::Xml(_) => self.local.on(domain, xml, lease).await,
-            }
-        })
+    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
+        Box::pin(self.bring_up(domain, lease))
     }
 
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {

@@ -20,6 +20,7 @@ mod owner;
 
 use fence_core::cluster::message::{AskOutcome, PublishedState};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
@@ -734,6 +735,12 @@ pub(crate) struct RemotePowerOff {
     pub(crate) was_off: bool,
     /// It is started again; [`Asked::done`] waits for that.
     pub(crate) starts: bool,
+}
+
+impl fmt::Debug for PendingAsk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingAsk").field("ask", &self.ask).field("to", &self.to).finish_non_exhaustive()
+    }
 }
 
 impl PendingAsk {

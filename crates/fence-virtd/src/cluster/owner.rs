@@ -11,7 +11,7 @@ use fence_wire::{Action, HashType, Response, Target};
 
 use super::asks::MAX_LEFT;
 use super::{Cluster, Member};
-use crate::backend::{Backend, Restart};
+use crate::backend::Backend;
 use crate::request::job::RequestJob;
 use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
@@ -123,9 +123,7 @@ impl AskExecution<'_> {
     ) -> Result<ServeOutcome, ActionError> {
         let seen_off = |was_off, starts| self.cluster.seen_off(self.from, self.ask, was_off, starts);
         match action {
-            Action::On => {
-                local.on(domain, Restart::Definition, lease).await.map(|()| ServeOutcome::Done(None))
-            }
+            Action::On => local.on(domain, lease).await.map(|()| ServeOutcome::Done(None)),
             Action::Off => {
                 let down = local.off(domain, false, lease).await?;
                 seen_off(down.was_off, false);
@@ -134,12 +132,12 @@ impl AskExecution<'_> {
             Action::Reboot => {
                 let down = local.off(domain, true, lease).await?;
                 seen_off(down.was_off, down.restart.is_some());
-                let Some(how) = down.restart else {
+                let Some(restart) = down.restart else {
                     return Ok(ServeOutcome::Done(Some("off, and not started by this request".to_owned())));
                 };
                 // It was taken down to come up again, whatever became of the asker.
                 let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
-                Ok(match local.on(domain, how, &rest).await {
+                Ok(match restart.start(&rest).await {
                     Ok(()) => ServeOutcome::Done(None),
                     Err(error) => ServeOutcome::NotStarted(error),
                 })

@@ -17,7 +17,7 @@ use fence_wire::{Action, Challenge, HostListEntry, Proved, Response, draw_challe
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use crate::backend::{Backend, Restart};
+use crate::backend::Backend;
 use crate::observe::audit::Audit;
 use crate::observe::drops::DropLog;
 use crate::observe::metrics::Metrics;
@@ -454,11 +454,9 @@ impl Service {
                 RequestOutcome::noted(Response::Success, said, down.note)
             }),
             Action::Reboot => self.reboot(domain, lease, seen_off).await,
-            Action::On => self
-                .backend
-                .on(domain, Restart::Definition, lease)
-                .await
-                .map(|()| RequestOutcome::plain(Response::Success)),
+            Action::On => {
+                self.backend.on(domain, lease).await.map(|()| RequestOutcome::plain(Response::Success))
+            }
             Action::Null | Action::Monitor | Action::List => Ok(RequestOutcome::plain(Response::Failure)),
         };
         result.unwrap_or_else(RequestOutcome::from)
@@ -472,7 +470,7 @@ impl Service {
     ) -> Result<RequestOutcome, ActionError> {
         let down = self.backend.off(domain, true, lease).await?;
         seen_off();
-        let Some(how) = down.restart else {
+        let Some(restart) = down.restart else {
             let said = if down.was_off {
                 "was off already, stays off"
             } else {
@@ -482,7 +480,7 @@ impl Service {
         };
         // The domain was taken down to come up again: that is owed to it, not to the client.
         let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
-        Ok(match self.backend.on(domain, how, &rest).await {
+        Ok(match restart.start(&rest).await {
             Ok(()) => RequestOutcome::noted(Response::Success, None, down.note),
             // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report a
             // failure would make the cluster wait for a fence that has happened.
@@ -588,19 +586,18 @@ mod tests {
             panic!("looked at")
         }
 
-        fn off<'a>(
+        fn off<'b, 'a: 'b>(
             &'a self,
-            _: &'a DomainRef,
+            _: &'b DomainRef,
             _: bool,
-            _: &'a Lease,
-        ) -> backend::BoxedFuture<'a, Result<backend::PowerOffResult, ActionError>> {
+            _: &'b Lease,
+        ) -> backend::BoxedFuture<'b, Result<backend::PowerOffResult<'a>, ActionError>> {
             panic!("taken down")
         }
 
         fn on<'a>(
             &'a self,
             _: &'a DomainRef,
-            _: Restart,
             _: &'a Lease,
         ) -> backend::BoxedFuture<'a, Result<(), ActionError>> {
             panic!("started")

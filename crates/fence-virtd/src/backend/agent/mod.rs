@@ -12,6 +12,7 @@ mod slots;
 
 use fence_core::agent::{domains, listing};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -580,31 +581,23 @@ impl Backend for AgentBackend {
         Box::pin(self.look_at(domain, lease))
     }
 
-    fn off<'a>(
+    fn off<'b, 'a: 'b>(
         &'a self,
-        domain: &'a DomainRef,
+        domain: &'b DomainRef,
         for_reboot: bool,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
+        lease: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
         Box::pin(async move {
             let PowerChange { was_so, note } = self.change_power(PowerState::Off, domain, lease).await?;
             let starts = for_reboot && (!was_so || self.reboot_starts);
-            Ok(PowerOffResult { was_off: was_so, restart: starts.then_some(Restart::Definition), note })
+            let restart = AgentRestart { backend: self, domain: domain.clone() };
+            let restart = starts.then(|| Box::new(restart) as Box<dyn Restart>);
+            Ok(PowerOffResult { was_off: was_so, restart, note })
         })
     }
 
-    fn on<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        how: Restart,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<(), ActionError>> {
-        Box::pin(async move {
-            if !matches!(how, Restart::Definition) {
-                return Err(ActionError::Gone);
-            }
-            self.change_power(PowerState::On, domain, lease).await.map(drop)
-        })
+    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
+        Box::pin(async move { self.change_power(PowerState::On, domain, lease).await.map(drop) })
     }
 
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
@@ -613,6 +606,27 @@ impl Backend for AgentBackend {
 
     fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
         Box::pin(self.look_at_health(until))
+    }
+}
+
+/// A domain that its devices powered off, and can power on again.
+struct AgentRestart<'a> {
+    backend: &'a AgentBackend,
+    domain: DomainRef,
+}
+
+impl fmt::Debug for AgentRestart<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentRestart").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+impl Restart for AgentRestart<'_> {
+    fn start<'a>(self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(async move { self.backend.on(&self.domain, lease).await })
     }
 }
 

@@ -113,12 +113,12 @@ async fn off_and_on_are_what_status_says_afterwards() {
     let lease = lease(PATIENCE);
     assert_eq!(backend.status(&web, &lease).await, Ok(PowerState::On));
     let down = backend.off(&web, true, &lease).await.unwrap();
-    assert!(!down.was_off && matches!(down.restart, Some(Restart::Definition)));
+    assert!(!down.was_off && down.restart.is_some());
     assert_eq!((rig.power("1"), backend.status(&web, &lease).await), ("off".to_owned(), Ok(PowerState::Off)));
     assert_eq!(rig.runs("d"), ["status", "status", "off", "status", "status"]);
     let down = backend.off(&web, true, &lease).await.unwrap();
     assert!(down.was_off && down.restart.is_none());
-    assert_eq!(backend.on(&web, Restart::Definition, &lease).await, Ok(()));
+    assert_eq!(backend.on(&web, &lease).await, Ok(()));
     assert_eq!((rig.power("1"), rig.runs("d").len()), ("on".to_owned(), 9));
     let runs = lease.trail().runs().kept;
     assert!(runs.iter().any(|it| it.action == "off" && it.ended == AgentRunEnd::Exit(0) && it.device == "d"));
@@ -537,6 +537,6 @@ async fn the_member_that_has_it_now_goes_on_having_it() {
     let lease = lease(PATIENCE);
     let down = backend.off(&web, true, &lease).await.unwrap();
     assert_eq!(rig.power("1"), "off");
-    backend.on(&web, down.restart.unwrap(), &lease).await.unwrap();
+    down.restart.unwrap().start(&lease).await.unwrap();
     assert_eq!(rig.power("1"), "on");
 }

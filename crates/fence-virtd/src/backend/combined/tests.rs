@@ -73,22 +73,17 @@ impl Backend for Fake {
         Box::pin(async { Ok(PowerState::On) })
     }
 
-    fn off<'a>(
+    fn off<'b, 'a: 'b>(
         &'a self,
-        domain: &'a DomainRef,
+        domain: &'b DomainRef,
         _: bool,
-        _: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerOffResult, ActionError>> {
+        _: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
         self.asked("off", domain);
         Box::pin(async { Ok(PowerOffResult { was_off: false, restart: None, note: None }) })
     }
 
-    fn on<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        _: Restart,
-        _: &'a Lease,
-    ) -> BoxedFuture<'a, Result<(), ActionError>> {
+    fn on<'a>(&'a self, domain: &'a DomainRef, _: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
         self.asked("on", domain);
         Box::pin(async { Ok(()) })
     }
@@ -202,7 +197,7 @@ async fn the_work_goes_to_the_one_that_has_the_domain() {
         let it = domain("web", 0, home);
         several.status(&it, &lease).await.unwrap();
         several.off(&it, true, &lease).await.unwrap();
-        several.on(&it, Restart::Definition, &lease).await.unwrap();
+        several.on(&it, &lease).await.unwrap();
         let (asked, other) = if is_agent { (&agent, &hypervisors) } else { (&hypervisors, &agent) };
         assert_eq!(*lock(&asked.asked), ["status web", "off web", "on web"]);
         assert!(lock(&other.asked).is_empty());
