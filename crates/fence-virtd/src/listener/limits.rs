@@ -19,9 +19,9 @@ pub(crate) const MAX_REQUESTS_OF_PEER: usize = 128;
 /// Requests that named another address to call back than they came from, while that address has not answered. A
 /// packet can name any address, and each one that nobody has costs the kernel an entry of its neighbour table (1024
 /// by default, for the whole machine) for 3 s. So these are few at a time and slow to follow each other.
-pub(crate) const MAX_FOREIGN: usize = 64;
+pub(crate) const MAX_REDIRECTED: usize = 64;
 /// How long one of them keeps its place before it gives way to a newcomer.
-pub(crate) const FOREIGN_GRACE: Duration = Duration::from_millis(300);
+pub(crate) const REDIRECTED_GRACE: Duration = Duration::from_millis(300);
 
 /// How long a connection may take to send its 176-byte request. The reference waits 1 s.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The multicast listener: hears requests as datagrams, and calls each client back over TCP.
+//! The multicast listener: receives requests as datagrams, and calls each client back over TCP.
 //!
-//! One task reads the socket and never waits for anything else; each request is a task of its own. The read side
-//! checks, counts and remembers; it must never look at domains.
+//! Owns the socket, the history of requests and the slots of its clients. One task reads the socket and waits
+//! for nothing else; each request is a task of its own. The task that reads must never look for domains.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,8 +23,8 @@ use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
 use crate::listener::conversation::{PacketProof, converse};
 use crate::listener::limits::{
-    CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, FOREIGN_GRACE, MAX_ADDRESSES, MAX_FOREIGN, MAX_REQUESTS,
-    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER,
+    CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, MAX_ADDRESSES, MAX_REDIRECTED, MAX_REQUESTS,
+    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE,
 };
 use crate::listener::sources::SourceResolver;
 use crate::request::job::{AnsweringHost, RequestJob, ResolvedTarget};
@@ -37,34 +37,36 @@ use fence_core::history::{History, Repetition, RequestKey};
 mod members;
 
 const NAME: &str = "multicast";
-/// Datagrams that are read in a row before what they asked for is begun.
+/// Datagrams that are read in a row before their requests are served.
 const MAX_BATCH: usize = 256;
 
-/// A listener that hears its group.
+/// The listener of one multicast group.
 pub(crate) struct MulticastReceiver {
     service: Arc<Service>,
     socket: UdpSocket,
     rules: Arc<CurrentRules>,
     sources: Arc<SourceResolver>,
     history: Mutex<History<AlternateAddresses>>,
-    places: Arc<AdmissionTable<IpAddr>>,
+    /// Slots of requests whose packet came from the address to call back.
+    requests: Arc<AdmissionTable<IpAddr>>,
     negative_delay: Duration,
-    /// The latest request of each client, until it was reached.
+    /// The latest request of each client, until the client is reached.
     clients: Mutex<HashMap<CallBackKey, LatestRequest>>,
-    /// For requests that are to be answered elsewhere than where they came from, until that has answered.
+    /// Slots of requests that name another address to call back than they came from, until that address
+    /// answers.
     redirected_callbacks: Arc<AdmissionTable<IpAddr>>,
     members: GroupMembership,
 }
 
-/// An address and port to call back, and the place of the key: a packet may name any address, and must not end what
-/// somebody with another key asked from there.
+/// An address and port to call back, and the index of the key: a packet may name any address, and must not
+/// supersede a request that was made from there with another key.
 type CallBackKey = (SocketAddr, Option<usize>);
 
-/// Further addresses that packets of one request named.
+/// All addresses to call back that the packets of one request named.
 type AlternateAddresses = Arc<Mutex<Vec<SocketAddr>>>;
 
 impl MulticastReceiver {
-    /// Opens the socket. Must run inside the runtime.
+    /// Opens the socket and joins the group. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
@@ -74,12 +76,12 @@ impl MulticastReceiver {
         let watch = GroupMembership::watch()
             .map_err(|error| StartError::Socket(format!("can't watch the network interfaces: {error}")))?;
         let Socket { socket, joined, failed } = open(settings)?;
-        for it in failed {
-            warn!(interface = %escaped(&it.name), "can't hear multicast there: {}", it.error);
+        for interface in failed {
+            warn!(interface = %escaped(&interface.name), "can't hear multicast there: {}", interface.error);
         }
         let wrap = |e: io::Error| StartError::Socket(format!("multicast socket: {e}"));
         let buffer = socket2::SockRef::from(&socket);
-        // A burst of requests must not be lost; past the system's limit only root may go.
+        // A burst of requests must not be lost; only root may exceed the system's limit.
         if nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &RECEIVE_BUFFER)
             .is_err()
         {
@@ -87,9 +89,9 @@ impl MulticastReceiver {
         }
         socket.set_nonblocking(true).map_err(wrap)?;
         let socket = UdpSocket::from_std(socket).map_err(wrap)?;
+        let names: Vec<_> = joined.iter().map(|it| escaped(&it.name).to_string()).collect();
         info!(
-            address = %settings.address, port = settings.port,
-            interfaces = %joined.iter().map(|it| escaped(&it.name).to_string()).collect::<Vec<_>>().join(", "),
+            address = %settings.address, port = settings.port, interfaces = %names.join(", "),
             "listening for multicast"
         );
         let members = GroupMembership {
@@ -104,23 +106,28 @@ impl MulticastReceiver {
             rules,
             sources,
             history: Mutex::new(History::new()),
-            places: AdmissionTable::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
+            requests: AdmissionTable::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
             negative_delay: settings.negative_delay,
             clients: Mutex::default(),
-            redirected_callbacks: AdmissionTable::with_grace(MAX_FOREIGN, MAX_FOREIGN, FOREIGN_GRACE),
+            redirected_callbacks: AdmissionTable::with_grace(
+                MAX_REDIRECTED,
+                MAX_REDIRECTED,
+                REDIRECTED_GRACE,
+            ),
             members,
         }))
     }
 
     /// Serves for ever.
     pub(crate) async fn run(self: Arc<Self>) {
-        tokio::join!(self.hear(), self.members.keep(&self.socket));
+        tokio::join!(self.read_socket(), self.members.keep(&self.socket));
     }
 
-    /// What waits in the socket is read before any of it is served: after a busy moment an abandoned request and the
-    /// one of the next process at its port may be there together, and only the newer one may call back.
-    async fn hear(self: &Arc<Self>) {
-        // One byte more than any datagram of interest: what is too long must be seen to be too long.
+    /// Reads all waiting datagrams before any of them is served. After a busy moment the socket may have an
+    /// abandoned request and a newer one of the next process at the same port: only the newer one may be
+    /// called back.
+    async fn read_socket(self: &Arc<Self>) {
+        // Longer than any valid packet, so that a packet that is too long is seen to be too long.
         let mut datagram = [0; 2048];
         let mut batch = Vec::new();
         loop {
@@ -130,139 +137,181 @@ impl MulticastReceiver {
                     Ok((length, from)) => batch.extend(self.receive(&datagram[..length], from)),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
-                        // Errors of earlier datagrams (unreachable, interface down) are told here; none ends the socket.
+                        // Errors of earlier datagrams (unreachable, interface down) show here; the socket
+                        // goes on after each.
                         self.service.drops.note(NAME, "receive", &"the system", &error);
                         tokio::time::sleep(Duration::from_millis(10)).await;
                         break;
                     }
                 }
-                // What is read here must be heard, too.
+                // After the last turn no loop is left that would take a further datagram.
                 if left == 0 {
                     break;
                 }
                 received = self.socket.try_recv_from(&mut datagram);
             }
-            for heard in batch.drain(..) {
-                tokio::spawn(Arc::clone(self).serve(heard));
+            for pending in batch.drain(..) {
+                tokio::spawn(Arc::clone(self).serve(pending));
             }
         }
     }
 
+    /// Takes one datagram in: returns the request that it asks for, if the request is new and gets a slot.
+    /// Counts and logs a datagram that is dropped.
     fn receive(&self, datagram: &[u8], from: SocketAddr) -> Option<PendingRequest> {
         let arrived = Instant::now();
-        let note = |reason, detail: &dyn std::fmt::Display| -> Option<PendingRequest> {
-            self.service.drops.note(NAME, reason, &from.ip(), detail);
-            None
-        };
         let rules = self.rules.now();
-        let received = match Request::decode(datagram, rules.minimum, rules.auth.keys.all()) {
-            Ok(received) => received,
-            Err(error) => return note(error.reason(), &error),
+        let pending =
+            self.check(datagram, from, &rules).and_then(|packet| self.accept(&packet, arrived, rules));
+        pending.unwrap_or_else(|dropped| {
+            self.service.drops.note(NAME, dropped.reason, &from.ip(), &dropped.detail);
+            None
+        })
+    }
+
+    /// Decodes a datagram and checks its hash, its call-back address, and that it is no replay.
+    fn check(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        rules: &ListenerRules,
+    ) -> Result<CheckedPacket, DroppedDatagram> {
+        let received = Request::decode(datagram, rules.minimum, rules.auth.keys.all())
+            .map_err(|error| DroppedDatagram::new(error.reason(), &error))?;
+        let Some(call_back) = received.request.call_back else {
+            return Err(DroppedDatagram::new("no-call-back", &"the packet names no address to call back"));
         };
-        // The packet that is accepted first is the one that the call-back answers, wherever it goes.
-        let proof = PacketProof::of(&received);
-        let Received { request, key, hash, .. } = received;
-        let Some(call_back) = request.call_back else {
-            return note("no-call-back", &"the packet names no address to call back");
-        };
-        let address = match callable(call_back, from) {
-            Ok(address) => address,
-            Err(why) => return note("call-back-address", &why),
-        };
-        // Packets without a hash carry no random bytes: there an equal one may well be honest.
-        if hash != HashType::None && !self.service.is_new(datagram) {
-            return note("replay", &"the very same packet was here before");
+        let address =
+            callable(call_back, from).map_err(|why| DroppedDatagram::new("call-back-address", &why))?;
+        // Packets without a hash carry no random bytes: two of them may be equal and honest.
+        if received.hash != HashType::None && !self.service.is_new(datagram) {
+            return Err(DroppedDatagram::new("replay", &"the very same packet was here before"));
         }
-        let asked = {
-            let mut history = lock(&self.history);
-            match history.saw(arrived, key, &request, AlternateAddresses::default) {
-                Repetition::Repeated(others) => {
-                    let mut others = lock(others);
-                    if others.len() < MAX_ADDRESSES && !others.contains(&address) {
-                        others.push(address);
-                    }
-                    debug!(peer = %address, action = %request.action, "repeated");
-                    return None;
-                }
-                Repetition::New(name, others) => (name, Arc::clone(others)),
+        let is_redirected = address.ip().to_canonical() != from.ip().to_canonical();
+        Ok(CheckedPacket { received, address, is_redirected })
+    }
+
+    /// Makes a request of a packet: none for a repetition of a request that was accepted before.
+    fn accept(
+        &self,
+        packet: &CheckedPacket,
+        arrived: Instant,
+        rules: Arc<ListenerRules>,
+    ) -> Result<Option<PendingRequest>, DroppedDatagram> {
+        let Some((request_key, addresses)) = self.remember(packet, arrived) else { return Ok(None) };
+        // The packet that is accepted first is the one that the call-back answers, wherever it goes.
+        let proof = PacketProof::of(&packet.received);
+        let admitted = self.admit(packet, arrived).and_then(|slot| {
+            let job = self.job(packet, arrived, &rules);
+            let (id, target) = (job.id, escaped(job.target.as_str()));
+            debug!(id, peer = %job.peer, action = %job.action, %target, "heard");
+            let latest = LatestRequest { id, is_redirected: packet.is_redirected };
+            self.register_latest((packet.address, proof.key()), latest)?;
+            Ok((slot, job))
+        });
+        let (slot, job) = match admitted {
+            Ok(admitted) => admitted,
+            Err(dropped) => {
+                lock(&self.history).forget(&request_key);
+                return Err(dropped);
             }
         };
-        let is_foreign = address.ip().to_canonical() != from.ip().to_canonical();
-        let places = if is_foreign { &self.redirected_callbacks } else { &self.places };
-        let place = match places.take(address.ip(), arrived) {
-            Admission::Granted(place) => place,
-            Admission::GrantedByEvicting(place, loser) => {
+        lock(&addresses).insert(0, packet.address);
+        Ok(Some(PendingRequest { job, proof, rules, address: packet.address, request_key, addresses, slot }))
+    }
+
+    /// Enters a request into the history: returns its key, and the list for further addresses. None for a
+    /// repetition, whose address is added to the list of the first packet.
+    fn remember(&self, packet: &CheckedPacket, arrived: Instant) -> Option<(RequestKey, AlternateAddresses)> {
+        let CheckedPacket { received: Received { request, key, .. }, address, .. } = packet;
+        let mut history = lock(&self.history);
+        match history.saw(arrived, *key, request, AlternateAddresses::default) {
+            Repetition::Repeated(addresses) => {
+                let mut addresses = lock(addresses);
+                if addresses.len() < MAX_ADDRESSES && !addresses.contains(address) {
+                    addresses.push(*address);
+                }
+                debug!(peer = %address, action = %request.action, "repeated");
+                None
+            }
+            Repetition::New(request_key, addresses) => Some((request_key, Arc::clone(addresses))),
+        }
+    }
+
+    /// Takes a slot for a request, perhaps by evicting another one.
+    fn admit(
+        &self,
+        packet: &CheckedPacket,
+        arrived: Instant,
+    ) -> Result<AdmissionSlot<IpAddr>, DroppedDatagram> {
+        let table = if packet.is_redirected { &self.redirected_callbacks } else { &self.requests };
+        match table.take(packet.address.ip(), arrived) {
+            Admission::Granted(slot) => Ok(slot),
+            Admission::GrantedByEvicting(slot, evicted) => {
                 let why = "its address had not answered the call-back yet, and there were too many requests";
-                self.service.drops.note(NAME, "pushed-out", &loser, &why);
-                place
+                self.service.drops.note(NAME, "pushed-out", &evicted, &why);
+                Ok(slot)
             }
             Admission::Refused => {
-                lock(&self.history).forget(&asked.0);
-                return note("too-many-requests", &"too many requests are under way");
+                Err(DroppedDatagram::new("too-many-requests", &"too many requests are under way"))
             }
-        };
-        let job = RequestJob {
+        }
+    }
+
+    /// Returns the request of a packet, before it is resolved and granted.
+    fn job(&self, packet: &CheckedPacket, arrived: Instant, rules: &ListenerRules) -> RequestJob {
+        let CheckedPacket { received: Received { request, key, hash, .. }, address, .. } = packet;
+        RequestJob {
             id: self.service.next_id(),
             arrived,
             patience: self.service.client_timeout(),
             transport: NAME,
             peer: address.to_string(),
             identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },
-            hash,
-            key: rules.auth.keys.proof(key),
+            hash: *hash,
+            key: rules.auth.keys.proof(*key),
             access: Arc::clone(&rules.access),
             action: request.action,
-            target: request.target,
+            target: request.target.clone(),
             trail: AgentRunTrail::default(),
-        };
-        debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        if !self.register_latest((address, proof.key()), LatestRequest { id: job.id, is_foreign }) {
-            lock(&self.history).forget(&asked.0);
-            return note(
-                "call-back-address",
-                &"a request that came from the address itself is being called back there",
-            );
         }
-        lock(&asked.1).insert(0, address);
-        Some(PendingRequest { job, proof, rules, address, asked, place })
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        PendingRequest { mut job, proof, rules, address: first, asked: (name, others), place }: PendingRequest,
-    ) {
-        let client = (first, proof.key());
+    /// Serves one request: calls the client back and converses with it.
+    async fn serve(self: Arc<Self>, pending: PendingRequest) {
+        let PendingRequest { mut job, proof, rules, address, request_key, addresses, slot } = pending;
+        let client = (address, proof.key());
         let reached = tokio::select! {
-            reached = self.reach(&mut job, client, &others) => reached,
-            () = place.pushed_out() => CallBackResult::Not,
+            reached = self.reach(&mut job, client, &addresses) => reached,
+            () = slot.pushed_out() => CallBackResult::NotReached,
         };
         match reached {
-            CallBackResult::Client(stream, address, resolved) => {
-                if let Some(_place) = self.settle(place, address) {
-                    self.no_longer_latest(client, job.id);
+            CallBackResult::Reached(stream, address, resolved) => {
+                if let Some(_slot) = self.settle(slot, address) {
+                    self.unregister(client, job.id);
                     converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, resolved)
                         .await;
                     return;
                 }
-                lock(&self.history).forget(&name);
+                lock(&self.history).forget(&request_key);
             }
             // The client was never reached: its next transmission counts as new.
-            CallBackResult::Not => lock(&self.history).forget(&name),
+            CallBackResult::NotReached => lock(&self.history).forget(&request_key),
             CallBackResult::Superseded => {
                 debug!(id = job.id, peer = %job.peer, "superseded before it was answered");
             }
         }
-        self.no_longer_latest(client, job.id);
+        self.unregister(client, job.id);
     }
 
-    /// Looks whether the domain is ours and calls the client back: at once if it is, a little later if this host can
-    /// pass the request on to the one that has it, and after the `negative_delay` if nobody is known to, because the client takes the first call-back and another host may have the
-    /// domain.
+    /// Looks for the domain and calls the client back: at once if this host has the domain; a little later if
+    /// this host can pass the request on to the owner; after the `negative_delay` if no owner is known. The
+    /// client takes the first call-back, and another host may have the domain.
     async fn reach(
         &self,
         job: &mut RequestJob,
         client: CallBackKey,
-        others: &AlternateAddresses,
+        addresses: &AlternateAddresses,
     ) -> CallBackResult {
         job.identity = self.sources.of_ip(client.0.ip()).await;
         let patience = tokio::time::sleep_until((job.arrived + self.negative_delay).into());
@@ -285,27 +334,29 @@ impl MulticastReceiver {
         if !self.is_latest(client, job.id) {
             return CallBackResult::Superseded;
         }
-        let Some((stream, address)) = self.call_back(job, others).await else { return CallBackResult::Not };
-        // Whoever took that connection asked something newer.
+        let Some((stream, address)) = self.call_back(job, addresses).await else {
+            return CallBackResult::NotReached;
+        };
+        // A newer request came from there meanwhile: its client took that connection.
         if !self.is_latest(client, job.id) {
             return CallBackResult::Superseded;
         }
         job.peer = address.to_string();
-        // Only now is the address proved, and the neighbour table sure to know it. If that makes it another source,
-        // what it may fence is to be asked again.
+        // Only now is the address proved, and the neighbour table sure to have it. If the source turns out to
+        // be another one, the access rules are asked again.
         let identity = self.sources.of_ip(address.ip()).await;
         let resolved = resolved.filter(|_| identity == job.identity);
         job.identity = identity;
-        CallBackResult::Client(stream, address, resolved)
+        CallBackResult::Reached(stream, address, resolved)
     }
 
-    /// The client was reached at `address`: its request is one of those that keep their place.
-    fn settle(&self, place: AdmissionSlot<IpAddr>, address: SocketAddr) -> Option<SettledSlot<IpAddr>> {
-        if !place.is_of(&self.redirected_callbacks) {
-            return place.settle();
+    /// Settles the slot of a request whose client was reached at `address`. None if the slot is lost.
+    fn settle(&self, slot: AdmissionSlot<IpAddr>, address: SocketAddr) -> Option<SettledSlot<IpAddr>> {
+        if !slot.is_of(&self.redirected_callbacks) {
+            return slot.settle();
         }
-        match self.places.take(address.ip(), Instant::now()) {
-            Admission::Granted(place) | Admission::GrantedByEvicting(place, _) => place.settle(),
+        match self.requests.take(address.ip(), Instant::now()) {
+            Admission::Granted(slot) | Admission::GrantedByEvicting(slot, _) => slot.settle(),
             Admission::Refused => {
                 let why = "too many requests are under way";
                 self.service.drops.note(NAME, "too-many-requests", &address.ip(), &why);
@@ -314,31 +365,34 @@ impl MulticastReceiver {
         }
     }
 
-    /// A newer request from the same address and port is of a newer process: whatever comes to that port from now
-    /// on must not answer an older one. False: who sends from elsewhere (a packet that was recorded, perhaps) does
-    /// not take the place of who sends from the address itself.
-    fn register_latest(&self, client: CallBackKey, newer: LatestRequest) -> bool {
+    /// Registers a request as the latest of its client. A newer request from the same address and port is of
+    /// a newer process, and a connection to that port must no longer answer an older request. A packet that
+    /// was sent from elsewhere (perhaps a recorded one) does not replace a request from the address itself.
+    fn register_latest(&self, client: CallBackKey, newer: LatestRequest) -> Result<(), DroppedDatagram> {
         let mut clients = lock(&self.clients);
-        if newer.is_foreign && clients.get(&client).is_some_and(|known| !known.is_foreign) {
-            return false;
+        if newer.is_redirected && clients.get(&client).is_some_and(|latest| !latest.is_redirected) {
+            return Err(DroppedDatagram::new(
+                "call-back-address",
+                &"a request that came from the address itself is being called back there",
+            ));
         }
         clients.insert(client, newer);
-        true
+        Ok(())
     }
 
     fn is_latest(&self, client: CallBackKey, id: u64) -> bool {
         lock(&self.clients).get(&client).is_some_and(|latest| latest.id == id)
     }
 
-    fn no_longer_latest(&self, client: CallBackKey, id: u64) {
+    fn unregister(&self, client: CallBackKey, id: u64) {
         let mut clients = lock(&self.clients);
         if clients.get(&client).is_some_and(|latest| latest.id == id) {
             clients.remove(&client);
         }
     }
 
-    /// Connects to the addresses that the client's packets name, one after the other: the client takes only one
-    /// connection, and an address that answers nothing must not keep it from another that does.
+    /// Connects to the addresses that the client's packets name, one after the other: the client takes only
+    /// one connection. A silent address must not block another one that answers.
     async fn call_back(
         &self,
         job: &RequestJob,
@@ -381,29 +435,55 @@ impl MulticastReceiver {
     }
 }
 
+/// A datagram that is dropped: reason and detail.
+struct DroppedDatagram {
+    reason: &'static str,
+    detail: String,
+}
+
+impl DroppedDatagram {
+    fn new(reason: &'static str, detail: &dyn std::fmt::Display) -> Self {
+        Self { reason, detail: detail.to_string() }
+    }
+}
+
+/// A packet whose hash fits and that is no replay.
+struct CheckedPacket {
+    received: Received,
+    /// The address to call back.
+    address: SocketAddr,
+    /// The packet came from another address than the one to call back.
+    is_redirected: bool,
+}
+
 /// A request that is to be served.
 struct PendingRequest {
     job: RequestJob,
     proof: PacketProof,
     rules: Arc<ListenerRules>,
     address: SocketAddr,
-    asked: (RequestKey, AlternateAddresses),
-    place: AdmissionSlot<IpAddr>,
+    request_key: RequestKey,
+    addresses: AlternateAddresses,
+    slot: AdmissionSlot<IpAddr>,
 }
 
-/// Which request is the latest of an address and port.
+/// The latest request of an address and port.
 struct LatestRequest {
     id: u64,
-    is_foreign: bool,
+    is_redirected: bool,
 }
 
-/// What became of a call-back.
+/// Result of a call-back.
 enum CallBackResult {
-    Client(TcpStream, SocketAddr, Option<ResolvedTarget>),
-    Not,
+    /// The client took the connection, at this address.
+    Reached(TcpStream, SocketAddr, Option<ResolvedTarget>),
+    /// No address of the client accepted a connection.
+    NotReached,
+    /// A newer request of the same client is served in place of this one.
     Superseded,
 }
 
+/// Opens the socket and joins the group.
 fn open(settings: &Settings) -> Result<Socket, StartError> {
     let scope = match &settings.interface {
         None => Scope::All,
@@ -433,14 +513,14 @@ fn open(settings: &Settings) -> Result<Socket, StartError> {
     })
 }
 
-/// The address to connect to. A packet may name any address; some must never be called.
+/// Returns the address to connect to. A packet may name any address; some must never be called.
 fn callable(call_back: CallBack, from: SocketAddr) -> Result<SocketAddr, &'static str> {
     let CallBack { address, port } = call_back;
     if address.is_unspecified() || address.is_multicast() || address == IpAddr::from([255; 4]) {
         return Err("the address to call back is no address of a host");
     }
     Ok(match (address, from) {
-        // A link-local address means something only together with the interface that the packet came by.
+        // A link-local address is meaningful only with the interface that the packet came by.
         (IpAddr::V6(v6), SocketAddr::V6(from)) if v6.is_unicast_link_local() => {
             std::net::SocketAddrV6::new(v6, port, 0, from.scope_id()).into()
         }
@@ -450,7 +530,7 @@ fn callable(call_back: CallBack, from: SocketAddr) -> Result<SocketAddr, &'stati
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Small messages to and fro: none may wait for another.
+    // Both sides send small messages: none may wait for another.
     socket.set_nodelay(true)?;
     socket.connect(address).await
 }
