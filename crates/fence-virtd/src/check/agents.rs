@@ -6,11 +6,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use fence_cli::shown;
 use fence_config::{AgentBackend, AgentDevice, Backend, Config};
 use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
-use super::{Finding, USER, shown};
+use super::finding::{Finding, USER};
 use crate::backend::agent::examine::{AgentCapabilities, DeviceExamination, examine};
 
 const CHECK: &str = "agent";

@@ -11,11 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use corosync_cpg::{Error, Group, Member, Node, NodeList};
+use fence_cli::shown;
 use fence_config::{Backend, Config, CpgBackend, HostDown};
 use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
-use super::{Finding, USER, shown};
+use super::finding::{Finding, USER};
 use crate::cluster::{link, lost_hosts as lost};
 
 #[cfg(test)]

@@ -7,12 +7,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::shown;
 use fence_config::Config;
 use fence_wire::{HashType, Key};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
-use super::{Finding, shown};
+use super::finding::Finding;
 use crate::listener::keys::{ListenerKeys, shown_group};
 use crate::listener::rules::have_keys;
 
@@ -158,7 +159,7 @@ fn may_write(path: &Path) -> bool {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::FindingLevel;
+    use super::super::finding::FindingLevel;
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fence_config::{Config, Listener};
 
-use super::Finding;
+use super::finding::Finding;
 
 const CHECK: &str = "firewall";
 /// How long a tool may take.

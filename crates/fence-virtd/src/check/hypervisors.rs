@@ -6,11 +6,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fence_cli::shown;
 use fence_config::{Backend, Config, Listener, SerialListener};
 use fence_wire::escaped;
 use libvirt_host::{Connection, Error, State, XmlKind};
 
-use super::{Finding, shown};
+use super::finding::Finding;
 use crate::hypervisor::inventory;
 use crate::listener::serial::is_ours;
 

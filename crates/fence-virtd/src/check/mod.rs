@@ -8,29 +8,26 @@ mod agents;
 #[cfg(feature = "cpg")]
 mod cluster;
 mod files;
+mod finding;
 mod firewall;
 #[cfg(feature = "libvirt")]
 mod hypervisors;
 mod network;
 mod sockets;
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-pub(super) use fence_cli::shown;
+use fence_cli::shown;
 use fence_config::{Backend, Config, MetricsAddress, Severity};
 use fence_sandbox::State;
 use nix::unistd::geteuid;
-use serde::Serialize;
 
+use self::finding::{Finding, FindingLevel, words};
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::daemon::sandbox;
 use crate::replay;
-
-/// Whom the unit runs the daemon as.
-const USER: &str = "fence_virt";
 
 /// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of
 /// them failed.
@@ -50,75 +47,6 @@ pub(crate) fn run(file: &Path, json: bool) -> u8 {
         return FAILURE;
     }
     SUCCESS
-}
-
-/// What one check came to.
-#[derive(Debug, Serialize)]
-struct Finding {
-    /// The check: a fixed word.
-    check: &'static str,
-    /// What was looked at: a file, an interface, a URI.
-    subject: String,
-    result: FindingLevel,
-    /// What was seen.
-    text: String,
-    /// What to do about it; none when all is well.
-    next: Option<String>,
-    /// Where in a file it is, with a caret; for people only.
-    #[serde(skip)]
-    excerpt: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum FindingLevel {
-    Ok,
-    Warning,
-    Failed,
-}
-
-impl Finding {
-    fn ok(check: &'static str, subject: impl Into<String>, text: impl Into<String>) -> Self {
-        let (subject, text) = (subject.into(), text.into());
-        Self { check, subject, result: FindingLevel::Ok, text, next: None, excerpt: None }
-    }
-
-    fn warning(
-        check: &'static str,
-        subject: impl Into<String>,
-        text: impl Into<String>,
-        next: impl Into<String>,
-    ) -> Self {
-        Self { result: FindingLevel::Warning, next: Some(next.into()), ..Self::ok(check, subject, text) }
-    }
-
-    fn failed(
-        check: &'static str,
-        subject: impl Into<String>,
-        text: impl Into<String>,
-        next: impl Into<String>,
-    ) -> Self {
-        Self { result: FindingLevel::Failed, ..Self::warning(check, subject, text, next) }
-    }
-
-    /// One line, and one more for what to do.
-    fn lines(&self) -> String {
-        let word = match self.result {
-            FindingLevel::Ok => "ok",
-            FindingLevel::Warning => "warning",
-            FindingLevel::Failed => "failed",
-        };
-        let blank = if self.subject.is_empty() { "" } else { " " };
-        let mut lines =
-            format!("{word:<8} {}{blank}{}: {}\n", self.check, self.subject, self.text.trim_end());
-        for line in self.excerpt.iter().flat_map(|it| it.lines()) {
-            let _ = writeln!(lines, "         {line}");
-        }
-        if let Some(next) = &self.next {
-            let _ = writeln!(lines, "         -> {next}");
-        }
-        lines
-    }
 }
 
 fn all(file: &Path) -> Vec<Finding> {
@@ -227,8 +155,4 @@ fn confined(config: &Config, file: &Path, state: Option<&Path>) -> Finding {
         let next = "nothing has to be done for fencing; a kernel with Landlock and seccomp protects this host better";
         Finding::warning("sandbox", "", text, next)
     }
-}
-
-fn words<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    words.collect::<Vec<_>>().join(", ")
 }

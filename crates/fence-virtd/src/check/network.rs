@@ -11,7 +11,7 @@ use fence_wire::escaped;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::{Finding, words};
+use super::finding::{Finding, words};
 
 const CHECK: &str = "interface";
 
@@ -167,7 +167,7 @@ fn vsock() -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::FindingLevel;
+    use super::super::finding::FindingLevel;
     use super::*;
 
     fn config(more: &str) -> Config {

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socket};
 use socket2::{Domain, Socket, Type};
 
-use super::Finding;
+use super::finding::Finding;
 
 const CHECK: &str = "port";
 /// What the daemon is called in /proc.

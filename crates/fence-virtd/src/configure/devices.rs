@@ -10,15 +10,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use fence_config::{Tree, is_secret_option};
-use fence_wire::escaped;
 
-use super::ConfigureError;
-use super::dialogue::{AnswerCheck, Dialogue, DialogueResult, Question, tried};
+use super::error::DialogueResult;
 use super::file::shown;
+use super::question::{AnswerCheck, DEVICE, Dialogue, Question, tried};
 use crate::backend::agent::DIRECTORIES;
 
-/// All devices; one of them has its name behind it.
-pub(super) const DEVICE: &str = "backends/agent/device";
 /// Where files of secrets are proposed.
 const SECRETS: &str = "/etc/fence_virt";
 const NONE: &[u8] = b"none";
@@ -149,16 +146,6 @@ impl Dialogue<'_> {
             ..Question::of(&prompt, key)
         };
         self.ask_and_look(&question, |_, path, _| Ok(secret_at(path)))
-    }
-
-    /// What was answered can't be used: it is asked again, unless nobody answers any more.
-    fn again(&mut self, prompt: &str, value: &[u8], is_typed: bool, reason: String) -> DialogueResult<()> {
-        if !is_typed && self.console.has_ended() {
-            let (prompt, value) = (prompt.to_owned(), escaped(value).to_string());
-            return Err(ConfigureError::NoAnswer { prompt, value, reason });
-        }
-        self.console.say(format!("{reason}\n").as_bytes())?;
-        Ok(())
     }
 }
 

@@ -7,58 +7,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use fence_cli::key_file::{self, KeyFileError};
-use fence_config::{
-    BackendKind, Config, DEFAULT_KEY_FILE, DEFAULT_URI, Family, HashType, ListenerKind, Tree,
-};
+use fence_config::{BackendKind, DEFAULT_KEY_FILE, DEFAULT_URI, Family, HashType, ListenerKind};
 use fence_wire::escaped;
 
 use super::console::Console;
-use super::devices::DEVICE;
-use super::{ConfigureError, MakeKey};
+use super::error::DialogueResult;
+use super::question::{AnswerCheck, BACKEND, Dialogue, LISTENER, MakeKey, Question, tried};
 
-/// One conversation.
-pub(crate) struct Dialogue<'c> {
-    pub(super) console: &'c mut Console,
-    pub(super) tree: Tree,
-    modules: &'c str,
-    make_key: MakeKey,
-}
-
-/// What is asked for one key.
-#[derive(Clone, Copy)]
-pub(super) struct Question<'q> {
-    pub(super) prompt: &'q str,
-    /// The key, as a path in the tree.
-    pub(super) key: &'q str,
-    /// What is offered where the file has nothing.
-    pub(super) default: &'q str,
-    /// Whether `none` means that the key goes.
-    pub(super) none: bool,
-    /// Whether a default that is taken is written into a file that has nothing.
-    pub(super) spelt_out: bool,
-}
-
-/// What a look at the machine says about an answer.
-pub(super) enum AnswerCheck {
-    /// It will do.
-    Good,
-    /// It is taken, with a warning.
-    Doubtful(String),
-    /// It is asked for again.
-    Bad(String),
-}
-
-pub(super) type DialogueResult<T> = Result<T, ConfigureError>;
-
-impl<'c> Dialogue<'c> {
-    pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str, make_key: MakeKey) -> Self {
-        Self { console, tree, modules, make_key }
-    }
-
-    pub(crate) fn into_tree(self) -> Tree {
-        self.tree
-    }
-
+impl Dialogue<'_> {
     /// Asks everything.
     pub(crate) fn hold(&mut self) -> DialogueResult<()> {
         let path = module_path();
@@ -272,111 +228,15 @@ impl<'c> Dialogue<'c> {
         }
         Ok(())
     }
-
-    pub(super) fn explain(&mut self, text: &str) -> DialogueResult<()> {
-        Ok(self.console.say(format!("\n{text}\n\n").as_bytes())?)
-    }
-
-    pub(super) fn ask(&mut self, question: &Question<'_>) -> DialogueResult<Option<Vec<u8>>> {
-        self.ask_and_look(question, |_, _, _| Ok(AnswerCheck::Good))
-    }
-
-    /// Asks until there is an answer that can be used, and puts it into the tree. `look` gets the value and
-    /// whether it was typed. Returns the value, none for `none`.
-    pub(super) fn ask_and_look(
-        &mut self,
-        question: &Question<'_>,
-        mut look: impl FnMut(&mut Console, &[u8], bool) -> DialogueResult<AnswerCheck>,
-    ) -> DialogueResult<Option<Vec<u8>>> {
-        let present = self.tree.value(question.key).map(<[u8]>::to_vec);
-        let default = present.clone().unwrap_or_else(|| question.default.as_bytes().to_vec());
-        loop {
-            let answer = self.console.ask(question.prompt, &default)?;
-            let typed = !answer.is_empty();
-            let value = if typed { answer } else { default.clone() };
-            if question.none && value.eq_ignore_ascii_case(b"none") {
-                self.tree.remove(question.key);
-                return Ok(None);
-            }
-            let looked = match tried(question.key, &value) {
-                Ok(_) => look(self.console, &value, typed)?,
-                Err(reason) => AnswerCheck::Bad(reason),
-            };
-            match looked {
-                AnswerCheck::Good => {}
-                AnswerCheck::Doubtful(reason) => self.console.warn(&format!("warning: {reason}"))?,
-                AnswerCheck::Bad(reason) => {
-                    if !typed && self.console.has_ended() {
-                        let (prompt, value) = (question.prompt.to_owned(), escaped(&value).to_string());
-                        return Err(ConfigureError::NoAnswer { prompt, value, reason });
-                    }
-                    self.console.say(format!("{reason}\n").as_bytes())?;
-                    continue;
-                }
-            }
-            if typed || question.spelt_out {
-                self.set(question.key, &value);
-            }
-            return Ok(Some(value));
-        }
-    }
-
-    /// A value that the tree takes; what has it already stays as it is written.
-    fn set(&mut self, key: &str, value: &[u8]) {
-        if self.tree.value(key) != Some(value) {
-            // `tried` has set it in another tree.
-            let set = self.tree.set(key, value);
-            debug_assert!(set.is_ok(), "{key}: {set:?}");
-        }
-    }
-}
-
-impl<'q> Question<'q> {
-    pub(super) fn of(prompt: &'q str, key: &'q str) -> Self {
-        Question { prompt, key, default: "", none: false, spelt_out: true }
-    }
 }
 
 const MODULE_PATH: &str = "fence_virtd/module_path";
-const LISTENER: &str = "fence_virtd/listener";
-const BACKEND: &str = "fence_virtd/backend";
 
 /// Where the C daemon's modules are on this machine, so that it can still use the file. We have none.
 fn module_path() -> String {
     let distribution = format!("/usr/lib/{}-linux-gnu/fence-virt/", std::env::consts::ARCH);
     let places = [distribution.as_str(), "/usr/lib64/fence-virt/", "/usr/lib/fence-virt/"];
     places.into_iter().find(|it| Path::new(it).is_dir()).unwrap_or("none").to_owned()
-}
-
-/// What a file with this one setting would mean, or why there can be no such file: the daemon's own
-/// judgement.
-pub(super) fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
-    let mut tree = Tree::default();
-    // The agent backend needs a device, and a device these two keys.
-    let device = match key.strip_prefix(DEVICE).and_then(|it| it.match_indices('"').nth(1)) {
-        Some((end, _)) => Some(&key[..=DEVICE.len() + end]),
-        None => Some("backends/agent/device=\"any\"").filter(|_| key == BACKEND),
-    };
-    let needed = device.iter().flat_map(|it| [(it, "agent", "fence_any"), (it, "plugs", "any")]);
-    for (device, key, value) in needed {
-        tree.set(&format!("{device}/{key}"), value.as_bytes()).map_err(|error| error.to_string())?;
-    }
-    let mut parts = key.split('/');
-    let used = match (parts.next(), parts.next()) {
-        (Some("listeners"), Some(kind)) => tree.set(LISTENER, kind.as_bytes()),
-        (Some("backends"), Some(kind)) => tree.set(BACKEND, kind.as_bytes()),
-        _ => Ok(()),
-    };
-    used.and_then(|()| tree.set(key, value)).map_err(|error| error.to_string())?;
-    let loaded = fence_config::load(&tree.to_bytes());
-    match (loaded.diagnostics.first(), loaded.config) {
-        (None, Some(config)) => Ok(config),
-        (Some(found), _) => {
-            let help = found.help.as_ref().map_or(String::new(), |it| format!("; {it}"));
-            Err(format!("{}{help}", found.message))
-        }
-        (None, None) => Err("it can't be used".to_owned()),
-    }
 }
 
 fn interface(name: &[u8], must_be_there: bool) -> AnswerCheck {

@@ -10,11 +10,12 @@
 mod console;
 mod devices;
 mod dialogue;
+mod error;
 mod file;
 #[cfg(test)]
 mod proptests;
+mod question;
 
-use std::io;
 use std::path::Path;
 
 use fence_cli::keygen;
@@ -22,24 +23,9 @@ use fence_config::{Code, Loaded, Severity, Tree};
 
 use self::console::Console;
 use self::devices::without_secrets;
-use self::dialogue::Dialogue;
-use self::file::{ConfigFile, FileError, shown};
-
-/// Why there is no new file. The old one is as it was.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigureError {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error("{file} is left as it is")]
-    Declined { file: String },
-    #[error("no more answers, and the default \"{value}\" for \"{prompt}\" can't be used: {reason}")]
-    NoAnswer { prompt: String, value: String, reason: String },
-    #[error("can't ask: {0}")]
-    Console(#[from] io::Error),
-}
-
-/// How a key is made.
-type MakeKey = fn(&Path) -> Result<keygen::NewKey, keygen::KeygenError>;
+use self::error::ConfigureError;
+use self::file::{ConfigFile, shown};
+use self::question::{Dialogue, MakeKey};
 
 /// Asks, and writes `path`. `modules` is the list of what is built in.
 pub(crate) fn run(path: &Path, modules: &str) -> Result<(), ConfigureError> {

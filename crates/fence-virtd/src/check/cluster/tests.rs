@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 use super::*;
-use crate::check::FindingLevel;
+use crate::check::finding::FindingLevel;
 use crate::cluster::node::{Corosync, Peer, on_a_node};
 
 fn config(keys: &str) -> Config {

@@ -24,7 +24,6 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::QUEUE;
 use crate::util::locks::lock;
 use crate::util::outlet::{Outlet, Sink};
 
@@ -63,9 +62,9 @@ impl Journal {
         Ok(Self { socket: Arc::new(socket), early: Arc::default(), outlet: Arc::default() })
     }
 
-    /// From now on a thread sends; until then nothing is sent.
-    pub(super) fn in_background(&self) -> io::Result<()> {
-        let outlet = Outlet::start("log", QUEUE, JournalSender(Arc::clone(&self.socket)))?;
+    /// Starts the thread that sends, with room for `queue` entries. Before that, nothing is sent.
+    pub(super) fn in_background(&self, queue: usize) -> io::Result<()> {
+        let outlet = Outlet::start("log", queue, JournalSender(Arc::clone(&self.socket)))?;
         for entry in lock(&self.early).drain(..) {
             let _ = outlet.push(entry);
         }
@@ -245,6 +244,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
+    use crate::daemon::log::QUEUE;
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
@@ -355,7 +355,7 @@ mod tests {
             tracing::info!("x");
             tracing::debug!("x");
         });
-        scene.journal.in_background().unwrap();
+        scene.journal.in_background(QUEUE).unwrap();
         scene.logs(|| tracing::trace!("x"));
         assert_eq!([priority(), priority(), priority(), priority()], ["3", "5", "6", "7"]);
     }
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn what_is_too_long_for_a_datagram_is_sent_as_a_sealed_file() {
         let scene = Scene::new();
-        scene.journal.in_background().unwrap();
+        scene.journal.in_background(QUEUE).unwrap();
         let long = "long ".repeat(1 << 20);
         scene.logs(|| tracing::info!("{long}"));
         let mut space = nix::cmsg_space!(RawFd);
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn a_journal_that_is_started_anew_gets_all_of_it() {
         let mut scene = Scene::new();
-        scene.journal.in_background().unwrap();
+        scene.journal.in_background(QUEUE).unwrap();
         scene.logs(|| tracing::info!("before"));
         assert_eq!(scene.reader.message(), "before");
         let path = scene.directory.path().join("socket");
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn a_journal_that_hangs_is_not_waited_for() {
         let scene = Scene::new();
-        scene.journal.in_background().unwrap();
+        scene.journal.in_background(QUEUE).unwrap();
         // More than socket and queue hold: were any of them waited for, this would never end.
         let all = 3 * QUEUE;
         scene.logs(|| (0..all).for_each(|it| tracing::info!("{it}")));

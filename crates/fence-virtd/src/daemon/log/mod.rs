@@ -58,7 +58,7 @@ pub(crate) fn start(debug: u32) {
 /// confined.
 pub(crate) fn in_background() -> io::Result<()> {
     if let Some(journal) = JOURNAL.get() {
-        journal.in_background()?;
+        journal.in_background(QUEUE)?;
     } else {
         let first = OUTLET.set(Outlet::start("log", QUEUE, Stderr)?).is_ok();
         debug_assert!(first, "twice in the background");
