@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,6 +15,8 @@ use std::path::{Path, PathBuf};
 use fence_config::{Backend, Config, HostDown, Listener, MetricsAddress};
 use fence_sandbox::{Calls, Capability, Needs, Protection, State, Tcp};
 use tracing::{info, warn};
+
+use super::libvirt_uri::Uri;
 
 /// Where libraries, and what they are configured by, lie; and what they look at in a running system.
 const SYSTEM: &[&str] = &[
@@ -80,27 +81,70 @@ pub(crate) fn try_on(config: &Config, file: &Path, state: Option<&Path>) -> Prot
     needs(config, file, None, state).confine()
 }
 
-fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) -> Needs {
-    let uris: BTreeSet<&str> = uris(config).collect();
-    let cluster = config.backends.iter().find_map(|it| match it {
-        Backend::Cpg(it) => Some(it),
-        Backend::Libvirt(_) | Backend::Agent(_) => None,
-    });
-    let host_down = cluster.map(|it| &it.host_down);
-    // Of these nobody knows what they need.
-    let programs = config.backends.iter().any(|it| matches!(it, Backend::Agent(_)))
-        || matches!(host_down, Some(HostDown::Command(_)))
-        || uris.iter().any(|it| Uri::of(it).starts_programs());
-    let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
+/// Parts of the configuration that several needs depend on.
+struct ConfiguredParts<'c> {
+    uris: BTreeSet<&'c str>,
+    /// The evidence that a lost host is down, where there is a cluster.
+    host_down: Option<&'c HostDown>,
+    /// Other programs run, and nobody can foretell what they need.
+    programs: bool,
+    /// A hypervisor may be on another host.
+    is_remote: bool,
+    home: Option<PathBuf>,
+}
 
+impl<'c> ConfiguredParts<'c> {
+    fn of(config: &'c Config) -> Self {
+        let uris: BTreeSet<&str> = uris(config).collect();
+        let host_down = config.backends.iter().find_map(|it| match it {
+            Backend::Cpg(it) => Some(&it.host_down),
+            Backend::Libvirt(_) | Backend::Agent(_) => None,
+        });
+        let programs = config.backends.iter().any(|it| matches!(it, Backend::Agent(_)))
+            || matches!(host_down, Some(HostDown::Command(_)))
+            || uris.iter().any(|it| Uri::of(it).starts_programs());
+        let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
+        let home = env::home_dir().filter(|it| it.parent().is_some());
+        Self { uris, host_down, programs, is_remote, home }
+    }
+}
+
+/// Returns everything that a daemon with this configuration needs.
+fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) -> Needs {
+    let parts = ConfiguredParts::of(config);
+    Needs {
+        read: files_to_read(config, file, &parts).0.into_iter().collect(),
+        write: files_to_write(config, state, &parts).0.into_iter().collect(),
+        remove: files_to_remove(config, pid_file).0.into_iter().collect(),
+        capabilities: capabilities(config),
+        tcp: Tcp::Any,
+        calls: calls(&parts),
+    }
+}
+
+fn files_to_read(config: &Config, file: &Path, parts: &ConfiguredParts<'_>) -> Paths {
     let mut read = Paths::default();
     read.all(SYSTEM);
     for it in key_files(config).chain(secret_files(config)).chain([file]) {
         read.directory_of(it);
     }
-    for uri in &uris {
+    for uri in &parts.uris {
         Uri::of(uri).files().for_each(|it| read.directory_of(Path::new(it)));
     }
+    if parts.is_remote {
+        read.all(REMOTE);
+        if let Some(home) = &parts.home {
+            REMOTE_HOME.iter().for_each(|it| read.add(home.join(it)));
+        }
+    }
+    if parts.programs {
+        // The files that programs read can't be foretold.
+        read.add("/".into());
+    }
+    read
+}
+
+fn files_to_write(config: &Config, state: Option<&Path>, parts: &ConfiguredParts<'_>) -> Paths {
     let mut write = Paths::default();
     write.all(&["/dev/null"]);
     if let Some(it) = &config.daemon.audit_log {
@@ -109,49 +153,43 @@ fn needs(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&P
     if let Some(it) = state {
         write.add(it.to_owned());
     }
-    let home = env::home_dir().filter(|it| it.parent().is_some());
-    if is_remote {
-        read.all(REMOTE);
-        if let Some(home) = &home {
-            REMOTE_HOME.iter().for_each(|it| read.add(home.join(it)));
-            // The keys of hosts that are met for the first time.
-            write.add(home.join(".config/libvirt"));
-        }
+    if let Some(home) = parts.home.as_ref().filter(|_| parts.is_remote) {
+        // Keys of hosts that libvirt connects to for the first time.
+        write.add(home.join(".config/libvirt"));
     }
-    if programs {
-        // What they read can't be foretold.
-        read.add("/".into());
+    if parts.programs {
         write.all(SCRATCH);
-        if let Some(home) = &home {
+        if let Some(home) = &parts.home {
             write.add(home.join(".ssh"));
         }
     }
-    if cluster.is_some() {
+    if parts.host_down.is_some() {
         write.all(COROSYNC);
     }
+    write
+}
+
+fn files_to_remove(config: &Config, pid_file: Option<&Path>) -> Paths {
     let mut remove = Paths::default();
     if let Some(it) = pid_file {
         remove.directory_of(it);
     }
-    // It is open already.
+    // The socket itself is open already.
     if let Some(MetricsAddress::Unix(it)) = &config.daemon.metrics {
         remove.directory_of(it);
     }
-    Needs {
-        read: read.0.into_iter().collect(),
-        write: write.0.into_iter().collect(),
-        remove: remove.0.into_iter().collect(),
-        capabilities: capabilities(config),
-        tcp: Tcp::Any,
-        calls: Calls {
-            open_files: true,
-            threads: true,
-            // Pacemaker's reads what we read, and shares memory as corosync does.
-            programs: programs || matches!(host_down, Some(HostDown::Pacemaker)),
-            key_rings: is_remote,
-            // Corosync's are, unless libqb is told otherwise.
-            abstract_sockets: programs || cluster.is_some() || notify_socket_is_abstract(),
-        },
+    remove
+}
+
+fn calls(parts: &ConfiguredParts<'_>) -> Calls {
+    Calls {
+        open_files: true,
+        threads: true,
+        // Pacemaker's program reads the files that the daemon reads, and shares memory as corosync does.
+        programs: parts.programs || matches!(parts.host_down, Some(HostDown::Pacemaker)),
+        key_rings: parts.is_remote,
+        // Corosync's sockets are abstract, unless libqb is told otherwise.
+        abstract_sockets: parts.programs || parts.host_down.is_some() || notify_socket_is_abstract(),
     }
 }
 
@@ -234,49 +272,6 @@ fn capabilities(config: &Config) -> Vec<Capability> {
 
 fn notify_socket_is_abstract() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some_and(|it| it.as_bytes().starts_with(b"@"))
-}
-
-/// A libvirt URI: `driver[+transport]://[host]/path[?query]`.
-struct Uri<'a> {
-    driver: &'a str,
-    transport: Option<&'a str>,
-    host: &'a str,
-    path: &'a str,
-    query: &'a str,
-}
-
-impl<'a> Uri<'a> {
-    fn of(uri: &'a str) -> Self {
-        let (scheme, rest) = uri.split_once(':').unwrap_or((uri, ""));
-        let (driver, transport) = scheme.split_once('+').map_or((scheme, None), |(d, t)| (d, Some(t)));
-        let rest = rest.split('#').next().unwrap_or_default();
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let rest = rest.strip_prefix("//").unwrap_or(rest);
-        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Self { driver, transport, host, path, query }
-    }
-
-    /// Whether libvirt starts programs for it: ssh, a command of the user's, a hypervisor or a libvirtd of
-    /// its own. So it is believed of each driver that is not known not to.
-    fn starts_programs(&self) -> bool {
-        let quiet = ["qemu", "xen", "lxc", "ch", "test", "esx", "vpx", "gsx", "hyperv"];
-        let starts = |it: &str| !["unix", "tcp", "tls", "libssh", "libssh2"].contains(&it);
-        !quiet.contains(&self.driver)
-            || self.transport.is_some_and(starts)
-            || ["/session", "/embed"].contains(&self.path)
-    }
-
-    fn is_remote(&self) -> bool {
-        !self.host.is_empty() || !matches!(self.transport, None | Some("unix"))
-    }
-
-    /// Files that it names: the test driver's domains, and whatever stands in its query but sockets.
-    fn files(&self) -> impl Iterator<Item = &'a OsStr> {
-        let domains = Some(self.path).filter(|_| self.driver == "test" && self.path != "/default");
-        let named = self.query.split(['&', ';']).filter_map(|it| it.split_once('='));
-        let named = named.filter(|(name, value)| *name != "socket" && value.starts_with('/'));
-        domains.into_iter().chain(named.map(|(_, value)| value)).map(OsStr::new)
-    }
 }
 
 #[cfg(test)]
@@ -372,16 +367,6 @@ mod tests {
             assert_eq!(needs.calls.key_rings, is_remote, "{uri}");
             assert!(!needs.read.contains(&"/".into()), "{uri}");
         }
-    }
-
-    #[test]
-    fn files_of_a_uri() {
-        let files = |uri| Uri::of(uri).files().map(|it| it.to_str().unwrap().to_owned()).collect::<Vec<_>>();
-        assert_eq!(files("test:///srv/domains.xml"), ["/srv/domains.xml"]);
-        assert!(files("test:///default").is_empty());
-        assert!(files("qemu+unix:///system?socket=/run/x").is_empty());
-        let uri = "qemu+tls://h/system?no_verify=1&pkipath=/srv/pki/x&socket=/run/y";
-        assert_eq!(files(uri), ["/srv/pki/x"]);
     }
 
     #[test]
