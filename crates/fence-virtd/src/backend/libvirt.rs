@@ -585,7 +585,7 @@ fn take_down(
         loop {
             match look(connection, uuid)? {
                 DomainReading::Off => {
-                    memory.saw_gone_off(uuid);
+                    memory.record_power_off(uuid);
                     return Ok(Ok(down(progress)));
                 }
                 DomainReading::Gone => return Ok(gone(uuid, progress, memory).map(|()| down(progress))),
@@ -617,7 +617,7 @@ fn take_down(
 /// hypervisor said that it destroyed it, or when its last event says so; that may come a moment after the look.
 fn gone(uuid: Uuid, progress: &PowerOffProgress, memory: &Hypervisor) -> Result<(), ActionError> {
     if progress.destroyed {
-        memory.saw_gone_off(uuid);
+        memory.record_power_off(uuid);
         return Ok(());
     }
     let until = Instant::now() + EVENT_LAG;

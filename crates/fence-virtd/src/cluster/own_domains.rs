@@ -13,7 +13,8 @@ use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid};
 use tokio::sync::broadcast;
 use tracing::{debug, warn};
 
-use crate::hypervisor::{DomainEvent, Hypervisor, RefreshScope};
+use crate::hypervisor::Hypervisor;
+use crate::hypervisor::news::{DomainEvent, RefreshScope};
 use crate::util::locks::lock;
 
 /// How long one look may take; with thousands of domains it is a matter of seconds.
@@ -152,7 +153,7 @@ async fn keep(
             Ok(seen) => own.saw(place, seen),
             Err(why) => {
                 debug!(uri = hypervisor.uri(), "can't look at the domains: {why}");
-                task = RefreshScope::again(&mut news, AGAIN).await;
+                task = RefreshScope::after_failure(&mut news, AGAIN).await;
                 continue;
             }
         }

@@ -230,7 +230,7 @@ fn uris(config: &Config) -> impl Iterator<Item = &str> {
 /// Returns the running domains of the backend's hypervisors. Sources are recognised among them.
 #[cfg(feature = "libvirt")]
 fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
-    Inventories(uris(config).map(|uri| crate::hypervisor::inventory::follow(&known.at(uri))).collect())
+    Inventories(uris(config).map(|uri| crate::hypervisor::running::follow_running(&known.at(uri))).collect())
 }
 
 #[cfg(not(feature = "libvirt"))]

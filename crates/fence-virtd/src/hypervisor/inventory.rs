@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the running domains have that a request can come in by, or be recognised by: MAC addresses, vsock context
-//! ids, serial ports and channels on UNIX sockets.
+//! Running domains, with the facts by which a request can arrive or its source be identified: MAC addresses, vsock
+//! context ids, serial ports and channels on UNIX sockets.
 //!
-//! One task per hypervisor ([`follow`]) reads the XML of a domain when a lifecycle event says that something happened
-//! to it, and all of them when a connection is new. Readers get the state as it was last seen and never wait. While
-//! libvirt is away the state stays: the domains run on without it.
+//! One task per hypervisor (`running.rs`) keeps an inventory up to date. Readers get the state as it was last seen and
+//! never wait. While libvirt is away the inventory stays: the domains run on without it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,7 +21,7 @@ pub(crate) struct RunningDomain {
     pub(crate) uuid: String,
     pub(crate) name: String,
     pub(crate) macs: Vec<Mac>,
-    /// Its vsock context id.
+    /// The vsock context id.
     pub(crate) cid: Option<u32>,
     /// UNIX sockets that QEMU listens on for the guest.
     pub(crate) ports: Vec<GuestPort>,
@@ -35,7 +34,7 @@ pub(crate) struct GuestPort {
     pub(crate) kind: PortKind,
 }
 
-/// Which way in it is.
+/// Kind of a guest's port.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum PortKind {
     /// `<serial>`
@@ -44,7 +43,7 @@ pub(crate) enum PortKind {
     Virtio(String),
     /// `<channel>` to an address and this port inside the guest.
     GuestForward(u16),
-    /// `<channel>` of a kind that is of no interest.
+    /// `<channel>` of another kind; no request arrives there.
     Other,
 }
 
@@ -55,10 +54,10 @@ pub(crate) type RunningDomains = HashMap<String, Arc<RunningDomain>>;
 #[derive(Default)]
 pub(crate) struct Inventories(pub(crate) Vec<Inventory>);
 
-/// Those of one.
+/// The running domains of one hypervisor.
 pub(crate) struct Inventory {
     pub(crate) running: watch::Receiver<RunningDomains>,
-    /// Whether its domains run on this machine: a context id of another machine's means nothing here.
+    /// True if the domains run on this machine. The context ids of another machine mean nothing here.
     pub(crate) local: bool,
 }
 
@@ -67,16 +66,17 @@ impl Inventories {
         self.0.is_empty()
     }
 
-    /// The one running domain with this MAC address.
+    /// Returns the only running domain with this MAC address.
     pub(crate) fn by_mac(&self, mac: Mac) -> Option<Arc<RunningDomain>> {
         self.only(|_, it| it.macs.contains(&mac))
     }
 
-    /// The one running domain on this machine with this context id.
+    /// Returns the only running domain on this machine with this context id.
     pub(crate) fn by_cid(&self, cid: u32) -> Option<Arc<RunningDomain>> {
         self.only(|local, it| local && it.cid == Some(cid))
     }
 
+    /// Returns the domain that fits; none if several domains do.
     fn only(&self, fits: impl Fn(bool, &RunningDomain) -> bool) -> Option<Arc<RunningDomain>> {
         let mut found: Option<Arc<RunningDomain>> = None;
         for inventory in &self.0 {
@@ -91,7 +91,7 @@ impl Inventories {
     }
 }
 
-/// Reads what is of interest in a domain's XML.
+/// Reads the facts of a running domain from its XML.
 ///
 /// # Errors
 /// Text that is no XML, or has no name or UUID.
@@ -135,7 +135,7 @@ pub(crate) fn read(xml: &str) -> Result<RunningDomain, UnreadableXml> {
     Ok(domain)
 }
 
-/// Why a domain's XML tells nothing.
+/// Reason why a domain's XML can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnreadableXml {
     #[error(transparent)]
@@ -144,7 +144,7 @@ pub(crate) enum UnreadableXml {
     NoIdentity,
 }
 
-/// Only sockets that QEMU listens on can be connected to (`mode='bind'`, libvirt's default).
+/// Reads a port. Only sockets that QEMU listens on can be connected to (`mode='bind'`, libvirt's default).
 fn port(device: roxmltree::Node<'_, '_>, kind: PortKind) -> Option<GuestPort> {
     let source = device.children().find(|it| it.has_tag_name("source"))?;
     let listens = source.attribute("mode").is_none_or(|it| it == "bind");
@@ -161,160 +161,6 @@ fn mac(text: &str) -> Option<Mac> {
         *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
-}
-
-#[cfg(feature = "libvirt")]
-pub(crate) use following::follow;
-
-#[cfg(feature = "libvirt")]
-mod following {
-    use std::sync::Arc;
-    use std::time::{Duration, Instant};
-
-    use fence_wire::escaped;
-    use libvirt_host::{Connection, Error, ErrorKind, State, Uuid, XmlKind};
-    use tokio::sync::{broadcast, watch};
-    use tracing::{debug, warn};
-
-    use super::{Inventory, RunningDomain, RunningDomains, read};
-    use crate::hypervisor::{DomainEvent, Hypervisor, RefreshScope};
-
-    /// How long one look at the hypervisor may take; with thousands of domains it is a matter of seconds.
-    const LOOK_LIMIT: Duration = Duration::from_secs(60);
-    /// The pause before a look that failed is repeated.
-    const AGAIN: Duration = Duration::from_secs(2);
-    /// Domains that are kept.
-    const MAX_RUNNING: usize = 16_384;
-
-    /// Follows the running domains of a hypervisor for as long as somebody holds the result. Must run inside the
-    /// runtime.
-    pub(crate) fn follow(hypervisor: &Arc<Hypervisor>) -> Inventory {
-        let (state, running) = watch::channel(RunningDomains::new());
-        // Before the first look, so that nothing falls between.
-        let news = hypervisor.news();
-        tokio::spawn(keep(Arc::clone(hypervisor), news, state));
-        Inventory { running, local: is_local(hypervisor.uri()) }
-    }
-
-    /// `qemu:///system`, `qemu+unix:///system?socket=…`: no host in it.
-    pub(super) fn is_local(uri: &str) -> bool {
-        uri.split_once("://").is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(['/', '?']))
-    }
-
-    async fn keep(
-        hypervisor: Arc<Hypervisor>,
-        mut news: broadcast::Receiver<DomainEvent>,
-        state: watch::Sender<RunningDomains>,
-    ) {
-        let mut task = RefreshScope::Everything;
-        loop {
-            if let Err(why) = look(&hypervisor, &task, &state).await {
-                debug!(uri = hypervisor.uri(), "can't look at the running domains: {why}");
-                task = RefreshScope::again(&mut news, AGAIN).await;
-                if state.is_closed() {
-                    return;
-                }
-                continue;
-            }
-            task = tokio::select! {
-                task = RefreshScope::next(&mut news) => task,
-                () = state.closed() => return,
-            };
-        }
-    }
-
-    async fn look(
-        hypervisor: &Arc<Hypervisor>,
-        task: &RefreshScope,
-        state: &watch::Sender<RunningDomains>,
-    ) -> Result<(), String> {
-        let until = Instant::now() + LOOK_LIMIT;
-        match task {
-            RefreshScope::Everything => {
-                let running = hypervisor.ask(until, all).await.map_err(|e| e.to_string())?;
-                state.send_if_modified(|it| {
-                    let changed = *it != running;
-                    *it = running;
-                    changed
-                });
-            }
-            RefreshScope::These(uuids) => {
-                let wanted: Vec<Uuid> = uuids.iter().copied().collect();
-                let seen = hypervisor
-                    .ask(until, move |c| {
-                        wanted
-                            .iter()
-                            .map(|it| Ok((it.to_string(), one(c, *it)?)))
-                            .collect::<Result<Vec<_>, _>>()
-                    })
-                    .await
-                    .map_err(|e| e.to_string())?;
-                state.send_if_modified(|running| {
-                    let mut changed = false;
-                    for (uuid, domain) in seen {
-                        changed |= match domain {
-                            Some(domain) if running.get(&uuid) == Some(&domain) => false,
-                            Some(domain) => {
-                                let room = running.len() < MAX_RUNNING || running.contains_key(&uuid);
-                                if room {
-                                    running.insert(uuid, domain);
-                                }
-                                room
-                            }
-                            None => running.remove(&uuid).is_some(),
-                        };
-                    }
-                    changed
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn all(connection: &Connection) -> Result<RunningDomains, Error> {
-        let mut running = RunningDomains::new();
-        for record in connection.domains()?.into_iter().filter(|it| it.state != State::ShutOff) {
-            if running.len() >= MAX_RUNNING {
-                warn!(
-                    uri = connection.uri(),
-                    "more than {MAX_RUNNING} domains run; the others are not recognised"
-                );
-                break;
-            }
-            if let Some(domain) = one(connection, record.uuid)? {
-                running.insert(domain.uuid.clone(), domain);
-            }
-        }
-        Ok(running)
-    }
-
-    /// The domain as it runs; none when it does not run, or tells nothing.
-    fn one(connection: &Connection, uuid: Uuid) -> Result<Option<Arc<RunningDomain>>, Error> {
-        let look = || {
-            let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(None) };
-            if !domain.is_active()? {
-                return Ok(None);
-            }
-            domain.xml(XmlKind::default()).map(Some)
-        };
-        let xml = match look() {
-            Ok(xml) => xml,
-            Err(error) if error.kind == ErrorKind::Connection => return Err(error),
-            // It went away meanwhile, or is in no state to be asked: an event will tell.
-            Err(error) => {
-                debug!(%uuid, "can't read its XML: {error}");
-                None
-            }
-        };
-        Ok(xml.and_then(|xml| match read(&xml) {
-            // The UUID that libvirt goes by, whatever the text says.
-            Ok(domain) => Some(Arc::new(RunningDomain { uuid: uuid.to_string(), ..domain })),
-            Err(error) => {
-                warn!(%uuid, "can't make sense of its XML: {}", escaped(&error.to_string()));
-                None
-            }
-        }))
-    }
 }
 
 #[cfg(test)]

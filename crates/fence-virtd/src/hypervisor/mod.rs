@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Connections to libvirt, and what is known of its domains.
+//! Connections to libvirt, and the domains that it shows.
 
+#[cfg(feature = "libvirt")]
+pub(crate) mod follow;
 pub(crate) mod inventory;
+#[cfg(feature = "libvirt")]
+mod memory;
+#[cfg(feature = "libvirt")]
+pub(crate) mod news;
 #[cfg(not(feature = "libvirt"))]
 #[path = "absent.rs"]
 mod pool;
 #[cfg(feature = "libvirt")]
 mod pool;
+#[cfg(feature = "libvirt")]
+pub(crate) mod running;
 
 pub(crate) use self::pool::*;

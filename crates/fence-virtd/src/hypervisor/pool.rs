@@ -1,49 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One hypervisor: its connections, kept up; calls to it, each on a blocking thread with a deadline; and what was
-//! seen of its domains.
+//! Connections to one hypervisor, and calls to it, each on a blocking thread with a deadline.
 //!
-//! One task per hypervisor (`keep_up`) opens the first connection, listens to lifecycle events and, when the
-//! connection is lost, opens another, for ever. A connection makes one call at a time, so each call takes an idle one
-//! or opens another. A blocked call can't be cancelled: it keeps its thread, its connection and its permit until
-//! libvirt's keepalive ends it; nobody waits for it longer than its deadline.
+//! One task per hypervisor (`maintain_connection`) opens the first connection, listens to lifecycle events and, when
+//! the connection is lost, opens another, for ever. A connection makes one call at a time, so each call takes an idle
+//! connection or opens another. A blocked call can't be cancelled: it keeps its thread, its connection and its permit
+//! until libvirt's keepalive ends it. Callers wait for it until their deadline and no longer.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use libvirt_host::{Connection, Error, ErrorKind, EventSubscription, LifecycleEvent, LifecycleKind, Uuid};
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use libvirt_host::{Connection, Error, ErrorKind, EventSubscription, Uuid};
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
+use super::memory::SeenDomains;
+use super::news::DomainEvent;
+use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::locks::lock;
 
-/// Calls to one hypervisor that may be under way at once, each on a connection of its own.
+/// Calls to one hypervisor that may be in flight at once, each on a connection of its own.
 const MAX_CALLS: usize = 64;
-/// Connections that are kept when nothing is to be done.
+/// Idle connections that are kept.
 const KEPT_CONNECTIONS: usize = 8;
-/// The pause before a lost connection is opened again: doubled each time, from and to these.
-const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// How long after the loss of a connection calls wait for another: libvirtd restarts in less.
+/// Pause before a lost connection is opened again.
+const RECONNECT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+/// Time after the loss of a connection for which calls wait for another: libvirtd restarts in less.
 const RECONNECT_GRACE: Duration = Duration::from_secs(3);
-/// How long the start waits for a first connection.
+/// Time that the start of the daemon waits for a first connection.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
-/// Domains that are remembered.
-const MAX_REMEMBERED: usize = 16_384;
-/// Lifecycle events that are kept for those who have not looked at them yet.
+/// Lifecycle events that are kept for a follower that has not read them yet.
 const EVENT_QUEUE: usize = 1024;
-/// How long "it went off here" stands for a domain that left no definition. After that it may well live elsewhere.
-const POWER_OFF_TTL: Duration = Duration::from_secs(600);
 
-/// Every hypervisor that the daemon has to do with, by URI: whoever needs one shares its connections, and what a
-/// test driver reads from a file is the same for all.
+/// All hypervisors that the daemon uses, by URI. All users of one share its connections, so that all see the same
+/// domains of a test driver that reads a file.
 #[derive(Clone, Default)]
 pub(crate) struct Hypervisors(Arc<Mutex<Vec<Arc<Hypervisor>>>>);
 
 impl Hypervisors {
-    /// The hypervisor at `uri`; connects to it when it is asked for the first time. Must run inside the runtime.
+    /// Returns the hypervisor at `uri`. The first call connects to it. Must run inside the runtime.
     pub(crate) fn at(&self, uri: &str) -> Arc<Hypervisor> {
         let mut all = lock(&self.0);
         if let Some(known) = all.iter().find(|it| it.uri == uri) {
@@ -54,7 +50,7 @@ impl Hypervisors {
         new
     }
 
-    /// Those that were asked for.
+    /// Returns all hypervisors that are in use.
     pub(crate) fn all(&self) -> Vec<Arc<Hypervisor>> {
         lock(&self.0).clone()
     }
@@ -70,51 +66,7 @@ pub(crate) struct Hypervisor {
     news: broadcast::Sender<DomainEvent>,
 }
 
-/// What others may want to look at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum DomainEvent {
-    /// Something happened to this domain.
-    Domain(Uuid),
-    /// The connection is new: anything may have happened.
-    Everything,
-}
-
-/// What whoever follows a hypervisor's domains is to look at.
-pub(crate) enum RefreshScope {
-    Everything,
-    These(HashSet<Uuid>),
-}
-
-impl RefreshScope {
-    /// Waits for news and takes all that have piled up.
-    pub(crate) async fn next(news: &mut broadcast::Receiver<DomainEvent>) -> Self {
-        let mut domains = HashSet::new();
-        match news.recv().await {
-            Ok(DomainEvent::Domain(uuid)) => drop(domains.insert(uuid)),
-            Ok(DomainEvent::Everything) | Err(RecvError::Lagged(_)) => return Self::Everything,
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
-        loop {
-            match news.try_recv() {
-                Ok(DomainEvent::Domain(uuid)) => drop(domains.insert(uuid)),
-                Ok(DomainEvent::Everything) | Err(TryRecvError::Lagged(_)) => return Self::Everything,
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return Self::These(domains),
-            }
-        }
-    }
-
-    /// After a look that failed, so that nothing was learnt and it has to be everything: returns when the connection is new,
-    /// or after a pause.
-    pub(crate) async fn again(news: &mut broadcast::Receiver<DomainEvent>, pause: Duration) -> Self {
-        let new = async {
-            while !matches!(news.recv().await, Ok(DomainEvent::Everything) | Err(RecvError::Closed)) {}
-        };
-        let _ = tokio::time::timeout(pause, new).await;
-        Self::Everything
-    }
-}
-
-/// Why a call to a hypervisor has no result.
+/// Reason why a call to a hypervisor has no result.
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// libvirt refused or failed.
@@ -125,7 +77,7 @@ pub(crate) enum CallError {
     Down { uri: String, reason: String },
     /// No answer in time.
     Slow { uri: String },
-    /// Too many calls are under way: most of them hang.
+    /// Too many calls are in flight: most of them hang.
     Busy { uri: String },
 }
 
@@ -154,10 +106,10 @@ impl std::error::Error for CallError {}
 
 #[derive(Clone)]
 enum ConnectionStatus {
-    /// The first attempt is under way.
+    /// The first attempt has not ended.
     Starting,
     Up,
-    /// Not reachable, for this reason, since then.
+    /// Not reachable: the reason, and since when.
     Down(String, Instant),
 }
 
@@ -185,12 +137,12 @@ impl Hypervisor {
         &self.uri
     }
 
-    /// Whether there is a connection.
+    /// Returns whether there is a connection.
     pub(crate) fn is_up(&self) -> bool {
         matches!(*self.status.borrow(), ConnectionStatus::Up)
     }
 
-    /// What happens from now on. Who falls behind by more than [`NEWS`] has to look at everything.
+    /// Returns the events from now on. A follower that is more than [`EVENT_QUEUE`] behind has to read everything.
     pub(crate) fn news(&self) -> broadcast::Receiver<DomainEvent> {
         self.news.subscribe()
     }
@@ -208,15 +160,15 @@ impl Hypervisor {
         }
     }
 
-    /// A call that only looks: may be made again on another connection when one is lost.
-    pub(crate) async fn ask<T, F>(self: &Arc<Self>, until: Instant, look: F) -> Result<T, CallError>
+    /// Makes a call that only reads. When its connection is lost, the call is repeated on another.
+    pub(crate) async fn ask<T, F>(self: &Arc<Self>, until: Instant, read: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: Fn(&Connection) -> Result<T, Error> + Send + Sync + 'static,
     {
-        let look = Arc::new(look);
+        let read = Arc::new(read);
         loop {
-            let again = Arc::clone(&look);
+            let again = Arc::clone(&read);
             match self.call(until, move |connection| again(connection)).await {
                 Err(CallError::Lost(lost)) if Instant::now() < until => {
                     debug!(uri = %self.uri, error = %lost.error, "asking again");
@@ -227,7 +179,7 @@ impl Hypervisor {
     }
 
     /// Runs `work` on a blocking thread with a connection. Waits for a connection, and for the work, until `until`
-    /// and no longer; work that was begun goes on.
+    /// and no longer; work that has begun goes on.
     pub(crate) async fn call<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
     where
         T: Send + 'static,
@@ -240,10 +192,10 @@ impl Hypervisor {
         let this = Arc::clone(self);
         let running = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let slot = this.slot()?;
-            let result = work(&slot.connection);
-            this.give_back(&slot);
-            result.map_err(|error| this.sorted(error))
+            let pooled = this.take_connection()?;
+            let result = work(&pooled.connection);
+            this.give_back(&pooled);
+            result.map_err(|error| this.call_error(error))
         });
         match tokio::time::timeout_at(deadline, running).await {
             Ok(Ok(result)) => result,
@@ -252,8 +204,8 @@ impl Hypervisor {
         }
     }
 
-    /// Waits for a connection until `deadline`; no longer than [`PATIENCE`] after it was lost, so that what is gone
-    /// for good delays nobody.
+    /// Waits for a connection until `deadline`, and no longer than [`RECONNECT_GRACE`] after the last one was lost,
+    /// so that a hypervisor that is gone for good delays nobody.
     async fn wait_until_up(&self, deadline: tokio::time::Instant) -> Result<(), CallError> {
         let mut status = self.status.subscribe();
         loop {
@@ -275,42 +227,44 @@ impl Hypervisor {
         }
     }
 
-    /// An idle connection, or a new one. On a blocking thread.
-    fn slot(&self) -> Result<Arc<PooledConnection>, CallError> {
+    /// Returns an idle connection, or a new one. Runs on a blocking thread.
+    fn take_connection(&self) -> Result<Arc<PooledConnection>, CallError> {
         {
             let pool = lock(&self.pool);
             let alive = || pool.iter().filter(|it| it.connection.is_alive());
             let idle = alive().find(|it| it.calls.load(Ordering::Relaxed) == 0);
             let chosen = if self.may_have_several() { idle } else { alive().next() };
-            if let Some(slot) = chosen {
-                slot.calls.fetch_add(1, Ordering::Relaxed);
-                return Ok(Arc::clone(slot));
+            if let Some(pooled) = chosen {
+                pooled.calls.fetch_add(1, Ordering::Relaxed);
+                return Ok(Arc::clone(pooled));
             }
             if pool.is_empty() || !self.may_have_several() {
                 return Err(self.down("the connection was lost a moment ago"));
             }
         }
-        let connection = Connection::open(&self.uri).map_err(|error| self.sorted(error))?;
-        let slot = Arc::new(PooledConnection { connection, calls: AtomicUsize::new(1) });
-        lock(&self.pool).push(Arc::clone(&slot));
-        Ok(slot)
+        let connection = Connection::open(&self.uri).map_err(|error| self.call_error(error))?;
+        let pooled = Arc::new(PooledConnection { connection, calls: AtomicUsize::new(1) });
+        lock(&self.pool).push(Arc::clone(&pooled));
+        Ok(pooled)
     }
 
-    fn give_back(&self, slot: &Arc<PooledConnection>) {
-        slot.calls.fetch_sub(1, Ordering::Relaxed);
+    fn give_back(&self, pooled: &Arc<PooledConnection>) {
+        pooled.calls.fetch_sub(1, Ordering::Relaxed);
         let mut pool = lock(&self.pool);
-        let too_many = pool.len() > KEPT_CONNECTIONS && !pool.first().is_some_and(|it| Arc::ptr_eq(it, slot));
-        if too_many || !slot.connection.is_alive() {
-            pool.retain(|it| !Arc::ptr_eq(it, slot));
+        let too_many =
+            pool.len() > KEPT_CONNECTIONS && !pool.first().is_some_and(|it| Arc::ptr_eq(it, pooled));
+        if too_many || !pooled.connection.is_alive() {
+            pool.retain(|it| !Arc::ptr_eq(it, pooled));
         }
     }
 
-    /// Every connection to a test driver that reads a file has domains of its own.
+    /// Returns whether several connections see the same domains. Each connection to a test driver that reads a file
+    /// has domains of its own.
     fn may_have_several(&self) -> bool {
         !self.uri.starts_with("test:///") || self.uri == "test:///default"
     }
 
-    fn sorted(&self, error: Error) -> CallError {
+    fn call_error(&self, error: Error) -> CallError {
         let lost = error.kind == ErrorKind::Connection;
         let named = UriError { uri: self.uri.clone(), error };
         if lost { CallError::Lost(named) } else { CallError::Refused(named) }
@@ -335,37 +289,37 @@ impl Hypervisor {
     }
 
     async fn maintain_connection(self: Arc<Self>) {
-        let mut pause = RECONNECT_BACKOFF.0;
-        let mut said = None;
+        let (mut backoff, mut logged) = (RECONNECT_BACKOFF, OncePerReason::default());
         loop {
             match self.connect().await {
                 Ok((count, _events, mut lost)) => {
                     info!(uri = %self.uri, domains = count, "connected to libvirt");
-                    (pause, said) = (RECONNECT_BACKOFF.0, None);
+                    backoff.reset();
+                    logged.forget();
                     self.status.send_replace(ConnectionStatus::Up);
                     let _ = self.news.send(DomainEvent::Everything);
-                    let why = lost.recv().await.unwrap_or_else(|| "closed".to_owned());
-                    warn!(uri = %self.uri, reason = %why, "lost libvirt; requests for its domains fail until it is back");
-                    self.set_down(why);
+                    let reason = lost.recv().await.unwrap_or_else(|| "closed".to_owned());
+                    warn!(
+                        uri = %self.uri, %reason,
+                        "lost libvirt: requests for its domains fail until the connection is restored"
+                    );
+                    self.set_down(reason);
                     lock(&self.pool).clear();
                     lock(&self.memory).forget_power_offs();
                 }
                 Err(error) => {
                     let reason = error.to_string();
-                    // Once for each reason: it is tried again every few seconds, perhaps for hours.
-                    if said.as_ref() != Some(&reason) {
-                        warn!(uri = %self.uri, reason = %reason, "can't connect to libvirt; trying again");
-                        said = Some(reason.clone());
+                    if logged.is_new(&reason) {
+                        warn!(uri = %self.uri, %reason, "can't connect to libvirt; trying again");
                     }
                     self.set_down(reason);
                 }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RECONNECT_BACKOFF.1);
+            tokio::time::sleep(backoff.next_pause()).await;
         }
     }
 
-    /// Opens the first connection, listens to its events, and looks at all domains once.
+    /// Opens the first connection, subscribes to its events, and lists all domains once.
     async fn connect(
         self: &Arc<Self>,
     ) -> Result<(usize, EventSubscription, mpsc::UnboundedReceiver<String>), Error> {
@@ -374,11 +328,11 @@ impl Hypervisor {
         let opened = tokio::task::spawn_blocking(move || {
             let connection = Connection::open(&this.uri)?;
             connection.on_close(move |reason| drop(lost.send(format!("{reason:?}"))));
-            // A weak reference: the connection must not keep its own keeper alive.
+            // A weak reference, so that the connection does not keep its owner alive.
             let weak = Arc::downgrade(&this);
             let events = connection.watch_lifecycle(move |event| {
                 if let Some(this) = weak.upgrade() {
-                    lock(&this.memory).saw(&event);
+                    lock(&this.memory).record_event(&event);
                     let _ = this.news.send(DomainEvent::Domain(event.uuid));
                 }
             })?;
@@ -398,101 +352,29 @@ impl Hypervisor {
         }
     }
 
-    /// Whether the domain was here when this hypervisor was last heard of.
+    /// Returns whether the domain was here when this hypervisor could last be read.
     pub(crate) fn has_seen(&self, uuid: Uuid) -> bool {
-        lock(&self.memory).domains.get(&uuid).is_some_and(|it| it.went_off.is_none())
+        lock(&self.memory).is_present(uuid)
     }
 
-    /// Whether another domain with this name was here when this hypervisor was last heard of.
+    /// Returns whether another domain with this name was here when this hypervisor could last be read.
     pub(crate) fn has_seen_another(&self, name: &str, uuid: Uuid) -> bool {
-        let memory = lock(&self.memory);
-        memory.domains.iter().any(|(it, known)| *it != uuid && known.name == name && known.went_off.is_none())
+        lock(&self.memory).is_another_present(name, uuid)
     }
 
-    /// Whether one of the domains that were seen here is such a one. Those that have gone since are among them.
-    pub(crate) fn remembers(&self, is_it: impl Fn(Uuid, &str) -> bool) -> bool {
-        lock(&self.memory).domains.iter().any(|(uuid, known)| is_it(*uuid, &known.name))
+    /// Returns whether a domain that was seen here, gone or not, has the property.
+    pub(crate) fn remembers(&self, has_property: impl Fn(Uuid, &str) -> bool) -> bool {
+        lock(&self.memory).any(has_property)
     }
 
-    /// A domain that is no longer defined and was seen to go off here, within the last ten minutes and with
+    /// Returns a domain that is no longer defined and was seen to go off here, within the last ten minutes and with
     /// lifecycle events watched all the time since.
     pub(crate) fn gone_off(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {
-        let memory = lock(&self.memory);
-        let (uuid, record) = match uuid.and_then(|it| memory.domains.get_key_value(&it)) {
-            Some(found) => found,
-            None => {
-                let name = name?;
-                let mut called = memory.domains.iter().filter(|(_, it)| it.name == name);
-                let found = called.next()?;
-                if called.next().is_some() {
-                    return None;
-                }
-                found
-            }
-        };
-        let went_off = record.went_off?;
-        (went_off.elapsed() < POWER_OFF_TTL).then(|| (*uuid, record.name.clone()))
+        lock(&self.memory).powered_off(uuid, name)
     }
 
-    /// Our own action ended it.
-    pub(crate) fn saw_gone_off(&self, uuid: Uuid) {
-        if let Some(record) = lock(&self.memory).domains.get_mut(&uuid) {
-            record.went_off = Some(Instant::now());
-        }
-    }
-}
-
-/// What was seen of a hypervisor's domains. Needed for one question only: whether a domain that is no longer there
-/// went off here, or went away.
-#[derive(Default)]
-struct SeenDomains {
-    domains: HashMap<Uuid, SeenDomain>,
-}
-
-struct SeenDomain {
-    name: String,
-    /// When it was last seen to go off for good, here: not moved to another host, not saved.
-    went_off: Option<Instant>,
-}
-
-impl SeenDomains {
-    fn record_present(&mut self, uuid: Uuid, name: &str) {
-        if self.domains.len() >= MAX_REMEMBERED && !self.domains.contains_key(&uuid) {
-            self.forget_some();
-        }
-        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), went_off: None });
-    }
-
-    fn saw(&mut self, event: &LifecycleEvent) {
-        // VIR_DOMAIN_EVENT_STOPPED_*: SHUTDOWN 0, DESTROYED 1, CRASHED 2, MIGRATED 3, SAVED 4, FAILED 5,
-        // FROM_SNAPSHOT 6. What was migrated or saved may be on elsewhere.
-        let for_good = matches!(event.detail, 0 | 1 | 2 | 5);
-        match event.kind {
-            LifecycleKind::Stopped => {
-                if !self.domains.contains_key(&event.uuid) {
-                    self.record_present(event.uuid, &event.name);
-                }
-                if let Some(record) = self.domains.get_mut(&event.uuid) {
-                    record.went_off = for_good.then(Instant::now);
-                }
-            }
-            // Say nothing about power.
-            LifecycleKind::Undefined | LifecycleKind::DevicesChanged => {}
-            _ => self.record_present(event.uuid, &event.name),
-        }
-    }
-
-    /// Events may have been missed: what is not there any more may have gone anywhere.
-    fn forget_power_offs(&mut self) {
-        for record in self.domains.values_mut() {
-            record.went_off = None;
-        }
-    }
-
-    fn forget_some(&mut self) {
-        self.domains.retain(|_, it| it.went_off.is_none());
-        if self.domains.len() >= MAX_REMEMBERED {
-            self.domains.clear();
-        }
+    /// Records that our own action powered the domain off.
+    pub(crate) fn record_power_off(&self, uuid: Uuid) {
+        lock(&self.memory).record_power_off(uuid);
     }
 }

@@ -19,7 +19,8 @@ use self::connection::SerialConnection;
 use super::StartError;
 use super::rules::CurrentRules;
 use crate::hypervisor::Hypervisors;
-use crate::hypervisor::inventory::{GuestPort, Inventory, PortKind, RunningDomain, follow};
+use crate::hypervisor::inventory::{GuestPort, Inventory, PortKind, RunningDomain};
+use crate::hypervisor::running::follow_running;
 use crate::listener::limits::MAX_LINES;
 use crate::service::Service;
 
@@ -52,7 +53,7 @@ impl Serial {
         let Settings { uri, path, mode } = settings;
         let shown = path.as_deref().map_or_else(|| "any".to_owned(), shown);
         info!(%uri, %mode, path = %shown, "listening on sockets of domains");
-        Ok(Self { service, rules, mode: *mode, path: path.clone(), inventory: follow(&hypervisor) })
+        Ok(Self { service, rules, mode: *mode, path: path.clone(), inventory: follow_running(&hypervisor) })
     }
 
     /// Serves for ever.

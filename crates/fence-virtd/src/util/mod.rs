@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Small parts that know nothing of fencing.
 
+pub(crate) mod backoff;
 pub(crate) mod join;
 pub(crate) mod locks;
 pub(crate) mod outlet;

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The inventory of a hypervisor, kept up to date by one task ([`follow`](super::follow)).
+
+use std::sync::Arc;
+
+use fence_wire::escaped;
+use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, State, Uuid, XmlKind};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::follow::{DomainFollower, DomainReading, follow};
+use super::inventory::{Inventory, RunningDomain, RunningDomains, read};
+use super::pool::Hypervisor;
+
+/// Follows the running domains of a hypervisor as long as the result is held. Must run inside the runtime.
+pub(crate) fn follow_running(hypervisor: &Arc<Hypervisor>) -> Inventory {
+    let (sender, running) = watch::channel(RunningDomains::new());
+    follow(hypervisor, Arc::new(RunningFollower { running: sender }));
+    Inventory { running, local: is_local(hypervisor.uri()) }
+}
+
+/// Returns whether the URI has no host in it: `qemu:///system`, `qemu+unix:///system?socket=…`.
+fn is_local(uri: &str) -> bool {
+    uri.split_once("://").is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(['/', '?']))
+}
+
+struct RunningFollower {
+    running: watch::Sender<RunningDomains>,
+}
+
+impl DomainFollower for RunningFollower {
+    type Domain = Arc<RunningDomain>;
+    const BEYOND_LIMIT: &'static str = "requests of the other domains have no known source";
+
+    fn read_listed(
+        &self,
+        connection: &Connection,
+        record: DomainRecord,
+    ) -> Result<Option<Self::Domain>, Error> {
+        if record.state == State::ShutOff {
+            return Ok(None);
+        }
+        self.read_one(connection, record.uuid)
+    }
+
+    /// Reads the domain as it runs; none if it does not run, or if its XML can't be used.
+    fn read_one(&self, connection: &Connection, uuid: Uuid) -> Result<Option<Self::Domain>, Error> {
+        let active_xml = || {
+            let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(None) };
+            if !domain.is_active()? {
+                return Ok(None);
+            }
+            domain.xml(XmlKind::default()).map(Some)
+        };
+        let xml = match active_xml() {
+            Ok(xml) => xml,
+            Err(error) if error.kind == ErrorKind::Connection => return Err(error),
+            // The domain went away meanwhile, or its state allows no reading: an event will follow.
+            Err(error) => {
+                debug!(%uuid, "can't read the domain's XML: {error}");
+                None
+            }
+        };
+        Ok(xml.and_then(|xml| match read(&xml) {
+            // The UUID that libvirt goes by, whatever the text says.
+            Ok(domain) => Some(Arc::new(RunningDomain { uuid: uuid.to_string(), ..domain })),
+            Err(error) => {
+                warn!(%uuid, "can't make sense of the domain's XML: {}", escaped(&error.to_string()));
+                None
+            }
+        }))
+    }
+
+    fn update(&self, reading: DomainReading<Self::Domain>) {
+        self.running.send_if_modified(|known| !reading.apply_to(known, |uuid| uuid.to_string()).is_empty());
+    }
+
+    async fn until_unused(&self) {
+        self.running.closed().await;
+    }
+}
