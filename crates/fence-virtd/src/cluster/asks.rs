@@ -11,9 +11,9 @@
 //!   cancel   ────────────▶   (nobody waits any more: what has not begun does not)
 //! ```
 //!
-//! "Go" says how much time is left, and the owner counts it from the moment when it said "taken": however late a
-//! message comes, the owner never acts after the asker's deadline, and no clocks are compared. An asker that left the
-//! group, or whose client did, says no "go".
+//! "Go" says how much time is left, and the owner counts it from the moment when it said "taken": however
+//! late a message comes, the owner never acts after the asker's deadline, and no clocks are compared. An
+//! asker that left the group, or whose client did, says no "go".
 //!
 //! Pure but for the channels that it tells: it sends nothing and waits for nothing.
 
@@ -29,7 +29,8 @@ use fence_core::domain::ActionError;
 
 /// Asks of other hosts that are worked on at once.
 const MAX_SERVED: usize = 1024;
-/// No client waits longer, whatever the asker's configuration says: its client's time counts, not that of this host's.
+/// No client waits longer, whatever the asker's configuration says: its client's time counts, not that of
+/// this host's.
 pub(super) const MAX_LEFT: Duration = MAX_CLIENT_TIMEOUT;
 
 /// What this host asked others for.
@@ -63,8 +64,8 @@ pub(super) enum AskEvent {
 }
 
 impl OutgoingAsks {
-    /// `first` should be drawn: a daemon that was started anew with the same process id must not take answers that were
-    /// meant for the one before.
+    /// `first` should be drawn: a daemon that was started anew with the same process id must not take answers
+    /// that were meant for the one before.
     pub(super) fn new(first: u64) -> Self {
         Self { next: first, pending: HashMap::new() }
     }
@@ -83,8 +84,8 @@ impl OutgoingAsks {
         self.pending.remove(&ask);
     }
 
-    /// Nobody waits for it any more. An owner that was not told to go on never begins, and may be stuck: nothing waits for
-    /// its word.
+    /// Nobody waits for it any more. An owner that was not told to go on never begins, and may be stuck:
+    /// nothing waits for its word.
     pub(super) fn give_up(&mut self, ask: u64) {
         if self.pending.get(&ask).is_some_and(|it| !it.went) {
             self.pending.remove(&ask);
@@ -120,8 +121,8 @@ impl OutgoingAsks {
         }
     }
 
-    /// A member left, or this host did (`None`): nothing more is heard of what it was asked for. Gives the leases of that:
-    /// the owner may be in the middle of the action.
+    /// A member left, or this host did (`None`): nothing more is heard of what it was asked for. Gives the
+    /// leases of that: the owner may be in the middle of the action.
     pub(super) fn lost(&mut self, gone: Option<Member>, why: &str) -> Vec<Lease> {
         let is_lost = |it: &OutgoingAsk| gone.is_none_or(|gone| it.to == gone);
         let asks: Vec<u64> = self.pending.iter().filter(|(_, it)| is_lost(it)).map(|(ask, _)| *ask).collect();
@@ -354,7 +355,8 @@ mod tests {
         assert!(late.try_recv().is_err());
     }
 
-    /// Else an owner that is stuck would hold up, for as long as it is, what conflicts with what it was asked for.
+    /// Else an owner that is stuck would hold up, for as long as it is, what conflicts with what it was asked
+    /// for.
     #[test]
     fn an_owner_that_was_not_told_to_go_on_holds_nothing_up() {
         let now = Instant::now();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The cpg backend: the domains of all hosts of a corosync cluster.
 //!
-//! What this host has it does itself, through the libvirt backend; what others have they are asked for. Owns the rules of
-//! that: who is to be asked, when an answer would be a guess, what a domain that moved means. Who has what, as far as it is
-//! known, and the way to the other hosts are [`crate::cluster`]'s. It must never believe the directory where a host can
-//! be asked, and never wait longer than the lease.
+//! What this host has it does itself, through the libvirt backend; what others have they are asked for. Owns
+//! the rules of that: who is to be asked, when an answer would be a guess, what a domain that moved means.
+//! Who has what, as far as it is known, and the way to the other hosts are [`crate::cluster`]'s. It must
+//! never believe the directory where a host can be asked, and never wait longer than the lease.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,10 +13,12 @@ use std::time::Instant;
 
 use fence_wire::{Action, Target};
 
+use super::asker::PendingAsk;
+use super::state::{ChangeWatch, Cluster, DomainPlace};
 use crate::backend::libvirt::LibvirtBackend;
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
-use crate::cluster::{ChangeWatch, Cluster, DomainPlace, Member, PendingAsk};
 use crate::request::lease::Lease;
+use fence_core::cluster::message::Member;
 use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
     merge,
@@ -40,7 +42,7 @@ impl CpgBackend {
         }
         let mut known = self.cluster.named(target);
         let is_here = matches!(&here, Ok(LocatedDomain::Here(_)));
-        if known.is_empty() && !is_here && self.cluster.has_old_hosts() {
+        if known.is_empty() && !is_here && self.cluster.has_legacy_hosts() {
             self.cluster.poll_legacy_hosts(until).await;
             known = self.cluster.named(target);
         }
@@ -105,7 +107,8 @@ impl CpgBackend {
         }))
     }
 
-    /// Who is to be asked now. Looks at this host's hypervisors; waits as long as what is known may become enough.
+    /// Who is to be asked now. Looks at this host's hypervisors; waits as long as what is known may become
+    /// enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
         let target = Target::new(&domain.uuid, true).map_err(|_| ActionError::Gone)?;
         loop {
@@ -144,8 +147,8 @@ impl CpgBackend {
             let mut place = self.cluster.place(&domain.uuid);
             // Old hosts' domains change in silence: nothing but a look tells that it is on at none of them.
             if !matches!(here, LocalReading::On(_))
-                && !matches!(&place, DomainPlace::On(at) if !at.iter().any(|it| self.cluster.is_old(*it)))
-                && self.cluster.has_old_hosts()
+                && !matches!(&place, DomainPlace::On(at) if !at.iter().any(|it| self.cluster.is_legacy(*it)))
+                && self.cluster.has_legacy_hosts()
             {
                 let silent = self.cluster.poll_legacy_hosts(until).await;
                 place = self.cluster.place(&domain.uuid);
@@ -206,14 +209,14 @@ impl CpgBackend {
                 | DomainPlace::Unknown => (Vec::new(), false),
             };
             let is_on_there = is_on && !at.is_empty();
-            let is_old =
-                |it: &OwnerHost| matches!(it, OwnerHost::There(member) if self.cluster.is_old(*member));
+            let is_legacy =
+                |it: &OwnerHost| matches!(it, OwnerHost::There(member) if self.cluster.is_legacy(*member));
             if !is_on
                 && (matches!(here, LocalReading::WentOff(_) | LocalReading::Resting(_))
-                    || !at.iter().all(is_old))
+                    || !at.iter().all(is_legacy))
             {
                 // They were looked at just now.
-                at.retain(|it| !is_old(it));
+                at.retain(|it| !is_legacy(it));
             }
             match here {
                 LocalReading::On(own) => {
@@ -223,8 +226,8 @@ impl CpgBackend {
                     at.insert(0, OwnerHost::Here(own));
                     return Ok(DomainOwners::At { at, is_on: true });
                 }
-                // It was on here a moment ago, and libvirt has not said yet what became of it; or this host has not heard
-                // itself yet, and so not the others either.
+                // It was on here a moment ago, and libvirt has not said yet what became of it; or this host
+                // has not heard itself yet, and so not the others either.
                 LocalReading::Resting(_) | LocalReading::No if last_on_here && !is_on_there => {
                     if changed.until(until).await {
                         continue;
@@ -383,7 +386,7 @@ impl CpgBackend {
                     }
                     other => other,
                 },
-                OwnerHost::There(member) if self.cluster.is_old(*member) => {
+                OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
                     self.cluster.legacy_on(*member, domain, lease).await
                 }
                 OwnerHost::There(member) => {
@@ -409,8 +412,8 @@ impl CpgBackend {
                 Err(ActionError::Gone) if self.went_off(own, lease.until()).await => Ok(PowerState::Off),
                 other => other,
             },
-            OwnerHost::There(member) if self.cluster.is_old(*member) => {
-                self.cluster.old_status(*member, domain, lease.until()).await
+            OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
+                self.cluster.legacy_status(*member, domain, lease.until()).await
             }
             OwnerHost::There(member) => {
                 self.cluster.ask(*member, Action::Status, domain, rests, lease)?.power(lease).await
@@ -433,9 +436,9 @@ impl CpgBackend {
             }
             OwnerHost::There(member) => *member,
         };
-        if self.cluster.is_old(member) {
+        if self.cluster.is_legacy(member) {
             // It would say "done" of a reboot that nobody saw go off.
-            let was_off = self.cluster.old_off(member, domain, lease).await?;
+            let was_off = self.cluster.legacy_off(member, domain, lease).await?;
             let restart = LegacyRestart { cluster: &self.cluster, member, domain: domain.clone() };
             let restart = (for_reboot && !was_off).then(|| Box::new(restart) as Box<dyn Restart>);
             return Ok(PowerOffResult {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the other hosts have a say in: requests of this host get their claims here ([`fence_core::cluster::claims`] decides).
+//! Claims of this host's requests: how they are made, and how the decisions about them are carried out.
+//!
+//! [`fence_core::cluster::claims`] decides.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,39 +11,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::Response;
-use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::{Cluster, ClusterState};
+use super::state::{Cluster, ClusterState};
 use crate::service::turns::{ClusterGrant, ClusterPermit, ClusterPort};
 use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
 use fence_core::cluster::claims::ClaimEffect;
+use fence_core::cluster::message::{HostMessage, Member};
 
-/// How long a member may take to say what it has under way after the membership changed, while all others wait for that.
+/// Time that a member may take to send its state after a membership change, while all others wait for it.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long the group is looked for at the start of the daemon before this host decides alone. Corosync that is stopped says
-/// neither yes nor no.
+/// Time after which this host decides alone, if corosync has not answered since the start of the daemon. A
+/// stopped corosync neither accepts nor refuses.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(4);
-/// How much later those speak that don't know what it had.
+/// Extra time before members without a copy of the silent member's state propose to exclude it.
 const EXTRA_PATIENCE_WITHOUT_STATE: Duration = Duration::from_secs(2);
 
-/// The claims of this host's requests that wait.
-#[derive(Default)]
-pub(super) struct WaitingClaims {
-    /// By number of the claim.
-    told: HashMap<u64, oneshot::Sender<Grant<()>>>,
-    /// The claim of each request that has one.
-    of_request: HashMap<u64, u64>,
-}
-
-impl WaitingClaims {
-    /// The claim of this request.
-    pub(super) fn claim_of(&self, request: u64) -> Option<u64> {
-        self.of_request.get(&request).copied()
-    }
-}
-
-/// The way of requests to the other hosts.
+/// Access of the service to the other hosts' arbitration.
 pub(crate) struct ClusterClaims(pub(crate) Arc<Cluster>);
 
 impl ClusterPort for ClusterClaims {
@@ -50,18 +36,17 @@ impl ClusterPort for ClusterClaims {
         request: &'a ArbiterRequest,
     ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
         Box::pin(async move {
-            let (tell, told) = oneshot::channel();
             let claimed = self.0.change_state(|state| {
                 let (id, effects) = state.claims.claim(request)?;
-                state.waiting.told.insert(id, tell);
-                state.waiting.of_request.insert(request.id, id);
-                Ok((effects, id))
+                let grant = state.waiting.register(id, request.id);
+                Ok((effects, (id, grant)))
             });
-            let held = match claimed {
-                Ok(id) => HeldClaim { cluster: Arc::clone(&self.0), id, request: request.id, over: false },
+            let (id, grant) = match claimed {
+                Ok(claimed) => claimed,
                 Err(why) => return Grant::Rejected(why),
             };
-            match told.await {
+            let held = HeldClaim { cluster: Arc::clone(&self.0), id, request: request.id, over: false };
+            match grant.await {
                 Ok(grant) => grant.map(|()| Box::new(held) as Box<dyn ClusterPermit>),
                 Err(_) => Grant::Rejected(Rejection::TurnLost),
             }
@@ -69,7 +54,7 @@ impl ClusterPort for ClusterClaims {
     }
 }
 
-/// A claim that waits or is in flight. Dropped before its end, nothing was done for it.
+/// Claim that waits or is in flight. A drop before the end withdraws the claim: nothing was done for it.
 struct HeldClaim {
     cluster: Arc<Cluster>,
     id: u64,
@@ -79,7 +64,7 @@ struct HeldClaim {
 
 impl fmt::Debug for HeldClaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Held({})", self.id)
+        write!(f, "HeldClaim({})", self.id)
     }
 }
 
@@ -112,15 +97,8 @@ impl Drop for HeldClaim {
     }
 }
 
-impl WaitingClaims {
-    fn forget(&mut self, id: u64, request: u64) {
-        self.told.remove(&id);
-        self.of_request.remove(&request);
-    }
-}
-
 impl Cluster {
-    /// Does something with the state, and what follows from it for the claims, before anybody else does.
+    /// Changes the state and carries out the claim effects that follow, under one lock.
     pub(super) fn apply(&self, change: impl FnOnce(&mut ClusterState) -> Vec<ClaimEffect>) {
         let _: Result<(), Rejection> = self.change_state(|state| Ok((change(state), ())));
     }
@@ -133,16 +111,17 @@ impl Cluster {
         let (effects, value) = change(&mut state)?;
         let victims = self.carry_out(&mut state, effects);
         drop(state);
-        self.victims(victims);
+        self.report_victims(victims);
         Ok(value)
     }
 
-    /// Carries out what was decided. Gives those whom other hosts saw off: [`Self::victims`] is to be told without the lock.
+    /// Carries out claim effects. Returns the domains that other hosts saw off, for [`Self::report_victims`],
+    /// which must be called without the lock.
     #[must_use]
     pub(super) fn carry_out(&self, state: &mut ClusterState, effects: Vec<ClaimEffect>) -> Vec<String> {
         let mut victims = Vec::new();
         for effect in effects {
-            let (id, decided) = match effect {
+            let (id, grant) = match effect {
                 ClaimEffect::Send(message) => {
                     self.send(&message);
                     continue;
@@ -155,16 +134,13 @@ impl Cluster {
                 ClaimEffect::Coalesced(id, result) => (id, Grant::Coalesced(result)),
                 ClaimEffect::Rejected(id, why) => (id, Grant::Rejected(why)),
             };
-            if let Some(tell) = state.waiting.told.remove(&id) {
-                // Nobody there to hear it: it is being withdrawn.
-                let _ = tell.send(decided);
-            }
+            state.waiting.deliver(id, grant);
         }
         victims
     }
 
-    /// Requests of this host that came from them don't run.
-    pub(super) fn victims(&self, victims: Vec<String>) {
+    /// Rejects this host's waiting requests that came from domains which were seen off.
+    pub(super) fn report_victims(&self, victims: Vec<String>) {
         if let Some(service) = self.service() {
             for uuid in victims {
                 service.source_seen_off(&uuid);
@@ -172,16 +148,27 @@ impl Cluster {
         }
     }
 
-    /// Lets all go on without a member that has been silent for too long, and this host without corosync. Runs for ever.
+    /// Sends a message of an owner about an ask; this host's claims hear of it first.
+    pub(super) fn send_as_owner(&self, state: &mut ClusterState, message: &HostMessage) {
+        let effects = state.claims.says(message);
+        let victims = self.carry_out(state, effects);
+        // Victims are domains that another host saw off, and this message is this host's own.
+        debug_assert!(victims.is_empty());
+        self.send(message);
+    }
+
+    /// Proposes to go on without members that have been silent for too long, and lets this host go on without
+    /// corosync. Never returns.
     pub(super) async fn exclude_silent_members(self: Arc<Self>) {
         let start = Instant::now();
-        let mut since: HashMap<super::Member, Instant> = HashMap::new();
+        let mut since: HashMap<Member, Instant> = HashMap::new();
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
             if now.duration_since(start) >= JOIN_TIMEOUT && self.state().claims.is_looking() {
                 warn!(
-                    "corosync has not answered for {JOIN_TIMEOUT:?}; only what runs here can be fenced until it does"
+                    "corosync has not answered for {JOIN_TIMEOUT:?}; \
+                     only what runs here can be fenced until it does"
                 );
                 // It may have answered by now.
                 let lost = |state: &mut ClusterState| {
@@ -196,7 +183,10 @@ impl Cluster {
                 let patience =
                     if is_known { SYNC_TIMEOUT } else { SYNC_TIMEOUT + EXTRA_PATIENCE_WITHOUT_STATE };
                 if now.duration_since(began) >= patience {
-                    warn!(host = %self.name(member), "its daemon does not say what it has under way; the others go on");
+                    warn!(
+                        host = %self.name(member),
+                        "the host sent no state after the membership change; continuing without it"
+                    );
                     since.remove(&member);
                     self.apply(|state| state.claims.pass_over(member));
                 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! This daemon's membership of one group of corosync, for ever: joined again whenever corosync comes back.
 //!
-//! A thread of its own owns the [`Group`], because joining and leaving wait for corosync, without limit where corosync is
-//! stopped. [`Link`] hands it messages, [`Events`] what it has heard, in corosync's order. Between the two nothing is
-//! known of what a message says.
+//! A thread of its own owns the [`Group`], because joining and leaving wait for corosync, without limit where
+//! corosync is stopped. [`Link`] hands it messages, [`Events`] what it has heard, in corosync's order.
+//! Between the two nothing is known of what a message says.
 //!
-//! Corosync that runs and delivers nothing is as good as gone: when what was sent does not come back for [`SILENCE`], the
-//! link is lost too.
+//! Corosync that runs and delivers nothing is as good as gone: when what was sent does not come back for
+//! [`SILENCE`], the link is lost too.
 //!
-//! It must never wait for a lock, or hold one, while corosync is asked for anything; and never keep a message for a later
-//! membership than the one that its sender knew.
+//! It must never wait for a lock, or hold one, while corosync is asked for anything; and never keep a message
+//! for a later membership than the one that its sender knew.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
@@ -27,7 +27,8 @@ use tracing::{info, warn};
 #[cfg(test)]
 mod tests;
 
-/// How long what was sent may stay out. More than corosync takes to agree on who is left (token and consensus).
+/// How long what was sent may stay out. More than corosync takes to agree on who is left (token and
+/// consensus).
 const SILENCE: Duration = Duration::from_secs(20);
 /// Between two tries to join.
 const RETRY: Duration = Duration::from_secs(1);
@@ -35,7 +36,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const ROOM: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// What is still to be sent at the daemon's end gets half of this, and leaving the other half.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Messages, and their bytes, that wait for corosync. More means that corosync does not keep up: the link is lost.
+/// Messages, and their bytes, that wait for corosync. More means that corosync does not keep up: the link is
+/// lost.
 const WAITING: (usize, usize) = (8192, 16 << 20);
 /// Messages that are sent before the thread looks at what came.
 const BATCH: usize = 64;
@@ -62,7 +64,8 @@ pub(crate) enum LinkEvent {
     Message { from: Member, data: Vec<u8> },
     /// Members came or went.
     Change { members: Vec<Member>, left: Vec<(Member, Reason)>, joined: Vec<(Member, Reason)> },
-    /// The group is out of reach, for this reason. Nobody knows what became of messages that did not come back.
+    /// The group is out of reach, for this reason. Nobody knows what became of messages that did not come
+    /// back.
     Lost(String),
 }
 
@@ -121,11 +124,12 @@ impl Link {
         Ok((Self { shared: Arc::clone(&shared), ended }, LinkReceiver { shared, events }))
     }
 
-    /// Sends a message to all members, this one too, after those that were sent before. It belongs to the membership
-    /// that [`Events::next`] told of last, and is sent in no other.
+    /// Sends a message to all members, this one too, after those that were sent before. It belongs to the
+    /// membership that [`Events::next`] told of last, and is sent in no other.
     ///
     /// # Errors
-    /// [`Unsent::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be lost then.
+    /// [`Unsent::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be lost
+    /// then.
     pub(crate) fn send(&self, data: Vec<u8>) -> Result<(), SendError> {
         self.shared.state().put(data)?;
         self.shared.ring();
@@ -160,7 +164,8 @@ impl Drop for LinkReceiver {
     }
 }
 
-/// What both ends of a link see. The lock is held for a moment, and never while corosync is asked for anything.
+/// What both ends of a link see. The lock is held for a moment, and never while corosync is asked for
+/// anything.
 struct LinkShared {
     state: Mutex<LinkState>,
     bell: PipeWriter,
@@ -374,7 +379,8 @@ impl LinkThread {
         }
     }
 
-    /// Until corosync does something again, since closing what is open to it would wait for it. False: the daemon wants to leave.
+    /// Until corosync does something again, since closing what is open to it would wait for it. False: the
+    /// daemon wants to leave.
     fn wait_for_corosync(&self, group: &Group) -> bool {
         loop {
             if self.shared.state().leaving {
@@ -442,7 +448,8 @@ impl LinkThread {
         }
     }
 
-    /// Waits until one of these is readable, the bell rings, or the time is over. Whether the first of these is readable.
+    /// Waits until one of these is readable, the bell rings, or the time is over. Whether the first of these
+    /// is readable.
     fn wait(&self, descriptors: &[BorrowedFd<'_>], timeout: Option<Duration>) -> bool {
         let all = descriptors.iter().copied().chain([self.rung.as_fd()]);
         let mut polled: Vec<_> = all.map(|it| PollFd::new(it, PollFlags::POLLIN)).collect();
@@ -452,7 +459,8 @@ impl LinkThread {
         // Interrupted, or nothing in time: the caller looks at everything anyway.
         let is_some = poll(&mut polled, timeout).is_ok_and(|it| it > 0);
         if is_some && polled.last().and_then(PollFd::any) == Some(true) {
-            // In this order: a byte that came in between would be read, and the bell be taken for rung for ever.
+            // In this order: a byte that came in between would be read, and the bell be taken for rung for
+            // ever.
             let _ = (&self.rung).read(&mut [0; 8]);
             self.shared.state().rung = false;
         }

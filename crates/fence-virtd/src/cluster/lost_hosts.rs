@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Hosts that corosync lost: what proves that one of them is down, and not merely cut off (`host_down`).
 //!
-//! A [`Loss`] is one host's, from the moment when corosync stops to hear it until it hears it again. While somebody
-//! waits for the proof, a task asks for it every few seconds, once for all who wait; what was proved once stays.
+//! A [`Loss`] is one host's, from the moment when corosync stops to hear it until it hears it again. While
+//! somebody waits for the proof, a task asks for it every few seconds, once for all who wait; what was proved
+//! once stays.
 //!
-//! It must never take silence, an error or an old fencing for a proof: domains of a host that runs would be called off.
+//! It must never take silence, an error or an old fencing for a proof: domains of a host that runs would be
+//! called off.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +27,8 @@ mod tests;
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long one answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long before corosync noticed a loss the fencing that caused it may have ended: what corosync takes to notice.
+/// How long before corosync noticed a loss the fencing that caused it may have ended: what corosync takes to
+/// notice.
 const NOTICE: Duration = Duration::from_secs(30);
 /// How much a clock of another node may be ahead.
 const AHEAD: Duration = Duration::from_secs(5);
@@ -67,8 +70,8 @@ impl DownEvidence {
         Self { how: Arc::new(how), pause: PAUSE }
     }
 
-    /// Corosync does not hear this node any more, just now; or never has. `heard_since`: when it came, or, for one that was
-    /// there before us or that was never heard, when we came. Must be called in the runtime.
+    /// Corosync does not hear this node any more, just now; or never has. `heard_since`: when it came, or,
+    /// for one that was there before us or that was never heard, when we came. Must be called in the runtime.
     pub(crate) fn lost(&self, node: u32, name: Option<String>, heard_since: SystemTime) -> LostHost {
         let host = LostNode { node, name, heard_since, lost: SystemTime::now(), since: Instant::now() };
         let known = match &*self.how {
@@ -120,7 +123,8 @@ impl LostHost {
         matches!(*self.inner.known.borrow(), EvidenceState::Down(_))
     }
 
-    /// Corosync hears the node again, or is lost itself: nothing is proved by it any more, and who waits is told.
+    /// Corosync hears the node again, or is lost itself: nothing is proved by it any more, and who waits is
+    /// told.
     pub(crate) fn ended(&self) {
         self.inner.known.send_replace(EvidenceState::Back);
     }
@@ -270,7 +274,8 @@ pub(crate) fn ask_for_history(program: &Path) -> Result<usize, String> {
 /// What Pacemaker remembers of this node, latest first; `*`: of all.
 async fn history(program: &Path, node: &str) -> Result<Vec<FencingRecord>, String> {
     let told = |what: &dyn std::fmt::Display| format!("stonith_admin {what}");
-    // Without --verbose Pacemaker 2.1 leaves out fencings that are like one before, and so shows old ones only.
+    // Without --verbose Pacemaker 2.1 leaves out fencings that are like one before, and so shows old ones
+    // only.
     let arguments = ["--history", node, "--verbose", "--output-as=xml"];
     let ended = program::run(program, arguments, Instant::now() + LIMIT).await.map_err(|it| told(&it))?;
     if !ended.status.success() {

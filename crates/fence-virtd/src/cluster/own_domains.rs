@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! This host's own domains, as the other hosts are to know them.
 //!
-//! One task for each hypervisor follows libvirt's events and looks at the domains that they name, and at all of them
-//! after each connection. What several hypervisors have is merged here. Changes go to whoever publishes them; no request
-//! comes here. It must never answer for a domain: what is told may be a moment old.
+//! One task for each hypervisor follows libvirt's events and looks at the domains that they name, and at all
+//! of them after each connection. What several hypervisors have is merged here. Changes go to whoever
+//! publishes them; no request comes here. It must never answer for a domain: what is told may be a moment
+//! old.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -66,8 +67,9 @@ struct MergedDomains {
 }
 
 impl OwnDomains {
-    /// Follows the hypervisors for ever. `publish` is told every change, in order, one call at a time, and whether all
-    /// hypervisors have been looked at by now; it must not wait and not call back. Must run inside the runtime.
+    /// Follows the hypervisors for ever. `publish` is told every change, in order, one call at a time, and
+    /// whether all hypervisors have been looked at by now; it must not wait and not call back. Must run
+    /// inside the runtime.
     pub(crate) fn follow(
         hypervisors: &[Arc<Hypervisor>],
         publish: impl Fn(Vec<OwnChange>, bool) + Send + Sync + 'static,

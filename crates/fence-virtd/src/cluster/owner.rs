@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What other hosts ask this one for, carried out on its own domains.
+//! Asks of other hosts, carried out on this host's own domains: the owner's end.
 //!
-//! Each ask is a task of its own. It does not pass this host's arbiter: the asker's claim, which stands on every host,
-//! covers it. It must never pass an ask on, and never act without the asker's "go".
+//! Each ask is a task of its own. An ask does not pass this host's arbiter: the asker's claim, which stands
+//! on every host, covers it. This code must never pass an ask on, and never act without the asker's "go".
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use fence_wire::{Action, HashType, Response, Target};
 
 use super::asks::MAX_LEFT;
-use super::{Cluster, Member};
+use super::state::{Cluster, TRANSPORT};
 use crate::backend::Backend;
 use crate::request::job::RequestJob;
 use crate::request::lease::{Lease, LeaseReleased};
@@ -18,13 +18,11 @@ use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::request::trail::AgentRunTrail;
 use crate::service::{NOT_STARTED, START_LIMIT, Service};
 use fence_core::access::{AccessRules, Identity};
-use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome};
+use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
 
-/// The transport's name in records.
-pub(super) const NAME: &str = "cpg";
-/// A look that takes longer than this will not come at all.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
+/// Time after which a status check counts as failed, however much time the asker has left.
+const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -34,12 +32,12 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
         id: service.next_id(),
         arrived: Instant::now(),
         patience: Duration::from_millis(ask.left_ms).min(MAX_LEFT),
-        transport: NAME,
+        transport: TRANSPORT,
         peer: if ask.request == 0 { name } else { format!("{name} request {}", ask.request) },
         identity: Identity::default(),
         hash: HashType::None,
         key: None,
-        // Asked by the host that knows the source.
+        // The asker checked access: it knows the source.
         access: Arc::new(AccessRules::new(None)),
         action: action(ask.what),
         target: Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none()),
@@ -56,7 +54,8 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
         _ => RequestEnd::Answered { response: served.response(), reason: reason.as_deref(), delivered: true },
     };
     service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
-    // What hangs in a hypervisor may take effect later: the asker hears nothing before that, and its claim stands.
+    // An action that hangs in a hypervisor may take effect later: until then the asker gets no reply and its
+    // claim stands.
     if let Some(settled) = settled {
         settled.wait().await;
     }
@@ -72,11 +71,11 @@ struct AskExecution<'a> {
 }
 
 impl AskExecution<'_> {
-    /// Gives how it ended, and what tells when nothing more of it can take effect.
+    /// Carries the ask out. Returns its outcome, and the signal that no part of it can take effect any more.
     async fn work(&mut self, job: &RequestJob) -> (ServeOutcome, Option<LeaseReleased>) {
         let local = Arc::clone(self.cluster.local());
         let left = job.deadline();
-        let until = left.min(job.arrived + LOOK_LIMIT);
+        let until = left.min(job.arrived + STATUS_CHECK_LIMIT);
         let located = local.locate(&job.target, until).await;
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         let domain = match located {
@@ -104,7 +103,7 @@ impl AskExecution<'_> {
             let seen = local.look(&domain, until).await;
             return (seen.map_or_else(ServeOutcome::Failed, ServeOutcome::Is), None);
         }
-        let (lease, settled) = match self.cluster.taken(self.from, self.ask, left).await {
+        let (lease, settled) = match self.cluster.await_go(self.from, self.ask, left).await {
             Ok(go) => go,
             Err(error) => return (ServeOutcome::Failed(error), None),
         };
@@ -121,7 +120,7 @@ impl AskExecution<'_> {
         domain: &DomainRef,
         lease: &Lease,
     ) -> Result<ServeOutcome, ActionError> {
-        let seen_off = |was_off, starts| self.cluster.seen_off(self.from, self.ask, was_off, starts);
+        let seen_off = |was_off, starts| self.cluster.send_progress(self.from, self.ask, was_off, starts);
         match action {
             Action::On => local.on(domain, lease).await.map(|()| ServeOutcome::Done(None)),
             Action::Off => {
@@ -135,7 +134,7 @@ impl AskExecution<'_> {
                 let Some(restart) = down.restart else {
                     return Ok(ServeOutcome::Done(Some("off, and not started by this request".to_owned())));
                 };
-                // It was taken down to come up again, whatever became of the asker.
+                // The domain is off because of this reboot, so it is started even if the asker is gone.
                 let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
                 Ok(match restart.start(&rest).await {
                     Ok(()) => ServeOutcome::Done(None),
@@ -149,11 +148,53 @@ impl AskExecution<'_> {
     }
 }
 
-/// How it ended.
+/// The owner's messages.
+impl Cluster {
+    /// Sends "taken" and waits for the asker's "go".
+    async fn await_go(
+        &self,
+        from: Member,
+        ask: &AskMessage,
+        until: Instant,
+    ) -> Result<(Lease, LeaseReleased), ActionError> {
+        let claim = ask.claim.as_ref().map_or(0, |it| it.id);
+        let go = {
+            let mut state = self.state();
+            let go = state.incoming_asks.taken(from, ask.ask, Instant::now());
+            self.send_as_owner(&mut state, &HostMessage::Taken { asker: from, ask: ask.ask, claim });
+            go
+        };
+        match tokio::time::timeout_at(until.into(), go).await {
+            Ok(Ok(go)) => Ok(go),
+            Ok(Err(_)) => Err(ActionError::Lapsed("nobody at the asking host waits for it any more")),
+            Err(_) => Err(ActionError::Lapsed("the asking host did not say that it still wants it")),
+        }
+    }
+
+    fn send_progress(&self, from: Member, ask: &AskMessage, was_off: bool, starts: bool) {
+        let claim = ask.claim.as_ref().map_or(0, |it| it.id);
+        let victim = ask.uuid.clone();
+        let progress = HostMessage::Progress { asker: from, ask: ask.ask, claim, victim, was_off, starts };
+        let mut state = self.state();
+        self.send_as_owner(&mut state, &progress);
+        drop(state);
+        // Requests of the domain most likely come to the host on which it ran.
+        self.report_victims(vec![ask.uuid.clone()]);
+    }
+
+    fn reply(&self, from: Member, ask: &AskMessage, end: AskEnd) {
+        let mut state = self.state();
+        state.incoming_asks.over(from, ask.ask);
+        let claim = ask.claim.as_ref().map(|it| it.id);
+        self.send_as_owner(&mut state, &HostMessage::Reply { asker: from, ask: ask.ask, claim, end });
+    }
+}
+
+/// Outcome of an ask.
 enum ServeOutcome {
     Is(PowerState),
     Done(Option<String>),
-    /// Fenced, and then not started again.
+    /// Off as asked, and then not started again.
     NotStarted(ActionError),
     Failed(ActionError),
 }

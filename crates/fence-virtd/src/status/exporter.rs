@@ -76,7 +76,7 @@ impl Exporter {
             agent.tell(&mut to);
         }
         #[cfg(feature = "cpg")]
-        if let Some(counted) = self.cluster.as_ref().map(|it| it.counted()) {
+        if let Some(counted) = self.cluster.as_ref().map(|it| it.counts()) {
             cluster(&mut to, counted);
         }
         let (packets, kept, lost) = self.service.remembered();
@@ -94,13 +94,14 @@ impl Exporter {
 #[cfg(feature = "cpg")]
 pub(crate) fn cluster(to: &mut Registry, counted: ClusterCounts) {
     gauge(to, "corosync_up", "Whether this host is in the group of its cluster", counted.joined.into());
-    let hosts = [("new", counted.hosts), ("old", counted.old_hosts), ("not_heard", counted.not_heard)];
+    let hosts = [("new", counted.hosts), ("old", counted.legacy_hosts), ("not_heard", counted.not_heard)];
     let hosts = hosts.map(|(kind, number)| (vec![("kind", kind.to_owned())], count(number)));
     gauges(to, "cluster_hosts", "Hosts of the cluster", hosts);
     let help = "Domains that were on at a host when it was heard last";
     gauge(to, "lost_domains", help, count(counted.lost_domains));
-    let (in_flight, waiting) = counted.claims;
-    gauge(to, "claims_in_flight", "Requests of all hosts whose turn it is", count(in_flight));
-    gauge(to, "claims_waiting", "Requests of all hosts that wait for others to end", count(waiting));
+    let help = "Requests of all hosts whose turn it is";
+    gauge(to, "claims_in_flight", help, count(counted.claims_in_flight));
+    let help = "Requests of all hosts that wait for others to end";
+    gauge(to, "claims_waiting", help, count(counted.claims_waiting));
     gauge(to, "asks", "Requests that were passed on to other hosts and are not over", count(counted.asks));
 }

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Asks of this host to the owners of domains: the asker's end.
+//!
+//! An ask ends by its lease. It must never report an action that its owner has not confirmed.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_wire::{Action, Response};
+use tokio::sync::mpsc;
+
+use super::asks::{AskEvent, result};
+use super::state::Cluster;
+use crate::request::lease::Lease;
+use crate::service::NOT_STARTED;
+use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
+use fence_core::domain::{ActionError, DomainRef, PowerState};
+
+/// Time by which an owner's reply may be late: an owner with no better result replies at the deadline itself.
+const REPLY_GRACE: Duration = Duration::from_millis(500);
+
+impl Cluster {
+    /// Sends an ask to another host. The owner's work ends by the lease; [`PendingAsk`] waits for the reply.
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        to: Member,
+        action: Action,
+        domain: &DomainRef,
+        rests: bool,
+        lease: &Lease,
+    ) -> Result<PendingAsk, ActionError> {
+        let what = ask_action(action)
+            .ok_or_else(|| ActionError::Refused(format!("{action} is not for other hosts")))?;
+        let mut state = self.state();
+        let owner = state.name(to.node);
+        let gone = || ActionError::Unavailable(format!("{owner} left before it was asked"));
+        if state.me.is_none() || !state.members.contains(&to) {
+            return Err(gone());
+        }
+        let claim = state.waiting.claim_of(lease.request()).and_then(|it| state.claims.of(it)).cloned();
+        if claim.is_none() && what != AskAction::Status {
+            return Err(ActionError::Lapsed("the cluster-wide grant was lost"));
+        }
+        let left = lease.until().saturating_duration_since(Instant::now());
+        let (ask, events) = state.outgoing_asks.begin(to, lease);
+        let message = HostMessage::Ask(AskMessage {
+            to,
+            ask,
+            what,
+            uuid: domain.uuid.clone(),
+            name: domain.name.clone(),
+            claim: claim.filter(|_| what != AskAction::Status),
+            rests,
+            left_ms: left.as_millis().try_into().unwrap_or(u64::MAX),
+            request: lease.request(),
+        });
+        if !self.send(&message) {
+            state.outgoing_asks.forget(ask);
+            return Err(gone());
+        }
+        drop(state);
+        Ok(PendingAsk { cluster: Arc::clone(self), ask, to, owner, events, over: false })
+    }
+}
+
+/// Ask to another host that is not over.
+pub(crate) struct PendingAsk {
+    cluster: Arc<Cluster>,
+    ask: u64,
+    to: Member,
+    owner: String,
+    events: mpsc::UnboundedReceiver<AskEvent>,
+    over: bool,
+}
+
+/// Result of an off, or of the first half of a reboot, at another host.
+pub(crate) struct RemotePowerOff {
+    pub(crate) was_off: bool,
+    /// True if the owner starts the domain again; [`PendingAsk::done`] waits for that.
+    pub(crate) starts: bool,
+}
+
+impl fmt::Debug for PendingAsk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingAsk").field("ask", &self.ask).field("to", &self.to).finish_non_exhaustive()
+    }
+}
+
+impl PendingAsk {
+    /// Waits for the result of a status check.
+    pub(crate) async fn power(mut self, lease: &Lease) -> Result<PowerState, ActionError> {
+        match self.outcome(lease).await?.response {
+            Response::Success => Ok(PowerState::On),
+            Response::Off => Ok(PowerState::Off),
+            _ => Err(self.failed(None)),
+        }
+    }
+
+    /// Waits until the owner saw the domain off. If the owner does not start it again, waits until no part of
+    /// the work can take effect any more.
+    pub(crate) async fn down(&mut self, lease: &Lease) -> Result<RemotePowerOff, ActionError> {
+        match self.next_event(lease).await? {
+            AskEvent::SeenOff { was_off, starts } => {
+                if !starts {
+                    self.done(lease).await?;
+                }
+                Ok(RemotePowerOff { was_off, starts })
+            }
+            AskEvent::Reply(end) => {
+                let outcome = result(end, &self.owner)?;
+                Err(self.failed(outcome.reason))
+            }
+            AskEvent::Lost(why) => Err(self.lost(&why)),
+        }
+    }
+
+    /// Waits for the result of an on, or of the rest of an off or a reboot.
+    pub(crate) async fn done(&mut self, lease: &Lease) -> Result<(), ActionError> {
+        let outcome = self.outcome(lease).await?;
+        match (outcome.response, outcome.reason) {
+            (Response::Success, reason) => {
+                match reason.as_deref().and_then(|it| it.strip_prefix(NOT_STARTED)) {
+                    None => Ok(()),
+                    Some(why) => Err(ActionError::Refused(format!("{}: {why}", self.owner))),
+                }
+            }
+            (_, reason) => Err(self.failed(reason)),
+        }
+    }
+
+    async fn outcome(&mut self, lease: &Lease) -> Result<AskOutcome, ActionError> {
+        loop {
+            match self.next_event(lease).await? {
+                AskEvent::SeenOff { .. } => {}
+                AskEvent::Reply(end) => return result(end, &self.owner),
+                AskEvent::Lost(why) => return Err(self.lost(&why)),
+            }
+        }
+    }
+
+    /// Waits for the next event of the ask; an error when none comes in time. When the lease ends first, the
+    /// owner is told, and its reply waited for: it may have begun.
+    async fn next_event(&mut self, lease: &Lease) -> Result<AskEvent, ActionError> {
+        let late = tokio::time::sleep_until((lease.until() + REPLY_GRACE).into());
+        tokio::pin!(late);
+        let mut cancelled = false;
+        let event = loop {
+            tokio::select! {
+                biased;
+                event = self.events.recv() => break event,
+                () = &mut late => break None,
+                _ = lease.ended(), if !cancelled => {
+                    cancelled = true;
+                    self.cancel();
+                }
+            }
+        };
+        match event {
+            Some(event) => {
+                self.over = matches!(event, AskEvent::Reply(_) | AskEvent::Lost(_));
+                Ok(event)
+            }
+            None => Err(ActionError::Unknown(format!("{} did not answer in time", self.owner))),
+        }
+    }
+
+    fn cancel(&self) {
+        // Under the lock: messages are sent in the order in which they were decided.
+        let _state = self.cluster.state();
+        self.cluster.send(&HostMessage::Cancel { to: self.to, ask: self.ask });
+    }
+
+    fn failed(&self, reason: Option<String>) -> ActionError {
+        let reason = reason.unwrap_or_else(|| "an answer that makes no sense".to_owned());
+        ActionError::Refused(format!("{}: {reason}", self.owner))
+    }
+
+    fn lost(&self, why: &str) -> ActionError {
+        ActionError::Unknown(format!("{} was asked, and then {why}", self.owner))
+    }
+}
+
+impl Drop for PendingAsk {
+    fn drop(&mut self) {
+        if !self.over {
+            self.cancel();
+            self.cluster.state().outgoing_asks.give_up(self.ask);
+        }
+    }
+}
+
+fn ask_action(action: Action) -> Option<AskAction> {
+    Some(match action {
+        Action::Status => AskAction::Status,
+        Action::Off => AskAction::Off,
+        Action::Reboot => AskAction::Reboot,
+        Action::On => AskAction::On,
+        Action::Null | Action::Monitor | Action::List => return None,
+    })
+}

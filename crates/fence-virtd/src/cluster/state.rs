@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Data of the cluster, its lock, and the questions that everyone may ask of it.
+//!
+//! Owns [`Cluster`] and [`ClusterState`]; the files above add methods to both. The lock is held for
+//! arithmetic and for handing messages to a link. Code under it must never wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use corosync_cpg::Node;
+use fence_config::NameMode;
+use fence_wire::Target;
+use libvirt_host::Uuid;
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::asks::{IncomingAsks, OutgoingAsks};
+use super::legacy_table::LegacyHosts;
+use super::link::Link;
+use super::lost_hosts::{DownEvidence, LostHost};
+use super::own_domains::OwnDomain;
+use super::waiting::WaitingClaims;
+use crate::backend::libvirt::LibvirtBackend;
+use crate::request::lease::Lease;
+use crate::service::Service;
+use crate::util::locks::lock;
+use fence_core::cluster::claims::ClusterArbiter;
+use fence_core::cluster::directory::{Directory, DirectoryAnswer};
+use fence_core::cluster::message::{HostMessage, Member, PublishedState};
+use fence_core::domain::{DomainHome, DomainRef, ListedDomain, PowerState};
+
+/// Transport of requests from other hosts, as audit records name it.
+pub(super) const TRANSPORT: &str = "cpg";
+/// Maximum time between two checks of a waiting request, with or without a notification.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Time for which an action that an owner began may still take effect after the owner was lost.
+const EFFECT_SETTLE: Duration = Duration::from_secs(2);
+
+/// Membership of this daemon in the two process groups, and all that follows from it.
+pub(crate) struct Cluster {
+    pub(super) local: Arc<LibvirtBackend>,
+    pub(super) state: Mutex<ClusterState>,
+    /// Link to the process group of the hosts that run this daemon.
+    pub(super) link: Link,
+    /// Link to the process group of all hosts, which speaks the C daemon's messages.
+    pub(super) legacy_link: Link,
+    pub(super) name_mode: NameMode,
+    pub(super) down_evidence: DownEvidence,
+    /// Counter of changes that a request may wait for.
+    pub(super) changes: watch::Sender<u64>,
+    pub(super) service: OnceLock<Weak<Service>>,
+}
+
+/// Part of [`Cluster`] behind the lock.
+pub(super) struct ClusterState {
+    /// Member that this daemon is in the second group; none while it is not in it.
+    pub(super) me: Option<Member>,
+    /// Reason why this daemon is not in the second group, while it is not.
+    pub(super) why_not: String,
+    pub(super) members: BTreeSet<Member>,
+    pub(super) nodes: BTreeMap<u32, Option<String>>,
+    pub(super) own: BTreeMap<Uuid, OwnDomain>,
+    /// True when every hypervisor of this host was read: `own` is then complete.
+    pub(super) is_own_whole: bool,
+    pub(super) directory: Directory,
+    /// This host's claims and its replica.
+    pub(super) claims: ClusterArbiter,
+    pub(super) waiting: WaitingClaims,
+    pub(super) outgoing_asks: OutgoingAsks,
+    pub(super) incoming_asks: IncomingAsks,
+    pub(super) legacy: LegacyHosts,
+    /// Nodes that corosync hears now.
+    pub(super) ring: BTreeSet<u32>,
+    /// Time since which corosync hears a node, of every node that it heard at any time.
+    pub(super) node_up_since: BTreeMap<u32, SystemTime>,
+    /// Nodes that corosync does not hear, of those that it heard once or that its node list names.
+    pub(super) lost_nodes: BTreeMap<u32, LostHost>,
+    /// Time at which this host joined corosync last.
+    pub(super) joined_at: SystemTime,
+    pub(super) stopping: bool,
+}
+
+/// Location of a domain as far as this host knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum DomainPlace {
+    /// On at these members; at several while the domain migrates.
+    On(Vec<Member>),
+    /// On at no member, without a doubt; these members have the domain, off.
+    Off(Vec<Member>),
+    /// Last on at this node, whose daemon is not heard.
+    Lost { node: u32, why: String },
+    /// Off at every known member, and no member saw the power-off: the domain may be on at these nodes, not
+    /// heard now.
+    Doubt { nodes: Vec<u32>, why: String },
+    /// Last on at this node, which is known to be down.
+    Down(u32),
+    /// Some hosts have not published their domains yet.
+    NotYet(String),
+    /// At no host.
+    Unknown,
+}
+
+/// Numbers of the cluster for the metrics.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClusterCounts {
+    pub(crate) joined: bool,
+    /// Hosts that run this daemon, this one among them.
+    pub(crate) hosts: usize,
+    pub(crate) legacy_hosts: usize,
+    /// Nodes of corosync's list without a daemon in either group.
+    pub(crate) not_heard: usize,
+    /// Domains last seen on at hosts that are not heard now.
+    pub(crate) lost_domains: usize,
+    /// Claims of all hosts that are in flight.
+    pub(crate) claims_in_flight: usize,
+    /// Claims of all hosts that wait.
+    pub(crate) claims_waiting: usize,
+    /// Asks to other hosts that are not over.
+    pub(crate) asks: usize,
+}
+
+/// Membership and notification.
+impl Cluster {
+    /// Returns true while this host is in the second group.
+    pub(crate) fn is_joined(&self) -> bool {
+        self.state().me.is_some()
+    }
+
+    /// Returns the member that this daemon is, while it is in the second group.
+    pub(crate) fn me(&self) -> Option<Member> {
+        self.state().me
+    }
+
+    /// Returns the members of other hosts that run this daemon.
+    pub(crate) fn others(&self) -> Vec<Member> {
+        let state = self.state();
+        state.members.iter().filter(|it| Some(**it) != state.me).copied().collect()
+    }
+
+    /// Returns the reason why requests for domains of other hosts fail now.
+    pub(crate) fn standalone_reason(&self) -> String {
+        self.state().standalone_reason()
+    }
+
+    /// Returns the name of a member's host.
+    pub(crate) fn name(&self, member: Member) -> String {
+        self.state().name(member.node)
+    }
+
+    /// Begins to watch for changes of what this host knows.
+    pub(crate) fn changed(&self) -> ChangeWatch {
+        ChangeWatch(self.changes.subscribe())
+    }
+
+    pub(super) fn local(&self) -> &Arc<LibvirtBackend> {
+        &self.local
+    }
+
+    pub(super) fn service(&self) -> Option<Arc<Service>> {
+        self.service.get().and_then(Weak::upgrade)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, ClusterState> {
+        lock(&self.state)
+    }
+
+    pub(super) fn notify_waiters(&self) {
+        self.changes.send_modify(|it| *it = it.wrapping_add(1));
+    }
+
+    /// Hands a message to the link of the second group. Returns false when it cannot be sent.
+    pub(super) fn send(&self, message: &HostMessage) -> bool {
+        match message.encode() {
+            Ok(bytes) => self.link.send(bytes).is_ok(),
+            Err(error) => {
+                warn!("a message to the other hosts can't be sent: {error}");
+                false
+            }
+        }
+    }
+}
+
+/// Domains of other hosts.
+impl Cluster {
+    /// Returns the domains of the other hosts, and the hosts that are not heard.
+    pub(crate) fn list(&self) -> (Vec<ListedDomain>, Vec<String>) {
+        let state = self.state();
+        let Some(me) = state.me else { return (Vec::new(), vec![state.standalone_reason()]) };
+        let listed =
+            state.directory.others(me).filter(|it| it.state != PublishedState::Gone).map(|it| ListedDomain {
+                name: it.name.clone(),
+                uuid: it.uuid.clone(),
+                power: if it.state == PublishedState::On { PowerState::On } else { PowerState::Off },
+            });
+        (listed.collect(), state.not_heard())
+    }
+
+    /// Returns the troubles of the cluster that an administrator should know.
+    pub(crate) fn health_problems(&self) -> Vec<String> {
+        let state = self.state();
+        match state.me {
+            None => vec![format!("corosync is not there: {}", state.why_not)],
+            Some(_) => state.not_heard(),
+        }
+    }
+
+    /// Returns the numbers for the metrics.
+    pub(crate) fn counts(&self) -> ClusterCounts {
+        let state = self.state();
+        let (claims_in_flight, claims_waiting) = state.claims.counts();
+        ClusterCounts {
+            joined: state.me.is_some(),
+            hosts: state.members.len(),
+            legacy_hosts: state.legacy_members().len(),
+            not_heard: state.missing().len(),
+            lost_domains: state.directory.lost().map(|(_, count)| count).sum(),
+            claims_in_flight,
+            claims_waiting,
+            asks: state.outgoing_asks.count(),
+        }
+    }
+
+    /// Returns the domains that a target may mean, one for each UUID.
+    pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
+        let named = self.state().directory.named(target.as_str(), target.is_uuid());
+        named.into_iter().map(|(name, uuid)| DomainRef { name, uuid, home: DomainHome::Elsewhere }).collect()
+    }
+
+    /// Returns the location of a domain as far as this host knows.
+    pub(crate) fn place(&self, uuid: &str) -> DomainPlace {
+        let state = self.state();
+        match state.directory.find(uuid) {
+            DirectoryAnswer::On(at) => DomainPlace::On(at),
+            DirectoryAnswer::Lost(node) if state.is_down(node) => DomainPlace::Down(node),
+            DirectoryAnswer::Lost(node) => {
+                let since = state.lost_nodes.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
+                let name = state.name(node);
+                let since = since.unwrap_or_default();
+                let why = format!("it was last seen on at {name}, which is not heard{since}");
+                DomainPlace::Lost { node, why }
+            }
+            DirectoryAnswer::Unknown => DomainPlace::Unknown,
+            DirectoryAnswer::Off { at, seen } => state.place_off(at, seen),
+        }
+    }
+
+    /// Returns true if the domain is on at no member, and one of them saw it go off a short while ago.
+    pub(crate) fn was_seen_off(&self, uuid: &str) -> bool {
+        matches!(self.state().directory.find(uuid), DirectoryAnswer::Off { seen: true, .. })
+    }
+
+    /// Waits for the evidence that a lost node is down, where there may be any.
+    ///
+    /// # Errors
+    /// The reason why the node may run.
+    pub(crate) async fn proved(&self, node: u32, until: Instant) -> Result<String, String> {
+        let (loss, name) = {
+            let state = self.state();
+            (state.lost_nodes.get(&node).cloned(), state.name(node))
+        };
+        match loss {
+            Some(loss) => loss
+                .proved(until)
+                .await
+                .map(|proof| format!("{name} is down: {proof}"))
+                .map_err(|why| format!("no proof that {name} is down: {why}")),
+            None => Err(format!("{name} itself is there, and its daemon is not")),
+        }
+    }
+
+    /// Returns a domain and its location, for people.
+    pub(crate) fn describe(&self, domain: &DomainRef) -> String {
+        let names = match self.place(&domain.uuid) {
+            DomainPlace::On(at) | DomainPlace::Off(at) => {
+                at.iter().map(|it| self.name(*it)).collect::<Vec<_>>().join(", ")
+            }
+            _ => "a host that is not heard".to_owned(),
+        };
+        format!("{} at {names}", domain.uuid)
+    }
+
+    /// Returns true if this member runs the C daemon.
+    pub(crate) fn is_legacy(&self, member: Member) -> bool {
+        self.state().legacy_members().contains(&member)
+    }
+
+    /// Returns true if there are legacy hosts, which do not publish every change.
+    pub(crate) fn has_legacy_hosts(&self) -> bool {
+        !self.state().legacy_members().is_empty()
+    }
+
+    /// Returns true if this legacy host is known to have a domain that no other host has. Only such a host
+    /// must answer a status check.
+    pub(crate) fn has_its_own(&self, member: Member) -> bool {
+        self.state().directory.one_of(member).is_some()
+    }
+}
+
+/// Watch for changes of what this host knows, from [`Cluster::changed`].
+pub(crate) struct ChangeWatch(watch::Receiver<u64>);
+
+impl ChangeWatch {
+    /// Waits for a change, for [`POLL_INTERVAL`] at most and never past `until`. Returns false when `until`
+    /// has come.
+    pub(crate) async fn until(mut self, until: Instant) -> bool {
+        let now = Instant::now();
+        let limit = until.min(now + POLL_INTERVAL);
+        // The sender lives as long as the cluster.
+        let _ = tokio::time::timeout_at(limit.into(), self.0.changed()).await;
+        Instant::now() < until
+    }
+}
+
+impl ClusterState {
+    pub(super) fn name(&self, node: u32) -> String {
+        match self.nodes.get(&node) {
+            Some(Some(name)) => format!("node {node} ({name})"),
+            _ => format!("node {node}"),
+        }
+    }
+
+    fn standalone_reason(&self) -> String {
+        format!(
+            "corosync is not there ({}): nothing can be said of domains that don't run here",
+            self.why_not
+        )
+    }
+
+    pub(super) fn set_nodes(&mut self, nodes: Option<Vec<Node>>) {
+        self.nodes = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
+    }
+
+    /// Returns the nodes of the node list without a member in either group.
+    fn missing(&self) -> Vec<u32> {
+        let is_there =
+            |node: &u32| self.members.iter().chain(self.legacy.members()).any(|it| it.node == *node);
+        self.nodes.keys().filter(|it| !is_there(it)).copied().collect()
+    }
+
+    fn not_heard(&self) -> Vec<String> {
+        self.missing().into_iter().map(|it| format!("{} is not heard", self.name(it))).collect()
+    }
+
+    /// Returns true if there is evidence that this lost node is down.
+    fn is_down(&self, node: u32) -> bool {
+        self.lost_nodes.get(&node).is_some_and(LostHost::is_proved)
+    }
+
+    /// Returns the place of a domain that is off at these members and on at no member.
+    fn place_off(&self, at: Vec<Member>, seen: bool) -> DomainPlace {
+        if let (false, Some(member)) = (seen, self.directory.incomplete().next()) {
+            return DomainPlace::NotYet(format!("{} has not said yet what it has", self.name(member.node)));
+        }
+        let unheard: Vec<u32> = self.missing().into_iter().filter(|it| !self.is_down(*it)).collect();
+        if seen || unheard.is_empty() && !self.nodes.is_empty() {
+            return DomainPlace::Off(at);
+        }
+        let names: Vec<_> = unheard.iter().map(|it| self.name(*it)).collect();
+        let why = if names.is_empty() {
+            "it is off where it is known, and corosync.conf names no nodes: \
+             it may be on at one that is not heard"
+                .to_owned()
+        } else {
+            format!("it is off where it is known, and may be on at {}, not heard now", names.join(", "))
+        };
+        DomainPlace::Doubt { nodes: unheard, why }
+    }
+
+    /// Hands the present members to the directory.
+    pub(super) fn refresh_members(&mut self) {
+        let legacy = self.legacy_members();
+        self.directory.members(&self.members, &legacy);
+    }
+
+    /// Returns the members of the first group that are not in the second.
+    pub(super) fn legacy_members(&self) -> BTreeSet<Member> {
+        self.legacy.members().difference(&self.members).copied().collect()
+    }
+
+    /// Returns true if this host answers requests of legacy hosts that no other host answers: its node id is
+    /// the highest of all hosts that run this daemon. The second group may not have reported yet that the
+    /// members in `left` left.
+    pub(super) fn is_answering_host(&self, left: &[Member]) -> bool {
+        let is_lower = |me: Member, it: &Member| it.node <= me.node || left.contains(it);
+        self.me.is_some_and(|me| self.members.iter().all(|it| is_lower(me, it)))
+    }
+}
+
+/// Keeps the leases of asks to owners that were lost: an owner may be in the middle of an action, so
+/// conflicting requests do not begin at once.
+pub(super) fn hold_leases(leases: Vec<Lease>) {
+    if !leases.is_empty() {
+        tokio::spawn(async move {
+            tokio::time::sleep(EFFECT_SETTLE).await;
+            drop(leases);
+        });
+    }
+}
