@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a request asks for.
+//! Actions of requests.
 
 use core::fmt;
 
-/// What a request asks for, with its number on the wire.
+/// Action of a request, with its number on the wire.
 ///
-/// `metadata` and `validate-all` never leave the agent and so are not here.
+/// `metadata` and `validate-all` never leave the agent, so they are not here.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Action {
-    /// Nothing: a request that only proves that the path works.
+    /// Do nothing: the request only proves that the path works.
     Null = 0,
     /// Power the domain off, hard.
     Off = 1,
@@ -17,11 +17,11 @@ pub enum Action {
     Reboot = 2,
     /// Start the domain.
     On = 3,
-    /// Tell whether the domain is on or off.
+    /// Return whether the domain is on or off.
     Status = 4,
-    /// Tell whether the host can do its work ("device status").
+    /// Return whether the host can do its work ("device status").
     Monitor = 5,
-    /// List the domains that the asker may fence.
+    /// List the domains that the source may fence.
     List = 6,
 }
 
@@ -30,13 +30,13 @@ impl Action {
     pub const ALL: [Self; 7] =
         [Self::Null, Self::Off, Self::Reboot, Self::On, Self::Status, Self::Monitor, Self::List];
 
-    /// The byte on the wire.
+    /// Returns the byte on the wire.
     #[must_use]
     pub fn number(self) -> u8 {
         self as u8
     }
 
-    /// The name that users know it by, on command lines and in logs.
+    /// Returns the name on command lines and in logs.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -50,19 +50,19 @@ impl Action {
         }
     }
 
-    /// Whether it takes a domain down: these are the requests that can leave a cluster with no survivor.
+    /// Returns whether the action takes a domain down. Such requests can leave a cluster without a survivor.
     #[must_use]
     pub fn is_destructive(self) -> bool {
         matches!(self, Self::Off | Self::Reboot)
     }
 
-    /// Whether it changes a domain's power state.
+    /// Returns whether the action changes the power of a domain.
     #[must_use]
     pub fn changes_state(self) -> bool {
         matches!(self, Self::Off | Self::Reboot | Self::On)
     }
 
-    /// Whether it is about one domain and so needs a target.
+    /// Returns whether the action is about one domain and so needs a target.
     #[must_use]
     pub fn needs_target(self) -> bool {
         matches!(self, Self::Off | Self::Reboot | Self::On | Self::Status)
@@ -75,7 +75,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// The action byte is not one that goes over the wire.
+/// Error for an action byte that does not exist on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("unknown action {0}")]
 pub struct UnknownAction(pub u8);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What hosts tell each other through a corosync process group: the messages of the C daemon's `cpg` backend.
+//! Messages of legacy hosts: the `cpg` backend of the C daemon sends them in a corosync process group.
 //!
 //! ```text
 //! every message, 156 bytes   request, reply              domain
@@ -11,20 +11,20 @@
 //!     16  140 body                                          152    4 libvirt's number of the state
 //! ```
 //!
-//! Pads and what stands behind a NUL are whatever was in the C daemon's memory: a receiver must not look at
-//! them. Who sent a message corosync says, not the message.
+//! Pads and bytes behind a NUL are leftovers of the C daemon's memory: a receiver must not interpret them.
+//! Corosync names the sender; the message does not.
 
 use crate::action::Action;
 use crate::response::Response;
 use crate::text::{cut, until_nul};
 
-/// The process group of the C daemons of Debian 12.
+/// Process group of the C daemons of Debian 12.
 pub const CPG_GROUP: &str = "fence-agents";
-/// Bytes of a message, of whatever kind.
+/// Length of every message in bytes.
 pub const CPG_MESSAGE_LEN: usize = 156;
-/// The node id in a message that is for all.
+/// Node id of a message to all nodes.
 pub const CPG_EVERYBODY: u32 = u32::MAX;
-/// Bytes of the longest target that fits a request.
+/// Length of the longest target that fits into a request, in bytes.
 pub const CPG_TARGET_MAX: usize = 127;
 
 const REQUEST: u32 = 0;
@@ -34,95 +34,95 @@ const DOMAIN: u32 = 2;
 const TARGET: core::ops::Range<usize> = 16..144;
 const NAME: core::ops::Range<usize> = 16..81;
 const UUID: core::ops::Range<usize> = 81..146;
-/// Bytes of a name or UUID that the C daemon fills; the one behind them is not always a NUL.
+/// Bytes of a name or UUID that the C daemon fills; the byte after them is not always a NUL.
 const TEXT_MAX: usize = 64;
 
-/// One message of the group.
+/// Message of the process group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CpgMessage {
-    /// To all: whoever has the domain does it and replies.
+    /// Request to all nodes: the owner of the domain carries it out and replies.
     Request {
-        /// The sender's number of this request, from 1 in each run of its daemon; its reply carries it too.
+        /// The sender's number of this request, from 1 in each run of its daemon; the reply repeats it.
         sequence: u32,
-        /// What is asked.
+        /// The request.
         request: CpgRequest,
     },
-    /// From whoever did it.
+    /// Reply of the host that carried the request out.
     Reply {
-        /// The node that asked.
+        /// Node of the host that sent the request.
         to: u32,
-        /// The asker's number of its request.
+        /// That host's number of the request.
         sequence: u32,
-        /// The request again.
+        /// The request, repeated.
         request: CpgRequest,
-        /// How it ended. What is no response's number was decoded as a failure.
+        /// Result. A number that is no response was decoded as a failure.
         response: Response,
     },
-    /// To all: the sender has this domain.
+    /// Notice to all nodes: the sender has this domain.
     Domain(CpgDomain),
 }
 
-/// What a request asks for, as its reply repeats it.
+/// Request, as its reply repeats it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpgRequest {
-    /// None for a number that is no action. The C daemon sends off, reboot, on and status alone.
+    /// Action; none for a number that is no action. The C daemon sends off, reboot, on and status only.
     pub action: Option<Action>,
-    /// The domain's name or its UUID in text form, as the client wrote it. Bytes that are not UTF-8 were
+    /// Name of the domain or its UUID in text form, as the client wrote it. Bytes that are not UTF-8 were
     /// replaced.
     pub target: String,
-    /// The client's number of its request; 0 for status and reboot. It means nothing between hosts.
+    /// The client's number of its request; 0 for status and reboot. Hosts make no use of it.
     pub client_sequence: u32,
 }
 
-/// A domain that a host has, running or not.
+/// Domain of a host, running or not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpgDomain {
-    /// Its name; cut after 64 bytes, between two characters, when encoded. Bytes that are not UTF-8 were
+    /// Name; when encoded, cut after 64 bytes, between two characters. Bytes that are not UTF-8 were
     /// replaced.
     pub name: String,
-    /// Its UUID in text form.
+    /// UUID in text form.
     pub uuid: String,
-    /// The sender's node id.
+    /// Node id of the sender.
     pub owner: u32,
-    /// libvirt's number of the domain's state: only 5, shut off, is off.
+    /// libvirt's number of the domain's state: only 5, shut off, counts as off.
     pub state: i32,
 }
 
 impl CpgDomain {
-    /// The state of a domain that is off.
+    /// State of a domain that is off.
     pub const SHUT_OFF: i32 = 5;
-    /// The state to publish of a domain that is on.
+    /// State to publish of a domain that is on.
     pub const RUNNING: i32 = 1;
 
-    /// Whether it is on: whatever is not shut off holds its disks.
+    /// Returns whether the domain is on: every domain that is not shut off holds its disks.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.state != Self::SHUT_OFF
     }
 }
 
-/// Why a message is dropped.
+/// Reason why a message is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpgMessageError {
-    /// It has not the length of a message.
+    /// The length is not that of a message.
     #[error("{0} bytes instead of {CPG_MESSAGE_LEN}")]
     Length(usize),
-    /// No such kind.
+    /// The kind is unknown.
     #[error("unknown kind {0}")]
     Kind(u32),
-    /// A request's target fills its field without an end.
+    /// The target of a request fills its field without a NUL.
     #[error("target without an end")]
     Target,
 }
 
-/// A target has more bytes than [`CPG_TARGET_MAX`], or a NUL.
+/// Error for a target that has more bytes than [`CPG_TARGET_MAX`], or a NUL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("target of {0} bytes does not fit a message between hosts")]
 pub struct CpgTargetError(pub usize);
 
 impl CpgMessage {
-    /// The message's bytes.
+    /// Returns the bytes of the message.
     ///
     /// # Errors
     /// The target does not fit.
@@ -154,7 +154,7 @@ impl CpgMessage {
     /// Reads a message.
     ///
     /// # Errors
-    /// Why it must be dropped.
+    /// The reason why the message must be dropped.
     pub fn decode(bytes: &[u8]) -> Result<Self, CpgMessageError> {
         let bytes: &[u8; CPG_MESSAGE_LEN] =
             bytes.try_into().map_err(|_| CpgMessageError::Length(bytes.len()))?;
@@ -202,8 +202,8 @@ impl CpgRequest {
 
     fn decode(bytes: &[u8; CPG_MESSAGE_LEN]) -> Result<Self, CpgMessageError> {
         let target = until_nul(&bytes[TARGET]).ok_or(CpgMessageError::Target)?;
-        // Lossy: a target with a replaced byte is that of no domain, and its asker waits for an answer
-        // nevertheless. A byte more than was sent does no harm either: replaced bytes are three long.
+        // Lossy: a target with a replaced byte names no domain, but the sender still waits for an answer. The
+        // target may grow, which does no harm: a replaced byte is three bytes long.
         let target = String::from_utf8_lossy(target);
         Ok(Self {
             action: u8::try_from(number(bytes, 144)).ok().and_then(|it| Action::try_from(it).ok()),
@@ -297,7 +297,7 @@ mod tests {
             state: CpgDomain::RUNNING,
         };
         let mut bytes = CpgMessage::Domain(domain.clone()).encode().unwrap();
-        // What stands in the last byte of a full field is not part of it.
+        // The last byte of a full field is not part of it.
         bytes[16 + 63] = b'w';
         bytes[16 + 64] = b'x';
         let CpgMessage::Domain(read) = CpgMessage::decode(&bytes).unwrap() else { unreachable!() };

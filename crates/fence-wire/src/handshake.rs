@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The mutual challenge on TCP and vsock streams, classic and sealed, for both roles.
+//! Mutual challenge on TCP and vsock streams, classic and sealed, for both roles.
 //!
 //! ```text
 //! client                     host    classic       sealed
@@ -11,18 +11,18 @@
 //!
 //! All hashes are zero-padded to 64 bytes. R is the hash field of the sealed packet that is answered.
 //!
-//! Each state is a type, and each step consumes it, so that no step can be left out, repeated or taken out of
-//! order. The host's way ends in [`Proved`], which is the only thing that lets a request run, and in the
-//! [`ResponseWriter`] that seals its response. The client's ends in the [`ResponseSeal`] without which no
-//! response counts. The host decides when it sends C2: a client waits for it as long as its own time-out, and
-//! only an answer to a *late* C2 shows that the client is alive now.
+//! Each state is a type, and each step consumes it: no step can be left out, repeated or taken out of order.
+//! The host's states end in a [`VerifiedProof`], without which no request runs, and in the [`ResponseWriter`]
+//! that seals its response. The client's states end in the [`ResponseSeal`], without which no response
+//! counts. The host decides when it sends C2: a client waits for it until its own time-out. Only an answer to
+//! a *late* C2 shows that the client is alive now.
 //!
-//! Whether a stream is sealed follows from its packet alone. Where a classic packet came and both ends are
-//! set to authenticate with `none`, no byte of this is exchanged.
+//! The packet alone decides whether a stream is sealed. After a classic packet, where both ends have auth
+//! `none`, no byte of the handshake is exchanged.
 //!
-//! Classic hashes can be continued by whoever does not know the key: H(key ‖ C) is, for keys of some lengths,
-//! on the way to the hash of a packet that begins with C. So neither role answers a classic challenge that
-//! reads like the beginning of a request, and neither makes one: see [`draw_challenge`].
+//! Classic hashes can be extended without the key: for keys of some lengths, H(key ‖ C) is an intermediate
+//! state of the hash of a packet that begins with C. So neither role answers a classic challenge that reads
+//! like the beginning of a request, and neither makes one: see [`draw_challenge`].
 
 use crate::key::{ClassicHash, HASH_LEN, HashType, Key, same};
 use crate::layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN};
@@ -32,11 +32,11 @@ use crate::seal::{ResponseSeal, ResponseWriter, SealedRequest, SentRequests};
 const HOST_LABEL: &[u8] = b"fence_virt host\0";
 const CLIENT_LABEL: &[u8] = b"fence_virt client\0";
 
-/// A challenge from the system's random bytes, which `fill` writes. Those that a careful peer would refuse
-/// are drawn again: one in 34 million.
+/// Draws a challenge from the system's random bytes, which `fill` writes. A challenge that a careful peer
+/// would refuse, one in 34 million, is drawn again.
 ///
 /// # Errors
-/// Those of `fill`.
+/// Errors of `fill`.
 pub fn draw_challenge<E>(mut fill: impl FnMut(&mut Challenge) -> Result<(), E>) -> Result<Challenge, E> {
     let mut challenge = [0; CHALLENGE_LEN];
     loop {
@@ -47,62 +47,61 @@ pub fn draw_challenge<E>(mut fill: impl FnMut(&mut Challenge) -> Result<(), E>) 
     }
 }
 
-/// Why the peer is not believed.
+/// Reason why the peer is not believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ProofError {
-    /// The answer to our challenge is wrong: the peer has another key or another type of hash.
+    /// The answer to our challenge is wrong: the peer has another key or another hash type.
     #[error("wrong answer to the challenge: another key, or another auth type, on the peer's side")]
     WrongAnswer,
-    /// The answer to our challenge is right with another type of hash: the key is the same, the auth type is
+    /// The answer to our challenge is right with another hash type: the key is the same, the auth type is
     /// not.
     #[error("wrong answer to the challenge: the peer has the same key, and auth type {0}")]
     OtherAuth(HashType),
-    /// The answer to our challenge is not the sealed one to our packet.
+    /// The answer to our challenge is not the sealed answer to our packet.
     #[error(
         "wrong answer to the challenge: another key on the peer's side, or it speaks of another request than \
          this one"
     )]
     WrongSealedAnswer,
-    /// The peer sent our own challenge back, to have us answer it for him.
+    /// The peer sent our own challenge back, so that we would answer it for him.
     #[error("the peer sent our own challenge back")]
     Reflected,
-    /// The peer's challenge begins like a request, and its answer might be made the hash of one.
+    /// The peer's challenge begins like a request; our answer could be extended to the hash of one.
     #[error(
         "the peer's challenge reads like a request: chance (once in 34 million), or an attempt to forge one"
     )]
     LooksLikeRequest,
-    /// The stream is to be authenticated and there is no key to do it with.
+    /// The stream needs authentication, and there is no key.
     #[error("there is no key")]
     NoKey,
 }
 
-/// The peer has shown that it holds the key, now. Made only by [`HostProven::verify`] and, where the
-/// configuration asks for no authentication by name, by [`HostStream::begin`] and
-/// [`Proved::unauthenticated`].
+/// Proof that the peer holds the key, now. Made only by [`HostProven::verify`] and, where the configuration
+/// sets no authentication by name, by [`HostStream::begin`] and [`VerifiedProof::unauthenticated`].
 #[derive(Debug)]
-pub struct Proved(());
+pub struct VerifiedProof(());
 
-impl Proved {
-    /// For listeners whose transport identifies the peer (serial lines).
+impl VerifiedProof {
+    /// Makes a proof for listeners whose transport identifies the peer (serial lines).
     #[must_use]
     pub fn unauthenticated() -> Self {
         Self(())
     }
 }
 
-/// Host: how a stream begins.
+/// Host: beginning of a stream.
 #[derive(Debug)]
 pub enum HostStream<'k> {
     /// Nothing is exchanged before the response.
-    Open(Proved, ResponseWriter),
+    Open(VerifiedProof, ResponseWriter),
     /// The mutual challenge comes first.
     Challenge(HostAwaitChallenge<'k>),
 }
 
 impl<'k> HostStream<'k> {
-    /// The stream that answers a packet. `sealed` is of the packet ([`Received::sealed`](crate::Received))
-    /// and decides; `auth` is the listener's setting, for classic packets, and none where those are not
-    /// challenged.
+    /// Begins the stream that answers a packet. `sealed` is that of the packet
+    /// ([`ReceivedRequest::sealed`](crate::ReceivedRequest)) and decides. `auth` is the listener's setting
+    /// for classic packets: none if they are not challenged.
     ///
     /// # Errors
     /// [`ProofError::NoKey`].
@@ -112,22 +111,22 @@ impl<'k> HostStream<'k> {
         key: Option<&'k Key>,
     ) -> Result<Self, ProofError> {
         let mode = match (sealed, auth) {
-            (Some(sealed), _) => Mode::Sealed(sealed),
-            (None, Some(auth)) => Mode::Classic(auth),
-            (None, None) => return Ok(Self::Open(Proved(()), ResponseWriter::classic())),
+            (Some(sealed), _) => HandshakeMode::Sealed(sealed),
+            (None, Some(auth)) => HandshakeMode::Classic(auth),
+            (None, None) => return Ok(Self::Open(VerifiedProof(()), ResponseWriter::classic())),
         };
         Ok(Self::Challenge(HostAwaitChallenge { mode, key: key.ok_or(ProofError::NoKey)? }))
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Mode {
+enum HandshakeMode {
     Classic(ClassicHash),
     Sealed(SealedRequest),
 }
 
-impl Mode {
-    /// Step 4.
+impl HandshakeMode {
+    /// Computes step 4.
     fn client_answer(&self, key: &Key, c1: &Challenge, c2: &Challenge) -> [u8; HASH_LEN] {
         match self {
             Self::Classic(hash) => key.hash(*hash, c2),
@@ -135,9 +134,9 @@ impl Mode {
         }
     }
 
-    /// Whether a peer's challenge may be answered.
+    /// Checks that a peer's challenge may be answered.
     fn check(&self, theirs: &Challenge) -> Result<(), ProofError> {
-        // In sealed streams there is nothing to continue: HMACs end in a hash of their own.
+        // Sealed hashes cannot be extended: an HMAC ends in a hash of its own.
         if matches!(self, Self::Classic(_)) && begins_request(theirs) {
             return Err(ProofError::LooksLikeRequest);
         }
@@ -155,19 +154,19 @@ impl Mode {
 /// Host: waits for C1.
 #[derive(Debug)]
 pub struct HostAwaitChallenge<'k> {
-    mode: Mode,
+    mode: HandshakeMode,
     key: &'k Key,
 }
 
 impl<'k> HostAwaitChallenge<'k> {
-    /// A handshake with one classic client, whatever its packet was. [`HostStream::begin`] takes the packet's
-    /// word.
+    /// Begins a handshake with a classic client, without its packet. [`HostStream::begin`] decides by the
+    /// packet.
     #[must_use]
     pub fn classic(auth: ClassicHash, key: &'k Key) -> Self {
-        Self { mode: Mode::Classic(auth), key }
+        Self { mode: HandshakeMode::Classic(auth), key }
     }
 
-    /// Step 1 came, this is step 2: the bytes to send.
+    /// Takes step 1; returns the bytes of step 2.
     ///
     /// # Errors
     /// [`ProofError::LooksLikeRequest`]: nothing may be sent.
@@ -175,23 +174,23 @@ impl<'k> HostAwaitChallenge<'k> {
         let Self { mode, key } = self;
         mode.check(c1)?;
         let answer = match mode {
-            Mode::Classic(hash) => key.hash(hash, c1),
-            Mode::Sealed(request) => request.mac(key, HOST_LABEL).with(c1).finish(),
+            HandshakeMode::Classic(hash) => key.hash(hash, c1),
+            HandshakeMode::Sealed(request) => request.mac(key, HOST_LABEL).with(c1).finish(),
         };
         Ok((answer, HostAwaitAnswer { mode, key, c1: *c1 }))
     }
 }
 
-/// Host: has answered C1 and may send C2 whenever it wants the proof.
+/// Host: has answered C1 and may send C2 when the grant is there.
 #[derive(Debug)]
 pub struct HostAwaitAnswer<'k> {
-    mode: Mode,
+    mode: HandshakeMode,
     key: &'k Key,
     c1: Challenge,
 }
 
 impl<'k> HostAwaitAnswer<'k> {
-    /// Step 3: `c2` is sent, and its answer is awaited.
+    /// Takes step 3: the caller sends `c2`, and its answer is awaited.
     ///
     /// # Errors
     /// [`ProofError::Reflected`] when `c2` is the challenge that the client sent.
@@ -206,43 +205,43 @@ impl<'k> HostAwaitAnswer<'k> {
 /// Host: has sent C2 and waits for its answer.
 #[derive(Debug)]
 pub struct HostProven<'k> {
-    mode: Mode,
+    mode: HandshakeMode,
     key: &'k Key,
     c1: Challenge,
     c2: Challenge,
 }
 
 impl HostProven<'_> {
-    /// Step 4 came. The request may run, and its response goes through the writer.
+    /// Takes step 4. The request may run, and its response goes through the writer.
     ///
     /// # Errors
     /// [`ProofError::WrongAnswer`] or [`ProofError::WrongSealedAnswer`].
-    pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<(Proved, ResponseWriter), ProofError> {
+    pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<(VerifiedProof, ResponseWriter), ProofError> {
         let Self { mode, key, c1, c2 } = self;
         if !same(&mode.client_answer(key, &c1, &c2), answer) {
             return Err(mode.wrong_answer());
         }
         let writer = match mode {
-            Mode::Classic(_) => ResponseWriter::classic(),
-            Mode::Sealed(request) => ResponseWriter::sealed(request.response_mac(key, &c1, &c2)),
+            HandshakeMode::Classic(_) => ResponseWriter::classic(),
+            HandshakeMode::Sealed(request) => ResponseWriter::sealed(request.response_mac(key, &c1, &c2)),
         };
-        Ok((Proved(()), writer))
+        Ok((VerifiedProof(()), writer))
     }
 }
 
-/// Client: how it sent its request, and so how the stream that answers it must go.
+/// Client: form of its packets, which decides the form of the stream that answers them.
 #[derive(Clone, Debug)]
 pub enum ClientAuth<'k> {
     /// A classic packet, and no challenge.
     Open,
     /// A classic packet, and a challenge with this hash.
     Classic(ClassicHash, &'k Key),
-    /// These sealed packets.
+    /// Sealed packets, sent so far.
     Sealed(SentRequests, &'k Key),
 }
 
 impl ClientAuth<'_> {
-    /// A packet is about to be sent: where packets are sealed, an answer to it is one to be taken.
+    /// Records a packet before it is sent: of sealed packets, an answer to this one is accepted from now on.
     pub fn add(&mut self, packet: &[u8; REQUEST_LEN]) {
         if let Self::Sealed(sent, _) = self {
             sent.add(packet);
@@ -250,7 +249,7 @@ impl ClientAuth<'_> {
     }
 }
 
-/// Client: how a stream begins.
+/// Client: beginning of a stream.
 #[derive(Debug)]
 pub enum ClientStream<'k> {
     /// The response is awaited at once.
@@ -260,7 +259,7 @@ pub enum ClientStream<'k> {
 }
 
 impl<'k> ClientStream<'k> {
-    /// A stream with one host; the caller sends `c1` unless it is open.
+    /// Begins a stream with one host; the caller sends `c1` unless the stream is open.
     #[must_use]
     pub fn begin(auth: ClientAuth<'k>, c1: Challenge) -> Self {
         match auth {
@@ -278,31 +277,32 @@ pub struct ClientHandshake<'k> {
 }
 
 impl<'k> ClientHandshake<'k> {
-    /// Step 2 came.
+    /// Takes step 2.
     ///
     /// # Errors
     /// [`ProofError::WrongAnswer`], [`ProofError::OtherAuth`] or [`ProofError::WrongSealedAnswer`]: this host
-    /// does not hold the key, or has another auth type, or answers a packet that this client did not send,
-    /// and nothing it says may be believed.
+    /// does not hold the key, or has another auth type, or answers a packet that this client did not send.
+    /// Nothing that it sends may be believed.
     pub fn verify(self, answer: &[u8; HASH_LEN]) -> Result<ClientAnswer<'k>, ProofError> {
         let c1 = self.c1;
         let (mode, key) = match self.auth {
             ClientAuth::Open => return Err(ProofError::NoKey),
             ClientAuth::Classic(hash, key) if same(&key.hash(hash, &c1), answer) => {
-                (Mode::Classic(hash), key)
+                (HandshakeMode::Classic(hash), key)
             }
             ClientAuth::Classic(_, key) => return Err(other_auth(key, &c1, answer)),
             ClientAuth::Sealed(sent, key) => {
                 let request =
                     sent.answered(key, HOST_LABEL, &c1, answer).ok_or(ProofError::WrongSealedAnswer)?;
-                (Mode::Sealed(request), key)
+                (HandshakeMode::Sealed(request), key)
             }
         };
         Ok(ClientAnswer { mode, key, c1 })
     }
 }
 
-/// Why a classic answer is wrong. For people who look for the fault; it is refused whatever this says.
+/// Returns the reason why a classic answer is wrong, for people who look for the fault. It is refused in any
+/// case.
 fn other_auth(key: &Key, c1: &Challenge, answer: &[u8; HASH_LEN]) -> ProofError {
     let types = [HashType::Sha1, HashType::Sha256, HashType::Sha512];
     let is_of = |it: &HashType| it.classic().is_some_and(|hash| same(&key.hash(hash, c1), answer));
@@ -312,13 +312,13 @@ fn other_auth(key: &Key, c1: &Challenge, answer: &[u8; HASH_LEN]) -> ProofError 
 /// Client: believes the host and waits for C2.
 #[derive(Debug)]
 pub struct ClientAnswer<'k> {
-    mode: Mode,
+    mode: HandshakeMode,
     key: &'k Key,
     c1: Challenge,
 }
 
 impl ClientAnswer<'_> {
-    /// Step 3 came, this is step 4: the bytes to send, and what the response goes through.
+    /// Takes step 3; returns the bytes of step 4, and the seal that checks the response.
     ///
     /// # Errors
     /// [`ProofError::Reflected`]: the host sent C1 back. [`ProofError::LooksLikeRequest`]. Nothing may be
@@ -330,8 +330,8 @@ impl ClientAnswer<'_> {
         }
         mode.check(c2)?;
         let seal = match mode {
-            Mode::Classic(_) => ResponseSeal::classic(),
-            Mode::Sealed(request) => ResponseSeal::sealed(request.response_mac(key, &c1, c2)),
+            HandshakeMode::Classic(_) => ResponseSeal::classic(),
+            HandshakeMode::Sealed(request) => ResponseSeal::sealed(request.response_mac(key, &c1, c2)),
         };
         Ok((mode.client_answer(key, &c1, c2), seal))
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The host list: entries of fixed size after the byte 253, ended by an entry of zeros.
+//! Host list: entries of fixed size after the byte 253, and an entry of zeros at the end.
 //!
 //! ```text
 //! offset  size  field
@@ -11,31 +11,31 @@
 
 use crate::text::cut;
 
-/// Bytes of one entry.
+/// Length of an entry in bytes.
 pub const HOST_LIST_ENTRY_LEN: usize = 130;
-/// The entry that ends a list.
+/// Entry that ends a list.
 pub const HOST_LIST_END: [u8; HOST_LIST_ENTRY_LEN] = [0; HOST_LIST_ENTRY_LEN];
 
 const NAME: core::ops::Range<usize> = 0..64;
 const UUID: core::ops::Range<usize> = 64..128;
 const STATE: usize = 128;
-/// Bytes of name or UUID that fit beside the NUL.
+/// Bytes of a name or UUID that fit beside the NUL.
 const TEXT_MAX: usize = 63;
 const RUNNING: u8 = 1;
 
-/// One domain of a host list.
+/// Domain of a host list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostListEntry {
-    /// The domain's name; cut after 63 bytes, between two characters, when encoded.
+    /// Name; when encoded, cut after 63 bytes, between two characters.
     pub name: String,
-    /// The domain's UUID in text form.
+    /// UUID in text form.
     pub uuid: String,
-    /// Whether it is on. Clients know only "running" and everything else, so everything that is not off is
-    /// sent as running: a paused domain still holds its disks.
+    /// True unless the domain is off. Clients know only "running" and all other states, so every domain that
+    /// is not off is sent as running: a paused domain still holds its disks.
     pub on: bool,
 }
 
-/// What one entry's bytes are.
+/// Decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum HostListItem {
     /// A domain.
@@ -47,7 +47,7 @@ pub enum HostListItem {
 impl HostListEntry {
     const SHUT_OFF: u8 = 5;
 
-    /// The entry's bytes.
+    /// Returns the bytes of the entry.
     #[must_use]
     pub fn encode(&self) -> [u8; HOST_LIST_ENTRY_LEN] {
         let mut entry = HOST_LIST_END;
@@ -57,8 +57,8 @@ impl HostListEntry {
         entry
     }
 
-    /// Reads one entry. Never fails: names come from another machine's hypervisor and are only shown, so
-    /// bytes that are not UTF-8 are replaced and a missing NUL means that the field is full.
+    /// Reads an entry. Never fails: names come from another machine's hypervisor and are only shown. Bytes
+    /// that are not UTF-8 are replaced, and a missing NUL means that the field is full.
     #[must_use]
     pub fn decode(entry: &[u8; HOST_LIST_ENTRY_LEN]) -> HostListItem {
         let text = |field: &[u8]| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The shared key and what is computed with it.
+//! Shared key, and the hashes under it.
 
 use core::fmt;
 
@@ -9,20 +9,20 @@ use sha2::{Digest, Sha256, Sha512};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// Bytes that every hash takes on the wire; shorter digests are padded with zeros.
+/// Length of every hash on the wire in bytes; shorter digests are padded with zeros.
 pub const HASH_LEN: usize = 64;
-/// Bytes of a key file that count; what comes after them is ignored, as the reference does.
+/// Bytes of a key file that count. The bytes after them are ignored, as the C programs do.
 pub const KEY_MAX: usize = 4096;
-/// Bytes that a key must have. An empty or one-byte key file is an accident, never a secret.
+/// Least number of bytes of a key. An empty or one-byte key file is an accident, never a secret.
 pub const KEY_MIN: usize = 2;
 
-/// How a request packet is hashed: classic types with a plain keyed hash, sealed ones with an HMAC.
+/// Hash type of a request packet: classic types have a plain keyed hash, sealed ones an HMAC.
 ///
-/// The order is the order of strength: a receiver refuses a packet whose type is below its minimum.
+/// The order is that of strength: a receiver refuses a packet whose type is below its minimum.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum HashType {
-    /// No hash: anybody may send it.
+    /// No hash: any machine may send the packet.
     None = 0,
     /// SHA-1, 20 bytes.
     Sha1 = 1,
@@ -41,13 +41,13 @@ impl HashType {
     pub const ALL: [Self; 6] =
         [Self::None, Self::Sha1, Self::Sha256, Self::Sha512, Self::HmacSha256, Self::HmacSha512];
 
-    /// The byte on the wire.
+    /// Returns the byte on the wire.
     #[must_use]
     pub fn number(self) -> u8 {
         self as u8
     }
 
-    /// The name in configuration and on command lines.
+    /// Returns the name in configuration and on command lines.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -60,13 +60,13 @@ impl HashType {
         }
     }
 
-    /// The type that a name of configuration or command line stands for; case does not matter.
+    /// Returns the type with this name of configuration or command line; case does not matter.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(name))
     }
 
-    /// The plain keyed hash, for the types that are one.
+    /// Returns the plain keyed hash; none for other types.
     #[must_use]
     pub fn classic(self) -> Option<ClassicHash> {
         match self {
@@ -77,7 +77,7 @@ impl HashType {
         }
     }
 
-    /// The HMAC, for the types that are one.
+    /// Returns the HMAC; none for other types.
     #[must_use]
     pub fn sealed(self) -> Option<SealedHash> {
         match self {
@@ -88,7 +88,7 @@ impl HashType {
     }
 }
 
-/// The plain keyed hash H(key ‖ data) of classic packets and challenges.
+/// Plain keyed hash H(key ‖ data) of classic packets and challenges.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ClassicHash {
     /// SHA-1.
@@ -99,7 +99,7 @@ pub enum ClassicHash {
     Sha512,
 }
 
-/// The HMAC of everything in the sealed extension.
+/// HMAC of sealed packets, streams and responses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SealedHash {
     /// HMAC with SHA-256.
@@ -114,7 +114,7 @@ impl fmt::Display for HashType {
     }
 }
 
-/// The hash byte is of no type that this side knows.
+/// Error for a hash byte that is of no known type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("unknown hash type {0}")]
 pub struct UnknownHash(pub u8);
@@ -127,7 +127,7 @@ impl TryFrom<u8> for HashType {
     }
 }
 
-/// The content of a key file cannot serve as a key.
+/// Error for file content that cannot serve as a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum KeyError {
     /// Fewer than [`KEY_MIN`] bytes.
@@ -135,12 +135,12 @@ pub enum KeyError {
     TooShort(usize),
 }
 
-/// The secret that hosts and guests share. Wiped from memory when dropped; never shown.
+/// Secret that hosts and guests share. Wiped from memory when dropped; never shown.
 #[derive(Clone)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
 impl Key {
-    /// A key from the content of a key file: all its bytes (a line end at its end included), up to
+    /// Makes a key from the content of a key file: all its bytes (a line end at its end included), up to
     /// [`KEY_MAX`].
     ///
     /// # Errors
@@ -152,22 +152,22 @@ impl Key {
         Ok(Self(Zeroizing::new(content[..content.len().min(KEY_MAX)].to_vec())))
     }
 
-    /// How many bytes of the file count.
+    /// Returns the number of bytes of the file that count.
     #[must_use]
     pub fn length(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether both are the same secret.
+    /// Returns whether both are the same secret.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.0.as_slice().ct_eq(other.0.as_slice()).into()
     }
 
-    /// Four hex digits by which two people can tell whether they hold the same key.
+    /// Returns the fingerprint: four hex digits by which two people can tell whether they hold the same key.
     ///
-    /// Short and slow on purpose (16 bits of PBKDF2-HMAC-SHA-256 with 50 000 rounds, some ten milliseconds):
-    /// a log line with it leaves a guesser of a weak key with one in 65 536 of his candidates, at a cost.
+    /// Short and slow on purpose: 16 bits of PBKDF2-HMAC-SHA-256 with 50 000 rounds, some ten milliseconds. A
+    /// log line with it reduces a weak key's candidates to one in 65 536, at a cost for each.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         const ROUNDS: u32 = 50_000;
@@ -186,7 +186,7 @@ impl Key {
         format!("{:02x}{:02x}", sum[0], sum[1])
     }
 
-    /// H(key ‖ data), zero-padded.
+    /// Returns H(key ‖ data), zero-padded.
     pub(crate) fn hash(&self, hash: ClassicHash, data: &[u8]) -> [u8; HASH_LEN] {
         fn digest<D: Digest>(key: &[u8], data: &[u8]) -> [u8; HASH_LEN] {
             padded(&D::new().chain_update(key).chain_update(data).finalize())
@@ -198,30 +198,30 @@ impl Key {
         }
     }
 
-    /// HMAC(key, label ‖ …), which goes on with what the caller adds.
-    pub(crate) fn mac(&self, hash: SealedHash, label: &[u8]) -> Keyed {
+    /// Begins HMAC(key, label ‖ …); the caller adds the rest.
+    pub(crate) fn mac(&self, hash: SealedHash, label: &[u8]) -> KeyedMac {
         let mut keyed = match hash {
-            SealedHash::HmacSha256 => Keyed::Sha256(keyed(&self.0)),
-            SealedHash::HmacSha512 => Keyed::Sha512(keyed(&self.0)),
+            SealedHash::HmacSha256 => KeyedMac::Sha256(keyed(&self.0)),
+            SealedHash::HmacSha512 => KeyedMac::Sha512(keyed(&self.0)),
         };
         keyed.update(label);
         keyed
     }
 }
 
-/// Whether two hashes are the same in all their bytes, in a time that does not depend on where they differ.
+/// Returns whether two hashes are equal, in a time that does not depend on the place of a difference.
 pub(crate) fn same(a: &[u8; HASH_LEN], b: &[u8; HASH_LEN]) -> bool {
     a.ct_eq(b).into()
 }
 
-/// An HMAC that is being computed.
+/// HMAC in progress.
 #[derive(Clone)]
-pub(crate) enum Keyed {
+pub(crate) enum KeyedMac {
     Sha256(HmacSha256),
     Sha512(Hmac<Sha512>),
 }
 
-impl Keyed {
+impl KeyedMac {
     pub(crate) fn update(&mut self, data: &[u8]) {
         match self {
             Self::Sha256(mac) => mac.update(data),
@@ -234,7 +234,7 @@ impl Keyed {
         self
     }
 
-    /// The HMAC, zero-padded.
+    /// Returns the HMAC, zero-padded.
     pub(crate) fn finish(self) -> [u8; HASH_LEN] {
         match self {
             Self::Sha256(mac) => padded(&mac.finalize().into_bytes()),
@@ -243,7 +243,7 @@ impl Keyed {
     }
 }
 
-impl fmt::Debug for Keyed {
+impl fmt::Debug for KeyedMac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Keyed(..)")
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The request packet: one UDP datagram, or the first bytes of a TCP or vsock stream.
+//! Request packet: one UDP datagram, or the first bytes of a TCP or vsock stream.
 //!
 //! Offsets and lengths stand in `layout`. The hash covers the packet with its own 64 bytes zero:
 //!
@@ -22,32 +22,32 @@ use crate::text::{cut, until_nul};
 /// Label at the beginning of a sealed packet's HMAC.
 const LABEL: &[u8] = b"fence_virt request\0";
 
-/// A request as a client makes it and a host understands it.
+/// Request, as a client makes it and a host understands it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
-    /// What is asked.
+    /// Action of the request.
     pub action: Action,
-    /// The domain it is about; empty where the action needs none.
+    /// Domain of the request; empty where the action needs none.
     pub target: Target,
-    /// Where the host is to call back; none on TCP and vsock.
+    /// Address for the call-back; none on TCP and vsock.
     pub call_back: Option<CallBack>,
-    /// Fresh random bytes in every transmission.
+    /// Random bytes, fresh in every transmission.
     pub nonce: [u8; 6],
-    /// The client's number for the request, the same in every retransmission.
+    /// The client's number of the request, the same in every retransmission.
     pub sequence: u32,
 }
 
-/// Where a client listens for its host on multicast.
+/// Address on which a client waits for the call-back after a multicast request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct CallBack {
-    /// The client's address on the network that the datagram left by.
+    /// The client's address on the network by which the datagram left.
     pub address: IpAddr,
     /// The client's TCP port.
     pub port: u16,
 }
 
 impl Request {
-    /// The packet, with its keyed hash. [`HashType::None`] leaves the hash zero.
+    /// Returns the packet, with its keyed hash. [`HashType::None`] leaves the hash zero.
     #[must_use]
     pub fn encode(&self, hash: HashType, key: &Key) -> [u8; REQUEST_LEN] {
         let mut packet = self.encode_unhashed(hash);
@@ -57,7 +57,7 @@ impl Request {
         packet
     }
 
-    /// The packet of a client that was told to use neither hash nor key.
+    /// Returns the packet of a client that uses neither hash nor key.
     #[must_use]
     pub fn encode_unauthenticated(&self) -> [u8; REQUEST_LEN] {
         self.encode_unhashed(HashType::None)
@@ -65,13 +65,13 @@ impl Request {
 
     /// Reads a packet and checks that one of `keys` made its hash.
     ///
-    /// Gives the request, its hash type, and the place in `keys` of the key that fits (none where the packet
+    /// Returns the request, its hash type, and the index in `keys` of the matching key (none if the packet
     /// carries no hash and `minimum` allows that).
     ///
     /// # Errors
-    /// Why the packet must be dropped. Nothing in a packet is believed before its hash fits; only length,
-    /// action and hash type are looked at earlier.
-    pub fn decode(packet: &[u8], minimum: HashType, keys: &[Key]) -> Result<Received, RequestError> {
+    /// The reason why the packet must be dropped. Nothing in a packet is believed before its hash matches;
+    /// only length, action and hash type are read earlier.
+    pub fn decode(packet: &[u8], minimum: HashType, keys: &[Key]) -> Result<ReceivedRequest, RequestError> {
         let packet: &[u8; REQUEST_LEN] = packet.try_into().map_err(|_| RequestError::Length(packet.len()))?;
         let action = Action::try_from(packet[ACTION])?;
         let hash = HashType::try_from(packet[HASH_TYPE])?;
@@ -79,7 +79,7 @@ impl Request {
             return Err(RequestError::HashTooWeak { hash, minimum });
         }
         let key = if hash == HashType::None { None } else { Some(fitting_key(packet, hash, keys)?) };
-        // Nobody sends others, and `is_request_like` counts on that.
+        // No client sends other flags, and `begins_request` relies on that.
         if packet[FLAGS] & !UUID_FLAG != 0 {
             return Err(RequestError::Flags(packet[FLAGS]));
         }
@@ -95,7 +95,7 @@ impl Request {
             sequence: u32::from_le_bytes(field(packet, SEQUENCE.start)),
         };
         let sealed = SealedRequest::of_packet(packet);
-        Ok(Received { request, hash, key, sealed })
+        Ok(ReceivedRequest { request, hash, key, sealed })
     }
 
     fn encode_unhashed(&self, hash: HashType) -> [u8; REQUEST_LEN] {
@@ -126,55 +126,55 @@ impl Request {
     }
 }
 
-/// A request packet that was read and whose hash fits.
+/// Request packet that was read and whose hash matches.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Received {
+pub struct ReceivedRequest {
     /// The request.
     pub request: Request,
-    /// The type of hash that protected it.
+    /// Hash type that protected the request.
     pub hash: HashType,
-    /// Which of the receiver's keys made the hash; none where there was no hash.
+    /// Index of the receiver's key that made the hash; none without a hash.
     pub key: Option<usize>,
-    /// What binds the stream to a sealed packet; none where the packet is classic.
+    /// Binding of the stream to a sealed packet; none for a classic packet.
     pub sealed: Option<SealedRequest>,
 }
 
-/// Why a request packet is dropped.
+/// Reason why a request packet is dropped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Not exactly [`REQUEST_LEN`] bytes.
+    /// The length is not [`REQUEST_LEN`].
     #[error("{0} bytes instead of {REQUEST_LEN}")]
     Length(usize),
-    /// No such action.
+    /// The action is unknown.
     #[error(transparent)]
     Action(#[from] UnknownAction),
-    /// No such hash type.
+    /// The hash type is unknown.
     #[error(transparent)]
     Hash(#[from] UnknownHash),
-    /// The packet's hash is of a type weaker than the receiver asks for.
+    /// The hash type of the packet is weaker than the receiver's minimum.
     #[error("hash {hash} is weaker than {minimum}, the minimum here (the agent's -c or hash=)")]
     HashTooWeak {
-        /// What the packet has.
+        /// Hash type of the packet.
         hash: HashType,
-        /// What the receiver asks for.
+        /// Minimum of the receiver.
         minimum: HashType,
     },
-    /// None of the receiver's keys made the hash: the sender has another key, or somebody changed the packet.
+    /// None of the receiver's keys made the hash: the sender has another key, or the packet was changed.
     #[error("the {0} hash does not fit: another key on the sender's side, or a changed packet")]
     HashMismatch(HashType),
-    /// Flags that do not exist.
+    /// A flag is unknown.
     #[error("unknown flags {0:#04x}")]
     Flags(u8),
-    /// The address to call back is of no known form.
+    /// The call-back address has no known form.
     #[error("call-back address of family {family} and {length} bytes")]
     Address {
-        /// The family's number in the packet.
+        /// Number of the family in the packet.
         family: u32,
-        /// The length of the address in the packet.
+        /// Length of the address in the packet.
         length: u8,
     },
-    /// The port to call back is 0.
+    /// The call-back port is 0.
     #[error("call-back port 0")]
     Port,
     /// The target is not a usable name.
@@ -183,7 +183,7 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// A short word for counters: one for each variant, never with anything of the peer's in it.
+    /// Returns a short word for counters: one for each variant, without any text of the peer.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -204,44 +204,44 @@ impl RequestError {
     }
 }
 
-/// The domain that a request is about, as the client wrote it: a name, or a UUID in text form.
+/// Domain of a request, as the client wrote it: a name, or a UUID in text form.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Target {
     text: String,
     uuid: bool,
 }
 
-/// Why some text is no target.
+/// Reason why a text is no target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TargetError {
     /// The field has no NUL in its 64 bytes.
     #[error("without a NUL in its 64 bytes")]
     NoNul,
-    /// Not UTF-8.
+    /// The field is not UTF-8.
     #[error("is not UTF-8")]
     NotUtf8,
-    /// Has control characters.
+    /// The text has control characters.
     #[error("has control characters")]
     Control,
-    /// Empty although the action needs one.
+    /// The text is empty although the action needs a target.
     #[error("is empty")]
     Empty,
-    /// Longer than the 63 bytes that the field takes.
+    /// The text is longer than the 63 bytes of the field.
     #[error("of {0} bytes is longer than 63")]
     TooLong(usize),
 }
 
 impl Target {
-    /// Bytes that a target may have.
+    /// Most bytes of a target.
     pub const MAX: usize = 63;
 
-    /// No target, for actions that need none.
+    /// Returns no target, for actions that need none.
     #[must_use]
     pub fn none() -> Self {
         Self { text: String::new(), uuid: false }
     }
 
-    /// A target from text, checked as the receiver checks it.
+    /// Makes a target from text, checked as the receiver checks it.
     ///
     /// # Errors
     /// [`TargetError::TooLong`] or [`TargetError::Control`].
@@ -255,7 +255,7 @@ impl Target {
         Ok(Self { text: text.to_owned(), uuid })
     }
 
-    /// The name or UUID.
+    /// Returns the name or UUID.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -268,7 +268,7 @@ impl Target {
         !self.uuid && name.len() > Self::MAX && cut(name, Self::MAX) == self.text
     }
 
-    /// Whether the client says that it is a UUID.
+    /// Returns whether the client says that the target is a UUID.
     #[must_use]
     pub fn is_uuid(&self) -> bool {
         self.uuid
@@ -293,7 +293,7 @@ fn fitting_key(packet: &[u8; REQUEST_LEN], hash: HashType, keys: &[Key]) -> Resu
     keys.iter().position(fits).ok_or(RequestError::HashMismatch(hash))
 }
 
-/// The hash of a packet whose hash bytes are zero; none for the type that has none.
+/// Returns the hash of a packet whose hash bytes are zero; none for the type without a hash.
 fn packet_hash(unhashed: &[u8; REQUEST_LEN], hash: HashType, key: &Key) -> Option<[u8; HASH_LEN]> {
     match (hash.classic(), hash.sealed()) {
         (Some(classic), _) => Some(key.hash(classic, unhashed)),
@@ -302,8 +302,8 @@ fn packet_hash(unhashed: &[u8; REQUEST_LEN], hash: HashType, key: &Key) -> Optio
     }
 }
 
-/// Whether 64 bytes read as the beginning of a classic request: whoever has them hashed as a challenge has,
-/// for some lengths of the key, the hash of a whole packet that begins with them (see `handshake`).
+/// Returns whether 64 bytes read as the beginning of a classic request. For some lengths of the key, the hash
+/// of such a challenge can be extended to the hash of a whole packet that begins with it (see `handshake`).
 pub(crate) fn begins_request(bytes: &[u8; 64]) -> bool {
     let [action, hash, length, flags, ..] = *bytes;
     Action::try_from(action).is_ok()

@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! How a request ended, as one byte.
+//! Response: the result of a request, as one byte.
 
 use core::fmt;
 
-/// The byte that stands before a host list, in the place of a [`Response`].
+/// Byte before a host list, in the place of a [`Response`].
 pub const HOST_LIST_FOLLOWS: u8 = 253;
 
-/// How a request ended. The number is both the byte on the wire and the agent's exit code.
+/// Result of a request. The number is both the byte on the wire and the agent's exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Response {
-    /// Done; for a status: the domain is on.
+    /// Done; for a status check: the domain is on.
     Success = 0,
     /// Not done, or not known to be done.
     Failure = 1,
-    /// Status only: the domain is off.
+    /// Status check only: the domain is off.
     Off = 2,
-    /// The asker may not fence this domain.
+    /// The source may not fence this domain.
     PermissionDenied = 3,
 }
 
 impl Response {
-    /// The byte on the wire, and the agent's exit code.
+    /// Returns the byte on the wire, which is also the agent's exit code.
     #[must_use]
     pub fn number(self) -> u8 {
         self as u8
     }
 
-    /// What a byte on the wire means; none for bytes that mean nothing (253 included: see
+    /// Returns the response of a byte on the wire; none for bytes without a meaning (253 included: see
     /// [`HOST_LIST_FOLLOWS`]).
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What binds a sealed stream to its packet, and a response to its stream.
+//! Binding of a sealed stream to its packet, and of a response to its stream.
 //!
 //! R is the 64-byte hash field of a sealed packet. The response of a sealed request is followed by its seal:
 //!
@@ -7,20 +7,21 @@
 //! HMAC(key, "fence_virt response\0" ‖ R ‖ C1 ‖ C2 ‖ every byte of the response), zero-padded to 64
 //! ```
 //!
-//! A host has no other way to bytes of a response than a [`ResponseWriter`], and a client none to an answer
-//! than a [`ResponseSeal`]. Both come out of the handshake alone, which knows whether the request was sealed.
+//! A host has no other way to the bytes of a response than a [`ResponseWriter`], and a client no other way to
+//! an answer than a [`ResponseSeal`]. Only the handshake makes them, since it knows whether the request was
+//! sealed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::host_list::{HOST_LIST_END, HostListEntry};
-use crate::key::{HASH_LEN, HashType, Key, Keyed, SealedHash, same};
+use crate::key::{HASH_LEN, HashType, Key, KeyedMac, SealedHash, same};
 use crate::layout::{Challenge, HASH, HASH_TYPE, REQUEST_LEN, field};
 use crate::response::{HOST_LIST_FOLLOWS, Response};
 
 const LABEL: &[u8] = b"fence_virt response\0";
 
-/// A sealed packet's type and R, by which the stream that answers it is bound to it.
+/// Hash type and R of a sealed packet, which bind the answering stream to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SealedRequest {
     hash: SealedHash,
@@ -28,24 +29,24 @@ pub struct SealedRequest {
 }
 
 impl SealedRequest {
-    /// None for classic packets. The hash field is taken as it stands: the caller made it or has checked it.
+    /// Returns none for classic packets. The hash field is not checked: the caller made it or has checked it.
     pub(crate) fn of_packet(packet: &[u8; REQUEST_LEN]) -> Option<Self> {
         let hash = HashType::try_from(packet[HASH_TYPE]).ok()?.sealed()?;
         Some(Self { hash, r: field(packet, HASH.start) })
     }
 
-    /// HMAC(key, label ‖ R ‖ …).
-    pub(crate) fn mac(&self, key: &Key, label: &[u8]) -> Keyed {
+    /// Begins HMAC(key, label ‖ R ‖ …).
+    pub(crate) fn mac(&self, key: &Key, label: &[u8]) -> KeyedMac {
         key.mac(self.hash, label).with(&self.r)
     }
 
-    /// What the response to it must be sealed with.
-    pub(crate) fn response_mac(&self, key: &Key, c1: &Challenge, c2: &Challenge) -> Keyed {
+    /// Begins the HMAC that seals the response to this request.
+    pub(crate) fn response_mac(&self, key: &Key, c1: &Challenge, c2: &Challenge) -> KeyedMac {
         self.mac(key, LABEL).with(c1).with(c2)
     }
 }
 
-/// The sealed packets that a client has sent for its request: a host may answer any of them, and no other.
+/// Sealed packets that a client has sent for its request: a host may answer any of them, and no other.
 ///
 /// The latest [`SentRequests::MAX`] are kept. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -55,18 +56,18 @@ pub struct SentRequests {
 }
 
 impl SentRequests {
-    /// Packets that an answer is taken to. A client that repeats its request each tenth of a second on ten
-    /// interfaces sends as many in 40 s.
+    /// Most packets whose answer is accepted. A client that repeats its request every tenth of a second on
+    /// ten interfaces sends as many in 40 s.
     pub const MAX: usize = 4096;
 
-    /// None sent yet.
+    /// Makes a list without packets.
     #[must_use]
     pub fn new(hash: SealedHash) -> Self {
         Self { hash, requests: Arc::default() }
     }
 
-    /// A packet is about to be sent. One that is not sealed with this type is nothing that could be answered
-    /// here.
+    /// Records a packet before it is sent. A packet that is not sealed with this type is ignored: it has no
+    /// sealed answer.
     pub fn add(&mut self, packet: &[u8; REQUEST_LEN]) {
         let Some(request) = SealedRequest::of_packet(packet).filter(|it| it.hash == self.hash) else {
             return;
@@ -78,7 +79,7 @@ impl SentRequests {
         requests.push_back(request);
     }
 
-    /// The packet under which HMAC(key, label ‖ R ‖ data) is `received`.
+    /// Returns the packet for which HMAC(key, label ‖ R ‖ data) equals `received`.
     pub(crate) fn answered(
         &self,
         key: &Key,
@@ -86,34 +87,34 @@ impl SentRequests {
         data: &[u8],
         received: &[u8; HASH_LEN],
     ) -> Option<SealedRequest> {
-        // The key may be long: it is taken in once for all packets.
+        // The key may be long: it is hashed once for all packets.
         let keyed = key.mac(self.hash, label);
         let fits = |it: &&SealedRequest| same(&keyed.clone().with(&it.r).with(data).finish(), received);
         self.requests.iter().find(fits).copied()
     }
 }
 
-/// Host: the one way to the bytes of a response. It seals them where the request was sealed.
+/// Host: the only way to the bytes of a response, which seals them if the request was sealed.
 #[derive(Debug)]
 #[must_use]
-pub struct ResponseWriter(Option<Box<Keyed>>);
+pub struct ResponseWriter(Option<Box<KeyedMac>>);
 
 impl ResponseWriter {
     pub(crate) fn classic() -> Self {
         Self(None)
     }
 
-    pub(crate) fn sealed(mac: Keyed) -> Self {
+    pub(crate) fn sealed(mac: KeyedMac) -> Self {
         Self(Some(Box::new(mac)))
     }
 
-    /// All bytes of a response without a list.
+    /// Returns all bytes of a response without a list.
     #[must_use]
     pub fn response(self, response: Response) -> Vec<u8> {
         self.finish(vec![response.number()])
     }
 
-    /// All bytes of a host list and the response after it.
+    /// Returns all bytes of a host list and the response after it.
     #[must_use]
     pub fn list(self, entries: &[HostListEntry], response: Response) -> Vec<u8> {
         let mut bytes = Vec::with_capacity((entries.len() + 1) * HOST_LIST_END.len() + 2 + HASH_LEN);
@@ -135,74 +136,74 @@ impl ResponseWriter {
     }
 }
 
-/// A sealed response was changed on its way, or is the answer to something else.
+/// Error for a sealed response that was changed on its way, or answers another request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the response's seal is wrong: somebody on the way changed it")]
 pub struct WrongSeal;
 
-/// Client: takes in every byte of the response, and makes a [`Genuine`] answer of what they say.
+/// Client: takes in every byte of the response, and makes a [`GenuineAnswer`] of the decoded answer.
 #[derive(Debug)]
 #[must_use]
-pub struct ResponseSeal(Option<Box<Keyed>>);
+pub struct ResponseSeal(Option<Box<KeyedMac>>);
 
 impl ResponseSeal {
     pub(crate) fn classic() -> Self {
         Self(None)
     }
 
-    pub(crate) fn sealed(mac: Keyed) -> Self {
+    pub(crate) fn sealed(mac: KeyedMac) -> Self {
         Self(Some(Box::new(mac)))
     }
 
-    /// Whether a seal of [`HASH_LEN`] bytes follows the response.
+    /// Returns whether a seal of [`HASH_LEN`] bytes follows the response.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.0.is_some()
     }
 
-    /// The next bytes of the response, each once and in their order.
+    /// Takes the next bytes of the response, each once and in order.
     pub fn take(&mut self, bytes: &[u8]) {
         if let Some(mac) = &mut self.0 {
             mac.update(bytes);
         }
     }
 
-    /// The answer to a classic request, which nothing vouches for.
+    /// Returns the answer to a classic request, which no seal protects.
     ///
     /// # Errors
-    /// The seal back, when the request was sealed: its answer is none without [`Self::verify`].
-    pub fn unsealed<T>(self, answer: T) -> Result<Genuine<T>, Self> {
-        if self.is_sealed() { Err(self) } else { Ok(Genuine(answer)) }
+    /// The seal itself, if the request was sealed: then only [`Self::verify`] makes an answer.
+    pub fn unsealed<T>(self, answer: T) -> Result<GenuineAnswer<T>, Self> {
+        if self.is_sealed() { Err(self) } else { Ok(GenuineAnswer(answer)) }
     }
 
-    /// The answer that was taken in, when `seal` is its seal.
+    /// Returns the answer that was taken in, if `seal` is its seal.
     ///
     /// # Errors
     /// [`WrongSeal`], also for a request that was not sealed.
-    pub fn verify<T>(self, answer: T, seal: &[u8; HASH_LEN]) -> Result<Genuine<T>, WrongSeal> {
+    pub fn verify<T>(self, answer: T, seal: &[u8; HASH_LEN]) -> Result<GenuineAnswer<T>, WrongSeal> {
         let ours = self.0.ok_or(WrongSeal)?.finish();
-        if same(&ours, seal) { Ok(Genuine(answer)) } else { Err(WrongSeal) }
+        if same(&ours, seal) { Ok(GenuineAnswer(answer)) } else { Err(WrongSeal) }
     }
 }
 
-/// An answer as genuine as the request made it: with its seal verified where the request was sealed.
+/// Answer that is as genuine as its request allows: with a verified seal if the request was sealed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Genuine<T>(T);
+pub struct GenuineAnswer<T>(T);
 
-impl<T> Genuine<T> {
-    /// The answer.
+impl<T> GenuineAnswer<T> {
+    /// Returns the answer.
     #[must_use]
     pub fn into_inner(self) -> T {
         self.0
     }
 }
 
-impl<T, E> Genuine<Result<T, E>> {
-    /// A genuine answer, or why what was said is none.
+impl<T, E> GenuineAnswer<Result<T, E>> {
+    /// Turns an answer that may be an error inside out.
     ///
     /// # Errors
-    /// What was inside.
-    pub fn transpose(self) -> Result<Genuine<T>, E> {
-        self.0.map(Genuine)
+    /// The error inside.
+    pub fn transpose(self) -> Result<GenuineAnswer<T>, E> {
+        self.0.map(GenuineAnswer)
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Frames on serial lines and VM channels: no key and no hash, the socket itself tells who asks.
+//! Frames on serial lines and VM channels: no key and no hash, since the socket itself identifies the source.
 //!
 //! ```text
 //! request            response
@@ -18,32 +18,32 @@ use crate::action::{Action, UnknownAction};
 use crate::layout::UUID_FLAG;
 use crate::request::{Target, TargetError};
 
-/// The four bytes that a frame starts with; line noise before them is skipped.
+/// First four bytes of a frame; line noise before them is skipped.
 pub const SERIAL_MAGIC: [u8; 4] = [0x61, 0x62, 0x62, 0x61];
-/// Bytes of a request frame.
+/// Length of a request frame in bytes.
 pub const SERIAL_REQUEST_LEN: usize = 74;
-/// Bytes of a response frame.
+/// Length of a response frame in bytes.
 pub const SERIAL_RESPONSE_LEN: usize = 5;
 
-/// A request as it comes over a serial line.
+/// Request from a serial line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SerialRequest {
-    /// What is asked.
+    /// Action of the request.
     pub action: Action,
-    /// The domain it is about; empty where the action needs none.
+    /// Domain of the request; empty where the action needs none.
     pub target: Target,
-    /// The client's number for the request.
+    /// The client's number of the request.
     pub sequence: u32,
 }
 
-/// Why a request frame is dropped.
+/// Reason why a request frame is dropped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SerialRequestError {
-    /// Does not start with [`SERIAL_MAGIC`].
+    /// The frame does not start with [`SERIAL_MAGIC`].
     #[error("no magic number")]
     Magic,
-    /// No such action.
+    /// The action is unknown.
     #[error(transparent)]
     Action(#[from] UnknownAction),
     /// The target is not a usable name.
@@ -52,7 +52,7 @@ pub enum SerialRequestError {
 }
 
 impl SerialRequest {
-    /// The frame's bytes.
+    /// Returns the bytes of the frame.
     #[must_use]
     pub fn encode(&self) -> [u8; SERIAL_REQUEST_LEN] {
         let mut frame = [0; SERIAL_REQUEST_LEN];
@@ -64,10 +64,10 @@ impl SerialRequest {
         frame
     }
 
-    /// Reads a frame, as [`SerialScanner`] finds it.
+    /// Reads a frame that [`SerialScanner`] found.
     ///
     /// # Errors
-    /// Why the frame must be dropped.
+    /// The reason why the frame must be dropped.
     pub fn decode(frame: &[u8; SERIAL_REQUEST_LEN]) -> Result<Self, SerialRequestError> {
         if frame[..4] != SERIAL_MAGIC {
             return Err(SerialRequestError::Magic);
@@ -82,16 +82,16 @@ impl SerialRequest {
     }
 }
 
-/// The frame of a response byte: of a [`crate::Response`], or [`crate::HOST_LIST_FOLLOWS`].
+/// Returns the frame of a response byte: of a [`crate::Response`], or [`crate::HOST_LIST_FOLLOWS`].
 #[must_use]
 pub fn serial_response(response: u8) -> [u8; SERIAL_RESPONSE_LEN] {
     let [a, b, c, d] = SERIAL_MAGIC;
     [a, b, c, d, response]
 }
 
-/// Finds frames of `N` bytes in a stream of bytes that may have noise before each.
+/// Scanner for frames of `N` bytes in a stream with noise between them.
 ///
-/// Holds at most one frame; give it one byte at a time.
+/// It holds at most one frame; the caller passes one byte at a time.
 #[derive(Clone, Debug)]
 pub struct SerialScanner<const N: usize> {
     frame: [u8; N],
@@ -99,13 +99,13 @@ pub struct SerialScanner<const N: usize> {
 }
 
 impl<const N: usize> SerialScanner<N> {
-    /// A scanner that has seen nothing.
+    /// Makes an empty scanner.
     #[must_use]
     pub fn new() -> Self {
         Self { frame: [0; N], filled: 0 }
     }
 
-    /// Takes one byte; gives the frame that it completes.
+    /// Takes a byte; returns the frame that it completes.
     pub fn push(&mut self, byte: u8) -> Option<[u8; N]> {
         self.frame[self.filled] = byte;
         self.filled += 1;
@@ -123,7 +123,7 @@ impl<const N: usize> SerialScanner<N> {
         Some(self.frame)
     }
 
-    /// Whether part of a frame has come: the peer is in the middle of a sentence.
+    /// Returns whether part of a frame has arrived: the peer is in the middle of a frame.
     #[must_use]
     pub fn is_partial(&self) -> bool {
         self.filled > 0

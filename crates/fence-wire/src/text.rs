@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Peer-supplied bytes made fit for a log or a terminal.
+//! Text of a peer, made safe for a log or a terminal.
 
 use core::fmt::{self, Write as _};
 
-/// Shows bytes of unknown origin on one line with nothing in them that a terminal or a log reader acts on.
+/// Shows bytes of unknown origin on one line, without anything that a terminal or a log reader acts on.
 ///
-/// Valid UTF-8 stays readable; control characters (C0, DEL, C1), line and paragraph separators, marks that
-/// turn the writing direction, backslashes and bytes that are not UTF-8 come out as `\xNN` or `\u{N}`.
+/// Valid UTF-8 stays readable. Control characters (C0, DEL, C1), line and paragraph separators, marks that
+/// change the writing direction, backslashes and bytes that are not UTF-8 appear as `\xNN` or `\u{N}`.
 pub fn escaped<T: AsRef<[u8]> + ?Sized>(bytes: &T) -> Escaped<'_> {
     Escaped(bytes.as_ref())
 }
 
-/// See [`escaped`].
+/// Bytes to be shown by [`escaped`].
 #[derive(Clone, Copy)]
 pub struct Escaped<'a>(&'a [u8]);
 
@@ -46,12 +46,12 @@ fn is_unsafe_to_show(c: char) -> bool {
             | '\u{feff}' | '\u{61c}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The text before the first NUL of a fixed field; none when the field has no NUL.
+/// Returns the bytes before the first NUL of a fixed field; none when the field has no NUL.
 pub(crate) fn until_nul(field: &[u8]) -> Option<&[u8]> {
     field.iter().position(|&b| b == 0).map(|end| &field[..end])
 }
 
-/// The longest start of `text` that fits `room` bytes and ends between two characters.
+/// Returns the longest beginning of `text` that fits into `room` bytes and ends between two characters.
 pub(crate) fn cut(text: &str, room: usize) -> &str {
     let mut end = text.len().min(room);
     while !text.is_char_boundary(end) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Classic hashes can be continued without the key. Here that is done, to show that what stands against it is
-//! needed.
+//! Length extension: classic hashes can be extended without the key. These tests do it, to show that the
+//! countermeasures are needed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
@@ -12,11 +12,10 @@ use fence_wire::{
 };
 use sha2::{Digest, Sha256};
 
-/// Of a length for which the padding of key and challenge ends before the packet's hash field.
+/// Key of a length for which the padding of key and challenge ends before the packet's hash field.
 const KEY: [u8; 40] = [0x5a; 40];
 
-/// A packet that begins with `c`, and its hash made of H(key ‖ c) alone: the key's length is all that is
-/// known of it.
+/// Forges a packet that begins with `c`, and its hash, from H(key ‖ c) alone: only the key's length is known.
 fn forged(c: &Challenge, answer: &[u8; 64]) -> [u8; REQUEST_LEN] {
     let hashed = KEY.len() + c.len();
     let padding = 64 - hashed % 64;
@@ -25,7 +24,7 @@ fn forged(c: &Challenge, answer: &[u8; 64]) -> [u8; REQUEST_LEN] {
     packet[64] = 0x80;
     packet[64 + padding - 8..64 + padding].copy_from_slice(&(8 * hashed as u64).to_be_bytes());
     assert!(64 + padding <= 112, "the padding reaches into the hash field");
-    // What is left of the packet, its hash bytes zero, and the padding of all that.
+    // The rest of the packet, its hash bytes zero, and the padding of all that.
     let mut rest = packet[64 + padding..].to_vec();
     let length = KEY.len() + REQUEST_LEN;
     rest.push(0x80);
@@ -42,7 +41,7 @@ fn forged(c: &Challenge, answer: &[u8; 64]) -> [u8; REQUEST_LEN] {
     packet
 }
 
-/// "off vm1" on TCP, as far as it goes.
+/// Beginning of the request "off vm1" on TCP.
 fn off_vm1() -> Challenge {
     let mut c = [0; 64];
     (c[0], c[1]) = (Action::Off.number(), HashType::Sha256.number());
@@ -53,14 +52,14 @@ fn off_vm1() -> Challenge {
 #[test]
 fn the_answer_to_a_chosen_challenge_would_make_a_valid_packet() {
     let c = off_vm1();
-    // What a host answers that does not look.
+    // The answer of a host without the check.
     let mut answer = [0; 64];
     answer[..32].copy_from_slice(&Sha256::new().chain_update(KEY).chain_update(c).finalize());
     let packet = forged(&c, &answer);
     let key = Key::new(&KEY).unwrap();
     let received = Request::decode(&packet, HashType::Sha256, std::slice::from_ref(&key)).unwrap();
     assert_eq!((received.request.action, received.request.target.as_str()), (Action::Off, "vm1"));
-    // Nobody gets that answer from us, in either role.
+    // Neither of our roles gives that answer.
     let host = HostAwaitChallenge::classic(ClassicHash::Sha256, &key);
     assert_eq!(host.answer(&c).unwrap_err(), ProofError::LooksLikeRequest);
     let c1 = [7; 64];
@@ -73,7 +72,7 @@ fn the_answer_to_a_chosen_challenge_would_make_a_valid_packet() {
     assert_eq!(client.verify(&proof).unwrap().answer(&c).unwrap_err(), ProofError::LooksLikeRequest);
 }
 
-/// What is refused as a challenge is everything that could be read as a classic packet, and hardly more.
+/// Every challenge that could be read as a classic packet is refused, and hardly any other.
 #[test]
 fn refused_are_the_beginnings_of_packets() {
     let key = Key::new(&KEY).unwrap();
@@ -92,7 +91,7 @@ fn refused_are_the_beginnings_of_packets() {
                         "{:?}",
                         &c[..4]
                     );
-                    // A packet that the decoder would take, whatever the rest of it is, begins like that.
+                    // Every packet that the decoder accepts begins like this, whatever its rest is.
                     let mut packet = [0; REQUEST_LEN];
                     packet[..64].copy_from_slice(&c);
                     packet[96..98].copy_from_slice(&[1, 1]);
@@ -108,7 +107,7 @@ fn refused_are_the_beginnings_of_packets() {
     }
 }
 
-/// With the key, as only an honest sender can.
+/// Makes a hash with the key, as only an honest sender can.
 fn sign(mut packet: [u8; REQUEST_LEN], hash: HashType, key: &Key) -> [u8; REQUEST_LEN] {
     use sha1::Sha1;
     use sha2::Sha512;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What holds for every packet, list and frame.
+//! Properties of every packet, list and frame.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
@@ -64,7 +64,7 @@ proptest! {
         let mut packet = request.encode(KEYED[hash], &key("one"));
         packet[bit / 8] ^= 1 << (bit % 8);
         prop_assert!(Request::decode(&packet, HashType::None, &[key("one")]).is_err() || packet[1] == 0);
-        // Where packets without a hash are not accepted, no flip at all gets through.
+        // Where packets without a hash are refused, no flipped bit gets through at all.
         prop_assert!(Request::decode(&packet, HashType::Sha1, &[key("one")]).is_err());
     }
 
@@ -94,8 +94,8 @@ proptest! {
     ) {
         let request = SerialRequest { action: Action::Off, target: target(&name), sequence };
         let mut scanner = SerialScanner::<SERIAL_REQUEST_LEN>::new();
-        // Noise that holds a magic number of its own swallows what follows, as on any line; then the next
-        // frame is found.
+        // Noise that contains a magic number swallows the next frame, as on any line; the frame after that is
+        // found.
         let mut found = Vec::new();
         let bytes = noise.iter().copied().chain(request.encode()).chain(request.encode());
         for byte in bytes {
@@ -126,7 +126,7 @@ fn each_refusal_has_its_name() {
     };
     let good = status_of_vm1();
     let with = |change: &dyn Fn(&mut [u8; REQUEST_LEN])| {
-        // Signed after the change, as only somebody with the key can do.
+        // Signed after the change, as only a holder of the key can do.
         let mut packet = good.encode(HashType::None, &key);
         change(&mut packet);
         packet

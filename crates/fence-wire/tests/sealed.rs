@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What holds for every sealed exchange: only the bytes that were sent are believed, each in its place.
+//! Properties of every sealed exchange: only the sent bytes are believed, each in its place.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
 use fence_wire::{
-    Action, Challenge, ClassicHash, ClientAuth, ClientHandshake, ClientStream, Genuine, HASH_LEN,
+    Action, Challenge, ClassicHash, ClientAuth, ClientHandshake, ClientStream, GenuineAnswer, HASH_LEN,
     HostAwaitChallenge, HostListEntry, HostStream, Key, ProofError, REQUEST_LEN, Request, Response,
     SealedRequest, SentRequests, Target,
 };
@@ -18,7 +18,7 @@ fn key() -> Key {
     Key::new(b"the key of hosts and guests").unwrap()
 }
 
-/// Everything that goes over the wire in one exchange, in the order of its steps.
+/// Bytes on the wire of one exchange, in the order of its steps.
 #[derive(Clone, Debug)]
 struct Wire {
     packet: [u8; REQUEST_LEN],
@@ -26,7 +26,7 @@ struct Wire {
     host_answer: [u8; HASH_LEN],
     c2: Challenge,
     client_answer: [u8; HASH_LEN],
-    /// With its seal.
+    /// Response with its seal.
     response: Vec<u8>,
 }
 
@@ -66,7 +66,7 @@ fn client<'k>(
     }
 }
 
-/// A whole honest exchange.
+/// Complete honest exchange.
 fn exchange(hash: HashType, sequence: u32, c1: Challenge, c2: Challenge, list: &[HostListEntry]) -> Wire {
     let (packet, sealed) = sealed_packet(hash, sequence);
     let key = key();
@@ -82,8 +82,8 @@ fn exchange(hash: HashType, sequence: u32, c1: Challenge, c2: Challenge, list: &
     Wire { packet, c1, host_answer, c2, client_answer, response }
 }
 
-/// What a client that sent `packet` and `c1` makes of what it is given.
-fn believed(packet: [u8; REQUEST_LEN], c1: Challenge, given: &Wire) -> Option<Genuine<Vec<u8>>> {
+/// Result of a client that sent `packet` and `c1` and receives `given`.
+fn believed(packet: [u8; REQUEST_LEN], c1: Challenge, given: &Wire) -> Option<GenuineAnswer<Vec<u8>>> {
     let hash = HashType::try_from(packet[1]).unwrap().sealed().unwrap();
     let key = key();
     let client = client(&[packet], hash, &key, c1).verify(&given.host_answer).ok()?;
@@ -93,7 +93,7 @@ fn believed(packet: [u8; REQUEST_LEN], c1: Challenge, given: &Wire) -> Option<Ge
     seal.verify(response.to_vec(), its_seal).ok()
 }
 
-/// Whether a host that heard what `given` says lets the request run.
+/// Returns whether a host that receives `given` lets the request run.
 fn runs(given: &Wire, c2: Challenge) -> bool {
     let Ok(received) = Request::decode(&given.packet, HashType::HmacSha256, &[key()]) else { return false };
     let key = key();
@@ -110,7 +110,7 @@ fn rows(count: usize) -> Vec<HostListEntry> {
     (0..count).map(row).collect()
 }
 
-/// None that classic peers refuse.
+/// Challenge that classic peers do not refuse.
 fn challenges() -> impl Strategy<Value = Challenge> {
     (proptest::collection::vec(any::<u8>(), 64), 4..=u8::MAX).prop_map(|(it, second)| {
         let mut challenge: Challenge = it.try_into().unwrap();
@@ -137,7 +137,7 @@ proptest! {
         prop_assert!(runs(&wire, wire.c2));
         let genuine = believed(wire.packet, wire.c1, &wire).unwrap().into_inner();
         prop_assert_eq!(&genuine[..], &wire.response[..wire.response.len() - HASH_LEN]);
-        // One bit of anything that one end sent and the other got.
+        // One flipped bit of any bytes between the two ends.
         let flip = |bytes: &mut [u8]| bytes[at.index(bytes.len())] ^= 1 << bit;
         let changed = |change: &dyn Fn(&mut Wire)| {
             let mut changed = wire.clone();
@@ -182,7 +182,7 @@ proptest! {
         prop_assert!(believed(wire.packet, wire.c1, &bare).is_none());
     }
 
-    /// A relay that has one exchange cannot make anything of it in another.
+    /// A relay that has one exchange can make no use of it in another.
     #[test]
     fn nothing_of_one_exchange_counts_in_another(
         (hash, wire) in any_exchange(),
@@ -192,7 +192,7 @@ proptest! {
         prop_assert!(believed(wire.packet, wire.c1, &other).is_none());
         let relayed = |from: &Wire| Wire { response: from.response.clone(), ..wire.clone() };
         prop_assert!(believed(wire.packet, wire.c1, &relayed(&other)).is_none());
-        // The client answers for the packet that it sent: its proof is none for a captured one.
+        // The client proves itself for the packet that it sent, not for a captured one.
         let captured = Wire { packet: other.packet, ..wire.clone() };
         prop_assert!(!runs(&captured, wire.c2));
         // A host that answers another packet is not believed, although it holds the key.
@@ -201,8 +201,8 @@ proptest! {
         prop_assert_eq!(sent.verify(&wire.host_answer).unwrap_err(), ProofError::WrongSealedAnswer);
     }
 
-    /// With one key in use for both: no hash of one kind is any of the other, and neither end changes its
-    /// mind.
+    /// With one key for both kinds, no hash of one kind counts as the other, and neither end changes the
+    /// kind.
     #[test]
     fn classic_and_sealed_are_never_taken_for_each_other((_, wire) in any_exchange(), classic in 0..3_usize) {
         let (classic, key) = (CLASSIC[classic], key());
@@ -217,7 +217,7 @@ proptest! {
         let (step_4, seal) = client.verify(&step_2).unwrap().answer(&wire.c2).unwrap();
         let from_classic_client = Wire { client_answer: step_4, ..wire.clone() };
         prop_assert!(!runs(&from_classic_client, wire.c2));
-        // A classic stream has no seal, whatever follows.
+        // A classic stream has no seal, whatever bytes follow.
         prop_assert!(seal.verify((), wire.response.last_chunk().unwrap()).is_err());
         let auth = ClientAuth::Classic(classic, &key);
         let ClientStream::Challenge(client) = ClientStream::begin(auth, wire.c1) else {
@@ -226,7 +226,7 @@ proptest! {
         prop_assert_eq!(client.verify(&wire.host_answer).unwrap_err(), ProofError::WrongAnswer);
     }
 
-    /// A packet whose type byte alone is changed is of no type.
+    /// A packet of which only the type byte was changed is of no type.
     #[test]
     fn a_packet_is_of_one_type((_, wire) in any_exchange()) {
         for hash in HashType::ALL {
@@ -284,7 +284,7 @@ fn the_latest_packets_are_remembered() {
         let client = client(&packets, SealedHash::HmacSha256, &key, c1);
         assert_eq!(client.verify(&answer).is_ok(), remembered, "{place}");
     }
-    // What was not sealed with that type cannot be answered.
+    // A packet that was not sealed with that type has no sealed answer.
     let strangers =
         [request(1).encode(HashType::HmacSha512, &key), request(1).encode(HashType::Sha256, &key)];
     let received = Request::decode(&strangers[0], hash, std::slice::from_ref(&key)).unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The literal bytes of the reference programs, and of the sealed extension, both ways. Their form is in
-//! tests/vectors/README.md.
+//! Literal bytes of the C programs, and of the sealed extension, in both directions. tests/vectors/README.md
+//! describes their form.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
@@ -114,7 +114,7 @@ fn handshakes_of_the_reference_are_ours() {
     assert!(seen >= 3 * 2);
 }
 
-/// Packet, steps, response and seal, for both roles, against bytes that were made without this crate.
+/// Compares packet, steps, response and seal, for both roles, with bytes that were made without this crate.
 #[test]
 fn sealed_exchanges_are_those_of_the_description() {
     let records = records("sealed.txt");
@@ -136,7 +136,7 @@ fn sealed_exchanges_are_those_of_the_description() {
         let (host_answer, client_answer) = (record.array("host_answer"), record.array("client_answer"));
         let (response, seal) = (record.bytes("response"), record.array("seal"));
 
-        // The listener's own setting has no say: the stream is as sealed as the packet.
+        // The listener's own setting does not matter: the packet decides whether the stream is sealed.
         for auth in HashType::ALL.map(HashType::classic) {
             let host = HostStream::begin(received.sealed, auth, Some(&key)).unwrap();
             let HostStream::Challenge(host) = host else { panic!("{case}: no challenge") };
@@ -152,7 +152,7 @@ fn sealed_exchanges_are_those_of_the_description() {
         }
 
         let mut sent = SentRequests::new(hash.sealed().unwrap());
-        // It was one of several packets of one request.
+        // The packet was one of several of one request.
         for sequence in [1, 2, 3] {
             let other = Request { sequence, ..received.request.clone() };
             sent.add(&other.encode(hash, &key));
@@ -171,7 +171,7 @@ fn sealed_exchanges_are_those_of_the_description() {
     }
 }
 
-/// The entries of a list's response; none for a response without a list.
+/// Returns the entries of a list's response; none for a response without a list.
 fn entries(response: &[u8]) -> Option<Vec<HostListEntry>> {
     let (first, rest) = response.split_first().unwrap();
     (*first == HOST_LIST_FOLLOWS).then(|| {
@@ -202,7 +202,7 @@ fn host_lists_of_the_reference_are_read() {
                 on: record.text(&format!("state{i}")) == "1",
             };
             assert_eq!(HostListEntry::decode(bytes), HostListItem::Domain(expected.clone()), "{case}");
-            // Ours, read as the reference reads it: the fields up to their NUL, and state 1 for on.
+            // Our bytes, read as the C programs read them: the fields up to their NUL, and state 1 for on.
             let ours = expected.encode();
             let field = |at: usize| ours[at..at + 64].split(|b| *b == 0).next().unwrap().to_vec();
             assert_eq!(field(0), record.bytes(&format!("name{i}")), "{case}");
@@ -229,7 +229,7 @@ fn serial_frames_of_the_reference_are_read_and_written_to_the_byte() {
         assert_eq!(SerialRequest::decode(&frame), Ok(expected.clone()), "{case}");
         assert_eq!(expected.encode(), frame, "{case}");
 
-        // The answer's first frame, behind whatever noise the capture has.
+        // The first frame of the answer, after any noise in the capture.
         let mut scanner = SerialScanner::<SERIAL_RESPONSE_LEN>::new();
         let answer = record.bytes("answer");
         let found: Vec<_> = answer.iter().filter_map(|it| scanner.push(*it)).collect();
@@ -275,7 +275,7 @@ fn messages_between_hosts_are_read_and_written_to_the_byte() {
             }),
         };
         assert_eq!(CpgMessage::decode(&message), Ok(expected.clone()), "{case}");
-        // Pads, and the last byte of a name and of a UUID, are whatever the C daemon had in its memory.
+        // Pads, and the last byte of a name and of a UUID, are leftovers of the C daemon's memory.
         let pads = |it: usize| {
             (12..16).contains(&it) || (record.text("kind") == "domain" && matches!(it, 80 | 145..148))
         };
