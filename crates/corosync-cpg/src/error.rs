@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What went wrong with corosync, sorted into what a caller may want to do about it.
+//! Errors of corosync, sorted by the decisions of a caller.
 
 use std::fmt;
 
 use crate::sys;
 
-/// A failed call. Displays as `what was asked: why`.
+/// Failed call. Displays as `call: reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Error {
-    /// What sort of failure, for decisions.
+    /// Kind of failure, for decisions.
     pub kind: ErrorKind,
-    /// Corosync's error number (`CS_ERR_*`); 0 where corosync was not asked.
+    /// Corosync's error number (`CS_ERR_*`); 0 if no call was made.
     pub code: i32,
-    /// What was asked, in words: "join the group".
+    /// The call in words: "join the group".
     pub call: &'static str,
 }
 
-/// What sort of failure an [`Error`] is.
+/// Kind of failure of an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// Corosync does not run, or ended, or can't take anybody now. What was open is of no more use.
+    /// Corosync does not run, or ended, or has no room now. Open values are of no more use.
     Gone,
-    /// Corosync does not let this user in (`uidgid` in its configuration does).
+    /// Corosync does not admit this user (`uidgid` in its configuration would).
     AccessDenied,
     /// A process of this id is in the group already.
     Exists,
-    /// The message, or the group's name, is longer than corosync takes; or the name is empty.
+    /// The message or the group's name is longer than corosync allows, or the name is empty.
     Size,
     /// The node list has a node without an id.
     NodeWithoutId,
-    /// Everything else.
+    /// Any other failure.
     Other,
 }
 
@@ -55,7 +55,7 @@ impl Error {
     }
 }
 
-/// What a call of corosync's libraries returned.
+/// Turns the result code of a corosync call into an error.
 pub(crate) fn check(call: &'static str, code: sys::Code) -> Result<(), Error> {
     let kind = match code {
         sys::OK => return Ok(()),

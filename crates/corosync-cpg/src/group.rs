@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A process group: messages in one order for all members, and who is there.
+//! Process group: messages in one order for all members, and its membership.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -14,76 +14,77 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::error::{Error, ErrorKind, check};
 use crate::sys;
 
-/// Events of one [`Group::dispatch`], at most.
+/// Most events of one [`ProcessGroup::dispatch`].
 const BATCH: usize = 64;
 
-/// A process in a group.
+/// Process in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
-    /// Its node's id.
+    /// Id of its node.
     pub node: u32,
-    /// Its process id, as its own node counts.
+    /// Process id, as its own node counts.
     pub pid: u32,
 }
 
-/// Why a member came or went.
+/// ChangeReason of a membership change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// It joined.
+pub enum ChangeReason {
+    /// The member joined.
     Join,
-    /// It left.
+    /// The member left.
     Leave,
-    /// Its node left corosync: it ended, or is not heard.
+    /// The member's node left corosync: it ended, or is no longer heard.
     NodeDown,
-    /// Its node came to corosync, with it in the group.
+    /// The member's node joined corosync, with the member in the group.
     NodeUp,
-    /// It ended; its node is still there.
+    /// The member's process ended; its node is still there.
     ProcDown,
-    /// A number that this crate does not know.
+    /// Number that this crate does not know.
     Other(u32),
 }
 
-/// What a group tells. All members see the events of their common membership in the same order.
+/// GroupEvent of a group. All members see the events of their common membership in the same order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A member sent this; one's own messages come too.
+pub enum GroupEvent {
+    /// Message of a member; our own messages arrive too.
     Message {
-        /// Who.
+        /// Sender.
         from: Member,
-        /// What, whole.
+        /// Complete content.
         data: Vec<u8>,
     },
-    /// Members came or went.
+    /// Membership change.
     Change {
-        /// All that are there now.
+        /// All members from now on.
         members: Vec<Member>,
-        /// Those that went.
-        left: Vec<(Member, Reason)>,
-        /// Those that came.
-        joined: Vec<(Member, Reason)>,
+        /// Members that left, with the reason.
+        left: Vec<(Member, ChangeReason)>,
+        /// Members that joined, with the reason.
+        joined: Vec<(Member, ChangeReason)>,
     },
-    /// The nodes that corosync hears from now on, whatever runs on them. The first comes by itself.
+    /// Nodes that corosync hears from now on, whatever runs on them. The first such event follows the
+    /// joining.
     Ring {
-        /// Their ids.
+        /// Ids of the nodes.
         nodes: Vec<u32>,
     },
 }
 
-/// What became of a message that was to be sent.
+/// Result of sending a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use = "a message that was not taken is not sent"]
-pub enum Sent {
-    /// Corosync has it.
+pub enum SendResult {
+    /// Corosync took the message.
     Taken,
-    /// Corosync has no room for it now: try again in some milliseconds.
+    /// Corosync has no room now: try again in some milliseconds.
     Later,
 }
 
-/// This process's membership of one group. Dropping it leaves the group, and waits for corosync.
+/// Membership of this process in one group. Dropping it leaves the group, and waits for corosync.
 ///
-/// Its descriptor is readable when [`dispatch`](Self::dispatch) has something, an error too.
+/// The descriptor is readable when [`dispatch`](Self::dispatch) has an event or an error.
 #[derive(Debug)]
-pub struct Group {
+pub struct ProcessGroup {
     handle: u64,
     fd: RawFd,
     me: Member,
@@ -93,8 +94,8 @@ pub struct Group {
     _one_thread: PhantomData<Cell<()>>,
 }
 
-impl Group {
-    /// Joins the group of this name (1 to 128 bytes); it need not be there before. Waits for corosync.
+impl ProcessGroup {
+    /// Joins the group of this name (1 to 128 bytes), which need not exist before. Waits for corosync.
     ///
     /// # Errors
     /// [`ErrorKind::Gone`], [`ErrorKind::AccessDenied`], [`ErrorKind::Exists`], [`ErrorKind::Size`].
@@ -118,7 +119,8 @@ impl Group {
         Ok(group)
     }
 
-    /// Who is in the group of this name now, by node and process. Joins nothing. Waits for corosync.
+    /// Returns the members of the group of this name, by node and process, without joining. Waits for
+    /// corosync.
     ///
     /// # Errors
     /// [`ErrorKind::Gone`], [`ErrorKind::AccessDenied`], [`ErrorKind::Size`].
@@ -126,7 +128,7 @@ impl Group {
         let mut group = Self::connect(name)?;
         let mut members = [sys::CpgAddress::default(); sys::CPG_MEMBERS_MAX];
         let mut count = 0;
-        // SAFETY: the handle is open; the list has room for as many as corosync lets into a group.
+        // SAFETY: the handle is open; the list has room for the most members that corosync allows in a group.
         let code = unsafe {
             sys::cpg_membership_get(group.handle, &raw mut group.name, members.as_mut_ptr(), &raw mut count)
         };
@@ -137,7 +139,7 @@ impl Group {
         Ok(members)
     }
 
-    /// In no group yet.
+    /// Connects to corosync without joining a group.
     fn connect(name: &str) -> Result<Self, Error> {
         let name = cpg_name(name)?;
         let mut model = sys::CpgModelV1 {
@@ -148,37 +150,37 @@ impl Group {
             flags: sys::CPG_MODEL_V1_DELIVER_INITIAL_TOTEM_CONF,
         };
         let mut handle = 0;
-        // SAFETY: `model` is the structure that this model takes; libcpg copies it. No context is passed.
+        // SAFETY: `model` is the structure of this model; libcpg copies it. No context is passed.
         let code = unsafe {
             sys::cpg_model_initialize(&raw mut handle, sys::CPG_MODEL_V1, &raw mut model, ptr::null_mut())
         };
         check("connect to corosync", code)?;
         let me = Member { node: 0, pid: process::id() };
-        // The drop closes the handle.
+        // From here on, dropping the value closes the handle.
         Ok(Self { handle, fd: -1, me, name, max_message: 0, _one_thread: PhantomData })
     }
 
-    /// Who this process is to the others.
+    /// Returns this process as the other members see it.
     #[must_use]
     pub fn me(&self) -> Member {
         self.me
     }
 
-    /// The longest message that can be sent, bytes.
+    /// Returns the length of the longest message that can be sent, in bytes.
     #[must_use]
     pub fn max_message(&self) -> usize {
         self.max_message
     }
 
-    /// The next events, oldest first: as many as are there, but not endlessly many. Never waits.
+    /// Returns the next events, oldest first: the waiting ones, up to a limit. Never waits.
     ///
     /// # Errors
-    /// [`ErrorKind::Gone`] when corosync ended; what it delivered before comes first.
-    pub fn dispatch(&mut self) -> Result<Vec<Event>, Error> {
-        // Call-backs run in `cpg_dispatch` alone, on this thread: nothing is in the inbox from elsewhere.
+    /// [`ErrorKind::Gone`] when corosync ended. Events that it delivered before come first.
+    pub fn dispatch(&mut self) -> Result<Vec<GroupEvent>, Error> {
+        // Call-backs run in `cpg_dispatch` alone, on this thread: the inbox has no other source.
         INBOX.take();
         for taken in 1..=BATCH {
-            // SAFETY: the handle is open; the call-backs take what their types say.
+            // SAFETY: the handle is open; the call-backs have the declared types.
             let code = unsafe { sys::cpg_dispatch(self.handle, sys::DISPATCH_ONE_NONBLOCKING) };
             let has_more = INBOX.with_borrow(|it| it.len() == taken);
             match check("take what corosync delivered", code) {
@@ -192,19 +194,18 @@ impl Group {
         Ok(INBOX.take())
     }
 
-    /// Sends a message to all members, this one too. Never waits.
+    /// Sends a message to all members, this one included. Never waits.
     ///
     /// # Errors
-    /// [`ErrorKind::Gone`]: nobody knows whether messages that were taken but did not come back were
+    /// [`ErrorKind::Gone`]: messages that were taken and did not come back may or may not have been
     /// delivered. [`ErrorKind::Size`]: longer than [`max_message`](Self::max_message).
-    pub fn send(&self, data: &[u8]) -> Result<Sent, Error> {
+    pub fn send(&self, data: &[u8]) -> Result<SendResult, Error> {
         const CALL: &str = "send to the group";
-        // libcpg would cut it up, and wait between the pieces.
+        // libcpg would split it, and wait between the parts.
         if data.len() > self.max_message {
             return Err(Error::own(CALL, ErrorKind::Size));
         }
-        // libqb rings a bell over this socket and, where it is full, tries again for ever: corosync may be
-        // stopped.
+        // libqb signals over this socket, and retries for ever while it is full: corosync may be stopped.
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
         let is_ready = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|it| it > 0);
         let seen = polled[0].revents().unwrap_or(PollFlags::empty());
@@ -212,45 +213,45 @@ impl Group {
             return Err(Error::own(CALL, ErrorKind::Gone));
         }
         if !is_ready {
-            return Ok(Sent::Later);
+            return Ok(SendResult::Later);
         }
         let part = sys::IoVec { base: data.as_ptr().cast(), len: data.len() };
         // SAFETY: the handle is open; the data is copied before the call returns.
         let code = unsafe { sys::cpg_mcast_joined(self.handle, sys::CPG_TYPE_AGREED, &raw const part, 1) };
         if code == sys::ERR_TRY_AGAIN {
-            return Ok(Sent::Later);
+            return Ok(SendResult::Later);
         }
-        check(CALL, code).map(|()| Sent::Taken)
+        check(CALL, code).map(|()| SendResult::Taken)
     }
 
-    /// Leaves the group: the others see [`Reason::Leave`]. Waits for corosync.
+    /// Leaves the group: the others see [`ChangeReason::Leave`]. Waits for corosync.
     pub fn leave(self) {
-        // SAFETY: the handle is open; the name is copied. It may fail: the drop ends the membership all the
-        // same.
+        // SAFETY: the handle is open; the name is copied. The call may fail: dropping the value ends the
+        // membership too.
         let _ = unsafe { sys::cpg_leave(self.handle, &raw const self.name) };
     }
 }
 
-impl AsFd for Group {
+impl AsFd for ProcessGroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the handle, which is closed by the drop.
+        // SAFETY: the descriptor is open as long as the handle, which closes when the value is dropped.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // SAFETY: the handle is open, and used no more.
+        // SAFETY: the handle is open, and this is its last use.
         let _ = unsafe { sys::cpg_finalize(self.handle) };
     }
 }
 
 thread_local! {
-    /// What the call-backs of the `cpg_dispatch` under way on this thread brought.
-    static INBOX: RefCell<Vec<Event>> = const { RefCell::new(Vec::new()) };
+    /// Events from the call-backs of the `cpg_dispatch` in progress on this thread.
+    static INBOX: RefCell<Vec<GroupEvent>> = const { RefCell::new(Vec::new()) };
 }
 
-fn put(event: Event) {
+fn put(event: GroupEvent) {
     INBOX.with_borrow_mut(|it| it.push(event));
 }
 
@@ -262,9 +263,9 @@ extern "C" fn deliver(
     message: *mut c_void,
     length: usize,
 ) {
-    // SAFETY: libcpg's buffer, of this length, valid during the call.
+    // SAFETY: libcpg's buffer, of this length, is valid during the call.
     let data = unsafe { list(message.cast::<u8>().cast_const(), length) };
-    put(Event::Message { from: Member { node, pid }, data });
+    put(GroupEvent::Message { from: Member { node, pid }, data });
 }
 
 #[allow(clippy::too_many_arguments)] // libcpg's type
@@ -278,12 +279,12 @@ extern "C" fn change(
     joined: *const sys::CpgAddress,
     joined_count: usize,
 ) {
-    // SAFETY: libcpg's lists, of these lengths, valid during the call.
+    // SAFETY: libcpg's lists, of these lengths, are valid during the call.
     let (members, left, joined) =
         unsafe { (list(members, member_count), list(left, left_count), list(joined, joined_count)) };
     let with_reason =
         |it: Vec<sys::CpgAddress>| it.iter().map(|it| (member(it), reason(it.reason))).collect();
-    put(Event::Change {
+    put(GroupEvent::Change {
         members: members.iter().map(member).collect(),
         left: with_reason(left),
         joined: with_reason(joined),
@@ -291,12 +292,12 @@ extern "C" fn change(
 }
 
 extern "C" fn ring(_: u64, _: sys::CpgRingId, count: u32, nodes: *const u32) {
-    // SAFETY: libcpg's list, of this length, valid during the call.
+    // SAFETY: libcpg's list, of this length, is valid during the call.
     let nodes = unsafe { list(nodes, usize::try_from(count).unwrap_or(0)) };
-    put(Event::Ring { nodes });
+    put(GroupEvent::Ring { nodes });
 }
 
-/// A copy of what C has.
+/// Copies an array of C.
 ///
 /// # Safety
 /// `first` is null, or `count` values can be read there.
@@ -304,7 +305,7 @@ unsafe fn list<T: Copy>(first: *const T, count: usize) -> Vec<T> {
     if first.is_null() || count == 0 {
         return Vec::new();
     }
-    // SAFETY: as the caller says; C aligns its arrays, and messages are bytes.
+    // SAFETY: the caller guarantees the pointer. C aligns its arrays, and messages are bytes.
     unsafe { slice::from_raw_parts(first, count) }.to_vec()
 }
 
@@ -312,14 +313,14 @@ fn member(it: &sys::CpgAddress) -> Member {
     Member { node: it.nodeid, pid: it.pid }
 }
 
-fn reason(number: u32) -> Reason {
+fn reason(number: u32) -> ChangeReason {
     match number {
-        1 => Reason::Join,
-        2 => Reason::Leave,
-        3 => Reason::NodeDown,
-        4 => Reason::NodeUp,
-        5 => Reason::ProcDown,
-        other => Reason::Other(other),
+        1 => ChangeReason::Join,
+        2 => ChangeReason::Leave,
+        3 => ChangeReason::NodeDown,
+        4 => ChangeReason::NodeUp,
+        5 => ChangeReason::ProcDown,
+        other => ChangeReason::Other(other),
     }
 }
 

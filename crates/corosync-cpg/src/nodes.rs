@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The nodes that corosync.conf names, as the running corosync has them (cmap).
+//! Node list of corosync.conf, as the running corosync has it (cmap).
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -12,17 +12,16 @@ use crate::sys;
 
 const PREFIX: &CStr = c"nodelist.node.";
 
-/// A node of the cluster, whether it runs or not.
+/// Node of the cluster, running or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Its id.
+    /// Node id.
     pub id: u32,
-    /// Its name: `name`, or else `ring0_addr` where that is a name and not an address, as Pacemaker takes it.
+    /// Name: `name`, or else `ring0_addr` if that is a name and not an address, as Pacemaker takes it.
     pub name: Option<String>,
 }
 
-/// A look at the node list, kept open. Its descriptor is readable when [`changed`](Self::changed) has
-/// something to say.
+/// Open view of the node list. The descriptor is readable when [`changed`](Self::changed) has news.
 #[derive(Debug)]
 pub struct NodeList {
     handle: u64,
@@ -30,19 +29,19 @@ pub struct NodeList {
 }
 
 impl NodeList {
-    /// Connects to corosync. Waits for it.
+    /// Connects to corosync, and waits for it.
     ///
     /// # Errors
     /// [`ErrorKind::Gone`], [`ErrorKind::AccessDenied`].
     pub fn open() -> Result<Self, Error> {
         let mut handle = 0;
-        // SAFETY: writes the handle.
+        // SAFETY: the call writes the handle.
         check("connect to corosync's map", unsafe { sys::cmap_initialize(&raw mut handle) })?;
         let mut list = Self { handle, fd: -1 };
 
-        // From here on the drop closes the handle.
+        // From here on, dropping the list closes the handle.
         let mut track = 0;
-        // SAFETY: the handle is open, the text ends with NUL; no data is passed, and the track ends with the
+        // SAFETY: the handle is open, the text ends with NUL. No data is passed, and the track ends with the
         // handle.
         let code = unsafe {
             sys::cmap_track_add(
@@ -60,10 +59,10 @@ impl NodeList {
         Ok(list)
     }
 
-    /// The nodes, by their ids. Empty where corosync.conf has no node list. Waits for corosync.
+    /// Returns the nodes by their ids; empty if corosync.conf has no node list. Waits for corosync.
     ///
     /// # Errors
-    /// [`ErrorKind::Gone`]; [`ErrorKind::NodeWithoutId`], because a list without that node would be wrong.
+    /// [`ErrorKind::Gone`]. [`ErrorKind::NodeWithoutId`], because a list without that node would be wrong.
     pub fn nodes(&self) -> Result<Vec<Node>, Error> {
         let mut nodes = BTreeMap::new();
         for place in self.places()? {
@@ -78,8 +77,8 @@ impl NodeList {
         Ok(nodes.into_values().collect())
     }
 
-    /// Whether corosync's configuration lets a process of this user, with this first group, in. Waits for
-    /// corosync.
+    /// Returns whether corosync's configuration admits a process of this user with this primary group. Waits
+    /// for corosync.
     ///
     /// # Errors
     /// [`ErrorKind::Gone`].
@@ -94,13 +93,13 @@ impl NodeList {
         Ok(user == 0 || group == 0 || is_named("uid", user)? || is_named("gid", group)?)
     }
 
-    /// Whether the list may have changed since this was asked before. Never waits.
+    /// Returns whether the list may have changed since the last call. Never waits.
     ///
     /// # Errors
     /// [`ErrorKind::Gone`] when corosync ended.
     pub fn changed(&mut self) -> Result<bool, Error> {
         NOTICED.set(false);
-        // SAFETY: the handle is open; the call-back takes what its type says.
+        // SAFETY: the handle is open; the call-back has the declared type.
         let code = unsafe { sys::cmap_dispatch(self.handle, sys::DISPATCH_ALL) };
         match check("take what the map tells", code) {
             Err(error) if code != sys::ERR_TRY_AGAIN => Err(error),
@@ -108,7 +107,7 @@ impl NodeList {
         }
     }
 
-    /// The numbers under which nodes stand in the list, as text.
+    /// Returns the numbers of the nodes' entries in the list, as text.
     fn places(&self) -> Result<Vec<String>, Error> {
         let mut iter = 0;
         // SAFETY: the handle is open, the text ends with NUL.
@@ -117,7 +116,7 @@ impl NodeList {
         let result = loop {
             let mut key: [c_char; sys::CMAP_KEYNAME_MAXLEN + 1] = [0; _];
             let (mut len, mut kind) = (0, 0);
-            // SAFETY: the handle and the iteration are open; the buffer is as long as a key can be, with its
+            // SAFETY: the handle and the iteration are open; the buffer has room for the longest key and its
             // NUL.
             let code = unsafe {
                 sys::cmap_iter_next(self.handle, iter, key.as_mut_ptr(), &raw mut len, &raw mut kind)
@@ -128,7 +127,7 @@ impl NodeList {
             if let Err(error) = check(CALL, code) {
                 break Err(error);
             }
-            // SAFETY: written by cmap, and zero beyond.
+            // SAFETY: cmap wrote the buffer, and the bytes beyond are zero.
             let key = unsafe { CStr::from_ptr(key.as_ptr()) }.to_string_lossy();
             let place = key.strip_prefix(PREFIX_TEXT).and_then(|it| it.split('.').next());
             places.extend(place.map(str::to_owned));
@@ -169,14 +168,14 @@ impl NodeList {
 
 impl AsFd for NodeList {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the handle, which is closed by the drop.
+        // SAFETY: the descriptor is open as long as the handle, which closes when the list is dropped.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 }
 
 impl Drop for NodeList {
     fn drop(&mut self) {
-        // SAFETY: the handle is open, and used no more.
+        // SAFETY: the handle is open, and this is its last use.
         let _ = unsafe { sys::cmap_finalize(self.handle) };
     }
 }
@@ -185,7 +184,7 @@ const CALL: &str = "read the node list";
 const PREFIX_TEXT: &str = "nodelist.node.";
 
 thread_local! {
-    /// Whether the `cmap_dispatch` under way on this thread brought a notice.
+    /// True if the `cmap_dispatch` in progress on this thread brought a notice.
     static NOTICED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
@@ -202,7 +201,7 @@ extern "C" fn notice(
 }
 
 fn key(place: &str, what: &str) -> CString {
-    // What C gave as a text has no NUL inside.
+    // A text from C has no NUL inside.
     CString::new(format!("{PREFIX_TEXT}{place}.{what}")).unwrap_or_default()
 }
 

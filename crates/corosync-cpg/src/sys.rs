@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is used of `corosync/cpg.h`, `corosync/cmap.h` and `corosync/corotypes.h`, as C sees it.
+//! Declarations of `corosync/cpg.h`, `corosync/cmap.h` and `corosync/corotypes.h` that this crate uses.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Against a real corosync of one node. Needs root and corosync, touches nothing of the machine: each test
-//! runs on a node of its own (`node.sh`). `cargo test -p corosync-cpg --test real_corosync -- --ignored`
+//! Tests against a real corosync of one node. They need root and corosync, and touch nothing of the machine:
+//! each test runs on a node of its own (`node.sh`).
+//! `cargo test -p corosync-cpg --test real_corosync -- --ignored`
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
@@ -8,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use corosync_cpg::{ErrorKind, Event, Group, Member, Node, NodeList, Reason, Sent};
+use corosync_cpg::{ChangeReason, ErrorKind, GroupEvent, Member, Node, NodeList, ProcessGroup, SendResult};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, setresgid, setresuid};
 use node::{CONFIG, Corosync, Peer, join, on_a_node, wait_readable};
@@ -24,10 +25,10 @@ fn own_messages_come_back_in_order() {
         let me = one.group.me();
         assert_eq!(me, Member { node: 1, pid: std::process::id() });
         let mut first = [one.next(), one.next()];
-        first.sort_by_key(|it| matches!(it, Event::Change { .. }));
-        assert_eq!(first[0], Event::Ring { nodes: vec![1] });
-        let joined = vec![(me, Reason::Join)];
-        assert_eq!(first[1], Event::Change { members: vec![me], left: vec![], joined });
+        first.sort_by_key(|it| matches!(it, GroupEvent::Change { .. }));
+        assert_eq!(first[0], GroupEvent::Ring { nodes: vec![1] });
+        let joined = vec![(me, ChangeReason::Join)];
+        assert_eq!(first[1], GroupEvent::Change { members: vec![me], left: vec![], joined });
 
         let largest = vec![7; one.group.max_message()];
         println!("the largest message has {} bytes", largest.len());
@@ -36,7 +37,7 @@ fn own_messages_come_back_in_order() {
             one.send(data);
         }
         for data in [&b"one"[..], b"", b"three", &largest] {
-            assert_eq!(one.next(), Event::Message { from: me, data: data.to_vec() });
+            assert_eq!(one.next(), GroupEvent::Message { from: me, data: data.to_vec() });
         }
         let error = one.group.send(&vec![7; largest.len() + 1]).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Size);
@@ -48,21 +49,21 @@ fn own_messages_come_back_in_order() {
 #[ignore = "needs root and corosync"]
 fn names_and_members_that_are_refused() {
     on_a_node("names_and_members_that_are_refused", || {
-        assert_eq!(Group::join("g").unwrap_err().kind, ErrorKind::Gone);
+        assert_eq!(ProcessGroup::join("g").unwrap_err().kind, ErrorKind::Gone);
         assert_eq!(NodeList::open().unwrap_err().kind, ErrorKind::Gone);
         let _corosync = Corosync::start();
         for name in ["", &"n".repeat(129)] {
-            assert_eq!(Group::join(name).unwrap_err().kind, ErrorKind::Size);
+            assert_eq!(ProcessGroup::join(name).unwrap_err().kind, ErrorKind::Size);
         }
         let _longest = join(&"n".repeat(128));
         let _group = join("g");
-        assert_eq!(Group::join("g").unwrap_err().kind, ErrorKind::Exists);
+        assert_eq!(ProcessGroup::join("g").unwrap_err().kind, ErrorKind::Exists);
         let as_nobody = || {
             let (root, nobody) = (Uid::from_raw(0), Uid::from_raw(65534));
             let (roots, nobodys) = (Gid::from_raw(0), Gid::from_raw(65534));
             setresgid(nobodys, nobodys, roots).unwrap();
             setresuid(nobody, nobody, root).unwrap();
-            let result = (Group::join("h").map(drop), NodeList::open().map(drop));
+            let result = (ProcessGroup::join("h").map(drop), NodeList::open().map(drop));
             setresuid(root, root, root).unwrap();
             setresgid(roots, roots, roots).unwrap();
             result
@@ -70,7 +71,7 @@ fn names_and_members_that_are_refused() {
         let refused = as_nobody();
         assert_eq!(refused.0.unwrap_err().kind, ErrorKind::AccessDenied);
         assert_eq!(refused.1.unwrap_err().kind, ErrorKind::AccessDenied);
-        // As cpg.md says; corosync need not be started anew.
+        // cpg.md says so; corosync need not be restarted.
         fs::write("/etc/corosync/uidgid.d/nobody", "uidgid {\n    uid: nobody\n}\n").unwrap();
         reload();
         assert_eq!(as_nobody(), (Ok(()), Ok(())));
@@ -89,16 +90,16 @@ fn two_groups_and_two_members() {
         let me = one.group.me();
         let mut peer = Peer::start("peer", "two");
         let other = peer.member();
-        let joined = two.until(|it| matches!(it, Event::Change { members, .. } if members.len() == 2));
-        let Event::Change { members, left, joined } = joined else { panic!() };
+        let joined = two.until(|it| matches!(it, GroupEvent::Change { members, .. } if members.len() == 2));
+        let GroupEvent::Change { members, left, joined } = joined else { panic!() };
         assert_eq!((sorted(members), left), (sorted(vec![me, other]), vec![]));
-        assert_eq!(joined, [(other, Reason::Join)]);
+        assert_eq!(joined, [(other, ChangeReason::Join)]);
 
-        assert_eq!(Group::members_of("two"), Ok(sorted(vec![me, other])));
-        assert_eq!(Group::members_of("one"), Ok(vec![me]));
-        assert_eq!(Group::members_of("none"), Ok(vec![]));
+        assert_eq!(ProcessGroup::members_of("two"), Ok(sorted(vec![me, other])));
+        assert_eq!(ProcessGroup::members_of("one"), Ok(vec![me]));
+        assert_eq!(ProcessGroup::members_of("none"), Ok(vec![]));
 
-        // Both see both senders' messages in one order.
+        // Both see the messages of both senders in one order.
         for i in 0..200 {
             two.send(format!("mine {i}").as_bytes());
             one.send(b"not for the other group");
@@ -112,18 +113,18 @@ fn two_groups_and_two_members() {
         assert_eq!(of("theirs"), (0..200).map(|i| format!("theirs {i}")).collect::<Vec<_>>());
         assert_eq!(one.messages(200), vec!["not for the other group"; 200]);
 
-        // Who leaves, and who dies.
+        // One member leaves, one dies.
         peer.tell("leave");
-        assert_eq!(two.left(), [(other, Reason::Leave)]);
+        assert_eq!(two.left(), [(other, ChangeReason::Leave)]);
         let mut peer = Peer::start("peer", "two");
         let other = peer.member();
         peer.child.kill().unwrap();
         peer.child.wait().unwrap();
-        assert_eq!(two.left(), [(other, Reason::ProcDown)]);
+        assert_eq!(two.left(), [(other, ChangeReason::ProcDown)]);
     });
 }
 
-/// What was taken is delivered, however fast it was sent; and there is an end to what is taken.
+/// Every message that was taken is delivered, however fast it was sent, and corosync takes only so many.
 #[test]
 #[ignore = "needs root and corosync"]
 fn back_pressure_loses_nothing() {
@@ -133,11 +134,11 @@ fn back_pressure_loses_nothing() {
         one.send(b"first");
         one.messages(1);
         for (size, more) in [(10, 500), (3000, 500), (200_000, 50)] {
-            // A stopped corosync takes some, and no call waits for it.
+            // A stopped corosync takes some messages, and no call waits for it.
             corosync.signal(Signal::SIGSTOP);
             let begin = Instant::now();
             let mut sent = 0;
-            while one.group.send(&numbered(sent, size)).unwrap() == Sent::Taken {
+            while one.group.send(&numbered(sent, size)).unwrap() == SendResult::Taken {
                 sent += 1;
                 assert!(sent < 1_000_000);
             }
@@ -149,8 +150,8 @@ fn back_pressure_loses_nothing() {
             let (mut later, end) = (0, sent + more);
             while sent < end {
                 match one.group.send(&numbered(sent, size)).unwrap() {
-                    Sent::Taken => sent += 1,
-                    Sent::Later => {
+                    SendResult::Taken => sent += 1,
+                    SendResult::Later => {
                         later += 1;
                         one.take();
                         thread::sleep(Duration::from_millis(1));
@@ -160,7 +161,7 @@ fn back_pressure_loses_nothing() {
             println!("asked to wait {later} times");
             for i in 0..sent {
                 let from = one.group.me();
-                assert_eq!(one.next(), Event::Message { from, data: numbered(i, size) });
+                assert_eq!(one.next(), GroupEvent::Message { from, data: numbered(i, size) });
             }
         }
     });
@@ -181,7 +182,7 @@ fn corosync_goes_and_comes_back() {
             assert_eq!(list.changed().unwrap_err().kind, ErrorKind::Gone);
             assert_eq!(list.nodes().unwrap_err().kind, ErrorKind::Gone);
             let error = loop {
-                // What it delivered before its end comes first.
+                // Events that it delivered before its end come first.
                 wait_readable(&one.group);
                 if let Err(error) = one.group.dispatch() {
                     break error;
@@ -204,7 +205,7 @@ fn the_node_list_and_its_changes() {
         let _corosync = Corosync::start();
         let mut list = NodeList::open().unwrap();
         let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
-        // Sorted by id, not by place; the second has no name but its host's.
+        // Sorted by id, not by position. The second has no name but its host's.
         let before = [node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)];
         assert_eq!(list.nodes().unwrap(), before);
         assert!(!list.changed().unwrap());
@@ -227,20 +228,20 @@ fn the_node_list_and_its_changes() {
     });
 }
 
-/// Not a test: the process that others start.
+/// Not a test: the process that other tests start.
 #[test]
 #[ignore = "a part of other tests"]
 fn peer() {
     node::be_a_peer();
 }
 
-/// The running corosync reads its configuration anew.
+/// Makes the running corosync read its configuration again.
 fn reload() {
     let done = Command::new("corosync-cfgtool").arg("-R").output().unwrap();
     assert!(done.status.success(), "{done:?}");
 }
 
-/// A message that knows its number.
+/// Message that carries its number.
 fn numbered(number: usize, size: usize) -> Vec<u8> {
     let mut data = format!("{number:010}").into_bytes();
     data.resize(size, b'.');

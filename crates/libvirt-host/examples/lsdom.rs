@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `lsdom URI [SECONDS]`: lists the domains of a hypervisor, then shows what happens there for that time.
+//! `lsdom URI [SECONDS]`: lists the domains of a hypervisor, then shows its events for that time.
 #![allow(clippy::print_stdout)]
 
 use std::error::Error;

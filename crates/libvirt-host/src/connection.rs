@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A connection to one hypervisor.
+//! Connection to one hypervisor.
 
 use std::ffi::{CStr, c_void};
 use std::fmt;
@@ -11,25 +11,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virt::connect::Connect;
 use virt_sys as sys;
 
-use crate::domain::{Domain, State, name_of, uuid_of};
+use crate::domain::{Domain, DomainState, name_of, uuid_of};
 use crate::error::{Error, ErrorKind, c_text};
 use crate::event::{
     CloseReason, CloseWatch, EventSubscription, LifecycleEvent, LifecycleWatch, connection_lost,
 };
-use crate::runtime::{self, Closing};
+use crate::runtime::{self, ClosingConnection};
 use crate::uuid::Uuid;
 
-/// An open connection to a hypervisor, for any number of threads, which take turns: one call at a time. For
-/// calls at once open several. Clones are the same connection; it is closed when the last clone, [`Domain`]
-/// and [`EventSubscription`] of it are gone, in the background.
+/// Open connection to a hypervisor, for any number of threads. It makes one call at a time; for parallel
+/// calls open several. Clones are the same connection. It is closed in the background when the last clone,
+/// [`Domain`] and [`EventSubscription`] of it are gone.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    handle: Arc<Handle>,
+    handle: Arc<ConnectionHandle>,
 }
 
-/// How fast a hypervisor that stopped answering is noticed: it is asked every `interval_secs` seconds when
-/// nothing comes from it, and given up when `count` questions stand unanswered. So silence ends a connection
-/// after between `interval * count` and `interval * (count + 1)` seconds.
+/// Keepalive, by which a silent hypervisor is noticed. After `interval_secs` seconds without a message the
+/// hypervisor is asked; after `count` unanswered questions the connection is given up. So silence ends a
+/// connection after between `interval * count` and `interval * (count + 1)` seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeepAlive {
     /// Seconds, at least 1.
@@ -38,15 +38,15 @@ pub struct KeepAlive {
     pub count: u16,
 }
 
-/// A domain as a list shows it.
+/// Domain in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainRecord {
-    /// The name; bytes that are not UTF-8 are replaced, so act on such a domain by its UUID.
+    /// Name; bytes that are not UTF-8 are replaced, so act on such a domain by its UUID.
     pub name: String,
-    /// The UUID.
+    /// UUID.
     pub uuid: Uuid,
-    /// What it is doing.
-    pub state: State,
+    /// State at the time of the list.
+    pub state: DomainState,
 }
 
 impl Default for KeepAlive {
@@ -58,28 +58,27 @@ impl Default for KeepAlive {
 impl Connection {
     /// Opens a connection, with default [`KeepAlive`]. An empty URI lets libvirt choose one.
     ///
-    /// May block for ever when something accepts the connection and never speaks. Nobody is asked for
-    /// passwords; but for `ssh` URIs add `?no_tty=1`, or ssh itself may ask on the terminal.
+    /// May block for ever when the other side accepts the connection and never answers. Passwords are not
+    /// asked for; but with `ssh` URIs add `?no_tty=1`, or ssh itself may ask on the terminal.
     pub fn open(uri: &str) -> Result<Self, Error> {
         Self::open_with(uri, KeepAlive::default())
     }
 
-    /// Like [`open`](Self::open), with another keepalive.
+    /// Opens a connection with another keepalive.
     pub fn open_with(uri: &str, keepalive: KeepAlive) -> Result<Self, Error> {
         const CALL: &str = "open a connection";
         runtime::init()?;
         c_text(CALL, uri)?;
         let connect = Connect::open(Some(uri)).map_err(|_| Error::last(CALL))?;
-        // From here on the handle closes it, whatever happens.
-        let handle = Handle {
+        // From here on, dropping the handle closes the connection.
+        let handle = ConnectionHandle {
             connect,
             uri: uri.to_owned(),
             watch: Arc::default(),
             lifecycle: LifecycleWatch::default(),
             turn: Mutex::default(),
         };
-        // SAFETY: the connection is open. The watch stays until the closing thread has taken the call-back
-        // off.
+        // SAFETY: the connection is open. The watch stays until the closing thread has removed the call-back.
         let watched = unsafe {
             sys::virConnectRegisterCloseCallback(
                 handle.connect.as_ptr(),
@@ -93,20 +92,20 @@ impl Connection {
         }
         let KeepAlive { interval_secs, count } = keepalive;
         if handle.connect.set_keep_alive(interval_secs.into(), count.into()).is_err() {
-            // The test driver has none, and needs none.
+            // The test driver has no keepalive and needs none.
             unless_unsupported(handle.failed("start keepalive"))?;
         }
         Ok(Self { handle: Arc::new(handle) })
     }
 
-    /// The URI that it was opened with.
+    /// Returns the URI that the connection was opened with.
     #[must_use]
     pub fn uri(&self) -> &str {
         &self.handle.uri
     }
 
-    /// Whether the connection still stands, as far as this side knows. Asks nobody and never blocks on the
-    /// hypervisor; [`ping`](Self::ping) asks.
+    /// Returns whether the connection stands, as far as this side knows, without a call to the hypervisor.
+    /// [`ping`](Self::ping) makes one.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.handle.is_alive()
@@ -114,8 +113,8 @@ impl Connection {
 
     /// Asks the hypervisor driver a small question (how many domains run).
     ///
-    /// libvirtd answers it from a reserved worker, like look-ups, state and destroy: so it says that fencing
-    /// can work even when all ordinary workers are busy.
+    /// libvirtd answers it from a reserved worker, like look-ups, state and destroy. So an answer means that
+    /// fencing can work even when all ordinary workers are busy.
     pub fn ping(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.connect()
@@ -124,7 +123,8 @@ impl Connection {
             .map_err(|_| self.handle.failed("ask the hypervisor for a sign of life"))
     }
 
-    /// All domains, active or not, with their states, in one call where the driver can (4 ms for 1000).
+    /// Returns all domains, active or not, with their states, in one call where the driver can (4 ms for
+    /// 1000).
     pub fn domains(&self) -> Result<Vec<DomainRecord>, Error> {
         match self.domains_in_bulk() {
             Err(error) if error.kind == ErrorKind::Unsupported => self.domains_one_by_one(),
@@ -132,7 +132,7 @@ impl Connection {
         }
     }
 
-    /// The domain of this name; `None` when the hypervisor says that there is none.
+    /// Returns the domain of this name; `None` when the hypervisor says that there is none.
     pub fn domain_by_name(&self, name: &str) -> Result<Option<Domain>, Error> {
         const CALL: &str = "look up a domain by its name";
         c_text(CALL, name)?;
@@ -141,7 +141,7 @@ impl Connection {
         self.found(found.map_err(|_| self.handle.failed(CALL)))
     }
 
-    /// The domain of this UUID; `None` when the hypervisor says that there is none.
+    /// Returns the domain of this UUID; `None` when the hypervisor says that there is none.
     pub fn domain_by_uuid(&self, uuid: Uuid) -> Result<Option<Domain>, Error> {
         let _turn = self.handle.turn();
         // SAFETY: the connection is open; libvirt reads 16 bytes (VIR_UUID_BUFLEN).
@@ -164,8 +164,8 @@ impl Connection {
         Domain::adopt(made, Arc::clone(&self.handle))
     }
 
-    /// Starts a transient domain: it is gone when it stops. (Where a definition of its name and UUID exists,
-    /// it starts that one with this XML.)
+    /// Starts a transient domain, which is gone when it stops. (If a definition of its name and UUID exists,
+    /// that one is started with this XML.)
     pub fn create_xml(&self, xml: &str) -> Result<Domain, Error> {
         const CALL: &str = "start a transient domain";
         c_text(CALL, xml)?;
@@ -178,8 +178,8 @@ impl Connection {
     /// Calls `call` for every lifecycle event of every domain, in order, until the subscription is dropped or
     /// the connection lost.
     ///
-    /// It runs on the event thread of all connections: it must not block and must not call libvirt. It may
-    /// drop connections, domains and subscriptions.
+    /// `call` runs on the event thread of all connections: it must not block and must not call libvirt. It
+    /// may drop connections, domains and subscriptions.
     pub fn watch_lifecycle(
         &self,
         call: impl Fn(LifecycleEvent) + Send + Sync + 'static,
@@ -187,10 +187,11 @@ impl Connection {
         EventSubscription::new(Arc::clone(&self.handle), call)
     }
 
-    /// Calls `call` when the connection is lost (not when we close it); at once when it is lost already.
+    /// Calls `call` when the connection is lost (not when this side closes it); at once if it is lost
+    /// already.
     ///
-    /// It runs on a thread of libvirt or of whoever made a call at that moment: it must not block and must
-    /// not call libvirt. It may drop connections. It is freed unused when the connection is closed in order.
+    /// `call` runs on a thread of libvirt or of a caller at that moment: it must not block and must not call
+    /// libvirt. It may drop connections. An orderly close frees it unused.
     pub fn on_close(&self, call: impl FnOnce(CloseReason) + Send + 'static) {
         self.handle.watch.add(Box::new(call));
     }
@@ -210,7 +211,7 @@ impl Connection {
     fn domains_in_bulk(&self) -> Result<Vec<DomainRecord>, Error> {
         let mut list: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
         let turn = self.handle.turn();
-        // SAFETY: the connection is open; the list is ours to be filled in.
+        // SAFETY: the connection is open; libvirt fills in the list, which is ours.
         let count = unsafe {
             sys::virConnectGetAllDomainStats(
                 self.connect().as_ptr(),
@@ -227,14 +228,14 @@ impl Connection {
         list.records().iter().filter_map(|record| self.record(record).transpose()).collect()
     }
 
-    /// None for a domain that went away after the list was made.
+    /// Returns none for a domain that went away after the list was made.
     fn record(&self, record: &sys::virDomainStatsRecord) -> Result<Option<DomainRecord>, Error> {
         // SAFETY: a record of libvirt's list holds a valid domain as long as the list lives.
         let (name, uuid) = unsafe { (name_of(record.dom)?, uuid_of(record.dom)?) };
         if let Some(state) = state_of(record) {
             return Ok(Some(DomainRecord { name, uuid, state }));
         }
-        // Some drivers leave out what they can't tell in bulk.
+        // Some drivers leave out values that they can't tell in bulk.
         let Some(domain) = self.domain_by_uuid(uuid)? else { return Ok(None) };
         domain.record()
     }
@@ -252,9 +253,9 @@ impl Connection {
     }
 }
 
-/// The connection itself. Everything made from it keeps it, so that libvirt's last reference is always the
-/// one that the closing thread gives back.
-pub(crate) struct Handle {
+/// Handle of a connection. Every value made from the connection keeps it, so that libvirt's last reference is
+/// always the one that the closing thread gives back.
+pub(crate) struct ConnectionHandle {
     connect: Connect,
     uri: String,
     watch: Arc<CloseWatch>,
@@ -262,7 +263,7 @@ pub(crate) struct Handle {
     turn: Mutex<()>,
 }
 
-impl Handle {
+impl ConnectionHandle {
     pub(crate) fn connect(&self) -> &Connect {
         &self.connect
     }
@@ -271,17 +272,17 @@ impl Handle {
         &self.lifecycle
     }
 
-    /// The right to make a call that goes to the hypervisor: one at a time.
+    /// Waits for the right to make a call to the hypervisor: one at a time.
     ///
-    /// With several calls under way on one connection, libvirt's keepalive ends only the one that reads the
-    /// socket; the others then wait for ever, and the loss is not reported. So the others wait here, and find
-    /// the connection lost when their turn comes.
+    /// With several calls in progress on one connection, libvirt's keepalive ends only the one that reads the
+    /// socket. The others would wait for ever, and the loss would not be reported. So the others wait here,
+    /// and then find the connection lost.
     pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The error of the call just made. On a connection that is no longer there it is a connection error,
-    /// however libvirt worded it.
+    /// Returns the error of the call just made. On a lost connection it is a connection error, whatever
+    /// libvirt called it.
     pub(crate) fn failed(&self, call: &'static str) -> Error {
         let mut error = Error::last(call);
         if error.kind == ErrorKind::Other && !self.is_alive() {
@@ -295,23 +296,23 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
         // SAFETY: the pointer is valid and its one reference moves to the closing thread; `Connect` itself
         // does not close when it is dropped.
         let connect = unsafe { Connect::from_ptr(self.connect.as_ptr()) };
         let registrations = mem::take(&mut self.lifecycle).into_registrations();
-        runtime::close_later(Closing { connect, watch: Arc::clone(&self.watch), registrations });
+        runtime::close_later(ClosingConnection { connect, watch: Arc::clone(&self.watch), registrations });
     }
 }
 
-impl fmt::Debug for Handle {
+impl fmt::Debug for ConnectionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle").field("uri", &self.uri).finish_non_exhaustive()
     }
 }
 
-/// libvirt's list of statistics, freed when dropped.
+/// List of statistics from libvirt, freed when dropped.
 struct StatsList {
     list: *mut sys::virDomainStatsRecordPtr,
     count: usize,
@@ -325,7 +326,7 @@ impl StatsList {
         // SAFETY: libvirt returned `count` pointers there, each to a record that lives until the list is
         // freed.
         let records = unsafe { slice::from_raw_parts(self.list, self.count) };
-        // SAFETY: as above; `as_ref` sees to nulls.
+        // SAFETY: as above; `as_ref` handles nulls.
         records.iter().filter_map(|record| unsafe { record.as_ref() }).collect()
     }
 }
@@ -337,12 +338,12 @@ impl Drop for StatsList {
     }
 }
 
-fn state_of(record: &sys::virDomainStatsRecord) -> Option<State> {
+fn state_of(record: &sys::virDomainStatsRecord) -> Option<DomainState> {
     let count = usize::try_from(record.nparams).ok()?;
     if record.params.is_null() {
         return None;
     }
-    // SAFETY: libvirt says that `nparams` parameters are there, as long as the record lives.
+    // SAFETY: `nparams` parameters are there, as long as the record lives.
     let params = unsafe { slice::from_raw_parts(record.params, count) };
     let number = |name: &CStr| {
         params.iter().find_map(|param| {
@@ -356,7 +357,7 @@ fn state_of(record: &sys::virDomainStatsRecord) -> Option<State> {
             Some(unsafe { param.value.i })
         })
     };
-    Some(State::with_reason(number(c"state.state")?, number(c"state.reason").unwrap_or_default()))
+    Some(DomainState::with_reason(number(c"state.state")?, number(c"state.reason").unwrap_or_default()))
 }
 
 fn unless_unsupported(error: Error) -> Result<(), Error> {

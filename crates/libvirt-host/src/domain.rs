@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One domain: its identity, its state, its power, its XML.
+//! Domain: its identity, its state, its power, its XML.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
@@ -7,80 +7,79 @@ use std::sync::Arc;
 
 use virt_sys as sys;
 
-use crate::connection::{DomainRecord, Handle};
+use crate::connection::{ConnectionHandle, DomainRecord};
 use crate::error::{Error, ErrorKind};
 use crate::uuid::Uuid;
 
-/// A domain that a look-up found or a definition made. It names the domain and does not hold it: the domain
-/// may be gone at the next call ([`ErrorKind::NoDomain`](crate::ErrorKind::NoDomain)). It keeps its
-/// connection open.
+/// Domain that a look-up found or a definition made. The value names the domain and does not hold it: the
+/// domain may be gone at the next call ([`ErrorKind::NoDomain`](crate::ErrorKind::NoDomain)). The value keeps
+/// its connection open.
 pub struct Domain {
-    // Before the handle: the domain holds a reference to the connection, and the last one must be the
-    // handle's.
+    // Before the handle: the domain holds a reference to the connection, and the handle's must be the last.
     raw: virt::domain::Domain,
-    handle: Arc<Handle>,
+    handle: Arc<ConnectionHandle>,
     name: String,
     uuid: Uuid,
 }
 
-/// What a domain is doing, in libvirt's numbers (`virDomainState`).
+/// State of a domain, in libvirt's numbers (`virDomainState`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum DomainState {
     /// 0: the hypervisor can't tell.
     NoState,
-    /// 1
+    /// 1: running.
     Running,
-    /// 2: waits for a resource.
+    /// 2: waiting for a resource.
     Blocked,
-    /// 3
+    /// 3: paused.
     Paused,
-    /// 4: is shutting down, not yet off.
+    /// 4: shutting down, not yet off.
     Shutdown,
     /// 5: off.
     ShutOff,
-    /// 5 as well, for the reason that it was migrated: the definition stayed behind, the machine runs
-    /// elsewhere. libvirt knows the reason until its next restart.
+    /// 5 as well, because the domain was migrated: the definition stayed behind, and the machine runs on
+    /// another host. libvirt forgets the reason at its next restart.
     MovedAway,
-    /// 6: crashed; whether anything of it is left depends on its configuration.
+    /// 6: crashed; the configuration decides whether the instance is kept.
     Crashed,
     /// 7: suspended by the guest's power management.
     PmSuspended,
-    /// A number that this crate does not know.
+    /// Number that this crate does not know.
     Other(i32),
 }
 
-/// Which XML of a domain.
+/// Kind of XML of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XmlKind {
-    /// With passwords. Needs a writable connection; the text must not reach a log.
+    /// XML with passwords. Needs a writable connection; the text must not reach a log.
     pub secure: bool,
-    /// What the next start will use, rather than what runs now.
+    /// XML of the next start, not of the running instance.
     pub inactive: bool,
 }
 
 impl Domain {
-    /// The name that it had when it was looked up; bytes that are not UTF-8 are replaced, so look such a
-    /// domain up by its UUID.
+    /// Returns the name at the time of the look-up. Bytes that are not UTF-8 are replaced, so look up such a
+    /// domain by its UUID.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The UUID.
+    /// Returns the UUID.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         self.uuid
     }
 
-    /// The number of the running instance at the time of the look-up (or of [`create`](Self::create) by this
-    /// value); none when it was off.
+    /// Returns the number of the running instance at the time of the look-up (or of [`create`](Self::create)
+    /// by this value); none when the domain was off.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.raw.get_id()
     }
 
-    /// What it is doing now.
-    pub fn state(&self) -> Result<State, Error> {
+    /// Returns the state now.
+    pub fn state(&self) -> Result<DomainState, Error> {
         let _turn = self.handle.turn();
         let (mut state, mut reason): (c_int, c_int) = (-1, 0);
         // SAFETY: the domain is valid, the two numbers are ours.
@@ -88,36 +87,36 @@ impl Domain {
         if done < 0 {
             return Err(self.handle.failed("ask the state of a domain"));
         }
-        Ok(State::with_reason(state, reason))
+        Ok(DomainState::with_reason(state, reason))
     }
 
-    /// Whether an instance exists now (running, paused, crashed but kept).
+    /// Returns whether an instance exists now (running, paused, crashed but kept).
     pub fn is_active(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
         self.raw.is_active().map_err(|_| self.handle.failed("ask whether a domain is active"))
     }
 
-    /// Whether it has a definition that outlives the instance.
+    /// Returns whether the domain has a definition that outlives the instance.
     pub fn is_persistent(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
         self.raw.is_persistent().map_err(|_| self.handle.failed("ask whether a domain is persistent"))
     }
 
-    /// Powers it off, hard. Returns when the hypervisor has done it. Off already:
+    /// Powers the domain off, hard. Returns when the hypervisor has done it. If the domain is off already:
     /// [`ErrorKind::OperationInvalid`](crate::ErrorKind::OperationInvalid).
     pub fn destroy(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.raw.destroy().map_err(|_| self.handle.failed("destroy a domain"))
     }
 
-    /// Starts it from its definition. Running already:
+    /// Starts the domain from its definition. If it runs already:
     /// [`ErrorKind::OperationInvalid`](crate::ErrorKind::OperationInvalid).
     pub fn create(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.raw.create().map(drop).map_err(|_| self.handle.failed("start a domain"))
     }
 
-    /// Pauses its processors.
+    /// Pauses the domain's processors.
     pub fn suspend(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.raw.suspend().map(drop).map_err(|_| self.handle.failed("suspend a domain"))
@@ -129,13 +128,13 @@ impl Domain {
         self.raw.resume().map(drop).map_err(|_| self.handle.failed("resume a domain"))
     }
 
-    /// Removes its definition; a running instance becomes transient.
+    /// Removes the definition; a running instance becomes transient.
     pub fn undefine(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.raw.undefine().map_err(|_| self.handle.failed("undefine a domain"))
     }
 
-    /// Its XML.
+    /// Returns the XML.
     pub fn xml(&self, kind: XmlKind) -> Result<String, Error> {
         let mut flags = 0;
         if kind.secure {
@@ -152,12 +151,12 @@ impl Domain {
         }
         // SAFETY: not null: NUL-terminated text that is now ours.
         let xml = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-        // SAFETY: libvirt asks that its texts be freed with free(3); the copy is made.
+        // SAFETY: libvirt's texts are to be freed with free(3); the copy is made.
         unsafe { free(text.cast::<c_void>()) };
         Ok(xml)
     }
 
-    /// As a list shows it; `None` when it is gone.
+    /// Returns the record of a list; `None` when the domain is gone.
     pub(crate) fn record(&self) -> Result<Option<DomainRecord>, Error> {
         match self.state() {
             Ok(state) => Ok(Some(DomainRecord { name: self.name.clone(), uuid: self.uuid, state })),
@@ -166,8 +165,8 @@ impl Domain {
         }
     }
 
-    /// Takes over a domain that libvirt gave.
-    pub(crate) fn adopt(raw: virt::domain::Domain, handle: Arc<Handle>) -> Result<Self, Error> {
+    /// Takes over a domain from libvirt.
+    pub(crate) fn adopt(raw: virt::domain::Domain, handle: Arc<ConnectionHandle>) -> Result<Self, Error> {
         // SAFETY: `raw` holds a valid domain.
         let (name, uuid) = unsafe { (name_of(raw.as_ptr())?, uuid_of(raw.as_ptr())?) };
         Ok(Self { raw, handle, name, uuid })
@@ -180,8 +179,8 @@ impl fmt::Debug for Domain {
     }
 }
 
-impl State {
-    /// From libvirt's numbers of state and reason.
+impl DomainState {
+    /// Returns the state for libvirt's numbers of state and reason.
     pub(crate) fn with_reason(state: i32, reason: i32) -> Self {
         /// `VIR_DOMAIN_SHUTOFF_MIGRATED`
         const MIGRATED: i32 = 4;
@@ -191,7 +190,7 @@ impl State {
         }
     }
 
-    /// libvirt's number, as the host list carries it.
+    /// Returns libvirt's number, as the host list carries it.
     #[must_use]
     pub fn number(self) -> i32 {
         let number = match self {
@@ -209,7 +208,7 @@ impl State {
     }
 }
 
-impl From<i32> for State {
+impl From<i32> for DomainState {
     fn from(number: i32) -> Self {
         match number.cast_unsigned() {
             sys::VIR_DOMAIN_NOSTATE => Self::NoState,
@@ -230,7 +229,7 @@ unsafe extern "C" {
     pub(crate) fn free(memory: *mut c_void);
 }
 
-/// The name inside a domain: no call to the hypervisor.
+/// Returns the name inside a domain, without a call to the hypervisor.
 ///
 /// # Safety
 /// `domain` must be a valid domain for the time of the call.
@@ -244,7 +243,7 @@ pub(crate) unsafe fn name_of(domain: sys::virDomainPtr) -> Result<String, Error>
     Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
-/// The UUID inside a domain: no call to the hypervisor.
+/// Returns the UUID inside a domain, without a call to the hypervisor.
 ///
 /// # Safety
 /// `domain` must be a valid domain for the time of the call.

@@ -1,40 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What went wrong in libvirt, sorted into what a caller may want to do about it.
+//! Errors of libvirt, sorted by the decisions of a caller.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
 
 use virt_sys as sys;
 
-/// A failed call. Displays as `what was asked: libvirt's own message`, always one line of printable text.
+/// Failed call. Displays as `call: libvirt's own message`, always one line of printable text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// What sort of failure, for decisions.
+    /// Kind of failure, for decisions.
     pub kind: ErrorKind,
     /// libvirt's error number (`VIR_ERR_*`).
     pub code: i32,
-    /// The part of libvirt that failed (`VIR_FROM_*`).
+    /// Part of libvirt that failed (`VIR_FROM_*`).
     pub domain: i32,
-    /// libvirt's message as it came: it may contain anything that a peer put into a name.
+    /// libvirt's original message: it may contain any bytes that a peer put into a name.
     pub message: String,
-    /// What was asked, in words: "destroy domain".
+    /// The call in words: "destroy domain".
     pub call: &'static str,
 }
 
-/// What sort of failure an [`Error`] is.
+/// Kind of failure of an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// There is no such domain (any more).
+    /// The domain does not exist (any more).
     NoDomain,
-    /// The domain's state does not allow it: off already, running already.
+    /// The domain's state does not allow the call: off already, running already.
     OperationInvalid,
     /// The hypervisor can't be reached: refused, lost, ended by keepalive. The connection is of no more use.
     Connection,
-    /// The hypervisor does not let us.
+    /// The hypervisor refuses permission.
     AccessDenied,
     /// This hypervisor driver has no such call.
     Unsupported,
-    /// Everything else.
+    /// Any other failure.
     Other,
 }
 
@@ -55,8 +55,8 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// The error that the call just made on this thread left behind. Nothing else may be asked of libvirt in
-    /// between: every call resets it.
+    /// Returns the error of the call just made on this thread. No other call to libvirt may come between:
+    /// every call resets it.
     pub(crate) fn last(call: &'static str) -> Self {
         // SAFETY: returns null or a pointer to this thread's error, valid until the next libvirt call on this
         // thread; it is read here and not kept.
@@ -74,14 +74,14 @@ impl Error {
         Self { kind, code: error.code, domain: error.domain, message, call }
     }
 
-    /// An error that libvirt was not asked about.
+    /// Makes an error without a call to libvirt.
     pub(crate) fn own(call: &'static str, code: i32, message: &str) -> Self {
         let domain = sys::VIR_FROM_NONE.cast_signed();
         Self { kind: ErrorKind::of(code, domain, 0), code, domain, message: message.to_owned(), call }
     }
 }
 
-/// The text for C. Text with a NUL inside is refused here: C would see only its beginning.
+/// Returns the text for C. Refuses text with a NUL inside: C would see only its beginning.
 pub(crate) fn c_text(call: &'static str, text: &str) -> Result<CString, Error> {
     CString::new(text).map_err(|_| {
         Error::own(call, sys::VIR_ERR_INVALID_ARG.cast_signed(), "the text contains a NUL character")
@@ -112,15 +112,15 @@ impl ErrorKind {
             | sys::VIR_ERR_GNUTLS_ERROR
             | sys::VIR_ERR_SSH
             | sys::VIR_ERR_LIBSSH => Self::Connection,
-            // What breaks on the way has no number of its own: "client socket is closed" is an internal error
-            // of the transport, a hang-up a system error of it.
+            // A transport error has no number of its own: "client socket is closed" is an internal error of
+            // the transport, a hang-up a system error of it.
             sys::VIR_ERR_INTERNAL_ERROR | sys::VIR_ERR_SYSTEM_ERROR if transport => Self::Connection,
             _ => Self::Other,
         }
     }
 }
 
-/// Control characters and the few others that let text disguise itself in a log.
+/// Returns whether a character is a control character, or one of the few others that disguise text in a log.
 fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What libvirt tells by itself: lifecycle events of domains, and the loss of a connection.
+//! Notices from libvirt: lifecycle events of domains, and the loss of a connection.
 //!
 //! Call-backs run on libvirt's threads with locks of libvirt held. They must be quick and must not call
-//! libvirt; to send the event into a channel is all they should do. A panic in one ends the process.
+//! libvirt; they should only send the event into a channel. A panic in one ends the process.
 
 use std::convert::Infallible;
 use std::ffi::{c_char, c_int, c_void};
@@ -13,53 +13,53 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virt_sys as sys;
 
-use crate::connection::Handle;
+use crate::connection::ConnectionHandle;
 use crate::domain::{name_of, uuid_of};
 use crate::error::{Error, ErrorKind};
 use crate::uuid::Uuid;
 
-/// Something happened to a domain.
+/// Lifecycle event of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LifecycleEvent {
-    /// The domain's UUID.
+    /// UUID of the domain.
     pub uuid: Uuid,
-    /// Its name; bytes that are not UTF-8 are replaced.
+    /// Name of the domain; bytes that are not UTF-8 are replaced.
     pub name: String,
-    /// What happened.
+    /// Kind of the event.
     pub kind: LifecycleKind,
-    /// Why, in libvirt's numbers (`VIR_DOMAIN_EVENT_<KIND>_*`).
+    /// Detail in libvirt's numbers (`VIR_DOMAIN_EVENT_<KIND>_*`).
     pub detail: i32,
 }
 
-/// What happened to a domain. The numbers are libvirt's (`virDomainEventType`).
+/// Kind of a lifecycle event. The numbers are libvirt's (`virDomainEventType`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LifecycleKind {
     /// 0: a definition was added or changed.
     Defined,
     /// 1: the definition was removed.
     Undefined,
-    /// 2
+    /// 2: started.
     Started,
     /// 3: paused.
     Suspended,
     /// 4: no longer paused.
     Resumed,
-    /// 5: it is off.
+    /// 5: the domain is off.
     Stopped,
     /// 6: the guest has shut down; [`Stopped`](Self::Stopped) follows.
     Shutdown,
     /// 7: suspended by the guest itself.
     PmSuspended,
-    /// 8
+    /// 8: crashed.
     Crashed,
-    /// A device was plugged in or out while it runs. Not one of libvirt's lifecycle events, but told with
-    /// them.
+    /// A device was plugged in or out while the domain runs. Not one of libvirt's lifecycle events, but
+    /// delivered with them.
     DevicesChanged,
-    /// A number that this crate does not know.
+    /// Number that this crate does not know.
     Other(i32),
 }
 
-/// Why a connection ended.
+/// Reason for the end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
     /// An input or output error.
@@ -68,29 +68,29 @@ pub enum CloseReason {
     EndOfFile,
     /// The hypervisor did not answer keepalive.
     KeepAlive,
-    /// It was asked for on this side.
+    /// This side closed the connection.
     Client,
-    /// A number that this crate does not know.
+    /// Number that this crate does not know.
     Other(i32),
 }
 
-/// Keeps lifecycle events coming. Dropping it ends that: no later event is delivered; the delivery of one may
-/// be in progress on the event thread. The closure is freed with it (or after that delivery). Keeps the
-/// connection open.
+/// Subscription to lifecycle events. After it is dropped, no later event is delivered; the delivery of one
+/// event may be in progress on the event thread. The closure is freed with the subscription (or after that
+/// delivery). Keeps the connection open.
 #[must_use = "events end when this is dropped"]
 #[derive(Debug)]
 pub struct EventSubscription {
-    handle: Arc<Handle>,
+    handle: Arc<ConnectionHandle>,
     number: u64,
 }
 
 impl EventSubscription {
     pub(crate) fn new(
-        handle: Arc<Handle>,
+        handle: Arc<ConnectionHandle>,
         call: impl Fn(LifecycleEvent) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        // First the closure, then libvirt, so that no event falls between; on an error the drop takes it
-        // back.
+        // First the closure, then libvirt, so that no event is missed between. On an error, dropping the
+        // subscription removes the closure.
         let number = handle.lifecycle().add(Arc::new(call));
         let subscription = Self { handle, number };
         subscription.handle.lifecycle().register(&subscription.handle)?;
@@ -104,36 +104,36 @@ impl Drop for EventSubscription {
     }
 }
 
-/// Who is to be told of lifecycle events. libvirt takes a call-back function only once per connection, so
-/// there is one registration of each kind, made when first needed and kept until the close, for any number of
+/// Listeners to lifecycle events. libvirt takes a call-back function only once per connection. So there is
+/// one registration of each kind, made when first needed and kept until the close, for any number of
 /// subscriptions.
 #[derive(Default)]
 pub(crate) struct LifecycleWatch {
-    listeners: Arc<Mutex<Listeners>>,
-    registrations: Mutex<Vec<Registration>>,
+    listeners: Arc<Mutex<LifecycleListeners>>,
+    registrations: Mutex<Vec<EventRegistration>>,
 }
 
 #[derive(Default)]
-struct Listeners {
+struct LifecycleListeners {
     last: u64,
-    calls: Vec<(u64, Arc<Listener>)>,
+    calls: Vec<(u64, Arc<LifecycleListener>)>,
 }
 
-type Listener = dyn Fn(LifecycleEvent) + Send + Sync;
+type LifecycleListener = dyn Fn(LifecycleEvent) + Send + Sync;
 
-/// libvirt's number for a call-back, and a channel that ends when libvirt has let go of the call-back.
-pub(crate) struct Registration {
+/// libvirt's number of a call-back, and a channel that ends when libvirt has freed the call-back.
+pub(crate) struct EventRegistration {
     pub(crate) id: i32,
     pub(crate) freed: Receiver<Infallible>,
 }
 
 impl LifecycleWatch {
-    /// What the closing thread has to take off.
-    pub(crate) fn into_registrations(self) -> Vec<Registration> {
+    /// Returns the registrations that the closing thread has to remove.
+    pub(crate) fn into_registrations(self) -> Vec<EventRegistration> {
         self.registrations.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, call: Arc<Listener>) -> u64 {
+    fn add(&self, call: Arc<LifecycleListener>) -> u64 {
         let mut listeners = lock(&self.listeners);
         listeners.last += 1;
         let number = listeners.last;
@@ -145,18 +145,18 @@ impl LifecycleWatch {
         let mut listeners = lock(&self.listeners);
         let place = listeners.calls.iter().position(|(n, _)| *n == number);
         let removed = place.map(|place| listeners.calls.remove(place));
-        // The closure may own anything, another subscription too: it is not dropped under the lock.
+        // The closure may own anything, even another subscription: it is not dropped under the lock.
         drop(listeners);
         drop(removed);
     }
 
-    fn register(&self, handle: &Handle) -> Result<(), Error> {
+    fn register(&self, handle: &ConnectionHandle) -> Result<(), Error> {
         let mut registrations = lock(&self.registrations);
         if !registrations.is_empty() {
             return Ok(());
         }
-        // SAFETY: libvirt keeps one pointer type for all kinds of events and calls it with the arguments of
-        // the kind that it was registered for, which for lifecycle events are those of `lifecycle`.
+        // SAFETY: libvirt has one pointer type for all kinds of events. It calls the function with the
+        // arguments of the registered kind: for lifecycle events those of `lifecycle`.
         let lifecycle = unsafe { mem::transmute::<LifecycleFn, GenericFn>(lifecycle) };
         // SAFETY: as above; for both events of devices the arguments are those of `device`.
         let device = unsafe { mem::transmute::<DeviceFn, GenericFn>(device) };
@@ -165,7 +165,7 @@ impl LifecycleWatch {
         for event in [sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED] {
             match self.register_one(handle, event, device) {
                 Ok(registration) => registrations.push(registration),
-                // Not every driver has devices that can be plugged.
+                // Some drivers have no devices that can be plugged.
                 Err(error) if error.kind == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),
             }
@@ -173,12 +173,17 @@ impl LifecycleWatch {
         Ok(())
     }
 
-    /// `callback` must be of the kind that `event` calls, and take a `Target` as its data.
-    fn register_one(&self, handle: &Handle, event: u32, callback: GenericFn) -> Result<Registration, Error> {
+    /// `callback` must be of the kind that `event` calls, and take a `CallbackTarget` as its data.
+    fn register_one(
+        &self,
+        handle: &ConnectionHandle,
+        event: u32,
+        callback: GenericFn,
+    ) -> Result<EventRegistration, Error> {
         let (free, freed) = mpsc::channel();
-        let target = Box::new(Target { listeners: Arc::clone(&self.listeners), _free: free });
+        let target = Box::new(CallbackTarget { listeners: Arc::clone(&self.listeners), _free: free });
         let opaque = Box::into_raw(target).cast::<c_void>();
-        // SAFETY: the connection is open; the pointer stays valid until `free_target`, which libvirt calls
+        // SAFETY: the connection is open. The pointer stays valid until `free_target`, which libvirt calls
         // once, after the last event.
         let id = unsafe {
             sys::virConnectDomainEventRegisterAny(
@@ -192,16 +197,16 @@ impl LifecycleWatch {
         };
         if id < 0 {
             let error = handle.failed("watch lifecycle events");
-            // SAFETY: libvirt did not take it, and so never frees it.
-            drop(unsafe { Box::from_raw(opaque.cast::<Target>()) });
+            // SAFETY: libvirt did not take the target, and so never frees it.
+            drop(unsafe { Box::from_raw(opaque.cast::<CallbackTarget>()) });
             return Err(error);
         }
-        Ok(Registration { id, freed })
+        Ok(EventRegistration { id, freed })
     }
 }
 
-/// Who is to be told that a connection was lost. libvirt has room for one call-back per connection; this
-/// makes room for any number, and for those who ask too late.
+/// Listeners to the loss of a connection. libvirt has one call-back per connection; this type serves any
+/// number, and callers that ask too late.
 #[derive(Default)]
 pub(crate) struct CloseWatch(Mutex<CloseState>);
 
@@ -241,7 +246,7 @@ impl CloseWatch {
 /// libvirt's close call-back. `opaque` is a [`CloseWatch`].
 pub(crate) unsafe extern "C" fn connection_lost(_: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
     // SAFETY: registered with a pointer to the watch, which the closing thread keeps until the call-back is
-    // off.
+    // removed.
     let watch = unsafe { &*opaque.cast::<CloseWatch>() };
     watch.lost(match reason.cast_unsigned() {
         sys::VIR_CONNECT_CLOSE_REASON_ERROR => CloseReason::Error,
@@ -252,10 +257,10 @@ pub(crate) unsafe extern "C" fn connection_lost(_: sys::virConnectPtr, reason: c
     });
 }
 
-/// What libvirt's call-backs point at.
-struct Target {
-    listeners: Arc<Mutex<Listeners>>,
-    /// Never sends: that it is gone tells that libvirt has freed the target.
+/// Target of libvirt's call-backs.
+struct CallbackTarget {
+    listeners: Arc<Mutex<LifecycleListeners>>,
+    /// Never sends: the end of the channel shows that libvirt has freed the target.
     _free: Sender<Infallible>,
 }
 
@@ -271,7 +276,7 @@ unsafe extern "C" fn lifecycle(
     detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
-    // SAFETY: registered with a pointer to a `Target`; the rest is as libvirt lends it.
+    // SAFETY: registered with a pointer to a `CallbackTarget`; libvirt lends the rest for the call.
     unsafe { tell(domain, LifecycleKind::of(event), detail, opaque) };
     0
 }
@@ -282,20 +287,20 @@ unsafe extern "C" fn device(
     _alias: *const c_char,
     opaque: *mut c_void,
 ) {
-    // SAFETY: registered with a pointer to a `Target`; the rest is as libvirt lends it.
+    // SAFETY: registered with a pointer to a `CallbackTarget`; libvirt lends the rest for the call.
     unsafe { tell(domain, LifecycleKind::DevicesChanged, 0, opaque) };
 }
 
 /// # Safety
-/// `opaque` must point to a `Target` and `domain` to a valid domain, both for the time of the call.
+/// `opaque` must point to a `CallbackTarget` and `domain` to a valid domain, both for the time of the call.
 unsafe fn tell(domain: sys::virDomainPtr, kind: LifecycleKind, detail: i32, opaque: *mut c_void) {
-    // SAFETY: by contract, and it lives until `free_target`. Shared access only.
-    let target = unsafe { &*opaque.cast::<Target>() };
+    // SAFETY: by contract; the target lives until `free_target`. Shared access only.
+    let target = unsafe { &*opaque.cast::<CallbackTarget>() };
     // SAFETY: a valid domain by contract; these two calls only read its fields.
     let (uuid, name) = unsafe { (uuid_of(domain), name_of(domain)) };
     if let (Ok(uuid), Ok(name)) = (uuid, name) {
         let event = LifecycleEvent { uuid, name, kind, detail };
-        // Not called under the lock: a closure may drop its own subscription.
+        // The closure is not called under the lock: it may drop its own subscription.
         let calls = lock(&target.listeners).calls.clone();
         for (_, call) in calls {
             call(event.clone());
@@ -305,11 +310,11 @@ unsafe fn tell(domain: sys::virDomainPtr, kind: LifecycleKind, detail: i32, opaq
 
 unsafe extern "C" fn free_target(opaque: *mut c_void) {
     // SAFETY: the pointer came from `Box::into_raw`, and libvirt calls this once, as the last use.
-    drop(unsafe { Box::from_raw(opaque.cast::<Target>()) });
+    drop(unsafe { Box::from_raw(opaque.cast::<CallbackTarget>()) });
 }
 
-/// A panic while one of these locks is held is impossible but for lack of memory, and the data is whole at
-/// any time.
+/// Locks even after a panic. A panic under one of these locks is impossible but for lack of memory, and the
+/// data is complete at any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

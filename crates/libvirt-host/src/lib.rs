@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The only door to libvirt.
 //!
-//! What it offers: [`Connection`] (open, list, look up, define, watch), [`Domain`] (state, power, XML),
-//! [`Uuid`], [`State`], lifecycle events and the notice that a connection was lost. All of it is safe,
-//! blocking, and silent: libvirt's own error printing is switched off, every error goes to the caller as an
-//! [`Error`].
+//! Offers [`Connection`] (open, list, look up, define, watch), [`Domain`] (state, power, XML), [`Uuid`],
+//! [`DomainState`], lifecycle events, and the notice of a lost connection. All of it is safe, blocking, and
+//! silent: libvirt's own error printing is switched off, and every error goes to the caller as an [`Error`].
 //!
-//! What it owns: two threads for the life of the process, started by [`init`]. `libvirt-events` runs
-//! libvirt's event loop (keepalive, lifecycle events, loss of connections). `libvirt-closer` does what may
-//! block or may not happen inside a call-back: closing connections and cancelling subscriptions.
+//! Owns two threads for the life of the process, started by [`init`]. `libvirt-events` runs libvirt's event
+//! loop (keepalive, lifecycle events, loss of connections). `libvirt-closer` does all that may block or may
+//! not happen inside a call-back: closing connections and cancelling subscriptions. All else runs on the
+//! caller's thread.
 //!
 //! Rules for the caller
 //! - Calls block, and a blocked call can't be cancelled: make them on threads of their own, with a deadline
@@ -20,7 +20,7 @@
 //! - Anything may be dropped on any thread, in call-backs too, and dropping never blocks.
 //! - A program with threads of its own that come here ends by [`leave`], not by a return from `main`.
 //!
-//! It must never log, print, retry, or depend on another crate of this project.
+//! Must never log, print, retry, or depend on another crate of this project.
 #![allow(unsafe_code)] // Calls into C: this crate exists so that no other one needs them.
 
 mod connection;
@@ -31,7 +31,8 @@ mod runtime;
 mod uuid;
 
 pub use connection::{Connection, DomainRecord, KeepAlive};
-pub use domain::{Domain, State, XmlKind};
+// `State` is the name at call sites that have not switched yet.
+pub use domain::{Domain, DomainState, DomainState as State, XmlKind};
 pub use error::{Error, ErrorKind};
 pub use event::{CloseReason, EventSubscription, LifecycleEvent, LifecycleKind};
 pub use runtime::{init, leave};

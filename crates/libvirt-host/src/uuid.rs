@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The identity of a domain, as libvirt reads and writes it.
+//! Identity of a domain, as libvirt reads and writes it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A domain's UUID: 16 bytes, in the order of the text.
+/// UUID of a domain: 16 bytes, in the order of the text.
 ///
-/// Displays as lower-case `8-4-4-4-12` text. Parses what libvirt itself accepts: 32 hexadecimal digits of any
-/// case, `-` and blanks anywhere between (not inside) pairs, white space around.
+/// Displays as lower-case `8-4-4-4-12` text. Parses every text that libvirt accepts: 32 hexadecimal digits of
+/// any case, with `-` and blanks anywhere between (not inside) pairs, and white space around.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uuid([u8; 16]);
 
-/// The text is no UUID.
+/// Error for a text that is no UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a UUID")]
 pub struct ParseUuidError;
 
 impl Uuid {
-    /// The UUID of these bytes.
+    /// Makes the UUID of these bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns the bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0

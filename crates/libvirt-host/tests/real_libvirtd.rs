@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The crate against a libvirtd with QEMU machines, which the tests start, stop and kill. Not run by default:
+//! Tests against a libvirtd with QEMU machines, which the tests start, stop and kill. Not run by default:
 //! `cargo test -p libvirt-host --test real_libvirtd -- --ignored --nocapture`
-//! as root, with libvirtd, qemu-system-x86_64 and unshare installed. Prints what it measured.
+//! as root, with libvirtd, qemu-system-x86_64 and unshare installed. They print measured times.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libvirt_host::{
-    CloseReason, Connection, Error, ErrorKind, EventSubscription, KeepAlive, LifecycleEvent, LifecycleKind,
-    State, XmlKind,
+    CloseReason, Connection, DomainState, Error, ErrorKind, EventSubscription, KeepAlive, LifecycleEvent,
+    LifecycleKind, XmlKind,
 };
 use tempfile::TempDir;
 
@@ -30,20 +30,20 @@ fn powers_real_machines() {
 
     let begin = Instant::now();
     let domain = connection.define_xml(&machine("fixed")).unwrap();
-    assert_eq!(domain.state().unwrap(), State::ShutOff);
+    assert_eq!(domain.state().unwrap(), DomainState::ShutOff);
     assert!(domain.is_persistent().unwrap());
     assert_eq!(domain.destroy().unwrap_err().kind, ErrorKind::OperationInvalid);
     domain.create().unwrap();
     println!("define and start: {:?}", begin.elapsed());
-    assert_eq!(domain.state().unwrap(), State::Running);
+    assert_eq!(domain.state().unwrap(), DomainState::Running);
     assert_eq!(domain.create().unwrap_err().kind, ErrorKind::OperationInvalid);
     domain.suspend().unwrap();
-    assert_eq!(domain.state().unwrap(), State::Paused);
+    assert_eq!(domain.state().unwrap(), DomainState::Paused);
 
     let begin = Instant::now();
     domain.destroy().unwrap();
     println!("destroy: {:?}", begin.elapsed());
-    assert_eq!(domain.state().unwrap(), State::ShutOff);
+    assert_eq!(domain.state().unwrap(), DomainState::ShutOff);
     domain.create().unwrap();
     domain.destroy().unwrap();
     domain.undefine().unwrap();
@@ -53,7 +53,7 @@ fn powers_real_machines() {
     let seen: Vec<_> = events_until(&events, Undefined)
         .iter()
         .map(|e| e.kind)
-        // QEMU says or does not say that it is about to end, before it has ended.
+        // QEMU may or may not announce its end, before it has ended.
         .filter(|kind| *kind != LifecycleKind::Shutdown)
         .collect();
     assert_eq!(
@@ -82,7 +82,7 @@ fn transient_machines_and_secrets() {
     assert!(connection.domain_by_uuid(uuid).unwrap().is_none());
     assert_eq!(domain.state().unwrap_err().kind, ErrorKind::NoDomain);
 
-    // And from its secure XML it comes back as it was.
+    // Its secure XML restores it unchanged.
     let again = connection.create_xml(&secure).unwrap();
     assert_eq!(again.uuid(), uuid);
     assert!(again.xml(XmlKind { secure: true, inactive: false }).unwrap().contains("passwd='s3cret'"));
@@ -106,7 +106,7 @@ fn lists_in_bulk() {
     println!("list of {}: {:?}", list.len(), begin.elapsed());
     assert_eq!(list.len(), 100);
     for domain in list {
-        let expected = if domain.name == "vm7" { State::Running } else { State::ShutOff };
+        let expected = if domain.name == "vm7" { DomainState::Running } else { DomainState::ShutOff };
         assert_eq!(domain.state, expected, "{}", domain.name);
     }
     let begin = Instant::now();
@@ -130,7 +130,7 @@ fn a_killed_libvirtd_ends_calls_and_connections() {
     let (subscription, _events) = watch(&connection);
     let lost = lost(&connection);
 
-    // Calls on their way at the moment of the kill: libvirtd is stopped first, so that they surely are.
+    // Calls in progress at the moment of the kill: libvirtd is stopped first, so that they surely are.
     let calls = in_flight(&connection, 16, &libvirtd);
     let begin = Instant::now();
     libvirtd.signal("KILL");
@@ -151,7 +151,7 @@ fn a_killed_libvirtd_ends_calls_and_connections() {
     assert_eq!(connection.domains().unwrap_err().kind, ErrorKind::Connection);
     assert_eq!(connection.watch_lifecycle(|_| {}).map(drop).unwrap_or(()), ());
 
-    // Asked too late: told at once.
+    // A late listener is called at once.
     let late = self::lost(&connection);
     assert_eq!(late.try_recv().unwrap(), reason);
     drop((connection, subscription));
@@ -213,7 +213,7 @@ fn dropping_towards_a_stopped_libvirtd_does_not_block() {
     let begin = Instant::now();
     drop(connections);
     println!("SIGSTOP: dropping 8 connections took {:?}", begin.elapsed());
-    // One that waited would wait for keepalive: 15 s.
+    // A drop that waited would wait for keepalive: 15 s.
     assert!(begin.elapsed() < Duration::from_secs(10));
     no_socket_is_left(&libvirtd);
     println!("SIGSTOP: their sockets were closed after {:?}", begin.elapsed());
@@ -255,7 +255,7 @@ fn many_connections_are_independent() {
     assert!(connections[0].domains().unwrap().is_empty());
 }
 
-/// Starts `count` calls that a stopped libvirtd can't answer; their results come through the channel.
+/// Starts `count` calls that a stopped libvirtd can't answer; their results arrive in the channel.
 fn in_flight(connection: &Connection, count: usize, libvirtd: &Libvirtd) -> Receiver<Result<(), Error>> {
     libvirtd.signal("STOP");
     let (tell, told) = mpsc::channel();
@@ -268,7 +268,7 @@ fn in_flight(connection: &Connection, count: usize, libvirtd: &Libvirtd) -> Rece
         });
     }
     start.wait();
-    // The calls can't tell that they are on their way; they are, long before this.
+    // The calls can't tell that they are in progress; they are, long before this.
     assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "a stopped libvirtd answers nothing");
     told
 }
@@ -330,7 +330,7 @@ fn machine(name: &str) -> String {
     )
 }
 
-/// A libvirtd in namespaces of its own; it and its machines end with this value.
+/// libvirtd in namespaces of its own; it and its machines end with this value.
 struct Libvirtd {
     dir: TempDir,
     outer: Child,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The crate against libvirt's built-in test driver: real libvirt, imaginary machines, no privileges.
+//! Tests against libvirt's built-in test driver: real libvirt, imaginary machines, no privileges.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use libvirt_host::{Connection, ErrorKind, LifecycleEvent, LifecycleKind, State, Uuid, XmlKind};
+use libvirt_host::{Connection, DomainState, ErrorKind, LifecycleEvent, LifecycleKind, Uuid, XmlKind};
 use tempfile::TempDir;
 
-/// Far longer than anything here takes; only a failure waits for it.
+/// Limit far above any real time here; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
@@ -25,10 +25,10 @@ fn lists_every_domain_with_name_uuid_and_state() {
     assert_eq!(
         seen,
         [
-            ("alpha", uuid(0), State::Running),
-            ("beta é & <x>", uuid(1), State::Paused),
-            ("delta", uuid(3), State::Crashed),
-            ("gamma", uuid(2), State::ShutOff),
+            ("alpha", uuid(0), DomainState::Running),
+            ("beta é & <x>", uuid(1), DomainState::Paused),
+            ("delta", uuid(3), DomainState::Crashed),
+            ("gamma", uuid(2), DomainState::ShutOff),
         ]
     );
 }
@@ -43,7 +43,7 @@ fn lists_a_thousand() {
     assert_eq!(list.len(), 1000);
     for (i, domain) in list.iter().enumerate() {
         assert_eq!((domain.name.as_str(), domain.uuid), (names[i].as_str(), uuid(i)));
-        assert_eq!(domain.state, State::Running);
+        assert_eq!(domain.state, DomainState::Running);
     }
 }
 
@@ -66,21 +66,21 @@ fn powers_off_and_on() {
     let node = Node::of(&[("alpha", 1)]);
     let connection = node.open();
     let domain = connection.domain_by_name("alpha").unwrap().unwrap();
-    assert_eq!(domain.state().unwrap(), State::Running);
+    assert_eq!(domain.state().unwrap(), DomainState::Running);
     assert!(domain.is_active().unwrap() && domain.is_persistent().unwrap());
 
     domain.suspend().unwrap();
-    assert_eq!(domain.state().unwrap(), State::Paused);
+    assert_eq!(domain.state().unwrap(), DomainState::Paused);
     assert!(domain.is_active().unwrap());
     domain.resume().unwrap();
 
     domain.destroy().unwrap();
-    assert_eq!(domain.state().unwrap(), State::ShutOff);
+    assert_eq!(domain.state().unwrap(), DomainState::ShutOff);
     assert!(!domain.is_active().unwrap());
     assert_eq!(domain.destroy().unwrap_err().kind, ErrorKind::OperationInvalid);
 
     domain.create().unwrap();
-    assert_eq!(domain.state().unwrap(), State::Running);
+    assert_eq!(domain.state().unwrap(), DomainState::Running);
     // OperationInvalid from a real hypervisor; the test driver calls it an internal error.
     assert!(domain.create().unwrap_err().message.contains("already running"));
 }
@@ -90,7 +90,7 @@ fn a_transient_domain_is_gone_after_destroy() {
     let node = Node::of(&[]);
     let connection = node.open();
     let domain = connection.create_xml(&domain_xml("brief", 4, "")).unwrap();
-    assert_eq!(domain.state().unwrap(), State::Running);
+    assert_eq!(domain.state().unwrap(), DomainState::Running);
     assert!(!domain.is_persistent().unwrap());
     domain.destroy().unwrap();
     assert!(connection.domain_by_uuid(uuid(4)).unwrap().is_none());
@@ -138,12 +138,12 @@ fn a_dropped_subscription_is_silent_and_freed() {
     let (first, first_events) = watch(&connection);
     let (_second, second_events) = watch(&connection);
     drop(first);
-    // One more, to be sure that the place that became free can be taken again.
+    // One more, to be sure that the freed entry can be used again.
     let (_third, third_events) = watch(&connection);
     domain.destroy().unwrap();
     assert_eq!(third_events.recv_timeout(PATIENCE).unwrap().kind, LifecycleKind::Stopped);
     assert_eq!(second_events.recv_timeout(PATIENCE).unwrap().kind, LifecycleKind::Stopped);
-    // The sender was in the closure: the channel ends when the closure was freed, and nothing came before.
+    // The sender was in the closure: the channel ends when the closure was freed, and no event came before.
     assert_eq!(first_events.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
 }
 
@@ -188,7 +188,7 @@ fn a_connection_lives_as_long_as_what_came_from_it() {
     let freed = freed_on_close(&connection);
     let domain = connection.domain_by_name("alpha").unwrap().unwrap();
     drop(connection);
-    assert_eq!(domain.state().unwrap(), State::Running);
+    assert_eq!(domain.state().unwrap(), DomainState::Running);
     assert_eq!(freed.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(domain);
     assert_eq!(freed.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
@@ -208,7 +208,7 @@ fn sixteen_threads_share_one_connection() {
                 for _ in 0..50 {
                     let domain = connection.domain_by_name(name).unwrap().unwrap();
                     domain.destroy().unwrap();
-                    assert_eq!(domain.state().unwrap(), State::ShutOff);
+                    assert_eq!(domain.state().unwrap(), DomainState::ShutOff);
                     // Errors belong to the thread that made the call.
                     assert_eq!(domain.destroy().unwrap_err().kind, ErrorKind::OperationInvalid);
                     let missing = format!("no-such-{i}");
@@ -219,7 +219,7 @@ fn sixteen_threads_share_one_connection() {
             });
         }
     });
-    assert!(connection.domains().unwrap().iter().all(|d| d.state == State::Running));
+    assert!(connection.domains().unwrap().iter().all(|d| d.state == DomainState::Running));
 }
 
 #[test]
@@ -298,11 +298,11 @@ fn nothing_is_printed() {
     assert!(quiet.status.success());
     assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
     assert!(!String::from_utf8_lossy(&quiet.stdout).contains("libvirt:"));
-    // And without this crate the same error would have been printed.
+    // Without this crate the same error would have been printed.
     assert!(String::from_utf8_lossy(&run_self("loud").stderr).contains("libvirt:"));
 }
 
-/// Not a test by itself: what [`nothing_is_printed`] runs in another process.
+/// Not a test by itself: [`nothing_is_printed`] runs it in another process.
 #[test]
 fn child() {
     match std::env::var("LIBVIRT_HOST_TEST_CHILD").as_deref() {
@@ -333,20 +333,20 @@ fn watch(connection: &Connection) -> (libvirt_host::EventSubscription, Receiver<
     (connection.watch_lifecycle(move |event| drop(tell.send(event))).unwrap(), told)
 }
 
-/// A channel that ends when the connection has been closed, and with it its close call-back freed.
+/// Returns a channel that ends when the connection has been closed, and with it its close call-back freed.
 fn freed_on_close(connection: &Connection) -> Receiver<()> {
     let (tell, told): (Sender<()>, _) = mpsc::channel();
     connection.on_close(move |_| tell.send(()).unwrap());
     told
 }
 
-/// A file with imaginary machines. Every connection to it has a world of its own.
+/// File with imaginary machines. Every connection to it has a world of its own.
 struct Node {
     dir: TempDir,
 }
 
 impl Node {
-    /// Domains by name and libvirt's state number; the n-th has [`uuid`]`(n)`.
+    /// Makes domains with these names and libvirt's state numbers; the n-th has [`uuid`]`(n)`.
     fn of(domains: &[(&str, i32)]) -> Self {
         let dir = TempDir::new().unwrap();
         let mut text = String::from("<node>\n");

@@ -54,7 +54,7 @@ proptest! {
     }
 }
 
-/// libvirt's parser is reached through a look-up: it either takes the text and finds nothing, or refuses it.
+/// A look-up reaches libvirt's parser: it either accepts the text and finds no domain, or refuses it.
 #[test]
 fn agrees_with_libvirt() {
     init().unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A node for a test: corosync, and a process of the test's own, on a machine of their own (`node.sh`). Also
-//! for the tests of other crates.
+//! Cluster node for tests: corosync and a process of the test, in namespaces of their own (`node.sh`). Tests
+//! of other crates use it too.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::VecDeque;
@@ -14,19 +14,19 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use corosync_cpg::{Event, Group, Member, NodeList, Reason, Sent};
+use corosync_cpg::{ChangeReason, GroupEvent, Member, NodeList, ProcessGroup, SendResult};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Whatever must happen happens within this time, on a busy machine too.
+/// Limit for every wait, generous for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A corosync that ends with this.
+/// Running corosync, which ends with this value.
 pub struct Corosync(Option<Child>);
 
 impl Corosync {
-    /// Starts it and waits until it takes members.
+    /// Starts corosync and waits until it admits members.
     pub fn start() -> Self {
         fs::write("/etc/corosync/corosync.conf", CONFIG).unwrap();
         let child = Command::new("corosync").arg("-f").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
@@ -61,7 +61,7 @@ impl Drop for Corosync {
     }
 }
 
-/// Of three nodes the first by name is there. No realtime priority: the tests share a machine.
+/// Of three nodes, the first by name exists. No realtime priority: the tests share a machine.
 pub const CONFIG: &str = "
 system {
     sched_rr: no
@@ -109,7 +109,7 @@ pub fn on_a_node(name: &str, test: impl FnOnce()) {
     assert!(done.status.success() && said.contains("1 passed"), "{said}");
     println!("{said}");
 }
-/// A member in a process of its own, which says what it hears and does what it is told.
+/// Member in a process of its own, which reports its events and obeys commands.
 pub struct Peer {
     pub child: Child,
     input: ChildStdin,
@@ -117,7 +117,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// `test` is the whole name of a test of this program that is nothing but [`be_a_peer`].
+    /// `test` is the full name of a test of this program that only calls [`be_a_peer`].
     pub fn start(test: &str, group: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", test, "--ignored", "--nocapture"])
@@ -130,7 +130,7 @@ impl Peer {
         Self { child, input, output }
     }
 
-    /// Who it is, as soon as it has joined. Once only.
+    /// Returns the member as soon as it has joined. Works once only.
     pub fn member(&mut self) -> Member {
         Member { node: 1, pid: self.hear("joined as ").parse().unwrap() }
     }
@@ -140,12 +140,12 @@ impl Peer {
         writeln!(self.input, "{line}").unwrap();
     }
 
-    /// What follows this beginning in the next line that has it: `message TEXT`, `left REASON`.
+    /// Returns the rest of the next line with this beginning: `message TEXT`, `left REASON`.
     pub fn hear(&mut self, beginning: &str) -> String {
         loop {
             let mut line = String::new();
             assert!(self.output.read_line(&mut line).unwrap() > 0, "the peer ended");
-            // The test harness may have written before it in the same line.
+            // The test harness may have written before it on the same line.
             if let Some((_, text)) = line.trim_end().split_once(beginning) {
                 return text.to_owned();
             }
@@ -160,7 +160,7 @@ impl Drop for Peer {
     }
 }
 
-/// What a [`Peer`]'s process runs; nothing in any other.
+/// Body of a [`Peer`]'s process; does nothing in any other.
 pub fn be_a_peer() {
     let Ok(name) = env::var("PEER_GROUP") else { return };
     let mut one = join(&name);
@@ -171,9 +171,9 @@ pub fn be_a_peer() {
         one.take();
         for event in one.waiting.drain(..) {
             match event {
-                Event::Message { data, .. } => println!("message {}", String::from_utf8(data).unwrap()),
-                Event::Change { left, .. } => left.iter().for_each(|it| println!("left {:?}", it.1)),
-                Event::Ring { .. } => {}
+                GroupEvent::Message { data, .. } => println!("message {}", String::from_utf8(data).unwrap()),
+                GroupEvent::Change { left, .. } => left.iter().for_each(|it| println!("left {:?}", it.1)),
+                GroupEvent::Ring { .. } => {}
             }
         }
         match told.recv_timeout(Duration::from_millis(2)) {
@@ -187,19 +187,19 @@ pub fn be_a_peer() {
     }
 }
 
-/// A group, and what was taken out of it and not looked at yet.
+/// ProcessGroup, with its events that no test has read yet.
 pub struct Seat {
-    pub group: Group,
-    pub waiting: VecDeque<Event>,
+    pub group: ProcessGroup,
+    pub waiting: VecDeque<GroupEvent>,
 }
 
 pub fn join(name: &str) -> Seat {
-    Seat { group: Group::join(name).unwrap(), waiting: VecDeque::new() }
+    Seat { group: ProcessGroup::join(name).unwrap(), waiting: VecDeque::new() }
 }
 
 impl Seat {
-    /// The next event, whatever it is.
-    pub fn next(&mut self) -> Event {
+    /// Returns the next event.
+    pub fn next(&mut self) -> GroupEvent {
         loop {
             if let Some(event) = self.waiting.pop_front() {
                 return event;
@@ -209,13 +209,13 @@ impl Seat {
         }
     }
 
-    /// Takes what is there.
+    /// Takes all waiting events.
     pub fn take(&mut self) {
         self.waiting.extend(self.group.dispatch().unwrap());
     }
 
-    /// The next event for which this holds; those before it are passed over.
-    pub fn until(&mut self, condition: impl Fn(&Event) -> bool) -> Event {
+    /// Returns the next event for which the test holds; earlier events are skipped.
+    pub fn until(&mut self, condition: impl Fn(&GroupEvent) -> bool) -> GroupEvent {
         loop {
             let event = self.next();
             if condition(&event) {
@@ -224,28 +224,28 @@ impl Seat {
         }
     }
 
-    /// The next so many messages, as text.
+    /// Returns this number of next messages, as text.
     pub fn messages(&mut self, count: usize) -> Vec<String> {
-        let is_message = |it: &Event| matches!(it, Event::Message { .. });
+        let is_message = |it: &GroupEvent| matches!(it, GroupEvent::Message { .. });
         (0..count)
             .map(|_| match self.until(is_message) {
-                Event::Message { data, .. } => String::from_utf8(data).unwrap(),
+                GroupEvent::Message { data, .. } => String::from_utf8(data).unwrap(),
                 other => panic!("{other:?}"),
             })
             .collect()
     }
 
-    /// Who left next.
-    pub fn left(&mut self) -> Vec<(Member, Reason)> {
-        match self.until(|it| matches!(it, Event::Change { left, .. } if !left.is_empty())) {
-            Event::Change { left, .. } => left,
+    /// Returns the next member that left.
+    pub fn left(&mut self) -> Vec<(Member, ChangeReason)> {
+        match self.until(|it| matches!(it, GroupEvent::Change { left, .. } if !left.is_empty())) {
+            GroupEvent::Change { left, .. } => left,
             other => panic!("{other:?}"),
         }
     }
 
     pub fn send(&self, data: &[u8]) {
         let deadline = Instant::now() + PATIENCE;
-        while self.group.send(data).unwrap() == Sent::Later {
+        while self.group.send(data).unwrap() == SendResult::Later {
             assert!(Instant::now() < deadline, "corosync takes nothing");
             thread::sleep(Duration::from_millis(1));
         }
