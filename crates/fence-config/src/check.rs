@@ -18,7 +18,7 @@ use checker::{BlockBody, Checker};
 pub use known::{MAX_URIS, keys};
 
 use crate::diagnostic::Findings;
-use crate::schema::{Config, Words};
+use crate::schema::{Config, WordSet};
 use crate::tree::Tree;
 
 /// Returns the configuration, with defaults in place of wrong values. The caller discards it when there are
@@ -50,7 +50,7 @@ pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
 
 impl Checker<'_> {
     /// Checks the blocks that are not in use.
-    fn spare_blocks<K: Words + PartialEq, T>(
+    fn spare_blocks<K: WordSet + PartialEq, T>(
         &mut self,
         section: &BlockBody<'_>,
         used: &[K],

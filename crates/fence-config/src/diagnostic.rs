@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is said about a file: errors and warnings with their place, and their text form.
+//! Errors and warnings about a file with their place, and their text.
 //!
-//! Nothing of the file reaches a message raw: control characters and bytes that are not UTF-8 are escaped, so
-//! a message is safe for a terminal and for a log. Nor does what stands behind a word that means a secret,
-//! such as the password of a fence agent.
+//! Must never let bytes of the file reach a message unchanged: control characters and bytes that are not
+//! UTF-8 are escaped, so a message is safe for a terminal and for a log. Text behind a word for a secret,
+//! such as the password of a fence agent, is hidden.
 
 use std::fmt::{self, Write as _};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Serialize;
 
-/// Longest list of diagnostics for one file; one more says how many were left out.
+/// Most diagnostics for one file; one more tells the number of the others.
 pub const MAX_DIAGNOSTICS: usize = 100;
 
-/// A range of bytes in the source. Empty for what has no place there (a tree built by hand).
+/// Range of bytes in the source. Empty for a tree that was built by hand, which has no source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 pub struct Span {
     /// Offset of the first byte.
@@ -22,25 +22,25 @@ pub struct Span {
     pub end: usize,
 }
 
-/// How bad it is.
+/// Severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The file can be used; somebody should look at this.
+    /// The file can be used; a person should check this.
     Warning,
     /// The file must not be used.
     Error,
 }
 
-/// What kind of thing was found. The words in `as_str` stay the same between releases.
+/// Kind of a diagnostic. The words in `as_str` stay the same between releases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
     /// The file is longer than [`crate::MAX_FILE_SIZE`].
     FileTooLong,
-    /// Nothing in the file but blanks and comments.
+    /// The file has only blanks and comments.
     EmptyFile,
-    /// Something stands where it cannot.
+    /// A token is where it cannot be.
     Unexpected,
     /// A `;` is missing.
     MissingSemicolon,
@@ -50,34 +50,34 @@ pub enum Code {
     UnquotedValue,
     /// `""`
     EmptyValue,
-    /// A block that does not end.
+    /// A block has no end.
     UnclosedBlock,
-    /// A `}` too many.
+    /// A `}` closes no block.
     StrayBrace,
-    /// Blocks inside blocks deeper than [`crate::MAX_DEPTH`].
+    /// Blocks are nested deeper than [`crate::MAX_DEPTH`].
     TooDeep,
     /// More diagnostics than [`MAX_DIAGNOSTICS`].
     TooMany,
-    /// A key or block that means nothing here.
+    /// A key or block is unknown here.
     Unknown,
-    /// A key where a block belongs, or the other way round.
+    /// A key is where a block belongs, or the reverse.
     WrongKind,
-    /// The same key or block again, where only the last one counts.
+    /// A key or block is repeated, and only the last one counts.
     Repeated,
-    /// A key with a value that it cannot have.
+    /// A key has a value that is not allowed.
     BadValue,
-    /// A path that depends on where the daemon was started.
+    /// A path depends on the directory in which the daemon was started.
     RelativePath,
-    /// A group that allows nobody, or no group at all in `groups`.
+    /// A group allows no source anything, or `groups` has no group.
     EmptyGroup,
-    /// No `fence_virtd` block.
+    /// The `fence_virtd` block is missing.
     NoDaemonBlock,
-    /// A setting that has no effect here.
+    /// A setting has no effect here.
     NoEffect,
 }
 
 impl Code {
-    /// The word in brackets behind `error` or `warning`.
+    /// Returns the word in brackets after `error` or `warning`.
     pub fn as_str(self) -> &'static str {
         match self {
             Code::FileTooLong => "file-too-long",
@@ -103,18 +103,18 @@ impl Code {
     }
 }
 
-/// One thing found in a file.
+/// Error or warning about a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// Severity.
     pub severity: Severity,
-    /// What kind of thing.
+    /// Kind.
     pub code: Code,
-    /// One sentence, without the place.
+    /// Message: one sentence, without the place.
     pub message: String,
-    /// What to do about it.
+    /// Advice.
     pub help: Option<String>,
-    /// The bytes it is about.
+    /// Bytes that the message is about.
     pub span: Span,
     /// Line of `span.start`, from 1.
     pub line: usize,
@@ -123,8 +123,8 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// Several lines of plain text: message, `file:line:column`, the source line with a caret below it, help.
-    /// `source` must be what was loaded. No line feed at the end.
+    /// Returns several lines of plain text: message, `file:line:column`, the source line with a caret below
+    /// it, advice. `source` must be the loaded bytes. No line feed at the end.
     pub fn render(&self, file_name: &str, source: &[u8]) -> String {
         let file_name = escape(file_name.as_bytes());
         let excerpt = Excerpt::of(source, self.span);
@@ -148,7 +148,7 @@ impl Diagnostic {
         format!("{title}\n{margin}--> {file_name}:{}:{}\n{rest}", self.line, self.column)
     }
 
-    /// One line for a log: `file:line:column: error: message (help)`.
+    /// Returns one line for a log: `file:line:column: error: message (help)`.
     pub fn one_line(&self, file_name: &str) -> String {
         let file_name = escape(file_name.as_bytes());
         let mut text =
@@ -175,7 +175,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// What parser and checker found so far.
+/// Findings of parser and checker so far.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     kept: Vec<Finding>,
@@ -193,7 +193,7 @@ struct Finding {
 }
 
 impl Finding {
-    /// Takes what it is about out of its words where that may be a secret.
+    /// Hides the bytes that the finding is about in its texts, if they may be a secret.
     fn hide_secret(&mut self, source: &[u8]) {
         let (line, from) = line_at(source, self.span.start);
         let about = source.get(self.span.start..self.span.end).map(show).unwrap_or_default();
@@ -236,11 +236,11 @@ impl Findings {
         self.errors > 0
     }
 
-    /// Diagnostics in the order of the file.
+    /// Returns the diagnostics in the order of the file.
     pub(crate) fn finish(mut self, source: &[u8]) -> Vec<Diagnostic> {
         self.kept.sort_by_key(|it| it.span.start);
         if self.left_out > 0 {
-            // An error may be among those left out, and then an error must be in the list.
+            // An error may be among the omitted ones, and then an error must be in the list.
             let severity = if self.has_errors() { Severity::Error } else { Severity::Warning };
             let span = self.kept.last().map(|it| it.span).unwrap_or_default();
             self.kept.push(Finding {
@@ -251,7 +251,7 @@ impl Findings {
                 help: None,
             });
         }
-        let mut place = Place { source, at: 0, line: 1, line_start: 0 };
+        let mut place = LineCounter { source, at: 0, line: 1, line_start: 0 };
         self.kept
             .into_iter()
             .map(|mut it| {
@@ -271,10 +271,10 @@ impl Findings {
     }
 }
 
-/// What stands in place of a secret.
+/// Replacement for a secret.
 const HIDDEN: &str = "***";
 
-/// The line of this offset, and the offset in it.
+/// Returns the line of this offset, and the offset in it.
 fn line_at(source: &[u8], offset: usize) -> (&[u8], usize) {
     let from = offset.min(source.len());
     let start = source[..from].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
@@ -283,8 +283,8 @@ fn line_at(source: &[u8], offset: usize) -> (&[u8], usize) {
     (line.strip_suffix(b"\r").unwrap_or(line), from - start)
 }
 
-/// Where in a line what may be a secret begins: behind the first word that means one. Quotes are no help in
-/// telling that, since they may be what is wrong.
+/// Returns the offset in a line at which a possible secret begins: behind the first word for one. Quotes do
+/// not help to find it, since they may be the mistake.
 fn hidden_from(line: &[u8]) -> usize {
     let is_word = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
     let mut end = 0;
@@ -304,7 +304,7 @@ fn hidden_from(line: &[u8]) -> usize {
     line.len()
 }
 
-/// Text of the file for a message: quoted by the caller, escaped, cut when long.
+/// Returns text of the file for a message: escaped, and cut when long. The caller adds quotes.
 pub(crate) fn show(bytes: &[u8]) -> String {
     const LONGEST: usize = 60;
     let mut text = String::new();
@@ -326,15 +326,15 @@ fn escape(bytes: &[u8]) -> String {
     text
 }
 
-/// Walks forward through the source once for all diagnostics.
-struct Place<'s> {
+/// Counter of lines and columns, which walks forward through the source once for all diagnostics.
+struct LineCounter<'s> {
     source: &'s [u8],
     at: usize,
     line: usize,
     line_start: usize,
 }
 
-impl Place<'_> {
+impl LineCounter<'_> {
     fn of(&mut self, offset: usize) -> (usize, usize) {
         let offset = offset.min(self.source.len());
         for (index, byte) in self.source.iter().enumerate().take(offset).skip(self.at) {
@@ -348,7 +348,7 @@ impl Place<'_> {
     }
 }
 
-/// The line of a span as it is shown, and the span in it.
+/// Line of a span as it is shown, and the span in it.
 struct Excerpt {
     text: String,
     start: usize,
@@ -356,7 +356,7 @@ struct Excerpt {
 }
 
 impl Excerpt {
-    /// Characters shown before the span and in all, so that a long line does not fill the screen.
+    /// Most characters before the span, and in all, so that a long line does not fill the screen.
     const BEFORE: usize = 60;
     const IN_ALL: usize = 120;
 
@@ -396,7 +396,7 @@ impl Excerpt {
     }
 }
 
-/// A character, or a byte that belongs to none.
+/// Character, or byte that belongs to none.
 #[derive(Clone, Copy)]
 enum Piece {
     Char(char),
@@ -417,12 +417,12 @@ impl Piece {
     }
 }
 
-/// Invisible characters and those that change the order of the text around them.
+/// Returns whether a character is invisible, or changes the order of the text around it.
 fn reorders(it: char) -> bool {
     matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// The characters of a text with their offsets.
+/// Characters of a text with their offsets.
 struct Pieces<'s> {
     chunks: std::str::Utf8Chunks<'s>,
     valid: std::str::Chars<'s>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The lexer: bytes to tokens. Every byte belongs to exactly one token, so the tokens' bytes in order are
-//! the source again. It never fails and never looks at meaning.
+//! Lexer: bytes to tokens. Every byte belongs to exactly one token, so the bytes of the tokens in order are
+//! the source again. Must never fail, and never interpret a name or a value.
 
 use std::ops::Range;
 
@@ -10,18 +10,18 @@ use nom::combinator::{recognize, value};
 use nom::sequence::delimited;
 use nom::{IResult, Parser};
 
-/// What a token is.
+/// Kind of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TokenKind {
     /// Spaces, tabs, line ends; a byte order mark at the very start.
     Blank,
     /// `#` to the end of the line, without the line feed.
     Comment,
-    /// Any bytes but blanks and `{ } ; = "`; does not start with `#`.
+    /// Id: any bytes but blanks and `{ } ; = "`; does not start with `#`.
     Id,
-    /// A value with both its quotes.
+    /// Value with both its quotes.
     Value,
-    /// A value whose closing quote is missing: from the quote to the end of the line, without a `;` there.
+    /// Value without a closing quote: from the quote to the end of the line, without a `;` there.
     OpenValue,
     /// `{`
     Open,
@@ -34,20 +34,20 @@ pub(crate) enum TokenKind {
 }
 
 impl TokenKind {
-    /// True for what stands between tokens that mean something.
+    /// Returns whether the token only separates others.
     pub(crate) fn is_trivia(self) -> bool {
         matches!(self, TokenKind::Blank | TokenKind::Comment)
     }
 }
 
-/// A token and the bytes it covers.
+/// Token and the bytes that it covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) kind: TokenKind,
     pub(crate) span: Range<usize>,
 }
 
-/// The tokens of a source, in order and without gaps.
+/// Returns the tokens of a source, in order and without gaps.
 pub(crate) fn tokens(source: &[u8]) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut at = 0;
@@ -55,7 +55,7 @@ pub(crate) fn tokens(source: &[u8]) -> Vec<Token> {
         at = BYTE_ORDER_MARK.len();
         tokens.push(Token { kind: TokenKind::Blank, span: 0..at });
     }
-    // `token` takes at least one byte of any input; the second condition only bounds the loop by itself.
+    // `token` takes at least one byte of any input; the second condition alone bounds the loop too.
     while let Ok((rest, kind)) = token(&source[at..]) {
         let end = source.len() - rest.len();
         if end == at {
@@ -67,17 +67,17 @@ pub(crate) fn tokens(source: &[u8]) -> Vec<Token> {
     tokens
 }
 
-/// True for the bytes that part ids: CR too, so that files with CRLF read like any other.
+/// Returns whether a byte separates ids. CR does too, so that files with CRLF read like any other.
 pub(crate) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// True for the bytes an id is made of (its first may not be `#` either).
+/// Returns whether an id may have this byte (its first may not be `#` either).
 pub(crate) fn is_id_byte(byte: u8) -> bool {
     !is_blank(byte) && !matches!(byte, b'{' | b'}' | b';' | b'=' | b'"')
 }
 
-/// Windows editors put it there; the reference takes it for a part of the first id.
+/// Byte order mark of Windows editors. The C programs take it for a part of the first id.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 fn token(input: &[u8]) -> IResult<&[u8], TokenKind> {
@@ -104,8 +104,9 @@ fn closed_value(input: &[u8]) -> IResult<&[u8], TokenKind> {
     Ok((rest, TokenKind::Value))
 }
 
-/// Values may span lines, so a forgotten quote makes the next value's opening quote look like the closing
-/// one. Such text ends in `=`, and what follows is not what follows a value; only both together count.
+/// Returns whether a closing quote is really the opening quote of the next value, because one was forgotten:
+/// values may span lines. Such text ends in `=`, and the rest is not what may follow a value. Only both
+/// together count.
 fn swallowed_an_assignment(text: &[u8], rest: &[u8]) -> bool {
     text.contains(&b'\n')
         && text.trim_ascii_end().ends_with(b"=")

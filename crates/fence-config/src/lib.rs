@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! fence_virt.conf: a parser that reports everything it finds in one pass, the typed configuration, and a
-//! tree that writes the file back byte for byte.
+//! fence_virt.conf: a parser that reports every error in one pass, the typed configuration, and a tree that
+//! writes the file back byte for byte.
 //!
-//! Owns the grammar, the keys with their types and defaults, and the text of every message about them. Must
-//! never touch the file system or the network: it gets bytes and gives values.
+//! Owns the grammar, the keys with their types and defaults, and the text of every message about them. Runs
+//! on the caller's thread. Must never touch the file system or the network: bytes come in, values go out.
 //!
 //! ```
 //! let source = b"fence_virtd { listener = \"tcp\"; }\nlisteners { tcp { port = \"70000\"; } }\n";
@@ -29,27 +29,27 @@ pub use schema::{
     AgentBackend, AgentDevice, AgentProgram, Backend, BackendKind, Config, CpgBackend,
     DEFAULT_CLIENT_TIMEOUT, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_GROUP, DEFAULT_MAX_RUNNING,
     DEFAULT_NEGATIVE_DELAY, DEFAULT_RETRIES, DEFAULT_STATE_DIR, DEFAULT_STATUS_TIMEOUT, DEFAULT_URI,
-    DaemonSection, Group, HostDown, HostDownWord, KeySettings, LibvirtBackend, Listener, ListenerKind,
-    MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress, MulticastListener, NameMode,
-    OptionValue, PlugOf, Plugs, SerialListener, SerialMode, StateDir, TcpListener, VsockListener,
-    is_secret_option,
+    DaemonSection, DevicePlugs, DomainPlug, Group, HostDown, HostDownWord, KeySettings, LibvirtBackend,
+    Listener, ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY, MetricsAddress,
+    MulticastListener, NameMode, OptionValue, SerialListener, SerialMode, StateDir, TcpListener,
+    VsockListener, is_secret_option,
 };
 pub use tree::{EditError, MAX_DEPTH, Tree};
 
-/// What became of a file.
+/// Result of reading a file.
 #[derive(Debug, Clone)]
-pub struct Loaded {
-    /// The file, as far as it could be understood; writes back byte for byte whatever is wrong with it.
+pub struct LoadedConfig {
+    /// Tree of the file, as far as it could be understood. Writes back byte for byte, whatever errors it has.
     pub tree: Tree,
     /// The configuration; `None` when there is any error.
     pub config: Option<Config>,
-    /// Everything that was found, in the order of the file; at most [`MAX_DIAGNOSTICS`] and one.
+    /// All errors and warnings, in the order of the file; at most [`MAX_DIAGNOSTICS`] and one.
     pub diagnostics: Vec<Diagnostic>,
 }
 
-impl Loaded {
-    /// All diagnostics as text with carets, an empty line between them; empty when there are none.
-    /// `source` must be what was loaded.
+impl LoadedConfig {
+    /// Returns all diagnostics as text with carets, an empty line between them; empty when there are none.
+    /// `source` must be the loaded bytes.
     pub fn render(&self, file_name: &str, source: &[u8]) -> String {
         let all: Vec<_> = self.diagnostics.iter().map(|it| it.render(file_name, source)).collect();
         all.join("\n\n")
@@ -57,10 +57,10 @@ impl Loaded {
 }
 
 /// Reads a configuration. Never fails and never stops at the first error.
-pub fn load(source: &[u8]) -> Loaded {
+pub fn load(source: &[u8]) -> LoadedConfig {
     let mut findings = diagnostic::Findings::default();
     let tree = parse::parse(source, &mut findings);
     let config = check::check(&tree, &mut findings);
     let config = if findings.has_errors() { None } else { Some(config) };
-    Loaded { tree, config, diagnostics: findings.finish(source) }
+    LoadedConfig { tree, config, diagnostics: findings.finish(source) }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The parser: tokens to a tree. It never stops at an error: it reports the mistake once, keeps the bytes as
-//! they are, and goes on at the next `;`, `}` or line that starts a statement.
+//! Parser: tokens to a tree. An error does not stop it: it reports the mistake once, keeps the bytes, and
+//! goes on at the next `;`, `}` or line that starts a statement.
 
 use crate::diagnostic::{Code, Findings, Span, show};
 use crate::lex::{Token, TokenKind, tokens};
-use crate::tree::{Assignment, Block, Item, MAX_DEPTH, Node, Text, Tree, Value};
+use crate::tree::{Assignment, Block, Item, MAX_DEPTH, Node, SourceText, Tree, Value};
 
 /// Longest file that is read, in bytes.
 pub const MAX_FILE_SIZE: usize = 1024 * 1024;
@@ -47,7 +47,8 @@ pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
         tail = parser.trivia();
     }
     if items.is_empty() {
-        // A file cut short on a full disk must not mean "no groups: everybody may fence everything".
+        // A file cut short on a full disk must not mean "no groups: every holder of the key may fence
+        // everything".
         parser.findings.error(
             Code::EmptyFile,
             Span::default(),
@@ -67,8 +68,8 @@ struct Parser<'s, 'f> {
 }
 
 impl Parser<'_, '_> {
-    /// Statements up to a closing brace or the end of the file. `depth` is the number of blocks around them,
-    /// never more than `MAX_DEPTH`, which bounds the recursion.
+    /// Takes statements up to a closing brace or the end of the file. `depth` is the number of blocks around
+    /// them, at most `MAX_DEPTH`, which bounds the recursion.
     fn items(&mut self, depth: usize) -> Vec<Item> {
         let mut items = Vec::new();
         loop {
@@ -122,7 +123,7 @@ impl Parser<'_, '_> {
     fn block(
         &mut self,
         start: usize,
-        id: Text,
+        id: SourceText,
         value: Option<Value>,
         before_open: Vec<u8>,
         depth: usize,
@@ -146,7 +147,7 @@ impl Parser<'_, '_> {
         if closed {
             self.at += 1;
         } else if !self.unclosed_reported(&items) {
-            // The blocks around it are open for the same reason and are not reported again.
+            // The blocks around it are open for the same reason, and are not reported again.
             self.findings.error(
                 Code::UnclosedBlock,
                 open_span,
@@ -158,13 +159,14 @@ impl Parser<'_, '_> {
         Node::Block(Block { id, value, before_open, items, tail, closed, span })
     }
 
-    /// Only the last block of a block can have been cut off by the end of the file.
+    /// Returns whether an unclosed block was reported inside: only the last block can have been cut off by
+    /// the end of the file.
     fn unclosed_reported(&self, items: &[Item]) -> bool {
         matches!(items.last(), Some(Item { node: Node::Block(it), .. }) if !it.closed)
     }
 
-    /// The value at `at`, which must be a `Value` token.
-    fn quoted(&mut self, id: &Text) -> Text {
+    /// Takes the value at `at`, which must be a `Value` token.
+    fn quoted(&mut self, id: &SourceText) -> SourceText {
         let mut text = self.text();
         text.bytes = text.bytes[1..text.bytes.len() - 1].to_vec();
         if text.bytes.is_empty() {
@@ -178,7 +180,7 @@ impl Parser<'_, '_> {
         text
     }
 
-    fn open_value(&mut self, start: usize, id: &Text) -> Node {
+    fn open_value(&mut self, start: usize, id: &SourceText) -> Node {
         let span = self.token_span(self.at);
         self.at += 1;
         self.findings.error(
@@ -190,8 +192,8 @@ impl Parser<'_, '_> {
         self.end_of_line(start)
     }
 
-    /// Behind `id =` stands no quote.
-    fn no_value(&mut self, start: usize, id: &Text) -> Node {
+    /// Reports that no quote follows `id =`.
+    fn no_value(&mut self, start: usize, id: &SourceText) -> Node {
         let first = self.at;
         if self.peek() == Some(TokenKind::Id) {
             // All words of this line are taken for the value.
@@ -223,8 +225,8 @@ impl Parser<'_, '_> {
         self.junk(start)
     }
 
-    /// Behind `id = "value"` stands neither `;` nor `{`.
-    fn no_semicolon(&mut self, id: Text, value: Value) -> Node {
+    /// Reports that neither `;` nor `{` follows `id = "value"`.
+    fn no_semicolon(&mut self, id: SourceText, value: Value) -> Node {
         let end = value.text.span.end;
         self.findings.error(
             Code::MissingSemicolon,
@@ -235,7 +237,7 @@ impl Parser<'_, '_> {
         let start = self.at;
         let _ = self.trivia();
         if !matches!(self.peek(), None | Some(TokenKind::Close | TokenKind::Id)) {
-            // Another value or `=`: belongs to the same mistake.
+            // Another value or `=` belongs to the same mistake.
             self.resync();
             let mut before_semicolon = Vec::new();
             for token in &self.tokens[start..self.at] {
@@ -247,8 +249,8 @@ impl Parser<'_, '_> {
         Node::Assignment(Assignment { id, value, before_semicolon: Vec::new(), semicolon: false })
     }
 
-    /// Behind an id stands neither `=` nor `{`.
-    fn bare_id(&mut self, start: usize, id: &Text) -> Node {
+    /// Reports that neither `=` nor `{` follows an id.
+    fn bare_id(&mut self, start: usize, id: &SourceText) -> Node {
         self.findings.error(
             Code::Unexpected,
             id.span,
@@ -259,7 +261,7 @@ impl Parser<'_, '_> {
         self.junk(start)
     }
 
-    /// A statement cannot start with this.
+    /// Reports a token that cannot start a statement.
     fn unexpected(&mut self) -> Node {
         let start = self.at;
         let span = self.here();
@@ -295,7 +297,7 @@ impl Parser<'_, '_> {
         self.junk(start)
     }
 
-    /// Takes a `;` that follows, and nothing else.
+    /// Takes a following `;`, and nothing else.
     fn end_of_line(&mut self, start: usize) -> Node {
         let end = self.at;
         let _ = self.trivia();
@@ -307,8 +309,8 @@ impl Parser<'_, '_> {
         self.junk(start)
     }
 
-    /// Skips to where a statement can start again: behind a `;` or a block, before a `}`, before a line that
-    /// begins like a statement. Takes at least the token it stands on, unless that is a `}`.
+    /// Skips to the next possible start of a statement: after a `;` or a block, before a `}`, or before a
+    /// line that begins like a statement. Takes at least the current token, unless that is a `}`.
     fn resync(&mut self) {
         let first = self.at;
         while let Some(kind) = self.peek() {
@@ -326,7 +328,7 @@ impl Parser<'_, '_> {
                 _ => self.at += 1,
             }
         }
-        // The blanks before the next statement are its own.
+        // The blanks before the next statement belong to it.
         while self.at > first && self.tokens[self.at - 1].kind.is_trivia() {
             self.at -= 1;
         }
@@ -341,7 +343,7 @@ impl Parser<'_, '_> {
         after_line_end && next.is_some_and(|it| matches!(it.kind, TokenKind::Equals | TokenKind::Open))
     }
 
-    /// From a `{` behind its `}`, without recursion.
+    /// Skips from a `{` to behind its `}`, without recursion.
     fn skip_block(&mut self) {
         let mut depth = 0_usize;
         while let Some(kind) = self.peek() {
@@ -377,10 +379,10 @@ impl Parser<'_, '_> {
     }
 
     /// Takes the next token.
-    fn text(&mut self) -> Text {
+    fn text(&mut self) -> SourceText {
         let start = self.at;
         self.at += 1;
-        Text { bytes: self.bytes(start).to_vec(), span: self.span(start) }
+        SourceText { bytes: self.bytes(start).to_vec(), span: self.span(start) }
     }
 
     fn junk(&self, start: usize) -> Node {
@@ -392,7 +394,7 @@ impl Parser<'_, '_> {
         &self.source[span.start..span.end]
     }
 
-    /// From the token `start` to the last one taken.
+    /// Returns the span from the token `start` to the last taken token.
     fn span(&self, start: usize) -> Span {
         let end = self.offset(self.at);
         Span { start: self.offset(start).min(end), end }
@@ -406,7 +408,7 @@ impl Parser<'_, '_> {
         self.token_span(self.at)
     }
 
-    /// Where a token starts; the end of the file behind the last one.
+    /// Returns the offset of a token; behind the last one, the end of the file.
     fn offset(&self, at: usize) -> usize {
         self.tokens.get(at).map_or(self.source.len(), |it| it.span.start)
     }

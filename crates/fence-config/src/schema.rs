@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The typed configuration: what the daemon runs on once a file has been read without errors.
+//! Typed configuration: the settings of a daemon whose file has no errors.
 //!
-//! Owns the types, their words in the file, and their defaults. Must never read files, resolve names or
-//! look at the host.
+//! Owns the types, their words in the file, and their defaults. Values only. Must never read files, resolve
+//! names or inspect the host.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,34 +14,33 @@ use serde::Serialize;
 
 use crate::diagnostic::{Span, show};
 
-/// Where the daemon keeps what it must remember when neither the file nor systemd names another place.
+/// Default directory of the daemon's state, if neither the file nor systemd names another one.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/fence_virt";
-/// Hypervisor of the libvirt and cpg backends and of the serial listener when the block names none.
+/// Default hypervisor of the libvirt and cpg backends and of the serial listener.
 pub const DEFAULT_URI: &str = "qemu:///system";
-/// The cpg backend's group when the block names none: that of the C daemon.
+/// Default process group of the cpg backend: that of the C daemon.
 pub const DEFAULT_GROUP: &str = "fence-agents";
-/// Corosync takes 127 bytes, and a second group has two more.
+/// Longest name of a process group in bytes. Corosync allows 127, and the second group has two more.
 pub const MAX_GROUP_NAME: usize = 125;
-/// How long a host that does not own the target waits before it says so, when the block does not say.
+/// Default time before a host that does not own the target answers.
 pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
-/// The longest `negative_delay`: agents give up after 30 s by default, so more is a slip of the pen.
+/// Longest `negative_delay`: agents give up after 30 s by default, so a longer one is a mistake.
 pub const MAX_NEGATIVE_DELAY: Duration = Duration::from_secs(60);
 
-/// How long clients wait for their answer when the daemon's block does not say: what the agents do by
-/// default.
+/// Default time for which clients wait for their answer: that of the agents.
 pub const DEFAULT_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest `client_timeout`.
+/// Longest `client_timeout`.
 pub const MAX_CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long one look of a fence agent may take when the device does not say.
+/// Default time limit of one status check of a fence agent.
 pub const DEFAULT_STATUS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many fence agents run at once when the block does not say.
+/// Default number of fence agents that run at once.
 pub const DEFAULT_MAX_RUNNING: usize = 16;
-/// How many of one device run at once when it does not say.
+/// Default number of agents of one device that run at once.
 pub const DEFAULT_DEVICE_MAX_RUNNING: usize = 4;
-/// How often a round over the devices of a domain is begun again when they don't say.
+/// Default number of further rounds over the devices of a domain.
 pub const DEFAULT_RETRIES: u32 = 1;
 
-/// A whole fence_virt.conf, checked, with every default filled in.
+/// Complete fence_virt.conf, checked, with every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Config {
     /// The `fence_virtd` block.
@@ -50,8 +49,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// One entry for each backend that `fence_virtd { backend }` names, in that order.
     pub backends: Vec<Backend>,
-    /// The `groups` block. `None`: there is none, so whoever holds the key may fence everything.
-    /// `Some` of an empty list: nobody may fence anything.
+    /// The `groups` block. `None`: it is missing, so every holder of the key may fence everything. `Some` of
+    /// an empty list: no source may fence anything.
     pub groups: Option<Vec<Group>>,
 }
 
@@ -64,7 +63,7 @@ pub struct DaemonSection {
     pub backends: Vec<BackendKind>,
     /// `foreground`: do not daemonise. Default no.
     pub foreground: bool,
-    /// `wait_for_init` (or `wait_for_backend`): try again instead of giving up at the start. Default no.
+    /// `wait_for_init` (or `wait_for_backend`): keep trying instead of giving up at the start. Default no.
     pub wait_for_init: bool,
     /// `debug`: level of debugging output, 0 = none. Default 0.
     pub debug: u32,
@@ -74,13 +73,13 @@ pub struct DaemonSection {
     pub name_mode: Option<NameMode>,
     /// `audit_log`: file that gets one record for each authenticated request. Default: the log only.
     pub audit_log: Option<PathBuf>,
-    /// `state_dir`: where accepted packets are remembered across restarts.
+    /// `state_dir`: directory of the memory of accepted packets, which outlives a restart.
     pub state_dir: StateDir,
-    /// `sandbox`: the daemon takes from itself what it does not need. Default yes.
+    /// `sandbox`: confine the daemon to its needs. Default yes.
     pub sandbox: bool,
-    /// `metrics`: where metrics can be read. Default: nowhere.
+    /// `metrics`: address of the metrics endpoint. Default: none.
     pub metrics: Option<MetricsAddress>,
-    /// `client_timeout`, in seconds: how long clients wait for their answer (their `-t`). Default 30 s.
+    /// `client_timeout`, in seconds: time for which clients wait for their answer (their `-t`). Default 30 s.
     pub client_timeout: Duration,
 }
 
@@ -109,7 +108,7 @@ impl fmt::Display for MetricsAddress {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateDir {
-    /// Not given: `$STATE_DIRECTORY`, where systemd sets it, else [`DEFAULT_STATE_DIR`].
+    /// Not set: `$STATE_DIRECTORY` if systemd sets it, otherwise [`DEFAULT_STATE_DIR`].
     #[default]
     Default,
     /// `"none"`: in memory alone.
@@ -118,7 +117,7 @@ pub enum StateDir {
     At(PathBuf),
 }
 
-/// The listeners there are.
+/// Kinds of listeners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ListenerKind {
@@ -132,11 +131,11 @@ pub enum ListenerKind {
     Serial,
 }
 
-/// The backends there are.
+/// Kinds of backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendKind {
-    /// libvirt on this host or on hosts it reaches.
+    /// libvirt on this host or on other hosts.
     Libvirt,
     /// libvirt, and corosync to find the host that owns a domain.
     Cpg,
@@ -144,7 +143,7 @@ pub enum BackendKind {
     Agent,
 }
 
-/// One active listener with all its settings.
+/// Active listener with all its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Listener {
@@ -159,7 +158,7 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Which listener this is.
+    /// Returns the kind of the listener.
     pub fn kind(&self) -> ListenerKind {
         match self {
             Listener::Multicast(_) => ListenerKind::Multicast,
@@ -220,8 +219,8 @@ pub struct MulticastListener {
     pub port: u16,
     /// `interface`: name of a network interface. `None` (also written `"none"`): the system chooses.
     pub interface: Option<String>,
-    /// `negative_delay`, in seconds: how long this host waits before it answers for a domain that it does
-    /// not own. Default 2 s.
+    /// `negative_delay`, in seconds: time before this host answers for a domain that it does not own. Default
+    /// 2 s.
     pub negative_delay: Duration,
 }
 
@@ -253,15 +252,15 @@ pub struct VsockListener {
 /// `listeners { serial { … } }`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SerialListener {
-    /// `uri`: the hypervisor whose domains' ports are served. Default qemu:///system.
+    /// `uri`: hypervisor whose domains' ports are served. Default qemu:///system.
     pub uri: String,
-    /// `path`: only sockets in this directory are served. Default: no such limit.
+    /// `path`: only sockets in this directory are served. Default: no limit.
     pub path: Option<PathBuf>,
     /// `mode`: default serial.
     pub mode: SerialMode,
 }
 
-/// One active backend with all its settings.
+/// Active backend with all its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
@@ -274,7 +273,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Which backend this is.
+    /// Returns the kind of the backend.
     pub fn kind(&self) -> BackendKind {
         match self {
             Backend::Libvirt(_) => BackendKind::Libvirt,
@@ -283,7 +282,7 @@ impl Backend {
         }
     }
 
-    /// The hypervisors of libvirt that it has domains on.
+    /// Returns the hypervisors of libvirt on which the backend has domains.
     pub fn uris(&self) -> &[String] {
         match self {
             Backend::Libvirt(it) => &it.uris,
@@ -307,60 +306,59 @@ pub struct LibvirtBackend {
 pub struct CpgBackend {
     /// `uri`, `uri1`, `uri2`, … in the order of their numbers; never empty. Default qemu:///system.
     pub uris: Vec<String>,
-    /// `name_mode`: how hosts name domains to hosts of the C daemon. Default that of `fence_virtd`, else
+    /// `name_mode`: form of a domain's name towards legacy hosts. Default that of `fence_virtd`, otherwise
     /// uuid.
     pub name_mode: NameMode,
     /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
     pub reboot_starts: bool,
-    /// `group`: the group of corosync that all hosts are in, at most [`MAX_GROUP_NAME`] bytes. Default
-    /// fence-agents.
+    /// `group`: process group of all hosts, at most [`MAX_GROUP_NAME`] bytes. Default fence-agents.
     pub group: String,
-    /// `host_down` and `host_down_command`: what proves that a host which was lost is down. Default never.
+    /// `host_down` and `host_down_command`: evidence that a lost host is down. Default never.
     pub host_down: HostDown,
 }
 
 /// `backends { agent { … } }`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AgentBackend {
-    /// `max_running`: how many agents run at once, 1 to 64. Default [`DEFAULT_MAX_RUNNING`].
+    /// `max_running`: most agents that run at once, 1 to 64. Default [`DEFAULT_MAX_RUNNING`].
     pub max_running: usize,
     /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
     pub reboot_starts: bool,
-    /// `device`, by their `order`, and in the order of the file where that is the same; never empty.
+    /// `device`, sorted by `order`, then in the order of the file; never empty.
     pub devices: Vec<AgentDevice>,
 }
 
-/// `device = "name" { … }`: one endpoint that a fence agent deals with.
+/// `device = "name" { … }`: a control endpoint with its fence agent.
 #[derive(Debug, Clone, Serialize)]
 pub struct AgentDevice {
-    /// Its name, one of its kind.
+    /// Name, unique among devices.
     pub name: String,
     /// `agent`
     pub agent: AgentProgram,
-    /// `plugs` and the blocks `domain`: the domains that it serves.
-    pub plugs: Plugs,
-    /// `plug_option`: the option that takes the plug. Default: `plug` or `port`, as the agent's metadata
-    /// says.
+    /// `plugs` and the blocks `domain`: domains that the device serves.
+    pub plugs: DevicePlugs,
+    /// `plug_option`: agent's option for the plug. Default: `plug` or `port`, as in the agent's metadata.
     pub plug_option: Option<String>,
-    /// `order`: lower ones are tried first. Default 0.
+    /// `order`: lower devices are tried first. Default 0.
     pub order: u32,
-    /// `timeout`, in seconds: how long one try of an action may take, `status` after it included. Default: an
-    /// equal part of the time that is left.
+    /// `timeout`, in seconds: time limit of one try of an action, with the status checks after it. Default:
+    /// an equal part of the time that is left.
     pub timeout: Option<Duration>,
-    /// `status_timeout`, in seconds: how long one run of any other action may take. Default 10 s.
+    /// `status_timeout`, in seconds: time limit of one run of any other action. Default 10 s.
     pub status_timeout: Duration,
-    /// `retries`: how often it is tried again when every device has failed. Default 1.
+    /// `retries`: number of further rounds when every device has failed. Default 1.
     pub retries: u32,
-    /// `max_running`: how many of its agents run at once, 1 to 64. Default [`DEFAULT_DEVICE_MAX_RUNNING`].
+    /// `max_running`: most agents of the device that run at once, 1 to 64. Default
+    /// [`DEFAULT_DEVICE_MAX_RUNNING`].
     pub max_running: usize,
     /// `options`, as written, each once, in the order of the file.
     pub options: Vec<(String, OptionValue)>,
-    /// Where the block stands in the file.
+    /// Place of the block in the file.
     #[serde(skip)]
     pub span: Span,
 }
 
-/// Two devices are equal when they say the same, wherever they stand.
+/// Two devices are equal when their settings are, wherever they stand in the file.
 impl PartialEq for AgentDevice {
     fn eq(&self, other: &Self) -> bool {
         let Self { name, agent, plugs, plug_option, order, timeout, status_timeout, retries, .. } = self;
@@ -383,38 +381,38 @@ impl Eq for AgentDevice {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AgentProgram {
-    /// A path from `/`.
+    /// Path from `/`.
     At(PathBuf),
-    /// A name, to be looked for in the usual directories.
+    /// Name that is looked up in the usual directories.
     Named(String),
 }
 
-/// The domains that a device serves.
+/// Domains that a device serves.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Plugs {
-    /// `plugs = "*"`: those that the agent's `list` names.
+pub struct DevicePlugs {
+    /// `plugs = "*"`: the domains that the agent's `list` names.
     pub listed: bool,
-    /// Those that the file names, none twice.
-    pub named: Vec<PlugOf>,
+    /// Domains that the file names, none twice.
+    pub named: Vec<DomainPlug>,
 }
 
-/// A domain, and what a device calls it.
+/// Domain, and its plug at a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PlugOf {
-    /// The domain's name.
+pub struct DomainPlug {
+    /// Name of the domain.
     pub domain: String,
-    /// The plug; the domain's name where nothing else is said.
+    /// Plug; by default the name of the domain.
     pub plug: String,
-    /// The domain's UUID, canonical lower-case text.
+    /// UUID of the domain, canonical lower-case text.
     pub uuid: Option<String>,
 }
 
-/// What an agent's option is set to. May be a password, so it is never shown.
+/// Value of an agent's option. May be a password, so it is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OptionValue(pub(crate) String);
 
 impl OptionValue {
-    /// The text; without control characters, never empty.
+    /// Returns the text; without control characters, never empty.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -432,56 +430,55 @@ impl Serialize for OptionValue {
     }
 }
 
-/// Whether an option of this name holds what must never be shown.
+/// Returns whether an option of this name holds a secret.
 pub fn is_secret_option(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ["passw", "passphrase", "secret", "token", "credential", "key"].iter().any(|it| name.contains(it))
 }
 
-/// What proves that a lost host is down, and its domains with it.
+/// Evidence that a lost host, with its domains, is down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostDown {
-    /// Nothing.
+    /// No evidence.
     Never,
-    /// Pacemaker's fencing history says that it was fenced since.
+    /// Pacemaker's fencing history says that the host was fenced after its loss.
     Pacemaker,
-    /// This command says so.
+    /// This command confirms it.
     Command(PathBuf),
-    /// That it is lost.
+    /// The loss itself.
     Membership,
 }
 
-/// The words of `host_down`.
+/// Words of `host_down`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostDownWord {
-    /// Nothing proves it.
+    /// No evidence.
     Never,
-    /// Pacemaker's fencing history does.
+    /// Pacemaker's fencing history.
     Pacemaker,
-    /// The command `host_down_command` does.
+    /// Command of `host_down_command`.
     Command,
-    /// That it left does.
+    /// Loss of the membership.
     Membership,
 }
 
-/// `groups { group { … } }`: every source in it may fence every domain in it.
+/// `groups { group { … } }`: every source in the group may fence every domain in it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Group {
     /// `name`, for messages.
     pub name: Option<String>,
-    /// `ip`: sources, as the text of an IP address in canonical form, or a vsock CID in decimal.
+    /// `ip`: sources, as the text of an IP address in canonical form, or a vsock context id in decimal.
     pub ips: Vec<String>,
-    /// `uuid`: domains by UUID or name, as written; on serial also sources.
+    /// `uuid`: domains by UUID or name, as written; on serial lines also sources.
     pub uuids: Vec<String>,
-    /// `key_file`: the keys that open this group, and without which nobody may use it. Empty: the listener's
-    /// keys.
+    /// `key_file`: keys that open this group; no other key may use it. Empty: the listener's keys.
     pub key_files: Vec<PathBuf>,
-    /// Where the block stands in the file.
+    /// Place of the block in the file.
     pub span: Span,
 }
 
-/// Two groups are equal when they say the same, wherever they stand.
+/// Two groups are equal when their settings are, wherever they stand in the file.
 impl PartialEq for Group {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
@@ -493,7 +490,7 @@ impl PartialEq for Group {
 
 impl Eq for Group {}
 
-/// What the serial listener looks for in a domain.
+/// Kind of guest port that the serial listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SerialMode {
@@ -503,7 +500,7 @@ pub enum SerialMode {
     Vmchannel,
 }
 
-/// How cpg hosts name domains to each other.
+/// Form of a domain's name between cpg hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NameMode {
@@ -513,12 +510,12 @@ pub enum NameMode {
     Uuid,
 }
 
-/// A value that is one of a few words. Words compare without case.
-pub(crate) trait Words: Copy + Sized + 'static {
+/// Value that is one of a few words. Words compare without case.
+pub(crate) trait WordSet: Copy + Sized + 'static {
     /// Every word with its meaning, in the order in which messages name them.
     const WORDS: &'static [(&'static str, Self)];
 
-    /// The meaning of a word, `None` for any other text.
+    /// Returns the meaning of a word, `None` for any other text.
     fn from_word(text: &[u8]) -> Option<Self> {
         Self::WORDS.iter().find(|(word, _)| word.as_bytes().eq_ignore_ascii_case(text)).map(|&(_, it)| it)
     }
@@ -526,21 +523,21 @@ pub(crate) trait Words: Copy + Sized + 'static {
 
 macro_rules! words {
     ($($kind:ident: $($word:literal => $variant:ident),+;)+) => {$(
-        impl Words for $kind {
+        impl WordSet for $kind {
             const WORDS: &'static [(&'static str, Self)] = &[$(($word, $kind::$variant)),+];
         }
 
         impl $kind {
-            /// The word for this in the file.
+            /// Returns the word in the file.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $($kind::$variant => $word),+
                 }
             }
 
-            /// All words that the file may have here, in the order in which messages name them.
+            /// Returns all words of the file, in the order in which messages name them.
             pub fn words() -> impl Iterator<Item = &'static str> {
-                <$kind as Words>::WORDS.iter().map(|&(word, _)| word)
+                <$kind as WordSet>::WORDS.iter().map(|&(word, _)| word)
             }
         }
 
@@ -561,7 +558,7 @@ words! {
         "membership" => Membership;
 }
 
-impl Words for HashType {
+impl WordSet for HashType {
     const WORDS: &'static [(&'static str, Self)] = &[
         (Self::None.name(), Self::None),
         (Self::Sha1.name(), Self::Sha1),
@@ -576,7 +573,7 @@ impl Words for HashType {
 #[derive(Clone, Copy)]
 pub(crate) struct ChallengeHash(pub(crate) HashType);
 
-impl Words for ChallengeHash {
+impl WordSet for ChallengeHash {
     const WORDS: &'static [(&'static str, Self)] = &[
         (HashType::None.name(), Self(HashType::None)),
         (HashType::Sha1.name(), Self(HashType::Sha1)),
@@ -585,7 +582,7 @@ impl Words for ChallengeHash {
     ];
 }
 
-impl Words for Family {
+impl WordSet for Family {
     const WORDS: &'static [(&'static str, Self)] =
         &[(Self::V4.as_str(), Self::V4), (Self::V6.as_str(), Self::V6)];
 }
@@ -595,7 +592,7 @@ fn as_word<T: fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> R
     serializer.collect_str(value)
 }
 
-impl Words for bool {
+impl WordSet for bool {
     const WORDS: &'static [(&'static str, Self)] = &[
         ("yes", true),
         ("no", false),

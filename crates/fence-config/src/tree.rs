@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The file as a tree that remembers every byte: blocks and assignments in order with the blanks and
-//! comments between them. Owns writing and editing; knows nothing of what keys mean.
+//! Tree of a file that keeps every byte: blocks and assignments in order, with the blanks and comments
+//! between them.
 //!
-//! An edit changes what it must and nothing else, so a configurator keeps comments and unknown blocks.
+//! Owns writing and editing. An edit changes only its own statement, so a configurator keeps comments and
+//! unknown blocks. Must never know the meaning of a key.
 
 use crate::diagnostic::{Span, show};
 use crate::lex::{TokenKind, is_blank, is_id_byte, tokens};
@@ -10,7 +11,7 @@ use crate::lex::{TokenKind, is_blank, is_id_byte, tokens};
 /// Most blocks inside each other. The keys need three.
 pub const MAX_DEPTH: usize = 32;
 
-/// A parsed file.
+/// Parsed file.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
     pub(crate) items: Vec<Item>,
@@ -18,25 +19,25 @@ pub struct Tree {
     pub(crate) tail: Vec<u8>,
 }
 
-/// A statement with the blanks and comments before it.
+/// Statement with the blanks and comments before it.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
     pub(crate) before: Vec<u8>,
     pub(crate) node: Node,
 }
 
-/// A statement.
+/// Statement.
 #[derive(Debug, Clone)]
 pub(crate) enum Node {
     Assignment(Assignment),
     Block(Block),
-    /// What could not be understood, byte for byte.
+    /// Bytes that could not be understood, unchanged.
     Junk(Vec<u8>),
 }
 
-/// An id, or a value without its quotes; the span of a value covers the quotes.
+/// Id, or value without its quotes; the span of a value covers the quotes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Text {
+pub(crate) struct SourceText {
     pub(crate) bytes: Vec<u8>,
     pub(crate) span: Span,
 }
@@ -46,34 +47,34 @@ pub(crate) struct Text {
 pub(crate) struct Value {
     pub(crate) before_equals: Vec<u8>,
     pub(crate) before_text: Vec<u8>,
-    pub(crate) text: Text,
+    pub(crate) text: SourceText,
 }
 
 /// `id = "value";`
 #[derive(Debug, Clone)]
 pub(crate) struct Assignment {
-    pub(crate) id: Text,
+    pub(crate) id: SourceText,
     pub(crate) value: Value,
     pub(crate) before_semicolon: Vec<u8>,
-    /// False: it was forgotten, which has been reported.
+    /// False if the semicolon is missing, which has been reported.
     pub(crate) semicolon: bool,
 }
 
 /// `id { … }` or `id = "value" { … }`
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
-    pub(crate) id: Text,
+    pub(crate) id: SourceText,
     pub(crate) value: Option<Value>,
     pub(crate) before_open: Vec<u8>,
     pub(crate) items: Vec<Item>,
     /// Blanks and comments before the closing brace.
     pub(crate) tail: Vec<u8>,
-    /// False: it was forgotten, which has been reported.
+    /// False if the closing brace is missing, which has been reported.
     pub(crate) closed: bool,
     pub(crate) span: Span,
 }
 
-/// Why an edit was refused. The tree is unchanged.
+/// Reason why an edit was refused. The tree is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
     /// A part of the path cannot be an id.
@@ -88,7 +89,7 @@ pub enum EditError {
 }
 
 impl Tree {
-    /// The file. An unmodified tree gives the very bytes it was read from.
+    /// Returns the bytes of the file. An unmodified tree returns exactly the bytes that were read.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         write_items(&self.items, &mut out);
@@ -96,9 +97,9 @@ impl Tree {
         out
     }
 
-    /// The file in the usual layout: one statement per line, tabs, a blank line between blocks. Comments
-    /// stay with their statement. Values, ids and order are untouched. A tree with syntax errors is not
-    /// laid out anew, since nobody can say what belongs where.
+    /// Returns the file in the usual layout: one statement per line, tabs, a blank line between blocks.
+    /// Comments stay with their statement; values, ids and order do not change. A tree with syntax errors is
+    /// returned as it is, since its structure is unknown.
     pub fn to_pretty(&self) -> Vec<u8> {
         if !self.is_well_formed() {
             return self.to_bytes();
@@ -108,26 +109,26 @@ impl Tree {
         out
     }
 
-    /// False when the source had syntax errors.
+    /// Returns false when the source had syntax errors.
     pub fn is_well_formed(&self) -> bool {
         well_formed(&self.items)
     }
 
-    /// The value that counts for a path such as `listeners/multicast/port`: the last assignment in the last
-    /// block of each name. Names compare without case. A part such as `device="a"` is the block of that name
-    /// with that value; without one it is any.
+    /// Returns the effective value for a path such as `listeners/multicast/port`: the last assignment in the
+    /// last block of each name. Names compare without case. A part such as `device="a"` means the block of
+    /// that name with that value; without a value any block of that name.
     pub fn value(&self, path: &str) -> Option<&[u8]> {
         self.values(path).pop()
     }
 
-    /// All values of a repeatable key, in order.
+    /// Returns all values of a repeatable key, in order.
     pub fn values(&self, path: &str) -> Vec<&[u8]> {
         let (blocks, key) = split(path);
         let Some(items) = find(&self.items, &blocks) else { return Vec::new() };
         assignments(items, key.id).map(|it| it.value.text.bytes.as_slice()).collect()
     }
 
-    /// The names of the keys in a block, each once, as they are first written.
+    /// Returns the names of the keys in a block, each once, as they are first written.
     pub fn keys(&self, block: &str) -> Vec<&[u8]> {
         let mut keys: Vec<&[u8]> = Vec::new();
         for item in find(&self.items, &parts(block)).unwrap_or_default() {
@@ -140,7 +141,8 @@ impl Tree {
         keys
     }
 
-    /// The values of all blocks of a path's last name, in order; those without one are left out.
+    /// Returns the values of all blocks of the path's last name, in order; blocks without a value are left
+    /// out.
     pub fn block_values(&self, path: &str) -> Vec<&[u8]> {
         let (blocks, last) = split(path);
         let blocks = find(&self.items, &blocks).unwrap_or_default().iter().filter_map(|it| match &it.node {
@@ -150,13 +152,13 @@ impl Tree {
         blocks.map(|it| it.text.bytes.trim_ascii()).collect()
     }
 
-    /// True when there is such a block.
+    /// Returns whether the block exists.
     pub fn has_block(&self, path: &str) -> bool {
         find(&self.items, &parts(path)).is_some()
     }
 
-    /// Gives a key its value: changes the assignment that counts, or adds one at the end of its block, which
-    /// is made when it is missing.
+    /// Sets the value of a key: changes the effective assignment, or adds one at the end of its block. A
+    /// missing block is added.
     pub fn set(&mut self, path: &str, value: &[u8]) -> Result<(), EditError> {
         check(path, Some(value))?;
         let (blocks, key) = split(path);
@@ -166,14 +168,14 @@ impl Tree {
             _ => None,
         });
         match present {
-            Some(assignment) => assignment.value.text = Text::new(value),
+            Some(assignment) => assignment.value.text = SourceText::new(value),
             None => append(items, tail, depth, Node::Assignment(Assignment::new(key.id, value))),
         }
         Ok(())
     }
 
-    /// Gives each key whose ids, from the outermost block to its own, and value come to something that as its
-    /// value.
+    /// Replaces values: `replace` gets the ids of each key, from the outermost block to its own, and its
+    /// value, and returns the new value or none.
     pub fn replace_values(&mut self, mut replace: impl FnMut(&[&[u8]], &[u8]) -> Option<Vec<u8>>) {
         fn walk<'t>(
             items: &'t mut [Item],
@@ -185,7 +187,7 @@ impl Tree {
                     Node::Assignment(it) => {
                         path.push(&it.id.bytes);
                         if let Some(new) = replace(path, &it.value.text.bytes) {
-                            it.value.text = Text::new(&new);
+                            it.value.text = SourceText::new(&new);
                         }
                         path.pop();
                     }
@@ -201,8 +203,7 @@ impl Tree {
         walk(&mut self.items, &mut Vec::new(), &mut replace);
     }
 
-    /// Adds one more assignment of a repeatable key at the end of its block, which is made when it is
-    /// missing.
+    /// Adds one more assignment of a repeatable key at the end of its block. A missing block is added.
     pub fn append_value(&mut self, path: &str, value: &[u8]) -> Result<(), EditError> {
         check(path, Some(value))?;
         let (blocks, key) = split(path);
@@ -211,8 +212,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds an empty block behind all others of its parent, even when there is one of that name. Later edits
-    /// of this path go to the new block.
+    /// Adds an empty block behind all others of its parent, even when one of that name exists. Later edits of
+    /// this path go to the new block.
     pub fn append_block(&mut self, path: &str) -> Result<(), EditError> {
         check(path, None)?;
         let (blocks, name) = split(path);
@@ -221,8 +222,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes every assignment and every block of that path's last name from its block. Comments before
-    /// them stay. Returns how many went.
+    /// Removes every assignment and every block of the path's last name from its block. Comments before them
+    /// stay. Returns the number of removed statements.
     pub fn remove(&mut self, path: &str) -> usize {
         let (blocks, name) = split(path);
         let Some((items, tail, _)) = find_mut(self, &blocks) else {
@@ -250,12 +251,12 @@ impl Tree {
     }
 }
 
-impl Text {
-    fn new(bytes: &[u8]) -> Text {
-        Text { bytes: bytes.to_vec(), span: Span::default() }
+impl SourceText {
+    fn new(bytes: &[u8]) -> SourceText {
+        SourceText { bytes: bytes.to_vec(), span: Span::default() }
     }
 
-    /// Ids compare without case.
+    /// Returns whether the id is this name; ids compare without case.
     pub(crate) fn is(&self, name: &str) -> bool {
         self.bytes.eq_ignore_ascii_case(name.as_bytes())
     }
@@ -263,14 +264,14 @@ impl Text {
 
 impl Value {
     fn new(text: &[u8]) -> Value {
-        Value { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: Text::new(text) }
+        Value { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: SourceText::new(text) }
     }
 }
 
 impl Assignment {
     fn new(id: &str, value: &[u8]) -> Assignment {
         Assignment {
-            id: Text::new(id.as_bytes()),
+            id: SourceText::new(id.as_bytes()),
             value: Value::new(value),
             before_semicolon: Vec::new(),
             semicolon: true,
@@ -279,11 +280,11 @@ impl Assignment {
 }
 
 impl Block {
-    fn new(part: Part<'_>, depth: usize) -> Block {
+    fn new(part: PathPart<'_>, depth: usize) -> Block {
         let mut tail = b"\n".to_vec();
         tail.resize(1 + depth, b'\t');
         Block {
-            id: Text::new(part.id.as_bytes()),
+            id: SourceText::new(part.id.as_bytes()),
             value: part.value.map(|it| Value::new(it.as_bytes())),
             before_open: b" ".to_vec(),
             items: Vec::new(),
@@ -294,22 +295,22 @@ impl Block {
     }
 }
 
-/// One part of a path: `id`, or `id="value"` for a block.
+/// Part of a path: `id`, or `id="value"` for a block.
 #[derive(Clone, Copy)]
-struct Part<'p> {
+struct PathPart<'p> {
     id: &'p str,
     value: Option<&'p str>,
 }
 
-impl<'p> Part<'p> {
+impl<'p> PathPart<'p> {
     fn of(text: &'p str) -> Self {
         match text.split_once("=\"").and_then(|(id, value)| Some((id, value.strip_suffix('"')?))) {
-            Some((id, value)) => Part { id, value: Some(value) },
-            None => Part { id: text, value: None },
+            Some((id, value)) => PathPart { id, value: Some(value) },
+            None => PathPart { id: text, value: None },
         }
     }
 
-    /// Blanks round a block's value do not count.
+    /// Returns whether the part means this block. Blanks around a block's value do not count.
     fn is(self, block: &Block) -> bool {
         block.id.is(self.id)
             && self.value.is_none_or(|value| {
@@ -318,8 +319,8 @@ impl<'p> Part<'p> {
     }
 }
 
-/// The last block of each name in turn, and its items.
-fn find<'t>(mut items: &'t [Item], blocks: &[Part<'_>]) -> Option<&'t [Item]> {
+/// Returns the items of the last block of each name in turn.
+fn find<'t>(mut items: &'t [Item], blocks: &[PathPart<'_>]) -> Option<&'t [Item]> {
     for part in blocks {
         items = items.iter().rev().find_map(|item| match &item.node {
             Node::Block(it) if part.is(it) => Some(it.items.as_slice()),
@@ -336,10 +337,10 @@ fn assignments<'t>(items: &'t [Item], key: &str) -> impl Iterator<Item = &'t Ass
     })
 }
 
-/// A block's items, its tail, and how deep its items stand.
+/// Items of a block, its tail, and the depth of its items.
 type BlockParts<'t> = (&'t mut Vec<Item>, &'t mut Vec<u8>, usize);
 
-fn find_mut<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Option<BlockParts<'t>> {
+fn find_mut<'t>(tree: &'t mut Tree, blocks: &[PathPart<'_>]) -> Option<BlockParts<'t>> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
     for part in blocks {
         let block = items.iter_mut().rev().find_map(|item| match &mut item.node {
@@ -351,7 +352,7 @@ fn find_mut<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> Option<BlockParts<'t
     Some((items, tail, blocks.len()))
 }
 
-fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> BlockParts<'t> {
+fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[PathPart<'_>]) -> BlockParts<'t> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
     for (depth, part) in blocks.iter().enumerate() {
         let present = items.iter().rposition(|item| matches!(&item.node, Node::Block(it) if part.is(it)));
@@ -368,7 +369,7 @@ fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[Part<'_>]) -> BlockParts<'t> {
     (items, tail, blocks.len())
 }
 
-/// Puts a statement on a line of its own behind all others, indented like them.
+/// Puts a statement on a line of its own behind all others, with their indentation.
 fn append(items: &mut Vec<Item>, tail: &mut Vec<u8>, depth: usize, node: Node) {
     // Comments behind the last statement stay before the new one; the line of the closing brace stays behind.
     let mut before = std::mem::take(tail);
@@ -401,7 +402,7 @@ fn append(items: &mut Vec<Item>, tail: &mut Vec<u8>, depth: usize, node: Node) {
     items.push(Item { before, node });
 }
 
-/// The indentation of the first sibling that starts a line, else one tab per level.
+/// Returns the indentation of the first sibling that starts a line; otherwise one tab per level.
 fn indent_of(items: &[Item], depth: usize) -> Vec<u8> {
     items
         .iter()
@@ -413,7 +414,7 @@ fn indent_of(items: &[Item], depth: usize) -> Vec<u8> {
         .unwrap_or_else(|| vec![b'\t'; depth])
 }
 
-/// Without the line feed and indentation that made room for a statement which goes.
+/// Returns the trivia without the line feed and indentation of a removed statement.
 fn strip_last_line(before: &[u8]) -> &[u8] {
     let blanks = before.iter().rev().take_while(|&&byte| byte == b' ' || byte == b'\t').count();
     let kept = &before[..before.len() - blanks];
@@ -421,7 +422,7 @@ fn strip_last_line(before: &[u8]) -> &[u8] {
     kept.strip_suffix(b"\r").unwrap_or(kept)
 }
 
-/// Blanks and comments of a statement that went, and what follows them.
+/// Joins the blanks and comments of a removed statement with the bytes after them.
 fn join(mut first: Vec<u8>, rest: &[u8]) -> Vec<u8> {
     let open_comment = tokens(&first).last().is_some_and(|it| it.kind == TokenKind::Comment);
     if open_comment && !rest.starts_with(b"\n") && !rest.starts_with(b"\r\n") {
@@ -431,25 +432,25 @@ fn join(mut first: Vec<u8>, rest: &[u8]) -> Vec<u8> {
     first
 }
 
-fn split(path: &str) -> (Vec<Part<'_>>, Part<'_>) {
+fn split(path: &str) -> (Vec<PathPart<'_>>, PathPart<'_>) {
     let mut blocks = parts(path);
-    let last = blocks.pop().unwrap_or(Part { id: "", value: None });
+    let last = blocks.pop().unwrap_or(PathPart { id: "", value: None });
     (blocks, last)
 }
 
-/// A value may have slashes, but no quotes.
-fn parts(path: &str) -> Vec<Part<'_>> {
+/// Splits a path. A value in it may have slashes, but no quotes.
+fn parts(path: &str) -> Vec<PathPart<'_>> {
     let mut is_quoted = false;
     let parts = path.split(move |it: char| {
         is_quoted ^= it == '"';
         it == '/' && !is_quoted
     });
-    parts.map(Part::of).collect()
+    parts.map(PathPart::of).collect()
 }
 
 fn check(path: &str, value: Option<&[u8]>) -> Result<(), EditError> {
     let parts = parts(path);
-    for Part { id, .. } in &parts {
+    for PathPart { id, .. } in &parts {
         if id.is_empty() || id.starts_with('#') || !id.bytes().all(is_id_byte) {
             return Err(EditError::BadId(show(id.as_bytes())));
         }
@@ -518,7 +519,7 @@ fn write_value(value: &Value, out: &mut Vec<u8>) {
     quote(&value.text, out);
 }
 
-fn quote(text: &Text, out: &mut Vec<u8>) {
+fn quote(text: &SourceText, out: &mut Vec<u8>) {
     out.push(b'"');
     out.extend_from_slice(&text.bytes);
     out.push(b'"');
@@ -617,7 +618,7 @@ fn line(text: &[u8], depth: usize, out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// A comment on the line where the trivia starts, and the comments on lines of their own.
+/// Returns the comment on the line where the trivia starts, and the comments on lines of their own.
 fn comments(trivia: &[u8]) -> (Option<&[u8]>, Vec<&[u8]>) {
     let mut all = all_comments(trivia);
     let first_line = trivia.split(|&byte| byte == b'\n').next().unwrap_or_default();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Files and what becomes of them: values, defaults, and the literal text of errors.
+//! Files and their results: values, defaults, and the literal text of errors.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ fn clean(source: &str) -> Config {
     loaded.config.unwrap()
 }
 
-/// `line:column: severity: code: message` of everything found.
+/// Returns `line:column: severity: code: message` of every diagnostic.
 fn found(source: impl AsRef<[u8]>) -> Vec<String> {
     let source = source.as_ref();
     let loaded = load(source);
@@ -38,7 +38,7 @@ fn only(source: impl AsRef<[u8]>) -> String {
 fn the_shipped_sample_has_nothing_to_complain_about() {
     let mut config = clean(include_str!("../../../etc/fence_virt.conf"));
     let Listener::Multicast(it) = &mut config.listeners[0] else { panic!() };
-    // It shows the default, so that people find the place.
+    // The sample shows the default, so that people find the place.
     it.keys.key_files_named = false;
     assert_eq!(config, clean("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }"));
 }
@@ -184,7 +184,7 @@ fn every_key() {
     assert_eq!(multicast.address.to_string(), "ff02::7");
     assert_eq!((multicast.interface.as_ref(), multicast.negative_delay), (None, Duration::from_millis(250)));
     assert_eq!((tcp.family, tcp.port, tcp.keys.auth), (Family::V6, 65535, HashType::None));
-    // The reference lets `auth` overwrite `hash` here.
+    // The C daemon lets `auth` overwrite `hash` here.
     assert_eq!(
         (vsock.keys.hash, vsock.keys.auth, vsock.port),
         (HashType::HmacSha512, HashType::Sha512, 1230)
@@ -366,14 +366,14 @@ backends {
 
 #[test]
 fn grammar_corners() {
-    // All of these the reference takes too.
+    // The C daemon accepts all of these too.
     let config = clean("fence_virtd # c\n { # c\n debug # c = \n = # \"9\"\n \"3\" # c\n ; }#end");
     assert_eq!(config.daemon.debug, 3);
     clean("fence_virtd{foreground=\"1\";debug=\"2\";}");
     assert_eq!(only("a#b{c#d=\"1\";} fence_virtd {}"), "1:1: warning: unknown: unknown block `a#b`");
     let multi = clean("fence_virtd { listener = \"tcp,\n  vsock\"; }");
     assert_eq!(multi.daemon.listeners, [ListenerKind::Tcp, ListenerKind::Vsock]);
-    // The last key counts, and the last block alone: the port is the default.
+    // The last key counts, and only the last block: the port is the default.
     let source = "fence_virtd { listener = \"tcp\"; debug = \"1\"; DEBUG = \"2\"; }
         listeners { tcp { port = \"5\"; } tcp { address = \"::1\"; } }";
     let config = load(source.as_bytes()).config.unwrap();
@@ -519,7 +519,7 @@ fn every_configuration_in_the_pages_is_good() {
         }
         let text = std::fs::read_to_string(&page).unwrap();
         let fenced = text.split("```").skip(1).step_by(2).map(str::to_owned);
-        // What the C programs take is written down as a sketch of its grammar.
+        // The page describes the syntax of the C programs as a sketch of its grammar.
         let sketch = page.ends_with("reference.md");
         let devices =
             indented(&text).into_iter().filter(|_| !sketch).map(|it| match it.starts_with("device = ") {
@@ -539,7 +539,7 @@ fn every_configuration_in_the_pages_is_good() {
     assert!(seen >= 12, "{seen} configurations found");
 }
 
-/// Blocks that are code because they are indented.
+/// Blocks of code by indentation.
 fn indented(text: &str) -> Vec<String> {
     let mut blocks = vec![String::new()];
     for line in text.lines() {
@@ -552,14 +552,14 @@ fn indented(text: &str) -> Vec<String> {
     blocks
 }
 
-/// The agent backend of a file whose block `agent` holds this.
+/// Returns the agent backend of a file whose block `agent` holds this text.
 fn agents(block: &str) -> AgentBackend {
     let source = format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{block}\n}} }}\n");
     let Backend::Agent(it) = clean(&source).backends.remove(0) else { panic!() };
     it
 }
 
-/// What is found in a file whose block `agent` holds this, which stands from line 3 on.
+/// Returns the diagnostics for a file whose block `agent` holds this text, from line 3 on.
 fn wrong_agents(block: &str) -> Vec<String> {
     found(format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{block}\n}} }}\n"))
 }
@@ -580,7 +580,7 @@ fn devices() {
     );
     assert_eq!((all.max_running, all.reboot_starts), (8, true));
     let [first, second] = &all.devices[..] else { panic!("{all:?}") };
-    let plug = |domain: &str, plug: &str, uuid: Option<&str>| PlugOf {
+    let plug = |domain: &str, plug: &str, uuid: Option<&str>| DomainPlug {
         domain: domain.to_owned(),
         plug: plug.to_owned(),
         uuid: uuid.map(str::to_owned),
@@ -631,7 +631,7 @@ fn what_an_agent_is_told_is_not_shown() {
     }
 }
 
-/// Errors and warnings go to the log, and nobody may read a password there, whatever is wrong with its line.
+/// Errors and warnings go to the log, and must show no password there, whatever is wrong with its line.
 #[test]
 fn what_is_wrong_with_a_secret_is_told_without_it() {
     let file = |line: &str| {
@@ -665,7 +665,7 @@ fn what_is_wrong_with_a_secret_is_told_without_it() {
             assert!(!said.contains("hunter2"), "{line}: {said}");
         }
     }
-    // What only reads like one is shown.
+    // Text that only looks like a secret is shown.
     let source = file("options { password_file = \"relative\" }\nkey_file = \"x\";");
     let said = load(source.as_bytes()).render("f", source.as_bytes());
     assert!(said.contains("password_file = \"relative\" }"), "{said}");

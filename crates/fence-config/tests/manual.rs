@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The manual (docs/fence_virt.conf.md) and the sample (etc/fence_virt.conf) say what the schema says: every
-//! key, in its block, with its default and the words that it takes. The examples of the page on agents
+//! Comparison of the manual (docs/fence_virt.conf.md) and the sample (etc/fence_virt.conf) with the schema:
+//! every key, in its block, with its default and its words. The examples of the page on agents
 //! (docs/agent.md) and of the quick start (docs/quickstart.md) are read as well.
 //!
-//! Who adds a key gets told here what is missing: a row of the block's table, a line of the sample.
+//! After a key was added, these tests name the missing parts: a row of the block's table, a line of the
+//! sample.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ const AGENTS: &str = include_str!("../../../docs/agent.md");
 const QUICK_START: &str = include_str!("../../../docs/quickstart.md");
 const SAMPLE: &str = include_str!("../../../etc/fence_virt.conf");
 
-/// Keys that the sample leaves out: old names and what only matters to files of the C daemon.
+/// Keys that the sample leaves out: old names, and keys only for files of the C daemon.
 const NOT_IN_SAMPLE: [(&str, &str); 3] =
     [("fence_virtd", "wait_for_backend"), ("fence_virtd", "module_path"), ("fence_virtd", "name_mode")];
 
@@ -125,10 +126,10 @@ fn the_manual_names_every_word() {
 fn the_sample_shows_every_key_with_its_default() {
     let shown = sample();
     for (block, key) in keys() {
-        // What multicast shows need not be shown again.
+        // Keys that multicast shows need not be shown again.
         let again = ["listeners/tcp", "listeners/vsock"].contains(&block)
             && shown.contains_key(&("listeners/multicast".to_owned(), key.to_owned()));
-        // Whoever has a corosync cluster, or other hypervisors, reads the manual.
+        // Users of a corosync cluster, or of other hypervisors, read the manual.
         let is_rare = block == "backends/cpg" || block.starts_with("backends/agent");
         if again || is_rare || NOT_IN_SAMPLE.contains(&(block, key)) {
             continue;
@@ -150,19 +151,19 @@ fn the_sample_shows_every_key_with_its_default() {
     }
 }
 
-/// What has no default.
+/// Keys without a default.
 fn is_required(block: &str, key: &str) -> bool {
     block == "backends/agent/device" && ["agent", "plugs"].contains(&key)
 }
 
-/// One row of a block's table.
+/// Row of a block's table.
 #[derive(Clone, Debug)]
 struct Row {
     kind: String,
     default: String,
 }
 
-/// The keys of every block in the manual.
+/// Returns the keys of every block in the manual.
 fn manual() -> BTreeMap<String, BTreeMap<String, Row>> {
     let mut blocks = BTreeMap::new();
     for (block, heading) in [
@@ -210,14 +211,14 @@ fn manual() -> BTreeMap<String, BTreeMap<String, Row>> {
     blocks
 }
 
-/// The text under a heading, up to the next one.
+/// Returns the text under a heading, up to the next one.
 fn section(heading: &str) -> String {
     let mut lines = MANUAL.lines().skip_while(|it| *it != heading);
     assert!(lines.next().is_some(), "docs/fence_virt.conf.md has no \"{heading}\"");
     lines.take_while(|it| !it.starts_with("##")).map(|it| format!("{it}\n")).collect()
 }
 
-/// The rows of the tables in a text: the first cell without its outer backticks, and the other cells.
+/// Returns the rows of the tables in a text: the first cell without its outer backticks, and the other cells.
 fn table(text: &str) -> Vec<(String, Vec<String>)> {
     let rows = text.lines().filter_map(|it| it.strip_prefix('|')?.strip_suffix('|'));
     rows.skip(2)
@@ -228,20 +229,20 @@ fn table(text: &str) -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// What stands in backticks.
+/// Returns the text in backticks.
 fn literals(text: &str) -> Vec<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 const USED: &str = "listener = \"multicast, tcp, vsock, serial\"; backend = \"cpg, agent\";";
 
-/// A file with one line in one block, and with every listener and backend in use unless that line may be
+/// Makes a file with one line in one block. Every listener and backend is in use, unless that line may be
 /// about them.
 fn source(block: &str, line: &str) -> String {
     let at = |path: &str| if path == block { line } else { "" };
     let used = match block {
         "fence_virtd" => String::new(),
-        // Of these only one can be used.
+        // Only one of these can be used.
         "backends/libvirt" => USED.replace("cpg", "libvirt"),
         _ => USED.to_owned(),
     };
@@ -264,7 +265,7 @@ fn source(block: &str, line: &str) -> String {
     )
 }
 
-/// What becomes of such a file; whether a default was written down is left out.
+/// Returns the configuration of such a file, without the mark of a default that was written down.
 fn config(block: &str, line: &str) -> serde_json::Value {
     let source = source(block, line);
     let loaded = load(source.as_bytes());
@@ -279,7 +280,7 @@ fn config(block: &str, line: &str) -> serde_json::Value {
     value
 }
 
-/// What a key is when it is not given; `None` when it has no value then.
+/// Returns the value of a key that is not set; `None` when it has no value then.
 fn unset_value(block: &str, key: &str) -> Option<serde_json::Value> {
     let all = config(block, "");
     let body = match block.split_once('/') {
@@ -291,7 +292,7 @@ fn unset_value(block: &str, key: &str) -> Option<serde_json::Value> {
             match inner {
                 "" => body.clone(),
                 "device" => body["devices"][0].clone(),
-                // Its plug is its name.
+                // The plug is the domain's name.
                 "device/domain" => serde_json::Value::Null,
                 other => panic!("{other}"),
             }
@@ -300,7 +301,7 @@ fn unset_value(block: &str, key: &str) -> Option<serde_json::Value> {
     body.get(key).filter(|it| !it.is_null()).cloned()
 }
 
-/// The keys of the sample, commented out or not; the value unless it is an example.
+/// Returns the keys of the sample, commented out or not; with the value unless it is an example.
 fn sample() -> BTreeMap<(String, String), Option<String>> {
     let mut shown = BTreeMap::new();
     let mut blocks: Vec<String> = Vec::new();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The tree: it writes back what it read, lays it out anew, and edits without touching the rest.
+//! Tests of the tree: it writes back what it read, lays a file out anew, and edits without touching the rest.
 #![allow(clippy::unwrap_used)]
 
 use fence_config::{EditError, Tree, load};
@@ -67,7 +67,7 @@ fn blocks_with_values() {
     assert_eq!(tree.keys(&format!("{first}/options")), [b"ip".as_slice(), b"b_file"]);
     assert_eq!(tree.value(&format!("{first}/options/ip")), Some(b"y".as_slice()));
     assert!(tree.has_block(second) && !tree.has_block("backends/agent/device=\"c\""));
-    // The last of any value.
+    // The last block of any value.
     assert_eq!(tree.value("backends/agent/device/order"), Some(b"1".as_slice()));
     tree.set(&format!("{first}/order"), b"2").unwrap();
     assert_eq!(tree.value(&format!("{second}/order")), Some(b"1".as_slice()));
@@ -133,7 +133,7 @@ fn pretty() {
     assert_eq!(String::from_utf8(Tree::parse(pretty.as_bytes()).to_pretty()).unwrap(), pretty);
 }
 
-/// Pieces of the language in any order, so that most of the parser's ways are taken.
+/// Pieces of the language in any order, so that most branches of the parser are taken.
 fn pieces() -> impl Strategy<Value = Vec<u8>> {
     let words: &[&[u8]] = &[
         b"fence_virtd",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Senders and listeners on real interfaces, inside a network namespace of their own (this needs root).
+//! Tests of senders and listeners on real interfaces, in a network namespace of their own (needs root).
 //!
 //! The test runs itself again under unshare(1), so that nothing is sent on the machine's own networks.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -71,7 +71,8 @@ fn every_source_is_heard(group: IpAddr) {
             }
             let sender = MulticastSender::open(source, interface.index, group, 1229, 2).unwrap();
             sender.send(&[7; 176]).unwrap();
-            // The sender's own interface loops it back, the veth's other end hears it too, sooner or later.
+            // The sender's own interface loops it back, and the other end of the veth receives it too, sooner
+            // or later.
             while heard(&listener.socket) != source.ip {}
             sent += 1;
         }
@@ -120,12 +121,12 @@ fn inside_no_such_index() {
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 }
 
-/// The source of the next datagram, which is sure to come.
+/// Returns the source of the next datagram, which is sure to come.
 fn heard(socket: &UdpSocket) -> IpAddr {
     from(socket, Duration::from_secs(20)).expect("nothing came")
 }
 
-/// The source of a datagram that should not have come.
+/// Returns the source of a datagram that should not have come.
 fn received(socket: &UdpSocket) -> Option<IpAddr> {
     from(socket, Duration::from_millis(100))
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `backends { agent { … } }`: devices, what they serve, and the options of their agents.
+//! `backends { agent { … } }`: devices, their domains, and the options of their agents.
 
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
@@ -10,20 +10,20 @@ use crate::check::text::number;
 use crate::diagnostic::{Code, Span, show};
 use crate::schema::{
     AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_MAX_RUNNING,
-    DEFAULT_RETRIES, DEFAULT_STATUS_TIMEOUT, OptionValue, PlugOf, Plugs,
+    DEFAULT_RETRIES, DEFAULT_STATUS_TIMEOUT, DevicePlugs, DomainPlug, OptionValue,
 };
 use crate::tree::{Assignment, Block};
 
-/// `max_running`
+/// Allowed values of `max_running`.
 const RUNNING: RangeInclusive<u32> = 1..=64;
 const ORDER: RangeInclusive<u32> = 0..=9999;
 const RETRIES: RangeInclusive<u32> = 0..=9;
-/// The longest time of one try.
+/// Longest time of one try.
 const MAX_TIMEOUT: Duration = Duration::from_secs(600);
-/// The longest time of one look.
+/// Longest time of one status check.
 const MAX_STATUS_TIMEOUT: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
-/// What the daemon says itself, by several names.
+/// Options that the daemon itself sets, by all their names.
 const OURS: [&str; 5] = ["action", "option", "plug", "port", "nodename"];
 
 impl Checker<'_> {
@@ -98,7 +98,7 @@ impl Checker<'_> {
         Some(device)
     }
 
-    /// A path from `/`, or a name without one.
+    /// Reads a path from `/`, or a name without a path.
     fn agent(&mut self, key: &Assignment) -> Option<AgentProgram> {
         let text = self.trimmed(key)?;
         let text = std::str::from_utf8(text).ok().filter(|it| !it.contains(char::is_control));
@@ -125,8 +125,8 @@ impl Checker<'_> {
         agent
     }
 
-    fn plugs(&mut self, block: &Block, body: &BlockBody<'_>) -> Plugs {
-        let mut plugs = Plugs::default();
+    fn plugs(&mut self, block: &Block, body: &BlockBody<'_>) -> DevicePlugs {
+        let mut plugs = DevicePlugs::default();
         if let Some(key) = body.key("plugs") {
             self.plug_list(key, &mut plugs);
         }
@@ -136,7 +136,7 @@ impl Checker<'_> {
             let plug = inner.key("plug").and_then(|it| self.line(it, "the domain's name for its device"));
             let uuid = inner.key("uuid").and_then(|it| self.uuid(it));
             let plug = plug.unwrap_or_else(|| domain.clone());
-            self.add_plug(it.id.span, &mut plugs, PlugOf { domain, plug, uuid });
+            self.add_plug(it.id.span, &mut plugs, DomainPlug { domain, plug, uuid });
         }
         let says_nothing = body.key("plugs").is_none() && !body.blocks.iter().any(|it| it.id.is("domain"));
         if says_nothing {
@@ -152,8 +152,8 @@ impl Checker<'_> {
         plugs
     }
 
-    /// `"*"`, or names, each with the plug after a colon where that is another.
-    fn plug_list(&mut self, key: &Assignment, plugs: &mut Plugs) {
+    /// Reads `"*"`, or names of domains, each with its plug after a colon if that has another name.
+    fn plug_list(&mut self, key: &Assignment, plugs: &mut DevicePlugs) {
         let Some(text) = self.trimmed(key) else { return };
         let allowed = "allowed: \"*\", or names of domains with commas or blanks between them, each with \
                        :PLUG after it where its plug has another name";
@@ -174,7 +174,7 @@ impl Checker<'_> {
                 return self.bad_value(key, allowed.to_owned());
             }
             any = true;
-            let plug = PlugOf { domain: domain.to_owned(), plug: plug.to_owned(), uuid: None };
+            let plug = DomainPlug { domain: domain.to_owned(), plug: plug.to_owned(), uuid: None };
             self.add_plug(key.value.text.span, plugs, plug);
         }
         if !any {
@@ -182,7 +182,7 @@ impl Checker<'_> {
         }
     }
 
-    fn add_plug(&mut self, span: Span, plugs: &mut Plugs, plug: PlugOf) {
+    fn add_plug(&mut self, span: Span, plugs: &mut DevicePlugs, plug: DomainPlug) {
         let twin = plugs.named.iter().find(|it| it.domain == plug.domain || it.plug == plug.plug);
         if let Some(twin) = twin {
             let (domain, taken) = (show(plug.domain.as_bytes()), show(twin.plug.as_bytes()));
@@ -194,7 +194,7 @@ impl Checker<'_> {
                     show(twin.domain.as_bytes())
                 )
             };
-            // Two names of one machine would be fenced beside each other.
+            // Two names of one machine would be fenced independently of each other.
             let help = "give each domain one plug, and each plug one domain".to_owned();
             self.problem(Code::BadValue, span, message, help);
         } else {
@@ -227,7 +227,7 @@ impl Checker<'_> {
                 );
                 continue;
             }
-            // It may be a password, which may begin or end with a blank.
+            // The value may be a password, which may begin or end with a blank.
             let value = std::str::from_utf8(&key.value.text.bytes).ok().filter(|it| is_line(it));
             match value {
                 Some("") => {}
@@ -256,7 +256,7 @@ impl Checker<'_> {
         name.map(str::to_owned)
     }
 
-    /// The value of a block that is its name.
+    /// Returns the value of a block that is its name.
     fn name_of(&mut self, block: &Block, form: &str) -> Option<String> {
         let name = block.value.as_ref().map(|it| it.text.bytes.trim_ascii());
         let name =
@@ -272,7 +272,7 @@ impl Checker<'_> {
         name.map(str::to_owned)
     }
 
-    /// One line of text.
+    /// Reads one line of text.
     fn line(&mut self, key: &Assignment, what: &str) -> Option<String> {
         let text = self.trimmed(key)?;
         let text = std::str::from_utf8(text).ok().filter(|it| !it.is_empty() && is_line(it));
@@ -282,7 +282,7 @@ impl Checker<'_> {
         text.map(str::to_owned)
     }
 
-    /// In canonical form.
+    /// Reads a UUID; returns its canonical form.
     fn uuid(&mut self, key: &Assignment) -> Option<String> {
         let text = self.trimmed(key)?;
         let digits: String = text.iter().filter(|it| **it != b'-').map(|it| char::from(*it)).collect();
@@ -309,14 +309,15 @@ impl Checker<'_> {
     }
 }
 
-/// What an option of an agent can be called.
+/// Returns the name of an agent's option, if the id can be one.
 fn ascii_name(id: &[u8]) -> Option<&str> {
     let name = std::str::from_utf8(id).ok()?;
     let fits = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
     (!name.is_empty() && name.bytes().all(fits)).then_some(name)
 }
 
-/// An agent reads its options line by line: a line end in a value would be the next option.
+/// Returns whether a text is one line. An agent reads its options line by line: a line end in a value would
+/// start the next option.
 fn is_line(text: &str) -> bool {
     !text.contains(char::is_control)
 }

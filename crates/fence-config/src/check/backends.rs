@@ -92,7 +92,7 @@ impl Checker<'_> {
         let mut numbered: Vec<_> =
             body.keys.iter().filter_map(|it| Some((uri_number(&it.id.bytes)?, *it))).collect();
         numbered.sort_by_key(|&(number, _)| number);
-        // Of one key the last assignment counts; the sort keeps their order.
+        // Of one key, the last assignment counts; the sort keeps their order.
         numbered.reverse();
         numbered.dedup_by_key(|&mut (number, _)| number);
         numbered.reverse();

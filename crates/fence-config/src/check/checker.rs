@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Statements of a block, and the reports of what is wrong with them.
+//! Known statements of a block, and reports about the others.
 
 use crate::check::known::{KNOWN, KnownBlock};
 use crate::check::text::near;
 use crate::diagnostic::{Code, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
-use crate::tree::{Assignment, Block, Item, Node, Text};
+use crate::tree::{Assignment, Block, Item, Node, SourceText};
 
-/// Known statements of one block. Repeated ones are all there; the last counts.
+/// Known statements of one block, repeated ones too; the last one counts.
 #[derive(Default)]
 pub(super) struct BlockBody<'t> {
     pub(super) keys: Vec<&'t Assignment>,
@@ -27,7 +27,7 @@ impl<'t> BlockBody<'t> {
     }
 }
 
-/// Check under way: reports each finding once and goes on.
+/// Check in progress: reports each finding once and goes on.
 pub(super) struct Checker<'f> {
     pub(super) findings: &'f mut Findings,
     /// True inside of a block that is not in use: its errors only warn.
@@ -35,7 +35,7 @@ pub(super) struct Checker<'f> {
 }
 
 impl Checker<'_> {
-    /// The known statements of the block `path`; says what is unknown, misplaced or repeated in it.
+    /// Returns the known statements of the block `path`; reports unknown, misplaced and repeated ones.
     pub(super) fn body<'t>(&mut self, path: &str, items: &'t [Item]) -> BlockBody<'t> {
         let known = KNOWN.iter().find(|it| it.path == path).unwrap_or(&KnownBlock::NONE);
         let mut body = BlockBody::default();
@@ -68,7 +68,7 @@ impl Checker<'_> {
                         None,
                     );
                 }
-                // Every repeated id is looked for in what follows it: bound the work on hostile files.
+                // Every repeated id is searched in the rest of the block: bound the work on hostile files.
                 if index == MAX_DIAGNOSTICS {
                     break;
                 }
@@ -87,7 +87,7 @@ impl Checker<'_> {
         body
     }
 
-    fn unknown(&mut self, what: &str, id: &Text, known: &KnownBlock) {
+    fn unknown(&mut self, what: &str, id: &SourceText, known: &KnownBlock) {
         let elsewhere = KNOWN
             .iter()
             .filter(|it| if what == "key" { it.has_key(id) } else { it.has_block(id) })
@@ -115,7 +115,7 @@ impl Checker<'_> {
         );
     }
 
-    fn wrong_kind(&mut self, id: &Text, what: &str, form: &str) {
+    fn wrong_kind(&mut self, id: &SourceText, what: &str, form: &str) {
         let name = show(&id.bytes);
         self.problem(Code::WrongKind, id.span, format!("`{name}` is {what}"), format!("write {name} {form}"));
     }

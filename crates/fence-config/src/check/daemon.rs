@@ -18,7 +18,7 @@ impl Checker<'_> {
     pub(super) fn daemon(&mut self, root: &BlockBody<'_>) -> DaemonSection {
         let body = match root.block("fence_virtd") {
             Some(block) => self.body("fence_virtd", &block.items),
-            // It may be inside what could not be read.
+            // The block may be inside bytes that could not be read.
             None if self.findings.has_errors() => BlockBody::default(),
             None => {
                 self.findings.warning(
@@ -31,7 +31,7 @@ impl Checker<'_> {
                 BlockBody::default()
             }
         };
-        // Two names for one setting: the one further down counts.
+        // Two names of one setting: the last one in the file counts.
         let wait = body.keys.iter().rfind(|it| it.id.is("wait_for_init") || it.id.is("wait_for_backend"));
         DaemonSection {
             listeners: self.list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]),
@@ -77,10 +77,11 @@ impl Checker<'_> {
         level
     }
 
-    /// Only this host may read: what is counted tells of guests, and the endpoint asks for no key.
+    /// Reads the address of the metrics endpoint. Only this host may read it: metrics tell about guests, and
+    /// the endpoint checks no key.
     fn metrics(&mut self, assignment: &Assignment) -> Option<MetricsAddress> {
         let text = self.trimmed(assignment)?;
-        // The kernel takes no longer path.
+        // The kernel allows no longer path.
         let path = |it: &&[u8]| it.starts_with(b"/") && it.len() < 108 && !it.contains(&0);
         let address = match text.strip_prefix(b"unix:") {
             Some(it) => Some(it)

@@ -48,7 +48,7 @@ impl Checker<'_> {
         }
     }
 
-    /// An IP address in canonical form, or a vsock CID.
+    /// Reads a source: an IP address, returned in canonical form, or a vsock context id.
     fn source(&mut self, assignment: &Assignment) -> Option<String> {
         let text = self.trimmed(assignment)?;
         let word = std::str::from_utf8(text).ok();

@@ -2,7 +2,7 @@
 //! Table of the known blocks and keys. Values only: their types and defaults are those of the checks.
 
 use crate::check::text::number;
-use crate::tree::Text;
+use crate::tree::SourceText;
 
 /// Most hypervisors of one backend: `uri`, `uri1`, … `uri63`.
 pub const MAX_URIS: usize = 64;
@@ -29,19 +29,19 @@ impl KnownBlock {
     pub(super) const NONE: KnownBlock =
         KnownBlock { path: "", keys: &[], repeatable: &[], blocks: &[], uris: false, any_key: false };
 
-    pub(super) fn takes_key(&self, id: &Text) -> bool {
+    pub(super) fn takes_key(&self, id: &SourceText) -> bool {
         self.any_key || self.has_key(id)
     }
 
-    pub(super) fn has_key(&self, id: &Text) -> bool {
+    pub(super) fn has_key(&self, id: &SourceText) -> bool {
         self.keys.iter().any(|it| id.is(it)) || (self.uris && uri_number(&id.bytes).is_some())
     }
 
-    pub(super) fn has_block(&self, id: &Text) -> bool {
+    pub(super) fn has_block(&self, id: &SourceText) -> bool {
         self.blocks.iter().any(|it| id.is(it))
     }
 
-    pub(super) fn repeats(&self, id: &Text) -> bool {
+    pub(super) fn repeats(&self, id: &SourceText) -> bool {
         self.repeatable.iter().any(|it| id.is(it))
     }
 }

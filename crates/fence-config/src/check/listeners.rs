@@ -83,7 +83,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Family and address of a listener. Either decides the other's default.
+    /// Reads family and address of a listener. Each decides the other's default.
     fn address(&mut self, body: &BlockBody<'_>, multicast: bool) -> (Family, IpAddr) {
         let family: Option<Family> = self.word(body.key("family"));
         let default = |family: Family| {
@@ -112,7 +112,7 @@ impl Checker<'_> {
         (unset, default(unset))
     }
 
-    /// `"none"` is what a configurator's user types for no interface.
+    /// Reads the name of an interface. Users of the configurator type `"none"` for no interface.
     fn interface(&mut self, assignment: Option<&Assignment>) -> Option<String> {
         let assignment = assignment?;
         let text = self.trimmed(assignment)?;
@@ -120,7 +120,7 @@ impl Checker<'_> {
             return None;
         }
         let name = std::str::from_utf8(text).ok().filter(|it| {
-            // What the kernel takes for a name.
+            // Names that the kernel allows.
             it.len() <= 15
                 && !matches!(*it, "." | "..")
                 && !it.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())

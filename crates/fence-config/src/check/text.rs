@@ -11,7 +11,7 @@ pub(super) fn number(text: &[u8]) -> Option<u32> {
 
 /// Returns the known word that was probably meant.
 pub(super) fn near<'w>(id: &[u8], words: impl Iterator<Item = &'w &'static str>) -> Option<&'static str> {
-    // The distance takes time in proportion to the length, and nobody mistypes a word into a long one.
+    // The distance takes time in proportion to the length, and a long text is no mistyped word.
     const LONGEST: usize = 40;
     let id = std::str::from_utf8(id).ok().filter(|it| it.len() <= LONGEST)?;
     let id = id.to_ascii_lowercase().replace('-', "_");

@@ -9,17 +9,17 @@ use std::time::Duration;
 use crate::check::checker::Checker;
 use crate::check::text::near;
 use crate::diagnostic::{Code, show};
-use crate::schema::{DEFAULT_URI, Words};
+use crate::schema::{DEFAULT_URI, WordSet};
 use crate::tree::Assignment;
 
 impl Checker<'_> {
-    /// The bytes of a value with the blanks around them cut off. `None` when the parser has complained.
+    /// Returns the bytes of a value without the blanks around them. `None` when the parser has reported it.
     pub(super) fn trimmed<'t>(&self, assignment: &'t Assignment) -> Option<&'t [u8]> {
         let text = &assignment.value.text.bytes;
         (!text.is_empty()).then(|| text.trim_ascii())
     }
 
-    pub(super) fn word<T: Words>(&mut self, assignment: Option<&Assignment>) -> Option<T> {
+    pub(super) fn word<T: WordSet>(&mut self, assignment: Option<&Assignment>) -> Option<T> {
         let assignment = assignment?;
         let word = T::from_word(self.trimmed(assignment)?);
         if word.is_none() {
@@ -29,8 +29,8 @@ impl Checker<'_> {
         word
     }
 
-    /// Words with commas or blanks between them.
-    pub(super) fn list<T: Words + PartialEq>(&mut self, assignment: Option<&Assignment>) -> Option<Vec<T>> {
+    /// Reads words with commas or blanks between them.
+    pub(super) fn list<T: WordSet + PartialEq>(&mut self, assignment: Option<&Assignment>) -> Option<Vec<T>> {
         let assignment = assignment?;
         let text = self.trimmed(assignment)?;
         let words: Vec<_> = T::WORDS.iter().map(|&(word, _)| word).collect();

@@ -19,7 +19,7 @@ mod question;
 use std::path::Path;
 
 use fence_cli::keygen;
-use fence_config::{Code, Loaded, Severity, Tree};
+use fence_config::{Code, LoadedConfig, Severity, Tree};
 
 use self::console::Console;
 use self::devices::without_secrets;
@@ -85,7 +85,7 @@ fn configure(
 }
 
 /// Whether it is known where each statement begins and ends. What a value means is asked about later.
-fn is_understood(loaded: &Loaded) -> bool {
+fn is_understood(loaded: &LoadedConfig) -> bool {
     loaded.tree.is_well_formed() && !loaded.diagnostics.iter().any(|it| it.code == Code::EmptyFile)
 }
 
