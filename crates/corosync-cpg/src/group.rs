@@ -329,7 +329,7 @@ fn cpg_name(name: &str) -> Result<sys::CpgName, Error> {
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let mut value = [0; sys::CPG_MAX_NAME_LENGTH];
     match value.get_mut(..bytes.len()) {
-        Some(it) if !bytes.is_empty() => it.copy_from_slice(bytes),
+        Some(buffer) if !bytes.is_empty() => buffer.copy_from_slice(bytes),
         _ => return Err(Error::own("join the group", ErrorKind::Size)),
     }
     Ok(sys::CpgName { length, value })

@@ -310,10 +310,11 @@ mod tests {
         };
         assert!(say(Errno::EACCES).ends_with("; run this as root"));
         assert!(say(Errno::ENOSPC).ends_with("; make room there and run this again"));
-        for it in [Errno::EROFS, Errno::EPERM, Errno::EOPNOTSUPP] {
+        for error in [Errno::EROFS, Errno::EPERM, Errno::EOPNOTSUPP] {
+            let text = say(error);
             assert!(
-                say(it).contains("; make it on another file system, with fence_virtd --keygen FILE"),
-                "{it}"
+                text.contains("; make it on another file system, with fence_virtd --keygen FILE"),
+                "{text}"
             );
         }
     }

@@ -25,32 +25,33 @@ use crate::tree::Tree;
 /// errors.
 pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
     let mut checker = Checker { findings, soft: false };
-    let root = checker.body("", &tree.items);
-    let daemon = checker.daemon(&root);
+    let root = checker.read_block("", &tree.items);
+    let daemon = checker.read_daemon(&root);
 
     let listeners =
-        root.block("listeners").map(|it| checker.body("listeners", &it.items)).unwrap_or_default();
-    checker.spare_blocks(&listeners, &daemon.listeners, Checker::listener);
-    let backends = root.block("backends").map(|it| checker.body("backends", &it.items)).unwrap_or_default();
-    checker.spare_blocks(&backends, &daemon.backends, |checker, section, kind| {
-        checker.backend(section, kind, daemon.name_mode)
+        root.block("listeners").map(|it| checker.read_block("listeners", &it.items)).unwrap_or_default();
+    checker.check_unused_blocks(&listeners, &daemon.listeners, Checker::read_listener);
+    let backends =
+        root.block("backends").map(|it| checker.read_block("backends", &it.items)).unwrap_or_default();
+    checker.check_unused_blocks(&backends, &daemon.backends, |checker, section, kind| {
+        checker.read_backend(section, kind, daemon.name_mode)
     });
 
     Config {
-        listeners: daemon.listeners.iter().map(|&kind| checker.listener(&listeners, kind)).collect(),
+        listeners: daemon.listeners.iter().map(|&kind| checker.read_listener(&listeners, kind)).collect(),
         backends: daemon
             .backends
             .iter()
-            .map(|&kind| checker.backend(&backends, kind, daemon.name_mode))
+            .map(|&kind| checker.read_backend(&backends, kind, daemon.name_mode))
             .collect(),
-        groups: root.block("groups").map(|it| checker.groups(it)),
+        groups: root.block("groups").map(|it| checker.read_groups(it)),
         daemon,
     }
 }
 
 impl Checker<'_> {
     /// Checks the blocks that are not in use.
-    fn spare_blocks<K: WordSet + PartialEq, T>(
+    fn check_unused_blocks<K: WordSet + PartialEq, T>(
         &mut self,
         section: &BlockBody<'_>,
         used: &[K],

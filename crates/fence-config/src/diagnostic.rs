@@ -251,21 +251,14 @@ impl Findings {
                 help: None,
             });
         }
-        let mut place = LineCounter { source, at: 0, line: 1, line_start: 0 };
+        let mut counter = LineCounter { source, at: 0, line: 1, line_start: 0 };
         self.kept
             .into_iter()
-            .map(|mut it| {
-                let (line, column) = place.of(it.span.start);
-                it.hide_secret(source);
-                Diagnostic {
-                    severity: it.severity,
-                    code: it.code,
-                    message: it.message,
-                    help: it.help,
-                    span: it.span,
-                    line,
-                    column,
-                }
+            .map(|mut finding| {
+                let (line, column) = counter.position(finding.span.start);
+                finding.hide_secret(source);
+                let Finding { severity, code, span, message, help } = finding;
+                Diagnostic { severity, code, message, help, span, line, column }
             })
             .collect()
     }
@@ -335,7 +328,8 @@ struct LineCounter<'s> {
 }
 
 impl LineCounter<'_> {
-    fn of(&mut self, offset: usize) -> (usize, usize) {
+    /// Returns line and column of an offset, which is not before the last one.
+    fn position(&mut self, offset: usize) -> (usize, usize) {
         let offset = offset.min(self.source.len());
         for (index, byte) in self.source.iter().enumerate().take(offset).skip(self.at) {
             if *byte == b'\n' {
@@ -410,16 +404,18 @@ impl Piece {
             Piece::Char('\t') => write!(text, "    "),
             Piece::Char('\n') => write!(text, "\\n"),
             Piece::Char('\r') => write!(text, "\\r"),
-            Piece::Char(it) if it.is_control() || reorders(it) => write!(text, "\\u{{{:x}}}", u32::from(it)),
-            Piece::Char(it) => write!(text, "{it}"),
-            Piece::Byte(it) => write!(text, "\\x{it:02x}"),
+            Piece::Char(character) if character.is_control() || reorders(character) => {
+                write!(text, "\\u{{{:x}}}", u32::from(character))
+            }
+            Piece::Char(character) => write!(text, "{character}"),
+            Piece::Byte(byte) => write!(text, "\\x{byte:02x}"),
         };
     }
 }
 
 /// Returns whether a character is invisible, or changes the order of the text around it.
-fn reorders(it: char) -> bool {
-    matches!(it, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+fn reorders(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Characters of a text with their offsets.
@@ -442,13 +438,13 @@ impl Iterator for Pieces<'_> {
     fn next(&mut self) -> Option<(usize, Piece)> {
         loop {
             let at = self.at;
-            if let Some(it) = self.valid.next() {
-                self.at += it.len_utf8();
-                return Some((at, Piece::Char(it)));
+            if let Some(character) = self.valid.next() {
+                self.at += character.len_utf8();
+                return Some((at, Piece::Char(character)));
             }
-            if let Some(&it) = self.invalid.next() {
+            if let Some(&byte) = self.invalid.next() {
                 self.at += 1;
-                return Some((at, Piece::Byte(it)));
+                return Some((at, Piece::Byte(byte)));
             }
             let chunk = self.chunks.next()?;
             self.valid = chunk.valid().chars();

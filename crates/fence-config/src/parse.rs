@@ -29,8 +29,8 @@ pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
         return Tree { items: vec![Item { before: Vec::new(), node }], tail: Vec::new() };
     }
     let mut parser = Parser { source, tokens: tokens(source), at: 0, findings };
-    let mut items = parser.items(0);
-    let mut tail = parser.trivia();
+    let mut items = parser.take_items(0);
+    let mut tail = parser.take_trivia();
     while parser.peek().is_some() {
         // Only a closing brace ends the statements of the file itself.
         let start = parser.at;
@@ -42,9 +42,9 @@ pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
             "this `}` closes no block".to_owned(),
             Some("remove it, or look for a `{` that is missing above".to_owned()),
         );
-        items.push(Item { before: tail, node: parser.junk(start) });
-        items.append(&mut parser.items(0));
-        tail = parser.trivia();
+        items.push(Item { before: tail, node: parser.make_junk(start) });
+        items.append(&mut parser.take_items(0));
+        tail = parser.take_trivia();
     }
     if items.is_empty() {
         // A file cut short on a full disk must not mean "no groups: every holder of the key may fence
@@ -70,57 +70,57 @@ struct Parser<'s, 'f> {
 impl Parser<'_, '_> {
     /// Takes statements up to a closing brace or the end of the file. `depth` is the number of blocks around
     /// them, at most `MAX_DEPTH`, which bounds the recursion.
-    fn items(&mut self, depth: usize) -> Vec<Item> {
+    fn take_items(&mut self, depth: usize) -> Vec<Item> {
         let mut items = Vec::new();
         loop {
             let start = self.at;
-            let before = self.trivia();
+            let before = self.take_trivia();
             let node = match self.peek() {
                 None | Some(TokenKind::Close) => {
                     // The blanks belong to the block's tail.
                     self.at = start;
                     return items;
                 }
-                Some(TokenKind::Id) => self.statement(depth),
-                Some(_) => self.unexpected(),
+                Some(TokenKind::Id) => self.take_statement(depth),
+                Some(_) => self.report_unexpected(),
             };
             items.push(Item { before, node });
         }
     }
 
-    fn statement(&mut self, depth: usize) -> Node {
+    fn take_statement(&mut self, depth: usize) -> Node {
         let start = self.at;
-        let id = self.text();
-        let mut before = self.trivia();
+        let id = self.take_text();
+        let mut before = self.take_trivia();
         let mut value = None;
         if self.peek() == Some(TokenKind::Equals) {
             self.at += 1;
-            let before_text = self.trivia();
+            let before_text = self.take_trivia();
             match self.peek() {
                 Some(TokenKind::Value) => {}
-                Some(TokenKind::OpenValue) => return self.open_value(start, &id),
-                _ => return self.no_value(start, &id),
+                Some(TokenKind::OpenValue) => return self.report_open_value(start, &id),
+                _ => return self.report_missing_value(start, &id),
             }
-            let text = self.quoted(&id);
+            let text = self.take_value(&id);
             value = Some(Value { before_equals: before, before_text, text });
             let end = self.at;
-            before = self.trivia();
+            before = self.take_trivia();
             if !matches!(self.peek(), Some(TokenKind::Open | TokenKind::Semicolon)) {
                 self.at = end;
             }
         }
         match (self.peek(), value) {
-            (Some(TokenKind::Open), value) => self.block(start, id, value, before, depth),
+            (Some(TokenKind::Open), value) => self.take_block(start, id, value, before, depth),
             (Some(TokenKind::Semicolon), Some(value)) => {
                 self.at += 1;
                 Node::Assignment(Assignment { id, value, before_semicolon: before, semicolon: true })
             }
-            (_, Some(value)) => self.no_semicolon(id, value),
-            (_, None) => self.bare_id(start, &id),
+            (_, Some(value)) => self.report_missing_semicolon(id, value),
+            (_, None) => self.report_bare_id(start, &id),
         }
     }
 
-    fn block(
+    fn take_block(
         &mut self,
         start: usize,
         id: SourceText,
@@ -138,11 +138,11 @@ impl Parser<'_, '_> {
                 format!("more than {MAX_DEPTH} blocks inside each other"),
                 None,
             );
-            return self.junk(start);
+            return self.make_junk(start);
         }
         self.at += 1;
-        let items = self.items(depth + 1);
-        let tail = self.trivia();
+        let items = self.take_items(depth + 1);
+        let tail = self.take_trivia();
         let closed = self.peek() == Some(TokenKind::Close);
         if closed {
             self.at += 1;
@@ -162,12 +162,12 @@ impl Parser<'_, '_> {
     /// Returns whether an unclosed block was reported inside: only the last block can have been cut off by
     /// the end of the file.
     fn unclosed_reported(&self, items: &[Item]) -> bool {
-        matches!(items.last(), Some(Item { node: Node::Block(it), .. }) if !it.closed)
+        matches!(items.last(), Some(Item { node: Node::Block(block), .. }) if !block.closed)
     }
 
     /// Takes the value at `at`, which must be a `Value` token.
-    fn quoted(&mut self, id: &SourceText) -> SourceText {
-        let mut text = self.text();
+    fn take_value(&mut self, id: &SourceText) -> SourceText {
+        let mut text = self.take_text();
         text.bytes = text.bytes[1..text.bytes.len() - 1].to_vec();
         if text.bytes.is_empty() {
             self.findings.error(
@@ -180,7 +180,7 @@ impl Parser<'_, '_> {
         text
     }
 
-    fn open_value(&mut self, start: usize, id: &SourceText) -> Node {
+    fn report_open_value(&mut self, start: usize, id: &SourceText) -> Node {
         let span = self.token_span(self.at);
         self.at += 1;
         self.findings.error(
@@ -189,11 +189,11 @@ impl Parser<'_, '_> {
             format!("the value of `{}` has no closing quote", show(&id.bytes)),
             None,
         );
-        self.end_of_line(start)
+        self.take_semicolon(start)
     }
 
     /// Reports that no quote follows `id =`.
-    fn no_value(&mut self, start: usize, id: &SourceText) -> Node {
+    fn report_missing_value(&mut self, start: usize, id: &SourceText) -> Node {
         let first = self.at;
         if self.peek() == Some(TokenKind::Id) {
             // All words of this line are taken for the value.
@@ -212,9 +212,9 @@ impl Parser<'_, '_> {
                 format!("the value of `{}` is not in quotes", show(&id.bytes)),
                 Some(format!("write \"{}\"", show(&self.source[span.start..span.end]))),
             );
-            return self.end_of_line(start);
+            return self.take_semicolon(start);
         }
-        let span = self.here();
+        let span = self.current_span();
         self.findings.error(
             Code::Unexpected,
             span,
@@ -222,11 +222,11 @@ impl Parser<'_, '_> {
             None,
         );
         self.resync();
-        self.junk(start)
+        self.make_junk(start)
     }
 
     /// Reports that neither `;` nor `{` follows `id = "value"`.
-    fn no_semicolon(&mut self, id: SourceText, value: Value) -> Node {
+    fn report_missing_semicolon(&mut self, id: SourceText, value: Value) -> Node {
         let end = value.text.span.end;
         self.findings.error(
             Code::MissingSemicolon,
@@ -235,7 +235,7 @@ impl Parser<'_, '_> {
             None,
         );
         let start = self.at;
-        let _ = self.trivia();
+        let _ = self.take_trivia();
         if !matches!(self.peek(), None | Some(TokenKind::Close | TokenKind::Id)) {
             // Another value or `=` belongs to the same mistake.
             self.resync();
@@ -250,7 +250,7 @@ impl Parser<'_, '_> {
     }
 
     /// Reports that neither `=` nor `{` follows an id.
-    fn bare_id(&mut self, start: usize, id: &SourceText) -> Node {
+    fn report_bare_id(&mut self, start: usize, id: &SourceText) -> Node {
         self.findings.error(
             Code::Unexpected,
             id.span,
@@ -258,13 +258,13 @@ impl Parser<'_, '_> {
             Some("write id = \"value\"; or id { … }".to_owned()),
         );
         self.resync();
-        self.junk(start)
+        self.make_junk(start)
     }
 
     /// Reports a token that cannot start a statement.
-    fn unexpected(&mut self) -> Node {
+    fn report_unexpected(&mut self) -> Node {
         let start = self.at;
-        let span = self.here();
+        let span = self.current_span();
         match self.peek() {
             Some(TokenKind::Semicolon) => {
                 self.at += 1;
@@ -294,19 +294,19 @@ impl Parser<'_, '_> {
                 self.resync();
             }
         }
-        self.junk(start)
+        self.make_junk(start)
     }
 
     /// Takes a following `;`, and nothing else.
-    fn end_of_line(&mut self, start: usize) -> Node {
+    fn take_semicolon(&mut self, start: usize) -> Node {
         let end = self.at;
-        let _ = self.trivia();
+        let _ = self.take_trivia();
         if self.peek() == Some(TokenKind::Semicolon) {
             self.at += 1;
         } else {
             self.at = end;
         }
-        self.junk(start)
+        self.make_junk(start)
     }
 
     /// Skips to the next possible start of a statement: after a `;` or a block, before a `}`, or before a
@@ -370,7 +370,7 @@ impl Parser<'_, '_> {
     }
 
     /// Takes blanks and comments.
-    fn trivia(&mut self) -> Vec<u8> {
+    fn take_trivia(&mut self) -> Vec<u8> {
         let start = self.at;
         while self.peek().is_some_and(TokenKind::is_trivia) {
             self.at += 1;
@@ -379,13 +379,13 @@ impl Parser<'_, '_> {
     }
 
     /// Takes the next token.
-    fn text(&mut self) -> SourceText {
+    fn take_text(&mut self) -> SourceText {
         let start = self.at;
         self.at += 1;
         SourceText { bytes: self.bytes(start).to_vec(), span: self.span(start) }
     }
 
-    fn junk(&self, start: usize) -> Node {
+    fn make_junk(&self, start: usize) -> Node {
         Node::Junk(self.bytes(start).to_vec())
     }
 
@@ -404,7 +404,7 @@ impl Parser<'_, '_> {
         Span { start: self.offset(at), end: self.offset(at + 1) }
     }
 
-    fn here(&self) -> Span {
+    fn current_span(&self) -> Span {
         self.token_span(self.at)
     }
 

@@ -96,9 +96,9 @@ pub enum MetricsAddress {
 impl fmt::Display for MetricsAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MetricsAddress::Tcp(it) => it.fmt(f),
-            MetricsAddress::Unix(it) => {
-                write!(f, "unix:{}", show(it.as_os_str().as_encoded_bytes()))
+            MetricsAddress::Tcp(address) => address.fmt(f),
+            MetricsAddress::Unix(path) => {
+                write!(f, "unix:{}", show(path.as_os_str().as_encoded_bytes()))
             }
         }
     }
@@ -171,9 +171,9 @@ impl Listener {
     /// Returns the keys and hashes; none for the serial listener, whose lines identify the source.
     pub fn keys(&self) -> Option<&KeySettings> {
         match self {
-            Listener::Multicast(it) => Some(&it.keys),
-            Listener::Tcp(it) => Some(&it.keys),
-            Listener::Vsock(it) => Some(&it.keys),
+            Listener::Multicast(listener) => Some(&listener.keys),
+            Listener::Tcp(listener) => Some(&listener.keys),
+            Listener::Vsock(listener) => Some(&listener.keys),
             Listener::Serial(_) => None,
         }
     }
@@ -181,9 +181,9 @@ impl Listener {
     /// Returns the keys and hashes to change them.
     pub fn keys_mut(&mut self) -> Option<&mut KeySettings> {
         match self {
-            Listener::Multicast(it) => Some(&mut it.keys),
-            Listener::Tcp(it) => Some(&mut it.keys),
-            Listener::Vsock(it) => Some(&mut it.keys),
+            Listener::Multicast(listener) => Some(&mut listener.keys),
+            Listener::Tcp(listener) => Some(&mut listener.keys),
+            Listener::Vsock(listener) => Some(&mut listener.keys),
             Listener::Serial(_) => None,
         }
     }
@@ -285,8 +285,8 @@ impl Backend {
     /// Returns the hypervisors of libvirt on which the backend has domains.
     pub fn uris(&self) -> &[String] {
         match self {
-            Backend::Libvirt(it) => &it.uris,
-            Backend::Cpg(it) => &it.uris,
+            Backend::Libvirt(backend) => &backend.uris,
+            Backend::Cpg(backend) => &backend.uris,
             Backend::Agent(_) => &[],
         }
     }

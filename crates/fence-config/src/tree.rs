@@ -132,10 +132,10 @@ impl Tree {
     pub fn keys(&self, block: &str) -> Vec<&[u8]> {
         let mut keys: Vec<&[u8]> = Vec::new();
         for item in find(&self.items, &parts(block)).unwrap_or_default() {
-            if let Node::Assignment(it) = &item.node
-                && !keys.iter().any(|key| key.eq_ignore_ascii_case(&it.id.bytes))
+            if let Node::Assignment(assignment) = &item.node
+                && !keys.iter().any(|key| key.eq_ignore_ascii_case(&assignment.id.bytes))
             {
-                keys.push(&it.id.bytes);
+                keys.push(&assignment.id.bytes);
             }
         }
         keys
@@ -146,7 +146,7 @@ impl Tree {
     pub fn block_values(&self, path: &str) -> Vec<&[u8]> {
         let (blocks, last) = split(path);
         let blocks = find(&self.items, &blocks).unwrap_or_default().iter().filter_map(|it| match &it.node {
-            Node::Block(it) if last.is(it) => it.value.as_ref(),
+            Node::Block(block) if last.is(block) => block.value.as_ref(),
             _ => None,
         });
         blocks.map(|it| it.text.bytes.trim_ascii()).collect()
@@ -164,7 +164,7 @@ impl Tree {
         let (blocks, key) = split(path);
         let (items, tail, depth) = find_or_make(self, &blocks);
         let present = items.iter_mut().rev().find_map(|item| match &mut item.node {
-            Node::Assignment(it) if it.id.is(key.id) => Some(it),
+            Node::Assignment(assignment) if assignment.id.is(key.id) => Some(assignment),
             _ => None,
         });
         match present {
@@ -184,16 +184,16 @@ impl Tree {
         ) {
             for item in items {
                 match &mut item.node {
-                    Node::Assignment(it) => {
-                        path.push(&it.id.bytes);
-                        if let Some(new) = replace(path, &it.value.text.bytes) {
-                            it.value.text = SourceText::new(&new);
+                    Node::Assignment(assignment) => {
+                        path.push(&assignment.id.bytes);
+                        if let Some(new) = replace(path, &assignment.value.text.bytes) {
+                            assignment.value.text = SourceText::new(&new);
                         }
                         path.pop();
                     }
-                    Node::Block(it) => {
-                        path.push(&it.id.bytes);
-                        walk(&mut it.items, path, replace);
+                    Node::Block(block) => {
+                        path.push(&block.id.bytes);
+                        walk(&mut block.items, path, replace);
                         path.pop();
                     }
                     Node::Junk(_) => {}
@@ -234,8 +234,8 @@ impl Tree {
         let mut orphan: Vec<u8> = Vec::new();
         for mut item in std::mem::take(items) {
             let gone = match &item.node {
-                Node::Assignment(it) => name.value.is_none() && it.id.is(name.id),
-                Node::Block(it) => name.is(it),
+                Node::Assignment(assignment) => name.value.is_none() && assignment.id.is(name.id),
+                Node::Block(block) => name.is(block),
                 Node::Junk(_) => false,
             };
             if gone {
@@ -323,7 +323,7 @@ impl<'p> PathPart<'p> {
 fn find<'t>(mut items: &'t [Item], blocks: &[PathPart<'_>]) -> Option<&'t [Item]> {
     for part in blocks {
         items = items.iter().rev().find_map(|item| match &item.node {
-            Node::Block(it) if part.is(it) => Some(it.items.as_slice()),
+            Node::Block(block) if part.is(block) => Some(block.items.as_slice()),
             _ => None,
         })?;
     }
@@ -332,7 +332,7 @@ fn find<'t>(mut items: &'t [Item], blocks: &[PathPart<'_>]) -> Option<&'t [Item]
 
 fn assignments<'t>(items: &'t [Item], key: &str) -> impl Iterator<Item = &'t Assignment> {
     items.iter().filter_map(move |item| match &item.node {
-        Node::Assignment(it) if it.id.is(key) => Some(it),
+        Node::Assignment(assignment) if assignment.id.is(key) => Some(assignment),
         _ => None,
     })
 }
@@ -344,7 +344,7 @@ fn find_mut<'t>(tree: &'t mut Tree, blocks: &[PathPart<'_>]) -> Option<BlockPart
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
     for part in blocks {
         let block = items.iter_mut().rev().find_map(|item| match &mut item.node {
-            Node::Block(it) if part.is(it) => Some(it),
+            Node::Block(block) if part.is(block) => Some(block),
             _ => None,
         })?;
         (items, tail) = (&mut block.items, &mut block.tail);
@@ -355,7 +355,8 @@ fn find_mut<'t>(tree: &'t mut Tree, blocks: &[PathPart<'_>]) -> Option<BlockPart
 fn find_or_make<'t>(tree: &'t mut Tree, blocks: &[PathPart<'_>]) -> BlockParts<'t> {
     let (mut items, mut tail) = (&mut tree.items, &mut tree.tail);
     for (depth, part) in blocks.iter().enumerate() {
-        let present = items.iter().rposition(|item| matches!(&item.node, Node::Block(it) if part.is(it)));
+        let present =
+            items.iter().rposition(|item| matches!(&item.node, Node::Block(block) if part.is(block)));
         let index = present.unwrap_or_else(|| {
             append(items, tail, depth, Node::Block(Block::new(*part, depth)));
             items.len() - 1
@@ -472,11 +473,11 @@ fn check(path: &str, value: Option<&[u8]>) -> Result<(), EditError> {
 
 fn well_formed(items: &[Item]) -> bool {
     items.iter().all(|item| match &item.node {
-        Node::Assignment(it) => it.semicolon && !it.value.text.bytes.is_empty(),
-        Node::Block(it) => {
-            it.closed
-                && it.value.as_ref().is_none_or(|it| !it.text.bytes.is_empty())
-                && well_formed(&it.items)
+        Node::Assignment(assignment) => assignment.semicolon && !assignment.value.text.bytes.is_empty(),
+        Node::Block(block) => {
+            block.closed
+                && block.value.as_ref().is_none_or(|it| !it.text.bytes.is_empty())
+                && well_formed(&block.items)
         }
         Node::Junk(_) => false,
     })
@@ -486,24 +487,24 @@ fn write_items(items: &[Item], out: &mut Vec<u8>) {
     for item in items {
         out.extend_from_slice(&item.before);
         match &item.node {
-            Node::Assignment(it) => {
-                out.extend_from_slice(&it.id.bytes);
-                write_value(&it.value, out);
-                out.extend_from_slice(&it.before_semicolon);
-                if it.semicolon {
+            Node::Assignment(assignment) => {
+                out.extend_from_slice(&assignment.id.bytes);
+                write_value(&assignment.value, out);
+                out.extend_from_slice(&assignment.before_semicolon);
+                if assignment.semicolon {
                     out.push(b';');
                 }
             }
-            Node::Block(it) => {
-                out.extend_from_slice(&it.id.bytes);
-                if let Some(value) = &it.value {
+            Node::Block(block) => {
+                out.extend_from_slice(&block.id.bytes);
+                if let Some(value) = &block.value {
                     write_value(value, out);
                 }
-                out.extend_from_slice(&it.before_open);
+                out.extend_from_slice(&block.before_open);
                 out.push(b'{');
-                write_items(&it.items, out);
-                out.extend_from_slice(&it.tail);
-                if it.closed {
+                write_items(&block.items, out);
+                out.extend_from_slice(&block.tail);
+                if block.closed {
                     out.push(b'}');
                 }
             }
@@ -547,8 +548,8 @@ fn pretty_items(items: &[Item], tail: &[u8], depth: usize, out: &mut Vec<u8>) {
         }
         indent(depth, out);
         match &item.node {
-            Node::Assignment(it) => pretty_assignment(it, out),
-            Node::Block(it) => pretty_block(it, depth, out),
+            Node::Assignment(assignment) => pretty_assignment(assignment, out),
+            Node::Block(block) => pretty_block(block, depth, out),
             Node::Junk(bytes) => line(bytes, 0, out),
         }
         after_block = is_block;
@@ -559,8 +560,8 @@ fn pretty_items(items: &[Item], tail: &[u8], depth: usize, out: &mut Vec<u8>) {
 /// Returns the comments between the parts of a statement.
 fn comments_inside(node: &Node) -> Vec<&[u8]> {
     let (value, last) = match node {
-        Node::Assignment(it) => (Some(&it.value), &it.before_semicolon),
-        Node::Block(it) => (it.value.as_ref(), &it.before_open),
+        Node::Assignment(assignment) => (Some(&assignment.value), &assignment.before_semicolon),
+        Node::Block(block) => (block.value.as_ref(), &block.before_open),
         Node::Junk(_) => return Vec::new(),
     };
     let around_value = value.into_iter().flat_map(|it| [&it.before_equals, &it.before_text]);

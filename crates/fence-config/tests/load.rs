@@ -37,9 +37,9 @@ fn only(source: impl AsRef<[u8]>) -> String {
 #[test]
 fn the_shipped_sample_has_nothing_to_complain_about() {
     let mut config = clean(include_str!("../../../etc/fence_virt.conf"));
-    let Listener::Multicast(it) = &mut config.listeners[0] else { panic!() };
+    let Listener::Multicast(listener) = &mut config.listeners[0] else { panic!() };
     // The sample shows the default, so that people find the place.
-    it.keys.key_files_named = false;
+    listener.keys.key_files_named = false;
     assert_eq!(config, clean("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }"));
 }
 
@@ -52,9 +52,9 @@ fn the_usual_distribution_sample_loads() {
          \t\tinterface = \"virbr0\";\n\t}\n\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \
          \"qemu:///system\";\n\t}\n\n}\n",
     );
-    let Listener::Multicast(it) = &config.listeners[0] else { panic!() };
-    assert_eq!(it.keys.key_files, [PathBuf::from("/etc/fence_virt.key")]);
-    assert_eq!(it.interface.as_deref(), Some("virbr0"));
+    let Listener::Multicast(listener) = &config.listeners[0] else { panic!() };
+    assert_eq!(listener.keys.key_files, [PathBuf::from("/etc/fence_virt.key")]);
+    assert_eq!(listener.interface.as_deref(), Some("virbr0"));
     assert_eq!(config.groups, None);
 }
 
@@ -474,7 +474,7 @@ fn blocks_not_in_use_only_warn() {
 fn what_proves_a_host_down_is_whole() {
     let cpg = |keys: &str| format!("fence_virtd {{ backend = \"cpg\"; }} backends {{ cpg {{ {keys} }} }}");
     let host_down = |keys: &str| match clean(&cpg(keys)).backends.as_slice() {
-        [Backend::Cpg(it)] => it.host_down.clone(),
+        [Backend::Cpg(backend)] => backend.host_down.clone(),
         other => panic!("{other:?}"),
     };
     assert_eq!(host_down(""), HostDown::Never);
@@ -555,8 +555,8 @@ fn indented(text: &str) -> Vec<String> {
 /// Returns the agent backend of a file whose block `agent` holds this text.
 fn agents(block: &str) -> AgentBackend {
     let source = format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{block}\n}} }}\n");
-    let Backend::Agent(it) = clean(&source).backends.remove(0) else { panic!() };
-    it
+    let Backend::Agent(backend) = clean(&source).backends.remove(0) else { panic!() };
+    backend
 }
 
 /// Returns the diagnostics for a file whose block `agent` holds this text, from line 3 on.
@@ -660,9 +660,10 @@ fn what_is_wrong_with_a_secret_is_told_without_it() {
         let source = file(line);
         let loaded = load(source.as_bytes());
         assert!(!loaded.diagnostics.is_empty(), "{line}");
-        for it in &loaded.diagnostics {
-            let said = [it.render("f", source.as_bytes()), it.one_line("f"), it.message.clone()].join("\n");
-            assert!(!said.contains("hunter2"), "{line}: {said}");
+        for found in &loaded.diagnostics {
+            let texts = [found.render("f", source.as_bytes()), found.one_line("f"), found.message.clone()];
+            let text = texts.join("\n");
+            assert!(!text.contains("hunter2"), "{line}: {text}");
         }
     }
     // Text that only looks like a secret is shown.

@@ -246,11 +246,11 @@ proptest! {
 fn holds(source: &[u8]) {
     let loaded = load(source);
     assert_eq!(loaded.tree.to_bytes(), source);
-    for it in &loaded.diagnostics {
-        assert!(it.span.start <= it.span.end && it.span.end <= source.len());
-        let text = it.render("f", source);
+    for found in &loaded.diagnostics {
+        assert!(found.span.start <= found.span.end && found.span.end <= source.len());
+        let text = found.render("f", source);
         assert!(text.chars().all(|it| it == '\n' || !it.is_control()), "{text:?}");
-        assert!(text.contains(&format!("f:{}:{}", it.line, it.column)), "{text}");
+        assert!(text.contains(&format!("f:{}:{}", found.line, found.column)), "{text}");
     }
     if let Some(config) = loaded.config {
         assert_eq!(load(&loaded.tree.to_pretty()).config, Some(config));

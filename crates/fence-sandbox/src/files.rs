@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Landlock: limits on files, TCP ports and receivers of signals.
 //!
-//! It does not limit looking whether a file exists, nor connecting to UNIX sockets by their paths.
+//! Landlock does not limit tests whether a file exists, nor connections to UNIX sockets by their paths.
 
 use std::path::Path;
 

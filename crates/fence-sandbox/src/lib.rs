@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Self-confinement of a program: capabilities, files (Landlock), system calls (seccomp), core dumps.
 //!
-//! Owns the lists of what is taken away. Runs on the caller's thread: a program names its [`Needs`] once,
+//! Owns the lists of forbidden things. Runs on the caller's thread: a program names its [`Needs`] once,
 //! while it has a single thread. Later threads and child processes inherit the limits; older threads do not.
 //! There is no way back.
 //!

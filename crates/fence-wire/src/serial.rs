@@ -91,7 +91,7 @@ pub fn serial_response(response: u8) -> [u8; SERIAL_RESPONSE_LEN] {
 
 /// Scanner for frames of `N` bytes in a stream with noise between them.
 ///
-/// It holds at most one frame; the caller passes one byte at a time.
+/// The scanner holds at most one frame; the caller passes one byte at a time.
 #[derive(Clone, Debug)]
 pub struct SerialScanner<const N: usize> {
     frame: [u8; N],

@@ -97,8 +97,8 @@ fn refused_are_the_beginnings_of_packets() {
                     packet[96..98].copy_from_slice(&[1, 1]);
                     packet[108] = if length == 16 { 10 } else { 2 };
                     let signed = hash.map(|it| sign(packet, it, &key));
-                    let taken = signed.is_some_and(|it| {
-                        Request::decode(&it, HashType::Sha1, std::slice::from_ref(&key)).is_ok()
+                    let taken = signed.is_some_and(|packet| {
+                        Request::decode(&packet, HashType::Sha1, std::slice::from_ref(&key)).is_ok()
                     });
                     assert!(!taken || refused, "{:?}", &c[..4]);
                 }
@@ -128,8 +128,8 @@ fn sign(mut packet: [u8; REQUEST_LEN], hash: HashType, key: &Key) -> [u8; REQUES
 #[test]
 fn own_challenges_never_look_like_it() {
     let mut drawn = vec![[9; 64], off_vm1(), off_vm1()];
-    let challenge = draw_challenge(|it| {
-        *it = drawn.pop().expect("not drawn again after a good one");
+    let challenge = draw_challenge(|bytes| {
+        *bytes = drawn.pop().expect("not drawn again after a good one");
         Ok::<(), Infallible>(())
     });
     assert_eq!((challenge, drawn.len()), (Ok([9; 64]), 0));

@@ -16,7 +16,7 @@
 //!   with [`ErrorKind::Connection`]); only [`Connection::open`] has nothing that ends it.
 //! - One connection makes one call at a time; other threads wait their turn, behind a slow call too. So keep
 //!   several connections per URI: they are cheap (about 1 ms to open) and independent. Why: libvirt's
-//!   keepalive ends only one of several calls under way on a connection that went silent.
+//!   keepalive ends only one of several calls in progress on a connection that went silent.
 //! - Anything may be dropped on any thread, in call-backs too, and dropping never blocks.
 //! - A program with threads of its own that come here ends by [`leave`], not by a return from `main`.
 //!

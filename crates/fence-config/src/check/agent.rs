@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use crate::check::checker::{BlockBody, Checker};
-use crate::check::text::number;
+use crate::check::text::parse_number;
 use crate::diagnostic::{Code, Span, show};
 use crate::schema::{
     AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_MAX_RUNNING,
@@ -27,11 +27,11 @@ const SECOND: Duration = Duration::from_secs(1);
 const OURS: [&str; 5] = ["action", "option", "plug", "port", "nodename"];
 
 impl Checker<'_> {
-    pub(super) fn agent_backend(&mut self, section: &BlockBody<'_>) -> AgentBackend {
+    pub(super) fn read_agent_backend(&mut self, section: &BlockBody<'_>) -> AgentBackend {
         let block = section.block("agent");
-        let body = block.map(|it| self.body("backends/agent", &it.items)).unwrap_or_default();
+        let body = block.map(|it| self.read_block("backends/agent", &it.items)).unwrap_or_default();
         if body.blocks.is_empty() {
-            self.problem(
+            self.report(
                 Code::BadValue,
                 block.map_or_else(Span::default, |it| it.id.span),
                 "backend agent has no device".to_owned(),
@@ -42,9 +42,9 @@ impl Checker<'_> {
         }
         let mut devices: Vec<AgentDevice> = Vec::new();
         for block in &body.blocks {
-            if let Some(device) = self.device(block) {
+            if let Some(device) = self.read_device(block) {
                 if devices.iter().any(|it| it.name == device.name) {
-                    self.problem(
+                    self.report(
                         Code::BadValue,
                         block.id.span,
                         format!("there is a device \"{}\" already", show(device.name.as_bytes())),
@@ -56,19 +56,19 @@ impl Checker<'_> {
         }
         devices.sort_by_key(|it| it.order);
         AgentBackend {
-            max_running: self.running(&body).unwrap_or(DEFAULT_MAX_RUNNING),
-            reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+            max_running: self.read_max_running(&body).unwrap_or(DEFAULT_MAX_RUNNING),
+            reboot_starts: self.read_word(body.key("reboot_starts")).unwrap_or(false),
             devices,
         }
     }
 
-    fn device(&mut self, block: &Block) -> Option<AgentDevice> {
-        let body = self.body("backends/agent/device", &block.items);
-        let name = self.name_of(block, "device = \"NAME\" { … }");
+    fn read_device(&mut self, block: &Block) -> Option<AgentDevice> {
+        let body = self.read_block("backends/agent/device", &block.items);
+        let name = self.read_block_name(block, "device = \"NAME\" { … }");
         let agent = match body.key("agent") {
-            Some(key) => self.agent(key),
+            Some(key) => self.read_agent(key),
             None => {
-                self.problem(
+                self.report(
                     Code::BadValue,
                     block.id.span,
                     "a device needs an agent".to_owned(),
@@ -77,21 +77,21 @@ impl Checker<'_> {
                 None
             }
         };
-        let plugs = self.plugs(block, &body);
-        let plug_option = body.key("plug_option").and_then(|it| self.option_name(it));
-        let options = self.options(&body, plug_option.as_deref());
+        let plugs = self.read_plugs(block, &body);
+        let plug_option = body.key("plug_option").and_then(|it| self.read_option_name(it));
+        let options = self.read_options(&body, plug_option.as_deref());
         let device = AgentDevice {
             name: name?,
             agent: agent?,
             plugs,
             plug_option,
-            order: self.number_in(body.key("order"), ORDER).unwrap_or(0),
-            timeout: self.seconds(body.key("timeout"), SECOND, MAX_TIMEOUT),
+            order: self.read_number(body.key("order"), ORDER).unwrap_or(0),
+            timeout: self.read_seconds(body.key("timeout"), SECOND, MAX_TIMEOUT),
             status_timeout: self
-                .seconds(body.key("status_timeout"), SECOND, MAX_STATUS_TIMEOUT)
+                .read_seconds(body.key("status_timeout"), SECOND, MAX_STATUS_TIMEOUT)
                 .unwrap_or(DEFAULT_STATUS_TIMEOUT),
-            retries: self.number_in(body.key("retries"), RETRIES).unwrap_or(DEFAULT_RETRIES),
-            max_running: self.running(&body).unwrap_or(DEFAULT_DEVICE_MAX_RUNNING),
+            retries: self.read_number(body.key("retries"), RETRIES).unwrap_or(DEFAULT_RETRIES),
+            max_running: self.read_max_running(&body).unwrap_or(DEFAULT_DEVICE_MAX_RUNNING),
             options,
             span: block.span,
         };
@@ -99,24 +99,24 @@ impl Checker<'_> {
     }
 
     /// Reads a path from `/`, or a name without a path.
-    fn agent(&mut self, key: &Assignment) -> Option<AgentProgram> {
+    fn read_agent(&mut self, key: &Assignment) -> Option<AgentProgram> {
         let text = self.trimmed(key)?;
         let text = std::str::from_utf8(text).ok().filter(|it| !it.contains(char::is_control));
-        let agent = text.and_then(|it| {
-            let path = Path::new(it);
+        let agent = text.and_then(|text| {
+            let path = Path::new(text);
             let mut parts = path.components();
             if path.is_absolute() {
-                Some(AgentProgram::At(PathBuf::from(it)))
+                Some(AgentProgram::At(PathBuf::from(text)))
             } else if matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-                && !it.contains('/')
+                && !text.contains('/')
             {
-                Some(AgentProgram::Named(it.to_owned()))
+                Some(AgentProgram::Named(text.to_owned()))
             } else {
                 None
             }
         });
         if agent.is_none() {
-            self.bad_value(
+            self.report_bad_value(
                 key,
                 "allowed: the name of an installed fence agent, such as fence_redfish, or its path from `/`"
                     .to_owned(),
@@ -125,22 +125,24 @@ impl Checker<'_> {
         agent
     }
 
-    fn plugs(&mut self, block: &Block, body: &BlockBody<'_>) -> DevicePlugs {
+    fn read_plugs(&mut self, block: &Block, body: &BlockBody<'_>) -> DevicePlugs {
         let mut plugs = DevicePlugs::default();
         if let Some(key) = body.key("plugs") {
-            self.plug_list(key, &mut plugs);
+            self.read_plug_list(key, &mut plugs);
         }
-        for it in body.blocks.iter().filter(|it| it.id.is("domain")) {
-            let inner = self.body("backends/agent/device/domain", &it.items);
-            let Some(domain) = self.name_of(it, "domain = \"NAME\" { plug = \"…\"; }") else { continue };
-            let plug = inner.key("plug").and_then(|it| self.line(it, "the domain's name for its device"));
-            let uuid = inner.key("uuid").and_then(|it| self.uuid(it));
+        for inner in body.blocks.iter().filter(|it| it.id.is("domain")) {
+            let keys = self.read_block("backends/agent/device/domain", &inner.items);
+            let Some(domain) = self.read_block_name(inner, "domain = \"NAME\" { plug = \"…\"; }") else {
+                continue;
+            };
+            let plug = keys.key("plug").and_then(|it| self.read_line(it, "the domain's name for its device"));
+            let uuid = keys.key("uuid").and_then(|it| self.read_uuid(it));
             let plug = plug.unwrap_or_else(|| domain.clone());
-            self.add_plug(it.id.span, &mut plugs, DomainPlug { domain, plug, uuid });
+            self.add_plug(inner.id.span, &mut plugs, DomainPlug { domain, plug, uuid });
         }
         let says_nothing = body.key("plugs").is_none() && !body.blocks.iter().any(|it| it.id.is("domain"));
         if says_nothing {
-            self.problem(
+            self.report(
                 Code::BadValue,
                 block.id.span,
                 "a device needs the domains that it serves".to_owned(),
@@ -153,14 +155,14 @@ impl Checker<'_> {
     }
 
     /// Reads `"*"`, or names of domains, each with its plug after a colon if that has another name.
-    fn plug_list(&mut self, key: &Assignment, plugs: &mut DevicePlugs) {
+    fn read_plug_list(&mut self, key: &Assignment, plugs: &mut DevicePlugs) {
         let Some(text) = self.trimmed(key) else { return };
         let allowed = "allowed: \"*\", or names of domains with commas or blanks between them, each with \
                        :PLUG after it where its plug has another name";
         let Some(text) =
             std::str::from_utf8(text).ok().filter(|it| is_line(&it.replace(['\n', '\r', '\t'], " ")))
         else {
-            return self.bad_value(key, allowed.to_owned());
+            return self.report_bad_value(key, allowed.to_owned());
         };
         if text == "*" {
             plugs.listed = true;
@@ -171,14 +173,14 @@ impl Checker<'_> {
         for part in parts.filter(|it| !it.is_empty()) {
             let (domain, plug) = part.split_once(':').unwrap_or((part, part));
             if domain.is_empty() || plug.is_empty() || part == "*" {
-                return self.bad_value(key, allowed.to_owned());
+                return self.report_bad_value(key, allowed.to_owned());
             }
             any = true;
             let plug = DomainPlug { domain: domain.to_owned(), plug: plug.to_owned(), uuid: None };
             self.add_plug(key.value.text.span, plugs, plug);
         }
         if !any {
-            self.bad_value(key, allowed.to_owned());
+            self.report_bad_value(key, allowed.to_owned());
         }
     }
 
@@ -196,19 +198,23 @@ impl Checker<'_> {
             };
             // Two names of one machine would be fenced independently of each other.
             let help = "give each domain one plug, and each plug one domain".to_owned();
-            self.problem(Code::BadValue, span, message, help);
+            self.report(Code::BadValue, span, message, help);
         } else {
             plugs.named.push(plug);
         }
     }
 
-    fn options(&mut self, body: &BlockBody<'_>, plug_option: Option<&str>) -> Vec<(String, OptionValue)> {
+    fn read_options(
+        &mut self,
+        body: &BlockBody<'_>,
+        plug_option: Option<&str>,
+    ) -> Vec<(String, OptionValue)> {
         let Some(block) = body.block("options") else { return Vec::new() };
-        let keys = self.body("backends/agent/device/options", &block.items).keys;
+        let keys = self.read_block("backends/agent/device/options", &block.items).keys;
         let mut options: Vec<(String, OptionValue)> = Vec::new();
         for key in keys {
             let Some(name) = ascii_name(&key.id.bytes) else {
-                self.problem(
+                self.report(
                     Code::BadValue,
                     key.id.span,
                     format!("no agent has an option `{}`", show(&key.id.bytes)),
@@ -217,7 +223,7 @@ impl Checker<'_> {
                 continue;
             };
             if OURS.iter().any(|it| name.eq_ignore_ascii_case(it)) || plug_option == Some(name) {
-                self.problem(
+                self.report(
                     Code::BadValue,
                     key.id.span,
                     format!("`{name}` is set by fence_virtd for each run"),
@@ -236,7 +242,7 @@ impl Checker<'_> {
                     options.push((name.to_owned(), OptionValue(value.to_owned())));
                 }
                 // The value is not shown.
-                None => self.problem(
+                None => self.report(
                     Code::BadValue,
                     key.value.text.span,
                     format!("bad value for `{name}`"),
@@ -247,22 +253,25 @@ impl Checker<'_> {
         options
     }
 
-    fn option_name(&mut self, key: &Assignment) -> Option<String> {
+    fn read_option_name(&mut self, key: &Assignment) -> Option<String> {
         let name = ascii_name(self.trimmed(key)?);
         if name.is_none_or(|it| matches!(it, "action" | "option")) {
-            self.bad_value(key, "allowed: the name of the agent's option that takes the plug".to_owned());
+            self.report_bad_value(
+                key,
+                "allowed: the name of the agent's option that takes the plug".to_owned(),
+            );
             return None;
         }
         name.map(str::to_owned)
     }
 
     /// Returns the value of a block that is its name.
-    fn name_of(&mut self, block: &Block, form: &str) -> Option<String> {
+    fn read_block_name(&mut self, block: &Block, form: &str) -> Option<String> {
         let name = block.value.as_ref().map(|it| it.text.bytes.trim_ascii());
         let name =
             name.and_then(|it| std::str::from_utf8(it).ok()).filter(|it| !it.is_empty() && is_line(it));
         if name.is_none() {
-            self.problem(
+            self.report(
                 Code::BadValue,
                 block.id.span,
                 format!("the block `{}` needs a name", show(&block.id.bytes)),
@@ -273,37 +282,40 @@ impl Checker<'_> {
     }
 
     /// Reads one line of text.
-    fn line(&mut self, key: &Assignment, what: &str) -> Option<String> {
+    fn read_line(&mut self, key: &Assignment, what: &str) -> Option<String> {
         let text = self.trimmed(key)?;
         let text = std::str::from_utf8(text).ok().filter(|it| !it.is_empty() && is_line(it));
         if text.is_none() {
-            self.bad_value(key, format!("allowed: {what}, without control characters"));
+            self.report_bad_value(key, format!("allowed: {what}, without control characters"));
         }
         text.map(str::to_owned)
     }
 
     /// Reads a UUID; returns its canonical form.
-    fn uuid(&mut self, key: &Assignment) -> Option<String> {
+    fn read_uuid(&mut self, key: &Assignment) -> Option<String> {
         let text = self.trimmed(key)?;
         let digits: String = text.iter().filter(|it| **it != b'-').map(|it| char::from(*it)).collect();
         if digits.len() != 32 || !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
-            self.bad_value(key, "allowed: a UUID, 32 hexadecimal digits".to_owned());
+            self.report_bad_value(key, "allowed: a UUID, 32 hexadecimal digits".to_owned());
             return None;
         }
         let it = digits.to_ascii_lowercase();
         Some(format!("{}-{}-{}-{}-{}", &it[..8], &it[8..12], &it[12..16], &it[16..20], &it[20..]))
     }
 
-    fn running(&mut self, body: &BlockBody<'_>) -> Option<usize> {
-        let number = self.number_in(body.key("max_running"), RUNNING)?;
+    fn read_max_running(&mut self, body: &BlockBody<'_>) -> Option<usize> {
+        let number = self.read_number(body.key("max_running"), RUNNING)?;
         usize::try_from(number).ok()
     }
 
-    fn number_in(&mut self, key: Option<&Assignment>, allowed: RangeInclusive<u32>) -> Option<u32> {
+    fn read_number(&mut self, key: Option<&Assignment>, allowed: RangeInclusive<u32>) -> Option<u32> {
         let key = key?;
-        let found = number(self.trimmed(key)?).filter(|it| allowed.contains(it));
+        let found = parse_number(self.trimmed(key)?).filter(|it| allowed.contains(it));
         if found.is_none() {
-            self.bad_value(key, format!("allowed: a number from {} to {}", allowed.start(), allowed.end()));
+            self.report_bad_value(
+                key,
+                format!("allowed: a number from {} to {}", allowed.start(), allowed.end()),
+            );
         }
         found
     }

@@ -11,7 +11,7 @@ use crate::schema::{
 use crate::tree::Assignment;
 
 impl Checker<'_> {
-    pub(super) fn backend(
+    pub(super) fn read_backend(
         &mut self,
         section: &BlockBody<'_>,
         kind: BackendKind,
@@ -20,30 +20,31 @@ impl Checker<'_> {
         let path = match kind {
             BackendKind::Libvirt => "backends/libvirt",
             BackendKind::Cpg => "backends/cpg",
-            BackendKind::Agent => return Backend::Agent(self.agent_backend(section)),
+            BackendKind::Agent => return Backend::Agent(self.read_agent_backend(section)),
         };
-        let body = section.block(kind.as_str()).map(|it| self.body(path, &it.items)).unwrap_or_default();
-        let uris = self.uris(&body);
+        let body =
+            section.block(kind.as_str()).map(|it| self.read_block(path, &it.items)).unwrap_or_default();
+        let uris = self.read_uris(&body);
         match kind {
             BackendKind::Libvirt => Backend::Libvirt(LibvirtBackend {
                 uris,
-                reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+                reboot_starts: self.read_word(body.key("reboot_starts")).unwrap_or(false),
             }),
             BackendKind::Cpg => Backend::Cpg(CpgBackend {
                 uris,
-                name_mode: self.word(body.key("name_mode")).or(name_mode).unwrap_or(NameMode::Uuid),
-                reboot_starts: self.word(body.key("reboot_starts")).unwrap_or(false),
+                name_mode: self.read_word(body.key("name_mode")).or(name_mode).unwrap_or(NameMode::Uuid),
+                reboot_starts: self.read_word(body.key("reboot_starts")).unwrap_or(false),
                 group: body
                     .key("group")
-                    .and_then(|it| self.group_name(it))
+                    .and_then(|it| self.read_group_name(it))
                     .unwrap_or_else(|| DEFAULT_GROUP.to_owned()),
-                host_down: self.host_down(&body),
+                host_down: self.read_host_down(&body),
             }),
-            BackendKind::Agent => Backend::Agent(self.agent_backend(section)),
+            BackendKind::Agent => Backend::Agent(self.read_agent_backend(section)),
         }
     }
 
-    fn group_name(&mut self, assignment: &Assignment) -> Option<String> {
+    fn read_group_name(&mut self, assignment: &Assignment) -> Option<String> {
         let text = self.trimmed(assignment)?;
         let name = std::str::from_utf8(text)
             .ok()
@@ -51,15 +52,15 @@ impl Checker<'_> {
         if name.is_none() {
             let allowed =
                 format!("allowed: the name of a group, at most {MAX_GROUP_NAME} characters without blanks");
-            self.bad_value(assignment, allowed);
+            self.report_bad_value(assignment, allowed);
         }
         name.map(str::to_owned)
     }
 
-    fn host_down(&mut self, body: &BlockBody<'_>) -> HostDown {
+    fn read_host_down(&mut self, body: &BlockBody<'_>) -> HostDown {
         let mode = body.key("host_down");
         let command = body.key("host_down_command");
-        let word = self.word(mode).unwrap_or(HostDownWord::Never);
+        let word = self.read_word(mode).unwrap_or(HostDownWord::Never);
         if let (Some(command), true) = (command, word != HostDownWord::Command) {
             self.findings.warning(
                 Code::NoEffect,
@@ -72,10 +73,10 @@ impl Checker<'_> {
             HostDownWord::Never => HostDown::Never,
             HostDownWord::Pacemaker => HostDown::Pacemaker,
             HostDownWord::Membership => HostDown::Membership,
-            HostDownWord::Command => match (command.and_then(|it| self.path(it)), mode) {
+            HostDownWord::Command => match (command.and_then(|it| self.read_path(it)), mode) {
                 (Some(path), _) => HostDown::Command(path),
                 (None, Some(mode)) => {
-                    self.problem(
+                    self.report(
                         Code::BadValue,
                         mode.value.text.span,
                         "host_down = \"command\" needs `host_down_command`".to_owned(),
@@ -88,7 +89,7 @@ impl Checker<'_> {
         }
     }
 
-    fn uris(&mut self, body: &BlockBody<'_>) -> Vec<String> {
+    fn read_uris(&mut self, body: &BlockBody<'_>) -> Vec<String> {
         let mut numbered: Vec<_> =
             body.keys.iter().filter_map(|it| Some((uri_number(&it.id.bytes)?, *it))).collect();
         numbered.sort_by_key(|&(number, _)| number);
@@ -96,7 +97,7 @@ impl Checker<'_> {
         numbered.reverse();
         numbered.dedup_by_key(|&mut (number, _)| number);
         numbered.reverse();
-        let uris: Vec<_> = numbered.into_iter().filter_map(|(_, it)| self.uri(it)).collect();
+        let uris: Vec<_> = numbered.into_iter().filter_map(|(_, it)| self.read_uri(it)).collect();
         if uris.is_empty() { vec![DEFAULT_URI.to_owned()] } else { uris }
     }
 }

@@ -2,7 +2,7 @@
 //! Known statements of a block, and reports about the others.
 
 use crate::check::known::{KNOWN, KnownBlock};
-use crate::check::text::near;
+use crate::check::text::nearest_word;
 use crate::diagnostic::{Code, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
 use crate::tree::{Assignment, Block, Item, Node, SourceText};
 
@@ -36,19 +36,21 @@ pub(super) struct Checker<'f> {
 
 impl Checker<'_> {
     /// Returns the known statements of the block `path`; reports unknown, misplaced and repeated ones.
-    pub(super) fn body<'t>(&mut self, path: &str, items: &'t [Item]) -> BlockBody<'t> {
+    pub(super) fn read_block<'t>(&mut self, path: &str, items: &'t [Item]) -> BlockBody<'t> {
         let known = KNOWN.iter().find(|it| it.path == path).unwrap_or(&KnownBlock::NONE);
         let mut body = BlockBody::default();
         for item in items {
             match &item.node {
-                Node::Assignment(it) if known.takes_key(&it.id) => body.keys.push(it),
-                Node::Block(it) if known.has_block(&it.id) => body.blocks.push(it),
-                Node::Assignment(it) if known.has_block(&it.id) => {
-                    self.wrong_kind(&it.id, "a block", "{ … }");
+                Node::Assignment(assignment) if known.takes_key(&assignment.id) => body.keys.push(assignment),
+                Node::Block(block) if known.has_block(&block.id) => body.blocks.push(block),
+                Node::Assignment(assignment) if known.has_block(&assignment.id) => {
+                    self.report_wrong_kind(&assignment.id, "a block", "{ … }");
                 }
-                Node::Block(it) if known.has_key(&it.id) => self.wrong_kind(&it.id, "a key", "= \"value\";"),
-                Node::Assignment(it) => self.unknown("key", &it.id, known),
-                Node::Block(it) => self.unknown("block", &it.id, known),
+                Node::Block(block) if known.has_key(&block.id) => {
+                    self.report_wrong_kind(&block.id, "a key", "= \"value\";");
+                }
+                Node::Assignment(assignment) => self.report_unknown("key", &assignment.id, known),
+                Node::Block(block) => self.report_unknown("block", &block.id, known),
                 Node::Junk(_) => {}
             }
         }
@@ -87,14 +89,14 @@ impl Checker<'_> {
         body
     }
 
-    fn unknown(&mut self, what: &str, id: &SourceText, known: &KnownBlock) {
+    fn report_unknown(&mut self, what: &str, id: &SourceText, known: &KnownBlock) {
         let elsewhere = KNOWN
             .iter()
             .filter(|it| if what == "key" { it.has_key(id) } else { it.has_block(id) })
             .map(|it| if it.path.is_empty() { "the top level" } else { it.path })
             .collect::<Vec<_>>();
         let help = match elsewhere.as_slice() {
-            [] => near(&id.bytes, known.keys.iter().chain(known.blocks))
+            [] => nearest_word(&id.bytes, known.keys.iter().chain(known.blocks))
                 .map(|it| format!("did you mean `{it}`?"))
                 .or_else(|| {
                     known.blocks.contains(&"options").then(|| {
@@ -115,21 +117,21 @@ impl Checker<'_> {
         );
     }
 
-    fn wrong_kind(&mut self, id: &SourceText, what: &str, form: &str) {
+    fn report_wrong_kind(&mut self, id: &SourceText, what: &str, form: &str) {
         let name = show(&id.bytes);
-        self.problem(Code::WrongKind, id.span, format!("`{name}` is {what}"), format!("write {name} {form}"));
+        self.report(Code::WrongKind, id.span, format!("`{name}` is {what}"), format!("write {name} {form}"));
     }
 
-    pub(super) fn bad_value(&mut self, assignment: &Assignment, allowed: String) {
+    pub(super) fn report_bad_value(&mut self, assignment: &Assignment, allowed: String) {
         let message = format!(
             "bad value \"{}\" for `{}`",
             show(&assignment.value.text.bytes),
             show(&assignment.id.bytes)
         );
-        self.problem(Code::BadValue, assignment.value.text.span, message, allowed);
+        self.report(Code::BadValue, assignment.value.text.span, message, allowed);
     }
 
-    pub(super) fn problem(&mut self, code: Code, span: Span, message: String, help: String) {
+    pub(super) fn report(&mut self, code: Code, span: Span, message: String, help: String) {
         let (severity, help) = if self.soft {
             (Severity::Warning, format!("{help}; the block is not in use"))
         } else {

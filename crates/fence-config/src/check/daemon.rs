@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 
 use crate::check::checker::{BlockBody, Checker};
-use crate::check::text::number;
+use crate::check::text::parse_number;
 use crate::diagnostic::{Code, Span};
 use crate::schema::{
     BackendKind, DEFAULT_CLIENT_TIMEOUT, DaemonSection, ListenerKind, MAX_CLIENT_TIMEOUT, MetricsAddress,
@@ -15,9 +15,9 @@ use crate::schema::{
 use crate::tree::Assignment;
 
 impl Checker<'_> {
-    pub(super) fn daemon(&mut self, root: &BlockBody<'_>) -> DaemonSection {
+    pub(super) fn read_daemon(&mut self, root: &BlockBody<'_>) -> DaemonSection {
         let body = match root.block("fence_virtd") {
-            Some(block) => self.body("fence_virtd", &block.items),
+            Some(block) => self.read_block("fence_virtd", &block.items),
             // The block may be inside bytes that could not be read.
             None if self.findings.has_errors() => BlockBody::default(),
             None => {
@@ -34,31 +34,31 @@ impl Checker<'_> {
         // Two names of one setting: the last one in the file counts.
         let wait = body.keys.iter().rfind(|it| it.id.is("wait_for_init") || it.id.is("wait_for_backend"));
         DaemonSection {
-            listeners: self.list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]),
-            backends: self.backends(body.key("backend")),
-            foreground: self.word(body.key("foreground")).unwrap_or(false),
-            wait_for_init: self.word(wait.copied()).unwrap_or(false),
-            debug: self.debug_level(body.key("debug")).unwrap_or(0),
+            listeners: self.read_list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]),
+            backends: self.read_backend_list(body.key("backend")),
+            foreground: self.read_word(body.key("foreground")).unwrap_or(false),
+            wait_for_init: self.read_word(wait.copied()).unwrap_or(false),
+            debug: self.read_debug_level(body.key("debug")).unwrap_or(0),
             module_path: body
                 .key("module_path")
                 .map(|it| String::from_utf8_lossy(&it.value.text.bytes).into_owned()),
-            name_mode: self.word(body.key("name_mode")),
-            audit_log: body.key("audit_log").and_then(|it| self.path(it)),
-            state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.state_dir(it)),
-            sandbox: self.word(body.key("sandbox")).unwrap_or(true),
-            metrics: body.key("metrics").and_then(|it| self.metrics(it)),
+            name_mode: self.read_word(body.key("name_mode")),
+            audit_log: body.key("audit_log").and_then(|it| self.read_path(it)),
+            state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.read_state_dir(it)),
+            sandbox: self.read_word(body.key("sandbox")).unwrap_or(true),
+            metrics: body.key("metrics").and_then(|it| self.read_metrics(it)),
             client_timeout: self
-                .seconds(body.key("client_timeout"), DEFAULT_CLIENT_TIMEOUT, MAX_CLIENT_TIMEOUT)
+                .read_seconds(body.key("client_timeout"), DEFAULT_CLIENT_TIMEOUT, MAX_CLIENT_TIMEOUT)
                 .unwrap_or(DEFAULT_CLIENT_TIMEOUT),
         }
     }
 
-    fn backends(&mut self, assignment: Option<&Assignment>) -> Vec<BackendKind> {
-        let backends = self.list(assignment).unwrap_or_else(|| vec![BackendKind::Libvirt]);
+    fn read_backend_list(&mut self, assignment: Option<&Assignment>) -> Vec<BackendKind> {
+        let backends = self.read_list(assignment).unwrap_or_else(|| vec![BackendKind::Libvirt]);
         if let Some(assignment) = assignment
             && [BackendKind::Libvirt, BackendKind::Cpg].iter().all(|it| backends.contains(it))
         {
-            self.problem(
+            self.report(
                 Code::BadValue,
                 assignment.value.text.span,
                 "backend cpg has this host's libvirt in it: libvirt can't be named beside it".to_owned(),
@@ -68,24 +68,24 @@ impl Checker<'_> {
         backends
     }
 
-    fn debug_level(&mut self, assignment: Option<&Assignment>) -> Option<u32> {
+    fn read_debug_level(&mut self, assignment: Option<&Assignment>) -> Option<u32> {
         let assignment = assignment?;
-        let level = number(self.trimmed(assignment)?);
+        let level = parse_number(self.trimmed(assignment)?);
         if level.is_none() {
-            self.bad_value(assignment, "allowed: a number from 0".to_owned());
+            self.report_bad_value(assignment, "allowed: a number from 0".to_owned());
         }
         level
     }
 
     /// Reads the address of the metrics endpoint. Only this host may read it: metrics tell about guests, and
     /// the endpoint checks no key.
-    fn metrics(&mut self, assignment: &Assignment) -> Option<MetricsAddress> {
+    fn read_metrics(&mut self, assignment: &Assignment) -> Option<MetricsAddress> {
         let text = self.trimmed(assignment)?;
         // The kernel allows no longer path.
-        let path = |it: &&[u8]| it.starts_with(b"/") && it.len() < 108 && !it.contains(&0);
+        let is_path = |it: &&[u8]| it.starts_with(b"/") && it.len() < 108 && !it.contains(&0);
         let address = match text.strip_prefix(b"unix:") {
-            Some(it) => Some(it)
-                .filter(path)
+            Some(path) => Some(path)
+                .filter(is_path)
                 .map(|it| OsString::from_vec(it.to_vec()).into())
                 .map(MetricsAddress::Unix),
             None => std::str::from_utf8(text)
@@ -97,15 +97,15 @@ impl Checker<'_> {
         if address.is_none() {
             let allowed = "allowed: a loopback address with a port, such as 127.0.0.1:9229 or [::1]:9229, or \
                            unix: and a path from `/` of at most 107 bytes";
-            self.bad_value(assignment, allowed.to_owned());
+            self.report_bad_value(assignment, allowed.to_owned());
         }
         address
     }
 
-    fn state_dir(&mut self, assignment: &Assignment) -> StateDir {
+    fn read_state_dir(&mut self, assignment: &Assignment) -> StateDir {
         if assignment.value.text.bytes.eq_ignore_ascii_case(b"none") {
             return StateDir::Nowhere;
         }
-        self.path(assignment).map_or(StateDir::Default, StateDir::At)
+        self.read_path(assignment).map_or(StateDir::Default, StateDir::At)
     }
 }

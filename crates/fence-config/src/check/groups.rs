@@ -4,14 +4,14 @@
 use std::net::IpAddr;
 
 use crate::check::checker::Checker;
-use crate::check::text::number;
+use crate::check::text::parse_number;
 use crate::diagnostic::{Code, show};
 use crate::schema::Group;
 use crate::tree::{Assignment, Block};
 
 impl Checker<'_> {
-    pub(super) fn groups(&mut self, block: &Block) -> Vec<Group> {
-        let body = self.body("groups", &block.items);
+    pub(super) fn read_groups(&mut self, block: &Block) -> Vec<Group> {
+        let body = self.read_block("groups", &block.items);
         if body.blocks.is_empty() {
             self.findings.warning(
                 Code::EmptyGroup,
@@ -21,11 +21,11 @@ impl Checker<'_> {
                 Some("remove `groups` to let everyone with the key fence everything".to_owned()),
             );
         }
-        body.blocks.iter().map(|it| self.group(it)).collect()
+        body.blocks.iter().map(|it| self.read_group(it)).collect()
     }
 
-    fn group(&mut self, block: &Block) -> Group {
-        let body = self.body("groups/group", &block.items);
+    fn read_group(&mut self, block: &Block) -> Group {
+        let body = self.read_block("groups/group", &block.items);
         if body.key("ip").is_none() && body.key("uuid").is_none() {
             self.findings.warning(
                 Code::EmptyGroup,
@@ -41,31 +41,34 @@ impl Checker<'_> {
         };
         Group {
             name,
-            ips: body.keys("ip").filter_map(|it| self.source(it)).collect(),
-            uuids: body.keys("uuid").filter_map(|it| self.text(it)).collect(),
-            key_files: body.keys("key_file").filter_map(|it| self.path(it)).collect(),
+            ips: body.keys("ip").filter_map(|it| self.read_source(it)).collect(),
+            uuids: body.keys("uuid").filter_map(|it| self.read_domain(it)).collect(),
+            key_files: body.keys("key_file").filter_map(|it| self.read_path(it)).collect(),
             span: block.span,
         }
     }
 
     /// Reads a source: an IP address, returned in canonical form, or a vsock context id.
-    fn source(&mut self, assignment: &Assignment) -> Option<String> {
+    fn read_source(&mut self, assignment: &Assignment) -> Option<String> {
         let text = self.trimmed(assignment)?;
         let word = std::str::from_utf8(text).ok();
         let ip = word.and_then(|it| it.parse::<IpAddr>().ok()).map(|it| it.to_canonical().to_string());
-        let source = ip.or_else(|| number(text).map(|it| it.to_string()));
+        let source = ip.or_else(|| parse_number(text).map(|it| it.to_string()));
         if source.is_none() {
-            self.bad_value(assignment, "allowed: an IP address, or the CID of a guest on vsock".to_owned());
+            self.report_bad_value(
+                assignment,
+                "allowed: an IP address, or the CID of a guest on vsock".to_owned(),
+            );
         }
         source
     }
 
-    fn text(&mut self, assignment: &Assignment) -> Option<String> {
+    fn read_domain(&mut self, assignment: &Assignment) -> Option<String> {
         let text = self.trimmed(assignment)?;
         let text =
             std::str::from_utf8(text).ok().filter(|it| !it.is_empty() && !it.contains(char::is_control));
         if text.is_none() {
-            self.bad_value(assignment, "allowed: the UUID or the name of a domain".to_owned());
+            self.report_bad_value(assignment, "allowed: the UUID or the name of a domain".to_owned());
         }
         text.map(str::to_owned)
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Table of the known blocks and keys. Values only: their types and defaults are those of the checks.
 
-use crate::check::text::number;
+use crate::check::text::parse_number;
 use crate::tree::SourceText;
 
 /// Most hypervisors of one backend: `uri`, `uri1`, … `uri63`.
@@ -136,6 +136,6 @@ pub(super) fn uri_number(id: &[u8]) -> Option<u32> {
     if !word.eq_ignore_ascii_case(b"uri") || digits.first() == Some(&b'0') {
         return None;
     }
-    let number = if digits.is_empty() { 0 } else { number(digits)? };
+    let number = if digits.is_empty() { 0 } else { parse_number(digits)? };
     (usize::try_from(number).ok()? < MAX_URIS).then_some(number)
 }

@@ -2,7 +2,7 @@
 //! Pure functions on the text of keys and values.
 
 /// Returns the number that decimal digits spell: no sign, no blanks.
-pub(super) fn number(text: &[u8]) -> Option<u32> {
+pub(super) fn parse_number(text: &[u8]) -> Option<u32> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -10,7 +10,10 @@ pub(super) fn number(text: &[u8]) -> Option<u32> {
 }
 
 /// Returns the known word that was probably meant.
-pub(super) fn near<'w>(id: &[u8], words: impl Iterator<Item = &'w &'static str>) -> Option<&'static str> {
+pub(super) fn nearest_word<'w>(
+    id: &[u8],
+    words: impl Iterator<Item = &'w &'static str>,
+) -> Option<&'static str> {
     // The distance takes time in proportion to the length, and a long text is no mistyped word.
     const LONGEST: usize = 40;
     let id = std::str::from_utf8(id).ok().filter(|it| it.len() <= LONGEST)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::check::checker::Checker;
-use crate::check::text::near;
+use crate::check::text::nearest_word;
 use crate::diagnostic::{Code, show};
 use crate::schema::{DEFAULT_URI, WordSet};
 use crate::tree::Assignment;
@@ -19,18 +19,21 @@ impl Checker<'_> {
         (!text.is_empty()).then(|| text.trim_ascii())
     }
 
-    pub(super) fn word<T: WordSet>(&mut self, assignment: Option<&Assignment>) -> Option<T> {
+    pub(super) fn read_word<T: WordSet>(&mut self, assignment: Option<&Assignment>) -> Option<T> {
         let assignment = assignment?;
         let word = T::from_word(self.trimmed(assignment)?);
         if word.is_none() {
             let words: Vec<_> = T::WORDS.iter().map(|&(word, _)| word).collect();
-            self.bad_value(assignment, format!("allowed: {}", words.join(", ")));
+            self.report_bad_value(assignment, format!("allowed: {}", words.join(", ")));
         }
         word
     }
 
     /// Reads words with commas or blanks between them.
-    pub(super) fn list<T: WordSet + PartialEq>(&mut self, assignment: Option<&Assignment>) -> Option<Vec<T>> {
+    pub(super) fn read_list<T: WordSet + PartialEq>(
+        &mut self,
+        assignment: Option<&Assignment>,
+    ) -> Option<Vec<T>> {
         let assignment = assignment?;
         let text = self.trimmed(assignment)?;
         let words: Vec<_> = T::WORDS.iter().map(|&(word, _)| word).collect();
@@ -38,17 +41,17 @@ impl Checker<'_> {
         for part in text.split(|&byte| byte == b',' || byte.is_ascii_whitespace()).filter(|it| !it.is_empty())
         {
             match T::from_word(part) {
-                Some(it) if list.contains(&it) => self.findings.warning(
+                Some(kind) if list.contains(&kind) => self.findings.warning(
                     Code::Repeated,
                     assignment.value.text.span,
                     format!("`{}` names {} twice", show(&assignment.id.bytes), show(part)),
                     None,
                 ),
-                Some(it) => list.push(it),
+                Some(kind) => list.push(kind),
                 None => {
-                    let near =
-                        near(part, words.iter()).map_or(String::new(), |it| format!("did you mean {it}? "));
-                    self.problem(
+                    let near = nearest_word(part, words.iter())
+                        .map_or(String::new(), |it| format!("did you mean {it}? "));
+                    self.report(
                         Code::BadValue,
                         assignment.value.text.span,
                         format!("there is no {} \"{}\"", show(&assignment.id.bytes), show(part)),
@@ -59,13 +62,13 @@ impl Checker<'_> {
             }
         }
         if list.is_empty() {
-            self.bad_value(assignment, format!("allowed: {}", words.join(", ")));
+            self.report_bad_value(assignment, format!("allowed: {}", words.join(", ")));
             return None;
         }
         Some(list)
     }
 
-    pub(super) fn seconds(
+    pub(super) fn read_seconds(
         &mut self,
         assignment: Option<&Assignment>,
         least: Duration,
@@ -83,7 +86,7 @@ impl Checker<'_> {
         if seconds.is_none() {
             let (least, most) = (least.as_secs(), most.as_secs());
             let fraction = if least == 0 { "2 or 0.5".to_owned() } else { format!("{least} or {least}.5") };
-            self.bad_value(
+            self.report_bad_value(
                 assignment,
                 format!("allowed: seconds from {least} to {most}, such as {fraction}"),
             );
@@ -91,13 +94,13 @@ impl Checker<'_> {
         seconds
     }
 
-    pub(super) fn path(&mut self, assignment: &Assignment) -> Option<PathBuf> {
+    pub(super) fn read_path(&mut self, assignment: &Assignment) -> Option<PathBuf> {
         let bytes = &assignment.value.text.bytes;
         if bytes.is_empty() {
             return None;
         }
         if bytes.contains(&0) {
-            self.bad_value(assignment, "allowed: a path, which cannot hold a NUL byte".to_owned());
+            self.report_bad_value(assignment, "allowed: a path, which cannot hold a NUL byte".to_owned());
             return None;
         }
         let path = PathBuf::from(OsString::from_vec(bytes.clone()));
@@ -115,13 +118,13 @@ impl Checker<'_> {
         Some(path)
     }
 
-    pub(super) fn uri(&mut self, assignment: &Assignment) -> Option<String> {
+    pub(super) fn read_uri(&mut self, assignment: &Assignment) -> Option<String> {
         let text = self.trimmed(assignment)?;
         let uri = std::str::from_utf8(text)
             .ok()
             .filter(|it| !it.is_empty() && !it.contains(|c: char| c.is_whitespace() || c.is_control()));
         if uri.is_none() {
-            self.bad_value(assignment, format!("allowed: a libvirt URI, such as {DEFAULT_URI}"));
+            self.report_bad_value(assignment, format!("allowed: a libvirt URI, such as {DEFAULT_URI}"));
         }
         uri.map(str::to_owned)
     }
