@@ -415,7 +415,8 @@ impl Piece {
 
 /// Returns whether a character is invisible, or changes the order of the text around it.
 fn reorders(character: char) -> bool {
-    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    let is_mark = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}');
+    is_mark || matches!(character, '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Characters of a text with their offsets.
