@@ -283,7 +283,7 @@ extern "C" fn change(
     let (members, left, joined) =
         unsafe { (list(members, member_count), list(left, left_count), list(joined, joined_count)) };
     let with_reason =
-        |it: Vec<sys::CpgAddress>| it.iter().map(|it| (member(it), reason(it.reason))).collect();
+        |list: Vec<sys::CpgAddress>| list.iter().map(|it| (member(it), reason(it.reason))).collect();
     put(GroupEvent::Change {
         members: members.iter().map(member).collect(),
         left: with_reason(left),

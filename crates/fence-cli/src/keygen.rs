@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_can_be_loaded_and_is_nobody_elses() {
+    fn a_new_key_can_be_loaded_and_is_unique() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (dir.path().join("cluster/one"), dir.path().join("cluster/other"));
         let made = make(&one).unwrap();

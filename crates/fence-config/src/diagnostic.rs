@@ -279,7 +279,7 @@ fn line_at(source: &[u8], offset: usize) -> (&[u8], usize) {
 /// Returns the offset in a line at which a possible secret begins: behind the first word for one. Quotes do
 /// not help to find it, since they may be the mistake.
 fn hidden_from(line: &[u8]) -> usize {
-    let is_word = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     let mut end = 0;
     while let Some(start) = line[end..].iter().position(|it| is_word(*it)).map(|it| end + it) {
         end = line[start..].iter().position(|it| !is_word(*it)).map_or(line.len(), |it| start + it);

@@ -145,10 +145,11 @@ impl Tree {
     /// out.
     pub fn block_values(&self, path: &str) -> Vec<&[u8]> {
         let (blocks, last) = split(path);
-        let blocks = find(&self.items, &blocks).unwrap_or_default().iter().filter_map(|it| match &it.node {
-            Node::Block(block) if last.is(block) => block.value.as_ref(),
-            _ => None,
-        });
+        let blocks =
+            find(&self.items, &blocks).unwrap_or_default().iter().filter_map(|item| match &item.node {
+                Node::Block(block) if last.is(block) => block.value.as_ref(),
+                _ => None,
+            });
         blocks.map(|it| it.text.bytes.trim_ascii()).collect()
     }
 

@@ -24,7 +24,10 @@ fn found(source: impl AsRef<[u8]>) -> Vec<String> {
     loaded
         .diagnostics
         .iter()
-        .map(|it| format!("{}:{}: {}: {}: {}", it.line, it.column, it.severity, it.code, it.message))
+        .map(|found| {
+            let Diagnostic { line, column, severity, code, message, .. } = found;
+            format!("{line}:{column}: {severity}: {code}: {message}")
+        })
         .collect()
 }
 
@@ -228,7 +231,7 @@ fn booleans() {
 }
 
 #[test]
-fn bad_values_name_what_is_allowed() {
+fn messages_about_bad_values_name_the_allowed_ones() {
     for (key, value, allowed) in [
         ("port", "-1", "allowed: a number from 1 to 65535"),
         ("port", "0", "allowed: a number from 1 to 65535"),
@@ -295,7 +298,7 @@ error[bad-value]: bad value \"70000\" for `port`
 }
 
 #[test]
-fn what_the_file_holds_is_escaped() {
+fn text_of_the_file_is_escaped() {
     let source = b"fence_virtd { d\x1b[2J\xff\xc3\xa9 = \"x\"; \x07 = \"\"; }";
     let loaded = load(source);
     assert_eq!(
@@ -416,7 +419,7 @@ fn nothing_at_all_is_an_error() {
 }
 
 #[test]
-fn groups_that_allow_nobody() {
+fn groups_that_allow_no_source() {
     let source = "fence_virtd { } groups { }";
     assert!(only(source).starts_with("1:17: warning: empty-group: `groups` has no group"));
     assert_eq!(load(source.as_bytes()).config.unwrap().groups, Some(vec![]));
@@ -471,7 +474,7 @@ fn blocks_not_in_use_only_warn() {
 }
 
 #[test]
-fn what_proves_a_host_down_is_whole() {
+fn host_down_needs_its_command() {
     let cpg = |keys: &str| format!("fence_virtd {{ backend = \"cpg\"; }} backends {{ cpg {{ {keys} }} }}");
     let host_down = |keys: &str| match clean(&cpg(keys)).backends.as_slice() {
         [Backend::Cpg(backend)] => backend.host_down.clone(),
@@ -519,15 +522,16 @@ fn every_configuration_in_the_pages_is_good() {
         }
         let text = std::fs::read_to_string(&page).unwrap();
         let fenced = text.split("```").skip(1).step_by(2).map(str::to_owned);
-        // The page describes the syntax of the C programs as a sketch of its grammar.
+        // The page about the C programs shows a sketch of their grammar, which is no file.
         let sketch = page.ends_with("reference.md");
-        let devices =
-            indented(&text).into_iter().filter(|_| !sketch).map(|it| match it.starts_with("device = ") {
+        let devices = indented(&text).into_iter().filter(|_| !sketch).map(|block| {
+            match block.starts_with("device = ") {
                 true => {
-                    format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{it}\n}} }}\n")
+                    format!("fence_virtd {{ backend = \"agent\"; }}\nbackends {{ agent {{\n{block}\n}} }}\n")
                 }
-                false => it,
-            });
+                false => block,
+            }
+        });
         for block in fenced.chain(devices).filter(|it| it.trim_start().starts_with("fence_virtd {")) {
             let loaded = load(block.as_bytes());
             let said: Vec<_> =
@@ -611,7 +615,7 @@ fn devices() {
 }
 
 #[test]
-fn what_an_agent_is_told_is_not_shown() {
+fn values_of_agent_options_are_not_shown() {
     let all =
         agents("device = \"d\" { agent = \"a\"; plugs = \"p\"; options { password = \"open sesame\"; } }");
     let shown = format!("{all:?} {}", serde_json::to_string(&all).unwrap());
@@ -633,7 +637,7 @@ fn what_an_agent_is_told_is_not_shown() {
 
 /// Errors and warnings go to the log, and must show no password there, whatever is wrong with its line.
 #[test]
-fn what_is_wrong_with_a_secret_is_told_without_it() {
+fn a_mistake_in_a_secret_is_reported_without_it() {
     let file = |line: &str| {
         format!(
             "fence_virtd {{ listener = \"multicast\"; backend = \"agent\"; }}\nbackends {{ agent {{ device \

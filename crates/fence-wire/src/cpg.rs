@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_asks_can_always_be_answered() {
+    fn a_reply_to_every_request_can_be_encoded() {
         let mut bytes = CpgMessage::Request { sequence: 1, request: request("") }.encode().unwrap();
         bytes[16..143].fill(0xff);
         bytes[144..148].copy_from_slice(&(-1_i32).to_le_bytes());

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_acts_on_is_escaped() {
+    fn characters_with_an_effect_on_a_terminal_are_escaped() {
         let show = |b: &[u8]| escaped(b).to_string();
         assert_eq!(show(b"vm-1 \xc3\xa4"), "vm-1 \u{e4}");
         assert_eq!(show(b"\x1b[2J\n\r\x7f\\"), "\\x1b[2J\\x0a\\x0d\\x7f\\\\");

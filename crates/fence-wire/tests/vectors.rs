@@ -178,7 +178,7 @@ fn entries(response: &[u8]) -> Option<Vec<HostListEntry>> {
         let entries =
             rest.chunks_exact(HOST_LIST_ENTRY_LEN).map(|it| HostListEntry::decode(it.try_into().unwrap()));
         entries
-            .map_while(|it| match it {
+            .map_while(|item| match item {
                 HostListItem::Domain(entry) => Some(entry),
                 HostListItem::End => None,
             })

@@ -182,7 +182,7 @@ fn everything_may_be_dropped_in_a_callback() {
 }
 
 #[test]
-fn a_connection_lives_as_long_as_what_came_from_it() {
+fn a_connection_lives_as_long_as_its_domains_and_subscriptions() {
     let node = Node::of(&[("alpha", 1)]);
     let connection = node.open();
     let freed = freed_on_close(&connection);
@@ -283,7 +283,7 @@ fn an_unreachable_hypervisor_is_a_connection_error() {
 }
 
 #[test]
-fn errors_say_what_and_why_in_one_line() {
+fn errors_name_call_and_reason_on_one_line() {
     let connection = Node::of(&[]).open();
     let error = connection.define_xml("<domain type='test'><name>x\n</name></domain>").unwrap_err();
     let text = error.to_string();

@@ -168,7 +168,8 @@ impl Checker<'_> {
             plugs.listed = true;
             return;
         }
-        let parts = text.split(|it: char| it == ',' || it == ';' || it.is_ascii_whitespace());
+        let is_gap = |c: char| c == ',' || c == ';' || c.is_ascii_whitespace();
+        let parts = text.split(is_gap);
         let mut any = false;
         for part in parts.filter(|it| !it.is_empty()) {
             let (domain, plug) = part.split_once(':').unwrap_or((part, part));
@@ -324,7 +325,7 @@ impl Checker<'_> {
 /// Returns the name of an agent's option, if the id can be one.
 fn ascii_name(id: &[u8]) -> Option<&str> {
     let name = std::str::from_utf8(id).ok()?;
-    let fits = |it: u8| it.is_ascii_alphanumeric() || it == b'_' || it == b'-';
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (!name.is_empty() && name.bytes().all(fits)).then_some(name)
 }
 

@@ -48,7 +48,7 @@ impl Checker<'_> {
         let text = self.trimmed(assignment)?;
         let name = std::str::from_utf8(text)
             .ok()
-            .filter(|it| it.bytes().all(|it| it.is_ascii_graphic()) && it.len() <= MAX_GROUP_NAME);
+            .filter(|name| name.bytes().all(|it| it.is_ascii_graphic()) && name.len() <= MAX_GROUP_NAME);
         if name.is_none() {
             let allowed =
                 format!("allowed: the name of a group, at most {MAX_GROUP_NAME} characters without blanks");

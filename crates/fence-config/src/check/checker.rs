@@ -92,8 +92,8 @@ impl Checker<'_> {
     fn report_unknown(&mut self, what: &str, id: &SourceText, known: &KnownBlock) {
         let elsewhere = KNOWN
             .iter()
-            .filter(|it| if what == "key" { it.has_key(id) } else { it.has_block(id) })
-            .map(|it| if it.path.is_empty() { "the top level" } else { it.path })
+            .filter(|block| if what == "key" { block.has_key(id) } else { block.has_block(id) })
+            .map(|block| if block.path.is_empty() { "the top level" } else { block.path })
             .collect::<Vec<_>>();
         let help = match elsewhere.as_slice() {
             [] => nearest_word(&id.bytes, known.keys.iter().chain(known.blocks))

@@ -82,7 +82,7 @@ impl Checker<'_> {
     fn read_metrics(&mut self, assignment: &Assignment) -> Option<MetricsAddress> {
         let text = self.trimmed(assignment)?;
         // The kernel allows no longer path.
-        let is_path = |it: &&[u8]| it.starts_with(b"/") && it.len() < 108 && !it.contains(&0);
+        let is_path = |path: &&[u8]| path.starts_with(b"/") && path.len() < 108 && !path.contains(&0);
         let address = match text.strip_prefix(b"unix:") {
             Some(path) => Some(path)
                 .filter(is_path)
