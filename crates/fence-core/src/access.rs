@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Who may fence what: the `groups` of the configuration.
+//! Access rules: the `groups` of the configuration.
 //!
-//! Pure: values in, a decision out. A source may fence a domain when one group holds both and the key that it has
-//! shown opens that group. Without a `groups` block everybody who holds the key may fence everything.
+//! Owns the decision whether a source may fence a domain. One group must hold both, and the key that the
+//! source has proved must open that group. Without a `groups` block everybody who has the key may fence
+//! everything. Runs on the caller's task; must never do I/O.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -10,55 +11,62 @@ use std::net::IpAddr;
 
 use fence_config::Group;
 
-/// The rules, read once.
+/// Access rules, read once.
 #[derive(Debug)]
 pub struct AccessRules {
     groups: Option<Vec<GroupRule>>,
 }
 
-/// What is known of who asks. Every part is proved or absent, never guessed.
+/// Proved facts of a source. Every part is proved or absent, never guessed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// The address that the request came from, or that the call-back reached.
+    /// Address that the request came from, or that the call-back reached.
     pub ip: Option<IpAddr>,
-    /// The context id on vsock.
+    /// Context id on vsock.
     pub cid: Option<u32>,
-    /// The UUID of the domain that it is, canonical text.
+    /// UUID of the source's domain, canonical text.
     pub domain: Option<String>,
-    /// That domain's name.
+    /// Name of the source's domain.
     pub name: Option<String>,
 }
 
-/// What a request is about, as far as it was found.
+/// Object of a request, as far as it was found.
 #[derive(Clone, Copy, Debug)]
 pub enum AccessSubject<'a> {
-    /// A domain that was found.
-    Domain { uuid: &'a str, name: &'a str },
-    /// The text of a target that no domain was found for.
+    /// Domain that was located.
+    Domain {
+        /// UUID of the domain.
+        uuid: &'a str,
+        /// Name of the domain.
+        name: &'a str,
+    },
+    /// Target for which no domain was located.
     Text(&'a str),
 }
 
-/// May it?
+/// Decision about one request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AccessDecision {
-    /// No `groups`: whoever holds the key.
+    /// Allowed without groups, by the listener's key.
     AllowedByKey,
-    /// By this group.
+    /// Allowed by this group.
     AllowedBy(String),
-    /// By no group; the rule says what is missing.
+    /// Denied by all groups; the rule says what is missing.
     Denied(Denial),
 }
 
-/// Which rule denied.
+/// Rule that denied a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Denial {
     /// The source is in no group that its key opens.
     UnknownSource,
     /// The source is in groups, and none of them holds the domain.
     NotInItsGroups,
-    /// This group holds the domain and perhaps the source, and has keys of its own; none of these was shown.
+    /// This group holds the domain, perhaps the source too, and has keys of its own. The source has proved
+    /// none of them.
     NotItsKey(String),
-    /// The same, of a group without keys of its own: a listener's key was wanted, another group's was shown.
+    /// This group holds the domain and has no key of its own, so the listener's key opens it. The source has
+    /// proved another group's key.
     NotTheListenersKey(String),
 }
 
@@ -76,7 +84,8 @@ impl fmt::Display for Denial {
             Self::NotTheListenersKey(group) => {
                 write!(
                     f,
-                    "the domain is in {group}, which asks for the listener's key, and the source has shown another"
+                    "the domain is in {group}, which asks for the listener's key, \
+                     and the source has shown another"
                 )
             }
         }
@@ -87,18 +96,18 @@ impl fmt::Display for Denial {
 struct GroupRule {
     name: String,
     title: String,
-    /// It has keys of its own, without which nobody may use it.
+    /// The group has keys of its own, without which nobody may use it.
     own_key: bool,
     ips: Vec<IpAddr>,
     cids: Vec<u32>,
-    /// Names and UUIDs as written.
+    /// Names and UUIDs of the domains, as written.
     members: HashSet<String>,
-    /// Those of them that are UUIDs. A list asks for each domain of the host: with a walk through the members a group
-    /// of a thousand would keep a worker from everybody else's requests for a second.
+    /// UUIDs among the members. A list asks for each domain of the host. With a walk through the members a
+    /// group of a thousand would keep a worker from other requests for a second.
     uuids: HashSet<u128>,
 }
 
-/// What a group is called in messages, by its place in the configuration.
+/// Returns the title of a group in messages, from its position in the configuration.
 pub fn group_title(place: usize, group: &Group) -> String {
     match &group.name {
         Some(name) => format!("group {name}"),
@@ -107,6 +116,7 @@ pub fn group_title(place: usize, group: &Group) -> String {
 }
 
 impl AccessRules {
+    /// Reads the groups of the configuration.
     pub fn new(groups: Option<&[Group]>) -> Self {
         let rule = |(place, group): (usize, &Group)| GroupRule {
             name: group.name.clone().unwrap_or_else(|| format!("group {}", place + 1)),
@@ -120,7 +130,8 @@ impl AccessRules {
         Self { groups: groups.map(|all| all.iter().enumerate().map(rule).collect()) }
     }
 
-    /// `key` is what the source has shown; none where it has shown no key (serial lines, packets without a hash).
+    /// Decides whether the source may fence the subject. `key` is the key that the source has proved; none
+    /// where it has proved no key (serial lines, packets without a hash).
     pub fn decide(
         &self,
         source: &Identity,
@@ -133,7 +144,7 @@ impl AccessRules {
         if let Some((_, group)) = of_source().find(|(_, it)| it.has_subject(subject)) {
             return AccessDecision::AllowedBy(group.name.clone());
         }
-        // Nothing is allowed from here on: what follows only finds the rule to name.
+        // Nothing is allowed from here on: the rest only finds the rule to name.
         let closed = |(place, it): &(usize, &GroupRule)| !it.opens(*place, key) && it.has_subject(subject);
         AccessDecision::Denied(match groups.iter().enumerate().find(closed) {
             Some((_, group)) if group.own_key => Denial::NotItsKey(group.title.clone()),
@@ -143,15 +154,15 @@ impl AccessRules {
         })
     }
 
-    /// Whether a host list for this source shows the domain.
+    /// Returns true where a list for this source shows the domain.
     pub fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: &str, name: &str) -> bool {
         !matches!(self.decide(source, key, AccessSubject::Domain { uuid, name }), AccessDecision::Denied(_))
     }
 }
 
 impl GroupRule {
-    /// Whether what was shown is a key of this group, which stands at `place`. A group's key opens that group alone;
-    /// without any key the group is as open as the listener.
+    /// Returns true where the proved key opens this group, which stands at `place`. A group's key opens that
+    /// group alone; without any key the group is as open as the listener.
     fn opens(&self, place: usize, key: Option<&KeyProof>) -> bool {
         match (self.own_key, key) {
             (true, Some(key)) => key.groups.contains(&place),
@@ -161,7 +172,7 @@ impl GroupRule {
         }
     }
 
-    /// Whether the group holds the source. Asked only where the key fits.
+    /// Returns true where the group holds the source. Called only where the key fits.
     fn has_source(&self, source: &Identity) -> bool {
         let ip = source.ip.map(|it| it.to_canonical());
         if ip.is_some_and(|it| self.ips.iter().any(|mine| mine.to_canonical() == it))
@@ -170,12 +181,13 @@ impl GroupRule {
             return true;
         }
         let by_address = !(self.ips.is_empty() && self.cids.is_empty());
-        // Its key is its name.
+        // The key alone names the sources of such a group.
         if self.own_key && !by_address {
             return true;
         }
-        // A group that names its sources by address means these and no others: its domains are only targets for who
-        // comes by a network. So old files mean what they meant. On a serial line there is no other name.
+        // A group that lists addresses means these sources and no others; its domains are only targets for
+        // sources that come by a network. So old files keep their meaning. On a serial line there is no other
+        // name.
         let by_network = source.ip.is_some() || source.cid.is_some();
         if by_network && by_address {
             return false;
@@ -196,7 +208,7 @@ impl GroupRule {
     }
 }
 
-/// UUIDs are written in either case, with dashes or without.
+/// Parses a UUID, in either case, with dashes or without.
 fn parse_uuid(text: &str) -> Option<u128> {
     let mut digits = 0;
     let value = text.chars().filter(|it| *it != '-').try_fold(0_u128, |value, it| {
@@ -207,14 +219,14 @@ fn parse_uuid(text: &str) -> Option<u128> {
     (digits == 32).then_some(value)
 }
 
-/// What a peer has shown when it used one of the keys.
+/// Proof that a peer has one of the keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyProof {
-    /// The key's fingerprint, for people.
+    /// Fingerprint of the key, for people.
     pub fingerprint: String,
-    /// It is a key of the listener: it opens every group that has none of its own.
+    /// The key is one of the listener's: it opens every group that has none of its own.
     pub listener: bool,
-    /// It is a key of these groups, by their places in the configuration.
+    /// Groups that have this key, by their positions in the configuration.
     pub groups: BTreeSet<usize>,
 }
 
@@ -224,7 +236,8 @@ mod tests {
 
     const A: &str = "11111111-1111-1111-1111-111111111111";
     const B: &str = "22222222-2222-2222-2222-222222222222";
-    /// Without keys of groups it makes no difference whether the listener's was shown: old files know one key.
+    /// Without keys of groups it makes no difference whether the listener's was shown: old files know one
+    /// key.
     const OWN: Option<&KeyProof> = None;
 
     fn access(groups: &str) -> AccessRules {
@@ -262,7 +275,8 @@ mod tests {
     #[test]
     fn both_must_be_in_one_group() {
         let rules = access(
-            "group { name = \"red\"; ip = \"10.0.0.1\"; uuid = \"a\"; } group { ip = \"10.0.0.2\"; uuid = \"b\"; }",
+            "group { name = \"red\"; ip = \"10.0.0.1\"; uuid = \"a\"; } \
+             group { ip = \"10.0.0.2\"; uuid = \"b\"; }",
         );
         let one = from_ip("10.0.0.1");
         assert_eq!(
@@ -450,15 +464,17 @@ mod tests {
         }
 
         proptest! {
-            /// Whoever is allowed is so by a group that holds the domain, whose key was shown, and, where it names
-            /// addresses, one of which is the source's.
+            /// Whoever is allowed is so by a group that holds the domain, whose key was shown, and, where it
+            /// names addresses, one of which is the source's.
             #[test]
             fn nothing_is_allowed_without_its_reasons(
                 blocks in blocks(), target in 0_usize..4, ip in 0_u8..3, source in 0_usize..4,
                 shown in prop::option::of((any::<bool>(), prop::collection::btree_set(0_usize..5, 0..3))),
             ) {
                 let rules = rules(&blocks);
-                let key = shown.map(|(listener, groups)| KeyProof { fingerprint: String::new(), listener, groups });
+                let proof =
+                    |(listener, groups)| KeyProof { fingerprint: String::new(), listener, groups };
+                let key = shown.map(proof);
                 let who = Identity { name: Some(NAMES[source].into()), ..from_ip(&format!("10.0.0.{ip}")) };
                 let decision = rules.decide(&who, key.as_ref(), about(NAMES[target]));
                 let fits = |(place, (names, ips, own)): (usize, &(u8, u8, bool))| {
@@ -467,10 +483,12 @@ mod tests {
                         (Some(key), false) => key.listener,
                         (None, own) => !own,
                     };
-                    let here = if *ips == 0 { *own || names >> source & 1 == 1 } else { ip < 2 && ips >> ip & 1 == 1 };
+                    let by_address = ip < 2 && ips >> ip & 1 == 1;
+                    let here = if *ips == 0 { *own || names >> source & 1 == 1 } else { by_address };
                     opened && here && names >> target & 1 == 1
                 };
-                let expected = blocks.iter().enumerate().find(|it| fits(*it)).map(|(place, _)| place.to_string());
+                let expected = blocks.iter().enumerate().find(|it| fits(*it));
+                let expected = expected.map(|(place, _)| place.to_string());
                 match decision {
                     AccessDecision::AllowedBy(group) => prop_assert_eq!(Some(group), expected),
                     AccessDecision::Denied(_) => prop_assert_eq!(None, expected),
@@ -485,7 +503,8 @@ mod tests {
             ) {
                 let (rules, key) = (rules(&blocks), key(false, &[place]));
                 let who = from_ip(&format!("10.0.0.{ip}"));
-                if let AccessDecision::AllowedBy(group) = rules.decide(&who, Some(&key), about(NAMES[target])) {
+                let decision = rules.decide(&who, Some(&key), about(NAMES[target]));
+                if let AccessDecision::AllowedBy(group) = decision {
                     prop_assert_eq!(group, place.to_string());
                     prop_assert!(blocks[place].2);
                 }

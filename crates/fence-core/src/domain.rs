@@ -1,47 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Domains as every layer names them: references, places, power states, listings, and the reasons why work on them fails.
+//! Domains as every layer names them: references, homes, power states, listings, and the reasons why actions
+//! on them fail.
 //!
-//! Owns values only. It must never do I/O.
+//! Owns values only, which any task may hold. Must never do I/O.
 
-/// One domain, found.
+/// Reference to a domain that was located.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DomainRef {
-    /// Its name.
+    /// Name of the domain.
     pub name: String,
-    /// Its UUID, canonical lower-case text.
+    /// UUID of the domain, canonical lower-case text.
     pub uuid: String,
-    /// Where it was when it was found.
+    /// Place of the domain when it was located.
     pub home: DomainHome,
 }
 
-/// Where a domain is.
+/// Place from which a domain can be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DomainHome {
-    /// At this one of the backend's hypervisors, counted from 0.
+    /// One of the backend's hypervisors, counted from 0.
     Here(usize),
-    /// At another host; at which one is asked when something is to be done.
+    /// Another host of the cluster. The host itself is resolved when an action begins.
     Elsewhere,
-    /// Wherever the agent backend's devices are.
+    /// Any of the agent backend's devices.
     Agent,
 }
 
-/// What became of a look for a domain.
+/// Result of locating a domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LocatedDomain {
-    /// It is here: on, or seen to go off here a short while ago.
+    /// The domain is here: on, or seen to power off here a short while ago.
     Here(DomainRef),
-    /// It is defined here and off, and nothing says that it was on here lately: it may be a definition that stayed
-    /// behind when the domain went to another host.
+    /// The domain is defined here and off, and nothing says that it was on here lately. The definition may
+    /// have stayed behind when the domain went to another host.
     DefinedOff(DomainRef),
-    /// It was here a short while ago, was seen to go off here, and left no definition (a transient domain).
+    /// The domain was here a short while ago, was seen to power off here, and left no definition (a transient
+    /// domain).
     PoweredOffTransient(DomainRef),
-    /// Another host has it, and this one can pass requests on to it.
+    /// Another host has the domain, and this host can pass requests on to that host.
     Elsewhere(DomainRef),
-    /// It was last on at a host that was lost. What is known of that host decides when something is to be done.
+    /// The domain was last on at a host that was lost. Evidence about that host decides when an action
+    /// begins.
     OnLostHost(DomainRef),
 }
 
 impl LocatedDomain {
+    /// Returns the reference, wherever the domain is.
     pub fn domain(&self) -> &DomainRef {
         match self {
             Self::Here(domain)
@@ -53,43 +57,50 @@ impl LocatedDomain {
     }
 }
 
-/// Why no domain was found.
+/// Reason why no domain was located.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LocateError {
-    /// Every hypervisor was asked and none has it.
+    /// All hypervisors were asked and none has the domain.
     #[error("no such domain on this host")]
     NotFound,
-    /// More than one domain is meant.
+    /// The target matches more than one domain.
     #[error("ambiguous: {0}")]
     Ambiguous(String),
-    /// A hypervisor could not be asked, and the others don't have it.
+    /// At least one hypervisor could not be asked, and the others do not have the domain.
     #[error("can't tell: {0}")]
     Unavailable(String),
 }
 
-/// Whether a domain is on. Everything that is not off is on: a paused domain still holds its disks.
+/// Power state of a domain. Everything that is not off is on: a paused domain still holds its disks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PowerState {
+    /// The domain runs or is paused.
     On,
+    /// The domain is powered off.
     Off,
 }
 
-/// A domain in a list.
+/// Domain in a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedDomain {
+    /// Name of the domain.
     pub name: String,
+    /// UUID of the domain, canonical lower-case text.
     pub uuid: String,
+    /// Power state of the domain.
     pub power: PowerState,
 }
 
-/// Domains, and a line for each hypervisor that could not be asked.
+/// Listing of domains, with a line for each hypervisor or device that could not be asked.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct DomainListing {
+    /// Domains of all parts that answered.
     pub domains: Vec<ListedDomain>,
+    /// Reasons why parts did not answer, in words.
     pub missing: Vec<String>,
 }
 
-/// Why an action failed. None of these is "done".
+/// Reason why an action failed. None of these means "done".
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ActionError {
     /// The hypervisor can't be reached.
@@ -98,21 +109,21 @@ pub enum ActionError {
     /// The hypervisor refused or failed.
     #[error("{0}")]
     Refused(String),
-    /// A look after the action showed that it had no effect in time.
+    /// A status check after the action showed that it had no effect in time.
     #[error("still {state} when the time was up{}", because(.reason))]
     NoEffect {
-        /// What the last look showed.
+        /// State at the last status check.
         state: String,
-        /// What the hypervisor said of the action.
+        /// Reason that the hypervisor gave for the action.
         reason: Option<String>,
     },
-    /// The lease ended before anything was done.
+    /// The lease ended before the action began.
     #[error("not done: {0}")]
     Lapsed(&'static str),
-    /// The hypervisor was told to act and could not be asked what came of it.
+    /// The action was begun, and its result could not be read.
     #[error("begun, and its end is not known: {0}")]
     Unknown(String),
-    /// The domain went away between the look-up and the action, and not by being powered off here.
+    /// The domain went away between locating and acting, and not because it was powered off here.
     #[error("the domain went away")]
     Gone,
 }
@@ -121,7 +132,7 @@ fn because(reason: &Option<String>) -> String {
     reason.as_ref().map(|it| format!(" ({it})")).unwrap_or_default()
 }
 
-/// Sorted by name; a domain that is in several lists is listed once, and on when it is on anywhere.
+/// Sorts domains by name and removes duplicates. A domain that is on in any list stays as on.
 pub fn merge(domains: &mut Vec<ListedDomain>) {
     domains.sort_by(|a, b| {
         (&a.name, &a.uuid, a.power == PowerState::Off).cmp(&(&b.name, &b.uuid, b.power == PowerState::Off))

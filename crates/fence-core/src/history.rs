@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What was asked lately, so that nothing runs twice.
+//! Requests seen lately, so that no request runs twice.
 //!
-//! Pure: time is a parameter. Requests are known by (key, action, sequence number, target), because a client sends
-//! each several times and by several interfaces. Packets that are equal to the byte are another matter:
-//! [`crate::replay`].
+//! Owns the memory of multicast requests. A client sends each request several times and by several
+//! interfaces, so requests are known by key, action, sequence number and target. Packets that are equal to
+//! the byte are another matter: the daemon's memory of packets. Runs on the caller's task; time is a
+//! parameter. Must never read a clock.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -11,20 +12,22 @@ use std::time::{Duration, Instant};
 
 use fence_wire::{Action, Request};
 
-/// How long after its first packet a request stands for its repetitions. The reference uses the same time.
+/// Time after its first packet for which a request stands for its repetitions. The C daemon uses the same
+/// time.
 pub const REPEAT_WINDOW: Duration = Duration::from_secs(10);
-/// Requests that are remembered at once; a client makes one every few milliseconds at most.
+/// Requests that are remembered at once. A client makes one every few milliseconds at most.
 pub const MAX_REQUESTS: usize = 65_536;
 
-/// See the module's head.
+/// Memory of requests, with a value for each.
 #[derive(Debug)]
 pub struct History<T> {
     requests: HashMap<RequestKey, (Instant, T)>,
     arrivals: VecDeque<(Instant, RequestKey)>,
 }
 
-/// What makes two packets the same request: names compare without case, as the reference does. The secret that made
-/// the hash belongs to it: who guesses the number of another cluster's request must not be able to come before it.
+/// Properties that make two packets the same request. Names compare without case, as in the C daemon. The
+/// secret that made the hash belongs to them: a source that guesses the number of another cluster's request
+/// must not be able to take its place.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct RequestKey {
     secret: Option<usize>,
@@ -33,10 +36,10 @@ pub struct RequestKey {
     target: String,
 }
 
-/// What a packet is.
+/// Result of looking a packet up in the history.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Repetition<'a, T> {
-    /// A request that was not seen before. It is remembered with this value.
+    /// First packet of a request, which is remembered with this value.
     New(RequestKey, &'a T),
     /// Another packet of a request that was seen less than [`REPEAT_WINDOW`] ago, with its value.
     Repeated(&'a T),
@@ -54,8 +57,8 @@ impl<T> History<T> {
         Self { requests: HashMap::new(), arrivals: VecDeque::new() }
     }
 
-    /// Takes note of a request whose packet's hash fits and is no replay. `secret` is the place of the key that made
-    /// the hash.
+    /// Records a request whose packet's hash fits and is no replay. `secret` is the position of the key that
+    /// made the hash.
     pub fn saw(
         &mut self,
         now: Instant,
@@ -79,7 +82,7 @@ impl<T> History<T> {
         }
     }
 
-    /// The client was never reached: its next transmission counts as new.
+    /// Forgets a request whose client was never reached: its next packet counts as new.
     pub fn forget(&mut self, key: &RequestKey) {
         self.requests.remove(key);
     }
@@ -90,7 +93,7 @@ impl<T> History<T> {
             if !old && self.arrivals.len() < MAX_REQUESTS {
                 break;
             }
-            // A request that was forgotten and asked again has a later time of its own.
+            // A request that was forgotten and sent again has a later time of its own.
             if self.requests.get(key).is_some_and(|(since, _)| since == at) {
                 self.requests.remove(key);
             }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The decision rules of fence_virtd, without I/O.
 //!
-//! Owns the rules that must never break: access, the order of requests, evidence, and arbitration among hosts. Values go
-//! in, decisions come out; time is a parameter. It must never read a clock, open a socket, log, wait, or call a library
-//! that does.
+//! Owns the rules that must never break: access, the order of requests, evidence, and arbitration among
+//! hosts. Values go in, decisions come out; time is a parameter. Runs on the caller's task. Must never read a
+//! clock, open a socket, log, wait, or call a library that does.
 #![forbid(unsafe_code)]
-#![allow(missing_docs)]
 
 pub mod access;
 pub mod agent;
 pub mod arbiter;
+#[allow(missing_docs)]
 pub mod cluster;
 pub mod domain;
 pub mod history;

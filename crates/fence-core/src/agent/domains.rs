@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Which domains there are, by the configuration and by the devices' lists, and which plug at which device means each. Pure.
+//! Domains of the agent backend, from the configuration and the devices' lists, with the plug of each at each
+//! device.
 //!
-//! What the configuration calls by one name is one domain, whatever its plugs are called. What devices list is one domain
-//! where plug and alias are the same, or the plug is the same UUID. A name that two domains have means neither.
+//! Owns the rule which plugs mean one machine. A name in the configuration is one domain, whatever its plugs
+//! are called. Listed plugs are one domain where plug and alias are equal, or the plug is the same UUID. A
+//! name that two domains have means neither. Runs on the caller's task; must never run an agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,27 +15,30 @@ use sha1::{Digest as _, Sha1};
 
 use super::listing::{PlugEntry, PlugList};
 
-/// Made UUIDs are made from names within this name space, on every host.
+/// Name space of the UUIDs that are made from names, equal on every host.
 const NAME_SPACE: [u8; 16] =
     [0x9c, 0x1f, 0x5e, 0x0b, 0x5d, 0x3a, 0x4b, 0x5c, 0x8f, 0x21, 0x6e, 0x0d, 0xd4, 0x7a, 0x30, 0x12];
-/// A cut may fall up to three bytes earlier, between two characters.
+/// Length of the shortest name that may have been cut: a cut may fall up to three bytes earlier, between two
+/// characters.
 const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
 
-/// A domain.
+/// Domain behind at least one device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AgentDomain {
+    /// Name of the domain.
     pub name: String,
-    /// Canonical.
+    /// UUID of the domain, canonical text.
     pub uuid: String,
-    /// By what else it can be asked for.
+    /// Other names by which a target may mean the domain.
     other_names: BTreeSet<String>,
-    /// The devices that serve it, in their order, and its plug at each.
+    /// Devices that serve the domain, in their order, with its plug at each.
     pub ways: Vec<(usize, String)>,
-    /// The configuration names it.
+    /// True for a domain that the configuration names.
     is_named: bool,
 }
 
 impl AgentDomain {
+    /// Returns the domain's plug at a device.
     pub fn plug_at(&self, device: usize) -> Option<&str> {
         self.ways.iter().find(|it| it.0 == device).map(|it| it.1.as_str())
     }
@@ -43,7 +48,7 @@ impl AgentDomain {
     }
 }
 
-/// All domains. `lists`: the list of each device that has one, none where it is not known.
+/// Returns all domains. `lists` holds the list of each device that has one, none where the list is not known.
 pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<AgentDomain> {
     let mut domains = named(devices);
     let mut listed: BTreeMap<(String, String), AgentDomain> = BTreeMap::new();
@@ -55,7 +60,7 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
                 continue;
             }
             let alias = entry.alias.clone().unwrap_or_default();
-            // A UUID is the same machine whatever it is called at the moment.
+            // A UUID means the same machine, whatever its alias is at the moment.
             let second = if uuid_in(&entry.plug).is_some() { String::new() } else { alias.clone() };
             let domain = listed.entry((entry.plug.clone(), second)).or_insert_with(|| AgentDomain {
                 name: if alias.is_empty() { entry.plug.clone() } else { alias },
@@ -73,7 +78,8 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
     domains
 }
 
-/// The domains that a target means: by UUID, then by name. More than one where it is ambiguous.
+/// Returns the domains that a target means: by UUID, then by name. More than one where the target is
+/// ambiguous.
 pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
     let text = target.as_str();
     if let Some(uuid) = uuid_in(text) {
@@ -92,7 +98,7 @@ pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDo
     domains.iter().filter(|it| target.is_cut_from(&it.name)).collect()
 }
 
-/// Canonical, if the text reads as one.
+/// Returns the canonical form of a text that reads as a UUID.
 pub fn uuid_in(text: &str) -> Option<String> {
     let text = text.trim();
     let dashes = [8, 13, 18, 23];
@@ -108,7 +114,7 @@ pub fn uuid_in(text: &str) -> Option<String> {
     Some(canonical(&digits.to_ascii_lowercase()))
 }
 
-/// The same on every host: a UUID of version 5.
+/// Returns the UUID of version 5 for a name, equal on every host.
 fn uuid_for(name: &str) -> String {
     let hash = Sha1::new().chain_update(NAME_SPACE).chain_update(name).finalize();
     let mut bytes: Vec<u8> = hash[..16].to_vec();
@@ -121,7 +127,7 @@ fn canonical(digits: &str) -> String {
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
-/// Those of the configuration.
+/// Returns the domains that the configuration names.
 fn named(devices: &[AgentDevice]) -> Vec<AgentDomain> {
     let mut domains: Vec<AgentDomain> = Vec::new();
     for (place, device) in devices.iter().enumerate() {
@@ -153,7 +159,7 @@ fn named(devices: &[AgentDevice]) -> Vec<AgentDomain> {
     domains
 }
 
-/// Whether what a device lists is this one of the configuration.
+/// Returns true where a listed plug is this domain of the configuration.
 fn is_it(domain: &AgentDomain, device: usize, entry: &PlugEntry) -> bool {
     if let Some(plug) = domain.plug_at(device) {
         return plug == entry.plug;
@@ -172,7 +178,7 @@ fn add(domain: &mut AgentDomain, device: usize, entry: &PlugEntry) {
     domain.other_names.extend([Some(&entry.plug), entry.alias.as_ref()].into_iter().flatten().cloned());
 }
 
-/// Each listed one gets a name and a UUID that no other has, as far as there are any.
+/// Gives each listed domain a name and a UUID that no other has, as far as there are any.
 fn settle_names(domains: &mut [AgentDomain]) {
     let mut count: BTreeMap<String, usize> = BTreeMap::new();
     for it in &*domains {

@@ -1,46 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What an agent's `list` and `list-status` say: plugs, what they are called, and whether they are on.
+//! Parser for the output of an agent's `list` and `list-status`: plugs, aliases and power states.
 //!
-//! A line is `PLUG`, `PLUG,ALIAS` or `PLUG,ALIAS,STATE`, and both plugs and aliases may have commas in them. Agents that can
-//! be told a separator are told [`SEPARATOR`], which is in no name; with it, what else they print is known to be noise.
+//! Owns the form of a line: `PLUG`, `PLUG,ALIAS` or `PLUG,ALIAS,STATE`, where plugs and aliases may hold
+//! commas. Agents that have an option for the separator get [`SEPARATOR`], which is in no name; then every
+//! other line is known to be noise. Runs on the caller's task; must never run an agent.
 
 use crate::domain::PowerState;
 
-/// A character that is in no name and that nobody takes for a blank.
+/// Character that is in no name and is no blank.
 pub const SEPARATOR: char = '\u{1}';
-/// Plugs that are taken from one list.
+/// Plugs that are accepted from one list.
 const MAX_PLUGS: usize = 10_000;
-/// What the agents' library prints where it has no list.
+/// Texts that the agents' library prints where it has no list.
 const NO_LIST: [&str; 2] = ["N/A", "NOTICE: List option is not working on this device yet"];
 
-/// The plugs of a device.
+/// Plugs that a device lists.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PlugList {
+    /// Plugs that could be read.
     pub entries: Vec<PlugEntry>,
-    /// Lines that were passed over: this may not be all.
+    /// Number of lines that could not be read: the list may be incomplete.
     pub noise: usize,
 }
 
-/// A plug.
+/// Listed plug.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PlugEntry {
+    /// Name of the plug at the device.
     pub plug: String,
-    /// What it is called, where that is something else.
+    /// Alias of the plug, where that differs from the plug.
     pub alias: Option<String>,
-    /// As the list says; nothing where it does not.
+    /// Power state in the list; none where the list has none.
     pub power: Option<PowerState>,
 }
 
-/// Why a list can't be used.
+/// Reason why a list can't be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ListError {
+    /// The agent has no action `list`.
     #[error("its agent has no list")]
     None,
+    /// The list has too many lines or bytes.
     #[error("its list is longer than {MAX_PLUGS} plugs or a megabyte")]
     TooLong,
 }
 
-/// Reads a list. `separator`: what stands between the fields where they are not told apart by [`SEPARATOR`].
+/// Reads a list. `separator` stands between the fields where they are not separated by [`SEPARATOR`].
 pub fn parse(output: &[u8], separator: &str, with_state: bool) -> Result<PlugList, ListError> {
     let lines: Vec<&[u8]> =
         output.split(|it| *it == b'\n').map(<[u8]>::trim_ascii).filter(|it| !it.is_empty()).collect();
@@ -93,7 +98,7 @@ fn entry(line: &str, separator: &str, with_state: bool) -> Option<PlugEntry> {
 }
 
 impl PlugList {
-    /// A plug that is listed twice is listed once; one that is called by two names is not to be told.
+    /// Removes duplicates. A plug that is listed under two names is removed, because its name is not certain.
     fn drop_contradictions(&mut self) {
         self.entries.sort_by(|a, b| (&a.plug, &a.alias).cmp(&(&b.plug, &b.alias)));
         self.entries.dedup_by(|a, b| {

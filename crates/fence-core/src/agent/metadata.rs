@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What an agent says of itself: its options and actions, from the XML of its `metadata`.
+//! Metadata of a fence agent: its options and actions, from the XML of its action `metadata`. Owns the parser
+//! and the conclusions from it, on the caller's task; must never run an agent.
 
 use std::collections::BTreeSet;
 
-/// What is known of an agent. The default is that of one that says nothing.
+/// Options and actions of an agent. The default is that of an agent without metadata.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Metadata {
-    /// Options, with `_` for each `-`.
+    /// Names of the options, with `_` for each `-`.
     options: BTreeSet<String>,
     actions: BTreeSet<String>,
 }
 
-/// Why an agent's metadata can't be used.
+/// Reason why an agent's metadata can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
+    /// The metadata is no XML.
     #[error("its metadata is no XML: {0}")]
     Xml(#[from] roxmltree::Error),
+    /// The metadata is XML of another kind.
     #[error("its metadata is no resource-agent")]
     Other,
 }
 
 impl Metadata {
-    /// Reads what `metadata` wrote.
+    /// Reads the output of the action `metadata`.
     pub fn parse(output: &[u8]) -> Result<Self, MetadataError> {
         let text = String::from_utf8_lossy(output);
-        // Some say something before.
+        // Some agents print other lines before the XML.
         let xml = text.find('<').map_or("", |it| &text[it..]);
         let document = roxmltree::Document::parse(xml)?;
         let root = document.root_element();
@@ -38,46 +41,48 @@ impl Metadata {
         Ok(Self { options, actions: named("action").map(str::to_owned).collect() })
     }
 
-    /// Nothing is known of it.
+    /// Returns true where nothing is known of the agent.
     pub fn is_unknown(&self) -> bool {
         self.options.is_empty() && self.actions.is_empty()
     }
 
+    /// Returns true where the agent has this option.
     pub fn has_option(&self, name: &str) -> bool {
         self.options.contains(&one_spelling(name))
     }
 
-    /// Its options, in one spelling.
+    /// Returns the names of the options, in one spelling.
     pub fn options(&self) -> impl Iterator<Item = &str> {
         self.options.iter().map(String::as_str)
     }
 
+    /// Returns true where the agent has this action.
     pub fn has_action(&self, name: &str) -> bool {
         self.actions.contains(name)
     }
 
-    /// The options that take the plug; none where the agent takes none. `has_option` tells which of the agent's options
-    /// are set to "yes".
+    /// Returns the options that take the plug; none where the agent takes none. `is_on` tells which of the
+    /// agent's options are set to "yes".
     pub fn plug_options(&self, is_on: impl Fn(&str) -> bool) -> Vec<&'static str> {
         if self.is_unknown() {
-            // The present name, and the one that old agents know.
+            // The name of today, and that of old agents.
             return vec!["plug", "port"];
         }
-        // There the plug is the address of the endpoint, if that is asked for.
+        // For such agents the plug is the address of the endpoint, if `port_as_ip` is set.
         if self.has_option("port_as_ip") && !is_on("port_as_ip") {
             return Vec::new();
         }
         ["plug", "port"].into_iter().find(|it| self.has_option(it)).into_iter().collect()
     }
 
-    /// It reads its options as those of the fence-agents project do, which are built on one library: it strips blanks from
-    /// values and one pair of quotes, and takes a plug with a separator in it for several.
+    /// Returns true for an agent that reads options as the fence-agents project's library does: it strips
+    /// blanks and one pair of quotes from values, and takes a plug with a separator in it for several plugs.
     pub fn is_of_the_library(&self) -> bool {
         self.has_option("plug_separator") || self.has_option("stonith_status_sleep")
     }
 }
 
-/// Agents take `-` for `_`.
+/// Returns an option's name in one spelling: agents accept `-` for `_`.
 pub fn one_spelling(option: &str) -> String {
     option.replace('-', "_")
 }

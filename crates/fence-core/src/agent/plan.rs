@@ -1,37 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What may be believed, and what to do next: the rules of the agent backend as pure logic.
+//! Evidence and next step: the rules by which the agent backend takes one domain to a power state.
 //!
-//! A [`Plan`] takes one domain to a state by way of the devices that serve it. It is asked for its next [`Step`] and told what
-//! came of it; it runs nothing, and time is a parameter. Its rules:
+//! Owns a [`PowerPlan`] for each request. The caller asks for the next [`PlanStep`], carries it out and
+//! reports the result. Runs on the caller's task; time is a parameter. Must never run an agent. The rules:
 //!
-//! - Done is what a device's `status` says, asked after the last action had ended, and nothing else is.
-//! - Whoever said the opposite since the request began must take it back: a device that says "on" and goes on
-//!   saying so weighs more than one that says "off", which may be about another machine. Who can't tell any more has taken it
-//!   back: a controller may lose its power with its machine.
-//! - "Already so" means that nothing will be done, so all devices are asked, and only those that say nothing in
-//!   [`WITNESS`] are passed over.
-//! - A silence that is shorter than that says nothing.
-//! - Each device gets its part of the time and no more. Those that did not answer at all come after those that did.
-//! - Nothing is begun when [`Plan::stop`] was called; what was begun is followed to its end.
+//! - Success is a device's `status`, read after the last action had ended, and nothing else.
+//! - A device that reported the opposite since the request began must take that back. A device that says "on"
+//!   and keeps saying so weighs more than one that says "off", which may be about another machine. A device
+//!   that can no longer tell has taken it back: a controller may lose its power with its machine.
+//! - "Already so" means that nothing will be done, so all devices are asked, and only those that are silent
+//!   for [`WITNESS_TIMEOUT`] are skipped.
+//! - A silence that is shorter than that is no evidence.
+//! - Each device gets its part of the time and no more. Devices that did not answer at all come after those
+//!   that did.
+//! - Nothing begins after [`PowerPlan::stop`]; actions that were begun are followed to their end.
 
 use std::time::{Duration, Instant};
 
 use crate::domain::PowerState;
 
-/// How long the other devices are asked for what speaks against success.
+/// Time for which the other devices are asked for evidence against success.
 pub const WITNESS_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an action that failed may still show an effect.
+/// Time for which a failed action may still show an effect.
 const FAILED_ACTION_SETTLE: Duration = Duration::from_secs(3);
-/// The pauses between looks: the first, and then this one.
+/// Pauses between status checks: the first, and each one after it.
 const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-/// The pause before a device is tried again.
+/// Pause before a device is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// No look has less time, as long as there is some.
+/// Shortest time of a status check, as long as there is some left.
 const MIN_STATUS_TIME: Duration = Duration::from_secs(1);
-/// Whatever time-out a device has, each one after it in the round is left this much, or an equal part where that is less.
+/// Time that each later device in the round keeps, whatever time-out a device has; an equal part where that
+/// is less.
 const LEFT_FOR_OTHERS: Duration = Duration::from_secs(5);
 
-/// What an exit code of `status` says; nothing where it says nothing. Whether 2 may be believed is for the device to know.
+/// Returns the power state that an exit code of `status` means; none where it means none. The device knows
+/// whether its 2 is evidence.
 pub fn power(exit_code: i32) -> Option<PowerState> {
     match exit_code {
         0 => Some(PowerState::On),
@@ -40,68 +43,71 @@ pub fn power(exit_code: i32) -> Option<PowerState> {
     }
 }
 
-/// What came of a look.
+/// Result of a status check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StatusReading {
+    /// The device reports this state.
     Is(PowerState),
-    /// It answered, and can't tell.
+    /// The device answered, and can't tell the state.
     CantTell,
-    /// It did not answer in its time.
+    /// The device did not answer in its time.
     Silent,
 }
 
-/// What came of an action. Whether it had an effect is another matter.
+/// Report of an action. Its effect is another matter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ActionReport {
-    /// It says that it did.
+    /// The agent reports success.
     Claimed,
-    /// It says that it did not.
+    /// The agent reports failure.
     Failed,
-    /// It was killed, or ended by a signal: it may have begun.
+    /// The agent was killed, or ended by a signal: the action may have begun.
     Unknown,
     /// The agent could not be started.
     NotRun,
 }
 
-/// What a plan knows of a device.
+/// Limits of a device, as far as a plan needs them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeviceLimits {
-    /// How long one try may take; none: an equal part of the time that is left.
+    /// Time limit of one try; none for an equal part of the time that is left.
     pub timeout: Option<Duration>,
-    /// How long one look may take.
+    /// Time limit of one status check.
     pub status: Duration,
-    /// How often it is tried again.
+    /// Number of further tries after the first.
     pub retries: u32,
 }
 
-/// What to do next.
+/// Next step for the caller.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PlanStep {
-    /// Look for the state that is wanted, at all of these at once, each until then. The first that says so is enough.
+    /// Check for the wanted state at all of these devices at once, each until its time. The first that
+    /// reports it is enough.
     Look(Vec<(usize, Instant)>),
-    /// One says so. Ask all of these at once, each until then. The first that says the opposite is enough.
+    /// One device reports the wanted state. Ask all of these at once, each until its time. The first that
+    /// reports the opposite is enough.
     Ask(Vec<(usize, Instant)>),
-    /// Act at this one, until then.
+    /// Act at this device, until this time.
     Act(usize, Instant),
-    /// Do nothing until then.
+    /// Do nothing until this time.
     Wait(Instant),
-    /// The domain is in the state that was wanted.
+    /// The domain is in the wanted state.
     Done,
-    /// It is not, or nobody can tell, and nothing is left to be done.
+    /// The domain is not in the wanted state, or no device can tell, and nothing is left to be done.
     GiveUp,
 }
 
-/// How one domain comes to one state.
+/// Plan that takes one domain to one power state.
 #[derive(Debug)]
 pub struct PowerPlan {
     goal: PowerState,
     until: Instant,
     devices: Vec<DeviceRecord>,
-    /// Actions that were begun: looks are told by how many had been before them.
+    /// Number of actions that have ended. Status checks are dated by it.
     actions: u32,
-    /// The device whose turn it is.
+    /// Turn of the device that acts or is asked at the moment.
     turn: Option<DeviceTurn>,
-    /// The next look of those that are asked when nobody has a turn any more.
+    /// Next status check of pending effects, when no device has a turn any more.
     patience: PollTimer,
     stopped: bool,
 }
@@ -111,22 +117,22 @@ struct DeviceRecord {
     limits: DeviceLimits,
     tries: u32,
     last: Option<LastReading>,
-    /// It said the opposite of what is wanted.
+    /// The device has reported the opposite of the wanted state.
     opposed: bool,
-    /// It may have been moved to act.
+    /// An action at the device may still take effect.
     effect_pending: bool,
-    /// It did not answer when it was asked last.
+    /// The device did not answer the last status check.
     silent: bool,
-    /// It had its turn, did not answer, and comes after the others.
+    /// The device had its turn, did not answer, and comes after the others.
     deferred: bool,
-    /// When its last turn was over.
+    /// End of the device's last turn.
     over: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct LastReading {
     heard: StatusReading,
-    /// How many actions had ended when it was begun.
+    /// Number of actions that had ended when the status check began.
     after: u32,
 }
 
@@ -135,13 +141,13 @@ struct DeviceTurn {
     device: usize,
     until: Instant,
     part: Duration,
-    /// What came of its action, and when.
+    /// Report of the device's action, and its time.
     acted: Option<(ActionReport, Instant)>,
     looked: bool,
     poll: PollTimer,
 }
 
-/// When to look again.
+/// Time of the next status check.
 #[derive(Clone, Copy, Debug, Default)]
 struct PollTimer {
     not_before: Option<Instant>,
@@ -149,7 +155,7 @@ struct PollTimer {
 }
 
 impl PowerPlan {
-    /// To have the domain in the state `goal` by `until`. `devices` in their order; at least one.
+    /// Plans to have the domain in the state `goal` by `until`. `devices` in their order; at least one.
     pub fn new(goal: PowerState, devices: impl IntoIterator<Item = DeviceLimits>, until: Instant) -> Self {
         let new = |limits| DeviceRecord {
             limits,
@@ -172,32 +178,33 @@ impl PowerPlan {
         }
     }
 
-    /// Nothing may be begun any more.
+    /// Forbids that anything else begins.
     pub fn stop(&mut self) {
         self.stopped = true;
     }
 
-    /// How many actions were begun.
+    /// Returns the number of actions that were begun.
     pub fn actions(&self) -> u32 {
         self.actions
     }
 
-    /// What a device said last.
+    /// Returns the last status of a device.
     pub fn last(&self, device: usize) -> Option<StatusReading> {
         self.devices.get(device)?.last.map(|it| it.heard)
     }
 
-    /// Whether something was begun of which nobody knows whether it has ended.
+    /// Returns true where an action was begun and its end is not known.
     pub fn is_open(&self) -> bool {
         self.devices.iter().any(|it| it.effect_pending && !self.says_goal(it))
     }
 
-    /// A look that was begun at `began` has ended at `now`. No action may have been under way meanwhile.
+    /// Records a status check that began at `began` and ended at `now`. No action may have been in flight
+    /// meanwhile.
     pub fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
         let (goal, after) = (self.goal, self.actions);
         let Some(it) = self.devices.get_mut(device) else { return };
         it.silent = heard == StatusReading::Silent;
-        // One that was cut short by the end of the time says nothing, and takes nothing back.
+        // A status check that was cut short by the end of the time is no evidence, and takes none back.
         let is_cut =
             it.silent && now.saturating_duration_since(began) < it.limits.status.min(WITNESS_TIMEOUT);
         if !is_cut {
@@ -209,14 +216,14 @@ impl PowerPlan {
         {
             turn.looked = true;
             turn.poll.wait(now);
-            // Agents fail in the same way when nothing was begun, and when they had no more patience with a slow machine. One
-            // that can still be asked may have been moved.
+            // Agents fail in the same way when no action began, and when they gave up on a slow machine. One
+            // whose device can still be asked may have acted.
             let failed = matches!(turn.acted, Some((ActionReport::Failed, _)));
             it.effect_pending |= failed && matches!(heard, StatusReading::Is(power) if power != goal);
         }
     }
 
-    /// An action has ended at `now`.
+    /// Records an action that ended at `now`.
     pub fn acted(&mut self, device: usize, how: ActionReport, now: Instant) {
         if how != ActionReport::NotRun {
             self.actions += 1;
@@ -233,7 +240,7 @@ impl PowerPlan {
         }
     }
 
-    /// What to do now.
+    /// Returns the next step.
     pub fn next(&mut self, now: Instant) -> PlanStep {
         if self.devices.iter().any(|it| self.says_goal(it)) {
             let asked: Vec<usize> =
@@ -245,7 +252,7 @@ impl PowerPlan {
             if now < self.until && !asked.is_empty() {
                 let asked = asked.into_iter().map(|it| {
                     let DeviceRecord { limits, opposed, .. } = self.devices[it];
-                    // One that said the opposite is alive: its word is worth waiting for.
+                    // A device that reported the opposite is alive: its answer is worth waiting for.
                     let limit = if opposed { limits.status } else { limits.status.min(WITNESS_TIMEOUT) };
                     (it, self.until.min(now + limit))
                 });
@@ -285,7 +292,7 @@ impl PowerPlan {
         }
     }
 
-    /// The next step of the turn; none when it is over.
+    /// Returns the next step of the turn; none when the turn is over.
     fn go_on(&self, now: Instant) -> Option<PlanStep> {
         let turn = self.turn.as_ref()?;
         if now >= turn.until {
@@ -294,12 +301,12 @@ impl PowerPlan {
         let device = &self.devices[turn.device];
         let last = device.last.filter(|it| it.after == self.actions).map(|it| it.heard);
         let Some((how, when)) = turn.acted else {
-            // Nothing is begun any more, or it is done already.
+            // Nothing may begin any more, or the goal is reached already.
             if self.stopped || last == Some(StatusReading::Is(self.goal)) {
                 return None;
             }
             if !turn.looked && last.is_none() && !device.deferred {
-                // It has not been asked since the last action, which may have done it.
+                // The device has not been asked since the last action, which may have reached the goal.
                 let until = turn.until - turn.part * 2 / 3;
                 let until = until
                     .max(now + MIN_STATUS_TIME)
@@ -307,7 +314,7 @@ impl PowerPlan {
                     .min(turn.until - turn.part / 3);
                 return Some(PlanStep::Look(vec![(turn.device, until)]));
             }
-            // One that does not even answer lets the others go first, as long as there are any.
+            // A device that does not even answer lets the others go first, as long as there are any.
             if self.steps_back(turn) {
                 return None;
             }
@@ -318,7 +325,7 @@ impl PowerPlan {
         let (others, until) = match (how, last.filter(|_| turn.looked)) {
             (ActionReport::NotRun, _) => return None,
             (_, Some(StatusReading::Is(power))) if power == self.goal => return None,
-            // It waits for its effect; those that were moved to act before have the same right.
+            // The device waits for its effect; devices with an earlier pending effect have the same right.
             (ActionReport::Claimed | ActionReport::Unknown, _) => (true, turn.until),
             (ActionReport::Failed, None) if !turn.looked => (false, turn.until),
             (ActionReport::Failed, Some(StatusReading::Is(_))) if now < when + FAILED_ACTION_SETTLE => {
@@ -336,7 +343,7 @@ impl PowerPlan {
         Some(PlanStep::Look(asked.map(|(place, it)| (place, until.min(now + it.limits.status))).collect()))
     }
 
-    /// Whose turn is next. Where one says that it is done, those that don't.
+    /// Returns the device that has the next turn. Where one reports success, only those that object.
     fn next_device(&self) -> Option<usize> {
         if self.stopped {
             return None;
@@ -374,7 +381,7 @@ impl PowerPlan {
         });
     }
 
-    /// Nobody has a turn any more. What was begun may still come to something.
+    /// Waits for pending effects when no device has a turn any more.
     fn wait_for_an_effect(&mut self, now: Instant) -> PlanStep {
         let waiting = |it: &DeviceRecord| it.effect_pending || self.objects(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| waiting(&self.devices[*it])).collect();
@@ -394,7 +401,7 @@ impl PowerPlan {
         step
     }
 
-    /// It did not answer in its turn, so others go first, once.
+    /// Returns true for a device that did not answer in its turn, so that others go first, once.
     fn steps_back(&self, turn: &DeviceTurn) -> bool {
         let device = &self.devices[turn.device];
         let waits = |it: &DeviceRecord| it.tries <= it.limits.retries && !it.deferred;
@@ -406,19 +413,19 @@ impl PowerPlan {
             && others.any(|(_, it)| waits(it))
     }
 
-    /// It says that the domain is as it is wanted, and nothing was done since.
+    /// Returns true for a device that reports the wanted state, with no action since.
     fn says_goal(&self, it: &DeviceRecord) -> bool {
         it.last.is_some_and(|last| last.after == self.actions && last.heard == StatusReading::Is(self.goal))
     }
 
-    /// It said the opposite, and nothing was done since.
+    /// Returns true for a device that reported the opposite, with no action since.
     fn objects(&self, it: &DeviceRecord) -> bool {
         it.last.is_some_and(|last| {
             last.after == self.actions && matches!(last.heard, StatusReading::Is(power) if power != self.goal)
         })
     }
 
-    /// Its word is wanted before success is believed.
+    /// Returns true for a device that must be asked before success is reported.
     fn is_to_be_asked(&self, it: &DeviceRecord) -> bool {
         match it.last {
             None => self.actions == 0,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The answer to a request that waits for permission to run: values only.
+//! Result of waiting for permission to run: the grant, and the reasons for a rejection. Owns values only,
+//! which any task may hold. Must never do I/O.
 
 use fence_wire::Response;
 
@@ -44,37 +45,37 @@ pub struct SharedResult {
 /// Reason why an accepted request never runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rejection {
-    /// Its source is down: nobody asks any more.
+    /// The source is down: nobody waits for the result any more.
     #[error("its source was fenced after it arrived")]
     SourceFenced,
-    /// Its client has given up, or is about to.
+    /// The client has given up, or is about to.
     #[error("its deadline passed before its turn came")]
     DeadlinePassed,
-    /// The same client asked something newer.
+    /// The same client has sent a newer request.
     #[error("superseded by a newer request of the same client")]
     Superseded,
     /// The client hung up.
     #[error("the client hung up before its turn came")]
     HungUp,
-    /// See [`REQUEST_LIMIT`].
+    /// [`REQUEST_LIMIT`] is reached.
     #[error("queue full: {REQUEST_LIMIT} requests are under way")]
     QueueFull,
-    /// See [`TARGET_LIMIT`].
+    /// [`TARGET_LIMIT`] is reached.
     #[error("queue full: {TARGET_LIMIT} requests for this domain are under way")]
     TargetQueueFull,
-    /// This host has as many under way among all hosts as it can tell them of.
+    /// This host has as many claims in flight as it can send to the other hosts.
     #[error("queue full: the other hosts are asked about too many requests of this one")]
     ClaimsFull,
-    /// Other hosts have a say, and can't be heard.
+    /// The other hosts must grant the request too, and this host can't hear them.
     #[error("the hosts lost each other while it waited for what another host has in flight; ask again")]
     HostsApart,
-    /// The same, between its turn and its proof.
+    /// The other hosts were lost between the grant and the proof.
     #[error("the hosts lost each other before the client had proved itself; ask again")]
     TurnLost,
 }
 
 impl Rejection {
-    /// The client may still be there, and is told.
+    /// Returns true where the client may still be there, and gets an answer.
     pub fn is_for_the_client(self) -> bool {
         matches!(
             self,

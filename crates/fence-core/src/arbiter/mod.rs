@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! When a request may run, and when it must not run at all.
+//! Order of the requests of one host: when each may run, and which never run.
 //!
-//! Owns the requests between access and answer: which wait, which are in flight, which have joined another.
-//! Pure: requests, events and the time go in, decisions come out. It must never read a clock, wait, log, or know
-//! a socket or a hypervisor. One value for the whole daemon, whatever listener a request came by; the caller keeps
-//! it behind a lock and carries the decisions out.
+//! Owns the requests between access and reply: which wait, which are in flight, which have joined another.
+//! Pure: requests, events and the time go in, decisions come out. One value for the whole daemon, for all
+//! listeners; the caller keeps it behind a lock and carries the decisions out. Must never read a clock, wait,
+//! log, or know a socket or a hypervisor.
 //!
 //! # A request's way
-//! [`Arbiter::submit`] says run, wait or joined. [`Decision::Run`] comes later to one that waits: the caller
-//! then asks the peer for its proof, acts, and reports
-//! - [`Arbiter::seen_off`] when a look after the action showed the target off,
+//! [`Arbiter::submit`] returns run, wait or joined. A waiting request gets [`ArbiterDecision::Run`] later:
+//! the caller then asks the peer for its proof, acts, and reports
+//! - [`Arbiter::seen_off`] when a status check after the action showed the target off,
 //! - [`Arbiter::finished`] when the work is over and nothing of it can take effect any more, or
 //! - [`Arbiter::abandoned`] when nothing was done (the proof failed, or the client left before the action).
 //!
-//! A joined request gets [`Decision::Deliver`]: the caller asks its peer for the proof and then tells it the
-//! outcome of the work that it joined. So proof always follows the decision, for either kind, and never comes
-//! before it. Every accepted request ends in exactly one of: a report by the caller (finished or abandoned),
-//! [`Decision::Drop`], [`Decision::Deliver`].
+//! A joined request gets [`ArbiterDecision::Deliver`]: the caller asks its peer for the proof and then sends
+//! the result of the work that it joined. So proof always follows the decision, for either kind, and never
+//! comes before it. Every accepted request ends in exactly one of: a report by the caller (finished or abandoned),
+//! [`ArbiterDecision::Drop`], [`ArbiterDecision::Deliver`].
 //!
 //! # What holds up what
 //! | two requests | the later waits until the earlier is |
@@ -29,27 +29,27 @@
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
 //!
 //! "May be" is exact where the source is known. Where it is not, it is true, unless both come from one peer.
-//! The order is that of submission, and a waiting request holds up later ones as one in flight does, so nothing
-//! is overtaken by what it conflicts with. A request waits only for earlier ones or ones in flight, so there is no
-//! deadlock; and each ends by its deadline at the latest, so there is no starvation.
+//! The order is that of submission, and a waiting request holds up later ones as one in flight does, so
+//! nothing is overtaken by what it conflicts with. A request waits only for earlier ones or ones in flight,
+//! so there is no deadlock; and each ends by its deadline at the latest, so there is no starvation.
 //!
-//! A request joins when the last request for its target that is not over asks the same; with another one between
-//! (off, on, off) it takes its turn behind that, for it must not be told "off" of a domain that is started after.
-//! A joined request holds up what conflicts with it for as long as what it joined is not seen off: if that one
-//! comes to nothing, the first that joined it takes over, at its own place.
+//! A request joins when the last request for its target that is not over asks the same; with another one
+//! between (off, on, off) it takes its turn behind that, for it must not be told "off" of a domain that is
+//! started after. A joined request holds up what conflicts with it for as long as what it joined is not seen
+//! off: if that one comes to nothing, the first that joined it takes over, at its own place.
 //!
-//! # One survivor
-//! Whatever a set of nodes sends for each other, one of them stays up, as far as this one daemon does the
-//! shooting. Suppose that all were down. Let Z be the one that went down last, shot by a request from Y; Y itself
-//! was shot before, by another node, and is still down. The two requests conflict: the target of one is where the
-//! other comes from, and an unknown source counts as that. So their times, each from the order to run (before the
-//! proof) to the target seen off, don't overlap, and the one that shot Y, who went down first, had the earlier
-//! time. Then Y's request was not told to run before Y was seen off. With a known source it was dropped at that
-//! moment, or refused, if it was submitted after: recent victims are remembered. With an unknown one nobody was
-//! left to answer the challenge, for a machine that was started again knows nothing of the old stream. Either way
-//! Z was not shot by it. (A fence that took effect and was never seen to, and so ended as a failure, leaves a
-//! known source to the challenge as well, and on a serial line to its being closed. Without a challenge,
-//! `auth = "none"`, and without a known source there is no such promise.)
+//! # One survivor Whatever a set of nodes sends for each other, one of them stays up, as far as this one
+//! daemon does the shooting. Suppose that all were down. Let Z be the one that went down last, shot by a
+//! request from Y; Y itself was shot before, by another node, and is still down. The two requests conflict:
+//! the target of one is where the other comes from, and an unknown source counts as that. So their times,
+//! each from the order to run (before the proof) to the target seen off, don't overlap, and the one that shot
+//! Y, who went down first, had the earlier time. Then Y's request was not told to run before Y was seen off.
+//! With a known source it was dropped at that moment, or refused, if it was submitted after: recent victims
+//! are remembered. With an unknown one nobody was left to answer the challenge, for a machine that was
+//! started again knows nothing of the old stream. Either way Z was not shot by it. (A fence that took effect
+//! and was never seen to, and so ended as a failure, leaves a known source to the challenge as well, and on a
+//! serial line to its being closed. Without a challenge, `auth = "none"`, and without a known source there is
+//! no such promise.)
 //!
 //! For the same reason a request in flight can't lose its source to another; a peer that shoots itself can.
 
@@ -63,92 +63,95 @@ mod proptests;
 #[cfg(test)]
 mod tests;
 
-/// How long a victim is remembered, and the most that may lie between a request's arrival and its submission.
+/// Time for which a victim is remembered, and longest time between a request's arrival and its submission.
 pub const VICTIM_MEMORY: Duration = Duration::from_secs(120);
-/// Victims remembered; of more the oldest is forgotten (late proof still stands).
+/// Victims that are remembered; of more the oldest is forgotten (late proof still stands).
 const VICTIM_LIMIT: usize = 4096;
 
-/// What is asked, of which domain: its UUID in canonical text (or what identifies it where there are no UUIDs).
+/// Requested action and its target: a UUID in canonical text, or another identifier where there are no UUIDs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ArbitratedAction {
-    /// Changes nothing: status, list, monitor, null, and requests that were refused already.
+    /// Action that changes nothing: status, list, monitor, null, and requests that were denied already.
     Look,
-    /// Start it.
+    /// Start this domain.
     On(String),
-    /// Take it down.
+    /// Power this domain off.
     Off(String),
-    /// Take it down and start it again.
+    /// Power this domain off and start it again.
     Reboot(String),
 }
 
-/// Which domain a request comes from.
+/// Domain from which a request comes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RequestSource {
-    /// This one, by UUID in the same form as targets.
+    /// Known source, by UUID in the same form as targets.
     Known(String),
-    /// Any one, or none. A peer that could not be matched with a domain is this too: that proves nothing.
+    /// Unknown source: any domain, or none. A peer that could not be matched with a domain is unknown too:
+    /// that proves nothing.
     Unknown,
 }
 
-/// What tells one peer from another where its domain is not known. Equal values must mean one machine: the
-/// address that a multicast call-back reached (with what else it takes to be unique on this host), a vsock CID;
-/// never an address that stands behind a NAT.
+/// Identifier that tells one peer from another where its domain is not known. Equal values must mean one
+/// machine: the address that a multicast call-back reached (with everything that makes it unique on this
+/// host), or a vsock context id. Never an address behind a NAT.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerId(pub String);
 
-/// One request, its target found and its source allowed.
+/// Request whose target was resolved and whose source is allowed.
 #[derive(Clone, Debug)]
 pub struct ArbiterRequest {
-    /// Its number, never used twice.
+    /// Number of the request, never used twice.
     pub id: u64,
-    /// What it asks.
+    /// Action of the request.
     pub work: ArbitratedAction,
-    /// The domain it comes from.
+    /// Source of the request.
     pub source: RequestSource,
-    /// The peer it comes from; none where that can't be told from others.
+    /// Peer of the request; none where it can't be told from others.
     pub peer: Option<PeerId>,
-    /// When its first packet came.
+    /// Arrival of the first packet.
     pub arrived: Instant,
-    /// It is not to be run, or answered with another's outcome, from this moment on.
+    /// Moment from which on the request must neither run nor get another's result.
     pub deadline: Instant,
 }
 
-/// What becomes of an accepted request at first.
+/// First result for an accepted request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SubmitResult {
-    /// Run it now.
+    /// The request runs now.
     Run,
-    /// A decision follows.
+    /// The request waits; a decision follows.
     Wait,
-    /// The same work waits or is in flight, under this number; a decision follows.
+    /// The request has joined the same work, which waits or is in flight under this number; a decision
+    /// follows.
     Joined(u64),
 }
 
-/// What the caller is to do now, in this order. Each number is that of a request.
+/// Decision that the caller carries out, in the order of the list. Each number is that of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ArbiterDecision {
-    /// Ask for the proof and run it.
+    /// The caller asks for the proof and runs the request.
     Run(u64),
-    /// It never ran and never will. It is over.
+    /// The request never ran and never will. It is over.
     Drop(u64, Rejection),
-    /// Ask for the proof and answer it with the outcome that was reported just now. It is over.
+    /// The caller asks for the proof and answers with the result that was reported just now. The request is
+    /// over.
     Deliver(u64),
 }
 
-/// The requests that are not over. See the module's head.
+/// Arbiter of all requests that are not over; the head of this module has its rules.
 #[derive(Debug, Default)]
 pub struct Arbiter {
-    /// In order of submission.
+    /// Requests in order of submission.
     entries: Vec<ArbiterEntry>,
-    /// Whom requests took down, and when they were last seen off; oldest first.
+    /// Domains that requests powered off, with the time when each was last seen off; oldest first.
     victims: Vec<(String, Instant)>,
 }
 
 impl Arbiter {
-    /// Takes a request in. What only looks runs at once and is forgotten; reports on it are ignored.
+    /// Accepts a request. A read-only action runs at once and is forgotten; reports on it are ignored.
     ///
     /// # Errors
-    /// The request is not accepted, and is over.
+    /// The request is rejected, and is over.
     pub fn submit(&mut self, now: Instant, request: ArbiterRequest) -> Result<SubmitResult, Rejection> {
         if now >= request.deadline || now.saturating_duration_since(request.arrived) >= VICTIM_MEMORY {
             return Err(Rejection::DeadlinePassed);
@@ -175,12 +178,13 @@ impl Arbiter {
         })
     }
 
-    /// Takes in one that is in flight already, whatever it conflicts with.
+    /// Adds a request that is in flight already, whatever it conflicts with.
     pub fn install(&mut self, request: ArbiterRequest) {
         self.entries.push(ArbiterEntry { request, state: EntryState::Running });
     }
 
-    /// Which requests `id` waits for because one may shoot the other; not those that merely have the same target.
+    /// Returns the requests that `id` waits for because one may fence the other's source. Requests that
+    /// merely have the same target do not count.
     pub fn endangered_by(&self, id: u64) -> Vec<u64> {
         let Some(place) = self.entries.iter().position(|it| it.request.id == id && !it.in_flight()) else {
             return Vec::new();
@@ -196,10 +200,11 @@ impl Arbiter {
         others.map(|(_, it)| it.request.id).collect()
     }
 
-    /// A look after the action of `id` showed its target off, or it was off before. For a reboot: before the
-    /// start.
+    /// Records that a status check after the action of `id` showed its target off, or that it was off before.
+    /// For a reboot: before the start.
     ///
-    /// Releases what waited only because the target might have shot back, and drops what came from the target.
+    /// Releases requests that waited only because the target might have shot back, and drops requests from
+    /// the target.
     pub fn seen_off(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) else { return decisions };
@@ -214,7 +219,8 @@ impl Arbiter {
         decisions
     }
 
-    /// A domain was seen off, and not by a request that was submitted here. Drops what came from it.
+    /// Records that a domain was seen off, and not by a request that was submitted here. Drops requests from
+    /// that domain.
     pub fn victim(&mut self, now: Instant, victim: &str) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.took_down(now, victim.to_owned(), &mut decisions);
@@ -222,10 +228,10 @@ impl Arbiter {
         decisions
     }
 
-    /// The work of `id` is over, well or badly, and nothing of it can take effect any more. A call to a hypervisor
-    /// that has not returned is not over, even when its client was told of a failure long ago.
+    /// Records that the work of `id` is over, well or badly, and that nothing of it can take effect any more.
+    /// A call to a hypervisor that has not returned is not over, even when its client got a failure long ago.
     ///
-    /// Those that joined it are to be told the same outcome.
+    /// The requests that joined it get the same result.
     pub fn finished(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, &mut decisions);
@@ -241,9 +247,9 @@ impl Arbiter {
         decisions
     }
 
-    /// The request ends, and nothing was done for it: its proof failed, its client left before the action. In
-    /// any state; the caller knows already, so there is no [`Decision::Drop`] for it. The first of those that
-    /// joined it takes over.
+    /// Records that a request ends and nothing was done for it: its proof failed, or its client left before
+    /// the action. Allowed in any state. The caller knows already, so there is no [`ArbiterDecision::Drop`]
+    /// for it. The first request that joined it takes over.
     pub fn abandoned(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.remove(id);
@@ -251,7 +257,8 @@ impl Arbiter {
         decisions
     }
 
-    /// Ends a request that waits or has joined another. One in flight goes on: no decision names it then.
+    /// Ends a request that waits or has joined another. A request in flight goes on: then no decision names
+    /// it.
     pub fn withdraw(&mut self, now: Instant, id: u64, why: Rejection) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| it.id == id, why, &mut decisions);
@@ -259,26 +266,26 @@ impl Arbiter {
         decisions
     }
 
-    /// Time has passed. To be called at [`Arbiter::next_deadline`].
+    /// Applies the time that has passed. To be called at [`Arbiter::next_deadline`].
     pub fn tick(&mut self, now: Instant) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.go_on(now, &mut decisions);
         decisions
     }
 
-    /// When the next request that is not in flight must be dropped. Changes with every call that takes `self`
-    /// mutably.
+    /// Returns the time at which the next request that is not in flight must be dropped. Changes with every
+    /// call that takes `self` mutably.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.entries.iter().filter(|it| !it.in_flight()).map(|it| it.request.deadline).min()
     }
 
-    /// How many requests are in flight, and how many are not.
+    /// Returns the number of requests in flight, and the number of those that are not.
     pub fn counts(&self) -> (usize, usize) {
         let in_flight = self.entries.iter().filter(|it| it.in_flight()).count();
         (in_flight, self.entries.len() - in_flight)
     }
 
-    /// Drops what is late and starts what nothing holds up any more.
+    /// Drops late requests and starts those that nothing holds up any more.
     fn go_on(&mut self, now: Instant, decisions: &mut Vec<ArbiterDecision>) {
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, decisions);
         for place in 0..self.entries.len() {
@@ -288,7 +295,7 @@ impl Arbiter {
         }
     }
 
-    /// Puts a waiting request in flight if nothing holds it up.
+    /// Puts a waiting request in flight if no other request holds it up.
     fn start(&mut self, place: usize) -> bool {
         let held_up = self.entries.iter().enumerate().any(|(other, it)| {
             other != place
@@ -316,7 +323,7 @@ impl Arbiter {
         }
     }
 
-    /// Drops those not in flight that `which` says.
+    /// Drops the requests not in flight that `which` selects.
     fn drop_all(
         &mut self,
         which: impl Fn(&ArbiterRequest) -> bool,
@@ -330,7 +337,7 @@ impl Arbiter {
         }
     }
 
-    /// Forgets a request; the first that joined it waits in its own name, and the others join that one.
+    /// Forgets a request. The first that joined it waits in its own name, and the others join that one.
     fn remove(&mut self, id: u64) {
         self.entries.retain(|it| it.request.id != id);
         let mut heir = None;
@@ -363,13 +370,13 @@ struct ArbiterEntry {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum EntryState {
-    /// Its turn has not come.
+    /// The request waits for its grant.
     Waiting,
-    /// Told to run; its target may go down at any moment.
+    /// The request was told to run; its target may go down at any moment.
     Running,
-    /// In flight, its target seen off.
+    /// The request is in flight, and its target was seen off.
     SeenOff,
-    /// It gets the outcome of this one, which is earlier and has not joined another.
+    /// The request gets the result of this one, which is earlier and has not joined another.
     Joined(u64),
 }
 

@@ -2,9 +2,9 @@
 //! The rules, over random schedules of a small world.
 //!
 //! Nodes run in domains and shoot at each other. The daemon may know which domain a node is, or tell it from
-//! other peers, or neither. A node that is off sends nothing and proves nothing; one that was started again has
-//! forgotten its old streams. What happens next is drawn from all that could. The oracle
-//! beside the world says rule by rule which requests must be waiting; it shares no code with the arbiter.
+//! other peers, or neither. A node that is off sends nothing and proves nothing; one that was started again
+//! has forgotten its old streams. What happens next is drawn from all that could. The oracle beside the world
+//! says rule by rule which requests must be waiting; it shares no code with the arbiter.
 //!
 //! `PROPTEST_CASES` sets the number of schedules.
 
@@ -24,12 +24,12 @@ enum Kind {
     Reboot,
 }
 
-/// What the daemon can see of a node.
+/// Facts about a node that the daemon can see.
 #[derive(Clone, Copy, Debug)]
 struct Sight {
     known: bool,
     peer: bool,
-    /// It is known by its serial line, where there is no challenge: what it asked is done though it is off.
+    /// Node that is known by its serial line, where there is no challenge: its request is done though it is off.
     serial: bool,
 }
 
@@ -43,7 +43,7 @@ struct Plan {
     patience: u64,
 }
 
-/// How a piece of work goes on from here.
+/// Rest of the course of a piece of work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     /// Told to run; the challenge is not answered yet.
@@ -82,7 +82,7 @@ struct World {
     lives: Vec<u32>,
     /// When each node was seen off last.
     fenced: Vec<Option<u64>>,
-    /// Who took each node down last.
+    /// Node that took each node down last.
     killer: Vec<Option<Node>>,
     plans: std::vec::IntoIter<Plan>,
     /// Arrived, its target not yet looked up: when, and from which life.
@@ -405,7 +405,7 @@ impl World {
         }
     }
 
-    /// What waits is exactly what must wait.
+    /// Exactly those requests wait that must wait.
     fn check(&self) {
         for (place, it) in self.live.iter().enumerate() {
             let held_up = self.live.iter().enumerate().any(|(other, first)| {

@@ -106,7 +106,7 @@ fn joined(leader: u64) -> Result<SubmitResult, Rejection> {
     Ok(SubmitResult::Joined(leader))
 }
 
-/// Whether the second waits for the first.
+/// Returns true where the second waits for the first.
 fn conflict(first: Ask, second: Ask) -> bool {
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, first), RUN);

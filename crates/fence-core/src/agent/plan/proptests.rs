@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The rules, over random devices: some slow, some dumb, some that hang, fail, or lie. Time is made up.
+//! Property tests of the rules, over random devices: some slow, some dumb, some that hang, fail, or lie. Time
+//! is made up.
 //!
 //! `PROPTEST_CASES` sets the number of worlds.
 
@@ -8,30 +9,30 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What a device says when it is asked.
+/// Answer of a device to a status check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Word {
-    /// What is so.
+    /// The true state.
     Truth,
-    /// Always the same, whatever is so.
+    /// Always the same answer, whatever the state.
     Always(StatusReading),
 }
 
-/// A device. Times in milliseconds.
+/// Simulated device. Times in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Made {
     word: Word,
-    /// After how long it answers.
+    /// Time until it answers.
     answers: u64,
-    /// What it says of its actions; [`Acted::Unknown`]: it hangs.
+    /// Report of its actions; with [`ActionReport::Unknown`] it hangs.
     says: ActionReport,
     acts: u64,
-    /// How long after the begin of an action the domain changes, if it does.
+    /// Time from the begin of an action to its effect, if there is one.
     effect: Option<u64>,
     limits: DeviceLimits,
 }
 
-/// What happened.
+/// Recorded event.
 #[derive(Debug)]
 enum Event {
     Said { device: usize, heard: StatusReading, began: Instant, took: Duration },
@@ -44,7 +45,7 @@ struct World {
     until: Instant,
     now: Instant,
     goal: PowerState,
-    /// When the domain comes to be as it is wanted.
+    /// Time at which the domain reaches the wanted state.
     changes: Option<Instant>,
     events: Vec<Event>,
     stopped: Option<Instant>,
@@ -148,7 +149,7 @@ impl World {
         })
     }
 
-    /// What a device said, and when it was asked. A short silence is nothing that was said.
+    /// Returns each answer of a device and the time when it was asked. A short silence is no answer.
     fn said(&self, of: usize) -> impl DoubleEndedIterator<Item = (StatusReading, Instant)> {
         self.events.iter().filter_map(move |it| match it {
             Event::Said { device, heard, began, took } if *device == of => {
@@ -160,8 +161,11 @@ impl World {
     }
 
     fn silences(&self, of: usize) -> usize {
-        let is_one = |it: &&Event| matches!(it, Event::Said { device, heard: StatusReading::Silent, .. } if *device == of);
-        self.events.iter().filter(is_one).count()
+        let silent = |event: &Event| match event {
+            Event::Said { device, heard, .. } => *device == of && *heard == StatusReading::Silent,
+            Event::Acted { .. } => false,
+        };
+        self.events.iter().filter(|it| silent(it)).count()
     }
 
     fn acted(&self, of: usize) -> impl Iterator<Item = (Instant, Instant)> {
@@ -218,7 +222,8 @@ fn goal() -> impl Strategy<Value = PowerState> {
 }
 
 proptest! {
-    /// Success is what a device says that was asked after the last action, while nobody who said the opposite stands by it.
+    /// Success is what a device says that was asked after the last action, while nobody who said the opposite
+    /// stands by it.
     #[test]
     fn done_is_what_a_look_after_the_last_action_shows(
         made in vec(made(limits(time_out())), 1..6),
@@ -236,7 +241,8 @@ proptest! {
                 let opposed = world.said(it).any(|(heard, _)| heard == StatusReading::Is(world.opposite()));
                 let now = world.says_now(it);
                 prop_assert!(now != Some(StatusReading::Is(world.opposite())), "{it} objects");
-                prop_assert!(now.is_some() || !opposed && world.last_action().is_some(), "{it} was not asked");
+                let may_be_skipped = !opposed && world.last_action().is_some();
+                prop_assert!(now.is_some() || may_be_skipped, "{it} was not asked");
             }
         } else if plan.actions() == 0 && world.stopped.is_none() {
             // Nothing was begun, so nothing could be: nobody could be run, or there was no time.
@@ -245,7 +251,8 @@ proptest! {
         }
     }
 
-    /// However others hang, each device that answers is told to act, within its part of the time and in its turn.
+    /// However others hang, each device that answers is told to act, within its part of the time and in its
+    /// turn.
     #[test]
     fn each_device_gets_its_share(
         mut made in vec(made(limits(Just(None))), 1..6),
@@ -269,7 +276,8 @@ proptest! {
                 Some((began, limit)) => {
                     // The parts of all others, and what its own look took.
                     let longest = time / count * (count - 1) + time / count / 3 + ms(10);
-                    prop_assert!(silent || began - world.begin <= longest, "{device} waited for {:?}", began - world.begin);
+                    let waited = began - world.begin;
+                    prop_assert!(silent || waited <= longest, "{device} waited for {waited:?}");
                     prop_assert!(limit < world.until, "nothing is left for a look");
                 }
             }
@@ -297,7 +305,8 @@ proptest! {
         }
         let status = Duration::from_secs(10);
         let limits = DeviceLimits { timeout: None, status, retries };
-        let good = Made { word: Word::Truth, answers, says: ActionReport::Claimed, acts: effect, effect: Some(effect), limits };
+        let (word, says) = (Word::Truth, ActionReport::Claimed);
+        let good = Made { word, answers, says, acts: effect, effect: Some(effect), limits };
         made.insert(place.min(made.len()), good);
         let mut world = World::new(made, PowerState::Off, 28_000, None);
         let (end, _) = world.run();
@@ -321,6 +330,7 @@ proptest! {
         let (end, _) = world.run();
         // One that was never asked, because another acted first, has nothing to take back.
         let asked = world.said(place).any(|(heard, _)| heard == StatusReading::Is(opposite));
-        prop_assert!(end == PlanStep::GiveUp || !asked && world.last_action().is_some(), "{:?}", world.events);
+        let was_tried = !asked && world.last_action().is_some();
+        prop_assert!(end == PlanStep::GiveUp || was_tried, "{:?}", world.events);
     }
 }
