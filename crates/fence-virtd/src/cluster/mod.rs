@@ -19,6 +19,7 @@ mod legacy;
 mod legacy_table;
 pub(crate) mod link;
 pub(crate) mod lost_hosts;
+mod metrics;
 #[cfg(test)]
 #[path = "../../../corosync-cpg/tests/node/mod.rs"]
 pub(crate) mod node;
@@ -48,7 +49,7 @@ use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::Directory;
 
 pub(crate) use self::claiming::ClusterClaims;
-pub(crate) use self::state::{Cluster, ClusterCounts};
+pub(crate) use self::state::Cluster;
 
 /// Events of both groups, kept until [`Cluster::serve`].
 pub(crate) struct LinkEvents {

@@ -30,7 +30,7 @@ use crate::replay::ReplayMemory;
 use crate::service::Service;
 use crate::service::turns::ClusterPort;
 use crate::status::endpoint::Endpoint;
-use crate::status::exporter::Exporter;
+use crate::status::exporter::{Exporter, MetricsSection};
 
 /// All parts of a daemon that serves.
 pub(super) struct ServingDaemon {
@@ -63,17 +63,16 @@ pub(super) async fn assemble(
     let running: Vec<_> = running.collect();
     let exporter = || Exporter {
         service: Arc::clone(&service),
-        known: known.clone(),
+        hypervisors: known.clone(),
         running: running.clone(),
         agent: setup.agent.clone(),
-        #[cfg(feature = "cpg")]
-        cluster: other_hosts.0.clone(),
+        cluster: other_hosts.metrics(),
     };
     let (for_readers, for_summary) = (exporter(), exporter());
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&service).run_deadlines());
     let sources = SourceResolver::new(inventories);
-    let context = ListenerContext { service: Arc::clone(&service), sources, known };
+    let context = ListenerContext { service: Arc::clone(&service), sources, hypervisors: known };
     let listeners = ListenerManager::start(config, context, wait).await?;
     if let Some(endpoint) = endpoint {
         tasks.spawn(endpoint.serve(for_readers));
@@ -115,6 +114,15 @@ impl OtherHosts {
         if let Some(cluster) = &self.0 {
             cluster.stop();
         }
+    }
+
+    /// Returns the gauges of the cluster, for the exporter.
+    fn metrics(&self) -> Option<MetricsSection> {
+        #[cfg(feature = "cpg")]
+        if let Some(cluster) = self.0.clone() {
+            return Some(Box::new(move |registry| cluster.counts().register(registry)));
+        }
+        None
     }
 
     /// Leaves the process groups, so that the other hosts learn of it at once.

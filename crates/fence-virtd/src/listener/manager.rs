@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Which listeners serve, and how that changes when the configuration is read anew.
+//! The listeners of the configuration: their start, their change at a reload, their end.
 //!
-//! Owns their tasks. A change is taken as a whole or refused as a whole: everything new is loaded and opened before
-//! anything old ends, and a listener whose sockets stay as they are never stops to hear.
+//! Owns the tasks of the listeners, and runs on the task of the daemon. A change is made as a whole or
+//! refused as a whole: all new keys are loaded and all new sockets opened before an old listener ends. A
+//! listener whose sockets stay as they are must never stop to receive.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -12,46 +13,44 @@ use fence_config::{Config, Listener as Settings};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-#[cfg(feature = "libvirt")]
-use crate::hypervisor::Hypervisors;
-#[cfg(not(feature = "libvirt"))]
 use crate::hypervisor::Hypervisors;
 use crate::listener::StartError;
 use crate::listener::keys::FingerprintCache;
 use crate::listener::multicast::MulticastReceiver;
 use crate::listener::rules::{CurrentRules, GroupSettings, ListenerRules, same_sockets};
+use crate::listener::serial::Serial;
 use crate::listener::sources::SourceResolver;
 use crate::listener::tcp::TcpTransport;
 use crate::listener::vsock::VsockTransport;
 use crate::observe::metrics::ListenerUp;
 use crate::service::Service;
 
-/// Between two attempts at what can't start, with `-w`.
-const WAIT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to start a listener, with `-w`.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// See the module's head.
+/// The listeners of the configuration, with their tasks.
 pub(crate) struct ListenerManager {
-    common: ListenerContext,
+    context: ListenerContext,
     keys_in_use: Arc<FingerprintCache>,
     running: Vec<RunningListener>,
 }
 
-/// What all listeners need.
+/// The parts of the daemon that all listeners need.
 #[derive(Clone)]
 pub(crate) struct ListenerContext {
     pub(crate) service: Arc<Service>,
     pub(crate) sources: Arc<SourceResolver>,
-    pub(crate) known: Hypervisors,
+    pub(crate) hypervisors: Hypervisors,
 }
 
 impl ListenerContext {
-    /// Tells the metrics which listeners there are to be.
+    /// Enters the listeners of the configuration into the metrics.
     fn announce_listeners(&self, config: &Config) {
-        self.service.metrics.listeners_are(config.listeners.iter().map(|it| it.kind().as_str()));
+        self.service.metrics.set_listeners(config.listeners.iter().map(|it| it.kind().as_str()));
     }
 }
 
-/// A listener that can't be as the configuration says.
+/// A listener that can't start with the settings of the configuration.
 #[derive(Debug, thiserror::Error)]
 #[error("listener {name}: {source}")]
 pub(crate) struct ListenerError {
@@ -59,9 +58,10 @@ pub(crate) struct ListenerError {
     source: StartError,
 }
 
+/// A listener with a task.
 struct RunningListener {
     settings: Settings,
-    /// Empty: it could not start yet, and is tried again and again.
+    /// Empty while the listener could not start yet and is tried again.
     rules: StartedWith,
     task: JoinHandle<()>,
 }
@@ -69,89 +69,102 @@ struct RunningListener {
 /// The rules of a listener, as soon as its sockets are open: with `-w` its own task may open them late.
 type StartedWith = Arc<OnceLock<Arc<CurrentRules>>>;
 
-/// A listener whose sockets are open and that does not serve yet.
+/// A listener with open sockets that does not serve yet.
 struct OpenedListener {
     settings: Settings,
     rules: Arc<CurrentRules>,
     serving: Serving,
 }
 
-/// Serves for ever.
+/// The task of a listener, which serves for ever.
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What becomes of one listener when the configuration is read anew.
+/// Change of one listener at a reload.
 enum ListenerChange {
-    /// The one at this place goes on, by these rules.
+    /// The running listener with this index goes on, with these rules.
     Keep(usize, ListenerRules),
+    /// A new listener.
     Open(OpenedListener),
-    /// Its sockets can't be opened yet, as before.
-    Wait(ListenerError),
+    /// A listener whose sockets could not be opened before, and still can't.
+    Retry(ListenerError),
 }
 
 impl ListenerManager {
     /// Opens all listeners of the configuration.
     ///
     /// # Errors
-    /// The first that can't start; with `wait` none does that, and it is tried again every few seconds.
+    /// The first listener that can't start. With `wait` there is no error: such a listener is tried again
+    /// every few seconds.
     pub(crate) async fn start(
         config: &Config,
-        common: ListenerContext,
+        context: ListenerContext,
         wait: bool,
     ) -> Result<Self, ListenerError> {
-        let mut it = Self { common, keys_in_use: Arc::default(), running: Vec::new() };
-        let groups = GroupSettings::new(config.groups.as_deref(), &it.keys_in_use);
-        it.common.announce_listeners(config);
+        let mut manager = Self { context, keys_in_use: Arc::default(), running: Vec::new() };
+        let groups = GroupSettings::new(config.groups.as_deref(), &manager.keys_in_use);
+        manager.context.announce_listeners(config);
         for settings in &config.listeners {
-            match open(settings, &groups, &it.common).await {
-                Ok(opened) => it.serve(opened),
-                // The others serve meanwhile.
-                Err(error) if wait => it.retry_in_background(settings, &groups, error),
+            match open(settings, &groups, &manager.context).await {
+                Ok(opened) => manager.serve(opened),
+                // The other listeners serve meanwhile.
+                Err(error) if wait => manager.retry_in_background(settings, &groups, error),
                 Err(error) => {
-                    it.stop().await;
+                    manager.stop().await;
                     return Err(error);
                 }
             }
         }
-        Ok(it)
+        Ok(manager)
     }
 
-    /// Goes over to another configuration.
+    /// Changes to another configuration.
     ///
     /// # Errors
-    /// The first listener that can't be as it says. Everything is as before then.
+    /// The first listener that can't start with its new settings. Nothing is changed then.
     pub(crate) async fn change(&mut self, config: &Config) -> Result<(), ListenerError> {
         let groups = GroupSettings::new(config.groups.as_deref(), &self.keys_in_use);
         let mut changes = Vec::new();
         for settings in &config.listeners {
-            let same =
-                |it: &RunningListener| it.rules.get().is_some() && same_sockets(&it.settings, settings);
-            changes.push(match self.running.iter().position(same) {
-                Some(place) => {
-                    let rules = ListenerRules::load(settings, &groups).map_err(|it| failed(settings, it))?;
-                    ListenerChange::Keep(place, rules)
-                }
-                None => match open(settings, &groups, &self.common).await {
-                    Ok(opened) => ListenerChange::Open(opened),
-                    // What it waits for may take days, and a key that leaked can't wait as long.
-                    Err(error)
-                        if self.is_retrying(settings) && ListenerRules::load(settings, &groups).is_ok() =>
-                    {
-                        ListenerChange::Wait(error)
-                    }
-                    Err(error) => return Err(error),
-                },
-            });
+            changes.push((settings, self.prepare(settings, &groups).await?));
         }
-        // Nothing can fail from here on.
+        self.apply(changes, &groups).await;
+        self.context.announce_listeners(config);
+        Ok(())
+    }
+
+    /// Loads the keys and opens the sockets that a listener needs for its new settings. Changes nothing yet.
+    async fn prepare(
+        &self,
+        settings: &Settings,
+        groups: &GroupSettings,
+    ) -> Result<ListenerChange, ListenerError> {
+        let serves_these =
+            |it: &RunningListener| it.rules.get().is_some() && same_sockets(&it.settings, settings);
+        if let Some(index) = self.running.iter().position(serves_these) {
+            let rules = ListenerRules::load(settings, groups).map_err(|it| failed(settings, it))?;
+            return Ok(ListenerChange::Keep(index, rules));
+        }
+        match open(settings, groups, &self.context).await {
+            Ok(opened) => Ok(ListenerChange::Open(opened)),
+            // The sockets may take days to be there; a leaked key must be replaced now.
+            Err(error) if self.is_retrying(settings) && ListenerRules::load(settings, groups).is_ok() => {
+                Ok(ListenerChange::Retry(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the changes, none of which can fail.
+    async fn apply(&mut self, changes: Vec<(&Settings, ListenerChange)>, groups: &GroupSettings) {
         let mut old: Vec<Option<RunningListener>> =
             std::mem::take(&mut self.running).into_iter().map(Some).collect();
-        let (mut opened, mut waiting) = (Vec::new(), Vec::new());
-        for (settings, change) in config.listeners.iter().zip(changes) {
+        let (mut opened, mut retrying) = (Vec::new(), Vec::new());
+        for (settings, change) in changes {
             match change {
-                ListenerChange::Open(it) => opened.push(it),
-                ListenerChange::Wait(error) => waiting.push((settings, error)),
-                ListenerChange::Keep(place, rules) => {
-                    let Some(mut kept) = old[place].take() else { continue };
+                ListenerChange::Open(listener) => opened.push(listener),
+                ListenerChange::Retry(error) => retrying.push((settings, error)),
+                ListenerChange::Keep(index, rules) => {
+                    let Some(mut kept) = old[index].take() else { continue };
                     rules.log(settings.kind().as_str());
                     if let Some(current) = kept.rules.get() {
                         current.replace(rules);
@@ -161,42 +174,40 @@ impl ListenerManager {
                 }
             }
         }
-        for it in old.into_iter().flatten() {
-            if waiting.iter().any(|(settings, _)| same_sockets(&it.settings, settings)) {
-                it.end().await;
-                continue;
+        for listener in old.into_iter().flatten() {
+            if !retrying.iter().any(|(settings, _)| same_sockets(&listener.settings, settings)) {
+                let name = listener.settings.kind().as_str();
+                info!(listener = name, "ends: the configuration has it no longer");
             }
-            info!(listener = it.settings.kind().as_str(), "ends: the configuration has it no longer");
-            it.end().await;
+            listener.end().await;
         }
-        for it in opened {
-            self.serve(it);
+        for listener in opened {
+            self.serve(listener);
         }
-        for (settings, error) in waiting {
-            self.retry_in_background(settings, &groups, error);
+        for (settings, error) in retrying {
+            self.retry_in_background(settings, groups, error);
         }
-        self.common.announce_listeners(config);
-        Ok(())
     }
 
-    /// Ends all listeners; requests that are under way go on.
+    /// Ends all listeners. Requests in flight go on.
     pub(crate) async fn stop(&mut self) {
-        for it in self.running.drain(..) {
-            it.end().await;
+        for listener in self.running.drain(..) {
+            listener.end().await;
         }
     }
 
+    /// Starts a task that tries to start the listener until it can.
     fn retry_in_background(&mut self, settings: &Settings, groups: &GroupSettings, error: ListenerError) {
-        let (settings, groups, common) = (settings.clone(), groups.clone(), self.common.clone());
+        let (settings, groups, context) = (settings.clone(), groups.clone(), self.context.clone());
         let rules = StartedWith::default();
         let task = tokio::spawn({
             let (settings, rules) = (settings.clone(), Arc::clone(&rules));
-            async move { keep_trying(&settings, &groups, &common, &rules, error).await }
+            async move { keep_trying(&settings, &groups, &context, &rules, error).await }
         });
         self.running.push(RunningListener { settings, rules, task });
     }
 
-    /// Whether these sockets could not be opened yet, and are waited for.
+    /// Returns true while these sockets could not be opened yet and are tried again.
     fn is_retrying(&self, settings: &Settings) -> bool {
         self.running.iter().any(|it| it.rules.get().is_none() && same_sockets(&it.settings, settings))
     }
@@ -212,50 +223,42 @@ impl ListenerManager {
 }
 
 impl RunningListener {
-    /// Its sockets are closed afterwards.
+    /// Ends the listener's task, and with it closes the sockets.
     async fn end(self) {
         self.task.abort();
-        // An abort is the only way in which it ends.
+        // The task ends in no other way than by this abort.
         let _ = self.task.await;
     }
 }
 
-/// Loads the keys and opens the sockets.
+/// Loads the keys and opens the sockets. The error has the listener's name.
 async fn open(
     settings: &Settings,
     groups: &GroupSettings,
-    common: &ListenerContext,
+    context: &ListenerContext,
 ) -> Result<OpenedListener, ListenerError> {
-    try_open(settings, groups, common).await.map_err(|it| failed(settings, it))
+    try_open(settings, groups, context).await.map_err(|it| failed(settings, it))
 }
 
 async fn try_open(
     settings: &Settings,
     groups: &GroupSettings,
-    common: &ListenerContext,
+    context: &ListenerContext,
 ) -> Result<OpenedListener, StartError> {
-    let ListenerContext { service, sources, known } = common;
-    let (service, sources) = (Arc::clone(service), Arc::clone(sources));
+    let (service, sources) = (Arc::clone(&context.service), Arc::clone(&context.sources));
     let rules = CurrentRules::new(ListenerRules::load(settings, groups)?);
-    let its_rules = Arc::clone(&rules);
+    let current = Arc::clone(&rules);
     let serving: Serving = match settings {
-        Settings::Multicast(it) => Box::pin(MulticastReceiver::start(it, service, sources, its_rules)?.run()),
-        Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, its_rules)?.run()),
-        Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, its_rules)?.run()),
-        #[cfg(feature = "libvirt")]
+        Settings::Multicast(it) => Box::pin(MulticastReceiver::start(it, service, sources, current)?.run()),
+        Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?.run()),
+        Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?.run()),
         Settings::Serial(it) => {
-            use crate::listener::serial::Serial;
-            Box::pin(Serial::start(it, service, known, its_rules).await?.run())
-        }
-        #[cfg(not(feature = "libvirt"))]
-        Settings::Serial(_) => {
-            let _ = (known, its_rules);
-            return Err(StartError::Missing);
+            Box::pin(Serial::start(it, service, &context.hypervisors, current).await?.run())
         }
     };
-    let (name, service) = (settings.kind().as_str(), Arc::clone(&common.service));
+    let (name, metrics) = (settings.kind().as_str(), Arc::clone(&context.service.metrics));
     let serving: Serving = Box::pin(async move {
-        let _serves = ListenerUp::new(Arc::clone(&service.metrics), name);
+        let _up = ListenerUp::new(metrics, name);
         serving.await;
     });
     rules.now().log(name);
@@ -266,26 +269,27 @@ fn failed(settings: &Settings, source: StartError) -> ListenerError {
     ListenerError { name: settings.kind().as_str(), source }
 }
 
-/// With `-w`: serves as soon as the listener can start.
+/// Tries to start a listener until it can, and serves from then on. For a daemon with `-w`.
 async fn keep_trying(
     settings: &Settings,
     groups: &GroupSettings,
-    common: &ListenerContext,
+    context: &ListenerContext,
     rules: &OnceLock<Arc<CurrentRules>>,
     mut error: ListenerError,
 ) {
-    let mut said = String::new();
+    let mut logged = String::new();
     loop {
-        // Once for each reason: it is tried every few seconds, perhaps for hours.
+        // One line for each reason: there is an attempt every few seconds, perhaps for hours.
         let reason = error.source.to_string();
-        if reason != said {
-            warn!(listener = error.name, "can't start: {reason}; trying again every {} s", WAIT.as_secs());
-            said = reason;
+        if reason != logged {
+            let pause = RETRY_PAUSE.as_secs();
+            warn!(listener = error.name, "can't start: {reason}; trying again every {pause} s");
+            logged = reason;
         }
-        tokio::time::sleep(WAIT).await;
-        match open(settings, groups, common).await {
+        tokio::time::sleep(RETRY_PAUSE).await;
+        match open(settings, groups, context).await {
             Ok(opened) => {
-                // It can be kept from now on when the configuration is read anew.
+                // From now on a reload can keep this listener.
                 let _ = rules.set(opened.rules);
                 return opened.serving.await;
             }

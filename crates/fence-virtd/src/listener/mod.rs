@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The ways in. A listener owns its sockets, speaks its transport, and knows nothing of domains.
+//! The listeners: multicast, TCP, vsock and serial, and what they share.
+//!
+//! A listener owns its sockets and speaks its transport; the conversation with a client is the same for TCP,
+//! vsock and multicast. One task for each listener, one for each request. A listener must never look for a
+//! domain or change its power: that is the service's.
 
 use crate::listener::keys::KeysError;
 
@@ -12,22 +16,23 @@ pub(crate) mod multicast;
 pub(crate) mod rules;
 #[cfg(feature = "libvirt")]
 pub(crate) mod serial;
+#[cfg(not(feature = "libvirt"))]
+#[path = "serial_absent.rs"]
+pub(crate) mod serial;
 pub(crate) mod sources;
 mod stream;
 pub(crate) mod tcp;
 pub(crate) mod vsock;
 
-/// Why a listener can't start.
+/// Reason why a listener can't start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
     Key(#[from] KeysError),
+    /// A socket, or the network interface for it.
     #[error("{0}")]
     Socket(String),
-    #[cfg(feature = "libvirt")]
-    #[error("{0}; -w waits for it")]
-    Hypervisor(String),
-    #[cfg(not(feature = "libvirt"))]
-    #[error("is not part of this build: it needs libvirt")]
-    Missing,
+    /// The hypervisor whose domains a serial listener serves.
+    #[error("{0}")]
+    Serial(String),
 }

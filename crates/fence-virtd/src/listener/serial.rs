@@ -49,7 +49,10 @@ impl Serial {
         rules: Arc<CurrentRules>,
     ) -> Result<Self, StartError> {
         let hypervisor = known.at(&settings.uri);
-        hypervisor.first_attempt().await.map_err(|it| StartError::Hypervisor(it.to_string()))?;
+        hypervisor
+            .first_attempt()
+            .await
+            .map_err(|error| StartError::Serial(format!("{error}; -w waits for it")))?;
         let Settings { uri, path, mode } = settings;
         let shown = path.as_deref().map_or_else(|| "any".to_owned(), shown);
         info!(%uri, %mode, path = %shown, "listening on sockets of domains");

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the agent backend ran: counts, times, and which devices answered when they were looked at last.
+//! Counters of agent runs and their times, and which devices answered their last status check.
 //!
-//! Of every run, also of those that are for no request. Counted in passing; nothing waits for it.
+//! Owns the counters of every run, also of runs that are for no request. Runs on the caller's task and must
+//! never wait.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::util::locks::lock;
 
 type Labels = Vec<(&'static str, String)>;
 
-/// The runs of the devices of the configuration. Clones share it.
+/// Counters of the runs of all devices of the configuration. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentRuns {
     runs: Family<Labels, Counter>,
@@ -25,50 +26,50 @@ pub(crate) struct AgentRuns {
     devices: Arc<Mutex<BTreeMap<String, DeviceRuns>>>,
 }
 
+/// State of one device, by its runs.
 #[derive(Default, Debug)]
 struct DeviceRuns {
-    /// Whether it answered when it was looked at last.
+    /// The last run that reads a status or a list was answered.
     answers: bool,
-    /// Whether it ever did with an exit code that a broken program does not have.
-    is_known: bool,
+    /// Some run succeeded: so exit code 2 is not that of a broken program.
+    is_proved: bool,
 }
 
 impl AgentRuns {
-    /// None has run yet.
+    /// Returns counters at zero for these devices.
     pub(crate) fn new(devices: impl IntoIterator<Item = String>) -> Self {
+        let devices = devices.into_iter().map(|it| (it, DeviceRuns::default())).collect();
         Self {
             runs: Family::default(),
             times: Family::new_with_constructor(|| Histogram::new(SECONDS)),
-            devices: Arc::new(Mutex::new(
-                devices.into_iter().map(|it| (it, DeviceRuns::default())).collect(),
-            )),
+            devices: Arc::new(Mutex::new(devices)),
         }
     }
 
-    /// A run has ended.
-    pub(crate) fn note(&self, ran: &AgentRun) {
-        let device = || ("device", ran.device.clone());
-        let action = || ("action", ran.action.to_owned());
-        let result = ("result", ran.ended.word().to_owned());
+    /// Counts a run that has ended.
+    pub(crate) fn note(&self, run: &AgentRun) {
+        let device = || ("device", run.device.clone());
+        let action = || ("action", run.action.to_owned());
+        let result = ("result", run.ended.word().to_owned());
         self.runs.get_or_create(&vec![device(), action(), result]).inc();
-        self.times.get_or_create(&vec![device(), action()]).observe(ran.took.as_secs_f64());
-        if matches!(ran.action, "status" | "list" | "list-status" | "monitor") {
+        self.times.get_or_create(&vec![device(), action()]).observe(run.took.as_secs_f64());
+        if matches!(run.action, "status" | "list" | "list-status" | "monitor") {
             let mut devices = lock(&self.devices);
-            let device = devices.entry(ran.device.clone()).or_default();
-            device.answers = match ran.ended {
+            let device = devices.entry(run.device.clone()).or_default();
+            device.answers = match run.ended {
                 AgentRunEnd::Exit(0) => {
-                    device.is_known = true;
+                    device.is_proved = true;
                     true
                 }
                 // Off; or a program that could not even be read.
-                AgentRunEnd::Exit(2) => ran.action == "status" && device.is_known,
+                AgentRunEnd::Exit(2) => run.action == "status" && device.is_proved,
                 _ => false,
             };
         }
     }
 
-    /// Puts all of it among what is told.
-    pub(crate) fn tell(&self, to: &mut Registry) {
+    /// Adds the counters to those that are served.
+    pub(crate) fn register(&self, to: &mut Registry) {
         to.register("agent_runs", "Runs of fence agents that have ended", self.runs.clone());
         to.register("agent_run_seconds", "Seconds that runs of fence agents took", self.times.clone());
         let devices = lock(&self.devices);
@@ -85,7 +86,7 @@ mod tests {
 
     fn text(runs: &AgentRuns) -> String {
         let mut to = Registry::with_prefix("fence_virtd");
-        runs.tell(&mut to);
+        runs.register(&mut to);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &to).unwrap();
         text

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The audit record: one structured event for each request that was authenticated, however it ended.
 //!
-//! The file is written by a thread of its own, and no request waits for it: a disk that hangs, or a pipe that nobody
-//! reads, costs records and no fence. What did not fit into the queue meanwhile is counted, and that is said; the log has
-//! those records all the same.
+//! The file is written by a thread of its own, and no request waits for it: a disk that hangs, or a pipe that
+//! nobody reads, costs records and no fence. What did not fit into the queue meanwhile is counted, and that
+//! is said; the log has those records all the same.
 
 use crate::request::record::{AuditRecord, RequestEnd};
 use std::fmt;
@@ -138,7 +138,8 @@ impl Sink<AuditItem> for AuditWriter {
     }
 }
 
-/// The same JSON without characters that a terminal acts on or that turn text round: JSON lets them stand as they are.
+/// The same JSON without characters that a terminal acts on or that turn text round: JSON lets them stand as
+/// they are.
 fn plain(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     for c in json.chars() {

@@ -34,8 +34,8 @@ struct DropState {
 }
 
 impl DropLog {
-    /// Counts and perhaps logs: `listener` dropped something of `peer` for `reason` (a fixed word); `detail` says
-    /// more, with everything that came from the peer escaped.
+    /// Counts and perhaps logs: `listener` dropped something of `peer` for `reason` (a fixed word); `detail`
+    /// says more, with everything that came from the peer escaped.
     pub(crate) fn note(
         &self,
         listener: &'static str,
@@ -59,7 +59,8 @@ impl DropLog {
     }
 }
 
-/// A peer is an address (or a context id): with a new port for each connection it would be another one each time.
+/// A peer is an address (or a context id): with a new port for each connection it would be another one each
+/// time.
 fn without_port(peer: String) -> String {
     match (peer.parse::<SocketAddr>(), peer.split_once(" port ")) {
         (Ok(address), _) => address.ip().to_string(),

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Counts and times of what the daemon does, for people who watch many hosts. docs/metrics.md names each one.
+//! Counters of requests and their times, and the state of the listeners. docs/metrics.md names each metric.
 //!
-//! Labels hold words of this program, URIs and devices of the configuration, never anything that a peer chose: their
-//! number is bounded, whatever arrives. What is counted here is counted in passing and never waits.
+//! Owns the counters. Runs on the caller's task and must never wait. Labels have words of this program, URIs
+//! and devices of the configuration, and nothing that a peer chose: so their number is bounded.
 
-use crate::observe::openmetrics::SECONDS;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -14,18 +13,19 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::observe::openmetrics::SECONDS;
 use crate::request::record::{AuditRecord, RequestEnd};
 use crate::util::locks::lock;
 
 type LabelSet<const N: usize> = [(&'static str, &'static str); N];
 type StageHistograms = Family<LabelSet<2>, Histogram, fn() -> Histogram>;
 
-/// What requests leave behind as they end, and which listeners serve.
+/// Counters and times of requests that are over, and the state of each listener.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) requests: Family<LabelSet<3>, Counter>,
     pub(crate) stages: StageHistograms,
-    /// Those of the configuration.
+    /// The listeners of the configuration; true while a listener serves.
     pub(crate) listeners: Mutex<BTreeMap<&'static str, bool>>,
     pub(crate) started: SystemTime,
 }
@@ -42,7 +42,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A request is over.
+    /// Counts a request that is over.
     pub(crate) fn note(&self, record: &AuditRecord<'_>) {
         let action = record.job.action.name();
         let result = match record.end {
@@ -70,30 +70,33 @@ impl Metrics {
         }
     }
 
-    /// These listeners, and no others, are to serve.
-    pub(crate) fn listeners_are(&self, names: impl Iterator<Item = &'static str>) {
+    /// Enters the listeners of the configuration. The state of a listener that stays is kept.
+    pub(crate) fn set_listeners(&self, names: impl Iterator<Item = &'static str>) {
         let mut listeners = lock(&self.listeners);
         let old = std::mem::take(&mut *listeners);
         listeners.extend(names.map(|it| (it, old.get(it).copied().unwrap_or(false))));
     }
 
-    fn listener(&self, name: &'static str, serves: bool) {
+    fn set_up(&self, name: &'static str, serves: bool) {
         lock(&self.listeners).insert(name, serves);
     }
 }
 
-/// Mark of a listener that serves: it does so as long as the value lives.
-pub(crate) struct ListenerUp(Arc<Metrics>, &'static str);
+/// Mark of a listener that serves, until the mark is dropped.
+pub(crate) struct ListenerUp {
+    metrics: Arc<Metrics>,
+    name: &'static str,
+}
 
 impl ListenerUp {
     pub(crate) fn new(metrics: Arc<Metrics>, name: &'static str) -> Self {
-        metrics.listener(name, true);
-        Self(metrics, name)
+        metrics.set_up(name, true);
+        Self { metrics, name }
     }
 }
 
 impl Drop for ListenerUp {
     fn drop(&mut self) {
-        self.0.listener(self.1, false);
+        self.metrics.set_up(self.name, false);
     }
 }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Counters, counted drops and the audit file. They are told; they never ask.
+//! Counters, counted drops and the audit file.
+//!
+//! All other layers feed these modules; none of them reads another layer, or waits. Only the audit file has a
+//! thread of its own.
 
 pub(crate) mod agent_runs;
 pub(crate) mod audit;
