@@ -56,7 +56,7 @@ impl Error {
 }
 
 /// Turns the result code of a corosync call into an error.
-pub(crate) fn check(call: &'static str, code: sys::Code) -> Result<(), Error> {
+pub(crate) fn check(call: &'static str, code: sys::ResultCode) -> Result<(), Error> {
     let kind = match code {
         sys::OK => return Ok(()),
         sys::ERR_LIBRARY | sys::ERR_TRY_AGAIN | sys::ERR_BAD_HANDLE => ErrorKind::Gone,

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Process group: messages in one order for all members, and its membership.
+//!
+//! Owns the handle of libcpg and the copies of its messages. Runs on one thread at a time. Must never wait in
+//! `dispatch` and `send`.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Node list of corosync.conf, as the running corosync has it (cmap).
+//!
+//! Owns the handle of libcmap. Runs on the caller's thread. Must never return a list without one of its
+//! nodes.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -205,6 +208,6 @@ fn key(place: &str, what: &str) -> CString {
     CString::new(format!("{PREFIX_TEXT}{place}.{what}")).unwrap_or_default()
 }
 
-fn found(call: &'static str, code: sys::Code) -> Result<bool, Error> {
+fn found(call: &'static str, code: sys::ResultCode) -> Result<bool, Error> {
     if code == sys::ERR_NOT_EXIST { Ok(false) } else { check(call, code).map(|()| true) }
 }

@@ -4,19 +4,19 @@
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
 /// `cs_error_t`
-pub(crate) type Code = c_int;
+pub(crate) type ResultCode = c_int;
 
-pub(crate) const OK: Code = 1;
-pub(crate) const ERR_LIBRARY: Code = 2;
-pub(crate) const ERR_TRY_AGAIN: Code = 6;
-pub(crate) const ERR_INVALID_PARAM: Code = 7;
-pub(crate) const ERR_BAD_HANDLE: Code = 9;
-pub(crate) const ERR_ACCESS: Code = 11;
-pub(crate) const ERR_NOT_EXIST: Code = 12;
-pub(crate) const ERR_EXIST: Code = 14;
-pub(crate) const ERR_NO_SECTIONS: Code = 27;
-pub(crate) const ERR_SECURITY: Code = 100;
-pub(crate) const ERR_TOO_BIG: Code = 26;
+pub(crate) const OK: ResultCode = 1;
+pub(crate) const ERR_LIBRARY: ResultCode = 2;
+pub(crate) const ERR_TRY_AGAIN: ResultCode = 6;
+pub(crate) const ERR_INVALID_PARAM: ResultCode = 7;
+pub(crate) const ERR_BAD_HANDLE: ResultCode = 9;
+pub(crate) const ERR_ACCESS: ResultCode = 11;
+pub(crate) const ERR_NOT_EXIST: ResultCode = 12;
+pub(crate) const ERR_EXIST: ResultCode = 14;
+pub(crate) const ERR_NO_SECTIONS: ResultCode = 27;
+pub(crate) const ERR_SECURITY: ResultCode = 100;
+pub(crate) const ERR_TOO_BIG: ResultCode = 26;
 
 pub(crate) const DISPATCH_ONE_NONBLOCKING: c_int = 4;
 pub(crate) const DISPATCH_ALL: c_int = 2;
@@ -100,48 +100,52 @@ unsafe extern "C" {
         model: c_int,
         data: *mut CpgModelV1,
         context: *mut c_void,
-    ) -> Code;
-    pub(crate) fn cpg_finalize(handle: u64) -> Code;
-    pub(crate) fn cpg_fd_get(handle: u64, fd: *mut c_int) -> Code;
-    pub(crate) fn cpg_max_atomic_msgsize_get(handle: u64, size: *mut u32) -> Code;
-    pub(crate) fn cpg_dispatch(handle: u64, how: c_int) -> Code;
-    pub(crate) fn cpg_join(handle: u64, group: *const CpgName) -> Code;
-    pub(crate) fn cpg_leave(handle: u64, group: *const CpgName) -> Code;
-    pub(crate) fn cpg_mcast_joined(handle: u64, guarantee: c_int, parts: *const IoVec, count: c_uint)
-    -> Code;
+    ) -> ResultCode;
+    pub(crate) fn cpg_finalize(handle: u64) -> ResultCode;
+    pub(crate) fn cpg_fd_get(handle: u64, fd: *mut c_int) -> ResultCode;
+    pub(crate) fn cpg_max_atomic_msgsize_get(handle: u64, size: *mut u32) -> ResultCode;
+    pub(crate) fn cpg_dispatch(handle: u64, how: c_int) -> ResultCode;
+    pub(crate) fn cpg_join(handle: u64, group: *const CpgName) -> ResultCode;
+    pub(crate) fn cpg_leave(handle: u64, group: *const CpgName) -> ResultCode;
+    pub(crate) fn cpg_mcast_joined(
+        handle: u64,
+        guarantee: c_int,
+        parts: *const IoVec,
+        count: c_uint,
+    ) -> ResultCode;
     pub(crate) fn cpg_membership_get(
         handle: u64,
         group: *mut CpgName,
         members: *mut CpgAddress,
         count: *mut c_int,
-    ) -> Code;
-    pub(crate) fn cpg_local_get(handle: u64, node: *mut c_uint) -> Code;
+    ) -> ResultCode;
+    pub(crate) fn cpg_local_get(handle: u64, node: *mut c_uint) -> ResultCode;
 }
 
 #[link(name = "cmap")]
 unsafe extern "C" {
-    pub(crate) fn cmap_initialize(handle: *mut u64) -> Code;
-    pub(crate) fn cmap_finalize(handle: u64) -> Code;
-    pub(crate) fn cmap_fd_get(handle: u64, fd: *mut c_int) -> Code;
-    pub(crate) fn cmap_dispatch(handle: u64, how: c_int) -> Code;
+    pub(crate) fn cmap_initialize(handle: *mut u64) -> ResultCode;
+    pub(crate) fn cmap_finalize(handle: u64) -> ResultCode;
+    pub(crate) fn cmap_fd_get(handle: u64, fd: *mut c_int) -> ResultCode;
+    pub(crate) fn cmap_dispatch(handle: u64, how: c_int) -> ResultCode;
     pub(crate) fn cmap_get(
         handle: u64,
         key: *const c_char,
         value: *mut c_void,
         len: *mut usize,
         kind: *mut c_int,
-    ) -> Code;
-    pub(crate) fn cmap_get_uint8(handle: u64, key: *const c_char, value: *mut u8) -> Code;
-    pub(crate) fn cmap_get_uint32(handle: u64, key: *const c_char, value: *mut u32) -> Code;
-    pub(crate) fn cmap_iter_init(handle: u64, prefix: *const c_char, iter: *mut u64) -> Code;
+    ) -> ResultCode;
+    pub(crate) fn cmap_get_uint8(handle: u64, key: *const c_char, value: *mut u8) -> ResultCode;
+    pub(crate) fn cmap_get_uint32(handle: u64, key: *const c_char, value: *mut u32) -> ResultCode;
+    pub(crate) fn cmap_iter_init(handle: u64, prefix: *const c_char, iter: *mut u64) -> ResultCode;
     pub(crate) fn cmap_iter_next(
         handle: u64,
         iter: u64,
         key: *mut c_char,
         len: *mut usize,
         kind: *mut c_int,
-    ) -> Code;
-    pub(crate) fn cmap_iter_finalize(handle: u64, iter: u64) -> Code;
+    ) -> ResultCode;
+    pub(crate) fn cmap_iter_finalize(handle: u64, iter: u64) -> ResultCode;
     pub(crate) fn cmap_track_add(
         handle: u64,
         key: *const c_char,
@@ -149,5 +153,5 @@ unsafe extern "C" {
         notify: CmapNotify,
         data: *mut c_void,
         track: *mut u64,
-    ) -> Code;
+    ) -> ResultCode;
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Command lines as getopt(3) of the GNU C library accepts them, and long options beside them.
+//!
+//! Owns the forms of the command line and the texts about errors in it. Must never guess an option.
 
 use std::ffi::OsString;
 use std::fmt;

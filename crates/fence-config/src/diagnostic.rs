@@ -35,7 +35,7 @@ pub enum Severity {
 /// Kind of a diagnostic. The words in `as_str` stay the same between releases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Code {
+pub enum DiagnosticCode {
     /// The file is longer than [`crate::MAX_FILE_SIZE`].
     FileTooLong,
     /// The file has only blanks and comments.
@@ -76,29 +76,29 @@ pub enum Code {
     NoEffect,
 }
 
-impl Code {
+impl DiagnosticCode {
     /// Returns the word in brackets after `error` or `warning`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Code::FileTooLong => "file-too-long",
-            Code::EmptyFile => "empty-file",
-            Code::Unexpected => "unexpected",
-            Code::MissingSemicolon => "missing-semicolon",
-            Code::MissingQuote => "missing-quote",
-            Code::UnquotedValue => "unquoted-value",
-            Code::EmptyValue => "empty-value",
-            Code::UnclosedBlock => "unclosed-block",
-            Code::StrayBrace => "stray-brace",
-            Code::TooDeep => "too-deep",
-            Code::TooMany => "too-many",
-            Code::Unknown => "unknown",
-            Code::WrongKind => "wrong-kind",
-            Code::Repeated => "repeated",
-            Code::BadValue => "bad-value",
-            Code::RelativePath => "relative-path",
-            Code::EmptyGroup => "empty-group",
-            Code::NoDaemonBlock => "no-daemon-block",
-            Code::NoEffect => "no-effect",
+            DiagnosticCode::FileTooLong => "file-too-long",
+            DiagnosticCode::EmptyFile => "empty-file",
+            DiagnosticCode::Unexpected => "unexpected",
+            DiagnosticCode::MissingSemicolon => "missing-semicolon",
+            DiagnosticCode::MissingQuote => "missing-quote",
+            DiagnosticCode::UnquotedValue => "unquoted-value",
+            DiagnosticCode::EmptyValue => "empty-value",
+            DiagnosticCode::UnclosedBlock => "unclosed-block",
+            DiagnosticCode::StrayBrace => "stray-brace",
+            DiagnosticCode::TooDeep => "too-deep",
+            DiagnosticCode::TooMany => "too-many",
+            DiagnosticCode::Unknown => "unknown",
+            DiagnosticCode::WrongKind => "wrong-kind",
+            DiagnosticCode::Repeated => "repeated",
+            DiagnosticCode::BadValue => "bad-value",
+            DiagnosticCode::RelativePath => "relative-path",
+            DiagnosticCode::EmptyGroup => "empty-group",
+            DiagnosticCode::NoDaemonBlock => "no-daemon-block",
+            DiagnosticCode::NoEffect => "no-effect",
         }
     }
 }
@@ -109,7 +109,7 @@ pub struct Diagnostic {
     /// Severity.
     pub severity: Severity,
     /// Kind.
-    pub code: Code,
+    pub code: DiagnosticCode,
     /// Message: one sentence, without the place.
     pub message: String,
     /// Advice.
@@ -169,7 +169,7 @@ impl fmt::Display for Severity {
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for DiagnosticCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -186,7 +186,7 @@ pub(crate) struct Findings {
 #[derive(Debug)]
 struct Finding {
     severity: Severity,
-    code: Code,
+    code: DiagnosticCode,
     span: Span,
     message: String,
     help: Option<String>,
@@ -206,18 +206,24 @@ impl Finding {
 }
 
 impl Findings {
-    pub(crate) fn error(&mut self, code: Code, span: Span, message: String, help: Option<String>) {
+    pub(crate) fn error(&mut self, code: DiagnosticCode, span: Span, message: String, help: Option<String>) {
         self.push(Severity::Error, code, span, message, help);
     }
 
-    pub(crate) fn warning(&mut self, code: Code, span: Span, message: String, help: Option<String>) {
+    pub(crate) fn warning(
+        &mut self,
+        code: DiagnosticCode,
+        span: Span,
+        message: String,
+        help: Option<String>,
+    ) {
         self.push(Severity::Warning, code, span, message, help);
     }
 
     pub(crate) fn push(
         &mut self,
         severity: Severity,
-        code: Code,
+        code: DiagnosticCode,
         span: Span,
         message: String,
         help: Option<String>,
@@ -245,7 +251,7 @@ impl Findings {
             let span = self.kept.last().map(|it| it.span).unwrap_or_default();
             self.kept.push(Finding {
                 severity,
-                code: Code::TooMany,
+                code: DiagnosticCode::TooMany,
                 span,
                 message: format!("{} further errors and warnings are not shown", self.left_out),
                 help: None,

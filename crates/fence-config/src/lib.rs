@@ -22,7 +22,8 @@ mod schema;
 mod tree;
 
 pub use check::{MAX_URIS, keys};
-pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, Span};
+// `Code` is the name at call sites that have not switched yet.
+pub use diagnostic::{Diagnostic, DiagnosticCode, DiagnosticCode as Code, MAX_DIAGNOSTICS, Severity, Span};
 pub use fence_wire::{DEFAULT_KEY_FILE, DEFAULT_PORT, Family, HashType};
 pub use parse::MAX_FILE_SIZE;
 pub use schema::{

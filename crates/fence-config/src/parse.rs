@@ -2,9 +2,9 @@
 //! Parser: tokens to a tree. An error does not stop it: it reports the mistake once, keeps the bytes, and
 //! goes on at the next `;`, `}` or line that starts a statement.
 
-use crate::diagnostic::{Code, Findings, Span, show};
+use crate::diagnostic::{DiagnosticCode, Findings, Span, show};
 use crate::lex::{Token, TokenKind, tokens};
-use crate::tree::{Assignment, Block, Item, MAX_DEPTH, Node, SourceText, Tree, Value};
+use crate::tree::{Assignment, Block, Item, MAX_DEPTH, Node, QuotedValue, SourceText, Tree};
 
 /// Longest file that is read, in bytes.
 pub const MAX_FILE_SIZE: usize = 1024 * 1024;
@@ -20,7 +20,7 @@ impl Tree {
 pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
     if source.len() > MAX_FILE_SIZE {
         findings.error(
-            Code::FileTooLong,
+            DiagnosticCode::FileTooLong,
             Span::default(),
             format!("the file has {} bytes; the limit is {MAX_FILE_SIZE}", source.len()),
             None,
@@ -37,7 +37,7 @@ pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
         parser.at += 1;
         let span = parser.span(start);
         parser.findings.error(
-            Code::StrayBrace,
+            DiagnosticCode::StrayBrace,
             span,
             "this `}` closes no block".to_owned(),
             Some("remove it, or look for a `{` that is missing above".to_owned()),
@@ -50,7 +50,7 @@ pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
         // A file cut short on a full disk must not mean "no groups: every holder of the key may fence
         // everything".
         parser.findings.error(
-            Code::EmptyFile,
+            DiagnosticCode::EmptyFile,
             Span::default(),
             "there is nothing in the file but blanks and comments".to_owned(),
             Some("the least is fence_virtd { }".to_owned()),
@@ -102,7 +102,7 @@ impl Parser<'_, '_> {
                 _ => return self.report_missing_value(start, &id),
             }
             let text = self.take_value(&id);
-            value = Some(Value { before_equals: before, before_text, text });
+            value = Some(QuotedValue { before_equals: before, before_text, text });
             let end = self.at;
             before = self.take_trivia();
             if !matches!(self.peek(), Some(TokenKind::Open | TokenKind::Semicolon)) {
@@ -124,7 +124,7 @@ impl Parser<'_, '_> {
         &mut self,
         start: usize,
         id: SourceText,
-        value: Option<Value>,
+        value: Option<QuotedValue>,
         before_open: Vec<u8>,
         depth: usize,
     ) -> Node {
@@ -133,7 +133,7 @@ impl Parser<'_, '_> {
         if depth == MAX_DEPTH {
             self.skip_block();
             self.findings.error(
-                Code::TooDeep,
+                DiagnosticCode::TooDeep,
                 open_span,
                 format!("more than {MAX_DEPTH} blocks inside each other"),
                 None,
@@ -149,7 +149,7 @@ impl Parser<'_, '_> {
         } else if !self.unclosed_reported(&items) {
             // The blocks around it are open for the same reason, and are not reported again.
             self.findings.error(
-                Code::UnclosedBlock,
+                DiagnosticCode::UnclosedBlock,
                 open_span,
                 format!("the block `{}` is not closed", show(&id.bytes)),
                 Some("a `}` is missing".to_owned()),
@@ -171,7 +171,7 @@ impl Parser<'_, '_> {
         text.bytes = text.bytes[1..text.bytes.len() - 1].to_vec();
         if text.bytes.is_empty() {
             self.findings.error(
-                Code::EmptyValue,
+                DiagnosticCode::EmptyValue,
                 text.span,
                 format!("`{}` has an empty value", show(&id.bytes)),
                 Some("leave the line out to have the default".to_owned()),
@@ -184,7 +184,7 @@ impl Parser<'_, '_> {
         let span = self.token_span(self.at);
         self.at += 1;
         self.findings.error(
-            Code::MissingQuote,
+            DiagnosticCode::MissingQuote,
             span,
             format!("the value of `{}` has no closing quote", show(&id.bytes)),
             None,
@@ -207,7 +207,7 @@ impl Parser<'_, '_> {
             }
             let span = self.span(first);
             self.findings.error(
-                Code::UnquotedValue,
+                DiagnosticCode::UnquotedValue,
                 span,
                 format!("the value of `{}` is not in quotes", show(&id.bytes)),
                 Some(format!("write \"{}\"", show(&self.source[span.start..span.end]))),
@@ -216,7 +216,7 @@ impl Parser<'_, '_> {
         }
         let span = self.current_span();
         self.findings.error(
-            Code::Unexpected,
+            DiagnosticCode::Unexpected,
             span,
             format!("a value in quotes is missing for `{}`", show(&id.bytes)),
             None,
@@ -226,10 +226,10 @@ impl Parser<'_, '_> {
     }
 
     /// Reports that neither `;` nor `{` follows `id = "value"`.
-    fn report_missing_semicolon(&mut self, id: SourceText, value: Value) -> Node {
+    fn report_missing_semicolon(&mut self, id: SourceText, value: QuotedValue) -> Node {
         let end = value.text.span.end;
         self.findings.error(
-            Code::MissingSemicolon,
+            DiagnosticCode::MissingSemicolon,
             Span { start: end, end },
             format!("`;` is missing behind the value of `{}`", show(&id.bytes)),
             None,
@@ -252,7 +252,7 @@ impl Parser<'_, '_> {
     /// Reports that neither `=` nor `{` follows an id.
     fn report_bare_id(&mut self, start: usize, id: &SourceText) -> Node {
         self.findings.error(
-            Code::Unexpected,
+            DiagnosticCode::Unexpected,
             id.span,
             format!("`{}` is neither a key with a value nor a block", show(&id.bytes)),
             Some("write id = \"value\"; or id { … }".to_owned()),
@@ -269,7 +269,7 @@ impl Parser<'_, '_> {
             Some(TokenKind::Semicolon) => {
                 self.at += 1;
                 self.findings.error(
-                    Code::Unexpected,
+                    DiagnosticCode::Unexpected,
                     span,
                     "this `;` ends nothing".to_owned(),
                     Some("remove it; blocks end with `}` alone".to_owned()),
@@ -277,7 +277,7 @@ impl Parser<'_, '_> {
             }
             Some(TokenKind::Open) => {
                 self.findings.error(
-                    Code::Unexpected,
+                    DiagnosticCode::Unexpected,
                     span,
                     "this block has no name".to_owned(),
                     Some("write id { … }".to_owned()),
@@ -286,7 +286,7 @@ impl Parser<'_, '_> {
             }
             _ => {
                 self.findings.error(
-                    Code::Unexpected,
+                    DiagnosticCode::Unexpected,
                     span,
                     format!("`{}` cannot start a statement", show(&self.source[span.start..span.end])),
                     Some("write id = \"value\"; or id { … }".to_owned()),

@@ -44,7 +44,7 @@ pub(crate) struct SourceText {
 
 /// ` = "value"` with its blanks.
 #[derive(Debug, Clone)]
-pub(crate) struct Value {
+pub(crate) struct QuotedValue {
     pub(crate) before_equals: Vec<u8>,
     pub(crate) before_text: Vec<u8>,
     pub(crate) text: SourceText,
@@ -54,7 +54,7 @@ pub(crate) struct Value {
 #[derive(Debug, Clone)]
 pub(crate) struct Assignment {
     pub(crate) id: SourceText,
-    pub(crate) value: Value,
+    pub(crate) value: QuotedValue,
     pub(crate) before_semicolon: Vec<u8>,
     /// False if the semicolon is missing, which has been reported.
     pub(crate) semicolon: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Assignment {
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
     pub(crate) id: SourceText,
-    pub(crate) value: Option<Value>,
+    pub(crate) value: Option<QuotedValue>,
     pub(crate) before_open: Vec<u8>,
     pub(crate) items: Vec<Item>,
     /// Blanks and comments before the closing brace.
@@ -263,9 +263,9 @@ impl SourceText {
     }
 }
 
-impl Value {
-    fn new(text: &[u8]) -> Value {
-        Value { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: SourceText::new(text) }
+impl QuotedValue {
+    fn new(text: &[u8]) -> QuotedValue {
+        QuotedValue { before_equals: b" ".to_vec(), before_text: b" ".to_vec(), text: SourceText::new(text) }
     }
 }
 
@@ -273,7 +273,7 @@ impl Assignment {
     fn new(id: &str, value: &[u8]) -> Assignment {
         Assignment {
             id: SourceText::new(id.as_bytes()),
-            value: Value::new(value),
+            value: QuotedValue::new(value),
             before_semicolon: Vec::new(),
             semicolon: true,
         }
@@ -286,7 +286,7 @@ impl Block {
         tail.resize(1 + depth, b'\t');
         Block {
             id: SourceText::new(part.id.as_bytes()),
-            value: part.value.map(|it| Value::new(it.as_bytes())),
+            value: part.value.map(|it| QuotedValue::new(it.as_bytes())),
             before_open: b" ".to_vec(),
             items: Vec::new(),
             tail,
@@ -514,7 +514,7 @@ fn write_items(items: &[Item], out: &mut Vec<u8>) {
     }
 }
 
-fn write_value(value: &Value, out: &mut Vec<u8>) {
+fn write_value(value: &QuotedValue, out: &mut Vec<u8>) {
     out.extend_from_slice(&value.before_equals);
     out.push(b'=');
     out.extend_from_slice(&value.before_text);

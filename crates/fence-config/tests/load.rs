@@ -256,7 +256,7 @@ fn messages_about_bad_values_name_the_allowed_ones() {
         assert!(loaded.config.is_none(), "{key} {value}");
         assert_eq!(loaded.diagnostics.len(), 1);
         let it = &loaded.diagnostics[0];
-        assert_eq!((it.code, it.help.as_deref()), (Code::BadValue, Some(allowed)), "{key} {value}");
+        assert_eq!((it.code, it.help.as_deref()), (DiagnosticCode::BadValue, Some(allowed)), "{key} {value}");
         assert_eq!(&source[it.span.start..it.span.end], format!("\"{value}\""));
     }
     let family = "fence_virtd {} listeners { multicast { family = \"ipv6\"; address = \"225.0.0.12\"; } }";

@@ -18,12 +18,12 @@ pub struct Interface {
     /// Flags of the kernel.
     pub flags: InterfaceFlags,
     /// Addresses, in the kernel's order.
-    pub addresses: Vec<Address>,
+    pub addresses: Vec<InterfaceAddress>,
 }
 
 /// Address of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Address {
+pub struct InterfaceAddress {
     /// IP address.
     pub ip: IpAddr,
     /// Scope of an IPv6 link-local address: the index of its interface. 0 for all others.
@@ -86,11 +86,11 @@ pub fn interface_by_name(name: &str) -> io::Result<Option<Interface>> {
     Ok(interfaces()?.into_iter().find(|i| i.name == name))
 }
 
-fn address(socket: &SockaddrStorage) -> Option<Address> {
+fn address(socket: &SockaddrStorage) -> Option<InterfaceAddress> {
     if let Some(v4) = socket.as_sockaddr_in() {
-        return Some(Address { ip: IpAddr::V4(v4.ip()), scope: 0 });
+        return Some(InterfaceAddress { ip: IpAddr::V4(v4.ip()), scope: 0 });
     }
-    socket.as_sockaddr_in6().map(|v6| Address { ip: IpAddr::V6(v6.ip()), scope: v6.scope_id() })
+    socket.as_sockaddr_in6().map(|v6| InterfaceAddress { ip: IpAddr::V6(v6.ip()), scope: v6.scope_id() })
 }
 
 #[cfg(test)]
@@ -104,7 +104,10 @@ mod tests {
         assert!(lo.is_loopback());
         if lo.is_up() {
             assert!(lo.takes_multicast());
-            assert!(lo.addresses.contains(&Address { ip: [127, 0, 0, 1].into(), scope: 0 }), "{lo:?}");
+            assert!(
+                lo.addresses.contains(&InterfaceAddress { ip: [127, 0, 0, 1].into(), scope: 0 }),
+                "{lo:?}"
+            );
         }
     }
 

@@ -17,11 +17,14 @@ mod tcp;
 mod vsock;
 
 pub use call_watch::CallWatch;
-pub use interface::{Address, Interface, interface_by_name, interfaces};
+// `Address` and `Scope` are the names at call sites that have not switched yet.
+pub use interface::{
+    Interface, InterfaceAddress, InterfaceAddress as Address, interface_by_name, interfaces,
+};
 pub use link_watch::LinkWatch;
 pub use multicast::{
-    FailedInterface, JoinedInterface, MulticastListener, MulticastSender, Scope, join, leave,
-    multicast_listener,
+    FailedInterface, JoinedInterface, MulticastListener, MulticastScope, MulticastScope as Scope,
+    MulticastSender, join, leave, multicast_listener,
 };
 pub use neighbour::neighbours;
 pub use ports::ports;

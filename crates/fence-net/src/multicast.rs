@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Multicast sockets: the listener of the host and the sender of the client.
+//!
+//! Owns the options of both sockets and the joining of interfaces. Must never read a datagram's content.
 
 use std::collections::HashSet;
 use std::io;
@@ -8,12 +10,12 @@ use std::os::fd::AsFd;
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
-use crate::interface::{Address, interfaces};
+use crate::interface::{InterfaceAddress, interfaces};
 use crate::ports::ports;
 
 /// Interfaces by which a listener receives its group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scope {
+pub enum MulticastScope {
     /// All interfaces that are up and do multicast, loopback too. Ports of bridges and the like are left out:
     /// their packets arrive at the bridge, and there is room for only 20 memberships
     /// (net.ipv4.igmp_max_memberships).
@@ -31,7 +33,7 @@ pub struct MulticastListener {
     pub socket: UdpSocket,
     /// Interfaces that joined the group.
     pub joined: Vec<JoinedInterface>,
-    /// With [`Scope::All`]: interfaces that should have joined the group and could not.
+    /// With [`MulticastScope::All`]: interfaces that should have joined the group and could not.
     pub failed: Vec<FailedInterface>,
 }
 
@@ -60,10 +62,10 @@ pub struct FailedInterface {
 /// Several sockets on one machine may receive the same group and port; each gets every datagram.
 ///
 /// # Errors
-/// `InvalidInput` for a `group` that is no multicast address. `NotFound` when [`Scope::All`] finds no
-/// interface to join, or when no interface has the index. Otherwise the kernel's error of socket, bind or
+/// `InvalidInput` for a `group` that is no multicast address. `NotFound` when [`MulticastScope::All`] finds
+/// no interface to join, or when no interface has the index. Otherwise the kernel's error of socket, bind or
 /// join.
-pub fn multicast_listener(group: IpAddr, port: u16, scope: Scope) -> io::Result<MulticastListener> {
+pub fn multicast_listener(group: IpAddr, port: u16, scope: MulticastScope) -> io::Result<MulticastListener> {
     require_multicast(group)?;
     let (socket, local) = match group {
         IpAddr::V4(v4) => {
@@ -81,15 +83,17 @@ pub fn multicast_listener(group: IpAddr, port: u16, scope: Scope) -> io::Result<
         }
     };
     let (mut joined, mut failed) = (Vec::new(), Vec::new());
-    let ports = if scope == Scope::All { ports()? } else { HashSet::new() };
+    let ports = if scope == MulticastScope::All { ports()? } else { HashSet::new() };
     for interface in interfaces()? {
         let (index, name) = (interface.index, interface.name.clone());
         match scope {
-            Scope::Interface(wanted) if wanted != index => {}
-            Scope::All if !interface.takes_multicast() || ports.contains(&index) => {}
+            MulticastScope::Interface(wanted) if wanted != index => {}
+            MulticastScope::All if !interface.takes_multicast() || ports.contains(&index) => {}
             _ => match join(&socket, group, index) {
                 Ok(()) => joined.push(JoinedInterface { index, name }),
-                Err(error) if scope == Scope::All => failed.push(FailedInterface { index, name, error }),
+                Err(error) if scope == MulticastScope::All => {
+                    failed.push(FailedInterface { index, name, error });
+                }
                 Err(error) => return Err(error),
             },
         }
@@ -148,7 +152,13 @@ impl MulticastSender {
     /// # Errors
     /// `InvalidInput` for a `group` that is no multicast address, or a source of the other family. Otherwise
     /// the kernel's error of socket, bind or an option.
-    pub fn open(source: Address, index: u32, group: IpAddr, port: u16, ttl: u32) -> io::Result<Self> {
+    pub fn open(
+        source: InterfaceAddress,
+        index: u32,
+        group: IpAddr,
+        port: u16,
+        ttl: u32,
+    ) -> io::Result<Self> {
         require_multicast(group)?;
         let (socket, group) = match (source.ip, group) {
             (IpAddr::V4(source), IpAddr::V4(group)) => {
@@ -212,16 +222,16 @@ mod tests {
     #[test]
     fn only_multicast_addresses_are_groups() {
         let unicast = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let error = multicast_listener(unicast, 0, Scope::All).unwrap_err();
+        let error = multicast_listener(unicast, 0, MulticastScope::All).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        let source = Address { ip: unicast, scope: 0 };
+        let source = InterfaceAddress { ip: unicast, scope: 0 };
         let error = MulticastSender::open(source, 1, unicast, 9, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
     fn families_must_agree() {
-        let source = Address { ip: Ipv4Addr::LOCALHOST.into(), scope: 0 };
+        let source = InterfaceAddress { ip: Ipv4Addr::LOCALHOST.into(), scope: 0 };
         let group = "ff05::3:1".parse().unwrap();
         let error = MulticastSender::open(source, 1, group, 9, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);

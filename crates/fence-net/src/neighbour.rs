@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Neighbour table of the kernel (`ip neigh`): MAC addresses by IP address, for the local networks.
+//!
+//! Must never return an entry that the kernel does not trust: a source is identified by it.
 
 use std::io;
 use std::net::IpAddr;

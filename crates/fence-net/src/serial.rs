@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Serial lines and virtio ports of a guest, opened so that no operation blocks.
+//!
+//! Owns the terminal settings and the lock of a device. Must never become its controlling terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -8,7 +8,9 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use fence_net::{MulticastSender, Scope, interface_by_name, interfaces, join, leave, multicast_listener};
+use fence_net::{
+    MulticastScope, MulticastSender, interface_by_name, interfaces, join, leave, multicast_listener,
+};
 
 const SETUP: &str = "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0
     ip link set lo up
@@ -59,7 +61,7 @@ fn inside_every_source_is_heard_v6() {
 }
 
 fn every_source_is_heard(group: IpAddr) {
-    let listener = multicast_listener(group, 1229, Scope::All).unwrap();
+    let listener = multicast_listener(group, 1229, MulticastScope::All).unwrap();
     let mut names: Vec<_> = listener.joined.iter().map(|j| j.name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["lo", "v0", "v1"]);
@@ -85,8 +87,8 @@ fn every_source_is_heard(group: IpAddr) {
 fn inside_one_interface_only() {
     let group = "225.0.0.12".parse().unwrap();
     let [lo, v0] = ["lo", "v0"].map(|n| interface_by_name(n).unwrap().unwrap());
-    let all = multicast_listener(group, 1229, Scope::All).unwrap();
-    let one = multicast_listener(group, 1229, Scope::Interface(v0.index)).unwrap();
+    let all = multicast_listener(group, 1229, MulticastScope::All).unwrap();
+    let one = multicast_listener(group, 1229, MulticastScope::Interface(v0.index)).unwrap();
     assert_eq!(one.joined.iter().map(|j| j.index).collect::<Vec<_>>(), [v0.index]);
     let source = lo.addresses.iter().copied().find(|a| a.ip.is_ipv4()).unwrap();
     let by_lo = MulticastSender::open(source, lo.index, group, 1229, 2).unwrap();
@@ -107,7 +109,7 @@ fn inside_one_interface_only() {
 #[ignore = "run by in_a_namespace"]
 fn inside_unicast_is_not_heard() {
     for (group, unicast) in [("225.0.0.12", "127.0.0.1:1229"), ("ff05::3:1", "[::1]:1229")] {
-        let listener = multicast_listener(group.parse().unwrap(), 1229, Scope::All).unwrap();
+        let listener = multicast_listener(group.parse().unwrap(), 1229, MulticastScope::All).unwrap();
         let any = if group.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
         UdpSocket::bind(any).unwrap().send_to(b"x", unicast).unwrap();
         assert_eq!(received(&listener.socket), None);
@@ -117,7 +119,8 @@ fn inside_unicast_is_not_heard() {
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_no_such_index() {
-    let error = multicast_listener("225.0.0.12".parse().unwrap(), 1229, Scope::Interface(9999)).unwrap_err();
+    let error =
+        multicast_listener("225.0.0.12".parse().unwrap(), 1229, MulticastScope::Interface(9999)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Capabilities: all but the needed ones are given up, and started programs get none.
+//!
+//! Must never give a capability that the process did not have.
 
 use caps::{CapSet, Capability, CapsHashSet};
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Shared key, and the hashes under it.
+//!
+//! Owns the key's bytes and every computation with them. Must never show a byte of the key, nor compare
+//! hashes in a time that depends on them.
 
 use core::fmt;
 

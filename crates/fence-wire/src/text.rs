@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Text of a peer, made safe for a log or a terminal.
+//!
+//! Must never pass a character on that moves a cursor, ends a line or changes the writing direction.
 
 use core::fmt::{self, Write as _};
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Connection to one hypervisor.
+//!
+//! Owns the handle, and the rule of one call at a time. Runs on the caller's thread, which a call blocks.
+//! Must never close a connection itself: the closing thread does.
 
 use std::ffi::{CStr, c_void};
 use std::fmt;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Domain: its identity, its state, its power, its XML.
+//!
+//! Runs on the caller's thread, which a call blocks. Must never outlive its connection.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Errors of libvirt, sorted by the decisions of a caller.
+//!
+//! Must never show text of libvirt unescaped.
 
 use std::ffi::{CStr, CString};
 use std::fmt;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::check::checker::{BlockBody, Checker};
 use crate::check::text::parse_number;
-use crate::diagnostic::{Code, Span, show};
+use crate::diagnostic::{DiagnosticCode, Span, show};
 use crate::schema::{
     AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_MAX_RUNNING,
     DEFAULT_RETRIES, DEFAULT_STATUS_TIMEOUT, DevicePlugs, DomainPlug, OptionValue,
@@ -32,7 +32,7 @@ impl Checker<'_> {
         let body = block.map(|it| self.read_block("backends/agent", &it.items)).unwrap_or_default();
         if body.blocks.is_empty() {
             self.report(
-                Code::BadValue,
+                DiagnosticCode::BadValue,
                 block.map_or_else(Span::default, |it| it.id.span),
                 "backend agent has no device".to_owned(),
                 "add backends { agent { device = \"name\" { agent = \"fence_…\"; plugs = \"…\"; \
@@ -45,7 +45,7 @@ impl Checker<'_> {
             if let Some(device) = self.read_device(block) {
                 if devices.iter().any(|it| it.name == device.name) {
                     self.report(
-                        Code::BadValue,
+                        DiagnosticCode::BadValue,
                         block.id.span,
                         format!("there is a device \"{}\" already", show(device.name.as_bytes())),
                         "give each device a name of its own: records and messages tell them by it".to_owned(),
@@ -69,7 +69,7 @@ impl Checker<'_> {
             Some(key) => self.read_agent(key),
             None => {
                 self.report(
-                    Code::BadValue,
+                    DiagnosticCode::BadValue,
                     block.id.span,
                     "a device needs an agent".to_owned(),
                     "add agent = \"fence_…\";".to_owned(),
@@ -143,7 +143,7 @@ impl Checker<'_> {
         let says_nothing = body.key("plugs").is_none() && !body.blocks.iter().any(|it| it.id.is("domain"));
         if says_nothing {
             self.report(
-                Code::BadValue,
+                DiagnosticCode::BadValue,
                 block.id.span,
                 "a device needs the domains that it serves".to_owned(),
                 "add plugs = \"web1, web2\"; or plugs = \"web1:101, web2:102\"; or plugs = \"*\"; for those \
@@ -199,7 +199,7 @@ impl Checker<'_> {
             };
             // Two names of one machine would be fenced independently of each other.
             let help = "give each domain one plug, and each plug one domain".to_owned();
-            self.report(Code::BadValue, span, message, help);
+            self.report(DiagnosticCode::BadValue, span, message, help);
         } else {
             plugs.named.push(plug);
         }
@@ -216,7 +216,7 @@ impl Checker<'_> {
         for key in keys {
             let Some(name) = ascii_name(&key.id.bytes) else {
                 self.report(
-                    Code::BadValue,
+                    DiagnosticCode::BadValue,
                     key.id.span,
                     format!("no agent has an option `{}`", show(&key.id.bytes)),
                     "allowed: letters, digits, `_` and `-`".to_owned(),
@@ -225,7 +225,7 @@ impl Checker<'_> {
             };
             if OURS.iter().any(|it| name.eq_ignore_ascii_case(it)) || plug_option == Some(name) {
                 self.report(
-                    Code::BadValue,
+                    DiagnosticCode::BadValue,
                     key.id.span,
                     format!("`{name}` is set by fence_virtd for each run"),
                     "name the plugs with `plugs` or `domain`, and the option that takes them with \
@@ -244,7 +244,7 @@ impl Checker<'_> {
                 }
                 // The value is not shown.
                 None => self.report(
-                    Code::BadValue,
+                    DiagnosticCode::BadValue,
                     key.value.text.span,
                     format!("bad value for `{name}`"),
                     "allowed: text without control characters: an agent reads one option a line".to_owned(),
@@ -273,7 +273,7 @@ impl Checker<'_> {
             name.and_then(|it| std::str::from_utf8(it).ok()).filter(|it| !it.is_empty() && is_line(it));
         if name.is_none() {
             self.report(
-                Code::BadValue,
+                DiagnosticCode::BadValue,
                 block.id.span,
                 format!("the block `{}` needs a name", show(&block.id.bytes)),
                 format!("write {form}"),

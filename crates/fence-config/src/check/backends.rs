@@ -3,7 +3,7 @@
 
 use crate::check::checker::{BlockBody, Checker};
 use crate::check::known::uri_number;
-use crate::diagnostic::Code;
+use crate::diagnostic::DiagnosticCode;
 use crate::schema::{
     Backend, BackendKind, CpgBackend, DEFAULT_GROUP, DEFAULT_URI, HostDown, HostDownWord, LibvirtBackend,
     MAX_GROUP_NAME, NameMode,
@@ -63,7 +63,7 @@ impl Checker<'_> {
         let word = self.read_word(mode).unwrap_or(HostDownWord::Never);
         if let (Some(command), true) = (command, word != HostDownWord::Command) {
             self.findings.warning(
-                Code::NoEffect,
+                DiagnosticCode::NoEffect,
                 command.id.span,
                 format!("`host_down_command` has no effect with host_down = \"{word}\""),
                 Some("set host_down = \"command\"".to_owned()),
@@ -77,7 +77,7 @@ impl Checker<'_> {
                 (Some(path), _) => HostDown::Command(path),
                 (None, Some(mode)) => {
                     self.report(
-                        Code::BadValue,
+                        DiagnosticCode::BadValue,
                         mode.value.text.span,
                         "host_down = \"command\" needs `host_down_command`".to_owned(),
                         "add host_down_command = \"/path/of/the/command\"".to_owned(),

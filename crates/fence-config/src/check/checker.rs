@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Known statements of a block, and reports about the others.
+//!
+//! Owns the severity of a finding: errors in a block that is not in use only warn. Must never stop at an
+//! error.
 
 use crate::check::known::{KNOWN, KnownBlock};
 use crate::check::text::nearest_word;
-use crate::diagnostic::{Code, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
+use crate::diagnostic::{DiagnosticCode, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
 use crate::tree::{Assignment, Block, Item, Node, SourceText};
 
 /// Known statements of one block, repeated ones too; the last one counts.
@@ -61,7 +64,7 @@ impl Checker<'_> {
                 let again = ids[index + 1..].iter().any(|it| it.bytes.eq_ignore_ascii_case(&id.bytes));
                 if again && !known.repeats(id) {
                     self.findings.warning(
-                        Code::Repeated,
+                        DiagnosticCode::Repeated,
                         id.span,
                         format!(
                             "`{}` has no effect: it comes again below, and the last one counts",
@@ -79,7 +82,7 @@ impl Checker<'_> {
         for block in &body.blocks {
             if block.value.is_some() && !known.repeats(&block.id) {
                 self.findings.warning(
-                    Code::NoEffect,
+                    DiagnosticCode::NoEffect,
                     block.id.span,
                     format!("the value of the block `{}` has no effect", show(&block.id.bytes)),
                     None,
@@ -110,7 +113,7 @@ impl Checker<'_> {
         };
         let place = if known.path.is_empty() { String::new() } else { format!(" in `{}`", known.path) };
         self.findings.warning(
-            Code::Unknown,
+            DiagnosticCode::Unknown,
             id.span,
             format!("unknown {what} `{}`{place}", show(&id.bytes)),
             help,
@@ -119,7 +122,12 @@ impl Checker<'_> {
 
     fn report_wrong_kind(&mut self, id: &SourceText, what: &str, form: &str) {
         let name = show(&id.bytes);
-        self.report(Code::WrongKind, id.span, format!("`{name}` is {what}"), format!("write {name} {form}"));
+        self.report(
+            DiagnosticCode::WrongKind,
+            id.span,
+            format!("`{name}` is {what}"),
+            format!("write {name} {form}"),
+        );
     }
 
     pub(super) fn report_bad_value(&mut self, assignment: &Assignment, allowed: String) {
@@ -128,10 +136,10 @@ impl Checker<'_> {
             show(&assignment.value.text.bytes),
             show(&assignment.id.bytes)
         );
-        self.report(Code::BadValue, assignment.value.text.span, message, allowed);
+        self.report(DiagnosticCode::BadValue, assignment.value.text.span, message, allowed);
     }
 
-    pub(super) fn report(&mut self, code: Code, span: Span, message: String, help: String) {
+    pub(super) fn report(&mut self, code: DiagnosticCode, span: Span, message: String, help: String) {
         let (severity, help) = if self.soft {
             (Severity::Warning, format!("{help}; the block is not in use"))
         } else {

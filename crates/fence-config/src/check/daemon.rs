@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use crate::check::checker::{BlockBody, Checker};
 use crate::check::text::parse_number;
-use crate::diagnostic::{Code, Span};
+use crate::diagnostic::{DiagnosticCode, Span};
 use crate::schema::{
     BackendKind, DEFAULT_CLIENT_TIMEOUT, DaemonSection, ListenerKind, MAX_CLIENT_TIMEOUT, MetricsAddress,
     StateDir,
@@ -22,7 +22,7 @@ impl Checker<'_> {
             None if self.findings.has_errors() => BlockBody::default(),
             None => {
                 self.findings.warning(
-                    Code::NoDaemonBlock,
+                    DiagnosticCode::NoDaemonBlock,
                     Span::default(),
                     "there is no block `fence_virtd`: listener multicast and backend libvirt are used"
                         .to_owned(),
@@ -59,7 +59,7 @@ impl Checker<'_> {
             && [BackendKind::Libvirt, BackendKind::Cpg].iter().all(|it| backends.contains(it))
         {
             self.report(
-                Code::BadValue,
+                DiagnosticCode::BadValue,
                 assignment.value.text.span,
                 "backend cpg has this host's libvirt in it: libvirt can't be named beside it".to_owned(),
                 "name one of them, and give cpg the `uri` of this host's hypervisor".to_owned(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::check::checker::Checker;
 use crate::check::text::parse_number;
-use crate::diagnostic::{Code, show};
+use crate::diagnostic::{DiagnosticCode, show};
 use crate::schema::Group;
 use crate::tree::{Assignment, Block};
 
@@ -14,7 +14,7 @@ impl Checker<'_> {
         let body = self.read_block("groups", &block.items);
         if body.blocks.is_empty() {
             self.findings.warning(
-                Code::EmptyGroup,
+                DiagnosticCode::EmptyGroup,
                 block.id.span,
                 "`groups` has no group: nobody may fence anything (the C daemon takes it for no limit at all)"
                     .to_owned(),
@@ -28,7 +28,7 @@ impl Checker<'_> {
         let body = self.read_block("groups/group", &block.items);
         if body.key("ip").is_none() && body.key("uuid").is_none() {
             self.findings.warning(
-                Code::EmptyGroup,
+                DiagnosticCode::EmptyGroup,
                 block.id.span,
                 "a group without `ip` and `uuid` allows nobody anything".to_owned(),
                 None,

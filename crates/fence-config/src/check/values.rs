@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::check::checker::Checker;
 use crate::check::text::nearest_word;
-use crate::diagnostic::{Code, show};
+use crate::diagnostic::{DiagnosticCode, show};
 use crate::schema::{DEFAULT_URI, WordSet};
 use crate::tree::Assignment;
 
@@ -42,7 +42,7 @@ impl Checker<'_> {
         {
             match T::from_word(part) {
                 Some(kind) if list.contains(&kind) => self.findings.warning(
-                    Code::Repeated,
+                    DiagnosticCode::Repeated,
                     assignment.value.text.span,
                     format!("`{}` names {} twice", show(&assignment.id.bytes), show(part)),
                     None,
@@ -52,7 +52,7 @@ impl Checker<'_> {
                     let near = nearest_word(part, words.iter())
                         .map_or(String::new(), |it| format!("did you mean {it}? "));
                     self.report(
-                        Code::BadValue,
+                        DiagnosticCode::BadValue,
                         assignment.value.text.span,
                         format!("there is no {} \"{}\"", show(&assignment.id.bytes), show(part)),
                         format!("{near}allowed: {}", words.join(", ")),
@@ -106,7 +106,7 @@ impl Checker<'_> {
         let path = PathBuf::from(OsString::from_vec(bytes.clone()));
         if !path.is_absolute() {
             self.findings.warning(
-                Code::RelativePath,
+                DiagnosticCode::RelativePath,
                 assignment.value.text.span,
                 format!(
                     "`{}` depends on the directory the daemon was started in",
