@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Searches the schedules of threads for one in which the daemon's turns go wrong:
+//! Searches the schedules of threads for one in which the daemon's grants go wrong:
 //!
 //!     fence-virt-threads SCHEDULES SEED
 //!
-//! Every schedule is a small scene drawn anew: two to four requests of two or three domains, each with a fate of its
-//! own. At every lock that is taken or given back the scheduler chooses who goes on. Half of the schedules are random
-//! walks, half are chosen by priorities that change a few times (PCT), which finds what takes few, but the right,
-//! changes. In each: nobody waits for ever (shuttle reports a deadlock, and whoever takes a lock twice), what conflicts
-//! is never in flight at once, every request ends, and nothing is left behind.
+//! Every schedule is a small scene drawn anew: two to four requests of two or three domains, each with a fate
+//! of its own. At every lock that is taken or given back the scheduler chooses who goes on. Half of the
+//! schedules are random walks, half are chosen by priorities that change a few times (PCT), which finds what
+//! takes few, but the right, changes. In each: nobody waits for ever (shuttle reports a deadlock, and whoever
+//! takes a lock twice), what conflicts is never in flight at once, every request ends, and nothing is left
+//! behind.
 //!
 //! `tokio`'s channels are those of the daemon: their insides are one step here.
 
-// Only what the scenes use is used.
+// The scenes do not use all of it.
+#[allow(dead_code)]
+#[path = "../../../crates/fence-virtd/src/service/cluster_port.rs"]
+mod cluster_port;
 #[allow(dead_code)]
 #[path = "../../../crates/fence-virtd/src/service/turns.rs"]
 mod turns;
@@ -143,7 +147,7 @@ enum Fate {
 enum End {
     Left,
     NeverRan,
-    Told,
+    Coalesced,
     NothingDone,
     Failed,
     SeenOff,
@@ -151,16 +155,16 @@ enum End {
 
 /// The turns, and who is in flight.
 struct Stage {
-    turns: Arc<GrantQueue>,
-    /// By number: source, peer, work, and whether its target was seen off. Not shuttle's mutex: looking must not change
-    /// the schedules.
+    queue: Arc<GrantQueue>,
+    /// By number: source, peer, work, and whether its target was seen off. Not shuttle's mutex: looking must
+    /// not change the schedules.
     in_flight: Mutex<BTreeMap<u64, ArbiterRequest>>,
     seen_off: Mutex<BTreeMap<u64, ArbiterRequest>>,
 }
 
 impl Stage {
     fn new() -> Arc<Self> {
-        Arc::new(Self { turns: Arc::default(), in_flight: Mutex::default(), seen_off: Mutex::default() })
+        Arc::new(Self { queue: Arc::default(), in_flight: Mutex::default(), seen_off: Mutex::default() })
     }
 
     /// Each request by a thread of its own; with `late` there comes a moment when all that wait are too late.
@@ -181,71 +185,71 @@ impl Stage {
             actors.push(thread::spawn(move || stage.act(request, fate, hung_up)));
         }
         if late {
-            self.turns.tick(now + 2 * DEADLINE);
+            self.queue.tick(now + 2 * DEADLINE);
         }
         let ends = actors.into_iter().map(|it| it.join().expect("an actor fell")).collect();
         clients.into_iter().for_each(|it| it.join().expect("a client fell"));
-        assert_eq!(self.turns.counts(), (0, 0), "something was left behind");
+        assert_eq!(self.queue.counts(), (0, 0), "something was left behind");
         ends
     }
 
     fn act(&self, request: ArbiterRequest, fate: Fate, hung_up: oneshot::Receiver<()>) -> End {
-        let mut waiting = match self.turns.submit(request.clone()) {
-            Ok(waiting) => waiting,
+        let mut queued = match self.queue.submit(request.clone()) {
+            Ok(queued) => queued,
             Err(Rejection::SourceFenced) => return End::NeverRan,
             Err(why) => panic!("refused: {why}"),
         };
-        let turn = match fate {
+        let grant = match fate {
             Fate::HangsUpAtOnce => return End::Left,
             Fate::NeverLooks => {
-                waiting.withdraw(Rejection::Superseded);
+                queued.withdraw(Rejection::Superseded);
                 return End::Left;
             }
             // As the service does it.
             _ => future::block_on(async {
                 tokio::select! {
                     biased;
-                    turn = waiting.turn() => Some(turn),
+                    grant = queued.grant() => Some(grant),
                     _ = hung_up => None,
                 }
             }),
         };
-        match turn {
+        match grant {
             None => {
-                waiting.withdraw(Rejection::HungUp);
+                queued.withdraw(Rejection::HungUp);
                 End::Left
             }
             Some(Grant::Rejected(_)) => End::NeverRan,
-            Some(Grant::Coalesced(told)) => {
-                assert_ne!(told.by, request.id.to_string());
-                End::Told
+            Some(Grant::Coalesced(result)) => {
+                assert_ne!(result.by, request.id.to_string());
+                End::Coalesced
             }
-            Some(Grant::Run(running)) => self.run(running, &request, fate),
+            Some(Grant::Run(permit)) => self.run(permit, &request, fate),
         }
     }
 
-    fn run(&self, running: RunPermit, request: &ArbiterRequest, fate: Fate) -> End {
+    fn run(&self, permit: RunPermit, request: &ArbiterRequest, fate: Fate) -> End {
         self.enters(request);
         // A moment in which others may run.
         thread::yield_now();
         let request = lock(&self.in_flight).remove(&request.id).expect("it is in flight");
         match fate {
             Fate::Abandons => {
-                drop(running);
+                drop(permit);
                 return End::NothingDone;
             }
             Fate::Fails => {
-                running.finished(Response::Failure, None);
+                permit.finished(Response::Failure, None);
                 return End::Failed;
             }
             _ => {}
         }
         let id = request.id;
         lock(&self.seen_off).insert(id, request);
-        running.seen_off();
+        permit.seen_off();
         thread::yield_now();
         lock(&self.seen_off).remove(&id);
-        running.finished(Response::Success, None);
+        permit.finished(Response::Success, None);
         End::SeenOff
     }
 

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What can power domains off and on, and what every such backend promises.
+//! The port to whatever powers domains off and on, and the promises that every backend keeps.
 //!
-//! A backend finds domains, looks at them and acts on them. It never reports a wish: `Off` and every success
-//! come from a look at the domain after the action. It knows nothing of requests, peers or keys. Blocking
-//! libraries stay behind it, each call with a deadline of its own.
+//! A backend locates domains, checks their status and changes their power. It never reports a wish: `Off` and
+//! every success come from a status check after the action. It knows nothing of requests, peers, keys or
+//! other hosts. Blocking libraries stay behind it, each call with a deadline of its own.
 
-use crate::request::lease::Lease;
-use fence_core::domain::{ActionError, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use fence_core::domain::{ActionError, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState};
 use fence_wire::Target;
+
+use crate::request::lease::Lease;
 
 pub(crate) mod agent;
 #[cfg(feature = "libvirt")]
@@ -20,36 +21,36 @@ pub(crate) mod combined;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 
-/// How long one part that does not answer is waited for while another has what is looked for.
+/// Time for which a silent part is waited for while another part has the domain.
 const SLOW_BACKEND_GRACE: Duration = Duration::from_secs(1);
 
-/// A piece of a backend's work; boxed, so that a backend can be chosen at run time.
+/// A piece of a backend's work, boxed so that the backend can be chosen at run time.
 pub(crate) type BoxedFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What can power domains off and on. See the module's head for what each implementation promises.
+/// A way to power domains off and on. The module's head has the promises of each implementation.
 pub(crate) trait Backend: Send + Sync {
-    /// Finds the one domain that a target means: by UUID where it reads as one, then by name.
+    /// Finds the one domain that a target means: by UUID where the target reads as one, then by name.
     fn locate<'a>(
         &'a self,
         target: &'a Target,
         until: Instant,
     ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>>;
 
-    /// Whether it had a domain that this target could mean when it was last heard: asked of one that can't be asked
-    /// now. What it never had, it does not keep from others. Answers at once.
+    /// Returns whether an unreachable backend last had a domain that matches the target. If not, its silence
+    /// does not block other backends. Never blocks.
     fn may_own(&self, target: &Target) -> bool;
 
-    /// Looks at the domain. It does no harm after the lease has ended, so that is for whoever waits to look at.
+    /// Checks the domain's power. Harmless after the end of the lease, which the caller watches.
     fn status<'a>(
         &'a self,
         domain: &'a DomainRef,
         lease: &'a Lease,
     ) -> BoxedFuture<'a, Result<PowerState, ActionError>>;
 
-    /// Powers the domain off, hard, and returns when a look showed it off. Off already is success.
+    /// Powers the domain off, hard, and returns when a status check showed it off. Off already is success.
     ///
-    /// With `for_reboot` it also gives what is needed to start it again; none for a domain that was off already
-    /// and is to stay so.
+    /// With `for_reboot` the result has the means of the restart; none for a domain that was off already and
+    /// is to stay off.
     fn off<'b, 'a: 'b>(
         &'a self,
         domain: &'b DomainRef,
@@ -57,15 +58,15 @@ pub(crate) trait Backend: Send + Sync {
         lease: &'b Lease,
     ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>>;
 
-    /// Starts a domain from its definition and returns when a status check showed it on. On already is success.
+    /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
-    /// All domains, sorted by name. What can't be reached is left out and named in the second part; an error
-    /// only when nothing can be reached.
+    /// Returns all domains, sorted by name, and the names of the parts that can't be reached. Fails only when
+    /// nothing can be reached.
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>>;
 
-    /// Whether work could be done now, without looking at every domain: an error when nothing can be reached,
-    /// else a line for each part that can't.
+    /// Checks whether the backend could work now, without a status check of every domain. Returns a line for
+    /// each part that can't be reached, and fails when nothing can.
     fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>>;
 }
 
@@ -82,7 +83,8 @@ pub(crate) struct PowerOffResult<'a> {
 
 /// Means to start a domain again at the place where a reboot powered it off.
 ///
-/// Each backend keeps in its own type what that needs: a definition, the XML of a transient domain, another host.
+/// Each backend keeps in its own type what that needs: a definition, the XML of a transient domain, another
+/// host.
 pub(crate) trait Restart: fmt::Debug + Send {
     /// Starts the domain and returns when a status check showed it on. On already is success.
     fn start<'a>(self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>

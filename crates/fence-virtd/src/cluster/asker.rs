@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::asks::{AskEvent, result};
 use super::state::Cluster;
 use crate::request::lease::Lease;
-use crate::service::NOT_STARTED;
+use crate::service::execute::NOT_STARTED;
 use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, PowerState};
 

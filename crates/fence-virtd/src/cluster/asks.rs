@@ -198,7 +198,7 @@ impl IncomingAsks {
         let AskStage::Taken(since, _) = stage else { return };
         let left = Duration::from_millis(left_ms).min(MAX_LEFT);
         let (lease, settled) = Lease::new(*since + left, ask);
-        if let AskStage::Taken(_, tell) = std::mem::replace(stage, AskStage::Acting(lease.ender())) {
+        if let AskStage::Taken(_, tell) = std::mem::replace(stage, AskStage::Acting(lease.canceller())) {
             // Nobody there to hear it: it has ended by itself.
             let _ = tell.send((lease, settled));
         }

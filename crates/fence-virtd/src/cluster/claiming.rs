@@ -14,7 +14,7 @@ use fence_wire::Response;
 use tracing::warn;
 
 use super::state::{Cluster, ClusterState};
-use crate::service::turns::{ClusterGrant, ClusterPermit, ClusterPort};
+use crate::service::cluster_port::{ClusterGrant, ClusterPermit, ClusterPort};
 use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
 use fence_core::cluster::claims::ClaimEffect;
 use fence_core::cluster::message::{HostMessage, Member};

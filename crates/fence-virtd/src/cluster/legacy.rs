@@ -526,15 +526,15 @@ async fn process(
         trail: AgentRunTrail::default(),
     };
     let (lease, settled) = Service::lease(&job);
-    let ProcessedRequest { domain, outcome, running, mut stages } =
+    let ProcessedRequest { domain, outcome, permit, mut stages } =
         service.process_trusted(&job, &lease).await;
     stages.done = Some(StageTimes::since(job.arrived));
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(why) => RequestOutcome::because(Response::Failure, why),
     };
-    if let Some(running) = running {
-        Service::complete(running, &outcome, lease, settled);
+    if let Some(permit) = permit {
+        Service::complete(permit, &outcome, lease, settled);
     }
     let response = outcome.answer.response();
     let end = RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered: true };

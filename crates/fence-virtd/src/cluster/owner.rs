@@ -16,13 +16,13 @@ use crate::request::job::RequestJob;
 use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::request::trail::AgentRunTrail;
-use crate::service::{NOT_STARTED, START_LIMIT, Service};
+use crate::service::Service;
+use crate::service::execute::{
+    NOT_STARTED, PowerAction, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
+};
 use fence_core::access::{AccessRules, Identity};
 use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
-
-/// Time after which a status check counts as failed, however much time the asker has left.
-const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -120,31 +120,26 @@ impl AskExecution<'_> {
         domain: &DomainRef,
         lease: &Lease,
     ) -> Result<ServeOutcome, ActionError> {
-        let seen_off = |was_off, starts| self.cluster.send_progress(self.from, self.ask, was_off, starts);
-        match action {
-            Action::On => local.on(domain, lease).await.map(|()| ServeOutcome::Done(None)),
-            Action::Off => {
-                let down = local.off(domain, false, lease).await?;
-                seen_off(down.was_off, false);
-                Ok(ServeOutcome::Done(down.was_off.then_some("was off already".to_owned())))
-            }
-            Action::Reboot => {
-                let down = local.off(domain, true, lease).await?;
-                seen_off(down.was_off, down.restart.is_some());
-                let Some(restart) = down.restart else {
-                    return Ok(ServeOutcome::Done(Some("off, and not started by this request".to_owned())));
-                };
-                // The domain is off because of this reboot, so it is started even if the asker is gone.
-                let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
-                Ok(match restart.start(&rest).await {
-                    Ok(()) => ServeOutcome::Done(None),
-                    Err(error) => ServeOutcome::NotStarted(error),
-                })
-            }
+        let action = match action {
+            Action::On => PowerAction::On,
+            Action::Off => PowerAction::Off,
+            Action::Reboot => PowerAction::Reboot,
             Action::Null | Action::Status | Action::Monitor | Action::List => {
-                Err(ActionError::Refused(format!("{action} is not for other hosts")))
+                return Err(ActionError::Refused(format!("{action} is not for other hosts")));
             }
-        }
+        };
+        let report =
+            |seen: SeenOff| self.cluster.send_progress(self.from, self.ask, seen.was_off, seen.starts);
+        Ok(match run_power_action(local, action, domain, lease, report).await? {
+            PowerActionResult::Started | PowerActionResult::Rebooted { .. } => ServeOutcome::Done(None),
+            PowerActionResult::PoweredOff { was_off, .. } => {
+                ServeOutcome::Done(was_off.then_some("was off already".to_owned()))
+            }
+            PowerActionResult::NotToBeStarted { .. } => {
+                ServeOutcome::Done(Some("off, and not started by this request".to_owned()))
+            }
+            PowerActionResult::NotStarted(error) => ServeOutcome::NotStarted(error),
+        })
     }
 }
 

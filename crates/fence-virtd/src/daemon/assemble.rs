@@ -28,7 +28,7 @@ use crate::observe::agent_runs::AgentRuns;
 use crate::observe::audit::Audit;
 use crate::replay::ReplayMemory;
 use crate::service::Service;
-use crate::service::turns::ClusterPort;
+use crate::service::cluster_port::ClusterPort;
 use crate::status::endpoint::Endpoint;
 use crate::status::exporter::{Exporter, MetricsSection};
 

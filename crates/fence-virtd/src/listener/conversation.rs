@@ -168,7 +168,7 @@ pub(crate) async fn converse<S>(
     let (lease, settled) = Service::lease(&job);
     // The proof comes as late as it can: only a client that is alive when its turn comes can give it.
     let go = {
-        let turn = service.turn(&job, &resolved, &lease);
+        let turn = service.wait_for_grant(&job, &resolved, &lease);
         tokio::pin!(turn);
         tokio::select! {
             biased;

@@ -1,55 +1,58 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One request, from its arrival to its outcome: values only.
 
-use crate::request::trail::AgentRunTrail;
-use fence_core::access::KeyProof;
-use fence_core::access::{AccessRules, Identity};
-use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
-use fence_core::domain::{ActionError, DomainRef, LocatedDomain};
-use fence_wire::{Action, HashType, HostListEntry, Response, Target};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The transport that says nothing of who is behind an address.
+use fence_core::access::{AccessRules, Identity, KeyProof};
+use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
+use fence_core::domain::{ActionError, DomainRef, LocatedDomain};
+use fence_wire::{Action, HashType, HostListEntry, Response, Target};
+
+use crate::request::trail::AgentRunTrail;
+
+/// Name of the transport on which an address does not tell the machine behind it.
 pub(crate) const TCP: &str = "tcp";
 
 /// One request, from its arrival to its audit record.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestJob {
-    /// Counts from 1 in each run of the daemon.
+    /// Number of the request, from 1 in each run of the daemon.
     pub(crate) id: u64,
-    /// When its first packet came.
+    /// Arrival of the first packet.
     pub(crate) arrived: Instant,
-    /// How long its client waits from then on.
+    /// Time for which the client waits from then on.
     pub(crate) patience: Duration,
     /// The transport's name.
     pub(crate) transport: &'static str,
     /// The peer's address, for people.
     pub(crate) peer: String,
-    /// Who asks.
+    /// Proved facts of the source.
     pub(crate) identity: Identity,
-    /// The type of hash that proved its packet, and whether it is sealed; none on serial lines.
+    /// Type of the hash that proved the packet, and whether it is sealed; none on serial lines.
     pub(crate) hash: HashType,
-    /// The key that made its hash.
+    /// The key that made the hash.
     pub(crate) key: Option<Arc<KeyProof>>,
-    /// The groups of the configuration when it came.
+    /// The groups of the configuration at the arrival.
     pub(crate) access: Arc<AccessRules>,
-    /// What is asked.
+    /// The action that the client asks for.
     pub(crate) action: Action,
-    /// What it is about.
+    /// The text that names the domain.
     pub(crate) target: Target,
-    /// What was run for it.
+    /// Agent runs for the request.
     pub(crate) trail: AgentRunTrail,
 }
 
 impl RequestJob {
-    /// The moment when the client has given up.
+    /// Returns the moment when the client has given up.
     pub(crate) fn deadline(&self) -> Instant {
         self.arrived + self.patience
     }
 
-    /// The domain that it comes from, as far as the arbiter may rely on it. Behind an address on TCP there may be
-    /// many machines, one of ours that translates addresses for others among them.
+    /// Returns the domain that the request comes from, as far as the arbiter may rely on it.
+    ///
+    /// Many machines may be behind an address on TCP, for example a domain that translates addresses for
+    /// others.
     pub(crate) fn source(&self) -> RequestSource {
         match &self.identity.domain {
             Some(uuid) if self.transport != TCP => RequestSource::Known(uuid.clone()),
@@ -57,7 +60,7 @@ impl RequestJob {
         }
     }
 
-    /// What tells it from other peers, where anything does.
+    /// Returns the mark that tells the peer from others, where there is one.
     pub(crate) fn peer_id(&self) -> Option<PeerId> {
         match (&self.identity.domain, self.identity.cid, self.identity.ip) {
             _ if self.transport == TCP => None,
@@ -69,17 +72,17 @@ impl RequestJob {
     }
 }
 
-/// What a request comes to before it runs.
+/// Result of the search for the domain and the check of access.
 #[derive(Debug)]
 pub(crate) enum ResolvedTarget {
-    /// It may run, on this domain; none where the action is about no domain.
+    /// The request may run on this domain; none where the action is about no domain.
     Run(Option<LocatedDomain>),
-    /// It will not run.
+    /// The request will not run.
     Refused(Response, String, Option<DomainRef>),
 }
 
 impl ResolvedTarget {
-    /// The domain that was found.
+    /// Returns the domain that was found.
     pub(crate) fn domain(&self) -> Option<&DomainRef> {
         match self {
             Self::Run(located) => located.as_ref().map(LocatedDomain::domain),
@@ -87,8 +90,8 @@ impl ResolvedTarget {
         }
     }
 
-    /// Whether this host is the one to answer. A shut-off definition is not enough: "off already" would be said at once
-    /// of a domain that runs on another host.
+    /// Returns the host that is to answer. A definition that is off is not enough for this host: it would
+    /// answer "off already" of a domain that runs on another host.
     pub(crate) fn owner(&self) -> AnsweringHost {
         match self {
             Self::Run(Some(
@@ -103,18 +106,18 @@ impl ResolvedTarget {
     }
 }
 
-/// Who is to answer a request that several hosts may have heard.
+/// The host that is to answer a request that several hosts may have received.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum AnsweringHost {
-    /// The domain lives here, or there is none to be anywhere.
+    /// The domain is here, or the action is about no domain.
     ThisHost,
-    /// A host that this one can pass the request on to, if it has not heard it itself.
+    /// Another host. This one can pass the request on to it, in case it has not received it itself.
     Another,
-    /// Perhaps a host that this one knows nothing of.
+    /// Perhaps a host that is not known to this one.
     Unknown,
 }
 
-/// What the client is told.
+/// Answer to the client.
 #[derive(Debug)]
 pub(crate) enum ClientReply {
     /// A response alone.
@@ -131,7 +134,7 @@ impl ClientReply {
     }
 }
 
-/// How a request ended, and why where that needs saying.
+/// Outcome of a request, and the reason where there is something to say.
 #[derive(Debug)]
 pub(crate) struct RequestOutcome {
     pub(crate) answer: ClientReply,
@@ -149,7 +152,7 @@ impl RequestOutcome {
         Self { reason: Some(reason.to_string()), ..Self::plain(response) }
     }
 
-    /// What there is to say, where there is anything.
+    /// Returns an outcome whose reason joins both texts, where there are any.
     pub(crate) fn noted(response: Response, said: Option<&str>, note: Option<String>) -> Self {
         let reason = match (said, note) {
             (Some(said), Some(note)) => Some(format!("{said} ({note})")),
@@ -161,9 +164,9 @@ impl RequestOutcome {
 }
 
 impl From<SharedResult> for RequestOutcome {
-    fn from(told: SharedResult) -> Self {
-        let why = told.reason.map(|it| format!(": {it}")).unwrap_or_default();
-        Self::because(told.response, format!("the same work as {}{why}", told.by))
+    fn from(result: SharedResult) -> Self {
+        let reason = result.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        Self::because(result.response, format!("the same work as {}{reason}", result.by))
     }
 }
 

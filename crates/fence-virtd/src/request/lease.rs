@@ -1,107 +1,108 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The right to act for a request until a deadline: values only.
 
-use crate::request::trail::AgentRunTrail;
-use fence_core::domain::ActionError;
 use std::convert::Infallible;
 use std::time::Instant;
+
+use fence_core::domain::ActionError;
 use tokio::sync::{mpsc, watch};
 
-/// Until when, and for whom, something may be done. A request whose client has gone, or whose time is up, must
-/// not be carried out later: whoever is about to act asks the lease first, and holds a clone as long as what it does
-/// may still take effect.
+use crate::request::trail::AgentRunTrail;
+
+/// The right to act for a request until a deadline.
+///
+/// A request whose client is gone, or whose time is up, must not be carried out later. Code that is about to
+/// act checks the lease first, and holds a clone as long as its action may still take effect.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     request: u64,
     until: Instant,
     ended: watch::Sender<Option<LeaseEndReason>>,
     trail: AgentRunTrail,
-    /// Nothing is ever sent: the channel closes with the last clone.
+    /// Nothing is ever sent. The channel closes with the last clone.
     _alive: mpsc::Sender<Infallible>,
 }
 
-/// See [`Lease::ender`].
-#[cfg(feature = "cpg")]
+/// Ends a lease from elsewhere without holding it; see [`Lease::canceller`].
 #[derive(Debug)]
 pub(crate) struct LeaseCanceller(watch::Sender<Option<LeaseEndReason>>);
 
-#[cfg(feature = "cpg")]
 impl LeaseCanceller {
-    /// As [`Lease::end`].
+    /// Ends the lease, as [`Lease::end`] does.
     pub(crate) fn end(&self, why: LeaseEndReason) {
         self.0.send_if_modified(|it| it.replace(why).is_none());
     }
 }
 
-/// Why nobody waits for a request any more.
+/// Reason why nobody waits for a request any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LeaseEndReason {
-    /// Its client hung up.
+    /// The client hung up.
     HungUp,
-    /// Its client asked something newer.
+    /// The client sent a newer request.
     Superseded,
 }
 
-/// Tells when every clone of a lease is gone: from then on nothing that was done under it can take effect.
+/// Signals that all clones of a lease were dropped. After that no action taken under the lease can take
+/// effect.
 #[derive(Debug)]
 pub(crate) struct LeaseReleased(mpsc::Receiver<Infallible>);
 
 impl Lease {
-    /// For the request with this number.
+    /// Returns the lease of the request with this number.
     pub(crate) fn new(until: Instant, request: u64) -> (Self, LeaseReleased) {
         let (alive, gone) = mpsc::channel(1);
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
         (Self { request, until, ended, trail, _alive: alive }, LeaseReleased(gone))
     }
 
-    /// The same, and what runs under it is noted there.
+    /// Returns the lease with another trail for the agent runs under it.
     pub(crate) fn with_trail(self, trail: AgentRunTrail) -> Self {
         Self { trail, ..self }
     }
 
-    /// Where what runs for the request is noted.
+    /// Returns the trail of the agent runs of the request.
     pub(crate) fn trail(&self) -> &AgentRunTrail {
         &self.trail
     }
 
-    /// The same lease for a part of the work: it ends at `limit` if that is earlier.
+    /// Returns the lease for a part of the work. That ends at `limit` if that is earlier.
     pub(crate) fn within(&self, limit: Instant) -> Self {
         Self { until: self.until.min(limit), ..self.clone() }
     }
 
-    /// The number of the request that it is for.
+    /// Returns the number of the request.
     pub(crate) fn request(&self) -> u64 {
         self.request
     }
 
-    /// The moment after which nothing may be started and nobody waits for the answer.
+    /// Returns the moment after which nothing may begin and nobody waits for the answer.
     pub(crate) fn until(&self) -> Instant {
         self.until
     }
 
-    /// Nobody waits for it any more.
+    /// Ends the lease: nobody waits for the request any more.
     pub(crate) fn end(&self, why: LeaseEndReason) {
         self.ended.send_if_modified(|it| it.replace(why).is_none());
     }
 
-    /// What ends it from elsewhere, and holds nothing up.
-    #[cfg(feature = "cpg")]
-    pub(crate) fn ender(&self) -> LeaseCanceller {
+    /// Returns a handle that can end the lease, and that does not count as a clone.
+    pub(crate) fn canceller(&self) -> LeaseCanceller {
         LeaseCanceller(self.ended.clone())
     }
 
-    /// For the rest of something that was begun and must not be left half done, whoever waits for it: until `until`,
-    /// whatever becomes of the client.
+    /// Returns a lease until `until` that the client's end does not end. For the rest of an action that has
+    /// begun and must not be left half done.
     pub(crate) fn detached(&self, until: Instant) -> Self {
         Self { until, ended: watch::Sender::new(None), ..self.clone() }
     }
 
-    /// Why nobody waits for it any more, once that is so.
+    /// Returns the reason why nobody waits for the request any more, once there is one.
     pub(crate) fn end_reason(&self) -> Option<LeaseEndReason> {
         *self.ended.borrow()
     }
 
-    /// Returns when nobody waits for it any more.
+    /// Waits until nobody waits for the request any more.
     pub(crate) async fn ended(&self) -> LeaseEndReason {
         let mut watcher = self.ended.subscribe();
         // The sender lives in `self`, so there is always an end to wait for.
@@ -111,7 +112,7 @@ impl Lease {
         }
     }
 
-    /// May something be done now?
+    /// Checks that an action may begin now.
     pub(crate) fn check(&self) -> Result<(), ActionError> {
         if let Some(why) = self.end_reason() {
             Err(ActionError::Lapsed(match why {
@@ -127,12 +128,12 @@ impl Lease {
 }
 
 impl LeaseReleased {
-    /// Whether it is so now.
+    /// Returns whether all clones are gone now.
     pub(crate) fn is_now(&mut self) -> bool {
         matches!(self.0.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
     }
 
-    /// Waits until it is so.
+    /// Waits until all clones are gone.
     pub(crate) async fn wait(mut self) {
         while self.0.recv().await.is_some() {}
     }

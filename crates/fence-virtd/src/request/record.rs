@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A request that is over, as the audit file and the metrics take it: values only.
+//! A finished request, as the audit file and the metrics take it: values only.
 
-use crate::request::job::RequestJob;
-use fence_core::domain::DomainRef;
-use fence_wire::Response;
 use std::time::{Duration, Instant};
 
-/// A request that is over.
+use fence_core::domain::DomainRef;
+use fence_wire::Response;
+
+use crate::request::job::RequestJob;
+
+/// The one event that every authenticated request ends in.
 pub(crate) struct AuditRecord<'a> {
     pub(crate) job: &'a RequestJob,
-    /// The domain that its target meant.
+    /// The domain that the target meant.
     pub(crate) domain: Option<&'a DomainRef>,
     pub(crate) end: RequestEnd<'a>,
     pub(crate) stages: StageTimes,
 }
 
-/// How it ended.
+/// End of a request.
 #[derive(Clone, Copy)]
 pub(crate) enum RequestEnd<'a> {
-    /// It ran, or was refused, and the client was sent this.
+    /// The request ran or was refused, and the client was sent this response.
     Answered { response: Response, reason: Option<&'a str>, delivered: bool },
-    /// It never ran: the peer did not prove itself.
+    /// The request never ran: the peer did not prove itself.
     NotProved(&'a str),
-    /// It never ran, for this reason.
+    /// The request never ran, for this reason.
     NotRun(&'a str),
 }
 
-/// When each stage was over, counted from the arrival.
+/// Time from the arrival to the end of each stage.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct StageTimes {
     pub(crate) connected: Option<Duration>,
@@ -37,6 +39,7 @@ pub(crate) struct StageTimes {
 }
 
 impl StageTimes {
+    /// Returns the time from the arrival until now.
     pub(crate) fn since(arrived: Instant) -> Duration {
         arrived.elapsed()
     }

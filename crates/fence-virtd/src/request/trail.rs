@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What programs were run for a request, for its audit record.
+//! The agent runs of a request, for its audit record.
 //!
-//! Bounded: a device that is polled for a minute leaves its first runs and its last ones, and a number of what was between
-//! them. Nothing here decides anything.
+//! Bounded: a device that is polled for a minute leaves its first runs, its last runs, and the number of
+//! those in between. Nothing here decides anything.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -12,59 +12,59 @@ use fence_wire::escaped;
 
 use crate::util::locks::lock;
 
-/// Runs that are kept of a request: half of them the first ones, half the last.
+/// Number of kept runs of a request: the first half and the last half.
 const KEPT: usize = 16;
-/// Bytes that are kept of a run's output.
+/// Longest kept output of a run, in bytes.
 const OUTPUT: usize = 2048;
 
-/// The runs of one request. Clones share them.
+/// Agent runs of one request. Clones share them.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct AgentRunTrail(Arc<Mutex<TrailSnapshot>>);
 
-/// See [`Trail::runs`].
+/// Agent runs until now; see [`AgentRunTrail::runs`].
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(crate) struct TrailSnapshot {
-    /// In the order in which they ended.
+    /// Kept runs in the order in which they ended.
     pub(crate) kept: Vec<AgentRun>,
-    /// How many between the first half of those and the second were not kept.
+    /// Number of runs that were left out between the first half and the second.
     pub(crate) left_out: usize,
 }
 
 impl TrailSnapshot {
-    /// How many of those that are kept come before what was left out.
+    /// Number of kept runs before the gap.
     pub(crate) const FIRST: usize = KEPT / 2;
 }
 
-/// A program that was run.
+/// One execution of a fence agent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct AgentRun {
     /// The device's name in the configuration.
     pub(crate) device: String,
     /// The program's name or path in the configuration.
     pub(crate) agent: String,
-    /// What it was asked for.
+    /// The action that the agent got.
     pub(crate) action: &'static str,
     pub(crate) ended: AgentRunEnd,
     pub(crate) took: Duration,
-    /// What it wrote, secrets masked. The trail escapes it, but for the ends of lines, and cuts it.
+    /// The agent's output, secrets masked. The trail escapes it, except for line ends, and cuts it.
     pub(crate) output: String,
 }
 
-/// How a program ended.
+/// End of an agent run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum AgentRunEnd {
-    /// By itself, with this exit code.
+    /// The agent exited with this code.
     Exit(i32),
-    /// A signal that we did not send.
+    /// A signal that this daemon did not send ended the agent.
     Signal(i32),
-    /// We killed it, for this reason.
+    /// This daemon killed the agent, for this reason.
     Killed(String),
-    /// It could not be run, for this reason.
+    /// The agent could not be started, for this reason.
     NotRun(String),
 }
 
 impl AgentRunEnd {
-    /// One word of a few, for counting.
+    /// Returns the end as one of a few words, for counting.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Exit(0) => "exit_0",
@@ -90,7 +90,7 @@ impl fmt::Display for AgentRunEnd {
 }
 
 impl AgentRunTrail {
-    /// A run has ended.
+    /// Adds a run that has ended.
     pub(crate) fn note(&self, mut ran: AgentRun) {
         ran.output = cut(plain(&ran.output));
         let mut runs = lock(&self.0);
@@ -101,19 +101,19 @@ impl AgentRunTrail {
         runs.kept.push(ran);
     }
 
-    /// What was run until now.
+    /// Returns the runs until now.
     pub(crate) fn runs(&self) -> TrailSnapshot {
         lock(&self.0).clone()
     }
 }
 
-/// Line for line what a terminal can be shown.
+/// Escapes the output line by line, so that a terminal can show it.
 fn plain(output: &str) -> String {
     let lines: Vec<_> = output.lines().map(|it| escaped(it).to_string()).collect();
     lines.join("\n")
 }
 
-/// Says how much it took away.
+/// Cuts the output and appends the number of bytes that are missing.
 fn cut(mut output: String) -> String {
     if output.len() > OUTPUT {
         let end = output.floor_char_boundary(OUTPUT);

@@ -1,25 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The arbiter among tasks: a request asks for its turn, waits for it, and tells how far it is.
+//! The arbiter among tasks: a request asks for its grant, waits for it, and reports its progress.
 //!
-//! Owns the one [`Arbiter`] and who waits for which of its decisions. The lock is held only for the arbiter's own
-//! arithmetic, never across a wait.
+//! Owns the one [`Arbiter`] and the requests that wait for its decisions. The lock is held only for the
+//! arbiter's own arithmetic, never across a wait.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use fence_wire::Response;
 use tokio::sync::{Notify, oneshot};
 
+use super::cluster_port::{ClusterPermit, ClusterPort};
 use crate::util::locks::{Mutex, MutexGuard, lock};
 use fence_core::arbiter::{
     Arbiter, ArbiterDecision, ArbiterRequest, Grant, Rejection, SharedResult, SubmitResult,
 };
 
-/// See the module's head.
+/// Queue of the requests of this host, ordered by the arbiter.
 #[derive(Debug, Default)]
 pub(crate) struct GrantQueue {
     state: Mutex<QueueState>,
@@ -33,92 +31,67 @@ struct QueueState {
     waiting: HashMap<u64, oneshot::Sender<Grant<RunPermit>>>,
 }
 
-/// A request that waits for its turn. Dropping it withdraws the request.
+/// A request that waits for its grant. Dropping it withdraws the request.
 #[derive(Debug)]
 pub(crate) struct QueuedRequest {
-    turns: Arc<GrantQueue>,
+    queue: Arc<GrantQueue>,
     id: u64,
-    turn: oneshot::Receiver<Grant<RunPermit>>,
-    /// The request that does the same work, where there is one.
-    pub(crate) joined: Option<u64>,
+    grant: oneshot::Receiver<Grant<RunPermit>>,
+    /// Number of the request in flight that this one is coalesced with.
+    pub(crate) coalesced_with: Option<u64>,
     over: bool,
 }
 
-/// A request in flight. Dropping it without [`Running::finished`] says that nothing was done.
+/// A request in flight. Dropping it without [`RunPermit::finished`] reports that nothing was done.
 #[derive(Debug)]
 pub(crate) struct RunPermit {
-    turns: Arc<GrantQueue>,
+    queue: Arc<GrantQueue>,
     id: u64,
     claim: Option<Box<dyn ClusterPermit>>,
     over: bool,
 }
 
-/// What other hosts have a say in: whether a request that has its turn among those of this host may run.
-pub(crate) trait ClusterPort: Send + Sync {
-    /// Waits until it may, or must not. Dropping the future withdraws the claim. It knows no deadline: who waits does.
-    fn claim<'a>(
-        &'a self,
-        request: &'a ArbiterRequest,
-    ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>>;
-}
-
-/// Result of waiting for the permission of all hosts.
-pub(crate) type ClusterGrant = Grant<Box<dyn ClusterPermit>>;
-
-/// A claim in flight. Dropping it without [`Claim::finished`] says that nothing was done.
-pub(crate) trait ClusterPermit: fmt::Debug + Send + Sync {
-    /// The client has proved itself, and the work is about to begin. It must not where this says why not: what was
-    /// decided holds no more.
-    fn proved(&self) -> Result<(), Rejection>;
-
-    /// A look after the action showed the target off.
-    fn seen_off(&self);
-
-    /// The work is over, and nothing of it can take effect any more.
-    fn finished(self: Box<Self>, response: Response, reason: Option<&str>);
-}
-
 impl GrantQueue {
-    /// Takes a request in, or says why not.
+    /// Takes a request in. An error says why it will never run.
     pub(crate) fn submit(self: &Arc<Self>, request: ArbiterRequest) -> Result<QueuedRequest, Rejection> {
         let id = request.id;
-        let (teller, turn) = oneshot::channel();
+        let (sender, grant) = oneshot::channel();
         let mut state = self.state();
-        let verdict = state.arbiter.submit(Instant::now(), request)?;
-        let mut joined = None;
-        match verdict {
-            // Its other end is here, so it can't fail.
-            SubmitResult::Run => drop(teller.send(Grant::Run(self.running(id)))),
-            SubmitResult::Wait => drop(state.waiting.insert(id, teller)),
+        let submitted = state.arbiter.submit(Instant::now(), request)?;
+        let mut coalesced_with = None;
+        match submitted {
+            // The receiver is here, so it can't fail.
+            SubmitResult::Run => drop(sender.send(Grant::Run(self.permit(id)))),
+            SubmitResult::Wait => drop(state.waiting.insert(id, sender)),
             SubmitResult::Joined(leader) => {
-                joined = Some(leader);
-                state.waiting.insert(id, teller);
+                coalesced_with = Some(leader);
+                state.waiting.insert(id, sender);
             }
         }
         drop(state);
         self.changed.notify_one();
-        Ok(QueuedRequest { turns: Arc::clone(self), id, turn, joined, over: false })
+        Ok(QueuedRequest { queue: Arc::clone(self), id, grant, coalesced_with, over: false })
     }
 
-    /// Another host saw this domain off just now: what came from it before does not run.
+    /// Reports that another host saw this domain off just now: requests that came from it before do not run.
     pub(crate) fn victim(self: &Arc<Self>, uuid: &str) {
         self.report(None, |it| it.victim(Instant::now(), uuid));
     }
 
-    /// How many requests are in flight, and how many wait.
+    /// Returns the number of requests in flight, and of those that wait.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.state();
         let (in_flight, waiting) = state.arbiter.counts();
         debug_assert_eq!(
             waiting,
             state.waiting.len(),
-            "somebody waits for nothing, or nobody waits for a turn"
+            "a request waits for nothing, or a grant is awaited by nobody"
         );
         (in_flight, waiting)
     }
 
-    /// Ends what waits too long. Runs for ever, as a task of its own.
-    pub(crate) async fn keep_time(self: Arc<Self>) {
+    /// Ends requests that wait beyond their deadline. Runs for ever, as a task of its own.
+    pub(crate) async fn run_deadlines(self: Arc<Self>) {
         loop {
             let changed = self.changed.notified();
             let next = self.state().arbiter.next_deadline();
@@ -134,61 +107,61 @@ impl GrantQueue {
         }
     }
 
-    /// Time has passed.
+    /// Rejects the requests whose deadline has passed.
     pub(crate) fn tick(self: &Arc<Self>, now: Instant) {
         self.report(None, |it| it.tick(now));
     }
 
-    /// Tells the arbiter something and carries out what it decides. `told` is for those that joined.
+    /// Reports an event to the arbiter and carries out its decisions. `result` is for the coalesced requests.
     fn report(
         self: &Arc<Self>,
-        told: Option<&SharedResult>,
+        result: Option<&SharedResult>,
         event: impl FnOnce(&mut Arbiter) -> Vec<ArbiterDecision>,
     ) {
         let mut state = self.state();
         let decisions = event(&mut state.arbiter);
-        self.carry_out(&mut state, told, decisions);
+        self.carry_out(&mut state, result, decisions);
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Hands decisions to those that wait for them.
+    /// Hands decisions to the requests that wait for them.
     ///
-    /// A turn that nobody is there to take is reported here and now. It must not be left to the value's drop: that
-    /// locks what is locked already.
+    /// A grant that nobody takes is reported at once. It must not be left to the permit's drop: that takes
+    /// the lock, which is held already.
     fn carry_out(
         self: &Arc<Self>,
         state: &mut QueueState,
-        told: Option<&SharedResult>,
+        result: Option<&SharedResult>,
         decisions: Vec<ArbiterDecision>,
     ) {
         let mut decisions = VecDeque::from(decisions);
         while let Some(decision) = decisions.pop_front() {
-            let (id, turn) = match decision {
-                ArbiterDecision::Run(id) => (id, Grant::Run(self.running(id))),
+            let (id, grant) = match decision {
+                ArbiterDecision::Run(id) => (id, Grant::Run(self.permit(id))),
                 ArbiterDecision::Drop(id, why) => (id, Grant::Rejected(why)),
-                ArbiterDecision::Deliver(id) => match told {
-                    Some(told) => (id, Grant::Coalesced(told.clone())),
+                ArbiterDecision::Deliver(id) => match result {
+                    Some(result) => (id, Grant::Coalesced(result.clone())),
                     None => continue,
                 },
             };
             let untaken = match state.waiting.remove(&id) {
-                Some(teller) => teller.send(turn).err(),
-                None => Some(turn),
+                Some(sender) => sender.send(grant).err(),
+                None => Some(grant),
             };
-            if let Some(Grant::Run(mut running)) = untaken {
-                running.over = true;
+            if let Some(Grant::Run(mut permit)) = untaken {
+                permit.over = true;
                 decisions.extend(state.arbiter.abandoned(Instant::now(), id));
             }
         }
     }
 
-    fn running(self: &Arc<Self>, id: u64) -> RunPermit {
-        RunPermit { turns: Arc::clone(self), id, claim: None, over: false }
+    fn permit(self: &Arc<Self>, id: u64) -> RunPermit {
+        RunPermit { queue: Arc::clone(self), id, claim: None, over: false }
     }
 
-    /// Comes back when nobody keeps the turns locked.
-    pub(crate) fn touch(&self) {
+    /// Returns once the lock is free.
+    pub(crate) fn check_responsive(&self) {
         drop(self.state());
     }
 
@@ -198,14 +171,14 @@ impl GrantQueue {
 }
 
 impl QueuedRequest {
-    /// Waits for the turn. May be called again after it was cancelled.
-    pub(crate) async fn turn(&mut self) -> Grant<RunPermit> {
-        let turn = (&mut self.turn).await.unwrap_or(Grant::Rejected(Rejection::DeadlinePassed));
+    /// Waits for the grant. May be called again after the future was dropped.
+    pub(crate) async fn grant(&mut self) -> Grant<RunPermit> {
+        let grant = (&mut self.grant).await.unwrap_or(Grant::Rejected(Rejection::DeadlinePassed));
         self.over = true;
-        turn
+        grant
     }
 
-    /// It ends without its turn.
+    /// Ends the request before its grant.
     pub(crate) fn withdraw(mut self, why: Rejection) {
         self.give_up(why);
     }
@@ -215,17 +188,17 @@ impl QueuedRequest {
             return;
         }
         self.over = true;
-        // At once, in one go: were it gone from those that wait and still in the arbiter, its turn could come with
-        // nobody to take it.
-        let mut state = self.turns.state();
+        // Under one lock: gone from the waiting requests and still in the arbiter, it could get a grant that
+        // nobody takes.
+        let mut state = self.queue.state();
         state.waiting.remove(&self.id);
         let decisions = state.arbiter.withdraw(Instant::now(), self.id, why);
-        self.turns.carry_out(&mut state, None, decisions);
+        self.queue.carry_out(&mut state, None, decisions);
         drop(state);
-        self.turns.changed.notify_one();
-        // Its turn may have come before: then the value that came with it reports.
-        self.turn.close();
-        drop(self.turn.try_recv());
+        self.queue.changed.notify_one();
+        // The grant may have come before: then the permit that came with it reports.
+        self.grant.close();
+        drop(self.grant.try_recv());
     }
 }
 
@@ -236,66 +209,70 @@ impl Drop for QueuedRequest {
 }
 
 impl RunPermit {
-    /// It waits until other hosts have no objection either. Their answer may be that it is over.
+    /// Waits for the permission of the other hosts. Their answer may be the result of the same work.
     ///
-    /// Cancelled, it ends, and nothing was done.
+    /// Dropping the future ends the request, and nothing was done.
     pub(crate) async fn claimed(
         mut self,
-        claims: &dyn ClusterPort,
+        hosts: &dyn ClusterPort,
         request: &ArbiterRequest,
     ) -> Grant<RunPermit> {
-        match claims.claim(request).await {
+        match hosts.claim(request).await {
             Grant::Run(claim) => {
                 self.claim = Some(claim);
                 Grant::Run(self)
             }
-            Grant::Coalesced(told) => {
-                // Those of this host that joined it are told the same.
-                self.finished(told.response, told.reason.clone());
-                Grant::Coalesced(told)
+            Grant::Coalesced(result) => {
+                // Requests of this host that are coalesced with this one get the same result.
+                self.finished(result.response, result.reason.clone());
+                Grant::Coalesced(result)
             }
             Grant::Rejected(why) => Grant::Rejected(why),
         }
     }
 
-    /// The client has proved itself, and the work is about to begin; not so if this says why.
+    /// Reports that the client has proved itself and the action is about to begin. An error says that the
+    /// grant no longer holds: then the action must not begin.
     pub(crate) fn proved(&self) -> Result<(), Rejection> {
         self.claim.as_ref().map_or(Ok(()), |it| it.proved())
     }
 
-    /// A look after the action showed the target off.
+    /// Reports that a status check after the action showed the target off.
     pub(crate) fn seen_off(&self) {
         // Other hosts first: it takes longer.
         if let Some(claim) = &self.claim {
             claim.seen_off();
         }
-        self.turns.report(None, |it| it.seen_off(Instant::now(), self.id));
+        self.queue.report(None, |it| it.seen_off(Instant::now(), self.id));
     }
 
-    /// The work is over, and nothing of it can take effect any more.
+    /// Reports that the action is over and can take no effect any more.
     pub(crate) fn finished(mut self, response: Response, reason: Option<String>) {
         self.over = true;
         if let Some(claim) = self.claim.take() {
             claim.finished(response, reason.as_deref());
         }
-        let told = SharedResult { response, reason, by: format!("request {}", self.id) };
-        self.turns.report(Some(&told), |it| it.finished(Instant::now(), self.id));
+        let result = SharedResult { response, reason, by: format!("request {}", self.id) };
+        self.queue.report(Some(&result), |it| it.finished(Instant::now(), self.id));
     }
 }
 
 impl Drop for RunPermit {
     fn drop(&mut self) {
         if !self.over {
-            self.turns.report(None, |it| it.abandoned(Instant::now(), self.id));
+            self.queue.report(None, |it| it.abandoned(Instant::now(), self.id));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
     use std::time::Duration;
 
     use super::*;
+    use crate::service::cluster_port::ClusterGrant;
     use fence_core::arbiter::{ArbitratedAction, RequestSource};
 
     /// Far longer than anything here takes; only a failure waits for it.
@@ -320,50 +297,50 @@ mod tests {
 
     #[tokio::test]
     async fn of_two_that_shoot_each_other_the_second_never_runs() {
-        let turns = Arc::new(GrantQueue::default());
-        let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let mut second = turns.submit(off(2, "a", "b")).unwrap();
-        let Grant::Run(running) = first.turn().await else { panic!("not run") };
-        running.seen_off();
-        assert!(matches!(second.turn().await, Grant::Rejected(Rejection::SourceFenced)));
-        running.finished(Response::Success, None);
+        let queue = Arc::new(GrantQueue::default());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let mut second = queue.submit(off(2, "a", "b")).unwrap();
+        let Grant::Run(permit) = first.grant().await else { panic!("not run") };
+        permit.seen_off();
+        assert!(matches!(second.grant().await, Grant::Rejected(Rejection::SourceFenced)));
+        permit.finished(Response::Success, None);
     }
 
     #[tokio::test]
     async fn one_that_gives_up_lets_the_next_run() {
-        let turns = Arc::new(GrantQueue::default());
-        let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let second = turns.submit(off(2, "a", "b")).unwrap();
-        let mut third = turns.submit(off(3, "a", "c")).unwrap();
-        assert_eq!(third.joined, Some(2));
+        let queue = Arc::new(GrantQueue::default());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let second = queue.submit(off(2, "a", "b")).unwrap();
+        let mut third = queue.submit(off(3, "a", "c")).unwrap();
+        assert_eq!(third.coalesced_with, Some(2));
         drop(second);
-        let Grant::Run(running) = first.turn().await else { panic!("not run") };
+        let Grant::Run(permit) = first.grant().await else { panic!("not run") };
         // Its proof failed.
-        drop(running);
-        let Grant::Run(running) = third.turn().await else { panic!("not run") };
-        running.finished(Response::Success, None);
+        drop(permit);
+        let Grant::Run(permit) = third.grant().await else { panic!("not run") };
+        permit.finished(Response::Success, None);
     }
 
     #[tokio::test]
-    async fn who_joined_is_told_the_same() {
-        let turns = Arc::new(GrantQueue::default());
-        let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let Grant::Run(running) = first.turn().await else { panic!("not run") };
-        running.seen_off();
-        running.finished(Response::Failure, Some("why".into()));
-        let Grant::Coalesced(told) = second.turn().await else { panic!("not told") };
+    async fn a_coalesced_request_gets_the_same_result() {
+        let queue = Arc::new(GrantQueue::default());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let mut second = queue.submit(off(2, "b", "c")).unwrap();
+        let Grant::Run(permit) = first.grant().await else { panic!("not run") };
+        permit.seen_off();
+        permit.finished(Response::Failure, Some("why".into()));
+        let Grant::Coalesced(result) = second.grant().await else { panic!("not coalesced") };
         assert_eq!(
-            told,
+            result,
             SharedResult { response: Response::Failure, reason: Some("why".into()), by: "request 1".into() }
         );
     }
 
-    /// Other hosts, whose answers are given by hand, and what they are told.
+    /// Other hosts whose answers the test gives, and the reports that reach them.
     #[derive(Default)]
     struct OtherHosts {
         asked: Mutex<Vec<oneshot::Sender<ClusterGrant>>>,
-        told: Arc<Mutex<Vec<String>>>,
+        heard: Arc<Mutex<Vec<String>>>,
     }
 
     impl ClusterPort for OtherHosts {
@@ -379,11 +356,11 @@ mod tests {
 
     impl OtherHosts {
         fn yes(&self) -> ClusterGrant {
-            Grant::Run(Box::new(Granted(Arc::clone(&self.told))))
+            Grant::Run(Box::new(Granted(Arc::clone(&self.heard))))
         }
 
-        fn told(&self) -> Vec<String> {
-            lock(&self.told).clone()
+        fn heard(&self) -> Vec<String> {
+            lock(&self.heard).clone()
         }
     }
 
@@ -411,64 +388,64 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_hosts_are_told_what_this_one_is() {
-        let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
+    async fn other_hosts_hear_each_step_of_a_request() {
+        let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Grant::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
             panic!("not run")
         };
-        assert_eq!(running.proved(), Ok(()));
-        let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
+        assert_eq!(permit.proved(), Ok(()));
+        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
             lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
         });
-        let Grant::Run(running) = turn else { panic!("not run") };
-        assert_eq!(running.proved(), Err(Rejection::TurnLost));
-        running.seen_off();
-        running.finished(Response::Failure, Some("why".into()));
-        assert_eq!(hosts.told(), ["seen off", "failure Some(\"why\")", "dropped"]);
+        let Grant::Run(permit) = grant else { panic!("not run") };
+        assert_eq!(permit.proved(), Err(Rejection::TurnLost));
+        permit.seen_off();
+        permit.finished(Response::Failure, Some("why".into()));
+        assert_eq!(hosts.heard(), ["seen off", "failure Some(\"why\")", "dropped"]);
     }
 
     #[tokio::test]
-    async fn what_another_host_did_is_told_to_all_that_joined_here() {
-        let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
+    async fn a_result_of_another_host_reaches_all_coalesced_requests() {
+        let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Grant::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
             panic!("not run")
         };
-        let mut second = turns.submit(off(2, "b", "c")).unwrap();
+        let mut second = queue.submit(off(2, "b", "c")).unwrap();
         let theirs = SharedResult { response: Response::Success, reason: None, by: "one of node 2".into() };
-        let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
+        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
             lock(&hosts.asked).remove(0).send(Grant::Coalesced(theirs.clone())).unwrap();
         });
-        assert!(matches!(turn, Grant::Coalesced(told) if told == theirs));
-        let Grant::Coalesced(told) = second.turn().await else { panic!("not told") };
-        assert_eq!((told.response, told.by.as_str()), (Response::Success, "request 1"));
+        assert!(matches!(grant, Grant::Coalesced(result) if result == theirs));
+        let Grant::Coalesced(result) = second.grant().await else { panic!("not coalesced") };
+        assert_eq!((result.response, result.by.as_str()), (Response::Success, "request 1"));
     }
 
     #[tokio::test]
-    async fn without_other_hosts_leave_the_next_goes_on() {
-        let (turns, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
+    async fn after_a_rejection_by_other_hosts_the_next_request_goes_on() {
+        let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Grant::Run(running) = turns.submit(request.clone()).unwrap().turn().await else {
+        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
             panic!("not run")
         };
-        let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let mut third = turns.submit(off(3, "b", "c")).unwrap();
-        let (turn, ()) = tokio::join!(running.claimed(&hosts, &request), async {
+        let mut second = queue.submit(off(2, "b", "c")).unwrap();
+        let mut third = queue.submit(off(3, "b", "c")).unwrap();
+        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
             lock(&hosts.asked).remove(0).send(Grant::Rejected(Rejection::SourceFenced)).unwrap();
         });
-        assert!(matches!(turn, Grant::Rejected(Rejection::SourceFenced)));
-        let Grant::Run(running) = second.turn().await else { panic!("not run") };
+        assert!(matches!(grant, Grant::Rejected(Rejection::SourceFenced)));
+        let Grant::Run(permit) = second.grant().await else { panic!("not run") };
         // Its client hangs up while other hosts are asked.
         let request = off(2, "b", "c");
         {
-            let mut claimed = std::pin::pin!(running.claimed(&hosts, &request));
+            let mut claimed = std::pin::pin!(permit.claimed(&hosts, &request));
             assert!(at_once(claimed.as_mut()).await.is_none());
         }
-        assert!(matches!(third.turn().await, Grant::Run(_)));
+        assert!(matches!(third.grant().await, Grant::Run(_)));
     }
 
-    /// What the future gives at once.
+    /// Returns the value of a future that is ready at its first poll.
     async fn at_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         std::future::poll_fn(|context| {
             std::task::Poll::Ready(match future.as_mut().poll(context) {
@@ -481,58 +458,58 @@ mod tests {
 
     #[tokio::test]
     async fn a_victim_of_another_host_asks_no_more() {
-        let turns = Arc::new(GrantQueue::default());
-        let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let mut second = turns.submit(off(2, "b", "c")).unwrap();
-        let mut third = turns.submit(request(3, ArbitratedAction::On("b".into()), "c")).unwrap();
+        let queue = Arc::new(GrantQueue::default());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let mut second = queue.submit(off(2, "b", "c")).unwrap();
+        let mut third = queue.submit(request(3, ArbitratedAction::On("b".into()), "c")).unwrap();
         let late = off(4, "d", "c");
-        let Grant::Run(running) = first.turn().await else { panic!("not run") };
-        turns.victim("c");
-        assert!(matches!(second.turn().await, Grant::Rejected(Rejection::SourceFenced)));
-        assert!(matches!(third.turn().await, Grant::Rejected(Rejection::SourceFenced)));
-        assert_eq!(turns.submit(late).unwrap_err(), Rejection::SourceFenced);
-        drop(running);
+        let Grant::Run(permit) = first.grant().await else { panic!("not run") };
+        queue.victim("c");
+        assert!(matches!(second.grant().await, Grant::Rejected(Rejection::SourceFenced)));
+        assert!(matches!(third.grant().await, Grant::Rejected(Rejection::SourceFenced)));
+        assert_eq!(queue.submit(late).unwrap_err(), Rejection::SourceFenced);
+        drop(permit);
         // It was started again, and asks anew.
-        let mut anew = turns.submit(off(5, "b", "c")).unwrap();
-        assert!(matches!(anew.turn().await, Grant::Run(_)));
+        let mut anew = queue.submit(off(5, "b", "c")).unwrap();
+        assert!(matches!(anew.grant().await, Grant::Run(_)));
     }
 
     #[tokio::test]
-    async fn a_turn_that_comes_too_late_does_not_come() {
-        let turns = Arc::new(GrantQueue::default());
-        let keeper = tokio::spawn(Arc::clone(&turns).keep_time());
-        let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let Grant::Run(_running) = first.turn().await else { panic!("not run") };
+    async fn a_request_whose_deadline_passes_gets_no_grant() {
+        let queue = Arc::new(GrantQueue::default());
+        let keeper = tokio::spawn(Arc::clone(&queue).run_deadlines());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let Grant::Run(_permit) = first.grant().await else { panic!("not run") };
         let mut late = request(2, ArbitratedAction::On("b".into()), "c");
         // Far enough off that it has not passed when it is submitted.
         late.deadline = Instant::now() + Duration::from_secs(2);
-        let mut second = turns.submit(late).unwrap();
-        assert!(matches!(second.turn().await, Grant::Rejected(Rejection::DeadlinePassed)));
+        let mut second = queue.submit(late).unwrap();
+        assert!(matches!(second.grant().await, Grant::Rejected(Rejection::DeadlinePassed)));
         keeper.abort();
     }
 
     #[tokio::test]
-    async fn a_turn_that_nobody_takes_is_given_back() {
-        let turns = Arc::new(GrantQueue::default());
-        let mut first = turns.submit(off(1, "b", "a")).unwrap();
-        let second = turns.submit(off(2, "a", "b")).unwrap();
-        let mut third = turns.submit(off(3, "b", "a")).unwrap();
-        let Grant::Run(running) = first.turn().await else { panic!("not run") };
-        running.finished(Response::Failure, None);
-        // The second has its turn now and is dropped without a look at it.
+    async fn a_grant_that_nobody_takes_is_given_back() {
+        let queue = Arc::new(GrantQueue::default());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let second = queue.submit(off(2, "a", "b")).unwrap();
+        let mut third = queue.submit(off(3, "b", "a")).unwrap();
+        let Grant::Run(permit) = first.grant().await else { panic!("not run") };
+        permit.finished(Response::Failure, None);
+        // The second has its grant now and is dropped without taking it.
         drop(second);
-        assert!(matches!(third.turn().await, Grant::Coalesced(_)));
+        assert!(matches!(third.grant().await, Grant::Coalesced(_)));
     }
 
-    /// Requests on several threads that are dropped, fail or succeed at any moment: all of them end, and nothing is
-    /// left of them.
+    /// Requests on several threads that are dropped, fail or succeed at any moment: all of them end, and
+    /// nothing is left of them.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn whatever_threads_do_everything_ends() {
+    async fn requests_on_many_threads_all_end() {
         for round in 0..40_u64 {
-            let turns = Arc::new(GrantQueue::default());
+            let queue = Arc::new(GrantQueue::default());
             let mut tasks = tokio::task::JoinSet::new();
             for id in 0..60_u64 {
-                let turns = Arc::clone(&turns);
+                let queue = Arc::clone(&queue);
                 let dice = (round * 60 + id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
                 let (target, source) = (format!("d{}", dice % 5), format!("d{}", dice / 5 % 5));
                 let work = match dice / 25 % 4 {
@@ -542,41 +519,41 @@ mod tests {
                     _ => ArbitratedAction::Off(target),
                 };
                 tasks.spawn(async move {
-                    let Ok(mut waiting) = turns.submit(request(id, work, &source)) else { return };
+                    let Ok(mut waiting) = queue.submit(request(id, work, &source)) else { return };
                     tokio::task::yield_now().await;
                     if dice % 7 == 0 {
                         return;
                     }
                     // A client that hangs up while it waits.
-                    let turn = if dice % 11 == 0 {
-                        tokio::time::timeout(Duration::from_micros(dice % 300), waiting.turn()).await
+                    let grant = if dice % 11 == 0 {
+                        tokio::time::timeout(Duration::from_micros(dice % 300), waiting.grant()).await
                     } else {
-                        Ok(waiting.turn().await)
+                        Ok(waiting.grant().await)
                     };
-                    let Ok(Grant::Run(running)) = turn else { return };
+                    let Ok(Grant::Run(permit)) = grant else { return };
                     tokio::task::yield_now().await;
                     if dice % 5 != 0 {
-                        running.seen_off();
+                        permit.seen_off();
                         tokio::task::yield_now().await;
-                        running.finished(Response::Success, None);
+                        permit.finished(Response::Success, None);
                     }
                 });
             }
             let all = async { while tasks.join_next().await.is_some() {} };
             tokio::time::timeout(PATIENCE, all).await.expect("a request never ended");
-            // What was given to one that had gone is given back by a task of its own.
+            // A task of its own gives back the grant of a request that was gone.
             tokio::time::timeout(PATIENCE, async {
-                while !turns.state().waiting.is_empty() || turns.state().arbiter.next_deadline().is_some() {
+                while !queue.state().waiting.is_empty() || queue.state().arbiter.next_deadline().is_some() {
                     tokio::task::yield_now().await;
                 }
             })
             .await
             .expect("something was left behind");
-            // Nothing is in flight any more either: whoever comes now runs at once.
+            // Nothing is in flight any more either: a request that comes now runs at once.
             for domain in 0..5 {
-                let mut last = turns.submit(off(1000 + domain, &format!("d{domain}"), "elsewhere")).unwrap();
-                let turn = tokio::time::timeout(PATIENCE, last.turn()).await;
-                assert!(matches!(turn, Ok(Grant::Run(_))), "round {round}, domain {domain}: {turn:?}");
+                let mut last = queue.submit(off(1000 + domain, &format!("d{domain}"), "elsewhere")).unwrap();
+                let grant = tokio::time::timeout(PATIENCE, last.grant()).await;
+                assert!(matches!(grant, Ok(Grant::Run(_))), "round {round}, domain {domain}: {grant:?}");
             }
         }
     }

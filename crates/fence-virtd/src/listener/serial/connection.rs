@@ -227,7 +227,7 @@ impl SerialConnection {
         if worked.outcome.is_ok() {
             worked.stages.done = Some(StageTimes::since(job.arrived));
         }
-        let ProcessedRequest { domain, outcome, running, stages } = worked;
+        let ProcessedRequest { domain, outcome, permit, stages } = worked;
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(why) => {
@@ -240,8 +240,8 @@ impl SerialConnection {
                 };
             }
         };
-        if let Some(running) = running {
-            Service::complete(running, &outcome, lease, settled);
+        if let Some(permit) = permit {
+            Service::complete(permit, &outcome, lease, settled);
         }
         let RequestOutcome { answer, reason, .. } = &outcome;
         let wanted = newer.is_none() && !hung_up;

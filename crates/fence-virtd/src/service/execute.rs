@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The search for a request's domain, the check of access, and the action itself.
+//!
+//! Requests of this host and asks of other hosts share [`run_power_action`]. Runs on the caller's task.
+//! Nothing here knows of grants of other requests, of clients, or of sockets.
+
+use std::time::{Duration, Instant};
+
+use fence_core::access::{AccessDecision, AccessSubject};
+use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
+use fence_wire::{Action, HostListEntry, Response};
+use tracing::{debug, warn};
+
+use crate::backend::Backend;
+use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
+use crate::request::lease::Lease;
+
+/// Time for the start after a reboot's power-off, whatever becomes of the client meanwhile.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Beginning of the reason of a reboot after which the domain did not start.
+pub(crate) const NOT_STARTED: &str = "fenced, but not started again: ";
+/// Longest time for which a status check is waited for: a slower one will not come at all.
+pub(crate) const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
+
+/// An action that changes a domain's power.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PowerAction {
+    On,
+    Off,
+    Reboot,
+}
+
+/// Result of a power action that was carried out.
+#[derive(Debug)]
+pub(crate) enum PowerActionResult {
+    /// The domain was started, or was on already.
+    Started,
+    /// The domain was powered off for an off.
+    PoweredOff { was_off: bool, note: Option<String> },
+    /// The domain was powered off for a reboot, and there is no start to follow.
+    NotToBeStarted { was_off: bool, note: Option<String> },
+    /// The domain was powered off and started again.
+    Rebooted { note: Option<String> },
+    /// The domain was powered off, and its start failed.
+    NotStarted(ActionError),
+}
+
+/// A domain that a status check showed off after the action.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SeenOff {
+    /// The domain was off before.
+    pub(crate) was_off: bool,
+    /// The domain is started again now.
+    pub(crate) starts: bool,
+}
+
+/// Carries a power action out. `seen_off` is called as soon as a status check after the power-off showed it
+/// off.
+pub(crate) async fn run_power_action(
+    backend: &dyn Backend,
+    action: PowerAction,
+    domain: &DomainRef,
+    lease: &Lease,
+    seen_off: impl FnOnce(SeenOff) + Send,
+) -> Result<PowerActionResult, ActionError> {
+    if action == PowerAction::On {
+        return backend.on(domain, lease).await.map(|()| PowerActionResult::Started);
+    }
+    let is_reboot = action == PowerAction::Reboot;
+    let down = backend.off(domain, is_reboot, lease).await?;
+    seen_off(SeenOff { was_off: down.was_off, starts: down.restart.is_some() });
+    let (was_off, note) = (down.was_off, down.note);
+    let restart = match down.restart {
+        _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { was_off, note }),
+        None => return Ok(PowerActionResult::NotToBeStarted { was_off, note }),
+        Some(restart) => restart,
+    };
+    // The domain was taken down to come up again: that is owed to it, not to the client.
+    let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
+    Ok(match restart.start(&rest).await {
+        Ok(()) => PowerActionResult::Rebooted { note },
+        Err(error) => PowerActionResult::NotStarted(error),
+    })
+}
+
+impl From<PowerActionResult> for RequestOutcome {
+    fn from(result: PowerActionResult) -> Self {
+        let (said, note) = match result {
+            PowerActionResult::Started => (None, None),
+            PowerActionResult::PoweredOff { was_off, note } => (was_off.then_some("was off already"), note),
+            PowerActionResult::NotToBeStarted { was_off: true, note } => {
+                (Some("was off already, stays off"), note)
+            }
+            PowerActionResult::NotToBeStarted { was_off: false, note } => {
+                (Some("another instance was started meanwhile"), note)
+            }
+            PowerActionResult::Rebooted { note } => (None, note),
+            // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report
+            // a failure would make the cluster wait for a fence that has happened.
+            PowerActionResult::NotStarted(error) => {
+                return Self::because(Response::Success, format!("{NOT_STARTED}{error}"));
+            }
+        };
+        Self::noted(Response::Success, said, note)
+    }
+}
+
+/// Finds the request's domain and checks the groups. Reads only; may run before the peer has proved itself.
+pub(super) async fn resolve(backend: &dyn Backend, job: &RequestJob) -> ResolvedTarget {
+    if !job.action.needs_target() {
+        return ResolvedTarget::Run(None);
+    }
+    let located = backend.locate(&job.target, check_limit(job)).await;
+    let subject = match &located {
+        Ok(located) => AccessSubject::Domain { uuid: &located.domain().uuid, name: &located.domain().name },
+        Err(_) => AccessSubject::Text(job.target.as_str()),
+    };
+    let domain = located.as_ref().ok().map(|located| located.domain().clone());
+    match (job.access.decide(&job.identity, job.key.as_deref(), subject), located) {
+        (AccessDecision::Denied(denial), _) => {
+            ResolvedTarget::Refused(Response::PermissionDenied, denial.to_string(), domain)
+        }
+        (_, Err(error)) => {
+            if matches!(error, LocateError::Unavailable(_)) {
+                warn!(id = job.id, "can't look for the domain: {error}");
+            }
+            ResolvedTarget::Refused(Response::Failure, error.to_string(), None)
+        }
+        (decision, Ok(located)) => {
+            debug!(id = job.id, ?decision, domain = ?located.domain(), "resolved");
+            ResolvedTarget::Run(Some(located))
+        }
+    }
+}
+
+/// Carries the request out. `seen_off` is called as soon as a status check after an off showed the domain
+/// off.
+pub(super) async fn execute(
+    backend: &dyn Backend,
+    job: &RequestJob,
+    resolved: ResolvedTarget,
+    lease: &Lease,
+    seen_off: impl FnOnce() + Send,
+) -> RequestOutcome {
+    let resolved = match resolved {
+        // The domain may have been started since the first search.
+        ResolvedTarget::Run(Some(LocatedDomain::PoweredOffTransient(_))) => resolve(backend, job).await,
+        first => first,
+    };
+    match resolved {
+        ResolvedTarget::Refused(response, reason, _) => RequestOutcome::because(response, reason),
+        ResolvedTarget::Run(None) => without_domain(backend, job).await,
+        ResolvedTarget::Run(Some(LocatedDomain::PoweredOffTransient(domain))) => {
+            transient_is_off(job.action, &domain)
+        }
+        ResolvedTarget::Run(Some(located)) => {
+            let domain = located.domain();
+            on_domain(backend, job.action, domain, lease, seen_off).await.unwrap_or_else(RequestOutcome::from)
+        }
+    }
+}
+
+async fn on_domain(
+    backend: &dyn Backend,
+    action: Action,
+    domain: &DomainRef,
+    lease: &Lease,
+    seen_off: impl FnOnce() + Send,
+) -> Result<RequestOutcome, ActionError> {
+    let action = match action {
+        Action::Status => {
+            let check = lease.within(Instant::now() + STATUS_CHECK_LIMIT);
+            return backend.status(domain, &check).await.map(|power| match power {
+                PowerState::On => RequestOutcome::plain(Response::Success),
+                PowerState::Off => RequestOutcome::plain(Response::Off),
+            });
+        }
+        Action::Off => PowerAction::Off,
+        Action::Reboot => PowerAction::Reboot,
+        Action::On => PowerAction::On,
+        Action::Null | Action::Monitor | Action::List => return Ok(RequestOutcome::plain(Response::Failure)),
+    };
+    run_power_action(backend, action, domain, lease, |_| seen_off()).await.map(RequestOutcome::from)
+}
+
+async fn without_domain(backend: &dyn Backend, job: &RequestJob) -> RequestOutcome {
+    match job.action {
+        Action::List => list(backend, job).await,
+        Action::Monitor => match backend.health(check_limit(job)).await {
+            Ok(failed) if failed.is_empty() => RequestOutcome::plain(Response::Success),
+            Ok(failed) => {
+                let failed = failed.join("; ");
+                warn!(id = job.id, "monitor: {failed}");
+                RequestOutcome::because(Response::Success, failed)
+            }
+            Err(error) => RequestOutcome::because(Response::Failure, error),
+        },
+        // A request for nothing; the reference answers it with failure.
+        _ => RequestOutcome::because(Response::Failure, "nothing was asked"),
+    }
+}
+
+/// Lists the domains that the source may see.
+async fn list(backend: &dyn Backend, job: &RequestJob) -> RequestOutcome {
+    let listing = match backend.list(check_limit(job)).await {
+        Ok(listing) => listing,
+        Err(error) => return RequestOutcome::because(Response::Failure, error),
+    };
+    let missing = (!listing.missing.is_empty()).then(|| listing.missing.join("; "));
+    if let Some(missing) = &missing {
+        warn!(id = job.id, "the host list is not complete: {missing}");
+    }
+    let shown = listing
+        .domains
+        .into_iter()
+        .filter(|domain| job.access.shows(&job.identity, job.key.as_deref(), &domain.uuid, &domain.name));
+    let entries = shown
+        .map(|domain| HostListEntry {
+            name: domain.name,
+            uuid: domain.uuid,
+            on: domain.power == PowerState::On,
+        })
+        .collect();
+    RequestOutcome { answer: ClientReply::List(entries, Response::Success), reason: missing, lapsed: false }
+}
+
+/// Returns the latest moment for a check of the request: its deadline, and no longer than a check may take.
+fn check_limit(job: &RequestJob) -> Instant {
+    job.deadline().min(Instant::now() + STATUS_CHECK_LIMIT)
+}
+
+/// Returns the outcome for a transient domain that went off here a short while ago: there is nothing to
+/// start.
+fn transient_is_off(action: Action, domain: &DomainRef) -> RequestOutcome {
+    let reason = format!("{} went off here and left no definition", domain.name);
+    RequestOutcome::because(
+        match action {
+            Action::Off | Action::Reboot => Response::Success,
+            Action::Status => Response::Off,
+            _ => Response::Failure,
+        },
+        reason,
+    )
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A request's grant and lease, with a backend that nothing may reach.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::time::Instant;
+
+use fence_core::access::{AccessRules, Identity};
+use fence_wire::{HashType, Target};
+
+use super::*;
+use crate::backend;
+use crate::request::trail::AgentRunTrail;
+use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
+use fence_core::domain::{ActionError, DomainHome, DomainListing, LocateError, LocatedDomain, PowerState};
+
+/// Far longer than anything here takes; only a failure waits for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A backend that no call may reach.
+struct Untouched;
+
+impl Backend for Untouched {
+    fn locate<'a>(
+        &'a self,
+        _: &'a Target,
+        _: Instant,
+    ) -> backend::BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
+        panic!("looked for")
+    }
+
+    fn may_own(&self, _: &Target) -> bool {
+        panic!("asked")
+    }
+
+    fn status<'a>(
+        &'a self,
+        _: &'a DomainRef,
+        _: &'a Lease,
+    ) -> backend::BoxedFuture<'a, Result<PowerState, ActionError>> {
+        panic!("looked at")
+    }
+
+    fn off<'b, 'a: 'b>(
+        &'a self,
+        _: &'b DomainRef,
+        _: bool,
+        _: &'b Lease,
+    ) -> backend::BoxedFuture<'b, Result<backend::PowerOffResult<'a>, ActionError>> {
+        panic!("taken down")
+    }
+
+    fn on<'a>(&'a self, _: &'a DomainRef, _: &'a Lease) -> backend::BoxedFuture<'a, Result<(), ActionError>> {
+        panic!("started")
+    }
+
+    fn list(&self, _: Instant) -> backend::BoxedFuture<'_, Result<DomainListing, ActionError>> {
+        panic!("listed")
+    }
+
+    fn health(&self, _: Instant) -> backend::BoxedFuture<'_, Result<Vec<String>, ActionError>> {
+        panic!("asked")
+    }
+}
+
+/// Other hosts: the number of this one's claims in flight, and whether they grant them.
+#[derive(Default)]
+struct OtherHosts {
+    in_flight: Arc<AtomicUsize>,
+    grant: bool,
+}
+
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(in_flight: &Arc<AtomicUsize>) -> Self {
+        in_flight.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(in_flight))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl ClusterPermit for Counted {
+    fn proved(&self) -> Result<(), Rejection> {
+        Err(Rejection::TurnLost)
+    }
+
+    fn seen_off(&self) {}
+
+    fn finished(self: Box<Self>, _: Response, _: Option<&str>) {}
+}
+
+impl ClusterPort for OtherHosts {
+    fn claim<'a>(&'a self, _: &'a ArbiterRequest) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
+        let claim = Counted::new(&self.in_flight);
+        Box::pin(async move {
+            if self.grant { Grant::Run(Box::new(claim) as Box<dyn ClusterPermit>) } else { pending().await }
+        })
+    }
+}
+
+fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
+    let in_flight = Arc::clone(&hosts.in_flight);
+    let (audit, replays) = (Audit::open(None).unwrap(), ReplayMemory::in_memory().unwrap());
+    (Service::new(Arc::new(Untouched), audit, replays, Some(Arc::new(hosts)), PATIENCE), in_flight)
+}
+
+fn job(action: Action) -> (RequestJob, ResolvedTarget) {
+    let job = RequestJob {
+        id: 1,
+        arrived: Instant::now(),
+        patience: Duration::from_secs(30),
+        transport: "test",
+        peer: String::new(),
+        identity: Identity::default(),
+        hash: HashType::None,
+        key: None,
+        access: Arc::new(AccessRules::new(None)),
+        action,
+        target: Target::new("b", false).unwrap(),
+        trail: AgentRunTrail::default(),
+    };
+    let domain = DomainRef { name: "b".to_owned(), uuid: "b".to_owned(), home: DomainHome::Here(0) };
+    (job, ResolvedTarget::Run(Some(LocatedDomain::Here(domain))))
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it never ended")
+}
+
+#[tokio::test]
+async fn a_claim_that_nobody_answers_ends_with_the_clients_time() {
+    let (service, in_flight) = service(OtherHosts::default());
+    let (job, resolved) = job(Action::Off);
+    let (lease, _released) = Lease::new(Instant::now() + Duration::from_millis(100), job.id);
+    let grant = in_time(service.wait_for_grant(&job, &resolved, &lease)).await;
+    assert!(matches!(grant, Grant::Rejected(Rejection::DeadlinePassed)), "{grant:?}");
+    assert_eq!((in_flight.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+}
+
+#[tokio::test]
+async fn a_claim_ends_when_its_client_hangs_up() {
+    let (service, in_flight) = service(OtherHosts::default());
+    let (job, resolved) = job(Action::Reboot);
+    let (lease, _released) = Service::lease(&job);
+    let grant = service.wait_for_grant(&job, &resolved, &lease);
+    let (grant, ()) = in_time(async {
+        tokio::join!(grant, async {
+            while in_flight.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(service.requests_now(), (1, 0));
+            lease.end(LeaseEndReason::HungUp);
+        })
+    })
+    .await;
+    assert!(matches!(grant, Grant::Rejected(Rejection::HungUp)), "{grant:?}");
+    assert_eq!((in_flight.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+}
+
+#[tokio::test]
+async fn read_only_actions_make_no_cluster_claim() {
+    let (service, in_flight) = service(OtherHosts::default());
+    let (job, resolved) = job(Action::Status);
+    let (lease, _released) = Service::lease(&job);
+    let grant = in_time(service.wait_for_grant(&job, &resolved, &lease)).await;
+    assert!(matches!(grant, Grant::Run(_)), "{grant:?}");
+    assert_eq!(in_flight.load(Ordering::SeqCst), 0);
+}
+
+/// A client that waits longer than the agents do by default can get its answer for all of that time.
+#[test]
+fn a_request_lives_as_long_as_its_client_waits() {
+    for seconds in [30, 60, 600] {
+        let (job, _) = job(Action::Off);
+        let job = RequestJob { patience: Duration::from_secs(seconds), ..job };
+        let (lease, _released) = Service::lease(&job);
+        assert_eq!(job.deadline() - job.arrived, Duration::from_secs(seconds));
+        assert_eq!(job.deadline() - lease.until(), ANSWER_MARGIN);
+        assert!(lease.check().is_ok());
+    }
+}
+
+/// Agent runs under the lease, and under a part of it, are in the request's record.
+#[test]
+fn the_trail_of_a_lease_is_that_of_its_request() {
+    let (job, _) = job(Action::Off);
+    let (lease, _released) = Service::lease(&job);
+    let soon = lease.within(job.arrived);
+    assert!((soon.until(), lease.within(job.deadline()).until()) == (job.arrived, lease.until()));
+    let later = lease.detached(job.deadline() + PATIENCE);
+    for (place, of) in [&lease, &soon, &later].into_iter().enumerate() {
+        of.trail().note(crate::request::trail::AgentRun {
+            device: place.to_string(),
+            agent: "fence_test".to_owned(),
+            action: "off",
+            ended: crate::request::trail::AgentRunEnd::Exit(0),
+            took: Duration::ZERO,
+            output: String::new(),
+        });
+    }
+    let devices: Vec<_> = job.trail.runs().kept.into_iter().map(|it| it.device).collect();
+    assert_eq!(devices, ["0", "1", "2"]);
+    // A part ends with the whole.
+    lease.end(LeaseEndReason::HungUp);
+    assert_eq!(soon.end_reason(), Some(LeaseEndReason::HungUp));
+    assert_eq!(later.end_reason(), None);
+}
+
+/// A grant that was lost before the proof: nothing is done, and the client gets a failure.
+#[tokio::test]
+async fn a_grant_that_was_lost_before_the_proof_does_nothing() {
+    let (service, in_flight) = service(OtherHosts { grant: true, ..OtherHosts::default() });
+    let (job, resolved) = job(Action::Off);
+    let (lease, released) = Service::lease(&job);
+    let Grant::Run(permit) = in_time(service.wait_for_grant(&job, &resolved, &lease)).await else {
+        panic!("not run")
+    };
+    let outcome = service.execute(&job, resolved, Proved::unauthenticated(), &permit, &lease).await;
+    assert_eq!(outcome.answer.response(), Response::Failure);
+    assert_eq!(outcome.reason, Some(Rejection::TurnLost.to_string()));
+    Service::complete(permit, &outcome, lease, released);
+    assert_eq!((in_flight.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+}
