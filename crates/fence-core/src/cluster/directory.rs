@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Who has which domain, as far as this host heard.
+//! Directory: the domains of all hosts, as they publish them.
 //!
-//! Pure: what members say and who they are goes in, where a domain may be comes out. It believes each host about itself
-//! alone, and it never answers a request: whoever is named here is asked.
+//! Pure: memberships and published domains go in, places where a domain may be come out. A host is believed
+//! about its own domains alone. The directory is never enough for an answer: the hosts that it names are
+//! asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,53 +11,55 @@ use fence_wire::Target;
 
 use super::message::{Member, PublishedDomain, PublishedState};
 
-/// Bytes of a name that fit into a request; longer names reach us cut, up to three bytes earlier.
+/// Bytes of a name that fit into a request. Longer names arrive cut, up to three bytes earlier.
 const NAME_ON_WIRE: usize = Target::MAX;
-/// Domains of lost hosts that are remembered.
+/// Most domains of a lost host that are remembered.
 const MAX_LOST: usize = 65_536;
 
-/// See the module's head.
+/// Published domains of all members, and domains last seen on at nodes that are lost.
 #[derive(Debug, Default)]
 pub struct Directory {
     hosts: BTreeMap<Member, HostEntry>,
-    /// What was on at a node when it was heard last, by UUID, with its name.
+    /// Names of the domains that were on at a node when it was heard last, by UUID.
     lost: BTreeMap<u32, BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default)]
 struct HostEntry {
-    /// It runs the C daemon.
-    is_old: bool,
-    /// All its domains are known.
+    /// The host runs the C daemon.
+    is_legacy: bool,
+    /// All domains of the host are known.
     is_whole: bool,
-    /// The beginning of its latest inventory came since it is a member; what is left of one from before says nothing.
+    /// The first part of the latest inventory came since the host is a member. The rest of an earlier one
+    /// does not count.
     is_begun: bool,
     domains: BTreeMap<String, PublishedDomain>,
 }
 
-/// Where a domain is.
+/// Location of a domain, as published.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DirectoryAnswer {
-    /// On at these members; at several while it migrates.
+    /// On at these members; at several while the domain migrates.
     On(Vec<Member>),
     /// Off at these members, and on at none.
     Off {
+        /// Members that have the domain, off.
         at: Vec<Member>,
-        /// One of them saw it go off. Otherwise it may be on at a host that is not heard.
+        /// One of them saw the domain go off. Otherwise it may be on at a host that is not heard.
         seen: bool,
     },
     /// Last known on at this node, whose daemon is not in its group.
     Lost(u32),
-    /// Nobody has it.
+    /// At no host.
     Unknown,
 }
 
 impl Directory {
-    /// These are the members now, of hosts that run this daemon and of others. What was on at those that went is
-    /// remembered.
-    pub fn members(&mut self, new: &BTreeSet<Member>, old: &BTreeSet<Member>) {
+    /// Takes the present members: hosts that run this daemon, and legacy hosts. Domains that were on at
+    /// members that left are remembered.
+    pub fn members(&mut self, new: &BTreeSet<Member>, legacy: &BTreeSet<Member>) {
         let gone: Vec<Member> =
-            self.hosts.keys().filter(|it| !new.contains(it) && !old.contains(it)).copied().collect();
+            self.hosts.keys().filter(|it| !new.contains(it) && !legacy.contains(it)).copied().collect();
         for member in gone {
             let Some(host) = self.hosts.remove(&member) else { continue };
             let lost = self.lost.entry(member.node).or_default();
@@ -66,16 +69,16 @@ impl Directory {
             }
         }
         for member in new {
-            self.hosts.entry(*member).or_default().is_old = false;
+            self.hosts.entry(*member).or_default().is_legacy = false;
         }
-        for member in old {
-            self.hosts.entry(*member).or_default().is_old = true;
+        for member in legacy {
+            self.hosts.entry(*member).or_default().is_legacy = true;
         }
-        // On elsewhere: that it was lost is no longer of interest.
+        // A lost domain that is on elsewhere is not lost any more.
         self.forget_found();
     }
 
-    /// A part of all domains of a member's; `first` begins them anew, and with `last` they are complete.
+    /// Takes a part of a member's inventory: `first` begins it anew, and `last` completes it.
     pub fn inventory(&mut self, from: Member, first: bool, last: bool, domains: Vec<PublishedDomain>) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         if first {
@@ -85,13 +88,13 @@ impl Directory {
         host.domains.extend(domains.into_iter().map(|it| (it.uuid.clone(), it)));
         host.is_whole = last && host.is_begun;
         if host.is_whole {
-            // Whatever it had before, this is what it has.
+            // The inventory replaces all that was known of that node.
             self.lost.remove(&from.node);
         }
         self.forget_found();
     }
 
-    /// A domain of a member's changed.
+    /// Takes a change of one domain of a member.
     pub fn domain(&mut self, from: Member, domain: PublishedDomain) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         let is_on = domain.state == PublishedState::On;
@@ -103,14 +106,14 @@ impl Directory {
         host.domains.insert(domain.uuid.clone(), domain);
     }
 
-    /// A member has this domain no more.
+    /// Notes that a member does not have this domain any more.
     pub fn gone(&mut self, from: Member, uuid: &str) {
         if let Some(host) = self.hosts.get_mut(&from) {
             host.domains.remove(uuid);
         }
     }
 
-    /// An old host has just said all that it has: these UUIDs.
+    /// Notes that a legacy host has just published all its domains: these UUIDs.
     pub fn only(&mut self, from: Member, uuids: &BTreeSet<String>) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         host.domains.retain(|uuid, _| uuids.contains(uuid));
@@ -118,7 +121,7 @@ impl Directory {
         self.lost.remove(&from.node);
     }
 
-    /// The domains that a target may mean, one name and UUID for each: by UUID, else by name.
+    /// Returns name and UUID of each domain that a target may mean: by UUID, else by name.
     pub fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
         let here = self.hosts.values().flat_map(|it| it.domains.values()).map(|it| (&it.name, &it.uuid));
         let lost = self.lost.values().flatten().map(|(uuid, name)| (name, uuid));
@@ -139,7 +142,7 @@ impl Directory {
         named
     }
 
-    /// Where the domain with this UUID is.
+    /// Returns the location of the domain with this UUID.
     pub fn find(&self, uuid: &str) -> DirectoryAnswer {
         let with = |state: PublishedState| -> Vec<Member> {
             let has = |it: &HostEntry| it.domains.get(uuid).is_some_and(|it| it.state == state);
@@ -159,34 +162,34 @@ impl Directory {
         if at.is_empty() { DirectoryAnswer::Unknown } else { DirectoryAnswer::Off { at, seen } }
     }
 
-    /// Members whose domains are not all known yet.
+    /// Returns the members whose domains are not all known yet.
     pub fn incomplete(&self) -> impl Iterator<Item = Member> {
-        self.hosts.iter().filter(|(_, it)| !it.is_whole && !it.is_old).map(|(member, _)| *member)
+        self.hosts.iter().filter(|(_, it)| !it.is_whole && !it.is_legacy).map(|(member, _)| *member)
     }
 
-    /// Whether this member has it, on or off, as far as it said.
+    /// Returns true if this member published the domain, on or off.
     pub fn has(&self, member: Member, uuid: &str) -> bool {
         self.hosts.get(&member).is_some_and(|it| it.domains.contains_key(uuid))
     }
 
-    /// Whether this node said of any domain that it has it.
+    /// Returns true if this node published any domain.
     pub fn has_any(&self, node: u32) -> bool {
         self.hosts.iter().any(|(it, host)| it.node == node && !host.domains.is_empty())
     }
 
-    /// One domain that this member said it has, and that no other host has.
+    /// Returns a domain that this member published, and that no other host has.
     pub fn one_of(&self, member: Member) -> Option<&PublishedDomain> {
         let others =
             |uuid: &str| self.hosts.iter().any(|(it, host)| *it != member && host.domains.contains_key(uuid));
         self.hosts.get(&member)?.domains.values().find(|it| !others(&it.uuid))
     }
 
-    /// The domains of all members but this one.
+    /// Returns the domains of all members but this one.
     pub fn others(&self, me: Member) -> impl Iterator<Item = &PublishedDomain> {
         self.hosts.iter().filter(move |(it, _)| **it != me).flat_map(|(_, it)| it.domains.values())
     }
 
-    /// How many domains each node was heard to have on when it was lost.
+    /// Returns the number of domains that were on at each lost node when it was heard last.
     pub fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
         self.lost.iter().map(|(node, it)| (*node, it.len())).filter(|(_, count)| *count > 0)
     }
@@ -203,7 +206,7 @@ impl Directory {
     }
 }
 
-/// Whether `text` is what is left of a name that does not fit into a request.
+/// Returns true if `text` is a name cut to the length that fits into a request.
 fn is_cut(name: &str, text: &str) -> bool {
     name.len() > NAME_ON_WIRE
         && name.starts_with(text)
@@ -300,7 +303,7 @@ mod tests {
         assert_eq!(directory.incomplete().collect::<Vec<_>>(), [A]);
     }
 
-    /// Its first parts were delivered before the membership changed.
+    /// The first parts of the inventory were delivered before the membership changed.
     #[test]
     fn the_rest_of_an_inventory_says_not_all() {
         let mut directory = both();

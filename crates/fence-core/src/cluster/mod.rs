@@ -4,3 +4,4 @@
 pub mod claims;
 pub mod directory;
 pub mod message;
+mod replica;

@@ -15,7 +15,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arbiter::ArbitratedAction as What;
-use crate::cluster::message::{AskAction as AskedFor, AskMessage};
+use crate::arbiter::{PeerId, RequestSource};
+use crate::cluster::message::{AskAction as AskedFor, AskEnd, AskMessage};
 
 type Guest = usize;
 type Place = usize;
@@ -235,7 +236,9 @@ impl World {
             assert!(host.claims.own.is_empty(), "{:?}", host.claims.own);
             assert!(host.claims.acting.is_empty() && host.claims.asked.is_empty(), "{:?}", host.claims);
             assert_eq!(host.claims.counts(), (0, 0), "{:?}", host.claims);
-            assert!(host.claims.view.table.entries.is_empty() && host.claims.view.table.numbers.is_empty());
+            assert!(
+                host.claims.epoch.replica.entries.is_empty() && host.claims.epoch.replica.numbers.is_empty()
+            );
             assert!(host.claims.silent().is_empty());
         }
     }
@@ -518,7 +521,7 @@ impl World {
     /// Replicas that heard the same are the same.
     fn compare(&mut self, place: Place) {
         let host = self.host(place);
-        let (at, view) = (host.at, &host.claims.view);
+        let (at, view) = (host.at, &host.claims.epoch);
         if at.0 > 0 {
             let replica = format!("{view:?}");
             let known = self.replicas.entry(at).or_insert_with(|| replica.clone());

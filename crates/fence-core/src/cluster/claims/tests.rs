@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::arbiter::ArbitratedAction;
-use crate::cluster::message::{AskAction, AskMessage};
+use crate::arbiter::{ArbitratedAction, RequestSource};
+use crate::cluster::message::{AskAction, AskEnd, AskMessage};
 
 /// Hosts, numbered from 0, and one order for what they say.
 struct Net {

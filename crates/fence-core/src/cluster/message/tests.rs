@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Form of the messages, and everything that may be read instead of them.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+fn text(limit: usize) -> impl Strategy<Value = String> {
+    any::<String>().prop_map(move |mut it| {
+        it.truncate(it.floor_char_boundary(limit));
+        it
+    })
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    any::<(u32, u32)>().prop_map(Member::from)
+}
+
+fn what() -> impl Strategy<Value = AskAction> {
+    prop::sample::select(vec![AskAction::Status, AskAction::On, AskAction::Off, AskAction::Reboot])
+}
+
+fn claim() -> impl Strategy<Value = ClaimMessage> {
+    let source = prop::option::of(text(ID_LIMIT));
+    let peer = prop::option::of(text(ID_LIMIT));
+    (any::<u64>(), what(), text(ID_LIMIT), source, peer)
+        .prop_map(|(id, what, target, source, peer)| ClaimMessage { id, what, target, source, peer })
+}
+
+fn held() -> impl Strategy<Value = InFlightClaim> {
+    (claim(), any::<bool>()).prop_map(|(claim, seen_off)| InFlightClaim { claim, seen_off })
+}
+
+fn outcome() -> impl Strategy<Value = AskOutcome> {
+    let response = (0_u8..4).prop_map(|it| Response::from_number(it).unwrap());
+    (response, prop::option::of(any::<String>()))
+        .prop_map(|(response, reason)| AskOutcome::new(response, reason.as_deref()))
+}
+
+fn domain() -> impl Strategy<Value = PublishedDomain> {
+    let state = prop::sample::select(vec![
+        PublishedState::On,
+        PublishedState::Off,
+        PublishedState::Gone,
+        PublishedState::Rests,
+    ]);
+    (text(ID_LIMIT), text(NAME_LIMIT), state).prop_map(|(uuid, name, state)| PublishedDomain {
+        uuid,
+        name,
+        state,
+    })
+}
+
+fn ask() -> impl Strategy<Value = AskMessage> {
+    let (uuid, name) = (text(ID_LIMIT), text(NAME_LIMIT));
+    let numbers = any::<(u64, u64, u64)>();
+    (member(), what(), uuid, name, prop::option::of(claim()), numbers).prop_map(
+        |(to, what, uuid, name, claim, (ask, left_ms, request))| AskMessage {
+            to,
+            ask,
+            what,
+            uuid,
+            name,
+            rests: request % 2 == 0,
+            claim,
+            left_ms,
+            request,
+        },
+    )
+}
+
+fn acting() -> impl Strategy<Value = ActingClaim> {
+    (member(), any::<u64>(), held()).prop_map(|(asker, ask, held)| ActingClaim { asker, ask, held })
+}
+
+fn message() -> impl Strategy<Value = HostMessage> {
+    let sync = (any::<u64>(), vec(held(), 0..3), vec(claim(), 0..3), vec(acting(), 0..3)).prop_map(
+        |(n, in_flight, waiting, acting)| HostMessage::Sync(StateSync { n, in_flight, waiting, acting }),
+    );
+    let end = prop_oneof![
+        outcome().prop_map(AskEnd::Done),
+        Just(AskEnd::NotHere),
+        any::<String>().prop_map(|it| AskEnd::NothingDone(cut(&it))),
+    ];
+    let numbers = || (member(), any::<u64>(), any::<u64>());
+    prop_oneof![
+        sync,
+        any::<u64>().prop_map(|n| HostMessage::Ready { n }),
+        (member(), vec(held(), 0..3), vec(acting(), 0..3))
+            .prop_map(|(member, in_flight, acting)| { HostMessage::PassOver { member, in_flight, acting } }),
+        claim().prop_map(HostMessage::Claim),
+        any::<u64>().prop_map(|id| HostMessage::Withdraw { id }),
+        (any::<u64>(), text(ID_LIMIT)).prop_map(|(id, victim)| HostMessage::SeenOff { id, victim }),
+        (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
+        ask().prop_map(HostMessage::Ask),
+        (member(), any::<u64>()).prop_map(|(to, ask)| HostMessage::Cancel { to, ask }),
+        numbers().prop_map(|(to, ask, left_ms)| HostMessage::Go { to, ask, left_ms }),
+        numbers().prop_map(|(asker, ask, claim)| HostMessage::Taken { asker, ask, claim }),
+        (numbers(), text(ID_LIMIT)).prop_map(|((asker, ask, claim), victim)| HostMessage::Progress {
+            asker,
+            ask,
+            claim,
+            victim,
+            was_off: ask % 2 == 0,
+            starts: ask % 3 == 0,
+        }),
+        (member(), any::<u64>(), any::<Option<u64>>(), end)
+            .prop_map(|(asker, ask, claim, end)| HostMessage::Reply { asker, ask, claim, end }),
+        (any::<(bool, bool)>(), vec(domain(), 0..4))
+            .prop_map(|((first, last), domains)| HostMessage::Inventory { first, last, domains }),
+        domain().prop_map(HostMessage::Domain),
+        text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_sent_is_what_is_read(message in message()) {
+        let bytes = message.encode().unwrap();
+        prop_assert_eq!(HostMessage::decode(&bytes).unwrap(), Some(message));
+    }
+
+    /// A later version may send more: unknown fields are ignored.
+    #[test]
+    fn more_fields_are_passed_over(message in message()) {
+        let mut value: serde_json::Value = serde_json::from_slice(&message.encode().unwrap()).unwrap();
+        value["and"] = "more".into();
+        let bytes = serde_json::to_vec(&value).unwrap();
+        prop_assert_eq!(HostMessage::decode(&bytes).unwrap(), Some(message));
+    }
+
+    #[test]
+    fn whatever_comes_is_read_or_refused(
+        message in message(),
+        at in any::<prop::sample::Index>(),
+        to in any::<u8>(),
+    ) {
+        let mut bytes = message.encode().unwrap();
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        let _ = HostMessage::decode(&bytes);
+        bytes.truncate(at);
+        prop_assert!(HostMessage::decode(&bytes).is_err());
+    }
+}
+
+/// Later daemons read the messages of today: these bytes must stay.
+#[test]
+fn the_form_of_messages() {
+    let claim = ClaimMessage {
+        id: 7,
+        what: AskAction::Off,
+        target: "t".into(),
+        source: Some("s".into()),
+        peer: None,
+    };
+    let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
+    assert_eq!(
+        of(HostMessage::Claim(claim.clone())),
+        r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s"}"#
+    );
+    let outcome = AskOutcome::new(Response::Failure, Some("why"));
+    assert_eq!(
+        of(HostMessage::Finished { id: 7, outcome: outcome.clone() }),
+        r#"{"v":1,"kind":"finished","id":7,"outcome":{"response":1,"reason":"why"}}"#
+    );
+    let asker = Member { node: 2, pid: 99 };
+    assert_eq!(
+        of(HostMessage::Reply { asker, ask: 3, claim: Some(7), end: AskEnd::Done(outcome) }),
+        concat!(
+            r#"{"v":1,"kind":"reply","asker":[2,99],"ask":3,"claim":7,"#,
+            r#""end":{"done":{"response":1,"reason":"why"}}}"#
+        )
+    );
+    assert_eq!(
+        of(HostMessage::Reply { asker, ask: 3, claim: None, end: AskEnd::NotHere }),
+        r#"{"v":1,"kind":"reply","asker":[2,99],"ask":3,"claim":null,"end":"not_here"}"#
+    );
+    let domain = PublishedDomain { uuid: "u".into(), name: "n".into(), state: PublishedState::Rests };
+    assert_eq!(
+        of(HostMessage::Inventory { first: true, last: false, domains: vec![domain] }),
+        concat!(
+            r#"{"v":1,"kind":"inventory","first":true,"last":false,"#,
+            r#""domains":[{"uuid":"u","name":"n","state":"rests"}]}"#
+        )
+    );
+    assert_eq!(
+        of(HostMessage::Sync(StateSync {
+            n: 1,
+            in_flight: vec![InFlightClaim { claim, seen_off: true }],
+            ..StateSync::default()
+        })),
+        concat!(
+            r#"{"v":1,"kind":"sync","n":1,"#,
+            r#""in_flight":[{"claim":{"id":7,"what":"off","target":"t","source":"s"},"seen_off":true}],"#,
+            r#""waiting":[],"acting":[]}"#
+        )
+    );
+}
+
+#[test]
+fn what_is_no_message_says_why() {
+    let why = |bytes: &str| HostMessage::decode(bytes.as_bytes()).unwrap_err().to_string();
+    assert!(why("junk").starts_with("not a message: "));
+    assert_eq!(why(r#"{"v":2,"kind":"claim"}"#), "a message of version 2; this daemon knows 1 (update it)");
+    assert!(
+        why(r#"{"v":1,"kind":"claim"}"#).starts_with("a message of kind `claim` that does not read: missing")
+    );
+    let long = format!(r#"{{"v":1,"kind":"domain_gone","uuid":"{}"}}"#, "x".repeat(ID_LIMIT + 1));
+    assert!(why(&long).contains("a text of 129 bytes; 128 are the most"));
+    assert!(why(&" ".repeat(MESSAGE_LIMIT + 1)).starts_with("a message of 524289 bytes"));
+    assert!(why(r#"{"v":1,"kind":"finished","id":1,"outcome":{"response":9}}"#).contains("9 is no response"));
+    assert_eq!(HostMessage::decode(br#"{"v":1,"kind":"news","claim":[]}"#).unwrap(), None);
+}
+
+#[test]
+fn inventories_come_in_parts() {
+    let domains: Vec<_> = (0..INVENTORY_PART * 2 + 1)
+        .map(|it| PublishedDomain {
+            uuid: it.to_string(),
+            name: "n".repeat(NAME_LIMIT),
+            state: PublishedState::On,
+        })
+        .collect();
+    let (mut read, mut firsts, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
+    for message in HostMessage::inventory(&domains) {
+        let bytes = message.encode().unwrap();
+        let Some(HostMessage::Inventory { first, last, domains }) = HostMessage::decode(&bytes).unwrap()
+        else {
+            panic!("something else")
+        };
+        firsts.push(first);
+        lasts.push(last);
+        read.extend(domains);
+    }
+    assert_eq!((firsts, lasts), (vec![true, false, false], vec![false, false, true]));
+    assert_eq!(read, domains);
+    let none = HostMessage::Inventory { first: true, last: true, domains: Vec::new() };
+    assert_eq!(HostMessage::inventory(&[]), [none]);
+}
