@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Two backends at once: that of this host's hypervisors, or of its cluster, and the agent backend.
 //!
-//! Owns the rules of asking both: what is in both, what can't be asked, who waits for whom. Everything about one domain goes
-//! to the backend that has it. It must never let one that hangs delay what the other has, and never choose between
-//! two domains.
+//! Owns the rules of asking both: what is in both, what can't be asked, who waits for whom. Everything about
+//! one domain goes to the backend that has it. It must never let one that hangs delay what the other has, and
+//! never choose between two domains.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The libvirt backend: one or several hypervisors, their domains merged.
 //!
-//! Owns the connections (through [`crate::hypervisor`]) and the rules of looking: what counts as off, when a look is
-//! enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to blocking
-//! threads by [`crate::hypervisor`] with a deadline.
+//! Owns the connections (through [`crate::hypervisor`]) and the rules of looking: what counts as off, when a
+//! look is enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to
+//! blocking threads by [`crate::hypervisor`] with a deadline.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -42,7 +42,8 @@ pub(crate) struct LibvirtBackend {
 }
 
 impl LibvirtBackend {
-    /// Connects to every hypervisor and keeps the connections; returns when the first attempt at each has ended.
+    /// Connects to every hypervisor and keeps the connections; returns when the first attempt at each has
+    /// ended.
     ///
     /// The second value has a line for each that can't be reached now. They are tried again for ever.
     pub(crate) async fn start(
@@ -118,8 +119,8 @@ impl LibvirtBackend {
         let reasons = || unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>().join("; ");
         match &found[..] {
             [(home, one)] => {
-                // Off here says nothing when it was last seen on a hypervisor that can't be asked now, and a name
-                // says nothing when another domain had it there.
+                // Off here says nothing when it was last seen on a hypervisor that can't be asked now, and a
+                // name says nothing when another domain had it there.
                 let in_doubt = unavailable.iter().map(|(home, _)| &self.hypervisors[*home]).any(|it| {
                     !one.active && it.has_seen(one.uuid)
                         || !wanted.is_uuid_of(one) && it.has_seen_another(&one.name, one.uuid)
@@ -156,8 +157,8 @@ impl LibvirtBackend {
         }
     }
 
-    /// A domain that is nowhere now and that was seen to go off. Any hint that it may live elsewhere makes this
-    /// none: see [`Hypervisor::gone_off`].
+    /// A domain that is nowhere now and that was seen to go off. Any hint that it may live elsewhere makes
+    /// this none: see [`Hypervisor::gone_off`].
     fn gone(&self, wanted: &TargetQuery) -> Option<LocatedDomain> {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
             let (uuid, name) =
@@ -190,8 +191,8 @@ impl LibvirtBackend {
                 take_down(c, order, &held, &memory, &mut progress)
             };
             match home.call(lease.until(), work).await {
-                // The order is to have it off, so it is given again over a new connection as long as the client
-                // waits for it.
+                // The order is to have it off, so it is given again over a new connection as long as the
+                // client waits for it.
                 Err(CallError::Lost(_)) => {}
                 Err(error) => break Err(error.into()),
                 Ok(result) => {
@@ -214,9 +215,9 @@ impl LibvirtBackend {
         }
     }
 
-    /// A hypervisor that was told to act and was then lost may still do it. Nothing that this could harm gets its
-    /// turn (the lease is held) before the hypervisor has been asked again, and asked once more a little later,
-    /// because it may answer before it does what it was told earlier.
+    /// A hypervisor that was told to act and was then lost may still do it. Nothing that this could harm gets
+    /// its turn (the lease is held) before the hypervisor has been asked again, and asked once more a little
+    /// later, because it may answer before it does what it was told earlier.
     fn hold_until_known(home: Arc<Hypervisor>, uuid: Uuid, held: Lease) {
         tokio::spawn(async move {
             for pause in [EFFECT_SETTLE, Duration::ZERO] {
@@ -396,8 +397,8 @@ impl TargetQuery {
         self.uuid == Some(found.uuid)
     }
 
-    /// UUID first, then name: so a domain whose name looks like a UUID can be reached. More than one only where a
-    /// name came cut.
+    /// UUID first, then name: so a domain whose name looks like a UUID can be reached. More than one only
+    /// where a name came cut.
     fn find(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
         let mut domain = None;
         if let Some(uuid) = self.uuid {
@@ -566,8 +567,8 @@ fn take_down(
         if for_reboot && progress.start_from.is_none() {
             progress.start_from = Some(start_from(&domain)?);
         }
-        // The look above is fresh, so the hypervisor answers now; if it hangs from here on, the window in which it
-        // could still carry this out late is the one call.
+        // The look above is fresh, so the hypervisor answers now; if it hangs from here on, the window in
+        // which it could still carry this out late is the one call.
         if let Err(lapsed) = lease.check() {
             return Ok(Err(match (progress.acted, refusal) {
                 (true, reason) => ActionError::NoEffect { state: look(connection, uuid)?.words(), reason },
@@ -590,8 +591,8 @@ fn take_down(
                 }
                 DomainReading::Gone => return Ok(gone(uuid, progress, memory).map(|()| down(progress))),
                 DomainReading::MovedAway => return Ok(Err(ActionError::Gone)),
-                // Another instance: the one that was there has ended. For a reboot that is what was wanted; for an
-                // off somebody starts it again as we speak, and it goes down again.
+                // Another instance: the one that was there has ended. For a reboot that is what was wanted;
+                // for an off somebody starts it again as we speak, and it goes down again.
                 DomainReading::On { instance, .. }
                     if victim.is_some() && instance.is_some() && instance != victim =>
                 {
@@ -614,7 +615,8 @@ fn take_down(
 }
 
 /// A transient domain leaves nothing, whether it was powered off or moved to another host. It is off when the
-/// hypervisor said that it destroyed it, or when its last event says so; that may come a moment after the look.
+/// hypervisor said that it destroyed it, or when its last event says so; that may come a moment after the
+/// look.
 fn gone(uuid: Uuid, progress: &PowerOffProgress, memory: &Hypervisor) -> Result<(), ActionError> {
     if progress.destroyed {
         memory.record_power_off(uuid);
@@ -659,7 +661,8 @@ fn bring_up(
             _ => {}
         }
         if let Some(reason) = refusal {
-            // One try: what a start fails for (a missing disk, no memory) does not pass within a client's patience.
+            // One try: what a start fails for (a missing disk, no memory) does not pass within a client's
+            // patience.
             return Ok(Err(ActionError::Refused(reason)));
         }
         if let Err(lapsed) = lease.check() {

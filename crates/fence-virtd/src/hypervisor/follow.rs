@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One task that follows the domains of one hypervisor.
 //!
-//! The task reads a domain when a lifecycle event names it, and all domains when a connection is new. Each reading
-//! runs on a blocking thread with a deadline. A reading that failed is repeated after a pause, and while libvirt is
-//! away the follower keeps the domains that it has: they run on without it.
+//! The task reads a domain when a lifecycle event names it, and all domains when a connection is new. Each
+//! reading runs on a blocking thread with a deadline. A reading that failed is repeated after a pause, and
+//! while libvirt is away the follower keeps the domains that it has: they run on without it.
 
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, pending};
@@ -33,7 +33,8 @@ pub(crate) trait DomainFollower: Send + Sync + 'static {
     /// Consequence for the domains beyond the limit, for the log: "… domains; {BEYOND_LIMIT}".
     const BEYOND_LIMIT: &'static str;
 
-    /// Reads a domain of the hypervisor's list; none if the follower keeps nothing of it. Runs on a blocking thread.
+    /// Reads a domain of the hypervisor's list; none if the follower keeps nothing of it. Runs on a blocking
+    /// thread.
     ///
     /// # Errors
     /// Failures for which the whole reading has to be repeated.
@@ -50,7 +51,7 @@ pub(crate) trait DomainFollower: Send + Sync + 'static {
     fn read_one(&self, connection: &Connection, uuid: Uuid) -> Result<Option<Self::Domain>, Error>;
 
     /// Takes a reading. Must not wait.
-    fn update(&self, reading: DomainReading<Self::Domain>);
+    fn update(&self, reading: HypervisorReading<Self::Domain>);
 
     /// Waits for the time when domains have to be read again without an event, and returns them.
     fn until_stale(&self) -> impl Future<Output = HashSet<Uuid>> + Send {
@@ -64,15 +65,16 @@ pub(crate) trait DomainFollower: Send + Sync + 'static {
 }
 
 /// Result of one reading.
-pub(crate) enum DomainReading<T> {
+pub(crate) enum HypervisorReading<T> {
     /// All domains of the hypervisor.
     Everything(HashMap<Uuid, T>),
     /// Some domains; none for one that is gone.
     These(Vec<(Uuid, Option<T>)>),
 }
 
-impl<T: PartialEq> DomainReading<T> {
-    /// Applies the reading to the domains that were known before. Returns the keys of the domains that changed.
+impl<T: PartialEq> HypervisorReading<T> {
+    /// Applies the reading to the domains that were known before. Returns the keys of the domains that
+    /// changed.
     pub(crate) fn apply_to<K>(self, known: &mut HashMap<K, T>, key: impl Fn(Uuid) -> K) -> Vec<K>
     where
         K: Hash + Eq + Clone,
@@ -150,13 +152,13 @@ async fn read<F: DomainFollower>(
     hypervisor: &Arc<Hypervisor>,
     scope: RefreshScope,
     follower: &Arc<F>,
-) -> Result<DomainReading<F::Domain>, CallError> {
+) -> Result<HypervisorReading<F::Domain>, CallError> {
     let until = Instant::now() + READING_LIMIT;
     let follower = Arc::clone(follower);
     match scope {
         RefreshScope::Everything => {
             let all = move |connection: &Connection| read_all(connection, &*follower);
-            hypervisor.ask(until, all).await.map(DomainReading::Everything)
+            hypervisor.ask(until, all).await.map(HypervisorReading::Everything)
         }
         RefreshScope::These(uuids) => {
             let these = move |connection: &Connection| {
@@ -165,7 +167,7 @@ async fn read<F: DomainFollower>(
                     .map(|it| Ok((*it, follower.read_one(connection, *it)?)))
                     .collect::<Result<_, _>>()
             };
-            hypervisor.ask(until, these).await.map(DomainReading::These)
+            hypervisor.ask(until, these).await.map(HypervisorReading::These)
         }
     }
 }
@@ -195,7 +197,7 @@ mod tests {
         format!("00000000-0000-0000-0000-0000000000{number:02x}").parse().unwrap()
     }
 
-    fn apply(known: &mut HashMap<Uuid, &'static str>, reading: DomainReading<&'static str>) -> Vec<Uuid> {
+    fn apply(known: &mut HashMap<Uuid, &'static str>, reading: HypervisorReading<&'static str>) -> Vec<Uuid> {
         let mut changed = reading.apply_to(known, |it| it);
         changed.sort_unstable();
         changed
@@ -206,13 +208,17 @@ mod tests {
         let (a, b, c) = (uuid(1), uuid(2), uuid(3));
         let mut known = HashMap::new();
         let first = HashMap::from([(a, "on"), (b, "on")]);
-        assert_eq!(apply(&mut known, DomainReading::Everything(first)), [a, b]);
+        assert_eq!(apply(&mut known, HypervisorReading::Everything(first)), [a, b]);
         let second = HashMap::from([(b, "on"), (c, "on")]);
-        assert_eq!(apply(&mut known, DomainReading::Everything(second.clone())), [a, c], "one gone, one new");
+        assert_eq!(
+            apply(&mut known, HypervisorReading::Everything(second.clone())),
+            [a, c],
+            "one gone, one new"
+        );
         assert_eq!(known, second);
         let these = vec![(a, None), (b, Some("off")), (c, Some("on"))];
-        assert_eq!(apply(&mut known, DomainReading::These(these)), [b]);
-        assert_eq!(apply(&mut known, DomainReading::These(vec![(c, None)])), [c]);
+        assert_eq!(apply(&mut known, HypervisorReading::These(these)), [b]);
+        assert_eq!(apply(&mut known, HypervisorReading::These(vec![(c, None)])), [c]);
         assert_eq!(known, HashMap::from([(b, "off")]));
     }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Running domains, with the facts by which a request can arrive or its source be identified: MAC addresses, vsock
-//! context ids, serial ports and channels on UNIX sockets.
+//! Running domains, with the facts by which a request can arrive or its source be identified: MAC addresses,
+//! vsock context ids, serial ports and channels on UNIX sockets.
 //!
-//! One task per hypervisor (`running.rs`) keeps an inventory up to date. Readers get the state as it was last seen and
-//! never wait. While libvirt is away the inventory stays: the domains run on without it.
+//! One task per hypervisor (`running.rs`) keeps an inventory up to date. Readers get the state as it was last
+//! seen and never wait. While libvirt is away the inventory stays: the domains run on without it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Domains that were seen on a hypervisor.
 //!
-//! One question needs this: did a domain that is no longer defined go off here, or did it move away? Domains are
-//! recorded from lifecycle events and from the list at each new connection. A power-off counts as evidence only
-//! while the events are watched without a gap.
+//! One question needs this: did a domain that is no longer defined go off here, or did it move away? Domains
+//! are recorded from lifecycle events and from the list at each new connection. A power-off counts as
+//! evidence only while the events are watched without a gap.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use libvirt_host::{LifecycleEvent, LifecycleKind, Uuid};
 
 /// Domains that are remembered.
 const MAX_REMEMBERED: usize = 16_384;
-/// Time for which a power-off counts for a domain that left no definition. After that the domain may well live
-/// elsewhere.
+/// Time for which a power-off counts for a domain that left no definition. After that the domain may well
+/// live elsewhere.
 const POWER_OFF_TTL: Duration = Duration::from_secs(600);
 
 /// Domains that were seen on one hypervisor, by UUID.

@@ -41,8 +41,8 @@ impl RefreshScope {
         }
     }
 
-    /// Waits after a failed reading until the connection is new, or for `pause` at most. Everything has to be read
-    /// then, because the failed reading showed nothing.
+    /// Waits after a failed reading until the connection is new, or for `pause` at most. Everything has to be
+    /// read then, because the failed reading showed nothing.
     pub(crate) async fn after_failure(news: &mut broadcast::Receiver<DomainEvent>, pause: Duration) -> Self {
         let new = async {
             while !matches!(news.recv().await, Ok(DomainEvent::Everything) | Err(RecvError::Closed)) {}

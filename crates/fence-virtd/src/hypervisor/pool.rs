@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Connections to one hypervisor, and calls to it, each on a blocking thread with a deadline.
 //!
-//! One task per hypervisor (`maintain_connection`) opens the first connection, listens to lifecycle events and, when
-//! the connection is lost, opens another, for ever. A connection makes one call at a time, so each call takes an idle
-//! connection or opens another. A blocked call can't be cancelled: it keeps its thread, its connection and its permit
-//! until libvirt's keepalive ends it. Callers wait for it until their deadline and no longer.
+//! One task per hypervisor (`maintain_connection`) opens the first connection, listens to lifecycle events
+//! and, when the connection is lost, opens another, for ever. A connection makes one call at a time, so each
+//! call takes an idle connection or opens another. A blocked call can't be cancelled: it keeps its thread,
+//! its connection and its permit until libvirt's keepalive ends it. Callers wait for it until their deadline
+//! and no longer.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,8 +34,8 @@ const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
 /// Lifecycle events that are kept for a follower that has not read them yet.
 const EVENT_QUEUE: usize = 1024;
 
-/// All hypervisors that the daemon uses, by URI. All users of one share its connections, so that all see the same
-/// domains of a test driver that reads a file.
+/// All hypervisors that the daemon uses, by URI. All users of one share its connections, so that all see the
+/// same domains of a test driver that reads a file.
 #[derive(Clone, Default)]
 pub(crate) struct Hypervisors(Arc<Mutex<Vec<Arc<Hypervisor>>>>);
 
@@ -142,7 +143,8 @@ impl Hypervisor {
         matches!(*self.status.borrow(), ConnectionStatus::Up)
     }
 
-    /// Returns the events from now on. A follower that is more than [`EVENT_QUEUE`] behind has to read everything.
+    /// Returns the events from now on. A follower that is more than [`EVENT_QUEUE`] behind has to read
+    /// everything.
     pub(crate) fn news(&self) -> broadcast::Receiver<DomainEvent> {
         self.news.subscribe()
     }
@@ -178,8 +180,8 @@ impl Hypervisor {
         }
     }
 
-    /// Runs `work` on a blocking thread with a connection. Waits for a connection, and for the work, until `until`
-    /// and no longer; work that has begun goes on.
+    /// Runs `work` on a blocking thread with a connection. Waits for a connection, and for the work, until
+    /// `until` and no longer; work that has begun goes on.
     pub(crate) async fn call<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
     where
         T: Send + 'static,
@@ -204,8 +206,8 @@ impl Hypervisor {
         }
     }
 
-    /// Waits for a connection until `deadline`, and no longer than [`RECONNECT_GRACE`] after the last one was lost,
-    /// so that a hypervisor that is gone for good delays nobody.
+    /// Waits for a connection until `deadline`, and no longer than [`RECONNECT_GRACE`] after the last one was
+    /// lost, so that a hypervisor that is gone for good delays nobody.
     async fn wait_until_up(&self, deadline: tokio::time::Instant) -> Result<(), CallError> {
         let mut status = self.status.subscribe();
         loop {
@@ -258,8 +260,8 @@ impl Hypervisor {
         }
     }
 
-    /// Returns whether several connections see the same domains. Each connection to a test driver that reads a file
-    /// has domains of its own.
+    /// Returns whether several connections see the same domains. Each connection to a test driver that reads
+    /// a file has domains of its own.
     fn may_have_several(&self) -> bool {
         !self.uri.starts_with("test:///") || self.uri == "test:///default"
     }
@@ -367,8 +369,8 @@ impl Hypervisor {
         lock(&self.memory).any(has_property)
     }
 
-    /// Returns a domain that is no longer defined and was seen to go off here, within the last ten minutes and with
-    /// lifecycle events watched all the time since.
+    /// Returns a domain that is no longer defined and was seen to go off here, within the last ten minutes
+    /// and with lifecycle events watched all the time since.
     pub(crate) fn gone_off(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {
         lock(&self.memory).powered_off(uuid, name)
     }

@@ -8,7 +8,7 @@ use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, State, Uuid, XmlK
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::follow::{DomainFollower, DomainReading, follow};
+use super::follow::{DomainFollower, HypervisorReading, follow};
 use super::inventory::{Inventory, RunningDomain, RunningDomains, read};
 use super::pool::Hypervisor;
 
@@ -71,7 +71,7 @@ impl DomainFollower for RunningFollower {
         }))
     }
 
-    fn update(&self, reading: DomainReading<Self::Domain>) {
+    fn update(&self, reading: HypervisorReading<Self::Domain>) {
         self.running.send_if_modified(|known| !reading.apply_to(known, |uuid| uuid.to_string()).is_empty());
     }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Other programs: run to their end within a deadline, or ended wholly, with no more output than was asked for.
+//! Other programs: run to their end within a deadline, or ended wholly, with no more output than was asked
+//! for.
 //!
-//! A program gets nothing of the daemon's: no environment, no input but what it is handed, `/` as its directory. Where the
-//! configuration asks for none, the sandbox lets none be started.
+//! A program gets nothing of the daemon's: no environment, no input but what it is handed, `/` as its
+//! directory. Where the configuration asks for none, the sandbox lets none be started.
 //!
-//! [`run_wholly`] leaves nothing behind, whatever the program does. What it starts inherits its environment, and with
-//! it a tag that nobody else has: so even a child that left the process group is found in /proc and killed. That takes a
-//! thread of its own, since the one who drops a run can't wait.
+//! [`run_wholly`] leaves nothing behind, whatever the program does. What it starts inherits its environment,
+//! and with it a tag that nobody else has: so even a child that left the process group is found in /proc and
+//! killed. That takes a thread of its own, since the one who drops a run can't wait.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -53,7 +54,8 @@ static IS_OVER: AtomicBool = AtomicBool::new(false);
 const ORPHAN_REAP_LIMIT: Duration = Duration::from_secs(2);
 /// How long those are hunted for that don't die at once.
 const REAP_LIMIT: Duration = Duration::from_secs(10);
-/// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over it.
+/// How long the end of a killed program is waited for: it comes at once, unless the kernel itself hangs over
+/// it.
 const KILL_WAIT: Duration = Duration::from_secs(1);
 /// The pause before a program is started again that somebody was writing.
 const BEING_WRITTEN: Duration = Duration::from_millis(20);
@@ -82,7 +84,8 @@ pub(crate) enum ProcessError {
     TooMuch,
 }
 
-/// Runs a program. Whatever it started and left in its process group is killed at the deadline, and when this is dropped.
+/// Runs a program. Whatever it started and left in its process group is killed at the deadline, and when this
+/// is dropped.
 ///
 /// # Errors
 /// It did not run to its end. Exit codes are no errors.
@@ -144,8 +147,8 @@ impl fmt::Debug for OutputHead {
 
 /// Runs a program without arguments, hands it `input`, and keeps `most` bytes of each of its outputs.
 ///
-/// When this returns the program has ended, and all that it started is dead or about to be; after a kill, dead. The same
-/// becomes of them when this is dropped.
+/// When this returns the program has ended, and all that it started is dead or about to be; after a kill,
+/// dead. The same becomes of them when this is dropped.
 ///
 /// # Errors
 /// It could not be started or waited for.
@@ -202,16 +205,17 @@ fn command(program: &Path) -> Command {
     command
 }
 
-/// The daemon ends: all that [`run_wholly`] started ends before. Blocks for a moment. To be called when nothing is started any
-/// more: who was to end a run then may not have come to it.
+/// The daemon ends: all that [`run_wholly`] started ends before. Blocks for a moment. To be called when
+/// nothing is started any more: who was to end a run then may not have come to it.
 pub(crate) fn end_all() {
     IS_OVER.store(true, Ordering::SeqCst);
     let tag = format!("{TAG}={}.", *DAEMON);
     reap_matching(Instant::now() + KILL_WAIT, |it| it.starts_with(tag.as_bytes()));
 }
 
-/// Ends what [`run_wholly`] started in daemons that were killed: it must not come to its end when nobody knows of it any more. To
-/// be called before the sandbox, which lets nobody outside of it be signalled. Blocks for a moment.
+/// Ends what [`run_wholly`] started in daemons that were killed: it must not come to its end when nobody
+/// knows of it any more. To be called before the sandbox, which lets nobody outside of it be signalled.
+/// Blocks for a moment.
 pub(crate) fn end_orphans() {
     let ended = reap_matching(Instant::now() + ORPHAN_REAP_LIMIT, |it| {
         it.strip_prefix(TAG.as_bytes()).and_then(|it| it.strip_prefix(b"=")).is_some_and(is_orphan)
@@ -235,7 +239,8 @@ fn is_orphan(tag: &[u8]) -> bool {
     })
 }
 
-/// Kills those that have such a variable in their environment, and their descendants, until none is left. How many there were.
+/// Kills those that have such a variable in their environment, and their descendants, until none is left. How
+/// many there were.
 fn reap_matching(until: Instant, is_ours: impl Fn(&[u8]) -> bool) -> usize {
     let mut ended = HashSet::new();
     let mut quiet = 0;
@@ -288,7 +293,8 @@ impl ProcessTree {
         Self { child: Some(child), group, tag }
     }
 
-    /// Hands it the input, reads what it says, and waits for its end. Also gives whether somebody is left who writes.
+    /// Hands it the input, reads what it says, and waits for its end. Also gives whether somebody is left who
+    /// writes.
     async fn work(
         &mut self,
         input: Option<Zeroizing<Vec<u8>>>,
@@ -651,8 +657,8 @@ mod tests {
         assert_eq!(&whole.complaints.bytes[..], b"y\ny\ny\ny\n");
     }
 
-    /// What writes the ids of all its processes to a file, and then waits; one of them left the process group, and one is
-    /// no child of anybody's.
+    /// What writes the ids of all its processes to a file, and then waits; one of them left the process
+    /// group, and one is no child of anybody's.
     fn family(pids: &Path) -> String {
         let pids = pids.display();
         format!(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Attempts that are repeated, perhaps for hours: the pause between two of them, and a log that says each reason once.
+//! Attempts that are repeated, perhaps for hours: the pause between two of them, and a log that says each
+//! reason once.
 
 use std::time::Duration;
 

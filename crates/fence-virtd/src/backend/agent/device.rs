@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One device: an agent, its options, and what is known of them.
 //!
-//! Runs the agent for one action at a time a call, within the limits of [`Slots`]; several calls may run beside each other.
-//! It decides what an exit code is worth: 2 of `status` is "off" only where `monitor` has succeeded with the same program and
-//! the same options, and something ended well a moment ago: what a program needs can go away while the program stays the
-//! same, and a shell without its library ends with 2, Python without its script too. And only of a plug that its list
-//! has, where it has a list. It never acts unless it is told to,
-//! never puts an option on a command line, and lets nothing out of an agent's output before the secrets are masked.
+//! Runs the agent for one action at a time a call, within the limits of [`Slots`]; several calls may run
+//! beside each other. It decides what an exit code is worth: 2 of `status` is "off" only where `monitor` has
+//! succeeded with the same program and the same options, and something ended well a moment ago: what a
+//! program needs can go away while the program stays the same, and a shell without its library ends with 2,
+//! Python without its script too. And only of a plug that its list has, where it has a list. It never acts
+//! unless it is told to, never puts an option on a command line, and lets nothing out of an agent's output
+//! before the secrets are masked.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -50,8 +51,9 @@ const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
 const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
 /// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
 const MAX_LOOKS_AT_FILES: usize = 8;
-/// How long ago something may have ended with 0 when "off" is believed for a request, and for a list. One that complained when it
-/// said so, as interpreters do, is believed for a request only with a `monitor` since.
+/// How long ago something may have ended with 0 when "off" is believed for a request, and for a list. One
+/// that complained when it said so, as interpreters do, is believed for a request only with a `monitor`
+/// since.
 const OFF_EVIDENCE_TTL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
 /// Programs and options with which `monitor` succeeded that are remembered.
 const MAX_PROVEN: usize = 4096;
@@ -73,7 +75,8 @@ pub(super) struct FenceDevice {
     slots: RunSlots,
     runs: AgentRuns,
     metadata: tokio::sync::Mutex<Option<Cached<Arc<Metadata>>>>,
-    /// How `monitor` failed with which program and options. Taken while it runs: others wait for what comes of it.
+    /// How `monitor` failed with which program and options. Taken while it runs: others wait for what comes
+    /// of it.
     monitors: Mutex<HashMap<u64, CachedFailure>>,
     listing: tokio::sync::Mutex<Option<(Instant, ListResult)>>,
     /// Who looks at its files.
@@ -278,8 +281,9 @@ impl FenceDevice {
         }
     }
 
-    /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what its endpoint
-    /// says may take everything for off: `fence_virsh` does where there is no virsh, with `monitor` and an empty list in order.
+    /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what
+    /// its endpoint says may take everything for off: `fence_virsh` does where there is no virsh, with
+    /// `monitor` and an empty list in order.
     async fn is_known(&self, plug: &str, context: RunContext<'_>) -> Result<(), String> {
         // One that has none is known to have none: an error is that it could not be had.
         let metadata = self.metadata(context).await?;
@@ -718,7 +722,8 @@ impl FenceDevice {
         Ok(PreparedRun { path, input: lines.text, mask, print: own.finish(), program })
     }
 
-    /// A secret that the agent does not take: those that are built on the library tell the syslog what they were given.
+    /// A secret that the agent does not take: those that are built on the library tell the syslog what they
+    /// were given.
     fn stray_secret(&self, metadata: &Metadata) -> Option<String> {
         let options = self.options.iter().filter(|_| metadata.is_of_the_library());
         let secrets = options.filter_map(|it| match file_of(it, metadata) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What `--check` wants to know of devices: looked at for real, all at once, by what carries requests out. Acts on nothing:
-//! runs `metadata`, `monitor` and `list` alone.
+//! What `--check` wants to know of devices: looked at for real, all at once, by what carries requests out.
+//! Acts on nothing: runs `metadata`, `monitor` and `list` alone.
 
 use std::path::PathBuf;
 use std::sync::Arc;

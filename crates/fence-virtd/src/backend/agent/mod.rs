@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The agent backend: domains that are powered by fence agents, each by way of one device or several.
 //!
-//! Owns the devices, which plugs mean which domain, and the carrying out of what [`truth::Plan`] decides. Runs on the
-//! runtime; agents are processes of their own ([`device`]). It never reports what an agent says of its own action, only
-//! what a `status` after it says, and never acts on a plug that may mean another domain than the one that was found.
+//! Owns the devices, which plugs mean which domain, and the carrying out of what [`truth::Plan`] decides.
+//! Runs on the runtime; agents are processes of their own ([`device`]). It never reports what an agent says
+//! of its own action, only what a `status` after it says, and never acts on a plug that may mean another
+//! domain than the one that was found.
 
 mod device;
 pub(crate) mod examine;
@@ -208,8 +209,8 @@ impl AgentBackend {
         }
     }
 
-    /// The lists of those that have one: none where there is none. Where one has the target, those that don't answer are not
-    /// waited for much longer.
+    /// The lists of those that have one: none where there is none. Where one has the target, those that don't
+    /// answer are not waited for much longer.
     async fn fresh_lists(
         &self,
         target: Option<&Target>,
@@ -269,7 +270,8 @@ impl AgentBackend {
         format!("{} ({})", escaped(&domain.name), ways.collect::<Vec<_>>().join(", "))
     }
 
-    /// The ways to a domain that was found, as far as they still mean it; those whose devices answer come first.
+    /// The ways to a domain that was found, as far as they still mean it; those whose devices answer come
+    /// first.
     async fn routes(&self, domain: &DomainRef, until: Instant) -> Result<Vec<Route>, ActionError> {
         if domain.home != DomainHome::Agent {
             return Err(ActionError::Gone);
@@ -313,7 +315,8 @@ impl AgentBackend {
         Ok(ways)
     }
 
-    /// Ways to a listed domain by devices whose lists can't be had now, and may be had in a moment: a pool's master has moved.
+    /// Ways to a listed domain by devices whose lists can't be had now, and may be had in a moment: a pool's
+    /// master has moved.
     fn unlisted_candidates(&self, domain: &DomainRef, ways: &[(usize, String)]) -> Vec<(usize, String)> {
         // What the configuration names is served by whom it names.
         let listed = |place: usize| self.settings[place].plugs.listed;
@@ -340,8 +343,8 @@ impl AgentBackend {
         others
     }
 
-    /// Which of these ways to a listed domain the lists still show; devices that don't answer keep theirs as long as
-    /// another one shows it. An error, with those that don't answer, when none answers.
+    /// Which of these ways to a listed domain the lists still show; devices that don't answer keep theirs as
+    /// long as another one shows it. An error, with those that don't answer, when none answers.
     async fn revalidate_routes(
         &self,
         domain: &DomainRef,
@@ -490,8 +493,8 @@ impl AgentBackend {
                 }
                 None => {
                     unknown.push(escaped(&domain.name).to_string());
-                    // It is there, by a list of this moment: whoever looks for it in ours must find it. What is not
-                    // known to be off is on.
+                    // It is there, by a list of this moment: whoever looks for it in ours must find it. What
+                    // is not known to be off is on.
                     let is_listed = |(place, plug): &(usize, String)| {
                         known[*place].iter().flat_map(|it| &it.entries).any(|it| it.plug == *plug)
                     };
@@ -655,8 +658,8 @@ struct PlanRunner<'a> {
 }
 
 impl PlanRunner<'_> {
-    /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the first that can
-    /// tell.
+    /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the
+    /// first that can tell.
     async fn first_status(&mut self) {
         let mut looks = PendingStatusRuns::default();
         let mut rest = 0..self.ways.len();
@@ -843,9 +846,9 @@ impl PendingStatusRuns {
     }
 }
 
-/// Agents that were killed in the middle of an action, or whose end nobody waited for, and those that said that it was done
-/// when it was not: what they asked for may come yet. Until their devices were heard nothing that conflicts with it gets its
-/// turn.
+/// Agents that were killed in the middle of an action, or whose end nobody waited for, and those that said
+/// that it was done when it was not: what they asked for may come yet. Until their devices were heard nothing
+/// that conflicts with it gets its turn.
 struct PendingEffects {
     lease: Lease,
     open: Vec<UnconfirmedAction>,

@@ -102,8 +102,8 @@ impl SecretMask {
         String::from_utf8_lossy(self.masked(text).trim_ascii()).into_owned()
     }
 
-    /// Text for reading names from, without the lines that have a secret in them: what was said in passing would be
-    /// a name that guests are told. A short secret may well be in a name.
+    /// Text for reading names from, without the lines that have a secret in them: what was said in passing
+    /// would be a name that guests are told. A short secret may well be in a name.
     pub(super) fn names(&self, text: &[u8]) -> Vec<u8> {
         let patterns = || self.patterns.iter().filter(|it| it.len() >= UNLIKELY);
         let tells =
@@ -206,8 +206,8 @@ fn json(secret: &str) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// What base64 makes of the bytes after `before` others, without the characters in which neighbours have a part; empty
-/// where too little is left to be told from other text.
+/// What base64 makes of the bytes after `before` others, without the characters in which neighbours have a
+/// part; empty where too little is left to be told from other text.
 fn base64_core(bytes: &[u8], before: usize) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits: Vec<bool> =

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! How many agents run at once: of all devices together, and of each.
 //!
-//! Who waits is served in order of arrival, but what carries a request out goes before what merely looks around; and no
-//! device can keep the others out: a quarter of the places is for devices that have none, and those that hung when they
-//! were run last have no more than half together, but for the first of each, which may have three quarters.
+//! Who waits is served in order of arrival, but what carries a request out goes before what merely looks
+//! around; and no device can keep the others out: a quarter of the places is for devices that have none, and
+//! those that hung when they were run last have no more than half together, but for the first of each, which
+//! may have three quarters.
 
 use std::sync::{Arc, Mutex};
 
@@ -74,7 +75,8 @@ impl RunSlots {
             let next = lock(&self.0).next();
             let Some(next) = next else { return };
             let SlotWaiter { device, purpose, is_ill, tell } = next;
-            // One that is not waited for any more gives its place back when it is dropped here: outside of the lock.
+            // One that is not waited for any more gives its place back when it is dropped here: outside of
+            // the lock.
             drop(tell.send(RunSlot { slots: self.clone(), device, purpose, is_ill }));
         }
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The backend on agents that are small shell scripts, run as real ones are.
 //!
-//! Each device has a directory of its own with its agent; the machines are files `power-PLUG` in one that all share. A file
-//! named after an action is read by the agent before it does that, and may do something else.
+//! Each device has a directory of its own with its agent; the machines are files `power-PLUG` in one that all
+//! share. A file named after an action is read by the agent before it does that, and may do something else.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -338,7 +338,8 @@ async fn a_plug_that_means_another_domain_now_is_left_alone() {
     assert_eq!(rig.power("101"), "off");
 }
 
-/// A machine that may go off yet holds up what conflicts with it for a moment; one that is off holds up nothing.
+/// A machine that may go off yet holds up what conflicts with it for a moment; one that is off holds up
+/// nothing.
 #[tokio::test]
 async fn what_was_claimed_and_is_not_seen_may_come_yet() {
     for (off, is_held) in [("exit 0", true), ("exit 1", false), ("echo off > ../power-1", false)] {
@@ -503,7 +504,8 @@ async fn who_waits_for_a_place_and_goes_leaves_nothing() {
     assert_eq!((rig.power("a"), rig.power("b")), ("on".to_owned(), "on".to_owned()));
 }
 
-/// A pool's master moves after the domain was found: the member that has it now takes it down and starts it again.
+/// A pool's master moves after the domain was found: the member that has it now takes it down and starts it
+/// again.
 #[tokio::test]
 async fn the_member_that_has_it_now_goes_on_having_it() {
     let none = [

@@ -271,8 +271,8 @@ fn any_answer(home: DomainHome, backend: &'static str) -> impl Strategy<Value = 
 }
 
 proptest! {
-    /// A domain comes of it only where one of them found that very domain and nothing says that the other means one too;
-    /// "no such domain" only where both say so; and the order of the two does not matter.
+    /// A domain comes of it only where one of them found that very domain and nothing says that the other
+    /// means one too; "no such domain" only where both say so; and the order of the two does not matter.
     #[test]
     fn no_domain_is_guessed(
         one in any_answer(DomainHome::Here(0), "libvirt"),
