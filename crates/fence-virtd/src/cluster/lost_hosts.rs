@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::info;
 
-use crate::process as program;
+use crate::process::run as program;
 
 #[cfg(test)]
 mod tests;

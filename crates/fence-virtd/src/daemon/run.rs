@@ -21,7 +21,7 @@ use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
 use crate::listener::limits::DESCRIPTORS;
-use crate::process;
+use crate::process::hunt;
 use crate::replay::{self, ReplayMemory};
 use crate::status::endpoint::Endpoint;
 use crate::status::summary;
@@ -83,7 +83,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
     // Before the sandbox, and before any action of ours: an agent of a killed daemon must not act later than
     // ours.
     if config.backends.iter().any(|it| matches!(it, BackendSettings::Agent(_))) {
-        process::end_orphans();
+        hunt::end_orphans();
     }
     // Before the sandbox too: the socket may be in any directory.
     let endpoint = config.daemon.metrics.as_ref().and_then(Endpoint::open);
@@ -113,7 +113,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
     });
     // A call to a hypervisor that hangs must not delay the end.
     runtime.shutdown_background();
-    process::end_all();
+    hunt::end_all();
     result
 }
 

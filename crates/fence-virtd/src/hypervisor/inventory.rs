@@ -169,13 +169,16 @@ mod tests {
 
     const XML: &str = "<domain type='kvm' id='3'><name>web 1</name>
         <uuid>5BA0E0AA-0000-1111-2222-333344445555</uuid>
-        <metadata><x:y xmlns:x='urn:x'><serial type='unix'><source path='/not/this'/></serial></x:y></metadata>
+        <metadata>
+          <x:y xmlns:x='urn:x'><serial type='unix'><source path='/not/this'/></serial></x:y>
+        </metadata>
         <devices>
           <serial type='unix'><source mode='bind' path='/run/a'/><target port='0'/></serial>
           <serial type='unix'><source mode='connect' path='/run/b'/></serial>
           <serial type='pty'><source path='/dev/pts/3'/></serial>
           <console type='unix'><source mode='bind' path='/run/a'/></console>
-          <channel type='unix'><source mode='bind' path='/run/c'/><target type='virtio' name='org.x'/></channel>
+          <channel type='unix'><source mode='bind' path='/run/c'/>
+            <target type='virtio' name='org.x'/></channel>
           <channel type='unix'><source mode='bind' path='/run/d'/>
             <target type='guestfwd' address='10.0.2.179' port='1229'/></channel>
           <channel type='unix'><source mode='bind'/><target type='virtio'/></channel>

@@ -57,7 +57,8 @@ pub(crate) fn end_orphans() {
     .reaped;
     if reaped > 0 {
         warn!(
-            "{reaped} processes of fence agents were still there that another daemon had left: they were ended"
+            "{reaped} processes of fence agents were still there that another daemon had left: \
+             they were ended"
         );
     }
 }

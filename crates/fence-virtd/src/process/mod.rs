@@ -2,8 +2,5 @@
 //! Other programs: run within a deadline and with limited output (`run.rs`), and reaped with everything that
 //! they started (`hunt.rs`).
 
-mod hunt;
-mod run;
-
-pub(crate) use self::hunt::{end_all, end_orphans};
-pub(crate) use self::run::{ProcessEnd, ProcessOutput, run, run_contained};
+pub(crate) mod hunt;
+pub(crate) mod run;

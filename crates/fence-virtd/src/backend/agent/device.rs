@@ -10,37 +10,31 @@
 //! before the secrets are masked.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_config::{AgentDevice, AgentProgram, OptionValue, is_secret_option};
+use fence_config::{AgentDevice, AgentProgram, OptionValue};
+use fence_core::agent::listing::{self, PlugList};
+use fence_core::agent::metadata::Metadata;
+use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
+use fence_core::domain::PowerState;
 use fence_wire::escaped;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::secret::{self, SecretMask};
+use super::run::{AgentAction, FinishedRun, PreparedRun, RunContext, StatusReply};
 use super::slots::{RunPurpose, RunSlots};
 use crate::observe::agent_runs::AgentRuns;
-use crate::process as program;
-use crate::process::ProcessEnd;
 use crate::request::lease::Lease;
-use crate::request::trail::{AgentRun, AgentRunEnd};
+use crate::request::trail::AgentRunEnd;
 use crate::util::locks::lock;
-use fence_core::agent::listing::{self, PlugList, SEPARATOR};
-use fence_core::agent::metadata::{Metadata, one_spelling};
-use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
-use fence_core::domain::{ActionError, PowerState};
 
-/// Where agents are looked for by their names.
-pub(crate) const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
-/// Bytes of each output that are kept: of what is read, and of what is only shown.
-const MAX_PARSED_OUTPUT: usize = 1 << 20;
-const MAX_SHOWN_OUTPUT: usize = 16 << 10;
+mod execute;
+
+/// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
+const MAX_LOOKS_AT_FILES: usize = 8;
 /// How long a list stands, and how long it does that there is none.
 const LIST_TTL: Duration = Duration::from_secs(5);
 /// How long it stands that `monitor` failed, and that there is no metadata.
@@ -49,8 +43,6 @@ const FAILURE_TTL: Duration = Duration::from_secs(5);
 const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
 /// How long a device that hung comes after the others.
 const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
-/// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
-const MAX_LOOKS_AT_FILES: usize = 8;
 /// How long ago something may have ended with 0 when "off" is believed for a request, and for a list. One
 /// that complained when it said so, as interpreters do, is believed for a request only with a `monitor`
 /// since.
@@ -120,85 +112,6 @@ struct Cached<T> {
     fingerprint: u64,
     when: Instant,
     what: Result<T, String>,
-}
-
-/// What the agent is asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum AgentAction {
-    Metadata,
-    Monitor,
-    List,
-    ListStatus,
-    Status,
-    On,
-    Off,
-}
-
-impl AgentAction {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Metadata => "metadata",
-            Self::Monitor => "monitor",
-            Self::List => "list",
-            Self::ListStatus => "list-status",
-            Self::Status => "status",
-            Self::On => "on",
-            Self::Off => "off",
-        }
-    }
-}
-
-/// Whom runs are for.
-#[derive(Clone, Copy)]
-pub(super) struct RunContext<'a> {
-    pub(super) purpose: RunPurpose,
-    /// Where they are noted; without it nothing is done but looked at.
-    pub(super) lease: Option<&'a Lease>,
-    pub(super) until: Instant,
-}
-
-impl RunContext<'_> {
-    /// The same, by `limit` at the latest.
-    pub(super) fn within(self, limit: Instant) -> Self {
-        Self { until: self.until.min(limit), ..self }
-    }
-}
-
-/// What came of a look, and how to say it.
-pub(super) struct StatusReply {
-    pub(super) heard: StatusReading,
-    pub(super) words: String,
-}
-
-/// A run that is over.
-struct FinishedRun {
-    ended: AgentRunEnd,
-    output: Zeroizing<Vec<u8>>,
-    is_cut: bool,
-    /// The last line of what it said, secrets masked, escaped.
-    complaint: String,
-    /// It wrote to standard error.
-    complained: bool,
-    /// Of the program and the options that it was run with.
-    print: u64,
-    /// Of the program alone.
-    program: u64,
-}
-
-impl FinishedRun {
-    fn words(&self) -> String {
-        let colon = if self.complaint.is_empty() { "" } else { ": " };
-        format!("{}{colon}{}", self.ended, self.complaint)
-    }
-}
-
-/// All that a run needs.
-struct PreparedRun {
-    path: PathBuf,
-    input: Zeroizing<Vec<u8>>,
-    mask: SecretMask,
-    print: u64,
-    program: u64,
 }
 
 impl FenceDevice {
@@ -535,365 +448,5 @@ impl FenceDevice {
         let what = what.map(Arc::new);
         *known = Some(Cached { fingerprint: print, when: Instant::now(), what: what.clone() });
         what
-    }
-
-    async fn run(&self, action: AgentAction, plug: Option<&str>, context: RunContext<'_>) -> FinishedRun {
-        match self.prepare_run(action, plug, context).await {
-            Ok(ready) => self.run_ready(action, ready, context).await,
-            Err(why) => self.not_run(action, why, 0, context),
-        }
-    }
-
-    async fn run_ready(
-        &self,
-        action: AgentAction,
-        ready: PreparedRun,
-        context: RunContext<'_>,
-    ) -> FinishedRun {
-        let PreparedRun { path, input, mask, print, program } = ready;
-        let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
-        let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
-            return self.not_run(action, "as many agents as may run at once did".to_owned(), print, context);
-        };
-        // The place may have come late: nothing is begun for who does not wait any more.
-        if matches!(action, AgentAction::On | AgentAction::Off)
-            && let Some(why) = context.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
-        {
-            return self.not_run(action, why.to_string(), print, context);
-        }
-        let begun = Instant::now();
-        let keep = if matches!(action, AgentAction::Metadata | AgentAction::List | AgentAction::ListStatus) {
-            MAX_PARSED_OUTPUT
-        } else {
-            MAX_SHOWN_OUTPUT
-        };
-        let result = program::run_contained(&path, input, keep, context.until).await;
-        drop(slot);
-        let took = begun.elapsed();
-        let (whole, ended) = match result {
-            Ok(whole) => {
-                let ended = match whole.end {
-                    ProcessEnd::Exit(code) => AgentRunEnd::Exit(code),
-                    ProcessEnd::Signal(number) => AgentRunEnd::Signal(number),
-                    ProcessEnd::TooLong => AgentRunEnd::Killed("did not end in time".to_owned()),
-                };
-                (whole, ended)
-            }
-            Err(error) => return self.not_run(action, error.to_string(), print, context),
-        };
-        match ended {
-            // The request's time was nearly up: that says nothing of the device.
-            AgentRunEnd::Killed(_) if took < MIN_CONCLUSIVE_RUN => {}
-            AgentRunEnd::Killed(_) => lock(&self.memory).hung = Some(Instant::now()),
-            _ => lock(&self.memory).hung = None,
-        }
-        let complained = !whole.complaints.bytes.trim_ascii().is_empty();
-        let complaints = mask.shown(&whole.complaints.bytes, whole.complaints.is_cut);
-        // A list is not for records: it may be long, and what is wrong with it is said.
-        let is_list = keep == MAX_PARSED_OUTPUT && ended == AgentRunEnd::Exit(0);
-        let output = if is_list {
-            format!("({} bytes)", whole.output.bytes.len())
-        } else {
-            mask.shown(&whole.output.bytes, whole.output.is_cut)
-        };
-        let last = |text: &str| {
-            text.lines().rfind(|it| !it.trim().is_empty()).map(|it| escaped(it.trim()).to_string())
-        };
-        let complaint = last(&complaints).or_else(|| last(&output).filter(|_| !is_list)).unwrap_or_default();
-        let read = match action {
-            AgentAction::List | AgentAction::ListStatus => Zeroizing::new(mask.names(&whole.output.bytes)),
-            _ => whole.output.bytes,
-        };
-        let between = if output.is_empty() || complaints.is_empty() { "" } else { "\n" };
-        let output = format!("{output}{between}{complaints}");
-        debug!(device = self.name, action = action.name(), %ended, ms = took.as_millis(), "ran {}", self.agent);
-        self.note(action, ended.clone(), took, output, context);
-        FinishedRun {
-            ended,
-            output: read,
-            is_cut: whole.output.is_cut,
-            complaint,
-            complained,
-            print,
-            program,
-        }
-    }
-
-    fn not_run(&self, action: AgentAction, why: String, print: u64, context: RunContext<'_>) -> FinishedRun {
-        let ended = AgentRunEnd::NotRun(why);
-        self.note(action, ended.clone(), Duration::ZERO, String::new(), context);
-        FinishedRun {
-            ended,
-            output: Zeroizing::default(),
-            is_cut: false,
-            complaint: String::new(),
-            complained: false,
-            print,
-            program: 0,
-        }
-    }
-
-    fn note(
-        &self,
-        action: AgentAction,
-        ended: AgentRunEnd,
-        took: Duration,
-        output: String,
-        context: RunContext<'_>,
-    ) {
-        let (device, agent) = (self.name.clone(), self.agent.clone());
-        let ran = AgentRun { device, agent, action: action.name(), ended, took, output };
-        self.runs.note(&ran);
-        if let Some(lease) = context.lease {
-            lease.trail().note(ran);
-        }
-    }
-
-    /// Finds the program and puts together what it is told.
-    async fn prepare_run(
-        &self,
-        action: AgentAction,
-        plug: Option<&str>,
-        context: RunContext<'_>,
-    ) -> Result<PreparedRun, String> {
-        let metadata = self.metadata(context).await?;
-        if self.is_on("missing_as_off") {
-            // What is not there would be "off already": a slip of the pen, or a machine that moved away.
-            return Err(
-                "missing_as_off makes every plug that it does not know \"off\": take it out".to_owned()
-            );
-        }
-        if let Some(option) = self.stray_secret(&metadata) {
-            return Err(format!(
-                "its agent has no option {option}, and would write its value into the system's log"
-            ));
-        }
-        if !self.takes_plug(&metadata) && self.serves_several {
-            return Err("its agent takes no plug, so all its domains would be one machine: name plug_option, or give each \
-                        domain a device"
-                .to_owned());
-        }
-        let (path, program) = self.find(context.until).await?;
-        let files: Vec<(String, PathBuf)> =
-            self.options.iter().filter_map(|it| file_of(it, &metadata)).collect();
-        let secrets = blocking(&self.files, context.until, move || {
-            files
-                .into_iter()
-                .map(|(name, path)| Ok((name, secret::read(&path).map_err(|it| it.to_string())?)))
-                .collect()
-        });
-        let secrets: Result<Vec<(String, Zeroizing<String>)>, String> = secrets.await?;
-        let secrets = secrets?;
-        let plain = self.options.iter().filter(|it| file_of(it, &metadata).is_none());
-        let plain = plain.map(|(name, value)| (name.as_str(), value.as_str()));
-        let read = secrets.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let quotes = metadata.is_of_the_library();
-        let mut lines = OptionLines { text: Zeroizing::default(), quotes };
-        lines.add("action", action.name())?;
-        let mut own = DefaultHasher::new();
-        program.hash(&mut own);
-        for (name, value) in plain.chain(read) {
-            lines.add(name, value)?;
-            (name, value).hash(&mut own);
-        }
-        if let Some(plug) = plug {
-            let options = match &self.plug_option {
-                Some(it) => {
-                    // It may say which endpoint it is.
-                    plug.hash(&mut own);
-                    vec![it.as_str()]
-                }
-                None => metadata.plug_options(|it| self.is_on(it)),
-            };
-            if !quotes && plug.trim() != plug {
-                return Err("its plug begins or ends with a blank, which agents don't see".to_owned());
-            }
-            for option in options {
-                lines.add(option, plug)?;
-            }
-        }
-        // A comma in a name does not make two plugs of it.
-        for option in ["plug_separator", "separator"] {
-            if metadata.has_option(option) && self.option(option).is_none() {
-                lines.add(option, &SEPARATOR.to_string())?;
-            }
-        }
-        let mask = self.mask(&secrets);
-        Ok(PreparedRun { path, input: lines.text, mask, print: own.finish(), program })
-    }
-
-    /// A secret that the agent does not take: those that are built on the library tell the syslog what they
-    /// were given.
-    fn stray_secret(&self, metadata: &Metadata) -> Option<String> {
-        let options = self.options.iter().filter(|_| metadata.is_of_the_library());
-        let secrets = options.filter_map(|it| match file_of(it, metadata) {
-            Some((option, _)) => Some(option),
-            None => Some(it.0.clone()).filter(|_| is_secret_option(&it.0) && !is_a_word(it.1.as_str())),
-        });
-        secrets.into_iter().find(|it| !metadata.has_option(it))
-    }
-
-    /// Whether there is an option that tells its machines apart.
-    fn takes_plug(&self, metadata: &Metadata) -> bool {
-        self.plug_option.is_some() || !metadata.plug_options(|it| self.is_on(it)).is_empty()
-    }
-
-    fn mask(&self, read: &[(String, Zeroizing<String>)]) -> SecretMask {
-        let own = self.options.iter().filter(|(name, _)| is_secret_option(name) && !name.ends_with("file"));
-        let own = own.map(|(_, value)| value.as_str()).filter(|it| !is_a_word(it));
-        SecretMask::new(own.chain(read.iter().map(|(_, value)| value.as_str())))
-    }
-
-    /// The program, and what tells it from another one in its place.
-    async fn find(&self, until: Instant) -> Result<(PathBuf, u64), String> {
-        let program = self.program.clone();
-        blocking(&self.files, until, move || find(&program)).await?
-    }
-
-    fn option(&self, name: &str) -> Option<&str> {
-        let is_it = |it: &&(String, OptionValue)| one_spelling(&it.0) == name;
-        self.options.iter().find(is_it).map(|(_, value)| value.as_str())
-    }
-
-    pub(super) fn is_on(&self, option: &str) -> bool {
-        let value = self.option(option).unwrap_or_default();
-        ["1", "yes", "on", "true"].iter().any(|it| value.eq_ignore_ascii_case(it))
-    }
-}
-
-/// What an agent reads from its standard input.
-struct OptionLines {
-    text: Zeroizing<Vec<u8>>,
-    /// It strips blanks and a pair of quotes from values.
-    quotes: bool,
-}
-
-/// Some agents read lines as Python's `splitlines` does.
-fn ends_a_line(it: char) -> bool {
-    it.is_control() || matches!(it, '\u{2028}' | '\u{2029}')
-}
-
-impl OptionLines {
-    fn add(&mut self, name: &str, value: &str) -> Result<(), String> {
-        // A line end in a value would be the next option.
-        if value.contains(|it: char| it != SEPARATOR && ends_a_line(it)) {
-            return Err(format!("the value of its option {name} has a control character in it"));
-        }
-        let is_quoted = value.len() > 1 && value.starts_with('"') && value.ends_with('"');
-        let quote = if self.quotes && (is_quoted || value.trim() != value) { "\"" } else { "" };
-        for part in [name, "=", quote, value, quote, "\n"] {
-            self.text.extend_from_slice(part.as_bytes());
-        }
-        Ok(())
-    }
-}
-
-/// The option that is read from a file, and the file, if this option means one.
-pub(super) fn file_of(
-    (name, value): &(String, OptionValue),
-    metadata: &Metadata,
-) -> Option<(String, PathBuf)> {
-    let option = name.strip_suffix("_file").or_else(|| name.strip_suffix("-file"))?;
-    (!option.is_empty() && !metadata.has_option(name))
-        .then(|| (option.to_owned(), PathBuf::from(value.as_str())))
-}
-
-/// What is nobody's secret, whatever the option is called.
-pub(super) fn is_a_word(value: &str) -> bool {
-    ["0", "1", "yes", "no", "on", "off", "true", "false"].iter().any(|it| value.eq_ignore_ascii_case(it))
-}
-
-/// Where its program is, and what tells it from another one in its place.
-pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
-    match program {
-        AgentProgram::At(path) => about(path).map(|it| (path.clone(), it)),
-        AgentProgram::Named(name) => {
-            let places = DIRECTORIES.iter().map(|it| Path::new(it).join(name));
-            let Some(path) = places.into_iter().find(|it| it.exists()) else {
-                return Err(format!("no {name} in {}: install it, or give its path", DIRECTORIES.join(", ")));
-            };
-            about(&path).map(|it| (path, it))
-        }
-    }
-}
-
-/// What tells this program from another one; an error for one that is not to be run.
-fn about(path: &Path) -> Result<u64, String> {
-    let shown = path.display();
-    let about = std::fs::metadata(path).map_err(|it| format!("can't look at {shown}: {it}"))?;
-    if !about.is_file() || about.mode() & 0o111 == 0 {
-        return Err(format!("{shown} is no program"));
-    }
-    if !secret::is_ours(&about) {
-        return Err(format!("{shown} belongs to user {}: chown it to root", about.uid()));
-    }
-    if about.mode() & 0o022 != 0 {
-        return Err(format!("others can write {shown}: chmod go-w it"));
-    }
-    let mut print = DefaultHasher::new();
-    (
-        path,
-        about.dev(),
-        about.ino(),
-        about.size(),
-        about.mtime(),
-        about.mtime_nsec(),
-        about.ctime(),
-        about.ctime_nsec(),
-    )
-        .hash(&mut print);
-    Ok(print.finish())
-}
-
-/// Looks at files, which can hang.
-async fn blocking<T: Send + 'static>(
-    files: &Arc<Semaphore>,
-    until: Instant,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
-    let looks = async {
-        // A look that hangs keeps its thread: no more of them than this.
-        let permit = Arc::clone(files).acquire_owned().await.ok()?;
-        let work = move || (work(), permit);
-        tokio::task::spawn_blocking(work).await.ok().map(|(it, _)| it)
-    };
-    match timeout_at(until.into(), looks).await {
-        Ok(Some(it)) => Ok(it),
-        Ok(None) => Err("the daemon ends".to_owned()),
-        Err(_) => Err("files can't be read in time".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn line(quotes: bool, value: &str) -> Result<String, String> {
-        let mut lines = OptionLines { text: Zeroizing::default(), quotes };
-        lines.add("x", value).map(|()| String::from_utf8(lines.text.to_vec()).unwrap())
-    }
-
-    /// The library strips blanks and one pair of quotes; others take all that comes after the `=`.
-    #[test]
-    fn an_agent_reads_what_is_meant() {
-        for (value, quoted) in [
-            ("a=b", "a=b"),
-            ("", ""),
-            (" a ", "\" a \""),
-            ("\"a\"", "\"\"a\"\""),
-            ("a\"", "a\""),
-            ("\"", "\""),
-        ] {
-            assert_eq!(line(true, value), Ok(format!("x={quoted}\n")));
-            assert_eq!(line(false, value), Ok(format!("x={value}\n")));
-        }
-    }
-
-    #[test]
-    fn no_value_makes_a_second_line() {
-        for value in ["a\nb", "a\rb", "a\0", "\n", "\u{85}", "\u{b}"] {
-            let error = line(true, value).unwrap_err();
-            assert_eq!(error, "the value of its option x has a control character in it");
-        }
     }
 }

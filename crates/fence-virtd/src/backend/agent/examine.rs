@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use fence_cli::getopt::nearest;
 use fence_config::{AgentBackend, AgentDevice, is_secret_option};
 
-use super::device::{FenceDevice, RunContext, file_of, find, is_a_word};
+use super::device::FenceDevice;
+use super::options::{file_of, is_a_word};
+use super::program::find;
+use super::run::RunContext;
 use super::secret;
 use super::slots::{RunPurpose, RunSlots};
 use crate::observe::agent_runs::AgentRuns;

@@ -6,12 +6,19 @@
 //! of its own action, only what a `status` after it says, and never acts on a plug that may mean another
 //! domain than the one that was found.
 
+mod aftermath;
+mod course;
 mod device;
 pub(crate) mod examine;
+mod list;
+mod options;
+mod program;
+mod route;
+mod run;
 mod secret;
 mod slots;
 
-use fence_core::agent::{domains, listing};
+use fence_core::agent::domains;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -20,12 +27,15 @@ use std::time::{Duration, Instant};
 use fence_config::AgentDevice;
 use fence_wire::{Target, escaped};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
-pub(crate) use self::device::DIRECTORIES;
-use self::device::{FenceDevice, RunContext};
+use self::aftermath::PendingEffects;
+use self::course::{LastReply, PlanRunner, PowerChange};
+use self::device::FenceDevice;
+pub(crate) use self::program::DIRECTORIES;
+use self::route::Route;
+use self::run::{RunContext, survey};
 use self::slots::{RunPurpose, RunSlots};
 use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::observe::agent_runs::AgentRuns;
@@ -34,31 +44,18 @@ use crate::util::join::join_all;
 use crate::util::locks::lock;
 use fence_core::agent::domains::AgentDomain;
 use fence_core::agent::listing::PlugList;
-use fence_core::agent::plan::{ActionReport, PlanStep, PowerPlan, StatusReading};
+use fence_core::agent::plan::{PowerPlan, StatusReading};
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
-    merge,
+    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
 };
 
-/// How long a device that does not answer has alone before the next one is asked too.
-const HEDGE_DELAY: Duration = Duration::from_secs(2);
 /// How long a list may be old when somebody looks for a domain.
 const LIST_AGE: Duration = Duration::from_secs(5);
-/// How long a list, or that there is none, may be old where a device is asked in place of another one.
-const RELIST_AGE: Duration = Duration::from_secs(1);
-/// How long states may be old in a host list.
-const STATES_AGE: Duration = Duration::from_secs(2);
 /// How long a found domain's plugs stand when the lists can't be had any more.
 const BOUND_PLUGS_TTL: Duration = Duration::from_secs(60);
 const MAX_BOUND: usize = 4096;
 /// How long it stands how a device's `monitor` ended.
 const HEALTH_TTL: Duration = Duration::from_secs(60);
-/// Time for which the effect of a killed agent's action may still come after its device answered.
-const EFFECT_SETTLE: Duration = Duration::from_secs(2);
-/// Longest time for which a pending effect holds up conflicting requests.
-const EFFECT_LIMIT: Duration = Duration::from_secs(10);
-/// Names in one line of what is missing.
-const MAX_NAMED: usize = 8;
 
 /// See the module's head.
 pub(crate) struct AgentBackend {
@@ -74,42 +71,6 @@ pub(crate) struct AgentBackend {
 struct BoundPlugs {
     ways: Vec<(usize, String)>,
     when: Instant,
-}
-
-/// A device, and the plug at it.
-#[derive(Clone)]
-struct Route {
-    device: Arc<FenceDevice>,
-    plug: String,
-    /// The domain's name where the device has not listed it yet, and must before it is asked for anything.
-    unlisted: Option<String>,
-}
-
-impl Route {
-    async fn status(&self, context: RunContext<'_>) -> device::StatusReply {
-        match self.is_listed(context).await {
-            Ok(()) => self.device.status(&self.plug, context).await,
-            Err(words) => device::StatusReply { heard: StatusReading::CantTell, words },
-        }
-    }
-
-    async fn act(&self, to: PowerState, context: RunContext<'_>) -> (ActionReport, String) {
-        match self.is_listed(context).await {
-            Ok(()) => self.device.act(to, &self.plug, context).await,
-            Err(words) => (ActionReport::NotRun, words),
-        }
-    }
-
-    /// Some agents say "off" of every plug that they don't know.
-    async fn is_listed(&self, context: RunContext<'_>) -> Result<(), String> {
-        let Some(name) = &self.unlisted else { return Ok(()) };
-        let list = self.device.listing(RELIST_AGE, context).await?;
-        let is_it = |it: &listing::PlugEntry| {
-            it.plug == self.plug
-                && (domains::uuid_in(&it.plug).is_some() || it.alias.as_ref().unwrap_or(&it.plug) == name)
-        };
-        if list.entries.iter().any(is_it) { Ok(()) } else { Err("its list does not have it".to_owned()) }
-    }
 }
 
 impl AgentBackend {
@@ -420,107 +381,6 @@ impl AgentBackend {
         Err(ActionError::Unavailable(course.words()))
     }
 
-    async fn list_all(&self, until: Instant) -> Result<DomainListing, ActionError> {
-        // A little earlier, so that what is known by then is told.
-        let until =
-            until - Duration::from_millis(500).min(until.saturating_duration_since(Instant::now()) / 4);
-        let lists = join_all(self.devices.iter().enumerate().map(|(place, device)| async move {
-            let settings = &self.settings[place].plugs;
-            // One run for many plugs, where the agent can do that.
-            let context = survey(until);
-            let is_wanted = settings.listed || settings.named.len() > 2 && device.lists_states(context).await;
-            if is_wanted {
-                Some(device.listing(device.age_of_states(STATES_AGE), context).await)
-            } else {
-                None
-            }
-        }))
-        .await;
-        let mut listing = DomainListing::default();
-        for (place, list) in lists.iter().enumerate() {
-            let name = &self.devices[place].name;
-            match list {
-                Some(Err(why)) if self.settings[place].plugs.listed => {
-                    listing.missing.push(format!("device {name}: {why}"));
-                }
-                Some(Ok(plugs)) if plugs.noise > 0 => {
-                    listing.missing.push(format!("device {name}: not all of its list can be read"));
-                }
-                _ => {}
-            }
-        }
-        let known: Vec<_> = lists.into_iter().map(|it| it.and_then(Result::ok)).collect();
-        let table = domains::all(&self.settings, &known);
-        let mut looks = JoinSet::new();
-        for (at, domain) in table.iter().enumerate() {
-            let power_at = |(place, plug): &(usize, String)| {
-                let entries = known[*place].iter().flat_map(|it| &it.entries);
-                entries.filter(|it| it.plug == *plug).find_map(|it| it.power)
-            };
-            let listed: Vec<PowerState> = domain.ways.iter().filter_map(power_at).collect();
-            // One whose list can't be had has nothing to say of a plug either, as long as there is another.
-            let has_list = |place: usize| known[place].is_some() || !self.settings[place].plugs.listed;
-            let ways: Vec<_> = domain.ways.iter().filter(|it| has_list(it.0)).cloned().collect();
-            let ways: Vec<_> =
-                ways.into_iter().map(|(place, plug)| (Arc::clone(&self.devices[place]), plug)).collect();
-            looks.spawn(async move {
-                for power in [PowerState::On, PowerState::Off] {
-                    if listed.contains(&power) {
-                        return (at, StatusReading::Is(power));
-                    }
-                }
-                // In their order, until one can tell.
-                for (device, plug) in ways {
-                    let heard = device.status(&plug, survey(until)).await.heard;
-                    if matches!(heard, StatusReading::Is(_)) {
-                        return (at, heard);
-                    }
-                }
-                (at, StatusReading::CantTell)
-            });
-        }
-        let mut powers: Vec<Option<PowerState>> = vec![None; table.len()];
-        while let Ok(Some(Ok((at, heard)))) = timeout_at(until.into(), looks.join_next()).await {
-            if let StatusReading::Is(power) = heard {
-                powers[at] = Some(power);
-            }
-        }
-        let mut unknown = Vec::new();
-        for (domain, power) in table.into_iter().zip(powers) {
-            match power {
-                Some(power) => {
-                    listing.domains.push(ListedDomain { name: domain.name, uuid: domain.uuid, power });
-                }
-                None => {
-                    unknown.push(escaped(&domain.name).to_string());
-                    // It is there, by a list of this moment: whoever looks for it in ours must find it. What
-                    // is not known to be off is on.
-                    let is_listed = |(place, plug): &(usize, String)| {
-                        known[*place].iter().flat_map(|it| &it.entries).any(|it| it.plug == *plug)
-                    };
-                    if domain.ways.iter().any(is_listed) {
-                        listing.domains.push(ListedDomain {
-                            name: domain.name,
-                            uuid: domain.uuid,
-                            power: PowerState::On,
-                        });
-                    }
-                }
-            }
-        }
-        if !unknown.is_empty() {
-            let more = unknown.len().saturating_sub(MAX_NAMED);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            unknown.truncate(MAX_NAMED);
-            listing.missing.push(format!("no device can tell the state of {}{more}", unknown.join(", ")));
-        }
-        if listing.domains.is_empty() && !listing.missing.is_empty() {
-            return Err(ActionError::Unavailable(listing.missing.join("; ")));
-        }
-        merge(&mut listing.domains);
-        Ok(listing)
-    }
-
     /// What is wrong with each device; none where nothing is.
     async fn monitor_all(&self, until: Instant) -> Vec<Option<String>> {
         let all = self.devices.iter().enumerate().map(|(place, device)| async move {
@@ -630,277 +490,6 @@ impl Restart for AgentRestart<'_> {
         Self: 'a,
     {
         Box::pin(async move { self.backend.on(&self.domain, lease).await })
-    }
-}
-
-/// A domain that is as it was wanted.
-struct PowerChange {
-    /// It was so before we acted.
-    was_so: bool,
-    note: Option<String>,
-}
-
-/// What a device said last.
-#[derive(Clone, Default)]
-struct LastReply {
-    look: Option<String>,
-    act: Option<String>,
-}
-
-/// A plan that is being carried out.
-struct PlanRunner<'a> {
-    goal: PowerState,
-    ways: Vec<Route>,
-    plan: PowerPlan,
-    lease: &'a Lease,
-    said: Vec<LastReply>,
-    aftermath: PendingEffects,
-}
-
-impl PlanRunner<'_> {
-    /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the
-    /// first that can tell.
-    async fn first_status(&mut self) {
-        let mut looks = PendingStatusRuns::default();
-        let mut rest = 0..self.ways.len();
-        let until = self.lease.until();
-        loop {
-            let next = rest.next();
-            if let Some(place) = next {
-                looks.begin(place, &self.ways[place], self.lease, until);
-            }
-            let alone = sleep_until(
-                if rest.is_empty() { until } else { until.min(Instant::now() + HEDGE_DELAY) }.into(),
-            );
-            tokio::pin!(alone);
-            loop {
-                tokio::select! {
-                    biased;
-                    heard = looks.next(), if !looks.is_empty() => {
-                        if self.heard(heard) {
-                            return self.silent(looks);
-                        }
-                        if looks.is_empty() {
-                            break;
-                        }
-                    }
-                    _ = self.lease.ended() => return,
-                    () = &mut alone => break,
-                }
-            }
-            if rest.is_empty() && (looks.is_empty() || Instant::now() >= until) {
-                return;
-            }
-        }
-    }
-
-    /// Does what the plan says, to its end. Whether the domain is as it is wanted.
-    async fn run_to_end(&mut self) -> bool {
-        loop {
-            if self.lease.check().is_err() {
-                self.plan.stop();
-            }
-            match self.plan.next(Instant::now()) {
-                PlanStep::Look(these) => self.look(these, StatusReading::Is(self.goal)).await,
-                PlanStep::Ask(these) => self.look(these, StatusReading::Is(opposite(self.goal))).await,
-                PlanStep::Act(place, until) => self.act(place, until).await,
-                PlanStep::Wait(until) => {
-                    // Nothing is polled faster for one that has gone.
-                    tokio::select! {
-                        () = sleep_until(until.into()) => {}
-                        _ = self.lease.ended(), if self.plan.actions() == 0 => {}
-                    }
-                }
-                PlanStep::Done => return true,
-                PlanStep::GiveUp => return false,
-            }
-        }
-    }
-
-    async fn look(&mut self, these: Vec<(usize, Instant)>, enough: StatusReading) {
-        let mut looks = PendingStatusRuns::default();
-        for (place, until) in these {
-            looks.begin(place, &self.ways[place], self.lease, until);
-        }
-        while !looks.is_empty() {
-            tokio::select! {
-                biased;
-                heard = looks.next() => {
-                    let last = heard.as_ref().map(|it| it.look.heard);
-                    self.heard(heard);
-                    if last == Some(enough) {
-                        return;
-                    }
-                }
-                _ = self.lease.ended(), if self.plan.actions() == 0 => return,
-            }
-        }
-    }
-
-    async fn act(&mut self, place: usize, until: Instant) {
-        let way = self.ways[place].clone();
-        self.aftermath.open.push(UnconfirmedAction {
-            way: way.clone(),
-            when: Instant::now(),
-            is_claimed: false,
-        });
-        let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
-        let (how, words) = way.act(self.goal, context).await;
-        let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
-        match self.aftermath.open.last_mut() {
-            Some(open) if may_come => {
-                (open.when, open.is_claimed) = (Instant::now(), how == ActionReport::Claimed);
-            }
-            _ => drop(self.aftermath.open.pop()),
-        }
-        self.said[place].act = Some(words);
-        self.plan.acted(place, how, Instant::now());
-    }
-
-    /// Whether it is a word about the domain's state.
-    fn heard(&mut self, it: Option<StatusResult>) -> bool {
-        let Some(StatusResult { place, look, began }) = it else { return false };
-        self.plan.looked(place, look.heard, began, Instant::now());
-        self.said[place].look = Some(look.words);
-        matches!(look.heard, StatusReading::Is(_))
-    }
-
-    /// Those that are still asked have not answered.
-    fn silent(&mut self, looks: PendingStatusRuns) {
-        for (place, began) in looks.asked {
-            self.ways[place].device.record_abandoned(began, self.lease);
-            self.said[place].look = Some("did not answer".to_owned());
-            self.plan.looked(place, StatusReading::Silent, began, Instant::now());
-        }
-    }
-
-    /// What each device said.
-    fn words(&self) -> String {
-        let lines = self.ways.iter().zip(&self.said).filter_map(|(way, said)| {
-            let look = said.look.as_ref().map(|it| format!("status {it}"));
-            let words: Vec<String> = said.act.iter().cloned().chain(look).collect();
-            (!words.is_empty()).then(|| format!("device {}: {}", way.device.name, words.join(", ")))
-        });
-        let lines: Vec<String> = lines.collect();
-        if lines.is_empty() { "no device was asked in time".to_owned() } else { lines.join("; ") }
-    }
-
-    fn outcome(&self, is_done: bool) -> Result<PowerChange, ActionError> {
-        let acted: Vec<usize> = (0..self.ways.len()).filter(|it| self.said[*it].act.is_some()).collect();
-        if is_done {
-            let was_so = self.plan.actions() == 0;
-            // Which of several did it, and what was wrong with those before.
-            let note = (acted.len() > 1).then(|| self.words());
-            return Ok(PowerChange { was_so, note });
-        }
-        if self.plan.actions() == 0 {
-            self.lease.check()?;
-            return Err(ActionError::Unavailable(self.words()));
-        }
-        let still = StatusReading::Is(opposite(self.goal));
-        if (0..self.ways.len()).any(|it| self.plan.last(it) == Some(still)) {
-            let state = if self.goal == PowerState::Off { "on" } else { "off" };
-            return Err(ActionError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
-        }
-        Err(if self.plan.is_open() {
-            ActionError::Unknown(self.words())
-        } else {
-            ActionError::Refused(self.words())
-        })
-    }
-}
-
-/// What came of one look.
-struct StatusResult {
-    place: usize,
-    look: device::StatusReply,
-    began: Instant,
-}
-
-/// Looks that are under way; they end when this is dropped.
-#[derive(Default)]
-struct PendingStatusRuns {
-    set: JoinSet<StatusResult>,
-    asked: Vec<(usize, Instant)>,
-}
-
-impl PendingStatusRuns {
-    fn begin(&mut self, place: usize, way: &Route, lease: &Lease, until: Instant) {
-        let (way, lease, began) = (way.clone(), lease.clone(), Instant::now());
-        self.asked.push((place, began));
-        self.set.spawn(async move {
-            let context = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
-            let look = way.status(context).await;
-            StatusResult { place, look, began }
-        });
-    }
-
-    async fn next(&mut self) -> Option<StatusResult> {
-        let heard = self.set.join_next().await?.ok()?;
-        self.asked.retain(|it| it.0 != heard.place);
-        Some(heard)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.set.is_empty()
-    }
-}
-
-/// Agents that were killed in the middle of an action, or whose end nobody waited for, and those that said
-/// that it was done when it was not: what they asked for may come yet. Until their devices were heard nothing
-/// that conflicts with it gets its turn.
-struct PendingEffects {
-    lease: Lease,
-    open: Vec<UnconfirmedAction>,
-}
-
-/// An action that may have an effect yet.
-struct UnconfirmedAction {
-    way: Route,
-    /// When it ended.
-    when: Instant,
-    /// Its agent said that it was done; it was followed since.
-    is_claimed: bool,
-}
-
-impl Drop for PendingEffects {
-    fn drop(&mut self) {
-        let open = std::mem::take(&mut self.open);
-        if open.is_empty() {
-            return;
-        }
-        let held = self.lease.detached(Instant::now() + EFFECT_LIMIT);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let waits = open.into_iter().map(|UnconfirmedAction { way, when, is_claimed }| async move {
-                let until = if is_claimed { Instant::now() } else { when } + EFFECT_LIMIT;
-                loop {
-                    let context = RunContext { purpose: RunPurpose::Request, lease: None, until };
-                    let look = way.status(context).await;
-                    if matches!(look.heard, StatusReading::Is(_)) {
-                        return sleep_until(until.min(Instant::now() + EFFECT_SETTLE).into()).await;
-                    }
-                    if Instant::now() >= until {
-                        return;
-                    }
-                    sleep(Duration::from_millis(500)).await;
-                }
-            });
-            join_all(waits).await;
-            drop(held);
-        });
-    }
-}
-
-/// For no request.
-fn survey(until: Instant) -> RunContext<'static> {
-    RunContext { purpose: RunPurpose::Survey, lease: None, until }
-}
-
-fn opposite(power: PowerState) -> PowerState {
-    match power {
-        PowerState::On => PowerState::Off,
-        PowerState::Off => PowerState::On,
     }
 }
 

@@ -317,7 +317,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_secret_is_shown(secret in "[!-~]{4,12}", before in "[ -~]{0,20}", after in "[ -~]{0,20}", keep in 0_usize..60) {
+        fn no_secret_is_shown(
+            secret in "[!-~]{4,12}",
+            before in "[ -~]{0,20}",
+            after in "[ -~]{0,20}",
+            keep in 0_usize..60,
+        ) {
             let mask = SecretMask::new([secret.as_str()]);
             let text = format!("{before}{secret}{after}");
             // A piece of the mask itself can look like one.

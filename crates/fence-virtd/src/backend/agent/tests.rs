@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use fence_config::{Backend as Settings, Config};
 
+use tokio::time::sleep;
+
 use super::*;
 use crate::request::lease::LeaseEndReason;
 use crate::request::trail::AgentRunEnd;
@@ -27,7 +29,8 @@ echo "$action $plug" >> runs
 if [ -e "$action" ]; then . "./$action"; fi
 case $action in
 metadata)
-    echo '<resource-agent name="x"><parameters><parameter name="plug"/><parameter name="password"/></parameters>'
+    echo '<resource-agent name="x"><parameters>'
+    echo '<parameter name="plug"/><parameter name="password"/></parameters>'
     echo '<actions><action name="list"/></actions></resource-agent>' ;;
 monitor) ;;
 list) cat list-of ;;

@@ -285,7 +285,8 @@ proptest! {
         match &decided {
             Ok(located) => {
                 prop_assert_eq!(&turned, &decided);
-                let (finder, left) = if located.domain().home == DomainHome::Agent { (&other, &one) } else { (&one, &other) };
+                let is_agent = located.domain().home == DomainHome::Agent;
+                let (finder, left) = if is_agent { (&other, &one) } else { (&one, &other) };
                 prop_assert_eq!(&finder.said, &decided);
                 prop_assert!(!left.may_have);
                 match &left.said {

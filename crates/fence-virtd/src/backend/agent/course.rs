@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The course of one plan: which devices are asked, which agents run, and what the domain's state is in the
+//! end.
+
+use std::time::{Duration, Instant};
+
+use fence_core::agent::plan::{ActionReport, PlanStep, PowerPlan, StatusReading};
+use fence_core::domain::{ActionError, PowerState};
+use tokio::task::JoinSet;
+use tokio::time::sleep_until;
+
+use super::aftermath::{PendingEffects, UnconfirmedAction};
+use super::route::Route;
+use super::run::{RunContext, StatusReply};
+use super::slots::RunPurpose;
+use crate::request::lease::Lease;
+
+/// How long a device that does not answer has alone before the next one is asked too.
+const HEDGE_DELAY: Duration = Duration::from_secs(2);
+
+/// A domain that is as it was wanted.
+pub(super) struct PowerChange {
+    /// It was so before we acted.
+    pub(super) was_so: bool,
+    pub(super) note: Option<String>,
+}
+
+/// What a device said last.
+#[derive(Clone, Default)]
+pub(super) struct LastReply {
+    look: Option<String>,
+    act: Option<String>,
+}
+
+/// A plan that is being carried out.
+pub(super) struct PlanRunner<'a> {
+    pub(super) goal: PowerState,
+    pub(super) ways: Vec<Route>,
+    pub(super) plan: PowerPlan,
+    pub(super) lease: &'a Lease,
+    pub(super) said: Vec<LastReply>,
+    pub(super) aftermath: PendingEffects,
+}
+
+impl PlanRunner<'_> {
+    /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the
+    /// first that can tell.
+    pub(super) async fn first_status(&mut self) {
+        let mut looks = PendingStatusRuns::default();
+        let mut rest = 0..self.ways.len();
+        let until = self.lease.until();
+        loop {
+            let next = rest.next();
+            if let Some(place) = next {
+                looks.begin(place, &self.ways[place], self.lease, until);
+            }
+            let alone = sleep_until(
+                if rest.is_empty() { until } else { until.min(Instant::now() + HEDGE_DELAY) }.into(),
+            );
+            tokio::pin!(alone);
+            loop {
+                tokio::select! {
+                    biased;
+                    heard = looks.next(), if !looks.is_empty() => {
+                        if self.heard(heard) {
+                            return self.silent(looks);
+                        }
+                        if looks.is_empty() {
+                            break;
+                        }
+                    }
+                    _ = self.lease.ended() => return,
+                    () = &mut alone => break,
+                }
+            }
+            if rest.is_empty() && (looks.is_empty() || Instant::now() >= until) {
+                return;
+            }
+        }
+    }
+
+    /// Does what the plan says, to its end. Whether the domain is as it is wanted.
+    pub(super) async fn run_to_end(&mut self) -> bool {
+        loop {
+            if self.lease.check().is_err() {
+                self.plan.stop();
+            }
+            match self.plan.next(Instant::now()) {
+                PlanStep::Look(these) => self.look(these, StatusReading::Is(self.goal)).await,
+                PlanStep::Ask(these) => self.look(these, StatusReading::Is(opposite(self.goal))).await,
+                PlanStep::Act(place, until) => self.act(place, until).await,
+                PlanStep::Wait(until) => {
+                    // Nothing is polled faster for one that has gone.
+                    tokio::select! {
+                        () = sleep_until(until.into()) => {}
+                        _ = self.lease.ended(), if self.plan.actions() == 0 => {}
+                    }
+                }
+                PlanStep::Done => return true,
+                PlanStep::GiveUp => return false,
+            }
+        }
+    }
+
+    async fn look(&mut self, these: Vec<(usize, Instant)>, enough: StatusReading) {
+        let mut looks = PendingStatusRuns::default();
+        for (place, until) in these {
+            looks.begin(place, &self.ways[place], self.lease, until);
+        }
+        while !looks.is_empty() {
+            tokio::select! {
+                biased;
+                heard = looks.next() => {
+                    let last = heard.as_ref().map(|it| it.look.heard);
+                    self.heard(heard);
+                    if last == Some(enough) {
+                        return;
+                    }
+                }
+                _ = self.lease.ended(), if self.plan.actions() == 0 => return,
+            }
+        }
+    }
+
+    async fn act(&mut self, place: usize, until: Instant) {
+        let way = self.ways[place].clone();
+        self.aftermath.open.push(UnconfirmedAction {
+            way: way.clone(),
+            when: Instant::now(),
+            is_claimed: false,
+        });
+        let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
+        let (how, words) = way.act(self.goal, context).await;
+        let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
+        match self.aftermath.open.last_mut() {
+            Some(open) if may_come => {
+                (open.when, open.is_claimed) = (Instant::now(), how == ActionReport::Claimed);
+            }
+            _ => drop(self.aftermath.open.pop()),
+        }
+        self.said[place].act = Some(words);
+        self.plan.acted(place, how, Instant::now());
+    }
+
+    /// Whether it is a word about the domain's state.
+    fn heard(&mut self, it: Option<StatusResult>) -> bool {
+        let Some(StatusResult { place, look, began }) = it else { return false };
+        self.plan.looked(place, look.heard, began, Instant::now());
+        self.said[place].look = Some(look.words);
+        matches!(look.heard, StatusReading::Is(_))
+    }
+
+    /// Those that are still asked have not answered.
+    fn silent(&mut self, looks: PendingStatusRuns) {
+        for (place, began) in looks.asked {
+            self.ways[place].device.record_abandoned(began, self.lease);
+            self.said[place].look = Some("did not answer".to_owned());
+            self.plan.looked(place, StatusReading::Silent, began, Instant::now());
+        }
+    }
+
+    /// What each device said.
+    pub(super) fn words(&self) -> String {
+        let lines = self.ways.iter().zip(&self.said).filter_map(|(way, said)| {
+            let look = said.look.as_ref().map(|it| format!("status {it}"));
+            let words: Vec<String> = said.act.iter().cloned().chain(look).collect();
+            (!words.is_empty()).then(|| format!("device {}: {}", way.device.name, words.join(", ")))
+        });
+        let lines: Vec<String> = lines.collect();
+        if lines.is_empty() { "no device was asked in time".to_owned() } else { lines.join("; ") }
+    }
+
+    pub(super) fn outcome(&self, is_done: bool) -> Result<PowerChange, ActionError> {
+        let acted: Vec<usize> = (0..self.ways.len()).filter(|it| self.said[*it].act.is_some()).collect();
+        if is_done {
+            let was_so = self.plan.actions() == 0;
+            // Which of several did it, and what was wrong with those before.
+            let note = (acted.len() > 1).then(|| self.words());
+            return Ok(PowerChange { was_so, note });
+        }
+        if self.plan.actions() == 0 {
+            self.lease.check()?;
+            return Err(ActionError::Unavailable(self.words()));
+        }
+        let still = StatusReading::Is(opposite(self.goal));
+        if (0..self.ways.len()).any(|it| self.plan.last(it) == Some(still)) {
+            let state = if self.goal == PowerState::Off { "on" } else { "off" };
+            return Err(ActionError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
+        }
+        Err(if self.plan.is_open() {
+            ActionError::Unknown(self.words())
+        } else {
+            ActionError::Refused(self.words())
+        })
+    }
+}
+
+/// What came of one look.
+struct StatusResult {
+    place: usize,
+    look: StatusReply,
+    began: Instant,
+}
+
+/// Looks that are under way; they end when this is dropped.
+#[derive(Default)]
+struct PendingStatusRuns {
+    set: JoinSet<StatusResult>,
+    asked: Vec<(usize, Instant)>,
+}
+
+impl PendingStatusRuns {
+    fn begin(&mut self, place: usize, way: &Route, lease: &Lease, until: Instant) {
+        let (way, lease, began) = (way.clone(), lease.clone(), Instant::now());
+        self.asked.push((place, began));
+        self.set.spawn(async move {
+            let context = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
+            let look = way.status(context).await;
+            StatusResult { place, look, began }
+        });
+    }
+
+    async fn next(&mut self) -> Option<StatusResult> {
+        let heard = self.set.join_next().await?.ok()?;
+        self.asked.retain(|it| it.0 != heard.place);
+        Some(heard)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.set.is_empty()
+    }
+}
+
+fn opposite(power: PowerState) -> PowerState {
+    match power {
+        PowerState::On => PowerState::Off,
+        PowerState::Off => PowerState::On,
+    }
+}
