@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A bounded number of places for peers that are being served, so that nobody can take them all.
+//! Admission: a bounded table of slots for peers in service, so that no peer can take all of them.
 //!
-//! Who has only taken a place and proved nothing yet (a silent connection, an address that does not answer) is
-//! *waiting*. When there is no room, the oldest waiting one is pushed out for a newcomer: of the same peer when
-//! that peer has too many places, of all when all are taken. Who has *settled* keeps the place to the end. An honest
-//! peer settles within milliseconds, so to keep it out takes a whole table of newcomers in that time.
+//! A peer that has proved nothing yet (a silent connection, an address that does not answer) has an
+//! *unsettled* slot. When the table is full, the oldest unsettled slot is evicted for a new peer: a slot of
+//! the same peer if that peer has too many, of any peer if all slots are taken. A *settled* slot is kept to
+//! the end. An honest peer settles within milliseconds; only a whole table of new peers in that time could
+//! keep it out.
+//!
+//! Owns the table. Runs on the caller's task; nothing here waits but [`AdmissionSlot::pushed_out`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -15,12 +18,12 @@ use tokio::sync::Notify;
 
 use crate::util::locks::lock;
 
-/// The table.
+/// The table of slots.
 #[derive(Debug)]
 pub(crate) struct AdmissionTable<P> {
     total: usize,
     of_peer: usize,
-    /// How long a place is safe.
+    /// Time for which an unsettled slot can't be evicted.
     grace: Duration,
     state: Mutex<AdmissionState<P>>,
 }
@@ -30,75 +33,76 @@ struct AdmissionState<P> {
     next: u64,
     taken: usize,
     of_peer: HashMap<P, usize>,
-    /// By number, which is the order of arrival.
-    waiting: BTreeMap<u64, UnsettledSlot<P>>,
+    /// Unsettled slots by number, which is the order of arrival.
+    unsettled: BTreeMap<u64, UnsettledSlot<P>>,
 }
 
 #[derive(Debug)]
 struct UnsettledSlot<P> {
     peer: P,
     since: Instant,
-    push: Arc<Notify>,
+    evicted: Arc<Notify>,
 }
 
-/// One place, until it is dropped.
+/// One unsettled slot, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct AdmissionSlot<P: Copy + Eq + Hash> {
-    places: Arc<AdmissionTable<P>>,
+    table: Arc<AdmissionTable<P>>,
     number: u64,
     peer: P,
-    push: Arc<Notify>,
+    evicted: Arc<Notify>,
 }
 
-/// What became of a newcomer.
+/// Result of the admission of a peer.
 #[derive(Debug)]
 pub(crate) enum Admission<P: Copy + Eq + Hash> {
-    /// There was room.
+    /// A slot was free.
     Granted(AdmissionSlot<P>),
-    /// This peer's place was taken away for it.
+    /// The slot of the peer in the second field was evicted for this one.
     GrantedByEvicting(AdmissionSlot<P>, P),
-    /// All are settled, or not to be pushed out yet.
+    /// All slots are settled, or can't be evicted yet.
     Refused,
 }
 
 impl<P: Copy + Eq + Hash> AdmissionTable<P> {
-    /// Room for `total`, and for `of_peer` of each peer.
+    /// Returns a table of `total` slots, and `of_peer` for each peer.
     pub(crate) fn new(total: usize, of_peer: usize) -> Arc<Self> {
         Self::with_grace(total, of_peer, Duration::ZERO)
     }
 
-    /// The same, where a waiting one is pushed out only after some time: so newcomers are refused at times, and
-    /// come in at a limited rate.
+    /// Returns a table whose slots can be evicted only after some time: new peers are refused meanwhile, and
+    /// so are admitted at a limited rate.
     pub(crate) fn with_grace(total: usize, of_peer: usize, grace: Duration) -> Arc<Self> {
-        let state = AdmissionState { next: 0, taken: 0, of_peer: HashMap::new(), waiting: BTreeMap::new() };
+        let state = AdmissionState { next: 0, taken: 0, of_peer: HashMap::new(), unsettled: BTreeMap::new() };
         Arc::new(Self { total, of_peer, grace, state: Mutex::new(state) })
     }
 
-    /// A waiting place for a newcomer.
+    /// Takes an unsettled slot for a peer.
     pub(crate) fn take(self: &Arc<Self>, peer: P, now: Instant) -> Admission<P> {
         let mut state = self.state();
         let too_many_of_peer = state.of_peer.get(&peer).is_some_and(|it| *it >= self.of_peer);
         let old = |it: &UnsettledSlot<P>| now.saturating_duration_since(it.since) >= self.grace;
-        let pushed = if too_many_of_peer {
+        let evicted_peer = if too_many_of_peer {
             state.evict_oldest(|it| it.peer == peer && old(it))
         } else if state.taken >= self.total {
             state.evict_oldest(old)
         } else {
             None
         };
-        if pushed.is_none() && (too_many_of_peer || state.taken >= self.total) {
+        if evicted_peer.is_none() && (too_many_of_peer || state.taken >= self.total) {
             return Admission::Refused;
         }
-        let (number, push) = (state.next, Arc::new(Notify::new()));
+        let (number, evicted) = (state.next, Arc::new(Notify::new()));
         state.next += 1;
         state.taken += 1;
         *state.of_peer.entry(peer).or_default() += 1;
-        state.waiting.insert(number, UnsettledSlot { peer, since: now, push: Arc::clone(&push) });
+        let unsettled = UnsettledSlot { peer, since: now, evicted: Arc::clone(&evicted) };
+        state.unsettled.insert(number, unsettled);
         drop(state);
-        let place = AdmissionSlot { places: Arc::clone(self), number, peer, push };
-        match pushed {
-            None => Admission::Granted(place),
-            Some(loser) => Admission::GrantedByEvicting(place, loser),
+        let slot = AdmissionSlot { table: Arc::clone(self), number, peer, evicted };
+        match evicted_peer {
+            None => Admission::Granted(slot),
+            Some(loser) => Admission::GrantedByEvicting(slot, loser),
         }
     }
 
@@ -108,11 +112,12 @@ impl<P: Copy + Eq + Hash> AdmissionTable<P> {
 }
 
 impl<P: Copy + Eq + Hash> AdmissionState<P> {
-    /// Takes the place of the oldest waiting one that fits away at once: its task may take a moment to notice.
+    /// Evicts the oldest unsettled slot that fits, and returns its peer. The slot is free at once, although
+    /// the task of that peer may take a moment to end.
     fn evict_oldest(&mut self, fits: impl Fn(&UnsettledSlot<P>) -> bool) -> Option<P> {
-        let number = *self.waiting.iter().find(|(_, it)| fits(it))?.0;
-        let UnsettledSlot { peer, push, .. } = self.waiting.remove(&number)?;
-        push.notify_one();
+        let number = *self.unsettled.iter().find(|(_, slot)| fits(slot))?.0;
+        let UnsettledSlot { peer, evicted, .. } = self.unsettled.remove(&number)?;
+        evicted.notify_one();
         self.free(peer);
         Some(peer)
     }
@@ -128,36 +133,36 @@ impl<P: Copy + Eq + Hash> AdmissionState<P> {
     }
 }
 
-/// A place that has settled, until it is dropped.
+/// A settled slot, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct SettledSlot<P: Copy + Eq + Hash> {
-    places: Arc<AdmissionTable<P>>,
+    table: Arc<AdmissionTable<P>>,
     peer: P,
 }
 
 impl<P: Copy + Eq + Hash> AdmissionSlot<P> {
-    /// Returns when the place was taken away.
+    /// Waits until the slot is evicted.
     pub(crate) async fn pushed_out(&self) {
-        self.push.notified().await;
+        self.evicted.notified().await;
     }
 
-    /// Whether it is one of these.
-    pub(crate) fn is_of(&self, places: &Arc<AdmissionTable<P>>) -> bool {
-        Arc::ptr_eq(&self.places, places)
+    /// Returns true for a slot of this table.
+    pub(crate) fn is_of(&self, table: &Arc<AdmissionTable<P>>) -> bool {
+        Arc::ptr_eq(&self.table, table)
     }
 
-    /// From now on the place is kept; none when it was taken away already.
+    /// Settles the slot, which can't be evicted from then on. None if the slot was evicted already.
     pub(crate) fn settle(self) -> Option<SettledSlot<P>> {
-        self.places.state().waiting.remove(&self.number)?;
-        Some(SettledSlot { places: Arc::clone(&self.places), peer: self.peer })
+        self.table.state().unsettled.remove(&self.number)?;
+        Some(SettledSlot { table: Arc::clone(&self.table), peer: self.peer })
     }
 }
 
 impl<P: Copy + Eq + Hash> Drop for AdmissionSlot<P> {
     fn drop(&mut self) {
-        let mut state = self.places.state();
-        // Not there: pushed out, or settled. Either has seen to the count.
-        if state.waiting.remove(&self.number).is_some() {
+        let mut state = self.table.state();
+        // A slot that was evicted or settled is not in the map: its count is settled elsewhere.
+        if state.unsettled.remove(&self.number).is_some() {
             state.free(self.peer);
         }
     }
@@ -165,7 +170,7 @@ impl<P: Copy + Eq + Hash> Drop for AdmissionSlot<P> {
 
 impl<P: Copy + Eq + Hash> Drop for SettledSlot<P> {
     fn drop(&mut self) {
-        self.places.state().free(self.peer);
+        self.table.state().free(self.peer);
     }
 }
 
@@ -247,7 +252,7 @@ mod tests {
         }
         held.clear();
         let state = places.state();
-        assert_eq!((state.taken, state.of_peer.len(), state.waiting.len()), (0, 0, 0));
+        assert_eq!((state.taken, state.of_peer.len(), state.unsettled.len()), (0, 0, 0));
     }
 
     #[tokio::test]

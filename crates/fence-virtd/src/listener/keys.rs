@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The keys of a listener, its own and those of groups: loaded at the start, or no listener.
+//! The keys of a listener: its own, and those of the groups.
 //!
-//! One key counts once, however many files hold it: the key that made a packet's hash says what its holder may use,
-//! and that must not depend on the order of files. Nothing here shows a byte of a key.
+//! Owns the loaded keys; runs on the caller's task. A listener starts only if all keys can be loaded. A key
+//! that stands in several files is one key: the key of a packet's hash decides what its holder may fence, and
+//! that must not depend on the order of the files. Nothing here may show a byte of a key.
 
 use fence_core::access::KeyProof;
 use std::fmt;
@@ -17,37 +18,38 @@ use fence_wire::{Key, escaped};
 use crate::util::locks::lock;
 use fence_core::access::group_title;
 
-/// Every key that a listener takes, the listener's own first.
+/// Every key that a listener accepts, the listener's own first.
 #[derive(Debug, Default)]
 pub(crate) struct ListenerKeys {
     keys: Vec<Key>,
     proofs: Vec<Arc<KeyProof>>,
-    /// How many of them are the listener's own.
+    /// Number of the listener's own keys.
     own: usize,
 }
 
-/// Keys that listeners go by. A fingerprint is slow to make, so the listeners of a daemon, and a reload, make that of
-/// one key once. Keeps no key: what no listener and no request uses any more is forgotten.
+/// Keys in use, with their fingerprints. A fingerprint is slow to compute, so that of one key is computed
+/// once for all listeners and reloads. Keeps no key alive: a key that no listener and no request uses is
+/// forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct FingerprintCache(Mutex<Vec<Weak<ListenerKeys>>>);
 
-/// Why a listener's keys can't be used.
+/// Reason why a listener's keys can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeysError {
-    /// One of the listener's own.
+    /// A key of the listener.
     #[error(transparent)]
     Listener(#[from] KeyFileError),
-    /// One of a group.
+    /// A key of a group.
     #[error("{group}: {source}")]
     Group { group: String, source: KeyFileError },
 }
 
-/// What an administrator should look at although the keys can be used.
+/// A mistake in the key files that an administrator should look at. The keys can be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum KeyNotice {
-    /// One key in several files of one holder: one of them is too many.
+    /// One key in several files of one holder.
     Twice { fingerprint: String, holder: String, files: String },
-    /// One key of several holders: whoever has it is of all of them.
+    /// One key of several holders: a client with this key counts as all of them.
     Shared { fingerprint: String, holders: String },
 }
 
@@ -67,14 +69,14 @@ impl fmt::Display for KeyNotice {
     }
 }
 
-/// Who a key file belongs to.
+/// Owner of a key file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum KeyHolder {
     Listener,
     Group(usize),
 }
 
-/// A key as a file has it.
+/// A key with its file and holder.
 struct LoadedKey<'a> {
     holder: KeyHolder,
     file: &'a Path,
@@ -82,12 +84,13 @@ struct LoadedKey<'a> {
 }
 
 impl ListenerKeys {
-    /// Loads every key file of a listener and of all groups, and says what is odd about them.
+    /// Loads every key file of a listener and of all groups.
     pub(crate) fn load(files: &[PathBuf], groups: &[Group]) -> Result<(Self, Vec<KeyNotice>), KeysError> {
         Self::load_reusing_fingerprints(&FingerprintCache::default(), files, groups)
     }
 
-    /// The same, beside keys that are in use.
+    /// Loads every key file of a listener and of all groups; takes the fingerprints of keys in use from the
+    /// cache.
     pub(crate) fn load_reusing_fingerprints(
         in_use: &FingerprintCache,
         files: &[PathBuf],
@@ -115,42 +118,43 @@ impl ListenerKeys {
         &self.keys
     }
 
-    /// The key at `place`. Where a packet carried no hash that could tell: the first of the listener's own, because
-    /// a group's key must be shown, not assumed.
-    pub(crate) fn key(&self, place: Option<usize>) -> Option<&Key> {
-        match place {
-            Some(place) => self.keys.get(place),
+    /// Returns the key with this index; without an index (the packet had no hash) the first of the listener's
+    /// own, because a group's key must be proved, not assumed.
+    pub(crate) fn key(&self, index: Option<usize>) -> Option<&Key> {
+        match index {
+            Some(index) => self.keys.get(index),
             None => self.keys[..self.own].first(),
         }
     }
 
-    /// What a peer has shown whose packet's hash the key at `place` made.
-    pub(crate) fn proof(&self, place: Option<usize>) -> Option<Arc<KeyProof>> {
-        self.proofs.get(place?).cloned()
+    /// Returns the proof of a peer whose packet has a hash of the key with this index.
+    pub(crate) fn proof(&self, index: Option<usize>) -> Option<Arc<KeyProof>> {
+        self.proofs.get(index?).cloned()
     }
 
     fn fingerprint_of(&self, key: &Key) -> Option<&str> {
-        let place = self.keys.iter().position(|it| it.is_same(key))?;
-        Some(&self.proofs[place].fingerprint)
+        let index = self.keys.iter().position(|it| it.is_same(key))?;
+        Some(&self.proofs[index].fingerprint)
     }
 
-    /// Whether the listener has a key of its own.
+    /// Returns true if the listener has a key of its own.
     pub(crate) fn has_own(&self) -> bool {
         self.own > 0
     }
 
-    /// The fingerprints of the listener's own keys, for the log.
+    /// Returns the fingerprints of the listener's own keys, for the log.
     pub(crate) fn fingerprints(&self) -> String {
         list(self.proofs[..self.own].iter().map(|it| it.fingerprint.as_str()))
     }
 
-    /// The fingerprints of keys that are of groups, for the log.
+    /// Returns the fingerprints of the groups' keys, for the log.
     pub(crate) fn group_fingerprints(&self) -> String {
         list(self.proofs.iter().filter(|it| !it.groups.is_empty()).map(|it| it.fingerprint.as_str()))
     }
 }
 
 impl FingerprintCache {
+    /// Enters the keys of a listener.
     pub(crate) fn add(&self, keys: &Arc<ListenerKeys>) {
         let mut all = lock(&self.0);
         all.retain(|it| it.strong_count() > 0);
@@ -164,7 +168,7 @@ impl FingerprintCache {
     }
 }
 
-/// One entry for each secret. `name` says who a holder is.
+/// Merges equal keys into one, and returns the duplicates as notices. `name` gives the text of a holder.
 fn merge(
     loaded: Vec<LoadedKey<'_>>,
     name: impl Fn(KeyHolder) -> String,
@@ -188,7 +192,7 @@ fn merge(
         });
         keys.proofs.push(Arc::new(KeyProof { fingerprint, listener, groups: groups.collect() }));
         keys.keys.push(key);
-        // The listener's files come first, so its keys do.
+        // The listener's files come first, and so do its keys.
         keys.own += usize::from(listener);
     }
     (keys, notices)

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a listener goes by: its keys, the weakest hash it takes, and the groups. Read as a whole before anything is
-//! changed, and exchanged as a whole while the listener serves, so that keys and groups change without a moment of
-//! deafness. Each request keeps the rules that it came under.
+//! The rules of a listener: its keys, the weakest hash that it accepts, and the groups.
+//!
+//! Owns no task. Rules are loaded as a whole before anything is changed, and replaced as a whole while the
+//! listener serves: so no packet is missed at a change of keys or groups. Each request keeps the rules under
+//! which it arrived.
 
 use std::sync::{Arc, RwLock};
 
@@ -15,22 +17,22 @@ use crate::listener::conversation::StreamAuth;
 use crate::listener::keys::{FingerprintCache, KeysError, ListenerKeys};
 use fence_core::access::AccessRules;
 
-/// See the module's head.
+/// The rules of a listener, loaded.
 #[derive(Debug)]
 pub(crate) struct ListenerRules {
     /// The weakest packet hash that is accepted.
     pub(super) minimum: HashType,
-    /// How streams of classic packets are authenticated.
+    /// The authentication of classic streams.
     pub(super) auth: StreamAuth,
-    /// Who may fence what.
+    /// The groups' rules for access.
     pub(super) access: Arc<AccessRules>,
 }
 
-/// The rules of now.
+/// The rules that are in force now.
 #[derive(Debug)]
 pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
 
-/// The `groups` of the configuration, as listeners need them.
+/// The `groups` of the configuration, with the keys in use.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupSettings {
     groups: Arc<[Group]>,
@@ -57,17 +59,17 @@ impl CurrentRules {
         Arc::clone(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    /// Requests that are under way end by the rules that they came under.
+    /// Replaces the rules. Requests in flight keep the rules under which they arrived.
     pub(crate) fn replace(&self, rules: ListenerRules) {
         *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(rules);
     }
 }
 
 impl ListenerRules {
-    /// Loads every key that the listener takes.
+    /// Loads every key that the listener accepts.
     ///
     /// # Errors
-    /// Why the listener can't go by these settings; nothing is changed then.
+    /// A key can't be used. Nothing is changed then.
     pub(crate) fn load(settings: &Settings, groups: &GroupSettings) -> Result<Self, StartError> {
         let access = Arc::clone(&groups.access);
         let Some(own) = settings.keys() else {
@@ -78,8 +80,8 @@ impl ListenerRules {
         let (minimum, hash) = (own.hash, own.auth);
         let files = KeyFiles { files: &own.key_files, named: own.key_files_named };
         let keys = keys(files, groups, minimum, hash)?;
-        // A packet without a hash tells no key. Where the challenge needs one, and the listener has none that it could
-        // take for that, such packets can't be served.
+        // A packet without a hash shows no key. Such packets can't be served if the challenge needs a key and
+        // the listener has none of its own.
         let minimum =
             if hash != HashType::None && !keys.has_own() { minimum.max(HashType::Sha1) } else { minimum };
         warn_unproved(settings, minimum, hash);
@@ -88,7 +90,7 @@ impl ListenerRules {
         Ok(Self { minimum, auth: StreamAuth { hash, keys }, access })
     }
 
-    /// Says what the listener goes by.
+    /// Logs the rules, keys as fingerprints.
     pub(crate) fn log(&self, name: &str) {
         let StreamAuth { hash, keys } = &self.auth;
         info!(
@@ -98,7 +100,8 @@ impl ListenerRules {
     }
 }
 
-/// Whether two settings of a listener differ in what [`Rules`] are made of at most: the same sockets serve both.
+/// Returns true if two settings of a listener differ in nothing but the [`ListenerRules`]: the same sockets
+/// serve both.
 pub(crate) fn same_sockets(old: &Settings, new: &Settings) -> bool {
     let mut old = old.clone();
     if let (Some(old), Some(new)) = (old.keys_mut(), new.keys()) {
@@ -111,19 +114,23 @@ pub(crate) fn same_sockets(old: &Settings, new: &Settings) -> bool {
 #[derive(Clone, Copy)]
 struct KeyFiles<'a> {
     files: &'a [std::path::PathBuf],
-    /// They stand in the block; otherwise it is the default.
+    /// The block names the files; otherwise they are the default.
     named: bool,
 }
 
+/// Warns of a listener that accepts requests without a proof of the key.
 fn warn_unproved(settings: &Settings, minimum: HashType, auth: HashType) {
     // Sealed streams are proved whatever `auth` says.
     if minimum == HashType::None || (auth == HashType::None && minimum.sealed().is_none()) {
         let listener = settings.kind();
-        warn!(%listener, hash = %minimum, %auth, "this listener asks for no proof of the key: whoever reaches it may fence");
+        warn!(
+            %listener, hash = %minimum, %auth,
+            "this listener asks for no proof of the key: whoever reaches it may fence"
+        );
     }
 }
 
-/// Loads the keys. Only a listener that was told by name to use neither hash nor challenge does without.
+/// Loads the keys. Only a listener whose `hash` and `auth` are none may have no key.
 fn keys(
     files: KeyFiles<'_>,
     groups: &GroupSettings,
@@ -134,25 +141,29 @@ fn keys(
     let load = |files| {
         let (keys, notices) =
             ListenerKeys::load_reusing_fingerprints(&groups.keys_in_use, files, &groups.groups)?;
-        for it in notices {
-            warn!("{it}");
+        for notice in notices {
+            warn!("{notice}");
         }
         Ok(keys)
     };
     match load(files.files) {
         Err(KeysError::Listener(_)) if unproved => load(&[]),
-        // Whoever has the key of no group could use nothing here.
+        // A key of no group would permit nothing here.
         Err(KeysError::Listener(KeyFileError::Missing { .. }))
             if !files.named && have_keys(&groups.groups) =>
         {
             let keys = load(&[])?;
-            info!(file = %files.files[0].display(), "no such key file, and every group has keys of its own: only these count");
+            info!(
+                file = %files.files[0].display(),
+                "no such key file, and every group has keys of its own: only these count"
+            );
             Ok(keys)
         }
         loaded => loaded,
     }
 }
 
+/// Returns true if every group has keys of its own.
 pub(crate) fn have_keys(groups: &[Group]) -> bool {
     !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
 }

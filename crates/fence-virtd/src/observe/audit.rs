@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The audit record: one structured event for each request that was authenticated, however it ended.
+//! The audit record: one structured event for each authenticated request, however it ended.
 //!
-//! The file is written by a thread of its own, and no request waits for it: a disk that hangs, or a pipe that
-//! nobody reads, costs records and no fence. What did not fit into the queue meanwhile is counted, and that
-//! is said; the log has those records all the same.
+//! Owns the audit file, which a thread of its own writes. No request may wait for it: a disk that hangs, or a
+//! pipe without a reader, costs records and no fence. Records that find the queue full are counted, and that
+//! is logged; they are in the log alone.
 
-use crate::request::record::{AuditRecord, RequestEnd};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -20,33 +19,34 @@ use fence_wire::{Response, escaped};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
+use crate::request::record::{AuditRecord, RequestEnd};
 use crate::request::trail::{AgentRun, AgentRunEnd as RunEnded, TrailSnapshot};
 use crate::util::outlet::{Outlet, PushResult, Sink};
 
-/// Where records go: the log always, and a file of JSON lines where the configuration names one.
+/// Writer of audit records: always to the log, and to a file of JSON lines if the configuration names one.
 #[derive(Debug, Default)]
 pub(crate) struct Audit(Option<AuditFile>);
 
 /// Records that may wait for the file.
 const QUEUE: usize = 4096;
 /// Bytes of a run's output in the log.
-const LAST_WORDS: usize = 120;
-/// How long the end waits for the file.
+const LOGGED_OUTPUT: usize = 120;
+/// Time for the last records to reach the file when the daemon ends.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct AuditFile {
     outlet: Outlet<AuditItem>,
-    /// The thread is to open the file anew.
+    /// Set when the thread must open the file anew.
     reopen: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 enum AuditItem {
-    /// A request's number, and its line.
+    /// The line of a request with this number.
     Line(u64, String),
-    /// Nothing to be written.
-    Look,
+    /// No line: the thread only reads the flag to reopen.
+    Reopen,
 }
 
 /// The thread's side.
@@ -57,17 +57,17 @@ struct AuditWriter {
 }
 
 impl Audit {
-    /// Opens the file, where there is to be one: created with mode 0640, appended to.
+    /// Opens the file, if the configuration names one: created with mode 0640, and appended to.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
         Ok(Self(path.map(AuditFile::open).transpose()?))
     }
 
-    /// Has the file opened anew, for log rotation.
+    /// Opens the file anew, after log rotation.
     pub(crate) fn reopen(&self) {
         let Some(file) = &self.0 else { return };
         file.reopen.store(true, Ordering::Release);
-        // With a full queue the thread sees it at the next record.
-        let _ = file.outlet.offer(AuditItem::Look);
+        // If the queue is full, the thread reads the flag at the next record.
+        let _ = file.outlet.offer(AuditItem::Reopen);
     }
 
     /// Writes a record.
@@ -79,7 +79,7 @@ impl Audit {
         file.write(record.job.id, line);
     }
 
-    /// The daemon ends: all records are in the file when this returns, if it is quick enough.
+    /// Waits at the end of the daemon until all records are in the file, at most [`FINISH_LIMIT`].
     pub(crate) fn finish(&self) {
         if let Some(file) = &self.0 {
             file.finish(FINISH_LIMIT);
@@ -100,8 +100,8 @@ impl AuditFile {
         if self.outlet.push(AuditItem::Line(id, line)) == PushResult::FirstLost {
             error!(
                 id,
-                "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no room is in the \
-                 log alone"
+                "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no \
+                 room is in the log alone"
             );
         }
     }
@@ -121,11 +121,11 @@ impl Sink<AuditItem> for AuditWriter {
                     self.file = new;
                     info!(file = %shown(&self.path), "audit file opened anew");
                 }
-                // The old one goes on: a record in a moved file is better than none.
+                // The old file stays in use: a record in a moved file is better than none.
                 Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
             }
         }
-        // One write for one line, so that lines never mix and a reader never sees half of one.
+        // One write for each line, so that lines never mix and a reader never sees half a line.
         if let AuditItem::Line(id, line) = item
             && let Err(error) = self.file.write_all(line.as_bytes())
         {
@@ -134,12 +134,12 @@ impl Sink<AuditItem> for AuditWriter {
     }
 
     fn caught_up(&mut self, lost: u64) {
-        warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log alone");
+        warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log \
+        alone");
     }
 }
 
-/// The same JSON without characters that a terminal acts on or that turn text round: JSON lets them stand as
-/// they are.
+/// Escapes control and bidirectional-override characters, which JSON itself allows.
 fn plain(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     for c in json.chars() {
@@ -154,15 +154,15 @@ fn plain(json: &str) -> String {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    // To open a pipe that nobody has open for reading is an error then; it would be waited for otherwise.
+    // Without this flag the daemon would wait for a reader if the file is a pipe; with it that is an error.
     let flags = OFlag::O_NONBLOCK.bits();
     let file = OpenOptions::new().create(true).append(true).mode(0o640).custom_flags(flags).open(path)?;
-    // The thread waits for the file; a pipe that is full for a moment loses nothing.
+    // From now on a write waits: a pipe that is full for a moment loses no record.
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(file)
 }
 
-/// One record as JSON. Values of peers stay as they are: JSON and [`plain`] escape what needs it.
+/// Returns a record as JSON. Values of peers are not changed: JSON and [`plain`] escape them as needed.
 fn json(record: &AuditRecord<'_>) -> serde_json::Value {
     let AuditRecord { job, domain, end, stages } = record;
     let ended = EndInWords::of(*end);
@@ -216,7 +216,7 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
     json
 }
 
-/// [`End`] in words.
+/// [`RequestEnd`] in words.
 struct EndInWords<'a> {
     decision: &'static str,
     result: Option<String>,
@@ -269,10 +269,12 @@ fn log(record: &AuditRecord<'_>) {
         ($level:ident) => {
             $level!(
                 target: "audit",
-                id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid, hash = %job.hash, key, action = %job.action, target = %target,
+                id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid,
+                hash = %job.hash, key, action = %job.action, target = %target,
                 domain = %name, uuid, decision, result, reason = %reason,
                 connected_ms = %Millis(stages.connected), resolved_ms = %Millis(stages.resolved),
-                turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved), done_ms = %Millis(stages.done), runs,
+                turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved),
+                done_ms = %Millis(stages.done), runs,
                 "{}{blank}{target}: {result}", job.action
             )
         };
@@ -280,7 +282,7 @@ fn log(record: &AuditRecord<'_>) {
     if ended.fine { event!(info) } else { event!(warn) }
 }
 
-/// Runs as a line of the log has them: of those that failed what they said last.
+/// Agent runs for a line of the log; of a failed run also the last line of its output.
 struct InShort<'a>(&'a TrailSnapshot);
 
 impl fmt::Display for InShort<'_> {
@@ -295,19 +297,19 @@ impl fmt::Display for InShort<'_> {
             }
             let (device, ended_text) = (escaped(device), ended.to_string());
             write!(f, "{device} {action} {}, {} ms", escaped(&ended_text), took.as_millis())?;
-            let said = last_words(output);
-            if !matches!(ended, RunEnded::Exit(0 | 2)) && !said.is_empty() {
-                write!(f, " ({said})")?;
+            let last = last_line(output);
+            if !matches!(ended, RunEnded::Exit(0 | 2)) && !last.is_empty() {
+                write!(f, " ({last})")?;
             }
         }
         Ok(())
     }
 }
 
-/// The last line of an output, or as much of its end as a line of the log takes.
-fn last_words(output: &str) -> &str {
+/// Returns the last line of an output, or the end of it that fits into a line of the log.
+fn last_line(output: &str) -> &str {
     let line = output.trim_end().rsplit('\n').next().unwrap_or_default();
-    let mut start = line.len().saturating_sub(LAST_WORDS);
+    let mut start = line.len().saturating_sub(LOGGED_OUTPUT);
     while !line.is_char_boundary(start) {
         start += 1;
     }
@@ -337,7 +339,7 @@ mod tests {
     use crate::request::record::StageTimes;
     use crate::request::trail::AgentRunTrail;
 
-    /// Far longer than anything here takes; only a failure waits for it.
+    /// Far longer than any step here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
 
     /// A request for which a program ran this often, ended so and wrote this.
@@ -386,8 +388,8 @@ mod tests {
         ] {
             let record = json_of(&job(1, &ended, "a\nb"));
             let expected = serde_json::json!([{
-                "device": "pool 1", "agent": "fence_test", "action": "off", "exit": exit, "ended": text, "ms": 1250.0,
-                "output": "a\nb",
+                "device": "pool 1", "agent": "fence_test", "action": "off", "exit": exit, "ended": text,
+                "ms": 1250.0, "output": "a\nb",
             }]);
             assert_eq!(record["runs"], expected);
         }
@@ -408,7 +410,7 @@ mod tests {
         let long = format!("x{}", "\u{e9}".repeat(200));
         assert_eq!(
             short(1, RunEnded::Signal(9), &long),
-            format!("pool 1 off signal 9, 1250 ms ({})", "\u{e9}".repeat(LAST_WORDS / 2))
+            format!("pool 1 off signal 9, 1250 ms ({})", "\u{e9}".repeat(LOGGED_OUTPUT / 2))
         );
         let many = short(100, RunEnded::Exit(0), "");
         assert_eq!(many.matches("pool 1 off").count(), 16);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Input that was dropped: counted by reason, and logged with peer and reason, at a limited rate.
+//! Drops: input discarded before a request exists, counted by reason, and logged at a limited rate.
 //!
-//! Every way to drop input comes here, so that no administrator has to guess from a client's time-out.
+//! Owns the counters and the memory of the rate limit. Runs on the caller's task and must never wait. Every
+//! drop is noted here, so that no administrator has to guess from a client's time-out.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,11 +14,11 @@ use tracing::warn;
 
 use crate::util::locks::lock;
 
-/// After a line about a peer, a listener and a reason there is none about the same for this long.
+/// Time in which a peer, listener and reason are logged once.
 const QUIET: Duration = Duration::from_secs(10);
-/// Lines about one reason in one [`QUIET`], whoever the peers are.
+/// Lines about one reason in one [`QUIET`], of all peers together.
 const MAX_LINES: u32 = 20;
-/// Peers that are told apart in one [`QUIET`].
+/// Peers that are distinguished in one [`QUIET`].
 const MAX_PEERS: usize = 4096;
 
 /// Counters and the memory of the rate limit.
@@ -34,8 +35,8 @@ struct DropState {
 }
 
 impl DropLog {
-    /// Counts and perhaps logs: `listener` dropped something of `peer` for `reason` (a fixed word); `detail`
-    /// says more, with everything that came from the peer escaped.
+    /// Counts a drop, and logs it within the rate limit. `reason` is a fixed word; `detail` is for the log,
+    /// and all input of the peer in it is escaped.
     pub(crate) fn note(
         &self,
         listener: &'static str,
@@ -49,7 +50,7 @@ impl DropLog {
         }
     }
 
-    /// How much was dropped since the start, by listener and reason.
+    /// Returns the number of drops since the start, by listener and reason.
     pub(crate) fn counts(&self) -> Vec<((&'static str, &'static str), u64)> {
         self.state().counts.iter().map(|(it, count)| (*it, *count)).collect()
     }
@@ -59,8 +60,7 @@ impl DropLog {
     }
 }
 
-/// A peer is an address (or a context id): with a new port for each connection it would be another one each
-/// time.
+/// Returns the address or context id of a peer without the port, which is new for each connection.
 fn without_port(peer: String) -> String {
     match (peer.parse::<SocketAddr>(), peer.split_once(" port ")) {
         (Ok(address), _) => address.ip().to_string(),
@@ -70,11 +70,11 @@ fn without_port(peer: String) -> String {
 }
 
 impl DropState {
-    /// Whether this one is to be logged.
+    /// Counts a drop, and returns true if it is to be logged.
     fn count(&mut self, now: Instant, listener: &'static str, reason: &'static str, peer: String) -> bool {
         *self.counts.entry((listener, reason)).or_default() += 1;
         if self.window.is_none_or(|since| now.saturating_duration_since(since) >= QUIET) {
-            self.tell_suppressed();
+            self.log_suppressed();
             self.window = Some(now);
         }
         let known = (peer, listener, reason);
@@ -89,15 +89,16 @@ impl DropState {
         log
     }
 
-    fn tell_suppressed(&mut self) {
+    /// Logs the number of drops without a line of their own, and begins to count anew.
+    fn log_suppressed(&mut self) {
         let mut more: HashMap<&'static str, u64> = HashMap::new();
         for ((_, _, reason), count) in self.peers.drain() {
             *more.entry(reason).or_default() += count;
         }
         for (reason, count) in more {
-            let told = self.lines.get(reason).copied().unwrap_or_default();
-            if count > u64::from(told) {
-                warn!(reason, "dropped {} more for this reason since the last line", count - u64::from(told));
+            let logged = u64::from(self.lines.get(reason).copied().unwrap_or_default());
+            if count > logged {
+                warn!(reason, "dropped {} more for this reason since the last line", count - logged);
             }
         }
         self.lines.clear();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One generation of packets as a file has it. Pure: bytes to values and back.
+//! The file of one generation of packets. Pure: bytes to values and back.
 //!
 //! ```text
 //! offset  size  field
@@ -9,8 +9,8 @@
 //!     32    16  record: 8 bytes hash of a packet, 8 bytes hash of these; and so on to the end
 //! ```
 //!
-//! All integers are little-endian. Each record stands for itself: one that is damaged is left out, and costs no
-//! other. After a crash the end of the file may be half a record, zeros or junk; none of that is believed.
+//! All integers are little-endian. Each record stands for itself: one that is damaged is left out, and costs
+//! no other. After a crash the end of the file may be half a record, zeros or junk; none of that is believed.
 
 use super::memory::HashKey;
 
@@ -18,19 +18,19 @@ pub(super) const HEADER_LEN: usize = 32;
 pub(super) const RECORD_LEN: usize = 16;
 const MAGIC: &[u8; 8] = b"FVREPLY1";
 
-/// What a file has.
+/// Contents of a file.
 #[derive(PartialEq, Eq)]
 pub(super) struct ReplayFile {
     pub(super) key: HashKey,
     /// The hashes of packets, in their order.
     pub(super) hashes: Vec<u64>,
-    /// Whole records that can't be believed.
+    /// Number of whole records whose check does not fit.
     pub(super) damaged: usize,
     /// Bytes after the last whole record.
     pub(super) rest: usize,
 }
 
-/// The head of the file is not ours, or damaged: nothing in it can be believed.
+/// A header that is damaged, or not of this format: no record of the file counts.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadHeader;
 
@@ -128,7 +128,10 @@ mod tests {
 
         /// Cut anywhere: what was whole before the cut is read.
         #[test]
-        fn a_cut_costs_what_is_behind_it(hashes in prop::collection::vec(any::<u64>(), 0..50), cut in 0_usize..900) {
+        fn a_cut_costs_what_is_behind_it(
+            hashes in prop::collection::vec(any::<u64>(), 0..50),
+            cut in 0_usize..900,
+        ) {
             let mut bytes = file(HashKey([9; 16]), &hashes);
             bytes.truncate(cut);
             match read(&bytes) {
@@ -157,7 +160,8 @@ mod tests {
             }
             bytes.extend(&tail);
             let contents = read(&bytes).unwrap();
-            let intact = hashes.iter().enumerate().filter(|(place, _)| !hit.contains(place)).map(|(_, it)| *it);
+            let intact =
+                hashes.iter().enumerate().filter(|(place, _)| !hit.contains(place)).map(|(_, hash)| *hash);
             let mut found = contents.hashes.iter();
             for hash in intact {
                 prop_assert!(found.any(|it| *it == hash));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The memory of packets: pure, bounded, two generations of short hashes.
+//! The hashes of accepted packets: pure, bounded, in two generations.
 //!
-//! A packet is known by 8 bytes of a keyed hash: without the key nobody can make a packet that is taken for another.
+//! A packet is known by 8 bytes of a keyed hash: without the key nobody can make two packets with one hash.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -24,7 +24,7 @@ impl HashKey {
     }
 }
 
-/// See the module's head. 20 MB when both generations are full.
+/// The hashes of two generations; 20 MB when both are full.
 pub(super) struct PacketHashes {
     key: HashKey,
     old: Hashes,
@@ -37,12 +37,12 @@ impl PacketHashes {
         Self { key, old: Hashes::default(), young: Hashes::default(), generation }
     }
 
-    /// With the hashes of earlier runs, the older generation first.
+    /// Returns the memory with the hashes of earlier runs, the older generation first.
     pub(super) fn with(key: HashKey, generation: usize, old: Vec<u64>, young: Vec<u64>) -> Self {
         Self { key, old: old.into_iter().collect(), young: young.into_iter().collect(), generation }
     }
 
-    /// Takes note of a packet; its hash, or none when the very same bytes were here before.
+    /// Enters a packet and returns its hash; none if an equal packet was entered before.
     pub(super) fn note(&mut self, packet: &[u8]) -> Option<u64> {
         let hash = self.key.hash(packet);
         if self.old.contains(&hash) || !self.young.insert(hash) {
@@ -61,7 +61,7 @@ impl PacketHashes {
 
 type Hashes = HashSet<u64, BuildHasherDefault<AsItIs>>;
 
-/// The hashes are random already, and by a key that nobody knows.
+/// Hasher that changes nothing: the keys are keyed hashes already.
 #[derive(Default)]
 struct AsItIs(u64);
 

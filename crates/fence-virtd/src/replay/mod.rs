@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Every packet that was accepted, so that none is accepted twice: honest packets are never equal to the byte (each
-//! has fresh random bytes), and an equal one is a replay.
+//! The memory of accepted packets, so that no packet is accepted twice. Two honest packets are never equal
+//! (each has fresh random bytes); an equal packet is a replay.
 //!
-//! One memory for all listeners: what was recorded on one transport must not be played to another. It is kept on
-//! disk as well, because a recorded packet does not grow old when the daemon restarts. Fencing goes first: whatever
-//! the disk does, no request waits for it, and a directory that can't be used costs the memory of earlier runs and
-//! nothing else.
+//! One memory for all listeners: a packet that was recorded on one transport must not be replayed on another.
+//! The memory is on disk too, because a recorded packet stays valid when the daemon restarts. No request may
+//! wait for the disk, and a directory that can't be used costs only the memory of earlier runs.
 //!
-//! [`memory`] and [`format`](mod@format) are pure; [`store`] owns the directory, its lock, and two threads of its own.
+//! [`memory`] and [`format`](mod@format) are pure; [`store`] owns the directory, its lock, and two threads.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -26,21 +25,22 @@ mod format;
 mod memory;
 mod store;
 
-/// Packets of one generation. Two are kept, and the older one is forgotten as a whole.
+/// Packets of one generation. Two generations are kept, and the older one is forgotten as a whole.
 const GENERATION: usize = 500_000;
-/// How long the start waits for the directory.
+/// Time to open and read the directory at the start.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
-/// How long the end waits for the disk.
+/// Time to write the last packets when the daemon ends.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
-/// See the module's head.
+/// The memory of accepted packets, with its store on disk.
 pub(crate) struct ReplayMemory {
     packets: Mutex<PacketHashes>,
     store: Option<ReplayStore>,
 }
 
-/// Where to remember: what the configuration says, else what systemd says, else the usual place; none: in memory
-/// alone. `from_systemd` is `$STATE_DIRECTORY`, a list with colons of which the first counts.
+/// Returns the directory of the memory: that of the configuration, else that of systemd, else the default.
+/// None if the memory is to be in memory alone. `from_systemd` is `$STATE_DIRECTORY`, a list with colons of
+/// which the first counts.
 pub(crate) fn directory(setting: &StateDir, from_systemd: Option<&OsStr>) -> Option<PathBuf> {
     match setting {
         StateDir::Nowhere => None,
@@ -54,12 +54,12 @@ pub(crate) fn directory(setting: &StateDir, from_systemd: Option<&OsStr>) -> Opt
 }
 
 impl ReplayMemory {
-    /// A memory that ends with the process.
+    /// Returns a memory that ends with the process.
     pub(crate) fn in_memory() -> Result<Self, rand::rngs::SysError> {
         Ok(Self { packets: Mutex::new(PacketHashes::new(HashKey::random()?, GENERATION)), store: None })
     }
 
-    /// The memory that is kept in `directory`. Says in the log what is wrong with it and goes on without.
+    /// Opens the memory in `directory`. If that fails, logs the reason and goes on in memory alone.
     pub(crate) fn open(directory: Option<&Path>) -> Result<Self, rand::rngs::SysError> {
         let Some(directory) = directory else {
             info!("accepted packets are remembered in memory alone");
@@ -69,8 +69,8 @@ impl ReplayMemory {
         let since = Instant::now();
         match opened_in_time(directory.to_owned()) {
             Ok(OpenedStore { key, generations: [old, young], store, remarks }) => {
-                for it in remarks {
-                    warn!(directory = %shown, "{it}");
+                for remark in remarks {
+                    warn!(directory = %shown, "{remark}");
                 }
                 let packets = PacketHashes::with(key, GENERATION, old, young);
                 let (count, ms) = (packets.len(), since.elapsed().as_millis());
@@ -80,15 +80,15 @@ impl ReplayMemory {
             Err(error) => {
                 warn!(
                     directory = %shown,
-                    "accepted packets are remembered in memory alone, so that after a restart a recorded one could \
-                     be played again: {error}"
+                    "accepted packets are remembered in memory alone, so that after a restart a recorded \
+                     one could be played again: {error}"
                 );
                 Self::in_memory()
             }
         }
     }
 
-    /// Whether a packet whose hash fits was never here before. It is remembered.
+    /// Enters a packet whose hash fits. Returns false if the packet is a replay.
     pub(crate) fn is_new(&self, packet: &[u8]) -> bool {
         let Some(hash) = lock(&self.packets).note(packet) else { return false };
         if let Some(store) = &self.store {
@@ -97,18 +97,19 @@ impl ReplayMemory {
         true
     }
 
-    /// How many packets are remembered, whether on disk too, and how many of them the disk did not take.
+    /// Returns the number of packets, whether they are on disk too, and the number that the disk did not
+    /// take.
     pub(crate) fn counts(&self) -> (usize, bool, u64) {
         let lost = self.store.as_ref().map(ReplayStore::lost);
         (lock(&self.packets).len(), lost.is_some(), lost.unwrap_or_default())
     }
 
-    /// Comes back when nobody keeps the memory locked.
+    /// Returns once the memory is not locked: a check that the daemon responds.
     pub(crate) fn touch(&self) {
         drop(lock(&self.packets));
     }
 
-    /// The daemon ends: what was accepted is on disk when this returns, if the disk is quick enough.
+    /// Waits at the end of the daemon until all packets are on disk, at most [`FINISH_LIMIT`].
     pub(crate) fn finish(&self) {
         if let Some(store) = &self.store {
             store.finish(FINISH_LIMIT);
@@ -116,7 +117,7 @@ impl ReplayMemory {
     }
 }
 
-/// A directory on a disk or a server that hangs must not keep the daemon from its work.
+/// Opens the directory on a thread of its own, since a disk or a server that hangs must not delay the daemon.
 fn opened_in_time(directory: PathBuf) -> Result<OpenedStore, StoreError> {
     let (tell, told) = mpsc::sync_channel(1);
     std::thread::Builder::new()
@@ -141,7 +142,8 @@ mod tests {
         assert_eq!(directory(&StateDir::Nowhere, systemd("/y")), None);
     }
 
-    /// The writing thread of an earlier one has the directory until all is on disk, and a machine may be slow.
+    /// The writing thread of an earlier one has the directory until all is on disk, and a machine may be
+    /// slow.
     fn kept(place: &Path) -> ReplayMemory {
         let end = Instant::now() + Duration::from_secs(60);
         loop {

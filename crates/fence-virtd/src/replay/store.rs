@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The directory where packets are remembered.
+//! The directory of the memory of packets.
 //!
 //! ```text
 //! packets        the young generation, appended to
@@ -8,9 +8,10 @@
 //! lock           locked as long as a daemon uses the directory
 //! ```
 //!
-//! Two threads: one appends, without a buffer of its own, so that what it wrote survives the daemon's death; the
-//! other asks the disk for what was written, once a second, so that most of it survives the host's. Neither may be
-//! waited for: [`Store::note`] never blocks, and what the disk is too slow for is not kept, which is said once.
+//! Owns the directory, its lock and two threads. One thread appends, without a buffer, so that written
+//! packets survive the death of the daemon. The other one syncs once a second, so that most of them survive
+//! the death of the host. No request may wait for either: [`ReplayStore::note`] never blocks. Packets that
+//! the disk is too slow for are not kept, which is logged once.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -35,9 +36,9 @@ use crate::util::outlet;
 const QUEUE: usize = 65_536;
 /// Hashes of one write.
 const BATCH: usize = 1024;
-/// A write that takes longer than this is said.
+/// Duration from which a write is logged as slow.
 const SLOW: Duration = Duration::from_secs(2);
-/// How often the disk is asked for what was written.
+/// Time between two syncs of the file.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 const YOUNG: &str = "packets";
@@ -45,18 +46,19 @@ const OLD: &str = "packets.old";
 const NEW: &str = "packets.new";
 const LOCK: &str = "lock";
 
-/// Why nothing can be kept there. Never a reason not to serve.
+/// Reason why no packet can be kept on disk. The daemon serves all the same.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     #[error("{what} {path}: {source}; state_dir in the fence_virtd block names another directory")]
     Io { what: &'static str, path: String, source: io::Error },
     #[error(
-        "{0} can be written by others than its owner; chmod go-w {0}, or name another directory with state_dir in \
-         the fence_virtd block"
+        "{0} can be written by others than its owner; chmod go-w {0}, or name another directory with \
+         state_dir in the fence_virtd block"
     )]
     OthersMayWrite(String),
     #[error(
-        "another fence_virtd uses it; give this one a directory of its own with state_dir in the fence_virtd block"
+        "another fence_virtd uses it; give this one a directory of its own with state_dir in the \
+         fence_virtd block"
     )]
     Held,
     #[error("the disk did not answer within {} s", .0.as_secs())]
@@ -73,11 +75,11 @@ pub(super) struct OpenedStore {
     /// The hashes of earlier runs, the older generation first.
     pub(super) generations: [Vec<u64>; 2],
     pub(super) store: ReplayStore,
-    /// What was odd, for the log.
+    /// Remarks on damaged files, for the log.
     pub(super) remarks: Vec<String>,
 }
 
-/// Takes the hashes that are to be kept. Dropping it ends the threads.
+/// Queue of the hashes that are to be written. The threads end when this value is dropped.
 pub(super) struct ReplayStore {
     queue: SyncSender<StoreMessage>,
     health: Arc<StoreHealth>,
@@ -87,20 +89,20 @@ pub(super) struct ReplayStore {
 
 enum StoreMessage {
     Note(u64),
-    /// Write what came before, have it on disk, then say so.
+    /// Write and sync all earlier hashes, then send a reply.
     Finish(SyncSender<()>),
 }
 
-/// What the threads and those who note tell each other.
+/// State of the disk, shared by the threads and the callers.
 #[derive(Default)]
 struct StoreHealth {
-    /// When the write under way began, in milliseconds of [`now_ms`]; 0: none is.
+    /// Begin of the current write, in milliseconds of [`now_ms`]; 0 without one.
     busy_since: AtomicU64,
     lost: AtomicU64,
     said: AtomicBool,
 }
 
-/// Opens the directory, which is made where it is missing, and reads what is there.
+/// Opens the directory, makes it if it is missing, and reads its files.
 pub(super) fn open(directory: &Path, generation: usize) -> Result<OpenedStore, StoreError> {
     let failed = |what: &'static str, path: &Path| {
         let path = shown(path);
@@ -148,7 +150,8 @@ pub(super) fn open(directory: &Path, generation: usize) -> Result<OpenedStore, S
             && damaged + rest > 0
         {
             remarks.push(format!(
-                "{name} was damaged, probably by a crash: {damaged} records and {rest} bytes at its end are left out"
+                "{name} was damaged, probably by a crash: {damaged} records and {rest} bytes at its end are \
+                 left out"
             ));
         }
     }
@@ -179,8 +182,8 @@ impl ReplayStore {
         Ok(store)
     }
 
-    /// A store whose thread calls `append` with each batch of hashes; with none of them, what was appended is to be
-    /// safe on disk.
+    /// A store whose thread calls `append` with each batch of hashes; with none of them, what was appended is
+    /// to be safe on disk.
     fn writing(append: impl FnMut(&[u64]) -> io::Result<()> + Send + 'static) -> Result<Self, StoreError> {
         let (queue, waiting) = sync_channel(QUEUE);
         let health = Arc::<StoreHealth>::default();
@@ -212,7 +215,7 @@ impl ReplayStore {
         self.health.lost.load(Ordering::Relaxed)
     }
 
-    /// Has everything on disk that was noted before, unless that takes longer than `limit`.
+    /// Waits until all earlier hashes are on disk, at most `limit`.
     pub(super) fn finish(&self, limit: Duration) {
         outlet::finish(&self.queue, StoreMessage::Finish, limit);
     }
@@ -223,8 +226,8 @@ impl StoreHealth {
     fn say(&self, why: &dyn std::fmt::Display) {
         if !self.said.swap(true, Ordering::Relaxed) {
             warn!(
-                "accepted packets can't be written to the state directory: {why}; requests go on, and a restart \
-                 forgets these packets"
+                "accepted packets can't be written to the state directory: {why}; requests go on, and a \
+                 restart forgets these packets"
             );
         }
     }
@@ -233,7 +236,7 @@ impl StoreHealth {
         self.busy_since.store(if is { now_ms().max(1) } else { 0 }, Ordering::Relaxed);
     }
 
-    /// The disk took something.
+    /// Notes that the disk took a write.
     fn well(&self) {
         if self.said.load(Ordering::Relaxed) {
             let lost = self.lost.swap(0, Ordering::Relaxed);
@@ -282,7 +285,7 @@ fn keep_writing(
     }
 }
 
-/// What was written and is not known to be on disk yet.
+/// The file that is written, and whether it is to be synced.
 #[derive(Default)]
 struct Written {
     file: Mutex<Option<Arc<File>>>,
@@ -304,7 +307,7 @@ fn keep_syncing(written: &Written, ended: &Receiver<()>) {
     }
 }
 
-/// The young generation's file, and what becomes of it when it is full.
+/// The young generation's file, and its rotation when it is full.
 struct GenerationFiles {
     directory: PathBuf,
     key: HashKey,
@@ -316,8 +319,8 @@ struct GenerationFiles {
 }
 
 impl GenerationFiles {
-    /// Appends to the file that is there. What follows its last whole record is cut off: new records must not stand
-    /// across it.
+    /// Opens the file of an earlier run. Cuts off the bytes after its last whole record: new records must
+    /// begin at the place of a record.
     fn go_on(directory: &Path, key: HashKey, generation: usize, contents: &ReplayFile) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.append(true).custom_flags(OFlag::O_NOFOLLOW.bits());
@@ -340,7 +343,7 @@ impl GenerationFiles {
         Self { directory: directory.to_owned(), key, generation, file, count, written: Arc::new(written) }
     }
 
-    /// Appends records in one write. Without any: has what was written on disk.
+    /// Appends records in one write. Without records: syncs the file.
     fn append(&mut self, hashes: &[u64]) -> io::Result<()> {
         if hashes.is_empty() {
             return self.file.sync_data();
@@ -367,7 +370,7 @@ impl GenerationFiles {
     }
 }
 
-/// A new young file with nothing but its header, under its final name.
+/// Makes a new young file that has only its header, under its final name.
 fn fresh(directory: &Path, key: HashKey) -> io::Result<Arc<File>> {
     let new = directory.join(NEW);
     match fs::remove_file(&new) {
@@ -389,7 +392,7 @@ fn length(records: usize) -> u64 {
     (HEADER_LEN + records * RECORD_LEN) as u64
 }
 
-/// One daemon for one directory.
+/// Locks the directory for this daemon.
 fn hold(path: &Path) -> Result<Flock<File>, StoreError> {
     let failed = |source| StoreError::Io { what: "can't lock", path: shown(path), source };
     let file = OpenOptions::new()
@@ -406,7 +409,7 @@ fn hold(path: &Path) -> Result<Flock<File>, StoreError> {
     })
 }
 
-/// The file, and no more of it than a daemon could have written.
+/// Reads a file, and no more of it than a daemon could have written.
 fn read(path: &Path, generation: usize) -> io::Result<Vec<u8>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
@@ -419,7 +422,7 @@ fn read(path: &Path, generation: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Milliseconds of a clock that nobody sets.
+/// Returns milliseconds of a monotonic clock.
 fn now_ms() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let since = START.get_or_init(Instant::now).elapsed().as_millis();
@@ -427,173 +430,4 @@ fn now_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    const GENERATION: usize = 1000;
-
-    fn all(opened: &OpenedStore) -> Vec<u64> {
-        opened.generations.concat()
-    }
-
-    fn noted(place: &Path, hashes: std::ops::Range<u64>) {
-        let opened = open(place, GENERATION).unwrap();
-        hashes.for_each(|it| opened.store.note(it));
-        opened.store.finish(Duration::from_secs(60));
-    }
-
-    /// The lock goes with the writing thread, which ends a moment after its store is dropped.
-    fn again(place: &Path) -> OpenedStore {
-        let end = Instant::now() + Duration::from_secs(60);
-        loop {
-            match open(place, GENERATION) {
-                Err(StoreError::Held) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
-                other => return other.map_err(|it| it.to_string()).unwrap(),
-            }
-        }
-    }
-
-    #[test]
-    fn what_was_noted_is_there_again_in_its_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = dir.path().join("a/b");
-        noted(&place, 0..100);
-        let opened = again(&place);
-        assert_eq!(all(&opened), (0..100).collect::<Vec<_>>());
-        assert!(opened.remarks.is_empty());
-        for (path, mode) in [(place.clone(), 0o700), (place.join(YOUNG), 0o600), (place.join(LOCK), 0o600)] {
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{path:?}");
-        }
-    }
-
-    #[test]
-    fn it_is_written_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let opened = open(dir.path(), GENERATION).unwrap();
-        opened.store.note(7);
-        let end = Instant::now() + Duration::from_secs(60);
-        // Neither the end of the daemon nor a full batch is waited for.
-        while fs::metadata(dir.path().join(YOUNG)).unwrap().len() < length(1) {
-            assert!(Instant::now() < end);
-            thread::sleep(Duration::from_millis(1));
-        }
-        drop(opened);
-        assert_eq!(all(&again(dir.path())), [7]);
-    }
-
-    #[test]
-    fn two_generations_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let count = 10 * GENERATION as u64;
-        noted(dir.path(), 0..count);
-        let opened = again(dir.path());
-        let kept = all(&opened);
-        assert!((GENERATION..=2 * (GENERATION + BATCH)).contains(&kept.len()), "{}", kept.len());
-        assert_eq!(kept, (count - kept.len() as u64..count).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_damaged_file_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        noted(dir.path(), 0..10);
-        drop(again(dir.path()));
-        let path = dir.path().join(YOUNG);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[HEADER_LEN + 3 * RECORD_LEN] ^= 1;
-        bytes.truncate(bytes.len() - 5);
-        fs::write(&path, &bytes).unwrap();
-        let opened = again(dir.path());
-        assert_eq!(all(&opened), [0, 1, 2, 4, 5, 6, 7, 8]);
-        assert!(opened.remarks[0].contains("1 records and 11 bytes"), "{:?}", opened.remarks);
-        opened.store.note(10);
-        opened.store.finish(Duration::from_secs(60));
-        drop(opened);
-        assert_eq!(all(&again(dir.path())), [0, 1, 2, 4, 5, 6, 7, 8, 10]);
-    }
-
-    #[test]
-    fn without_a_header_the_other_generation_still_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        noted(dir.path(), 0..3 * GENERATION as u64);
-        drop(again(dir.path()));
-        let old = format::read(&fs::read(dir.path().join(OLD)).unwrap()).ok().unwrap().hashes;
-        fs::write(dir.path().join(YOUNG), b"junk").unwrap();
-        let opened = again(dir.path());
-        assert_eq!(all(&opened), old);
-        assert!(opened.remarks[0].contains("no whole header"));
-        drop(opened);
-        // A rotation that was cut off between its two renames.
-        let opened = again(dir.path());
-        drop(opened);
-        fs::remove_file(dir.path().join(YOUNG)).unwrap();
-        fs::write(dir.path().join(NEW), b"half").unwrap();
-        assert_eq!(all(&again(dir.path())), old);
-    }
-
-    #[test]
-    fn a_directory_of_one_daemon_and_no_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let opened = open(dir.path(), GENERATION).unwrap();
-        assert!(matches!(open(dir.path(), GENERATION), Err(StoreError::Held)));
-        drop(opened);
-        drop(again(dir.path()));
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(open(dir.path(), GENERATION), Err(StoreError::OthersMayWrite(_))));
-    }
-
-    #[test]
-    fn links_are_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let (place, victim) = (dir.path().join("state"), dir.path().join("victim"));
-        fs::write(&victim, "mine").unwrap();
-        for name in [YOUNG, LOCK] {
-            let _ = fs::remove_dir_all(&place);
-            DirBuilder::new().mode(0o700).create(&place).unwrap();
-            std::os::unix::fs::symlink(&victim, place.join(name)).unwrap();
-            assert!(open(&place, GENERATION).is_err(), "{name}");
-        }
-        assert_eq!(fs::read(&victim).unwrap(), b"mine");
-    }
-
-    /// A disk that hangs costs persistence and no time.
-    #[test]
-    fn a_disk_that_hangs_is_not_waited_for() {
-        let (release, hangs) = sync_channel::<()>(0);
-        let store = ReplayStore::writing(move |_| {
-            let _ = hangs.recv();
-            Ok(())
-        })
-        .unwrap();
-        // More than can wait: were any of them waited for, this would never end.
-        for hash in 0..3 * QUEUE as u64 {
-            store.note(hash);
-        }
-        assert!(store.health.lost.load(Ordering::Relaxed) >= QUEUE as u64);
-        assert!(store.health.said.load(Ordering::Relaxed));
-        store.finish(Duration::from_millis(1));
-        drop(release);
-    }
-
-    #[test]
-    fn an_error_is_not_the_end() {
-        let mut calls = 0;
-        let (tell, told) = sync_channel(16);
-        let store = ReplayStore::writing(move |hashes| {
-            calls += 1;
-            if calls == 1 {
-                return Err(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32));
-            }
-            tell.send(hashes.to_vec()).map_err(io::Error::other)
-        })
-        .unwrap();
-        store.note(1);
-        let end = Instant::now() + Duration::from_secs(60);
-        while !store.health.said.load(Ordering::Relaxed) && Instant::now() < end {
-            thread::sleep(Duration::from_millis(1));
-        }
-        store.note(2);
-        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(vec![2]));
-    }
-}
+mod tests;

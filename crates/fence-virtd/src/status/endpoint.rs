@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Where metrics are read: plain HTTP/1.0 at a loopback address or a UNIX socket.
+//! The endpoint of metrics: plain HTTP/1.0 at a loopback address or a UNIX socket.
 //!
-//! One task accepts; each reader is a task of its own with one limit for all it does. Few are served at once and few in a
-//! second: a reader that is slow, or comes again and again, keeps other readers waiting and nobody else.
+//! Owns the socket. One task accepts; each reader has a task of its own, with one limit for the whole
+//! exchange. Few readers are served at once, and few in a second: a slow or frequent reader may delay other
+//! readers, and must never delay a request.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -21,22 +22,22 @@ use super::exporter::Exporter;
 
 /// Readers at once.
 const READERS: usize = 4;
-/// How long a reader may take, from its first byte to our last.
+/// Time for one reader, from its first byte to the last byte of the answer.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Between two readers.
+/// Pause between two readers.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Bytes of a request.
+/// Longest request of a reader, in bytes.
 const REQUEST: usize = 4096;
 
 const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// An open socket. A UNIX socket's file goes with it.
+/// An open socket, with the file of a UNIX socket.
 pub(crate) enum Endpoint {
     Tcp(std::net::TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
-/// A file that is removed in the end.
+/// The file of a UNIX socket, removed when dropped.
 pub(crate) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
@@ -46,8 +47,8 @@ impl Drop for SocketFile {
 }
 
 impl Endpoint {
-    /// Opens it, or says in the log why not: no fence must fail for want of metrics. Before the sandbox, which lets
-    /// nobody make files just anywhere.
+    /// Opens the endpoint, or logs the reason why not: no fence may fail because of metrics. Must run before
+    /// the sandbox begins, which forbids new files at most slots.
     pub(crate) fn open(address: &MetricsAddress) -> Option<Self> {
         let opened = match address {
             MetricsAddress::Tcp(it) => std::net::TcpListener::bind(it).map(Self::Tcp),
@@ -63,21 +64,21 @@ impl Endpoint {
     }
 
     /// Serves for ever. Must run inside the runtime.
-    pub(crate) async fn serve(self, observed: Exporter) {
-        if let Err(error) = self.accept(Arc::new(observed)).await {
+    pub(crate) async fn serve(self, exporter: Exporter) {
+        if let Err(error) = self.accept(Arc::new(exporter)).await {
             warn!("no metrics: {error}; all else goes on");
         }
     }
 
-    async fn accept(self, observed: Arc<Exporter>) -> io::Result<()> {
-        let places = Arc::new(Semaphore::new(READERS));
+    async fn accept(self, exporter: Arc<Exporter>) -> io::Result<()> {
+        let slots = Arc::new(Semaphore::new(READERS));
         match self {
             Self::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 let listener = tokio::net::TcpListener::from_std(listener)?;
                 info!(address = %listener.local_addr()?, "metrics can be read");
-                while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-                    tell(place, listener.accept().await.map(|it| it.0), &observed);
+                while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+                    serve_reader(slot, listener.accept().await.map(|it| it.0), &exporter);
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -85,8 +86,8 @@ impl Endpoint {
                 listener.set_nonblocking(true)?;
                 let listener = tokio::net::UnixListener::from_std(listener)?;
                 info!(address = ?listener.local_addr()?, "metrics can be read");
-                while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-                    tell(place, listener.accept().await.map(|it| it.0), &observed);
+                while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+                    serve_reader(slot, listener.accept().await.map(|it| it.0), &exporter);
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -96,7 +97,7 @@ impl Endpoint {
 }
 
 /// Starts to answer a reader.
-fn tell<S>(place: OwnedSemaphorePermit, accepted: io::Result<S>, observed: &Arc<Exporter>)
+fn serve_reader<S>(slot: OwnedSemaphorePermit, accepted: io::Result<S>, exporter: &Arc<Exporter>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -104,11 +105,11 @@ where
         Ok(stream) => stream,
         Err(error) => return debug!("metrics: {error}"),
     };
-    let observed = Arc::clone(observed);
+    let exporter = Arc::clone(exporter);
     tokio::spawn(async move {
-        let _place = place;
-        let told = tokio::time::timeout(LIMIT, answer(stream, || observed.text())).await;
-        if !matches!(told, Ok(Ok(()))) {
+        let _slot = slot;
+        let answered = tokio::time::timeout(LIMIT, answer(stream, || exporter.text())).await;
+        if !matches!(answered, Ok(Ok(()))) {
             debug!("a reader of metrics was slow or went away");
         }
     });
@@ -127,7 +128,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
             read => request.extend_from_slice(&chunk[..read]),
         }
     }
-    let answer = match asked(&request) {
+    let answer = match check_request(&request) {
         Ok(()) => reply("200 OK", TYPE, &text()),
         Err(status) => reply(status, "text/plain; charset=utf-8", "Metrics are at /metrics.\n"),
     };
@@ -135,12 +136,16 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     stream.shutdown().await
 }
 
+/// Returns true if a request has its empty line.
 fn is_whole(request: &[u8]) -> bool {
     request.windows(4).any(|it| it == b"\r\n\r\n") || request.windows(2).any(|it| it == b"\n\n")
 }
 
-/// Whether the metrics are asked for, and else with which status to refuse.
-fn asked(request: &[u8]) -> Result<(), &'static str> {
+/// Checks that a request is for the metrics.
+///
+/// # Errors
+/// The HTTP status of the refusal.
+fn check_request(request: &[u8]) -> Result<(), &'static str> {
     if !is_whole(request) {
         return Err("400 Bad Request");
     }
@@ -159,12 +164,13 @@ fn asked(request: &[u8]) -> Result<(), &'static str> {
 fn reply(status: &str, kind: &str, body: &str) -> String {
     let length = body.len();
     format!(
-        "HTTP/1.0 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "HTTP/1.0 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\
+         \r\n{body}"
     )
 }
 
-/// A UNIX socket that the daemon's user and group may use. What an earlier run left behind is replaced; a socket that
-/// somebody serves, and whatever is no socket, is not touched.
+/// Opens a UNIX socket for the daemon's user and group. Replaces the socket that an earlier run left behind;
+/// a socket that another program serves, or a file that is no socket, is an error.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(it) if !it.file_type().is_socket() => {
@@ -188,13 +194,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_one_thing_can_be_asked() {
+    fn only_the_metrics_are_served() {
         for good in [
             "GET /metrics HTTP/1.0\r\n\r\n",
             "GET /metrics?x=1 HTTP/1.1\r\nHost: h\r\n\r\n",
             "GET /metrics HTTP/1.1\n\n",
         ] {
-            assert_eq!(asked(good.as_bytes()), Ok(()), "{good:?}");
+            assert_eq!(check_request(good.as_bytes()), Ok(()), "{good:?}");
         }
         for (bad, status) in [
             ("GET / HTTP/1.0\r\n\r\n", "404"),
@@ -205,7 +211,7 @@ mod tests {
             ("", "400"),
             ("\0\u{1}\n\n", "400"),
         ] {
-            assert!(asked(bad.as_bytes()).unwrap_err().starts_with(status), "{bad:?}");
+            assert!(check_request(bad.as_bytes()).unwrap_err().starts_with(status), "{bad:?}");
         }
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Metrics as a person reads them: `fence_virtd --status`, and the event that SIGUSR1 writes to the log.
+//! A summary of the metrics for people: `fence_virtd --status`, and the event that SIGUSR1 writes to the log.
 //!
-//! Both are made of the same text that is served as metrics, so that they can't say anything else.
+//! Both are made of the text that is served as metrics, so that they never differ from it. `--status` runs in
+//! its own process and must never change anything.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,12 +15,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fence_config::MetricsAddress;
 use fence_wire::escaped;
 
-/// How long the daemon may take to answer.
+/// Time for the daemon to answer.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Bytes of an answer.
+/// Longest answer, in bytes.
 const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 
-/// Why there is nothing to show. The text says what to do.
+/// Reason why there is no summary. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StatusError {
     #[error("can't read {path}: {source}; -f names another file")]
@@ -27,22 +28,23 @@ pub(crate) enum StatusError {
     #[error("{0} has errors: fence_virtd --check shows them")]
     BadConfig(String),
     #[error(
-        "{0} has no metrics, by which a running daemon could be asked: set metrics = \"127.0.0.1:9229\" in its \
-         fence_virtd block and restart the daemon. Or: kill -USR1 PID writes the same to the daemon's log"
+        "{0} has no metrics, by which a running daemon could be asked: set metrics = \"127.0.0.1:9229\" in \
+         its fence_virtd block and restart the daemon. Or: kill -USR1 PID writes the same to the daemon's log"
     )]
     NoMetrics(String),
     #[error(
-        "no daemon answers at {address}: {source}; is it running? It must have been restarted since metrics was set"
+        "no daemon answers at {address}: {source}; is it running? It must have been restarted since metrics \
+         was set"
     )]
     Silent { address: String, source: io::Error },
     #[error("what answers at {0} is no fence_virtd")]
-    Stranger(String),
+    OtherProgram(String),
 }
 
-/// Asks the daemon that runs by this configuration file.
+/// Reads the metrics of the daemon that runs with this configuration file, and returns them as lines.
 ///
 /// # Errors
-/// Why it can't be asked.
+/// The metrics can't be read.
 pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
     let path = fence_cli::shown(file);
     let source = fs::read(file).map_err(|source| StatusError::Config { path: path.clone(), source })?;
@@ -60,16 +62,16 @@ pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
         }),
     };
     let answer = answer.map_err(silent)?;
-    let stranger = || StatusError::Stranger(address.to_string());
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(stranger)?;
+    let other_program = || StatusError::OtherProgram(address.to_string());
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(other_program)?;
     let samples = samples(body);
     if !head.starts_with("HTTP/1.0 200 ") || !samples.iter().any(|it| it.name == "build_info") {
-        return Err(stranger());
+        return Err(other_program());
     }
     Ok(lines(&samples).into_iter().map(|it| escaped(&it).to_string() + "\n").collect())
 }
 
-/// The same of this very daemon, in one line.
+/// Returns the summary of a text of metrics in one line.
 pub(crate) fn one_line(text: &str) -> String {
     lines(&samples(text)).join("; ")
 }
@@ -81,7 +83,7 @@ fn fetch(mut stream: impl Read + Write) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// A line of metrics; its name without what all of them begin with.
+/// A line of metrics; its name without the common prefix.
 #[derive(Debug, PartialEq)]
 struct MetricSample<'a> {
     name: &'a str,
@@ -187,7 +189,7 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
     lines
 }
 
-/// The sum, and the parts in order.
+/// Returns the sum, and the parts in order.
 fn counted(what: &str, parts: impl Iterator<Item = (String, f64)>) -> String {
     let mut parts: Vec<_> = parts.filter(|(_, count)| *count > 0.0).collect();
     parts.sort_by(|a, b| a.0.cmp(&b.0));
@@ -217,7 +219,8 @@ mod tests {
         let text = "fence_virtd_listener_up{listener=\"tcp\"} 0\nfence_virtd_libvirt_up{uri=\"u\"} 0\n\
                     fence_virtd_requests_total{transport=\"tcp\",action=\"off\",result=\"success\"} 2\n";
         let text = format!(
-            "{text}fence_virtd_agent_device_up{{device=\"a\"}} 0\nfence_virtd_agent_device_up{{device=\"b\"}} 1\n\
+            "{text}fence_virtd_agent_device_up{{device=\"a\"}} \
+             0\nfence_virtd_agent_device_up{{device=\"b\"}} 1\n\
              fence_virtd_agent_device_up{{device=\"c\"}} 0\n\
              fence_virtd_agent_runs_total{{device=\"a\",action=\"off\",result=\"exit_1\"}} 2\n\
              fence_virtd_agent_runs_total{{device=\"b\",action=\"status\",result=\"exit_0\"}} 3\n\

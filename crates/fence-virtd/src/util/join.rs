@@ -3,7 +3,7 @@
 
 use std::future::Future;
 
-/// Waits for all at once; in the order given.
+/// Waits for all futures at once, and returns their results in the order given.
 pub(crate) async fn join_all<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
 where
     F: Future + Send,

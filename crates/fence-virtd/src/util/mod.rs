@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Small parts that know nothing of fencing.
+//! Small parts that know nothing of fencing. They import no other folder.
 
 pub(crate) mod backoff;
 pub(crate) mod join;

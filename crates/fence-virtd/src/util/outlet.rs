@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A way out to something that may hang (a disk, a pipe that nobody reads): a bounded queue and a thread of its own that
-//! writes. Nobody waits for it but at the end; what finds no room is counted.
+//! Writing to something that may hang (a disk, a pipe without a reader): a bounded queue, and a thread that
+//! writes.
+//!
+//! Owns the queue and the thread. Callers never wait, except at the end of the daemon; items that find the
+//! queue full are counted and lost.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_cha
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// See the module's head. Dropping it ends the thread.
+/// The queue and its thread, which ends when the outlet is dropped.
 #[derive(Debug)]
 pub(crate) struct Outlet<T> {
     queue: SyncSender<OutletMessage<T>>,
@@ -19,26 +22,26 @@ pub(crate) struct Outlet<T> {
 #[derive(Debug)]
 enum OutletMessage<T> {
     Item(T),
-    /// To be told when all that came before is written.
+    /// Sends a reply when all earlier items are written.
     Finish(SyncSender<()>),
 }
 
-/// What became of an item.
+/// Result of handing over an item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum PushResult {
-    /// It will be written.
+    /// The item will be written.
     Taken,
-    /// There was no room for it, for the first time since all was written last.
+    /// The queue was full, for the first time since all items were written.
     FirstLost,
-    /// There was no room for it either.
+    /// The queue was full again.
     Lost,
 }
 
-/// Writes what is handed to an [`Outlet`].
+/// Writer of the items of an [`Outlet`].
 pub(crate) trait Sink<T>: Send + 'static {
-    /// May take as long as it likes.
+    /// Writes one item. May take any time.
     fn write(&mut self, item: T);
-    /// Nothing waits any more, and so many items were lost before.
+    /// Reports that the queue is empty again, and the number of items that were lost before.
     fn caught_up(&mut self, lost: u64);
 }
 
@@ -49,7 +52,7 @@ struct LossCounter {
 }
 
 impl<T: Send + 'static> Outlet<T> {
-    /// Starts the thread. `room`: how many items may wait.
+    /// Starts the thread. `room` is the number of items that may wait.
     pub(crate) fn start(name: &str, room: usize, sink: impl Sink<T>) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(room);
         let losses = Arc::new(LossCounter::default());
@@ -69,25 +72,25 @@ impl<T: Send + 'static> Outlet<T> {
         if self.losses.any.swap(true, Ordering::AcqRel) { PushResult::Lost } else { PushResult::FirstLost }
     }
 
-    /// The same with what is no loss when there is no room for it. Whether there was.
+    /// Hands over an item that may be left out. Returns false if the queue was full; that counts as no loss.
     pub(crate) fn offer(&self, item: T) -> bool {
         self.queue.try_send(OutletMessage::Item(item)).is_ok()
     }
 
-    /// Waits until everything is written, but no longer than `limit`. Whether it is.
+    /// Waits until all items are written, at most `limit`. Returns true if they are.
     pub(crate) fn finish(&self, limit: Duration) -> bool {
         finish(&self.queue, OutletMessage::Finish, limit)
     }
 
-    /// Items that found no room since all was written last.
+    /// Returns the number of lost items since all items were written.
     #[cfg(test)]
     pub(crate) fn lost(&self) -> u64 {
         self.losses.count.load(Ordering::Relaxed)
     }
 }
 
-/// Asks the thread behind a queue to tell when all that came before is done, and waits for that, but no longer than
-/// `limit`. Whether it told.
+/// Waits until the thread behind a queue has written all earlier items, at most `limit`. Returns true if it
+/// has.
 pub(crate) fn finish<M>(
     queue: &SyncSender<M>,
     message: impl FnOnce(SyncSender<()>) -> M,

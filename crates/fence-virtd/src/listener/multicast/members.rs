@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Membership in the multicast group, kept up while interfaces come and go.
+//! Membership in the multicast group, maintained while network interfaces appear and disappear.
 //!
-//! A membership ends with its interface, and a bridge that is made again under the same name is another interface
-//! to the kernel: nothing would be heard by it, for ever and silently. Part of the listener's task; it wakes up only
-//! when the kernel says that something changed.
+//! A membership ends with its interface. A bridge that is made anew under the same name is another interface
+//! to the kernel: without a new membership no request would arrive by it, silently and for ever. Runs on the
+//! listener's task, and wakes up only when the kernel reports a change.
 
 use std::collections::HashSet;
 use std::io;
@@ -20,20 +20,21 @@ use tracing::{info, warn};
 use crate::listener::limits::INTERFACES_SETTLE;
 use crate::util::locks::lock;
 
-/// The pause after a failure that should not be.
-const BREATH: Duration = Duration::from_secs(1);
+/// Pause after a failure, so that one that repeats takes no processor.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The group and by which interfaces it is heard.
+/// The group, and the interfaces that joined it.
 pub(super) struct GroupMembership {
     pub(super) watch: AsyncFd<LinkWatch>,
     pub(super) group: IpAddr,
-    /// The one interface of the configuration; none: all.
+    /// The interface of the configuration; none for all interfaces.
     pub(super) only: Option<String>,
     pub(super) joined: Mutex<Vec<JoinedInterface>>,
 }
 
 impl GroupMembership {
-    /// Must run inside the runtime, and before the interfaces are looked at, so that no change falls between.
+    /// Opens the watch for changes. Must run inside the runtime, and before the interfaces are listed, so
+    /// that no change is missed.
     #[expect(
         deprecated,
         reason = "what replaces it is an unsafe function; a LinkWatch keeps its one descriptor"
@@ -44,12 +45,12 @@ impl GroupMembership {
 
     /// Follows the interfaces for ever.
     pub(super) async fn keep(&self, socket: &UdpSocket) {
-        // What could not be joined is said once, not with every change.
+        // A failure to join is logged once for each interface, not with every change.
         let mut failed = Vec::new();
         loop {
             if let Err(error) = self.changed().await {
                 warn!("can't watch the network interfaces: {error}");
-                tokio::time::sleep(BREATH).await;
+                tokio::time::sleep(FAILURE_PAUSE).await;
             }
             match fence_net::interfaces().and_then(|all| Ok((all, fence_net::ports()?))) {
                 Ok((interfaces, ports)) => self.follow(socket, &interfaces, &ports, &mut failed),
@@ -58,7 +59,7 @@ impl GroupMembership {
         }
     }
 
-    /// Waits for a change and for the rest of it.
+    /// Waits for a change and for further changes right after it.
     async fn changed(&self) -> io::Result<()> {
         loop {
             let mut ready = self.watch.readable().await?;
@@ -71,6 +72,7 @@ impl GroupMembership {
         }
     }
 
+    /// Leaves interfaces that are gone or became ports of a bridge, and joins new ones.
     fn follow(
         &self,
         socket: &UdpSocket,
@@ -83,12 +85,15 @@ impl GroupMembership {
         joined.retain(|it| {
             let is_there = interfaces.iter().any(|now| now.index == it.index && now.name == it.name);
             if !is_there {
-                // The kernel has ended the membership; this frees its place in the socket.
+                // The kernel has ended the membership; this frees its entry in the socket.
                 let _ = fence_net::leave(socket, group, it.index);
-                warn!(interface = %escaped(&it.name), %group, "the interface is gone; no requests are heard by it");
+                warn!(
+                    interface = %escaped(&it.name), %group,
+                    "the interface is gone; no requests are heard by it"
+                );
                 return false;
             }
-            // A tap that was seen before its bridge got it.
+            // A tap device that was joined before it became the port of a bridge.
             let is_port = self.only.is_none() && ports.contains(&it.index);
             if is_port {
                 let _ = fence_net::leave(socket, group, it.index);
@@ -107,7 +112,10 @@ impl GroupMembership {
             }
             match fence_net::join(socket, group, *index) {
                 Ok(()) => {
-                    info!(interface = %escaped(name), %group, "requests are heard by this interface from now on");
+                    info!(
+                        interface = %escaped(name), %group,
+                        "requests are heard by this interface from now on"
+                    );
                     joined.push(JoinedInterface { index: *index, name: name.clone() });
                     failed.retain(|it| it != index);
                 }
