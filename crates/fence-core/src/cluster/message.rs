@@ -28,6 +28,8 @@ const ID_LIMIT: usize = 128;
 /// Maximum length of the name of a domain or a peer.
 const NAME_LIMIT: usize = 1024;
 const VERSION: u32 = 1;
+/// Beginning of the reason by which the last release tells that a reboot did not start the domain again.
+const NOT_STARTED: &str = "fenced, but not started again: ";
 
 /// One daemon in a process group.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -298,12 +300,33 @@ pub struct AskOutcome {
         deserialize_with = "some_text::<NAME_LIMIT, _>"
     )]
     pub reason: Option<String>,
+    /// Reason why a domain that was powered off for a reboot was not started again.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "some_text::<NAME_LIMIT, _>"
+    )]
+    pub not_started: Option<String>,
 }
 
 impl AskOutcome {
     /// Builds an outcome with a reason that is cut to the length that fits.
     pub fn new(response: Response, reason: Option<&str>) -> Self {
-        Self { response, reason: reason.map(cut) }
+        Self { response, reason: reason.map(cut), not_started: None }
+    }
+
+    /// Builds the outcome of a reboot that powered the domain off and could not start it again. The reason
+    /// says it too: hosts of the last release read the reason alone.
+    pub fn not_started(why: &str) -> Self {
+        let reason = Some(cut(&format!("{NOT_STARTED}{why}")));
+        Self { response: Response::Success, reason, not_started: Some(cut(why)) }
+    }
+
+    /// Returns the reason why a reboot did not start the domain again, from the field, or from the text of a
+    /// host of the last release.
+    pub fn start_failure(&self) -> Option<&str> {
+        let in_words = self.reason.as_deref().and_then(|it| it.strip_prefix(NOT_STARTED));
+        self.not_started.as_deref().or(in_words)
     }
 }
 

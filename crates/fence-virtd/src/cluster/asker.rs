@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use super::asks::{AskEvent, result};
 use super::state::Cluster;
 use crate::request::lease::Lease;
-use crate::service::execute::NOT_STARTED;
 use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, PowerState};
 
@@ -118,14 +117,12 @@ impl PendingAsk {
     /// Waits for the result of an on, or of the rest of an off or a reboot.
     pub(crate) async fn done(&mut self, lease: &Lease) -> Result<(), ActionError> {
         let outcome = self.outcome(lease).await?;
-        match (outcome.response, outcome.reason) {
-            (Response::Success, reason) => {
-                match reason.as_deref().and_then(|it| it.strip_prefix(NOT_STARTED)) {
-                    None => Ok(()),
-                    Some(why) => Err(ActionError::Refused(format!("{}: {why}", self.owner))),
-                }
-            }
-            (_, reason) => Err(self.failed(reason)),
+        match outcome.response {
+            Response::Success => match outcome.start_failure() {
+                None => Ok(()),
+                Some(why) => Err(ActionError::Refused(format!("{}: {why}", self.owner))),
+            },
+            _ => Err(self.failed(outcome.reason)),
         }
     }
 

@@ -199,6 +199,7 @@ impl ServeOutcome {
         match self {
             Self::Failed(ActionError::Gone) => AskEnd::NotHere,
             Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
+            Self::NotStarted(error) => AskEnd::Done(AskOutcome::not_started(&error.to_string())),
             _ => AskEnd::Done(AskOutcome::new(self.response(), self.reason().as_deref())),
         }
     }

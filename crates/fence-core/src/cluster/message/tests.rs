@@ -34,8 +34,9 @@ fn held() -> impl Strategy<Value = InFlightClaim> {
 
 fn outcome() -> impl Strategy<Value = AskOutcome> {
     let response = (0_u8..4).prop_map(|it| Response::from_number(it).unwrap());
-    (response, prop::option::of(any::<String>()))
-        .prop_map(|(response, reason)| AskOutcome::new(response, reason.as_deref()))
+    let done = (response, prop::option::of(any::<String>()))
+        .prop_map(|(response, reason)| AskOutcome::new(response, reason.as_deref()));
+    prop_oneof![3 => done, 1 => any::<String>().prop_map(|why| AskOutcome::not_started(&why))]
 }
 
 fn domain() -> impl Strategy<Value = PublishedDomain> {
@@ -197,6 +198,61 @@ fn the_form_of_messages() {
             r#""waiting":[],"acting":[]}"#
         )
     );
+}
+
+/// Reply to a reboot, with this outcome.
+fn reply(outcome: &str) -> Vec<u8> {
+    let head = r#"{"v":1,"kind":"reply","asker":[2,99],"ask":3,"claim":7,"end":{"done":"#;
+    format!("{head}{outcome}}}}}").into_bytes()
+}
+
+fn outcome_of(bytes: &[u8]) -> AskOutcome {
+    match HostMessage::decode(bytes).unwrap() {
+        Some(HostMessage::Reply { end: AskEnd::Done(outcome), .. }) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_reboot_of_the_last_release_that_did_not_start_is_read_from_its_reason() {
+    let failed = reply(r#"{"response":0,"reason":"fenced, but not started again: no memory"}"#);
+    assert_eq!(outcome_of(&failed).start_failure(), Some("no memory"));
+    let started = reply(r#"{"response":0}"#);
+    assert_eq!(outcome_of(&started).start_failure(), None);
+    let with_reason = reply(r#"{"response":0,"reason":"off, and not started by this request"}"#);
+    assert_eq!(outcome_of(&with_reason).start_failure(), None);
+}
+
+/// The last release knows no such field, ignores it, and takes the text off the reason.
+#[test]
+fn the_last_release_reads_from_the_reason_that_a_reboot_did_not_start() {
+    #[derive(Deserialize)]
+    struct LastOutcome {
+        response: u8,
+        #[serde(default)]
+        reason: Option<String>,
+    }
+    let end = AskEnd::Done(AskOutcome::not_started("no memory"));
+    let asker = Member { node: 2, pid: 99 };
+    let bytes = HostMessage::Reply { asker, ask: 3, claim: Some(7), end }.encode().unwrap();
+    let outcome = concat!(
+        r#"{"response":0,"reason":"fenced, but not started again: no memory","#,
+        r#""not_started":"no memory"}"#
+    );
+    assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&reply(outcome)));
+    let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let last: LastOutcome = serde_json::from_value(value["end"]["done"].clone()).unwrap();
+    assert_eq!(last.response, 0);
+    assert_eq!(last.reason.unwrap().strip_prefix("fenced, but not started again: "), Some("no memory"));
+}
+
+#[test]
+fn a_reboot_that_did_not_start_is_read_from_its_field() {
+    let bytes = reply(r#"{"response":0,"reason":"in other words","not_started":"no memory"}"#);
+    assert_eq!(outcome_of(&bytes).start_failure(), Some("no memory"));
+    let long = AskOutcome::not_started(&"x".repeat(NAME_LIMIT * 2));
+    assert_eq!(long.not_started.unwrap().len(), REASON_LIMIT);
+    assert_eq!(long.reason.unwrap().len(), REASON_LIMIT);
 }
 
 #[test]
