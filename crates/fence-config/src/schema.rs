@@ -4,6 +4,8 @@
 //! Owns the types, their words in the file, and their defaults. Values only. Must never read files, resolve
 //! names or inspect the host.
 
+mod agent;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,6 +14,9 @@ use std::time::Duration;
 use fence_wire::{Family, HashType};
 use serde::Serialize;
 
+pub use self::agent::{
+    AgentBackend, AgentDevice, AgentProgram, DevicePlugs, DomainPlug, OptionValue, is_secret_option,
+};
 use crate::diagnostic::{Span, show};
 
 /// Default directory of the daemon's state, if neither the file nor systemd names another one.
@@ -52,6 +57,28 @@ pub struct Config {
     /// The `groups` block. `None`: it is missing, so every holder of the key may fence everything. `Some` of
     /// an empty list: no source may fence anything.
     pub groups: Option<Vec<Group>>,
+}
+
+impl Config {
+    /// Returns the multicast listener, if it is in use.
+    pub fn multicast(&self) -> Option<&MulticastListener> {
+        self.listeners.iter().find_map(|it| if let Listener::Multicast(it) = it { Some(it) } else { None })
+    }
+
+    /// Returns the serial listener, if it is in use.
+    pub fn serial(&self) -> Option<&SerialListener> {
+        self.listeners.iter().find_map(|it| if let Listener::Serial(it) = it { Some(it) } else { None })
+    }
+
+    /// Returns the cpg backend, if it is in use.
+    pub fn cpg(&self) -> Option<&CpgBackend> {
+        self.backends.iter().find_map(|it| if let Backend::Cpg(it) = it { Some(it) } else { None })
+    }
+
+    /// Returns the agent backend, if it is in use.
+    pub fn agent(&self) -> Option<&AgentBackend> {
+        self.backends.iter().find_map(|it| if let Backend::Agent(it) = it { Some(it) } else { None })
+    }
 }
 
 /// The `fence_virtd` block.
@@ -165,6 +192,16 @@ impl Listener {
             Listener::Tcp(_) => ListenerKind::Tcp,
             Listener::Vsock(_) => ListenerKind::Vsock,
             Listener::Serial(_) => ListenerKind::Serial,
+        }
+    }
+
+    /// Returns the port; `None` for the serial listener.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Listener::Multicast(listener) => Some(listener.port),
+            Listener::Tcp(listener) => Some(listener.port),
+            Listener::Vsock(listener) => Some(listener.port),
+            Listener::Serial(_) => None,
         }
     }
 
@@ -315,125 +352,6 @@ pub struct CpgBackend {
     pub group: String,
     /// `host_down` and `host_down_command`: evidence that a lost host is down. Default never.
     pub host_down: HostDown,
-}
-
-/// `backends { agent { … } }`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct AgentBackend {
-    /// `max_running`: most agents that run at once, 1 to 64. Default [`DEFAULT_MAX_RUNNING`].
-    pub max_running: usize,
-    /// `reboot_starts`: a reboot of a domain that is off starts it. Default no.
-    pub reboot_starts: bool,
-    /// `device`, sorted by `order`, then in the order of the file; never empty.
-    pub devices: Vec<AgentDevice>,
-}
-
-/// `device = "name" { … }`: a control endpoint with its fence agent.
-#[derive(Debug, Clone, Serialize)]
-pub struct AgentDevice {
-    /// Name, unique among devices.
-    pub name: String,
-    /// `agent`
-    pub agent: AgentProgram,
-    /// `plugs` and the blocks `domain`: domains that the device serves.
-    pub plugs: DevicePlugs,
-    /// `plug_option`: agent's option for the plug. Default: `plug` or `port`, as in the agent's metadata.
-    pub plug_option: Option<String>,
-    /// `order`: lower devices are tried first. Default 0.
-    pub order: u32,
-    /// `timeout`, in seconds: time limit of one try of an action, with the status checks after it. Default:
-    /// an equal part of the time that is left.
-    pub timeout: Option<Duration>,
-    /// `status_timeout`, in seconds: time limit of one run of any other action. Default 10 s.
-    pub status_timeout: Duration,
-    /// `retries`: number of further rounds when every device has failed. Default 1.
-    pub retries: u32,
-    /// `max_running`: most agents of the device that run at once, 1 to 64. Default
-    /// [`DEFAULT_DEVICE_MAX_RUNNING`].
-    pub max_running: usize,
-    /// `options`, as written, each once, in the order of the file.
-    pub options: Vec<(String, OptionValue)>,
-    /// Place of the block in the file.
-    #[serde(skip)]
-    pub span: Span,
-}
-
-/// Two devices are equal when their settings are, wherever they stand in the file.
-impl PartialEq for AgentDevice {
-    fn eq(&self, other: &Self) -> bool {
-        let Self { name, agent, plugs, plug_option, order, timeout, status_timeout, retries, .. } = self;
-        *name == other.name
-            && *agent == other.agent
-            && *plugs == other.plugs
-            && *plug_option == other.plug_option
-            && *order == other.order
-            && *timeout == other.timeout
-            && *status_timeout == other.status_timeout
-            && *retries == other.retries
-            && self.max_running == other.max_running
-            && self.options == other.options
-    }
-}
-
-impl Eq for AgentDevice {}
-
-/// `agent`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AgentProgram {
-    /// Path from `/`.
-    At(PathBuf),
-    /// Name that is looked up in the usual directories.
-    Named(String),
-}
-
-/// Domains that a device serves.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct DevicePlugs {
-    /// `plugs = "*"`: the domains that the agent's `list` names.
-    pub listed: bool,
-    /// Domains that the file names, none twice.
-    pub named: Vec<DomainPlug>,
-}
-
-/// Domain, and its plug at a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DomainPlug {
-    /// Name of the domain.
-    pub domain: String,
-    /// Plug; by default the name of the domain.
-    pub plug: String,
-    /// UUID of the domain, canonical lower-case text.
-    pub uuid: Option<String>,
-}
-
-/// Value of an agent's option. May be a password, so it is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct OptionValue(pub(crate) String);
-
-impl OptionValue {
-    /// Returns the text; without control characters, never empty.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for OptionValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl Serialize for OptionValue {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("***")
-    }
-}
-
-/// Returns whether an option of this name holds a secret.
-pub fn is_secret_option(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    ["passw", "passphrase", "secret", "token", "credential", "key"].iter().any(|it| name.contains(it))
 }
 
 /// Evidence that a lost host, with its domains, is down.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use fence_cli::shown;
-use fence_config::{AgentBackend, AgentDevice, Backend, Config};
+use fence_config::{AgentBackend, AgentDevice, Config};
 use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
@@ -19,11 +19,7 @@ const CHECK: &str = "agent";
 const MAX_SHOWN: usize = 10;
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
-    let backends = config.backends.iter().filter_map(|it| match it {
-        Backend::Agent(it) => Some(it),
-        Backend::Libvirt(_) | Backend::Cpg(_) => None,
-    });
-    backends.flat_map(of).collect()
+    config.agent().map(of).unwrap_or_default()
 }
 
 fn of(backend: &AgentBackend) -> Vec<Finding> {

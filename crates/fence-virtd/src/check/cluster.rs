@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use corosync_cpg::{Error, Group, Member, Node, NodeList};
 use fence_cli::shown;
-use fence_config::{Backend, Config, CpgBackend, HostDown};
+use fence_config::{Config, CpgBackend, HostDown};
 use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
@@ -27,11 +27,7 @@ const CHECK: &str = "corosync";
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
-    let settings = config.backends.iter().find_map(|it| match it {
-        Backend::Cpg(it) => Some(it),
-        Backend::Libvirt(_) | Backend::Agent(_) => None,
-    });
-    let Some(settings) = settings else { return Vec::new() };
+    let Some(settings) = config.cpg() else { return Vec::new() };
     let (tell, told) = mpsc::channel();
     let groups = groups(settings);
     // Asking corosync while it is stopped does not end: then this thread ends with the process.

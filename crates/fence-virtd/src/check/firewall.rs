@@ -27,7 +27,7 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
             Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => false,
         };
     }
-    let calls_back = config.listeners.iter().any(|it| matches!(it, Listener::Multicast(_)));
+    let calls_back = config.multicast().is_some();
     if wanted.is_empty() {
         return Vec::new();
     }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fence_cli::shown;
-use fence_config::{Backend, Config, Listener, SerialListener};
+use fence_config::{Backend, Config, SerialListener};
 use fence_wire::escaped;
 use libvirt_host::{Connection, Error, State, XmlKind};
 
@@ -21,10 +21,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Every URI of the backend and of the serial listener, all asked at once.
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let backends = config.backends.iter().flat_map(Backend::uris);
-    let serial = config.listeners.iter().find_map(|it| match it {
-        Listener::Serial(it) => Some(it),
-        Listener::Multicast(_) | Listener::Tcp(_) | Listener::Vsock(_) => None,
-    });
+    let serial = config.serial();
     let mut uris: Vec<String> = Vec::new();
     for uri in backends.chain(serial.map(|it| &it.uri)) {
         if !uris.contains(uri) {

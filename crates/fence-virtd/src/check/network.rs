@@ -37,11 +37,7 @@ pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
 /// more. `class` is /sys/class/net.
 pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
     const CHECK: &str = "snooping";
-    let multicast = config.listeners.iter().find_map(|it| match it {
-        Listener::Multicast(it) => Some(it),
-        Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => None,
-    });
-    let Some(multicast) = multicast else { return Vec::new() };
+    let Some(multicast) = config.multicast() else { return Vec::new() };
     let wanted = multicast.interface.as_deref();
     let mut bridges: Vec<_> = fs::read_dir(class)
         .into_iter()

@@ -96,11 +96,8 @@ struct ConfiguredParts<'c> {
 impl<'c> ConfiguredParts<'c> {
     fn of(config: &'c Config) -> Self {
         let uris: BTreeSet<&str> = uris(config).collect();
-        let host_down = config.backends.iter().find_map(|it| match it {
-            Backend::Cpg(it) => Some(&it.host_down),
-            Backend::Libvirt(_) | Backend::Agent(_) => None,
-        });
-        let programs = config.backends.iter().any(|it| matches!(it, Backend::Agent(_)))
+        let host_down = config.cpg().map(|it| &it.host_down);
+        let programs = config.agent().is_some()
             || matches!(host_down, Some(HostDown::Command(_)))
             || uris.iter().any(|it| Uri::of(it).starts_programs());
         let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
@@ -224,11 +221,8 @@ impl Paths {
 
 fn uris(config: &Config) -> impl Iterator<Item = &str> {
     let backends = config.backends.iter().flat_map(Backend::uris);
-    let listeners = config.listeners.iter().filter_map(|it| match it {
-        Listener::Serial(it) => Some(&it.uri),
-        Listener::Multicast(_) | Listener::Tcp(_) | Listener::Vsock(_) => None,
-    });
-    backends.chain(listeners).map(String::as_str)
+    let serial = config.serial().map(|it| &it.uri);
+    backends.chain(serial).map(String::as_str)
 }
 
 fn key_files(config: &Config) -> impl Iterator<Item = &Path> {
@@ -239,10 +233,7 @@ fn key_files(config: &Config) -> impl Iterator<Item = &Path> {
 
 /// Files that options of fence agents are read from, and some that are read by the agents themselves.
 fn secret_files(config: &Config) -> impl Iterator<Item = &Path> {
-    let devices = config.backends.iter().flat_map(|it| match it {
-        Backend::Agent(it) => &it.devices[..],
-        Backend::Libvirt(_) | Backend::Cpg(_) => &[],
-    });
+    let devices = config.agent().into_iter().flat_map(|it| &it.devices);
     let options = devices.flat_map(|it| &it.options).filter(|(name, _)| name.ends_with("_file"));
     options.map(|(_, value)| Path::new(value.as_str())).filter(|it| it.is_absolute())
 }
@@ -251,21 +242,12 @@ fn secret_files(config: &Config) -> impl Iterator<Item = &Path> {
 fn capabilities(config: &Config) -> Vec<Capability> {
     // Key files, sockets of domains, audit and state files may belong to other users.
     let mut kept = vec![Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];
-    let is_low = |port: u16| port < 1024;
-    for it in &config.listeners {
-        let low = match it {
-            Listener::Multicast(it) => {
-                // A receive buffer beyond the system's limit.
-                kept.push(Capability::CAP_NET_ADMIN);
-                is_low(it.port)
-            }
-            Listener::Tcp(it) => is_low(it.port),
-            Listener::Vsock(it) => is_low(it.port),
-            Listener::Serial(_) => false,
-        };
-        if low {
-            kept.push(Capability::CAP_NET_BIND_SERVICE);
-        }
+    if config.multicast().is_some() {
+        // A receive buffer beyond the system's limit.
+        kept.push(Capability::CAP_NET_ADMIN);
+    }
+    if config.listeners.iter().filter_map(Listener::port).any(|port| port < 1024) {
+        kept.push(Capability::CAP_NET_BIND_SERVICE);
     }
     kept
 }

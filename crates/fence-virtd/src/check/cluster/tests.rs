@@ -10,8 +10,7 @@ fn config(keys: &str) -> Config {
 }
 
 fn settings() -> CpgBackend {
-    let Backend::Cpg(it) = config("").backends.remove(0) else { panic!() };
-    it
+    config("").cpg().unwrap().clone()
 }
 
 #[test]
