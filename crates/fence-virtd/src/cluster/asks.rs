@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Work that hosts ask each other for: both ends' tables of what is under way.
+//! Asks between hosts: the tables of both ends.
 //!
 //! ```text
 //! asker                     owner
-//!   ask      ────────────▶   looks whether it has the domain
-//!            ◀────────────   taken       (not for a look alone)
+//!   ask      ────────────▶   checks whether it has the domain
+//!            ◀────────────   taken       (not for a status)
 //!   go       ────────────▶   acts
 //!            ◀────────────   progress    (off and reboot: seen off)
 //!            ◀────────────   reply       (nothing of it can take effect any more)
-//!   cancel   ────────────▶   (nobody waits any more: what has not begun does not)
+//!   cancel   ────────────▶   (the asker waits no more: work that has not begun must not begin)
 //! ```
 //!
 //! "Go" says how much time is left, and the owner counts it from the moment when it said "taken": however
@@ -27,13 +27,13 @@ use crate::request::lease::{Lease, LeaseCanceller, LeaseEndReason, LeaseReleased
 use fence_core::cluster::message::{AskEnd, AskMessage, HostMessage, Member};
 use fence_core::domain::ActionError;
 
-/// Asks of other hosts that are worked on at once.
+/// Most asks of other hosts that this host executes at once.
 const MAX_SERVED: usize = 1024;
 /// No client waits longer, whatever the asker's configuration says: its client's time counts, not that of
 /// this host's.
 pub(super) const MAX_LEFT: Duration = MAX_CLIENT_TIMEOUT;
 
-/// What this host asked others for.
+/// Asks of this host to others.
 #[derive(Debug)]
 pub(super) struct OutgoingAsks {
     next: u64,
@@ -44,16 +44,16 @@ pub(super) struct OutgoingAsks {
 struct OutgoingAsk {
     to: Member,
     tell: mpsc::UnboundedSender<AskEvent>,
-    /// Held as long as something of it may still take effect.
+    /// Lease, held as long as any part of the work may still take effect.
     lease: Lease,
-    /// The owner was told to go on.
+    /// The owner got a "go".
     went: bool,
 }
 
-/// What an asker hears.
+/// Event of an ask, for its asker.
 #[derive(Debug)]
 pub(super) enum AskEvent {
-    /// A look after the action showed the domain off.
+    /// A status check after the action showed the domain off.
     SeenOff {
         was_off: bool,
         starts: bool,
@@ -70,7 +70,7 @@ impl OutgoingAsks {
         Self { next: first, pending: HashMap::new() }
     }
 
-    /// Notes down what is asked of `to` now. Gives its number.
+    /// Registers an ask to `to`. Returns its number and its events.
     pub(super) fn begin(&mut self, to: Member, lease: &Lease) -> (u64, mpsc::UnboundedReceiver<AskEvent>) {
         let ask = self.next;
         self.next = self.next.wrapping_add(1);
@@ -79,7 +79,7 @@ impl OutgoingAsks {
         (ask, told)
     }
 
-    /// It was not sent.
+    /// Forgets an ask that was not sent.
     pub(super) fn forget(&mut self, ask: u64) {
         self.pending.remove(&ask);
     }
@@ -92,7 +92,7 @@ impl OutgoingAsks {
         }
     }
 
-    /// An owner says that it is about to act. Gives what it is to be told.
+    /// Takes the "taken" of an owner. Returns the message to send back: "go" or "cancel".
     pub(super) fn taken(&mut self, from: Member, ask: u64, now: Instant) -> HostMessage {
         match self.pending.get_mut(&ask).filter(|it| it.to == from) {
             Some(it) if it.lease.check().is_ok() => {
@@ -104,7 +104,7 @@ impl OutgoingAsks {
         }
     }
 
-    /// An owner saw the domain off.
+    /// Takes the progress of an owner: it saw the domain off.
     pub(super) fn seen_off(&self, from: Member, ask: u64, was_off: bool, starts: bool) {
         if let Some(it) = self.pending.get(&ask).filter(|it| it.to == from) {
             // Nobody may be there to hear it.
@@ -112,7 +112,7 @@ impl OutgoingAsks {
         }
     }
 
-    /// An owner is done.
+    /// Takes the reply of an owner.
     pub(super) fn reply(&mut self, from: Member, ask: u64, end: AskEnd) {
         if self.pending.get(&ask).is_some_and(|it| it.to == from)
             && let Some(it) = self.pending.remove(&ask)
@@ -134,13 +134,13 @@ impl OutgoingAsks {
         .collect()
     }
 
-    /// How many are under way.
+    /// Returns the number of asks that are not over.
     pub(super) fn count(&self) -> usize {
         self.pending.len()
     }
 }
 
-/// What an owner's end means to the asker; `owner` is that host's name.
+/// Converts an owner's reply for the asker; `owner` is the name of that host.
 pub(super) fn result(
     end: AskEnd,
     owner: &str,
@@ -152,7 +152,7 @@ pub(super) fn result(
     }
 }
 
-/// What this host does for others.
+/// Asks of other hosts to this one.
 #[derive(Debug, Default)]
 pub(super) struct IncomingAsks {
     served: HashMap<(Member, u64), AskStage>,
@@ -160,16 +160,16 @@ pub(super) struct IncomingAsks {
 
 #[derive(Debug)]
 enum AskStage {
-    /// It looks whether the domain is here.
+    /// Checks whether the domain is here.
     Looking,
-    /// It said "taken" at this moment and waits for "go".
+    /// Waits for "go", since the "taken" of this moment.
     Taken(Instant, oneshot::Sender<(Lease, LeaseReleased)>),
-    /// It acts.
+    /// Acts.
     Acting(LeaseCanceller),
 }
 
 impl IncomingAsks {
-    /// Takes an ask in; false: there are too many, or it is here already.
+    /// Registers an ask. Returns false if there are too many, or if it is registered already.
     pub(super) fn begin(&mut self, from: Member, ask: &AskMessage) -> bool {
         if self.served.len() >= MAX_SERVED || self.served.contains_key(&(from, ask.ask)) {
             return false;
@@ -178,7 +178,8 @@ impl IncomingAsks {
         true
     }
 
-    /// "Taken" is being said now. The lease comes with "go"; an error instead: nobody waits any more.
+    /// Notes that "taken" is sent now. The lease comes with "go"; the channel closes if the asker waits no
+    /// more.
     pub(super) fn taken(
         &mut self,
         from: Member,
@@ -192,7 +193,7 @@ impl IncomingAsks {
         told
     }
 
-    /// The asker says "go".
+    /// Takes the "go" of the asker.
     pub(super) fn go(&mut self, from: Member, ask: u64, left_ms: u64) {
         let Some(stage) = self.served.get_mut(&(from, ask)) else { return };
         let AskStage::Taken(since, _) = stage else { return };
@@ -204,7 +205,7 @@ impl IncomingAsks {
         }
     }
 
-    /// Nobody waits for it any more.
+    /// Takes the "cancel" of the asker.
     pub(super) fn cancel(&mut self, from: Member, ask: u64) {
         match self.served.get(&(from, ask)) {
             Some(AskStage::Acting(ender)) => ender.end(LeaseEndReason::HungUp),
@@ -213,7 +214,7 @@ impl IncomingAsks {
         }
     }
 
-    /// A member left, or this host did (`None`): nobody waits for what it asked.
+    /// Cancels the asks of a member that left, or all if this host left (`None`).
     pub(super) fn lost(&mut self, gone: Option<Member>) {
         let is_lost = |from: &Member| gone.is_none_or(|gone| *from == gone);
         let asks: Vec<_> = self.served.keys().filter(|(from, _)| is_lost(from)).copied().collect();
@@ -222,7 +223,7 @@ impl IncomingAsks {
         }
     }
 
-    /// It is over.
+    /// Forgets an ask that is over.
     pub(super) fn over(&mut self, from: Member, ask: u64) {
         self.served.remove(&(from, ask));
     }

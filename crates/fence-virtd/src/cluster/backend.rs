@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The cpg backend: the domains of all hosts of a corosync cluster.
 //!
-//! What this host has it does itself, through the libvirt backend; what others have they are asked for. Owns
-//! the rules of that: who is to be asked, when an answer would be a guess, what a domain that moved means.
-//! Who has what, as far as it is known, and the way to the other hosts are [`crate::cluster`]'s. It must
-//! never believe the directory where a host can be asked, and never wait longer than the lease.
+//! This host acts on its own domains through the libvirt backend, and asks other hosts for work on theirs.
+//! Owns the rules for that: which hosts are asked, when an answer would be a guess, what happens when a
+//! domain moved. The directory and the asks belong to [`super::state`] and [`super::asker`]. It must never
+//! believe the directory where a host can be asked, and never wait longer than the lease.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -24,7 +24,7 @@ use fence_core::domain::{
     merge,
 };
 
-/// See the module's head.
+/// Backend for the domains of all hosts of a corosync cluster.
 pub(crate) struct CpgBackend {
     local: Arc<LibvirtBackend>,
     cluster: Arc<Cluster>,
@@ -90,7 +90,7 @@ impl CpgBackend {
         })
     }
 
-    /// Corosync is not there: what runs here is here, and of all else nothing can be said.
+    /// Locates a domain without corosync: only domains that run here are found.
     async fn locate_alone(
         &self,
         here: Result<LocatedDomain, LocateError>,
@@ -107,8 +107,7 @@ impl CpgBackend {
         }))
     }
 
-    /// Who is to be asked now. Looks at this host's hypervisors; waits as long as what is known may become
-    /// enough.
+    /// Finds the hosts to ask now. Reads this host's hypervisors, and waits while later news may be enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
         let target = Target::new(&domain.uuid, true).map_err(|_| ActionError::Gone)?;
         loop {
@@ -260,7 +259,7 @@ impl CpgBackend {
         }
     }
 
-    /// Hosts of this daemon that are not among these, nor this one.
+    /// Returns the other hosts that run this daemon, without these.
     fn others_than(&self, at: &[OwnerHost]) -> Vec<OwnerHost> {
         let others = self.cluster.others().into_iter();
         others
@@ -269,7 +268,7 @@ impl CpgBackend {
             .collect()
     }
 
-    /// Whether it is on at a host that had not said so, now that its last one is down. Asks each.
+    /// Asks each other host whether the domain is on there, now that the last host known to have it is down.
     async fn is_on_anywhere(&self, domain: &DomainRef, until: Instant) -> Result<bool, ActionError> {
         let (lease, _settled) = Lease::new(until, 0);
         for it in self.others_than(&[]) {
@@ -282,7 +281,7 @@ impl CpgBackend {
         Ok(false)
     }
 
-    /// Waits until all of these nodes are known to be down.
+    /// Waits for the evidence that all of these nodes are down.
     async fn wait_for_proof(&self, nodes: &[u32], why: &str, until: Instant) -> Result<(), ActionError> {
         let changed = self.cluster.changed();
         for node in nodes {
@@ -457,13 +456,13 @@ impl CpgBackend {
         })
     }
 
-    /// It was seen to go off here, and left no definition.
+    /// Returns true if the domain was seen to go off here and left no definition.
     async fn went_off(&self, domain: &DomainRef, until: Instant) -> bool {
         let Ok(target) = Target::new(&domain.uuid, true) else { return false };
         matches!(self.local.locate(&target, until).await, Ok(LocatedDomain::PoweredOffTransient(_)))
     }
 
-    /// Nobody that was asked has it any more: waits for news of where it is.
+    /// Waits for a change, after no asked host had the domain any more.
     async fn again(&self, changed: ChangeWatch, lease: &Lease) -> Result<(), ActionError> {
         lease.check()?;
         changed.until(lease.until()).await;
@@ -567,11 +566,11 @@ impl Backend for CpgBackend {
     }
 }
 
-/// Who is to be asked.
+/// Hosts that are to be asked.
 enum DomainOwners {
-    /// These have it: the first does what is asked, the others make sure. Never empty.
+    /// These hosts have the domain: the first does the action, the others confirm. Never empty.
     At { at: Vec<OwnerHost>, is_on: bool },
-    /// It was on at a host that is known to be down, for this reason.
+    /// None: the domain was on at a host that is known to be down, for this reason.
     Down(String),
 }
 
@@ -581,23 +580,23 @@ impl DomainOwners {
     }
 }
 
-/// One that has the domain.
+/// Host that has the domain.
 enum OwnerHost {
     Here(DomainRef),
     There(Member),
 }
 
-/// What this host's own hypervisors have of a domain.
+/// Reading of a domain at this host's own hypervisors.
 enum LocalReading {
     On(DomainRef),
     WentOff(DomainRef),
     Resting(DomainRef),
     No,
-    /// One can't be asked, for this reason.
+    /// A hypervisor cannot be asked, for this reason.
     Unknown(String),
 }
 
-/// An instance was taken down already: "nothing was done" would not be true.
+/// Corrects an error after an instance was taken down: "nothing was done" would not be true.
 fn after(took_down: bool, error: ActionError) -> ActionError {
     match error {
         ActionError::Lapsed(why) if took_down => {

@@ -2,7 +2,7 @@
 //! This daemon's membership of one group of corosync, for ever: joined again whenever corosync comes back.
 //!
 //! A thread of its own owns the [`Group`], because joining and leaving wait for corosync, without limit where
-//! corosync is stopped. [`Link`] hands it messages, [`Events`] what it has heard, in corosync's order.
+//! corosync is stopped. [`Link`] hands it messages, [`LinkReceiver`] what it has heard, in corosync's order.
 //! Between the two nothing is known of what a message says.
 //!
 //! Corosync that runs and delivers nothing is as good as gone: when what was sent does not come back for
@@ -27,14 +27,13 @@ use tracing::{info, warn};
 #[cfg(test)]
 mod tests;
 
-/// How long what was sent may stay out. More than corosync takes to agree on who is left (token and
-/// consensus).
+/// Time in which corosync must deliver a message. Longer than a new membership takes (token and consensus).
 const SILENCE: Duration = Duration::from_secs(20);
-/// Between two tries to join.
+/// Pause between two tries to join.
 const RETRY: Duration = Duration::from_secs(1);
-/// Between two tries to send, while corosync has no room: at first, and at most.
+/// Pause between two tries to send while corosync has no room: the first, and the longest.
 const ROOM: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
-/// What is still to be sent at the daemon's end gets half of this, and leaving the other half.
+/// Time for the daemon's end: half for messages that are still to be sent, half for leaving.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Messages, and their bytes, that wait for corosync. More means that corosync does not keep up: the link is
 /// lost.
@@ -46,12 +45,12 @@ const EVENTS: usize = 64;
 /// libcpg puts a message of 1 MiB on the stack.
 const STACK: usize = 4 << 20;
 
-/// What happens in the group. `Joined` and `Lost` alternate; either may be the first.
+/// Event in the group. `Joined` and `Lost` alternate; either may be the first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LinkEvent {
     /// This daemon is in the group, and can send. Who else is there comes next, by itself.
     Joined {
-        /// Who this daemon is to the others.
+        /// Member that this daemon is to the others.
         me: Member,
         /// The nodes that corosync.conf names; none where that can't be told.
         nodes: Option<Vec<Node>>,
@@ -80,14 +79,14 @@ pub(crate) enum SendError {
     TooLong(usize),
 }
 
-/// The way into the group. Clones are the same link.
+/// Sending end of a link. Clones are the same link.
 #[derive(Clone)]
 pub(crate) struct Link {
     shared: Arc<LinkShared>,
     ended: watch::Receiver<()>,
 }
 
-/// What is heard in the group. Dropping it ends the link.
+/// Receiver of the group's events. A drop ends the link.
 pub(crate) struct LinkReceiver {
     shared: Arc<LinkShared>,
     events: mpsc::Receiver<(u64, LinkEvent)>,
@@ -125,11 +124,11 @@ impl Link {
     }
 
     /// Sends a message to all members, this one too, after those that were sent before. It belongs to the
-    /// membership that [`Events::next`] told of last, and is sent in no other.
+    /// membership that [`LinkReceiver::next`] told of last, and is sent in no other.
     ///
     /// # Errors
-    /// [`Unsent::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be lost
-    /// then.
+    /// [`SendError::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be
+    /// lost then.
     pub(crate) fn send(&self, data: Vec<u8>) -> Result<(), SendError> {
         self.shared.state().put(data)?;
         self.shared.ring();
@@ -164,8 +163,7 @@ impl Drop for LinkReceiver {
     }
 }
 
-/// What both ends of a link see. The lock is held for a moment, and never while corosync is asked for
-/// anything.
+/// State of both ends of a link. The lock is held for a moment, and never during a call to corosync.
 struct LinkShared {
     state: Mutex<LinkState>,
     bell: PipeWriter,
@@ -175,7 +173,7 @@ struct LinkShared {
 struct LinkState {
     /// The membership that the daemon was told of last, until it is told of its end.
     known: Option<u64>,
-    /// What is to be sent, each in one membership.
+    /// Messages to be sent, each in one membership.
     waiting: VecDeque<(u64, Vec<u8>)>,
     bytes: usize,
     /// There was no more room in `waiting`.
@@ -222,7 +220,7 @@ impl LinkState {
         Ok(())
     }
 
-    /// Whether there was no more room, and whether the daemon wants to leave.
+    /// Returns whether there was no more room, and whether the daemon wants to leave.
     fn told(&self) -> (bool, bool) {
         (self.is_full, self.leaving)
     }
@@ -245,13 +243,13 @@ impl LinkState {
     }
 }
 
-/// What the thread has.
+/// Thread of a link.
 struct LinkThread {
     name: String,
     shared: Arc<LinkShared>,
     rung: PipeReader,
     events: mpsc::Sender<(u64, LinkEvent)>,
-    /// How often the group was joined.
+    /// Number of times that the group was joined.
     number: u64,
     /// Why it is lost, while it is and the daemon knows.
     lost: Option<String>,
@@ -260,7 +258,7 @@ struct LinkThread {
     alive: Option<watch::Sender<()>>,
 }
 
-/// How a membership ended.
+/// End of a membership.
 enum MembershipEnd {
     /// The daemon wants no more of it.
     Left,
@@ -270,18 +268,18 @@ enum MembershipEnd {
     Silent(Corosync),
 }
 
-/// What is open to corosync.
+/// Open connections to corosync.
 struct Corosync {
     group: Group,
     list: NodeList,
 }
 
-/// What was given to corosync, or can't be given to it, in one membership.
+/// Messages of one membership that corosync has, or has no room for.
 #[derive(Default)]
 struct SendQueue {
     /// Next to be sent; corosync had no room for it.
     pending: Option<Vec<u8>>,
-    /// How long to wait before it is tried again.
+    /// Pause before the next try.
     pause: Duration,
     /// Taken by corosync and not come back.
     out: usize,
@@ -469,7 +467,7 @@ impl LinkThread {
 }
 
 impl SendQueue {
-    /// Whether corosync owes us something for too long. `came`: it just delivered something.
+    /// Returns true if corosync has delivered nothing for too long. `came`: it just delivered something.
     fn is_silent(&mut self, came: bool, silence: Duration, now: Instant) -> bool {
         if self.pending.is_none() && self.out == 0 {
             self.since = None;
@@ -482,7 +480,7 @@ impl SendQueue {
         now.duration_since(since) >= silence
     }
 
-    /// How long nothing has to be done if nothing happens.
+    /// Returns the time for which the thread may sleep.
     fn timeout(&self, silence: Duration, now: Instant) -> Option<Duration> {
         let silent = self.since.map(|it| (it + silence).saturating_duration_since(now));
         let pause = self.pending.as_ref().map(|_| self.pause);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Hosts that corosync lost: what proves that one of them is down, and not merely cut off (`host_down`).
 //!
-//! A [`Loss`] is one host's, from the moment when corosync stops to hear it until it hears it again. While
-//! somebody waits for the proof, a task asks for it every few seconds, once for all who wait; what was proved
-//! once stays.
+//! A [`LostHost`] is one host's, from the moment when corosync stops to hear it until it hears it again.
+//! While somebody waits for the proof, a task asks for it every few seconds, once for all who wait; what was
+//! proved once stays.
 //!
 //! It must never take silence, an error or an old fencing for a proof: domains of a host that runs would be
 //! called off.
@@ -23,18 +23,17 @@ use crate::process::run as program;
 #[cfg(test)]
 mod tests;
 
-/// Between two questions.
+/// Pause between two questions.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long one answer may take.
+/// Time for one answer.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long before corosync noticed a loss the fencing that caused it may have ended: what corosync takes to
-/// notice.
+/// Time by which a fencing may have ended before corosync noticed the loss that it caused.
 const NOTICE: Duration = Duration::from_secs(30);
-/// How much a clock of another node may be ahead.
+/// Time by which the clock of another node may be ahead.
 const AHEAD: Duration = Duration::from_secs(5);
 pub(crate) const STONITH_ADMIN: &str = "/usr/sbin/stonith_admin";
 
-/// What proves that a lost host is down, as configured. Clones are the same.
+/// Source of the evidence that a lost host is down, as configured. Clones share it.
 #[derive(Clone)]
 pub(crate) struct DownEvidence {
     how: Arc<EvidenceSource>,
@@ -47,14 +46,14 @@ pub(crate) struct LostHost {
     inner: Arc<LostHostState>,
 }
 
-/// What is known of a lost host.
+/// Knowledge of a lost host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum EvidenceState {
     /// Not that it is down, for this reason.
     Nothing(String),
-    /// It is down: this says so.
+    /// Down, with this evidence.
     Down(String),
-    /// It is heard again.
+    /// Heard again.
     Back,
 }
 
@@ -98,7 +97,7 @@ impl DownEvidence {
 }
 
 impl LostHost {
-    /// What proves that the host is down, in words; waits for the proof where there may be one.
+    /// Returns the evidence that the host is down, in words. Waits for it if there may be any.
     ///
     /// # Errors
     /// No proof until then, or none that could come: why. Then the host may run, and its domains with it.
@@ -118,7 +117,7 @@ impl LostHost {
         }
     }
 
-    /// Whether it was proved already that the host is down. Asks nobody.
+    /// Returns true if there is evidence already that the host is down. Never asks for it.
     pub(crate) fn is_proved(&self) -> bool {
         matches!(*self.inner.known.borrow(), EvidenceState::Down(_))
     }
@@ -129,12 +128,12 @@ impl LostHost {
         self.inner.known.send_replace(EvidenceState::Back);
     }
 
-    /// How long ago it was.
+    /// Returns the time since the loss.
     pub(crate) fn age(&self) -> Duration {
         self.inner.host.since.elapsed()
     }
 
-    /// Sees to it that the question is asked while somebody waits.
+    /// Starts the task that asks, unless it runs.
     fn ask(&self) {
         if self.inner.how.asks_nobody() {
             return;
@@ -152,7 +151,7 @@ struct LostHostState {
     how: Arc<EvidenceSource>,
     pause: Duration,
     known: watch::Sender<EvidenceState>,
-    /// There is a task that asks.
+    /// True while a task asks.
     is_asking: Mutex<bool>,
 }
 
@@ -178,7 +177,7 @@ impl EvidenceSource {
 }
 
 impl LostHostState {
-    /// Asks, until it is known or nobody waits any more.
+    /// Asks until there is evidence, or no task waits for it any more.
     async fn ask_on(self: Arc<Self>) {
         loop {
             let answer = match &*self.how {
@@ -237,7 +236,7 @@ impl LostNode {
         self.judge(&history, SystemTime::now())
     }
 
-    /// Whether one of these took the node down, this time.
+    /// Decides whether one of these fencings took the node down, this time.
     fn judge(&self, fencings: &[FencingRecord], now: SystemTime) -> Result<String, String> {
         let name = self.name.as_deref().unwrap_or_default();
         let ours = |it: &&FencingRecord| {
@@ -262,16 +261,16 @@ impl LostNode {
     }
 }
 
-/// How many fencings Pacemaker remembers, of all nodes: to see whether it can be asked.
+/// Returns the number of fencings that Pacemaker remembers, of all nodes: shows that it can be asked.
 ///
 /// # Errors
-/// It can't: why.
+/// The reason why Pacemaker cannot be asked.
 pub(crate) fn ask_for_history(program: &Path) -> Result<usize, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|it| it.to_string())?.block_on(history(program, "*")).map(|it| it.len())
 }
 
-/// What Pacemaker remembers of this node, latest first; `*`: of all.
+/// Returns Pacemaker's fencing history of this node, latest first; `*`: of all nodes.
 async fn history(program: &Path, node: &str) -> Result<Vec<FencingRecord>, String> {
     let told = |what: &dyn std::fmt::Display| format!("stonith_admin {what}");
     // Without --verbose Pacemaker 2.1 leaves out fencings that are like one before, and so shows old ones
@@ -322,7 +321,7 @@ fn fencings(xml: &str) -> Result<Vec<FencingRecord>, String> {
         .collect())
 }
 
-/// What stonith_admin says when it can't answer: in its XML, else to standard error.
+/// Returns the error text of stonith_admin: from its XML, else from standard error.
 fn refusal(ended: &program::ProcessOutput) -> String {
     let xml = String::from_utf8_lossy(&ended.output);
     let said = roxmltree::Document::parse(&xml).ok().and_then(|it| {

@@ -18,13 +18,13 @@ use crate::hypervisor::Hypervisor;
 use crate::hypervisor::news::{DomainEvent, RefreshScope};
 use crate::util::locks::lock;
 
-/// How long one look may take; with thousands of domains it is a matter of seconds.
+/// Time for one reading of the domains. With thousands of domains it takes seconds.
 const LOOK_LIMIT: Duration = Duration::from_secs(60);
-/// The pause before a look that failed is repeated.
+/// Pause before a failed reading is repeated.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How often it is asked whether "seen to go off here" still stands.
+/// Interval at which "seen to go off here" is checked again.
 const REFRESH: Duration = Duration::from_secs(30);
-/// Domains of one hypervisor that the other hosts are told of.
+/// Most domains of one hypervisor that are published.
 const MAX_DOMAINS: usize = 16_384;
 
 /// A domain of this host.
@@ -34,20 +34,20 @@ pub(crate) struct OwnDomain {
     pub(crate) power: OwnPower,
 }
 
-/// How it is, least certain first.
+/// Power of an own domain, least certain first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum OwnPower {
-    /// Defined and not on here; it may be on elsewhere.
+    /// Defined and not on here; the domain may be on elsewhere.
     Resting,
-    /// It was seen to go off here a short while ago, and left no definition.
+    /// Seen to go off here a short while ago, without a definition left.
     Gone,
-    /// It was seen to go off here a short while ago.
+    /// Seen to go off here a short while ago.
     WentOff,
-    /// Everything that is not off is on.
+    /// On. Every state that is not off counts as on.
     On,
 }
 
-/// What became of a domain: as it is now, or none that is gone.
+/// Change of a domain: its present state, or none if it is gone.
 pub(crate) type OwnChange = (Uuid, Option<OwnDomain>);
 
 /// The domains of all hypervisors of this host.
@@ -58,11 +58,11 @@ pub(crate) struct OwnDomains {
 
 #[derive(Default)]
 struct MergedDomains {
-    /// Of each hypervisor.
+    /// Domains of each hypervisor.
     seen: Vec<BTreeMap<Uuid, OwnDomain>>,
-    /// Which of them were looked at.
+    /// True for each hypervisor that was read.
     looked_at: Vec<bool>,
-    /// What was published.
+    /// Published domains.
     merged: BTreeMap<Uuid, OwnDomain>,
 }
 
@@ -86,7 +86,7 @@ impl OwnDomains {
         this
     }
 
-    /// What the hypervisor at `place` has, as far as it was looked at.
+    /// Takes a reading of the hypervisor at `place`.
     fn saw(&self, place: usize, seen: OwnReading) {
         let mut state = lock(&self.state);
         let state = &mut *state;
@@ -137,7 +137,7 @@ impl MergedDomains {
     }
 }
 
-/// What a look showed.
+/// Result of reading the domains of a hypervisor.
 enum OwnReading {
     Everything(BTreeMap<Uuid, OwnDomain>),
     These(Vec<OwnChange>),
@@ -163,8 +163,9 @@ async fn keep(
             task = RefreshScope::next(&mut news) => task,
             () = tokio::time::sleep(REFRESH) => {
                 let state = lock(&own.state);
-                let went_off = state.seen[place].iter().filter(|(_, it)| matches!(it.power, OwnPower::WentOff | OwnPower::Gone));
-                RefreshScope::These(went_off.map(|(uuid, _)| *uuid).collect())
+                let went_off = |own: &OwnDomain| matches!(own.power, OwnPower::WentOff | OwnPower::Gone);
+                let seen = state.seen[place].iter().filter(|(_, own)| went_off(own));
+                RefreshScope::These(seen.map(|(uuid, _)| *uuid).collect())
             }
         };
     }
@@ -212,7 +213,7 @@ fn all(connection: &Connection, memory: &Hypervisor) -> Result<BTreeMap<Uuid, Ow
     Ok(all)
 }
 
-/// The domain as it is; none when it is gone, and was not seen to go off here.
+/// Reads one domain; none if it is gone and was not seen to go off here.
 fn one(connection: &Connection, memory: &Hypervisor, uuid: Uuid) -> Result<Option<OwnDomain>, Error> {
     let seen = |domain: &Domain| Ok((domain.state()?, domain.is_active()?));
     let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(gone(memory, uuid)) };

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Hosts of a small cluster, whose guests shoot each other, over random schedules.
 //!
-//! The world plays corosync (one order for all members of a component; what a host sent is ordered any time later, also
-//! after changes of the membership that it did not know of then; each host hears at its own pace), the hosts' daemons
-//! (which come, go, are stopped and go on, lose corosync and find it again), the guests, and the hosts' work for each
-//! other. What happens next is drawn from all that could.
+//! The world plays corosync (one order for all members of a component; what a host sent is ordered any time
+//! later, also after changes of the membership that it did not know of then; each host hears at its own
+//! pace), the hosts' daemons (which come, go, are stopped and go on, lose corosync and find it again), the
+//! guests, and the hosts' work for each other. What happens next is drawn from all that could.
 //!
 //! `PROPTEST_CASES` sets the number of schedules.
 
@@ -28,7 +28,7 @@ enum Kind {
     Reboot,
 }
 
-/// What a host can see of a guest that asks it.
+/// Facts that a host can see of a guest that sends it requests.
 #[derive(Clone, Copy, Debug)]
 struct Sight {
     known: bool,
@@ -50,7 +50,7 @@ struct Plan {
 enum Step {
     /// For its turn.
     Waiting,
-    /// Its turn has come; the client has not proved itself.
+    /// Granted; the client has not proved itself.
     Proving,
     /// Another host is asked.
     Asking,
@@ -81,7 +81,7 @@ struct Served {
     step: Step,
 }
 
-/// What corosync passes on.
+/// Packet that corosync passes on.
 #[derive(Clone, Debug)]
 enum Packet {
     Said(HostMessage),
@@ -116,7 +116,7 @@ struct Host {
     joined: bool,
 }
 
-/// What may go wrong.
+/// Faults that may happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Faults {
     None,
@@ -145,7 +145,7 @@ struct World {
     /// Faults that may still happen.
     patience: u32,
     start: Instant,
-    /// What the replica was at each point of a common order.
+    /// Replica at each point of a common order.
     replicas: BTreeMap<(u64, u64), String>,
     ran: BTreeSet<(Member, u64)>,
     shots: u32,
@@ -266,7 +266,7 @@ impl World {
         down.map(Event::Up).collect()
     }
 
-    /// What goes on by itself.
+    /// Returns the events that go on without faults.
     fn events(&self) -> Vec<Event> {
         let mut events = Vec::new();
         for (place, host) in self.hosts.iter().enumerate() {
@@ -289,7 +289,7 @@ impl World {
         events
     }
 
-    /// What may go wrong.
+    /// Returns the faults that may happen now.
     fn faulty(&self) -> Vec<Event> {
         let mut events = Vec::new();
         for (place, host) in self.hosts.iter().enumerate() {
@@ -672,7 +672,7 @@ impl World {
         self.finish(place, id, Response::Failure);
     }
 
-    /// What a message is to those that work for each other.
+    /// Takes a message as far as it is part of an ask.
     fn heard(&mut self, place: Place, from: Member, message: HostMessage) {
         let me = self.host(place).member;
         match message {
@@ -792,7 +792,7 @@ impl World {
         self.host(place).served.get_mut(&key).unwrap().step = next;
     }
 
-    /// What a change of the membership means to those that work for each other.
+    /// Ends asks after a membership change.
     fn who_is_gone(&mut self, place: Place) {
         let host = self.host(place);
         let is_gone = |it: &Member| !host.members.contains(it);

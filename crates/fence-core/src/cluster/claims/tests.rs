@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What random schedules come to seldom, step by step.
+//! Cases that random schedules reach seldom, step by step.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ struct Net {
     hosts: Vec<ClusterArbiter>,
     /// Said, and not heard by anybody yet.
     out: Vec<VecDeque<HostMessage>>,
-    /// What each was to do besides.
+    /// Other effects of each host.
     done: Vec<Vec<ClaimEffect>>,
     group: BTreeSet<usize>,
     start: Instant,
@@ -101,7 +101,7 @@ impl Net {
         id
     }
 
-    /// What a host was to do since it was asked last.
+    /// Takes the effects of a host since the last call.
     fn done(&mut self, host: usize) -> Vec<ClaimEffect> {
         std::mem::take(&mut self.done[host])
     }

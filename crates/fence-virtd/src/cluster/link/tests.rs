@@ -329,7 +329,7 @@ async fn next(events: &mut LinkReceiver) -> LinkEvent {
     tokio::time::timeout(PATIENCE, events.next()).await.unwrap().unwrap()
 }
 
-/// Who we are in the next membership.
+/// Returns our member of the next membership.
 async fn joined(events: &mut LinkReceiver) -> Member {
     loop {
         if let LinkEvent::Joined { me, .. } = next(events).await {

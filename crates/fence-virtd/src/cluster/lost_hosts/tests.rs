@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Against what Pacemaker 2.1.5 answered (`*.xml`: n2 was fenced, once in vain, unfenced in vain, and confirmed by hand).
+//! Against what Pacemaker 2.1.5 answered (`*.xml`: n2 was fenced, once in vain, unfenced in vain, and
+//! confirmed by hand).
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -232,7 +233,7 @@ fn proofs(how: EvidenceSource) -> DownEvidence {
     DownEvidence { how: Arc::new(how), pause: Duration::from_millis(10) }
 }
 
-/// What was answered first.
+/// Returns the first answer.
 async fn answered(loss: &LostHost) -> String {
     let begin = Instant::now();
     loop {
@@ -244,8 +245,8 @@ async fn answered(loss: &LostHost) -> String {
     }
 }
 
-/// A program that runs in its own directory. It is a link to one that is never open for writing: while it is, in whatever
-/// process that another test just started, it can't be started.
+/// A program that runs in its own directory. It is a link to one that is never open for writing: while it is,
+/// in whatever process that another test just started, it can't be started.
 fn script(dir: &TempDir, body: &str) -> PathBuf {
     let path = dir.path().join("program");
     if !path.exists() {
