@@ -4,6 +4,8 @@
 //!
 //! Owns values only, which any task may hold. Must never do I/O.
 
+use fence_wire::Action;
+
 /// Reference to a domain that was located.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DomainRef {
@@ -80,6 +82,43 @@ pub enum PowerState {
     Off,
 }
 
+/// Action on the power of one domain. Other layers' actions convert to and from this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PowerAction {
+    /// Read the power state.
+    Status,
+    /// Start the domain.
+    On,
+    /// Power the domain off.
+    Off,
+    /// Power the domain off and start it again.
+    Reboot,
+}
+
+impl PowerAction {
+    /// Returns the power action of a request; none for an action that concerns no single domain.
+    pub fn of_request(action: Action) -> Option<Self> {
+        match action {
+            Action::Status => Some(Self::Status),
+            Action::On => Some(Self::On),
+            Action::Off => Some(Self::Off),
+            Action::Reboot => Some(Self::Reboot),
+            Action::Null | Action::Monitor | Action::List => None,
+        }
+    }
+}
+
+impl From<PowerAction> for Action {
+    fn from(action: PowerAction) -> Self {
+        match action {
+            PowerAction::Status => Self::Status,
+            PowerAction::On => Self::On,
+            PowerAction::Off => Self::Off,
+            PowerAction::Reboot => Self::Reboot,
+        }
+    }
+}
+
 /// Domain in a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedDomain {
@@ -138,4 +177,24 @@ pub fn merge(domains: &mut Vec<ListedDomain>) {
         (&a.name, &a.uuid, a.power == PowerState::Off).cmp(&(&b.name, &b.uuid, b.power == PowerState::Off))
     });
     domains.dedup_by(|later, first| later.uuid == first.uuid && later.name == first.name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::message::AskAction;
+
+    #[test]
+    fn a_power_action_survives_each_conversion() {
+        for action in [PowerAction::Status, PowerAction::On, PowerAction::Off, PowerAction::Reboot] {
+            assert_eq!(PowerAction::of_request(action.into()), Some(action));
+            assert_eq!(PowerAction::from(AskAction::from(action)), action);
+            let arbitrated = crate::arbiter::ArbitratedAction::of(action, "vm".into());
+            assert_eq!(arbitrated.action(), action);
+            assert_eq!(arbitrated.target().is_some(), action != PowerAction::Status);
+        }
+        for action in [Action::Null, Action::Monitor, Action::List] {
+            assert_eq!(PowerAction::of_request(action), None);
+        }
+    }
 }

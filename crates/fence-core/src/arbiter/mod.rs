@@ -15,8 +15,8 @@
 //!
 //! A joined request gets [`ArbiterDecision::Deliver`]: the caller asks its peer for the proof and then sends
 //! the result of the work that it joined. So proof always follows the decision, for either kind, and never
-//! comes before it. Every accepted request ends in exactly one of: a report by the caller (finished or abandoned),
-//! [`ArbiterDecision::Drop`], [`ArbiterDecision::Deliver`].
+//! comes before it. Every accepted request ends in exactly one of: a report by the caller (finished or
+//! abandoned), [`ArbiterDecision::Drop`], [`ArbiterDecision::Deliver`].
 //!
 //! # What holds up what
 //! | two requests | the later waits until the earlier is |
@@ -54,6 +54,8 @@
 //! For the same reason a request in flight can't lose its source to another; a peer that shoots itself can.
 
 use std::time::{Duration, Instant};
+
+use crate::domain::PowerAction;
 
 pub use self::grant::{Grant, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
 
@@ -416,7 +418,28 @@ impl ArbiterRequest {
 }
 
 impl ArbitratedAction {
-    fn target(&self) -> Option<&str> {
+    /// Returns a power action on this target, as the arbiter orders it.
+    pub fn of(action: PowerAction, target: String) -> Self {
+        match action {
+            PowerAction::Status => Self::Look,
+            PowerAction::On => Self::On(target),
+            PowerAction::Off => Self::Off(target),
+            PowerAction::Reboot => Self::Reboot(target),
+        }
+    }
+
+    /// Returns the power action; status for every action that changes nothing.
+    pub fn action(&self) -> PowerAction {
+        match self {
+            Self::Look => PowerAction::Status,
+            Self::On(_) => PowerAction::On,
+            Self::Off(_) => PowerAction::Off,
+            Self::Reboot(_) => PowerAction::Reboot,
+        }
+    }
+
+    /// Returns the target of an action that changes the target's power.
+    pub fn target(&self) -> Option<&str> {
         match self {
             Self::Look => None,
             Self::On(target) | Self::Off(target) | Self::Reboot(target) => Some(target),

@@ -29,7 +29,8 @@ enum Kind {
 struct Sight {
     known: bool,
     peer: bool,
-    /// Node that is known by its serial line, where there is no challenge: its request is done though it is off.
+    /// Node that is known by its serial line, where there is no challenge: its request is done though it is
+    /// off.
     serial: bool,
 }
 

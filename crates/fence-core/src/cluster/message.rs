@@ -13,6 +13,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::arbiter::{ArbitratedAction, PeerId, RequestSource};
+use crate::domain::PowerAction;
 
 #[cfg(test)]
 mod tests;
@@ -455,15 +456,32 @@ const KINDS: [&str; 16] = [
     "domain_gone",
 ];
 
+impl From<PowerAction> for AskAction {
+    fn from(action: PowerAction) -> Self {
+        match action {
+            PowerAction::Status => Self::Status,
+            PowerAction::On => Self::On,
+            PowerAction::Off => Self::Off,
+            PowerAction::Reboot => Self::Reboot,
+        }
+    }
+}
+
+impl From<AskAction> for PowerAction {
+    fn from(action: AskAction) -> Self {
+        match action {
+            AskAction::Status => Self::Status,
+            AskAction::On => Self::On,
+            AskAction::Off => Self::Off,
+            AskAction::Reboot => Self::Reboot,
+        }
+    }
+}
+
 impl ClaimMessage {
     /// Builds the claim of a request.
     pub fn of(id: u64, work: &ArbitratedAction, source: &RequestSource, peer: Option<&PeerId>) -> Self {
-        let (what, target) = match work {
-            ArbitratedAction::Look => (AskAction::Status, ""),
-            ArbitratedAction::On(target) => (AskAction::On, target.as_str()),
-            ArbitratedAction::Off(target) => (AskAction::Off, target.as_str()),
-            ArbitratedAction::Reboot(target) => (AskAction::Reboot, target.as_str()),
-        };
+        let (what, target) = (work.action().into(), work.target().unwrap_or_default());
         let source = match source {
             RequestSource::Known(source) => Some(source.clone()),
             RequestSource::Unknown => None,
@@ -473,13 +491,7 @@ impl ClaimMessage {
 
     /// Returns the action of the claim as the arbiter knows it.
     pub fn work(&self) -> ArbitratedAction {
-        let target = self.target.clone();
-        match self.what {
-            AskAction::Status => ArbitratedAction::Look,
-            AskAction::On => ArbitratedAction::On(target),
-            AskAction::Off => ArbitratedAction::Off(target),
-            AskAction::Reboot => ArbitratedAction::Reboot(target),
-        }
+        ArbitratedAction::of(self.what.into(), self.target.clone())
     }
 }
 

@@ -14,7 +14,7 @@ use super::asks::{AskEvent, result};
 use super::state::Cluster;
 use crate::request::lease::Lease;
 use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
-use fence_core::domain::{ActionError, DomainRef, PowerState};
+use fence_core::domain::{ActionError, DomainRef, PowerAction, PowerState};
 
 /// Time by which an owner's reply may be late: an owner with no better result replies at the deadline itself.
 const REPLY_GRACE: Duration = Duration::from_millis(500);
@@ -29,7 +29,8 @@ impl Cluster {
         rests: bool,
         lease: &Lease,
     ) -> Result<PendingAsk, ActionError> {
-        let what = ask_action(action)
+        let what = PowerAction::of_request(action)
+            .map(AskAction::from)
             .ok_or_else(|| ActionError::Refused(format!("{action} is not for other hosts")))?;
         let mut state = self.state();
         let owner = state.name(to.node);
@@ -185,14 +186,4 @@ impl Drop for PendingAsk {
             self.cluster.state().outgoing_asks.give_up(self.ask);
         }
     }
-}
-
-fn ask_action(action: Action) -> Option<AskAction> {
-    Some(match action {
-        Action::Status => AskAction::Status,
-        Action::Off => AskAction::Off,
-        Action::Reboot => AskAction::Reboot,
-        Action::On => AskAction::On,
-        Action::Null | Action::Monitor | Action::List => return None,
-    })
 }

@@ -21,8 +21,8 @@ use crate::service::execute::{
     NOT_STARTED, PowerAction, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
 };
 use fence_core::access::{AccessRules, Identity};
-use fence_core::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, HostMessage, Member};
-use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
+use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
+use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerAction, PowerState};
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -39,7 +39,7 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
         key: None,
         // The asker checked access: it knows the source.
         access: Arc::new(AccessRules::new(None)),
-        action: action(ask.what),
+        action: PowerAction::from(ask.what).into(),
         target: Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none()),
         trail: AgentRunTrail::default(),
     };
@@ -219,14 +219,5 @@ impl ServeOutcome {
             Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),
             Self::Failed(error) => Some(error.to_string()),
         }
-    }
-}
-
-fn action(what: AskAction) -> Action {
-    match what {
-        AskAction::Status => Action::Status,
-        AskAction::On => Action::On,
-        AskAction::Off => Action::Off,
-        AskAction::Reboot => Action::Reboot,
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection};
-use fence_core::domain::DomainRef;
+use fence_core::domain::{DomainRef, PowerAction};
 use fence_wire::{Action, Challenge, Proved, Response};
 use tokio::sync::Notify;
 use tracing::debug;
@@ -325,13 +325,8 @@ async fn until_abandoned(lease: &Lease) -> Rejection {
 /// Returns the action to ask the arbiter for. A request that is refused already only looks.
 fn arbitrated_action(job: &RequestJob, resolved: &ResolvedTarget) -> ArbitratedAction {
     let ResolvedTarget::Run(Some(located)) = resolved else { return ArbitratedAction::Look };
-    let uuid = located.domain().uuid.clone();
-    match job.action {
-        Action::On => ArbitratedAction::On(uuid),
-        Action::Off => ArbitratedAction::Off(uuid),
-        Action::Reboot => ArbitratedAction::Reboot(uuid),
-        Action::Null | Action::Status | Action::Monitor | Action::List => ArbitratedAction::Look,
-    }
+    let Some(action) = PowerAction::of_request(job.action) else { return ArbitratedAction::Look };
+    ArbitratedAction::of(action, located.domain().uuid.clone())
 }
 
 /// A request in flight; see [`Service::begin_request`].
