@@ -98,7 +98,8 @@ fn agent(
         }
         let next = if why.contains("killed") {
             format!(
-                "does this host reach its endpoint, within {} s (status_timeout)? see agent.md, \"When it fails\"",
+                "does this host reach its endpoint, within {} s (status_timeout)? see agent.md, \"When it \
+                 fails\"",
                 device.status_timeout.as_secs()
             )
         } else {
@@ -111,7 +112,8 @@ fn agent(
         (Err(why), _) => failed(why),
         (Ok(_), Some(Err(why))) => failed(why),
         (Ok(about), _) if about.is_silent => {
-            let next = "have its action metadata print its options and actions; until then it is told the plug by every name";
+            let next = "have its action metadata print its options and actions; until then it is told the \
+                        plug by every name";
             Finding::warning(CHECK, name, format!("{program}: monitor is well, but it has no metadata"), next)
         }
         (Ok(_), Some(Ok(took))) => {
@@ -172,7 +174,8 @@ fn secret(name: &str, option: &str, path: &Path, read: &Result<(), String>) -> F
         Ok(()) => Finding::ok(CHECK, subject, format!("{file} can be read")),
         Err(why) => {
             let next = format!(
-                "chown root {file}; chmod 600 {file}; its first line is the value. One that is not there: install -m 600 \
+                "chown root {file}; chmod 600 {file}; its first line is the value. One that is not there: \
+                 install -m 600 \
                  /dev/null {file}"
             );
             Finding::failed(CHECK, subject, why, next)

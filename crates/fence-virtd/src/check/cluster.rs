@@ -78,7 +78,8 @@ impl CorosyncView {
             it => {
                 let text =
                     it.as_ref().err().map_or("corosync.conf has no node list".to_owned(), Error::to_string);
-                let next = "write a nodelist with a nodeid and a name for each node into corosync.conf: without it nothing that \
+                let next = "write a nodelist with a nodeid and a name for each node into corosync.conf: \
+                    without it nothing that \
                             is not seen to be on can be called off";
                 found.push(Finding::failed("hosts", subject, text, next));
                 return found;
@@ -101,7 +102,8 @@ impl CorosyncView {
         found.push(if missing.is_empty() {
             Finding::ok("hosts", subject, text)
         } else {
-            let next = "start fence_virtd there; until then what runs there can't be fenced, and nothing that was not seen to go \
+            let next = "start fence_virtd there; until then what runs there can't be fenced, and nothing \
+                        that was not seen to go \
                         off is called off";
             Finding::warning("hosts", subject, format!("{text}; not heard: {missing}"), next)
         });
@@ -110,7 +112,8 @@ impl CorosyncView {
 
     fn access(&self) -> Finding {
         if self.lets_in == Some(false) {
-            let next = "write it into a file of /etc/corosync/uidgid.d and reload corosync: cpg.md; not needed where the daemon \
+            let next = "write it into a file of /etc/corosync/uidgid.d and reload corosync: cpg.md; not \
+                        needed where the daemon \
                         runs as root";
             return Finding::warning(CHECK, "", format!("reached, but does not let {USER} in"), next);
         }

@@ -60,7 +60,8 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
 pub(super) fn state(directory: Option<&Path>) -> Finding {
     const CHECK: &str = "state_dir";
     let Some(directory) = directory else {
-        let text = "accepted packets are remembered in memory alone: a recorded one may be played again after a restart";
+        let text = "accepted packets are remembered in memory alone: a recorded one may be played again \
+                    after a restart";
         return Finding::warning(CHECK, "", text, "remove state_dir = \"none\" from the fence_virtd block");
     };
     let next =
@@ -94,7 +95,8 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
 pub(super) fn audit_log(file: &Path) -> Finding {
     const CHECK: &str = "audit_log";
     let failed = |text: String| {
-        let next = "make its directory, writable for the daemon's user, or name another file in the fence_virtd block";
+        let next = "make its directory, writable for the daemon's user, or name another file in the \
+                    fence_virtd block";
         Finding::failed(CHECK, shown(file), text, next)
     };
     match fs::metadata(file) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The result of one check, and its two forms: lines for people, JSON for programs.
 //!
-//! Owns the fields of `--check --json`, which other programs read. Values only; must never look at anything itself.
+//! Owns the fields of `--check --json`, which other programs read. Values only; must never look at anything
+//! itself.
 
 use std::fmt::Write as _;
 

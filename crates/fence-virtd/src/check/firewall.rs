@@ -76,7 +76,8 @@ fn judge(
         if rules.input && !names_port(&rules.text, *port) {
             let next = if firewalld {
                 format!(
-                    "firewall-cmd --permanent --zone=ZONE --add-port={port}/{kind} && firewall-cmd --reload (ZONE: \
+                    "firewall-cmd --permanent --zone=ZONE --add-port={port}/{kind} && firewall-cmd --reload \
+                     (ZONE: \
                          that of the guests' bridge)"
                 )
             } else {

@@ -62,7 +62,8 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> Vec<Finding> {
     let (all, on) = (running.len(), running.iter().filter(|it| **it).count());
     let text = format!("reached; {all} domains, {on} of them running");
     let mut found = vec![if all == 0 {
-        let next = "if there should be some: virsh -c with this URI lists what its user may see (qemu:///session is not \
+        let next = "if there should be some: virsh -c with this URI lists what its user may see \
+                    (qemu:///session is not \
                     qemu:///system)";
         Finding::warning("libvirt", escaped(uri).to_string(), text, next)
     } else {
@@ -76,7 +77,8 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> Vec<Finding> {
 fn sockets(connection: &Connection, settings: &SerialListener) -> Finding {
     const CHECK: &str = "serial";
     let subject = settings.path.as_deref().map(shown).unwrap_or_default();
-    let next = "add one to a domain, <serial type='unix'> or <channel type='unix'> with <source mode='bind' path='...'/>, \
+    let next = "add one to a domain, <serial type='unix'> or <channel type='unix'> with <source mode='bind' \
+                path='...'/>, \
                 and start it anew; see fence_virt.conf(5)";
     match served(connection, settings) {
         Err(error) => Finding::failed(CHECK, subject, format!("the domains can't be read: {error}"), next),

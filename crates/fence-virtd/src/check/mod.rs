@@ -152,7 +152,8 @@ fn confined(config: &Config, file: &Path, state: Option<&Path>) -> Finding {
     } else if protection.files == State::Partly && protection.capabilities.is_ok() {
         Finding::ok("sandbox", "", format!("{text}; a newer kernel does more"))
     } else {
-        let next = "nothing has to be done for fencing; a kernel with Landlock and seccomp protects this host better";
+        let next = "nothing has to be done for fencing; a kernel with Landlock and seccomp protects this \
+                    host better";
         Finding::warning("sandbox", "", text, next)
     }
 }

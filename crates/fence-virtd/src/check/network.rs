@@ -60,10 +60,12 @@ pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
                 "the bridge asks who wants multicast (snooping and querier are on)",
             );
         }
-        let text = "the bridge snoops multicast and nobody on it is known to ask (no querier): requests may get lost \
+        let text = "the bridge snoops multicast and nobody on it is known to ask (no querier): requests may \
+                    get lost \
                     some minutes after the daemon's start";
         let next = format!(
-            "ip link set {shown} type bridge mcast_querier 1 (and keep it: in the bridge's configuration), unless a \
+            "ip link set {shown} type bridge mcast_querier 1 (and keep it: in the bridge's configuration), \
+             unless a \
              router on this network is the querier"
         );
         Finding::warning(CHECK, shown, text, next)
@@ -92,7 +94,8 @@ fn multicast(settings: &MulticastListener, all: &[Interface]) -> Finding {
     };
     let shown = escaped(name).to_string();
     let Some(interface) = all.iter().find(|it| it.name == *name) else {
-        let next = "correct interface in the multicast block (ip link lists them), or bring the bridge up first; \
+        let next = "correct interface in the multicast block (ip link lists them), or bring the bridge up \
+                    first; \
                     with wait_for_init = \"yes\" the daemon waits for it";
         return Finding::failed(CHECK, shown, "does not exist", next);
     };

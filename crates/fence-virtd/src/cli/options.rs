@@ -81,7 +81,8 @@ Usage: fence_virtd [options]
   -p FILE    file for the process id (default /var/run/fence_virtd.pid)
   -h         this text
   -V         version
-  --keygen [FILE]  make a new key in a file that is not there yet, nothing else (default /etc/cluster/fence_xvm.key)
+  --keygen [FILE]  make a new key in a file that is not there yet, nothing else (default \
+  /etc/cluster/fence_xvm.key)
   --check          check the configuration and this host, change nothing; with -f FILE; --json prints JSON
   --status         ask the running daemon how it is, by the metrics of its configuration; with -f FILE
 ";

@@ -23,8 +23,10 @@ const NONE: &[u8] = b"none";
 impl Dialogue<'_> {
     pub(super) fn agent(&mut self) -> DialogueResult<()> {
         self.explain(
-            "agent: any hypervisor or machine that a fence agent is installed for. A device is one endpoint, such as a\n\
-             member of a pool or a management board: the agent, and what it needs to get there. docs/agent.md has\n\
+            "agent: any hypervisor or machine that a fence agent is installed for. A device is one endpoint, \
+             such as a\n\
+             member of a pool or a management board: the agent, and what it needs to get there. \
+             docs/agent.md has\n\
              examples. \"none\" means no more devices.",
         )?;
         let mut left = self.names_of_devices();
@@ -69,7 +71,8 @@ impl Dialogue<'_> {
             Ok(installed(agent))
         })?;
         self.explain(
-            "The domains that it serves: \"web1, web2\"; or \"web1:101, web2:102\", where the agent calls them 101 and\n\
+            "The domains that it serves: \"web1, web2\"; or \"web1:101, web2:102\", where the agent calls \
+             them 101 and\n\
              102; or \"*\" for all that it lists.",
         )?;
         let in_blocks = self.tree.has_block(&format!("{block}/domain"));
@@ -77,7 +80,8 @@ impl Dialogue<'_> {
         let default = if in_blocks { "none" } else { "*" };
         self.ask(&Question { default, none: in_blocks, ..Question::of("Domains", &key) })?;
         self.explain(
-            "Options of the agent, by the names in its manual page, one after the other. \"none\" means no more.",
+            "Options of the agent, by the names in its manual page, one after the other. \"none\" means no \
+             more.",
         )?;
         let options = format!("{block}/options");
         let mut left: Vec<Vec<u8>> = self.tree.keys(&options).into_iter().map(<[u8]>::to_vec).collect();
@@ -115,7 +119,8 @@ impl Dialogue<'_> {
         let in_file = format!("{key}_file");
         let is_here = self.tree.value(key).is_some();
         self.explain(&format!(
-            "{option} is a secret. It is read from the first line of a file that only its owner can read; this file then has\n\
+            "{option} is a secret. It is read from the first line of a file that only its owner can read; \
+             this file then has\n\
              {option}_file. {}",
             if is_here { "\"none\" leaves it where it is, here." } else { "\"none\": it comes here." }
         ))?;

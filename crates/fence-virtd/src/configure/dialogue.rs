@@ -76,8 +76,10 @@ impl Dialogue<'_> {
         self.address("multicast", "Multicast IP Address", &default)?;
         self.port("multicast", "Multicast IP Port")?;
         self.explain(
-            "The interface is where requests are expected, such as the bridge of the guests (virbr0). Without\n\
-             one the system chooses, and where this host is the gateway of the guests it may choose wrongly.\n\
+            "The interface is where requests are expected, such as the bridge of the guests (virbr0). \
+             Without\n\
+             one the system chooses, and where this host is the gateway of the guests it may choose \
+             wrongly.\n\
              \"none\" means no interface.",
         )?;
         let key = "listeners/multicast/interface";
@@ -135,7 +137,8 @@ impl Dialogue<'_> {
 
     fn cpg(&mut self) -> DialogueResult<()> {
         self.explain(
-            "cpg: domains that move between the hosts of a corosync cluster. Each host runs fence_virtd, and the\n\
+            "cpg: domains that move between the hosts of a corosync cluster. Each host runs fence_virtd, and \
+             the\n\
              one that has the domain carries the request out.",
         )?;
         let question = Question::of("Libvirt URI", "backends/cpg/uri");
@@ -193,7 +196,8 @@ impl Dialogue<'_> {
         let answer = self.ask_and_look(&question, |console, path, _| key_at(console, path, make_key))?;
         if answer.is_none() {
             let text = format!(
-                "Without this line {DEFAULT_KEY_FILE} is used; only hash and auth \"none\" do without a key.\n"
+                "Without this line {DEFAULT_KEY_FILE} is used; only hash and auth \"none\" do without a \
+                 key.\n"
             );
             self.console.say(text.as_bytes())?;
         } else if before > 1 {
@@ -262,7 +266,8 @@ fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> DialogueResu
     let Err(error) = key_file::load(path) else { return Ok(AnswerCheck::Good) };
     if matches!(error, KeyFileError::Missing { .. }) && console.is_terminal() {
         let text = format!(
-            "{name} does not exist. Where the cluster has a key on another machine, copy that one here later.\n"
+            "{name} does not exist. Where the cluster has a key on another machine, copy that one here \
+             later.\n"
         );
         console.say(text.as_bytes())?;
         if console.confirm(&format!("Make a new key in {name} now"), false)? {

@@ -67,11 +67,15 @@ const FILES: &[&str] = &[
     "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } # end without a line feed",
     "listeners { multicast { port = \"0\"; } }\r\n",
     "fence_virtd { listener = \"bogus\"; }\n",
-    "fence_virtd { listener = \"tcp\"; }\nlisteners { tcp { family = \"ipv6\"; } }\nlisteners { tcp { hash = \"x\"; } }\n",
-    "FENCE_VIRTD { LISTENER = \"Serial, VSOCK\"; Backend = \"cpg\"; name_mode = \"name\"; }\nfuture { x = \"1\"; }\n",
-    "fence_virtd { }\nlisteners { multicast { key_file = \"/a\"; key_file = \"/b\"; interface = \"none\"; } }\n\
+    "fence_virtd { listener = \"tcp\"; }\nlisteners { tcp { family = \"ipv6\"; } }\nlisteners { tcp { hash = \
+     \"x\"; } }\n",
+    "FENCE_VIRTD { LISTENER = \"Serial, VSOCK\"; Backend = \"cpg\"; name_mode = \"name\"; }\nfuture { x = \
+     \"1\"; }\n",
+    "fence_virtd { }\nlisteners { multicast { key_file = \"/a\"; key_file = \"/b\"; interface = \"none\"; } \
+     }\n\
      groups { group { ip = \"1.2.3.4\"; uuid = \"vm\"; } }\n",
-    "fence_virtd { backend = \"agent\"; }\nbackends { agent { device = \"pool/1\" { agent = \"fence_xenapi\"; plugs = \"*\"; \
+    "fence_virtd { backend = \"agent\"; }\nbackends { agent { device = \"pool/1\" { agent = \
+     \"fence_xenapi\"; plugs = \"*\"; \
      options { ip = \"::1\"; password = \"secret\"; login_file = \"/proc/none/login\"; } }\n\
      device = \" x \" { agent = \"/x\"; domain = \"d\" { plug = \"1\"; } } } }\n",
     "listeners = \"x\";\nbackends { libvirt = \"y\"; }\n",

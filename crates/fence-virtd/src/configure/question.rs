@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One question: its prompt, its default, the check of the answer, and the change in the tree.
 //!
-//! Owns the tree while questions are asked. An answer is accepted only where the daemon would accept a file with it.
-//! Must never write a file.
+//! Owns the tree while questions are asked. An answer is accepted only where the daemon would accept a file
+//! with it. Must never write a file.
 
 use std::path::Path;
 

@@ -25,8 +25,8 @@ impl<'a> Uri<'a> {
         Self { driver, transport, host, path, query }
     }
 
-    /// Returns true where libvirt starts programs for this URI: ssh, a command of the user's, a hypervisor or a
-    /// libvirtd of its own. Assumed of every driver that is not known to start none.
+    /// Returns true where libvirt starts programs for this URI: ssh, a command of the user's, a hypervisor or
+    /// a libvirtd of its own. Assumed of every driver that is not known to start none.
     pub(super) fn starts_programs(&self) -> bool {
         let quiet = ["qemu", "xen", "lxc", "ch", "test", "esx", "vpx", "gsx", "hyperv"];
         let starts = |it: &str| !["unix", "tcp", "tls", "libssh", "libssh2"].contains(&it);
@@ -40,7 +40,8 @@ impl<'a> Uri<'a> {
         !self.host.is_empty() || !matches!(self.transport, None | Some("unix"))
     }
 
-    /// Returns the files that the URI names: the test driver's domains, and every path in its query but sockets.
+    /// Returns the files that the URI names: the test driver's domains, and every path in its query but
+    /// sockets.
     pub(super) fn files(&self) -> impl Iterator<Item = &'a OsStr> {
         let domains = Some(self.path).filter(|_| self.driver == "test" && self.path != "/default");
         let named = self.query.split(['&', ';']).filter_map(|it| it.split_once('='));

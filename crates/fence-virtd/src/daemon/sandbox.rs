@@ -319,8 +319,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let text = format!(
-            r#"fence_virtd {{ backend = "agent"; }} backends {{ agent {{ device = "a" {{ agent = "fence_any"; plugs = "x";
-            options {{ password_file = "{}/password"; ip = "/not/a/file"; key_file = "relative"; }} }} }} }}"#,
+            r#"fence_virtd {{ backend = "agent"; }} backends {{ agent {{
+            device = "a" {{ agent = "fence_any"; plugs = "x"; options {{
+                password_file = "{}/password"; ip = "/not/a/file"; key_file = "relative";
+            }} }} }} }}"#,
             root.display()
         );
         let config = config(&text);
