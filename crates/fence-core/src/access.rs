@@ -11,6 +11,8 @@ use std::net::IpAddr;
 
 use fence_config::Group;
 
+use crate::domain::DomainId;
+
 /// Access rules, read once.
 #[derive(Debug)]
 pub struct AccessRules {
@@ -104,7 +106,7 @@ struct GroupRule {
     members: HashSet<String>,
     /// UUIDs among the members. A list asks for each domain of the host. With a walk through the members a
     /// group of a thousand would keep a worker from other requests for a second.
-    uuids: HashSet<u128>,
+    uuids: HashSet<DomainId>,
 }
 
 /// Returns the title of a group in messages, from its position in the configuration.
@@ -125,7 +127,7 @@ impl AccessRules {
             ips: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             cids: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             members: group.uuids.iter().cloned().collect(),
-            uuids: group.uuids.iter().filter_map(|it| parse_uuid(it)).collect(),
+            uuids: group.uuids.iter().filter_map(|it| DomainId::parse_any_dashes(it)).collect(),
         };
         Self { groups: groups.map(|all| all.iter().enumerate().map(rule).collect()) }
     }
@@ -204,19 +206,8 @@ impl GroupRule {
     }
 
     fn has_uuid(&self, text: &str) -> bool {
-        parse_uuid(text).is_some_and(|it| self.uuids.contains(&it))
+        DomainId::parse_any_dashes(text).is_some_and(|it| self.uuids.contains(&it))
     }
-}
-
-/// Parses a UUID, in either case, with dashes or without.
-fn parse_uuid(text: &str) -> Option<u128> {
-    let mut digits = 0;
-    let value = text.chars().filter(|it| *it != '-').try_fold(0_u128, |value, it| {
-        digits += 1;
-        // After 32 digits the first ones are gone, and the count says so.
-        Some(value << 4 | u128::from(it.to_digit(16)?))
-    })?;
-    (digits == 32).then_some(value)
 }
 
 /// Proof that a peer has one of the keys.
@@ -299,33 +290,6 @@ mod tests {
             let rules = access(&format!("group {{ ip = \"10.0.0.1\"; uuid = \"{member}\"; }}"));
             assert!(rules.shows(&from_ip("10.0.0.1"), OWN, A, "a"), "{member}");
             assert!(!rules.shows(&from_ip("10.0.0.1"), OWN, B, "b"), "{member}");
-        }
-    }
-
-    #[test]
-    fn what_is_a_uuid() {
-        let value = Some(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
-        for text in [
-            "12345678-9abc-def0-1234-56789abcdef0",
-            "12345678-9ABC-DEF0-1234-56789ABCDEF0",
-            "123456789abcdef0123456789abcdef0",
-            "-123456789abcdef0-123456789abcdef0-",
-        ] {
-            assert_eq!(parse_uuid(text), value, "{text}");
-        }
-        for text in [
-            "",
-            "-",
-            "vm1",
-            "12345678-9abc-def0-1234-56789abcdef",
-            "12345678-9abc-def0-1234-56789abcdef00",
-            "012345678-9abc-def0-1234-56789abcdef0",
-            "12345678-9abc-def0-1234-56789abcdefg",
-            "+2345678-9abc-def0-1234-56789abcdef0",
-            "12345678 9abc def0 1234 56789abcdef0",
-            "\u{ff11}2345678-9abc-def0-1234-56789abcdef0",
-        ] {
-            assert_eq!(parse_uuid(text), None, "{text}");
         }
     }
 

@@ -14,6 +14,7 @@ use fence_wire::Target;
 use sha1::{Digest as _, Sha1};
 
 use super::listing::{PlugEntry, PlugList};
+use crate::domain::DomainId;
 
 /// Name space of the UUIDs that are made from names, equal on every host.
 const NAME_SPACE: [u8; 16] =
@@ -100,31 +101,17 @@ pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDo
 
 /// Returns the canonical form of a text that reads as a UUID.
 pub fn uuid_in(text: &str) -> Option<String> {
-    let text = text.trim();
-    let dashes = [8, 13, 18, 23];
-    let is_dashed =
-        text.len() == 36 && text.bytes().enumerate().all(|(at, it)| (it == b'-') == dashes.contains(&at));
-    let digits: String = text.chars().filter(|it| *it != '-').collect();
-    if !(is_dashed || text.len() == 32)
-        || digits.len() != 32
-        || !digits.bytes().all(|it| it.is_ascii_hexdigit())
-    {
-        return None;
-    }
-    Some(canonical(&digits.to_ascii_lowercase()))
+    DomainId::parse(text).map(|it| it.to_string())
 }
 
 /// Returns the UUID of version 5 for a name, equal on every host.
 fn uuid_for(name: &str) -> String {
     let hash = Sha1::new().chain_update(NAME_SPACE).chain_update(name).finalize();
-    let mut bytes: Vec<u8> = hash[..16].to_vec();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
     bytes[6] = bytes[6] & 0x0f | 0x50;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    canonical(&bytes.iter().map(|it| format!("{it:02x}")).collect::<String>())
-}
-
-fn canonical(digits: &str) -> String {
-    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+    DomainId::from_bytes(bytes).to_string()
 }
 
 /// Returns the domains that the configuration names.
