@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The devices of the agent backend: whether their agents are there and know their options, whether secrets
-//! are where they should be, and what `monitor` and `list` of each say, run for real.
+//! Check of the agent backend's devices: their agents and options, their secrets, and the output of a real
+//! `monitor` and `list`. Runs in the process of `--check`, on a runtime of its own. Must never act on a
+//! machine.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ use super::finding::{Finding, USER};
 use crate::backend::agent::examine::{AgentCapabilities, DeviceExamination, examine};
 
 const CHECK: &str = "agent";
-/// Names that are shown of many.
+/// Names that are shown of a longer list.
 const MAX_SHOWN: usize = 10;
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
@@ -45,7 +46,7 @@ fn of(backend: &AgentBackend) -> Vec<Finding> {
         .collect()
 }
 
-/// Whether a device serves all that another one does: members of a pool, of which one is its master.
+/// Returns true where a device serves all domains of another: members of a pool, of which one is its master.
 fn serves(device: &AgentDevice, other: &AgentDevice) -> bool {
     let lists_the_same = device.plugs.listed && device.agent == other.agent;
     let names = |domain: &str| device.plugs.named.iter().any(|it| it.domain == domain);
@@ -70,7 +71,7 @@ fn findings(device: &AgentDevice, seen: &DeviceExamination, stands_in: Option<&A
     found
 }
 
-/// Whether requests can be carried out with it. `stands_in` serves the same and is well.
+/// Checks whether the device can carry requests out. `stands_in` serves the same domains and is well.
 fn agent(
     name: &str,
     device: &AgentDevice,
@@ -138,7 +139,7 @@ fn options(name: &str, about: &AgentCapabilities) -> impl Iterator<Item = Findin
     })
 }
 
-/// A file that is read by the agent, which has none of the daemon's rights.
+/// Checks a file that the agent reads, which has none of the daemon's rights.
 fn own_file(name: &str, option: &str, path: &Path) -> Finding {
     const CHECK: &str = "file";
     let subject = format!("{name}: {option}");
@@ -165,7 +166,7 @@ fn own_file(name: &str, option: &str, path: &Path) -> Finding {
     }
 }
 
-/// A file that is read by the daemon.
+/// Checks a file that the daemon reads.
 fn secret(name: &str, option: &str, path: &Path, read: &Result<(), String>) -> Finding {
     const CHECK: &str = "secret";
     let subject = format!("{name}: {option}_file");
@@ -183,7 +184,7 @@ fn secret(name: &str, option: &str, path: &Path, read: &Result<(), String>) -> F
     }
 }
 
-/// Whether it can serve what it is to serve.
+/// Checks whether the device can serve its configured domains.
 fn plugs(
     name: &str,
     device: &AgentDevice,

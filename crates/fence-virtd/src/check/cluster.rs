@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The cpg backend: whether corosync can be asked, by the daemon's user too, which hosts are in the groups,
-//! and whether there could be a proof that a lost host is down. Joins no group: hosts of the C daemon would
-//! publish all they have.
+//! Check of the cpg backend: access to corosync, for the daemon's user too; the hosts in the groups; and the
+//! evidence that a lost host is down. Runs in the process of `--check`, with one thread that asks corosync.
+//! Must never join a group: hosts of the C daemon would publish all that they have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,14 +23,14 @@ use crate::cluster::{link, lost_hosts as lost};
 mod tests;
 
 const CHECK: &str = "corosync";
-/// How long corosync may take to answer.
+/// Time for corosync to answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let Some(settings) = config.cpg() else { return Vec::new() };
     let (tell, told) = mpsc::channel();
     let groups = groups(settings);
-    // Asking corosync while it is stopped does not end: then this thread ends with the process.
+    // A call to a corosync that is stopped does not end: then this thread ends with the process.
     thread::spawn(move || drop(tell.send(CorosyncView::look(&groups))));
     let mut found = match told.recv_timeout(LIMIT) {
         Ok(Ok(seen)) => seen.findings(settings),
@@ -41,19 +41,19 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
     found
 }
 
-/// The group of all hosts, and that of those that run this daemon.
+/// Returns the group of all hosts, and that of hosts with this daemon.
 fn groups(settings: &CpgBackend) -> [String; 2] {
     [settings.group.clone(), format!("{}-2", settings.group)]
 }
 
-/// What corosync said.
+/// Answers of corosync.
 #[derive(Clone)]
 struct CorosyncView {
     nodes: Result<Vec<Node>, Error>,
-    /// Of each of the [`groups`].
+    /// Members of each of the [`groups`].
     members: [Vec<Member>; 2],
-    /// Whether the daemon's own user is let in; none where there is no such user, or nobody could be anybody
-    /// else.
+    /// True where the daemon's own user is let in; none where there is no such user, or this process can't
+    /// become another user.
     lets_in: Option<bool>,
 }
 

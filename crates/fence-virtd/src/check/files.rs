@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Key files, the state directory, the audit file.
+//! Check of files: keys, the state directory, the audit file, the socket of the metrics. Runs in the process
+//! of `--check`. Must never create or write a file.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,7 +18,7 @@ use super::finding::Finding;
 use crate::listener::keys::{ListenerKeys, shown_group};
 use crate::listener::rules::have_keys;
 
-/// Every key file once, those of groups too, and keys that stand for more than one.
+/// Checks every key file once, those of groups too, and reports keys that stand for more than one.
 pub(super) fn keys(config: &Config) -> Vec<Finding> {
     let groups = config.groups.as_deref().unwrap_or_default();
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
@@ -56,7 +57,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
     found
 }
 
-/// Whether packets are remembered across restarts.
+/// Checks whether packets are remembered across restarts.
 pub(super) fn state(directory: Option<&Path>) -> Finding {
     const CHECK: &str = "state_dir";
     let Some(directory) = directory else {
@@ -91,7 +92,7 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
     }
 }
 
-/// Whether the daemon, which does not start without it, can write its audit file.
+/// Checks whether the daemon can write its audit file. The daemon does not start without it.
 pub(super) fn audit_log(file: &Path) -> Finding {
     const CHECK: &str = "audit_log";
     let failed = |text: String| {
@@ -115,7 +116,7 @@ pub(super) fn audit_log(file: &Path) -> Finding {
     }
 }
 
-/// Whether the daemon can make the socket of its metrics. It goes on without.
+/// Checks whether the daemon can make the socket of its metrics. The daemon goes on without it.
 pub(super) fn metrics(socket: &Path) -> Finding {
     const CHECK: &str = "metrics";
     let warning = |text: &str| {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hints at a firewall that may be in the way. Rules can say anything in any order, so these are never more
-//! than hints: something drops, and nothing names the port.
+//! Hints at a firewall that may block requests. Rules can say anything in any order, so these are never more
+//! than hints: a rule drops, and no rule names the port. Runs in the process of `--check`, with one thread
+//! for each tool. Must never change a rule or load a module.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -14,10 +15,10 @@ use fence_config::{Config, Listener};
 use super::finding::Finding;
 
 const CHECK: &str = "firewall";
-/// How long a tool may take.
+/// Time for one tool.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What the firewall may do to requests and call-backs.
+/// Returns hints at rules that may drop requests or call-backs.
 pub(super) fn hints(config: &Config) -> Vec<Finding> {
     let mut wanted = BTreeSet::new();
     for it in &config.listeners {
@@ -53,14 +54,14 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
     found
 }
 
-/// What a set of rules comes to, roughly.
+/// Rough summary of a set of rules.
 #[derive(Default, PartialEq, Eq, Debug)]
 struct FirewallRules {
-    /// Something that comes in is dropped.
+    /// Some incoming packets are dropped.
     input: bool,
-    /// Something that goes out is dropped.
+    /// Some outgoing packets are dropped.
     output: bool,
-    /// Ports that some rule names.
+    /// The rules as text.
     text: String,
 }
 
@@ -100,7 +101,7 @@ fn is_firewalld(rules: &str) -> bool {
     rules.contains("table inet firewalld")
 }
 
-/// Whether a number stands there as a word, or a range has it.
+/// Returns true where a port stands in the rules as a word, or a range contains it.
 fn names_port(rules: &str, port: u16) -> bool {
     let words = rules.split(|c: char| !c.is_ascii_digit() && c != '-' && c != ':');
     words.filter(|it| !it.is_empty()).any(|word| match word.split_once(['-', ':']) {
@@ -112,7 +113,7 @@ fn names_port(rules: &str, port: u16) -> bool {
     })
 }
 
-/// `nft list ruleset`: chains whose hook is input or output and that drop, by policy or by rule.
+/// Summarises `nft list ruleset`: chains whose hook is input or output and that drop, by policy or by rule.
 fn nft(text: &str) -> FirewallRules {
     let mut rules = FirewallRules { text: text.to_owned(), ..FirewallRules::default() };
     let mut hook = "";
@@ -137,7 +138,7 @@ fn nft(text: &str) -> FirewallRules {
     rules
 }
 
-/// `iptables-save -t filter`.
+/// Summarises `iptables-save -t filter`.
 fn iptables(text: &str) -> FirewallRules {
     let drops = |chain: &str| {
         text.lines().any(|line| {
@@ -155,7 +156,7 @@ enum ToolFailure {
     Failed(String),
 }
 
-/// What a tool prints. It gets neither input nor a terminal, and its time is limited.
+/// Returns the output of a tool. The tool gets neither input nor a terminal, and its time is limited.
 fn output(tool: &str, arguments: &[&str]) -> Result<String, ToolFailure> {
     let path = ["/usr/sbin", "/sbin", "/usr/bin"].map(|it| std::path::Path::new(it).join(tool));
     let path = path.iter().find(|it| it.exists()).ok_or(ToolFailure::NoTool)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hypervisors: whether each can be reached, what domains it shows, and which of their sockets a serial
-//! listener serves.
+//! Check of hypervisors: reachability, their domains, and the sockets that a serial listener would serve.
+//! Runs in the process of `--check`, one thread for each URI. Must never change a domain.
 
 use std::sync::mpsc;
 use std::thread;
@@ -15,10 +15,10 @@ use super::finding::Finding;
 use crate::hypervisor::inventory;
 use crate::listener::serial::is_ours;
 
-/// How long one may take to answer, as at the daemon's start.
+/// Time for one hypervisor to answer, as at the daemon's start.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Every URI of the backend and of the serial listener, all asked at once.
+/// Checks every URI of the backend and of the serial listener, all at once.
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let backends = config.backends.iter().flat_map(Backend::uris);
     let serial = config.serial();
@@ -73,7 +73,7 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> Vec<Finding> {
     found
 }
 
-/// The sockets that the serial listener would serve.
+/// Checks the sockets that the serial listener would serve.
 fn sockets(connection: &Connection, settings: &SerialListener) -> Finding {
     const CHECK: &str = "serial";
     let subject = settings.path.as_deref().map(shown).unwrap_or_default();
@@ -106,7 +106,7 @@ fn sockets(connection: &Connection, settings: &SerialListener) -> Finding {
     }
 }
 
-/// How many there are, and those whose file is missing.
+/// Returns the number of sockets, and those whose file is missing.
 fn served(connection: &Connection, settings: &SerialListener) -> Result<(usize, Vec<String>), Error> {
     let (mut count, mut missing) = (0, Vec::new());
     for record in connection.domains()?.iter().filter(|it| it.state != State::ShutOff) {

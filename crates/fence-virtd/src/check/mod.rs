@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `fence_virtd --check`: what an administrator would look at by hand before trusting a host with fencing.
+//! `fence_virtd --check`: the checks that an administrator would make by hand before trusting a host with
+//! fencing.
 //!
-//! Runs instead of the daemon, in its own process, beside a running one or not. It looks and changes nothing,
-//! and sends nothing but what opening the configured hypervisors takes.
+//! Runs instead of the daemon, in its own process, beside a running daemon or not. Must never change
+//! anything, and sends nothing but the messages that open the configured hypervisors.
 
 mod agents;
 #[cfg(feature = "cpg")]
@@ -29,14 +30,14 @@ use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::daemon::sandbox;
 use crate::replay;
 
-/// Makes all checks and prints what they came to, as lines for people or as JSON. Exit code 1 when one of
-/// them failed.
+/// Makes all checks and prints their findings, as lines for people or as JSON. Exit code 1 when one of them
+/// failed.
 pub(crate) fn run(file: &Path, json: bool) -> u8 {
-    // As the daemon does, before the first thread.
+    // Before the first thread, as the daemon does.
     fence_sandbox::no_capabilities_for_programs();
     let findings = all(file);
     let text = if json {
-        // Neither maps nor numbers that JSON lacks: can't fail.
+        // Findings have neither maps nor numbers that JSON lacks: this can't fail.
         serde_json::to_string_pretty(&findings).unwrap_or_default() + "\n"
     } else {
         findings.iter().map(Finding::lines).collect()
@@ -73,7 +74,7 @@ fn all(file: &Path) -> Vec<Finding> {
         let next = "name another backend in the fence_virtd block; fence_virtd -l lists those that there are";
         Finding::failed("backend", it.kind().as_str(), "is not part of this program", next)
     }));
-    // Last: it limits this very process.
+    // Last, because this check limits the process itself.
     found.push(confined(&config, file, state.as_deref()));
     found
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Interfaces that the listeners need, and bridges that lose multicast.
+//! Check of interfaces: those that the listeners need, and bridges that lose multicast. Runs in the process
+//! of `--check`. Must never change an interface.
 
 use std::fs;
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use super::finding::{Finding, words};
 
 const CHECK: &str = "interface";
 
-/// Whether each listener has what it hears by.
+/// Checks the interface or socket family of each listener.
 pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
     let all = match system_interfaces() {
         Ok(all) => all,
@@ -33,8 +34,8 @@ pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
     config.listeners.iter().filter_map(look).collect()
 }
 
-/// Bridges that forget who wants the group, for nobody asks: requests arrive for some minutes, and then no
-/// more. `class` is /sys/class/net.
+/// Checks for bridges that forget the members of a group, because nobody queries them: requests arrive for
+/// some minutes, and then no more. `class` is /sys/class/net.
 pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
     const CHECK: &str = "snooping";
     let Some(multicast) = config.multicast() else { return Vec::new() };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Ports of the listeners: free, a running fence_virtd's, or somebody else's.
+//! Check of the listeners' ports: free, held by a running fence_virtd, or held by another program. Runs in
+//! the process of `--check`. Must never listen or join a group.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +15,12 @@ use socket2::{Domain, Socket, Type};
 use super::finding::Finding;
 
 const CHECK: &str = "port";
-/// What the daemon is called in /proc.
+/// Name of the daemon in /proc.
 const OURS: &str = "fence_virtd";
-/// Lines of /proc/net/tcp with this state are of listening sockets.
+/// State of listening sockets in /proc/net/tcp.
 const LISTENING: &str = "0A";
 
-/// The port of each listener that has one, and that of the metrics.
+/// Checks the port of each listener that has one, and that of the metrics.
 pub(super) fn ports(config: &Config) -> Vec<Finding> {
     let look = |it: &Listener| match it {
         Listener::Multicast(it) => Some(inet("udp", it.address, it.port)),
@@ -34,7 +35,7 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
     config.listeners.iter().filter_map(look).chain(metrics).collect()
 }
 
-/// A process that holds a socket.
+/// Process that holds a socket.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct SocketHolder {
     name: String,
@@ -61,14 +62,14 @@ fn inet(kind: &'static str, address: IpAddr, port: u16) -> Finding {
     }
 }
 
-/// Binds as the daemon does, for a moment, and neither listens nor joins: nothing can come in by it.
+/// Binds as the daemon does, for a moment. Neither listens nor joins a group, so nothing can arrive.
 fn try_bind(kind: &str, address: IpAddr, port: u16) -> std::io::Result<()> {
     let to = SocketAddr::new(address, port);
     let socket =
         Socket::new(Domain::for_address(to), if kind == "udp" { Type::DGRAM } else { Type::STREAM }, None)?;
     socket.set_reuse_address(true)?;
     let to = match address {
-        // Such a group has a scope; the daemon binds to none.
+        // A group with a scope; the daemon binds to no group then.
         IpAddr::V6(group) if kind == "udp" => {
             socket.set_only_v6(true)?;
             let scoped = matches!(group.octets()[1] & 0x0f, 1 | 2);
@@ -88,7 +89,7 @@ fn vsock(port: u16) -> Finding {
     match bound {
         Ok(()) => Finding::ok(CHECK, subject, "free"),
         Err(Errno::EADDRINUSE) => {
-            // The kernel does not tell whose socket it is.
+            // The kernel does not tell the owner of a vsock socket.
             match processes().find(|it| it.name == OURS && it.pid != std::process::id()) {
                 Some(it) => Finding::ok(CHECK, subject, format!("held, and {OURS} runs (pid {})", it.pid)),
                 None => refused(subject, &Errno::EADDRINUSE.into(), "an unknown program"),
@@ -128,7 +129,7 @@ fn names(holders: &[SocketHolder]) -> String {
     holders.iter().map(|it| format!("{} (pid {})", escaped(&it.name), it.pid)).collect::<Vec<_>>().join(", ")
 }
 
-/// The sockets at `port`, of a table of /proc/net; of TCP those that listen.
+/// Returns the inodes of the sockets at `port`, from a table of /proc/net; of TCP those that listen.
 fn inodes(table: &str, kind: &str, port: u16) -> Vec<u64> {
     let socket = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
@@ -140,7 +141,7 @@ fn inodes(table: &str, kind: &str, port: u16) -> Vec<u64> {
     table.lines().skip(1).filter_map(socket).collect()
 }
 
-/// The processes that have one of these sockets, as far as this user may see.
+/// Returns the processes that have one of these sockets, as far as this user may see.
 fn holders(sockets: &[u64]) -> Vec<SocketHolder> {
     if sockets.is_empty() {
         return Vec::new();

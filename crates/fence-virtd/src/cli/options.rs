@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The command line of fence_virtd.
+//! Options of fence_virtd. Owns their names, their defaults and the text of `-h`. Runs on the main thread;
+//! must never read a file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,14 +10,14 @@ use fence_cli::keygen;
 use fence_wire::escaped;
 use std::os::unix::ffi::OsStrExt;
 
-/// Where the configuration is looked for.
+/// Default configuration file.
 pub(crate) const CONFIG_FILE: &str = "/etc/fence_virt.conf";
-/// Where the process id is written.
+/// Default pid file of a daemon in the background.
 pub(crate) const PID_FILE: &str = "/var/run/fence_virtd.pid";
 
 const SPEC: &str = "Ff:d:clwp:hV";
 
-/// What to do.
+/// Command that the options ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Command {
     /// Serve.
@@ -25,34 +26,34 @@ pub(crate) enum Command {
     Help,
     /// Print the version.
     Version,
-    /// Print what is built in.
+    /// Print the backends and listeners of this build.
     ListModules,
     /// Ask for settings and write this configuration file.
     Configure(PathBuf),
     /// Make a new key in this file.
     MakeKey(PathBuf),
-    /// Ask the daemon that runs by this configuration file how it is.
+    /// Ask the daemon that runs with this configuration file for its state.
     Status(PathBuf),
     /// Check this configuration file and the host.
     Check { config: PathBuf, json: bool },
 }
 
-/// How to serve.
+/// Options of a daemon that serves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Options {
     /// Stay in the foreground; none: as the configuration says.
     pub(crate) foreground: bool,
-    /// The configuration file.
+    /// Configuration file.
     pub(crate) config: PathBuf,
     /// Level of debugging output; none: as the configuration says.
     pub(crate) debug: Option<u32>,
     /// Try again instead of giving up when something can't start; false: as the configuration says.
     pub(crate) wait: bool,
-    /// The pid file, where one is named.
+    /// Pid file, where one is named.
     pub(crate) pid_file: Option<PathBuf>,
 }
 
-/// What is wrong with the command line.
+/// Error in the command line.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum OptionsError {
     #[error(transparent)]

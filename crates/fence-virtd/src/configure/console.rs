@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Questions and answers, line by line, over a terminal or a pipe. Owns the form of a prompt. Knows nothing
-//! of what is asked.
+//! Questions and answers, line by line, over a terminal or a pipe. Owns the form of a prompt. Runs on the
+//! main thread. Must never know the meaning of a question.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
 use fence_wire::escaped;
 
-/// Longest answer, in bytes. A path is at most as long.
+/// Longest answer, in bytes: that of a path.
 const MAX_ANSWER: u64 = 4096;
 
-/// Who is asked.
+/// Terminal, pipe or script that answers the questions.
 pub(crate) struct Console {
     input: Box<dyn BufRead>,
     output: Box<dyn Write>,
@@ -19,7 +19,7 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// The one who started the program.
+    /// Console of the user who started the program.
     pub(crate) fn standard() -> Self {
         Self {
             input: Box::new(io::stdin().lock()),
@@ -30,7 +30,7 @@ impl Console {
         }
     }
 
-    /// A script that is held in memory, or somebody who types it; nobody reads what is said.
+    /// Console of a script in memory; with `terminal` as if a user typed it. Output is discarded.
     #[cfg(test)]
     pub(crate) fn scripted(answers: &str, terminal: bool) -> Self {
         Self {
@@ -42,22 +42,22 @@ impl Console {
         }
     }
 
-    /// Whether somebody sits there. A script answers only what has always been asked.
+    /// Returns true for a terminal. A script answers only questions that the C daemon asks too.
     pub(crate) fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Whether no more answers come.
+    /// Returns true when no more answers come.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Part of the conversation.
+    /// Writes part of the conversation.
     pub(crate) fn say(&mut self, text: &[u8]) -> io::Result<()> {
         self.output.write_all(text)
     }
 
-    /// What must be seen even where the conversation goes to /dev/null.
+    /// Writes a warning, which must be seen even where the conversation goes to /dev/null.
     pub(crate) fn warn(&mut self, text: &str) -> io::Result<()> {
         self.output.flush()?;
         writeln!(self.errors, "{text}")

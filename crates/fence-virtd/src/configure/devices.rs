@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The questions about the devices of the agent backend. What is in the file stays there and is offered as it
-//! is, but for secrets: these are never shown, and go into files of their own unless somebody insists.
+//! Questions about the devices of the agent backend. Present values stay in the file and are offered as
+//! defaults, but for secrets: these are never shown, and go into files of their own unless the user insists.
+//! Runs on the main thread. Must never print a secret.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +17,7 @@ use super::file::shown;
 use super::question::{AnswerCheck, DEVICE, Dialogue, Question, tried};
 use crate::backend::agent::DIRECTORIES;
 
-/// Where files of secrets are proposed.
+/// Directory that is proposed for files of secrets.
 const SECRETS: &str = "/etc/fence_virt";
 const NONE: &[u8] = b"none";
 
@@ -96,7 +97,7 @@ impl Dialogue<'_> {
             left.retain(|it| !it.eq_ignore_ascii_case(&option));
             let text = String::from_utf8_lossy(&option).into_owned();
             let key = format!("{options}/{text}");
-            // Whether there can be such an option: any value will do.
+            // Checks whether there can be such an option: any value will do.
             match tried(&key, b"/x") {
                 Err(reason) => self.again("Option", &option, is_typed, reason)?,
                 Ok(_) => {
@@ -114,7 +115,7 @@ impl Dialogue<'_> {
         }
     }
 
-    /// A secret belongs into a file, but one that is here already may stay.
+    /// Asks for a secret, which belongs into a file; one that is in the configuration already may stay.
     fn secret(&mut self, key: &str, option: &str, device: &[u8]) -> DialogueResult<()> {
         let in_file = format!("{key}_file");
         let is_here = self.tree.value(key).is_some();
@@ -137,7 +138,7 @@ impl Dialogue<'_> {
         Ok(())
     }
 
-    /// The file of a secret; with a default for a file that has none, `none` means that there is to be none.
+    /// Asks for the file of a secret. With a default, `none` means that there is to be no file.
     fn secret_file(
         &mut self,
         key: &str,
@@ -154,13 +155,13 @@ impl Dialogue<'_> {
     }
 }
 
-/// The path of a device in the tree; none for what can't be a name.
+/// Returns the path of a device in the tree; none for a text that can't be a name.
 fn device(name: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(name).ok().filter(|it| !it.contains('"'))?;
     Some(format!("{DEVICE}=\"{name}\""))
 }
 
-/// Whether there is such an agent.
+/// Checks whether an agent is installed.
 fn installed(agent: &[u8]) -> AnswerCheck {
     let agent = Path::new(OsStr::from_bytes(agent));
     let places = DIRECTORIES.iter().map(|it| Path::new(it).join(agent));
@@ -179,7 +180,7 @@ fn installed(agent: &[u8]) -> AnswerCheck {
     AnswerCheck::Doubtful(text)
 }
 
-/// Whether the file can be used; if not, how to make it.
+/// Checks whether a file can hold a secret; if not, tells how to make it.
 fn secret_at(path: &[u8]) -> AnswerCheck {
     let path = Path::new(OsStr::from_bytes(path));
     let name = shown(path);
@@ -207,7 +208,7 @@ fn secret_at(path: &[u8]) -> AnswerCheck {
     }
 }
 
-/// The tree as it may be shown.
+/// Returns the tree with every secret as `***`.
 pub(super) fn without_secrets(tree: &Tree) -> Tree {
     let mut tree = tree.clone();
     tree.replace_values(|path, _| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The questions, in their order, and what their answers change in the file. Owns the tree while it asks;
-//! touches the disk only to look at what answers name, and to make a key that was asked for.
+//! The questions, in their order, and the change that each answer makes in the file. Runs on the main thread.
+//! Touches the disk only to look at named files, and to make a key that the user asked for.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -34,7 +34,7 @@ impl Dialogue<'_> {
                 ListenerKind::Multicast => self.multicast()?,
                 ListenerKind::Tcp => self.tcp()?,
                 ListenerKind::Serial => self.serial()?,
-                // The C daemon asks nothing about it, and old scripts answer nothing.
+                // The C daemon does not ask about vsock, and old scripts do not answer.
                 ListenerKind::Vsock if several || self.console.is_terminal() => self.vsock()?,
                 ListenerKind::Vsock => {}
             }
@@ -163,7 +163,7 @@ impl Dialogue<'_> {
         }
     }
 
-    /// The family that the block names, for defaults.
+    /// Returns the family that the block names, for defaults.
     fn family(&self, listener: &str) -> Family {
         match self.tree.value(&format!("listeners/{listener}/family")) {
             Some(word) if word.trim_ascii().eq_ignore_ascii_case(b"ipv6") => Family::V6,
@@ -218,7 +218,7 @@ impl Dialogue<'_> {
         Ok(())
     }
 
-    /// A file for another build, or another machine, may name what this build has not got.
+    /// Warns of modules that this build lacks: the file may be for another machine.
     fn say_what_is_missing(
         &mut self,
         what: &str,
@@ -236,7 +236,8 @@ impl Dialogue<'_> {
 
 const MODULE_PATH: &str = "fence_virtd/module_path";
 
-/// Where the C daemon's modules are on this machine, so that it can still use the file. We have none.
+/// Returns the directory of the C daemon's modules on this machine, so that the C daemon can still use the
+/// file. This daemon has no modules.
 fn module_path() -> String {
     let distribution = format!("/usr/lib/{}-linux-gnu/fence-virt/", std::env::consts::ARCH);
     let places = [distribution.as_str(), "/usr/lib64/fence-virt/", "/usr/lib/fence-virt/"];
@@ -258,8 +259,8 @@ fn interface(name: &[u8], must_be_there: bool) -> AnswerCheck {
     ))
 }
 
-/// A key that is not there is made where somebody says so. Whoever adds a host has to copy the one that there
-/// is.
+/// Checks a key file, and makes a missing key where the user agrees. On a further host the existing key must
+/// be copied instead.
 fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> DialogueResult<AnswerCheck> {
     let name = escaped(path).to_string();
     let path = Path::new(OsStr::from_bytes(path));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The configuration file on disk: read whole, replaced whole or not at all. Owns the way through symbolic
-//! links, the owner and the mode of the new file. Must never leave half a file under the name that the daemon
-//! reads.
+//! The configuration file on disk: read whole, replaced whole or not at all. Owns the path through symbolic
+//! links, and the owner and mode of the new file. Runs on the main thread. Must never leave half a file under
+//! the name that the daemon reads.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -11,19 +11,19 @@ use std::path::{Path, PathBuf};
 pub(crate) use fence_cli::shown;
 use nix::fcntl::OFlag;
 
-/// As many links as the kernel follows.
+/// Links that are followed, as many as by the kernel.
 const MAX_LINKS: usize = 40;
 
-/// A file as it was found.
+/// Configuration file as it was read.
 #[derive(Debug)]
 pub(crate) struct ConfigFile {
-    /// Where the file is, or would be, behind all symbolic links.
+    /// Path of the file, or of a file that is to be made, behind all symbolic links.
     target: PathBuf,
-    /// What is in it; none: there is no such file.
+    /// Content; none where there is no such file.
     pub(crate) content: Option<Vec<u8>>,
 }
 
-/// Why the file can't be read or replaced. The old one is as it was.
+/// Reason why the file can't be read or replaced. The old file is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
     #[error("{path} can't be read: {source}")]
@@ -39,7 +39,7 @@ pub(crate) enum FileError {
 }
 
 impl ConfigFile {
-    /// Reads `path`. That there is no such file is no error, that there is no directory for it is one.
+    /// Reads `path`. A missing file is no error; a missing directory is one.
     pub(crate) fn read(path: &Path) -> Result<ConfigFile, FileError> {
         let target =
             behind_links(path).map_err(|source| FileError::Unreadable { path: shown(path), source })?;
@@ -51,8 +51,9 @@ impl ConfigFile {
         Ok(ConfigFile { target, content })
     }
 
-    /// Puts `new` in the place of what was read: a new file beside the old one, flushed to the disk and then
-    /// renamed. It has mode 0600, or less where the old one had less, and the owner of the old one.
+    /// Replaces the content that was read by `new`: a new file beside the old one, flushed to the disk and
+    /// then renamed. The new file has mode 0600, or less where the old one had less, and the owner of the old
+    /// one.
     pub(crate) fn replace(&self, new: &[u8]) -> Result<(), FileError> {
         if content(&self.target)? != self.content {
             return Err(FileError::Changed { path: shown(&self.target) });
@@ -75,14 +76,14 @@ impl ConfigFile {
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
         file.persist(&self.target).map_err(|error| error.error)?;
-        // The file is whole under its name by now; what the directory's flush says changes nothing.
+        // The file is complete under its name by now; an error of the directory's flush changes nothing.
         let _ = File::open(directory).and_then(|it| it.sync_all());
         Ok(())
     }
 }
 
-/// The file's content, one byte more than the limit at most; none when there is no such file. Never waits on
-/// a pipe.
+/// Returns the file's content, at most one byte more than the limit; none when there is no such file. Never
+/// waits on a pipe.
 fn content(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let unreadable = |source| FileError::Unreadable { path: shown(path), source };
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
@@ -99,7 +100,7 @@ fn content(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     Ok(Some(content))
 }
 
-/// Follows symbolic links, to a file that is not there too.
+/// Follows symbolic links, also to a file that is missing.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
     let mut target = path.to_owned();
     for _ in 0..MAX_LINKS {

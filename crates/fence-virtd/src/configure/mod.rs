@@ -27,7 +27,7 @@ use self::error::ConfigureError;
 use self::file::{ConfigFile, shown};
 use self::question::{Dialogue, MakeKey};
 
-/// Asks, and writes `path`. `modules` is the list of what is built in.
+/// Asks all questions and writes `path`. `modules` is the list of backends and listeners of this build.
 pub(crate) fn run(path: &Path, modules: &str) -> Result<(), ConfigureError> {
     configure(path, modules, &mut Console::standard(), keygen::make)
 }
@@ -53,7 +53,7 @@ fn configure(
             if !console.confirm("Start from scratch", false)? {
                 return Err(declined());
             }
-            // Comments alone are no configuration, but they are somebody's.
+            // Comments alone are no configuration, but a user wrote them.
             other.map(|it| it.tree).filter(Tree::is_well_formed).unwrap_or_default()
         }
     };
@@ -71,7 +71,7 @@ fn configure(
         console.say(&difference(&name, old, &new))?;
     }
     let loaded = fence_config::load(&new);
-    // Of the same places, but for columns behind a secret.
+    // Errors at the same positions, but for columns behind a secret.
     for error in fence_config::load(&shown).diagnostics.iter().filter(|it| it.severity == Severity::Error) {
         console.warn(&error.render("the file above", &shown))?;
     }
@@ -84,12 +84,12 @@ fn configure(
     Ok(found.replace(&new)?)
 }
 
-/// Whether it is known where each statement begins and ends. What a value means is asked about later.
+/// Returns true where the begin and end of each statement are known. Values are checked later.
 fn is_understood(loaded: &LoadedConfig) -> bool {
     loaded.tree.is_well_formed() && !loaded.diagnostics.iter().any(|it| it.code == Code::EmptyFile)
 }
 
-/// A whole file.
+/// Returns the bytes of a whole file.
 fn bytes(tree: &Tree) -> Vec<u8> {
     let mut bytes = tree.to_bytes();
     if !bytes.ends_with(b"\n") {
@@ -98,7 +98,7 @@ fn bytes(tree: &Tree) -> Vec<u8> {
     bytes
 }
 
-/// What changes, as diff -u shows it; secrets as `***`.
+/// Returns the changes, as diff -u shows them; secrets as `***`.
 fn difference(name: &str, old: &[u8], new: &[u8]) -> Vec<u8> {
     if old == new {
         return format!("Nothing changes in {name}.\n").into_bytes();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Whatever is in the file and whatever is answered: it ends, and what it writes can be used.
+//! Property test: for every file and every answers, `-c` ends, and the file that it writes can be used.
 
 use std::fs;
 use std::path::Path;

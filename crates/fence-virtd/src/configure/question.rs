@@ -23,7 +23,7 @@ pub(super) const DEVICE: &str = "backends/agent/device";
 /// Function that makes a key file.
 pub(super) type MakeKey = fn(&Path) -> Result<keygen::NewKey, keygen::KeygenError>;
 
-/// One conversation.
+/// Dialogue with the user, and the configuration that it changes.
 pub(crate) struct Dialogue<'c> {
     pub(super) console: &'c mut Console,
     pub(super) tree: Tree,
@@ -31,27 +31,27 @@ pub(crate) struct Dialogue<'c> {
     pub(super) make_key: MakeKey,
 }
 
-/// What is asked for one key.
+/// Question about one key.
 #[derive(Clone, Copy)]
 pub(super) struct Question<'q> {
     pub(super) prompt: &'q str,
-    /// The key, as a path in the tree.
+    /// Path of the key in the tree.
     pub(super) key: &'q str,
-    /// What is offered where the file has nothing.
+    /// Value that is offered where the file has none.
     pub(super) default: &'q str,
-    /// Whether `none` means that the key goes.
+    /// True where the answer `none` removes the key.
     pub(super) none: bool,
-    /// Whether a default that is taken is written into a file that has nothing.
+    /// True where an accepted default is written into a file without the key.
     pub(super) spelt_out: bool,
 }
 
-/// What a look at the machine says about an answer.
+/// Result of checking an answer on this machine.
 pub(super) enum AnswerCheck {
-    /// It will do.
+    /// The answer is accepted.
     Good,
-    /// It is taken, with a warning.
+    /// The answer is accepted with a warning.
     Doubtful(String),
-    /// It is asked for again.
+    /// The question is asked again.
     Bad(String),
 }
 
@@ -108,7 +108,8 @@ impl<'c> Dialogue<'c> {
         }
     }
 
-    /// What was answered can't be used: it is asked again, unless nobody answers any more.
+    /// Says why an answer can't be used, so that the question is asked again. An error where no more answers
+    /// come.
     pub(super) fn again(
         &mut self,
         prompt: &str,
@@ -124,10 +125,10 @@ impl<'c> Dialogue<'c> {
         Ok(())
     }
 
-    /// A value that the tree takes; what has it already stays as it is written.
+    /// Sets a value in the tree; a key that has this value already stays as it is written.
     pub(super) fn set(&mut self, key: &str, value: &[u8]) {
         if self.tree.value(key) != Some(value) {
-            // `tried` has set it in another tree.
+            // `tried` has set this key in another tree.
             let set = self.tree.set(key, value);
             debug_assert!(set.is_ok(), "{key}: {set:?}");
         }
@@ -140,8 +141,7 @@ impl<'q> Question<'q> {
     }
 }
 
-/// What a file with this one setting would mean, or why there can be no such file: the daemon's own
-/// judgement.
+/// Returns the configuration with this one setting, or the daemon's reason against it.
 pub(super) fn tried(key: &str, value: &[u8]) -> Result<Config, String> {
     let mut tree = Tree::default();
     // The agent backend needs a device, and a device these two keys.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Going into the background, without a fork of a process that has threads: the program starts itself again
-//! as its own child, in a session of its own, and waits until that says that it serves.
+//! The way into the background, without a fork of a process that has threads. The program starts itself again
+//! as its own child, in a session of its own, and waits until the child serves.
 //!
-//! So whoever starts the daemon gets exit code 0 only when it listens, and sees its errors.
+//! So the caller gets exit code 0 only when the daemon listens, and sees its errors. Owns the child's
+//! environment variable and the message of the child; runs before the runtime.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -12,16 +13,16 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 
-/// In the environment of the child.
+/// Environment variable of the child.
 const MARK: &str = "FENCE_VIRTD_IN_BACKGROUND";
 const READY: &[u8] = b"ready\n";
 
-/// Whether this is the child.
+/// Returns true in the child.
 pub(crate) fn is_child() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// The parent's part: starts the child and tells how that went, as an exit code.
+/// Starts the child, waits for it, and returns the exit code of the parent.
 pub(crate) fn start_child() -> io::Result<u8> {
     let mut child = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
@@ -40,13 +41,13 @@ pub(crate) fn start_child() -> io::Result<u8> {
     Ok(status.code().and_then(|it| u8::try_from(it).ok()).filter(|it| *it != 0).unwrap_or(FAILURE))
 }
 
-/// The child's first part: away from the terminal and from any directory that somebody may want to unmount.
+/// Leaves the terminal, and every directory that somebody may want to unmount. First step of the child.
 pub(crate) fn detach() -> io::Result<()> {
     setsid()?;
     std::env::set_current_dir("/")
 }
 
-/// The child's last part, when it serves: the parent may go.
+/// Lets the parent end, when the child serves. Last step of the child.
 pub(crate) fn ready() -> io::Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(READY)?;
@@ -54,7 +55,7 @@ pub(crate) fn ready() -> io::Result<()> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(null.as_fd())?;
     dup2_stdout(null.as_fd())?;
-    // A log that was sent into a file goes on there; a terminal or a pipe of the caller is let go.
+    // A log file stays open; a terminal or a pipe of the caller is closed.
     let stderr = nix::sys::stat::fstat(io::stderr().as_fd())?;
     if stderr.st_mode & nix::sys::stat::SFlag::S_IFMT.bits() != nix::sys::stat::SFlag::S_IFREG.bits() {
         dup2_stderr(null.as_fd())?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the service manager is told: that the daemon serves, that it still lives, that it ends.
+//! Messages to the service manager: the daemon serves, still lives, or ends.
 //!
-//! Without a manager (no `NOTIFY_SOCKET`) all of it does nothing.
+//! Without a manager (no `NOTIFY_SOCKET`) all of them do nothing. The watchdog is one task. Must never wait
+//! for the manager.
 
 use std::sync::Arc;
 
@@ -10,12 +11,12 @@ use tracing::{info, warn};
 
 use crate::service::Service;
 
-/// The daemon serves.
+/// Tells the manager that the daemon serves.
 pub(crate) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// The daemon reads its configuration anew; [`ready`] says that this is over.
+/// Tells the manager that the daemon reads its configuration again; [`ready`] ends that state.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -23,20 +24,19 @@ pub(crate) fn reloading() {
     }
 }
 
-/// The daemon is about to end.
+/// Tells the manager that the daemon is about to end.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Tells the manager's watchdog for ever that the daemon lives, where it has one (`WATCHDOG_USEC`).
+/// Tells the manager's watchdog again and again that the daemon lives, where there is one (`WATCHDOG_USEC`).
 ///
-/// Each time a new task has to start and to get past every lock that a request needs: a runtime whose threads
-/// are all stuck, or a lock that nobody gives back, keeps it from being said, and the manager starts the
-/// daemon anew.
+/// Each time a new task must start and take every lock that a request needs. If all threads of the runtime
+/// are stuck, or a lock is never released, the message is not sent and the manager restarts the daemon.
 pub(crate) async fn watchdog(service: Arc<Service>) {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|it| !it.is_zero()) else { return };
     info!("the service manager's watchdog waits {} s", limit.as_secs_f64());
-    // A third: one that comes late on a loaded machine is no reason for a restart.
+    // A third of the limit: a message that comes late on a loaded machine is no reason for a restart.
     let mut interval = tokio::time::interval(limit / 3);
     loop {
         interval.tick().await;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The pid file: one daemon per file, held by a lock, gone after a clean end.
+//! The pid file: one daemon for each file, held by a lock, removed after a clean end. Owns the file; runs
+//! before the runtime. Must never remove another daemon's file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -8,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
-/// A pid file that this process holds. Dropping it removes the file.
+/// Pid file that this process holds. Dropping it removes the file.
 #[derive(Debug)]
 pub(crate) struct PidFile {
     path: PathBuf,
     _lock: Flock<File>,
 }
 
-/// Why there is no pid file.
+/// Reason why there is no pid file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PidFileError {
     #[error(
@@ -27,7 +28,7 @@ pub(crate) enum PidFileError {
 }
 
 impl PidFile {
-    /// Takes the file, or says who holds it.
+    /// Takes the file, or returns the pid of its holder.
     pub(crate) fn take(path: &Path) -> Result<Self, PidFileError> {
         let shown = || fence_cli::shown(path);
         let failed = |source| PidFileError::Io { path: shown(), source };
@@ -51,8 +52,8 @@ impl PidFile {
                 }
                 Err((_, errno)) => return Err(failed(errno.into())),
             };
-            // The holder before us may have removed the file between our open and our lock: then the lock is
-            // on a file that nobody else will find.
+            // The earlier holder may have removed the file between our open and our lock: then nobody else
+            // will find the file that we locked.
             let ours = lock.metadata().map_err(failed)?;
             match fs::metadata(path) {
                 Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {}
@@ -68,7 +69,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Before the lock goes, so that the next one never finds our file unlocked.
+        // Before the lock is released, so that the next daemon never finds our file unlocked.
         let _ = fs::remove_file(&self.path);
     }
 }

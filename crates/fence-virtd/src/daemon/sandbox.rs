@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the daemon will need, as far as its configuration tells, so that it can give up the rest before it
+//! Rights that the daemon needs, as far as its configuration tells, so that it can give up the rest before it
 //! listens.
 //!
-//! Must run before the first thread is started. The limits hold until the process ends: a configuration that
-//! is read anew can't widen them.
+//! Owns the lists of files, capabilities and system calls. Must run before the first thread is started. The
+//! limits hold until the process ends: a reloaded configuration can't widen them.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::libvirt_uri::Uri;
 
-/// Where libraries, and what they are configured by, lie; and what they look at in a running system.
+/// Files of libraries and their configuration, and files of a running system that they read.
 const SYSTEM: &[&str] = &[
     "/usr",
     "/lib",
@@ -26,7 +26,7 @@ const SYSTEM: &[&str] = &[
     "/lib64",
     "/nix/store",
     "/gnu/store",
-    // As a whole: files in it are replaced by new ones, and a rule holds for the one that it was made for.
+    // The whole directory: files in it are replaced by new ones, and a rule holds for one file only.
     "/etc",
     "/dev/random",
     "/dev/urandom",
@@ -44,17 +44,17 @@ const REMOTE: &[&str] = &[
     "/var/lib/sss",
     "/var/lib/ca-certificates",
 ];
-/// Below the home directory: what libvirt's own transports look for there.
+/// Directories below the home directory that libvirt's own transports read.
 const REMOTE_HOME: &[&str] = &[".pki", ".ssh"];
-/// Memory that corosync shares with who talks to it.
+/// Memory that corosync shares with its clients.
 const COROSYNC: &[&str] = &["/dev/shm"];
-/// Directories that programs write in, whatever they are.
+/// Directories that other programs may write.
 const SCRATCH: &[&str] = &["/dev", "/run", "/tmp", "/var/tmp"];
 
-/// Confines the daemon, unless the configuration says not to, and logs what is on.
+/// Confines the daemon, unless the configuration forbids it, and logs the result.
 ///
-/// `file` is the configuration file, `state` the directory of the daemon's state, which is made if it is
-/// missing: nobody could do that later.
+/// `file` is the configuration file, `state` the directory of the daemon's state. A missing state directory
+/// is made here, because a confined daemon could not.
 pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state: Option<&Path>) {
     if !config.daemon.sandbox {
         warn!("sandbox = \"no\": the daemon keeps all rights that it was started with");
@@ -62,7 +62,7 @@ pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state
         return;
     }
     if let Some(it) = state {
-        // Whoever opens it says what is wrong.
+        // The function that opens it reports the error.
         let _ = DirBuilder::new().recursive(true).mode(0o700).create(it);
     }
     let protection = needs(config, file, pid_file, state).confine();
@@ -75,8 +75,7 @@ pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state
     }
 }
 
-/// Takes the same from a process that has nothing more to do, to see what this kernel can. Makes no
-/// directory.
+/// Confines a process that has nothing more to do, to learn the abilities of this kernel. Makes no directory.
 pub(crate) fn try_on(config: &Config, file: &Path, state: Option<&Path>) -> Protection {
     needs(config, file, None, state).confine()
 }
@@ -190,7 +189,7 @@ fn calls(parts: &ConfiguredParts<'_>) -> Calls {
     }
 }
 
-/// Paths of rules, each once.
+/// Paths of rules, without duplicates.
 #[derive(Default)]
 struct Paths(BTreeSet<PathBuf>);
 
@@ -203,9 +202,9 @@ impl Paths {
         self.0.insert(path);
     }
 
-    /// The directory that the file lies in, and the one that it really lies in, when it is a link: a file may
-    /// be replaced by a new one. One that is not there yet is waited for in the nearest directory that is.
-    /// Never the root, which would be everything.
+    /// Adds the directory of the file, and that of the file behind a link, because a file may be replaced by
+    /// a new one. For a missing directory the nearest existing one is added. Never adds the root, which would
+    /// be everything.
     fn directory_of(&mut self, file: &Path) {
         let real = fs::canonicalize(file).ok();
         for file in [Some(file), real.as_deref()].into_iter().flatten() {
@@ -231,14 +230,15 @@ fn key_files(config: &Config) -> impl Iterator<Item = &Path> {
     listeners.chain(groups).map(PathBuf::as_path)
 }
 
-/// Files that options of fence agents are read from, and some that are read by the agents themselves.
+/// Returns files from which options of fence agents are read, and some that the agents read themselves.
 fn secret_files(config: &Config) -> impl Iterator<Item = &Path> {
     let devices = config.agent().into_iter().flat_map(|it| &it.devices);
     let options = devices.flat_map(|it| &it.options).filter(|(name, _)| name.ends_with("_file"));
     options.map(|(_, value)| Path::new(value.as_str())).filter(|it| it.is_absolute())
 }
 
-/// Those that root has and the daemon uses; under systemd the unit leaves fewer.
+/// Returns the capabilities that the daemon uses, of those that root has; under systemd the unit leaves
+/// fewer.
 fn capabilities(config: &Config) -> Vec<Capability> {
     // Key files, sockets of domains, audit and state files may belong to other users.
     let mut kept = vec![Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];

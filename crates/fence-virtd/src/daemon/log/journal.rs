@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The journal: events and their fields in journald's native protocol, a datagram each.
+//! The journal: events and their fields in journald's native protocol, one datagram each.
 //!
-//! Once the daemon is confined a thread of its own sends them. A journald that hangs or is started anew is
-//! waited for by that thread alone; what finds no room meanwhile is counted, and that is said when it takes
-//! entries again.
+//! Owns the socket to journald. One thread sends, as soon as the daemon is confined. Only that thread waits
+//! for a journald that hangs or restarts; entries without room meanwhile are counted, and the number is
+//! logged later. Must never block a caller.
 
 use std::fmt;
 use std::fs::File;
@@ -27,11 +27,11 @@ use tracing_subscriber::layer::{Context, Layer};
 use crate::util::locks::lock;
 use crate::util::outlet::{Outlet, Sink};
 
-/// Where journald listens.
+/// Socket of journald.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
-/// One try to send takes no longer.
+/// Time limit of one try to send.
 const TRY: Duration = Duration::from_secs(1);
-/// How often a socket that is not there is looked for.
+/// Pause between two tries to find a missing socket.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// journald reads a file in memory with all of these only.
@@ -40,22 +40,22 @@ const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK
     .union(SealFlag::F_SEAL_WRITE)
     .union(SealFlag::F_SEAL_SEAL);
 
-/// Takes events as a layer; its clones are the same journal.
+/// Layer that turns events into entries; clones share one journal.
 #[derive(Clone)]
 pub(super) struct Journal {
     socket: Arc<JournalSocket>,
-    /// What was logged before the thread started.
+    /// Entries from before the thread started.
     early: Arc<Mutex<Vec<JournalEntry>>>,
     outlet: Arc<OnceLock<Outlet<JournalEntry>>>,
 }
 
 impl Journal {
-    /// An error where nobody listens.
+    /// Opens the journal. An error where nobody listens.
     pub(super) fn at(path: &Path) -> io::Result<Self> {
         let socket = JournalSocket { socket: UnixDatagram::unbound()?, path: path.to_owned() };
         socket.socket.set_write_timeout(Some(TRY))?;
         match socket.send(&[]) {
-            // It hangs, but it is there.
+            // The journald hangs, but it is there.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             other => other?,
         }
@@ -188,7 +188,7 @@ impl JournalSocket {
         }
     }
 
-    /// What is too long for a datagram goes as a file in memory that nobody can change any more.
+    /// Sends an entry that is too long for a datagram as a sealed file in memory.
     fn send_as_file(&self, entry: &[u8]) -> io::Result<()> {
         let file = memfd_create(c"fence_virtd", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC)?;
         let mut file = File::from(file);

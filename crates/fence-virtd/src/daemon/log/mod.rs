@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Where the log goes: the journal under systemd, standard error otherwise.
+//! The log: to the journal under systemd, to standard error otherwise.
 //!
-//! Once the daemon is confined a thread of its own writes, and nobody waits for a pipe that nobody reads or a
-//! journald that hangs; what finds no room is counted, and that is written when lines are taken again.
+//! Owns the choice of the destination. One thread writes, as soon as the daemon is confined, so no caller
+//! waits for a pipe that nobody reads or for a journald that hangs. Lines without room are counted, and the
+//! number is written later. Must never block a caller.
 
 mod journal;
 
@@ -19,12 +20,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 use self::journal::Journal;
 use crate::util::outlet::{Outlet, Sink};
 
-/// Lines that may wait.
+/// Lines that wait for the thread.
 const QUEUE: usize = 16_384;
-/// How long the end waits for them to be written.
+/// Time for the last lines to be written at the end.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Where there is one, nothing goes to standard error.
+/// Journal of the process; with it nothing goes to standard error.
 static JOURNAL: OnceLock<Journal> = OnceLock::new();
 static OUTLET: OnceLock<Outlet<Vec<u8>>> = OnceLock::new();
 
@@ -54,8 +55,7 @@ pub(crate) fn start(debug: u32) {
     debug_assert!(result.is_ok(), "logging started twice");
 }
 
-/// From now on a thread writes what is logged. After the sandbox: a thread that runs already would not be
-/// confined.
+/// Starts the thread that writes. Called after the sandbox: a thread that runs already would not be confined.
 pub(crate) fn in_background() -> io::Result<()> {
     if let Some(journal) = JOURNAL.get() {
         journal.in_background(QUEUE)?;
@@ -65,14 +65,14 @@ pub(crate) fn in_background() -> io::Result<()> {
     }
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // What led to it is worth as much.
+        // The lines before a panic are worth as much as the panic.
         finish();
         hook(panic);
     }));
     Ok(())
 }
 
-/// What was logged is written when this returns, if whoever reads it is quick enough.
+/// Waits until the log is written, but no longer than the limit.
 pub(crate) fn finish() {
     if let Some(journal) = JOURNAL.get() {
         journal.finish(FINISH_LIMIT);
@@ -82,14 +82,14 @@ pub(crate) fn finish() {
     }
 }
 
-/// Standard error, by way of the thread where it runs. The thread itself writes with [`Sink::write`].
+/// Standard error, through the thread where it runs. The thread itself writes with [`Sink::write`].
 struct Stderr;
 
 impl Write for Stderr {
-    /// One event, or all that is left of it.
+    /// Writes one event, or the rest of one.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let Some(outlet) = OUTLET.get() else { return io::stderr().write(line) };
-        // The thread tells how many were lost: to say it here would need the log.
+        // The thread reports the number of lost lines: to log that here would need the log.
         let _ = outlet.push(line.to_vec());
         Ok(line.len())
     }
@@ -112,7 +112,7 @@ impl Sink<Vec<u8>> for Stderr {
     }
 }
 
-/// Whether standard error is a journal's stream (systemd says so in the environment).
+/// Returns true where standard error is a journal's stream, as systemd's environment says.
 fn runs_under_systemd() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some()
 }
