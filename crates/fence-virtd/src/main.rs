@@ -4,8 +4,8 @@
 //! The path of a request: `listener` (arrival, keys, source) → `service` (access, grant, proof) → `backend`
 //! (the action) → response → `observe` (audit record, counters).
 #![forbid(unsafe_code)]
-// Without libvirt nothing makes what backends and sources are made of, and without cpg nothing is at another
-// host.
+// Builds without cpg or libvirt do not use every part: the run of other programs, the work for other
+// hosts, the frames of serial lines.
 #![cfg_attr(not(feature = "cpg"), allow(dead_code))]
 
 mod backend;

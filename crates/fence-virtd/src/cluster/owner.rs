@@ -18,7 +18,7 @@ use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::request::trail::AgentRunTrail;
 use crate::service::Service;
 use crate::service::execute::{
-    NOT_STARTED, PowerAction, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
+    NOT_STARTED, PowerActionResult, PowerCommand, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
 };
 use fence_core::access::{AccessRules, Identity};
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
@@ -121,9 +121,9 @@ impl AskExecution<'_> {
         lease: &Lease,
     ) -> Result<ServeOutcome, ActionError> {
         let action = match action {
-            Action::On => PowerAction::On,
-            Action::Off => PowerAction::Off,
-            Action::Reboot => PowerAction::Reboot,
+            Action::On => PowerCommand::On,
+            Action::Off => PowerCommand::Off,
+            Action::Reboot => PowerCommand::Reboot,
             Action::Null | Action::Status | Action::Monitor | Action::List => {
                 return Err(ActionError::Refused(format!("{action} is not for other hosts")));
             }

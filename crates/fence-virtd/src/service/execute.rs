@@ -24,7 +24,7 @@ pub(crate) const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// An action that changes a domain's power.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum PowerAction {
+pub(crate) enum PowerCommand {
     On,
     Off,
     Reboot,
@@ -58,15 +58,15 @@ pub(crate) struct SeenOff {
 /// off.
 pub(crate) async fn run_power_action(
     backend: &dyn Backend,
-    action: PowerAction,
+    action: PowerCommand,
     domain: &DomainRef,
     lease: &Lease,
     seen_off: impl FnOnce(SeenOff) + Send,
 ) -> Result<PowerActionResult, ActionError> {
-    if action == PowerAction::On {
+    if action == PowerCommand::On {
         return backend.on(domain, lease).await.map(|()| PowerActionResult::Started);
     }
-    let is_reboot = action == PowerAction::Reboot;
+    let is_reboot = action == PowerCommand::Reboot;
     let down = backend.off(domain, is_reboot, lease).await?;
     seen_off(SeenOff { was_off: down.was_off, starts: down.restart.is_some() });
     let (was_off, note) = (down.was_off, down.note);
@@ -175,9 +175,9 @@ async fn on_domain(
                 PowerState::Off => RequestOutcome::plain(Response::Off),
             });
         }
-        Action::Off => PowerAction::Off,
-        Action::Reboot => PowerAction::Reboot,
-        Action::On => PowerAction::On,
+        Action::Off => PowerCommand::Off,
+        Action::Reboot => PowerCommand::Reboot,
+        Action::On => PowerCommand::On,
         Action::Null | Action::Monitor | Action::List => return Ok(RequestOutcome::plain(Response::Failure)),
     };
     run_power_action(backend, action, domain, lease, |_| seen_off()).await.map(RequestOutcome::from)

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection};
 use fence_core::domain::{DomainRef, PowerAction};
-use fence_wire::{Action, Challenge, Proved, Response};
+use fence_wire::{Challenge, Proved, Response};
 use tokio::sync::Notify;
 use tracing::debug;
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use fence_core::access::{AccessRules, Identity};
-use fence_wire::{HashType, Target};
+use fence_wire::{Action, HashType, Target};
 
 use super::*;
 use crate::backend;
