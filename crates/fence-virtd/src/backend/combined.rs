@@ -86,12 +86,12 @@ impl CombinedBackend {
 
 type LocateResult = Result<LocatedDomain, LocateError>;
 
-/// What one of them says of a target.
+/// Answer of one backend for a target.
 #[derive(Clone, Debug)]
 struct BackendAnswer {
     backend: &'static str,
     said: LocateResult,
-    /// It can't be asked, and had such a domain when it was last heard.
+    /// The backend can't be asked, and had such a domain when it was last read.
     may_have: bool,
 }
 

@@ -17,20 +17,19 @@ const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Longest time for which a pending effect holds up conflicting requests.
 const EFFECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Agents that were killed in the middle of an action, or whose end nobody waited for, and those that said
-/// that it was done when it was not: what they asked for may come yet. Until their devices were heard nothing
-/// that conflicts with it gets its turn.
+/// Pending effects: actions whose agents were killed or abandoned, or reported a success that no status
+/// check showed. They may still take effect. Conflicting requests wait until the devices have answered.
 pub(super) struct PendingEffects {
     pub(super) lease: Lease,
     pub(super) open: Vec<UnconfirmedAction>,
 }
 
-/// An action that may have an effect yet.
+/// Action that may still take effect.
 pub(super) struct UnconfirmedAction {
     pub(super) way: Route,
-    /// When it ended.
+    /// Time when the run ended.
     pub(super) when: Instant,
-    /// Its agent said that it was done; it was followed since.
+    /// True if the agent reported success; status checks have followed since.
     pub(super) is_claimed: bool,
 }
 

@@ -15,24 +15,24 @@ use super::run::{RunContext, StatusReply};
 use super::slots::RunPurpose;
 use crate::request::lease::Lease;
 
-/// How long a device that does not answer has alone before the next one is asked too.
+/// Time after which the next device is asked too, if one does not answer.
 const HEDGE_DELAY: Duration = Duration::from_secs(2);
 
-/// A domain that is as it was wanted.
+/// Result of a completed change of power.
 pub(super) struct PowerChange {
-    /// It was so before we acted.
+    /// True if the domain was in the wanted state before.
     pub(super) was_so: bool,
     pub(super) note: Option<String>,
 }
 
-/// What a device said last.
+/// Last replies of a device.
 #[derive(Clone, Default)]
 pub(super) struct LastReply {
     look: Option<String>,
     act: Option<String>,
 }
 
-/// A plan that is being carried out.
+/// Runs one plan.
 pub(super) struct PlanRunner<'a> {
     pub(super) goal: PowerState,
     pub(super) ways: Vec<Route>,
@@ -43,8 +43,8 @@ pub(super) struct PlanRunner<'a> {
 }
 
 impl PlanRunner<'_> {
-    /// Asks the devices in their order; one that does not answer soon is not waited for alone. Ends with the
-    /// first that can tell.
+    /// Asks the devices in their order; if one does not answer soon, the next is asked too. Ends with the
+    /// first state.
     pub(super) async fn first_status(&mut self) {
         let mut looks = PendingStatusRuns::default();
         let mut rest = 0..self.ways.len();
@@ -79,7 +79,7 @@ impl PlanRunner<'_> {
         }
     }
 
-    /// Does what the plan says, to its end. Whether the domain is as it is wanted.
+    /// Follows the plan to its end. Returns whether the domain is in the wanted state.
     pub(super) async fn run_to_end(&mut self) -> bool {
         loop {
             if self.lease.check().is_err() {
@@ -142,7 +142,7 @@ impl PlanRunner<'_> {
         self.plan.acted(place, how, Instant::now());
     }
 
-    /// Whether it is a word about the domain's state.
+    /// Takes the result of a status run. Returns whether it shows the domain's state.
     fn heard(&mut self, it: Option<StatusResult>) -> bool {
         let Some(StatusResult { place, look, began }) = it else { return false };
         self.plan.looked(place, look.heard, began, Instant::now());
@@ -150,7 +150,7 @@ impl PlanRunner<'_> {
         matches!(look.heard, StatusReading::Is(_))
     }
 
-    /// Those that are still asked have not answered.
+    /// Marks the devices that have not answered as silent.
     fn silent(&mut self, looks: PendingStatusRuns) {
         for (place, began) in looks.asked {
             self.ways[place].device.record_abandoned(began, self.lease);
@@ -159,7 +159,7 @@ impl PlanRunner<'_> {
         }
     }
 
-    /// What each device said.
+    /// Returns the last replies of all devices, for people.
     pub(super) fn words(&self) -> String {
         let lines = self.ways.iter().zip(&self.said).filter_map(|(way, said)| {
             let look = said.look.as_ref().map(|it| format!("status {it}"));
@@ -195,14 +195,14 @@ impl PlanRunner<'_> {
     }
 }
 
-/// What came of one look.
+/// Result of one status run.
 struct StatusResult {
     place: usize,
     look: StatusReply,
     began: Instant,
 }
 
-/// Looks that are under way; they end when this is dropped.
+/// Status runs in flight; they end when this is dropped.
 #[derive(Default)]
 struct PendingStatusRuns {
     set: JoinSet<StatusResult>,

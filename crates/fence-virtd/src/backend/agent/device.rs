@@ -35,17 +35,16 @@ mod execute;
 
 /// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
 const MAX_LOOKS_AT_FILES: usize = 8;
-/// How long a list stands, and how long it does that there is none.
+/// Time for which a list is used, and for which its absence is assumed.
 const LIST_TTL: Duration = Duration::from_secs(5);
-/// How long it stands that `monitor` failed, and that there is no metadata.
+/// Time for which a failed `monitor` or missing metadata is not tried again.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// A run that was killed earlier says nothing of its device.
 const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
-/// How long a device that hung comes after the others.
+/// Time for which a device that timed out comes after the others.
 const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
-/// How long ago something may have ended with 0 when "off" is believed for a request, and for a list. One
-/// that complained when it said so, as interpreters do, is believed for a request only with a `monitor`
-/// since.
+/// Age of the last success with which "off" is believed, for a request and for a list. If the agent
+/// complained, as interpreters do, a request needs a `monitor` since.
 const OFF_EVIDENCE_TTL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
 /// Programs and options with which `monitor` succeeded that are remembered.
 const MAX_PROVEN: usize = 4096;
@@ -53,42 +52,42 @@ const MAX_PROVEN: usize = 4096;
 /// See the module's head.
 pub(super) struct FenceDevice {
     pub(super) name: String,
-    /// Its agent, as the configuration has it.
+    /// Agent, as in the configuration.
     agent: String,
     place: usize,
     program: AgentProgram,
     plug_option: Option<String>,
-    /// It has more than one plug, or a list of them.
+    /// True if the device has several plugs, or a list of them.
     serves_several: bool,
     options: Vec<(String, OptionValue)>,
-    /// How long a look may take.
+    /// Time limit of a status run.
     pub(super) status_timeout: Duration,
     pub(super) limits: DeviceLimits,
     slots: RunSlots,
     runs: AgentRuns,
     metadata: tokio::sync::Mutex<Option<Cached<Arc<Metadata>>>>,
-    /// How `monitor` failed with which program and options. Taken while it runs: others wait for what comes
-    /// of it.
+    /// Failures of `monitor`, by the fingerprint of program and options. Locked while `monitor` runs, so
+    /// that others wait for the result.
     monitors: Mutex<HashMap<u64, CachedFailure>>,
     listing: tokio::sync::Mutex<Option<(Instant, ListResult)>>,
-    /// Who looks at its files.
+    /// Permits to read the files of the device.
     files: Arc<Semaphore>,
     memory: Mutex<DeviceMemory>,
 }
 
-/// When something failed, and why.
+/// Time and reason of a failure.
 type CachedFailure = Arc<tokio::sync::Mutex<Option<(Instant, String)>>>;
 
-/// A list, or why there is none.
+/// A list, or the reason why there is none.
 type ListResult = Result<Arc<PlugList>, ListUnavailable>;
 
-/// Why there is no list.
+/// Reason why there is no list.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum ListUnavailable {
     /// The agent said that it has none, or failed.
     #[error("{0}")]
     Refused(String),
-    /// It could not be asked, or did not answer.
+    /// The device could not be asked, or did not answer.
     #[error("{0}")]
     Unheard(String),
 }
@@ -103,11 +102,11 @@ struct DeviceMemory {
     hung: Option<Instant>,
     /// When something was done last.
     changed: Option<Instant>,
-    /// Its last list.
+    /// Last list of the device.
     listed: Option<Arc<PlugList>>,
 }
 
-/// Something that is known of a program and its options.
+/// Fact about a program and its options.
 struct Cached<T> {
     fingerprint: u64,
     when: Instant,
@@ -141,12 +140,12 @@ impl FenceDevice {
         }
     }
 
-    /// It did not answer when it was run last, a short while ago.
+    /// Returns whether the last run timed out a short while ago.
     pub(super) fn timed_out_recently(&self) -> bool {
         lock(&self.memory).hung.is_some_and(|it| it.elapsed() < TIMED_OUT_PENALTY)
     }
 
-    /// Asks for the state of a plug.
+    /// Runs `status` for a plug.
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let began = Instant::now();
         let done =
@@ -194,9 +193,9 @@ impl FenceDevice {
         }
     }
 
-    /// Whether the endpoint knows the plug, as far as its list tells. An agent that does not understand what
-    /// its endpoint says may take everything for off: `fence_virsh` does where there is no virsh, with
-    /// `monitor` and an empty list in order.
+    /// Checks that the endpoint knows the plug, as far as its list says. An agent that does not understand
+    /// its endpoint may report everything as off: `fence_virsh` does so without virsh, with a successful
+    /// `monitor` and an empty list.
     async fn is_known(&self, plug: &str, context: RunContext<'_>) -> Result<(), String> {
         // One that has none is known to have none: an error is that it could not be had.
         let metadata = self.metadata(context).await?;
@@ -223,7 +222,7 @@ impl FenceDevice {
         }
     }
 
-    /// Has it act on a plug. Also gives what it said.
+    /// Runs an action on a plug. Also returns its description.
     pub(super) async fn act(
         &self,
         to: PowerState,
@@ -259,12 +258,12 @@ impl FenceDevice {
         }
     }
 
-    /// Whether each plug is to be monitored by itself.
+    /// Returns whether each plug needs a `monitor` of its own.
     pub(super) fn is_monitored_by_plug(&self) -> bool {
         self.plug_option.is_some()
     }
 
-    /// Its plugs, by a list that is no older than `age`. Whoever asks while it is made waits for it.
+    /// Returns the plugs, by a list that is no older than `age`. Concurrent callers share one run.
     pub(super) async fn listing(
         &self,
         age: Duration,
@@ -294,22 +293,22 @@ impl FenceDevice {
         plugs
     }
 
-    /// Whether its list could not be had when it was asked for last, or is being asked for.
+    /// Returns whether the last list failed, or is being made now.
     pub(super) fn has_no_list(&self) -> bool {
         self.listing.try_lock().map_or(true, |it| !matches!(&*it, Some((_, Ok(_)))))
     }
 
-    /// Its last list, however old.
+    /// Returns the last list, however old.
     pub(super) fn last_listing(&self) -> Option<Arc<PlugList>> {
         lock(&self.memory).listed.clone()
     }
 
-    /// Whether its agent says that it can tell the state of all plugs at once.
+    /// Returns whether the agent can report the states of all plugs in one run.
     pub(super) async fn lists_states(&self, context: RunContext<'_>) -> bool {
         self.metadata(context).await.is_ok_and(|it| it.has_action("list-status"))
     }
 
-    /// What it was asked was dropped after so long without an answer: somebody else had one.
+    /// Records a status run that was abandoned because another device had answered.
     pub(super) fn record_abandoned(&self, began: Instant, lease: &Lease) {
         let took = began.elapsed();
         if took >= MIN_CONCLUSIVE_RUN {
@@ -320,17 +319,17 @@ impl FenceDevice {
         self.note(AgentAction::Status, ended, took, String::new(), context);
     }
 
-    /// Something was done here: what its list said before of states is old.
+    /// Records an action: states in earlier lists are stale.
     pub(super) fn states_changed(&self) {
         lock(&self.memory).changed = Some(Instant::now());
     }
 
-    /// How old a list may be for the states in it.
+    /// Returns the age up to which the states in a list are valid.
     pub(super) fn age_of_states(&self, age: Duration) -> Duration {
         lock(&self.memory).changed.map_or(age, |it| age.min(it.elapsed()))
     }
 
-    /// The next one who asks gets a new list.
+    /// Forgets the list, so that the next caller gets a new one.
     #[cfg(test)]
     pub(super) async fn forget_list(&self) {
         *self.listing.lock().await = None;
@@ -360,7 +359,7 @@ impl FenceDevice {
         Ok(plugs)
     }
 
-    /// Whether exit code 2 of this run, which was begun at `began`, may be believed.
+    /// Checks that exit code 2 of this run, which began at `began`, may be believed.
     async fn verify_off(
         &self,
         plug: &str,
@@ -405,12 +404,12 @@ impl FenceDevice {
         if is_proven() { Ok(()) } else { Err(CHANGED.to_owned()) }
     }
 
-    /// The plug that `monitor` is run with.
+    /// Returns the plug for `monitor`.
     fn monitored<'p>(&self, plug: Option<&'p str>) -> Option<&'p str> {
         plug.filter(|_| self.is_monitored_by_plug())
     }
 
-    /// What the agent says of itself; known as long as its program is the same.
+    /// Returns the metadata of the agent; kept as long as the program is the same.
     pub(super) async fn metadata(&self, context: RunContext<'_>) -> Result<Arc<Metadata>, String> {
         let context = context.within(Instant::now() + self.status_timeout);
         let (path, print) = self.find(context.until).await?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What `--check` wants to know of devices: looked at for real, all at once, by what carries requests out.
-//! Acts on nothing: runs `metadata`, `monitor` and `list` alone.
+//! Examination of devices for `--check`: all at once, by real runs of `metadata`, `monitor` and `list`. It
+//! changes nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,36 +19,36 @@ use crate::observe::agent_runs::AgentRuns;
 use fence_core::agent::listing::PlugList;
 use fence_core::agent::metadata::{Metadata, one_spelling};
 
-/// What was seen of a device. Words have no secrets in them and are escaped.
+/// Result of the examination of a device. The texts have no secrets in them and are escaped.
 pub(crate) struct DeviceExamination {
-    /// Where its agent is, or why it is not to be run.
+    /// Path of the agent, or the reason why it may not be run.
     pub(crate) program: Result<PathBuf, String>,
-    /// What its agent says of itself; none of what follows from it is known without.
+    /// Capabilities of the agent by its metadata. Without them nothing below is known.
     pub(crate) about: Result<AgentCapabilities, String>,
     /// Options that are secrets and stand in the configuration itself.
     pub(crate) open_secrets: Vec<String>,
     /// The files that options are read from: option, file, whether that can be done.
     pub(crate) secret_files: Vec<(String, PathBuf, Result<(), String>)>,
-    /// Whether its `monitor` succeeded, and how long that took; none where it could not be run.
+    /// Duration of a successful `monitor`, or its failure; none if it could not be run.
     pub(crate) monitor: Option<Result<Duration, String>>,
-    /// How many plugs its list has, and which of the domains of the configuration it has not.
+    /// Summary of the list: number of plugs, and configured domains that it lacks.
     pub(crate) list: Option<Result<ListSummary, String>>,
 }
 
 impl DeviceExamination {
-    /// Its `monitor` has succeeded.
+    /// Returns whether `monitor` has succeeded.
     pub(crate) fn is_well(&self) -> bool {
         matches!(self.monitor, Some(Ok(_)))
     }
 }
 
-/// What an agent says of itself.
+/// Capabilities of an agent by its metadata.
 pub(crate) struct AgentCapabilities {
-    /// It has no metadata.
+    /// True if the agent has no metadata.
     pub(crate) is_silent: bool,
-    /// It takes a plug.
+    /// True if the agent takes a plug.
     pub(crate) takes_plug: bool,
-    /// It has a list.
+    /// True if the agent has a list.
     pub(crate) lists: bool,
     /// Options that it has not, each with the one that is perhaps meant.
     pub(crate) unknown: Vec<(String, Option<String>)>,
@@ -56,7 +56,7 @@ pub(crate) struct AgentCapabilities {
     pub(crate) own_files: Vec<(String, PathBuf)>,
 }
 
-/// What a list has.
+/// Summary of a list.
 pub(crate) struct ListSummary {
     pub(crate) count: usize,
     pub(crate) missing: Vec<String>,

@@ -17,7 +17,7 @@ use super::AgentBackend;
 use super::run::survey;
 use crate::util::join::join_all;
 
-/// How long states may be old in a host list.
+/// Age up to which states in a list are used for a host list.
 const STATES_AGE: Duration = Duration::from_secs(2);
 /// Names in one line of what is missing.
 const MAX_NAMED: usize = 8;

@@ -49,12 +49,12 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
 };
 
-/// How long a list may be old when somebody looks for a domain.
+/// Age up to which a list is used to find a domain.
 const LIST_AGE: Duration = Duration::from_secs(5);
-/// How long a found domain's plugs stand when the lists can't be had any more.
+/// Time for which the plugs of a found domain are used when no list can be had any more.
 const BOUND_PLUGS_TTL: Duration = Duration::from_secs(60);
 const MAX_BOUND: usize = 4096;
-/// How long it stands how a device's `monitor` ended.
+/// Time for which the result of a device's `monitor` is used.
 const HEALTH_TTL: Duration = Duration::from_secs(60);
 
 /// See the module's head.
@@ -64,7 +64,7 @@ pub(crate) struct AgentBackend {
     reboot_starts: bool,
     /// Domains that were found, and their plugs then: by UUID and name.
     bound: Mutex<HashMap<(String, String), BoundPlugs>>,
-    /// How each device's `monitor` ended.
+    /// Result of each device's `monitor`.
     health: tokio::sync::Mutex<Option<(Instant, Vec<Option<String>>)>>,
 }
 
@@ -90,7 +90,7 @@ impl AgentBackend {
         (backend, runs)
     }
 
-    /// Begins to look at the devices. Must run inside the runtime; returns at once.
+    /// Starts a first check of the devices. Must run inside the runtime; returns at once.
     pub(crate) fn start(settings: &fence_config::AgentBackend) -> (Arc<Self>, AgentRuns) {
         let (backend, runs) = Self::new(settings);
         // What is known of them when the first request comes need not be asked for then.
@@ -170,8 +170,8 @@ impl AgentBackend {
         }
     }
 
-    /// The lists of those that have one: none where there is none. Where one has the target, those that don't
-    /// answer are not waited for much longer.
+    /// Returns fresh lists of the devices that have one. If one list has the target, silent devices get
+    /// only a short time.
     async fn fresh_lists(
         &self,
         target: Option<&Target>,
@@ -205,7 +205,7 @@ impl AgentBackend {
         lists
     }
 
-    /// Remembers what it means.
+    /// Remembers the plugs of a found domain.
     fn bind(&self, domain: &AgentDomain) -> LocatedDomain {
         let mut bound = lock(&self.bound);
         if bound.len() >= MAX_BOUND {
@@ -231,8 +231,8 @@ impl AgentBackend {
         format!("{} ({})", escaped(&domain.name), ways.collect::<Vec<_>>().join(", "))
     }
 
-    /// The ways to a domain that was found, as far as they still mean it; those whose devices answer come
-    /// first.
+    /// Returns the routes to a found domain, as far as they are still valid; routes of devices that answer
+    /// come first.
     async fn routes(&self, domain: &DomainRef, until: Instant) -> Result<Vec<Route>, ActionError> {
         if domain.home != DomainHome::Agent {
             return Err(ActionError::Gone);
@@ -276,8 +276,8 @@ impl AgentBackend {
         Ok(ways)
     }
 
-    /// Ways to a listed domain by devices whose lists can't be had now, and may be had in a moment: a pool's
-    /// master has moved.
+    /// Returns possible routes to a listed domain by devices whose lists can't be had now, but perhaps in a
+    /// moment: a pool's master may have moved.
     fn unlisted_candidates(&self, domain: &DomainRef, ways: &[(usize, String)]) -> Vec<(usize, String)> {
         // What the configuration names is served by whom it names.
         let listed = |place: usize| self.settings[place].plugs.listed;
@@ -304,8 +304,8 @@ impl AgentBackend {
         others
     }
 
-    /// Which of these ways to a listed domain the lists still show; devices that don't answer keep theirs as
-    /// long as another one shows it. An error, with those that don't answer, when none answers.
+    /// Returns the routes that fresh device lists still confirm. The route of a silent device stays valid
+    /// while another device confirms the domain. If no device answers, the error has the silent devices.
     async fn revalidate_routes(
         &self,
         domain: &DomainRef,
@@ -339,7 +339,8 @@ impl AgentBackend {
         Ok(found.iter().filter(same).cloned().collect())
     }
 
-    /// Looks, and acts until it is so, or until nothing can be done any more.
+    /// Checks the state, and acts until the domain is in the wanted state, or until nothing more can be
+    /// done.
     async fn change_power(
         &self,
         goal: PowerState,
@@ -381,7 +382,7 @@ impl AgentBackend {
         Err(ActionError::Unavailable(course.words()))
     }
 
-    /// What is wrong with each device; none where nothing is.
+    /// Returns the failure of each device; none for a device that works.
     async fn monitor_all(&self, until: Instant) -> Vec<Option<String>> {
         let all = self.devices.iter().enumerate().map(|(place, device)| async move {
             let named = &self.settings[place].plugs.named;

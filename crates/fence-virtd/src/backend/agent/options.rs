@@ -8,10 +8,10 @@ use fence_core::agent::listing::SEPARATOR;
 use fence_core::agent::metadata::Metadata;
 use zeroize::Zeroizing;
 
-/// What an agent reads from its standard input.
+/// Standard input of an agent.
 pub(super) struct OptionLines {
     pub(super) text: Zeroizing<Vec<u8>>,
-    /// It strips blanks and a pair of quotes from values.
+    /// True if the agent strips blanks and a pair of quotes from values.
     pub(super) quotes: bool,
 }
 
@@ -45,7 +45,7 @@ pub(super) fn file_of(
         .then(|| (option.to_owned(), PathBuf::from(value.as_str())))
 }
 
-/// What is nobody's secret, whatever the option is called.
+/// Returns whether the value is a common word, and so no secret, whatever the option is called.
 pub(super) fn is_a_word(value: &str) -> bool {
     ["0", "1", "yes", "no", "on", "off", "true", "false"].iter().any(|it| value.eq_ignore_ascii_case(it))
 }

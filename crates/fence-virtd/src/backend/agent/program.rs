@@ -13,10 +13,10 @@ use tokio::time::timeout_at;
 
 use super::secret;
 
-/// Where agents are looked for by their names.
+/// Directories in which agents are found by their names.
 pub(crate) const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
 
-/// Where its program is, and what tells it from another one in its place.
+/// Returns the path of the program, and its fingerprint.
 pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
     match program {
         AgentProgram::At(path) => about(path).map(|it| (path.clone(), it)),
@@ -30,7 +30,7 @@ pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
     }
 }
 
-/// What tells this program from another one; an error for one that is not to be run.
+/// Returns the fingerprint of a program; an error if it may not be run.
 fn about(path: &Path) -> Result<u64, String> {
     let shown = path.display();
     let about = std::fs::metadata(path).map_err(|it| format!("can't look at {shown}: {it}"))?;
@@ -58,7 +58,7 @@ fn about(path: &Path) -> Result<u64, String> {
     Ok(print.finish())
 }
 
-/// Looks at files, which can hang.
+/// Reads files on a blocking thread, because a file system can hang.
 pub(super) async fn blocking<T: Send + 'static>(
     files: &Arc<Semaphore>,
     until: Instant,

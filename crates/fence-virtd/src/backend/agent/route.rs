@@ -11,15 +11,15 @@ use fence_core::domain::PowerState;
 use super::device::FenceDevice;
 use super::run::{RunContext, StatusReply};
 
-/// How long a list, or that there is none, may be old where a device is asked in place of another one.
+/// Age up to which a list, or its absence, is used when another device takes over.
 const RELIST_AGE: Duration = Duration::from_secs(1);
 
-/// A device, and the plug at it.
+/// Route to a domain: a device, and the plug at it.
 #[derive(Clone)]
 pub(super) struct Route {
     pub(super) device: Arc<FenceDevice>,
     pub(super) plug: String,
-    /// The domain's name where the device has not listed it yet, and must before it is asked for anything.
+    /// Name of the domain if the device has not listed it yet; it must do so before it is used.
     pub(super) unlisted: Option<String>,
 }
 
@@ -38,7 +38,7 @@ impl Route {
         }
     }
 
-    /// Some agents say "off" of every plug that they don't know.
+    /// Checks that the device lists the plug: some agents report off for every plug that they don't know.
     async fn is_listed(&self, context: RunContext<'_>) -> Result<(), String> {
         let Some(name) = &self.unlisted else { return Ok(()) };
         let list = self.device.listing(RELIST_AGE, context).await?;

@@ -12,7 +12,7 @@ use super::slots::RunPurpose;
 use crate::request::lease::Lease;
 use crate::request::trail::AgentRunEnd;
 
-/// What the agent is asked for.
+/// Action of an agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum AgentAction {
     Metadata,
@@ -38,40 +38,40 @@ impl AgentAction {
     }
 }
 
-/// Whom runs are for.
+/// Priority, deadline and lease of an agent run.
 #[derive(Clone, Copy)]
 pub(super) struct RunContext<'a> {
     pub(super) purpose: RunPurpose,
-    /// Where they are noted; without it nothing is done but looked at.
+    /// Lease that records the runs; without a lease no action is allowed, only checks.
     pub(super) lease: Option<&'a Lease>,
     pub(super) until: Instant,
 }
 
 impl RunContext<'_> {
-    /// The same, by `limit` at the latest.
+    /// Returns the context with an earlier deadline.
     pub(super) fn within(self, limit: Instant) -> Self {
         Self { until: self.until.min(limit), ..self }
     }
 }
 
-/// What came of a look, and how to say it.
+/// Result of a status run, and its description for people.
 pub(super) struct StatusReply {
     pub(super) heard: StatusReading,
     pub(super) words: String,
 }
 
-/// A run that is over.
+/// Result of a run.
 pub(super) struct FinishedRun {
     pub(super) ended: AgentRunEnd,
     pub(super) output: Zeroizing<Vec<u8>>,
     pub(super) is_cut: bool,
-    /// The last line of what it said, secrets masked, escaped.
+    /// Last line of the output, secrets masked, escaped.
     pub(super) complaint: String,
-    /// It wrote to standard error.
+    /// True if the agent wrote to standard error.
     pub(super) complained: bool,
-    /// Of the program and the options that it was run with.
+    /// Fingerprint of the program and its options.
     pub(super) print: u64,
-    /// Of the program alone.
+    /// Fingerprint of the program alone.
     pub(super) program: u64,
 }
 
@@ -82,7 +82,7 @@ impl FinishedRun {
     }
 }
 
-/// All that a run needs.
+/// Input of a run, ready to start.
 pub(super) struct PreparedRun {
     pub(super) path: PathBuf,
     pub(super) input: Zeroizing<Vec<u8>>,
@@ -91,7 +91,7 @@ pub(super) struct PreparedRun {
     pub(super) program: u64,
 }
 
-/// For no request.
+/// Returns the context of a run for no request.
 pub(super) fn survey(until: Instant) -> RunContext<'static> {
     RunContext { purpose: RunPurpose::Survey, lease: None, until }
 }

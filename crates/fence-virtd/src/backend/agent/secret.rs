@@ -18,7 +18,7 @@ const SHORTEST: usize = 4;
 const UNLIKELY: usize = 8;
 /// A line that can't be taken for a name.
 const NO_NAME: &[u8] = b"\x02";
-/// What stands in place of a secret.
+/// Text in place of a secret.
 const MASK: &[u8] = b"***";
 
 /// Why a secret can't be read. Says nothing of what is in the file.
@@ -66,7 +66,7 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, SecretError> {
     }
 }
 
-/// It belongs to root or to the user that the daemon runs as.
+/// Returns whether the file belongs to root or to the user that the daemon runs as.
 pub(super) fn is_ours(about: &Metadata) -> bool {
     about.uid() == 0 || about.uid() == Uid::effective().as_raw()
 }

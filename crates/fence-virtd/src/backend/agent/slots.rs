@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! How many agents run at once: of all devices together, and of each.
+//! Slots for agent runs: of all devices together, and of each.
 //!
 //! Who waits is served in order of arrival, but what carries a request out goes before what merely looks
 //! around; and no device can keep the others out: a quarter of the places is for devices that have none, and
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::util::locks::lock;
 
-/// What a run is for.
+/// Purpose of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum RunPurpose {
     /// A request: it goes first.

@@ -90,7 +90,7 @@ impl Rig {
         AgentBackend::new(settings).0
     }
 
-    /// What a device's agent was run for, but for what it says of itself and of its plugs.
+    /// Returns the runs of a device's agent, without those for metadata and lists.
     fn runs(&self, device: &str) -> Vec<String> {
         let runs = std::fs::read_to_string(self.path(device).join("runs")).unwrap_or_default();
         let runs = runs.lines().map(|it| it.split(' ').next().unwrap().to_owned());

@@ -22,7 +22,7 @@ struct Fake {
     may_have: bool,
     list: Result<DomainListing, ActionError>,
     health: Result<Vec<String>, ActionError>,
-    /// What it was asked to do.
+    /// Calls that the backend received.
     asked: Mutex<Vec<String>>,
 }
 

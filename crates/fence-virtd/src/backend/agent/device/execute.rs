@@ -23,7 +23,7 @@ use crate::process::run::{ProcessEnd, run_contained};
 use crate::request::trail::{AgentRun, AgentRunEnd};
 use crate::util::locks::lock;
 
-/// Bytes of each output that are kept: of what is read, and of what is only shown.
+/// Bytes of output that are kept: of output to parse, and of output only to show.
 const MAX_PARSED_OUTPUT: usize = 1 << 20;
 const MAX_SHOWN_OUTPUT: usize = 16 << 10;
 
@@ -49,7 +49,7 @@ impl FenceDevice {
         let PreparedRun { path, input, mask, print, program } = ready;
         let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
         let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
-            return self.not_run(action, "as many agents as may run at once did".to_owned(), print, context);
+            return self.not_run(action, "agent limit reached (max_running)".to_owned(), print, context);
         };
         // The place may have come late: nothing is begun for who does not wait any more.
         if matches!(action, AgentAction::On | AgentAction::Off)
@@ -146,7 +146,7 @@ impl FenceDevice {
         }
     }
 
-    /// Finds the program and puts together what it is told.
+    /// Finds the program and puts its input together.
     async fn prepare_run(
         &self,
         action: AgentAction,
@@ -221,8 +221,8 @@ impl FenceDevice {
         Ok(PreparedRun { path, input: lines.text, mask, print: own.finish(), program })
     }
 
-    /// A secret that the agent does not take: those that are built on the library tell the syslog what they
-    /// were given.
+    /// Returns an option that is a secret and that the agent does not have: agents built on the library
+    /// write such values to the syslog.
     fn stray_secret(&self, metadata: &Metadata) -> Option<String> {
         let options = self.options.iter().filter(|_| metadata.is_of_the_library());
         let secrets = options.filter_map(|it| match file_of(it, metadata) {
@@ -232,7 +232,7 @@ impl FenceDevice {
         secrets.into_iter().find(|it| !metadata.has_option(it))
     }
 
-    /// Whether there is an option that tells its machines apart.
+    /// Returns whether an option tells the machines of the device apart.
     pub(super) fn takes_plug(&self, metadata: &Metadata) -> bool {
         self.plug_option.is_some() || !metadata.plug_options(|it| self.is_on(it)).is_empty()
     }
@@ -243,7 +243,7 @@ impl FenceDevice {
         SecretMask::new(own.chain(read.iter().map(|(_, value)| value.as_str())))
     }
 
-    /// The program, and what tells it from another one in its place.
+    /// Returns the path of the program, and its fingerprint.
     pub(super) async fn find(&self, until: Instant) -> Result<(PathBuf, u64), String> {
         let program = self.program.clone();
         blocking(&self.files, until, move || find(&program)).await?

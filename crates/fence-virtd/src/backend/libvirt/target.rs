@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Domains of a hypervisor that a request's target can mean.
+
+use fence_core::domain::{DomainHome, DomainRef};
+use fence_wire::Target;
+use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid};
+
+/// Shortest text that can be a cut name: the cut may fall up to three bytes earlier, between two characters.
+const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
+
+/// Target of a request, with the UUID that the text may be.
+pub(super) struct TargetQuery {
+    target: Target,
+    uuid: Option<Uuid>,
+}
+
+/// Domain of one hypervisor that matches a target.
+pub(super) struct MatchedDomain {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+    pub(super) active: bool,
+}
+
+impl MatchedDomain {
+    pub(super) fn reference(&self, home: usize) -> DomainRef {
+        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home: DomainHome::Here(home) }
+    }
+}
+
+impl TargetQuery {
+    pub(super) fn new(target: &Target) -> Self {
+        Self { uuid: target.as_str().parse().ok(), target: target.clone() }
+    }
+
+    pub(super) fn uuid(&self) -> Option<Uuid> {
+        self.uuid
+    }
+
+    /// Returns the name that the target may be; none if the client says that the target is a UUID.
+    pub(super) fn name(&self) -> Option<&str> {
+        (!self.target.is_uuid()).then_some(self.target.as_str())
+    }
+
+    pub(super) fn is_uuid_of(&self, found: &MatchedDomain) -> bool {
+        self.uuid == Some(found.uuid)
+    }
+
+    /// Finds the domain by UUID, then by name, so that a domain whose name looks like a UUID can be reached.
+    /// There is more than one only if a name came cut.
+    pub(super) fn find(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
+        let mut domain = None;
+        if let Some(uuid) = self.uuid {
+            domain = connection.domain_by_uuid(uuid)?;
+        }
+        if domain.is_none()
+            && let Some(name) = self.name()
+        {
+            domain = connection.domain_by_name(name)?;
+        }
+        match domain {
+            Some(domain) => found(&domain),
+            None if self.name().is_some_and(|it| it.len() >= SHORTEST_CUT_NAME) => {
+                self.find_by_cut_name(connection)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Returns whether [`Self::find`] could find a domain with this UUID and name.
+    pub(super) fn means(&self, uuid: Uuid, name: &str) -> bool {
+        self.uuid == Some(uuid) || self.name() == Some(name) || self.target.is_cut_from(name)
+    }
+
+    fn find_by_cut_name(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
+        let all = connection.domains()?;
+        Ok(all
+            .into_iter()
+            .filter(|it| it.state != State::MovedAway && self.target.is_cut_from(&it.name))
+            .map(|it| MatchedDomain { name: it.name, uuid: it.uuid, active: it.state != State::ShutOff })
+            .collect())
+    }
+}
+
+/// Returns the domain; none if it has just gone, or has moved to another host and left its definition here.
+fn found(domain: &Domain) -> Result<Vec<MatchedDomain>, Error> {
+    let seen = domain.state().and_then(|state| Ok((state, domain.is_active()?)));
+    match seen {
+        Ok((State::MovedAway, _)) => Ok(Vec::new()),
+        Ok((_, active)) => {
+            Ok(vec![MatchedDomain { name: domain.name().to_owned(), uuid: domain.uuid(), active }])
+        }
+        Err(error) if error.kind == ErrorKind::NoDomain => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_target_could_mean() {
+        let text = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+        let (uuid, other) = (text.parse().unwrap(), "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11".parse().unwrap());
+        let means = |text: &str, only_uuid, uuid, name: &str| {
+            TargetQuery::new(&Target::new(text, only_uuid).unwrap()).means(uuid, name)
+        };
+        assert!(means("web", false, uuid, "web") && !means("web", false, uuid, "web1"));
+        assert!(!means("Web", false, uuid, "web"), "libvirt tells them apart");
+        for text in [text.to_owned(), text.to_uppercase()] {
+            assert!(means(&text, false, uuid, "web") && means(&text, true, uuid, "web"));
+            assert!(means(&text, false, other, &text) && !means(&text, true, other, &text));
+        }
+        // A name that is too long for a request comes cut.
+        let long = "x".repeat(Target::MAX + 1);
+        assert!(means(&long[..Target::MAX], false, uuid, &long));
+        assert!(!means(&long[..Target::MAX - 1], false, uuid, &long));
+        assert!(means(&long[..Target::MAX], false, uuid, &long[..Target::MAX]));
+    }
+}
