@@ -1,14 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# make demo      install what is needed, build, fence a domain for real, and show it
-# make test      install what is needed, run everything
-# make man       the manual pages, into target/dist/man
-# make docs      the pages as a book with search, into target/book
-# make pictures  the pictures of docs/pictures, from their sources
-# make install   DESTDIR=… PREFIX=… put the programs and their files in place
-# make deb rpm   Debian packages and RPMs, into target/packages
-# make packages-check  install the Debian packages in a clean Debian and use them there (needs the package mirror)
-# make bench     the reference and ours side by side (ratios; JSON in target/bench)
-# make soak      what takes hours: long fuzzing and endurance runs
+# `make help` prints the targets.
 
 PREFIX ?= /usr
 DESTDIR ?=
@@ -41,12 +32,18 @@ UNIT_SEED ?= 1
 THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all build man docs docs-check pictures sbom advisories deb rpm packages-check demo test check unit suites e2e compliance suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages-build packages-test clean
+.PHONY: all help build man docs docs-check pictures sbom advisories deb rpm packages-check demo quick test whole check unit suites e2e compliance \
+    suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages packages-build \
+    packages-test clean
 
 all: build
 
+help: ## this list
+	@sed -n 's/suite-%/suite-FOLDER/; s/^\([A-Za-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
+	    while IFS="$$(printf '\t')" read -r name text; do printf '  make %-15s %s\n' "$$name" "$$text"; done
+
 # The programs as they are shipped: the daemon, and the agents as one small static binary with two names.
-build: packages-build
+build: packages-build ## build the programs into target/dist
 	cargo build --locked --release -p fence-virtd
 	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" \
 	    cargo build --locked --profile agent --target $(HOST) -p fence-xvm
@@ -57,37 +54,42 @@ build: packages-build
 	scripts/unit-template > $(DIST)/fence_virtd@.service
 
 # Bills of materials (CycloneDX) of the programs.
-sbom:
+sbom: ## bills of materials into target/dist
 	mkdir -p $(DIST)
 	scripts/sbom fence-virtd $(HOST) $(DIST)/fence-virtd.cdx.json
 	scripts/sbom fence-xvm $(HOST) $(DIST)/fence-xvm.cdx.json
 
 # Known holes in what is linked in; fetches the database of advisories.
-advisories:
+advisories: ## ask the database of advisories about what is linked in (needs the network)
 	"$$(scripts/install-tool cargo-deny 0.20.2)" check advisories
 
-man: packages-build
+man: packages-build ## manual pages into target/dist/man
 	scripts/man-pages $(DIST)/man
 
 # The book; it works from the disk, and loads nothing from elsewhere.
-docs: packages-build
+docs: packages-build ## the pages as a book with search, into target/book
 	scripts/book "$$(scripts/install-tool mdbook 0.5.4 search)" $(CARGO_TARGET_DIR)/book
 
 # Links and anchors of all pages, a shelf for each page, pictures that are up to date. Needs nothing but Python.
-docs-check:
+docs-check: ## links, shelves and pictures of the pages
 	scripts/check-docs
 	scripts/pictures --check
 
 # The pictures are in the repository, so that nobody needs graphviz to read them; `make check` says when one is out of date.
-pictures:
+pictures: ## the pictures of docs/pictures, from their sources
 	scripts/install-packages scripts/packages-pictures.txt
 	scripts/pictures
 
-demo: build
+demo: build ## install what is needed, build, fence a domain for real, and show it
 	scripts/install-packages tests/packages-demo.txt
-	scripts/demo $(DIST)
+	scripts/contained --strict scripts/demo $(DIST)
 
-test: packages-test
+# The whole takes 30 minutes on two cores. It runs in namespaces of its own, and its last step compares processes, network
+# namespaces, mounts and files outside of the checkout with those at its start: what is left fails it, by name.
+test: packages ## install what is needed, and run everything
+	scripts/contained --strict $(MAKE) whole
+
+whole:
 	$(MAKE) check unit build
 	scripts/check-install
 	$(MAKE) deb rpm
@@ -96,15 +98,15 @@ test: packages-test
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over.
 LANES ?= 3
-suites: packages-test
+suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
 
 # The long ones first.
 SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-pacemaker suite-compliance suite-fence_races suite-reference \
     suite-transports suite-several_hosts suite-attacks suite-attacks-reference suite-keys suite-observability suite-diagnose \
-    suite-sandbox suite-configure suite-packages suite-manual suite-checks suite-bench
+    suite-sandbox suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
 
-check: packages-build
+check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
 	cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	cargo fmt --manifest-path tests/threads/Cargo.toml --check
@@ -123,12 +125,12 @@ check: packages-build
 	scripts/check-man
 
 # Threads that wait for each other would wait for ever: there is a limit to it.
-unit: packages-test
+unit: packages-test ## the tests of the crates
 	cargo test --locked --workspace --no-run
-	PROPTEST_RNG_SEED=$(UNIT_SEED) timeout -k 10 900 cargo test --locked --workspace
-	timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
-	timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
-	timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::
+	PROPTEST_RNG_SEED=$(UNIT_SEED) scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace
+	scripts/contained --strict timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
+	scripts/contained --strict timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
+	scripts/contained --strict timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::
 	THREADS_SEED=$(THREADS_SEED) timeout -k 10 900 tests/threads/run $(SCHEDULES)
 
 suite-e2e:
@@ -142,29 +144,29 @@ suite-reference:
 suite-attacks-reference:
 	SIDE=reference OURS_DIR=$(DIST) scripts/suite attacks
 
-suite-%:
+suite-%: ## one suite, as suite-transports
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
 
 compliance: suite-reference suite-compliance
 
 e2e: suite-e2e
 
-fuzz:
+fuzz: ## every decoder against hostile input
 	FUZZ_SEED=$(FUZZ_SEED) tests/fuzz/run $(FUZZ_RUNS)
 
-bench: packages-test build
-	OURS_DIR=$(DIST) /usr/bin/python3 tests/bench/bench.py
+bench: packages-test build ## the C programs and ours side by side; JSON in target/bench
+	OURS_DIR=$(DIST) scripts/contained --strict /usr/bin/python3 tests/bench/bench.py
 
-deb: build man sbom
+deb: build man sbom ## Debian packages into target/packages
 	scripts/install-packages packaging/packages-deb.txt
 	scripts/build-deb $(CARGO_TARGET_DIR)/packages
 
-rpm: build man sbom
+rpm: build man sbom ## RPMs into target/packages
 	scripts/install-packages packaging/packages-rpm.txt
 	scripts/build-rpm $(CARGO_TARGET_DIR)/packages
 
 # The Debian packages installed in a clean Debian 12, used there, and put in place of the C packages.
-packages-check: packages-test deb rpm
+packages-check: packages-test deb rpm ## the Debian packages in a clean Debian (needs the package mirror)
 	scripts/install-packages packaging/packages-check.txt
 	scripts/again scripts/clean-root $(CARGO_TARGET_DIR)/packages/root
 	$(MAKE) suite-packages
@@ -175,16 +177,16 @@ SOAK_SECONDS ?= 3600
 SOAK_ROUNDS ?= 200
 SOAK_CASES ?= 100000
 
-soak: packages-test build packages-check
+soak: packages-test build packages-check ## what takes hours: long fuzzing and endurance runs
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-core
 	THREADS_SEED=0 tests/threads/run $(SOAK_SCHEDULES)
 	FUZZ_SEED=0 tests/fuzz/run $(SOAK_FUZZ_RUNS)
-	OURS_DIR=$(DIST) /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak
+	OURS_DIR=$(DIST) scripts/contained --strict /usr/bin/python3 tests/attacks/soak.py --seconds $(SOAK_SECONDS) --report $(CARGO_TARGET_DIR)/soak
 
-install: build man sbom
+install: build man sbom ## DESTDIR=… PREFIX=… put the programs and their files in place
 	$(MAKE) install-files
 
 # What was built goes into place; nothing is built. Packages are made of this.
@@ -210,11 +212,17 @@ install-files:
 packages-build:
 	scripts/install-packages scripts/packages-build.txt
 
+# Every list that there is: nothing can be installed while the whole runs.
+packages: packages-test ## install what any target needs
+	for list in scripts/packages-*.txt packaging/packages-*.txt tests/packages*.txt; do \
+	    scripts/install-packages $$list || exit 1; \
+	done
+
 # What comes from elsewhere comes first; all that follows finds it here.
 packages-test: packages-build
 	scripts/install-packages tests/packages.txt
 	scripts/install-venv tests/agents/requirements.txt
 	scripts/again cargo fetch --locked --quiet
 
-clean:
+clean: ## remove target/
 	cargo clean

@@ -52,9 +52,9 @@ class Sshd:
 
     def kill(self):
         """Gone with all its sessions, as when the host's SSH service breaks down; domains run on."""
-        for pid in [self.process.pid, *_below(self.process.pid)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for it in process.descendants(self.process.pid):
+            it.kill()
+        self.process.kill()
         self.process.wait()
 
     def runs(self, program):
@@ -123,13 +123,3 @@ PrintMotd no
 PrintLastLog no
 SetEnv LIBVIRT_DEFAULT_URI={self.site.hypervisor.uri} PATH={path}
 """
-
-
-def _below(pid):
-    """All processes below this one, its sessions and what they run."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            children = [int(word) for word in file.read().split()]
-    except FileNotFoundError:
-        return []
-    return [it for child in children for it in (child, *_below(child))]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from lab import net, programs, testdriver
-from lab.hypervisor import Process
+from lab.process import Process
 from stage import SHORT, SLACK, daemon_program, program
 
 OK, FAILED, OFF, DENIED = 0, 1, 2, 3

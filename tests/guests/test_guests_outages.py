@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from conftest import wait_until
-from lab.hypervisor import Process
+from lab.process import Process
 from scene import BRIDGE, FAILED, OK, command
 
 # What comes back is the daemon's; an agent of either side sees the same.

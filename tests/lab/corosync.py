@@ -20,7 +20,8 @@ import shlex
 import signal
 import subprocess
 
-from lab.hypervisor import only_child, until
+from lab.hypervisor import until
+from lab.process import children, only_child
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -173,11 +174,3 @@ def join(machines, token=5000):
     hosts = "127.0.0.1 localhost\n" + "".join(f"{m.place.ip} {m.name}\n" for m in machines)
     for machine in machines:
         machine.write_etc(conf, hosts)
-
-
-def children(pid):
-    """Pids of the children of a process whose only thread is its first."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []

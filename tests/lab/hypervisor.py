@@ -17,7 +17,6 @@ fence says done" from "it is done".
 
 import fcntl
 import os
-import select
 import shutil
 import signal
 import socket
@@ -30,6 +29,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from . import process
+from .process import Process, only_child
 
 LIBVIRTD = "/usr/sbin/libvirtd"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
@@ -374,22 +374,6 @@ class Domain:
         return self.hypervisor.virsh(*args)
 
 
-class Process:
-    """A process that is to end. Held by a pidfd: a new process with the same number is never taken for it."""
-
-    def __init__(self, pid):
-        self.pid = pid
-        self._fd = os.pidfd_open(pid)
-
-    def __del__(self):
-        if hasattr(self, "_fd"):
-            os.close(self._fd)
-
-    def ended(self, timeout=0):
-        """Whether it has ended, within `timeout` seconds; a zombie has ended."""
-        return bool(select.select([self._fd], [], [], timeout)[0])
-
-
 def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None):
     """Domain XML of a machine without disk. `serial`: paths of UNIX sockets that QEMU binds for serial ports;
     `channel`: (path, target name) of virtio channels; `interface`: nothing but (mac, bridge) pairs."""
@@ -429,10 +413,3 @@ def until(condition, timeout, what):
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
         time.sleep(0.02)
-
-
-def only_child(pid):
-    """The one child of a process whose only job is that child."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert len(children) == 1, f"process {pid} has children {children}"
-    return int(children[0])

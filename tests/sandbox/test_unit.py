@@ -4,6 +4,7 @@ them, and the machine's libvirt. Key and configuration belong to root, mode 0600
 
 Where no such container can be started (inside another one, as a rule) the cases are skipped."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ import time
 
 import pytest
 
-from lab import net, programs
+from lab import net, process, programs
 
 from sandbox import spy
 
@@ -85,8 +86,7 @@ class Machine:
     def __call__(self, *argv, check=False):
         """Runs a program inside; before there is an inside it fails."""
         if not self._pid:
-            children = pathlib.Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
-            inits = [it for it in children if pathlib.Path(f"/proc/{it}/exe").resolve().name == "systemd"]
+            inits = [str(it) for it in process.children(self._nspawn.pid) if pathlib.Path(f"/proc/{it}/exe").resolve().name == "systemd"]
             if not inits:
                 return subprocess.CompletedProcess(argv, 1, "", "not yet")
             self._pid = inits[0]
@@ -106,9 +106,15 @@ class Machine:
     def stop(self):
         """Ends all of it."""
         if self._nspawn:
-            # The first process of the container ends with it, and everything else with that.
+            # systemd-nspawn that is killed leaves the container running. Its first process takes all others with it.
+            inside = process.descendants(self._nspawn.pid)
             self._nspawn.kill()
+            for it in inside:
+                it.kill()
             self._nspawn.wait()
+            for it in inside:
+                assert it.ended(60), f"process {it.pid} of the container does not end"
+            self._remove_groups()
         for it in (self.root, self.directory / "layers"):
             for _ in range(50):
                 if not os.path.ismount(it) or self._run("umount", it).returncode == 0:
@@ -117,6 +123,17 @@ class Machine:
             else:
                 self._run("umount", "-l", it)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    @staticmethod
+    def _remove_groups():
+        """What systemd-nspawn makes in our own control groups and does not take away. Another run's are in use and stay."""
+        for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+            _, hierarchy, own = line.split(":", 2)
+            tops = [pathlib.Path("/sys/fs/cgroup", it) for it in ([hierarchy.removeprefix("name=")] if hierarchy else ["unified", ""])]
+            for made in (top / own.lstrip("/") / name for top in tops for name in ("payload", "supervisor")):
+                for directory, _, _ in os.walk(made, topdown=False):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(directory)
 
     @staticmethod
     def _run(*argv):
