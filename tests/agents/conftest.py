@@ -6,7 +6,8 @@ Run: OURS_DIR=… /usr/bin/python3 -m pytest tests/agents     (root; libvirt, QE
 
 import pytest
 
-from fence_races.rig import missing
+from lab.fixtures import vm1, vm2  # noqa: F401 - for the cases
+from lab.programs import missing, program
 
 from .rig import Host, Site
 
@@ -14,7 +15,7 @@ from .rig import Host, Site
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """The Site."""
-    if gone := missing("ours"):
+    if gone := missing(program("ours", name) for name in ("fence_virtd", "fence_xvm", "fence_virt")):
         pytest.fail(f"not there: {', '.join(gone)}")
     site = Site(tmp_path_factory.mktemp("agents"))
     yield site
@@ -33,15 +34,3 @@ def start_host(site, tmp_path):
     yield start
     for host in running:
         host.stop()
-
-
-@pytest.fixture
-def vm1(site):
-    """A running QEMU domain."""
-    return site.hypervisor.domain("vm1")
-
-
-@pytest.fixture
-def vm2(site):
-    """Another."""
-    return site.hypervisor.domain("vm2")

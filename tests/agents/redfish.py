@@ -16,12 +16,11 @@ import http.server
 import itertools
 import json
 import os
-import signal
 import ssl
 import subprocess
 import threading
 
-from lab import net, programs
+from lab.endpoint import Endpoint
 
 from .rig import venv
 
@@ -29,14 +28,13 @@ PORT = 8443
 USER, PASSWORD = "fencing", "redfish-hunter2-b51f"
 
 
-class Emulator:
+class Emulator(Endpoint):
     """sushy-emulator on a node. `libvirt`: the URI of the hypervisor under it; else its own fake systems, `systems`: uuid
     to "On" or "Off". `settings`: further settings by name, as SUSHY_EMULATOR_DISABLE_POWER_OFF."""
 
     def __init__(self, site, name, directory, *, libvirt=None, systems=None, settings=None):
-        directory.mkdir(parents=True, exist_ok=True)
-        self.site, self.node, self.directory = site, site.place(name), directory
-        self.process = None
+        super().__init__(site.place(name), directory)
+        self.site = site
         certificate, key = certify(directory, self.node.ip)
         (directory / "users").write_text(f"{USER}:{_hashed(PASSWORD)}\n")
         self._config = {
@@ -53,24 +51,8 @@ class Emulator:
         """Runs, and answers when this returns."""
         config = self.directory / "emulator.conf"
         config.write_text("".join(f"{key} = {value!r}\n" for key, value in self._config.items()))
-        self.process = self.node.popen([_program("sushy-emulator"), "--config", config], stdin=subprocess.DEVNULL,
-                                       stdout=open(self.directory / "log", "ab"), stderr=subprocess.STDOUT,
-                                       env={**os.environ, "TMPDIR": str(self.directory)})
-
-        def serves():
-            assert self.process.poll() is None, f"sushy-emulator ended:\n{self.log()}"
-            return programs.bound(self.process.pid, "tcp", PORT)
-        net.wait_until(serves)
-        return self
-
-    def kill(self):
-        """Gone, in the middle of whatever it does."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def log(self):
-        """What it said."""
-        return (self.directory / "log").read_text(errors="backslashreplace")
+        return self.run([_program("sushy-emulator"), "--config", config], PORT, stdout=subprocess.STDOUT,
+                        env={**os.environ, "TMPDIR": str(self.directory)})
 
     def options(self, system=None, *, ip=None, **more):
         """Options of a device for it. `system`: the machine's number in its service."""
@@ -90,17 +72,6 @@ class Emulator:
         """The resets that it was asked for and answered: HTTP status codes, oldest first."""
         return [int(line.split('" ')[1].split()[0]) for line in self.log().splitlines()
                 if "POST" in line and "ComputerSystem.Reset" in line]
-
-    def stop(self):
-        """Ends it."""
-        if self.process.poll() is None:
-            self.kill()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
 
     def _request(self, method, path, body=None):
         return request(self.node, self.node.ip, method, path, body, {"Authorization": _basic()})

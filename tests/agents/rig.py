@@ -23,12 +23,12 @@ import time
 
 from lab import net, programs
 from lab.hypervisor import Hypervisor
-from fence_races import rig as fence_races
+from lab import rig
 
 OK, FAILED, OFF, DENIED = 0, 1, 2, 3
 
 
-class Site(fence_races.Site):
+class Site(rig.Site):
     """A host, guests and endpoints on one bridge; one for the whole session. `hypervisor` is there for who asks for it."""
 
     def __init__(self, scratch):
@@ -117,7 +117,7 @@ agent {{
 """)
 
 
-class Host(fence_races.Host):
+class Host(rig.Host):
     """Our daemon on the site's host, with these devices and an audit file. `options` are those of `write_config`;
     `over`: {place: path}, what daemon and agents see in other places (as /etc/ssh)."""
 
@@ -128,9 +128,9 @@ class Host(fence_races.Host):
         virtd = {"audit_log": self.audit_file, **(options.pop("virtd", None) or {})}
         self.config = write_config(directory / "fence_virt.conf", site, devices, virtd=virtd, **options)
         ready = {"multicast": "udp", "tcp": "tcp"}[options.get("listener", "multicast")]
-        self.daemon = programs.Daemon(self.node, self.config, program=fence_races.shelved("ours", directory, over), ready=ready,
+        self.daemon = programs.Daemon(self.node, self.config, program=programs.shelved("ours", directory, over), ready=ready,
                                       debug=3)
-        self.daemon.wait_log(r"run: serving ")
+        self.daemon.wait_serving()
 
     def record(self, action, count=1):
         """The audit record of the last request of that action, of which `count` were asked, as soon as it is there."""

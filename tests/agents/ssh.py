@@ -8,25 +8,24 @@ The server has its own key, port, users and configuration; the machine's are nei
 """
 
 import contextlib
-import os
 import pathlib
 import shutil
-import signal
 import subprocess
 
-from lab import net, programs
+from lab import process
+from lab.endpoint import Endpoint
 
 PORT = 2222
 USER, PASSWORD = "root", "virsh-hunter2-77ac"
 SSHD = "/usr/sbin/sshd"
 
 
-class Sshd:
+class Sshd(Endpoint):
     """sshd on the node of the site's hypervisor, whose virsh means that hypervisor."""
 
     def __init__(self, site, directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        self.site, self.node, self.directory = site, site.place("hv"), directory
+        super().__init__(site.place("hv"), directory)
+        self.site = site
         for name in ("host", "client"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True)
         self._write_files()
@@ -40,34 +39,15 @@ class Sshd:
             mount -t tmpfs run /run; mkdir /run/sshd; mount -t tmpfs log /var/log; touch /var/log/lastlog
             mount --bind "$1/passwd" /etc/passwd; mount --bind "$1/shadow" /etc/shadow
             exec "$2" -D -e -f "$1/sshd_config" """
-        self.process = self.node.popen(
-            ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sshd", self.directory, SSHD],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(self.directory / "log", "ab"))
-
-        def serves():
-            assert self.process.poll() is None, f"sshd ended:\n{self.log()}"
-            return programs.bound(self.process.pid, "tcp", PORT)
-        net.wait_until(serves)
-        return self
-
-    def kill(self):
-        """Gone with all its sessions, as when the host's SSH service breaks down; domains run on."""
-        for it in process.descendants(self.process.pid):
-            it.kill()
-        self.process.kill()
-        self.process.wait()
+        return self.run(["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sshd", self.directory, SSHD], PORT)
 
     def runs(self, program):
         """Whether a session runs this program now."""
-        for pid in _below(self.process.pid):
+        for it in process.descendants(self.process.pid):
             with contextlib.suppress(OSError):
-                if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == program:
+                if pathlib.Path(f"/proc/{it.pid}/comm").read_text().strip() == program:
                     return True
         return False
-
-    def log(self):
-        """What it said."""
-        return (self.directory / "log").read_text(errors="backslashreplace")
 
     def options(self, *, password=False, **more):
         """Options of a device for it: with the key file, or with the password."""
@@ -81,17 +61,6 @@ class Sshd:
     def known(self):
         """What a host sees in place of /etc/ssh: it knows this server's key."""
         return {"/etc/ssh": self.directory / "etc-ssh"}
-
-    def stop(self):
-        """Ends it."""
-        if self.process.poll() is None:
-            self.kill()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
 
     def _write_files(self):
         here = self.directory

@@ -3,15 +3,14 @@
 backend alone. libvirt is a libvirtd with its test driver, agents are the good ones of the zoo."""
 
 import concurrent.futures
-import itertools
 import re
 import signal
 import types
 
 import pytest
-from lab import net, programs, wire
+from lab import metrics, net, programs
 from lab.hypervisor import Pretended
-from fence_races.rig import Asker
+from lab.rig import Asker
 
 from .rig import DENIED, FAILED, OFF, OK, device
 from .zoo import Zoo
@@ -234,16 +233,6 @@ def test_a_reload_says_what_needs_a_restart(site, two):
     assert site.ask("-o", "status", "-H", "a9").rc == FAILED
 
 
-def scrape(host):
-    """The metrics, as text."""
-    sock = host.node.socket()
-    sock.settimeout(60)
-    sock.connect(("127.0.0.1", 9229))
-    with sock:
-        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-
-
 def test_the_agent_backend_alone(site, start_host, tmp_path):
     """No libvirt anywhere; metrics and --status show the devices, and the page has them."""
     zoo = Zoo(tmp_path / "zoo")
@@ -256,7 +245,7 @@ def test_the_agent_backend_alone(site, start_host, tmp_path):
     assert site.ask("-o", "on", "-H", "nobody").rc == FAILED
     assert {name for name, _ in listed(site.ask("-o", "list"))} >= {"a1", "c1"}
     host.wait_records(5)
-    text = scrape(host)
+    text = metrics.text(host.node)
     assert 'fence_virtd_agent_device_up{device="rack"} 1' in text
     assert 'fence_virtd_agent_device_up{device="bad"} 0' in text
     assert 'fence_virtd_agent_runs_total{device="rack",action="off",result="exit_0"} 1' in text

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from lab import net
-from fence_races.rig import Gun
+from lab.rig import Gun
 
 from .rig import OK, device
 from .xen_pool import PASSWORD, USER, Pool, Vm

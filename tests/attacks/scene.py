@@ -9,7 +9,6 @@ import contextlib
 import os
 import pathlib
 import queue
-import signal
 import socket
 import struct
 import threading
@@ -17,7 +16,7 @@ import time
 
 from lab import net as lab_net
 from lab import process, programs, testdriver, wire
-from lab.programs import SIDE
+from lab.programs import SIDE, program
 
 from .leaks import Secrets
 
@@ -28,11 +27,6 @@ MEMORY = 11.0
 PATIENCE = 15.0
 #: What leaves a machine is shown only to sockets that listen to every protocol.
 _EVERYTHING = 0x0003
-
-
-def program(side, name):
-    """The path of a program of one side."""
-    return str((programs.REFERENCE_DIR if side == REFERENCE else programs.OURS_DIR) / name)
 
 
 class Scene:

@@ -12,7 +12,7 @@ import pytest
 
 from lab import programs
 
-from fence_races import rig
+from lab import rig
 
 from .hosts import Hosts
 from .sites import Site

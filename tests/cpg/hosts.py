@@ -13,7 +13,6 @@ domain is, `hosts.h1.state("a")` tells without the daemons.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import signal
@@ -84,7 +83,7 @@ class Host(corosync.Machine):
             text = text.replace('backend = "cpg"', 'backend = "cpg, agent"')
             text = text.replace("backends {\n", "backends {\nagent {\n" + "\n".join(devices) + "\n}\n")
         config = programs.write_config(self.directory / f"{name}.conf", text)
-        program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_virtd")
+        program = programs.program(side, "fence_virtd")
         for _ in range(40):
             daemon = programs.Daemon(self, config, program=program, debug=2 if side == "reference" else 3,
                                      ready="udp", wait=60)
@@ -124,7 +123,7 @@ class Host(corosync.Machine):
 
     def records(self):
         """The audit records of our daemon since it was started, oldest first."""
-        return [json.loads(line) for line in self.audit.read_text().splitlines()] if self.audit.exists() else []
+        return programs.audit_records(self.audit)
 
     # -- its power ----------------------------------------------------------------------------------------
 
@@ -203,7 +202,7 @@ class Hosts:
         """An agent in the background that asks one host."""
         args = ["-o", action, *(["-n", target] if target else []), "-k", self.key, "-t", timeout,
                 "-a", self.__dict__[host].group, *extra]
-        program = str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / "fence_xvm")
+        program = programs.program(side, "fence_xvm")
         return programs.Agent(self.guests[guest], *args, program=program)
 
     def ask(self, host, action, target=None, **options):

@@ -5,7 +5,7 @@ import itertools
 import subprocess
 
 from lab.hypervisor import Hypervisor
-from fence_races import rig
+from lab import rig
 
 
 class Site(rig.Site):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fence_races import rig
+from lab import rig
 
 from .sites import serve
 

@@ -14,7 +14,8 @@ import signal
 import pytest
 
 from lab import programs
-from stage import CHOSEN, PAIRS, Pair, Site, daemon_program
+from lab.fixtures import a_hypervisor_that_answers, vm1, vm2  # noqa: F401 - for the cases
+from stage import CHOSEN, PAIRS, Pair, Site
 
 
 def pytest_configure(config):
@@ -63,13 +64,6 @@ def site(tmp_path_factory):
     site.close()
 
 
-@pytest.fixture(autouse=True)
-def a_hypervisor_that_answers(site):
-    """A case may kill or stop libvirtd; the next one must not pay for it."""
-    yield
-    site.hypervisor.recover()
-
-
 @pytest.fixture
 def agent(site, pair):
     """agent(*args, guest=1, key=…, wait=True): an agent of the pair."""
@@ -87,32 +81,20 @@ def start_daemon(site, pair, tmp_path):
 
     def start(ready="udp", config=None, args=(), **options):
         config = config or site.config(tmp_path / f"fence_virt-{len(running)}.conf", **options)
-        path = daemon_program(pair, tmp_path)
+        path = programs.shelved(pair.daemon, tmp_path)
         daemon = programs.Daemon(site.host, config, *args, program=path, ready=ready, debug=3)
         running.append(daemon)
         return daemon
 
     yield start
     for daemon in running:
-        died = not daemon.alive() and not getattr(daemon, "stopped_by_case", False)
-        code = daemon.stop()
-        assert not died, f"fence_virtd ended by itself with {code}:\n{daemon.log[-4000:]}"
-        assert code in (0, -signal.SIGKILL), f"fence_virtd ended with {code}:\n{daemon.log[-4000:]}"
+        if getattr(daemon, "stopped_by_case", False):
+            assert daemon.stop() in (0, -signal.SIGKILL), daemon.log[-4000:]
+        else:
+            daemon.end((0, -signal.SIGKILL))
 
 
 @pytest.fixture
 def daemon(start_daemon):
     """A daemon with the plainest configuration."""
     return start_daemon()
-
-
-@pytest.fixture
-def vm1(site):
-    """A running domain."""
-    return site.hypervisor.domain("vm1")
-
-
-@pytest.fixture
-def vm2(site):
-    """Another running domain."""
-    return site.hypervisor.domain("vm2")

@@ -7,8 +7,6 @@ missing is a failure; without it, pairs whose programs are not installed or buil
 
 import dataclasses
 import os
-import pathlib
-import shlex
 
 from lab import net, programs
 from lab.hypervisor import Hypervisor
@@ -23,11 +21,6 @@ SHORT = 4
 SLACK = 8
 
 
-def program(side, name):
-    """Path of a program of that side."""
-    return str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / name)
-
-
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Who asks and who answers: "reference" or "ours"."""
@@ -37,25 +30,18 @@ class Pair:
 
     def missing(self):
         """Programs of the pair that are not there."""
-        wanted = [program(self.agent, "fence_xvm"), program(self.daemon, "fence_virtd")]
-        return [path for path in wanted if not os.access(path, os.X_OK)]
+        wanted = [programs.program(self.agent, "fence_xvm"), programs.program(self.daemon, "fence_virtd")]
+        return programs.missing(wanted)
 
 
-class Site:
+class Site(net.Stage):
     """A host with its hypervisor, and guests, all on one bridge; one for the whole session."""
 
     def __init__(self, scratch):
-        self.scratch = scratch
-        self.net = net.Net()
-        self.host = self.net.node("host")
+        super().__init__(scratch)
         self.key = programs.write_key(scratch / "key")
         self.other_key = programs.write_key(scratch / "other_key", bytes(4095) + b"\x01")
         self.hypervisor = Hypervisor(self.host.ns).start()
-
-    def guest(self, number=1):
-        """The guest of that number."""
-        name = f"g{number}"
-        return self.net.nodes.get(name) or self.net.node(name)
 
     def config(self, path, *, listener="multicast", listener_options=None, backend_options=None, **rest):
         """A configuration of the host: the session's key and hypervisor unless told otherwise."""
@@ -70,38 +56,13 @@ class Site:
 
         With `stdin` the options are the caller's, the key file's too."""
         node = self.guest(guest)
-        argv = [program(side, name), *args]
+        argv = [programs.program(side, name), *args]
         if kw.get("stdin") is None:
             argv[1:1] = ["-k", key or self.key]
-        # Guests don't share /run, but namespaces of one machine do.
-        run = self.scratch / f"run-{node.name}"
-        run.mkdir(exist_ok=True)
-        private = ["--mount", "--propagation=private", "sh", "-c", 'mount --bind "$1" /run; shift; exec "$@"', "sh",
-                   run, *argv]
-        agent = programs.Agent(node, *private, program="unshare", **kw)
+        agent = programs.Agent(node, *programs.own_run(self.directory / f"run-{node.name}", *argv), program="unshare", **kw)
         return agent.finish(60) if wait else agent
 
     def close(self):
         """Ends everything."""
         self.hypervisor.stop()
-        self.net.close()
-
-
-def daemon_program(pair, directory):
-    """The pair's fence_virtd. Ours keeps state below /run and /var/lib: each case gets its own."""
-    path = program(pair.daemon, "fence_virtd")
-    if pair.daemon == "reference":
-        return path
-    wrapper = pathlib.Path(directory) / "fence_virtd"
-    if not wrapper.exists():
-        state = pathlib.Path(directory) / "state"
-        state.mkdir()
-        wrapper.write_text(f"""#!/bin/sh
-if [ "$1" != unshared ]; then exec unshare --mount --propagation=private "$0" unshared "$@"; fi
-shift
-mkdir -p /var/lib
-mount --bind {shlex.quote(str(state))} /var/lib
-exec {shlex.quote(path)} "$@"
-""")
-        wrapper.chmod(0o755)
-    return str(wrapper)
+        super().close()

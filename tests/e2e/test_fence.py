@@ -11,7 +11,7 @@ import time
 import pytest
 from lab import net, programs, testdriver
 from lab.process import Process
-from stage import SHORT, SLACK, daemon_program, program
+from stage import SHORT, SLACK
 
 OK, FAILED, OFF, DENIED = 0, 1, 2, 3
 TYPES = ("none", "sha1", "sha256", "sha512")
@@ -202,7 +202,7 @@ def test_ipv6(start_daemon, agent, vm1, action):
 
 def test_another_group_and_port(start_daemon, agent, vm1, pair, site, tmp_path):
     config = site.config(tmp_path / "other.conf", listener_options={"address": "225.0.0.77", "port": "2345"})
-    daemon = programs.Daemon(site.host, config, program=daemon_program(pair, tmp_path), port=2345)
+    daemon = programs.Daemon(site.host, config, program=programs.shelved(pair.daemon, tmp_path), port=2345)
     try:
         result = agent("-a", "225.0.0.77", "-p", "2345", "-o", "status", "-H", "vm1")
         assert result.rc == OK, (result, daemon.log)
@@ -536,7 +536,7 @@ class TestLibvirtd:
 def test_it_daemonises(site, pair, agent, tmp_path, vm1):
     config = site.config(tmp_path / "fence_virt.conf")
     pid_file = tmp_path / "fence_virtd.pid"
-    started = programs.run_daemon(site.host, "-f", config, "-p", pid_file, program=daemon_program(pair, tmp_path))
+    started = programs.run_daemon(site.host, "-f", config, "-p", pid_file, program=programs.shelved(pair.daemon, tmp_path))
     assert started.rc == 0, started
     pid = int(net.wait_until(lambda: pid_file.exists() and pid_file.read_text().strip()))
     process = Process(pid)
@@ -567,7 +567,7 @@ def test_signals_end_it(start_daemon, number):
 @pytest.fixture
 def tcp(start_daemon, agent, site, pair):
     """tcp(*args): an agent in TCP mode against a daemon that listens there."""
-    if not os.access(program(pair.agent, "fence_virt"), os.X_OK):
+    if not os.access(programs.program(pair.agent, "fence_virt"), os.X_OK):
         pytest.skip("no fence_virt")
     daemon = start_daemon(listener="tcp", listener_options={"address": site.host.ip}, ready="tcp")
 

@@ -9,7 +9,12 @@ it does is a failure then.
 
 import pytest
 
-from .rig import AGENTS, SIDE, Host, Machine, Site, missing
+from lab.fixtures import a_hypervisor_that_answers  # noqa: F401 - for every case here
+from lab.programs import missing, program
+from lab.rig import AGENTS, SIDE, Host, Machine, Site
+
+PROGRAMS = ("fence_virtd", "fence_xvm", "fence_virt")
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "ours: about what the reference's daemon has not got")
@@ -31,7 +36,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """The Site."""
-    if gone := missing(SIDE):
+    if gone := missing(program(SIDE, name) for name in PROGRAMS):
         pytest.fail(f"not there: {', '.join(gone)}")
     site = Site(tmp_path_factory.mktemp("site"))
     yield site
@@ -41,7 +46,7 @@ def site(tmp_path_factory):
 @pytest.fixture
 def agents(request):
     """Whose agents ask."""
-    if gone := missing(request.param):
+    if gone := missing(program(request.param, name) for name in PROGRAMS):
         pytest.fail(f"not there: {', '.join(gone)}")
     return request.param
 
@@ -75,10 +80,3 @@ def machines(site):
         return [machine.boot() for machine in made[kind]]
 
     return pair
-
-
-@pytest.fixture(autouse=True)
-def a_hypervisor_that_answers(site):
-    """A case may kill or stop libvirtd; the next one must not pay for it."""
-    yield
-    site.hypervisor.recover()

@@ -16,7 +16,7 @@ import pytest
 from lab import programs, wire
 from lab.net import wait_until
 
-from .rig import AGENTS, Asker, Gun, answers, slow_to_die
+from lab.rig import AGENTS, Asker, Gun, answers, slow_to_die
 
 pytestmark = pytest.mark.ours
 

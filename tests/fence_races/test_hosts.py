@@ -4,7 +4,7 @@
 import pytest
 from lab import testdriver, wire
 
-from .rig import FAILED, OK, SIDE
+from lab.rig import FAILED, OK, SIDE
 
 EACH = 50
 

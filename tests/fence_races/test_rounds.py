@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from .rig import OK, SIDE, Gun
+from lab.rig import OK, SIDE, Gun
 
 #: Rounds for each way of asking. 200 is the long run.
 ROUNDS = int(os.environ.get("ROUNDS", "3"))

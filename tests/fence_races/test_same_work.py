@@ -5,7 +5,7 @@ import pytest
 from lab import wire
 from lab.net import wait_until
 
-from .rig import OK, SIDE, Asker, answers, slow_to_die, starts
+from lab.rig import OK, SIDE, Asker, answers, slow_to_die, starts
 
 
 @pytest.fixture

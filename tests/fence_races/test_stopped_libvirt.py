@@ -4,7 +4,7 @@
 import pytest
 from lab.net import wait_until
 
-from .rig import FAILED
+from lab.rig import FAILED
 
 
 @pytest.mark.parametrize("then", ["goes on", "is started anew"])

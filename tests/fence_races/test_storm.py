@@ -8,7 +8,7 @@ import time
 
 from lab import testdriver, wire
 
-from .rig import OK
+from lab.rig import OK
 
 STORM = 64
 #: Domains of the real hypervisor: a start of QEMU takes a quarter of a second and more.

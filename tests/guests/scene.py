@@ -20,11 +20,6 @@ OK, FAILED, OFF, DENIED = 0, 1, 2, 3
 BRIDGE, MAC, HOST4, HOST6 = "br0", "52:54:00:fe:0c:01", "10.78.0.1", "fd78::1"
 
 
-def program(side, name):
-    """Path on this machine of a program of that side, "reference" or "ours"."""
-    return (programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / name
-
-
 def inside(side, name):
     """Its path inside a guest."""
     return f"/{side}/{name}"
@@ -104,7 +99,7 @@ class Scene:
         tree = guest.root(self.kernel, *modules)
         for side in ("reference", "ours"):
             for name in ("fence_xvm", "fence_virt"):
-                tree.program(program(side, name), inside(side, name))
+                tree.program(programs.program(side, name), inside(side, name))
         for library in ("libsoftokn3", "libfreebl3", "libfreeblpriv3"):     # the reference loads them when it runs
             path = f"/usr/lib/{os.uname().machine}-linux-gnu/{library}.so"
             if os.path.exists(path):

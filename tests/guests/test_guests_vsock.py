@@ -14,7 +14,7 @@ import pytest
 
 from conftest import wait_until
 from lab import guest, programs, testdriver
-from scene import DENIED, FAILED, OFF, OK, inside, program
+from scene import DENIED, FAILED, OFF, OK, inside
 
 #: Context ids. Agents connect to the host's, which the loopback takes where no device is; who connects is the local
 #: one.
@@ -32,7 +32,7 @@ def machine(scene):
     """The guest with daemons and agents of both sides in it."""
     tree = scene.agents_root("vsock_loopback")
     for side in ("reference", "ours"):
-        tree.program(program(side, "fence_virtd"), inside(side, "fence_virtd"))
+        tree.program(programs.program(side, "fence_virtd"), inside(side, "fence_virtd"))
     for plugin in ("vsock", "virt"):
         tree.program(Path(programs.MODULE_PATH) / f"{plugin}.so")
     tree.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")     # libvirt asks who it is

@@ -4,11 +4,6 @@
 Run: SIDE=ours /usr/bin/python3 -m pytest tests/keys        (root; the test driver of libvirt)
 """
 
-import itertools
-import json
-import pathlib
-import shlex
-
 import pytest
 
 from lab import net, programs, testdriver
@@ -18,19 +13,8 @@ OURS_XVM = str(programs.OURS_DIR / "fence_xvm")
 OURS_VIRT = str(programs.OURS_DIR / "fence_virt")
 
 
-class Stage:
+class Stage(net.Stage):
     """A host, guests on its bridge, keys by name."""
-
-    def __init__(self, directory):
-        self.directory = pathlib.Path(directory)
-        self.net = net.Net()
-        self.host = self.net.node("host")
-        self._numbers = itertools.count()
-
-    def guest(self, number=1):
-        """The guest of that number."""
-        name = f"g{number}"
-        return self.net.nodes.get(name) or self.net.node(name)
 
     def key(self, name):
         """The key file of that name; each has another key."""
@@ -52,15 +36,8 @@ class Stage:
 @pytest.fixture
 def without_default_key(tmp_path):
     """Our fence_virtd on a machine that has no /etc/cluster/fence_xvm.key, whatever this one has."""
-    wrapper = tmp_path / "fence_virtd"
-    wrapper.write_text(f"""#!/bin/sh
-if [ "$1" != unshared ]; then exec unshare --mount --propagation=private "$0" unshared "$@"; fi
-shift
-if [ -d /etc/cluster ]; then mount -t tmpfs none /etc/cluster; fi
-exec {shlex.quote(OURS_VIRTD)} "$@"
-""")
-    wrapper.chmod(0o755)
-    return str(wrapper)
+    return programs.unshared(tmp_path / "fence_virtd", OURS_VIRTD,
+                             "if [ -d /etc/cluster ]; then mount -t tmpfs none /etc/cluster; fi")
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +45,7 @@ def stage(tmp_path_factory):
     """The Stage."""
     stage = Stage(tmp_path_factory.mktemp("keys"))
     yield stage
-    stage.net.close()
+    stage.close()
 
 
 @pytest.fixture
@@ -92,7 +69,7 @@ def daemon(stage, tmp_path):
             {groups}""")
         it = programs.Daemon(stage.host, config, *args, program=program, ready=ready, wait=60, env=env, **kw)
         it.audited = lambda **wanted: net.wait_until(lambda: [
-            record for record in map(json.loads, audit.read_text().splitlines()) if wanted.items() <= record.items()])
+            record for record in programs.audit_records(audit) if wanted.items() <= record.items()])
         running.append(it)
         return it
 

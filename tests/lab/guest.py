@@ -10,7 +10,7 @@
 
 A guest has a serial line (/dev/ttyS1), a virtio channel for fencing, a guestfwd channel and a card on a bridge;
 the test's own commands go through one more virtio port, on a socket that no daemon under test may touch.
-What is fetched is kept in $XDG_CACHE_HOME/fence-virt-tests (/var/cache without it) and nothing is installed.
+What is fetched is kept in target/guests ($CARGO_TARGET_DIR/guests) and nothing is installed.
 Must never start a guest outside the hypervisor that it was given.
 """
 
@@ -30,6 +30,7 @@ import time
 import uuid as uuids
 from pathlib import Path
 
+from lab import programs
 from lab.hypervisor import Domain
 from lab.initramfs import Initramfs
 from lab.programs import Result
@@ -66,7 +67,7 @@ class Kernel:
     @classmethod
     def fetched(cls):
         """From the cache; what is not there is downloaded by apt-get. Raises RuntimeError with apt's own words."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "fence-virt-tests"
+        cache = Path(os.environ.get("CARGO_TARGET_DIR") or programs.REPOSITORY / "target") / "guests"
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

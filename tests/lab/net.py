@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -152,6 +153,24 @@ class Net:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Stage:
+    """What most suites stand on: a bridge with a host, guests by number, and a directory."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.net = Net()
+        self.host = self.net.node("host")
+
+    def guest(self, number=1):
+        """The guest of that number."""
+        name = f"g{number}"
+        return self.net.nodes.get(name) or self.net.node(name)
+
+    def close(self):
+        """Ends everything."""
+        self.net.close()
 
 
 def remove_stale():

@@ -14,9 +14,11 @@ A process is always ended by the pid that was started here, never by name.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -33,9 +35,18 @@ if SIDE not in ("reference", "ours"):
     raise SystemExit(f"SIDE={SIDE}: reference or ours")
 
 
+def program(side, name):
+    """Path of a program of that side, "reference" or "ours"."""
+    return str((REFERENCE_DIR if side == "reference" else OURS_DIR) / name)
+
+
+def missing(paths):
+    """The programs among these paths that are not there."""
+    return [path for path in paths if not os.access(path, os.X_OK)]
+
+
 def _program(name):
-    given = os.environ.get(name.upper())
-    return given or str((REFERENCE_DIR if SIDE == "reference" else OURS_DIR) / name)
+    return os.environ.get(name.upper()) or program(SIDE, name)
 
 
 FENCE_VIRTD = _program("fence_virtd")
@@ -66,6 +77,35 @@ def write_key(path, data=None):
     with os.fdopen(fd, "wb") as f:
         f.write(data)
     return path
+
+
+def shelved(side, directory, over=None):
+    """The side's fence_virtd. Ours keeps state in /var/lib: daemons of one directory get their own. `over`: {place: path}, what
+    ours and its children see in further places."""
+    path, directory = program(side, "fence_virtd"), pathlib.Path(directory)
+    if side == "reference":
+        return path
+    (directory / "state").mkdir(exist_ok=True)
+    binds = "\n".join(f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(place))}"
+                      for place, path in {"/var/lib": directory / "state", **(over or {})}.items())
+    return unshared(directory / "fence_virtd", path, f"mkdir -p /var/lib\n{binds}")
+
+
+def unshared(wrapper, path, script):
+    """Writes a program that runs a shell script in a mount namespace of its own and then becomes the one at `path`."""
+    wrapper.write_text(f"""#!/bin/sh
+if [ "$1" != unshared ]; then exec unshare --mount --propagation=private "$0" unshared "$@"; fi
+shift
+{script}
+exec {shlex.quote(str(path))} "$@"
+""")
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def audit_records(path):
+    """The records in an audit file so far, oldest first; none before there is one."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def config_text(listener="multicast", backend="libvirt", listener_options=None, backend_options=None,
@@ -166,6 +206,10 @@ class Daemon:
                     raise TimeoutError(f"no {pattern!r} in the log:\n" + "\n".join(self.lines[-40:]))
                 self._news.wait(left)
 
+    def wait_serving(self):
+        """Returns when ours serves: a socket is bound before it has joined its group, and before all of them are."""
+        return self.wait_log(r"run: serving ")
+
     def wait_exit(self, timeout=60.0):
         """Waits until the daemon ends by itself; returns the exit code (negative: signal)."""
         code = self.process.wait(timeout)
@@ -191,6 +235,13 @@ class Daemon:
         self._reader.join(2)
         self.process.stdout.close()
         return code
+
+    def end(self, codes=(0,)):
+        """Ends the daemon, which must not have ended by itself, and must end with one of these codes."""
+        died = not self.alive()
+        code = self.stop()
+        assert not died, f"fence_virtd ended by itself with {code}:\n{self.log[-4000:]}"
+        assert code in codes, f"fence_virtd ended with {code}:\n{self.log[-4000:]}"
 
     def bound(self, kind="udp", port=None):
         """Whether the daemon itself (not its namespace) has the port bound, by inode."""
@@ -249,6 +300,13 @@ class Result:
     out: str
     err: str
     seconds: float
+
+
+def own_run(directory, *argv):
+    """Arguments of unshare(1) for a program that sees this directory in place of /run: machines don't share theirs, but
+    namespaces of one machine do."""
+    directory.mkdir(exist_ok=True)
+    return ["--mount", "--propagation=private", "sh", "-c", 'mount --bind "$1" /run; shift; exec "$@"', "sh", directory, *argv]
 
 
 class Agent:

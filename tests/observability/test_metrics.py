@@ -11,16 +11,16 @@ import threading
 import pytest
 
 from conftest import VIRT, VIRTD, XVM
-from lab import net, programs, wire
+from lab import metrics, net, programs, wire
+from lab.metrics import PORT
 
-PORT = 9229
 PAGE = programs.REPOSITORY / "docs" / "metrics.md"
 
 
 @contextlib.contextmanager
-def daemon(setup, metrics=f"127.0.0.1:{PORT}", **kw):
+def daemon(setup, endpoint=f"127.0.0.1:{PORT}", **kw):
     """Our fence_virtd with metrics; ended with exit code 0."""
-    setup.write(options=f'metrics = "{metrics}";', **kw)
+    setup.write(options=f'metrics = "{endpoint}";', **kw)
     it = programs.Daemon(setup.stage.host, setup.file, program=VIRTD, ready="tcp", wait=60)
     try:
         it.wait_log(r": serving| serving version", timeout=60)
@@ -30,48 +30,9 @@ def daemon(setup, metrics=f"127.0.0.1:{PORT}", **kw):
     assert code == 0, it.log
 
 
-def connect(setup, metrics=None):
-    """A connection to the endpoint."""
-    if metrics:
-        it = socket.socket(socket.AF_UNIX)
-        it.settimeout(30)
-        it.connect(metrics)
-        return it
-    it = setup.stage.host.socket()
-    it.settimeout(30)
-    it.connect(("127.0.0.1", PORT))
-    return it
-
-
-def get(setup, metrics=None, request=b"GET /metrics HTTP/1.0\r\n\r\n"):
-    """(status line, body)."""
-    with connect(setup, metrics) as it:
-        it.sendall(request)
-        answer = b""
-        while chunk := it.recv(65536):
-            answer += chunk
-    head, _, body = answer.decode().partition("\r\n\r\n")
-    assert f"Content-Length: {len(body.encode())}\r\n" in head + "\r\n"
-    return head.split("\r\n")[0], body
-
-
-def scrape(setup, metrics=None):
-    """{metric with its labels: value}, labels sorted."""
-    status, body = get(setup, metrics)
-    assert status == "HTTP/1.0 200 OK" and body.endswith("# EOF\n")
-    values = {}
-    for line in body.splitlines():
-        if not line.startswith("#"):
-            name, labels, value = re.fullmatch(r"([a-z_]+)(?:\{(.*)\})? (\S+)", line).groups()
-            key = name + ("{" + ",".join(sorted(labels.split(","))) + "}" if labels else "")
-            assert key not in values, line
-            values[key] = float(value)
-    return values
-
-
 def until(setup, key, value):
     """Waits until a metric has the value: records are written after the answer."""
-    return net.wait_until(lambda: (lambda all_of: all_of if all_of.get(key) == value else None)(scrape(setup)), 60)
+    return net.wait_until(lambda: (lambda all_of: all_of if all_of.get(key) == value else None)(metrics.scrape(setup.stage.host)), 60)
 
 
 def requests(transport, action, result):
@@ -117,7 +78,7 @@ def test_what_was_sent_is_counted(setup, stage):
         assert seen["fence_virtd_requests_in_flight"] == seen["fence_virtd_requests_waiting"] == 0
         assert seen["fence_virtd_remembered_packets"] >= 7 and seen["fence_virtd_remembered_on_disk"] == 1
         # What a peer chose is nowhere.
-        text = get(setup)[1]
+        text = metrics.get(setup.stage.host)[1]
         assert not [word for word in ("vm1", "vm2", "vm3", stage.guest.ip) if word in text.replace(setup.uri, "")]
         # For people the same.
         status = setup.run("--status", "-f", setup.file)
@@ -143,7 +104,7 @@ def test_a_reload_changes_the_listeners(setup):
         setup.write(options=f'metrics = "127.0.0.1:{PORT}";', listener="tcp")
         it.send_signal(signal.SIGHUP)
         it.wait_log("the new configuration is in force", timeout=60)
-        seen = scrape(setup)
+        seen = metrics.scrape(setup.stage.host)
         assert 'fence_virtd_listener_up{listener="multicast"}' not in seen
         assert seen['fence_virtd_listener_up{listener="tcp"}'] == 1
 
@@ -154,14 +115,14 @@ def test_unix_socket(setup):
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
     stale.close()
-    with daemon(setup, metrics=f"unix:{path}"):
+    with daemon(setup, endpoint=f"unix:{path}"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        assert scrape(setup, str(path))["fence_virtd_remembered_on_disk"] == 1
+        assert metrics.scrape(setup.stage.host, str(path))["fence_virtd_remembered_on_disk"] == 1
         assert "listener tcp: " in setup.run("--status", "-f", setup.file).out
     assert not path.exists()
     # What is no socket is left alone, and the daemon serves without.
     path.write_text("x")
-    with daemon(setup, metrics=f"unix:{path}") as it:
+    with daemon(setup, endpoint=f"unix:{path}") as it:
         assert re.search("no metrics at unix:.*no socket", it.log)
         assert tcp(setup, "-o", "status", "-H", "vm1").rc == 0
     assert path.read_text() == "x"
@@ -172,16 +133,16 @@ def test_a_hostile_reader(setup):
     with daemon(setup) as it:
         for request, status in [(b"POST /metrics HTTP/1.1\r\n\r\n", "405"), (b"GET / HTTP/1.0\r\n\r\n", "404"),
                                 (b"\0" * 5000, "400"), (b"GET /metrics HTTP/9.9\r\n\r\n", "400")]:
-            with connect(setup) as junk:
+            with metrics.connect(setup.stage.host) as junk:
                 junk.sendall(request[:4096])
                 assert junk.recv(65536).startswith(f"HTTP/1.0 {status} ".encode())
-        silent = [connect(setup) for _ in range(100)]
+        silent = [metrics.connect(setup.stage.host) for _ in range(100)]
         over, refused = threading.Event(), []
 
         def flood():
             while not over.is_set():
                 try:
-                    with connect(setup) as it:
+                    with metrics.connect(setup.stage.host) as it:
                         it.settimeout(0.05)
                         it.sendall(b"GET /metrics HTTP/1.0\r\n" + b"X: y\r\n" * 50)
                         it.recv(1)
@@ -204,12 +165,12 @@ def test_a_hostile_reader(setup):
             for one in silent:
                 one.close()
         net.wait_until(lambda: answers(setup), 60)
-        assert scrape(setup)[requests("tcp", "off", "success")] == 1
+        assert metrics.scrape(setup.stage.host)[requests("tcp", "off", "success")] == 1
 
 
 def answers(setup):
     with contextlib.suppress(OSError, AssertionError, ValueError):
-        return get(setup)[0].endswith("200 OK")
+        return metrics.get(setup.stage.host)[0].endswith("200 OK")
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9229", "192.0.2.1:9229", "[::]:9229", "9229", "127.0.0.1", "127.0.0.1:0",

@@ -17,7 +17,6 @@ The nodes' agents are wrapped: what Pacemaker hands them and what they answer is
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 import shutil
@@ -68,15 +67,14 @@ class Lab:
                 + f'}}\nlisteners {{\n{blocks}}}\nbackends {{\nlibvirt {{\nuri = "{self.hypervisor.uri}";\n}}\n}}\n')
         self.audit = audit
         config = programs.write_config(self.directory / f"fence_virt-{self._served}.conf", text)
-        self.daemon = programs.Daemon(self.host, config, program=program(side, "fence_virtd"), debug=3,
+        self.daemon = programs.Daemon(self.host, config, program=programs.program(side, "fence_virtd"), debug=3,
                                       ready="udp" if listeners[0] == "multicast" else "tcp")
         if side == "ours":
-            # A socket is bound before it has joined its group.
-            self.daemon.wait_log(r"run: serving ", timeout=60)
+            self.daemon.wait_serving()
 
     def records(self):
         """The audit records of our daemon since it was started, oldest first."""
-        return [json.loads(line) for line in self.audit.read_text().splitlines()] if self.audit.exists() else []
+        return programs.audit_records(self.audit)
 
     def stop_serving(self):
         """No daemon answers from now on."""
@@ -107,7 +105,7 @@ class Cluster:
         for side in ("reference", "ours"):
             (self.directory / side).mkdir(parents=True)
             for name in ("fence_xvm", "fence_virt"):
-                shutil.copy(program(side, name), self.directory / side / name)
+                shutil.copy(programs.program(side, name), self.directory / side / name)
         self.nodes = [Node(self, name) for name in names]
         self.__dict__.update({node.name: node for node in self.nodes})
         corosync.join(self.nodes)
@@ -369,11 +367,6 @@ class View:
             resources={r.get("id"): next((n.get("name") for n in r.findall("node")), None)
                        if r.get("role") == "Started" and r.get("failed") == "false" else None
                        for r in tree.iter("resource")})
-
-
-def program(side, name):
-    """Path of a program of that side."""
-    return (programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / name
 
 
 def write_program(path, text):

@@ -7,8 +7,6 @@ The daemon is ours, the peers are the reference's agents and peers made by hand.
 driver, whose XML may name any socket: so a UNIX server of the test plays QEMU and the guest behind it.
 """
 
-import pathlib
-
 import pytest
 
 from lab import net, programs, testdriver
@@ -21,27 +19,20 @@ REFERENCE_VIRT = str(programs.REFERENCE_DIR / "fence_virt")
 SERVED_AT_ONCE = 4000
 
 
-class Stage:
+class Stage(net.Stage):
     """A host, guests on its bridge, a key."""
 
     def __init__(self, directory):
-        self.directory = pathlib.Path(directory)
-        self.net = net.Net()
-        self.host = self.net.node("host")
+        super().__init__(directory)
         self.key = programs.write_key(self.directory / "key")
-
-    def guest(self, number=1):
-        """The guest of that number."""
-        name = f"g{number}"
-        return self.net.nodes.get(name) or self.net.node(name)
 
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory):
     """The Stage."""
-    stage = Stage(tmp_path_factory.mktemp("ways-in"))
+    stage = Stage(tmp_path_factory.mktemp("transports"))
     yield stage
-    stage.net.close()
+    stage.close()
 
 
 @pytest.fixture

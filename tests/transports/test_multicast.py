@@ -9,7 +9,7 @@ import time
 import pytest
 
 from conftest import SERVED_AT_ONCE
-from lab import net, programs, testdriver, wire
+from lab import net, testdriver, wire
 
 ON_ETH0 = 'multicast { @key@ interface = "eth0"; }'
 EVERYWHERE = "multicast { @key@ }"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the cases stand on: programs of either side, a site with its hypervisor, and cluster nodes that die.
+"""A site with its hypervisor, hosts with a daemon of either side, and cluster nodes that die.
 
 A `Machine` is a cluster node: a QEMU domain and a namespace where the node's agent runs. The moment QEMU's process
 ends, seen at the kernel and not told by libvirt or by the daemon under test, the agent is stopped, the cable is
@@ -14,14 +14,11 @@ import concurrent.futures
 import contextlib
 import datetime
 import itertools
-import json
 import os
 import pathlib
 import select
-import shlex
 import signal
 import socket
-import subprocess
 import threading
 import tty
 
@@ -33,17 +30,6 @@ SIDE = os.environ.get("SIDE", "ours")
 AGENTS = ("ours", "reference")
 
 OK, FAILED, OFF, DENIED = 0, 1, 2, 3
-
-
-def program(side, name):
-    """Path of a program of that side."""
-    return str((programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR) / name)
-
-
-def missing(side):
-    """Programs of that side that are not there."""
-    wanted = [program(side, name) for name in ("fence_virtd", "fence_xvm", "fence_virt")]
-    return [path for path in wanted if not os.access(path, os.X_OK)]
 
 
 class Site:
@@ -74,14 +60,11 @@ class Site:
 
         `at`: a Gun; the agent is loaded and starts when the gun fires."""
         node = node or self.guest()
-        # Machines don't share /run, but namespaces of one machine do.
-        run = self.scratch / f"run-{node.ns}"
-        run.mkdir(exist_ok=True)
-        script = 'mount --bind "$1" /run; shift; ' + ("echo >&2; read _; " if at else "") + 'exec "$@"'
-        argv = ["--mount", "--propagation=private", "sh", "-c", script, "sh", run, program(side, name)]
-        if name == "fence_xvm" or "-T" in args:
-            argv += ["-k", self.key]
-        agent = programs.Agent(node, *argv, *args, program="unshare", stdin=b"" if at else None)
+        argv = [programs.program(side, name), *(["-k", self.key] if name == "fence_xvm" or "-T" in args else []), *args]
+        if at:
+            argv = ["sh", "-c", 'echo >&2; read _; exec "$@"', "sh", *argv]
+        agent = programs.Agent(node, *programs.own_run(self.scratch / f"run-{node.ns}", *argv), program="unshare",
+                               stdin=b"" if at else None)
         if at:
             at.load(agent)
         return agent.finish(60) if wait else agent
@@ -349,16 +332,13 @@ class Host:
             backend_options={"uri": uri or site.hypervisor.uri, **(backend or {})},
             daemon_options={"audit_log": self.audit_file} if side == "ours" else None, **rest)
         ready = {"multicast": "udp", "tcp": "tcp", "serial": None}[listener]
-        self.daemon = programs.Daemon(self.node, config, program=shelved(side, directory), ready=ready, debug=3)
+        self.daemon = programs.Daemon(self.node, config, program=programs.shelved(side, directory), ready=ready, debug=3)
         if side == "ours":
-            # A socket is bound before it has joined its group.
-            self.daemon.wait_log(r"run: serving ")
+            self.daemon.wait_serving()
 
     def records(self):
         """All audit records so far."""
-        if not self.audit_file.exists():
-            return []       # it is just starting
-        return [json.loads(line) for line in self.audit_file.read_text().splitlines()]
+        return programs.audit_records(self.audit_file)
 
     def arrival(self, record):
         """When the request of a record came in, seconds of the clock, by the daemon's log."""
@@ -385,33 +365,10 @@ class Host:
 
     def stop(self):
         """Ends the daemon, which must have been alive and end well."""
-        died = not self.daemon.alive()
-        code = self.daemon.stop()
-        assert not died and code in (0, "killed" if self.side == "reference" else 0), \
-            f"fence_virtd ended with {code}:\n{self.daemon.log[-4000:]}"
+        self.daemon.end((0, "killed") if self.side == "reference" else (0,))
 
 
 def starts(hypervisor, domain):
     """How often QEMU was started for a domain since it was defined, by QEMU's own log."""
     log = pathlib.Path(f"/proc/{hypervisor._init}/root/var/log/libvirt/qemu/{domain.name}.log")
     return log.read_text().count(": starting up")
-
-
-def shelved(side, directory, over=None):
-    """The side's fence_virtd. Ours keeps state in /var/lib: each daemon gets its own. `over`: {place: path}, what ours and
-    its children see in further places."""
-    path = program(side, "fence_virtd")
-    if side == "reference":
-        return path
-    (directory / "state").mkdir(exist_ok=True)
-    wrapper = directory / "fence_virtd"
-    binds = "\n".join(f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(place))}"
-                      for place, path in {"/var/lib": directory / "state", **(over or {})}.items())
-    wrapper.write_text(f"""#!/bin/sh
-if [ "$1" != unshared ]; then exec unshare --mount --propagation=private "$0" unshared "$@"; fi
-shift
-{binds}
-exec {shlex.quote(path)} "$@"
-""")
-    wrapper.chmod(0o755)
-    return str(wrapper)
