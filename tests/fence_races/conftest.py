@@ -79,4 +79,6 @@ def machines(site):
                         mac=f"52:54:00:fe:0{number}:0{side}" if kind == "card" else None) for side in (1, 2)]
         return [machine.boot() for machine in made[kind]]
 
-    return pair
+    yield pair
+    for machine in (it for kind in made.values() for it in kind):
+        machine.close()

@@ -146,6 +146,11 @@ class Machine:
         for agent in self.agents:
             agent.process.kill()
 
+    def close(self):
+        """Leaves no file behind, whether it is up or down."""
+        if self.line:
+            self.line.close()
+
 
 class Reaper:
     """Waits for the ends of machines, in a thread."""
