@@ -4,6 +4,7 @@
 Run: /usr/bin/python3 -m pytest tests/contained        (root)
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -16,11 +17,13 @@ from lab import net, process, programs
 
 CONTAINED = programs.REPOSITORY / "scripts/contained"
 #: Leaves one of each kind. "$1" is a name that nobody else uses; "$2" a directory that the machine shares.
-LEAVES = """
+LEAVES = r"""
     (setsid sleep 7$(date +%N) > /dev/null 2>&1 &)
     ip netns add "fvlab-$1"
     mkdir "$2/mounted"; mount -t tmpfs "$1" "$2/mounted"
     touch "/tmp/$1" "/var/tmp/$1" "/run/$1" "/run/lock/$1" "/dev/shm/$1" "/etc/$1" "/var/lib/$1" "$2/$1"
+    own=$(sed -n 's#.*/\(fvlab-[^/]*\)$#\1#p' /proc/self/cgroup | head -n 1)
+    [ -z "$own" ] || for group in $(find /sys/fs/cgroup -type d -name "$own"); do mkdir "$group/$1"; echo "$group/$1"; done
 """
 
 
@@ -43,6 +46,12 @@ def contained(mark, script, *options, place, wait=True, outermost=True):
     return subprocess.CompletedProcess(script, run.returncode, out, err)
 
 
+def wait_for(file, run):
+    """Returns when the program of the run has made the file."""
+    net.wait_until(lambda: file.exists() or run.poll() is not None)
+    assert run.poll() is None, run.communicate()
+
+
 def processes(mark):
     """A Process for each process of the run that still lives."""
     found = []
@@ -61,6 +70,7 @@ def remains(mark, place):
     for directory in ("/tmp", "/var/tmp", "/run", "/run/lock", "/run/netns", "/dev/shm", "/etc", "/var/lib"):
         if os.path.isdir(directory):
             found += [f"{directory}/{it}" for it in os.listdir(directory) if mark in it]
+    found += [directory for directory, _, _ in os.walk("/sys/fs/cgroup") if mark in directory]
     found += [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
     return found
 
@@ -72,6 +82,7 @@ def test_what_is_left_is_told_by_name(mark, tmp_path):
     files = {f"file {it}/{mark}" for it in ("/tmp", "/var/tmp", "/run", "/run/lock", "/dev/shm", "/var/lib", "/etc", tmp_path)}
     assert files <= told, files - told
     assert {f"network namespace fvlab-{mark}", f"mount {tmp_path}/mounted"} <= told, told
+    assert {f"control group {it}" for it in run.stdout.split()} <= told, (run.stdout, told)
     assert [it for it in told if it.startswith("process ") and ": sleep 7" in it], told
     # What the machine shares with the run is told, and is not ours to remove.
     assert remains(mark, tmp_path) == [] and (tmp_path / mark).exists()
@@ -118,16 +129,18 @@ def test_killed(mark, tmp_path, victim):
     ready = tmp_path / "ready"
     run = contained(mark, LEAVES + 'touch "$2/ready"; exec sleep 8000', place=tmp_path, wait=False)
     try:
-        net.wait_until(ready.exists)
+        wait_for(ready, run)
         janitor, unshare = sorted(process.children(run.pid), key=lambda pid: "unshare" in programs_of(pid))
         first = process.only_child(unshare)
-        (program,) = (it for it in process.children(first) if "sleep 8" in programs_of(it))
+        # It becomes sleep a moment after it has made the file.
+        (program,) = net.wait_until(lambda: [it for it in process.children(first) if "sleep 8" in programs_of(it)])
         chosen = {"itself": [run.pid], "janitor": [janitor], "unshare": [unshare], "first process": [first], "program": [program],
                   "all but the janitor": [run.pid, unshare, first, program]}[victim]
         work = next(it for it in pathlib.Path(f"/proc/{first}/cmdline").read_text().split("\0") if "fvlab-" in it)
         assert os.path.isdir(work) and len(processes(mark)) > 4
         for pid in chosen:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):     # the one before may have taken it along
+                os.kill(pid, signal.SIGKILL)
         if victim == "janitor":
             run.terminate()
         net.wait_until(lambda: not processes(mark))
@@ -143,7 +156,7 @@ def test_a_signal_is_passed_on(mark, tmp_path, number):
     """To the program, as SIGTERM: it may end in its own way."""
     script = 'trap "echo ended; exit 5" TERM; touch "$2/ready"; while :; do sleep 0.1; done'
     run = contained(mark, script, place=tmp_path, wait=False)
-    net.wait_until((tmp_path / "ready").exists)
+    wait_for(tmp_path / "ready", run)
     run.send_signal(number)
     assert run.communicate(timeout=60)[0] == "ended\n" and run.returncode == 5
     assert remains(mark, tmp_path) == []
