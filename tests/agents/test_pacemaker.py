@@ -89,7 +89,7 @@ class Lab(nodes.Lab):
                               options={"session_url": member.url, "username": USER, "password_file": password})
                    for n, member in enumerate(self.pool.members)]
         config = rig.write_config(self.directory / "fence_virt.conf", self, devices, virtd={"audit_log": self.audit})
-        self.daemon = programs.Daemon(self.host, config, program=nodes.program("ours", "fence_virtd"), debug=3)
+        self.daemon = programs.Daemon(self.host, config, program=programs.program("ours", "fence_virtd"), debug=3)
         self.daemon.wait_log(r"run: serving ")
 
 
