@@ -7,11 +7,12 @@
 //! check by this host.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_config::NameMode;
-use fence_wire::{Action, CpgDomain, CpgMessage, CpgRequest, HashType, Response, Target, escaped};
+use fence_wire::{Action, CpgDomain, CpgMessage, CpgRequest, Proved, Response, Target, escaped};
 use libvirt_host::Uuid;
 use tracing::{debug, info, warn};
 
@@ -19,12 +20,10 @@ use super::legacy_table::{LegacyReply, LegacyRequest};
 use super::own_domains::{OwnDomain, OwnPower};
 use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT};
 use crate::backend::Backend;
-use crate::request::job::{RequestJob, RequestOutcome};
-use crate::request::lease::Lease;
-use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
-use crate::request::trail::AgentRunTrail;
-use crate::service::{ProcessedRequest, Service};
-use fence_core::access::{AccessRules, Identity};
+use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
+use crate::request::lease::{Lease, LeaseEndReason};
+use crate::service::Service;
+use crate::service::client_link::{ClientLink, ProofFailure};
 use fence_core::cluster::directory::DirectoryAnswer;
 use fence_core::cluster::message::{Member, PublishedDomain, PublishedState};
 use fence_core::domain::{ActionError, DomainHome, DomainRef, LocatedDomain, PowerState};
@@ -504,40 +503,50 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
 /// host.
 async fn process(
     cluster: &Cluster,
-    service: &Service,
+    service: &Arc<Service>,
     from: Member,
     sequence: u32,
     request: &CpgRequest,
     target: Target,
 ) -> Response {
-    let job = RequestJob {
-        id: service.next_id(),
-        arrived: Instant::now(),
-        patience: service.client_timeout(),
-        transport: TRANSPORT,
-        peer: format!("{} request {sequence}", cluster.name(from)),
-        identity: Identity::default(),
-        hash: HashType::None,
-        key: None,
-        // The legacy host checked access: it knows the source.
-        access: Arc::new(AccessRules::new(None)),
-        action: request.action.unwrap_or(Action::Null),
-        target,
-        trail: AgentRunTrail::default(),
-    };
-    let (lease, settled) = Service::lease(&job);
-    let ProcessedRequest { domain, outcome, permit, mut stages } =
-        service.process_trusted(&job, &lease).await;
-    stages.done = Some(StageTimes::since(job.arrived));
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
-        Err(why) => RequestOutcome::because(Response::Failure, why),
-    };
-    if let Some(permit) = permit {
-        Service::complete(permit, &outcome, lease, settled);
+    let peer = format!("{} request {sequence}", cluster.name(from));
+    let action = request.action.unwrap_or(Action::Null);
+    let job = service.accept(Arrival::from_host(TRANSPORT, peer, action, target));
+    let mut link = LegacyLink { response: Response::Failure };
+    service.run_request(&job, None, &mut link).await;
+    link.response
+}
+
+/// A legacy host that waits for the response to a request. It can't take the request back.
+struct LegacyLink {
+    response: Response,
+}
+
+impl ClientLink for LegacyLink {
+    const HAS_HANDSHAKE: bool = false;
+    const HEARS_ALL_REJECTIONS: bool = true;
+    type Opened = ();
+    type Proven = ();
+
+    async fn open(
+        &mut self,
+        _: &RequestJob,
+        _: &Lease,
+        resolving: impl Future<Output = ResolvedTarget> + Send,
+    ) -> (Result<(), ProofFailure>, ResolvedTarget) {
+        (Ok(()), resolving.await)
     }
-    let response = outcome.answer.response();
-    let end = RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered: true };
-    service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
-    response
+
+    async fn abandoned(&mut self) -> LeaseEndReason {
+        std::future::pending().await
+    }
+
+    async fn prove(&mut self, _: &RequestJob, (): ()) -> Result<(Proved, ()), ProofFailure> {
+        Ok((Proved::unauthenticated(), ()))
+    }
+
+    async fn deliver(&mut self, _: &RequestJob, (): (), answer: &ClientReply, _: bool) -> bool {
+        self.response = answer.response();
+        true
+    }
 }

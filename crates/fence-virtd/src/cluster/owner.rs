@@ -7,20 +7,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_wire::{Action, HashType, Response, Target};
+use fence_wire::{Action, Response, Target};
 
 use super::asks::MAX_LEFT;
 use super::state::{Cluster, TRANSPORT};
 use crate::backend::Backend;
-use crate::request::job::RequestJob;
+use crate::request::job::{Arrival, RequestJob};
 use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
-use crate::request::trail::AgentRunTrail;
 use crate::service::Service;
 use crate::service::execute::{
     NOT_STARTED, PowerActionResult, PowerCommand, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
 };
-use fence_core::access::{AccessRules, Identity};
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerAction, PowerState};
 
@@ -28,21 +26,11 @@ use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, Pow
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
     let _under_way = service.begin_request();
     let name = cluster.name(from);
-    let job = RequestJob {
-        id: service.next_id(),
-        arrived: Instant::now(),
-        patience: Duration::from_millis(ask.left_ms).min(MAX_LEFT),
-        transport: TRANSPORT,
-        peer: if ask.request == 0 { name } else { format!("{name} request {}", ask.request) },
-        identity: Identity::default(),
-        hash: HashType::None,
-        key: None,
-        // The asker checked access: it knows the source.
-        access: Arc::new(AccessRules::new(None)),
-        action: PowerAction::from(ask.what).into(),
-        target: Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none()),
-        trail: AgentRunTrail::default(),
-    };
+    let peer = if ask.request == 0 { name } else { format!("{name} request {}", ask.request) };
+    let target = Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none());
+    let arrival = Arrival::from_host(TRANSPORT, peer, PowerAction::from(ask.what).into(), target);
+    let patience = Duration::from_millis(ask.left_ms).min(MAX_LEFT);
+    let job = RequestJob { patience, ..service.accept(arrival) };
     let mut work =
         AskExecution { cluster: &cluster, from, ask: &ask, stages: StageTimes::default(), domain: None };
     let (served, settled) = work.work(&job).await;

@@ -1,70 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One stream with one client: the mutual challenge, the request's turn, the answer.
+//! One stream with one client: the mutual challenge, the wait for the grant, the answer.
 //!
-//! The same for a multicast call-back, TCP and vsock. Each conversation is a task of its own, and each of its waits
-//! has a limit, so that a slow or silent peer costs nothing but its own task.
+//! The same for a multicast call-back, TCP and vsock. Each conversation is a task of its own, and each of its
+//! waits has a limit, so that a slow or silent peer costs nothing but its own task.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    CHALLENGE_LEN, HASH_LEN, HashType, HostAwaitAnswer, HostAwaitChallenge, HostStream, ProofError, Proved,
-    Received, Response, ResponseWriter, SealedRequest,
+    CHALLENGE_LEN, HASH_LEN, HostAwaitAnswer, HostAwaitChallenge, HostStream, ProofError, Proved,
+    ResponseWriter,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
-use crate::listener::keys::ListenerKeys;
-use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
-use crate::request::lease::LeaseEndReason;
-use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
+use crate::listener::auth::{PacketProof, StreamAuth};
+use crate::request::job::{ClientReply, RequestJob, ResolvedTarget};
+use crate::request::lease::{Lease, LeaseEndReason};
 use crate::service::Service;
-use fence_core::arbiter::Grant;
+use crate::service::client_link::{ClientLink, ProofFailure};
 
-/// How long the client may take to send its challenge.
+/// Time for the client to send its challenge.
 const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
-/// How long the client may take to answer ours: it is alive now, or it is not.
+/// Time for the client to answer our challenge: it is alive now, or it is not.
 const PROOF_LIMIT: Duration = Duration::from_secs(2);
 
-/// How a stream is authenticated, as far as the packet does not say: sealed ones are sealed whatever stands here.
-#[derive(Clone, Debug)]
-pub(crate) struct StreamAuth {
-    /// The hash of classic challenges; none: no challenge at all.
-    pub(crate) hash: HashType,
-    /// The listener's keys.
-    pub(crate) keys: Arc<ListenerKeys>,
-}
-
-/// How the packet was proved: what its stream goes on with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PacketProof {
-    /// The place of the key that made its hash.
-    key: Option<usize>,
-    sealed: Option<SealedRequest>,
-}
-
-impl PacketProof {
-    pub(crate) fn of(packet: &Received) -> Self {
-        Self { key: packet.key, sealed: packet.sealed }
-    }
-
-    /// The place of the key that made the packet's hash.
-    pub(crate) fn key(&self) -> Option<usize> {
-        self.key
-    }
-}
-
-/// Why a stream ended before its request could run.
+/// Reason why a stream ended before its request could run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConversationError {
     /// The client did not send its challenge.
     #[error("the client sent no challenge: {0}")]
     NoChallenge(StreamError),
-    /// The client did not answer ours.
+    /// The client did not answer our challenge.
     #[error("the client did not prove that it holds the key: {cause}{}", hint(cause))]
     NoProof {
-        /// What happened instead.
+        /// The event that came instead.
         cause: StreamError,
     },
     /// The client answered wrongly.
@@ -76,6 +48,10 @@ pub(crate) enum ConversationError {
 }
 
 impl ConversationError {
+    fn failure(&self) -> ProofFailure {
+        ProofFailure { reason: self.reason(), text: self.to_string() }
+    }
+
     fn reason(&self) -> &'static str {
         match self {
             Self::NoChallenge(_) => "no-challenge",
@@ -97,7 +73,7 @@ fn hint(cause: &StreamError) -> &'static str {
     }
 }
 
-/// What happened to a read or write.
+/// Failure of a read or write.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
     #[error("nothing came in time")]
@@ -120,8 +96,8 @@ impl From<io::Error> for StreamError {
     }
 }
 
-/// Holds the conversation of `job` to its end, sealed or classic as its packet was. `resolved` is what the request
-/// came to, where somebody looked already.
+/// Holds the conversation of `job` to its end, sealed or classic as its packet was. `resolved` is the target,
+/// if it is known already.
 pub(crate) async fn converse<S>(
     service: Arc<Service>,
     stream: S,
@@ -132,111 +108,102 @@ pub(crate) async fn converse<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let _under_way = service.begin_request();
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let mut stages = StageTimes { connected: Some(StageTimes::since(job.arrived)), ..StageTimes::default() };
-    let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
-    // Step 1 and 2 while the domain is looked up: neither waits for the other.
-    let opening = async {
-        Ok(match begun? {
-            HostStream::Open(proof, response) => OpenedStream::Unproved(proof, response),
-            HostStream::Challenge(handshake) => {
-                OpenedStream::Answered(open(&service, &mut reader, &mut writer, handshake, &job).await?)
-            }
-        })
-    };
-    let resolving = async {
-        match resolved {
-            Some(resolved) => resolved,
-            None => service.resolve(&job).await,
-        }
-    };
-    let (opened, resolved) = tokio::join!(opening, resolving);
-    stages.resolved = Some(StageTimes::since(job.arrived));
-    let domain = resolved.domain().cloned();
-    let record = |end: RequestEnd<'_>, stages| {
-        service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
-    };
-    let broken = |error: &ConversationError, stages| {
-        service.drops.note(job.transport, error.reason(), &job.peer, error);
-        record(RequestEnd::NotProved(&error.to_string()), stages);
-    };
-    let opened = match opened {
-        Ok(opened) => opened,
-        Err(error) => return broken(&error, stages),
-    };
-    let (lease, settled) = Service::lease(&job);
-    // The proof comes as late as it can: only a client that is alive when its turn comes can give it.
-    let go = {
-        let turn = service.wait_for_grant(&job, &resolved, &lease);
-        tokio::pin!(turn);
-        tokio::select! {
-            biased;
-            go = &mut turn => go,
-            // It has nothing to say before it is asked.
-            () = until_readable(&mut reader) => {
-                lease.end(LeaseEndReason::HungUp);
-                turn.await
-            }
-        }
-    };
-    stages.turn = Some(StageTimes::since(job.arrived));
-    let unproved = match &go {
-        Grant::Rejected(why) if !why.is_for_the_client() => Some(why),
-        Grant::Rejected(_) | Grant::Run(_) | Grant::Coalesced(_) => None,
-    };
-    if let Some(why) = unproved {
-        return record(RequestEnd::NotRun(&why.to_string()), stages);
-    }
-    let proved = match opened {
-        OpenedStream::Answered(handshake) => prove(&service, &mut reader, &mut writer, handshake, &job).await,
-        OpenedStream::Unproved(proof, response) => Ok((proof, response)),
-    };
-    let (proof, response) = match proved {
-        Ok(proved) => proved,
-        Err(error) => return broken(&error, stages),
-    };
-    stages.proved = Some(StageTimes::since(job.arrived));
-    let (outcome, gone) = match go {
-        Grant::Coalesced(told) => (RequestOutcome::from(told), false),
-        Grant::Rejected(why) => (RequestOutcome::because(Response::Failure, why), false),
-        Grant::Run(running) => {
-            let outcome = {
-                let work = service.execute(&job, resolved, proof, &running, &lease);
-                tokio::pin!(work);
-                tokio::select! {
-                    outcome = &mut work => outcome,
-                    () = hung_up(&mut reader) => {
-                        lease.end(LeaseEndReason::HungUp);
-                        work.await
-                    }
-                }
-            };
-            let gone = lease.end_reason().is_some();
-            Service::complete(running, &outcome, lease, settled);
-            (outcome, gone)
-        }
-    };
-    stages.done = Some(StageTimes::since(job.arrived));
-    let sent = if gone {
-        Err(StreamError::Closed)
-    } else {
-        send(&mut writer, response, &outcome.answer, job.deadline()).await
-    };
-    if let Err(cause) = &sent {
-        service.record_undelivered(&job, domain.as_ref(), &outcome);
-        service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
-    }
-    let response = outcome.answer.response();
-    record(
-        RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered: sent.is_ok() },
-        stages,
-    );
+    let (reader, writer) = tokio::io::split(stream);
+    let (auth, is_proved, has_spoken) = (&auth, false, false);
+    let mut link = StreamLink { service: &service, auth, packet, reader, writer, is_proved, has_spoken };
+    service.run_request(&job, resolved, &mut link).await;
 }
 
-/// What steps 1 and 2 came to.
+/// The stream to one client.
+struct StreamLink<'a, S> {
+    service: &'a Service,
+    auth: &'a StreamAuth,
+    packet: PacketProof,
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    is_proved: bool,
+    /// The client hung up, or said something before it was asked.
+    has_spoken: bool,
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
+    const HAS_HANDSHAKE: bool = true;
+    type Opened = OpenedStream<'a>;
+    type Proven = ResponseWriter;
+
+    /// Steps 1 and 2 of the handshake, beside the search for the domain.
+    async fn open(
+        &mut self,
+        job: &RequestJob,
+        _: &Lease,
+        resolving: impl Future<Output = ResolvedTarget> + Send,
+    ) -> (Result<OpenedStream<'a>, ProofFailure>, ResolvedTarget) {
+        let Self { service, auth, packet, reader, writer, .. } = self;
+        let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
+        let opening = async {
+            Ok(match begun? {
+                HostStream::Open(proof, response) => OpenedStream::Unproved(proof, response),
+                HostStream::Challenge(handshake) => {
+                    OpenedStream::Answered(open(service, reader, writer, handshake, job).await?)
+                }
+            })
+        };
+        let (opened, resolved) = tokio::join!(opening, resolving);
+        (opened.map_err(|error: ConversationError| error.failure()), resolved)
+    }
+
+    async fn abandoned(&mut self) -> LeaseEndReason {
+        if self.has_spoken {
+            return std::future::pending().await;
+        }
+        if self.is_proved {
+            hung_up(&mut self.reader).await;
+        } else {
+            // The client has nothing to say before it is asked.
+            until_readable(&mut self.reader).await;
+        }
+        self.has_spoken = true;
+        LeaseEndReason::HungUp
+    }
+
+    async fn prove(
+        &mut self,
+        job: &RequestJob,
+        opened: OpenedStream<'a>,
+    ) -> Result<(Proved, ResponseWriter), ProofFailure> {
+        let proved = match opened {
+            OpenedStream::Unproved(proof, response) => (proof, response),
+            OpenedStream::Answered(handshake) => {
+                let Self { service, reader, writer, .. } = self;
+                prove(service, reader, writer, handshake, job).await.map_err(|error| error.failure())?
+            }
+        };
+        self.is_proved = true;
+        Ok(proved)
+    }
+
+    async fn deliver(
+        &mut self,
+        job: &RequestJob,
+        response: ResponseWriter,
+        answer: &ClientReply,
+        is_gone: bool,
+    ) -> bool {
+        let sent = if is_gone {
+            Err(StreamError::Closed)
+        } else {
+            send(&mut self.writer, response, answer, job.deadline()).await
+        };
+        if let Err(cause) = &sent {
+            self.service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
+        }
+        sent.is_ok()
+    }
+}
+
+/// State of a stream after steps 1 and 2 of the handshake.
 enum OpenedStream<'k> {
-    /// Nobody asks for more.
+    /// Neither side asks for a proof.
     Unproved(Proved, ResponseWriter),
     /// The client's challenge is answered; ours is to come.
     Answered(HostAwaitAnswer<'k>),
@@ -275,13 +242,13 @@ async fn prove<S: AsyncRead + AsyncWrite>(
     Ok(handshake.verify(&answer)?)
 }
 
-/// Returns when the client hangs up; what it sends meanwhile is nobody's.
+/// Waits until the client hangs up. Bytes received meanwhile are discarded.
 async fn hung_up<S: AsyncRead>(reader: &mut ReadHalf<S>) {
     let mut junk = [0; 256];
     while matches!(reader.read(&mut junk).await, Ok(1..)) {}
 }
 
-/// Returns when the client hangs up or says anything.
+/// Waits until the client hangs up or says anything.
 async fn until_readable<S: AsyncRead>(reader: &mut ReadHalf<S>) {
     let mut byte = [0; 1];
     let _ = reader.read(&mut byte).await;

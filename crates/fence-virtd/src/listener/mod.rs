@@ -8,6 +8,7 @@
 use crate::listener::keys::KeysError;
 
 pub(crate) mod admission;
+pub(crate) mod auth;
 pub(crate) mod conversation;
 pub(crate) mod keys;
 pub(crate) mod limits;

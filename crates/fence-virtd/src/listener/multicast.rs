@@ -21,14 +21,14 @@ use self::members::GroupMembership;
 use super::StartError;
 use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::listener::conversation::{PacketProof, converse};
+use crate::listener::auth::PacketProof;
+use crate::listener::conversation::converse;
 use crate::listener::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, MAX_ADDRESSES, MAX_REDIRECTED, MAX_REQUESTS,
     MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE,
 };
 use crate::listener::sources::SourceResolver;
-use crate::request::job::{AnsweringHost, RequestJob, ResolvedTarget};
-use crate::request::trail::AgentRunTrail;
+use crate::request::job::{AnsweringHost, Arrival, RequestJob, ResolvedTarget};
 use crate::service::Service;
 use crate::util::locks::lock;
 use fence_core::access::Identity;
@@ -261,10 +261,8 @@ impl MulticastReceiver {
     /// Returns the request of a packet, before it is resolved and granted.
     fn job(&self, packet: &CheckedPacket, arrived: Instant, rules: &ListenerRules) -> RequestJob {
         let CheckedPacket { received: Received { request, key, hash, .. }, address, .. } = packet;
-        RequestJob {
-            id: self.service.next_id(),
+        self.service.accept(Arrival {
             arrived,
-            patience: self.service.client_timeout(),
             transport: NAME,
             peer: address.to_string(),
             identity: Identity { ip: Some(address.ip().to_canonical()), ..Identity::default() },
@@ -273,8 +271,7 @@ impl MulticastReceiver {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target.clone(),
-            trail: AgentRunTrail::default(),
-        }
+        })
     }
 
     /// Serves one request: calls the client back and converses with it.

@@ -13,7 +13,7 @@ use fence_wire::HashType;
 use tracing::{info, warn};
 
 use super::StartError;
-use crate::listener::conversation::StreamAuth;
+use crate::listener::auth::StreamAuth;
 use crate::listener::keys::{FingerprintCache, KeysError, ListenerKeys};
 use fence_core::access::AccessRules;
 

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The serial listener: serial ports and VM channels of running domains.
 //!
-//! QEMU listens on a UNIX socket for each such port, and we connect to it: the socket tells which domain asks, so
-//! there is neither key nor challenge. One task follows the running domains ([`crate::hypervisor::inventory`]); each socket is a
-//! task of its own ([`line`](mod@line)), which lives as long as its domain runs and connects again by itself.
+//! QEMU listens on a UNIX socket for each such port, and we connect to it: the socket tells which domain
+//! asks, so there is neither key nor challenge. One task follows the running domains
+//! ([`crate::hypervisor::inventory`]); each socket is a task of its own ([`line`](mod@line)), which lives as
+//! long as its domain runs and connects again by itself.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(super) use fence_cli::shown;
+use fence_cli::shown;
 use fence_config::{SerialListener as Settings, SerialMode};
 use fence_wire::{DEFAULT_PORT, escaped};
 use tokio::sync::watch;
@@ -61,8 +62,8 @@ impl Serial {
 
     /// Serves for ever.
     pub(crate) async fn run(mut self) {
-        // A line ends when its sender is dropped: after the request that is under way, which may be about this very
-        // domain.
+        // A line ends when its sender is dropped: after the request that is under way, which may be about
+        // this very domain.
         let mut lines: HashMap<(String, PathBuf), watch::Sender<()>> = HashMap::new();
         loop {
             let wanted = self.wanted();

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What TCP and vsock have in common: a client connects, sends its request packet, and the conversation follows on
-//! the same stream.
+//! What TCP and vsock have in common: a client connects, sends its request packet, and the conversation
+//! follows on the same stream.
 //!
-//! One task accepts and never waits for a peer; each connection is a task of its own. It must never look at domains.
+//! One task accepts and never waits for a peer; each connection is a task of its own. It must never look at
+//! domains.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -18,10 +19,10 @@ use tracing::debug;
 
 use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::listener::conversation::{PacketProof, converse};
+use crate::listener::auth::PacketProof;
+use crate::listener::conversation::converse;
 use crate::listener::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
-use crate::request::job::RequestJob;
-use crate::request::trail::AgentRunTrail;
+use crate::request::job::Arrival;
 use crate::service::Service;
 use fence_core::access::Identity;
 
@@ -106,10 +107,8 @@ impl<T: Transport> StreamListener<T> {
         };
         let proof = PacketProof::of(&received);
         let Received { request, hash, key, .. } = received;
-        let job = RequestJob {
-            id: self.service.next_id(),
+        let job = self.service.accept(Arrival {
             arrived,
-            patience: self.service.client_timeout(),
             transport: T::NAME,
             peer: name,
             identity: self.transport.identify(peer).await,
@@ -118,8 +117,7 @@ impl<T: Transport> StreamListener<T> {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
-            trail: AgentRunTrail::default(),
-        };
+        });
         debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
         converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None).await;
         drop(place);

@@ -14,6 +14,46 @@ use crate::request::trail::AgentRunTrail;
 /// Name of the transport on which an address does not tell the machine behind it.
 pub(crate) const TCP: &str = "tcp";
 
+/// A request as its transport received it.
+pub(crate) struct Arrival {
+    /// Arrival of the first packet.
+    pub(crate) arrived: Instant,
+    /// The transport's name.
+    pub(crate) transport: &'static str,
+    /// The peer's address, for people.
+    pub(crate) peer: String,
+    /// Proved facts of the source.
+    pub(crate) identity: Identity,
+    /// Type of the hash that proved the packet; none where the transport vouches for the peer.
+    pub(crate) hash: HashType,
+    /// The key that made the hash.
+    pub(crate) key: Option<Arc<KeyProof>>,
+    /// The groups of the configuration now.
+    pub(crate) access: Arc<AccessRules>,
+    /// The action that the client asks for.
+    pub(crate) action: Action,
+    /// The text that names the domain.
+    pub(crate) target: Target,
+}
+
+impl Arrival {
+    /// Returns the arrival of a request that another host passes on. That host checked access: it knows the
+    /// source.
+    pub(crate) fn from_host(transport: &'static str, peer: String, action: Action, target: Target) -> Self {
+        Self {
+            arrived: Instant::now(),
+            transport,
+            peer,
+            identity: Identity::default(),
+            hash: HashType::None,
+            key: None,
+            access: Arc::new(AccessRules::new(None)),
+            action,
+            target,
+        }
+    }
+}
+
 /// One request, from its arrival to its audit record.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestJob {

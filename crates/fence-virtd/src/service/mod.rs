@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The path of a request from its arrival to its audit record: resolve, grant, proof, action, answer, record.
 //!
-//! Transports call [`Service::resolve`] as soon as a request is read, then [`Service::wait_for_grant`], then
-//! ask the peer for its proof, and then [`Service::execute`] it and [`Service::complete`] it. They know
-//! nothing of domains, and nothing here knows sockets. Every request that got here ends in exactly one audit
-//! record.
+//! A transport makes a request with [`Service::accept`] and leads it to its end with
+//! [`Service::run_request`], to which it is a [`ClientLink`]. Transports know nothing of domains, and nothing
+//! here knows sockets. Every request that got here ends in exactly one audit record.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection};
-use fence_core::domain::{DomainRef, PowerAction};
+use fence_core::domain::PowerAction;
 use fence_wire::{Challenge, Proved, Response};
 use tokio::sync::Notify;
 use tracing::debug;
 
 use self::challenges::{Challenges, OutstandingChallenge};
+use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
 use self::lost_answers::LostAnswers;
 use self::turns::{GrantQueue, RunPermit};
@@ -25,11 +25,13 @@ use crate::observe::audit::Audit;
 use crate::observe::drops::DropLog;
 use crate::observe::metrics::Metrics;
 use crate::replay::ReplayMemory;
-use crate::request::job::{RequestJob, RequestOutcome, ResolvedTarget};
+use crate::request::job::{Arrival, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason, LeaseReleased};
-use crate::request::record::{AuditRecord, StageTimes};
+use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
+use crate::request::trail::AgentRunTrail;
 
 pub(crate) mod challenges;
+pub(crate) mod client_link;
 pub(crate) mod cluster_port;
 pub(crate) mod execute;
 mod lost_answers;
@@ -59,14 +61,6 @@ pub(crate) struct Service {
     idle: Notify,
 }
 
-/// A request that needed no proof, after its action; see [`Service::process_trusted`].
-pub(crate) struct ProcessedRequest {
-    pub(crate) domain: Option<DomainRef>,
-    pub(crate) outcome: Result<RequestOutcome, Rejection>,
-    pub(crate) permit: Option<RunPermit>,
-    pub(crate) stages: StageTimes,
-}
-
 impl Service {
     pub(crate) fn new(
         backend: Arc<dyn Backend>,
@@ -92,8 +86,112 @@ impl Service {
         })
     }
 
-    pub(crate) fn next_id(&self) -> u64 {
-        self.next_id.fetch_add(1, Ordering::Relaxed)
+    /// Makes a request of what a transport received, with a number of its own.
+    pub(crate) fn accept(&self, arrival: Arrival) -> RequestJob {
+        let Arrival { arrived, transport, peer, identity, hash, key, access, action, target } = arrival;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (patience, trail) = (self.client_timeout, AgentRunTrail::default());
+        RequestJob {
+            id,
+            arrived,
+            patience,
+            transport,
+            peer,
+            identity,
+            hash,
+            key,
+            access,
+            action,
+            target,
+            trail,
+        }
+    }
+
+    /// Leads a request to its end, and writes its audit record. `resolved` is the target, if it is known
+    /// already.
+    pub(crate) async fn run_request<L: ClientLink>(
+        self: &Arc<Self>,
+        job: &RequestJob,
+        resolved: Option<ResolvedTarget>,
+        link: &mut L,
+    ) {
+        let _in_flight = self.begin_request();
+        let handshake_stage = || L::HAS_HANDSHAKE.then(|| StageTimes::since(job.arrived));
+        let mut stages = StageTimes { connected: handshake_stage(), ..StageTimes::default() };
+        let (lease, released) = Self::lease(job);
+        let resolving = async {
+            match resolved {
+                Some(resolved) => resolved,
+                None => self.resolve(job).await,
+            }
+        };
+        let (opened, resolved) = link.open(job, &lease, resolving).await;
+        stages.resolved = Some(StageTimes::since(job.arrived));
+        let domain = resolved.domain().cloned();
+        let record = |end: RequestEnd<'_>, stages| {
+            self.audit(&AuditRecord { job, domain: domain.as_ref(), end, stages });
+        };
+        let unproved = |failure: &ProofFailure, stages| {
+            self.drops.note(job.transport, failure.reason, &job.peer, &failure.text);
+            record(RequestEnd::NotProved(&failure.text), stages);
+        };
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(failure) => return unproved(&failure, stages),
+        };
+        let grant = self.watched_grant(job, &resolved, &lease, link).await;
+        stages.turn = Some(StageTimes::since(job.arrived));
+        let not_run = match &grant {
+            Grant::Rejected(why) if !why.is_for_the_client() && !L::HEARS_ALL_REJECTIONS => Some(why),
+            Grant::Rejected(_) | Grant::Run(_) | Grant::Coalesced(_) => None,
+        };
+        if let Some(why) = not_run {
+            return record(RequestEnd::NotRun(&why.to_string()), stages);
+        }
+        // The proof comes as late as it can: only a client that is alive when its grant comes can give it.
+        let (proof, proven) = match link.prove(job, opened).await {
+            Ok(proved) => proved,
+            Err(failure) => return unproved(&failure, stages),
+        };
+        stages.proved = handshake_stage();
+        let (outcome, is_gone) = match grant {
+            Grant::Coalesced(result) => (RequestOutcome::from(result), false),
+            Grant::Rejected(why) => (RequestOutcome::because(Response::Failure, why), false),
+            Grant::Run(permit) => {
+                let work = self.execute(job, resolved, proof, &permit, &lease);
+                let outcome = watched(link, &lease, work).await;
+                let is_gone = lease.end_reason().is_some();
+                Self::complete(permit, &outcome, lease, released);
+                (outcome, is_gone)
+            }
+        };
+        stages.done = Some(StageTimes::since(job.arrived));
+        let delivered = link.deliver(job, proven, &outcome.answer, is_gone).await;
+        if !delivered {
+            self.lost_answers.record(job, domain.as_ref(), &outcome);
+        }
+        let response = outcome.answer.response();
+        record(RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered }, stages);
+    }
+
+    /// Waits for the grant as long as the client waits. A grant that is there comes before any sign of the
+    /// client.
+    async fn watched_grant<L: ClientLink>(
+        &self,
+        job: &RequestJob,
+        resolved: &ResolvedTarget,
+        lease: &Lease,
+        link: &mut L,
+    ) -> Grant<RunPermit> {
+        let grant = self.wait_for_grant(job, resolved, lease);
+        tokio::pin!(grant);
+        loop {
+            tokio::select! {
+                biased;
+                grant = &mut grant => return grant,
+                why = link.abandoned() => lease.end(why),
+            }
+        }
     }
 
     /// Returns the time for which clients wait for their answer, by the configuration.
@@ -136,7 +234,7 @@ impl Service {
     }
 
     /// Waits until the request may run, or must not. Ends at once when the lease does.
-    pub(crate) async fn wait_for_grant(
+    async fn wait_for_grant(
         &self,
         job: &RequestJob,
         resolved: &ResolvedTarget,
@@ -189,30 +287,8 @@ impl Service {
         self.grants.victim(uuid);
     }
 
-    /// Takes a request from its target to its outcome. An open socket, or corosync, vouches for the peer.
-    pub(crate) async fn process_trusted(&self, job: &RequestJob, lease: &Lease) -> ProcessedRequest {
-        let resolved = self.resolve(job).await;
-        let mut stages =
-            StageTimes { resolved: Some(StageTimes::since(job.arrived)), ..StageTimes::default() };
-        let domain = resolved.domain().cloned();
-        let grant = self.wait_for_grant(job, &resolved, lease).await;
-        stages.turn = Some(StageTimes::since(job.arrived));
-        let (outcome, permit) = match grant {
-            Grant::Coalesced(result) => (Ok(RequestOutcome::from(result)), None),
-            Grant::Rejected(why) if why.is_for_the_client() => {
-                (Ok(RequestOutcome::because(Response::Failure, why)), None)
-            }
-            Grant::Rejected(why) => (Err(why), None),
-            Grant::Run(permit) => {
-                let proof = Proved::unauthenticated();
-                (Ok(self.execute(job, resolved, proof, &permit, lease).await), Some(permit))
-            }
-        };
-        ProcessedRequest { domain, outcome, permit, stages }
-    }
-
     /// Carries the request out. The peer has proved itself; `lease` ends when it hangs up.
-    pub(crate) async fn execute(
+    async fn execute(
         &self,
         job: &RequestJob,
         resolved: ResolvedTarget,
@@ -228,7 +304,7 @@ impl Service {
     }
 
     /// Returns the lease of a request: until shortly before its client gives up.
-    pub(crate) fn lease(job: &RequestJob) -> (Lease, LeaseReleased) {
+    fn lease(job: &RequestJob) -> (Lease, LeaseReleased) {
         let (lease, released) = Lease::new(job.deadline() - ANSWER_MARGIN, job.id);
         (lease.with_trail(job.trail.clone()), released)
     }
@@ -237,12 +313,7 @@ impl Service {
     ///
     /// Coalesced requests get the result, and conflicting requests go on, as soon as nothing of the work can
     /// take effect any more. A call that hangs in a hypervisor holds those up longer than the client.
-    pub(crate) fn complete(
-        permit: RunPermit,
-        outcome: &RequestOutcome,
-        lease: Lease,
-        mut released: LeaseReleased,
-    ) {
+    fn complete(permit: RunPermit, outcome: &RequestOutcome, lease: Lease, mut released: LeaseReleased) {
         drop(lease);
         if outcome.lapsed {
             // Dropped: nothing was done, and the first coalesced request takes over.
@@ -257,16 +328,6 @@ impl Service {
                 permit.finished(response, reason);
             });
         }
-    }
-
-    /// Remembers the result of a request whose client got no answer: on a retry a reboot is not done twice.
-    pub(crate) fn record_undelivered(
-        &self,
-        job: &RequestJob,
-        domain: Option<&DomainRef>,
-        outcome: &RequestOutcome,
-    ) {
-        self.lost_answers.record(job, domain, outcome);
     }
 
     /// Writes the record of a request that is over.

@@ -12,7 +12,9 @@ use super::*;
 use crate::backend;
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
-use fence_core::domain::{ActionError, DomainHome, DomainListing, LocateError, LocatedDomain, PowerState};
+use fence_core::domain::{
+    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
+};
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);

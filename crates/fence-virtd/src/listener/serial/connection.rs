@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One socket of one domain: connected as long as the domain runs, one request after the other.
 //!
-//! An answer carries nothing that says which request it belongs to, so none may be on the line when its asker is
-//! gone: a newer request ends the older one, whose answer is not sent, and an answer that comes too late is not sent
-//! either.
+//! An answer carries nothing that says which request it belongs to, so none may be on the line when its asker
+//! is gone: a newer request ends the older one, whose answer is not sent, and an answer that comes too late
+//! is not sent either.
 
+use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fence_cli::shown;
 use fence_wire::{
-    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, SERIAL_MAGIC, SERIAL_REQUEST_LEN, SerialRequest,
+    HOST_LIST_END, HOST_LIST_FOLLOWS, HashType, Proved, SERIAL_MAGIC, SERIAL_REQUEST_LEN, SerialRequest,
     SerialScanner, escaped, serial_response,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,18 +26,18 @@ use tracing::{debug, info, warn};
 use crate::hypervisor::inventory::RunningDomain;
 use crate::listener::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
 use crate::listener::rules::CurrentRules;
-use crate::request::job::{ClientReply, RequestJob, RequestOutcome};
-use crate::request::lease::LeaseEndReason;
-use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
-use crate::request::trail::AgentRunTrail;
-use crate::service::{ProcessedRequest, Service};
+use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
+use crate::request::lease::{Lease, LeaseEndReason};
+use crate::service::Service;
+use crate::service::client_link::{ClientLink, ProofFailure, watched};
 use fence_core::access::Identity;
 use fence_core::history::REPEAT_WINDOW;
 
 const NAME: &str = "serial";
 /// A connection that lasted this long was a good one: the next attempt comes soon.
 const GOOD: Duration = Duration::from_secs(5);
-/// How long a socket may be missing before this is said: between a domain's start and QEMU's there is a moment.
+/// How long a socket may be missing before this is said: between a domain's start and QEMU's there is a
+/// moment.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// See the module's head.
@@ -75,7 +77,7 @@ impl SerialConnection {
 
     /// Connects, serves, and connects again, until the domain is gone.
     pub(super) async fn keep(mut self) {
-        let path = super::shown(&self.path);
+        let path = shown(&self.path);
         let (mut pause, mut said, mut trouble) = (LINE_BACKOFF.0, String::new(), None);
         loop {
             match UnixStream::connect(&self.path).await {
@@ -181,11 +183,8 @@ impl SerialConnection {
         writer: &mut OwnedWriteHalf,
     ) -> AfterReply {
         let service = Arc::clone(&self.service);
-        let _under_way = service.begin_request();
-        let job = RequestJob {
-            id: service.next_id(),
+        let job = service.accept(Arrival {
             arrived: Instant::now(),
-            patience: service.client_timeout(),
             transport: NAME,
             peer: self.domain.clone(),
             identity: self.identity.clone(),
@@ -194,66 +193,15 @@ impl SerialConnection {
             access: Arc::clone(&self.rules.now().access),
             action: request.action,
             target: request.target,
-            trail: AgentRunTrail::default(),
-        };
-        debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
-        let (lease, settled) = Service::lease(&job);
-        let (mut newer, mut hung_up): (Option<SerialRequest>, bool) = (None, false);
-        let mut worked = {
-            let work = service.process_trusted(&job, &lease);
-            tokio::pin!(work);
-            loop {
-                tokio::select! {
-                    done = &mut work => break done,
-                    frame = input.frame(), if !hung_up => match frame {
-                        Ok(frame) => if let Some(request) = self.read(&frame, input) {
-                            let why = "a newer request came by the same line; this one is not answered";
-                            service.drops.note(NAME, "superseded", &self.domain, &why);
-                            lease.end(LeaseEndReason::Superseded);
-                            newer = Some(request);
-                        },
-                        Err(_) => {
-                            hung_up = true;
-                            // A domain that had itself powered off hangs up by that, and is to come up again if it
-                            // asked for a reboot.
-                            if !self.is_self(&job) {
-                                lease.end(LeaseEndReason::HungUp);
-                            }
-                        }
-                    },
-                }
-            }
-        };
-        if worked.outcome.is_ok() {
-            worked.stages.done = Some(StageTimes::since(job.arrived));
-        }
-        let ProcessedRequest { domain, outcome, permit, stages } = worked;
-        let outcome = match outcome {
-            Ok(outcome) => outcome,
-            Err(why) => {
-                let end = RequestEnd::NotRun(&why.to_string());
-                service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
-                return match newer {
-                    _ if hung_up => AfterReply::HangUp,
-                    Some(request) => AfterReply::Request(request),
-                    None => AfterReply::Wait,
-                };
-            }
-        };
-        if let Some(permit) = permit {
-            Service::complete(permit, &outcome, lease, settled);
-        }
-        let RequestOutcome { answer, reason, .. } = &outcome;
-        let wanted = newer.is_none() && !hung_up;
-        let sent = wanted && self.send(writer, answer, job.deadline()).await;
-        if !sent {
-            service.record_undelivered(&job, domain.as_ref(), &outcome);
-        }
-        let end =
-            RequestEnd::Answered { response: answer.response(), reason: reason.as_deref(), delivered: sent };
-        service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
-        match newer {
-            _ if hung_up || (wanted && !sent) => AfterReply::HangUp,
+        });
+        let target = escaped(job.target.as_str());
+        debug!(id = job.id, peer = %job.peer, action = %job.action, %target, "heard");
+        let is_self = self.is_self(&job);
+        let mut link =
+            LineLink { line: self, input, writer, is_self, newer: None, hung_up: false, unsent: false };
+        service.run_request(&job, None, &mut link).await;
+        match link.newer {
+            _ if link.hung_up || link.unsent => AfterReply::HangUp,
             Some(request) => AfterReply::Request(request),
             None => AfterReply::Wait,
         }
@@ -265,8 +213,8 @@ impl SerialConnection {
         is(&self.identity.domain) || is(&self.identity.name)
     }
 
-    /// Whether the whole answer went out in time. Half an answer must not be followed by anything: the caller hangs
-    /// up then.
+    /// Whether the whole answer went out in time. Half an answer must not be followed by anything: the caller
+    /// hangs up then.
     async fn send(&self, writer: &mut OwnedWriteHalf, answer: &ClientReply, deadline: Instant) -> bool {
         let bytes = match answer {
             ClientReply::Response(response) => serial_response(response.number()).to_vec(),
@@ -294,6 +242,70 @@ impl SerialConnection {
         };
         self.service.drops.note(NAME, "answer-not-taken", &self.domain, why);
         false
+    }
+}
+
+/// The line while one request of it is in flight.
+struct LineLink<'a> {
+    line: &'a mut SerialConnection,
+    input: &'a mut FrameReader,
+    writer: &'a mut OwnedWriteHalf,
+    /// The request is about the line's own domain.
+    is_self: bool,
+    /// A request that came meanwhile; this one is not answered then.
+    newer: Option<SerialRequest>,
+    hung_up: bool,
+    /// The answer did not go out whole.
+    unsent: bool,
+}
+
+impl ClientLink for LineLink<'_> {
+    const HAS_HANDSHAKE: bool = false;
+    type Opened = ();
+    type Proven = ();
+
+    async fn open(
+        &mut self,
+        _: &RequestJob,
+        lease: &Lease,
+        resolving: impl Future<Output = ResolvedTarget> + Send,
+    ) -> (Result<(), ProofFailure>, ResolvedTarget) {
+        let resolved = watched(self, lease, resolving).await;
+        (Ok(()), resolved)
+    }
+
+    async fn abandoned(&mut self) -> LeaseEndReason {
+        while !self.hung_up {
+            let Ok(frame) = self.input.frame().await else {
+                self.hung_up = true;
+                // A domain that had itself powered off hangs up by that, and is to come up again if it asked
+                // for a reboot.
+                if self.is_self {
+                    break;
+                }
+                return LeaseEndReason::HungUp;
+            };
+            if let Some(request) = self.line.read(&frame, self.input) {
+                let why = "a newer request came by the same line; this one is not answered";
+                self.line.service.drops.note(NAME, "superseded", &self.line.domain, &why);
+                self.newer = Some(request);
+                return LeaseEndReason::Superseded;
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn prove(&mut self, _: &RequestJob, (): ()) -> Result<(Proved, ()), ProofFailure> {
+        Ok((Proved::unauthenticated(), ()))
+    }
+
+    async fn deliver(&mut self, job: &RequestJob, (): (), answer: &ClientReply, _: bool) -> bool {
+        if self.newer.is_some() || self.hung_up {
+            return false;
+        }
+        let sent = self.line.send(self.writer, answer, job.deadline()).await;
+        self.unsent = !sent;
+        sent
     }
 }
 
@@ -362,14 +374,14 @@ impl FrameReader {
     }
 }
 
-/// Whether the target's field holds nothing after its NUL. An agent that was killed while it wrote leaves half a
-/// frame, and the next one's frame would complete it to a request that nobody waits for.
+/// Whether the target's field holds nothing after its NUL. An agent that was killed while it wrote leaves
+/// half a frame, and the next one's frame would complete it to a request that nobody waits for.
 fn is_padded(frame: &Frame) -> bool {
     frame[TARGET].iter().skip_while(|it| **it != 0).all(|it| *it == 0)
 }
 
-/// Whether the sequence number ends with the beginning of another frame: the same, where the agent was killed right
-/// before its number. One byte or two of a magic number are as likely to be an honest number's.
+/// Whether the sequence number ends with the beginning of another frame: the same, where the agent was killed
+/// right before its number. One byte or two of a magic number are as likely to be an honest number's.
 fn ends_with_another(frame: &Frame) -> bool {
     frame.ends_with(&SERIAL_MAGIC) || frame.ends_with(&SERIAL_MAGIC[..3])
 }
