@@ -160,6 +160,20 @@ impl PowerAction {
             Action::Null | Action::Monitor | Action::List => None,
         }
     }
+
+    /// Returns the action that brings a domain to this power state.
+    pub const fn to_reach(state: PowerState) -> Self {
+        match state {
+            PowerState::On => Self::On,
+            PowerState::Off => Self::Off,
+        }
+    }
+}
+
+impl fmt::Display for PowerAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Action::from(*self).name())
+    }
 }
 
 impl From<PowerAction> for Action {

@@ -17,7 +17,7 @@ use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::service::Service;
 use crate::service::execute::{
-    NOT_STARTED, PowerActionResult, PowerCommand, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
+    NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
 };
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerAction, PowerState};
@@ -108,14 +108,8 @@ impl AskExecution<'_> {
         domain: &DomainRef,
         lease: &Lease,
     ) -> Result<ServeOutcome, ActionError> {
-        let action = match action {
-            Action::On => PowerCommand::On,
-            Action::Off => PowerCommand::Off,
-            Action::Reboot => PowerCommand::Reboot,
-            Action::Null | Action::Status | Action::Monitor | Action::List => {
-                return Err(ActionError::Refused(format!("{action} is not for other hosts")));
-            }
-        };
+        let action = PowerAction::of_request(action)
+            .ok_or_else(|| ActionError::Refused(format!("{action} is not for other hosts")))?;
         let report =
             |seen: SeenOff| self.cluster.send_progress(self.from, self.ask, seen.was_off, seen.starts);
         Ok(match run_power_action(local, action, domain, lease, report).await? {

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use fence_core::access::{AccessDecision, AccessSubject};
-use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerState};
+use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerAction, PowerState};
 use fence_wire::{Action, HostListEntry, Response};
 use tracing::{debug, warn};
 
@@ -21,14 +21,6 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) const NOT_STARTED: &str = "fenced, but not started again: ";
 /// Longest time for which a status check is waited for: a slower one will not come at all.
 pub(crate) const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
-
-/// An action that changes a domain's power.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum PowerCommand {
-    On,
-    Off,
-    Reboot,
-}
 
 /// Result of a power action that was carried out.
 #[derive(Debug)]
@@ -54,19 +46,21 @@ pub(crate) struct SeenOff {
     pub(crate) starts: bool,
 }
 
-/// Carries a power action out. `seen_off` is called as soon as a status check after the power-off showed it
-/// off.
+/// Carries out a power action that changes the power; refuses a status. `seen_off` is called as soon as a
+/// status check after the power-off showed the domain off.
 pub(crate) async fn run_power_action(
     backend: &dyn Backend,
-    action: PowerCommand,
+    action: PowerAction,
     domain: &DomainRef,
     lease: &Lease,
     seen_off: impl FnOnce(SeenOff) + Send,
 ) -> Result<PowerActionResult, ActionError> {
-    if action == PowerCommand::On {
-        return backend.on(domain, lease).await.map(|()| PowerActionResult::Started);
-    }
-    let is_reboot = action == PowerCommand::Reboot;
+    let is_reboot = match action {
+        PowerAction::Status => return Err(ActionError::Refused(format!("{action} changes no power"))),
+        PowerAction::On => return backend.on(domain, lease).await.map(|()| PowerActionResult::Started),
+        PowerAction::Off => false,
+        PowerAction::Reboot => true,
+    };
     let down = backend.off(domain, is_reboot, lease).await?;
     seen_off(SeenOff { was_off: down.was_off, starts: down.restart.is_some() });
     let (was_off, note) = (down.was_off, down.note);
@@ -167,19 +161,16 @@ async fn on_domain(
     lease: &Lease,
     seen_off: impl FnOnce() + Send,
 ) -> Result<RequestOutcome, ActionError> {
-    let action = match action {
-        Action::Status => {
-            let check = lease.within(Instant::now() + STATUS_CHECK_LIMIT);
-            return backend.status(domain, &check).await.map(|power| match power {
-                PowerState::On => RequestOutcome::plain(Response::Success),
-                PowerState::Off => RequestOutcome::plain(Response::Off),
-            });
-        }
-        Action::Off => PowerCommand::Off,
-        Action::Reboot => PowerCommand::Reboot,
-        Action::On => PowerCommand::On,
-        Action::Null | Action::Monitor | Action::List => return Ok(RequestOutcome::plain(Response::Failure)),
+    let Some(action) = PowerAction::of_request(action) else {
+        return Ok(RequestOutcome::plain(Response::Failure));
     };
+    if action == PowerAction::Status {
+        let check = lease.within(Instant::now() + STATUS_CHECK_LIMIT);
+        return backend.status(domain, &check).await.map(|power| match power {
+            PowerState::On => RequestOutcome::plain(Response::Success),
+            PowerState::Off => RequestOutcome::plain(Response::Off),
+        });
+    }
     run_power_action(backend, action, domain, lease, |_| seen_off()).await.map(RequestOutcome::from)
 }
 

@@ -17,7 +17,7 @@ use fence_config::{AgentDevice, AgentProgram, OptionValue};
 use fence_core::agent::listing::{self, PlugList};
 use fence_core::agent::metadata::Metadata;
 use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
-use fence_core::domain::PowerState;
+use fence_core::domain::{PowerAction, PowerState};
 use fence_wire::escaped;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
@@ -148,8 +148,9 @@ impl FenceDevice {
     /// Runs `status` for a plug.
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let began = Instant::now();
-        let done =
-            self.run(AgentAction::Status, Some(plug), context.within(began + self.status_timeout)).await;
+        let done = self
+            .run(PowerAction::Status.into(), Some(plug), context.within(began + self.status_timeout))
+            .await;
         let code = match done.ended {
             AgentRunEnd::Exit(code) => code,
             AgentRunEnd::Killed(_) => {
@@ -229,7 +230,7 @@ impl FenceDevice {
         plug: &str,
         context: RunContext<'_>,
     ) -> (ActionReport, String) {
-        let action = if to == PowerState::On { AgentAction::On } else { AgentAction::Off };
+        let action = AgentAction::from(PowerAction::to_reach(to));
         let done = self.run(action, Some(plug), context).await;
         let acted = match done.ended {
             AgentRunEnd::Exit(0) => ActionReport::Claimed,
@@ -316,7 +317,7 @@ impl FenceDevice {
         }
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(lease), until: began };
         let ended = AgentRunEnd::Killed("another device had answered".to_owned());
-        self.note(AgentAction::Status, ended, took, String::new(), context);
+        self.note(PowerAction::Status.into(), ended, took, String::new(), context);
     }
 
     /// Records an action: states in earlier lists are stale.

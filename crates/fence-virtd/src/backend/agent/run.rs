@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use fence_core::agent::plan::StatusReading;
+use fence_core::domain::PowerAction;
+use fence_wire::Action;
 use zeroize::Zeroizing;
 
 use super::secret::SecretMask;
@@ -19,21 +21,25 @@ pub(super) enum AgentAction {
     Monitor,
     List,
     ListStatus,
-    Status,
-    On,
-    Off,
+    /// Status or change of one plug's power.
+    Power(PowerAction),
+}
+
+impl From<PowerAction> for AgentAction {
+    fn from(action: PowerAction) -> Self {
+        Self::Power(action)
+    }
 }
 
 impl AgentAction {
+    /// Returns the action's name in the agent's input.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Metadata => "metadata",
             Self::Monitor => "monitor",
             Self::List => "list",
             Self::ListStatus => "list-status",
-            Self::Status => "status",
-            Self::On => "on",
-            Self::Off => "off",
+            Self::Power(action) => Action::from(action).name(),
         }
     }
 }

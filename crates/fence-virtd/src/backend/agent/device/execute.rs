@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fence_config::{OptionValue, is_secret_option};
 use fence_core::agent::listing::SEPARATOR;
 use fence_core::agent::metadata::{Metadata, one_spelling};
-use fence_core::domain::ActionError;
+use fence_core::domain::{ActionError, PowerAction};
 use fence_wire::escaped;
 use tokio::time::timeout_at;
 use tracing::debug;
@@ -52,7 +52,7 @@ impl FenceDevice {
             return self.not_run(action, "agent limit reached (max_running)".to_owned(), print, context);
         };
         // The place may have come late: nothing is begun for who does not wait any more.
-        if matches!(action, AgentAction::On | AgentAction::Off)
+        if matches!(action, AgentAction::Power(action) if action != PowerAction::Status)
             && let Some(why) = context.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
         {
             return self.not_run(action, why.to_string(), print, context);
