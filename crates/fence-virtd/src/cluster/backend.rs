@@ -2,9 +2,10 @@
 //! The cpg backend: the domains of all hosts of a corosync cluster.
 //!
 //! This host acts on its own domains through the libvirt backend, and asks other hosts for work on theirs.
-//! Owns the rules for that: which hosts are asked, when an answer would be a guess, what happens when a
-//! domain moved. The directory and the asks belong to [`super::state`] and [`super::asker`]. It must never
-//! believe the directory where a host can be asked, and never wait longer than the lease.
+//! Owns the rules for that: when an answer would be a guess, and the way on after a domain moved. The rule
+//! for the hosts to ask is [`super::resolve`]. The directory and the asks belong to [`super::state`] and
+//! [`super::asker`]. The backend must never believe the directory where a host can be asked, and never wait
+//! longer than the lease.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,6 +15,7 @@ use std::time::Instant;
 use fence_wire::{Action, Target};
 
 use super::asker::PendingAsk;
+use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
 use super::state::{ChangeWatch, Cluster, DomainPlace};
 use crate::backend::libvirt::LibvirtBackend;
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
@@ -50,7 +52,7 @@ impl CpgBackend {
             Ok(located) => {
                 let domain = located.domain();
                 let by_uuid = known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid));
-                // By UUID at another host comes before by name here.
+                // A UUID that another host has comes before a name of this host.
                 if !by_uuid && known.iter().all(|it| it.uuid != domain.uuid) {
                     known.push(domain.clone());
                 }
@@ -76,7 +78,7 @@ impl CpgBackend {
         Ok(match (self.cluster.place(&domain.uuid), own) {
             (DomainPlace::On(_) | DomainPlace::Down(_), _) => LocatedDomain::Elsewhere(elsewhere),
             (DomainPlace::Lost { .. }, _) => LocatedDomain::OnLostHost(elsewhere),
-            // Seen to go off here, or known to be on nowhere: this host can say so as well as any.
+            // Seen to go off here, or known to be on at no host: this host can answer as well as any.
             (_, Some(located @ (LocatedDomain::Here(_) | LocatedDomain::PoweredOffTransient(_)))) => {
                 located.clone()
             }
@@ -107,156 +109,113 @@ impl CpgBackend {
         }))
     }
 
-    /// Finds the hosts to ask now. Reads this host's hypervisors, and waits while later news may be enough.
+    /// Returns the hosts to ask now. Reads this host's hypervisors and the directory, and waits while a change
+    /// may be enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
         let target = Target::new(&domain.uuid, true).map_err(|_| ActionError::Gone)?;
         loop {
             let changed = self.cluster.changed();
-            let here = match self.local.locate(&target, until).await {
-                Ok(LocatedDomain::Here(own)) => match self.local.look(&own, until).await {
-                    Ok(PowerState::On) => LocalReading::On(own),
-                    Ok(PowerState::Off) => LocalReading::WentOff(own),
-                    Err(ActionError::Gone) => LocalReading::No,
-                    Err(error) => return Err(error),
-                },
-                Ok(LocatedDomain::PoweredOffTransient(own)) => LocalReading::WentOff(own),
-                Ok(LocatedDomain::DefinedOff(own)) => LocalReading::Resting(own),
-                Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_))
-                | Err(LocateError::NotFound) => LocalReading::No,
-                Err(LocateError::Ambiguous(why)) => {
-                    return Err(ActionError::Refused(format!(
-                        "on at several hypervisors of this host: {why}"
-                    )));
-                }
-                Err(LocateError::Unavailable(why)) => LocalReading::Unknown(why),
-            };
+            let here = self.read_here(&target, until).await?;
             if !self.cluster.is_joined() {
-                return match here {
-                    LocalReading::On(own) => Ok(DomainOwners::one(OwnerHost::Here(own), true)),
-                    LocalReading::Unknown(why) => Err(ActionError::Unavailable(why)),
-                    LocalReading::WentOff(_) | LocalReading::Resting(_) | LocalReading::No => {
-                        Err(ActionError::Unavailable(self.cluster.standalone_reason()))
-                    }
-                };
+                return self.owners_alone(here);
             }
             let me = self.cluster.me();
-            let others = |members: Vec<Member>| {
-                members.into_iter().filter(|it| Some(*it) != me).map(OwnerHost::There).collect::<Vec<_>>()
-            };
-            let mut place = self.cluster.place(&domain.uuid);
-            // Old hosts' domains change in silence: nothing but a look tells that it is on at none of them.
-            if !matches!(here, LocalReading::On(_))
-                && !matches!(&place, DomainPlace::On(at) if !at.iter().any(|it| self.cluster.is_legacy(*it)))
-                && self.cluster.has_legacy_hosts()
-            {
-                let silent = self.cluster.poll_legacy_hosts(until).await;
-                place = self.cluster.place(&domain.uuid);
-                let was_seen =
-                    matches!(here, LocalReading::WentOff(_)) || self.cluster.was_seen_off(&domain.uuid);
-                // One that need not have anything to say is as one that is not heard.
-                let in_doubt = silent.iter().find(|it| !was_seen || self.cluster.has_its_own(**it));
-                if let (Some(member), false) = (in_doubt, matches!(place, DomainPlace::On(_))) {
-                    let name = self.cluster.name(*member);
-                    return Err(ActionError::Unavailable(format!(
-                        "{name} does not say whether it is on there"
-                    )));
+            let place = PublishedPlace::of(self.read_directory(domain, &here, until).await?, me);
+            let error = match next_step(here, place, |member| self.cluster.is_legacy(member)) {
+                OwnerStep::AskRunning(at) => return Ok(DomainOwners::At { at, is_on: true }),
+                OwnerStep::AskResting(mut at) => {
+                    at.extend(self.others_than(&at));
+                    return Ok(DomainOwners::At { at, is_on: false });
                 }
-            }
-            // The directory may lag behind this host's own hypervisors, never ahead of them.
-            let last_on_here = matches!(&place, DomainPlace::On(it) if me.is_some_and(|me| it.contains(&me)));
-            let is_unknown = place == DomainPlace::Unknown;
-            let (mut at, is_on) = match place {
-                DomainPlace::On(members) => (others(members), true),
-                DomainPlace::Off(members) => (others(members), false),
-                DomainPlace::Down(node) if !matches!(here, LocalReading::On(_)) => {
-                    if let LocalReading::Unknown(why) = here {
-                        return Err(ActionError::Unavailable(why));
-                    }
-                    // It may have been started elsewhere since, where that was not heard yet.
+                OwnerStep::CheckDown(node) => {
+                    // The domain may have been started elsewhere since; this host need not know it yet.
                     let is_on = self.is_on_anywhere(domain, until).await?;
-                    let why = match self.cluster.proved(node, Instant::now()).await {
-                        Ok(proof) if !is_on => return Ok(DomainOwners::Down(proof)),
-                        Ok(proof) => format!("{proof}, but it is on at another host"),
-                        // It came back this moment.
-                        Err(why) => why,
-                    };
-                    if changed.until(until).await {
-                        continue;
+                    match self.evidence_of_down(node, is_on).await {
+                        Ok(evidence) => return Ok(DomainOwners::Down(evidence)),
+                        Err(why) => ActionError::Unavailable(why),
                     }
-                    return Err(ActionError::Unavailable(why));
                 }
-                DomainPlace::Lost { node, why } if !matches!(here, LocalReading::On(_)) => {
-                    self.wait_for_proof(&[node], &why, until).await?;
-                    continue;
-                }
-                DomainPlace::Doubt { nodes, why }
-                    if !matches!(here, LocalReading::On(_) | LocalReading::WentOff(_)) =>
-                {
+                OwnerStep::AwaitEvidence { nodes, why } => {
                     self.wait_for_proof(&nodes, &why, until).await?;
                     continue;
                 }
-                DomainPlace::NotYet(why) if !matches!(here, LocalReading::On(_)) => {
-                    if changed.until(until).await {
-                        continue;
-                    }
-                    return Err(ActionError::Unavailable(why));
-                }
-                DomainPlace::Down(_)
-                | DomainPlace::Lost { .. }
-                | DomainPlace::Doubt { .. }
-                | DomainPlace::NotYet(_)
-                | DomainPlace::Unknown => (Vec::new(), false),
+                OwnerStep::AwaitChange(error) => error,
+                OwnerStep::Fail(error) => return Err(error),
             };
-            let is_on_there = is_on && !at.is_empty();
-            let is_legacy =
-                |it: &OwnerHost| matches!(it, OwnerHost::There(member) if self.cluster.is_legacy(*member));
-            if !is_on
-                && (matches!(here, LocalReading::WentOff(_) | LocalReading::Resting(_))
-                    || !at.iter().all(is_legacy))
-            {
-                // They were looked at just now.
-                at.retain(|it| !is_legacy(it));
+            if !changed.until(until).await {
+                return Err(error);
             }
-            match here {
-                LocalReading::On(own) => {
-                    if !is_on {
-                        at.clear();
-                    }
-                    at.insert(0, OwnerHost::Here(own));
-                    return Ok(DomainOwners::At { at, is_on: true });
-                }
-                // It was on here a moment ago, and libvirt has not said yet what became of it; or this host
-                // has not heard itself yet, and so not the others either.
-                LocalReading::Resting(_) | LocalReading::No if last_on_here && !is_on_there => {
-                    if changed.until(until).await {
-                        continue;
-                    }
-                    return Err(ActionError::Gone);
-                }
-                LocalReading::Resting(_) | LocalReading::WentOff(_) if is_unknown => {
-                    if changed.until(until).await {
-                        continue;
-                    }
-                    return Err(ActionError::Gone);
-                }
-                LocalReading::WentOff(own) | LocalReading::Resting(own) if !is_on_there => {
-                    at.insert(0, OwnerHost::Here(own));
-                }
-                // What is on elsewhere is not on here, whatever this host can't ask.
-                LocalReading::Unknown(why) if !is_on_there || last_on_here => {
-                    return Err(ActionError::Unavailable(why));
-                }
-                _ => {}
-            }
-            if at.is_empty() {
-                return Err(ActionError::Gone);
-            }
-            if !is_on_there {
-                // It may just have come to one that is not known to have it.
-                at.extend(self.others_than(&at));
-            }
-            return Ok(DomainOwners::At { at, is_on: is_on_there });
         }
+    }
+
+    /// Reads the domain at this host's own hypervisors.
+    async fn read_here(&self, target: &Target, until: Instant) -> Result<LocalReading, ActionError> {
+        Ok(match self.local.locate(target, until).await {
+            Ok(LocatedDomain::Here(own)) => match self.local.look(&own, until).await {
+                Ok(PowerState::On) => LocalReading::On(own),
+                Ok(PowerState::Off) => LocalReading::WentOff(own),
+                Err(ActionError::Gone) => LocalReading::NotHere,
+                Err(error) => return Err(error),
+            },
+            Ok(LocatedDomain::PoweredOffTransient(own)) => LocalReading::WentOff(own),
+            Ok(LocatedDomain::DefinedOff(own)) => LocalReading::DefinedOff(own),
+            Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_)) | Err(LocateError::NotFound) => {
+                LocalReading::NotHere
+            }
+            Err(LocateError::Ambiguous(why)) => {
+                return Err(ActionError::Refused(format!("on at several hypervisors of this host: {why}")));
+            }
+            Err(LocateError::Unavailable(why)) => LocalReading::Unavailable(why),
+        })
+    }
+
+    /// Returns the hosts to ask while corosync is not there: this one, if the domain runs here.
+    fn owners_alone(&self, here: LocalReading) -> Result<DomainOwners, ActionError> {
+        match here {
+            LocalReading::On(own) => Ok(DomainOwners::At { at: vec![OwnerHost::Here(own)], is_on: true }),
+            LocalReading::Unavailable(why) => Err(ActionError::Unavailable(why)),
+            LocalReading::WentOff(_) | LocalReading::DefinedOff(_) | LocalReading::NotHere => {
+                Err(ActionError::Unavailable(self.cluster.standalone_reason()))
+            }
+        }
+    }
+
+    /// Reads the place of a domain in the directory. Legacy hosts do not publish every change: only a poll
+    /// shows that the domain is on at none of them.
+    async fn read_directory(
+        &self,
+        domain: &DomainRef,
+        here: &LocalReading,
+        until: Instant,
+    ) -> Result<DomainPlace, ActionError> {
+        let place = self.cluster.place(&domain.uuid);
+        if matches!(here, LocalReading::On(_))
+            || matches!(&place, DomainPlace::On(at) if !at.iter().any(|it| self.cluster.is_legacy(*it)))
+            || !self.cluster.has_legacy_hosts()
+        {
+            return Ok(place);
+        }
+        let silent = self.cluster.poll_legacy_hosts(until).await;
+        let place = self.cluster.place(&domain.uuid);
+        let was_seen = matches!(here, LocalReading::WentOff(_)) || self.cluster.was_seen_off(&domain.uuid);
+        // A host that may have nothing to report counts as one that is not heard.
+        let in_doubt = silent.iter().find(|it| !was_seen || self.cluster.has_its_own(**it));
+        if let (Some(member), false) = (in_doubt, matches!(place, DomainPlace::On(_))) {
+            let name = self.cluster.name(*member);
+            return Err(ActionError::Unavailable(format!("{name} does not say whether it is on there")));
+        }
+        Ok(place)
+    }
+
+    /// Returns the evidence that this node is down, where the domain was on last. `is_on` says that the
+    /// domain is on at another host.
+    ///
+    /// # Errors
+    /// The reason why the domain may be on.
+    async fn evidence_of_down(&self, node: u32, is_on: bool) -> Result<String, String> {
+        // Without evidence the node came back this moment.
+        let evidence = self.cluster.proved(node, Instant::now()).await?;
+        if is_on { Err(format!("{evidence}, but it is on at another host")) } else { Ok(evidence) }
     }
 
     /// Returns the other hosts that run this daemon, without these.
@@ -292,13 +251,13 @@ impl CpgBackend {
         if nodes.is_empty() {
             return Err(ActionError::Unavailable(why.to_owned()));
         }
-        // Proved: what follows from it is looked up again, and never in a tight loop.
+        // The evidence is there: the caller reads again, and never in a tight loop.
         changed.until(until).await;
         Ok(())
     }
 
     async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<PowerState, ActionError> {
-        // Nobody hangs up on a look; it ends by its time.
+        // No client can end a status check early; the deadline does.
         let (lease, _settled) = Lease::new(until, 0);
         loop {
             let changed = self.cluster.changed();
@@ -338,7 +297,7 @@ impl CpgBackend {
                 }
                 DomainOwners::At { at, is_on } => (at, !is_on),
             };
-            // It is on at several hosts while it migrates: off is what is off everywhere.
+            // A domain that migrates is on at several hosts. Success needs it off at all of them.
             for it in &at[1..] {
                 match self.off_at(it, domain, false, rests, lease).await {
                     Ok(down) => took_down |= !down.was_off,
@@ -366,7 +325,7 @@ impl CpgBackend {
                 }
                 DomainOwners::At { at, is_on } => (at, is_on),
             };
-            // Off is what is off everywhere: else it would be on twice.
+            // The domain must be off at all hosts; else it would run twice.
             let mut on_there = false;
             for it in &at[1..] {
                 match self.status_at(it, domain, !is_on, lease).await {
@@ -430,13 +389,13 @@ impl CpgBackend {
     ) -> Result<PowerOffResult<'_>, ActionError> {
         let member = match at {
             OwnerHost::Here(own) => {
-                // Started again at this very host, whatever is known of others.
+                // This very host starts it again, whatever the directory says of others.
                 return self.local.off(own, for_reboot, lease).await;
             }
             OwnerHost::There(member) => *member,
         };
         if self.cluster.is_legacy(member) {
-            // It would say "done" of a reboot that nobody saw go off.
+            // A legacy host reports success for a reboot even if no status check showed the domain off.
             let was_off = self.cluster.legacy_off(member, domain, lease).await?;
             let restart = LegacyRestart { cluster: &self.cluster, member, domain: domain.clone() };
             let restart = (for_reboot && !was_off).then(|| Box::new(restart) as Box<dyn Restart>);
@@ -547,7 +506,7 @@ impl Backend for CpgBackend {
             };
             listing.domains.extend(others);
             listing.missing.append(&mut missing);
-            // What is on somewhere is that, whatever other hosts call their definition of it.
+            // A domain that is on at one host counts as on, whatever the others say of their definition.
             let on = |it: &&ListedDomain| it.power == PowerState::On;
             let running: HashSet<String> =
                 listing.domains.iter().filter(on).map(|it| it.uuid.clone()).collect();
@@ -572,28 +531,6 @@ enum DomainOwners {
     At { at: Vec<OwnerHost>, is_on: bool },
     /// None: the domain was on at a host that is known to be down, for this reason.
     Down(String),
-}
-
-impl DomainOwners {
-    fn one(at: OwnerHost, is_on: bool) -> Self {
-        Self::At { at: vec![at], is_on }
-    }
-}
-
-/// Host that has the domain.
-enum OwnerHost {
-    Here(DomainRef),
-    There(Member),
-}
-
-/// Reading of a domain at this host's own hypervisors.
-enum LocalReading {
-    On(DomainRef),
-    WentOff(DomainRef),
-    Resting(DomainRef),
-    No,
-    /// A hypervisor cannot be asked, for this reason.
-    Unknown(String),
 }
 
 /// Corrects an error after an instance was taken down: "nothing was done" would not be true.

@@ -25,6 +25,7 @@ mod metrics;
 pub(crate) mod node;
 pub(crate) mod own_domains;
 mod owner;
+mod resolve;
 mod state;
 mod waiting;
 

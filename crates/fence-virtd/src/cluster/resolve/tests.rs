@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+use super::*;
+use fence_core::domain::DomainHome;
+
+const ME: Member = Member { node: 1, pid: 10 };
+const OURS: Member = Member { node: 2, pid: 20 };
+const LEGACY: Member = Member { node: 3, pid: 30 };
+
+fn domain() -> DomainRef {
+    DomainRef { name: "n".to_owned(), uuid: "u".to_owned(), home: DomainHome::Elsewhere }
+}
+
+/// Readings in the order of the columns of the table.
+fn readings() -> [LocalReading; 5] {
+    [
+        LocalReading::On(domain()),
+        LocalReading::WentOff(domain()),
+        LocalReading::DefinedOff(domain()),
+        LocalReading::NotHere,
+        LocalReading::Unavailable("ill".to_owned()),
+    ]
+}
+
+/// Returns the step for the place, as a short word: "+" before what is asked if the domain is on there.
+fn step(here: LocalReading, place: DomainPlace) -> String {
+    let names = |at: Vec<OwnerHost>| {
+        let name = |it: OwnerHost| match it {
+            OwnerHost::Here(own) if own == domain() => "here",
+            OwnerHost::There(OURS) => "ours",
+            OwnerHost::There(LEGACY) => "legacy",
+            other => panic!("{other:?}"),
+        };
+        at.into_iter().map(name).collect::<Vec<_>>().join(",")
+    };
+    let place = PublishedPlace::of(place, Some(ME));
+    match next_step(here, place, |it| it == LEGACY) {
+        OwnerStep::AskRunning(at) => format!("+{}", names(at)),
+        OwnerStep::AskResting(at) => names(at),
+        OwnerStep::CheckDown(9) => "down?".to_owned(),
+        OwnerStep::AwaitEvidence { nodes, why } => format!("evidence {nodes:?} {why}"),
+        OwnerStep::AwaitChange(ActionError::Gone) => "wait".to_owned(),
+        OwnerStep::AwaitChange(ActionError::Unavailable(why)) => format!("wait {why}"),
+        OwnerStep::Fail(ActionError::Gone) => "gone".to_owned(),
+        OwnerStep::Fail(ActionError::Unavailable(why)) => format!("fail {why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn each_reading_and_place_has_its_step() {
+    use DomainPlace::{Doubt, Down, Lost, NotYet, Off, On, Unknown};
+    let why = || "w".to_owned();
+    let lost = Lost { node: 9, why: why() };
+    let doubt = Doubt { nodes: vec![8, 9], why: why() };
+    let (lost_step, doubt_step) = ("evidence [9] w", "evidence [8, 9] w");
+    // Columns: on here, went off here, defined here, not here, unavailable.
+    let table: [(DomainPlace, [&str; 5]); 15] = [
+        (On(vec![OURS]), ["+here,ours", "+ours", "+ours", "+ours", "+ours"]),
+        (On(vec![LEGACY]), ["+here,legacy", "+legacy", "+legacy", "+legacy", "+legacy"]),
+        (On(vec![ME, OURS]), ["+here,ours", "+ours", "+ours", "+ours", "fail ill"]),
+        (On(vec![ME]), ["+here", "here", "wait", "wait", "fail ill"]),
+        (Off(vec![]), ["+here", "here", "here", "gone", "fail ill"]),
+        (Off(vec![ME]), ["+here", "here", "here", "gone", "fail ill"]),
+        (Off(vec![OURS]), ["+here", "here,ours", "here,ours", "ours", "fail ill"]),
+        (Off(vec![LEGACY]), ["+here", "here", "here", "legacy", "fail ill"]),
+        (Off(vec![LEGACY, ME, OURS]), ["+here", "here,ours", "here,ours", "ours", "fail ill"]),
+        (Off(vec![LEGACY, ME]), ["+here", "here", "here", "legacy", "fail ill"]),
+        (lost, ["+here", lost_step, lost_step, lost_step, lost_step]),
+        (doubt, ["+here", "here", doubt_step, doubt_step, doubt_step]),
+        (Down(9), ["+here", "down?", "down?", "down?", "fail ill"]),
+        (NotYet(why()), ["+here", "wait w", "wait w", "wait w", "wait w"]),
+        (Unknown, ["+here", "wait", "wait", "gone", "fail ill"]),
+    ];
+    for (place, row) in table {
+        for (here, expected) in readings().into_iter().zip(row) {
+            assert_eq!(step(here.clone(), place.clone()), expected, "{here:?}, {place:?}");
+        }
+    }
+}
+
+#[test]
+fn without_a_member_of_its_own_this_host_is_one_of_the_others() {
+    let place = PublishedPlace::of(DomainPlace::On(vec![ME, OURS]), None);
+    assert_eq!(place, PublishedPlace::OnThere { at: vec![ME, OURS], here_too: false });
+}
