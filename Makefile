@@ -70,9 +70,10 @@ man: packages-build ## manual pages into target/dist/man
 docs: packages-build ## the pages as a book with search, into target/book
 	scripts/book "$$(scripts/install-tool mdbook 0.5.4 search)" $(CARGO_TARGET_DIR)/book
 
-# Links and anchors of all pages, a shelf for each page, pictures that are up to date. Needs nothing but Python.
+# Links and anchors of all pages, a shelf for each page, files that the tables about the sources name, pictures that are up to
+# date. Needs nothing but Python.
 docs-check: ## links, shelves and pictures of the pages
-	scripts/check-docs
+	scripts/check-docs --sources
 	scripts/pictures --check
 
 # The pictures are in the repository, so that nobody needs graphviz to read them; `make check` says when one is out of date.
