@@ -128,6 +128,8 @@ check: packages-build ## format, lints, and the checks in scripts/
 	for features in "" libvirt; do \
 	    cargo clippy --locked -p fence-virtd --no-default-features --features "$$features" -- -D warnings || exit 1; \
 	done
+	RUSTDOCFLAGS="-D rustdoc::broken_intra_doc_links" \
+	    cargo doc --locked --workspace --no-deps --document-private-items
 	scripts/check-dependencies
 	scripts/check-modules
 	scripts/check-names

@@ -3,7 +3,7 @@
 //!
 //! QEMU listens on a UNIX socket for each such port, and we connect to it: the socket tells which domain
 //! asks, so there is neither key nor challenge. One task follows the running domains
-//! ([`crate::hypervisor::inventory`]); each socket is a task of its own ([`line`](mod@line)), which lives as
+//! ([`crate::hypervisor::inventory`]); each socket is a task of its own ([`connection`]), which lives as
 //! long as its domain runs and connects again by itself.
 
 use std::collections::{HashMap, HashSet};

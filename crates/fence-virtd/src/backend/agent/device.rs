@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One device: an agent, its options, and what is known of them.
+//! One device: an agent, its options, and the facts that earlier runs showed.
 //!
-//! Runs the agent for one action at a time a call, within the limits of [`Slots`]; several calls may run
-//! beside each other. It decides what an exit code is worth: 2 of `status` is "off" only where `monitor` has
-//! succeeded with the same program and the same options, and something ended well a moment ago: what a
-//! program needs can go away while the program stays the same, and a shell without its library ends with 2,
-//! Python without its script too. And only of a plug that its list has, where it has a list. It never acts
-//! unless it is told to, never puts an option on a command line, and lets nothing out of an agent's output
-//! before the secrets are masked.
+//! Runs the agent, one action for each call, within the limits of [`RunSlots`]. Calls may overlap. Decides
+//! whether an exit code is evidence. Exit code 2 of `status` means "off" only if all of this holds:
+//!
+//! * `monitor` has succeeded with the same program and the same options;
+//! * `monitor` or `status` ended well a moment ago. A program may lose what it needs while it stays the same:
+//!   a shell without its library ends with 2, and so does Python without its script;
+//! * the plug is in the device's list, if the device has one.
+//!
+//! Must never act without an order, put an option on a command line, or pass on output of an agent before its
+//! secrets are masked.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The agent backend: domains that are powered by fence agents, each by way of one device or several.
+//! The agent backend: domains that fence agents power, each by one device or several.
 //!
-//! Owns the devices, which plugs mean which domain, and the carrying out of what [`truth::Plan`] decides.
-//! Runs on the runtime; agents are processes of their own ([`device`]). It never reports what an agent says
-//! of its own action, only what a `status` after it says, and never acts on a plug that may mean another
-//! domain than the one that was found.
+//! Owns the devices and the assignment of plugs to domains, and executes the steps of a [`PowerPlan`]. Runs
+//! on the runtime; agents are processes of their own ([`device`]). Must never report success because an
+//! agent says so: only a later `status` counts. Must never act on a plug that may mean another domain than
+//! the one that was found.
 
 mod aftermath;
 mod course;
