@@ -9,7 +9,6 @@
 pub mod access;
 pub mod agent;
 pub mod arbiter;
-#[allow(missing_docs)]
 pub mod cluster;
 pub mod domain;
 pub mod history;

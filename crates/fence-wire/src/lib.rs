@@ -50,7 +50,7 @@ pub use serial::{
     SERIAL_MAGIC, SERIAL_REQUEST_LEN, SERIAL_RESPONSE_LEN, SerialRequest, SerialRequestError, SerialScanner,
     serial_response,
 };
-pub use text::{Escaped, escaped};
+pub use text::{EscapedText, escaped};
 
 /// Default port of every transport: UDP multicast, the client's call-back port, TCP, vsock and the guestfwd
 /// channel.

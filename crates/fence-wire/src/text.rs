@@ -9,15 +9,15 @@ use core::fmt::{self, Write as _};
 ///
 /// Valid UTF-8 stays readable. Control characters (C0, DEL, C1), line and paragraph separators, marks that
 /// change the writing direction, backslashes and bytes that are not UTF-8 appear as `\xNN` or `\u{N}`.
-pub fn escaped<T: AsRef<[u8]> + ?Sized>(bytes: &T) -> Escaped<'_> {
-    Escaped(bytes.as_ref())
+pub fn escaped<T: AsRef<[u8]> + ?Sized>(bytes: &T) -> EscapedText<'_> {
+    EscapedText(bytes.as_ref())
 }
 
 /// Bytes to be shown by [`escaped`].
 #[derive(Clone, Copy)]
-pub struct Escaped<'a>(&'a [u8]);
+pub struct EscapedText<'a>(&'a [u8]);
 
-impl fmt::Display for Escaped<'_> {
+impl fmt::Display for EscapedText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
@@ -36,7 +36,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-impl fmt::Debug for Escaped<'_> {
+impl fmt::Debug for EscapedText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{self}\"")
     }

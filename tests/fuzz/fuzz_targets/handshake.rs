@@ -47,7 +47,7 @@ fuzz_target!(|data: (u8, [u8; 64], [u8; 64], [u8; 64], u8, &[u8])| {
     }
 });
 
-/// How both ends go on, as the packet says.
+/// Modes of authentication of both ends, as the packet asks for them.
 struct Mode {
     classic: ClassicHash,
     sealed: Option<(SealedHash, SealedRequest)>,

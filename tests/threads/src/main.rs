@@ -125,24 +125,24 @@ struct Cast {
     fate: Fate,
 }
 
-/// What becomes of a request, as far as it has the choice.
+/// Course of a request, as far as its client chooses it.
 #[derive(Clone, Copy)]
 enum Fate {
-    /// Its client leaves before it has waited.
+    /// The client leaves before the request has waited.
     HangsUpAtOnce,
-    /// Its client leaves at any moment until its turn comes.
+    /// The client leaves at any moment before the grant.
     HangsUpWhileItWaits,
-    /// It is dropped after it was superseded.
+    /// The request is dropped after it was superseded.
     NeverLooks,
-    /// Its proof fails.
+    /// The client's proof fails.
     Abandons,
-    /// It runs, and the target is never seen off.
+    /// The request runs, and the target is never seen off.
     Fails,
-    /// It runs to its end.
+    /// The request runs to its end.
     Done,
 }
 
-/// How a request ended.
+/// End of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
     Left,
@@ -253,7 +253,7 @@ impl Stage {
         End::SeenOff
     }
 
-    /// What conflicts is never in flight at once: see the arbiter's head.
+    /// Checks that conflicting requests are never in flight at once: see the head of the arbiter.
     fn enters(&self, newer: &ArbiterRequest) {
         let mut in_flight = lock(&self.in_flight);
         for older in in_flight.values() {

@@ -388,13 +388,13 @@ impl HostMessage {
     /// The message is too long. No message of this daemon is, while its own limits hold.
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
         #[derive(Serialize)]
-        struct Whole<'a> {
+        struct VersionedMessage<'a> {
             v: u32,
             #[serde(flatten)]
             message: &'a HostMessage,
         }
-        let bytes =
-            serde_json::to_vec(&Whole { v: VERSION, message: self }).map_err(MessageError::NoMessage)?;
+        let bytes = serde_json::to_vec(&VersionedMessage { v: VERSION, message: self })
+            .map_err(MessageError::NoMessage)?;
         if bytes.len() > MESSAGE_LIMIT { Err(MessageError::TooLong(bytes.len())) } else { Ok(bytes) }
     }
 

@@ -59,7 +59,6 @@ impl LibvirtBackend {
     }
 
     /// Returns the hypervisors of the configuration, in its order.
-    #[cfg(feature = "cpg")]
     pub(crate) fn hypervisors(&self) -> &[Arc<Hypervisor>] {
         &self.hypervisors
     }

@@ -24,6 +24,7 @@ use crate::listener::tcp::TcpTransport;
 use crate::listener::vsock::VsockTransport;
 use crate::observe::metrics::ListenerUp;
 use crate::service::Service;
+use crate::util::backoff::OncePerReason;
 
 /// Pause between two attempts to start a listener, with `-w`.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
@@ -73,11 +74,11 @@ type StartedWith = Arc<OnceLock<Arc<CurrentRules>>>;
 struct OpenedListener {
     settings: Settings,
     rules: Arc<CurrentRules>,
-    serving: Serving,
+    serving: ListenerFuture,
 }
 
 /// The task of a listener, which serves for ever.
-type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+type ListenerFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Change of one listener at a reload.
 enum ListenerChange {
@@ -248,7 +249,7 @@ async fn try_open(
     let (service, sources) = (Arc::clone(&context.service), Arc::clone(&context.sources));
     let rules = CurrentRules::new(ListenerRules::load(settings, groups)?);
     let current = Arc::clone(&rules);
-    let serving: Serving = match settings {
+    let serving: ListenerFuture = match settings {
         Settings::Multicast(it) => Box::pin(MulticastReceiver::start(it, service, sources, current)?.run()),
         Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?.run()),
         Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?.run()),
@@ -257,7 +258,7 @@ async fn try_open(
         }
     };
     let (name, metrics) = (settings.kind().as_str(), Arc::clone(&context.service.metrics));
-    let serving: Serving = Box::pin(async move {
+    let serving: ListenerFuture = Box::pin(async move {
         let _up = ListenerUp::new(metrics, name);
         serving.await;
     });
@@ -277,14 +278,12 @@ async fn keep_trying(
     rules: &OnceLock<Arc<CurrentRules>>,
     mut error: ListenerError,
 ) {
-    let mut logged = String::new();
+    let mut logged = OncePerReason::default();
     loop {
-        // One line for each reason: there is an attempt every few seconds, perhaps for hours.
         let reason = error.source.to_string();
-        if reason != logged {
+        if logged.is_new(&reason) {
             let pause = RETRY_PAUSE.as_secs();
             warn!(listener = error.name, "can't start: {reason}; trying again every {pause} s");
-            logged = reason;
         }
         tokio::time::sleep(RETRY_PAUSE).await;
         match open(settings, groups, context).await {

@@ -285,14 +285,14 @@ fn keep_writing(
     }
 }
 
-/// The file that is written, and whether it is to be synced.
+/// The file that the records go to. `dirty` is true while it has bytes that are not synced.
 #[derive(Default)]
-struct Written {
+struct OpenReplayFile {
     file: Mutex<Option<Arc<File>>>,
     dirty: AtomicBool,
 }
 
-fn keep_syncing(written: &Written, ended: &Receiver<()>) {
+fn keep_syncing(written: &OpenReplayFile, ended: &Receiver<()>) {
     let mut said = false;
     while ended.recv_timeout(SYNC_EVERY) == Err(RecvTimeoutError::Timeout) {
         if !written.dirty.swap(false, Ordering::Relaxed) {
@@ -315,7 +315,7 @@ struct GenerationFiles {
     file: Arc<File>,
     /// Whole records in it.
     count: usize,
-    written: Arc<Written>,
+    written: Arc<OpenReplayFile>,
 }
 
 impl GenerationFiles {
@@ -339,7 +339,8 @@ impl GenerationFiles {
     }
 
     fn with(directory: &Path, key: HashKey, generation: usize, file: Arc<File>, count: usize) -> Self {
-        let written = Written { file: Mutex::new(Some(Arc::clone(&file))), dirty: AtomicBool::new(true) };
+        let written =
+            OpenReplayFile { file: Mutex::new(Some(Arc::clone(&file))), dirty: AtomicBool::new(true) };
         Self { directory: directory.to_owned(), key, generation, file, count, written: Arc::new(written) }
     }
 

@@ -206,8 +206,8 @@ fn json(secret: &str) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// What base64 makes of the bytes after `before` others, without the characters in which neighbours have a
-/// part; empty where too little is left to be told from other text.
+/// Returns the base64 text of the bytes when `before` other bytes precede them, without the characters that
+/// neighbouring bytes share. Empty if too little is left to differ from ordinary text.
 fn base64_core(bytes: &[u8], before: usize) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits: Vec<bool> =
