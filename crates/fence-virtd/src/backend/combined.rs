@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use fence_wire::Target;
 
-use super::{Backend, BoxedFuture, PowerOffResult, SLOW_BACKEND_GRACE};
+use super::{Backend, DynBackend, PowerOffResult, SLOW_BACKEND_GRACE};
 use crate::request::lease::Lease;
 use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState, merge,
@@ -26,19 +26,23 @@ pub(crate) struct CombinedBackend {
 /// One of them, and its name in the configuration.
 struct NamedBackend {
     name: &'static str,
-    backend: Arc<dyn Backend>,
+    backend: Arc<dyn DynBackend>,
 }
 
 impl CombinedBackend {
     /// `name` is what the configuration calls the one of the hypervisors.
-    pub(crate) fn new(name: &'static str, hypervisors: Arc<dyn Backend>, agent: Arc<dyn Backend>) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        hypervisors: Arc<dyn DynBackend>,
+        agent: Arc<dyn DynBackend>,
+    ) -> Self {
         Self {
             hypervisors: NamedBackend { name, backend: hypervisors },
             agent: NamedBackend { name: "agent", backend: agent },
         }
     }
 
-    fn at(&self, domain: &DomainRef) -> &dyn Backend {
+    fn at(&self, domain: &DomainRef) -> &dyn DynBackend {
         &*match domain.home {
             DomainHome::Here(_) | DomainHome::Elsewhere => &self.hypervisors,
             DomainHome::Agent => &self.agent,
@@ -145,72 +149,59 @@ impl BackendAnswer {
 }
 
 impl Backend for CombinedBackend {
-    fn locate<'a>(
-        &'a self,
-        target: &'a Target,
-        until: Instant,
-    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
-        Box::pin(self.locate_anywhere(target, until))
+    async fn locate(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        self.locate_anywhere(target, until).await
     }
 
     fn may_own(&self, target: &Target) -> bool {
         self.hypervisors.backend.may_own(target) || self.agent.backend.may_own(target)
     }
 
-    fn status<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
-        self.at(domain).status(domain, lease)
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+        self.at(domain).status(domain, lease).await
     }
 
-    fn off<'b, 'a: 'b>(
-        &'a self,
-        domain: &'b DomainRef,
+    async fn off(
+        &self,
+        domain: &DomainRef,
         for_reboot: bool,
-        lease: &'b Lease,
-    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
-        self.at(domain).off(domain, for_reboot, lease)
+        lease: &Lease,
+    ) -> Result<PowerOffResult<'_>, ActionError> {
+        self.at(domain).off(domain, for_reboot, lease).await
     }
 
-    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
-        self.at(domain).on(domain, lease)
+    async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        self.at(domain).on(domain, lease).await
     }
 
-    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
-        Box::pin(async move {
-            let lists = tokio::join!(self.hypervisors.backend.list(until), self.agent.backend.list(until));
-            let (mut all, agents) = match lists {
-                (Ok(all), Ok(agents)) => (all, agents),
-                (Ok(one), Err(error)) | (Err(error), Ok(one)) => {
-                    (one, DomainListing { missing: vec![error.to_string()], ..DomainListing::default() })
-                }
-                (Err(first), Err(second)) => return Err(neither(&first, &second)),
-            };
-            all.domains.extend(agents.domains);
-            all.missing.extend(agents.missing);
-            merge(&mut all.domains);
-            Ok(all)
-        })
-    }
-
-    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
-        Box::pin(async move {
-            let failed =
-                tokio::join!(self.hypervisors.backend.health(until), self.agent.backend.health(until));
-            match failed {
-                (Ok(mut failed), Ok(more)) => {
-                    failed.extend(more);
-                    Ok(failed)
-                }
-                (Ok(mut failed), Err(error)) | (Err(error), Ok(mut failed)) => {
-                    failed.push(error.to_string());
-                    Ok(failed)
-                }
-                (Err(first), Err(second)) => Err(neither(&first, &second)),
+    async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
+        let lists = tokio::join!(self.hypervisors.backend.list(until), self.agent.backend.list(until));
+        let (mut all, agents) = match lists {
+            (Ok(all), Ok(agents)) => (all, agents),
+            (Ok(one), Err(error)) | (Err(error), Ok(one)) => {
+                (one, DomainListing { missing: vec![error.to_string()], ..DomainListing::default() })
             }
-        })
+            (Err(first), Err(second)) => return Err(neither(&first, &second)),
+        };
+        all.domains.extend(agents.domains);
+        all.missing.extend(agents.missing);
+        merge(&mut all.domains);
+        Ok(all)
+    }
+
+    async fn health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
+        let failed = tokio::join!(self.hypervisors.backend.health(until), self.agent.backend.health(until));
+        match failed {
+            (Ok(mut failed), Ok(more)) => {
+                failed.extend(more);
+                Ok(failed)
+            }
+            (Ok(mut failed), Err(error)) | (Err(error), Ok(mut failed)) => {
+                failed.push(error.to_string());
+                Ok(failed)
+            }
+            (Err(first), Err(second)) => Err(neither(&first, &second)),
+        }
     }
 }
 

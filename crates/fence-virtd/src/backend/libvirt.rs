@@ -276,12 +276,8 @@ impl Restart for LibvirtRestart {
 }
 
 impl Backend for LibvirtBackend {
-    fn locate<'a>(
-        &'a self,
-        target: &'a Target,
-        until: Instant,
-    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
-        Box::pin(self.locate_here(target, until))
+    async fn locate(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        self.locate_here(target, until).await
     }
 
     fn may_own(&self, target: &Target) -> bool {
@@ -289,71 +285,55 @@ impl Backend for LibvirtBackend {
         self.hypervisors.iter().any(|it| it.remembers(|uuid, name| wanted.means(uuid, name)))
     }
 
-    fn status<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
-        Box::pin(self.look(domain, lease.until()))
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+        self.look(domain, lease.until()).await
     }
 
-    fn off<'b, 'a: 'b>(
-        &'a self,
-        domain: &'b DomainRef,
+    async fn off(
+        &self,
+        domain: &DomainRef,
         for_reboot: bool,
-        lease: &'b Lease,
-    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
-        Box::pin(self.take_down(domain, for_reboot, lease))
+        lease: &Lease,
+    ) -> Result<PowerOffResult<'_>, ActionError> {
+        self.take_down(domain, for_reboot, lease).await
     }
 
-    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
-        Box::pin(async move {
-            let (home, uuid) = (Arc::clone(self.home(domain)?), uuid_of(domain)?);
-            LibvirtRestart { home, uuid, source: StartSource::Definition }.bring_up(lease).await
-        })
+    async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        let (home, uuid) = (Arc::clone(self.home(domain)?), uuid_of(domain)?);
+        LibvirtRestart { home, uuid, source: StartSource::Definition }.bring_up(lease).await
     }
 
-    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
-        Box::pin(async move {
-            let looks = self.hypervisors.iter().map(|it| it.ask(until, Connection::domains));
-            let mut listing = DomainListing::default();
-            for result in join_all(looks).await {
-                match result {
-                    Ok(records) => listing.domains.extend(
-                        // What moved away is for its new host to list.
-                        records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| {
-                            ListedDomain {
-                                power: if it.state == State::ShutOff {
-                                    PowerState::Off
-                                } else {
-                                    PowerState::On
-                                },
-                                name: it.name,
-                                uuid: it.uuid.to_string(),
-                            }
-                        }),
-                    ),
-                    Err(error) => listing.missing.push(error.to_string()),
-                }
+    async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
+        let looks = self.hypervisors.iter().map(|it| it.ask(until, Connection::domains));
+        let mut listing = DomainListing::default();
+        for result in join_all(looks).await {
+            match result {
+                Ok(records) => listing.domains.extend(
+                    // What moved away is for its new host to list.
+                    records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| ListedDomain {
+                        power: if it.state == State::ShutOff { PowerState::Off } else { PowerState::On },
+                        name: it.name,
+                        uuid: it.uuid.to_string(),
+                    }),
+                ),
+                Err(error) => listing.missing.push(error.to_string()),
             }
-            if listing.missing.len() == self.hypervisors.len() {
-                return Err(ActionError::Unavailable(listing.missing.join("; ")));
-            }
-            merge(&mut listing.domains);
-            Ok(listing)
-        })
+        }
+        if listing.missing.len() == self.hypervisors.len() {
+            return Err(ActionError::Unavailable(listing.missing.join("; ")));
+        }
+        merge(&mut listing.domains);
+        Ok(listing)
     }
 
-    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
-        Box::pin(async move {
-            let pings = self.hypervisors.iter().map(|it| it.ask(until, Connection::ping));
-            let failed: Vec<String> =
-                join_all(pings).await.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
-            if failed.len() == self.hypervisors.len() {
-                return Err(ActionError::Unavailable(failed.join("; ")));
-            }
-            Ok(failed)
-        })
+    async fn health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
+        let pings = self.hypervisors.iter().map(|it| it.ask(until, Connection::ping));
+        let failed: Vec<String> =
+            join_all(pings).await.into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+        if failed.len() == self.hypervisors.len() {
+            return Err(ActionError::Unavailable(failed.join("; ")));
+        }
+        Ok(failed)
     }
 }
 

@@ -24,33 +24,76 @@ pub(crate) mod libvirt;
 /// Time for which a silent part is waited for while another part has the domain.
 const SLOW_BACKEND_GRACE: Duration = Duration::from_secs(1);
 
-/// A piece of a backend's work, boxed so that the backend can be chosen at run time.
+/// Boxed future, for a call whose implementation is chosen at run time.
 pub(crate) type BoxedFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A way to power domains off and on. The module's head has the promises of each implementation.
+///
+/// Callers that choose a backend at run time hold a [`DynBackend`].
 pub(crate) trait Backend: Send + Sync {
     /// Finds the one domain that a target means: by UUID where the target reads as one, then by name.
-    fn locate<'a>(
-        &'a self,
-        target: &'a Target,
+    fn locate(
+        &self,
+        target: &Target,
         until: Instant,
-    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>>;
+    ) -> impl Future<Output = Result<LocatedDomain, LocateError>> + Send;
 
     /// Returns whether an unreachable backend last had a domain that matches the target. If not, its silence
     /// does not block other backends. Never blocks.
     fn may_own(&self, target: &Target) -> bool;
 
     /// Checks the domain's power. Harmless after the end of the lease, which the caller watches.
+    fn status(
+        &self,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> impl Future<Output = Result<PowerState, ActionError>> + Send;
+
+    /// Powers the domain off, hard, and returns when a status check showed it off. Off already is success.
+    ///
+    /// With `for_reboot` the result has the means of the restart; none for a domain that was off already and
+    /// is to stay off.
+    fn off<'a>(
+        &'a self,
+        domain: &DomainRef,
+        for_reboot: bool,
+        lease: &Lease,
+    ) -> impl Future<Output = Result<PowerOffResult<'a>, ActionError>> + Send;
+
+    /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
+    fn on(&self, domain: &DomainRef, lease: &Lease) -> impl Future<Output = Result<(), ActionError>> + Send;
+
+    /// Returns all domains, sorted by name, and the names of the parts that can't be reached. Fails only when
+    /// nothing can be reached.
+    fn list(&self, until: Instant) -> impl Future<Output = Result<DomainListing, ActionError>> + Send;
+
+    /// Checks whether the backend could work now, without a status check of every domain. Returns a line for
+    /// each part that can't be reached, and fails when nothing can.
+    fn health(&self, until: Instant) -> impl Future<Output = Result<Vec<String>, ActionError>> + Send;
+}
+
+/// A [`Backend`] that was chosen at run time: the same calls, each with a boxed future.
+///
+/// Every backend is one; nothing implements this trait by hand.
+pub(crate) trait DynBackend: Send + Sync {
+    /// Calls [`Backend::locate`].
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>>;
+
+    /// Calls [`Backend::may_own`].
+    fn may_own(&self, target: &Target) -> bool;
+
+    /// Calls [`Backend::status`].
     fn status<'a>(
         &'a self,
         domain: &'a DomainRef,
         lease: &'a Lease,
     ) -> BoxedFuture<'a, Result<PowerState, ActionError>>;
 
-    /// Powers the domain off, hard, and returns when a status check showed it off. Off already is success.
-    ///
-    /// With `for_reboot` the result has the means of the restart; none for a domain that was off already and
-    /// is to stay off.
+    /// Calls [`Backend::off`].
     fn off<'b, 'a: 'b>(
         &'a self,
         domain: &'b DomainRef,
@@ -58,16 +101,57 @@ pub(crate) trait Backend: Send + Sync {
         lease: &'b Lease,
     ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>>;
 
-    /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
+    /// Calls [`Backend::on`].
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
-    /// Returns all domains, sorted by name, and the names of the parts that can't be reached. Fails only when
-    /// nothing can be reached.
+    /// Calls [`Backend::list`].
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>>;
 
-    /// Checks whether the backend could work now, without a status check of every domain. Returns a line for
-    /// each part that can't be reached, and fails when nothing can.
+    /// Calls [`Backend::health`].
     fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>>;
+}
+
+impl<B: Backend> DynBackend for B {
+    fn locate<'a>(
+        &'a self,
+        target: &'a Target,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
+        Box::pin(Backend::locate(self, target, until))
+    }
+
+    fn may_own(&self, target: &Target) -> bool {
+        Backend::may_own(self, target)
+    }
+
+    fn status<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
+        Box::pin(Backend::status(self, domain, lease))
+    }
+
+    fn off<'b, 'a: 'b>(
+        &'a self,
+        domain: &'b DomainRef,
+        for_reboot: bool,
+        lease: &'b Lease,
+    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
+        Box::pin(Backend::off(self, domain, for_reboot, lease))
+    }
+
+    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
+        Box::pin(Backend::on(self, domain, lease))
+    }
+
+    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
+        Box::pin(Backend::list(self, until))
+    }
+
+    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
+        Box::pin(Backend::health(self, until))
+    }
 }
 
 /// A domain that was powered off.

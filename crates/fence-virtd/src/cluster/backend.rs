@@ -462,66 +462,53 @@ impl Restart for PendingAsk {
 }
 
 impl Backend for CpgBackend {
-    fn locate<'a>(
-        &'a self,
-        target: &'a Target,
-        until: Instant,
-    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
-        Box::pin(self.locate_anywhere(target, until))
+    async fn locate(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        self.locate_anywhere(target, until).await
     }
 
     fn may_own(&self, target: &Target) -> bool {
         self.local.may_own(target) || !self.cluster.named(target).is_empty()
     }
 
-    fn status<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
-        Box::pin(self.status_of(domain, lease.until()))
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+        self.status_of(domain, lease.until()).await
     }
 
-    fn off<'b, 'a: 'b>(
-        &'a self,
-        domain: &'b DomainRef,
+    async fn off(
+        &self,
+        domain: &DomainRef,
         for_reboot: bool,
-        lease: &'b Lease,
-    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
-        Box::pin(self.take_down(domain, for_reboot, lease))
+        lease: &Lease,
+    ) -> Result<PowerOffResult<'_>, ActionError> {
+        self.take_down(domain, for_reboot, lease).await
     }
 
-    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
-        Box::pin(self.bring_up(domain, lease))
+    async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        self.bring_up(domain, lease).await
     }
 
-    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
-        Box::pin(async move {
-            let own = self.local.list(until).await;
-            let (others, mut missing) = self.cluster.list();
-            let mut listing = match own {
-                Ok(listing) => listing,
-                Err(error) if others.is_empty() => return Err(error),
-                Err(error) => DomainListing { domains: Vec::new(), missing: vec![error.to_string()] },
-            };
-            listing.domains.extend(others);
-            listing.missing.append(&mut missing);
-            // A domain that is on at one host counts as on, whatever the others say of their definition.
-            let on = |it: &&ListedDomain| it.power == PowerState::On;
-            let running: HashSet<String> =
-                listing.domains.iter().filter(on).map(|it| it.uuid.clone()).collect();
-            listing.domains.retain(|it| it.power == PowerState::On || !running.contains(&it.uuid));
-            merge(&mut listing.domains);
-            Ok(listing)
-        })
+    async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
+        let own = self.local.list(until).await;
+        let (others, mut missing) = self.cluster.list();
+        let mut listing = match own {
+            Ok(listing) => listing,
+            Err(error) if others.is_empty() => return Err(error),
+            Err(error) => DomainListing { domains: Vec::new(), missing: vec![error.to_string()] },
+        };
+        listing.domains.extend(others);
+        listing.missing.append(&mut missing);
+        // A domain that is on at one host counts as on, whatever the others say of their definition.
+        let on = |it: &&ListedDomain| it.power == PowerState::On;
+        let running: HashSet<String> = listing.domains.iter().filter(on).map(|it| it.uuid.clone()).collect();
+        listing.domains.retain(|it| it.power == PowerState::On || !running.contains(&it.uuid));
+        merge(&mut listing.domains);
+        Ok(listing)
     }
 
-    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
-        Box::pin(async move {
-            let mut failed = self.local.health(until).await?;
-            failed.extend(self.cluster.health_problems());
-            Ok(failed)
-        })
+    async fn health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
+        let mut failed = self.local.health(until).await?;
+        failed.extend(self.cluster.health_problems());
+        Ok(failed)
     }
 }
 

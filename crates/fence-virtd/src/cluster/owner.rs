@@ -11,7 +11,7 @@ use fence_wire::{Action, Response, Target};
 
 use super::asks::MAX_LEFT;
 use super::state::{Cluster, TRANSPORT};
-use crate::backend::Backend;
+use crate::backend::DynBackend;
 use crate::request::job::{Arrival, RequestJob};
 use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
@@ -103,7 +103,7 @@ impl AskExecution<'_> {
 
     async fn act(
         &self,
-        local: &dyn Backend,
+        local: &dyn DynBackend,
         action: Action,
         domain: &DomainRef,
         lease: &Lease,

@@ -10,7 +10,7 @@ use fence_config::{Backend as BackendSettings, Config};
 use tokio::task::JoinSet;
 
 use super::error::DaemonError;
-use crate::backend::Backend;
+use crate::backend::DynBackend;
 use crate::backend::agent::AgentBackend;
 #[cfg(feature = "libvirt")]
 use crate::backend::combined::CombinedBackend;
@@ -140,7 +140,7 @@ impl OtherHosts {
 
 /// The chosen backend with everything that comes with it.
 struct BackendSetup {
-    backend: Arc<dyn Backend>,
+    backend: Arc<dyn DynBackend>,
     /// The cluster, which grants requests too.
     claims: Option<Arc<dyn ClusterPort>>,
     /// Counters of the agent backend's runs, where there is one.
@@ -150,7 +150,7 @@ struct BackendSetup {
 
 impl BackendSetup {
     /// Returns the setup of a backend without a cluster.
-    fn alone(backend: Arc<dyn Backend>) -> Self {
+    fn alone(backend: Arc<dyn DynBackend>) -> Self {
         Self { backend, claims: None, agent: None, links: ClusterLinks::default() }
     }
 }
@@ -180,7 +180,7 @@ async fn backend(config: &Config, known: &Hypervisors, wait: bool) -> Result<Bac
 }
 
 /// Starts the agent backend.
-fn agent(settings: &fence_config::AgentBackend) -> (Arc<dyn Backend>, AgentRuns) {
+fn agent(settings: &fence_config::AgentBackend) -> (Arc<dyn DynBackend>, AgentRuns) {
     let (backend, runs) = AgentBackend::start(settings);
     (backend, runs)
 }

@@ -11,7 +11,7 @@ use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, Pow
 use fence_wire::{Action, HostListEntry, Response};
 use tracing::{debug, warn};
 
-use crate::backend::Backend;
+use crate::backend::DynBackend;
 use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::Lease;
 
@@ -49,7 +49,7 @@ pub(crate) struct SeenOff {
 /// Carries out a power action that changes the power; refuses a status. `seen_off` is called as soon as a
 /// status check after the power-off showed the domain off.
 pub(crate) async fn run_power_action(
-    backend: &dyn Backend,
+    backend: &dyn DynBackend,
     action: PowerAction,
     domain: &DomainRef,
     lease: &Lease,
@@ -100,7 +100,7 @@ impl From<PowerActionResult> for RequestOutcome {
 }
 
 /// Finds the request's domain and checks the groups. Reads only; may run before the peer has proved itself.
-pub(super) async fn resolve(backend: &dyn Backend, job: &RequestJob) -> ResolvedTarget {
+pub(super) async fn resolve(backend: &dyn DynBackend, job: &RequestJob) -> ResolvedTarget {
     if !job.action.needs_target() {
         return ResolvedTarget::Run(None);
     }
@@ -130,7 +130,7 @@ pub(super) async fn resolve(backend: &dyn Backend, job: &RequestJob) -> Resolved
 /// Carries the request out. `seen_off` is called as soon as a status check after an off showed the domain
 /// off.
 pub(super) async fn execute(
-    backend: &dyn Backend,
+    backend: &dyn DynBackend,
     job: &RequestJob,
     resolved: ResolvedTarget,
     lease: &Lease,
@@ -155,7 +155,7 @@ pub(super) async fn execute(
 }
 
 async fn on_domain(
-    backend: &dyn Backend,
+    backend: &dyn DynBackend,
     action: Action,
     domain: &DomainRef,
     lease: &Lease,
@@ -174,7 +174,7 @@ async fn on_domain(
     run_power_action(backend, action, domain, lease, |_| seen_off()).await.map(RequestOutcome::from)
 }
 
-async fn without_domain(backend: &dyn Backend, job: &RequestJob) -> RequestOutcome {
+async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
     match job.action {
         Action::List => list(backend, job).await,
         Action::Monitor => match backend.health(check_limit(job)).await {
@@ -192,7 +192,7 @@ async fn without_domain(backend: &dyn Backend, job: &RequestJob) -> RequestOutco
 }
 
 /// Lists the domains that the source may see.
-async fn list(backend: &dyn Backend, job: &RequestJob) -> RequestOutcome {
+async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
     let listing = match backend.list(check_limit(job)).await {
         Ok(listing) => listing,
         Err(error) => return RequestOutcome::because(Response::Failure, error),

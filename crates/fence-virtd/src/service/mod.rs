@@ -20,7 +20,7 @@ use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
 use self::lost_answers::LostAnswers;
 use self::turns::{GrantQueue, RunPermit};
-use crate::backend::Backend;
+use crate::backend::DynBackend;
 use crate::observe::audit::Audit;
 use crate::observe::drops::DropLog;
 use crate::observe::metrics::Metrics;
@@ -43,7 +43,7 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 
 /// State that all listeners and the cluster share.
 pub(crate) struct Service {
-    backend: Arc<dyn Backend>,
+    backend: Arc<dyn DynBackend>,
     /// Counts and logs of dropped input.
     pub(crate) drops: DropLog,
     /// Counters of finished requests.
@@ -63,7 +63,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(
-        backend: Arc<dyn Backend>,
+        backend: Arc<dyn DynBackend>,
         audit: Audit,
         replays: ReplayMemory,
         cluster: Option<Arc<dyn ClusterPort>>,

@@ -9,7 +9,7 @@ use fence_core::access::{AccessRules, Identity};
 use fence_wire::{Action, HashType, Target};
 
 use super::*;
-use crate::backend;
+use crate::backend::{Backend, PowerOffResult};
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use fence_core::domain::{
@@ -23,11 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 struct Untouched;
 
 impl Backend for Untouched {
-    fn locate<'a>(
-        &'a self,
-        _: &'a Target,
-        _: Instant,
-    ) -> backend::BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
+    async fn locate(&self, _: &Target, _: Instant) -> Result<LocatedDomain, LocateError> {
         panic!("looked for")
     }
 
@@ -35,32 +31,23 @@ impl Backend for Untouched {
         panic!("asked")
     }
 
-    fn status<'a>(
-        &'a self,
-        _: &'a DomainRef,
-        _: &'a Lease,
-    ) -> backend::BoxedFuture<'a, Result<PowerState, ActionError>> {
+    async fn status(&self, _: &DomainRef, _: &Lease) -> Result<PowerState, ActionError> {
         panic!("looked at")
     }
 
-    fn off<'b, 'a: 'b>(
-        &'a self,
-        _: &'b DomainRef,
-        _: bool,
-        _: &'b Lease,
-    ) -> backend::BoxedFuture<'b, Result<backend::PowerOffResult<'a>, ActionError>> {
+    async fn off(&self, _: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
         panic!("taken down")
     }
 
-    fn on<'a>(&'a self, _: &'a DomainRef, _: &'a Lease) -> backend::BoxedFuture<'a, Result<(), ActionError>> {
+    async fn on(&self, _: &DomainRef, _: &Lease) -> Result<(), ActionError> {
         panic!("started")
     }
 
-    fn list(&self, _: Instant) -> backend::BoxedFuture<'_, Result<DomainListing, ActionError>> {
+    async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
         panic!("listed")
     }
 
-    fn health(&self, _: Instant) -> backend::BoxedFuture<'_, Result<Vec<String>, ActionError>> {
+    async fn health(&self, _: Instant) -> Result<Vec<String>, ActionError> {
         panic!("asked")
     }
 }

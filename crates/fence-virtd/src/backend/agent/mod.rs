@@ -425,51 +425,41 @@ impl AgentBackend {
 }
 
 impl Backend for AgentBackend {
-    fn locate<'a>(
-        &'a self,
-        target: &'a Target,
-        until: Instant,
-    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
-        Box::pin(self.find(target, until))
+    async fn locate(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        self.find(target, until).await
     }
 
     fn may_own(&self, target: &Target) -> bool {
         !domains::meant(&domains::all(&self.settings, &self.last_lists()), target).is_empty()
     }
 
-    fn status<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
-        Box::pin(self.look_at(domain, lease))
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+        self.look_at(domain, lease).await
     }
 
-    fn off<'b, 'a: 'b>(
-        &'a self,
-        domain: &'b DomainRef,
+    async fn off(
+        &self,
+        domain: &DomainRef,
         for_reboot: bool,
-        lease: &'b Lease,
-    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
-        Box::pin(async move {
-            let PowerChange { was_so, note } = self.change_power(PowerState::Off, domain, lease).await?;
-            let starts = for_reboot && (!was_so || self.reboot_starts);
-            let restart = AgentRestart { backend: self, domain: domain.clone() };
-            let restart = starts.then(|| Box::new(restart) as Box<dyn Restart>);
-            Ok(PowerOffResult { was_off: was_so, restart, note })
-        })
+        lease: &Lease,
+    ) -> Result<PowerOffResult<'_>, ActionError> {
+        let PowerChange { was_so, note } = self.change_power(PowerState::Off, domain, lease).await?;
+        let starts = for_reboot && (!was_so || self.reboot_starts);
+        let restart = AgentRestart { backend: self, domain: domain.clone() };
+        let restart = starts.then(|| Box::new(restart) as Box<dyn Restart>);
+        Ok(PowerOffResult { was_off: was_so, restart, note })
     }
 
-    fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
-        Box::pin(async move { self.change_power(PowerState::On, domain, lease).await.map(drop) })
+    async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        self.change_power(PowerState::On, domain, lease).await.map(drop)
     }
 
-    fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
-        Box::pin(self.list_all(until))
+    async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
+        self.list_all(until).await
     }
 
-    fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
-        Box::pin(self.look_at_health(until))
+    async fn health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
+        self.look_at_health(until).await
     }
 }
 

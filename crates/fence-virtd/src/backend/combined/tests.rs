@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Two backends in memory: what both say, who is waited for, and where the work goes.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use fence_wire::Target;
 use proptest::prelude::*;
 
-use super::*;
+use super::{BackendAnswer, CombinedBackend, LocateResult, SLOW_BACKEND_GRACE, decide};
+use crate::backend::{Backend, PowerOffResult};
+use crate::request::lease::Lease;
 use crate::util::locks::lock;
-use fence_core::domain::ListedDomain;
+use fence_core::domain::{
+    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
+};
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,54 +51,39 @@ impl Fake {
 }
 
 impl Backend for Fake {
-    fn locate<'a>(
-        &'a self,
-        _: &'a Target,
-        _: Instant,
-    ) -> BoxedFuture<'a, Result<LocatedDomain, LocateError>> {
-        Box::pin(async move {
-            tokio::time::sleep(self.after).await;
-            match &self.said {
-                Some(said) => said.clone(),
-                None => std::future::pending().await,
-            }
-        })
+    async fn locate(&self, _: &Target, _: Instant) -> Result<LocatedDomain, LocateError> {
+        tokio::time::sleep(self.after).await;
+        match &self.said {
+            Some(said) => said.clone(),
+            None => std::future::pending().await,
+        }
     }
 
     fn may_own(&self, _: &Target) -> bool {
         self.may_have
     }
 
-    fn status<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        _: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
+    async fn status(&self, domain: &DomainRef, _: &Lease) -> Result<PowerState, ActionError> {
         self.asked("status", domain);
-        Box::pin(async { Ok(PowerState::On) })
+        Ok(PowerState::On)
     }
 
-    fn off<'b, 'a: 'b>(
-        &'a self,
-        domain: &'b DomainRef,
-        _: bool,
-        _: &'b Lease,
-    ) -> BoxedFuture<'b, Result<PowerOffResult<'a>, ActionError>> {
+    async fn off(&self, domain: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
         self.asked("off", domain);
-        Box::pin(async { Ok(PowerOffResult { was_off: false, restart: None, note: None }) })
+        Ok(PowerOffResult { was_off: false, restart: None, note: None })
     }
 
-    fn on<'a>(&'a self, domain: &'a DomainRef, _: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
+    async fn on(&self, domain: &DomainRef, _: &Lease) -> Result<(), ActionError> {
         self.asked("on", domain);
-        Box::pin(async { Ok(()) })
+        Ok(())
     }
 
-    fn list(&self, _: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {
-        Box::pin(async { self.list.clone() })
+    async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
+        self.list.clone()
     }
 
-    fn health(&self, _: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
-        Box::pin(async { self.health.clone() })
+    async fn health(&self, _: Instant) -> Result<Vec<String>, ActionError> {
+        self.health.clone()
     }
 }
 
