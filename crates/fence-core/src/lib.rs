@@ -12,3 +12,5 @@ pub mod arbiter;
 pub mod cluster;
 pub mod domain;
 pub mod history;
+#[cfg(test)]
+mod schedules;

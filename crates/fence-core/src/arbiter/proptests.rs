@@ -14,15 +14,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::schedules::{Guests, Kind, config, kinds, source, uuid};
 
 type Node = usize;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    On,
-    Off,
-    Reboot,
-}
 
 /// Facts about a node that the daemon can see.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +44,7 @@ enum Stage {
     /// Told to run; the challenge is not answered yet.
     Proving,
     Acting,
-    /// The domain is down, and no look has shown it yet.
+    /// The domain is down, and no status check has shown it yet.
     Down,
     /// Seen off; a reboot starts it next.
     SeenOff,
@@ -78,13 +72,9 @@ struct Live {
 struct World {
     arbiter: Arbiter,
     sight: Vec<Sight>,
-    /// Which start of each node this is; none: off.
-    up: Vec<Option<u32>>,
-    lives: Vec<u32>,
+    nodes: Guests,
     /// When each node was seen off last.
     fenced: Vec<Option<u64>>,
-    /// Node that took each node down last.
-    killer: Vec<Option<Node>>,
     plans: std::vec::IntoIter<Plan>,
     /// Arrived, its target not yet looked up: when, and from which life.
     arrived: Vec<(u64, Plan, u64, u32)>,
@@ -120,10 +110,8 @@ impl World {
         Self {
             arbiter: Arbiter::default(),
             sight,
-            up: vec![Some(0); nodes],
-            lives: vec![0; nodes],
+            nodes: Guests::new(nodes),
             fenced: vec![None; nodes],
-            killer: vec![None; nodes],
             plans: plans.into_iter(),
             arrived: Vec::new(),
             live: Vec::new(),
@@ -186,7 +174,7 @@ impl World {
         match event {
             Event::Arrive => {
                 if let Some(plan) = self.plans.next()
-                    && let Some(life) = self.up[plan.from]
+                    && let Some(life) = self.nodes.up[plan.from]
                 {
                     self.arrived.push((self.next_id, plan, self.now, life));
                     self.next_id += 1;
@@ -223,21 +211,12 @@ impl World {
         let (id, plan, arrived, life) = self.arrived.remove(place);
         let deadline = arrived + plan.patience;
         let sight = self.sight[plan.from];
-        let target = uuid(plan.target);
         let verdict = self.arbiter.submit(
             self.time(),
             ArbiterRequest {
                 id,
-                work: match plan.kind {
-                    Kind::On => ArbitratedAction::On(target),
-                    Kind::Off => ArbitratedAction::Off(target),
-                    Kind::Reboot => ArbitratedAction::Reboot(target),
-                },
-                source: if sight.known {
-                    RequestSource::Known(uuid(plan.from))
-                } else {
-                    RequestSource::Unknown
-                },
+                work: plan.kind.work(uuid(plan.target)),
+                source: source(sight.known, plan.from),
                 peer: sight.peer.then(|| PeerId(format!("peer {}", plan.from))),
                 arrived: self.at(arrived),
                 deadline: self.at(deadline),
@@ -274,7 +253,7 @@ impl World {
         let target = it.plan.target;
         let next = match stage {
             Stage::Proving => {
-                if !self.sight[it.plan.from].serial && self.up[it.plan.from] != Some(it.life) {
+                if !self.sight[it.plan.from].serial && self.nodes.up[it.plan.from] != Some(it.life) {
                     self.end(id);
                     let decisions = self.arbiter.abandoned(self.time(), id);
                     return self.obey(&decisions, None);
@@ -284,7 +263,7 @@ impl World {
             Stage::Acting => {
                 assert!(self.acted.insert(id));
                 if it.plan.kind == Kind::On {
-                    self.power_on(target);
+                    self.nodes.power_on(target);
                     Stage::Ending
                 } else {
                     self.take_down(&it);
@@ -308,7 +287,7 @@ impl World {
             }
             Stage::SeenOff => {
                 if it.plan.kind == Kind::Reboot {
-                    self.power_on(target);
+                    self.nodes.power_on(target);
                 }
                 Stage::Ending
             }
@@ -317,19 +296,11 @@ impl World {
         self.find(id).place = Place::Running(next);
     }
 
-    fn power_on(&mut self, node: Node) {
-        if self.up[node].is_none() {
-            self.lives[node] += 1;
-            self.up[node] = Some(self.lives[node]);
-        }
-    }
-
     fn take_down(&mut self, killer: &Live) {
         let target = killer.plan.target;
-        if self.up[target].take().is_none() {
+        if !self.nodes.power_off(target, killer.plan.from) {
             return;
         }
-        self.killer[target] = Some(killer.plan.from);
         // Nobody loses its source between its proof and its own target's being seen off, but by its own hand.
         for it in &self.live {
             let exposed =
@@ -339,19 +310,7 @@ impl World {
                 "{killer:?} takes the source of {it:?} down"
             );
         }
-        // One survivor: no circle of nodes that took each other down, and are all down.
-        for node in 0..self.up.len() {
-            let mut seen = BTreeSet::new();
-            let mut at = node;
-            while self.up[at].is_none() && seen.insert(at) {
-                let by = self.killer[at].unwrap_or(at);
-                assert!(by != node || by == at, "all of {seen:?} are down, by each other");
-                if by == at {
-                    break;
-                }
-                at = by;
-            }
-        }
+        self.nodes.assert_a_survivor();
     }
 
     fn finish(&mut self, id: u64) {
@@ -376,7 +335,7 @@ impl World {
                     let it = *self.find(id);
                     assert!(!matches!(it.place, Place::Running(_)), "{it:?} runs and was dropped");
                     assert!(why != Rejection::DeadlinePassed || self.now >= it.deadline);
-                    assert!(why != Rejection::SourceFenced || self.up[it.plan.from] != Some(it.life));
+                    assert!(why != Rejection::SourceFenced || self.nodes.up[it.plan.from] != Some(it.life));
                     self.end(id);
                 }
                 ArbiterDecision::Deliver(id) => {
@@ -462,10 +421,6 @@ impl World {
     }
 }
 
-fn uuid(node: Node) -> String {
-    format!("domain {node}")
-}
-
 fn sight() -> impl Strategy<Value = Sight> {
     let looks = [
         (false, false, false),
@@ -478,8 +433,7 @@ fn sight() -> impl Strategy<Value = Sight> {
 }
 
 fn plan(nodes: usize) -> impl Strategy<Value = Plan> {
-    let kind = prop_oneof![3 => Just(Kind::Off), 3 => Just(Kind::Reboot), 1 => Just(Kind::On)];
-    (0..nodes, kind, 0..nodes, 5_u64..80).prop_map(|(from, kind, target, patience)| Plan {
+    (0..nodes, kinds(3, 3), 0..nodes, 5_u64..80).prop_map(|(from, kind, target, patience)| Plan {
         from,
         kind,
         target,
@@ -495,13 +449,8 @@ fn schedule() -> impl Strategy<Value = (Vec<Sight>, Vec<Plan>, Vec<u16>)> {
     })
 }
 
-fn config() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|it| it.parse().ok()).unwrap_or(2000);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(2000))]
 
     /// Everything the world asserts, with clients that give up, proofs and actions that fail, and time.
     #[test]
@@ -532,7 +481,7 @@ proptest! {
             .collect();
         let mut world = World::new(sight, plans, false);
         world.run(&draws);
-        prop_assert_eq!(world.up.iter().flatten().count(), 1);
+        prop_assert_eq!(world.nodes.up.iter().flatten().count(), 1);
     }
 
     /// All nodes shoot at all others.
@@ -551,6 +500,6 @@ proptest! {
         plans.rotate_left(first);
         let mut world = World::new(sight, plans, false);
         world.run(&draws);
-        prop_assert!(world.up.iter().any(Option::is_some));
+        prop_assert!(world.nodes.up.iter().any(Option::is_some));
     }
 }

@@ -298,7 +298,7 @@ impl ClusterArbiter {
 
     /// Notes that this host sends `taken`, `progress` or `reply` to an asker now, even if the group is not
     /// there.
-    pub fn says(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
+    pub fn record_owner_message(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
         match message {
             HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {

@@ -109,8 +109,8 @@ impl CpgBackend {
         }))
     }
 
-    /// Returns the hosts to ask now. Reads this host's hypervisors and the directory, and waits while a change
-    /// may be enough.
+    /// Returns the hosts to ask now. Reads this host's hypervisors and the directory, and waits while a
+    /// change may be enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
         let target = Target::new(&domain.uuid, true).map_err(|_| ActionError::Gone)?;
         loop {

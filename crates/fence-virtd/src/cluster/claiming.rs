@@ -150,7 +150,7 @@ impl Cluster {
 
     /// Sends a message of an owner about an ask; this host's claims hear of it first.
     pub(super) fn send_as_owner(&self, state: &mut ClusterState, message: &HostMessage) {
-        let effects = state.claims.says(message);
+        let effects = state.claims.record_owner_message(message);
         let victims = self.carry_out(state, effects);
         // Victims are domains that another host saw off, and this message is this host's own.
         debug_assert!(victims.is_empty());

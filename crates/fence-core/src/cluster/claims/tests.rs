@@ -122,18 +122,18 @@ impl Net {
             request: 1,
         }));
         self.settle();
-        self.says(owner, HostMessage::Taken { asker: member(asker), ask: 7, claim: id });
+        self.send_as_owner(owner, HostMessage::Taken { asker: member(asker), ask: 7, claim: id });
         self.settle();
     }
 
-    fn says(&mut self, host: usize, message: HostMessage) {
-        self.does(host, |it, _| it.says(&message));
+    fn send_as_owner(&mut self, host: usize, message: HostMessage) {
+        self.does(host, |it, _| it.record_owner_message(&message));
         self.out[host].push_back(message);
     }
 
     fn reply(&mut self, owner: usize, asker: usize, id: u64) {
         let end = AskEnd::Done(outcome());
-        self.says(owner, HostMessage::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
+        self.send_as_owner(owner, HostMessage::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
     }
 }
 
@@ -216,7 +216,10 @@ fn an_owner_holds_the_claim_when_its_asker_is_gone() {
     assert_eq!(net.done(2), []);
     // It is what the owner sees that counts now.
     let (asker, victim) = (member(0), "b".to_owned());
-    net.says(1, HostMessage::Progress { asker, ask: 7, claim: first, victim, was_off: false, starts: false });
+    net.send_as_owner(
+        1,
+        HostMessage::Progress { asker, ask: 7, claim: first, victim, was_off: false, starts: false },
+    );
     net.settle();
     assert_eq!(
         net.done(2),

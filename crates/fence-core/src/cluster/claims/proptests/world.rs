@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Model of a small cluster: corosync, the hosts' daemons, the guests, and the work of hosts for each other.
+//!
+//! [`World::run`] draws the next event from all that could happen, and asserts the rules at every step.
+
+mod daemons;
+mod group;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use fence_wire::Response;
+
+use crate::cluster::claims::ClusterArbiter;
+use crate::cluster::message::{HostMessage, Member};
+use crate::schedules::{Guests, Kind};
+
+pub(super) type Guest = usize;
+pub(super) type Place = usize;
+
+/// Facts that a host can see of a guest that sends it requests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    pub(super) known: bool,
+    pub(super) peer: bool,
+    /// The host that it runs on.
+    pub(super) home: Place,
+}
+
+/// A request to come: a guest asks a host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) from: Guest,
+    pub(super) at: Place,
+    pub(super) kind: Kind,
+    pub(super) target: Guest,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// No grant yet.
+    Waiting,
+    /// Granted; the client has not proved itself.
+    Proving,
+    /// Another host is asked.
+    Asking,
+    Acting,
+    /// The domain is down, and no status check has shown it.
+    Down,
+    /// Seen off; a reboot starts it next.
+    SeenOff,
+    Ending,
+}
+
+/// A request at the host that heard it, by the number of its claim.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    plan: Plan,
+    /// The start of its guest that sent it.
+    life: u32,
+    step: Step,
+    ask: Option<(Member, u64)>,
+}
+
+/// Request at the host that does the work.
+#[derive(Clone, Copy, Debug)]
+struct Served {
+    plan: Plan,
+    claim: u64,
+    /// `Waiting`: the asker has not said `go`.
+    step: Step,
+}
+
+/// Packet that corosync passes on.
+#[derive(Clone, Debug)]
+enum Packet {
+    Said(HostMessage),
+    /// `go` of the asker, of which the arbiter knows nothing.
+    Go(Member, u64),
+}
+
+#[derive(Clone, Debug)]
+enum Heard {
+    Packet(Member, Packet),
+    /// With a number that no other change has.
+    Change(u64, BTreeSet<Member>),
+    Joined,
+    Lost,
+}
+
+/// A host's daemon.
+struct Host {
+    member: Member,
+    claims: ClusterArbiter,
+    jobs: BTreeMap<u64, Job>,
+    served: BTreeMap<(Member, u64), Served>,
+    /// Sent, and not ordered yet.
+    out: VecDeque<Packet>,
+    /// Ordered, and not heard yet.
+    inbox: VecDeque<Heard>,
+    members: BTreeSet<Member>,
+    /// Number of the change that it heard last, and of the messages since.
+    at: (u64, u64),
+    next_ask: u64,
+    stopped: bool,
+    joined: bool,
+}
+
+/// Faults that may happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Faults {
+    None,
+    /// Daemons come, go and stop; every host that can be heard is heard.
+    Daemons,
+    /// Hosts lose each other as well.
+    Everything,
+}
+
+pub(super) struct World {
+    sight: Vec<Sight>,
+    pub(super) guests: Guests,
+    hosts: Vec<Option<Host>>,
+    /// Component of each host: those in one hear each other. None: a host without corosync.
+    component: Vec<Option<usize>>,
+    plans: VecDeque<Plan>,
+    changes: u64,
+    next_pid: u32,
+    faults: Faults,
+    /// Every host that can be heard is heard: the rules hold for all.
+    together: bool,
+    /// Somebody starts guests that are off.
+    pub(super) starts: bool,
+    /// Faults that may still happen.
+    patience: u32,
+    start: Instant,
+    /// Replica at each point of a common order.
+    replicas: BTreeMap<(u64, u64), String>,
+    ran: BTreeSet<(Member, u64)>,
+    shots: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Order(Place),
+    Hear(Place),
+    Do(Place, u64),
+    Serve(Place, (Member, u64)),
+    Arrive,
+    Up(Guest),
+    // From here on things go wrong.
+    Withdraw(Place, u64),
+    GiveUp(Place, u64),
+    Fail(Place, u64),
+    PassOver(Place, Member),
+    Stop(Place),
+    Continue(Place),
+    Kill(Place),
+    Begin(Place),
+    Disconnect(Place),
+    Connect(Place),
+    Split(Place),
+    Merge(usize, usize),
+}
+
+impl World {
+    pub(super) fn new(hosts: usize, sight: Vec<Sight>, plans: Vec<Plan>, faults: Faults) -> Self {
+        let guests = sight.len();
+        let mut this = Self {
+            sight,
+            guests: Guests::new(guests),
+            hosts: Vec::new(),
+            component: vec![None; hosts],
+            plans: plans.into(),
+            changes: 0,
+            next_pid: 1,
+            faults,
+            together: faults != Faults::Everything,
+            starts: true,
+            patience: 12,
+            start: Instant::now(),
+            replicas: BTreeMap::new(),
+            ran: BTreeSet::new(),
+            shots: 0,
+        };
+        this.hosts.resize_with(hosts, || None);
+        for place in 0..hosts {
+            this.begin(place);
+        }
+        this
+    }
+
+    pub(super) fn run(&mut self, draws: &[u16]) {
+        // Most begin with hosts that know each other.
+        if draws.first().is_some_and(|it| it % 8 != 0) {
+            self.rest();
+        }
+        for draw in draws {
+            // In most steps work goes on.
+            let (which, draw) = (draw % 16, usize::from(draw / 16));
+            let events = match which {
+                0 | 1 if self.faults != Faults::None => self.faulty(),
+                0..=4 if !self.plans.is_empty() => vec![Event::Arrive],
+                5 if self.starts => self.ups(),
+                _ => self.events(),
+            };
+            if let Some(event) = events.get(draw % events.len().max(1)) {
+                self.happen(*event);
+            }
+        }
+        self.faults = Faults::None;
+        for place in 0..self.hosts.len() {
+            self.happen(Event::Continue(place));
+        }
+        self.rest();
+        while !self.plans.is_empty() {
+            self.arrive();
+            self.rest();
+        }
+        for host in self.hosts.iter().flatten() {
+            assert!(host.jobs.is_empty(), "{}: {:?} never ended, {:?}", host.member, host.jobs, host.claims);
+            assert!(host.served.is_empty(), "{:?}", host.served);
+            assert!(host.claims.own.is_empty(), "{:?}", host.claims.own);
+            assert!(host.claims.acting.is_empty() && host.claims.asked.is_empty(), "{:?}", host.claims);
+            assert_eq!(host.claims.counts(), (0, 0), "{:?}", host.claims);
+            assert!(
+                host.claims.epoch.replica.entries.is_empty() && host.claims.epoch.replica.numbers.is_empty()
+            );
+            assert!(host.claims.silent().is_empty());
+        }
+    }
+
+    /// Lets everything happen that must.
+    fn rest(&mut self) {
+        let mut left = 100_000;
+        while let Some(event) = self.events().first() {
+            self.happen(*event);
+            left -= 1;
+            assert!(left > 0, "it never ends");
+        }
+    }
+
+    /// Returns the starts of guests that are off and not just being shot.
+    fn ups(&self) -> Vec<Event> {
+        let is_shot = |guest: Guest| {
+            let down = |step: Step, plan: Plan| step == Step::Down && plan.target == guest;
+            self.hosts.iter().flatten().any(|host| {
+                host.jobs.values().any(|it| down(it.step, it.plan))
+                    || host.served.values().any(|it| down(it.step, it.plan))
+            })
+        };
+        let down = (0..self.guests.up.len()).filter(|it| self.guests.up[*it].is_none() && !is_shot(*it));
+        down.map(Event::Up).collect()
+    }
+
+    /// Returns the events that go on without faults.
+    fn events(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (place, host) in self.hosts.iter().enumerate() {
+            let Some(host) = host else { continue };
+            if !host.out.is_empty() && self.component[place].is_some() {
+                events.extend([Event::Order(place); 3]);
+            }
+            if host.stopped {
+                continue;
+            }
+            if !host.inbox.is_empty() {
+                events.extend([Event::Hear(place); 3]);
+            }
+            let busy = |it: Step| !matches!(it, Step::Waiting | Step::Asking);
+            let jobs = host.jobs.iter().filter(|(_, it)| busy(it.step));
+            events.extend(jobs.map(|(id, _)| Event::Do(place, *id)));
+            let served = host.served.iter().filter(|(_, it)| busy(it.step));
+            events.extend(served.map(|(key, _)| Event::Serve(place, *key)));
+        }
+        events
+    }
+
+    /// Returns the faults that may happen now.
+    fn faulty(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (place, host) in self.hosts.iter().enumerate() {
+            let Some(host) = host else {
+                if self.patience > 0 {
+                    events.push(Event::Begin(place));
+                }
+                continue;
+            };
+            if host.stopped {
+                events.push(Event::Continue(place));
+                continue;
+            }
+            for (id, job) in &host.jobs {
+                match job.step {
+                    Step::Waiting | Step::Proving => events.push(Event::Withdraw(place, *id)),
+                    Step::Asking => events.push(Event::GiveUp(place, *id)),
+                    Step::Acting | Step::Down => events.push(Event::Fail(place, *id)),
+                    _ => {}
+                }
+            }
+            if self.patience == 0 {
+                continue;
+            }
+            for (member, known) in host.claims.silent() {
+                // A host without a copy of the member's state can't save anybody.
+                if known || self.faults == Faults::Everything {
+                    events.extend([Event::PassOver(place, member); 2]);
+                }
+            }
+            events.extend([Event::Stop(place), Event::Kill(place)]);
+            if self.faults == Faults::Everything {
+                match self.component[place] {
+                    Some(_) => events.extend([Event::Disconnect(place), Event::Split(place)]),
+                    None => events.push(Event::Connect(place)),
+                }
+            }
+        }
+        let components: BTreeSet<usize> = self.component.iter().flatten().copied().collect();
+        if self.faults == Faults::Everything && components.len() > 1 {
+            let all: Vec<usize> = components.into_iter().collect();
+            events.extend([Event::Merge(all[0], all[1]); 4]);
+        }
+        events
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Order(place) => self.order(place),
+            Event::Hear(place) => self.hear(place),
+            Event::Do(place, id) => self.work(place, id),
+            Event::Serve(place, key) => self.serve(place, key),
+            Event::Arrive => self.arrive(),
+            Event::Up(guest) => self.guests.power_on(guest),
+            Event::Withdraw(place, id) => self.withdraw(place, id),
+            Event::GiveUp(place, id) => self.give_up(place, id),
+            Event::Fail(place, id) => self.finish(place, id, Response::Failure),
+            Event::PassOver(place, member) => {
+                self.patience -= 1;
+                let effects = self.host(place).claims.pass_over(member);
+                self.obey(place, effects);
+            }
+            Event::Stop(place) => {
+                self.patience -= 1;
+                self.host(place).stopped = true;
+            }
+            Event::Continue(place) => {
+                if let Some(host) = &mut self.hosts[place] {
+                    host.stopped = false;
+                }
+            }
+            Event::Kill(place) => {
+                self.patience -= 1;
+                self.hosts[place] = None;
+                self.leave(place);
+            }
+            Event::Begin(place) => self.begin(place),
+            Event::Disconnect(place) => {
+                self.patience -= 1;
+                self.disconnect(place);
+            }
+            Event::Connect(place) => self.connect(place),
+            Event::Split(place) => {
+                self.patience -= 1;
+                self.split(place);
+            }
+            Event::Merge(first, second) => self.merge(first, second),
+        }
+    }
+
+    fn host(&mut self, place: Place) -> &mut Host {
+        self.hosts[place].as_mut().expect("a daemon")
+    }
+}
