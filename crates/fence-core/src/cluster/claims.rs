@@ -166,7 +166,7 @@ impl ClusterArbiter {
     }
 
     /// Returns true while it is not known whether the group is there; all claims wait for that.
-    pub fn is_looking(&self) -> bool {
+    pub fn is_joining(&self) -> bool {
         self.me.is_none() && !self.epoch.has_begun
     }
 

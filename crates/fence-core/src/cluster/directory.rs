@@ -29,10 +29,10 @@ struct HostEntry {
     /// The host runs the C daemon.
     is_legacy: bool,
     /// All domains of the host are known.
-    is_whole: bool,
+    is_complete: bool,
     /// The first part of the latest inventory came since the host is a member. The rest of an earlier one
     /// does not count.
-    is_begun: bool,
+    has_begun: bool,
     domains: BTreeMap<String, PublishedDomain>,
 }
 
@@ -84,10 +84,10 @@ impl Directory {
         if first {
             host.domains.clear();
         }
-        host.is_begun |= first;
+        host.has_begun |= first;
         host.domains.extend(domains.into_iter().map(|it| (it.uuid.clone(), it)));
-        host.is_whole = last && host.is_begun;
-        if host.is_whole {
+        host.is_complete = last && host.has_begun;
+        if host.is_complete {
             // The inventory replaces all that was known of that node.
             self.lost.remove(&from.node);
         }
@@ -117,7 +117,7 @@ impl Directory {
     pub fn only(&mut self, from: Member, uuids: &BTreeSet<String>) {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         host.domains.retain(|uuid, _| uuids.contains(uuid));
-        host.is_whole = true;
+        host.is_complete = true;
         self.lost.remove(&from.node);
     }
 
@@ -164,7 +164,7 @@ impl Directory {
 
     /// Returns the members whose domains are not all known yet.
     pub fn incomplete(&self) -> impl Iterator<Item = Member> {
-        self.hosts.iter().filter(|(_, it)| !it.is_whole && !it.is_legacy).map(|(member, _)| *member)
+        self.hosts.iter().filter(|(_, it)| !it.is_complete && !it.is_legacy).map(|(member, _)| *member)
     }
 
     /// Returns true if this member published the domain, on or off.

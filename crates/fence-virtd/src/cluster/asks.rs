@@ -160,8 +160,8 @@ pub(super) struct IncomingAsks {
 
 #[derive(Debug)]
 enum AskStage {
-    /// Checks whether the domain is here.
-    Looking,
+    /// Locates the domain here.
+    Locating,
     /// Waits for "go", since the "taken" of this moment.
     Taken(Instant, oneshot::Sender<(Lease, LeaseReleased)>),
     /// Acts.
@@ -174,7 +174,7 @@ impl IncomingAsks {
         if self.served.len() >= MAX_SERVED || self.served.contains_key(&(from, ask.ask)) {
             return false;
         }
-        self.served.insert((from, ask.ask), AskStage::Looking);
+        self.served.insert((from, ask.ask), AskStage::Locating);
         true
     }
 
@@ -187,7 +187,7 @@ impl IncomingAsks {
         now: Instant,
     ) -> oneshot::Receiver<(Lease, LeaseReleased)> {
         let (tell, told) = oneshot::channel();
-        if let Some(stage @ AskStage::Looking) = self.served.get_mut(&(from, ask)) {
+        if let Some(stage @ AskStage::Locating) = self.served.get_mut(&(from, ask)) {
             *stage = AskStage::Taken(now, tell);
         }
         told
@@ -200,7 +200,7 @@ impl IncomingAsks {
         let left = Duration::from_millis(left_ms).min(MAX_LEFT);
         let (lease, settled) = Lease::new(*since + left, ask);
         if let AskStage::Taken(_, tell) = std::mem::replace(stage, AskStage::Acting(lease.canceller())) {
-            // Nobody there to hear it: it has ended by itself.
+            // Without a receiver the work has ended by itself.
             let _ = tell.send((lease, settled));
         }
     }
@@ -209,7 +209,7 @@ impl IncomingAsks {
     pub(super) fn cancel(&mut self, from: Member, ask: u64) {
         match self.served.get(&(from, ask)) {
             Some(AskStage::Acting(ender)) => ender.end(LeaseEndReason::HungUp),
-            Some(AskStage::Looking | AskStage::Taken(..)) => drop(self.served.remove(&(from, ask))),
+            Some(AskStage::Locating | AskStage::Taken(..)) => drop(self.served.remove(&(from, ask))),
             None => {}
         }
     }
@@ -350,7 +350,7 @@ mod tests {
         drop(lease);
         assert!(settled.is_now(), "the table holds nothing up");
         assert!(matches!(mine.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
-        // Its look is over only now.
+        // The domain is located only now.
         let mut late = served.taken(OTHER, 3, Instant::now());
         served.go(OTHER, 3, 60_000);
         assert!(late.try_recv().is_err());

@@ -165,14 +165,14 @@ impl Cluster {
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
-            if now.duration_since(start) >= JOIN_TIMEOUT && self.state().claims.is_looking() {
+            if now.duration_since(start) >= JOIN_TIMEOUT && self.state().claims.is_joining() {
                 warn!(
                     "corosync has not answered for {JOIN_TIMEOUT:?}; \
                      only what runs here can be fenced until it does"
                 );
                 // It may have answered by now.
                 let lost = |state: &mut ClusterState| {
-                    if state.claims.is_looking() { state.claims.lost() } else { Vec::new() }
+                    if state.claims.is_joining() { state.claims.lost() } else { Vec::new() }
                 };
                 self.apply(lost);
             }

@@ -219,9 +219,9 @@ impl Cluster {
 impl Cluster {
     /// Publishes changes of this host's domains. Nothing is published before all of them are known: else
     /// other hosts would believe that a domain which is not read yet is not here.
-    pub(super) fn publish(&self, changes: Vec<OwnChange>, is_whole: bool) {
+    pub(super) fn publish(&self, changes: Vec<OwnChange>, is_complete: bool) {
         let mut state = self.state();
-        let was_whole = mem::replace(&mut state.is_own_whole, is_whole);
+        let was_complete = mem::replace(&mut state.is_own_complete, is_complete);
         for (uuid, own) in changes {
             let message = match &own {
                 Some(own) => HostMessage::Domain(published(uuid, own.clone())),
@@ -234,11 +234,11 @@ impl Cluster {
                 }
                 None => drop(state.own.remove(&uuid)),
             }
-            if state.me.is_some() && was_whole {
+            if state.me.is_some() && was_complete {
                 self.send(&message);
             }
         }
-        if is_whole && !was_whole {
+        if is_complete && !was_complete {
             self.publish_all(&state);
         }
         drop(state);
@@ -246,7 +246,7 @@ impl Cluster {
     }
 
     fn publish_all(&self, state: &ClusterState) {
-        if state.me.is_some() && state.is_own_whole {
+        if state.me.is_some() && state.is_own_complete {
             let own: Vec<PublishedDomain> =
                 state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
             for part in HostMessage::inventory(&own) {

@@ -38,7 +38,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Messages, and their bytes, that wait for corosync. More means that corosync does not keep up: the link is
 /// lost.
 const WAITING: (usize, usize) = (8192, 16 << 20);
-/// Messages that are sent before the thread looks at what came.
+/// Messages that are sent before the thread reads the messages that came.
 const BATCH: usize = 64;
 /// Events that wait for the daemon. Then corosync waits.
 const EVENTS: usize = 64;
@@ -454,7 +454,7 @@ impl LinkThread {
         // Rounded up: else the last millisecond would be spent in a loop.
         let timeout = timeout.map(|it| it + Duration::from_millis(1));
         let timeout = timeout.map_or(PollTimeout::NONE, |it| it.try_into().unwrap_or(PollTimeout::MAX));
-        // Interrupted, or nothing in time: the caller looks at everything anyway.
+        // Interrupted, or nothing in time: the caller checks everything anyway.
         let is_some = poll(&mut polled, timeout).is_ok_and(|it| it > 0);
         if is_some && polled.last().and_then(PollFd::any) == Some(true) {
             // In this order: a byte that came in between would be read, and the bell be taken for rung for

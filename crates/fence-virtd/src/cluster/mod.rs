@@ -81,7 +81,7 @@ impl Cluster {
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
             own: BTreeMap::new(),
-            is_own_whole: false,
+            is_own_complete: false,
             directory: Directory::default(),
             legacy: LegacyHosts::new(),
             ring: BTreeSet::new(),
@@ -111,9 +111,9 @@ impl Cluster {
     pub(crate) fn serve(self: &Arc<Self>, started: LinkEvents, service: &Arc<Service>) {
         let _ = self.service.set(Arc::downgrade(service));
         let cluster = Arc::downgrade(self);
-        OwnDomains::follow(self.local.hypervisors(), move |changes, is_whole| {
+        OwnDomains::follow(self.local.hypervisors(), move |changes, is_complete| {
             if let Some(cluster) = cluster.upgrade() {
-                cluster.publish(changes, is_whole);
+                cluster.publish(changes, is_complete);
             }
         });
         tokio::spawn(Arc::clone(self).run_dispatcher(started.events, started.legacy_events));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! This host's own domains, as the other hosts are to know them.
 //!
-//! One task for each hypervisor follows libvirt's events and looks at the domains that they name, and at all
-//! of them after each connection. What several hypervisors have is merged here. Changes go to whoever
-//! publishes them; no request comes here. It must never answer for a domain: what is told may be a moment
-//! old.
+//! One task for each hypervisor follows libvirt's events. The task reads the domains that they name, and all
+//! domains after each connection. The domains of several hypervisors are merged here. Changes go to the
+//! publisher; no request comes here. This module must never answer for a domain: a published state may be a
+//! moment old.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -51,24 +51,24 @@ pub(crate) struct OwnDomains {
 #[derive(Default)]
 struct MergedDomains {
     /// Domains of each hypervisor.
-    seen: Vec<HashMap<Uuid, OwnDomain>>,
+    by_hypervisor: Vec<HashMap<Uuid, OwnDomain>>,
     /// True for each hypervisor that was read.
-    looked_at: Vec<bool>,
+    is_read: Vec<bool>,
     /// Published domains.
     merged: BTreeMap<Uuid, OwnDomain>,
 }
 
 impl OwnDomains {
-    /// Follows the hypervisors for ever. `publish` is told every change, in order, one call at a time, and
-    /// whether all hypervisors have been looked at by now; it must not wait and not call back. Must run
-    /// inside the runtime.
+    /// Follows the hypervisors for ever. `publish` gets every change, in order, one call at a time, and true
+    /// if all hypervisors have been read by now. It must not wait and not call back. Must run inside the
+    /// runtime.
     pub(crate) fn follow(
         hypervisors: &[Arc<Hypervisor>],
         publish: impl Fn(Vec<OwnChange>, bool) + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let seen = hypervisors.iter().map(|_| HashMap::new()).collect();
-        let looked_at = hypervisors.iter().map(|_| false).collect();
-        let state = MergedDomains { seen, looked_at, merged: BTreeMap::new() };
+        let by_hypervisor = hypervisors.iter().map(|_| HashMap::new()).collect();
+        let is_read = hypervisors.iter().map(|_| false).collect();
+        let state = MergedDomains { by_hypervisor, is_read, merged: BTreeMap::new() };
         let this = Arc::new(Self { state: Mutex::new(state), publish: Box::new(publish) });
         for (place, hypervisor) in hypervisors.iter().enumerate() {
             let own = Arc::clone(&this);
@@ -81,13 +81,13 @@ impl OwnDomains {
     fn take_reading(&self, place: usize, reading: HypervisorReading<OwnDomain>) {
         let mut state = lock(&self.state);
         let state = &mut *state;
-        let is_whole = matches!(reading, HypervisorReading::Everything(_));
-        let is_first = is_whole && !std::mem::replace(&mut state.looked_at[place], true);
-        let changed = reading.apply_to(&mut state.seen[place], |uuid| uuid);
+        let is_complete = matches!(reading, HypervisorReading::Everything(_));
+        let is_first = is_complete && !std::mem::replace(&mut state.is_read[place], true);
+        let changed = reading.apply_to(&mut state.by_hypervisor[place], |uuid| uuid);
         let changes = state.merge(changed.into_iter().collect());
         if !changes.is_empty() || is_first {
             // Under the lock: changes of two hypervisors must not overtake each other.
-            (self.publish)(changes, state.looked_at.iter().all(|it| *it));
+            (self.publish)(changes, state.is_read.iter().all(|it| *it));
         }
     }
 }
@@ -96,7 +96,8 @@ impl MergedDomains {
     fn merge(&mut self, touched: BTreeSet<Uuid>) -> Vec<OwnChange> {
         let mut changes = Vec::new();
         for uuid in touched {
-            let now = self.seen.iter().filter_map(|it| it.get(&uuid)).max_by_key(|it| it.power).cloned();
+            let now =
+                self.by_hypervisor.iter().filter_map(|it| it.get(&uuid)).max_by_key(|it| it.power).cloned();
             if self.merged.get(&uuid) != now.as_ref() {
                 match &now {
                     Some(own) => drop(self.merged.insert(uuid, own.clone())),
@@ -152,7 +153,7 @@ impl DomainFollower for OwnFollower {
         tokio::time::sleep(REFRESH).await;
         let state = lock(&self.own.state);
         let went_off = |own: &OwnDomain| matches!(own.power, OwnPower::WentOff | OwnPower::Gone);
-        let seen = state.seen[self.place].iter().filter(|(_, own)| went_off(own));
+        let seen = state.by_hypervisor[self.place].iter().filter(|(_, own)| went_off(own));
         seen.map(|(uuid, _)| *uuid).collect()
     }
 }

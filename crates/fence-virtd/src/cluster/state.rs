@@ -62,7 +62,7 @@ pub(super) struct ClusterState {
     pub(super) nodes: BTreeMap<u32, Option<String>>,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
     /// True when every hypervisor of this host was read: `own` is then complete.
-    pub(super) is_own_whole: bool,
+    pub(super) is_own_complete: bool,
     pub(super) directory: Directory,
     /// This host's claims and its replica.
     pub(super) claims: ClusterArbiter,

@@ -351,9 +351,9 @@ fn alone_a_host_decides_by_itself() {
     let first = net.shoot(0, "b", None);
     // It may still find the others.
     assert_eq!(net.done(0), []);
-    assert!(net.hosts[0].is_looking());
+    assert!(net.hosts[0].is_joining());
     net.does(0, |it, _| it.lost());
-    assert!(!net.hosts[0].is_looking());
+    assert!(!net.hosts[0].is_joining());
     // That is no news.
     net.does(0, |it, _| it.lost());
     assert_eq!(net.done(0), [ClaimEffect::Run(first)]);
