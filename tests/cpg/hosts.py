@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 
-from lab import corosync, net, programs
+from lab import corosync, net, process, programs
 from lab.cpg_member import Member
 from lab.corosync import PATIENCE
 from lab.hypervisor import Pretended, until
@@ -40,7 +40,7 @@ class Host(corosync.Machine):
         self.hosts, self.number = hosts, number
         self.group = f"225.0.1.{number}"
         self.hypervisor = Pretended(None)
-        self.daemon, self.waker, self.side, self._served = None, None, None, 0
+        self.daemon, self.waker, self.side, self._served, self._daemon_end = None, None, None, 0, None
 
     # -- its domains --------------------------------------------------------------------------------------
 
@@ -129,12 +129,15 @@ class Host(corosync.Machine):
 
     def kill(self):
         """Its power fails: corosync and daemon are gone at once. What becomes of its domains the test says."""
+        runs = self.daemon and self.daemon.process.poll() is None
+        self._daemon_end = process.Process(self.daemon.pid) if runs else None
         super().kill()
-        self.daemon = self.waker = None
+        self.daemon = self.waker = self._daemon_end = None
 
     def _gone(self):
         # A stopped nsenter, which stops with its child, keeps a dead child, and that keeps the namespace.
-        if self.daemon:
+        # Not before the child is dead: nsenter, once it goes on, lets its child go on, and that would do its work.
+        if self._daemon_end and self._daemon_end.ended():
             self.daemon.process.send_signal(signal.SIGCONT)
         return super()._gone()
 
