@@ -13,6 +13,7 @@
 //! secrets are masked.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,10 @@ use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
 use fence_core::domain::{PowerAction, PowerState};
 use fence_wire::escaped;
 use tokio::sync::Semaphore;
-use tokio::time::timeout_at;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
+use super::cached::{CachedRun, RunResult};
 use super::run::{AgentAction, FinishedRun, PreparedRun, RunContext, StatusReply};
 use super::slots::{RunPurpose, RunSlots};
 use crate::observe::agent_runs::AgentRuns;
@@ -68,18 +69,18 @@ pub(super) struct FenceDevice {
     pub(super) limits: DeviceLimits,
     slots: RunSlots,
     runs: AgentRuns,
-    metadata: tokio::sync::Mutex<Option<Cached<Arc<Metadata>>>>,
-    /// Failures of `monitor`, by the fingerprint of program and options. Locked while `monitor` runs, so
-    /// that others wait for the result.
-    monitors: Mutex<HashMap<u64, CachedFailure>>,
-    listing: tokio::sync::Mutex<Option<(Instant, ListResult)>>,
+    /// Metadata, and the fingerprint of the program that has it.
+    metadata: CachedRun<(u64, Result<Arc<Metadata>, String>)>,
+    /// Results of `monitor`, by the fingerprint of program and options.
+    monitors: Mutex<HashMap<u64, Arc<MonitorRun>>>,
+    listing: CachedRun<ListResult>,
     /// Permits to read the files of the device.
     files: Arc<Semaphore>,
     memory: Mutex<DeviceMemory>,
 }
 
-/// Time and reason of a failure.
-type CachedFailure = Arc<tokio::sync::Mutex<Option<(Instant, String)>>>;
+/// Success of `monitor`, or its failure in words.
+type MonitorRun = CachedRun<Result<(), String>>;
 
 /// A list, or the reason why there is none.
 type ListResult = Result<Arc<PlugList>, ListUnavailable>;
@@ -109,13 +110,6 @@ struct DeviceMemory {
     listed: Option<Arc<PlugList>>,
 }
 
-/// Fact about a program and its options.
-struct Cached<T> {
-    fingerprint: u64,
-    when: Instant,
-    what: Result<T, String>,
-}
-
 impl FenceDevice {
     pub(super) fn new(place: usize, it: &AgentDevice, slots: RunSlots, runs: AgentRuns) -> Self {
         let agent = match &it.agent {
@@ -135,9 +129,9 @@ impl FenceDevice {
             limits: DeviceLimits { timeout: it.timeout, status: it.status_timeout * 3, retries: it.retries },
             slots,
             runs,
-            metadata: tokio::sync::Mutex::default(),
+            metadata: CachedRun::default(),
             monitors: Mutex::default(),
-            listing: tokio::sync::Mutex::default(),
+            listing: CachedRun::default(),
             files: Arc::new(Semaphore::new(MAX_LOOKS_AT_FILES)),
             memory: Mutex::default(),
         }
@@ -279,27 +273,25 @@ impl FenceDevice {
     async fn plugs(&self, age: Duration, context: RunContext<'_>) -> ListResult {
         let context = context.within(Instant::now() + self.status_timeout);
         let asked = Instant::now();
-        let waiting = timeout_at(context.until.into(), self.listing.lock()).await;
-        let mut known =
-            waiting.map_err(|_| ListUnavailable::Unheard("its list is not there in time".to_owned()))?;
-        if let Some((when, plugs)) = &*known {
+        let is_valid = |when: Instant, plugs: &ListResult| {
             let age = age.min(if plugs.is_ok() { LIST_TTL } else { FAILURE_TTL });
-            // One that was made while we waited is new enough.
-            if *when >= asked || when.elapsed() < age {
-                return plugs.clone();
+            // A list that was made while we waited is new enough.
+            when >= asked || when.elapsed() < age
+        };
+        let run = async {
+            let plugs = self.list(context).await.map(Arc::new);
+            if let Ok(plugs) = &plugs {
+                lock(&self.memory).listed = Some(Arc::clone(plugs));
             }
-        }
-        let plugs = self.list(context).await.map(Arc::new);
-        if let Ok(plugs) = &plugs {
-            lock(&self.memory).listed = Some(Arc::clone(plugs));
-        }
-        *known = Some((Instant::now(), plugs.clone()));
-        plugs
+            RunResult::Keep(plugs)
+        };
+        let plugs = self.listing.get(context.until, is_valid, run).await;
+        plugs.ok_or_else(|| ListUnavailable::Unheard("its list is not there in time".to_owned()))?
     }
 
     /// Returns whether the last list failed, or is being made now.
     pub(super) fn has_no_list(&self) -> bool {
-        self.listing.try_lock().map_or(true, |it| !matches!(&*it, Some((_, Ok(_)))))
+        !matches!(self.listing.last(), Some(Ok(_)))
     }
 
     /// Returns the last list, however old.
@@ -336,7 +328,7 @@ impl FenceDevice {
     /// Forgets the list, so that the next caller gets a new one.
     #[cfg(test)]
     pub(super) async fn forget_list(&self) {
-        *self.listing.lock().await = None;
+        self.listing.forget().await;
     }
 
     async fn list(&self, context: RunContext<'_>) -> Result<PlugList, ListUnavailable> {
@@ -385,27 +377,27 @@ impl FenceDevice {
         if is_proven() {
             return Ok(());
         }
-        let failure = {
+        let last = {
             let mut all = lock(&self.monitors);
             if all.len() >= MAX_PROVEN {
                 all.clear();
             }
             Arc::clone(all.entry(print).or_default())
         };
-        let waiting = timeout_at(context.until.into(), failure.lock()).await;
-        let mut failed = waiting.map_err(|_| "it did not end in time".to_owned())?;
-        if is_proven() {
-            return Ok(());
-        }
-        if let Some((when, why)) = &*failed
-            && when.elapsed() < FAILURE_TTL
-        {
-            return Err(why.clone());
-        }
-        let result = self.monitor(Some(plug), context).await;
-        *failed = result.as_ref().err().map(|why| (Instant::now(), why.clone()));
-        result?;
-        if is_proven() { Ok(()) } else { Err(CHANGED.to_owned()) }
+        // A success counts by the evidence that it left, which grows old.
+        let is_valid = |when: Instant, result: &Result<(), String>| {
+            !is_proven() && result.is_err() && when.elapsed() < FAILURE_TTL
+        };
+        let run = async {
+            if is_proven() {
+                return RunResult::Discard(Ok(()));
+            }
+            match self.monitor(Some(plug), context).await {
+                Ok(()) if !is_proven() => RunResult::Discard(Err(CHANGED.to_owned())),
+                result => RunResult::Keep(result),
+            }
+        };
+        last.get(context.until, is_valid, run).await.ok_or_else(|| "it did not end in time".to_owned())?
     }
 
     /// Returns the plug for `monitor`.
@@ -417,14 +409,21 @@ impl FenceDevice {
     pub(super) async fn metadata(&self, context: RunContext<'_>) -> Result<Arc<Metadata>, String> {
         let context = context.within(Instant::now() + self.status_timeout);
         let (path, print) = self.find(context.until).await?;
-        let waiting = timeout_at(context.until.into(), self.metadata.lock()).await;
-        let mut known = waiting.map_err(|_| "its metadata is not there in time".to_owned())?;
-        if let Some(known) = &*known
-            && known.fingerprint == print
-            && (known.what.is_ok() || known.when.elapsed() < FAILURE_TTL)
-        {
-            return known.what.clone();
-        }
+        let is_valid = |when: Instant, last: &(u64, Result<Arc<Metadata>, String>)| {
+            last.0 == print && (last.1.is_ok() || when.elapsed() < FAILURE_TTL)
+        };
+        let run = self.run_metadata(path, print, context);
+        let metadata = self.metadata.get(context.until, is_valid, run).await;
+        metadata.ok_or_else(|| "its metadata is not there in time".to_owned())?.1
+    }
+
+    /// Runs `metadata` of the program with this path and fingerprint.
+    async fn run_metadata(
+        &self,
+        path: PathBuf,
+        print: u64,
+        context: RunContext<'_>,
+    ) -> RunResult<(u64, Result<Arc<Metadata>, String>)> {
         let ready = PreparedRun {
             path,
             input: Zeroizing::new(b"action=metadata\n".to_vec()),
@@ -435,7 +434,7 @@ impl FenceDevice {
         let done = self.run_ready(AgentAction::Metadata, ready, context).await;
         let what = match &done.ended {
             // No time, no place: that says nothing of the agent.
-            AgentRunEnd::NotRun(_) => return Err(done.words()),
+            AgentRunEnd::NotRun(_) => return RunResult::Discard((print, Err(done.words()))),
             AgentRunEnd::Exit(0) if !done.is_cut => {
                 Metadata::parse(&done.output).map_err(|it| it.to_string())
             }
@@ -448,8 +447,6 @@ impl FenceDevice {
         let what = what.or_else(|why| {
             if matches!(done.ended, AgentRunEnd::Exit(_)) { Ok(Metadata::default()) } else { Err(why) }
         });
-        let what = what.map(Arc::new);
-        *known = Some(Cached { fingerprint: print, when: Instant::now(), what: what.clone() });
-        what
+        RunResult::Keep((print, what.map(Arc::new)))
     }
 }

@@ -7,6 +7,7 @@
 //! the one that was found.
 
 mod aftermath;
+mod cached;
 mod course;
 mod device;
 pub(crate) mod examine;
@@ -31,6 +32,7 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use self::aftermath::PendingEffects;
+use self::cached::{CachedRun, RunResult};
 use self::course::{LastReply, PlanRunner, PowerChange};
 use self::device::FenceDevice;
 pub(crate) use self::program::DIRECTORIES;
@@ -65,7 +67,7 @@ pub(crate) struct AgentBackend {
     /// Domains that were found, and their plugs then: by UUID and name.
     bound: Mutex<HashMap<(String, String), BoundPlugs>>,
     /// Result of each device's `monitor`.
-    health: tokio::sync::Mutex<Option<(Instant, Vec<Option<String>>)>>,
+    health: CachedRun<Vec<Option<String>>>,
 }
 
 struct BoundPlugs {
@@ -85,7 +87,7 @@ impl AgentBackend {
             settings: settings.devices.clone(),
             reboot_starts: settings.reboot_starts,
             bound: Mutex::default(),
-            health: tokio::sync::Mutex::default(),
+            health: CachedRun::default(),
         });
         (backend, runs)
     }
@@ -400,22 +402,14 @@ impl AgentBackend {
     }
 
     async fn look_at_health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
-        let waiting = timeout_at(until.into(), self.health.lock()).await;
-        let busy = |_| ActionError::Unavailable("the devices' monitors have not ended in time".to_owned());
-        let mut known = waiting.map_err(busy)?;
-        let lines = match &*known {
-            // One that failed may be well again.
-            Some((when, lines))
-                if when.elapsed() < if lines.iter().any(Option::is_some) { LIST_AGE } else { HEALTH_TTL } =>
-            {
-                lines.clone()
-            }
-            _ => {
-                let lines = self.monitor_all(until).await;
-                *known = Some((Instant::now(), lines.clone()));
-                lines
-            }
+        let is_valid = |when: Instant, lines: &Vec<Option<String>>| {
+            // A device that failed may be well again.
+            when.elapsed() < if lines.iter().any(Option::is_some) { LIST_AGE } else { HEALTH_TTL }
         };
+        let run = async { RunResult::Keep(self.monitor_all(until).await) };
+        let lines = self.health.get(until, is_valid, run).await;
+        let busy = || ActionError::Unavailable("the devices' monitors have not ended in time".to_owned());
+        let lines = lines.ok_or_else(busy)?;
         let failed: Vec<String> = lines.into_iter().flatten().collect();
         if failed.len() == self.devices.len() {
             return Err(ActionError::Unavailable(failed.join("; ")));
