@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The mutual challenge, classic and sealed: whatever a peer sends, it is not believed without the key.
+//! The mutual challenge, classic and sealed: without the key, no bytes of a peer are believed.
 #![no_main]
 
 use fence_wire::{
@@ -13,7 +13,7 @@ fuzz_target!(|data: (u8, [u8; 64], [u8; 64], [u8; 64], u8, &[u8])| {
     let key = Key::new(b"the key of the fuzzer").expect("long enough");
     let mode = Mode::new(mode, &key);
     let Ok((_, host)) = mode.host(&key).answer(&theirs) else {
-        // Classic hosts do not hash what begins like a packet.
+        // Classic hosts do not hash a challenge that begins like a packet.
         assert!(mode.sealed.is_none() && theirs[0] <= 6 && (1..=3).contains(&theirs[1]));
         return;
     };
@@ -22,7 +22,7 @@ fuzz_target!(|data: (u8, [u8; 64], [u8; 64], [u8; 64], u8, &[u8])| {
         Err(_) => assert_eq!(theirs, ours),
     }
     assert!(mode.client(&key, ours).verify(&answer).is_err());
-    // Two that hold the key believe each other.
+    // Two sides that hold the key believe each other.
     if theirs == ours {
         return;
     }
@@ -37,7 +37,7 @@ fuzz_target!(|data: (u8, [u8; 64], [u8; 64], [u8; 64], u8, &[u8])| {
     let response = writer.response(Response::Failure);
     assert_eq!(seal.is_sealed(), mode.sealed.is_some());
     assert_eq!(response.len(), if seal.is_sealed() { 1 + HASH_LEN } else { 1 });
-    // Whatever the fuzzer makes of the response: only the very bytes that the host sent are believed.
+    // The fuzzer changes the response: only the exact bytes that the host sent are believed.
     if let Some(genuine) = response.last_chunk::<HASH_LEN>() {
         let mut theirs = response[..1].to_vec();
         theirs[0] ^= byte;

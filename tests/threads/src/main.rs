@@ -4,15 +4,15 @@
 //!     fence-virt-threads SCHEDULES SEED
 //!
 //! Every schedule is a small scene drawn anew: two to four requests of two or three domains, each with a fate
-//! of its own. At every lock that is taken or given back the scheduler chooses who goes on. Half of the
-//! schedules are random walks, half are chosen by priorities that change a few times (PCT), which finds what
-//! takes few, but the right, changes. In each: nobody waits for ever (shuttle reports a deadlock, and whoever
-//! takes a lock twice), what conflicts is never in flight at once, every request ends, and nothing is left
-//! behind.
+//! of its own. At every lock that is taken or released the scheduler chooses the next thread. Half of the
+//! schedules are random walks. Half are chosen by priorities that change a few times (PCT): that finds faults
+//! that need few changes, but the right ones. Four things must hold in each schedule: no thread waits for
+//! ever (shuttle reports a deadlock, and a thread that takes a lock twice), conflicting requests are never in
+//! flight at once, every request ends, and nothing is left behind.
 //!
-//! `tokio`'s channels are those of the daemon: their insides are one step here.
+//! The channels are those of `tokio`, as in the daemon: a call of one is one step here.
 
-// The scenes do not use all of it.
+// The scenes use only a part of these modules.
 #[allow(dead_code)]
 #[path = "../../../crates/fence-virtd/src/service/cluster_port.rs"]
 mod cluster_port;
@@ -37,7 +37,7 @@ use turns::{GrantQueue, RunPermit};
 
 /// Changes of priority in one schedule of PCT.
 const DEPTH: usize = 4;
-/// No request of these scenes lives that long; what waits ends when the time is said to be later.
+/// Deadline of each request, which no scene reaches. Scenes with a late moment tick the queue beyond it.
 const DEADLINE: Duration = Duration::from_secs(3600);
 
 /// Schedules that ran, for the report of a failure.
@@ -64,11 +64,11 @@ fn main() {
 
 fn scene() {
     RAN.fetch_add(1, Ordering::Relaxed);
-    if thread_rng().gen_ratio(1, 4) { shoot_each_other() } else { anything() }
+    if thread_rng().gen_ratio(1, 4) { fence_each_other() } else { anything() }
 }
 
-/// Two with known sources shoot each other, and nothing goes wrong: exactly one of them is seen off.
-fn shoot_each_other() {
+/// Two domains with known sources fence each other, and nothing fails: exactly one of them is seen off.
+fn fence_each_other() {
     let stage = Stage::new();
     let shots = [("a", "b"), ("b", "a")].map(|(source, target)| Cast {
         source: RequestSource::Known(source.to_owned()),
@@ -80,7 +80,7 @@ fn shoot_each_other() {
     assert_eq!(survivors, 1, "not one survivor");
 }
 
-/// Any requests, any ends.
+/// Random requests with random fates.
 fn anything() {
     let mut dice = thread_rng();
     let names = &["a", "b", "c"][..dice.gen_range(2..4)];
@@ -96,7 +96,7 @@ fn anything() {
             fate: match dice.gen_range(0..8) {
                 0 => Fate::HangsUpAtOnce,
                 1 | 2 => Fate::HangsUpWhileItWaits,
-                3 => Fate::NeverLooks,
+                3 => Fate::NeverAwaited,
                 4 => Fate::Abandons,
                 5 => Fate::Fails,
                 _ => Fate::Done,
@@ -133,7 +133,7 @@ enum Fate {
     /// The client leaves at any moment before the grant.
     HangsUpWhileItWaits,
     /// The request is dropped after it was superseded.
-    NeverLooks,
+    NeverAwaited,
     /// The client's proof fails.
     Abandons,
     /// The request runs, and the target is never seen off.
@@ -153,12 +153,12 @@ enum End {
     SeenOff,
 }
 
-/// The turns, and who is in flight.
+/// The queue of grants, and the requests in flight.
 struct Stage {
     queue: Arc<GrantQueue>,
-    /// By number: source, peer, work, and whether its target was seen off. Not shuttle's mutex: looking must
-    /// not change the schedules.
+    /// Requests in flight by number. Not shuttle's mutex: these checks must not change the schedules.
     in_flight: Mutex<BTreeMap<u64, ArbiterRequest>>,
+    /// Requests whose target was seen off and that have not finished yet, by number.
     seen_off: Mutex<BTreeMap<u64, ArbiterRequest>>,
 }
 
@@ -167,7 +167,8 @@ impl Stage {
         Arc::new(Self { queue: Arc::default(), in_flight: Mutex::default(), seen_off: Mutex::default() })
     }
 
-    /// Each request by a thread of its own; with `late` there comes a moment when all that wait are too late.
+    /// Runs each request on a thread of its own. With `late` a moment comes when all waiting requests are too
+    /// late.
     fn play(self: &Arc<Self>, cast: Vec<Cast>, late: bool) -> Vec<End> {
         let now = Instant::now();
         let mut actors = Vec::new();
@@ -177,7 +178,7 @@ impl Stage {
             if matches!(fate, Fate::HangsUpWhileItWaits) {
                 clients.push(thread::spawn(move || drop(client)));
             } else {
-                // Its end is never heard: it stays to the end.
+                // This client stays to the end: its hang-up must never be heard.
                 clients.push(thread::spawn(move || std::mem::forget(client)));
             }
             let request = ArbiterRequest { id, work, source, peer, arrived: now, deadline: now + DEADLINE };
@@ -201,11 +202,11 @@ impl Stage {
         };
         let grant = match fate {
             Fate::HangsUpAtOnce => return End::Left,
-            Fate::NeverLooks => {
+            Fate::NeverAwaited => {
                 queued.withdraw(Rejection::Superseded);
                 return End::Left;
             }
-            // As the service does it.
+            // The service waits in the same way.
             _ => future::block_on(async {
                 tokio::select! {
                     biased;
@@ -229,8 +230,8 @@ impl Stage {
     }
 
     fn run(&self, permit: RunPermit, request: &ArbiterRequest, fate: Fate) -> End {
-        self.enters(request);
-        // A moment in which others may run.
+        self.enter(request);
+        // Other threads may run here.
         thread::yield_now();
         let request = lock(&self.in_flight).remove(&request.id).expect("it is in flight");
         match fate {
@@ -254,7 +255,7 @@ impl Stage {
     }
 
     /// Checks that conflicting requests are never in flight at once: see the head of the arbiter.
-    fn enters(&self, newer: &ArbiterRequest) {
+    fn enter(&self, newer: &ArbiterRequest) {
         let mut in_flight = lock(&self.in_flight);
         for older in in_flight.values() {
             assert!(
@@ -280,15 +281,15 @@ fn same_target(a: &ArbiterRequest, b: &ArbiterRequest) -> bool {
     target(a).is_some() && target(a) == target(b)
 }
 
-/// Both take something down, and the target of one may be where the other comes from.
+/// Returns whether both power a domain off, and the target of one may be the source of the other.
 fn conflict(a: &ArbiterRequest, b: &ArbiterRequest) -> bool {
     let takes_down =
         |it: &ArbiterRequest| matches!(it.work, ArbitratedAction::Off(_) | ArbitratedAction::Reboot(_));
-    let shoots = |a: &ArbiterRequest, b: &ArbiterRequest| match &b.source {
+    let hits = |a: &ArbiterRequest, b: &ArbiterRequest| match &b.source {
         RequestSource::Known(source) => target(a) == Some(source),
         RequestSource::Unknown => a.peer.is_none() || a.peer != b.peer,
     };
-    takes_down(a) && takes_down(b) && (shoots(a, b) || shoots(b, a))
+    takes_down(a) && takes_down(b) && (hits(a, b) || hits(b, a))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

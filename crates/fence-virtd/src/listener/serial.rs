@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The serial listener: serial ports and VM channels of running domains.
 //!
-//! QEMU listens on a UNIX socket for each such port, and we connect to it: the socket tells which domain
-//! asks, so there is neither key nor challenge. One task follows the running domains
-//! ([`crate::hypervisor::inventory`]); each socket is a task of its own ([`connection`]), which lives as
-//! long as its domain runs and connects again by itself.
+//! QEMU listens on a UNIX socket for each such port, and we connect to it. The socket tells which domain is
+//! the source, so there is neither key nor challenge. One task follows the running domains
+//! ([`crate::hypervisor::inventory`]). Each socket is a task of its own ([`connection`]), which lives as long
+//! as its domain runs and connects again by itself.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -27,12 +27,13 @@ use crate::service::Service;
 
 mod connection;
 
-/// Channels that are ours by their name.
+/// Beginning of the names of channels that this listener serves.
 const CHANNEL_NAMES: &str = "org.clusterlabs.fence_virt.";
-/// Channels that must never be touched: whoever connects to the guest agent's takes it from libvirt.
+/// Beginning of the names of channels that we must never touch: a connection to the guest agent's channel
+/// takes it from libvirt.
 const GUEST_AGENT: &str = "org.qemu.guest_agent.";
 
-/// The listener.
+/// The serial listener. The module's head describes it.
 pub(crate) struct Serial {
     service: Arc<Service>,
     rules: Arc<CurrentRules>,
@@ -42,7 +43,10 @@ pub(crate) struct Serial {
 }
 
 impl Serial {
-    /// Finds the hypervisor; an error when it can't be reached now. Must run inside the runtime.
+    /// Finds the hypervisor. Must run inside the runtime.
+    ///
+    /// # Errors
+    /// The hypervisor can't be reached now.
     pub(crate) async fn start(
         settings: &Settings,
         service: Arc<Service>,
@@ -62,8 +66,8 @@ impl Serial {
 
     /// Serves for ever.
     pub(crate) async fn run(mut self) {
-        // A line ends when its sender is dropped: after the request that is under way, which may be about
-        // this very domain.
+        // A line ends when its sender is dropped, but only after the request in flight: that may be about the
+        // line's own domain.
         let mut lines: HashMap<(String, PathBuf), watch::Sender<()>> = HashMap::new();
         loop {
             let wanted = self.wanted();
@@ -108,7 +112,7 @@ impl Serial {
     }
 }
 
-/// Whether requests may come by this port.
+/// Returns whether requests may come by this port.
 pub(crate) fn is_ours(port: &GuestPort, mode: SerialMode, directory: Option<&Path>) -> bool {
     let lies_there = |directory: &Path| port.path.parent() == Some(directory);
     match (mode, &port.kind) {

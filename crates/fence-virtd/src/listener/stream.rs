@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What TCP and vsock have in common: a client connects, sends its request packet, and the conversation
-//! follows on the same stream.
+//! Common part of the TCP and vsock listeners: a client connects, sends its request packet, and the
+//! conversation follows on the same stream.
 //!
 //! One task accepts and never waits for a peer; each connection is a task of its own. It must never look at
 //! domains.
@@ -26,22 +26,22 @@ use crate::request::job::Arrival;
 use crate::service::Service;
 use fence_core::access::Identity;
 
-/// After an accept that failed for lack of something (descriptors, memory).
-const BREATH: Duration = Duration::from_millis(50);
+/// Pause after an accept that failed for lack of resources (descriptors, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A transport on which clients connect to us.
 pub(crate) trait Transport: Send + Sync + 'static {
-    /// Its name in logs and in the configuration.
+    /// Name of the transport in logs and in the configuration.
     const NAME: &'static str;
     /// One connection.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
-    /// Who is at its other end, as far as the limits care: without the port.
+    /// Address of the peer by which connections are limited: without the port.
     type Peer: Copy + Eq + Hash + Display + Send + Sync + 'static;
 
-    /// The next connection, with the peer's whole address for people.
+    /// Returns the next connection, with the peer's address and its whole address for logs.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer, String)>> + Send;
 
-    /// What is known of the peer.
+    /// Returns the proved facts of the peer.
     fn identify(&self, peer: Self::Peer) -> impl Future<Output = Identity> + Send;
 }
 
@@ -50,13 +50,13 @@ pub(crate) struct StreamListener<T: Transport> {
     transport: T,
     service: Arc<Service>,
     rules: Arc<CurrentRules>,
-    places: Arc<AdmissionTable<T::Peer>>,
+    admissions: Arc<AdmissionTable<T::Peer>>,
 }
 
 impl<T: Transport> StreamListener<T> {
     pub(crate) fn new(transport: T, service: Arc<Service>, rules: Arc<CurrentRules>) -> Arc<Self> {
-        let places = AdmissionTable::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
-        Arc::new(Self { transport, service, rules, places })
+        let admissions = AdmissionTable::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
+        Arc::new(Self { transport, service, rules, admissions })
     }
 
     /// Serves for ever.
@@ -65,19 +65,18 @@ impl<T: Transport> StreamListener<T> {
             let (stream, peer, name) = match self.transport.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // A connection that broke before we took it, or a system that is out of something: either
-                    // passes.
+                    // The connection broke before we took it, or the system lacks resources: neither lasts.
                     self.service.drops.note(T::NAME, "accept", &"the system", &error);
-                    tokio::time::sleep(BREATH).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let place = match self.places.take(peer, Instant::now()) {
-                Admission::Granted(place) => place,
-                Admission::GrantedByEvicting(place, loser) => {
+            let slot = match self.admissions.take(peer, Instant::now()) {
+                Admission::Granted(slot) => slot,
+                Admission::GrantedByEvicting(slot, loser) => {
                     let why = "closed before it sent a request: there were too many connections";
                     self.service.drops.note(T::NAME, "pushed-out", &loser, &why);
-                    place
+                    slot
                 }
                 Admission::Refused => {
                     let why = "too many requests are under way";
@@ -85,7 +84,7 @@ impl<T: Transport> StreamListener<T> {
                     continue;
                 }
             };
-            tokio::spawn(Arc::clone(&self).serve(stream, peer, name, place));
+            tokio::spawn(Arc::clone(&self).serve(stream, peer, name, slot));
         }
     }
 
@@ -94,15 +93,15 @@ impl<T: Transport> StreamListener<T> {
         mut stream: T::Stream,
         peer: T::Peer,
         name: String,
-        place: AdmissionSlot<T::Peer>,
+        slot: AdmissionSlot<T::Peer>,
     ) {
         let arrived = Instant::now();
         let packet = tokio::select! {
-            packet = self.packet(&mut stream, arrived, &name) => packet,
-            () = place.pushed_out() => return,
+            packet = self.read_packet(&mut stream, arrived, &name) => packet,
+            () = slot.pushed_out() => return,
         };
         let rules = self.rules.now();
-        let Some((place, received)) = packet.and_then(|it| self.checked(&it, &rules, &name, place)) else {
+        let Some((slot, received)) = packet.and_then(|it| self.check_packet(&it, &rules, &name, slot)) else {
             return;
         };
         let proof = PacketProof::of(&received);
@@ -118,13 +117,14 @@ impl<T: Transport> StreamListener<T> {
             action: request.action,
             target: request.target,
         });
-        debug!(id = job.id, peer = %job.peer, action = %job.action, target = %escaped(job.target.as_str()), "heard");
+        let target = escaped(job.target.as_str());
+        debug!(id = job.id, peer = %job.peer, action = %job.action, %target, "heard");
         converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None).await;
-        drop(place);
+        drop(slot);
     }
 
-    /// The first bytes of a connection.
-    async fn packet(
+    /// Reads the request packet; none when it does not arrive whole and in time.
+    async fn read_packet(
         &self,
         stream: &mut T::Stream,
         arrived: Instant,
@@ -147,12 +147,13 @@ impl<T: Transport> StreamListener<T> {
         None
     }
 
-    fn checked(
+    /// Decodes the packet and looks for replays, and settles the slot; none for a packet that is dropped.
+    fn check_packet(
         &self,
         packet: &[u8; REQUEST_LEN],
         rules: &ListenerRules,
         name: &str,
-        place: AdmissionSlot<T::Peer>,
+        slot: AdmissionSlot<T::Peer>,
     ) -> Option<(SettledSlot<T::Peer>, Received)> {
         let received = match Request::decode(packet, rules.minimum, rules.auth.keys.all()) {
             Ok(received) => received,
@@ -161,12 +162,12 @@ impl<T: Transport> StreamListener<T> {
                 return None;
             }
         };
-        // Without a hash there is nothing that a replay could misuse.
+        // A packet without a hash proves nothing, so a replay of it gains nothing.
         if received.hash != HashType::None && !self.service.is_new(packet) {
             let why = "the very same packet was here before";
             self.service.drops.note(T::NAME, "replay", &name, &why);
             return None;
         }
-        Some((place.settle()?, received))
+        Some((slot.settle()?, received))
     }
 }

@@ -31,7 +31,7 @@ impl VsockTransport {
     ) -> Result<Arc<StreamListener<Self>>, StartError> {
         let port = u32::from(settings.port);
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
-            .map_err(|error| StartError::Socket(why(port, &error)))?;
+            .map_err(|error| StartError::Socket(explain(port, &error)))?;
         info!(port, "listening on vsock");
         Ok(StreamListener::new(Self { listener, sources }, service, rules))
     }
@@ -53,11 +53,13 @@ impl Transport for VsockTransport {
     }
 }
 
-fn why(port: u32, error: &io::Error) -> String {
+/// Returns the error with a hint for the administrator.
+fn explain(port: u32, error: &io::Error) -> String {
     let hint = match nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::ENODEV => {
-            "; this kernel has no vsock (is the module vhost_vsock loaded? modprobe vhost_vsock), or the service may not \
-             use it: a drop-in with RestrictAddressFamilies=AF_VSOCK lets it (docs: sandbox.md)"
+            "; this kernel has no vsock (is the module vhost_vsock loaded? modprobe vhost_vsock), or the \
+             service may not use it: a drop-in with RestrictAddressFamilies=AF_VSOCK lets it \
+             (docs: sandbox.md)"
         }
         _ => "",
     };
@@ -71,8 +73,8 @@ mod tests {
     #[test]
     fn a_kernel_without_vsock_is_named() {
         let error = io::Error::from_raw_os_error(nix::errno::Errno::EAFNOSUPPORT as i32);
-        assert!(why(1229, &error).contains("modprobe vhost_vsock"));
+        assert!(explain(1229, &error).contains("modprobe vhost_vsock"));
         let error = io::Error::from_raw_os_error(nix::errno::Errno::EADDRINUSE as i32);
-        assert!(!why(1229, &error).contains("modprobe"));
+        assert!(!explain(1229, &error).contains("modprobe"));
     }
 }

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! One socket of one domain: connected as long as the domain runs, one request after the other.
 //!
-//! An answer carries nothing that says which request it belongs to, so none may be on the line when its asker
-//! is gone: a newer request ends the older one, whose answer is not sent, and an answer that comes too late
-//! is not sent either.
+//! An answer does not name its request. So no answer may be on the line when its client is gone: a newer
+//! request ends the older one, whose answer is not sent. An answer that comes too late is not sent either.
 
 use std::future::Future;
 use std::io;
@@ -34,13 +33,12 @@ use fence_core::access::Identity;
 use fence_core::history::REPEAT_WINDOW;
 
 const NAME: &str = "serial";
-/// A connection that lasted this long was a good one: the next attempt comes soon.
-const GOOD: Duration = Duration::from_secs(5);
-/// How long a socket may be missing before this is said: between a domain's start and QEMU's there is a
-/// moment.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Time after which a connection counts as good: the next attempt comes soon.
+const GOOD_CONNECTION: Duration = Duration::from_secs(5);
+/// Time for which a missing socket is not logged: QEMU opens it a moment after the domain's start.
+const MISSING_SOCKET_GRACE: Duration = Duration::from_secs(3);
 
-/// See the module's head.
+/// The line of one domain. The module's head has its rules.
 pub(super) struct SerialConnection {
     service: Arc<Service>,
     rules: Arc<CurrentRules>,
@@ -53,7 +51,7 @@ pub(super) struct SerialConnection {
     last: Option<(SerialRequest, Instant)>,
 }
 
-/// Where the target stands in a frame.
+/// Range of the target in a frame.
 const TARGET: std::ops::Range<usize> = 6..70;
 
 type Frame = [u8; SERIAL_REQUEST_LEN];
@@ -86,16 +84,16 @@ impl SerialConnection {
                     (said, trouble) = (String::new(), None);
                     let since = Instant::now();
                     self.serve(stream).await;
-                    if since.elapsed() >= GOOD {
+                    if since.elapsed() >= GOOD_CONNECTION {
                         pause = LINE_BACKOFF.0;
                     }
                 }
                 Err(error) => {
                     let passing =
                         matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-                            && trouble.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
-                    let reason = explained(&error);
-                    // Once for each reason: it is tried again every few seconds, perhaps for days.
+                            && trouble.get_or_insert_with(Instant::now).elapsed() < MISSING_SOCKET_GRACE;
+                    let reason = explain(&error);
+                    // One line for each reason: there is an attempt every few seconds, perhaps for days.
                     if !passing && said != reason {
                         warn!(
                             domain = %self.domain, path,
@@ -107,7 +105,7 @@ impl SerialConnection {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = is_gone(&mut self.gone) => break,
+                () = until_gone(&mut self.gone) => break,
             }
             pause = (pause * 2).min(LINE_BACKOFF.1);
         }
@@ -126,7 +124,7 @@ impl SerialConnection {
                 None => {
                     let frame = tokio::select! {
                         frame = input.frame() => frame,
-                        () = is_gone(&mut self.gone) => return,
+                        () = until_gone(&mut self.gone) => return,
                     };
                     match frame {
                         Ok(frame) => match self.read(&frame, &mut input) {
@@ -154,18 +152,18 @@ impl SerialConnection {
             Ok(request) if is_padded(frame) && !ends_with_another(frame) => request,
             Ok(_) => {
                 self.service.drops.note(NAME, "two-frames", &self.domain, &"another frame began inside it");
-                input.look_again(frame);
+                input.rescan(frame);
                 return None;
             }
             Err(error) => {
                 self.service.drops.note(NAME, "frame", &self.domain, &error);
-                input.look_again(frame);
+                input.rescan(frame);
                 return None;
             }
         };
         let now = Instant::now();
         let is_repeated = |(last, since): &(SerialRequest, Instant)| {
-            same(last, &request) && now.saturating_duration_since(*since) < REPEAT_WINDOW
+            is_same(last, &request) && now.saturating_duration_since(*since) < REPEAT_WINDOW
         };
         if self.last.as_ref().is_some_and(is_repeated) {
             debug!(domain = %self.domain, action = %request.action, "repeated");
@@ -175,7 +173,7 @@ impl SerialConnection {
         Some(request)
     }
 
-    /// Carries one request out and answers it, with an eye on the line meanwhile.
+    /// Carries out one request and answers it. Reads the line meanwhile, for a newer request or a hang-up.
     async fn answer(
         &mut self,
         request: SerialRequest,
@@ -213,8 +211,8 @@ impl SerialConnection {
         is(&self.identity.domain) || is(&self.identity.name)
     }
 
-    /// Whether the whole answer went out in time. Half an answer must not be followed by anything: the caller
-    /// hangs up then.
+    /// Sends the answer. Returns whether the whole of it went out in time. If not, the caller hangs up: nothing
+    /// may follow half an answer.
     async fn send(&self, writer: &mut OwnedWriteHalf, answer: &ClientReply, deadline: Instant) -> bool {
         let bytes = match answer {
             ClientReply::Response(response) => serial_response(response.number()).to_vec(),
@@ -245,14 +243,14 @@ impl SerialConnection {
     }
 }
 
-/// The line while one request of it is in flight.
+/// The line while one of its requests is in flight.
 struct LineLink<'a> {
     line: &'a mut SerialConnection,
     input: &'a mut FrameReader,
     writer: &'a mut OwnedWriteHalf,
     /// The request is about the line's own domain.
     is_self: bool,
-    /// A request that came meanwhile; this one is not answered then.
+    /// A newer request that came meanwhile. The request in flight gets no answer then.
     newer: Option<SerialRequest>,
     hung_up: bool,
     /// The answer did not go out whole.
@@ -278,8 +276,8 @@ impl ClientLink for LineLink<'_> {
         while !self.hung_up {
             let Ok(frame) = self.input.frame().await else {
                 self.hung_up = true;
-                // A domain that had itself powered off hangs up by that, and is to come up again if it asked
-                // for a reboot.
+                // A domain that asked for its own power-off hangs up by that. After a reboot it is to start
+                // again.
                 if self.is_self {
                     break;
                 }
@@ -309,22 +307,22 @@ impl ClientLink for LineLink<'_> {
     }
 }
 
-/// What comes after an answer.
+/// Next step after a reply.
 enum AfterReply {
     Wait,
-    /// It is here already.
+    /// The next request, which came meanwhile.
     Request(SerialRequest),
     HangUp,
 }
 
-/// The bytes of a line, as frames. Every wait may be cut off without losing a byte.
+/// Reader of the frames of a line. A wait that is cancelled loses no byte.
 struct FrameReader {
     reader: OwnedReadHalf,
     scanner: SerialScanner<SERIAL_REQUEST_LEN>,
     buffer: [u8; 512],
-    /// Bytes in the buffer that were not looked at yet.
+    /// Bytes in the buffer that are not scanned yet.
     rest: std::ops::Range<usize>,
-    /// Until when the frame that has begun must be whole.
+    /// Deadline of the frame that has begun.
     until: Option<Instant>,
 }
 
@@ -333,15 +331,16 @@ impl FrameReader {
         Self { reader, scanner: SerialScanner::new(), buffer: [0; 512], rest: 0..0, until: None }
     }
 
-    /// A frame that was none may hold the beginning of one.
-    fn look_again(&mut self, frame: &Frame) {
+    /// Scans the bytes of a rejected frame again: they may hold the beginning of the next frame.
+    fn rescan(&mut self, frame: &Frame) {
         for byte in &frame[1..] {
-            // One byte less than a frame completes none.
+            // These are too few bytes to complete a frame.
             let _ = self.scanner.push(*byte);
         }
         self.until = self.scanner.is_partial().then(|| Instant::now() + FRAME_LIMIT);
     }
 
+    /// Returns the next whole frame.
     async fn frame(&mut self) -> io::Result<Frame> {
         loop {
             while let Some(place) = self.rest.next() {
@@ -360,7 +359,8 @@ impl FrameReader {
                 Some(until) => match timeout_at(until.into(), read).await {
                     Ok(length) => length?,
                     Err(_) => {
-                        // Whoever began it is gone; it must not eat the start of the next one.
+                        // The writer of this half is gone. Its bytes must not swallow the start of the next
+                        // frame.
                         (self.scanner, self.until) = (SerialScanner::new(), None);
                         continue;
                     }
@@ -374,35 +374,36 @@ impl FrameReader {
     }
 }
 
-/// Whether the target's field holds nothing after its NUL. An agent that was killed while it wrote leaves
-/// half a frame, and the next one's frame would complete it to a request that nobody waits for.
+/// Returns whether the target's field holds nothing after its NUL. A client that was killed while it wrote
+/// leaves half a frame. The next client's frame would complete it to a request that nobody waits for.
 fn is_padded(frame: &Frame) -> bool {
     frame[TARGET].iter().skip_while(|it| **it != 0).all(|it| *it == 0)
 }
 
-/// Whether the sequence number ends with the beginning of another frame: the same, where the agent was killed
-/// right before its number. One byte or two of a magic number are as likely to be an honest number's.
+/// Returns whether the sequence number ends with the beginning of another frame: the client was killed right
+/// before it wrote the number. One or two bytes of the magic number prove nothing: a real number may have
+/// them.
 fn ends_with_another(frame: &Frame) -> bool {
     frame.ends_with(&SERIAL_MAGIC) || frame.ends_with(&SERIAL_MAGIC[..3])
 }
 
-/// Names compare without case, as in the memory of the other listeners.
-fn same(a: &SerialRequest, b: &SerialRequest) -> bool {
+/// Compares two requests, names without case, as the history of the other listeners does.
+fn is_same(a: &SerialRequest, b: &SerialRequest) -> bool {
     a.action == b.action
         && a.sequence == b.sequence
         && a.target.as_str().to_lowercase() == b.target.as_str().to_lowercase()
 }
 
-async fn is_gone(gone: &mut watch::Receiver<()>) {
+async fn until_gone(gone: &mut watch::Receiver<()>) {
     while gone.changed().await.is_ok() {}
 }
 
-/// The error, and what to do about it.
-fn explained(error: &io::Error) -> String {
+/// Returns the error with a hint for the administrator.
+fn explain(error: &io::Error) -> String {
     let next = match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "; fence_virtd must run as root or in QEMU's group (docs: sandbox.md has the drop-in for the service), and \
-             SELinux or AppArmor must let it connect to QEMU's sockets"
+            "; fence_virtd must run as root or in QEMU's group (docs: sandbox.md has the drop-in for the \
+             service), and SELinux or AppArmor must let it connect to QEMU's sockets"
         }
         io::ErrorKind::NotFound => "; do the domains of this uri run on this machine?",
         io::ErrorKind::ConnectionRefused => "; QEMU does not listen there",
