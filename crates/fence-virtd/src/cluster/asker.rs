@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Asks of this host to the owners of domains: the asker's end.
 //!
-//! An ask ends by its lease. It must never report an action that its owner has not confirmed.
+//! An ask ends by its lease. This module must never report an action that its owner has not confirmed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -137,8 +137,8 @@ impl PendingAsk {
         }
     }
 
-    /// Waits for the next event of the ask; an error when none comes in time. When the lease ends first, the
-    /// owner is told, and its reply waited for: it may have begun.
+    /// Waits for the next event of the ask; an error when none comes in time. When the lease ends first, a
+    /// "cancel" goes to the owner, and its reply is waited for: it may have begun.
     async fn next_event(&mut self, lease: &Lease) -> Result<AskEvent, ActionError> {
         let late = tokio::time::sleep_until((lease.until() + REPLY_GRACE).into());
         tokio::pin!(late);

@@ -84,8 +84,8 @@ impl OutgoingAsks {
         self.pending.remove(&ask);
     }
 
-    /// Nobody waits for it any more. An owner that was not told to go on never begins, and may be stuck:
-    /// nothing waits for its word.
+    /// Notes that no request waits for this ask any more. An owner without a "go" never begins, and may be
+    /// stuck: nothing waits for its reply.
     pub(super) fn give_up(&mut self, ask: u64) {
         if self.pending.get(&ask).is_some_and(|it| !it.went) {
             self.pending.remove(&ask);
@@ -107,7 +107,7 @@ impl OutgoingAsks {
     /// Takes the progress of an owner: it saw the domain off.
     pub(super) fn seen_off(&self, from: Member, ask: u64, was_off: bool, starts: bool) {
         if let Some(it) = self.pending.get(&ask).filter(|it| it.to == from) {
-            // Nobody may be there to hear it.
+            // The request may have ended.
             let _ = it.tell.send(AskEvent::SeenOff { was_off, starts });
         }
     }
@@ -121,8 +121,8 @@ impl OutgoingAsks {
         }
     }
 
-    /// A member left, or this host did (`None`): nothing more is heard of what it was asked for. Gives the
-    /// leases of that: the owner may be in the middle of the action.
+    /// Ends the asks to a member that left, or all asks if this host left (`None`): no reply comes any more.
+    /// Returns their leases: the owner may be in the middle of the action.
     pub(super) fn lost(&mut self, gone: Option<Member>, why: &str) -> Vec<Lease> {
         let is_lost = |it: &OutgoingAsk| gone.is_none_or(|gone| it.to == gone);
         let asks: Vec<u64> = self.pending.iter().filter(|(_, it)| is_lost(it)).map(|(ask, _)| *ask).collect();
@@ -356,8 +356,8 @@ mod tests {
         assert!(late.try_recv().is_err());
     }
 
-    /// Else an owner that is stuck would hold up, for as long as it is, what conflicts with what it was asked
-    /// for.
+    /// Otherwise a stuck owner would block all requests that conflict with the ask, for as long as it is
+    /// stuck.
     #[test]
     fn an_owner_that_was_not_told_to_go_on_holds_nothing_up() {
         let now = Instant::now();

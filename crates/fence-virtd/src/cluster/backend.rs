@@ -227,7 +227,7 @@ impl CpgBackend {
             .collect()
     }
 
-    /// Asks each other host whether the domain is on there, now that the last host known to have it is down.
+    /// Asks each other host whether the domain is on there. The last host known to have it is down.
     async fn is_on_anywhere(&self, domain: &DomainRef, until: Instant) -> Result<bool, ActionError> {
         let (lease, _settled) = Lease::new(until, 0);
         for it in self.others_than(&[]) {
@@ -429,7 +429,7 @@ impl CpgBackend {
     }
 }
 
-/// A domain that a legacy host powered off, and is to start again from what it has.
+/// Domain that a legacy host powered off, and is to start again from its own definition.
 struct LegacyRestart<'a> {
     cluster: &'a Cluster,
     member: Member,

@@ -2,14 +2,14 @@
 //! This daemon's membership of one group of corosync, for ever: joined again whenever corosync comes back.
 //!
 //! A thread of its own owns the [`Group`], because joining and leaving wait for corosync, without limit where
-//! corosync is stopped. [`Link`] hands it messages, [`LinkReceiver`] what it has heard, in corosync's order.
-//! Between the two nothing is known of what a message says.
+//! corosync is stopped. [`Link`] hands messages to the thread. [`LinkReceiver`] returns its events, in
+//! corosync's order. Neither knows the contents of a message.
 //!
-//! Corosync that runs and delivers nothing is as good as gone: when what was sent does not come back for
+//! Corosync that runs and delivers nothing counts as gone: when a sent message does not come back for
 //! [`SILENCE`], the link is lost too.
 //!
-//! It must never wait for a lock, or hold one, while corosync is asked for anything; and never keep a message
-//! for a later membership than the one that its sender knew.
+//! The thread must never hold a lock, or wait for one, while it calls corosync; and never keep a message
+//! for a later membership than its sender knew.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
@@ -48,11 +48,11 @@ const STACK: usize = 4 << 20;
 /// Event in the group. `Joined` and `Lost` alternate; either may be the first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LinkEvent {
-    /// This daemon is in the group, and can send. Who else is there comes next, by itself.
+    /// This daemon is in the group, and can send. The event with the other members comes next, by itself.
     Joined {
         /// Member that this daemon is to the others.
         me: Member,
-        /// The nodes that corosync.conf names; none where that can't be told.
+        /// Nodes that corosync.conf names; none if they are not known.
         nodes: Option<Vec<Node>>,
     },
     /// The nodes that corosync.conf names are others now.
@@ -63,8 +63,7 @@ pub(crate) enum LinkEvent {
     Message { from: Member, data: Vec<u8> },
     /// Members came or went.
     Change { members: Vec<Member>, left: Vec<(Member, Reason)>, joined: Vec<(Member, Reason)> },
-    /// The group is out of reach, for this reason. Nobody knows what became of messages that did not come
-    /// back.
+    /// The group is out of reach, for this reason. Messages that did not come back may be delivered or lost.
     Lost(String),
 }
 
@@ -123,11 +122,11 @@ impl Link {
         Ok((Self { shared: Arc::clone(&shared), ended }, LinkReceiver { shared, events }))
     }
 
-    /// Sends a message to all members, this one too, after those that were sent before. It belongs to the
-    /// membership that [`LinkReceiver::next`] told of last, and is sent in no other.
+    /// Sends a message to all members, this one too, after the earlier ones. The message belongs to the
+    /// latest membership that [`LinkReceiver::next`] reported, and is sent in no other.
     ///
     /// # Errors
-    /// [`SendError::Gone`] while not joined, as far as `next` told. Whatever was sent since `Joined` may be
+    /// [`SendError::Gone`] while not joined, as far as `next` reported. All messages since `Joined` may be
     /// lost then.
     pub(crate) fn send(&self, data: Vec<u8>) -> Result<(), SendError> {
         self.shared.state().put(data)?;
@@ -135,7 +134,8 @@ impl Link {
         Ok(())
     }
 
-    /// Leaves the group after what is still to be sent, and returns when that is done or took too long.
+    /// Leaves the group after the messages that are still to be sent. Returns when that is done or took too
+    /// long.
     pub(crate) async fn leave(&self) {
         self.shared.leave();
         let mut ended = self.ended.clone();
@@ -171,7 +171,7 @@ struct LinkShared {
 
 #[derive(Default)]
 struct LinkState {
-    /// The membership that the daemon was told of last, until it is told of its end.
+    /// Latest membership that was reported to the daemon, until its end is reported.
     known: Option<u64>,
     /// Messages to be sent, each in one membership.
     waiting: VecDeque<(u64, Vec<u8>)>,
@@ -231,7 +231,7 @@ impl LinkState {
         (self.bytes, self.is_full) = (0, false);
     }
 
-    /// The next message of this membership. What was meant for one before is forgotten.
+    /// Returns the next message of this membership, and drops messages of earlier ones.
     fn take(&mut self, membership: u64) -> Option<Vec<u8>> {
         while let Some((number, data)) = self.waiting.pop_front() {
             self.bytes -= data.len();
@@ -377,8 +377,8 @@ impl LinkThread {
         }
     }
 
-    /// Until corosync does something again, since closing what is open to it would wait for it. False: the
-    /// daemon wants to leave.
+    /// Waits until corosync does something again, because closing a connection would wait for it too. Returns
+    /// false if the daemon wants to leave.
     fn wait_for_corosync(&self, group: &Group) -> bool {
         loop {
             if self.shared.state().leaving {
@@ -390,7 +390,7 @@ impl LinkThread {
         }
     }
 
-    /// Gives corosync what waits, as far as it has room. Whether there is more that could be given at once.
+    /// Hands waiting messages to corosync, as far as it has room. Returns true if more could be sent at once.
     fn send(&self, group: &Group, sending: &mut SendQueue) -> Result<bool, Error> {
         for _ in 0..BATCH {
             let next = sending.pending.take().or_else(|| self.shared.state().take(self.number));
@@ -488,7 +488,7 @@ impl SendQueue {
     }
 }
 
-/// The error with what to do about it.
+/// Returns the error with the next thing to check.
 pub(crate) fn explained(error: &Error) -> String {
     let next = match error.kind {
         ErrorKind::Gone => "is it running? systemctl status corosync",

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hosts that corosync lost: what proves that one of them is down, and not merely cut off (`host_down`).
+//! Hosts that corosync lost, and the evidence that one of them is down, not merely cut off (`host_down`).
 //!
-//! A [`LostHost`] is one host's, from the moment when corosync stops to hear it until it hears it again.
-//! While somebody waits for the proof, a task asks for it every few seconds, once for all who wait; what was
-//! proved once stays.
+//! A [`LostHost`] lives from the moment when corosync stops to hear a host until it hears the host again.
+//! While a request waits for the evidence, one task asks for it every few seconds, for all that wait.
+//! Evidence that was found once stays.
 //!
-//! It must never take silence, an error or an old fencing for a proof: domains of a host that runs would be
+//! Silence, an error or an old fencing must never count as evidence: domains of a host that runs would be
 //! called off.
 
 use std::path::{Path, PathBuf};
@@ -107,7 +107,7 @@ impl LostHost {
         self.ask();
         let decided =
             known.wait_for(|it| !matches!(it, EvidenceState::Nothing(_)) || self.inner.how.asks_nobody());
-        // An error: nobody is left who could say more.
+        // An error: no task is left that could find more.
         let _ = timeout_at(until.into(), decided).await;
         let known = known.borrow().clone();
         match known {
@@ -122,8 +122,8 @@ impl LostHost {
         matches!(*self.inner.known.borrow(), EvidenceState::Down(_))
     }
 
-    /// Corosync hears the node again, or is lost itself: nothing is proved by it any more, and who waits is
-    /// told.
+    /// Notes that corosync hears the node again, or is lost itself. The evidence does not count any more, and
+    /// all waiting requests learn of it.
     pub(crate) fn ended(&self) {
         self.inner.known.send_replace(EvidenceState::Back);
     }
@@ -295,7 +295,7 @@ struct FencingRecord {
     ended: Option<SystemTime>,
 }
 
-/// Reads what `stonith_admin --history --output-as=xml` wrote.
+/// Reads the output of `stonith_admin --history --output-as=xml`.
 fn fencings(xml: &str) -> Result<Vec<FencingRecord>, String> {
     let document = roxmltree::Document::parse(xml).map_err(|it| it.to_string())?;
     let root = document.root_element();
