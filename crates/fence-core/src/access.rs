@@ -26,8 +26,8 @@ pub struct Identity {
     pub ip: Option<IpAddr>,
     /// Context id on vsock.
     pub cid: Option<u32>,
-    /// UUID of the source's domain, canonical text.
-    pub domain: Option<String>,
+    /// UUID of the source's domain.
+    pub domain: Option<DomainId>,
     /// Name of the source's domain.
     pub name: Option<String>,
 }
@@ -38,7 +38,7 @@ pub enum AccessSubject<'a> {
     /// Domain that was located.
     Domain {
         /// UUID of the domain.
-        uuid: &'a str,
+        uuid: DomainId,
         /// Name of the domain.
         name: &'a str,
     },
@@ -157,7 +157,7 @@ impl AccessRules {
     }
 
     /// Returns true where a list for this source shows the domain.
-    pub fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: &str, name: &str) -> bool {
+    pub fn shows(&self, source: &Identity, key: Option<&KeyProof>, uuid: DomainId, name: &str) -> bool {
         !matches!(self.decide(source, key, AccessSubject::Domain { uuid, name }), AccessDecision::Denied(_))
     }
 }
@@ -194,13 +194,13 @@ impl GroupRule {
         if by_network && by_address {
             return false;
         }
-        source.domain.as_deref().is_some_and(|it| self.has_uuid(it))
+        source.domain.is_some_and(|it| self.uuids.contains(&it))
             || source.name.as_ref().is_some_and(|it| self.members.contains(it))
     }
 
     fn has_subject(&self, subject: AccessSubject<'_>) -> bool {
         match subject {
-            AccessSubject::Domain { uuid, name } => self.has_uuid(uuid) || self.members.contains(name),
+            AccessSubject::Domain { uuid, name } => self.uuids.contains(&uuid) || self.members.contains(name),
             AccessSubject::Text(text) => self.members.contains(text) || self.has_uuid(text),
         }
     }
@@ -225,8 +225,8 @@ pub struct KeyProof {
 mod tests {
     use super::*;
 
-    const A: &str = "11111111-1111-1111-1111-111111111111";
-    const B: &str = "22222222-2222-2222-2222-222222222222";
+    const A: DomainId = DomainId::from_bytes([0x11; 16]);
+    const B: DomainId = DomainId::from_bytes([0x22; 16]);
     /// Without keys of groups it makes no difference whether the listener's was shown: old files know one
     /// key.
     const OWN: Option<&KeyProof> = None;
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn members_are_names_or_uuids_in_any_form() {
-        for member in ["a", A, "11111111111111111111111111111111"] {
+        for member in ["a", &A.to_string(), "11111111111111111111111111111111"] {
             let rules = access(&format!("group {{ ip = \"10.0.0.1\"; uuid = \"{member}\"; }}"));
             assert!(rules.shows(&from_ip("10.0.0.1"), OWN, A, "a"), "{member}");
             assert!(!rules.shows(&from_ip("10.0.0.1"), OWN, B, "b"), "{member}");
@@ -305,9 +305,9 @@ mod tests {
         assert!(allowed(&rules, &from_ip("fd00:0::1")));
         assert!(allowed(&rules, &Identity { cid: Some(7), ..Identity::default() }));
         assert!(!allowed(&rules, &Identity { cid: Some(8), ..Identity::default() }));
-        assert!(allowed(&rules, &Identity { domain: Some(A.into()), ..Identity::default() }));
+        assert!(allowed(&rules, &Identity { domain: Some(A), ..Identity::default() }));
         let called =
-            |name: &str| Identity { domain: Some(B.into()), name: Some(name.into()), ..Identity::default() };
+            |name: &str| Identity { domain: Some(B), name: Some(name.into()), ..Identity::default() };
         assert!(!allowed(&rules, &called("c")));
         assert!(allowed(&rules, &called("b")), "a group may name it, too");
         assert!(allowed(&mapped, &from_ip("::ffff:10.0.0.1")));
@@ -317,7 +317,7 @@ mod tests {
     fn domains_of_a_group_with_addresses_are_only_targets_on_a_network() {
         let by_address = access("group { ip = \"10.0.0.1\"; uuid = \"b\"; uuid = \"c\"; }");
         let by_domain = access("group { uuid = \"b\"; uuid = \"c\"; }");
-        let b = Identity { domain: Some(B.into()), name: Some("b".into()), ..from_ip("10.0.0.2") };
+        let b = Identity { domain: Some(B), name: Some("b".into()), ..from_ip("10.0.0.2") };
         let on_a_line = Identity { ip: None, ..b.clone() };
         let c = AccessSubject::Domain { uuid: A, name: "c" };
         assert_eq!(by_address.decide(&b, OWN, c), AccessDecision::Denied(Denial::UnknownSource));
@@ -335,7 +335,7 @@ mod tests {
         group { name = "plain"; uuid = "c"; ip = "10.0.0.1"; }"#;
 
     fn about(name: &str) -> AccessSubject<'_> {
-        AccessSubject::Domain { uuid: "33333333-3333-3333-3333-333333333333", name }
+        AccessSubject::Domain { uuid: DomainId::from_bytes([0x33; 16]), name }
     }
 
     #[test]
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn who_shows_no_key_opens_no_group_that_has_one() {
         let rules = access(TWO_CLUSTERS);
-        let source = Identity { domain: Some(A.into()), name: Some("a".into()), ..from_ip("10.0.0.1") };
+        let source = Identity { domain: Some(A), name: Some("a".into()), ..from_ip("10.0.0.1") };
         let on_a_line = Identity { ip: None, ..source.clone() };
         for name in ["a", "b", "shared"] {
             for source in [&source, &on_a_line] {

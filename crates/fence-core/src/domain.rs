@@ -35,6 +35,11 @@ impl DomainId {
         (digits == 32).then_some(Self(value))
     }
 
+    /// Parses the text that [`Display`](fmt::Display) writes, and no other.
+    pub fn parse_canonical(text: &str) -> Option<Self> {
+        Self::parse(text).filter(|it| it.to_string() == text)
+    }
+
     /// Returns the identity of these bytes, in the order of the text.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
@@ -65,8 +70,8 @@ impl fmt::Debug for DomainId {
 pub struct DomainRef {
     /// Name of the domain.
     pub name: String,
-    /// UUID of the domain, canonical lower-case text.
-    pub uuid: String,
+    /// UUID of the domain.
+    pub uuid: DomainId,
     /// Place of the domain when it was located.
     pub home: DomainHome,
 }
@@ -192,8 +197,8 @@ impl From<PowerAction> for Action {
 pub struct ListedDomain {
     /// Name of the domain.
     pub name: String,
-    /// UUID of the domain, canonical lower-case text.
-    pub uuid: String,
+    /// UUID of the domain.
+    pub uuid: DomainId,
     /// Power state of the domain.
     pub power: PowerState,
 }
@@ -242,7 +247,7 @@ fn because(reason: &Option<String>) -> String {
 /// Sorts domains by name and removes duplicates. A domain that is on in any list stays as on.
 pub fn merge(domains: &mut Vec<ListedDomain>) {
     domains.sort_by(|a, b| {
-        (&a.name, &a.uuid, a.power == PowerState::Off).cmp(&(&b.name, &b.uuid, b.power == PowerState::Off))
+        (&a.name, a.uuid, a.power == PowerState::Off).cmp(&(&b.name, b.uuid, b.power == PowerState::Off))
     });
     domains.dedup_by(|later, first| later.uuid == first.uuid && later.name == first.name);
 }
@@ -262,6 +267,11 @@ mod tests {
         }
         let zeros = "00000000-0000-0000-0000-00000000000a";
         assert_eq!(DomainId::parse(zeros).unwrap().to_string(), zeros);
+        let canonical = DomainId::parse_canonical;
+        assert_eq!((canonical(text), canonical(zeros)), (DomainId::parse(text), Some(DomainId(10))));
+        for other in [text.to_uppercase(), text.replace('-', ""), format!(" {text}\n"), "web".to_owned()] {
+            assert_eq!(canonical(&other), None, "{other}");
+        }
         let odd = "5a40-a06f1a5b-4d2e-9d2c-8b3f0b1f4f1c";
         assert_eq!(DomainId::parse(odd), None);
         assert_eq!(DomainId::parse_any_dashes(odd), DomainId::parse(text));

@@ -28,8 +28,8 @@ const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
 pub struct AgentDomain {
     /// Name of the domain.
     pub name: String,
-    /// UUID of the domain, canonical text.
-    pub uuid: String,
+    /// UUID of the domain.
+    pub uuid: DomainId,
     /// Other names by which a target may mean the domain.
     other_names: BTreeSet<String>,
     /// Devices that serve the domain, in their order, with its plug at each.
@@ -65,7 +65,8 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
             let second = if uuid_in(&entry.plug).is_some() { String::new() } else { alias.clone() };
             let domain = listed.entry((entry.plug.clone(), second)).or_insert_with(|| AgentDomain {
                 name: if alias.is_empty() { entry.plug.clone() } else { alias },
-                uuid: String::new(),
+                // Until the names are settled.
+                uuid: uuid_for(&entry.plug),
                 other_names: BTreeSet::new(),
                 ways: Vec::new(),
                 is_named: false,
@@ -75,7 +76,7 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
     }
     domains.extend(listed.into_values());
     settle_names(&mut domains);
-    domains.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
+    domains.sort_by(|a, b| (&a.name, a.uuid).cmp(&(&b.name, b.uuid)));
     domains
 }
 
@@ -99,24 +100,25 @@ pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDo
     domains.iter().filter(|it| target.is_cut_from(&it.name)).collect()
 }
 
-/// Returns the canonical form of a text that reads as a UUID.
-pub fn uuid_in(text: &str) -> Option<String> {
-    DomainId::parse(text).map(|it| it.to_string())
+/// Returns the UUID that a text reads as.
+pub fn uuid_in(text: &str) -> Option<DomainId> {
+    DomainId::parse(text)
 }
 
 /// Returns the UUID of version 5 for a name, equal on every host.
-fn uuid_for(name: &str) -> String {
+fn uuid_for(name: &str) -> DomainId {
     let hash = Sha1::new().chain_update(NAME_SPACE).chain_update(name).finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     bytes[6] = bytes[6] & 0x0f | 0x50;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    DomainId::from_bytes(bytes).to_string()
+    DomainId::from_bytes(bytes)
 }
 
 /// Returns the domains that the configuration names.
 fn named(devices: &[AgentDevice]) -> Vec<AgentDomain> {
     let mut domains: Vec<AgentDomain> = Vec::new();
+    let mut configured: BTreeMap<String, DomainId> = BTreeMap::new();
     for (place, device) in devices.iter().enumerate() {
         for it in &device.plugs.named {
             let known = domains.iter().position(|domain| domain.name == it.domain);
@@ -124,23 +126,24 @@ fn named(devices: &[AgentDevice]) -> Vec<AgentDomain> {
             if known.is_none() {
                 domains.push(AgentDomain {
                     name: it.domain.clone(),
-                    uuid: String::new(),
+                    uuid: uuid_for(&it.domain),
                     other_names: BTreeSet::new(),
                     ways: Vec::new(),
                     is_named: true,
                 });
             }
             let domain = &mut domains[at];
-            if let Some(uuid) = &it.uuid {
-                domain.uuid.clone_from(uuid);
+            if let Some(uuid) = it.uuid.as_deref().and_then(DomainId::parse) {
+                configured.insert(it.domain.clone(), uuid);
             }
             domain.ways.push((place, it.plug.clone()));
         }
     }
     for it in &mut domains {
-        if it.uuid.is_empty() {
-            let by_plug = || it.ways.iter().find_map(|(_, plug)| uuid_in(plug));
-            it.uuid = uuid_in(&it.name).or_else(by_plug).unwrap_or_else(|| uuid_for(&it.name));
+        let by_plug = || it.ways.iter().find_map(|(_, plug)| uuid_in(plug));
+        let read = || uuid_in(&it.name).or_else(by_plug);
+        if let Some(uuid) = configured.get(&it.name).copied().or_else(read) {
+            it.uuid = uuid;
         }
     }
     domains
@@ -235,8 +238,9 @@ mod tests {
         assert!(find(&domains, "101").is_empty());
         assert_eq!((find(&domains, UUID), find(&domains, "db")), (vec!["db"], vec!["db"]));
         let uuid = &meant(&domains, &Target::new("web1", false).unwrap())[0].uuid;
-        assert_eq!(uuid_in(uuid).as_ref(), Some(uuid));
-        assert_eq!((&uuid[14..15], find(&domains, uuid)), ("5", vec!["web1"]));
+        let text = uuid.to_string();
+        assert_eq!(uuid_in(&text), Some(*uuid));
+        assert_eq!((&text[14..15], find(&domains, &text)), ("5", vec!["web1"]));
         assert_eq!(uuid_for("web1"), *uuid);
     }
 
@@ -309,7 +313,7 @@ mod tests {
     #[test]
     fn what_reads_as_a_uuid() {
         for text in ["5A40A06F-1a5b-4d2e-9d2c-8b3f0b1f4f1c", "5a40a06f1a5b4d2e9d2c8b3f0b1f4f1c", UUID] {
-            assert_eq!(uuid_in(text).as_deref(), Some(UUID));
+            assert_eq!(uuid_in(text).map(|it| it.to_string()).as_deref(), Some(UUID));
         }
         for text in [
             "",

@@ -70,7 +70,8 @@ pub const VICTIM_MEMORY: Duration = Duration::from_secs(120);
 /// Victims that are remembered; of more the oldest is forgotten (late proof still stands).
 const VICTIM_LIMIT: usize = 4096;
 
-/// Requested action and its target: a UUID in canonical text, or another identifier where there are no UUIDs.
+/// Requested action and its target: a UUID in canonical text. Text, because claims come from other hosts, and
+/// any identifier in them orders requests as well.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ArbitratedAction {
     /// Action that changes nothing: status, list, monitor, null, and requests that were denied already.

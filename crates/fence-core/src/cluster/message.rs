@@ -334,7 +334,7 @@ impl AskOutcome {
 /// Domain of the sender's host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PublishedDomain {
-    /// UUID of the domain.
+    /// UUID of the domain, as the host has it. Text, because a message with another identifier is valid too.
     #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
     pub uuid: String,
     /// Name of the domain.

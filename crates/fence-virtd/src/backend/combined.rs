@@ -107,7 +107,8 @@ fn decide(target: &Target, one: BackendAnswer, other: BackendAnswer) -> Result<L
     match (&one.said, &other.said) {
         (Ok(first), Ok(second)) => {
             // By UUID comes before by name.
-            let is_uuid_of = |it: &LocatedDomain| target.as_str().eq_ignore_ascii_case(&it.domain().uuid);
+            let is_uuid_of =
+                |it: &LocatedDomain| target.as_str().eq_ignore_ascii_case(&it.domain().uuid.to_string());
             match (is_uuid_of(first), is_uuid_of(second)) {
                 (true, false) => one.said,
                 (false, true) => other.said,
@@ -143,7 +144,7 @@ fn decide(target: &Target, one: BackendAnswer, other: BackendAnswer) -> Result<L
 impl BackendAnswer {
     /// The domain that it found.
     fn described(&self) -> String {
-        let uuid = self.said.as_ref().map(|it| it.domain().uuid.as_str()).unwrap_or_default();
+        let uuid = self.said.as_ref().map(|it| it.domain().uuid.to_string()).unwrap_or_default();
         format!("{uuid} of backend {}", self.backend)
     }
 }

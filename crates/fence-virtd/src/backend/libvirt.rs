@@ -16,6 +16,7 @@ use libvirt_host::{Connection, State, Uuid};
 use self::act::{ActFailure, DomainPowerOff, PowerOffOrder, PowerOffProgress, StartSource, look};
 use self::target::{MatchedDomain, TargetQuery};
 use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
+use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
@@ -72,7 +73,7 @@ impl LibvirtBackend {
 
     /// Reads the state of a domain.
     pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<PowerState, ActionError> {
-        let uuid = uuid_of(domain)?;
+        let uuid = libvirt_uuid(domain.uuid);
         let look = self.home(domain)?.ask(until, move |c| look(c, uuid)).await?;
         look.power()
     }
@@ -160,7 +161,7 @@ impl LibvirtBackend {
             let (uuid, name) = it.gone_off(wanted.uuid(), wanted.name())?;
             Some(LocatedDomain::PoweredOffTransient(DomainRef {
                 name,
-                uuid: uuid.to_string(),
+                uuid: domain_id(uuid),
                 home: DomainHome::Here(home),
             }))
         })
@@ -173,7 +174,7 @@ impl LibvirtBackend {
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
         let home = self.home(domain)?;
-        let uuid = uuid_of(domain)?;
+        let uuid = libvirt_uuid(domain.uuid);
         let order = PowerOffOrder { uuid, for_reboot, reboot_starts: self.reboot_starts };
         let progress = Arc::new(Mutex::new(PowerOffProgress::default()));
         let result: Result<Infallible, ActionError> = loop {
@@ -299,7 +300,7 @@ impl Backend for LibvirtBackend {
     }
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
-        let (home, uuid) = (Arc::clone(self.home(domain)?), uuid_of(domain)?);
+        let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
         LibvirtRestart { home, uuid, source: StartSource::Definition }.bring_up(lease).await
     }
 
@@ -313,7 +314,7 @@ impl Backend for LibvirtBackend {
                     records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| ListedDomain {
                         power: if it.state == State::ShutOff { PowerState::Off } else { PowerState::On },
                         name: it.name,
-                        uuid: it.uuid.to_string(),
+                        uuid: domain_id(it.uuid),
                     }),
                 ),
                 Err(error) => listing.missing.push(error.to_string()),
@@ -335,10 +336,6 @@ impl Backend for LibvirtBackend {
         }
         Ok(failed)
     }
-}
-
-fn uuid_of(domain: &DomainRef) -> Result<Uuid, ActionError> {
-    domain.uuid.parse().map_err(|_| ActionError::Gone)
 }
 
 impl From<CallError> for ActionError {

@@ -13,6 +13,7 @@ use libvirt_host::{Connection, Error, State, XmlKind};
 
 use super::finding::Finding;
 use crate::hypervisor::inventory;
+use crate::hypervisor::uuid::domain_id;
 use crate::listener::serial::is_ours;
 
 /// Time for one hypervisor to answer, as at the daemon's start.
@@ -111,7 +112,9 @@ fn served(connection: &Connection, settings: &SerialListener) -> Result<(usize, 
     let (mut count, mut missing) = (0, Vec::new());
     for record in connection.domains()?.iter().filter(|it| it.state != State::ShutOff) {
         let Some(domain) = connection.domain_by_uuid(record.uuid)? else { continue };
-        let Ok(domain) = inventory::read(&domain.xml(XmlKind::default())?) else { continue };
+        let Ok(domain) = inventory::read(domain_id(record.uuid), &domain.xml(XmlKind::default())?) else {
+            continue;
+        };
         for port in domain.ports.iter().filter(|it| is_ours(it, settings.mode, settings.path.as_deref())) {
             count += 1;
             if !port.path.exists() {

@@ -48,7 +48,7 @@ impl Cluster {
             to,
             ask,
             what,
-            uuid: domain.uuid.clone(),
+            uuid: domain.uuid.to_string(),
             name: domain.name.clone(),
             claim: claim.filter(|_| what != AskAction::Status),
             rests,

@@ -22,8 +22,8 @@ use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
 use crate::request::lease::Lease;
 use fence_core::cluster::message::Member;
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
-    merge,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
+    PowerState, merge,
 };
 
 /// Backend for the domains of all hosts of a corosync cluster.
@@ -51,7 +51,8 @@ impl CpgBackend {
         match &here {
             Ok(located) => {
                 let domain = located.domain();
-                let by_uuid = known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid));
+                let by_uuid =
+                    known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid.to_string()));
                 // A UUID that another host has comes before a name of this host.
                 if !by_uuid && known.iter().all(|it| it.uuid != domain.uuid) {
                     known.push(domain.clone());
@@ -75,7 +76,7 @@ impl CpgBackend {
             return Ok(LocatedDomain::Here(own.clone()));
         }
         let elsewhere = DomainRef { home: DomainHome::Elsewhere, ..domain.clone() };
-        Ok(match (self.cluster.place(&domain.uuid), own) {
+        Ok(match (self.cluster.place(domain.uuid), own) {
             (DomainPlace::On(_) | DomainPlace::Down(_), _) => LocatedDomain::Elsewhere(elsewhere),
             (DomainPlace::Lost { .. }, _) => LocatedDomain::OnLostHost(elsewhere),
             // Seen to go off here, or known to be on at no host: this host can answer as well as any.
@@ -112,7 +113,7 @@ impl CpgBackend {
     /// Returns the hosts to ask now. Reads this host's hypervisors and the directory, and waits while a
     /// change may be enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
-        let target = Target::new(&domain.uuid, true).map_err(|_| ActionError::Gone)?;
+        let target = Target::new(&domain.uuid.to_string(), true).map_err(|_| ActionError::Gone)?;
         loop {
             let changed = self.cluster.changed();
             let here = self.read_here(&target, until).await?;
@@ -188,7 +189,7 @@ impl CpgBackend {
         here: &LocalReading,
         until: Instant,
     ) -> Result<DomainPlace, ActionError> {
-        let place = self.cluster.place(&domain.uuid);
+        let place = self.cluster.place(domain.uuid);
         if matches!(here, LocalReading::On(_))
             || matches!(&place, DomainPlace::On(at) if !at.iter().any(|it| self.cluster.is_legacy(*it)))
             || !self.cluster.has_legacy_hosts()
@@ -196,8 +197,8 @@ impl CpgBackend {
             return Ok(place);
         }
         let silent = self.cluster.poll_legacy_hosts(until).await;
-        let place = self.cluster.place(&domain.uuid);
-        let was_seen = matches!(here, LocalReading::WentOff(_)) || self.cluster.was_seen_off(&domain.uuid);
+        let place = self.cluster.place(domain.uuid);
+        let was_seen = matches!(here, LocalReading::WentOff(_)) || self.cluster.was_seen_off(domain.uuid);
         // A host that may have nothing to report counts as one that is not heard.
         let in_doubt = silent.iter().find(|it| !was_seen || self.cluster.has_its_own(**it));
         if let (Some(member), false) = (in_doubt, matches!(place, DomainPlace::On(_))) {
@@ -417,7 +418,7 @@ impl CpgBackend {
 
     /// Returns true if the domain was seen to go off here and left no definition.
     async fn went_off(&self, domain: &DomainRef, until: Instant) -> bool {
-        let Ok(target) = Target::new(&domain.uuid, true) else { return false };
+        let Ok(target) = Target::new(&domain.uuid.to_string(), true) else { return false };
         matches!(self.local.locate(&target, until).await, Ok(LocatedDomain::PoweredOffTransient(_)))
     }
 
@@ -499,7 +500,7 @@ impl Backend for CpgBackend {
         listing.missing.append(&mut missing);
         // A domain that is on at one host counts as on, whatever the others say of their definition.
         let on = |it: &&ListedDomain| it.power == PowerState::On;
-        let running: HashSet<String> = listing.domains.iter().filter(on).map(|it| it.uuid.clone()).collect();
+        let running: HashSet<DomainId> = listing.domains.iter().filter(on).map(|it| it.uuid).collect();
         listing.domains.retain(|it| it.power == PowerState::On || !running.contains(&it.uuid));
         merge(&mut listing.domains);
         Ok(listing)

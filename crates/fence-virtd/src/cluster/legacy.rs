@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::legacy_table::{LegacyReply, LegacyRequest};
 use super::own_domains::{OwnDomain, OwnPower};
-use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT};
+use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT, published_id};
 use crate::backend::Backend;
 use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
@@ -26,7 +26,7 @@ use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
 use fence_core::cluster::directory::DirectoryAnswer;
 use fence_core::cluster::message::{Member, PublishedDomain, PublishedState};
-use fence_core::domain::{ActionError, DomainHome, DomainRef, LocatedDomain, PowerState};
+use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, LocatedDomain, PowerState};
 
 /// Pause before a reply is sent once more: a legacy host misses a reply that comes before it waits for one.
 const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
@@ -103,10 +103,9 @@ impl Cluster {
                 state.legacy.replied(from, to, sequence, response);
             }
             CpgMessage::Domain(domain) if is_legacy && domain.owner == from.node => {
-                let uuid = domain.uuid.to_ascii_lowercase();
-                if uuid.parse::<Uuid>().is_err() {
-                    return;
-                }
+                let Ok(uuid) = domain.uuid.parse::<Uuid>() else { return };
+                // The directory has canonical text only.
+                let uuid = uuid.to_string();
                 let is_on = domain.is_on();
                 state.legacy.published(from, &uuid, is_on);
                 let power = if is_on { PublishedState::On } else { PublishedState::Rests };
@@ -188,7 +187,7 @@ impl Cluster {
     ) -> Result<PowerState, ActionError> {
         let reply = self.ask_legacy(to, Action::Status, domain, until).await?;
         // The reply may be about another domain of that name: only the published state counts.
-        match reply.published.get(&domain.uuid) {
+        match reply.published.get(&domain.uuid.to_string()) {
             Some(true) => Ok(PowerState::On),
             Some(false) => Ok(PowerState::Off),
             None => Err(ActionError::Gone),
@@ -281,10 +280,13 @@ impl Cluster {
         asks: bool,
         until: Instant,
     ) -> Result<(), ActionError> {
-        let Some(domain) = domain else {
+        let known = domain.and_then(|it| {
+            let uuid = published_id(&it.uuid)?;
+            Some(DomainRef { name: it.name, uuid, home: DomainHome::Elsewhere })
+        });
+        let Some(known) = known else {
             return self.await_publication(member, asks, until).await;
         };
-        let known = DomainRef { name: domain.name, uuid: domain.uuid, home: DomainHome::Elsewhere };
         let reply =
             self.ask_legacy(member, Action::Status, &known, until.min(Instant::now() + POLL_TIMEOUT)).await?;
         let all: BTreeSet<String> = reply.published.keys().cloned().collect();
@@ -310,7 +312,7 @@ impl Cluster {
         if asks {
             let unknown = DomainRef {
                 name: "?".to_owned(),
-                uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+                uuid: DomainId::from_bytes([0; 16]),
                 home: DomainHome::Elsewhere,
             };
             tokio::select! {
@@ -342,8 +344,8 @@ impl Cluster {
     ) -> Result<LegacyReply, ActionError> {
         let name = self.name(to);
         let target = match self.name_mode {
-            NameMode::Name => &domain.name,
-            NameMode::Uuid => &domain.uuid,
+            NameMode::Name => domain.name.clone(),
+            NameMode::Uuid => domain.uuid.to_string(),
         };
         let (sequence, reply) = {
             let mut state = self.state();
@@ -351,8 +353,7 @@ impl Cluster {
                 return Err(ActionError::Unavailable(format!("{name} left before it was asked")));
             }
             let (sequence, reply) = state.legacy.begin_ask(to);
-            let request =
-                CpgRequest { action: Some(action), target: target.clone(), client_sequence: sequence };
+            let request = CpgRequest { action: Some(action), target, client_sequence: sequence };
             if !self.send_to_legacy(&CpgMessage::Request { sequence, request }) {
                 state.legacy.forget_ask(sequence);
                 return Err(ActionError::Unavailable(format!("{name} can't be asked")));
@@ -471,7 +472,7 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
             if cluster.local().look(&own, until).await == Ok(PowerState::On) {
                 return Responsibility::Mine;
             }
-            match place(&own.uuid) {
+            match place(&own.uuid.to_string()) {
                 (DirectoryAnswer::On(at), _, me) if at.iter().any(|it| Some(*it) != me) => {
                     Responsibility::Other
                 }

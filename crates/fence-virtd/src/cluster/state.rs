@@ -28,7 +28,7 @@ use crate::util::locks::lock;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{HostMessage, Member, PublishedState};
-use fence_core::domain::{DomainHome, DomainRef, ListedDomain, PowerState};
+use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState};
 
 /// Transport of requests from other hosts, as audit records name it.
 pub(super) const TRANSPORT: &str = "cpg";
@@ -181,6 +181,12 @@ impl Cluster {
     }
 }
 
+/// Returns the identity of a domain that another host has published. The directory keeps the hosts' text, as
+/// their messages have it; each daemon publishes canonical text.
+pub(super) fn published_id(text: &str) -> Option<DomainId> {
+    DomainId::parse_canonical(text)
+}
+
 /// Domains of other hosts.
 impl Cluster {
     /// Returns the domains of the other hosts, and the hosts that are not heard.
@@ -188,10 +194,9 @@ impl Cluster {
         let state = self.state();
         let Some(me) = state.me else { return (Vec::new(), vec![state.standalone_reason()]) };
         let listed =
-            state.directory.others(me).filter(|it| it.state != PublishedState::Gone).map(|it| ListedDomain {
-                name: it.name.clone(),
-                uuid: it.uuid.clone(),
-                power: if it.state == PublishedState::On { PowerState::On } else { PowerState::Off },
+            state.directory.others(me).filter(|it| it.state != PublishedState::Gone).filter_map(|it| {
+                let power = if it.state == PublishedState::On { PowerState::On } else { PowerState::Off };
+                Some(ListedDomain { name: it.name.clone(), uuid: published_id(&it.uuid)?, power })
             });
         (listed.collect(), state.not_heard())
     }
@@ -224,13 +229,16 @@ impl Cluster {
     /// Returns the domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
         let named = self.state().directory.named(target.as_str(), target.is_uuid());
-        named.into_iter().map(|(name, uuid)| DomainRef { name, uuid, home: DomainHome::Elsewhere }).collect()
+        let reference = |(name, uuid): (String, String)| {
+            Some(DomainRef { name, uuid: published_id(&uuid)?, home: DomainHome::Elsewhere })
+        };
+        named.into_iter().filter_map(reference).collect()
     }
 
     /// Returns the location of a domain as far as this host knows.
-    pub(crate) fn place(&self, uuid: &str) -> DomainPlace {
+    pub(crate) fn place(&self, uuid: DomainId) -> DomainPlace {
         let state = self.state();
-        match state.directory.find(uuid) {
+        match state.directory.find(&uuid.to_string()) {
             DirectoryAnswer::On(at) => DomainPlace::On(at),
             DirectoryAnswer::Lost(node) if state.is_down(node) => DomainPlace::Down(node),
             DirectoryAnswer::Lost(node) => {
@@ -246,8 +254,8 @@ impl Cluster {
     }
 
     /// Returns true if the domain is on at no member, and one of them saw it go off a short while ago.
-    pub(crate) fn was_seen_off(&self, uuid: &str) -> bool {
-        matches!(self.state().directory.find(uuid), DirectoryAnswer::Off { seen: true, .. })
+    pub(crate) fn was_seen_off(&self, uuid: DomainId) -> bool {
+        matches!(self.state().directory.find(&uuid.to_string()), DirectoryAnswer::Off { seen: true, .. })
     }
 
     /// Waits for the evidence that a lost node is down, where there may be any.
@@ -271,7 +279,7 @@ impl Cluster {
 
     /// Returns a domain and its location, for people.
     pub(crate) fn describe(&self, domain: &DomainRef) -> String {
-        let names = match self.place(&domain.uuid) {
+        let names = match self.place(domain.uuid) {
             DomainPlace::On(at) | DomainPlace::Off(at) => {
                 at.iter().map(|it| self.name(*it)).collect::<Vec<_>>().join(", ")
             }

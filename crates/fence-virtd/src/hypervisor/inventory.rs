@@ -9,16 +9,16 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use fence_core::domain::DomainId;
 use tokio::sync::watch;
 
 /// A MAC address.
 pub(crate) type Mac = [u8; 6];
 
 /// A running domain.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RunningDomain {
-    /// Canonical lower-case text.
-    pub(crate) uuid: String,
+    pub(crate) uuid: DomainId,
     pub(crate) name: String,
     pub(crate) macs: Vec<Mac>,
     /// The vsock context id.
@@ -48,7 +48,7 @@ pub(crate) enum PortKind {
 }
 
 /// The running domains of one hypervisor, by UUID.
-pub(crate) type RunningDomains = HashMap<String, Arc<RunningDomain>>;
+pub(crate) type RunningDomains = HashMap<DomainId, Arc<RunningDomain>>;
 
 /// The running domains of several hypervisors.
 #[derive(Default)]
@@ -91,22 +91,21 @@ impl Inventories {
     }
 }
 
-/// Reads the facts of a running domain from its XML.
+/// Reads the facts of a running domain from its XML. The UUID is the one that libvirt goes by, whatever the
+/// text says.
 ///
 /// # Errors
 /// Text that is no XML, or has no name or UUID.
-pub(crate) fn read(xml: &str) -> Result<RunningDomain, UnreadableXml> {
+pub(crate) fn read(uuid: DomainId, xml: &str) -> Result<RunningDomain, UnreadableXml> {
     let document = roxmltree::Document::parse(xml)?;
     let root = document.root_element();
     let text = |tag| {
         let node = root.children().find(|it| it.has_tag_name(tag));
         node.and_then(|it| it.text()).map(str::trim).filter(|it| !it.is_empty())
     };
-    let mut domain = RunningDomain {
-        uuid: text("uuid").ok_or(UnreadableXml::NoIdentity)?.to_lowercase(),
-        name: text("name").ok_or(UnreadableXml::NoIdentity)?.to_owned(),
-        ..RunningDomain::default()
-    };
+    let (Some(_), Some(name)) = (text("uuid"), text("name")) else { return Err(UnreadableXml::NoIdentity) };
+    let mut domain =
+        RunningDomain { uuid, name: name.to_owned(), macs: Vec::new(), cid: None, ports: Vec::new() };
     let devices = root.children().filter(|it| it.has_tag_name("devices")).flat_map(|it| it.children());
     for device in devices {
         let attribute = |child, name| {
@@ -189,12 +188,12 @@ mod tests {
 
     #[test]
     fn reads_what_a_request_may_come_by() {
-        let domain = read(XML).unwrap();
+        let domain = read(id(1), XML).unwrap();
         let port = |path: &str, kind| GuestPort { path: path.into(), kind };
         assert_eq!(
             domain,
             RunningDomain {
-                uuid: "5ba0e0aa-0000-1111-2222-333344445555".into(),
+                uuid: id(1),
                 name: "web 1".into(),
                 macs: vec![[0x52, 0x54, 0, 0xab, 0xcd, 0xef]],
                 cid: Some(7),
@@ -209,19 +208,24 @@ mod tests {
 
     #[test]
     fn other_text_is_refused() {
-        assert!(read("<domain").is_err());
-        assert!(read("<domain><name>a</name></domain>").is_err());
+        assert!(read(id(1), "<domain").is_err());
+        assert!(read(id(1), "<domain><name>a</name></domain>").is_err());
     }
 
-    fn inventory(local: bool, domains: &[(&str, Mac, u32)]) -> Inventory {
+    fn id(n: u8) -> DomainId {
+        DomainId::from_bytes([n; 16])
+    }
+
+    fn inventory(local: bool, domains: &[(u8, Mac, u32)]) -> Inventory {
         let running = domains.iter().map(|(uuid, mac, cid)| {
             let domain = RunningDomain {
-                uuid: (*uuid).to_owned(),
+                uuid: id(*uuid),
+                name: "web".to_owned(),
                 macs: vec![*mac],
                 cid: Some(*cid),
-                ..RunningDomain::default()
+                ports: Vec::new(),
             };
-            ((*uuid).to_owned(), Arc::new(domain))
+            (domain.uuid, Arc::new(domain))
         });
         Inventory { running: watch::channel(running.collect()).1, local }
     }
@@ -229,15 +233,15 @@ mod tests {
     #[test]
     fn what_two_domains_have_proves_neither() {
         let all = Inventories(vec![
-            inventory(true, &[("a", [1; 6], 3), ("b", [2; 6], 4), ("c", [2; 6], 4)]),
-            inventory(false, &[("a", [1; 6], 3), ("d", [4; 6], 5)]),
+            inventory(true, &[(1, [1; 6], 3), (2, [2; 6], 4), (3, [2; 6], 4)]),
+            inventory(false, &[(1, [1; 6], 3), (4, [4; 6], 5)]),
         ]);
-        let uuid = |it: Option<Arc<RunningDomain>>| it.map(|it| it.uuid.clone());
-        assert_eq!(uuid(all.by_mac([1; 6])).as_deref(), Some("a"), "on two hypervisors while it migrates");
+        let uuid = |it: Option<Arc<RunningDomain>>| it.map(|it| it.uuid);
+        assert_eq!(uuid(all.by_mac([1; 6])), Some(id(1)), "on two hypervisors while it migrates");
         assert_eq!(uuid(all.by_mac([2; 6])), None);
         assert_eq!(uuid(all.by_mac([3; 6])), None);
-        assert_eq!(uuid(all.by_mac([4; 6])).as_deref(), Some("d"));
-        assert_eq!(uuid(all.by_cid(3)).as_deref(), Some("a"));
+        assert_eq!(uuid(all.by_mac([4; 6])), Some(id(4)));
+        assert_eq!(uuid(all.by_cid(3)), Some(id(1)));
         assert_eq!(uuid(all.by_cid(4)), None);
         assert_eq!(uuid(all.by_cid(5)), None, "a context id of another machine");
     }

@@ -15,5 +15,7 @@ mod pool;
 mod pool;
 #[cfg(feature = "libvirt")]
 pub(crate) mod running;
+#[cfg(feature = "libvirt")]
+pub(crate) mod uuid;
 
 pub(crate) use self::pool::*;

@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 use super::follow::{DomainFollower, HypervisorReading, follow};
 use super::inventory::{Inventory, RunningDomain, RunningDomains, read};
 use super::pool::Hypervisor;
+use super::uuid::domain_id;
 
 /// Follows the running domains of a hypervisor as long as the result is held. Must run inside the runtime.
 pub(crate) fn follow_running(hypervisor: &Arc<Hypervisor>) -> Inventory {
@@ -61,9 +62,8 @@ impl DomainFollower for RunningFollower {
                 None
             }
         };
-        Ok(xml.and_then(|xml| match read(&xml) {
-            // The UUID that libvirt goes by, whatever the text says.
-            Ok(domain) => Some(Arc::new(RunningDomain { uuid: uuid.to_string(), ..domain })),
+        Ok(xml.and_then(|xml| match read(domain_id(uuid), &xml) {
+            Ok(domain) => Some(Arc::new(domain)),
             Err(error) => {
                 warn!(%uuid, "can't make sense of the domain's XML: {}", escaped(&error.to_string()));
                 None
@@ -72,7 +72,7 @@ impl DomainFollower for RunningFollower {
     }
 
     fn update(&self, reading: HypervisorReading<Self::Domain>) {
-        self.running.send_if_modified(|known| !reading.apply_to(known, |uuid| uuid.to_string()).is_empty());
+        self.running.send_if_modified(|known| !reading.apply_to(known, domain_id).is_empty());
     }
 
     async fn until_unused(&self) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use fence_cli::shown;
 use fence_config::{SerialListener as Settings, SerialMode};
+use fence_core::domain::DomainId;
 use fence_wire::{DEFAULT_PORT, escaped};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -68,13 +69,13 @@ impl Serial {
     pub(crate) async fn run(mut self) {
         // A line ends when its sender is dropped, but only after the request in flight: that may be about the
         // line's own domain.
-        let mut lines: HashMap<(String, PathBuf), watch::Sender<()>> = HashMap::new();
+        let mut lines: HashMap<(DomainId, PathBuf), watch::Sender<()>> = HashMap::new();
         loop {
             let wanted = self.wanted();
-            let names: HashSet<_> = wanted.iter().map(|(it, path)| (it.uuid.clone(), path.clone())).collect();
+            let names: HashSet<_> = wanted.iter().map(|(it, path)| (it.uuid, path.clone())).collect();
             lines.retain(|name, _| names.contains(name));
             for (domain, path) in wanted {
-                let name = (domain.uuid.clone(), path.clone());
+                let name = (domain.uuid, path.clone());
                 if lines.contains_key(&name) {
                     continue;
                 }

@@ -84,7 +84,7 @@ async fn read_in_time<T: Send + 'static>(
 /// Enters the domain, if one was found.
 fn set_domain(identity: &mut Identity, domain: Option<Arc<RunningDomain>>) {
     if let Some(domain) = domain {
-        identity.domain = Some(domain.uuid.clone());
+        identity.domain = Some(domain.uuid);
         identity.name = Some(domain.name.clone());
     }
 }

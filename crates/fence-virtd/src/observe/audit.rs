@@ -173,13 +173,13 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         "id": job.id,
         "transport": job.transport,
         "peer": job.peer,
-        "source_domain": job.identity.domain,
+        "source_domain": job.identity.domain.map(|it| it.to_string()),
         "hash": job.hash.name(),
         "key": job.key.as_ref().map(|it| it.fingerprint.as_str()),
         "action": job.action.name(),
         "target": job.target.as_str(),
         "domain": domain.map(|it| it.name.as_str()),
-        "uuid": domain.map(|it| it.uuid.as_str()),
+        "uuid": domain.map(|it| it.uuid.to_string()),
         "decision": ended.decision,
         "result": ended.result,
         "reason": ended.reason,
@@ -250,11 +250,11 @@ fn log(record: &AuditRecord<'_>) {
     let AuditRecord { job, domain, end, stages } = record;
     let ended = EndInWords::of(*end);
     let target = escaped(job.target.as_str());
-    let (name, uuid) = domain.map_or(("-", "-"), |it| (it.name.as_str(), it.uuid.as_str()));
+    let (name, uuid) = domain.map_or(("-", "-".to_owned()), |it| (it.name.as_str(), it.uuid.to_string()));
     let name = escaped(name);
     let key = job.key.as_ref().map_or("none", |it| it.fingerprint.as_str());
     let source = escaped(job.identity.name.as_deref().unwrap_or("-"));
-    let source_uuid = job.identity.domain.as_deref().unwrap_or("-");
+    let source_uuid = job.identity.domain.map_or_else(|| "-".to_owned(), |it| it.to_string());
     let decision = ended.decision;
     let result = match (ended.result, ended.delivered) {
         (None, _) => "not run".to_owned(),

@@ -94,8 +94,8 @@ impl RequestJob {
     /// Many machines may be behind an address on TCP, for example a domain that translates addresses for
     /// others.
     pub(crate) fn source(&self) -> RequestSource {
-        match &self.identity.domain {
-            Some(uuid) if self.transport != TCP => RequestSource::Known(uuid.clone()),
+        match self.identity.domain {
+            Some(uuid) if self.transport != TCP => RequestSource::Known(uuid.to_string()),
             _ => RequestSource::Unknown,
         }
     }

@@ -106,7 +106,7 @@ pub(super) async fn resolve(backend: &dyn DynBackend, job: &RequestJob) -> Resol
     }
     let located = backend.locate(&job.target, check_limit(job)).await;
     let subject = match &located {
-        Ok(located) => AccessSubject::Domain { uuid: &located.domain().uuid, name: &located.domain().name },
+        Ok(located) => AccessSubject::Domain { uuid: located.domain().uuid, name: &located.domain().name },
         Err(_) => AccessSubject::Text(job.target.as_str()),
     };
     let domain = located.as_ref().ok().map(|located| located.domain().clone());
@@ -204,11 +204,11 @@ async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
     let shown = listing
         .domains
         .into_iter()
-        .filter(|domain| job.access.shows(&job.identity, job.key.as_deref(), &domain.uuid, &domain.name));
+        .filter(|domain| job.access.shows(&job.identity, job.key.as_deref(), domain.uuid, &domain.name));
     let entries = shown
         .map(|domain| HostListEntry {
             name: domain.name,
-            uuid: domain.uuid,
+            uuid: domain.uuid.to_string(),
             on: domain.power == PowerState::On,
         })
         .collect();

@@ -27,6 +27,7 @@ pub(crate) struct LostAnswers(Mutex<Vec<UndeliveredReboot>>);
 struct UndeliveredReboot {
     when: Instant,
     identity: Identity,
+    /// UUID of the domain, as the arbiter's targets have it.
     uuid: String,
     result: SharedResult,
 }
@@ -43,7 +44,7 @@ impl LostAnswers {
         let lost = UndeliveredReboot {
             when: Instant::now(),
             identity: job.identity.clone(),
-            uuid: domain.uuid.clone(),
+            uuid: domain.uuid.to_string(),
             result,
         };
         let mut answers = lock(&self.0);

@@ -387,7 +387,7 @@ async fn until_abandoned(lease: &Lease) -> Rejection {
 fn arbitrated_action(job: &RequestJob, resolved: &ResolvedTarget) -> ArbitratedAction {
     let ResolvedTarget::Run(Some(located)) = resolved else { return ArbitratedAction::Look };
     let Some(action) = PowerAction::of_request(job.action) else { return ArbitratedAction::Look };
-    ArbitratedAction::of(action, located.domain().uuid.clone())
+    ArbitratedAction::of(action, located.domain().uuid.to_string())
 }
 
 /// A request in flight; see [`Service::begin_request`].

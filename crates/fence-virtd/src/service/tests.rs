@@ -13,7 +13,7 @@ use crate::backend::{Backend, PowerOffResult};
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
 };
 
 /// Far longer than anything here takes; only a failure waits for it.
@@ -115,7 +115,8 @@ fn job(action: Action) -> (RequestJob, ResolvedTarget) {
         target: Target::new("b", false).unwrap(),
         trail: AgentRunTrail::default(),
     };
-    let domain = DomainRef { name: "b".to_owned(), uuid: "b".to_owned(), home: DomainHome::Here(0) };
+    let domain =
+        DomainRef { name: "b".to_owned(), uuid: DomainId::from_bytes([0xb; 16]), home: DomainHome::Here(0) };
     (job, ResolvedTarget::Run(Some(LocatedDomain::Here(domain))))
 }
 

@@ -48,7 +48,7 @@ use fence_core::agent::domains::AgentDomain;
 use fence_core::agent::listing::PlugList;
 use fence_core::agent::plan::{PowerPlan, StatusReading};
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
 };
 
 /// Age up to which a list is used to find a domain.
@@ -65,7 +65,7 @@ pub(crate) struct AgentBackend {
     devices: Vec<Arc<FenceDevice>>,
     reboot_starts: bool,
     /// Domains that were found, and their plugs then: by UUID and name.
-    bound: Mutex<HashMap<(String, String), BoundPlugs>>,
+    bound: Mutex<HashMap<(DomainId, String), BoundPlugs>>,
     /// Result of each device's `monitor`.
     health: CachedRun<Vec<Option<String>>>,
 }
@@ -217,10 +217,10 @@ impl AgentBackend {
             bound.clear();
         }
         let new = BoundPlugs { ways: domain.ways.clone(), when: Instant::now() };
-        bound.insert((domain.uuid.clone(), domain.name.clone()), new);
+        bound.insert((domain.uuid, domain.name.clone()), new);
         LocatedDomain::Here(DomainRef {
             name: domain.name.clone(),
-            uuid: domain.uuid.clone(),
+            uuid: domain.uuid,
             home: DomainHome::Agent,
         })
     }
@@ -239,7 +239,7 @@ impl AgentBackend {
         if domain.home != DomainHome::Agent {
             return Err(ActionError::Gone);
         }
-        let key = (domain.uuid.clone(), domain.name.clone());
+        let key = (domain.uuid, domain.name.clone());
         let bound = lock(&self.bound).get(&key).map(|it| (it.ways.clone(), it.when));
         let bound_or = |devices: &[usize]| {
             let (ways, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_PLUGS_TTL)?;

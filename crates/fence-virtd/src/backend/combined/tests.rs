@@ -12,7 +12,8 @@ use crate::backend::{Backend, PowerOffResult};
 use crate::request::lease::Lease;
 use crate::util::locks::lock;
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
+    PowerState,
 };
 
 /// Far longer than anything here takes; only a failure waits for it.
@@ -87,8 +88,12 @@ impl Backend for Fake {
     }
 }
 
+fn id(uuid: usize) -> DomainId {
+    DomainId::parse(UUIDS[uuid]).unwrap()
+}
+
 fn domain(name: &str, uuid: usize, home: DomainHome) -> DomainRef {
-    DomainRef { name: name.to_owned(), uuid: UUIDS[uuid].to_owned(), home }
+    DomainRef { name: name.to_owned(), uuid: id(uuid), home }
 }
 
 fn here(uuid: usize) -> LocateResult {
@@ -196,11 +201,8 @@ async fn the_work_goes_to_the_one_that_has_the_domain() {
 
 #[tokio::test]
 async fn lists_are_one_and_say_what_is_missing() {
-    let listed = |name: &str, uuid: usize, power| ListedDomain {
-        name: name.to_owned(),
-        uuid: UUIDS[uuid].to_owned(),
-        power,
-    };
+    let listed =
+        |name: &str, uuid: usize, power| ListedDomain { name: name.to_owned(), uuid: id(uuid), power };
     let of = |domains, missing: &str| {
         let missing = if missing.is_empty() { Vec::new() } else { vec![missing.to_owned()] };
         Ok(DomainListing { domains, missing })
@@ -280,7 +282,10 @@ proptest! {
                 prop_assert_eq!(&finder.said, &decided);
                 prop_assert!(!left.may_have);
                 match &left.said {
-                    Ok(it) => prop_assert!(it.domain().uuid != text && located.domain().uuid == text),
+                    Ok(it) => {
+                        let asked = DomainId::parse(text);
+                        prop_assert!(Some(it.domain().uuid) != asked && Some(located.domain().uuid) == asked);
+                    }
                     Err(error) => prop_assert!(!matches!(error, LocateError::Ambiguous(_))),
                 }
             }

@@ -5,6 +5,8 @@ use fence_core::domain::{DomainHome, DomainRef};
 use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid};
 
+use crate::hypervisor::uuid::domain_id;
+
 /// Shortest text that can be a cut name: the cut may fall up to three bytes earlier, between two characters.
 const SHORTEST_CUT_NAME: usize = Target::MAX - 3;
 
@@ -23,7 +25,7 @@ pub(super) struct MatchedDomain {
 
 impl MatchedDomain {
     pub(super) fn reference(&self, home: usize) -> DomainRef {
-        DomainRef { name: self.name.clone(), uuid: self.uuid.to_string(), home: DomainHome::Here(home) }
+        DomainRef { name: self.name.clone(), uuid: domain_id(self.uuid), home: DomainHome::Here(home) }
     }
 }
 

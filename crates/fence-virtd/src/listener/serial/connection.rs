@@ -64,11 +64,8 @@ impl SerialConnection {
         path: PathBuf,
         gone: watch::Receiver<()>,
     ) -> Self {
-        let identity = Identity {
-            domain: Some(domain.uuid.clone()),
-            name: Some(domain.name.clone()),
-            ..Identity::default()
-        };
+        let identity =
+            Identity { domain: Some(domain.uuid), name: Some(domain.name.clone()), ..Identity::default() };
         let domain = escaped(&domain.name).to_string();
         Self { service, rules, identity, domain, path, gone, last: None }
     }
@@ -207,8 +204,9 @@ impl SerialConnection {
 
     fn is_self(&self, job: &RequestJob) -> bool {
         let target = job.target.as_str();
-        let is = |mine: &Option<String>| mine.as_deref().is_some_and(|it| it.eq_ignore_ascii_case(target));
-        is(&self.identity.domain) || is(&self.identity.name)
+        let is = |mine: &str| mine.eq_ignore_ascii_case(target);
+        self.identity.domain.is_some_and(|it| is(&it.to_string()))
+            || self.identity.name.as_deref().is_some_and(is)
     }
 
     /// Sends the answer. Returns whether the whole of it went out in time. If not, the caller hangs up: nothing
