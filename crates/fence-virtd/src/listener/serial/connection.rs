@@ -209,8 +209,8 @@ impl SerialConnection {
             || self.identity.name.as_deref().is_some_and(is)
     }
 
-    /// Sends the answer. Returns whether the whole of it went out in time. If not, the caller hangs up: nothing
-    /// may follow half an answer.
+    /// Sends the answer. Returns whether the whole of it went out in time. If not, the caller hangs up:
+    /// nothing may follow half an answer.
     async fn send(&self, writer: &mut OwnedWriteHalf, answer: &ClientReply, deadline: Instant) -> bool {
         let bytes = match answer {
             ClientReply::Response(response) => serial_response(response.number()).to_vec(),
