@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::util::backoff::Backoff;
+
 /// Open files that the daemon asks the system for, up to the hard limit: more than all other limits together
 /// need.
 pub(crate) const DESCRIPTORS: u64 = 16_384;
@@ -57,4 +59,4 @@ pub(crate) const SERIAL_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Sockets of domains that the serial listener serves at once.
 pub(crate) const MAX_LINES: usize = 4096;
 /// Pause before a domain's socket is connected to again, first and longest: doubled each time.
-pub(crate) const LINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(crate) const LINE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));

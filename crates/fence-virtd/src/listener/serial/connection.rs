@@ -29,6 +29,7 @@ use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure, watched};
+use crate::util::backoff::OncePerReason;
 use fence_core::access::Identity;
 use fence_core::history::REPEAT_WINDOW;
 
@@ -73,16 +74,17 @@ impl SerialConnection {
     /// Connects, serves, and connects again, until the domain is gone.
     pub(super) async fn keep(mut self) {
         let path = shown(&self.path);
-        let (mut pause, mut said, mut trouble) = (LINE_BACKOFF.0, String::new(), None);
+        let (mut backoff, mut logged, mut trouble) = (LINE_BACKOFF, OncePerReason::default(), None);
         loop {
             match UnixStream::connect(&self.path).await {
                 Ok(stream) => {
                     info!(domain = %self.domain, path, "connected to the domain's socket");
-                    (said, trouble) = (String::new(), None);
+                    logged.forget();
+                    trouble = None;
                     let since = Instant::now();
                     self.serve(stream).await;
                     if since.elapsed() >= GOOD_CONNECTION {
-                        pause = LINE_BACKOFF.0;
+                        backoff.reset();
                     }
                 }
                 Err(error) => {
@@ -90,21 +92,18 @@ impl SerialConnection {
                         matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
                             && trouble.get_or_insert_with(Instant::now).elapsed() < MISSING_SOCKET_GRACE;
                     let reason = explain(&error);
-                    // One line for each reason: there is an attempt every few seconds, perhaps for days.
-                    if !passing && said != reason {
+                    if !passing && logged.is_new(&reason) {
                         warn!(
                             domain = %self.domain, path,
                             "no requests from this domain: can't connect to its socket: {reason}"
                         );
-                        said = reason;
                     }
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = until_gone(&mut self.gone) => break,
             }
-            pause = (pause * 2).min(LINE_BACKOFF.1);
         }
         debug!(domain = %self.domain, path, "the domain's socket is no longer served");
     }
