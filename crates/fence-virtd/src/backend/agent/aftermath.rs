@@ -26,7 +26,7 @@ pub(super) struct PendingEffects {
 
 /// Action that may still take effect.
 pub(super) struct UnconfirmedAction {
-    pub(super) way: Route,
+    pub(super) route: Route,
     /// Time when the run ended.
     pub(super) when: Instant,
     /// True if the agent reported success; status checks have followed since.
@@ -42,12 +42,12 @@ impl Drop for PendingEffects {
         let held = self.lease.detached(Instant::now() + EFFECT_LIMIT);
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let waits = open.into_iter().map(|UnconfirmedAction { way, when, is_claimed }| async move {
+            let waits = open.into_iter().map(|UnconfirmedAction { route, when, is_claimed }| async move {
                 let until = if is_claimed { Instant::now() } else { when } + EFFECT_LIMIT;
                 loop {
                     let context = RunContext { purpose: RunPurpose::Request, lease: None, until };
-                    let look = way.status(context).await;
-                    if matches!(look.heard, StatusReading::Is(_)) {
+                    let reply = route.status(context).await;
+                    if matches!(reply.reading, StatusReading::Is(_)) {
                         return sleep_until(until.min(Instant::now() + EFFECT_SETTLE).into()).await;
                     }
                     if Instant::now() >= until {

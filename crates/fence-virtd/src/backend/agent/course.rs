@@ -28,31 +28,31 @@ pub(super) struct PowerChange {
 /// Last replies of a device.
 #[derive(Clone, Default)]
 pub(super) struct LastReply {
-    look: Option<String>,
-    act: Option<String>,
+    status: Option<String>,
+    action: Option<String>,
 }
 
 /// Runs one plan.
 pub(super) struct PlanRunner<'a> {
     pub(super) goal: PowerState,
-    pub(super) ways: Vec<Route>,
+    pub(super) routes: Vec<Route>,
     pub(super) plan: PowerPlan,
     pub(super) lease: &'a Lease,
-    pub(super) said: Vec<LastReply>,
-    pub(super) aftermath: PendingEffects,
+    pub(super) replies: Vec<LastReply>,
+    pub(super) pending: PendingEffects,
 }
 
 impl PlanRunner<'_> {
     /// Asks the devices in their order; if one does not answer soon, the next is asked too. Ends with the
     /// first state.
     pub(super) async fn first_status(&mut self) {
-        let mut looks = PendingStatusRuns::default();
-        let mut rest = 0..self.ways.len();
+        let mut runs = PendingStatusRuns::default();
+        let mut rest = 0..self.routes.len();
         let until = self.lease.until();
         loop {
             let next = rest.next();
             if let Some(place) = next {
-                looks.begin(place, &self.ways[place], self.lease, until);
+                runs.begin(place, &self.routes[place], self.lease, until);
             }
             let alone = sleep_until(
                 if rest.is_empty() { until } else { until.min(Instant::now() + HEDGE_DELAY) }.into(),
@@ -61,11 +61,11 @@ impl PlanRunner<'_> {
             loop {
                 tokio::select! {
                     biased;
-                    heard = looks.next(), if !looks.is_empty() => {
-                        if self.heard(heard) {
-                            return self.silent(looks);
+                    result = runs.next(), if !runs.is_empty() => {
+                        if self.take_reading(result) {
+                            return self.silent(runs);
                         }
-                        if looks.is_empty() {
+                        if runs.is_empty() {
                             break;
                         }
                     }
@@ -73,7 +73,7 @@ impl PlanRunner<'_> {
                     () = &mut alone => break,
                 }
             }
-            if rest.is_empty() && (looks.is_empty() || Instant::now() >= until) {
+            if rest.is_empty() && (runs.is_empty() || Instant::now() >= until) {
                 return;
             }
         }
@@ -86,8 +86,10 @@ impl PlanRunner<'_> {
                 self.plan.stop();
             }
             match self.plan.next(Instant::now()) {
-                PlanStep::Look(these) => self.look(these, StatusReading::Is(self.goal)).await,
-                PlanStep::Ask(these) => self.look(these, StatusReading::Is(opposite(self.goal))).await,
+                PlanStep::Look(these) => self.check_status(these, StatusReading::Is(self.goal)).await,
+                PlanStep::Ask(these) => {
+                    self.check_status(these, StatusReading::Is(opposite(self.goal))).await;
+                }
                 PlanStep::Act(place, until) => self.act(place, until).await,
                 PlanStep::Wait(until) => {
                     // Nothing is polled faster for one that has gone.
@@ -102,17 +104,17 @@ impl PlanRunner<'_> {
         }
     }
 
-    async fn look(&mut self, these: Vec<(usize, Instant)>, enough: StatusReading) {
-        let mut looks = PendingStatusRuns::default();
+    async fn check_status(&mut self, these: Vec<(usize, Instant)>, enough: StatusReading) {
+        let mut runs = PendingStatusRuns::default();
         for (place, until) in these {
-            looks.begin(place, &self.ways[place], self.lease, until);
+            runs.begin(place, &self.routes[place], self.lease, until);
         }
-        while !looks.is_empty() {
+        while !runs.is_empty() {
             tokio::select! {
                 biased;
-                heard = looks.next() => {
-                    let last = heard.as_ref().map(|it| it.look.heard);
-                    self.heard(heard);
+                result = runs.next() => {
+                    let last = result.as_ref().map(|it| it.reply.reading);
+                    self.take_reading(result);
                     if last == Some(enough) {
                         return;
                     }
@@ -123,55 +125,56 @@ impl PlanRunner<'_> {
     }
 
     async fn act(&mut self, place: usize, until: Instant) {
-        let way = self.ways[place].clone();
-        self.aftermath.open.push(UnconfirmedAction {
-            way: way.clone(),
+        let route = self.routes[place].clone();
+        self.pending.open.push(UnconfirmedAction {
+            route: route.clone(),
             when: Instant::now(),
             is_claimed: false,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
-        let (how, words) = way.act(self.goal, context).await;
+        let (how, words) = route.act(self.goal, context).await;
         let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
-        match self.aftermath.open.last_mut() {
+        match self.pending.open.last_mut() {
             Some(open) if may_come => {
                 (open.when, open.is_claimed) = (Instant::now(), how == ActionReport::Claimed);
             }
-            _ => drop(self.aftermath.open.pop()),
+            _ => drop(self.pending.open.pop()),
         }
-        self.said[place].act = Some(words);
+        self.replies[place].action = Some(words);
         self.plan.acted(place, how, Instant::now());
     }
 
     /// Takes the result of a status run. Returns whether it shows the domain's state.
-    fn heard(&mut self, it: Option<StatusResult>) -> bool {
-        let Some(StatusResult { place, look, began }) = it else { return false };
-        self.plan.looked(place, look.heard, began, Instant::now());
-        self.said[place].look = Some(look.words);
-        matches!(look.heard, StatusReading::Is(_))
+    fn take_reading(&mut self, it: Option<StatusResult>) -> bool {
+        let Some(StatusResult { place, reply, began }) = it else { return false };
+        self.plan.looked(place, reply.reading, began, Instant::now());
+        self.replies[place].status = Some(reply.words);
+        matches!(reply.reading, StatusReading::Is(_))
     }
 
     /// Marks the devices that have not answered as silent.
-    fn silent(&mut self, looks: PendingStatusRuns) {
-        for (place, began) in looks.asked {
-            self.ways[place].device.record_abandoned(began, self.lease);
-            self.said[place].look = Some("did not answer".to_owned());
+    fn silent(&mut self, runs: PendingStatusRuns) {
+        for (place, began) in runs.asked {
+            self.routes[place].device.record_abandoned(began, self.lease);
+            self.replies[place].status = Some("did not answer".to_owned());
             self.plan.looked(place, StatusReading::Silent, began, Instant::now());
         }
     }
 
     /// Returns the last replies of all devices, for people.
     pub(super) fn words(&self) -> String {
-        let lines = self.ways.iter().zip(&self.said).filter_map(|(way, said)| {
-            let look = said.look.as_ref().map(|it| format!("status {it}"));
-            let words: Vec<String> = said.act.iter().cloned().chain(look).collect();
-            (!words.is_empty()).then(|| format!("device {}: {}", way.device.name, words.join(", ")))
+        let lines = self.routes.iter().zip(&self.replies).filter_map(|(route, reply)| {
+            let status = reply.status.as_ref().map(|it| format!("status {it}"));
+            let words: Vec<String> = reply.action.iter().cloned().chain(status).collect();
+            (!words.is_empty()).then(|| format!("device {}: {}", route.device.name, words.join(", ")))
         });
         let lines: Vec<String> = lines.collect();
         if lines.is_empty() { "no device was asked in time".to_owned() } else { lines.join("; ") }
     }
 
     pub(super) fn outcome(&self, is_done: bool) -> Result<PowerChange, ActionError> {
-        let acted: Vec<usize> = (0..self.ways.len()).filter(|it| self.said[*it].act.is_some()).collect();
+        let acted: Vec<usize> =
+            (0..self.routes.len()).filter(|it| self.replies[*it].action.is_some()).collect();
         if is_done {
             let was_so = self.plan.actions() == 0;
             // Which of several did it, and what was wrong with those before.
@@ -183,7 +186,7 @@ impl PlanRunner<'_> {
             return Err(ActionError::Unavailable(self.words()));
         }
         let still = StatusReading::Is(opposite(self.goal));
-        if (0..self.ways.len()).any(|it| self.plan.last(it) == Some(still)) {
+        if (0..self.routes.len()).any(|it| self.plan.last(it) == Some(still)) {
             let state = if self.goal == PowerState::Off { "on" } else { "off" };
             return Err(ActionError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
         }
@@ -198,7 +201,7 @@ impl PlanRunner<'_> {
 /// Result of one status run.
 struct StatusResult {
     place: usize,
-    look: StatusReply,
+    reply: StatusReply,
     began: Instant,
 }
 
@@ -210,20 +213,20 @@ struct PendingStatusRuns {
 }
 
 impl PendingStatusRuns {
-    fn begin(&mut self, place: usize, way: &Route, lease: &Lease, until: Instant) {
-        let (way, lease, began) = (way.clone(), lease.clone(), Instant::now());
+    fn begin(&mut self, place: usize, route: &Route, lease: &Lease, until: Instant) {
+        let (route, lease, began) = (route.clone(), lease.clone(), Instant::now());
         self.asked.push((place, began));
         self.set.spawn(async move {
             let context = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
-            let look = way.status(context).await;
-            StatusResult { place, look, began }
+            let reply = route.status(context).await;
+            StatusResult { place, reply, began }
         });
     }
 
     async fn next(&mut self) -> Option<StatusResult> {
-        let heard = self.set.join_next().await?.ok()?;
-        self.asked.retain(|it| it.0 != heard.place);
-        Some(heard)
+        let result = self.set.join_next().await?.ok()?;
+        self.asked.retain(|it| it.0 != result.place);
+        Some(result)
     }
 
     fn is_empty(&self) -> bool {

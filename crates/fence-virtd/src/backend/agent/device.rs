@@ -151,31 +151,31 @@ impl FenceDevice {
         let code = match done.ended {
             AgentRunEnd::Exit(code) => code,
             AgentRunEnd::Killed(_) => {
-                return StatusReply { heard: StatusReading::Silent, words: done.words() };
+                return StatusReply { reading: StatusReading::Silent, words: done.words() };
             }
             AgentRunEnd::Signal(_) | AgentRunEnd::NotRun(_) => {
-                return StatusReply { heard: StatusReading::CantTell, words: done.words() };
+                return StatusReply { reading: StatusReading::CantTell, words: done.words() };
             }
         };
         match power(code) {
-            None => StatusReply { heard: StatusReading::CantTell, words: done.words() },
+            None => StatusReply { reading: StatusReading::CantTell, words: done.words() },
             Some(PowerState::On) => {
                 let mut memory = lock(&self.memory);
-                if let Some(when) = memory.proven.get_mut(&done.print) {
+                if let Some(when) = memory.proven.get_mut(&done.fingerprint) {
                     *when = Instant::now();
                 }
                 if memory.seen_on.len() >= MAX_PROVEN {
                     memory.seen_on.clear();
                 }
                 memory.seen_on.insert(plug.to_owned());
-                StatusReply { heard: StatusReading::Is(PowerState::On), words: "on".to_owned() }
+                StatusReply { reading: StatusReading::Is(PowerState::On), words: "on".to_owned() }
             }
             Some(PowerState::Off) => {
                 let why = match self.verify_off(plug, &done, began, context).await {
                     Ok(()) => match self.is_known(plug, context).await {
                         Ok(()) => {
                             return StatusReply {
-                                heard: StatusReading::Is(PowerState::Off),
+                                reading: StatusReading::Is(PowerState::Off),
                                 words: "off".to_owned(),
                             };
                         }
@@ -184,7 +184,7 @@ impl FenceDevice {
                     Err(why) => format!("its monitor has not succeeded ({why})"),
                 };
                 StatusReply {
-                    heard: StatusReading::CantTell,
+                    reading: StatusReading::CantTell,
                     words: format!("exit 2, which is not believed: {why}"),
                 }
             }
@@ -249,7 +249,7 @@ impl FenceDevice {
                 if memory.proven.len() >= MAX_PROVEN {
                     memory.proven.clear();
                 }
-                memory.proven.insert(done.print, began);
+                memory.proven.insert(done.fingerprint, began);
                 Ok(())
             }
             _ => Err(format!("monitor: {}", done.words())),
@@ -364,12 +364,12 @@ impl FenceDevice {
         context: RunContext<'_>,
     ) -> Result<(), String> {
         const CHANGED: &str = "the agent or its options changed meanwhile";
-        let print = done.print;
+        let fingerprint = done.fingerprint;
         let stands = if context.lease.is_some() { OFF_EVIDENCE_TTL.0 } else { OFF_EVIDENCE_TTL.1 };
         let is_new = |when: &Instant| {
             if context.lease.is_some() && done.complained { *when >= began } else { when.elapsed() < stands }
         };
-        let is_proven = || lock(&self.memory).proven.get(&print).is_some_and(is_new);
+        let is_proven = || lock(&self.memory).proven.get(&fingerprint).is_some_and(is_new);
         // It may have been replaced while the run waited for its place: then another one ended so.
         if self.find(context.until).await?.1 != done.program {
             return Err(CHANGED.to_owned());
@@ -382,7 +382,7 @@ impl FenceDevice {
             if all.len() >= MAX_PROVEN {
                 all.clear();
             }
-            Arc::clone(all.entry(print).or_default())
+            Arc::clone(all.entry(fingerprint).or_default())
         };
         // A success counts by the evidence that it left, which grows old.
         let is_valid = |when: Instant, result: &Result<(), String>| {
@@ -408,11 +408,11 @@ impl FenceDevice {
     /// Returns the metadata of the agent; kept as long as the program is the same.
     pub(super) async fn metadata(&self, context: RunContext<'_>) -> Result<Arc<Metadata>, String> {
         let context = context.within(Instant::now() + self.status_timeout);
-        let (path, print) = self.find(context.until).await?;
+        let (path, fingerprint) = self.find(context.until).await?;
         let is_valid = |when: Instant, last: &(u64, Result<Arc<Metadata>, String>)| {
-            last.0 == print && (last.1.is_ok() || when.elapsed() < FAILURE_TTL)
+            last.0 == fingerprint && (last.1.is_ok() || when.elapsed() < FAILURE_TTL)
         };
-        let run = self.run_metadata(path, print, context);
+        let run = self.run_metadata(path, fingerprint, context);
         let metadata = self.metadata.get(context.until, is_valid, run).await;
         metadata.ok_or_else(|| "its metadata is not there in time".to_owned())?.1
     }
@@ -421,20 +421,20 @@ impl FenceDevice {
     async fn run_metadata(
         &self,
         path: PathBuf,
-        print: u64,
+        fingerprint: u64,
         context: RunContext<'_>,
     ) -> RunResult<(u64, Result<Arc<Metadata>, String>)> {
         let ready = PreparedRun {
             path,
             input: Zeroizing::new(b"action=metadata\n".to_vec()),
             mask: self.mask(&[]),
-            print,
-            program: print,
+            fingerprint,
+            program: fingerprint,
         };
         let done = self.run_ready(AgentAction::Metadata, ready, context).await;
         let what = match &done.ended {
             // No time, no place: that says nothing of the agent.
-            AgentRunEnd::NotRun(_) => return RunResult::Discard((print, Err(done.words()))),
+            AgentRunEnd::NotRun(_) => return RunResult::Discard((fingerprint, Err(done.words()))),
             AgentRunEnd::Exit(0) if !done.is_cut => {
                 Metadata::parse(&done.output).map_err(|it| it.to_string())
             }
@@ -447,6 +447,6 @@ impl FenceDevice {
         let what = what.or_else(|why| {
             if matches!(done.ended, AgentRunEnd::Exit(_)) { Ok(Metadata::default()) } else { Err(why) }
         });
-        RunResult::Keep((print, what.map(Arc::new)))
+        RunResult::Keep((fingerprint, what.map(Arc::new)))
     }
 }

@@ -92,13 +92,13 @@ impl AgentBackend {
             }
             // A device whose list can't be had says nothing of a plug either, as long as there is another.
             let has_list = |place: usize| known[place].is_some() || !self.settings[place].plugs.listed;
-            let ways = domain.ways.iter().filter(|it| has_list(it.0));
-            let ways: Vec<_> =
-                ways.map(|(place, plug)| (Arc::clone(&self.devices[*place]), plug.clone())).collect();
+            let routes = domain.ways.iter().filter(|it| has_list(it.0));
+            let routes: Vec<_> =
+                routes.map(|(place, plug)| (Arc::clone(&self.devices[*place]), plug.clone())).collect();
             runs.spawn(async move {
                 // In their order, until one device knows the state.
-                for (device, plug) in ways {
-                    if let StatusReading::Is(power) = device.status(&plug, survey(until)).await.heard {
+                for (device, plug) in routes {
+                    if let StatusReading::Is(power) = device.status(&plug, survey(until)).await.reading {
                         return (at, Some(power));
                     }
                 }

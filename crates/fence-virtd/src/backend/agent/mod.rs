@@ -226,11 +226,11 @@ impl AgentBackend {
     }
 
     fn described(&self, domain: &AgentDomain) -> String {
-        let ways = domain
+        let routes = domain
             .ways
             .iter()
             .map(|(place, plug)| format!("plug {} at {}", escaped(plug), self.devices[*place].name));
-        format!("{} ({})", escaped(&domain.name), ways.collect::<Vec<_>>().join(", "))
+        format!("{} ({})", escaped(&domain.name), routes.collect::<Vec<_>>().join(", "))
     }
 
     /// Returns the routes to a found domain, as far as they are still valid; routes of devices that answer
@@ -242,59 +242,59 @@ impl AgentBackend {
         let key = (domain.uuid, domain.name.clone());
         let bound = lock(&self.bound).get(&key).map(|it| (it.ways.clone(), it.when));
         let bound_or = |devices: &[usize]| {
-            let (ways, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_PLUGS_TTL)?;
-            let ways: Vec<_> = ways.iter().filter(|it| devices.contains(&it.0)).cloned().collect();
-            (!ways.is_empty()).then_some(ways)
+            let (routes, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_PLUGS_TTL)?;
+            let routes: Vec<_> = routes.iter().filter(|it| devices.contains(&it.0)).cloned().collect();
+            (!routes.is_empty()).then_some(routes)
         };
         let is_it = |it: &&AgentDomain| it.uuid == domain.uuid && it.name == domain.name;
         let nothing = vec![None; self.devices.len()];
         let named = domains::all(&self.settings, &nothing);
-        let ways = if let Some(named) = named.iter().find(is_it) {
-            // What lists say beside that may have changed: only ways that were found with it.
+        let routes = if let Some(named) = named.iter().find(is_it) {
+            // What lists say beside that may have changed: only routes that were found with it.
             let found = bound.as_ref().map(|it| it.0.clone()).unwrap_or_default();
             let listed: Vec<_> = found.into_iter().filter(|it| named.plug_at(it.0).is_none()).collect();
-            let mut ways = named.ways.clone();
+            let mut routes = named.ways.clone();
             if !listed.is_empty() {
-                ways.extend(self.revalidate_routes(domain, &listed, until).await.unwrap_or_default());
+                routes.extend(self.revalidate_routes(domain, &listed, until).await.unwrap_or_default());
             }
-            ways
+            routes
         } else {
             let Some((found, _)) = &bound else { return Err(ActionError::Gone) };
             match self.revalidate_routes(domain, found, until).await {
-                Ok(ways) if ways.is_empty() => return Err(ActionError::Gone),
-                Ok(ways) => ways,
+                Ok(routes) if routes.is_empty() => return Err(ActionError::Gone),
+                Ok(routes) => routes,
                 Err(silent) => match bound_or(&silent) {
-                    Some(ways) => ways,
+                    Some(routes) => routes,
                     None => return Err(ActionError::Unavailable("no device has a list any more".to_owned())),
                 },
             }
         };
-        let others = self.unlisted_candidates(domain, &ways);
-        let way =
+        let others = self.unlisted_candidates(domain, &routes);
+        let route =
             |(place, plug), unlisted| Route { device: Arc::clone(&self.devices[place]), plug, unlisted };
-        let mut ways: Vec<Route> = ways.into_iter().map(|it| way(it, None)).collect();
-        ways.extend(others.into_iter().map(|it| way(it, Some(domain.name.clone()))));
-        ways.sort_by_key(|it| it.device.timed_out_recently());
-        Ok(ways)
+        let mut routes: Vec<Route> = routes.into_iter().map(|it| route(it, None)).collect();
+        routes.extend(others.into_iter().map(|it| route(it, Some(domain.name.clone()))));
+        routes.sort_by_key(|it| it.device.timed_out_recently());
+        Ok(routes)
     }
 
     /// Returns possible routes to a listed domain by devices whose lists can't be had now, but perhaps in a
     /// moment: a pool's master may have moved.
-    fn unlisted_candidates(&self, domain: &DomainRef, ways: &[(usize, String)]) -> Vec<(usize, String)> {
+    fn unlisted_candidates(&self, domain: &DomainRef, routes: &[(usize, String)]) -> Vec<(usize, String)> {
         // What the configuration names is served by whom it names.
         let listed = |place: usize| self.settings[place].plugs.listed;
         let Some((_, plug)) =
-            ways.iter().find(|it| listed(it.0)).filter(|_| ways.iter().all(|it| listed(it.0)))
+            routes.iter().find(|it| listed(it.0)).filter(|_| routes.iter().all(|it| listed(it.0)))
         else {
             return Vec::new();
         };
         let is_other = |place: &usize| {
-            let is_way = ways.iter().any(|it| it.0 == *place);
-            let agents = [*place, ways[0].0].map(|it| &self.settings[it].agent);
+            let is_route = routes.iter().any(|it| it.0 == *place);
+            let agents = [*place, routes[0].0].map(|it| &self.settings[it].agent);
             let device = &self.devices[*place];
             // Its list may be newer than the search: it has done something for this request already.
             let has_it = |it: Arc<PlugList>| it.entries.iter().any(|it| it.plug == *plug);
-            !is_way
+            !is_route
                 && agents[0] == agents[1]
                 && (device.has_no_list() || device.last_listing().is_some_and(has_it))
         };
@@ -350,35 +350,36 @@ impl AgentBackend {
         lease: &Lease,
     ) -> Result<PowerChange, ActionError> {
         lease.check()?;
-        let ways = self.routes(domain, lease.until()).await?;
-        let plan = PowerPlan::new(goal, ways.iter().map(|it| it.device.limits), lease.until());
-        let aftermath = PendingEffects { lease: lease.clone(), open: Vec::new() };
-        let said = vec![LastReply::default(); ways.len()];
-        let mut course = PlanRunner { goal, ways, plan, lease, said, aftermath };
+        let routes = self.routes(domain, lease.until()).await?;
+        let plan = PowerPlan::new(goal, routes.iter().map(|it| it.device.limits), lease.until());
+        let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
+        let replies = vec![LastReply::default(); routes.len()];
+        let mut course = PlanRunner { goal, routes, plan, lease, replies, pending };
         course.first_status().await;
         let is_done = course.run_to_end().await;
         if is_done {
             // What was claimed has come.
-            course.aftermath.open.retain(|it| !it.is_claimed);
+            course.pending.open.retain(|it| !it.is_claimed);
         }
-        for it in &course.ways {
+        for it in &course.routes {
             it.device.states_changed();
         }
         course.outcome(is_done)
     }
 
     async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
-        let ways = self.routes(domain, lease.until()).await?;
-        let plan = PowerPlan::new(PowerState::Off, ways.iter().map(|it| it.device.limits), lease.until());
-        let aftermath = PendingEffects { lease: lease.clone(), open: Vec::new() };
-        let said = vec![LastReply::default(); ways.len()];
-        let mut course = PlanRunner { goal: PowerState::Off, ways, plan, lease, said, aftermath };
+        let routes = self.routes(domain, lease.until()).await?;
+        let plan = PowerPlan::new(PowerState::Off, routes.iter().map(|it| it.device.limits), lease.until());
+        let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
+        let replies = vec![LastReply::default(); routes.len()];
+        let mut course = PlanRunner { goal: PowerState::Off, routes, plan, lease, replies, pending };
         course.first_status().await;
         course.plan.stop();
         if course.run_to_end().await {
             return Ok(PowerState::Off);
         }
-        if (0..course.ways.len()).any(|it| course.plan.last(it) == Some(StatusReading::Is(PowerState::On))) {
+        if (0..course.routes.len()).any(|it| course.plan.last(it) == Some(StatusReading::Is(PowerState::On)))
+        {
             return Ok(PowerState::On);
         }
         Err(ActionError::Unavailable(course.words()))
@@ -388,7 +389,7 @@ impl AgentBackend {
     async fn monitor_all(&self, until: Instant) -> Vec<Option<String>> {
         let all = self.devices.iter().enumerate().map(|(place, device)| async move {
             let named = &self.settings[place].plugs.named;
-            let told = |why: String| format!("device {}: {why}", device.name);
+            let failure = |why: String| format!("device {}: {why}", device.name);
             let plugs: Vec<Option<&str>> = if device.is_monitored_by_plug() && !named.is_empty() {
                 named.iter().map(|it| Some(it.plug.as_str())).collect()
             } else {
@@ -396,7 +397,7 @@ impl AgentBackend {
             };
             let monitors = plugs.into_iter().map(|it| device.monitor(it, survey(until)));
             let failed: Vec<String> = join_all(monitors).await.into_iter().filter_map(Result::err).collect();
-            failed.into_iter().next().map(told)
+            failed.into_iter().next().map(failure)
         });
         join_all(all).await
     }

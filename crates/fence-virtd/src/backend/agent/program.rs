@@ -43,7 +43,7 @@ fn about(path: &Path) -> Result<u64, String> {
     if about.mode() & 0o022 != 0 {
         return Err(format!("others can write {shown}: chmod go-w it"));
     }
-    let mut print = DefaultHasher::new();
+    let mut fingerprint = DefaultHasher::new();
     (
         path,
         about.dev(),
@@ -54,8 +54,8 @@ fn about(path: &Path) -> Result<u64, String> {
         about.ctime(),
         about.ctime_nsec(),
     )
-        .hash(&mut print);
-    Ok(print.finish())
+        .hash(&mut fingerprint);
+    Ok(fingerprint.finish())
 }
 
 /// Reads files on a blocking thread, because a file system can hang.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One way to a domain: a device, and a plug at it.
+//! One route to a domain: a device, and a plug at it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Route {
     pub(super) async fn status(&self, context: RunContext<'_>) -> StatusReply {
         match self.is_listed(context).await {
             Ok(()) => self.device.status(&self.plug, context).await,
-            Err(words) => StatusReply { heard: StatusReading::CantTell, words },
+            Err(words) => StatusReply { reading: StatusReading::CantTell, words },
         }
     }
 

@@ -62,7 +62,7 @@ impl RunContext<'_> {
 
 /// Result of a status run, and its description for people.
 pub(super) struct StatusReply {
-    pub(super) heard: StatusReading,
+    pub(super) reading: StatusReading,
     pub(super) words: String,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct FinishedRun {
     /// True if the agent wrote to standard error.
     pub(super) complained: bool,
     /// Fingerprint of the program and its options.
-    pub(super) print: u64,
+    pub(super) fingerprint: u64,
     /// Fingerprint of the program alone.
     pub(super) program: u64,
 }
@@ -93,7 +93,7 @@ pub(super) struct PreparedRun {
     pub(super) path: PathBuf,
     pub(super) input: Zeroizing<Vec<u8>>,
     pub(super) mask: SecretMask,
-    pub(super) print: u64,
+    pub(super) fingerprint: u64,
     pub(super) program: u64,
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Slots for agent runs: of all devices together, and of each.
 //!
-//! Who waits is served in order of arrival, but what carries a request out goes before what merely looks
-//! around; and no device can keep the others out: a quarter of the places is for devices that have none, and
-//! those that hung when they were run last have no more than half together, but for the first of each, which
-//! may have three quarters.
+//! Runs wait in order of arrival, but runs for a request go before lists and health checks. No device can
+//! keep the others out:
+//!
+//! * a quarter of the slots is for devices that have none;
+//! * devices whose last run timed out have at most half of the slots together. The first slot of each such
+//!   device may come from three quarters.
 
 use std::sync::{Arc, Mutex};
 
@@ -64,10 +66,10 @@ impl RunSlots {
 
     /// Waits for a place. Whoever gives up just drops this.
     pub(super) async fn take(&self, device: usize, purpose: RunPurpose, is_ill: bool) -> Option<RunSlot> {
-        let (tell, told) = oneshot::channel();
+        let (tell, granted) = oneshot::channel();
         lock(&self.0).waiting.push(SlotWaiter { device, purpose, is_ill, tell });
         self.hand_out();
-        told.await.ok()
+        granted.await.ok()
     }
 
     fn hand_out(&self) {

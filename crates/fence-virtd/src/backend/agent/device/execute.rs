@@ -46,16 +46,21 @@ impl FenceDevice {
         ready: PreparedRun,
         context: RunContext<'_>,
     ) -> FinishedRun {
-        let PreparedRun { path, input, mask, print, program } = ready;
+        let PreparedRun { path, input, mask, fingerprint, program } = ready;
         let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
         let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
-            return self.not_run(action, "agent limit reached (max_running)".to_owned(), print, context);
+            return self.not_run(
+                action,
+                "agent limit reached (max_running)".to_owned(),
+                fingerprint,
+                context,
+            );
         };
         // The place may have come late: nothing is begun for who does not wait any more.
         if matches!(action, AgentAction::Power(action) if action != PowerAction::Status)
             && let Some(why) = context.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
         {
-            return self.not_run(action, why.to_string(), print, context);
+            return self.not_run(action, why.to_string(), fingerprint, context);
         }
         let begun = Instant::now();
         let keep = if matches!(action, AgentAction::Metadata | AgentAction::List | AgentAction::ListStatus) {
@@ -75,7 +80,7 @@ impl FenceDevice {
                 };
                 (whole, ended)
             }
-            Err(error) => return self.not_run(action, error.to_string(), print, context),
+            Err(error) => return self.not_run(action, error.to_string(), fingerprint, context),
         };
         match ended {
             // The request's time was nearly up: that says nothing of the device.
@@ -111,12 +116,18 @@ impl FenceDevice {
             is_cut: whole.output.is_cut,
             complaint,
             complained,
-            print,
+            fingerprint,
             program,
         }
     }
 
-    fn not_run(&self, action: AgentAction, why: String, print: u64, context: RunContext<'_>) -> FinishedRun {
+    fn not_run(
+        &self,
+        action: AgentAction,
+        why: String,
+        fingerprint: u64,
+        context: RunContext<'_>,
+    ) -> FinishedRun {
         let ended = AgentRunEnd::NotRun(why);
         self.note(action, ended.clone(), Duration::ZERO, String::new(), context);
         FinishedRun {
@@ -125,7 +136,7 @@ impl FenceDevice {
             is_cut: false,
             complaint: String::new(),
             complained: false,
-            print,
+            fingerprint,
             program: 0,
         }
     }
@@ -218,7 +229,7 @@ impl FenceDevice {
             }
         }
         let mask = self.mask(&secrets);
-        Ok(PreparedRun { path, input: lines.text, mask, print: own.finish(), program })
+        Ok(PreparedRun { path, input: lines.text, mask, fingerprint: own.finish(), program })
     }
 
     /// Returns an option that is a secret and that the agent does not have: agents built on the library
