@@ -63,11 +63,7 @@ impl FenceDevice {
             return self.not_run(action, why.to_string(), fingerprint, context);
         }
         let begun = Instant::now();
-        let keep = if matches!(action, AgentAction::Metadata | AgentAction::List | AgentAction::ListStatus) {
-            MAX_PARSED_OUTPUT
-        } else {
-            MAX_SHOWN_OUTPUT
-        };
+        let keep = output_limit(action);
         let result = run_contained(&path, input, keep, context.until).await;
         drop(slot);
         let took = begun.elapsed();
@@ -268,5 +264,14 @@ impl FenceDevice {
     pub(in crate::backend::agent) fn is_on(&self, option: &str) -> bool {
         let value = self.option(option).unwrap_or_default();
         ["1", "yes", "on", "true"].iter().any(|it| value.eq_ignore_ascii_case(it))
+    }
+}
+
+/// Returns the number of bytes of output that are kept.
+fn output_limit(action: AgentAction) -> usize {
+    if matches!(action, AgentAction::Metadata | AgentAction::List | AgentAction::ListStatus) {
+        MAX_PARSED_OUTPUT
+    } else {
+        MAX_SHOWN_OUTPUT
     }
 }
