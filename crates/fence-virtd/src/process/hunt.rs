@@ -229,11 +229,20 @@ fn stat(pid: Pid, index: usize) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// Far longer than anything here takes; only a failure waits for it.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
     #[test]
     fn families_are_told_by_proc() {
         let (me, tag) = (Pid::this(), new_tag().unwrap());
         let mut child = std::process::Command::new("sleep").arg("1000").env(TAG, &tag).spawn().unwrap();
         let pid = Pid::from_raw(child.id().cast_signed());
+        // The kernel shows the environment a moment after the program has begun.
+        let begin = Instant::now();
+        while environment(pid).is_empty() {
+            assert!(begin.elapsed() < PATIENCE, "no environment");
+            sleep(SEARCH_PAUSE);
+        }
         assert_eq!(parent(pid), Some(me));
         assert!(descendants(&[me]).contains(&pid));
         let variable = format!("FENCE_VIRTD_RUN={tag}");
