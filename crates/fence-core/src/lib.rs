@@ -12,5 +12,6 @@ pub mod arbiter;
 pub mod cluster;
 pub mod domain;
 pub mod history;
+pub mod host_down;
 #[cfg(test)]
 mod schedules;

@@ -15,6 +15,7 @@ mod cli;
 mod cluster;
 mod configure;
 mod daemon;
+mod host_down;
 mod hypervisor;
 mod listener;
 mod observe;

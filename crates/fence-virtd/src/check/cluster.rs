@@ -17,7 +17,8 @@ use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
 use super::finding::{Finding, USER};
-use crate::cluster::{link, lost_hosts as lost};
+use crate::cluster::link;
+use crate::host_down::pacemaker;
 
 #[cfg(test)]
 mod tests;
@@ -160,7 +161,7 @@ fn host_down(settings: &HostDown) -> Finding {
                 Ok(_) => Finding::ok(CHECK, subject, "there"),
             }
         }
-        HostDown::Pacemaker => match lost::ask_for_history(Path::new(lost::STONITH_ADMIN)) {
+        HostDown::Pacemaker => match pacemaker::ask_for_history(Path::new(pacemaker::STONITH_ADMIN)) {
             Ok(count) => {
                 Finding::ok(CHECK, "pacemaker", format!("its fencing history can be read; {count} in it"))
             }

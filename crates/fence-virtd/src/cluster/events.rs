@@ -13,10 +13,10 @@ use libvirt_host::Uuid;
 use tracing::{debug, info, warn};
 
 use super::link::{LinkEvent, LinkReceiver};
-use super::lost_hosts::LostHost;
 use super::own_domains::{OwnChange, OwnDomain, OwnPower};
 use super::owner;
 use super::state::{Cluster, ClusterState, hold_leases};
+use crate::host_down::LostHost;
 use fence_core::cluster::message::{
     AskEnd, AskMessage, HostMessage, Member, PublishedDomain, PublishedState,
 };

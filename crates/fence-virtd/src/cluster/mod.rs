@@ -18,7 +18,6 @@ mod events;
 mod legacy;
 mod legacy_table;
 pub(crate) mod link;
-pub(crate) mod lost_hosts;
 mod metrics;
 #[cfg(test)]
 #[path = "../../../corosync-cpg/tests/node/mod.rs"]
@@ -40,11 +39,11 @@ use tokio::sync::watch;
 use self::asks::{IncomingAsks, OutgoingAsks};
 use self::legacy_table::LegacyHosts;
 use self::link::{Link, LinkReceiver};
-use self::lost_hosts::DownEvidence;
 use self::own_domains::OwnDomains;
 use self::state::ClusterState;
 use self::waiting::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
+use crate::host_down::DownEvidence;
 use crate::service::Service;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::Directory;

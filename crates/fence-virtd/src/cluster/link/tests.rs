@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use nix::sys::signal::Signal;
 
 use super::*;
-use crate::cluster::lost_hosts::DownEvidence;
 use crate::cluster::node::{self, Corosync, PATIENCE, Peer, on_a_node};
+use crate::host_down::DownEvidence;
 
 /// Longer than corosync is busy while a test runs, whatever else the machine does.
 const LONG: Duration = Duration::from_secs(600);

@@ -7,6 +7,9 @@ use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 
+use fence_core::host_down::FencingRecord;
+
+use super::pacemaker::{fencings, time};
 use super::*;
 
 const HISTORY: &str = include_str!("history.xml");
@@ -70,14 +73,8 @@ fn only_a_fencing_that_explains_this_loss_counts() {
     // Fenced with success at 08:59, 09:01, 09:09 (by hand) and 09:11; in vain at 09:04.
     let judge = |xml: &str, name: &str, heard_since: &str, lost: &str, now: &str| {
         let at = |clock| time(&format!("2026-11-21 15:{clock}Z")).unwrap();
-        let host = LostNode {
-            node: 2,
-            name: Some(name.to_owned()),
-            heard_since: at(heard_since),
-            lost: at(lost),
-            since: Instant::now(),
-        };
-        host.judge(&fencings(xml).unwrap(), at(now))
+        let loss = Loss { name, heard_since: at(heard_since), lost: at(lost) };
+        loss.judge(&fencings(xml).unwrap(), at(now))
     };
     let succeeded = Ok("Pacemaker's reboot of it succeeded (by n1)".to_owned());
     let since = Err("Pacemaker has not fenced it since".to_owned());
@@ -250,7 +247,7 @@ async fn answered(loss: &LostHost) -> String {
 fn script(dir: &TempDir, body: &str) -> PathBuf {
     let path = dir.path().join("program");
     if !path.exists() {
-        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/lost/in-its-place.sh"), &path).unwrap();
+        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/src/host_down/in-its-place.sh"), &path).unwrap();
     }
     fs::write(dir.path().join("new"), body).unwrap();
     fs::rename(dir.path().join("new"), dir.path().join("body")).unwrap();
