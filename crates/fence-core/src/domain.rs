@@ -8,6 +8,8 @@ use std::fmt;
 
 use fence_wire::Action;
 
+use crate::evidence::{Doubt, ProvedOff};
+
 /// Identity of a domain: its UUID. Displays as lower-case `8-4-4-4-12` text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DomainId(u128);
@@ -87,22 +89,20 @@ pub enum DomainHome {
     Agent,
 }
 
-/// Result of locating a domain.
+/// Result of locating a domain. No variant is an answer: the action looks again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LocatedDomain {
-    /// The domain is here: on, or seen to power off here a short while ago.
+    /// The domain is on here, or this host's devices have it.
     Here(DomainRef),
-    /// The domain is defined here and off, and nothing says that it was on here lately. The definition may
-    /// have stayed behind when the domain went to another host.
-    DefinedOff(DomainRef),
-    /// The domain was here a short while ago, was seen to power off here, and left no definition (a transient
-    /// domain).
-    PoweredOffTransient(DomainRef),
+    /// An instance is here that comes or goes with a migration. Another host may have the machine.
+    Moving(DomainRef),
+    /// Every place where the domain can be was looked at, and it is on at none.
+    Off(DomainRef),
     /// Another host has the domain, and this host can pass requests on to that host.
     Elsewhere(DomainRef),
-    /// The domain was last on at a host that was lost. Evidence about that host decides when an action
-    /// begins.
-    OnLostHost(DomainRef),
+    /// The domain is not on here, and may be on at another place: one that can't be asked, or one to which
+    /// this host can't pass requests on. What is found when the action begins decides.
+    InDoubt(DomainRef),
 }
 
 impl LocatedDomain {
@@ -110,10 +110,10 @@ impl LocatedDomain {
     pub fn domain(&self) -> &DomainRef {
         match self {
             Self::Here(domain)
-            | Self::DefinedOff(domain)
-            | Self::PoweredOffTransient(domain)
+            | Self::Moving(domain)
+            | Self::Off(domain)
             | Self::Elsewhere(domain)
-            | Self::OnLostHost(domain) => domain,
+            | Self::InDoubt(domain) => domain,
         }
     }
 }
@@ -139,6 +139,25 @@ pub enum PowerState {
     On,
     /// The domain is powered off.
     Off,
+}
+
+/// Power of a domain as a status check found it. Off is not to be had without its proof.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SeenPower {
+    /// The domain runs or is paused, here or at another place.
+    On,
+    /// The domain is off, wherever it can be.
+    Off(ProvedOff),
+}
+
+impl SeenPower {
+    /// Returns the power without its proof.
+    pub fn state(&self) -> PowerState {
+        match self {
+            Self::On => PowerState::On,
+            Self::Off(_) => PowerState::Off,
+        }
+    }
 }
 
 /// Action on the power of one domain. Other layers' actions convert to and from this one.
@@ -238,6 +257,12 @@ pub enum ActionError {
     /// The domain went away between locating and acting, and not because it was powered off here.
     #[error("the domain went away")]
     Gone,
+}
+
+impl From<Doubt> for ActionError {
+    fn from(doubt: Doubt) -> Self {
+        Self::Unavailable(doubt.to_string())
+    }
 }
 
 fn because(reason: &Option<String>) -> String {

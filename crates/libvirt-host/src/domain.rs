@@ -35,6 +35,9 @@ pub enum DomainState {
     Blocked,
     /// 3: paused.
     Paused,
+    /// 3 as well, because a migration paused the instance or it just starts; and 1 in the post-copy phase of
+    /// a migration. The machine may run on another host.
+    Migrating,
     /// 4: shutting down, not yet off.
     Shutdown,
     /// 5: off.
@@ -96,6 +99,25 @@ impl Domain {
     pub fn is_active(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
         self.raw.is_active().map_err(|_| self.handle.failed("ask whether a domain is active"))
+    }
+
+    /// Returns whether a job has the instance now: a migration, or saving, or dumping. A hypervisor that
+    /// knows no jobs has none.
+    pub fn has_job(&self) -> Result<bool, Error> {
+        let _turn = self.handle.turn();
+        let mut info = std::mem::MaybeUninit::<sys::virDomainJobInfo>::uninit();
+        // SAFETY: the domain is valid, and the memory is large enough for what libvirt writes.
+        if unsafe { sys::virDomainGetJobInfo(self.raw.as_ptr(), info.as_mut_ptr()) } < 0 {
+            let error = self.handle.failed("ask for the job of a domain");
+            return match error.kind {
+                ErrorKind::Unsupported | ErrorKind::OperationInvalid => Ok(false),
+                _ => Err(error),
+            };
+        }
+        // SAFETY: libvirt wrote it.
+        let job = unsafe { info.assume_init() }.type_;
+        // BOUNDED and UNBOUNDED are under way; COMPLETED, FAILED and CANCELLED are over.
+        Ok(matches!(job.cast_unsigned(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED))
     }
 
     /// Returns whether the domain has a definition that outlives the instance.
@@ -186,8 +208,14 @@ impl DomainState {
     pub(crate) fn with_reason(state: i32, reason: i32) -> Self {
         /// `VIR_DOMAIN_SHUTOFF_MIGRATED`
         const MIGRATED: i32 = 4;
+        /// `VIR_DOMAIN_PAUSED_` `MIGRATION`, `STARTING_UP`, `POSTCOPY` and `POSTCOPY_FAILED`
+        const PAUSED_BY_MIGRATION: [i32; 4] = [2, 11, 12, 13];
+        /// `VIR_DOMAIN_RUNNING_` `POSTCOPY` and `POSTCOPY_FAILED`
+        const RUNNING_IN_MIGRATION: [i32; 2] = [10, 11];
         match Self::from(state) {
             Self::ShutOff if reason == MIGRATED => Self::MovedAway,
+            Self::Paused if PAUSED_BY_MIGRATION.contains(&reason) => Self::Migrating,
+            Self::Running if RUNNING_IN_MIGRATION.contains(&reason) => Self::Migrating,
             state => state,
         }
     }
@@ -199,7 +227,7 @@ impl DomainState {
             Self::NoState => sys::VIR_DOMAIN_NOSTATE,
             Self::Running => sys::VIR_DOMAIN_RUNNING,
             Self::Blocked => sys::VIR_DOMAIN_BLOCKED,
-            Self::Paused => sys::VIR_DOMAIN_PAUSED,
+            Self::Paused | Self::Migrating => sys::VIR_DOMAIN_PAUSED,
             Self::Shutdown => sys::VIR_DOMAIN_SHUTDOWN,
             Self::ShutOff | Self::MovedAway => sys::VIR_DOMAIN_SHUTOFF,
             Self::Crashed => sys::VIR_DOMAIN_CRASHED,

@@ -14,7 +14,7 @@ use fence_wire::Target;
 use super::{Backend, DynBackend, PowerOffResult, SLOW_BACKEND_GRACE};
 use crate::request::lease::Lease;
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState, merge,
+    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower, merge,
 };
 
 /// See the module's head.
@@ -158,7 +158,7 @@ impl Backend for CombinedBackend {
         self.hypervisors.backend.may_own(target) || self.agent.backend.may_own(target)
     }
 
-    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         self.at(domain).status(domain, lease).await
     }
 

@@ -7,14 +7,17 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use fence_wire::Target;
 use libvirt_host::{Connection, State, Uuid};
 
-use self::act::{ActFailure, DomainPowerOff, PowerOffOrder, PowerOffProgress, StartSource, look};
+use self::act::{
+    ActFailure, DomainReading, PowerOffHere, PowerOffOrder, PowerOffProgress, StartSource, look,
+};
 use self::target::{MatchedDomain, TargetQuery};
+use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
@@ -23,8 +26,9 @@ use crate::util::join::join_all;
 use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
-    merge,
+    SeenPower, merge,
 };
+use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
 
 mod act;
 mod target;
@@ -33,10 +37,22 @@ mod target;
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Time that a hypervisor may take for an earlier action after it answers again.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
+/// Pause before an instance that comes or goes is looked at again.
+const MOVING_PAUSE: Duration = Duration::from_millis(200);
+
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
     hypervisors: Vec<Arc<Hypervisor>>,
     reboot_starts: bool,
+    /// Hosts that are asked before a domain is called off.
+    others: OnceLock<Arc<dyn PeerHosts>>,
+}
+
+/// Domain that this host's hypervisors know, with what they show of it.
+#[derive(Debug)]
+pub(crate) struct DomainHere {
+    pub(crate) domain: DomainRef,
+    pub(crate) sight: Sight,
 }
 
 impl LibvirtBackend {
@@ -56,7 +72,14 @@ impl LibvirtBackend {
                 unreachable.push(error.to_string());
             }
         }
-        (Self { hypervisors, reboot_starts }, unreachable)
+        (Self { hypervisors, reboot_starts, others: OnceLock::new() }, unreachable)
+    }
+
+    /// Sets the hosts that are asked before a domain is called off; once, before the first request. Without
+    /// this the host is alone, or its caller asks the others.
+    #[expect(dead_code, reason = "the table of other hosts is set here")]
+    pub(crate) fn ask_others(&self, others: Arc<dyn PeerHosts>) {
+        let _ = self.others.set(others);
     }
 
     /// Returns the hypervisors of the configuration, in its order.
@@ -71,23 +94,129 @@ impl LibvirtBackend {
         }
     }
 
-    /// Reads the state of a domain.
-    pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<PowerState, ActionError> {
-        let uuid = libvirt_uuid(domain.uuid);
-        let look = self.home(domain)?.ask(until, move |c| look(c, uuid)).await?;
-        look.power()
+    /// Reads the state of a domain at the hypervisor that had it.
+    pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<Sight, ActionError> {
+        let (home, uuid) = (self.home(domain)?, libvirt_uuid(domain.uuid));
+        let reading = home.ask(until, move |c| look(c, uuid)).await?;
+        Ok(reading.sight(uuid, home))
     }
 
-    async fn locate_here(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+    /// Looks at each hypervisor of this host.
+    async fn look_at_all(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        join_all(self.hypervisors.iter().map(|it| look_at_one(it, question, until))).await
+    }
+
+    /// Proves that a domain is off wherever it can be: looks at the hypervisors of this host and asks the
+    /// other hosts, twice where there are several places, because a domain may move between two looks.
+    ///
+    /// # Errors
+    /// Reason why it may be on.
+    async fn prove_off(&self, question: &DomainQuestion, until: Instant) -> Result<ProvedOff, Doubt> {
+        let asked = Instant::now();
+        let mut rounds = Vec::with_capacity(2);
+        while rounds.len() < 2 {
+            let (mut round, others) = tokio::join!(self.look_at_all(question, until), async {
+                match self.others.get() {
+                    Some(others) => others.look(question, until).await,
+                    None => Vec::new(),
+                }
+            });
+            round.extend(others);
+            let is_decided = round.len() == 1
+                || round.iter().any(|it| matches!(it.sight, Sight::On | Sight::Moving | Sight::Unknown(_)));
+            rounds.push(round);
+            if is_decided {
+                break;
+            }
+        }
+        ProvedOff::from_rounds(asked, &rounds)
+    }
+
+    /// Returns whether the place is a hypervisor of this host.
+    fn is_own(&self, place: &DomainSite) -> bool {
+        self.own_place(place).is_some()
+    }
+
+    fn own_place(&self, place: &DomainSite) -> Option<usize> {
+        let DomainSite::Hypervisor(uri) = place else { return None };
+        self.hypervisors.iter().position(|it| it.uri() == uri)
+    }
+
+    /// Finds the one domain of this host's hypervisors that a target means, on or off. Nothing in the result
+    /// speaks of other hosts.
+    pub(crate) async fn find_here(&self, target: &Target, until: Instant) -> Result<DomainHere, LocateError> {
+        let (here, silent) = self.search(target, until).await?;
+        match here.sight {
+            Sight::On | Sight::Moving => Ok(here),
+            _ if silent.is_empty() => Ok(here),
+            _ => Err(LocateError::Unavailable(silent.join("; "))),
+        }
+    }
+
+    /// As [`Self::find_here`], with the reasons why hypervisors could not be asked.
+    async fn search(
+        &self,
+        target: &Target,
+        until: Instant,
+    ) -> Result<(DomainHere, Vec<String>), LocateError> {
         let wanted = Arc::new(TargetQuery::new(target));
+        let (mut found, unavailable) = self.matches(&wanted, until).await;
+        // An instance that is there to stay, else one that comes or goes, else definitions.
+        let rank = |it: &MatchedDomain| match it.sight {
+            Sight::On => 0,
+            Sight::Moving => 1,
+            _ => 2,
+        };
+        let best = found.iter().map(|(_, it)| rank(it)).min().unwrap_or(2);
+        found.retain(|(_, it)| rank(it) == best);
+        let reasons = unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>();
+        let here = |home: usize, it: &MatchedDomain| DomainHere {
+            domain: it.reference(home),
+            sight: it.sight.clone(),
+        };
+        match &found[..] {
+            [] if reasons.is_empty() => {
+                self.ended(&wanted).map(|it| (it, reasons)).ok_or(LocateError::NotFound)
+            }
+            [] => Err(LocateError::Unavailable(reasons.join("; "))),
+            [(home, one)] => {
+                // A name says nothing when another domain had it on a hypervisor that can't be asked now.
+                let another = unavailable.iter().any(|(home, _)| {
+                    !wanted.is_uuid_of(one) && self.hypervisors[*home].has_seen_another(&one.name, one.uuid)
+                });
+                if another {
+                    return Err(LocateError::Unavailable(reasons.join("; ")));
+                }
+                Ok((here(*home, one), reasons))
+            }
+            // The same domain defined on several hypervisors and on nowhere: any will do.
+            [(home, first), rest @ ..] if best > 0 && rest.iter().all(|(_, it)| it.uuid == first.uuid) => {
+                Ok((here(*home, first), reasons))
+            }
+            several => Err(LocateError::Ambiguous(
+                several
+                    .iter()
+                    .map(|(home, it)| format!("{} at {}", it.uuid, self.hypervisors[*home].uri()))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            )),
+        }
+    }
+
+    /// Returns the domains that match, and the hypervisors that could not be asked.
+    async fn matches(
+        &self,
+        wanted: &Arc<TargetQuery>,
+        until: Instant,
+    ) -> (Vec<(usize, MatchedDomain)>, Vec<(usize, CallError)>) {
         let (mut found, mut unavailable) = (Vec::new(), Vec::new());
         let mut asked: Vec<usize> = (0..self.hypervisors.len()).collect();
         // One that hangs must not delay what another has: with several the first round is short.
         let first = if asked.len() > 1 { until.min(Instant::now() + SLOW_BACKEND_GRACE) } else { until };
         for limit in [first, until] {
             let looks = asked.iter().map(|home| {
-                let wanted = Arc::clone(&wanted);
-                self.hypervisors[*home].ask(limit, move |connection| wanted.find(connection))
+                let (wanted, memory) = (Arc::clone(wanted), Arc::clone(&self.hypervisors[*home]));
+                self.hypervisors[*home].ask(limit, move |connection| wanted.find(connection, &memory))
             });
             let (mut silent, mut down) = (Vec::new(), Vec::new());
             for (home, result) in asked.iter().copied().zip(join_all(looks).await) {
@@ -100,82 +229,110 @@ impl LibvirtBackend {
                 }
             }
             unavailable.extend(down);
-            if found.iter().any(|(_, it): &(usize, MatchedDomain)| it.active)
-                || silent.is_empty()
-                || limit == until
-            {
+            let is_on = found.iter().any(|(_, it): &(usize, MatchedDomain)| it.sight == Sight::On);
+            if is_on || silent.is_empty() || limit == until {
                 unavailable.extend(silent);
                 break;
             }
             asked = silent.into_iter().map(|(home, _)| home).collect();
         }
-        // A domain that is on somewhere is there, whatever other hypervisors hold a definition of it.
-        if found.iter().any(|(_, it)| it.active) {
-            found.retain(|(_, it)| it.active);
-        }
-        let reasons = || unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>().join("; ");
-        match &found[..] {
-            [(home, one)] => {
-                // Off here says nothing when it was last seen on a hypervisor that can't be asked now, and a
-                // name says nothing when another domain had it there.
-                let in_doubt = unavailable.iter().map(|(home, _)| &self.hypervisors[*home]).any(|it| {
-                    !one.active && it.has_seen(one.uuid)
-                        || !wanted.is_uuid_of(one) && it.has_seen_another(&one.name, one.uuid)
-                });
-                if in_doubt {
-                    return Err(LocateError::Unavailable(reasons()));
-                }
-                Ok(self.here_or_resting(*home, one))
-            }
-            [] if !unavailable.is_empty() => Err(LocateError::Unavailable(reasons())),
-            [] => self.gone(&wanted).ok_or(LocateError::NotFound),
-            // The same domain defined on several hypervisors and on nowhere: it is off, and any will do.
-            [(home, first), rest @ ..]
-                if !first.active && rest.iter().all(|(_, it)| it.uuid == first.uuid) =>
-            {
-                Ok(self.here_or_resting(*home, first))
-            }
-            several => Err(LocateError::Ambiguous(
-                several
-                    .iter()
-                    .map(|(home, it)| format!("{} at {}", it.uuid, self.hypervisors[*home].uri()))
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            )),
-        }
+        (found, unavailable)
     }
 
-    fn here_or_resting(&self, home: usize, found: &MatchedDomain) -> LocatedDomain {
-        let reference = found.reference(home);
-        if found.active || self.hypervisors[home].gone_off(Some(found.uuid), None).is_some() {
-            LocatedDomain::Here(reference)
-        } else {
-            LocatedDomain::DefinedOff(reference)
-        }
-    }
-
-    /// A domain that is nowhere now and that was seen to go off. Any hint that it may live elsewhere makes
-    /// this none: see [`Hypervisor::gone_off`].
-    fn gone(&self, wanted: &TargetQuery) -> Option<LocatedDomain> {
+    /// Returns the domain without a definition whose last instance ended here: its name is known for a while.
+    fn ended(&self, wanted: &TargetQuery) -> Option<DomainHere> {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
-            let (uuid, name) = it.gone_off(wanted.uuid(), wanted.name())?;
-            Some(LocatedDomain::PoweredOffTransient(DomainRef {
-                name,
-                uuid: domain_id(uuid),
-                home: DomainHome::Here(home),
-            }))
+            let (uuid, name) = it.ended(wanted.uuid(), wanted.name())?;
+            let domain = DomainRef { name, uuid: domain_id(uuid), home: DomainHome::Here(home) };
+            Some(DomainHere { domain, sight: Sight::Ended })
         })
     }
 
+    async fn locate_domain(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        let (DomainHere { domain, sight }, silent) = self.search(target, until).await?;
+        Ok(match sight {
+            Sight::On => LocatedDomain::Here(domain),
+            Sight::Moving => LocatedDomain::Moving(domain),
+            _ if !silent.is_empty() => LocatedDomain::InDoubt(domain),
+            _ => match self.prove_off(&DomainQuestion::about(&domain), until).await {
+                Ok(_) => LocatedDomain::Off(domain),
+                Err(_) => LocatedDomain::InDoubt(domain),
+            },
+        })
+    }
+
+    async fn check_power(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {
+        // One that is here needs no other look.
+        if let Ok(Sight::On | Sight::Moving) = self.look(domain, until).await {
+            return Ok(SeenPower::On);
+        }
+        match self.prove_off(&DomainQuestion::about(domain), until).await {
+            Ok(proof) => Ok(SeenPower::Off(proof)),
+            Err(Doubt::On(_) | Doubt::Moving(_)) => Ok(SeenPower::On),
+            Err(doubt) => Err(doubt.into()),
+        }
+    }
+
+    /// Powers a domain off wherever this host has it, until that or a look at all places proves it off.
     async fn take_down(
         &self,
         domain: &DomainRef,
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        let home = self.home(domain)?;
+        let asked = Instant::now();
+        let question = DomainQuestion::about(domain);
+        let (mut next, mut acted) = (self.home_of(domain)?, false);
+        loop {
+            let down = self.take_down_at(next, domain, for_reboot, lease).await;
+            match down.map_err(|it| after(acted, it))? {
+                PowerOffHere::Ended { look, start_from } => {
+                    let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
+                    let restart = start_from.map(|it| self.restart(next, domain, it));
+                    return Ok(PowerOffResult { proof, was_off: false, restart, note: None });
+                }
+                PowerOffHere::EndedWhileMoving => acted = true,
+                PowerOffHere::NothingHere => {}
+            }
+            // No instance that ran here was ended: every place has to say that it has none.
+            match self.prove_off(&question, lease.until()).await {
+                Ok(proof) => {
+                    let starts = for_reboot && (acted || self.reboot_starts);
+                    let restart = starts.then(|| self.restart(next, domain, StartSource::Definition));
+                    return Ok(PowerOffResult { proof, was_off: !acted, restart, note: None });
+                }
+                Err(Doubt::On(place) | Doubt::Moving(place)) if self.is_own(&place) => {
+                    lease.check().map_err(|it| after(acted, it))?;
+                    next = self.own_place(&place).unwrap_or(next);
+                }
+                Err(doubt) => return Err(after(acted, doubt.into())),
+            }
+        }
+    }
+
+    fn home_of(&self, domain: &DomainRef) -> Result<usize, ActionError> {
+        match domain.home {
+            DomainHome::Here(place) if place < self.hypervisors.len() => Ok(place),
+            _ => Err(ActionError::Gone),
+        }
+    }
+
+    fn restart(&self, home: usize, domain: &DomainRef, source: StartSource) -> Box<dyn Restart> {
+        let (home, uuid) = (Arc::clone(&self.hypervisors[home]), libvirt_uuid(domain.uuid));
+        Box::new(LibvirtRestart { home, uuid, source })
+    }
+
+    /// Powers a domain off at one hypervisor.
+    async fn take_down_at(
+        &self,
+        home: usize,
+        domain: &DomainRef,
+        for_reboot: bool,
+        lease: &Lease,
+    ) -> Result<PowerOffHere, ActionError> {
+        let home = &self.hypervisors[home];
         let uuid = libvirt_uuid(domain.uuid);
-        let order = PowerOffOrder { uuid, for_reboot, reboot_starts: self.reboot_starts };
+        let order = PowerOffOrder { uuid, for_reboot };
         let progress = Arc::new(Mutex::new(PowerOffProgress::default()));
         let result: Result<Infallible, ActionError> = loop {
             if let Err(lapsed) = lease.check() {
@@ -191,13 +348,7 @@ impl LibvirtBackend {
                 // client waits for it.
                 Err(CallError::Lost(_)) => {}
                 Err(error) => break Err(error.into()),
-                Ok(result) => {
-                    let DomainPowerOff { was_off, start_from } = result?;
-                    let restart = start_from.map(|source| {
-                        Box::new(LibvirtRestart { home: Arc::clone(home), uuid, source }) as Box<dyn Restart>
-                    });
-                    return Ok(PowerOffResult { was_off, restart, note: None });
-                }
+                Ok(result) => return result,
             }
         };
         // Not to be had: a call still has it, and may be in the middle of the action.
@@ -208,6 +359,34 @@ impl LibvirtBackend {
                 Err(ActionError::Unknown(error.to_string()))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Starts a domain that every place shows off.
+    async fn start_domain(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        let question = DomainQuestion::about(domain);
+        loop {
+            lease.check()?;
+            if self.look(domain, lease.until()).await == Ok(Sight::On) {
+                return Ok(());
+            }
+            match self.prove_off(&question, lease.until()).await {
+                Ok(_) => break,
+                // It would run twice.
+                Err(Doubt::On(_)) => return Ok(()),
+                Err(Doubt::Moving(place)) if Instant::now() + MOVING_PAUSE >= lease.until() => {
+                    return Err(Doubt::Moving(place).into());
+                }
+                Err(Doubt::Moving(_)) => tokio::time::sleep(MOVING_PAUSE).await,
+                Err(doubt) => return Err(doubt.into()),
+            }
+        }
+        let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
+        match (LibvirtRestart { home, uuid, source: StartSource::Definition }).bring_up(lease).await {
+            Err(ActionError::Gone) => {
+                Err(ActionError::Refused("it is off and left no definition".to_owned()))
+            }
+            other => other,
         }
     }
 
@@ -278,7 +457,7 @@ impl Restart for LibvirtRestart {
 
 impl Backend for LibvirtBackend {
     async fn locate(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
-        self.locate_here(target, until).await
+        self.locate_domain(target, until).await
     }
 
     fn may_own(&self, target: &Target) -> bool {
@@ -286,8 +465,8 @@ impl Backend for LibvirtBackend {
         self.hypervisors.iter().any(|it| it.remembers(|uuid, name| wanted.means(uuid, name)))
     }
 
-    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
-        self.look(domain, lease.until()).await
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
+        self.check_power(domain, lease.until()).await
     }
 
     async fn off(
@@ -300,8 +479,7 @@ impl Backend for LibvirtBackend {
     }
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
-        let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
-        LibvirtRestart { home, uuid, source: StartSource::Definition }.bring_up(lease).await
+        self.start_domain(domain, lease).await
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
@@ -335,6 +513,54 @@ impl Backend for LibvirtBackend {
             return Err(ActionError::Unavailable(failed.join("; ")));
         }
         Ok(failed)
+    }
+}
+
+impl OwnPlaces for LibvirtBackend {
+    fn look_here<'a>(
+        &'a self,
+        question: &'a DomainQuestion,
+        until: Instant,
+    ) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(self.look_at_all(question, until))
+    }
+}
+
+/// Looks at one hypervisor. Another domain with the name that is on there makes it unable to tell.
+async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, until: Instant) -> Finding {
+    let began = Instant::now();
+    let (uuid, name) = (libvirt_uuid(question.uuid), question.name.clone());
+    let reading = hypervisor
+        .ask(until, move |c| {
+            let reading = look(c, uuid)?;
+            let namesake = match reading {
+                DomainReading::On { .. } | DomainReading::Off => None,
+                _ => act::namesake_on(c, &name, uuid)?,
+            };
+            Ok((reading, namesake))
+        })
+        .await;
+    let place = DomainSite::Hypervisor(hypervisor.uri().to_owned());
+    let sight = match reading {
+        Ok((_, Some(other))) => {
+            Sight::Unknown(format!("{place} runs another domain with the name {}: {other}", question.name))
+        }
+        Ok((reading, None)) => reading.sight(uuid, hypervisor),
+        Err(error) => Sight::Unknown(error.to_string()),
+    };
+    Finding { place, sight, began, ended: Instant::now() }
+}
+
+/// Corrects an error after an instance was ended: "nothing was done" would not be true.
+fn after(acted: bool, error: ActionError) -> ActionError {
+    match error {
+        ActionError::Lapsed(why) if acted => {
+            ActionError::Unknown(format!("an instance that a migration had here was ended, and then {why}"))
+        }
+        ActionError::Unavailable(why) if acted => {
+            ActionError::Unknown(format!("an instance that a migration had here was ended; {why}"))
+        }
+        other => other,
     }
 }
 

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The port to whatever powers domains off and on, and the promises that every backend keeps.
 //!
-//! A backend locates domains, checks their status and changes their power. It never reports a wish: `Off` and
-//! every success come from a status check after the action. It knows nothing of requests, peers, keys or
-//! other hosts. Blocking libraries stay behind it, each call with a deadline of its own.
+//! A backend locates domains, checks their status and changes their power. It never reports a wish: "off" and
+//! every power-off carry a [`ProvedOff`], which only looks after the request came can make. It knows nothing
+//! of requests, peers, keys or other hosts' messages. Blocking libraries stay behind it, each call with a
+//! deadline of its own.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{ActionError, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState};
+use fence_core::domain::{ActionError, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower};
+use fence_core::evidence::ProvedOff;
 use fence_wire::Target;
 
 use crate::request::lease::Lease;
@@ -18,6 +20,8 @@ use crate::request::lease::Lease;
 pub(crate) mod agent;
 #[cfg(feature = "libvirt")]
 pub(crate) mod combined;
+#[cfg(feature = "libvirt")]
+pub(crate) mod elsewhere;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
 
@@ -47,7 +51,7 @@ pub(crate) trait Backend: Send + Sync {
         &self,
         domain: &DomainRef,
         lease: &Lease,
-    ) -> impl Future<Output = Result<PowerState, ActionError>> + Send;
+    ) -> impl Future<Output = Result<SeenPower, ActionError>> + Send;
 
     /// Powers the domain off, hard, and returns when a status check showed it off. Off already is success.
     ///
@@ -91,7 +95,7 @@ pub(crate) trait DynBackend: Send + Sync {
         &'a self,
         domain: &'a DomainRef,
         lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>>;
+    ) -> BoxedFuture<'a, Result<SeenPower, ActionError>>;
 
     /// Calls [`Backend::off`].
     fn off<'b, 'a: 'b>(
@@ -128,7 +132,7 @@ impl<B: Backend> DynBackend for B {
         &'a self,
         domain: &'a DomainRef,
         lease: &'a Lease,
-    ) -> BoxedFuture<'a, Result<PowerState, ActionError>> {
+    ) -> BoxedFuture<'a, Result<SeenPower, ActionError>> {
         Box::pin(Backend::status(self, domain, lease))
     }
 
@@ -157,6 +161,8 @@ impl<B: Backend> DynBackend for B {
 /// A domain that was powered off.
 #[derive(Debug)]
 pub(crate) struct PowerOffResult<'a> {
+    /// Proof that the domain was off, or that the instance of the request's time has ended.
+    pub(crate) proof: ProvedOff,
     /// The domain was off before the backend acted.
     pub(crate) was_off: bool,
     /// Means to start the domain again; none where it is to stay off.

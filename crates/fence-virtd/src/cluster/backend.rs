@@ -17,14 +17,15 @@ use fence_wire::{Action, Target};
 use super::asker::PendingAsk;
 use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
 use super::state::{ChangeWatch, Cluster, DomainPlace};
-use crate::backend::libvirt::LibvirtBackend;
+use crate::backend::libvirt::{DomainHere, LibvirtBackend};
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
 use crate::request::lease::Lease;
 use fence_core::cluster::message::Member;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState, merge,
+    PowerState, SeenPower, merge,
 };
+use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
 
 /// Backend for the domains of all hosts of a corosync cluster.
 pub(crate) struct CpgBackend {
@@ -38,19 +39,18 @@ impl CpgBackend {
     }
 
     async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
-        let here = self.local.locate(target, until).await;
+        let here = self.local.find_here(target, until).await;
         if !self.cluster.is_joined() {
-            return self.locate_alone(here, until).await;
+            return self.locate_alone(here);
         }
         let mut known = self.cluster.named(target);
-        let is_here = matches!(&here, Ok(LocatedDomain::Here(_)));
+        let is_here = matches!(&here, Ok(DomainHere { sight: Sight::On | Sight::Ended, .. }));
         if known.is_empty() && !is_here && self.cluster.has_legacy_hosts() {
             self.cluster.poll_legacy_hosts(until).await;
             known = self.cluster.named(target);
         }
         match &here {
-            Ok(located) => {
-                let domain = located.domain();
+            Ok(DomainHere { domain, .. }) => {
                 let by_uuid =
                     known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid.to_string()));
                 // A UUID that another host has comes before a name of this host.
@@ -58,53 +58,42 @@ impl CpgBackend {
                     known.push(domain.clone());
                 }
             }
-            Err(LocateError::Ambiguous(_)) => return here,
+            Err(error @ LocateError::Ambiguous(_)) => return Err(error.clone()),
             Err(LocateError::NotFound | LocateError::Unavailable(_)) => {}
         }
         let domain = match &known[..] {
-            [] => return here.and(Err(LocateError::NotFound)),
+            [] => return Err(here.err().unwrap_or(LocateError::NotFound)),
             [one] => one.clone(),
             several => {
                 let all = several.iter().map(|it| self.cluster.describe(it)).collect::<Vec<_>>();
                 return Err(LocateError::Ambiguous(all.join(", ")));
             }
         };
-        let own = here.as_ref().ok().filter(|it| it.domain().uuid == domain.uuid);
-        if let Some(LocatedDomain::Here(own)) = own
-            && self.local.look(own, until).await == Ok(PowerState::On)
-        {
-            return Ok(LocatedDomain::Here(own.clone()));
+        let own = here.as_ref().ok().filter(|it| it.domain.uuid == domain.uuid);
+        if let Some(DomainHere { domain, sight: Sight::On }) = own {
+            return Ok(LocatedDomain::Here(domain.clone()));
         }
         let elsewhere = DomainRef { home: DomainHome::Elsewhere, ..domain.clone() };
         Ok(match (self.cluster.place(domain.uuid), own) {
             (DomainPlace::On(_) | DomainPlace::Down(_), _) => LocatedDomain::Elsewhere(elsewhere),
-            (DomainPlace::Lost { .. }, _) => LocatedDomain::OnLostHost(elsewhere),
-            // Seen to go off here, or known to be on at no host: this host can answer as well as any.
-            (_, Some(located @ (LocatedDomain::Here(_) | LocatedDomain::PoweredOffTransient(_)))) => {
-                located.clone()
+            (_, Some(DomainHere { domain, sight: Sight::Moving })) => LocatedDomain::Moving(domain.clone()),
+            (DomainPlace::Lost { .. } | DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => {
+                LocatedDomain::InDoubt(elsewhere)
             }
-            (DomainPlace::Off(_), Some(LocatedDomain::DefinedOff(own))) => LocatedDomain::Here(own.clone()),
-            (DomainPlace::Off(_), _) => LocatedDomain::Elsewhere(elsewhere),
-            (DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => LocatedDomain::OnLostHost(elsewhere),
+            // Known to be on at no host: this one can answer as well as any.
+            (DomainPlace::Off(_), Some(own)) => LocatedDomain::Off(own.domain.clone()),
+            (DomainPlace::Off(_), None) => LocatedDomain::Elsewhere(elsewhere),
             (DomainPlace::Unknown, _) => match here {
-                Ok(located) => located,
+                Ok(here) => LocatedDomain::InDoubt(here.domain),
                 Err(error) => return Err(error),
             },
         })
     }
 
     /// Locates a domain without corosync: only domains that run here are found.
-    async fn locate_alone(
-        &self,
-        here: Result<LocatedDomain, LocateError>,
-        until: Instant,
-    ) -> Result<LocatedDomain, LocateError> {
-        if let Ok(LocatedDomain::Here(domain)) = &here
-            && self.local.look(domain, until).await == Ok(PowerState::On)
-        {
-            return here;
-        }
+    fn locate_alone(&self, here: Result<DomainHere, LocateError>) -> Result<LocatedDomain, LocateError> {
         Err(LocateError::Unavailable(match here {
+            Ok(DomainHere { domain, sight: Sight::On }) => return Ok(LocatedDomain::Here(domain)),
             Err(error) => format!("{error}; {}", self.cluster.standalone_reason()),
             Ok(_) => self.cluster.standalone_reason(),
         }))
@@ -132,7 +121,7 @@ impl CpgBackend {
                     // The domain may have been started elsewhere since; this host need not know it yet.
                     let is_on = self.is_on_anywhere(domain, until).await?;
                     match self.evidence_of_down(node, is_on).await {
-                        Ok(evidence) => return Ok(DomainOwners::Down(evidence)),
+                        Ok(evidence) => return Ok(DomainOwners::Down(node, evidence)),
                         Err(why) => ActionError::Unavailable(why),
                     }
                 }
@@ -151,18 +140,15 @@ impl CpgBackend {
 
     /// Reads the domain at this host's own hypervisors.
     async fn read_here(&self, target: &Target, until: Instant) -> Result<LocalReading, ActionError> {
-        Ok(match self.local.locate(target, until).await {
-            Ok(LocatedDomain::Here(own)) => match self.local.look(&own, until).await {
-                Ok(PowerState::On) => LocalReading::On(own),
-                Ok(PowerState::Off) => LocalReading::WentOff(own),
-                Err(ActionError::Gone) => LocalReading::NotHere,
-                Err(error) => return Err(error),
+        Ok(match self.local.find_here(target, until).await {
+            Ok(DomainHere { domain, sight }) => match sight {
+                Sight::On | Sight::Moving => LocalReading::On(domain),
+                Sight::Ended => LocalReading::WentOff(domain),
+                Sight::Off => LocalReading::DefinedOff(domain),
+                Sight::Absent | Sight::MovedAway => LocalReading::NotHere,
+                Sight::Unknown(why) => LocalReading::Unavailable(why),
             },
-            Ok(LocatedDomain::PoweredOffTransient(own)) => LocalReading::WentOff(own),
-            Ok(LocatedDomain::DefinedOff(own)) => LocalReading::DefinedOff(own),
-            Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_)) | Err(LocateError::NotFound) => {
-                LocalReading::NotHere
-            }
+            Err(LocateError::NotFound) => LocalReading::NotHere,
             Err(LocateError::Ambiguous(why)) => {
                 return Err(ActionError::Refused(format!("on at several hypervisors of this host: {why}")));
             }
@@ -257,29 +243,74 @@ impl CpgBackend {
         Ok(())
     }
 
-    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<PowerState, ActionError> {
+    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {
         // No client can end a status check early; the deadline does.
         let (lease, _settled) = Lease::new(until, 0);
         loop {
             let changed = self.cluster.changed();
-            let (at, is_on) = match self.resolve_owners(domain, until).await? {
-                DomainOwners::Down(_) => return Ok(PowerState::Off),
-                DomainOwners::At { at, is_on } => (at, is_on),
-            };
-            let mut seen = None;
-            for it in &at {
-                match self.status_at(it, domain, !is_on, &lease).await {
-                    Ok(PowerState::On) => return Ok(PowerState::On),
-                    Ok(PowerState::Off) => seen = Some(PowerState::Off),
-                    Err(ActionError::Gone) => {}
-                    Err(error) => return Err(error),
+            let (at, down) = match self.resolve_owners(domain, until).await? {
+                DomainOwners::Down(node, _) => (self.others_than(&[]), Some(node)),
+                DomainOwners::At { at, is_on: false } => (at, None),
+                DomainOwners::At { at, is_on: true } => {
+                    for it in &at {
+                        match self.status_at(it, domain, false, &lease).await {
+                            Ok(PowerState::On) => return Ok(SeenPower::On),
+                            Ok(PowerState::Off) | Err(ActionError::Gone) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    // It has just left the host that had it: where it is now has to be heard.
+                    self.again(changed, &lease).await?;
+                    continue;
                 }
-            }
-            match seen {
-                Some(power) => return Ok(power),
-                None => self.again(changed, &lease).await?,
-            }
+            };
+            return match self.prove_off(&at, down, domain, &lease).await? {
+                Ok(proof) => Ok(SeenPower::Off(proof)),
+                Err(Doubt::On(_) | Doubt::Moving(_)) => Ok(SeenPower::On),
+                Err(doubt) => Err(doubt.into()),
+            };
         }
+    }
+
+    /// Asks all of these hosts, twice, whether they have the domain. `down` is a node that is proved down.
+    async fn prove_off(
+        &self,
+        at: &[OwnerHost],
+        down: Option<u32>,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<Result<ProvedOff, Doubt>, ActionError> {
+        let asked = Instant::now();
+        let mut rounds = Vec::with_capacity(2);
+        for _ in 0..2 {
+            let mut round = Vec::with_capacity(at.len() + 1);
+            for it in at {
+                let began = Instant::now();
+                let sight = match self.status_at(it, domain, true, lease).await {
+                    Ok(PowerState::On) => Sight::On,
+                    Ok(PowerState::Off) => Sight::Ended,
+                    Err(ActionError::Gone) => Sight::Absent,
+                    Err(error) => return Err(error),
+                };
+                round.push(Finding { place: self.place_of(it), sight, began, ended: Instant::now() });
+            }
+            let now = Instant::now();
+            round.extend(down.map(|node| Finding {
+                place: DomainSite::Host(format!("node {node}")),
+                sight: Sight::Ended,
+                began: now,
+                ended: now,
+            }));
+            rounds.push(round);
+        }
+        Ok(ProvedOff::from_rounds(asked, &rounds))
+    }
+
+    fn place_of(&self, at: &OwnerHost) -> DomainSite {
+        DomainSite::Host(match at {
+            OwnerHost::Here(_) => "this host".to_owned(),
+            OwnerHost::There(member) => self.cluster.name(*member),
+        })
     }
 
     async fn take_down(
@@ -293,8 +324,11 @@ impl CpgBackend {
             let changed = self.cluster.changed();
             lease.check()?;
             let (at, rests) = match self.resolve_owners(domain, lease.until()).await? {
-                DomainOwners::Down(why) => {
-                    return Ok(PowerOffResult { was_off: !took_down, restart: None, note: Some(why) });
+                DomainOwners::Down(node, why) => {
+                    let others = self.others_than(&[]);
+                    let proof = self.prove_off(&others, Some(node), domain, lease).await;
+                    let proof = proof.and_then(|it| Ok(it?)).map_err(|it| after(took_down, it))?;
+                    return Ok(PowerOffResult { proof, was_off: !took_down, restart: None, note: Some(why) });
                 }
                 DomainOwners::At { at, is_on } => (at, !is_on),
             };
@@ -307,7 +341,14 @@ impl CpgBackend {
                 }
             }
             match self.off_at(&at[0], domain, for_reboot, rests, lease).await {
-                Ok(down) => return Ok(PowerOffResult { was_off: down.was_off && !took_down, ..down }),
+                Ok(down) if down.was_off => {
+                    let mut all = at;
+                    all.extend(self.others_than(&all));
+                    let proof = self.prove_off(&all, None, domain, lease).await;
+                    let proof = proof.and_then(|it| Ok(it?)).map_err(|it| after(took_down, it))?;
+                    return Ok(PowerOffResult { proof, was_off: !took_down, ..down });
+                }
+                Ok(down) => return Ok(down),
                 Err(ActionError::Gone) => {
                     self.again(changed, lease).await.map_err(|it| after(took_down, it))?;
                 }
@@ -321,7 +362,7 @@ impl CpgBackend {
             let changed = self.cluster.changed();
             lease.check()?;
             let (at, is_on) = match self.resolve_owners(domain, lease.until()).await? {
-                DomainOwners::Down(why) => {
+                DomainOwners::Down(_, why) => {
                     return Err(ActionError::Refused(format!("it can't be started: {why}")));
                 }
                 DomainOwners::At { at, is_on } => (at, is_on),
@@ -339,12 +380,7 @@ impl CpgBackend {
                 return Ok(());
             }
             let started = match &at[0] {
-                OwnerHost::Here(own) => match self.local.on(own, lease).await {
-                    Err(ActionError::Gone) if self.went_off(own, lease.until()).await => {
-                        return Err(ActionError::Refused("it went off and left no definition".to_owned()));
-                    }
-                    other => other,
-                },
+                OwnerHost::Here(own) => self.local.on(own, lease).await,
                 OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
                     self.cluster.legacy_on(*member, domain, lease).await
                 }
@@ -367,9 +403,11 @@ impl CpgBackend {
         lease: &Lease,
     ) -> Result<PowerState, ActionError> {
         match at {
-            OwnerHost::Here(own) => match self.local.look(own, lease.until()).await {
-                Err(ActionError::Gone) if self.went_off(own, lease.until()).await => Ok(PowerState::Off),
-                other => other,
+            OwnerHost::Here(own) => match self.local.look(own, lease.until()).await? {
+                Sight::On | Sight::Moving => Ok(PowerState::On),
+                Sight::Off | Sight::Ended => Ok(PowerState::Off),
+                Sight::Absent | Sight::MovedAway => Err(ActionError::Gone),
+                Sight::Unknown(why) => Err(ActionError::Unavailable(why)),
             },
             OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
                 self.cluster.legacy_status(*member, domain, lease.until()).await
@@ -388,6 +426,7 @@ impl CpgBackend {
         rests: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
+        let asked = Instant::now();
         let member = match at {
             OwnerHost::Here(own) => {
                 // This very host starts it again, whatever the directory says of others.
@@ -398,28 +437,32 @@ impl CpgBackend {
         if self.cluster.is_legacy(member) {
             // A legacy host reports success for a reboot even if no status check showed the domain off.
             let was_off = self.cluster.legacy_off(member, domain, lease).await?;
+            let proof = self.ended_at(member, asked)?;
             let restart = LegacyRestart { cluster: &self.cluster, member, domain: domain.clone() };
             let restart = (for_reboot && !was_off).then(|| Box::new(restart) as Box<dyn Restart>);
             return Ok(PowerOffResult {
+                proof,
                 was_off,
                 restart,
                 note: Some(format!("by {}", self.cluster.name(member))),
             });
         }
         let action = if for_reboot { Action::Reboot } else { Action::Off };
-        let mut asked = self.cluster.ask(member, action, domain, rests, lease)?;
-        let down = asked.down(lease).await?;
+        let mut ask = self.cluster.ask(member, action, domain, rests, lease)?;
+        let down = ask.down(lease).await?;
         Ok(PowerOffResult {
+            proof: self.ended_at(member, asked)?,
             was_off: down.was_off,
-            restart: down.starts.then(|| Box::new(asked) as Box<dyn Restart>),
+            restart: down.starts.then(|| Box::new(ask) as Box<dyn Restart>),
             note: Some(format!("by {}", self.cluster.name(member))),
         })
     }
 
-    /// Returns true if the domain was seen to go off here and left no definition.
-    async fn went_off(&self, domain: &DomainRef, until: Instant) -> bool {
-        let Ok(target) = Target::new(&domain.uuid.to_string(), true) else { return false };
-        matches!(self.local.locate(&target, until).await, Ok(LocatedDomain::PoweredOffTransient(_)))
+    /// Returns the proof that another host ended the instance that ran there, as it answered.
+    fn ended_at(&self, member: Member, asked: Instant) -> Result<ProvedOff, ActionError> {
+        let place = DomainSite::Host(self.cluster.name(member));
+        let look = Finding { place, sight: Sight::Ended, began: asked, ended: Instant::now() };
+        Ok(ProvedOff::from_end(asked, &look)?)
     }
 
     /// Waits for a change, after no asked host had the domain any more.
@@ -471,7 +514,7 @@ impl Backend for CpgBackend {
         self.local.may_own(target) || !self.cluster.named(target).is_empty()
     }
 
-    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         self.status_of(domain, lease.until()).await
     }
 
@@ -517,8 +560,8 @@ impl Backend for CpgBackend {
 enum DomainOwners {
     /// These hosts have the domain: the first does the action, the others confirm. Never empty.
     At { at: Vec<OwnerHost>, is_on: bool },
-    /// None: the domain was on at a host that is known to be down, for this reason.
-    Down(String),
+    /// None: the domain was on at this node, which is known to be down, for this reason.
+    Down(u32, String),
 }
 
 /// Corrects an error after an instance was taken down: "nothing was done" would not be true.

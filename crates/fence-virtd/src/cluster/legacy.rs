@@ -19,14 +19,15 @@ use tracing::{debug, info, warn};
 use super::legacy_table::{LegacyReply, LegacyRequest};
 use super::own_domains::{OwnDomain, OwnPower};
 use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT, published_id};
-use crate::backend::Backend;
+use crate::backend::libvirt::DomainHere;
 use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
 use fence_core::cluster::directory::DirectoryAnswer;
 use fence_core::cluster::message::{Member, PublishedDomain, PublishedState};
-use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, LocatedDomain, PowerState};
+use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, PowerState};
+use fence_core::evidence::Sight;
 
 /// Pause before a reply is sent once more: a legacy host misses a reply that comes before it waits for one.
 const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
@@ -456,7 +457,7 @@ enum Responsibility {
 }
 
 async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Responsibility {
-    let located = cluster.local().locate(target, until).await;
+    let located = cluster.local().find_here(target, until).await;
     let place = |uuid: &str| {
         let state = cluster.state();
         let legacy = state.legacy_members();
@@ -464,14 +465,8 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
         (state.directory.find(uuid), is_at_legacy, state.me)
     };
     match located {
-        Ok(
-            LocatedDomain::Here(own)
-            | LocatedDomain::PoweredOffTransient(own)
-            | LocatedDomain::DefinedOff(own),
-        ) => {
-            if cluster.local().look(&own, until).await == Ok(PowerState::On) {
-                return Responsibility::Mine;
-            }
+        Ok(DomainHere { sight: Sight::On | Sight::Moving, .. }) => Responsibility::Mine,
+        Ok(DomainHere { domain: own, .. }) => {
             match place(&own.uuid.to_string()) {
                 (DirectoryAnswer::On(at), _, me) if at.iter().any(|it| Some(*it) != me) => {
                     Responsibility::Other
@@ -487,7 +482,7 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
                 _ => Responsibility::Mine,
             }
         }
-        Ok(LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_)) | Err(_) => {
+        Err(_) => {
             let named = cluster.state().directory.named(target.as_str(), target.is_uuid());
             let has_owner = named.iter().any(|(_, uuid)| match place(uuid) {
                 (DirectoryAnswer::On(at) | DirectoryAnswer::Off { at, .. }, _, me) => {

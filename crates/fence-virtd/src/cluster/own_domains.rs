@@ -159,12 +159,12 @@ impl DomainFollower for OwnFollower {
 }
 
 fn off(memory: &Hypervisor, uuid: Uuid, name: String) -> OwnDomain {
-    let went_off = memory.gone_off(Some(uuid), None).is_some();
+    let went_off = memory.ended(Some(uuid), None).is_some();
     OwnDomain { name, power: if went_off { OwnPower::WentOff } else { OwnPower::Resting } }
 }
 
 /// A transient domain leaves no definition when it goes off.
 fn gone(memory: &Hypervisor, uuid: Uuid) -> Option<OwnDomain> {
-    let (_, name) = memory.gone_off(Some(uuid), None)?;
+    let (_, name) = memory.ended(Some(uuid), None)?;
     Some(OwnDomain { name, power: OwnPower::Gone })
 }

@@ -12,6 +12,7 @@ use fence_wire::{Action, Response, Target};
 use super::asks::MAX_LEFT;
 use super::state::{Cluster, TRANSPORT};
 use crate::backend::DynBackend;
+use crate::backend::libvirt::DomainHere;
 use crate::request::job::{Arrival, RequestJob};
 use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
@@ -20,7 +21,8 @@ use crate::service::execute::{
     NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
 };
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
-use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerAction, PowerState};
+use fence_core::domain::{ActionError, DomainRef, LocateError, PowerAction, PowerState};
+use fence_core::evidence::Sight;
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -64,32 +66,28 @@ impl AskExecution<'_> {
         let local = Arc::clone(self.cluster.local());
         let left = job.deadline();
         let until = left.min(job.arrived + STATUS_CHECK_LIMIT);
-        let located = local.locate(&job.target, until).await;
+        let found = local.find_here(&job.target, until).await;
         self.stages.resolved = Some(StageTimes::since(job.arrived));
-        let domain = match located {
-            Ok(LocatedDomain::PoweredOffTransient(domain))
-                if matches!(job.action, Action::Status | Action::On) =>
-            {
-                self.domain = Some(domain);
-                return match job.action {
-                    Action::Status => (ServeOutcome::Is(PowerState::Off), None),
-                    _ => {
-                        (ServeOutcome::Failed(ActionError::Refused("it left no definition".to_owned())), None)
-                    }
-                };
+        let (domain, sight) = match found {
+            Ok(DomainHere { domain, sight: sight @ (Sight::On | Sight::Moving | Sight::Ended) }) => {
+                (domain, sight)
             }
-            Ok(LocatedDomain::Here(domain) | LocatedDomain::PoweredOffTransient(domain)) => domain,
-            Ok(LocatedDomain::DefinedOff(domain)) if self.ask.rests => domain,
-            Ok(LocatedDomain::DefinedOff(_) | LocatedDomain::Elsewhere(_) | LocatedDomain::OnLostHost(_))
-            | Err(LocateError::NotFound) => {
+            Ok(DomainHere { domain, sight: sight @ Sight::Off }) if self.ask.rests => (domain, sight),
+            Ok(DomainHere { sight: Sight::Unknown(why), .. }) => {
+                return (ServeOutcome::Failed(ActionError::Unavailable(why)), None);
+            }
+            Ok(_) | Err(LocateError::NotFound) => {
                 return (ServeOutcome::Failed(ActionError::Gone), None);
             }
             Err(error) => return (ServeOutcome::Failed(ActionError::Unavailable(error.to_string())), None),
         };
         self.domain = Some(domain.clone());
         if job.action == Action::Status {
-            let seen = local.look(&domain, until).await;
-            return (seen.map_or_else(ServeOutcome::Failed, ServeOutcome::Is), None);
+            let power = match sight {
+                Sight::On | Sight::Moving => PowerState::On,
+                _ => PowerState::Off,
+            };
+            return (ServeOutcome::Is(power), None);
         }
         let (lease, settled) = match self.cluster.await_go(self.from, self.ask, left).await {
             Ok(go) => go,
@@ -120,7 +118,7 @@ impl AskExecution<'_> {
             PowerActionResult::NotToBeStarted { .. } => {
                 ServeOutcome::Done(Some("off, and not started by this request".to_owned()))
             }
-            PowerActionResult::NotStarted(error) => ServeOutcome::NotStarted(error),
+            PowerActionResult::NotStarted { error, .. } => ServeOutcome::NotStarted(error),
         })
     }
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Domains that were seen on a hypervisor.
 //!
-//! One question needs this: did a domain that is no longer defined go off here, or did it move away? Domains
-//! are recorded from lifecycle events and from the list at each new connection. A power-off counts as
-//! evidence only while the events are watched without a gap.
+//! Two questions need this: which domain does a name mean that is no longer defined here, and did its last
+//! instance end here or move away? Domains are recorded from lifecycle events and from the list at each new
+//! connection. What is remembered says nothing of other places, and must never be an answer by itself: it
+//! names a domain, and tells "ended here" from "never heard of" once the hypervisor was looked at.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use libvirt_host::{LifecycleEvent, LifecycleKind, Uuid};
+use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
 
 /// Domains that are remembered.
 const MAX_REMEMBERED: usize = 16_384;
-/// Time for which a power-off counts for a domain that left no definition. After that the domain may well
-/// live elsewhere.
-const POWER_OFF_TTL: Duration = Duration::from_secs(600);
+/// Time for which a domain without a definition is known by its name after its instance ended.
+const ENDED_TTL: Duration = Duration::from_secs(600);
 
 /// Domains that were seen on one hypervisor, by UUID.
 #[derive(Default)]
@@ -24,21 +24,29 @@ pub(super) struct SeenDomains {
 
 struct SeenDomain {
     name: String,
-    /// Time when the domain was last seen to go off for good: not moved to another host, not saved.
-    went_off: Option<Instant>,
+    last: LastSeen,
+}
+
+/// Last thing that was seen of a domain here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum LastSeen {
+    /// Known, and nothing was seen of an instance.
+    Known,
+    /// An instance came in by a migration, and has not run here yet.
+    CameIn,
+    /// An instance ran here.
+    Ran,
+    /// The instance that ran here ended for good, at this time.
+    Ended(Instant),
+    /// The instance moved to another place.
+    MovedAway,
 }
 
 impl SeenDomains {
-    /// Returns whether the domain was present when it was last seen.
-    pub(super) fn is_present(&self, uuid: Uuid) -> bool {
-        self.domains.get(&uuid).is_some_and(|it| it.went_off.is_none())
-    }
-
     /// Returns whether another domain with this name was present when it was last seen.
     pub(super) fn is_another_present(&self, name: &str, uuid: Uuid) -> bool {
-        self.domains
-            .iter()
-            .any(|(other, seen)| *other != uuid && seen.name == name && seen.went_off.is_none())
+        let is_present = |it: &SeenDomain| !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway);
+        self.domains.iter().any(|(other, seen)| *other != uuid && seen.name == name && is_present(seen))
     }
 
     /// Returns whether a domain that was seen, gone or not, has the property.
@@ -46,8 +54,8 @@ impl SeenDomains {
         self.domains.iter().any(|(uuid, seen)| has_property(*uuid, &seen.name))
     }
 
-    /// Returns the one domain with this UUID, or else with this name, if its power-off still counts.
-    pub(super) fn powered_off(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {
+    /// Returns the one domain with this UUID, or else with this name, whose last instance ended here.
+    pub(super) fn ended(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {
         let (uuid, seen) = match uuid.and_then(|it| self.domains.get_key_value(&it)) {
             Some(found) => found,
             None => {
@@ -60,54 +68,141 @@ impl SeenDomains {
                 found
             }
         };
-        let went_off = seen.went_off?;
-        (went_off.elapsed() < POWER_OFF_TTL).then(|| (*uuid, seen.name.clone()))
+        let LastSeen::Ended(when) = seen.last else { return None };
+        (when.elapsed() < ENDED_TTL).then(|| (*uuid, seen.name.clone()))
     }
 
-    /// Records a power-off by an action of ours.
-    pub(super) fn record_power_off(&mut self, uuid: Uuid) {
+    /// Returns whether the last instance ended here, whenever that was.
+    pub(super) fn has_ended(&self, uuid: Uuid) -> bool {
+        self.domains.get(&uuid).is_some_and(|it| matches!(it.last, LastSeen::Ended(_)))
+    }
+
+    /// Returns whether the last instance moved from here to another place.
+    pub(super) fn has_moved_away(&self, uuid: Uuid) -> bool {
+        self.domains.get(&uuid).is_some_and(|it| it.last == LastSeen::MovedAway)
+    }
+
+    /// Records that an action of ours ended the instance that ran here.
+    pub(super) fn record_end(&mut self, uuid: Uuid) {
         if let Some(seen) = self.domains.get_mut(&uuid) {
-            seen.went_off = Some(Instant::now());
+            seen.last = LastSeen::Ended(Instant::now());
         }
     }
 
-    pub(super) fn record_present(&mut self, uuid: Uuid, name: &str) {
+    /// Records a domain of a list.
+    pub(super) fn record_listed(&mut self, record: &DomainRecord) {
+        let last = match record.state {
+            State::ShutOff | State::NoState | State::Crashed | State::Other(_) => LastSeen::Known,
+            State::MovedAway => LastSeen::MovedAway,
+            State::Migrating => LastSeen::CameIn,
+            _ => LastSeen::Ran,
+        };
+        self.record(record.uuid, &record.name, last);
+    }
+
+    fn record(&mut self, uuid: Uuid, name: &str, last: LastSeen) {
         if self.domains.len() >= MAX_REMEMBERED && !self.domains.contains_key(&uuid) {
             self.forget_some();
         }
-        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), went_off: None });
+        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), last });
     }
 
     pub(super) fn record_event(&mut self, event: &LifecycleEvent) {
-        // VIR_DOMAIN_EVENT_STOPPED_*: SHUTDOWN 0, DESTROYED 1, CRASHED 2, MIGRATED 3, SAVED 4, FAILED 5,
-        // FROM_SNAPSHOT 6. A domain that was migrated or saved may be on elsewhere.
-        let for_good = matches!(event.detail, 0 | 1 | 2 | 5);
-        match event.kind {
-            LifecycleKind::Stopped => {
-                if !self.domains.contains_key(&event.uuid) {
-                    self.record_present(event.uuid, &event.name);
-                }
-                if let Some(seen) = self.domains.get_mut(&event.uuid) {
-                    seen.went_off = for_good.then(Instant::now);
-                }
-            }
-            // These events say nothing about power.
-            LifecycleKind::Undefined | LifecycleKind::DevicesChanged => {}
-            _ => self.record_present(event.uuid, &event.name),
+        let before = self.domains.get(&event.uuid).map_or(LastSeen::Known, |it| it.last);
+        if let Some(now) = before.after(event) {
+            self.record(event.uuid, &event.name, now);
         }
     }
 
-    /// Forgets all power-offs after a gap in the events: a domain that is gone may have gone anywhere.
-    pub(super) fn forget_power_offs(&mut self) {
+    /// Forgets how all instances ended, after a gap in the events: anything may have happened meanwhile.
+    pub(super) fn forget_ends(&mut self) {
         for seen in self.domains.values_mut() {
-            seen.went_off = None;
+            seen.last = LastSeen::Known;
         }
     }
 
     fn forget_some(&mut self) {
-        self.domains.retain(|_, it| it.went_off.is_none());
+        self.domains.retain(|_, it| !matches!(it.last, LastSeen::Ended(_)));
         if self.domains.len() >= MAX_REMEMBERED {
             self.domains.clear();
         }
+    }
+}
+
+impl LastSeen {
+    /// Returns what an event makes of this; none for an event that says nothing about instances.
+    fn after(self, event: &LifecycleEvent) -> Option<Self> {
+        /// `VIR_DOMAIN_EVENT_STARTED_MIGRATED`, `RESUMED_MIGRATED` and `SUSPENDED_MIGRATED`
+        const MIGRATED: i32 = 1;
+        Some(match event.kind {
+            LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return None,
+            LifecycleKind::Started if event.detail == MIGRATED => Self::CameIn,
+            // The one that came in runs here now; or the one that was to go stays.
+            LifecycleKind::Resumed => Self::Ran,
+            LifecycleKind::Started | LifecycleKind::PmSuspended | LifecycleKind::Crashed => self.ran(),
+            LifecycleKind::Stopped => self.stopped(event.detail),
+            // A definition was changed, or the instance is paused or shuts down: it is what it was.
+            LifecycleKind::Defined | LifecycleKind::Suspended | LifecycleKind::Shutdown => self,
+            LifecycleKind::Other(_) => Self::Known,
+        })
+    }
+
+    fn ran(self) -> Self {
+        if self == Self::CameIn { self } else { Self::Ran }
+    }
+
+    fn stopped(self, detail: i32) -> Self {
+        // VIR_DOMAIN_EVENT_STOPPED_*: SHUTDOWN 0, DESTROYED 1, CRASHED 2, MIGRATED 3, SAVED 4, FAILED 5,
+        // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
+        // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
+        match (detail, self) {
+            (3, _) => Self::MovedAway,
+            (0..=2, Self::Ran) => Self::Ended(Instant::now()),
+            _ => Self::Known,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uuid() -> Uuid {
+        "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap()
+    }
+
+    fn seen_after(events: &[(LifecycleKind, i32)]) -> SeenDomains {
+        let mut seen = SeenDomains::default();
+        for (kind, detail) in events {
+            let event = LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind: *kind, detail: *detail };
+            seen.record_event(&event);
+        }
+        seen
+    }
+
+    #[test]
+    fn only_an_instance_that_ran_here_ends_here() {
+        use LifecycleKind::{Defined, Resumed, Started, Stopped, Suspended};
+        let has_ended = |events: &[(LifecycleKind, i32)]| seen_after(events).has_ended(uuid());
+        for end in 0..=2 {
+            assert!(has_ended(&[(Started, 0), (Stopped, end)]));
+            assert!(has_ended(&[(Started, 1), (Resumed, 1), (Stopped, end)]), "it came and ran");
+            assert!(has_ended(&[(Started, 0), (Suspended, 1), (Resumed, 1), (Stopped, end)]), "it stayed");
+            // An incoming instance that goes away again, because the migration was aborted or failed.
+            assert!(!has_ended(&[(Started, 1), (Stopped, end)]));
+            assert!(!has_ended(&[(Started, 1), (Suspended, 0), (Stopped, end)]));
+            assert!(!has_ended(&[(Stopped, end)]), "nothing is known of what ended");
+            assert!(!has_ended(&[(Started, 0), (Stopped, end), (Started, 1), (Stopped, end)]));
+        }
+        for no_end in [3, 4, 5, 6, 7] {
+            assert!(!has_ended(&[(Started, 0), (Stopped, no_end)]), "{no_end}");
+        }
+        assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
+        assert!(has_ended(&[(Started, 0), (Stopped, 1), (Defined, 0)]));
+        assert!(seen_after(&[(Started, 0), (Stopped, 3)]).has_moved_away(uuid()));
+        let mut seen = seen_after(&[(Started, 0), (Stopped, 1)]);
+        assert_eq!(seen.ended(None, Some("x")), Some((uuid(), "x".to_owned())));
+        seen.forget_ends();
+        assert_eq!((seen.ended(None, Some("x")), seen.has_ended(uuid())), (None, false));
     }
 }

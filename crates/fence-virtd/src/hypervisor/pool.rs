@@ -307,7 +307,7 @@ impl Hypervisor {
                     );
                     self.set_down(reason);
                     lock(&self.pool).clear();
-                    lock(&self.memory).forget_power_offs();
+                    lock(&self.memory).forget_ends();
                 }
                 Err(error) => {
                     let reason = error.to_string();
@@ -341,7 +341,7 @@ impl Hypervisor {
             let records = connection.domains()?;
             let mut memory = lock(&this.memory);
             for record in &records {
-                memory.record_present(record.uuid, &record.name);
+                memory.record_listed(record);
             }
             drop(memory);
             lock(&this.pool).push(Arc::new(PooledConnection { connection, calls: AtomicUsize::new(0) }));
@@ -354,11 +354,6 @@ impl Hypervisor {
         }
     }
 
-    /// Returns whether the domain was here when this hypervisor could last be read.
-    pub(crate) fn has_seen(&self, uuid: Uuid) -> bool {
-        lock(&self.memory).is_present(uuid)
-    }
-
     /// Returns whether another domain with this name was here when this hypervisor could last be read.
     pub(crate) fn has_seen_another(&self, name: &str, uuid: Uuid) -> bool {
         lock(&self.memory).is_another_present(name, uuid)
@@ -369,14 +364,25 @@ impl Hypervisor {
         lock(&self.memory).any(has_property)
     }
 
-    /// Returns a domain that is no longer defined and was seen to go off here, within the last ten minutes
-    /// and with lifecycle events watched all the time since.
-    pub(crate) fn gone_off(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {
-        lock(&self.memory).powered_off(uuid, name)
+    /// Returns the domain with this UUID, or else with this name, whose last instance ended here for good
+    /// within the last ten minutes, with lifecycle events watched all the time since. It may be on elsewhere.
+    pub(crate) fn ended(&self, uuid: Option<Uuid>, name: Option<&str>) -> Option<(Uuid, String)> {
+        lock(&self.memory).ended(uuid, name)
     }
 
-    /// Records that our own action powered the domain off.
-    pub(crate) fn record_power_off(&self, uuid: Uuid) {
-        lock(&self.memory).record_power_off(uuid);
+    /// Returns whether the domain's last instance ended here for good, with lifecycle events watched all the
+    /// time since. It may be on elsewhere.
+    pub(crate) fn has_ended(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).has_ended(uuid)
+    }
+
+    /// Returns whether the domain's last instance moved from here to another place.
+    pub(crate) fn has_moved_away(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).has_moved_away(uuid)
+    }
+
+    /// Records that an action of ours ended the instance that ran here.
+    pub(crate) fn record_end(&self, uuid: Uuid) {
+        lock(&self.memory).record_end(uuid);
     }
 }

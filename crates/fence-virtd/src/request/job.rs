@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use fence_core::access::{AccessRules, Identity, KeyProof};
 use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
 use fence_core::domain::{ActionError, DomainRef, LocatedDomain};
+use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HashType, HostListEntry, Response, Target};
 
 use crate::request::trail::AgentRunTrail;
@@ -118,7 +119,7 @@ pub(crate) enum ResolvedTarget {
     /// The request may run on this domain; none where the action is about no domain.
     Run(Option<LocatedDomain>),
     /// The request will not run.
-    Refused(Response, String, Option<DomainRef>),
+    Refused(Refusal, String, Option<DomainRef>),
 }
 
 impl ResolvedTarget {
@@ -130,17 +131,12 @@ impl ResolvedTarget {
         }
     }
 
-    /// Returns the host that is to answer. A definition that is off is not enough for this host: it would
-    /// answer "off already" of a domain that runs on another host.
+    /// Returns the host that is to answer. A definition that is off is not enough for this host: every place
+    /// where the domain can be must show that it is off.
     pub(crate) fn owner(&self) -> AnsweringHost {
         match self {
-            Self::Run(Some(
-                LocatedDomain::PoweredOffTransient(_)
-                | LocatedDomain::DefinedOff(_)
-                | LocatedDomain::OnLostHost(_),
-            ))
-            | Self::Refused(_, _, None) => AnsweringHost::Unknown,
-            Self::Run(Some(LocatedDomain::Elsewhere(_))) => AnsweringHost::Another,
+            Self::Run(Some(LocatedDomain::InDoubt(_))) | Self::Refused(_, _, None) => AnsweringHost::Unknown,
+            Self::Run(Some(LocatedDomain::Elsewhere(_) | LocatedDomain::Moving(_))) => AnsweringHost::Another,
             Self::Run(_) | Self::Refused(..) => AnsweringHost::ThisHost,
         }
     }
@@ -151,7 +147,8 @@ impl ResolvedTarget {
 pub(crate) enum AnsweringHost {
     /// The domain is here, or the action is about no domain.
     ThisHost,
-    /// Another host. This one can pass the request on to it, in case it has not received it itself.
+    /// Another host first. This one can pass the request on to it, or has a part of the domain too, in case
+    /// the other has not received the request itself.
     Another,
     /// Perhaps a host that is not known to this one.
     Unknown,
@@ -174,44 +171,104 @@ impl ClientReply {
     }
 }
 
+/// Response without any evidence: nothing was done, or nothing is known of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    /// The request failed.
+    Failure,
+    /// The groups don't allow it.
+    PermissionDenied,
+}
+
 /// Outcome of a request, and the reason where there is something to say.
+///
+/// Only the constructors make one. "Off", and the success of a power-off, take their proof.
 #[derive(Debug)]
 pub(crate) struct RequestOutcome {
-    pub(crate) answer: ClientReply,
-    pub(crate) reason: Option<String>,
-    /// Nothing was done, because the client was gone or its time was up.
-    pub(crate) lapsed: bool,
+    answer: ClientReply,
+    reason: Option<String>,
+    lapsed: bool,
 }
 
 impl RequestOutcome {
-    pub(crate) fn plain(response: Response) -> Self {
-        Self { answer: ClientReply::Response(response), reason: None, lapsed: false }
+    fn new(response: Response, reason: Option<String>) -> Self {
+        Self { answer: ClientReply::Response(response), reason, lapsed: false }
     }
 
-    pub(crate) fn because(response: Response, reason: impl std::fmt::Display) -> Self {
-        Self { reason: Some(reason.to_string()), ..Self::plain(response) }
+    /// Returns the outcome for a domain that is on.
+    pub(crate) fn is_on() -> Self {
+        Self::new(Response::Success, None)
     }
 
-    /// Returns an outcome whose reason joins both texts, where there are any.
-    pub(crate) fn noted(response: Response, said: Option<&str>, note: Option<String>) -> Self {
+    /// Returns the outcome of a status check that showed the domain off.
+    pub(crate) fn is_off(_: &ProvedOff) -> Self {
+        Self::new(Response::Off, None)
+    }
+
+    /// Returns the outcome of a power-off; its reason joins both texts, where there are any.
+    pub(crate) fn taken_down(_: &ProvedOff, said: Option<&str>, note: Option<String>) -> Self {
         let reason = match (said, note) {
             (Some(said), Some(note)) => Some(format!("{said} ({note})")),
             (Some(said), None) => Some(said.to_owned()),
             (None, note) => note,
         };
-        Self { reason, ..Self::plain(response) }
+        Self::new(Response::Success, reason)
+    }
+
+    /// Returns the outcome of a check of the whole daemon, with what is not well.
+    pub(crate) fn is_well(failed: Option<String>) -> Self {
+        Self::new(Response::Success, failed)
+    }
+
+    /// Returns the outcome of a list, with what is missing in it.
+    pub(crate) fn listed(entries: Vec<HostListEntry>, missing: Option<String>) -> Self {
+        Self { answer: ClientReply::List(entries, Response::Success), reason: missing, lapsed: false }
+    }
+
+    /// Returns the outcome of a request that failed.
+    pub(crate) fn failed(reason: impl std::fmt::Display) -> Self {
+        Self::refused(Refusal::Failure, reason)
+    }
+
+    /// Returns the outcome of a request that was not carried out.
+    pub(crate) fn refused(refusal: Refusal, reason: impl std::fmt::Display) -> Self {
+        let response = match refusal {
+            Refusal::Failure => Response::Failure,
+            Refusal::PermissionDenied => Response::PermissionDenied,
+        };
+        Self::new(response, Some(reason.to_string()))
+    }
+
+    /// Returns the outcome of a request for which nothing was done, because the client was gone or its time
+    /// was up.
+    pub(crate) fn lapsed(reason: impl std::fmt::Display) -> Self {
+        Self { lapsed: true, ..Self::failed(reason) }
+    }
+
+    pub(crate) fn answer(&self) -> &ClientReply {
+        &self.answer
+    }
+
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// Returns whether nothing was done, because the client was gone or its time was up.
+    pub(crate) fn has_lapsed(&self) -> bool {
+        self.lapsed
     }
 }
 
+/// The result of work that was in flight when this request came, and had not seen its target off by then.
 impl From<SharedResult> for RequestOutcome {
     fn from(result: SharedResult) -> Self {
         let reason = result.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-        Self::because(result.response, format!("the same work as {}{reason}", result.by))
+        Self::new(result.response, Some(format!("the same work as {}{reason}", result.by)))
     }
 }
 
 impl From<ActionError> for RequestOutcome {
     fn from(error: ActionError) -> Self {
-        Self { lapsed: matches!(error, ActionError::Lapsed(_)), ..Self::because(Response::Failure, error) }
+        if matches!(error, ActionError::Lapsed(_)) { Self::lapsed(error) } else { Self::failed(error) }
     }
 }

@@ -7,12 +7,13 @@
 use std::time::{Duration, Instant};
 
 use fence_core::access::{AccessDecision, AccessSubject};
-use fence_core::domain::{ActionError, DomainRef, LocateError, LocatedDomain, PowerAction, PowerState};
-use fence_wire::{Action, HostListEntry, Response};
+use fence_core::domain::{ActionError, DomainRef, LocateError, PowerAction, PowerState, SeenPower};
+use fence_core::evidence::ProvedOff;
+use fence_wire::{Action, HostListEntry};
 use tracing::{debug, warn};
 
-use crate::backend::DynBackend;
-use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
+use crate::backend::{DynBackend, PowerOffResult};
+use crate::request::job::{Refusal, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::Lease;
 
 /// Time for the start after a reboot's power-off, whatever becomes of the client meanwhile.
@@ -28,13 +29,13 @@ pub(crate) enum PowerActionResult {
     /// The domain was started, or was on already.
     Started,
     /// The domain was powered off for an off.
-    PoweredOff { was_off: bool, note: Option<String> },
+    PoweredOff { proof: ProvedOff, was_off: bool, note: Option<String> },
     /// The domain was powered off for a reboot, and there is no start to follow.
-    NotToBeStarted { was_off: bool, note: Option<String> },
+    NotToBeStarted { proof: ProvedOff, was_off: bool, note: Option<String> },
     /// The domain was powered off and started again.
-    Rebooted { note: Option<String> },
+    Rebooted { proof: ProvedOff, note: Option<String> },
     /// The domain was powered off, and its start failed.
-    NotStarted(ActionError),
+    NotStarted { proof: ProvedOff, error: ActionError },
 }
 
 /// A domain that a status check showed off after the action.
@@ -63,39 +64,41 @@ pub(crate) async fn run_power_action(
     };
     let down = backend.off(domain, is_reboot, lease).await?;
     seen_off(SeenOff { was_off: down.was_off, starts: down.restart.is_some() });
-    let (was_off, note) = (down.was_off, down.note);
-    let restart = match down.restart {
-        _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { was_off, note }),
-        None => return Ok(PowerActionResult::NotToBeStarted { was_off, note }),
+    let PowerOffResult { proof, was_off, note, restart } = down;
+    let restart = match restart {
+        _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { proof, was_off, note }),
+        None => return Ok(PowerActionResult::NotToBeStarted { proof, was_off, note }),
         Some(restart) => restart,
     };
     // The domain was taken down to come up again: that is owed to it, not to the client.
     let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
     Ok(match restart.start(&rest).await {
-        Ok(()) => PowerActionResult::Rebooted { note },
-        Err(error) => PowerActionResult::NotStarted(error),
+        Ok(()) => PowerActionResult::Rebooted { proof, note },
+        Err(error) => PowerActionResult::NotStarted { proof, error },
     })
 }
 
 impl From<PowerActionResult> for RequestOutcome {
     fn from(result: PowerActionResult) -> Self {
-        let (said, note) = match result {
-            PowerActionResult::Started => (None, None),
-            PowerActionResult::PoweredOff { was_off, note } => (was_off.then_some("was off already"), note),
-            PowerActionResult::NotToBeStarted { was_off: true, note } => {
-                (Some("was off already, stays off"), note)
+        let (proof, said, note) = match result {
+            PowerActionResult::Started => return Self::is_on(),
+            PowerActionResult::PoweredOff { proof, was_off, note } => {
+                (proof, was_off.then_some("was off already"), note)
             }
-            PowerActionResult::NotToBeStarted { was_off: false, note } => {
-                (Some("another instance was started meanwhile"), note)
+            PowerActionResult::NotToBeStarted { proof, was_off: true, note } => {
+                (proof, Some("was off already, stays off"), note)
             }
-            PowerActionResult::Rebooted { note } => (None, note),
+            PowerActionResult::NotToBeStarted { proof, was_off: false, note } => {
+                (proof, Some("another instance was started meanwhile"), note)
+            }
+            PowerActionResult::Rebooted { proof, note } => (proof, None, note),
             // What a cluster asks with a reboot is that the node is down; it was, and it still is. To report
             // a failure would make the cluster wait for a fence that has happened.
-            PowerActionResult::NotStarted(error) => {
-                return Self::because(Response::Success, format!("{NOT_STARTED}{error}"));
+            PowerActionResult::NotStarted { proof, error } => {
+                return Self::taken_down(&proof, None, Some(format!("{NOT_STARTED}{error}")));
             }
         };
-        Self::noted(Response::Success, said, note)
+        Self::taken_down(&proof, said, note)
     }
 }
 
@@ -112,13 +115,13 @@ pub(super) async fn resolve(backend: &dyn DynBackend, job: &RequestJob) -> Resol
     let domain = located.as_ref().ok().map(|located| located.domain().clone());
     match (job.access.decide(&job.identity, job.key.as_deref(), subject), located) {
         (AccessDecision::Denied(denial), _) => {
-            ResolvedTarget::Refused(Response::PermissionDenied, denial.to_string(), domain)
+            ResolvedTarget::Refused(Refusal::PermissionDenied, denial.to_string(), domain)
         }
         (_, Err(error)) => {
             if matches!(error, LocateError::Unavailable(_)) {
                 warn!(id = job.id, "can't look for the domain: {error}");
             }
-            ResolvedTarget::Refused(Response::Failure, error.to_string(), None)
+            ResolvedTarget::Refused(Refusal::Failure, error.to_string(), None)
         }
         (decision, Ok(located)) => {
             debug!(id = job.id, ?decision, domain = ?located.domain(), "resolved");
@@ -136,17 +139,9 @@ pub(super) async fn execute(
     lease: &Lease,
     seen_off: impl FnOnce() + Send,
 ) -> RequestOutcome {
-    let resolved = match resolved {
-        // The domain may have been started since the first search.
-        ResolvedTarget::Run(Some(LocatedDomain::PoweredOffTransient(_))) => resolve(backend, job).await,
-        first => first,
-    };
     match resolved {
-        ResolvedTarget::Refused(response, reason, _) => RequestOutcome::because(response, reason),
+        ResolvedTarget::Refused(refusal, reason, _) => RequestOutcome::refused(refusal, reason),
         ResolvedTarget::Run(None) => without_domain(backend, job).await,
-        ResolvedTarget::Run(Some(LocatedDomain::PoweredOffTransient(domain))) => {
-            transient_is_off(job.action, &domain)
-        }
         ResolvedTarget::Run(Some(located)) => {
             let domain = located.domain();
             on_domain(backend, job.action, domain, lease, seen_off).await.unwrap_or_else(RequestOutcome::from)
@@ -162,13 +157,13 @@ async fn on_domain(
     seen_off: impl FnOnce() + Send,
 ) -> Result<RequestOutcome, ActionError> {
     let Some(action) = PowerAction::of_request(action) else {
-        return Ok(RequestOutcome::plain(Response::Failure));
+        return Ok(RequestOutcome::failed("the action is for no domain"));
     };
     if action == PowerAction::Status {
         let check = lease.within(Instant::now() + STATUS_CHECK_LIMIT);
         return backend.status(domain, &check).await.map(|power| match power {
-            PowerState::On => RequestOutcome::plain(Response::Success),
-            PowerState::Off => RequestOutcome::plain(Response::Off),
+            SeenPower::On => RequestOutcome::is_on(),
+            SeenPower::Off(proof) => RequestOutcome::is_off(&proof),
         });
     }
     run_power_action(backend, action, domain, lease, |_| seen_off()).await.map(RequestOutcome::from)
@@ -178,16 +173,16 @@ async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOu
     match job.action {
         Action::List => list(backend, job).await,
         Action::Monitor => match backend.health(check_limit(job)).await {
-            Ok(failed) if failed.is_empty() => RequestOutcome::plain(Response::Success),
+            Ok(failed) if failed.is_empty() => RequestOutcome::is_well(None),
             Ok(failed) => {
                 let failed = failed.join("; ");
                 warn!(id = job.id, "monitor: {failed}");
-                RequestOutcome::because(Response::Success, failed)
+                RequestOutcome::is_well(Some(failed))
             }
-            Err(error) => RequestOutcome::because(Response::Failure, error),
+            Err(error) => RequestOutcome::failed(error),
         },
         // A request for nothing; the reference answers it with failure.
-        _ => RequestOutcome::because(Response::Failure, "nothing was asked"),
+        _ => RequestOutcome::failed("nothing was asked"),
     }
 }
 
@@ -195,7 +190,7 @@ async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOu
 async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
     let listing = match backend.list(check_limit(job)).await {
         Ok(listing) => listing,
-        Err(error) => return RequestOutcome::because(Response::Failure, error),
+        Err(error) => return RequestOutcome::failed(error),
     };
     let missing = (!listing.missing.is_empty()).then(|| listing.missing.join("; "));
     if let Some(missing) = &missing {
@@ -212,24 +207,10 @@ async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
             on: domain.power == PowerState::On,
         })
         .collect();
-    RequestOutcome { answer: ClientReply::List(entries, Response::Success), reason: missing, lapsed: false }
+    RequestOutcome::listed(entries, missing)
 }
 
 /// Returns the latest moment for a check of the request: its deadline, and no longer than a check may take.
 fn check_limit(job: &RequestJob) -> Instant {
     job.deadline().min(Instant::now() + STATUS_CHECK_LIMIT)
-}
-
-/// Returns the outcome for a transient domain that went off here a short while ago: there is nothing to
-/// start.
-fn transient_is_off(action: Action, domain: &DomainRef) -> RequestOutcome {
-    let reason = format!("{} went off here and left no definition", domain.name);
-    RequestOutcome::because(
-        match action {
-            Action::Off | Action::Reboot => Response::Success,
-            Action::Status => Response::Off,
-            _ => Response::Failure,
-        },
-        reason,
-    )
 }

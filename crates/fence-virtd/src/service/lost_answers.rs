@@ -35,12 +35,15 @@ struct UndeliveredReboot {
 impl LostAnswers {
     /// Remembers the outcome of a request whose client did not get the answer, if it is a completed reboot.
     pub(crate) fn record(&self, job: &RequestJob, domain: Option<&DomainRef>, outcome: &RequestOutcome) {
-        let response = outcome.answer.response();
+        let response = outcome.answer().response();
         let (Action::Reboot, Response::Success, Some(domain)) = (job.action, response, domain) else {
             return;
         };
-        let result =
-            SharedResult { response, reason: outcome.reason.clone(), by: format!("request {}", job.id) };
+        let result = SharedResult {
+            response,
+            reason: outcome.reason().map(str::to_owned),
+            by: format!("request {}", job.id),
+        };
         let lost = UndeliveredReboot {
             when: Instant::now(),
             identity: job.identity.clone(),

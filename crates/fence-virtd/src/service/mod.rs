@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection};
 use fence_core::domain::PowerAction;
-use fence_wire::{Challenge, Proved, Response};
+use fence_wire::{Challenge, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -156,7 +156,7 @@ impl Service {
         stages.proved = handshake_stage();
         let (outcome, is_gone) = match grant {
             Grant::Coalesced(result) => (RequestOutcome::from(result), false),
-            Grant::Rejected(why) => (RequestOutcome::because(Response::Failure, why), false),
+            Grant::Rejected(why) => (RequestOutcome::failed(why), false),
             Grant::Run(permit) => {
                 let work = self.execute(job, resolved, proof, &permit, &lease);
                 let outcome = watched(link, &lease, work).await;
@@ -166,12 +166,12 @@ impl Service {
             }
         };
         stages.done = Some(StageTimes::since(job.arrived));
-        let delivered = link.deliver(job, proven, &outcome.answer, is_gone).await;
+        let delivered = link.deliver(job, proven, outcome.answer(), is_gone).await;
         if !delivered {
             self.lost_answers.record(job, domain.as_ref(), &outcome);
         }
-        let response = outcome.answer.response();
-        record(RequestEnd::Answered { response, reason: outcome.reason.as_deref(), delivered }, stages);
+        let response = outcome.answer().response();
+        record(RequestEnd::Answered { response, reason: outcome.reason(), delivered }, stages);
     }
 
     /// Waits for the grant as long as the client waits. A grant that is there comes before any sign of the
@@ -297,7 +297,7 @@ impl Service {
         lease: &Lease,
     ) -> RequestOutcome {
         if let Err(why) = permit.proved() {
-            return RequestOutcome { lapsed: true, ..RequestOutcome::because(Response::Failure, why) };
+            return RequestOutcome::lapsed(why);
         }
         // Seen off, the domain can fence nobody from now on.
         execute::execute(&*self.backend, job, resolved, lease, || permit.seen_off()).await
@@ -315,11 +315,11 @@ impl Service {
     /// take effect any more. A call that hangs in a hypervisor holds those up longer than the client.
     fn complete(permit: RunPermit, outcome: &RequestOutcome, lease: Lease, mut released: LeaseReleased) {
         drop(lease);
-        if outcome.lapsed {
+        if outcome.has_lapsed() {
             // Dropped: nothing was done, and the first coalesced request takes over.
             return;
         }
-        let (response, reason) = (outcome.answer.response(), outcome.reason.clone());
+        let (response, reason) = (outcome.answer().response(), outcome.reason().map(str::to_owned));
         if released.is_now() {
             permit.finished(response, reason);
         } else {

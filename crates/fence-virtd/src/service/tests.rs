@@ -6,14 +6,14 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use fence_core::access::{AccessRules, Identity};
-use fence_wire::{Action, HashType, Target};
+use fence_wire::{Action, HashType, Response, Target};
 
 use super::*;
 use crate::backend::{Backend, PowerOffResult};
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use fence_core::domain::{
-    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower,
 };
 
 /// Far longer than anything here takes; only a failure waits for it.
@@ -31,7 +31,7 @@ impl Backend for Untouched {
         panic!("asked")
     }
 
-    async fn status(&self, _: &DomainRef, _: &Lease) -> Result<PowerState, ActionError> {
+    async fn status(&self, _: &DomainRef, _: &Lease) -> Result<SeenPower, ActionError> {
         panic!("looked at")
     }
 
@@ -213,8 +213,8 @@ async fn a_grant_that_was_lost_before_the_proof_does_nothing() {
         panic!("not run")
     };
     let outcome = service.execute(&job, resolved, Proved::unauthenticated(), &permit, &lease).await;
-    assert_eq!(outcome.answer.response(), Response::Failure);
-    assert_eq!(outcome.reason, Some(Rejection::TurnLost.to_string()));
+    assert_eq!(outcome.answer().response(), Response::Failure);
+    assert_eq!(outcome.reason(), Some(&*Rejection::TurnLost.to_string()));
     Service::complete(permit, &outcome, lease, released);
     assert_eq!((in_flight.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use fence_core::agent::plan::{ActionReport, PlanStep, PowerPlan, StatusReading};
 use fence_core::domain::{ActionError, PowerState};
+use fence_core::evidence::{DomainSite, Finding, Sight};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
@@ -23,6 +24,8 @@ pub(super) struct PowerChange {
     /// True if the domain was in the wanted state before.
     pub(super) was_so: bool,
     pub(super) note: Option<String>,
+    /// Last reports of the devices, none older than the last action.
+    pub(super) reports: Vec<Finding>,
 }
 
 /// Last replies of a device.
@@ -30,6 +33,8 @@ pub(super) struct PowerChange {
 pub(super) struct LastReply {
     status: Option<String>,
     action: Option<String>,
+    /// Last status check since the last action, with its beginning and its end.
+    reading: Option<(StatusReading, Instant, Instant)>,
 }
 
 /// Runs one plan.
@@ -141,13 +146,17 @@ impl PlanRunner<'_> {
             _ => drop(self.pending.open.pop()),
         }
         self.replies[place].action = Some(words);
+        // What was read before says nothing now.
+        self.replies.iter_mut().for_each(|it| it.reading = None);
         self.plan.acted(place, how, Instant::now());
     }
 
     /// Takes the result of a status run. Returns whether it shows the domain's state.
     fn take_reading(&mut self, it: Option<StatusResult>) -> bool {
         let Some(StatusResult { place, reply, began }) = it else { return false };
-        self.plan.looked(place, reply.reading, began, Instant::now());
+        let now = Instant::now();
+        self.plan.looked(place, reply.reading, began, now);
+        self.replies[place].reading = Some((reply.reading, began, now));
         self.replies[place].status = Some(reply.words);
         matches!(reply.reading, StatusReading::Is(_))
     }
@@ -159,6 +168,22 @@ impl PlanRunner<'_> {
             self.replies[place].status = Some("did not answer".to_owned());
             self.plan.looked(place, StatusReading::Silent, began, Instant::now());
         }
+    }
+
+    /// Returns the last report of each device that was asked since the last action.
+    pub(super) fn reports(&self) -> Vec<Finding> {
+        let reports = self.routes.iter().zip(&self.replies).filter_map(|(route, reply)| {
+            let (reading, began, ended) = reply.reading?;
+            let sight = match reading {
+                StatusReading::Is(PowerState::On) => Sight::On,
+                StatusReading::Is(PowerState::Off) => Sight::Off,
+                StatusReading::CantTell | StatusReading::Silent => {
+                    Sight::Unknown(reply.status.clone().unwrap_or_default())
+                }
+            };
+            Some(Finding { place: DomainSite::Device(route.device.name.clone()), sight, began, ended })
+        });
+        reports.collect()
     }
 
     /// Returns the last replies of all devices, for people.
@@ -179,7 +204,7 @@ impl PlanRunner<'_> {
             let was_so = self.plan.actions() == 0;
             // Which of several did it, and what was wrong with those before.
             let note = (acted.len() > 1).then(|| self.words());
-            return Ok(PowerChange { was_so, note });
+            return Ok(PowerChange { was_so, note, reports: self.reports() });
         }
         if self.plan.actions() == 0 {
             self.lease.check()?;

@@ -49,7 +49,9 @@ use fence_core::agent::listing::PlugList;
 use fence_core::agent::plan::{PowerPlan, StatusReading};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
+    SeenPower,
 };
+use fence_core::evidence::ProvedOff;
 
 /// Age up to which a list is used to find a domain.
 const LIST_AGE: Duration = Duration::from_secs(5);
@@ -367,7 +369,8 @@ impl AgentBackend {
         course.outcome(is_done)
     }
 
-    async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+    async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
+        let asked = Instant::now();
         let routes = self.routes(domain, lease.until()).await?;
         let plan = PowerPlan::new(PowerState::Off, routes.iter().map(|it| it.device.limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
@@ -376,11 +379,11 @@ impl AgentBackend {
         course.first_status().await;
         course.plan.stop();
         if course.run_to_end().await {
-            return Ok(PowerState::Off);
+            return Ok(SeenPower::Off(ProvedOff::from_devices(asked, &course.reports())?));
         }
         if (0..course.routes.len()).any(|it| course.plan.last(it) == Some(StatusReading::Is(PowerState::On)))
         {
-            return Ok(PowerState::On);
+            return Ok(SeenPower::On);
         }
         Err(ActionError::Unavailable(course.words()))
     }
@@ -428,7 +431,7 @@ impl Backend for AgentBackend {
         !domains::meant(&domains::all(&self.settings, &self.last_lists()), target).is_empty()
     }
 
-    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<PowerState, ActionError> {
+    async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         self.look_at(domain, lease).await
     }
 
@@ -438,11 +441,14 @@ impl Backend for AgentBackend {
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        let PowerChange { was_so, note } = self.change_power(PowerState::Off, domain, lease).await?;
+        let asked = Instant::now();
+        let change = self.change_power(PowerState::Off, domain, lease).await?;
+        let PowerChange { was_so, note, reports } = change;
+        let proof = ProvedOff::from_devices(asked, &reports)?;
         let starts = for_reboot && (!was_so || self.reboot_starts);
         let restart = AgentRestart { backend: self, domain: domain.clone() };
         let restart = starts.then(|| Box::new(restart) as Box<dyn Restart>);
-        Ok(PowerOffResult { was_off: was_so, restart, note })
+        Ok(PowerOffResult { proof, was_off: was_so, restart, note })
     }
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {

@@ -114,10 +114,13 @@ async fn off_and_on_are_what_status_says_afterwards() {
     let backend = rig.backend();
     let web = found(&backend, "web").await;
     let lease = lease(PATIENCE);
-    assert_eq!(backend.status(&web, &lease).await, Ok(PowerState::On));
+    assert_eq!(backend.status(&web, &lease).await.map(|it| it.state()), Ok(PowerState::On));
     let down = backend.off(&web, true, &lease).await.unwrap();
     assert!(!down.was_off && down.restart.is_some());
-    assert_eq!((rig.power("1"), backend.status(&web, &lease).await), ("off".to_owned(), Ok(PowerState::Off)));
+    assert_eq!(
+        (rig.power("1"), backend.status(&web, &lease).await.map(|it| it.state())),
+        ("off".to_owned(), Ok(PowerState::Off))
+    );
     assert_eq!(rig.runs("d"), ["status", "status", "off", "status", "status"]);
     let down = backend.off(&web, true, &lease).await.unwrap();
     assert!(down.was_off && down.restart.is_none());
@@ -174,7 +177,7 @@ async fn two_that_contradict_each_other_are_no_success() {
     let result = backend.off(&w, false, &lease(Duration::from_secs(6))).await;
     assert!(result.is_err(), "{result:?}");
     let status = backend.status(&w, &lease(PATIENCE)).await;
-    assert_eq!(status, Ok(PowerState::On));
+    assert_eq!(status.map(|it| it.state()), Ok(PowerState::On));
 }
 
 #[tokio::test]
@@ -191,7 +194,7 @@ async fn exit_code_2_is_believed_after_a_monitor_alone() {
     assert!(words.contains("exit 2, which is not believed") && words.contains("bad login"), "{words}");
     std::fs::remove_file(rig.path("d").join("monitor")).unwrap();
     let until = Instant::now() + PATIENCE;
-    while backend.status(&w, &lease(PATIENCE)).await != Ok(PowerState::Off) {
+    while backend.status(&w, &lease(PATIENCE)).await.map(|it| it.state()) != Ok(PowerState::Off) {
         assert!(Instant::now() < until);
         sleep(Duration::from_millis(200)).await;
     }
@@ -392,12 +395,12 @@ async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
     // One that has been seen on is known, whatever it is called in the list.
     let script = rig.path("other").join("status");
     std::fs::write(&script, "exit 0").unwrap();
-    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(PowerState::On));
+    assert_eq!(backend.status(&db, &lease(PATIENCE)).await.map(|it| it.state()), Ok(PowerState::On));
     std::fs::write(&script, "exit 2").unwrap();
-    assert_eq!(backend.status(&db, &lease(PATIENCE)).await, Ok(PowerState::Off));
+    assert_eq!(backend.status(&db, &lease(PATIENCE)).await.map(|it| it.state()), Ok(PowerState::Off));
     // Without a list nothing speaks against it.
     let dns = found(&backend, "dns").await;
-    assert_eq!(backend.status(&dns, &lease(PATIENCE)).await, Ok(PowerState::Off));
+    assert_eq!(backend.status(&dns, &lease(PATIENCE)).await.map(|it| it.state()), Ok(PowerState::Off));
 }
 
 #[tokio::test]

@@ -13,8 +13,9 @@ use crate::request::lease::Lease;
 use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState,
+    PowerState, SeenPower,
 };
+use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,14 +65,18 @@ impl Backend for Fake {
         self.may_have
     }
 
-    async fn status(&self, domain: &DomainRef, _: &Lease) -> Result<PowerState, ActionError> {
+    async fn status(&self, domain: &DomainRef, _: &Lease) -> Result<SeenPower, ActionError> {
         self.asked("status", domain);
-        Ok(PowerState::On)
+        Ok(SeenPower::On)
     }
 
     async fn off(&self, domain: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
         self.asked("off", domain);
-        Ok(PowerOffResult { was_off: false, restart: None, note: None })
+        let now = Instant::now();
+        let place = DomainSite::Hypervisor("test".to_owned());
+        let look = Finding { place, sight: Sight::Ended, began: now, ended: now };
+        let proof = ProvedOff::from_end(now, &look)?;
+        Ok(PowerOffResult { proof, was_off: false, restart: None, note: None })
     }
 
     async fn on(&self, domain: &DomainRef, _: &Lease) -> Result<(), ActionError> {
@@ -249,7 +254,7 @@ fn any_answer(home: DomainHome, backend: &'static str) -> impl Strategy<Value = 
     let said = prop_oneof![
         (0..2_usize, any::<bool>()).prop_map(move |(uuid, rests)| {
             let it = domain("web", uuid, home);
-            Ok(if rests { LocatedDomain::DefinedOff(it) } else { LocatedDomain::Here(it) })
+            Ok(if rests { LocatedDomain::InDoubt(it) } else { LocatedDomain::Here(it) })
         }),
         Just(Err(LocateError::NotFound)),
         Just(Err(LocateError::Ambiguous("two".to_owned()))),

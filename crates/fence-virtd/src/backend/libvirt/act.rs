@@ -5,7 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{ActionError, PowerState};
+use fence_core::domain::ActionError;
+use fence_core::evidence::{DomainSite, Finding, Sight};
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
@@ -31,15 +32,24 @@ pub(super) enum DomainReading {
 }
 
 impl DomainReading {
-    pub(super) fn power(self) -> Result<PowerState, ActionError> {
+    /// Returns what the reading shows, beside what is remembered of the domain here.
+    pub(super) fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
         match self {
-            Self::Off => Ok(PowerState::Off),
-            Self::On { .. } => Ok(PowerState::On),
-            Self::Gone | Self::MovedAway => Err(ActionError::Gone),
+            Self::On { state: State::Migrating, .. } => Sight::Moving,
+            Self::On { .. } => Sight::On,
+            Self::MovedAway => Sight::MovedAway,
+            Self::Off | Self::Gone if memory.has_ended(uuid) => Sight::Ended,
+            Self::Off => Sight::Off,
+            Self::Gone if memory.has_moved_away(uuid) => Sight::MovedAway,
+            Self::Gone => Sight::Absent,
             Self::Unknown => {
-                Err(ActionError::Refused("the hypervisor can't tell the domain's state".to_owned()))
+                Sight::Unknown(format!("libvirt at {} can't tell the domain's state", memory.uri()))
             }
         }
+    }
+
+    fn is_on(self) -> bool {
+        matches!(self, Self::On { .. })
     }
 
     fn words(self) -> String {
@@ -72,6 +82,19 @@ pub(super) fn look(connection: &Connection, uuid: Uuid) -> Result<DomainReading,
     }
 }
 
+/// Returns another domain with this name that is on here.
+pub(super) fn namesake_on(connection: &Connection, name: &str, uuid: Uuid) -> Result<Option<Uuid>, Error> {
+    let Some(domain) = connection.domain_by_name(name)? else { return Ok(None) };
+    let other = domain.uuid();
+    if other == uuid {
+        return Ok(None);
+    }
+    match look(connection, other)? {
+        DomainReading::On { .. } | DomainReading::Unknown => Ok(Some(other)),
+        DomainReading::Off | DomainReading::Gone | DomainReading::MovedAway => Ok(None),
+    }
+}
+
 /// Source from which a hypervisor starts a domain.
 pub(super) enum StartSource {
     /// The domain's definition.
@@ -85,8 +108,6 @@ pub(super) enum StartSource {
 pub(super) struct PowerOffOrder {
     pub(super) uuid: Uuid,
     pub(super) for_reboot: bool,
-    /// For a reboot, a domain that was off before is started too.
-    pub(super) reboot_starts: bool,
 }
 
 /// Progress of a power-off, kept when the connection is lost in between.
@@ -96,15 +117,25 @@ pub(super) struct PowerOffProgress {
     pub(super) acted: bool,
     /// True once the hypervisor reported success.
     destroyed: bool,
+    /// True once the instance was seen in a migration.
+    was_moving: bool,
     /// Source for the restart, read before the power-off.
     start_from: Option<StartSource>,
 }
 
-/// A domain that is off at its hypervisor.
-pub(super) struct DomainPowerOff {
-    pub(super) was_off: bool,
-    /// Source for the restart; none if the domain has to stay off.
-    pub(super) start_from: Option<StartSource>,
+/// Result of a power-off at one hypervisor.
+pub(super) enum PowerOffHere {
+    /// No instance was here, or it left for another place: nothing was ended.
+    NothingHere,
+    /// An instance that a migration had here was ended. The machine may run at another place.
+    EndedWhileMoving,
+    /// The instance that ran here has ended, as this look showed.
+    Ended {
+        /// The look that showed it.
+        look: Finding,
+        /// Source for the restart; none if the domain has to stay off.
+        start_from: Option<StartSource>,
+    },
 }
 
 /// Failure of an action at a hypervisor.
@@ -146,7 +177,7 @@ pub(super) fn take_down(
     lease: &Lease,
     memory: &Hypervisor,
     progress: &mut PowerOffProgress,
-) -> Result<DomainPowerOff, ActFailure> {
+) -> Result<PowerOffHere, ActFailure> {
     let (victim, refusal, pause) = (None, None, PollPause::new());
     let mut run = PowerOffRun { connection, order, lease, memory, progress, victim, refusal, pause };
     if let Some(off) = run.first_reading()? {
@@ -177,22 +208,17 @@ struct PowerOffRun<'a> {
 }
 
 impl PowerOffRun<'_> {
-    /// Reads the state before the action: perhaps the domain is off already.
-    fn first_reading(&mut self) -> Result<Option<DomainPowerOff>, ActFailure> {
-        let PowerOffOrder { uuid, for_reboot, reboot_starts } = self.order;
-        match look(self.connection, uuid)? {
-            DomainReading::Off if self.progress.acted => Ok(Some(self.off())),
-            DomainReading::Gone if self.progress.destroyed => Ok(Some(self.off())),
-            DomainReading::Off => {
-                let start_from = (for_reboot && reboot_starts).then_some(StartSource::Definition);
-                Ok(Some(DomainPowerOff { was_off: true, start_from }))
-            }
-            DomainReading::Gone if self.memory.gone_off(Some(uuid), None).is_some() => {
-                Ok(Some(DomainPowerOff { was_off: true, start_from: None }))
-            }
-            DomainReading::Gone | DomainReading::MovedAway => Err(ActionError::Gone.into()),
-            DomainReading::On { instance, .. } => {
+    /// Reads the state before the action: perhaps there is nothing to end.
+    fn first_reading(&mut self) -> Result<Option<PowerOffHere>, ActFailure> {
+        let began = Instant::now();
+        match look(self.connection, self.order.uuid)? {
+            // An earlier connection was told to end it.
+            DomainReading::Off if self.progress.acted => Ok(Some(self.ended(began))),
+            DomainReading::Gone if self.progress.destroyed => Ok(Some(self.ended(began))),
+            DomainReading::Off | DomainReading::Gone | DomainReading::MovedAway => Ok(Some(self.left())),
+            DomainReading::On { instance, state } => {
                 self.victim = instance;
+                self.progress.was_moving |= state == State::Migrating;
                 Ok(None)
             }
             DomainReading::Unknown => Ok(None),
@@ -200,12 +226,17 @@ impl PowerOffRun<'_> {
     }
 
     /// Tells the hypervisor to destroy the domain.
-    fn destroy(&mut self) -> Result<Option<DomainPowerOff>, ActFailure> {
+    fn destroy(&mut self) -> Result<Option<PowerOffHere>, ActFailure> {
         let uuid = self.order.uuid;
-        let Some(domain) = self.connection.domain_by_uuid(uuid)? else { return self.gone().map(Some) };
+        let began = Instant::now();
+        let Some(domain) = self.connection.domain_by_uuid(uuid)? else {
+            return Ok(Some(self.gone(began)));
+        };
         if self.order.for_reboot && self.progress.start_from.is_none() {
             self.progress.start_from = Some(start_from(&domain)?);
         }
+        // A migration may be about to hand the machine over.
+        self.progress.was_moving |= domain.has_job()?;
         // The last reading is fresh, so the hypervisor answers now. If it hangs from here on, only this one
         // call can still take effect late.
         if let Err(lapsed) = self.lease.check() {
@@ -227,28 +258,31 @@ impl PowerOffRun<'_> {
     }
 
     /// Waits until the instance has ended; none if the domain has to be destroyed again.
-    fn wait_for_end(&mut self) -> Result<Option<DomainPowerOff>, ActFailure> {
+    fn wait_for_end(&mut self) -> Result<Option<PowerOffHere>, ActFailure> {
         loop {
+            let began = Instant::now();
             match look(self.connection, self.order.uuid)? {
-                DomainReading::Off => {
-                    self.memory.record_power_off(self.order.uuid);
-                    return Ok(Some(self.off()));
-                }
-                DomainReading::Gone => return self.gone().map(Some),
-                DomainReading::MovedAway => return Err(ActionError::Gone.into()),
+                DomainReading::Off => return Ok(Some(self.ended(began))),
+                DomainReading::Gone => return Ok(Some(self.gone(began))),
+                DomainReading::MovedAway => return Ok(Some(self.left())),
                 // Another instance: the one that was there has ended. That completes a reboot. For an off,
                 // somebody starts the domain at this moment, and it is powered off again.
-                DomainReading::On { instance, .. }
+                DomainReading::On { instance, state }
                     if self.victim.is_some() && instance.is_some() && instance != self.victim =>
                 {
-                    let started_again = DomainPowerOff { was_off: false, start_from: None };
-                    return Ok(self.order.for_reboot.then_some(started_again));
+                    if self.order.for_reboot && !self.progress.was_moving && state != State::Migrating {
+                        return Ok(Some(self.replaced(began)));
+                    }
+                    self.victim = instance;
+                    self.progress.was_moving |= state == State::Migrating;
+                    return Ok(None);
                 }
                 still if Instant::now() >= self.lease.until() => {
                     let (state, reason) = (still.words(), self.refusal.take());
                     return Err(ActionError::NoEffect { state, reason }.into());
                 }
-                DomainReading::On { .. } | DomainReading::Unknown => {}
+                DomainReading::On { state, .. } => self.progress.was_moving |= state == State::Migrating,
+                DomainReading::Unknown => {}
             }
             self.pause.wait(self.lease.until());
             if self.refusal.is_some() || self.pause.is_long() {
@@ -257,33 +291,45 @@ impl PowerOffRun<'_> {
         }
     }
 
-    fn gone(&mut self) -> Result<DomainPowerOff, ActFailure> {
-        gone(self.order.uuid, self.progress, self.memory)?;
-        Ok(self.off())
-    }
-
-    fn off(&mut self) -> DomainPowerOff {
-        DomainPowerOff { was_off: false, start_from: self.progress.start_from.take() }
-    }
-}
-
-/// Checks that a transient domain that is not there any more went off: it leaves nothing, whether it was
-/// powered off or moved to another host. It is off if the hypervisor reported that it was destroyed, or if
-/// its last event says so; the event may come a moment after the reading.
-fn gone(uuid: Uuid, progress: &PowerOffProgress, memory: &Hypervisor) -> Result<(), ActionError> {
-    if progress.destroyed {
-        memory.record_power_off(uuid);
-        return Ok(());
-    }
-    let until = Instant::now() + EVENT_LAG;
-    let mut pause = PollPause::new();
-    while Instant::now() < until {
-        if memory.gone_off(Some(uuid), None).is_some() {
-            return Ok(());
+    /// Returns the result for a transient domain that is not there any more. It leaves nothing, whether it
+    /// ended or moved to another host: it has ended if the hypervisor reported that it was destroyed, or if
+    /// its last event says so; the event may come a moment after the reading.
+    fn gone(&mut self, began: Instant) -> PowerOffHere {
+        let until = Instant::now() + EVENT_LAG;
+        let mut pause = PollPause::new();
+        let (destroyed, was_moving) = (self.progress.destroyed, self.progress.was_moving);
+        while !destroyed && !was_moving && !self.memory.has_ended(self.order.uuid) {
+            if Instant::now() >= until {
+                return self.left();
+            }
+            pause.wait(until);
         }
-        pause.wait(until);
+        self.ended(began)
     }
-    Err(ActionError::Gone)
+
+    /// Returns the result for an instance that has ended, as a look showed that began at this time.
+    fn ended(&mut self, began: Instant) -> PowerOffHere {
+        if self.progress.was_moving {
+            return PowerOffHere::EndedWhileMoving;
+        }
+        self.memory.record_end(self.order.uuid);
+        PowerOffHere::Ended { look: self.end_seen(began), start_from: self.progress.start_from.take() }
+    }
+
+    /// Returns the result of a reboot where somebody has started the domain again meanwhile.
+    fn replaced(&self, began: Instant) -> PowerOffHere {
+        PowerOffHere::Ended { look: self.end_seen(began), start_from: None }
+    }
+
+    fn end_seen(&self, began: Instant) -> Finding {
+        let place = DomainSite::Hypervisor(self.memory.uri().to_owned());
+        Finding { place, sight: Sight::Ended, began, ended: Instant::now() }
+    }
+
+    /// Returns the result where no instance is here any more, and none was seen to end.
+    fn left(&self) -> PowerOffHere {
+        if self.progress.acted { PowerOffHere::EndedWhileMoving } else { PowerOffHere::NothingHere }
+    }
 }
 
 /// Reads the source from which the domain can be started again.
@@ -308,6 +354,12 @@ pub(super) fn bring_up(
     loop {
         let seen = look(connection, uuid)?;
         match (seen, source) {
+            // It just starts, or comes by a migration: only one that is there to stay counts.
+            (DomainReading::On { state: State::Migrating, .. }, _) => {
+                lease.check()?;
+                pause.wait(lease.until());
+                continue;
+            }
             (DomainReading::On { .. }, _) => return Ok(()),
             (DomainReading::MovedAway, _) | (DomainReading::Gone, StartSource::Definition) => {
                 return Err(ActionError::Gone.into());
@@ -332,7 +384,7 @@ pub(super) fn bring_up(
             // "Running already" is one of these: the next reading shows it.
             Err(e) => refusal = Some(e.to_string()),
         }
-        if look(connection, uuid)?.power() == Ok(PowerState::On) {
+        if look(connection, uuid)?.is_on() {
             return Ok(());
         }
         pause.wait(lease.until());

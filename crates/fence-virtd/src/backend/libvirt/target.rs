@@ -2,9 +2,12 @@
 //! Domains of a hypervisor that a request's target can mean.
 
 use fence_core::domain::{DomainHome, DomainRef};
+use fence_core::evidence::Sight;
 use fence_wire::Target;
-use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid};
+use libvirt_host::{Connection, Domain, Error, Uuid};
 
+use super::act::{DomainReading, look};
+use crate::hypervisor::Hypervisor;
 use crate::hypervisor::uuid::domain_id;
 
 /// Shortest text that can be a cut name: the cut may fall up to three bytes earlier, between two characters.
@@ -20,7 +23,7 @@ pub(super) struct TargetQuery {
 pub(super) struct MatchedDomain {
     pub(super) name: String,
     pub(super) uuid: Uuid,
-    pub(super) active: bool,
+    pub(super) sight: Sight,
 }
 
 impl MatchedDomain {
@@ -49,7 +52,11 @@ impl TargetQuery {
 
     /// Finds the domain by UUID, then by name, so that a domain whose name looks like a UUID can be reached.
     /// There is more than one only if a name came cut.
-    pub(super) fn find(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
+    pub(super) fn find(
+        &self,
+        connection: &Connection,
+        memory: &Hypervisor,
+    ) -> Result<Vec<MatchedDomain>, Error> {
         let mut domain = None;
         if let Some(uuid) = self.uuid {
             domain = connection.domain_by_uuid(uuid)?;
@@ -60,9 +67,9 @@ impl TargetQuery {
             domain = connection.domain_by_name(name)?;
         }
         match domain {
-            Some(domain) => found(&domain),
+            Some(domain) => found(connection, &domain, memory),
             None if self.name().is_some_and(|it| it.len() >= SHORTEST_CUT_NAME) => {
-                self.find_by_cut_name(connection)
+                self.find_by_cut_name(connection, memory)
             }
             None => Ok(Vec::new()),
         }
@@ -73,27 +80,30 @@ impl TargetQuery {
         self.uuid == Some(uuid) || self.name() == Some(name) || self.target.is_cut_from(name)
     }
 
-    fn find_by_cut_name(&self, connection: &Connection) -> Result<Vec<MatchedDomain>, Error> {
-        let all = connection.domains()?;
-        Ok(all
-            .into_iter()
-            .filter(|it| it.state != State::MovedAway && self.target.is_cut_from(&it.name))
-            .map(|it| MatchedDomain { name: it.name, uuid: it.uuid, active: it.state != State::ShutOff })
-            .collect())
+    fn find_by_cut_name(
+        &self,
+        connection: &Connection,
+        memory: &Hypervisor,
+    ) -> Result<Vec<MatchedDomain>, Error> {
+        let mut all = Vec::new();
+        for record in connection.domains()?.into_iter().filter(|it| self.target.is_cut_from(&it.name)) {
+            let sight = look(connection, record.uuid)?.sight(record.uuid, memory);
+            all.push(MatchedDomain { name: record.name, uuid: record.uuid, sight });
+        }
+        Ok(all)
     }
 }
 
-/// Returns the domain; none if it has just gone, or has moved to another host and left its definition here.
-fn found(domain: &Domain) -> Result<Vec<MatchedDomain>, Error> {
-    let seen = domain.state().and_then(|state| Ok((state, domain.is_active()?)));
-    match seen {
-        Ok((State::MovedAway, _)) => Ok(Vec::new()),
-        Ok((_, active)) => {
-            Ok(vec![MatchedDomain { name: domain.name().to_owned(), uuid: domain.uuid(), active }])
+/// Returns the domain with what this hypervisor shows of it; none if it has just gone.
+fn found(connection: &Connection, domain: &Domain, memory: &Hypervisor) -> Result<Vec<MatchedDomain>, Error> {
+    let uuid = domain.uuid();
+    Ok(match look(connection, uuid)? {
+        DomainReading::Gone => Vec::new(),
+        reading => {
+            let sight = reading.sight(uuid, memory);
+            vec![MatchedDomain { name: domain.name().to_owned(), uuid, sight }]
         }
-        Err(error) if error.kind == ErrorKind::NoDomain => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
+    })
 }
 
 #[cfg(test)]

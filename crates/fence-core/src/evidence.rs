@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Evidence that a domain is off: what each place showed after the request came, and the one judgement of it.
+//!
+//! Owns [`ProvedOff`], without which no layer can say "off". It can be made in three ways only: an instance
+//! that ran at a place was ended there and the place was looked at again; every place where the domain can
+//! be was looked at, twice where there are several, and none has it; or the devices of the domain said so. A
+//! memory, an earlier answer or a silence is no [`Finding`]. Pure; time is a parameter.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Instant;
+
+/// Sight of a domain at one place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sight {
+    /// An instance is there: it runs, or is paused but not by a migration.
+    On,
+    /// An instance is there that comes or goes: a migration paused it, or it just starts. The machine may
+    /// run at another place.
+    Moving,
+    /// No instance is there. One that ran there was seen to end for good, and nothing happened to the domain
+    /// at this place since.
+    Ended,
+    /// A definition is there, and no instance.
+    Off,
+    /// The place does not know the domain.
+    Absent,
+    /// A definition is there that stayed behind when the machine moved to another place.
+    MovedAway,
+    /// The place could not be looked at, for this reason.
+    Unknown(String),
+}
+
+/// DomainSite where a domain can be.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum DomainSite {
+    /// A hypervisor of this host, by its URI.
+    Hypervisor(String),
+    /// Another host, by its name and address.
+    Host(String),
+    /// A device of the agent backend, by its name.
+    Device(String),
+}
+
+impl fmt::Display for DomainSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hypervisor(uri) => write!(f, "libvirt at {uri}"),
+            Self::Host(name) => write!(f, "host {name}"),
+            Self::Device(name) => write!(f, "device {name}"),
+        }
+    }
+}
+
+/// Sight of a domain at one place, with the time of the look.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// DomainSite that was looked at.
+    pub place: DomainSite,
+    /// Sight that it showed.
+    pub sight: Sight,
+    /// Moment when the look began: what it shows is not older.
+    pub began: Instant,
+    /// Moment when the look ended.
+    pub ended: Instant,
+}
+
+/// Reason why a domain can't be called off.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Doubt {
+    /// On at this place.
+    #[error("it is on at {0}")]
+    On(DomainSite),
+    /// An instance comes or goes at this place.
+    #[error("an instance at {0} is being migrated or just starts")]
+    Moving(DomainSite),
+    /// A place can't tell, or none was looked at in time.
+    #[error("can't tell whether it is off: {0}")]
+    CantTell(String),
+}
+
+/// Proof that a domain is off. The module's head says how it comes about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct ProvedOff {
+    since: Instant,
+}
+
+impl ProvedOff {
+    /// Judges complete rounds of looks, one finding for each place and round. `asked` is the moment when the
+    /// request came.
+    ///
+    /// # Errors
+    /// Reason why the domain may be on. A place that has an instance comes before one that can't tell.
+    pub fn from_rounds(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Self, Doubt> {
+        let all = || rounds.iter().flatten();
+        let last = rounds.last().into_iter().flatten();
+        if let Some(it) = last.clone().find(|it| it.sight == Sight::On) {
+            return Err(Doubt::On(it.place.clone()));
+        }
+        let has_instance = |it: &&Finding| matches!(it.sight, Sight::On | Sight::Moving);
+        if let Some(it) = last.clone().find(has_instance).or_else(|| all().find(has_instance)) {
+            return Err(Doubt::Moving(it.place.clone()));
+        }
+        let unknown: Vec<String> = last
+            .filter_map(|it| match &it.sight {
+                // The reason names its place.
+                Sight::Unknown(why) => Some(why.clone()),
+                _ => None,
+            })
+            .collect();
+        if !unknown.is_empty() {
+            return Err(Doubt::CantTell(unknown.join("; ")));
+        }
+        if let Some(it) = all().find(|it| matches!(it.sight, Sight::Unknown(_))) {
+            return Err(Doubt::CantTell(format!("{} could not be looked at twice", it.place)));
+        }
+        let since = newest_common_moment(asked, rounds)?;
+        let moved = all().find(|it| it.sight == Sight::MovedAway);
+        match moved {
+            Some(it) if !all().any(|it| it.sight == Sight::Ended) => Err(Doubt::CantTell(format!(
+                "it moved away from {}, and no host that was asked has seen it since",
+                it.place
+            ))),
+            _ => Ok(Self { since }),
+        }
+    }
+
+    /// Returns the proof by an instance that ran at a place (no migration had it there) and was ended: the
+    /// place was looked at after that, and the instance is gone. A machine runs at one place, so no other one
+    /// has to be looked at.
+    ///
+    /// # Errors
+    /// The look does not show that, or is older than the request.
+    pub fn from_end(asked: Instant, look: &Finding) -> Result<Self, Doubt> {
+        match look.sight {
+            Sight::On => Err(Doubt::On(look.place.clone())),
+            Sight::Moving => Err(Doubt::Moving(look.place.clone())),
+            Sight::Unknown(ref why) => Err(Doubt::CantTell(why.clone())),
+            Sight::MovedAway => Err(Doubt::CantTell(format!("it moved away from {}", look.place))),
+            Sight::Ended | Sight::Off | Sight::Absent if look.began < asked => Err(too_old(look)),
+            Sight::Ended | Sight::Off | Sight::Absent => Ok(Self { since: look.began }),
+        }
+    }
+
+    /// Judges the last reports of a domain's devices. The devices are ways to one machine, so one that could
+    /// not be asked in its time is left out; one that says "on" is not.
+    ///
+    /// # Errors
+    /// A device says "on", or none says "off" in a report that is not older than the request.
+    pub fn from_devices(asked: Instant, reports: &[Finding]) -> Result<Self, Doubt> {
+        if let Some(it) = reports.iter().find(|it| matches!(it.sight, Sight::On | Sight::Moving)) {
+            return Err(Doubt::On(it.place.clone()));
+        }
+        let off = reports.iter().filter(|it| matches!(it.sight, Sight::Off | Sight::Ended));
+        if let Some(old) = off.clone().find(|it| it.began < asked) {
+            return Err(too_old(old));
+        }
+        let since = off.map(|it| it.began).min();
+        since.map(|since| Self { since }).ok_or_else(|| Doubt::CantTell("no device says so".to_owned()))
+    }
+
+    /// Returns the moment since which the looks were made: nothing in the proof is older.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+}
+
+/// Checks that all places were looked at after the request came, and that there is a moment between two looks
+/// at each of them; one look is enough where there is one place. Returns the beginning of the looks.
+fn newest_common_moment(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Instant, Doubt> {
+    let nobody = || Doubt::CantTell("no place was looked at".to_owned());
+    let places = |round: &[Finding]| round.iter().map(|it| it.place.clone()).collect::<BTreeSet<_>>();
+    if let Some(old) = rounds.iter().flatten().find(|it| it.began < asked) {
+        return Err(too_old(old));
+    }
+    let (last, before) = rounds.split_last().ok_or_else(nobody)?;
+    let known: BTreeSet<DomainSite> = rounds.iter().flat_map(|it| places(it)).collect();
+    let began = |round: &[Finding]| round.iter().map(|it| it.began).min().ok_or_else(nobody);
+    if known.len() == 1 && last.len() == 1 {
+        return began(last);
+    }
+    let twice = || Doubt::CantTell("not every place was looked at twice".to_owned());
+    let first = before.last().ok_or_else(twice)?;
+    if places(first) != known || places(last) != known {
+        return Err(twice());
+    }
+    let first_ended = first.iter().map(|it| it.ended).max().ok_or_else(nobody)?;
+    if first_ended > began(last)? {
+        return Err(Doubt::CantTell("the looks at the places overlap".to_owned()));
+    }
+    began(first)
+}
+
+fn too_old(look: &Finding) -> Doubt {
+    Doubt::CantTell(format!("{} was looked at before the request came", look.place))
+}
+
+#[cfg(test)]
+mod tests;

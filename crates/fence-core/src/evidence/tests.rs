@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The judgement, by cases and over random worlds.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+fn at(start: Instant, step: u64) -> Instant {
+    start + Duration::from_millis(step)
+}
+
+fn finding(start: Instant, place: usize, sight: Sight, began: u64) -> Finding {
+    let (began, ended) = (at(start, began), at(start, began));
+    Finding { place: DomainSite::Host(place.to_string()), sight, began, ended }
+}
+
+#[test]
+fn a_host_alone_needs_one_look() {
+    let start = Instant::now();
+    let one = |sight| ProvedOff::from_rounds(start, &[vec![finding(start, 0, sight, 1)]]);
+    for off in [Sight::Off, Sight::Ended, Sight::Absent] {
+        assert_eq!(one(off).map(|it| it.since()), Ok(at(start, 1)));
+    }
+    for not in [Sight::On, Sight::Moving, Sight::MovedAway, Sight::Unknown("it hangs".to_owned())] {
+        assert!(one(not.clone()).is_err(), "{not:?}");
+    }
+    assert!(ProvedOff::from_rounds(at(start, 2), &[vec![finding(start, 0, Sight::Off, 1)]]).is_err());
+    assert!(ProvedOff::from_rounds(start, &[]).is_err() && ProvedOff::from_rounds(start, &[vec![]]).is_err());
+}
+
+#[test]
+fn one_place_that_can_not_tell_spoils_all() {
+    let start = Instant::now();
+    let rounds = |sight: &Sight| {
+        [1, 2].map(|step| vec![finding(start, 0, Sight::Ended, step), finding(start, 1, sight.clone(), step)])
+    };
+    assert!(ProvedOff::from_rounds(start, &rounds(&Sight::Absent)).is_ok());
+    let why = ProvedOff::from_rounds(start, &rounds(&Sight::Unknown("h1 hangs".to_owned()))).unwrap_err();
+    assert_eq!(why.to_string(), "can't tell whether it is off: h1 hangs");
+    assert_eq!(
+        ProvedOff::from_rounds(start, &rounds(&Sight::On)),
+        Err(Doubt::On(DomainSite::Host("1".to_owned())))
+    );
+    assert!(matches!(ProvedOff::from_rounds(start, &rounds(&Sight::Moving)), Err(Doubt::Moving(_))));
+    // Where it went it was seen to end.
+    assert!(ProvedOff::from_rounds(start, &rounds(&Sight::MovedAway)).is_ok());
+}
+
+#[test]
+fn a_place_of_one_round_alone_is_not_enough() {
+    let start = Instant::now();
+    let first = vec![finding(start, 0, Sight::Off, 1), finding(start, 1, Sight::Off, 1)];
+    let second = vec![finding(start, 0, Sight::Off, 2)];
+    assert!(ProvedOff::from_rounds(start, &[first.clone(), second.clone()]).is_err());
+    assert!(ProvedOff::from_rounds(start, &[second, first.clone()]).is_err());
+    assert!(ProvedOff::from_rounds(start, std::slice::from_ref(&first)).is_err());
+    let overlap = vec![finding(start, 0, Sight::Off, 1), finding(start, 1, Sight::Off, 0)];
+    assert!(ProvedOff::from_rounds(start, &[first, overlap]).is_err());
+}
+
+/// A world of places in which one machine runs, moves in an instant, stops and starts.
+#[derive(Clone, Debug)]
+struct World {
+    places: usize,
+    /// Steps at which something happens, and the place where the machine is from then on.
+    course: Vec<(u64, Option<usize>)>,
+}
+
+impl World {
+    fn machine_at(&self, step: u64) -> Option<usize> {
+        self.course.iter().take_while(|it| it.0 <= step).last().and_then(|it| it.1)
+    }
+
+    fn is_off_somewhen(&self, from: u64, to: u64) -> bool {
+        (from..=to).any(|step| self.machine_at(step).is_none())
+    }
+}
+
+fn world() -> impl Strategy<Value = World> {
+    (1_usize..4).prop_flat_map(|places| {
+        let course = vec((0_u64..60, prop::option::weighted(0.7, 0..places)), 1..4);
+        course.prop_map(move |mut course| {
+            course.sort_by_key(|it| it.0);
+            // It begins somewhere, so that at most two moves are left.
+            course[0].0 = 0;
+            World { places, course }
+        })
+    })
+}
+
+proptest! {
+    /// Whoever looks at all places twice after the request came, whenever, says "off" only of a machine that
+    /// was off at some moment since. A machine that moves three times within two rounds is not in this world.
+    #[test]
+    fn off_is_said_only_of_a_machine_that_was_off(
+        world in world(),
+        asked in 0_u64..40,
+        looks in vec((0_u64..50, 0_u64..50), 3),
+        silent in prop::option::weighted(0.2, 0_usize..3),
+        twice in any::<bool>(),
+    ) {
+        let start = Instant::now();
+        let look = |place: usize, step: u64| {
+            let sight = if silent == Some(place) {
+                Sight::Unknown("silent".to_owned())
+            } else if world.machine_at(step) == Some(place) {
+                Sight::On
+            } else {
+                Sight::Off
+            };
+            finding(start, place, sight, step)
+        };
+        let round = |pick: fn(&(u64, u64)) -> u64| -> Vec<Finding> {
+            (0..world.places).map(|place| look(place, pick(&looks[place]))).collect()
+        };
+        let (first, second) = (round(|it| it.0), round(|it| it.1));
+        let rounds = if twice { vec![first, second] } else { vec![second] };
+        let last = looks.iter().map(|it| it.1).max().unwrap_or_default();
+        if ProvedOff::from_rounds(at(start, asked), &rounds).is_ok() {
+            prop_assert!(world.is_off_somewhen(asked, last));
+            prop_assert!(silent.is_none_or(|it| it >= world.places));
+            prop_assert!(twice || world.places == 1);
+        }
+    }
+
+    /// A host that looks at all places in order, and finds nothing twice, can say "off".
+    #[test]
+    fn a_machine_that_is_off_can_be_called_so(places in 1_usize..5) {
+        let start = Instant::now();
+        let round = |step| (0..places).map(|it| finding(start, it, Sight::Off, step)).collect::<Vec<_>>();
+        prop_assert!(ProvedOff::from_rounds(start, &[round(1), round(2)]).is_ok());
+    }
+}
+
+#[test]
+fn the_end_of_an_instance_is_a_proof() {
+    let start = Instant::now();
+    let end = |sight| ProvedOff::from_end(start, &finding(start, 0, sight, 3));
+    assert_eq!(end(Sight::Off).map(|it| it.since()), Ok(at(start, 3)));
+    assert!(end(Sight::Absent).is_ok() && end(Sight::Ended).is_ok());
+    for not in [Sight::On, Sight::Moving, Sight::MovedAway, Sight::Unknown(String::new())] {
+        assert!(end(not.clone()).is_err(), "{not:?}");
+    }
+    assert!(ProvedOff::from_end(at(start, 4), &finding(start, 0, Sight::Off, 3)).is_err());
+}
+
+#[test]
+fn a_device_that_says_on_outweighs_all_others() {
+    let start = Instant::now();
+    let silent = || Sight::Unknown("silent".to_owned());
+    let judge = |sights: &[Sight]| {
+        let reports: Vec<_> =
+            sights.iter().cloned().enumerate().map(|(n, it)| finding(start, n, it, 1)).collect();
+        ProvedOff::from_devices(start, &reports)
+    };
+    assert!(judge(&[silent(), Sight::Off]).is_ok());
+    assert_eq!(judge(&[Sight::Off, Sight::On]), Err(Doubt::On(DomainSite::Host("1".to_owned()))));
+    assert!(judge(&[]).is_err() && judge(&[silent()]).is_err());
+    assert!(ProvedOff::from_devices(at(start, 2), &[finding(start, 0, Sight::Off, 1)]).is_err());
+}

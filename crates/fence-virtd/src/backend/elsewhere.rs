@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The ports between a backend and the other places where its domains can be.
+//!
+//! Owns the question and the two directions: a backend asks other hosts before it calls a domain off, and
+//! other hosts ask what this host's hypervisors show. Nothing here knows how hosts talk. An implementation
+//! must never leave a host out that can have the domain.
+
+use std::time::Instant;
+
+use fence_core::domain::{DomainId, DomainRef};
+use fence_core::evidence::Finding;
+
+use super::BoxedFuture;
+
+/// Question whether a place has a domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct DomainQuestion {
+    pub(crate) uuid: DomainId,
+    /// Name of the domain. Another domain with this name that is on makes a place unable to tell.
+    pub(crate) name: String,
+}
+
+impl DomainQuestion {
+    pub(crate) fn about(domain: &DomainRef) -> Self {
+        Self { uuid: domain.uuid, name: domain.name.clone() }
+    }
+}
+
+/// The other hosts that can have the domains of this one.
+pub(crate) trait PeerHosts: Send + Sync {
+    /// Looks at each other host that can have the domain: one finding for each, none left out. A host that
+    /// does not answer is unknown, with its name and the next step. None: this host is alone.
+    fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>>;
+}
+
+#[expect(dead_code, reason = "the messages of other hosts lead here")]
+/// The hypervisors of this host, as other hosts may ask about them.
+pub(crate) trait OwnPlaces: Send + Sync {
+    /// Looks at each hypervisor of this host now: one finding for each.
+    fn look_here<'a>(&'a self, question: &'a DomainQuestion, until: Instant)
+    -> BoxedFuture<'a, Vec<Finding>>;
+}
