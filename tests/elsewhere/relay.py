@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A relay between a client of libvirt and a libvirtd, that stops in front of a chosen call.
+
+    with Relay(hypervisor, directory / "relay", CONFIRM) as relay:
+        migration = host.migrate("x", other, through=relay)
+        relay.wait_held()        # the client has made that call, and libvirtd has not heard it
+        relay.cut()              # … and never will: the client is gone for libvirtd
+        relay.let_go()           # … or it goes on
+
+virsh leads a migration step by step: begin, prepare (at the target), perform, finish (at the target), confirm.
+"""
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+from pathlib import Path
+
+#: Calls of libvirt's protocol (src/remote/remote_protocol.x): with the parameters one by one, and in a list.
+CONFIRM = frozenset({218, 307})
+
+#: Number of the protocol's program for a hypervisor, and of a message that is a call.
+REMOTE, CALL = 0x20008086, 0
+
+
+class Relay:
+    """See the module's head. `uri` is where the client connects."""
+
+    def __init__(self, hypervisor, path, held):
+        self._target, self._held_calls = str(hypervisor.socket), held
+        self._held, self._go, self._cut = threading.Event(), threading.Event(), False
+        self.calls = []
+        self.uri = f"qemu+unix:///system?socket={path}"
+        Path(path).unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(4)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def wait_held(self, migration, timeout=60):
+        """Waits for the call; False when the migration ended without it."""
+        while not self._held.wait(0.01):
+            timeout -= 0.01
+            assert timeout > 0, f"the call did not come; the last ones were {self.calls[-8:]}"
+            if migration.poll() is not None and not self._held.is_set():
+                return False
+        return True
+
+    def let_go(self):
+        """The call, and what follows, is passed on."""
+        self._go.set()
+
+    def cut(self):
+        """libvirtd sees that its client is gone."""
+        self._cut = True
+        self._go.set()
+
+    def close(self):
+        """Ends it, and what stands in front of it."""
+        self.cut()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._target)
+                threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+
+    def _carry(self, client, server):
+        """One connection. What the client says is looked at message by message."""
+        said = b""
+        with client, server, contextlib.suppress(OSError):
+            while True:
+                for ready in select.select([client, server], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    if ready is server:
+                        client.sendall(data)
+                        continue
+                    said += data
+                    while len(said) >= 4 and len(said) >= (length := struct.unpack("!I", said[:4])[0]):
+                        message, said = said[:length], said[length:]
+                        if not self._passes(message):
+                            return
+                        server.sendall(message)
+
+    def _passes(self, message):
+        program, _, procedure, kind = struct.unpack("!IIII", message[4:20])
+        if (program, kind) == (REMOTE, CALL):
+            self.calls.append(procedure)
+            if procedure in self._held_calls:
+                self._held.set()
+                self._go.wait()
+                return not self._cut
+        return True

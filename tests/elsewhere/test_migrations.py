@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Live migrations: two hosts have the domain, and each alone would be wrong."""
+
+import pytest
+
+from lab.hypervisor import until
+
+from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
+from .relay import CONFIRM, Relay
+
+
+def settle(hosts, migration):
+    """The migration has ended, and so has every QEMU that waited for it."""
+    said = migration.communicate(timeout=PATIENCE)[0]
+
+    def waiting():
+        return [it for it in hosts.all for pid, comes in it.processes("x").items() if comes and it.state("x") != "running"]
+
+    until(lambda: not waiting(), PATIENCE, f"what came in runs or is gone: {said}")
+    return said
+
+
+def slow(here, there, *extra):
+    """A migration whose copy takes a while, when it has begun; None when it was over before it was seen."""
+    migration = here.migrate("x", there, "--bandwidth", "1", *extra)
+    until(lambda: here.copies("x") or migration.poll() is not None, PATIENCE, "the copy began")
+    if migration.poll() is not None:
+        migration.communicate()
+        return None
+    return migration
+
+
+@pytest.fixture
+def pair(hosts):
+    """h1 and h2 with our daemons, which know of each other; x is for the case to make."""
+    hosts.serve("h1", "h2")
+    return hosts
+
+
+def test_off_at_the_target_of_a_migration(pair, note):
+    """The target calls back first. What it has is an instance that waits for memory: to end that one ends the migration, and
+    the domain runs on where it was."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    here.does_not_call_back()
+    ends = []
+    for _ in range(ROUNDS):
+        here.has("x")
+        migration = slow(here, there)
+        answer = pair.ask("off", "x")
+        said = settle(pair, migration) if migration else "over at once"
+        tally.add(answer, answer.lie_afterwards(), said.strip())
+        ends.append((answer.rc, pair.where("x")))
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    note(f"(off, runs at): {ends}")
+    tally.none(pair.logs())
+
+
+@pytest.mark.parametrize("end", ["held", "cut"])
+@pytest.mark.parametrize("first", ["h1", "h2"])
+def test_a_migration_that_is_not_confirmed(pair, note, end, first):
+    """It runs at the target, and the source has it paused: nobody told it how the migration ended."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    (there if first == "h1" else here).does_not_call_back()
+    good = 0
+    for n in range(max(ROUNDS // 2, 2)):
+        here.has("x")
+        with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+            migration = here.migrate("x", there, through=relay)
+            assert relay.wait_held(migration), migration.communicate()[0]
+            assert (here.state("x"), there.state("x")) == ("paused", "running")
+            if end == "cut":
+                relay.cut()
+                migration.communicate(timeout=PATIENCE)
+                # The source's libvirtd has seen it when nobody holds the domain any more.
+                until(lambda: "None" in here.hypervisor.virsh("domjobinfo", "x").stdout, PATIENCE, "no job is left")
+            answer = pair.ask(("off", "status")[n % 2], "x")
+            relay.let_go()
+            settle(pair, migration)
+        tally.add(answer, answer.lie_afterwards())
+        good += answer.says_off() or answer.says_on()
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    tally.none(pair.logs())
+    note(f"{good} answers that help")
+
+
+@pytest.mark.parametrize("keeps", ["definition", "nothing"])
+def test_a_migration_that_is_aborted(pair, note, keeps):
+    """The domain never left, and the target saw an instance end: that is no sight of the domain."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    if keeps == "definition":
+        there.has("x", start=False)
+    here.does_not_call_back()
+    good = 0
+    for n in range(ROUNDS):
+        here.has("x", transient=keeps == "nothing")
+        migration = slow(here, there)
+        if migration:
+            here.hypervisor.virsh("domjobabort", "x", check=False)
+            settle(pair, migration)
+        if keeps == "nothing":
+            here.hypervisor.freeze()
+        answer = pair.ask(("status", "off")[n % 2], "x")
+        tally.add(answer, answer.lie_afterwards())
+        good += answer.says_off() or answer.says_on()
+        if keeps == "nothing":
+            assert answer.rc == FAILED or answer.lie(), answer.result
+            here.hypervisor.thaw()
+    tally.none(pair.logs())
+    if keeps == "definition":
+        # Both hosts are well.
+        assert good * 2 >= ROUNDS, f"{tally.ends}\n{pair.logs()}"
+    here.unfilter()
+    assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
+    assert pair.ask("status", "x").rc == OFF

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A domain that a host keeps as off, or saw going off, while it runs at another."""
+
+import time
+
+import pytest
+
+from lab.hypervisor import until
+
+from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
+
+#: What happens at the host where the domain runs.
+OUTAGES = {
+    "libvirtd-stands-still": lambda host: host.hypervisor.freeze(),
+    "libvirtd-killed": lambda host: host.hypervisor.kill(),
+    "daemon-stopped": lambda host: host.stop_serving(),
+}
+
+
+def failed_and_named(answer, host):
+    """A failure, and the place that could not be asked stands in a record of the other host."""
+    assert answer.rc == FAILED, answer.result
+    assert host.node.ip in str(answer.hosts.h2.records()) or host.name in str(answer.hosts.h2.records()), \
+        answer.hosts.h2.records()[-1:]
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.parametrize("action", ["status", "off"])
+def test_a_host_that_keeps_the_definition_does_not_speak_for_one_that_is_silent(hosts, note, outage, action):
+    hosts.h1.has("x")
+    hosts.h2.has("x", start=False)
+    hosts.serve("h1", "h2")
+    tally = Tally(note)
+    OUTAGES[outage](hosts.h1)
+    answer = hosts.ask(action, "x")
+    tally.add(answer)
+    tally.none(hosts.logs())
+    failed_and_named(answer, hosts.h1)
+    # When it is heard again, the truth is told.
+    hosts.h1.hypervisor.recover()
+    if outage == "daemon-stopped":
+        hosts.h1.serve_again()
+    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+    assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
+
+
+@pytest.mark.parametrize("action", ["status", "off"])
+def test_a_host_that_saw_a_transient_domain_go_off_does_not_speak_for_one_that_is_silent(hosts, note, action):
+    hosts.serve("h1", "h2")
+    hosts.h2.has("x", transient=True)
+    assert hosts.ask("off", "x").rc == OK
+    hosts.h1.has("x", transient=True)
+    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+    hosts.h1.hypervisor.freeze()
+    tally = Tally(note)
+    answer = hosts.ask(action, "x")
+    tally.add(answer)
+    tally.none(hosts.logs())
+    failed_and_named(answer, hosts.h1)
+
+
+def test_a_domain_that_is_stopped_here_and_started_there(hosts, note):
+    """The way in which a cluster moves a machine without live migration. Both hosts are well: an answer has to come."""
+    hosts.h1.has("x")
+    hosts.h2.has("x", start=False)
+    hosts.serve("h1", "h2")
+    tally, good = Tally(note), 0
+    here, there = hosts.h1, hosts.h2
+    for n in range(ROUNDS):
+        here.hypervisor.virsh("destroy", "x")
+        there.hypervisor.virsh("start", "x")
+        time.sleep((1, 0, 0.3)[n % 3])
+        answer = hosts.ask(("off", "status")[n // 3 % 2], "x")
+        tally.add(answer)
+        if answer.says_off() or answer.says_on():
+            good += 1
+        here, there = there, here
+        here.has("x")
+    tally.none(hosts.logs())
+    assert good * 2 >= ROUNDS, f"{tally.ends}\n{hosts.logs()}"
+
+
+@pytest.mark.parametrize("action", ["status", "off"])
+def test_a_definition_at_one_uri_does_not_speak_for_another_uri(hosts, note, action):
+    """Restarted, the daemon has never seen what the other one has."""
+    hosts.h1.has("x")
+    hosts.h1.second.domain("x", start=False)
+    hosts.h1.serve(backend={"uri1": hosts.h1.second.uri})
+    assert hosts.ask("status", "x").rc == OK
+    hosts.h1.hypervisor.kill()
+    hosts.h1.serve_again()
+    tally = Tally(note)
+    answer = hosts.ask(action, "x")
+    tally.add(answer)
+    tally.none(hosts.logs())
+    assert answer.rc == FAILED
+    assert hosts.h1.hypervisor.uri in str(hosts.h1.records()), hosts.h1.records()[-1:]
+    # It is found again, and goes off.
+    hosts.h1.hypervisor.recover()
+    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+    assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
+    assert hosts.ask("status", "x").rc == OFF
