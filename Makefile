@@ -116,9 +116,9 @@ suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
 
 # The long ones first.
-SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-pacemaker suite-compliance suite-fence_races suite-reference \
-    suite-transports suite-several_hosts suite-attacks suite-attacks-reference suite-keys suite-observability suite-diagnose \
-    suite-sandbox suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
+SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-elsewhere suite-pacemaker suite-compliance suite-fence_races \
+    suite-reference suite-transports suite-several_hosts suite-attacks suite-attacks-reference suite-keys suite-observability \
+    suite-diagnose suite-sandbox suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
 
 check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
@@ -196,6 +196,7 @@ SOAK_CASES ?= 100000
 soak: packages-test build packages-check ## what takes hours: long fuzzing and endurance runs
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
+	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite elsewhere
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-core
 	THREADS_SEED=0 tests/threads/run $(SOAK_SCHEDULES)
