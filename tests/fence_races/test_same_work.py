@@ -102,7 +102,9 @@ def test_the_same_request_while_libvirt_is_at_it(site, start_host, nodes, victim
 @pytest.mark.parametrize("when", ["while it is done", "after it was done"])
 @pytest.mark.parametrize("action", ["off", "reboot"])
 def test_a_retry_after_a_lost_answer(site, start_host, agents, victim, note, action, when):
-    """The agent is killed when its proof is given and libvirt has begun, and the cluster asks again."""
+    """The agent is killed when its proof is given and libvirt has begun, and the cluster asks again.
+
+    The result of work that is over says nothing to a later request: that one does its own."""
     host = start_host()
     qemu, before = victim.process(), starts(site.hypervisor, victim)
 
@@ -129,4 +131,36 @@ def test_a_retry_after_a_lost_answer(site, start_host, agents, victim, note, act
     note(f"retry: exit code {result.rc} in {result.seconds:.1f} s; "
          f"QEMU started {starts(site.hypervisor, victim) - before} times; {[it['reason'] for it in records]}")
     assert result.rc == OK, (result, records)
-    done_once(site, victim, qemu, before, action)
+    if when == "while it is done" or action == "off":
+        return done_once(site, victim, qemu, before, action)
+    assert qemu.ended() and victim.pid()
+    assert SIDE != "ours" or starts(site.hypervisor, victim) == before + 2
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("transport", ["tcp", "multicast"])
+def test_a_later_reboot_is_not_told_of_an_earlier_one(site, start_host, agents, victim, transport):
+    """The client of a reboot is killed; the domain is destroyed and started by its administrator, and fails again: the
+    next reboot from the same address must take down the instance that runs then."""
+    host = start_host(listener=transport)
+    where = ["-T", site.host.ip] if transport == "tcp" else []
+
+    def ask(wait):
+        return site.agent(agents, *where, "-o", "reboot", "-H", "victim", wait=wait,
+                          name="fence_virt" if transport == "tcp" else "fence_xvm")
+
+    with slow_to_die(victim) as wait_killed:
+        killed = ask(wait=False)
+        wait_killed()
+        killed.process.kill()
+        killed.finish()
+    (first,) = host.wait_records(1)
+    assert (first["result"], first["delivered"]) == ("success", False), first
+    victim.destroy()
+    victim.start()
+    qemu = victim.process()
+    result = ask(wait=True)
+    record = host.wait_records(2)[1]
+    assert result.rc == OK and record["reason"] is None, (result, record)
+    assert qemu.ended(), f"told success, and the same machine runs: {record}"
+    assert victim.pid() not in (None, qemu.pid)

@@ -33,10 +33,14 @@
 //! nothing is overtaken by what it conflicts with. A request waits only for earlier ones or ones in flight,
 //! so there is no deadlock; and each ends by its deadline at the latest, so there is no starvation.
 //!
-//! A request joins when the last request for its target that is not over asks the same; with another one
+//! A request joins when the last request for its target that is not over asks the same. With another one
 //! between (off, on, off) it takes its turn behind that, for it must not be told "off" of a domain that is
 //! started after. A joined request holds up what conflicts with it for as long as what it joined is not seen
 //! off: if that one comes to nothing, the first that joined it takes over, at its own place.
+//!
+//! A look at the target says nothing to a request that arrived after that look began: the domain may have
+//! been started in between. So when a target is seen off, those that joined and arrived too late for that
+//! look take their turn, and of those that are submitted later only one that arrived before it may join.
 //!
 //! # One survivor Whatever a set of nodes sends for each other, one of them stays up, as far as this one
 //! daemon does the shooting. Suppose that all were down. Let Z be the one that went down last, shot by a
@@ -170,10 +174,10 @@ impl Arbiter {
         if same_target.clone().count() >= TARGET_LIMIT {
             return Err(Rejection::TargetQueueFull);
         }
-        let joins =
-            same_target.next_back().filter(|it| it.request.work == request.work).map(ArbiterEntry::leader);
+        let same_work = same_target.next_back().filter(|it| it.request.work == request.work);
+        let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
-        self.entries.push(ArbiterEntry { request, state });
+        self.entries.push(ArbiterEntry { request, state, open_to: OpenTo::All });
         Ok(match joins {
             Some(leader) => SubmitResult::Joined(leader),
             None if self.start(self.entries.len() - 1) => SubmitResult::Run,
@@ -183,7 +187,15 @@ impl Arbiter {
 
     /// Adds a request that is in flight already, whatever it conflicts with.
     pub fn install(&mut self, request: ArbiterRequest) {
-        self.entries.push(ArbiterEntry { request, state: EntryState::Running });
+        self.entries.push(ArbiterEntry { request, state: EntryState::Running, open_to: OpenTo::All });
+    }
+
+    /// Records that the target of `id` was seen off already, where [`Arbiter::seen_off`] follows only after
+    /// other requests were submitted: none of them may join it.
+    pub fn close(&mut self, id: u64) {
+        if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) {
+            entry.open_to = OpenTo::None;
+        }
     }
 
     /// Returns the requests that `id` waits for because one may fence the other's source. Requests that
@@ -204,18 +216,23 @@ impl Arbiter {
     }
 
     /// Records that a status check after the action of `id` showed its target off, or that it was off before.
-    /// For a reboot: before the start.
+    /// For a reboot: before the start. `since` is the moment when the look began.
     ///
     /// Releases requests that waited only because the target might have shot back, and drops requests from
-    /// the target.
-    pub fn seen_off(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
+    /// the target. Those that joined `id` and arrived after `since` take their own turn.
+    pub fn seen_off(&mut self, now: Instant, since: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) else { return decisions };
         if !(entry.state == EntryState::Running && entry.request.work.takes_down()) {
             return decisions;
         }
         entry.state = EntryState::SeenOff;
-        if let Some(victim) = entry.request.work.target().map(str::to_owned) {
+        if entry.open_to == OpenTo::All {
+            entry.open_to = OpenTo::ArrivedBy(since);
+        }
+        let victim = entry.request.work.target().map(str::to_owned);
+        self.release_joined(id, |it| it.arrived > since);
+        if let Some(victim) = victim {
             self.took_down(now, victim, &mut decisions);
         }
         self.go_on(now, &mut decisions);
@@ -223,7 +240,7 @@ impl Arbiter {
     }
 
     /// Records that a domain was seen off, and not by a request that was submitted here. Drops requests from
-    /// that domain.
+    /// that domain. No request may join what is in flight for it, which may get its result from elsewhere.
     pub fn victim(&mut self, now: Instant, victim: &str) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.took_down(now, victim.to_owned(), &mut decisions);
@@ -326,6 +343,16 @@ impl Arbiter {
         }
     }
 
+    /// Returns whether a request that arrived at this moment may join this one.
+    fn may_join(&self, leader: u64, arrived: Instant) -> bool {
+        let leader = self.entries.iter().find(|it| it.request.id == leader);
+        leader.is_some_and(|it| match it.open_to {
+            OpenTo::All => true,
+            OpenTo::ArrivedBy(since) => arrived <= since,
+            OpenTo::None => false,
+        })
+    }
+
     /// Drops the requests not in flight that `which` selects.
     fn drop_all(
         &mut self,
@@ -343,15 +370,27 @@ impl Arbiter {
     /// Forgets a request. The first that joined it waits in its own name, and the others join that one.
     fn remove(&mut self, id: u64) {
         self.entries.retain(|it| it.request.id != id);
+        self.release_joined(id, |_| true);
+    }
+
+    /// Takes these of the requests that joined `id` out of it. The first of them waits in its own name, and
+    /// the others join that one.
+    fn release_joined(&mut self, id: u64, which: impl Fn(&ArbiterRequest) -> bool) {
         let mut heir = None;
         for it in self.entries.iter_mut().filter(|it| it.state == EntryState::Joined(id)) {
-            it.state = heir.map_or(EntryState::Waiting, EntryState::Joined);
-            heir.get_or_insert(it.request.id);
+            if which(&it.request) {
+                it.state = heir.map_or(EntryState::Waiting, EntryState::Joined);
+                heir.get_or_insert(it.request.id);
+            }
         }
     }
 
     fn took_down(&mut self, now: Instant, victim: String, decisions: &mut Vec<ArbiterDecision>) {
         self.drop_all(|it| it.is_from(&victim), Rejection::SourceFenced, decisions);
+        let is_for_it = |it: &&mut ArbiterEntry| it.request.work.target() == Some(&victim);
+        for it in self.entries.iter_mut().filter(is_for_it).filter(|it| it.state == EntryState::Running) {
+            it.open_to = OpenTo::None;
+        }
         self.remember(now, victim);
     }
 
@@ -369,6 +408,18 @@ impl Arbiter {
 struct ArbiterEntry {
     request: ArbiterRequest,
     state: EntryState,
+    open_to: OpenTo,
+}
+
+/// Requests that may join a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum OpenTo {
+    /// Every request for the same work: the target was not seen off yet.
+    All,
+    /// Requests that arrived by the moment when the look began that showed the target off.
+    ArrivedBy(Instant),
+    /// No request: somebody saw the target off, and it is not known when.
+    None,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -46,6 +46,8 @@ enum Stage {
     Acting,
     /// The domain is down, and no status check has shown it yet.
     Down,
+    /// A status check that began at this second shows it off.
+    Looking(u64),
     /// Seen off; a reboot starts it next.
     SeenOff,
     Ending,
@@ -84,6 +86,10 @@ struct World {
     /// Whose work was carried out (the action began), and who was told its outcome.
     acted: BTreeSet<u64>,
     told: BTreeMap<u64, u64>,
+    /// When each request came, and when the look began that showed the target of a request in flight off, by
+    /// the number of that request; none: somebody else's look.
+    came: BTreeMap<u64, u64>,
+    seen: BTreeMap<u64, Option<u64>>,
     start: Instant,
     now: u64,
     next_id: u64,
@@ -101,6 +107,8 @@ enum Event {
     /// The action fails, or succeeds with nobody to see it.
     Fail(u64),
     Withdraw(u64),
+    /// Another host sees this node off, which went down by itself.
+    Elsewhere(Node),
     Second,
 }
 
@@ -119,6 +127,8 @@ impl World {
             accepted: BTreeSet::new(),
             acted: BTreeSet::new(),
             told: BTreeMap::new(),
+            came: BTreeMap::new(),
+            seen: BTreeMap::new(),
             start: Instant::now(),
             now: 0,
             next_id: 1,
@@ -153,7 +163,7 @@ impl World {
                 if self.faults && stage == Stage::Proving {
                     events.push(Event::HangUp(it.id));
                 }
-                if self.faults && matches!(stage, Stage::Acting | Stage::Down) {
+                if self.faults && matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_)) {
                     events.push(Event::Fail(it.id));
                 }
             } else if self.faults {
@@ -165,6 +175,7 @@ impl World {
             events.extend(vec![Event::Arrive; events.len().max(1)]);
         }
         if self.faults {
+            events.extend((0..self.sight.len()).map(Event::Elsewhere));
             events.push(Event::Second);
         }
         events
@@ -195,6 +206,7 @@ impl World {
                 assert_eq!(decisions.first(), Some(&ArbiterDecision::Drop(id, Rejection::Superseded)));
                 self.obey(&decisions, None);
             }
+            Event::Elsewhere(node) => self.elsewhere(node),
             Event::Second => {
                 self.now += 1;
                 let decisions = self.arbiter.tick(self.time());
@@ -234,6 +246,7 @@ impl World {
             Place::Joined(leader) => leader,
             Place::Waiting | Place::Running(_) => it.id,
         });
+        let leader = leader.filter(|it| self.tells(*it, arrived));
         let place = match verdict {
             Ok(SubmitResult::Run) => Place::Running(Stage::Proving),
             Ok(SubmitResult::Wait) => Place::Waiting,
@@ -241,9 +254,11 @@ impl World {
             Err(why) => return assert_eq!(Some(why), refusal),
         };
         assert_eq!(refusal, None);
-        // The same work once: joined exactly when the last word on this target is the same.
+        // The same work once: joined exactly when the last word on this target is the same, and no look is
+        // told that is older than the request.
         assert_eq!(if let Place::Joined(it) = place { Some(it) } else { None }, leader);
         self.accepted.insert(id);
+        self.came.insert(id, arrived);
         self.live.push(Live { place, ..live });
     }
 
@@ -270,21 +285,8 @@ impl World {
                     Stage::Down
                 }
             }
-            Stage::Down => {
-                self.now += 1;
-                self.find(id).place = Place::Running(Stage::SeenOff);
-                self.fenced[target] = Some(self.now);
-                let decisions = self.arbiter.seen_off(self.time(), id);
-                for live in self.live.iter().filter(|it| !matches!(it.place, Place::Running(_))) {
-                    let fenced = live.plan.from == target && self.sight[target].known;
-                    let dropped =
-                        decisions.contains(&ArbiterDecision::Drop(live.id, Rejection::SourceFenced));
-                    assert_eq!(fenced, dropped, "{live:?}");
-                }
-                self.obey(&decisions, None);
-                self.now += 1;
-                return;
-            }
+            Stage::Down => Stage::Looking(self.now),
+            Stage::Looking(since) => return self.look_ends(id, since),
             Stage::SeenOff => {
                 if it.plan.kind == Kind::Reboot {
                     self.nodes.power_on(target);
@@ -296,6 +298,61 @@ impl World {
         self.find(id).place = Place::Running(next);
     }
 
+    /// Shows the target off by a look that began at this second.
+    fn look_ends(&mut self, id: u64, since: u64) {
+        self.now += 1;
+        let it = self.find(id);
+        let target = it.plan.target;
+        it.place = Place::Running(Stage::SeenOff);
+        self.seen.entry(id).or_insert(Some(since));
+        let too_late = |it: &Live| it.place == Place::Joined(id) && self.came[&it.id] > since;
+        let too_late: Vec<u64> = self.live.iter().filter(|it| too_late(it)).map(|it| it.id).collect();
+        self.take_over(&too_late);
+        let decisions = self.arbiter.seen_off(self.time(), self.at(since), id);
+        self.was_seen_off(target, &decisions);
+    }
+
+    /// Returns whether the result of a request may be told to one that came at this second.
+    fn tells(&self, leader: u64, came: u64) -> bool {
+        self.seen.get(&leader).is_none_or(|since| since.is_some_and(|it| came <= it))
+    }
+
+    /// Lets the first of these wait in its own name, and the others join it.
+    fn take_over(&mut self, heirs: &[u64]) {
+        let mut first = None;
+        for it in self.live.iter_mut().filter(|it| heirs.contains(&it.id)) {
+            it.place = first.map_or(Place::Waiting, Place::Joined);
+            first.get_or_insert(it.id);
+        }
+    }
+
+    fn elsewhere(&mut self, node: Node) {
+        self.now += 1;
+        // By none of the nodes.
+        self.nodes.power_off(node, usize::MAX);
+        let decisions = self.arbiter.victim(self.time(), &uuid(node));
+        self.was_seen_off(node, &decisions);
+    }
+
+    /// Holds for what the arbiter decided when this node was seen off, now.
+    fn was_seen_off(&mut self, node: Node, decisions: &[ArbiterDecision]) {
+        self.fenced[node] = Some(self.now);
+        for live in &self.live {
+            if let Place::Running(stage) = live.place {
+                let past = live.plan.kind != Kind::On && matches!(stage, Stage::SeenOff | Stage::Ending);
+                if live.plan.target == node && !past {
+                    self.seen.entry(live.id).or_insert(None);
+                }
+                continue;
+            }
+            let fenced = live.plan.from == node && self.sight[node].known;
+            let dropped = decisions.contains(&ArbiterDecision::Drop(live.id, Rejection::SourceFenced));
+            assert_eq!(fenced, dropped, "{live:?}");
+        }
+        self.obey(decisions, None);
+        self.now += 1;
+    }
+
     fn take_down(&mut self, killer: &Live) {
         let target = killer.plan.target;
         if !self.nodes.power_off(target, killer.plan.from) {
@@ -303,8 +360,8 @@ impl World {
         }
         // Nobody loses its source between its proof and its own target's being seen off, but by its own hand.
         for it in &self.live {
-            let exposed =
-                matches!(it.place, Place::Running(Stage::Acting | Stage::Down)) && it.plan.kind != Kind::On;
+            let exposed = matches!(it.place, Place::Running(Stage::Acting | Stage::Down | Stage::Looking(_)))
+                && it.plan.kind != Kind::On;
             assert!(
                 !exposed || it.plan.from != target || it.plan.from == killer.plan.from,
                 "{killer:?} takes the source of {it:?} down"
@@ -343,6 +400,11 @@ impl World {
                     assert_eq!(it.place, Place::Joined(finished.expect("an outcome")), "{it:?}");
                     assert!(self.now < it.deadline);
                     assert!(!self.acted.contains(&id), "done twice");
+                    let since = finished.and_then(|it| self.seen.get(&it).copied().flatten());
+                    assert!(
+                        since.is_none_or(|since| self.came[&id] <= since),
+                        "{it:?} came after the look that it is told of"
+                    );
                     assert_eq!(self.told.insert(id, finished.expect("an outcome")), None);
                     self.end(id);
                 }
@@ -358,11 +420,9 @@ impl World {
     fn end(&mut self, id: u64) {
         assert!(self.ended.insert(id), "ended twice");
         self.live.retain(|it| it.id != id);
-        let mut heir = None;
-        for it in self.live.iter_mut().filter(|it| it.place == Place::Joined(id)) {
-            it.place = heir.map_or(Place::Waiting, Place::Joined);
-            heir.get_or_insert(it.id);
-        }
+        let joined: Vec<u64> =
+            self.live.iter().filter(|it| it.place == Place::Joined(id)).map(|it| it.id).collect();
+        self.take_over(&joined);
     }
 
     /// Exactly those requests wait that must wait.
@@ -374,7 +434,7 @@ impl World {
             });
             match it.place {
                 Place::Waiting => assert!(held_up, "{it:?} waits for nothing: {:?}", self.live),
-                Place::Running(Stage::Proving | Stage::Acting | Stage::Down) => {
+                Place::Running(Stage::Proving | Stage::Acting | Stage::Down | Stage::Looking(_)) => {
                     assert!(!held_up, "{it:?} overtook: {:?}", self.live);
                 }
                 Place::Running(_) | Place::Joined(_) => {}

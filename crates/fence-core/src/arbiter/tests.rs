@@ -31,7 +31,12 @@ impl Rig {
     }
 
     fn seen_off(&mut self, id: u64) -> Vec<ArbiterDecision> {
-        self.arbiter.seen_off(self.at(1), id)
+        self.seen_off_since(0, id)
+    }
+
+    /// By a look that began at this second.
+    fn seen_off_since(&mut self, since: u64, id: u64) -> Vec<ArbiterDecision> {
+        self.arbiter.seen_off(self.at(1), self.at(since), id)
     }
 
     fn finished(&mut self, id: u64) -> Vec<ArbiterDecision> {
@@ -259,7 +264,7 @@ fn what_arrived_longer_ago_than_victims_are_remembered_is_refused() {
     assert_eq!(rig.ask_at(memory, 4, off("c").from("a").arrived(9).until(1000)), RUN);
     assert_eq!(rig.arbiter.victims.len(), 1);
     let late = rig.at(1 + memory);
-    assert_eq!(rig.arbiter.seen_off(late, 4), []);
+    assert_eq!(rig.arbiter.seen_off(late, late, 4), []);
     assert_eq!(rig.arbiter.victims, [("c".to_owned(), late)]);
 }
 
@@ -319,15 +324,73 @@ fn the_same_work_is_done_once_and_all_are_told() {
 }
 
 #[test]
-fn one_can_join_what_waits_and_what_is_seen_off() {
+fn one_can_join_what_waits_and_what_runs_and_not_what_was_seen_off_before_it_arrived() {
+    for work in [off, reboot] {
+        let mut rig = Rig::new();
+        assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
+        assert_eq!(rig.ask(2, work("a").from("c")), WAIT);
+        assert_eq!(rig.ask(3, work("a").from("d")), joined(2));
+        assert_eq!(rig.seen_off(1), [Run(2)]);
+        assert_eq!(rig.ask(4, work("a").from("d")), joined(2));
+        assert_eq!(rig.seen_off_since(1, 2), []);
+        // It arrived before the look, and its name was looked up slowly.
+        assert_eq!(rig.ask(5, work("a").from("d").arrived(1)), joined(2));
+        // a may be up again: the look says nothing to this one.
+        assert_eq!(rig.ask_at(2, 6, work("a").from("d").arrived(2)), WAIT);
+        // One that has not begun can be joined again, also through another that joined it.
+        assert_eq!(rig.ask_at(2, 7, work("a").from("e").arrived(2)), joined(6));
+        assert_eq!(rig.ask_at(2, 8, work("a").from("f").arrived(2)), joined(6));
+        assert_eq!(rig.finished(2), [Deliver(3), Deliver(4), Deliver(5), Run(6)]);
+        assert_eq!(rig.finished(6), [Deliver(7), Deliver(8)]);
+    }
+}
+
+#[test]
+fn one_that_joined_and_arrived_after_the_look_began_takes_its_turn() {
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
-    assert_eq!(rig.ask(2, off("a").from("c")), WAIT);
-    assert_eq!(rig.ask(3, off("a").from("d")), joined(2));
-    assert_eq!(rig.seen_off(1), [Run(2)]);
-    assert_eq!(rig.ask(4, reboot("b").from("d")), joined(1));
-    assert_eq!(rig.finished(1), [Deliver(4)]);
-    assert_eq!(rig.finished(2), [Deliver(3)]);
+    assert_eq!(rig.ask(2, reboot("b").from("c")), joined(1));
+    assert_eq!(rig.ask_at(1, 3, reboot("b").from("d").arrived(1)), joined(1));
+    assert_eq!(rig.ask_at(1, 4, reboot("b").from("e").arrived(1)), joined(1));
+    assert_eq!(rig.seen_off_since(0, 1), []);
+    assert_eq!(rig.finished(1), [Deliver(2), Run(3)]);
+    assert_eq!(rig.finished(3), [Deliver(4)]);
+    assert!(rig.is_empty());
+}
+
+#[test]
+fn what_somebody_else_saw_off_is_joined_no_more() {
+    let mut rig = Rig::new();
+    // In flight here, and waits for the same work of another host.
+    assert_eq!(rig.ask(1, off("b").from("a")), RUN);
+    assert_eq!(rig.ask(2, off("b").from("c")), joined(1));
+    let one = rig.at(1);
+    assert_eq!(rig.arbiter.victim(one, "b"), []);
+    assert_eq!(rig.ask(3, off("b").from("d")), WAIT);
+    assert_eq!(rig.finished(1), [Deliver(2), Run(3)]);
+    // It has not begun when somebody else sees the target off: it looks later.
+    assert_eq!(rig.ask(4, on("b")), WAIT);
+    assert_eq!(rig.ask(5, off("b").from("e")), WAIT);
+    assert_eq!(rig.arbiter.victim(one, "b"), []);
+    assert_eq!(rig.ask(6, off("b").from("f")), joined(5));
+}
+
+#[test]
+fn an_installed_request_that_is_past_it_is_not_joined() {
+    let mut rig = Rig::new();
+    let request = |id, rig: &Rig| ArbiterRequest {
+        id,
+        work: ArbitratedAction::Reboot("b".to_owned()),
+        source: RequestSource::Unknown,
+        peer: None,
+        arrived: rig.at(0),
+        deadline: rig.at(30),
+    };
+    rig.arbiter.install(request(1, &rig));
+    assert_eq!(rig.ask(2, reboot("b").from("a")), joined(1));
+    rig.arbiter.close(1);
+    assert_eq!(rig.ask(3, reboot("b").from("a")), WAIT);
+    assert_eq!(rig.finished(1), [Deliver(2), Run(3)]);
 }
 
 #[test]
@@ -372,8 +435,8 @@ fn the_heir_keeps_to_its_own_conflicts_and_its_own_place() {
 fn an_heir_waits_for_what_was_let_past_it() {
     let mut rig = Rig::new();
     assert_eq!(rig.ask(1, reboot("b").from("a")), RUN);
-    assert_eq!(rig.seen_off(1), []);
     assert_eq!(rig.ask(2, reboot("b").from("c")), joined(1));
+    assert_eq!(rig.seen_off(1), []);
     assert_eq!(rig.ask(3, off("c").from("d")), RUN);
     // The caller says that nothing was done, although b was seen off.
     assert_eq!(rig.abandoned(1), []);

@@ -293,6 +293,7 @@ impl ReplicatedArbiter {
                 entry.holders.insert(holder);
             }
             if held.seen_off {
+                self.arbiter.close(number);
                 seen_off.push((key, held.claim.target.clone()));
             }
         }
@@ -336,7 +337,7 @@ impl ReplicatedArbiter {
             && let Some(entry) = self.entries.get_mut(number)
         {
             entry.seen_off = true;
-            decisions = self.arbiter.seen_off(now, *number);
+            decisions = self.arbiter.seen_off(now, now, *number);
         }
         // Also for claims that are not in flight any more, or that this replica never had.
         decisions.extend(self.arbiter.victim(now, victim));

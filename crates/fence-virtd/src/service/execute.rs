@@ -41,6 +41,8 @@ pub(crate) enum PowerActionResult {
 /// A domain that a status check showed off after the action.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SeenOff {
+    /// Moment since which it was looked at: a request that came later is told nothing by this.
+    pub(crate) since: Instant,
     /// The domain was off before.
     pub(crate) was_off: bool,
     /// The domain is started again now.
@@ -63,7 +65,7 @@ pub(crate) async fn run_power_action(
         PowerAction::Reboot => true,
     };
     let down = backend.off(domain, is_reboot, lease).await?;
-    seen_off(SeenOff { was_off: down.was_off, starts: down.restart.is_some() });
+    seen_off(SeenOff { since: down.proof.since(), was_off: down.was_off, starts: down.restart.is_some() });
     let PowerOffResult { proof, was_off, note, restart } = down;
     let restart = match restart {
         _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { proof, was_off, note }),
@@ -137,7 +139,7 @@ pub(super) async fn execute(
     job: &RequestJob,
     resolved: ResolvedTarget,
     lease: &Lease,
-    seen_off: impl FnOnce() + Send,
+    seen_off: impl FnOnce(SeenOff) + Send,
 ) -> RequestOutcome {
     match resolved {
         ResolvedTarget::Refused(refusal, reason, _) => RequestOutcome::refused(refusal, reason),
@@ -154,7 +156,7 @@ async fn on_domain(
     action: Action,
     domain: &DomainRef,
     lease: &Lease,
-    seen_off: impl FnOnce() + Send,
+    seen_off: impl FnOnce(SeenOff) + Send,
 ) -> Result<RequestOutcome, ActionError> {
     let Some(action) = PowerAction::of_request(action) else {
         return Ok(RequestOutcome::failed("the action is for no domain"));
@@ -166,7 +168,7 @@ async fn on_domain(
             SeenPower::Off(proof) => RequestOutcome::is_off(&proof),
         });
     }
-    run_power_action(backend, action, domain, lease, |_| seen_off()).await.map(RequestOutcome::from)
+    run_power_action(backend, action, domain, lease, seen_off).await.map(RequestOutcome::from)
 }
 
 async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {

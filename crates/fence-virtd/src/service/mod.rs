@@ -18,7 +18,6 @@ use tracing::debug;
 use self::challenges::{Challenges, OutstandingChallenge};
 use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
-use self::lost_answers::LostAnswers;
 use self::turns::{GrantQueue, RunPermit};
 use crate::backend::DynBackend;
 use crate::observe::audit::Audit;
@@ -34,7 +33,6 @@ pub(crate) mod challenges;
 pub(crate) mod client_link;
 pub(crate) mod cluster_port;
 pub(crate) mod execute;
-mod lost_answers;
 pub(crate) mod turns;
 
 /// The answer leaves this much earlier than the client gives up, so that the client hears a reason rather
@@ -53,7 +51,6 @@ pub(crate) struct Service {
     /// Other hosts, where they have a say.
     cluster: Option<Arc<dyn ClusterPort>>,
     client_timeout: Duration,
-    lost_answers: LostAnswers,
     audit: Audit,
     challenges: Challenges,
     next_id: AtomicU64,
@@ -79,7 +76,6 @@ impl Service {
             replays,
             grants: Arc::default(),
             challenges: Challenges::default(),
-            lost_answers: LostAnswers::default(),
             next_id: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -167,9 +163,6 @@ impl Service {
         };
         stages.done = Some(StageTimes::since(job.arrived));
         let delivered = link.deliver(job, proven, outcome.answer(), is_gone).await;
-        if !delivered {
-            self.lost_answers.record(job, domain.as_ref(), &outcome);
-        }
         let response = outcome.answer().response();
         record(RequestEnd::Answered { response, reason: outcome.reason(), delivered }, stages);
     }
@@ -229,7 +222,6 @@ impl Service {
     pub(crate) fn check_responsive(&self) {
         self.grants.check_responsive();
         self.replays.touch();
-        self.lost_answers.check_responsive();
         self.challenges.check_responsive();
     }
 
@@ -241,9 +233,6 @@ impl Service {
         lease: &Lease,
     ) -> Grant<RunPermit> {
         let work = arbitrated_action(job, resolved);
-        if let Some(result) = self.lost_answers.take(job, &work) {
-            return Grant::Coalesced(result);
-        }
         let request = ArbiterRequest {
             id: job.id,
             work,
@@ -300,7 +289,7 @@ impl Service {
             return RequestOutcome::lapsed(why);
         }
         // Seen off, the domain can fence nobody from now on.
-        execute::execute(&*self.backend, job, resolved, lease, || permit.seen_off()).await
+        execute::execute(&*self.backend, job, resolved, lease, |it| permit.seen_off(it.since)).await
     }
 
     /// Returns the lease of a request: until shortly before its client gives up.

@@ -237,13 +237,13 @@ impl RunPermit {
         self.claim.as_ref().map_or(Ok(()), |it| it.proved())
     }
 
-    /// Reports that a status check after the action showed the target off.
-    pub(crate) fn seen_off(&self) {
+    /// Reports that a status check after the action, which began at this moment, showed the target off.
+    pub(crate) fn seen_off(&self, since: Instant) {
         // Other hosts first: it takes longer.
         if let Some(claim) = &self.claim {
             claim.seen_off();
         }
-        self.queue.report(None, |it| it.seen_off(Instant::now(), self.id));
+        self.queue.report(None, |it| it.seen_off(Instant::now(), since, self.id));
     }
 
     /// Reports that the action is over and can take no effect any more.
@@ -301,7 +301,7 @@ mod tests {
         let mut first = queue.submit(off(1, "b", "a")).unwrap();
         let mut second = queue.submit(off(2, "a", "b")).unwrap();
         let Grant::Run(permit) = first.grant().await else { panic!("not run") };
-        permit.seen_off();
+        permit.seen_off(Instant::now());
         assert!(matches!(second.grant().await, Grant::Rejected(Rejection::SourceFenced)));
         permit.finished(Response::Success, None);
     }
@@ -327,7 +327,7 @@ mod tests {
         let mut first = queue.submit(off(1, "b", "a")).unwrap();
         let mut second = queue.submit(off(2, "b", "c")).unwrap();
         let Grant::Run(permit) = first.grant().await else { panic!("not run") };
-        permit.seen_off();
+        permit.seen_off(Instant::now());
         permit.finished(Response::Failure, Some("why".into()));
         let Grant::Coalesced(result) = second.grant().await else { panic!("not coalesced") };
         assert_eq!(
@@ -400,7 +400,7 @@ mod tests {
         });
         let Grant::Run(permit) = grant else { panic!("not run") };
         assert_eq!(permit.proved(), Err(Rejection::TurnLost));
-        permit.seen_off();
+        permit.seen_off(Instant::now());
         permit.finished(Response::Failure, Some("why".into()));
         assert_eq!(hosts.heard(), ["seen off", "failure Some(\"why\")", "dropped"]);
     }
@@ -533,7 +533,7 @@ mod tests {
                     let Ok(Grant::Run(permit)) = grant else { return };
                     tokio::task::yield_now().await;
                     if dice % 5 != 0 {
-                        permit.seen_off();
+                        permit.seen_off(Instant::now());
                         tokio::task::yield_now().await;
                         permit.finished(Response::Success, None);
                     }

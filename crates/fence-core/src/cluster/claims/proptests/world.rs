@@ -137,6 +137,12 @@ pub(super) struct World {
     replicas: BTreeMap<(u64, u64), String>,
     ran: BTreeSet<(Member, u64)>,
     shots: u32,
+    /// Number of the present event.
+    event: u64,
+    /// Event in which each claim got its place in the order, or in which a lone host made it.
+    claimed: BTreeMap<(Member, u64), u64>,
+    /// Event in which it got its place in the order that the target of each claim was seen off.
+    seen: BTreeMap<(Member, u64), u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -181,6 +187,9 @@ impl World {
             replicas: BTreeMap::new(),
             ran: BTreeSet::new(),
             shots: 0,
+            event: 0,
+            claimed: BTreeMap::new(),
+            seen: BTreeMap::new(),
         };
         this.hosts.resize_with(hosts, || None);
         for place in 0..hosts {
@@ -323,6 +332,7 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        self.event += 1;
         match event {
             Event::Order(place) => self.order(place),
             Event::Hear(place) => self.hear(place),

@@ -2,11 +2,16 @@
 //! The hosts' daemons of the world: requests of guests, and asks between hosts.
 
 use super::{Guest, Job, Packet, Place, Plan, Served, Step, World};
-use crate::arbiter::{ArbiterRequest, PeerId};
+use crate::arbiter::{ArbiterRequest, PeerId, SharedResult};
 use crate::cluster::claims::ClaimEffect;
 use crate::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, ClaimMessage, HostMessage, Member};
 use crate::schedules::{Kind, source, uuid};
 use fence_wire::Response;
+
+/// Returns the name by which the world tells claims apart in what others are told.
+fn name_of((asker, id): (Member, u64)) -> String {
+    format!("{asker}, claim {id}")
+}
 
 impl World {
     pub(super) fn arrive(&mut self) {
@@ -29,6 +34,9 @@ impl World {
         };
         let (id, effects) = host.claims.claim(&request).unwrap();
         host.jobs.insert(id, Job { plan, life, step: Step::Waiting, ask: None });
+        if !host.joined {
+            self.claimed.insert((host.member, id), self.event);
+        }
         self.obey(plan.at, effects);
     }
 
@@ -46,18 +54,38 @@ impl World {
                     assert_eq!(job.step, Step::Waiting);
                     job.step = Step::Proving;
                 }
-                ClaimEffect::Coalesced(id, _) | ClaimEffect::Rejected(id, _) => {
-                    // A granted request learns of it when it has proved itself.
-                    let host = self.host(place);
-                    if host.jobs.get(&id).is_some_and(|it| it.step == Step::Waiting) {
-                        host.jobs.remove(&id);
-                    } else {
-                        assert_eq!(host.jobs.get(&id).map(|it| it.step), Some(Step::Proving));
-                    }
+                ClaimEffect::Coalesced(id, result) => {
+                    self.told(place, id, &result);
+                    self.over(place, id);
                 }
+                ClaimEffect::Rejected(id, _) => self.over(place, id),
                 ClaimEffect::Victim(_) => {}
             }
         }
+    }
+
+    fn over(&mut self, place: Place, id: u64) {
+        // A granted request learns of it when it has proved itself.
+        let host = self.host(place);
+        if host.jobs.get(&id).is_some_and(|it| it.step == Step::Waiting) {
+            host.jobs.remove(&id);
+        } else {
+            assert_eq!(host.jobs.get(&id).map(|it| it.step), Some(Step::Proving));
+        }
+    }
+
+    /// Asserts that a request is told of no look from before it: its claim was made before that look was
+    /// told. Hosts that lose each other may not hear of the look.
+    fn told(&mut self, place: Place, id: u64, result: &SharedResult) {
+        let key = (self.host(place).member, id);
+        let leader = self.claimed.keys().find(|it| result.reason == Some(name_of(**it))).expect("a claim");
+        assert_ne!(*leader, key);
+        let seen = self.seen.get(leader).filter(|_| self.together);
+        assert!(
+            seen.is_none_or(|it| self.claimed[&key] < *it),
+            "{key:?} of {} is told of {leader:?}, seen off at {seen:?}",
+            self.claimed[&key]
+        );
     }
 
     pub(super) fn work(&mut self, place: Place, id: u64) {
@@ -105,6 +133,11 @@ impl World {
             }
             Step::Down => {
                 self.to(place, id, Step::SeenOff);
+                let host = self.host(place);
+                if !host.joined {
+                    let member = host.member;
+                    self.seen.entry((member, id)).or_insert(self.event);
+                }
                 let effects = self.host(place).claims.seen_off(id);
                 self.obey(place, effects);
             }
@@ -126,7 +159,8 @@ impl World {
     pub(super) fn finish(&mut self, place: Place, id: u64, response: Response) {
         let host = self.host(place);
         host.jobs.remove(&id);
-        let effects = host.claims.finished(id, response, None);
+        let name = name_of((host.member, id));
+        let effects = host.claims.finished(id, response, Some(&name));
         self.obey(place, effects);
     }
 
@@ -248,7 +282,8 @@ impl World {
                 Step::Ending
             }
             Step::Ending => {
-                return self.reply(place, key, AskEnd::Done(AskOutcome::new(Response::Success, None)));
+                let name = name_of((key.0, served.claim));
+                return self.reply(place, key, AskEnd::Done(AskOutcome::new(Response::Success, Some(&name))));
             }
             Step::Waiting | Step::Proving | Step::Asking => panic!("{served:?} does not run"),
         };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Heard, Host, Packet, Place, Step, World};
 use crate::cluster::claims::ClusterArbiter;
-use crate::cluster::message::Member;
+use crate::cluster::message::{HostMessage, Member};
 
 impl World {
     pub(super) fn begin(&mut self, place: Place) {
@@ -65,6 +65,7 @@ impl World {
         let component = self.component[place];
         let host = self.host(place);
         let (from, packet) = (host.member, host.out.pop_front().unwrap());
+        self.note_order(from, &packet);
         for (host, at) in self.hosts.iter_mut().zip(&self.component) {
             if let Some(host) = host.as_mut().filter(|_| *at == component) {
                 host.inbox.push_back(Heard::Packet(from, packet.clone()));
@@ -72,8 +73,32 @@ impl World {
         }
     }
 
+    /// Notes where in the order a claim is made, and where its target is seen off.
+    fn note_order(&mut self, from: Member, packet: &Packet) {
+        let Packet::Said(message) = packet else { return };
+        let now = self.event;
+        match message {
+            HostMessage::Claim(claim) => drop(self.claimed.entry((from, claim.id)).or_insert(now)),
+            HostMessage::SeenOff { id, .. } => drop(self.seen.entry((from, *id)).or_insert(now)),
+            HostMessage::Progress { asker, claim, .. } => {
+                self.seen.entry((*asker, *claim)).or_insert(now);
+            }
+            HostMessage::Sync(sync) => {
+                let own = sync.in_flight.iter().map(|it| (from, it));
+                let of_others = sync.acting.iter().map(|it| (it.asker, &it.held));
+                for (asker, held) in own.chain(of_others).filter(|(_, it)| it.seen_off) {
+                    self.seen.entry((asker, held.claim.id)).or_insert(now);
+                }
+                for claim in &sync.waiting {
+                    self.claimed.entry((from, claim.id)).or_insert(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn hear(&mut self, place: Place) {
-        let host = self.host(place);
+        let host = self.hosts[place].as_mut().expect("a daemon");
         let me = host.member;
         let heard = host.inbox.pop_front().unwrap();
         host.at.1 += 1;
@@ -83,6 +108,9 @@ impl World {
                 host.claims.joined(me)
             }
             Heard::Lost => {
+                for id in host.jobs.keys() {
+                    self.claimed.entry((me, *id)).or_insert(self.event);
+                }
                 host.joined = false;
                 host.members.clear();
                 host.out.clear();
