@@ -158,6 +158,8 @@ impl LastSeen {
         match (detail, self) {
             (3, _) => Self::MovedAway,
             (0..=2, Self::Ran) => Self::Ended(Instant::now()),
+            // The event of an end that is known already.
+            (0..=2, Self::Ended(_)) => self,
             _ => Self::Known,
         }
     }
@@ -200,7 +202,9 @@ mod tests {
         assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
         assert!(has_ended(&[(Started, 0), (Stopped, 1), (Defined, 0)]));
         assert!(seen_after(&[(Started, 0), (Stopped, 3)]).has_moved_away(uuid()));
-        let mut seen = seen_after(&[(Started, 0), (Stopped, 1)]);
+        let mut seen = seen_after(&[(Started, 0)]);
+        seen.record_end(uuid());
+        seen.record_event(&LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind: Stopped, detail: 1 });
         assert_eq!(seen.ended(None, Some("x")), Some((uuid(), "x".to_owned())));
         seen.forget_ends();
         assert_eq!((seen.ended(None, Some("x")), seen.has_ended(uuid())), (None, false));

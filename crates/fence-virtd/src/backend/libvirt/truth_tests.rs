@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The tables of docs/truth.md for one daemon, held by libvirt's test driver: each row is a world, and each
+//! action is asked in a fresh one. Other hosts are played by the test.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_core::domain::{PowerAction, SeenPower};
+use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_wire::Target;
+
+use super::LibvirtBackend;
+use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::backend::{Backend, BoxedFuture};
+use crate::hypervisor::Hypervisors;
+use crate::request::lease::Lease;
+
+const PAGE: &str = include_str!("../../../../../docs/truth.md");
+const UUID: &str = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+/// Time for one request. A host that is `moving` is asked until then.
+const PATIENCE: Duration = Duration::from_secs(2);
+const SHUT_OFF: u8 = 5;
+const RUNNING: u8 = 1;
+
+/// A row of the tables.
+#[derive(Debug)]
+struct Row<'a> {
+    topology: &'a str,
+    here: &'a str,
+    elsewhere: &'a str,
+    /// Answers to status, off, on and reboot.
+    answers: [&'a str; 4],
+}
+
+fn rows() -> impl Iterator<Item = Row<'static>> {
+    PAGE.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim().strip_prefix('|')?.split('|').map(str::trim).collect();
+        let [topology, here, elsewhere, status, off, on, reboot, ""] = cells[..] else { return None };
+        let is_row = !topology.starts_with("---") && topology != "topology";
+        is_row.then_some(Row { topology, here, elsewhere, answers: [status, off, on, reboot] })
+    })
+}
+
+/// Files of one world. They end with it.
+struct World(tempfile::TempDir);
+
+impl World {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Returns the URI of a hypervisor that shows the domain like this.
+    fn hypervisor(&self, name: &str, shows: &str) -> String {
+        let path = self.0.path().join(name);
+        let domain = |state: u8, extra: &str| {
+            format!(
+                "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\
+                 <test:runstate>{state}</test:runstate>{extra}<name>x</name><uuid>{UUID}</uuid>\
+                 <memory>1024</memory><os><type arch='i686'>hvm</type></os></domain>"
+            )
+        };
+        let domain = match shows {
+            "on" => domain(RUNNING, ""),
+            "off" => domain(SHUT_OFF, ""),
+            "ended" => domain(RUNNING, "<test:transient/>"),
+            "none" => String::new(),
+            // There is no such file.
+            "unknown" => return format!("test://{}", path.display()),
+            other => panic!("no such hypervisor: {other}"),
+        };
+        std::fs::write(&path, format!("<node>{domain}</node>")).unwrap();
+        format!("test://{}", path.display())
+    }
+}
+
+/// Two other hosts, one of which shows the domain like this.
+struct Played(Option<Sight>);
+
+impl PeerHosts for Played {
+    fn look<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        let Some(sight) = self.0.clone() else { panic!("nobody is to be asked") };
+        Box::pin(async move {
+            let now = Instant::now();
+            let finding = |name: &str, sight| {
+                let place = DomainSite::Host(name.to_owned());
+                Finding { place, sight, began: now, ended: now }
+            };
+            vec![finding("h1", Sight::Absent), finding("h2", sight)]
+        })
+    }
+}
+
+async fn answer(row: &Row<'_>, action: PowerAction) -> &'static str {
+    let world = World::new();
+    let mut uris = vec![world.hypervisor("here", row.here)];
+    if row.topology == "uris" {
+        uris.push(world.hypervisor("elsewhere", row.elsewhere));
+    }
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    if row.here == "ended" {
+        let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 0);
+        let target = Target::new("x", false).unwrap();
+        let found = backend.locate(&target, lease.until()).await.unwrap();
+        let _proof = backend.off(found.domain(), false, &lease).await.unwrap().proof;
+    }
+    if row.topology == "peers" {
+        backend.ask_others(Arc::new(Played(match row.elsewhere {
+            "any" => None,
+            "on" => Some(Sight::On),
+            "off" => Some(Sight::Off),
+            "moving" => Some(Sight::Moving),
+            "unknown" => Some(Sight::Unknown("h2 is silent".to_owned())),
+            other => panic!("no such host: {other}"),
+        })));
+    }
+    ask(&backend, action).await
+}
+
+/// Asks as a request does: looks for the domain, and acts.
+async fn ask(backend: &LibvirtBackend, action: PowerAction) -> &'static str {
+    let target = Target::new("x", false).unwrap();
+    let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 1);
+    let Ok(located) = backend.locate(&target, lease.until()).await else { return "fail" };
+    let domain = located.domain();
+    let done = match action {
+        PowerAction::Status => {
+            return match backend.status(domain, &lease).await {
+                Ok(SeenPower::On) => "on",
+                Ok(SeenPower::Off(_)) => "off",
+                Err(_) => "fail",
+            };
+        }
+        PowerAction::On => backend.on(domain, &lease).await,
+        PowerAction::Off | PowerAction::Reboot => {
+            match backend.off(domain, action == PowerAction::Reboot, &lease).await {
+                Ok(down) => match down.restart {
+                    Some(restart) => restart.start(&lease).await,
+                    None => Ok(()),
+                },
+                Err(error) => Err(error),
+            }
+        }
+    };
+    if done.is_ok() { "done" } else { "fail" }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_row_of_the_page_holds() {
+    let (mut held, mut wrong) = (0, Vec::new());
+    for row in rows().filter(|it| ["alone", "uris", "peers"].contains(&it.topology)) {
+        // The test driver has no migrations.
+        if ["moving", "moved"].contains(&row.here) {
+            continue;
+        }
+        let actions = [PowerAction::Status, PowerAction::Off, PowerAction::On, PowerAction::Reboot];
+        for (action, expected) in actions.into_iter().zip(row.answers) {
+            let said = answer(&row, action).await;
+            held += 1;
+            if said != expected {
+                wrong.push(format!("{action}: {said}: {row:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(held >= 80, "only {held} answers are on the page");
+}
