@@ -26,7 +26,7 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y C
 # A registry that stumbles is asked again.
 export CARGO_NET_RETRY = 10
 # What is drawn in `make test` is the same every time, so that it passes or fails for what was changed. Other draws are
-# those of `make soak` and of `cargo test` by hand.
+# those of `make soak` and of `cargo test` by hand. The search for untrue answers takes SEED=… and STEPS=… as they are.
 FUZZ_SEED ?= 1
 UNIT_SEED ?= 1
 THREADS_SEED ?= 1
@@ -116,9 +116,10 @@ suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
 
 # The long ones first.
-SUITES = suite-e2e suite-guests suite-agents suite-cpg suite-elsewhere suite-pacemaker suite-compliance suite-fence_races \
-    suite-reference suite-transports suite-several_hosts suite-attacks suite-attacks-reference suite-keys suite-observability \
-    suite-diagnose suite-sandbox suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
+SUITES = suite-e2e suite-truth_search suite-guests suite-agents suite-cpg suite-elsewhere suite-pacemaker \
+    suite-compliance suite-fence_races suite-reference suite-transports suite-several_hosts suite-attacks \
+    suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
+    suite-packages suite-manual suite-checks suite-bench
 
 check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
@@ -192,12 +193,16 @@ packages-check: packages-test deb rpm ## the Debian packages in a clean Debian (
 SOAK_SECONDS ?= 3600
 SOAK_ROUNDS ?= 200
 SOAK_CASES ?= 100000
+# Minutes in which untrue answers are searched for, each search with a new seed.
+SOAK_TRUTH_MINUTES ?= 120
 
 soak: packages-test build packages-check ## what takes hours: long fuzzing and endurance runs
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite elsewhere
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
+	MINUTES=$(SOAK_TRUTH_MINUTES) LIMIT=$$(( 60 * $(SOAK_TRUTH_MINUTES) + 1800 )) SIDE=ours OURS_DIR=$(DIST) \
+	    scripts/suite truth_search
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-core
 	THREADS_SEED=0 tests/threads/run $(SOAK_SCHEDULES)
 	FUZZ_SEED=0 tests/fuzz/run $(SOAK_FUZZ_RUNS)
