@@ -85,6 +85,11 @@ impl Domain {
 
     /// Returns the state now.
     pub fn state(&self) -> Result<DomainState, Error> {
+        let (state, reason) = self.state_and_reason()?;
+        Ok(DomainState::with_reason(state, reason))
+    }
+
+    fn state_and_reason(&self) -> Result<(c_int, c_int), Error> {
         let _turn = self.handle.turn();
         let (mut state, mut reason): (c_int, c_int) = (-1, 0);
         // SAFETY: the domain is valid, the two numbers are ours.
@@ -92,7 +97,7 @@ impl Domain {
         if done < 0 {
             return Err(self.handle.failed("ask the state of a domain"));
         }
-        Ok(DomainState::with_reason(state, reason))
+        Ok((state, reason))
     }
 
     /// Returns whether an instance exists now (running, paused, crashed but kept).
@@ -133,11 +138,65 @@ impl Domain {
         self.raw.destroy().map_err(|_| self.handle.failed("destroy a domain"))
     }
 
-    /// Starts the domain from its definition. If it runs already:
+    /// Starts the domain from its definition with a fresh boot: a memory that a managed save left is
+    /// discarded, never restored. If it runs already:
     /// [`ErrorKind::OperationInvalid`](crate::ErrorKind::OperationInvalid).
     pub fn create(&self) -> Result<(), Error> {
+        const FLAG_NOT_KNOWN: i32 = sys::VIR_ERR_INVALID_ARG.cast_signed();
+        let create = |flags| {
+            let _turn = self.handle.turn();
+            self.raw.create_with_flags(flags).map(drop).map_err(|_| self.handle.failed("start a domain"))
+        };
+        match create(sys::VIR_DOMAIN_START_FORCE_BOOT) {
+            // A driver without saved memories, or one that keeps them where no start looks.
+            Err(error) if error.code == FLAG_NOT_KNOWN => {
+                self.discard_saved_memory()?;
+                create(0)
+            }
+            done => done,
+        }
+    }
+
+    /// Returns whether a managed save left the domain's memory for the next start.
+    pub fn has_saved_memory(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
-        self.raw.create().map(drop).map_err(|_| self.handle.failed("start a domain"))
+        match self.raw.has_managed_save(0).map_err(|_| self.handle.failed("look for a saved memory")) {
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
+            other => other,
+        }
+    }
+
+    /// Removes the memory that a managed save left, and returns whether there was one.
+    ///
+    /// Tries so even when libvirt knows of none: a save whose domain is destroyed at its very end announces
+    /// its file after the domain is off, and the file is there from the save's beginning.
+    pub fn discard_saved_memory(&self) -> Result<bool, Error> {
+        let had_one = self.has_saved_memory()?;
+        let (removed, no_file) = {
+            let _turn = self.handle.turn();
+            let removed = self.raw.managed_save_remove(0);
+            // Before any other call: that would reset it.
+            let no_file = removed.is_err() && Error::last_is_missing_file();
+            (removed.map_err(|_| self.handle.failed("remove a saved memory")), no_file)
+        };
+        match removed {
+            Ok(_) => Ok(true),
+            Err(_) if no_file => Ok(false),
+            Err(error) if error.kind == ErrorKind::NoDomain => Ok(false),
+            // A driver without saved memories, or rules of libvirt that allow no more than starts and stops.
+            Err(error) if !had_one && error.kind != ErrorKind::Connection && !error.is_of_the_system() => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns whether the domain runs since a boot: nothing was restored or migrated, and nobody has paused
+    /// it since.
+    pub fn is_freshly_booted(&self) -> Result<bool, Error> {
+        let (state, reason) = self.state_and_reason()?;
+        Ok(state == sys::VIR_DOMAIN_RUNNING.cast_signed()
+            && reason == sys::VIR_DOMAIN_RUNNING_BOOTED.cast_signed())
     }
 
     /// Pauses the domain's processors.

@@ -76,6 +76,21 @@ impl Error {
         Self { kind, code: error.code, domain: error.domain, message, call }
     }
 
+    /// Returns whether the call just made on this thread failed because a file is not there. No other call to
+    /// libvirt may come between.
+    pub(crate) fn last_is_missing_file() -> bool {
+        const ENOENT: i32 = 2;
+        // SAFETY: as in [`Self::last`].
+        unsafe { sys::virGetLastError().as_ref() }.is_some_and(|error| {
+            error.code == sys::VIR_ERR_SYSTEM_ERROR.cast_signed() && error.int1 == ENOENT
+        })
+    }
+
+    /// Returns whether a call of the operating system failed, at the hypervisor's side or at ours.
+    pub(crate) fn is_of_the_system(&self) -> bool {
+        self.code == sys::VIR_ERR_SYSTEM_ERROR.cast_signed()
+    }
+
     /// Makes an error without a call to libvirt.
     pub(crate) fn own(call: &'static str, code: i32, message: &str) -> Self {
         let domain = sys::VIR_FROM_NONE.cast_signed();

@@ -18,7 +18,7 @@ use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::service::Service;
 use crate::service::execute::{
-    NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, run_power_action,
+    NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, joined, run_power_action,
 };
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, LocateError, PowerAction, PowerState};
@@ -111,9 +111,11 @@ impl AskExecution<'_> {
         let report =
             |seen: SeenOff| self.cluster.send_progress(self.from, self.ask, seen.was_off, seen.starts);
         Ok(match run_power_action(local, action, domain, lease, report).await? {
-            PowerActionResult::Started | PowerActionResult::Rebooted { .. } => ServeOutcome::Done(None),
-            PowerActionResult::PoweredOff { was_off, .. } => {
-                ServeOutcome::Done(was_off.then_some("was off already".to_owned()))
+            PowerActionResult::Started { note } | PowerActionResult::Rebooted { note, .. } => {
+                ServeOutcome::Done(note)
+            }
+            PowerActionResult::PoweredOff { was_off, note, .. } => {
+                ServeOutcome::Done(joined([was_off.then(|| "was off already".to_owned()), note]))
             }
             PowerActionResult::NotToBeStarted { .. } => {
                 ServeOutcome::Done(Some("off, and not started by this request".to_owned()))

@@ -190,7 +190,7 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         "proved_ms": millis(stages.proved),
         "done_ms": millis(stages.done),
     });
-    let TrailSnapshot { kept, left_out } = job.trail.runs();
+    let TrailSnapshot { kept, left_out, .. } = job.trail.runs();
     if !kept.is_empty() {
         json["runs"] = kept
             .iter()
@@ -287,7 +287,7 @@ struct InShort<'a>(&'a TrailSnapshot);
 
 impl fmt::Display for InShort<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TrailSnapshot { kept, left_out } = self.0;
+        let TrailSnapshot { kept, left_out, .. } = self.0;
         for (place, AgentRun { device, action, ended, took, output, .. }) in kept.iter().enumerate() {
             if place > 0 {
                 f.write_str("; ")?;

@@ -200,6 +200,11 @@ impl RequestOutcome {
         Self::new(Response::Success, None)
     }
 
+    /// Returns the outcome of a start, with what is to be said of it.
+    pub(crate) fn started(note: Option<String>) -> Self {
+        Self::new(Response::Success, note)
+    }
+
     /// Returns the outcome of a status check that showed the domain off.
     pub(crate) fn is_off(_: &ProvedOff) -> Self {
         Self::new(Response::Off, None)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The agent runs of a request, for its audit record.
+//! The agent runs of a request, and what else is to be said of it, for its audit record.
 //!
 //! Bounded: a device that is polled for a minute leaves its first runs, its last runs, and the number of
 //! those in between. Nothing here decides anything.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub(crate) struct TrailSnapshot {
     pub(crate) kept: Vec<AgentRun>,
     /// Number of runs that were left out between the first half and the second.
     pub(crate) left_out: usize,
+    remarks: BTreeSet<&'static str>,
 }
 
 impl TrailSnapshot {
@@ -101,6 +103,17 @@ impl AgentRunTrail {
         runs.kept.push(ran);
     }
 
+    /// Adds what people should know of the action; the same remark is made once.
+    pub(crate) fn remark(&self, remark: &'static str) {
+        lock(&self.0).remarks.insert(remark);
+    }
+
+    /// Returns the remarks until now in one text, if there are any.
+    pub(crate) fn remarks(&self) -> Option<String> {
+        let remarks: Vec<_> = lock(&self.0).remarks.iter().copied().collect();
+        (!remarks.is_empty()).then(|| remarks.join("; "))
+    }
+
     /// Returns the runs until now.
     pub(crate) fn runs(&self) -> TrailSnapshot {
         lock(&self.0).clone()
@@ -144,7 +157,7 @@ mod tests {
         let trail = AgentRunTrail::default();
         for number in 0..100 {
             trail.clone().note(ran(number, ""));
-            let TrailSnapshot { kept, left_out } = trail.runs();
+            let TrailSnapshot { kept, left_out, .. } = trail.runs();
             assert_eq!(kept.len() + left_out, number + 1);
             assert_eq!(kept.last().unwrap().device, number.to_string());
         }

@@ -27,7 +27,7 @@ pub(crate) const STATUS_CHECK_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) enum PowerActionResult {
     /// The domain was started, or was on already.
-    Started,
+    Started { note: Option<String> },
     /// The domain was powered off for an off.
     PoweredOff { proof: ProvedOff, was_off: bool, note: Option<String> },
     /// The domain was powered off for a reboot, and there is no start to follow.
@@ -60,30 +60,40 @@ pub(crate) async fn run_power_action(
 ) -> Result<PowerActionResult, ActionError> {
     let is_reboot = match action {
         PowerAction::Status => return Err(ActionError::Refused(format!("{action} changes no power"))),
-        PowerAction::On => return backend.on(domain, lease).await.map(|()| PowerActionResult::Started),
+        PowerAction::On => {
+            backend.on(domain, lease).await?;
+            return Ok(PowerActionResult::Started { note: lease.trail().remarks() });
+        }
         PowerAction::Off => false,
         PowerAction::Reboot => true,
     };
     let down = backend.off(domain, is_reboot, lease).await?;
     seen_off(SeenOff { since: down.proof.since(), was_off: down.was_off, starts: down.restart.is_some() });
-    let PowerOffResult { proof, was_off, note, restart } = down;
+    let PowerOffResult { proof, was_off, note: said, restart } = down;
+    let note = || joined([said.clone(), lease.trail().remarks()]);
     let restart = match restart {
-        _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { proof, was_off, note }),
-        None => return Ok(PowerActionResult::NotToBeStarted { proof, was_off, note }),
+        _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { proof, was_off, note: note() }),
+        None => return Ok(PowerActionResult::NotToBeStarted { proof, was_off, note: note() }),
         Some(restart) => restart,
     };
     // The domain was taken down to come up again: that is owed to it, not to the client.
     let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
     Ok(match restart.start(&rest).await {
-        Ok(()) => PowerActionResult::Rebooted { proof, note },
+        Ok(()) => PowerActionResult::Rebooted { proof, note: note() },
         Err(error) => PowerActionResult::NotStarted { proof, error },
     })
+}
+
+/// Joins what there is to say.
+pub(crate) fn joined(notes: [Option<String>; 2]) -> Option<String> {
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
 }
 
 impl From<PowerActionResult> for RequestOutcome {
     fn from(result: PowerActionResult) -> Self {
         let (proof, said, note) = match result {
-            PowerActionResult::Started => return Self::is_on(),
+            PowerActionResult::Started { note } => return Self::started(note),
             PowerActionResult::PoweredOff { proof, was_off, note } => {
                 (proof, was_off.then_some("was off already"), note)
             }

@@ -10,8 +10,11 @@ use fence_core::evidence::{DomainSite, Finding, Sight};
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
+use self::saved::DiscardResult;
 use crate::hypervisor::Hypervisor;
 use crate::request::lease::Lease;
+
+mod saved;
 
 /// Time by which an event may be later than the reading.
 const EVENT_LAG: Duration = Duration::from_secs(1);
@@ -169,9 +172,35 @@ impl ActFailure {
     }
 }
 
-/// Powers a domain off, and waits until a reading shows that the instance has ended. Runs on a blocking
+/// Powers a domain off, waits until a reading shows that the instance has ended, and discards the memory that
+/// a managed save left: nobody may wake the domain with the memory of before its fencing. Runs on a blocking
 /// thread.
 pub(super) fn take_down(
+    connection: &Connection,
+    order: PowerOffOrder,
+    lease: &Lease,
+    memory: &Hypervisor,
+    progress: &mut PowerOffProgress,
+) -> Result<PowerOffHere, ActFailure> {
+    loop {
+        let here = end_instance(connection, order, lease, memory, progress)?;
+        let discarded = match saved::discard(connection, order.uuid)? {
+            DiscardResult::NoneThere => false,
+            DiscardResult::Removed => true,
+            DiscardResult::StillThere(why) => return Err(ActionError::Refused(why).into()),
+        };
+        if discarded {
+            lease.trail().remark(saved::DISCARDED);
+        }
+        let replaced = order.for_reboot && matches!(here, PowerOffHere::Ended { start_from: None, .. });
+        if !discarded && !replaced || !saved::is_old_machine_on(connection, order.uuid, discarded)? {
+            return Ok(here);
+        }
+    }
+}
+
+/// Powers a domain off, and waits until a reading shows that the instance has ended.
+fn end_instance(
     connection: &Connection,
     order: PowerOffOrder,
     lease: &Lease,
@@ -373,7 +402,7 @@ pub(super) fn bring_up(
         lease.check()?;
         let started = match source {
             StartSource::Definition => match connection.domain_by_uuid(uuid)? {
-                Some(domain) => domain.create(),
+                Some(domain) => saved::boot(&domain, lease.trail()),
                 None => return Err(ActionError::Gone.into()),
             },
             StartSource::Xml(xml) => connection.create_xml(xml).map(drop),
