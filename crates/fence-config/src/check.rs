@@ -11,6 +11,7 @@ mod daemon;
 mod groups;
 mod known;
 mod listeners;
+mod peers;
 mod text;
 mod values;
 

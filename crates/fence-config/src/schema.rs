@@ -27,6 +27,8 @@ pub const DEFAULT_URI: &str = "qemu:///system";
 pub const DEFAULT_GROUP: &str = "fence-agents";
 /// Longest name of a process group in bytes. Corosync allows 127, and the second group has two more.
 pub const MAX_GROUP_NAME: usize = 125;
+/// Most hosts of `peers`.
+pub const MAX_PEERS: usize = 64;
 /// Default time before a host that does not own the target answers.
 pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
 /// Longest `negative_delay`: agents give up after 30 s by default, so a longer one is a mistake.
@@ -108,6 +110,27 @@ pub struct DaemonSection {
     pub metrics: Option<MetricsAddress>,
     /// `client_timeout`, in seconds: time for which clients wait for their answer (their `-t`). Default 30 s.
     pub client_timeout: Duration,
+    /// `peers`: the other hosts that may have the same domains. Default: they are looked for.
+    pub peers: Peers,
+    /// `peer_key_file`: key of the messages between hosts. Default: the key of the multicast listener.
+    pub peer_key_file: Option<PathBuf>,
+    /// `peer_port`: UDP port for messages of the hosts of `peers`. Default 1229.
+    pub peer_port: u16,
+    /// `peer_down_command`: program that proves a silent host down. Default: none.
+    pub peer_down_command: Option<PathBuf>,
+}
+
+/// `peers`: the other hosts, which corosync does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Peers {
+    /// Not set: the daemon looks for them in its multicast groups.
+    #[default]
+    Discovered,
+    /// `"none"`: no other host has the same domains; nothing is sent.
+    Nobody,
+    /// These, by address and port.
+    Listed(Vec<SocketAddr>),
 }
 
 /// `metrics`: an address that only this host reaches.

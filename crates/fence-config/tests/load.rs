@@ -91,6 +91,10 @@ fn defaults() {
                 sandbox: true,
                 metrics: None,
                 client_timeout: Duration::from_secs(30),
+                peers: Peers::Discovered,
+                peer_key_file: None,
+                peer_port: 1229,
+                peer_down_command: None,
             },
             listeners: vec![
                 Listener::Multicast(MulticastListener {
@@ -470,6 +474,58 @@ fn blocks_not_in_use_only_warn() {
             "1:62: warning: bad-value: bad value \"0\" for `port`",
             "1:100: warning: bad-value: bad value \"x\" for `name_mode`",
         ]
+    );
+}
+
+#[test]
+fn peers_are_none_or_addresses() {
+    let peers = |keys: &str| clean(&format!("fence_virtd {{ {keys} }}")).daemon;
+    let listed = |keys: &str| match peers(keys).peers {
+        Peers::Listed(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(peers("").peers, Peers::Discovered);
+    assert_eq!(peers("peers = \" None \";").peers, Peers::Nobody);
+    assert_eq!(
+        listed("peers = \"10.0.0.2, 10.0.0.3:1230 fd00::4,[fd00::5]:7\";"),
+        ["10.0.0.2:1229", "10.0.0.3:1230", "[fd00::4]:1229", "[fd00::5]:7"]
+    );
+    assert_eq!(listed("peers = \"10.0.0.2, 10.0.0.3:1230\"; peer_port = \"99\";")[0], "10.0.0.2:99");
+    let all = peers(
+        "peers = \"10.0.0.2\"; peer_key_file = \"/k\"; peer_port = \"99\"; peer_down_command = \"/c\";",
+    );
+    assert_eq!(all.peer_key_file.as_deref(), Some(std::path::Path::new("/k")));
+    assert_eq!(all.peer_down_command.as_deref(), Some(std::path::Path::new("/c")));
+    assert_eq!(all.peer_port, 99);
+}
+
+#[test]
+fn bad_peers_are_named_with_their_place() {
+    let found = |keys: &str| only(format!("fence_virtd {{\n{keys} }}"));
+    for bad in ["h2", "10.0.0.256", "225.0.0.12", "0.0.0.0", "255.255.255.255", "10.0.0.2:0", "::", "[::1]"] {
+        assert_eq!(
+            found(&format!("peers = \"10.0.0.9, {bad}\";")),
+            format!("2:9: error: bad-value: \"{bad}\" in `peers` is no address of a host")
+        );
+    }
+    assert!(found("peers = \" , \";").contains("bad-value"));
+    let many: Vec<_> = (1..=MAX_PEERS + 1).map(|it| format!("10.0.0.{it}")).collect();
+    assert!(found(&format!("peers = \"{}\";", many.join(","))).contains("bad-value"));
+    assert!(
+        found("peers = \"10.0.0.2,10.0.0.2\";").contains("warning: repeated: `peers` names 10.0.0.2:1229")
+    );
+    assert_eq!(
+        found("peers = \"10.0.0.2\"; listener = \"serial\";"),
+        "2:9: error: bad-value: `peers` needs `peer_key_file`: no listener here has a key that could be used"
+    );
+    clean("fence_virtd { peers = \"10.0.0.2\"; listener = \"serial\"; peer_key_file = \"/k\"; }");
+    assert_eq!(
+        found("peers = \"none\"; peer_down_command = \"/c\";"),
+        "2:17: warning: no-effect: `peer_down_command` has no effect with peers = \"none\""
+    );
+    assert_eq!(
+        found("peer_port = \"77\";"),
+        "2:1: warning: no-effect: `peer_port` has no effect without `peers`"
     );
 }
 

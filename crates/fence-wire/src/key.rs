@@ -155,6 +155,11 @@ impl Key {
         Ok(Self(Zeroizing::new(content[..content.len().min(KEY_MAX)].to_vec())))
     }
 
+    /// Makes a key from bytes that were computed, not read from a file.
+    pub(crate) fn from_bytes(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+
     /// Returns the number of bytes of the file that count.
     #[must_use]
     pub fn length(&self) -> usize {

@@ -16,6 +16,7 @@ mod cpg;
 mod family;
 mod handshake;
 mod host_list;
+mod host_message;
 mod key;
 mod layout;
 mod request;
@@ -36,6 +37,10 @@ pub use handshake::{
     HostStream, ProofError, VerifiedProof, VerifiedProof as Proved, draw_challenge,
 };
 pub use host_list::{HOST_LIST_END, HOST_LIST_ENTRY_LEN, HostListEntry, HostListItem};
+pub use host_message::{
+    HOST_MAGIC, HOST_MESSAGE_LEN, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage,
+    HostMessageError, HostNonce, HostSight, HostsKey, PairKey, ReceivedHostMessage,
+};
 pub use key::{ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, SealedHash, UnknownHash};
 pub use layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN, UUID_FLAG};
 pub use request::{

@@ -33,8 +33,10 @@ impl Checker<'_> {
         };
         // Two names of one setting: the last one in the file counts.
         let wait = body.keys.iter().rfind(|it| it.id.is("wait_for_init") || it.id.is("wait_for_backend"));
+        let listeners = self.read_list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]);
+        let peers = self.read_peer_settings(&body, &listeners);
         DaemonSection {
-            listeners: self.read_list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]),
+            listeners,
             backends: self.read_backend_list(body.key("backend")),
             foreground: self.read_word(body.key("foreground")).unwrap_or(false),
             wait_for_init: self.read_word(wait.copied()).unwrap_or(false),
@@ -50,6 +52,10 @@ impl Checker<'_> {
             client_timeout: self
                 .read_seconds(body.key("client_timeout"), DEFAULT_CLIENT_TIMEOUT, MAX_CLIENT_TIMEOUT)
                 .unwrap_or(DEFAULT_CLIENT_TIMEOUT),
+            peers: peers.setting,
+            peer_key_file: peers.key_file,
+            peer_port: peers.port,
+            peer_down_command: peers.down_command,
         }
     }
 

@@ -65,6 +65,10 @@ pub(super) const KNOWN: &[KnownBlock] = &[
             "sandbox",
             "metrics",
             "client_timeout",
+            "peers",
+            "peer_key_file",
+            "peer_port",
+            "peer_down_command",
         ],
         ..KnownBlock::NONE
     },

@@ -77,7 +77,11 @@ impl Checker<'_> {
     }
 
     fn read_port(&mut self, body: &BlockBody<'_>) -> u16 {
-        let Some(assignment) = body.key("port") else { return DEFAULT_PORT };
+        self.read_port_of(body.key("port"))
+    }
+
+    pub(super) fn read_port_of(&mut self, assignment: Option<&Assignment>) -> u16 {
+        let Some(assignment) = assignment else { return DEFAULT_PORT };
         let Some(text) = self.trimmed(assignment) else { return DEFAULT_PORT };
         match parse_number(text).and_then(|it| u16::try_from(it).ok()) {
             Some(port) if port > 0 => port,

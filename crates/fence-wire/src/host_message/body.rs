@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Bodies of host messages, 84 bytes each.
+//!
+//! ```text
+//! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 48, NUL-padded
+//! ask     0 UUID 16 · 16 milliseconds left 2 · 18 name of the domain 64, NUL-padded, cut after 63 bytes
+//! answer  0 UUID 16 · 16 sight 1 · 17 sight of another domain of that name 1 · 18 reason 66, NUL-padded
+//! ```
+
+use super::{HostId, HostMessageError};
+use crate::text::{cut, until_nul};
+
+const HELLO_NAME: core::ops::Range<usize> = 36..84;
+const ASK_NAME: core::ops::Range<usize> = 18..82;
+const REASON: core::ops::Range<usize> = 18..84;
+
+/// Presentation of a host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostHello {
+    /// Public key (X25519); the sender of the message is its [`HostId`].
+    pub public: [u8; 32],
+    /// UDP port at which the host takes messages; 0: by the multicast group alone.
+    pub port: u16,
+    /// Domains that it has, running or not; 65535 for more.
+    pub domains: u16,
+    /// Name of the host, cut after 47 bytes.
+    pub name: String,
+}
+
+/// Question about one domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostAsk {
+    /// UUID of the domain.
+    pub uuid: [u8; 16],
+    /// Milliseconds for which the asker waits.
+    pub left_ms: u16,
+    /// Name of the domain, cut after 63 bytes as in a request.
+    pub name: String,
+}
+
+/// Answer about one domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostAnswer {
+    /// UUID of the question.
+    pub uuid: [u8; 16],
+    /// What was seen.
+    pub sight: HostSight,
+    /// What was seen of another domain that has the name, if there is one.
+    pub other_of_name: Option<HostSight>,
+    /// Why nothing can be said, or more about the sight; cut after 65 bytes.
+    pub reason: String,
+}
+
+/// What a look found at a host.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum HostSight {
+    /// Running, or in a state that holds its disks.
+    On = 1,
+    /// Paused by a migration, coming or going.
+    Moving = 2,
+    /// Defined, and off.
+    Off = 3,
+    /// Not known there.
+    Absent = 4,
+    /// It went to another host.
+    MovedAway = 5,
+    /// Could not be looked at.
+    Unknown = 6,
+}
+
+impl HostSight {
+    /// Every sight.
+    pub const ALL: [Self; 6] =
+        [Self::On, Self::Moving, Self::Off, Self::Absent, Self::MovedAway, Self::Unknown];
+
+    fn decode(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| *it as u8 == number)
+    }
+}
+
+impl HostHello {
+    pub(super) fn encode(&self, body: &mut [u8]) {
+        body[..32].copy_from_slice(&self.public);
+        body[32..34].copy_from_slice(&self.port.to_le_bytes());
+        body[34..36].copy_from_slice(&self.domains.to_le_bytes());
+        put(&mut body[HELLO_NAME], &self.name);
+    }
+
+    pub(super) fn decode(body: &[u8; 84], sender: HostId) -> Result<Self, HostMessageError> {
+        let public = core::array::from_fn(|i| body[i]);
+        if HostId::of(&public) != sender {
+            return Err(HostMessageError::Field("public key"));
+        }
+        let name = text(&body[HELLO_NAME], "name of the host")?;
+        if name.is_empty() {
+            return Err(HostMessageError::Field("name of the host"));
+        }
+        Ok(Self { public, port: number(body, 32), domains: number(body, 34), name })
+    }
+}
+
+impl HostAsk {
+    pub(super) fn encode(&self, body: &mut [u8]) {
+        body[..16].copy_from_slice(&self.uuid);
+        body[16..18].copy_from_slice(&self.left_ms.to_le_bytes());
+        put(&mut body[ASK_NAME], &self.name);
+    }
+
+    pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
+        let name = text(&body[ASK_NAME], "name of the domain")?;
+        if body[ASK_NAME.end..] != [0; 2] {
+            return Err(HostMessageError::Field("pad"));
+        }
+        Ok(Self { uuid: core::array::from_fn(|i| body[i]), left_ms: number(body, 16), name })
+    }
+}
+
+impl HostAnswer {
+    pub(super) fn encode(&self, body: &mut [u8]) {
+        body[..16].copy_from_slice(&self.uuid);
+        body[16] = self.sight as u8;
+        body[17] = self.other_of_name.map_or(0, |it| it as u8);
+        put(&mut body[REASON], &self.reason);
+    }
+
+    pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
+        let sight = |number| HostSight::decode(number).ok_or(HostMessageError::Field("sight"));
+        let other_of_name = if body[17] == 0 { None } else { Some(sight(body[17])?) };
+        Ok(Self {
+            uuid: core::array::from_fn(|i| body[i]),
+            sight: sight(body[16])?,
+            other_of_name,
+            reason: text(&body[REASON], "reason")?,
+        })
+    }
+}
+
+fn number(body: &[u8; 84], at: usize) -> u16 {
+    u16::from_le_bytes([body[at], body[at + 1]])
+}
+
+/// Writes a text without control characters, which the receiver refuses, and with a NUL behind it.
+fn put(field: &mut [u8], text: &str) {
+    let text: String = text.chars().map(|it| if it.is_control() { '?' } else { it }).collect();
+    let text = cut(&text, field.len() - 1);
+    field[..text.len()].copy_from_slice(text.as_bytes());
+}
+
+fn text(field: &[u8], what: &'static str) -> Result<String, HostMessageError> {
+    let bytes = until_nul(field).ok_or(HostMessageError::Field(what))?;
+    let text = core::str::from_utf8(bytes).map_err(|_| HostMessageError::Field(what))?;
+    let rest = &field[bytes.len()..];
+    if text.chars().any(char::is_control) || rest.iter().any(|it| *it != 0) {
+        return Err(HostMessageError::Field(what));
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Messages between hosts: nothing is believed without its proof, and what is read means the same when written
+//! again. The fuzzer can't make a proof, so the target makes the second one for it, as a guest with the key
+//! could.
+#![no_main]
+
+use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostMessage, HostsKey, Key, PairKey};
+use hmac::{Hmac, KeyInit, Mac};
+use libfuzzer_sys::fuzz_target;
+
+const KEY: &[u8] = b"the key of the fuzzer";
+
+fuzz_target!(|data: &[u8]| {
+    let hosts = HostsKey::of(&Key::new(b"the key of the fuzzer").expect("long enough"));
+    assert!(HostMessage::decode(data, core::slice::from_ref(&hosts)).is_err());
+    let Some(data) = data.first_chunk::<HOST_MESSAGE_LEN>() else { return };
+    let mut bytes = *data;
+    bytes[..3].copy_from_slice(&[0x48, 3, 1]);
+    let proof = mac(&mac(KEY, &[b"fence_virt hosts\0"]), &[b"fence_virt host message\0", &bytes[..144]]);
+    bytes[144..].copy_from_slice(&proof);
+    let Ok(received) = HostMessage::decode(&bytes, core::slice::from_ref(&hosts)) else { return };
+    let pair = PairKey::of(&[7; 32]);
+    assert!(received.proved_answer(&pair).is_none());
+    if !matches!(received.message().body, HostBody::Answer(_)) {
+        assert_eq!(received.message().encode(&hosts), bytes);
+    }
+});
+
+fn mac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key).expect("any length");
+    parts.iter().for_each(|it| mac.update(it));
+    mac.finalize().into_bytes().to_vec()
+}
