@@ -14,5 +14,6 @@ pub mod domain;
 pub mod evidence;
 pub mod history;
 pub mod host_down;
+pub mod hosts;
 #[cfg(test)]
 mod schedules;

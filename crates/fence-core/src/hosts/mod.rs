@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The other hosts where no corosync knows them: who is known, who must answer a question, and what the answers
+//! mean.
+//!
+//! Owns the rules by which silence never counts as an answer: a host that was heard once must answer each
+//! question until an administrator forgets it. Values only. Must never drop a host by itself, whatever comes
+//! in.
+
+mod round;
+mod schedule;
+mod table;
+
+#[cfg(test)]
+mod proptests;
+
+pub use round::{AnswerResult, HostFinding, Respondent, Round, strongest};
+pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule};
+pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS};

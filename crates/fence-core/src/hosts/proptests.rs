@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use fence_wire::{HostAnswer, HostHello, HostId, HostSight};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Something that happens to the table.
+#[derive(Clone, Debug)]
+enum Event {
+    Hello { host: u8, from: u8 },
+    Legacy { from: u8 },
+    Forget { host: u8 },
+}
+
+fn hello(host: u8) -> HostHello {
+    HostHello { public: [host; 32], port: 0, domains: 1, name: format!("h{host}") }
+}
+
+fn id(host: u8) -> HostId {
+    HostId::of(&[host; 32])
+}
+
+fn address(from: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, from])
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        8 => (0..90_u8, any::<u8>()).prop_map(|(host, from)| Event::Hello { host, from }),
+        1 => (0..9_u8).prop_map(|from| Event::Legacy { from }),
+        1 => (0..90_u8).prop_map(|host| Event::Forget { host }),
+    ];
+    proptest::collection::vec(event, 0..200)
+}
+
+fn sights() -> impl Strategy<Value = HostSight> {
+    (0..6_usize).prop_map(|it| HostSight::ALL[it])
+}
+
+fn answer(uuid: [u8; 16], sight: HostSight) -> HostAnswer {
+    HostAnswer { uuid, sight, other_of_name: None, reason: String::new() }
+}
+
+proptest! {
+    /// A host that was heard is asked, and is in the findings, until it is forgotten. If there was no room
+    /// for it, the table says that one is missing.
+    #[test]
+    fn whoever_was_heard_must_answer_until_forgotten(events in events()) {
+        let mut table = KnownHosts::default();
+        let mut heard = BTreeSet::new();
+        for event in events {
+            match event {
+                Event::Hello { host, from } => {
+                    let result = table.heard(&hello(host), address(from), 7);
+                    prop_assert_eq!(result == HeardHost::NoRoom, table.host(id(host)).is_none());
+                    heard.insert(host);
+                }
+                Event::Legacy { from } => { table.heard_legacy(address(from), 1, 7); }
+                Event::Forget { host } => {
+                    let forgotten = table.forget(&format!("H{host}"));
+                    prop_assert!(forgotten.iter().all(|it| it.id == id(host)));
+                    // One that had no room and is not forgotten says hello again, since the caller does.
+                    if !forgotten.is_empty() {
+                        heard.retain(|it| table.host(id(*it)).is_some());
+                    }
+                    if table.missing().is_none() { heard.remove(&host); }
+                }
+            }
+            prop_assert!(table.all().count() <= MAX_HOSTS);
+            let round = Round::new([1; 8], [2; 16], table.all().map(|it| Respondent::Host(it.id)));
+            for host in &heard {
+                let who = Respondent::Host(id(*host));
+                let is_asked = round.findings().iter().any(|it| it.who == who && it.answer.is_none());
+                prop_assert!(is_asked || table.missing().is_some(), "h{} is left out", host);
+            }
+        }
+    }
+
+    /// Only the answer of an asked host with this question's nonce and UUID counts, and the first one stays.
+    #[test]
+    fn no_other_answer_counts(
+        asked in proptest::collection::btree_set(0..8_u8, 1..5),
+        answers in proptest::collection::vec((0..10_u8, 0..3_u8, 0..3_u8, sights()), 0..40),
+    ) {
+        let (nonce, uuid) = ([1; 8], [1; 16]);
+        let mut round = Round::new(nonce, uuid, asked.iter().map(|it| Respondent::Host(id(*it))));
+        let mut counted = std::collections::BTreeMap::new();
+        for (sender, nonce_of, uuid_of, sight) in answers {
+            let result = round.take(id(sender), [nonce_of; 8], &answer([uuid_of; 16], sight));
+            let fits = nonce_of == 1 && uuid_of == 1 && asked.contains(&sender);
+            prop_assert_eq!(result == AnswerResult::Foreign, !fits);
+            if fits { counted.entry(sender).or_insert(sight); }
+        }
+        prop_assert_eq!(round.findings().len(), asked.len());
+        for host in &asked {
+            let who = Respondent::Host(id(*host));
+            let found = round.findings().iter().find(|it| it.who == who).unwrap();
+            prop_assert_eq!(found.answer.as_ref().map(|it| it.sight), counted.get(host).copied());
+        }
+        prop_assert_eq!(round.is_complete(), counted.len() == asked.len());
+    }
+
+    /// What one host tells of several hypervisors never hides that the domain may be on.
+    #[test]
+    fn no_sight_hides_a_stronger_one(sights in proptest::collection::vec(sights(), 0..6)) {
+        use HostSight::{Absent, MovedAway, Moving, Off, On, Unknown};
+        let told = strongest(sights.iter().copied());
+        prop_assert!(sights.contains(&told) || (sights.is_empty() && told == Unknown));
+        let is_told = |it: HostSight| sights.contains(&it);
+        prop_assert_eq!(told == On, is_told(On));
+        prop_assert!(!is_told(Moving) || matches!(told, On | Moving));
+        prop_assert!(!is_told(Unknown) || matches!(told, On | Moving | Unknown));
+        prop_assert_eq!(told == Absent, !sights.is_empty() && sights.iter().all(|it| *it == Absent));
+        prop_assert!(!matches!(told, Off | MovedAway) || !(is_told(On) || is_told(Moving) || is_told(Unknown)));
+    }
+
+    /// A hello goes out at least once a minute, and, however often others show, not more than once a second.
+    #[test]
+    fn hellos_are_regular_and_rare(hurries in proptest::collection::vec(0..400_u64, 0..200)) {
+        let start = Instant::now();
+        let mut schedule = HelloSchedule::new(start);
+        let mut sent = Vec::new();
+        let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+        for tenths in 0..3000 {
+            if hurries.contains(&tenths) { schedule.hurry(at(tenths)); }
+            if schedule.is_due(at(tenths)) { sent.push(tenths); }
+        }
+        prop_assert!(sent[0] == 0 && sent.iter().filter(|it| **it < 10).count() >= 3);
+        for pair in sent.windows(2) {
+            prop_assert!(pair[1] - pair[0] <= 600);
+            prop_assert!(pair[1] < 16 || pair[1] - pair[0] >= 10, "{:?}", pair);
+        }
+    }
+}
+
+#[test]
+fn a_pin_belongs_to_the_first_host_until_it_is_forgotten() {
+    let mut table = KnownHosts::default();
+    let place: SocketAddr = "10.0.0.2:1229".parse().unwrap();
+    table.heard(&hello(2), address(2), 7);
+    assert!(table.pin(place, id(2)) && table.pin(place, id(2)));
+    assert!(!table.pin(place, id(3)));
+    assert_eq!(table.pinned(&place), Some(id(2)));
+    assert_eq!(table.forget("10.0.0.2").len(), 1);
+    assert_eq!(table.pinned(&place), None);
+    assert!(table.pin(place, id(3)));
+}
+
+#[test]
+fn hosts_are_named_by_name_address_and_id() {
+    for text in ["H2", "10.0.0.2", "10.0.0.9", &id(2).to_string()] {
+        let mut table = KnownHosts::default();
+        table.heard(&hello(2), address(9), 7);
+        assert_eq!(table.heard(&hello(2), address(2), 8), HeardHost::Changed);
+        table.heard(&hello(3), address(3), 7);
+        assert_eq!(table.host(id(2)).unwrap().to_string(), "h2 (10.0.0.2)");
+        assert_eq!(table.forget(text).len(), 1, "{text}");
+        assert_eq!(table.all().map(|it| it.id).collect::<Vec<_>>(), [id(3)]);
+    }
+    let mut table = KnownHosts::default();
+    table.heard_legacy(address(7), 4, 7);
+    assert_eq!(table.all().next().unwrap().to_string(), "10.0.0.7");
+    assert!(table.forget("10.0.0.8").is_empty() && table.forget("10.0.0.7").len() == 1);
+}
+
+#[test]
+fn one_host_at_two_addresses_answers_once() {
+    let places: [SocketAddr; 2] = ["10.0.0.2:1229".parse().unwrap(), "10.1.0.2:1229".parse().unwrap()];
+    let mut round = Round::new([1; 8], [1; 16], places.map(Respondent::Address));
+    assert_eq!(round.take(id(2), [1; 8], &answer([1; 16], HostSight::Absent)), AnswerResult::Foreign);
+    round.met(places[0], id(2));
+    round.met(places[1], id(2));
+    assert_eq!(round.silent().collect::<Vec<_>>(), [Respondent::Host(id(2))]);
+    assert_eq!(round.take(id(2), [1; 8], &answer([1; 16], HostSight::Absent)), AnswerResult::Taken);
+    assert!(round.is_complete());
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One question to the other hosts, and its answers.
+//!
+//! Everyone who must answer is in it from the beginning, and stays silent until an answer with the nonce and
+//! the UUID of this very question is taken. The caller has proved that the sender made the answer.
+
+use std::net::SocketAddr;
+
+use fence_wire::{HostAnswer, HostId, HostNonce, HostSight};
+
+/// Somebody who must answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Respondent {
+    /// The host with this id.
+    Host(HostId),
+    /// Whoever is at this address of `peers`; nobody ever answered there.
+    Address(SocketAddr),
+}
+
+/// What was found at one of those who must answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostFinding {
+    /// Who.
+    pub who: Respondent,
+    /// The answer; none from a silent one.
+    pub answer: Option<HostAnswer>,
+}
+
+/// What an answer meant to a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AnswerResult {
+    /// It is the first one of this host, and counts.
+    Taken,
+    /// The host had answered.
+    Repeated,
+    /// It belongs to another question, or to nobody who was asked.
+    Foreign,
+}
+
+/// Question that is open.
+#[derive(Clone, Debug)]
+pub struct Round {
+    nonce: HostNonce,
+    uuid: [u8; 16],
+    findings: Vec<HostFinding>,
+}
+
+impl Round {
+    /// Opens a question to all these, each of them silent.
+    pub fn new(nonce: HostNonce, uuid: [u8; 16], who: impl IntoIterator<Item = Respondent>) -> Self {
+        let mut round = Self { nonce, uuid, findings: Vec::new() };
+        who.into_iter().for_each(|it| round.must_answer(it));
+        round
+    }
+
+    /// Returns the nonce of the question.
+    pub fn nonce(&self) -> HostNonce {
+        self.nonce
+    }
+
+    /// Adds somebody who became known while the question was open.
+    pub fn must_answer(&mut self, who: Respondent) {
+        if !self.findings.iter().any(|it| it.who == who) {
+            self.findings.push(HostFinding { who, answer: None });
+        }
+    }
+
+    /// Notes which host it is that is at an address.
+    pub fn met(&mut self, address: SocketAddr, id: HostId) {
+        let place = self.findings.iter().position(|it| it.who == Respondent::Address(address));
+        let Some(place) = place else { return };
+        if self.findings.iter().any(|it| it.who == Respondent::Host(id)) {
+            // One host at two addresses: one answer is enough for both.
+            self.findings.remove(place);
+        } else {
+            self.findings[place].who = Respondent::Host(id);
+        }
+    }
+
+    /// Takes an answer that `sender` has proved to have made.
+    pub fn take(&mut self, sender: HostId, nonce: HostNonce, answer: &HostAnswer) -> AnswerResult {
+        if nonce != self.nonce || answer.uuid != self.uuid {
+            return AnswerResult::Foreign;
+        }
+        let asked = self.findings.iter_mut().find(|it| it.who == Respondent::Host(sender));
+        let Some(finding) = asked else { return AnswerResult::Foreign };
+        if finding.answer.is_some() {
+            // The first one counts: it is of a look after the question, as all are.
+            return AnswerResult::Repeated;
+        }
+        finding.answer = Some(answer.clone());
+        AnswerResult::Taken
+    }
+
+    /// Returns true when nobody is silent.
+    pub fn is_complete(&self) -> bool {
+        self.findings.iter().all(|it| it.answer.is_some())
+    }
+
+    /// Returns those who have not answered.
+    pub fn silent(&self) -> impl Iterator<Item = Respondent> {
+        self.findings.iter().filter(|it| it.answer.is_none()).map(|it| it.who)
+    }
+
+    /// Returns what was found: an entry for each one who must answer.
+    pub fn findings(&self) -> &[HostFinding] {
+        &self.findings
+    }
+}
+
+/// Returns what one host tells of all that it saw at its hypervisors: whatever speaks most against "off".
+/// Nothing seen at all is no sight.
+pub fn strongest(sights: impl IntoIterator<Item = HostSight>) -> HostSight {
+    const ORDER: [HostSight; 6] = [
+        HostSight::On,
+        HostSight::Moving,
+        HostSight::Unknown,
+        HostSight::Off,
+        HostSight::MovedAway,
+        HostSight::Absent,
+    ];
+    let rank = |sight: HostSight| ORDER.iter().position(|it| *it == sight).unwrap_or_default();
+    sights.into_iter().min_by_key(|it| rank(*it)).unwrap_or(HostSight::Unknown)
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Table of the hosts that were ever heard.
+//!
+//! A host leaves it only by [`KnownHosts::forget`]. A host that finds no room is noted too: while it may be
+//! missing, nobody may believe that the table has all.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use fence_wire::{HostHello, HostId};
+
+/// Most hosts that are remembered.
+pub const MAX_HOSTS: usize = 64;
+/// Addresses of one host that are remembered, the latest first.
+pub const MAX_HOST_ADDRESSES: usize = 4;
+
+/// What kind of daemon a host runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostKind {
+    /// One of ours, with its public key. It answers host messages.
+    Ours([u8; 32]),
+    /// A C daemon, or an older one of ours. It knows only the messages of clients.
+    Legacy,
+}
+
+/// Host that was heard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KnownHost {
+    /// Name on the wire; of a legacy host, made of its address.
+    pub id: HostId,
+    /// What it runs.
+    pub kind: HostKind,
+    /// The name that it told; of a legacy host, its address.
+    pub name: String,
+    /// Addresses from which it was heard, the latest first.
+    pub addresses: Vec<IpAddr>,
+    /// Domains that it had when it was last heard.
+    pub domains: u16,
+    /// Seconds since 1970 when it was first heard. For people: no decision depends on it.
+    pub first_heard: u64,
+    /// Seconds since 1970 when it was last heard. For people too.
+    pub last_heard: u64,
+}
+
+/// Shows name and address: `h2 (10.0.0.2)`.
+impl fmt::Display for KnownHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.addresses.first() {
+            Some(address) if address.to_string() != self.name => write!(f, "{} ({address})", self.name),
+            _ => f.write_str(&self.name),
+        }
+    }
+}
+
+/// What a hello meant to the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeardHost {
+    /// The host was not known.
+    New,
+    /// The host was known, and its name, key or address is another one now.
+    Changed,
+    /// The host was known.
+    Known,
+    /// The host was not known, and there is no room for it. From now on nobody can say that all were asked.
+    NoRoom,
+}
+
+/// Every host that was heard and not forgotten.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KnownHosts {
+    hosts: BTreeMap<HostId, KnownHost>,
+    /// The host that first answered at an address of `peers`. No other may answer there.
+    pins: BTreeMap<SocketAddr, HostId>,
+    /// Why a host may be missing here.
+    missing: Option<String>,
+}
+
+impl KnownHosts {
+    /// Notes a hello that came from `from`.
+    pub fn heard(&mut self, hello: &HostHello, from: IpAddr, now: u64) -> HeardHost {
+        let id = HostId::of(&hello.public);
+        self.note(id, HostKind::Ours(hello.public), &hello.name, from, hello.domains, now)
+    }
+
+    /// Notes a legacy host that answered a request at its address.
+    pub fn heard_legacy(&mut self, from: IpAddr, domains: u16, now: u64) -> HeardHost {
+        self.note(legacy_id(from), HostKind::Legacy, &from.to_string(), from, domains, now)
+    }
+
+    /// Enters a host of an earlier run.
+    pub fn restore(&mut self, host: KnownHost) {
+        if self.hosts.len() < MAX_HOSTS || self.hosts.contains_key(&host.id) {
+            self.hosts.insert(host.id, host);
+        } else {
+            self.note_missing(no_room());
+        }
+    }
+
+    /// Notes that a host may be missing: the table is full, or its file was damaged.
+    pub fn note_missing(&mut self, why: String) {
+        self.missing.get_or_insert(why);
+    }
+
+    /// Returns why a host may be missing, if one may be.
+    pub fn missing(&self) -> Option<&str> {
+        self.missing.as_deref()
+    }
+
+    /// Notes which host answered first at an address of `peers`. Returns false if another one did before.
+    pub fn pin(&mut self, address: SocketAddr, id: HostId) -> bool {
+        *self.pins.entry(address).or_insert(id) == id
+    }
+
+    /// Returns the host that first answered at an address of `peers`.
+    pub fn pinned(&self, address: &SocketAddr) -> Option<HostId> {
+        self.pins.get(address).copied()
+    }
+
+    /// Returns all pins.
+    pub fn pins(&self) -> impl Iterator<Item = (SocketAddr, HostId)> {
+        self.pins.iter().map(|(address, id)| (*address, *id))
+    }
+
+    /// Returns the host with this id.
+    pub fn host(&self, id: HostId) -> Option<&KnownHost> {
+        self.hosts.get(&id)
+    }
+
+    /// Returns all hosts.
+    pub fn all(&self) -> impl Iterator<Item = &KnownHost> {
+        self.hosts.values()
+    }
+
+    /// Forgets the hosts with this name, address or id, and the pins of that address. Only an administrator
+    /// may. What was missing for lack of room counts as heard again: the caller must say hello.
+    pub fn forget(&mut self, text: &str) -> Vec<KnownHost> {
+        let address: Option<IpAddr> = text.parse().ok();
+        let is_meant = |host: &KnownHost| {
+            host.name.eq_ignore_ascii_case(text)
+                || HostId::from_text(text) == Some(host.id)
+                || address.is_some_and(|it| host.addresses.contains(&it))
+        };
+        let (gone, kept) = std::mem::take(&mut self.hosts).into_iter().partition(|(_, it)| is_meant(it));
+        self.hosts = kept;
+        let gone: BTreeMap<HostId, KnownHost> = gone;
+        let before = self.pins.len();
+        self.pins
+            .retain(|at, id| !gone.contains_key(id) && Some(at.ip()) != address && at.to_string() != text);
+        if !gone.is_empty() || self.pins.len() != before {
+            self.missing = None;
+        }
+        gone.into_values().collect()
+    }
+
+    fn note(
+        &mut self,
+        id: HostId,
+        kind: HostKind,
+        name: &str,
+        from: IpAddr,
+        domains: u16,
+        now: u64,
+    ) -> HeardHost {
+        let is_full = self.hosts.len() >= MAX_HOSTS;
+        let Some(host) = self.hosts.get_mut(&id) else {
+            if is_full {
+                self.note_missing(no_room());
+                return HeardHost::NoRoom;
+            }
+            let name = name.to_owned();
+            let addresses = vec![from];
+            let host = KnownHost { id, kind, name, addresses, domains, first_heard: now, last_heard: now };
+            self.hosts.insert(id, host);
+            return HeardHost::New;
+        };
+        let is_same = host.kind == kind && host.name == name && host.addresses.first() == Some(&from);
+        host.addresses.retain(|it| *it != from);
+        host.addresses.insert(0, from);
+        host.addresses.truncate(MAX_HOST_ADDRESSES);
+        name.clone_into(&mut host.name);
+        (host.kind, host.domains, host.last_heard) = (kind, domains, now);
+        if is_same { HeardHost::Known } else { HeardHost::Changed }
+    }
+}
+
+fn no_room() -> String {
+    format!(
+        "more than {MAX_HOSTS} other hosts were heard, and not all are remembered; forget those that are gone: \
+         fence_virtd --forget HOST"
+    )
+}
+
+/// Returns the name of a legacy host in the table. It has no key, so its address stands for it.
+fn legacy_id(address: IpAddr) -> HostId {
+    let mut made = [0; 32];
+    made[..8].copy_from_slice(b"legacy\0\0");
+    match address {
+        IpAddr::V4(v4) => made[16..20].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => made[16..].copy_from_slice(&v6.octets()),
+    }
+    HostId::of(&made)
+}
