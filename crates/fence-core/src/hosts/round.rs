@@ -111,12 +111,14 @@ impl Round {
 /// Returns what one host tells of all that it saw at its hypervisors: whatever speaks most against "off".
 /// Nothing seen at all is no sight.
 pub fn strongest(sights: impl IntoIterator<Item = HostSight>) -> HostSight {
-    const ORDER: [HostSight; 6] = [
+    const ORDER: [HostSight; 7] = [
         HostSight::On,
         HostSight::Moving,
         HostSight::Unknown,
-        HostSight::Off,
+        // One that ended here after it came from another hypervisor of this host: where it is, is known.
+        HostSight::Ended,
         HostSight::MovedAway,
+        HostSight::Off,
         HostSight::Absent,
     ];
     let rank = |sight: HostSight| ORDER.iter().position(|it| *it == sight).unwrap_or_default();

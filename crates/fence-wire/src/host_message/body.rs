@@ -4,7 +4,7 @@
 //! ```text
 //! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 48, NUL-padded
 //! ask     0 UUID 16 · 16 milliseconds left 2 · 18 name of the domain 64, NUL-padded, cut after 63 bytes
-//! answer  0 UUID 16 · 16 sight 1 · 17 sight of another domain of that name 1 · 18 reason 66, NUL-padded
+//! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 66, NUL-padded
 //! ```
 
 use super::{HostId, HostMessageError};
@@ -45,8 +45,6 @@ pub struct HostAnswer {
     pub uuid: [u8; 16],
     /// What was seen.
     pub sight: HostSight,
-    /// What was seen of another domain that has the name, if there is one.
-    pub other_of_name: Option<HostSight>,
     /// Why nothing can be said, or more about the sight; cut after 65 bytes.
     pub reason: String,
 }
@@ -67,12 +65,14 @@ pub enum HostSight {
     MovedAway = 5,
     /// Could not be looked at.
     Unknown = 6,
+    /// An instance ran there and was seen to end for good, and nothing happened to the domain since.
+    Ended = 7,
 }
 
 impl HostSight {
     /// Every sight.
-    pub const ALL: [Self; 6] =
-        [Self::On, Self::Moving, Self::Off, Self::Absent, Self::MovedAway, Self::Unknown];
+    pub const ALL: [Self; 7] =
+        [Self::On, Self::Moving, Self::Off, Self::Absent, Self::MovedAway, Self::Unknown, Self::Ended];
 
     fn decode(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|it| *it as u8 == number)
@@ -120,17 +120,16 @@ impl HostAnswer {
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
         body[16] = self.sight as u8;
-        body[17] = self.other_of_name.map_or(0, |it| it as u8);
         put(&mut body[REASON], &self.reason);
     }
 
     pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
-        let sight = |number| HostSight::decode(number).ok_or(HostMessageError::Field("sight"));
-        let other_of_name = if body[17] == 0 { None } else { Some(sight(body[17])?) };
+        if body[17] != 0 {
+            return Err(HostMessageError::Field("pad"));
+        }
         Ok(Self {
             uuid: core::array::from_fn(|i| body[i]),
-            sight: sight(body[16])?,
-            other_of_name,
+            sight: HostSight::decode(body[16]).ok_or(HostMessageError::Field("sight"))?,
             reason: text(&body[REASON], "reason")?,
         })
     }
