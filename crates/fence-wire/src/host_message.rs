@@ -20,20 +20,19 @@
 //! key of all hosts fits, nor an answer without the proof of the two hosts.
 
 mod body;
+mod parts;
 
 use core::fmt;
 
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 pub use self::body::{HostAnswer, HostAsk, HostHello, HostSight};
+pub use self::parts::{HOST_MESSAGE_LEN, HostId, HostMessageError};
 use crate::key::{Key, KeyedMac, SealedHash, same};
-use crate::layout::{REQUEST_LEN, field};
+use crate::layout::field;
 
 /// First byte of a host message: no action has this number.
 pub const HOST_MAGIC: u8 = 0x48;
-/// Length of a host message in bytes: that of a request packet.
-pub const HOST_MESSAGE_LEN: usize = REQUEST_LEN;
 
 const HASH_TYPE: u8 = 3;
 const VERSION: u8 = 1;
@@ -42,34 +41,6 @@ const PAIR_PROOF: core::ops::Range<usize> = 112..144;
 const GROUP_PROOF: core::ops::Range<usize> = 144..HOST_MESSAGE_LEN;
 const PROOF_LEN: usize = 32;
 const NOBODY: [u8; 8] = [0; 8];
-
-/// Short name of a host: the first bytes of its public key's SHA-256.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct HostId(pub [u8; 8]);
-
-impl HostId {
-    /// Returns the name of the host with this public key.
-    #[must_use]
-    pub fn of(public: &[u8; 32]) -> Self {
-        let sum = Sha256::digest(public);
-        Self(core::array::from_fn(|i| sum[i]))
-    }
-
-    /// Reads the sixteen hex digits in which it is shown.
-    #[must_use]
-    pub fn from_text(text: &str) -> Option<Self> {
-        (text.len() == 16 && text.bytes().all(|it| it.is_ascii_hexdigit()))
-            .then(|| u64::from_str_radix(text, 16).ok())
-            .flatten()
-            .map(|it| Self(it.to_be_bytes()))
-    }
-}
-
-impl fmt::Display for HostId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", u64::from_be_bytes(self.0))
-    }
-}
 
 /// Random bytes of a question; its answers repeat them.
 pub type HostNonce = [u8; 8];
@@ -158,46 +129,8 @@ impl HostBody {
 #[derive(Clone, Debug)]
 pub struct ReceivedHostMessage {
     message: HostMessage,
+    key: usize,
     bytes: [u8; HOST_MESSAGE_LEN],
-}
-
-/// Reason why a host message is dropped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HostMessageError {
-    /// The length is not [`HOST_MESSAGE_LEN`].
-    #[error("{0} bytes instead of {HOST_MESSAGE_LEN}")]
-    Length(usize),
-    /// The first bytes are not those of a host message.
-    #[error("no message of a host")]
-    Magic,
-    /// No key of ours made the proof: another key on the sender's side, or a changed message.
-    #[error("the proof does not fit: another key on the sender's side, or a changed message")]
-    Proof,
-    /// A newer daemon's message.
-    #[error("unknown version {0} of the messages between hosts")]
-    Version(u8),
-    /// The kind is unknown.
-    #[error("unknown kind {0} of message")]
-    Kind(u8),
-    /// A field cannot be what it is.
-    #[error("the field \"{0}\" can't be read")]
-    Field(&'static str),
-}
-
-impl HostMessageError {
-    /// Returns a short word for counters.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Length(_) => "host-length",
-            Self::Magic => "host-magic",
-            Self::Proof => "host-hash-mismatch",
-            Self::Version(_) => "host-version",
-            Self::Kind(_) => "host-kind",
-            Self::Field(_) => "host-field",
-        }
-    }
 }
 
 impl HostMessage {
@@ -244,11 +177,8 @@ impl HostMessage {
             return Err(HostMessageError::Magic);
         }
         let (shown, signed) = (&bytes[GROUP_PROOF], &bytes[..GROUP_PROOF.start]);
-        // Every key is tried, as the time must not tell which one fits.
-        let fitting = keys.iter().filter(|key| is_same(&proof(&key.0, signed), shown)).count();
-        if fitting == 0 {
-            return Err(HostMessageError::Proof);
-        }
+        let fits = |key: &HostsKey| is_same(&proof(&key.0, signed), shown);
+        let key = keys.iter().position(fits).ok_or(HostMessageError::Proof)?;
         if bytes[2] != VERSION {
             return Err(HostMessageError::Version(bytes[2]));
         }
@@ -266,7 +196,7 @@ impl HostMessage {
         }
         let recipient = Some(field(bytes, 12)).filter(|it| *it != NOBODY).map(HostId);
         let message = Self { sender, recipient, nonce: field(bytes, 20), body };
-        Ok(ReceivedHostMessage { message, bytes: *bytes })
+        Ok(ReceivedHostMessage { message, key, bytes: *bytes })
     }
 }
 
@@ -275,6 +205,12 @@ impl ReceivedHostMessage {
     #[must_use]
     pub fn message(&self) -> &HostMessage {
         &self.message
+    }
+
+    /// Returns the index of the key that made the proof.
+    #[must_use]
+    pub fn key(&self) -> usize {
+        self.key
     }
 
     /// Returns the answer, if the two hosts' key made it: no third host, and no guest, can have.

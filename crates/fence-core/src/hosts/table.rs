@@ -15,6 +15,9 @@ pub const MAX_HOSTS: usize = 64;
 /// Addresses of one host that are remembered, the latest first.
 pub const MAX_HOST_ADDRESSES: usize = 4;
 
+/// Word that means every host to [`KnownHosts::forget`].
+const ALL: &str = "all";
+
 /// What kind of daemon a host runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HostKind {
@@ -132,12 +135,13 @@ impl KnownHosts {
         self.hosts.values()
     }
 
-    /// Forgets the hosts with this name, address or id, and the pins of that address. Only an administrator
-    /// may. What was missing for lack of room counts as heard again: the caller must say hello.
+    /// Forgets the hosts with this name, address or id (`all`: every host), and the pins of that address. Only
+    /// an administrator may. What was missing for lack of room counts as heard again: the caller must say hello.
     pub fn forget(&mut self, text: &str) -> Vec<KnownHost> {
         let address: Option<IpAddr> = text.parse().ok();
         let is_meant = |host: &KnownHost| {
-            host.name.eq_ignore_ascii_case(text)
+            text == ALL
+                || host.name.eq_ignore_ascii_case(text)
                 || HostId::from_text(text) == Some(host.id)
                 || address.is_some_and(|it| host.addresses.contains(&it))
         };

@@ -7,7 +7,7 @@
 //! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 66, NUL-padded
 //! ```
 
-use super::{HostId, HostMessageError};
+use super::parts::{HostId, HostMessageError};
 use crate::text::{cut, until_nul};
 
 const HELLO_NAME: core::ops::Range<usize> = 36..84;
