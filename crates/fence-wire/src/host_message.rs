@@ -97,20 +97,20 @@ pub struct HostMessage {
     pub recipient: Option<HostId>,
     /// Random bytes of the question.
     pub nonce: HostNonce,
-    /// What it says.
+    /// Content.
     pub body: HostBody,
 }
 
-/// What a host message says.
+/// Content of a host message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum HostBody {
     /// I am here; who else is?
     Hello(HostHello),
     /// I am here too.
     HelloAnswer(HostHello),
-    /// Who has this domain, and in which state?
+    /// A question: who has this domain, and in which state?
     Ask(HostAsk),
-    /// What a look found that began after the question came.
+    /// Result of a look that began after the question came.
     Answer(HostAnswer),
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Messages between hosts: nothing is believed without its proof, and what is read means the same when written
-//! again. The fuzzer can't make a proof, so the target makes the second one for it, as a guest with the key
+//! Messages between hosts: nothing is believed without its proof, and what is read means the same when
+//! written again. The fuzzer can't make a proof, so the target makes the second one for it, as a guest with the key
 //! could.
 #![no_main]
 

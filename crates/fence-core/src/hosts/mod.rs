@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The other hosts where no corosync knows them: who is known, who must answer a question, and what the answers
-//! mean.
+//! The other hosts where no corosync knows them: who is known, who must answer a question, and what the
+//! answers mean.
 //!
 //! Owns the rules by which silence never counts as an answer: a host that was heard once must answer each
 //! question until an administrator forgets it. Values only. Must never drop a host by itself, whatever comes

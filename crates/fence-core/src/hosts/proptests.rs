@@ -106,7 +106,7 @@ proptest! {
         prop_assert_eq!(round.is_complete(), counted.len() == asked.len());
     }
 
-    /// What one host tells of several hypervisors never hides that the domain may be on.
+    /// The word of one host for several hypervisors never hides that the domain may be on.
     #[test]
     fn no_sight_hides_a_stronger_one(sights in proptest::collection::vec(sights(), 0..6)) {
         use HostSight::{Absent, Ended, MovedAway, Moving, Off, On, Unknown};

@@ -17,23 +17,23 @@ pub enum Respondent {
     Address(SocketAddr),
 }
 
-/// What was found at one of those who must answer.
+/// Result of a question at one of those who must answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostFinding {
-    /// Who.
+    /// The one who was asked.
     pub who: Respondent,
     /// The answer; none from a silent one.
     pub answer: Option<HostAnswer>,
 }
 
-/// What an answer meant to a round.
+/// Meaning of an answer to a round.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AnswerResult {
-    /// It is the first one of this host, and counts.
+    /// The first one of this host, which counts.
     Taken,
     /// The host had answered.
     Repeated,
-    /// It belongs to another question, or to nobody who was asked.
+    /// An answer to another question, or to nobody who was asked.
     Foreign,
 }
 

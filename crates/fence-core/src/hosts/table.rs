@@ -18,7 +18,7 @@ pub const MAX_HOST_ADDRESSES: usize = 4;
 /// Word that means every host to [`KnownHosts::forget`].
 const ALL: &str = "all";
 
-/// What kind of daemon a host runs.
+/// Kind of daemon that a host runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HostKind {
     /// One of ours, with its public key. It answers host messages.
@@ -32,7 +32,7 @@ pub enum HostKind {
 pub struct KnownHost {
     /// Name on the wire; of a legacy host, made of its address.
     pub id: HostId,
-    /// What it runs.
+    /// Kind of its daemon.
     pub kind: HostKind,
     /// The name that it told; of a legacy host, its address.
     pub name: String,
@@ -56,7 +56,7 @@ impl fmt::Display for KnownHost {
     }
 }
 
-/// What a hello meant to the table.
+/// Meaning of a hello to the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HeardHost {
     /// The host was not known.
@@ -135,8 +135,9 @@ impl KnownHosts {
         self.hosts.values()
     }
 
-    /// Forgets the hosts with this name, address or id (`all`: every host), and the pins of that address. Only
-    /// an administrator may. What was missing for lack of room counts as heard again: the caller must say hello.
+    /// Forgets the hosts with this name, address or id (`all`: every host), and the pins of that address.
+    /// Only an administrator may. What was missing for lack of room counts as heard again: the caller must
+    /// say hello.
     pub fn forget(&mut self, text: &str) -> Vec<KnownHost> {
         let address: Option<IpAddr> = text.parse().ok();
         let is_meant = |host: &KnownHost| {
@@ -190,8 +191,8 @@ impl KnownHosts {
 
 fn no_room() -> String {
     format!(
-        "more than {MAX_HOSTS} other hosts were heard, and not all are remembered; forget those that are gone: \
-         fence_virtd --forget HOST"
+        "more than {MAX_HOSTS} other hosts were heard, and not all are remembered; forget those that are \
+         gone: fence_virtd --forget HOST"
     )
 }
 

@@ -43,13 +43,13 @@ pub struct HostAsk {
 pub struct HostAnswer {
     /// UUID of the question.
     pub uuid: [u8; 16],
-    /// What was seen.
+    /// Sight.
     pub sight: HostSight,
     /// Why nothing can be said, or more about the sight; cut after 65 bytes.
     pub reason: String,
 }
 
-/// What a look found at a host.
+/// Result of a look at a host.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum HostSight {
@@ -61,7 +61,7 @@ pub enum HostSight {
     Off = 3,
     /// Not known there.
     Absent = 4,
-    /// It went to another host.
+    /// Gone to another host.
     MovedAway = 5,
     /// Could not be looked at.
     Unknown = 6,
