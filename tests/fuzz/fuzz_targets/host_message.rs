@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Messages between hosts: nothing is believed without its proof, and what is read means the same when
-//! written again. The fuzzer can't make a proof, so the target makes the second one for it, as a guest with the key
-//! could.
+//! written again. The fuzzer can't make a proof, so the target makes the second one for it, as a guest with
+//! the key could.
 #![no_main]
 
 use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostMessage, HostsKey, Key, PairKey};
