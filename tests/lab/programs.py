@@ -124,12 +124,19 @@ def config_text(listener="multicast", backend="libvirt", listener_options=None, 
     return out + extra
 
 
-def write_config(path, text=None, **kw):
-    """Writes `text`, or `config_text(**kw)`, with mode 0600 and returns the path."""
+def write_config(path, text=None, peers="none", **kw):
+    """Writes `text`, or `config_text(**kw)`, with mode 0600 and returns the path.
+
+    `peers` goes into the block fence_virtd unless the text sets that key: daemons of one test hear each other, and are asked for
+    each other's domains, only where the test is about that. None: nothing is added, and the daemon looks for other hosts.
+    """
     path = pathlib.Path(path)
+    text = config_text(**kw) if text is None else text
+    if peers is not None and not re.search(r"(?im)^[^#\n]*\bpeers\s*=", text):
+        text = re.sub(r"(?i)(\bfence_virtd\s*\{)", rf'\1 peers = "{peers}";', text, count=1)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w", newline="") as f:
-        f.write(config_text(**kw) if text is None else text)
+        f.write(text)
     return path
 
 

@@ -19,6 +19,7 @@ mod host_down;
 mod hypervisor;
 mod listener;
 mod observe;
+mod peers;
 mod process;
 mod replay;
 mod request;

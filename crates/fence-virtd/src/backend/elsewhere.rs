@@ -33,7 +33,6 @@ pub(crate) trait PeerHosts: Send + Sync {
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>>;
 }
 
-#[expect(dead_code, reason = "the messages of other hosts lead here")]
 /// The hypervisors of this host, as other hosts may ask about them.
 pub(crate) trait OwnPlaces: Send + Sync {
     /// Looks at each hypervisor of this host now: one finding for each.

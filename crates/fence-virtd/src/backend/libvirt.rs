@@ -77,7 +77,6 @@ impl LibvirtBackend {
 
     /// Sets the hosts that are asked before a domain is called off; once, before the first request. Without
     /// this the host is alone, or its caller asks the others.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the table of other hosts is set here"))]
     pub(crate) fn ask_others(&self, others: Arc<dyn PeerHosts>) {
         let _ = self.others.set(others);
     }

@@ -4,6 +4,7 @@
 //! Owns the answer to "which parts does this build have, and which does the configuration use". Runs once, in
 //! the task of `run`. Must never decide anything about a request.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use fence_config::{Backend as BackendSettings, Config};
@@ -14,6 +15,7 @@ use crate::backend::DynBackend;
 use crate::backend::agent::AgentBackend;
 #[cfg(feature = "libvirt")]
 use crate::backend::combined::CombinedBackend;
+use crate::backend::elsewhere::{OwnPlaces, PeerHosts};
 #[cfg(feature = "libvirt")]
 use crate::backend::libvirt::LibvirtBackend;
 #[cfg(feature = "cpg")]
@@ -26,6 +28,7 @@ use crate::listener::manager::{ListenerContext, ListenerManager};
 use crate::listener::sources::SourceResolver;
 use crate::observe::agent_runs::AgentRuns;
 use crate::observe::audit::Audit;
+use crate::peers::{PeerSettings, Peers};
 use crate::replay::ReplayMemory;
 use crate::service::Service;
 use crate::service::cluster_port::ClusterPort;
@@ -41,6 +44,7 @@ pub(super) struct ServingDaemon {
     /// Counters and gauges, for the summary in the log.
     pub(super) exporter: Exporter,
     pub(super) other_hosts: OtherHosts,
+    pub(super) peers: Arc<Peers>,
 }
 
 /// Starts the backends, the service and the listeners.
@@ -50,6 +54,7 @@ pub(super) struct ServingDaemon {
 pub(super) async fn assemble(
     config: &Config,
     replays: ReplayMemory,
+    state: Option<&Path>,
     endpoint: Option<Endpoint>,
     wait: bool,
 ) -> Result<ServingDaemon, DaemonError> {
@@ -58,6 +63,8 @@ pub(super) async fn assemble(
     let setup = backend(config, &known, wait).await?;
     let service = Service::new(setup.backend, audit, replays, setup.claims, config.daemon.client_timeout);
     let other_hosts = setup.links.serve(&service);
+    let settings = if wait { PeerSettings::load_or_wait(config) } else { PeerSettings::load(config)? };
+    let peers = Peers::start(settings, state, Arc::clone(&service.drops)).await?;
     let inventories = inventories(config, &known);
     let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
     let running: Vec<_> = running.collect();
@@ -67,17 +74,32 @@ pub(super) async fn assemble(
         running: running.clone(),
         agent: setup.agent.clone(),
         cluster: other_hosts.metrics(),
+        peers: {
+            let peers = Arc::clone(&peers);
+            Box::new(move |registry| peers.register(registry))
+        },
     };
     let (for_readers, for_summary) = (exporter(), exporter());
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&service).run_deadlines());
     let sources = SourceResolver::new(inventories);
-    let context = ListenerContext { service: Arc::clone(&service), sources, hypervisors: known };
+    if let Some(own) = setup.own {
+        let OwnHypervisors { places, ask_others } = own;
+        ask_others(Arc::clone(&peers) as Arc<dyn PeerHosts>);
+        let count = move || running.iter().map(|(_, it)| it.borrow().len()).sum();
+        tasks.spawn(Arc::clone(&peers).serve(places, count));
+    }
+    let context = ListenerContext {
+        service: Arc::clone(&service),
+        sources,
+        hypervisors: known,
+        peers: Arc::clone(&peers),
+    };
     let listeners = ListenerManager::start(config, context, wait).await?;
     if let Some(endpoint) = endpoint {
         tasks.spawn(endpoint.serve(for_readers));
     }
-    Ok(ServingDaemon { service, listeners, tasks, exporter: for_summary, other_hosts })
+    Ok(ServingDaemon { service, listeners, tasks, exporter: for_summary, other_hosts, peers })
 }
 
 /// The corosync groups, opened but not served yet.
@@ -146,12 +168,29 @@ struct BackendSetup {
     /// Counters of the agent backend's runs, where there is one.
     agent: Option<AgentRuns>,
     links: ClusterLinks,
+    /// The hypervisors of this host, where there are some.
+    own: Option<OwnHypervisors>,
+}
+
+/// The hypervisors of this host: they tell other hosts what they show, and are told whom to ask.
+struct OwnHypervisors {
+    places: Arc<dyn OwnPlaces>,
+    ask_others: Box<dyn FnOnce(Arc<dyn PeerHosts>) + Send>,
+}
+
+#[cfg(feature = "libvirt")]
+impl OwnHypervisors {
+    fn of(backend: &Arc<LibvirtBackend>) -> Self {
+        let theirs = Arc::clone(backend);
+        let ask_others = Box::new(move |others| theirs.ask_others(others));
+        Self { places: Arc::<LibvirtBackend>::clone(backend), ask_others }
+    }
 }
 
 impl BackendSetup {
     /// Returns the setup of a backend without a cluster.
     fn alone(backend: Arc<dyn DynBackend>) -> Self {
-        Self { backend, claims: None, agent: None, links: ClusterLinks::default() }
+        Self { backend, claims: None, agent: None, links: ClusterLinks::default(), own: None }
     }
 }
 
@@ -194,17 +233,20 @@ async fn build_hypervisor_backend(
     match settings {
         #[cfg(feature = "libvirt")]
         BackendSettings::Libvirt(settings) => {
-            Ok(BackendSetup::alone(libvirt(&settings.uris, settings.reboot_starts, known, wait).await?))
+            let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
+            Ok(BackendSetup { own: Some(OwnHypervisors::of(&local)), ..BackendSetup::alone(local) })
         }
         #[cfg(feature = "cpg")]
         BackendSettings::Cpg(settings) => {
             let local = libvirt(&settings.uris, settings.reboot_starts, known, wait).await?;
+            let own = Some(OwnHypervisors::of(&local));
             let (cluster, events) = Cluster::start(settings, Arc::clone(&local))?;
             let backend = Arc::new(CpgBackend::new(local, Arc::clone(&cluster)));
             let claims: Arc<dyn ClusterPort> = Arc::new(ClusterClaims(Arc::clone(&cluster)));
             Ok(BackendSetup {
                 claims: Some(claims),
                 links: ClusterLinks { links: Some((cluster, events)) },
+                own,
                 ..BackendSetup::alone(backend)
             })
         }

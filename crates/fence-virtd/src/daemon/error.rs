@@ -3,6 +3,7 @@
 
 use super::pid_file::PidFileError;
 use crate::listener::manager::ListenerError;
+use crate::peers::PeerError;
 
 /// Reason why the daemon does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +14,8 @@ pub(super) enum DaemonError {
     BadConfig(String),
     #[error(transparent)]
     PidFile(#[from] PidFileError),
+    #[error(transparent)]
+    Peers(#[from] PeerError),
     #[error(transparent)]
     Listener(#[from] ListenerError),
     #[error("backend libvirt: {0}; -w waits for it")]

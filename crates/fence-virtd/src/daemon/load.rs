@@ -8,12 +8,13 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use fence_config::{Config, DaemonSection, Severity};
+use fence_config::{Config, DaemonSection, Peers as PeersKey, Severity};
 use tracing::{error, info, warn};
 
 use super::error::DaemonError;
 use crate::cli::print::print_error;
 use crate::listener::manager::ListenerManager;
+use crate::peers::{PeerSettings, Peers};
 
 /// Reads the configuration before there is a log. With `prints` errors and warnings go to standard error,
 /// with line and caret.
@@ -29,7 +30,7 @@ pub(super) fn read(path: &Path, prints: bool) -> Result<Config, DaemonError> {
 
 /// Reads the file again and applies it as a whole, or refuses it as a whole. Names the changes that need a
 /// restart.
-pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut ListenerManager) {
+pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut ListenerManager, peers: &Peers) {
     let refuse = |reason: &dyn fmt::Display| {
         error!("SIGHUP: the new configuration is refused, and the old one stays: {reason}");
     };
@@ -38,6 +39,11 @@ pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut Lis
         Severity::Warning => warn!("{text}"),
     }) {
         Ok(new) => new,
+        Err(error) => return refuse(&error),
+    };
+    let prepared = PeerSettings::load(&new).and_then(|it| peers.prepare(&it).map(|sockets| (it, sockets)));
+    let (settings, sockets) = match prepared {
+        Ok(prepared) => prepared,
         Err(error) => return refuse(&error),
     };
     if let Err(error) = listeners.change(&new).await {
@@ -50,11 +56,20 @@ pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut Lis
         }
         return;
     }
-    let unchanged =
-        |it: &DaemonSection| DaemonSection { listeners: Vec::new(), backends: Vec::new(), ..it.clone() };
+    peers.change(settings, sockets);
+    // What is reloaded, or compared below.
+    let unchanged = |it: &DaemonSection| DaemonSection {
+        listeners: Vec::new(),
+        backends: Vec::new(),
+        peers: PeersKey::default(),
+        peer_key_file: None,
+        peer_port: 0,
+        peer_down_command: None,
+        ..it.clone()
+    };
     if unchanged(&new.daemon) != unchanged(&config.daemon) {
         warn!(
-            "SIGHUP: of the fence_virtd block only the listeners are reloaded; \
+            "SIGHUP: of the fence_virtd block only the listeners and the other hosts are reloaded; \
              every other change there needs a restart"
         );
     }
@@ -62,6 +77,10 @@ pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut Lis
         warn!("SIGHUP: the backends changed: that needs a restart, and the old ones stay in use");
     }
     config.listeners = new.listeners;
+    config.daemon.peers = new.daemon.peers;
+    config.daemon.peer_key_file = new.daemon.peer_key_file;
+    config.daemon.peer_port = new.daemon.peer_port;
+    config.daemon.peer_down_command = new.daemon.peer_down_command;
     config.groups = new.groups;
     info!("SIGHUP: the new configuration is in force");
 }

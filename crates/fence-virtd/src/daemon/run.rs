@@ -100,7 +100,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
         let mut signals = Signals::new()?;
         let wait = options.wait || config.daemon.wait_for_init;
         let mut daemon = tokio::select! {
-            assembled = assemble(config, replays, endpoint, wait) => assembled?,
+            assembled = assemble(config, replays, state.as_deref(), endpoint, wait) => assembled?,
             name = signals.end() => {
                 info!("{name}: the daemon ends before it served");
                 return Ok(());
@@ -154,7 +154,7 @@ async fn serve_until_signal(
             SignalAction::Reload => {
                 notify::reloading();
                 daemon.service.reopen_audit();
-                load::reload(&options.config, &mut config, &mut daemon.listeners).await;
+                load::reload(&options.config, &mut config, &mut daemon.listeners, &daemon.peers).await;
                 notify::ready();
             }
         }
@@ -163,7 +163,7 @@ async fn serve_until_signal(
 
 /// Stops all parts, in order. Requests in flight get [`LAST_REQUESTS`] to end; a second signal ends the wait.
 async fn shut_down(daemon: ServingDaemon, signals: &mut Signals) {
-    let ServingDaemon { service, mut listeners, mut tasks, exporter: _, other_hosts } = daemon;
+    let ServingDaemon { service, mut listeners, mut tasks, exporter: _, other_hosts, peers: _ } = daemon;
     notify::stopping();
     listeners.stop().await;
     other_hosts.stop();

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use fence_config::{Backend, Config, HostDown, Listener, MetricsAddress};
+use fence_config::{Backend, Config, HostDown, Listener, MetricsAddress, Peers};
 use fence_sandbox::{Calls, Capability, Needs, Protection, State, Tcp};
 use tracing::{info, warn};
 
@@ -98,6 +98,7 @@ impl<'c> ConfiguredParts<'c> {
         let host_down = config.cpg().map(|it| &it.host_down);
         let programs = config.agent().is_some()
             || matches!(host_down, Some(HostDown::Command(_)))
+            || config.daemon.peer_down_command.is_some()
             || uris.iter().any(|it| Uri::of(it).starts_programs());
         let is_remote = programs || uris.iter().any(|it| Uri::of(it).is_remote());
         let home = env::home_dir().filter(|it| it.parent().is_some());
@@ -227,7 +228,7 @@ fn uris(config: &Config) -> impl Iterator<Item = &str> {
 fn key_files(config: &Config) -> impl Iterator<Item = &Path> {
     let listeners = config.listeners.iter().filter_map(|it| it.keys()).flat_map(|it| &it.key_files);
     let groups = config.groups.iter().flatten().flat_map(|it| &it.key_files);
-    listeners.chain(groups).map(PathBuf::as_path)
+    listeners.chain(groups).chain(&config.daemon.peer_key_file).map(PathBuf::as_path)
 }
 
 /// Returns files from which options of fence agents are read, and some that the agents read themselves.
@@ -246,7 +247,8 @@ fn capabilities(config: &Config) -> Vec<Capability> {
         // A receive buffer beyond the system's limit.
         kept.push(Capability::CAP_NET_ADMIN);
     }
-    if config.listeners.iter().filter_map(Listener::port).any(|port| port < 1024) {
+    let peer_port = Some(config.daemon.peer_port).filter(|_| matches!(config.daemon.peers, Peers::Listed(_)));
+    if config.listeners.iter().filter_map(Listener::port).chain(peer_port).any(|port| port < 1024) {
         kept.push(Capability::CAP_NET_BIND_SERVICE);
     }
     kept

@@ -23,6 +23,7 @@ use crate::listener::sources::SourceResolver;
 use crate::listener::tcp::TcpTransport;
 use crate::listener::vsock::VsockTransport;
 use crate::observe::metrics::ListenerUp;
+use crate::peers::Peers;
 use crate::service::Service;
 use crate::util::backoff::OncePerReason;
 
@@ -42,6 +43,7 @@ pub(crate) struct ListenerContext {
     pub(crate) service: Arc<Service>,
     pub(crate) sources: Arc<SourceResolver>,
     pub(crate) hypervisors: Hypervisors,
+    pub(crate) peers: Arc<Peers>,
 }
 
 impl ListenerContext {
@@ -250,7 +252,10 @@ async fn try_open(
     let rules = CurrentRules::new(ListenerRules::load(settings, groups)?);
     let current = Arc::clone(&rules);
     let serving: ListenerFuture = match settings {
-        Settings::Multicast(it) => Box::pin(MulticastReceiver::start(it, service, sources, current)?.run()),
+        Settings::Multicast(it) => {
+            let peers = Arc::clone(&context.peers);
+            Box::pin(MulticastReceiver::start(it, service, sources, current, peers)?.run())
+        }
         Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?.run()),
         Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?.run()),
         Settings::Serial(it) => {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
-use fence_wire::{CallBack, HashType, Received, Request, escaped};
+use fence_wire::{CallBack, HOST_MAGIC, HashType, Received, Request, escaped};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
@@ -28,6 +28,7 @@ use crate::listener::limits::{
     MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE,
 };
 use crate::listener::sources::SourceResolver;
+use crate::peers::{GroupLink, Peers};
 use crate::request::job::{AnsweringHost, Arrival, RequestJob, ResolvedTarget};
 use crate::service::Service;
 use crate::util::locks::lock;
@@ -56,6 +57,9 @@ pub(crate) struct MulticastReceiver {
     /// answers.
     redirected_callbacks: Arc<AdmissionTable<IpAddr>>,
     members: GroupMembership,
+    peers: Arc<Peers>,
+    /// The way of the messages to other hosts, as long as this listener is there.
+    _link: Arc<GroupLink>,
 }
 
 /// An address and port to call back, and the index of the key: a packet may name any address, and must not
@@ -72,6 +76,7 @@ impl MulticastReceiver {
         service: Arc<Service>,
         sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
+        peers: Arc<Peers>,
     ) -> Result<Arc<Self>, StartError> {
         let watch = GroupMembership::watch()
             .map_err(|error| StartError::Socket(format!("can't watch the network interfaces: {error}")))?;
@@ -94,11 +99,16 @@ impl MulticastReceiver {
             address = %settings.address, port = settings.port, interfaces = %names.join(", "),
             "listening for multicast"
         );
+        let joined = Arc::new(Mutex::new(joined));
+        let link = GroupLink { group: settings.address, port: settings.port, joined: Arc::clone(&joined) };
+        let link = Arc::new(link);
+        peers.use_group(&link);
         let members = GroupMembership {
             watch,
             group: settings.address,
             only: settings.interface.clone(),
-            joined: Mutex::new(joined),
+            joined,
+            peers: Arc::clone(&peers),
         };
         Ok(Arc::new(Self {
             service,
@@ -115,6 +125,8 @@ impl MulticastReceiver {
                 REDIRECTED_GRACE,
             ),
             members,
+            peers,
+            _link: link,
         }))
     }
 
@@ -160,6 +172,10 @@ impl MulticastReceiver {
     /// Counts and logs a datagram that is dropped.
     fn receive(&self, datagram: &[u8], from: SocketAddr) -> Option<PendingRequest> {
         let arrived = Instant::now();
+        if datagram.first() == Some(&HOST_MAGIC) {
+            self.peers.receive_from_group(datagram, from);
+            return None;
+        }
         let rules = self.rules.now();
         let pending =
             self.check(datagram, from, &rules).and_then(|packet| self.accept(&packet, arrived, rules));

@@ -50,6 +50,11 @@ impl DropLog {
         }
     }
 
+    /// Counts a drop that is worth no line in the log.
+    pub(crate) fn count(&self, listener: &'static str, reason: &'static str) {
+        *self.state().counts.entry((listener, reason)).or_default() += 1;
+    }
+
     /// Returns the number of drops since the start, by listener and reason.
     pub(crate) fn counts(&self) -> Vec<((&'static str, &'static str), u64)> {
         self.state().counts.iter().map(|(it, count)| (*it, *count)).collect()

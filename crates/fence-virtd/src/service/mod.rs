@@ -43,7 +43,7 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 pub(crate) struct Service {
     backend: Arc<dyn DynBackend>,
     /// Counts and logs of dropped input.
-    pub(crate) drops: DropLog,
+    pub(crate) drops: Arc<DropLog>,
     /// Counters of finished requests.
     pub(crate) metrics: Arc<Metrics>,
     replays: ReplayMemory,
@@ -71,7 +71,7 @@ impl Service {
             cluster,
             client_timeout,
             audit,
-            drops: DropLog::default(),
+            drops: Arc::default(),
             metrics: Arc::default(),
             replays,
             grants: Arc::default(),

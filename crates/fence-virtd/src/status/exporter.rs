@@ -33,6 +33,8 @@ pub(crate) struct Exporter {
     pub(crate) agent: Option<AgentRuns>,
     /// The cluster's, where there are other hosts.
     pub(crate) cluster: Option<MetricsSection>,
+    /// The other hosts that corosync does not know.
+    pub(crate) peers: MetricsSection,
 }
 
 impl Exporter {
@@ -47,6 +49,7 @@ impl Exporter {
         if let Some(cluster) = &self.cluster {
             cluster(&mut registry);
         }
+        (self.peers)(&mut registry);
         self.add_replay_memory(&mut registry);
         let mut text = String::new();
         // Writing to a string can't fail.

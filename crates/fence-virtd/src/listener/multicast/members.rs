@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_net::{Interface, JoinedInterface, LinkWatch};
@@ -18,6 +18,7 @@ use tokio::net::UdpSocket;
 use tracing::{info, warn};
 
 use crate::listener::limits::INTERFACES_SETTLE;
+use crate::peers::Peers;
 use crate::util::locks::lock;
 
 /// Pause after a failure, so that one that repeats takes no processor.
@@ -29,7 +30,8 @@ pub(super) struct GroupMembership {
     pub(super) group: IpAddr,
     /// The interface of the configuration; none for all interfaces.
     pub(super) only: Option<String>,
-    pub(super) joined: Mutex<Vec<JoinedInterface>>,
+    pub(super) joined: Arc<Mutex<Vec<JoinedInterface>>>,
+    pub(super) peers: Arc<Peers>,
 }
 
 impl GroupMembership {
@@ -117,6 +119,8 @@ impl GroupMembership {
                         "requests are heard by this interface from now on"
                     );
                     joined.push(JoinedInterface { index: *index, name: name.clone() });
+                    // Others may be there.
+                    self.peers.say_hello_soon();
                     failed.retain(|it| it != index);
                 }
                 Err(error) if !failed.contains(index) => {

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Answers of this host to the questions and hellos of others.
+//!
+//! Owns the answers that were given, for repeats. One task for each question. Every answer rests on a look
+//! that began after its question came; nothing that is remembered of the domain is told.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_core::domain::DomainId;
+use fence_core::evidence::{Finding, Sight};
+use fence_core::hosts::strongest;
+use fence_wire::{
+    HostAnswer, HostAsk, HostBody, HostId, HostNonce, HostSight, HostsKey, ReceivedHostMessage,
+};
+use tracing::debug;
+
+use super::limits::{ANSWER_KEPT, MAX_HELLOS_PER_SECOND, MAX_KEPT_ANSWERS, PEER_LIMIT};
+use super::links::MessageWay;
+use super::state::{NAME, PeerCounts, Peers};
+use crate::backend::elsewhere::DomainQuestion;
+use crate::util::locks::lock;
+
+impl Peers {
+    /// Answers a hello, within the limit.
+    pub(super) fn answer_hello(&self, to: HostId, nonce: HostNonce, way: &MessageWay) {
+        if !self.may_answer_hello(Instant::now()) {
+            return self.drops.count(NAME, "too-many-hellos");
+        }
+        let hello = self.message(Some(to), nonce, HostBody::HelloAnswer(self.hello()));
+        self.send(way, &self.encoded(&hello));
+    }
+
+    fn may_answer_hello(&self, now: Instant) -> bool {
+        let mut answered = lock(&self.answered_hellos);
+        let (since, count) = &mut *answered;
+        if since.is_none_or(|it| now.saturating_duration_since(it) >= Duration::from_secs(1)) {
+            (*since, *count) = (Some(now), 0);
+        }
+        *count += 1;
+        *count <= MAX_HELLOS_PER_SECOND
+    }
+
+    /// Takes a question of another host: repeats the answer, or begins to look.
+    pub(super) fn receive_ask(
+        self: &Arc<Self>,
+        received: &ReceivedHostMessage,
+        ask: &HostAsk,
+        way: &MessageWay,
+    ) {
+        let came = Instant::now();
+        let message = received.message();
+        let asker = (message.sender, message.nonce);
+        if lock(&self.table).host(message.sender).is_none() {
+            // The answer needs the asker's public key: its answer to this hello has it, and the question
+            // comes again.
+            return self.greet(message.sender, way);
+        }
+        let kept = {
+            let mut answers = lock(&self.answers);
+            answers.retain(|_, (at, _)| came.saturating_duration_since(*at) < ANSWER_KEPT);
+            let kept = answers.get(&asker).map(|(_, bytes)| bytes.clone());
+            if kept.is_none() {
+                if answers.len() >= MAX_KEPT_ANSWERS {
+                    return self.drops.count(NAME, "too-many-questions");
+                }
+                answers.insert(asker, (came, Vec::new()));
+            }
+            kept
+        };
+        if let Some(bytes) = kept {
+            // Nothing while the look is not over.
+            return self.send(way, &bytes);
+        }
+        let Some(key) = self.settings().keys.get(received.key()).cloned() else { return };
+        let (peers, ask, way) = (Arc::clone(self), ask.clone(), way.clone());
+        tokio::spawn(async move { peers.look_and_answer(asker, &ask, key, &way, came).await });
+    }
+
+    /// Says hello to one that is not known.
+    fn greet(&self, to: HostId, way: &MessageWay) {
+        if !self.may_answer_hello(Instant::now()) {
+            return self.drops.count(NAME, "too-many-hellos");
+        }
+        let Some(nonce) = self.new_hello(None) else { return };
+        let hello = self.message(Some(to), nonce, HostBody::Hello(self.hello()));
+        self.send(way, &self.encoded(&hello));
+    }
+
+    async fn look_and_answer(
+        &self,
+        asker: (HostId, HostNonce),
+        ask: &HostAsk,
+        key: HostsKey,
+        way: &MessageWay,
+        came: Instant,
+    ) {
+        let Some(pair) = self.pair_key(asker.0) else { return };
+        let Ok(_slot) = self.looks.try_acquire() else {
+            // The asker repeats its question.
+            lock(&self.answers).remove(&asker);
+            return self.drops.count(NAME, "too-many-questions");
+        };
+        let until = came + Duration::from_millis(ask.left_ms.into()).min(PEER_LIMIT);
+        let question = DomainQuestion { uuid: DomainId::from_bytes(ask.uuid), name: ask.name.clone() };
+        let found = match self.own.get() {
+            Some(own) => own.look_here(&question, until).await,
+            None => Vec::new(),
+        };
+        let answer = answer(ask, &found, came);
+        debug!(asker = %asker.0, domain = %question.uuid, sight = ?answer.sight, "answered another host");
+        let message = self.message(Some(asker.0), asker.1, HostBody::Answer(answer));
+        let bytes = vec![message.encode_for(&key, &pair)];
+        if let Some(kept) = lock(&self.answers).get_mut(&asker) {
+            kept.1.clone_from(&bytes);
+        }
+        PeerCounts::add(&self.counts.answered);
+        self.send(way, &bytes);
+    }
+}
+
+/// Returns what this host tells of its looks. Looks that began before the question came are none.
+fn answer(ask: &HostAsk, found: &[Finding], came: Instant) -> HostAnswer {
+    let sights = found.iter().map(|it| if it.began < came { HostSight::Unknown } else { sight(&it.sight) });
+    let sight = strongest(sights);
+    let why = found.iter().find_map(|it| match &it.sight {
+        Sight::Unknown(why) => Some(why.as_str()),
+        _ => None,
+    });
+    let reason =
+        if sight == HostSight::Unknown { why.unwrap_or("its hypervisors were not looked at") } else { "" };
+    HostAnswer { uuid: ask.uuid, sight, reason: reason.to_owned() }
+}
+
+fn sight(sight: &Sight) -> HostSight {
+    match sight {
+        Sight::On => HostSight::On,
+        Sight::Moving => HostSight::Moving,
+        Sight::Ended => HostSight::Ended,
+        Sight::Off => HostSight::Off,
+        Sight::Absent => HostSight::Absent,
+        Sight::MovedAway => HostSight::MovedAway,
+        Sight::Unknown(_) => HostSight::Unknown,
+    }
+}

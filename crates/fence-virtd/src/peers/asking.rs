@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Questions of this host to the others, and what their answers show.
+//!
+//! Owns the repeats and the time of a question. Runs on the task of the request that is about to call a
+//! domain off. Everyone who must answer is in the result: a silent one is unknown.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
+use fence_wire::{HostAnswer, HostAsk, HostBody, HostNonce, HostSight, escaped};
+use tokio::sync::Notify;
+use tokio::time::{sleep_until, timeout_at};
+use tracing::info;
+
+use super::identity;
+use super::legacy;
+use super::limits::{ASK_AT, DOWN_COMMAND_LIMIT, MAX_QUESTIONS, PEER_LIMIT};
+use super::links::MessageWay;
+use super::settings::PeerMode;
+use super::state::{OpenQuestion, PeerCounts, Peers};
+use crate::backend::BoxedFuture;
+use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::process::run as program;
+use crate::util::join::join_all;
+use crate::util::locks::lock;
+
+impl PeerHosts for Peers {
+    fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(self.look_elsewhere(question, until))
+    }
+}
+
+/// Question of this host in the table of open ones, which leaves it with this value.
+struct ListedQuestion<'p> {
+    peers: &'p Peers,
+    nonce: HostNonce,
+    wake: Arc<Notify>,
+}
+
+impl Peers {
+    async fn look_elsewhere(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        let mode = self.settings().mode.clone();
+        if mode == PeerMode::Off {
+            return Vec::new();
+        }
+        if mode == PeerMode::Discovered {
+            // Before its end nobody can know who else is there.
+            let first_round = lock(&self.schedule).first_round_ends();
+            sleep_until(first_round.min(until).into()).await;
+        }
+        let began = Instant::now();
+        let (missing, legacy, respondents) = self.respondents(&mode);
+        let mut findings = Vec::new();
+        if let Some(why) = missing {
+            let place = DomainSite::Host("that is not remembered".to_owned());
+            findings.push(Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now() });
+        }
+        findings.extend(legacy.iter().map(|it| legacy::look(it, began)));
+        if !respondents.is_empty() {
+            findings.extend(self.ask(question, respondents, began, until).await);
+        }
+        findings
+    }
+
+    /// Returns everyone who must answer: why one may be missing, hosts without host messages, and the others.
+    fn respondents(&self, mode: &PeerMode) -> (Option<String>, Vec<KnownHost>, Vec<Respondent>) {
+        let table = lock(&self.table);
+        match mode {
+            PeerMode::Off => (None, Vec::new(), Vec::new()),
+            PeerMode::Discovered => {
+                let (legacy, ours): (Vec<_>, Vec<_>) =
+                    table.all().cloned().partition(|it| it.kind == HostKind::Legacy);
+                let ours = ours.iter().map(|it| Respondent::Host(it.id)).collect();
+                (table.missing().map(str::to_owned), legacy, ours)
+            }
+            // The configuration names all of them, whatever was heard.
+            PeerMode::Listed(listed) => {
+                let who = |it| table.pinned(it).map_or(Respondent::Address(*it), Respondent::Host);
+                (None, Vec::new(), listed.iter().map(who).collect())
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        question: &DomainQuestion,
+        respondents: Vec<Respondent>,
+        began: Instant,
+        until: Instant,
+    ) -> Vec<Finding> {
+        PeerCounts::add(&self.counts.asked);
+        let limit = until.min(began + PEER_LIMIT);
+        let Some(open) = self.list(question, &respondents) else {
+            let silent = respondents.into_iter().map(|who| HostFinding { who, answer: None });
+            return self
+                .judge(silent.collect(), began, until, "was not asked: too many questions are open")
+                .await;
+        };
+        for turn in 0..ASK_AT.len() {
+            self.send_ask(&open, question, limit);
+            let next = ASK_AT.get(turn + 1).map_or(limit, |it| (began + *it).min(limit));
+            if self.is_answered(&open, question, next, limit).await || next >= limit {
+                break;
+            }
+        }
+        let findings = open.findings();
+        drop(open);
+        self.judge(findings, began, until, "does not answer").await
+    }
+
+    /// Enters a question into the table of open ones; none if there are too many.
+    fn list(&self, question: &DomainQuestion, who: &[Respondent]) -> Option<ListedQuestion<'_>> {
+        let nonce = identity::nonce().ok()?;
+        let mut questions = lock(&self.questions);
+        if questions.len() >= MAX_QUESTIONS {
+            return None;
+        }
+        let wake = Arc::new(Notify::new());
+        let round = Round::new(nonce, question.uuid.to_bytes(), who.iter().copied());
+        questions.insert(nonce, OpenQuestion { round, wake: Arc::clone(&wake), has_met: false });
+        Some(ListedQuestion { peers: self, nonce, wake })
+    }
+
+    /// Waits until all have answered: true, or until then: false. Who is met for the first time is asked at
+    /// once.
+    async fn is_answered(
+        &self,
+        open: &ListedQuestion<'_>,
+        question: &DomainQuestion,
+        until: Instant,
+        limit: Instant,
+    ) -> bool {
+        loop {
+            let (is_complete, has_met) = open.state();
+            if is_complete {
+                return true;
+            }
+            if has_met {
+                self.send_ask(open, question, limit);
+            }
+            if timeout_at(until.into(), open.wake.notified()).await.is_err() {
+                return open.state().0;
+            }
+        }
+    }
+
+    /// Sends the question to those who have not answered.
+    fn send_ask(&self, open: &ListedQuestion<'_>, question: &DomainQuestion, limit: Instant) {
+        let left = limit.saturating_duration_since(Instant::now()).as_millis();
+        let ask = HostAsk {
+            uuid: question.uuid.to_bytes(),
+            left_ms: left.try_into().unwrap_or(u16::MAX),
+            name: question.name.clone(),
+        };
+        let ask = self.encoded(&self.message(None, open.nonce, HostBody::Ask(ask)));
+        match &self.settings().mode {
+            PeerMode::Off => {}
+            PeerMode::Discovered => self.send(&MessageWay::Group, &ask),
+            PeerMode::Listed(listed) => {
+                let silent = open.silent();
+                for address in listed {
+                    let pinned = lock(&self.table).pinned(address);
+                    match pinned {
+                        Some(id) if silent.contains(&Respondent::Host(id)) => {
+                            self.send(&MessageWay::Unicast(*address), &ask);
+                        }
+                        None => self.say_hello_to(*address),
+                        Some(_) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns what the answers show; for the silent ones, what proves them down, if anything does.
+    async fn judge(
+        &self,
+        found: Vec<HostFinding>,
+        began: Instant,
+        until: Instant,
+        silence: &str,
+    ) -> Vec<Finding> {
+        let command = self.settings().down_command.clone();
+        let judged = found.into_iter().map(|HostFinding { who, answer }| {
+            let command = command.clone();
+            async move {
+                let host = self.shown(who);
+                let (sight, began) = match (answer, command) {
+                    (Some(answer), _) => (sight(&host, &answer), began),
+                    (None, Some(command)) => {
+                        PeerCounts::add(&self.counts.silent);
+                        let asked = Instant::now();
+                        (self.proved_down(&command, who, silence, until).await, asked)
+                    }
+                    (None, None) => {
+                        PeerCounts::add(&self.counts.silent);
+                        (Sight::Unknown(self.silent(who, silence)), began)
+                    }
+                };
+                Finding { place: DomainSite::Host(host), sight, began, ended: Instant::now() }
+            }
+        });
+        join_all(judged).await
+    }
+
+    /// Asks the command whether a silent host is down: then nothing runs there.
+    async fn proved_down(&self, command: &Path, who: Respondent, silence: &str, until: Instant) -> Sight {
+        let (name, address) = self.name_and_address(who);
+        let until = until.min(Instant::now() + DOWN_COMMAND_LIMIT);
+        let unproved = |why: String| {
+            let silent = self.silent(who, silence);
+            Sight::Unknown(format!("{silent}; {}: {why}", fence_cli::shown(command)))
+        };
+        match program::run(command, [&name, &address], until).await {
+            Ok(output) if output.status.success() => {
+                info!(host = %escaped(&self.shown(who)), "silent, and down by peer_down_command");
+                Sight::Absent
+            }
+            Ok(output) => unproved(format!("{} {}", output.status, output.complaint)),
+            Err(error) => unproved(error.to_string()),
+        }
+    }
+
+    /// Returns why nothing is known of a silent host, and the next step.
+    fn silent(&self, who: Respondent, silence: &str) -> String {
+        let (host, (name, _)) = (self.shown(who), self.name_and_address(who));
+        match self.settings().mode {
+            PeerMode::Listed(_) => format!(
+                "host {host} {silence}; does fence_virtd run there, with this host in its `peers`? If it is \
+                 gone for good, take it out of `peers`"
+            ),
+            _ => format!("host {host} {silence}; if it is gone for good: fence_virtd --forget {name}"),
+        }
+    }
+
+    fn shown(&self, who: Respondent) -> String {
+        match who {
+            Respondent::Host(id) => lock(&self.table)
+                .host(id)
+                .map_or_else(|| id.to_string(), |it| escaped(&it.to_string()).to_string()),
+            Respondent::Address(address) => address.to_string(),
+        }
+    }
+
+    fn name_and_address(&self, who: Respondent) -> (String, String) {
+        match who {
+            Respondent::Host(id) => {
+                let host = lock(&self.table).host(id).cloned();
+                let address = host.as_ref().and_then(|it| it.addresses.first().copied());
+                let name = host.map_or_else(|| id.to_string(), |it| escaped(&it.name).to_string());
+                (name, address.map(|it| it.to_string()).unwrap_or_default())
+            }
+            Respondent::Address(address) => (address.ip().to_string(), address.ip().to_string()),
+        }
+    }
+}
+
+impl ListedQuestion<'_> {
+    /// Returns whether all have answered, and whether one was met since the last call.
+    fn state(&self) -> (bool, bool) {
+        let mut questions = lock(&self.peers.questions);
+        questions
+            .get_mut(&self.nonce)
+            .map_or((true, false), |it| (it.round.is_complete(), std::mem::take(&mut it.has_met)))
+    }
+
+    fn silent(&self) -> Vec<Respondent> {
+        lock(&self.peers.questions).get(&self.nonce).map(|it| it.round.silent().collect()).unwrap_or_default()
+    }
+
+    fn findings(&self) -> Vec<HostFinding> {
+        lock(&self.peers.questions)
+            .get(&self.nonce)
+            .map(|it| it.round.findings().to_vec())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for ListedQuestion<'_> {
+    fn drop(&mut self) {
+        lock(&self.peers.questions).remove(&self.nonce);
+    }
+}
+
+fn sight(host: &str, answer: &HostAnswer) -> Sight {
+    match answer.sight {
+        HostSight::On => Sight::On,
+        HostSight::Moving => Sight::Moving,
+        HostSight::Off => Sight::Off,
+        HostSight::Absent => Sight::Absent,
+        HostSight::MovedAway => Sight::MovedAway,
+        HostSight::Ended => Sight::Ended,
+        HostSight::Unknown => Sight::Unknown(format!("host {host}: {}", escaped(&answer.reason))),
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The search for other hosts, and the tasks that keep what it found.
+//!
+//! One task says hello when it is due, one writes the file of hosts and reads which are to be forgotten, one
+//! reads the sockets of `peers`. Must never hold up a request.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use fence_wire::{HostBody, escaped};
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::limits::WRITE_PAUSE;
+use super::links::MessageWay;
+use super::settings::PeerMode;
+use super::state::{NAME, Peers, read};
+use crate::backend::elsewhere::OwnPlaces;
+use crate::util::backoff::OncePerReason;
+use crate::util::locks::lock;
+
+impl Peers {
+    /// Serves for ever: says hello, answers by what `own` shows, and keeps the table. `domains` returns the
+    /// number of domains that run here.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        own: Arc<dyn OwnPlaces>,
+        domains: impl Fn() -> usize + Send + Sync + 'static,
+    ) {
+        let _ = self.own.set(own);
+        let _ = self.domains.set(Box::new(domains));
+        tokio::join!(self.say_hello(), self.keep_file(), Arc::clone(&self).read_sockets());
+    }
+
+    async fn say_hello(&self) {
+        loop {
+            let next = lock(&self.schedule).next();
+            tokio::select! {
+                () = sleep_until(next.into()) => {}
+                () = self.hurried.notified() => continue,
+            }
+            let is_due = lock(&self.schedule).is_due(Instant::now());
+            if !is_due {
+                continue;
+            }
+            if let Some(settings) = self.settings().with_keys() {
+                self.replace_settings(settings);
+            }
+            match &self.settings().mode {
+                PeerMode::Off => {}
+                PeerMode::Discovered => {
+                    if let Some(nonce) = self.new_hello(None) {
+                        let hello = self.message(None, nonce, HostBody::Hello(self.hello()));
+                        self.send(&MessageWay::Group, &self.encoded(&hello));
+                    }
+                }
+                PeerMode::Listed(listed) => listed.iter().for_each(|it| self.say_hello_to(*it)),
+            }
+            // The times at which hosts were heard are worth a line in the file now and then.
+            self.changed.notify_one();
+        }
+    }
+
+    /// Says hello to an address of `peers`: whoever answers there is known from then on.
+    pub(super) fn say_hello_to(&self, address: SocketAddr) {
+        let Some(nonce) = self.new_hello(Some(address)) else { return };
+        let hello = self.message(None, nonce, HostBody::Hello(self.hello()));
+        self.send(&MessageWay::Unicast(address), &self.encoded(&hello));
+    }
+
+    /// Writes the table when it changed, and forgets hosts that an administrator names.
+    async fn keep_file(&self) {
+        let Some(store) = &self.store else { return };
+        let mut logged = OncePerReason::default();
+        let mut is_written = true;
+        loop {
+            let forgotten = {
+                let store = store.clone();
+                tokio::task::spawn_blocking(move || store.take_forgotten()).await
+            };
+            match forgotten {
+                Ok(Ok(hosts)) => hosts.iter().for_each(|it| is_written &= !self.forget(it)),
+                Ok(Err(error)) => self.log_disk(&mut logged, "read which hosts are to be forgotten", &error),
+                Err(_) => return,
+            }
+            is_written &= timeout(WRITE_PAUSE, self.changed.notified()).await.is_err();
+            if is_written {
+                continue;
+            }
+            let (store, table) = (store.clone(), lock(&self.table).clone());
+            match tokio::task::spawn_blocking(move || store.write(&table)).await {
+                Ok(Ok(())) => is_written = true,
+                Ok(Err(error)) => self.log_disk(&mut logged, "write down the other hosts", &error),
+                Err(_) => return,
+            }
+            sleep(WRITE_PAUSE).await;
+        }
+    }
+
+    fn log_disk(&self, logged: &mut OncePerReason, what: &str, error: &std::io::Error) {
+        if logged.is_new(&error.to_string()) {
+            warn!("can't {what}: {error}; is the state directory full?");
+        }
+    }
+
+    /// Forgets a host for an administrator, and looks for all hosts anew. Returns true if there was one.
+    fn forget(&self, host: &str) -> bool {
+        let (forgotten, was_changed) = {
+            let mut table = lock(&self.table);
+            let before = table.clone();
+            (table.forget(host), *table != before)
+        };
+        let names: Vec<_> = forgotten.iter().map(|it| escaped(&it.to_string()).to_string()).collect();
+        info!(
+            host = %escaped(host), forgotten = %names.join(", "),
+            "an administrator said that this host is gone for good"
+        );
+        *lock(&self.schedule) = fence_core::hosts::HelloSchedule::new(Instant::now());
+        self.say_hello_soon();
+        was_changed
+    }
+
+    /// Reads the sockets of `peers`, and others when the settings change.
+    async fn read_sockets(self: Arc<Self>) {
+        loop {
+            let sockets = read(&self.sockets).clone();
+            let mut readers = JoinSet::new();
+            for socket in sockets.all() {
+                readers.spawn(read_socket(Arc::clone(&self), Arc::clone(socket)));
+            }
+            drop(sockets);
+            self.resocketed.notified().await;
+            readers.shutdown().await;
+        }
+    }
+}
+
+async fn read_socket(peers: Arc<Peers>, socket: Arc<UdpSocket>) {
+    // Longer than any message, so that one that is too long is seen to be too long.
+    let mut datagram = [0; 2048];
+    loop {
+        match socket.recv_from(&mut datagram).await {
+            Ok((length, from)) => peers.receive(&datagram[..length], from, &MessageWay::Unicast(from)),
+            Err(error) => {
+                peers.drops.note(NAME, "receive", &"the system", &error);
+                sleep(std::time::Duration::from_millis(10)).await;
+            }
+        }
+    }
+}

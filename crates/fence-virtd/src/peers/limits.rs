@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Every limit of the messages between hosts, in one place. docs/limits.md explains each limit to
+//! administrators. (The number of hosts is `MAX_HOSTS` of fence-core.)
+
+use std::time::Duration;
+
+/// Time for the other hosts to answer a question. The request's own deadline may end it before.
+pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
+/// Times after the question at which it is sent to those who have not answered.
+pub(super) const ASK_AT: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(350),
+    Duration::from_millis(750),
+    Duration::from_millis(1500),
+];
+/// Questions of this host that are open at once.
+pub(super) const MAX_QUESTIONS: usize = 256;
+/// Questions of other hosts that are looked up at once. The asker repeats those that find no room.
+pub(super) const MAX_LOOKS: usize = 32;
+/// Answers that are kept for repeats of their question.
+pub(super) const MAX_KEPT_ANSWERS: usize = 512;
+/// Time for which they are kept: longer than a question is repeated.
+pub(super) const ANSWER_KEPT: Duration = Duration::from_secs(5);
+/// Hellos that are answered in one second.
+pub(super) const MAX_HELLOS_PER_SECOND: u32 = 50;
+/// Hellos of this host that are remembered, to know their echo and their answers.
+pub(super) const KEPT_HELLOS: usize = 64;
+/// Keys with which each message is sent: during a change of keys there are two.
+pub(super) const MAX_KEYS: usize = 8;
+/// Time for the command that proves a silent host down.
+pub(super) const DOWN_COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// Time to read the files at the start.
+pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Pause between two writings of the file of hosts.
+pub(super) const WRITE_PAUSE: Duration = Duration::from_secs(1);

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Gauges and counters of the other hosts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fence_core::hosts::HostKind;
+use fence_wire::escaped;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+
+use super::settings::PeerMode;
+use super::state::Peers;
+use crate::observe::openmetrics::gauges;
+use crate::util::locks::lock;
+
+impl Peers {
+    /// Adds the gauges and counters; nothing where no other host is asked.
+    pub(crate) fn register(&self, to: &mut Registry) {
+        if self.settings().mode == PeerMode::Off {
+            return;
+        }
+        let hosts = self.known().into_iter().map(|host| {
+            let kind = match host.kind {
+                HostKind::Ours(_) => "ours",
+                HostKind::Legacy => "legacy",
+            };
+            let labels = vec![("host", escaped(&host.to_string()).to_string()), ("kind", kind.to_owned())];
+            (labels, i64::try_from(host.last_heard).unwrap_or(i64::MAX))
+        });
+        let help = "When another host was last heard, seconds since 1970";
+        gauges(to, "peer_last_heard_seconds", help, hosts);
+        let is_missing = i64::from(lock(&self.table).missing().is_some());
+        gauges(
+            to,
+            "peer_missing",
+            "Whether a host may have been heard that is not remembered",
+            [(Vec::new(), is_missing)],
+        );
+        let counter = |it: &AtomicU64| {
+            let counter: Counter = Counter::default();
+            counter.inc_by(it.load(Ordering::Relaxed));
+            counter
+        };
+        let counts = &self.counts;
+        to.register("peer_questions", "Questions to other hosts about a domain", counter(&counts.asked));
+        to.register("peer_silences", "Questions that a host did not answer", counter(&counts.silent));
+        to.register("peer_answers", "Questions of other hosts that were answered", counter(&counts.answered));
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The settings of the configuration that are about other hosts, with their keys.
+//!
+//! Owns the choice whether hosts are looked for at all. Loaded as a whole before anything is changed. Must
+//! never show a byte of a key.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fence_cli::key_file::{self, KeyFileError};
+use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, ListenerKind, Peers};
+use fence_wire::HostsKey;
+use tracing::warn;
+
+use super::limits::MAX_KEYS;
+
+/// Settings that are about other hosts.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerSettings {
+    pub(super) mode: PeerMode,
+    /// Keys of the messages, each of which is sent with all of them.
+    pub(super) keys: Vec<HostsKey>,
+    pub(super) port: u16,
+    pub(super) down_command: Option<PathBuf>,
+    /// Hypervisors of this host.
+    pub(super) hypervisors: Vec<String>,
+    /// `peers` is set.
+    pub(super) is_set: bool,
+    /// The configuration whose keys can't be loaded yet.
+    pub(super) waits_for: Option<Arc<Config>>,
+}
+
+/// Way in which the other hosts are known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum PeerMode {
+    /// Nothing is sent, and nobody is asked.
+    Off,
+    /// By their messages to the multicast group.
+    Discovered,
+    /// By these addresses.
+    Listed(Vec<SocketAddr>),
+}
+
+/// Reason why the messages between hosts can't be sent as the configuration says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PeerError {
+    #[error("messages between hosts: {0}")]
+    Key(#[from] KeyFileError),
+    #[error("messages between hosts: can't open UDP port {port} (peer_port): {source}")]
+    Socket { port: u16, source: std::io::Error },
+    #[error("no random bytes: {0}")]
+    Random(#[from] rand::rngs::SysError),
+}
+
+impl PeerSettings {
+    /// Reads the settings and loads the keys.
+    ///
+    /// # Errors
+    /// A key can't be loaded.
+    pub(crate) fn load(config: &Config) -> Result<Self, PeerError> {
+        let mode = mode(config);
+        let keys = if mode == PeerMode::Off { Vec::new() } else { keys(config)? };
+        Ok(Self { keys, ..Self::without_keys(config, mode) })
+    }
+
+    /// Reads the settings. A key that can't be loaded yet is tried again with each hello, and without it no
+    /// other host can be asked: for a daemon with `-w`.
+    pub(crate) fn load_or_wait(config: &Config) -> Self {
+        Self::load(config).unwrap_or_else(|error| {
+            warn!("{error}; trying again");
+            let waits_for = Some(Arc::new(config.clone()));
+            Self { waits_for, ..Self::without_keys(config, mode(config)) }
+        })
+    }
+
+    /// Returns the settings with the keys that they wait for; none if there is nothing to wait for any more.
+    pub(super) fn with_keys(&self) -> Option<Self> {
+        Self::load(self.waits_for.as_deref()?).ok()
+    }
+
+    fn without_keys(config: &Config, mode: PeerMode) -> Self {
+        Self {
+            mode,
+            keys: Vec::new(),
+            port: config.daemon.peer_port,
+            down_command: config.daemon.peer_down_command.clone(),
+            hypervisors: config.backends.iter().flat_map(Backend::uris).cloned().collect(),
+            is_set: config.daemon.peers != Peers::Discovered,
+            waits_for: None,
+        }
+    }
+}
+
+fn mode(config: &Config) -> PeerMode {
+    let has = |kind| config.backends.iter().any(|it| it.kind() == kind);
+    match &config.daemon.peers {
+        // Fence agents reach a machine wherever it runs.
+        _ if !has(BackendKind::Libvirt) && !has(BackendKind::Cpg) => PeerMode::Off,
+        Peers::Nobody => PeerMode::Off,
+        Peers::Listed(list) => PeerMode::Listed(list.clone()),
+        // Corosync knows the hosts.
+        Peers::Discovered if has(BackendKind::Cpg) => PeerMode::Off,
+        // Without a group there is nobody to find.
+        Peers::Discovered if config.multicast().is_none() => PeerMode::Off,
+        Peers::Discovered => PeerMode::Discovered,
+    }
+}
+
+fn keys(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
+    if let Some(file) = &config.daemon.peer_key_file {
+        return Ok(vec![HostsKey::of(&key_file::load(file)?)]);
+    }
+    let of_listener = config
+        .listeners
+        .iter()
+        .find(|it| it.kind() == ListenerKind::Multicast)
+        .or_else(|| config.listeners.iter().find(|it| it.keys().is_some()))
+        .and_then(|it| it.keys());
+    let Some(settings) = of_listener else { return Ok(vec![HostsKey::without_a_key()]) };
+    let mut keys = Vec::new();
+    for file in &settings.key_files {
+        match key_file::load(file) {
+            Ok(key) => keys.push(HostsKey::of(&key)),
+            // The listener decides in the same way, and says so.
+            Err(_) if is_unproved(settings) => {}
+            Err(KeyFileError::Missing { .. }) if !settings.key_files_named => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if keys.is_empty() && is_unproved(settings) {
+        return Ok(vec![HostsKey::without_a_key()]);
+    }
+    if keys.is_empty() {
+        // The listener has no key of its own: only the groups have.
+        for file in config.groups.iter().flatten().flat_map(|it| &it.key_files) {
+            keys.push(HostsKey::of(&key_file::load(file)?));
+        }
+    }
+    if keys.len() > MAX_KEYS {
+        warn!("messages between hosts are sent with the first {MAX_KEYS} keys alone; set peer_key_file");
+        keys.truncate(MAX_KEYS);
+    }
+    Ok(keys)
+}
+
+/// Returns true for a listener that asks for no key.
+fn is_unproved(settings: &KeySettings) -> bool {
+    settings.hash == HashType::None && settings.auth == HashType::None
+}

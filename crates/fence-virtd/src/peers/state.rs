@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Everything that is known of other hosts, shared by the tasks of this folder.
+//!
+//! Owns the table, the open questions and the counters, and sends. Runs on the caller's task and waits for
+//! nothing but the start's files.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use fence_core::hosts::{HeardHost, HelloSchedule, KnownHost, KnownHosts, Round};
+use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
+use tokio::sync::{Notify, Semaphore};
+use tracing::{info, warn};
+
+use super::identity::{self, Identity};
+use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT};
+use super::links::{GroupLink, MessageWay, PeerSockets};
+use super::settings::{PeerError, PeerMode, PeerSettings};
+use super::store::HostStore;
+use crate::backend::elsewhere::OwnPlaces;
+use crate::observe::drops::DropLog;
+use crate::util::locks::{Mutex, lock};
+
+/// Name of this part in drops.
+pub(super) const NAME: &str = "peers";
+
+/// The other hosts, as this daemon knows them.
+pub(crate) struct Peers {
+    pub(super) identity: Identity,
+    pub(super) host_name: String,
+    pub(super) settings: RwLock<Arc<PeerSettings>>,
+    pub(super) table: Mutex<KnownHosts>,
+    pub(super) store: Option<HostStore>,
+    /// The table has changed, and is to be written.
+    pub(super) changed: Notify,
+    pub(super) schedule: Mutex<HelloSchedule>,
+    /// The time of the next hello may be an earlier one.
+    pub(super) hurried: Notify,
+    pub(super) group: Mutex<Weak<GroupLink>>,
+    pub(super) sockets: RwLock<PeerSockets>,
+    /// Other sockets are to be read.
+    pub(super) resocketed: Notify,
+    pub(super) questions: Mutex<HashMap<HostNonce, OpenQuestion>>,
+    /// The latest hellos of this host: the nonce, and the address of `peers` that it went to.
+    pub(super) hellos: Mutex<VecDeque<(HostNonce, Option<SocketAddr>)>>,
+    pub(super) own: OnceLock<Arc<dyn OwnPlaces>>,
+    pub(super) looks: Semaphore,
+    pub(super) answers: Mutex<KeptAnswers>,
+    /// Hellos that were answered, and since when they are counted.
+    pub(super) answered_hellos: Mutex<(Option<Instant>, u32)>,
+    pub(super) drops: Arc<DropLog>,
+    pub(super) counts: PeerCounts,
+    /// Returns the number of domains that run here, for hellos.
+    pub(super) domains: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
+}
+
+/// Answers that were given, by asker and nonce, for repeats of the question. An empty one is being made.
+pub(super) type KeptAnswers = HashMap<(HostId, HostNonce), (Instant, Vec<[u8; HOST_MESSAGE_LEN]>)>;
+
+/// Question to the other hosts.
+pub(super) struct OpenQuestion {
+    pub(super) round: Round,
+    /// Wakes the task that asks.
+    pub(super) wake: Arc<Notify>,
+    /// A host answered for the first time at an address of `peers`: it can be asked now.
+    pub(super) has_met: bool,
+}
+
+/// Counters for the metrics.
+#[derive(Debug, Default)]
+pub(super) struct PeerCounts {
+    pub(super) asked: AtomicU64,
+    pub(super) silent: AtomicU64,
+    pub(super) answered: AtomicU64,
+}
+
+impl PeerCounts {
+    pub(super) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Peers {
+    /// Reads the files of the state directory, and opens the sockets. Must run inside the runtime.
+    ///
+    /// # Errors
+    /// A socket can't be opened.
+    pub(crate) async fn start(
+        settings: PeerSettings,
+        state: Option<&Path>,
+        drops: Arc<DropLog>,
+    ) -> Result<Arc<Self>, PeerError> {
+        let state = state.filter(|_| settings.mode != PeerMode::Off);
+        if state.is_none() && settings.mode != PeerMode::Off {
+            warn!(
+                "other hosts are remembered in memory alone (state_dir): one that is silent when this daemon \
+                 starts is not known"
+            );
+        }
+        let sockets = sockets(&settings)?;
+        let Files { identity, store, table } =
+            read_files(state.map(Path::to_owned), settings.hypervisors.clone()).await?;
+        let peers = Arc::new(Self {
+            identity,
+            host_name: host_name(),
+            settings: RwLock::new(Arc::new(settings)),
+            table: Mutex::new(table),
+            store,
+            changed: Notify::new(),
+            schedule: Mutex::new(HelloSchedule::new(Instant::now())),
+            hurried: Notify::new(),
+            group: Mutex::default(),
+            sockets: RwLock::new(sockets),
+            resocketed: Notify::new(),
+            questions: Mutex::default(),
+            hellos: Mutex::default(),
+            own: OnceLock::new(),
+            looks: Semaphore::new(MAX_LOOKS),
+            answers: Mutex::default(),
+            answered_hellos: Mutex::default(),
+            drops,
+            counts: PeerCounts::default(),
+            domains: OnceLock::new(),
+        });
+        peers.log_start();
+        Ok(peers)
+    }
+
+    /// Takes other settings. Its sockets are open already.
+    pub(crate) fn change(&self, settings: PeerSettings, sockets: PeerSocketsToUse) {
+        let was_off = self.settings().mode == PeerMode::Off;
+        self.replace_settings(settings);
+        *write(&self.sockets) = sockets.0;
+        self.resocketed.notify_one();
+        if was_off {
+            *lock(&self.schedule) = HelloSchedule::new(Instant::now());
+        }
+        self.say_hello_soon();
+        self.log_start();
+    }
+
+    pub(super) fn replace_settings(&self, settings: PeerSettings) {
+        *write(&self.settings) = Arc::new(settings);
+    }
+
+    /// Opens the sockets for other settings, which may still be refused.
+    ///
+    /// # Errors
+    /// A socket can't be opened.
+    pub(crate) fn prepare(&self, settings: &PeerSettings) -> Result<PeerSocketsToUse, PeerError> {
+        let now = self.settings();
+        let is_same = now.mode == settings.mode && now.port == settings.port;
+        Ok(PeerSocketsToUse(if is_same { read(&self.sockets).clone() } else { sockets(settings)? }))
+    }
+
+    /// Takes the multicast group of the listener; its end is that of the link.
+    pub(crate) fn use_group(&self, link: &Arc<GroupLink>) {
+        *lock(&self.group) = Arc::downgrade(link);
+        self.say_hello_soon();
+    }
+
+    /// Something shows that other hosts exist, or the interfaces changed.
+    pub(crate) fn say_hello_soon(&self) {
+        lock(&self.schedule).hurry(Instant::now());
+        self.hurried.notify_one();
+    }
+
+    /// Returns every host that is known.
+    pub(crate) fn known(&self) -> Vec<KnownHost> {
+        lock(&self.table).all().cloned().collect()
+    }
+
+    pub(super) fn settings(&self) -> Arc<PeerSettings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Returns true if messages of other hosts are read and answered.
+    pub(super) fn is_on(&self) -> bool {
+        self.settings().mode != PeerMode::Off
+    }
+
+    pub(super) fn hello(&self) -> HostHello {
+        let domains = self.domains.get().map_or(0, |count| count());
+        let settings = self.settings();
+        HostHello {
+            public: self.identity.public(),
+            port: if matches!(settings.mode, PeerMode::Listed(_)) { settings.port } else { 0 },
+            domains: domains.try_into().unwrap_or(u16::MAX),
+            name: self.host_name.clone(),
+        }
+    }
+
+    /// Returns a message of this host, once for each key.
+    pub(super) fn encoded(&self, message: &HostMessage) -> Vec<[u8; HOST_MESSAGE_LEN]> {
+        self.settings().keys.iter().map(|key| message.encode(key)).collect()
+    }
+
+    pub(super) fn message(&self, recipient: Option<HostId>, nonce: HostNonce, body: HostBody) -> HostMessage {
+        HostMessage { sender: self.identity.id(), recipient, nonce, body }
+    }
+
+    /// Sends by the way that a message came.
+    pub(super) fn send(&self, way: &MessageWay, messages: &[[u8; HOST_MESSAGE_LEN]]) {
+        match way {
+            MessageWay::Group => {
+                let link = lock(&self.group).upgrade();
+                if let Some(link) = link {
+                    link.send(messages);
+                }
+            }
+            MessageWay::Unicast(to) => read(&self.sockets).send(*to, messages),
+        }
+    }
+
+    /// Returns the key of this host and another one that is known.
+    pub(super) fn pair_key(&self, host: HostId) -> Option<PairKey> {
+        let kind = lock(&self.table).host(host)?.kind;
+        match kind {
+            fence_core::hosts::HostKind::Ours(public) => self.identity.pair_key(&public),
+            fence_core::hosts::HostKind::Legacy => None,
+        }
+    }
+
+    /// Remembers a hello of this host, so that its echo and its answers are known.
+    pub(super) fn new_hello(&self, to: Option<SocketAddr>) -> Option<HostNonce> {
+        let nonce = identity::nonce().ok()?;
+        let mut hellos = lock(&self.hellos);
+        if hellos.len() == KEPT_HELLOS {
+            hellos.pop_front();
+        }
+        hellos.push_back((nonce, to));
+        Some(nonce)
+    }
+
+    /// Notes a hello of another host: it must answer from now on.
+    pub(super) fn note_hello(&self, hello: &HostHello, from: IpAddr) {
+        if self.identity.pair_key(&hello.public).is_none() {
+            return self.drops.note(NAME, "host-key", &from, &"a public key that hides nothing");
+        }
+        let heard = lock(&self.table).heard(hello, from.to_canonical(), now());
+        self.after_heard(heard, HostId::of(&hello.public));
+    }
+
+    #[expect(dead_code, reason = "the search for hosts without host messages leads here")]
+    /// Notes a host without host messages (a C daemon) that answered a request at its address.
+    pub(crate) fn note_legacy(&self, from: IpAddr, domains: u16) {
+        let heard = lock(&self.table).heard_legacy(from.to_canonical(), domains, now());
+        let host = lock(&self.table).all().find(|it| it.addresses.contains(&from.to_canonical())).cloned();
+        if let Some(host) = host {
+            self.after_heard(heard, host.id);
+        }
+    }
+
+    fn after_heard(&self, heard: HeardHost, id: HostId) {
+        match heard {
+            HeardHost::Known => return,
+            HeardHost::NoRoom => {
+                let why = lock(&self.table).missing().map(str::to_owned).unwrap_or_default();
+                self.drops.note(NAME, "too-many-hosts", &id, &why);
+            }
+            HeardHost::New | HeardHost::Changed => {
+                let Some(host) = lock(&self.table).host(id).cloned() else { return };
+                self.log_host(heard, &host);
+                for question in lock(&self.questions).values_mut() {
+                    if self.must_answer(&host) {
+                        question.round.must_answer(fence_core::hosts::Respondent::Host(id));
+                    }
+                }
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Returns true if this found host is asked.
+    pub(super) fn must_answer(&self, host: &KnownHost) -> bool {
+        self.settings().mode == PeerMode::Discovered
+            || (matches!(self.settings().mode, PeerMode::Listed(_))
+                && lock(&self.table).pins().any(|(_, id)| id == host.id))
+    }
+
+    fn log_host(&self, heard: HeardHost, host: &KnownHost) {
+        let name = escaped(&host.to_string()).to_string();
+        if heard == HeardHost::Changed {
+            return info!(host = %name, "another host is known by another name or address now");
+        }
+        match &self.settings().mode {
+            PeerMode::Listed(listed) => {
+                if !listed.iter().any(|it| host.addresses.contains(&it.ip())) {
+                    warn!(
+                        host = %name,
+                        "another host was heard that `peers` does not name: it is not asked; add it if it \
+                         can have the same domains"
+                    );
+                }
+            }
+            _ => info!(
+                host = %name,
+                "another host was heard: from now on it is asked before a domain is called off that does not \
+                 run here. Set `peers` to name the hosts, or peers = \"none\""
+            ),
+        }
+    }
+
+    fn log_start(&self) {
+        let settings = self.settings();
+        let known = self.known();
+        let names: Vec<_> = known.iter().map(|it| escaped(&it.to_string()).to_string()).collect();
+        match &settings.mode {
+            PeerMode::Off if settings.is_set => info!("peers = \"none\": no other host is asked"),
+            PeerMode::Off => {}
+            PeerMode::Discovered => {
+                info!(id = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");
+            }
+            PeerMode::Listed(listed) => {
+                let listed: Vec<_> = listed.iter().map(ToString::to_string).collect();
+                info!(id = %self.identity.id(), peers = %listed.join(", "), "these hosts are asked");
+            }
+        }
+        if let (Some(why), false) = (lock(&self.table).missing(), settings.mode == PeerMode::Off) {
+            warn!("another host may be missing: {why}");
+        }
+    }
+}
+
+/// Sockets for settings that are not in force yet.
+pub(crate) struct PeerSocketsToUse(PeerSockets);
+
+fn sockets(settings: &PeerSettings) -> Result<PeerSockets, PeerError> {
+    match &settings.mode {
+        PeerMode::Listed(listed) => PeerSockets::open(listed, settings.port),
+        PeerMode::Off | PeerMode::Discovered => Ok(PeerSockets::default()),
+    }
+}
+
+/// Seconds since 1970. For people alone: no decision may depend on it.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|it| it.into_string().ok());
+    name.filter(|it| !it.is_empty()).unwrap_or_else(|| "unnamed".to_owned())
+}
+
+pub(super) fn read<T>(it: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    it.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write<T>(it: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    it.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The files of the state directory, read.
+struct Files {
+    identity: Identity,
+    store: Option<HostStore>,
+    table: KnownHosts,
+}
+
+/// Reads the files on a thread of its own, since a disk that hangs must not hold up the start.
+async fn read_files(state: Option<PathBuf>, hypervisors: Vec<String>) -> Result<Files, PeerError> {
+    let in_memory = |table| Ok(Files { identity: Identity::of_machine(&hypervisors)?, store: None, table });
+    let Some(directory) = state else { return in_memory(KnownHosts::default()) };
+    let shown = fence_cli::shown(&directory);
+    let reading = tokio::task::spawn_blocking(move || {
+        let store = HostStore::at(&directory);
+        (Identity::open(&directory), store.read(), store)
+    });
+    match tokio::time::timeout(OPEN_LIMIT, reading).await {
+        Ok(Ok((Ok(identity), table, store))) => Ok(Files { identity, store: Some(store), table }),
+        Ok(Ok((Err(error), table, _))) => {
+            warn!("other hosts are remembered in memory alone: {error}");
+            in_memory(table)
+        }
+        Ok(Err(_)) | Err(_) => {
+            let mut table = KnownHosts::default();
+            table.note_missing(format!(
+                "the disk of {shown} did not answer within {} s; restart fence_virtd when it does",
+                OPEN_LIMIT.as_secs()
+            ));
+            in_memory(table)
+        }
+    }
+}

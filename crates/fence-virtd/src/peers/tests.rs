@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Daemons' parts for other hosts, several in one process, by loopback alone.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_core::domain::DomainId;
+use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::hosts::KnownHost;
+use fence_net::{MulticastListener, MulticastScope};
+use fence_wire::{HostAnswer, HostBody, HostMessage, HostSight, HostsKey, PairKey};
+use tokio::net::UdpSocket;
+
+use super::links::GroupLink;
+use super::settings::{PeerMode, PeerSettings};
+use super::state::Peers;
+use crate::backend::BoxedFuture;
+use crate::backend::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
+
+/// Hypervisor that shows what a test says.
+struct Shown {
+    sight: Mutex<Sight>,
+    looks: AtomicUsize,
+}
+
+impl OwnPlaces for Shown {
+    fn look_here<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            let (place, began) = (DomainSite::Hypervisor("test".to_owned()), Instant::now());
+            vec![Finding { place, sight: self.sight.lock().unwrap().clone(), began, ended: Instant::now() }]
+        })
+    }
+}
+
+/// Host of a test; its tasks end with it.
+struct Host {
+    peers: Arc<Peers>,
+    shown: Arc<Shown>,
+    port: u16,
+    _tasks: tokio::task::JoinSet<()>,
+    _link: Option<Arc<GroupLink>>,
+}
+
+fn settings(mode: PeerMode, port: u16) -> PeerSettings {
+    PeerSettings {
+        mode,
+        keys: vec![HostsKey::without_a_key()],
+        port,
+        down_command: None,
+        hypervisors: vec![format!("test:///{port}")],
+        is_set: true,
+        waits_for: None,
+    }
+}
+
+impl Host {
+    async fn new(mode: PeerMode, port: u16, state: Option<&std::path::Path>) -> Self {
+        let peers = Peers::start(settings(mode, port), state, Arc::default()).await.unwrap();
+        let shown = Arc::new(Shown { sight: Mutex::new(Sight::Off), looks: AtomicUsize::new(0) });
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(Arc::clone(&peers).serve(Arc::<Shown>::clone(&shown), || 3));
+        Self { peers, shown, port, _tasks: tasks, _link: None }
+    }
+
+    async fn listed(port: u16, others: &[u16], state: Option<&std::path::Path>) -> Self {
+        let others = others.iter().map(|it| SocketAddr::from((Ipv4Addr::LOCALHOST, *it))).collect();
+        Self::new(PeerMode::Listed(others), port, state).await
+    }
+
+    /// A host that is found by a group of the loopback interface.
+    async fn found(group: [u8; 4], port: u16, state: Option<&std::path::Path>) -> Self {
+        let mut host = Self::new(PeerMode::Discovered, port, state).await;
+        let group = IpAddr::from(group);
+        let MulticastListener { socket, joined, .. } =
+            fence_net::multicast_listener(group, port, MulticastScope::Interface(1)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let socket = UdpSocket::from_std(socket).unwrap();
+        let link = GroupLink { group, port, joined: Arc::new(Mutex::new(joined)) };
+        let link = Arc::new(link);
+        host.peers.use_group(&link);
+        host._link = Some(link);
+        let peers = Arc::clone(&host.peers);
+        host._tasks.spawn(async move {
+            let mut datagram = [0; 2048];
+            loop {
+                let (length, from) = socket.recv_from(&mut datagram).await.unwrap();
+                peers.receive_from_group(&datagram[..length], from);
+            }
+        });
+        host
+    }
+
+    fn shows(&self, sight: Sight) -> &Self {
+        *self.shown.sight.lock().unwrap() = sight;
+        self
+    }
+
+    async fn look(&self) -> Vec<Finding> {
+        self.look_within(Duration::from_secs(5)).await
+    }
+
+    async fn look_within(&self, time: Duration) -> Vec<Finding> {
+        let question = DomainQuestion { uuid: DomainId::from_bytes([7; 16]), name: "vm1".to_owned() };
+        self.peers.look(&question, Instant::now() + time).await
+    }
+
+    async fn sights(&self) -> Vec<Sight> {
+        self.look().await.into_iter().map(|it| it.sight).collect()
+    }
+
+    async fn knows(&self, number: usize) -> Vec<KnownHost> {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.peers.known().len() != number && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(self.peers.known().len(), number);
+        self.peers.known()
+    }
+}
+
+/// A port of the loopback that nobody has now.
+fn port() -> u16 {
+    StdSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn reason(sight: &Sight) -> &str {
+    match sight {
+        Sight::Unknown(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listed_hosts_tell_what_they_see() {
+    let (a, b) = (port(), port());
+    let (a, b) = (Host::listed(a, &[b], None).await, Host::listed(b, &[a], None).await);
+    for sight in
+        [Sight::On, Sight::Moving, Sight::Ended, Sight::Off, Sight::Absent, Sight::MovedAway, Sight::On]
+    {
+        b.shows(sight.clone());
+        let asked = Instant::now();
+        let found = a.look().await;
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].sight, sight);
+        assert!(found[0].began >= asked && found[0].ended >= found[0].began);
+    }
+    b.shows(Sight::Unknown("libvirt at test:///x does not answer".to_owned()));
+    let sights = a.sights().await;
+    assert!(reason(&sights[0]).ends_with("libvirt at test:///x does not answer"), "{sights:?}");
+    assert_eq!(a.shows(Sight::On).sights().await.len(), 1);
+    assert_eq!(b.sights().await, [Sight::On]);
+}
+
+/// The asked one is bound to the address at which it first answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_host_at_the_address_of_one_does_not_count() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let b = Host::listed(at_b, &[at_a], None).await;
+    assert_eq!(a.sights().await, [Sight::Off]);
+    let name = a.peers.known()[0].id;
+    drop(b);
+    // It holds the key of all hosts, and has the address; another key pair (of other hypervisors).
+    let mut other = settings(PeerMode::Listed(vec![(Ipv4Addr::LOCALHOST, at_a).into()]), at_b);
+    other.hypervisors = vec!["test:///guest".to_owned()];
+    let guest = Peers::start(other, None, Arc::default()).await.unwrap();
+    let shown = Arc::new(Shown { sight: Mutex::new(Sight::Absent), looks: AtomicUsize::new(0) });
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(Arc::clone(&guest).serve(Arc::<Shown>::clone(&shown), || 0));
+    let sights = a.sights().await;
+    assert!(reason(&sights[0]).contains("does not answer"), "{sights:?}");
+    assert!(a.peers.known().iter().any(|it| it.id == name));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_host_is_unknown_within_the_time() {
+    let (a, b) = (port(), port());
+    let a = Host::listed(a, &[b], None).await;
+    let begin = Instant::now();
+    let found = a.look().await;
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(found[0].place, DomainSite::Host(format!("127.0.0.1:{b}")));
+    assert!(reason(&found[0].sight).contains("does not answer"), "{found:?}");
+    let begin = Instant::now();
+    assert_eq!(a.look_within(Duration::from_millis(200)).await.len(), 1);
+    assert!(begin.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn found_hosts_are_asked_and_remembered() {
+    let (group, port) = ([239, 77, 1, 1], port());
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let a = Host::found(group, port, Some(dirs[0].path())).await;
+    assert!(a.look().await.is_empty(), "a host alone");
+    let b = Host::found(group, port, Some(dirs[1].path())).await;
+    // It asks before it could know a, and waits for its first round.
+    assert_eq!(b.sights().await, [Sight::Off]);
+    let c = Host::found(group, port, Some(dirs[2].path())).await;
+    a.knows(2).await;
+    b.shows(Sight::On);
+    c.shows(Sight::Absent);
+    let sights = a.sights().await;
+    assert!(
+        sights.len() == 2 && sights.contains(&Sight::On) && sights.contains(&Sight::Absent),
+        "{sights:?}"
+    );
+    // One that was heard must answer, after a restart of the asker too.
+    drop(b);
+    let file = dirs[0].path().join("hosts");
+    while !std::fs::read_to_string(&file).is_ok_and(|it| it.matches("\nhost ").count() == 2) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(a);
+    let a = Host::found(group, port, Some(dirs[0].path())).await;
+    let sights = a.sights().await;
+    let silent: Vec<_> = sights.iter().filter(|it| matches!(it, Sight::Unknown(_))).collect();
+    assert!(sights.len() == 2 && silent.len() == 1, "{sights:?}");
+    assert!(reason(silent[0]).contains("fence_virtd --forget "), "{silent:?}");
+    // Until an administrator forgets it.
+    let gone = a.peers.known().into_iter().find(|it| it.id != c.peers.identity.id()).unwrap();
+    super::store::HostStore::at(dirs[0].path()).request_forget(&gone.id.to_string()).unwrap();
+    a.knows(1).await;
+    assert_eq!(a.sights().await, [Sight::Absent]);
+}
+
+/// A repeat of a question gets the same answer, and no second look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_datagram_costs_no_answer() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let late = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        Host::listed(at_b, &[at_a], None).await
+    });
+    assert_eq!(a.sights().await, [Sight::Off], "nobody was there for the first questions");
+    let b = late.await.unwrap();
+    let looks = b.shown.looks.load(Ordering::SeqCst);
+    for _ in 0..5 {
+        assert_eq!(a.sights().await, [Sight::Off]);
+    }
+    assert_eq!(b.shown.looks.load(Ordering::SeqCst), looks + 5);
+    assert_eq!((a.port, b.port), (at_a, at_b));
+}
+
+/// A holder of the key answers each question first, and as each host: never does it count.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_with_the_key_cannot_answer_for_a_host() {
+    let (group, port) = ([239, 77, 1, 2], port());
+    let a = Host::found(group, port, None).await;
+    let dir = tempfile::tempdir().unwrap();
+    let b = Host::found(group, port, Some(dir.path())).await;
+    let victim = a.knows(1).await[0].id;
+    b.shows(Sight::On);
+    let MulticastListener { socket, joined, .. } =
+        fence_net::multicast_listener(group.into(), port, MulticastScope::Interface(1)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = UdpSocket::from_std(socket).unwrap();
+    let link = GroupLink { group: group.into(), port, joined: Arc::new(Mutex::new(joined)) };
+    let guest = tokio::spawn(async move {
+        let key = HostsKey::without_a_key();
+        let mut datagram = [0; 2048];
+        loop {
+            let (length, _) = socket.recv_from(&mut datagram).await.unwrap();
+            let Ok(seen) = HostMessage::decode(&datagram[..length], std::slice::from_ref(&key)) else {
+                continue;
+            };
+            let HostBody::Ask(ask) = &seen.message().body else { continue };
+            let answer = HostAnswer { uuid: ask.uuid, sight: HostSight::Absent, reason: String::new() };
+            let (sender, recipient) = (victim, Some(seen.message().sender));
+            let nonce = seen.message().nonce;
+            let forged = HostMessage { sender, recipient, nonce, body: HostBody::Answer(answer) };
+            link.send(&[forged.encode_for(&key, &PairKey::of(&[1; 32])), forged.encode(&key)]);
+        }
+    });
+    for _ in 0..20 {
+        assert_eq!(a.sights().await, [Sight::On]);
+    }
+    guest.abort();
+}
+
+/// A copied state directory: the two would take each other for their own echo, and each for a host alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_the_same_key_pair_is_noticed() {
+    let (group, port) = ([239, 77, 1, 3], port());
+    let a = Host::found(group, port, None).await;
+    assert!(a.look().await.is_empty());
+    // Without a directory, hosts of the same hypervisors have the same pair.
+    let b = Host::found(group, port, None).await;
+    for host in [&b, &a] {
+        let mut sights = host.sights().await;
+        while sights.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            sights = host.sights().await;
+        }
+        assert!(reason(&sights[0]).contains("has the key pair of this one"), "{sights:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn none_means_none() {
+    let host = Host::new(PeerMode::Off, port(), None).await;
+    let begin = Instant::now();
+    assert!(host.look().await.is_empty());
+    assert!(begin.elapsed() < Duration::from_millis(500));
+    let hello = HostMessage {
+        sender: host.peers.identity.id(),
+        recipient: None,
+        nonce: [1; 8],
+        body: HostBody::Hello(host.peers.hello()),
+    };
+    host.peers.receive_from_group(&hello.encode(&HostsKey::without_a_key()), (Ipv4Addr::LOCALHOST, 9).into());
+    assert!(host.peers.known().is_empty());
+}
