@@ -79,12 +79,10 @@ class _Case:
         same = {(it.place, it.instance) for it in self.then} & {(it.place, it.instance) for it in self.now}
         if same:
             return f"{' '.join(min(same))} ran all the time"
-        if self.then and self._moved() and self._quiet(ENDS, STARTS, {"off", "on", "reboot"}):
-            return f"it moved from {self.then[0].place} to {self.new[0].place} and ran all the time"
+        came = [it for it in self.now if it.incoming and it not in self.then]
+        if self.then and came and not self._quiet(MOVES) and self._quiet(ENDS, STARTS, {"off", "on", "reboot"}):
+            return f"it moved from {self.then[0].place} to {came[0].place} and ran all the time"
         return None
-
-    def _moved(self):
-        return self.new and self.new[0].incoming and not self._quiet(MOVES)
 
     def survived(self):
         """What ran before still runs. One that runs twice is out of the question: that must not be made."""

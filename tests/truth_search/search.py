@@ -171,13 +171,27 @@ class Search:
                 agent.process.kill()
             result = agent.finish(60)
             deed.ended = clock() if result.rc in (0, OFF) else clock() + LINGERS
-            after = self.world.read()
+            after = self._read_to_the_end(step.domain)
             self._judge(number, step, result, (before, after), deed)
             return result
         finally:
             with self._lock:
                 self._free.append(guest)
                 self._lock.notify_all()
+
+    def _read_to_the_end(self, domain):
+        """A Reading. What waits in it for the end of a move counts as running if it runs when that has ended."""
+        reading = self.world.read()
+        waiting = {it for it in reading.of(domain) if not it.runs}
+        if not waiting:
+            return reading
+        end = time.monotonic() + 30
+        while self._under_way(domain, MOVES) and time.monotonic() < end:
+            time.sleep(0.05)
+        later = {(it.place, it.instance) for it in self.world.read().running(domain)}
+        sights = tuple(dataclasses.replace(it, runs=True) if (it.place, it.instance) in later else it
+                       for it in reading.of(domain))
+        return dataclasses.replace(reading, sights={**reading.sights, domain: sights})
 
     def _judge(self, number, step, result, readings, deed):
         before, after = readings
@@ -239,6 +253,12 @@ class Search:
             raise Skip
         return self._at(running[0].place)
 
+    def _to(self, here, name):
+        """The place of that name, or the one after it when it is there already."""
+        places = self.world.places
+        place = self._at(name)
+        return place if place is not here else self._at(places[(places.index(here) + 1) % len(places)].name)
+
     def _define(self, step):
         place = self._at(step.at)
         if place.defines(step.domain):
@@ -271,16 +291,18 @@ class Search:
             place.save(step.domain)
 
     def _cold(self, step):
-        here, there = self._where(step.domain), self._at(step.at)
-        if here is there or self._under_way(step.domain, {"on", "reboot"}, OWED):
+        here = self._where(step.domain)
+        there = self._to(here, step.at)
+        if self._under_way(step.domain, {"on", "reboot"}, OWED):
             raise Skip
         with self._doing("cold", step.domain):
             here.destroy(step.domain)
             there.start(step.domain)
 
     def _live(self, step):
-        here, there = self._where(step.domain), self._at(step.at)
-        if here is there or there.has(step.domain):
+        here = self._where(step.domain)
+        there = self._to(here, step.at)
+        if there.has(step.domain):
             raise Skip
         deed = self._deed(step.kind, step.domain)
         thread = self._background(self._move, step, here, there, deed)

@@ -36,7 +36,7 @@ class Step:
 OFTEN = {"ask": 42, "drop": 3, "start": 12, "define": 7, "undefine": 3, "destroy": 5, "save": 5, "cold": 8,
          "freeze": 3, "kill": 2, "stop": 2, "crash": 2, "restart": 3, "hold": 1, "cut off": 2, "heal": 14, "pause": 6}
 #: Those that only QEMU can do.
-OFTEN_QEMU = {"live": 5, "abort": 6, "cut": 3, "kill": 5, "restart": 5}
+OFTEN_QEMU = {"live": 9, "abort": 8, "cut": 5, "kill": 4, "restart": 4, "start": 18}
 #: A kill of the test driver's libvirtd ends its domains: nothing can be learnt from it often.
 SELDOM_TEST = {"kill": 1, "freeze": 4}
 ACTIONS = {"status": 45, "off": 25, "reboot": 18, "on": 12}
@@ -64,7 +64,7 @@ def draw(seed, driver, hosts, places, domains, guests=4):
                        wait=kind == "drop" or rng.random() < 0.5)
         elif kind in ("start", "define", "undefine", "freeze", "kill", "cold", "live", "abort", "cut"):
             yield Step(kind, domain if kind not in ("freeze", "kill") else "", at=rng.choice(places),
-                       seconds=rng.choice([0, 0.1, 0.4]) if kind in ("abort", "cut") else 0,
+                       seconds=round(rng.uniform(0, {"abort": 0.5, "cut": 1.8}.get(kind, 0)), 2),
                        wait=kind not in ("live", "abort", "cut") or rng.random() < 0.4)
         elif kind in ("destroy", "save"):
             yield Step(kind, domain)

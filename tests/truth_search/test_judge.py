@@ -35,6 +35,9 @@ UNTRUE = {
     "status off, while it moved": (
         "status", 2, ON, reading(20, runs(H2, "7", incoming=True)), Deed("live", "a", 8, 15)),
     "off, while it moved": ("off", 0, ON, reading(20, runs(H2, "7", incoming=True)), Deed("live", "a", 8)),
+    "off, and it waited at its new host already": (
+        "off", 0, reading(9, runs(H1, "1"), Sight(H2, "7", False, True)), reading(20, runs(H2, "7", incoming=True)),
+        Deed("live", "a", 8)),
     "off, and the move was given up": ("off", 0, ON, reading(20, runs(H1, "1")), Deed("abort", "a", 8, 15)),
     "reboot, while it moved": ("reboot", 0, ON, reading(20, runs(H2, "7", incoming=True)), Deed("live", "a", 8)),
     "off, and it comes up by itself": ("off", 0, NOWHERE, reading(20, runs(H1, "2"))),

@@ -25,10 +25,9 @@ from .search import WORLDS
 SEARCH = pathlib.Path(__file__).with_name("search.py")
 SEED = os.environ.get("SEED", "1")
 MINUTES = float(os.environ.get("MINUTES", "0"))
-#: Steps of one search. QEMU takes its time for each.
-STEPS = {"test": 300, "qemu": 180}
-#: Worlds of the test driver are cheap: two seeds for each.
-SEARCHES = [(world, n) for world, shape in WORLDS.items() for n in range(2 if shape.driver == "test" else 1)
+#: Steps of one search, and how many there are of each world: more than 2,000 steps. QEMU takes its time for each.
+STEPS, SEEDS = {"test": 180, "qemu": 110}, {"test": 3, "qemu": 2}
+SEARCHES = [(world, n) for world, shape in WORLDS.items() for n in range(SEEDS[shape.driver])
             if world in os.environ.get("WORLDS", world).split(",")]
 #: What was found stays found: a suite runs its failures again, and an untrue answer must not get lost in that.
 FOUND = pathlib.Path(tempfile.gettempdir()) / "fvlab-untrue" if "SUITE" in os.environ else None

@@ -195,7 +195,7 @@ class Host:
                             for name, block in blocks.items())
         start, end = text.index("listeners {"), text.index("backends {")
         self.config = programs.write_config(self.world.directory / f"{self.name}.conf",
-                                            f"{text[:start]}listeners {{\n{listeners}}}\n{text[end:]}")
+                                            f"{text[:start]}listeners {{\n{listeners}}}\n{text[end:]}", peers=None)
 
     def serve(self, wait=10):
         """The daemon is started."""
