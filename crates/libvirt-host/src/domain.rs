@@ -31,6 +31,9 @@ pub enum DomainState {
     NoState,
     /// 1: running.
     Running,
+    /// 1 as well, because a migration brought the instance here. libvirt keeps the reason for as long as it
+    /// runs.
+    CameIn,
     /// 2: waiting for a resource.
     Blocked,
     /// 3: paused.
@@ -107,7 +110,7 @@ impl Domain {
     }
 
     /// Returns whether a job has the instance now: a migration, or saving, or dumping. A hypervisor that
-    /// knows no jobs has none.
+    /// knows no jobs has none. Of a domain that is off the result means nothing.
     pub fn has_job(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
         let mut info = std::mem::MaybeUninit::<sys::virDomainJobInfo>::uninit();
@@ -115,7 +118,9 @@ impl Domain {
         if unsafe { sys::virDomainGetJobInfo(self.raw.as_ptr(), info.as_mut_ptr()) } < 0 {
             let error = self.handle.failed("ask for the job of a domain");
             return match error.kind {
-                ErrorKind::Unsupported | ErrorKind::OperationInvalid => Ok(false),
+                ErrorKind::Unsupported => Ok(false),
+                // The incoming side of a migration has no figures; nor has one that is off.
+                ErrorKind::OperationInvalid => Ok(true),
                 _ => Err(error),
             };
         }
@@ -271,7 +276,10 @@ impl DomainState {
         const PAUSED_BY_MIGRATION: [i32; 4] = [2, 11, 12, 13];
         /// `VIR_DOMAIN_RUNNING_` `POSTCOPY` and `POSTCOPY_FAILED`
         const RUNNING_IN_MIGRATION: [i32; 2] = [10, 11];
+        /// `VIR_DOMAIN_RUNNING_MIGRATED`
+        const CAME_IN: i32 = 2;
         match Self::from(state) {
+            Self::Running if reason == CAME_IN => Self::CameIn,
             Self::ShutOff if reason == MIGRATED => Self::MovedAway,
             Self::Paused if PAUSED_BY_MIGRATION.contains(&reason) => Self::Migrating,
             Self::Running if RUNNING_IN_MIGRATION.contains(&reason) => Self::Migrating,
@@ -284,7 +292,7 @@ impl DomainState {
     pub fn number(self) -> i32 {
         let number = match self {
             Self::NoState => sys::VIR_DOMAIN_NOSTATE,
-            Self::Running => sys::VIR_DOMAIN_RUNNING,
+            Self::Running | Self::CameIn => sys::VIR_DOMAIN_RUNNING,
             Self::Blocked => sys::VIR_DOMAIN_BLOCKED,
             Self::Paused | Self::Migrating => sys::VIR_DOMAIN_PAUSED,
             Self::Shutdown => sys::VIR_DOMAIN_SHUTDOWN,

@@ -15,6 +15,9 @@ use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
 const MAX_REMEMBERED: usize = 16_384;
 /// Time for which a domain without a definition is known by its name after its instance ended.
 const ENDED_TTL: Duration = Duration::from_secs(600);
+/// Time after which the migration that brought an instance here is over at the other side too: the one who
+/// migrates hears of a lost connection within half a minute, and then resumes the source or ends it.
+const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 
 /// Domains that were seen on one hypervisor, by UUID.
 #[derive(Default)]
@@ -34,8 +37,8 @@ enum LastSeen {
     Known,
     /// An instance came in by a migration, and has not run here yet.
     CameIn,
-    /// An instance ran here.
-    Ran,
+    /// An instance runs here. `came_in`: a migration brought it, and it was first seen to run at this time.
+    Ran { came_in: Option<Instant> },
     /// The instance that ran here ended for good, at this time.
     Ended(Instant),
     /// The instance moved to another place.
@@ -77,6 +80,15 @@ impl SeenDomains {
         self.domains.get(&uuid).is_some_and(|it| matches!(it.last, LastSeen::Ended(_)))
     }
 
+    /// Returns whether an instance that came in by a migration has run here for so long that the migration is
+    /// over at the other side too.
+    pub(super) fn has_settled(&self, uuid: Uuid) -> bool {
+        match self.domains.get(&uuid).map(|it| it.last) {
+            Some(LastSeen::Ran { came_in }) => came_in.is_none_or(|it| it.elapsed() >= MIGRATION_SETTLE),
+            _ => false,
+        }
+    }
+
     /// Returns whether the last instance moved from here to another place.
     pub(super) fn has_moved_away(&self, uuid: Uuid) -> bool {
         self.domains.get(&uuid).is_some_and(|it| it.last == LastSeen::MovedAway)
@@ -95,7 +107,8 @@ impl SeenDomains {
             State::ShutOff | State::NoState | State::Crashed | State::Other(_) => LastSeen::Known,
             State::MovedAway => LastSeen::MovedAway,
             State::Migrating => LastSeen::CameIn,
-            _ => LastSeen::Ran,
+            State::CameIn => LastSeen::Ran { came_in: Some(Instant::now()) },
+            _ => LastSeen::Ran { came_in: None },
         };
         self.record(record.uuid, &record.name, last);
     }
@@ -138,8 +151,13 @@ impl LastSeen {
             LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return None,
             LifecycleKind::Started if event.detail == MIGRATED => Self::CameIn,
             // The one that came in runs here now; or the one that was to go stays.
-            LifecycleKind::Resumed => Self::Ran,
-            LifecycleKind::Started | LifecycleKind::PmSuspended | LifecycleKind::Crashed => self.ran(),
+            LifecycleKind::Resumed => match self {
+                Self::CameIn => Self::Ran { came_in: Some(Instant::now()) },
+                Self::Ran { .. } => self,
+                Self::Known | Self::Ended(_) | Self::MovedAway => Self::Ran { came_in: None },
+            },
+            LifecycleKind::Started => Self::Ran { came_in: None },
+            LifecycleKind::PmSuspended | LifecycleKind::Crashed => self.ran(),
             LifecycleKind::Stopped => self.stopped(event.detail),
             // A definition was changed, or the instance is paused or shuts down: it is what it was.
             LifecycleKind::Defined | LifecycleKind::Suspended | LifecycleKind::Shutdown => self,
@@ -148,7 +166,7 @@ impl LastSeen {
     }
 
     fn ran(self) -> Self {
-        if self == Self::CameIn { self } else { Self::Ran }
+        if matches!(self, Self::CameIn | Self::Ran { .. }) { self } else { Self::Ran { came_in: None } }
     }
 
     fn stopped(self, detail: i32) -> Self {
@@ -157,7 +175,7 @@ impl LastSeen {
         // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
         match (detail, self) {
             (3, _) => Self::MovedAway,
-            (0..=2, Self::Ran) => Self::Ended(Instant::now()),
+            (0..=2, Self::Ran { .. }) => Self::Ended(Instant::now()),
             // The event of an end that is known already.
             (0..=2, Self::Ended(_)) => self,
             _ => Self::Known,
@@ -202,6 +220,10 @@ mod tests {
         assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
         assert!(has_ended(&[(Started, 0), (Stopped, 1), (Defined, 0)]));
         assert!(seen_after(&[(Started, 0), (Stopped, 3)]).has_moved_away(uuid()));
+        assert!(seen_after(&[(Started, 0)]).has_settled(uuid()));
+        assert!(!seen_after(&[(Started, 1)]).has_settled(uuid()));
+        assert!(!seen_after(&[(Started, 1), (Resumed, 1)]).has_settled(uuid()), "a moment ago");
+        assert!(!seen_after(&[(Started, 1), (Resumed, 1), (Suspended, 0), (Resumed, 0)]).has_settled(uuid()));
         let mut seen = seen_after(&[(Started, 0)]);
         seen.record_end(uuid());
         seen.record_event(&LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind: Stopped, detail: 1 });

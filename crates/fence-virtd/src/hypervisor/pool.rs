@@ -376,6 +376,11 @@ impl Hypervisor {
         lock(&self.memory).has_ended(uuid)
     }
 
+    /// Returns whether the migration that brought the running instance here is over at the other side too.
+    pub(crate) fn has_settled(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).has_settled(uuid)
+    }
+
     /// Returns whether the domain's last instance moved from here to another place.
     pub(crate) fn has_moved_away(&self, uuid: Uuid) -> bool {
         lock(&self.memory).has_moved_away(uuid)

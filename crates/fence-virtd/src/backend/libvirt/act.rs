@@ -247,7 +247,7 @@ impl PowerOffRun<'_> {
             DomainReading::Off | DomainReading::Gone | DomainReading::MovedAway => Ok(Some(self.left())),
             DomainReading::On { instance, state } => {
                 self.victim = instance;
-                self.progress.was_moving |= state == State::Migrating;
+                self.progress.was_moving |= self.is_moving(state);
                 Ok(None)
             }
             DomainReading::Unknown => Ok(None),
@@ -303,20 +303,30 @@ impl PowerOffRun<'_> {
                         return Ok(Some(self.replaced(began)));
                     }
                     self.victim = instance;
-                    self.progress.was_moving |= state == State::Migrating;
+                    self.progress.was_moving |= self.is_moving(state);
                     return Ok(None);
                 }
                 still if Instant::now() >= self.lease.until() => {
                     let (state, reason) = (still.words(), self.refusal.take());
                     return Err(ActionError::NoEffect { state, reason }.into());
                 }
-                DomainReading::On { state, .. } => self.progress.was_moving |= state == State::Migrating,
+                DomainReading::On { state, .. } => self.progress.was_moving |= self.is_moving(state),
                 DomainReading::Unknown => {}
             }
             self.pause.wait(self.lease.until());
             if self.refusal.is_some() || self.pause.is_long() {
                 return Ok(None);
             }
+        }
+    }
+
+    /// Returns whether a migration has the instance, or brought it here so lately that the source may still
+    /// be resumed: the end of this instance is no proof then.
+    fn is_moving(&self, state: State) -> bool {
+        match state {
+            State::Migrating => true,
+            State::CameIn => !self.memory.has_settled(self.order.uuid),
+            _ => false,
         }
     }
 
