@@ -15,5 +15,6 @@ pub mod evidence;
 pub mod history;
 pub mod host_down;
 pub mod hosts;
+pub mod listing;
 #[cfg(test)]
 mod schedules;

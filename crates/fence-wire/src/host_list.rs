@@ -71,6 +71,13 @@ impl HostListEntry {
         }
         HostListItem::Domain(Self { name, uuid, on: entry[STATE] == RUNNING })
     }
+
+    /// Returns whether an entry says in so many words that the domain is shut off. A paused or crashed domain
+    /// is neither running nor shut off.
+    #[must_use]
+    pub fn is_shut_off(entry: &[u8; HOST_LIST_ENTRY_LEN]) -> bool {
+        entry[STATE] == Self::SHUT_OFF
+    }
 }
 
 fn put(field: &mut [u8], text: &str) {

@@ -11,7 +11,7 @@
 //!      2     1  length of the address (4 or 16; 0 on TCP and vsock)
 //!      3     1  flags, bit 0: the target is a UUID
 //!      4    64  target, NUL-padded
-//!     68    28  address of the client
+//!     68    28  address of the client, in its first 4 or 16 bytes; the last 12 bytes say that a host asks
 //!     96     2  port the client listens on for the call-back
 //!     98     6  nonce
 //!    104     4  sequence number
@@ -25,6 +25,9 @@ use core::ops::Range;
 pub const REQUEST_LEN: usize = 176;
 /// Flag of the request packet: the target is a UUID in text form.
 pub const UUID_FLAG: u8 = 1;
+/// Last bytes of the address field of a request that a host sends to the other hosts, as a client would. C
+/// daemons, and older ones of ours, do not read them.
+pub(crate) const FROM_HOST: [u8; 12] = *b"from a host\0";
 /// Length of a challenge in bytes.
 pub const CHALLENGE_LEN: usize = 64;
 /// Challenge of 64 random bytes, made by [`draw_challenge`](crate::draw_challenge). No challenge may be used
@@ -37,6 +40,7 @@ pub(crate) const ADDRESS_LEN: usize = 2;
 pub(crate) const FLAGS: usize = 3;
 pub(crate) const TARGET: Range<usize> = 4..68;
 pub(crate) const ADDRESS: Range<usize> = 68..96;
+pub(crate) const SPARE: Range<usize> = 84..96;
 pub(crate) const PORT: Range<usize> = 96..98;
 pub(crate) const NONCE: Range<usize> = 98..104;
 pub(crate) const SEQUENCE: Range<usize> = 104..108;

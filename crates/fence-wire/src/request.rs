@@ -13,8 +13,8 @@ use core::net::IpAddr;
 use crate::action::{Action, UnknownAction};
 use crate::key::{HASH_LEN, HashType, Key, UnknownHash, same};
 use crate::layout::{
-    ACTION, ADDRESS, ADDRESS_LEN, FAMILY, FAMILY_IPV4, FAMILY_IPV6, FLAGS, HASH, HASH_TYPE, NONCE, PORT,
-    REQUEST_LEN, SEQUENCE, TARGET, UUID_FLAG, field,
+    ACTION, ADDRESS, ADDRESS_LEN, FAMILY, FAMILY_IPV4, FAMILY_IPV6, FLAGS, FROM_HOST, HASH, HASH_TYPE, NONCE,
+    PORT, REQUEST_LEN, SEQUENCE, SPARE, TARGET, UUID_FLAG, field,
 };
 use crate::seal::SealedRequest;
 use crate::text::{cut, until_nul};
@@ -57,6 +57,18 @@ impl Request {
         packet
     }
 
+    /// Returns the packet of a host that asks the other hosts as a client would; without a key it has no
+    /// hash. Daemons of ours drop it: they are asked by host messages.
+    #[must_use]
+    pub fn encode_from_host(&self, hash: HashType, key: Option<&Key>) -> [u8; REQUEST_LEN] {
+        let mut packet = self.encode_unhashed(if key.is_some() { hash } else { HashType::None });
+        packet[SPARE].copy_from_slice(&FROM_HOST);
+        if let Some(sum) = key.and_then(|it| packet_hash(&packet, hash, it)) {
+            packet[HASH].copy_from_slice(&sum);
+        }
+        packet
+    }
+
     /// Returns the packet of a client that uses neither hash nor key.
     #[must_use]
     pub fn encode_unauthenticated(&self) -> [u8; REQUEST_LEN] {
@@ -79,6 +91,9 @@ impl Request {
             return Err(RequestError::HashTooWeak { hash, minimum });
         }
         let key = if hash == HashType::None { None } else { Some(fitting_key(packet, hash, keys)?) };
+        if field(packet, SPARE.start) == FROM_HOST {
+            return Err(RequestError::FromHost);
+        }
         // No client sends other flags, and `begins_request` relies on that.
         if packet[FLAGS] & !UUID_FLAG != 0 {
             return Err(RequestError::Flags(packet[FLAGS]));
@@ -163,6 +178,9 @@ pub enum RequestError {
     /// None of the receiver's keys made the hash: the sender has another key, or the packet was changed.
     #[error("the {0} hash does not fit: another key on the sender's side, or a changed packet")]
     HashMismatch(HashType),
+    /// Another host asks, and it asks daemons of ours by host messages.
+    #[error("another host asks, as it asks C daemons; daemons of ours have its host messages")]
+    FromHost,
     /// A flag is unknown.
     #[error("unknown flags {0:#04x}")]
     Flags(u8),
@@ -192,6 +210,7 @@ impl RequestError {
             Self::Hash(_) => "unknown-hash",
             Self::HashTooWeak { .. } => "hash-too-weak",
             Self::HashMismatch(_) => "hash-mismatch",
+            Self::FromHost => "from-host",
             Self::Flags(_) => "unknown-flags",
             Self::Address { .. } => "address",
             Self::Port => "port",
