@@ -119,7 +119,7 @@ class Host:
             self.directory / f"fence_virt-{number}.conf", listener=listener,
             listener_options={"key_file": self.hosts.key, **own, **(options or {})},
             backend_options={"uri": self.hypervisor.uri, **(backend or {})},
-            daemon_options={**({"audit_log": self.audit} if kind == "ours" else {}), **(virtd or {})})
+            daemon_options={**({"audit_log": self.audit} if kind == "ours" else {}), **(virtd or {})}, peers=None)
         return self.serve_again()
 
     def serve_again(self):

@@ -18,6 +18,7 @@ mod daemon;
 mod host_down;
 mod hypervisor;
 mod listener;
+mod lists;
 mod observe;
 mod peers;
 mod process;
@@ -34,6 +35,7 @@ use self::cli::options::{self, Command};
 use self::cli::print::{print, print_error};
 use self::daemon::exit::leave;
 use self::daemon::run;
+use self::peers::forget;
 use self::status::summary;
 
 fn main() -> ! {
@@ -62,6 +64,13 @@ fn command() -> u8 {
             }
         },
         Ok(Command::Status(config)) => match summary::ask(&config) {
+            Ok(text) => print(&text),
+            Err(error) => {
+                print_error(&error);
+                FAILURE
+            }
+        },
+        Ok(Command::Forget { config, host }) => match forget::run(&config, &host) {
             Ok(text) => print(&text),
             Err(error) => {
                 print_error(&error);

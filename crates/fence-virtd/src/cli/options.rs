@@ -34,6 +34,8 @@ pub(crate) enum Command {
     MakeKey(PathBuf),
     /// Ask the daemon that runs with this configuration file for its state.
     Status(PathBuf),
+    /// Tell the daemon that runs with this configuration file that a host is gone for good.
+    Forget { config: PathBuf, host: String },
     /// Check this configuration file and the host.
     Check { config: PathBuf, json: bool },
 }
@@ -64,6 +66,10 @@ pub(crate) enum OptionsError {
     Check(String),
     #[error("--status takes -f FILE, not {0}")]
     Status(String),
+    #[error("--forget takes the name, address or id of a host, or all, and -f FILE, not {0}")]
+    Forget(String),
+    #[error("--forget takes the name, address or id of a host, or all: --forget HOST")]
+    ForgetWhom,
     #[error("-d takes a number from 0 to 99, not \"{0}\"")]
     Debug(String),
     #[error("\"{0}\" is no option; options start with -")]
@@ -86,6 +92,7 @@ Usage: fence_virtd [options]
   /etc/cluster/fence_xvm.key)
   --check          check the configuration and this host, change nothing; with -f FILE; --json prints JSON
   --status         ask the running daemon how it is, by the metrics of its configuration; with -f FILE
+  --forget HOST    the host (name, address or id) is gone for good: the daemon no longer asks it; with -f FILE
 ";
 
 /// Reads the command line, without the program's name.
@@ -99,6 +106,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         Some(("--status", rest)) => {
             return config_of(rest.to_vec(), OptionsError::Status).map(Command::Status);
         }
+        Some(("--forget", rest)) => return forget(rest),
         _ => {}
     }
     let line = getopt::parse(SPEC, &[], arguments)?;
@@ -147,6 +155,14 @@ fn check(arguments: &[OsString]) -> Result<Command, OptionsError> {
     let (json, others): (Vec<_>, Vec<_>) = arguments.iter().cloned().partition(|it| it == "--json");
     let config = config_of(others, OptionsError::Check)?;
     Ok(Command::Check { config, json: !json.is_empty() })
+}
+
+/// The host is the next word.
+fn forget(arguments: &[OsString]) -> Result<Command, OptionsError> {
+    let (host, rest) = arguments.split_first().ok_or(OptionsError::ForgetWhom)?;
+    let host = host.to_str().filter(|it| !it.is_empty() && !it.starts_with('-'));
+    let host = host.ok_or(OptionsError::ForgetWhom)?.to_owned();
+    Ok(Command::Forget { config: config_of(rest.to_vec(), OptionsError::Forget)?, host })
 }
 
 /// The file of a command line that may have `-f` and nothing else.
@@ -202,6 +218,11 @@ mod tests {
         assert_eq!(parsed("--status -f x"), Ok(Command::Status("x".into())));
         assert!(parsed("--status --json").is_err());
         assert!(parsed("--check x").is_err() && parsed("--check -F").is_err());
+        let forget = |config: &str| Ok(Command::Forget { config: config.into(), host: "h2".to_owned() });
+        assert_eq!(parsed("--forget h2"), forget(CONFIG_FILE));
+        assert_eq!(parsed("--forget h2 -f x"), forget("x"));
+        assert!(parsed("--forget").is_err() && parsed("--forget -f x").is_err());
+        assert!(parsed("--forget h2 h3").is_err() && parsed("--forget h2 -F").is_err());
         assert_eq!(options("-f --check").config, PathBuf::from("--check"));
         assert!(parsed("-d x").is_err());
         assert!(parsed("stray").is_err());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
-use fence_wire::{CallBack, HOST_MAGIC, HashType, Received, Request, escaped};
+use fence_wire::{CallBack, HOST_MAGIC, HashType, Received, Request, RequestError, escaped};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
@@ -180,6 +180,11 @@ impl MulticastReceiver {
         let pending =
             self.check(datagram, from, &rules).and_then(|packet| self.accept(&packet, arrived, rules));
         pending.unwrap_or_else(|dropped| {
+            if dropped.reason == RequestError::FromHost.reason() {
+                // It asks C daemons so, and asks this one by host messages.
+                debug!(peer = %from, "another host asks as a client would");
+                return None;
+            }
             self.service.drops.note(NAME, dropped.reason, &from.ip(), &dropped.detail);
             None
         })
@@ -309,7 +314,11 @@ impl MulticastReceiver {
                 lock(&self.history).forget(&request_key);
             }
             // The client was never reached: its next transmission counts as new.
-            CallBackResult::NotReached => lock(&self.history).forget(&request_key),
+            CallBackResult::NotReached => {
+                lock(&self.history).forget(&request_key);
+                // Perhaps it took the call-back of another host.
+                self.peers.say_hello_soon();
+            }
             CallBackResult::Superseded => {
                 debug!(id = job.id, peer = %job.peer, "superseded before it was answered");
             }

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fence_core::evidence::{DomainSite, Finding, Sight};
-use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
+use fence_core::hosts::{FIRST_ROUND, HostFinding, HostKind, KnownHost, Respondent, Round};
 use fence_wire::{HostAnswer, HostAsk, HostBody, HostNonce, HostSight, escaped};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
 use tracing::info;
 
 use super::identity;
-use super::legacy;
 use super::limits::{ASK_AT, DOWN_COMMAND_LIMIT, MAX_QUESTIONS, PEER_LIMIT};
 use super::links::MessageWay;
 use super::settings::PeerMode;
@@ -50,6 +49,7 @@ impl Peers {
             // Before its end nobody can know who else is there.
             let first_round = lock(&self.schedule).first_round_ends();
             sleep_until(first_round.min(until).into()).await;
+            self.legacy.has_searched(until.min(first_round + FIRST_ROUND)).await;
         }
         let began = Instant::now();
         let (missing, legacy, respondents) = self.respondents(&mode);
@@ -58,19 +58,24 @@ impl Peers {
             let place = DomainSite::Host("that is not remembered".to_owned());
             findings.push(Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now() });
         }
-        findings.extend(legacy.iter().map(|it| legacy::look(it, began)));
-        if !respondents.is_empty() {
-            findings.extend(self.ask(question, respondents, began, until).await);
-        }
+        let ours = async {
+            if respondents.is_empty() {
+                return Vec::new();
+            }
+            self.ask(question, respondents, began, until).await
+        };
+        let (of_ours, of_legacy) = tokio::join!(ours, self.look_at_legacy(&legacy, question, until));
+        findings.extend(of_ours);
+        findings.extend(of_legacy);
         findings
     }
 
     /// Returns everyone who must answer: why one may be missing, hosts without host messages, and the others.
     fn respondents(&self, mode: &PeerMode) -> (Option<String>, Vec<KnownHost>, Vec<Respondent>) {
-        let table = lock(&self.table);
         match mode {
             PeerMode::Off => (None, Vec::new(), Vec::new()),
             PeerMode::Discovered => {
+                let table = lock(&self.table);
                 let (legacy, ours): (Vec<_>, Vec<_>) =
                     table.all().cloned().partition(|it| it.kind == HostKind::Legacy);
                 let ours = ours.iter().map(|it| Respondent::Host(it.id)).collect();
@@ -78,8 +83,18 @@ impl Peers {
             }
             // The configuration names all of them, whatever was heard.
             PeerMode::Listed(listed) => {
-                let who = |it| table.pinned(it).map_or(Respondent::Address(*it), Respondent::Host);
-                (None, Vec::new(), listed.iter().map(who).collect())
+                let who =
+                    |it| lock(&self.table).pinned(it).map_or(Respondent::Address(*it), Respondent::Host);
+                let who: Vec<_> = listed.iter().map(who).collect();
+                let legacy = self.listed_legacy(&who);
+                let is_legacy = |it: &Respondent| match it {
+                    Respondent::Address(at) => {
+                        legacy.iter().any(|host| host.addresses.contains(&at.ip().to_canonical()))
+                    }
+                    Respondent::Host(_) => false,
+                };
+                let ours = who.into_iter().filter(|it| !is_legacy(it)).collect();
+                (None, legacy, ours)
             }
         }
     }
@@ -207,7 +222,13 @@ impl Peers {
     }
 
     /// Asks the command whether a silent host is down: then nothing runs there.
-    async fn proved_down(&self, command: &Path, who: Respondent, silence: &str, until: Instant) -> Sight {
+    pub(super) async fn proved_down(
+        &self,
+        command: &Path,
+        who: Respondent,
+        silence: &str,
+        until: Instant,
+    ) -> Sight {
         let (name, address) = self.name_and_address(who);
         let until = until.min(Instant::now() + DOWN_COMMAND_LIMIT);
         let unproved = |why: String| {

@@ -32,7 +32,12 @@ impl Peers {
     ) {
         let _ = self.own.set(own);
         let _ = self.domains.set(Box::new(domains));
-        tokio::join!(self.say_hello(), self.keep_file(), Arc::clone(&self).read_sockets());
+        tokio::join!(
+            self.say_hello(),
+            self.search_legacy(),
+            self.keep_file(),
+            Arc::clone(&self).read_sockets()
+        );
     }
 
     async fn say_hello(&self) {

@@ -1,24 +1,213 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hosts without host messages: C daemons, and older ones of ours.
+//! Hosts without host messages: C daemons. They are found and asked by the messages of clients.
 //!
-//! Owns what is known about a domain at such a host. Must never take its silence for an answer.
+//! Owns the order of these questions: one at a time, so that the call-backs find the one port that a firewall
+//! may have open. One task looks for such hosts; a question about a domain runs on the task that asks. Must
+//! never take silence for an answer, nor the list of one question for another.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use fence_core::evidence::{DomainSite, Finding, Sight};
-use fence_core::hosts::KnownHost;
+use fence_core::hosts::{FIRST_ROUND, HostKind, KnownHost, Respondent};
+use fence_core::listing::{self, HostReply};
+use tokio::time::{sleep, timeout, timeout_at};
+use tracing::debug;
 
-/// Looks at a legacy host. It can't be asked yet, so nothing is known.
-pub(super) fn look(host: &KnownHost, began: Instant) -> Finding {
-    let why = format!(
-        "host {host} runs a daemon that can't be asked by another host; upgrade it, or, if it is gone for \
-         good: fence_virtd --forget {}",
-        host.name
-    );
-    Finding {
-        place: DomainSite::Host(host.to_string()),
-        sight: Sight::Unknown(why),
-        began,
-        ended: Instant::now(),
+use super::limits::{LEGACY_EVERY, LEGACY_PAUSE};
+use super::settings::PeerMode;
+use super::state::{PeerCounts, Peers};
+use crate::backend::elsewhere::DomainQuestion;
+use crate::lists::{self, ClientKeys, FIND_LIMIT, GroupQuestion, LOOK_LIMIT, ReplyFrom};
+use crate::util::locks::lock;
+
+/// Way to the hosts of the group, at this moment.
+struct GroupWay {
+    question: GroupQuestion,
+    senders: Vec<lists::SenderAddress>,
+    keys: Arc<ClientKeys>,
+}
+
+impl Peers {
+    /// Looks for hosts without host messages for ever: at the start, every few minutes, and when something
+    /// shows that others exist.
+    pub(super) async fn search_legacy(&self) {
+        let mut limit = FIRST_ROUND;
+        loop {
+            let Some(way) = self.group_way(None) else {
+                // The listener is not there yet, or nobody is asked.
+                self.legacy.wanted.notified().await;
+                continue;
+            };
+            {
+                let _turn = self.legacy.turn.lock().await;
+                let until = Instant::now() + limit;
+                match lists::ask(&way.question, way.senders, way.keys, until, |_| false).await {
+                    Ok(replies) => drop(self.note_legacy_replies(&replies)),
+                    Err(error) => debug!("can't look for other hosts by lists: {error}"),
+                }
+            }
+            limit = FIND_LIMIT;
+            self.legacy.searched.send_replace(true);
+            sleep(LEGACY_PAUSE).await;
+            let _ = timeout(LEGACY_EVERY, self.legacy.wanted.notified()).await;
+        }
     }
+
+    /// Returns the hosts of `peers` that are known to have no host messages, of those that never answered.
+    pub(super) fn listed_legacy(&self, listed: &[Respondent]) -> Vec<KnownHost> {
+        let table = lock(&self.table);
+        let is_listed = |host: &&KnownHost| {
+            host.kind == HostKind::Legacy
+                && listed.iter().any(|it| match it {
+                    Respondent::Address(address) => host.addresses.contains(&address.ip().to_canonical()),
+                    Respondent::Host(_) => false,
+                })
+        };
+        table.all().filter(is_listed).cloned().collect()
+    }
+
+    /// Looks for a domain at these hosts, and at whoever else calls back. One finding for each.
+    pub(super) async fn look_at_legacy(
+        &self,
+        hosts: &[KnownHost],
+        question: &DomainQuestion,
+        until: Instant,
+    ) -> Vec<Finding> {
+        if hosts.is_empty() {
+            return Vec::new();
+        }
+        PeerCounts::add(&self.counts.asked);
+        let asked = Instant::now();
+        let Ok(_turn) = timeout_at(until.into(), self.legacy.turn.lock()).await else {
+            return self.legacy_unknown(hosts, asked, "could not be asked in time: others are being asked");
+        };
+        // What is found is not older than this, and the turn may have taken a while.
+        let began = Instant::now();
+        let Some(way) = self.group_way(Some(question)) else {
+            return self.legacy_unknown(hosts, began, "can't be asked: no multicast listener serves here");
+        };
+        let addresses: Vec<IpAddr> = hosts.iter().filter_map(|it| it.addresses.first().copied()).collect();
+        let is_enough = |replies: &[ReplyFrom]| {
+            addresses.iter().all(|address| {
+                let has = |kind: fn(&HostReply) -> bool| {
+                    replies.iter().any(|it| it.host == *address && kind(&it.reply))
+                };
+                has(|it| matches!(it, HostReply::List(..))) && has(|it| matches!(it, HostReply::Status(_)))
+            })
+        };
+        let limit = until.min(began + LOOK_LIMIT);
+        let replies = match lists::ask(&way.question, way.senders, way.keys, limit, is_enough).await {
+            Ok(replies) => replies,
+            Err(error) => {
+                let why = format!("can't be asked: no TCP port for its call-back: {error}");
+                return self.legacy_unknown(hosts, began, &why);
+            }
+        };
+        let newcomers = self.note_legacy_replies(&replies);
+        let newcomers = newcomers.iter().filter(|it| !hosts.iter().any(|host| host.id == it.id));
+        let mut findings = Vec::new();
+        for host in hosts.iter().chain(newcomers) {
+            findings.push(self.legacy_finding(host, &replies, question, began, until).await);
+        }
+        findings
+    }
+
+    async fn legacy_finding(
+        &self,
+        host: &KnownHost,
+        replies: &[ReplyFrom],
+        question: &DomainQuestion,
+        began: Instant,
+        until: Instant,
+    ) -> Finding {
+        let of_host: Vec<&HostReply> =
+            replies.iter().filter(|it| host.addresses.contains(&it.host)).map(|it| &it.reply).collect();
+        let is_silent = of_host.is_empty();
+        let mut began = began;
+        let sight = match listing::sight(&of_host, question.uuid, &question.name) {
+            Sight::Unknown(why) => {
+                PeerCounts::add(&self.counts.silent);
+                let command = self.settings().down_command.clone().filter(|_| is_silent);
+                match command {
+                    Some(command) => {
+                        began = Instant::now();
+                        self.proved_down(&command, Respondent::Host(host.id), &why, until).await
+                    }
+                    None => Sight::Unknown(legacy_unknown(host, &why, is_silent)),
+                }
+            }
+            known => known,
+        };
+        Finding { place: DomainSite::Host(host.to_string()), sight, began, ended: Instant::now() }
+    }
+
+    /// Returns that nothing is known of these hosts.
+    fn legacy_unknown(&self, hosts: &[KnownHost], began: Instant, why: &str) -> Vec<Finding> {
+        let unknown = |host: &KnownHost| {
+            PeerCounts::add(&self.counts.silent);
+            let sight = Sight::Unknown(legacy_unknown(host, why, false));
+            Finding { place: DomainSite::Host(host.to_string()), sight, began, ended: Instant::now() }
+        };
+        hosts.iter().map(unknown).collect()
+    }
+
+    /// Remembers whoever called back and proved itself. Returns these hosts, as they are asked from now on.
+    fn note_legacy_replies(&self, replies: &[ReplyFrom]) -> Vec<KnownHost> {
+        let own = own_addresses();
+        let mut seen: Vec<(IpAddr, u16)> = Vec::new();
+        for ReplyFrom { host, reply } in replies.iter().filter(|it| !own.contains(&it.host)) {
+            let domains = match reply {
+                HostReply::List(domains, _) => u16::try_from(domains.len()).unwrap_or(u16::MAX),
+                HostReply::Status(_) | HostReply::Broken(_) => 0,
+            };
+            match seen.iter_mut().find(|(address, _)| address == host) {
+                Some((_, most)) => *most = domains.max(*most),
+                None => seen.push((*host, domains)),
+            }
+        }
+        for (address, domains) in &seen {
+            self.note_legacy(*address, *domains);
+        }
+        let is_seen = |it: &&KnownHost| {
+            it.kind == HostKind::Legacy && seen.iter().any(|(address, _)| it.addresses.contains(address))
+        };
+        lock(&self.table).all().filter(is_seen).cloned().collect()
+    }
+
+    /// Returns the way to the group; none without a multicast listener that serves, or where nobody is asked.
+    fn group_way(&self, question: Option<&DomainQuestion>) -> Option<GroupWay> {
+        let settings = self.settings();
+        if settings.mode == PeerMode::Off {
+            return None;
+        }
+        let keys = settings.client.clone()?;
+        let link = lock(&self.group).upgrade()?;
+        let joined = lock(&link.joined).clone();
+        let interfaces = fence_net::interfaces().ok()?;
+        let by =
+            interfaces.iter().filter(|it| joined.iter().any(|i| i.index == it.index && i.name == it.name));
+        let senders = lists::senders(link.group, by);
+        let about = question.map(|it| it.uuid);
+        let question = GroupQuestion { group: link.group, port: link.port, about, is_from_host: true };
+        Some(GroupWay { question, senders, keys })
+    }
+}
+
+/// Returns why nothing is known of a host without host messages, and the next step.
+fn legacy_unknown(host: &KnownHost, why: &str, is_silent: bool) -> String {
+    let next = if is_silent {
+        "does a C daemon still run there, and is TCP port 1229 of this host open for its call-back? If it \
+         was \
+         upgraded, or is gone for good"
+    } else {
+        "if it is gone for good"
+    };
+    format!("host {host} (C daemon) {why}; {next}: fence_virtd --forget {}", host.name)
+}
+
+fn own_addresses() -> Vec<IpAddr> {
+    let interfaces = fence_net::interfaces().unwrap_or_default();
+    interfaces.iter().flat_map(|it| &it.addresses).map(|it| it.ip.to_canonical()).collect()
 }

@@ -33,5 +33,10 @@ pub(super) const MAX_KEYS: usize = 8;
 pub(super) const DOWN_COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// Time to read the files at the start.
 pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Time between two searches for hosts without host messages.
+pub(super) const LEGACY_EVERY: Duration = Duration::from_secs(300);
+/// Least time between two of these searches, whatever shows that others exist: each one makes every C daemon
+/// call back.
+pub(super) const LEGACY_PAUSE: Duration = Duration::from_secs(30);
 /// Pause between two writings of the file of hosts.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_secs(1);

@@ -12,13 +12,15 @@
 mod answering;
 mod asking;
 mod discovery;
+pub(crate) mod forget;
 mod identity;
 mod incoming;
 mod legacy;
+mod legacy_questions;
 mod limits;
 mod links;
 mod metrics;
-mod settings;
+pub(crate) mod settings;
 mod state;
 pub(crate) mod store;
 #[cfg(test)]

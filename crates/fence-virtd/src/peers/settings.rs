@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fence_cli::key_file::{self, KeyFileError};
-use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, ListenerKind, Peers};
-use fence_wire::HostsKey;
+use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, Listener, ListenerKind, Peers};
+use fence_wire::{HostsKey, Key};
 use tracing::warn;
 
 use super::limits::MAX_KEYS;
+use crate::lists::ClientKeys;
 
 /// Settings that are about other hosts.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct PeerSettings {
     pub(super) mode: PeerMode,
     /// Keys of the messages, each of which is sent with all of them.
     pub(super) keys: Vec<HostsKey>,
+    /// Keys with which hosts without host messages are asked; none without a multicast listener.
+    pub(super) client: Option<Arc<ClientKeys>>,
     pub(super) port: u16,
     pub(super) down_command: Option<PathBuf>,
     /// Hypervisors of this host.
@@ -61,7 +64,8 @@ impl PeerSettings {
     pub(crate) fn load(config: &Config) -> Result<Self, PeerError> {
         let mode = mode(config);
         let keys = if mode == PeerMode::Off { Vec::new() } else { keys(config)? };
-        Ok(Self { keys, ..Self::without_keys(config, mode) })
+        let client = if mode == PeerMode::Off { None } else { client_keys(config)? };
+        Ok(Self { keys, client: client.map(Arc::new), ..Self::without_keys(config, mode) })
     }
 
     /// Reads the settings. A key that can't be loaded yet is tried again with each hello, and without it no
@@ -83,6 +87,7 @@ impl PeerSettings {
         Self {
             mode,
             keys: Vec::new(),
+            client: None,
             port: config.daemon.peer_port,
             down_command: config.daemon.peer_down_command.clone(),
             hypervisors: config.backends.iter().flat_map(Backend::uris).cloned().collect(),
@@ -118,30 +123,51 @@ fn keys(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
         .or_else(|| config.listeners.iter().find(|it| it.keys().is_some()))
         .and_then(|it| it.keys());
     let Some(settings) = of_listener else { return Ok(vec![HostsKey::without_a_key()]) };
-    let mut keys = Vec::new();
-    for file in &settings.key_files {
-        match key_file::load(file) {
-            Ok(key) => keys.push(HostsKey::of(&key)),
-            // The listener decides in the same way, and says so.
-            Err(_) if is_unproved(settings) => {}
-            Err(KeyFileError::Missing { .. }) if !settings.key_files_named => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let mut keys: Vec<_> = listener_keys(config, settings)?.iter().map(HostsKey::of).collect();
     if keys.is_empty() && is_unproved(settings) {
         return Ok(vec![HostsKey::without_a_key()]);
-    }
-    if keys.is_empty() {
-        // The listener has no key of its own: only the groups have.
-        for file in config.groups.iter().flatten().flat_map(|it| &it.key_files) {
-            keys.push(HostsKey::of(&key_file::load(file)?));
-        }
     }
     if keys.len() > MAX_KEYS {
         warn!("messages between hosts are sent with the first {MAX_KEYS} keys alone; set peer_key_file");
         keys.truncate(MAX_KEYS);
     }
     Ok(keys)
+}
+
+/// Loads the keys of a listener; those of the groups, if it has none of its own.
+fn listener_keys(config: &Config, settings: &KeySettings) -> Result<Vec<Key>, KeyFileError> {
+    let mut keys = Vec::new();
+    for file in &settings.key_files {
+        match key_file::load(file) {
+            Ok(key) => keys.push(key),
+            // The listener decides in the same way, and says so.
+            Err(_) if is_unproved(settings) => {}
+            Err(KeyFileError::Missing { .. }) if !settings.key_files_named => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if keys.is_empty() && !is_unproved(settings) {
+        // The listener has no key of its own: only the groups have.
+        for file in config.groups.iter().flatten().flat_map(|it| &it.key_files) {
+            keys.push(key_file::load(file)?);
+        }
+    }
+    Ok(keys)
+}
+
+/// Loads the keys with which hosts without host messages are asked, as a client of the multicast listener
+/// would; none without such a listener.
+///
+/// # Errors
+/// A key can't be loaded.
+pub(crate) fn client_keys(config: &Config) -> Result<Option<ClientKeys>, KeyFileError> {
+    let is_multicast = |it: &&Listener| it.kind() == ListenerKind::Multicast;
+    let Some(settings) = config.listeners.iter().find(is_multicast).and_then(Listener::keys) else {
+        return Ok(None);
+    };
+    let mut keys = listener_keys(config, settings)?;
+    keys.truncate(MAX_KEYS);
+    Ok(Some(ClientKeys { hash: settings.hash, auth: settings.auth, keys }))
 }
 
 /// Returns true for a listener that asks for no key.

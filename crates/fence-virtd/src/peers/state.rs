@@ -17,6 +17,7 @@ use tokio::sync::{Notify, Semaphore};
 use tracing::{info, warn};
 
 use super::identity::{self, Identity};
+use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT};
 use super::links::{GroupLink, MessageWay, PeerSockets};
 use super::settings::{PeerError, PeerMode, PeerSettings};
@@ -38,6 +39,8 @@ pub(crate) struct Peers {
     /// The table has changed, and is to be written.
     pub(super) changed: Notify,
     pub(super) schedule: Mutex<HelloSchedule>,
+    /// Questions to hosts without host messages.
+    pub(super) legacy: LegacyQuestions,
     /// The time of the next hello may be an earlier one.
     pub(super) hurried: Notify,
     pub(super) group: Mutex<Weak<GroupLink>>,
@@ -112,6 +115,7 @@ impl Peers {
             store,
             changed: Notify::new(),
             schedule: Mutex::new(HelloSchedule::new(Instant::now())),
+            legacy: LegacyQuestions::default(),
             hurried: Notify::new(),
             group: Mutex::default(),
             sockets: RwLock::new(sockets),
@@ -167,6 +171,7 @@ impl Peers {
     pub(crate) fn say_hello_soon(&self) {
         lock(&self.schedule).hurry(Instant::now());
         self.hurried.notify_one();
+        self.legacy.search_soon();
     }
 
     /// Returns every host that is known.
@@ -245,7 +250,6 @@ impl Peers {
         self.after_heard(heard, HostId::of(&hello.public));
     }
 
-    #[expect(dead_code, reason = "the search for hosts without host messages leads here")]
     /// Notes a host without host messages (a C daemon) that answered a request at its address.
     pub(crate) fn note_legacy(&self, from: IpAddr, domains: u16) {
         let heard = lock(&self.table).heard_legacy(from.to_canonical(), domains, now());

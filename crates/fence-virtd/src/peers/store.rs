@@ -80,7 +80,6 @@ impl HostStore {
         File::open(&self.directory)?.sync_all()
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "a program of the administrator calls it"))]
     /// Asks the daemon to forget a host, by name, address or id, or `all`. It does so within a
     /// second or two, or at its start.
     pub(crate) fn request_forget(&self, host: &str) -> io::Result<()> {

@@ -48,6 +48,7 @@ fn settings(mode: PeerMode, port: u16) -> PeerSettings {
     PeerSettings {
         mode,
         keys: vec![HostsKey::without_a_key()],
+        client: None,
         port,
         down_command: None,
         hypervisors: vec![format!("test:///{port}")],

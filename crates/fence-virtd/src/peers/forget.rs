@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! `fence_virtd --forget HOST`: an administrator says that a host is gone for good.
+//!
+//! Runs in a process of its own, beside a running daemon or not, and leaves the word for the daemon in the
+//! state directory. Must never write the daemon's own file.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use fence_cli::shown;
+use fence_core::hosts::KnownHosts;
+use fence_wire::escaped;
+
+use super::store::HostStore;
+use crate::replay;
+
+/// Reason why no host is forgotten. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ForgetError {
+    #[error("can't read {path}: {source}; -f names another file")]
+    Config { path: String, source: io::Error },
+    #[error("{0} has errors: fence_virtd --check shows them")]
+    BadConfig(String),
+    #[error("state_dir = \"none\" in {0}: the daemon remembers other hosts until it ends; restart it")]
+    NoState(String),
+    #[error("no other host is known in {directory}; nothing is to be forgotten")]
+    NobodyKnown { directory: String },
+    #[error("no host \"{host}\" is known in {directory}; there are: {known}")]
+    UnknownHost { host: String, directory: String, known: String },
+    #[error("can't write to {directory}: {source}; run this as root")]
+    State { directory: String, source: io::Error },
+}
+
+/// Asks the daemon of this configuration file to forget a host, by name, address or id. Returns what to tell
+/// the administrator.
+///
+/// # Errors
+/// No such host is known, or the daemon can't be told.
+pub(crate) fn run(file: &Path, host: &str) -> Result<String, ForgetError> {
+    let path = shown(file);
+    let source = fs::read(file).map_err(|source| ForgetError::Config { path: path.clone(), source })?;
+    let config = fence_config::load(&source).config.ok_or_else(|| ForgetError::BadConfig(path.clone()))?;
+    let from_systemd = std::env::var_os("STATE_DIRECTORY");
+    let state = replay::directory(&config.daemon.state_dir, from_systemd.as_deref());
+    forget(&state.ok_or(ForgetError::NoState(path))?, host)
+}
+
+fn forget(directory: &Path, host: &str) -> Result<String, ForgetError> {
+    let store = HostStore::at(directory);
+    let mut table = store.read();
+    let before = table.clone();
+    let gone = table.forget(host);
+    let directory = shown(directory);
+    // `all` also clears the note that a host may be missing, and an address its pin.
+    if gone.is_empty() && table == before {
+        let known = names(&before);
+        return Err(if known.is_empty() {
+            ForgetError::NobodyKnown { directory }
+        } else {
+            ForgetError::UnknownHost { host: escaped(host).to_string(), directory, known }
+        });
+    }
+    store
+        .request_forget(host)
+        .map_err(|source| ForgetError::State { directory: directory.clone(), source })?;
+    let lines: String = gone.iter().map(|it| format!("forgotten: {}\n", escaped(&it.to_string()))).collect();
+    Ok(format!(
+        "{lines}The daemon takes this up within a second, or when it starts. A host that is still there is \
+         found again.\n"
+    ))
+}
+
+fn names(table: &KnownHosts) -> String {
+    table.all().map(|it| escaped(&it.to_string()).to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known() -> (tempfile::TempDir, HostStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = HostStore::at(dir.path());
+        let mut table = KnownHosts::default();
+        table.heard_legacy("10.0.0.9".parse().unwrap(), 4, 7);
+        table.heard_legacy("10.0.0.8".parse().unwrap(), 4, 7);
+        store.write(&table).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn the_word_is_left_for_the_daemon() {
+        let (dir, store) = known();
+        let told = forget(dir.path(), "10.0.0.9").unwrap();
+        assert!(told.starts_with("forgotten: 10.0.0.9\n"), "{told}");
+        // The daemon alone writes its file.
+        assert_eq!(store.read().all().count(), 2);
+        assert_eq!(store.take_forgotten().unwrap(), ["10.0.0.9"]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_those_that_are_known() {
+        let (dir, store) = known();
+        let why = forget(dir.path(), "h7\n").unwrap_err().to_string();
+        assert!(why.contains("\"h7\\x0a\"") && why.ends_with("there are: 10.0.0.8, 10.0.0.9"), "{why}");
+        assert!(store.take_forgotten().unwrap().is_empty());
+        let nobody = tempfile::tempdir().unwrap();
+        assert!(forget(nobody.path(), "h7").unwrap_err().to_string().starts_with("no other host is known"));
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The order of the questions to hosts without host messages. Owns the turns; must never send anything.
+
+use std::time::Instant;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout_at;
+
+/// State of the questions to hosts without host messages.
+#[derive(Debug)]
+pub(super) struct LegacyQuestions {
+    /// One question at a time.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// Something shows that other hosts exist.
+    pub(super) wanted: Notify,
+    /// The first search has ended: before that nobody can know which hosts there are.
+    pub(super) searched: watch::Sender<bool>,
+}
+
+impl Default for LegacyQuestions {
+    fn default() -> Self {
+        Self { turn: tokio::sync::Mutex::default(), wanted: Notify::new(), searched: watch::channel(false).0 }
+    }
+}
+
+impl LegacyQuestions {
+    /// Asks for a search soon.
+    pub(super) fn search_soon(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits for the end of the first search, or until an instant.
+    pub(super) async fn has_searched(&self, until: Instant) {
+        let mut searched = self.searched.subscribe();
+        let _ = timeout_at(until.into(), searched.wait_for(|it| *it)).await;
+    }
+}
