@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use fence_cli::shown;
 use fence_config::{Backend, Config, SerialListener};
 use fence_wire::escaped;
-use libvirt_host::{Connection, Error, State, XmlKind};
+use libvirt_host::{Connection, DomainRecord, Error, State, XmlKind};
 
 use super::finding::Finding;
+use super::hosts::CheckedDomain;
 use crate::hypervisor::inventory;
 use crate::hypervisor::uuid::domain_id;
 use crate::listener::serial::is_ours;
@@ -19,8 +20,8 @@ use crate::listener::serial::is_ours;
 /// Time for one hypervisor to answer, as at the daemon's start.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Checks every URI of the backend and of the serial listener, all at once.
-pub(super) fn all(config: &Config) -> Vec<Finding> {
+/// Checks every URI of the backend and of the serial listener, all at once. Returns the domains too.
+pub(super) fn all(config: &Config) -> (Vec<Finding>, Vec<CheckedDomain>) {
     let backends = config.backends.iter().flat_map(Backend::uris);
     let serial = config.serial();
     let mut uris: Vec<String> = Vec::new();
@@ -40,27 +41,29 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
             (uri, told)
         })
         .collect();
-    let mut found = Vec::new();
+    let (mut found, mut own) = (Vec::new(), Vec::new());
     for (uri, told) in asked {
         match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(seen) => found.extend(seen),
+            Ok((seen, domains)) => {
+                found.extend(seen);
+                own.extend(domains);
+            }
             Err(_) => found.push(unreachable(&uri, &format!("no answer within {} s", LIMIT.as_secs()))),
         }
     }
-    found
+    (found, own)
 }
 
-fn look(uri: &str, serial: Option<&SerialListener>) -> Vec<Finding> {
-    let counted = Connection::open(uri).and_then(|connection| {
-        let running =
-            connection.domains()?.into_iter().map(|it| it.state != State::ShutOff).collect::<Vec<_>>();
-        Ok((connection, running))
+fn look(uri: &str, serial: Option<&SerialListener>) -> (Vec<Finding>, Vec<CheckedDomain>) {
+    let listed = Connection::open(uri).and_then(|connection| {
+        let domains: Vec<_> = connection.domains()?.into_iter().map(|it| own_domain(uri, it)).collect();
+        Ok((connection, domains))
     });
-    let (connection, running) = match counted {
-        Ok(counted) => counted,
-        Err(error) => return vec![unreachable(uri, &error.to_string())],
+    let (connection, domains) = match listed {
+        Ok(listed) => listed,
+        Err(error) => return (vec![unreachable(uri, &error.to_string())], Vec::new()),
     };
-    let (all, on) = (running.len(), running.iter().filter(|it| **it).count());
+    let (all, on) = (domains.len(), domains.iter().filter(|it| it.is_on).count());
     let text = format!("reached; {all} domains, {on} of them running");
     let mut found = vec![if all == 0 {
         let next = "if there should be some: virsh -c with this URI lists what its user may see \
@@ -71,7 +74,17 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> Vec<Finding> {
         Finding::ok("libvirt", escaped(uri).to_string(), text)
     }];
     found.extend(serial.map(|it| sockets(&connection, it)));
-    found
+    (found, domains)
+}
+
+fn own_domain(uri: &str, record: DomainRecord) -> CheckedDomain {
+    CheckedDomain {
+        uri: escaped(uri).to_string(),
+        uuid: domain_id(record.uuid),
+        name: record.name,
+        // One that moved away left its definition behind.
+        is_on: !matches!(record.state, State::ShutOff | State::MovedAway),
+    }
 }
 
 /// Checks the sockets that the serial listener would serve.

@@ -3,7 +3,8 @@
 //! fencing.
 //!
 //! Runs instead of the daemon, in its own process, beside a running daemon or not. Must never change
-//! anything, and sends nothing but the messages that open the configured hypervisors.
+//! anything, and sends nothing but the messages that open the configured hypervisors, and the requests of a
+//! client for the lists of other hosts.
 
 mod agents;
 #[cfg(feature = "cpg")]
@@ -11,6 +12,7 @@ mod cluster;
 mod files;
 mod finding;
 mod firewall;
+mod hosts;
 #[cfg(feature = "libvirt")]
 mod hypervisors;
 mod network;
@@ -66,7 +68,14 @@ fn all(file: &Path) -> Vec<Finding> {
         found.push(files::metrics(it));
     }
     #[cfg(feature = "libvirt")]
-    found.extend(hypervisors::all(&config));
+    let own = {
+        let (seen, own) = hypervisors::all(&config);
+        found.extend(seen);
+        own
+    };
+    #[cfg(not(feature = "libvirt"))]
+    let own = Vec::new();
+    found.extend(hosts::all(&config, state.as_deref(), &own));
     #[cfg(feature = "cpg")]
     found.extend(cluster::all(&config));
     found.extend(agents::all(&config));
