@@ -8,11 +8,14 @@ last is true.
 Must never ask a daemon under test.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import socket
 import time
+
+import libvirt
 
 from lab import process
 
@@ -51,6 +54,7 @@ class Reading:
         words = [f"{it.place} {it.instance} {({True: 'runs', False: 'does not run'}).get(it.runs, 'can not be told')}"
                  + (" (incoming)" if it.incoming else "") for it in self.of(domain)]
         words += [f"image at {it}" for it in sorted(self.saved.get(domain, ()))]
+        words += [f"defined at {it}" for it in sorted(self.defined.get(domain, ()))]
         return ", ".join(words) or "nowhere"
 
 
@@ -86,10 +90,11 @@ def look_at_test_driver(place, connection, life):
         name, number = it.name(), it.ID()
         if number > 0:
             sights.append((name, Sight(place, f"{life}:{number}", True)))
-        if it.isPersistent():
-            defined.add(name)
-            if it.hasManagedSaveImage():
-                saved.add(name)
+        with contextlib.suppress(libvirt.libvirtError):      # a transient one has just ended
+            if it.isPersistent():
+                defined.add(name)
+                if it.hasManagedSaveImage():
+                    saved.add(name)
     return Seen(tuple(sights), frozenset(saved), frozenset(defined))
 
 

@@ -65,7 +65,7 @@ class Search:
         self.history, self.done, self.untruths, self.refusals = [], [], [], []
         self.counts, self.slow = collections.Counter(), 0.0
         self._deeds, self._free, self._lock = [], list(range(len(world.guests))), threading.Condition()
-        self._threads, self._number = [], 0
+        self._threads, self._number, self.broken = [], 0, None
         self._rng = random.Random(1)
 
     # -- the run ------------------------------------------------------------------------------------------
@@ -125,7 +125,14 @@ class Search:
             deed.ended = deed.ended or clock()
 
     def _background(self, target, *args):
-        thread = threading.Thread(target=target, args=args, daemon=True)
+        def guarded():
+            try:
+                target(*args)
+            except BaseException as e:
+                self.broken = self.broken or e
+                raise
+
+        thread = threading.Thread(target=guarded, daemon=True)
         thread.start()
         self._threads = [it for it in self._threads if it.is_alive()] + [thread]
         return thread
@@ -135,6 +142,8 @@ class Search:
         for thread in self._threads:
             thread.join(120)
             assert not thread.is_alive(), "a request or a move never ended"
+        if self.broken:
+            raise self.broken
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -427,12 +436,13 @@ class Search:
         for action, code in (("status", 0), ("off", 0), ("status", OFF), ("off", 0), ("on", 0), ("status", 0), ("reboot", 0)):
             result = self._asked(action, domain)
             if result.rc != code:
-                self._refused(f"{action} {domain}: {result.rc} in place of {code}, though nothing is wrong")
+                self._refused(domain, f"{action} {domain}: {result.rc} in place of {code}, though nothing is wrong")
 
     def _put_in_order(self, domain):
         """It runs at one place."""
         net.wait_until(lambda: all(it.runs for it in self.world.read().of(domain)), PATIENCE)
         reading = self.world.read()
+        self.note(f"    {domain} is {reading.line(domain)}")
         for sight in reading.running(domain):
             # A transient one could not be started again.
             self.world.place(sight.place).define(domain)
@@ -450,7 +460,7 @@ class Search:
         began = time.monotonic()
         while self._asked("status", domain).rc != 0:
             if time.monotonic() > began + PATIENCE:
-                self._refused(f"status of {domain}: not told that it is on for {PATIENCE} s, though nothing is wrong")
+                self._refused(domain, f"status of {domain}: not told that it is on for {PATIENCE} s, though nothing is wrong")
                 return
             time.sleep(0.1)
         self.slow = max(self.slow, time.monotonic() - began)
@@ -459,8 +469,9 @@ class Search:
         self._number += 1
         return self._request(self._number, Step("ask", domain, action=action, way="multicast", seconds=15), self._take_guest(0))
 
-    def _refused(self, text):
+    def _refused(self, domain, text):
         self.note(f"REFUSED {text}")
+        self.note(f"    now:    {self.world.read().line(domain)}")
         logs = [f"-- {host.name}\n{host.log(25)}" for host in self.world.hosts]
         self.refusals.append("\n".join([*self.history[-45:], *logs]))
 
