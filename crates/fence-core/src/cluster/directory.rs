@@ -42,11 +42,11 @@ pub enum DirectoryAnswer {
     /// On at these members; at several while the domain migrates.
     On(Vec<Member>),
     /// Off at these members, and on at none.
+    ///
+    /// It may be on at a host that is not heard, whatever these have seen.
     Off {
         /// Members that have the domain, off.
         at: Vec<Member>,
-        /// One of them saw the domain go off. Otherwise it may be on at a host that is not heard.
-        seen: bool,
     },
     /// Last known on at this node, whose daemon is not in its group.
     Lost(u32),
@@ -54,7 +54,33 @@ pub enum DirectoryAnswer {
     Unknown,
 }
 
+/// Node where a domain may be, as it can be asked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum OtherNode {
+    /// A host that runs this daemon.
+    Heard(Member),
+    /// A host that runs the C daemon.
+    Legacy(Member),
+    /// A node whose daemon is not heard.
+    NotHeard(u32),
+}
+
 impl Directory {
+    /// Returns all nodes but the own one where the domain with this UUID may be: those of corosync's node
+    /// list, those of the members, and a lost one where the domain was on last. Whatever a member has
+    /// published, each of them must be looked at before the domain is off.
+    pub fn other_nodes(&self, me: Member, nodes: impl Iterator<Item = u32>, uuid: &str) -> Vec<OtherNode> {
+        let members = self.hosts.iter().filter(|(it, _)| **it != me).map(|(member, host)| {
+            if host.is_legacy { OtherNode::Legacy(*member) } else { OtherNode::Heard(*member) }
+        });
+        let is_heard = |node: &u32| self.hosts.keys().any(|it| it.node == *node);
+        let mut silent: BTreeSet<u32> = nodes.filter(|it| *it != me.node && !is_heard(it)).collect();
+        let is_lost =
+            |(node, lost): &(&u32, &BTreeMap<String, String>)| lost.contains_key(uuid) && !is_heard(node);
+        silent.extend(self.lost.iter().filter(is_lost).map(|(node, _)| *node));
+        members.chain(silent.into_iter().map(OtherNode::NotHeard)).collect()
+    }
+
     /// Takes the present members: hosts that run this daemon, and legacy hosts. Domains that were on at
     /// members that left are remembered.
     pub fn members(&mut self, new: &BTreeSet<Member>, legacy: &BTreeSet<Member>) {
@@ -121,15 +147,15 @@ impl Directory {
         self.lost.remove(&from.node);
     }
 
-    /// Returns name and UUID of each domain that a target may mean, by UUID or by name.
+    /// Returns name and UUID of each domain that a target may mean: by UUID, else by name.
     pub fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
         let here = self.hosts.values().flat_map(|it| it.domains.values()).map(|it| (&it.name, &it.uuid));
         let lost = self.lost.values().flatten().map(|(uuid, name)| (name, uuid));
         let all: Vec<(&String, &String)> = here.chain(lost).collect();
-        let is_meant = |(name, uuid): &&(&String, &String)| {
-            uuid.eq_ignore_ascii_case(text) || !only_uuid && *name == text
-        };
-        let mut found: Vec<_> = all.iter().filter(is_meant).collect();
+        let mut found: Vec<_> = all.iter().filter(|(_, uuid)| uuid.eq_ignore_ascii_case(text)).collect();
+        if found.is_empty() && !only_uuid {
+            found = all.iter().filter(|(name, _)| *name == text).collect();
+        }
         if found.is_empty() && !only_uuid {
             found = all.iter().filter(|(name, _)| is_cut(name, text)).collect();
         }
@@ -157,14 +183,18 @@ impl Directory {
         }
         let mut at = with(PublishedState::Off);
         at.extend(with(PublishedState::Gone));
-        let seen = !at.is_empty();
         at.extend(with(PublishedState::Rests));
-        if at.is_empty() { DirectoryAnswer::Unknown } else { DirectoryAnswer::Off { at, seen } }
+        if at.is_empty() { DirectoryAnswer::Unknown } else { DirectoryAnswer::Off { at } }
     }
 
     /// Returns the members whose domains are not all known yet.
     pub fn incomplete(&self) -> impl Iterator<Item = Member> {
         self.hosts.iter().filter(|(_, it)| !it.is_complete && !it.is_legacy).map(|(member, _)| *member)
+    }
+
+    /// Returns the state of a domain as this member published it.
+    pub fn state(&self, member: Member, uuid: &str) -> Option<PublishedState> {
+        self.hosts.get(&member)?.domains.get(uuid).map(|it| it.state)
     }
 
     /// Returns true if this member published the domain, on or off.
@@ -214,6 +244,9 @@ fn is_cut(name: &str, text: &str) -> bool {
 }
 
 #[cfg(test)]
+mod proptests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -234,14 +267,14 @@ mod tests {
     fn on_anywhere_comes_before_off_and_lost() {
         let mut directory = both();
         directory.inventory(A, true, true, vec![domain("u", "n", PublishedState::Rests)]);
-        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: false });
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
         directory.domain(B, domain("u", "n", PublishedState::On));
         assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![B]));
         directory.domain(A, domain("u", "n", PublishedState::On));
         assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![A, B]));
         directory.domain(A, domain("u", "n", PublishedState::Off));
         directory.gone(B, "u");
-        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: true });
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
         assert_eq!(directory.find("v"), DirectoryAnswer::Unknown);
     }
 
@@ -263,7 +296,7 @@ mod tests {
         let mut directory = lost();
         directory.domain(A, domain("u", "n", PublishedState::On));
         directory.domain(A, domain("u", "n", PublishedState::Off));
-        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: true });
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
         // The node is back and says what it has, with another process.
         let mut directory = lost();
         let again = Member { node: 2, pid: 21 };
@@ -272,11 +305,11 @@ mod tests {
         directory.inventory(again, true, false, vec![]);
         assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "it has not said all yet");
         directory.inventory(again, false, true, vec![]);
-        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A], seen: false });
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
     }
 
     #[test]
-    fn a_target_may_mean_several() {
+    fn a_name_may_mean_several_and_a_uuid_comes_first() {
         let mut directory = both();
         directory.domain(A, domain("u", "n", PublishedState::On));
         directory.domain(B, domain("v", "n", PublishedState::Rests));
@@ -284,10 +317,7 @@ mod tests {
         assert_eq!(directory.named("n", true), []);
         assert_eq!(directory.named("U", false), [("n".to_owned(), "u".to_owned())]);
         directory.domain(B, domain("w", "u", PublishedState::On));
-        // The UUID of one is the name of another: it means neither, but where it is said to be a UUID.
-        let both = [("n".to_owned(), "u".to_owned()), ("u".to_owned(), "w".to_owned())];
-        assert_eq!(directory.named("u", false), both);
-        assert_eq!(directory.named("u", true), both[..1]);
+        assert_eq!(directory.named("u", false), [("n".to_owned(), "u".to_owned())]);
         let long = "x".repeat(NAME_ON_WIRE + 9);
         directory.domain(B, domain("y", &long, PublishedState::On));
         assert_eq!(directory.named(&long[..NAME_ON_WIRE], false), [(long.clone(), "y".to_owned())]);

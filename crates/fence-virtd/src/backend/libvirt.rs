@@ -110,7 +110,11 @@ impl LibvirtBackend {
     ///
     /// # Errors
     /// Reason why it may be on.
-    async fn prove_off(&self, question: &DomainQuestion, until: Instant) -> Result<ProvedOff, Doubt> {
+    pub(crate) async fn prove_off(
+        &self,
+        question: &DomainQuestion,
+        until: Instant,
+    ) -> Result<ProvedOff, Doubt> {
         let asked = Instant::now();
         let mut rounds = Vec::with_capacity(2);
         while rounds.len() < 2 {
@@ -167,10 +171,7 @@ impl LibvirtBackend {
             _ => 2,
         };
         let best = found.iter().map(|(_, it)| rank(it)).min().unwrap_or(2);
-        // What is the UUID of one and the name of another means neither, on or off.
-        if !wanted.is_shared(&found) {
-            found.retain(|(_, it)| rank(it) == best);
-        }
+        found.retain(|(_, it)| rank(it) == best);
         let reasons = unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>();
         let here = |home: usize, it: &MatchedDomain| DomainHere {
             domain: it.reference(home),
@@ -184,8 +185,7 @@ impl LibvirtBackend {
             [(home, one)] => {
                 // A name says nothing when another domain had it on a hypervisor that can't be asked now.
                 let another = unavailable.iter().any(|(home, _)| {
-                    let seen = |name| self.hypervisors[*home].has_seen_another(name, one.uuid);
-                    wanted.other_name(one).is_some_and(seen)
+                    !wanted.is_uuid_of(one) && self.hypervisors[*home].has_seen_another(&one.name, one.uuid)
                 });
                 if another {
                     return Err(LocateError::Unavailable(reasons.join("; ")));

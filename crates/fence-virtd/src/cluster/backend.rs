@@ -17,6 +17,7 @@ use fence_wire::{Action, Target};
 use super::asker::PendingAsk;
 use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
 use super::state::{ChangeWatch, Cluster, DomainPlace};
+use crate::backend::elsewhere::DomainQuestion;
 use crate::backend::libvirt::{DomainHere, LibvirtBackend};
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
 use crate::request::lease::Lease;
@@ -51,7 +52,10 @@ impl CpgBackend {
         }
         match &here {
             Ok(DomainHere { domain, .. }) => {
-                if known.iter().all(|it| it.uuid != domain.uuid) {
+                let by_uuid =
+                    known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid.to_string()));
+                // A UUID that another host has comes before a name of this host.
+                if !by_uuid && known.iter().all(|it| it.uuid != domain.uuid) {
                     known.push(domain.clone());
                 }
             }
@@ -72,7 +76,7 @@ impl CpgBackend {
         }
         let elsewhere = DomainRef { home: DomainHome::Elsewhere, ..domain.clone() };
         Ok(match (self.cluster.place(domain.uuid), own) {
-            (DomainPlace::On(_) | DomainPlace::Down(_), _) => LocatedDomain::Elsewhere(elsewhere),
+            (DomainPlace::On(_), _) => LocatedDomain::Elsewhere(elsewhere),
             (_, Some(DomainHere { domain, sight: Sight::Moving })) => LocatedDomain::Moving(domain.clone()),
             (DomainPlace::Lost { .. } | DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => {
                 LocatedDomain::InDoubt(elsewhere)
@@ -110,22 +114,8 @@ impl CpgBackend {
             let place = PublishedPlace::of(self.read_directory(domain, &here, until).await?, me);
             let error = match next_step(here, place, |member| self.cluster.is_legacy(member)) {
                 OwnerStep::AskRunning(at) => return Ok(DomainOwners::At { at, is_on: true }),
-                OwnerStep::AskResting(mut at) => {
-                    at.extend(self.others_than(&at));
-                    return Ok(DomainOwners::At { at, is_on: false });
-                }
-                OwnerStep::CheckDown(node) => {
-                    // The domain may have been started elsewhere since; this host need not know it yet.
-                    let is_on = self.is_on_anywhere(domain, until).await?;
-                    match self.evidence_of_down(node, is_on).await {
-                        Ok(evidence) => return Ok(DomainOwners::Down(node, evidence)),
-                        Err(why) => ActionError::Unavailable(why),
-                    }
-                }
-                OwnerStep::AwaitEvidence { nodes, why } => {
-                    self.wait_for_proof(&nodes, &why, until).await?;
-                    continue;
-                }
+                OwnerStep::AskResting(at) => return Ok(DomainOwners::At { at, is_on: false }),
+                OwnerStep::AskLost { node, why } => return Ok(DomainOwners::Lost { node, why }),
                 OwnerStep::AwaitChange(error) => error,
                 OwnerStep::Fail(error) => return Err(error),
             };
@@ -181,41 +171,45 @@ impl CpgBackend {
         }
         let silent = self.cluster.poll_legacy_hosts(until).await;
         let place = self.cluster.place(domain.uuid);
-        let was_seen = matches!(here, LocalReading::WentOff(_)) || self.cluster.was_seen_off(domain.uuid);
         // A host that may have nothing to report counts as one that is not heard.
-        let in_doubt = silent.iter().find(|it| !was_seen || self.cluster.has_its_own(**it));
-        if let (Some(member), false) = (in_doubt, matches!(place, DomainPlace::On(_))) {
+        if let (Some(member), false) = (silent.first(), matches!(place, DomainPlace::On(_))) {
             let name = self.cluster.name(*member);
             return Err(ActionError::Unavailable(format!("{name} does not say whether it is on there")));
         }
         Ok(place)
     }
 
-    /// Returns the evidence that this node is down, where the domain was on last. `is_on` says that the
-    /// domain is on at another host.
-    ///
-    /// # Errors
-    /// The reason why the domain may be on.
-    async fn evidence_of_down(&self, node: u32, is_on: bool) -> Result<String, String> {
-        // Without evidence the node came back this moment.
-        let evidence = self.cluster.proved(node, Instant::now()).await?;
-        if is_on { Err(format!("{evidence}, but it is on at another host")) } else { Ok(evidence) }
-    }
-
-    /// Returns the other hosts that run this daemon, without these.
-    fn others_than(&self, at: &[OwnerHost]) -> Vec<OwnerHost> {
-        let others = self.cluster.others().into_iter();
-        others
-            .filter(|it| !at.iter().any(|at| matches!(at, OwnerHost::There(at) if at == it)))
-            .map(OwnerHost::There)
-            .collect()
-    }
-
-    /// Asks each other host whether the domain is on there. The last host known to have it is down.
-    async fn is_on_anywhere(&self, domain: &DomainRef, until: Instant) -> Result<bool, ActionError> {
+    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {
+        // No client can end a status check early; the deadline does.
         let (lease, _settled) = Lease::new(until, 0);
-        for it in self.others_than(&[]) {
-            match self.status_at(&it, domain, true, &lease).await {
+        loop {
+            let changed = self.cluster.changed();
+            let owners = self.resolve_owners(domain, until).await?;
+            if let DomainOwners::At { at, is_on: true } = &owners {
+                if self.is_on_at(at, domain, &lease).await? {
+                    return Ok(SeenPower::On);
+                }
+                // It has just left the host that had it: where it is now has to be heard.
+                self.again(changed, &lease).await?;
+                continue;
+            }
+            return match self.prove_off(&owners, domain, until).await {
+                Ok(proof) => Ok(SeenPower::Off(proof)),
+                Err(OffDoubt::OnElsewhere) => Ok(SeenPower::On),
+                Err(OffDoubt::CantTell(error)) => Err(error),
+            };
+        }
+    }
+
+    /// Asks these hosts whether the domain is on at one of them.
+    async fn is_on_at(
+        &self,
+        at: &[OwnerHost],
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<bool, ActionError> {
+        for it in at {
+            match self.status_at(it, domain, lease).await {
                 Ok(PowerState::On) => return Ok(true),
                 Ok(PowerState::Off) | Err(ActionError::Gone) => {}
                 Err(error) => return Err(error),
@@ -224,90 +218,21 @@ impl CpgBackend {
         Ok(false)
     }
 
-    /// Waits for the evidence that all of these nodes are down.
-    async fn wait_for_proof(&self, nodes: &[u32], why: &str, until: Instant) -> Result<(), ActionError> {
-        let changed = self.cluster.changed();
-        for node in nodes {
-            if let Err(reason) = self.cluster.proved(*node, until).await {
-                return Err(ActionError::Unavailable(format!("{why}; {reason}")));
-            }
-        }
-        if nodes.is_empty() {
-            return Err(ActionError::Unavailable(why.to_owned()));
-        }
-        // The evidence is there: the caller reads again, and never in a tight loop.
-        changed.until(until).await;
-        Ok(())
-    }
-
-    async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {
-        // No client can end a status check early; the deadline does.
-        let (lease, _settled) = Lease::new(until, 0);
-        loop {
-            let changed = self.cluster.changed();
-            let (at, down) = match self.resolve_owners(domain, until).await? {
-                DomainOwners::Down(node, _) => (self.others_than(&[]), Some(node)),
-                DomainOwners::At { at, is_on: false } => (at, None),
-                DomainOwners::At { at, is_on: true } => {
-                    for it in &at {
-                        match self.status_at(it, domain, false, &lease).await {
-                            Ok(PowerState::On) => return Ok(SeenPower::On),
-                            Ok(PowerState::Off) | Err(ActionError::Gone) => {}
-                            Err(error) => return Err(error),
-                        }
-                    }
-                    // It has just left the host that had it: where it is now has to be heard.
-                    self.again(changed, &lease).await?;
-                    continue;
-                }
-            };
-            return match self.prove_off(&at, down, domain, &lease).await? {
-                Ok(proof) => Ok(SeenPower::Off(proof)),
-                Err(Doubt::On(_) | Doubt::Moving(_)) => Ok(SeenPower::On),
-                Err(doubt) => Err(doubt.into()),
-            };
-        }
-    }
-
-    /// Asks all of these hosts, twice, whether they have the domain. `down` is a node that is proved down.
+    /// Looks at all nodes, for the proof that the domain is off.
     async fn prove_off(
         &self,
-        at: &[OwnerHost],
-        down: Option<u32>,
+        owners: &DomainOwners,
         domain: &DomainRef,
-        lease: &Lease,
-    ) -> Result<Result<ProvedOff, Doubt>, ActionError> {
-        let asked = Instant::now();
-        let mut rounds = Vec::with_capacity(2);
-        for _ in 0..2 {
-            let mut round = Vec::with_capacity(at.len() + 1);
-            for it in at {
-                let began = Instant::now();
-                let sight = match self.status_at(it, domain, true, lease).await {
-                    Ok(PowerState::On) => Sight::On,
-                    Ok(PowerState::Off) => Sight::Ended,
-                    Err(ActionError::Gone) => Sight::Absent,
-                    Err(error) => return Err(error),
-                };
-                round.push(Finding { place: self.place_of(it), sight, began, ended: Instant::now() });
-            }
-            let now = Instant::now();
-            round.extend(down.map(|node| Finding {
-                place: DomainSite::Host(format!("node {node}")),
-                sight: Sight::Ended,
-                began: now,
-                ended: now,
-            }));
-            rounds.push(round);
+        until: Instant,
+    ) -> Result<ProvedOff, OffDoubt> {
+        match self.local.prove_off(&DomainQuestion::about(domain), until).await {
+            Ok(proof) => Ok(proof),
+            Err(Doubt::On(_) | Doubt::Moving(_)) => Err(OffDoubt::OnElsewhere),
+            Err(doubt) => Err(OffDoubt::CantTell(ActionError::Unavailable(match owners {
+                DomainOwners::Lost { why, .. } => format!("{why}; {doubt}"),
+                DomainOwners::At { .. } => doubt.to_string(),
+            }))),
         }
-        Ok(ProvedOff::from_rounds(asked, &rounds))
-    }
-
-    fn place_of(&self, at: &OwnerHost) -> DomainSite {
-        DomainSite::Host(match at {
-            OwnerHost::Here(_) => "this host".to_owned(),
-            OwnerHost::There(member) => self.cluster.name(*member),
-        })
     }
 
     async fn take_down(
@@ -320,32 +245,17 @@ impl CpgBackend {
         loop {
             let changed = self.cluster.changed();
             lease.check()?;
-            let (at, rests) = match self.resolve_owners(domain, lease.until()).await? {
-                DomainOwners::Down(node, why) => {
-                    let others = self.others_than(&[]);
-                    let proof = self.prove_off(&others, Some(node), domain, lease).await;
-                    let proof = proof.and_then(|it| Ok(it?)).map_err(|it| after(took_down, it))?;
-                    return Ok(PowerOffResult { proof, was_off: !took_down, restart: None, note: Some(why) });
+            let owners = self.resolve_owners(domain, lease.until()).await?;
+            let done = match &owners {
+                DomainOwners::At { at, is_on: true } => {
+                    self.off_where_on(at, domain, for_reboot, &mut took_down, lease).await
                 }
-                DomainOwners::At { at, is_on } => (at, !is_on),
+                DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
+                    self.off_already(&owners, domain, for_reboot, lease).await
+                }
             };
-            // A domain that migrates is on at several hosts. Success needs it off at all of them.
-            for it in &at[1..] {
-                match self.off_at(it, domain, false, rests, lease).await {
-                    Ok(down) => took_down |= !down.was_off,
-                    Err(ActionError::Gone) => {}
-                    Err(error) => return Err(after(took_down, error)),
-                }
-            }
-            match self.off_at(&at[0], domain, for_reboot, rests, lease).await {
-                Ok(down) if down.was_off => {
-                    let mut all = at;
-                    all.extend(self.others_than(&all));
-                    let proof = self.prove_off(&all, None, domain, lease).await;
-                    let proof = proof.and_then(|it| Ok(it?)).map_err(|it| after(took_down, it))?;
-                    return Ok(PowerOffResult { proof, was_off: !took_down, ..down });
-                }
-                Ok(down) => return Ok(down),
+            match done {
+                Ok(down) => return Ok(PowerOffResult { was_off: down.was_off && !took_down, ..down }),
                 Err(ActionError::Gone) => {
                     self.again(changed, lease).await.map_err(|it| after(took_down, it))?;
                 }
@@ -354,35 +264,85 @@ impl CpgBackend {
         }
     }
 
+    /// Powers the domain off at all of these hosts, where it is on: at several while it migrates.
+    async fn off_where_on(
+        &self,
+        at: &[OwnerHost],
+        domain: &DomainRef,
+        for_reboot: bool,
+        took_down: &mut bool,
+        lease: &Lease,
+    ) -> Result<PowerOffResult<'_>, ActionError> {
+        for it in &at[1..] {
+            match self.off_at(it, domain, false, false, lease).await {
+                Ok(down) => *took_down |= !down.was_off,
+                Err(ActionError::Gone) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let down = self.off_at(&at[0], domain, for_reboot, false, lease).await?;
+        if !down.was_off {
+            return Ok(down);
+        }
+        // It went off by itself, or went away.
+        let proof = self.local.prove_off(&DomainQuestion::about(domain), lease.until()).await;
+        match proof {
+            Ok(proof) => Ok(PowerOffResult { proof, ..down }),
+            Err(Doubt::On(_) | Doubt::Moving(_)) => Err(ActionError::Gone),
+            Err(doubt) => Err(doubt.into()),
+        }
+    }
+
+    /// Proves that a domain is off which is on at no host that is heard.
+    async fn off_already(
+        &self,
+        owners: &DomainOwners,
+        domain: &DomainRef,
+        for_reboot: bool,
+        lease: &Lease,
+    ) -> Result<PowerOffResult<'_>, ActionError> {
+        let proof = match self.prove_off(owners, domain, lease.until()).await {
+            Ok(proof) => proof,
+            // This host is about to hear where.
+            Err(OffDoubt::OnElsewhere) => return Err(ActionError::Gone),
+            Err(OffDoubt::CantTell(error)) => return Err(error),
+        };
+        match owners {
+            // Its configuration may say that a reboot starts it.
+            DomainOwners::At { at, .. } if for_reboot => {
+                let down = self.off_at(&at[0], domain, true, true, lease).await?;
+                Ok(PowerOffResult { proof, ..down })
+            }
+            DomainOwners::At { .. } => Ok(PowerOffResult { proof, was_off: true, restart: None, note: None }),
+            DomainOwners::Lost { node, .. } => {
+                let note = Some(format!("{} is down", self.cluster.node_name(*node)));
+                Ok(PowerOffResult { proof, was_off: true, restart: None, note })
+            }
+        }
+    }
+
     async fn bring_up(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         loop {
             let changed = self.cluster.changed();
             lease.check()?;
-            let (at, is_on) = match self.resolve_owners(domain, lease.until()).await? {
-                DomainOwners::Down(_, why) => {
-                    return Err(ActionError::Refused(format!("it can't be started: {why}")));
+            let owners = self.resolve_owners(domain, lease.until()).await?;
+            let started = match &owners {
+                DomainOwners::At { at, is_on: true } if self.is_on_at(at, domain, lease).await? => {
+                    return Ok(());
                 }
-                DomainOwners::At { at, is_on } => (at, is_on),
-            };
-            // The domain must be off at all hosts; else it would run twice.
-            let mut on_there = false;
-            for it in &at[1..] {
-                match self.status_at(it, domain, !is_on, lease).await {
-                    Ok(power) => on_there |= power == PowerState::On,
-                    Err(ActionError::Gone) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            if on_there {
-                return Ok(());
-            }
-            let started = match &at[0] {
-                OwnerHost::Here(own) => self.local.on(own, lease).await,
-                OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
-                    self.cluster.legacy_on(*member, domain, lease).await
-                }
-                OwnerHost::There(member) => {
-                    self.cluster.ask(*member, Action::On, domain, !is_on, lease)?.done(lease).await
+                // It has just gone off, or away.
+                DomainOwners::At { is_on: true, .. } => Err(ActionError::Gone),
+                DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
+                    // It must be off at all nodes; else it would run twice.
+                    match (self.prove_off(&owners, domain, lease.until()).await, &owners) {
+                        (Err(OffDoubt::OnElsewhere), _) => return Ok(()),
+                        (Err(OffDoubt::CantTell(error)), _) => return Err(error),
+                        (Ok(_), DomainOwners::At { at, .. }) => self.start_at(&at[0], domain, lease).await,
+                        (Ok(_), DomainOwners::Lost { node, .. }) => {
+                            let name = self.cluster.node_name(*node);
+                            return Err(ActionError::Refused(format!("it can't be started: {name} is down")));
+                        }
+                    }
                 }
             };
             match started {
@@ -392,11 +352,23 @@ impl CpgBackend {
         }
     }
 
+    /// Starts a domain that is off at all nodes.
+    async fn start_at(&self, at: &OwnerHost, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        match at {
+            OwnerHost::Here(own) => self.local.on(own, lease).await,
+            OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
+                self.cluster.legacy_on(*member, domain, lease).await
+            }
+            OwnerHost::There(member) => {
+                self.cluster.ask(*member, Action::On, domain, true, lease)?.done(lease).await
+            }
+        }
+    }
+
     async fn status_at(
         &self,
         at: &OwnerHost,
         domain: &DomainRef,
-        rests: bool,
         lease: &Lease,
     ) -> Result<PowerState, ActionError> {
         match at {
@@ -410,7 +382,7 @@ impl CpgBackend {
                 self.cluster.legacy_status(*member, domain, lease.until()).await
             }
             OwnerHost::There(member) => {
-                self.cluster.ask(*member, Action::Status, domain, rests, lease)?.power(lease).await
+                self.cluster.ask(*member, Action::Status, domain, false, lease)?.power(lease).await
             }
         }
     }
@@ -555,10 +527,17 @@ impl Backend for CpgBackend {
 
 /// Hosts that are to be asked.
 enum DomainOwners {
-    /// These hosts have the domain: the first does the action, the others confirm. Never empty.
+    /// These hosts have the domain: the first does the action. Never empty.
     At { at: Vec<OwnerHost>, is_on: bool },
-    /// None: the domain was on at this node, which is known to be down, for this reason.
-    Down(u32, String),
+    /// None: the domain was on last at this node, which is not heard.
+    Lost { node: u32, why: String },
+}
+
+/// Reason why a domain can't be called off.
+enum OffDoubt {
+    /// Another place has it on, or it comes or goes there.
+    OnElsewhere,
+    CantTell(ActionError),
 }
 
 /// Corrects an error after an instance was taken down: "nothing was done" would not be true.

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use corosync_cpg::{Node, Reason};
 use libvirt_host::Uuid;
@@ -16,7 +16,7 @@ use super::link::{LinkEvent, LinkReceiver};
 use super::own_domains::{OwnChange, OwnDomain, OwnPower};
 use super::owner;
 use super::state::{Cluster, ClusterState, hold_leases};
-use crate::host_down::LostHost;
+use crate::host_down::{LostHost, clock};
 use fence_core::cluster::message::{
     AskEnd, AskMessage, HostMessage, Member, PublishedDomain, PublishedState,
 };
@@ -78,7 +78,7 @@ impl Cluster {
     fn on_ring(&self, nodes: &[u32]) {
         let mut state = self.state();
         // Nodes that were there before this host count from the moment when this host joined.
-        let came = if state.node_up_since.is_empty() { state.joined_at } else { SystemTime::now() };
+        let came = if state.node_up_since.is_empty() { state.joined_at } else { clock::now() };
         for node in nodes {
             state.node_up_since.entry(*node).or_insert(came);
         }
@@ -104,7 +104,7 @@ impl Cluster {
     fn on_joined(&self, me: Member, nodes: Option<Vec<Node>>) {
         let mut state = self.state();
         state.me = Some(me);
-        state.joined_at = SystemTime::now();
+        state.joined_at = clock::now();
         state.set_nodes(nodes);
         let effects = state.claims.joined(me);
         let victims = self.carry_out(&mut state, effects);
@@ -263,8 +263,8 @@ fn member(it: corosync_cpg::Member) -> Member {
 fn published(uuid: Uuid, own: OwnDomain) -> PublishedDomain {
     let state = match own.power {
         OwnPower::On => PublishedState::On,
-        OwnPower::WentOff => PublishedState::Off,
         OwnPower::Gone => PublishedState::Gone,
+        // Not `Off`: hosts of the last release would take what was seen here for evidence about all nodes.
         OwnPower::Resting => PublishedState::Rests,
     };
     PublishedDomain { uuid: uuid.to_string(), name: own.name, state }

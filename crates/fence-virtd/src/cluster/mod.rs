@@ -8,12 +8,13 @@
 //!
 //! [`state`] holds the data and the lock, with [`waiting`], [`legacy_table`] and [`asks`] below. Above are
 //! [`claiming`], [`asker`], [`owner`], [`legacy`] and [`events`]; they know the data, and not each other, but
-//! that events start work.
+//! that events start work. [`elsewhere`] asks all other nodes before a domain is called off.
 
 mod asker;
 mod asks;
 pub(crate) mod backend;
 mod claiming;
+mod elsewhere;
 mod events;
 mod legacy;
 mod legacy_table;
@@ -31,19 +32,20 @@ mod waiting;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use fence_config::CpgBackend as Settings;
 use tokio::sync::watch;
 
 use self::asks::{IncomingAsks, OutgoingAsks};
+use self::elsewhere::OtherNodes;
 use self::legacy_table::LegacyHosts;
 use self::link::{Link, LinkReceiver};
 use self::own_domains::OwnDomains;
 use self::state::ClusterState;
 use self::waiting::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
-use crate::host_down::DownEvidence;
+use crate::host_down::{DownEvidence, clock};
 use crate::service::Service;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::Directory;
@@ -86,7 +88,7 @@ impl Cluster {
             ring: BTreeSet::new(),
             node_up_since: BTreeMap::new(),
             lost_nodes: BTreeMap::new(),
-            joined_at: SystemTime::now(),
+            joined_at: clock::now(),
             claims: ClusterArbiter::new(first_number, Instant::now()),
             waiting: WaitingClaims::default(),
             outgoing_asks: OutgoingAsks::new(first_number),
@@ -103,6 +105,7 @@ impl Cluster {
             changes: watch::Sender::new(0),
             service: OnceLock::new(),
         });
+        this.local.ask_others(Arc::new(OtherNodes(Arc::downgrade(&this))));
         Ok((this, LinkEvents { events, legacy_events }))
     }
 
@@ -118,6 +121,7 @@ impl Cluster {
         tokio::spawn(Arc::clone(self).run_dispatcher(started.events, started.legacy_events));
         tokio::spawn(Arc::clone(self).fail_late_legacy_requests());
         tokio::spawn(Arc::clone(self).exclude_silent_members());
+        tokio::spawn(self.down_evidence.clone().watch_clock());
     }
 
     /// Refuses further asks of other hosts: the daemon is about to end.

@@ -31,10 +31,8 @@ pub(crate) struct OwnDomain {
 pub(crate) enum OwnPower {
     /// Defined and not on here; the domain may be on elsewhere.
     Resting,
-    /// Seen to go off here a short while ago, without a definition left.
+    /// Seen to go off here a short while ago, without a definition left: its name is known for a while.
     Gone,
-    /// Seen to go off here a short while ago.
-    WentOff,
     /// On. Every state that is not off counts as on.
     On,
 }
@@ -126,7 +124,7 @@ impl DomainFollower for OwnFollower {
             State::MovedAway => None,
             // A crashed domain may be gone: only the domain itself tells.
             State::Crashed => self.read_one(connection, record.uuid)?,
-            State::ShutOff => Some(off(&self.hypervisor, record.uuid, record.name)),
+            State::ShutOff => Some(OwnDomain { name: record.name, power: OwnPower::Resting }),
             _ => Some(OwnDomain { name: record.name, power: OwnPower::On }),
         })
     }
@@ -138,7 +136,9 @@ impl DomainFollower for OwnFollower {
         match seen(&domain) {
             Ok((State::MovedAway, _)) => Ok(None),
             Ok((_, true)) => Ok(Some(OwnDomain { name: domain.name().to_owned(), power: OwnPower::On })),
-            Ok((_, false)) => Ok(Some(off(&self.hypervisor, uuid, domain.name().to_owned()))),
+            Ok((_, false)) => {
+                Ok(Some(OwnDomain { name: domain.name().to_owned(), power: OwnPower::Resting }))
+            }
             Err(Error { kind: ErrorKind::NoDomain, .. }) => Ok(gone(&self.hypervisor, uuid)),
             Err(error) => Err(error),
         }
@@ -152,15 +152,9 @@ impl DomainFollower for OwnFollower {
     async fn until_stale(&self) -> HashSet<Uuid> {
         tokio::time::sleep(REFRESH).await;
         let state = lock(&self.own.state);
-        let went_off = |own: &OwnDomain| matches!(own.power, OwnPower::WentOff | OwnPower::Gone);
-        let seen = state.by_hypervisor[self.place].iter().filter(|(_, own)| went_off(own));
+        let seen = state.by_hypervisor[self.place].iter().filter(|(_, own)| own.power == OwnPower::Gone);
         seen.map(|(uuid, _)| *uuid).collect()
     }
-}
-
-fn off(memory: &Hypervisor, uuid: Uuid, name: String) -> OwnDomain {
-    let went_off = memory.ended(Some(uuid), None).is_some();
-    OwnDomain { name, power: if went_off { OwnPower::WentOff } else { OwnPower::Resting } }
 }
 
 /// A transient domain leaves no definition when it goes off.

@@ -3,8 +3,9 @@
 //!
 //! Pure: a reading of this host's hypervisors and the domain's place in the directory go in, the next step
 //! comes out. [`super::backend`] reads, waits and repeats. The directory may lag behind this host's own
-//! hypervisors, and is never ahead of them. The rule must never name a host of which the directory is in
-//! doubt.
+//! hypervisors, and is never ahead of them. What it
+//! names is a place to act, never an answer: before a domain is called off, all nodes are looked at
+//! ([`super::elsewhere`]).
 
 use super::state::DomainPlace;
 use fence_core::cluster::message::Member;
@@ -40,17 +41,12 @@ pub(super) enum PublishedPlace {
     },
     /// On at this host alone.
     OnHere,
-    /// On at no host; these other hosts have the domain, off.
+    /// On at no host that is heard; these other hosts have the domain, off. Perhaps on at another node.
     Off(Vec<Member>),
     Lost {
         node: u32,
         why: String,
     },
-    Doubt {
-        nodes: Vec<u32>,
-        why: String,
-    },
-    Down(u32),
     NotYet(String),
     Unknown,
 }
@@ -65,10 +61,8 @@ impl PublishedPlace {
                 let at: Vec<Member> = others(members);
                 if at.is_empty() { Self::OnHere } else { Self::OnThere { at, here_too } }
             }
-            DomainPlace::Off(members) => Self::Off(others(members)),
+            DomainPlace::Off(members) | DomainPlace::Doubt { at: members, .. } => Self::Off(others(members)),
             DomainPlace::Lost { node, why } => Self::Lost { node, why },
-            DomainPlace::Doubt { nodes, why } => Self::Doubt { nodes, why },
-            DomainPlace::Down(node) => Self::Down(node),
             DomainPlace::NotYet(why) => Self::NotYet(why),
             DomainPlace::Unknown => Self::Unknown,
         }
@@ -80,13 +74,10 @@ impl PublishedPlace {
 pub(super) enum OwnerStep {
     /// Ask these hosts, where the domain is on. Never empty.
     AskRunning(Vec<OwnerHost>),
-    /// Ask these hosts, where the domain is off, and then all others: the domain may just have come to one of
-    /// them. Never empty.
+    /// Look at all nodes whether the domain is off, and then ask these hosts, which have it. Never empty.
     AskResting(Vec<OwnerHost>),
-    /// Check that the domain is on at no other host, and that this node is down.
-    CheckDown(u32),
-    /// Wait for the evidence that these nodes are down, and begin again.
-    AwaitEvidence { nodes: Vec<u32>, why: String },
+    /// Look at all nodes whether the domain is off, and whether this node is down, where it was on last.
+    AskLost { node: u32, why: String },
     /// Wait for a change, and begin again; at the deadline the request fails with this error.
     AwaitChange(ActionError),
     /// The request fails.
@@ -104,9 +95,7 @@ pub(super) fn next_step(
     match (here, place) {
         (Here::On(own), Place::OnThere { at, .. }) => OwnerStep::AskRunning(with_own(own, at)),
         (Here::On(own), _) => OwnerStep::AskRunning(with_own(own, Vec::new())),
-        (_, Place::Lost { node, why }) => OwnerStep::AwaitEvidence { nodes: vec![node], why },
-        (Here::WentOff(own), Place::Doubt { .. }) => OwnerStep::AskResting(with_own(own, Vec::new())),
-        (_, Place::Doubt { nodes, why }) => OwnerStep::AwaitEvidence { nodes, why },
+        (_, Place::Lost { node, why }) => OwnerStep::AskLost { node, why },
         (_, Place::NotYet(why)) => OwnerStep::AwaitChange(ActionError::Unavailable(why)),
         // A domain that is on elsewhere is not on here, even if a hypervisor here cannot be asked.
         (_, Place::OnThere { at, here_too: false })
@@ -114,7 +103,6 @@ pub(super) fn next_step(
             OwnerStep::AskRunning(at.into_iter().map(OwnerHost::There).collect())
         }
         (Here::Unavailable(why), _) => OwnerStep::Fail(ActionError::Unavailable(why)),
-        (_, Place::Down(node)) => OwnerStep::CheckDown(node),
         (Here::WentOff(own), Place::OnHere) => OwnerStep::AskResting(with_own(own, Vec::new())),
         // The domain was on here a moment ago, and libvirt has not reported yet what became of it. Or this
         // host has not received its own messages yet, and so no later ones of the others either.

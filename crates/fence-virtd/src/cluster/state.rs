@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use corosync_cpg::Node;
 use fence_config::NameMode;
@@ -21,7 +21,7 @@ use super::link::Link;
 use super::own_domains::OwnDomain;
 use super::waiting::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
-use crate::host_down::{DownEvidence, LostHost};
+use crate::host_down::{DownEvidence, DownProof, LostHost};
 use crate::request::lease::Lease;
 use crate::service::Service;
 use crate::util::locks::lock;
@@ -29,6 +29,7 @@ use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{HostMessage, Member, PublishedState};
 use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState};
+use fence_core::host_down::Moment;
 
 /// Transport of requests from other hosts, as audit records name it.
 pub(super) const TRANSPORT: &str = "cpg";
@@ -72,12 +73,12 @@ pub(super) struct ClusterState {
     pub(super) legacy: LegacyHosts,
     /// Nodes that corosync hears now.
     pub(super) ring: BTreeSet<u32>,
-    /// Time since which corosync hears a node, of every node that it heard at any time.
-    pub(super) node_up_since: BTreeMap<u32, SystemTime>,
+    /// Moment since which corosync hears a node, of every node that it heard at any time.
+    pub(super) node_up_since: BTreeMap<u32, Moment>,
     /// Nodes that corosync does not hear, of those that it heard once or that its node list names.
     pub(super) lost_nodes: BTreeMap<u32, LostHost>,
-    /// Time at which this host joined corosync last.
-    pub(super) joined_at: SystemTime,
+    /// Moment when this host joined corosync last.
+    pub(super) joined_at: Moment,
     pub(super) stopping: bool,
 }
 
@@ -86,15 +87,12 @@ pub(super) struct ClusterState {
 pub(crate) enum DomainPlace {
     /// On at these members; at several while the domain migrates.
     On(Vec<Member>),
-    /// On at no member, without a doubt; these members have the domain, off.
+    /// On at no node; these members have the domain, off.
     Off(Vec<Member>),
     /// Last on at this node, whose daemon is not heard.
     Lost { node: u32, why: String },
-    /// Off at every known member, and no member saw the power-off: the domain may be on at these nodes, not
-    /// heard now.
-    Doubt { nodes: Vec<u32>, why: String },
-    /// Last on at this node, which is known to be down.
-    Down(u32),
+    /// Off at these members, and on at no other: the domain may be on at a node that is not heard now.
+    Doubt { at: Vec<Member>, why: String },
     /// Some hosts have not published their domains yet.
     NotYet(String),
     /// At no host.
@@ -132,12 +130,6 @@ impl Cluster {
         self.state().me
     }
 
-    /// Returns the members of other hosts that run this daemon.
-    pub(crate) fn others(&self) -> Vec<Member> {
-        let state = self.state();
-        state.members.iter().filter(|it| Some(**it) != state.me).copied().collect()
-    }
-
     /// Returns the reason why requests for domains of other hosts fail now.
     pub(crate) fn standalone_reason(&self) -> String {
         self.state().standalone_reason()
@@ -146,6 +138,11 @@ impl Cluster {
     /// Returns the name of a member's host.
     pub(crate) fn name(&self, member: Member) -> String {
         self.state().name(member.node)
+    }
+
+    /// Returns the name of a node.
+    pub(crate) fn node_name(&self, node: u32) -> String {
+        self.state().name(node)
     }
 
     /// Begins to watch for changes of what this host knows.
@@ -240,7 +237,6 @@ impl Cluster {
         let state = self.state();
         match state.directory.find(&uuid.to_string()) {
             DirectoryAnswer::On(at) => DomainPlace::On(at),
-            DirectoryAnswer::Lost(node) if state.is_down(node) => DomainPlace::Down(node),
             DirectoryAnswer::Lost(node) => {
                 let since = state.lost_nodes.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
                 let name = state.name(node);
@@ -249,30 +245,25 @@ impl Cluster {
                 DomainPlace::Lost { node, why }
             }
             DirectoryAnswer::Unknown => DomainPlace::Unknown,
-            DirectoryAnswer::Off { at, seen } => state.place_off(at, seen),
+            DirectoryAnswer::Off { at } => state.place_off(at),
         }
     }
 
-    /// Returns true if the domain is on at no member, and one of them saw it go off a short while ago.
-    pub(crate) fn was_seen_off(&self, uuid: DomainId) -> bool {
-        matches!(self.state().directory.find(&uuid.to_string()), DirectoryAnswer::Off { seen: true, .. })
-    }
-
-    /// Waits for the evidence that a lost node is down, where there may be any.
+    /// Waits for the proof that a node without a daemon is down, where there may be any. It is asked for
+    /// after this call.
     ///
     /// # Errors
     /// The reason why the node may run.
-    pub(crate) async fn proved(&self, node: u32, until: Instant) -> Result<String, String> {
+    pub(crate) async fn prove_down(&self, node: u32, until: Instant) -> Result<DownProof, String> {
         let (loss, name) = {
             let state = self.state();
             (state.lost_nodes.get(&node).cloned(), state.name(node))
         };
         match loss {
-            Some(loss) => loss
-                .proved(until)
-                .await
-                .map(|proof| format!("{name} is down: {proof}"))
-                .map_err(|why| format!("no proof that {name} is down: {why}")),
+            Some(loss) => {
+                let why_not = |why| format!("no proof that {name} is down: {why}");
+                loss.proved(until).await.map_err(why_not)
+            }
             None => Err(format!("{name} itself is there, and its daemon is not")),
         }
     }
@@ -298,10 +289,9 @@ impl Cluster {
         !self.state().legacy_members().is_empty()
     }
 
-    /// Returns true if this legacy host is known to have a domain that no other host has. Only such a host
-    /// must answer a status check.
-    pub(crate) fn has_its_own(&self, member: Member) -> bool {
-        self.state().directory.one_of(member).is_some()
+    /// Returns the state of a domain as a legacy host has published it.
+    pub(crate) fn published(&self, member: Member, uuid: DomainId) -> Option<PublishedState> {
+        self.state().directory.state(member, &uuid.to_string())
     }
 }
 
@@ -328,7 +318,7 @@ impl ClusterState {
         }
     }
 
-    fn standalone_reason(&self) -> String {
+    pub(super) fn standalone_reason(&self) -> String {
         format!(
             "corosync is not there ({}): nothing can be said of domains that don't run here",
             self.why_not
@@ -340,7 +330,7 @@ impl ClusterState {
     }
 
     /// Returns the nodes of the node list without a member in either group.
-    fn missing(&self) -> Vec<u32> {
+    pub(super) fn missing(&self) -> Vec<u32> {
         let is_there =
             |node: &u32| self.members.iter().chain(self.legacy.members()).any(|it| it.node == *node);
         self.nodes.keys().filter(|it| !is_there(it)).copied().collect()
@@ -350,21 +340,16 @@ impl ClusterState {
         self.missing().into_iter().map(|it| format!("{} is not heard", self.name(it))).collect()
     }
 
-    /// Returns true if there is evidence that this lost node is down.
-    fn is_down(&self, node: u32) -> bool {
-        self.lost_nodes.get(&node).is_some_and(LostHost::is_proved)
-    }
-
     /// Returns the place of a domain that is off at these members and on at no member.
-    fn place_off(&self, at: Vec<Member>, seen: bool) -> DomainPlace {
-        if let (false, Some(member)) = (seen, self.directory.incomplete().next()) {
+    fn place_off(&self, at: Vec<Member>) -> DomainPlace {
+        if let Some(member) = self.directory.incomplete().next() {
             return DomainPlace::NotYet(format!("{} has not said yet what it has", self.name(member.node)));
         }
-        let unheard: Vec<u32> = self.missing().into_iter().filter(|it| !self.is_down(*it)).collect();
-        if seen || unheard.is_empty() && !self.nodes.is_empty() {
+        let unheard = self.missing();
+        if unheard.is_empty() && !self.nodes.is_empty() {
             return DomainPlace::Off(at);
         }
-        let names: Vec<_> = unheard.iter().map(|it| self.name(*it)).collect();
+        let names: Vec<_> = unheard.into_iter().map(|it| self.name(it)).collect();
         let why = if names.is_empty() {
             "it is off where it is known, and corosync.conf names no nodes: \
              it may be on at one that is not heard"
@@ -372,7 +357,7 @@ impl ClusterState {
         } else {
             format!("it is off where it is known, and may be on at {}, not heard now", names.join(", "))
         };
-        DomainPlace::Doubt { nodes: unheard, why }
+        DomainPlace::Doubt { at, why }
     }
 
     /// Hands the present members to the directory.

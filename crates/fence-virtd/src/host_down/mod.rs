@@ -2,37 +2,44 @@
 //! Hosts that are not heard any more, and the evidence that one of them is down, not merely cut off
 //! (`host_down`).
 //!
-//! A [`LostHost`] lives from the moment when a host is not heard any more until it is heard again.
-//! While a request waits for the evidence, one task asks for it every few seconds, for all that wait.
-//! Evidence that was found once stays.
+//! A [`LostHost`] lives from the moment when a host is not heard any more until it is heard again. Each
+//! request asks for the evidence anew, every few seconds until there is some; requests that wait at the same
+//! time share an answer whose question came after all of them. [`fence_core::host_down`] decides what an
+//! answer proves, and for how long.
 //!
 //! Silence, an error or an old fencing must never count as evidence: domains of a host that runs would be
-//! called off.
+//! called off. Nor must an answer that was asked for before the request came.
 
+pub(crate) mod clock;
 pub(crate) mod command;
 pub(crate) mod pacemaker;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use fence_config::HostDown;
+use fence_core::host_down::{ClockWatch, Loss, Moment, Proof};
 use fence_wire::escaped;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::info;
 
-use fence_core::host_down::Loss;
+use crate::util::locks::lock;
 
-/// Pause between two questions.
+/// Pause between two questions for the same request.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Interval at which the wall clock is read.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+const BACK: &str = "it is heard again, or corosync is lost here";
 
 /// Source of the evidence that a lost host is down, as configured. Clones share it.
 #[derive(Clone)]
 pub(crate) struct DownEvidence {
     how: Arc<EvidenceSource>,
+    clock: Arc<Mutex<ClockWatch>>,
     pause: Duration,
 }
 
@@ -42,15 +49,11 @@ pub(crate) struct LostHost {
     inner: Arc<LostHostState>,
 }
 
-/// Knowledge of a lost host.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum EvidenceState {
-    /// Not that it is down, for this reason.
-    Nothing(String),
-    /// Down, with this evidence.
-    Down(String),
-    /// Heard again.
-    Back,
+/// Proof that a lost host is down, for one request.
+#[derive(Clone)]
+pub(crate) struct DownProof {
+    proof: Proof,
+    host: LostHost,
 }
 
 impl DownEvidence {
@@ -62,101 +65,100 @@ impl DownEvidence {
             HostDown::Command(command) => EvidenceSource::Command(command.clone()),
             HostDown::Membership => EvidenceSource::Membership,
         };
-        Self { how: Arc::new(how), pause: PAUSE }
+        let clock = Arc::new(Mutex::new(ClockWatch::new(clock::read())));
+        Self { how: Arc::new(how), clock, pause: PAUSE }
+    }
+
+    /// Watches the wall clock, if any evidence has wall-clock times. Never returns then.
+    pub(crate) async fn watch_clock(self) {
+        if matches!(&*self.how, EvidenceSource::Pacemaker(_)) {
+            loop {
+                self.observe_clock();
+                tokio::time::sleep(CLOCK_INTERVAL).await;
+            }
+        }
     }
 
     /// Corosync does not hear this node any more, just now; or never has. `heard_since`: when it came, or,
     /// for one that was there before us or that was never heard, when we came. Must be called in the runtime.
-    pub(crate) fn lost(&self, node: u32, name: Option<String>, heard_since: SystemTime) -> LostHost {
-        let host = LostNode { node, name, heard_since, lost: SystemTime::now(), since: Instant::now() };
-        let known = match &*self.how {
-            EvidenceSource::Never => {
-                EvidenceState::Nothing("host_down = \"never\": nothing proves that it is down".to_owned())
-            }
-            EvidenceSource::Membership => {
-                EvidenceState::Down("it left corosync (host_down = \"membership\")".to_owned())
-            }
-            EvidenceSource::Pacemaker(_) | EvidenceSource::Command(_) => {
-                EvidenceState::Nothing("nobody was asked yet".to_owned())
-            }
+    pub(crate) fn lost(&self, node: u32, name: Option<String>, heard_since: Moment) -> LostHost {
+        self.observe_clock();
+        let lost = clock::now();
+        let state = LostHostState {
+            node,
+            name,
+            lost,
+            loss: Mutex::new(Loss::new(heard_since, lost)),
+            evidence: self.clone(),
+            is_back: watch::Sender::new(false),
+            round: tokio::sync::Mutex::new(Round::default()),
+            refusal: Mutex::new("nobody was asked in time".to_owned()),
         };
-        LostHost {
-            inner: Arc::new(LostHostState {
-                host,
-                how: Arc::clone(&self.how),
-                pause: self.pause,
-                known: watch::Sender::new(known),
-                is_asking: Mutex::new(false),
-            }),
+        let host = LostHost { inner: Arc::new(state) };
+        if matches!(&*self.how, EvidenceSource::Pacemaker(_)) {
+            // Asked now, Pacemaker shows the fencings that have ended in the future: see `Loss`.
+            let host = host.clone();
+            tokio::spawn(async move { host.inner.ask().await });
         }
+        host
+    }
+
+    fn observe_clock(&self) {
+        lock(&self.clock).observe(clock::read());
     }
 }
 
 impl LostHost {
-    /// Returns the evidence that the host is down, in words. Waits for it if there may be any.
+    /// Returns the proof that the host is down, from an answer to a question that is asked after this call.
+    /// Waits for it if there may be any.
     ///
     /// # Errors
     /// No proof until then, or none that could come: why. Then the host may run, and its domains with it.
-    pub(crate) async fn proved(&self, until: Instant) -> Result<String, String> {
-        let mut known = self.inner.known.subscribe();
-        // After this task listens: one that is about to end sees it, or is replaced.
-        self.ask();
-        let decided =
-            known.wait_for(|it| !matches!(it, EvidenceState::Nothing(_)) || self.inner.how.asks_nobody());
-        // An error: no task is left that could find more.
-        let _ = timeout_at(until.into(), decided).await;
-        let known = known.borrow().clone();
-        match known {
-            EvidenceState::Down(proof) => Ok(proof),
-            EvidenceState::Nothing(reason) => Err(reason),
-            EvidenceState::Back => Err("it is heard again, or corosync is lost here".to_owned()),
-        }
-    }
-
-    /// Returns true if there is evidence already that the host is down. Never asks for it.
-    pub(crate) fn is_proved(&self) -> bool {
-        matches!(*self.inner.known.borrow(), EvidenceState::Down(_))
+    pub(crate) async fn proved(&self, until: Instant) -> Result<DownProof, String> {
+        let mut is_back = self.inner.is_back.subscribe();
+        let back = async move {
+            // The sender lives as long as `self`.
+            let _ = is_back.wait_for(|it| *it).await;
+        };
+        let proof = tokio::select! {
+            biased;
+            () = back => return Err(BACK.to_owned()),
+            proof = timeout_at(until.into(), self.inner.proof_after(clock::now())) => proof,
+        };
+        let proof = proof.unwrap_or_else(|_| Err(lock(&self.inner.refusal).clone()))?;
+        Ok(DownProof { proof, host: self.clone() })
     }
 
     /// Notes that corosync hears the node again, or is lost itself. The evidence does not count any more, and
     /// all waiting requests learn of it.
     pub(crate) fn ended(&self) {
-        self.inner.known.send_replace(EvidenceState::Back);
+        self.inner.is_back.send_replace(true);
     }
 
     /// Returns the time since the loss.
     pub(crate) fn age(&self) -> Duration {
-        self.inner.host.since.elapsed()
-    }
-
-    /// Starts the task that asks, unless it runs.
-    fn ask(&self) {
-        if self.inner.how.asks_nobody() {
-            return;
-        }
-        let mut is_asking = self.inner.is_asking.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*is_asking {
-            *is_asking = true;
-            tokio::spawn(Arc::clone(&self.inner).ask_on());
-        }
+        clock::now().since(self.inner.lost)
     }
 }
 
-struct LostHostState {
-    host: LostNode,
-    how: Arc<EvidenceSource>,
-    pause: Duration,
-    known: watch::Sender<EvidenceState>,
-    /// True while a task asks.
-    is_asking: Mutex<bool>,
+impl DownProof {
+    /// Returns the evidence in words, while it counts.
+    ///
+    /// # Errors
+    /// The host was heard since, or may have booted since.
+    pub(crate) fn evidence(&self) -> Result<&str, String> {
+        if *self.host.inner.is_back.borrow() {
+            return Err(BACK.to_owned());
+        }
+        self.proof.evidence(clock::now())
+    }
 }
 
-struct LostNode {
-    node: u32,
-    name: Option<String>,
-    heard_since: SystemTime,
-    lost: SystemTime,
-    since: Instant,
+/// Without the evidence, which is nothing but text.
+impl std::fmt::Debug for DownProof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DownProof({})", self.host.inner)
+    }
 }
 
 enum EvidenceSource {
@@ -166,63 +168,95 @@ enum EvidenceSource {
     Membership,
 }
 
-impl EvidenceSource {
-    fn asks_nobody(&self) -> bool {
-        matches!(self, Self::Never | Self::Membership)
-    }
+struct LostHostState {
+    node: u32,
+    name: Option<String>,
+    lost: Moment,
+    loss: Mutex<Loss>,
+    evidence: DownEvidence,
+    is_back: watch::Sender<bool>,
+    /// Latest question. Whoever asks holds the lock, and all others wait for the answer.
+    round: tokio::sync::Mutex<Round>,
+    /// Latest reason why there is no proof.
+    refusal: Mutex<String>,
+}
+
+/// Question that was answered.
+#[derive(Default)]
+struct Round {
+    number: u64,
+    asked: Moment,
+    answer: Option<Result<Proof, String>>,
 }
 
 impl LostHostState {
-    /// Asks until there is evidence, or no task waits for it any more.
-    async fn ask_on(self: Arc<Self>) {
+    /// Waits for a proof that was asked for after this moment.
+    ///
+    /// # Errors
+    /// There can't be any.
+    async fn proof_after(&self, arrived: Moment) -> Result<Proof, String> {
+        match &*self.evidence.how {
+            EvidenceSource::Never => {
+                return Err("host_down = \"never\": nothing proves that it is down".to_owned());
+            }
+            EvidenceSource::Membership => return Ok(Proof::by_membership(arrived)),
+            EvidenceSource::Pacemaker(_) | EvidenceSource::Command(_) => {}
+        }
+        let mut seen = None;
         loop {
-            let answer = match &*self.how {
-                EvidenceSource::Pacemaker(program) => self.host.ask_pacemaker(program).await,
-                EvidenceSource::Command(command) => self.host.ask_command(command).await,
-                EvidenceSource::Never | EvidenceSource::Membership => return,
-            };
-            self.known.send_if_modified(|known| {
-                let EvidenceState::Nothing(_) = known else { return false };
-                *known = match answer {
-                    Ok(proof) => {
-                        info!("{} is down: {proof}", self.host);
-                        EvidenceState::Down(proof)
-                    }
-                    Err(reason) => EvidenceState::Nothing(reason),
-                };
-                true
-            });
             {
-                let mut is_asking = self.is_asking.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_open = matches!(*self.known.borrow(), EvidenceState::Nothing(_));
-                if !is_open || self.known.receiver_count() == 0 {
-                    *is_asking = false;
-                    return;
+                let mut round = self.round.lock().await;
+                let is_newer = round.asked >= arrived && seen.is_none_or(|it| it < round.number);
+                if !is_newer || round.answer.is_none() {
+                    let asked = clock::now();
+                    let answer = self.ask().await;
+                    *round = Round { number: round.number + 1, asked, answer: Some(answer) };
+                }
+                seen = Some(round.number);
+                if let Some(Ok(proof)) = &round.answer {
+                    return Ok(proof.clone());
                 }
             }
-            tokio::time::sleep(self.pause).await;
+            tokio::time::sleep(self.evidence.pause).await;
         }
+    }
+
+    /// Asks once.
+    async fn ask(&self) -> Result<Proof, String> {
+        let answer = match &*self.evidence.how {
+            EvidenceSource::Pacemaker(program) => self.ask_pacemaker(program).await,
+            EvidenceSource::Command(command) => self.ask_command(command).await,
+            EvidenceSource::Never | EvidenceSource::Membership => Err("nobody can be asked".to_owned()),
+        };
+        match &answer {
+            Ok(proof) => info!("{self} is down: {}", proof.evidence(clock::now()).unwrap_or("too late")),
+            Err(reason) => lock(&self.refusal).clone_from(reason),
+        }
+        answer
+    }
+
+    async fn ask_command(&self, command: &Path) -> Result<Proof, String> {
+        let asked = clock::now();
+        let seconds = asked.since(self.lost).as_secs().to_string();
+        let arguments = [self.name.as_deref().unwrap_or_default(), &self.node.to_string(), &seconds];
+        let said = command::ask("host_down_command", command, arguments).await?;
+        Ok(Proof::asked_at(asked, said))
+    }
+
+    async fn ask_pacemaker(&self, program: &Path) -> Result<Proof, String> {
+        let name = self.name.as_deref();
+        let name = name.ok_or("corosync.conf has no name for it, so Pacemaker can't be asked")?;
+        let asked = clock::now();
+        let history = pacemaker::history(program, name).await?;
+        self.evidence.observe_clock();
+        let mut watch = lock(&self.evidence.clock);
+        lock(&self.loss).judge(name, &history, asked, clock::read(), &mut watch)
     }
 }
 
-impl std::fmt::Display for LostNode {
+impl std::fmt::Display for LostHostState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "node {}", self.node)?;
         self.name.as_ref().map_or(Ok(()), |it| write!(f, " ({})", escaped(it)))
-    }
-}
-
-impl LostNode {
-    async fn ask_command(&self, command: &Path) -> Result<String, String> {
-        let seconds = self.since.elapsed().as_secs().to_string();
-        let arguments = [self.name.as_deref().unwrap_or_default(), &self.node.to_string(), &seconds];
-        command::ask("host_down_command", command, arguments).await
-    }
-
-    async fn ask_pacemaker(&self, program: &Path) -> Result<String, String> {
-        let name = self.name.as_deref();
-        let name = name.ok_or("corosync.conf has no name for it, so Pacemaker can't be asked")?;
-        let history = pacemaker::history(program, name).await?;
-        Loss { name, heard_since: self.heard_since, lost: self.lost }.judge(&history, SystemTime::now())
     }
 }

@@ -142,9 +142,8 @@ async fn a_name_that_both_have_is_refused_and_both_are_named() {
         assert!(matches!(locate(&same, text).await, Err(LocateError::Ambiguous(_))));
     }
     // A domain whose name reads as the other's UUID.
-    for text in [UUIDS[0].to_uppercase(), UUIDS[1].to_owned()] {
-        assert!(matches!(locate(&several, &text).await, Err(LocateError::Ambiguous(_))));
-    }
+    assert_eq!(locate(&several, &UUIDS[0].to_uppercase()).await, here(0));
+    assert_eq!(locate(&several, UUIDS[1]).await, agents(1));
 }
 
 #[tokio::test]
@@ -275,9 +274,11 @@ proptest! {
     fn no_domain_is_guessed(
         one in any_answer(DomainHome::Here(0), "libvirt"),
         other in any_answer(DomainHome::Agent, "agent"),
+        text in prop_oneof![Just("web"), Just(UUIDS[0]), Just(UUIDS[1])],
     ) {
-        let decided = decide(one.clone(), other.clone());
-        let turned = decide(other.clone(), one.clone());
+        let target = target(text);
+        let decided = decide(&target, one.clone(), other.clone());
+        let turned = decide(&target, other.clone(), one.clone());
         match &decided {
             Ok(located) => {
                 prop_assert_eq!(&turned, &decided);
@@ -285,7 +286,13 @@ proptest! {
                 let (finder, left) = if is_agent { (&other, &one) } else { (&one, &other) };
                 prop_assert_eq!(&finder.said, &decided);
                 prop_assert!(!left.may_have);
-                prop_assert!(matches!(left.said, Err(LocateError::NotFound | LocateError::Unavailable(_))));
+                match &left.said {
+                    Ok(it) => {
+                        let asked = DomainId::parse(text);
+                        prop_assert!(Some(it.domain().uuid) != asked && Some(located.domain().uuid) == asked);
+                    }
+                    Err(error) => prop_assert!(!matches!(error, LocateError::Ambiguous(_))),
+                }
             }
             Err(error) => {
                 let turned = turned.unwrap_err();

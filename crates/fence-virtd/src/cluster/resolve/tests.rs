@@ -36,8 +36,7 @@ fn step(here: LocalReading, place: DomainPlace) -> String {
     match next_step(here, place, |it| it == LEGACY) {
         OwnerStep::AskRunning(at) => format!("+{}", names(at)),
         OwnerStep::AskResting(at) => names(at),
-        OwnerStep::CheckDown(9) => "down?".to_owned(),
-        OwnerStep::AwaitEvidence { nodes, why } => format!("evidence {nodes:?} {why}"),
+        OwnerStep::AskLost { node, why } => format!("lost {node} {why}"),
         OwnerStep::AwaitChange(ActionError::Gone) => "wait".to_owned(),
         OwnerStep::AwaitChange(ActionError::Unavailable(why)) => format!("wait {why}"),
         OwnerStep::Fail(ActionError::Gone) => "gone".to_owned(),
@@ -48,13 +47,13 @@ fn step(here: LocalReading, place: DomainPlace) -> String {
 
 #[test]
 fn each_reading_and_place_has_its_step() {
-    use DomainPlace::{Doubt, Down, Lost, NotYet, Off, On, Unknown};
+    use DomainPlace::{Doubt, Lost, NotYet, Off, On, Unknown};
     let why = || "w".to_owned();
     let lost = Lost { node: 9, why: why() };
-    let doubt = Doubt { nodes: vec![8, 9], why: why() };
-    let (lost_step, doubt_step) = ("evidence [9] w", "evidence [8, 9] w");
+    let doubt = Doubt { at: vec![OURS], why: why() };
+    let lost_step = "lost 9 w";
     // Columns: on here, went off here, defined here, not here, unavailable.
-    let table: [(DomainPlace, [&str; 5]); 15] = [
+    let table: [(DomainPlace, [&str; 5]); 14] = [
         (On(vec![OURS]), ["+here,ours", "+ours", "+ours", "+ours", "+ours"]),
         (On(vec![LEGACY]), ["+here,legacy", "+legacy", "+legacy", "+legacy", "+legacy"]),
         (On(vec![ME, OURS]), ["+here,ours", "+ours", "+ours", "+ours", "fail ill"]),
@@ -66,8 +65,7 @@ fn each_reading_and_place_has_its_step() {
         (Off(vec![LEGACY, ME, OURS]), ["+here", "here,ours", "here,ours", "ours", "fail ill"]),
         (Off(vec![LEGACY, ME]), ["+here", "here", "here", "legacy", "fail ill"]),
         (lost, ["+here", lost_step, lost_step, lost_step, lost_step]),
-        (doubt, ["+here", "here", doubt_step, doubt_step, doubt_step]),
-        (Down(9), ["+here", "down?", "down?", "down?", "fail ill"]),
+        (doubt, ["+here", "here,ours", "here,ours", "ours", "fail ill"]),
         (NotYet(why()), ["+here", "wait w", "wait w", "wait w", "wait w"]),
         (Unknown, ["+here", "wait", "wait", "gone", "fail ill"]),
     ];

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Random courses of a cluster, seen by its first host: daemons come and go, nodes lose their power and come
+//! back, and one domain is started, powered off, undefined and moved, also while the hosts are asked. The
+//! observer knows where the domain runs.
+//!
+//! `PROPTEST_CASES` sets the number of courses.
+
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::evidence::{DomainSite, Finding, ProvedOff, Sight};
+use crate::schedules::config;
+
+const NODES: u32 = 4;
+const ME: Member = Member { node: 1, pid: 100 };
+const UUID: &str = "u";
+
+/// Event at a node.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    DaemonStarts,
+    DaemonEnds,
+    /// Corosync does not hear it any more, and it goes on.
+    Cut,
+    PowerFails,
+    /// Boots, with the domain if that was on there and is on nowhere else; the daemon is not started.
+    Boots,
+    Defined,
+    Undefined,
+    /// The domain is started here, if it is on nowhere.
+    Started,
+    PoweredOff,
+    /// Moves here from where the domain is on, cold or live.
+    MovesHere,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    node: u32,
+    event: Event,
+    /// The host hears of the change of the domain at once; else only with the next inventory.
+    is_published: bool,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    use Event::{
+        Boots, Cut, DaemonEnds, DaemonStarts, Defined, MovesHere, PowerFails, PoweredOff, Started, Undefined,
+    };
+    let event = prop::sample::select(vec![
+        DaemonStarts,
+        DaemonStarts,
+        DaemonStarts,
+        DaemonEnds,
+        Cut,
+        PowerFails,
+        Boots,
+        Boots,
+        Defined,
+        Undefined,
+        Started,
+        Started,
+        PoweredOff,
+        MovesHere,
+        MovesHere,
+    ]);
+    let step = (1..=NODES, event, prop::bool::weighted(0.8));
+    vec(step.prop_map(|(node, event, is_published)| Step { node, event, is_published }), 0..40)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    has_power: bool,
+    /// Process of the daemon, while it is heard.
+    daemon: Option<u32>,
+    is_defined: bool,
+    /// Starts the domain when it boots.
+    autostarts: bool,
+}
+
+struct World {
+    nodes: BTreeMap<u32, Node>,
+    /// Node where the domain runs.
+    on_at: Option<u32>,
+    directory: Directory,
+    next_pid: u32,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        let node = Node { has_power: true, daemon: None, is_defined: false, autostarts: false };
+        let mut nodes: BTreeMap<u32, Node> = (1..=NODES).map(|it| (it, node)).collect();
+        nodes.insert(ME.node, Node { daemon: Some(ME.pid), ..node });
+        let mut world =
+            Self { nodes, on_at: None, directory: Directory::default(), next_pid: 200, now: Instant::now() };
+        world.membership();
+        world
+    }
+
+    fn members(&self) -> BTreeSet<Member> {
+        self.nodes.iter().filter_map(|(node, it)| Some(Member { node: *node, pid: it.daemon? })).collect()
+    }
+
+    fn membership(&mut self) {
+        self.directory.members(&self.members(), &BTreeSet::new());
+        for member in self.members() {
+            let domains = self.published(member.node).into_iter().collect();
+            self.directory.inventory(member, true, true, domains);
+        }
+    }
+
+    fn published(&self, node: u32) -> Option<PublishedDomain> {
+        let state = match (self.on_at == Some(node), self.nodes[&node].is_defined) {
+            (true, _) => PublishedState::On,
+            // Hosts of the last release said more than they could know.
+            (false, true) if node.is_multiple_of(2) => PublishedState::Off,
+            (false, true) => PublishedState::Rests,
+            (false, false) => return None,
+        };
+        Some(PublishedDomain { uuid: UUID.to_owned(), name: "n".to_owned(), state })
+    }
+
+    fn publish(&mut self, node: u32) {
+        let Some(pid) = self.nodes[&node].daemon else { return };
+        match self.published(node) {
+            Some(domain) => self.directory.domain(Member { node, pid }, domain),
+            None => self.directory.gone(Member { node, pid }, UUID),
+        }
+    }
+
+    fn step(&mut self, Step { node, event, is_published }: Step) {
+        let before = self.on_at;
+        let pid = self.next_pid;
+        let Some(at) = self.nodes.get_mut(&node) else { return };
+        match event {
+            Event::DaemonStarts if at.has_power && at.daemon.is_none() => {
+                at.daemon = Some(pid);
+                self.next_pid += 1;
+            }
+            Event::DaemonEnds | Event::Cut if node != ME.node => at.daemon = None,
+            Event::PowerFails if node != ME.node => {
+                at.autostarts = self.on_at == Some(node);
+                at.has_power = false;
+                at.daemon = None;
+                self.on_at = self.on_at.filter(|it| *it != node);
+            }
+            Event::Boots if !at.has_power => {
+                at.has_power = true;
+                if at.autostarts && self.on_at.is_none() {
+                    self.on_at = Some(node);
+                }
+            }
+            Event::Defined => at.is_defined = true,
+            Event::Undefined => at.is_defined = false,
+            Event::Started if at.has_power && self.on_at.is_none() => self.on_at = Some(node),
+            Event::PoweredOff if self.on_at == Some(node) => self.on_at = None,
+            Event::MovesHere if at.has_power && self.on_at.is_some() => self.on_at = Some(node),
+            _ => return,
+        }
+        match event {
+            Event::DaemonStarts | Event::DaemonEnds | Event::Cut | Event::PowerFails => self.membership(),
+            _ if is_published => {
+                for it in before.into_iter().chain([node]) {
+                    self.publish(it);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks at the places, one after the other; `moves` is the place before whose look the domain
+    /// moves from where it is on, and where to.
+    fn round(&mut self, moves: Option<(usize, u32)>) -> Vec<Finding> {
+        let mut places = vec![OtherNode::Heard(ME)];
+        places.extend(self.directory.other_nodes(ME, 1..=NODES, UUID));
+        let mut findings = Vec::new();
+        for (number, place) in places.into_iter().enumerate() {
+            if let Some((_, node)) = moves.filter(|(before, _)| *before == number) {
+                self.step(Step { node, event: Event::MovesHere, is_published: false });
+            }
+            let (node, sight) = match place {
+                OtherNode::Heard(it) | OtherNode::Legacy(it) if self.on_at == Some(it.node) => {
+                    (it.node, Sight::On)
+                }
+                OtherNode::Heard(it) | OtherNode::Legacy(it) => (it.node, Sight::Absent),
+                // The proof: whether it has power is asked now.
+                OtherNode::NotHeard(it) if self.nodes[&it].has_power => {
+                    (it, Sight::Unknown("silent".to_owned()))
+                }
+                OtherNode::NotHeard(it) => (it, Sight::Ended),
+            };
+            let began = self.now;
+            self.now += Duration::from_millis(1);
+            let place = DomainSite::Host(format!("node {node}"));
+            findings.push(Finding { place, sight, began, ended: self.now });
+        }
+        findings
+    }
+}
+
+proptest! {
+    #![proptest_config(config(2048))]
+
+    /// Whatever was published, and whatever any host has seen: a domain that is proved off runs nowhere, also
+    /// where it moved once while the hosts were asked.
+    #[test]
+    fn what_is_proved_off_runs_nowhere(steps in steps(), moves in prop::option::of((0_usize..8, 1..=NODES))) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+            let asked = world.now;
+            let rounds = [world.round(None), world.round(None)];
+            let proved = ProvedOff::from_rounds(asked, &rounds);
+            prop_assert!(proved.is_err() || world.on_at.is_none(), "on at {:?}", world.on_at);
+            // With all daemons heard and nothing on, somebody can say so.
+            if world.on_at.is_none() && world.members().len() == world.nodes.len() {
+                prop_assert!(proved.is_ok(), "{proved:?}");
+            }
+        }
+        let (asked, was_on) = (world.now, world.on_at);
+        let first = moves.filter(|(at, _)| *at < 4);
+        let second = moves.filter(|(at, _)| *at >= 4).map(|(at, node)| (at - 4, node));
+        let rounds = [world.round(first), world.round(second)];
+        let proved = ProvedOff::from_rounds(asked, &rounds);
+        prop_assert!(proved.is_err() || was_on.is_none(), "on at {was_on:?}, then at {:?}", world.on_at);
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Looks at all other nodes of the cluster, before a domain is called off.
+//!
+//! Every node of corosync's node list is a place where a domain may be. Its daemon is asked, after the
+//! request came; a node whose daemon is not heard must be proved down, for this request. What the directory
+//! says is no look: only of a legacy host, which can't be asked, it counts after the host has published its
+//! domains once more. This code must never leave a node out, and never take silence for an answer.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use fence_wire::Action;
+
+use super::state::Cluster;
+use crate::backend::BoxedFuture;
+use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::request::lease::Lease;
+use crate::util::join::join_all;
+use fence_core::cluster::directory::OtherNode;
+use fence_core::cluster::message::{Member, PublishedState};
+use fence_core::domain::{ActionError, DomainHome, DomainRef, PowerState};
+use fence_core::evidence::{DomainSite, Finding, Sight};
+
+/// The other nodes, for the libvirt backend of this host.
+pub(super) struct OtherNodes(pub(super) Weak<Cluster>);
+
+impl PeerHosts for OtherNodes {
+    fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            match self.0.upgrade() {
+                Some(cluster) => cluster.look_elsewhere(question, until).await,
+                None => vec![unknown("the cluster", "this daemon is about to end")],
+            }
+        })
+    }
+}
+
+impl Cluster {
+    /// Looks at each other node: one finding for each.
+    async fn look_elsewhere(self: &Arc<Self>, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        let nodes = match self.other_nodes(question) {
+            Ok(nodes) => nodes,
+            Err(why) => return vec![unknown("the cluster", &why)],
+        };
+        let is_legacy = |it: &OtherNode| matches!(it, OtherNode::Legacy(_));
+        let (began, has_legacy) = (Instant::now(), nodes.iter().any(is_legacy));
+        let poll = async { if has_legacy { self.poll_legacy_hosts(until).await } else { Vec::new() } };
+        let asks = nodes.iter().filter_map(|it| match it {
+            OtherNode::Heard(member) => Some(self.look_at(*member, question, until)),
+            OtherNode::Legacy(_) | OtherNode::NotHeard(_) => None,
+        });
+        let (mut findings, silent) = tokio::join!(join_all(asks), poll);
+        findings.extend(nodes.iter().filter_map(|it| match it {
+            OtherNode::Legacy(member) => Some(self.look_at_legacy(*member, question, &silent, began)),
+            OtherNode::Heard(_) | OtherNode::NotHeard(_) => None,
+        }));
+        // One that has it decides. A proof that others are down would only be waited for in vain.
+        let is_on = findings.iter().any(|it| it.sight == Sight::On);
+        let until = if is_on { began } else { until };
+        let proofs = nodes.iter().filter_map(|it| match it {
+            OtherNode::NotHeard(node) => Some(self.look_at_silence(*node, until)),
+            OtherNode::Heard(_) | OtherNode::Legacy(_) => None,
+        });
+        findings.extend(join_all(proofs).await);
+        findings
+    }
+
+    /// Returns all nodes but this one, and the one where the domain was on last, if that is lost.
+    ///
+    /// # Errors
+    /// They are not known: why.
+    fn other_nodes(&self, question: &DomainQuestion) -> Result<Vec<OtherNode>, String> {
+        let state = self.state();
+        let Some(me) = state.me else { return Err(state.standalone_reason()) };
+        if state.nodes.is_empty() {
+            return Err("corosync.conf names no nodes, so the domain may be at one that is not heard".into());
+        }
+        let nodes = state.nodes.keys().copied();
+        Ok(state.directory.other_nodes(me, nodes, &question.uuid.to_string()))
+    }
+
+    async fn look_at(self: &Arc<Self>, member: Member, question: &DomainQuestion, until: Instant) -> Finding {
+        let began = Instant::now();
+        let domain =
+            DomainRef { name: question.name.clone(), uuid: question.uuid, home: DomainHome::Elsewhere };
+        // No client can end a look early; the deadline does.
+        let (lease, _settled) = Lease::new(until, 0);
+        let power = match self.ask(member, Action::Status, &domain, true, &lease) {
+            Ok(ask) => ask.power(&lease).await,
+            Err(error) => Err(error),
+        };
+        let sight = match power {
+            Ok(PowerState::On) => Sight::On,
+            Ok(PowerState::Off) => Sight::Ended,
+            Err(ActionError::Gone) => Sight::Absent,
+            Err(error) => Sight::Unknown(error.to_string()),
+        };
+        Finding { place: self.site(member.node), sight, began, ended: Instant::now() }
+    }
+
+    /// Reads what a legacy host has published since `began`, unless it is one of these silent ones.
+    fn look_at_legacy(
+        &self,
+        member: Member,
+        question: &DomainQuestion,
+        silent: &[Member],
+        began: Instant,
+    ) -> Finding {
+        let sight = if silent.contains(&member) {
+            Sight::Unknown(format!("{} does not say whether it is on there", self.name(member)))
+        } else {
+            match self.published(member, question.uuid) {
+                Some(PublishedState::On) => Sight::On,
+                Some(PublishedState::Off | PublishedState::Rests) => Sight::Ended,
+                Some(PublishedState::Gone) | None => Sight::Absent,
+            }
+        };
+        Finding { place: self.site(member.node), sight, began, ended: Instant::now() }
+    }
+
+    /// Asks whether a node without a daemon is down.
+    async fn look_at_silence(&self, node: u32, until: Instant) -> Finding {
+        let began = Instant::now();
+        let proof = self.prove_down(node, until).await;
+        let sight = match proof.as_ref().map_err(Clone::clone).and_then(|it| it.evidence()) {
+            Ok(_) => Sight::Ended,
+            Err(why) => Sight::Unknown(why),
+        };
+        Finding { place: self.site(node), sight, began, ended: Instant::now() }
+    }
+
+    fn site(&self, node: u32) -> DomainSite {
+        DomainSite::Host(self.state().name(node))
+    }
+}
+
+fn unknown(place: &str, why: &str) -> Finding {
+    let now = Instant::now();
+    let place = DomainSite::Host(place.to_owned());
+    Finding { place, sight: Sight::Unknown(why.to_owned()), began: now, ended: now }
+}
