@@ -44,8 +44,8 @@ class Setup:
         self.state = self.directory / "state"
 
     def write(self, listener="multicast, tcp", multicast="", tcp="", options="", libvirt="", groups="",
-              interface="eth0", address="0.0.0.0"):
-        """Writes the file; what is given comes last, and so counts."""
+              interface="eth0", address="0.0.0.0", peers="none"):
+        """Writes the file; what is given comes last, and so counts. `peers`: as of `programs.write_config`."""
         return programs.write_config(self.file, f"""
             fence_virtd {{ listener = "{listener}"; backend = "libvirt"; {options} }}
             listeners {{
@@ -54,7 +54,7 @@ class Setup:
                 serial {{ uri = "{self.uri}"; }}
             }}
             backends {{ libvirt {{ uri = "{self.uri}"; {libvirt} }} }}
-            {groups}""")
+            {groups}""", peers=peers)
 
     def check(self, *args, **kw):
         """fence_virtd --check on the host: its exit code, and {(check, subject): finding}."""

@@ -262,7 +262,8 @@ impl HostCause {
             }
             Self::Domain => {
                 "fence_xvm -o list shows the domains that the host knows; is the name right, has it moved to \
-                 another host?"
+                 another host? If it is off, another host may be silent: fence_virtd --check on the host \
+                 names it"
             }
             Self::Failed => {
                 "ask for the list (-o list), and check on the host that libvirt runs (virsh list)"

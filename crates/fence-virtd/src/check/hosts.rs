@@ -2,8 +2,9 @@
 //! Check of the other hosts that corosync does not know: which there are, whether each answers, and whether a
 //! domain is at two places.
 //!
-//! Asks the multicast group for lists as a client does; a list changes nothing. Runs in the process of
-//! `--check`. Must never say hello as a daemon does: the other hosts would wait for this process for ever.
+//! Asks the multicast group for lists as a client does, unless `peers` is "none"; a list changes nothing.
+//! Runs in the process of `--check`. Must never say hello as a daemon does: the other hosts would wait for
+//! this process for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
 
-const CHECK: &str = "other hosts";
+const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
 const MAX_NAMED: usize = 20;
 
@@ -43,7 +44,7 @@ pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) 
     own.iter().for_each(|it| places.add(it.uuid, &it.name, &it.uri, it.is_on));
     let mut found = Vec::new();
     // Fence agents reach a machine wherever it runs; corosync knows its hosts.
-    if uses(BackendKind::Libvirt) {
+    if uses(BackendKind::Libvirt) && config.daemon.peers != Peers::Nobody {
         let replies = match config.multicast().map(|it| ask(config, it)) {
             None => Vec::new(),
             Some(Ok(replies)) => replies,
@@ -197,16 +198,7 @@ fn setting(
             );
             vec![Finding::warning(CHECK, "", text, next)]
         }
-        Peers::Nobody if heard.is_empty() => {
-            vec![Finding::ok(CHECK, "", "none is asked: peers = \"none\"")]
-        }
-        Peers::Nobody => {
-            let text = format!("peers = \"none\", and others answer with the same key: {listed}");
-            let next = "if a domain can be there and here, name them in `peers`: else \"off\" is said of \
-                        a \
-                        domain that runs there";
-            vec![Finding::warning(CHECK, "", text, next)]
-        }
+        Peers::Nobody => Vec::new(),
         Peers::Listed(peers) => {
             let is_listed = |it: &&IpAddr| peers.iter().any(|peer| peer.ip().to_canonical() == **it);
             let others: Vec<_> = heard.keys().filter(|it| !is_listed(it)).map(ToString::to_string).collect();

@@ -88,6 +88,13 @@ pub(super) async fn assemble(
         ask_others(Arc::clone(&peers) as Arc<dyn PeerHosts>);
         let count = move || running.iter().map(|(_, it)| it.borrow().len()).sum();
         tasks.spawn(Arc::clone(&peers).serve(places, count));
+        let (peers, hypervisors) = (Arc::clone(&peers), known.clone());
+        tasks.spawn(async move {
+            loop {
+                hypervisors.migration().await;
+                peers.after_migration().await;
+            }
+        });
     }
     let context = ListenerContext {
         service: Arc::clone(&service),

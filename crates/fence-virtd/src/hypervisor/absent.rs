@@ -18,6 +18,12 @@ impl Hypervisors {
     pub(crate) fn all(&self) -> Vec<Arc<Hypervisor>> {
         Vec::new()
     }
+
+    /// Waits for a migration, which never happens.
+    #[expect(clippy::unused_self, reason = "the same form as with libvirt")]
+    pub(crate) async fn migration(&self) {
+        std::future::pending().await
+    }
 }
 
 impl Hypervisor {

@@ -19,6 +19,12 @@ const ENDED_TTL: Duration = Duration::from_secs(600);
 /// migrates hears of a lost connection within half a minute, and then resumes the source or ends it.
 const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 
+/// Returns whether an instance came to a hypervisor or left it by a migration: there is another hypervisor.
+pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
+    // VIR_DOMAIN_EVENT_STARTED_MIGRATED 1, VIR_DOMAIN_EVENT_STOPPED_MIGRATED 3
+    matches!((event.kind, event.detail), (LifecycleKind::Started, 1) | (LifecycleKind::Stopped, 3))
+}
+
 /// Domains that were seen on one hypervisor, by UUID.
 #[derive(Default)]
 pub(super) struct SeenDomains {

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use libvirt_host::{Connection, Error, ErrorKind, EventSubscription, Uuid};
-use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::memory::SeenDomains;
+use super::memory::is_migration;
 use super::news::DomainEvent;
 use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::locks::lock;
@@ -37,23 +38,32 @@ const EVENT_QUEUE: usize = 1024;
 /// All hypervisors that the daemon uses, by URI. All users of one share its connections, so that all see the
 /// same domains of a test driver that reads a file.
 #[derive(Clone, Default)]
-pub(crate) struct Hypervisors(Arc<Mutex<Vec<Arc<Hypervisor>>>>);
+pub(crate) struct Hypervisors {
+    all: Arc<Mutex<Vec<Arc<Hypervisor>>>>,
+    /// A domain came or went by a migration.
+    migrated: Arc<Notify>,
+}
 
 impl Hypervisors {
     /// Returns the hypervisor at `uri`. The first call connects to it. Must run inside the runtime.
     pub(crate) fn at(&self, uri: &str) -> Arc<Hypervisor> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         if let Some(known) = all.iter().find(|it| it.uri == uri) {
             return Arc::clone(known);
         }
-        let new = Hypervisor::start(uri);
+        let new = Hypervisor::start(uri, Arc::clone(&self.migrated));
         all.push(Arc::clone(&new));
         new
     }
 
     /// Returns all hypervisors that are in use.
     pub(crate) fn all(&self) -> Vec<Arc<Hypervisor>> {
-        lock(&self.0).clone()
+        lock(&self.all).clone()
+    }
+
+    /// Waits until a domain comes or goes by a migration at one of them.
+    pub(crate) async fn migration(&self) {
+        self.migrated.notified().await;
     }
 }
 
@@ -65,6 +75,7 @@ pub(crate) struct Hypervisor {
     status: watch::Sender<ConnectionStatus>,
     memory: Mutex<SeenDomains>,
     news: broadcast::Sender<DomainEvent>,
+    migrated: Arc<Notify>,
 }
 
 /// Reason why a call to a hypervisor has no result.
@@ -121,7 +132,7 @@ struct PooledConnection {
 
 impl Hypervisor {
     /// Starts the task that keeps the connection up. Must run inside the runtime.
-    fn start(uri: &str) -> Arc<Self> {
+    fn start(uri: &str, migrated: Arc<Notify>) -> Arc<Self> {
         let this = Arc::new(Self {
             uri: uri.to_owned(),
             permits: Arc::new(Semaphore::new(MAX_CALLS)),
@@ -129,6 +140,7 @@ impl Hypervisor {
             status: watch::Sender::new(ConnectionStatus::Starting),
             memory: Mutex::default(),
             news: broadcast::Sender::new(EVENT_QUEUE),
+            migrated,
         });
         tokio::spawn(Arc::clone(&this).maintain_connection());
         this
@@ -336,6 +348,9 @@ impl Hypervisor {
                 if let Some(this) = weak.upgrade() {
                     lock(&this.memory).record_event(&event);
                     let _ = this.news.send(DomainEvent::Domain(event.uuid));
+                    if is_migration(&event) {
+                        this.migrated.notify_one();
+                    }
                 }
             })?;
             let records = connection.domains()?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fence_core::evidence::{DomainSite, Finding, Sight};
-use fence_core::hosts::{FIRST_ROUND, HostFinding, HostKind, KnownHost, Respondent, Round};
+use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
 use fence_wire::{HostAnswer, HostAsk, HostBody, HostNonce, HostSight, escaped};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
@@ -22,6 +22,7 @@ use super::settings::PeerMode;
 use super::state::{OpenQuestion, PeerCounts, Peers};
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::lists::FIND_LIMIT;
 use crate::process::run as program;
 use crate::util::join::join_all;
 use crate::util::locks::lock;
@@ -49,7 +50,7 @@ impl Peers {
             // Before its end nobody can know who else is there.
             let first_round = lock(&self.schedule).first_round_ends();
             sleep_until(first_round.min(until).into()).await;
-            self.legacy.has_searched(until.min(first_round + FIRST_ROUND)).await;
+            self.legacy.has_searched(until.min(first_round + FIND_LIMIT)).await;
         }
         let began = Instant::now();
         let (missing, legacy, respondents) = self.respondents(&mode);

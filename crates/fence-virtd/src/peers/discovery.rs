@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::limits::WRITE_PAUSE;
+use super::limits::{MIGRATION_SETTLE, WRITE_PAUSE};
 use super::links::MessageWay;
 use super::settings::PeerMode;
 use super::state::{NAME, Peers, read};
@@ -124,8 +124,30 @@ impl Peers {
             "an administrator said that this host is gone for good"
         );
         *lock(&self.schedule) = fence_core::hosts::HelloSchedule::new(Instant::now());
+        self.legacy.search_anew();
         self.say_hello_soon();
         was_changed
+    }
+
+    /// Looks for the host to which a domain went, or from which one came, and warns if none is known then.
+    pub(crate) async fn after_migration(&self) {
+        self.say_hello_soon();
+        // A search for C hosts may be just over, and the next one comes after a pause.
+        sleep(MIGRATION_SETTLE).await;
+        let settings = self.settings();
+        let is_alone = match &settings.mode {
+            PeerMode::Discovered => lock(&self.table).all().next().is_none(),
+            PeerMode::Off => settings.is_set,
+            PeerMode::Listed(_) => false,
+        };
+        // One hypervisor of this host to another is no other host.
+        if is_alone && settings.hypervisors.len() < 2 {
+            warn!(
+                "a domain came or went by a migration, and no other host is asked whether it runs a domain: \
+                 name the other hosts in `peers` (fence_virt.conf(5)), on each of them; fence_virtd --check \
+                 tells more"
+            );
+        }
     }
 
     /// Reads the sockets of `peers`, and others when the settings change.

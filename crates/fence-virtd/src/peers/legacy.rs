@@ -12,7 +12,7 @@ use std::time::Instant;
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{FIRST_ROUND, HostKind, KnownHost, Respondent};
 use fence_core::listing::{self, HostReply};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
 use super::limits::{LEGACY_EVERY, LEGACY_PAUSE};
@@ -50,8 +50,9 @@ impl Peers {
             }
             limit = FIND_LIMIT;
             self.legacy.searched.send_replace(true);
-            sleep(LEGACY_PAUSE).await;
-            let _ = timeout(LEGACY_EVERY, self.legacy.wanted.notified()).await;
+            if timeout(LEGACY_PAUSE, self.legacy.anew.notified()).await.is_err() {
+                let _ = timeout(LEGACY_EVERY, self.legacy.wanted.notified()).await;
+            }
         }
     }
 

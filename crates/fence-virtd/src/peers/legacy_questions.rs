@@ -13,19 +13,33 @@ pub(super) struct LegacyQuestions {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Something shows that other hosts exist.
     pub(super) wanted: Notify,
+    /// Hosts were forgotten: who is still there must be found before anything is said.
+    pub(super) anew: Notify,
     /// The first search has ended: before that nobody can know which hosts there are.
     pub(super) searched: watch::Sender<bool>,
 }
 
 impl Default for LegacyQuestions {
     fn default() -> Self {
-        Self { turn: tokio::sync::Mutex::default(), wanted: Notify::new(), searched: watch::channel(false).0 }
+        Self {
+            turn: tokio::sync::Mutex::default(),
+            wanted: Notify::new(),
+            anew: Notify::new(),
+            searched: watch::channel(false).0,
+        }
     }
 }
 
 impl LegacyQuestions {
     /// Asks for a search soon.
     pub(super) fn search_soon(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Begins as at the start.
+    pub(super) fn search_anew(&self) {
+        self.searched.send_replace(false);
+        self.anew.notify_one();
         self.wanted.notify_one();
     }
 

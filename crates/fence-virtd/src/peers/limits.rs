@@ -38,5 +38,8 @@ pub(super) const LEGACY_EVERY: Duration = Duration::from_secs(300);
 /// Least time between two of these searches, whatever shows that others exist: each one makes every C daemon
 /// call back.
 pub(super) const LEGACY_PAUSE: Duration = Duration::from_secs(30);
+/// Time to find the host of a migration, before the log warns that there is none; so also the least time
+/// between two such warnings.
+pub(super) const MIGRATION_SETTLE: Duration = Duration::from_secs(40);
 /// Pause between two writings of the file of hosts.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_secs(1);

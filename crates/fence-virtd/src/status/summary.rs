@@ -173,6 +173,14 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
             lines.push(format!("domains of hosts that are not heard: {lost}"));
         }
     }
+    for it in named("peer_last_heard_seconds") {
+        let daemon = if it.label("kind") == "legacy" { " (C daemon)" } else { "" };
+        let heard = (now - it.value).max(0.0);
+        lines.push(format!("other host {}{daemon}: last heard {heard:.0} s ago", it.label("host")));
+    }
+    if value("peer_missing") > 0.0 {
+        lines.push("other hosts: ONE MAY BE MISSING; the log says why".to_owned());
+    }
     let requests = named("requests_total").map(|it| {
         (format!("{} {} by {}", it.label("action"), it.label("result"), it.label("transport")), it.value)
     });

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Other hosts that corosync does not know: what --check, --status and --forget say of them. The other one runs the C daemon."""
+
+import contextlib
+
+import pytest
+
+from lab import net, programs, testdriver
+
+from conftest import VIRTD
+from test_check import failed, of
+
+METRICS = "metrics"
+
+
+@pytest.fixture
+def c_host(stage, tmp_path, setup):
+    """A C daemon on the network that has vm1 and vm3 as off, and vm2 as running; and its node."""
+    node = stage.net.node("chost")
+    off = testdriver.SHUTOFF
+    uri = testdriver.write(tmp_path / "c.xml", [testdriver.Domain("vm1", off), "vm2", testdriver.Domain("vm3", off)])
+    config = programs.write_config(tmp_path / "c.conf", backend_options={"uri": uri},
+                                   listener_options={"key_file": setup.key, "family": "ipv4", "interface": "eth0"})
+    daemon = programs.Daemon(node, config, program=programs.program("reference", "fence_virtd"), ready="udp")
+    yield node, daemon
+    with contextlib.suppress(Exception):
+        daemon.stop()
+    stage.net.remove("chost")
+
+
+@pytest.fixture
+def daemon(stage, setup, c_host):
+    """Ours on the host, which has found the C host."""
+    setup.write(listener="multicast", options=f'metrics = "unix:{setup.directory}/{METRICS}"; state_dir = "{setup.state}";',
+                peers=None)
+    setup.state.mkdir()
+    daemon = programs.Daemon(stage.host, setup.file, program=VIRTD, ready="udp")
+    net.wait_until(lambda: knows(setup, c_host))
+    yield daemon
+    daemon.stop()
+
+
+def knows(setup, c_host):
+    path = setup.state / "hosts"
+    return path.exists() and c_host[0].ip in path.read_text().split()
+
+
+def test_who_answers_and_what_is_at_two_places(setup, c_host):
+    setup.write(listener="multicast", peers=None)
+    rc, found = setup.check()
+    ip = c_host[0].ip
+    assert "it lists 3, 1 of them on" in of(found, "peers", ip)["text"], found
+    it = found["peers", ""]
+    assert it["result"] == "warning" and f'peers = "{ip}"' in it["next"]
+    it = of(found, "domain", "vm1")
+    assert it["result"] == "warning" and f"it runs at: {setup.uri}" in it["text"]
+    assert "it runs at: nowhere" in of(found, "domain", "vm3")["text"]
+    assert of(found, "domain", "vm2")["result"] == "failed" and "2 places at once" in of(found, "domain", "vm2")["text"]
+    assert rc == 1 and failed(found) == {"domain"}
+
+
+def test_named_and_alone(setup, stage, c_host):
+    setup.write(listener="multicast", peers=c_host[0].ip)
+    _, found = setup.check()
+    assert of(found, "peers", c_host[0].ip)["result"] == "ok" and ("peers", "") not in found
+    setup.write(listener="multicast", peers=stage.guest.ip)
+    _, found = setup.check()
+    assert of(found, "peers", stage.guest.ip)["result"] == "warning"
+    assert "does not name" in found["peers", ""]["text"] and c_host[0].ip in found["peers", ""]["text"]
+    c_host[1].stop()
+    setup.write(listener="multicast", peers=None)
+    rc, found = setup.check()
+    assert rc == 0 and "alone" in found["peers", ""]["text"] and not [it for it in found if it[0] == "domain"]
+
+
+def test_domains_of_two_uris(setup):
+    other = testdriver.write(setup.directory / "other.xml", [testdriver.Domain("vm1", testdriver.SHUTOFF), "own"])
+    setup.write(libvirt=f'uri1 = "{other}";')
+    rc, found = setup.check()
+    it = of(found, "domain", "vm1")
+    assert rc == 0 and it["result"] == "warning" and other in it["text"] and f"it runs at: {setup.uri}" in it["text"]
+    assert len([it for it in found if it[0] == "domain"]) == 1
+
+
+def test_a_silent_host_is_named_until_it_is_forgotten(setup, daemon, c_host):
+    ip = c_host[0].ip
+    status = setup.run("--status", "-f", setup.file)
+    assert f"other host {ip} (C daemon): last heard " in status.out, status
+    c_host[1].stop()
+    rc, found = setup.check()
+    it = of(found, "peers", ip)
+    assert rc == 1 and it["result"] == "failed" and "does not answer; last heard" in it["text"]
+    assert f"fence_virtd --forget {ip}" in it["next"]
+    # Only who is known can be forgotten.
+    result = setup.run("--forget", "10.9.9.9", "-f", setup.file)
+    assert result.rc == 1 and result.out == "" and f"there are: {ip}" in result.err
+    assert setup.run("--forget").rc == 1
+    assert knows(setup, c_host)
+    result = setup.run("--forget", ip, "-f", setup.file)
+    assert result.rc == 0 and result.out.startswith(f"forgotten: {ip}\n") and result.err == ""
+    net.wait_until(lambda: not knows(setup, c_host))
+    daemon.wait_log("gone for good")
+    rc, found = setup.check()
+    assert rc == 0 and "alone" in found["peers", ""]["text"]
+
+
+def test_a_host_that_is_there_is_found_again(setup, daemon, c_host):
+    """And one is forgotten while the daemon is stopped."""
+    assert setup.run("--forget", "all", "-f", setup.file).rc == 0
+    net.wait_until(lambda: not knows(setup, c_host))
+    net.wait_until(lambda: knows(setup, c_host), timeout=90)
