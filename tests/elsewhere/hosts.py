@@ -89,11 +89,11 @@ class Host:
                     found[pid] = b"-incoming" in words
         return found
 
-    def migrate(self, name, to, *extra, through=None):
-        """A live migration in the background: a Popen that ends with it. `through`: a Relay in place of this libvirtd."""
-        uri = through.uri if through else self.hypervisor.uri
+    def migrate(self, name, to, *extra, source=None, target=None):
+        """A live migration in the background: a Popen that ends with it. `source`, `target`: Relays in place of the libvirtds."""
         return subprocess.Popen(
-            ["virsh", "-q", "-c", uri, "migrate", "--live", "--unsafe", name, to.hypervisor.uri,
+            ["virsh", "-q", "-c", (source or self.hypervisor).uri, "migrate", "--live", "--unsafe", name,
+             (target or to.hypervisor).uri,
              "--migrateuri", f"tcp://{to.node.ip}:49200", *extra],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -116,10 +116,10 @@ class Host:
         own = {"multicast": {"family": "ipv4", "interface": "eth0"}, "tcp": {"address": self.node.ip}}[listener]
         self.audit = self.directory / f"audit-{number}"
         self._config = programs.write_config(
-            self.directory / f"fence_virt-{number}.conf", listener=listener,
+            self.directory / f"fence_virt-{number}.conf", peers=None, listener=listener,
             listener_options={"key_file": self.hosts.key, **own, **(options or {})},
             backend_options={"uri": self.hypervisor.uri, **(backend or {})},
-            daemon_options={**({"audit_log": self.audit} if kind == "ours" else {}), **(virtd or {})}, peers=None)
+            daemon_options={**({"audit_log": self.audit} if kind == "ours" else {}), **(virtd or {})})
         return self.serve_again()
 
     def serve_again(self):
@@ -140,7 +140,7 @@ class Host:
 
     def run(self, *args):
         """Our fence_virtd at this host with the daemon's configuration, to its end: `--status`, `--check`, …"""
-        argv = [programs.program("ours", "fence_virtd"), "-f", self._config, *args]
+        argv = [programs.program("ours", "fence_virtd"), *args, "-f", self._config]
         env = {**os.environ, "STATE_DIRECTORY": f"{self._config}.state"}
         return self.node.run(argv, env=env, stdin=subprocess.DEVNULL)
 

@@ -33,7 +33,7 @@ class Course:
 def shifted(hosts, name, group, virtd):
     """A second daemon at h1, in a multicast group of its own; `negative_delay` would hide what is to be seen."""
     config = programs.write_config(
-        hosts.h1.directory / f"{name}-{next(hosts.numbers)}.conf",
+        hosts.h1.directory / f"{name}-{next(hosts.numbers)}.conf", peers=None,
         listener_options={"key_file": hosts.key, "family": "ipv4", "interface": "eth0", "address": group, "negative_delay": 0},
         backend_options={"uri": hosts.h1.hypervisor.uri}, daemon_options=virtd)
     daemon = programs.Daemon(hosts.h1.node, config, program=programs.program("ours", "fence_virtd"), debug=3)

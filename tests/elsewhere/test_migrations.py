@@ -6,7 +6,7 @@ import pytest
 from lab.hypervisor import until
 
 from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
-from .relay import CONFIRM, Relay
+from .relay import CONFIRM, FINISH, Relay
 
 
 def settle(hosts, migration):
@@ -68,7 +68,7 @@ def test_a_migration_that_is_not_confirmed(pair, note, end, first):
     for n in range(max(ROUNDS // 2, 2)):
         here.has("x")
         with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
-            migration = here.migrate("x", there, through=relay)
+            migration = here.migrate("x", there, source=relay)
             assert relay.wait_held(migration), migration.communicate()[0]
             assert (here.state("x"), there.state("x")) == ("paused", "running")
             if end == "cut":
@@ -85,6 +85,29 @@ def test_a_migration_that_is_not_confirmed(pair, note, end, first):
             host.hypervisor.virsh("destroy", "x", check=False)
     tally.none(pair.logs())
     note(f"{good} answers that help")
+
+
+@pytest.mark.parametrize("first", ["h1", "h2"])
+def test_a_migration_whose_end_is_not_heard(pair, note, first):
+    """The target says that it has it, and the client never hears that: it tells the source to let it run on. What was ended at
+    the target meanwhile is not the machine."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    (there if first == "h1" else here).does_not_call_back()
+    for _ in range(max(ROUNDS // 2, 2)):
+        here.has("x")
+        with Relay(here.hypervisor, here.directory / "relay", held=CONFIRM) as relay, \
+                Relay(there.hypervisor, there.directory / "relay", loses=FINISH) as deaf:
+            migration = here.migrate("x", there, source=relay, target=deaf)
+            assert relay.wait_held(migration), migration.communicate()[0]
+            until(lambda: there.state("x") == "running", PATIENCE, "x runs at the target")
+            answer = pair.ask("off", "x")
+            relay.let_go()
+            said = settle(pair, migration)
+        tally.add(answer, answer.lie_afterwards(), f"{here.state('x')} {there.state('x')} {said.strip()}")
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    tally.none(pair.logs())
 
 
 @pytest.mark.parametrize("keeps", ["definition", "nothing"])

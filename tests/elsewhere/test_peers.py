@@ -119,7 +119,8 @@ def test_a_firewall_at_another_host(apart, note, way):
     """It was heard before."""
     apart.serve("h1", "h2")
     port = "udp dport 1229"
-    apart.h2.filter(*(f"{it} {port} drop" for it in ("in", "out") if way in (it, "both")))
+    # With "out" it hears the client, and would answer.
+    apart.h2.filter(apart.no_call_backs, *(f"{it} {port} drop" for it in ("in", "out") if way in (it, "both")))
     refused(apart, note, apart.h2)
     apart.h2.unfilter()
     until(lambda: apart.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{apart.logs()}")
@@ -153,9 +154,17 @@ def test_forgetting_a_host_that_nobody_knows(apart):
 
 
 def test_who_is_known_is_told(apart):
-    apart.serve("h1", "h2")
+    """By the log, by `--status` and by `--check`, and that `peers` is not set."""
+    metrics = apart.h1.directory / f"metrics-{next(apart.numbers)}"
+    apart.h1.serve(virtd={"metrics": f"unix:{metrics}"})
+    apart.h2.serve()
+    apart.acquaint(apart.h1, apart.h2)
+    apart.h1.daemon.wait_log(rf"h2 \({apart.h2.node.ip}\)")
     told = apart.h1.run("--status")
     assert "h2" in told.stdout and apart.h2.node.ip in told.stdout, told
+    told = apart.h1.run("--check")
+    line, = [it for it in told.stdout.splitlines() if apart.h2.node.ip in it]
+    assert "h2" in line and "peers" in line, told
 
 
 # -- somebody who plays a host -----------------------------------------------------------------------------
