@@ -3,7 +3,7 @@
 
 import pytest
 
-from compliance.support import AGENT, differs, told
+from compliance.support import AGENT, differs, only, told
 from lab import programs
 from lab.testdriver import uuid_of
 
@@ -202,3 +202,21 @@ class TestStdin:
     def test_tcp_names_upper_case(self, lab, tcp):
         r = lab.stdin(f"IPADDR={lab.host.ip}\nACTION=status\nPLUG=off1\nIPPORT=1229\n", program=programs.FENCE_VIRT)
         assert outcome(r) == (2, "Status: OFF\n")
+
+
+LIMIT = 1 << 20
+
+
+@only("ours", AGENT, "reference.md has no limit: the reference reads on")
+@pytest.mark.parametrize("last", ["plug=on1", "action=off\nplug=on1\naction=status"])
+def test_long_standard_input_is_read_whole_or_refused(lab, last):
+    """A part of it could mean something else: another target, another action."""
+    # What `stdin` sends before it.
+    head = f"key_file={lab.key_file}\ntimeout=8\nretrans=5\n"
+    filled = "action=status\n# \n" + last
+    filled = filled.replace("# ", "# " + "x" * (LIMIT - len(head) - len(filled)))
+    assert outcome(lab.stdin(filled)) == ON
+    for more in ("0", "\n", "x" * LIMIT):
+        r = lab.stdin(filled + more)
+        assert r.rc == 1 and "standard input is longer than 1048576 bytes" in told(r), r
+        assert r.seconds < 2, "nothing was asked"

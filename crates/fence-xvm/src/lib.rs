@@ -114,7 +114,10 @@ fn read_settings(
     let mut settings = ClientSettings::default();
     if arguments.is_empty() {
         let mut text = Vec::new();
-        io::stdin().take(STDIN_MAX).read_to_end(&mut text).map_err(UsageError::Stdin)?;
+        io::stdin().take(STDIN_MAX + 1).read_to_end(&mut text).map_err(UsageError::Stdin)?;
+        if text.len() as u64 > STDIN_MAX {
+            return Err(UsageError::StdinTooLong(STDIN_MAX));
+        }
         for unknown in stdin::read_options(program, &text, &mut settings)? {
             console.say(&unknown);
         }

@@ -19,6 +19,9 @@ pub enum UsageError {
     /// Standard input cannot be read.
     #[error("cannot read standard input: {0}")]
     Stdin(io::Error),
+    /// Standard input has more bytes than this. A part of it could mean something else.
+    #[error("standard input is longer than {0} bytes: send only the agent's options")]
+    StdinTooLong(u64),
     /// A name on standard input has no value.
     #[error("option '{}' on standard input needs a value (NAME=VALUE)", escaped(.0))]
     NoValue(String),

@@ -80,21 +80,14 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
     domains
 }
 
-/// Returns the domains that a target means: by UUID, then by name. More than one where the target is
-/// ambiguous.
+/// Returns the domains that a target means, by UUID or by name. More than one where the target is ambiguous:
+/// also where it is the UUID of one and the name of another.
 pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
     let text = target.as_str();
-    if let Some(uuid) = uuid_in(text) {
-        let found: Vec<_> = domains.iter().filter(|it| it.uuid == uuid).collect();
-        if !found.is_empty() || target.is_uuid() {
-            return found;
-        }
-    }
-    if target.is_uuid() {
-        return Vec::new();
-    }
-    let found: Vec<_> = domains.iter().filter(|it| it.answers_to(text)).collect();
-    if !found.is_empty() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len()) {
+    let uuid = uuid_in(text);
+    let is_meant = |it: &&AgentDomain| uuid == Some(it.uuid) || !target.is_uuid() && it.answers_to(text);
+    let found: Vec<_> = domains.iter().filter(is_meant).collect();
+    if !found.is_empty() || target.is_uuid() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len()) {
         return found;
     }
     domains.iter().filter(|it| target.is_cut_from(&it.name)).collect()
@@ -280,6 +273,20 @@ mod tests {
         // What is one's plug and another's alias.
         let domains = all(&devices, &[list(&[("a", "b"), ("b", "c")]), list(&[])]);
         assert_eq!(find(&domains, "b").len(), 2);
+    }
+
+    #[test]
+    fn a_name_that_is_the_uuid_of_another_means_neither() {
+        let devices = devices(&[&format!("domain = \"db\" {{ uuid = \"{UUID}\"; }}"), "plugs = \"*\";"]);
+        let domains = all(&devices, &[None, list(&[("7", UUID)])]);
+        let meant = |only_uuid| {
+            let found = meant(&domains, &Target::new(UUID, only_uuid).unwrap());
+            found.iter().map(|it| it.ways.clone()).collect::<Vec<_>>()
+        };
+        let (db, other) = (vec![(0, "db".to_owned())], vec![(1, "7".to_owned())]);
+        assert_eq!(meant(false).len(), 2, "{domains:?}");
+        assert!(meant(false).contains(&db) && meant(false).contains(&other));
+        assert_eq!(find(&domains, "db"), ["db"]);
     }
 
     #[test]

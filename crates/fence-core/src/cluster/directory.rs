@@ -147,15 +147,15 @@ impl Directory {
         self.lost.remove(&from.node);
     }
 
-    /// Returns name and UUID of each domain that a target may mean: by UUID, else by name.
+    /// Returns name and UUID of each domain that a target may mean, by UUID or by name.
     pub fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
         let here = self.hosts.values().flat_map(|it| it.domains.values()).map(|it| (&it.name, &it.uuid));
         let lost = self.lost.values().flatten().map(|(uuid, name)| (name, uuid));
         let all: Vec<(&String, &String)> = here.chain(lost).collect();
-        let mut found: Vec<_> = all.iter().filter(|(_, uuid)| uuid.eq_ignore_ascii_case(text)).collect();
-        if found.is_empty() && !only_uuid {
-            found = all.iter().filter(|(name, _)| *name == text).collect();
-        }
+        let is_meant = |(name, uuid): &&(&String, &String)| {
+            uuid.eq_ignore_ascii_case(text) || !only_uuid && *name == text
+        };
+        let mut found: Vec<_> = all.iter().filter(is_meant).collect();
         if found.is_empty() && !only_uuid {
             found = all.iter().filter(|(name, _)| is_cut(name, text)).collect();
         }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_mean_several_and_a_uuid_comes_first() {
+    fn a_target_may_mean_several() {
         let mut directory = both();
         directory.domain(A, domain("u", "n", PublishedState::On));
         directory.domain(B, domain("v", "n", PublishedState::Rests));
@@ -317,7 +317,10 @@ mod tests {
         assert_eq!(directory.named("n", true), []);
         assert_eq!(directory.named("U", false), [("n".to_owned(), "u".to_owned())]);
         directory.domain(B, domain("w", "u", PublishedState::On));
-        assert_eq!(directory.named("u", false), [("n".to_owned(), "u".to_owned())]);
+        // The UUID of one is the name of another: it means neither, but where it is said to be a UUID.
+        let both = [("n".to_owned(), "u".to_owned()), ("u".to_owned(), "w".to_owned())];
+        assert_eq!(directory.named("u", false), both);
+        assert_eq!(directory.named("u", true), both[..1]);
         let long = "x".repeat(NAME_ON_WIRE + 9);
         directory.domain(B, domain("y", &long, PublishedState::On));
         assert_eq!(directory.named(&long[..NAME_ON_WIRE], false), [(long.clone(), "y".to_owned())]);

@@ -84,7 +84,7 @@ impl CombinedBackend {
                 may_have,
             }
         };
-        decide(target, answer(hypervisors, said.0), answer(agent, said.1))
+        decide(answer(hypervisors, said.0), answer(agent, said.1))
     }
 }
 
@@ -100,21 +100,12 @@ struct BackendAnswer {
 }
 
 /// Which domain is meant, by what both say.
-fn decide(target: &Target, one: BackendAnswer, other: BackendAnswer) -> Result<LocatedDomain, LocateError> {
+fn decide(one: BackendAnswer, other: BackendAnswer) -> Result<LocatedDomain, LocateError> {
     use LocateError::{Ambiguous, NotFound, Unavailable};
 
     let unavailable = |it: &BackendAnswer, why: &str| format!("backend {}: {why}", it.backend);
     match (&one.said, &other.said) {
-        (Ok(first), Ok(second)) => {
-            // By UUID comes before by name.
-            let is_uuid_of =
-                |it: &LocatedDomain| target.as_str().eq_ignore_ascii_case(&it.domain().uuid.to_string());
-            match (is_uuid_of(first), is_uuid_of(second)) {
-                (true, false) => one.said,
-                (false, true) => other.said,
-                _ => Err(Ambiguous(format!("{}, {}", one.described(), other.described()))),
-            }
-        }
+        (Ok(_), Ok(_)) => Err(Ambiguous(format!("{}, {}", one.described(), other.described()))),
         (Ok(_), Err(Ambiguous(why))) => Err(Ambiguous(format!("{}, {why}", one.described()))),
         (Err(Ambiguous(why)), Ok(_)) => Err(Ambiguous(format!("{why}, {}", other.described()))),
         (Ok(_), Err(Unavailable(why))) if other.may_have => Err(Unavailable(format!(

@@ -171,7 +171,10 @@ impl LibvirtBackend {
             _ => 2,
         };
         let best = found.iter().map(|(_, it)| rank(it)).min().unwrap_or(2);
-        found.retain(|(_, it)| rank(it) == best);
+        // What is the UUID of one and the name of another means neither, on or off.
+        if !wanted.is_shared(&found) {
+            found.retain(|(_, it)| rank(it) == best);
+        }
         let reasons = unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>();
         let here = |home: usize, it: &MatchedDomain| DomainHere {
             domain: it.reference(home),
@@ -185,7 +188,8 @@ impl LibvirtBackend {
             [(home, one)] => {
                 // A name says nothing when another domain had it on a hypervisor that can't be asked now.
                 let another = unavailable.iter().any(|(home, _)| {
-                    !wanted.is_uuid_of(one) && self.hypervisors[*home].has_seen_another(&one.name, one.uuid)
+                    let seen = |name| self.hypervisors[*home].has_seen_another(name, one.uuid);
+                    wanted.other_name(one).is_some_and(seen)
                 });
                 if another {
                     return Err(LocateError::Unavailable(reasons.join("; ")));

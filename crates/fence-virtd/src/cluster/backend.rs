@@ -52,10 +52,7 @@ impl CpgBackend {
         }
         match &here {
             Ok(DomainHere { domain, .. }) => {
-                let by_uuid =
-                    known.iter().any(|it| target.as_str().eq_ignore_ascii_case(&it.uuid.to_string()));
-                // A UUID that another host has comes before a name of this host.
-                if !by_uuid && known.iter().all(|it| it.uuid != domain.uuid) {
+                if known.iter().all(|it| it.uuid != domain.uuid) {
                     known.push(domain.clone());
                 }
             }

@@ -50,29 +50,39 @@ impl TargetQuery {
         self.uuid == Some(found.uuid)
     }
 
-    /// Finds the domain by UUID, then by name, so that a domain whose name looks like a UUID can be reached.
-    /// There is more than one only if a name came cut.
+    /// Finds the domains that have the target as their UUID or as their name. There is more than one if the
+    /// name of one is the UUID of another, or if a name came cut.
     pub(super) fn find(
         &self,
         connection: &Connection,
         memory: &Hypervisor,
     ) -> Result<Vec<MatchedDomain>, Error> {
-        let mut domain = None;
+        let mut domains = Vec::new();
         if let Some(uuid) = self.uuid {
-            domain = connection.domain_by_uuid(uuid)?;
+            domains.extend(connection.domain_by_uuid(uuid)?);
         }
-        if domain.is_none()
-            && let Some(name) = self.name()
-        {
-            domain = connection.domain_by_name(name)?;
+        if let Some(name) = self.name() {
+            let by_name = connection.domain_by_name(name)?;
+            domains.extend(by_name.filter(|it| self.uuid != Some(it.uuid())));
         }
-        match domain {
-            Some(domain) => found(connection, &domain, memory),
-            None if self.name().is_some_and(|it| it.len() >= SHORTEST_CUT_NAME) => {
-                self.find_by_cut_name(connection, memory)
-            }
-            None => Ok(Vec::new()),
+        if domains.is_empty() && self.name().is_some_and(|it| it.len() >= SHORTEST_CUT_NAME) {
+            return self.find_by_cut_name(connection, memory);
         }
+        let mut all = Vec::new();
+        for domain in &domains {
+            all.extend(found(connection, domain, memory)?);
+        }
+        Ok(all)
+    }
+
+    /// Returns true if the target is the UUID of one of these and the name of another.
+    pub(super) fn is_shared(&self, found: &[(usize, MatchedDomain)]) -> bool {
+        found.iter().any(|(_, it)| self.is_uuid_of(it)) && !found.iter().all(|(_, it)| self.is_uuid_of(it))
+    }
+
+    /// Returns the name by which another domain could be meant instead of this one.
+    pub(super) fn other_name<'a>(&'a self, found: &'a MatchedDomain) -> Option<&'a str> {
+        if self.is_uuid_of(found) { self.name() } else { Some(&found.name) }
     }
 
     /// Returns whether [`Self::find`] could find a domain with this UUID and name.
@@ -95,13 +105,17 @@ impl TargetQuery {
 }
 
 /// Returns the domain with what this hypervisor shows of it; none if it has just gone.
-fn found(connection: &Connection, domain: &Domain, memory: &Hypervisor) -> Result<Vec<MatchedDomain>, Error> {
+fn found(
+    connection: &Connection,
+    domain: &Domain,
+    memory: &Hypervisor,
+) -> Result<Option<MatchedDomain>, Error> {
     let uuid = domain.uuid();
     Ok(match look(connection, uuid)? {
-        DomainReading::Gone => Vec::new(),
+        DomainReading::Gone => None,
         reading => {
             let sight = reading.sight(uuid, memory);
-            vec![MatchedDomain { name: domain.name().to_owned(), uuid, sight }]
+            Some(MatchedDomain { name: domain.name().to_owned(), uuid, sight })
         }
     })
 }
