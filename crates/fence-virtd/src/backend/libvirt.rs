@@ -164,13 +164,15 @@ impl LibvirtBackend {
     ) -> Result<(DomainHere, Vec<String>), LocateError> {
         let wanted = Arc::new(TargetQuery::new(target));
         let (mut found, unavailable) = self.matches(&wanted, until).await;
-        // An instance that is there to stay, else one that comes or goes, else definitions.
+        // An instance that is there to stay, else one that comes or goes, else definitions, and last those
+        // that stayed behind when the machine moved.
         let rank = |it: &MatchedDomain| match it.sight {
             Sight::On => 0,
             Sight::Moving => 1,
+            Sight::MovedAway => 3,
             _ => 2,
         };
-        let best = found.iter().map(|(_, it)| rank(it)).min().unwrap_or(2);
+        let best = found.iter().map(|(_, it)| rank(it)).min().unwrap_or(3);
         // What is the UUID of one and the name of another means neither, on or off.
         if !wanted.is_shared(&found) {
             found.retain(|(_, it)| rank(it) == best);
