@@ -110,7 +110,7 @@ impl Peers {
         PeerCounts::add(&self.counts.asked);
         let limit = until.min(began + PEER_LIMIT);
         let Some(open) = self.list(question, &respondents) else {
-            let silent = respondents.into_iter().map(|who| HostFinding { who, answer: None });
+            let silent = respondents.iter().map(|who| HostFinding { who: *who, answer: None });
             return self
                 .judge(silent.collect(), began, until, "was not asked: too many questions are open")
                 .await;
@@ -121,7 +121,12 @@ impl Peers {
             if self.is_answered(&open, question, next, limit).await || next >= limit {
                 break;
             }
+            let now = Instant::now();
+            if lock(&self.silent).are_given_up(&open.silent(), now.duration_since(began), now) {
+                break;
+            }
         }
+        lock(&self.silent).record(&open.silent(), &respondents, Instant::now());
         let findings = open.findings();
         drop(open);
         self.judge(findings, began, until, "does not answer").await

@@ -20,6 +20,7 @@ mod legacy_questions;
 mod limits;
 mod links;
 mod metrics;
+mod patience;
 pub(crate) mod settings;
 mod state;
 pub(crate) mod store;

@@ -20,6 +20,7 @@ use super::identity::{self, Identity};
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT};
 use super::links::{GroupLink, MessageWay, PeerSockets};
+use super::patience::SilentHosts;
 use super::settings::{PeerError, PeerMode, PeerSettings};
 use super::store::HostStore;
 use crate::backend::elsewhere::OwnPlaces;
@@ -48,6 +49,8 @@ pub(crate) struct Peers {
     /// Other sockets are to be read.
     pub(super) resocketed: Notify,
     pub(super) questions: Mutex<HashMap<HostNonce, OpenQuestion>>,
+    /// Hosts that did not answer lately.
+    pub(super) silent: Mutex<SilentHosts>,
     /// The latest hellos of this host: the nonce, and the address of `peers` that it went to.
     pub(super) hellos: Mutex<VecDeque<(HostNonce, Option<SocketAddr>)>>,
     pub(super) own: OnceLock<Arc<dyn OwnPlaces>>,
@@ -121,6 +124,7 @@ impl Peers {
             sockets: RwLock::new(sockets),
             resocketed: Notify::new(),
             questions: Mutex::default(),
+            silent: Mutex::default(),
             hellos: Mutex::default(),
             own: OnceLock::new(),
             looks: Semaphore::new(MAX_LOOKS),
