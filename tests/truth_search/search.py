@@ -36,7 +36,7 @@ from lab import net
 from .judge import ENDS, FAILED, LINGERS, MOVES, OFF, STARTS, Answer, Deed, untrue
 from .readings import clock
 from .steps import Step, draw
-from .world import DOMAINS, PATIENCE, Shape, World
+from .world import DOMAINS, IDLE, PATIENCE, Shape, World
 
 #: The worlds that are searched. Those of the test driver make many steps, those of QEMU move machines.
 WORLDS = {
@@ -428,10 +428,14 @@ class Search:
         self.settle()
         self.world.heal()
         self.note("all is healed")
+        for place in self.world.places:
+            if not place.defines(IDLE):
+                place.define(IDLE)
+        self._wait_told(IDLE, OFF)
         for domain in DOMAINS:
             self._mend_doubles(domain)
             self._put_in_order(domain)
-            self._wait_known(domain)
+            self._wait_told(domain, 0)
         domain = self._rng.choice(DOMAINS)
         for action, code in (("status", 0), ("off", 0), ("status", OFF), ("off", 0), ("on", 0), ("status", 0), ("reboot", 0)):
             result = self._asked(action, domain)
@@ -455,12 +459,12 @@ class Search:
         with self._doing("start", domain), contextlib.suppress(libvirt.libvirtError):
             place.start(domain)
 
-    def _wait_known(self, domain):
+    def _wait_told(self, domain, code):
         """The hosts may need a moment after what happened to them."""
         began = time.monotonic()
-        while self._asked("status", domain).rc != 0:
+        while (said := self._asked("status", domain).rc) != code:
             if time.monotonic() > began + PATIENCE:
-                self._refused(domain, f"status of {domain}: not told that it is on for {PATIENCE} s, though nothing is wrong")
+                self._refused(domain, f"status {domain}: {said} in place of {code} for {PATIENCE} s, though nothing is wrong")
                 return
             time.sleep(0.1)
         self.slow = max(self.slow, time.monotonic() - began)

@@ -27,7 +27,9 @@ from .readings import Seen, clock, look_at_qemu, look_at_test_driver, monitor, r
 libvirt.registerErrorHandler(lambda *_: None, None)
 
 DOMAINS = ("a", "b")
-UUIDS = {str(uuids.uuid5(uuids.NAMESPACE_DNS, f"truth-{name}")): name for name in DOMAINS}
+#: One that is defined everywhere and never runs: a daemon that says so has heard all places.
+IDLE = "idle"
+UUIDS = {str(uuids.uuid5(uuids.NAMESPACE_DNS, f"truth-{name}")): name for name in (*DOMAINS, IDLE)}
 #: How long a daemon may take to serve, and a world to be well again once nothing is wrong with it.
 PATIENCE = 60
 
