@@ -15,6 +15,7 @@ pub mod evidence;
 pub mod history;
 pub mod host_down;
 pub mod hosts;
+pub mod intent;
 pub mod listing;
 #[cfg(test)]
 mod schedules;

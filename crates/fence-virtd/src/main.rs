@@ -17,6 +17,7 @@ mod configure;
 mod daemon;
 mod host_down;
 mod hypervisor;
+mod intent;
 mod listener;
 mod lists;
 mod observe;

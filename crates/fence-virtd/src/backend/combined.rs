@@ -166,6 +166,17 @@ impl Backend for CombinedBackend {
         self.at(domain).on(domain, lease).await
     }
 
+    async fn start_owed(
+        &self,
+        domain: &DomainRef,
+        xml: Option<(&str, &str)>,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
+        // A start from XML is libvirt's, wherever the domain is.
+        let part = if xml.is_some() { &*self.hypervisors.backend } else { self.at(domain) };
+        part.start_owed(domain, xml, lease).await
+    }
+
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
         let lists = tokio::join!(self.hypervisors.backend.list(until), self.agent.backend.list(until));
         let (mut all, agents) = match lists {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Target;
 use libvirt_host::{Connection, State, Uuid};
+use zeroize::Zeroizing;
 
 use self::act::{
     ActFailure, DomainReading, PowerOffHere, PowerOffOrder, PowerOffProgress, StartSource, look,
@@ -489,6 +490,22 @@ impl Backend for LibvirtBackend {
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.start_domain(domain, lease).await
+    }
+
+    async fn start_owed(
+        &self,
+        domain: &DomainRef,
+        xml: Option<(&str, &str)>,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
+        let Some((uri, xml)) = xml else { return self.start_domain(domain, lease).await };
+        let home = self.hypervisors.iter().find(|it| it.uri() == uri).ok_or_else(|| {
+            ActionError::Refused(format!("libvirt at {uri} is not in the configuration any more"))
+        })?;
+        let _proof = self.prove_off(&DomainQuestion::about(domain), lease.until()).await?;
+        let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
+        let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
+        LibvirtRestart { home, uuid, source }.bring_up(lease).await
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {

@@ -67,6 +67,22 @@ pub(crate) trait Backend: Send + Sync {
     /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
     fn on(&self, domain: &DomainRef, lease: &Lease) -> impl Future<Output = Result<(), ActionError>> + Send;
 
+    /// Starts a domain whose start an earlier daemon owes, once every place showed it off: from its
+    /// definition, or from XML at the hypervisor with this URI.
+    fn start_owed(
+        &self,
+        domain: &DomainRef,
+        xml: Option<(&str, &str)>,
+        lease: &Lease,
+    ) -> impl Future<Output = Result<(), ActionError>> + Send {
+        async move {
+            match xml {
+                None => self.on(domain, lease).await,
+                Some(_) => Err(ActionError::Refused("there is no hypervisor for its XML".to_owned())),
+            }
+        }
+    }
+
     /// Returns all domains, sorted by name, and the names of the parts that can't be reached. Fails only when
     /// nothing can be reached.
     fn list(&self, until: Instant) -> impl Future<Output = Result<DomainListing, ActionError>> + Send;
@@ -108,6 +124,14 @@ pub(crate) trait DynBackend: Send + Sync {
     /// Calls [`Backend::on`].
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
+    /// Calls [`Backend::start_owed`].
+    fn start_owed<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        xml: Option<(&'a str, &'a str)>,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<(), ActionError>>;
+
     /// Calls [`Backend::list`].
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>>;
 
@@ -147,6 +171,15 @@ impl<B: Backend> DynBackend for B {
 
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
         Box::pin(Backend::on(self, domain, lease))
+    }
+
+    fn start_owed<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        xml: Option<(&'a str, &'a str)>,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<(), ActionError>> {
+        Box::pin(Backend::start_owed(self, domain, xml, lease))
     }
 
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {

@@ -497,6 +497,18 @@ impl Backend for CpgBackend {
         self.bring_up(domain, lease).await
     }
 
+    async fn start_owed(
+        &self,
+        domain: &DomainRef,
+        xml: Option<(&str, &str)>,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
+        if xml.is_none() {
+            return self.bring_up(domain, lease).await;
+        }
+        Backend::start_owed(&*self.local, domain, xml, lease).await
+    }
+
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
         let own = self.local.list(until).await;
         let (others, mut missing) = self.cluster.list();

@@ -95,6 +95,10 @@ impl AskExecution<'_> {
         };
         self.stages.turn = Some(StageTimes::since(job.arrived));
         self.stages.proved = self.stages.turn;
+        if let Some(service) = self.cluster.service() {
+            service.write_intent(job, &domain).await;
+        }
+        let lease = lease.with_trail(job.trail.clone());
         let done = self.act(&*local, job.action, &domain, &lease).await;
         (done.unwrap_or_else(ServeOutcome::Failed), Some(settled))
     }

@@ -24,14 +24,16 @@ use crate::cluster::backend::CpgBackend;
 use crate::cluster::{Cluster, ClusterClaims, LinkEvents};
 use crate::hypervisor::Hypervisors;
 use crate::hypervisor::inventory::Inventories;
+use crate::intent::IntentLog;
+use crate::intent::store::LeftIntent;
 use crate::listener::manager::{ListenerContext, ListenerManager};
 use crate::listener::sources::SourceResolver;
 use crate::observe::agent_runs::AgentRuns;
 use crate::observe::audit::Audit;
 use crate::peers::{PeerSettings, Peers};
 use crate::replay::ReplayMemory;
-use crate::service::Service;
 use crate::service::cluster_port::ClusterPort;
+use crate::service::{Service, ServiceMemory};
 use crate::status::endpoint::Endpoint;
 use crate::status::exporter::{Exporter, MetricsSection};
 
@@ -54,6 +56,7 @@ pub(super) struct ServingDaemon {
 pub(super) async fn assemble(
     config: &Config,
     replays: ReplayMemory,
+    (intents, left): (IntentLog, Vec<LeftIntent>),
     state: Option<&Path>,
     endpoint: Option<Endpoint>,
     wait: bool,
@@ -61,7 +64,8 @@ pub(super) async fn assemble(
     let known = Hypervisors::default();
     let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
     let setup = backend(config, &known, wait).await?;
-    let service = Service::new(setup.backend, audit, replays, setup.claims, config.daemon.client_timeout);
+    let memory = ServiceMemory { replays, intents };
+    let service = Service::new(setup.backend, audit, memory, setup.claims, config.daemon.client_timeout);
     let other_hosts = setup.links.serve(&service);
     let settings = if wait { PeerSettings::load_or_wait(config) } else { PeerSettings::load(config)? };
     let peers = Peers::start(settings, state, Arc::clone(&service.drops)).await?;
@@ -102,6 +106,7 @@ pub(super) async fn assemble(
         hypervisors: known,
         peers: Arc::clone(&peers),
     };
+    service.finish_left(left).await;
     let listeners = ListenerManager::start(config, context, wait).await?;
     if let Some(endpoint) = endpoint {
         tasks.spawn(endpoint.serve(for_readers));

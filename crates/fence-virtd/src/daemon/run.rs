@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fence_config::{Backend as BackendSettings, Config};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,14 +20,20 @@ use super::{daemonise, load, log, notify, sandbox};
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
+use crate::intent::{self, IntentLog};
 use crate::listener::limits::DESCRIPTORS;
 use crate::process::hunt;
 use crate::replay::{self, ReplayMemory};
+use crate::service::Service;
 use crate::status::endpoint::Endpoint;
 use crate::status::summary;
 
 /// Time for requests in flight to end when the daemon stops.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
+/// Further time for a start that a reboot owes: the machine is off, and nobody else would start it.
+const LAST_STARTS: Duration = Duration::from_secs(20);
+/// Pause between two looks at what is owed.
+const OWED_PAUSE: Duration = Duration::from_millis(50);
 /// Threads for calls to libvirt, which wait most of their time.
 const BLOCKING_THREADS: usize = 512;
 
@@ -87,11 +93,13 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
     }
     // Before the sandbox too: the socket may be in any directory.
     let endpoint = config.daemon.metrics.as_ref().and_then(Endpoint::open);
-    // Not later: threads that run already would not be confined. The memory of packets, libvirt and the
-    // runtime start threads below. The files that they will open are known from the configuration.
+    let boot = intent::boot_id();
+    // Not later: threads that run already would not be confined. The memory of packets, intents, libvirt and
+    // the runtime start threads below. The files that they will open are known from the configuration.
     sandbox::enter(config, &options.config, pid_file, state.as_deref());
     log::in_background()?;
     let replays = ReplayMemory::open(state.as_deref())?;
+    let intents = IntentLog::open(state.as_deref(), boot);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -100,7 +108,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
         let mut signals = Signals::new()?;
         let wait = options.wait || config.daemon.wait_for_init;
         let mut daemon = tokio::select! {
-            assembled = assemble(config, replays, state.as_deref(), endpoint, wait) => assembled?,
+            assembled = assemble(config, replays, intents, state.as_deref(), endpoint, wait) => assembled?,
             name = signals.end() => {
                 info!("{name}: the daemon ends before it served");
                 return Ok(());
@@ -161,19 +169,30 @@ async fn serve_until_signal(
     }
 }
 
-/// Stops all parts, in order. Requests in flight get [`LAST_REQUESTS`] to end; a second signal ends the wait.
+/// Waits as long as the requests in flight may take.
+async fn wait_for_last(service: &Service) {
+    tokio::time::sleep(LAST_REQUESTS).await;
+    let until = Instant::now() + LAST_STARTS;
+    while service.starts_owed() > 0 && Instant::now() < until {
+        tokio::time::sleep(OWED_PAUSE).await;
+    }
+}
+
+/// Stops all parts, in order. Requests in flight get [`LAST_REQUESTS`] to end, and reboots whose start is
+/// owed [`LAST_STARTS`] more; a second signal ends the wait.
 async fn shut_down(daemon: ServingDaemon, signals: &mut Signals) {
     let ServingDaemon { service, mut listeners, mut tasks, exporter: _, other_hosts, peers: _ } = daemon;
     notify::stopping();
     listeners.stop().await;
     other_hosts.stop();
     tasks.shutdown().await;
-    tokio::select! {
-        () = service.until_idle() => {}
-        () = tokio::time::sleep(LAST_REQUESTS) => {
-            warn!("shutdown limit reached; requests in flight are aborted");
-        }
-        _ = signals.end() => {}
+    let end = tokio::select! {
+        () = service.until_idle() => "",
+        () = wait_for_last(&service) => "shutdown limit reached; requests in flight are aborted",
+        _ = signals.end() => "a second signal; requests in flight are aborted",
+    };
+    if !end.is_empty() {
+        warn!(starts_owed = service.starts_owed(), "{end}; the next daemon finishes what they began");
     }
     other_hosts.leave().await;
     service.finish();

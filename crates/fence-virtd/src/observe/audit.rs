@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,12 +15,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fence_cli::shown;
+use fence_core::intent::Intent;
 use fence_wire::{Response, escaped};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
+use crate::intent::OpenIntent;
 use crate::request::record::{AuditRecord, RequestEnd};
 use crate::request::trail::{AgentRun, AgentRunEnd as RunEnded, TrailSnapshot};
+use crate::util::fault;
 use crate::util::outlet::{Outlet, PushResult, Sink};
 
 /// Writer of audit records: always to the log, and to a file of JSON lines if the configuration names one.
@@ -29,6 +32,8 @@ pub(crate) struct Audit(Option<AuditFile>);
 
 /// Records that may wait for the file.
 const QUEUE: usize = 4096;
+/// Bytes at the end of the file among which a line of an earlier daemon is looked for.
+const LOOKED_THROUGH: u64 = 1024 * 1024;
 /// Bytes of a run's output in the log.
 const LOGGED_OUTPUT: usize = 120;
 /// Time for the last records to reach the file when the daemon ends.
@@ -43,8 +48,10 @@ struct AuditFile {
 
 #[derive(Debug)]
 enum AuditItem {
-    /// The line of a request with this number.
-    Line(u64, String),
+    /// The line of a request with this number, and the intent that it ends.
+    Line(u64, String, Option<OpenIntent>),
+    /// A line of an earlier daemon that may be in the file already, and the intent that it ends.
+    Earlier(String, OpenIntent),
     /// No line: the thread only reads the flag to reopen.
     Reopen,
 }
@@ -73,10 +80,37 @@ impl Audit {
     /// Writes a record.
     pub(crate) fn write(&self, record: &AuditRecord<'_>) {
         log(record);
-        let Some(file) = &self.0 else { return };
+        let intent = record.job.trail.intent().cloned();
+        let Some(file) = &self.0 else { return intent.iter().for_each(OpenIntent::closed) };
         let mut line = plain(&json(record).to_string());
         line.push('\n');
-        file.write(record.job.id, line);
+        file.write(record.job.id, line, intent.as_ref());
+    }
+
+    /// Writes the record of an action that was under way when an earlier daemon ended.
+    pub(crate) fn write_unfinished(&self, intent: &Intent, reason: &str, open: &OpenIntent) {
+        let Intent { id, action, domain, uuid, transport, peer, .. } = intent;
+        let (target, domain) = (escaped(&intent.target), escaped(domain));
+        warn!(
+            target: "audit",
+            id, transport, peer = %escaped(peer), action, target = %target, domain = %domain, uuid,
+            reason = %escaped(reason),
+            "{action} {target}: its end was not seen"
+        );
+        let Some(file) = &self.0 else { return open.closed() };
+        let mut line = plain(&unfinished_json(intent, reason).to_string());
+        line.push('\n');
+        file.write(*id, line, Some(open));
+    }
+
+    /// Writes the line of an earlier daemon, unless the file has it.
+    pub(crate) fn write_earlier(&self, line: &str, open: OpenIntent) {
+        match &self.0 {
+            Some(file) if !line.is_empty() => {
+                let _ = file.outlet.push(AuditItem::Earlier(line.to_owned(), open));
+            }
+            _ => open.closed(),
+        }
     }
 
     /// Waits at the end of the daemon until all records are in the file, at most [`FINISH_LIMIT`].
@@ -95,9 +129,13 @@ impl AuditFile {
         Ok(Self { outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
     }
 
-    fn write(&self, id: u64, line: String) {
+    fn write(&self, id: u64, line: String, intent: Option<&OpenIntent>) {
+        let pushed = self.outlet.push(AuditItem::Line(id, line, intent.cloned()));
+        if pushed != PushResult::Taken {
+            intent.into_iter().for_each(OpenIntent::closed);
+        }
         // Once: a disk that hangs would fill the log.
-        if self.outlet.push(AuditItem::Line(id, line)) == PushResult::FirstLost {
+        if pushed == PushResult::FirstLost {
             error!(
                 id,
                 "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no \
@@ -125,11 +163,24 @@ impl Sink<AuditItem> for AuditWriter {
                 Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
             }
         }
-        // One write for each line, so that lines never mix and a reader never sees half a line.
-        if let AuditItem::Line(id, line) = item
-            && let Err(error) = self.file.write_all(line.as_bytes())
-        {
-            error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
+        match item {
+            AuditItem::Line(id, line, intent) => {
+                if let Some(it) = &intent {
+                    it.ended(&line);
+                }
+                self.append_line(id, &line);
+                fault::reached("audit_written");
+                if let Some(it) = intent {
+                    it.audited();
+                }
+            }
+            AuditItem::Earlier(line, intent) => {
+                if !has_line(&self.path, &line) {
+                    self.append_line(0, &line);
+                }
+                intent.audited();
+            }
+            AuditItem::Reopen => {}
         }
     }
 
@@ -137,6 +188,28 @@ impl Sink<AuditItem> for AuditWriter {
         warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log \
         alone");
     }
+}
+
+impl AuditWriter {
+    fn append_line(&mut self, id: u64, line: &str) {
+        // One write for each line, so that lines never mix and a reader never sees half a line.
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
+            error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
+        }
+    }
+}
+
+/// Returns whether the end of a file has this line.
+fn has_line(path: &Path, line: &str) -> bool {
+    let found = || -> io::Result<bool> {
+        let mut file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOOKED_THROUGH)))?;
+        let mut end = Vec::new();
+        file.take(LOOKED_THROUGH).read_to_end(&mut end)?;
+        Ok(end.split_inclusive(|byte| *byte == b'\n').any(|it| it == line.as_bytes()))
+    };
+    found().unwrap_or(false)
 }
 
 /// Escapes control and bidirectional-override characters, which JSON itself allows.
@@ -214,6 +287,33 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         json["runs_left_out"] = left_out.into();
     }
     json
+}
+
+/// Returns the record of an action whose end nobody saw, with the keys of every other record.
+fn unfinished_json(intent: &Intent, reason: &str) -> serde_json::Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    serde_json::json!({
+        "time": (now.as_secs_f64() * 1000.0).round() / 1000.0,
+        "id": intent.id,
+        "transport": intent.transport,
+        "peer": intent.peer,
+        "source_domain": intent.source_domain,
+        "hash": intent.hash,
+        "key": intent.key,
+        "action": intent.action,
+        "target": intent.target,
+        "domain": intent.domain,
+        "uuid": intent.uuid,
+        "decision": "run",
+        "result": null,
+        "reason": reason,
+        "delivered": false,
+        "connected_ms": null,
+        "resolved_ms": null,
+        "turn_ms": null,
+        "proved_ms": null,
+        "done_ms": null,
+    })
 }
 
 /// [`RequestEnd`] in words.
@@ -432,7 +532,7 @@ mod tests {
         // More than pipe and queue hold: were any of them waited for, this would never end.
         let all = 3 * QUEUE as u64;
         for number in 0..all {
-            audit.write(number, line(number));
+            audit.write(number, line(number), None);
         }
         let lost = audit.outlet.lost();
         assert!(lost > 0);
@@ -445,7 +545,7 @@ mod tests {
             kept.push(text.split(' ').next().unwrap().parse::<u64>().unwrap());
         }
         assert!(kept.is_sorted_by(|a, b| a < b), "{kept:?}");
-        audit.write(all, line(all));
+        audit.write(all, line(all), None);
         assert_eq!(lines.next().unwrap().unwrap(), line(all).trim_end());
         let end = Instant::now() + PATIENCE;
         while audit.outlet.lost() > 0 {
@@ -460,14 +560,14 @@ mod tests {
         let (path, moved) = (dir.path().join("audit"), dir.path().join("audit.1"));
         let audit = Audit(Some(AuditFile::open(&path).unwrap()));
         let file = audit.0.as_ref().unwrap();
-        (0..1000).for_each(|it| file.write(it, line(it)));
+        (0..1000).for_each(|it| file.write(it, line(it), None));
         file.finish(PATIENCE);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), (0..1000).map(line).collect::<String>());
         std::fs::rename(&path, &moved).unwrap();
-        file.write(1000, line(1000));
+        file.write(1000, line(1000), None);
         file.finish(PATIENCE);
         audit.reopen();
-        file.write(1001, line(1001));
+        file.write(1001, line(1001), None);
         file.finish(PATIENCE);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1001));
         assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1001);

@@ -6,11 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use fence_wire::escaped;
 
+use crate::intent::OpenIntent;
 use crate::util::locks::lock;
 
 /// Number of kept runs of a request: the first half and the last half.
@@ -20,7 +21,7 @@ const OUTPUT: usize = 2048;
 
 /// Agent runs of one request. Clones share them.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct AgentRunTrail(Arc<Mutex<TrailSnapshot>>);
+pub(crate) struct AgentRunTrail(Arc<Mutex<TrailSnapshot>>, Arc<OnceLock<OpenIntent>>);
 
 /// Agent runs until now; see [`AgentRunTrail::runs`].
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -112,6 +113,16 @@ impl AgentRunTrail {
     pub(crate) fn remarks(&self) -> Option<String> {
         let remarks: Vec<_> = lock(&self.0).remarks.iter().copied().collect();
         (!remarks.is_empty()).then(|| remarks.join("; "))
+    }
+
+    /// Keeps the intent of the request's action. The first one counts.
+    pub(crate) fn set_intent(&self, intent: OpenIntent) {
+        let _ = self.1.set(intent);
+    }
+
+    /// Returns the intent of the request's action, once it is written down.
+    pub(crate) fn intent(&self) -> Option<&OpenIntent> {
+        self.1.get()
     }
 
     /// Returns the runs until now.

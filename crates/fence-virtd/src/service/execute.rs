@@ -15,9 +15,10 @@ use tracing::{debug, warn};
 use crate::backend::{DynBackend, PowerOffResult};
 use crate::request::job::{Refusal, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::Lease;
+use crate::util::fault;
 
 /// Time for the start after a reboot's power-off, whatever becomes of the client meanwhile.
-const START_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(20);
 /// Beginning of the reason of a reboot after which the domain did not start.
 pub(crate) const NOT_STARTED: &str = "fenced, but not started again: ";
 /// Longest time for which a status check is waited for: a slower one will not come at all.
@@ -71,6 +72,14 @@ pub(crate) async fn run_power_action(
     seen_off(SeenOff { since: down.proof.since(), was_off: down.was_off, starts: down.restart.is_some() });
     let PowerOffResult { proof, was_off, note: said, restart } = down;
     let note = || joined([said.clone(), lease.trail().remarks()]);
+    fault::reached("seen_off");
+    let intent = lease.trail().intent();
+    if is_reboot
+        && restart.is_some()
+        && let Some(it) = intent
+    {
+        it.owes_definition().await;
+    }
     let restart = match restart {
         _ if !is_reboot => return Ok(PowerActionResult::PoweredOff { proof, was_off, note: note() }),
         None => return Ok(PowerActionResult::NotToBeStarted { proof, was_off, note: note() }),
@@ -78,7 +87,12 @@ pub(crate) async fn run_power_action(
     };
     // The domain was taken down to come up again: that is owed to it, not to the client.
     let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
-    Ok(match restart.start(&rest).await {
+    let started = restart.start(&rest).await;
+    fault::reached("seen_on");
+    if let Some(it) = intent {
+        it.settled();
+    }
+    Ok(match started {
         Ok(()) => PowerActionResult::Rebooted { proof, note: note() },
         Err(error) => PowerActionResult::NotStarted { proof, error },
     })

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection};
-use fence_core::domain::PowerAction;
+use fence_core::domain::{DomainHome, DomainRef, PowerAction};
 use fence_wire::{Challenge, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
@@ -20,6 +20,7 @@ use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
 use self::turns::{GrantQueue, RunPermit};
 use crate::backend::DynBackend;
+use crate::intent::{IntentLog, IntentSubject};
 use crate::observe::audit::Audit;
 use crate::observe::drops::DropLog;
 use crate::observe::metrics::Metrics;
@@ -33,11 +34,18 @@ pub(crate) mod challenges;
 pub(crate) mod client_link;
 pub(crate) mod cluster_port;
 pub(crate) mod execute;
+pub(crate) mod recovery;
 pub(crate) mod turns;
 
 /// The answer leaves this much earlier than the client gives up, so that the client hears a reason rather
 /// than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
+
+/// Memories of the service that outlive a restart.
+pub(crate) struct ServiceMemory {
+    pub(crate) replays: ReplayMemory,
+    pub(crate) intents: IntentLog,
+}
 
 /// State that all listeners and the cluster share.
 pub(crate) struct Service {
@@ -47,6 +55,7 @@ pub(crate) struct Service {
     /// Counters of finished requests.
     pub(crate) metrics: Arc<Metrics>,
     replays: ReplayMemory,
+    intents: IntentLog,
     grants: Arc<GrantQueue>,
     /// Other hosts, where they have a say.
     cluster: Option<Arc<dyn ClusterPort>>,
@@ -62,10 +71,11 @@ impl Service {
     pub(crate) fn new(
         backend: Arc<dyn DynBackend>,
         audit: Audit,
-        replays: ReplayMemory,
+        memory: ServiceMemory,
         cluster: Option<Arc<dyn ClusterPort>>,
         client_timeout: Duration,
     ) -> Arc<Self> {
+        let ServiceMemory { replays, intents } = memory;
         Arc::new(Self {
             backend,
             cluster,
@@ -74,6 +84,7 @@ impl Service {
             drops: Arc::default(),
             metrics: Arc::default(),
             replays,
+            intents,
             grants: Arc::default(),
             challenges: Challenges::default(),
             next_id: AtomicU64::new(1),
@@ -288,8 +299,46 @@ impl Service {
         if let Err(why) = permit.proved() {
             return RequestOutcome::lapsed(why);
         }
+        if let ResolvedTarget::Run(Some(located)) = &resolved {
+            self.write_intent(job, located.domain()).await;
+        }
         // Seen off, the domain can fence nobody from now on.
         execute::execute(&*self.backend, job, resolved, lease, |it| permit.seen_off(it.since)).await
+    }
+
+    /// Writes down what the request is about to do to a domain, before it is done. A status does nothing.
+    pub(crate) async fn write_intent(&self, job: &RequestJob, domain: &DomainRef) {
+        if !matches!(PowerAction::of_request(job.action), Some(it) if it != PowerAction::Status) {
+            return;
+        }
+        let subject = IntentSubject {
+            id: job.id,
+            transport: job.transport.to_owned(),
+            peer: job.peer.clone(),
+            source_domain: job.identity.domain.map(|it| it.to_string()),
+            hash: job.hash.name().to_owned(),
+            key: job.key.as_ref().map(|it| it.fingerprint.as_str().to_owned()),
+            action: job.action.name().to_owned(),
+            target: job.target.as_str().to_owned(),
+            domain: domain.name.clone(),
+            uuid: domain.uuid.to_string(),
+            home: match domain.home {
+                DomainHome::Here(_) => "a hypervisor of this host",
+                DomainHome::Elsewhere => "another host",
+                DomainHome::Agent => "a device",
+            },
+        };
+        job.trail.set_intent(self.intents.begin(subject).await);
+    }
+
+    /// Returns the number of starts that are owed now.
+    pub(crate) fn starts_owed(&self) -> usize {
+        self.intents.owing()
+    }
+
+    /// Returns the number of events of intents that the disk did not take in time.
+    pub(crate) fn intents_lost(&self) -> u64 {
+        self.intents.lost()
     }
 
     /// Returns the lease of a request: until shortly before its client gives up.
@@ -339,6 +388,7 @@ impl Service {
     pub(crate) fn finish(&self) {
         self.replays.finish();
         self.audit.finish();
+        self.intents.finish();
     }
 
     /// Opens the audit file anew after the old one was moved away.

@@ -96,8 +96,10 @@ impl ClusterPort for OtherHosts {
 
 fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
     let in_flight = Arc::clone(&hosts.in_flight);
-    let (audit, replays) = (Audit::open(None).unwrap(), ReplayMemory::in_memory().unwrap());
-    (Service::new(Arc::new(Untouched), audit, replays, Some(Arc::new(hosts)), PATIENCE), in_flight)
+    let (intents, _) = IntentLog::open(None, String::new());
+    let memory = ServiceMemory { replays: ReplayMemory::in_memory().unwrap(), intents };
+    let audit = Audit::open(None).unwrap();
+    (Service::new(Arc::new(Untouched), audit, memory, Some(Arc::new(hosts)), PATIENCE), in_flight)
 }
 
 fn job(action: Action) -> (RequestJob, ResolvedTarget) {

@@ -91,12 +91,15 @@ impl Exporter {
         gauges(to, "domains_running", "Running domains as last seen", running);
     }
 
-    /// Adds the memory of accepted packets.
+    /// Adds the memory of accepted packets, and of intents.
     fn add_replay_memory(&self, to: &mut Registry) {
         let (packets, kept, lost) = self.service.remembered();
         gauge(to, "remembered_packets", "Packets that are not accepted again", count(packets));
         gauge(to, "remembered_on_disk", "Whether they outlive a restart", i64::from(kept));
         let unwritten = "Packets that the disk did not take since it last took one";
         gauge(to, "remembered_unwritten_packets", unwritten, lost.try_into().unwrap_or(i64::MAX));
+        let unwritten = "Events of actions that the disk did not take in time";
+        gauge(to, "unwritten_intents", unwritten, self.service.intents_lost().try_into().unwrap_or(i64::MAX));
+        gauge(to, "starts_owed", "Reboots whose start is owed", count(self.service.starts_owed()));
     }
 }

@@ -12,7 +12,9 @@ use zeroize::Zeroizing;
 
 use self::saved::DiscardResult;
 use crate::hypervisor::Hypervisor;
+use crate::intent::OwedSource;
 use crate::request::lease::Lease;
+use crate::util::fault;
 
 mod saved;
 
@@ -275,8 +277,11 @@ impl PowerOffRun<'_> {
             let (state, reason) = (look(self.connection, uuid)?.words(), self.refusal.take());
             return Err(ActionError::NoEffect { state, reason }.into());
         }
+        self.write_owed_start();
         self.progress.acted = true;
-        match domain.destroy() {
+        let destroyed = domain.destroy();
+        fault::reached("destroy_called");
+        match destroyed {
             Ok(()) => self.progress.destroyed = true,
             // Off or gone by itself at this moment: the next reading shows it.
             Err(e) if matches!(e.kind, ErrorKind::OperationInvalid | ErrorKind::NoDomain) => {}
@@ -284,6 +289,17 @@ impl PowerOffRun<'_> {
             Err(e) => self.refusal = Some(e.to_string()),
         }
         Ok(None)
+    }
+
+    /// Writes down that a reboot owes a start, before the domain is destroyed.
+    fn write_owed_start(&self) {
+        let (Some(intent), Some(start)) = (self.lease.trail().intent(), &self.progress.start_from) else {
+            return;
+        };
+        intent.owes(&match start {
+            StartSource::Definition => OwedSource::Definition,
+            StartSource::Xml(xml) => OwedSource::Xml(self.memory.uri(), xml),
+        });
     }
 
     /// Waits until the instance has ended; none if the domain has to be destroyed again.
@@ -417,6 +433,7 @@ pub(super) fn bring_up(
             },
             StartSource::Xml(xml) => connection.create_xml(xml).map(drop),
         };
+        fault::reached("start_called");
         match started {
             Ok(()) => {}
             Err(e) if e.kind == ErrorKind::Connection => return Err(e.into()),

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The format of intents: what a cut or damaged file may lose, and what it must never make.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn intent(number: u64, uuid: u8) -> Intent {
+    Intent {
+        number,
+        boot: "boot".to_owned(),
+        at_ms: 1000,
+        id: number,
+        transport: "tcp".to_owned(),
+        peer: "192.0.2.1".to_owned(),
+        source_domain: None,
+        hash: "sha256".to_owned(),
+        key: Some("f00d".to_owned()),
+        action: "reboot".to_owned(),
+        target: "vm\n1".to_owned(),
+        domain: "vm1".to_owned(),
+        uuid: uuid.to_string(),
+        home: "here".to_owned(),
+    }
+}
+
+/// Returns the events of one request up to any step.
+fn course(number: u64, uuid: u8, steps: usize, xml: bool) -> Vec<IntentEvent> {
+    let start = if xml { StartOwed::Xml { uri: "test:///x".to_owned() } } else { StartOwed::Definition };
+    let all = vec![
+        IntentEvent::Begun(Box::new(intent(number, uuid))),
+        IntentEvent::Owes { number, start },
+        IntentEvent::Ended { number, record: format!("{{\"id\":{number}}}") },
+        IntentEvent::Audited { number },
+    ];
+    all.into_iter().take(steps).collect()
+}
+
+/// The events of several requests, each in its order, mixed.
+fn events() -> impl Strategy<Value = Vec<IntentEvent>> {
+    let one = (0_u8..3, 1_usize..5, any::<bool>());
+    (prop::collection::vec(one, 1..8), prop::collection::vec(any::<prop::sample::Index>(), 40)).prop_map(
+        |(requests, picks)| {
+            let mut courses: Vec<Vec<IntentEvent>> = requests
+                .into_iter()
+                .enumerate()
+                .map(|(at, (uuid, steps, xml))| {
+                    let mut course = course(at as u64 + 1, uuid, steps, xml);
+                    course.reverse();
+                    course
+                })
+                .collect();
+            let mut mixed = Vec::new();
+            for pick in picks {
+                courses.retain(|it| !it.is_empty());
+                if courses.is_empty() {
+                    break;
+                }
+                let at = pick.index(courses.len());
+                mixed.extend(courses[at].pop());
+            }
+            mixed
+        },
+    )
+}
+
+fn file(events: &[IntentEvent]) -> Vec<u8> {
+    events.iter().flat_map(|it| it.line().into_bytes()).collect()
+}
+
+fn starts(file: &IntentFile) -> BTreeSet<u64> {
+    let due = file.unfinished.iter().filter(|it| it.start_due("boot", 2000).is_ok());
+    due.map(|it| it.intent.number).collect()
+}
+
+#[test]
+fn literal_bytes() {
+    let line = IntentEvent::Audited { number: 7 }.line();
+    assert_eq!(line, "cde81104b4e6e8c5 {\"audited\":{\"number\":7}}\n");
+}
+
+#[test]
+fn a_start_is_due_for_a_while_and_in_the_same_boot() {
+    let read = IntentFile::read(&file(&course(1, 1, 2, false)));
+    let [left] = &read.unfinished[..] else { panic!("{read:?}") };
+    assert_eq!(left.start_due("boot", 1000 + START_AGE_MS), Ok(&StartOwed::Definition));
+    assert!(left.start_due("boot", 1001 + START_AGE_MS).is_err());
+    assert!(left.start_due("boot", 999).is_err());
+    assert!(left.start_due("other", 1000).is_err() && left.start_due("", 1000).is_err());
+}
+
+#[test]
+fn a_later_request_for_the_domain_takes_the_start_away() {
+    let mut events = course(1, 1, 2, false);
+    events.push(IntentEvent::Begun(Box::new(intent(2, 1))));
+    assert_eq!(starts(&IntentFile::read(&file(&events))), BTreeSet::new());
+    events.push(IntentEvent::Owes { number: 1, start: StartOwed::Definition });
+    assert_eq!(starts(&IntentFile::read(&file(&events))), BTreeSet::new());
+    events.push(IntentEvent::Owes { number: 2, start: StartOwed::Definition });
+    assert_eq!(starts(&IntentFile::read(&file(&events))), BTreeSet::from([2]));
+}
+
+proptest! {
+    /// Reads back what the events say: nothing of a request with its last line, all of the others.
+    #[test]
+    fn round_trip(events in events()) {
+        let read = IntentFile::read(&file(&events));
+        let (mut begun, mut over, mut ended) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for event in &events {
+            match event {
+                IntentEvent::Begun(it) => drop(begun.insert(it.number)),
+                IntentEvent::Audited { number } => drop(over.insert(*number)),
+                IntentEvent::Ended { number, .. } => drop(ended.insert(*number)),
+                IntentEvent::Owes { .. } => {}
+            }
+        }
+        prop_assert_eq!(read.damaged, 0);
+        prop_assert_eq!(read.numbers(), begun.difference(&over).copied().collect::<BTreeSet<_>>());
+        prop_assert!(starts(&read).is_disjoint(&ended));
+        prop_assert!(read.next > events.iter().map(IntentEvent::number).max().unwrap_or(0));
+    }
+
+    /// Cut anywhere: as if the events from there on had never been, but for a start, which a cut line takes
+    /// away.
+    #[test]
+    fn a_cut_costs_the_last_line(events in events(), cut in any::<prop::sample::Index>()) {
+        let whole = file(&events);
+        let at = cut.index(whole.len() + 1);
+        let lines = whole[..at].iter().filter(|it| **it == b'\n').count();
+        let (read, expected) = (IntentFile::read(&whole[..at]), IntentFile::read(&file(&events[..lines])));
+        prop_assert_eq!(read.numbers(), expected.numbers());
+        let torn = at > 0 && whole[at - 1] != b'\n';
+        prop_assert_eq!(read.damaged, usize::from(torn));
+        if torn {
+            prop_assert_eq!(starts(&read), BTreeSet::new());
+        } else {
+            prop_assert_eq!(read, expected);
+        }
+    }
+
+    /// Bytes that changed, anywhere and to anything: no start is made that the whole file would not make.
+    #[test]
+    fn damage_never_makes_a_start(
+        events in events(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let whole = file(&events);
+        let mut bytes = whole.clone();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let (read, expected) = (IntentFile::read(&bytes), IntentFile::read(&whole));
+        prop_assert!(starts(&read).is_subset(&starts(&expected)), "{:?} {:?}", read, expected);
+    }
+
+    /// Lines that are lost as a whole, with junk in their place.
+    #[test]
+    fn junk_in_the_place_of_a_line(
+        events in events(),
+        at in any::<prop::sample::Index>(),
+        junk in "[^\n]{0,80}",
+    ) {
+        let mut lines: Vec<Vec<u8>> = events.iter().map(|it| it.line().into_bytes()).collect();
+        let at = at.index(lines.len());
+        lines[at] = format!("{junk}\n").into_bytes();
+        let (read, expected) = (IntentFile::read(&lines.concat()), IntentFile::read(&file(&events)));
+        prop_assert_eq!(read.damaged, 1);
+        prop_assert!(starts(&read).is_subset(&starts(&expected)));
+    }
+}

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Intents on disk: what this daemon is about to do is written down before it is done.
+//!
+//! A daemon that dies in the middle of a reboot leaves the machine off and no audit record. The next one
+//! reads what was under way, writes the missing record, and starts what is owed. No request may fail because
+//! of the disk, and none waits for it longer than [`DISK_LIMIT`]: fencing goes on without this memory.
+//!
+//! The format and its judgement are in `fence_core::intent`; [`store`] owns the files and their thread.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fence_core::intent::{Intent, IntentEvent, IntentRemainder, StartOwed};
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use self::store::{LeftIntent, StoreOrder, open_in_time};
+use crate::util::fault;
+use crate::util::locks::lock;
+
+pub(crate) mod store;
+
+/// Longest time for which a request waits until its intent is on disk.
+pub(crate) const DISK_LIMIT: Duration = Duration::from_secs(1);
+
+/// The intents of this daemon. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct IntentLog(Arc<IntentLogState>);
+
+#[derive(Debug)]
+struct IntentLogState {
+    boot: String,
+    /// None: nothing is written, and only this process knows what is owed.
+    orders: Option<SyncSender<StoreOrder>>,
+    next: AtomicU64,
+    /// Intents with a start that is owed.
+    owing: Mutex<BTreeSet<u64>>,
+    /// Events that the disk did not take in time.
+    lost: AtomicU64,
+    /// Set while the disk does not answer: nobody waits for it then.
+    is_slow: AtomicBool,
+}
+
+/// One intent under way. Clones are the same intent.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenIntent {
+    log: IntentLog,
+    number: u64,
+}
+
+/// Values of an intent that its request knows.
+pub(crate) struct IntentSubject {
+    pub(crate) id: u64,
+    pub(crate) transport: String,
+    pub(crate) peer: String,
+    pub(crate) source_domain: Option<String>,
+    pub(crate) hash: String,
+    pub(crate) key: Option<String>,
+    pub(crate) action: String,
+    pub(crate) target: String,
+    pub(crate) domain: String,
+    pub(crate) uuid: String,
+    pub(crate) home: &'static str,
+}
+
+/// Source of a start that is owed, with everything that it needs.
+pub(crate) enum OwedSource<'a> {
+    /// The definition, or the device.
+    Definition,
+    /// The XML of a transient domain, passwords included, and the URI of its hypervisor.
+    Xml(&'a str, &'a str),
+}
+
+/// Returns the kernel's id of this boot; empty if it can't be read. Before the sandbox is on.
+pub(crate) fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+impl IntentLog {
+    /// Opens the log in the state directory, and returns what an earlier daemon left unfinished. If it can't
+    /// be opened, logs the reason and goes on in memory alone.
+    pub(crate) fn open(directory: Option<&Path>, boot: String) -> (Self, Vec<LeftIntent>) {
+        let Some(directory) = directory else {
+            info!("actions are not written down before they begin: there is no state directory");
+            return (Self::with(boot, None, 0), Vec::new());
+        };
+        match open_in_time(directory.to_owned()) {
+            Ok(opened) => {
+                if opened.damaged > 0 {
+                    warn!(
+                        lines = opened.damaged,
+                        "the file of intents was damaged, probably by a crash: these lines are left out"
+                    );
+                }
+                (Self::with(boot, Some(opened.orders), opened.next), opened.left)
+            }
+            Err(error) => {
+                warn!(
+                    directory = %fence_cli::shown(directory),
+                    "actions are not written down before they begin, so a daemon that is killed in the \
+                     middle of a reboot leaves the machine off: {error}"
+                );
+                (Self::with(boot, None, 0), Vec::new())
+            }
+        }
+    }
+
+    fn with(boot: String, orders: Option<SyncSender<StoreOrder>>, next: u64) -> Self {
+        Self(Arc::new(IntentLogState {
+            boot,
+            orders,
+            next: AtomicU64::new(next.max(1)),
+            owing: Mutex::default(),
+            lost: AtomicU64::new(0),
+            is_slow: false.into(),
+        }))
+    }
+
+    /// Returns the boot of this host.
+    pub(crate) fn boot(&self) -> &str {
+        &self.0.boot
+    }
+
+    /// Writes an intent down, and waits until it is on disk, at most [`DISK_LIMIT`].
+    pub(crate) async fn begin(&self, subject: IntentSubject) -> OpenIntent {
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let IntentSubject { id, transport, peer, source_domain, hash, key, .. } = subject;
+        let IntentSubject { action, target, domain, uuid, home, .. } = subject;
+        let (boot, home) = (self.0.boot.clone(), home.to_owned());
+        let intent = Intent {
+            number,
+            boot,
+            at_ms: since_boot_ms(),
+            id,
+            transport,
+            peer,
+            source_domain,
+            hash,
+            key,
+            action,
+            target,
+            domain,
+            uuid,
+            home,
+        };
+        self.write(IntentEvent::Begun(Box::new(intent)), None).await;
+        fault::reached("intent_written");
+        OpenIntent { log: self.clone(), number }
+    }
+
+    /// Returns the open intent of an earlier daemon, to be ended by this one.
+    pub(crate) fn adopt(&self, left: &LeftIntent) -> OpenIntent {
+        let number = left.unfinished.intent.number;
+        if matches!(left.unfinished.remainder, IntentRemainder::Open { start: Some(_) }) {
+            lock(&self.0.owing).insert(number);
+        }
+        OpenIntent { log: self.clone(), number }
+    }
+
+    /// Returns the number of starts that are owed now.
+    pub(crate) fn owing(&self) -> usize {
+        lock(&self.0.owing).len()
+    }
+
+    /// Returns the number of events that the disk did not take in time.
+    pub(crate) fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits at the end of the daemon until all events are written, at most [`DISK_LIMIT`].
+    pub(crate) fn finish(&self) {
+        self.write_blocking(None, None);
+    }
+
+    /// Hands an event over and waits until it is written. A disk that was too slow once is not waited for
+    /// until it has caught up.
+    async fn write(&self, event: IntentEvent, xml: Option<Zeroizing<String>>) {
+        let (tell, told) = oneshot::channel();
+        let tell = Box::new(move |written| {
+            let _ = tell.send(written);
+        });
+        if self.hand_over(StoreOrder { event: Some(event), xml, tell }) {
+            let written = tokio::time::timeout(self.patience(), told).await;
+            self.note(written.ok().and_then(Result::ok));
+        }
+    }
+
+    /// As [`Self::write`], on a thread that may block. Without an event: waits for all earlier ones.
+    fn write_blocking(&self, event: Option<IntentEvent>, xml: Option<Zeroizing<String>>) {
+        let (tell, told) = sync_channel(1);
+        let tell = Box::new(move |written| {
+            let _ = tell.try_send(written);
+        });
+        if self.hand_over(StoreOrder { event, xml, tell }) {
+            self.note(told.recv_timeout(self.patience()).ok());
+        }
+    }
+
+    fn write_later(&self, event: IntentEvent) {
+        self.hand_over(StoreOrder { event: Some(event), xml: None, tell: Box::new(drop) });
+    }
+
+    /// Returns whether the order will be carried out.
+    fn hand_over(&self, order: StoreOrder) -> bool {
+        let Some(orders) = &self.0.orders else { return false };
+        let is_taken = orders.try_send(order).is_ok();
+        if !is_taken {
+            self.note(None);
+        }
+        is_taken
+    }
+
+    fn patience(&self) -> Duration {
+        if self.0.is_slow.load(Ordering::Relaxed) { Duration::ZERO } else { DISK_LIMIT }
+    }
+
+    /// Notes what became of an event; none if that is not known in time.
+    fn note(&self, written: Option<bool>) {
+        let why = match written {
+            Some(true) => {
+                if self.0.is_slow.swap(false, Ordering::Relaxed) {
+                    info!("actions are written down before they begin again");
+                }
+                return;
+            }
+            Some(false) => "the file of intents can't be written",
+            None => "the disk of the file of intents does not answer",
+        };
+        self.0.lost.fetch_add(1, Ordering::Relaxed);
+        // Once: a disk that hangs would fill the log.
+        if !self.0.is_slow.swap(true, Ordering::Relaxed) {
+            warn!(
+                "{why}: fencing goes on, and what is begun now is not known after a crash; look at the state \
+                 directory and its disk"
+            );
+        }
+    }
+}
+
+impl OpenIntent {
+    /// Writes down that a start is owed from now on, before the domain is powered off. Blocks for at most
+    /// [`DISK_LIMIT`].
+    pub(crate) fn owes(&self, source: &OwedSource<'_>) {
+        if !lock(&self.log.0.owing).insert(self.number) {
+            return;
+        }
+        let (start, xml) = match source {
+            OwedSource::Definition => (StartOwed::Definition, None),
+            OwedSource::Xml(uri, xml) => {
+                (StartOwed::Xml { uri: (*uri).to_owned() }, Some(Zeroizing::new((*xml).to_owned())))
+            }
+        };
+        self.log.write_blocking(Some(IntentEvent::Owes { number: self.number, start }), xml);
+    }
+
+    /// Writes down that a start from the definition is owed, unless one is owed already.
+    pub(crate) async fn owes_definition(&self) {
+        if lock(&self.log.0.owing).insert(self.number) {
+            let start = StartOwed::Definition;
+            self.log.write(IntentEvent::Owes { number: self.number, start }, None).await;
+        }
+    }
+
+    /// Reports that the start is not owed any more: the domain is started, or can't be.
+    pub(crate) fn settled(&self) {
+        lock(&self.log.0.owing).remove(&self.number);
+    }
+
+    /// Writes down that the action has ended, with the line that goes to the audit file next. Blocks for at
+    /// most [`DISK_LIMIT`].
+    pub(crate) fn ended(&self, record: &str) {
+        self.settled();
+        self.log.write_blocking(
+            Some(IntentEvent::Ended { number: self.number, record: record.to_owned() }),
+            None,
+        );
+        fault::reached("done_written");
+    }
+
+    /// Writes down that the audit record is written: nothing is left to do. Never waits.
+    pub(crate) fn audited(&self) {
+        self.log.write_later(IntentEvent::Audited { number: self.number });
+    }
+
+    /// Writes down that the action has ended, where there is no audit file. Never waits.
+    pub(crate) fn closed(&self) {
+        self.settled();
+        self.log.write_later(IntentEvent::Ended { number: self.number, record: String::new() });
+        self.audited();
+    }
+}
+
+/// Returns milliseconds since the boot of the host, times of sleep included.
+pub(crate) fn since_boot_ms() -> u64 {
+    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

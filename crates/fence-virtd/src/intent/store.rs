@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The files of intents: `intents`, and `owed-N.xml` for the start of a transient domain.
+//!
+//! Owns the files, the lock on the first, and the thread that writes. Files have mode 0600. XML may hold
+//! passwords: its file is removed as soon as the intent has ended, and at the start when nobody owes it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use fence_core::intent::{IntentEvent, IntentFile, IntentRemainder, StartOwed, UnfinishedIntent};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use zeroize::Zeroizing;
+
+/// Time to open and read the files at the start.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of the file from which it is emptied when no intent is open.
+const EMPTY_FROM: u64 = 64 * 1024;
+/// Bytes of the file above which nothing more is written.
+const LONGEST: u64 = 4 * 1024 * 1024;
+const NAME: &str = "intents";
+/// Orders that may wait for the disk.
+const QUEUE: usize = 1024;
+
+/// Intent that an earlier daemon left, with the XML of the start that it owes.
+#[derive(Debug)]
+pub(crate) struct LeftIntent {
+    pub(crate) unfinished: UnfinishedIntent,
+    pub(crate) xml: Option<Zeroizing<String>>,
+}
+
+/// Order to the thread: an event, with the XML that it needs. Without an event there is nothing to write.
+pub(super) struct StoreOrder {
+    pub(super) event: Option<IntentEvent>,
+    pub(super) xml: Option<Zeroizing<String>>,
+    /// Told when the order is carried out, and whether it could be.
+    pub(super) tell: Box<dyn FnOnce(bool) + Send>,
+}
+
+/// Files that were opened.
+pub(super) struct OpenedIntents {
+    pub(super) orders: SyncSender<StoreOrder>,
+    pub(super) left: Vec<LeftIntent>,
+    pub(super) damaged: usize,
+    pub(super) next: u64,
+}
+
+/// The thread's side.
+struct IntentWriter {
+    directory: PathBuf,
+    file: Flock<File>,
+    /// Intents without their last line.
+    open: BTreeSet<u64>,
+    /// Intents with a file of XML.
+    with_xml: BTreeSet<u64>,
+}
+
+/// Opens the files on a thread of its own, since a disk that hangs must not delay the daemon.
+pub(super) fn open_in_time(directory: PathBuf) -> io::Result<OpenedIntents> {
+    let (tell, told) = sync_channel(1);
+    thread::Builder::new()
+        .name("intents-open".to_owned())
+        .spawn(move || drop(tell.send(IntentWriter::open(directory))))?;
+    let late = || io::Error::other(format!("the disk did not answer within {} s", OPEN_LIMIT.as_secs()));
+    let (writer, file) = told.recv_timeout(OPEN_LIMIT).map_err(|_| late())??;
+    let left = file.unfinished.into_iter().map(|unfinished| {
+        let owes_xml =
+            matches!(unfinished.remainder, IntentRemainder::Open { start: Some(StartOwed::Xml { .. }) });
+        let number = unfinished.intent.number;
+        let xml = owes_xml.then(|| read_xml(&xml_path(&writer.directory, number)).ok()).flatten();
+        LeftIntent { unfinished, xml }
+    });
+    let left = left.collect();
+    let (orders, waiting) = sync_channel(QUEUE);
+    thread::Builder::new().name("intents".to_owned()).spawn(move || writer.run(&waiting))?;
+    Ok(OpenedIntents { orders, left, damaged: file.damaged, next: file.next })
+}
+
+impl IntentWriter {
+    fn open(directory: PathBuf) -> io::Result<(Self, IntentFile)> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        if fs::metadata(&directory)?.mode() & 0o022 != 0 {
+            return Err(io::Error::other("others than its owner can write the directory; chmod go-w helps"));
+        }
+        let path = directory.join(NAME);
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let file = Flock::lock(options.open(path)?, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, errno)| io::Error::other(format!("another fence_virtd uses it ({errno})")))?;
+        let mut bytes = Vec::new();
+        (&*file).take(2 * LONGEST).read_to_end(&mut bytes)?;
+        let contents = IntentFile::read(&bytes);
+        if bytes.last().is_some_and(|it| *it != b'\n') {
+            // What is written next must begin a line.
+            (&*file).write_all(b"\n")?;
+        }
+        let owed = contents.unfinished.iter().filter(|it| {
+            matches!(it.remainder, IntentRemainder::Open { start: Some(StartOwed::Xml { .. }) })
+        });
+        let with_xml: BTreeSet<u64> = owed.map(|it| it.intent.number).collect();
+        let open = contents.numbers();
+        let writer = Self { directory, file, open, with_xml };
+        writer.remove_stale_xml()?;
+        Ok((writer, contents))
+    }
+
+    /// Removes the XML files that nobody owes.
+    fn remove_stale_xml(&self) -> io::Result<()> {
+        let wanted: BTreeSet<PathBuf> =
+            self.with_xml.iter().map(|it| xml_path(&self.directory, *it)).collect();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|it| it.to_str()).unwrap_or_default();
+            if name.starts_with("owed-") && name.ends_with(".xml") && !wanted.contains(&path) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run(mut self, waiting: &Receiver<StoreOrder>) {
+        while let Ok(StoreOrder { event, xml, tell }) = waiting.recv() {
+            let written = event.map_or(Ok(()), |it| self.write(&it, xml.as_deref().map(String::as_str)));
+            tell(written.is_ok());
+        }
+    }
+
+    fn write(&mut self, event: &IntentEvent, xml: Option<&str>) -> io::Result<()> {
+        if let (IntentEvent::Owes { number, .. }, Some(xml)) = (event, xml) {
+            write_xml(&xml_path(&self.directory, *number), xml)?;
+            self.with_xml.insert(*number);
+        }
+        match event {
+            IntentEvent::Begun(intent) => drop(self.open.insert(intent.number)),
+            IntentEvent::Audited { number } => drop(self.open.remove(number)),
+            IntentEvent::Owes { .. } | IntentEvent::Ended { .. } => {}
+        }
+        let length = self.file.metadata()?.len();
+        if self.open.is_empty() && length >= EMPTY_FROM {
+            // The event was the last one, and says that nothing is left.
+            self.file.set_len(0)?;
+            return Ok(());
+        }
+        if length >= LONGEST {
+            return Err(io::Error::other("the file of intents is full"));
+        }
+        if let Err(error) = (&*self.file).write_all(event.line().as_bytes()) {
+            // Half a line would damage the next one.
+            self.file.set_len(length)?;
+            return Err(error);
+        }
+        // The end of an intent need not survive a crash of the host: no start is owed after one.
+        if matches!(event, IntentEvent::Begun(_) | IntentEvent::Owes { .. }) {
+            self.file.sync_data()?;
+        }
+        if let IntentEvent::Ended { number, .. } = event
+            && self.with_xml.remove(number)
+        {
+            fs::remove_file(xml_path(&self.directory, *number))?;
+        }
+        Ok(())
+    }
+}
+
+fn xml_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("owed-{number}.xml"))
+}
+
+fn write_xml(path: &Path, xml: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)?;
+    file.write_all(xml.as_bytes())?;
+    file.sync_all()
+}
+
+fn read_xml(path: &Path) -> io::Result<Zeroizing<String>> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
+}
