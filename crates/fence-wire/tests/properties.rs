@@ -186,3 +186,26 @@ fn a_paused_domain_is_on_for_every_client() {
     let entry = HostListEntry { name: "vm".into(), uuid: "u".into(), on: true };
     assert_eq!((entry.encode()[128], entry.encode()[129]), (1, 0));
 }
+
+proptest! {
+    /// A C daemon reads such a packet as any other: the hash fits, and all that it reads is the same. Daemons
+    /// of ours drop it.
+    #[test]
+    fn a_request_from_a_host_differs_only_where_c_daemons_do_not_read(
+        request in requests(), hash in 0..KEYED.len(),
+    ) {
+        let (hash, key) = (KEYED[hash], key("one"));
+        let from_client = request.encode(hash, &key);
+        let from_host = request.encode_from_host(hash, Some(&key));
+        let keys = [key];
+        prop_assert_eq!(Request::decode(&from_host, HashType::Sha1, &keys), Err(RequestError::FromHost));
+        prop_assert_eq!(&from_client[..84], &from_host[..84]);
+        prop_assert_eq!(&from_client[96..112], &from_host[96..112]);
+        // A wrong key comes first: nothing in a packet is believed before its hash fits.
+        let others = [Key::new(b"two").unwrap()];
+        prop_assert_eq!(
+            Request::decode(&from_host, HashType::Sha1, &others),
+            Err(RequestError::HashMismatch(hash))
+        );
+    }
+}

@@ -46,6 +46,7 @@ pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut Lis
         Ok(prepared) => prepared,
         Err(error) => return refuse(&error),
     };
+    let _quiet = peers.without_call_backs().await;
     if let Err(error) = listeners.change(&new).await {
         refuse(&error);
         if config.daemon.sandbox {

@@ -81,7 +81,7 @@ impl CallBackStream {
 
     /// Returns the proofs that count, one for each key; none where nothing is proved.
     fn auths(&self) -> Vec<ClientAuth<'_>> {
-        let ClientKeys { hash, auth, keys } = &*self.keys;
+        let ClientKeys { hash, auth, keys, .. } = &*self.keys;
         let sent = lock(&self.sent);
         let of_key = |(number, key)| match (hash.sealed(), auth.classic()) {
             (Some(_), _) => sent.get(number).cloned().map(|it: SentRequests| ClientAuth::Sealed(it, key)),

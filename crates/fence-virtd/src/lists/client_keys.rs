@@ -10,4 +10,6 @@ pub(crate) struct ClientKeys {
     pub(crate) auth: HashType,
     /// The same question is asked with each. None: nothing is proved.
     pub(crate) keys: Vec<Key>,
+    /// Port for the call-backs, if it is free; 0 for any free one.
+    pub(crate) call_back_port: u16,
 }

@@ -20,9 +20,7 @@ use std::time::Instant;
 use fence_core::domain::DomainId;
 use fence_core::listing::HostReply;
 use fence_net::{Interface, InterfaceAddress, MulticastSender};
-use fence_wire::{
-    Action, CallBack, DEFAULT_PORT, Family, Key, MULTICAST_TTL, REQUEST_LEN, Request, SentRequests, Target,
-};
+use fence_wire::{Action, CallBack, Family, Key, MULTICAST_TTL, REQUEST_LEN, Request, SentRequests, Target};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use tokio::net::{TcpListener, TcpStream};
@@ -89,7 +87,7 @@ pub(crate) async fn ask(
     until: Instant,
     is_enough: impl Fn(&[ReplyFrom]) -> bool,
 ) -> io::Result<Vec<ReplyFrom>> {
-    let listener = call_back_listener(question.group)?;
+    let listener = call_back_listener(question.group, keys.call_back_port)?;
     let port = listener.local_addr()?.port();
     let mut round = ListRound {
         packets: Packets::new(question, from, Arc::clone(&keys), port),
@@ -137,11 +135,11 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-/// Opens the port for call-backs: the usual one, which firewalls may have open, or any free one.
-fn call_back_listener(group: IpAddr) -> io::Result<TcpListener> {
+/// Opens the port for call-backs: this one, which firewalls may have open, or any free one.
+fn call_back_listener(group: IpAddr, port: u16) -> io::Result<TcpListener> {
     let family = if group.is_ipv4() { Family::V4 } else { Family::V6 };
-    let listener = fence_net::call_back_listener(family, DEFAULT_PORT)
-        .or_else(|_| fence_net::call_back_listener(family, 0))?;
+    let listener =
+        fence_net::call_back_listener(family, port).or_else(|_| fence_net::call_back_listener(family, 0))?;
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
 }

@@ -56,6 +56,12 @@ impl Peers {
         }
     }
 
+    /// Waits until no question holds the port of the call-backs, and keeps it so: the listeners are changed
+    /// meanwhile, and one of them may need this port.
+    pub(crate) async fn without_call_backs(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        timeout(LOOK_LIMIT, self.legacy.turn.lock()).await.ok()
+    }
+
     /// Returns the hosts of `peers` that are known to have no host messages, of those that never answered.
     pub(super) fn listed_legacy(&self, listed: &[Respondent]) -> Vec<KnownHost> {
         let table = lock(&self.table);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use fence_cli::key_file::{self, KeyFileError};
 use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, Listener, ListenerKind, Peers};
-use fence_wire::{HostsKey, Key};
+use fence_wire::{DEFAULT_PORT, HostsKey, Key};
 use tracing::warn;
 
 use super::limits::MAX_KEYS;
@@ -167,7 +167,11 @@ pub(crate) fn client_keys(config: &Config) -> Result<Option<ClientKeys>, KeyFile
     };
     let mut keys = listener_keys(config, settings)?;
     keys.truncate(MAX_KEYS);
-    Ok(Some(ClientKeys { hash: settings.hash, auth: settings.auth, keys }))
+    // A tcp listener of this daemon needs its port at every moment.
+    let has_listener =
+        |port| config.listeners.iter().any(|it| matches!(it, Listener::Tcp(tcp) if tcp.port == port));
+    let call_back_port = if has_listener(DEFAULT_PORT) { 0 } else { DEFAULT_PORT };
+    Ok(Some(ClientKeys { hash: settings.hash, auth: settings.auth, keys, call_back_port }))
 }
 
 /// Returns true for a listener that asks for no key.
