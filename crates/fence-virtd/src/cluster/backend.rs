@@ -75,7 +75,7 @@ impl CpgBackend {
         Ok(match (self.cluster.place(domain.uuid), own) {
             (DomainPlace::On(_), _) => LocatedDomain::Elsewhere(elsewhere),
             (_, Some(DomainHere { domain, sight: Sight::Moving })) => LocatedDomain::Moving(domain.clone()),
-            (DomainPlace::Lost { .. } | DomainPlace::NotYet(_) | DomainPlace::Doubt { .. }, _) => {
+            (DomainPlace::Lost { .. } | DomainPlace::NotYet(_) | DomainPlace::Doubt(_), _) => {
                 LocatedDomain::InDoubt(elsewhere)
             }
             // Known to be on at no host: this one can answer as well as any.

@@ -61,7 +61,7 @@ impl PublishedPlace {
                 let at: Vec<Member> = others(members);
                 if at.is_empty() { Self::OnHere } else { Self::OnThere { at, here_too } }
             }
-            DomainPlace::Off(members) | DomainPlace::Doubt { at: members, .. } => Self::Off(others(members)),
+            DomainPlace::Off(members) | DomainPlace::Doubt(members) => Self::Off(others(members)),
             DomainPlace::Lost { node, why } => Self::Lost { node, why },
             DomainPlace::NotYet(why) => Self::NotYet(why),
             DomainPlace::Unknown => Self::Unknown,

@@ -92,7 +92,7 @@ pub(crate) enum DomainPlace {
     /// Last on at this node, whose daemon is not heard.
     Lost { node: u32, why: String },
     /// Off at these members, and on at no other: the domain may be on at a node that is not heard now.
-    Doubt { at: Vec<Member>, why: String },
+    Doubt(Vec<Member>),
     /// Some hosts have not published their domains yet.
     NotYet(String),
     /// At no host.
@@ -345,19 +345,10 @@ impl ClusterState {
         if let Some(member) = self.directory.incomplete().next() {
             return DomainPlace::NotYet(format!("{} has not said yet what it has", self.name(member.node)));
         }
-        let unheard = self.missing();
-        if unheard.is_empty() && !self.nodes.is_empty() {
+        if self.missing().is_empty() && !self.nodes.is_empty() {
             return DomainPlace::Off(at);
         }
-        let names: Vec<_> = unheard.into_iter().map(|it| self.name(it)).collect();
-        let why = if names.is_empty() {
-            "it is off where it is known, and corosync.conf names no nodes: \
-             it may be on at one that is not heard"
-                .to_owned()
-        } else {
-            format!("it is off where it is known, and may be on at {}, not heard now", names.join(", "))
-        };
-        DomainPlace::Doubt { at, why }
+        DomainPlace::Doubt(at)
     }
 
     /// Hands the present members to the directory.

@@ -50,7 +50,7 @@ fn each_reading_and_place_has_its_step() {
     use DomainPlace::{Doubt, Lost, NotYet, Off, On, Unknown};
     let why = || "w".to_owned();
     let lost = Lost { node: 9, why: why() };
-    let doubt = Doubt { at: vec![OURS], why: why() };
+    let doubt = Doubt(vec![OURS]);
     let lost_step = "lost 9 w";
     // Columns: on here, went off here, defined here, not here, unavailable.
     let table: [(DomainPlace, [&str; 5]); 14] = [
