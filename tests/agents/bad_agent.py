@@ -213,6 +213,21 @@ def floods(*_):
         os.write(1, b"more and more\n" * 4096)
 
 
+@only({"on"})
+def lingers(action, plug, options):
+    """Does it at once, and returns much later."""
+    good(action, plug, options)
+    time.sleep(6)
+    return 0
+
+
+@only({"status"})
+def ponders(action, plug, options):
+    """Knows how it stands, and needs some time for it."""
+    time.sleep(3.5)
+    return good(action, plug, options)
+
+
 @only({"off", "status"})
 def talks(action, plug, options):
     """Ten megabytes, and then the right thing."""

@@ -40,6 +40,8 @@ pub const DEFAULT_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_CLIENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Default time limit of one status check of a fence agent.
 pub const DEFAULT_STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Default of a device's `effect_timeout`.
+pub const DEFAULT_EFFECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Default number of fence agents that run at once.
 pub const DEFAULT_MAX_RUNNING: usize = 16;
 /// Default number of agents of one device that run at once.

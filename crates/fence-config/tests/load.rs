@@ -780,6 +780,7 @@ fn devices_that_can_not_be() {
         ("timeout", "0"),
         ("timeout", "601"),
         ("status_timeout", "61"),
+        ("effect_timeout", "601"),
         ("retries", "10"),
         ("max_running", "0"),
         ("max_running", "65"),

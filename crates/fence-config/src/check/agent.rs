@@ -9,8 +9,8 @@ use crate::check::checker::{BlockBody, Checker};
 use crate::check::text::parse_number;
 use crate::diagnostic::{DiagnosticCode, Span, show};
 use crate::schema::{
-    AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_MAX_RUNNING,
-    DEFAULT_RETRIES, DEFAULT_STATUS_TIMEOUT, DevicePlugs, DomainPlug, OptionValue,
+    AgentBackend, AgentDevice, AgentProgram, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_EFFECT_TIMEOUT,
+    DEFAULT_MAX_RUNNING, DEFAULT_RETRIES, DEFAULT_STATUS_TIMEOUT, DevicePlugs, DomainPlug, OptionValue,
 };
 use crate::tree::{Assignment, Block};
 
@@ -90,6 +90,9 @@ impl Checker<'_> {
             status_timeout: self
                 .read_seconds(body.key("status_timeout"), SECOND, MAX_STATUS_TIMEOUT)
                 .unwrap_or(DEFAULT_STATUS_TIMEOUT),
+            effect_timeout: self
+                .read_seconds(body.key("effect_timeout"), Duration::ZERO, MAX_TIMEOUT)
+                .unwrap_or(DEFAULT_EFFECT_TIMEOUT),
             retries: self.read_number(body.key("retries"), RETRIES).unwrap_or(DEFAULT_RETRIES),
             max_running: self.read_max_running(&body).unwrap_or(DEFAULT_DEVICE_MAX_RUNNING),
             options,

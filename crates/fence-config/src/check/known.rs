@@ -116,6 +116,7 @@ pub(super) const KNOWN: &[KnownBlock] = &[
             "order",
             "timeout",
             "status_timeout",
+            "effect_timeout",
             "retries",
             "max_running",
         ],

@@ -38,6 +38,9 @@ pub struct AgentDevice {
     pub timeout: Option<Duration>,
     /// `status_timeout`, in seconds: time limit of one run of any other action. Default 10 s.
     pub status_timeout: Duration,
+    /// `effect_timeout`, in seconds: time for which an action may still take effect after its agent ended.
+    /// Default [`crate::DEFAULT_EFFECT_TIMEOUT`].
+    pub effect_timeout: Duration,
     /// `retries`: number of further rounds when every device has failed. Default 1.
     pub retries: u32,
     /// `max_running`: most agents of the device that run at once, 1 to 64. Default
@@ -61,6 +64,7 @@ impl PartialEq for AgentDevice {
             && *order == other.order
             && *timeout == other.timeout
             && *status_timeout == other.status_timeout
+            && self.effect_timeout == other.effect_timeout
             && *retries == other.retries
             && self.max_running == other.max_running
             && self.options == other.options

@@ -8,8 +8,11 @@
 //! - A device that reported the opposite since the request began must take that back. A device that says "on"
 //!   and keeps saying so weighs more than one that says "off", which may be about another machine. A device
 //!   that can no longer tell has taken it back: a controller may lose its power with its machine.
-//! - "Already so" means that nothing will be done, so all devices are asked, and only those that are silent
-//!   for [`WITNESS_TIMEOUT`] are skipped.
+//! - "Off" is said when every device that is well was heard after the last action, or after the request came
+//!   if there was none. A device has its own time for that, [`DeviceLimits::answer`]; only one that was
+//!   silent for all of it is skipped.
+//! - "On already" means that nothing will be done, so all devices are asked. A wrong "on" harms nobody, so
+//!   those that are silent for [`WITNESS_TIMEOUT`] are skipped.
 //! - A silence that is shorter than that is no evidence.
 //! - Each device gets its part of the time and no more. Devices that did not answer at all come after those
 //!   that did.
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::domain::PowerState;
 
-/// Time for which the other devices are asked for evidence against success.
+/// Time for which the other devices are asked for evidence against "on".
 pub const WITNESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for which a failed action may still show an effect.
 const FAILED_ACTION_SETTLE: Duration = Duration::from_secs(3);
@@ -52,6 +55,8 @@ pub enum StatusReading {
     CantTell,
     /// The device did not answer in its time.
     Silent,
+    /// The device was not asked, because too many agents run.
+    NotAsked,
 }
 
 /// Report of an action. Its effect is another matter.
@@ -72,8 +77,10 @@ pub enum ActionReport {
 pub struct DeviceLimits {
     /// Time limit of one try; none for an equal part of the time that is left.
     pub timeout: Option<Duration>,
-    /// Time limit of one status check.
+    /// Time limit of one status check, with everything that makes it evidence.
     pub status: Duration,
+    /// Time after which a silent device is not well.
+    pub answer: Duration,
     /// Number of further tries after the first.
     pub retries: u32,
 }
@@ -193,9 +200,10 @@ impl PowerPlan {
         self.devices.get(device)?.last.map(|it| it.heard)
     }
 
-    /// Returns true where an action was begun and its end is not known.
+    /// Returns true where an action was begun and its end is not known: it may come yet, or not all devices
+    /// were heard that could deny it.
     pub fn is_open(&self) -> bool {
-        self.devices.iter().any(|it| it.effect_pending && !self.says_goal(it))
+        self.devices.iter().any(|it| it.effect_pending || self.says_goal(it))
     }
 
     /// Records a status check that began at `began` and ended at `now`. No action may have been in flight
@@ -203,10 +211,14 @@ impl PowerPlan {
     pub fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
         let (goal, after) = (self.goal, self.actions);
         let Some(it) = self.devices.get_mut(device) else { return };
-        it.silent = heard == StatusReading::Silent;
+        it.silent = matches!(heard, StatusReading::Silent | StatusReading::NotAsked);
         // A status check that was cut short by the end of the time is no evidence, and takes none back.
-        let is_cut =
-            it.silent && now.saturating_duration_since(began) < it.limits.status.min(WITNESS_TIMEOUT);
+        let patience = patience(goal, it.limits);
+        let is_cut = match heard {
+            StatusReading::NotAsked => goal == PowerState::Off,
+            StatusReading::Silent => now.saturating_duration_since(began) < patience,
+            StatusReading::Is(_) | StatusReading::CantTell => false,
+        };
         if !is_cut {
             it.last = Some(LastReading { heard, after });
         }
@@ -253,7 +265,8 @@ impl PowerPlan {
                 let asked = asked.into_iter().map(|it| {
                     let DeviceRecord { limits, opposed, .. } = self.devices[it];
                     // A device that reported the opposite is alive: its answer is worth waiting for.
-                    let limit = if opposed { limits.status } else { limits.status.min(WITNESS_TIMEOUT) };
+                    let whole = opposed || self.goal == PowerState::Off;
+                    let limit = if whole { limits.status } else { patience(self.goal, limits) };
                     (it, self.until.min(now + limit))
                 });
                 return PlanStep::Ask(asked.collect());
@@ -427,11 +440,20 @@ impl PowerPlan {
 
     /// Returns true for a device that must be asked before success is reported.
     fn is_to_be_asked(&self, it: &DeviceRecord) -> bool {
+        let is_off = self.goal == PowerState::Off;
         match it.last {
-            None => self.actions == 0,
-            Some(last) => it.opposed && last.after != self.actions,
+            None => is_off || self.actions == 0,
+            Some(last) if last.after == self.actions => false,
+            // One that was silent for all of its time before an action is not well.
+            Some(last) => it.opposed || is_off && last.heard != StatusReading::Silent,
         }
     }
+}
+
+/// Returns the time after which a device that is silent need not be waited for.
+fn patience(goal: PowerState, limits: DeviceLimits) -> Duration {
+    let witness = if goal == PowerState::Off { limits.status } else { WITNESS_TIMEOUT };
+    limits.answer.min(limits.status).min(witness)
 }
 
 impl PollTimer {

@@ -7,7 +7,9 @@
 use std::time::{Duration, Instant};
 
 use fence_core::access::{AccessDecision, AccessSubject};
-use fence_core::domain::{ActionError, DomainRef, LocateError, PowerAction, PowerState, SeenPower};
+use fence_core::domain::{
+    ActionError, DomainHome, DomainRef, LocateError, PowerAction, PowerState, SeenPower,
+};
 use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HostListEntry};
 use tracing::{debug, warn};
@@ -186,7 +188,11 @@ async fn on_domain(
         return Ok(RequestOutcome::failed("the action is for no domain"));
     };
     if action == PowerAction::Status {
-        let check = lease.within(Instant::now() + STATUS_CHECK_LIMIT);
+        let check = match domain.home {
+            // Each of its devices has a time of its own.
+            DomainHome::Agent => lease.clone(),
+            DomainHome::Here(_) | DomainHome::Elsewhere => lease.within(Instant::now() + STATUS_CHECK_LIMIT),
+        };
         return backend.status(domain, &check).await.map(|power| match power {
             SeenPower::On => RequestOutcome::is_on(),
             SeenPower::Off(proof) => RequestOutcome::is_off(&proof),

@@ -4,7 +4,12 @@ use super::*;
 
 const OFF: StatusReading = StatusReading::Is(PowerState::Off);
 const ON: StatusReading = StatusReading::Is(PowerState::On);
-const LIMITS: DeviceLimits = DeviceLimits { timeout: None, status: Duration::from_secs(10), retries: 1 };
+const LIMITS: DeviceLimits = DeviceLimits {
+    timeout: None,
+    status: Duration::from_secs(10),
+    answer: Duration::from_secs(10),
+    retries: 1,
+};
 
 fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -41,8 +46,11 @@ fn on_acted_off() {
 fn off_already_is_asked_of_all_and_nothing_is_done() {
     let (mut plan, now) = plan(3);
     plan.looked(0, OFF, now, now);
-    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + WITNESS_TIMEOUT), (2, now + WITNESS_TIMEOUT)]));
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10)), (2, now + s(10))]));
     plan.looked(1, StatusReading::CantTell, now, now);
+    // A silence of less than its time says nothing.
+    plan.looked(2, StatusReading::Silent, now - s(9), now);
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(2, now + s(10))]));
     plan.looked(2, StatusReading::Silent, now - s(10), now);
     assert_eq!((plan.next(now), plan.actions()), (PlanStep::Done, 0));
 }
@@ -58,6 +66,38 @@ fn off_by_one_and_on_by_another_is_on() {
     let PlanStep::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(asked.iter().map(|it| it.0).collect::<Vec<_>>(), [1]);
     plan.looked(1, OFF, now, now);
+    // The first one said "off" before that action.
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(0, now + s(10))]));
+    plan.looked(0, OFF, now, now);
+    assert_eq!(plan.next(now), PlanStep::Done);
+}
+
+/// The first device took its machine down; the second one has another, or the same one by another way.
+#[test]
+fn one_that_was_never_asked_is_asked_after_the_action_of_another() {
+    let (mut plan, now) = plan(2);
+    plan.looked(0, ON, now, now);
+    let PlanStep::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(0, ActionReport::Claimed, now);
+    plan.looked(0, OFF, now, now);
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10))]));
+    plan.looked(1, ON, now, now);
+    let PlanStep::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
+    plan.acted(1, ActionReport::Claimed, now);
+    plan.looked(1, OFF, now, now);
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(0, now + s(10))]));
+    plan.looked(0, StatusReading::CantTell, now, now);
+    assert_eq!(plan.next(now), PlanStep::Done);
+}
+
+/// "On" is said sooner: a machine that is believed to be on and is not harms nobody.
+#[test]
+fn on_already_waits_for_a_silent_device_only_a_moment() {
+    let now = Instant::now();
+    let mut plan = PowerPlan::new(PowerState::On, vec![LIMITS; 2], now + s(28));
+    plan.looked(0, ON, now, now);
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + WITNESS_TIMEOUT)]));
+    plan.looked(1, StatusReading::Silent, now - WITNESS_TIMEOUT, now);
     assert_eq!(plan.next(now), PlanStep::Done);
 }
 
@@ -146,8 +186,19 @@ fn after_the_lease_what_was_begun_is_followed_and_nothing_else() {
     assert!(plan.is_open());
     assert_eq!(plan.next(now), PlanStep::Look(vec![(0, now + s(28) / 3)]).min_by(&plan, now));
     plan.looked(0, OFF, now, now);
+    // Looks go on.
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10))]));
+    plan.looked(1, StatusReading::CantTell, now, now);
     assert_eq!(plan.next(now), PlanStep::Done);
-    assert!(!plan.is_open());
+}
+
+/// Nobody asked it: that is no silence of the device.
+#[test]
+fn one_whose_agent_had_no_slot_is_asked_again() {
+    let (mut plan, now) = plan(2);
+    plan.looked(0, OFF, now, now);
+    plan.looked(1, StatusReading::NotAsked, now - s(10), now);
+    assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10))]));
 }
 
 impl PlanStep {

@@ -89,6 +89,9 @@ impl PlanRunner<'_> {
         loop {
             if self.lease.check().is_err() {
                 self.plan.stop();
+                if self.plan.actions() == 0 {
+                    return false;
+                }
             }
             match self.plan.next(Instant::now()) {
                 PlanStep::Look(these) => self.check_status(these, StatusReading::Is(self.goal)).await,
@@ -132,16 +135,19 @@ impl PlanRunner<'_> {
     async fn act(&mut self, place: usize, until: Instant) {
         let route = self.routes[place].clone();
         self.pending.open.push(UnconfirmedAction {
+            place,
             route: route.clone(),
-            when: Instant::now(),
+            to: self.goal,
+            ended: None,
             is_claimed: false,
+            is_seen: false,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
         let (how, words) = route.act(self.goal, context).await;
         let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
         match self.pending.open.last_mut() {
             Some(open) if may_come => {
-                (open.when, open.is_claimed) = (Instant::now(), how == ActionReport::Claimed);
+                (open.ended, open.is_claimed) = (Some(Instant::now()), how == ActionReport::Claimed);
             }
             _ => drop(self.pending.open.pop()),
         }
@@ -156,6 +162,7 @@ impl PlanRunner<'_> {
         let Some(StatusResult { place, reply, began }) = it else { return false };
         let now = Instant::now();
         self.plan.looked(place, reply.reading, began, now);
+        self.pending.looked(place, reply.reading);
         self.replies[place].reading = Some((reply.reading, began, now));
         self.replies[place].status = Some(reply.words);
         matches!(reply.reading, StatusReading::Is(_))
@@ -177,7 +184,7 @@ impl PlanRunner<'_> {
             let sight = match reading {
                 StatusReading::Is(PowerState::On) => Sight::On,
                 StatusReading::Is(PowerState::Off) => Sight::Off,
-                StatusReading::CantTell | StatusReading::Silent => {
+                StatusReading::CantTell | StatusReading::Silent | StatusReading::NotAsked => {
                     Sight::Unknown(reply.status.clone().unwrap_or_default())
                 }
             };

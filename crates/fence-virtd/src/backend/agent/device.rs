@@ -66,6 +66,8 @@ pub(super) struct FenceDevice {
     options: Vec<(String, OptionValue)>,
     /// Time limit of a status run.
     pub(super) status_timeout: Duration,
+    /// Time for which an action may still take effect after its agent ended.
+    pub(super) effect_timeout: Duration,
     pub(super) limits: DeviceLimits,
     slots: RunSlots,
     runs: AgentRuns,
@@ -125,8 +127,14 @@ impl FenceDevice {
             serves_several: it.plugs.listed || it.plugs.named.len() > 1,
             options: it.options.clone(),
             status_timeout: it.status_timeout,
+            effect_timeout: it.effect_timeout,
             // A look that says off may take a `monitor` and a list as well.
-            limits: DeviceLimits { timeout: it.timeout, status: it.status_timeout * 3, retries: it.retries },
+            limits: DeviceLimits {
+                timeout: it.timeout,
+                status: it.status_timeout * 3,
+                answer: it.status_timeout,
+                retries: it.retries,
+            },
             slots,
             runs,
             metadata: CachedRun::default(),
@@ -152,6 +160,9 @@ impl FenceDevice {
             AgentRunEnd::Exit(code) => code,
             AgentRunEnd::Killed(_) => {
                 return StatusReply { reading: StatusReading::Silent, words: done.words() };
+            }
+            AgentRunEnd::NotRun(_) if done.had_no_slot => {
+                return StatusReply { reading: StatusReading::NotAsked, words: done.words() };
             }
             AgentRunEnd::Signal(_) | AgentRunEnd::NotRun(_) => {
                 return StatusReply { reading: StatusReading::CantTell, words: done.words() };

@@ -359,10 +359,6 @@ impl AgentBackend {
         let mut course = PlanRunner { goal, routes, plan, lease, replies, pending };
         course.first_status().await;
         let is_done = course.run_to_end().await;
-        if is_done {
-            // What was claimed has come.
-            course.pending.open.retain(|it| !it.is_claimed);
-        }
         for it in &course.routes {
             it.device.states_changed();
         }

@@ -73,6 +73,8 @@ pub(super) struct FinishedRun {
     pub(super) is_cut: bool,
     /// Last line of the output, secrets masked, escaped.
     pub(super) complaint: String,
+    /// True if the run did not begin because too many agents run.
+    pub(super) had_no_slot: bool,
     /// True if the agent wrote to standard error.
     pub(super) complained: bool,
     /// Fingerprint of the program and its options.

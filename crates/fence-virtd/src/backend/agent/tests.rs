@@ -210,7 +210,7 @@ async fn one_that_hangs_takes_nothing_from_others() {
         .machine("w", "on")
         .device(
             "hangs",
-            "plugs = \"w\"; order = \"1\"; status_timeout = \"60\";",
+            "plugs = \"w\"; order = \"1\"; status_timeout = \"5\";",
             &[("status", "sleep 1000"), ("off", "sleep 1000")],
         )
         .device("works", "plugs = \"w\"; order = \"2\";", &[]);
@@ -258,8 +258,11 @@ async fn what_was_killed_holds_the_lease_until_its_device_was_heard() {
 
 #[tokio::test]
 async fn a_request_that_is_dropped_in_the_middle_holds_its_lease_too() {
-    let rig =
-        Rig::new().machine("w", "on").device("d", "plugs = \"w\";", &[("off", "touch began; sleep 1000")]);
+    let rig = Rig::new().machine("w", "on").device(
+        "d",
+        "plugs = \"w\"; effect_timeout = \"3\";",
+        &[("off", "touch began; sleep 1000")],
+    );
     let backend = rig.backend();
     let w = found(&backend, "w").await;
     let (lease, mut settled) = Lease::new(Instant::now() + PATIENCE, 1);
@@ -349,8 +352,11 @@ async fn a_plug_that_means_another_domain_now_is_left_alone() {
 #[tokio::test]
 async fn what_was_claimed_and_is_not_seen_may_come_yet() {
     for (off, is_held) in [("exit 0", true), ("exit 1", false), ("echo off > ../power-1", false)] {
-        let rig =
-            Rig::new().machine("1", "on").device("d", "plugs = \"web:1\"; retries = \"0\";", &[("off", off)]);
+        let rig = Rig::new().machine("1", "on").device(
+            "d",
+            "plugs = \"web:1\"; retries = \"0\"; effect_timeout = \"2\";",
+            &[("off", off)],
+        );
         let backend = rig.backend();
         let web = found(&backend, "web").await;
         // One that stays on is followed to the end of the time. However long it takes to get there.
@@ -367,6 +373,64 @@ async fn what_was_claimed_and_is_not_seen_may_come_yet() {
         drop(lease);
         assert_eq!(settled.is_now(), !is_held, "{off}");
         tokio::time::timeout(PATIENCE, settled.wait()).await.unwrap();
+    }
+}
+
+/// A device that says "done" and acts much later: the request has failed, and what conflicts with it waits
+/// until the machine is off.
+#[tokio::test]
+async fn what_was_claimed_holds_up_others_until_it_comes() {
+    for off in ["exit 0", "sleep 1000"] {
+        let keys = "plugs = \"web:1\"; retries = \"0\"; timeout = \"2\"; effect_timeout = \"600\";";
+        let rig = Rig::new().machine("1", "on").device("d", keys, &[("off", off)]);
+        let backend = rig.backend();
+        let web = found(&backend, "web").await;
+        let mut limit = Duration::from_secs(3);
+        let (lease, mut settled) = loop {
+            let (lease, settled) = Lease::new(Instant::now() + limit, 1);
+            assert!(backend.off(&web, false, &lease).await.is_err());
+            if rig.runs("d").contains(&"off".to_owned()) {
+                break (lease, settled);
+            }
+            limit *= 2;
+        };
+        drop(lease);
+        // Looks go on for as long as it may come.
+        let (looks, until) = (rig.runs("d").len(), Instant::now() + PATIENCE);
+        while rig.runs("d").len() < looks + 4 {
+            assert!(!settled.is_now() && Instant::now() < until, "{off}: {:?}", rig.runs("d"));
+            sleep(Duration::from_millis(50)).await;
+        }
+        std::fs::write(rig.path("power-1"), "off").unwrap();
+        tokio::time::timeout(PATIENCE, settled.wait()).await.expect("held after it came");
+    }
+}
+
+/// Two devices have the domain's name, and each its own machine: "off" is said of both or not at all, however
+/// slow one of them is.
+#[tokio::test]
+async fn a_slow_device_is_heard_before_off_is_said() {
+    for first in ["off", "on"] {
+        let rig = || {
+            Rig::new()
+                .machine("1", first)
+                .machine("2", "on")
+                .device("a", "plugs = \"w:1\"; order = \"1\";", &[])
+                .device("b", "plugs = \"w:2\"; order = \"2\";", &[("status", "sleep 3.5")])
+        };
+        let rig = rig();
+        let backend = rig.backend();
+        let w = found(&backend, "w").await;
+        let status = backend.status(&w, &lease(PATIENCE)).await;
+        assert_eq!(status.map(|it| it.state()), Ok(PowerState::On), "{first}");
+        let down = backend.off(&w, false, &lease(PATIENCE)).await.unwrap();
+        assert_eq!([rig.power("1"), rig.power("2")], ["off", "off"], "{down:?}");
+        assert_eq!(backend.status(&w, &lease(PATIENCE)).await.map(|it| it.state()), Ok(PowerState::Off));
+        // One that stays on.
+        std::fs::write(rig.path("b").join("off"), "exit 0").unwrap();
+        std::fs::write(rig.path("power-2"), "on").unwrap();
+        let error = backend.off(&w, false, &lease(Duration::from_secs(15))).await.unwrap_err();
+        assert!(matches!(error, ActionError::NoEffect { .. } | ActionError::Unknown(_)), "{error:?}");
     }
 }
 

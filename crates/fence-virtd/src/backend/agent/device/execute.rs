@@ -49,12 +49,9 @@ impl FenceDevice {
         let PreparedRun { path, input, mask, fingerprint, program } = ready;
         let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
         let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
-            return self.not_run(
-                action,
-                "agent limit reached (max_running)".to_owned(),
-                fingerprint,
-                context,
-            );
+            let why = "agent limit reached (max_running)".to_owned();
+            let not_run = self.not_run(action, why, fingerprint, context);
+            return FinishedRun { had_no_slot: true, ..not_run };
         };
         // The place may have come late: nothing is begun for who does not wait any more.
         if matches!(action, AgentAction::Power(action) if action != PowerAction::Status)
@@ -112,6 +109,7 @@ impl FenceDevice {
             is_cut: whole.output.is_cut,
             complaint,
             complained,
+            had_no_slot: false,
             fingerprint,
             program,
         }
@@ -132,6 +130,7 @@ impl FenceDevice {
             is_cut: false,
             complaint: String::new(),
             complained: false,
+            had_no_slot: false,
             fingerprint,
             program: 0,
         }
