@@ -29,6 +29,10 @@ class Course:
         """Of all so far."""
         return statistics.median(self.seconds)
 
+    def best(self):
+        """The shortest so far: what it costs where nothing else goes on."""
+        return min(self.seconds)
+
 
 def shifted(hosts, name, group, virtd):
     """A second daemon at h1, in a multicast group of its own; `negative_delay` would hide what is to be seen."""
@@ -60,11 +64,11 @@ def test_off_of_what_is_off(hosts, note):
     finally:
         none.stop()
         lone.stop()
-    told = {name: way.median() for name, way in ways.items()}
-    note(", ".join(f"{name}: {1000 * it:.0f} ms" for name, it in told.items()))
+    told = {name: way.best() for name, way in ways.items()}
+    note(", ".join(f"{name}: {1000 * way.best():.0f} ms, median {1000 * way.median():.0f}" for name, way in ways.items()))
     assert told["lone"] <= 1.2 * told["none"], told
-    # Two rounds of questions on a network without losses: much less than the first repetition would add.
-    assert told["two"] <= told["none"] + 0.05 * max(1, told["none"] / 0.05), told
+    # Two rounds of questions on a network without losses take less than the agent does.
+    assert told["two"] <= 2 * told["none"], told
 
 
 def test_off_of_what_runs_here_asks_nobody(hosts, note):

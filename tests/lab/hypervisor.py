@@ -130,9 +130,10 @@ class Hypervisor:
     def stop(self):
         """Ends libvirtd, every QEMU and the namespaces; removes a temporary directory. May be called twice."""
         self._tree.stdin.close()
-        self._tree.wait()
+        # First: the tree waits for libvirtd, and a nsenter that stands still with it would not see its end.
         if self._libvirtd:
             self._wait_gone()
+        self._tree.wait()
         self._tree.stdout.close()
         if self._own:
             shutil.rmtree(self.directory, ignore_errors=True)
