@@ -15,6 +15,8 @@ LINGERS = 40.0
 
 ON, FAILED, OFF = 0, 1, 2
 
+NOWHERE = "it ran nowhere all the time"
+
 
 @dataclasses.dataclass
 class Deed:
@@ -118,5 +120,5 @@ class _Case:
         """There was nothing of it, all the time."""
         if not self.before.of(self.domain) and not self.after.of(self.domain) and self._quiet(
                 STARTS, ENDS, MOVES, {"on", "off", "reboot"}):
-            return "it ran nowhere all the time"
+            return NOWHERE
         return None

@@ -33,7 +33,7 @@ import libvirt
 
 from lab import net
 
-from .judge import ENDS, FAILED, LINGERS, MOVES, OFF, STARTS, Answer, Deed, untrue
+from .judge import FAILED, LINGERS, MOVES, NOWHERE, OFF, Answer, Deed, untrue
 from .readings import clock
 from .steps import Step, draw
 from .world import DOMAINS, IDLE, PATIENCE, Shape, World
@@ -213,7 +213,9 @@ class Search:
         with self._lock:
             others = [it for it in self._deeds if it is not deed]
         why = untrue(Answer(step.action, step.domain, result.rc), before, after, others)
-        if why:
+        if why and NOWHERE in why and any(it.claims(step.domain) for it in self.world.places):
+            self.counts["libvirt was wrong"] += 1
+        elif why:
             self._accuse(number, step, why, readings)
 
     def _accuse(self, number, step, why, readings):
@@ -446,6 +448,11 @@ class Search:
         """It runs at one place."""
         net.wait_until(lambda: all(it.runs for it in self.world.read().of(domain)), PATIENCE)
         reading = self.world.read()
+        for place in self.world.places:
+            if place.claims(domain):
+                self.note(f"    libvirtd of {place.name} has {domain}, which is not there: it is started anew")
+                place.kill()
+                place.raise_up()
         self.note(f"    {domain} is {reading.line(domain)}")
         for sight in reading.running(domain):
             # A transient one could not be started again.

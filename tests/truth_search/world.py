@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import pathlib
 import signal
+import subprocess
 import threading
 import uuid as uuids
 
@@ -121,6 +122,17 @@ class Place:
     def has(self, domain):
         """Whether an instance is here, running or not."""
         return any(name == domain for name, _ in self.look().sights)
+
+    def claims(self, domain):
+        """Whether libvirtd says that it is on although nothing of it is here. After a migration whose libvirtd was killed it
+        may; who asks libvirtd can't know better then."""
+        if self.driver == "test" or not self.well or self.has(domain):
+            return False
+        try:
+            said = self.hypervisor.virsh("domstate", domain, check=False, timeout=10)
+        except subprocess.TimeoutExpired:
+            return True
+        return said.returncode == 0 and said.stdout.strip() != "shut off"
 
     def defines(self, domain):
         """Whether its definition is here."""
