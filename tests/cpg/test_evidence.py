@@ -2,15 +2,22 @@
 """Off means off, wherever else the domain may be: at a node whose daemon does not run, at a host that was down and is up again, at
 one that was cut off. The answer is failure or the truth, in every round; the truth is read at the hypervisors."""
 
+import datetime
 import os
+import time
 
 import pytest
+
+from lab.net import wait_until
 
 from .hosts import refused
 from .test_lost import asked_all, serve
 
 OURS = "ours"
 ROUNDS = 3 if int(os.environ.get("ROUNDS", "5")) < 20 else 50
+
+#: Most seconds for which a proof counts, as docs/limits.md has it.
+BOOT = 30
 
 
 def untrue(hosts, name, results):
@@ -95,3 +102,89 @@ def test_a_host_that_was_down_and_is_up_again_without_corosync(hosts):
         for asked in ("h1", "h2"):
             results = {action: hosts.ask(asked, action, "c1", timeout=6).rc for action in ("status", "off")}
             assert not untrue(hosts, "c1", results) and 0 not in results.values(), f"{asked}: {results}\n{hosts.logs()}"
+
+
+class Pacemaker:
+    """A stand-in for stonith_admin on some hosts, with a history of the test's making, as Pacemaker 2.1 writes it."""
+
+    def __init__(self, hosts, at):
+        self.at, self.program = at, hosts.directory / "stonith_admin"
+        self.write()
+        self.program.chmod(0o755)
+        for host in at:
+            host.run("mount", "--bind", self.program, "/usr/sbin/stonith_admin")
+
+    def write(self, *fencings):
+        """The history: (action, seconds from now on)."""
+        events = "".join(
+            f'<fence_event action="{action}" target="h3" client="c" origin="h1" status="success" delegate="h1" '
+            f'completed="{datetime.datetime.utcfromtimestamp(time.time() + offset):%Y-%m-%d %H:%M:%S}Z"/>'
+            for action, offset in fencings)
+        text = (f'<pacemaker-result api-version="2.25" request="r"><list name="fencing history" count="{len(fencings)}">'
+                f'{events}</list><status code="0" message="OK"/></pacemaker-result>')
+        # In its place: the hosts have this very file.
+        self.program.write_text(f"#!/bin/sh\necho '{text}'\n")
+
+    def close(self):
+        for host in self.at:
+            if host.alive():
+                host.run("umount", "/usr/sbin/stonith_admin")
+
+
+@pytest.fixture
+def pacemaker(hosts):
+    stands_in = Pacemaker(hosts, (hosts.h1, hosts.h2))
+    yield stands_in
+    stands_in.close()
+
+
+def lose_h3(hosts):
+    hosts.h3.kill()
+    hosts.h1.wait_members(2)
+    hosts.h2.wait_members(2)
+
+
+def test_a_reboot_in_the_history_of_a_host_that_is_up_again(hosts, pacemaker):
+    serve(hosts, host_down="pacemaker")
+    lose_h3(hosts)
+    # Nothing proves anything yet.
+    runs_on(hosts, "c1", ("status",))
+    hosts.h3.hypervisor.virsh("destroy", "c1")
+    pacemaker.write(("reboot", 0))
+    began = time.monotonic()
+    for asked in ("h1", "h2"):
+        assert hosts.ask(asked, "off", "c1").rc == 0, hosts.logs()
+    # It boots, without corosync.
+    wait_until(lambda: time.monotonic() > began + BOOT, 2 * BOOT)
+    hosts.h3.has("c1")
+    for _ in range(ROUNDS):
+        for asked in ("h1", "h2"):
+            results = {action: hosts.ask(asked, action, "c1", timeout=5).rc for action in ("status", "off")}
+            assert not untrue(hosts, "c1", results) and 0 not in results.values(), f"{asked}: {results}\n{hosts.logs()}"
+    # Fenced once more, by an off: that stands until something powers it on.
+    hosts.h3.hypervisor.virsh("destroy", "c1")
+    pacemaker.write(("off", 0), ("reboot", -BOOT))
+    assert hosts.ask("h1", "off", "c1").rc == 0, hosts.logs()
+    assert hosts.ask("h2", "status", "c1").rc == 2, hosts.logs()
+    pacemaker.write(("on", 0), ("off", -1), ("reboot", -BOOT))
+    hosts.h3.has("c1")
+    for asked in ("h1", "h2"):
+        assert hosts.ask(asked, "off", "c1", timeout=5).rc not in (0, 2), hosts.logs()
+
+
+def test_a_fencing_with_a_time_that_can_t_be_true(hosts, pacemaker):
+    """Clocks that were set: the host is only cut off, and its domain runs on."""
+    serve(hosts, host_down="pacemaker")
+    # An old one, which Pacemaker dates a little after the loss.
+    pacemaker.write(("off", 25))
+    hosts.h3.cut()
+    hosts.h1.wait_members(2)
+    hosts.h2.wait_members(2)
+    wait_until(lambda: "in the future" in hosts.ask("h1", "status", "c1", timeout=3).out + hosts.h1.daemon.log, 20)
+    until = time.monotonic() + BOOT
+    answers = {}
+    while time.monotonic() < until:
+        for asked in ("h1", "h2"):
+            answers[asked] = {action: hosts.ask(asked, action, "c1", timeout=3).rc for action in ("status", "off")}
+            assert not untrue(hosts, "c1", answers[asked]), f"{answers}\n{hosts.logs()}"
+    assert hosts.h3.state("c1") == "running"
