@@ -128,10 +128,12 @@ proptest! {
         let mut schedule = HelloSchedule::new(start);
         let mut sent = Vec::new();
         let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+        prop_assert_eq!(schedule.first_round_ends(), None);
         for tenths in 0..3000 {
             if hurries.contains(&tenths) { schedule.hurry(at(tenths)); }
             if schedule.is_due(at(tenths)) { sent.push(tenths); }
         }
+        prop_assert_eq!(schedule.first_round_ends(), Some(start + FIRST_ROUND));
         prop_assert!(sent[0] == 0 && sent.iter().filter(|it| **it < 10).count() >= 3);
         for pair in sent.windows(2) {
             prop_assert!(pair[1] - pair[0] <= 600);

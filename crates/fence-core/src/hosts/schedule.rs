@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Time from the start in which the other hosts can answer the first hellos. No question about absence is
-/// answered before.
+/// Time from the first hello in which the other hosts can answer it and those after it. No question about
+/// absence is answered before.
 pub const FIRST_ROUND: Duration = Duration::from_secs(1);
 /// Time between two hellos.
 pub const HELLO_EVERY: Duration = Duration::from_secs(60);
@@ -17,16 +17,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Times of the hellos.
 #[derive(Clone, Debug)]
 pub struct HelloSchedule {
-    began: Instant,
+    /// Moment of the first hello.
+    began: Option<Instant>,
     sent: usize,
     last: Instant,
     next: Instant,
 }
 
 impl HelloSchedule {
-    /// Begins a first round now.
+    /// Begins a first round as soon as the first hello is sent.
     pub fn new(now: Instant) -> Self {
-        Self { began: now, sent: 0, last: now, next: now }
+        Self { began: None, sent: 0, last: now, next: now }
     }
 
     /// Returns the time of the next hello.
@@ -34,9 +35,9 @@ impl HelloSchedule {
         self.next
     }
 
-    /// Returns the end of the first round.
-    pub fn first_round_ends(&self) -> Instant {
-        self.began + FIRST_ROUND
+    /// Returns the end of the first round; none before the first hello.
+    pub fn first_round_ends(&self) -> Option<Instant> {
+        self.began.map(|it| it + FIRST_ROUND)
     }
 
     /// Returns true if a hello must be sent now, and counts it as sent.
@@ -46,7 +47,8 @@ impl HelloSchedule {
         }
         self.sent += 1;
         self.last = now;
-        self.next = FIRST.get(self.sent).map_or(now + HELLO_EVERY, |it| (self.began + *it).max(now));
+        let began = *self.began.get_or_insert(now);
+        self.next = FIRST.get(self.sent).map_or(now + HELLO_EVERY, |it| (began + *it).max(now));
         true
     }
 

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
@@ -33,6 +33,11 @@ impl PeerHosts for Peers {
     }
 }
 
+const NOT_READY: &str = "other hosts can't be heard yet, since the multicast listener is not up; the log \
+                         says why. If there are none: peers = \"none\"";
+/// Pause before it is looked again whether the listener is up.
+const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
+
 /// Question of this host in the table of open ones, which leaves it with this value.
 struct ListedQuestion<'p> {
     peers: &'p Peers,
@@ -46,19 +51,25 @@ impl Peers {
         if mode == PeerMode::Off {
             return Vec::new();
         }
+        let mut is_ready = true;
         if mode == PeerMode::Discovered {
-            // Before its end nobody can know who else is there.
-            let first_round = lock(&self.schedule).first_round_ends();
-            sleep_until(first_round.min(until).into()).await;
-            self.legacy.has_searched(until.min(first_round + FIND_LIMIT)).await;
+            match self.first_round(until).await {
+                // Hosts without host messages take longer.
+                Some(end) => self.legacy.has_searched(until.min(end + FIND_LIMIT)).await,
+                None => is_ready = false,
+            }
         }
         let began = Instant::now();
+        let unknown = |host: &str, why: String| {
+            let place = DomainSite::Host(host.to_owned());
+            Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now() }
+        };
+        if !is_ready {
+            return vec![unknown("that may be there", NOT_READY.to_owned())];
+        }
         let (missing, legacy, respondents) = self.respondents(&mode);
         let mut findings = Vec::new();
-        if let Some(why) = missing {
-            let place = DomainSite::Host("that is not remembered".to_owned());
-            findings.push(Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now() });
-        }
+        findings.extend(missing.map(|why| unknown("that is not remembered", why)));
         let ours = async {
             if respondents.is_empty() {
                 return Vec::new();
@@ -69,6 +80,22 @@ impl Peers {
         findings.extend(of_ours);
         findings.extend(of_legacy);
         findings
+    }
+
+    /// Waits until the other hosts had time to answer the first hellos, and returns the end of that time. None
+    /// if no hello could be sent: then nobody can know who else is there.
+    async fn first_round(&self, until: Instant) -> Option<Instant> {
+        loop {
+            let now = Instant::now();
+            let can_hear = lock(&self.group).strong_count() > 0 && !self.settings().keys.is_empty();
+            let end = lock(&self.schedule).first_round_ends().filter(|_| can_hear);
+            match end {
+                Some(end) if end <= now => return Some(end),
+                _ if now >= until => return None,
+                Some(end) => sleep_until(end.min(until).into()).await,
+                None => sleep_until((now + NOT_READY_PAUSE).min(until).into()).await,
+            }
+        }
     }
 
     /// Returns everyone who must answer: why one may be missing, hosts without host messages, and the others.

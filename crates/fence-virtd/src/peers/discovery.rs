@@ -106,7 +106,7 @@ impl Peers {
     }
 
     fn log_disk(&self, logged: &mut OncePerReason, what: &str, error: &std::io::Error) {
-        if logged.is_new(&error.to_string()) {
+        if self.is_on() && logged.is_new(&error.to_string()) {
             warn!("can't {what}: {error}; is the state directory full?");
         }
     }

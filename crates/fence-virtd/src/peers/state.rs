@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use fence_core::hosts::{HeardHost, HelloSchedule, KnownHost, KnownHosts, Round};
 use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
 use tokio::sync::{Notify, Semaphore};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::identity::{self, Identity};
 use super::legacy_questions::LegacyQuestions;
@@ -100,16 +100,17 @@ impl Peers {
         state: Option<&Path>,
         drops: Arc<DropLog>,
     ) -> Result<Arc<Self>, PeerError> {
-        let state = state.filter(|_| settings.mode != PeerMode::Off);
-        if state.is_none() && settings.mode != PeerMode::Off {
+        // The files are read with `peers = "none"` too: a reload may change that.
+        let state = state.filter(|_| !settings.hypervisors.is_empty());
+        let is_on = settings.mode != PeerMode::Off;
+        if state.is_none() && is_on {
             warn!(
                 "other hosts are remembered in memory alone (state_dir): one that is silent when this daemon \
                  starts is not known"
             );
         }
         let sockets = sockets(&settings)?;
-        let Files { identity, store, table } =
-            read_files(state.map(Path::to_owned), settings.hypervisors.clone()).await?;
+        let Files { identity, store, table } = read_files(state.map(Path::to_owned), &settings).await?;
         let peers = Arc::new(Self {
             identity,
             host_name: host_name(),
@@ -168,6 +169,8 @@ impl Peers {
     /// Takes the multicast group of the listener; its end is that of the link.
     pub(crate) fn use_group(&self, link: &Arc<GroupLink>) {
         *lock(&self.group) = Arc::downgrade(link);
+        // Nothing that was sent before can have been heard.
+        *lock(&self.schedule) = HelloSchedule::new(Instant::now());
         self.say_hello_soon();
     }
 
@@ -293,7 +296,7 @@ impl Peers {
     fn log_host(&self, heard: HeardHost, host: &KnownHost) {
         let name = escaped(&host.to_string()).to_string();
         if heard == HeardHost::Changed {
-            return info!(host = %name, "another host is known by another name or address now");
+            return debug!(host = %name, "another host is known by another name or address now");
         }
         match &self.settings().mode {
             PeerMode::Listed(listed) => {
@@ -370,8 +373,9 @@ struct Files {
 }
 
 /// Reads the files on a thread of its own, since a disk that hangs must not hold up the start.
-async fn read_files(state: Option<PathBuf>, hypervisors: Vec<String>) -> Result<Files, PeerError> {
-    let in_memory = |table| Ok(Files { identity: Identity::of_machine(&hypervisors)?, store: None, table });
+async fn read_files(state: Option<PathBuf>, settings: &PeerSettings) -> Result<Files, PeerError> {
+    let in_memory =
+        |table| Ok(Files { identity: Identity::of_machine(&settings.hypervisors)?, store: None, table });
     let Some(directory) = state else { return in_memory(KnownHosts::default()) };
     let shown = fence_cli::shown(&directory);
     let reading = tokio::task::spawn_blocking(move || {
@@ -381,7 +385,9 @@ async fn read_files(state: Option<PathBuf>, hypervisors: Vec<String>) -> Result<
     match tokio::time::timeout(OPEN_LIMIT, reading).await {
         Ok(Ok((Ok(identity), table, store))) => Ok(Files { identity, store: Some(store), table }),
         Ok(Ok((Err(error), table, _))) => {
-            warn!("other hosts are remembered in memory alone: {error}");
+            if settings.mode != PeerMode::Off {
+                warn!("other hosts are remembered in memory alone: {error}");
+            }
             in_memory(table)
         }
         Ok(Err(_)) | Err(_) => {

@@ -301,6 +301,18 @@ async fn a_host_with_the_same_key_pair_is_noticed() {
     }
 }
 
+/// A daemon that waits for its network (-w) and serves by TCP meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_alone_before_the_group_can_be_heard() {
+    let host = Host::new(PeerMode::Discovered, port(), None).await;
+    let found = host.look_within(Duration::from_millis(1500)).await;
+    assert!(reason(&found[0].sight).contains("not up"), "{found:?}");
+    let begin = Instant::now();
+    let host = Host::found([239, 77, 1, 4], port(), None).await;
+    assert!(host.look().await.is_empty());
+    assert!(begin.elapsed() >= Duration::from_secs(1), "others had no time to answer");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn none_means_none() {
     let host = Host::new(PeerMode::Off, port(), None).await;

@@ -232,7 +232,9 @@ mod tests {
              fence_virtd_agent_device_up{{device=\"c\"}} 0\n\
              fence_virtd_agent_runs_total{{device=\"a\",action=\"off\",result=\"exit_1\"}} 2\n\
              fence_virtd_agent_runs_total{{device=\"b\",action=\"status\",result=\"exit_0\"}} 3\n\
-             fence_virtd_agent_runs_total{{device=\"a\",action=\"status\",result=\"killed\"}} 5\n"
+             fence_virtd_agent_runs_total{{device=\"a\",action=\"status\",result=\"killed\"}} 5\n\
+             fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",kind=\"legacy\"}} 5\n\
+             fence_virtd_peer_missing 1\n"
         );
         let said = one_line(&text);
         for wanted in [
@@ -241,6 +243,8 @@ mod tests {
             "device a: DOES NOT ANSWER, 7 runs; device b: answers, 3 runs; device c: not asked yet, 0 runs",
             "requests: 2 - off success by tcp 2",
             "dropped: 0;",
+            "other host h2 (10.0.0.2) (C daemon): last heard ",
+            "ONE MAY BE MISSING",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
         }
