@@ -72,7 +72,9 @@ fn forget(directory: &Path, host: &str) -> Result<String, ForgetError> {
 }
 
 fn names(table: &KnownHosts) -> String {
-    table.all().map(|it| escaped(&it.to_string()).to_string()).collect::<Vec<_>>().join(", ")
+    let mut names: Vec<_> = table.all().map(|it| escaped(&it.to_string()).to_string()).collect();
+    names.sort();
+    names.join(", ")
 }
 
 #[cfg(test)]

@@ -216,6 +216,10 @@ async fn found_hosts_are_asked_and_remembered() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     drop(a);
+    // Tasks that end hold the directory a little longer; a daemon's end is that of its process.
+    while super::identity::Identity::open(dirs[0].path()).is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let a = Host::found(group, port, Some(dirs[0].path())).await;
     let sights = a.sights().await;
     let silent: Vec<_> = sights.iter().filter(|it| matches!(it, Sight::Unknown(_))).collect();
