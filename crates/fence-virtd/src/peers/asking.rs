@@ -82,8 +82,8 @@ impl Peers {
         findings
     }
 
-    /// Waits until the other hosts had time to answer the first hellos, and returns the end of that time. None
-    /// if no hello could be sent: then nobody can know who else is there.
+    /// Waits until the other hosts had time to answer the first hellos, and returns the end of that time.
+    /// None if no hello could be sent: then nobody can know who else is there.
     async fn first_round(&self, until: Instant) -> Option<Instant> {
         loop {
             let now = Instant::now();
