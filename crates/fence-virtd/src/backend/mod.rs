@@ -20,7 +20,6 @@ use crate::request::lease::Lease;
 pub(crate) mod agent;
 #[cfg(feature = "libvirt")]
 pub(crate) mod combined;
-#[cfg(feature = "libvirt")]
 pub(crate) mod elsewhere;
 #[cfg(feature = "libvirt")]
 pub(crate) mod libvirt;
