@@ -20,9 +20,8 @@ impl Hypervisors {
     }
 
     /// Waits for a migration, which never happens.
-    #[expect(clippy::unused_self, reason = "the same form as with libvirt")]
     pub(crate) async fn migration(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
