@@ -212,6 +212,25 @@ def test_addresses_of_nobody(stage, daemon, client, record_property):
     it.wait_log("too-many-requests")
 
 
+# -- whose stream it is -----------------------------------------------------------------------------------
+
+
+def test_an_answer_never_goes_to_the_next_process_at_a_port(stage, daemon, client):
+    """A host that calls back late may reach another process than the one that asked. A classic answer names no request, so
+    that process would take "success" of the older one for its own."""
+    it = daemon("multicast", ON_ETH0, ready="udp")
+    with client.listening(1306) as listener:
+        listener.settimeout(30)
+        client.send(client.packet(wire.STATUS, "nobody-has-it", seqno=1, port=1306))
+        old, _ = listener.accept()
+        client.send(client.packet(wire.STATUS, "vm1", seqno=2, port=1306))
+        said = client.converse(wire.Stream(old, 15))
+        assert (said.kind, said.step) == ("closed", "response"), said
+        new, _ = listener.accept()
+        assert client.converse(wire.Stream(new, 15)).code == wire.SUCCESS
+    it.wait_log("superseded")
+
+
 # -- who it was -------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ use crate::service::client_link::{ClientLink, ProofFailure};
 const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
 /// Time for the client to answer our challenge: it is alive now, or it is not.
 const PROOF_LIMIT: Duration = Duration::from_secs(2);
+/// Time for the packet of a newer request to be read, after its sender took a stream that was opened late.
+const PACKET_GRACE: Duration = Duration::from_millis(10);
 
 /// Reason why a stream ended before its request could run.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,9 @@ pub(crate) enum ConversationError {
     /// The client answered wrongly.
     #[error(transparent)]
     Proof(#[from] ProofError),
+    /// The stream is another process's.
+    #[error("a newer request came from the same address and port, and the stream may be its own")]
+    Superseded,
     /// No random bytes from the system.
     #[error("no random bytes: {0}")]
     Random(rand::rngs::SysError),
@@ -58,6 +63,7 @@ impl ConversationError {
             Self::NoProof { .. } => "no-proof",
             Self::Proof(ProofError::LooksLikeRequest) => "challenge-like-request",
             Self::Proof(_) => "wrong-proof",
+            Self::Superseded => "superseded",
             Self::Random(_) => "no-random-bytes",
         }
     }
@@ -96,8 +102,19 @@ impl From<io::Error> for StreamError {
     }
 }
 
+/// Check whether a stream still belongs to the process that sent the request.
+///
+/// A call-back may reach the next process at the same port, which asked something else. A classic answer does
+/// not name its request, so that process would take it for its own.
+pub(crate) struct StreamOwnership {
+    /// Returns true if a newer request came from the same address and port.
+    pub(crate) is_superseded: Box<dyn Fn() -> bool + Send + Sync>,
+    /// The stream was opened so late that the packet of the newer request may still be on its way.
+    pub(crate) is_late: bool,
+}
+
 /// Holds the conversation of `job` to its end, sealed or classic as its packet was. `resolved` is the target,
-/// if it is known already.
+/// if it is known already; `ownership` is to be checked where this side opened the stream.
 pub(crate) async fn converse<S>(
     service: Arc<Service>,
     stream: S,
@@ -105,12 +122,14 @@ pub(crate) async fn converse<S>(
     packet: PacketProof,
     job: RequestJob,
     resolved: Option<ResolvedTarget>,
+    ownership: Option<StreamOwnership>,
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (reader, writer) = tokio::io::split(stream);
     let (auth, is_proved, has_spoken) = (&auth, false, false);
-    let mut link = StreamLink { service: &service, auth, packet, reader, writer, is_proved, has_spoken };
+    let mut link =
+        StreamLink { service: &service, auth, packet, reader, writer, ownership, is_proved, has_spoken };
     service.run_request(&job, resolved, &mut link).await;
 }
 
@@ -121,6 +140,7 @@ struct StreamLink<'a, S> {
     packet: PacketProof,
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
+    ownership: Option<StreamOwnership>,
     is_proved: bool,
     /// The client hung up, or said something before it was asked.
     has_spoken: bool,
@@ -178,6 +198,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
                 prove(service, reader, writer, handshake, job).await.map_err(|error| error.failure())?
             }
         };
+        // Whoever proved itself has sent its own packet before it took the stream.
+        if let Some(ownership) = &self.ownership {
+            if ownership.is_late {
+                tokio::time::sleep(PACKET_GRACE).await;
+            }
+            if (ownership.is_superseded)() {
+                return Err(ConversationError::Superseded.failure());
+            }
+        }
         self.is_proved = true;
         Ok(proved)
     }
@@ -189,7 +218,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         answer: &ClientReply,
         is_gone: bool,
     ) -> bool {
-        let sent = if is_gone {
+        let is_superseded = self.ownership.as_ref().is_some_and(|it| (it.is_superseded)());
+        let sent = if is_gone || is_superseded {
             Err(StreamError::Closed)
         } else {
             send(&mut self.writer, response, answer, job.deadline()).await

@@ -21,8 +21,8 @@ use self::members::GroupMembership;
 use super::StartError;
 use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::listener::auth::PacketProof;
-use crate::listener::conversation::converse;
+use crate::listener::auth::{PacketProof, StreamAuth};
+use crate::listener::conversation::{StreamOwnership, converse};
 use crate::listener::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, MAX_ADDRESSES, MAX_REDIRECTED, MAX_REQUESTS,
     MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE,
@@ -38,6 +38,9 @@ use fence_core::history::{History, Repetition, RequestKey};
 mod members;
 
 const NAME: &str = "multicast";
+/// Time after a request's arrival from which on its client may have been answered by another host, and
+/// another process may have its port.
+const LATE_CALL_BACK: Duration = Duration::from_millis(5);
 /// Datagrams that are read in a row before their requests are served.
 const MAX_BATCH: usize = 256;
 
@@ -51,7 +54,7 @@ pub(crate) struct MulticastReceiver {
     /// Slots of requests whose packet came from the address to call back.
     requests: Arc<AdmissionTable<IpAddr>>,
     negative_delay: Duration,
-    /// The latest request of each client, until the client is reached.
+    /// The latest request of each client, until it is answered.
     clients: Mutex<HashMap<CallBackKey, LatestRequest>>,
     /// Slots of requests that name another address to call back than they came from, until that address
     /// answers.
@@ -306,9 +309,7 @@ impl MulticastReceiver {
         match reached {
             CallBackResult::Reached(stream, address, resolved) => {
                 if let Some(_slot) = self.settle(slot, address) {
-                    self.unregister(client, job.id);
-                    converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, resolved)
-                        .await;
+                    self.converse(client, stream, rules.auth.clone(), proof, job, resolved).await;
                     return;
                 }
                 lock(&self.history).forget(&request_key);
@@ -324,6 +325,27 @@ impl MulticastReceiver {
             }
         }
         self.unregister(client, job.id);
+    }
+
+    /// Converses with a client that was reached, as long as nobody asks something newer from there.
+    async fn converse(
+        self: &Arc<Self>,
+        client: CallBackKey,
+        stream: TcpStream,
+        auth: StreamAuth,
+        proof: PacketProof,
+        job: RequestJob,
+        resolved: Option<ResolvedTarget>,
+    ) {
+        let id = job.id;
+        let this = Arc::clone(self);
+        let ownership = StreamOwnership {
+            is_superseded: Box::new(move || !this.is_latest(client, id)),
+            is_late: job.arrived.elapsed() > LATE_CALL_BACK,
+        };
+        let service = Arc::clone(&self.service);
+        converse(service, stream, auth, proof, job, resolved, Some(ownership)).await;
+        self.unregister(client, id);
     }
 
     /// Looks for the domain and calls the client back: at once if this host has the domain; a little later if
@@ -395,7 +417,7 @@ impl MulticastReceiver {
         if newer.is_redirected && clients.get(&client).is_some_and(|latest| !latest.is_redirected) {
             return Err(DroppedDatagram::new(
                 "call-back-address",
-                &"a request that came from the address itself is being called back there",
+                &"a request that came from the address itself is being answered there",
             ));
         }
         clients.insert(client, newer);

@@ -119,7 +119,7 @@ impl<T: Transport> StreamListener<T> {
         });
         let target = escaped(job.target.as_str());
         debug!(id = job.id, peer = %job.peer, action = %job.action, %target, "heard");
-        converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None).await;
+        converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None, None).await;
         drop(slot);
     }
 
