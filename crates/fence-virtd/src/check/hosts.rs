@@ -114,7 +114,8 @@ fn answering(known: &KnownHosts, address: IpAddr, domains: Option<&[HostDomain]>
         Some(domains) => {
             let on = domains.iter().filter(|it| !it.is_off).count();
             let text = format!(
-                "answers, and may have the same domains; it lists {}, {on} of them on",
+                "answers a list, and may have the same domains; it lists {}, {on} of them on. Whether it \
+                 answers questions of the daemon, the daemon's log says",
                 domains.len()
             );
             Finding::ok(CHECK, name, text)

@@ -286,7 +286,10 @@ impl Peers {
                 "host {host} {silence}; does fence_virtd run there, with this host in its `peers`? If it is \
                  gone for good, take it out of `peers`"
             ),
-            _ => format!("host {host} {silence}; if it is gone for good: fence_virtd --forget {name}"),
+            _ => format!(
+                "host {host} {silence}; its domains may run: start fence_virtd there, or power it off. If it \
+                 is gone for good: fence_virtd --forget {name}"
+            ),
         }
     }
 

@@ -67,7 +67,8 @@ fn forget(directory: &Path, host: &str) -> Result<String, ForgetError> {
     let lines: String = gone.iter().map(|it| format!("forgotten: {}\n", escaped(&it.to_string()))).collect();
     Ok(format!(
         "{lines}The daemon takes this up within a second, or when it starts. A host that is still there is \
-         found again.\n"
+         found again.\nFrom now on domains of this host are called off without asking it. If they may still \
+         run there, power that host off first.\n"
     ))
 }
 

@@ -120,13 +120,13 @@ impl Service {
                 Err(Some(doubt)) => doubt,
             };
             if lease.check().is_err() {
-                return format!("the start that it owes was not made good: {doubt}");
+                return not_made_good(&doubt);
             }
             tokio::time::sleep(LOOK_PAUSE).await;
         };
         match self.backend.start_owed(&domain, xml, lease).await {
             Ok(()) => "the start that it owed is made good".to_owned(),
-            Err(error) => format!("the start that it owes was not made good: {error}"),
+            Err(error) => not_made_good(&error),
         }
     }
 
@@ -162,4 +162,9 @@ impl Service {
 fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
     let uuid = DomainId::parse_canonical(&unfinished.intent.uuid)?;
     Some(DomainRef { name: unfinished.intent.domain.clone(), uuid, home: DomainHome::Here(0) })
+}
+
+/// Returns the words for a start that is still owed, with the next step.
+fn not_made_good(why: &dyn std::fmt::Display) -> String {
+    format!("the start that it owes was not made good: {why}. The domain stays off until somebody starts it")
 }
