@@ -110,6 +110,51 @@ def test_a_migration_whose_end_is_not_heard(pair, note, first):
     tally.none(pair.logs())
 
 
+@pytest.mark.parametrize("touched", ["suspend", "suspend+resume"])
+def test_a_migration_whose_end_is_not_heard_of_a_machine_that_was_touched(pair, note, touched):
+    """Pausing the machine at the target changes the reason of its state, and not where it may run on."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    here.does_not_call_back()
+    for _ in range(max(ROUNDS // 4, 1)):
+        here.has("x")
+        with Relay(here.hypervisor, here.directory / "relay", held=CONFIRM) as relay, \
+                Relay(there.hypervisor, there.directory / "relay", loses=FINISH) as deaf:
+            migration = here.migrate("x", there, source=relay, target=deaf)
+            assert relay.wait_held(migration), migration.communicate()[0]
+            until(lambda: there.state("x") == "running", PATIENCE, "x runs at the target")
+            for word in touched.split("+"):
+                there.hypervisor.virsh(word, "x")
+            answer = pair.ask("off", "x")
+            relay.let_go()
+            said = settle(pair, migration)
+        tally.add(answer, answer.lie_afterwards(), f"{here.state('x')} {there.state('x')} {said.strip()}")
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    tally.none(pair.logs())
+
+
+def test_what_a_paused_machine_left_at_its_source(pair, note):
+    """A machine that was paused when it migrated looks at its source as if it had never left, if nobody told the source how the
+    migration ended."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    for _ in range(max(ROUNDS // 4, 1)):
+        here.has("x", paused=True)
+        with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+            migration = here.migrate("x", there, source=relay)
+            assert relay.wait_held(migration), migration.communicate()[0]
+            relay.cut()
+            said = migration.communicate(timeout=PATIENCE)[0]
+        there.hypervisor.virsh("resume", "x")
+        there.does_not_call_back()
+        answer = pair.ask("off", "x")
+        tally.add(answer, answer.lie(), f"{here.state('x')} {there.state('x')} {said.strip()}")
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    tally.none(pair.logs())
+
+
 @pytest.mark.parametrize("keeps", ["definition", "nothing"])
 def test_a_migration_that_is_aborted(pair, note, keeps):
     """The domain never left, and the target saw an instance end: that is no sight of the domain."""

@@ -149,10 +149,10 @@ impl KnownHosts {
         let (gone, kept) = std::mem::take(&mut self.hosts).into_iter().partition(|(_, it)| is_meant(it));
         self.hosts = kept;
         let gone: BTreeMap<HostId, KnownHost> = gone;
-        let before = self.pins.len();
         self.pins
             .retain(|at, id| !gone.contains_key(id) && Some(at.ip()) != address && at.to_string() != text);
-        if !gone.is_empty() || self.pins.len() != before {
+        // A host that is not in the table can't be meant by its name: only "all" means it too.
+        if text == ALL {
             self.missing = None;
         }
         gone.into_values().collect()
@@ -167,6 +167,8 @@ impl KnownHosts {
         domains: u16,
         now: u64,
     ) -> HeardHost {
+        let name = own_name(name, from);
+        let name = name.as_str();
         let is_full = self.hosts.len() >= MAX_HOSTS;
         let Some(host) = self.hosts.get_mut(&id) else {
             if is_full {
@@ -194,6 +196,16 @@ fn no_room() -> String {
         "more than {MAX_HOSTS} other hosts were heard, and not all are remembered; forget those that are \
          gone: fence_virtd --forget HOST"
     )
+}
+
+/// Returns the name by which a host is known: the one that it tells, or else its address. A name that would
+/// mean other hosts too, to an administrator who forgets this one, is not taken.
+fn own_name(told: &str, from: IpAddr) -> String {
+    let means_others = told.is_empty()
+        || told.eq_ignore_ascii_case(ALL)
+        || told.parse::<IpAddr>().is_ok()
+        || HostId::from_text(told).is_some();
+    if means_others { from.to_string() } else { told.to_owned() }
 }
 
 /// Returns the name of a legacy host in the table. It has no key, so its address stands for it.

@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_wire::Target;
@@ -46,7 +46,7 @@ pub(crate) struct LibvirtBackend {
     hypervisors: Vec<Arc<Hypervisor>>,
     reboot_starts: bool,
     /// Hosts that are asked before a domain is called off.
-    others: OnceLock<Arc<dyn PeerHosts>>,
+    others: Mutex<Vec<Arc<dyn PeerHosts>>>,
 }
 
 /// Domain that this host's hypervisors know, with what they show of it.
@@ -73,13 +73,12 @@ impl LibvirtBackend {
                 unreachable.push(error.to_string());
             }
         }
-        (Self { hypervisors, reboot_starts, others: OnceLock::new() }, unreachable)
+        (Self { hypervisors, reboot_starts, others: Mutex::default() }, unreachable)
     }
 
-    /// Sets the hosts that are asked before a domain is called off; once, before the first request. Without
-    /// this the host is alone, or its caller asks the others.
+    /// Adds hosts that are asked before a domain is called off. Before the first request.
     pub(crate) fn ask_others(&self, others: Arc<dyn PeerHosts>) {
-        let _ = self.others.set(others);
+        lock(&self.others).push(others);
     }
 
     /// Returns the hypervisors of the configuration, in its order.
@@ -120,10 +119,9 @@ impl LibvirtBackend {
         let mut rounds = Vec::with_capacity(2);
         while rounds.len() < 2 {
             let (mut round, others) = tokio::join!(self.look_at_all(question, until), async {
-                match self.others.get() {
-                    Some(others) => others.look(question, until).await,
-                    None => Vec::new(),
-                }
+                let others = lock(&self.others).clone();
+                let looks = others.iter().map(|it| it.look(question, until));
+                join_all(looks).await.into_iter().flatten().collect::<Vec<_>>()
             });
             round.extend(others);
             let is_decided = round.len() == 1
@@ -292,7 +290,7 @@ impl LibvirtBackend {
     ) -> Result<PowerOffResult<'_>, ActionError> {
         let asked = Instant::now();
         let question = DomainQuestion::about(domain);
-        let (mut next, mut acted) = (self.home_of(domain)?, false);
+        let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
         loop {
             let down = self.take_down_at(next, domain, for_reboot, lease).await;
             match down.map_err(|it| after(acted, it))? {
@@ -301,14 +299,18 @@ impl LibvirtBackend {
                     let restart = start_from.map(|it| self.restart(next, domain, it));
                     return Ok(PowerOffResult { proof, was_off: false, restart, note: None });
                 }
-                PowerOffHere::EndedWhileMoving => acted = true,
+                PowerOffHere::EndedWhileMoving { start_from } => {
+                    acted = true;
+                    source = start_from.map(|it| (next, it)).or(source);
+                }
                 PowerOffHere::NothingHere => {}
             }
             // No instance that ran here was ended: every place has to say that it has none.
             match self.prove_off(&question, lease.until()).await {
                 Ok(proof) => {
                     let starts = for_reboot && (acted || self.reboot_starts);
-                    let restart = starts.then(|| self.restart(next, domain, StartSource::Definition));
+                    let (home, source) = source.unwrap_or((next, StartSource::Definition));
+                    let restart = starts.then(|| self.restart(home, domain, source));
                     return Ok(PowerOffResult { proof, was_off: !acted, restart, note: None });
                 }
                 Err(Doubt::On(place) | Doubt::Moving(place)) if self.is_own(&place) => {
@@ -560,7 +562,7 @@ async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, un
         .ask(until, move |c| {
             let reading = look(c, uuid)?;
             let namesake = match reading {
-                DomainReading::On { .. } | DomainReading::Off => None,
+                DomainReading::On { .. } => None,
                 _ => act::namesake_on(c, &name, uuid)?,
             };
             Ok((reading, namesake))

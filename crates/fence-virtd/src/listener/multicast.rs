@@ -21,7 +21,7 @@ use self::members::GroupMembership;
 use super::StartError;
 use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
 use super::rules::{CurrentRules, ListenerRules};
-use crate::listener::auth::{PacketProof, StreamAuth};
+use crate::listener::auth::PacketProof;
 use crate::listener::conversation::{StreamOwnership, converse};
 use crate::listener::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, MAX_ADDRESSES, MAX_REDIRECTED, MAX_REQUESTS,
@@ -229,7 +229,8 @@ impl MulticastReceiver {
             let job = self.job(packet, arrived, &rules);
             let (id, target) = (job.id, escaped(job.target.as_str()));
             debug!(id, peer = %job.peer, action = %job.action, %target, "heard");
-            let latest = LatestRequest { id, is_redirected: packet.is_redirected };
+            let is_redirected = packet.is_redirected;
+            let latest = LatestRequest { id, is_redirected, request_key: request_key.clone() };
             self.register_latest((packet.address, proof.key()), latest)?;
             Ok((slot, job))
         });
@@ -309,7 +310,12 @@ impl MulticastReceiver {
         match reached {
             CallBackResult::Reached(stream, address, resolved) => {
                 if let Some(_slot) = self.settle(slot, address) {
-                    self.converse(client, stream, rules.auth.clone(), proof, job, resolved).await;
+                    let ownership = self.ownership(client, &job, request_key);
+                    let service = Arc::clone(&self.service);
+                    let id = job.id;
+                    converse(service, stream, rules.auth.clone(), proof, job, resolved, Some(ownership))
+                        .await;
+                    self.unregister(client, id);
                     return;
                 }
                 lock(&self.history).forget(&request_key);
@@ -327,25 +333,20 @@ impl MulticastReceiver {
         self.unregister(client, job.id);
     }
 
-    /// Converses with a client that was reached, as long as nobody asks something newer from there.
-    async fn converse(
+    /// Returns the check whether the stream of a request is still that of its process.
+    fn ownership(
         self: &Arc<Self>,
         client: CallBackKey,
-        stream: TcpStream,
-        auth: StreamAuth,
-        proof: PacketProof,
-        job: RequestJob,
-        resolved: Option<ResolvedTarget>,
-    ) {
-        let id = job.id;
+        job: &RequestJob,
+        request_key: RequestKey,
+    ) -> StreamOwnership {
         let this = Arc::clone(self);
-        let ownership = StreamOwnership {
-            is_superseded: Box::new(move || !this.is_latest(client, id)),
+        StreamOwnership {
+            is_superseded: Box::new(move || {
+                lock(&this.clients).get(&client).is_some_and(|latest| latest.request_key != request_key)
+            }),
             is_late: job.arrived.elapsed() > LATE_CALL_BACK,
-        };
-        let service = Arc::clone(&self.service);
-        converse(service, stream, auth, proof, job, resolved, Some(ownership)).await;
-        self.unregister(client, id);
+        }
     }
 
     /// Looks for the domain and calls the client back: at once if this host has the domain; a little later if
@@ -515,6 +516,8 @@ struct PendingRequest {
 struct LatestRequest {
     id: u64,
     is_redirected: bool,
+    /// A process keeps the sequence number of its request for all transmissions.
+    request_key: RequestKey,
 }
 
 /// Result of a call-back.

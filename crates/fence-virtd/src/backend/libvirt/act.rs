@@ -132,8 +132,12 @@ pub(super) struct PowerOffProgress {
 pub(super) enum PowerOffHere {
     /// No instance was here, or it left for another place: nothing was ended.
     NothingHere,
-    /// An instance that a migration had here was ended. The machine may run at another place.
-    EndedWhileMoving,
+    /// An instance was ended that a migration had here, or may have left here. The machine may run at another
+    /// place.
+    EndedWhileMoving {
+        /// Source for the restart, if it was read.
+        start_from: Option<StartSource>,
+    },
     /// The instance that ran here has ended, as this look showed.
     Ended {
         /// The look that showed it.
@@ -336,14 +340,11 @@ impl PowerOffRun<'_> {
         }
     }
 
-    /// Returns whether a migration has the instance, or brought it here so lately that the source may still
-    /// be resumed: the end of this instance is no proof then.
+    /// Returns whether the end of this instance is no proof: a migration has it, or brought it here so lately
+    /// that the source may still be resumed, or it is paused. A machine that was paused before it migrated
+    /// looks the same at its source as one that never left.
     fn is_moving(&self, state: State) -> bool {
-        match state {
-            State::Migrating => true,
-            State::CameIn => !self.memory.has_settled(self.order.uuid),
-            _ => false,
-        }
+        matches!(state, State::Migrating | State::Paused) || !self.memory.has_settled(self.order.uuid)
     }
 
     /// Returns the result for a transient domain that is not there any more. It leaves nothing, whether it
@@ -365,7 +366,7 @@ impl PowerOffRun<'_> {
     /// Returns the result for an instance that has ended, as a look showed that began at this time.
     fn ended(&mut self, began: Instant) -> PowerOffHere {
         if self.progress.was_moving {
-            return PowerOffHere::EndedWhileMoving;
+            return PowerOffHere::EndedWhileMoving { start_from: self.progress.start_from.take() };
         }
         self.memory.record_end(self.order.uuid);
         PowerOffHere::Ended { look: self.end_seen(began), start_from: self.progress.start_from.take() }
@@ -382,8 +383,11 @@ impl PowerOffRun<'_> {
     }
 
     /// Returns the result where no instance is here any more, and none was seen to end.
-    fn left(&self) -> PowerOffHere {
-        if self.progress.acted { PowerOffHere::EndedWhileMoving } else { PowerOffHere::NothingHere }
+    fn left(&mut self) -> PowerOffHere {
+        if !self.progress.acted {
+            return PowerOffHere::NothingHere;
+        }
+        PowerOffHere::EndedWhileMoving { start_from: self.progress.start_from.take() }
     }
 }
 
