@@ -35,6 +35,8 @@ const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
 const OWNER_ANSWER_TIME: Duration = Duration::from_secs(1);
 /// Time for a legacy host to publish its domains.
 const POLL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Polls of a legacy host that does not answer.
+const POLL_TRIES: u32 = 3;
 /// Time for a legacy host that is not known to have any domain: it may have none to publish.
 const POLL_TIMEOUT_WITHOUT_DOMAINS: Duration = Duration::from_millis(500);
 /// Time within which a legacy host publishes all its domains, from the first one on.
@@ -288,8 +290,15 @@ impl Cluster {
         let Some(known) = known else {
             return self.await_publication(member, asks, until).await;
         };
-        let reply =
-            self.ask_legacy(member, Action::Status, &known, until.min(Instant::now() + POLL_TIMEOUT)).await?;
+        // It answers one request after the other, and loses some.
+        let mut tries = 1..=POLL_TRIES;
+        let reply = loop {
+            let limit = until.min(Instant::now() + POLL_TIMEOUT);
+            match self.ask_legacy(member, Action::Status, &known, limit).await {
+                Err(_) if tries.next().is_some_and(|it| it < POLL_TRIES) && Instant::now() < until => {}
+                other => break other?,
+            }
+        };
         let all: BTreeSet<String> = reply.published.keys().cloned().collect();
         self.state().directory.only(member, &all);
         self.notify_waiters();
