@@ -395,13 +395,14 @@ def test_the_page_has_every_cause():
                 assert f"`{words}`" in page, f"docs/troubleshooting.md: {name}: {words}"
     known = {words for _, *texts, _ in SCENES.values() for words in texts if words}
     for said in searched_for(text.partition(SEVERAL_HOSTS)[0]):
-        assert any(said in words or words in said for words in known), f"no scene shows: {said}"
+        # What takes several hosts or a crash is shown by other suites; here it is held to the daemon's words.
+        is_known = any(said in words or words in said for words in known) or said in daemon_words()
+        assert is_known, f"no scene shows: {said}"
 
 
 def test_the_page_quotes_the_daemon_on_other_hosts():
     """It takes a cluster to bring these about (tests/cpg); here they are held to the daemon's own words."""
-    sources = programs.REPOSITORY.glob("crates/fence-*/src/**/*.rs")
-    words = re.sub(r"\\?\s+", " ", " ".join(it.read_text() for it in sources))
+    words = daemon_words()
     rows = searched_for(PAGE.read_text().partition(SEVERAL_HOSTS)[2])
     assert rows
     for said in rows:
@@ -409,6 +410,12 @@ def test_the_page_quotes_the_daemon_on_other_hosts():
 
 
 SEVERAL_HOSTS = "## Several hosts: the cpg backend"
+
+
+def daemon_words():
+    """All texts of the programs, each in one line."""
+    sources = programs.REPOSITORY.glob("crates/fence-*/src/**/*.rs")
+    return re.sub(r"\\?\s+", " ", " ".join(it.read_text() for it in sources))
 
 
 def searched_for(text):
