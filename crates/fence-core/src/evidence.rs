@@ -31,7 +31,7 @@ pub enum Sight {
     Unknown(String),
 }
 
-/// DomainSite where a domain can be.
+/// Place where a domain can be.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum DomainSite {
     /// A hypervisor of this host, by its URI.
@@ -55,7 +55,7 @@ impl fmt::Display for DomainSite {
 /// Sight of a domain at one place, with the time of the look.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// DomainSite that was looked at.
+    /// Place that was looked at.
     pub place: DomainSite,
     /// Sight that it showed.
     pub sight: Sight,

@@ -87,10 +87,7 @@ impl LibvirtBackend {
     }
 
     fn home(&self, domain: &DomainRef) -> Result<&Arc<Hypervisor>, ActionError> {
-        match domain.home {
-            DomainHome::Here(place) => self.hypervisors.get(place).ok_or(ActionError::Gone),
-            DomainHome::Elsewhere | DomainHome::Agent => Err(ActionError::Gone),
-        }
+        self.home_of(domain).map(|place| &self.hypervisors[place])
     }
 
     /// Reads the state of a domain at the hypervisor that had it.
@@ -134,12 +131,9 @@ impl LibvirtBackend {
         ProvedOff::from_rounds(asked, &rounds)
     }
 
-    /// Returns whether the place is a hypervisor of this host.
-    fn is_own(&self, place: &DomainSite) -> bool {
-        self.own_place(place).is_some()
-    }
-
-    fn own_place(&self, place: &DomainSite) -> Option<usize> {
+    /// Returns the hypervisor of this host that has an instance by this doubt.
+    fn own_instance(&self, doubt: &Doubt) -> Option<usize> {
+        let (Doubt::On(place) | Doubt::Moving(place)) = doubt else { return None };
         let DomainSite::Hypervisor(uri) = place else { return None };
         self.hypervisors.iter().position(|it| it.uri() == uri)
     }
@@ -313,11 +307,13 @@ impl LibvirtBackend {
                     let restart = starts.then(|| self.restart(home, domain, source));
                     return Ok(PowerOffResult { proof, was_off: !acted, restart, note: None });
                 }
-                Err(Doubt::On(place) | Doubt::Moving(place)) if self.is_own(&place) => {
+                Err(doubt) => {
+                    let Some(home) = self.own_instance(&doubt) else {
+                        return Err(after(acted, doubt.into()));
+                    };
                     lease.check().map_err(|it| after(acted, it))?;
-                    next = self.own_place(&place).unwrap_or(next);
+                    next = home;
                 }
-                Err(doubt) => return Err(after(acted, doubt.into())),
             }
         }
     }
