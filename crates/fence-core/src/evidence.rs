@@ -27,6 +27,8 @@ pub enum Sight {
     Absent,
     /// A definition is there that stayed behind when the machine moved to another place.
     MovedAway,
+    /// The place is a host that is down, with all that ran there. The text is the evidence, for people.
+    Down(String),
     /// The place could not be looked at, for this reason.
     Unknown(String),
 }
@@ -84,6 +86,8 @@ pub enum Doubt {
 #[must_use]
 pub struct ProvedOff {
     since: Instant,
+    /// Evidence for each host that said nothing itself, because it is down.
+    down: Vec<String>,
 }
 
 impl ProvedOff {
@@ -116,13 +120,14 @@ impl ProvedOff {
             return Err(Doubt::CantTell(format!("{} could not be looked at twice", it.place)));
         }
         let since = newest_common_moment(asked, rounds)?;
+        let down = last_evidence(rounds);
         let moved = all().find(|it| it.sight == Sight::MovedAway);
         match moved {
             Some(it) if !all().any(|it| it.sight == Sight::Ended) => Err(Doubt::CantTell(format!(
                 "it moved away from {}, and no host that was asked has seen it since",
                 it.place
             ))),
-            _ => Ok(Self { since }),
+            _ => Ok(Self { since, down }),
         }
     }
 
@@ -138,8 +143,9 @@ impl ProvedOff {
             Sight::Moving => Err(Doubt::Moving(look.place.clone())),
             Sight::Unknown(ref why) => Err(Doubt::CantTell(why.clone())),
             Sight::MovedAway => Err(Doubt::CantTell(format!("it moved away from {}", look.place))),
+            Sight::Down(_) => Err(Doubt::CantTell(format!("{} was not looked at", look.place))),
             Sight::Ended | Sight::Off | Sight::Absent if look.began < asked => Err(too_old(look)),
-            Sight::Ended | Sight::Off | Sight::Absent => Ok(Self { since: look.began }),
+            Sight::Ended | Sight::Off | Sight::Absent => Ok(Self::by_looks(look.began)),
         }
     }
 
@@ -157,7 +163,17 @@ impl ProvedOff {
             return Err(too_old(old));
         }
         let since = off.map(|it| it.began).min();
-        since.map(|since| Self { since }).ok_or_else(|| Doubt::CantTell("no device says so".to_owned()))
+        since.map(Self::by_looks).ok_or_else(|| Doubt::CantTell("no device says so".to_owned()))
+    }
+
+    fn by_looks(since: Instant) -> Self {
+        Self { since, down: Vec::new() }
+    }
+
+    /// Returns the evidence for the hosts that were not looked at, because they are down; none where all
+    /// places were.
+    pub fn down(&self) -> Option<String> {
+        (!self.down.is_empty()).then(|| self.down.join("; "))
     }
 
     /// Returns the moment since which the looks were made: nothing in the proof is older.
@@ -190,6 +206,15 @@ fn newest_common_moment(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Insta
         return Err(Doubt::CantTell("the looks at the places overlap".to_owned()));
     }
     began(first)
+}
+
+/// Returns what the last round says of hosts that are down.
+fn last_evidence(rounds: &[Vec<Finding>]) -> Vec<String> {
+    let of = |it: &Finding| match &it.sight {
+        Sight::Down(evidence) => Some(format!("{} is down: {evidence}", it.place)),
+        _ => None,
+    };
+    rounds.last().into_iter().flatten().filter_map(of).collect()
 }
 
 fn too_old(look: &Finding) -> Doubt {

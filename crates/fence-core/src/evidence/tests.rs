@@ -49,6 +49,26 @@ fn one_place_that_can_not_tell_spoils_all() {
     assert!(ProvedOff::from_rounds(start, &rounds(&Sight::MovedAway)).is_ok());
 }
 
+/// Nobody looked at such a host, so the proof says on what it rests.
+#[test]
+fn a_host_that_is_down_has_nothing_and_is_named() {
+    let start = Instant::now();
+    let down = |word: &str| Sight::Down(word.to_owned());
+    let round = |step, word: &str, here: Sight| {
+        vec![finding(start, 0, here, step), finding(start, 1, down(word), step)]
+    };
+    let proof =
+        ProvedOff::from_rounds(start, &[round(1, "a", Sight::Off), round(2, "b", Sight::Off)]).unwrap();
+    assert_eq!(proof.down().as_deref(), Some("host 1 is down: b"));
+    let looked = [vec![finding(start, 0, Sight::Off, 1)]];
+    assert_eq!(ProvedOff::from_rounds(start, &looked).unwrap().down(), None);
+    // That host may have handed it on to one that nobody knows.
+    assert!(ProvedOff::from_rounds(start, &[1, 2].map(|it| round(it, "a", Sight::MovedAway))).is_err());
+    assert!(ProvedOff::from_rounds(start, &[round(1, "a", Sight::Off)]).is_err());
+    // An answer of the power switch from before the request is none.
+    assert!(ProvedOff::from_rounds(at(start, 2), &[1, 2].map(|it| round(it, "a", Sight::Off))).is_err());
+}
+
 #[test]
 fn a_place_of_one_round_alone_is_not_enough() {
     let start = Instant::now();
@@ -141,7 +161,8 @@ fn the_end_of_an_instance_is_a_proof() {
     let end = |sight| ProvedOff::from_end(start, &finding(start, 0, sight, 3));
     assert_eq!(end(Sight::Off).map(|it| it.since()), Ok(at(start, 3)));
     assert!(end(Sight::Absent).is_ok() && end(Sight::Ended).is_ok());
-    for not in [Sight::On, Sight::Moving, Sight::MovedAway, Sight::Unknown(String::new())] {
+    let down = Sight::Down("it says so".to_owned());
+    for not in [Sight::On, Sight::Moving, Sight::MovedAway, down, Sight::Unknown(String::new())] {
         assert!(end(not.clone()).is_err(), "{not:?}");
     }
     assert!(ProvedOff::from_end(at(start, 4), &finding(start, 0, Sight::Off, 3)).is_err());

@@ -130,7 +130,7 @@ impl CpgBackend {
                 Sight::Ended => LocalReading::WentOff(domain),
                 Sight::Off => LocalReading::DefinedOff(domain),
                 Sight::Absent | Sight::MovedAway => LocalReading::NotHere,
-                Sight::Unknown(why) => LocalReading::Unavailable(why),
+                Sight::Unknown(why) | Sight::Down(why) => LocalReading::Unavailable(why),
             },
             Err(LocateError::NotFound) => LocalReading::NotHere,
             Err(LocateError::Ambiguous(why)) => {
@@ -373,7 +373,7 @@ impl CpgBackend {
                 Sight::On | Sight::Moving => Ok(PowerState::On),
                 Sight::Off | Sight::Ended => Ok(PowerState::Off),
                 Sight::Absent | Sight::MovedAway => Err(ActionError::Gone),
-                Sight::Unknown(why) => Err(ActionError::Unavailable(why)),
+                Sight::Unknown(why) | Sight::Down(why) => Err(ActionError::Unavailable(why)),
             },
             OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
                 self.cluster.legacy_status(*member, domain, lease.until()).await

@@ -140,6 +140,7 @@ fn sight(sight: &Sight) -> HostSight {
         Sight::Off => HostSight::Off,
         Sight::Absent => HostSight::Absent,
         Sight::MovedAway => HostSight::MovedAway,
-        Sight::Unknown(_) => HostSight::Unknown,
+        // A hypervisor of this host is no host that is down.
+        Sight::Unknown(_) | Sight::Down(_) => HostSight::Unknown,
     }
 }

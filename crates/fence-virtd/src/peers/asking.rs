@@ -16,7 +16,7 @@ use tokio::time::{sleep_until, timeout_at};
 use tracing::info;
 
 use super::identity;
-use super::limits::{ASK_AT, DOWN_COMMAND_LIMIT, MAX_QUESTIONS, PEER_LIMIT};
+use super::limits::{ASK_AT, DOWN_COMMAND_LIMIT, DOWN_COMMAND_WORD, MAX_QUESTIONS, PEER_LIMIT};
 use super::links::MessageWay;
 use super::settings::PeerMode;
 use super::state::{OpenQuestion, PeerCounts, Peers};
@@ -270,8 +270,9 @@ impl Peers {
         };
         match program::run(command, [&name, &address], until).await {
             Ok(output) if output.status.success() => {
-                info!(host = %escaped(&self.shown(who)), "silent, and down by peer_down_command");
-                Sight::Absent
+                let evidence = format!("{} says so{}", fence_cli::shown(command), word(&output.output));
+                info!(host = %escaped(&self.shown(who)), "silent, and down: {evidence}");
+                Sight::Down(evidence)
             }
             Ok(output) => unproved(format!("{} {}", output.status, output.complaint)),
             Err(error) => unproved(error.to_string()),
@@ -340,6 +341,14 @@ impl Drop for ListedQuestion<'_> {
     fn drop(&mut self) {
         lock(&self.peers.questions).remove(&self.nonce);
     }
+}
+
+/// Returns the first line that a command printed, behind a colon; nothing if it printed none.
+fn word(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let line = text.lines().map(str::trim).find(|it| !it.is_empty()).unwrap_or_default();
+    let cut: String = line.chars().take(DOWN_COMMAND_WORD).collect();
+    if cut.is_empty() { String::new() } else { format!(": {}", escaped(&cut)) }
 }
 
 fn sight(host: &str, answer: &HostAnswer) -> Sight {

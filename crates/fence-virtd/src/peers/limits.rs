@@ -31,6 +31,8 @@ pub(super) const KEPT_HELLOS: usize = 64;
 pub(super) const MAX_KEYS: usize = 8;
 /// Time for the command that proves a silent host down.
 pub(super) const DOWN_COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// Characters of its first line of output that are told.
+pub(super) const DOWN_COMMAND_WORD: usize = 120;
 /// Time to read the files at the start.
 pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Time between two searches for hosts without host messages.

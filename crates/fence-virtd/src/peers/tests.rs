@@ -19,6 +19,8 @@ use super::state::Peers;
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 
+mod down;
+
 /// Hypervisor that shows what a test says.
 struct Shown {
     sight: Mutex<Sight>,

@@ -206,12 +206,15 @@ impl RequestOutcome {
     }
 
     /// Returns the outcome of a status check that showed the domain off.
-    pub(crate) fn is_off(_: &ProvedOff) -> Self {
-        Self::new(Response::Off, None)
+    pub(crate) fn is_off(proof: &ProvedOff) -> Self {
+        Self::new(Response::Off, proof.down())
     }
 
-    /// Returns the outcome of a power-off; its reason joins both texts, where there are any.
-    pub(crate) fn taken_down(_: &ProvedOff, said: Option<&str>, note: Option<String>) -> Self {
+    /// Returns the outcome of a power-off; its reason joins both texts and what proved a host down, where
+    /// there are any.
+    pub(crate) fn taken_down(proof: &ProvedOff, said: Option<&str>, note: Option<String>) -> Self {
+        let texts: Vec<String> = note.into_iter().chain(proof.down()).collect();
+        let note = (!texts.is_empty()).then(|| texts.join("; "));
         let reason = match (said, note) {
             (Some(said), Some(note)) => Some(format!("{said} ({note})")),
             (Some(said), None) => Some(said.to_owned()),
