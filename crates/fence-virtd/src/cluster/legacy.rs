@@ -35,8 +35,6 @@ const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
 const OWNER_ANSWER_TIME: Duration = Duration::from_secs(1);
 /// Time for a legacy host to publish its domains.
 const POLL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Polls of a legacy host that does not answer.
-const POLL_TRIES: u32 = 3;
 /// Time for a legacy host that is not known to have any domain: it may have none to publish.
 const POLL_TIMEOUT_WITHOUT_DOMAINS: Duration = Duration::from_millis(500);
 /// Time within which a legacy host publishes all its domains, from the first one on.
@@ -253,18 +251,24 @@ impl Cluster {
     /// Has all legacy hosts publish their domains, because they do not publish every change. Returns the
     /// silent ones.
     pub(crate) async fn poll_legacy_hosts(self: &Arc<Self>, until: Instant) -> Vec<Member> {
+        // What was published before the first ask goes out is no answer to it; all that comes later may be.
         let asked: Vec<_> = {
             let state = self.state();
-            let legacy = state.legacy_members();
-            legacy.into_iter().map(|it| (it, state.directory.one_of(it).cloned())).collect()
+            let legacy = state.legacy_members().into_iter();
+            let hosts = legacy.map(|it| {
+                let domain = state.directory.one_of(it).cloned();
+                (LegacyPoll { member: it, before: state.legacy.publications(it.node) }, domain)
+            });
+            hosts.collect()
         };
         let asks_any = asked.iter().any(|(_, domain)| domain.is_some());
-        let polls = asked.into_iter().enumerate().map(|(place, (member, domain))| {
+        let polls = asked.into_iter().enumerate().map(|(place, (poll, domain))| {
             let this = Arc::clone(self);
             // Any request makes all of them publish: one is enough for hosts without a domain to ask for.
             let asks = domain.is_some() || !asks_any && place == 0;
+            let member = poll.member;
             tokio::spawn(async move {
-                this.poll_legacy_host(member, domain, asks, until).await.err().map(|_| member)
+                this.poll_legacy_host(poll, domain, asks, until).await.err().map(|_| member)
             })
         });
         let polls: Vec<_> = polls.collect();
@@ -278,7 +282,7 @@ impl Cluster {
     /// Asks a legacy host for one of its own domains. The host publishes all its domains before it replies.
     async fn poll_legacy_host(
         &self,
-        member: Member,
+        poll: LegacyPoll,
         domain: Option<PublishedDomain>,
         asks: bool,
         until: Instant,
@@ -288,28 +292,25 @@ impl Cluster {
             Some(DomainRef { name: it.name, uuid, home: DomainHome::Elsewhere })
         });
         let Some(known) = known else {
-            return self.await_publication(member, asks, until).await;
+            return self.await_publication(poll, asks, until).await;
         };
-        // It answers one request after the other, and loses some.
-        let mut tries = 1..=POLL_TRIES;
-        let reply = loop {
-            let limit = until.min(Instant::now() + POLL_TIMEOUT);
-            match self.ask_legacy(member, Action::Status, &known, limit).await {
-                Err(_) if tries.next().is_some_and(|it| it < POLL_TRIES) && Instant::now() < until => {}
-                other => break other?,
-            }
-        };
+        let limit = until.min(Instant::now() + POLL_TIMEOUT);
+        let reply = self.ask_legacy(poll.member, Action::Status, &known, limit).await?;
         let all: BTreeSet<String> = reply.published.keys().cloned().collect();
-        self.state().directory.only(member, &all);
+        self.state().directory.only(poll.member, &all);
         self.notify_waiters();
         Ok(())
     }
 
     /// Waits until a legacy host publishes anything, where it has no domain that no other host has. A host
     /// that hangs is as silent as one that has no domain.
-    async fn await_publication(&self, member: Member, asks: bool, until: Instant) -> Result<(), ActionError> {
+    async fn await_publication(
+        &self,
+        LegacyPoll { member, before }: LegacyPoll,
+        asks: bool,
+        until: Instant,
+    ) -> Result<(), ActionError> {
         let publications = || self.state().legacy.publications(member.node);
-        let before = publications();
         let has_any = self.state().directory.has_any(member.node);
         let limit = if has_any { POLL_TIMEOUT } else { POLL_TIMEOUT_WITHOUT_DOMAINS };
         let until = until.min(Instant::now() + limit);
@@ -377,6 +378,13 @@ impl Cluster {
             Err(_) => Err(ActionError::Unknown(format!("{name} did not answer in time"))),
         }
     }
+}
+
+/// Legacy host that is polled.
+struct LegacyPoll {
+    member: Member,
+    /// Number of domains that it had published when the poll began.
+    before: u64,
 }
 
 /// Guard that forgets an ask to a legacy host when no task waits for it any more.
