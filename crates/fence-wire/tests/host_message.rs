@@ -12,13 +12,13 @@ use proptest::prelude::*;
 const HELLO: &str = "\
     4803010102d449a31fbb267c0000000000000000010203040506070811111111111111111111111111111111111111111111\
     11111111111111111111cd04030068312e6578616d706c650000000000000000000000000000000000000000000000000000\
-    000000000000000000000000000000000000000000000000000000000000000000000000000000000000000053306732b1e8\
-    59dca0051f28e599db6a14ce112fd84d7262d05430ea2905ac47";
+    00000000f0f1f2f3f4f5f6f70000000000000000000000000000000000000000000000000000000000000000800557fbe66a\
+    90bc6b192e508ba4f56141ee8ac68cceb61e685386c85665f2ba";
 const HELLO_ANSWER: &str = "\
     4803010202d449a31fbb267c9f72ea0cf49536e3010203040506070811111111111111111111111111111111111111111111\
     11111111111111111111cd04030068312e6578616d706c650000000000000000000000000000000000000000000000000000\
-    000000000000000000000000000000000000000000000000000000000000000000000000000000000000000083deb7c54d13\
-    d9bfccedfd0dd4be53af38afdf4d6105fb0773f83ef8b385827b";
+    00000000f0f1f2f3f4f5f6f7000000000000000000000000000000000000000000000000000000000000000066e8e5a9322a\
+    4844b92d322a9a2a2748703a05572605b7c69108e35dedcd4d14";
 const ASK: &str = "\
     4803010302d449a31fbb267c00000000000000000102030405060708a0a1a2a3a4a5a6a7a8a9aaabacadaeafd007766d3100\
     0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000\
@@ -57,7 +57,8 @@ fn message(recipient: Option<HostId>, body: HostBody) -> HostMessage {
 }
 
 fn literal() -> [(&'static str, HostMessage); 4] {
-    let hello = || HostHello { public: PUBLIC, port: 1229, domains: 3, name: "h1.example".to_owned() };
+    let run = core::array::from_fn(|i| 0xf0 + u8::try_from(i).unwrap());
+    let hello = || HostHello { public: PUBLIC, port: 1229, domains: 3, name: "h1.example".to_owned(), run };
     let other = Some(HostId::of(&[0x22; 32]));
     let uuid = core::array::from_fn(|i| 0xa0 + u8::try_from(i).unwrap());
     let ask = HostAsk { uuid, left_ms: 2000, name: "vm1".to_owned() };
@@ -165,7 +166,7 @@ fn each_reason_has_its_error() {
     assert_eq!(error(&with(4, good[4] ^ 1)), HostMessageError::Field("public key"));
     assert_eq!(error(&with(28, 0)), HostMessageError::Field("public key"));
     assert_eq!(error(&with(64, 7)), HostMessageError::Field("name of the host"));
-    assert_eq!(error(&with(111, b'x')), HostMessageError::Field("name of the host"));
+    assert_eq!(error(&with(103, b'x')), HostMessageError::Field("name of the host"));
     assert_eq!(error(&with(112, 1)), HostMessageError::Field("proof of the two hosts"));
     let other = HostMessage::decode(&good, &[HostsKey::of(&Key::new(b"another").unwrap())]);
     assert_eq!(other.unwrap_err(), HostMessageError::Proof);
@@ -203,8 +204,8 @@ fn names(most: usize) -> impl Strategy<Value = String> {
 fn messages() -> impl Strategy<Value = HostMessage> {
     let sight = (0..7_usize).prop_map(|it| HostSight::ALL[it]);
     let hello = || {
-        (any::<[u8; 32]>(), any::<u16>(), any::<u16>(), names(47))
-            .prop_map(|(public, port, domains, name)| HostHello { public, port, domains, name })
+        (any::<[u8; 32]>(), any::<u16>(), any::<u16>(), names(39), any::<[u8; 8]>())
+            .prop_map(|(public, port, domains, name, run)| HostHello { public, port, domains, name, run })
     };
     let ask = (any::<[u8; 16]>(), any::<u16>(), names(63)).prop_map(|(uuid, left_ms, name)| HostAsk {
         uuid,

@@ -6,6 +6,7 @@
 //! question until an administrator forgets it. Values only. Must never drop a host by itself, whatever comes
 //! in.
 
+mod doubt;
 mod round;
 mod schedule;
 mod table;
@@ -13,6 +14,7 @@ mod table;
 #[cfg(test)]
 mod proptests;
 
+pub use doubt::{HostDoubt, HostRun};
 pub use round::{AnswerResult, HostFinding, Respondent, Round, strongest};
 pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule};
 pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS};

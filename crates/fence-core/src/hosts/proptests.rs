@@ -19,7 +19,12 @@ enum Event {
 }
 
 fn hello(host: u8) -> HostHello {
-    HostHello { public: [host; 32], port: 0, domains: 1, name: format!("h{host}") }
+    HostHello { public: [host; 32], port: 0, domains: 1, name: format!("h{host}"), run: [0; 8] }
+}
+
+/// A hello of one of the daemons of a host.
+fn hello_of(host: u8, run: u8) -> HostHello {
+    HostHello { run: [run; 8], ..hello(host) }
 }
 
 fn id(host: u8) -> HostId {
@@ -172,14 +177,91 @@ fn hosts_are_named_by_name_address_and_id() {
     assert!(table.forget("10.0.0.8").is_empty() && table.forget("10.0.0.7").len() == 1);
 }
 
+/// A copied state directory, or an address that was given away: the host behind the other address is not
+/// the one that answers.
 #[test]
-fn one_host_at_two_addresses_answers_once() {
+fn one_host_at_two_addresses_answers_for_one() {
     let places: [SocketAddr; 2] = ["10.0.0.2:1229".parse().unwrap(), "10.1.0.2:1229".parse().unwrap()];
     let mut round = Round::new([1; 8], [1; 16], places.map(Respondent::Address));
     assert_eq!(round.take(id(2), [1; 8], &answer([1; 16], HostSight::Absent)), AnswerResult::Foreign);
     round.met(places[0], id(2));
     round.met(places[1], id(2));
-    assert_eq!(round.silent().collect::<Vec<_>>(), [Respondent::Host(id(2))]);
     assert_eq!(round.take(id(2), [1; 8], &answer([1; 16], HostSight::Absent)), AnswerResult::Taken);
-    assert!(round.is_complete());
+    assert!(!round.is_complete());
+    assert_eq!(round.silent().collect::<Vec<_>>(), [Respondent::Address(places[1])]);
+    let mut table = KnownHosts::default();
+    table.heard(&hello(2), address(2), 7);
+    assert!(table.pin(places[0], id(2)) && table.pin(places[1], id(2)));
+    let doubt = table.doubt_at(places[0], &places);
+    assert_eq!(doubt, Some(HostDoubt::TwoAddresses { id: id(2), at: places }));
+    assert!(table.doubt_at(places[1], &places).is_some());
+    assert_eq!(table.doubt_at(places[1], &places[1..]), None, "an address that is not in `peers` any more");
+    table.forget("10.1.0.2");
+    assert_eq!(table.doubt_at(places[0], &places), None);
+}
+
+#[test]
+fn a_second_host_at_an_address_stays_a_doubt_until_it_is_forgotten() {
+    for text in ["10.0.0.2", "all", "h2", "h3"] {
+        let mut table = KnownHosts::default();
+        let place: SocketAddr = "10.0.0.2:1229".parse().unwrap();
+        table.heard(&hello(2), address(2), 7);
+        assert!(table.pin(place, id(2)));
+        assert_eq!(table.doubt_at(place, &[place]), None);
+        table.heard(&hello(3), address(9), 7);
+        assert!(!table.pin(place, id(3)) && table.pin(place, id(2)));
+        let doubt = Some(HostDoubt::TwoHosts { at: place, ids: [id(2), id(3)] });
+        assert_eq!(table.doubt_at(place, &[place]), doubt);
+        table.forget(text);
+        assert_eq!(table.doubt_at(place, &[place]), None, "{text}");
+    }
+}
+
+proptest! {
+    /// Two daemons with one key pair are told apart from one that is started anew, from whatever addresses
+    /// they are heard.
+    #[test]
+    fn two_daemons_with_one_key_are_noticed(
+        said in proptest::collection::vec((0..3_u8, any::<u8>(), any::<bool>()), 1..40)
+    ) {
+        let mut table = KnownHosts::default();
+        let (mut restarts, mut latest, mut both) = ([1_u8; 3], Vec::new(), false);
+        for (daemon, from, is_restarted) in said {
+            let at = usize::from(daemon);
+            // The first daemon is alone in its table entry; the two others share a key pair.
+            let host = if daemon == 0 { 1 } else { 2 };
+            if is_restarted && restarts[at] < 60 { restarts[at] += 1; }
+            let run = restarts[at] + 70 * daemon;
+            let heard = table.heard(&hello_of(host, run), address(from), 7);
+            if host == 2 {
+                both |= latest.iter().rev().skip(1).any(|it| *it == run) && latest.last() != Some(&run);
+                latest.push(run);
+                prop_assert!(table.doubt(id(2)).is_some() == both || latest.len() > 8);
+                prop_assert!(heard != HeardHost::TwoDaemons || both);
+            } else {
+                prop_assert_ne!(heard, HeardHost::TwoDaemons);
+            }
+        }
+        prop_assert_eq!(table.doubt(id(1)), None);
+        table.forget("h2");
+        prop_assert_eq!(table.doubt(id(2)), None);
+    }
+}
+
+#[test]
+fn a_key_pair_that_this_host_gave_up_is_no_doubt() {
+    let mut table = KnownHosts::default();
+    table.heard(&hello(2), address(2), 7);
+    for host in [1, 2, 3] {
+        assert!(
+            table.note_two_daemons(id(host), address(9)) && !table.note_two_daemons(id(host), address(8))
+        );
+    }
+    table.drop_old_twins(id(1));
+    assert_eq!(table.twins().map(|(it, _)| it).collect::<BTreeSet<_>>(), BTreeSet::from([id(1), id(2)]));
+    for text in [id(1).to_string(), "10.0.0.8".to_owned(), "all".to_owned()] {
+        let mut table = table.clone();
+        table.forget(&text);
+        assert_eq!(table.doubt(id(1)), None, "{text}");
+    }
 }

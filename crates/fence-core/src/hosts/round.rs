@@ -65,14 +65,12 @@ impl Round {
         }
     }
 
-    /// Notes which host it is that is at an address.
+    /// Notes which host it is that is at an address. A host that is in the question already answers for one
+    /// address alone: whoever is meant by the other one stays silent.
     pub fn met(&mut self, address: SocketAddr, id: HostId) {
         let place = self.findings.iter().position(|it| it.who == Respondent::Address(address));
-        let Some(place) = place else { return };
-        if self.findings.iter().any(|it| it.who == Respondent::Host(id)) {
-            // One host at two addresses: one answer is enough for both.
-            self.findings.remove(place);
-        } else {
+        let is_in = self.findings.iter().any(|it| it.who == Respondent::Host(id));
+        if let (Some(place), false) = (place, is_in) {
             self.findings[place].who = Respondent::Host(id);
         }
     }

@@ -10,6 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use fence_wire::{HostHello, HostId};
 
+use super::doubt::{HostDoubt, HostRuns, RunChange};
+
 /// Most hosts that are remembered.
 pub const MAX_HOSTS: usize = 64;
 /// Addresses of one host that are remembered, the latest first.
@@ -65,6 +67,10 @@ pub enum HeardHost {
     Changed,
     /// The host was known.
     Known,
+    /// The host was known, and its daemon is another one than before: it was started anew, or there are two.
+    Restarted,
+    /// Two daemons have the key pair of this host. From now on neither counts.
+    TwoDaemons,
     /// The host was not known, and there is no room for it. From now on nobody can say that all were asked.
     NoRoom,
 }
@@ -75,6 +81,12 @@ pub struct KnownHosts {
     hosts: BTreeMap<HostId, KnownHost>,
     /// The host that first answered at an address of `peers`. No other may answer there.
     pins: BTreeMap<SocketAddr, HostId>,
+    /// Another host than the pinned one, which answered at the address.
+    rivals: BTreeMap<SocketAddr, HostId>,
+    /// Key pairs that two daemons have, with the address of the one that was heard second.
+    twins: BTreeMap<HostId, IpAddr>,
+    /// Runs of the daemons. They are not kept over a restart.
+    runs: HostRuns,
     /// Why a host may be missing here.
     missing: Option<String>,
 }
@@ -83,7 +95,16 @@ impl KnownHosts {
     /// Notes a hello that came from `from`.
     pub fn heard(&mut self, hello: &HostHello, from: IpAddr, now: u64) -> HeardHost {
         let id = HostId::of(&hello.public);
-        self.note(id, HostKind::Ours(hello.public), &hello.name, from, hello.domains, now)
+        let heard = self.note(id, HostKind::Ours(hello.public), &hello.name, from, hello.domains, now);
+        if heard == HeardHost::NoRoom {
+            return heard;
+        }
+        match self.runs.note(id, hello.run) {
+            RunChange::Same => heard,
+            RunChange::Another => HeardHost::Restarted,
+            RunChange::Returned if self.note_two_daemons(id, from) => HeardHost::TwoDaemons,
+            RunChange::Returned => heard,
+        }
     }
 
     /// Notes a legacy host that answered a request at its address.
@@ -110,9 +131,56 @@ impl KnownHosts {
         self.missing.as_deref()
     }
 
-    /// Notes which host answered first at an address of `peers`. Returns false if another one did before.
+    /// Notes which host answered first at an address of `peers`. Returns false if another one did before:
+    /// from then on nobody knows who is there, until an administrator forgets the address.
     pub fn pin(&mut self, address: SocketAddr, id: HostId) -> bool {
-        *self.pins.entry(address).or_insert(id) == id
+        let is_first = *self.pins.entry(address).or_insert(id) == id;
+        if !is_first {
+            self.rivals.entry(address).or_insert(id);
+        }
+        is_first
+    }
+
+    /// Notes that two daemons have one key pair, and that one of them was heard at this address. Returns
+    /// false if that was known.
+    pub fn note_two_daemons(&mut self, id: HostId, at: IpAddr) -> bool {
+        self.twins.insert(id, at).is_none()
+    }
+
+    /// Returns all key pairs that two daemons have.
+    pub fn twins(&self) -> impl Iterator<Item = (HostId, IpAddr)> {
+        self.twins.iter().map(|(id, at)| (*id, *at))
+    }
+
+    /// Returns all hosts that answered at an address of `peers` after another one.
+    pub fn rivals(&self) -> impl Iterator<Item = (SocketAddr, HostId)> {
+        self.rivals.iter().map(|(address, id)| (*address, *id))
+    }
+
+    /// Enters such a host of an earlier run.
+    pub fn restore_rival(&mut self, address: SocketAddr, id: HostId) {
+        self.rivals.insert(address, id);
+    }
+
+    /// Drops what is known of key pairs that neither this host nor a known one has: this host got a new one.
+    pub fn drop_old_twins(&mut self, own: HostId) {
+        self.twins.retain(|id, _| *id == own || self.hosts.contains_key(id));
+    }
+
+    /// Returns why it is not known who answers with this name.
+    pub fn doubt(&self, id: HostId) -> Option<HostDoubt> {
+        self.twins.get(&id).map(|at| HostDoubt::TwoDaemons { id, at: *at })
+    }
+
+    /// Returns why it is not known who answers at an address of `peers`, of which these are all.
+    pub fn doubt_at(&self, address: SocketAddr, peers: &[SocketAddr]) -> Option<HostDoubt> {
+        let id = self.pinned(&address)?;
+        if let Some(other) = self.rivals.get(&address) {
+            return Some(HostDoubt::TwoHosts { at: address, ids: [id, *other] });
+        }
+        let second = peers.iter().find(|it| **it != address && self.pinned(it) == Some(id));
+        let shared = second.map(|it| HostDoubt::TwoAddresses { id, at: [address, *it] });
+        shared.or_else(|| self.doubt(id))
     }
 
     /// Returns the host that first answered at an address of `peers`.
@@ -151,6 +219,12 @@ impl KnownHosts {
         let gone: BTreeMap<HostId, KnownHost> = gone;
         self.pins
             .retain(|at, id| !gone.contains_key(id) && Some(at.ip()) != address && at.to_string() != text);
+        let (pins, is_all) = (&self.pins, text == ALL);
+        self.rivals.retain(|at, id| pins.contains_key(at) && !gone.contains_key(id));
+        self.twins.retain(|id, at| {
+            !(is_all || gone.contains_key(id) || HostId::from_text(text) == Some(*id) || Some(*at) == address)
+        });
+        self.runs.keep(|id| !gone.contains_key(id));
         // A host that is not in the table can't be meant by its name: only "all" means it too.
         if text == ALL {
             self.missing = None;

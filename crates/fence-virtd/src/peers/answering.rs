@@ -15,6 +15,7 @@ use fence_wire::{
 };
 use tracing::debug;
 
+use super::doubts::OWN_DOUBT;
 use super::limits::{ANSWER_KEPT, MAX_HELLOS_PER_SECOND, MAX_KEPT_ANSWERS, PEER_LIMIT};
 use super::links::MessageWay;
 use super::state::{NAME, PeerCounts, Peers};
@@ -107,7 +108,11 @@ impl Peers {
             Some(own) => own.look_here(&question, until).await,
             None => Vec::new(),
         };
-        let answer = answer(ask, &found, came);
+        let mut answer = answer(ask, &found, came);
+        if self.own_doubt().is_some() && !matches!(answer.sight, HostSight::On | HostSight::Moving) {
+            // The asker hears the first of two answers, and takes it for that of both hosts.
+            (answer.sight, answer.reason) = (HostSight::Unknown, OWN_DOUBT.to_owned());
+        }
         debug!(asker = %asker.0, domain = %question.uuid, sight = ?answer.sight, "answered another host");
         let message = self.message(Some(asker.0), asker.1, HostBody::Answer(answer));
         let bytes = vec![message.encode_for(&key, &pair)];

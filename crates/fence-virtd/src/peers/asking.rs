@@ -55,7 +55,10 @@ impl Peers {
         if mode == PeerMode::Discovered {
             match self.first_round(until).await {
                 // Hosts without host messages take longer.
-                Some(end) => self.legacy.has_searched(until.min(end + FIND_LIMIT)).await,
+                Some(end) => {
+                    self.legacy.has_searched(until.min(end + FIND_LIMIT)).await;
+                    self.has_settled(until).await;
+                }
                 None => is_ready = false,
             }
         }
@@ -70,6 +73,16 @@ impl Peers {
         let (missing, legacy, respondents) = self.respondents(&mode);
         let mut findings = Vec::new();
         findings.extend(missing.map(|why| unknown("that is not remembered", why)));
+        findings.extend(self.own_doubt().map(|why| unknown("that has the key pair of this one", why)));
+        // Whoever answers with the name of a host in doubt may be another one.
+        let respondents = respondents.into_iter().filter(|who| match self.doubt(*who) {
+            Some(why) => {
+                findings.push(unknown(&self.shown(*who), why));
+                false
+            }
+            None => true,
+        });
+        let respondents: Vec<_> = respondents.collect();
         let ours = async {
             if respondents.is_empty() {
                 return Vec::new();
@@ -98,6 +111,14 @@ impl Peers {
         }
     }
 
+    /// Waits until a daemon that was started anew is told from a second one with its key pair.
+    async fn has_settled(&self, until: Instant) {
+        let settles = *lock(&self.settles);
+        if let Some(settles) = settles.filter(|it| *it > Instant::now()) {
+            sleep_until(settles.min(until).into()).await;
+        }
+    }
+
     /// Returns everyone who must answer: why one may be missing, hosts without host messages, and the others.
     fn respondents(&self, mode: &PeerMode) -> (Option<String>, Vec<KnownHost>, Vec<Respondent>) {
         match mode {
@@ -122,7 +143,7 @@ impl Peers {
                     Respondent::Host(_) => false,
                 };
                 let ours = who.into_iter().filter(|it| !is_legacy(it)).collect();
-                (None, legacy, ours)
+                (lock(&self.table).missing().map(str::to_owned), legacy, ours)
             }
         }
     }
@@ -237,7 +258,11 @@ impl Peers {
             async move {
                 let host = self.shown(who);
                 let (sight, began) = match (answer, command) {
-                    (Some(answer), _) => (sight(&host, &answer), began),
+                    (Some(answer), _) => match (self.doubt(who), sight(&host, &answer)) {
+                        // Noticed while the question was open.
+                        (Some(why), sight) if sight != Sight::On => (Sight::Unknown(why), began),
+                        (_, sight) => (sight, began),
+                    },
                     (None, Some(command)) => {
                         PeerCounts::add(&self.counts.silent);
                         let asked = Instant::now();
@@ -281,6 +306,14 @@ impl Peers {
 
     /// Returns why nothing is known of a silent host, and the next step.
     fn silent(&self, who: Respondent, silence: &str) -> String {
+        if let Some(why) = self.doubt(who) {
+            return why;
+        }
+        if let Respondent::Address(address) = who
+            && let Some(why) = lock(&self.strays).get(&address)
+        {
+            return why.clone();
+        }
         let (host, (name, _)) = (self.shown(who), self.name_and_address(who));
         match self.settings().mode {
             PeerMode::Listed(_) => format!(

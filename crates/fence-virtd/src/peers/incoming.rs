@@ -5,12 +5,12 @@
 //! carries none is counted and dropped without a line in the log, since the group's other users may have
 //! another key.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use fence_core::hosts::AnswerResult;
+use fence_core::hosts::{AnswerResult, Respondent};
 use fence_wire::{
-    HostBody, HostHello, HostId, HostMessage, HostMessageError, HostNonce, ReceivedHostMessage,
+    HostBody, HostHello, HostId, HostMessage, HostMessageError, HostNonce, ReceivedHostMessage, escaped,
 };
 use tracing::debug;
 
@@ -35,7 +35,7 @@ impl Peers {
         };
         let message = received.message();
         if message.sender == self.identity.id() {
-            return self.receive_own(message, way);
+            return self.receive_own(message, from.ip(), way);
         }
         if message.recipient.is_some_and(|it| it != self.identity.id()) {
             // An answer to another host still tells that its sender exists.
@@ -51,7 +51,7 @@ impl Peers {
             }
             HostBody::HelloAnswer(hello) => {
                 self.note_hello(hello, from.ip());
-                self.meet(message.sender, hello, message.nonce);
+                self.meet(message.sender, hello, message.nonce, from);
             }
             HostBody::Ask(ask) => self.receive_ask(&received, ask, way),
             HostBody::Answer(_) => self.receive_answer(&received, from),
@@ -59,45 +59,46 @@ impl Peers {
     }
 
     /// Takes a message with this host's own name: its echo, or that of a host with a copy of its key pair.
-    fn receive_own(&self, message: &HostMessage, way: &MessageWay) {
-        let is_ours = lock(&self.hellos).iter().any(|(nonce, _)| *nonce == message.nonce);
-        match &message.body {
-            HostBody::Hello(_) if !is_ours => {
-                self.answer_hello(message.sender, message.nonce, way);
-                self.say_hello_soon();
-            }
-            // This host never answers itself.
-            HostBody::HelloAnswer(_) if is_ours && message.recipient == Some(self.identity.id()) => {
-                let why = "another daemon has the key pair of this one: its state directory was copied, or \
-                           both have none. Give each a state_dir, remove host.key in a copied one, and \
-                           restart it; then: fence_virtd --forget all";
-                lock(&self.table).note_missing(why.to_owned());
-                self.changed.notify_one();
-                self.drops.note(NAME, "same-key-pair", &"another host", &why);
-            }
-            _ => {}
+    fn receive_own(&self, message: &HostMessage, from: IpAddr, way: &MessageWay) {
+        let is_ours = lock(&self.hellos).iter().any(|(nonce, _)| *nonce == message.nonce)
+            || lock(&self.questions).contains_key(&message.nonce);
+        let is_answer = matches!(message.body, HostBody::HelloAnswer(_) | HostBody::Answer(_))
+            && message.recipient == Some(self.identity.id());
+        // This host never answers itself, and its echo comes from an address of its own.
+        let is_of_twin = if is_ours { is_answer } else { is_other_machine(from) };
+        if is_of_twin {
+            self.note_own_twin(from);
+        }
+        if !is_ours && matches!(message.body, HostBody::Hello(_)) {
+            // The other one is to notice too, and one at this very machine is known by its answer alone.
+            self.answer_hello(message.sender, message.nonce, way);
+            self.say_hello_soon();
         }
     }
 
     /// Notes who answered the hello to an address of `peers`.
-    fn meet(&self, sender: HostId, hello: &HostHello, nonce: HostNonce) {
+    fn meet(&self, sender: HostId, hello: &HostHello, nonce: HostNonce, from: SocketAddr) {
         let address = lock(&self.hellos).iter().find(|(it, _)| *it == nonce).and_then(|(_, to)| *to);
         let Some(address) = address else { return };
-        let (is_first, was_new) = {
+        if !is_same_place(address, from) {
+            let why = format!(
+                "{} answers from {from} for {address} of `peers`: name it there by the address from which it \
+                 answers",
+                escaped(&hello.name)
+            );
+            lock(&self.strays).insert(address, why.clone());
+            return self.drops.note(NAME, "another-address", &from.ip(), &why);
+        }
+        lock(&self.strays).remove(&address);
+        let (is_pinned, was_new) = {
             let mut table = lock(&self.table);
             // One that has no room can't be asked.
-            let is_known = table.host(sender).is_some();
             let was_new = table.pinned(&address).is_none();
-            (is_known && table.pin(address, sender), was_new)
+            let is_known = table.host(sender).is_some();
+            ((is_known || !was_new) && table.pin(address, sender), was_new)
         };
-        if !is_first {
-            let why = format!(
-                "{} answers at {address} with another key than before. If it was installed anew: fence_virtd \
-                 --forget {}",
-                fence_wire::escaped(&hello.name),
-                address.ip()
-            );
-            return self.drops.note(NAME, "another-host", &address.ip(), &why);
+        if !is_pinned {
+            return self.note_rival(address);
         }
         if was_new {
             self.changed.notify_one();
@@ -107,6 +108,13 @@ impl Peers {
             question.has_met = true;
             question.wake.notify_one();
         }
+    }
+
+    /// Notes that another host than before answers at an address of `peers`.
+    fn note_rival(&self, address: SocketAddr) {
+        self.changed.notify_one();
+        let why = self.doubt(Respondent::Address(address)).unwrap_or_else(|| "there is no room".to_owned());
+        self.drops.note(NAME, "another-host", &address.ip(), &why);
     }
 
     fn receive_answer(&self, received: &ReceivedHostMessage, from: SocketAddr) {
@@ -127,9 +135,30 @@ impl Peers {
             AnswerResult::Repeated => {}
             AnswerResult::Foreign => {
                 drop(questions);
+                let pinned = lock(&self.table).pinned(&canonical(from));
+                if pinned.is_some_and(|it| it != message.sender) {
+                    lock(&self.table).pin(canonical(from), message.sender);
+                    return self.note_rival(canonical(from));
+                }
                 let why = "an answer of a host that was not asked, or about another domain";
                 self.drops.note(NAME, "host-not-asked", &from.ip(), &why);
             }
         }
     }
+}
+
+/// Returns true if an address is none of this machine's. Where they can't be listed, nobody can say.
+fn is_other_machine(address: IpAddr) -> bool {
+    fence_net::interfaces().is_ok_and(|it| {
+        !it.iter().flat_map(|it| &it.addresses).any(|own| own.ip.to_canonical() == address.to_canonical())
+    })
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Returns true if an answer from there is one of the asked address. Scopes are those of this machine.
+fn is_same_place(asked: SocketAddr, from: SocketAddr) -> bool {
+    canonical(asked) == canonical(from)
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Time for the other hosts to answer a question. The request's own deadline may end it before.
 pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
+/// Time after a hello in which two daemons with one key pair both answer it.
+pub(super) const SETTLE: Duration = Duration::from_millis(300);
 /// Times after the question at which it is sent to those who have not answered.
 pub(super) const ASK_AT: [Duration; 6] = [
     Duration::ZERO,

@@ -12,6 +12,7 @@
 mod answering;
 mod asking;
 mod discovery;
+mod doubts;
 pub(crate) mod forget;
 mod identity;
 mod incoming;

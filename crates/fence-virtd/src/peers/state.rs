@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use fence_core::hosts::{HeardHost, HelloSchedule, KnownHost, KnownHosts, Round};
+use fence_core::hosts::{HeardHost, HelloSchedule, HostRun, KnownHost, KnownHosts, Respondent, Round};
 use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
 use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::identity::{self, Identity};
 use super::legacy_questions::LegacyQuestions;
-use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT};
+use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
 use super::links::{GroupLink, MessageWay, PeerSockets};
 use super::patience::SilentHosts;
 use super::settings::{PeerError, PeerMode, PeerSettings};
@@ -51,6 +51,12 @@ pub(crate) struct Peers {
     pub(super) questions: Mutex<HashMap<HostNonce, OpenQuestion>>,
     /// Hosts that did not answer lately.
     pub(super) silent: Mutex<SilentHosts>,
+    /// When it is known whether a daemon that was started anew is the only one with its key pair.
+    pub(super) settles: Mutex<Option<Instant>>,
+    /// Addresses of `peers` whose hosts answer from another one, and the text of that.
+    pub(super) strays: Mutex<HashMap<SocketAddr, String>>,
+    /// Bytes of this run of the daemon.
+    run: HostRun,
     /// The latest hellos of this host: the nonce, and the address of `peers` that it went to.
     pub(super) hellos: Mutex<VecDeque<(HostNonce, Option<SocketAddr>)>>,
     pub(super) own: OnceLock<Arc<dyn OwnPlaces>>,
@@ -110,7 +116,8 @@ impl Peers {
             );
         }
         let sockets = sockets(&settings)?;
-        let Files { identity, store, table } = read_files(state.map(Path::to_owned), &settings).await?;
+        let Files { identity, store, mut table } = read_files(state.map(Path::to_owned), &settings).await?;
+        table.drop_old_twins(identity.id());
         let peers = Arc::new(Self {
             identity,
             host_name: host_name(),
@@ -126,6 +133,9 @@ impl Peers {
             resocketed: Notify::new(),
             questions: Mutex::default(),
             silent: Mutex::default(),
+            settles: Mutex::default(),
+            strays: Mutex::default(),
+            run: identity::nonce()?,
             hellos: Mutex::default(),
             own: OnceLock::new(),
             looks: Semaphore::new(MAX_LOOKS),
@@ -203,6 +213,7 @@ impl Peers {
             port: if matches!(settings.mode, PeerMode::Listed(_)) { settings.port } else { 0 },
             domains: domains.try_into().unwrap_or(u16::MAX),
             name: self.host_name.clone(),
+            run: self.run,
         }
     }
 
@@ -273,17 +284,30 @@ impl Peers {
                 let why = lock(&self.table).missing().map(str::to_owned).unwrap_or_default();
                 self.drops.note(NAME, "too-many-hosts", &id, &why);
             }
+            HeardHost::Restarted => self.settle(),
+            HeardHost::TwoDaemons => {
+                let why = self.doubt(Respondent::Host(id)).unwrap_or_default();
+                self.drops.note(NAME, "same-key-pair", &id, &why);
+            }
             HeardHost::New | HeardHost::Changed => {
                 let Some(host) = lock(&self.table).host(id).cloned() else { return };
                 self.log_host(heard, &host);
                 for question in lock(&self.questions).values_mut() {
                     if self.must_answer(&host) {
-                        question.round.must_answer(fence_core::hosts::Respondent::Host(id));
+                        question.round.must_answer(Respondent::Host(id));
                     }
                 }
             }
         }
         self.changed.notify_one();
+    }
+
+    /// Asks for another hello of all: two daemons with one key pair both answer it.
+    fn settle(&self) {
+        let mut schedule = lock(&self.schedule);
+        schedule.hurry(Instant::now());
+        *lock(&self.settles) = Some(schedule.next() + SETTLE);
+        self.hurried.notify_one();
     }
 
     /// Returns true if this found host is asked.

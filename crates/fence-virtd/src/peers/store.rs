@@ -6,6 +6,8 @@
 //! host ID ours PUBLIC-KEY DOMAINS FIRST LAST ADDRESS,ADDRESS NAME
 //! host ID legacy - DOMAINS FIRST LAST ADDRESS NAME
 //! pin ADDRESS:PORT ID
+//! rival ADDRESS:PORT ID
+//! twins ID ADDRESS
 //! missing WHY
 //! end LINES
 //! ```
@@ -139,6 +141,14 @@ fn written(table: &KnownHosts) -> String {
         let _ = writeln!(text, "pin {address} {id}");
         lines += 1;
     }
+    for (address, id) in table.rivals() {
+        let _ = writeln!(text, "rival {address} {id}");
+        lines += 1;
+    }
+    for (id, address) in table.twins() {
+        let _ = writeln!(text, "twins {id} {address}");
+        lines += 1;
+    }
     if let Some(why) = table.missing() {
         let _ = writeln!(text, "missing {}", why.replace('\n', " "));
         lines += 1;
@@ -177,6 +187,14 @@ fn parse_line(line: &str, table: &mut KnownHosts) -> Option<()> {
         "pin" => {
             let (address, id) = rest.split_once(' ')?;
             table.pin(address.parse().ok()?, HostId::from_text(id)?);
+        }
+        "rival" => {
+            let (address, id) = rest.split_once(' ')?;
+            table.restore_rival(address.parse().ok()?, HostId::from_text(id)?);
+        }
+        "twins" => {
+            let (id, address) = rest.split_once(' ')?;
+            table.note_two_daemons(HostId::from_text(id)?, address.parse().ok()?);
         }
         "missing" => table.note_missing(rest.to_owned()),
         _ => return None,
@@ -223,7 +241,7 @@ mod tests {
     use super::*;
 
     fn hello(host: u8, name: &str) -> HostHello {
-        HostHello { public: [host; 32], port: 0, domains: host.into(), name: name.to_owned() }
+        HostHello { public: [host; 32], port: 0, domains: host.into(), name: name.to_owned(), run: [0; 8] }
     }
 
     fn table() -> KnownHosts {
@@ -234,6 +252,8 @@ mod tests {
         table.heard(&hello(2, "host 2"), "fe80::2".parse().unwrap(), 2000);
         table.heard_legacy(IpAddr::from([10, 0, 0, 9]), 4, 3000);
         table.pin("10.0.0.2:1229".parse().unwrap(), HostId::of(&[2; 32]));
+        table.pin("10.0.0.2:1229".parse().unwrap(), HostId::of(&[3; 32]));
+        table.note_two_daemons(HostId::of(&[1; 32]), IpAddr::from([10, 0, 0, 7]));
         table
     }
 

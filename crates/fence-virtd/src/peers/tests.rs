@@ -96,6 +96,13 @@ impl Host {
         host
     }
 
+    /// A reload with other settings.
+    fn change(&self, mode: PeerMode) {
+        let settings = settings(mode, self.port);
+        let sockets = self.peers.prepare(&settings).unwrap();
+        self.peers.change(settings, sockets);
+    }
+
     fn shows(&self, sight: Sight) -> &Self {
         *self.shown.sight.lock().unwrap() = sight;
         self
@@ -173,9 +180,14 @@ async fn another_host_at_the_address_of_one_does_not_count() {
     let shown = Arc::new(Shown { sight: Mutex::new(Sight::Absent), looks: AtomicUsize::new(0) });
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Arc::clone(&guest).serve(Arc::<Shown>::clone(&shown), || 0));
+    let guest = guest.identity.id();
     let sights = a.sights().await;
-    assert!(reason(&sights[0]).contains("does not answer"), "{sights:?}");
+    assert!(
+        reason(&sights[0]).contains("does not answer") || reason(&sights[0]).contains("two hosts"),
+        "{sights:?}"
+    );
     assert!(a.peers.known().iter().any(|it| it.id == name));
+    doubts(&a, &["two hosts answered", &name.to_string(), &guest.to_string(), "--forget 127.0.0.1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,6 +317,157 @@ async fn a_host_with_the_same_key_pair_is_noticed() {
         }
         assert!(reason(&sights[0]).contains("has the key pair of this one"), "{sights:?}");
     }
+}
+
+/// A directory with a copy of this one's key pair.
+fn cloned(state: &std::path::Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(state.join("host.key"), copy.path().join("host.key")).unwrap();
+    copy
+}
+
+/// Waits until every sight of a host is unknown for a reason with these words.
+async fn doubts(host: &Host, words: &[&str]) {
+    let has_words = |it: &Sight| matches!(it, Sight::Unknown(why) if words.iter().all(|it| why.contains(it)));
+    let mut sights = host.sights().await;
+    for _ in 0..200 {
+        if sights.iter().any(has_words) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        sights = host.sights().await;
+    }
+    panic!("{words:?}: {sights:?}");
+}
+
+/// A copied state directory, seen by a third host: it hears one name, and whichever answers first counts for
+/// both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hosts_with_one_key_pair_prove_nothing_to_a_third() {
+    let (group, port) = ([239, 77, 1, 5], port());
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let a = Host::found(group, port, Some(dirs[0].path())).await;
+    let copy = cloned(dirs[0].path());
+    let c = Host::found(group, port, Some(dirs[1].path())).await;
+    c.knows(1).await;
+    assert_eq!(c.sights().await, [Sight::Off]);
+    let b = Host::found(group, port, Some(copy.path())).await;
+    doubts(&c, &["host.key", "two daemons have the key pair", "--forget"]).await;
+    for host in [&a, &b] {
+        doubts(host, &["host.key", "--forget all"]).await;
+    }
+    // What it can't tell itself it tells nobody else.
+    let question = super::doubts::OWN_DOUBT;
+    c.peers.table.lock().unwrap().forget(&a.peers.identity.id().to_string());
+    assert!(question.len() <= 65, "a reason has no more room");
+}
+
+/// The clone is heard, and does not hear this host: a firewall, or `peers` at one side.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_word_of_this_host_from_another_address_is_a_doubt() {
+    let at = port();
+    let elsewhere = SocketAddr::from(([10, 99, 99, 99], 1229));
+    for body in 0..3 {
+        let other = port();
+        let host = Host::listed(at, &[other], None).await;
+        let hello = host.peers.hello();
+        let ask = fence_wire::HostAsk { uuid: [7; 16], left_ms: 9, name: "vm1".to_owned() };
+        let body =
+            [HostBody::Hello(hello.clone()), HostBody::HelloAnswer(hello), HostBody::Ask(ask)][body].clone();
+        let message = HostMessage { sender: host.peers.identity.id(), recipient: None, nonce: [1; 8], body };
+        let bytes = message.encode(&HostsKey::without_a_key());
+        host.peers.receive_from_group(&bytes, (Ipv4Addr::LOCALHOST, 9).into());
+        assert_eq!(host.peers.own_doubt(), None, "an echo");
+        host.peers.receive_from_group(&bytes, elsewhere);
+        doubts(&host, &["10.99.99.99", "host.key", "--forget all"]).await;
+        host.peers.table.lock().unwrap().forget("all");
+        assert_eq!(host.peers.own_doubt(), None);
+    }
+}
+
+/// `peers` names two hosts with one key pair.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_addresses_of_peers_with_one_key_are_a_doubt() {
+    let (at_a, at_b, at_c) = (port(), port(), port());
+    let dir = tempfile::tempdir().unwrap();
+    let a = Host::listed(at_a, &[at_b, at_c], None).await;
+    let _b = Host::listed(at_b, &[at_a], Some(dir.path())).await;
+    let copy = cloned(dir.path());
+    let _c = Host::listed(at_c, &[at_a], Some(copy.path())).await;
+    for _ in 0..3 {
+        let sights = a.sights().await;
+        assert!(sights.len() == 2 && sights.iter().any(|it| matches!(it, Sight::Unknown(_))), "{sights:?}");
+    }
+    let words = [format!("127.0.0.1:{at_b}"), format!("127.0.0.1:{at_c}")];
+    doubts(&a, &[&words[0], &words[1], "name each host once", "--forget"]).await;
+}
+
+/// A host got another address, and a new host the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renumbered_host_does_not_answer_for_the_new_one() {
+    let (at_a, at_b, at_c) = (port(), port(), port());
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let b = Host::listed(at_b, &[at_a], Some(dirs[0].path())).await;
+    assert_eq!(a.sights().await, [Sight::Off]);
+    let moved = cloned(dirs[0].path());
+    drop(b);
+    let listed = [at_b, at_c].map(|it| SocketAddr::from((Ipv4Addr::LOCALHOST, it)));
+    a.change(PeerMode::Listed(listed.to_vec()));
+    let _moved = Host::listed(at_c, &[at_a], Some(moved.path())).await;
+    let new = Host::listed(at_b, &[at_a], Some(dirs[1].path())).await;
+    new.shows(Sight::On);
+    for _ in 0..3 {
+        let sights = a.sights().await;
+        assert!(sights.iter().any(|it| *it == Sight::On || matches!(it, Sight::Unknown(_))), "{sights:?}");
+    }
+    let why = format!("127.0.0.1:{at_b}");
+    doubts(&a, &[&why, "--forget 127.0.0.1"]).await;
+    // The administrator says so, and both are met anew.
+    a.peers.table.lock().unwrap().forget("127.0.0.1");
+    let mut sights = a.sights().await;
+    for _ in 0..200 {
+        if sights == [Sight::On, Sight::Off] {
+            return;
+        }
+        sights = a.sights().await;
+    }
+    panic!("{sights:?}");
+}
+
+/// An answer from elsewhere is not one of the address that was asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_answers_from_another_address_is_not_met() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let guest = super::identity::Identity::in_memory().unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, at_b));
+    let nonce = a.peers.new_hello(Some(address)).unwrap();
+    let hello = fence_wire::HostHello { public: guest.public(), ..a.peers.hello() };
+    let message = HostMessage {
+        sender: guest.id(),
+        recipient: Some(a.peers.identity.id()),
+        nonce,
+        body: HostBody::HelloAnswer(hello),
+    };
+    let stray = SocketAddr::from((Ipv4Addr::LOCALHOST, port()));
+    let way = super::links::MessageWay::Unicast(stray);
+    a.peers.receive(&message.encode(&HostsKey::without_a_key()), stray, &way);
+    assert_eq!(a.peers.table.lock().unwrap().pinned(&address), None);
+    doubts(&a, &[&stray.to_string(), &address.to_string(), "by the address from which it"]).await;
+}
+
+/// A damaged file may have lost whose key is at an address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_missing_counts_with_peers_too() {
+    let (at_a, at_b) = (port(), port());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("hosts"), "fence_virt hosts 1\nhost ").unwrap();
+    let a = Host::listed(at_a, &[at_b], Some(dir.path())).await;
+    let _b = Host::listed(at_b, &[at_a], None).await;
+    doubts(&a, &["line 2 can't be read", "--forget all"]).await;
+    a.peers.table.lock().unwrap().forget("all");
+    assert_eq!(a.sights().await, [Sight::Off]);
 }
 
 /// A daemon that waits for its network (-w) and serves by TCP meanwhile.

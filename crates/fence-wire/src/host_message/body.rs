@@ -2,7 +2,8 @@
 //! Bodies of host messages, 84 bytes each.
 //!
 //! ```text
-//! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 48, NUL-padded
+//! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 40, NUL-padded ·
+//!        76 run of the daemon 8
 //! ask     0 UUID 16 · 16 milliseconds left 2 · 18 name of the domain 64, NUL-padded, cut after 63 bytes
 //! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 66, NUL-padded
 //! ```
@@ -10,7 +11,8 @@
 use super::parts::{HostId, HostMessageError};
 use crate::text::{cut, until_nul};
 
-const HELLO_NAME: core::ops::Range<usize> = 36..84;
+const HELLO_NAME: core::ops::Range<usize> = 36..76;
+const HELLO_RUN: core::ops::Range<usize> = 76..84;
 const ASK_NAME: core::ops::Range<usize> = 18..82;
 const REASON: core::ops::Range<usize> = 18..84;
 
@@ -23,8 +25,10 @@ pub struct HostHello {
     pub port: u16,
     /// Domains that it has, running or not; 65535 for more.
     pub domains: u16,
-    /// Name of the host, cut after 47 bytes.
+    /// Name of the host, cut after 39 bytes.
     pub name: String,
+    /// Bytes that the daemon drew when it started. Two that are in turn with one key are two daemons.
+    pub run: [u8; 8],
 }
 
 /// Question about one domain.
@@ -85,6 +89,7 @@ impl HostHello {
         body[32..34].copy_from_slice(&self.port.to_le_bytes());
         body[34..36].copy_from_slice(&self.domains.to_le_bytes());
         put(&mut body[HELLO_NAME], &self.name);
+        body[HELLO_RUN].copy_from_slice(&self.run);
     }
 
     pub(super) fn decode(body: &[u8; 84], sender: HostId) -> Result<Self, HostMessageError> {
@@ -96,7 +101,8 @@ impl HostHello {
         if name.is_empty() {
             return Err(HostMessageError::Field("name of the host"));
         }
-        Ok(Self { public, port: number(body, 32), domains: number(body, 34), name })
+        let run = core::array::from_fn(|i| body[HELLO_RUN.start + i]);
+        Ok(Self { public, port: number(body, 32), domains: number(body, 34), name, run })
     }
 }
 
