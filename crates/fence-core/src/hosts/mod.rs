@@ -16,5 +16,5 @@ mod proptests;
 
 pub use doubt::{HostDoubt, HostRun};
 pub use round::{AnswerResult, HostFinding, Respondent, Round, strongest};
-pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule};
+pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule, WHOLE_ROUND};
 pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS};

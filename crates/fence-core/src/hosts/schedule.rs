@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 /// Time from the first hello in which the other hosts can answer it and those after it. No question about
 /// absence is answered before.
 pub const FIRST_ROUND: Duration = Duration::from_secs(1);
+/// The same where hosts that were heard before may not be remembered: until then nobody knows who is there.
+pub const WHOLE_ROUND: Duration = Duration::from_secs(5);
 /// Time between two hellos.
 pub const HELLO_EVERY: Duration = Duration::from_secs(60);
 /// The hellos of the start.
-const FIRST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(150), Duration::from_millis(500)];
+const FIRST: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(150), Duration::from_millis(500), Duration::from_millis(3000)];
 /// Least time between two hellos after the start, whatever shows that others exist.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,11 @@ impl HelloSchedule {
     /// Returns the end of the first round; none before the first hello.
     pub fn first_round_ends(&self) -> Option<Instant> {
         self.began.map(|it| it + FIRST_ROUND)
+    }
+
+    /// Returns the end of a whole round; none before the first hello.
+    pub fn whole_round_ends(&self) -> Option<Instant> {
+        self.began.map(|it| it + WHOLE_ROUND)
     }
 
     /// Returns true if a hello must be sent now, and counts it as sent.

@@ -87,8 +87,10 @@ pub struct KnownHosts {
     twins: BTreeMap<HostId, IpAddr>,
     /// Runs of the daemons. They are not kept over a restart.
     runs: HostRuns,
-    /// Why a host may be missing here.
+    /// Why a host may be missing here, until an administrator says that none is.
     missing: Option<String>,
+    /// Why a host may be missing here, until all had time to answer.
+    incomplete: Option<String>,
 }
 
 impl KnownHosts {
@@ -129,6 +131,21 @@ impl KnownHosts {
     /// Returns why a host may be missing, if one may be.
     pub fn missing(&self) -> Option<&str> {
         self.missing.as_deref()
+    }
+
+    /// Notes that hosts of earlier runs may be missing: all must be found anew before the table counts.
+    pub fn note_incomplete(&mut self, why: String) {
+        self.incomplete.get_or_insert(why);
+    }
+
+    /// Returns why all hosts must be found anew first, if they must.
+    pub fn incomplete(&self) -> Option<&str> {
+        self.incomplete.as_deref()
+    }
+
+    /// Notes that all hosts were looked for, and had time to answer. Returns whether that was needed.
+    pub fn note_complete(&mut self) -> bool {
+        self.incomplete.take().is_some()
     }
 
     /// Notes which host answered first at an address of `peers`. Returns false if another one did before:

@@ -35,6 +35,7 @@ impl PeerHosts for Peers {
 
 const NOT_READY: &str = "other hosts can't be heard yet, since the multicast listener is not up; the log \
                          says why. If there are none: peers = \"none\"";
+const STILL_LOOKING: &str = "other hosts are still being looked for: ask again in a few seconds";
 /// Pause before it is looked again whether the listener is up.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -56,8 +57,9 @@ impl Peers {
             match self.first_round(until).await {
                 // Hosts without host messages take longer.
                 Some(end) => {
-                    self.legacy.has_searched(until.min(end + FIND_LIMIT)).await;
+                    self.has_searched(until.min(end + FIND_LIMIT)).await;
                     self.has_settled(until).await;
+                    self.has_found_all(until).await;
                 }
                 None => is_ready = false,
             }
@@ -72,6 +74,10 @@ impl Peers {
         }
         let (missing, legacy, respondents) = self.respondents(&mode);
         let mut findings = Vec::new();
+        let incomplete = lock(&self.table).incomplete().map(str::to_owned);
+        if let (Some(why), PeerMode::Discovered) = (incomplete, &mode) {
+            findings.push(unknown("that may be there", format!("{why}; {STILL_LOOKING}")));
+        }
         findings.extend(missing.map(|why| unknown("that is not remembered", why)));
         findings.extend(self.own_doubt().map(|why| unknown("that has the key pair of this one", why)));
         // Whoever answers with the name of a host in doubt may be another one.
@@ -100,7 +106,7 @@ impl Peers {
     async fn first_round(&self, until: Instant) -> Option<Instant> {
         loop {
             let now = Instant::now();
-            let can_hear = lock(&self.group).strong_count() > 0 && !self.settings().keys.is_empty();
+            let can_hear = self.can_hear();
             let end = lock(&self.schedule).first_round_ends().filter(|_| can_hear);
             match end {
                 Some(end) if end <= now => return Some(end),
@@ -108,6 +114,33 @@ impl Peers {
                 Some(end) => sleep_until(end.min(until).into()).await,
                 None => sleep_until((now + NOT_READY_PAUSE).min(until).into()).await,
             }
+        }
+    }
+
+    /// Returns true if other hosts can be heard by the multicast group.
+    pub(super) fn can_hear(&self) -> bool {
+        lock(&self.group).strong_count() > 0 && !self.settings().keys.is_empty()
+    }
+
+    /// Waits until hosts without host messages were looked for: true, or until then: false.
+    async fn has_searched(&self, until: Instant) -> bool {
+        // Without the keys of clients there is no way to them.
+        self.settings().client.is_none() || self.legacy.has_searched(until).await
+    }
+
+    /// Waits until hosts of earlier runs that may not be remembered had time to answer.
+    pub(super) async fn has_found_all(&self, until: Instant) {
+        let is_complete = || lock(&self.table).incomplete().is_none();
+        let ends = lock(&self.schedule).whole_round_ends();
+        let Some(ends) = ends.filter(|_| !is_complete()) else { return };
+        sleep_until(ends.min(until).into()).await;
+        let has_searched = self.has_searched(until).await;
+        // They may have been forgotten meanwhile, or the search began anew.
+        let is_over = lock(&self.schedule).whole_round_ends().is_some_and(|it| it <= Instant::now());
+        if has_searched && is_over && lock(&self.table).note_complete() {
+            let known = lock(&self.table).all().count();
+            info!(known, "all other hosts had time to answer: those that are known now are asked");
+            self.changed.notify_one();
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use fence_core::hosts::WHOLE_ROUND;
 use fence_wire::{HostBody, escaped};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
@@ -36,8 +37,21 @@ impl Peers {
             self.say_hello(),
             self.search_legacy(),
             self.keep_file(),
+            self.find_all(),
             Arc::clone(&self).read_sockets()
         );
+    }
+
+    /// Looks for all hosts, where some of an earlier run may not be remembered.
+    async fn find_all(&self) {
+        while lock(&self.table).incomplete().is_some() {
+            let is_searched = self.settings().mode == PeerMode::Discovered && self.can_hear();
+            let end = Instant::now() + WHOLE_ROUND;
+            if is_searched {
+                self.has_found_all(end).await;
+            }
+            sleep_until(end.into()).await;
+        }
     }
 
     async fn say_hello(&self) {

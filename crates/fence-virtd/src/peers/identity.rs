@@ -27,6 +27,8 @@ pub(super) struct Identity {
     secret: StaticSecret,
     public: [u8; 32],
     id: HostId,
+    /// The pair was there at the start.
+    pub(super) is_old: bool,
     /// The file, locked; none for a pair that ends with the process.
     _held: Option<Flock<File>>,
 }
@@ -91,13 +93,13 @@ impl Identity {
             return Ok(Self::of(&secret, Some(file)));
         }
         let secret = read(&text).ok_or_else(|| IdentityError::Damaged(shown(&path)))?;
-        Ok(Self::of(&secret, Some(file)))
+        Ok(Self { is_old: true, ..Self::of(&secret, Some(file)) })
     }
 
     fn of(secret: &Zeroizing<[u8; 32]>, held: Option<Flock<File>>) -> Self {
         let secret = StaticSecret::from(**secret);
         let public = PublicKey::from(&secret).to_bytes();
-        Self { secret, public, id: HostId::of(&public), _held: held }
+        Self { secret, public, id: HostId::of(&public), is_old: false, _held: held }
     }
 
     pub(super) fn id(&self) -> HostId {

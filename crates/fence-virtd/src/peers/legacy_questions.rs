@@ -43,9 +43,9 @@ impl LegacyQuestions {
         self.wanted.notify_one();
     }
 
-    /// Waits for the end of the first search, or until an instant.
-    pub(super) async fn has_searched(&self, until: Instant) {
+    /// Waits for the end of the first search: true, or until an instant: false.
+    pub(super) async fn has_searched(&self, until: Instant) -> bool {
         let mut searched = self.searched.subscribe();
-        let _ = timeout_at(until.into(), searched.wait_for(|it| *it)).await;
+        timeout_at(until.into(), searched.wait_for(|it| *it)).await.is_ok()
     }
 }

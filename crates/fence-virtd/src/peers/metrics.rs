@@ -29,7 +29,10 @@ impl Peers {
         });
         let help = "When another host was last heard, seconds since 1970";
         gauges(to, "peer_last_heard_seconds", help, hosts);
-        let is_missing = i64::from(lock(&self.table).missing().is_some());
+        let is_missing = {
+            let table = lock(&self.table);
+            i64::from(table.missing().or(table.incomplete()).is_some())
+        };
         gauges(
             to,
             "peer_missing",

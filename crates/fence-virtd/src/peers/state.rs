@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use fence_core::hosts::{HeardHost, HelloSchedule, HostRun, KnownHost, KnownHosts, Respondent, Round};
+use fence_core::hosts::{
+    HeardHost, HelloSchedule, HostRun, KnownHost, KnownHosts, Respondent, Round, WHOLE_ROUND,
+};
 use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
 use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
 
-use super::identity::{self, Identity};
+use super::identity::{self, Identity, IdentityError};
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
 use super::links::{GroupLink, MessageWay, PeerSockets};
@@ -151,12 +153,14 @@ impl Peers {
 
     /// Takes other settings. Its sockets are open already.
     pub(crate) fn change(&self, settings: PeerSettings, sockets: PeerSocketsToUse) {
-        let was_off = self.settings().mode == PeerMode::Off;
+        let is_other_mode = self.settings().mode != settings.mode;
         self.replace_settings(settings);
         *write(&self.sockets) = sockets.0;
         self.resocketed.notify_one();
-        if was_off {
+        if is_other_mode {
+            // Whoever is found in this way was not asked in the other one.
             *lock(&self.schedule) = HelloSchedule::new(Instant::now());
+            self.legacy.search_anew();
         }
         self.say_hello_soon();
         self.log_start();
@@ -358,6 +362,13 @@ impl Peers {
         if let (Some(why), false) = (lock(&self.table).missing(), settings.mode == PeerMode::Off) {
             warn!("another host may be missing: {why}");
         }
+        if let (Some(why), PeerMode::Discovered) = (lock(&self.table).incomplete(), &settings.mode) {
+            warn!(
+                "another host may be missing: {why}. All hosts are looked for first; for {} s nothing is \
+                 called off that does not run here",
+                WHOLE_ROUND.as_secs()
+            );
+        }
     }
 }
 
@@ -402,10 +413,7 @@ async fn read_files(state: Option<PathBuf>, settings: &PeerSettings) -> Result<F
         |table| Ok(Files { identity: Identity::of_machine(&settings.hypervisors)?, store: None, table });
     let Some(directory) = state else { return in_memory(KnownHosts::default()) };
     let shown = fence_cli::shown(&directory);
-    let reading = tokio::task::spawn_blocking(move || {
-        let store = HostStore::at(&directory);
-        (Identity::open(&directory), store.read(), store)
-    });
+    let reading = tokio::task::spawn_blocking(move || read_directory(&directory));
     match tokio::time::timeout(OPEN_LIMIT, reading).await {
         Ok(Ok((Ok(identity), table, store))) => Ok(Files { identity, store: Some(store), table }),
         Ok(Ok((Err(error), table, _))) => {
@@ -423,4 +431,25 @@ async fn read_files(state: Option<PathBuf>, settings: &PeerSettings) -> Result<F
             in_memory(table)
         }
     }
+}
+
+/// Reads the files, and notes why hosts of earlier runs may be missing in them.
+pub(super) fn read_directory(directory: &Path) -> (Result<Identity, IdentityError>, KnownHosts, HostStore) {
+    let store = HostStore::at(directory);
+    let (identity, is_empty, mut table) = (Identity::open(directory), store.is_empty(), store.read());
+    let shown = fence_cli::shown(directory);
+    match &identity {
+        Ok(it) if it.is_old && is_empty => {
+            let why = "has the key pair of this host, and no file of other hosts";
+            table.note_incomplete(format!("{shown} {why}"));
+        }
+        Ok(_) => {
+            if let Err(error) = store.try_write(&table) {
+                table
+                    .note_incomplete(format!("the file of other hosts in {shown} can't be written: {error}"));
+            }
+        }
+        Err(error) => table.note_incomplete(format!("{error}")),
+    }
+    (identity, table, store)
 }

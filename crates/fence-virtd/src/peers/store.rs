@@ -9,12 +9,14 @@
 //! rival ADDRESS:PORT ID
 //! twins ID ADDRESS
 //! missing WHY
+//! incomplete WHY
 //! end LINES
 //! ```
 //!
 //! Owns the file and `hosts.forget`, in which an administrator's program names hosts for the daemon to
 //! forget. Only the daemon writes `hosts`, as a new file that takes the old one's place, so a crash leaves
-//! one of them whole. What can't be read is never taken for "no other hosts": the table says that one may
+//! one of them whole. Where it can't be written, the old one is renamed to `hosts.stale`, which a full disk
+//! still lets happen. What can't be read is never taken for "no other hosts": the table says that one may
 //! be missing.
 
 use std::fmt::Write as _;
@@ -30,6 +32,7 @@ use fence_wire::HostId;
 
 const FILE: &str = "hosts";
 const NEW: &str = "hosts.new";
+const STALE: &str = "hosts.stale";
 const FORGET: &str = "hosts.forget";
 const HEADER: &str = "fence_virt hosts 1";
 /// Bytes of the file at most: 64 hosts with long names and addresses are far below.
@@ -60,7 +63,17 @@ impl HostStore {
                 shown(&path)
             )
         };
-        match read_file(&path, MAX_FILE) {
+        let stale = self.directory.join(STALE);
+        let text = match read_file(&path, MAX_FILE) {
+            Ok(None) => read_file(&stale, MAX_FILE).inspect(|it| {
+                if it.is_some() {
+                    let why = "could not be written lately, so hosts that were heard since are not in it";
+                    table.note_incomplete(format!("{} {why}", shown(&path)));
+                }
+            }),
+            other => other,
+        };
+        match text {
             Ok(None) => {}
             Ok(Some(text)) => {
                 if let Err(line) = parse(&text, &mut table) {
@@ -72,14 +85,38 @@ impl HostStore {
         table
     }
 
-    /// Writes the table in the place of the one before. Waits for the disk.
+    /// Returns true if no table was ever written here, or it is gone.
+    pub(super) fn is_empty(&self) -> bool {
+        [FILE, STALE].iter().all(|it| fs::symlink_metadata(self.directory.join(it)).is_err())
+    }
+
+    /// Writes the table in the place of the one before, which is not trusted any more if that fails. Waits
+    /// for the disk.
     pub(super) fn write(&self, table: &KnownHosts) -> io::Result<()> {
+        let written = self.write_new(table).and_then(|new| fs::rename(new, self.directory.join(FILE)));
+        match written {
+            Ok(()) => {
+                let _ = fs::remove_file(self.directory.join(STALE));
+                File::open(&self.directory)?.sync_all()
+            }
+            Err(error) => {
+                let _ = fs::rename(self.directory.join(FILE), self.directory.join(STALE));
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks that a table can be written, and leaves the one that is there.
+    pub(super) fn try_write(&self, table: &KnownHosts) -> io::Result<()> {
+        self.write_new(table).map(drop)
+    }
+
+    fn write_new(&self, table: &KnownHosts) -> io::Result<PathBuf> {
         let new = self.directory.join(NEW);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(written(table).as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, self.directory.join(FILE))?;
-        File::open(&self.directory)?.sync_all()
+        Ok(new)
     }
 
     /// Asks the daemon to forget a host, by name, address or id, or `all`. It does so within a
@@ -153,6 +190,10 @@ fn written(table: &KnownHosts) -> String {
         let _ = writeln!(text, "missing {}", why.replace('\n', " "));
         lines += 1;
     }
+    if let Some(why) = table.incomplete() {
+        let _ = writeln!(text, "incomplete {}", why.replace('\n', " "));
+        lines += 1;
+    }
     let _ = writeln!(text, "end {lines}");
     text
 }
@@ -197,6 +238,7 @@ fn parse_line(line: &str, table: &mut KnownHosts) -> Option<()> {
             table.note_two_daemons(HostId::from_text(id)?, address.parse().ok()?);
         }
         "missing" => table.note_missing(rest.to_owned()),
+        "incomplete" => table.note_incomplete(rest.to_owned()),
         _ => return None,
     }
     Some(())
@@ -271,6 +313,7 @@ mod tests {
         assert_eq!(store.read(), table());
         let mut missing = table();
         missing.note_missing("no room".to_owned());
+        missing.note_incomplete("not all were heard".to_owned());
         store.write(&missing).unwrap();
         assert_eq!(store.read(), missing);
     }
@@ -295,6 +338,29 @@ mod tests {
         fs::remove_file(dir.path().join(FILE)).unwrap();
         fs::create_dir(dir.path().join(FILE)).unwrap();
         assert!(store.read().missing().is_some());
+    }
+
+    /// A full disk or one that can't be written: what was heard since is not in the file.
+    #[test]
+    fn a_file_that_could_not_be_replaced_is_not_whole() {
+        let (dir, store) = store();
+        store.write(&table()).unwrap();
+        // A directory in its place can't be opened for writing.
+        fs::create_dir(dir.path().join(NEW)).unwrap();
+        let mut later = table();
+        later.heard(&hello(4, "host 4"), IpAddr::from([10, 0, 0, 4]), 4000);
+        store.write(&later).unwrap_err();
+        store.try_write(&later).unwrap_err();
+        let mut read = store.read();
+        assert!(read.incomplete().is_some_and(|it| it.contains("could not be written")), "{read:?}");
+        assert!(read.note_complete() && read == table(), "what is there counts all the same");
+        store.write(&later).unwrap_err();
+        assert!(store.read().incomplete().is_some(), "a second failure loses nothing");
+        fs::remove_dir(dir.path().join(NEW)).unwrap();
+        store.write(&later).unwrap();
+        assert_eq!(store.read(), later);
+        store.try_write(&table()).unwrap();
+        assert_eq!(store.read(), later);
     }
 
     proptest! {

@@ -470,6 +470,46 @@ async fn what_may_be_missing_counts_with_peers_too() {
     assert_eq!(a.sights().await, [Sight::Off]);
 }
 
+/// Hosts that an earlier run heard may be lost: a full disk, or a file that was removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_alone_who_may_have_forgotten_others() {
+    let (group, port) = ([239, 77, 1, 6], port());
+    let dir = tempfile::tempdir().unwrap();
+    drop(Host::found(group, port, Some(dir.path())).await);
+    while super::identity::Identity::open(dir.path()).is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _ = std::fs::remove_file(dir.path().join("hosts"));
+    let host = Host::found(group, port, Some(dir.path())).await;
+    let found = host.look_within(Duration::from_secs(3)).await;
+    assert!(reason(&found[0].sight).contains("no file of other hosts"), "{found:?}");
+    let text = std::fs::read_to_string(dir.path().join("hosts"));
+    assert!(text.is_ok_and(|it| it.contains("\nincomplete ")), "a restart begins anew");
+    // Whoever had time to answer and did not is not there.
+    assert!(host.look_within(Duration::from_secs(9)).await.is_empty());
+    let begin = Instant::now();
+    assert!(host.look().await.is_empty());
+    assert!(begin.elapsed() < Duration::from_secs(1), "once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_cannot_be_written_may_have_lost_hosts() {
+    let dir = tempfile::tempdir().unwrap();
+    let fresh = super::state::read_directory(dir.path());
+    assert_eq!(fresh.1.incomplete(), None, "the first start of all");
+    fresh.2.write(&fresh.1).unwrap();
+    drop(fresh.0);
+    let again = super::state::read_directory(dir.path());
+    assert_eq!(again.1.incomplete(), None);
+    let held = super::state::read_directory(dir.path());
+    assert!(held.1.incomplete().is_some_and(|it| it.contains("another fence_virtd")));
+    drop(again.0);
+    std::fs::remove_file(dir.path().join("hosts.new")).unwrap();
+    std::fs::create_dir(dir.path().join("hosts.new")).unwrap();
+    let unwritable = super::state::read_directory(dir.path());
+    assert!(unwritable.1.incomplete().is_some_and(|it| it.contains("can't be written")));
+}
+
 /// A daemon that waits for its network (-w) and serves by TCP meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_alone_before_the_group_can_be_heard() {
