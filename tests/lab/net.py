@@ -137,7 +137,10 @@ class Net:
 
     def remove(self, name):
         """Takes a node away: its processes, its addresses and every connection go as with a machine that burnt."""
-        _remove(self.nodes.pop(name).ns)
+        node = self.nodes.pop(name)
+        _remove(node.ns)
+        # The kernel removes it some time after the namespace, and a new node may have the same index.
+        subprocess.run(["ip", "-n", self.switch, "link", "del", f"p{node.index}"], capture_output=True)
 
     def close(self):
         """Ends every process that still runs in the nodes and removes the namespaces. May be called twice."""

@@ -49,7 +49,7 @@ def test_who_answers_and_what_is_at_two_places(setup, c_host):
     setup.write(listener="multicast", peers=None)
     rc, found = setup.check()
     ip = c_host[0].ip
-    assert "it lists 3, 1 of them on" in of(found, "peers", ip)["text"], found
+    assert "it lists 3 domains, 1 of them on" in of(found, "peers", ip)["text"], found
     it = found["peers", ""]
     assert it["result"] == "warning" and f'peers = "{ip}"' in it["next"]
     it = of(found, "domain", "vm1")
@@ -64,13 +64,59 @@ def test_named_and_alone(setup, stage, c_host):
     _, found = setup.check()
     assert of(found, "peers", c_host[0].ip)["result"] == "ok" and ("peers", "") not in found
     setup.write(listener="multicast", peers=stage.guest.ip)
-    _, found = setup.check()
-    assert of(found, "peers", stage.guest.ip)["result"] == "warning"
+    rc, found = setup.check()
+    # The others would take it for another host than the daemon.
+    it = of(found, "peers", "this host")
+    assert rc == 1 and failed(found) == {"domain"} and it["result"] == "warning" and "no key pair yet" in it["text"]
     assert "does not name" in found["peers", ""]["text"] and c_host[0].ip in found["peers", ""]["text"]
     c_host[1].stop()
     setup.write(listener="multicast", peers=None)
     rc, found = setup.check()
     assert rc == 0 and "alone" in found["peers", ""]["text"] and not [it for it in found if it[0] == "domain"]
+
+
+@pytest.fixture
+def host_pair(setup):
+    """The key pair of a daemon that ran here."""
+    setup.state.mkdir(mode=0o700)
+    (setup.state / "host.key").write_text("17" * 32 + "\n")
+
+
+def test_a_named_host_that_answers_the_daemon_and_one_that_can_not(setup, stage, host_pair, tmp_path):
+    """Without a multicast listener: only the messages of hosts reach it, as with the daemon."""
+    node = stage.net.node("other")
+    try:
+        key = programs.write_key(tmp_path / "hosts.key", b"a key that no guest has")
+        config = programs.write_config(tmp_path / "other.conf", f"""
+            fence_virtd {{ listener = "tcp"; backend = "libvirt"; peer_key_file = "{key}"; }}
+            listeners {{ tcp {{ key_file = "{setup.key}"; address = "0.0.0.0"; }} }}
+            backends {{ libvirt {{ uri = "{setup.uri}"; }} }}""", peers=stage.host.ip)
+        daemon = programs.Daemon(node, config, program=VIRTD, ready="tcp")
+        before = files(setup.state)
+
+        def check(options=""):
+            setup.write(listener="tcp", peers=node.ip, options=options)
+            rc, found = setup.check()
+            return rc, of(found, "peers", node.ip)
+
+        rc, it = check(f'peer_key_file = "{key}";')
+        assert rc == 0 and it["result"] == "ok" and "answers the daemon's questions" in it["text"]
+        # The key of the listener alone: the other one drops the messages.
+        rc, it = check()
+        assert rc == 1 and it["result"] == "failed" and "nothing came back" in it["text"]
+        assert "same key for hosts" in it["next"] and "1229" in it["next"]
+        rc, it = check(f'peer_key_file = "{key}"; peer_port = "1999";')
+        assert rc == 1 and "nothing takes messages of hosts there" in it["text"] and "1999" in it["next"]
+        daemon.stop()
+        rc, it = check(f'peer_key_file = "{key}";')
+        assert rc == 1 and "nothing takes messages of hosts there" in it["text"] and "start fence_virtd" in it["next"]
+        assert files(setup.state) == before
+    finally:
+        stage.net.remove("other")
+
+
+def files(directory):
+    return {it.name: it.read_bytes() for it in directory.iterdir()}
 
 
 def test_domains_of_two_uris(setup):

@@ -2,9 +2,9 @@
 //! Check of the other hosts that corosync does not know: which there are, whether each answers, and whether a
 //! domain is at two places.
 //!
-//! Asks the multicast group for lists as a client does, unless `peers` is "none"; a list changes nothing.
-//! Runs in the process of `--check`. Must never say hello as a daemon does: the other hosts would wait for
-//! this process for ever.
+//! Asks each host as the daemon would, beside it and in its name (see [`crate::peers::probe`]), and the
+//! multicast group for lists as a client does, unless `peers` is "none"; neither changes anything. Runs in
+//! the process of `--check`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,15 +12,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use fence_config::{BackendKind, Config, MulticastListener, Peers};
+use fence_config::{Config, MulticastListener, Peers};
 use fence_core::domain::DomainId;
-use fence_core::hosts::{KnownHost, KnownHosts};
+use fence_core::hosts::{HostKind, KnownHosts};
 use fence_core::listing::{HostDomain, HostReply};
 use fence_net::Interface;
-use fence_wire::escaped;
+use fence_wire::{DEFAULT_PORT, escaped};
 
 use super::finding::Finding;
 use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
+use crate::peers::PeerSettings;
+use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, SilenceClue};
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
 
@@ -38,35 +40,227 @@ pub(super) struct CheckedDomain {
 
 /// Asks the other hosts, and compares what they have with the domains of this host.
 pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) -> Vec<Finding> {
-    let uses = |kind| config.backends.iter().any(|it| it.kind() == kind);
     let known = state.map(|it| HostStore::at(it).read()).unwrap_or_default();
     let mut places = DomainPlaces::default();
     own.iter().for_each(|it| places.add(it.uuid, &it.name, &it.uri, it.is_on));
     let mut found = Vec::new();
-    // Fence agents reach a machine wherever it runs; corosync knows its hosts.
-    if uses(BackendKind::Libvirt) && config.daemon.peers != Peers::Nobody {
-        let replies = match config.multicast().map(|it| ask(config, it)) {
-            None => Vec::new(),
-            Some(Ok(replies)) => replies,
-            Some(Err(why)) => {
-                let next = "correct this first; --check tells more above";
-                found.push(Finding::warning(CHECK, "", format!("could not be asked: {why}"), next));
-                Vec::new()
+    match PeerSettings::load(config) {
+        Ok(settings) if settings.is_off() => {}
+        Ok(settings) => {
+            let heard = lists(config, &mut found);
+            let domains = own.iter().filter(|it| it.is_on).count();
+            let report = probe(config, settings, state, &known, &heard, domains);
+            found.extend(of_report(config, &known, &heard, report));
+            found.extend(setting(config, &known, &heard));
+            for (address, domains) in &heard {
+                for domain in domains.iter().flatten() {
+                    let Some(uuid) = DomainId::parse(&domain.uuid) else { continue };
+                    places.add(uuid, &domain.name, &shown(&known, *address), !domain.is_off);
+                }
             }
-        };
-        let heard = heard(&replies);
-        found.extend(heard.iter().map(|(address, domains)| answering(&known, *address, domains.as_deref())));
-        found.extend(silent(config, &known, &heard));
-        found.extend(setting(config, &known, &heard));
-        for (address, domains) in &heard {
-            for domain in domains.iter().flatten() {
-                let Some(uuid) = DomainId::parse(&domain.uuid) else { continue };
-                places.add(uuid, &domain.name, &shown(&known, *address), !domain.is_off);
-            }
+        }
+        Err(error) => {
+            let next = "correct the key, which is named above too; until then the daemon does not start";
+            found.push(Finding::failed(CHECK, "", format!("can't be asked: {error}"), next));
         }
     }
     found.extend(places.findings());
     found
+}
+
+/// Asks the group for lists, which show the domains of the other hosts.
+fn lists(config: &Config, found: &mut Vec<Finding>) -> BTreeMap<IpAddr, Option<Vec<HostDomain>>> {
+    let replies = match config.multicast().map(|it| ask(config, it)) {
+        None => Vec::new(),
+        Some(Ok(replies)) => replies,
+        Some(Err(why)) => {
+            let next = "correct this first; --check tells more above";
+            found.push(Finding::warning(CHECK, "", format!("could not be asked for lists: {why}"), next));
+            Vec::new()
+        }
+    };
+    heard(&replies)
+}
+
+/// Asks the other hosts as the daemon does.
+fn probe(
+    config: &Config,
+    settings: PeerSettings,
+    state: Option<&Path>,
+    known: &KnownHosts,
+    heard: &BTreeMap<IpAddr, Option<Vec<HostDomain>>>,
+    domains: usize,
+) -> Result<ProbeReport, String> {
+    let is_ours = |address: &IpAddr| {
+        known.all().any(|it| matches!(it.kind, HostKind::Ours(_)) && it.addresses.contains(address))
+    };
+    let search = heard.keys().any(|it| !is_ours(it));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|it| it.to_string())?.block_on(async {
+        Arc::new(HostProbe::new(config, settings, state, known.clone(), domains)?).run(search).await
+    })
+}
+
+/// Returns a finding for each host that must answer, and for each that answered a list and is not asked.
+fn of_report(
+    config: &Config,
+    known: &KnownHosts,
+    heard: &BTreeMap<IpAddr, Option<Vec<HostDomain>>>,
+    report: Result<ProbeReport, String>,
+) -> Vec<Finding> {
+    let report = match report {
+        Ok(report) => report,
+        Err(why) => {
+            let next = "correct this first: the daemon can't ask the other hosts either";
+            return vec![Finding::failed(CHECK, "", format!("could not be asked: {why}"), next)];
+        }
+    };
+    let list_of = |host: &ProbedHost| host.addresses.iter().find_map(|it| heard.get(it));
+    let mut found: Vec<_> =
+        report.hosts.iter().map(|it| of_host(config, known, it, list_of(it).map(Option::as_deref))).collect();
+    if let Some(why) = &report.missing {
+        let next = "do what the text says; until then no domain is called off that does not run here";
+        found.push(Finding::failed(CHECK, "", escaped(why).to_string(), next));
+    }
+    if report.has_no_pair {
+        let text = "hosts with this daemon were not asked: this host has no key pair yet, which the daemon \
+                    makes at its first start";
+        let next = "start fence_virtd here, then run --check again";
+        found.push(Finding::warning(CHECK, "this host", text, next));
+    }
+    let is_probed = |it: &IpAddr| report.hosts.iter().any(|host| host.addresses.contains(it));
+    // With `peers`, see `setting`.
+    let others = heard.iter().filter(|(it, _)| !is_probed(it) && config.daemon.peers == Peers::Discovered);
+    found.extend(others.map(|(address, domains)| {
+        let text = format!("{}; the daemon here has not heard it", listed(domains.as_deref()));
+        let next = "is fence_virtd running here? If it is, for more than a minute: --check on that host says \
+                    whether its key for hosts is the same, and its firewall open";
+        Finding::warning(CHECK, shown(known, *address), text, next)
+    }));
+    found
+}
+
+/// Returns what a list of a host says.
+fn listed(domains: Option<&[HostDomain]>) -> String {
+    match domains {
+        Some(domains) => {
+            let on = domains.iter().filter(|it| !it.is_off).count();
+            format!("it lists {} domains, {on} of them on", domains.len())
+        }
+        None => "its list can't be read".to_owned(),
+    }
+}
+
+/// Returns what came of the daemon's question to one host. `list`: it also answered a list.
+fn of_host(
+    config: &Config,
+    known: &KnownHosts,
+    host: &ProbedHost,
+    list: Option<Option<&[HostDomain]>>,
+) -> Finding {
+    let lists = list.map_or("it lists nothing by multicast".to_owned(), listed);
+    match &host.result {
+        ProbeResult::Answers => {
+            Finding::ok(CHECK, &host.name, format!("answers the daemon's questions; {lists}"))
+        }
+        ProbeResult::AnswersAsClient => {
+            let text = format!("a C daemon, which answers the daemon's questions; {lists}");
+            Finding::ok(CHECK, &host.name, text)
+        }
+        ProbeResult::CantTell(why) => {
+            let next = "until then nothing that rests on absence is answered here; run --check on that host";
+            Finding::failed(CHECK, &host.name, format!("answers that it can't tell: {why}"), next)
+        }
+        ProbeResult::InDoubt(why) => {
+            let next = "do what the text says; until then nothing that rests on absence is answered here";
+            Finding::failed(CHECK, &host.name, why, next)
+        }
+        ProbeResult::ClientCantTell(why) => {
+            let (text, next) = why.split_once("; ").unwrap_or((why, "its log says why"));
+            Finding::failed(CHECK, &host.name, format!("{text}; {}", last_heard(known, host)), next)
+        }
+        ProbeResult::Silent(clue) => {
+            let (why, next) = silence(config, host, clue, list.is_some());
+            Finding::failed(
+                CHECK,
+                &host.name,
+                format!("does not answer: {why}; {}", last_heard(known, host)),
+                next,
+            )
+        }
+    }
+}
+
+fn last_heard(known: &KnownHosts, host: &ProbedHost) -> String {
+    let last = known.all().find(|it| escaped(&it.to_string()).to_string() == host.name);
+    last.map_or("never heard before".to_owned(), |it| format!("last heard {}", ago(it.last_heard)))
+}
+
+/// Returns the cause of a silence, and the next step.
+fn silence(config: &Config, host: &ProbedHost, clue: &SilenceClue, has_list: bool) -> (String, String) {
+    let port = config.daemon.peer_port;
+    let address = host.addresses.first().map_or_else(|| host.name.clone(), ToString::to_string);
+    let is_listed = matches!(config.daemon.peers, Peers::Listed(_));
+    let key = config.daemon.peer_key_file.as_deref().map_or_else(
+        || {
+            "the key file of its listener must be the one of this host; or set peer_key_file on all"
+                .to_owned()
+        },
+        |it| format!("copy {} to it, and name it there as peer_key_file", fence_cli::shown(it)),
+    );
+    let gone = if is_listed {
+        "If it is gone for good, take it out of `peers`".to_owned()
+    } else {
+        format!("If it is gone for good: fence_virtd --forget {address}")
+    };
+    match clue {
+        SilenceClue::NothingThere => (
+            "nothing takes messages of hosts there".to_owned(),
+            format!(
+                "start fence_virtd there with `peers` (not \"none\") and the same peer_port as it is named \
+                 here ({port}), or let the firewall accept this port. {gone}"
+            ),
+        ),
+        SilenceClue::NoWay(error) => (
+            format!("no way there: {error}"),
+            format!("look at its network, the route and the firewalls. {gone}"),
+        ),
+        SilenceClue::ThisHost => {
+            ("it is an address of this host".to_owned(), "take it out of `peers`".to_owned())
+        }
+        SilenceClue::OtherPair(name) => (
+            format!("{name} answers there with another key pair than before"),
+            format!("if that host was installed anew: fence_virtd --forget {address}"),
+        ),
+        SilenceClue::ListenersKey => (
+            "it has no peer_key_file, and this host has one".to_owned(),
+            format!("{key}; then reload the daemon there (SIGHUP)"),
+        ),
+        SilenceClue::OtherKey => ("it uses another key for hosts than this one".to_owned(), key),
+        SilenceClue::HelloAlone => (
+            "it answers hellos and no questions".to_owned(),
+            "its log says why; is it overloaded?".to_owned(),
+        ),
+        SilenceClue::Nothing if has_list => (
+            "it answers lists of clients, but no message of hosts".to_owned(),
+            format!(
+                "has it another key for hosts, peers = \"none\", or a firewall that drops UDP port {port}? \
+                 {key}. --check there tells more"
+            ),
+        ),
+        SilenceClue::Nothing => (
+            "nothing came back".to_owned(),
+            format!(
+                "is it up, does fence_virtd run there with the same key for hosts, and does UDP port {} pass \
+                 in both ways? {gone}",
+                if is_listed {
+                    port.to_string()
+                } else {
+                    format!("{} to the group", config.multicast().map_or(DEFAULT_PORT, |it| it.port))
+                }
+            ),
+        ),
+    }
 }
 
 /// Asks the group for lists, by the interfaces of the listener.
@@ -106,71 +300,6 @@ fn heard(replies: &[ReplyFrom]) -> BTreeMap<IpAddr, Option<Vec<HostDomain>>> {
         }
     }
     heard
-}
-
-fn answering(known: &KnownHosts, address: IpAddr, domains: Option<&[HostDomain]>) -> Finding {
-    let name = shown(known, address);
-    match domains {
-        Some(domains) => {
-            let on = domains.iter().filter(|it| !it.is_off).count();
-            let text = format!(
-                "answers a list, and may have the same domains; it lists {}, {on} of them on. Whether it \
-                 answers questions of the daemon, the daemon's log says",
-                domains.len()
-            );
-            Finding::ok(CHECK, name, text)
-        }
-        None => {
-            let next = "its log says why; until then nothing that rests on absence is answered here";
-            Finding::failed(CHECK, name, "calls back, and its list can't be read", next)
-        }
-    }
-}
-
-/// Returns a finding for each host that must answer and did not.
-fn silent(
-    config: &Config,
-    known: &KnownHosts,
-    heard: &BTreeMap<IpAddr, Option<Vec<HostDomain>>>,
-) -> Vec<Finding> {
-    match &config.daemon.peers {
-        Peers::Nobody => Vec::new(),
-        Peers::Listed(listed) => {
-            let is_silent = |it: &&std::net::SocketAddr| !heard.contains_key(&it.ip().to_canonical());
-            let silent = listed.iter().filter(is_silent);
-            silent.map(|it| not_heard_of_peers(known, it.ip().to_canonical())).collect()
-        }
-        Peers::Discovered => {
-            let mut found: Vec<_> = known
-                .all()
-                .filter(|host| !host.addresses.iter().any(|it| heard.contains_key(it)))
-                .map(not_heard)
-                .collect();
-            if let Some(why) = known.missing() {
-                let next = "do what the text says; until then no domain is called off that does not run here";
-                found.push(Finding::failed(CHECK, "", escaped(why).to_string(), next));
-            }
-            found
-        }
-    }
-}
-
-fn not_heard(host: &KnownHost) -> Finding {
-    let text = format!("does not answer; last heard {}", ago(host.last_heard));
-    let next = format!(
-        "does fence_virtd run there, and may UDP port 1229 to the group and TCP port 1229 to this host pass? \
-         If it is gone for good: fence_virtd --forget {}",
-        escaped(&host.name)
-    );
-    Finding::failed(CHECK, escaped(&host.to_string()).to_string(), text, next)
-}
-
-/// Hosts of `peers` are asked by messages of their own, which this process can't send.
-fn not_heard_of_peers(known: &KnownHosts, address: IpAddr) -> Finding {
-    let text = "named in `peers`, and not heard by multicast, by which --check asks";
-    let next = "if multicast does not reach it, all is well: fence_virtd --status on this host shows when it \
-                last answered";
-    Finding::warning(CHECK, shown(known, address), text, next)
 }
 
 /// Returns what is to be said of `peers`.

@@ -3,8 +3,8 @@
 //! fencing.
 //!
 //! Runs instead of the daemon, in its own process, beside a running daemon or not. Must never change
-//! anything, and sends nothing but the messages that open the configured hypervisors, and the requests of a
-//! client for the lists of other hosts.
+//! anything, and sends nothing but the messages that open the configured hypervisors, the questions of the
+//! daemon to the other hosts, and the requests of a client for their lists.
 
 mod agents;
 #[cfg(feature = "cpg")]

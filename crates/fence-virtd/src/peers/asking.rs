@@ -153,7 +153,7 @@ impl Peers {
     }
 
     /// Returns everyone who must answer: why one may be missing, hosts without host messages, and the others.
-    fn respondents(&self, mode: &PeerMode) -> (Option<String>, Vec<KnownHost>, Vec<Respondent>) {
+    pub(super) fn respondents(&self, mode: &PeerMode) -> (Option<String>, Vec<KnownHost>, Vec<Respondent>) {
         match mode {
             PeerMode::Off => (None, Vec::new(), Vec::new()),
             PeerMode::Discovered => {
@@ -189,13 +189,27 @@ impl Peers {
         until: Instant,
     ) -> Vec<Finding> {
         PeerCounts::add(&self.counts.asked);
+        match self.answers(question, &respondents, began, until).await {
+            Some(found) => self.judge(found, began, until, "does not answer").await,
+            None => {
+                let silent = respondents.iter().map(|who| HostFinding { who: *who, answer: None });
+                let silence = "was not asked: too many questions are open";
+                self.judge(silent.collect(), began, until, silence).await
+            }
+        }
+    }
+
+    /// Asks, and returns what each one said until all have answered or the time is over; none if too many
+    /// questions are open.
+    pub(super) async fn answers(
+        &self,
+        question: &DomainQuestion,
+        respondents: &[Respondent],
+        began: Instant,
+        until: Instant,
+    ) -> Option<Vec<HostFinding>> {
         let limit = until.min(began + PEER_LIMIT);
-        let Some(open) = self.list(question, &respondents) else {
-            let silent = respondents.iter().map(|who| HostFinding { who: *who, answer: None });
-            return self
-                .judge(silent.collect(), began, until, "was not asked: too many questions are open")
-                .await;
-        };
+        let open = self.list(question, respondents)?;
         for turn in 0..ASK_AT.len() {
             self.send_ask(&open, question, limit);
             let next = ASK_AT.get(turn + 1).map_or(limit, |it| (began + *it).min(limit));
@@ -207,10 +221,8 @@ impl Peers {
                 break;
             }
         }
-        lock(&self.silent).record(&open.silent(), &respondents, Instant::now());
-        let findings = open.findings();
-        drop(open);
-        self.judge(findings, began, until, "does not answer").await
+        lock(&self.silent).record(&open.silent(), respondents, Instant::now());
+        Some(open.findings())
     }
 
     /// Enters a question into the table of open ones; none if there are too many.
@@ -360,7 +372,7 @@ impl Peers {
         }
     }
 
-    fn shown(&self, who: Respondent) -> String {
+    pub(super) fn shown(&self, who: Respondent) -> String {
         match who {
             Respondent::Host(id) => lock(&self.table)
                 .host(id)
@@ -369,7 +381,7 @@ impl Peers {
         }
     }
 
-    fn name_and_address(&self, who: Respondent) -> (String, String) {
+    pub(super) fn name_and_address(&self, who: Respondent) -> (String, String) {
         match who {
             Respondent::Host(id) => {
                 let host = lock(&self.table).host(id).cloned();

@@ -96,6 +96,25 @@ impl Identity {
         Ok(Self { is_old: true, ..Self::of(&secret, Some(file)) })
     }
 
+    /// Reads the pair of the state directory beside a daemon that uses it; none if there is none yet. The
+    /// caller must not speak for the host: only the daemon does.
+    pub(super) fn borrow(directory: &Path) -> Result<Option<Self>, IdentityError> {
+        let path = directory.join(FILE);
+        let failed = |source| IdentityError::Io { path: shown(&path), source };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut text = Zeroizing::new(String::new());
+        file.take(LENGTH + 1).read_to_string(&mut text).map_err(failed)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let secret = read(&text).ok_or_else(|| IdentityError::Damaged(shown(&path)))?;
+        Ok(Some(Self::of(&secret, None)))
+    }
+
     fn of(secret: &Zeroizing<[u8; 32]>, held: Option<Flock<File>>) -> Self {
         let secret = StaticSecret::from(**secret);
         let public = PublicKey::from(&secret).to_bytes();

@@ -77,7 +77,7 @@ impl Peers {
     }
 
     /// Notes who answered the hello to an address of `peers`.
-    fn meet(&self, sender: HostId, hello: &HostHello, nonce: HostNonce, from: SocketAddr) {
+    pub(super) fn meet(&self, sender: HostId, hello: &HostHello, nonce: HostNonce, from: SocketAddr) {
         let address = lock(&self.hellos).iter().find(|(it, _)| *it == nonce).and_then(|(_, to)| *to);
         let Some(address) = address else { return };
         if !is_same_place(address, from) {
@@ -117,7 +117,7 @@ impl Peers {
         self.drops.note(NAME, "another-host", &address.ip(), &why);
     }
 
-    fn receive_answer(&self, received: &ReceivedHostMessage, from: SocketAddr) {
+    pub(super) fn receive_answer(&self, received: &ReceivedHostMessage, from: SocketAddr) {
         let message = received.message();
         let is_open = lock(&self.questions).contains_key(&message.nonce);
         if !is_open {

@@ -23,10 +23,10 @@ use crate::lists::{self, ClientKeys, FIND_LIMIT, GroupQuestion, LOOK_LIMIT, Repl
 use crate::util::locks::lock;
 
 /// Way to the hosts of the group, at this moment.
-struct GroupWay {
-    question: GroupQuestion,
-    senders: Vec<lists::SenderAddress>,
-    keys: Arc<ClientKeys>,
+pub(super) struct GroupWay {
+    pub(super) question: GroupQuestion,
+    pub(super) senders: Vec<lists::SenderAddress>,
+    pub(super) keys: Arc<ClientKeys>,
 }
 
 impl Peers {
@@ -161,7 +161,7 @@ impl Peers {
     }
 
     /// Remembers whoever called back and proved itself. Returns these hosts, as they are asked from now on.
-    fn note_legacy_replies(&self, replies: &[ReplyFrom]) -> Vec<KnownHost> {
+    pub(super) fn note_legacy_replies(&self, replies: &[ReplyFrom]) -> Vec<KnownHost> {
         let own = own_addresses();
         let mut seen: Vec<(IpAddr, u16)> = Vec::new();
         for ReplyFrom { host, reply } in replies.iter().filter(|it| !own.contains(&it.host)) {
@@ -184,7 +184,7 @@ impl Peers {
     }
 
     /// Returns the way to the group; none without a multicast listener that serves, or where nobody is asked.
-    fn group_way(&self, question: Option<&DomainQuestion>) -> Option<GroupWay> {
+    pub(super) fn group_way(&self, question: Option<&DomainQuestion>) -> Option<GroupWay> {
         let settings = self.settings();
         if settings.mode == PeerMode::Off {
             return None;
@@ -214,7 +214,7 @@ fn legacy_unknown(host: &KnownHost, why: &str, is_silent: bool) -> String {
     format!("host {host} (C daemon) {why}; {next}: fence_virtd --forget {}", host.name)
 }
 
-fn own_addresses() -> Vec<IpAddr> {
+pub(super) fn own_addresses() -> Vec<IpAddr> {
     let interfaces = fence_net::interfaces().unwrap_or_default();
     interfaces.iter().flat_map(|it| &it.addresses).map(|it| it.ip.to_canonical()).collect()
 }

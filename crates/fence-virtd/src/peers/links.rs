@@ -66,6 +66,19 @@ impl PeerSockets {
         Ok(Self(sockets))
     }
 
+    /// Opens the sockets of a process that asks beside the daemon: at this port if nobody has it, else at
+    /// any. Must run inside the runtime.
+    pub(super) fn beside(peers: &[SocketAddr], port: u16) -> io::Result<Self> {
+        let mut sockets = Vec::new();
+        for is_v4 in [true, false] {
+            if peers.iter().any(|it| it.is_ipv4() == is_v4) {
+                let socket = open_alone(is_v4, port).or_else(|_| open_alone(is_v4, 0))?;
+                sockets.push(Arc::new(socket));
+            }
+        }
+        Ok(Self(sockets))
+    }
+
     pub(super) fn all(&self) -> &[Arc<UdpSocket>] {
         &self.0
     }
@@ -86,9 +99,24 @@ impl PeerSockets {
 /// Opens a socket for unicast datagrams. The multicast listener has the same port at its group: the group's
 /// datagrams must not arrive here too.
 fn open(is_v4: bool, port: u16) -> io::Result<UdpSocket> {
-    let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = new_socket(is_v4)?;
     socket.set_reuse_address(true)?;
+    bound(socket, is_v4, port)
+}
+
+/// Opens a socket at a port that nobody has. A daemon that starts meanwhile gets the port all the same.
+fn open_alone(is_v4: bool, port: u16) -> io::Result<UdpSocket> {
+    let socket = bound(new_socket(is_v4)?, is_v4, port)?;
+    socket2::SockRef::from(&socket).set_reuse_address(true)?;
+    Ok(socket)
+}
+
+fn new_socket(is_v4: bool) -> io::Result<Socket> {
+    let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
+    Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))
+}
+
+fn bound(socket: Socket, is_v4: bool, port: u16) -> io::Result<UdpSocket> {
     let any: IpAddr = if is_v4 {
         socket.set_multicast_all_v4(false)?;
         Ipv4Addr::UNSPECIFIED.into()

@@ -22,6 +22,7 @@ mod limits;
 mod links;
 mod metrics;
 mod patience;
+pub(crate) mod probe;
 pub(crate) mod settings;
 mod state;
 pub(crate) mod store;

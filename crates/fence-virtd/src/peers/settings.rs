@@ -83,6 +83,11 @@ impl PeerSettings {
         Self::load(self.waits_for.as_deref()?).ok()
     }
 
+    /// Returns true if no other host is asked.
+    pub(crate) fn is_off(&self) -> bool {
+        self.mode == PeerMode::Off
+    }
+
     fn without_keys(config: &Config, mode: PeerMode) -> Self {
         Self {
             mode,
@@ -113,9 +118,14 @@ fn mode(config: &Config) -> PeerMode {
 }
 
 fn keys(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
-    if let Some(file) = &config.daemon.peer_key_file {
-        return Ok(vec![HostsKey::of(&key_file::load(file)?)]);
+    match &config.daemon.peer_key_file {
+        Some(file) => Ok(vec![HostsKey::of(&key_file::load(file)?)]),
+        None => keys_of_listener(config),
     }
+}
+
+/// Loads the keys of hosts without `peer_key_file`.
+pub(super) fn keys_of_listener(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
     let of_listener = config
         .listeners
         .iter()

@@ -120,12 +120,26 @@ impl Peers {
         let sockets = sockets(&settings)?;
         let Files { identity, store, mut table } = read_files(state.map(Path::to_owned), &settings).await?;
         table.drop_old_twins(identity.id());
-        let peers = Arc::new(Self {
+        let peers = Self { run: identity::nonce()?, ..Self::of(settings, identity, table, sockets) };
+        let peers = Arc::new(Self { store, drops, ..peers });
+        peers.log_start();
+        Ok(peers)
+    }
+
+    /// Returns the part of a host with this key pair, which remembers nothing yet, and tells no run: it is
+    /// never taken for a second daemon.
+    pub(super) fn of(
+        settings: PeerSettings,
+        identity: Identity,
+        table: KnownHosts,
+        sockets: PeerSockets,
+    ) -> Self {
+        Self {
             identity,
             host_name: host_name(),
             settings: RwLock::new(Arc::new(settings)),
             table: Mutex::new(table),
-            store,
+            store: None,
             changed: Notify::new(),
             schedule: Mutex::new(HelloSchedule::new(Instant::now())),
             legacy: LegacyQuestions::default(),
@@ -137,18 +151,16 @@ impl Peers {
             silent: Mutex::default(),
             settles: Mutex::default(),
             strays: Mutex::default(),
-            run: identity::nonce()?,
+            run: [0; 8],
             hellos: Mutex::default(),
             own: OnceLock::new(),
             looks: Semaphore::new(MAX_LOOKS),
             answers: Mutex::default(),
             answered_hellos: Mutex::default(),
-            drops,
+            drops: Arc::default(),
             counts: PeerCounts::default(),
             domains: OnceLock::new(),
-        });
-        peers.log_start();
-        Ok(peers)
+        }
     }
 
     /// Takes other settings. Its sockets are open already.

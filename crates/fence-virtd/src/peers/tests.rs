@@ -20,6 +20,7 @@ use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 
 mod down;
+mod probe;
 
 /// Hypervisor that shows what a test says.
 struct Shown {
