@@ -11,7 +11,7 @@ import pytest
 from lab.hypervisor import until
 
 from .hosts import PATIENCE, refused
-from .sites import serve
+from .sites import Site, serve
 
 OURS = "ours"
 
@@ -105,6 +105,32 @@ def test_a_move_and_an_off_in_the_same_moment(two):
             two.wait_status("h3", name, 0)
             assert two.ask("h3", "off", name).rc == 0, two.logs()
         assert (here.state(name), there.state(name)) == (None, None)
+
+
+def test_an_end_counts_only_after_the_move(hosts, sites):
+    """Where it moved to and ended, it is off, whoever is asked. What ended there before says nothing of a later move."""
+    serve(hosts, sites)
+    here, there = sites
+    outside = Site(hosts, hosts.h3, None)
+    try:
+        domain = here.hypervisor.domain("goer")
+        hosts.wait_status("h3", "goer", 0)
+        assert here.migrate("goer", there).wait(PATIENCE) == 0
+        hosts.wait_status("h3", "goer", 0)
+        there.hypervisor.virsh("destroy", "goer")
+        for asked in ("h1", "h2", "h3"):
+            hosts.wait_status(asked, "goer", 2)
+        assert hosts.ask("h1", "off", "goer").rc == 0, hosts.logs()
+        # From h1 to a hypervisor that no daemon knows.
+        here.hypervisor.domain("goer")
+        hosts.wait_status("h3", "goer", 0)
+        assert here.migrate("goer", outside).wait(PATIENCE) == 0
+        assert domain.uuid in outside.hypervisor.processes()
+        for asked in ("h1", "h2", "h3"):
+            assert refused(hosts.ask(asked, "status", "goer")), f"{asked}\n{hosts.logs()}"
+        assert refused(hosts.ask("h3", "off", "goer")), hosts.logs()
+    finally:
+        outside.close()
 
 
 def test_off_while_qemu_migrates_the_domain(hosts, sites, note):

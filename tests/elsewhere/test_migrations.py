@@ -155,6 +155,37 @@ def test_what_a_paused_machine_left_at_its_source(pair, note):
     tally.none(pair.logs())
 
 
+def test_an_end_counts_only_after_the_move(pair, note):
+    """What ended at a host once may have moved since, from another one, to a host that nobody asks."""
+    tally = Tally(note)
+    here, there, nowhere = pair.h1, pair.h2, pair.h3
+    here.has("x")
+    settle(pair, here.migrate("x", there))
+    there.hypervisor.virsh("destroy", "x")
+    for mute in (here, there):
+        # One alone answers: each of them knows it.
+        mute.does_not_call_back()
+        until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"off: it ended after it moved\n{pair.logs()}")
+        assert pair.ask("off", "x").rc == OK, pair.logs()
+        mute.unfilter()
+    here.has("x")
+    settle(pair, here.migrate("x", nowhere))
+    assert pair.where("x") == ["h3"]
+    for again in (False, True):
+        if again:
+            # A libvirtd that is started anew has forgotten what moved.
+            here.hypervisor.restart()
+            until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
+        answer = pair.ask("off" if again else "status", "x")
+        tally.add(answer)
+        assert answer.rc == FAILED, pair.logs()
+    tally.none(pair.logs())
+    nowhere.hypervisor.virsh("destroy", "x")
+    here.has("x")
+    assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
+    assert pair.ask("status", "x").rc == OFF
+
+
 @pytest.mark.parametrize("keeps", ["definition", "nothing"])
 def test_a_migration_that_is_aborted(pair, note, keeps):
     """The domain never left, and the target saw an instance end: that is no sight of the domain."""

@@ -8,7 +8,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Part of a time by which two clocks may differ after it: 200 millionths, twice what a quartz differs.
+const CLOCK_DRIFT: u32 = 5_000;
 
 /// Sight of a domain at one place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,14 +22,15 @@ pub enum Sight {
     /// run at another place.
     Moving,
     /// No instance is there. One that ran there was seen to end for good, and nothing happened to the domain
-    /// at this place since.
-    Ended,
+    /// at this place since. The time between that end and the look; none where the place can't tell.
+    Ended(Option<Duration>),
     /// A definition is there, and no instance.
     Off,
     /// The place does not know the domain.
     Absent,
-    /// A definition is there that stayed behind when the machine moved to another place.
-    MovedAway,
+    /// No instance is there, because the machine moved to another place. The time between the move and the
+    /// look: the move is not younger than that.
+    MovedAway(Duration),
     /// The place is a host that is down, with all that ran there. The text is the evidence, for people.
     Down(String),
     /// The place could not be looked at, for this reason.
@@ -121,13 +125,10 @@ impl ProvedOff {
         }
         let since = newest_common_moment(asked, rounds)?;
         let down = last_evidence(rounds);
-        let moved = all().find(|it| it.sight == Sight::MovedAway);
-        match moved {
-            Some(it) if !all().any(|it| it.sight == Sight::Ended) => Err(Doubt::CantTell(format!(
-                "it moved away from {}, and no host that was asked has seen it since",
-                it.place
-            ))),
-            _ => Ok(Self { since, down }),
+        let is_moved = |it: &&Finding| matches!(it.sight, Sight::MovedAway(_));
+        match all().filter(is_moved).find(|moved| !all().any(|end| ended_after(end, moved))) {
+            Some(it) => Err(moved_away(it)),
+            None => Ok(Self { since, down }),
         }
     }
 
@@ -142,10 +143,10 @@ impl ProvedOff {
             Sight::On => Err(Doubt::On(look.place.clone())),
             Sight::Moving => Err(Doubt::Moving(look.place.clone())),
             Sight::Unknown(ref why) => Err(Doubt::CantTell(why.clone())),
-            Sight::MovedAway => Err(Doubt::CantTell(format!("it moved away from {}", look.place))),
+            Sight::MovedAway(_) => Err(moved_away(look)),
             Sight::Down(_) => Err(Doubt::CantTell(format!("{} was not looked at", look.place))),
-            Sight::Ended | Sight::Off | Sight::Absent if look.began < asked => Err(too_old(look)),
-            Sight::Ended | Sight::Off | Sight::Absent => Ok(Self::by_looks(look.began)),
+            Sight::Ended(_) | Sight::Off | Sight::Absent if look.began < asked => Err(too_old(look)),
+            Sight::Ended(_) | Sight::Off | Sight::Absent => Ok(Self::by_looks(look.began)),
         }
     }
 
@@ -158,7 +159,7 @@ impl ProvedOff {
         if let Some(it) = reports.iter().find(|it| matches!(it.sight, Sight::On | Sight::Moving)) {
             return Err(Doubt::On(it.place.clone()));
         }
-        let off = reports.iter().filter(|it| matches!(it.sight, Sight::Off | Sight::Ended));
+        let off = reports.iter().filter(|it| matches!(it.sight, Sight::Off | Sight::Ended(_)));
         if let Some(old) = off.clone().find(|it| it.began < asked) {
             return Err(too_old(old));
         }
@@ -215,6 +216,63 @@ fn last_evidence(rounds: &[Vec<Finding>]) -> Vec<String> {
         _ => None,
     };
     rounds.last().into_iter().flatten().filter_map(of).collect()
+}
+
+/// Returns what one host tells of all looks at its hypervisors: whatever speaks most against "off". Nothing
+/// seen at all is no sight. An age is the one with which the sight says least.
+pub fn strongest(looks: &[Finding]) -> Sight {
+    let find = |wanted: fn(&Sight) -> bool| looks.iter().find(|it| wanted(&it.sight));
+    let instance = find(|it| *it == Sight::On).or_else(|| find(|it| *it == Sight::Moving));
+    let silence = || find(|it| matches!(it, Sight::Unknown(_) | Sight::Down(_)));
+    if let Some(it) = instance.or_else(silence) {
+        return it.sight.clone();
+    }
+    let Some(ended) = looks.iter().map(|it| it.ended).max() else {
+        return Sight::Unknown("its hypervisors were not looked at".to_owned());
+    };
+    let is_moved = |it: &&Finding| matches!(it.sight, Sight::MovedAway(_));
+    // One that ended here after it came from another hypervisor of this host: where it is, is known.
+    let open = looks.iter().filter(is_moved).filter(|moved| !looks.iter().any(|end| ended_after(end, moved)));
+    let moves = open.filter_map(|it| match it.sight {
+        Sight::MovedAway(age) => Some(age),
+        _ => None,
+    });
+    if let Some(age) = moves.min() {
+        return Sight::MovedAway(age);
+    }
+    let ends = looks.iter().filter_map(|it| match it.sight {
+        Sight::Ended(age) => Some(age.map(|age| age + ended.saturating_duration_since(it.began))),
+        _ => None,
+    });
+    // The youngest, as far as they are known.
+    if let Some(age) = ends.min_by_key(|it| it.unwrap_or(Duration::MAX)) {
+        return Sight::Ended(age);
+    }
+    find(|it| *it == Sight::Off).map_or(Sight::Absent, |it| it.sight.clone())
+}
+
+/// Returns whether the one look shows an end that came after the move that the other look shows. Then the
+/// machine was back, or where it went to, and has ended there. An end of unknown age may be older.
+fn ended_after(end: &Finding, moved: &Finding) -> bool {
+    let (Sight::Ended(Some(end_age)), Sight::MovedAway(move_age)) = (&end.sight, &moved.sight) else {
+        return false;
+    };
+    let is_own = |it: &Finding| matches!(it.place, DomainSite::Hypervisor(_));
+    // Each host measures with its own clock.
+    let drift = if is_own(end) && is_own(moved) { Duration::ZERO } else { *move_age / CLOCK_DRIFT };
+    // The end came at `end.began - end_age` at the earliest, and the move at `moved.ended - move_age` at the
+    // latest. All is added up, since no moment before the boot of this host can be told.
+    let end = end.began.checked_add(*move_age);
+    let moved = end_age.checked_add(drift).and_then(|it| moved.ended.checked_add(it));
+    matches!((end, moved), (Some(end), Some(moved)) if end >= moved)
+}
+
+fn moved_away(look: &Finding) -> Doubt {
+    Doubt::CantTell(format!(
+        "it moved away from {0}, and no host that was asked saw it end after that. Is it on at a host that \
+         is not asked? If it is off, start it, or restart fence_virtd at {0}",
+        look.place
+    ))
 }
 
 fn too_old(look: &Finding) -> Doubt {

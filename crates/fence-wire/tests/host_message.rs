@@ -65,6 +65,7 @@ fn literal() -> [(&'static str, HostMessage); 4] {
     let answer = HostAnswer {
         uuid,
         sight: HostSight::Unknown,
+        age_ms: None,
         reason: "libvirt at qemu:///system does not answer".to_owned(),
     };
     [
@@ -212,11 +213,9 @@ fn messages() -> impl Strategy<Value = HostMessage> {
         left_ms,
         name,
     });
-    let answer = (any::<[u8; 16]>(), sight, names(65)).prop_map(|(uuid, sight, reason)| HostAnswer {
-        uuid,
-        sight,
-        reason,
-    });
+    let age = proptest::option::of(0..u64::MAX);
+    let answer = (any::<[u8; 16]>(), sight, age, names(57))
+        .prop_map(|(uuid, sight, age_ms, reason)| HostAnswer { uuid, sight, age_ms, reason });
     let body = prop_oneof![
         hello().prop_map(HostBody::Hello),
         hello().prop_map(HostBody::HelloAnswer),
@@ -262,7 +261,7 @@ proptest! {
 
     #[test]
     fn texts_of_every_length_and_kind_can_be_sent(reason in ".{0,200}") {
-        let answer = HostAnswer { uuid: [1; 16], sight: HostSight::Unknown, reason };
+        let answer = HostAnswer { uuid: [1; 16], sight: HostSight::Unknown, age_ms: None, reason };
         let bytes = encoded(&message(None, HostBody::Answer(answer)));
         prop_assert!(HostMessage::decode(&bytes, &[hosts()]).is_ok());
     }

@@ -219,6 +219,11 @@ impl Directory {
         self.hosts.iter().filter(move |(it, _)| **it != me).flat_map(|(_, it)| it.domains.values())
     }
 
+    /// Returns whether the domain was on at this node when it was heard last, and at no host since.
+    pub fn is_lost_at(&self, node: u32, uuid: &str) -> bool {
+        self.lost.get(&node).is_some_and(|it| it.contains_key(uuid))
+    }
+
     /// Returns the number of domains that were on at each lost node when it was heard last.
     pub fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
         self.lost.iter().map(|(node, it)| (*node, it.len())).filter(|(_, count)| *count > 0)

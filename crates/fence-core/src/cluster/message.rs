@@ -7,6 +7,7 @@
 //! A message never has a point of time, only a time that is left: hosts have no common clock.
 
 use std::fmt;
+use std::time::Duration;
 
 use fence_wire::Response;
 use serde::de::Error as _;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::arbiter::{ArbitratedAction, PeerId, RequestSource};
 use crate::domain::PowerAction;
+use crate::evidence::Sight;
 
 #[cfg(test)]
 mod tests;
@@ -308,19 +310,50 @@ pub struct AskOutcome {
         deserialize_with = "some_text::<NAME_LIMIT, _>"
     )]
     pub not_started: Option<String>,
+    /// Milliseconds since the instance that ran at the sender ended for good. For a status that says off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<u64>,
+    /// Milliseconds since the domain moved from the sender to another place, at least. For a status that says
+    /// off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_ms: Option<u64>,
 }
 
 impl AskOutcome {
     /// Builds an outcome with a reason that is cut to the length that fits.
     pub fn new(response: Response, reason: Option<&str>) -> Self {
-        Self { response, reason: reason.map(cut), not_started: None }
+        let (ended_ms, moved_ms) = (None, None);
+        Self { response, reason: reason.map(cut), not_started: None, ended_ms, moved_ms }
     }
 
     /// Builds the outcome of a reboot that powered the domain off and could not start it again. The reason
     /// says it too: hosts of the last release read the reason alone.
     pub fn not_started(why: &str) -> Self {
         let reason = Some(cut(&format!("{NOT_STARTED}{why}")));
-        Self { response: Response::Success, reason, not_started: Some(cut(why)) }
+        Self { not_started: Some(cut(why)), ..Self::new(Response::Success, reason.as_deref()) }
+    }
+
+    /// Builds the outcome of a look at the sender that saw no instance.
+    pub fn seen_off(sight: &Sight) -> Self {
+        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let ended_ms = match sight {
+            Sight::Ended(age) => age.map(|it| ms(it).saturating_add(1)),
+            _ => None,
+        };
+        let moved_ms = match sight {
+            Sight::MovedAway(age) => Some(ms(*age)),
+            _ => None,
+        };
+        Self { ended_ms, moved_ms, ..Self::new(Response::Off, None) }
+    }
+
+    /// Returns the sight of an outcome that says off. Hosts of the last release tell no age.
+    pub fn off_sight(&self) -> Sight {
+        match (self.moved_ms, self.ended_ms) {
+            (Some(ms), _) => Sight::MovedAway(Duration::from_millis(ms)),
+            (None, Some(ms)) => Sight::Ended(Some(Duration::from_millis(ms))),
+            (None, None) => Sight::Off,
+        }
     }
 
     /// Returns the reason why a reboot did not start the domain again, from the field, or from the text of a

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 fn at(start: Instant, step: u64) -> Instant {
     start + Duration::from_millis(step)
 }
@@ -21,10 +23,10 @@ fn finding(start: Instant, place: usize, sight: Sight, began: u64) -> Finding {
 fn a_host_alone_needs_one_look() {
     let start = Instant::now();
     let one = |sight| ProvedOff::from_rounds(start, &[vec![finding(start, 0, sight, 1)]]);
-    for off in [Sight::Off, Sight::Ended, Sight::Absent] {
+    for off in [Sight::Off, Sight::Ended(None), Sight::Absent] {
         assert_eq!(one(off).map(|it| it.since()), Ok(at(start, 1)));
     }
-    for not in [Sight::On, Sight::Moving, Sight::MovedAway, Sight::Unknown("it hangs".to_owned())] {
+    for not in [Sight::On, Sight::Moving, Sight::MovedAway(HOUR), Sight::Unknown("it hangs".to_owned())] {
         assert!(one(not.clone()).is_err(), "{not:?}");
     }
     assert!(ProvedOff::from_rounds(at(start, 2), &[vec![finding(start, 0, Sight::Off, 1)]]).is_err());
@@ -35,7 +37,9 @@ fn a_host_alone_needs_one_look() {
 fn one_place_that_can_not_tell_spoils_all() {
     let start = Instant::now();
     let rounds = |sight: &Sight| {
-        [1, 2].map(|step| vec![finding(start, 0, Sight::Ended, step), finding(start, 1, sight.clone(), step)])
+        [1, 2].map(|step| {
+            vec![finding(start, 0, Sight::Ended(None), step), finding(start, 1, sight.clone(), step)]
+        })
     };
     assert!(ProvedOff::from_rounds(start, &rounds(&Sight::Absent)).is_ok());
     let why = ProvedOff::from_rounds(start, &rounds(&Sight::Unknown("h1 hangs".to_owned()))).unwrap_err();
@@ -45,8 +49,72 @@ fn one_place_that_can_not_tell_spoils_all() {
         Err(Doubt::On(DomainSite::Host("1".to_owned())))
     );
     assert!(matches!(ProvedOff::from_rounds(start, &rounds(&Sight::Moving)), Err(Doubt::Moving(_))));
-    // Where it went it was seen to end.
-    assert!(ProvedOff::from_rounds(start, &rounds(&Sight::MovedAway)).is_ok());
+    assert!(ProvedOff::from_rounds(start, &rounds(&Sight::MovedAway(HOUR))).is_err());
+}
+
+/// An end clears up a move only if it came after it, by the clocks of both hosts.
+#[test]
+fn an_end_counts_only_after_the_move() {
+    let start = Instant::now();
+    let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+    let judge = |sights: &[Sight]| {
+        let round = |step| -> Vec<Finding> {
+            sights.iter().enumerate().map(|(n, it)| finding(start, n, it.clone(), step)).collect()
+        };
+        ProvedOff::from_rounds(start, &[round(1), round(2)]).is_ok()
+    };
+    assert!(judge(&[Sight::MovedAway(HOUR), Sight::Ended(Some(minute))]));
+    assert!(judge(&[Sight::MovedAway(HOUR), Sight::Ended(Some(HOUR - second))]));
+    // It ended there before it was started anew, and moved to nobody knows where.
+    assert!(!judge(&[Sight::MovedAway(minute), Sight::Ended(Some(HOUR))]));
+    assert!(!judge(&[Sight::MovedAway(minute), Sight::Ended(Some(minute))]), "in the same moment");
+    assert!(!judge(&[Sight::MovedAway(HOUR), Sight::Ended(None)]), "it may be older");
+    for no_end in [Sight::Off, Sight::Absent] {
+        assert!(!judge(&[Sight::MovedAway(HOUR), no_end]));
+    }
+    // Each move needs its end, and one end after all of them is enough.
+    assert!(!judge(&[
+        Sight::MovedAway(HOUR),
+        Sight::MovedAway(second),
+        Sight::Ended(Some(minute)),
+        Sight::Absent
+    ]));
+    assert!(judge(&[Sight::MovedAway(HOUR), Sight::MovedAway(2 * minute), Sight::Ended(Some(minute))]));
+    // Two clocks may differ after a day by seconds.
+    let day = 24 * HOUR;
+    assert!(!judge(&[Sight::MovedAway(day), Sight::Ended(Some(day - second))]));
+    assert!(judge(&[Sight::MovedAway(day), Sight::Ended(Some(day - minute))]));
+    assert!(!judge(&[Sight::MovedAway(Duration::MAX), Sight::Ended(Some(Duration::MAX))]), "nonsense");
+}
+
+#[test]
+fn a_host_tells_what_speaks_most_against_off() {
+    let start = Instant::now();
+    let own = |sights: &[Sight]| {
+        let looks: Vec<Finding> = sights
+            .iter()
+            .enumerate()
+            .map(|(n, it)| Finding {
+                place: DomainSite::Hypervisor(n.to_string()),
+                ..finding(start, n, it.clone(), 1)
+            })
+            .collect();
+        strongest(&looks)
+    };
+    let silent = Sight::Unknown("silent".to_owned());
+    let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
+    let (moved, ended) = (Sight::MovedAway(minute), Sight::Ended(Some(HOUR)));
+    assert!(matches!(own(&[]), Sight::Unknown(_)));
+    assert_eq!(own(&[silent.clone(), Sight::Moving, Sight::On]), Sight::On);
+    assert_eq!(own(&[silent.clone(), Sight::Moving, moved.clone()]), Sight::Moving);
+    assert_eq!(own(&[moved.clone(), ended.clone(), silent.clone(), Sight::Off]), silent);
+    assert_eq!(own(&[Sight::Off, ended.clone(), moved.clone()]), moved, "it ended before");
+    assert_eq!(own(&[moved.clone(), Sight::Ended(None)]), moved);
+    let after = Sight::Ended(Some(second));
+    assert_eq!(own(&[moved, ended.clone(), after.clone(), Sight::Off]), after);
+    assert_eq!(own(&[Sight::Absent, ended.clone(), Sight::Off]), ended);
+    assert_eq!(own(&[Sight::Absent, Sight::Off]), Sight::Off);
+    assert_eq!(own(&[Sight::Absent]), Sight::Absent);
 }
 
 /// Nobody looked at such a host, so the proof says on what it rests.
@@ -63,7 +131,7 @@ fn a_host_that_is_down_has_nothing_and_is_named() {
     let looked = [vec![finding(start, 0, Sight::Off, 1)]];
     assert_eq!(ProvedOff::from_rounds(start, &looked).unwrap().down(), None);
     // That host may have handed it on to one that nobody knows.
-    assert!(ProvedOff::from_rounds(start, &[1, 2].map(|it| round(it, "a", Sight::MovedAway))).is_err());
+    assert!(ProvedOff::from_rounds(start, &[1, 2].map(|it| round(it, "a", Sight::MovedAway(HOUR)))).is_err());
     assert!(ProvedOff::from_rounds(start, &[round(1, "a", Sight::Off)]).is_err());
     // An answer of the power switch from before the request is none.
     assert!(ProvedOff::from_rounds(at(start, 2), &[1, 2].map(|it| round(it, "a", Sight::Off))).is_err());
@@ -155,14 +223,99 @@ proptest! {
     }
 }
 
+/// Event of a machine in the world of places that remember.
+#[derive(Clone, Copy, Debug)]
+enum Course {
+    /// Move to this place, if it is on; the places from [`KNOWN`] on are asked by nobody.
+    Moves(usize),
+    Ends,
+    /// Start at this place, if it is off. Nobody starts it where nobody asks.
+    Starts(usize),
+}
+
+const KNOWN: usize = 3;
+
+fn courses() -> impl Strategy<Value = Vec<Course>> {
+    vec(
+        prop_oneof![
+            4 => (0..KNOWN + 1).prop_map(Course::Moves),
+            2 => Just(Course::Ends),
+            3 => (0..KNOWN).prop_map(Course::Starts),
+        ],
+        1..12,
+    )
+}
+
+proptest! {
+    /// Places remember when the last instance ended or left; some can't tell when, and the clocks of the
+    /// hosts run apart. Whatever the machine did, it is off when it is called so.
+    #[test]
+    fn a_memory_never_makes_a_machine_off(
+        course in courses(),
+        steps in vec(1_u64..3_000_000, 12),
+        drifts in vec(-90_i64..=90, KNOWN),
+        timeless in prop::option::weighted(0.2, 0..KNOWN),
+    ) {
+        let (mut now, mut on_at) = (0_u64, None::<usize>);
+        // What each place saw last, and when, in milliseconds.
+        let mut last: [Option<(bool, u64)>; KNOWN] = [None; KNOWN];
+        for (event, step) in course.into_iter().zip(steps) {
+            now += step;
+            match (event, on_at) {
+                (Course::Moves(to), Some(from)) if to != from => {
+                    if from < KNOWN { last[from] = Some((false, now)); }
+                    if to < KNOWN { last[to] = None; }
+                    on_at = Some(to);
+                }
+                (Course::Ends, Some(at)) => {
+                    if at < KNOWN { last[at] = Some((true, now)); }
+                    on_at = None;
+                }
+                (Course::Starts(at), None) => {
+                    last[at] = None;
+                    on_at = Some(at);
+                }
+                _ => {}
+            }
+        }
+        now += 1000;
+        let start = Instant::now();
+        let sight = |place: usize| {
+            if on_at == Some(place) {
+                return Sight::On;
+            }
+            let Some((has_ended, when)) = last[place] else { return Sight::Absent };
+            let age = i64::try_from(now - when).unwrap();
+            let age = Duration::from_millis((age + age * drifts[place] / 1_000_000).unsigned_abs());
+            match has_ended {
+                true if timeless == Some(place) => Sight::Ended(None),
+                true => Sight::Ended(Some(age)),
+                false => Sight::MovedAway(age),
+            }
+        };
+        let round = |step| (0..KNOWN).map(|it| finding(start, it, sight(it), step)).collect::<Vec<_>>();
+        let judged = ProvedOff::from_rounds(start, &[round(1), round(2)]);
+        if judged.is_ok() {
+            prop_assert_eq!(on_at, None);
+        } else if let (None, Some(last_end)) =
+            (on_at, last.iter().flatten().filter(|it| it.0).map(|it| it.1).max())
+        {
+            // An end that was seen long after all moves is enough.
+            let last_move = last.iter().flatten().filter(|it| !it.0).map(|it| it.1).max();
+            let is_clear = last_move.is_none_or(|it| last_end > it + (now - it) / 4000 + 10);
+            prop_assert!(!is_clear || timeless.is_some());
+        }
+    }
+}
+
 #[test]
 fn the_end_of_an_instance_is_a_proof() {
     let start = Instant::now();
     let end = |sight| ProvedOff::from_end(start, &finding(start, 0, sight, 3));
     assert_eq!(end(Sight::Off).map(|it| it.since()), Ok(at(start, 3)));
-    assert!(end(Sight::Absent).is_ok() && end(Sight::Ended).is_ok());
+    assert!(end(Sight::Absent).is_ok() && end(Sight::Ended(None)).is_ok());
     let down = Sight::Down("it says so".to_owned());
-    for not in [Sight::On, Sight::Moving, Sight::MovedAway, down, Sight::Unknown(String::new())] {
+    for not in [Sight::On, Sight::Moving, Sight::MovedAway(HOUR), down, Sight::Unknown(String::new())] {
         assert!(end(not.clone()).is_err(), "{not:?}");
     }
     assert!(ProvedOff::from_end(at(start, 4), &finding(start, 0, Sight::Off, 3)).is_err());

@@ -15,6 +15,6 @@ mod table;
 mod proptests;
 
 pub use doubt::{HostDoubt, HostRun};
-pub use round::{AnswerResult, HostFinding, Respondent, Round, strongest};
+pub use round::{AnswerResult, HostFinding, Respondent, Round};
 pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule, WHOLE_ROUND};
 pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS};

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use fence_wire::{HostAnswer, HostId, HostNonce, HostSight};
+use fence_wire::{HostAnswer, HostId, HostNonce};
 
 /// Somebody who must answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,21 +104,4 @@ impl Round {
     pub fn findings(&self) -> &[HostFinding] {
         &self.findings
     }
-}
-
-/// Returns what one host tells of all that it saw at its hypervisors: whatever speaks most against "off".
-/// Nothing seen at all is no sight.
-pub fn strongest(sights: impl IntoIterator<Item = HostSight>) -> HostSight {
-    const ORDER: [HostSight; 7] = [
-        HostSight::On,
-        HostSight::Moving,
-        HostSight::Unknown,
-        // One that ended here after it came from another hypervisor of this host: where it is, is known.
-        HostSight::Ended,
-        HostSight::MovedAway,
-        HostSight::Off,
-        HostSight::Absent,
-    ];
-    let rank = |sight: HostSight| ORDER.iter().position(|it| *it == sight).unwrap_or_default();
-    sights.into_iter().min_by_key(|it| rank(*it)).unwrap_or(HostSight::Unknown)
 }

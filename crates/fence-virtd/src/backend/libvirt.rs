@@ -93,8 +93,8 @@ impl LibvirtBackend {
     /// Reads the state of a domain at the hypervisor that had it.
     pub(crate) async fn look(&self, domain: &DomainRef, until: Instant) -> Result<Sight, ActionError> {
         let (home, uuid) = (self.home(domain)?, libvirt_uuid(domain.uuid));
-        let reading = home.ask(until, move |c| look(c, uuid)).await?;
-        Ok(reading.sight(uuid, home))
+        let memory = Arc::clone(home);
+        home.ask(until, move |c| act::sight(c, uuid, &memory).map(|(_, it)| it)).await.map_err(Into::into)
     }
 
     /// Looks at each hypervisor of this host.
@@ -162,7 +162,7 @@ impl LibvirtBackend {
         let rank = |it: &MatchedDomain| match it.sight {
             Sight::On => 0,
             Sight::Moving => 1,
-            Sight::MovedAway => 3,
+            Sight::MovedAway(_) => 3,
             _ => 2,
         };
         let best = found.iter().map(|(_, it)| rank(it)).min().unwrap_or(3);
@@ -246,7 +246,7 @@ impl LibvirtBackend {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
             let (uuid, name) = it.ended(wanted.uuid(), wanted.name())?;
             let domain = DomainRef { name, uuid: domain_id(uuid), home: DomainHome::Here(home) };
-            Some(DomainHere { domain, sight: Sight::Ended })
+            Some(DomainHere { domain, sight: Sight::Ended(it.end_age(uuid)) })
         })
     }
 
@@ -554,22 +554,23 @@ impl OwnPlaces for LibvirtBackend {
 async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, until: Instant) -> Finding {
     let began = Instant::now();
     let (uuid, name) = (libvirt_uuid(question.uuid), question.name.clone());
-    let reading = hypervisor
+    let memory = Arc::clone(hypervisor);
+    let seen = hypervisor
         .ask(until, move |c| {
-            let reading = look(c, uuid)?;
+            let (reading, sight) = act::sight(c, uuid, &memory)?;
             let namesake = match reading {
                 DomainReading::On { .. } => None,
                 _ => act::namesake_on(c, &name, uuid)?,
             };
-            Ok((reading, namesake))
+            Ok((sight, namesake))
         })
         .await;
     let place = DomainSite::Hypervisor(hypervisor.uri().to_owned());
-    let sight = match reading {
+    let sight = match seen {
         Ok((_, Some(other))) => {
             Sight::Unknown(format!("{place} runs another domain with the name {}: {other}", question.name))
         }
-        Ok((reading, None)) => reading.sight(uuid, hypervisor),
+        Ok((sight, None)) => sight,
         Err(error) => Sight::Unknown(error.to_string()),
     };
     Finding { place, sight, began, ended: Instant::now() }

@@ -15,6 +15,7 @@ use super::state::Cluster;
 use crate::request::lease::Lease;
 use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainRef, PowerAction, PowerState};
+use fence_core::evidence::Sight;
 
 /// Time by which an owner's reply may be late: an owner with no better result replies at the deadline itself.
 const REPLY_GRACE: Duration = Duration::from_millis(500);
@@ -93,6 +94,16 @@ impl PendingAsk {
         match self.outcome(lease).await?.response {
             Response::Success => Ok(PowerState::On),
             Response::Off => Ok(PowerState::Off),
+            _ => Err(self.failed(None)),
+        }
+    }
+
+    /// Waits for the result of a look at the owner.
+    pub(crate) async fn sight(mut self, lease: &Lease) -> Result<Sight, ActionError> {
+        let outcome = self.outcome(lease).await?;
+        match outcome.response {
+            Response::Success => Ok(Sight::On),
+            Response::Off => Ok(outcome.off_sight()),
             _ => Err(self.failed(None)),
         }
     }

@@ -45,7 +45,7 @@ impl CpgBackend {
             return self.locate_alone(here);
         }
         let mut known = self.cluster.named(target);
-        let is_here = matches!(&here, Ok(DomainHere { sight: Sight::On | Sight::Ended, .. }));
+        let is_here = matches!(&here, Ok(DomainHere { sight: Sight::On | Sight::Ended(_), .. }));
         if known.is_empty() && !is_here && self.cluster.has_legacy_hosts() {
             self.cluster.poll_legacy_hosts(until).await;
             known = self.cluster.named(target);
@@ -127,9 +127,9 @@ impl CpgBackend {
         Ok(match self.local.find_here(target, until).await {
             Ok(DomainHere { domain, sight }) => match sight {
                 Sight::On | Sight::Moving => LocalReading::On(domain),
-                Sight::Ended => LocalReading::WentOff(domain),
+                Sight::Ended(_) => LocalReading::WentOff(domain),
                 Sight::Off => LocalReading::DefinedOff(domain),
-                Sight::Absent | Sight::MovedAway => LocalReading::NotHere,
+                Sight::Absent | Sight::MovedAway(_) => LocalReading::NotHere,
                 Sight::Unknown(why) | Sight::Down(why) => LocalReading::Unavailable(why),
             },
             Err(LocateError::NotFound) => LocalReading::NotHere,
@@ -371,8 +371,8 @@ impl CpgBackend {
         match at {
             OwnerHost::Here(own) => match self.local.look(own, lease.until()).await? {
                 Sight::On | Sight::Moving => Ok(PowerState::On),
-                Sight::Off | Sight::Ended => Ok(PowerState::Off),
-                Sight::Absent | Sight::MovedAway => Err(ActionError::Gone),
+                Sight::Off | Sight::Ended(_) => Ok(PowerState::Off),
+                Sight::Absent | Sight::MovedAway(_) => Err(ActionError::Gone),
                 Sight::Unknown(why) | Sight::Down(why) => Err(ActionError::Unavailable(why)),
             },
             OwnerHost::There(member) if self.cluster.is_legacy(*member) => {
@@ -427,7 +427,7 @@ impl CpgBackend {
     /// Returns the proof that another host ended the instance that ran there, as it answered.
     fn ended_at(&self, member: Member, asked: Instant) -> Result<ProvedOff, ActionError> {
         let place = DomainSite::Host(self.cluster.name(member));
-        let look = Finding { place, sight: Sight::Ended, began: asked, ended: Instant::now() };
+        let look = Finding { place, sight: Sight::Ended(None), began: asked, ended: Instant::now() };
         Ok(ProvedOff::from_end(asked, &look)?)
     }
 

@@ -7,7 +7,7 @@
 //! domains once more. This code must never leave a node out, and never take silence for an answer.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_wire::Action;
 
@@ -18,7 +18,7 @@ use crate::request::lease::Lease;
 use crate::util::join::join_all;
 use fence_core::cluster::directory::OtherNode;
 use fence_core::cluster::message::{Member, PublishedState};
-use fence_core::domain::{ActionError, DomainHome, DomainRef, PowerState};
+use fence_core::domain::{ActionError, DomainHome, DomainRef};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 
 /// The other nodes, for the libvirt backend of this host.
@@ -58,7 +58,7 @@ impl Cluster {
         let is_on = findings.iter().any(|it| it.sight == Sight::On);
         let until = if is_on { began } else { until };
         let proofs = nodes.iter().filter_map(|it| match it {
-            OtherNode::NotHeard(node) => Some(self.look_at_silence(*node, until)),
+            OtherNode::NotHeard(node) => Some(self.look_at_silence(*node, question, until)),
             OtherNode::Heard(_) | OtherNode::Legacy(_) => None,
         });
         findings.extend(join_all(proofs).await);
@@ -85,13 +85,12 @@ impl Cluster {
             DomainRef { name: question.name.clone(), uuid: question.uuid, home: DomainHome::Elsewhere };
         // No client can end a look early; the deadline does.
         let (lease, _settled) = Lease::new(until, 0);
-        let power = match self.ask(member, Action::Status, &domain, true, &lease) {
-            Ok(ask) => ask.power(&lease).await,
+        let seen = match self.ask(member, Action::Status, &domain, true, &lease) {
+            Ok(ask) => ask.sight(&lease).await,
             Err(error) => Err(error),
         };
-        let sight = match power {
-            Ok(PowerState::On) => Sight::On,
-            Ok(PowerState::Off) => Sight::Ended,
+        let sight = match seen {
+            Ok(sight) => sight,
             Err(ActionError::Gone) => Sight::Absent,
             Err(error) => Sight::Unknown(error.to_string()),
         };
@@ -111,7 +110,8 @@ impl Cluster {
         } else {
             match self.published(member, question.uuid) {
                 Some(PublishedState::On) => Sight::On,
-                Some(PublishedState::Off | PublishedState::Rests) => Sight::Ended,
+                // It does not say when, nor of a machine that moved away that it did.
+                Some(PublishedState::Off | PublishedState::Rests) => Sight::Off,
                 Some(PublishedState::Gone) | None => Sight::Absent,
             }
         };
@@ -119,11 +119,15 @@ impl Cluster {
     }
 
     /// Asks whether a node without a daemon is down.
-    async fn look_at_silence(&self, node: u32, until: Instant) -> Finding {
+    async fn look_at_silence(&self, node: u32, question: &DomainQuestion, until: Instant) -> Finding {
         let began = Instant::now();
+        // Then the instance has ended with the node, and no host has had another one since: it would not be
+        // lost any more.
+        let was_on = self.state().directory.is_lost_at(node, &question.uuid.to_string());
         let proof = self.prove_down(node, until).await;
         let sight = match proof.as_ref().map_err(Clone::clone).and_then(|it| it.evidence()) {
-            Ok(_) => Sight::Ended,
+            Ok(_) if was_on => Sight::Ended(Some(Duration::ZERO)),
+            Ok(_) => Sight::Absent,
             Err(why) => Sight::Unknown(why),
         };
         Finding { place: self.site(node), sight, began, ended: Instant::now() }

@@ -12,6 +12,7 @@ use fence_wire::{Action, Response, Target};
 use super::asks::MAX_LEFT;
 use super::state::{Cluster, TRANSPORT};
 use crate::backend::DynBackend;
+use crate::backend::elsewhere::{DomainQuestion, OwnPlaces as _};
 use crate::backend::libvirt::DomainHere;
 use crate::request::job::{Arrival, RequestJob};
 use crate::request::lease::{Lease, LeaseReleased};
@@ -21,8 +22,10 @@ use crate::service::execute::{
     NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, joined, run_power_action,
 };
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
-use fence_core::domain::{ActionError, DomainRef, LocateError, PowerAction, PowerState};
-use fence_core::evidence::Sight;
+use fence_core::domain::{
+    ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState,
+};
+use fence_core::evidence::{Sight, strongest};
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -66,10 +69,13 @@ impl AskExecution<'_> {
         let local = Arc::clone(self.cluster.local());
         let left = job.deadline();
         let until = left.min(job.arrived + STATUS_CHECK_LIMIT);
+        if job.action == Action::Status && self.ask.rests {
+            return (self.look(job, until).await, None);
+        }
         let found = local.find_here(&job.target, until).await;
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         let (domain, sight) = match found {
-            Ok(DomainHere { domain, sight: sight @ (Sight::On | Sight::Moving | Sight::Ended) }) => {
+            Ok(DomainHere { domain, sight: sight @ (Sight::On | Sight::Moving | Sight::Ended(_)) }) => {
                 (domain, sight)
             }
             Ok(DomainHere { domain, sight: sight @ Sight::Off }) if self.ask.rests => (domain, sight),
@@ -101,6 +107,28 @@ impl AskExecution<'_> {
         let lease = lease.with_trail(job.trail.clone());
         let done = self.act(&*local, job.action, &domain, &lease).await;
         (done.unwrap_or_else(ServeOutcome::Failed), Some(settled))
+    }
+
+    /// Looks at all hypervisors of this host, for an asker that is about to call the domain off.
+    async fn look(&mut self, job: &RequestJob, until: Instant) -> ServeOutcome {
+        let Some(uuid) = DomainId::parse_canonical(&self.ask.uuid) else {
+            return ServeOutcome::Failed(ActionError::Gone);
+        };
+        let question = DomainQuestion { uuid, name: self.ask.name.clone() };
+        let seen = strongest(&self.cluster.local().look_here(&question, until).await);
+        self.stages.resolved = Some(StageTimes::since(job.arrived));
+        match seen {
+            Sight::Absent => return ServeOutcome::Failed(ActionError::Gone),
+            Sight::Unknown(why) | Sight::Down(why) => {
+                return ServeOutcome::Failed(ActionError::Unavailable(why));
+            }
+            _ => {}
+        }
+        self.domain = Some(DomainRef { name: question.name, uuid, home: DomainHome::Here(0) });
+        match seen {
+            Sight::On | Sight::Moving => ServeOutcome::Is(PowerState::On),
+            off => ServeOutcome::SeenOff(off),
+        }
     }
 
     async fn act(
@@ -174,6 +202,8 @@ impl Cluster {
 /// Outcome of an ask.
 enum ServeOutcome {
     Is(PowerState),
+    /// A look at all hypervisors saw no instance.
+    SeenOff(Sight),
     Done(Option<String>),
     /// Off as asked, and then not started again.
     NotStarted(ActionError),
@@ -186,6 +216,7 @@ impl ServeOutcome {
             Self::Failed(ActionError::Gone) => AskEnd::NotHere,
             Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
             Self::NotStarted(error) => AskEnd::Done(AskOutcome::not_started(&error.to_string())),
+            Self::SeenOff(sight) => AskEnd::Done(AskOutcome::seen_off(sight)),
             _ => AskEnd::Done(AskOutcome::new(self.response(), self.reason().as_deref())),
         }
     }
@@ -193,14 +224,14 @@ impl ServeOutcome {
     fn response(&self) -> Response {
         match self {
             Self::Is(PowerState::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
-            Self::Is(PowerState::Off) => Response::Off,
+            Self::Is(PowerState::Off) | Self::SeenOff(_) => Response::Off,
             Self::Failed(_) => Response::Failure,
         }
     }
 
     fn reason(&self) -> Option<String> {
         match self {
-            Self::Is(_) => None,
+            Self::Is(_) | Self::SeenOff(_) => None,
             Self::Done(why) => why.clone(),
             Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),
             Self::Failed(error) => Some(error.to_string()),

@@ -7,9 +7,11 @@
 //! names a domain, and tells "ended here" from "never heard of" once the hypervisor was looked at.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
+
+use crate::util::boot_clock::since_boot;
 
 /// Domains that are remembered.
 const MAX_REMEMBERED: usize = 16_384;
@@ -18,6 +20,15 @@ const ENDED_TTL: Duration = Duration::from_secs(600);
 /// Time after which the migration that brought an instance here is over at the other side too: the one who
 /// migrates hears of a lost connection within half a minute, and then resumes the source or ends it.
 const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
+
+/// Time without events in which no machine comes back and moves away again: about what libvirtd needs to be
+/// started anew.
+const SHORT_GAP: Duration = Duration::from_secs(10);
+
+/// Returns the time since this moment.
+fn age(when: Duration) -> Duration {
+    since_boot().saturating_sub(when)
+}
 
 /// Returns whether an instance came to a hypervisor or left it by a migration: there is another hypervisor.
 pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
@@ -29,6 +40,8 @@ pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
 #[derive(Default)]
 pub(super) struct SeenDomains {
     domains: HashMap<Uuid, SeenDomain>,
+    /// Time since boot at which a gap in the events began.
+    gap_began: Option<Duration>,
 }
 
 struct SeenDomain {
@@ -36,25 +49,25 @@ struct SeenDomain {
     last: LastSeen,
 }
 
-/// Last thing that was seen of a domain here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Last thing that was seen of a domain here. Times are since the boot of this host.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum LastSeen {
     /// Known, and nothing was seen of an instance.
     Known,
     /// An instance came in by a migration, and has not run here yet.
     CameIn,
     /// An instance runs here. `came_in`: a migration brought it, and it was first seen to run at this time.
-    Ran { came_in: Option<Instant> },
+    Ran { came_in: Option<Duration> },
     /// The instance that ran here ended for good, at this time.
-    Ended(Instant),
-    /// The instance moved to another place.
-    MovedAway,
+    Ended(Duration),
+    /// The instance moved to another place, at this time at the latest.
+    MovedAway(Duration),
 }
 
 impl SeenDomains {
     /// Returns whether another domain with this name was present when it was last seen.
     pub(super) fn is_another_present(&self, name: &str, uuid: Uuid) -> bool {
-        let is_present = |it: &SeenDomain| !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway);
+        let is_present = |it: &SeenDomain| !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway(_));
         self.domains.iter().any(|(other, seen)| *other != uuid && seen.name == name && is_present(seen))
     }
 
@@ -78,42 +91,66 @@ impl SeenDomains {
             }
         };
         let LastSeen::Ended(when) = seen.last else { return None };
-        (when.elapsed() < ENDED_TTL).then(|| (*uuid, seen.name.clone()))
+        (age(when) < ENDED_TTL).then(|| (*uuid, seen.name.clone()))
     }
 
-    /// Returns whether the last instance ended here, whenever that was.
-    pub(super) fn has_ended(&self, uuid: Uuid) -> bool {
-        self.domains.get(&uuid).is_some_and(|it| matches!(it.last, LastSeen::Ended(_)))
+    /// Returns how long ago the last instance ended here.
+    pub(super) fn end_age(&self, uuid: Uuid) -> Option<Duration> {
+        match self.domains.get(&uuid)?.last {
+            LastSeen::Ended(when) => Some(age(when)),
+            _ => None,
+        }
     }
 
     /// Returns whether an instance that came in by a migration has run here for so long that the migration is
     /// over at the other side too.
     pub(super) fn has_settled(&self, uuid: Uuid) -> bool {
         match self.domains.get(&uuid).map(|it| it.last) {
-            Some(LastSeen::Ran { came_in }) => came_in.is_none_or(|it| it.elapsed() >= MIGRATION_SETTLE),
+            Some(LastSeen::Ran { came_in }) => came_in.is_none_or(|it| age(it) >= MIGRATION_SETTLE),
             _ => false,
         }
     }
 
-    /// Returns whether the last instance moved from here to another place.
-    pub(super) fn has_moved_away(&self, uuid: Uuid) -> bool {
-        self.domains.get(&uuid).is_some_and(|it| it.last == LastSeen::MovedAway)
+    /// Returns how long ago, at least, the last instance moved from here to another place.
+    pub(super) fn move_age(&self, uuid: Uuid) -> Option<Duration> {
+        match self.domains.get(&uuid)?.last {
+            LastSeen::MovedAway(when) => Some(age(when)),
+            _ => None,
+        }
+    }
+
+    /// Records that a look that began at this time showed an instance. An older end or move is not the last
+    /// thing that happened: its event is late, or was missed.
+    pub(super) fn record_instance(&mut self, uuid: Uuid, began: Duration) {
+        if let Some(seen) = self.domains.get_mut(&uuid)
+            && let LastSeen::Ended(when) | LastSeen::MovedAway(when) = seen.last
+            && when < began
+        {
+            seen.last = LastSeen::Known;
+        }
     }
 
     /// Records that an action of ours ended the instance that ran here.
     pub(super) fn record_end(&mut self, uuid: Uuid) {
         if let Some(seen) = self.domains.get_mut(&uuid) {
-            seen.last = LastSeen::Ended(Instant::now());
+            seen.last = LastSeen::Ended(since_boot());
         }
     }
 
     /// Records a domain of a list.
     pub(super) fn record_listed(&mut self, record: &DomainRecord) {
+        let before = self.domains.get(&record.uuid).map(|it| it.last);
         let last = match record.state {
-            State::ShutOff | State::NoState | State::Crashed | State::Other(_) => LastSeen::Known,
-            State::MovedAway => LastSeen::MovedAway,
+            State::ShutOff | State::NoState | State::Crashed | State::Other(_) | State::MovedAway => {
+                match before {
+                    // A libvirtd that was started anew does not know it any more.
+                    Some(moved @ LastSeen::MovedAway(_)) => moved,
+                    _ if record.state == State::MovedAway => LastSeen::MovedAway(since_boot()),
+                    _ => LastSeen::Known,
+                }
+            }
             State::Migrating => LastSeen::CameIn,
-            State::CameIn => LastSeen::Ran { came_in: Some(Instant::now()) },
+            State::CameIn => LastSeen::Ran { came_in: Some(since_boot()) },
             _ => LastSeen::Ran { came_in: None },
         };
         self.record(record.uuid, &record.name, last);
@@ -133,15 +170,37 @@ impl SeenDomains {
         }
     }
 
-    /// Forgets how all instances ended, after a gap in the events: anything may have happened meanwhile.
-    pub(super) fn forget_ends(&mut self) {
+    /// Forgets all that speaks for "off", after a gap in the events: anything may have happened meanwhile.
+    /// What moved away stays away until an instance is seen here.
+    pub(super) fn begin_gap(&mut self) {
+        self.gap_began = Some(since_boot());
         for seen in self.domains.values_mut() {
-            seen.last = LastSeen::Known;
+            if !matches!(seen.last, LastSeen::MovedAway(_)) {
+                seen.last = LastSeen::Known;
+            }
         }
     }
 
+    /// Takes note that the gap in the events is over. In a long one what moved away may have come back and
+    /// moved again.
+    pub(super) fn end_gap(&mut self) {
+        let Some(began) = self.gap_began.take() else { return };
+        if age(began) < SHORT_GAP {
+            return;
+        }
+        for seen in self.domains.values_mut() {
+            if let LastSeen::MovedAway(when) = &mut seen.last {
+                *when = since_boot();
+            }
+        }
+    }
+
+    /// Makes room: what speaks against "off" goes last.
     fn forget_some(&mut self) {
         self.domains.retain(|_, it| !matches!(it.last, LastSeen::Ended(_)));
+        if self.domains.len() >= MAX_REMEMBERED {
+            self.domains.retain(|_, it| it.last != LastSeen::Known);
+        }
         if self.domains.len() >= MAX_REMEMBERED {
             self.domains.clear();
         }
@@ -158,9 +217,9 @@ impl LastSeen {
             LifecycleKind::Started if event.detail == MIGRATED => Self::CameIn,
             // The one that came in runs here now; or the one that was to go stays.
             LifecycleKind::Resumed => match self {
-                Self::CameIn => Self::Ran { came_in: Some(Instant::now()) },
+                Self::CameIn => Self::Ran { came_in: Some(since_boot()) },
                 Self::Ran { .. } => self,
-                Self::Known | Self::Ended(_) | Self::MovedAway => Self::Ran { came_in: None },
+                Self::Known | Self::Ended(_) | Self::MovedAway(_) => Self::Ran { came_in: None },
             },
             LifecycleKind::Started => Self::Ran { came_in: None },
             LifecycleKind::PmSuspended | LifecycleKind::Crashed => self.ran(),
@@ -180,8 +239,8 @@ impl LastSeen {
         // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
         // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
         match (detail, self) {
-            (3, _) => Self::MovedAway,
-            (0..=2, Self::Ran { .. }) => Self::Ended(Instant::now()),
+            (3, _) => Self::MovedAway(since_boot()),
+            (0..=2, Self::Ran { .. }) => Self::Ended(since_boot()),
             // The event of an end that is known already.
             (0..=2, Self::Ended(_)) => self,
             _ => Self::Known,
@@ -209,7 +268,7 @@ mod tests {
     #[test]
     fn only_an_instance_that_ran_here_ends_here() {
         use LifecycleKind::{Defined, Resumed, Started, Stopped, Suspended};
-        let has_ended = |events: &[(LifecycleKind, i32)]| seen_after(events).has_ended(uuid());
+        let has_ended = |events: &[(LifecycleKind, i32)]| seen_after(events).end_age(uuid()).is_some();
         for end in 0..=2 {
             assert!(has_ended(&[(Started, 0), (Stopped, end)]));
             assert!(has_ended(&[(Started, 1), (Resumed, 1), (Stopped, end)]), "it came and ran");
@@ -225,7 +284,7 @@ mod tests {
         }
         assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
         assert!(has_ended(&[(Started, 0), (Stopped, 1), (Defined, 0)]));
-        assert!(seen_after(&[(Started, 0), (Stopped, 3)]).has_moved_away(uuid()));
+        assert!(seen_after(&[(Started, 0), (Stopped, 3)]).move_age(uuid()).is_some());
         assert!(seen_after(&[(Started, 0)]).has_settled(uuid()));
         assert!(!seen_after(&[(Started, 1)]).has_settled(uuid()));
         assert!(!seen_after(&[(Started, 1), (Resumed, 1)]).has_settled(uuid()), "a moment ago");
@@ -234,7 +293,51 @@ mod tests {
         seen.record_end(uuid());
         seen.record_event(&LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind: Stopped, detail: 1 });
         assert_eq!(seen.ended(None, Some("x")), Some((uuid(), "x".to_owned())));
-        seen.forget_ends();
-        assert_eq!((seen.ended(None, Some("x")), seen.has_ended(uuid())), (None, false));
+        seen.begin_gap();
+        assert_eq!((seen.ended(None, Some("x")), seen.end_age(uuid())), (None, None));
+    }
+
+    /// A libvirtd that is started anew says of a definition that stayed behind that it is off, and of a
+    /// transient domain nothing.
+    #[test]
+    fn what_moved_away_stays_away_over_a_new_connection() {
+        use LifecycleKind::{Started, Stopped};
+        let record = |state| DomainRecord { uuid: uuid(), name: "x".to_owned(), state };
+        let mut seen = seen_after(&[(Started, 0), (Stopped, 3)]);
+        let moved = |seen: &SeenDomains| seen.domains[&uuid()].last;
+        let first = moved(&seen);
+        for state in [None, Some(State::ShutOff), Some(State::MovedAway)] {
+            seen.begin_gap();
+            seen.end_gap();
+            state.iter().for_each(|it| seen.record_listed(&record(*it)));
+            assert_eq!(moved(&seen), first, "{state:?}");
+        }
+        // It may have been back in a long gap.
+        seen.gap_began = Some(Duration::ZERO);
+        seen.end_gap();
+        assert!(moved(&seen) > first);
+        // It is here again.
+        seen.record_listed(&record(State::Running));
+        assert_eq!(seen.move_age(uuid()), None);
+        let mut seen = SeenDomains::default();
+        seen.record_listed(&record(State::MovedAway));
+        assert!(seen.move_age(uuid()).is_some(), "the first connection");
+    }
+
+    #[test]
+    fn an_instance_that_a_look_showed_outdates_an_end() {
+        use LifecycleKind::{Started, Stopped};
+        let before = since_boot();
+        for end in [1, 3] {
+            let mut seen = seen_after(&[(Started, 0), (Stopped, end)]);
+            // A look that began before that shows the instance that ended.
+            seen.record_instance(uuid(), before);
+            assert!(seen.end_age(uuid()).or(seen.move_age(uuid())).is_some());
+            seen.record_instance(uuid(), since_boot());
+            assert_eq!(seen.end_age(uuid()).or(seen.move_age(uuid())), None);
+            let event = LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind: Stopped, detail: 1 };
+            seen.record_event(&event);
+            assert_eq!(seen.end_age(uuid()), None, "nothing is known of what ended");
+        }
     }
 }

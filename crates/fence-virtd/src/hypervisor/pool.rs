@@ -319,7 +319,7 @@ impl Hypervisor {
                     );
                     self.set_down(reason);
                     lock(&self.pool).clear();
-                    lock(&self.memory).forget_ends();
+                    lock(&self.memory).begin_gap();
                 }
                 Err(error) => {
                     let reason = error.to_string();
@@ -355,6 +355,7 @@ impl Hypervisor {
             })?;
             let records = connection.domains()?;
             let mut memory = lock(&this.memory);
+            memory.end_gap();
             for record in &records {
                 memory.record_listed(record);
             }
@@ -385,10 +386,10 @@ impl Hypervisor {
         lock(&self.memory).ended(uuid, name)
     }
 
-    /// Returns whether the domain's last instance ended here for good, with lifecycle events watched all the
-    /// time since. It may be on elsewhere.
-    pub(crate) fn has_ended(&self, uuid: Uuid) -> bool {
-        lock(&self.memory).has_ended(uuid)
+    /// Returns how long ago the domain's last instance ended here for good, with lifecycle events watched all
+    /// the time since. It may be on elsewhere.
+    pub(crate) fn end_age(&self, uuid: Uuid) -> Option<Duration> {
+        lock(&self.memory).end_age(uuid)
     }
 
     /// Returns whether the migration that brought the running instance here is over at the other side too.
@@ -396,9 +397,14 @@ impl Hypervisor {
         lock(&self.memory).has_settled(uuid)
     }
 
-    /// Returns whether the domain's last instance moved from here to another place.
-    pub(crate) fn has_moved_away(&self, uuid: Uuid) -> bool {
-        lock(&self.memory).has_moved_away(uuid)
+    /// Returns how long ago, at least, the domain's last instance moved from here to another place.
+    pub(crate) fn move_age(&self, uuid: Uuid) -> Option<Duration> {
+        lock(&self.memory).move_age(uuid)
+    }
+
+    /// Records that a look that began at this time, since boot, showed an instance.
+    pub(crate) fn record_instance(&self, uuid: Uuid, began: Duration) {
+        lock(&self.memory).record_instance(uuid, began);
     }
 
     /// Records that an action of ours ended the instance that ran here.

@@ -16,12 +16,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_core::intent::{Intent, IntentEvent, IntentRemainder, StartOwed};
-use nix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use self::store::{LeftIntent, StoreOrder, open_in_time};
+use crate::util::boot_clock::since_boot;
 use crate::util::fault;
 use crate::util::locks::lock;
 
@@ -300,6 +300,5 @@ impl OpenIntent {
 
 /// Returns milliseconds since the boot of the host, times of sleep included.
 pub(crate) fn since_boot_ms() -> u64 {
-    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::DomainId;
-use fence_core::evidence::{Finding, Sight};
-use fence_core::hosts::strongest;
+use fence_core::evidence::{Finding, Sight, strongest};
 use fence_wire::{
     HostAnswer, HostAsk, HostBody, HostId, HostNonce, HostSight, HostsKey, ReceivedHostMessage,
 };
@@ -126,25 +125,29 @@ impl Peers {
 
 /// Returns what this host tells of its looks. Looks that began before the question came are none.
 fn answer(ask: &HostAsk, found: &[Finding], came: Instant) -> HostAnswer {
-    let sights = found.iter().map(|it| if it.began < came { HostSight::Unknown } else { sight(&it.sight) });
-    let sight = strongest(sights);
-    let why = found.iter().find_map(|it| match &it.sight {
-        Sight::Unknown(why) => Some(why.as_str()),
+    let in_time: Vec<Finding> = found.iter().filter(|it| it.began >= came).cloned().collect();
+    let seen = if in_time.len() == found.len() { strongest(&in_time) } else { strongest(&[]) };
+    let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let age_ms = match seen {
+        // Between the look and the reading of this answer it gets older by the time of the answer, which the
+        // asker counts.
+        Sight::Ended(age) => age.map(|it| ms(it).saturating_add(1)),
+        Sight::MovedAway(age) => Some(ms(age)),
         _ => None,
-    });
-    let reason =
-        if sight == HostSight::Unknown { why.unwrap_or("its hypervisors were not looked at") } else { "" };
-    HostAnswer { uuid: ask.uuid, sight, reason: reason.to_owned() }
+    };
+    let sight = sight(&seen);
+    let reason = if let Sight::Unknown(why) = seen { why } else { String::new() };
+    HostAnswer { uuid: ask.uuid, sight, age_ms, reason }
 }
 
 fn sight(sight: &Sight) -> HostSight {
     match sight {
         Sight::On => HostSight::On,
         Sight::Moving => HostSight::Moving,
-        Sight::Ended => HostSight::Ended,
+        Sight::Ended(_) => HostSight::Ended,
         Sight::Off => HostSight::Off,
         Sight::Absent => HostSight::Absent,
-        Sight::MovedAway => HostSight::MovedAway,
+        Sight::MovedAway(_) => HostSight::MovedAway,
         // A hypervisor of this host is no host that is down.
         Sight::Unknown(_) | Sight::Down(_) => HostSight::Unknown,
     }

@@ -430,13 +430,14 @@ fn word(output: &[u8]) -> String {
 }
 
 fn sight(host: &str, answer: &HostAnswer) -> Sight {
+    let age = answer.age_ms.map(Duration::from_millis);
     match answer.sight {
         HostSight::On => Sight::On,
         HostSight::Moving => Sight::Moving,
         HostSight::Off => Sight::Off,
         HostSight::Absent => Sight::Absent,
-        HostSight::MovedAway => Sight::MovedAway,
-        HostSight::Ended => Sight::Ended,
+        HostSight::MovedAway => Sight::MovedAway(age.unwrap_or_default()),
+        HostSight::Ended => Sight::Ended(age),
         HostSight::Unknown => Sight::Unknown(format!("host {host}: {}", escaped(&answer.reason))),
     }
 }

@@ -2,6 +2,7 @@
 //! Small parts that know nothing of fencing. They import no other folder.
 
 pub(crate) mod backoff;
+pub(crate) mod boot_clock;
 pub(crate) mod fault;
 pub(crate) mod join;
 pub(crate) mod locks;

@@ -5,7 +5,8 @@
 //! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 40, NUL-padded ·
 //!        76 run of the daemon 8
 //! ask     0 UUID 16 · 16 milliseconds left 2 · 18 name of the domain 64, NUL-padded, cut after 63 bytes
-//! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 66, NUL-padded
+//! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 58, NUL-padded · 76 age in milliseconds 8,
+//!         and 1 more; 0: not known
 //! ```
 
 use super::parts::{HostId, HostMessageError};
@@ -14,7 +15,7 @@ use crate::text::{cut, until_nul};
 const HELLO_NAME: core::ops::Range<usize> = 36..76;
 const HELLO_RUN: core::ops::Range<usize> = 76..84;
 const ASK_NAME: core::ops::Range<usize> = 18..82;
-const REASON: core::ops::Range<usize> = 18..84;
+const REASON: core::ops::Range<usize> = 18..76;
 
 /// Presentation of a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,7 +50,10 @@ pub struct HostAnswer {
     pub uuid: [u8; 16],
     /// Sight.
     pub sight: HostSight,
-    /// Why nothing can be said, or more about the sight; cut after 65 bytes.
+    /// Milliseconds between the end or the move that the sight shows and the look, if that is known. Such an
+    /// end is not older, and such a move not younger.
+    pub age_ms: Option<u64>,
+    /// Why nothing can be said, or more about the sight; cut after 57 bytes.
     pub reason: String,
 }
 
@@ -127,6 +131,8 @@ impl HostAnswer {
         body[..16].copy_from_slice(&self.uuid);
         body[16] = self.sight as u8;
         put(&mut body[REASON], &self.reason);
+        let age = self.age_ms.map_or(0, |it| it.saturating_add(1));
+        body[REASON.end..].copy_from_slice(&age.to_le_bytes());
     }
 
     pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
@@ -136,6 +142,7 @@ impl HostAnswer {
         Ok(Self {
             uuid: core::array::from_fn(|i| body[i]),
             sight: HostSight::decode(body[16]).ok_or(HostMessageError::Field("sight"))?,
+            age_ms: u64::from_le_bytes(core::array::from_fn(|i| body[REASON.end + i])).checked_sub(1),
             reason: text(&body[REASON], "reason")?,
         })
     }

@@ -190,7 +190,7 @@ impl World {
                 OtherNode::NotHeard(it) if self.nodes[&it].has_power => {
                     (it, Sight::Unknown("silent".to_owned()))
                 }
-                OtherNode::NotHeard(it) => (it, Sight::Ended),
+                OtherNode::NotHeard(it) => (it, Sight::Absent),
             };
             let began = self.now;
             self.now += Duration::from_millis(1);

@@ -14,6 +14,7 @@ use self::saved::DiscardResult;
 use crate::hypervisor::Hypervisor;
 use crate::intent::OwedSource;
 use crate::request::lease::Lease;
+use crate::util::boot_clock::since_boot;
 use crate::util::fault;
 
 mod saved;
@@ -38,15 +39,17 @@ pub(super) enum DomainReading {
 
 impl DomainReading {
     /// Returns what the reading shows, beside what is remembered of the domain here.
-    pub(super) fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
+    fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
         match self {
             Self::On { state: State::Migrating, .. } => Sight::Moving,
             Self::On { .. } => Sight::On,
-            Self::MovedAway => Sight::MovedAway,
-            Self::Off | Self::Gone if memory.has_ended(uuid) => Sight::Ended,
-            Self::Off => Sight::Off,
-            Self::Gone if memory.has_moved_away(uuid) => Sight::MovedAway,
-            Self::Gone => Sight::Absent,
+            Self::MovedAway => Sight::MovedAway(memory.move_age(uuid).unwrap_or_default()),
+            Self::Off | Self::Gone => match (memory.move_age(uuid), memory.end_age(uuid)) {
+                (Some(age), _) => Sight::MovedAway(age),
+                (None, Some(age)) => Sight::Ended(Some(age)),
+                (None, None) if self == Self::Off => Sight::Off,
+                (None, None) => Sight::Absent,
+            },
             Self::Unknown => {
                 Sight::Unknown(format!("libvirt at {} can't tell the domain's state", memory.uri()))
             }
@@ -85,6 +88,20 @@ pub(super) fn look(connection: &Connection, uuid: Uuid) -> Result<DomainReading,
         Err(Error { kind: ErrorKind::NoDomain, .. }) => Ok(DomainReading::Gone),
         other => other,
     }
+}
+
+/// Reads a domain's state, and returns it with the sight that it is, beside what is remembered of the domain.
+pub(super) fn sight(
+    connection: &Connection,
+    uuid: Uuid,
+    memory: &Hypervisor,
+) -> Result<(DomainReading, Sight), Error> {
+    let began = since_boot();
+    let reading = look(connection, uuid)?;
+    if reading.is_on() {
+        memory.record_instance(uuid, began);
+    }
+    Ok((reading, reading.sight(uuid, memory)))
 }
 
 /// Returns another domain with this name that is on here.
@@ -354,7 +371,7 @@ impl PowerOffRun<'_> {
         let until = Instant::now() + EVENT_LAG;
         let mut pause = PollPause::new();
         let (destroyed, was_moving) = (self.progress.destroyed, self.progress.was_moving);
-        while !destroyed && !was_moving && !self.memory.has_ended(self.order.uuid) {
+        while !destroyed && !was_moving && self.memory.end_age(self.order.uuid).is_none() {
             if Instant::now() >= until {
                 return self.left();
             }
@@ -379,7 +396,7 @@ impl PowerOffRun<'_> {
 
     fn end_seen(&self, began: Instant) -> Finding {
         let place = DomainSite::Hypervisor(self.memory.uri().to_owned());
-        Finding { place, sight: Sight::Ended, began, ended: Instant::now() }
+        Finding { place, sight: Sight::Ended(Some(Duration::ZERO)), began, ended: Instant::now() }
     }
 
     /// Returns the result where no instance is here any more, and none was seen to end.

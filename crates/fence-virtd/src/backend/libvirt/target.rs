@@ -6,7 +6,7 @@ use fence_core::evidence::Sight;
 use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, Uuid};
 
-use super::act::{DomainReading, look};
+use super::act::{DomainReading, sight};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::uuid::domain_id;
 
@@ -97,7 +97,7 @@ impl TargetQuery {
     ) -> Result<Vec<MatchedDomain>, Error> {
         let mut all = Vec::new();
         for record in connection.domains()?.into_iter().filter(|it| self.target.is_cut_from(&it.name)) {
-            let sight = look(connection, record.uuid)?.sight(record.uuid, memory);
+            let (_, sight) = sight(connection, record.uuid, memory)?;
             all.push(MatchedDomain { name: record.name, uuid: record.uuid, sight });
         }
         Ok(all)
@@ -111,12 +111,9 @@ fn found(
     memory: &Hypervisor,
 ) -> Result<Option<MatchedDomain>, Error> {
     let uuid = domain.uuid();
-    Ok(match look(connection, uuid)? {
-        DomainReading::Gone => None,
-        reading => {
-            let sight = reading.sight(uuid, memory);
-            Some(MatchedDomain { name: domain.name().to_owned(), uuid, sight })
-        }
+    Ok(match sight(connection, uuid, memory)? {
+        (DomainReading::Gone, _) => None,
+        (_, sight) => Some(MatchedDomain { name: domain.name().to_owned(), uuid, sight }),
     })
 }
 
