@@ -17,4 +17,4 @@ mod proptests;
 pub use doubt::{HostDoubt, HostRun};
 pub use round::{AnswerResult, HostFinding, Respondent, Round};
 pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule, WHOLE_ROUND};
-pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS};
+pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS, legacy_id};

@@ -300,7 +300,8 @@ fn own_name(told: &str, from: IpAddr) -> String {
 }
 
 /// Returns the name of a legacy host in the table. It has no key, so its address stands for it.
-fn legacy_id(address: IpAddr) -> HostId {
+#[must_use]
+pub fn legacy_id(address: IpAddr) -> HostId {
     let mut made = [0; 32];
     made[..8].copy_from_slice(b"legacy\0\0");
     match address {

@@ -49,8 +49,10 @@ struct ListedQuestion<'p> {
 impl Peers {
     async fn look_elsewhere(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
         let mode = self.settings().mode.clone();
-        if mode == PeerMode::Off {
-            return Vec::new();
+        match mode {
+            PeerMode::Off => return Vec::new(),
+            PeerMode::NoWay(why) => return self.known_that_cannot_be_asked(why),
+            PeerMode::Discovered | PeerMode::Listed(_) => {}
         }
         let mut is_ready = true;
         if mode == PeerMode::Discovered {
@@ -99,6 +101,28 @@ impl Peers {
         findings.extend(of_ours);
         findings.extend(of_legacy);
         findings
+    }
+
+    /// Returns that nothing is known of hosts that were heard before the configuration took the way to them.
+    fn known_that_cannot_be_asked(&self, no_way: &str) -> Vec<Finding> {
+        let (began, missing) = (Instant::now(), lock(&self.table).missing().map(str::to_owned));
+        let missing = missing.map(|why| ("that is not remembered".to_owned(), why));
+        let known = self.known().into_iter().map(|host| {
+            let (shown, name) = (escaped(&host.to_string()).to_string(), escaped(&host.name).to_string());
+            let why = format!(
+                "host {shown} was heard before and can't be asked: {no_way}. Name it in `peers`, or set \
+                 peers = \"none\" if it never has the same domains. If it is gone for good: fence_virtd \
+                 --forget {name}"
+            );
+            (shown, why)
+        });
+        let unknown = |(host, why)| Finding {
+            place: DomainSite::Host(host),
+            sight: Sight::Unknown(why),
+            began,
+            ended: Instant::now(),
+        };
+        missing.into_iter().chain(known).map(unknown).collect()
     }
 
     /// Waits until the other hosts had time to answer the first hellos, and returns the end of that time.
@@ -155,7 +179,7 @@ impl Peers {
     /// Returns everyone who must answer: why one may be missing, hosts without host messages, and the others.
     pub(super) fn respondents(&self, mode: &PeerMode) -> (Option<String>, Vec<KnownHost>, Vec<Respondent>) {
         match mode {
-            PeerMode::Off => (None, Vec::new(), Vec::new()),
+            PeerMode::Off | PeerMode::NoWay(_) => (None, Vec::new(), Vec::new()),
             PeerMode::Discovered => {
                 let table = lock(&self.table);
                 let (legacy, ours): (Vec<_>, Vec<_>) =
@@ -271,7 +295,7 @@ impl Peers {
         };
         let ask = self.encoded(&self.message(None, open.nonce, HostBody::Ask(ask)));
         match &self.settings().mode {
-            PeerMode::Off => {}
+            PeerMode::Off | PeerMode::NoWay(_) => {}
             PeerMode::Discovered => self.send(&MessageWay::Group, &ask),
             PeerMode::Listed(listed) => {
                 let silent = open.silent();

@@ -69,7 +69,7 @@ impl Peers {
                 self.replace_settings(settings);
             }
             match &self.settings().mode {
-                PeerMode::Off => {}
+                PeerMode::Off | PeerMode::NoWay(_) => {}
                 PeerMode::Discovered => {
                     if let Some(nonce) = self.new_hello(None) {
                         let hello = self.message(None, nonce, HostBody::Hello(self.hello()));
@@ -152,7 +152,7 @@ impl Peers {
         let is_alone = match &settings.mode {
             PeerMode::Discovered => lock(&self.table).all().next().is_none(),
             PeerMode::Off => settings.is_set,
-            PeerMode::Listed(_) => false,
+            PeerMode::Listed(_) | PeerMode::NoWay(_) => false,
         };
         // One hypervisor of this host to another is no other host.
         if is_alone && settings.hypervisors.len() < 2 {

@@ -96,7 +96,7 @@ impl Peers {
     pub(super) fn listed(&self) -> Vec<SocketAddr> {
         match &self.settings().mode {
             PeerMode::Listed(listed) => listed.clone(),
-            PeerMode::Off | PeerMode::Discovered => Vec::new(),
+            PeerMode::Off | PeerMode::NoWay(_) | PeerMode::Discovered => Vec::new(),
         }
     }
 }

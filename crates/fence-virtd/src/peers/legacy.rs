@@ -16,7 +16,6 @@ use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
 use super::limits::{LEGACY_EVERY, LEGACY_PAUSE};
-use super::settings::PeerMode;
 use super::state::{PeerCounts, Peers};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::lists::{self, ClientKeys, FIND_LIMIT, GroupQuestion, LOOK_LIMIT, ReplyFrom};
@@ -186,7 +185,7 @@ impl Peers {
     /// Returns the way to the group; none without a multicast listener that serves, or where nobody is asked.
     pub(super) fn group_way(&self, question: Option<&DomainQuestion>) -> Option<GroupWay> {
         let settings = self.settings();
-        if settings.mode == PeerMode::Off {
+        if settings.mode.is_silent() {
             return None;
         }
         let keys = settings.client.clone()?;

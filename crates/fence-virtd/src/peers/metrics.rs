@@ -16,7 +16,8 @@ use crate::util::locks::lock;
 impl Peers {
     /// Adds the gauges and counters; nothing where no other host is asked.
     pub(crate) fn register(&self, to: &mut Registry) {
-        if self.settings().mode == PeerMode::Off {
+        let mode = self.settings().mode.clone();
+        if mode == PeerMode::Off || (mode.is_silent() && self.known().is_empty()) {
             return;
         }
         let hosts = self.known().into_iter().map(|host| {

@@ -155,7 +155,7 @@ impl HostProbe {
             PeerMode::Listed(listed) => {
                 PeerSockets::beside(listed, settings.port).map_err(|it| it.to_string())?
             }
-            PeerMode::Off | PeerMode::Discovered => PeerSockets::default(),
+            PeerMode::Off | PeerMode::NoWay(_) | PeerMode::Discovered => PeerSockets::default(),
         };
         // Nobody knows what an administrator's program does.
         let settings = PeerSettings { down_command: None, ..settings };
@@ -273,7 +273,9 @@ impl HostProbe {
             (Some(_), None) => ProbeResult::Answers,
             (None, None) => ProbeResult::Silent(match &self.mode {
                 PeerMode::Listed(listed) => self.clue_of_listed(found.who, listed).await,
-                PeerMode::Discovered | PeerMode::Off => self.clue_of_found(&addresses).await,
+                PeerMode::Discovered | PeerMode::Off | PeerMode::NoWay(_) => {
+                    self.clue_of_found(&addresses).await
+                }
             }),
         };
         ProbedHost { name, addresses, result }

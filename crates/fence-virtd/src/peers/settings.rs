@@ -39,10 +39,19 @@ pub(crate) struct PeerSettings {
 pub(super) enum PeerMode {
     /// Nothing is sent, and nobody is asked.
     Off,
+    /// Nothing is sent, for this reason. Hosts that are known all the same can't be asked.
+    NoWay(&'static str),
     /// By their messages to the multicast group.
     Discovered,
     /// By these addresses.
     Listed(Vec<SocketAddr>),
+}
+
+impl PeerMode {
+    /// Returns true if no other host is looked for or asked.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, Self::Off | Self::NoWay(_))
+    }
 }
 
 /// Reason why the messages between hosts can't be sent as the configuration says.
@@ -63,8 +72,8 @@ impl PeerSettings {
     /// A key can't be loaded.
     pub(crate) fn load(config: &Config) -> Result<Self, PeerError> {
         let mode = mode(config);
-        let keys = if mode == PeerMode::Off { Vec::new() } else { keys(config)? };
-        let client = if mode == PeerMode::Off { None } else { client_keys(config)? };
+        let keys = if mode.is_silent() { Vec::new() } else { keys(config)? };
+        let client = if mode.is_silent() { None } else { client_keys(config)? };
         Ok(Self { keys, client: client.map(Arc::new), ..Self::without_keys(config, mode) })
     }
 
@@ -85,7 +94,7 @@ impl PeerSettings {
 
     /// Returns true if no other host is asked.
     pub(crate) fn is_off(&self) -> bool {
-        self.mode == PeerMode::Off
+        self.mode.is_silent()
     }
 
     fn without_keys(config: &Config, mode: PeerMode) -> Self {
@@ -110,9 +119,13 @@ fn mode(config: &Config) -> PeerMode {
         Peers::Nobody => PeerMode::Off,
         Peers::Listed(list) => PeerMode::Listed(list.clone()),
         // Corosync knows the hosts.
-        Peers::Discovered if has(BackendKind::Cpg) => PeerMode::Off,
+        Peers::Discovered if has(BackendKind::Cpg) => {
+            PeerMode::NoWay("with the cpg backend corosync names the hosts")
+        }
         // Without a group there is nobody to find.
-        Peers::Discovered if config.multicast().is_none() => PeerMode::Off,
+        Peers::Discovered if config.multicast().is_none() => {
+            PeerMode::NoWay("there is no multicast listener any more")
+        }
         Peers::Discovered => PeerMode::Discovered,
     }
 }
@@ -187,4 +200,29 @@ pub(crate) fn client_keys(config: &Config) -> Result<Option<ClientKeys>, KeyFile
 /// Returns true for a listener that asks for no key.
 fn is_unproved(settings: &KeySettings) -> bool {
     settings.hash == HashType::None && settings.auth == HashType::None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode_of(listener: &str, backend: &str, peers: &str) -> PeerMode {
+        let text = format!(
+            "fence_virtd {{ listener = \"{listener}\"; backend = \"{backend}\"; {peers} }} \
+             listeners {{ {listener} {{ }} }} backends {{ {backend} {{ }} }}"
+        );
+        mode(&fence_config::load(text.as_bytes()).config.unwrap())
+    }
+
+    /// A change of listener or backend is no word that the other hosts are gone.
+    #[test]
+    fn only_the_administrator_says_that_there_are_no_others() {
+        assert_eq!(mode_of("multicast", "libvirt", ""), PeerMode::Discovered);
+        for (listener, backend) in [("tcp", "libvirt"), ("multicast", "cpg"), ("tcp", "cpg")] {
+            assert!(matches!(mode_of(listener, backend, ""), PeerMode::NoWay(_)), "{listener} {backend}");
+            assert_eq!(mode_of(listener, backend, "peers = \"none\";"), PeerMode::Off);
+            let listed = mode_of(listener, backend, "peers = \"10.0.0.2\";");
+            assert!(matches!(listed, PeerMode::Listed(_)), "{listener} {backend}");
+        }
+    }
 }

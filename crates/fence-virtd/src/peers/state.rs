@@ -12,7 +12,8 @@ use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use fence_core::hosts::{
-    HeardHost, HelloSchedule, HostRun, KnownHost, KnownHosts, Respondent, Round, WHOLE_ROUND,
+    HeardHost, HelloSchedule, HostRun, KnownHost, KnownHosts, MAX_HOSTS, Respondent, Round, WHOLE_ROUND,
+    legacy_id,
 };
 use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
 use tokio::sync::{Notify, Semaphore};
@@ -110,7 +111,7 @@ impl Peers {
     ) -> Result<Arc<Self>, PeerError> {
         // The files are read with `peers = "none"` too: a reload may change that.
         let state = state.filter(|_| !settings.hypervisors.is_empty());
-        let is_on = settings.mode != PeerMode::Off;
+        let is_on = !settings.mode.is_silent();
         if state.is_none() && is_on {
             warn!(
                 "other hosts are remembered in memory alone (state_dir): one that is silent when this daemon \
@@ -218,7 +219,7 @@ impl Peers {
 
     /// Returns true if messages of other hosts are read and answered.
     pub(super) fn is_on(&self) -> bool {
-        self.settings().mode != PeerMode::Off
+        !self.settings().mode.is_silent()
     }
 
     pub(super) fn hello(&self) -> HostHello {
@@ -280,17 +281,33 @@ impl Peers {
         if self.identity.pair_key(&hello.public).is_none() {
             return self.drops.note(NAME, "host-key", &from, &"a public key that hides nothing");
         }
+        if self.is_only_in_the_way(HostId::of(&hello.public), from) {
+            return self.drops.count(NAME, "too-many-hosts");
+        }
         let heard = lock(&self.table).heard(hello, from.to_canonical(), now());
         self.after_heard(heard, HostId::of(&hello.public));
     }
 
     /// Notes a host without host messages (a C daemon) that answered a request at its address.
     pub(crate) fn note_legacy(&self, from: IpAddr, domains: u16) {
+        if self.is_only_in_the_way(legacy_id(from.to_canonical()), from) {
+            return self.drops.count(NAME, "too-many-hosts");
+        }
         let heard = lock(&self.table).heard_legacy(from.to_canonical(), domains, now());
         let host = lock(&self.table).all().find(|it| it.addresses.contains(&from.to_canonical())).cloned();
         if let Some(host) = host {
             self.after_heard(heard, host.id);
         }
+    }
+
+    /// Returns true for a host that `peers` does not name, where there is no room for it. It need not answer,
+    /// so none is missing; else whoever holds the key could make every host unable to tell.
+    fn is_only_in_the_way(&self, id: HostId, from: IpAddr) -> bool {
+        let (table, listed) = (lock(&self.table), self.listed());
+        !listed.is_empty()
+            && table.all().count() >= MAX_HOSTS
+            && table.host(id).is_none()
+            && !listed.iter().any(|it| it.ip().to_canonical() == from.to_canonical())
     }
 
     fn after_heard(&self, heard: HeardHost, id: HostId) {
@@ -363,6 +380,12 @@ impl Peers {
         match &settings.mode {
             PeerMode::Off if settings.is_set => info!("peers = \"none\": no other host is asked"),
             PeerMode::Off => {}
+            PeerMode::NoWay(_) if known.is_empty() => {}
+            PeerMode::NoWay(why) => warn!(
+                known = %names.join(", "),
+                "{why}, and these hosts were heard before: until they are in `peers`, or forgotten \
+                 (fence_virtd --forget HOST), no domain is called off that does not run here"
+            ),
             PeerMode::Discovered => {
                 info!(id = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");
             }
@@ -390,7 +413,7 @@ pub(crate) struct PeerSocketsToUse(PeerSockets);
 fn sockets(settings: &PeerSettings) -> Result<PeerSockets, PeerError> {
     match &settings.mode {
         PeerMode::Listed(listed) => PeerSockets::open(listed, settings.port),
-        PeerMode::Off | PeerMode::Discovered => Ok(PeerSockets::default()),
+        PeerMode::Off | PeerMode::NoWay(_) | PeerMode::Discovered => Ok(PeerSockets::default()),
     }
 }
 
@@ -429,7 +452,7 @@ async fn read_files(state: Option<PathBuf>, settings: &PeerSettings) -> Result<F
     match tokio::time::timeout(OPEN_LIMIT, reading).await {
         Ok(Ok((Ok(identity), table, store))) => Ok(Files { identity, store: Some(store), table }),
         Ok(Ok((Err(error), table, _))) => {
-            if settings.mode != PeerMode::Off {
+            if !settings.mode.is_silent() {
                 warn!("other hosts are remembered in memory alone: {error}");
             }
             in_memory(table)

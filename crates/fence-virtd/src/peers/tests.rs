@@ -521,6 +521,44 @@ async fn a_directory_that_cannot_be_written_may_have_lost_hosts() {
     assert!(unwritable.1.incomplete().is_some_and(|it| it.contains("can't be written")));
 }
 
+/// A listener or a backend that was changed: a host that was heard is not gone for that reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_were_heard_count_when_there_is_no_way_to_them_any_more() {
+    let (group, port) = ([239, 77, 1, 7], port());
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let a = Host::found(group, port, Some(dirs[0].path())).await;
+    let b = Host::found(group, port, Some(dirs[1].path())).await;
+    let name = a.knows(1).await[0].to_string();
+    assert_eq!(a.sights().await, [Sight::Off]);
+    a.change(PeerMode::NoWay("there is no way"));
+    let sights = a.sights().await;
+    let why = reason(&sights[0]);
+    assert!(sights.len() == 1 && why.contains(&name) && why.contains("there is no way"), "{sights:?}");
+    assert!(why.contains("`peers`") && why.contains("fence_virtd --forget "), "{why}");
+    a.change(PeerMode::Off);
+    assert!(a.sights().await.is_empty(), "the administrator's word");
+    a.change(PeerMode::NoWay("there is no way"));
+    super::store::HostStore::at(dirs[0].path()).request_forget(&b.peers.identity.id().to_string()).unwrap();
+    a.knows(0).await;
+    assert!(a.sights().await.is_empty());
+}
+
+/// Whoever `peers` does not name need not answer, so a guest that plays many hosts holds up nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_table_is_no_doubt_with_peers() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let b = Host::listed(at_b, &[at_a], None).await;
+    assert_eq!(a.sights().await, [Sight::Off]);
+    for number in 0..70 {
+        let hello = fence_wire::HostHello { public: [number; 32], ..b.peers.hello() };
+        a.peers.note_hello(&hello, IpAddr::from([10, 0, 0, number]));
+        a.peers.note_legacy(IpAddr::from([10, 0, 1, number]), 1);
+    }
+    assert_eq!(a.peers.known().len(), fence_core::hosts::MAX_HOSTS);
+    assert_eq!(a.sights().await, [Sight::Off]);
+}
+
 /// A daemon that waits for its network (-w) and serves by TCP meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_alone_before_the_group_can_be_heard() {
