@@ -5,11 +5,11 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fence_cli::key_file::{self, KeyFileError};
 use fence_cli::shown;
-use fence_config::Config;
+use fence_config::{Config, Peers};
 use fence_wire::{HashType, Key};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
@@ -50,11 +50,33 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
         let files = group.key_files.iter().filter(|it| seen.insert((*it).clone()));
         found.extend(files.map(|file| key(file, key_file::load(file), &shown_group(place, group))));
     }
+    found.extend(peer_key(config));
     notices.sort();
     notices.dedup();
     let next = "give each its own key; keys.md tells how keys are changed";
     found.extend(notices.into_iter().map(|it| Finding::warning("key", "", it, next)));
     found
+}
+
+/// Checks the key of the messages between hosts; two findings if guests have it too.
+fn peer_key(config: &Config) -> Vec<Finding> {
+    let Some(file) = config.daemon.peer_key_file.as_deref().filter(|_| config.daemon.peers != Peers::Nobody)
+    else {
+        return Vec::new();
+    };
+    const OWNER: &str = "messages between hosts (peer_key_file)";
+    let loaded = key_file::load(file);
+    let print = loaded.as_ref().ok().map(Key::fingerprint);
+    let guests = config.listeners.iter().filter_map(|it| it.keys()).flat_map(|it| &it.key_files);
+    let guests = guests.chain(config.groups.iter().flatten().flat_map(|it| &it.key_files));
+    let is_same = |it: &&PathBuf| key_file::load(it).ok().map(|it| it.fingerprint()) == print;
+    let shared = guests.into_iter().find(|it| print.is_some() && is_same(it));
+    let shared = shared.map(|it| {
+        let text = format!("the same key as {}, which guests have: a guest can play a host", shown(it));
+        let next = "make another, for hosts alone: several-hosts.md, \"A peer key is for hosts only\"";
+        Finding::warning("key", format!("peer_key_file {}", shown(file)), text, next)
+    });
+    [key(file, loaded, OWNER)].into_iter().chain(shared).collect()
 }
 
 /// Checks whether packets are remembered across restarts.
@@ -177,6 +199,42 @@ mod tests {
         let found = state(Some(dir.path()));
         assert!(found.next.unwrap().starts_with("chmod go-w"), "{}", found.text);
         assert_eq!(state(None).result, FindingLevel::Warning);
+    }
+
+    #[test]
+    fn the_key_of_hosts() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &str, mode| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        write("guests", &"guests".repeat(100), 0o600);
+        let look = |peers: &str| {
+            let text = format!(
+                "fence_virtd {{ peers = \"{peers}\"; peer_key_file = \"{0}/hosts\"; }} \
+                 listeners {{ multicast {{ key_file = \"{0}/guests\"; }} }}",
+                dir.path().display()
+            );
+            let found = peer_key(&fence_config::load(text.as_bytes()).config.unwrap());
+            found.into_iter().map(|it| (it.result, it.text)).collect::<Vec<_>>()
+        };
+        assert!(look("none").is_empty());
+        let told = |wanted: FindingLevel, has: &str| {
+            let found = look("10.0.0.2");
+            assert!(found[0].0 == wanted && found[0].1.contains(has), "{found:?}");
+            found
+        };
+        told(FindingLevel::Failed, "messages between hosts (peer_key_file)");
+        write("hosts", "", 0o600);
+        told(FindingLevel::Failed, "peer_key_file");
+        write("hosts", &"hosts".repeat(100), 0o644);
+        told(FindingLevel::Failed, "peer_key_file");
+        write("hosts", &"hosts".repeat(100), 0o600);
+        assert_eq!(told(FindingLevel::Ok, "500 bytes, mode 0600, fingerprint").len(), 1);
+        write("hosts", &"guests".repeat(100), 0o600);
+        let found = told(FindingLevel::Ok, "peer_key_file");
+        assert!(found[1].0 == FindingLevel::Warning && found[1].1.contains("which guests have"), "{found:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod agents;
 #[cfg(feature = "cpg")]
 mod cluster;
+mod down_command;
 mod files;
 mod finding;
 mod firewall;
@@ -75,6 +76,7 @@ fn all(file: &Path) -> Vec<Finding> {
     };
     #[cfg(not(feature = "libvirt"))]
     let own = Vec::new();
+    found.extend(down_command::all(&config));
     found.extend(hosts::all(&config, state.as_deref(), &own));
     #[cfg(feature = "cpg")]
     found.extend(cluster::all(&config));
