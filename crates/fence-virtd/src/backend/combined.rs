@@ -166,6 +166,10 @@ impl Backend for CombinedBackend {
         self.at(domain).on(domain, lease).await
     }
 
+    fn was_started(&self, domain: &DomainRef) -> bool {
+        self.at(domain).was_started(domain)
+    }
+
     async fn start_owed(
         &self,
         domain: &DomainRef,

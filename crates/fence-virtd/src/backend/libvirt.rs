@@ -490,6 +490,11 @@ impl Backend for LibvirtBackend {
         self.start_domain(domain, lease).await
     }
 
+    fn was_started(&self, domain: &DomainRef) -> bool {
+        let uuid = libvirt_uuid(domain.uuid);
+        self.hypervisors.iter().any(|it| it.was_started(uuid))
+    }
+
     async fn start_owed(
         &self,
         domain: &DomainRef,

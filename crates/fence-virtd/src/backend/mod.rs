@@ -66,6 +66,11 @@ pub(crate) trait Backend: Send + Sync {
     /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
     fn on(&self, domain: &DomainRef, lease: &Lease) -> impl Future<Output = Result<(), ActionError>> + Send;
 
+    /// Returns whether an instance of the domain was seen to start here since this daemon runs.
+    fn was_started(&self, _: &DomainRef) -> bool {
+        false
+    }
+
     /// Starts a domain whose start an earlier daemon owes, once every place showed it off: from its
     /// definition, or from XML at the hypervisor with this URI.
     fn start_owed(
@@ -123,6 +128,9 @@ pub(crate) trait DynBackend: Send + Sync {
     /// Calls [`Backend::on`].
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
+    /// Calls [`Backend::was_started`].
+    fn was_started(&self, domain: &DomainRef) -> bool;
+
     /// Calls [`Backend::start_owed`].
     fn start_owed<'a>(
         &'a self,
@@ -170,6 +178,10 @@ impl<B: Backend> DynBackend for B {
 
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>> {
         Box::pin(Backend::on(self, domain, lease))
+    }
+
+    fn was_started(&self, domain: &DomainRef) -> bool {
+        Backend::was_started(self, domain)
     }
 
     fn start_owed<'a>(

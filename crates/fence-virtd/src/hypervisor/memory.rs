@@ -47,6 +47,8 @@ pub(super) struct SeenDomains {
 struct SeenDomain {
     name: String,
     last: LastSeen,
+    /// An event said that an instance started or came in.
+    was_started: bool,
 }
 
 /// Last thing that was seen of a domain here. Times are since the boot of this host.
@@ -111,6 +113,11 @@ impl SeenDomains {
         }
     }
 
+    /// Returns whether an event said that an instance started or came in.
+    pub(super) fn was_started(&self, uuid: Uuid) -> bool {
+        self.domains.get(&uuid).is_some_and(|it| it.was_started)
+    }
+
     /// Returns how long ago, at least, the last instance moved from here to another place.
     pub(super) fn move_age(&self, uuid: Uuid) -> Option<Duration> {
         match self.domains.get(&uuid)?.last {
@@ -160,13 +167,19 @@ impl SeenDomains {
         if self.domains.len() >= MAX_REMEMBERED && !self.domains.contains_key(&uuid) {
             self.forget_some();
         }
-        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), last });
+        let was_started = self.was_started(uuid);
+        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), last, was_started });
     }
 
     pub(super) fn record_event(&mut self, event: &LifecycleEvent) {
         let before = self.domains.get(&event.uuid).map_or(LastSeen::Known, |it| it.last);
         if let Some(now) = before.after(event) {
             self.record(event.uuid, &event.name, now);
+        }
+        if event.kind == LifecycleKind::Started
+            && let Some(seen) = self.domains.get_mut(&event.uuid)
+        {
+            seen.was_started = true;
         }
     }
 
@@ -284,6 +297,8 @@ mod tests {
         }
         assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
         assert!(has_ended(&[(Started, 0), (Stopped, 1), (Defined, 0)]));
+        assert!(seen_after(&[(Started, 0), (Stopped, 1), (Defined, 0)]).was_started(uuid()));
+        assert!(!seen_after(&[(Resumed, 0), (Stopped, 1)]).was_started(uuid()));
         assert!(seen_after(&[(Started, 0), (Stopped, 3)]).move_age(uuid()).is_some());
         assert!(seen_after(&[(Started, 0)]).has_settled(uuid()));
         assert!(!seen_after(&[(Started, 1)]).has_settled(uuid()));

@@ -402,6 +402,11 @@ impl Hypervisor {
         lock(&self.memory).move_age(uuid)
     }
 
+    /// Returns whether an instance of the domain was seen to start here, or to come in.
+    pub(crate) fn was_started(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).was_started(uuid)
+    }
+
     /// Records that a look that began at this time, since boot, showed an instance.
     pub(crate) fn record_instance(&self, uuid: Uuid, began: Duration) {
         lock(&self.memory).record_instance(uuid, began);

@@ -42,6 +42,8 @@ struct IntentLogState {
     next: AtomicU64,
     /// Intents with a start that is owed.
     owing: Mutex<BTreeSet<u64>>,
+    /// UUIDs of the domains that requests began to act on while any start was owed.
+    begun: Mutex<BTreeSet<String>>,
     /// Events that the disk did not take in time.
     lost: AtomicU64,
     /// Set while the disk does not answer: nobody waits for it then.
@@ -119,6 +121,7 @@ impl IntentLog {
             orders,
             next: AtomicU64::new(next.max(1)),
             owing: Mutex::default(),
+            begun: Mutex::default(),
             lost: AtomicU64::new(0),
             is_slow: false.into(),
         }))
@@ -135,6 +138,11 @@ impl IntentLog {
         let IntentSubject { id, transport, peer, source_domain, hash, key, .. } = subject;
         let IntentSubject { action, target, domain, uuid, home, .. } = subject;
         let (boot, home) = (self.0.boot.clone(), home.to_owned());
+        if self.owing() > 0 {
+            lock(&self.0.begun).insert(uuid.clone());
+        } else {
+            lock(&self.0.begun).clear();
+        }
         let intent = Intent {
             number,
             boot,
@@ -163,6 +171,11 @@ impl IntentLog {
             lock(&self.0.owing).insert(number);
         }
         OpenIntent { log: self.clone(), number }
+    }
+
+    /// Returns whether a request of this daemon began to act on the domain while any start was owed.
+    pub(crate) fn has_begun(&self, uuid: &str) -> bool {
+        lock(&self.0.begun).contains(uuid)
     }
 
     /// Returns the number of starts that are owed now.

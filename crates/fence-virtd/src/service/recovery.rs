@@ -3,8 +3,9 @@
 //! that a reboot owes.
 //!
 //! Runs at the start of the daemon, one task for each action. A start takes its turn like a request for the
-//! domain, so that later requests wait for it. Must never start a domain that was not seen off at every
-//! place.
+//! domain, so that later requests wait for it; one that fails is tried again, and gives way to requests that
+//! came meanwhile. Must never start a domain that was not seen off at every place, nor one that somebody else
+//! was seen to start or asked for since.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 use fence_core::arbiter::Grant;
 use fence_core::domain::{DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower};
 use fence_core::intent::{IntentRemainder, StartOwed, UnfinishedIntent};
-use fence_wire::{Action, Response, Target};
-use tracing::info;
+use fence_wire::{Action, Response, Target, escaped};
+use tracing::{info, warn};
 
 use super::Service;
 use super::execute::START_LIMIT;
@@ -21,14 +22,28 @@ use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
 use crate::request::job::{Arrival, RequestJob, ResolvedTarget};
 use crate::request::lease::Lease;
+use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::join::join_all;
 
 /// Time for which the daemon's start waits for this; what is left goes on beside the requests.
 const START_WAIT: Duration = Duration::from_secs(5);
 /// Time for which a domain that is on is watched: the order of the earlier daemon may be on its way.
 const ORDER_SETTLE: Duration = Duration::from_secs(3);
+/// Pauses between two attempts to start. In between later requests for the domain get their turn.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(15);
+/// Transport of this work in the log.
+const TRANSPORT: &str = "recovery";
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Result of one attempt to make good a start, in words.
+enum StartAttempt {
+    /// Nothing is left to do.
+    Over(String),
+    /// The start is still owed.
+    Failed(String),
+}
 
 impl Service {
     /// Finishes what an earlier daemon left, and returns when that is done, or after [`START_WAIT`].
@@ -63,12 +78,11 @@ impl Service {
         let Some(domain) = domain_of(unfinished) else { return "the domain is not known".to_owned() };
         let target = Target::new(&domain.uuid.to_string(), true).unwrap_or_else(|_| Target::none());
         let due = unfinished.start_due(self.intents.boot(), since_boot_ms());
-        let action = if due.is_ok() { Action::On } else { Action::Status };
-        let job = self.accept(Arrival::from_host("recovery", String::new(), action, target));
-        let (lease, mut released) = Lease::new(Instant::now() + START_LIMIT, job.id);
         let start = match due {
             Ok(start) => start,
             Err(why) => {
+                let job = self.accept(Arrival::from_host(TRANSPORT, String::new(), Action::Status, target));
+                let (lease, _released) = Lease::new(Instant::now() + START_LIMIT, job.id);
                 let reboot = unfinished.intent.action == Action::Reboot.name();
                 let power = self.power_now(&job, &lease).await;
                 return if reboot { format!("{power}; {why}") } else { power };
@@ -79,15 +93,52 @@ impl Service {
             (StartOwed::Xml { uri }, Some(xml)) => Some((uri.as_str(), xml.as_str())),
             (StartOwed::Xml { .. }, None) => return "its XML was not kept, so it is not started".to_owned(),
         };
+        let (mut backoff, mut logged) = (Backoff::new(FIRST_PAUSE, LAST_PAUSE), OncePerReason::default());
+        loop {
+            let why = match self.attempt(&domain, target.clone(), source).await {
+                StartAttempt::Over(found) => return found,
+                StartAttempt::Failed(why) => why,
+            };
+            let pause = backoff.next_pause();
+            let next_ms =
+                since_boot_ms().saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+            let is_last = unfinished.start_due(self.intents.boot(), next_ms).is_err();
+            if is_last || logged.is_new(&why) {
+                let next = if is_last { "it stays off" } else { "trying again" };
+                warn!(
+                    domain = %escaped(&domain.name), uuid = %domain.uuid,
+                    "can't make good the start that a reboot owes: {why}; {next}"
+                );
+            }
+            if is_last {
+                return not_made_good(&why);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Takes a turn for the domain, and tries to make good the start that is owed.
+    async fn attempt(
+        &self,
+        domain: &DomainRef,
+        target: Target,
+        source: Option<(&str, &str)>,
+    ) -> StartAttempt {
+        let job = self.accept(Arrival::from_host(TRANSPORT, String::new(), Action::On, target));
+        let (lease, mut released) = Lease::new(Instant::now() + START_LIMIT, job.id);
         let resolved = ResolvedTarget::Run(Some(LocatedDomain::Off(domain.clone())));
         let permit = match self.wait_for_grant(&job, &resolved, &lease).await {
             Grant::Run(permit) => permit,
-            Grant::Coalesced(_) => return "another request starts it".to_owned(),
-            Grant::Rejected(why) => return format!("not started: {why}"),
+            Grant::Coalesced(_) => return over("another request starts it"),
+            Grant::Rejected(why) => return StartAttempt::Failed(why.to_string()),
         };
         let found = match permit.proved() {
-            Ok(()) => self.make_good(&job, &domain, source, &lease).await,
-            Err(why) => format!("not started: {why}"),
+            // Whoever had the turn before decides what becomes of it.
+            Ok(()) if self.intents.has_begun(&domain.uuid.to_string()) => {
+                over("somebody asked for the domain since, so it is not started")
+            }
+            Ok(()) => self.make_good(&job, domain, source, &lease).await,
+            Err(why) => StartAttempt::Failed(why.to_string()),
         };
         drop(lease);
         if !released.is_now() {
@@ -108,25 +159,28 @@ impl Service {
         domain: &DomainRef,
         xml: Option<(&str, &str)>,
         lease: &Lease,
-    ) -> String {
+    ) -> StartAttempt {
         let watch_until = Instant::now() + ORDER_SETTLE;
         let domain = loop {
             let doubt = match self.look_for(job, lease).await {
                 Ok((located, SeenPower::Off(_))) => break located,
-                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => return "it is on".to_owned(),
+                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => return over("it is on"),
                 Ok((_, SeenPower::On)) => String::new(),
                 Err(None) if xml.is_some() => break domain.clone(),
-                Err(None) => return "the domain is not here any more".to_owned(),
+                Err(None) => return over("the domain is not here any more"),
                 Err(Some(doubt)) => doubt,
             };
             if lease.check().is_err() {
-                return not_made_good(&doubt);
+                return StartAttempt::Failed(doubt);
             }
             tokio::time::sleep(LOOK_PAUSE).await;
         };
+        if self.backend.was_started(&domain) {
+            return over("somebody has started it since, and it is off again, so it is not started");
+        }
         match self.backend.start_owed(&domain, xml, lease).await {
-            Ok(()) => "the start that it owed is made good".to_owned(),
-            Err(error) => not_made_good(&error),
+            Ok(()) => over("the start that it owed is made good"),
+            Err(error) => StartAttempt::Failed(error.to_string()),
         }
     }
 
@@ -158,6 +212,10 @@ impl Service {
     }
 }
 
+fn over(found: &str) -> StartAttempt {
+    StartAttempt::Over(found.to_owned())
+}
+
 /// Returns the domain of an intent. Its place is found anew.
 fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
     let uuid = DomainId::parse_canonical(&unfinished.intent.uuid)?;
@@ -165,6 +223,6 @@ fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
 }
 
 /// Returns the words for a start that is still owed, with the next step.
-fn not_made_good(why: &dyn std::fmt::Display) -> String {
+fn not_made_good(why: &str) -> String {
     format!("the start that it owes was not made good: {why}. The domain stays off until somebody starts it")
 }

@@ -9,12 +9,16 @@ use fence_core::access::{AccessRules, Identity};
 use fence_wire::{Action, HashType, Response, Target};
 
 use super::*;
-use crate::backend::{Backend, PowerOffResult};
+use crate::backend::{Backend, DynBackend, PowerOffResult};
+use crate::intent::since_boot_ms;
+use crate::intent::store::LeftIntent;
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower,
 };
+use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
+use fence_core::intent::{Intent, IntentRemainder, START_AGE_MS, StartOwed, UnfinishedIntent};
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -219,4 +223,132 @@ async fn a_grant_that_was_lost_before_the_proof_does_nothing() {
     assert_eq!(outcome.reason(), Some(&*Rejection::TurnLost.to_string()));
     Service::complete(permit, &outcome, lease, released);
     assert_eq!((in_flight.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+}
+
+/// A backend with one domain, whose start is refused for some times.
+#[derive(Default)]
+struct Refusing {
+    refusals: AtomicUsize,
+    starts: AtomicUsize,
+    was_started: bool,
+}
+
+impl Backend for Refusing {
+    async fn locate(&self, _: &Target, _: Instant) -> Result<LocatedDomain, LocateError> {
+        Ok(LocatedDomain::Off(victim()))
+    }
+
+    fn may_own(&self, _: &Target) -> bool {
+        true
+    }
+
+    async fn status(&self, _: &DomainRef, _: &Lease) -> Result<SeenPower, ActionError> {
+        let now = Instant::now();
+        let place = DomainSite::Hypervisor("test:///x".to_owned());
+        let look = Finding { place, sight: Sight::Off, began: now, ended: now };
+        Ok(SeenPower::Off(ProvedOff::from_end(now, &look).unwrap()))
+    }
+
+    async fn off(&self, _: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
+        panic!("taken down")
+    }
+
+    async fn on(&self, _: &DomainRef, _: &Lease) -> Result<(), ActionError> {
+        self.starts.fetch_add(1, Ordering::SeqCst);
+        match self.refusals.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            left => {
+                self.refusals.store(left - 1, Ordering::SeqCst);
+                Err(ActionError::Refused("no memory".to_owned()))
+            }
+        }
+    }
+
+    fn was_started(&self, _: &DomainRef) -> bool {
+        self.was_started
+    }
+
+    async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
+        panic!("listed")
+    }
+
+    async fn health(&self, _: Instant) -> Result<Vec<String>, ActionError> {
+        panic!("asked")
+    }
+}
+
+fn victim() -> DomainRef {
+    DomainRef { name: "b".to_owned(), uuid: DomainId::from_bytes([0xb; 16]), home: DomainHome::Here(0) }
+}
+
+/// Starts the daemon's half of a recovery that owes a start. `age`: of the request.
+fn recovery(backend: Refusing, age: Duration) -> (Arc<Service>, Arc<Refusing>, LeftIntent) {
+    let (intents, _) = IntentLog::open(None, "boot".to_owned());
+    let memory = ServiceMemory { replays: ReplayMemory::in_memory().unwrap(), intents };
+    let backend = Arc::new(backend);
+    let audit = Audit::open(None).unwrap();
+    let service = Service::new(Arc::clone(&backend) as Arc<dyn DynBackend>, audit, memory, None, PATIENCE);
+    let age = u64::try_from(age.as_millis()).unwrap();
+    let intent = Intent {
+        number: 1,
+        boot: "boot".to_owned(),
+        at_ms: since_boot_ms().checked_sub(age).expect("this host was booted a moment ago"),
+        id: 1,
+        transport: "tcp".to_owned(),
+        peer: String::new(),
+        source_domain: None,
+        hash: "none".to_owned(),
+        key: None,
+        action: "reboot".to_owned(),
+        target: "b".to_owned(),
+        domain: "b".to_owned(),
+        uuid: victim().uuid.to_string(),
+        home: "here".to_owned(),
+    };
+    let remainder = IntentRemainder::Open { start: Some(StartOwed::Definition) };
+    (service, backend, LeftIntent { unfinished: UnfinishedIntent { intent, remainder }, xml: None })
+}
+
+#[tokio::test]
+async fn a_start_that_is_refused_is_tried_again() {
+    let backend = Refusing { refusals: 1.into(), ..Refusing::default() };
+    let (service, backend, left) = recovery(backend, Duration::ZERO);
+    in_time(service.finish_left(vec![left])).await;
+    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_start_is_not_owed_for_ever() {
+    let backend = Refusing { refusals: usize::MAX.into(), ..Refusing::default() };
+    let nearly = Duration::from_millis(START_AGE_MS) - Duration::from_millis(500);
+    let (service, backend, left) = recovery(backend, nearly);
+    in_time(service.finish_left(vec![left])).await;
+    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
+}
+
+/// Somebody started it and took it down again: an off of somebody else.
+#[tokio::test]
+async fn what_was_started_since_is_left_alone() {
+    let (service, backend, left) =
+        recovery(Refusing { was_started: true, ..Refusing::default() }, Duration::ZERO);
+    in_time(service.finish_left(vec![left])).await;
+    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
+}
+
+/// A request that comes between two attempts decides what becomes of the domain.
+#[tokio::test]
+async fn a_later_request_ends_the_attempts() {
+    let backend = Refusing { refusals: usize::MAX.into(), ..Refusing::default() };
+    let (service, backend, left) = recovery(backend, Duration::ZERO);
+    let (job, _) = job(Action::Off);
+    in_time(async {
+        tokio::join!(service.finish_left(vec![left]), async {
+            while backend.starts.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            service.write_intent(&job, &victim()).await;
+        })
+    })
+    .await;
+    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
 }
