@@ -28,8 +28,8 @@ import time
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 REFERENCE_DIR = pathlib.Path("/usr/sbin")
 MODULE_PATH = os.environ.get("FENCE_MODULES", "/usr/lib/x86_64-linux-gnu/fence-virt")
-OURS_DIR = pathlib.Path(
-    os.environ.get("OURS_DIR") or pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target") / "debug")
+DEBUG_DIR = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target") / "debug"
+OURS_DIR = pathlib.Path(os.environ.get("OURS_DIR") or DEBUG_DIR)
 SIDE = os.environ.get("SIDE", "reference")
 if SIDE not in ("reference", "ours"):
     raise SystemExit(f"SIDE={SIDE}: reference or ours")
