@@ -16,7 +16,7 @@ from .sites import Site, serve
 OURS = "ours"
 
 #: Rounds of real migrations; more with those of the long run.
-ROUNDS = 6 if int(os.environ.get("ROUNDS", "5")) < 20 else 60
+ROUNDS = 4 if int(os.environ.get("ROUNDS", "5")) < 20 else 60
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ impl CpgBackend {
                 self.again(changed, &lease).await?;
                 continue;
             }
-            return match self.prove_off(&owners, domain, until).await {
+            return match self.prove_off(&owners, domain, &lease).await {
                 Ok(proof) => Ok(SeenPower::Off(proof)),
                 Err(OffDoubt::OnElsewhere) => Ok(SeenPower::On),
                 Err(OffDoubt::CantTell(error)) => Err(error),
@@ -215,14 +215,24 @@ impl CpgBackend {
         Ok(false)
     }
 
-    /// Looks at all nodes, for the proof that the domain is off.
+    /// Looks at all nodes, for the proof that the domain is off. That may take long where a host has to be
+    /// proved down: it ends with the lease, so that a later request is not joined to what nobody waits for.
     async fn prove_off(
         &self,
         owners: &DomainOwners,
         domain: &DomainRef,
-        until: Instant,
+        lease: &Lease,
     ) -> Result<ProvedOff, OffDoubt> {
-        match self.local.prove_off(&DomainQuestion::about(domain), until).await {
+        let question = DomainQuestion::about(domain);
+        let proof = tokio::select! {
+            biased;
+            proof = self.local.prove_off(&question, lease.until()) => proof,
+            _ = lease.ended() => {
+                let error = lease.check().err().unwrap_or(ActionError::Gone);
+                return Err(OffDoubt::CantTell(error));
+            }
+        };
+        match proof {
             Ok(proof) => Ok(proof),
             Err(Doubt::On(_) | Doubt::Moving(_)) => Err(OffDoubt::OnElsewhere),
             Err(doubt) => Err(OffDoubt::CantTell(ActionError::Unavailable(match owners {
@@ -298,7 +308,7 @@ impl CpgBackend {
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        let proof = match self.prove_off(owners, domain, lease.until()).await {
+        let proof = match self.prove_off(owners, domain, lease).await {
             Ok(proof) => proof,
             // This host is about to hear where.
             Err(OffDoubt::OnElsewhere) => return Err(ActionError::Gone),
@@ -331,7 +341,7 @@ impl CpgBackend {
                 DomainOwners::At { is_on: true, .. } => Err(ActionError::Gone),
                 DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
                     // It must be off at all nodes; else it would run twice.
-                    match (self.prove_off(&owners, domain, lease.until()).await, &owners) {
+                    match (self.prove_off(&owners, domain, lease).await, &owners) {
                         (Err(OffDoubt::OnElsewhere), _) => return Ok(()),
                         (Err(OffDoubt::CantTell(error)), _) => return Err(error),
                         (Ok(_), DomainOwners::At { at, .. }) => self.start_at(&at[0], domain, lease).await,
