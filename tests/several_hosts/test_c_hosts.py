@@ -128,6 +128,18 @@ def test_a_c_host_that_stands_still(site):
     net.wait_until(lambda: site.status()[0] == IS_OFF)
 
 
+def test_a_c_host_that_is_slow_when_ours_starts(site):
+    """It stands still while all are looked for the first time, and calls back late. Then it counts."""
+    known = site.c_host("x")
+    known[1].process.send_signal(signal.SIGSTOP)
+    site.serve()
+    hosts = site.directory / "state/hosts"
+    assert site.status()[0] == IS_OFF, "nobody knows that it is there"
+    known[1].process.send_signal(signal.SIGCONT)
+    net.wait_until(lambda: known[0].ip in hosts.read_text().split(), 10)
+    assert site.status()[0] == IS_ON
+
+
 def test_another_key_is_no_host(site):
     """Whoever does not hold the key is not known, and nobody waits for it."""
     site.key, other = programs.write_key(site.directory / "other", b"another key"), site.key

@@ -10,6 +10,8 @@
 mod call_back;
 mod client_keys;
 mod limits;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
@@ -87,44 +89,36 @@ pub(crate) async fn ask(
     until: Instant,
     is_enough: impl Fn(&[ReplyFrom]) -> bool,
 ) -> io::Result<Vec<ReplyFrom>> {
-    let listener = call_back_listener(question.group, keys.call_back_port)?;
-    let port = listener.local_addr()?.port();
-    let mut round = ListRound {
-        packets: Packets::new(question, from, Arc::clone(&keys), port),
-        calls: JoinSet::new(),
-        of_host: HashMap::new(),
-        replies: Vec::new(),
-        until,
-    };
+    let (mut round, listener) = ListRound::open(question, from, keys, until)?;
     let began = Instant::now();
     // A search comes again by itself, and each repetition makes every host call back once more.
     let times = if question.is_search() { &SEND_AT[..1] } else { &SEND_AT[..] };
-    let mut turn = 0;
-    while let Some(left) = round.time_left() {
-        let send_at = times.get(turn).map(|it| began + *it);
-        tokio::select! {
-            () = at(send_at) => {
-                round.packets.send();
-                turn += 1;
-            }
-            accepted = listener.accept(), if left == Stage::Open => match accepted {
-                Ok((stream, peer)) => round.take(stream, peer.ip().to_canonical()),
-                // No descriptor is left, or the peer is gone already.
-                Err(error) => debug!("a call-back was lost: {error}"),
-            },
-            Some(done) = round.calls.join_next() => {
-                if let Ok((host, Some(reply))) = done {
-                    round.replies.push(ReplyFrom { host, reply });
-                    if is_enough(&round.replies) {
-                        round.until = round.until.min(Instant::now() + GRACE);
-                        turn = times.len();
-                    }
-                }
-            }
-            () = sleep_until(round.until.into()), if left == Stage::Open => {}
-        }
-    }
+    let times: Vec<_> = times.iter().map(|it| began + *it).collect();
+    round.run(&listener, &times, std::future::pending(), is_enough).await;
     Ok(round.replies)
+}
+
+/// Looks for hosts: asks at these times, and hands every call-back on as it comes, until `until`, or until
+/// `stop` is over. A host that is slow calls back late, and is found all the same. Must run inside the
+/// runtime.
+///
+/// # Errors
+/// There is no socket for the call-backs.
+pub(crate) async fn search(
+    question: &GroupQuestion,
+    from: Vec<SenderAddress>,
+    keys: Arc<ClientKeys>,
+    (times, until): (&[Instant], Instant),
+    stop: impl Future<Output = ()>,
+    mut found: impl FnMut(&ReplyFrom),
+) -> io::Result<()> {
+    let (mut round, listener) = ListRound::open(question, from, keys, until)?;
+    let each = |replies: &[ReplyFrom]| {
+        replies.last().into_iter().for_each(&mut found);
+        false
+    };
+    round.run(&listener, times, stop, each).await;
+    Ok(())
 }
 
 /// Waits until an instant; for ever without one.
@@ -163,6 +157,63 @@ struct ListRound {
 }
 
 impl ListRound {
+    /// Opens the port for call-backs.
+    fn open(
+        question: &GroupQuestion,
+        from: Vec<SenderAddress>,
+        keys: Arc<ClientKeys>,
+        until: Instant,
+    ) -> io::Result<(Self, TcpListener)> {
+        let listener = call_back_listener(question.group, keys.call_back_port)?;
+        let port = listener.local_addr()?.port();
+        let round = Self {
+            packets: Packets::new(question, from, keys, port),
+            calls: JoinSet::new(),
+            of_host: HashMap::new(),
+            replies: Vec::new(),
+            until,
+        };
+        Ok((round, listener))
+    }
+
+    /// Asks at these times and takes call-backs, until the end, until `stop` is over, or until a reply
+    /// was enough.
+    async fn run(
+        &mut self,
+        listener: &TcpListener,
+        times: &[Instant],
+        stop: impl Future<Output = ()>,
+        mut is_enough: impl FnMut(&[ReplyFrom]) -> bool,
+    ) {
+        let mut turn = 0;
+        let mut stop = std::pin::pin!(stop);
+        while let Some(left) = self.time_left() {
+            let send_at = times.get(turn).copied().filter(|_| left == Stage::Open);
+            tokio::select! {
+                () = at(send_at) => {
+                    self.packets.send();
+                    turn += 1;
+                }
+                accepted = listener.accept(), if left == Stage::Open => match accepted {
+                    Ok((stream, peer)) => self.take(stream, peer.ip().to_canonical()),
+                    // No descriptor is left, or the peer is gone already.
+                    Err(error) => debug!("a call-back was lost: {error}"),
+                },
+                Some(done) = self.calls.join_next() => {
+                    if let Ok((host, Some(reply))) = done {
+                        self.replies.push(ReplyFrom { host, reply });
+                        if is_enough(&self.replies) {
+                            self.until = self.until.min(Instant::now() + GRACE);
+                            turn = times.len();
+                        }
+                    }
+                }
+                () = &mut stop, if left == Stage::Open => self.until = Instant::now(),
+                () = sleep_until(self.until.into()), if left == Stage::Open => {}
+            }
+        }
+    }
+
     /// Returns the stage; none at the end.
     fn time_left(&self) -> Option<Stage> {
         match (Instant::now() < self.until, self.calls.is_empty()) {

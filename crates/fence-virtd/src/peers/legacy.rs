@@ -12,10 +12,10 @@ use std::time::Instant;
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{FIRST_ROUND, HostKind, KnownHost, Respondent};
 use fence_core::listing::{self, HostReply};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep_until, timeout, timeout_at};
 use tracing::debug;
 
-use super::limits::{LEGACY_EVERY, LEGACY_PAUSE};
+use super::limits::{LEGACY_EVERY, LEGACY_PAUSE, SEARCH_AT, SEARCH_AT_START, SEARCH_LATER};
 use super::state::{PeerCounts, Peers};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::lists::{self, ClientKeys, FIND_LIMIT, GroupQuestion, LOOK_LIMIT, ReplyFrom};
@@ -29,36 +29,73 @@ pub(super) struct GroupWay {
 }
 
 impl Peers {
-    /// Looks for hosts without host messages for ever: at the start, every few minutes, and when something
-    /// shows that others exist.
+    /// Looks for hosts without host messages for ever: several times at the start, every few minutes, and
+    /// when something shows that others exist.
     pub(super) async fn search_legacy(&self) {
-        let mut limit = FIRST_ROUND;
+        let mut is_first = true;
         loop {
             let Some(way) = self.group_way(None) else {
                 // The listener is not there yet, or nobody is asked.
                 self.legacy.wanted.notified().await;
                 continue;
             };
-            {
-                let _turn = self.legacy.turn.lock().await;
-                let until = Instant::now() + limit;
-                match lists::ask(&way.question, way.senders, way.keys, until, |_| false).await {
-                    Ok(replies) => drop(self.note_legacy_replies(&replies)),
-                    Err(error) => debug!("can't look for other hosts by lists: {error}"),
-                }
-            }
-            limit = FIND_LIMIT;
-            self.legacy.searched.send_replace(true);
-            if timeout(LEGACY_PAUSE, self.legacy.anew.notified()).await.is_err() {
-                let _ = timeout(LEGACY_EVERY, self.legacy.wanted.notified()).await;
-            }
+            let pause_ends = Instant::now() + LEGACY_PAUSE;
+            is_first = tokio::select! {
+                biased;
+                () = self.legacy.anew.notified() => true,
+                () = async {
+                    self.search(&way, is_first).await;
+                    sleep_until(pause_ends.into()).await;
+                    let _ = timeout(LEGACY_EVERY, self.legacy.wanted.notified()).await;
+                } => false,
+            };
         }
+    }
+
+    /// Looks once: notes whoever calls back, late ones too, and gives way to every other question.
+    async fn search(&self, way: &GroupWay, is_first: bool) {
+        let (times, limit, length) = if is_first {
+            (&SEARCH_AT[..], FIRST_ROUND, SEARCH_AT_START)
+        } else {
+            (&SEARCH_AT[..1], FIND_LIMIT, SEARCH_LATER)
+        };
+        let mut turn = Some(self.legacy.turn.lock().await);
+        let began = Instant::now();
+        let until = began + length;
+        let rounds = async {
+            let mut times: Vec<_> = times.iter().map(|it| began + *it).collect();
+            while Instant::now() < until {
+                let _turn = match turn.take() {
+                    Some(turn) => turn,
+                    None => self.legacy.turn.lock().await,
+                };
+                let (senders, keys) = (way.senders.clone(), Arc::clone(&way.keys));
+                let stop = self.legacy.is_turn_wanted();
+                let found = |reply: &ReplyFrom| drop(self.note_legacy_replies(std::slice::from_ref(reply)));
+                let times_left = (&times[..], until);
+                if let Err(error) = lists::search(&way.question, senders, keys, times_left, stop, found).await
+                {
+                    return debug!("can't look for other hosts by lists: {error}");
+                }
+                times.retain(|it| *it > Instant::now());
+            }
+        };
+        let in_time = async {
+            sleep_until((began + limit).into()).await;
+            self.legacy.searched.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = rounds => {}
+            () = in_time => {}
+        }
+        self.legacy.searched.send_replace(true);
     }
 
     /// Waits until no question holds the port of the call-backs, and keeps it so: the listeners are changed
     /// meanwhile, and one of them may need this port.
     pub(crate) async fn without_call_backs(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        timeout(LOOK_LIMIT, self.legacy.turn.lock()).await.ok()
+        timeout(LOOK_LIMIT, self.legacy.take_turn()).await.ok()
     }
 
     /// Returns the hosts of `peers` that are known to have no host messages, of those that never answered.
@@ -86,7 +123,7 @@ impl Peers {
         }
         PeerCounts::add(&self.counts.asked);
         let asked = Instant::now();
-        let Ok(_turn) = timeout_at(until.into(), self.legacy.turn.lock()).await else {
+        let Ok(_turn) = timeout_at(until.into(), self.legacy.take_turn()).await else {
             return self.legacy_unknown(hosts, asked, "could not be asked in time: others are being asked");
         };
         // What is found is not older than this, and the turn may have taken a while.

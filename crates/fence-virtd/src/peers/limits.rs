@@ -37,6 +37,14 @@ pub(super) const DOWN_COMMAND_LIMIT: Duration = Duration::from_secs(10);
 pub(super) const DOWN_COMMAND_WORD: usize = 120;
 /// Time to read the files at the start.
 pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Times of a search at which it asks for lists, at the start. A host that is slow or not up yet is asked
+/// again soon. Few: where a firewall keeps the call-backs out, each one holds a C daemon up for 5 s.
+pub(super) const SEARCH_AT: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(25)];
+/// Time of this search, in which late call-backs are taken. A question about a domain interrupts it.
+pub(super) const SEARCH_AT_START: Duration = Duration::from_secs(30);
+/// Time of a later search, which asks once.
+pub(super) const SEARCH_LATER: Duration = Duration::from_secs(10);
 /// Time between two searches for hosts without host messages.
 pub(super) const LEGACY_EVERY: Duration = Duration::from_secs(300);
 /// Least time between two of these searches, whatever shows that others exist: each one makes every C daemon

@@ -198,6 +198,7 @@ impl Peers {
         *lock(&self.group) = Arc::downgrade(link);
         // Nothing that was sent before can have been heard.
         *lock(&self.schedule) = HelloSchedule::new(Instant::now());
+        self.legacy.search_anew();
         self.say_hello_soon();
     }
 
