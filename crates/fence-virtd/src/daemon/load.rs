@@ -12,6 +12,7 @@ use fence_config::{Config, DaemonSection, Peers as PeersKey, Severity};
 use tracing::{error, info, warn};
 
 use super::error::DaemonError;
+use super::sandbox;
 use crate::cli::print::print_error;
 use crate::listener::manager::ListenerManager;
 use crate::peers::{PeerSettings, Peers};
@@ -29,33 +30,37 @@ pub(super) fn read(path: &Path, prints: bool) -> Result<Config, DaemonError> {
 }
 
 /// Reads the file again and applies it as a whole, or refuses it as a whole. Names the changes that need a
-/// restart.
-pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut ListenerManager, peers: &Peers) {
+/// restart. `started` is the configuration of the start, to which the sandbox holds.
+pub(super) async fn reload(
+    path: &Path,
+    started: &Config,
+    config: &mut Config,
+    listeners: &mut ListenerManager,
+    peers: &Peers,
+) {
     let refuse = |reason: &dyn fmt::Display| {
         error!("SIGHUP: the new configuration is refused, and the old one stays: {reason}");
     };
-    let new = match load(path, &mut |severity, text| match severity {
+    let mut new = match load(path, &mut |severity, text| match severity {
         Severity::Error => error!("{text}"),
         Severity::Warning => warn!("{text}"),
     }) {
         Ok(new) => new,
         Err(error) => return refuse(&error),
     };
+    keep_what_can_run(started, config, &mut new);
     let prepared = PeerSettings::load(&new).and_then(|it| peers.prepare(&it).map(|sockets| (it, sockets)));
     let (settings, sockets) = match prepared {
         Ok(prepared) => prepared,
-        Err(error) => return refuse(&error),
+        Err(error) => {
+            refuse(&error);
+            return warn_of_sandbox(config);
+        }
     };
     let _quiet = peers.without_call_backs().await;
     if let Err(error) = listeners.change(&new).await {
         refuse(&error);
-        if config.daemon.sandbox {
-            warn!(
-                "files and sockets that were not in the configuration at the start may need a restart: \
-                 sandbox = \"yes\""
-            );
-        }
-        return;
+        return warn_of_sandbox(config);
     }
     peers.change(settings, sockets);
     // What is reloaded, or compared below.
@@ -84,6 +89,30 @@ pub(super) async fn reload(path: &Path, config: &mut Config, listeners: &mut Lis
     config.daemon.peer_down_command = new.daemon.peer_down_command;
     config.groups = new.groups;
     info!("SIGHUP: the new configuration is in force");
+}
+
+fn warn_of_sandbox(config: &Config) {
+    if config.daemon.sandbox {
+        warn!(
+            "files and sockets that were not in the configuration at the start may need a restart: \
+             sandbox = \"yes\""
+        );
+    }
+}
+
+/// Keeps the command that is in use if the sandbox of the start would refuse to run another one.
+fn keep_what_can_run(started: &Config, config: &Config, new: &mut Config) {
+    let command = &new.daemon.peer_down_command;
+    if command.is_none() || *command == config.daemon.peer_down_command || sandbox::may_run_programs(started)
+    {
+        return;
+    }
+    error!(
+        "SIGHUP: peer_down_command is not used: the sandbox of this daemon lets it start no program, because \
+         none was in the configuration at the start; restart fence_virtd to use it. Until then a silent host \
+         is not proved down"
+    );
+    new.daemon.peer_down_command.clone_from(&config.daemon.peer_down_command);
 }
 
 /// Reads the configuration and hands each error and warning to `report`.

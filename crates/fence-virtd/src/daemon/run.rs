@@ -154,6 +154,7 @@ async fn serve_until_signal(
     notify::ready();
     daemon.tasks.spawn(notify::watchdog(Arc::clone(&daemon.service)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
+    let started = config;
     let mut config = config.clone();
     loop {
         match signals.next().await {
@@ -162,7 +163,8 @@ async fn serve_until_signal(
             SignalAction::Reload => {
                 notify::reloading();
                 daemon.service.reopen_audit();
-                load::reload(&options.config, &mut config, &mut daemon.listeners, &daemon.peers).await;
+                let (listeners, peers) = (&mut daemon.listeners, &daemon.peers);
+                load::reload(&options.config, started, &mut config, listeners, peers).await;
                 notify::ready();
             }
         }

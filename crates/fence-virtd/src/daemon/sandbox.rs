@@ -75,6 +75,11 @@ pub(crate) fn enter(config: &Config, file: &Path, pid_file: Option<&Path>, state
     }
 }
 
+/// Returns true if a daemon that was started with this configuration can run any program of another one.
+pub(crate) fn may_run_programs(started: &Config) -> bool {
+    !started.daemon.sandbox || ConfiguredParts::of(started).programs
+}
+
 /// Confines a process that has nothing more to do, to learn the abilities of this kernel. Makes no directory.
 pub(crate) fn try_on(config: &Config, file: &Path, state: Option<&Path>) -> Protection {
     needs(config, file, None, state).confine()
@@ -314,6 +319,20 @@ mod tests {
         }
         let needs = with_uri("qemu:///system");
         assert!(!needs.write.contains(&"/dev/shm".into()) && !needs.calls.abstract_sockets);
+    }
+
+    /// A command that comes later needs the rights of one that was there at the start.
+    #[test]
+    fn programs_of_a_reload_only_where_the_start_had_one() {
+        let may = |more: &str| {
+            let text = format!("fence_virtd {{ peers = \"10.0.0.2\"; {more} }}");
+            let needs = needs(&config(&text), Path::new("/etc/fence_virt.conf"), None, None);
+            assert!(needs.calls.programs == needs.read.contains(&"/".into()));
+            assert!(may_run_programs(&config(&text)) == needs.calls.programs || more.contains("sandbox"));
+            may_run_programs(&config(&text))
+        };
+        assert!(!may(""));
+        assert!(may("peer_down_command = \"/x\";") && may("sandbox = \"no\";"));
     }
 
     #[test]
