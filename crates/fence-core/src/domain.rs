@@ -96,7 +96,7 @@ pub enum LocatedDomain {
     Here(DomainRef),
     /// An instance is here that comes or goes with a migration. Another host may have the machine.
     Moving(DomainRef),
-    /// Every place where the domain can be was looked at, and it is on at none.
+    /// Every place where the domain can be was looked at once, and it is on at none.
     Off(DomainRef),
     /// Another host has the domain, and this host can pass requests on to that host.
     Elsewhere(DomainRef),

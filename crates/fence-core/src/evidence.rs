@@ -218,6 +218,17 @@ fn last_evidence(rounds: &[Vec<Finding>]) -> Vec<String> {
     rounds.last().into_iter().flatten().filter_map(of).collect()
 }
 
+/// Returns whether one round of looks, at every place, shows no sign of an instance. That is no proof: the
+/// domain may move between two looks.
+pub fn seems_off(round: &[Finding]) -> bool {
+    let is_off = |it: &Finding| match it.sight {
+        Sight::On | Sight::Moving | Sight::Unknown(_) => false,
+        Sight::MovedAway(_) => round.iter().any(|end| ended_after(end, it)),
+        Sight::Ended(_) | Sight::Off | Sight::Absent | Sight::Down(_) => true,
+    };
+    !round.is_empty() && round.iter().all(is_off)
+}
+
 /// Returns what one host tells of all looks at its hypervisors: whatever speaks most against "off". Nothing
 /// seen at all is no sight. An age is the one with which the sight says least.
 pub fn strongest(looks: &[Finding]) -> Sight {

@@ -14,6 +14,20 @@ fn at(start: Instant, step: u64) -> Instant {
     start + Duration::from_millis(step)
 }
 
+fn sights() -> impl Strategy<Value = Sight> {
+    let age = || (0_u64..4000).prop_map(Duration::from_secs);
+    prop_oneof![
+        Just(Sight::On),
+        Just(Sight::Moving),
+        Just(Sight::Off),
+        Just(Sight::Absent),
+        Just(Sight::Down("it says so".to_owned())),
+        Just(Sight::Unknown("silent".to_owned())),
+        prop::option::of(age()).prop_map(Sight::Ended),
+        age().prop_map(Sight::MovedAway),
+    ]
+}
+
 fn finding(start: Instant, place: usize, sight: Sight, began: u64) -> Finding {
     let (began, ended) = (at(start, began), at(start, began));
     Finding { place: DomainSite::Host(place.to_string()), sight, began, ended }
@@ -220,6 +234,18 @@ proptest! {
         let start = Instant::now();
         let round = |step| (0..places).map(|it| finding(start, it, Sight::Off, step)).collect::<Vec<_>>();
         prop_assert!(ProvedOff::from_rounds(start, &[round(1), round(2)]).is_ok());
+        prop_assert!(seems_off(&round(1)));
+    }
+
+    /// Proof by two rounds is what one of them has to let through.
+    #[test]
+    fn no_look_that_speaks_against_off_seems_off(sights in vec(sights(), 1..4)) {
+        let start = Instant::now();
+        let round = |step| -> Vec<Finding> {
+            sights.iter().enumerate().map(|(n, it)| finding(start, n, it.clone(), step)).collect()
+        };
+        let proved = ProvedOff::from_rounds(start, &[round(1), round(2)]);
+        prop_assert_eq!(proved.is_ok(), seems_off(&round(2)));
     }
 }
 

@@ -29,7 +29,7 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
     SeenPower, merge,
 };
-use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
+use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 
 mod act;
 mod target;
@@ -102,6 +102,17 @@ impl LibvirtBackend {
         join_all(self.hypervisors.iter().map(|it| look_at_one(it, question, until))).await
     }
 
+    /// Looks at each hypervisor of this host, and asks the other hosts: one round.
+    async fn look_everywhere(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        let (mut round, others) = tokio::join!(self.look_at_all(question, until), async {
+            let others = lock(&self.others).clone();
+            let looks = others.iter().map(|it| it.look(question, until));
+            join_all(looks).await.into_iter().flatten().collect::<Vec<_>>()
+        });
+        round.extend(others);
+        round
+    }
+
     /// Proves that a domain is off wherever it can be: looks at the hypervisors of this host and asks the
     /// other hosts, twice where there are several places, because a domain may move between two looks.
     ///
@@ -115,12 +126,7 @@ impl LibvirtBackend {
         let asked = Instant::now();
         let mut rounds = Vec::with_capacity(2);
         while rounds.len() < 2 {
-            let (mut round, others) = tokio::join!(self.look_at_all(question, until), async {
-                let others = lock(&self.others).clone();
-                let looks = others.iter().map(|it| it.look(question, until));
-                join_all(looks).await.into_iter().flatten().collect::<Vec<_>>()
-            });
-            round.extend(others);
+            let round = self.look_everywhere(question, until).await;
             let is_decided = round.len() == 1
                 || round.iter().any(|it| matches!(it.sight, Sight::On | Sight::Moving | Sight::Unknown(_)));
             rounds.push(round);
@@ -256,11 +262,18 @@ impl LibvirtBackend {
             Sight::On => LocatedDomain::Here(domain),
             Sight::Moving => LocatedDomain::Moving(domain),
             _ if !silent.is_empty() => LocatedDomain::InDoubt(domain),
-            _ => match self.prove_off(&DomainQuestion::about(&domain), until).await {
-                Ok(_) => LocatedDomain::Off(domain),
-                Err(_) => LocatedDomain::InDoubt(domain),
-            },
+            sight if self.seems_off(&domain, &sight, until).await => LocatedDomain::Off(domain),
+            _ => LocatedDomain::InDoubt(domain),
         })
+    }
+
+    /// Returns whether a domain that was found here without an instance seems to be off at every place. The
+    /// action proves it, so one look is enough; and where there is no other place, that of the search.
+    async fn seems_off(&self, domain: &DomainRef, sight: &Sight, until: Instant) -> bool {
+        if self.hypervisors.len() == 1 && lock(&self.others).is_empty() {
+            return !matches!(sight, Sight::MovedAway(_));
+        }
+        evidence::seems_off(&self.look_everywhere(&DomainQuestion::about(domain), until).await)
     }
 
     async fn check_power(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {

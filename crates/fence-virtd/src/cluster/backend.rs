@@ -507,6 +507,10 @@ impl Backend for CpgBackend {
         self.bring_up(domain, lease).await
     }
 
+    fn was_started(&self, domain: &DomainRef) -> bool {
+        Backend::was_started(&*self.local, domain)
+    }
+
     async fn start_owed(
         &self,
         domain: &DomainRef,

@@ -3,24 +3,28 @@
 //! action is asked in a fresh one. Other hosts are played by the test.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{PowerAction, SeenPower};
+use fence_core::domain::{DomainId, PowerAction, SeenPower};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_wire::Target;
 
 use super::LibvirtBackend;
-use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::backend::elsewhere::{DomainQuestion, OwnPlaces as _, PeerHosts};
 use crate::backend::{Backend, BoxedFuture};
 use crate::hypervisor::Hypervisors;
 use crate::request::lease::Lease;
 
 const PAGE: &str = include_str!("../../../../../docs/truth.md");
 const UUID: &str = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+/// Another domain, with the same name.
+const OTHER: &str = "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11";
 /// Time for one request. A host that is `moving` is asked until then.
 const PATIENCE: Duration = Duration::from_secs(2);
 const SHUT_OFF: u8 = 5;
 const RUNNING: u8 = 1;
+const PAUSED: u8 = 3;
 
 /// A row of the tables.
 #[derive(Debug)]
@@ -52,17 +56,21 @@ impl World {
     /// Returns the URI of a hypervisor that shows the domain like this.
     fn hypervisor(&self, name: &str, shows: &str) -> String {
         let path = self.0.path().join(name);
-        let domain = |state: u8, extra: &str| {
+        let called = |uuid: &str, state: u8, extra: &str| {
             format!(
                 "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\
-                 <test:runstate>{state}</test:runstate>{extra}<name>x</name><uuid>{UUID}</uuid>\
+                 <test:runstate>{state}</test:runstate>{extra}<name>x</name><uuid>{uuid}</uuid>\
                  <memory>1024</memory><os><type arch='i686'>hvm</type></os></domain>"
             )
         };
+        let domain = |state, extra| called(UUID, state, extra);
         let domain = match shows {
             "on" => domain(RUNNING, ""),
             "off" => domain(SHUT_OFF, ""),
             "ended" => domain(RUNNING, "<test:transient/>"),
+            "paused" => domain(PAUSED, ""),
+            "namesake on" => called(OTHER, RUNNING, ""),
+            "namesake off" => called(OTHER, SHUT_OFF, ""),
             "none" => String::new(),
             // There is no such file.
             "unknown" => return format!("test://{}", path.display()),
@@ -163,4 +171,59 @@ async fn every_row_of_the_page_holds() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(held >= 80, "only {held} answers are on the page");
+}
+
+/// Another host that counts how often it is asked.
+#[derive(Default)]
+struct Counting(AtomicUsize);
+
+impl PeerHosts for Counting {
+    fn look<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let now = Instant::now();
+        let place = DomainSite::Host("h1".to_owned());
+        Box::pin(async move { vec![Finding { place, sight: Sight::Absent, began: now, ended: now }] })
+    }
+}
+
+/// The search for a domain that is off asks once: it decides nothing. The proof asks twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_hosts_are_asked_three_times_for_one_answer() {
+    let world = World::new();
+    let uris = [world.hypervisor("here", "off")];
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let host = Arc::new(Counting::default());
+    backend.ask_others(Arc::clone(&host) as Arc<dyn PeerHosts>);
+    assert_eq!(ask(&backend, PowerAction::Status).await, "off");
+    assert_eq!(host.0.load(Ordering::SeqCst), 3);
+}
+
+/// A machine that was paused when it migrated looks at its source as one that never left: its end proves
+/// nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
+    for (elsewhere, expected) in
+        [(Sight::Off, "done"), (Sight::On, "fail"), (Sight::Unknown("h2 is silent".to_owned()), "fail")]
+    {
+        let world = World::new();
+        let uris = [world.hypervisor("here", "paused")];
+        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
+        assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
+    }
+}
+
+/// The name alone does not say which domain is meant, but one that is off is none that runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_namesake_that_is_on_is_a_doubt() {
+    let question = DomainQuestion { uuid: DomainId::parse_canonical(UUID).unwrap(), name: "x".to_owned() };
+    for (here, is_doubt) in [("namesake on", true), ("namesake off", false), ("none", false)] {
+        let world = World::new();
+        let uris = [world.hypervisor("here", here)];
+        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        let looks = backend.look_here(&question, Instant::now() + PATIENCE).await;
+        let [Finding { sight, .. }] = &looks[..] else { panic!("{looks:?}") };
+        assert_eq!(matches!(sight, Sight::Unknown(why) if why.contains(OTHER)), is_doubt, "{here}");
+        assert_eq!(*sight == Sight::Absent, !is_doubt, "{here}: {sight:?}");
+    }
 }
