@@ -183,6 +183,22 @@ fn each_reason_has_its_error() {
 }
 
 #[test]
+fn a_name_that_does_not_fit_is_known_to_be_cut() {
+    let told = |name: &str| {
+        let ask = HostAsk { uuid: [1; 16], left_ms: 1, name: name.to_owned() };
+        let bytes = message(None, HostBody::Ask(ask)).encode(&hosts());
+        let received = HostMessage::decode(&bytes, &[hosts()]).unwrap();
+        let HostBody::Ask(ask) = received.message().body.clone() else { unreachable!() };
+        ask.name
+    };
+    for name in
+        ["", "vm1", &"a".repeat(63), &"a".repeat(64), &"\u{20ac}".repeat(21), &"\u{20ac}".repeat(22), "a\tb"]
+    {
+        assert_eq!(HostAsk::can_name(name), told(name) == name, "{name}");
+    }
+}
+
+#[test]
 fn ids_are_shown_and_read() {
     let id = HostId::of(&PUBLIC);
     assert_eq!(id.to_string().len(), 16);

@@ -12,6 +12,9 @@ use fence_wire::Response;
 use crate::domain::DomainId;
 use crate::evidence::Sight;
 
+/// Bytes of a name that fit into a list.
+const MAX_LISTED_NAME: usize = 63;
+
 /// Domain in the list of a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostDomain {
@@ -96,7 +99,7 @@ fn of_list(domains: &[HostDomain], uuid: DomainId, name: &str) -> Sight {
             // Of two entries the one that is on counts.
             found = Some(found.unwrap_or(true) && domain.is_off);
         } else {
-            has_namesake |= domain.name == name && !domain.is_off;
+            has_namesake |= may_be_name(&domain.name, name) && !domain.is_off;
         }
     }
     match found {
@@ -108,11 +111,19 @@ fn of_list(domains: &[HostDomain], uuid: DomainId, name: &str) -> Sight {
                 .to_owned(),
         ),
         Some(true) => Sight::Off,
-        None if has_namesake => {
-            Sight::Unknown(format!("has another domain with the name {name:?}, which is on"))
-        }
+        None if has_namesake => Sight::Unknown(format!(
+            "has another domain with the name {name:?} (lists cut names after 63 bytes), which is on"
+        )),
         None => Sight::Absent,
     }
+}
+
+/// Returns true if a domain that is listed by this name may have that one. A longer name than fits into a
+/// list is cut: at 63 bytes by a C daemon, perhaps within a character, and before such a character by ours.
+fn may_be_name(listed: &str, name: &str) -> bool {
+    let whole = listed.trim_end_matches('\u{fffd}');
+    let is_cut = name.len() > MAX_LISTED_NAME && whole.len() + 4 > MAX_LISTED_NAME;
+    listed == name || (is_cut && name.starts_with(whole))
 }
 
 #[cfg(test)]

@@ -108,3 +108,30 @@ fn a_list_that_may_leave_a_domain_out_shows_nothing() {
     let namesake = HostReply::List(vec![listed(2, "a", false)], Response::Success);
     assert!(reason(&[&namesake, &off]).contains("another domain with the name"));
 }
+
+/// A list has 63 bytes of each name. A namesake of a longer name is there by its beginning alone.
+#[test]
+fn a_name_that_does_not_fit_into_a_list_hides_no_namesake() {
+    let off = HostReply::Status(Response::Off);
+    let seen = |listed_name: &str, name: &str, is_off: bool| {
+        let list = HostReply::List(vec![listed(2, listed_name, is_off)], Response::Success);
+        sight(&[&list, &off], id(1), name)
+    };
+    for character in ["a", "\u{e4}", "\u{20ac}", "\u{1f600}"] {
+        let name = character.repeat(70);
+        for bytes in 60..=63 {
+            let cut = String::from_utf8_lossy(&name.as_bytes()[..bytes]).into_owned();
+            if bytes == 63 || name.is_char_boundary(bytes) && !name.is_char_boundary(63) {
+                assert!(matches!(seen(&cut, &name, false), Sight::Unknown(_)), "{cut}");
+                assert_eq!(seen(&cut, &name, true), Sight::Absent);
+            }
+        }
+        let other = format!("b{}", &name);
+        let cut = String::from_utf8_lossy(&other.as_bytes()[..63]).into_owned();
+        assert_eq!(seen(&cut, &name, false), Sight::Absent, "another beginning");
+        assert_eq!(seen(character, &name, false), Sight::Absent, "a short name");
+    }
+    let full = "a".repeat(63);
+    assert!(matches!(seen(&full, &full, false), Sight::Unknown(_)));
+    assert_eq!(seen(&full, &full[..62], false), Sight::Absent);
+}

@@ -213,14 +213,18 @@ impl Peers {
         until: Instant,
     ) -> Vec<Finding> {
         PeerCounts::add(&self.counts.asked);
-        match self.answers(question, &respondents, began, until).await {
+        let mut findings = match self.answers(question, &respondents, began, until).await {
             Some(found) => self.judge(found, began, until, "does not answer").await,
             None => {
                 let silent = respondents.iter().map(|who| HostFinding { who: *who, answer: None });
                 let silence = "was not asked: too many questions are open";
                 self.judge(silent.collect(), began, until, silence).await
             }
+        };
+        if !HostAsk::can_name(&question.name) {
+            findings.iter_mut().for_each(|it| it.sight = sight_of_cut_name(&it.sight, &it.place, question));
         }
+        findings
     }
 
     /// Asks, and returns what each one said until all have answered or the time is over; none if too many
@@ -326,6 +330,8 @@ impl Peers {
             let command = command.clone();
             async move {
                 let host = self.shown(who);
+                // The command is not asked about a host that is another one.
+                let command = command.filter(|_| self.doubt(who).is_none());
                 let (sight, began) = match (answer, command) {
                     (Some(answer), _) => match (self.doubt(who), sight(&host, &answer)) {
                         // Noticed while the question was open.
@@ -451,6 +457,19 @@ fn word(output: &[u8]) -> String {
     let line = text.lines().map(str::trim).find(|it| !it.is_empty()).unwrap_or_default();
     let cut: String = line.chars().take(DOWN_COMMAND_WORD).collect();
     if cut.is_empty() { String::new() } else { format!(": {}", escaped(&cut)) }
+}
+
+/// Returns what a host shows that was asked by a part of the name alone. Another domain with the whole name,
+/// which would make it unable to tell, was not looked for there.
+fn sight_of_cut_name(sight: &Sight, place: &DomainSite, question: &DomainQuestion) -> Sight {
+    match sight {
+        Sight::On | Sight::Moving | Sight::Down(_) | Sight::Unknown(_) => sight.clone(),
+        Sight::Off | Sight::Absent | Sight::Ended(_) | Sight::MovedAway(_) => Sight::Unknown(format!(
+            "{place} can't be asked for the name {}, which has more than 63 bytes or a control character: \
+             rename the domain",
+            escaped(&question.name)
+        )),
+    }
 }
 
 fn sight(host: &str, answer: &HostAnswer) -> Sight {

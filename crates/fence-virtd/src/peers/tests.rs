@@ -174,6 +174,26 @@ async fn listed_hosts_tell_what_they_see() {
     assert_eq!(b.sights().await, [Sight::On]);
 }
 
+/// A host is asked by as much of a name as fits. Whatever it does not find by that proves nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_cannot_be_asked_in_full_proves_nothing() {
+    let (a, b) = (port(), port());
+    let (a, b) = (Host::listed(a, &[b], None).await, Host::listed(b, &[a], None).await);
+    for sight in [Sight::Off, Sight::Absent, Sight::On, Sight::Moving] {
+        b.shows(sight.clone());
+        for name in ["n".repeat(63), "n".repeat(64), "a\tb".to_owned()] {
+            let question = DomainQuestion { uuid: DomainId::from_bytes([7; 16]), name: name.clone() };
+            let found = a.peers.look(&question, Instant::now() + Duration::from_secs(5)).await;
+            if name.len() == 63 || matches!(sight, Sight::On | Sight::Moving) {
+                assert_eq!(found[0].sight, sight);
+            } else {
+                let why = reason(&found[0].sight);
+                assert!(why.contains("rename the domain") && why.contains("127.0.0.1"), "{why}");
+            }
+        }
+    }
+}
+
 /// The asked one is bound to the address at which it first answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_host_at_the_address_of_one_does_not_count() {

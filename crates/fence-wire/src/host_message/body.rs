@@ -111,6 +111,12 @@ impl HostHello {
 }
 
 impl HostAsk {
+    /// Returns whether a name fits into a question as it is. Of another one a host sees only a part.
+    #[must_use]
+    pub fn can_name(name: &str) -> bool {
+        name.len() < ASK_NAME.len() && !name.chars().any(char::is_control)
+    }
+
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
         body[16..18].copy_from_slice(&self.left_ms.to_le_bytes());
