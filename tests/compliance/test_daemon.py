@@ -143,6 +143,13 @@ class TestBackground:
         session, terminal = stat(pid)[3:5]
         assert session != os.getsid(0) and terminal == 0
 
+    def test_is_found_by_its_name(self, background):
+        """pgrep and killall look at the one, ps and pgrep -f at the other."""
+        pid, _ = background
+        with open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/cmdline") as line:
+            assert comm.read() == "fence_virtd\n"
+            assert os.path.basename(line.read().split("\0")[0]) == "fence_virtd"
+
     def test_a_second_one(self, lab, config, background):
         pid, pidfile = background
         assert programs.run_daemon(lab.host, "-f", config, "-p", pidfile).rc == 1

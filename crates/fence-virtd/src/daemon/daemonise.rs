@@ -7,6 +7,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
@@ -15,6 +16,8 @@ use crate::cli::exit_code::{FAILURE, SUCCESS};
 
 /// Environment variable of the child.
 const MARK: &str = "FENCE_VIRTD_IN_BACKGROUND";
+/// Name by which pgrep and killall find the daemon.
+const NAME: &str = "fence_virtd";
 const READY: &[u8] = b"ready\n";
 
 /// Returns true in the child.
@@ -24,7 +27,9 @@ pub(crate) fn is_child() -> bool {
 
 /// Starts the child, waits for it, and returns the exit code of the parent.
 pub(crate) fn start_child() -> io::Result<u8> {
+    // The file itself, even if another one has its name by now.
     let mut child = Command::new("/proc/self/exe")
+        .arg0(std::env::args_os().next().unwrap_or_else(|| NAME.into()))
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")
         .stdin(Stdio::null())
@@ -41,8 +46,12 @@ pub(crate) fn start_child() -> io::Result<u8> {
     Ok(status.code().and_then(|it| u8::try_from(it).ok()).filter(|it| *it != 0).unwrap_or(FAILURE))
 }
 
-/// Leaves the terminal, and every directory that somebody may want to unmount. First step of the child.
+/// Takes the daemon's name, and leaves the terminal and every directory that somebody may want to unmount.
+/// First step of the child.
 pub(crate) fn detach() -> io::Result<()> {
+    // Otherwise it is the last part of the path by which the child was started: "exe". Without the name
+    // everything works.
+    let _ = std::fs::write("/proc/self/comm", NAME);
     setsid()?;
     std::env::set_current_dir("/")
 }
