@@ -250,3 +250,38 @@ fn a_key_pair_that_this_host_gave_up_is_no_doubt() {
         assert_eq!(table.doubt(id(1)), None, "{text}");
     }
 }
+
+/// A host that had no room, or was lost with a damaged file, is not the one that an administrator named.
+#[test]
+fn forgetting_one_host_leaves_the_note_that_another_may_be_missing() {
+    let mut table = KnownHosts::default();
+    table.heard(&hello(2), address(2), 7);
+    table.note_missing("line 3 can't be read".to_owned());
+    for text in ["h2", "10.0.0.2", "h3", "10.0.0.3", &id(3).to_string(), "", "ALL", "none"] {
+        table.forget(text);
+        assert_eq!(table.missing(), Some("line 3 can't be read"), "{text}");
+    }
+    table.forget("all");
+    assert_eq!(table.missing(), None);
+}
+
+/// A host chooses its name, and an administrator who forgets it by that name must not forget others too.
+#[test]
+fn a_name_that_means_other_hosts_is_not_taken() {
+    for name in ["all", "All", "10.0.0.3", "::1", &id(3).to_string(), ""] {
+        let mut table = KnownHosts::default();
+        let told = HostHello { name: name.to_owned(), ..hello(2) };
+        table.heard(&told, address(2), 7);
+        table.heard(&hello(3), address(3), 7);
+        let shown = table.host(id(2)).unwrap().name.clone();
+        assert_eq!(shown, "10.0.0.2", "{name}");
+        // What is printed as its name forgets it and nobody else.
+        let gone: Vec<_> = table.forget(&shown).iter().map(|it| it.id).collect();
+        assert_eq!(gone, [id(2)], "{name}");
+        // A host of this name that was known by another one is renamed too.
+        let mut table = KnownHosts::default();
+        table.heard(&hello(2), address(2), 7);
+        table.heard(&told, address(2), 8);
+        assert_eq!(table.host(id(2)).unwrap().name, "10.0.0.2", "{name}");
+    }
+}

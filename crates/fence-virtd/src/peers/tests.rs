@@ -579,6 +579,55 @@ async fn a_full_table_is_no_doubt_with_peers() {
     assert_eq!(a.sights().await, [Sight::Off]);
 }
 
+/// A reload (SIGHUP): who must answer is who is named from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_changes_who_must_answer() {
+    let (at_a, at_b, at_c) = (port(), port(), port());
+    let listed =
+        |ports: &[u16]| PeerMode::Listed(ports.iter().map(|it| (Ipv4Addr::LOCALHOST, *it).into()).collect());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let b = Host::listed(at_b, &[at_a], None).await;
+    b.shows(Sight::Off);
+    assert_eq!(a.sights().await, [Sight::Off]);
+    // One more, which is not up yet; then it is.
+    a.change(listed(&[at_b, at_c]));
+    let sights = a.sights().await;
+    assert!(sights[0] == Sight::Off && reason(&sights[1]).contains("does not answer"), "{sights:?}");
+    let c = Host::listed(at_c, &[at_a], None).await;
+    c.shows(Sight::On);
+    assert_eq!(a.sights().await, [Sight::Off, Sight::On]);
+    // One less: it is not asked any more, and it is known all the same.
+    a.change(listed(&[at_b]));
+    assert_eq!(a.sights().await, [Sight::Off]);
+    assert_eq!(a.peers.known().len(), 2);
+    // None: nobody is asked or answered, at once.
+    a.change(PeerMode::Off);
+    let looks = b.shown.looks.load(Ordering::SeqCst);
+    assert!(a.sights().await.is_empty());
+    assert_eq!(b.shown.looks.load(Ordering::SeqCst), looks);
+    assert!(reason(&b.look_within(Duration::from_millis(300)).await[0].sight).contains("does not answer"));
+    // And back: its key pair and theirs are the same as before.
+    a.change(listed(&[at_b, at_c]));
+    assert_eq!(a.sights().await, [Sight::Off, Sight::On]);
+    assert_eq!(b.sights().await, [Sight::Off]);
+}
+
+/// Another way to find hosts begins with a first round: whoever was asked until now says nothing about who
+/// else is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_that_takes_peers_away_looks_for_others_first() {
+    let (group, at) = ([239, 77, 1, 8], port());
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let a = Host::found(group, at, Some(dirs[0].path())).await;
+    assert!(a.look().await.is_empty());
+    a.change(PeerMode::Off);
+    let b = Host::found(group, at, Some(dirs[1].path())).await;
+    b.shows(Sight::On);
+    assert!(b.look().await.is_empty(), "nobody answers it");
+    a.change(PeerMode::Discovered);
+    assert_eq!(a.sights().await, [Sight::On], "asked before it was alone");
+}
+
 /// A daemon that waits for its network (-w) and serves by TCP meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_alone_before_the_group_can_be_heard() {
