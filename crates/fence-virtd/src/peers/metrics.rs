@@ -21,15 +21,26 @@ impl Peers {
             return;
         }
         let hosts = self.known().into_iter().map(|host| {
-            let kind = match host.kind {
-                HostKind::Ours(_) => "ours",
-                HostKind::Legacy => "legacy",
+            // The key tells hosts of one name apart.
+            let (kind, key) = match host.kind {
+                HostKind::Ours(_) => ("ours", host.id.to_string()),
+                HostKind::Legacy => ("legacy", String::new()),
             };
-            let labels = vec![("host", escaped(&host.to_string()).to_string()), ("kind", kind.to_owned())];
+            let name = escaped(&host.to_string()).to_string();
+            let labels = vec![("host", name), ("key", key), ("kind", kind.to_owned())];
             (labels, i64::try_from(host.last_heard).unwrap_or(i64::MAX))
         });
         let help = "When another host was last heard, seconds since 1970";
         gauges(to, "peer_last_heard_seconds", help, hosts);
+        let own = vec![("key", self.identity.id().to_string())];
+        gauges(to, "peer_own_key", "The key of this host, as other hosts show it", [(own, 1)]);
+        let pins: Vec<_> = lock(&self.table).pins().collect();
+        let listed = self.listed();
+        let pins = pins.into_iter().filter(|(at, _)| listed.contains(at)).map(|(at, id)| {
+            let labels = vec![("address", at.to_string()), ("key", id.to_string())];
+            (labels, 1)
+        });
+        gauges(to, "peer_pinned_key", "The key that an address of peers is bound to", pins);
         let is_missing = {
             let table = lock(&self.table);
             i64::from(table.missing().or(table.incomplete()).is_some())

@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use fence_core::hosts::{
-    HeardHost, HelloSchedule, HostRun, KnownHost, KnownHosts, MAX_HOSTS, Respondent, Round, WHOLE_ROUND,
-    legacy_id,
+    HeardHost, HelloSchedule, HostKind, HostRun, KnownHost, KnownHosts, MAX_HOSTS, Respondent, Round,
+    WHOLE_ROUND, legacy_id,
 };
 use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
 use tokio::sync::{Notify, Semaphore};
@@ -261,8 +261,8 @@ impl Peers {
     pub(super) fn pair_key(&self, host: HostId) -> Option<PairKey> {
         let kind = lock(&self.table).host(host)?.kind;
         match kind {
-            fence_core::hosts::HostKind::Ours(public) => self.identity.pair_key(&public),
-            fence_core::hosts::HostKind::Legacy => None,
+            HostKind::Ours(public) => self.identity.pair_key(&public),
+            HostKind::Legacy => None,
         }
     }
 
@@ -352,7 +352,7 @@ impl Peers {
     }
 
     fn log_host(&self, heard: HeardHost, host: &KnownHost) {
-        let name = escaped(&host.to_string()).to_string();
+        let name = shown_with_key(host);
         if heard == HeardHost::Changed {
             return debug!(host = %name, "another host is known by another name or address now");
         }
@@ -377,7 +377,7 @@ impl Peers {
     fn log_start(&self) {
         let settings = self.settings();
         let known = self.known();
-        let names: Vec<_> = known.iter().map(|it| escaped(&it.to_string()).to_string()).collect();
+        let names: Vec<_> = known.iter().map(shown_with_key).collect();
         match &settings.mode {
             PeerMode::Off if settings.is_set => info!("peers = \"none\": no other host is asked"),
             PeerMode::Off => {}
@@ -388,11 +388,14 @@ impl Peers {
                  (fence_virtd --forget HOST), no domain is called off that does not run here"
             ),
             PeerMode::Discovered => {
-                info!(id = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");
+                info!(key = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");
             }
             PeerMode::Listed(listed) => {
-                let listed: Vec<_> = listed.iter().map(ToString::to_string).collect();
-                info!(id = %self.identity.id(), peers = %listed.join(", "), "these hosts are asked");
+                let table = lock(&self.table);
+                let bound = |at| table.pinned(at).map_or_else(String::new, |id| format!(" key {id}"));
+                let listed: Vec<_> = listed.iter().map(|it| format!("{it}{}", bound(it))).collect();
+                drop(table);
+                info!(key = %self.identity.id(), peers = %listed.join(", "), "these hosts are asked");
             }
         }
         if let (Some(why), false) = (lock(&self.table).missing(), settings.mode == PeerMode::Off) {
@@ -415,6 +418,15 @@ fn sockets(settings: &PeerSettings) -> Result<PeerSockets, PeerError> {
     match &settings.mode {
         PeerMode::Listed(listed) => PeerSockets::open(listed, settings.port),
         PeerMode::Off | PeerMode::NoWay(_) | PeerMode::Discovered => Ok(PeerSockets::default()),
+    }
+}
+
+/// Returns name, address and key of a host: two hosts may have one name.
+fn shown_with_key(host: &KnownHost) -> String {
+    let shown = escaped(&host.to_string()).to_string();
+    match host.kind {
+        HostKind::Ours(_) => format!("{shown} key {}", host.id),
+        HostKind::Legacy => shown,
     }
 }
 

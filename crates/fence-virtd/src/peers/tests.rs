@@ -628,6 +628,34 @@ async fn a_reload_that_takes_peers_away_looks_for_others_first() {
     assert_eq!(a.sights().await, [Sight::On], "asked before it was alone");
 }
 
+/// Two hosts that tell one name, behind one address: each is shown, with its key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_of_one_name_are_shown_apart() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let _b = Host::listed(at_b, &[at_a], None).await;
+    assert_eq!(a.sights().await, [Sight::Off]);
+    let own = a.peers.hello();
+    let other = super::identity::Identity::in_memory().unwrap();
+    a.peers.note_hello(&fence_wire::HostHello { public: other.public(), ..own }, Ipv4Addr::LOCALHOST.into());
+    let known = a.peers.known();
+    assert!(known.len() == 2 && known[0].to_string() == known[1].to_string(), "{known:?}");
+    let mut registry = prometheus_client::registry::Registry::with_prefix("fence_virtd");
+    a.peers.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for host in &known {
+        assert!(text.contains(&format!("host=\"{host}\",key=\"{}\"", host.id)), "{text}");
+    }
+    let pinned = a.peers.table.lock().unwrap().pins().next().unwrap();
+    for words in [
+        format!("peer_own_key{{key=\"{}\"}}", a.peers.identity.id()),
+        format!("peer_pinned_key{{address=\"{}\",key=\"{}\"}}", pinned.0, pinned.1),
+    ] {
+        assert!(text.contains(&words), "{words}: {text}");
+    }
+}
+
 /// A daemon that waits for its network (-w) and serves by TCP meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_alone_before_the_group_can_be_heard() {

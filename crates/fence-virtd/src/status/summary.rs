@@ -173,14 +173,7 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
             lines.push(format!("domains of hosts that are not heard: {lost}"));
         }
     }
-    for it in named("peer_last_heard_seconds") {
-        let daemon = if it.label("kind") == "legacy" { " (C daemon)" } else { "" };
-        let heard = (now - it.value).max(0.0);
-        lines.push(format!("other host {}{daemon}: last heard {heard:.0} s ago", it.label("host")));
-    }
-    if value("peer_missing") > 0.0 {
-        lines.push("other hosts: ONE MAY BE MISSING; the log says why".to_owned());
-    }
+    lines.extend(of_peers(samples, now));
     let requests = named("requests_total").map(|it| {
         (format!("{} {} by {}", it.label("action"), it.label("result"), it.label("transport")), it.value)
     });
@@ -194,6 +187,31 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
     let unwritten = value("remembered_unwritten_packets");
     let unwritten = if unwritten > 0.0 { format!(", {unwritten} NOT WRITTEN") } else { String::new() };
     lines.push(format!("packets remembered: {}, {kept}{unwritten}", value("remembered_packets")));
+    lines
+}
+
+/// Returns the lines of the other hosts: each with its key, since two may have one name.
+fn of_peers(samples: &[MetricSample<'_>], now: f64) -> Vec<String> {
+    let named = |name: &'static str| samples.iter().filter(move |it| it.name == name);
+    let mut lines = Vec::new();
+    for it in named("peer_own_key") {
+        lines.push(format!("this host to the others: key {}", it.label("key")));
+    }
+    for it in named("peer_last_heard_seconds") {
+        let heard = (now - it.value).max(0.0);
+        let daemon = match it.label("key") {
+            _ if it.label("kind") == "legacy" => " (C daemon)".to_owned(),
+            "" => String::new(),
+            key => format!(", key {key}"),
+        };
+        lines.push(format!("other host {}{daemon}: last heard {heard:.0} s ago", it.label("host")));
+    }
+    for it in named("peer_pinned_key") {
+        lines.push(format!("peers {}: bound to key {}", it.label("address"), it.label("key")));
+    }
+    if named("peer_missing").any(|it| it.value > 0.0) {
+        lines.push("other hosts: ONE MAY BE MISSING; the log says why".to_owned());
+    }
     lines
 }
 
@@ -233,7 +251,11 @@ mod tests {
              fence_virtd_agent_runs_total{{device=\"a\",action=\"off\",result=\"exit_1\"}} 2\n\
              fence_virtd_agent_runs_total{{device=\"b\",action=\"status\",result=\"exit_0\"}} 3\n\
              fence_virtd_agent_runs_total{{device=\"a\",action=\"status\",result=\"killed\"}} 5\n\
-             fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",kind=\"legacy\"}} 5\n\
+             fence_virtd_peer_own_key{{key=\"0a\"}} 1\n\
+             fence_virtd_peer_pinned_key{{address=\"10.0.0.3:1229\",key=\"0b\"}} 1\n\
+             fence_virtd_peer_last_heard_seconds{{host=\"h3 (10.0.0.3)\",key=\"0b\",kind=\"ours\"}} 5\n\
+             fence_virtd_peer_last_heard_seconds{{host=\"h3 (10.0.0.3)\",key=\"0c\",kind=\"ours\"}} 5\n\
+             fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"\",kind=\"legacy\"}} 5\n\
              fence_virtd_peer_missing 1\n"
         );
         let said = one_line(&text);
@@ -244,6 +266,10 @@ mod tests {
             "requests: 2 - off success by tcp 2",
             "dropped: 0;",
             "other host h2 (10.0.0.2) (C daemon): last heard ",
+            "this host to the others: key 0a",
+            "other host h3 (10.0.0.3), key 0b: last heard ",
+            "other host h3 (10.0.0.3), key 0c: last heard ",
+            "peers 10.0.0.3:1229: bound to key 0b",
             "ONE MAY BE MISSING",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
