@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from lab import process
 from lab.net import wait_until
 
 from .hosts import refused
@@ -59,6 +60,27 @@ def test_a_domain_that_went_off_here_and_runs_where_no_daemon_is(hosts, transien
     hosts.wait_status("h1", "here", 2)
     assert hosts.ask("h2", "off", name).rc == 0
     assert hosts.h3.state(name) in (None, "shut off")
+
+
+@pytest.mark.parametrize("action", ["status", "off"])
+def test_a_domain_that_was_moved_a_moment_ago_to_a_host_that_has_not_said_so(hosts, action):
+    """h1 saw it go off, and all that h2 has published is its definition. A guess would be wrong; h2 has to be asked."""
+    hosts.serve(h1=OURS, h2=OURS, h3=OURS)
+    hosts.h2.has("hopper", start=False)
+    hosts.h1.has("hopper")
+    hosts.wait_status("h3", "hopper", 0)
+    process.freeze(hosts.h2.daemon.pid)
+    try:
+        hosts.h1.hypervisor.virsh("destroy", "hopper")
+        hosts.h2.hypervisor.virsh("start", "hopper")
+        result = hosts.ask("h1", action, "hopper", timeout=4)
+    finally:
+        process.thaw(hosts.h2.daemon.pid)
+    # Refused, or no answer in time.
+    assert result.rc == 1, f"{result}\n{hosts.logs()}"
+    assert hosts.h2.state("hopper") == "running"
+    hosts.wait_status("h1", "hopper", 0)
+    assert hosts.ask("h1", "off", "hopper").rc == 0 and hosts.h2.state("hopper") == "shut off", hosts.logs()
 
 
 def test_a_domain_that_was_moved_a_moment_ago(hosts):
