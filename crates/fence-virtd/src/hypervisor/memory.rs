@@ -21,6 +21,10 @@ const ENDED_TTL: Duration = Duration::from_secs(600);
 /// migrates hears of a lost connection within half a minute, and then resumes the source or ends it.
 const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 
+/// `VIR_DOMAIN_EVENT_STARTED_MIGRATED`: an instance comes in.
+const STARTED_MIGRATED: i32 = 1;
+/// `VIR_DOMAIN_EVENT_STOPPED_MIGRATED`: an instance has left.
+const STOPPED_MIGRATED: i32 = 3;
 /// Time without events in which no machine comes back and moves away again: about what libvirtd needs to be
 /// started anew.
 const SHORT_GAP: Duration = Duration::from_secs(10);
@@ -32,8 +36,10 @@ fn age(when: Duration) -> Duration {
 
 /// Returns whether an instance came to a hypervisor or left it by a migration: there is another hypervisor.
 pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
-    // VIR_DOMAIN_EVENT_STARTED_MIGRATED 1, VIR_DOMAIN_EVENT_STOPPED_MIGRATED 3
-    matches!((event.kind, event.detail), (LifecycleKind::Started, 1) | (LifecycleKind::Stopped, 3))
+    matches!(
+        (event.kind, event.detail),
+        (LifecycleKind::Started, STARTED_MIGRATED) | (LifecycleKind::Stopped, STOPPED_MIGRATED)
+    )
 }
 
 /// Domains that were seen on one hypervisor, by UUID.
@@ -223,11 +229,9 @@ impl SeenDomains {
 impl LastSeen {
     /// Returns what an event makes of this; none for an event that says nothing about instances.
     fn after(self, event: &LifecycleEvent) -> Option<Self> {
-        /// `VIR_DOMAIN_EVENT_STARTED_MIGRATED`, `RESUMED_MIGRATED` and `SUSPENDED_MIGRATED`
-        const MIGRATED: i32 = 1;
         Some(match event.kind {
             LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return None,
-            LifecycleKind::Started if event.detail == MIGRATED => Self::CameIn,
+            LifecycleKind::Started if event.detail == STARTED_MIGRATED => Self::CameIn,
             // The one that came in runs here now; or the one that was to go stays.
             LifecycleKind::Resumed => match self {
                 Self::CameIn => Self::Ran { came_in: Some(since_boot()) },
@@ -252,7 +256,7 @@ impl LastSeen {
         // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
         // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
         match (detail, self) {
-            (3, _) => Self::MovedAway(since_boot()),
+            (STOPPED_MIGRATED, _) => Self::MovedAway(since_boot()),
             (0..=2, Self::Ran { .. }) => Self::Ended(since_boot()),
             // The event of an end that is known already.
             (0..=2, Self::Ended(_)) => self,
