@@ -104,7 +104,7 @@ impl Peers {
     }
 
     /// Returns that nothing is known of hosts that were heard before the configuration took the way to them.
-    fn known_that_cannot_be_asked(&self, no_way: &str) -> Vec<Finding> {
+    pub(super) fn known_that_cannot_be_asked(&self, no_way: &str) -> Vec<Finding> {
         let (began, missing) = (Instant::now(), lock(&self.table).missing().map(str::to_owned));
         let missing = missing.map(|why| ("that is not remembered".to_owned(), why));
         let known = self.known().into_iter().map(|host| {

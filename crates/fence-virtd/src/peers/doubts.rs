@@ -92,6 +92,23 @@ impl Peers {
         )
     }
 
+    /// Returns what an administrator can do about a host with another key.
+    pub(super) fn told_of_other_key(&self, address: IpAddr) -> String {
+        let is_listed = match &self.settings().mode {
+            PeerMode::Listed(listed) => listed.iter().any(|it| it.ip().to_canonical() == address),
+            PeerMode::Off | PeerMode::NoWay(_) | PeerMode::Discovered => false,
+        };
+        let whose = if is_listed {
+            "a host of `peers` uses another key than this one, and can't be asked"
+        } else {
+            "a message of a host that uses another key than this one. If it can have the same domains"
+        };
+        format!(
+            "{whose}: use the same peer_key_file on all hosts (without it: the same key of the multicast \
+             listener), and reload. fence_virtd --check on each host shows the fingerprints"
+        )
+    }
+
     /// Returns the addresses of `peers`.
     pub(super) fn listed(&self) -> Vec<SocketAddr> {
         match &self.settings().mode {

@@ -2,11 +2,12 @@
 //! Messages of other hosts, as they arrive.
 //!
 //! Runs on the task that reads the socket, and waits for nothing. Nothing is believed before its proof; what
-//! carries none is counted and dropped without a line in the log, since the group's other users may have
-//! another key.
+//! carries none is counted and dropped, with a line in the log once in a long while: the group's other users
+//! may have another key.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use fence_core::hosts::{AnswerResult, Respondent};
 use fence_wire::{
@@ -30,7 +31,7 @@ impl Peers {
         }
         let received = match HostMessage::decode(datagram, &self.settings().keys) {
             Ok(received) => received,
-            Err(error @ HostMessageError::Proof) => return self.drops.count(NAME, error.reason()),
+            Err(error @ HostMessageError::Proof) => return self.drop_of_other_key(error.reason(), from),
             Err(error) => return self.drops.note(NAME, error.reason(), &from.ip(), &error),
         };
         let message = received.message();
@@ -55,6 +56,16 @@ impl Peers {
             }
             HostBody::Ask(ask) => self.receive_ask(&received, ask, way),
             HostBody::Answer(_) => self.receive_answer(&received, from),
+        }
+    }
+
+    /// Counts a message without the proof of this host's keys, and names its sender now and then.
+    fn drop_of_other_key(&self, reason: &'static str, from: SocketAddr) {
+        let address = from.ip().to_canonical();
+        if lock(&self.other_keys).is_due(address, Instant::now()) {
+            self.drops.note(NAME, reason, &address, &self.told_of_other_key(address));
+        } else {
+            self.drops.count(NAME, reason);
         }
     }
 
@@ -125,7 +136,8 @@ impl Peers {
         }
         let Some(answer) = self.pair_key(message.sender).and_then(|it| received.proved_answer(&it).cloned())
         else {
-            let why = "an answer that the host with this name did not make, or that is for another one";
+            let why = "an answer that the host with this name did not make, or that is for another one. If it \
+                       was installed anew: fence_virtd --forget ADDRESS";
             return self.drops.note(NAME, "host-unproved", &from.ip(), &why);
         };
         let mut questions = lock(&self.questions);

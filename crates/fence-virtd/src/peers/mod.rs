@@ -21,6 +21,7 @@ mod legacy_questions;
 mod limits;
 mod links;
 mod metrics;
+mod other_keys;
 mod patience;
 pub(crate) mod probe;
 pub(crate) mod settings;

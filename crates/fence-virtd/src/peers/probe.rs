@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use fence_config::{Config, MulticastListener};
 use fence_core::domain::DomainId;
-use fence_core::evidence::{DomainSite, Sight};
+use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{HostFinding, KnownHost, KnownHosts, Respondent};
 use fence_net::{JoinedInterface, MulticastScope};
 use fence_wire::{
@@ -196,6 +196,9 @@ impl HostProbe {
         let of_legacy = self.peers.look_at_legacy(&legacy, &question, began + LOOK_LIMIT);
         let (ours, of_legacy) = tokio::join!(ours, of_legacy);
         let mut hosts = join_all(ours.iter().map(|it| self.judged(it))).await;
+        if let PeerMode::NoWay(why) = self.mode {
+            hosts.extend(self.peers.known_that_cannot_be_asked(why).into_iter().map(of_no_way));
+        }
         hosts.extend(of_legacy.into_iter().map(|it| of_client(&legacy, &it.place, it.sight)));
         let has_no_pair = !self.has_pair && !respondents.is_empty();
         Ok(ProbeReport { hosts, missing, has_no_pair })
@@ -363,6 +366,20 @@ impl HostProbe {
 
 fn addresses(host: &KnownHost) -> Vec<IpAddr> {
     host.addresses.iter().map(IpAddr::to_canonical).collect()
+}
+
+/// Returns what is told of a host that was heard once, and that can't be asked with this configuration.
+fn of_no_way(found: Finding) -> ProbedHost {
+    let Finding { place, sight, .. } = found;
+    let why = match sight {
+        Sight::Unknown(why) => why,
+        _ => String::new(),
+    };
+    ProbedHost {
+        name: escaped(&place.to_string()).to_string(),
+        addresses: Vec::new(),
+        result: ProbeResult::InDoubt(why),
+    }
 }
 
 /// Returns the result of the questions of clients, by which hosts with the C daemon are asked.

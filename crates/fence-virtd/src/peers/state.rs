@@ -23,6 +23,7 @@ use super::identity::{self, Identity, IdentityError};
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
 use super::links::{GroupLink, MessageWay, PeerSockets};
+use super::other_keys::OtherKeys;
 use super::patience::SilentHosts;
 use super::settings::{PeerError, PeerMode, PeerSettings};
 use super::store::HostStore;
@@ -58,6 +59,8 @@ pub(crate) struct Peers {
     pub(super) settles: Mutex<Option<Instant>>,
     /// Addresses of `peers` whose hosts answer from another one, and the text of that.
     pub(super) strays: Mutex<HashMap<SocketAddr, String>>,
+    /// Hosts with another key that the log has named.
+    pub(super) other_keys: Mutex<OtherKeys>,
     /// Bytes of this run of the daemon.
     run: HostRun,
     /// The latest hellos of this host: the nonce, and the address of `peers` that it went to.
@@ -152,6 +155,7 @@ impl Peers {
             silent: Mutex::default(),
             settles: Mutex::default(),
             strays: Mutex::default(),
+            other_keys: Mutex::default(),
             run: [0; 8],
             hellos: Mutex::default(),
             own: OnceLock::new(),

@@ -13,7 +13,7 @@ use fence_net::{MulticastListener, MulticastScope};
 use fence_wire::{HostAnswer, HostBody, HostMessage, HostSight, HostsKey, PairKey};
 use tokio::net::UdpSocket;
 
-use super::links::GroupLink;
+use super::links::{GroupLink, MessageWay};
 use super::settings::{PeerMode, PeerSettings};
 use super::state::Peers;
 use crate::backend::BoxedFuture;
@@ -482,7 +482,7 @@ async fn who_answers_from_another_address_is_not_met() {
         body: HostBody::HelloAnswer(hello),
     };
     let stray = SocketAddr::from((Ipv4Addr::LOCALHOST, port()));
-    let way = super::links::MessageWay::Unicast(stray);
+    let way = MessageWay::Unicast(stray);
     a.peers.receive(&message.encode(&HostsKey::without_a_key()), stray, &way);
     assert_eq!(a.peers.table.lock().unwrap().pinned(&address), None);
     doubts(&a, &[&stray.to_string(), &address.to_string(), "by the address from which it"]).await;
@@ -682,4 +682,29 @@ async fn none_means_none() {
     };
     host.peers.receive_from_group(&hello.encode(&HostsKey::without_a_key()), (Ipv4Addr::LOCALHOST, 9).into());
     assert!(host.peers.known().is_empty());
+}
+
+/// Silent to this host: its operator must learn why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_another_key_is_named_once() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let other = HostsKey::of(&fence_wire::Key::new(b"another key").unwrap());
+    let from = SocketAddr::from((Ipv4Addr::LOCALHOST, at_b));
+    let hello = HostMessage {
+        sender: a.peers.identity.id(),
+        recipient: None,
+        nonce: [1; 8],
+        body: HostBody::Hello(a.peers.hello()),
+    };
+    let named = || crate::util::locks::lock(&a.peers.other_keys).is_due(from.ip(), Instant::now());
+    for _ in 0..3 {
+        a.peers.receive(&hello.encode(&other), from, &MessageWay::Unicast(from));
+    }
+    assert!(!named(), "it was named, and is not again within the hour");
+    let counted = a.peers.drops.counts();
+    assert!(counted.contains(&(("peers", "host-hash-mismatch"), 3)), "{counted:?}");
+    let told = a.peers.told_of_other_key(from.ip());
+    assert!(told.starts_with("a host of `peers`") && told.contains("peer_key_file"), "{told}");
+    assert!(a.peers.told_of_other_key([10, 0, 0, 9].into()).starts_with("a message of a host"));
 }

@@ -212,3 +212,16 @@ async fn hosts_of_the_group_are_asked_beside_the_daemon() {
 fn lock_table(host: &Host) -> KnownHosts {
     crate::util::locks::lock(&host.peers.table).clone()
 }
+
+/// A listener or a backend was changed: the daemon can't ask those that it heard, and --check says so too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_can_not_be_asked_any_more_are_named() {
+    let mut known = KnownHosts::default();
+    known.heard_legacy([10, 0, 0, 9].into(), 1, 7);
+    let settings = settings(PeerMode::NoWay("there is no way"), port());
+    let probe = HostProbe::of(settings, Vec::new(), None, known, None, 0).unwrap();
+    let report = Arc::new(probe).run(false).await.unwrap();
+    let [host] = &report.hosts[..] else { panic!("{report:?}") };
+    assert!(host.name.contains("10.0.0.9"), "{host:?}");
+    assert!(matches!(&host.result, ProbeResult::InDoubt(why) if why.contains("there is no way")), "{host:?}");
+}
