@@ -136,8 +136,8 @@ impl Peers {
         }
         let Some(answer) = self.pair_key(message.sender).and_then(|it| received.proved_answer(&it).cloned())
         else {
-            let why = "an answer that the host with this name did not make, or that is for another one. If it \
-                       was installed anew: fence_virtd --forget ADDRESS";
+            let why = "an answer that the host with this name did not make, or that is for another one. If \
+                       it was installed anew: fence_virtd --forget ADDRESS";
             return self.drops.note(NAME, "host-unproved", &from.ip(), &why);
         };
         let mut questions = lock(&self.questions);
