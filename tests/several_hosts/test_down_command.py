@@ -59,6 +59,13 @@ class Site:
         net.wait_until(lambda: len(programs.audit_records(self.audit)) > before)
         return result.rc, programs.audit_records(self.audit)[-1]["reason"] or ""
 
+    def list(self):
+        """What the guest is shown of "x" in a list."""
+        result = programs.run_agent(self.guest, "-o", "list", "-T", self.host.ip, "-k", self.key, "-t", "25", program=AGENT,
+                                    timeout=60)
+        assert result.rc == 0, result
+        return [line.split()[-1] for line in result.out.splitlines() if line.split()[0] == "x"]
+
     def stop(self):
         if self.daemon:
             self.daemon.stop()
@@ -100,6 +107,8 @@ def test_a_command_that_comes_with_a_reload_needs_a_restart(site):
     assert "peer_down_command" in site.daemon.log and "restart fence_virtd to use it" in site.daemon.log, site.daemon.log
     rc, reason = site.ask("status")
     assert rc == FAILED and site.silent.ip in reason and "can't be started" not in reason, reason
+    # A list is no evidence: it has what this host knows, and no word for "can't tell" (several-hosts.md).
+    assert site.list() == ["off"]
     site.serve(proves)
     rc, reason = site.ask("status")
     assert rc == OFF and f"{proves} says so" in reason, reason
