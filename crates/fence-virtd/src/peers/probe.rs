@@ -37,7 +37,9 @@ use crate::util::join::join_all;
 use crate::util::locks::{Mutex, lock};
 
 /// Time for an answer that shows why a host is silent.
-const CLUE_LIMIT: Duration = Duration::from_secs(1);
+const CLUE_LIMIT: Duration = Duration::from_millis(1500);
+/// Pause before the hello that looks for a clue is sent again.
+const CLUE_AGAIN: Duration = Duration::from_millis(250);
 /// Pause between two looks for a clue.
 const CLUE_PAUSE: Duration = Duration::from_millis(20);
 /// Name and UUID of the domain that is asked about: no host has it.
@@ -334,12 +336,15 @@ impl HostProbe {
         socket.connect(at).await?;
         let Some((_, hello)) = self.hello() else { return Ok(SilenceClue::Nothing) };
         let keys = self.peers.settings().keys.clone();
-        for key in keys.iter().chain(&self.spare) {
-            socket.send(&hello.encode(key)).await?;
-        }
         let (mut clue, end) = (SilenceClue::Nothing, Instant::now() + CLUE_LIMIT);
         let mut datagram = [0; 2048];
-        while let Ok(read) = timeout_at(end.into(), socket.recv(&mut datagram)).await {
+        while Instant::now() < end {
+            // Again and again: a system refuses no more than one datagram a second.
+            for key in keys.iter().chain(&self.spare) {
+                socket.send(&hello.encode(key)).await?;
+            }
+            let again = end.min(Instant::now() + CLUE_AGAIN);
+            let Ok(read) = timeout_at(again.into(), socket.recv(&mut datagram)).await else { continue };
             let datagram = &datagram[..read?];
             clue = match HostMessage::decode(datagram, &keys) {
                 Ok(it) => match &it.message().body {
