@@ -58,6 +58,36 @@ def test_what_a_killed_daemon_had_begun_ends_with_the_next_start(site, tmp_path)
     host.stop()
 
 
+@pytest.mark.parametrize("before", ["on", "off"])
+def test_what_a_killed_daemon_owes_a_machine_is_made_good(site, tmp_path, before):
+    """Killed after the power-off of a reboot, before any status has shown it: the next start looks, and starts the machine. One
+    that was off is owed nothing."""
+    state, held = tmp_path / "state", tmp_path / "held"
+    state.write_text(before)
+    # Once the daemon has told it to go off, no status comes back before the daemon is gone.
+    text = (f"#!/bin/sh\n{READ}\ncase $action in\n"
+            f"off) echo off > {state}; touch {held}; exit 0;;\non) echo on > {state}; exit 0;;\n"
+            f"monitor) exit 0;;\nstatus) while [ -e {held} ]; do sleep 0.1; done; [ $(cat {state}) = on ] && exit 0; exit 2;;\nesac\nexit 1\n")
+    devices = [device("bmc", agent(tmp_path / "fence_own", text), "node1", retries=0)]
+    host = Host(site, tmp_path / "host", devices)
+    shot = site.ask("-o", "reboot", "-H", "node1", wait=False)
+    if before == "on":
+        net.wait_until(held.exists)
+        host.daemon.stop(signal.SIGKILL)
+        assert shot.finish(1).rc != OK
+        held.unlink()
+    else:
+        assert shot.finish(30).rc == OK
+        host.daemon.stop(signal.SIGKILL)
+    host = Host(site, tmp_path / "host", devices)
+    if before == "on":
+        net.wait_until(lambda: state.read_text().strip() == "on")
+        reason = host.record("reboot")["reason"]
+        assert reason == "was under way when the daemon ended; the start that it owed is made good"
+    assert site.ask("-o", "status", "-H", "node1").rc == (OK if before == "on" else 2)
+    host.stop()
+
+
 def test_a_secret_in_a_list_is_nobodys_name(site, start_host, tmp_path):
     """What an agent says in passing while it lists would be a name that guests are told, and that stands in the log."""
     text = (f'#!/bin/sh\n{READ}\ncase $action in list) echo "login with $password"; echo "node1,web"; exit 0;; '

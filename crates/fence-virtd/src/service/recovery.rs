@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::Service;
 use super::execute::START_LIMIT;
+use super::turns::RunPermit;
 use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
 use crate::request::job::{Arrival, RequestJob, ResolvedTarget};
@@ -39,7 +40,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Result of one attempt to make good a start, in words.
 enum StartAttempt {
-    /// Nothing is left to do.
+    /// The domain is on.
+    On(String),
+    /// Nothing is left to do, and the domain may be off.
     Over(String),
     /// The start is still owed.
     Failed(String),
@@ -96,7 +99,7 @@ impl Service {
         let (mut backoff, mut logged) = (Backoff::new(FIRST_PAUSE, LAST_PAUSE), OncePerReason::default());
         loop {
             let why = match self.attempt(&domain, target.clone(), source).await {
-                StartAttempt::Over(found) => return found,
+                StartAttempt::On(found) | StartAttempt::Over(found) => return found,
                 StartAttempt::Failed(why) => why,
             };
             let pause = backoff.next_pause();
@@ -141,13 +144,21 @@ impl Service {
             Err(why) => StartAttempt::Failed(why.to_string()),
         };
         drop(lease);
-        if !released.is_now() {
+        let is_on = matches!(found, StartAttempt::On(_));
+        let complete = move |permit: RunPermit| {
+            // Dropped, it hands the turn to the first request that joined it: nobody is told "started" who
+            // would find the domain off.
+            if is_on {
+                permit.finished(Response::Success, None);
+            }
+        };
+        if released.is_now() {
+            complete(permit);
+        } else {
             tokio::spawn(async move {
                 released.wait().await;
-                permit.finished(Response::Success, None);
+                complete(permit);
             });
-        } else {
-            permit.finished(Response::Success, None);
         }
         found
     }
@@ -164,7 +175,9 @@ impl Service {
         let domain = loop {
             let doubt = match self.look_for(job, lease).await {
                 Ok((located, SeenPower::Off(_))) => break located,
-                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => return over("it is on"),
+                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => {
+                    return StartAttempt::On("it is on".to_owned());
+                }
                 Ok((_, SeenPower::On)) => String::new(),
                 Err(None) if xml.is_some() => break domain.clone(),
                 Err(None) => return over("the domain is not here any more"),
@@ -179,7 +192,7 @@ impl Service {
             return over("somebody has started it since, and it is off again, so it is not started");
         }
         match self.backend.start_owed(&domain, xml, lease).await {
-            Ok(()) => over("the start that it owed is made good"),
+            Ok(()) => StartAttempt::On("the start that it owed is made good".to_owned()),
             Err(error) => StartAttempt::Failed(error.to_string()),
         }
     }

@@ -40,6 +40,8 @@ pub(super) struct LastReply {
 /// Runs one plan.
 pub(super) struct PlanRunner<'a> {
     pub(super) goal: PowerState,
+    /// The power-off is the first half of a reboot.
+    pub(super) for_reboot: bool,
     pub(super) routes: Vec<Route>,
     pub(super) plan: PowerPlan,
     pub(super) lease: &'a Lease,
@@ -132,7 +134,20 @@ impl PlanRunner<'_> {
         }
     }
 
+    /// Writes down that a reboot owes a start, before the first agent is told to power the domain off. One
+    /// that is not seen on is owed none.
+    async fn write_owed_start(&self) {
+        let on = Some(StatusReading::Is(PowerState::On));
+        if self.for_reboot
+            && let Some(intent) = self.lease.trail().intent()
+            && (0..self.routes.len()).any(|it| self.plan.last(it) == on)
+        {
+            intent.owes_definition().await;
+        }
+    }
+
     async fn act(&mut self, place: usize, until: Instant) {
+        self.write_owed_start().await;
         let route = self.routes[place].clone();
         self.pending.open.push(UnconfirmedAction {
             place,

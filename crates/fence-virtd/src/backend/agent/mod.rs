@@ -349,6 +349,7 @@ impl AgentBackend {
         &self,
         goal: PowerState,
         domain: &DomainRef,
+        for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerChange, ActionError> {
         lease.check()?;
@@ -356,7 +357,7 @@ impl AgentBackend {
         let plan = PowerPlan::new(goal, routes.iter().map(|it| it.device.limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
-        let mut course = PlanRunner { goal, routes, plan, lease, replies, pending };
+        let mut course = PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending };
         course.first_status().await;
         let is_done = course.run_to_end().await;
         for it in &course.routes {
@@ -371,7 +372,8 @@ impl AgentBackend {
         let plan = PowerPlan::new(PowerState::Off, routes.iter().map(|it| it.device.limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
-        let mut course = PlanRunner { goal: PowerState::Off, routes, plan, lease, replies, pending };
+        let goal = PowerState::Off;
+        let mut course = PlanRunner { goal, for_reboot: false, routes, plan, lease, replies, pending };
         course.first_status().await;
         course.plan.stop();
         if course.run_to_end().await {
@@ -438,7 +440,7 @@ impl Backend for AgentBackend {
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
         let asked = Instant::now();
-        let change = self.change_power(PowerState::Off, domain, lease).await?;
+        let change = self.change_power(PowerState::Off, domain, for_reboot, lease).await?;
         let PowerChange { was_so, note, reports } = change;
         let proof = ProvedOff::from_devices(asked, &reports)?;
         let starts = for_reboot && (!was_so || self.reboot_starts);
@@ -448,7 +450,7 @@ impl Backend for AgentBackend {
     }
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
-        self.change_power(PowerState::On, domain, lease).await.map(drop)
+        self.change_power(PowerState::On, domain, false, lease).await.map(drop)
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
