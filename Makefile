@@ -107,13 +107,14 @@ whole:
 	$(MAKE) check unit build
 	scripts/check-install
 	$(MAKE) deb rpm
-	$(MAKE) suites fuzz
+	$(MAKE) suites LANES=4 BESIDE=fuzz
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
-# several suites run beside each other; each has its own namespaces. What one printed comes when it is over.
+# several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
+# that is left.
 LANES ?= 3
 suites: packages-test ## every suite of tests/ against target/dist
-	$(MAKE) -j$(LANES) --output-sync=target $(SUITES)
+	$(MAKE) -j$(LANES) --output-sync=target $(BESIDE) $(SUITES)
 
 # The long ones first.
 SUITES = suite-e2e suite-truth_search suite-guests suite-agents suite-cpg suite-elsewhere suite-pacemaker \
@@ -174,7 +175,7 @@ compliance: suite-reference suite-compliance
 e2e: suite-e2e
 
 fuzz: ## every decoder against hostile input
-	FUZZ_SEED=$(FUZZ_SEED) tests/fuzz/run $(FUZZ_RUNS)
+	FUZZ_SEED=$(FUZZ_SEED) nice -n 10 tests/fuzz/run $(FUZZ_RUNS)
 
 bench: packages-test build ## the C programs and ours side by side; JSON in target/bench
 	OURS_DIR=$(DIST) scripts/contained --strict /usr/bin/python3 tests/bench/bench.py
