@@ -10,6 +10,7 @@
 //! [`Arbiter::submit`] returns run, wait or joined. A waiting request gets [`ArbiterDecision::Run`] later:
 //! the caller then asks the peer for its proof, acts, and reports
 //! - [`Arbiter::seen_off`] when a status check after the action showed the target off,
+//! - [`Arbiter::lingers`] when the work is over but for a power-off of the target that may come late,
 //! - [`Arbiter::finished`] when the work is over and nothing of it can take effect any more, or
 //! - [`Arbiter::abandoned`] when nothing was done (the proof failed, or the client left before the action).
 //!
@@ -24,6 +25,10 @@
 //! | off, on, reboot of one target (other than joined) | finished |
 //! | off, reboot: the target of one may be where the other comes from | seen off, or finished without |
 //! | anything else; whatever only looks | never |
+//!
+//! One that lingers does not hold up an off or a reboot of its target: what may still come late is what they
+//! want, and a node that is not down yet must not wait for it. All else waits as before; an "on" would be
+//! undone.
 //!
 //! One target: "off already" must not be said of a domain that a reboot is about to start. Danger: once the
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
@@ -177,7 +182,7 @@ impl Arbiter {
         let same_work = same_target.next_back().filter(|it| it.request.work == request.work);
         let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
-        self.entries.push(ArbiterEntry { request, state, open_to: OpenTo::All });
+        self.entries.push(ArbiterEntry { request, state, open_to: OpenTo::All, lingers: false });
         Ok(match joins {
             Some(leader) => SubmitResult::Joined(leader),
             None if self.start(self.entries.len() - 1) => SubmitResult::Run,
@@ -187,7 +192,8 @@ impl Arbiter {
 
     /// Adds a request that is in flight already, whatever it conflicts with.
     pub fn install(&mut self, request: ArbiterRequest) {
-        self.entries.push(ArbiterEntry { request, state: EntryState::Running, open_to: OpenTo::All });
+        let (state, open_to) = (EntryState::Running, OpenTo::All);
+        self.entries.push(ArbiterEntry { request, state, open_to, lingers: false });
     }
 
     /// Records that the target of `id` was seen off already, where [`Arbiter::seen_off`] follows only after
@@ -255,14 +261,28 @@ impl Arbiter {
     pub fn finished(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, &mut decisions);
-        self.entries.retain(|it| {
-            let joined = it.state == EntryState::Joined(id);
-            if joined {
-                decisions.push(ArbiterDecision::Deliver(it.request.id));
-            }
-            !joined
-        });
+        self.deliver(id, &mut decisions);
         self.remove(id);
+        self.go_on(now, &mut decisions);
+        decisions
+    }
+
+    /// Records that the work of `id` is over, but that a power-off of its target may still take effect. The
+    /// caller reports [`Arbiter::finished`] when it can't any more. Never for work of which a start may
+    /// still come.
+    ///
+    /// The requests that joined it get the same result if that is a success; else they take their own turn.
+    pub fn lingers(&mut self, now: Instant, id: u64, is_success: bool) -> Vec<ArbiterDecision> {
+        let mut decisions = Vec::new();
+        self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, &mut decisions);
+        if is_success {
+            self.deliver(id, &mut decisions);
+        } else {
+            self.release_joined(id, |_| true);
+        }
+        if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) {
+            (entry.open_to, entry.lingers) = (OpenTo::None, true);
+        }
         self.go_on(now, &mut decisions);
         decisions
     }
@@ -305,6 +325,17 @@ impl Arbiter {
         (in_flight, self.entries.len() - in_flight)
     }
 
+    /// Ends the requests that joined `id` with its result.
+    fn deliver(&mut self, id: u64, decisions: &mut Vec<ArbiterDecision>) {
+        self.entries.retain(|it| {
+            let joined = it.state == EntryState::Joined(id);
+            if joined {
+                decisions.push(ArbiterDecision::Deliver(it.request.id));
+            }
+            !joined
+        });
+    }
+
     /// Drops late requests and starts those that nothing holds up any more.
     fn go_on(&mut self, now: Instant, decisions: &mut Vec<ArbiterDecision>) {
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, decisions);
@@ -329,8 +360,10 @@ impl Arbiter {
     }
 
     fn holds_up(&self, first: &ArbiterEntry, second: &ArbiterRequest) -> bool {
-        first.request.same_target(second)
-            || first.request.may_shoot_or_be_shot_by(second) && !self.is_seen_off(first)
+        if first.request.same_target(second) {
+            return !(first.lingers && second.work.takes_down());
+        }
+        first.request.may_shoot_or_be_shot_by(second) && !self.is_seen_off(first)
     }
 
     fn is_seen_off(&self, entry: &ArbiterEntry) -> bool {
@@ -409,6 +442,8 @@ struct ArbiterEntry {
     request: ArbiterRequest,
     state: EntryState,
     open_to: OpenTo,
+    /// Its work is over, and a power-off of its target may come late.
+    lingers: bool,
 }
 
 /// Requests that may join a request.

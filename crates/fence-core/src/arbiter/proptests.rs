@@ -51,6 +51,8 @@ enum Stage {
     /// Seen off; a reboot starts it next.
     SeenOff,
     Ending,
+    /// Answered with a failure; the power-off may still come.
+    Late,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,6 +108,8 @@ enum Event {
     HangUp(u64),
     /// The action fails, or succeeds with nobody to see it.
     Fail(u64),
+    /// The action is given up, and may take effect later.
+    Linger(u64),
     Withdraw(u64),
     /// Another host sees this node off, which went down by itself.
     Elsewhere(Node),
@@ -165,6 +169,12 @@ impl World {
                 }
                 if self.faults && matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_)) {
                     events.push(Event::Fail(it.id));
+                    if it.plan.kind != Kind::On {
+                        events.push(Event::Linger(it.id));
+                    }
+                }
+                if self.faults && stage == Stage::Late {
+                    events.push(Event::Fail(it.id));
                 }
             } else if self.faults {
                 events.extend([Event::HangUp(it.id), Event::Withdraw(it.id)]);
@@ -201,6 +211,7 @@ impl World {
                 self.obey(&decisions, None);
             }
             Event::Fail(id) => self.finish(id),
+            Event::Linger(id) => self.linger(id),
             Event::Withdraw(id) => {
                 let decisions = self.arbiter.withdraw(self.time(), id, Rejection::Superseded);
                 assert_eq!(decisions.first(), Some(&ArbiterDecision::Drop(id, Rejection::Superseded)));
@@ -294,6 +305,10 @@ impl World {
                 Stage::Ending
             }
             Stage::Ending => return self.finish(id),
+            Stage::Late => {
+                self.take_down(&it);
+                return self.finish(id);
+            }
         };
         self.find(id).place = Place::Running(next);
     }
@@ -377,6 +392,17 @@ impl World {
         self.obey(&decisions, Some(id));
     }
 
+    /// Answers a request of which the power-off may come late. Whoever joined it goes on alone.
+    fn linger(&mut self, id: u64) {
+        self.find(id).place = Place::Running(Stage::Late);
+        self.seen.insert(id, None);
+        let joined = self.live.iter().filter(|it| it.place == Place::Joined(id)).map(|it| it.id);
+        let joined: Vec<u64> = joined.collect();
+        self.take_over(&joined);
+        let decisions = self.arbiter.lingers(self.time(), id, false);
+        self.obey(&decisions, None);
+    }
+
     fn obey(&mut self, decisions: &[ArbiterDecision], finished: Option<u64>) {
         for decision in decisions {
             match *decision {
@@ -451,7 +477,7 @@ impl World {
             leader = self.live.iter().find(|it| it.id == id).expect("a leader");
         }
         if first.plan.target == second.plan.target {
-            return true;
+            return first.place != Place::Running(Stage::Late) || second.plan.kind == Kind::On;
         }
         let past = matches!(leader.place, Place::Running(Stage::SeenOff | Stage::Ending));
         if past || first.plan.kind == Kind::On || second.plan.kind == Kind::On {

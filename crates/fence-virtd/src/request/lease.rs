@@ -21,6 +21,14 @@ pub(crate) struct Lease {
     trail: AgentRunTrail,
     /// Nothing is ever sent. The channel closes with the last clone.
     _alive: mpsc::Sender<Infallible>,
+    /// The same, with the last clone and the last [`LateOffGuard`].
+    late_off: mpsc::Sender<Infallible>,
+}
+
+/// Sign that a power-off may still take effect, and nothing else that was done under the lease.
+#[derive(Debug)]
+pub(crate) struct LateOffGuard {
+    _alive: mpsc::Sender<Infallible>,
 }
 
 /// Ends a lease from elsewhere without holding it; see [`Lease::canceller`].
@@ -46,14 +54,18 @@ pub(crate) enum LeaseEndReason {
 /// Signals that all clones of a lease were dropped. After that no action taken under the lease can take
 /// effect.
 #[derive(Debug)]
-pub(crate) struct LeaseReleased(mpsc::Receiver<Infallible>);
+pub(crate) struct LeaseReleased {
+    leases: mpsc::Receiver<Infallible>,
+    late_off: mpsc::Receiver<Infallible>,
+}
 
 impl Lease {
     /// Returns the lease of the request with this number.
     pub(crate) fn new(until: Instant, request: u64) -> (Self, LeaseReleased) {
-        let (alive, gone) = mpsc::channel(1);
+        let ((alive, leases), (late_off, late)) = (mpsc::channel(1), mpsc::channel(1));
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
-        (Self { request, until, ended, trail, _alive: alive }, LeaseReleased(gone))
+        let lease = Self { request, until, ended, trail, _alive: alive, late_off };
+        (lease, LeaseReleased { leases, late_off: late })
     }
 
     /// Returns the lease with another trail for the agent runs under it.
@@ -97,6 +109,11 @@ impl Lease {
         Self { until, ended: watch::Sender::new(None), ..self.clone() }
     }
 
+    /// Returns the sign that a power-off may still take effect.
+    pub(crate) fn late_off(&self) -> LateOffGuard {
+        LateOffGuard { _alive: self.late_off.clone() }
+    }
+
     /// Returns the reason why nobody waits for the request any more, once there is one.
     pub(crate) fn end_reason(&self) -> Option<LeaseEndReason> {
         *self.ended.borrow()
@@ -128,13 +145,24 @@ impl Lease {
 }
 
 impl LeaseReleased {
-    /// Returns whether all clones are gone now.
+    /// Returns whether all clones are gone now, and no power-off can come any more.
     pub(crate) fn is_now(&mut self) -> bool {
-        matches!(self.0.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+        matches!(self.late_off.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
     }
 
-    /// Waits until all clones are gone.
+    /// Returns whether nothing can take effect any more, but for a power-off.
+    #[cfg(test)]
+    pub(crate) fn is_but_for_off(&mut self) -> bool {
+        matches!(self.leases.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+    }
+
+    /// Waits until nothing can take effect any more, but for a power-off.
+    pub(crate) async fn wait_but_for_off(&mut self) {
+        while self.leases.recv().await.is_some() {}
+    }
+
+    /// Waits until all clones are gone, and no power-off can come any more.
     pub(crate) async fn wait(mut self) {
-        while self.0.recv().await.is_some() {}
+        while self.late_off.recv().await.is_some() {}
     }
 }

@@ -359,13 +359,16 @@ impl Service {
         }
         let (response, reason) = (outcome.answer().response(), outcome.reason().map(str::to_owned));
         if released.is_now() {
-            permit.finished(response, reason);
-        } else {
-            tokio::spawn(async move {
-                released.wait().await;
-                permit.finished(response, reason);
-            });
+            return permit.finished(response, reason);
         }
+        tokio::spawn(async move {
+            released.wait_but_for_off().await;
+            if !released.is_now() {
+                permit.lingers(response, reason.clone());
+            }
+            released.wait().await;
+            permit.finished(response, reason);
+        });
     }
 
     /// Writes the record of a request that is over.

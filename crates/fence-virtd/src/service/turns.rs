@@ -246,6 +246,13 @@ impl RunPermit {
         self.queue.report(None, |it| it.seen_off(Instant::now(), since, self.id));
     }
 
+    /// Reports that the action is over, but that a power-off of the target may still take effect.
+    pub(crate) fn lingers(&self, response: Response, reason: Option<String>) {
+        let is_success = response == Response::Success;
+        let result = SharedResult { response, reason, by: format!("request {}", self.id) };
+        self.queue.report(Some(&result), |it| it.lingers(Instant::now(), self.id, is_success));
+    }
+
     /// Reports that the action is over and can take no effect any more.
     pub(crate) fn finished(mut self, response: Response, reason: Option<String>) {
         self.over = true;
@@ -334,6 +341,27 @@ mod tests {
             result,
             SharedResult { response: Response::Failure, reason: Some("why".into()), by: "request 1".into() }
         );
+    }
+
+    #[tokio::test]
+    async fn what_may_only_go_off_late_holds_up_no_other_off_of_it() {
+        let queue = Arc::new(GrantQueue::default());
+        let mut first = queue.submit(off(1, "b", "a")).unwrap();
+        let mut joined = queue.submit(off(2, "b", "c")).unwrap();
+        let Grant::Run(permit) = first.grant().await else { panic!("not run") };
+        permit.lingers(Response::Failure, Some("its agent was killed".into()));
+        let Grant::Run(second) = joined.grant().await else { panic!("not run") };
+        // It may go down at any moment, so it must not take another one down.
+        let mut shot = std::pin::pin!(queue.submit(off(3, "a", "b")).unwrap());
+        let mut on = std::pin::pin!(queue.submit(request(4, ArbitratedAction::On("b".into()), "a")).unwrap());
+        second.finished(Response::Failure, None);
+        let reboot = queue.submit(request(5, ArbitratedAction::Reboot("b".into()), "c")).unwrap();
+        drop(reboot);
+        assert!(at_once(std::pin::pin!(shot.grant())).await.is_none());
+        assert!(at_once(std::pin::pin!(on.grant())).await.is_none());
+        permit.finished(Response::Failure, None);
+        assert!(matches!(shot.grant().await, Grant::Run(_)));
+        assert!(matches!(on.grant().await, Grant::Run(_)));
     }
 
     /// Other hosts whose answers the test gives, and the reports that reach them.

@@ -79,12 +79,15 @@ impl Drop for PendingEffects {
         if open.is_empty() {
             return;
         }
+        // Where only power-offs may come, another off of this machine need not wait.
+        let late_off = self.lease.late_off();
         let longest = open.iter().map(|it| it.route.device.effect_timeout).max().unwrap_or_default();
-        let held = self.lease.detached(Instant::now() + longest);
+        let starts = open.iter().any(|it| it.to == PowerState::On);
+        let held = starts.then(|| self.lease.detached(Instant::now() + longest));
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
             join_all(open.into_iter().map(UnconfirmedAction::settled)).await;
-            drop(held);
+            drop((held, late_off));
         });
     }
 }

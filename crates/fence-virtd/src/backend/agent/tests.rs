@@ -395,6 +395,8 @@ async fn what_was_claimed_holds_up_others_until_it_comes() {
             limit *= 2;
         };
         drop(lease);
+        // Nothing but a power-off: another off of it need not wait.
+        assert!(settled.is_but_for_off());
         // Looks go on for as long as it may come.
         let (looks, until) = (rig.runs("d").len(), Instant::now() + PATIENCE);
         while rig.runs("d").len() < looks + 4 {
