@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import random
 import signal
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 
 import libvirt
 
-from lab import net
+from lab import net, programs
 
 from .judge import FAILED, LINGERS, MOVES, NOWHERE, OFF, Answer, Deed, untrue
 from .readings import clock
@@ -453,6 +454,8 @@ class Search:
                 self.note(f"    libvirtd of {place.name} has {domain}, which is not there: it is started anew")
                 place.kill()
                 place.raise_up()
+                # It takes its time to find out that the process which it remembers is not there.
+                net.wait_until(lambda place=place: not place.claims(domain), 3 * PATIENCE)
         self.note(f"    {domain} is {reading.line(domain)}")
         for sight in reading.running(domain):
             # A transient one could not be started again.
@@ -572,7 +575,10 @@ def main():
     print(search.report())
     print(f"{given.world}, seed {given.seed}: {search.carried} steps in {time.monotonic() - began:.0f} s")
     if search.found():
-        path = pathlib.Path(tempfile.gettempdir()) / f"truth-{given.world}-{given.seed}.steps"
+        # A suite leaves nothing in /tmp.
+        directory = programs.REPOSITORY / "target" if "SUITE" in os.environ else pathlib.Path(tempfile.gettempdir())
+        directory.mkdir(exist_ok=True)
+        path = directory / f"truth-{given.world}-{given.seed}.steps"
         write_history(path, search.done)
         print(f"its steps are in {path}")
     return int(search.found())
