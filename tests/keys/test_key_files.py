@@ -152,7 +152,8 @@ def test_keygen(stage, tmp_path, usual_umask, program, form):
     assert [it.name for it in path.parent.iterdir()] == ["new.key"]
     assert f"Made the directory {path.parent} (mode 0755)." in done.out
     assert f"New key in {path}: 512 bytes, mode 0600, fingerprint " in done.out
-    assert f"scp -p {path} MACHINE:/etc/cluster/fence_xvm.key" in done.out
+    # As /etc/cluster/fence_xvm.key it would take the place of the guests' key.
+    assert f"scp -p {path} MACHINE:{path}\n" in done.out and "other hosts only" in done.out
     # Never a second time, whatever happens.
     before = path.read_bytes()
     again = programs.run_agent(stage.host, *words, program=program)

@@ -63,12 +63,19 @@ def test_named_and_alone(setup, stage, c_host):
     setup.write(listener="multicast", peers=c_host[0].ip)
     _, found = setup.check()
     assert of(found, "peers", c_host[0].ip)["result"] == "ok" and ("peers", "") not in found
+    it = of(found, "peers", "C daemon")
+    assert it["result"] == "warning" and c_host[0].ip in it["text"] and 'answers "off" for every domain' in it["text"]
+    assert "only when all of these say so" in of(found, "domain", "vm1")["next"]
     setup.write(listener="multicast", peers=stage.guest.ip)
     rc, found = setup.check()
     # The others would take it for another host than the daemon.
     it = of(found, "peers", "this host")
-    assert rc == 1 and failed(found) == {"domain"} and it["result"] == "warning" and "no key pair yet" in it["text"]
-    assert "does not name" in found["peers", ""]["text"] and c_host[0].ip in found["peers", ""]["text"]
+    assert rc == 1 and it["result"] == "warning" and "no key pair yet" in it["text"]
+    it = found["peers", ""]
+    assert it["result"] == "failed" and "does not name" in it["text"] and c_host[0].ip in it["text"]
+    assert "it is not asked: name it in `peers` on every host, or take its key away" in it["next"]
+    it = of(found, "domain", "vm1")
+    assert f"{c_host[0].ip} (not asked)" in it["text"] and "all of these say so" not in it["next"]
     c_host[1].stop()
     setup.write(listener="multicast", peers=None)
     rc, found = setup.check()
@@ -129,6 +136,19 @@ def test_domains_of_two_uris(setup):
     assert len([it for it in found if it[0] == "domain"]) == 1
 
 
+def test_nobody_is_looked_for(setup):
+    """By the word of the administrator, and for want of a group."""
+    setup.write(listener="tcp")
+    rc, found = setup.check()
+    it = found["peers", ""]
+    assert rc == 0 and it["result"] == "ok" and 'peers = "none" is set' in it["text"]
+    setup.write(listener="tcp", peers=None)
+    rc, found = setup.check()
+    it = found["peers", ""]
+    assert rc == 0 and it["result"] == "warning" and "other hosts are not looked for" in it["text"]
+    assert "name them in `peers`" in it["next"]
+
+
 def test_a_silent_host_is_named_until_it_is_forgotten(setup, daemon, c_host):
     ip = c_host[0].ip
     status = setup.run("--status", "-f", setup.file)
@@ -137,7 +157,7 @@ def test_a_silent_host_is_named_until_it_is_forgotten(setup, daemon, c_host):
     rc, found = setup.check()
     it = of(found, "peers", ip)
     assert rc == 1 and it["result"] == "failed" and "does not answer; last heard" in it["text"]
-    assert f"fence_virtd --forget {ip}" in it["next"]
+    assert "domains may run there" in it["next"] and f"fence_virtd --forget {ip}" in it["next"]
     # Only who is known can be forgotten.
     result = setup.run("--forget", "10.9.9.9", "-f", setup.file)
     assert result.rc == 1 and result.out == "" and f"there are: {ip}" in result.err

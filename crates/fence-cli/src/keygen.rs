@@ -141,6 +141,24 @@ impl fmt::Display for NewKey {
         let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
         let absolute = shown(&absolute);
         let usual = Path::new(DEFAULT_KEY_FILE);
+        if self.path.file_name() != usual.file_name() {
+            // As fence_xvm.key on a guest it would take the place of the key of all.
+            let folder = shown(Path::new(&absolute).parent().unwrap_or(usual));
+            writeln!(
+                f,
+                "Next, if it is the key between hosts (peer_key_file): copy it to the other hosts only,"
+            )?;
+            writeln!(f, "under the same name, and to no guest. For each other host (MACHINE), as root:")?;
+            writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{absolute}")?;
+            writeln!(
+                f,
+                "then name it in fence_virt.conf on all hosts, then reload: systemctl reload fence_virtd"
+            )?;
+            return writeln!(
+                f,
+                "A key of guests (key_file): see \"Change it\" and \"A key for each cluster\" in keys.md."
+            );
+        }
         let folder = usual.parent().unwrap_or(usual).display();
         writeln!(f, "Next, for each host and each guest of the cluster (MACHINE), as root:")?;
         writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{}", usual.display())?;
@@ -252,6 +270,10 @@ mod tests {
         assert_eq!(key.fingerprint(), made.fingerprint);
         let text = made.to_string();
         assert!(text.contains(&made.fingerprint) && text.contains(one.to_str().unwrap()), "{text}");
+        assert!(text.contains("other hosts only") && text.contains("then reload"), "{text}");
+        assert!(!text.contains("fence_xvm.key"), "{text}");
+        let usual = make(&dir.path().join("fence_xvm.key")).unwrap().to_string();
+        assert!(usual.contains("each guest") && !usual.contains("other hosts only"), "{usual}");
         assert!(make(&other).unwrap().directory.is_none());
         assert!(!key_file::load(&other).unwrap().is_same(&key));
         let names: Vec<_> = fs::read_dir(dir.path().join("cluster")).unwrap().collect();

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use fence_config::{Config, MulticastListener, Peers};
+use fence_config::{BackendKind, Config, MulticastListener, Peers};
 use fence_core::domain::DomainId;
 use fence_core::hosts::{HostKind, KnownHosts};
 use fence_core::listing::{HostDomain, HostReply};
@@ -30,6 +30,9 @@ const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
 const MAX_NAMED: usize = 20;
 
+/// End of the name of a place that no request asks.
+const NOT_ASKED: &str = " (not asked)";
+
 /// Domain of a hypervisor of this host.
 pub(super) struct CheckedDomain {
     pub(super) uri: String,
@@ -45,7 +48,7 @@ pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) 
     own.iter().for_each(|it| places.add(it.uuid, &it.name, &it.uri, it.is_on));
     let mut found = Vec::new();
     match PeerSettings::load(config) {
-        Ok(settings) if settings.is_off() => {}
+        Ok(settings) if settings.is_off() => found.extend(off(config, &settings)),
         Ok(settings) => {
             let heard = lists(config, &mut found);
             let domains = own.iter().filter(|it| it.is_on).count();
@@ -55,7 +58,10 @@ pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) 
             for (address, domains) in &heard {
                 for domain in domains.iter().flatten() {
                     let Some(uuid) = DomainId::parse(&domain.uuid) else { continue };
-                    places.add(uuid, &domain.name, &shown(&known, *address), !domain.is_off);
+                    let host = shown(&known, *address);
+                    let is_asked = is_named(config, &known, *address);
+                    let place = if is_asked { host } else { format!("{host}{NOT_ASKED}") };
+                    places.add(uuid, &domain.name, &place, !domain.is_off);
                 }
             }
         }
@@ -66,6 +72,21 @@ pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) 
     }
     found.extend(places.findings());
     found
+}
+
+/// Returns what is to be said where no other host is asked.
+fn off(config: &Config, settings: &PeerSettings) -> Option<Finding> {
+    let is_agent = config.backends.iter().all(|it| it.kind() == BackendKind::Agent);
+    if config.daemon.peers == Peers::Nobody && !is_agent {
+        let text = "peers = \"none\" is set: no other host is asked, and none gets an answer. This is right \
+                    only where no other host can have the same domains";
+        return Some(Finding::ok(CHECK, "", text));
+    }
+    settings.has_no_group().then(|| {
+        let text = "no multicast listener: other hosts are not looked for";
+        let next = "name them in `peers`, or set peers = \"none\" if no other host can have the same domains";
+        Finding::warning(CHECK, "", text, next)
+    })
 }
 
 /// Asks the group for lists, which show the domains of the other hosts.
@@ -118,6 +139,15 @@ fn of_report(
     let list_of = |host: &ProbedHost| host.addresses.iter().find_map(|it| heard.get(it));
     let mut found: Vec<_> =
         report.hosts.iter().map(|it| of_host(config, known, it, list_of(it).map(Option::as_deref))).collect();
+    let c_daemons = report.hosts.iter().filter(|it| it.result == ProbeResult::AnswersAsClient);
+    found.extend(c_daemons.map(|it| {
+        let text = format!(
+            "{}: this C daemon answers \"off\" for every domain that it does not have, also for one that \
+             runs here",
+            it.name
+        );
+        Finding::warning(CHECK, "C daemon", text, "upgrade it, or stop it")
+    }));
     if let Some(why) = &report.missing {
         let next = "do what the text says; until then no domain is called off that does not run here";
         found.push(Finding::failed(CHECK, "", escaped(why).to_string(), next));
@@ -184,7 +214,7 @@ fn of_host(
             Finding::failed(
                 CHECK,
                 &host.name,
-                format!("does not answer: {why}; {}", last_heard(known, host)),
+                format!("does not answer, and its domains may run there: {why}; {}", last_heard(known, host)),
                 next,
             )
         }
@@ -209,9 +239,9 @@ fn silence(config: &Config, host: &ProbedHost, clue: &SilenceClue, has_list: boo
         |it| format!("copy {} to it, and name it there as peer_key_file", fence_cli::shown(it)),
     );
     let gone = if is_listed {
-        "If it is gone for good, take it out of `peers`".to_owned()
+        "Else power the host off; only if it is off for good: take it out of `peers` and reload".to_owned()
     } else {
-        format!("If it is gone for good: fence_virtd --forget {address}")
+        format!("Else power the host off; only if it is off for good: fence_virtd --forget {address}")
     };
     match clue {
         SilenceClue::NothingThere => (
@@ -329,17 +359,43 @@ fn setting(
             vec![Finding::warning(CHECK, "", text, next)]
         }
         Peers::Nobody => Vec::new(),
-        Peers::Listed(peers) => {
-            let is_listed = |it: &&IpAddr| peers.iter().any(|peer| peer.ip().to_canonical() == **it);
-            let others: Vec<_> = heard.keys().filter(|it| !is_listed(it)).map(ToString::to_string).collect();
-            if others.is_empty() {
-                return Vec::new();
-            }
-            let text = format!("hosts answer that `peers` does not name: {}", others.join(", "));
-            let next = "add them to `peers` if they can have the same domains; they are not asked";
-            vec![Finding::warning(CHECK, "", text, next)]
-        }
+        Peers::Listed(_) => unnamed(config, known, &heard.keys().copied().collect()).into_iter().collect(),
     }
+}
+
+/// Returns true if requests ask the host at this address, as far as `peers` decides that.
+fn is_named(config: &Config, known: &KnownHosts, address: IpAddr) -> bool {
+    let Peers::Listed(peers) = &config.daemon.peers else { return true };
+    let host = known.all().find(|it| it.addresses.contains(&address));
+    let others = host.iter().flat_map(|it| &it.addresses);
+    others.chain([&address]).any(|it| peers.iter().any(|peer| peer.ip().to_canonical() == it.to_canonical()))
+}
+
+/// Returns what is to be said of hosts that `peers` does not name: those that answered a list, and those of
+/// ours that the daemon heard. Who holds the hosts' key can have the same domains.
+fn unnamed(config: &Config, known: &KnownHosts, listing: &BTreeSet<IpAddr>) -> Option<Finding> {
+    let ours = known.all().filter(|it| matches!(it.kind, HostKind::Ours(_)));
+    let heard: BTreeSet<_> = ours
+        .filter_map(|it| it.addresses.first().copied())
+        .filter(|it| !is_named(config, known, *it))
+        .map(|it| shown(known, it))
+        .collect();
+    let listing = listing.iter().filter(|it| !is_named(config, known, **it)).map(|it| shown(known, *it));
+    let all: BTreeSet<_> = heard.iter().cloned().chain(listing).collect();
+    if all.is_empty() {
+        return None;
+    }
+    let names = all.into_iter().collect::<Vec<_>>().join(", ");
+    let text = format!("hosts were heard that `peers` does not name: {names}");
+    // Without `peer_key_file` the key of the lists is the hosts' key.
+    Some(if heard.is_empty() && config.daemon.peer_key_file.is_some() {
+        let next = "it is not asked: name it in `peers` on every host if it can have the same domains";
+        Finding::warning(CHECK, "", format!("{text}. None was heard with the hosts' key"), next)
+    } else {
+        let next = "it is not asked: name it in `peers` on every host, or take its key away. Only if it is \
+                    off for good: fence_virtd --forget HOST";
+        Finding::failed(CHECK, "", text, next)
+    })
 }
 
 /// Returns the name of a host by one of its addresses.
@@ -395,9 +451,13 @@ fn at_several_places(
     }
     let runs = if on.is_empty() { "nowhere".to_owned() } else { list(&on) };
     let text = format!("defined at {}; it runs at: {runs}", list(&all));
-    let next = "it is called off only when all of these say so; undefine it where it does not belong, or \
-                keep it \
-                so, if it moves";
+    let next = if all.iter().any(|it| it.ends_with(NOT_ASKED)) {
+        "who is \"not asked\" is not waited for before it is called off: name that host in `peers`, or \
+         undefine the domain where it does not belong"
+    } else {
+        "it is called off only when all of these say so; undefine it where it does not belong, or keep it \
+         so, if it moves"
+    };
     Finding::warning("domain", subject, text, next)
 }
 

@@ -73,7 +73,8 @@ impl ConversationError {
 fn hint(cause: &StreamError) -> &'static str {
     match cause {
         StreamError::Closed => {
-            " after our answer to its challenge; its key or its auth type (-C) differs, or it gave up"
+            " after our answer to its challenge; its key or its auth type (-C) differs, or it gave up, or \
+             another host answered it first, which is normal where several hosts share a key"
         }
         StreamError::Late | StreamError::Io(_) => "",
     }

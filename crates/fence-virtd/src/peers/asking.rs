@@ -392,8 +392,9 @@ impl Peers {
         let (host, (name, _)) = (self.shown(who), self.name_and_address(who));
         match self.settings().mode {
             PeerMode::Listed(_) => format!(
-                "host {host} {silence}; does fence_virtd run there, with this host in its `peers`? If it is \
-                 gone for good, take it out of `peers`"
+                "host {host} {silence}; its domains may run there. Start fence_virtd there, with this host \
+                 in its `peers`, or power the host off; only if it is off for good: take it out of `peers` \
+                 and reload"
             ),
             _ => format!(
                 "host {host} {silence}; its domains may run: start fence_virtd there, or power it off. If it \

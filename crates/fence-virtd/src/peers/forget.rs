@@ -6,10 +6,12 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use fence_cli::shown;
-use fence_core::hosts::KnownHosts;
+use fence_config::Peers;
+use fence_core::hosts::{KnownHost, KnownHosts};
 use fence_wire::escaped;
 
 use super::store::HostStore;
@@ -43,10 +45,10 @@ pub(crate) fn run(file: &Path, host: &str) -> Result<String, ForgetError> {
     let config = fence_config::load(&source).config.ok_or_else(|| ForgetError::BadConfig(path.clone()))?;
     let from_systemd = std::env::var_os("STATE_DIRECTORY");
     let state = replay::directory(&config.daemon.state_dir, from_systemd.as_deref());
-    forget(&state.ok_or(ForgetError::NoState(path))?, host)
+    forget(&state.ok_or(ForgetError::NoState(path))?, host, &config.daemon.peers)
 }
 
-fn forget(directory: &Path, host: &str) -> Result<String, ForgetError> {
+fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetError> {
     let store = HostStore::at(directory);
     let mut table = store.read();
     let before = table.clone();
@@ -65,11 +67,31 @@ fn forget(directory: &Path, host: &str) -> Result<String, ForgetError> {
         .request_forget(host)
         .map_err(|source| ForgetError::State { directory: directory.clone(), source })?;
     let lines: String = gone.iter().map(|it| format!("forgotten: {}\n", escaped(&it.to_string()))).collect();
-    Ok(format!(
-        "{lines}The daemon takes this up within a second, or when it starts. A host that is still there is \
-         found again.\nFrom now on domains of this host are called off without asking it. If they may still \
-         run there, power that host off first.\n"
-    ))
+    let taken_up = "The daemon takes this up within a second, or when it starts. A host that is still there \
+                    is found again.";
+    Ok(if is_named(peers, host, &gone, &before) {
+        format!(
+            "{lines}{taken_up}\nIt is still in `peers`, so it must still answer; if it is gone for good take \
+             it out there and reload (systemctl reload fence_virtd).\n"
+        )
+    } else {
+        format!(
+            "{lines}{taken_up}\nIf it is not powered off, power it off now: from now on domains of this host \
+             are called off without asking it.\n"
+        )
+    })
+}
+
+/// Returns true if `peers` names what was forgotten: a host, its address, or an address that was bound to it.
+fn is_named(peers: &Peers, text: &str, gone: &[KnownHost], before: &KnownHosts) -> bool {
+    let Peers::Listed(peers) = peers else { return false };
+    peers.iter().any(|peer| {
+        let ip = peer.ip().to_canonical();
+        text.parse().is_ok_and(|it: IpAddr| it.to_canonical() == ip)
+            || text == peer.to_string()
+            || text.eq_ignore_ascii_case("all")
+            || gone.iter().any(|it| it.addresses.contains(&ip) || before.pinned(peer) == Some(it.id))
+    })
 }
 
 fn names(table: &KnownHosts) -> String {
@@ -95,8 +117,9 @@ mod tests {
     #[test]
     fn the_word_is_left_for_the_daemon() {
         let (dir, store) = known();
-        let told = forget(dir.path(), "10.0.0.9").unwrap();
+        let told = forget(dir.path(), "10.0.0.9", &Peers::Discovered).unwrap();
         assert!(told.starts_with("forgotten: 10.0.0.9\n"), "{told}");
+        assert!(told.contains("If it is not powered off, power it off now: from now on"), "{told}");
         // The daemon alone writes its file.
         assert_eq!(store.read().all().count(), 2);
         assert_eq!(store.take_forgotten().unwrap(), ["10.0.0.9"]);
@@ -105,10 +128,22 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_those_that_are_known() {
         let (dir, store) = known();
-        let why = forget(dir.path(), "h7\n").unwrap_err().to_string();
+        let why = forget(dir.path(), "h7\n", &Peers::Discovered).unwrap_err().to_string();
         assert!(why.contains("\"h7\\x0a\"") && why.ends_with("there are: 10.0.0.8, 10.0.0.9"), "{why}");
         assert!(store.take_forgotten().unwrap().is_empty());
         let nobody = tempfile::tempdir().unwrap();
-        assert!(forget(nobody.path(), "h7").unwrap_err().to_string().starts_with("no other host is known"));
+        let why = forget(nobody.path(), "h7", &Peers::Discovered).unwrap_err().to_string();
+        assert!(why.starts_with("no other host is known"), "{why}");
+    }
+
+    #[test]
+    fn a_host_that_peers_names_is_still_asked() {
+        for (host, is_asked) in [("10.0.0.9", true), ("all", true), ("10.0.0.8", false)] {
+            let (dir, _) = known();
+            let told =
+                forget(dir.path(), host, &Peers::Listed(vec!["10.0.0.9:1229".parse().unwrap()])).unwrap();
+            assert_eq!(told.contains("still in `peers`, so it must still answer"), is_asked, "{told}");
+            assert_eq!(told.contains("called off without asking"), !is_asked, "{told}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use fence_wire::{
 use tracing::debug;
 
 use super::links::MessageWay;
+use super::settings::PeerMode;
 use super::state::{NAME, Peers};
 use crate::util::locks::lock;
 
@@ -27,7 +28,7 @@ impl Peers {
 
     pub(super) fn receive(self: &Arc<Self>, datagram: &[u8], from: SocketAddr, way: &MessageWay) {
         if !self.is_on() {
-            return self.drops.count(NAME, "peers-off");
+            return self.drop_while_off(from);
         }
         let received = match HostMessage::decode(datagram, &self.settings().keys) {
             Ok(received) => received,
@@ -56,6 +57,20 @@ impl Peers {
             }
             HostBody::Ask(ask) => self.receive_ask(&received, ask, way),
             HostBody::Answer(_) => self.receive_answer(&received, from),
+        }
+    }
+
+    /// Counts a message that nobody here reads, and names its sender now and then: `peers = "none"` may be
+    /// wrong.
+    fn drop_while_off(&self, from: SocketAddr) {
+        let (settings, address) = (self.settings(), from.ip().to_canonical());
+        let is_none_set = settings.is_set && settings.mode == PeerMode::Off;
+        if is_none_set && lock(&self.unasked).is_due(address, Instant::now()) {
+            let why = "another host was heard, and peers = \"none\" is set here: it is not asked and gets no \
+                       answer. If the two can have the same domains, name each in `peers` of the other";
+            self.drops.note(NAME, "peers-off", &address, &why);
+        } else {
+            self.drops.count(NAME, "peers-off");
         }
     }
 

@@ -241,11 +241,10 @@ impl Peers {
 /// Returns why nothing is known of a host without host messages, and the next step.
 fn legacy_unknown(host: &KnownHost, why: &str, is_silent: bool) -> String {
     let next = if is_silent {
-        "does a C daemon still run there, and is TCP port 1229 of this host open for its call-back? If it \
-         was \
-         upgraded, or is gone for good"
+        "does a C daemon still run there, and is TCP port 1229 of this host open for its call-back? Its \
+         domains may run there: start it, or power the host off. If it was upgraded, or is off for good"
     } else {
-        "if it is gone for good"
+        "if it is off for good"
     };
     format!("host {host} (C daemon) {why}; {next}: fence_virtd --forget {}", host.name)
 }

@@ -16,6 +16,9 @@ use tracing::warn;
 use super::limits::MAX_KEYS;
 use crate::lists::ClientKeys;
 
+/// Reason why nobody is looked for without a group.
+pub(super) const NO_GROUP: &str = "there is no multicast listener any more";
+
 /// Settings that are about other hosts.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerSettings {
@@ -97,6 +100,11 @@ impl PeerSettings {
         self.mode.is_silent()
     }
 
+    /// Returns true if no other host is looked for, since there is no group to do it in, and none is named.
+    pub(crate) fn has_no_group(&self) -> bool {
+        self.mode == PeerMode::NoWay(NO_GROUP)
+    }
+
     fn without_keys(config: &Config, mode: PeerMode) -> Self {
         Self {
             mode,
@@ -123,9 +131,7 @@ fn mode(config: &Config) -> PeerMode {
             PeerMode::NoWay("with the cpg backend corosync names the hosts")
         }
         // Without a group there is nobody to find.
-        Peers::Discovered if config.multicast().is_none() => {
-            PeerMode::NoWay("there is no multicast listener any more")
-        }
+        Peers::Discovered if config.multicast().is_none() => PeerMode::NoWay(NO_GROUP),
         Peers::Discovered => PeerMode::Discovered,
     }
 }

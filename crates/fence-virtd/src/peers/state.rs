@@ -61,6 +61,8 @@ pub(crate) struct Peers {
     pub(super) strays: Mutex<HashMap<SocketAddr, String>>,
     /// Hosts with another key that the log has named.
     pub(super) other_keys: Mutex<OtherKeys>,
+    /// Hosts that were heard where `peers = "none"` is set, and that the log has named.
+    pub(super) unasked: Mutex<OtherKeys>,
     /// Bytes of this run of the daemon.
     run: HostRun,
     /// The latest hellos of this host: the nonce, and the address of `peers` that it went to.
@@ -156,6 +158,7 @@ impl Peers {
             settles: Mutex::default(),
             strays: Mutex::default(),
             other_keys: Mutex::default(),
+            unasked: Mutex::default(),
             run: [0; 8],
             hellos: Mutex::default(),
             own: OnceLock::new(),
@@ -373,7 +376,8 @@ impl Peers {
             _ => info!(
                 host = %name,
                 "another host was heard: from now on it is asked before a domain is called off that does not \
-                 run here. Set `peers` to name the hosts, or peers = \"none\""
+                 run here. Set `peers` to name the hosts, or peers = \"none\" if they never have the same \
+                 domains"
             ),
         }
     }
@@ -385,6 +389,10 @@ impl Peers {
         match &settings.mode {
             PeerMode::Off if settings.is_set => info!("peers = \"none\": no other host is asked"),
             PeerMode::Off => {}
+            PeerMode::NoWay(_) if known.is_empty() && settings.has_no_group() => warn!(
+                "no multicast listener: other hosts are not looked for; name them in `peers`, or set peers = \
+                 \"none\" if no other host can have the same domains"
+            ),
             PeerMode::NoWay(_) if known.is_empty() => {}
             PeerMode::NoWay(why) => warn!(
                 known = %names.join(", "),
