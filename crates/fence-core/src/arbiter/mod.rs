@@ -442,7 +442,7 @@ struct ArbiterEntry {
     request: ArbiterRequest,
     state: EntryState,
     open_to: OpenTo,
-    /// Its work is over, and a power-off of its target may come late.
+    /// Marks one whose work is over, and of whose target a power-off may come late.
     lingers: bool,
 }
 
