@@ -18,11 +18,28 @@ pub(crate) struct DomainQuestion {
     pub(crate) uuid: DomainId,
     /// Name of the domain. Another domain with this name that is on makes a place unable to tell.
     pub(crate) name: String,
+    /// Moment when it was first asked. Nothing that was found out before is an answer.
+    pub(crate) asked: Instant,
+    /// Moment after which this round of looks begins. What an earlier round of the same question found out
+    /// may be judged again in this one, as a look that begins now.
+    pub(crate) round: Instant,
 }
 
 impl DomainQuestion {
+    /// Asks now.
+    pub(crate) fn new(uuid: DomainId, name: String) -> Self {
+        let asked = Instant::now();
+        Self { uuid, name, asked, round: asked }
+    }
+
+    /// Asks now.
     pub(crate) fn about(domain: &DomainRef) -> Self {
-        Self { uuid: domain.uuid, name: domain.name.clone() }
+        Self::new(domain.uuid, domain.name.clone())
+    }
+
+    /// Returns the question for another round of looks, which begins now.
+    pub(crate) fn next_round(&self) -> Self {
+        Self { round: Instant::now(), ..self.clone() }
     }
 }
 

@@ -123,18 +123,19 @@ impl LibvirtBackend {
         question: &DomainQuestion,
         until: Instant,
     ) -> Result<ProvedOff, Doubt> {
-        let asked = Instant::now();
         let mut rounds = Vec::with_capacity(2);
+        let mut question = question.clone();
         while rounds.len() < 2 {
-            let round = self.look_everywhere(question, until).await;
+            let round = self.look_everywhere(&question, until).await;
             let is_decided = round.len() == 1
                 || round.iter().any(|it| matches!(it.sight, Sight::On | Sight::Moving | Sight::Unknown(_)));
             rounds.push(round);
             if is_decided {
                 break;
             }
+            question = question.next_round();
         }
-        ProvedOff::from_rounds(asked, &rounds)
+        ProvedOff::from_rounds(question.asked, &rounds)
     }
 
     /// Returns the hypervisor of this host that has an instance by this doubt.

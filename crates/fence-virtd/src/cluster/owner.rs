@@ -114,7 +114,7 @@ impl AskExecution<'_> {
         let Some(uuid) = DomainId::parse_canonical(&self.ask.uuid) else {
             return ServeOutcome::Failed(ActionError::Gone);
         };
-        let question = DomainQuestion { uuid, name: self.ask.name.clone() };
+        let question = DomainQuestion::new(uuid, self.ask.name.clone());
         let seen = strongest(&self.cluster.local().look_here(&question, until).await);
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         match seen {

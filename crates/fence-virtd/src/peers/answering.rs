@@ -102,7 +102,7 @@ impl Peers {
             return self.drops.count(NAME, "too-many-questions");
         };
         let until = came + Duration::from_millis(ask.left_ms.into()).min(PEER_LIMIT);
-        let question = DomainQuestion { uuid: DomainId::from_bytes(ask.uuid), name: ask.name.clone() };
+        let question = DomainQuestion::new(DomainId::from_bytes(ask.uuid), ask.name.clone());
         let found = match self.own.get() {
             Some(own) => own.look_here(&question, until).await,
             None => Vec::new(),

@@ -15,15 +15,15 @@ use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
 use tracing::info;
 
+use super::down::SilentSubject;
 use super::identity;
-use super::limits::{ASK_AT, DOWN_COMMAND_LIMIT, DOWN_COMMAND_WORD, MAX_QUESTIONS, PEER_LIMIT};
+use super::limits::{ASK_AT, MAX_QUESTIONS, PEER_LIMIT};
 use super::links::MessageWay;
 use super::settings::PeerMode;
 use super::state::{OpenQuestion, PeerCounts, Peers};
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
 use crate::lists::FIND_LIMIT;
-use crate::process::run as program;
 use crate::util::join::join_all;
 use crate::util::locks::lock;
 
@@ -214,11 +214,11 @@ impl Peers {
     ) -> Vec<Finding> {
         PeerCounts::add(&self.counts.asked);
         let mut findings = match self.answers(question, &respondents, began, until).await {
-            Some(found) => self.judge(found, began, until, "does not answer").await,
+            Some(found) => self.judge(question, found, (began, until), "does not answer").await,
             None => {
                 let silent = respondents.iter().map(|who| HostFinding { who: *who, answer: None });
                 let silence = "was not asked: too many questions are open";
-                self.judge(silent.collect(), began, until, silence).await
+                self.judge(question, silent.collect(), (began, until), silence).await
             }
         };
         if !HostAsk::can_name(&question.name) {
@@ -320,9 +320,9 @@ impl Peers {
     /// Returns what the answers show; for the silent ones, what proves them down, if anything does.
     async fn judge(
         &self,
+        question: &DomainQuestion,
         found: Vec<HostFinding>,
-        began: Instant,
-        until: Instant,
+        (began, until): (Instant, Instant),
         silence: &str,
     ) -> Vec<Finding> {
         let command = self.settings().down_command.clone();
@@ -332,6 +332,9 @@ impl Peers {
                 let host = self.shown(who);
                 // The command is not asked about a host that is another one.
                 let command = command.filter(|_| self.doubt(who).is_none());
+                if answer.is_some() {
+                    self.down.forget(&self.name_and_address(who).1);
+                }
                 let (sight, began) = match (answer, command) {
                     (Some(answer), _) => match (self.doubt(who), sight(&host, &answer)) {
                         // Noticed while the question was open.
@@ -340,8 +343,7 @@ impl Peers {
                     },
                     (None, Some(command)) => {
                         PeerCounts::add(&self.counts.silent);
-                        let asked = Instant::now();
-                        (self.proved_down(&command, who, silence, until).await, asked)
+                        self.proved_down(&command, who, silence, question, until).await
                     }
                     (None, None) => {
                         PeerCounts::add(&self.counts.silent);
@@ -354,29 +356,31 @@ impl Peers {
         join_all(judged).await
     }
 
-    /// Asks the command whether a silent host is down: then nothing runs there.
+    /// Asks the command whether a silent host is down: then nothing runs there. Returns that, and when this
+    /// look began: as the command was asked. An answer that an earlier round of the same request had counts
+    /// in the next round too, if the host can't have booted since.
     pub(super) async fn proved_down(
         &self,
         command: &Path,
         who: Respondent,
         silence: &str,
+        question: &DomainQuestion,
         until: Instant,
-    ) -> Sight {
+    ) -> (Sight, Instant) {
         let (name, address) = self.name_and_address(who);
-        let until = until.min(Instant::now() + DOWN_COMMAND_LIMIT);
-        let unproved = |why: String| {
-            let silent = self.silent(who, silence);
-            Sight::Unknown(format!("{silent}; {}: {why}", fence_cli::shown(command)))
-        };
-        match program::run(command, [&name, &address], until).await {
-            Ok(output) if output.status.success() => {
-                let evidence = format!("{} says so{}", fence_cli::shown(command), word(&output.output));
+        let subject = SilentSubject { command: command.to_owned(), name, address };
+        let (said, asked) = self.down.ask(subject, question, until).await;
+        let sight = match said {
+            Ok(evidence) => {
                 info!(host = %escaped(&self.shown(who)), "silent, and down: {evidence}");
                 Sight::Down(evidence)
             }
-            Ok(output) => unproved(format!("{} {}", output.status, output.complaint)),
-            Err(error) => unproved(error.to_string()),
-        }
+            Err(why) => {
+                let silent = self.silent(who, silence);
+                Sight::Unknown(format!("{silent}; {}: {why}", fence_cli::shown(command)))
+            }
+        };
+        (sight, asked.max(question.round))
     }
 
     /// Returns why nothing is known of a silent host, and the next step.
@@ -450,14 +454,6 @@ impl Drop for ListedQuestion<'_> {
     fn drop(&mut self) {
         lock(&self.peers.questions).remove(&self.nonce);
     }
-}
-
-/// Returns the first line that a command printed, behind a colon; nothing if it printed none.
-fn word(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
-    let line = text.lines().map(str::trim).find(|it| !it.is_empty()).unwrap_or_default();
-    let cut: String = line.chars().take(DOWN_COMMAND_WORD).collect();
-    if cut.is_empty() { String::new() } else { format!(": {}", escaped(&cut)) }
 }
 
 /// Returns what a host shows that was asked by a part of the name alone. Another domain with the whole name,

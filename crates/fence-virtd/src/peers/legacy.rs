@@ -175,8 +175,10 @@ impl Peers {
                 let command = self.settings().down_command.clone().filter(|_| is_silent);
                 match command {
                     Some(command) => {
-                        began = Instant::now();
-                        self.proved_down(&command, Respondent::Host(host.id), &why, until).await
+                        let who = Respondent::Host(host.id);
+                        let (sight, asked) = self.proved_down(&command, who, &why, question, until).await;
+                        began = asked;
+                        sight
                     }
                     None => Sight::Unknown(legacy_unknown(host, &why, is_silent)),
                 }

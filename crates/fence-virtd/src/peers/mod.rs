@@ -13,6 +13,7 @@ mod answering;
 mod asking;
 mod discovery;
 mod doubts;
+mod down;
 pub(crate) mod forget;
 mod identity;
 mod incoming;

@@ -184,7 +184,7 @@ impl HostProbe {
             }
         }
         let (name, uuid) = NOBODYS;
-        let question = DomainQuestion { uuid: DomainId::from_bytes(uuid), name: name.to_owned() };
+        let question = DomainQuestion::new(DomainId::from_bytes(uuid), name.to_owned());
         let (missing, legacy, respondents) = self.peers.respondents(&self.mode);
         let missing = missing.or_else(|| self.peers.own_doubt());
         let began = Instant::now();

@@ -19,6 +19,7 @@ use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, Hos
 use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
 
+use super::down::DownAnswers;
 use super::identity::{self, Identity, IdentityError};
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
@@ -55,6 +56,8 @@ pub(crate) struct Peers {
     pub(super) questions: Mutex<HashMap<HostNonce, OpenQuestion>>,
     /// Hosts that did not answer lately.
     pub(super) silent: Mutex<SilentHosts>,
+    /// Answers of `peer_down_command` about silent hosts.
+    pub(super) down: DownAnswers,
     /// When it is known whether a daemon that was started anew is the only one with its key pair.
     pub(super) settles: Mutex<Option<Instant>>,
     /// Addresses of `peers` whose hosts answer from another one, and the text of that.
@@ -155,6 +158,7 @@ impl Peers {
             resocketed: Notify::new(),
             questions: Mutex::default(),
             silent: Mutex::default(),
+            down: DownAnswers::default(),
             settles: Mutex::default(),
             strays: Mutex::default(),
             other_keys: Mutex::default(),
@@ -292,6 +296,7 @@ impl Peers {
         if self.is_only_in_the_way(HostId::of(&hello.public), from) {
             return self.drops.count(NAME, "too-many-hosts");
         }
+        self.down.forget(&from.to_canonical().to_string());
         let heard = lock(&self.table).heard(hello, from.to_canonical(), now());
         self.after_heard(heard, HostId::of(&hello.public));
     }
@@ -301,6 +306,7 @@ impl Peers {
         if self.is_only_in_the_way(legacy_id(from.to_canonical()), from) {
             return self.drops.count(NAME, "too-many-hosts");
         }
+        self.down.forget(&from.to_canonical().to_string());
         let heard = lock(&self.table).heard_legacy(from.to_canonical(), domains, now());
         let host = lock(&self.table).all().find(|it| it.addresses.contains(&from.to_canonical())).cloned();
         if let Some(host) = host {

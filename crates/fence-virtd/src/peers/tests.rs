@@ -114,7 +114,7 @@ impl Host {
     }
 
     async fn look_within(&self, time: Duration) -> Vec<Finding> {
-        let question = DomainQuestion { uuid: DomainId::from_bytes([7; 16]), name: "vm1".to_owned() };
+        let question = DomainQuestion::new(DomainId::from_bytes([7; 16]), "vm1".to_owned());
         self.peers.look(&question, Instant::now() + time).await
     }
 
@@ -182,7 +182,7 @@ async fn a_name_that_cannot_be_asked_in_full_proves_nothing() {
     for sight in [Sight::Off, Sight::Absent, Sight::On, Sight::Moving] {
         b.shows(sight.clone());
         for name in ["n".repeat(63), "n".repeat(64), "a\tb".to_owned()] {
-            let question = DomainQuestion { uuid: DomainId::from_bytes([7; 16]), name: name.clone() };
+            let question = DomainQuestion::new(DomainId::from_bytes([7; 16]), name.clone());
             let found = a.peers.look(&question, Instant::now() + Duration::from_secs(5)).await;
             if name.len() == 63 || matches!(sight, Sight::On | Sight::Moving) {
                 assert_eq!(found[0].sight, sight);

@@ -216,7 +216,7 @@ async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
 /// The name alone does not say which domain is meant, but one that is off is none that runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_namesake_that_is_on_is_a_doubt() {
-    let question = DomainQuestion { uuid: DomainId::parse_canonical(UUID).unwrap(), name: "x".to_owned() };
+    let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
     for (here, is_doubt) in [("namesake on", true), ("namesake off", false), ("none", false)] {
         let world = World::new();
         let uris = [world.hypervisor("here", here)];

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use fence_core::evidence::ProvedOff;
+use fence_core::host_down::BOOT;
 use tempfile::TempDir;
 
 use super::*;
@@ -20,11 +21,30 @@ fn command(dir: &TempDir, body: &str) -> PathBuf {
 
 /// Asks a host that knows one other, which is silent, and that has this command.
 async fn ask_a_silent_host(dir: &TempDir, body: &str, time: Duration) -> (Vec<Finding>, u16) {
+    let (a, b) = host_with_a_silent_one(dir, body).await;
+    (a.look_within(time).await, b)
+}
+
+/// A host that knows one other, which is silent, with the port of that one.
+async fn host_with_a_silent_one(dir: &TempDir, body: &str) -> (Host, u16) {
     let (a, b) = (port(), port());
     let a = Host::listed(a, &[b], None).await;
     let settings = (*a.peers.settings()).clone();
     a.peers.replace_settings(PeerSettings { down_command: Some(command(dir, body)), ..settings });
-    (a.look_within(time).await, b)
+    (a, b)
+}
+
+/// A look at this host's hypervisor.
+fn here(began: Instant) -> Finding {
+    let place = DomainSite::Hypervisor("test".to_owned());
+    Finding { place, sight: Sight::Off, began, ended: began }
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Returns how often the command was run that adds a line to this file.
+fn runs(dir: &TempDir) -> usize {
+    fs::read_to_string(dir.path().join("runs")).unwrap_or_default().lines().count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,10 +58,6 @@ async fn a_host_that_is_proved_down_is_named_with_the_word_of_the_command() {
     let program = dir.path().join("program");
     assert_eq!(finding.sight, Sight::Down(format!("{} says so: power is off", program.display())));
     // What the audit record says: see `RequestOutcome`.
-    let here = |began| {
-        let place = DomainSite::Hypervisor("test".to_owned());
-        Finding { place, sight: Sight::Off, began, ended: began }
-    };
     let again = Instant::now();
     let second = Finding { began: again, ended: again, ..finding.clone() };
     let rounds = [vec![here(finding.began), finding.clone()], vec![here(again), second]];
@@ -75,4 +91,70 @@ async fn a_command_that_fails_or_hangs_proves_nothing() {
         let why_not = reason(&found[0].sight);
         assert!(why_not.contains("does not answer") && why_not.contains(why), "{why_not}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_runs_once_for_each_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, _) = host_with_a_silent_one(&dir, "echo >> runs").await;
+    let look = async |question: &DomainQuestion| a.peers.look(question, Instant::now() + PATIENCE).await;
+    let one = question();
+    let first = look(&one).await;
+    let second = look(&one.next_round()).await;
+    assert_eq!(runs(&dir), 1);
+    // The answer counts in both rounds, and the proof is as old as the answer.
+    let began = first[0].began;
+    let rounds = [(first, began), (second, Instant::now())];
+    let rounds = rounds.map(|(found, began)| found.into_iter().chain([here(began)]).collect());
+    let proof = ProvedOff::from_rounds(one.asked, &rounds).unwrap();
+    assert!(proof.since() == began && proof.down().is_some());
+    // Another request came after that.
+    look(&question()).await;
+    assert_eq!(runs(&dir), 2);
+    // The host may have booted since.
+    let old = question();
+    look(&old).await;
+    a.peers.down.age(BOOT).await;
+    look(&old.next_round()).await;
+    assert_eq!(runs(&dir), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_wait_share_an_answer_that_was_asked_for_after_they_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, _) = host_with_a_silent_one(&dir, "echo >> runs; while test ! -e go; do sleep 0.01; done").await;
+    let until = Instant::now() + PATIENCE;
+    let (came_first, has_begun) = (question(), async {
+        while runs(&dir) < 1 {
+            assert!(Instant::now() < until);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let late = async {
+        has_begun.await;
+        // The command may have looked already.
+        let (one, two) = (question(), question());
+        fs::write(dir.path().join("go"), "").unwrap();
+        tokio::join!(a.peers.look(&one, until), a.peers.look(&two, until))
+    };
+    let (first, (one, two)) = tokio::join!(a.peers.look(&came_first, until), late);
+    for found in [first, one, two] {
+        assert!(matches!(found[0].sight, Sight::Down(_)), "{found:?}");
+    }
+    assert_eq!(runs(&dir), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_was_heard_since_needs_another_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, _) = host_with_a_silent_one(&dir, "echo >> runs").await;
+    let one = question();
+    a.peers.look(&one, Instant::now() + PATIENCE).await;
+    a.peers.down.forget("127.0.0.1");
+    a.peers.look(&one.next_round(), Instant::now() + PATIENCE).await;
+    assert_eq!(runs(&dir), 2);
+}
+
+fn question() -> DomainQuestion {
+    DomainQuestion::new(DomainId::from_bytes([7; 16]), "vm1".to_owned())
 }
