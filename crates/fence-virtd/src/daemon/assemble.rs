@@ -33,6 +33,7 @@ use crate::observe::audit::Audit;
 use crate::peers::{PeerSettings, Peers};
 use crate::replay::ReplayMemory;
 use crate::service::cluster_port::ClusterPort;
+use crate::service::owed_places::OwedPlaces;
 use crate::service::{Service, ServiceMemory};
 use crate::status::endpoint::Endpoint;
 use crate::status::exporter::{Exporter, MetricsSection};
@@ -64,7 +65,7 @@ pub(super) async fn assemble(
     let known = Hypervisors::default();
     let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
     let setup = backend(config, &known, wait).await?;
-    let memory = ServiceMemory { replays, intents };
+    let memory = ServiceMemory { replays, intents: intents.clone() };
     let service = Service::new(setup.backend, audit, memory, setup.claims, config.daemon.client_timeout);
     let other_hosts = setup.links.serve(&service);
     let settings = if wait { PeerSettings::load_or_wait(config) } else { PeerSettings::load(config)? };
@@ -89,6 +90,9 @@ pub(super) async fn assemble(
     let sources = SourceResolver::new(inventories);
     if let Some(own) = setup.own {
         let OwnHypervisors { places, ask_others } = own;
+        // What an earlier daemon owes is known before anybody is told anything.
+        left.iter().for_each(|it| drop(intents.adopt(it)));
+        let places = Arc::new(OwedPlaces::new(places, intents));
         ask_others(Arc::clone(&peers) as Arc<dyn PeerHosts>);
         let count = move || running.iter().map(|(_, it)| it.borrow().len()).sum();
         tasks.spawn(Arc::clone(&peers).serve(places, count));

@@ -7,7 +7,7 @@
 //!
 //! The format and its judgement are in `fence_core::intent`; [`store`] owns the files and their thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,8 +40,8 @@ struct IntentLogState {
     /// None: nothing is written, and only this process knows what is owed.
     orders: Option<SyncSender<StoreOrder>>,
     next: AtomicU64,
-    /// Intents with a start that is owed.
-    owing: Mutex<BTreeSet<u64>>,
+    /// Intents with a start that is owed, and the UUIDs of their domains.
+    owing: Mutex<BTreeMap<u64, Arc<str>>>,
     /// UUIDs of the domains that requests began to act on while any start was owed.
     begun: Mutex<BTreeSet<String>>,
     /// Events that the disk did not take in time.
@@ -55,6 +55,7 @@ struct IntentLogState {
 pub(crate) struct OpenIntent {
     log: IntentLog,
     number: u64,
+    uuid: Arc<str>,
 }
 
 /// Values of an intent that its request knows.
@@ -137,7 +138,7 @@ impl IntentLog {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let IntentSubject { id, transport, peer, source_domain, hash, key, .. } = subject;
         let IntentSubject { action, target, domain, uuid, home, .. } = subject;
-        let (boot, home) = (self.0.boot.clone(), home.to_owned());
+        let (boot, home, open) = (self.0.boot.clone(), home.to_owned(), Arc::from(uuid.as_str()));
         if self.owing() > 0 {
             lock(&self.0.begun).insert(uuid.clone());
         } else {
@@ -161,21 +162,27 @@ impl IntentLog {
         };
         self.write(IntentEvent::Begun(Box::new(intent)), None).await;
         fault::reached("intent_written");
-        OpenIntent { log: self.clone(), number }
+        OpenIntent { log: self.clone(), number, uuid: open }
     }
 
     /// Returns the open intent of an earlier daemon, to be ended by this one.
     pub(crate) fn adopt(&self, left: &LeftIntent) -> OpenIntent {
-        let number = left.unfinished.intent.number;
+        let Intent { number, uuid, .. } = &left.unfinished.intent;
+        let open = OpenIntent { log: self.clone(), number: *number, uuid: Arc::from(uuid.as_str()) };
         if matches!(left.unfinished.remainder, IntentRemainder::Open { start: Some(_) }) {
-            lock(&self.0.owing).insert(number);
+            lock(&self.0.owing).insert(open.number, Arc::clone(&open.uuid));
         }
-        OpenIntent { log: self.clone(), number }
+        open
     }
 
     /// Returns whether a request of this daemon began to act on the domain while any start was owed.
     pub(crate) fn has_begun(&self, uuid: &str) -> bool {
         lock(&self.0.begun).contains(uuid)
+    }
+
+    /// Returns whether a start of the domain is owed now: whatever is seen of it, it is about to be on.
+    pub(crate) fn owes_start(&self, uuid: &str) -> bool {
+        lock(&self.0.owing).values().any(|it| **it == *uuid)
     }
 
     /// Returns the number of starts that are owed now.
@@ -262,7 +269,7 @@ impl OpenIntent {
     /// Writes down that a start is owed from now on, before the domain is powered off. Blocks for at most
     /// [`DISK_LIMIT`].
     pub(crate) fn owes(&self, source: &OwedSource<'_>) {
-        if !lock(&self.log.0.owing).insert(self.number) {
+        if !self.note_owed() {
             return;
         }
         let (start, xml) = match source {
@@ -276,10 +283,15 @@ impl OpenIntent {
 
     /// Writes down that a start from the definition is owed, unless one is owed already.
     pub(crate) async fn owes_definition(&self) {
-        if lock(&self.log.0.owing).insert(self.number) {
+        if self.note_owed() {
             let start = StartOwed::Definition;
             self.log.write(IntentEvent::Owes { number: self.number, start }, None).await;
         }
+    }
+
+    /// Returns whether none was owed before.
+    fn note_owed(&self) -> bool {
+        lock(&self.log.0.owing).insert(self.number, Arc::clone(&self.uuid)).is_none()
     }
 
     /// Reports that the start is not owed any more: the domain is started, or can't be.

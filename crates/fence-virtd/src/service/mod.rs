@@ -34,6 +34,7 @@ pub(crate) mod challenges;
 pub(crate) mod client_link;
 pub(crate) mod cluster_port;
 pub(crate) mod execute;
+pub(crate) mod owed_places;
 pub(crate) mod recovery;
 pub(crate) mod turns;
 
