@@ -87,6 +87,30 @@ def test_a_migration_that_is_not_confirmed(pair, note, end, first):
     note(f"{good} answers that help")
 
 
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_a_migration_that_is_not_confirmed_to_a_host_that_nobody_knows(hosts, action):
+    """A host that is alone by its configuration, and a machine that stands still here for a migration: it runs at the target."""
+    here, there = hosts.h1, hosts.h2
+    hosts.serve("h1", virtd={"peers": "none"})
+    for _ in range(max(ROUNDS // 4, 1)):
+        here.has("x")
+        with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+            migration = here.migrate("x", there, source=relay)
+            assert relay.wait_held(migration), migration.communicate()[0]
+            assert (here.state("x"), there.state("x")) == ("paused", "running")
+            # What is ended here says nothing of the target; nor later on.
+            assert [hosts.ask(action, "x").rc for _ in range(2)] == [FAILED, FAILED], hosts.logs()
+            relay.let_go()
+            settle(hosts, migration)
+        assert hosts.where("x") == ["h2"], hosts.logs()
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    # Once it was seen to run here again, it is fenced as always.
+    here.has("x")
+    assert hosts.ask("off", "x").rc == OK, hosts.logs()
+    assert hosts.ask("off", "x").rc == OK, hosts.logs()
+
+
 #: Who calls back first, what is done to the machine at the target, and how many rounds there are of it.
 UNHEARD = {"h1": ("h1", "", ROUNDS // 2), "h2": ("h2", "", ROUNDS // 2), "suspend": ("h2", "suspend", ROUNDS // 4),
            "suspend+resume": ("h2", "suspend resume", ROUNDS // 4)}

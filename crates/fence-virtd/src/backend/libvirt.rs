@@ -40,6 +40,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Pause before an instance that comes or goes is looked at again.
 const MOVING_PAUSE: Duration = Duration::from_millis(200);
+/// Reason for an instance that stood still for a migration, where nobody knows its other end.
+const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run where \
+                           it was to go, and no other host is known. Power it off there, then start it with \
+                           virsh where it belongs; and name the other hosts in `peers`";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
@@ -307,8 +311,12 @@ impl LibvirtBackend {
                     let restart = start_from.map(|it| self.restart(next, domain, it));
                     return Ok(PowerOffResult { proof, was_off: false, restart, note: None });
                 }
-                PowerOffHere::EndedWhileMoving { start_from } => {
+                PowerOffHere::EndedWhileMoving { start_from, is_handed_over } => {
                     acted = true;
+                    if is_handed_over && self.has_no_other_end(&question, lease.until()).await {
+                        self.hypervisors[next].record_move(libvirt_uuid(domain.uuid));
+                        return Err(ActionError::Unknown(HANDED_OVER.to_owned()));
+                    }
                     source = start_from.map(|it| (next, it)).or(source);
                 }
                 PowerOffHere::NothingHere => {}
@@ -330,6 +338,12 @@ impl LibvirtBackend {
                 }
             }
         }
+    }
+
+    /// Returns whether nobody is asked who could be the other end of a migration.
+    async fn has_no_other_end(&self, question: &DomainQuestion, until: Instant) -> bool {
+        let is_other = |it: &Finding| matches!(it.place, DomainSite::Host(_));
+        self.hypervisors.len() == 1 && !self.look_everywhere(question, until).await.iter().any(is_other)
     }
 
     fn home_of(&self, domain: &DomainRef) -> Result<usize, ActionError> {

@@ -143,6 +143,19 @@ impl SeenDomains {
         }
     }
 
+    /// Returns whether an instance was here before that a migration can have: it ran here, or came in.
+    pub(super) fn had_instance(&self, uuid: Uuid) -> bool {
+        let last = self.domains.get(&uuid).map(|it| it.last);
+        matches!(last, Some(LastSeen::Ran { .. } | LastSeen::CameIn))
+    }
+
+    /// Records that the machine may be at another place since now.
+    pub(super) fn record_move(&mut self, uuid: Uuid) {
+        if let Some(seen) = self.domains.get_mut(&uuid) {
+            seen.last = LastSeen::MovedAway(since_boot());
+        }
+    }
+
     /// Records that an action of ours ended the instance that ran here.
     pub(super) fn record_end(&mut self, uuid: Uuid) {
         if let Some(seen) = self.domains.get_mut(&uuid) {
@@ -259,7 +272,7 @@ impl LastSeen {
             (STOPPED_MIGRATED, _) => Self::MovedAway(since_boot()),
             (0..=2, Self::Ran { .. }) => Self::Ended(since_boot()),
             // The event of an end that is known already.
-            (0..=2, Self::Ended(_)) => self,
+            (0..=2, Self::Ended(_) | Self::MovedAway(_)) => self,
             _ => Self::Known,
         }
     }
@@ -280,6 +293,23 @@ mod tests {
             seen.record_event(&event);
         }
         seen
+    }
+
+    #[test]
+    fn what_was_handed_over_stays_away_until_an_instance_is_seen() {
+        let mut seen = seen_after(&[(LifecycleKind::Started, 0)]);
+        assert!(seen.had_instance(uuid()));
+        seen.record_move(uuid());
+        // Its end by our own hand, late.
+        seen.record_event(&LifecycleEvent {
+            uuid: uuid(),
+            name: "x".to_owned(),
+            kind: LifecycleKind::Stopped,
+            detail: 1,
+        });
+        assert!(seen.move_age(uuid()).is_some() && seen.end_age(uuid()).is_none());
+        assert!(!seen.had_instance(uuid()));
+        assert!(!seen_after(&[(LifecycleKind::Defined, 0)]).had_instance(uuid()));
     }
 
     #[test]

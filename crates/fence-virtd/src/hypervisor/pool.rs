@@ -412,6 +412,16 @@ impl Hypervisor {
         lock(&self.memory).record_instance(uuid, began);
     }
 
+    /// Returns whether an instance was here before that a migration can have.
+    pub(crate) fn had_instance(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).had_instance(uuid)
+    }
+
+    /// Records that a migration may have handed the machine over to another place.
+    pub(crate) fn record_move(&self, uuid: Uuid) {
+        lock(&self.memory).record_move(uuid);
+    }
+
     /// Records that an action of ours ended the instance that ran here.
     pub(crate) fn record_end(&self, uuid: Uuid) {
         lock(&self.memory).record_end(uuid);

@@ -53,7 +53,7 @@ fn about_to_start(sight: &Sight) -> Sight {
 
 #[cfg(test)]
 mod tests {
-    use fence_core::domain::DomainId;
+    use fence_core::domain::{DomainHome, DomainId, DomainRef};
     use fence_core::evidence::DomainSite;
 
     use super::*;
@@ -73,8 +73,10 @@ mod tests {
         let uuid = DomainId::from_bytes([7; 16]);
         let (intents, _) = IntentLog::open(None, String::new());
         let places = OwedPlaces::new(Arc::new(Shown(Sight::Off)), intents.clone());
-        let other = DomainQuestion { uuid: DomainId::from_bytes([8; 16]), name: "other".into() };
-        let question = DomainQuestion { uuid, name: "x".into() };
+        let about = |uuid, name: &str| {
+            DomainQuestion::about(&DomainRef { name: name.to_owned(), uuid, home: DomainHome::Here(0) })
+        };
+        let (question, other) = (about(uuid, "x"), about(DomainId::from_bytes([8; 16]), "other"));
         let subject = IntentSubject {
             id: 1,
             transport: "tcp".into(),

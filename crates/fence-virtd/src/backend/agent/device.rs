@@ -37,6 +37,8 @@ use crate::util::locks::lock;
 
 mod execute;
 
+/// Longest wait for a slot after which a run that was killed counts as one that had its whole time.
+const MAX_SLOT_WAIT: Duration = Duration::from_millis(100);
 /// Looks at a device's files that may be under way at once: one that hangs keeps a thread.
 const MAX_LOOKS_AT_FILES: usize = 8;
 /// Time for which a list is used, and for which its absence is assumed.
@@ -158,6 +160,10 @@ impl FenceDevice {
             .await;
         let code = match done.ended {
             AgentRunEnd::Exit(code) => code,
+            // Other runs had its time: the device itself was not heard out.
+            AgentRunEnd::Killed(_) if done.waited > MAX_SLOT_WAIT => {
+                return StatusReply { reading: StatusReading::NotAsked, words: done.words() };
+            }
             AgentRunEnd::Killed(_) => {
                 return StatusReply { reading: StatusReading::Silent, words: done.words() };
             }

@@ -2,7 +2,7 @@
 //! Runs of an agent: what is asked for, in which context, and the result.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_core::agent::plan::StatusReading;
 use fence_core::domain::PowerAction;
@@ -75,6 +75,8 @@ pub(super) struct FinishedRun {
     pub(super) complaint: String,
     /// True if the run did not begin because too many agents run.
     pub(super) had_no_slot: bool,
+    /// Time for which the run waited for its slot.
+    pub(super) waited: Duration,
     /// True if the agent wrote to standard error.
     pub(super) complained: bool,
     /// Fingerprint of the program and its options.

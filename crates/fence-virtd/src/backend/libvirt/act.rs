@@ -141,6 +141,8 @@ pub(super) struct PowerOffProgress {
     destroyed: bool,
     /// True once the instance was seen in a migration.
     was_moving: bool,
+    /// True once the instance stood still for a migration: the machine may run at the other end of it.
+    is_handed_over: bool,
     /// Source for the restart, read before the power-off.
     start_from: Option<StartSource>,
 }
@@ -154,6 +156,8 @@ pub(super) enum PowerOffHere {
     EndedWhileMoving {
         /// Source for the restart, if it was read.
         start_from: Option<StartSource>,
+        /// It stood still for the migration: another host has it or had it.
+        is_handed_over: bool,
     },
     /// The instance that ran here has ended, as this look showed.
     Ended {
@@ -270,7 +274,7 @@ impl PowerOffRun<'_> {
             DomainReading::Off | DomainReading::Gone | DomainReading::MovedAway => Ok(Some(self.left())),
             DomainReading::On { instance, state } => {
                 self.victim = instance;
-                self.progress.was_moving |= self.is_moving(state);
+                self.note_moving(state);
                 Ok(None)
             }
             DomainReading::Unknown => Ok(None),
@@ -340,14 +344,14 @@ impl PowerOffRun<'_> {
                         return Ok(Some(self.replaced(began)));
                     }
                     self.victim = instance;
-                    self.progress.was_moving |= self.is_moving(state);
+                    self.note_moving(state);
                     return Ok(None);
                 }
                 still if Instant::now() >= self.lease.until() => {
                     let (state, reason) = (still.words(), self.refusal.take());
                     return Err(ActionError::NoEffect { state, reason }.into());
                 }
-                DomainReading::On { state, .. } => self.progress.was_moving |= self.is_moving(state),
+                DomainReading::On { state, .. } => self.note_moving(state),
                 DomainReading::Unknown => {}
             }
             self.pause.wait(self.lease.until());
@@ -355,6 +359,14 @@ impl PowerOffRun<'_> {
                 return Ok(None);
             }
         }
+    }
+
+    /// Notes what a reading of the instance says of a migration. One that just starts stands still too; it
+    /// was not here before.
+    fn note_moving(&mut self, state: State) {
+        self.progress.was_moving |= self.is_moving(state);
+        let is_handed_over = state == State::Migrating && self.memory.had_instance(self.order.uuid);
+        self.progress.is_handed_over |= is_handed_over;
     }
 
     /// Returns whether the end of this instance is no proof: a migration has it, or brought it here so lately
@@ -383,7 +395,7 @@ impl PowerOffRun<'_> {
     /// Returns the result for an instance that has ended, as a look showed that began at this time.
     fn ended(&mut self, began: Instant) -> PowerOffHere {
         if self.progress.was_moving {
-            return PowerOffHere::EndedWhileMoving { start_from: self.progress.start_from.take() };
+            return self.ended_while_moving();
         }
         self.memory.record_end(self.order.uuid);
         PowerOffHere::Ended { look: self.end_seen(began), start_from: self.progress.start_from.take() }
@@ -404,7 +416,12 @@ impl PowerOffRun<'_> {
         if !self.progress.acted {
             return PowerOffHere::NothingHere;
         }
-        PowerOffHere::EndedWhileMoving { start_from: self.progress.start_from.take() }
+        self.ended_while_moving()
+    }
+
+    fn ended_while_moving(&mut self) -> PowerOffHere {
+        let PowerOffProgress { start_from, is_handed_over, .. } = &mut *self.progress;
+        PowerOffHere::EndedWhileMoving { start_from: start_from.take(), is_handed_over: *is_handed_over }
     }
 }
 

@@ -47,6 +47,7 @@ impl FenceDevice {
         context: RunContext<'_>,
     ) -> FinishedRun {
         let PreparedRun { path, input, mask, fingerprint, program } = ready;
+        let queued = Instant::now();
         let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
         let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
             let why = "agent limit reached (max_running)".to_owned();
@@ -60,6 +61,7 @@ impl FenceDevice {
             return self.not_run(action, why.to_string(), fingerprint, context);
         }
         let begun = Instant::now();
+        let waited = begun.saturating_duration_since(queued);
         let keep = output_limit(action);
         let result = run_contained(&path, input, keep, context.until).await;
         drop(slot);
@@ -110,6 +112,7 @@ impl FenceDevice {
             complaint,
             complained,
             had_no_slot: false,
+            waited,
             fingerprint,
             program,
         }
@@ -131,6 +134,7 @@ impl FenceDevice {
             complaint: String::new(),
             complained: false,
             had_no_slot: false,
+            waited: Duration::ZERO,
             fingerprint,
             program: 0,
         }
