@@ -41,9 +41,9 @@ const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Pause before an instance that comes or goes is looked at again.
 const MOVING_PAUSE: Duration = Duration::from_millis(200);
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
-const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run where \
-                           it was to go, and no other host is known. Power it off there, then start it with \
-                           virsh where it belongs; and name the other hosts in `peers`";
+const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run \
+                           where it was to go, and no other host is known. Power it off there, then start \
+                           it with virsh where it belongs; and name the other hosts in `peers`";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {

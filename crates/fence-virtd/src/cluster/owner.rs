@@ -115,8 +115,17 @@ impl AskExecution<'_> {
             return ServeOutcome::Failed(ActionError::Gone);
         };
         let question = DomainQuestion::new(uuid, self.ask.name.clone());
+        // A start may become owed while the hypervisors are asked, or be made good after they were.
+        let owes = || self.cluster.service().is_some_and(|it| it.owes_start(&self.ask.uuid));
+        let was_owed = owes();
         let seen = strongest(&self.cluster.local().look_here(&question, until).await);
         self.stages.resolved = Some(StageTimes::since(job.arrived));
+        let seen = match seen {
+            Sight::Ended(_) | Sight::Off | Sight::Absent | Sight::MovedAway(_) if was_owed || owes() => {
+                Sight::Moving
+            }
+            seen => seen,
+        };
         match seen {
             Sight::Absent => return ServeOutcome::Failed(ActionError::Gone),
             Sight::Unknown(why) | Sight::Down(why) => {

@@ -65,6 +65,8 @@ pub(super) async fn assemble(
     let known = Hypervisors::default();
     let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
     let setup = backend(config, &known, wait).await?;
+    // What an earlier daemon owes is known before anybody is told anything.
+    left.iter().for_each(|it| drop(intents.adopt(it)));
     let memory = ServiceMemory { replays, intents: intents.clone() };
     let service = Service::new(setup.backend, audit, memory, setup.claims, config.daemon.client_timeout);
     let other_hosts = setup.links.serve(&service);
@@ -90,8 +92,6 @@ pub(super) async fn assemble(
     let sources = SourceResolver::new(inventories);
     if let Some(own) = setup.own {
         let OwnHypervisors { places, ask_others } = own;
-        // What an earlier daemon owes is known before anybody is told anything.
-        left.iter().for_each(|it| drop(intents.adopt(it)));
         let places = Arc::new(OwedPlaces::new(places, intents));
         ask_others(Arc::clone(&peers) as Arc<dyn PeerHosts>);
         let count = move || running.iter().map(|(_, it)| it.borrow().len()).sum();

@@ -332,6 +332,11 @@ impl Service {
         job.trail.set_intent(self.intents.begin(subject).await);
     }
 
+    /// Returns whether a start of the domain is owed now: whatever is seen of it, it is about to be on.
+    pub(crate) fn owes_start(&self, uuid: &str) -> bool {
+        self.intents.owes_start(uuid)
+    }
+
     /// Returns the number of starts that are owed now.
     pub(crate) fn starts_owed(&self) -> usize {
         self.intents.owing()

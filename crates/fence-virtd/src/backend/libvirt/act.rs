@@ -156,7 +156,7 @@ pub(super) enum PowerOffHere {
     EndedWhileMoving {
         /// Source for the restart, if it was read.
         start_from: Option<StartSource>,
-        /// It stood still for the migration: another host has it or had it.
+        /// True if it stood still for the migration: another host has the machine or had it.
         is_handed_over: bool,
     },
     /// The instance that ran here has ended, as this look showed.
