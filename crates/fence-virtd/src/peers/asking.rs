@@ -4,6 +4,7 @@
 //! Owns the repeats and the time of a question. Runs on the task of the request that is about to call a
 //! domain off. Everyone who must answer is in the result: a silent one is unknown.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -393,7 +394,14 @@ impl Peers {
         {
             return why.clone();
         }
-        let (host, (name, _)) = (self.shown(who), self.name_and_address(who));
+        let (host, (name, address)) = (self.shown(who), self.name_and_address(who));
+        let address = address.parse::<IpAddr>().map(|it| it.to_canonical());
+        if address.is_ok_and(|it| lock(&self.other_keys).explains(it, Instant::now())) {
+            return format!(
+                "host {host} {silence}: its messages have another key. Use the same peer_key_file on all \
+                 hosts (without it: the same key of the multicast listener), and reload"
+            );
+        }
         match self.settings().mode {
             PeerMode::Listed(_) => format!(
                 "host {host} {silence}; its domains may run there. Start fence_virtd there, with this host \

@@ -109,6 +109,12 @@ impl Peers {
         )
     }
 
+    /// Returns true if a host that is asked has this address.
+    pub(super) fn is_asked_at(&self, address: IpAddr) -> bool {
+        self.listed().iter().any(|it| it.ip().to_canonical() == address)
+            || lock(&self.table).all().any(|it| it.addresses.contains(&address))
+    }
+
     /// Returns the addresses of `peers`.
     pub(super) fn listed(&self) -> Vec<SocketAddr> {
         match &self.settings().mode {

@@ -77,6 +77,9 @@ impl Peers {
     /// Counts a message without the proof of this host's keys, and names its sender now and then.
     fn drop_of_other_key(&self, reason: &'static str, from: SocketAddr) {
         let address = from.ip().to_canonical();
+        if self.is_asked_at(address) {
+            lock(&self.other_keys).heard(address, Instant::now());
+        }
         if lock(&self.other_keys).is_due(address, Instant::now()) {
             self.drops.note(NAME, reason, &address, &self.told_of_other_key(address));
         } else {

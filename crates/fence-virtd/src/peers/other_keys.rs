@@ -10,22 +10,43 @@ use std::time::{Duration, Instant};
 
 /// Time in which an address is named once.
 const NAMED_EVERY: Duration = Duration::from_secs(3600);
+/// Time for which a message with another key explains a silence: hosts say hello every minute.
+const HEARD_LATELY: Duration = Duration::from_secs(150);
 /// Addresses that are named in that time.
 const MAX_NAMED: usize = 32;
 
 /// Addresses that were named in the log, and when.
 #[derive(Default, Debug)]
-pub(super) struct OtherKeys(BTreeMap<IpAddr, Instant>);
+pub(super) struct OtherKeys {
+    named: BTreeMap<IpAddr, Instant>,
+    /// Latest message with another key, for addresses of hosts that are asked.
+    heard: BTreeMap<IpAddr, Instant>,
+}
 
 impl OtherKeys {
     /// Returns true if the address is to be named now.
     pub(super) fn is_due(&mut self, address: IpAddr, now: Instant) -> bool {
-        self.0.retain(|_, at| now.saturating_duration_since(*at) < NAMED_EVERY);
-        if self.0.len() >= MAX_NAMED || self.0.contains_key(&address) {
+        self.named.retain(|_, at| now.saturating_duration_since(*at) < NAMED_EVERY);
+        if self.named.len() >= MAX_NAMED || self.named.contains_key(&address) {
             return false;
         }
-        self.0.insert(address, now);
+        self.named.insert(address, now);
         true
+    }
+
+    /// Notes a message with another key from the address of a host that is asked.
+    pub(super) fn heard(&mut self, address: IpAddr, now: Instant) {
+        self.heard.insert(address, now);
+    }
+
+    /// Forgets that: a message with the key of this host came from there.
+    pub(super) fn agrees(&mut self, address: IpAddr) {
+        self.heard.remove(&address);
+    }
+
+    /// Returns true if the host at this address, which is silent, has another key.
+    pub(super) fn explains(&self, address: IpAddr, now: Instant) -> bool {
+        self.heard.get(&address).is_some_and(|at| now.saturating_duration_since(*at) < HEARD_LATELY)
     }
 }
 
@@ -42,5 +63,16 @@ mod tests {
         assert!(keys.is_due(at(1), start + NAMED_EVERY));
         let named = (0..=u8::MAX).filter(|it| keys.is_due(at(*it), start + NAMED_EVERY)).count();
         assert_eq!(named, MAX_NAMED - 1);
+    }
+
+    #[test]
+    fn a_message_with_another_key_explains_a_silence_until_one_with_ours_comes() {
+        let (mut keys, start) = (OtherKeys::default(), Instant::now());
+        let address = IpAddr::from([10, 0, 0, 1]);
+        assert!(!keys.explains(address, start));
+        keys.heard(address, start);
+        assert!(keys.explains(address, start) && !keys.explains(address, start + HEARD_LATELY));
+        keys.agrees(address);
+        assert!(!keys.explains(address, start));
     }
 }

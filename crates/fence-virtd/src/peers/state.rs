@@ -297,6 +297,7 @@ impl Peers {
             return self.drops.count(NAME, "too-many-hosts");
         }
         self.down.forget(&from.to_canonical().to_string());
+        lock(&self.other_keys).agrees(from.to_canonical());
         let heard = lock(&self.table).heard(hello, from.to_canonical(), now());
         self.after_heard(heard, HostId::of(&hello.public));
     }

@@ -704,6 +704,8 @@ async fn a_host_with_another_key_is_named_once() {
     assert!(!named(), "it was named, and is not again within the hour");
     let counted = a.peers.drops.counts();
     assert!(counted.contains(&(("peers", "host-hash-mismatch"), 3)), "{counted:?}");
+    let sights = a.sights().await;
+    assert!(reason(&sights[0]).contains("does not answer: its messages have another key"), "{sights:?}");
     let told = a.peers.told_of_other_key(from.ip());
     assert!(told.starts_with("a host of `peers`") && told.contains("peer_key_file"), "{told}");
     assert!(a.peers.told_of_other_key([10, 0, 0, 9].into()).starts_with("a message of a host"));
