@@ -235,7 +235,9 @@ impl LibvirtBackend {
             for (home, result) in asked.iter().copied().zip(join_all(looks).await) {
                 match result {
                     Ok(domains) => found.extend(domains.into_iter().map(|it| (home, it))),
-                    Err(error @ (CallError::Slow { .. } | CallError::Busy { .. })) => {
+                    Err(
+                        error @ (CallError::Slow { .. } | CallError::Late { .. } | CallError::Busy { .. }),
+                    ) => {
                         silent.push((home, error));
                     }
                     Err(error) => down.push((home, error)),
@@ -626,9 +628,11 @@ impl From<CallError> for ActionError {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Refused(_) => Self::Refused(error.to_string()),
-            CallError::Lost(_) | CallError::Down { .. } | CallError::Slow { .. } | CallError::Busy { .. } => {
-                Self::Unavailable(error.to_string())
-            }
+            CallError::Lost(_)
+            | CallError::Down { .. }
+            | CallError::Slow { .. }
+            | CallError::Late { .. }
+            | CallError::Busy { .. } => Self::Unavailable(error.to_string()),
         }
     }
 }

@@ -30,6 +30,8 @@ const KEPT_CONNECTIONS: usize = 8;
 const RECONNECT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 /// Time after the loss of a connection for which calls wait for another: libvirtd restarts in less.
 const RECONNECT_GRACE: Duration = Duration::from_secs(3);
+/// Time in which libvirt can be expected to answer. With less, silence says nothing of it.
+const LEAST_TIME: Duration = Duration::from_millis(200);
 /// Time that the start of the daemon waits for a first connection.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
 /// Lifecycle events that are kept for a follower that has not read them yet.
@@ -89,6 +91,8 @@ pub(crate) enum CallError {
     Down { uri: String, reason: String },
     /// No answer in time.
     Slow { uri: String },
+    /// The time of the request was over, or nearly, before it was asked.
+    Late { uri: String },
     /// Too many calls are in flight: most of them hang.
     Busy { uri: String },
 }
@@ -107,6 +111,9 @@ impl fmt::Display for CallError {
             Self::Lost(it) => write!(f, "lost libvirt at {}: {}", it.uri, it.error),
             Self::Down { uri, reason } => write!(f, "no connection to libvirt at {uri}: {reason}"),
             Self::Slow { uri } => write!(f, "libvirt at {uri} did not answer in time"),
+            Self::Late { uri } => {
+                write!(f, "no time was left to ask libvirt at {uri}: what came before took it")
+            }
             Self::Busy { uri } => {
                 write!(f, "libvirt at {uri} is busy: {MAX_CALLS} calls wait for it already")
             }
@@ -195,6 +202,19 @@ impl Hypervisor {
     /// Runs `work` on a blocking thread with a connection. Waits for a connection, and for the work, until
     /// `until` and no longer; work that has begun goes on.
     pub(crate) async fn call<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    {
+        // Whoever reads of a slow libvirt looks for the cause there.
+        let is_late = until.saturating_duration_since(Instant::now()) < LEAST_TIME;
+        match self.call_in_time(until, work).await {
+            Err(CallError::Slow { uri } | CallError::Busy { uri }) if is_late => Err(CallError::Late { uri }),
+            other => other,
+        }
+    }
+
+    async fn call_in_time<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,

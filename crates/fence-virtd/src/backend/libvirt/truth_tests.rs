@@ -227,3 +227,20 @@ async fn only_a_namesake_that_is_on_is_a_doubt() {
         assert_eq!(*sight == Sight::Absent, !is_doubt, "{here}: {sight:?}");
     }
 }
+
+/// libvirt is well: what took the time is to be looked for elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervisor_that_is_asked_too_late_is_not_called_slow() {
+    let world = World::new();
+    let uris = [world.hypervisor("here", "off")];
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    // No work that could be done before the time is looked at.
+    let (end, may_end) = std::sync::mpsc::channel::<()>();
+    let work = move |_: &libvirt_host::Connection| {
+        let _ = may_end.recv();
+        Ok(())
+    };
+    let why = backend.hypervisors()[0].call(Instant::now(), work).await.unwrap_err().to_string();
+    drop(end);
+    assert!(why.contains("no time was left to ask libvirt at"), "{why}");
+}
