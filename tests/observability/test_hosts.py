@@ -147,6 +147,13 @@ def test_nobody_is_looked_for(setup):
     it = found["peers", ""]
     assert rc == 0 and it["result"] == "warning" and "other hosts are not looked for" in it["text"]
     assert "name them in `peers`" in it["next"]
+    setup.state.mkdir()
+    setup.write(listener="tcp", options=f'state_dir = "{setup.state}";', peers=None)
+    daemon = programs.Daemon(setup.stage.host, setup.file, program=VIRTD, ready="tcp")
+    try:
+        daemon.wait_log("WARN.*no multicast listener: other hosts are not looked for; name them in `peers`")
+    finally:
+        daemon.stop()
 
 
 def test_a_silent_host_is_named_until_it_is_forgotten(setup, daemon, c_host):

@@ -463,7 +463,39 @@ fn at_several_places(
 
 #[cfg(test)]
 mod tests {
+    use fence_wire::HostHello;
+
     use super::*;
+    use crate::check::finding::FindingLevel;
+
+    fn config(keys: &str) -> Config {
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; peers = \"10.0.0.2\"; {keys} }} \
+             listeners {{ multicast {{ }} }} backends {{ libvirt {{ }} }}"
+        );
+        fence_config::load(text.as_bytes()).config.unwrap()
+    }
+
+    /// Nobody asks such a host, so what runs there is called off.
+    #[test]
+    fn a_host_with_the_hosts_key_that_nobody_names_is_a_fault() {
+        let at = |it: u8| IpAddr::from([10, 0, 0, it]);
+        let heard = |last| {
+            let mut known = KnownHosts::default();
+            let hello =
+                HostHello { public: [last; 32], port: 0, domains: 1, name: "h".to_owned(), run: [0; 8] };
+            known.heard(&hello, at(last), 7);
+            known
+        };
+        let (config, with_key) = (config(""), config("peer_key_file = \"/k\";"));
+        assert!(unnamed(&config, &heard(2), &[at(2)].into()).is_none());
+        let level = |it: Option<Finding>| it.map(|it| it.result);
+        assert_eq!(level(unnamed(&with_key, &heard(3), &[].into())), Some(FindingLevel::Failed));
+        assert_eq!(level(unnamed(&config, &heard(2), &[at(3)].into())), Some(FindingLevel::Failed));
+        // Guests have the key of lists, and hosts have another one.
+        let found = unnamed(&with_key, &heard(2), &[at(3)].into());
+        assert_eq!(level(found), Some(FindingLevel::Warning));
+    }
 
     #[test]
     fn a_domain_at_two_places_is_named_with_both() {
@@ -479,5 +511,10 @@ mod tests {
         assert!(lines[0].starts_with("warning  domain moved"), "{}", lines[0]);
         assert!(lines[0].contains("defined at h2 (10.0.0.2), here; it runs at: h2 (10.0.0.2)"));
         assert!(lines[1].starts_with("failed   domain twice") && lines[1].contains("2 places at once"));
+        let mut places = DomainPlaces::default();
+        places.add(id(1), "moved", "here", false);
+        places.add(id(1), "moved", &format!("h3{NOT_ASKED}"), true);
+        let lines = places.findings()[0].lines();
+        assert!(lines.contains("h3 (not asked)") && !lines.contains("all of these say so"), "{lines}");
     }
 }
