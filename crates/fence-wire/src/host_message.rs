@@ -134,13 +134,13 @@ pub struct ReceivedHostMessage {
 }
 
 impl HostMessage {
-    /// Returns the bytes of a hello or an ask, which carry no proof of the two hosts.
+    /// Returns the bytes of a message without a proof of the two hosts: a hello, an ask.
     #[must_use]
     pub fn encode(&self, hosts: &HostsKey) -> [u8; HOST_MESSAGE_LEN] {
         self.sealed(hosts, None)
     }
 
-    /// Returns the bytes of an answer, with the proof of the two hosts.
+    /// Returns the bytes of an answer to a hello or an ask, with the proof of the two hosts.
     #[must_use]
     pub fn encode_for(&self, hosts: &HostsKey, pair: &PairKey) -> [u8; HOST_MESSAGE_LEN] {
         self.sealed(hosts, Some(pair))
@@ -191,7 +191,8 @@ impl HostMessage {
             4 => HostBody::Answer(HostAnswer::decode(&body)?),
             kind => return Err(HostMessageError::Kind(kind)),
         };
-        if !matches!(body, HostBody::Answer(_)) && bytes[PAIR_PROOF] != [0; PROOF_LEN] {
+        let may_prove = matches!(body, HostBody::Answer(_) | HostBody::HelloAnswer(_));
+        if !may_prove && bytes[PAIR_PROOF] != [0; PROOF_LEN] {
             return Err(HostMessageError::Field("proof of the two hosts"));
         }
         let recipient = Some(field(bytes, 12)).filter(|it| *it != NOBODY).map(HostId);
@@ -213,12 +214,18 @@ impl ReceivedHostMessage {
         self.key
     }
 
+    /// Returns true if the two hosts' key made the message.
+    #[must_use]
+    pub fn is_proved(&self, pair: &PairKey) -> bool {
+        let ours = proof(&pair.0, &self.bytes[..PAIR_PROOF.start]);
+        is_same(&ours, &self.bytes[PAIR_PROOF])
+    }
+
     /// Returns the answer, if the two hosts' key made it: no third host, and no guest, can have.
     #[must_use]
     pub fn proved_answer(&self, pair: &PairKey) -> Option<&HostAnswer> {
         let HostBody::Answer(answer) = &self.message.body else { return None };
-        let ours = proof(&pair.0, &self.bytes[..PAIR_PROOF.start]);
-        is_same(&ours, &self.bytes[PAIR_PROOF]).then_some(answer)
+        self.is_proved(pair).then_some(answer)
     }
 }
 

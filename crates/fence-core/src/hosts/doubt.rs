@@ -76,6 +76,16 @@ impl HostRuns {
         change
     }
 
+    /// Returns true if a hello with this run may come of another daemon than the one that is known.
+    pub(super) fn is_other(&self, id: HostId, run: HostRun) -> bool {
+        run != NO_RUN && self.0.get(&id).and_then(|it| it.first()) != Some(&run)
+    }
+
+    /// Returns true if a run of this host is known.
+    pub(super) fn has(&self, id: HostId) -> bool {
+        self.0.contains_key(&id)
+    }
+
     /// Drops the runs of all hosts but these.
     pub(super) fn keep(&mut self, is_kept: impl Fn(&HostId) -> bool) {
         self.0.retain(|id, _| is_kept(id));

@@ -40,6 +40,8 @@ pub struct KnownHost {
     pub name: String,
     /// Addresses from which it was heard, the latest first.
     pub addresses: Vec<IpAddr>,
+    /// Name and addresses were told with its own proof. Else anybody may have made them up.
+    pub is_proved: bool,
     /// Domains that it had when it was last heard.
     pub domains: u16,
     /// Seconds since 1970 when it was first heard. For people: no decision depends on it.
@@ -67,6 +69,8 @@ pub enum HeardHost {
     Changed,
     /// The host was known.
     Known,
+    /// The host was known, and a hello that anybody may have made tells something else. Nothing was changed.
+    Unproved,
     /// The host was known, and its daemon is another one than before: it was started anew, or there are two.
     Restarted,
     /// Two daemons have the key pair of this host. From now on neither counts.
@@ -94,10 +98,44 @@ pub struct KnownHosts {
 }
 
 impl KnownHosts {
-    /// Notes a hello that came from `from`.
+    /// Notes a hello that came from `from`, and that anybody may have made. It may add a host, which must
+    /// answer from then on, and changes nothing of a known one.
     pub fn heard(&mut self, hello: &HostHello, from: IpAddr, now: u64) -> HeardHost {
         let id = HostId::of(&hello.public);
-        let heard = self.note(id, HostKind::Ours(hello.public), &hello.name, from, hello.domains, now);
+        let Some(host) = self.hosts.get(&id) else {
+            let kind = HostKind::Ours(hello.public);
+            return self.note(id, kind, &hello.name, from, hello.domains, now, false);
+        };
+        let is_other_run = self.runs.is_other(id, hello.run);
+        let is_same = host.is_proved && host.addresses.contains(&from) && !is_other_run;
+        match (is_same && host.name == own_name(&hello.name, from), is_other_run && self.runs.has(id)) {
+            (true, _) => HeardHost::Known,
+            (false, true) => HeardHost::Restarted,
+            (false, false) => HeardHost::Unproved,
+        }
+    }
+
+    /// Notes what a host told in an answer that it alone can have made, to a hello of this one. A repeat of
+    /// the answer may come from anybody, so it only adds an address.
+    pub fn heard_proved(&mut self, hello: &HostHello, from: IpAddr, now: u64, is_first: bool) -> HeardHost {
+        let id = HostId::of(&hello.public);
+        let is_other_run = self.runs.is_other(id, hello.run);
+        if let Some(host) = self.hosts.get_mut(&id).filter(|it| it.is_proved) {
+            let is_at_home = host.addresses.contains(&from);
+            if !is_first {
+                if is_other_run || is_at_home || host.addresses.len() >= MAX_HOST_ADDRESSES {
+                    return HeardHost::Known;
+                }
+                host.addresses.push(from);
+                return HeardHost::Changed;
+            }
+            if is_other_run && !is_at_home {
+                // A copy of its key pair elsewhere: the daemon that was known may be silent and run all.
+                let is_news = self.note_two_daemons(id, from);
+                return if is_news { HeardHost::TwoDaemons } else { HeardHost::Known };
+            }
+        }
+        let heard = self.note(id, HostKind::Ours(hello.public), &hello.name, from, hello.domains, now, true);
         if heard == HeardHost::NoRoom {
             return heard;
         }
@@ -111,7 +149,7 @@ impl KnownHosts {
 
     /// Notes a legacy host that answered a request at its address.
     pub fn heard_legacy(&mut self, from: IpAddr, domains: u16, now: u64) -> HeardHost {
-        self.note(legacy_id(from), HostKind::Legacy, &from.to_string(), from, domains, now)
+        self.note(legacy_id(from), HostKind::Legacy, &from.to_string(), from, domains, now, true)
     }
 
     /// Enters a host of an earlier run.
@@ -220,14 +258,21 @@ impl KnownHosts {
         self.hosts.values()
     }
 
-    /// Forgets the hosts with this name, address or id (`all`: every host), and the pins of that address.
-    /// Only an administrator may. What was missing for lack of room counts as heard again: the caller must
-    /// say hello.
+    /// Returns the hosts that have this name, if there are several: then it means none of them.
+    pub fn namesakes(&self, name: &str) -> Vec<&KnownHost> {
+        let same: Vec<_> = self.hosts.values().filter(|it| it.name.eq_ignore_ascii_case(name)).collect();
+        if same.len() > 1 { same } else { Vec::new() }
+    }
+
+    /// Forgets the hosts with this name, address or id (`all`: every host), and the pins of that address. A
+    /// name that several have forgets none. Only an administrator may. What was missing for lack of room
+    /// counts as heard again: the caller must say hello.
     pub fn forget(&mut self, text: &str) -> Vec<KnownHost> {
         let address: Option<IpAddr> = text.parse().ok();
+        let is_name = self.namesakes(text).is_empty();
         let is_meant = |host: &KnownHost| {
             text == ALL
-                || host.name.eq_ignore_ascii_case(text)
+                || (is_name && host.name.eq_ignore_ascii_case(text))
                 || HostId::from_text(text) == Some(host.id)
                 || address.is_some_and(|it| host.addresses.contains(&it))
         };
@@ -249,6 +294,7 @@ impl KnownHosts {
         gone.into_values().collect()
     }
 
+    #[allow(clippy::too_many_arguments, reason = "the fields of one entry")]
     fn note(
         &mut self,
         id: HostId,
@@ -257,6 +303,7 @@ impl KnownHosts {
         from: IpAddr,
         domains: u16,
         now: u64,
+        is_proved: bool,
     ) -> HeardHost {
         let name = own_name(name, from);
         let name = name.as_str();
@@ -268,11 +315,20 @@ impl KnownHosts {
             }
             let name = name.to_owned();
             let addresses = vec![from];
-            let host = KnownHost { id, kind, name, addresses, domains, first_heard: now, last_heard: now };
+            let (first_heard, last_heard) = (now, now);
+            let host = KnownHost { id, kind, name, addresses, is_proved, domains, first_heard, last_heard };
             self.hosts.insert(id, host);
             return HeardHost::New;
         };
-        let is_same = host.kind == kind && host.name == name && host.addresses.first() == Some(&from);
+        let is_same = host.kind == kind
+            && host.name == name
+            && host.addresses.first() == Some(&from)
+            && host.is_proved == is_proved;
+        if !host.is_proved {
+            // Whoever made the hello before chose these.
+            host.addresses.clear();
+        }
+        host.is_proved = is_proved;
         host.addresses.retain(|it| *it != from);
         host.addresses.insert(0, from);
         host.addresses.truncate(MAX_HOST_ADDRESSES);

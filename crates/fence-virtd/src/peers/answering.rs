@@ -4,31 +4,37 @@
 //! Owns the answers that were given, for repeats. One task for each question. Every answer rests on a look
 //! that began after its question came; nothing that is remembered of the domain is told.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::DomainId;
 use fence_core::evidence::{Finding, Sight, strongest};
 use fence_wire::{
-    HostAnswer, HostAsk, HostBody, HostId, HostNonce, HostSight, HostsKey, ReceivedHostMessage,
+    HostAnswer, HostAsk, HostBody, HostHello, HostId, HostNonce, HostSight, HostsKey, ReceivedHostMessage,
 };
 use tracing::debug;
 
 use super::doubts::OWN_DOUBT;
-use super::limits::{ANSWER_KEPT, MAX_HELLOS_PER_SECOND, MAX_KEPT_ANSWERS, PEER_LIMIT};
+use super::limits::{
+    ANSWER_KEPT, MAX_HELLOS_PER_SECOND, MAX_KEPT_ANSWERS, MAX_KEPT_OF_ONE, MAX_LOOKS_OF_ONE, PEER_LIMIT,
+};
 use super::links::MessageWay;
-use super::state::{NAME, PeerCounts, Peers};
+use super::state::{KeptAnswer, KeptAnswers, NAME, PeerCounts, Peers};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::util::locks::lock;
 
 impl Peers {
-    /// Answers a hello, within the limit.
-    pub(super) fn answer_hello(&self, to: HostId, nonce: HostNonce, way: &MessageWay) {
+    /// Answers a hello, within the limit, with the proof that this host is the one with its name.
+    pub(super) fn answer_hello(&self, nonce: HostNonce, to: &HostHello, way: &MessageWay) {
         if !self.may_answer_hello(Instant::now()) {
             return self.drops.count(NAME, "too-many-hellos");
         }
-        let hello = self.message(Some(to), nonce, HostBody::HelloAnswer(self.hello()));
-        self.send(way, &self.encoded(&hello));
+        let Some(pair) = self.identity.pair_key(&to.public) else { return };
+        let to = Some(HostId::of(&to.public));
+        let hello = self.message(to, nonce, HostBody::HelloAnswer(self.hello()));
+        let bytes: Vec<_> = self.settings().keys.iter().map(|it| hello.encode_for(it, &pair)).collect();
+        self.send(way, &bytes);
     }
 
     fn may_answer_hello(&self, now: Instant) -> bool {
@@ -46,6 +52,7 @@ impl Peers {
         self: &Arc<Self>,
         received: &ReceivedHostMessage,
         ask: &HostAsk,
+        from: IpAddr,
         way: &MessageWay,
     ) {
         let came = Instant::now();
@@ -58,13 +65,13 @@ impl Peers {
         }
         let kept = {
             let mut answers = lock(&self.answers);
-            answers.retain(|_, (at, _)| came.saturating_duration_since(*at) < ANSWER_KEPT);
-            let kept = answers.get(&asker).map(|(_, bytes)| bytes.clone());
+            answers.retain(|_, it| came.saturating_duration_since(it.at) < ANSWER_KEPT);
+            let kept = answers.get(&asker).map(|it| it.bytes.clone());
             if kept.is_none() {
-                if answers.len() >= MAX_KEPT_ANSWERS {
+                if !make_room(&mut answers, asker.0, from) {
                     return self.drops.count(NAME, "too-many-questions");
                 }
-                answers.insert(asker, (came, Vec::new()));
+                answers.insert(asker, KeptAnswer { at: came, from, bytes: Vec::new() });
             }
             kept
         };
@@ -77,8 +84,8 @@ impl Peers {
         tokio::spawn(async move { peers.look_and_answer(asker, &ask, key, &way, came).await });
     }
 
-    /// Says hello to one that is not known.
-    fn greet(&self, to: HostId, way: &MessageWay) {
+    /// Says hello to one that is not known, or whose proof is wanted.
+    pub(super) fn greet(&self, to: HostId, way: &MessageWay) {
         if !self.may_answer_hello(Instant::now()) {
             return self.drops.count(NAME, "too-many-hellos");
         }
@@ -116,11 +123,28 @@ impl Peers {
         let message = self.message(Some(asker.0), asker.1, HostBody::Answer(answer));
         let bytes = vec![message.encode_for(&key, &pair)];
         if let Some(kept) = lock(&self.answers).get_mut(&asker) {
-            kept.1.clone_from(&bytes);
+            kept.bytes.clone_from(&bytes);
         }
         PeerCounts::add(&self.counts.answered);
         self.send(way, &bytes);
     }
+}
+
+/// Makes room for a question, and returns false if there is none. An asker, and an address, has a share
+/// alone: whoever asks without end takes no place of the others. A dropped answer costs another look.
+pub(super) fn make_room(answers: &mut KeptAnswers, asker: HostId, from: IpAddr) -> bool {
+    let is_same = |it: &(HostId, HostNonce), kept: &KeptAnswer| it.0 == asker || kept.from == from;
+    let looks = answers.iter().filter(|(who, it)| it.bytes.is_empty() && is_same(who, it)).count();
+    if looks >= MAX_LOOKS_OF_ONE {
+        return false;
+    }
+    let is_over = answers.iter().filter(|(who, it)| is_same(who, it)).count() >= MAX_KEPT_OF_ONE;
+    if !is_over && answers.len() < MAX_KEPT_ANSWERS {
+        return true;
+    }
+    let made = answers.iter().filter(|(who, it)| !it.bytes.is_empty() && (!is_over || is_same(who, it)));
+    let Some(oldest) = made.min_by_key(|(_, it)| it.at).map(|(who, _)| *who) else { return false };
+    answers.remove(&oldest).is_some()
 }
 
 /// Returns what this host tells of its looks. Looks that began before the question came are none.

@@ -369,6 +369,16 @@ impl Peers {
         until: Instant,
     ) -> (Sight, Instant) {
         let (name, address) = self.name_and_address(who);
+        let is_told = match who {
+            Respondent::Host(id) => lock(&self.table).host(id).is_some_and(|it| it.is_proved),
+            Respondent::Address(_) => true,
+        };
+        if !is_told {
+            // Anybody who holds the key may have told the name of another host, which is down.
+            let (silent, command) = (self.silent(who, silence), fence_cli::shown(command));
+            let why = "not asked, since the host never proved its name and address to this one";
+            return (Sight::Unknown(format!("{silent}; {command}: {why}")), Instant::now());
+        }
         let subject = SilentSubject { command: command.to_owned(), name, address };
         let (said, asked) = self.down.ask(subject, question, until).await;
         let sight = match said {
@@ -428,7 +438,11 @@ impl Peers {
         match who {
             Respondent::Host(id) => {
                 let host = lock(&self.table).host(id).cloned();
-                let address = host.as_ref().and_then(|it| it.addresses.first().copied());
+                let told = host.as_ref().and_then(|it| it.addresses.first().copied());
+                // An address of `peers` is the administrator's word.
+                let mut listed = self.listed().into_iter();
+                let named = listed.find(|it| lock(&self.table).pinned(it) == Some(id));
+                let address = named.map(|it| it.ip()).or(told);
                 let name = host.map_or_else(|| id.to_string(), |it| escaped(&it.name).to_string());
                 (name, address.map(|it| it.to_string()).unwrap_or_default())
             }

@@ -126,7 +126,8 @@ impl Peers {
     }
 
     /// Forgets a host for an administrator, and looks for all hosts anew. Returns true if there was one.
-    fn forget(&self, host: &str) -> bool {
+    pub(super) fn forget(&self, host: &str) -> bool {
+        *lock(&self.claimed) = None;
         let (forgotten, was_changed) = {
             let mut table = lock(&self.table);
             let before = table.clone();

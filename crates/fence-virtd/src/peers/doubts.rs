@@ -4,10 +4,12 @@
 //! Owns no state. A host in doubt is unknown, whatever it says.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use fence_core::hosts::{HostDoubt, Respondent};
 use fence_wire::{HostId, escaped};
 
+use super::limits::CLAIM_KEPT;
 use super::settings::PeerMode;
 use super::state::Peers;
 use crate::util::locks::lock;
@@ -19,12 +21,37 @@ impl Peers {
     /// Returns why another daemon makes it unknown which other hosts there are, if one does.
     pub(super) fn own_doubt(&self) -> Option<String> {
         let id = self.identity.id();
-        let Some(HostDoubt::TwoDaemons { at, .. }) = lock(&self.table).doubt(id) else { return None };
+        let Some(HostDoubt::TwoDaemons { at, .. }) = lock(&self.table).doubt(id) else {
+            return self.own_claim();
+        };
         Some(format!(
             "another daemon has the key pair of this one ({id}) and was heard from {at}: a state directory \
              was copied, or both have none. Remove host.key in the state_dir of one of them (or give it a \
              state_dir), restart fence_virtd there, and then: fence_virtd --forget all"
         ))
+    }
+
+    /// Returns why another daemon may have the key pair of this one, without a proof that one has. Whoever
+    /// holds the key can make such a message, so the doubt ends by itself.
+    fn own_claim(&self) -> Option<String> {
+        let (at, since) = (*lock(&self.claimed))?;
+        let kept = CLAIM_KEPT.as_secs();
+        (since.elapsed() < CLAIM_KEPT).then(|| {
+            format!(
+                "a message with the name of this host ({}) came from {at} without a proof: ask again {kept} \
+                 s after the last one. If the state directory was copied to that host: remove host.key \
+                 there, restart fence_virtd there, and then: fence_virtd --forget all. If a guest sends it: \
+                 give the hosts a peer_key_file",
+                self.identity.id()
+            )
+        })
+    }
+
+    /// Notes a message with the name of this host that came from another machine and proves nothing.
+    pub(super) fn note_own_claim(&self, from: IpAddr) {
+        *lock(&self.claimed) = Some((from, Instant::now()));
+        let why = self.own_doubt().unwrap_or_default();
+        self.drops.note(super::state::NAME, "same-key-pair", &from, &why);
     }
 
     /// Notes that another daemon has the key pair of this one.
@@ -63,7 +90,8 @@ impl Peers {
                 format!(
                     "two daemons have the key pair {id} of host {name}, at {}: a state directory was copied. \
                      Remove host.key in the state_dir of one of them, restart fence_virtd there, and then \
-                     here: fence_virtd --forget {id}",
+                     here (this alone, if it is one host that was given another address): \
+                     fence_virtd --forget {id}",
                     at_all.join(", ")
                 )
             }

@@ -14,6 +14,7 @@ use fence_config::Peers;
 use fence_core::hosts::{KnownHost, KnownHosts};
 use fence_wire::escaped;
 
+use super::state::shown_with_key;
 use super::store::HostStore;
 use crate::replay;
 
@@ -30,6 +31,8 @@ pub(crate) enum ForgetError {
     NobodyKnown { directory: String },
     #[error("no host \"{host}\" is known in {directory}; there are: {known}")]
     UnknownHost { host: String, directory: String, known: String },
+    #[error("several hosts are named \"{host}\": {known}. Name one by key or address; nothing is forgotten")]
+    Namesakes { host: String, known: String },
     #[error("can't write to {directory}: {source}; run this as root")]
     State { directory: String, source: io::Error },
 }
@@ -52,6 +55,10 @@ fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetE
     let store = HostStore::at(directory);
     let mut table = store.read();
     let before = table.clone();
+    let namesakes: Vec<_> = before.namesakes(host).into_iter().map(shown_with_key).collect();
+    if !namesakes.is_empty() {
+        return Err(ForgetError::Namesakes { host: escaped(host).to_string(), known: namesakes.join(", ") });
+    }
     let gone = table.forget(host);
     let directory = shown(directory);
     // `all` also clears the note that a host may be missing, and an address its pin.
@@ -123,6 +130,34 @@ mod tests {
         // The daemon alone writes its file.
         assert_eq!(store.read().all().count(), 2);
         assert_eq!(store.take_forgotten().unwrap(), ["10.0.0.9"]);
+    }
+
+    #[test]
+    fn a_name_of_two_hosts_is_refused_with_both() {
+        let (dir, store) = known();
+        let mut table = store.read();
+        for host in [1, 2] {
+            let hello = fence_wire::HostHello {
+                public: [host; 32],
+                port: 0,
+                domains: 1,
+                name: "h2".to_owned(),
+                run: [0; 8],
+            };
+            table.heard(&hello, [10, 0, 0, host].into(), 7);
+        }
+        store.write(&table).unwrap();
+        let why = forget(dir.path(), "h2", &Peers::Discovered).unwrap_err().to_string();
+        for host in [1_u8, 2] {
+            let id = fence_wire::HostId::of(&[host; 32]);
+            assert!(why.contains(&format!("h2 (10.0.0.{host}) key {id}")), "{why}");
+        }
+        assert!(store.take_forgotten().unwrap().is_empty());
+        assert!(
+            forget(dir.path(), "10.0.0.2", &Peers::Discovered)
+                .unwrap()
+                .starts_with("forgotten: h2 (10.0.0.2)\n")
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Peers {
         };
         let message = received.message();
         if message.sender == self.identity.id() {
-            return self.receive_own(message, from.ip(), way);
+            return self.receive_own(&received, from.ip(), way);
         }
         if message.recipient.is_some_and(|it| it != self.identity.id()) {
             // An answer to another host still tells that its sender exists.
@@ -48,14 +48,18 @@ impl Peers {
         }
         match &message.body {
             HostBody::Hello(hello) => {
-                self.note_hello(hello, from.ip());
-                self.answer_hello(message.sender, message.nonce, way);
+                let wants_proof = self.note_hello(hello, from.ip());
+                self.answer_hello(message.nonce, hello, way);
+                // One that is for this host alone asks for a proof itself.
+                if wants_proof && message.recipient.is_none() {
+                    self.greet(message.sender, way);
+                }
             }
             HostBody::HelloAnswer(hello) => {
-                self.note_hello(hello, from.ip());
+                self.note_hello_answer(&received, hello, from.ip());
                 self.meet(message.sender, hello, message.nonce, from);
             }
-            HostBody::Ask(ask) => self.receive_ask(&received, ask, way),
+            HostBody::Ask(ask) => self.receive_ask(&received, ask, from.ip(), way),
             HostBody::Answer(_) => self.receive_answer(&received, from),
         }
     }
@@ -87,21 +91,40 @@ impl Peers {
         }
     }
 
-    /// Takes a message with this host's own name: its echo, or that of a host with a copy of its key pair.
-    fn receive_own(&self, message: &HostMessage, from: IpAddr, way: &MessageWay) {
-        let is_ours = lock(&self.hellos).iter().any(|(nonce, _)| *nonce == message.nonce)
+    /// Takes a message with this host's own name: its echo, one that anybody made up, or that of a host with
+    /// a copy of its key pair. Only a proof of the key pair shows that there is one.
+    fn receive_own(&self, received: &ReceivedHostMessage, from: IpAddr, way: &MessageWay) {
+        let message = received.message();
+        let is_echo = lock(&self.hellos).iter().any(|(nonce, _)| *nonce == message.nonce)
             || lock(&self.questions).contains_key(&message.nonce);
-        let is_answer = matches!(message.body, HostBody::HelloAnswer(_) | HostBody::Answer(_))
-            && message.recipient == Some(self.identity.id());
-        // This host never answers itself, and its echo comes from an address of its own.
-        let is_of_twin = if is_ours { is_answer } else { is_other_machine(from) };
-        if is_of_twin {
-            self.note_own_twin(from);
+        if !is_echo && is_other_machine(from) {
+            // A copy that does not hear this host can't prove anything to it.
+            self.note_own_claim(from);
         }
-        if !is_ours && matches!(message.body, HostBody::Hello(_)) {
-            // The other one is to notice too, and one at this very machine is known by its answer alone.
-            self.answer_hello(message.sender, message.nonce, way);
-            self.say_hello_soon();
+        match &message.body {
+            // This host never answers itself.
+            HostBody::HelloAnswer(hello) if self.is_proved_answer_to_hello(received, hello) => {
+                self.note_own_twin(from);
+            }
+            HostBody::Answer(_) => {
+                let is_ours = lock(&self.questions).contains_key(&message.nonce)
+                    && message.recipient == Some(self.identity.id());
+                let pair = self.identity.pair_key(&self.identity.public()).filter(|_| is_ours);
+                if pair.is_some_and(|it| received.is_proved(&it)) {
+                    self.note_own_twin(from);
+                }
+            }
+            HostBody::Hello(hello) => {
+                if is_echo {
+                    return;
+                }
+                // The other one is to notice too, and one at this very machine is known by its answer alone.
+                self.answer_hello(message.nonce, hello, way);
+                if lock(&self.table).doubt(message.sender).is_none() {
+                    self.greet(message.sender, way);
+                }
+            }
+            HostBody::HelloAnswer(_) | HostBody::Ask(_) => {}
         }
     }
 

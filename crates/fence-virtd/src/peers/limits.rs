@@ -23,12 +23,16 @@ pub(super) const MAX_QUESTIONS: usize = 256;
 pub(super) const MAX_LOOKS: usize = 32;
 /// Answers that are kept for repeats of their question.
 pub(super) const MAX_KEPT_ANSWERS: usize = 512;
+/// Answers that are kept of one asker, or of one address.
+pub(super) const MAX_KEPT_OF_ONE: usize = 64;
+/// Questions of one asker, or of one address, that are looked up at once.
+pub(super) const MAX_LOOKS_OF_ONE: usize = 16;
 /// Time for which they are kept: longer than a question is repeated.
 pub(super) const ANSWER_KEPT: Duration = Duration::from_secs(5);
 /// Hellos that are answered in one second.
 pub(super) const MAX_HELLOS_PER_SECOND: u32 = 50;
 /// Hellos of this host that are remembered, to know their echo and their answers.
-pub(super) const KEPT_HELLOS: usize = 64;
+pub(super) const KEPT_HELLOS: usize = 256;
 /// Keys with which each message is sent: during a change of keys there are two.
 pub(super) const MAX_KEYS: usize = 8;
 /// Time for the command that proves a silent host down.
@@ -53,5 +57,8 @@ pub(super) const LEGACY_PAUSE: Duration = Duration::from_secs(30);
 /// Time to find the host of a migration, before the log warns that there is none; so also the least time
 /// between two such warnings.
 pub(super) const MIGRATION_SETTLE: Duration = Duration::from_secs(40);
+/// Time after a message with this host's name and no proof in which another daemon may have its key pair:
+/// longer than that between two hellos.
+pub(super) const CLAIM_KEPT: Duration = Duration::from_secs(150);
 /// Pause between two writings of the file of hosts.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_secs(1);

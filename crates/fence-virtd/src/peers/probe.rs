@@ -246,7 +246,7 @@ impl HostProbe {
         match &message.body {
             _ if message.sender == self.peers.identity.id() => {}
             HostBody::HelloAnswer(hello) if message.recipient == Some(self.peers.identity.id()) => {
-                self.peers.note_hello(hello, from.ip());
+                self.peers.note_hello_answer(&received, hello, from.ip());
                 self.peers.meet(message.sender, hello, message.nonce, from);
             }
             HostBody::Answer(_) => self.peers.receive_answer(&received, from),

@@ -4,7 +4,7 @@
 //! Owns the table, the open questions and the counters, and sends. Runs on the caller's task and waits for
 //! nothing but the start's files.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,10 @@ use fence_core::hosts::{
     HeardHost, HelloSchedule, HostKind, HostRun, KnownHost, KnownHosts, MAX_HOSTS, Respondent, Round,
     WHOLE_ROUND, legacy_id,
 };
-use fence_wire::{HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, escaped};
+use fence_wire::{
+    HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, ReceivedHostMessage,
+    escaped,
+};
 use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info, warn};
 
@@ -68,6 +71,10 @@ pub(crate) struct Peers {
     pub(super) unasked: Mutex<OtherKeys>,
     /// Bytes of this run of the daemon.
     run: HostRun,
+    /// The latest message with this host's name that came from elsewhere and proved nothing.
+    pub(super) claimed: Mutex<Option<(IpAddr, Instant)>>,
+    /// Proved answers to these hellos: a second one with the same is a repeat, which anybody can send.
+    pub(super) told: Mutex<HashSet<(HostNonce, HostId, HostRun)>>,
     /// The latest hellos of this host: the nonce, and the address of `peers` that it went to.
     pub(super) hellos: Mutex<VecDeque<(HostNonce, Option<SocketAddr>)>>,
     pub(super) own: OnceLock<Arc<dyn OwnPlaces>>,
@@ -81,8 +88,18 @@ pub(crate) struct Peers {
     pub(super) domains: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
-/// Answers that were given, by asker and nonce, for repeats of the question. An empty one is being made.
-pub(super) type KeptAnswers = HashMap<(HostId, HostNonce), (Instant, Vec<[u8; HOST_MESSAGE_LEN]>)>;
+/// Answers that were given, by asker and nonce, for repeats of the question.
+pub(super) type KeptAnswers = HashMap<(HostId, HostNonce), KeptAnswer>;
+
+/// Answer that is kept for repeats of its question.
+pub(super) struct KeptAnswer {
+    /// When the question came.
+    pub(super) at: Instant,
+    /// Address from which it came.
+    pub(super) from: IpAddr,
+    /// The answer; nothing while it is being made.
+    pub(super) bytes: Vec<[u8; HOST_MESSAGE_LEN]>,
+}
 
 /// Question to the other hosts.
 pub(super) struct OpenQuestion {
@@ -164,6 +181,8 @@ impl Peers {
             other_keys: Mutex::default(),
             unasked: Mutex::default(),
             run: [0; 8],
+            claimed: Mutex::default(),
+            told: Mutex::default(),
             hellos: Mutex::default(),
             own: OnceLock::new(),
             looks: Semaphore::new(MAX_LOOKS),
@@ -282,24 +301,64 @@ impl Peers {
         let nonce = identity::nonce().ok()?;
         let mut hellos = lock(&self.hellos);
         if hellos.len() == KEPT_HELLOS {
-            hellos.pop_front();
+            let gone = hellos.pop_front();
+            lock(&self.told).retain(|(it, ..)| gone.is_none_or(|(gone, _)| gone != *it));
         }
         hellos.push_back((nonce, to));
         Some(nonce)
     }
 
-    /// Notes a hello of another host: it must answer from now on.
-    pub(super) fn note_hello(&self, hello: &HostHello, from: IpAddr) {
+    /// Notes a hello of another host, which anybody may have made: it must answer from now on. Returns true
+    /// if its proof is wanted.
+    pub(super) fn note_hello(&self, hello: &HostHello, from: IpAddr) -> bool {
+        let heard = self.note_hello_by(hello, from, |table, at| table.heard(hello, at, now()));
+        matches!(heard, Some(HeardHost::New | HeardHost::Restarted | HeardHost::Unproved))
+    }
+
+    /// Notes an answer to a hello of this host. With the proof of the two hosts it tells who is where.
+    pub(super) fn note_hello_answer(&self, received: &ReceivedHostMessage, hello: &HostHello, from: IpAddr) {
+        if !self.is_proved_answer_to_hello(received, hello) {
+            self.note_hello(hello, from);
+            return;
+        }
+        let (id, nonce) = (HostId::of(&hello.public), received.message().nonce);
+        let is_first = lock(&self.told).insert((nonce, id, hello.run));
+        self.note_hello_by(hello, from, |table, at| table.heard_proved(hello, at, now(), is_first));
+    }
+
+    /// Returns true for an answer to one of the latest hellos of this host that its sender alone can have
+    /// made.
+    pub(super) fn is_proved_answer_to_hello(
+        &self,
+        received: &ReceivedHostMessage,
+        hello: &HostHello,
+    ) -> bool {
+        let message = received.message();
+        matches!(message.body, HostBody::HelloAnswer(_))
+            && message.recipient == Some(self.identity.id())
+            && lock(&self.hellos).iter().any(|(nonce, _)| *nonce == message.nonce)
+            && self.identity.pair_key(&hello.public).is_some_and(|it| received.is_proved(&it))
+    }
+
+    fn note_hello_by(
+        &self,
+        hello: &HostHello,
+        from: IpAddr,
+        note: impl FnOnce(&mut KnownHosts, IpAddr) -> HeardHost,
+    ) -> Option<HeardHost> {
         if self.identity.pair_key(&hello.public).is_none() {
-            return self.drops.note(NAME, "host-key", &from, &"a public key that hides nothing");
+            self.drops.note(NAME, "host-key", &from, &"a public key that hides nothing");
+            return None;
         }
         if self.is_only_in_the_way(HostId::of(&hello.public), from) {
-            return self.drops.count(NAME, "too-many-hosts");
+            self.drops.count(NAME, "too-many-hosts");
+            return None;
         }
         self.down.forget(&from.to_canonical().to_string());
         lock(&self.other_keys).agrees(from.to_canonical());
-        let heard = lock(&self.table).heard(hello, from.to_canonical(), now());
+        let heard = note(&mut lock(&self.table), from.to_canonical());
         self.after_heard(heard, HostId::of(&hello.public));
+        Some(heard)
     }
 
     /// Notes a host without host messages (a C daemon) that answered a request at its address.
@@ -327,7 +386,7 @@ impl Peers {
 
     fn after_heard(&self, heard: HeardHost, id: HostId) {
         match heard {
-            HeardHost::Known => return,
+            HeardHost::Known | HeardHost::Unproved => return,
             HeardHost::NoRoom => {
                 let why = lock(&self.table).missing().map(str::to_owned).unwrap_or_default();
                 self.drops.note(NAME, "too-many-hosts", &id, &why);
@@ -441,7 +500,7 @@ fn sockets(settings: &PeerSettings) -> Result<PeerSockets, PeerError> {
 }
 
 /// Returns name, address and key of a host: two hosts may have one name.
-fn shown_with_key(host: &KnownHost) -> String {
+pub(super) fn shown_with_key(host: &KnownHost) -> String {
     let shown = escaped(&host.to_string()).to_string();
     match host.kind {
         HostKind::Ours(_) => format!("{shown} key {}", host.id),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! fence_virt hosts 1
+//! host ID proved PUBLIC-KEY DOMAINS FIRST LAST ADDRESS,ADDRESS NAME
 //! host ID ours PUBLIC-KEY DOMAINS FIRST LAST ADDRESS,ADDRESS NAME
 //! host ID legacy - DOMAINS FIRST LAST ADDRESS NAME
 //! pin ADDRESS:PORT ID
@@ -161,7 +162,7 @@ fn written(table: &KnownHosts) -> String {
     let mut lines = 0;
     for host in table.all() {
         let (kind, public) = match &host.kind {
-            HostKind::Ours(public) => ("ours", hex(public)),
+            HostKind::Ours(public) => (if host.is_proved { "proved" } else { "ours" }, hex(public)),
             HostKind::Legacy => ("legacy", "-".to_owned()),
         };
         let addresses: Vec<_> = host.addresses.iter().map(ToString::to_string).collect();
@@ -248,8 +249,9 @@ fn host(line: &str) -> Option<KnownHost> {
     let mut fields = line.splitn(8, ' ');
     let mut next = || fields.next();
     let id = HostId::from_text(next()?)?;
-    let kind = match (next()?, next()?) {
-        ("ours", public) => HostKind::Ours(unhex(public).filter(|it| HostId::of(it) == id)?),
+    let word = next()?;
+    let kind = match (word, next()?) {
+        ("ours" | "proved", public) => HostKind::Ours(unhex(public).filter(|it| HostId::of(it) == id)?),
         ("legacy", "-") => HostKind::Legacy,
         _ => return None,
     };
@@ -257,8 +259,8 @@ fn host(line: &str) -> Option<KnownHost> {
     let (first_heard, last_heard) = (next()?.parse().ok()?, next()?.parse().ok()?);
     let addresses: Option<Vec<IpAddr>> = next()?.split(',').map(|it| it.parse().ok()).collect();
     let addresses = addresses.filter(|it| it.len() <= MAX_HOST_ADDRESSES)?;
-    let name = next()?.to_owned();
-    Some(KnownHost { id, kind, name, addresses, domains, first_heard, last_heard })
+    let (name, is_proved) = (next()?.to_owned(), word != "ours");
+    Some(KnownHost { id, kind, name, addresses, is_proved, domains, first_heard, last_heard })
 }
 
 fn hex(bytes: &[u8; 32]) -> String {
@@ -290,8 +292,12 @@ mod tests {
         let mut table = KnownHosts::default();
         for host in 1..=3 {
             table.heard(&hello(host, &format!("host {host}")), IpAddr::from([10, 0, 0, host]), 1000);
+            if host < 3 {
+                let (told, from) = (hello(host, &format!("h{host}")), IpAddr::from([10, 0, 0, host]));
+                table.heard_proved(&told, from, 1500, true);
+            }
         }
-        table.heard(&hello(2, "host 2"), "fe80::2".parse().unwrap(), 2000);
+        table.heard_proved(&hello(2, "host 2"), "fe80::2".parse().unwrap(), 2000, true);
         table.heard_legacy(IpAddr::from([10, 0, 0, 9]), 4, 3000);
         table.pin("10.0.0.2:1229".parse().unwrap(), HostId::of(&[2; 32]));
         table.pin("10.0.0.2:1229".parse().unwrap(), HostId::of(&[3; 32]));
@@ -385,7 +391,7 @@ mod tests {
         for host in 0..u8::try_from(MAX_HOSTS).unwrap() {
             for address in 0..4_u16 {
                 let long = IpAddr::from([0xfd00, 1, 2, 3, 4, 5, 6, address]);
-                table.heard(&hello(host, &"\u{20ac}".repeat(15)), long, u64::MAX);
+                table.heard_proved(&hello(host, &"\u{20ac}".repeat(15)), long, u64::MAX, true);
             }
             table.pin(([10, 0, 0, host], 65535).into(), HostId::of(&[host; 32]));
         }

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Messages of a holder of the key of all hosts: they tell nothing about others that counts.
+
+use std::collections::HashMap;
+
+use fence_core::hosts::{HostKind, Respondent};
+use fence_wire::{HostHello, HostId};
+
+use super::super::answering::make_room;
+use super::super::limits::{MAX_KEPT_ANSWERS, MAX_KEPT_OF_ONE, MAX_LOOKS_OF_ONE};
+use super::super::state::{KeptAnswer, KeptAnswers};
+use super::*;
+
+fn forged(public: [u8; 32], name: &str, run: u8) -> Vec<u8> {
+    let hello = HostHello { public, port: 0, domains: 1, name: name.to_owned(), run: [run; 8] };
+    let sender = HostId::of(&public);
+    let message = HostMessage { sender, recipient: None, nonce: [run; 8], body: HostBody::Hello(hello) };
+    message.encode(&HostsKey::without_a_key()).to_vec()
+}
+
+async fn proved(host: &Host) -> KnownHost {
+    loop {
+        if let Some(known) = host.peers.known().into_iter().find(|it| it.is_proved) {
+            return known;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Else `peer_down_command` would be asked about a host of that name, which may be down indeed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_hello_renames_nobody_and_raises_no_doubt() {
+    let (at_a, at_b) = (port(), port());
+    let a = Host::listed(at_a, &[at_b], None).await;
+    let _b = Host::listed(at_b, &[at_a], None).await;
+    assert_eq!(a.sights().await, [Sight::Off]);
+    let before = proved(&a).await;
+    let HostKind::Ours(public) = before.kind else { panic!("{before:?}") };
+    let from = SocketAddr::from(([10, 0, 0, 9], 1229));
+    for run in 1..20 {
+        for (public, name) in [(public, "h9"), (a.peers.identity.public(), "h9")] {
+            a.peers.receive(&forged(public, name, run), from, &MessageWay::Unicast(from));
+        }
+    }
+    let after = a.peers.known();
+    assert!(after.len() == 1 && after[0].name == before.name, "{after:?}");
+    assert_eq!(after[0].addresses, before.addresses);
+    // It ends by itself, since nobody proved it.
+    assert!(a.peers.own_doubt().is_some_and(|it| it.contains("without a proof")));
+    assert_eq!(a.peers.table.lock().unwrap().twins().count(), 0);
+    *a.peers.claimed.lock().unwrap() = None;
+    assert_eq!(a.sights().await, [Sight::Off]);
+}
+
+/// The first word about a host may be somebody else's. Its own proof corrects it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_was_first_met_by_a_forged_hello_is_corrected() {
+    let (group, at) = ([239, 77, 1, 21], port());
+    let dir = tempfile::tempdir().unwrap();
+    let a = Host::found(group, at, None).await;
+    let b = super::super::identity::Identity::open(dir.path()).unwrap();
+    let (from, public) = (SocketAddr::from(([10, 0, 0, 9], 1229)), b.public());
+    drop(b);
+    a.peers.receive(&forged(public, "h9", 9), from, &MessageWay::Group);
+    let met = a.knows(1).await.remove(0);
+    assert!(met.name == "h9" && !met.is_proved, "{met:?}");
+    // Nobody proved that name: the command would say it of another host.
+    let yes = std::path::Path::new("/bin/true");
+    let until = Instant::now() + Duration::from_secs(5);
+    let question = DomainQuestion::new(DomainId::from_bytes([7; 16]), "vm1".to_owned());
+    let who = Respondent::Host(met.id);
+    let (sight, _) = a.peers.proved_down(yes, who, "does not answer", &question, until).await;
+    assert!(reason(&sight).contains("never proved its name"), "{sight:?}");
+    let b = Host::found(group, at, Some(dir.path())).await;
+    let now = proved(&a).await;
+    assert!(now.id == met.id && now.name == b.peers.hello().name, "{now:?}");
+    assert!(!now.addresses.contains(&from.ip()), "{now:?}");
+    assert_eq!(a.sights().await, [Sight::Off]);
+}
+
+fn kept(from: [u8; 4], is_made: bool) -> KeptAnswer {
+    let bytes = if is_made { vec![[0; fence_wire::HOST_MESSAGE_LEN]] } else { Vec::new() };
+    KeptAnswer { at: Instant::now(), from: from.into(), bytes }
+}
+
+/// Room is left for others by whoever asks without end, as one or as many.
+#[test]
+fn one_asker_takes_no_room_of_the_others() {
+    let id = |it: u8| HostId::of(&[it; 32]);
+    let (guest, other) = ([10, 0, 0, 9], [10, 0, 0, 1]);
+    let mut answers: KeptAnswers = HashMap::new();
+    for number in 0..5000_u64 {
+        let who = id(u8::try_from(number % 60).unwrap());
+        assert!(make_room(&mut answers, who, guest.into()), "its oldest answer makes room");
+        answers.insert((who, number.to_le_bytes()), kept(guest, true));
+    }
+    assert_eq!(answers.len(), MAX_KEPT_OF_ONE);
+    for number in 0..20_u8 {
+        answers.insert((id(9), [number; 8]), kept(guest, false));
+    }
+    assert!(!make_room(&mut answers, id(9), guest.into()), "{MAX_LOOKS_OF_ONE} at once");
+    assert!(!make_room(&mut answers, id(8), guest.into()), "in every name");
+    assert!(make_room(&mut answers, id(100), other.into()));
+    // From addresses without number: what was answered goes first.
+    for number in 0..2000_u16 {
+        let [high, low] = number.to_be_bytes();
+        let (who, from) = (HostId::of(&[low; 32]), [10, 1, high, low]);
+        if make_room(&mut answers, who, from.into()) {
+            answers.insert((who, u64::from(number).to_le_bytes()), kept(from, true));
+        }
+    }
+    assert!(answers.len() <= MAX_KEPT_ANSWERS);
+    assert!(make_room(&mut answers, HostId::of(&[1; 32]), other.into()));
+}
