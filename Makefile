@@ -163,9 +163,9 @@ suite-attacks-reference:
 	SIDE=reference OURS_DIR=$(DIST) scripts/suite attacks
 
 # The ends of a daemon in the middle of its work need the fault points of a debug build, beside the programs as they are shipped.
-suite-fence_races:
+suite-fence_races suite-cpg: suite-%:
 	cargo build --locked -p fence-virtd
-	SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
+	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
 
 suite-%: ## one suite, as suite-transports
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*

@@ -7,7 +7,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_wire::Target;
 
@@ -166,8 +166,8 @@ impl Backend for CombinedBackend {
         self.at(domain).on(domain, lease).await
     }
 
-    fn was_started(&self, domain: &DomainRef) -> bool {
-        self.at(domain).was_started(domain)
+    async fn was_started(&self, domain: &DomainRef, since: Duration, until: Instant) -> bool {
+        self.at(domain).was_started(domain, since, until).await
     }
 
     async fn start_owed(

@@ -520,9 +520,17 @@ impl Backend for LibvirtBackend {
         self.start_domain(domain, lease).await
     }
 
-    fn was_started(&self, domain: &DomainRef) -> bool {
+    async fn was_started(&self, domain: &DomainRef, since: Duration, until: Instant) -> bool {
         let uuid = libvirt_uuid(domain.uuid);
-        self.hypervisors.iter().any(|it| it.was_started(uuid))
+        if self.hypervisors.iter().any(|it| it.was_started(uuid)) {
+            return true;
+        }
+        let asked = Instant::now();
+        let ended = |it: &Finding| match (&it.place, &it.sight) {
+            (DomainSite::Host(_), Sight::Ended(Some(age))) => *age < since + asked.elapsed(),
+            _ => false,
+        };
+        self.look_everywhere(&DomainQuestion::about(domain), until).await.iter().any(ended)
     }
 
     async fn start_owed(

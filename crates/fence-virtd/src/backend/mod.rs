@@ -66,9 +66,15 @@ pub(crate) trait Backend: Send + Sync {
     /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
     fn on(&self, domain: &DomainRef, lease: &Lease) -> impl Future<Output = Result<(), ActionError>> + Send;
 
-    /// Returns whether an instance of the domain was seen to start here since this daemon runs.
-    fn was_started(&self, _: &DomainRef) -> bool {
-        false
+    /// Returns whether an instance of the domain was seen to start here since this daemon runs, or to end at
+    /// another host since this long ago, where it must have been started then.
+    fn was_started(
+        &self,
+        _: &DomainRef,
+        _since: Duration,
+        _until: Instant,
+    ) -> impl Future<Output = bool> + Send {
+        async { false }
     }
 
     /// Starts a domain whose start an earlier daemon owes, once every place showed it off: from its
@@ -129,7 +135,12 @@ pub(crate) trait DynBackend: Send + Sync {
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
     /// Calls [`Backend::was_started`].
-    fn was_started(&self, domain: &DomainRef) -> bool;
+    fn was_started<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        since: Duration,
+        until: Instant,
+    ) -> BoxedFuture<'a, bool>;
 
     /// Calls [`Backend::start_owed`].
     fn start_owed<'a>(
@@ -180,8 +191,13 @@ impl<B: Backend> DynBackend for B {
         Box::pin(Backend::on(self, domain, lease))
     }
 
-    fn was_started(&self, domain: &DomainRef) -> bool {
-        Backend::was_started(self, domain)
+    fn was_started<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        since: Duration,
+        until: Instant,
+    ) -> BoxedFuture<'a, bool> {
+        Box::pin(Backend::was_started(self, domain, since, until))
     }
 
     fn start_owed<'a>(

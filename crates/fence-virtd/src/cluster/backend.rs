@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_wire::{Action, Target};
 
@@ -507,8 +507,8 @@ impl Backend for CpgBackend {
         self.bring_up(domain, lease).await
     }
 
-    fn was_started(&self, domain: &DomainRef) -> bool {
-        Backend::was_started(&*self.local, domain)
+    async fn was_started(&self, domain: &DomainRef, since: Duration, until: Instant) -> bool {
+        Backend::was_started(&*self.local, domain, since, until).await
     }
 
     async fn start_owed(

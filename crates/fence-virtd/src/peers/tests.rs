@@ -19,6 +19,32 @@ use super::state::Peers;
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 
+/// Directory of a daemon's memory. What still writes to it when a test ends must not keep it.
+pub(super) struct StateDir(std::path::PathBuf);
+
+impl StateDir {
+    pub(super) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap().keep())
+    }
+
+    pub(super) fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        for _ in 0..500 {
+            match std::fs::remove_dir_all(&self.0) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
 mod down;
 mod forged;
 mod probe;
@@ -241,7 +267,7 @@ async fn a_silent_host_is_unknown_within_the_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn found_hosts_are_asked_and_remembered() {
     let (group, port) = ([239, 77, 1, 1], port());
-    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let dirs = [(); 3].map(|()| StateDir::new());
     let a = Host::found(group, port, Some(dirs[0].path())).await;
     assert!(a.look().await.is_empty(), "a host alone");
     let b = Host::found(group, port, Some(dirs[1].path())).await;
@@ -303,7 +329,7 @@ async fn a_lost_datagram_costs_no_answer() {
 async fn a_guest_with_the_key_cannot_answer_for_a_host() {
     let (group, port) = ([239, 77, 1, 2], port());
     let a = Host::found(group, port, None).await;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let b = Host::found(group, port, Some(dir.path())).await;
     let victim = a.knows(1).await[0].id;
     b.shows(Sight::On);
@@ -354,8 +380,8 @@ async fn a_host_with_the_same_key_pair_is_noticed() {
 }
 
 /// A directory with a copy of this one's key pair.
-fn cloned(state: &std::path::Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
+fn cloned(state: &std::path::Path) -> StateDir {
+    let copy = StateDir::new();
     std::fs::copy(state.join("host.key"), copy.path().join("host.key")).unwrap();
     copy
 }
@@ -379,7 +405,7 @@ async fn doubts(host: &Host, words: &[&str]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_with_one_key_pair_prove_nothing_to_a_third() {
     let (group, port) = ([239, 77, 1, 5], port());
-    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dirs = [(); 2].map(|()| StateDir::new());
     let a = Host::found(group, port, Some(dirs[0].path())).await;
     let copy = cloned(dirs[0].path());
     let c = Host::found(group, port, Some(dirs[1].path())).await;
@@ -424,7 +450,7 @@ async fn any_word_of_this_host_from_another_address_is_a_doubt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_addresses_of_peers_with_one_key_are_a_doubt() {
     let (at_a, at_b, at_c) = (port(), port(), port());
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let a = Host::listed(at_a, &[at_b, at_c], None).await;
     let _b = Host::listed(at_b, &[at_a], Some(dir.path())).await;
     let copy = cloned(dir.path());
@@ -441,7 +467,7 @@ async fn two_addresses_of_peers_with_one_key_are_a_doubt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renumbered_host_does_not_answer_for_the_new_one() {
     let (at_a, at_b, at_c) = (port(), port(), port());
-    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dirs = [(); 2].map(|()| StateDir::new());
     let a = Host::listed(at_a, &[at_b], None).await;
     let b = Host::listed(at_b, &[at_a], Some(dirs[0].path())).await;
     assert_eq!(a.sights().await, [Sight::Off]);
@@ -496,7 +522,7 @@ async fn who_answers_from_another_address_is_not_met() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_may_be_missing_counts_with_peers_too() {
     let (at_a, at_b) = (port(), port());
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     std::fs::write(dir.path().join("hosts"), "fence_virt hosts 1\nhost ").unwrap();
     let a = Host::listed(at_a, &[at_b], Some(dir.path())).await;
     let _b = Host::listed(at_b, &[at_a], None).await;
@@ -509,7 +535,7 @@ async fn what_may_be_missing_counts_with_peers_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_alone_who_may_have_forgotten_others() {
     let (group, port) = ([239, 77, 1, 6], port());
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     drop(Host::found(group, port, Some(dir.path())).await);
     while super::identity::Identity::open(dir.path()).is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -529,7 +555,7 @@ async fn nobody_is_alone_who_may_have_forgotten_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_that_cannot_be_written_may_have_lost_hosts() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let fresh = super::state::read_directory(dir.path());
     assert_eq!(fresh.1.incomplete(), None, "the first start of all");
     fresh.2.write(&fresh.1).unwrap();
@@ -549,7 +575,7 @@ async fn a_directory_that_cannot_be_written_may_have_lost_hosts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_that_were_heard_count_when_there_is_no_way_to_them_any_more() {
     let (group, port) = ([239, 77, 1, 7], port());
-    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dirs = [(); 2].map(|()| StateDir::new());
     let a = Host::found(group, port, Some(dirs[0].path())).await;
     let b = Host::found(group, port, Some(dirs[1].path())).await;
     let name = a.knows(1).await[0].to_string();
@@ -621,7 +647,7 @@ async fn a_reload_changes_who_must_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_that_takes_peers_away_looks_for_others_first() {
     let (group, at) = ([239, 77, 1, 8], port());
-    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dirs = [(); 2].map(|()| StateDir::new());
     let a = Host::found(group, at, Some(dirs[0].path())).await;
     assert!(a.look().await.is_empty());
     a.change(PeerMode::Off);

@@ -96,9 +96,10 @@ impl Service {
             (StartOwed::Xml { uri }, Some(xml)) => Some((uri.as_str(), xml.as_str())),
             (StartOwed::Xml { .. }, None) => return "its XML was not kept, so it is not started".to_owned(),
         };
+        let began_ms = unfinished.intent.at_ms;
         let (mut backoff, mut logged) = (Backoff::new(FIRST_PAUSE, LAST_PAUSE), OncePerReason::default());
         loop {
-            let why = match self.attempt(&domain, target.clone(), source).await {
+            let why = match self.attempt(&domain, target.clone(), source, began_ms).await {
                 StartAttempt::On(found) | StartAttempt::Over(found) => return found,
                 StartAttempt::Failed(why) => why,
             };
@@ -126,6 +127,7 @@ impl Service {
         domain: &DomainRef,
         target: Target,
         source: Option<(&str, &str)>,
+        began_ms: u64,
     ) -> StartAttempt {
         let job = self.accept(Arrival::from_host(TRANSPORT, String::new(), Action::On, target));
         let (lease, mut released) = Lease::new(Instant::now() + START_LIMIT, job.id);
@@ -140,7 +142,7 @@ impl Service {
             Ok(()) if self.intents.has_begun(&domain.uuid.to_string()) => {
                 over("somebody asked for the domain since, so it is not started")
             }
-            Ok(()) => self.make_good(&job, domain, source, &lease).await,
+            Ok(()) => self.make_good(&job, domain, source, began_ms, &lease).await,
             Err(why) => StartAttempt::Failed(why.to_string()),
         };
         drop(lease);
@@ -169,6 +171,7 @@ impl Service {
         job: &RequestJob,
         domain: &DomainRef,
         xml: Option<(&str, &str)>,
+        began_ms: u64,
         lease: &Lease,
     ) -> StartAttempt {
         let watch_until = Instant::now() + ORDER_SETTLE;
@@ -188,7 +191,8 @@ impl Service {
             }
             tokio::time::sleep(LOOK_PAUSE).await;
         };
-        if self.backend.was_started(&domain) {
+        let since = Duration::from_millis(since_boot_ms().saturating_sub(began_ms));
+        if self.backend.was_started(&domain, since, lease.until()).await {
             return over("somebody has started it since, and it is off again, so it is not started");
         }
         match self.backend.start_owed(&domain, xml, lease).await {

@@ -264,7 +264,7 @@ impl Backend for Refusing {
         }
     }
 
-    fn was_started(&self, _: &DomainRef) -> bool {
+    async fn was_started(&self, _: &DomainRef, _: Duration, _: Instant) -> bool {
         self.was_started
     }
 

@@ -7,12 +7,11 @@ use std::path::PathBuf;
 
 use fence_core::evidence::ProvedOff;
 use fence_core::host_down::BOOT;
-use tempfile::TempDir;
 
 use super::*;
 
 /// A program that runs in its own directory. It is a link to one that is never open for writing.
-fn command(dir: &TempDir, body: &str) -> PathBuf {
+fn command(dir: &StateDir, body: &str) -> PathBuf {
     let path = dir.path().join("program");
     symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/src/host_down/in-its-place.sh"), &path).unwrap();
     fs::write(dir.path().join("body"), body).unwrap();
@@ -20,13 +19,13 @@ fn command(dir: &TempDir, body: &str) -> PathBuf {
 }
 
 /// Asks a host that knows one other, which is silent, and that has this command.
-async fn ask_a_silent_host(dir: &TempDir, body: &str, time: Duration) -> (Vec<Finding>, u16) {
+async fn ask_a_silent_host(dir: &StateDir, body: &str, time: Duration) -> (Vec<Finding>, u16) {
     let (a, b) = host_with_a_silent_one(dir, body).await;
     (a.look_within(time).await, b)
 }
 
 /// A host that knows one other, which is silent, with the port of that one.
-async fn host_with_a_silent_one(dir: &TempDir, body: &str) -> (Host, u16) {
+async fn host_with_a_silent_one(dir: &StateDir, body: &str) -> (Host, u16) {
     let (a, b) = (port(), port());
     let a = Host::listed(a, &[b], None).await;
     let settings = (*a.peers.settings()).clone();
@@ -43,13 +42,13 @@ fn here(began: Instant) -> Finding {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Returns how often the command was run that adds a line to this file.
-fn runs(dir: &TempDir) -> usize {
+fn runs(dir: &StateDir) -> usize {
     fs::read_to_string(dir.path().join("runs")).unwrap_or_default().lines().count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_proved_down_is_named_with_the_word_of_the_command() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let body = "echo \"$*\" > asked; echo; echo \"power is off\"; echo more; exit 0";
     let asked = Instant::now();
     let (found, port) = ask_a_silent_host(&dir, body, Duration::from_secs(20)).await;
@@ -71,15 +70,15 @@ async fn a_host_that_is_proved_down_is_named_with_the_word_of_the_command() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_fails_or_hangs_proves_nothing() {
     let fails = async {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = StateDir::new();
         ask_a_silent_host(&dir, "echo no; echo 'no such outlet' >&2; exit 3", Duration::from_secs(20)).await.0
     };
     let killed = async {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = StateDir::new();
         ask_a_silent_host(&dir, "kill -9 $$", Duration::from_secs(20)).await.0
     };
     let hangs = async {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = StateDir::new();
         ask_a_silent_host(&dir, "sleep 600", Duration::from_secs(4)).await.0
     };
     let (fails, killed, hangs) = tokio::join!(fails, killed, hangs);
@@ -95,7 +94,7 @@ async fn a_command_that_fails_or_hangs_proves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_runs_once_for_each_request() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let (a, _) = host_with_a_silent_one(&dir, "echo >> runs").await;
     let look = async |question: &DomainQuestion| a.peers.look(question, Instant::now() + PATIENCE).await;
     let one = question();
@@ -121,7 +120,7 @@ async fn the_command_runs_once_for_each_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_wait_share_an_answer_that_was_asked_for_after_they_came() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let (a, _) = host_with_a_silent_one(&dir, "echo >> runs; while test ! -e go; do sleep 0.01; done").await;
     let until = Instant::now() + PATIENCE;
     let (came_first, has_begun) = (question(), async {
@@ -146,7 +145,7 @@ async fn requests_that_wait_share_an_answer_that_was_asked_for_after_they_came()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_was_heard_since_needs_another_answer() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let (a, _) = host_with_a_silent_one(&dir, "echo >> runs").await;
     let one = question();
     a.peers.look(&one, Instant::now() + PATIENCE).await;

@@ -56,7 +56,7 @@ async fn a_forged_hello_renames_nobody_and_raises_no_doubt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_was_first_met_by_a_forged_hello_is_corrected() {
     let (group, at) = ([239, 77, 1, 21], port());
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let a = Host::found(group, at, None).await;
     let b = super::super::identity::Identity::open(dir.path()).unwrap();
     let (from, public) = (SocketAddr::from(([10, 0, 0, 9], 1229)), b.public());

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use fence_core::hosts::KnownHosts;
 use fence_wire::Key;
-use tempfile::TempDir;
 
 use super::super::probe::{HostProbe, ProbeReport, ProbeResult, SilenceClue};
 use super::super::store::HostStore;
@@ -15,14 +14,14 @@ use super::*;
 struct Checked {
     at: u16,
     other: u16,
-    dir: TempDir,
+    dir: StateDir,
     daemon: Option<Host>,
 }
 
 impl Checked {
     async fn new() -> Self {
         let (at, other) = (port(), port());
-        let dir = tempfile::tempdir().unwrap();
+        let dir = StateDir::new();
         let daemon = Host::listed(at, &[other], Some(dir.path())).await;
         Self { at, other, dir, daemon: Some(daemon) }
     }
@@ -82,7 +81,7 @@ fn files(dir: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_answers_the_daemon_answers_the_check_and_neither_is_disturbed() {
     let a = Checked::new().await;
-    let other = tempfile::tempdir().unwrap();
+    let other = StateDir::new();
     let b = Host::listed(a.other, &[a.at], Some(other.path())).await;
     let daemon = a.daemon.as_ref().unwrap();
     assert_eq!(daemon.sights().await, [Sight::Off]);
@@ -131,7 +130,7 @@ async fn a_host_that_was_installed_anew_is_named() {
     assert_eq!(a.daemon.as_ref().unwrap().sights().await, [Sight::Off]);
     a.has_met().await;
     drop(first);
-    let dir = tempfile::tempdir().unwrap();
+    let dir = StateDir::new();
     let _anew = Host::listed(a.other, &[a.at], Some(dir.path())).await;
     let report = a.check_with(Vec::new()).await;
     // The daemon may have noticed it before.
@@ -168,7 +167,7 @@ async fn the_check_is_never_taken_for_a_second_daemon() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_asked_with_another_key_pair_than_the_daemons() {
     let (at, other) = (port(), port());
-    let (empty, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (empty, dir) = (StateDir::new(), StateDir::new());
     let b = Host::listed(other, &[at], Some(dir.path())).await;
     let listed = settings(PeerMode::Listed(vec![(Ipv4Addr::LOCALHOST, other).into()]), at);
     let report = probe(listed, Vec::new(), empty.path(), None).await;
@@ -179,7 +178,7 @@ async fn nobody_is_asked_with_another_key_pair_than_the_daemons() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_of_the_group_are_asked_beside_the_daemon() {
     let (group, port) = ([239, 77, 1, 9], port());
-    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dirs = [(); 2].map(|()| StateDir::new());
     let a = Host::found(group, port, Some(dirs[0].path())).await;
     let b = Host::found(group, port, Some(dirs[1].path())).await;
     a.knows(1).await;

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A node's daemon dies in the middle of a reboot. What it owes gives way to what the cluster did meanwhile.
+
+The fault points are in debug builds alone (see fence_races/test_ends.py): the daemon that dies is that of target/debug.
+"""
+
+import signal
+
+from lab import net, process, programs
+from lab.net import wait_until
+
+
+def killed_after_the_power_off(hosts, monkeypatch, name):
+    """h1 has powered the domain off for a reboot that h3 was asked for, and its daemon is gone; returns its configuration."""
+    monkeypatch.setenv("FENCE_VIRTD_STOP_AT", "seen_off")
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "OURS_DIR", programs.DEBUG_DIR)
+        hosts.h1.serve("ours")
+    monkeypatch.delenv("FENCE_VIRTD_STOP_AT")
+    for asked in ("h1", "h3"):
+        hosts.wait_status(asked, name, 0)
+    shot = hosts.agent("h1", "reboot", name, timeout=10)
+    net.wait_until(lambda: process.is_frozen(hosts.h1.daemon.pid))
+    assert hosts.h1.state(name) == "shut off"
+    config = hosts.h1.daemon.config
+    hosts.h1.stop_serving(signal.SIGKILL)
+    assert shot.finish(40).rc != 0
+    return config
+
+
+def serve_again(host, config):
+    """Its next daemon, with what the last one remembered."""
+    host.daemon = programs.Daemon(host, config, program=programs.program("ours", "fence_virtd"), debug=3, ready="udp", wait=60)
+    host.wait_joined()
+    record = wait_until(lambda: [it for it in host.records() if (it["reason"] or "").startswith("was under way")])
+    return record[-1]["reason"]
+
+
+def test_a_start_that_is_owed_gives_way_to_an_end_at_another_node(hosts, monkeypatch):
+    hosts.h2.has("x", start=False)
+    hosts.h1.has("x")
+    hosts.serve(h2="ours", h3="ours")
+    config = killed_after_the_power_off(hosts, monkeypatch, "x")
+    # Whoever manages the machines starts it elsewhere, and the cluster fences it there.
+    hosts.h2.hypervisor.virsh("start", "x")
+    hosts.wait_status("h3", "x", 0)
+    assert hosts.ask("h3", "off", "x").rc == 0, hosts.logs()
+    reason = serve_again(hosts.h1, config)
+    assert "somebody has started it since" in reason, f"{reason}\n{hosts.logs()}"
+    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
+
+
+def test_a_start_that_is_owed_is_made_good(hosts, monkeypatch):
+    hosts.h2.has("x", start=False)
+    hosts.h1.has("x")
+    hosts.serve(h2="ours", h3="ours")
+    config = killed_after_the_power_off(hosts, monkeypatch, "x")
+    reason = serve_again(hosts.h1, config)
+    assert reason.endswith("the start that it owed is made good"), f"{reason}\n{hosts.logs()}"
+    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["running", "shut off"], hosts.logs()
