@@ -454,8 +454,12 @@ class Search:
                 self.note(f"    libvirtd of {place.name} has {domain}, which is not there: it is started anew")
                 place.kill()
                 place.raise_up()
-                # It takes its time to find out that the process which it remembers is not there.
-                net.wait_until(lambda place=place: not place.claims(domain), 3 * PATIENCE)
+                # It takes its time to find out that the process which it remembers is not there, or never does.
+                with contextlib.suppress(TimeoutError):
+                    net.wait_until(lambda place=place: not place.claims(domain), PATIENCE)
+                if place.claims(domain):
+                    self.note(f"    and is told to end what is not there of {domain}")
+                    place.hypervisor.virsh("destroy", domain, check=False, timeout=PATIENCE)
         self.note(f"    {domain} is {reading.line(domain)}")
         for sight in reading.running(domain):
             # A transient one could not be started again.

@@ -60,7 +60,8 @@ def search(world, number):
         seed = new_seed() if MINUTES or SEED == "new" else int(SEED) + number
         code, text = run(world, seed)
         if code:
-            return said, text[text.find("=" * 30):][-40_000:]
+            # One that could not go on has no report.
+            return said, text[max(text.find("=" * 30), 0):][-40_000:]
         said.append(" ".join(text.splitlines()[-2:]))
         if time.monotonic() >= end:
             return said, None
