@@ -36,7 +36,7 @@ PATIENCE = 60
 UNAWARE = bool(os.environ.get("UNAWARE"))
 
 #: Rounds of what is a matter of moments.
-ROUNDS = int(os.environ.get("ROUNDS", "4"))
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
 def uuid_of(name):

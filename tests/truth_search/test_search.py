@@ -26,7 +26,7 @@ SEARCH = pathlib.Path(__file__).with_name("search.py")
 SEED = os.environ.get("SEED", "1")
 MINUTES = float(os.environ.get("MINUTES", "0"))
 #: Steps of one search, and how many there are of each world: more than 2,000 steps. QEMU takes its time for each.
-STEPS, SEEDS = {"test": 180, "qemu": 110}, {"test": 3, "qemu": 2}
+STEPS, SEEDS = {"test": 170, "qemu": 85}, {"test": 3, "qemu": 2}
 SEARCHES = [(world, n) for world, shape in WORLDS.items() for n in range(SEEDS[shape.driver])
             if world in os.environ.get("WORLDS", world).split(",")]
 #: What was found stays found: a suite runs its failures again, and an untrue answer must not get lost in that.
