@@ -98,7 +98,7 @@ quick: packages-test ## in two minutes: format, lints, unit tests of pure crates
 	ln -sf fence_xvm $(CARGO_TARGET_DIR)/debug/fence_virt
 	SIDE=ours OURS_DIR=$(CARGO_TARGET_DIR)/debug scripts/suite $(QUICK_CASES)
 
-# The whole takes 30 minutes on two cores. It runs in namespaces of its own, and its last step compares processes, network
+# The whole takes 38 minutes on two cores. It runs in namespaces of its own, and its last step compares processes, network
 # namespaces, mounts and files outside of the checkout with those at its start: what is left fails it, by name.
 test: packages ## install what is needed, and run everything
 	scripts/contained --strict $(MAKE) whole

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """No secret is ever printed, and the search that says so can fail."""
 
+import contextlib
 import base64
 import os
 import pathlib
@@ -137,14 +138,18 @@ def test_no_secret_at_any_debug_level(scene, listener, debug):
 def test_the_c_daemon_prints_the_hash_that_it_expected(scene, outputs):
     """For a packet that was changed: so whoever reads its log signs packets without the key. The same search finds it."""
     host = scene.host("tcp")
-    everything_that_goes_wrong(scene, host, "tcp")
 
     def is_printed():
         found = [leak for text in outputs.of(REFERENCE) for leak in scene.secrets.find(text)]
         return any(leak.form == "hex" and leak.what == "packet hash" for leak in found)
 
-    # Its last lines may still be on their way.
-    net.wait_until(is_printed)
+    # On a busy machine it misses packets. Its last lines may still be on their way.
+    for _ in range(4):
+        everything_that_goes_wrong(scene, host, "tcp")
+        with contextlib.suppress(TimeoutError):
+            net.wait_until(is_printed, 15)
+            return
+    raise AssertionError("it printed no hash")
 
 
 class Journal:

@@ -225,7 +225,8 @@ def test_an_answer_never_goes_to_the_next_process_at_a_port(stage, daemon, clien
         old, _ = listener.accept()
         client.send(client.packet(wire.STATUS, "vm1", seqno=2, port=1306))
         said = client.converse(wire.Stream(old, 15))
-        assert (said.kind, said.step) == ("closed", "response"), said
+        # Before the proof or after it: there is no answer.
+        assert said.kind == "closed" and said.step in ("answer", "response"), said
         new, _ = listener.accept()
         assert client.converse(wire.Stream(new, 15)).code == wire.SUCCESS
     it.wait_log("superseded")
