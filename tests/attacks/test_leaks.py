@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """No secret is ever printed, and the search that says so can fail."""
 
-import contextlib
 import base64
+import contextlib
 import os
 import pathlib
 import socket
