@@ -37,6 +37,19 @@ pub enum Sight {
     Unknown(String),
 }
 
+impl Sight {
+    /// Returns the age of an end or a move in milliseconds, as other hosts are told. Between the look and the
+    /// reading of an answer an end gets older by the time of the answer, which the asker counts.
+    pub fn age_ms(&self) -> Option<u64> {
+        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        match self {
+            Self::Ended(age) => age.map(|it| ms(it).saturating_add(1)),
+            Self::MovedAway(age) => Some(ms(*age)),
+            _ => None,
+        }
+    }
+}
+
 /// Place where a domain can be.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum DomainSite {

@@ -335,15 +335,9 @@ impl AskOutcome {
 
     /// Builds the outcome of a look at the sender that saw no instance.
     pub fn seen_off(sight: &Sight) -> Self {
-        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        let ended_ms = match sight {
-            Sight::Ended(age) => age.map(|it| ms(it).saturating_add(1)),
-            _ => None,
-        };
-        let moved_ms = match sight {
-            Sight::MovedAway(age) => Some(ms(*age)),
-            _ => None,
-        };
+        let age_ms = sight.age_ms();
+        let ended_ms = age_ms.filter(|_| matches!(sight, Sight::Ended(_)));
+        let moved_ms = age_ms.filter(|_| matches!(sight, Sight::MovedAway(_)));
         Self { ended_ms, moved_ms, ..Self::new(Response::Off, None) }
     }
 

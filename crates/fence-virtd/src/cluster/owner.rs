@@ -21,6 +21,7 @@ use crate::service::Service;
 use crate::service::execute::{
     NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, joined, run_power_action,
 };
+use crate::service::owed_places::about_to_start;
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState,
@@ -120,12 +121,7 @@ impl AskExecution<'_> {
         let was_owed = owes();
         let seen = strongest(&self.cluster.local().look_here(&question, until).await);
         self.stages.resolved = Some(StageTimes::since(job.arrived));
-        let seen = match seen {
-            Sight::Ended(_) | Sight::Off | Sight::Absent | Sight::MovedAway(_) if was_owed || owes() => {
-                Sight::Moving
-            }
-            seen => seen,
-        };
+        let seen = if was_owed || owes() { about_to_start(&seen) } else { seen };
         match seen {
             Sight::Absent => return ServeOutcome::Failed(ActionError::Gone),
             Sight::Unknown(why) | Sight::Down(why) => {

@@ -151,14 +151,7 @@ pub(super) fn make_room(answers: &mut KeptAnswers, asker: HostId, from: IpAddr) 
 fn answer(ask: &HostAsk, found: &[Finding], came: Instant) -> HostAnswer {
     let in_time: Vec<Finding> = found.iter().filter(|it| it.began >= came).cloned().collect();
     let seen = if in_time.len() == found.len() { strongest(&in_time) } else { strongest(&[]) };
-    let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-    let age_ms = match seen {
-        // Between the look and the reading of this answer it gets older by the time of the answer, which the
-        // asker counts.
-        Sight::Ended(age) => age.map(|it| ms(it).saturating_add(1)),
-        Sight::MovedAway(age) => Some(ms(age)),
-        _ => None,
-    };
+    let age_ms = seen.age_ms();
     let sight = sight(&seen);
     let reason = if let Sight::Unknown(why) = seen { why } else { String::new() };
     HostAnswer { uuid: ask.uuid, sight, age_ms, reason }

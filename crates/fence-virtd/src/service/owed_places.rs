@@ -44,7 +44,8 @@ impl OwnPlaces for OwedPlaces {
     }
 }
 
-fn about_to_start(sight: &Sight) -> Sight {
+/// Returns what is told of a domain that is owed a start, where this is seen of it.
+pub(crate) fn about_to_start(sight: &Sight) -> Sight {
     match sight {
         Sight::Ended(_) | Sight::Off | Sight::Absent | Sight::MovedAway(_) => Sight::Moving,
         Sight::On | Sight::Moving | Sight::Down(_) | Sight::Unknown(_) => sight.clone(),
