@@ -50,6 +50,21 @@ def test_a_start_that_is_owed_gives_way_to_an_end_at_another_node(hosts, monkeyp
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
 
 
+def test_a_start_that_is_owed_gives_way_to_an_end_that_only_a_third_node_remembers(hosts, monkeypatch):
+    hosts.h2.has("x", start=False)
+    hosts.h1.has("x")
+    hosts.serve(h2="ours", h3="ours")
+    config = killed_after_the_power_off(hosts, monkeypatch, "x")
+    hosts.h2.hypervisor.virsh("start", "x")
+    hosts.wait_status("h3", "x", 0)
+    assert hosts.ask("h2", "off", "x").rc == 0, hosts.logs()
+    # h2's next daemon does not know how the machine ended: nobody told it.
+    hosts.h2.serve("ours")
+    reason = serve_again(hosts.h1, config)
+    assert "another host was asked for it since" in reason, f"{reason}\n{hosts.logs()}"
+    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
+
+
 def test_a_start_that_is_owed_is_made_good(hosts, monkeypatch):
     hosts.h2.has("x", start=False)
     hosts.h1.has("x")

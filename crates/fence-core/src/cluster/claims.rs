@@ -170,6 +170,11 @@ impl ClusterArbiter {
         self.me.is_none() && !self.epoch.has_begun
     }
 
+    /// Returns true while this host decides with the group, and knows the state of all its members.
+    pub fn is_in_step(&self) -> bool {
+        self.me.is_some() && self.epoch.has_begun
+    }
+
     /// Begins a new epoch with these members.
     pub fn change(&mut self, members: &BTreeSet<Member>) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };

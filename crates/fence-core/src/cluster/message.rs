@@ -66,7 +66,8 @@ impl From<Member> for (u32, u32) {
 ///
 /// `sync` to `finished` keep the common arbiter ([`super::claims`]); `ask` to `reply` carry a request to the
 /// host that has the domain. The claims read all of these, because an ask that changes something is part of a
-/// claim in flight. `inventory`, `domain` and `domain_gone` keep the directory ([`super::directory`]).
+/// claim in flight. `recent_offs` tells a new daemon what was fenced while its host had none. `inventory`,
+/// `domain` and `domain_gone` keep the directory ([`super::directory`]).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HostMessage {
@@ -165,6 +166,13 @@ pub enum HostMessage {
         claim: Option<u64>,
         /// Result of the ask.
         end: AskEnd,
+    },
+
+    /// Domains that requests took down a short while ago, for a daemon that has joined. Comes before the
+    /// sender's `sync` ([`super::recent_offs`]).
+    RecentOffs {
+        /// The domains.
+        offs: Vec<RecentOff>,
     },
 
     /// Part of the list of all domains of the sender. The parts come in order.
@@ -358,6 +366,18 @@ impl AskOutcome {
     }
 }
 
+/// Domain that a request took down a short while ago.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RecentOff {
+    /// UUID of the domain.
+    #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
+    pub uuid: String,
+    /// Milliseconds since it was seen off.
+    pub age_ms: u64,
+    /// Nodes that took part: the asker's, and those of the owners.
+    pub nodes: Vec<u32>,
+}
+
 /// Domain of the sender's host.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PublishedDomain {
@@ -464,7 +484,7 @@ impl HostMessage {
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 16] = [
+const KINDS: [&str; 17] = [
     "sync",
     "ready",
     "pass_over",
@@ -478,6 +498,7 @@ const KINDS: [&str; 16] = [
     "taken",
     "progress",
     "reply",
+    "recent_offs",
     "inventory",
     "domain",
     "domain_gone",

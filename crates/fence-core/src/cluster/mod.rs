@@ -4,4 +4,5 @@
 pub mod claims;
 pub mod directory;
 pub mod message;
+pub mod recent_offs;
 mod replica;

@@ -170,6 +170,12 @@ impl Backend for CombinedBackend {
         self.at(domain).was_started(domain, since, until).await
     }
 
+    async fn was_taken_down(&self, domain: &DomainRef, since: Duration) -> Result<bool, ActionError> {
+        // The other hosts of a cluster fence the machines of devices too.
+        let by_hosts = self.hypervisors.backend.was_taken_down(domain, since).await?;
+        Ok(by_hosts || self.at(domain).was_taken_down(domain, since).await?)
+    }
+
     async fn start_owed(
         &self,
         domain: &DomainRef,

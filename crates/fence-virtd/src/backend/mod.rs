@@ -77,6 +77,16 @@ pub(crate) trait Backend: Send + Sync {
         async { false }
     }
 
+    /// Returns whether requests at other hosts took the domain down since this long ago, without this host:
+    /// somebody was told that it is off.
+    fn was_taken_down(
+        &self,
+        _: &DomainRef,
+        _since: Duration,
+    ) -> impl Future<Output = Result<bool, ActionError>> + Send {
+        async { Ok(false) }
+    }
+
     /// Starts a domain whose start an earlier daemon owes, once every place showed it off: from its
     /// definition, or from XML at the hypervisor with this URI.
     fn start_owed(
@@ -142,6 +152,13 @@ pub(crate) trait DynBackend: Send + Sync {
         until: Instant,
     ) -> BoxedFuture<'a, bool>;
 
+    /// Calls [`Backend::was_taken_down`].
+    fn was_taken_down<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        since: Duration,
+    ) -> BoxedFuture<'a, Result<bool, ActionError>>;
+
     /// Calls [`Backend::start_owed`].
     fn start_owed<'a>(
         &'a self,
@@ -198,6 +215,14 @@ impl<B: Backend> DynBackend for B {
         until: Instant,
     ) -> BoxedFuture<'a, bool> {
         Box::pin(Backend::was_started(self, domain, since, until))
+    }
+
+    fn was_taken_down<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        since: Duration,
+    ) -> BoxedFuture<'a, Result<bool, ActionError>> {
+        Box::pin(Backend::was_taken_down(self, domain, since))
     }
 
     fn start_owed<'a>(

@@ -511,6 +511,10 @@ impl Backend for CpgBackend {
         Backend::was_started(&*self.local, domain, since, until).await
     }
 
+    async fn was_taken_down(&self, domain: &DomainRef, since: Duration) -> Result<bool, ActionError> {
+        self.cluster.was_taken_down(domain.uuid, since).map_err(ActionError::Unavailable)
+    }
+
     async fn start_owed(
         &self,
         domain: &DomainRef,

@@ -156,6 +156,12 @@ impl Cluster {
         }
         state.members = members.iter().copied().map(member).collect();
         state.refresh_members();
+        if !joined.is_empty()
+            && let Some(offs) = state.recent_offs.telling(Instant::now())
+        {
+            // Before the sync: a new daemon knows them when its first claim is granted.
+            self.send(&offs);
+        }
         let all = state.members.clone();
         let effects = state.claims.change(&all);
         let victims = self.carry_out(&mut state, effects);
@@ -176,6 +182,7 @@ impl Cluster {
         };
         let mut state = self.state();
         let Some(me) = state.me.filter(|_| state.members.contains(&from)) else { return };
+        state.recent_offs.message(from, &message, Instant::now());
         let effects = state.claims.message(from, &message);
         let victims = self.carry_out(&mut state, effects);
         match message {

@@ -49,6 +49,7 @@ use crate::host_down::{DownEvidence, clock};
 use crate::service::Service;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::Directory;
+use fence_core::cluster::recent_offs::RecentOffs;
 
 pub(crate) use self::claiming::ClusterClaims;
 pub(crate) use self::state::Cluster;
@@ -91,6 +92,7 @@ impl Cluster {
             joined_at: clock::now(),
             claims: ClusterArbiter::new(first_number, Instant::now()),
             waiting: WaitingClaims::default(),
+            recent_offs: RecentOffs::default(),
             outgoing_asks: OutgoingAsks::new(first_number),
             incoming_asks: IncomingAsks::default(),
             stopping: false,

@@ -28,6 +28,7 @@ use crate::util::locks::lock;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{HostMessage, Member, PublishedState};
+use fence_core::cluster::recent_offs::RecentOffs;
 use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState};
 use fence_core::host_down::Moment;
 
@@ -68,6 +69,8 @@ pub(super) struct ClusterState {
     /// This host's claims and its replica.
     pub(super) claims: ClusterArbiter,
     pub(super) waiting: WaitingClaims,
+    /// Domains that requests took down a short while ago, at any host.
+    pub(super) recent_offs: RecentOffs,
     pub(super) outgoing_asks: OutgoingAsks,
     pub(super) incoming_asks: IncomingAsks,
     pub(super) legacy: LegacyHosts,
@@ -287,6 +290,19 @@ impl Cluster {
     /// Returns true if there are legacy hosts, which do not publish every change.
     pub(crate) fn has_legacy_hosts(&self) -> bool {
         !self.state().legacy_members().is_empty()
+    }
+
+    /// Returns whether other hosts took the domain down less than `since` ago, without this node.
+    ///
+    /// # Errors
+    /// They have not said yet.
+    pub(crate) fn was_taken_down(&self, uuid: DomainId, since: Duration) -> Result<bool, String> {
+        let state = self.state();
+        let Some(me) = state.me else { return Err(state.standalone_reason()) };
+        if !state.claims.is_in_step() {
+            return Err("the other hosts have not said yet what they did meanwhile".to_owned());
+        }
+        Ok(state.recent_offs.without(me.node, &uuid.to_string(), since, Instant::now()))
     }
 
     /// Returns the state of a domain as a legacy host has published it.

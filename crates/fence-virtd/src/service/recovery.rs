@@ -195,6 +195,11 @@ impl Service {
         if self.backend.was_started(&domain, since, lease.until()).await {
             return over("somebody has started it since, and it is off again, so it is not started");
         }
+        match self.backend.was_taken_down(&domain, since).await {
+            Ok(false) => {}
+            Ok(true) => return over("another host was asked for it since, so it is not started"),
+            Err(why) => return StartAttempt::Failed(why.to_string()),
+        }
         match self.backend.start_owed(&domain, xml, lease).await {
             Ok(()) => StartAttempt::On("the start that it owed is made good".to_owned()),
             Err(error) => StartAttempt::Failed(error.to_string()),

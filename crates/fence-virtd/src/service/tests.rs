@@ -231,6 +231,7 @@ struct Refusing {
     refusals: AtomicUsize,
     starts: AtomicUsize,
     was_started: bool,
+    was_taken_down: bool,
 }
 
 impl Backend for Refusing {
@@ -266,6 +267,10 @@ impl Backend for Refusing {
 
     async fn was_started(&self, _: &DomainRef, _: Duration, _: Instant) -> bool {
         self.was_started
+    }
+
+    async fn was_taken_down(&self, _: &DomainRef, _: Duration) -> Result<bool, ActionError> {
+        Ok(self.was_taken_down)
     }
 
     async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
@@ -331,6 +336,15 @@ async fn a_start_is_not_owed_for_ever() {
 async fn what_was_started_since_is_left_alone() {
     let (service, backend, left) =
         recovery(Refusing { was_started: true, ..Refusing::default() }, Duration::ZERO);
+    in_time(service.finish_left(vec![left])).await;
+    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
+}
+
+/// Somebody was told at another host that it is off.
+#[tokio::test]
+async fn what_another_host_took_down_since_is_left_alone() {
+    let (service, backend, left) =
+        recovery(Refusing { was_taken_down: true, ..Refusing::default() }, Duration::ZERO);
     in_time(service.finish_left(vec![left])).await;
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
 }

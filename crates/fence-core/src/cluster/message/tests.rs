@@ -110,6 +110,10 @@ fn message() -> impl Strategy<Value = HostMessage> {
             .prop_map(|(asker, ask, claim, end)| HostMessage::Reply { asker, ask, claim, end }),
         (any::<(bool, bool)>(), vec(domain(), 0..4))
             .prop_map(|((first, last), domains)| HostMessage::Inventory { first, last, domains }),
+        vec((text(ID_LIMIT), any::<u64>(), vec(any::<u32>(), 0..3)), 0..4).prop_map(|offs| {
+            let off = |(uuid, age_ms, nodes)| RecentOff { uuid, age_ms, nodes };
+            HostMessage::RecentOffs { offs: offs.into_iter().map(off).collect() }
+        }),
         domain().prop_map(HostMessage::Domain),
         text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),
     ]
