@@ -48,14 +48,15 @@ class Scene:
         return path if path.exists() else programs.write_key(path, f"the key of {name}, and enough bytes of it".encode())
 
     def daemon(self, options="", listener="multicast", groups="", uri=None, program="ours", interface="eth0", args=(),
-               ):
+               peers=""):
         """A daemon on the host that serves."""
+        peers = f'peers = "{peers}";' if peers else ""
         uri = uri or testdriver.write(self.directory / "domains.xml", ["vm1", "vm2"])
         program = programs.REFERENCE_DIR / "fence_virtd" if program == "reference" else OURS / "fence_virtd"
         module = f'module_path = "{programs.MODULE_PATH}";' if program.parent == programs.REFERENCE_DIR else ""
         where = f'interface = "{interface}";' if listener == "multicast" else 'address = "0.0.0.0";'
         config = programs.write_config(self.directory / f"fence_virt{len(self.daemons)}.conf", f"""
-            fence_virtd {{ listener = "{listener}"; backend = "libvirt"; {module} }}
+            fence_virtd {{ listener = "{listener}"; backend = "libvirt"; {module} {peers} }}
             listeners {{ {listener} {{ key_file = "{self.key()}"; family = "ipv4"; {where} {options} }} }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             {groups}""")
@@ -280,6 +281,35 @@ def denied(it):
 def domain_unknown(it):
     it.daemon()
     return it.diagnose("-n", "no-such-vm", t=20)
+
+
+SILENT_PEER = "10.97.53.2"
+
+
+def _doubtful(it):
+    return testdriver.write(it.directory / "off.xml", [testdriver.Domain("vm1", state=testdriver.SHUTOFF)])
+
+
+@scene(f"the host says: can't tell whether it is off: host {SILENT_PEER}:1229 does not answer", page=False)
+def other_host_silent(it):
+    """The place that can't be asked is named, also to a guest that asks in the classic way."""
+    it.daemon(peers=SILENT_PEER, uri=_doubtful(it))
+    return it.diagnose("-n", "vm1", t=20)
+
+
+@scene(f"the host says: can't tell whether it is off: host {SILENT_PEER}:1229 does not answer", page=False)
+def other_host_silent_sealed_tcp(it):
+    it.daemon(peers=SILENT_PEER, uri=_doubtful(it), listener="tcp")
+    return it.diagnose("-T", it.host.ip, "-c", "hmac-sha256", "-n", "vm1", program="fence_virt", t=20)
+
+
+@scene("the host does not know the domain, or cannot tell its state", page=False)
+def no_reason_for_a_domain_of_others(it):
+    """A guest hears nothing of a domain that it may not see."""
+    it.daemon(peers=SILENT_PEER, uri=_doubtful(it), groups=f'groups {{ group {{ ip = "{it.guest.ip}"; uuid = "vm2"; }} }}')
+    code, text = it.diagnose("-n", "vm1", "-c", "hmac-sha256", t=20)
+    assert "permission denied" in text and "the host says" not in text, text
+    return it.diagnose("-n", "vm2", "-c", "hmac-sha256", t=20)
 
 
 @scene(None, "the very same packet was here before")

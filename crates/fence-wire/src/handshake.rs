@@ -223,7 +223,9 @@ impl HostProven<'_> {
         }
         let writer = match mode {
             HandshakeMode::Classic(_) => ResponseWriter::classic(),
-            HandshakeMode::Sealed(request) => ResponseWriter::sealed(request.response_mac(key, &c1, &c2)),
+            HandshakeMode::Sealed(request) => {
+                ResponseWriter::sealed(request.response_mac(key, &c1, &c2), request.wants_reason())
+            }
         };
         Ok((VerifiedProof(()), writer))
     }
@@ -331,7 +333,9 @@ impl ClientAnswer<'_> {
         mode.check(c2)?;
         let seal = match mode {
             HandshakeMode::Classic(_) => ResponseSeal::classic(),
-            HandshakeMode::Sealed(request) => ResponseSeal::sealed(request.response_mac(key, &c1, c2)),
+            HandshakeMode::Sealed(request) => {
+                ResponseSeal::sealed(request.response_mac(key, &c1, c2), request.wants_reason())
+            }
         };
         Ok((mode.client_answer(key, &c1, c2), seal))
     }

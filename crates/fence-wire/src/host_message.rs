@@ -6,7 +6,7 @@
 //!      0     1  0x48: no action of a request
 //!      1     1  3: the hash type SHA-512, so that a C daemon checks a hash, which never fits
 //!      2     1  version, 1
-//!      3     1  kind: 1 hello, 2 hello answer, 3 ask, 4 answer
+//!      3     1  kind: 1 hello, 2 hello answer, 3 ask, 4 answer, 5 part of a reason
 //!      4     8  sender: the first bytes of SHA-256(its public key)
 //!     12     8  recipient; zero for all
 //!     20     8  nonce; an answer repeats that of the question
@@ -26,7 +26,7 @@ use core::fmt;
 
 use zeroize::Zeroizing;
 
-pub use self::body::{HostAnswer, HostAsk, HostHello, HostSight};
+pub use self::body::{HostAnswer, HostAsk, HostHello, HostReason, HostSight, REASON_PARTS};
 pub use self::parts::{HOST_MESSAGE_LEN, HostId, HostMessageError};
 use crate::key::{Key, KeyedMac, SealedHash, same};
 use crate::layout::field;
@@ -112,6 +112,8 @@ pub enum HostBody {
     Ask(HostAsk),
     /// Result of a look that began after the question came.
     Answer(HostAnswer),
+    /// Part of the reason of the answer that follows.
+    Reason(HostReason),
 }
 
 impl HostBody {
@@ -121,6 +123,7 @@ impl HostBody {
             Self::HelloAnswer(_) => 2,
             Self::Ask(_) => 3,
             Self::Answer(_) => 4,
+            Self::Reason(_) => 5,
         }
     }
 }
@@ -156,6 +159,7 @@ impl HostMessage {
             HostBody::Hello(hello) | HostBody::HelloAnswer(hello) => hello.encode(&mut bytes[BODY]),
             HostBody::Ask(ask) => ask.encode(&mut bytes[BODY]),
             HostBody::Answer(answer) => answer.encode(&mut bytes[BODY]),
+            HostBody::Reason(reason) => reason.encode(&mut bytes[BODY]),
         }
         if let Some(pair) = pair {
             let proof = proof(&pair.0, &bytes[..PAIR_PROOF.start]);
@@ -189,9 +193,10 @@ impl HostMessage {
             2 => HostBody::HelloAnswer(HostHello::decode(&body, sender)?),
             3 => HostBody::Ask(HostAsk::decode(&body)?),
             4 => HostBody::Answer(HostAnswer::decode(&body)?),
+            5 => HostBody::Reason(HostReason::decode(&body)?),
             kind => return Err(HostMessageError::Kind(kind)),
         };
-        let may_prove = matches!(body, HostBody::Answer(_) | HostBody::HelloAnswer(_));
+        let may_prove = matches!(body, HostBody::Answer(_) | HostBody::HelloAnswer(_) | HostBody::Reason(_));
         if !may_prove && bytes[PAIR_PROOF] != [0; PROOF_LEN] {
             return Err(HostMessageError::Field("proof of the two hosts"));
         }

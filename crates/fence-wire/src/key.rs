@@ -111,6 +111,15 @@ pub enum SealedHash {
     HmacSha512,
 }
 
+impl From<SealedHash> for HashType {
+    fn from(hash: SealedHash) -> Self {
+        match hash {
+            SealedHash::HmacSha256 => Self::HmacSha256,
+            SealedHash::HmacSha512 => Self::HmacSha512,
+        }
+    }
+}
+
 impl fmt::Display for HashType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

@@ -11,7 +11,8 @@
 //!      2     1  length of the address (4 or 16; 0 on TCP and vsock)
 //!      3     1  flags, bit 0: the target is a UUID
 //!      4    64  target, NUL-padded
-//!     68    28  address of the client, in its first 4 or 16 bytes; the last 12 bytes say that a host asks
+//!     68    28  address of the client, in its first 4 or 16 bytes; the last 12 bytes say that a host asks,
+//!            or that a sealed request wants the reason of a failure
 //!     96     2  port the client listens on for the call-back
 //!     98     6  nonce
 //!    104     4  sequence number
@@ -33,6 +34,10 @@ pub const CHALLENGE_LEN: usize = 64;
 /// Challenge of 64 random bytes, made by [`draw_challenge`](crate::draw_challenge). No challenge may be used
 /// twice.
 pub type Challenge = [u8; CHALLENGE_LEN];
+
+/// Last bytes of the address field of a sealed request whose client wants the reason of a failure. Hosts that
+/// don't know them do not read them, and answer without one.
+pub(crate) const WANTS_REASON: [u8; 12] = *b"say the why\0";
 
 pub(crate) const ACTION: usize = 0;
 pub(crate) const HASH_TYPE: usize = 1;

@@ -39,14 +39,14 @@ pub use handshake::{
 pub use host_list::{HOST_LIST_END, HOST_LIST_ENTRY_LEN, HostListEntry, HostListItem};
 pub use host_message::{
     HOST_MAGIC, HOST_MESSAGE_LEN, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage,
-    HostMessageError, HostNonce, HostSight, HostsKey, PairKey, ReceivedHostMessage,
+    HostMessageError, HostNonce, HostReason, HostSight, HostsKey, PairKey, REASON_PARTS, ReceivedHostMessage,
 };
 pub use key::{ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, SealedHash, UnknownHash};
 pub use layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN, UUID_FLAG};
 pub use request::{
     CallBack, ReceivedRequest, ReceivedRequest as Received, Request, RequestError, Target, TargetError,
 };
-pub use response::{HOST_LIST_FOLLOWS, Response};
+pub use response::{HOST_LIST_FOLLOWS, REASON_MAX, Response};
 pub use seal::{
     GenuineAnswer, GenuineAnswer as Genuine, ResponseSeal, ResponseWriter, SealedRequest, SentRequests,
     WrongSeal,

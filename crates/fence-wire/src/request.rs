@@ -11,10 +11,10 @@
 use core::net::IpAddr;
 
 use crate::action::{Action, UnknownAction};
-use crate::key::{HASH_LEN, HashType, Key, UnknownHash, same};
+use crate::key::{HASH_LEN, HashType, Key, SealedHash, UnknownHash, same};
 use crate::layout::{
     ACTION, ADDRESS, ADDRESS_LEN, FAMILY, FAMILY_IPV4, FAMILY_IPV6, FLAGS, FROM_HOST, HASH, HASH_TYPE, NONCE,
-    PORT, REQUEST_LEN, SEQUENCE, SPARE, TARGET, UUID_FLAG, field,
+    PORT, REQUEST_LEN, SEQUENCE, SPARE, TARGET, UUID_FLAG, WANTS_REASON, field,
 };
 use crate::seal::SealedRequest;
 use crate::text::{cut, until_nul};
@@ -66,6 +66,17 @@ impl Request {
         if let Some(sum) = key.and_then(|it| packet_hash(&packet, hash, it)) {
             packet[HASH].copy_from_slice(&sum);
         }
+        packet
+    }
+
+    /// Returns the sealed packet of a client that wants the reason of a failure. A host that can't tell
+    /// reasons answers as it answers all others.
+    #[must_use]
+    pub fn encode_wanting_reason(&self, hash: SealedHash, key: &Key) -> [u8; REQUEST_LEN] {
+        let mut packet = self.encode_unhashed(hash.into());
+        packet[SPARE].copy_from_slice(&WANTS_REASON);
+        let sum = key.mac(hash, LABEL).with(&packet).finish();
+        packet[HASH].copy_from_slice(&sum);
         packet
     }
 

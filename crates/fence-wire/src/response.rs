@@ -6,6 +6,11 @@ use core::fmt;
 /// Byte before a host list, in the place of a [`Response`].
 pub const HOST_LIST_FOLLOWS: u8 = 253;
 
+/// Byte before a reason, in the place of a [`Response`]: only in the sealed answer to a client that wants it.
+pub(crate) const REASON_FOLLOWS: u8 = 254;
+/// Longest reason in bytes; a longer one is cut.
+pub const REASON_MAX: usize = 1024;
+
 /// Result of a request. The number is both the byte on the wire and the agent's exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -27,8 +32,8 @@ impl Response {
         self as u8
     }
 
-    /// Returns the response of a byte on the wire; none for bytes without a meaning (253 included: see
-    /// [`HOST_LIST_FOLLOWS`]).
+    /// Returns the response of a byte on the wire; none for bytes without a meaning (253 and
+    /// 254 included: a list or a reason follows these).
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Some(match number {

@@ -7,6 +7,9 @@
 //! HMAC(key, "fence_virt response\0" ‖ R ‖ C1 ‖ C2 ‖ every byte of the response), zero-padded to 64
 //! ```
 //!
+//! A response with a reason is 254, the length of the text (2 bytes), the text, and the response byte. Only a
+//! failure has one, and only where the packet wants it.
+//!
 //! A host has no other way to the bytes of a response than a [`ResponseWriter`], and a client no other way to
 //! an answer than a [`ResponseSeal`]. Only the handshake makes them, since it knows whether the request was
 //! sealed.
@@ -16,8 +19,9 @@ use std::sync::Arc;
 
 use crate::host_list::{HOST_LIST_END, HostListEntry};
 use crate::key::{HASH_LEN, HashType, Key, KeyedMac, SealedHash, same};
-use crate::layout::{Challenge, HASH, HASH_TYPE, REQUEST_LEN, field};
-use crate::response::{HOST_LIST_FOLLOWS, Response};
+use crate::layout::{Challenge, HASH, HASH_TYPE, REQUEST_LEN, SPARE, WANTS_REASON, field};
+use crate::response::{HOST_LIST_FOLLOWS, REASON_FOLLOWS, REASON_MAX, Response};
+use crate::text::cut;
 
 const LABEL: &[u8] = b"fence_virt response\0";
 
@@ -26,13 +30,20 @@ const LABEL: &[u8] = b"fence_virt response\0";
 pub struct SealedRequest {
     hash: SealedHash,
     r: [u8; HASH_LEN],
+    wants_reason: bool,
 }
 
 impl SealedRequest {
     /// Returns none for classic packets. The hash field is not checked: the caller made it or has checked it.
     pub(crate) fn of_packet(packet: &[u8; REQUEST_LEN]) -> Option<Self> {
         let hash = HashType::try_from(packet[HASH_TYPE]).ok()?.sealed()?;
-        Some(Self { hash, r: field(packet, HASH.start) })
+        let wants_reason = field(packet, SPARE.start) == WANTS_REASON;
+        Some(Self { hash, r: field(packet, HASH.start), wants_reason })
+    }
+
+    /// Returns whether the client wants the reason of a failure.
+    pub(crate) fn wants_reason(&self) -> bool {
+        self.wants_reason
     }
 
     /// Begins HMAC(key, label ‖ R ‖ …).
@@ -97,21 +108,38 @@ impl SentRequests {
 /// Host: the only way to the bytes of a response, which seals them if the request was sealed.
 #[derive(Debug)]
 #[must_use]
-pub struct ResponseWriter(Option<Box<KeyedMac>>);
+pub struct ResponseWriter {
+    mac: Option<Box<KeyedMac>>,
+    wants_reason: bool,
+}
 
 impl ResponseWriter {
     pub(crate) fn classic() -> Self {
-        Self(None)
+        Self { mac: None, wants_reason: false }
     }
 
-    pub(crate) fn sealed(mac: KeyedMac) -> Self {
-        Self(Some(Box::new(mac)))
+    pub(crate) fn sealed(mac: KeyedMac, wants_reason: bool) -> Self {
+        Self { mac: Some(Box::new(mac)), wants_reason }
     }
 
     /// Returns all bytes of a response without a list.
     #[must_use]
     pub fn response(self, response: Response) -> Vec<u8> {
         self.finish(vec![response.number()])
+    }
+
+    /// Returns all bytes of a failure, with its reason where the client wants it.
+    #[must_use]
+    pub fn failure(self, reason: &str) -> Vec<u8> {
+        let reason = cut(reason, REASON_MAX);
+        if !self.wants_reason || self.mac.is_none() || reason.is_empty() {
+            return self.response(Response::Failure);
+        }
+        let mut bytes = vec![REASON_FOLLOWS];
+        bytes.extend_from_slice(&u16::try_from(reason.len()).unwrap_or(u16::MAX).to_le_bytes());
+        bytes.extend_from_slice(reason.as_bytes());
+        bytes.push(Response::Failure.number());
+        self.finish(bytes)
     }
 
     /// Returns all bytes of a host list and the response after it.
@@ -128,7 +156,7 @@ impl ResponseWriter {
     }
 
     fn finish(self, mut bytes: Vec<u8>) -> Vec<u8> {
-        if let Some(mac) = self.0 {
+        if let Some(mac) = self.mac {
             let seal = mac.with(&bytes).finish();
             bytes.extend_from_slice(&seal);
         }
@@ -144,26 +172,36 @@ pub struct WrongSeal;
 /// Client: takes in every byte of the response, and makes a [`GenuineAnswer`] of the decoded answer.
 #[derive(Debug)]
 #[must_use]
-pub struct ResponseSeal(Option<Box<KeyedMac>>);
+pub struct ResponseSeal {
+    mac: Option<Box<KeyedMac>>,
+    wants_reason: bool,
+}
 
 impl ResponseSeal {
     pub(crate) fn classic() -> Self {
-        Self(None)
+        Self { mac: None, wants_reason: false }
     }
 
-    pub(crate) fn sealed(mac: KeyedMac) -> Self {
-        Self(Some(Box::new(mac)))
+    pub(crate) fn sealed(mac: KeyedMac, wants_reason: bool) -> Self {
+        Self { mac: Some(Box::new(mac)), wants_reason }
     }
 
     /// Returns whether a seal of [`HASH_LEN`] bytes follows the response.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
-        self.0.is_some()
+        self.mac.is_some()
+    }
+
+    /// Returns whether this byte, in the place of the response, says that a reason follows: its length in two
+    /// bytes, the text, and the response.
+    #[must_use]
+    pub fn is_reason(&self, byte: u8) -> bool {
+        self.wants_reason && byte == REASON_FOLLOWS
     }
 
     /// Takes the next bytes of the response, each once and in order.
     pub fn take(&mut self, bytes: &[u8]) {
-        if let Some(mac) = &mut self.0 {
+        if let Some(mac) = &mut self.mac {
             mac.update(bytes);
         }
     }
@@ -181,7 +219,7 @@ impl ResponseSeal {
     /// # Errors
     /// [`WrongSeal`], also for a request that was not sealed.
     pub fn verify<T>(self, answer: T, seal: &[u8; HASH_LEN]) -> Result<GenuineAnswer<T>, WrongSeal> {
-        let ours = self.0.ok_or(WrongSeal)?.finish();
+        let ours = self.mac.ok_or(WrongSeal)?.finish();
         if same(&ours, seal) { Ok(GenuineAnswer(answer)) } else { Err(WrongSeal) }
     }
 }

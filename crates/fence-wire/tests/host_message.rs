@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
 use fence_wire::{
-    HashType, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage, HostMessageError, HostSight,
-    HostsKey, Key, PairKey, Request, RequestError,
+    HashType, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage, HostMessageError, HostReason,
+    HostSight, HostsKey, Key, PairKey, Request, RequestError,
 };
 use proptest::prelude::*;
 
@@ -61,7 +61,7 @@ fn literal() -> [(&'static str, HostMessage); 4] {
     let hello = || HostHello { public: PUBLIC, port: 1229, domains: 3, name: "h1.example".to_owned(), run };
     let other = Some(HostId::of(&[0x22; 32]));
     let uuid = core::array::from_fn(|i| 0xa0 + u8::try_from(i).unwrap());
-    let ask = HostAsk { uuid, left_ms: 2000, name: "vm1".to_owned() };
+    let ask = HostAsk { uuid, left_ms: 2000, takes_parts: false, name: "vm1".to_owned() };
     let answer = HostAnswer {
         uuid,
         sight: HostSight::Unknown,
@@ -78,7 +78,7 @@ fn literal() -> [(&'static str, HostMessage); 4] {
 
 fn encoded(message: &HostMessage) -> [u8; 176] {
     match message.body {
-        HostBody::Answer(_) => message.encode_for(&hosts(), &pair()),
+        HostBody::Answer(_) | HostBody::Reason(_) => message.encode_for(&hosts(), &pair()),
         _ => message.encode(&hosts()),
     }
 }
@@ -163,7 +163,8 @@ fn each_reason_has_its_error() {
     assert_eq!(error(&with(0, 2)), HostMessageError::Magic);
     assert_eq!(error(&with(1, 2)), HostMessageError::Magic);
     assert_eq!(error(&with(2, 2)), HostMessageError::Version(2));
-    assert_eq!(error(&with(3, 5)), HostMessageError::Kind(5));
+    assert_eq!(error(&with(3, 6)), HostMessageError::Kind(6));
+    assert_eq!(error(&with(3, 5)), HostMessageError::Field("part"));
     assert_eq!(error(&with(4, good[4] ^ 1)), HostMessageError::Field("public key"));
     assert_eq!(error(&with(28, 0)), HostMessageError::Field("public key"));
     assert_eq!(error(&with(64, 7)), HostMessageError::Field("name of the host"));
@@ -185,7 +186,7 @@ fn each_reason_has_its_error() {
 #[test]
 fn a_name_that_does_not_fit_is_known_to_be_cut() {
     let told = |name: &str| {
-        let ask = HostAsk { uuid: [1; 16], left_ms: 1, name: name.to_owned() };
+        let ask = HostAsk { uuid: [1; 16], left_ms: 1, takes_parts: false, name: name.to_owned() };
         let bytes = message(None, HostBody::Ask(ask)).encode(&hosts());
         let received = HostMessage::decode(&bytes, &[hosts()]).unwrap();
         let HostBody::Ask(ask) = received.message().body.clone() else { unreachable!() };
@@ -224,10 +225,10 @@ fn messages() -> impl Strategy<Value = HostMessage> {
         (any::<[u8; 32]>(), any::<u16>(), any::<u16>(), names(39), any::<[u8; 8]>())
             .prop_map(|(public, port, domains, name, run)| HostHello { public, port, domains, name, run })
     };
-    let ask = (any::<[u8; 16]>(), any::<u16>(), names(63)).prop_map(|(uuid, left_ms, name)| HostAsk {
-        uuid,
-        left_ms,
-        name,
+    let ask = (any::<[u8; 16]>(), 0..0x8000_u16, any::<bool>(), names(63))
+        .prop_map(|(uuid, left_ms, takes_parts, name)| HostAsk { uuid, left_ms, takes_parts, name });
+    let reason = (any::<[u8; 16]>(), 0..4_u8, 0..4_u8, names(65)).prop_map(|(uuid, part, more, text)| {
+        HostReason { uuid, part, parts: (part + 1 + more).min(4), text }
     });
     let age = proptest::option::of(0..u64::MAX);
     let answer = (any::<[u8; 16]>(), sight, age, names(57))
@@ -237,6 +238,7 @@ fn messages() -> impl Strategy<Value = HostMessage> {
         hello().prop_map(HostBody::HelloAnswer),
         ask.prop_map(HostBody::Ask),
         answer.prop_map(HostBody::Answer),
+        reason.prop_map(HostBody::Reason),
     ];
     (any::<[u8; 8]>(), proptest::option::of(1_u64..), any::<[u8; 8]>(), body).prop_map(
         |(sender, recipient, nonce, body)| {
@@ -273,6 +275,25 @@ proptest! {
         let mut bytes = encoded(&message);
         bytes[at] ^= by;
         prop_assert!(HostMessage::decode(&bytes, &[hosts()]).is_err());
+    }
+
+    /// A reason of up to 247 bytes arrives whole, whatever its characters are, and a longer one from its
+    /// beginning on. An answer that has room for its reason has no parts.
+    #[test]
+    fn a_long_reason_arrives_in_parts(reason in "\\PC{0,120}") {
+        let answer = HostAnswer { uuid: [1; 16], sight: HostSight::Unknown, age_ms: None, reason };
+        let parts = answer.reason_in_parts();
+        prop_assert_eq!(parts.is_empty(), answer.reason.len() < 58);
+        let arrived = |part: HostReason| {
+            let bytes = encoded(&message(None, HostBody::Reason(part)));
+            match HostMessage::decode(&bytes, &[hosts()]).unwrap().message().body.clone() {
+                HostBody::Reason(part) => part.text,
+                _ => unreachable!(),
+            }
+        };
+        let text: String = parts.into_iter().map(arrived).collect();
+        prop_assert!(answer.reason.starts_with(&text));
+        prop_assert!(text.is_empty() || text.len() == answer.reason.len() || text.len() >= 4 * 62);
     }
 
     #[test]

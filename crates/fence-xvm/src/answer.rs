@@ -12,6 +12,8 @@ pub enum HostAnswer {
     /// Answer to every action but list. Also to a list that the host refuses, or whose rows are printed
     /// already.
     Response(Response),
+    /// Failure, with the host's reason: only to a sealed request that wants it.
+    Failed(String),
     /// Answer to list.
     List {
         /// Domains in the host's order.

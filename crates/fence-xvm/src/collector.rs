@@ -125,6 +125,7 @@ impl<W: Write> AnswerCollector<W> {
                 Err(error) => Err(error),
             },
             Ok(HostAnswer::Response(response)) => Ok(response),
+            Ok(HostAnswer::Failed(_)) => Ok(Response::Failure),
             Err(error) => Err(error),
         };
         let outcome = match result {

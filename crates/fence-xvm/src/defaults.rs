@@ -56,6 +56,7 @@ impl ClientSettings {
             delay: Duration::from_secs(delay),
             hash,
             auth: self.auth.unwrap_or(HashType::Sha256),
+            wants_reason: self.diagnose,
             key_file_named: self.key_file.is_some(),
             debug: self.debug,
             transport,

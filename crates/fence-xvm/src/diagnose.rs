@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use fence_net::{CallWatch, vsock_connect};
 use fence_sandbox::Tcp;
-use fence_wire::{Action, HashType, Key, Response, Target};
+use fence_wire::{Action, HashType, Key, Response, Target, escaped};
 
 use crate::answer::HostAnswer;
 use crate::ask::load_key;
@@ -89,11 +89,11 @@ fn find_cause(
         }
         Transport::Serial { device, format } => {
             let answer = line::ask_device(plan, device, *format, deadline_from_now(plan), console)?;
-            cause_of_answer(plan, &answer, |_| Ok(None))
+            cause_of_answer(plan, None, &answer, |_| Ok(None))
         }
         Transport::Channel(to) => {
             let answer = line::ask_channel(plan, *to, deadline_from_now(plan), console)?;
-            cause_of_answer(plan, &answer, |_| Ok(None))
+            cause_of_answer(plan, None, &answer, |_| Ok(None))
         }
     }
 }
@@ -145,12 +145,12 @@ fn diagnose_multicast(
     console: &Console,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let hashes: Vec<_> = other_hashes(plan, key).collect();
-    let mut questions = ReservedQuestions::reserve(hashes.len() + 2, plan, to, key, console)?;
+    let mut questions = ReservedQuestions::reserve(hashes.len() + 3, plan, to, key, console)?;
     let MulticastResult { answer, attempts } = questions.ask(plan, false)?;
     show_attempts(to, &attempts);
     match answer {
         Ok(Some(answer)) => {
-            cause_of_answer(plan, &answer, |monitor| Ok(questions.ask(monitor, false)?.answer?))
+            cause_of_answer(plan, key, &answer, |other| Ok(questions.ask(other, false)?.answer?))
         }
         Ok(None) => {
             let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
@@ -189,7 +189,7 @@ fn diagnose_stream(
     connect: impl Fn(Duration) -> io::Result<HostConnection>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let failure = match ask(plan) {
-        Ok(answer) => return cause_of_answer(plan, &answer, |monitor| Ok(ask(monitor).ok())),
+        Ok(answer) => return cause_of_answer(plan, key, &answer, |other| Ok(ask(other).ok())),
         Err(failure) => failure,
     };
     let Some(progress) = failure.progress() else { return Err(failure.into()) };
@@ -204,15 +204,17 @@ fn diagnose_stream(
     try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
 }
 
-/// Returns the cause behind the answer of a proven host; none when all is in order. `ask` asks a second
+/// Returns the cause behind the answer of a proven host; none when all is in order. `ask` asks another
 /// question.
 fn cause_of_answer(
     plan: &RequestPlan,
+    key: Option<&Key>,
     answer: &HostAnswer,
-    ask: impl FnOnce(&RequestPlan) -> Result<Option<HostAnswer>, ClientFailure>,
+    mut ask: impl FnMut(&RequestPlan) -> Result<Option<HostAnswer>, ClientFailure>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
-    let response = match answer {
-        HostAnswer::Response(response) => *response,
+    let (response, reason) = match answer {
+        HostAnswer::Response(response) => (*response, None),
+        HostAnswer::Failed(reason) => (Response::Failure, Some(reason.clone())),
         HostAnswer::List { .. } => return Ok(Some(HostCause::Odd.into())),
     };
     show(&match (plan.action, response) {
@@ -220,17 +222,45 @@ fn cause_of_answer(
         (Action::Status, Response::Off) => "answered: the domain is off".to_owned(),
         _ => format!("answered: {response}"),
     });
-    match (plan.action, response) {
-        (_, Response::Success | Response::Off) => return Ok(None),
-        (_, Response::PermissionDenied) => return Ok(Some(HostCause::Denied.into())),
-        (Action::Monitor, Response::Failure) => return Ok(Some(HostCause::Backend.into())),
-        (_, Response::Failure) => {}
+    match response {
+        Response::Success | Response::Off => return Ok(None),
+        Response::PermissionDenied => return Ok(Some(HostCause::Denied.into())),
+        Response::Failure => {}
+    }
+    if let Some(reason) = reason.or_else(|| ask_for_reason(plan, key, &mut ask)) {
+        show(&format_args!("the host says: {}", escaped(&reason)));
+    }
+    if plan.action == Action::Monitor {
+        return Ok(Some(HostCause::Backend.into()));
     }
     let monitor = RequestPlan { action: Action::Monitor, target: Target::none(), ..plan.clone() };
     let second = ask(&monitor)?;
-    let Some(HostAnswer::Response(response)) = second else { return Ok(Some(HostCause::Failed.into())) };
+    let response = match second {
+        Some(HostAnswer::Response(response)) => response,
+        Some(HostAnswer::Failed(reason)) => {
+            show(&format_args!("the host says of itself: {}", escaped(&reason)));
+            Response::Failure
+        }
+        Some(HostAnswer::List { .. }) | None => return Ok(Some(HostCause::Failed.into())),
+    };
     show(&format_args!("asked whether it can work (monitor): {response}"));
     Ok(Some(if response == Response::Success { HostCause::Domain } else { HostCause::Backend }.into()))
+}
+
+/// Asks once more, sealed, for the reason of a failure: a classic answer has no room for it. None of a host
+/// that takes no sealed requests, or tells no reason.
+fn ask_for_reason(
+    plan: &RequestPlan,
+    key: Option<&Key>,
+    ask: impl FnOnce(&RequestPlan) -> Result<Option<HostAnswer>, ClientFailure>,
+) -> Option<String> {
+    if key.is_none() || is_sealed(plan) {
+        return None;
+    }
+    match ask(&RequestPlan { hash: HashType::HmacSha256, wants_reason: true, ..plan.clone() }) {
+        Ok(Some(HostAnswer::Failed(reason))) => Some(reason),
+        _ => None,
+    }
 }
 
 /// Asks with other hashes where another hash may be the remedy, and returns the cause that this shows.

@@ -6,7 +6,8 @@
 //!                         <--  answer to it           the host is proven
 //!                         <--  the host's challenge   held until the caller calls "prove"
 //! answer                  -->
-//!                         <--  response, or 253 and a host list; of a sealed request, with its seal
+//!                         <--  response, or 253 and a host list; of a sealed request, with its seal,
+//!                              and with the reason of a failure, if the request wants it
 //! ```
 //!
 //! Our answer to the host's challenge lets the host carry the request out. So the caller says when it is
@@ -20,8 +21,8 @@ use std::time::Duration;
 
 use fence_wire::{
     Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, Genuine,
-    HASH_LEN, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem, ProofError, Response,
-    ResponseSeal, WrongSeal,
+    HASH_LEN, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem, ProofError, REASON_MAX,
+    Response, ResponseSeal, WrongSeal,
 };
 
 use crate::answer::HostAnswer;
@@ -72,6 +73,9 @@ pub enum ExchangeError {
     /// The stream was closed between the response and the end of its seal.
     #[error("the response came without its seal: somebody on the way changed it, or the host broke off")]
     NoSeal,
+    /// The reason of a failure is too long.
+    #[error("the reason is longer than {REASON_MAX} bytes")]
+    ReasonTooLong,
     /// The list does not end.
     #[error("the list has more than {LIST_MAX} entries")]
     ListTooLong,
@@ -95,6 +99,7 @@ impl ExchangeError {
                 | Self::NoSeal
                 | Self::ListBrokeOff(_)
                 | Self::ListTooLong
+                | Self::ReasonTooLong
         )
     }
 }
@@ -139,6 +144,8 @@ enum ExchangeState<'k> {
     /// The host's challenge is here; our answer to it is held back.
     HeldProof([u8; HASH_LEN], ResponseSeal),
     AwaitResponse(ResponseSeal),
+    /// The host says why it fails: the length of the text, once it is here.
+    InReason(Option<usize>, ResponseSeal),
     InList(Vec<HostListEntry>, ResponseSeal),
     /// The list is complete. Its result may follow, and must where a seal follows it.
     AfterList(Vec<HostListEntry>, ResponseSeal),
@@ -228,7 +235,7 @@ impl<'k> HostExchange<'k> {
             ExchangeState::AwaitAnswer(_) if self.input.len() == 1 => ExchangeError::ResponseUnproven,
             ExchangeState::AwaitAnswer(_) => ExchangeError::ClosedUnproven,
             ExchangeState::AwaitChallenge(_) | ExchangeState::HeldProof(..) => ExchangeError::ClosedProven,
-            ExchangeState::AwaitResponse(_) => ExchangeError::ClosedUnanswered,
+            ExchangeState::AwaitResponse(_) | ExchangeState::InReason(..) => ExchangeError::ClosedUnanswered,
             ExchangeState::InList(entries, _) => ExchangeError::ListBrokeOff(entries.len()),
             ExchangeState::AwaitSeal(..) => ExchangeError::NoSeal,
             ExchangeState::Failed(error) => error,
@@ -278,7 +285,7 @@ impl<'k> HostExchange<'k> {
             ExchangeState::AwaitAnswer(_) => AwaitedStep::Proof,
             ExchangeState::AwaitChallenge(_) => AwaitedStep::Challenge,
             ExchangeState::HeldProof(..) => AwaitedStep::Turn,
-            ExchangeState::AwaitResponse(_) => AwaitedStep::Response,
+            ExchangeState::AwaitResponse(_) | ExchangeState::InReason(..) => AwaitedStep::Response,
             ExchangeState::InList(..) => AwaitedStep::List,
             ExchangeState::AfterList(_, ref seal) if seal.is_sealed() => AwaitedStep::List,
             ExchangeState::AwaitSeal(..) => AwaitedStep::Seal,
@@ -307,8 +314,17 @@ impl<'k> HostExchange<'k> {
                 Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => {
                     ExchangeState::InList(Vec::new(), seal)
                 }
+                Some([byte]) if seal.is_reason(byte) => ExchangeState::InReason(None, seal),
                 Some([byte]) => after_response(answer_from_byte(self.action, byte), seal)?,
                 None => ExchangeState::AwaitResponse(seal),
+            },
+            ExchangeState::InReason(None, mut seal) => match self.take_sealed::<2>(&mut seal) {
+                Some(length) => ExchangeState::InReason(Some(usize::from(u16::from_le_bytes(length))), seal),
+                None => ExchangeState::InReason(None, seal),
+            },
+            ExchangeState::InReason(Some(length), mut seal) => match self.take_text(length, &mut seal)? {
+                Some(failed) => after_response(failed, seal)?,
+                None => ExchangeState::InReason(Some(length), seal),
             },
             ExchangeState::InList(mut entries, mut seal) => {
                 match self.take_sealed::<HOST_LIST_ENTRY_LEN>(&mut seal) {
@@ -348,6 +364,25 @@ impl<'k> HostExchange<'k> {
             held @ ExchangeState::HeldProof(..) => held,
         };
         Ok(())
+    }
+
+    /// Takes a reason and the response after it, which must be a failure.
+    fn take_text(
+        &mut self,
+        length: usize,
+        seal: &mut ResponseSeal,
+    ) -> Result<Option<Result<HostAnswer, ExchangeError>>, ExchangeError> {
+        if length > REASON_MAX {
+            return Err(ExchangeError::ReasonTooLong);
+        }
+        let Some((text, [response, ..])) = self.input.split_at_checked(length) else { return Ok(None) };
+        let answer = match Response::from_number(*response) {
+            Some(Response::Failure) => Ok(HostAnswer::Failed(String::from_utf8_lossy(text).into_owned())),
+            _ => Err(ExchangeError::Response(*response)),
+        };
+        seal.take(&self.input[..=length]);
+        self.input.drain(..=length);
+        Ok(Some(answer))
     }
 
     /// Takes a part of the response, which the seal covers.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use fence_net::{Address, CallWatch, Family, Interface, MulticastSender, interfaces};
 use fence_sandbox::Tcp;
-use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request};
+use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request, escaped};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -295,6 +295,9 @@ impl<'a> MulticastClient<'a> {
         let (words, progress) = match &result {
             Ok(HostAnswer::Response(response)) => {
                 (format!("answered with {response}"), StreamProgress::Answered)
+            }
+            Ok(HostAnswer::Failed(reason)) => {
+                (format!("answered with failure: {}", escaped(reason)), StreamProgress::Answered)
             }
             Ok(HostAnswer::List { entries, .. }) => {
                 (format!("listed {} domains", entries.len()), StreamProgress::Answered)

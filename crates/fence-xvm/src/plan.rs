@@ -42,6 +42,8 @@ pub struct RequestPlan {
     pub hash: HashType,
     /// Hash of the mutual challenge of classic requests; [`HashType::None`] for no challenge.
     pub auth: HashType,
+    /// True if a host that fails is to say why. Only a sealed request can want that.
+    pub wants_reason: bool,
     /// Path of the key.
     pub key_file: PathBuf,
     /// True if the user named the key file.
@@ -80,9 +82,10 @@ impl RequestPlan {
     /// Encodes a request, with the plan's hash.
     #[must_use]
     pub fn encode_packet(&self, request: &Request, key: Option<&Key>) -> [u8; REQUEST_LEN] {
-        match key {
-            Some(key) => request.encode(self.hash, key),
-            None => request.encode_unauthenticated(),
+        match (key, self.hash.sealed()) {
+            (Some(key), Some(hash)) if self.wants_reason => request.encode_wanting_reason(hash, key),
+            (Some(key), _) => request.encode(self.hash, key),
+            (None, _) => request.encode_unauthenticated(),
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn report(plan: &RequestPlan, answer: HostAnswer, console: &Console) 
             }
             response
         }
+        HostAnswer::Failed(_) => Response::Failure,
         HostAnswer::List { entries, response } => {
             let mut rows = ListRows::to_stdout();
             if let Err(error) = rows.add(entries).and_then(|()| rows.finish()) {

@@ -153,3 +153,66 @@ fn every_sent_packet_may_be_answered_and_no_other() {
         receive_all(Action::Off, &packets, &host_bytes(&another, &[], Response::Success, &key)).unwrap_err();
     assert!(error.is_from_unproven_peer(), "{error}");
 }
+
+/// Returns everything that a host sends that says why it fails, and the packet that it answers.
+fn failing_host(key: &Key, wants_reason: bool, why: &str) -> ([u8; 176], Vec<u8>) {
+    let target = Target::new("vm1", false).unwrap();
+    let request = Request { action: Action::Status, target, call_back: None, nonce: [7; 6], sequence: 1 };
+    let hash = HashType::HmacSha256;
+    let packet = match wants_reason {
+        true => request.encode_wanting_reason(hash.sealed().unwrap(), key),
+        false => request.encode(hash, key),
+    };
+    let received = Request::decode(&packet, hash, std::slice::from_ref(key)).unwrap();
+    assert_eq!(received.request, request, "whoever does not know the mark reads the same request");
+    let Ok(HostStream::Challenge(host)) = HostStream::begin(received.sealed, None, Some(key)) else {
+        panic!("no challenge")
+    };
+    let (step_2, host) = host.answer(&C1).unwrap();
+    let mut agent = exchange(Action::Status, &[packet], key);
+    agent.receive(&[&step_2[..], &C2].concat()).unwrap();
+    agent.prove();
+    let proof = *agent.take_output().last_chunk().unwrap();
+    let (_, writer) = host.challenge(&C2).unwrap().verify(&proof).unwrap();
+    (packet, [&step_2[..], &C2, &writer.failure(why)].concat())
+}
+
+#[test]
+fn the_reason_of_a_failure_reaches_the_agent_that_wants_it() {
+    let (key, why) = (key(), "can't tell: host h2 (10.0.0.2) does not answer");
+    let (packet, bytes) = failing_host(&key, true, why);
+    let answer = receive_all(Action::Status, &[packet], &bytes);
+    assert_eq!(answer, Ok(HostAnswer::Failed(why.to_owned())));
+    let (packet, bytes) = failing_host(&key, true, &"\u{e4}".repeat(5000));
+    let Ok(HostAnswer::Failed(text)) = receive_all(Action::Status, &[packet], &bytes) else { panic!() };
+    assert_eq!(text, "\u{e4}".repeat(512));
+    // The bytes of an answer to any other agent are those that they always were.
+    let (packet, bytes) = failing_host(&key, false, why);
+    assert_eq!(bytes.len(), 128 + 1 + HASH_LEN);
+    assert_eq!(receive_all(Action::Status, &[packet], &bytes), Ok(HostAnswer::Response(Response::Failure)));
+}
+
+/// A host that does not know the mark answers with the response alone.
+#[test]
+fn a_host_that_tells_no_reason_is_understood() {
+    let (key, why) = (key(), "");
+    let (packet, bytes) = failing_host(&key, true, why);
+    assert_eq!(bytes.len(), 128 + 1 + HASH_LEN);
+    assert_eq!(receive_all(Action::Status, &[packet], &bytes), Ok(HostAnswer::Response(Response::Failure)));
+}
+
+#[test]
+fn a_reason_that_was_cut_or_changed_is_no_answer() {
+    let key = key();
+    let (packet, whole) = failing_host(&key, true, "can't tell");
+    for length in 0..whole.len() {
+        assert!(receive_all(Action::Status, &[packet], &whole[..length]).is_err(), "{length}");
+    }
+    for at in 0..whole.len() {
+        for change in [1, 0x80, 0xff] {
+            let mut changed = whole.clone();
+            changed[at] ^= change;
+            assert!(receive_all(Action::Status, &[packet], &changed).is_err(), "{at}");
+        }
+    }
+}

@@ -4,9 +4,10 @@
 //! Everyone who must answer is in it from the beginning, and stays silent until an answer with the nonce and
 //! the UUID of this very question is taken. The caller has proved that the sender made the answer.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use fence_wire::{HostAnswer, HostId, HostNonce};
+use fence_wire::{HostAnswer, HostId, HostNonce, HostReason};
 
 /// Somebody who must answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,12 +44,14 @@ pub struct Round {
     nonce: HostNonce,
     uuid: [u8; 16],
     findings: Vec<HostFinding>,
+    /// Long reasons, which come in parts before their answers.
+    reasons: BTreeMap<HostId, BTreeMap<u8, HostReason>>,
 }
 
 impl Round {
     /// Opens a question to all these, each of them silent.
     pub fn new(nonce: HostNonce, uuid: [u8; 16], who: impl IntoIterator<Item = Respondent>) -> Self {
-        let mut round = Self { nonce, uuid, findings: Vec::new() };
+        let mut round = Self { nonce, uuid, findings: Vec::new(), reasons: BTreeMap::new() };
         who.into_iter().for_each(|it| round.must_answer(it));
         round
     }
@@ -86,8 +89,19 @@ impl Round {
             // The first one counts: it is of a look after the question, as all are.
             return AnswerResult::Repeated;
         }
-        finding.answer = Some(answer.clone());
+        let reason =
+            self.reasons.get(&sender).and_then(whole_reason).unwrap_or_else(|| answer.reason.clone());
+        finding.answer = Some(HostAnswer { reason, ..answer.clone() });
         AnswerResult::Taken
+    }
+
+    /// Takes a part of a reason that `sender` has proved to have made. It shows nothing of the domain: if a
+    /// part is lost, the answer has the beginning of the text.
+    pub fn take_reason(&mut self, sender: HostId, nonce: HostNonce, part: &HostReason) {
+        let is_asked = self.findings.iter().any(|it| it.who == Respondent::Host(sender));
+        if is_asked && nonce == self.nonce && part.uuid == self.uuid {
+            self.reasons.entry(sender).or_default().insert(part.part, part.clone());
+        }
     }
 
     /// Returns true when nobody is silent.
@@ -104,4 +118,11 @@ impl Round {
     pub fn findings(&self) -> &[HostFinding] {
         &self.findings
     }
+}
+
+/// Returns a reason of which all parts came.
+fn whole_reason(parts: &BTreeMap<u8, HostReason>) -> Option<String> {
+    let count = parts.values().next()?.parts;
+    let is_whole = parts.len() == usize::from(count) && parts.values().all(|it| it.parts == count);
+    is_whole.then(|| parts.values().map(|it| it.text.as_str()).collect())
 }

@@ -20,7 +20,7 @@ use super::legacy_table::{LegacyReply, LegacyRequest};
 use super::own_domains::{OwnDomain, OwnPower};
 use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT, published_id};
 use crate::backend::libvirt::DomainHere;
-use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
+use crate::request::job::{Arrival, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
@@ -558,8 +558,8 @@ impl ClientLink for LegacyLink {
         Ok((Proved::unauthenticated(), ()))
     }
 
-    async fn deliver(&mut self, _: &RequestJob, (): (), answer: &ClientReply, _: bool) -> bool {
-        self.response = answer.response();
+    async fn deliver(&mut self, _: &RequestJob, (): (), outcome: &RequestOutcome, _: bool) -> bool {
+        self.response = outcome.answer().response();
         true
     }
 }

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    CHALLENGE_LEN, HASH_LEN, HostAwaitAnswer, HostAwaitChallenge, HostStream, ProofError, Proved,
-    ResponseWriter,
+    Action, CHALLENGE_LEN, HASH_LEN, HostAwaitAnswer, HostAwaitChallenge, HostStream, ProofError, Proved,
+    Response, ResponseWriter,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
 use crate::listener::auth::{PacketProof, StreamAuth};
-use crate::request::job::{ClientReply, RequestJob, ResolvedTarget};
+use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
@@ -216,14 +216,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         &mut self,
         job: &RequestJob,
         response: ResponseWriter,
-        answer: &ClientReply,
+        outcome: &RequestOutcome,
         is_gone: bool,
     ) -> bool {
         let is_superseded = self.ownership.as_ref().is_some_and(|it| (it.is_superseded)());
         let sent = if is_gone || is_superseded {
             Err(StreamError::Closed)
         } else {
-            send(&mut self.writer, response, answer, job.deadline()).await
+            send(&mut self.writer, answer_bytes(job, response, outcome), job.deadline()).await
         };
         if let Err(cause) = &sent {
             self.service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
@@ -285,16 +285,22 @@ async fn until_readable<S: AsyncRead>(reader: &mut ReadHalf<S>) {
     let _ = reader.read(&mut byte).await;
 }
 
+/// Returns the bytes of an answer. Only a question that changes nothing is told why it failed: the reason of
+/// an action may speak of other clients.
+fn answer_bytes(job: &RequestJob, response: ResponseWriter, outcome: &RequestOutcome) -> Vec<u8> {
+    let is_question = matches!(job.action, Action::Status | Action::Monitor);
+    match (outcome.answer(), outcome.reason()) {
+        (ClientReply::Response(Response::Failure), Some(why)) if is_question => response.failure(why),
+        (ClientReply::Response(code), _) => response.response(*code),
+        (ClientReply::List(entries, code), _) => response.list(entries, *code),
+    }
+}
+
 async fn send<S: AsyncWrite>(
     writer: &mut WriteHalf<S>,
-    response: ResponseWriter,
-    answer: &ClientReply,
+    bytes: Vec<u8>,
     until: Instant,
 ) -> Result<(), StreamError> {
-    let bytes = match answer {
-        ClientReply::Response(code) => response.response(*code),
-        ClientReply::List(entries, code) => response.list(entries, *code),
-    };
     transmit(writer, &bytes, until).await?;
     let _ = timeout_at(until.into(), writer.shutdown()).await;
     Ok(())

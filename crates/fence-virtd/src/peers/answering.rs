@@ -120,8 +120,10 @@ impl Peers {
             (answer.sight, answer.reason) = (HostSight::Unknown, OWN_DOUBT.to_owned());
         }
         debug!(asker = %asker.0, domain = %question.uuid, sight = ?answer.sight, "answered another host");
-        let message = self.message(Some(asker.0), asker.1, HostBody::Answer(answer));
-        let bytes = vec![message.encode_for(&key, &pair)];
+        let parts = if ask.takes_parts { answer.reason_in_parts() } else { Vec::new() };
+        let bodies = parts.into_iter().map(HostBody::Reason).chain([HostBody::Answer(answer)]);
+        let bytes: Vec<_> =
+            bodies.map(|it| self.message(Some(asker.0), asker.1, it).encode_for(&key, &pair)).collect();
         if let Some(kept) = lock(&self.answers).get_mut(&asker) {
             kept.bytes.clone_from(&bytes);
         }

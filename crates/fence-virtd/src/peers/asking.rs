@@ -296,6 +296,7 @@ impl Peers {
         let ask = HostAsk {
             uuid: question.uuid.to_bytes(),
             left_ms: left.try_into().unwrap_or(u16::MAX),
+            takes_parts: true,
             name: question.name.clone(),
         };
         let ask = self.encoded(&self.message(None, open.nonce, HostBody::Ask(ask)));

@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use fence_core::hosts::{AnswerResult, Respondent};
 use fence_wire::{
-    HostBody, HostHello, HostId, HostMessage, HostMessageError, HostNonce, ReceivedHostMessage, escaped,
+    HostBody, HostHello, HostId, HostMessage, HostMessageError, HostNonce, HostReason, ReceivedHostMessage,
+    escaped,
 };
 use tracing::debug;
 
@@ -61,6 +62,7 @@ impl Peers {
             }
             HostBody::Ask(ask) => self.receive_ask(&received, ask, from.ip(), way),
             HostBody::Answer(_) => self.receive_answer(&received, from),
+            HostBody::Reason(part) => self.receive_reason(&received, part),
         }
     }
 
@@ -124,7 +126,7 @@ impl Peers {
                     self.greet(message.sender, way);
                 }
             }
-            HostBody::HelloAnswer(_) | HostBody::Ask(_) => {}
+            HostBody::HelloAnswer(_) | HostBody::Ask(_) | HostBody::Reason(_) => {}
         }
     }
 
@@ -167,6 +169,20 @@ impl Peers {
         self.changed.notify_one();
         let why = self.doubt(Respondent::Address(address)).unwrap_or_else(|| "there is no room".to_owned());
         self.drops.note(NAME, "another-host", &address.ip(), &why);
+    }
+
+    /// Takes a part of the reason of an answer that follows; it counts for nothing but the text.
+    pub(super) fn receive_reason(&self, received: &ReceivedHostMessage, part: &HostReason) {
+        let message = received.message();
+        if !lock(&self.questions).contains_key(&message.nonce) {
+            return;
+        }
+        if !self.pair_key(message.sender).is_some_and(|it| received.is_proved(&it)) {
+            return self.drops.count(NAME, "host-unproved");
+        }
+        if let Some(question) = lock(&self.questions).get_mut(&message.nonce) {
+            question.round.take_reason(message.sender, message.nonce, part);
+        }
     }
 
     pub(super) fn receive_answer(&self, received: &ReceivedHostMessage, from: SocketAddr) {

@@ -250,6 +250,7 @@ impl HostProbe {
                 self.peers.meet(message.sender, hello, message.nonce, from);
             }
             HostBody::Answer(_) => self.peers.receive_answer(&received, from),
+            HostBody::Reason(part) => self.peers.receive_reason(&received, part),
             HostBody::Hello(_) | HostBody::HelloAnswer(_) | HostBody::Ask(_) => {}
         }
     }

@@ -197,6 +197,11 @@ async fn listed_hosts_tell_what_they_see() {
     b.shows(Sight::Unknown("libvirt at test:///x does not answer".to_owned()));
     let sights = a.sights().await;
     assert!(reason(&sights[0]).ends_with("libvirt at test:///x does not answer"), "{sights:?}");
+    // One answer has room for 57 bytes of it.
+    let long = format!("libvirt at qemu+unix:///system?socket=/run/{} does not answer", "x".repeat(150));
+    b.shows(Sight::Unknown(long.clone()));
+    let sights = a.sights().await;
+    assert!(reason(&sights[0]).ends_with(&long), "{sights:?}");
     assert_eq!(a.shows(Sight::On).sights().await.len(), 1);
     assert_eq!(b.sights().await, [Sight::On]);
 }
@@ -431,7 +436,8 @@ async fn any_word_of_this_host_from_another_address_is_a_doubt() {
         let other = port();
         let host = Host::listed(at, &[other], None).await;
         let hello = host.peers.hello();
-        let ask = fence_wire::HostAsk { uuid: [7; 16], left_ms: 9, name: "vm1".to_owned() };
+        let ask =
+            fence_wire::HostAsk { uuid: [7; 16], left_ms: 9, takes_parts: false, name: "vm1".to_owned() };
         let body =
             [HostBody::Hello(hello.clone()), HostBody::HelloAnswer(hello), HostBody::Ask(ask)][body].clone();
         let message = HostMessage { sender: host.peers.identity.id(), recipient: None, nonce: [1; 8], body };

@@ -8,7 +8,7 @@ use std::future::Future;
 
 use fence_wire::Proved;
 
-use crate::request::job::{ClientReply, RequestJob, ResolvedTarget};
+use crate::request::job::{RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
 
 /// One client that waits for the answer to one request.
@@ -41,12 +41,13 @@ pub(crate) trait ClientLink: Send {
         opened: Self::Opened,
     ) -> impl Future<Output = Result<(Proved, Self::Proven), ProofFailure>> + Send;
 
-    /// Sends the answer and returns whether the client took it. With `is_gone` nobody waits for it any more.
+    /// Sends the answer, with the reason of a failure where the client wants it, and returns whether the
+    /// client took it. With `is_gone` nobody waits for it any more.
     fn deliver(
         &mut self,
         job: &RequestJob,
         proven: Self::Proven,
-        answer: &ClientReply,
+        outcome: &RequestOutcome,
         is_gone: bool,
     ) -> impl Future<Output = bool> + Send;
 }

@@ -174,7 +174,7 @@ impl Service {
             }
         };
         stages.done = Some(StageTimes::since(job.arrived));
-        let delivered = link.deliver(job, proven, outcome.answer(), is_gone).await;
+        let delivered = link.deliver(job, proven, &outcome, is_gone).await;
         let response = outcome.answer().response();
         record(RequestEnd::Answered { response, reason: outcome.reason(), delivered }, stages);
     }

@@ -4,9 +4,11 @@
 //! ```text
 //! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 40, NUL-padded ·
 //!        76 run of the daemon 8
-//! ask     0 UUID 16 · 16 milliseconds left 2 · 18 name of the domain 64, NUL-padded, cut after 63 bytes
+//! ask     0 UUID 16 · 16 milliseconds left 2 (bit 15: takes reasons in parts) · 18 name of the domain 64,
+//!         NUL-padded, cut after 63 bytes
 //! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 58, NUL-padded · 76 age in milliseconds 8,
 //!         and 1 more; 0: not known
+//! reason  0 UUID 16 · 16 number of this part 1 · 17 number of parts 1 · 18 text 66, NUL-padded
 //! ```
 
 use super::parts::{HostId, HostMessageError};
@@ -16,6 +18,12 @@ const HELLO_NAME: core::ops::Range<usize> = 36..76;
 const HELLO_RUN: core::ops::Range<usize> = 76..84;
 const ASK_NAME: core::ops::Range<usize> = 18..82;
 const REASON: core::ops::Range<usize> = 18..76;
+const PART: core::ops::Range<usize> = 18..84;
+/// Most parts of a reason.
+pub const REASON_PARTS: usize = 4;
+/// Bit of the milliseconds of a question. A daemon that does not know it takes the time for a long one, and
+/// looks for as long as any look may take.
+const TAKES_PARTS: u16 = 0x8000;
 
 /// Presentation of a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,8 +45,10 @@ pub struct HostHello {
 pub struct HostAsk {
     /// UUID of the domain.
     pub uuid: [u8; 16],
-    /// Milliseconds for which the asker waits.
+    /// Milliseconds for which the asker waits, 32767 at most.
     pub left_ms: u16,
+    /// The asker takes a reason that is longer than an answer has room for, in parts.
+    pub takes_parts: bool,
     /// Name of the domain, cut after 63 bytes as in a request.
     pub name: String,
 }
@@ -55,6 +65,19 @@ pub struct HostAnswer {
     pub age_ms: Option<u64>,
     /// Why nothing can be said, or more about the sight; cut after 57 bytes.
     pub reason: String,
+}
+
+/// Part of the reason of an answer, sent before the answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostReason {
+    /// UUID of the question.
+    pub uuid: [u8; 16],
+    /// Number of this part, from 0.
+    pub part: u8,
+    /// Number of parts, [`REASON_PARTS`] at most.
+    pub parts: u8,
+    /// The text; cut after 65 bytes.
+    pub text: String,
 }
 
 /// Result of a look at a host.
@@ -119,7 +142,9 @@ impl HostAsk {
 
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
-        body[16..18].copy_from_slice(&self.left_ms.to_le_bytes());
+        let takes_parts = if self.takes_parts { TAKES_PARTS } else { 0 };
+        let left = self.left_ms.min(TAKES_PARTS - 1) | takes_parts;
+        body[16..18].copy_from_slice(&left.to_le_bytes());
         put(&mut body[ASK_NAME], &self.name);
     }
 
@@ -128,11 +153,52 @@ impl HostAsk {
         if body[ASK_NAME.end..] != [0; 2] {
             return Err(HostMessageError::Field("pad"));
         }
-        Ok(Self { uuid: core::array::from_fn(|i| body[i]), left_ms: number(body, 16), name })
+        let left = number(body, 16);
+        Ok(Self {
+            uuid: core::array::from_fn(|i| body[i]),
+            left_ms: left & !TAKES_PARTS,
+            takes_parts: left & TAKES_PARTS != 0,
+            name,
+        })
+    }
+}
+
+impl HostReason {
+    pub(super) fn encode(&self, body: &mut [u8]) {
+        body[..16].copy_from_slice(&self.uuid);
+        (body[16], body[17]) = (self.part, self.parts);
+        put(&mut body[PART], &self.text);
+    }
+
+    pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
+        let (part, parts) = (body[16], body[17]);
+        if part >= parts || usize::from(parts) > REASON_PARTS {
+            return Err(HostMessageError::Field("part"));
+        }
+        let text = text(&body[PART], "reason")?;
+        Ok(Self { uuid: core::array::from_fn(|i| body[i]), part, parts, text })
     }
 }
 
 impl HostAnswer {
+    /// Returns the reason in parts, to be sent before the answer; none if the answer has room for it. What is
+    /// longer than all parts together is cut.
+    #[must_use]
+    pub fn reason_in_parts(&self) -> Vec<HostReason> {
+        if self.reason.len() < REASON.len() {
+            return Vec::new();
+        }
+        let (mut rest, mut texts) = (self.reason.as_str(), Vec::new());
+        while !rest.is_empty() && texts.len() < REASON_PARTS {
+            let text = cut(rest, PART.len() - 1);
+            rest = &rest[text.len()..];
+            texts.push(text.to_owned());
+        }
+        let parts = u8::try_from(texts.len()).unwrap_or(0);
+        let part = |(part, text)| HostReason { uuid: self.uuid, part, parts, text };
+        (0..).zip(texts).map(part).collect()
+    }
+
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
         body[16] = self.sight as u8;

@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use crate::hypervisor::inventory::RunningDomain;
 use crate::listener::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
 use crate::listener::rules::CurrentRules;
-use crate::request::job::{Arrival, ClientReply, RequestJob, ResolvedTarget};
+use crate::request::job::{Arrival, ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure, watched};
@@ -294,11 +294,11 @@ impl ClientLink for LineLink<'_> {
         Ok((Proved::unauthenticated(), ()))
     }
 
-    async fn deliver(&mut self, job: &RequestJob, (): (), answer: &ClientReply, _: bool) -> bool {
+    async fn deliver(&mut self, job: &RequestJob, (): (), outcome: &RequestOutcome, _: bool) -> bool {
         if self.newer.is_some() || self.hung_up {
             return false;
         }
-        let sent = self.line.send(self.writer, answer, job.deadline()).await;
+        let sent = self.line.send(self.writer, outcome.answer(), job.deadline()).await;
         self.unsent = !sent;
         sent
     }
