@@ -23,18 +23,27 @@ pub(crate) struct DomainQuestion {
     /// Moment after which this round of looks begins. What an earlier round of the same question found out
     /// may be judged again in this one, as a look that begins now.
     pub(crate) round: Instant,
+    /// No answer of the request depends on it but the text of a failure: hosts that are slow to ask, those
+    /// without host messages, are left out.
+    pub(crate) is_for_text: bool,
 }
 
 impl DomainQuestion {
     /// Asks now.
     pub(crate) fn new(uuid: DomainId, name: String) -> Self {
         let asked = Instant::now();
-        Self { uuid, name, asked, round: asked }
+        Self { uuid, name, asked, round: asked, is_for_text: false }
     }
 
     /// Asks now.
     pub(crate) fn about(domain: &DomainRef) -> Self {
         Self::new(domain.uuid, domain.name.clone())
+    }
+
+    /// Asks now about a target that no place of this host knows: by its UUID, or by the name alone.
+    pub(crate) fn about_unknown(uuid: Option<DomainId>, name: &str) -> Self {
+        let uuid = uuid.unwrap_or(DomainId::from_bytes([0; 16]));
+        Self { is_for_text: true, ..Self::new(uuid, name.to_owned()) }
     }
 
     /// Returns the question for another round of looks, which begins now.

@@ -264,7 +264,10 @@ impl LibvirtBackend {
     }
 
     async fn locate_domain(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
-        let (DomainHere { domain, sight }, silent) = self.search(target, until).await?;
+        let (DomainHere { domain, sight }, silent) = match self.search(target, until).await {
+            Err(LocateError::NotFound) => return Err(self.not_found(target, until).await),
+            other => other?,
+        };
         Ok(match sight {
             Sight::On => LocatedDomain::Here(domain),
             Sight::Moving => LocatedDomain::Moving(domain),
@@ -272,6 +275,26 @@ impl LibvirtBackend {
             sight if self.seems_off(&domain, &sight, until).await => LocatedDomain::Off(domain),
             _ => LocatedDomain::InDoubt(domain),
         })
+    }
+
+    /// Returns why a domain that this host does not know is not found: another host has it, or may have it
+    /// and can't be asked.
+    async fn not_found(&self, target: &Target, until: Instant) -> LocateError {
+        let others = lock(&self.others).clone();
+        let wanted = TargetQuery::new(target);
+        let question =
+            DomainQuestion::about_unknown(wanted.uuid().map(domain_id), wanted.name().unwrap_or_default());
+        let looks = others.iter().map(|it| it.look(&question, until));
+        let found = join_all(looks).await.into_iter().flatten();
+        let doubts = found.filter_map(|it| match it.sight {
+            Sight::Unknown(why) => Some(why),
+            Sight::On | Sight::Moving => {
+                Some(format!("this host has no definition of it, {} has it on", it.place))
+            }
+            Sight::Off | Sight::Absent | Sight::Ended(_) | Sight::MovedAway(_) | Sight::Down(_) => None,
+        });
+        let doubts: Vec<_> = doubts.collect();
+        if doubts.is_empty() { LocateError::NotFound } else { LocateError::Unavailable(doubts.join("; ")) }
     }
 
     /// Returns whether a domain that was found here without an instance seems to be off at every place. The

@@ -98,6 +98,7 @@ impl Peers {
             }
             self.ask(question, respondents, began, until).await
         };
+        let legacy = if question.is_for_text { Vec::new() } else { legacy };
         let (of_ours, of_legacy) = tokio::join!(ours, self.look_at_legacy(&legacy, question, until));
         findings.extend(of_ours);
         findings.extend(of_legacy);

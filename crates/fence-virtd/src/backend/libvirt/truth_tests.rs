@@ -173,6 +173,27 @@ async fn every_row_of_the_page_holds() {
     assert!(held >= 80, "only {held} answers are on the page");
 }
 
+/// Domain that nobody here knows: a host that is silent may have it, or one has it on. The reason names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
+    for (elsewhere, named) in [
+        (Sight::Unknown("h2 is silent".to_owned()), Some("can't tell: h2 is silent")),
+        (Sight::On, Some("h2")),
+        (Sight::Off, None),
+    ] {
+        let world = World::new();
+        let uris = [world.hypervisor("here", "none")];
+        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
+        let (target, until) = (Target::new("x", false).unwrap(), Instant::now() + PATIENCE);
+        let why = backend.locate(&target, until).await.unwrap_err().to_string();
+        match named {
+            Some(words) => assert!(why.contains(words), "{elsewhere:?}: {why}"),
+            None => assert_eq!(why, "no such domain on this host"),
+        }
+    }
+}
+
 /// Another host that counts how often it is asked.
 #[derive(Default)]
 struct Counting(AtomicUsize);
