@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from lab import net
+from lab import net, programs
 from lab.rig import Gun
 
 from .rig import OK, device
@@ -133,6 +133,55 @@ def test_a_shot_that_comes_after_its_time(site, start_host, tmp_path):
         results = first.finish(60), second.finish(60)
         records = host.wait_records(2)
         assert zoo.power("left") == "on" and not zoo.runs("off", "left"), (results, records, host.daemon.log[-6000:])
+    finally:
+        for node in nodes:
+            site.net.remove(node.place.name)
+
+
+def ended(host, number):
+    """The daemon ends by that signal, and the next one serves."""
+    host.daemon.stop(number, timeout=60)
+    host.daemon = programs.Daemon(host.node, host.config, ready="udp", debug=3)
+    host.daemon.wait_serving()
+
+
+#: The agent that has the order, how the daemon ends, and whether it does so in the middle of the agent's run.
+ENDS = {
+    "claimed, SIGKILL": ("lies", signal.SIGKILL, False),
+    "claimed, SIGTERM": ("lies", signal.SIGTERM, False),
+    "under way, SIGKILL": ("hangs", signal.SIGKILL, True),
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_a_shot_that_comes_after_the_daemon_s_end(site, start_host, tmp_path, way):
+    """The endpoint carries out what it was ordered after the daemon that gave the order ended. The next daemon lets nothing
+    that conflicts with it have its turn until then."""
+    mode, number, in_the_middle = ENDS[way]
+    zoo = Zoo(tmp_path / "zoo")
+    host = start_host([zoo.device(mode, "right", retries=0), zoo.device("good", "left")])
+    left, right = nodes = [Node(site, name, lambda: None) for name in ("left", "right")]
+    for node in nodes:
+        node.boot()
+    try:
+        first = shoot(left, right)
+        asked = zoo.wait_run("off", "right")[0]
+        if not in_the_middle:
+            net.wait_until(lambda: not asked.alive())
+        ended(host, number)
+        host.daemon.wait_log(r"an earlier daemon ordered this machine off.*right")
+        before = len(zoo.runs("status", "right"))
+        second = shoot(right, left)
+        host.daemon.wait_log(r"heard .*left")
+        # It is asked until it shows the effect.
+        zoo.wait_run("status", "right", before + 2)
+        assert not zoo.runs("off", "left") and second.process.poll() is None, host.daemon.log[-6000:]
+        zoo.switch("right", "off")
+        right.die()
+        host.daemon.wait_log("the earlier daemon's order can take effect no more")
+        assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
+        # Nothing waits for it any more.
+        assert site.ask("-o", "off", "-H", "left").rc == OK
     finally:
         for node in nodes:
             site.net.remove(node.place.name)

@@ -3,8 +3,9 @@
 //!
 //! Owns the format of the file and the judgement of what is left in it. One line for each event, each with a
 //! check of its own: a line that is damaged is left out, and costs no other. Nothing that is damaged can make
-//! a start: a start that is owed counts only if all that follows the intent in the file is whole. Pure; time
-//! is a parameter.
+//! a start: a start that is owed counts only if all that follows the intent in the file is whole. An order to
+//! a device is the other way round: it may still take effect unless a whole line says that it can't any more.
+//! Pure; time is a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,10 @@ use sha1::{Digest as _, Sha1};
 
 /// Age up to which a start that is owed is made good, in milliseconds since the boot of the host.
 pub const START_AGE_MS: u64 = 120_000;
+/// Longest time for which an order is believed to take effect after its agent ended, in milliseconds.
+pub const EFFECT_LIMIT_MS: u64 = 600_000;
+/// Home of a domain that devices power.
+pub const DEVICE_HOME: &str = "a device";
 /// Bytes of the check in front of a line.
 const CHECK_LEN: usize = 16;
 
@@ -47,6 +52,49 @@ pub struct Intent {
     pub uuid: String,
     /// Place of the domain, in words.
     pub home: String,
+    /// Domain from which the request came, as far as the arbiter may rely on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_source: Option<String>,
+    /// Mark that tells the peer from others, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_id: Option<String>,
+}
+
+/// Order to a device, which may take effect after its agent is gone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceOrder {
+    /// Number of the order in this file.
+    pub order: u64,
+    /// Name of the device in the configuration.
+    pub device: String,
+    /// Plug at the device.
+    pub plug: String,
+    /// True for a power-on, false for a power-off.
+    pub starts: bool,
+    /// Milliseconds for which the order may take effect after its agent ended.
+    pub effect_ms: u64,
+}
+
+/// End of the time in which an order may take effect, once its agent has ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OrderExpiry {
+    /// Boot of the host, by the kernel's id.
+    pub boot: String,
+    /// Milliseconds since that boot.
+    pub until_ms: u64,
+    /// The agent reported success.
+    pub is_claimed: bool,
+}
+
+/// Order that may still take effect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PendingOrder {
+    /// The order.
+    pub order: DeviceOrder,
+    /// End of its time; none if its agent may have run until the daemon ended.
+    pub expiry: Option<OrderExpiry>,
+    /// Another device was ordered about the same machine since: what this one shows may be the other's doing.
+    pub is_covered: bool,
 }
 
 /// Source of a start that a reboot owes.
@@ -82,11 +130,36 @@ pub enum IntentEvent {
         /// Line of the audit file; empty if there is no file.
         record: String,
     },
-    /// The audit record is written: nothing is left to do.
+    /// The audit record is written: nothing is left to do, but to wait for orders that are not settled.
     Audited {
         /// Number of the intent.
         number: u64,
     },
+    /// A device is about to be told to change the power: it may do so late.
+    Ordered {
+        /// Number of the intent.
+        number: u64,
+        /// The order.
+        order: DeviceOrder,
+    },
+    /// The agent that carried the order has ended, and its effect was not seen.
+    Expires {
+        /// Number of the intent.
+        number: u64,
+        /// Number of the order.
+        order: u64,
+        /// End of the time in which it may take effect.
+        expiry: OrderExpiry,
+    },
+    /// The order can take effect no more.
+    Settled {
+        /// Number of the intent.
+        number: u64,
+        /// Number of the order.
+        order: u64,
+    },
+    /// Sign that everything was waited for that damaged lines before this one may have said.
+    Cleared {},
 }
 
 /// Intent that an earlier daemon left without its last line.
@@ -96,6 +169,8 @@ pub struct UnfinishedIntent {
     pub intent: Intent,
     /// Remainder that is left to do.
     pub remainder: IntentRemainder,
+    /// Orders to devices that may still take effect, in their order.
+    pub orders: Vec<PendingOrder>,
 }
 
 /// Remainder of an intent.
@@ -108,6 +183,8 @@ pub enum IntentRemainder {
     },
     /// The action has ended, and this line may be missing in the audit file.
     Record(String),
+    /// Nothing, but to wait for orders that may still take effect.
+    Orders,
 }
 
 /// Contents of a file.
@@ -117,9 +194,15 @@ pub struct IntentFile {
     pub unfinished: Vec<UnfinishedIntent>,
     /// Lines that are damaged.
     pub damaged: usize,
+    /// A line is damaged that may have told of an order which can still take effect.
+    pub hides_order: bool,
     /// Number above all numbers of the file.
     pub next: u64,
 }
+
+/// Intents that are not over, by number.
+#[derive(Clone, Debug, Default)]
+pub struct IntentTable(BTreeMap<u64, UnfinishedIntent>);
 
 impl IntentEvent {
     /// Returns the event as a line of the file, with its end.
@@ -140,7 +223,7 @@ impl IntentFile {
     /// Reads a whole file, whatever is in it.
     pub fn read(bytes: &[u8]) -> Self {
         let mut file = Self::default();
-        let mut open: BTreeMap<u64, UnfinishedIntent> = BTreeMap::new();
+        let mut table = IntentTable::default();
         // Intents for which no start is believed, whatever follows.
         let mut startless: BTreeSet<u64> = BTreeSet::new();
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -148,44 +231,31 @@ impl IntentFile {
             let event = line.strip_suffix(b"\n").and_then(IntentEvent::parse);
             let Some(event) = event else {
                 file.damaged += 1;
+                file.hides_order = true;
                 // It may have been the end of any of these, or a later request for the same domain.
-                startless.extend(open.keys());
+                startless.extend(table.0.keys());
                 continue;
             };
-            file.next = file.next.max(event.number() + 1);
-            match event {
+            file.next = file.next.max(event.last_number() + 1);
+            match &event {
                 IntentEvent::Begun(intent) => {
                     // Whoever asked later for the same domain decides what becomes of it.
-                    let same = open.values().filter(|it| it.intent.uuid == intent.uuid);
+                    let same = table.0.values().filter(|it| it.intent.uuid == intent.uuid);
                     startless.extend(same.map(|it| it.intent.number));
-                    let remainder = IntentRemainder::Open { start: None };
-                    open.insert(intent.number, UnfinishedIntent { intent: *intent, remainder });
                 }
-                IntentEvent::Owes { number, start } => {
-                    if let Some(it) = open.get_mut(&number)
-                        && it.remainder == (IntentRemainder::Open { start: None })
-                    {
-                        it.remainder = IntentRemainder::Open { start: Some(start) };
-                    }
-                }
-                IntentEvent::Ended { number, record } => {
-                    if let Some(it) = open.get_mut(&number) {
-                        it.remainder = IntentRemainder::Record(record);
-                    }
-                }
-                IntentEvent::Audited { number } => {
-                    open.remove(&number);
-                }
+                IntentEvent::Cleared {} => file.hides_order = false,
+                _ => {}
             }
+            table.apply(&event);
         }
         for number in startless {
             if let Some(UnfinishedIntent { remainder: IntentRemainder::Open { start }, .. }) =
-                open.get_mut(&number)
+                table.0.get_mut(&number)
             {
                 *start = None;
             }
         }
-        file.unfinished = open.into_values().collect();
+        file.unfinished = table.0.into_values().collect();
         file
     }
 
@@ -193,9 +263,110 @@ impl IntentFile {
     pub fn numbers(&self) -> BTreeSet<u64> {
         self.unfinished.iter().map(|it| it.intent.number).collect()
     }
+
+    /// Returns the intents that are left, by number.
+    pub fn table(&self) -> IntentTable {
+        IntentTable(self.unfinished.iter().map(|it| (it.intent.number, it.clone())).collect())
+    }
+}
+
+impl IntentTable {
+    /// Returns whether nothing is left to do nor to wait for.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes an event in. One of an intent that is not known, or is over, changes nothing.
+    pub fn apply(&mut self, event: &IntentEvent) {
+        if let IntentEvent::Begun(intent) = event {
+            let remainder = IntentRemainder::Open { start: None };
+            let new = UnfinishedIntent { intent: (**intent).clone(), remainder, orders: Vec::new() };
+            self.0.insert(intent.number, new);
+        }
+        if let IntentEvent::Ordered { number, order } = event {
+            self.cover(*number, order);
+        }
+        let Some(number) = event.number() else { return };
+        let Some(it) = self.0.get_mut(&number) else { return };
+        match event {
+            IntentEvent::Begun(_) | IntentEvent::Cleared {} => {}
+            IntentEvent::Owes { start, .. } => {
+                if it.remainder == (IntentRemainder::Open { start: None }) {
+                    it.remainder = IntentRemainder::Open { start: Some(start.clone()) };
+                }
+            }
+            IntentEvent::Ended { record, .. } => it.remainder = IntentRemainder::Record(record.clone()),
+            IntentEvent::Audited { .. } => it.remainder = IntentRemainder::Orders,
+            IntentEvent::Ordered { order, .. } => {
+                it.orders.retain(|other| other.order.order != order.order);
+                it.orders.push(PendingOrder { order: order.clone(), expiry: None, is_covered: false });
+            }
+            IntentEvent::Expires { order, expiry, .. } => {
+                if let Some(order) = it.orders.iter_mut().find(|it| it.order.order == *order) {
+                    order.expiry = Some(expiry.clone());
+                }
+            }
+            IntentEvent::Settled { order, .. } => it.orders.retain(|it| it.order.order != *order),
+        }
+        if it.remainder == IntentRemainder::Orders && it.orders.is_empty() {
+            self.0.remove(&number);
+        }
+    }
+
+    /// Notes at the orders to other devices about the same machine that one more device was ordered.
+    fn cover(&mut self, number: u64, order: &DeviceOrder) {
+        let Some(uuid) = self.0.get(&number).map(|it| it.intent.uuid.clone()) else { return };
+        let same = self.0.values_mut().filter(|it| it.intent.uuid == uuid).flat_map(|it| &mut it.orders);
+        for it in same.filter(|it| it.order.device != order.device && it.order.starts == order.starts) {
+            it.is_covered = true;
+        }
+    }
+}
+
+impl PendingOrder {
+    /// Returns the milliseconds for which the order may still take effect, at the start of a daemon. All of
+    /// its time where its agent may have run until now. The same after a boot of the host: the device has
+    /// not booted, and nobody knows how long ago the order was.
+    pub fn rest_ms(&self, boot: &str, now_ms: u64) -> u64 {
+        let whole = self.order.effect_ms.min(EFFECT_LIMIT_MS);
+        match &self.expiry {
+            Some(it) if !boot.is_empty() && it.boot == boot => it.until_ms.saturating_sub(now_ms).min(whole),
+            _ => whole,
+        }
+    }
+
+    /// Returns whether the agent of the order had reported success.
+    pub fn is_claimed(&self) -> bool {
+        self.expiry.as_ref().is_some_and(|it| it.is_claimed)
+    }
 }
 
 impl UnfinishedIntent {
+    /// Returns the orders that may still take effect. `longest_ms` is the longest time of any device: an
+    /// action that was under way at a device may have been ordered though no line tells of it.
+    pub fn orders_left(&self, longest_ms: u64) -> Vec<PendingOrder> {
+        let IntentRemainder::Open { start } = &self.remainder else { return self.orders.clone() };
+        if !self.orders.is_empty() || self.intent.home != DEVICE_HOME || longest_ms == 0 {
+            return self.orders.clone();
+        }
+        let order = |starts| PendingOrder {
+            order: DeviceOrder {
+                order: 0,
+                device: String::new(),
+                plug: String::new(),
+                starts,
+                effect_ms: longest_ms,
+            },
+            expiry: None,
+            is_covered: false,
+        };
+        match self.intent.action.as_str() {
+            "on" => vec![order(true)],
+            "reboot" if start.is_some() => vec![order(false), order(true)],
+            _ => vec![order(false)],
+        }
+    }
+
     /// Returns the start that this host has to make good now.
     ///
     /// # Errors
@@ -215,11 +386,24 @@ impl UnfinishedIntent {
 }
 
 impl IntentEvent {
-    fn number(&self) -> u64 {
+    /// Returns the number of the intent that the event is about.
+    pub fn number(&self) -> Option<u64> {
         match self {
-            Self::Begun(intent) => intent.number,
-            Self::Owes { number, .. } | Self::Ended { number, .. } | Self::Audited { number } => *number,
+            Self::Begun(intent) => Some(intent.number),
+            Self::Owes { number, .. }
+            | Self::Ended { number, .. }
+            | Self::Audited { number }
+            | Self::Ordered { number, .. }
+            | Self::Expires { number, .. }
+            | Self::Settled { number, .. } => Some(*number),
+            Self::Cleared {} => None,
         }
+    }
+
+    /// Returns the greatest number that the event uses.
+    fn last_number(&self) -> u64 {
+        let order = if let Self::Ordered { order, .. } = self { order.order } else { 0 };
+        self.number().unwrap_or(0).max(order)
     }
 }
 

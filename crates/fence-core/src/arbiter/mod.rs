@@ -28,7 +28,8 @@
 //!
 //! One that lingers does not hold up an off or a reboot of its target: what may still come late is what they
 //! want, and a node that is not down yet must not wait for it. All else waits as before; an "on" would be
-//! undone.
+//! undone. The same holds for orders that an earlier daemon gave ([`Arbiter::install_late`]): a start that
+//! may come late does not hold up an "on".
 //!
 //! One target: "off already" must not be said of a domain that a reboot is about to start. Danger: once the
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
@@ -196,6 +197,12 @@ impl Arbiter {
         self.entries.push(ArbiterEntry { request, state, open_to, lingers: false });
     }
 
+    /// Adds work of an earlier daemon that is over, but whose effect may still come. None may join it.
+    pub fn install_late(&mut self, request: ArbiterRequest) {
+        let (state, open_to) = (EntryState::Running, OpenTo::None);
+        self.entries.push(ArbiterEntry { request, state, open_to, lingers: true });
+    }
+
     /// Records that the target of `id` was seen off already, where [`Arbiter::seen_off`] follows only after
     /// other requests were submitted: none of them may join it.
     pub fn close(&mut self, id: u64) {
@@ -361,7 +368,7 @@ impl Arbiter {
 
     fn holds_up(&self, first: &ArbiterEntry, second: &ArbiterRequest) -> bool {
         if first.request.same_target(second) {
-            return !(first.lingers && second.work.takes_down());
+            return !(first.lingers && first.request.work.takes_down() == second.work.takes_down());
         }
         first.request.may_shoot_or_be_shot_by(second) && !self.is_seen_off(first)
     }
@@ -442,7 +449,7 @@ struct ArbiterEntry {
     request: ArbiterRequest,
     state: EntryState,
     open_to: OpenTo,
-    /// Marks one whose work is over, and of whose target a power-off may come late.
+    /// Marks one whose work is over, and whose effect on its target may come late.
     lingers: bool,
 }
 

@@ -113,6 +113,8 @@ enum Event {
     Withdraw(u64),
     /// Another host sees this node off, which went down by itself.
     Elsewhere(Node),
+    /// The daemon ends, and the next one begins with what is on disk.
+    Restart,
     Second,
 }
 
@@ -186,6 +188,7 @@ impl World {
         }
         if self.faults {
             events.extend((0..self.sight.len()).map(Event::Elsewhere));
+            events.push(Event::Restart);
             events.push(Event::Second);
         }
         events
@@ -218,6 +221,7 @@ impl World {
                 self.obey(&decisions, None);
             }
             Event::Elsewhere(node) => self.elsewhere(node),
+            Event::Restart => self.restart(),
             Event::Second => {
                 self.now += 1;
                 let decisions = self.arbiter.tick(self.time());
@@ -234,24 +238,15 @@ impl World {
         let (id, plan, arrived, life) = self.arrived.remove(place);
         let deadline = arrived + plan.patience;
         let sight = self.sight[plan.from];
-        let verdict = self.arbiter.submit(
-            self.time(),
-            ArbiterRequest {
-                id,
-                work: plan.kind.work(uuid(plan.target)),
-                source: source(sight.known, plan.from),
-                peer: sight.peer.then(|| PeerId(format!("peer {}", plan.from))),
-                arrived: self.at(arrived),
-                deadline: self.at(deadline),
-            },
-        );
+        let live = Live { id, plan, life, place: Place::Waiting, deadline };
+        let request = self.request(&live, arrived);
+        let verdict = self.arbiter.submit(self.time(), request);
         let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
         let refusal = if self.now >= deadline {
             Some(Rejection::DeadlinePassed)
         } else {
             fenced.then_some(Rejection::SourceFenced)
         };
-        let live = Live { id, plan, life, place: Place::Waiting, deadline };
         let last = self.live.iter().rfind(|it| it.plan.target == plan.target).copied();
         let leader = last.filter(|it| it.plan.kind == plan.kind).map(|it| match it.place {
             Place::Joined(leader) => leader,
@@ -338,6 +333,42 @@ impl World {
         for it in self.live.iter_mut().filter(|it| heirs.contains(&it.id)) {
             it.place = first.map_or(Place::Waiting, Place::Joined);
             first.get_or_insert(it.id);
+        }
+    }
+
+    /// Keeps the orders that are on disk, and that nobody has seen to take effect. Clients of all else lose
+    /// their daemon.
+    fn restart(&mut self) {
+        self.now += 1;
+        self.arbiter = Arbiter::default();
+        self.arrived.clear();
+        self.fenced.fill(None);
+        let is_ordered = |it: &Live| {
+            let stages = matches!(
+                it.place,
+                Place::Running(Stage::Acting | Stage::Down | Stage::Looking(_) | Stage::Late)
+            );
+            stages && it.plan.kind != Kind::On
+        };
+        let (left, over): (Vec<Live>, Vec<Live>) =
+            std::mem::take(&mut self.live).into_iter().partition(is_ordered);
+        self.ended.extend(over.iter().map(|it| it.id));
+        for it in left {
+            self.arbiter.install_late(self.request(&it, self.now));
+            self.seen.insert(it.id, None);
+            self.live.push(Live { place: Place::Running(Stage::Late), ..it });
+        }
+    }
+
+    fn request(&self, it: &Live, arrived: u64) -> ArbiterRequest {
+        let sight = self.sight[it.plan.from];
+        ArbiterRequest {
+            id: it.id,
+            work: it.plan.kind.work(uuid(it.plan.target)),
+            source: source(sight.known, it.plan.from),
+            peer: sight.peer.then(|| PeerId(format!("peer {}", it.plan.from))),
+            arrived: self.at(arrived),
+            deadline: self.at(it.deadline),
         }
     }
 

@@ -124,6 +124,8 @@ enum ClaimStage {
     Void,
     Proved,
     SeenOff,
+    /// The work of an earlier daemon, whose effect may come late.
+    Lingering,
 }
 
 impl ClusterArbiter {
@@ -254,6 +256,17 @@ impl ClusterArbiter {
         Ok((id, self.take_effects()))
     }
 
+    /// Takes in work of an earlier daemon of this host that is over, but whose effect may still come. To be
+    /// called before this host has joined or lost the group: the claim is in flight from its first sync on.
+    /// Returns the claim's number.
+    pub fn restore(&mut self, request: &ArbiterRequest) -> u64 {
+        let id = self.next;
+        let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
+        self.next += 1;
+        self.own.insert(id, OwnClaim { claim, stage: ClaimStage::Lingering, is_run_told: true });
+        id
+    }
+
     /// Returns the claim with this number, for an ask under it.
     pub fn of(&self, id: u64) -> Option<&ClaimMessage> {
         self.own.get(&id).map(|it| &it.claim)
@@ -307,7 +320,7 @@ impl ClusterArbiter {
         match message {
             HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {
-                    let held = InFlightClaim { claim: claim.clone(), seen_off: false };
+                    let held = InFlightClaim { claim: claim.clone(), seen_off: false, lingers: false };
                     self.acting.insert((*asker, *ask), held);
                 }
             }
@@ -375,6 +388,7 @@ impl ClusterArbiter {
         let held = |it: &OwnClaim| InFlightClaim {
             claim: it.claim.clone(),
             seen_off: it.stage == ClaimStage::SeenOff,
+            lingers: it.stage == ClaimStage::Lingering,
         };
         let acting = |((asker, ask), held): (&(Member, u64), &InFlightClaim)| ActingClaim {
             asker: *asker,

@@ -246,6 +246,9 @@ pub struct InFlightClaim {
     pub claim: ClaimMessage,
     /// The target was seen off.
     pub seen_off: bool,
+    /// The work is over, and its effect may come late.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lingers: bool,
 }
 
 /// Claim in flight that the sender carries out for its asker.

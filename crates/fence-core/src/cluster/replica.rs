@@ -206,6 +206,8 @@ pub(super) struct ClaimEntry {
     claim: ClaimMessage,
     in_flight: bool,
     seen_off: bool,
+    /// The work is over, and its effect may come late.
+    lingers: bool,
     /// Hosts that may still act for the claim.
     holders: BTreeSet<ClaimHolder>,
     /// Outcome that the asker reported, or the owner in its place.
@@ -285,12 +287,17 @@ impl ReplicatedArbiter {
                 None => {
                     let number = self.number(key, &held.claim, true);
                     let request = self.request(number, key, &held.claim);
-                    self.arbiter.install(request);
+                    if held.lingers {
+                        self.arbiter.install_late(request);
+                    } else {
+                        self.arbiter.install(request);
+                    }
                     number
                 }
             };
             if let Some(entry) = self.entries.get_mut(&number) {
                 entry.holders.insert(holder);
+                entry.lingers = held.lingers;
             }
             if held.seen_off {
                 self.arbiter.close(number);
@@ -405,7 +412,11 @@ impl ReplicatedArbiter {
     pub(super) fn held_by(&self, member: Member) -> (Vec<InFlightClaim>, Vec<ActingClaim>) {
         let (mut in_flight, mut acting) = (Vec::new(), Vec::new());
         for entry in self.entries.values().filter(|it| it.in_flight) {
-            let held = || InFlightClaim { claim: entry.claim.clone(), seen_off: entry.seen_off };
+            let held = || InFlightClaim {
+                claim: entry.claim.clone(),
+                seen_off: entry.seen_off,
+                lingers: entry.lingers,
+            };
             for holder in &entry.holders {
                 match holder {
                     ClaimHolder::Asker if entry.key.0 == member => in_flight.push(held()),
@@ -470,9 +481,9 @@ impl ReplicatedArbiter {
         self.numbers.insert(key, number);
         // A waiting claim has its asker as the only holder.
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
-        let claim = claim.clone();
-        self.entries
-            .insert(number, ClaimEntry { key, claim, in_flight, seen_off: false, holders, outcome: None });
+        let (claim, seen_off, lingers, outcome) = (claim.clone(), false, false, None);
+        let entry = ClaimEntry { key, claim, in_flight, seen_off, lingers, holders, outcome };
+        self.entries.insert(number, entry);
         number
     }
 

@@ -21,7 +21,41 @@ fn intent(number: u64, uuid: u8) -> Intent {
         domain: "vm1".to_owned(),
         uuid: uuid.to_string(),
         home: "here".to_owned(),
+        known_source: None,
+        peer_id: None,
     }
+}
+
+fn order(order: u64, device: &str) -> DeviceOrder {
+    let (device, plug) = (device.to_owned(), "9".to_owned());
+    DeviceOrder { order, device, plug, starts: false, effect_ms: 60_000 }
+}
+
+fn expiry(until_ms: u64) -> OrderExpiry {
+    OrderExpiry { boot: "boot".to_owned(), until_ms, is_claimed: true }
+}
+
+/// Returns the events of one request to a device up to any step.
+fn device_course(number: u64, steps: usize) -> Vec<IntentEvent> {
+    let mut intent = intent(number, 1);
+    (intent.home, intent.action) = (DEVICE_HOME.to_owned(), "off".to_owned());
+    let (order, expiry) = (order(7, "bmc"), expiry(90_000));
+    let all = vec![
+        IntentEvent::Begun(Box::new(intent)),
+        IntentEvent::Ordered { number, order },
+        IntentEvent::Expires { number, order: 7, expiry },
+        IntentEvent::Ended { number, record: "{}".to_owned() },
+        IntentEvent::Audited { number },
+        IntentEvent::Settled { number, order: 7 },
+    ];
+    all.into_iter().take(steps).collect()
+}
+
+/// Returns the milliseconds for which the one left intent still holds something up, at this time.
+fn rests(events: &[IntentEvent], boot: &str, now_ms: u64) -> Vec<u64> {
+    let read = IntentFile::read(&file(events));
+    let orders = read.unfinished.iter().flat_map(|it| it.orders_left(30_000));
+    orders.map(|it| it.rest_ms(boot, now_ms)).collect()
 }
 
 /// Returns the events of one request up to any step.
@@ -100,7 +134,92 @@ fn a_later_request_for_the_domain_takes_the_start_away() {
     assert_eq!(starts(&IntentFile::read(&file(&events))), BTreeSet::from([2]));
 }
 
+#[test]
+fn an_order_is_known_until_it_is_settled_also_when_its_request_is_over() {
+    // Begun: no line tells whether it was ordered.
+    assert_eq!(rests(&device_course(1, 1), "boot", 5000), [30_000]);
+    // The agent may have run until the daemon ended.
+    assert_eq!(rests(&device_course(1, 2), "boot", 5000), [60_000]);
+    for steps in 3..6 {
+        let events = device_course(1, steps);
+        assert_eq!(rests(&events, "boot", 50_000), [40_000], "{steps}");
+        assert_eq!(rests(&events, "boot", 90_000), [0], "{steps}");
+        // Never longer than all of its time, whatever the file says.
+        assert_eq!(rests(&events, "boot", 1), [60_000], "{steps}");
+        // The device has not booted with the host.
+        assert_eq!(rests(&events, "other", 50_000), [60_000], "{steps}");
+        assert_eq!(rests(&events, "", 50_000), [60_000], "{steps}");
+    }
+    let read = IntentFile::read(&file(&device_course(1, 5)));
+    assert_eq!(read.unfinished[0].remainder, IntentRemainder::Orders);
+    assert_eq!(read.next, 8);
+    assert_eq!(IntentFile::read(&file(&device_course(1, 6))).unfinished, []);
+    let mut early = device_course(1, 6);
+    early.swap(3, 5);
+    assert_eq!(IntentFile::read(&file(&early)).unfinished, []);
+}
+
+#[test]
+fn what_a_hypervisor_was_told_is_not_late() {
+    assert_eq!(rests(&course(1, 1, 1, false), "boot", 5000), [0_u64; 0]);
+}
+
+#[test]
+fn an_order_to_another_device_covers_those_before() {
+    let mut events = device_course(1, 3);
+    events.push(IntentEvent::Ordered { number: 1, order: order(8, "bmc") });
+    let covered = |events: &[IntentEvent]| -> Vec<bool> {
+        IntentFile::read(&file(events)).unfinished[0].orders.iter().map(|it| it.is_covered).collect()
+    };
+    assert_eq!(covered(&events), [false, false]);
+    events.push(IntentEvent::Ordered { number: 1, order: order(9, "pdu") });
+    assert_eq!(covered(&events), [true, true, false]);
+}
+
+#[test]
+fn a_damaged_line_may_hide_an_order_until_it_was_waited_for() {
+    let mut lines = file(&device_course(1, 6));
+    assert!(!IntentFile::read(&lines).hides_order);
+    lines.extend(b"junk\n");
+    assert!(IntentFile::read(&lines).hides_order);
+    lines.extend(IntentEvent::Cleared {}.line().into_bytes());
+    let read = IntentFile::read(&lines);
+    assert!(!read.hides_order && read.damaged == 1);
+}
+
+/// Lines of a daemon that knew no orders.
+#[test]
+fn old_lines_are_read() {
+    let json = concat!(
+        r#"{"begun":{"number":1,"boot":"boot","at_ms":1000,"id":1,"transport":"tcp","peer":"p","#,
+        r#""source_domain":null,"hash":"sha256","key":null,"action":"off","target":"x","domain":"x","#,
+        r#""uuid":"1","home":"a device"}}"#
+    );
+    let line = format!("{} {json}\n", check(json.as_bytes()));
+    let read = IntentFile::read(line.as_bytes());
+    assert_eq!((read.damaged, read.numbers()), (0, BTreeSet::from([1])));
+    assert_eq!(read.unfinished[0].orders_left(30_000).len(), 1);
+}
+
 proptest! {
+    /// Cut or damaged anywhere: an order that the whole file holds up is held up, or a line is known to be
+    /// damaged that may have told of it.
+    #[test]
+    fn damage_never_takes_an_order_away(
+        steps in 1_usize..6,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = file(&device_course(1, steps));
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let read = IntentFile::read(&bytes);
+        let orders = read.unfinished.iter().flat_map(|it| it.orders_left(30_000));
+        let held = orders.into_iter().any(|it| it.rest_ms("boot", 5000) > 0);
+        prop_assert!(held || read.hides_order);
+    }
+
     /// Reads back what the events say: nothing of a request with its last line, all of the others.
     #[test]
     fn round_trip(events in events()) {
@@ -111,13 +230,13 @@ proptest! {
                 IntentEvent::Begun(it) => drop(begun.insert(it.number)),
                 IntentEvent::Audited { number } => drop(over.insert(*number)),
                 IntentEvent::Ended { number, .. } => drop(ended.insert(*number)),
-                IntentEvent::Owes { .. } => {}
+                _ => {}
             }
         }
         prop_assert_eq!(read.damaged, 0);
         prop_assert_eq!(read.numbers(), begun.difference(&over).copied().collect::<BTreeSet<_>>());
         prop_assert!(starts(&read).is_disjoint(&ended));
-        prop_assert!(read.next > events.iter().map(IntentEvent::number).max().unwrap_or(0));
+        prop_assert!(read.next > events.iter().filter_map(IntentEvent::number).max().unwrap_or(0));
     }
 
     /// Cut anywhere: as if the events from there on had never been, but for a start, which a cut line takes

@@ -14,8 +14,9 @@ use fence_wire::Target;
 use super::{Backend, DynBackend, PowerOffResult, SLOW_BACKEND_GRACE};
 use crate::request::lease::Lease;
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower, merge,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower, merge,
 };
+use fence_core::intent::PendingOrder;
 
 /// See the module's head.
 pub(crate) struct CombinedBackend {
@@ -185,6 +186,14 @@ impl Backend for CombinedBackend {
         // A start from XML is libvirt's, wherever the domain is.
         let part = if xml.is_some() { &*self.hypervisors.backend } else { self.at(domain) };
         part.start_owed(domain, xml, lease).await
+    }
+
+    fn longest_effect(&self) -> Duration {
+        self.agent.backend.longest_effect()
+    }
+
+    async fn order_settles(&self, order: &PendingOrder, domain: DomainId, until: Instant) {
+        self.agent.backend.order_settles(order, domain, until).await;
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {

@@ -11,8 +11,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{ActionError, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower};
+use fence_core::domain::{
+    ActionError, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower,
+};
 use fence_core::evidence::ProvedOff;
+use fence_core::intent::PendingOrder;
 use fence_wire::Target;
 
 use crate::request::lease::Lease;
@@ -103,6 +106,23 @@ pub(crate) trait Backend: Send + Sync {
         }
     }
 
+    /// Returns the longest time for which an order may take effect after its agent ended; zero where nothing
+    /// takes effect late.
+    fn longest_effect(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Waits until an order of an earlier daemon can take effect no more: its device shows the effect, or it
+    /// is `until`.
+    fn order_settles(
+        &self,
+        _: &PendingOrder,
+        _: DomainId,
+        until: Instant,
+    ) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep_until(until.into())
+    }
+
     /// Returns all domains, sorted by name, and the names of the parts that can't be reached. Fails only when
     /// nothing can be reached.
     fn list(&self, until: Instant) -> impl Future<Output = Result<DomainListing, ActionError>> + Send;
@@ -166,6 +186,17 @@ pub(crate) trait DynBackend: Send + Sync {
         xml: Option<(&'a str, &'a str)>,
         lease: &'a Lease,
     ) -> BoxedFuture<'a, Result<(), ActionError>>;
+
+    /// Calls [`Backend::longest_effect`].
+    fn longest_effect(&self) -> Duration;
+
+    /// Calls [`Backend::order_settles`].
+    fn order_settles<'a>(
+        &'a self,
+        order: &'a PendingOrder,
+        domain: DomainId,
+        until: Instant,
+    ) -> BoxedFuture<'a, ()>;
 
     /// Calls [`Backend::list`].
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>>;
@@ -232,6 +263,19 @@ impl<B: Backend> DynBackend for B {
         lease: &'a Lease,
     ) -> BoxedFuture<'a, Result<(), ActionError>> {
         Box::pin(Backend::start_owed(self, domain, xml, lease))
+    }
+
+    fn longest_effect(&self) -> Duration {
+        Backend::longest_effect(self)
+    }
+
+    fn order_settles<'a>(
+        &'a self,
+        order: &'a PendingOrder,
+        domain: DomainId,
+        until: Instant,
+    ) -> BoxedFuture<'a, ()> {
+        Box::pin(Backend::order_settles(self, order, domain, until))
     }
 
     fn list(&self, until: Instant) -> BoxedFuture<'_, Result<DomainListing, ActionError>> {

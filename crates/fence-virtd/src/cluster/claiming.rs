@@ -52,6 +52,11 @@ impl ClusterPort for ClusterClaims {
             }
         })
     }
+
+    fn restore(&self, request: &ArbiterRequest) -> Box<dyn ClusterPermit> {
+        let id = self.0.state().claims.restore(request);
+        Box::new(HeldClaim { cluster: Arc::clone(&self.0), id, request: request.id, over: false })
+    }
 }
 
 /// Claim that waits or is in flight. A drop before the end withdraws the claim: nothing was done for it.

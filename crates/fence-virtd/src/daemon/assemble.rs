@@ -25,7 +25,7 @@ use crate::cluster::{Cluster, ClusterClaims, LinkEvents};
 use crate::hypervisor::Hypervisors;
 use crate::hypervisor::inventory::Inventories;
 use crate::intent::IntentLog;
-use crate::intent::store::LeftIntent;
+use crate::intent::store::LeftIntents;
 use crate::listener::manager::{ListenerContext, ListenerManager};
 use crate::listener::sources::SourceResolver;
 use crate::observe::agent_runs::AgentRuns;
@@ -57,7 +57,7 @@ pub(super) struct ServingDaemon {
 pub(super) async fn assemble(
     config: &Config,
     replays: ReplayMemory,
-    (intents, left): (IntentLog, Vec<LeftIntent>),
+    (intents, left): (IntentLog, LeftIntents),
     state: Option<&Path>,
     endpoint: Option<Endpoint>,
     wait: bool,
@@ -66,9 +66,11 @@ pub(super) async fn assemble(
     let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
     let setup = backend(config, &known, wait).await?;
     // What an earlier daemon owes is known before anybody is told anything.
-    left.iter().for_each(|it| drop(intents.adopt(it)));
+    left.intents.iter().for_each(|it| drop(intents.adopt(it)));
     let memory = ServiceMemory { replays, intents: intents.clone() };
     let service = Service::new(setup.backend, audit, memory, setup.claims, config.daemon.client_timeout);
+    // Before anybody is granted anything, here or at another host.
+    service.hold_left(&left);
     let other_hosts = setup.links.serve(&service);
     let settings = if wait { PeerSettings::load_or_wait(config) } else { PeerSettings::load(config)? };
     let peers = Peers::start(settings, state, Arc::clone(&service.drops)).await?;
@@ -110,7 +112,7 @@ pub(super) async fn assemble(
         hypervisors: known,
         peers: Arc::clone(&peers),
     };
-    service.finish_left(left).await;
+    service.finish_left(left.intents).await;
     let listeners = ListenerManager::start(config, context, wait).await?;
     if let Some(endpoint) = endpoint {
         tasks.spawn(endpoint.serve(for_readers));

@@ -2,8 +2,9 @@
 //! Intents on disk: what this daemon is about to do is written down before it is done.
 //!
 //! A daemon that dies in the middle of a reboot leaves the machine off and no audit record. The next one
-//! reads what was under way, writes the missing record, and starts what is owed. No request may fail because
-//! of the disk, and none waits for it longer than [`DISK_LIMIT`]: fencing goes on without this memory.
+//! reads what was under way, writes the missing record, and starts what is owed. It also holds up what
+//! conflicts with an order that a device may still carry out. No request may fail because of the disk, and
+//! none waits for it longer than [`DISK_LIMIT`]: fencing goes on without this memory.
 //!
 //! The format and its judgement are in `fence_core::intent`; [`store`] owns the files and their thread.
 
@@ -15,12 +16,12 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fence_core::intent::{Intent, IntentEvent, IntentRemainder, StartOwed};
+use fence_core::intent::{DeviceOrder, Intent, IntentEvent, IntentRemainder, OrderExpiry, StartOwed};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use self::store::{LeftIntent, StoreOrder, open_in_time};
+use self::store::{LeftIntent, LeftIntents, StoreOrder, open_in_time};
 use crate::util::boot_clock::since_boot;
 use crate::util::fault;
 use crate::util::locks::lock;
@@ -71,6 +72,15 @@ pub(crate) struct IntentSubject {
     pub(crate) domain: String,
     pub(crate) uuid: String,
     pub(crate) home: &'static str,
+    pub(crate) known_source: Option<String>,
+    pub(crate) peer_id: Option<String>,
+}
+
+/// Order to a device that is on disk, and may still take effect.
+#[derive(Clone, Debug)]
+pub(crate) struct WrittenOrder {
+    open: OpenIntent,
+    order: u64,
 }
 
 /// Source of a start that is owed, with everything that it needs.
@@ -90,16 +100,16 @@ pub(crate) fn boot_id() -> String {
 impl IntentLog {
     /// Opens the log in the state directory, and returns what an earlier daemon left unfinished. If it can't
     /// be opened, logs the reason and goes on in memory alone.
-    pub(crate) fn open(directory: Option<&Path>, boot: String) -> (Self, Vec<LeftIntent>) {
+    pub(crate) fn open(directory: Option<&Path>, boot: String) -> (Self, LeftIntents) {
         let Some(directory) = directory else {
             info!("actions are not written down before they begin: there is no state directory");
-            return (Self::with(boot, None, 0), Vec::new());
+            return (Self::with(boot, None, 0), LeftIntents::default());
         };
         match open_in_time(directory.to_owned()) {
             Ok(opened) => {
-                if opened.damaged > 0 {
+                if opened.left.damaged > 0 {
                     warn!(
-                        lines = opened.damaged,
+                        lines = opened.left.damaged,
                         "the file of intents was damaged, probably by a crash: these lines are left out"
                     );
                 }
@@ -111,7 +121,7 @@ impl IntentLog {
                     "actions are not written down before they begin, so a daemon that is killed in the \
                      middle of a reboot leaves the machine off: {error}"
                 );
-                (Self::with(boot, None, 0), Vec::new())
+                (Self::with(boot, None, 0), LeftIntents::default())
             }
         }
     }
@@ -137,7 +147,7 @@ impl IntentLog {
     pub(crate) async fn begin(&self, subject: IntentSubject) -> OpenIntent {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let IntentSubject { id, transport, peer, source_domain, hash, key, .. } = subject;
-        let IntentSubject { action, target, domain, uuid, home, .. } = subject;
+        let IntentSubject { action, target, domain, uuid, home, known_source, peer_id, .. } = subject;
         let (boot, home, open) = (self.0.boot.clone(), home.to_owned(), Arc::from(uuid.as_str()));
         if self.owing() > 0 {
             lock(&self.0.begun).insert(uuid.clone());
@@ -159,6 +169,8 @@ impl IntentLog {
             domain,
             uuid,
             home,
+            known_source,
+            peer_id,
         };
         self.write(IntentEvent::Begun(Box::new(intent)), None).await;
         fault::reached("intent_written");
@@ -173,6 +185,11 @@ impl IntentLog {
             lock(&self.0.owing).insert(open.number, Arc::clone(&open.uuid));
         }
         open
+    }
+
+    /// Writes down that everything was waited for that damaged lines may have said. Never waits.
+    pub(crate) fn cleared(&self) {
+        self.write_later(IntentEvent::Cleared {});
     }
 
     /// Returns whether a request of this daemon began to act on the domain while any start was owed.
@@ -266,6 +283,34 @@ impl IntentLog {
 }
 
 impl OpenIntent {
+    /// Writes down that a device is about to be told to change the power, and waits until that is on disk, at
+    /// most [`DISK_LIMIT`]. `effect` is the time for which it may do so after its agent ended.
+    pub(crate) async fn ordered(
+        &self,
+        device: String,
+        plug: String,
+        starts: bool,
+        effect: Duration,
+    ) -> WrittenOrder {
+        let order = self.log.0.next.fetch_add(1, Ordering::Relaxed);
+        let ordered = DeviceOrder { order, device, plug, starts, effect_ms: in_ms(effect) };
+        self.log.write(IntentEvent::Ordered { number: self.number, order: ordered }, None).await;
+        fault::reached("order_written");
+        WrittenOrder { open: self.clone(), order }
+    }
+
+    /// Returns an order of an earlier daemon that this one waits for. One that no line tells of is written
+    /// down, for one more daemon. Never waits.
+    pub(crate) fn take_over(&self, order: &DeviceOrder) -> WrittenOrder {
+        let mut number = order.order;
+        if number == 0 {
+            number = self.log.0.next.fetch_add(1, Ordering::Relaxed);
+            let order = DeviceOrder { order: number, ..order.clone() };
+            self.log.write_later(IntentEvent::Ordered { number: self.number, order });
+        }
+        WrittenOrder { open: self.clone(), order: number }
+    }
+
     /// Writes down that a start is owed from now on, before the domain is powered off. Blocks for at most
     /// [`DISK_LIMIT`].
     pub(crate) fn owes(&self, source: &OwedSource<'_>) {
@@ -323,7 +368,28 @@ impl OpenIntent {
     }
 }
 
+impl WrittenOrder {
+    /// Writes down that the order's agent has ended, and for how long the order may still take effect. Never
+    /// waits.
+    pub(crate) fn expires(&self, rest: Duration, is_claimed: bool) {
+        let until_ms = since_boot_ms().saturating_add(in_ms(rest));
+        let expiry = OrderExpiry { boot: self.open.log.0.boot.clone(), until_ms, is_claimed };
+        let (number, order) = (self.open.number, self.order);
+        self.open.log.write_later(IntentEvent::Expires { number, order, expiry });
+    }
+
+    /// Writes down that the order can take effect no more. Never waits.
+    pub(crate) fn settled(self) {
+        let (number, order) = (self.open.number, self.order);
+        self.open.log.write_later(IntentEvent::Settled { number, order });
+    }
+}
+
+fn in_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Returns milliseconds since the boot of the host, times of sleep included.
 pub(crate) fn since_boot_ms() -> u64 {
-    u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX)
+    in_ms(since_boot())
 }

@@ -13,7 +13,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use fence_core::intent::{IntentEvent, IntentFile, IntentRemainder, StartOwed, UnfinishedIntent};
+use fence_core::intent::{
+    IntentEvent, IntentFile, IntentRemainder, IntentTable, StartOwed, UnfinishedIntent,
+};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use zeroize::Zeroizing;
 
@@ -34,6 +36,17 @@ pub(crate) struct LeftIntent {
     pub(crate) xml: Option<Zeroizing<String>>,
 }
 
+/// Contents of the file that an earlier daemon left.
+#[derive(Debug, Default)]
+pub(crate) struct LeftIntents {
+    /// Intents that are not over.
+    pub(crate) intents: Vec<LeftIntent>,
+    /// Lines that are damaged.
+    pub(crate) damaged: usize,
+    /// A damaged line may have told of an order to a device that can still take effect.
+    pub(crate) hides_order: bool,
+}
+
 /// Order to the thread: an event, with the XML that it needs. Without an event there is nothing to write.
 pub(super) struct StoreOrder {
     pub(super) event: Option<IntentEvent>,
@@ -45,8 +58,7 @@ pub(super) struct StoreOrder {
 /// Files that were opened.
 pub(super) struct OpenedIntents {
     pub(super) orders: SyncSender<StoreOrder>,
-    pub(super) left: Vec<LeftIntent>,
-    pub(super) damaged: usize,
+    pub(super) left: LeftIntents,
     pub(super) next: u64,
 }
 
@@ -54,8 +66,8 @@ pub(super) struct OpenedIntents {
 struct IntentWriter {
     directory: PathBuf,
     file: Flock<File>,
-    /// Intents without their last line.
-    open: BTreeSet<u64>,
+    /// Intents that are not over.
+    open: IntentTable,
     /// Intents with a file of XML.
     with_xml: BTreeSet<u64>,
 }
@@ -68,17 +80,18 @@ pub(super) fn open_in_time(directory: PathBuf) -> io::Result<OpenedIntents> {
         .spawn(move || drop(tell.send(IntentWriter::open(directory))))?;
     let late = || io::Error::other(format!("the disk did not answer within {} s", OPEN_LIMIT.as_secs()));
     let (writer, file) = told.recv_timeout(OPEN_LIMIT).map_err(|_| late())??;
-    let left = file.unfinished.into_iter().map(|unfinished| {
+    let IntentFile { damaged, hides_order, next, .. } = file;
+    let intents = file.unfinished.into_iter().map(|unfinished| {
         let owes_xml =
             matches!(unfinished.remainder, IntentRemainder::Open { start: Some(StartOwed::Xml { .. }) });
         let number = unfinished.intent.number;
         let xml = owes_xml.then(|| read_xml(&xml_path(&writer.directory, number)).ok()).flatten();
         LeftIntent { unfinished, xml }
     });
-    let left = left.collect();
+    let left = LeftIntents { intents: intents.collect(), damaged, hides_order };
     let (orders, waiting) = sync_channel(QUEUE);
     thread::Builder::new().name("intents".to_owned()).spawn(move || writer.run(&waiting))?;
-    Ok(OpenedIntents { orders, left, damaged: file.damaged, next: file.next })
+    Ok(OpenedIntents { orders, left, next })
 }
 
 impl IntentWriter {
@@ -103,7 +116,7 @@ impl IntentWriter {
             matches!(it.remainder, IntentRemainder::Open { start: Some(StartOwed::Xml { .. }) })
         });
         let with_xml: BTreeSet<u64> = owed.map(|it| it.intent.number).collect();
-        let open = contents.numbers();
+        let open = contents.table();
         let writer = Self { directory, file, open, with_xml };
         writer.remove_stale_xml()?;
         Ok((writer, contents))
@@ -135,14 +148,10 @@ impl IntentWriter {
             write_xml(&xml_path(&self.directory, *number), xml)?;
             self.with_xml.insert(*number);
         }
-        match event {
-            IntentEvent::Begun(intent) => drop(self.open.insert(intent.number)),
-            IntentEvent::Audited { number } => drop(self.open.remove(number)),
-            IntentEvent::Owes { .. } | IntentEvent::Ended { .. } => {}
-        }
+        self.open.apply(event);
         let length = self.file.metadata()?.len();
         if self.open.is_empty() && length >= EMPTY_FROM {
-            // The event was the last one, and says that nothing is left.
+            // The event was the last one, and says that nothing is left to do nor to wait for.
             self.file.set_len(0)?;
             return Ok(());
         }
@@ -155,7 +164,8 @@ impl IntentWriter {
             return Err(error);
         }
         // The end of an intent need not survive a crash of the host: no start is owed after one.
-        if matches!(event, IntentEvent::Begun(_) | IntentEvent::Owes { .. }) {
+        // The same holds for the end of an order: without it the next daemon waits longer.
+        if matches!(event, IntentEvent::Begun(_) | IntentEvent::Owes { .. } | IntentEvent::Ordered { .. }) {
             self.file.sync_data()?;
         }
         if let IntentEvent::Ended { number, .. } = event

@@ -19,6 +19,10 @@ pub(crate) trait ClusterPort: Send + Sync {
         &'a self,
         request: &'a ArbiterRequest,
     ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>>;
+
+    /// Takes in work of an earlier daemon that is over, but whose effect may still come. To be called before
+    /// the other hosts hear of this daemon.
+    fn restore(&self, request: &ArbiterRequest) -> Box<dyn ClusterPermit>;
 }
 
 /// Result of waiting for the permission of all hosts.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection};
+use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection, RequestSource};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction};
+use fence_core::intent::DEVICE_HOME;
 use fence_wire::{Challenge, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
@@ -34,6 +35,7 @@ pub(crate) mod challenges;
 pub(crate) mod client_link;
 pub(crate) mod cluster_port;
 pub(crate) mod execute;
+pub(crate) mod left_orders;
 pub(crate) mod owed_places;
 pub(crate) mod recovery;
 pub(crate) mod turns;
@@ -97,7 +99,7 @@ impl Service {
     /// Makes a request of what a transport received, with a number of its own.
     pub(crate) fn accept(&self, arrival: Arrival) -> RequestJob {
         let Arrival { arrived, transport, peer, identity, hash, key, access, action, target } = arrival;
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_request();
         let (patience, trail) = (self.client_timeout, AgentRunTrail::default());
         RequestJob {
             id,
@@ -113,6 +115,10 @@ impl Service {
             target,
             trail,
         }
+    }
+
+    fn next_request(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Leads a request to its end, and writes its audit record. `resolved` is the target, if it is known
@@ -326,8 +332,13 @@ impl Service {
             home: match domain.home {
                 DomainHome::Here(_) => "a hypervisor of this host",
                 DomainHome::Elsewhere => "another host",
-                DomainHome::Agent => "a device",
+                DomainHome::Agent => DEVICE_HOME,
             },
+            known_source: match job.source() {
+                RequestSource::Known(uuid) => Some(uuid),
+                RequestSource::Unknown => None,
+            },
+            peer_id: job.peer_id().map(|it| it.0),
         };
         job.trail.set_intent(self.intents.begin(subject).await);
     }

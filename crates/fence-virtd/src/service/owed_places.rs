@@ -90,6 +90,8 @@ mod tests {
             domain: "x".into(),
             uuid: uuid.to_string(),
             home: "a hypervisor of this host",
+            known_source: None,
+            peer_id: None,
         };
         let open = intents.begin(subject).await;
         let sight = async |it: &DomainQuestion| places.look_here(it, Instant::now()).await.remove(0).sight;

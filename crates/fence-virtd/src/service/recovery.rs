@@ -19,8 +19,8 @@ use tracing::{info, warn};
 use super::Service;
 use super::execute::START_LIMIT;
 use super::turns::RunPermit;
-use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
+use crate::intent::{OpenIntent, since_boot_ms};
 use crate::request::job::{Arrival, RequestJob, ResolvedTarget};
 use crate::request::lease::Lease;
 use crate::util::backoff::{Backoff, OncePerReason};
@@ -51,6 +51,8 @@ enum StartAttempt {
 impl Service {
     /// Finishes what an earlier daemon left, and returns when that is done, or after [`START_WAIT`].
     pub(crate) async fn finish_left(self: &Arc<Self>, left: Vec<LeftIntent>) {
+        let left: Vec<_> =
+            left.into_iter().filter(|it| it.unfinished.remainder != IntentRemainder::Orders).collect();
         if left.is_empty() {
             return;
         }
@@ -66,9 +68,11 @@ impl Service {
         let _in_flight = self.begin_request();
         let open = self.intents.adopt(&left);
         match &left.unfinished.remainder {
+            // The orders are waited for by themselves.
+            IntentRemainder::Orders => {}
             IntentRemainder::Record(line) => self.audit.write_earlier(line, open),
             IntentRemainder::Open { .. } => {
-                let found = self.finish_action(&left).await;
+                let found = self.finish_action(&left, &open).await;
                 let reason = format!("was under way when the daemon ended; {found}");
                 self.audit.write_unfinished(&left.unfinished.intent, &reason, &open);
             }
@@ -76,7 +80,7 @@ impl Service {
     }
 
     /// Looks at the domain, starts it if that is owed, and returns what came of it, in words.
-    async fn finish_action(&self, left: &LeftIntent) -> String {
+    async fn finish_action(&self, left: &LeftIntent, open: &OpenIntent) -> String {
         let LeftIntent { unfinished, xml } = left;
         let Some(domain) = domain_of(unfinished) else { return "the domain is not known".to_owned() };
         let target = Target::new(&domain.uuid.to_string(), true).unwrap_or_else(|_| Target::none());
@@ -99,7 +103,7 @@ impl Service {
         let began_ms = unfinished.intent.at_ms;
         let (mut backoff, mut logged) = (Backoff::new(FIRST_PAUSE, LAST_PAUSE), OncePerReason::default());
         loop {
-            let why = match self.attempt(&domain, target.clone(), source, began_ms).await {
+            let why = match self.attempt(&domain, target.clone(), (source, began_ms), open).await {
                 StartAttempt::On(found) | StartAttempt::Over(found) => return found,
                 StartAttempt::Failed(why) => why,
             };
@@ -126,11 +130,14 @@ impl Service {
         &self,
         domain: &DomainRef,
         target: Target,
-        source: Option<(&str, &str)>,
-        began_ms: u64,
+        (source, began_ms): (Option<(&str, &str)>, u64),
+        open: &OpenIntent,
     ) -> StartAttempt {
         let job = self.accept(Arrival::from_host(TRANSPORT, String::new(), Action::On, target));
         let (lease, mut released) = Lease::new(Instant::now() + START_LIMIT, job.id);
+        // What is ordered now belongs to the intent of the earlier daemon.
+        job.trail.set_intent(open.clone());
+        let lease = lease.with_trail(job.trail.clone());
         let resolved = ResolvedTarget::Run(Some(LocatedDomain::Off(domain.clone())));
         let permit = match self.wait_for_grant(&job, &resolved, &lease).await {
             Grant::Run(permit) => permit,

@@ -96,6 +96,10 @@ impl ClusterPort for OtherHosts {
             if self.grant { Grant::Run(Box::new(claim) as Box<dyn ClusterPermit>) } else { pending().await }
         })
     }
+
+    fn restore(&self, _: &ArbiterRequest) -> Box<dyn ClusterPermit> {
+        Box::new(Counted::new(&self.in_flight))
+    }
 }
 
 fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
@@ -309,9 +313,15 @@ fn recovery(backend: Refusing, age: Duration) -> (Arc<Service>, Arc<Refusing>, L
         domain: "b".to_owned(),
         uuid: victim().uuid.to_string(),
         home: "here".to_owned(),
+        known_source: None,
+        peer_id: None,
     };
     let remainder = IntentRemainder::Open { start: Some(StartOwed::Definition) };
-    (service, backend, LeftIntent { unfinished: UnfinishedIntent { intent, remainder }, xml: None })
+    (
+        service,
+        backend,
+        LeftIntent { unfinished: UnfinishedIntent { intent, remainder, orders: Vec::new() }, xml: None },
+    )
 }
 
 #[tokio::test]

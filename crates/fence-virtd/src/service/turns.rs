@@ -73,6 +73,19 @@ impl GrantQueue {
         Ok(QueuedRequest { queue: Arc::clone(self), id, grant, coalesced_with, over: false })
     }
 
+    /// Takes in work of an earlier daemon that is over, but whose effect may still come: what conflicts waits
+    /// until the permit reports the end. Other hosts hold it up as well.
+    pub(crate) fn install_late(
+        self: &Arc<Self>,
+        request: ArbiterRequest,
+        hosts: Option<&dyn ClusterPort>,
+    ) -> RunPermit {
+        let mut permit = self.permit(request.id);
+        permit.claim = hosts.map(|it| it.restore(&request));
+        self.state().arbiter.install_late(request);
+        permit
+    }
+
     /// Reports that another host saw this domain off just now: requests that came from it before do not run.
     pub(crate) fn victim(self: &Arc<Self>, uuid: &str) {
         self.report(None, |it| it.victim(Instant::now(), uuid));
@@ -364,6 +377,20 @@ mod tests {
         assert!(matches!(on.grant().await, Grant::Run(_)));
     }
 
+    #[tokio::test]
+    async fn an_order_of_an_earlier_daemon_holds_up_what_conflicts_here_and_at_other_hosts() {
+        let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
+        let left = queue.install_late(off(1, "b", "a"), Some(&hosts));
+        let mut again = queue.submit(off(2, "b", "a")).unwrap();
+        assert!(matches!(again.grant().await, Grant::Run(_)));
+        let mut back = std::pin::pin!(queue.submit(off(3, "a", "b")).unwrap());
+        assert!(at_once(std::pin::pin!(back.grant())).await.is_none());
+        assert!(hosts.heard().is_empty());
+        left.finished(Response::Failure, None);
+        assert_eq!(hosts.heard(), ["failure None", "dropped"]);
+        assert!(matches!(back.grant().await, Grant::Run(_)));
+    }
+
     /// Other hosts whose answers the test gives, and the reports that reach them.
     #[derive(Default)]
     struct OtherHosts {
@@ -379,6 +406,10 @@ mod tests {
             let (answer, answered) = oneshot::channel();
             lock(&self.asked).push(answer);
             Box::pin(async move { answered.await.unwrap() })
+        }
+
+        fn restore(&self, _: &ArbiterRequest) -> Box<dyn ClusterPermit> {
+            Box::new(Granted(Arc::clone(&self.heard)))
         }
     }
 

@@ -101,6 +101,18 @@ impl Net {
         id
     }
 
+    fn restore(&mut self, host: usize, target: &str, source: &str) -> u64 {
+        let request = ArbiterRequest {
+            id: 0,
+            work: ArbitratedAction::Off(target.to_owned()),
+            source: RequestSource::Known(source.to_owned()),
+            peer: None,
+            arrived: self.start,
+            deadline: self.start,
+        };
+        self.hosts[host].restore(&request)
+    }
+
     /// Takes the effects of a host since the last call.
     fn done(&mut self, host: usize) -> Vec<ClaimEffect> {
         std::mem::take(&mut self.done[host])
@@ -135,6 +147,40 @@ impl Net {
         let end = AskEnd::Done(outcome());
         self.send_as_owner(owner, HostMessage::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
     }
+}
+
+/// A daemon that is started anew waits for an order of the one before it, and so do all hosts.
+#[test]
+fn an_order_of_an_earlier_daemon_holds_up_what_conflicts_at_every_host() {
+    let mut net = Net::apart(2);
+    let left = net.restore(0, "b", "a");
+    for host in 0..2 {
+        net.does(host, ClusterArbiter::joined);
+    }
+    net.change(&[0, 1]);
+    net.settle();
+    let (again, back) = (net.shoot(1, "b", Some("a")), net.shoot(1, "a", Some("b")));
+    net.settle();
+    // The same victim once more is what the order wants too.
+    assert_eq!(net.done(1), [ClaimEffect::Run(again)]);
+    net.does(1, |it, _| it.finished(again, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(1), []);
+    net.does(0, |it, _| it.finished(left, Response::Failure, None));
+    net.settle();
+    assert_eq!((net.done(0), net.done(1)), (vec![], vec![ClaimEffect::Run(back)]));
+}
+
+/// The same without other hosts.
+#[test]
+fn an_order_of_an_earlier_daemon_holds_up_what_conflicts_without_corosync() {
+    let mut net = Net::apart(1);
+    let left = net.restore(0, "b", "a");
+    net.does(0, |it, _| it.lost());
+    let back = net.shoot(0, "a", Some("b"));
+    assert_eq!(net.done(0), []);
+    net.does(0, |it, _| it.finished(left, Response::Failure, None));
+    assert_eq!(net.done(0), [ClaimEffect::Run(back)]);
 }
 
 #[test]

@@ -29,7 +29,11 @@ fn claim() -> impl Strategy<Value = ClaimMessage> {
 }
 
 fn held() -> impl Strategy<Value = InFlightClaim> {
-    (claim(), any::<bool>()).prop_map(|(claim, seen_off)| InFlightClaim { claim, seen_off })
+    (claim(), any::<bool>(), any::<bool>()).prop_map(|(claim, seen_off, lingers)| InFlightClaim {
+        claim,
+        seen_off,
+        lingers,
+    })
 }
 
 fn outcome() -> impl Strategy<Value = AskOutcome> {
@@ -193,7 +197,7 @@ fn the_form_of_messages() {
     assert_eq!(
         of(HostMessage::Sync(StateSync {
             n: 1,
-            in_flight: vec![InFlightClaim { claim, seen_off: true }],
+            in_flight: vec![InFlightClaim { claim, seen_off: true, lingers: false }],
             ..StateSync::default()
         })),
         concat!(

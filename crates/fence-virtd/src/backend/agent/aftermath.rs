@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Actions whose effect may still come after the request, and how long they hold up conflicting requests.
 
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::agent::plan::StatusReading;
-use fence_core::domain::PowerState;
+use fence_core::domain::{DomainId, PowerState};
 use tokio::time::sleep_until;
 
 use super::route::Route;
 use super::run::RunContext;
 use super::slots::RunPurpose;
+use crate::intent::WrittenOrder;
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
+use crate::util::locks::lock;
 
 /// Time for which the effect of a killed agent's action may still come after its device showed it.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Pause between status checks that wait for an effect.
 const EFFECT_POLL: Duration = Duration::from_secs(1);
+/// Machines of which it is remembered which devices were ordered.
+const MAX_MACHINES: usize = 4096;
 
 /// Pending effects: actions whose agents were killed or abandoned, or reported a success that their device
 /// has not shown. They may still take effect, whatever became of the request. Conflicting requests wait until
@@ -39,16 +45,84 @@ pub(super) struct UnconfirmedAction {
     pub(super) is_claimed: bool,
     /// True if a status check of the device showed the effect after the run had ended.
     pub(super) is_seen: bool,
+    pub(super) mark: OrderMark,
+    /// The order on disk; none where nothing is written down.
+    pub(super) order: Option<WrittenOrder>,
+}
+
+/// Devices that were ordered to change the power of each machine, and when. A device that shows an effect
+/// proves by that that its own order was carried out only if no other device was ordered since. Clones share
+/// it.
+#[derive(Clone, Default)]
+pub(super) struct OrderHistory(Arc<Mutex<OrderTable>>);
+
+#[derive(Default)]
+struct OrderTable {
+    last: u64,
+    /// Last order of each device, by machine.
+    machines: HashMap<DomainId, BTreeMap<usize, u64>>,
+    /// Orders up to this one are forgotten.
+    forgotten: u64,
+}
+
+/// One order in the history.
+pub(super) struct OrderMark {
+    history: OrderHistory,
+    machine: DomainId,
+    device: usize,
+    number: u64,
+    before: Option<u64>,
+}
+
+impl OrderHistory {
+    /// Notes that a device is ordered now.
+    pub(super) fn order(&self, machine: DomainId, device: usize) -> OrderMark {
+        let mut table = lock(&self.0);
+        if table.machines.len() >= MAX_MACHINES && !table.machines.contains_key(&machine) {
+            table.machines.clear();
+            table.forgotten = table.last;
+        }
+        table.last += 1;
+        let number = table.last;
+        let before = table.machines.entry(machine).or_default().insert(device, number);
+        OrderMark { history: self.clone(), machine, device, number, before }
+    }
+}
+
+impl OrderMark {
+    /// Returns whether another device was ordered about the machine since: then nothing that this one shows
+    /// tells that its own order was carried out.
+    fn is_covered(&self) -> bool {
+        let table = lock(&self.history.0);
+        let is_later = |(device, number): (&usize, &u64)| *device != self.device && *number > self.number;
+        self.number <= table.forgotten
+            || table.machines.get(&self.machine).is_some_and(|it| it.iter().any(is_later))
+    }
+
+    /// Takes the order back: it was never given.
+    pub(super) fn take_back(&self) {
+        let mut table = lock(&self.history.0);
+        let Some(devices) = table.machines.get_mut(&self.machine) else { return };
+        if devices.get(&self.device) != Some(&self.number) {
+            return;
+        }
+        match self.before {
+            Some(before) => drop(devices.insert(self.device, before)),
+            None => drop(devices.remove(&self.device)),
+        }
+    }
 }
 
 impl PendingEffects {
     /// Takes a status of a device; no action was in flight meanwhile.
     pub(super) fn looked(&mut self, place: usize, reading: StatusReading) {
-        for it in self.open.iter_mut().filter(|it| it.place == place) {
+        for it in self.open.iter_mut().filter(|it| it.place == place && !it.mark.is_covered()) {
             it.is_seen |= reading == StatusReading::Is(it.to);
         }
         // What was claimed has come.
-        self.open.retain(|it| !(it.is_claimed && it.is_seen));
+        for it in self.open.extract_if(.., |it| it.is_claimed && it.is_seen) {
+            it.order.into_iter().for_each(WrittenOrder::settled);
+        }
     }
 }
 
@@ -56,20 +130,31 @@ impl UnconfirmedAction {
     /// Waits until the action can take no effect any more.
     async fn settled(self) {
         let until = self.ended.unwrap_or_else(Instant::now) + self.route.device.effect_timeout;
+        self.settled_by(until).await;
+    }
+
+    /// Waits until the device shows the effect, or it is `until`.
+    pub(super) async fn settled_by(self, until: Instant) {
         let mut is_seen = self.is_seen;
         while !is_seen {
             if Instant::now() >= until {
-                return;
+                break;
+            }
+            if self.mark.is_covered() {
+                sleep_until(until.into()).await;
+                break;
             }
             let context = RunContext { purpose: RunPurpose::Request, lease: None, until };
-            is_seen = self.route.status(context).await.reading == StatusReading::Is(self.to);
+            let reading = self.route.status(context).await.reading;
+            is_seen = reading == StatusReading::Is(self.to) && !self.mark.is_covered();
             if !is_seen {
                 sleep_until(until.min(Instant::now() + EFFECT_POLL).into()).await;
             }
         }
-        if !self.is_claimed {
+        if is_seen && !self.is_claimed {
             sleep_until(until.min(Instant::now() + EFFECT_SETTLE).into()).await;
         }
+        self.order.into_iter().for_each(WrittenOrder::settled);
     }
 }
 

@@ -5,15 +5,16 @@
 use std::time::{Duration, Instant};
 
 use fence_core::agent::plan::{ActionReport, PlanStep, PowerPlan, StatusReading};
-use fence_core::domain::{ActionError, PowerState};
+use fence_core::domain::{ActionError, DomainId, PowerState};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::aftermath::{PendingEffects, UnconfirmedAction};
+use super::aftermath::{OrderHistory, PendingEffects, UnconfirmedAction};
 use super::route::Route;
 use super::run::{RunContext, StatusReply};
 use super::slots::RunPurpose;
+use crate::intent::WrittenOrder;
 use crate::request::lease::Lease;
 
 /// Time after which the next device is asked too, if one does not answer.
@@ -47,6 +48,8 @@ pub(super) struct PlanRunner<'a> {
     pub(super) lease: &'a Lease,
     pub(super) replies: Vec<LastReply>,
     pub(super) pending: PendingEffects,
+    pub(super) machine: DomainId,
+    pub(super) history: OrderHistory,
 }
 
 impl PlanRunner<'_> {
@@ -149,6 +152,14 @@ impl PlanRunner<'_> {
     async fn act(&mut self, place: usize, until: Instant) {
         self.write_owed_start().await;
         let route = self.routes[place].clone();
+        let device = &route.device;
+        let order = match self.lease.trail().intent() {
+            Some(intent) => {
+                let (name, starts) = (device.name.clone(), self.goal == PowerState::On);
+                Some(intent.ordered(name, route.plug.clone(), starts, device.effect_timeout).await)
+            }
+            None => None,
+        };
         self.pending.open.push(UnconfirmedAction {
             place,
             route: route.clone(),
@@ -156,6 +167,8 @@ impl PlanRunner<'_> {
             ended: None,
             is_claimed: false,
             is_seen: false,
+            mark: self.history.order(self.machine, device.place),
+            order,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
         let (how, words) = route.act(self.goal, context).await;
@@ -163,8 +176,18 @@ impl PlanRunner<'_> {
         match self.pending.open.last_mut() {
             Some(open) if may_come => {
                 (open.ended, open.is_claimed) = (Some(Instant::now()), how == ActionReport::Claimed);
+                if let Some(order) = &open.order {
+                    order.expires(route.device.effect_timeout, open.is_claimed);
+                }
             }
-            _ => drop(self.pending.open.pop()),
+            _ => {
+                if let Some(failed) = self.pending.open.pop() {
+                    if how == ActionReport::NotRun {
+                        failed.mark.take_back();
+                    }
+                    failed.order.into_iter().for_each(WrittenOrder::settled);
+                }
+            }
         }
         self.replies[place].action = Some(words);
         // What was read before says nothing now.

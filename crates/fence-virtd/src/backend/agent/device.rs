@@ -60,7 +60,8 @@ pub(super) struct FenceDevice {
     pub(super) name: String,
     /// Agent, as in the configuration.
     agent: String,
-    place: usize,
+    /// Place of the device in the configuration.
+    pub(super) place: usize,
     program: AgentProgram,
     plug_option: Option<String>,
     /// True if the device has several plugs, or a list of them.

@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
-use self::aftermath::PendingEffects;
+use self::aftermath::{OrderHistory, PendingEffects, UnconfirmedAction};
 use self::cached::{CachedRun, RunResult};
 use self::course::{LastReply, PlanRunner, PowerChange};
 use self::device::FenceDevice;
@@ -52,6 +52,7 @@ use fence_core::domain::{
     SeenPower,
 };
 use fence_core::evidence::ProvedOff;
+use fence_core::intent::PendingOrder;
 
 /// Age up to which a list is used to find a domain.
 const LIST_AGE: Duration = Duration::from_secs(5);
@@ -70,6 +71,7 @@ pub(crate) struct AgentBackend {
     bound: Mutex<HashMap<(DomainId, String), BoundPlugs>>,
     /// Result of each device's `monitor`.
     health: CachedRun<Vec<Option<String>>>,
+    history: OrderHistory,
 }
 
 struct BoundPlugs {
@@ -90,6 +92,7 @@ impl AgentBackend {
             reboot_starts: settings.reboot_starts,
             bound: Mutex::default(),
             health: CachedRun::default(),
+            history: OrderHistory::default(),
         });
         (backend, runs)
     }
@@ -357,7 +360,9 @@ impl AgentBackend {
         let plan = PowerPlan::new(goal, routes.iter().map(|it| it.device.limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
-        let mut course = PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending };
+        let (machine, history) = (domain.uuid, self.history.clone());
+        let mut course =
+            PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history };
         course.first_status().await;
         let is_done = course.run_to_end().await;
         for it in &course.routes {
@@ -372,8 +377,10 @@ impl AgentBackend {
         let plan = PowerPlan::new(PowerState::Off, routes.iter().map(|it| it.device.limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
-        let goal = PowerState::Off;
-        let mut course = PlanRunner { goal, for_reboot: false, routes, plan, lease, replies, pending };
+        let (goal, for_reboot) = (PowerState::Off, false);
+        let (machine, history) = (domain.uuid, self.history.clone());
+        let mut course =
+            PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history };
         course.first_status().await;
         course.plan.stop();
         if course.run_to_end().await {
@@ -451,6 +458,26 @@ impl Backend for AgentBackend {
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.change_power(PowerState::On, domain, false, lease).await.map(drop)
+    }
+
+    fn longest_effect(&self) -> Duration {
+        self.devices.iter().map(|it| it.effect_timeout).max().unwrap_or_default()
+    }
+
+    async fn order_settles(&self, order: &PendingOrder, machine: DomainId, until: Instant) {
+        let device = self.devices.iter().find(|it| it.name == order.order.device && !order.is_covered);
+        let Some(device) = device else { return tokio::time::sleep_until(until.into()).await };
+        let order = UnconfirmedAction {
+            place: 0,
+            mark: self.history.order(machine, device.place),
+            route: Route { device: Arc::clone(device), plug: order.order.plug.clone(), unlisted: None },
+            to: if order.order.starts { PowerState::On } else { PowerState::Off },
+            ended: None,
+            is_claimed: order.is_claimed(),
+            is_seen: false,
+            order: None,
+        };
+        order.settled_by(until).await;
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
