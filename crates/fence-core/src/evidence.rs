@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+pub mod recall;
+
 /// Part of a time by which two clocks may differ after it: 200 millionths, twice what a quartz differs.
 const CLOCK_DRIFT: u32 = 5_000;
 
@@ -294,7 +296,7 @@ fn ended_after(end: &Finding, moved: &Finding) -> bool {
 fn moved_away(look: &Finding) -> Doubt {
     Doubt::CantTell(format!(
         "it moved away from {0}, and no host that was asked saw it end after that. Is it on at a host that \
-         is not asked? If it is off, start it, or restart fence_virtd at {0}",
+         is not asked? If it is off, start it with virsh at a host that is asked, then fence it",
         look.place
     ))
 }

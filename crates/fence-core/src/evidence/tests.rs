@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::recall::{BOOT_GAP, BootMoment, PastEvent, SHORT_GAP, WatchGap};
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -332,6 +333,223 @@ proptest! {
             prop_assert!(!is_clear || timeless.is_some());
         }
     }
+}
+
+/// Hosts that are asked in the world of daemons that are started anew.
+const HOSTS: usize = 2;
+
+/// Event in the world of places whose daemons are started anew, with their memory on disk.
+#[derive(Clone, Copy, Debug)]
+enum RestartCourse {
+    Machine(Course),
+    /// The daemon at this place ends; with `false` it says nothing of the moment.
+    Leaves(usize, bool),
+    /// The daemon at this place is back.
+    Returns(usize),
+    /// libvirt at this place forgets what it tells of moves: it is started anew, or the definition is made
+    /// anew.
+    Forgets(usize),
+    /// The host of this place is booted, and its daemon watches some seconds later.
+    Boots(usize),
+}
+
+/// A host with a daemon that remembers.
+#[derive(Clone, Debug)]
+struct PlaceWorld {
+    /// True time of its boot, in milliseconds.
+    booted: u64,
+    /// Memory: on disk, and the same in the daemon.
+    memory: Option<PastEvent>,
+    /// The daemon is away, since a moment that the disk may tell.
+    away: Option<(u64, Option<BootMoment>)>,
+    /// libvirt tells of a definition that stayed behind.
+    libvirt_tells: bool,
+    /// A move that nobody saw, and that nothing tells of: a hole that the page names.
+    is_hole: bool,
+    /// The last thing that happened here was seen.
+    was_seen: bool,
+    is_booted_anew: bool,
+}
+
+impl PlaceWorld {
+    fn moment(&self, now: u64) -> BootMoment {
+        BootMoment::from_nanos(
+            (i64::try_from(now).unwrap() - i64::try_from(self.booted).unwrap()) * 1_000_000,
+        )
+    }
+
+    fn happens(&mut self, past: Option<PastEvent>) {
+        self.libvirt_tells = matches!(past, Some(PastEvent::MovedAway(_)));
+        self.was_seen = self.away.is_none();
+        if self.was_seen {
+            self.memory = past;
+        }
+    }
+
+    fn returns(&mut self, now: u64, is_on: bool) {
+        let Some((_, last_watch)) = self.away.take() else { return };
+        let gap = WatchGap { last_watch, is_new_boot: self.is_booted_anew, watched_again: self.moment(now) };
+        self.memory = self.memory.and_then(|it| gap.recall(it));
+        if self.libvirt_tells
+            && !matches!((self.memory, self.is_booted_anew), (Some(PastEvent::MovedAway(_)), false))
+        {
+            self.memory = Some(PastEvent::MovedAway(self.moment(now)));
+        }
+        if is_on {
+            self.memory = None;
+        }
+        self.is_booted_anew = false;
+    }
+}
+
+fn restart_courses() -> impl Strategy<Value = Vec<(RestartCourse, u64)>> {
+    let step = prop_oneof![1_u64..20_000, 1_u64..3_000_000];
+    let course = prop_oneof![
+        4 => (0..HOSTS + 1).prop_map(|it| RestartCourse::Machine(Course::Moves(it))),
+        2 => Just(RestartCourse::Machine(Course::Ends)),
+        3 => (0..HOSTS).prop_map(|it| RestartCourse::Machine(Course::Starts(it))),
+        2 => (0..HOSTS, any::<bool>()).prop_map(|(place, tells)| RestartCourse::Leaves(place, tells)),
+        3 => (0..HOSTS).prop_map(RestartCourse::Returns),
+        1 => (0..HOSTS).prop_map(RestartCourse::Forgets),
+        1 => (0..HOSTS).prop_map(RestartCourse::Boots),
+    ];
+    vec((course, step), 4..14)
+}
+
+/// Carries a course out; returns the places, and where the machine is.
+fn run_restarts(course: Vec<(RestartCourse, u64)>, now: &mut u64) -> (Vec<PlaceWorld>, Option<usize>) {
+    let new = PlaceWorld {
+        booted: 0,
+        memory: None,
+        away: None,
+        libvirt_tells: false,
+        is_hole: false,
+        was_seen: true,
+        is_booted_anew: false,
+    };
+    let (mut places, mut on_at) = (vec![new; HOSTS], None::<usize>);
+    // No machine comes to a place and moves away again in a short gap.
+    let is_short = |place: &PlaceWorld, now: u64| {
+        place.away.is_some_and(|(since, _)| Duration::from_millis(now - since) < SHORT_GAP)
+    };
+    for (event, step) in course {
+        *now += step;
+        match event {
+            RestartCourse::Machine(Course::Moves(to)) if on_at.is_some_and(|it| it != to) => {
+                let from = on_at.unwrap_or_default();
+                if places.get(from).is_some_and(|it| is_short(it, *now)) {
+                    continue;
+                }
+                if let Some(place) = places.get_mut(from) {
+                    place.happens(Some(PastEvent::MovedAway(place.moment(*now))));
+                }
+                if let Some(place) = places.get_mut(to) {
+                    place.happens(None);
+                }
+                on_at = Some(to);
+            }
+            RestartCourse::Machine(Course::Ends) => {
+                if let Some(place) = on_at.take().and_then(|it| places.get_mut(it)) {
+                    place.happens(Some(PastEvent::Ended(place.moment(*now))));
+                }
+            }
+            RestartCourse::Machine(Course::Starts(at)) if on_at.is_none() => {
+                places[at].happens(None);
+                on_at = Some(at);
+            }
+            RestartCourse::Leaves(at, tells) if places[at].away.is_none() => {
+                let moment = places[at].moment(*now);
+                places[at].away = Some((*now, tells.then_some(moment)));
+            }
+            RestartCourse::Returns(at) => places[at].returns(*now, on_at == Some(at)),
+            RestartCourse::Forgets(at) => {
+                let place = &mut places[at];
+                place.is_hole |= place.libvirt_tells && !place.was_seen;
+                place.libvirt_tells = false;
+            }
+            RestartCourse::Boots(at) if places[at].away.is_none() => {
+                if on_at == Some(at) {
+                    on_at = None;
+                }
+                let place = &mut places[at];
+                let last_watch = Some(place.moment(*now));
+                (place.booted, place.libvirt_tells, place.is_booted_anew) = (*now + 60_000, false, true);
+                *now += 60_000 + step.min(2 * u64::try_from(BOOT_GAP.as_millis()).unwrap());
+                place.away = Some((*now, last_watch));
+                place.returns(*now, false);
+            }
+            _ => {}
+        }
+    }
+    *now += 1000;
+    for (at, place) in places.iter_mut().enumerate() {
+        place.returns(*now, on_at == Some(at));
+    }
+    (places, on_at)
+}
+
+/// Returns whether the places make the machine off, after a course; and where it is.
+fn judge_restarts(course: Vec<(RestartCourse, u64)>) -> (bool, Option<usize>) {
+    let mut now = 0;
+    let (places, on_at) = run_restarts(course, &mut now);
+    now += 1000;
+    let start = Instant::now();
+    let sight = |at: usize| match places[at].memory {
+        _ if on_at == Some(at) => Sight::On,
+        None => Sight::Off,
+        Some(PastEvent::Ended(when)) => Sight::Ended(Some(places[at].moment(now).since(when))),
+        Some(PastEvent::MovedAway(when)) => Sight::MovedAway(places[at].moment(now).since(when)),
+    };
+    let says_off = |sights: &dyn Fn(usize) -> Sight| {
+        let round = |step| (0..HOSTS).map(|it| finding(start, it, sights(it), step)).collect::<Vec<_>>();
+        ProvedOff::from_rounds(start, &[round(1), round(2)]).is_ok()
+    };
+    // Where a move was lost without a trace, the place that lost it must not add to the damage.
+    let without_holes = |at: usize| if places[at].is_hole { Sight::Off } else { sight(at) };
+    let is_excused = places.iter().any(|it| it.is_hole) && says_off(&without_holes);
+    (says_off(&sight) && !is_excused, on_at)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    /// Daemons end, hosts are booted, libvirt forgets: what the next daemons read from disk makes no machine
+    /// off that is on.
+    #[test]
+    fn a_memory_on_disk_never_makes_a_machine_off(course in restart_courses()) {
+        let (is_off, on_at) = judge_restarts(course);
+        prop_assert!(!is_off || on_at.is_none());
+    }
+}
+
+#[test]
+fn courses_with_restarts_that_are_seldom_drawn() {
+    use RestartCourse::{Boots, Forgets, Leaves, Machine, Returns};
+    let judge = |courses: &[RestartCourse], pause: u64| {
+        judge_restarts(courses.iter().map(|it| (*it, pause * 1000)).collect())
+    };
+    let (starts, moves, ends) =
+        (|at| Machine(Course::Starts(at)), |to| Machine(Course::Moves(to)), Machine(Course::Ends));
+    let moved_and_ended = [starts(0), moves(1), ends];
+    // The definition is made anew, or libvirtd is started anew, and then the daemon.
+    let unseen = [starts(0), moves(HOSTS), Forgets(0), Leaves(0, true), Returns(0)];
+    assert_eq!(judge(&unseen, 2), (false, Some(HOSTS)));
+    assert_eq!(judge(&unseen, 60), (false, Some(HOSTS)));
+    assert_eq!(judge(&[starts(0), moves(HOSTS), Boots(0)], 2), (false, Some(HOSTS)));
+    // It ended elsewhere, and either daemon was started anew.
+    for at in 0..HOSTS {
+        let course = [&moved_and_ended[..], &[Leaves(at, true), Returns(at)]].concat();
+        assert_eq!(judge(&course, 2), (true, None), "{at}");
+        assert_eq!(judge(&course, 60), (false, None), "{at}: nobody knows what happened meanwhile");
+    }
+    // The host that it left was booted a while after its end.
+    assert_eq!(judge(&[&moved_and_ended[..], &[Boots(0)]].concat(), 200), (true, None));
+    // It was back meanwhile, and moved again.
+    let again = [Leaves(0, true), starts(0), moves(HOSTS), Returns(0)];
+    assert_eq!(judge(&[&moved_and_ended[..], &again].concat(), 60), (false, Some(HOSTS)));
+    // It ended here, was started when nobody watched, and moved without a trace.
+    let ended_here =
+        [starts(1), moves(0), ends, Leaves(0, true), starts(0), moves(HOSTS), Forgets(0), Returns(0)];
+    assert_eq!(judge(&ended_here, 60), (false, Some(HOSTS)));
 }
 
 #[test]

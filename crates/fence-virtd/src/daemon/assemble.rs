@@ -59,10 +59,10 @@ pub(super) async fn assemble(
     replays: ReplayMemory,
     (intents, left): (IntentLog, LeftIntents),
     state: Option<&Path>,
+    known: Hypervisors,
     endpoint: Option<Endpoint>,
     wait: bool,
 ) -> Result<ServingDaemon, DaemonError> {
-    let known = Hypervisors::default();
     let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
     let setup = backend(config, &known, wait).await?;
     // What an earlier daemon owes is known before anybody is told anything.

@@ -20,6 +20,7 @@ use super::{daemonise, load, log, notify, sandbox};
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
+use crate::hypervisor::Hypervisors;
 use crate::intent::{self, IntentLog};
 use crate::listener::limits::DESCRIPTORS;
 use crate::process::hunt;
@@ -99,6 +100,9 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
     sandbox::enter(config, &options.config, pid_file, state.as_deref());
     log::in_background()?;
     let replays = ReplayMemory::open(state.as_deref())?;
+    // The nodes of a corosync cluster tell each other what moves.
+    let remembers = config.backends.iter().any(|it| matches!(it, BackendSettings::Libvirt(_)));
+    let known = Hypervisors::open(state.as_deref().filter(|_| remembers), &boot);
     let intents = IntentLog::open(state.as_deref(), boot);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -108,7 +112,9 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
         let mut signals = Signals::new()?;
         let wait = options.wait || config.daemon.wait_for_init;
         let mut daemon = tokio::select! {
-            assembled = assemble(config, replays, intents, state.as_deref(), endpoint, wait) => assembled?,
+            assembled =
+                assemble(config, replays, intents, state.as_deref(), known.clone(), endpoint, wait) =>
+                assembled?,
             name = signals.end() => {
                 info!("{name}: the daemon ends before it served");
                 return Ok(());
@@ -119,6 +125,7 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
         shut_down(daemon, &mut signals).await;
         Ok(())
     });
+    known.finish();
     // A call to a hypervisor that hangs must not delay the end.
     runtime.shutdown_background();
     hunt::end_all();

@@ -3,6 +3,7 @@
 //!
 //! Has the names that the layers above read, so that these need no conditions of their own.
 
+use std::path::Path;
 use std::sync::Arc;
 
 /// Hypervisors of a build without libvirt: none.
@@ -13,6 +14,15 @@ pub(crate) struct Hypervisors {}
 pub(crate) enum Hypervisor {}
 
 impl Hypervisors {
+    /// Builds the hypervisors of this build: none.
+    pub(crate) fn open(_: Option<&Path>, _: &str) -> Self {
+        Self::default()
+    }
+
+    /// Waits for nothing.
+    #[expect(clippy::unused_self, reason = "the same form as with libvirt")]
+    pub(crate) fn finish(&self) {}
+
     /// Returns all hypervisors: none.
     #[expect(clippy::unused_self, reason = "the same form as with libvirt")]
     pub(crate) fn all(&self) -> Vec<Arc<Hypervisor>> {

@@ -9,8 +9,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use fence_core::evidence::recall::{BootMoment, PastEvent, SHORT_GAP};
 use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
 
+use super::past::{NamedEvent, PastEvents};
 use crate::util::boot_clock::since_boot;
 
 /// Domains that are remembered.
@@ -25,13 +27,15 @@ const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 const STARTED_MIGRATED: i32 = 1;
 /// `VIR_DOMAIN_EVENT_STOPPED_MIGRATED`: an instance has left.
 const STOPPED_MIGRATED: i32 = 3;
-/// Time without events in which no machine comes back and moves away again: about what libvirtd needs to be
-/// started anew.
-const SHORT_GAP: Duration = Duration::from_secs(10);
+
+/// Returns this moment.
+fn now() -> BootMoment {
+    BootMoment::at(since_boot())
+}
 
 /// Returns the time since this moment.
-fn age(when: Duration) -> Duration {
-    since_boot().saturating_sub(when)
+fn age(when: BootMoment) -> Duration {
+    now().since(when)
 }
 
 /// Returns whether an instance came to a hypervisor or left it by a migration: there is another hypervisor.
@@ -46,8 +50,10 @@ pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
 #[derive(Default)]
 pub(super) struct SeenDomains {
     domains: HashMap<Uuid, SeenDomain>,
-    /// Time since boot at which a gap in the events began.
-    gap_began: Option<Duration>,
+    /// Moment at which a gap in the events began.
+    gap_began: Option<BootMoment>,
+    /// Memory on disk, and the URI of the hypervisor in it.
+    disk: Option<(PastEvents, String)>,
 }
 
 struct SeenDomain {
@@ -57,22 +63,62 @@ struct SeenDomain {
     was_started: bool,
 }
 
-/// Last thing that was seen of a domain here. Times are since the boot of this host.
+/// Last thing that was seen of a domain here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum LastSeen {
     /// Known, and nothing was seen of an instance.
     Known,
     /// An instance came in by a migration, and has not run here yet.
     CameIn,
-    /// An instance runs here. `came_in`: a migration brought it, and it was first seen to run at this time.
-    Ran { came_in: Option<Duration> },
-    /// The instance that ran here ended for good, at this time.
-    Ended(Duration),
-    /// The instance moved to another place, at this time at the latest.
-    MovedAway(Duration),
+    /// An instance runs here. `came_in`: a migration brought it, and it was first seen to run at this moment.
+    Ran { came_in: Option<BootMoment> },
+    /// The instance that ran here ended for good, at this moment.
+    Ended(BootMoment),
+    /// The instance moved to another place, at this moment at the latest.
+    MovedAway(BootMoment),
 }
 
 impl SeenDomains {
+    /// Builds a memory of nothing, with what is on disk to be recalled later.
+    pub(super) fn on_disk(past: PastEvents, uri: &str) -> Self {
+        Self { disk: Some((past, uri.to_owned())), ..Self::default() }
+    }
+
+    /// Takes what an earlier daemon saw here. Called when events are watched again, before anything is
+    /// listed; an event that came already says more.
+    pub(super) fn recall(&mut self) {
+        let Some((past, uri)) = self.disk.clone() else { return };
+        for (uuid, NamedEvent { name, event }) in past.recall(&uri) {
+            match self.domains.get(&uuid).map(|it| it.last) {
+                None | Some(LastSeen::Known) => self.record(uuid, &name, event.into()),
+                Some(_) => self.write(uuid),
+            }
+        }
+        past.set_watching(&uri, true);
+    }
+
+    /// Hands the last thing that was seen of a domain over to the disk.
+    fn write(&self, uuid: Uuid) {
+        let Some((past, uri)) = &self.disk else { return };
+        let event = self.domains.get(&uuid).and_then(|seen| {
+            let event = match seen.last {
+                LastSeen::Ended(when) => PastEvent::Ended(when),
+                LastSeen::MovedAway(when) => PastEvent::MovedAway(when),
+                LastSeen::Known | LastSeen::CameIn | LastSeen::Ran { .. } => return None,
+            };
+            Some(NamedEvent { name: seen.name.clone(), event })
+        });
+        past.put(uri, uuid, event);
+    }
+
+    /// Replaces the last thing that was seen of a domain that is known.
+    fn set(&mut self, uuid: Uuid, last: LastSeen) {
+        if let Some(seen) = self.domains.get_mut(&uuid) {
+            seen.last = last;
+            self.write(uuid);
+        }
+    }
+
     /// Returns whether another domain with this name was present when it was last seen.
     pub(super) fn is_another_present(&self, name: &str, uuid: Uuid) -> bool {
         let is_present = |it: &SeenDomain| !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway(_));
@@ -135,12 +181,15 @@ impl SeenDomains {
     /// Records that a look that began at this time showed an instance. An older end or move is not the last
     /// thing that happened: its event is late, or was missed.
     pub(super) fn record_instance(&mut self, uuid: Uuid, began: Duration) {
-        if let Some(seen) = self.domains.get_mut(&uuid)
-            && let LastSeen::Ended(when) | LastSeen::MovedAway(when) = seen.last
-            && when < began
+        if let Some(LastSeen::Ended(when) | LastSeen::MovedAway(when)) = self.last(uuid)
+            && when < BootMoment::at(began)
         {
-            seen.last = LastSeen::Known;
+            self.set(uuid, LastSeen::Known);
         }
+    }
+
+    fn last(&self, uuid: Uuid) -> Option<LastSeen> {
+        self.domains.get(&uuid).map(|it| it.last)
     }
 
     /// Returns whether an instance was here before that a migration can have: it ran here, or came in.
@@ -151,16 +200,12 @@ impl SeenDomains {
 
     /// Records that the machine may be at another place since now.
     pub(super) fn record_move(&mut self, uuid: Uuid) {
-        if let Some(seen) = self.domains.get_mut(&uuid) {
-            seen.last = LastSeen::MovedAway(since_boot());
-        }
+        self.set(uuid, LastSeen::MovedAway(now()));
     }
 
     /// Records that an action of ours ended the instance that ran here.
     pub(super) fn record_end(&mut self, uuid: Uuid) {
-        if let Some(seen) = self.domains.get_mut(&uuid) {
-            seen.last = LastSeen::Ended(since_boot());
-        }
+        self.set(uuid, LastSeen::Ended(now()));
     }
 
     /// Records a domain of a list.
@@ -171,12 +216,14 @@ impl SeenDomains {
                 match before {
                     // A libvirtd that was started anew does not know it any more.
                     Some(moved @ LastSeen::MovedAway(_)) => moved,
-                    _ if record.state == State::MovedAway => LastSeen::MovedAway(since_boot()),
+                    _ if record.state == State::MovedAway => LastSeen::MovedAway(now()),
+                    // Of an earlier daemon: a gap in the events leaves no end.
+                    Some(ended @ LastSeen::Ended(_)) => ended,
                     _ => LastSeen::Known,
                 }
             }
             State::Migrating => LastSeen::CameIn,
-            State::CameIn => LastSeen::Ran { came_in: Some(since_boot()) },
+            State::CameIn => LastSeen::Ran { came_in: Some(now()) },
             _ => LastSeen::Ran { came_in: None },
         };
         self.record(record.uuid, &record.name, last);
@@ -188,6 +235,7 @@ impl SeenDomains {
         }
         let was_started = self.was_started(uuid);
         self.domains.insert(uuid, SeenDomain { name: name.to_owned(), last, was_started });
+        self.write(uuid);
     }
 
     pub(super) fn record_event(&mut self, event: &LifecycleEvent) {
@@ -205,36 +253,63 @@ impl SeenDomains {
     /// Forgets all that speaks for "off", after a gap in the events: anything may have happened meanwhile.
     /// What moved away stays away until an instance is seen here.
     pub(super) fn begin_gap(&mut self) {
-        self.gap_began = Some(since_boot());
-        for seen in self.domains.values_mut() {
-            if !matches!(seen.last, LastSeen::MovedAway(_)) {
-                seen.last = LastSeen::Known;
-            }
+        self.gap_began = Some(now());
+        if let Some((past, uri)) = &self.disk {
+            past.set_watching(uri, false);
         }
+        self.change_all(|last| match last {
+            LastSeen::MovedAway(_) => last,
+            _ => LastSeen::Known,
+        });
     }
 
     /// Takes note that the gap in the events is over. In a long one what moved away may have come back and
     /// moved again.
     pub(super) fn end_gap(&mut self) {
         let Some(began) = self.gap_began.take() else { return };
+        if let Some((past, uri)) = &self.disk {
+            past.set_watching(uri, true);
+        }
         if age(began) < SHORT_GAP {
             return;
         }
-        for seen in self.domains.values_mut() {
-            if let LastSeen::MovedAway(when) = &mut seen.last {
-                *when = since_boot();
+        self.change_all(|last| match last {
+            LastSeen::MovedAway(_) => LastSeen::MovedAway(now()),
+            _ => last,
+        });
+    }
+
+    fn change_all(&mut self, change: impl Fn(LastSeen) -> LastSeen) {
+        let mut changed = Vec::new();
+        for (uuid, seen) in &mut self.domains {
+            let last = change(seen.last);
+            if last != seen.last {
+                seen.last = last;
+                changed.push(*uuid);
             }
         }
+        changed.into_iter().for_each(|it| self.write(it));
     }
 
     /// Makes room: what speaks against "off" goes last.
     fn forget_some(&mut self) {
+        let before: Vec<Uuid> = self.domains.keys().copied().collect();
         self.domains.retain(|_, it| !matches!(it.last, LastSeen::Ended(_)));
         if self.domains.len() >= MAX_REMEMBERED {
             self.domains.retain(|_, it| it.last != LastSeen::Known);
         }
         if self.domains.len() >= MAX_REMEMBERED {
             self.domains.clear();
+        }
+        before.into_iter().filter(|it| !self.domains.contains_key(it)).for_each(|it| self.write(it));
+    }
+}
+
+impl From<PastEvent> for LastSeen {
+    fn from(event: PastEvent) -> Self {
+        match event {
+            PastEvent::Ended(when) => Self::Ended(when),
+            PastEvent::MovedAway(when) => Self::MovedAway(when),
         }
     }
 }
@@ -247,7 +322,7 @@ impl LastSeen {
             LifecycleKind::Started if event.detail == STARTED_MIGRATED => Self::CameIn,
             // The one that came in runs here now; or the one that was to go stays.
             LifecycleKind::Resumed => match self {
-                Self::CameIn => Self::Ran { came_in: Some(since_boot()) },
+                Self::CameIn => Self::Ran { came_in: Some(now()) },
                 Self::Ran { .. } => self,
                 Self::Known | Self::Ended(_) | Self::MovedAway(_) => Self::Ran { came_in: None },
             },
@@ -269,8 +344,8 @@ impl LastSeen {
         // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
         // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
         match (detail, self) {
-            (STOPPED_MIGRATED, _) => Self::MovedAway(since_boot()),
-            (0..=2, Self::Ran { .. }) => Self::Ended(since_boot()),
+            (STOPPED_MIGRATED, _) => Self::MovedAway(now()),
+            (0..=2, Self::Ran { .. }) => Self::Ended(now()),
             // The event of an end that is known already.
             (0..=2, Self::Ended(_) | Self::MovedAway(_)) => self,
             _ => Self::Known,
@@ -362,7 +437,7 @@ mod tests {
             assert_eq!(moved(&seen), first, "{state:?}");
         }
         // It may have been back in a long gap.
-        seen.gap_began = Some(Duration::ZERO);
+        seen.gap_began = Some(BootMoment::BOOT);
         seen.end_gap();
         assert!(moved(&seen) > first);
         // It is here again.
@@ -388,5 +463,47 @@ mod tests {
             seen.record_event(&event);
             assert_eq!(seen.end_age(uuid()), None, "nothing is known of what ended");
         }
+    }
+
+    /// The definition that the machine left was made anew, and the daemon is started anew: libvirt tells of
+    /// nothing.
+    #[test]
+    fn ends_and_moves_outlive_the_daemon() {
+        use LifecycleKind::{Defined, Started, Stopped};
+        let dir = tempfile::tempdir().unwrap();
+        let listed = |state| DomainRecord { uuid: uuid(), name: "x".to_owned(), state };
+        let next = |states: &[State]| {
+            let past = PastEvents::open(dir.path(), "boot").unwrap();
+            let mut seen = SeenDomains::on_disk(past.clone(), "test:///default");
+            seen.recall();
+            states.iter().for_each(|it| seen.record_listed(&listed(*it)));
+            (seen, past)
+        };
+        for (end, has_moved) in [(3, true), (1, false)] {
+            let (mut seen, past) = next(&[State::Running]);
+            for (kind, detail) in [(Started, 0), (Stopped, end), (Defined, 0)] {
+                seen.record_event(&LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail });
+            }
+            past.finish();
+            let last = seen.last(uuid());
+            // Once listed as off, once not at all.
+            for states in [&[State::ShutOff][..], &[]] {
+                let (seen, past) = next(states);
+                assert_eq!(seen.last(uuid()), last, "{end} {states:?}");
+                assert_eq!(seen.move_age(uuid()).is_some(), has_moved);
+                assert_eq!(seen.ended(None, Some("x")).is_some(), !has_moved);
+                past.finish();
+            }
+            // An instance is here: nothing of that counts any more, in this run or a later one.
+            let (seen, past) = next(&[State::Running]);
+            assert_eq!(seen.last(uuid()), Some(LastSeen::Ran { came_in: None }));
+            past.finish();
+            assert_eq!(next(&[State::ShutOff]).0.last(uuid()), Some(LastSeen::Known));
+        }
+        // What libvirt tells counts, whatever is on disk.
+        let (mut seen, past) = next(&[State::Running]);
+        seen.record_end(uuid());
+        past.finish();
+        assert!(next(&[State::MovedAway]).0.move_age(uuid()).is_some());
     }
 }

@@ -8,6 +8,8 @@ pub(crate) mod inventory;
 mod memory;
 #[cfg(feature = "libvirt")]
 pub(crate) mod news;
+#[cfg(feature = "libvirt")]
+mod past;
 #[cfg(not(feature = "libvirt"))]
 #[path = "absent.rs"]
 mod pool;

@@ -8,6 +8,7 @@
 //! and no longer.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::memory::SeenDomains;
 use super::memory::is_migration;
 use super::news::DomainEvent;
+use super::past::PastEvents;
 use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::locks::lock;
 
@@ -44,16 +46,42 @@ pub(crate) struct Hypervisors {
     all: Arc<Mutex<Vec<Arc<Hypervisor>>>>,
     /// A domain came or went by a migration.
     migrated: Arc<Notify>,
+    /// Ends and moves on disk, where there is a state directory.
+    past: Option<PastEvents>,
 }
 
 impl Hypervisors {
+    /// Builds the table, with a memory of ends and moves in the state directory. If it can't be opened, logs
+    /// the reason and goes on without.
+    pub(crate) fn open(state: Option<&Path>, boot: &str) -> Self {
+        let past = state.and_then(|directory| {
+            let opened = PastEvents::open(directory, boot);
+            let log = |error: &std::io::Error| {
+                warn!(
+                    directory = %fence_cli::shown(directory),
+                    "moves of domains are not remembered over a restart of fence_virtd: {error}"
+                );
+            };
+            opened.inspect_err(log).ok()
+        });
+        Self { past, ..Self::default() }
+    }
+
+    /// Waits at the end of the daemon until ends and moves are on disk, for a limited time.
+    pub(crate) fn finish(&self) {
+        if let Some(past) = &self.past {
+            past.finish();
+        }
+    }
+
     /// Returns the hypervisor at `uri`. The first call connects to it. Must run inside the runtime.
     pub(crate) fn at(&self, uri: &str) -> Arc<Hypervisor> {
         let mut all = lock(&self.all);
         if let Some(known) = all.iter().find(|it| it.uri == uri) {
             return Arc::clone(known);
         }
-        let new = Hypervisor::start(uri, Arc::clone(&self.migrated));
+        let memory = self.past.clone().map(|it| SeenDomains::on_disk(it, uri)).unwrap_or_default();
+        let new = Hypervisor::start(uri, memory, Arc::clone(&self.migrated));
         all.push(Arc::clone(&new));
         new
     }
@@ -139,13 +167,13 @@ struct PooledConnection {
 
 impl Hypervisor {
     /// Starts the task that keeps the connection up. Must run inside the runtime.
-    fn start(uri: &str, migrated: Arc<Notify>) -> Arc<Self> {
+    fn start(uri: &str, memory: SeenDomains, migrated: Arc<Notify>) -> Arc<Self> {
         let this = Arc::new(Self {
             uri: uri.to_owned(),
             permits: Arc::new(Semaphore::new(MAX_CALLS)),
             pool: Mutex::default(),
             status: watch::Sender::new(ConnectionStatus::Starting),
-            memory: Mutex::default(),
+            memory: Mutex::new(memory),
             news: broadcast::Sender::new(EVENT_QUEUE),
             migrated,
         });
@@ -376,6 +404,7 @@ impl Hypervisor {
             let records = connection.domains()?;
             let mut memory = lock(&this.memory);
             memory.end_gap();
+            memory.recall();
             for record in &records {
                 memory.record_listed(record);
             }

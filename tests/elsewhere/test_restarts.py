@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ends and moves that happened before the daemon was started anew."""
+
+import signal
+
+import pytest
+
+from lab.hypervisor import until
+
+from .hosts import FAILED, OFF, OK, PATIENCE
+from .test_migrations import settle
+
+
+@pytest.fixture
+def pair(hosts):
+    """h1 and h2 with our daemons, which know of each other. Nobody asks h3."""
+    hosts.serve("h1", "h2")
+    return hosts
+
+
+def moved_to_nobody(hosts):
+    """x moves from h1 to h3, and only h1 can tell of it."""
+    here, nowhere = hosts.h1, hosts.h3
+    here.has("x")
+    settle(hosts, here.migrate("x", nowhere))
+    assert hosts.where("x") == ["h3"]
+    hosts.h2.does_not_call_back()
+
+
+def anew(here):
+    """The definition that stayed behind is removed and made again: libvirt tells of no move then."""
+    here.hypervisor.virsh("undefine", "x")
+    here.has("x", start=False)
+
+
+def libvirtd(here):
+    """libvirtd is started anew: it tells of no move then."""
+    here.hypervisor.restart()
+
+
+@pytest.mark.parametrize("forgets, number", [(anew, signal.SIGKILL), (libvirtd, signal.SIGTERM)], ids=["definition", "libvirtd"])
+def test_a_move_outlives_all_daemons(pair, forgets, number):
+    here = pair.h1
+    moved_to_nobody(pair)
+    until(lambda: pair.ask("status", "x").rc == FAILED, PATIENCE, "the move was seen")
+    here.stop_serving(number)
+    forgets(here)
+    assert here.state("x") == "shut off"
+    here.serve_again()
+    assert [pair.ask(it, "x").rc for it in ("status", "off")] == [FAILED, FAILED], pair.logs()
+    # It is started again where somebody looks, and fenced there.
+    pair.h3.hypervisor.virsh("destroy", "x")
+    here.has("x")
+    assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
+    here.serve_again()
+    assert pair.ask("status", "x").rc == OFF, pair.logs()
+
+
+@pytest.mark.parametrize("names", [["h1"], ["h2"], ["h1", "h2"]], ids="+".join)
+def test_an_end_after_a_move_outlives_the_daemons(pair, names):
+    here, there = pair.h1, pair.h2
+    here.has("x")
+    settle(pair, here.migrate("x", there))
+    there.hypervisor.virsh("destroy", "x")
+    until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"off: it ended after it moved\n{pair.logs()}")
+    for name in names:
+        getattr(pair, name).serve_again()
+    for mute in (here, there):
+        # One alone answers: each of them knows it.
+        mute.does_not_call_back()
+        assert [pair.ask(it, "x").rc for it in ("status", "off")] == [OFF, OK], pair.logs()
+        mute.unfilter()
