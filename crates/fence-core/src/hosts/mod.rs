@@ -9,6 +9,7 @@
 mod doubt;
 mod round;
 mod schedule;
+mod starting;
 mod table;
 
 #[cfg(test)]
@@ -17,4 +18,5 @@ mod proptests;
 pub use doubt::{HostDoubt, HostRun};
 pub use round::{AnswerResult, HostFinding, Respondent, Round};
 pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule, WHOLE_ROUND};
+pub use starting::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
 pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS, legacy_id};

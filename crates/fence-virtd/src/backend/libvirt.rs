@@ -5,8 +5,10 @@
 //! look is enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to
 //! blocking threads by [`crate::hypervisor`] with a deadline.
 
+use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,10 +28,11 @@ use crate::request::lease::Lease;
 use crate::util::join::join_all;
 use crate::util::locks::lock;
 use fence_core::domain::{
-    ActionError, DomainHome, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain, PowerState,
-    SeenPower, merge,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
+    PowerState, SeenPower, merge,
 };
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
+use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
 
 mod act;
 mod target;
@@ -38,8 +41,8 @@ mod target;
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Time that a hypervisor may take for an earlier action after it answers again.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
-/// Pause before an instance that comes or goes is looked at again.
-const MOVING_PAUSE: Duration = Duration::from_millis(200);
+/// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
+const REBOOT_GIVES_WAY: usize = 3;
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
 const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run \
                            where it was to go, and no other host is known. Power it off there, then start \
@@ -51,6 +54,8 @@ pub(crate) struct LibvirtBackend {
     reboot_starts: bool,
     /// Hosts that are asked before a domain is called off.
     others: Mutex<Vec<Arc<dyn PeerHosts>>>,
+    /// Domains that this host is about to start: other hosts are not told that they are off.
+    starting: Arc<Mutex<PendingStarts>>,
 }
 
 /// Domain that this host's hypervisors know, with what they show of it.
@@ -77,7 +82,7 @@ impl LibvirtBackend {
                 unreachable.push(error.to_string());
             }
         }
-        (Self { hypervisors, reboot_starts, others: Mutex::default() }, unreachable)
+        (Self { hypervisors, reboot_starts, others: Mutex::default(), starting: Arc::default() }, unreachable)
     }
 
     /// Adds hosts that are asked before a domain is called off. Before the first request.
@@ -328,12 +333,13 @@ impl LibvirtBackend {
         let asked = Instant::now();
         let question = DomainQuestion::about(domain);
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
+        let mut gave_way = 0;
         loop {
             let down = self.take_down_at(next, domain, for_reboot, lease).await;
             match down.map_err(|it| after(acted, it))? {
                 PowerOffHere::Ended { look, start_from } => {
                     let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
-                    let restart = start_from.map(|it| self.restart(next, domain, it));
+                    let restart = start_from.map(|it| self.restart(next, domain, it, self.announce(domain)));
                     return Ok(PowerOffResult { proof, was_off: false, restart, note: None });
                 }
                 PowerOffHere::EndedWhileMoving { start_from, is_handed_over } => {
@@ -347,12 +353,20 @@ impl LibvirtBackend {
                 PowerOffHere::NothingHere => {}
             }
             // No instance that ran here was ended: every place has to say that it has none.
+            let starts = for_reboot && (acted || self.reboot_starts);
+            let announced = starts.then(|| self.announce(domain));
             match self.prove_off(&question, lease.until()).await {
                 Ok(proof) => {
-                    let starts = for_reboot && (acted || self.reboot_starts);
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
-                    let restart = starts.then(|| self.restart(home, domain, source));
+                    let restart = announced.map(|it| self.restart(home, domain, source, it));
                     return Ok(PowerOffResult { proof, was_off: !acted, restart, note: None });
+                }
+                Err(Doubt::Moving(DomainSite::Host(_)))
+                    if announced.is_some() && gave_way < REBOOT_GIVES_WAY && lease.check().is_ok() =>
+                {
+                    drop(announced);
+                    gave_way += 1;
+                    give_way().await;
                 }
                 Err(doubt) => {
                     let Some(home) = self.own_instance(&doubt) else {
@@ -363,6 +377,15 @@ impl LibvirtBackend {
                 }
             }
         }
+    }
+
+    /// Tells all hosts that ask that the domain is about to be started. Before any of them is asked.
+    fn announce(&self, domain: &DomainRef) -> StartAnnouncement {
+        lock(&self.starting).announce(domain.uuid);
+        StartAnnouncement(Arc::new(AnnouncedStart {
+            starting: Arc::clone(&self.starting),
+            uuid: domain.uuid,
+        }))
     }
 
     /// Returns whether nobody is asked who could be the other end of a migration.
@@ -378,9 +401,15 @@ impl LibvirtBackend {
         }
     }
 
-    fn restart(&self, home: usize, domain: &DomainRef, source: StartSource) -> Box<dyn Restart> {
+    fn restart(
+        &self,
+        home: usize,
+        domain: &DomainRef,
+        source: StartSource,
+        announced: StartAnnouncement,
+    ) -> Box<dyn Restart> {
         let (home, uuid) = (Arc::clone(&self.hypervisors[home]), libvirt_uuid(domain.uuid));
-        Box::new(LibvirtRestart { home, uuid, source })
+        Box::new(LibvirtRestart { home, uuid, source, announced })
     }
 
     /// Powers a domain off at one hypervisor.
@@ -425,25 +454,30 @@ impl LibvirtBackend {
 
     /// Starts a domain that every place shows off.
     async fn start_domain(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
-        let question = DomainQuestion::about(domain);
-        loop {
+        let announced = loop {
             lease.check()?;
             if self.look(domain, lease.until()).await == Ok(Sight::On) {
                 return Ok(());
             }
-            match self.prove_off(&question, lease.until()).await {
-                Ok(_) => break,
-                // It would run twice.
-                Err(Doubt::On(_)) => return Ok(()),
-                Err(Doubt::Moving(place)) if Instant::now() + MOVING_PAUSE >= lease.until() => {
-                    return Err(Doubt::Moving(place).into());
+            // Another host that is asked for the same start sees this, or this one sees the other's.
+            let announced = self.announce(domain);
+            let looks = self.prove_off(&DomainQuestion::about(domain), lease.until()).await;
+            match (StartDecision::after(&looks), looks) {
+                (StartDecision::Start, _) => break announced,
+                (StartDecision::IsOn, _) => return Ok(()),
+                (StartDecision::GiveWay, Err(doubt)) => {
+                    drop(announced);
+                    let pauses = tokio::time::timeout_at(lease.until().into(), give_way());
+                    pauses.await.map_err(|_| doubt)?;
                 }
-                Err(Doubt::Moving(_)) => tokio::time::sleep(MOVING_PAUSE).await,
-                Err(doubt) => return Err(doubt.into()),
+                (StartDecision::Fail | StartDecision::GiveWay, looks) => {
+                    return looks.map(drop).map_err(Into::into);
+                }
             }
-        }
+        };
         let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
-        match (LibvirtRestart { home, uuid, source: StartSource::Definition }).bring_up(lease).await {
+        let source = StartSource::Definition;
+        match (LibvirtRestart { home, uuid, source, announced }).bring_up(lease).await {
             Err(ActionError::Gone) => {
                 Err(ActionError::Refused("it is off and left no definition".to_owned()))
             }
@@ -467,11 +501,34 @@ impl LibvirtBackend {
     }
 }
 
+/// Announcement of a start to the other hosts. Clones are the same one; it ends with the last of them.
+#[derive(Clone)]
+struct StartAnnouncement(#[expect(dead_code, reason = "held for its end")] Arc<AnnouncedStart>);
+
+struct AnnouncedStart {
+    starting: Arc<Mutex<PendingStarts>>,
+    uuid: DomainId,
+}
+
+impl Drop for AnnouncedStart {
+    fn drop(&mut self) {
+        lock(&self.starting).withdraw(self.uuid);
+    }
+}
+
+/// Pauses after an announcement was taken back, for a time that differs from that of other hosts.
+async fn give_way() {
+    let drawn = RandomState::new().build_hasher().finish();
+    tokio::time::sleep(pause_after_giving_way(drawn)).await;
+}
+
 /// A domain that a hypervisor can start, or start again.
 struct LibvirtRestart {
     home: Arc<Hypervisor>,
     uuid: Uuid,
     source: StartSource,
+    /// Stands until the instance is seen, or the hypervisor refused.
+    announced: StartAnnouncement,
 }
 
 /// Without the domain's XML, which may contain passwords.
@@ -490,15 +547,19 @@ impl fmt::Debug for LibvirtRestart {
 
 impl LibvirtRestart {
     async fn bring_up(self, lease: &Lease) -> Result<(), ActionError> {
-        let Self { home, uuid, source } = self;
+        let Self { home, uuid, source, announced } = self;
         let source = Arc::new(source);
         loop {
             lease.check()?;
             let (held, source) = (lease.clone(), Arc::clone(&source));
-            match home
-                .call(lease.until(), move |c| ActFailure::separate(act::bring_up(c, uuid, &source, &held)))
-                .await
-            {
+            // The call may go on when nobody waits for it any more, and the start with it.
+            let announced = announced.clone();
+            let start = move |c: &Connection| {
+                let started = act::bring_up(c, uuid, &source, &held);
+                drop(announced);
+                ActFailure::separate(started)
+            };
+            match home.call(lease.until(), start).await {
                 Err(CallError::Lost(_)) => {}
                 Err(error) => return Err(error.into()),
                 Ok(result) => return result,
@@ -566,10 +627,11 @@ impl Backend for LibvirtBackend {
         let home = self.hypervisors.iter().find(|it| it.uri() == uri).ok_or_else(|| {
             ActionError::Refused(format!("libvirt at {uri} is not in the configuration any more"))
         })?;
+        let announced = self.announce(domain);
         let _proof = self.prove_off(&DomainQuestion::about(domain), lease.until()).await?;
         let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
         let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
-        LibvirtRestart { home, uuid, source }.bring_up(lease).await
+        LibvirtRestart { home, uuid, source, announced }.bring_up(lease).await
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
@@ -612,7 +674,16 @@ impl OwnPlaces for LibvirtBackend {
         question: &'a DomainQuestion,
         until: Instant,
     ) -> BoxedFuture<'a, Vec<Finding>> {
-        Box::pin(self.look_at_all(question, until))
+        Box::pin(async move {
+            let is_starting = || lock(&self.starting).is_announced(question.uuid);
+            // A start may be announced while the hypervisors are asked, or be seen after they were.
+            let was_starting = is_starting();
+            let mut found = self.look_at_all(question, until).await;
+            if was_starting || is_starting() {
+                found.iter_mut().for_each(|it| it.sight = about_to_start(&it.sight));
+            }
+            found
+        })
     }
 }
 

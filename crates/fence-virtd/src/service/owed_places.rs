@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use fence_core::evidence::{Finding, Sight};
+use fence_core::evidence::Finding;
+pub(crate) use fence_core::hosts::about_to_start;
 
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces};
@@ -44,18 +45,10 @@ impl OwnPlaces for OwedPlaces {
     }
 }
 
-/// Returns what is told of a domain that is owed a start, where this is seen of it.
-pub(crate) fn about_to_start(sight: &Sight) -> Sight {
-    match sight {
-        Sight::Ended(_) | Sight::Off | Sight::Absent | Sight::MovedAway(_) => Sight::Moving,
-        Sight::On | Sight::Moving | Sight::Down(_) | Sight::Unknown(_) => sight.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use fence_core::domain::{DomainHome, DomainId, DomainRef};
-    use fence_core::evidence::DomainSite;
+    use fence_core::evidence::{DomainSite, Sight};
 
     use super::*;
     use crate::intent::IntentSubject;

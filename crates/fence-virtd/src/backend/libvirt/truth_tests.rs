@@ -126,8 +126,12 @@ async fn answer(row: &Row<'_>, action: PowerAction) -> &'static str {
 
 /// Asks as a request does: looks for the domain, and acts.
 async fn ask(backend: &LibvirtBackend, action: PowerAction) -> &'static str {
+    ask_within(backend, action, PATIENCE).await
+}
+
+async fn ask_within(backend: &LibvirtBackend, action: PowerAction, time: Duration) -> &'static str {
     let target = Target::new("x", false).unwrap();
-    let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 1);
+    let (lease, _released) = Lease::new(Instant::now() + time, 1);
     let Ok(located) = backend.locate(&target, lease.until()).await else { return "fail" };
     let domain = located.domain();
     let done = match action {
@@ -264,4 +268,47 @@ async fn a_hypervisor_that_is_asked_too_late_is_not_called_slow() {
     let why = backend.hypervisors()[0].call(Instant::now(), work).await.unwrap_err().to_string();
     drop(end);
     assert!(why.contains("no time was left to ask libvirt at"), "{why}");
+}
+
+/// Another host, with hypervisors of its own, that is asked in this process.
+struct Linked(Arc<LibvirtBackend>);
+
+impl PeerHosts for Linked {
+    fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            let found = self.0.look_here(question, until).await;
+            let place = DomainSite::Host("other".to_owned());
+            vec![Finding { place, ..found[0].clone() }]
+        })
+    }
+}
+
+/// Two clients ask two hosts for the same machine, each over TCP: one starts it, the other finds it on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_hosts_that_are_asked_at_once_start_one_instance() {
+    for turn in 0..20 {
+        let world = World::new();
+        let mut hosts = Vec::new();
+        for name in ["h1", "h2"] {
+            let uris = [world.hypervisor(name, "off")];
+            // A reboot of what is off starts it at every second turn.
+            let (backend, _) = LibvirtBackend::start(&uris, turn % 2 == 1, &Hypervisors::default()).await;
+            hosts.push(Arc::new(backend));
+        }
+        hosts[0].ask_others(Arc::new(Linked(Arc::clone(&hosts[1]))));
+        hosts[1].ask_others(Arc::new(Linked(Arc::clone(&hosts[0]))));
+        let second = if turn % 2 == 1 { PowerAction::Reboot } else { PowerAction::On };
+        let (first, second) = tokio::join!(
+            ask_within(&hosts[0], PowerAction::On, Duration::from_secs(8)),
+            ask_within(&hosts[1], second, Duration::from_secs(8)),
+        );
+        let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
+        let mut on = 0;
+        for host in &hosts {
+            let found = host.look_here(&question, Instant::now() + PATIENCE).await;
+            on += usize::from(found[0].sight == Sight::On);
+        }
+        assert_eq!(on, 1, "turn {turn}: {first}, {second}");
+        assert_eq!(first, "done", "turn {turn}");
+    }
 }
