@@ -5,6 +5,7 @@ one that was cut off. The answer is failure or the truth, in every round; the tr
 import datetime
 import os
 import time
+import uuid as uuids
 
 import pytest
 
@@ -34,6 +35,28 @@ def runs_on(hosts, name, actions=("status", "off", "reboot")):
         results = asked_all(hosts, asked, name, actions)
         assert not untrue(hosts, name, results), f"{asked}: {results}\n{hosts.logs()}"
         assert set(results.values()) == {"refused"}, f"{asked}: {results}\n{hosts.logs()}"
+
+
+@pytest.mark.parametrize("at", ["h2", "h3"])
+def test_a_machine_that_is_made_anew_has_its_old_name(hosts, at):
+    """Its predecessor has ended, and is remembered for a while. h2 had it."""
+    hosts.serve(h1=OURS, h2=OURS, h3=OURS)
+    old = hosts.h2.has("anew", transient=True)
+    hosts.wait_status("h1", "anew", 0)
+    assert hosts.ask("h1", "off", "anew").rc == 0
+    hosts.wait_status("h1", "anew", 2)
+    new = str(uuids.uuid4())
+    host = hosts.__dict__[at]
+    host.has("anew", uuid=new)
+    for asked in ("h1", "h2", "h3"):
+        hosts.wait_status(asked, "anew", 0)
+        # Which of them runs under the name is for nobody to guess.
+        assert refused(hosts.ask(asked, "status", old.uuid)), hosts.logs()
+    for asked in ("h1", "h2", "h3"):
+        host.has("anew", uuid=new)
+        assert hosts.ask(asked, "off", "anew").rc == 0, f"{asked}\n{hosts.logs()}"
+        assert host.state("anew") == "shut off"
+        assert hosts.ask(asked, "status", old.uuid).rc == 2, hosts.logs()
 
 
 @pytest.mark.parametrize("transient", [False, True], ids=["defined", "transient"])

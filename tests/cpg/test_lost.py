@@ -96,6 +96,56 @@ def test_membership_as_proof_is_what_c_daemons_take(hosts):
         assert asked_all(hosts, asked, "c1", ("off", "reboot", "on")) == {"off": 0, "reboot": 0, "on": "refused"}
 
 
+def reason(host, action, target):
+    """The reason of its last answer to such a request."""
+    records = [it for it in host.records() if (it["action"], it["target"]) == (action, target)]
+    return records[-1]["reason"] or ""
+
+
+def test_a_domain_that_was_off_at_a_host_that_is_down(hosts):
+    """Every place is covered: the others are asked, and the host is proved down."""
+    hosts.h3.has("c2", start=False)
+    serve(hosts, host_down="membership")
+    hosts.wait_status("h1", "c2", 2)
+    hosts.h3.kill()
+    hosts.h1.wait_members(2)
+    for asked in (hosts.h1, hosts.h2):
+        hosts.wait_status(asked.name, "c2", 2)
+        assert asked_all(hosts, asked.name, "c2", ("off", "reboot", "on")) == {"off": 0, "reboot": 0, "on": "refused"}
+        assert all("node 3 (h3) is down" in reason(asked, action, "c2") for action in ("off", "on")), asked.records()
+    # Nobody knows what the node has that a daemon never heard.
+    hosts.h2.serve(OURS, host_down="membership")
+    assert refused(hosts.ask("h2", "status", "c2"))
+    assert "node 3 (h3) is not heard" in reason(hosts.h2, "status", "c2"), hosts.logs()
+
+
+def test_a_domain_whose_daemon_is_started_anew_is_waited_for(hosts):
+    hosts.h3.has("c2", start=False)
+    serve(hosts)
+    hosts.wait_status("h1", "c2", 2)
+    assert refused(hosts.ask("h1", "status", "none")) and reason(hosts.h1, "status", "none").startswith("no such domain")
+    hosts.h3.stop_serving(signal.SIGKILL)
+    wait_until(lambda: 3 not in hosts.h1.group_members(), 30)
+    asked = {name: hosts.agent("h1", action, name, guest=guest) for guest, (name, action) in enumerate((("c1", "off"), ("c2", "status")))}
+    hosts.h3.serve(OURS)
+    assert {name: agent.finish(60).rc for name, agent in asked.items()} == {"c1": 0, "c2": 2}, hosts.logs()
+    assert hosts.h3.state("c1") == "shut off"
+    hosts.h3.stop_serving(signal.SIGKILL)
+    wait_until(lambda: 3 not in hosts.h1.group_members(), 30)
+    assert refused(hosts.ask("h1", "status", "none"))
+    assert "node 3 (h3) is not heard" in reason(hosts.h1, "status", "none"), hosts.logs()
+
+
+def test_a_c_daemon_that_has_just_started_is_heard_first(hosts):
+    hosts.domains(h1=["a1"], h2=["b1"], h3=["c1"])
+    hosts.h2.serve(OURS)
+    hosts.h1.serve(OURS)
+    hosts.wait_status("h1", "b1", 0)
+    hosts.h3.serve(OLD)
+    result = hosts.ask("h1", "status", "c1")
+    assert result.rc == 0, f"{result}\n{hosts.logs()}"
+
+
 def test_a_command_as_proof(hosts):
     """A request waits for the proof; the command is told which host and for how long."""
     proof = hosts.directory / "proof"

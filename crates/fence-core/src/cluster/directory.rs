@@ -16,12 +16,19 @@ const NAME_ON_WIRE: usize = Target::MAX;
 /// Most domains of a lost host that are remembered.
 const MAX_LOST: usize = 65_536;
 
-/// Published domains of all members, and domains last seen on at nodes that are lost.
+/// Published domains of all members, and those of nodes that are lost.
 #[derive(Debug, Default)]
 pub struct Directory {
     hosts: BTreeMap<Member, HostEntry>,
-    /// Names of the domains that were on at a node when it was heard last, by UUID.
-    lost: BTreeMap<u32, BTreeMap<String, String>>,
+    /// Domains of a node when it was heard last, by UUID. One that was on there is on at no host since.
+    lost: BTreeMap<u32, BTreeMap<String, LostDomain>>,
+}
+
+/// Domain of a lost node.
+#[derive(Debug)]
+struct LostDomain {
+    name: String,
+    state: PublishedState,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +57,8 @@ pub enum DirectoryAnswer {
     },
     /// Last known on at this node, whose daemon is not in its group.
     Lost(u32),
+    /// At no host that is heard. Last known off at this node, whose daemon is not in its group.
+    LostOff(u32),
     /// At no host.
     Unknown,
 }
@@ -67,31 +76,39 @@ pub enum OtherNode {
 
 impl Directory {
     /// Returns all nodes but the own one where the domain with this UUID may be: those of corosync's node
-    /// list, those of the members, and a lost one where the domain was on last. Whatever a member has
-    /// published, each of them must be looked at before the domain is off.
+    /// list, those of the members, and a lost one where the domain was last. Whatever a member has published,
+    /// each of them must be looked at before the domain is off.
     pub fn other_nodes(&self, me: Member, nodes: impl Iterator<Item = u32>, uuid: &str) -> Vec<OtherNode> {
         let members = self.hosts.iter().filter(|(it, _)| **it != me).map(|(member, host)| {
             if host.is_legacy { OtherNode::Legacy(*member) } else { OtherNode::Heard(*member) }
         });
         let is_heard = |node: &u32| self.hosts.keys().any(|it| it.node == *node);
         let mut silent: BTreeSet<u32> = nodes.filter(|it| *it != me.node && !is_heard(it)).collect();
-        let is_lost =
-            |(node, lost): &(&u32, &BTreeMap<String, String>)| lost.contains_key(uuid) && !is_heard(node);
-        silent.extend(self.lost.iter().filter(is_lost).map(|(node, _)| *node));
+        let last_at = match self.find(uuid) {
+            DirectoryAnswer::LostOff(node) => Some(node),
+            _ => None,
+        };
+        let is_lost = |node: &u32| self.is_lost_at(*node, uuid) || last_at == Some(*node);
+        silent.extend(self.lost.keys().filter(|node| is_lost(node) && !is_heard(node)));
         members.chain(silent.into_iter().map(OtherNode::NotHeard)).collect()
     }
 
-    /// Takes the present members: hosts that run this daemon, and legacy hosts. Domains that were on at
-    /// members that left are remembered.
+    /// Takes the present members: hosts that run this daemon, and legacy hosts. Domains of members
+    /// that left are remembered.
     pub fn members(&mut self, new: &BTreeSet<Member>, legacy: &BTreeSet<Member>) {
         let gone: Vec<Member> =
             self.hosts.keys().filter(|it| !new.contains(it) && !legacy.contains(it)).copied().collect();
         for member in gone {
             let Some(host) = self.hosts.remove(&member) else { continue };
             let lost = self.lost.entry(member.node).or_default();
-            let was_on = host.domains.into_values().filter(|it| it.state == PublishedState::On);
-            for domain in was_on.take(MAX_LOST.saturating_sub(lost.len())) {
-                lost.insert(domain.uuid, domain.name);
+            // Those that may still run come first, where not all can be remembered.
+            let (on, off): (Vec<_>, Vec<_>) =
+                host.domains.into_values().partition(|it| it.state == PublishedState::On);
+            for PublishedDomain { uuid, name, state } in on.into_iter().chain(off) {
+                let is_known_on = lost.get(&uuid).is_some_and(|it| it.state == PublishedState::On);
+                if !is_known_on && (lost.len() < MAX_LOST || lost.contains_key(&uuid)) {
+                    lost.insert(uuid, LostDomain { name, state });
+                }
             }
         }
         for member in new {
@@ -125,7 +142,8 @@ impl Directory {
         let Some(host) = self.hosts.get_mut(&from) else { return };
         let is_on = domain.state == PublishedState::On;
         for (node, lost) in &mut self.lost {
-            if is_on || *node == from.node {
+            let found = |it: &LostDomain| *node == from.node || is_on && it.state == PublishedState::On;
+            if lost.get(&domain.uuid).is_some_and(found) {
                 lost.remove(&domain.uuid);
             }
         }
@@ -148,9 +166,12 @@ impl Directory {
     }
 
     /// Returns name and UUID of each domain that a target may mean, by UUID or by name.
+    ///
+    /// A name means no ended domain without a definition where another domain has it: a machine that is made
+    /// anew with its old name has a new UUID.
     pub fn named(&self, text: &str, only_uuid: bool) -> Vec<(String, String)> {
         let here = self.hosts.values().flat_map(|it| it.domains.values()).map(|it| (&it.name, &it.uuid));
-        let lost = self.lost.values().flatten().map(|(uuid, name)| (name, uuid));
+        let lost = self.lost.values().flatten().map(|(uuid, it)| (&it.name, uuid));
         let all: Vec<(&String, &String)> = here.chain(lost).collect();
         let is_meant = |(name, uuid): &&(&String, &String)| {
             uuid.eq_ignore_ascii_case(text) || !only_uuid && *name == text
@@ -165,7 +186,17 @@ impl Directory {
                 named.push(((*name).clone(), (*uuid).clone()));
             }
         }
+        if named.len() > 1 && named.iter().any(|(_, uuid)| !self.has_only_ended(uuid)) {
+            named.retain(|(_, uuid)| uuid.eq_ignore_ascii_case(text) || !self.has_only_ended(uuid));
+        }
         named
+    }
+
+    /// Returns whether the domain ran and has ended, and is defined nowhere, as far as any host has said.
+    pub fn has_only_ended(&self, uuid: &str) -> bool {
+        let here = self.hosts.values().filter_map(|it| it.domains.get(uuid)).map(|it| it.state);
+        let lost = self.lost.values().filter_map(|it| it.get(uuid)).map(|it| it.state);
+        here.chain(lost).all(|it| it == PublishedState::Gone)
     }
 
     /// Returns the location of the domain with this UUID.
@@ -178,13 +209,18 @@ impl Directory {
         if !on.is_empty() {
             return DirectoryAnswer::On(on);
         }
-        if let Some((node, _)) = self.lost.iter().find(|(_, it)| it.contains_key(uuid)) {
+        if let Some(node) = self.lost.keys().find(|node| self.is_lost_at(**node, uuid)) {
             return DirectoryAnswer::Lost(*node);
         }
         let mut at = with(PublishedState::Off);
         at.extend(with(PublishedState::Gone));
         at.extend(with(PublishedState::Rests));
-        if at.is_empty() { DirectoryAnswer::Unknown } else { DirectoryAnswer::Off { at } }
+        let last_at = || self.lost.iter().find(|(_, it)| it.contains_key(uuid));
+        match last_at() {
+            _ if !at.is_empty() => DirectoryAnswer::Off { at },
+            Some((node, _)) => DirectoryAnswer::LostOff(*node),
+            None => DirectoryAnswer::Unknown,
+        }
     }
 
     /// Returns the members whose domains are not all known yet.
@@ -221,20 +257,31 @@ impl Directory {
 
     /// Returns whether the domain was on at this node when it was heard last, and at no host since.
     pub fn is_lost_at(&self, node: u32, uuid: &str) -> bool {
-        self.lost.get(&node).is_some_and(|it| it.contains_key(uuid))
+        let lost = self.lost.get(&node).and_then(|it| it.get(uuid));
+        lost.is_some_and(|it| it.state == PublishedState::On)
+    }
+
+    /// Returns whether another domain with this name is on at a member.
+    pub fn has_namesake_on(&self, member: Member, name: &str, uuid: &str) -> bool {
+        let is_namesake =
+            |it: &PublishedDomain| it.state == PublishedState::On && it.name == name && it.uuid != uuid;
+        self.hosts.get(&member).is_some_and(|it| it.domains.values().any(is_namesake))
     }
 
     /// Returns the number of domains that were on at each lost node when it was heard last.
     pub fn lost(&self) -> impl Iterator<Item = (u32, usize)> {
-        self.lost.iter().map(|(node, it)| (*node, it.len())).filter(|(_, count)| *count > 0)
+        let count = |it: &BTreeMap<String, LostDomain>| {
+            it.values().filter(|it| it.state == PublishedState::On).count()
+        };
+        self.lost.iter().map(move |(node, it)| (*node, count(it))).filter(|(_, count)| *count > 0)
     }
 
     fn forget_found(&mut self) {
         for lost in self.lost.values_mut() {
-            lost.retain(|uuid, _| {
+            lost.retain(|uuid, lost| {
                 let is_on =
                     |it: &HostEntry| it.domains.get(uuid).is_some_and(|it| it.state == PublishedState::On);
-                !self.hosts.values().any(is_on)
+                lost.state != PublishedState::On || !self.hosts.values().any(is_on)
             });
         }
         self.lost.retain(|_, it| !it.is_empty());
@@ -293,7 +340,9 @@ mod tests {
             directory.domain(B, domain("w", "m", PublishedState::Off));
             directory.members(&[A].into(), &BTreeSet::new());
             assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "whatever definition rests elsewhere");
-            assert_eq!(directory.find("w"), DirectoryAnswer::Unknown, "it was off");
+            assert_eq!(directory.find("w"), DirectoryAnswer::LostOff(2), "it was off");
+            assert_eq!(directory.named("m", false), [("m".to_owned(), "w".to_owned())]);
+            assert_eq!(directory.lost().collect::<Vec<_>>(), [(2, 1)]);
             assert_eq!(directory.named("n", false), [("n".to_owned(), "u".to_owned())]);
             directory
         };
@@ -311,6 +360,49 @@ mod tests {
         assert_eq!(directory.find("u"), DirectoryAnswer::Lost(2), "it has not said all yet");
         directory.inventory(again, false, true, vec![]);
         assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
+        assert_eq!(directory.find("w"), DirectoryAnswer::Unknown);
+        assert_eq!(directory.named("m", false), []);
+    }
+
+    /// A definition stays at its node: what goes on elsewhere does not change that.
+    #[test]
+    fn what_was_off_at_a_lost_host_is_remembered_until_the_host_is_back() {
+        let mut directory = both();
+        directory.domain(B, domain("w", "m", PublishedState::Rests));
+        directory.members(&[A].into(), &BTreeSet::new());
+        assert_eq!(directory.find("w"), DirectoryAnswer::LostOff(2));
+        let me = Member { node: 3, pid: 30 };
+        let nodes = || directory.other_nodes(me, [1, 3].into_iter(), "w");
+        assert!(nodes().contains(&OtherNode::NotHeard(2)), "it may have been started there");
+        directory.domain(A, domain("w", "m", PublishedState::On));
+        assert_eq!(directory.find("w"), DirectoryAnswer::On(vec![A]));
+        directory.gone(A, "w");
+        assert_eq!(directory.find("w"), DirectoryAnswer::LostOff(2));
+        assert!(!directory.is_lost_at(2, "w"), "it was not on there");
+        // It was off when it was heard, and then it was on when it was heard again.
+        let again = Member { node: 2, pid: 21 };
+        directory.members(&[A, again].into(), &BTreeSet::new());
+        directory.domain(again, domain("w", "m", PublishedState::On));
+        directory.members(&[A].into(), &BTreeSet::new());
+        assert_eq!(directory.find("w"), DirectoryAnswer::Lost(2));
+    }
+
+    #[test]
+    fn a_machine_that_is_made_anew_has_its_old_name() {
+        let mut directory = both();
+        directory.domain(A, domain("u", "n", PublishedState::Gone));
+        assert_eq!(directory.named("n", false), [("n".to_owned(), "u".to_owned())]);
+        for state in [PublishedState::On, PublishedState::Rests] {
+            directory.domain(B, domain("v", "n", state));
+            assert_eq!(directory.named("n", false), [("n".to_owned(), "v".to_owned())]);
+            assert_eq!(directory.named("u", false), [("n".to_owned(), "u".to_owned())]);
+        }
+        // One that may run, or that can be started, is meant as well.
+        directory.domain(B, domain("u", "n", PublishedState::Rests));
+        assert_eq!(directory.named("n", false).len(), 2);
+        directory.domain(B, domain("u", "n", PublishedState::On));
+        directory.members(&[A].into(), &BTreeSet::new());
+        assert_eq!(directory.named("n", false).len(), 2);
     }
 
     #[test]

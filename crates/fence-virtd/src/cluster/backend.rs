@@ -16,7 +16,7 @@ use fence_wire::{Action, Target};
 
 use super::asker::PendingAsk;
 use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
-use super::state::{ChangeWatch, Cluster, DomainPlace};
+use super::state::{ChangeWatch, Cluster, DomainPlace, UnheardNodes};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::backend::libvirt::{DomainHere, LibvirtBackend};
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
@@ -39,26 +39,41 @@ impl CpgBackend {
         Self { local, cluster }
     }
 
+    /// Finds a domain. "No such domain" is said only when every node has said what it has; that is waited
+    /// for while it is likely to come.
     async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        loop {
+            let changed = self.cluster.changed();
+            let error = match self.locate_now(target, until).await {
+                Err(error @ LocateError::NotFound) => error,
+                other => return other,
+            };
+            let Some(UnheardNodes { why, patience }) = self.cluster.unheard() else { return Err(error) };
+            if !changed.until(until.min(patience)).await {
+                return Err(LocateError::Unavailable(format!("no host that is heard has it; {why}")));
+            }
+        }
+    }
+
+    async fn locate_now(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
         let here = self.local.find_here(target, until).await;
         if !self.cluster.is_joined() {
             return self.locate_alone(here);
         }
-        let mut known = self.cluster.named(target);
-        let is_here = matches!(&here, Ok(DomainHere { sight: Sight::On | Sight::Ended(_), .. }));
-        if known.is_empty() && !is_here && self.cluster.has_legacy_hosts() {
+        // A name that is known of an ended domain alone may be that of another one by now.
+        let is_enough = match &here {
+            Ok(DomainHere { sight: Sight::On, .. }) => true,
+            Ok(DomainHere { sight: Sight::Ended(_), .. }) => false,
+            _ => !self.cluster.named(target).is_empty(),
+        };
+        if !is_enough && self.cluster.has_legacy_hosts() {
             self.cluster.poll_legacy_hosts(until).await;
-            known = self.cluster.named(target);
         }
-        match &here {
-            Ok(DomainHere { domain, .. }) => {
-                if known.iter().all(|it| it.uuid != domain.uuid) {
-                    known.push(domain.clone());
-                }
-            }
+        let known = match &here {
+            Ok(here) => self.cluster.named_with(target, here),
             Err(error @ LocateError::Ambiguous(_)) => return Err(error.clone()),
-            Err(LocateError::NotFound | LocateError::Unavailable(_)) => {}
-        }
+            Err(LocateError::NotFound | LocateError::Unavailable(_)) => self.cluster.named(target),
+        };
         let domain = match &known[..] {
             [] => return Err(here.err().unwrap_or(LocateError::NotFound)),
             [one] => one.clone(),
@@ -81,10 +96,8 @@ impl CpgBackend {
             // Known to be on at no host: this one can answer as well as any.
             (DomainPlace::Off(_), Some(own)) => LocatedDomain::Off(own.domain.clone()),
             (DomainPlace::Off(_), None) => LocatedDomain::Elsewhere(elsewhere),
-            (DomainPlace::Unknown, _) => match here {
-                Ok(here) => LocatedDomain::InDoubt(here.domain),
-                Err(error) => return Err(error),
-            },
+            (DomainPlace::Unknown, Some(own)) => LocatedDomain::InDoubt(own.domain.clone()),
+            (DomainPlace::Unknown, None) => return Err(here.err().unwrap_or(LocateError::NotFound)),
         })
     }
 
@@ -111,14 +124,33 @@ impl CpgBackend {
             let place = PublishedPlace::of(self.read_directory(domain, &here, until).await?, me);
             let error = match next_step(here, place, |member| self.cluster.is_legacy(member)) {
                 OwnerStep::AskRunning(at) => return Ok(DomainOwners::At { at, is_on: true }),
-                OwnerStep::AskResting(at) => return Ok(DomainOwners::At { at, is_on: false }),
-                OwnerStep::AskLost { node, why } => return Ok(DomainOwners::Lost { node, why }),
+                OwnerStep::AskResting(at) => {
+                    if self.is_daemon_awaited(changed, until).await {
+                        continue;
+                    }
+                    return Ok(DomainOwners::At { at, is_on: false });
+                }
+                OwnerStep::AskLost { node, why } => {
+                    if self.is_daemon_awaited(changed, until).await {
+                        continue;
+                    }
+                    return Ok(DomainOwners::Lost { node, why });
+                }
                 OwnerStep::AwaitChange(error) => error,
                 OwnerStep::Fail(error) => return Err(error),
             };
             if !changed.until(until).await {
                 return Err(error);
             }
+        }
+    }
+
+    /// Waits for a change where a daemon that ended a moment ago is expected back: without it the domain
+    /// can't be called off. Returns false, at once, where none is.
+    async fn is_daemon_awaited(&self, changed: ChangeWatch, until: Instant) -> bool {
+        match self.cluster.daemon_expected_by() {
+            Some(by) => changed.until(until.min(by)).await,
+            None => false,
         }
     }
 

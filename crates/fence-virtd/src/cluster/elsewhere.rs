@@ -107,6 +107,8 @@ impl Cluster {
     ) -> Finding {
         let sight = if silent.contains(&member) {
             Sight::Unknown(format!("{} does not say whether it is on there", self.name(member)))
+        } else if self.state().directory.has_namesake_on(member, &question.name, &question.uuid.to_string()) {
+            Sight::Unknown(format!("{} runs another domain with this name", self.name(member)))
         } else {
             match self.published(member, question.uuid) {
                 Some(PublishedState::On) => Sight::On,
@@ -127,7 +129,7 @@ impl Cluster {
         let proof = self.prove_down(node, until).await;
         let sight = match proof.as_ref().map_err(Clone::clone).and_then(|it| it.evidence()) {
             Ok(_) if was_on => Sight::Ended(Some(Duration::ZERO)),
-            Ok(_) => Sight::Absent,
+            Ok(evidence) => Sight::Down(evidence.to_owned()),
             Err(why) => Sight::Unknown(why),
         };
         Finding { place: self.site(node), sight, began, ended: Instant::now() }

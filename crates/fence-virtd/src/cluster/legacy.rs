@@ -109,6 +109,7 @@ impl Cluster {
                 let uuid = uuid.to_string();
                 let is_on = domain.is_on();
                 state.legacy.published(from, &uuid, is_on);
+                state.update_silences();
                 let power = if is_on { PublishedState::On } else { PublishedState::Rests };
                 state.directory.domain(from, PublishedDomain { uuid, name: domain.name, state: power });
             }
@@ -133,7 +134,9 @@ impl Cluster {
             .flat_map(|(_, uuid)| match state.directory.find(uuid) {
                 DirectoryAnswer::On(at) => at,
                 DirectoryAnswer::Off { at, .. } => at,
-                DirectoryAnswer::Lost(_) | DirectoryAnswer::Unknown => Vec::new(),
+                DirectoryAnswer::Lost(_) | DirectoryAnswer::LostOff(_) | DirectoryAnswer::Unknown => {
+                    Vec::new()
+                }
             })
             .collect();
         let since = Instant::now();

@@ -6,9 +6,9 @@
 //! never waits for anything else. Messages are handed to a link under the lock, so they are sent in the order
 //! in which they were decided.
 //!
-//! [`state`] holds the data and the lock, with [`waiting`], [`legacy_table`] and [`asks`] below. Above are
-//! [`claiming`], [`asker`], [`owner`], [`legacy`] and [`events`]; they know the data, and not each other, but
-//! that events start work. [`elsewhere`] asks all other nodes before a domain is called off.
+//! [`state`] holds the data and the lock, with [`waiting`], [`silence`], [`legacy_table`] and [`asks`] below.
+//! Above are [`claiming`], [`asker`], [`owner`], [`legacy`] and [`events`]; they know the data, and not each
+//! other, but that events start work. [`elsewhere`] asks all other nodes before a domain is called off.
 
 mod asker;
 mod asks;
@@ -26,6 +26,7 @@ pub(crate) mod node;
 pub(crate) mod own_domains;
 mod owner;
 mod resolve;
+mod silence;
 mod state;
 mod waiting;
 
@@ -42,6 +43,7 @@ use self::elsewhere::OtherNodes;
 use self::legacy_table::LegacyHosts;
 use self::link::{Link, LinkReceiver};
 use self::own_domains::OwnDomains;
+use self::silence::NodeSilences;
 use self::state::ClusterState;
 use self::waiting::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
@@ -82,6 +84,7 @@ impl Cluster {
             why_not: "corosync has not answered yet".to_owned(),
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
+            silences: NodeSilences::default(),
             own: BTreeMap::new(),
             is_own_complete: false,
             directory: Directory::default(),

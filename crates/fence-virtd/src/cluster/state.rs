@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use corosync_cpg::Node;
-use fence_config::NameMode;
+use fence_config::{MAX_CLIENT_TIMEOUT, NameMode};
 use fence_wire::Target;
 use libvirt_host::Uuid;
 use tokio::sync::watch;
@@ -19,8 +19,9 @@ use super::asks::{IncomingAsks, OutgoingAsks};
 use super::legacy_table::LegacyHosts;
 use super::link::Link;
 use super::own_domains::OwnDomain;
+use super::silence::{NodeSilence, NodeSilences};
 use super::waiting::WaitingClaims;
-use crate::backend::libvirt::LibvirtBackend;
+use crate::backend::libvirt::{DomainHere, LibvirtBackend};
 use crate::host_down::{DownEvidence, DownProof, LostHost};
 use crate::request::lease::Lease;
 use crate::service::Service;
@@ -30,6 +31,7 @@ use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{HostMessage, Member, PublishedState};
 use fence_core::cluster::recent_offs::RecentOffs;
 use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState};
+use fence_core::evidence::Sight;
 use fence_core::host_down::Moment;
 
 /// Transport of requests from other hosts, as audit records name it.
@@ -62,6 +64,8 @@ pub(super) struct ClusterState {
     pub(super) why_not: String,
     pub(super) members: BTreeSet<Member>,
     pub(super) nodes: BTreeMap<u32, Option<String>>,
+    /// Nodes of the node list that have not said what they have.
+    pub(super) silences: NodeSilences,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
     /// True when every hypervisor of this host was read: `own` is then complete.
     pub(super) is_own_complete: bool,
@@ -92,7 +96,7 @@ pub(crate) enum DomainPlace {
     On(Vec<Member>),
     /// On at no node; these members have the domain, off.
     Off(Vec<Member>),
-    /// Last on at this node, whose daemon is not heard.
+    /// At no host that is heard. Last on, or else off, at this node, whose daemon is not heard.
     Lost { node: u32, why: String },
     /// Off at these members, and on at no other: the domain may be on at a node that is not heard now.
     Doubt(Vec<Member>),
@@ -100,6 +104,15 @@ pub(crate) enum DomainPlace {
     NotYet(String),
     /// At no host.
     Unknown,
+}
+
+/// Nodes that have not said which domains they have.
+#[derive(Debug)]
+pub(crate) struct UnheardNodes {
+    /// Nodes and their reasons, for people.
+    pub(crate) why: String,
+    /// Moment until which that is likely to change.
+    pub(crate) patience: Instant,
 }
 
 /// Numbers of the cluster for the metrics.
@@ -187,6 +200,14 @@ pub(super) fn published_id(text: &str) -> Option<DomainId> {
     DomainId::parse_canonical(text)
 }
 
+/// Returns the domains with these names and UUIDs.
+fn references(named: Vec<(String, String)>) -> Vec<DomainRef> {
+    let reference = |(name, uuid): (String, String)| {
+        Some(DomainRef { name, uuid: published_id(&uuid)?, home: DomainHome::Elsewhere })
+    };
+    named.into_iter().filter_map(reference).collect()
+}
+
 /// Domains of other hosts.
 impl Cluster {
     /// Returns the domains of the other hosts, and the hosts that are not heard.
@@ -226,13 +247,44 @@ impl Cluster {
         }
     }
 
+    /// Returns the nodes that have not said which domains they have; none if all have.
+    pub(crate) fn unheard(&self) -> Option<UnheardNodes> {
+        self.state().unheard(Instant::now())
+    }
+
+    /// Returns the moment until which a daemon is expected that ended a moment ago, at a node that corosync
+    /// hears; none if there is no such daemon.
+    pub(crate) fn daemon_expected_by(&self) -> Option<Instant> {
+        let state = self.state();
+        let is_back_soon =
+            |it: NodeSilence| matches!(it, NodeSilence::Absent(_)) && state.ring.contains(&it.node());
+        state.silences.likely_end(is_back_soon, Instant::now())
+    }
+
     /// Returns the domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
-        let named = self.state().directory.named(target.as_str(), target.is_uuid());
-        let reference = |(name, uuid): (String, String)| {
-            Some(DomainRef { name, uuid: published_id(&uuid)?, home: DomainHome::Elsewhere })
-        };
-        named.into_iter().filter_map(reference).collect()
+        references(self.state().directory.named(target.as_str(), target.is_uuid()))
+    }
+
+    /// As [`Self::named`], with a domain of this host that the target means here. What it publishes may be
+    /// on its way.
+    pub(crate) fn named_with(&self, target: &Target, here: &DomainHere) -> Vec<DomainRef> {
+        let (state, own) = (self.state(), &here.domain);
+        let mut named = references(state.directory.named(target.as_str(), target.is_uuid()));
+        if named.iter().any(|it| it.uuid == own.uuid) {
+            return named;
+        }
+        let is_by_uuid = |it: &DomainRef| it.uuid.to_string().eq_ignore_ascii_case(target.as_str());
+        // By its name one that has ended is meant only where no other has the name: the rule of the directory.
+        if matches!(here.sight, Sight::Ended(_)) {
+            if named.is_empty() || is_by_uuid(own) {
+                named.push(own.clone());
+            }
+        } else {
+            named.retain(|it| is_by_uuid(it) || !state.directory.has_only_ended(&it.uuid.to_string()));
+            named.push(own.clone());
+        }
+        named
     }
 
     /// Returns the location of a domain as far as this host knows.
@@ -240,13 +292,8 @@ impl Cluster {
         let state = self.state();
         match state.directory.find(&uuid.to_string()) {
             DirectoryAnswer::On(at) => DomainPlace::On(at),
-            DirectoryAnswer::Lost(node) => {
-                let since = state.lost_nodes.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
-                let name = state.name(node);
-                let since = since.unwrap_or_default();
-                let why = format!("it was last seen on at {name}, which is not heard{since}");
-                DomainPlace::Lost { node, why }
-            }
+            DirectoryAnswer::Lost(node) => state.place_lost(node, "on"),
+            DirectoryAnswer::LostOff(node) => state.place_lost(node, "off"),
             DirectoryAnswer::Unknown => DomainPlace::Unknown,
             DirectoryAnswer::Off { at } => state.place_off(at),
         }
@@ -343,6 +390,37 @@ impl ClusterState {
 
     pub(super) fn set_nodes(&mut self, nodes: Option<Vec<Node>>) {
         self.nodes = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
+        self.update_silences();
+    }
+
+    /// Notes which nodes have not said what they have.
+    pub(super) fn update_silences(&mut self) {
+        let absent = self.missing().into_iter().map(NodeSilence::Absent);
+        let is_mute = |it: &Member| self.legacy.publications(it.node) == 0;
+        let mute = self.legacy_members().into_iter().filter(is_mute).map(NodeSilence::Mute);
+        let present = absent.chain(mute).collect();
+        self.silences.update(&present, Instant::now());
+    }
+
+    /// Returns why a domain that no host is known to have may be at one, and the moment until which that is
+    /// likely to change; none if every node has said what it has.
+    fn unheard(&self, now: Instant) -> Option<UnheardNodes> {
+        let says_nothing = |node| format!("{} has not said which domains it has", self.name(node));
+        let incomplete: Vec<u32> = self.directory.incomplete().map(|it| it.node).collect();
+        let why: Vec<String> = self
+            .silences
+            .all()
+            .map(|it| match it {
+                NodeSilence::Absent(node) => format!("{} is not heard", self.name(node)),
+                NodeSilence::Mute(member) => says_nothing(member.node),
+            })
+            .chain(incomplete.iter().map(|it| says_nothing(*it)))
+            .collect();
+        // A member publishes as soon as it has read its hypervisors.
+        let likely_end = self.silences.likely_end(|_| true, now);
+        let patience =
+            if incomplete.is_empty() { likely_end.unwrap_or(now) } else { now + MAX_CLIENT_TIMEOUT };
+        (!why.is_empty()).then(|| UnheardNodes { why: why.join("; "), patience })
     }
 
     /// Returns the nodes of the node list without a member in either group.
@@ -354,6 +432,16 @@ impl ClusterState {
 
     fn not_heard(&self) -> Vec<String> {
         self.missing().into_iter().map(|it| format!("{} is not heard", self.name(it))).collect()
+    }
+
+    /// Returns the place of a domain that was seen on or off last at this node, whose daemon is not heard.
+    fn place_lost(&self, node: u32, power: &str) -> DomainPlace {
+        let since = self.lost_nodes.get(&node).map(|it| format!(" for {} s", it.age().as_secs()));
+        let (name, since) = (self.name(node), since.unwrap_or_default());
+        DomainPlace::Lost {
+            node,
+            why: format!("it was last seen {power} at {name}, which is not heard{since}"),
+        }
     }
 
     /// Returns the place of a domain that is off at these members and on at no member.
@@ -371,6 +459,7 @@ impl ClusterState {
     pub(super) fn refresh_members(&mut self) {
         let legacy = self.legacy_members();
         self.directory.members(&self.members, &legacy);
+        self.update_silences();
     }
 
     /// Returns the members of the first group that are not in the second.

@@ -228,3 +228,118 @@ proptest! {
         prop_assert!(proved.is_err() || was_on.is_none(), "on at {was_on:?}, then at {:?}", world.on_at);
     }
 }
+
+/// Event that changes what is known of names.
+#[derive(Clone, Debug)]
+enum NameEvent {
+    Published(u32, PublishedDomain),
+    Undefined(u32, String),
+    Leaves(u32),
+    /// A new daemon says what it has.
+    Joins(u32, Vec<PublishedDomain>),
+}
+
+fn name_events() -> impl Strategy<Value = Vec<NameEvent>> {
+    let node = || 1..=3_u32;
+    // The UUID of one may be the name of another.
+    let uuid = || prop::sample::select(vec!["u", "v", "w"]).prop_map(str::to_owned);
+    let name = prop::sample::select(vec!["n", "m", "u"]).prop_map(str::to_owned);
+    let state = prop::sample::select(vec![
+        PublishedState::On,
+        PublishedState::Off,
+        PublishedState::Gone,
+        PublishedState::Gone,
+        PublishedState::Rests,
+    ]);
+    let domain = (uuid(), name, state).prop_map(|(uuid, name, state)| PublishedDomain { uuid, name, state });
+    let event = prop_oneof![
+        6 => (node(), domain.clone()).prop_map(|(node, it)| NameEvent::Published(node, it)),
+        1 => (node(), uuid()).prop_map(|(node, it)| NameEvent::Undefined(node, it)),
+        2 => node().prop_map(NameEvent::Leaves),
+        2 => (node(), vec(domain, 0..3)).prop_map(|(node, it)| NameEvent::Joins(node, it)),
+    ];
+    vec(event, 0..30)
+}
+
+/// What each node said last, and whether it is heard.
+#[derive(Default)]
+struct SaidDomains(BTreeMap<u32, (bool, BTreeMap<String, PublishedDomain>)>);
+
+impl SaidDomains {
+    fn take(&mut self, event: &NameEvent) {
+        match event {
+            NameEvent::Published(node, domain) => {
+                if let Some((true, said)) = self.0.get_mut(node) {
+                    said.insert(domain.uuid.clone(), domain.clone());
+                }
+            }
+            NameEvent::Undefined(node, uuid) => {
+                if let Some((true, said)) = self.0.get_mut(node) {
+                    said.remove(uuid);
+                }
+            }
+            NameEvent::Leaves(node) => self.0.entry(*node).or_default().0 = false,
+            NameEvent::Joins(node, domains) => {
+                let said = domains.iter().map(|it| (it.uuid.clone(), it.clone())).collect();
+                self.0.insert(*node, (true, said));
+            }
+        }
+        // A domain that is on at a host that is heard is not on any more where it was lost.
+        let heard = self.0.values().filter(|(is_heard, _)| *is_heard).flat_map(|(_, said)| said.values());
+        let on = heard.filter(|it| it.state == PublishedState::On).map(|it| it.uuid.clone());
+        let on: BTreeSet<String> = on.collect();
+        for (_, said) in self.0.values_mut().filter(|(is_heard, _)| !*is_heard) {
+            said.retain(|uuid, it| it.state != PublishedState::On || !on.contains(uuid));
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &PublishedDomain> {
+        self.0.values().flat_map(|(_, said)| said.values())
+    }
+
+    /// Returns the domains that a text may mean.
+    fn meant(&self, text: &str, only_uuid: bool) -> BTreeSet<String> {
+        let is_by_name = |it: &&PublishedDomain| !only_uuid && it.name == text;
+        let has_life = |uuid: &str| self.all().any(|it| it.uuid == uuid && it.state != PublishedState::Gone);
+        let by_uuid: BTreeSet<String> =
+            self.all().filter(|it| it.uuid == text).map(|it| it.uuid.clone()).collect();
+        let by_name: BTreeSet<String> = self.all().filter(is_by_name).map(|it| it.uuid.clone()).collect();
+        let living = by_name.iter().chain(&by_uuid).any(|it| has_life(it));
+        by_name.into_iter().filter(|it| !living || has_life(it)).chain(by_uuid).collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(config(2048))]
+
+    /// One that may run or can be started is always meant by its name, and a UUID always means its domain. A
+    /// name means an ended domain only where it means no other: so nothing is said of the one for the other.
+    #[test]
+    fn a_name_means_each_domain_that_may_run(events in name_events()) {
+        let (mut directory, mut said) = (Directory::default(), SaidDomains::default());
+        let mut members: BTreeMap<u32, Member> = BTreeMap::new();
+        for (pid, event) in (100..).zip(&events) {
+            match event {
+                NameEvent::Published(node, domain) => {
+                    members.get(node).into_iter().for_each(|it| directory.domain(*it, domain.clone()));
+                }
+                NameEvent::Undefined(node, uuid) => {
+                    members.get(node).into_iter().for_each(|it| directory.gone(*it, uuid));
+                }
+                NameEvent::Leaves(node) => drop(members.remove(node)),
+                NameEvent::Joins(node, _) => drop(members.insert(*node, Member { node: *node, pid })),
+            }
+            directory.members(&members.values().copied().collect(), &BTreeSet::new());
+            if let NameEvent::Joins(node, domains) = event {
+                directory.inventory(members[node], true, true, domains.clone());
+            }
+            said.take(event);
+            for text in ["n", "m", "u", "v", "w"] {
+                for only_uuid in [false, true] {
+                    let named = directory.named(text, only_uuid).into_iter().map(|(_, uuid)| uuid).collect();
+                    prop_assert_eq!(said.meant(text, only_uuid), named, "{} {}", text, only_uuid);
+                }
+            }
+        }
+    }
+}
