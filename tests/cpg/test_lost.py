@@ -141,6 +141,10 @@ def test_a_c_daemon_that_has_just_started_is_heard_first(hosts):
     hosts.h2.serve(OURS)
     hosts.h1.serve(OURS)
     hosts.wait_status("h1", "b1", 0)
+    with Member(hosts.h3, GROUP):
+        # It is there, and has said nothing: it may have anything.
+        assert refused(hosts.ask("h1", "status", "c1"))
+        assert "node 3 (h3) has not said which domains it has" in reason(hosts.h1, "status", "c1"), hosts.logs()
     hosts.h3.serve(OLD)
     result = hosts.ask("h1", "status", "c1")
     assert result.rc == 0, f"{result}\n{hosts.logs()}"

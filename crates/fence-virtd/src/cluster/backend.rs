@@ -202,8 +202,12 @@ impl CpgBackend {
         let place = self.cluster.place(domain.uuid);
         // A host that may have nothing to report counts as one that is not heard.
         if let (Some(member), false) = (silent.first(), matches!(place, DomainPlace::On(_))) {
-            let name = self.cluster.name(*member);
-            return Err(ActionError::Unavailable(format!("{name} does not say whether it is on there")));
+            let why = format!("{} does not say whether it is on there", self.cluster.name(*member));
+            // It has just joined: a C daemon publishes at once, and one of ours is in the first group first.
+            return match self.cluster.is_word_expected(*member) {
+                true => Ok(DomainPlace::NotYet(why)),
+                false => Err(ActionError::Unavailable(why)),
+            };
         }
         Ok(place)
     }

@@ -50,10 +50,15 @@ impl Cluster {
             OtherNode::Legacy(_) | OtherNode::NotHeard(_) => None,
         });
         let (mut findings, silent) = tokio::join!(join_all(asks), poll);
-        findings.extend(nodes.iter().filter_map(|it| match it {
-            OtherNode::Legacy(member) => Some(self.look_at_legacy(*member, question, &silent, began)),
-            OtherNode::Heard(_) | OtherNode::NotHeard(_) => None,
-        }));
+        for it in &nodes {
+            let OtherNode::Legacy(member) = it else { continue };
+            // One of ours is in the first group a moment before it is in the second.
+            findings.push(if self.is_legacy(*member) {
+                self.look_at_legacy(*member, question, &silent, began)
+            } else {
+                self.look_at(*member, question, until).await
+            });
+        }
         // One that has it decides. A proof that others are down would only be waited for in vain.
         let is_on = findings.iter().any(|it| it.sight == Sight::On);
         let until = if is_on { began } else { until };

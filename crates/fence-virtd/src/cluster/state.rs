@@ -261,6 +261,14 @@ impl Cluster {
         state.silences.likely_end(is_back_soon, Instant::now())
     }
 
+    /// Returns whether a member of the first group that says nothing is likely to say something soon.
+    pub(crate) fn is_word_expected(&self, member: Member) -> bool {
+        let state = self.state();
+        let is_it = |it: NodeSilence| it == NodeSilence::Mute(member);
+        !state.legacy_members().contains(&member)
+            || state.silences.likely_end(is_it, Instant::now()).is_some()
+    }
+
     /// Returns the domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
         references(self.state().directory.named(target.as_str(), target.is_uuid()))
@@ -275,7 +283,7 @@ impl Cluster {
             return named;
         }
         let is_by_uuid = |it: &DomainRef| it.uuid.to_string().eq_ignore_ascii_case(target.as_str());
-        // By its name one that has ended is meant only where no other has the name: the rule of the directory.
+        // The rule of the directory: one that has ended is meant only where no other has the name.
         if matches!(here.sight, Sight::Ended(_)) {
             if named.is_empty() || is_by_uuid(own) {
                 named.push(own.clone());

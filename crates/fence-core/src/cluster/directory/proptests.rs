@@ -261,7 +261,7 @@ fn name_events() -> impl Strategy<Value = Vec<NameEvent>> {
     vec(event, 0..30)
 }
 
-/// What each node said last, and whether it is heard.
+/// Latest word of each node, with whether the node is heard.
 #[derive(Default)]
 struct SaidDomains(BTreeMap<u32, (bool, BTreeMap<String, PublishedDomain>)>);
 
