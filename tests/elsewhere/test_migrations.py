@@ -81,17 +81,29 @@ def test_a_migration_that_is_not_confirmed(pair, note, end, first):
             settle(pair, migration)
         tally.add(answer, answer.lie_afterwards())
         good += answer.says_off() or answer.says_on()
+        if answer.action == "off":
+            # Half of it was ended. The other half is ended when it is asked for again, and all is known then.
+            here.unfilter()
+            there.unfilter()
+            until(lambda: pair.ask("off", "x").rc == OK, PATIENCE, f"x goes off\n{pair.logs()}")
+            assert pair.where("x") == []
+            (there if first == "h1" else here).does_not_call_back()
         for host in (here, there):
             host.hypervisor.virsh("destroy", "x", check=False)
     tally.none(pair.logs())
     note(f"{good} answers that help")
 
 
-@pytest.mark.parametrize("action", ["off", "reboot"])
-def test_a_migration_that_is_not_confirmed_to_a_host_that_nobody_knows(hosts, action):
-    """A host that is alone by its configuration, and a machine that stands still here for a migration: it runs at the target."""
+@pytest.mark.parametrize("action, others", [("off", "none"), ("reboot", "none"), ("off", "h3")])
+def test_a_migration_that_is_not_confirmed_to_a_host_that_nobody_knows(hosts, action, others):
+    """A machine that stands still here for a migration: it runs at the target, which nobody asks. This host is alone by its
+    configuration, or knows another one, which has nothing to do with it."""
     here, there = hosts.h1, hosts.h2
-    hosts.serve("h1", virtd={"peers": "none"})
+    if others == "none":
+        hosts.serve("h1", virtd={"peers": "none"})
+    else:
+        hosts.serve("h1", "h3")
+        hosts.h3.does_not_call_back()
     for _ in range(max(ROUNDS // 4, 1)):
         here.has("x")
         with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
@@ -109,6 +121,35 @@ def test_a_migration_that_is_not_confirmed_to_a_host_that_nobody_knows(hosts, ac
     here.has("x")
     assert hosts.ask("off", "x").rc == OK, hosts.logs()
     assert hosts.ask("off", "x").rc == OK, hosts.logs()
+
+
+def test_what_comes_in_from_a_host_that_nobody_knows(pair, note):
+    """The end of what waits for its memory is not that of the machine, which runs on at a host that nobody asks."""
+    tally = Tally(note)
+    pair.h1.does_not_call_back()
+    nowhere, there = pair.h3, pair.h2
+    for _ in range(max(ROUNDS // 2, 1)):
+        nowhere.has("x")
+        migration = slow(nowhere, there)
+        answer = pair.ask("off", "x")
+        said = settle(pair, migration) if migration else "over at once"
+        tally.add(answer, answer.lie_afterwards(), said.strip())
+        for host in (nowhere, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    tally.none(pair.logs())
+
+
+def test_what_came_in_a_moment_ago_is_not_ended_in_vain(pair):
+    """While the host that it came from can't be asked, its end would prove nothing, then or later."""
+    here, there = pair.h1, pair.h2
+    here.has("x")
+    settle(pair, here.migrate("x", there))
+    here.stop_serving()
+    answer = pair.ask("off", "x")
+    assert answer.rc == FAILED and pair.where("x") == ["h2"], pair.logs()
+    assert "Ask again in" in str(there.records()[-1]), there.records()[-1]
+    here.serve_again()
+    assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
 
 
 #: Who calls back first, what is done to the machine at the target, and how many rounds there are of it.

@@ -293,6 +293,14 @@ fn ended_after(end: &Finding, moved: &Finding) -> bool {
     matches!((end, moved), (Some(end), Some(moved)) if end >= moved)
 }
 
+/// Returns whether a look shows an end that came after this moment by the clock of this host.
+pub fn ended_since(look: &Finding, since: Instant) -> bool {
+    let Sight::Ended(Some(age)) = look.sight else { return false };
+    let age = age.checked_add(age / CLOCK_DRIFT);
+    let until_look = look.began.checked_duration_since(since);
+    matches!((age, until_look), (Some(age), Some(time)) if age <= time)
+}
+
 fn moved_away(look: &Finding) -> Doubt {
     Doubt::CantTell(format!(
         "it moved away from {0}, and no host that was asked saw it end after that. Is it on at a host that \

@@ -553,6 +553,22 @@ fn courses_with_restarts_that_are_seldom_drawn() {
 }
 
 #[test]
+fn an_end_since_a_moment_came_after_it() {
+    let start = Instant::now();
+    let ended = |age| {
+        let look = finding(start, 0, Sight::Ended(age), 100_000);
+        ended_since(&look, at(start, 40_000))
+    };
+    let second = Duration::from_secs(1);
+    assert!(ended(Some(59 * second)) && ended(Some(Duration::ZERO)));
+    assert!(!ended(Some(60 * second)), "the clocks run apart");
+    assert!(!ended(Some(61 * second)) && !ended(None) && !ended(Some(Duration::MAX)));
+    let look = finding(start, 0, Sight::Ended(Some(Duration::ZERO)), 1);
+    assert!(!ended_since(&look, at(start, 2)));
+    assert!(!ended_since(&finding(start, 0, Sight::Off, 9), start));
+}
+
+#[test]
 fn the_end_of_an_instance_is_a_proof() {
     let start = Instant::now();
     let end = |sight| ProvedOff::from_end(start, &finding(start, 0, sight, 3));

@@ -17,7 +17,7 @@ use libvirt_host::{Connection, State, Uuid};
 use zeroize::Zeroizing;
 
 use self::act::{
-    ActFailure, DomainReading, PowerOffHere, PowerOffOrder, PowerOffProgress, StartSource, look,
+    ActFailure, DomainReading, OtherEnd, PowerOffHere, PowerOffOrder, PowerOffProgress, StartSource, look,
 };
 use self::target::{MatchedDomain, TargetQuery};
 use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
@@ -44,9 +44,10 @@ const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
 const REBOOT_GIVES_WAY: usize = 3;
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
-const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run \
-                           where it was to go, and no other host is known. Power it off there, then start \
-                           it with virsh where it belongs; and name the other hosts in `peers`";
+const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run at \
+                           the other end of the migration, and no other host that is asked has it. Power \
+                           it off there, then start it with virsh where it belongs; and name all other \
+                           hosts in `peers`";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
@@ -334,20 +335,24 @@ impl LibvirtBackend {
         let question = DomainQuestion::about(domain);
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
         let mut gave_way = 0;
+        let mut other_end = OtherEnd::NotSought;
         loop {
-            let down = self.take_down_at(next, domain, for_reboot, lease).await;
+            let order = PowerOffOrder { uuid: libvirt_uuid(domain.uuid), for_reboot, other_end };
+            let down = self.take_down_at(next, order, lease).await;
             match down.map_err(|it| after(acted, it))? {
                 PowerOffHere::Ended { look, start_from } => {
                     let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
                     let restart = start_from.map(|it| self.restart(next, domain, it, self.announce(domain)));
                     return Ok(PowerOffResult { proof, was_off: false, restart, note: None });
                 }
+                PowerOffHere::MayBeHalf { only_came_in } => {
+                    let found = self.seek_other_end(next, &question, only_came_in, lease.until()).await;
+                    other_end = found.map_err(|it| after(acted, it))?;
+                    continue;
+                }
                 PowerOffHere::EndedWhileMoving { start_from, is_handed_over } => {
                     acted = true;
-                    if is_handed_over && self.has_no_other_end(&question, lease.until()).await {
-                        self.hypervisors[next].record_move(libvirt_uuid(domain.uuid));
-                        return Err(ActionError::Unknown(HANDED_OVER.to_owned()));
-                    }
+                    self.note_handed_over(next, order, is_handed_over)?;
                     source = start_from.map(|it| (next, it)).or(source);
                 }
                 PowerOffHere::NothingHere => {}
@@ -366,6 +371,7 @@ impl LibvirtBackend {
                 {
                     drop(announced);
                     gave_way += 1;
+                    other_end = OtherEnd::NotSought;
                     give_way().await;
                 }
                 Err(doubt) => {
@@ -373,7 +379,7 @@ impl LibvirtBackend {
                         return Err(after(acted, doubt.into()));
                     };
                     lease.check().map_err(|it| after(acted, it))?;
-                    next = home;
+                    (next, other_end) = (home, OtherEnd::NotSought);
                 }
             }
         }
@@ -388,10 +394,61 @@ impl LibvirtBackend {
         }))
     }
 
-    /// Returns whether nobody is asked who could be the other end of a migration.
-    async fn has_no_other_end(&self, question: &DomainQuestion, until: Instant) -> bool {
-        let is_other = |it: &Finding| matches!(it.place, DomainSite::Host(_));
-        self.hypervisors.len() == 1 && !self.look_everywhere(question, until).await.iter().any(is_other)
+    /// Looks at all other places for the other end of a migration that has an instance here, or left it here.
+    ///
+    /// # Errors
+    /// The instance runs, a migration brought it here a moment ago, and a place that may be the source can't
+    /// be asked. What would be ended now could never be proved to be the machine; a little later it can.
+    async fn seek_other_end(
+        &self,
+        home: usize,
+        question: &DomainQuestion,
+        only_came_in: bool,
+        until: Instant,
+    ) -> Result<OtherEnd, ActionError> {
+        let (uuid, memory) = (libvirt_uuid(question.uuid), &self.hypervisors[home]);
+        let half_since = memory.half_age(uuid).and_then(|it| Instant::now().checked_sub(it));
+        let mut round = self.look_everywhere(question, until).await;
+        round.retain(|it| it.place != DomainSite::Hypervisor(memory.uri().to_owned()));
+        let silent = round.iter().filter_map(|it| match &it.sight {
+            Sight::Unknown(why) => Some(why.clone()),
+            _ => None,
+        });
+        let silent: Vec<_> = silent.collect();
+        if let (true, false, Some(left)) = (only_came_in, silent.is_empty(), memory.settles_in(uuid)) {
+            return Err(ActionError::Unavailable(format!(
+                "it came in by a migration a moment ago and was not powered off: its end would prove nothing \
+                 while the host that it came from can't be asked. Ask again in {} s; {}",
+                left.as_secs() + 1,
+                silent.join("; ")
+            )));
+        }
+        let is_half = |it: &Finding| half_since.is_some_and(|since| evidence::ended_since(it, since));
+        let has_it = |it: &Finding| matches!(it.sight, Sight::On | Sight::Moving) || is_half(it);
+        Ok(if round.iter().any(has_it) { OtherEnd::Found } else { OtherEnd::NotFound })
+    }
+
+    /// Takes note of what was ended here: an instance that stood still for a migration is the machine only if
+    /// no other place can have its other half.
+    fn note_handed_over(
+        &self,
+        home: usize,
+        order: PowerOffOrder,
+        is_handed_over: bool,
+    ) -> Result<(), ActionError> {
+        let memory = &self.hypervisors[home];
+        match order.other_end {
+            _ if !is_handed_over => Ok(()),
+            // The place that has the other half is asked about it from now on.
+            OtherEnd::Found => {
+                memory.record_end(order.uuid);
+                Ok(())
+            }
+            OtherEnd::NotFound | OtherEnd::NotSought => {
+                memory.record_move(order.uuid);
+                Err(ActionError::Unknown(HANDED_OVER.to_owned()))
+            }
+        }
     }
 
     fn home_of(&self, domain: &DomainRef) -> Result<usize, ActionError> {
@@ -416,13 +473,11 @@ impl LibvirtBackend {
     async fn take_down_at(
         &self,
         home: usize,
-        domain: &DomainRef,
-        for_reboot: bool,
+        order: PowerOffOrder,
         lease: &Lease,
     ) -> Result<PowerOffHere, ActionError> {
         let home = &self.hypervisors[home];
-        let uuid = libvirt_uuid(domain.uuid);
-        let order = PowerOffOrder { uuid, for_reboot };
+        let uuid = order.uuid;
         let progress = Arc::new(Mutex::new(PowerOffProgress::default()));
         let result: Result<Infallible, ActionError> = loop {
             if let Err(lapsed) = lease.check() {

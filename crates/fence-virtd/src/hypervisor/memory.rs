@@ -27,6 +27,9 @@ const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 const STARTED_MIGRATED: i32 = 1;
 /// `VIR_DOMAIN_EVENT_STOPPED_MIGRATED`: an instance has left.
 const STOPPED_MIGRATED: i32 = 3;
+/// `VIR_DOMAIN_EVENT_SUSPENDED_` `MIGRATED`, `POSTCOPY` and `POSTCOPY_FAILED`: an instance stands still, and
+/// its other half at another place may run.
+const SUSPENDED_BY_MIGRATION: [i32; 3] = [1, 7, 8];
 
 /// Returns this moment.
 fn now() -> BootMoment {
@@ -68,10 +71,11 @@ struct SeenDomain {
 enum LastSeen {
     /// Known, and nothing was seen of an instance.
     Known,
-    /// An instance came in by a migration, and has not run here yet.
-    CameIn,
+    /// An instance came in by a migration at this moment, and has not run here yet.
+    CameIn(BootMoment),
     /// An instance runs here. `came_in`: a migration brought it, and it was first seen to run at this moment.
-    Ran { came_in: Option<BootMoment> },
+    /// `handed_over`: it stands still for a migration since this moment at the latest.
+    Ran { came_in: Option<BootMoment>, handed_over: Option<BootMoment> },
     /// The instance that ran here ended for good, at this moment.
     Ended(BootMoment),
     /// The instance moved to another place, at this moment at the latest.
@@ -104,7 +108,7 @@ impl SeenDomains {
             let event = match seen.last {
                 LastSeen::Ended(when) => PastEvent::Ended(when),
                 LastSeen::MovedAway(when) => PastEvent::MovedAway(when),
-                LastSeen::Known | LastSeen::CameIn | LastSeen::Ran { .. } => return None,
+                LastSeen::Known | LastSeen::CameIn(_) | LastSeen::Ran { .. } => return None,
             };
             Some(NamedEvent { name: seen.name.clone(), event })
         });
@@ -160,7 +164,7 @@ impl SeenDomains {
     /// over at the other side too.
     pub(super) fn has_settled(&self, uuid: Uuid) -> bool {
         match self.domains.get(&uuid).map(|it| it.last) {
-            Some(LastSeen::Ran { came_in }) => came_in.is_none_or(|it| age(it) >= MIGRATION_SETTLE),
+            Some(LastSeen::Ran { came_in, .. }) => came_in.is_none_or(|it| age(it) >= MIGRATION_SETTLE),
             _ => false,
         }
     }
@@ -195,12 +199,39 @@ impl SeenDomains {
     /// Returns whether an instance was here before that a migration can have: it ran here, or came in.
     pub(super) fn had_instance(&self, uuid: Uuid) -> bool {
         let last = self.domains.get(&uuid).map(|it| it.last);
-        matches!(last, Some(LastSeen::Ran { .. } | LastSeen::CameIn))
+        matches!(last, Some(LastSeen::Ran { .. } | LastSeen::CameIn(_)))
+    }
+
+    /// Returns how long the instance here has been one half of a migration, as far as that was seen.
+    pub(super) fn half_age(&self, uuid: Uuid) -> Option<Duration> {
+        match self.last(uuid)? {
+            LastSeen::CameIn(since) | LastSeen::Ran { handed_over: Some(since), .. } => Some(age(since)),
+            _ => None,
+        }
+    }
+
+    /// Returns the time until the migration that brought the running instance here is over at the other side
+    /// too; none if it is, or if no migration brought it.
+    pub(super) fn settles_in(&self, uuid: Uuid) -> Option<Duration> {
+        let Some(LastSeen::Ran { came_in: Some(since), .. }) = self.last(uuid) else { return None };
+        MIGRATION_SETTLE.checked_sub(age(since)).filter(|it| !it.is_zero())
+    }
+
+    /// Writes down that the machine may be at another place since now: the next daemon knows it, if this one
+    /// does not live to see what became of the instance that is here.
+    pub(super) fn write_move(&self, uuid: Uuid) {
+        if let (Some((past, uri)), Some(seen)) = (&self.disk, self.domains.get(&uuid)) {
+            let event = PastEvent::MovedAway(now());
+            past.put(uri, uuid, Some(NamedEvent { name: seen.name.clone(), event }));
+        }
     }
 
     /// Records that the machine may be at another place since now.
     pub(super) fn record_move(&mut self, uuid: Uuid) {
-        self.set(uuid, LastSeen::MovedAway(now()));
+        // An event said so already.
+        if !matches!(self.last(uuid), Some(LastSeen::MovedAway(_))) {
+            self.set(uuid, LastSeen::MovedAway(now()));
+        }
     }
 
     /// Records that an action of ours ended the instance that ran here.
@@ -222,9 +253,10 @@ impl SeenDomains {
                     _ => LastSeen::Known,
                 }
             }
-            State::Migrating => LastSeen::CameIn,
-            State::CameIn => LastSeen::Ran { came_in: Some(now()) },
-            _ => LastSeen::Ran { came_in: None },
+            // Either half.
+            State::Migrating => LastSeen::Ran { came_in: Some(now()), handed_over: Some(now()) },
+            State::CameIn => LastSeen::Ran { came_in: Some(now()), handed_over: None },
+            _ => LastSeen::RUNS,
         };
         self.record(record.uuid, &record.name, last);
     }
@@ -315,28 +347,45 @@ impl From<PastEvent> for LastSeen {
 }
 
 impl LastSeen {
+    /// An instance that was started here.
+    const RUNS: Self = Self::Ran { came_in: None, handed_over: None };
+
     /// Returns what an event makes of this; none for an event that says nothing about instances.
     fn after(self, event: &LifecycleEvent) -> Option<Self> {
         Some(match event.kind {
             LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return None,
-            LifecycleKind::Started if event.detail == STARTED_MIGRATED => Self::CameIn,
-            // The one that came in runs here now; or the one that was to go stays.
-            LifecycleKind::Resumed => match self {
-                Self::CameIn => Self::Ran { came_in: Some(now()) },
-                Self::Ran { .. } => self,
-                Self::Known | Self::Ended(_) | Self::MovedAway(_) => Self::Ran { came_in: None },
-            },
-            LifecycleKind::Started => Self::Ran { came_in: None },
+            LifecycleKind::Started if event.detail == STARTED_MIGRATED => Self::CameIn(now()),
+            LifecycleKind::Resumed => self.resumed(),
+            LifecycleKind::Started => Self::RUNS,
             LifecycleKind::PmSuspended | LifecycleKind::Crashed => self.ran(),
             LifecycleKind::Stopped => self.stopped(event.detail),
+            LifecycleKind::Suspended if SUSPENDED_BY_MIGRATION.contains(&event.detail) => self.handed_over(),
             // A definition was changed, or the instance is paused or shuts down: it is what it was.
             LifecycleKind::Defined | LifecycleKind::Suspended | LifecycleKind::Shutdown => self,
             LifecycleKind::Other(_) => Self::Known,
         })
     }
 
+    /// The one that came in runs here now; or the one that was to go stays.
+    fn resumed(self) -> Self {
+        match self {
+            Self::CameIn(_) | Self::Ran { came_in: Some(_), handed_over: Some(_) } => {
+                Self::Ran { came_in: Some(now()), handed_over: None }
+            }
+            Self::Ran { came_in, .. } => Self::Ran { came_in, handed_over: None },
+            Self::Known | Self::Ended(_) | Self::MovedAway(_) => Self::RUNS,
+        }
+    }
+
+    fn handed_over(self) -> Self {
+        match self {
+            Self::Ran { came_in, handed_over: None } => Self::Ran { came_in, handed_over: Some(now()) },
+            _ => self,
+        }
+    }
+
     fn ran(self) -> Self {
-        if matches!(self, Self::CameIn | Self::Ran { .. }) { self } else { Self::Ran { came_in: None } }
+        if matches!(self, Self::CameIn(_) | Self::Ran { .. }) { self } else { Self::RUNS }
     }
 
     fn stopped(self, detail: i32) -> Self {
@@ -344,6 +393,9 @@ impl LastSeen {
         // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
         // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
         match (detail, self) {
+            // The other half has the machine, or may have it: it has not run here since, and may have ended
+            // there before this event.
+            (0..=STOPPED_MIGRATED, Self::Ran { handed_over: Some(since), .. }) => Self::MovedAway(since),
             (STOPPED_MIGRATED, _) => Self::MovedAway(now()),
             (0..=2, Self::Ran { .. }) => Self::Ended(now()),
             // The event of an end that is known already.
@@ -496,7 +548,7 @@ mod tests {
             }
             // An instance is here: nothing of that counts any more, in this run or a later one.
             let (seen, past) = next(&[State::Running]);
-            assert_eq!(seen.last(uuid()), Some(LastSeen::Ran { came_in: None }));
+            assert_eq!(seen.last(uuid()), Some(LastSeen::RUNS));
             past.finish();
             assert_eq!(next(&[State::ShutOff]).0.last(uuid()), Some(LastSeen::Known));
         }
@@ -505,5 +557,45 @@ mod tests {
         seen.record_end(uuid());
         past.finish();
         assert!(next(&[State::MovedAway]).0.move_age(uuid()).is_some());
+    }
+
+    /// Such an end says nothing of the machine: its other half may run.
+    #[test]
+    fn what_stands_still_for_a_migration_does_not_end_here() {
+        use LifecycleKind::{Resumed, Started, Stopped, Suspended};
+        for detail in SUSPENDED_BY_MIGRATION {
+            let paused = [(Started, 0), (Suspended, detail)];
+            assert!(seen_after(&paused).half_age(uuid()).is_some());
+            for end in [1, STOPPED_MIGRATED] {
+                let mut seen = seen_after(&paused);
+                let half_since = seen.half_age(uuid()).unwrap();
+                seen.record_event(&LifecycleEvent {
+                    uuid: uuid(),
+                    name: "x".to_owned(),
+                    kind: Stopped,
+                    detail: end,
+                });
+                // It may have ended at the other end before this host heard of its move.
+                assert!(seen.end_age(uuid()).is_none() && seen.move_age(uuid()) >= Some(half_since));
+            }
+            let stayed = [&paused[..], &[(Resumed, 1)]].concat();
+            assert!(
+                seen_after(&stayed).half_age(uuid()).is_none() && seen_after(&stayed).has_settled(uuid())
+            );
+            assert!(seen_after(&[&stayed[..], &[(Stopped, 1)]].concat()).end_age(uuid()).is_some());
+        }
+        assert!(seen_after(&[(Started, 0), (Suspended, 0), (Stopped, 1)]).end_age(uuid()).is_some());
+        assert!(seen_after(&[(Started, 1)]).half_age(uuid()).is_some());
+        // Found at the start: it may be either half.
+        let record = DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::Migrating };
+        let event = |kind, detail| LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail };
+        let mut seen = SeenDomains::default();
+        seen.record_listed(&record);
+        assert!(seen.had_instance(uuid()) && seen.half_age(uuid()).is_some());
+        seen.record_event(&event(Resumed, 1));
+        assert!(seen.settles_in(uuid()).is_some_and(|it| it <= MIGRATION_SETTLE));
+        seen.record_listed(&record);
+        seen.record_event(&event(Stopped, 1));
+        assert!(seen.move_age(uuid()).is_some());
     }
 }

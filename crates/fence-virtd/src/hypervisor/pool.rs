@@ -466,6 +466,22 @@ impl Hypervisor {
         lock(&self.memory).had_instance(uuid)
     }
 
+    /// Returns how long the instance here has been one half of a migration, as far as that was seen.
+    pub(crate) fn half_age(&self, uuid: Uuid) -> Option<Duration> {
+        lock(&self.memory).half_age(uuid)
+    }
+
+    /// Returns the time until the migration that brought the running instance here is over at the other side
+    /// too; none if it is.
+    pub(crate) fn settles_in(&self, uuid: Uuid) -> Option<Duration> {
+        lock(&self.memory).settles_in(uuid)
+    }
+
+    /// Writes down that the machine may be at another place, before an action of ours ends what is here.
+    pub(crate) fn write_move(&self, uuid: Uuid) {
+        lock(&self.memory).write_move(uuid);
+    }
+
     /// Records that a migration may have handed the machine over to another place.
     pub(crate) fn record_move(&self, uuid: Uuid) {
         lock(&self.memory).record_move(uuid);

@@ -130,6 +130,18 @@ pub(super) enum StartSource {
 pub(super) struct PowerOffOrder {
     pub(super) uuid: Uuid,
     pub(super) for_reboot: bool,
+    pub(super) other_end: OtherEnd,
+}
+
+/// Result of a look for the other end of a migration, made before an instance is ended that may be one half.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum OtherEnd {
+    /// Nobody has looked.
+    NotSought,
+    /// No place that is asked has it, or had it since the instance here is one half.
+    NotFound,
+    /// A place that is asked has it, or had it.
+    Found,
 }
 
 /// Progress of a power-off, kept when the connection is lost in between.
@@ -141,6 +153,8 @@ pub(super) struct PowerOffProgress {
     destroyed: bool,
     /// True once the instance was seen in a migration.
     was_moving: bool,
+    /// True once a job had the instance, which may be a migration.
+    had_job: bool,
     /// True once the instance stood still for a migration: the machine may run at the other end of it.
     is_handed_over: bool,
     /// Source for the restart, read before the power-off.
@@ -151,6 +165,12 @@ pub(super) struct PowerOffProgress {
 pub(super) enum PowerOffHere {
     /// No instance was here, or it left for another place: nothing was ended.
     NothingHere,
+    /// Nothing was done. An instance is here that a migration has, or may have left here: the other end has
+    /// to be sought before it is ended.
+    MayBeHalf {
+        /// Nothing but the time since it came in speaks for that.
+        only_came_in: bool,
+    },
     /// An instance was ended that a migration had here, or may have left here. The machine may run at another
     /// place.
     EndedWhileMoving {
@@ -211,6 +231,9 @@ pub(super) fn take_down(
 ) -> Result<PowerOffHere, ActFailure> {
     loop {
         let here = end_instance(connection, order, lease, memory, progress)?;
+        if matches!(here, PowerOffHere::MayBeHalf { .. }) {
+            return Ok(here);
+        }
         let discarded = match saved::discard(connection, order.uuid)? {
             DiscardResult::NoneThere => false,
             DiscardResult::Removed => true,
@@ -235,7 +258,9 @@ fn end_instance(
     progress: &mut PowerOffProgress,
 ) -> Result<PowerOffHere, ActFailure> {
     let (victim, refusal, pause) = (None, None, PollPause::new());
-    let mut run = PowerOffRun { connection, order, lease, memory, progress, victim, refusal, pause };
+    let stands_still = false;
+    let mut run =
+        PowerOffRun { connection, order, lease, memory, progress, victim, refusal, pause, stands_still };
     if let Some(off) = run.first_reading()? {
         return Ok(off);
     }
@@ -261,6 +286,8 @@ struct PowerOffRun<'a> {
     /// Reason why the hypervisor refused to destroy the domain.
     refusal: Option<String>,
     pause: PollPause,
+    /// The last reading showed it paused, by a migration or not.
+    stands_still: bool,
 }
 
 impl PowerOffRun<'_> {
@@ -292,7 +319,12 @@ impl PowerOffRun<'_> {
             self.progress.start_from = Some(start_from(&domain)?);
         }
         // A migration may be about to hand the machine over.
-        self.progress.was_moving |= domain.has_job()?;
+        self.progress.had_job |= domain.has_job()?;
+        self.progress.was_moving |= self.progress.had_job;
+        if self.progress.was_moving && self.order.other_end == OtherEnd::NotSought && !self.progress.acted {
+            let only_came_in = !self.progress.had_job && !self.stands_still;
+            return Ok(Some(PowerOffHere::MayBeHalf { only_came_in }));
+        }
         // The last reading is fresh, so the hypervisor answers now. If it hangs from here on, only this one
         // call can still take effect late.
         if let Err(lapsed) = self.lease.check() {
@@ -303,6 +335,9 @@ impl PowerOffRun<'_> {
             return Err(ActionError::NoEffect { state, reason }.into());
         }
         self.write_owed_start();
+        if self.progress.is_handed_over && self.order.other_end != OtherEnd::Found {
+            self.memory.write_move(uuid);
+        }
         self.progress.acted = true;
         let destroyed = domain.destroy();
         fault::reached("destroy_called");
@@ -334,7 +369,11 @@ impl PowerOffRun<'_> {
             match look(self.connection, self.order.uuid)? {
                 DomainReading::Off => return Ok(Some(self.ended(began))),
                 DomainReading::Gone => return Ok(Some(self.gone(began))),
-                DomainReading::MovedAway => return Ok(Some(self.left())),
+                DomainReading::MovedAway => {
+                    // libvirt itself knows that now.
+                    self.progress.is_handed_over = false;
+                    return Ok(Some(self.left()));
+                }
                 // Another instance: the one that was there has ended. That completes a reboot. For an off,
                 // somebody starts the domain at this moment, and it is powered off again.
                 DomainReading::On { instance, state }
@@ -365,6 +404,7 @@ impl PowerOffRun<'_> {
     /// was not here before.
     fn note_moving(&mut self, state: State) {
         self.progress.was_moving |= self.is_moving(state);
+        self.stands_still = matches!(state, State::Migrating | State::Paused);
         let is_handed_over = state == State::Migrating && self.memory.had_instance(self.order.uuid);
         self.progress.is_handed_over |= is_handed_over;
     }
@@ -420,6 +460,15 @@ impl PowerOffRun<'_> {
     }
 
     fn ended_while_moving(&mut self) -> PowerOffHere {
+        if self.progress.had_job && !self.progress.is_handed_over {
+            // The events tell whether it stood still for a migration when it was ended.
+            let (until, mut pause) = (Instant::now() + EVENT_LAG, PollPause::new());
+            let has_left = || self.memory.move_age(self.order.uuid).is_some();
+            while !has_left() && self.memory.end_age(self.order.uuid).is_none() && Instant::now() < until {
+                pause.wait(until);
+            }
+            self.progress.is_handed_over = has_left();
+        }
         let PowerOffProgress { start_from, is_handed_over, .. } = &mut *self.progress;
         PowerOffHere::EndedWhileMoving { start_from: start_from.take(), is_handed_over: *is_handed_over }
     }
