@@ -3,8 +3,8 @@
 //! answers mean.
 //!
 //! Owns the rules by which silence never counts as an answer: a host that was heard once must answer each
-//! question until an administrator forgets it. Values only. Must never drop a host by itself, whatever comes
-//! in.
+//! question until an administrator forgets it. Values only. Must never drop a host that proved its key pair
+//! by itself, whatever comes in.
 
 mod doubt;
 mod round;
@@ -19,4 +19,7 @@ pub use doubt::{HostDoubt, HostRun};
 pub use round::{AnswerResult, HostFinding, Respondent, Round};
 pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule, WHOLE_ROUND};
 pub use starting::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
-pub use table::{HeardHost, HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES, MAX_HOSTS, legacy_id};
+pub use table::{
+    ANNOUNCED_KEPT, HeardHost, HostKind, KnownHost, KnownHosts, MAX_ANNOUNCED, MAX_HOST_ADDRESSES, MAX_HOSTS,
+    legacy_id,
+};

@@ -374,3 +374,62 @@ fn a_name_of_two_hosts_forgets_none() {
     assert!(table.namesakes("h2").is_empty());
     assert_eq!(table.forget("h2").len(), 1);
 }
+
+/// Something that a guest or a host does, and the time that passes.
+#[derive(Clone, Debug)]
+enum Claim {
+    Forged { host: u8 },
+    Proved { host: u8 },
+    Seconds(u64),
+}
+
+fn claims() -> impl Strategy<Value = Vec<Claim>> {
+    let claim = prop_oneof![
+        6 => (0..90_u8).prop_map(|host| Claim::Forged { host }),
+        2 => (0..40_u8).prop_map(|host| Claim::Proved { host }),
+        2 => (1..200_u64).prop_map(Claim::Seconds),
+    ];
+    proptest::collection::vec(claim, 0..100)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// A host that proved itself once must answer for good. One that only said hello must answer until it was
+    /// silent for a while, or the table says that one is missing; and after that nothing of it is left.
+    #[test]
+    fn only_a_host_that_proved_itself_is_remembered_for_good(claims in claims()) {
+        let mut table = KnownHosts::default();
+        let (mut at, mut proved) = (Instant::now(), BTreeSet::new());
+        let mut latest = std::collections::BTreeMap::new();
+        for claim in claims {
+            match claim {
+                Claim::Forged { host } => {
+                    table.announced(&hello(host), address(host), 7, at);
+                    latest.insert(host, at);
+                }
+                Claim::Proved { host } => {
+                    let heard = table.heard_proved(&hello(host), address(host), 7, true);
+                    prop_assert_ne!(heard, HeardHost::NoRoom, "forged ones took its place");
+                    proved.insert(host);
+                }
+                Claim::Seconds(seconds) => at += Duration::from_secs(seconds),
+            }
+            table.drop_unproved(at);
+            prop_assert!(table.missing().is_none());
+            let has = |it: &u8| table.host(id(*it)).is_some();
+            prop_assert!(proved.iter().all(has), "a host that proved itself is gone");
+            for (host, since) in &latest {
+                let is_fresh = at.duration_since(*since) < ANNOUNCED_KEPT;
+                let is_told = table.missing_now(at).is_some();
+                prop_assert!(!is_fresh || has(host) || is_told, "h{} is left out", host);
+                prop_assert!(is_fresh || proved.contains(host) || !has(host), "h{} stays for good", host);
+            }
+            prop_assert!(table.remembered().all(|it| proved.iter().any(|host| id(*host) == it.id)));
+        }
+        at += ANNOUNCED_KEPT;
+        table.drop_unproved(at);
+        prop_assert_eq!(table.all().count(), proved.len());
+        prop_assert_eq!(table.missing_now(at), None);
+    }
+}

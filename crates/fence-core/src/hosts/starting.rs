@@ -200,7 +200,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(3000))]
+        #![proptest_config(ProptestConfig::with_cases(1000))]
 
         /// However the steps of two or three hosts fall, at most one instance is started; and a host that is
         /// left alone in the end finds it on, or starts it.

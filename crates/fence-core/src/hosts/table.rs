@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Table of the hosts that were ever heard.
 //!
-//! A host leaves it only by [`KnownHosts::forget`]. A host that finds no room is noted too: while it may be
-//! missing, nobody may believe that the table has all.
+//! A host that proved its key pair once leaves it only by [`KnownHosts::forget`]. One of which there is
+//! nothing but a hello, which whoever holds the key can make, must answer too, and leaves it when it was
+//! silent for [`ANNOUNCED_KEPT`]. A host that finds no room is noted too: while it may be missing, nobody
+//! may believe that the table has all.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use fence_wire::{HostHello, HostId};
 
@@ -16,6 +19,11 @@ use super::doubt::{HostDoubt, HostRuns, RunChange};
 pub const MAX_HOSTS: usize = 64;
 /// Addresses of one host that are remembered, the latest first.
 pub const MAX_HOST_ADDRESSES: usize = 4;
+
+/// Most hosts of which nothing was heard but hellos that anybody may have made.
+pub const MAX_ANNOUNCED: usize = 16;
+/// Time for which such a host must answer after its last hello: five times that between two hellos.
+pub const ANNOUNCED_KEPT: Duration = Duration::from_secs(300);
 
 /// Word that means every host to [`KnownHosts::forget`].
 const ALL: &str = "all";
@@ -89,6 +97,10 @@ pub struct KnownHosts {
     rivals: BTreeMap<SocketAddr, HostId>,
     /// Key pairs that two daemons have, with the address of the one that was heard second.
     twins: BTreeMap<HostId, IpAddr>,
+    /// Hosts that never proved their key pair in this run, with the moment of the latest hello.
+    announced: BTreeMap<HostId, Instant>,
+    /// Latest moment when one of these found no room.
+    crowded: Option<Instant>,
     /// Runs of the daemons. They are not kept over a restart.
     runs: HostRuns,
     /// Why a host may be missing here, until an administrator says that none is.
@@ -115,10 +127,67 @@ impl KnownHosts {
         }
     }
 
+    /// Notes a hello that anybody may have made, as [`Self::heard`] does. A host that is not known must
+    /// answer from then on: for good as soon as it proves its key pair, else until [`Self::drop_unproved`].
+    pub fn announced(&mut self, hello: &HostHello, from: IpAddr, now: u64, at: Instant) -> HeardHost {
+        let id = HostId::of(&hello.public);
+        if !self.hosts.contains_key(&id) {
+            if self.announced.len() >= MAX_ANNOUNCED || self.hosts.len() >= MAX_HOSTS {
+                self.crowded = Some(at);
+                return HeardHost::NoRoom;
+            }
+            self.announced.insert(id, at);
+        } else if let Some(latest) = self.announced.get_mut(&id) {
+            *latest = at;
+        }
+        self.heard(hello, from, now)
+    }
+
+    /// Drops the hosts that only said hello, and were silent for [`ANNOUNCED_KEPT`] since. One that answers
+    /// at an address of `peers` stays.
+    pub fn drop_unproved(&mut self, at: Instant) -> Vec<KnownHost> {
+        let is_over = |since: &Instant| at.saturating_duration_since(*since) >= ANNOUNCED_KEPT;
+        self.crowded = self.crowded.filter(|it| !is_over(it));
+        let is_pinned = |id: &HostId| self.pins.values().any(|it| it == id);
+        let over: Vec<HostId> = self
+            .announced
+            .iter()
+            .filter(|(id, since)| is_over(since) && !is_pinned(id))
+            .map(|(id, _)| *id)
+            .collect();
+        over.iter().filter_map(|id| self.drop_announced(*id)).collect()
+    }
+
+    fn drop_announced(&mut self, id: HostId) -> Option<KnownHost> {
+        self.announced.remove(&id)?;
+        self.runs.keep(|it| *it != id);
+        self.hosts.remove(&id)
+    }
+
+    /// Returns the hosts that a later run must know: all but those that only said hello.
+    pub fn remembered(&self) -> impl Iterator<Item = &KnownHost> {
+        self.hosts.values().filter(|it| !self.announced.contains_key(&it.id))
+    }
+
+    /// Returns why a host may be missing now: for good, or since more hosts said hello than there is room
+    /// for.
+    pub fn missing_now(&self, at: Instant) -> Option<String> {
+        let is_crowded = self.crowded.is_some_and(|it| at.saturating_duration_since(it) < ANNOUNCED_KEPT);
+        self.missing.clone().or_else(|| is_crowded.then(crowded))
+    }
+
     /// Notes what a host told in an answer that it alone can have made, to a hello of this one. A repeat of
     /// the answer may come from anybody, so it only adds an address.
     pub fn heard_proved(&mut self, hello: &HostHello, from: IpAddr, now: u64, is_first: bool) -> HeardHost {
         let id = HostId::of(&hello.public);
+        self.announced.remove(&id);
+        if self.hosts.len() >= MAX_HOSTS && !self.hosts.contains_key(&id) {
+            let oldest = self.announced.iter().min_by_key(|(_, since)| **since).map(|(id, at)| (*id, *at));
+            if let Some((id, since)) = oldest {
+                self.drop_announced(id);
+                self.crowded = self.crowded.max(Some(since));
+            }
+        }
         let is_other_run = self.runs.is_other(id, hello.run);
         if let Some(host) = self.hosts.get_mut(&id).filter(|it| it.is_proved) {
             let is_at_home = host.addresses.contains(&from);
@@ -287,9 +356,10 @@ impl KnownHosts {
             !(is_all || gone.contains_key(id) || HostId::from_text(text) == Some(*id) || Some(*at) == address)
         });
         self.runs.keep(|id| !gone.contains_key(id));
+        self.announced.retain(|id, _| !gone.contains_key(id));
         // A host that is not in the table can't be meant by its name: only "all" means it too.
         if text == ALL {
-            self.missing = None;
+            (self.missing, self.crowded) = (None, None);
         }
         gone.into_values().collect()
     }
@@ -336,6 +406,14 @@ impl KnownHosts {
         (host.kind, host.domains, host.last_heard) = (kind, domains, now);
         if is_same { HeardHost::Known } else { HeardHost::Changed }
     }
+}
+
+fn crowded() -> String {
+    format!(
+        "more than {MAX_ANNOUNCED} hosts said hello and never proved who they are; not all are asked. Ask \
+         again {} s after the last one. If a guest sends them: give the hosts a peer_key_file",
+        ANNOUNCED_KEPT.as_secs()
+    )
 }
 
 fn no_room() -> String {

@@ -183,11 +183,12 @@ impl Peers {
         match mode {
             PeerMode::Off | PeerMode::NoWay(_) => (None, Vec::new(), Vec::new()),
             PeerMode::Discovered => {
+                self.drop_unproved();
                 let table = lock(&self.table);
                 let (legacy, ours): (Vec<_>, Vec<_>) =
                     table.all().cloned().partition(|it| it.kind == HostKind::Legacy);
                 let ours = ours.iter().map(|it| Respondent::Host(it.id)).collect();
-                (table.missing().map(str::to_owned), legacy, ours)
+                (table.missing_now(Instant::now()), legacy, ours)
             }
             // The configuration names all of them, whatever was heard.
             PeerMode::Listed(listed) => {

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::limits::{MIGRATION_SETTLE, WRITE_PAUSE};
 use super::links::MessageWay;
 use super::settings::PeerMode;
-use super::state::{NAME, Peers, read};
+use super::state::{NAME, Peers, read, shown_with_key};
 use crate::backend::elsewhere::OwnPlaces;
 use crate::util::backoff::OncePerReason;
 use crate::util::locks::lock;
@@ -105,6 +105,7 @@ impl Peers {
                 Ok(Err(error)) => self.log_disk(&mut logged, "read which hosts are to be forgotten", &error),
                 Err(_) => return,
             }
+            self.drop_unproved();
             is_written &= timeout(WRITE_PAUSE, self.changed.notified()).await.is_err();
             if is_written {
                 continue;
@@ -116,6 +117,19 @@ impl Peers {
                 Err(_) => return,
             }
             sleep(WRITE_PAUSE).await;
+        }
+    }
+
+    /// Drops hosts that only said hello, which whoever holds the key can do in any name, and are silent
+    /// since.
+    pub(super) fn drop_unproved(&self) {
+        let dropped = lock(&self.table).drop_unproved(Instant::now());
+        for host in dropped {
+            warn!(
+                host = %shown_with_key(&host),
+                "a host said hello, never proved who it is, and is silent: it is not asked any more. Is it a \
+                 guest that holds the key? Set peer_key_file, and `peers`"
+            );
         }
     }
 

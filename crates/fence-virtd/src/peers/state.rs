@@ -311,7 +311,8 @@ impl Peers {
     /// Notes a hello of another host, which anybody may have made: it must answer from now on. Returns true
     /// if its proof is wanted.
     pub(super) fn note_hello(&self, hello: &HostHello, from: IpAddr) -> bool {
-        let heard = self.note_hello_by(hello, from, |table, at| table.heard(hello, at, now()));
+        let heard =
+            self.note_hello_by(hello, from, |table, at| table.announced(hello, at, now(), Instant::now()));
         matches!(heard, Some(HeardHost::New | HeardHost::Restarted | HeardHost::Unproved))
     }
 
@@ -388,7 +389,7 @@ impl Peers {
         match heard {
             HeardHost::Known | HeardHost::Unproved => return,
             HeardHost::NoRoom => {
-                let why = lock(&self.table).missing().map(str::to_owned).unwrap_or_default();
+                let why = lock(&self.table).missing_now(Instant::now()).unwrap_or_default();
                 self.drops.note(NAME, "too-many-hosts", &id, &why);
             }
             HeardHost::Restarted => self.settle(),

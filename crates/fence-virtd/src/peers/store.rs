@@ -14,6 +14,8 @@
 //! end LINES
 //! ```
 //!
+//! A host that only said hello, and never proved its key pair, is not written.
+//!
 //! Owns the file and `hosts.forget`, in which an administrator's program names hosts for the daemon to
 //! forget. Only the daemon writes `hosts`, as a new file that takes the old one's place, so a crash leaves
 //! one of them whole. Where it can't be written, the old one is renamed to `hosts.stale`, which a full disk
@@ -160,7 +162,7 @@ fn read_file(path: &Path, most: u64) -> io::Result<Option<String>> {
 fn written(table: &KnownHosts) -> String {
     let mut text = format!("{HEADER}\n");
     let mut lines = 0;
-    for host in table.all() {
+    for host in table.remembered() {
         let (kind, public) = match &host.kind {
             HostKind::Ours(public) => (if host.is_proved { "proved" } else { "ours" }, hex(public)),
             HostKind::Legacy => ("legacy", "-".to_owned()),

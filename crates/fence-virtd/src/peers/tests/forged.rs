@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use fence_core::hosts::{HostKind, Respondent};
+use fence_core::hosts::{ANNOUNCED_KEPT, HostKind, MAX_ANNOUNCED, Respondent};
 use fence_wire::{HostHello, HostId};
 
 use super::super::answering::make_room;
@@ -76,6 +76,37 @@ async fn a_host_that_was_first_met_by_a_forged_hello_is_corrected() {
     assert!(now.id == met.id && now.name == b.peers.hello().name, "{now:?}");
     assert!(!now.addresses.contains(&from.ip()), "{now:?}");
     assert_eq!(a.sights().await, [Sight::Off]);
+}
+
+/// One datagram of a guest holds up "off already" for a while, and no longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_only_said_hello_is_not_remembered_for_good() {
+    let (group, at, dir) = ([239, 77, 1, 22], port(), StateDir::new());
+    let a = Host::found(group, at, Some(dir.path())).await;
+    let from = SocketAddr::from(([10, 0, 0, 9], 1229));
+    for invented in 1..80 {
+        a.peers.receive(&forged([invented; 32], "h9", invented), from, &MessageWay::Group);
+    }
+    let known = a.knows(MAX_ANNOUNCED).await;
+    assert!(known.iter().all(|it| !it.is_proved));
+    let sights = a.sights().await;
+    assert_eq!(sights.len(), MAX_ANNOUNCED + 1, "all of them are asked, and those without room are told of");
+    assert!(sights.iter().all(|it| matches!(it, Sight::Unknown(_))), "{sights:?}");
+    assert!(sights.iter().any(|it| reason(it).contains("never proved who they are")), "{sights:?}");
+    // One that proves itself stays, and is remembered.
+    let b = Host::found(group, at, None).await;
+    let real = proved(&a).await;
+    let later = Instant::now() + ANNOUNCED_KEPT;
+    assert_eq!(a.peers.table.lock().unwrap().drop_unproved(later).len(), MAX_ANNOUNCED);
+    assert_eq!(a.sights().await, [Sight::Off]);
+    drop(b);
+    let end = Instant::now() + Duration::from_secs(10);
+    let store = super::super::store::HostStore::at(dir.path());
+    while store.read().all().count() != 1 && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let written: Vec<_> = store.read().all().cloned().collect();
+    assert!(written.len() == 1 && written[0].id == real.id, "{written:?}");
 }
 
 fn kept(from: [u8; 4], is_made: bool) -> KeptAnswer {
