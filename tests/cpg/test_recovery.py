@@ -10,30 +10,40 @@ from lab import net, process, programs
 from lab.net import wait_until
 
 
-def killed_after_the_power_off(hosts, monkeypatch, name):
-    """h1 has powered the domain off for a reboot that h3 was asked for, and its daemon is gone; returns its configuration."""
+def killed_after_the_power_off(hosts, monkeypatch, name, host=None):
+    """h1, or this host, has powered the domain off for a reboot, and its daemon is gone; returns its configuration."""
+    host = host or hosts.h1
     monkeypatch.setenv("FENCE_VIRTD_STOP_AT", "seen_off")
     with monkeypatch.context() as patch:
         patch.setattr(programs, "OURS_DIR", programs.DEBUG_DIR)
-        hosts.h1.serve("ours")
+        host.serve("ours")
     monkeypatch.delenv("FENCE_VIRTD_STOP_AT")
-    for asked in ("h1", "h3"):
+    for asked in (host.name, "h3"):
         hosts.wait_status(asked, name, 0)
-    shot = hosts.agent("h1", "reboot", name, timeout=10)
-    net.wait_until(lambda: process.is_frozen(hosts.h1.daemon.pid))
-    assert hosts.h1.state(name) == "shut off"
-    config = hosts.h1.daemon.config
-    hosts.h1.stop_serving(signal.SIGKILL)
+    shot = hosts.agent(host.name, "reboot", name, timeout=10)
+    net.wait_until(lambda: process.is_frozen(host.daemon.pid))
+    assert host.state(name) == "shut off"
+    config = host.daemon.config
+    host.stop_serving(signal.SIGKILL)
     assert shot.finish(40).rc != 0
     return config
 
 
-def serve_again(host, config):
+def start_again(host, config):
     """Its next daemon, with what the last one remembered."""
     host.daemon = programs.Daemon(host, config, program=programs.program("ours", "fence_virtd"), debug=3, ready="udp", wait=60)
     host.wait_joined()
-    record = wait_until(lambda: [it for it in host.records() if (it["reason"] or "").startswith("was under way")])
+
+
+def recovered(host):
+    """The reason in the record of what was under way."""
+    record = wait_until(lambda: [it for it in host.records() if (it["reason"] or "").startswith("was under way")], 30)
     return record[-1]["reason"]
+
+
+def serve_again(host, config):
+    start_again(host, config)
+    return recovered(host)
 
 
 def test_a_start_that_is_owed_gives_way_to_an_end_at_another_node(hosts, monkeypatch):
@@ -73,3 +83,20 @@ def test_a_start_that_is_owed_is_made_good(hosts, monkeypatch):
     reason = serve_again(hosts.h1, config)
     assert reason.endswith("the start that it owed is made good"), f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["running", "shut off"], hosts.logs()
+
+
+def test_of_two_nodes_that_owe_a_start_one_makes_it_good(hosts, monkeypatch):
+    """Each says that it is about to start the machine. Neither may take the other's word for a machine that is on."""
+    hosts.h2.has("x", start=False)
+    hosts.h1.has("x")
+    hosts.serve(h2="ours", h3="ours")
+    first = killed_after_the_power_off(hosts, monkeypatch, "x")
+    hosts.h2.hypervisor.virsh("start", "x")
+    second = killed_after_the_power_off(hosts, monkeypatch, "x", hosts.h2)
+    # The first can't start anything: nobody says what the other one has.
+    start_again(hosts.h1, first)
+    reason = serve_again(hosts.h2, second)
+    assert reason.endswith("the start that it owed is made good"), f"{reason}\n{hosts.logs()}"
+    reason = recovered(hosts.h1)
+    assert "another host was asked for it since" in reason, f"{reason}\n{hosts.logs()}"
+    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "running"], hosts.logs()

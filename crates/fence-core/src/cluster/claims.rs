@@ -177,6 +177,12 @@ impl ClusterArbiter {
         self.me.is_some() && self.epoch.has_begun
     }
 
+    /// Returns true if a start of the domain is in flight for this member, and nothing else on the domain: no
+    /// other start can begin before it is over.
+    pub fn is_start_of(&self, member: Member, uuid: &str) -> bool {
+        self.is_in_step() && self.epoch.replica.is_start_of(member, uuid)
+    }
+
     /// Begins a new epoch with these members.
     pub fn change(&mut self, members: &BTreeSet<Member>) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::message::{
-    ActingClaim, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
+    ActingClaim, AskAction, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
 use crate::arbiter::{
     Arbiter, ArbiterDecision, ArbiterRequest, Grant, PeerId, RequestSource, SharedResult, SubmitResult,
@@ -238,6 +238,13 @@ impl ReplicatedArbiter {
     fn now(&mut self) -> Instant {
         self.events += 1;
         self.start + Duration::from_nanos(self.events)
+    }
+
+    /// Returns true if the claims in flight on the domain are starts by this member.
+    pub(super) fn is_start_of(&self, member: Member, uuid: &str) -> bool {
+        let mut held = self.entries.values().filter(|it| it.in_flight && it.claim.target == uuid).peekable();
+        let is_start = |it: &ClaimEntry| it.key.0 == member && it.claim.what == AskAction::On;
+        held.peek().is_some() && held.all(is_start)
     }
 
     fn deliver(&mut self, from: Member, message: &HostMessage, grants: &mut Vec<(ClaimKey, Grant<()>)>) {

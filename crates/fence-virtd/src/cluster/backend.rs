@@ -228,7 +228,7 @@ impl CpgBackend {
             }
             return match self.prove_off(&owners, domain, &lease).await {
                 Ok(proof) => Ok(SeenPower::Off(proof)),
-                Err(OffDoubt::OnElsewhere) => Ok(SeenPower::On),
+                Err(OffDoubt::OnElsewhere(_)) => Ok(SeenPower::On),
                 Err(OffDoubt::CantTell(error)) => Err(error),
             };
         }
@@ -270,7 +270,7 @@ impl CpgBackend {
         };
         match proof {
             Ok(proof) => Ok(proof),
-            Err(Doubt::On(_) | Doubt::Moving(_)) => Err(OffDoubt::OnElsewhere),
+            Err(Doubt::On(place) | Doubt::Moving(place)) => Err(OffDoubt::OnElsewhere(place)),
             Err(doubt) => Err(OffDoubt::CantTell(ActionError::Unavailable(match owners {
                 DomainOwners::Lost { why, .. } => format!("{why}; {doubt}"),
                 DomainOwners::At { .. } => doubt.to_string(),
@@ -284,26 +284,28 @@ impl CpgBackend {
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        let mut took_down = false;
+        let (mut took_down, mut starts_at) = (false, None);
         loop {
             let changed = self.cluster.changed();
-            lease.check()?;
+            lease.check().map_err(|it| after(took_down, starts_at.as_ref(), it))?;
             let owners = self.resolve_owners(domain, lease.until()).await?;
             let done = match &owners {
                 DomainOwners::At { at, is_on: true } => {
                     self.off_where_on(at, domain, for_reboot, &mut took_down, lease).await
                 }
                 DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
-                    self.off_already(&owners, domain, for_reboot, lease).await
+                    self.off_already(&owners, domain, for_reboot, &mut starts_at, lease).await
                 }
             };
-            match done {
+            let error = match done {
                 Ok(down) => return Ok(PowerOffResult { was_off: down.was_off && !took_down, ..down }),
-                Err(ActionError::Gone) => {
-                    self.again(changed, lease).await.map_err(|it| after(took_down, it))?;
-                }
-                Err(error) => return Err(after(took_down, error)),
-            }
+                Err(ActionError::Gone) => match self.again(changed, lease).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            return Err(after(took_down, starts_at.as_ref(), error));
         }
     }
 
@@ -342,12 +344,16 @@ impl CpgBackend {
         owners: &DomainOwners,
         domain: &DomainRef,
         for_reboot: bool,
+        starts_at: &mut Option<DomainSite>,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
         let proof = match self.prove_off(owners, domain, lease).await {
             Ok(proof) => proof,
             // This host is about to hear where.
-            Err(OffDoubt::OnElsewhere) => return Err(ActionError::Gone),
+            Err(OffDoubt::OnElsewhere(place)) => {
+                *starts_at = Some(place);
+                return Err(ActionError::Gone);
+            }
             Err(OffDoubt::CantTell(error)) => return Err(error),
         };
         match owners {
@@ -378,7 +384,7 @@ impl CpgBackend {
                 DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
                     // It must be off at all nodes; else it would run twice.
                     match (self.prove_off(&owners, domain, lease).await, &owners) {
-                        (Err(OffDoubt::OnElsewhere), _) => return Ok(()),
+                        (Err(OffDoubt::OnElsewhere(_)), _) => return Ok(()),
                         (Err(OffDoubt::CantTell(error)), _) => return Err(error),
                         (Ok(_), DomainOwners::At { at, .. }) => self.start_at(&at[0], domain, lease).await,
                         (Ok(_), DomainOwners::Lost { node, .. }) => {
@@ -598,13 +604,24 @@ enum DomainOwners {
 
 /// Reason why a domain can't be called off.
 enum OffDoubt {
-    /// Another place has it on, or it comes or goes there.
-    OnElsewhere,
+    /// This place has it on, or it comes or goes there.
+    OnElsewhere(DomainSite),
     CantTell(ActionError),
 }
 
-/// Corrects an error after an instance was taken down: "nothing was done" would not be true.
-fn after(took_down: bool, error: ActionError) -> ActionError {
+/// Corrects the error of a request whose time is up. After an instance was taken down, "nothing was done"
+/// would not be true. A place that had or was about to start the domain all the time is named.
+fn after(took_down: bool, starts_at: Option<&DomainSite>, error: ActionError) -> ActionError {
+    match (error, starts_at) {
+        (ActionError::Lapsed(why), Some(place)) if !took_down => ActionError::Unavailable(format!(
+            "{place} has it on, or is about to start it after a reboot, and {why}"
+        )),
+        (error, _) => after_power_off(took_down, error),
+    }
+}
+
+/// Corrects an error after an instance was taken down.
+fn after_power_off(took_down: bool, error: ActionError) -> ActionError {
     match error {
         ActionError::Lapsed(why) if took_down => {
             ActionError::Unknown(format!("it was taken down at one host, and then {why}"))

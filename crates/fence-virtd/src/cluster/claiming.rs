@@ -103,6 +103,11 @@ impl Drop for HeldClaim {
 }
 
 impl Cluster {
+    /// Returns true if a start of the domain is in flight for this member, and nothing else on the domain.
+    pub(super) fn is_start_of(&self, member: Member, uuid: &str) -> bool {
+        self.state().claims.is_start_of(member, uuid)
+    }
+
     /// Changes the state and carries out the claim effects that follow, under one lock.
     pub(super) fn apply(&self, change: impl FnOnce(&mut ClusterState) -> Vec<ClaimEffect>) {
         let _: Result<(), Rejection> = self.change_state(|state| Ok((change(state), ())));

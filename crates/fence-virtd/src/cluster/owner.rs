@@ -117,7 +117,10 @@ impl AskExecution<'_> {
         };
         let question = DomainQuestion::new(uuid, self.ask.name.clone());
         // A start may become owed while the hypervisors are asked, or be made good after they were.
-        let owes = || self.cluster.service().is_some_and(|it| it.owes_start(&self.ask.uuid));
+        // One that the asker is to start is not started before that is over: else two hosts that owe it would
+        // wait for each other.
+        let is_theirs = self.cluster.is_start_of(self.from, &self.ask.uuid);
+        let owes = || !is_theirs && self.cluster.service().is_some_and(|it| it.owes_start(&self.ask.uuid));
         let was_owed = owes();
         let seen = strongest(&self.cluster.local().look_here(&question, until).await);
         self.stages.resolved = Some(StageTimes::since(job.arrived));

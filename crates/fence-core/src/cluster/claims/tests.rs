@@ -88,9 +88,13 @@ impl Net {
     }
 
     fn shoot(&mut self, host: usize, target: &str, source: Option<&str>) -> u64 {
+        self.claim(host, ArbitratedAction::Off(target.to_owned()), source)
+    }
+
+    fn claim(&mut self, host: usize, work: ArbitratedAction, source: Option<&str>) -> u64 {
         let request = ArbiterRequest {
             id: 0,
-            work: ArbitratedAction::Off(target.to_owned()),
+            work,
             source: source.map_or(RequestSource::Unknown, |it| RequestSource::Known(it.to_owned())),
             peer: None,
             arrived: self.start,
@@ -147,6 +151,33 @@ impl Net {
         let end = AskEnd::Done(outcome());
         self.send_as_owner(owner, HostMessage::Reply { asker: member(asker), ask: 7, claim: Some(id), end });
     }
+}
+
+/// Of several hosts that owe a start one is at it, and the others tell it what they see.
+#[test]
+fn a_start_in_flight_is_that_of_its_host_alone() {
+    let mut net = Net::new(3);
+    let start = || ArbitratedAction::On("x".to_owned());
+    let of =
+        |net: &Net| -> Vec<bool> { (0..3).map(|it| net.hosts[2].is_start_of(member(it), "x")).collect() };
+    assert_eq!(of(&net), [false; 3], "nobody is at it");
+    let first = net.claim(0, start(), None);
+    net.claim(1, start(), None);
+    net.settle();
+    assert_eq!(of(&net), [true, false, false]);
+    assert!(!net.hosts[2].is_start_of(member(0), "y"));
+    net.does(0, |it, _| it.withdraw(first));
+    net.settle();
+    assert_eq!(of(&net), [false, true, false]);
+    // Not while it is not known what the others do.
+    net.change(&[0, 1, 2]);
+    assert_eq!(of(&net), [false; 3]);
+    net.settle();
+    assert_eq!(of(&net), [false, true, false]);
+    let mut net = Net::new(3);
+    net.shoot(0, "x", None);
+    net.settle();
+    assert_eq!(of(&net), [false; 3], "an off is no start");
 }
 
 /// A daemon that is started anew waits for an order of the one before it, and so do all hosts.
