@@ -187,6 +187,50 @@ def test_a_shot_that_comes_after_the_daemon_s_end(site, start_host, tmp_path, wa
             site.net.remove(node.place.name)
 
 
+def test_a_claim_that_comes_true_after_another_device_did_it(site, start_host, tmp_path):
+    """One device says done and does nothing, another one takes the machine down, and the machine is started again. What the
+    first device was ordered may come late all the same, so the machine takes no other one down meanwhile."""
+    zoo = Zoo(tmp_path / "zoo")
+    host = start_host([zoo.device("lies", "right", name="first", order=1, timeout=3, retries=0, effect_timeout=10),
+                       zoo.device("good", "right", name="second", order=2), zoo.device("good", "left", name="third")])
+    left, right = nodes = [Node(site, name, lambda: None) for name in ("left", "right")]
+    for node in nodes:
+        node.boot()
+    try:
+        first = shoot(left, right)
+        claimed = zoo.wait_run("off", "right")[0]
+        net.wait_until(lambda: zoo.power("right") == "off")
+        right.die()
+        assert first.finish(60).rc == OK and not claimed.alive()
+        assert "may yet" in host.record("off")["reason"]
+        zoo.switch("right", "on")
+        right.boot()
+        shoot(right, left)
+        host.daemon.wait_log(r"heard .*left")
+        # As long as the order may come.
+        with pytest.raises(TimeoutError):
+            host.daemon.wait_log(r'device="third" action="(off|status)"', timeout=2, since=len(host.daemon.lines))
+        zoo.switch("right", "off")
+        right.die()
+        assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
+        assert site.ask("-o", "off", "-H", "left").rc == OK
+        assert len(zoo.runs("off", "left")) == 1
+    finally:
+        for node in nodes:
+            site.net.remove(node.place.name)
+
+
+def test_two_honest_devices_hold_nobody_up(site, start_host, tmp_path):
+    """One device fails, the next one does it: whoever conflicts with that goes on at once."""
+    zoo = Zoo(tmp_path / "zoo")
+    host = start_host([zoo.device("twos", "right", name="first", order=1), zoo.device("good", "right", name="second", order=2),
+                       zoo.device("good", "left", name="third")])
+    assert site.ask("-o", "off", "-H", "right").rc == OK
+    assert [it["device"] for it in host.runs("off") if it["action"] == "off"] == ["first", "second"]
+    assert site.ask("-o", "off", "-H", "left", node=site.node("other")).rc == OK
+    assert host.record("off", 2)["turn_ms"] < 2000
+
+
 def shoot(node, target):
     """One shot alone."""
     gun = Gun()

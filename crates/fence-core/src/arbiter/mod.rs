@@ -26,6 +26,10 @@
 //! | off, reboot: the target of one may be where the other comes from | seen off, or finished without |
 //! | anything else; whatever only looks | never |
 //!
+//! Seen off by the doing of one order, a target may go off once more by another that was given for the same
+//! request and is not settled ([`Arbiter::may_come_again`]). Such a request is a danger to its very end: its
+//! target may be started meanwhile, and shoot.
+//!
 //! One that lingers does not hold up an off or a reboot of its target: what may still come late is what they
 //! want, and a node that is not down yet must not wait for it. All else waits as before; an "on" would be
 //! undone. The same holds for orders that an earlier daemon gave ([`Arbiter::install_late`]): a start that
@@ -183,7 +187,13 @@ impl Arbiter {
         let same_work = same_target.next_back().filter(|it| it.request.work == request.work);
         let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
-        self.entries.push(ArbiterEntry { request, state, open_to: OpenTo::All, lingers: false });
+        self.entries.push(ArbiterEntry {
+            request,
+            state,
+            open_to: OpenTo::All,
+            lingers: false,
+            again: false,
+        });
         Ok(match joins {
             Some(leader) => SubmitResult::Joined(leader),
             None if self.start(self.entries.len() - 1) => SubmitResult::Run,
@@ -194,13 +204,13 @@ impl Arbiter {
     /// Adds a request that is in flight already, whatever it conflicts with.
     pub fn install(&mut self, request: ArbiterRequest) {
         let (state, open_to) = (EntryState::Running, OpenTo::All);
-        self.entries.push(ArbiterEntry { request, state, open_to, lingers: false });
+        self.entries.push(ArbiterEntry { request, state, open_to, lingers: false, again: false });
     }
 
     /// Adds work of an earlier daemon that is over, but whose effect may still come. None may join it.
     pub fn install_late(&mut self, request: ArbiterRequest) {
         let (state, open_to) = (EntryState::Running, OpenTo::None);
-        self.entries.push(ArbiterEntry { request, state, open_to, lingers: true });
+        self.entries.push(ArbiterEntry { request, state, open_to, lingers: true, again: false });
     }
 
     /// Records that the target of `id` was seen off already, where [`Arbiter::seen_off`] follows only after
@@ -250,6 +260,14 @@ impl Arbiter {
         }
         self.go_on(now, &mut decisions);
         decisions
+    }
+
+    /// Records that a power-off of the target of `id` may come even after [`Arbiter::seen_off`], which
+    /// follows: several orders were given, and one of them is not settled.
+    pub fn may_come_again(&mut self, id: u64) {
+        if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) {
+            entry.again = true;
+        }
     }
 
     /// Records that a domain was seen off, and not by a request that was submitted here. Drops requests from
@@ -374,11 +392,12 @@ impl Arbiter {
     }
 
     fn is_seen_off(&self, entry: &ArbiterEntry) -> bool {
+        let is_past = |it: &ArbiterEntry| it.state == EntryState::SeenOff && !it.again;
         match entry.state {
-            EntryState::SeenOff => true,
+            EntryState::SeenOff => is_past(entry),
             EntryState::Waiting | EntryState::Running => false,
             EntryState::Joined(leader) => {
-                self.entries.iter().any(|it| it.request.id == leader && it.state == EntryState::SeenOff)
+                self.entries.iter().any(|it| it.request.id == leader && is_past(it))
             }
         }
     }
@@ -451,6 +470,8 @@ struct ArbiterEntry {
     open_to: OpenTo,
     /// Marks one whose work is over, and whose effect on its target may come late.
     lingers: bool,
+    /// Marks one whose target may go off once more after it was seen off.
+    again: bool,
 }
 
 /// Requests that may join a request.

@@ -71,6 +71,8 @@ struct Live {
     life: u32,
     place: Place,
     deadline: u64,
+    /// Another order of it may power the target off once more.
+    again: bool,
 }
 
 struct World {
@@ -96,6 +98,8 @@ struct World {
     now: u64,
     next_id: u64,
     faults: bool,
+    /// Orders may take effect late, and the daemon may end.
+    late: bool,
 }
 
 /// One thing that could happen next.
@@ -139,6 +143,7 @@ impl World {
             now: 0,
             next_id: 1,
             faults,
+            late: faults,
         }
     }
 
@@ -151,7 +156,7 @@ impl World {
                 self.happen(*event);
             }
         }
-        self.faults = false;
+        (self.faults, self.late) = (false, false);
         while let Some(event) = self.events().first() {
             self.happen(*event);
         }
@@ -169,11 +174,12 @@ impl World {
                 if self.faults && stage == Stage::Proving {
                     events.push(Event::HangUp(it.id));
                 }
-                if self.faults && matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_)) {
+                let is_open = matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_));
+                if self.faults && is_open {
                     events.push(Event::Fail(it.id));
-                    if it.plan.kind != Kind::On {
-                        events.push(Event::Linger(it.id));
-                    }
+                }
+                if self.late && is_open && it.plan.kind != Kind::On {
+                    events.push(Event::Linger(it.id));
                 }
                 if self.faults && stage == Stage::Late {
                     events.push(Event::Fail(it.id));
@@ -188,8 +194,11 @@ impl World {
         }
         if self.faults {
             events.extend((0..self.sight.len()).map(Event::Elsewhere));
-            events.push(Event::Restart);
             events.push(Event::Second);
+        }
+        // Not too often: it ends most of what is under way.
+        if self.late && self.live.len() > 2 {
+            events.push(Event::Restart);
         }
         events
     }
@@ -238,7 +247,7 @@ impl World {
         let (id, plan, arrived, life) = self.arrived.remove(place);
         let deadline = arrived + plan.patience;
         let sight = self.sight[plan.from];
-        let live = Live { id, plan, life, place: Place::Waiting, deadline };
+        let live = Live { id, plan, life, place: Place::Waiting, deadline, again: false };
         let request = self.request(&live, arrived);
         let verdict = self.arbiter.submit(self.time(), request);
         let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
@@ -291,7 +300,14 @@ impl World {
                     Stage::Down
                 }
             }
-            Stage::Down => Stage::Looking(self.now),
+            Stage::Down => {
+                // Of every second one the target is down by one order, and another may come later.
+                if self.late && id.is_multiple_of(2) {
+                    self.find(id).again = true;
+                    self.arbiter.may_come_again(id);
+                }
+                Stage::Looking(self.now)
+            }
             Stage::Looking(since) => return self.look_ends(id, since),
             Stage::SeenOff => {
                 if it.plan.kind == Kind::Reboot {
@@ -299,6 +315,7 @@ impl World {
                 }
                 Stage::Ending
             }
+            Stage::Ending if it.again => return self.succeed_late(id),
             Stage::Ending => return self.finish(id),
             Stage::Late => {
                 self.take_down(&it);
@@ -344,11 +361,12 @@ impl World {
         self.arrived.clear();
         self.fenced.fill(None);
         let is_ordered = |it: &Live| {
-            let stages = matches!(
-                it.place,
-                Place::Running(Stage::Acting | Stage::Down | Stage::Looking(_) | Stage::Late)
-            );
-            stages && it.plan.kind != Kind::On
+            let stage = match it.place {
+                Place::Running(stage) => stage,
+                Place::Waiting | Place::Joined(_) => return false,
+            };
+            let is_open = matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_) | Stage::Late);
+            (is_open || it.again) && it.plan.kind != Kind::On
         };
         let (left, over): (Vec<Live>, Vec<Live>) =
             std::mem::take(&mut self.live).into_iter().partition(is_ordered);
@@ -356,7 +374,7 @@ impl World {
         for it in left {
             self.arbiter.install_late(self.request(&it, self.now));
             self.seen.insert(it.id, None);
-            self.live.push(Live { place: Place::Running(Stage::Late), ..it });
+            self.live.push(Live { place: Place::Running(Stage::Late), again: false, ..it });
         }
     }
 
@@ -409,7 +427,10 @@ impl World {
             let exposed = matches!(it.place, Place::Running(Stage::Acting | Stage::Down | Stage::Looking(_)))
                 && it.plan.kind != Kind::On;
             assert!(
-                !exposed || it.plan.from != target || it.plan.from == killer.plan.from,
+                !exposed
+                    || it.plan.from != target
+                    || it.plan.from == killer.plan.from
+                    || it.plan.target == target,
                 "{killer:?} takes the source of {it:?} down"
             );
         }
@@ -432,6 +453,14 @@ impl World {
         self.take_over(&joined);
         let decisions = self.arbiter.lingers(self.time(), id, false);
         self.obey(&decisions, None);
+    }
+
+    /// Answers a request with success, of which another power-off may come late.
+    fn succeed_late(&mut self, id: u64) {
+        self.find(id).place = Place::Running(Stage::Late);
+        let decisions = self.arbiter.lingers(self.time(), id, true);
+        self.obey(&decisions, Some(id));
+        self.seen.insert(id, None);
     }
 
     fn obey(&mut self, decisions: &[ArbiterDecision], finished: Option<u64>) {
@@ -510,7 +539,7 @@ impl World {
         if first.plan.target == second.plan.target {
             return first.place != Place::Running(Stage::Late) || second.plan.kind == Kind::On;
         }
-        let past = matches!(leader.place, Place::Running(Stage::SeenOff | Stage::Ending));
+        let past = matches!(leader.place, Place::Running(Stage::SeenOff | Stage::Ending)) && !leader.again;
         if past || first.plan.kind == Kind::On || second.plan.kind == Kind::On {
             return false;
         }
@@ -582,6 +611,16 @@ proptest! {
     fn the_rules_hold_when_nothing_fails((sight, plans, draws) in schedule()) {
         let patient = plans.into_iter().map(|it| Plan { patience: 100, ..it }).collect();
         World::new(sight, patient, false).run(&draws);
+    }
+
+    /// Orders that take effect late, and daemons that end and begin with what is on disk; nothing else fails.
+    #[test]
+    fn the_rules_hold_for_late_orders_and_over_restarts((sight, plans, draws) in schedule()) {
+        let plans = plans.into_iter().map(|it| Plan { patience: 100, ..it }).collect();
+        let sight = sight.into_iter().map(|it| Sight { serial: false, ..it }).collect();
+        let mut world = World::new(sight, plans, false);
+        world.late = true;
+        world.run(&draws);
     }
 
     /// Two nodes shoot at each other, each once or more often.

@@ -114,6 +114,8 @@ struct OwnClaim {
     stage: ClaimStage,
     /// The waiting request heard of a grant.
     is_run_told: bool,
+    /// The target may go off once more after it was seen off.
+    again: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +126,7 @@ enum ClaimStage {
     Void,
     Proved,
     SeenOff,
-    /// The work of an earlier daemon, whose effect may come late.
+    /// The work is over, and its effect may come late.
     Lingering,
 }
 
@@ -257,7 +259,10 @@ impl ClusterArbiter {
         let id = self.next;
         let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
         self.next += 1;
-        self.own.insert(id, OwnClaim { claim: claim.clone(), stage: ClaimStage::Asked, is_run_told: false });
+        self.own.insert(
+            id,
+            OwnClaim { claim: claim.clone(), stage: ClaimStage::Asked, is_run_told: false, again: false },
+        );
         self.send(HostMessage::Claim(claim));
         Ok((id, self.take_effects()))
     }
@@ -269,7 +274,8 @@ impl ClusterArbiter {
         let id = self.next;
         let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
         self.next += 1;
-        self.own.insert(id, OwnClaim { claim, stage: ClaimStage::Lingering, is_run_told: true });
+        self.own
+            .insert(id, OwnClaim { claim, stage: ClaimStage::Lingering, is_run_told: true, again: false });
         id
     }
 
@@ -300,6 +306,25 @@ impl ClusterArbiter {
             let victim = own.claim.target.clone();
             self.send(HostMessage::SeenOff { id, victim: victim.clone() });
             self.source_is_down(&victim);
+        }
+        self.take_effects()
+    }
+
+    /// Notes before [`Self::seen_off`] that the target may go off once more, by another order that is not
+    /// settled.
+    pub fn may_come_again(&mut self, id: u64) -> Vec<ClaimEffect> {
+        if let Some(own) = self.own.get_mut(&id) {
+            own.again = true;
+            self.send(HostMessage::Again { id });
+        }
+        self.take_effects()
+    }
+
+    /// Notes that the work of a claim is over, but that a power-off of its target may come late.
+    pub fn lingers(&mut self, id: u64, response: Response, reason: Option<&str>) -> Vec<ClaimEffect> {
+        if let Some(own) = self.own.get_mut(&id) {
+            own.stage = ClaimStage::Lingering;
+            self.send(HostMessage::Lingers { id, outcome: AskOutcome::new(response, reason) });
         }
         self.take_effects()
     }
@@ -393,7 +418,8 @@ impl ClusterArbiter {
         let of = |waiting| self.own.values().filter(move |it| (it.stage == ClaimStage::Asked) == waiting);
         let held = |it: &OwnClaim| InFlightClaim {
             claim: it.claim.clone(),
-            seen_off: it.stage == ClaimStage::SeenOff,
+            // Others take it for one that is not past, and so it is.
+            seen_off: it.stage == ClaimStage::SeenOff && !it.again,
             lingers: it.stage == ClaimStage::Lingering,
         };
         let acting = |((asker, ask), held): (&(Member, u64), &InFlightClaim)| ActingClaim {

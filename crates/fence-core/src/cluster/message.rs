@@ -103,6 +103,19 @@ pub enum HostMessage {
         #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
         victim: String,
     },
+    /// Announcement before [`HostMessage::SeenOff`]: the target may go off once more, by another order that
+    /// is not settled.
+    Again {
+        /// Number of the claim.
+        id: u64,
+    },
+    /// The work of a claim of the sender is over, and a power-off may come late.
+    Lingers {
+        /// Number of the claim.
+        id: u64,
+        /// Result for requests that were coalesced into it.
+        outcome: AskOutcome,
+    },
     /// End of a claim of the sender: no part of the sender's work for it can take effect any more.
     Finished {
         /// Number of the claim.

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use fence_wire::Response;
+
 use super::message::{
     ActingClaim, AskAction, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
@@ -178,6 +180,8 @@ fn is_for_replica(message: &HostMessage) -> bool {
         HostMessage::Claim(_)
             | HostMessage::Withdraw { .. }
             | HostMessage::SeenOff { .. }
+            | HostMessage::Again { .. }
+            | HostMessage::Lingers { .. }
             | HostMessage::Finished { .. }
             | HostMessage::Taken { .. }
             | HostMessage::Progress { .. }
@@ -208,6 +212,8 @@ pub(super) struct ClaimEntry {
     seen_off: bool,
     /// The work is over, and its effect may come late.
     lingers: bool,
+    /// The target may go off once more after it was seen off.
+    again: bool,
     /// Hosts that may still act for the claim.
     holders: BTreeSet<ClaimHolder>,
     /// Outcome that the asker reported, or the owner in its place.
@@ -255,6 +261,15 @@ impl ReplicatedArbiter {
                 self.release((from, *id), ClaimHolder::Asker, Some(outcome), grants);
             }
             HostMessage::SeenOff { id, victim } => self.seen_off((from, *id), victim, grants),
+            HostMessage::Again { id } => {
+                if let Some(number) = self.numbers.get(&(from, *id))
+                    && let Some(entry) = self.entries.get_mut(number)
+                {
+                    entry.again = true;
+                    self.arbiter.may_come_again(*number);
+                }
+            }
+            HostMessage::Lingers { id, outcome } => self.linger((from, *id), outcome, grants),
             HostMessage::Taken { asker, ask, claim } => {
                 let number = self.numbers.get(&(*asker, *claim));
                 if let Some(entry) = number.and_then(|it| self.entries.get_mut(it)).filter(|it| it.in_flight)
@@ -358,6 +373,18 @@ impl ReplicatedArbiter {
         self.carry_out(decisions, None, grants);
     }
 
+    /// Notes that the work of a claim is over, and that a power-off may come late.
+    fn linger(&mut self, key: ClaimKey, outcome: &AskOutcome, grants: &mut Vec<(ClaimKey, Grant<()>)>) {
+        let now = self.now();
+        let Some(number) = self.numbers.get(&key).copied() else { return };
+        let Some(entry) = self.entries.get_mut(&number).filter(|it| it.in_flight) else { return };
+        entry.lingers = true;
+        let decisions = self.arbiter.lingers(now, number, outcome.response == Response::Success);
+        let AskOutcome { response, reason, .. } = outcome.clone();
+        let result = SharedResult { response, reason, by: format!("one of node {}", key.0.node) };
+        self.carry_out(decisions, Some(&result), grants);
+    }
+
     /// Removes a holder of a claim. The claim is over with its last holder.
     fn release(
         &mut self,
@@ -421,7 +448,7 @@ impl ReplicatedArbiter {
         for entry in self.entries.values().filter(|it| it.in_flight) {
             let held = || InFlightClaim {
                 claim: entry.claim.clone(),
-                seen_off: entry.seen_off,
+                seen_off: entry.seen_off && !entry.again && !entry.lingers,
                 lingers: entry.lingers,
             };
             for holder in &entry.holders {
@@ -488,8 +515,9 @@ impl ReplicatedArbiter {
         self.numbers.insert(key, number);
         // A waiting claim has its asker as the only holder.
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
-        let (claim, seen_off, lingers, outcome) = (claim.clone(), false, false, None);
-        let entry = ClaimEntry { key, claim, in_flight, seen_off, lingers, holders, outcome };
+        let (claim, outcome) = (claim.clone(), None);
+        let (seen_off, lingers, again) = (false, false, false);
+        let entry = ClaimEntry { key, claim, in_flight, seen_off, lingers, again, holders, outcome };
         self.entries.insert(number, entry);
         number
     }

@@ -343,7 +343,7 @@ impl LibvirtBackend {
                 PowerOffHere::Ended { look, start_from } => {
                     let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
                     let restart = start_from.map(|it| self.restart(next, domain, it, self.announce(domain)));
-                    return Ok(PowerOffResult { proof, was_off: false, restart, note: None });
+                    return Ok(PowerOffResult::settled(proof, false, restart));
                 }
                 PowerOffHere::MayBeHalf { only_came_in } => {
                     let found = self.seek_other_end(next, &question, only_came_in, lease.until()).await;
@@ -364,7 +364,7 @@ impl LibvirtBackend {
                 Ok(proof) => {
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
                     let restart = announced.map(|it| self.restart(home, domain, source, it));
-                    return Ok(PowerOffResult { proof, was_off: !acted, restart, note: None });
+                    return Ok(PowerOffResult::settled(proof, !acted, restart));
                 }
                 Err(Doubt::Moving(DomainSite::Host(_)))
                     if announced.is_some() && gave_way < REBOOT_GIVES_WAY && lease.check().is_ok() =>

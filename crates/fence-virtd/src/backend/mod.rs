@@ -298,6 +298,15 @@ pub(crate) struct PowerOffResult<'a> {
     pub(crate) restart: Option<Box<dyn Restart + 'a>>,
     /// Name of the other host that acted, or what else people should know of how the domain came to be off.
     pub(crate) note: Option<String>,
+    /// The domain may go off once more, by another order than the one that took it down.
+    pub(crate) may_come_again: bool,
+}
+
+impl<'a> PowerOffResult<'a> {
+    /// Returns the result of this host's own doing, of which nothing may come late.
+    pub(crate) fn settled(proof: ProvedOff, was_off: bool, restart: Option<Box<dyn Restart + 'a>>) -> Self {
+        Self { proof, was_off, restart, note: None, may_come_again: false }
+    }
 }
 
 /// Means to start a domain again at the place where a reboot powered it off.

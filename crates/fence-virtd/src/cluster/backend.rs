@@ -362,10 +362,12 @@ impl CpgBackend {
                 let down = self.off_at(&at[0], domain, true, true, lease).await?;
                 Ok(PowerOffResult { proof, ..down })
             }
-            DomainOwners::At { .. } => Ok(PowerOffResult { proof, was_off: true, restart: None, note: None }),
+            DomainOwners::At { .. } => {
+                Ok(PowerOffResult { proof, was_off: true, restart: None, note: None, may_come_again: false })
+            }
             DomainOwners::Lost { node, .. } => {
                 let note = Some(format!("{} is down", self.cluster.node_name(*node)));
-                Ok(PowerOffResult { proof, was_off: true, restart: None, note })
+                Ok(PowerOffResult { proof, was_off: true, restart: None, note, may_come_again: false })
             }
         }
     }
@@ -463,6 +465,7 @@ impl CpgBackend {
                 was_off,
                 restart,
                 note: Some(format!("by {}", self.cluster.name(member))),
+                may_come_again: false,
             });
         }
         let action = if for_reboot { Action::Reboot } else { Action::Off };
@@ -473,6 +476,7 @@ impl CpgBackend {
             was_off: down.was_off,
             restart: down.starts.then(|| Box::new(ask) as Box<dyn Restart>),
             note: Some(format!("by {}", self.cluster.name(member))),
+            may_come_again: false,
         })
     }
 

@@ -78,8 +78,16 @@ impl ClusterPermit for HeldClaim {
         self.cluster.state().claims.proved(self.id)
     }
 
-    fn seen_off(&self) {
-        self.cluster.apply(|state| state.claims.seen_off(self.id));
+    fn seen_off(&self, may_come_again: bool) {
+        self.cluster.apply(|state| {
+            let mut effects = if may_come_again { state.claims.may_come_again(self.id) } else { Vec::new() };
+            effects.extend(state.claims.seen_off(self.id));
+            effects
+        });
+    }
+
+    fn lingers(&self, response: Response, reason: Option<&str>) {
+        self.cluster.apply(|state| state.claims.lingers(self.id, response, reason));
     }
 
     fn finished(mut self: Box<Self>, response: Response, reason: Option<&str>) {

@@ -34,8 +34,12 @@ pub(crate) trait ClusterPermit: fmt::Debug + Send + Sync {
     /// grant no longer holds: then the action must not begin.
     fn proved(&self) -> Result<(), Rejection>;
 
-    /// Reports that a status check after the action showed the target off.
-    fn seen_off(&self);
+    /// Reports that a status check after the action showed the target off, and whether it may go off once
+    /// more by another order.
+    fn seen_off(&self, may_come_again: bool);
+
+    /// Reports that the action is over, but that a power-off of the target may still take effect.
+    fn lingers(&self, response: Response, reason: Option<&str>);
 
     /// Reports that the action is over and can take no effect any more.
     fn finished(self: Box<Self>, response: Response, reason: Option<&str>);

@@ -50,6 +50,8 @@ pub(crate) struct SeenOff {
     pub(crate) was_off: bool,
     /// The domain is started again now.
     pub(crate) starts: bool,
+    /// The domain may go off once more, by another order than the one that took it down.
+    pub(crate) may_come_again: bool,
 }
 
 /// Carries out a power action that changes the power; refuses a status. `seen_off` is called as soon as a
@@ -71,8 +73,8 @@ pub(crate) async fn run_power_action(
         PowerAction::Reboot => true,
     };
     let down = backend.off(domain, is_reboot, lease).await?;
-    seen_off(SeenOff { since: down.proof.since(), was_off: down.was_off, starts: down.restart.is_some() });
-    let PowerOffResult { proof, was_off, note: said, restart } = down;
+    let PowerOffResult { proof, was_off, note: said, restart, may_come_again } = down;
+    seen_off(SeenOff { since: proof.since(), was_off, starts: restart.is_some(), may_come_again });
     let note = || joined([said.clone(), lease.trail().remarks()]);
     fault::reached("seen_off");
     let intent = lease.trail().intent();

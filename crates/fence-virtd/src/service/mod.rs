@@ -310,7 +310,10 @@ impl Service {
             self.write_intent(job, located.domain()).await;
         }
         // Seen off, the domain can fence nobody from now on.
-        execute::execute(&*self.backend, job, resolved, lease, |it| permit.seen_off(it.since)).await
+        execute::execute(&*self.backend, job, resolved, lease, |it| {
+            permit.seen_off(it.since, it.may_come_again);
+        })
+        .await
     }
 
     /// Writes down what the request is about to do to a domain, before it is done. A status does nothing.

@@ -84,7 +84,9 @@ impl ClusterPermit for Counted {
         Err(Rejection::TurnLost)
     }
 
-    fn seen_off(&self) {}
+    fn seen_off(&self, _: bool) {}
+
+    fn lingers(&self, _: Response, _: Option<&str>) {}
 
     fn finished(self: Box<Self>, _: Response, _: Option<&str>) {}
 }

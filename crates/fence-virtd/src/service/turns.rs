@@ -250,18 +250,27 @@ impl RunPermit {
         self.claim.as_ref().map_or(Ok(()), |it| it.proved())
     }
 
-    /// Reports that a status check after the action, which began at this moment, showed the target off.
-    pub(crate) fn seen_off(&self, since: Instant) {
+    /// Reports that a status check after the action, which began at this moment, showed the target off, and
+    /// whether it may go off once more by another order.
+    pub(crate) fn seen_off(&self, since: Instant, may_come_again: bool) {
         // Other hosts first: it takes longer.
         if let Some(claim) = &self.claim {
-            claim.seen_off();
+            claim.seen_off(may_come_again);
         }
-        self.queue.report(None, |it| it.seen_off(Instant::now(), since, self.id));
+        self.queue.report(None, |it| {
+            if may_come_again {
+                it.may_come_again(self.id);
+            }
+            it.seen_off(Instant::now(), since, self.id)
+        });
     }
 
     /// Reports that the action is over, but that a power-off of the target may still take effect.
     pub(crate) fn lingers(&self, response: Response, reason: Option<String>) {
         let is_success = response == Response::Success;
+        if let Some(claim) = &self.claim {
+            claim.lingers(response, reason.as_deref());
+        }
         let result = SharedResult { response, reason, by: format!("request {}", self.id) };
         self.queue.report(Some(&result), |it| it.lingers(Instant::now(), self.id, is_success));
     }
@@ -321,7 +330,7 @@ mod tests {
         let mut first = queue.submit(off(1, "b", "a")).unwrap();
         let mut second = queue.submit(off(2, "a", "b")).unwrap();
         let Grant::Run(permit) = first.grant().await else { panic!("not run") };
-        permit.seen_off(Instant::now());
+        permit.seen_off(Instant::now(), false);
         assert!(matches!(second.grant().await, Grant::Rejected(Rejection::SourceFenced)));
         permit.finished(Response::Success, None);
     }
@@ -347,7 +356,7 @@ mod tests {
         let mut first = queue.submit(off(1, "b", "a")).unwrap();
         let mut second = queue.submit(off(2, "b", "c")).unwrap();
         let Grant::Run(permit) = first.grant().await else { panic!("not run") };
-        permit.seen_off(Instant::now());
+        permit.seen_off(Instant::now(), false);
         permit.finished(Response::Failure, Some("why".into()));
         let Grant::Coalesced(result) = second.grant().await else { panic!("not coalesced") };
         assert_eq!(
@@ -375,6 +384,31 @@ mod tests {
         permit.finished(Response::Failure, None);
         assert!(matches!(shot.grant().await, Grant::Run(_)));
         assert!(matches!(on.grant().await, Grant::Run(_)));
+    }
+
+    #[tokio::test]
+    async fn what_may_go_off_once_more_takes_nothing_down_though_it_was_seen_off() {
+        let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
+        let request = off(1, "b", "a");
+        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
+            panic!("not run")
+        };
+        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
+            lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
+        });
+        let Grant::Run(permit) = grant else { panic!("not run") };
+        permit.seen_off(Instant::now(), true);
+        // It was started again.
+        let mut back = std::pin::pin!(queue.submit(off(2, "a", "b")).unwrap());
+        assert!(at_once(std::pin::pin!(back.grant())).await.is_none());
+        permit.lingers(Response::Success, None);
+        assert!(at_once(std::pin::pin!(back.grant())).await.is_none());
+        permit.finished(Response::Success, None);
+        assert!(matches!(back.grant().await, Grant::Run(_)));
+        assert_eq!(
+            hosts.heard(),
+            ["seen off, may come again", "lingers, success", "success None", "dropped"]
+        );
     }
 
     #[tokio::test]
@@ -431,8 +465,12 @@ mod tests {
             Err(Rejection::TurnLost)
         }
 
-        fn seen_off(&self) {
-            lock(&self.0).push("seen off".into());
+        fn seen_off(&self, may_come_again: bool) {
+            lock(&self.0).push(if may_come_again { "seen off, may come again" } else { "seen off" }.into());
+        }
+
+        fn lingers(&self, response: Response, _: Option<&str>) {
+            lock(&self.0).push(format!("lingers, {response}"));
         }
 
         fn finished(self: Box<Self>, response: Response, reason: Option<&str>) {
@@ -459,7 +497,7 @@ mod tests {
         });
         let Grant::Run(permit) = grant else { panic!("not run") };
         assert_eq!(permit.proved(), Err(Rejection::TurnLost));
-        permit.seen_off(Instant::now());
+        permit.seen_off(Instant::now(), false);
         permit.finished(Response::Failure, Some("why".into()));
         assert_eq!(hosts.heard(), ["seen off", "failure Some(\"why\")", "dropped"]);
     }
@@ -592,7 +630,7 @@ mod tests {
                     let Ok(Grant::Run(permit)) = grant else { return };
                     tokio::task::yield_now().await;
                     if dice % 5 != 0 {
-                        permit.seen_off(Instant::now());
+                        permit.seen_off(Instant::now(), false);
                         tokio::task::yield_now().await;
                         permit.finished(Response::Success, None);
                     }

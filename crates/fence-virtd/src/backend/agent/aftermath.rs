@@ -126,6 +126,13 @@ impl PendingEffects {
     }
 }
 
+impl PendingEffects {
+    /// Returns whether an action is open of which nothing shows that it has had its effect.
+    pub(super) fn may_come_again(&self) -> bool {
+        self.open.iter().any(|it| !it.is_seen)
+    }
+}
+
 impl UnconfirmedAction {
     /// Waits until the action can take no effect any more.
     async fn settled(self) {

@@ -27,6 +27,8 @@ pub(super) struct PowerChange {
     pub(super) note: Option<String>,
     /// Last reports of the devices, none older than the last action.
     pub(super) reports: Vec<Finding>,
+    /// An order is not settled, and another one may have had the effect that is seen.
+    pub(super) may_come_again: bool,
 }
 
 /// Last replies of a device.
@@ -249,7 +251,8 @@ impl PlanRunner<'_> {
             let was_so = self.plan.actions() == 0;
             // Which of several did it, and what was wrong with those before.
             let note = (acted.len() > 1).then(|| self.words());
-            return Ok(PowerChange { was_so, note, reports: self.reports() });
+            let may_come_again = self.pending.may_come_again();
+            return Ok(PowerChange { was_so, note, reports: self.reports(), may_come_again });
         }
         if self.plan.actions() == 0 {
             self.lease.check()?;

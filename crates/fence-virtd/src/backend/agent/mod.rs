@@ -448,12 +448,15 @@ impl Backend for AgentBackend {
     ) -> Result<PowerOffResult<'_>, ActionError> {
         let asked = Instant::now();
         let change = self.change_power(PowerState::Off, domain, for_reboot, lease).await?;
-        let PowerChange { was_so, note, reports } = change;
+        let PowerChange { was_so, note, reports, may_come_again } = change;
         let proof = ProvedOff::from_devices(asked, &reports)?;
+        if may_come_again {
+            lease.trail().remark("an order to another device was not seen to take effect, and may yet");
+        }
         let starts = for_reboot && (!was_so || self.reboot_starts);
         let restart = AgentRestart { backend: self, domain: domain.clone() };
         let restart = starts.then(|| Box::new(restart) as Box<dyn Restart>);
-        Ok(PowerOffResult { proof, was_off: was_so, restart, note })
+        Ok(PowerOffResult { proof, was_off: was_so, restart, note, may_come_again })
     }
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {

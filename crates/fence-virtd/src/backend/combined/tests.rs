@@ -76,7 +76,7 @@ impl Backend for Fake {
         let place = DomainSite::Hypervisor("test".to_owned());
         let look = Finding { place, sight: Sight::Ended(None), began: now, ended: now };
         let proof = ProvedOff::from_end(now, &look)?;
-        Ok(PowerOffResult { proof, was_off: false, restart: None, note: None })
+        Ok(PowerOffResult { proof, was_off: false, restart: None, note: None, may_come_again: false })
     }
 
     async fn on(&self, domain: &DomainRef, _: &Lease) -> Result<(), ActionError> {
