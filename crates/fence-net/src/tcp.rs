@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Error of the kernel; `AddrInUse` when another program listens there. Connections of earlier runs in
 /// TIME-WAIT do not matter.
 pub fn call_back_listener(family: Family, port: u16) -> io::Result<TcpListener> {
-    const BACKLOG: i32 = 64;
+    const BACKLOG: i32 = 1024;
     let (domain, any): (_, SocketAddr) = match family {
         Family::V4 => (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()),
         Family::V6 => (Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()),

@@ -57,6 +57,8 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
     }
     match needs.tcp {
         TcpAccess::To(port) => created.add_rule(NetPort::new(port, AccessNet::ConnectTcp)),
+        TcpAccess::Bind(first, last) => (first..=last)
+            .try_fold(created, |created, port| created.add_rule(NetPort::new(port, AccessNet::BindTcp))),
         TcpAccess::None | TcpAccess::Any => Ok(created),
     }
 }

@@ -31,6 +31,8 @@ pub enum TcpAccess {
     None,
     /// Connections to this port, of any address.
     To(u16),
+    /// Binding these ports, from the first to the last, and no connection.
+    Bind(u16, u16),
     /// No limit.
     Any,
 }

@@ -24,6 +24,7 @@
 //! state of the hash of a packet that begins with C. So neither role answers a classic challenge that reads
 //! like the beginning of a request, and neither makes one: see [`draw_challenge`].
 
+use crate::call_name::{CallName, CallRole, ClientRun, call_name};
 use crate::key::{ClassicHash, HASH_LEN, HashType, Key, same};
 use crate::layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN};
 use crate::request::begins_request;
@@ -166,6 +167,15 @@ impl<'k> HostAwaitChallenge<'k> {
         Self { mode: HandshakeMode::Classic(auth), key }
     }
 
+    /// Returns the run of a client that a client's challenge names. A sealed stream names its packet by itself.
+    #[must_use]
+    pub fn name_of_call(&self, run: ClientRun, c1: &Challenge) -> CallName {
+        match self.mode {
+            HandshakeMode::Classic(_) => call_name(self.key, CallRole::Client, run, c1),
+            HandshakeMode::Sealed(_) => CallName::Unnamed,
+        }
+    }
+
     /// Takes step 1; returns the bytes of step 2.
     ///
     /// # Errors
@@ -190,6 +200,13 @@ pub struct HostAwaitAnswer<'k> {
 }
 
 impl<'k> HostAwaitAnswer<'k> {
+    /// Returns the key with which a challenge is to name its request; none on a sealed stream, which names it
+    /// by itself.
+    #[must_use]
+    pub fn naming_key(&self) -> Option<&'k Key> {
+        matches!(self.mode, HandshakeMode::Classic(_)).then_some(self.key)
+    }
+
     /// Takes step 3: the caller sends `c2`, and its answer is awaited.
     ///
     /// # Errors
@@ -320,6 +337,15 @@ pub struct ClientAnswer<'k> {
 }
 
 impl ClientAnswer<'_> {
+    /// Returns the run of a client that the host's challenge names. A sealed stream was named before.
+    #[must_use]
+    pub fn name_of_call(&self, run: ClientRun, c2: &Challenge) -> CallName {
+        match self.mode {
+            HandshakeMode::Classic(_) => call_name(self.key, CallRole::Host, run, c2),
+            HandshakeMode::Sealed(_) => CallName::Own,
+        }
+    }
+
     /// Takes step 3; returns the bytes of step 4, and the seal that checks the response.
     ///
     /// # Errors

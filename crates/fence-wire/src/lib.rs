@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod action;
+mod call_name;
 mod cpg;
 mod family;
 mod handshake;
@@ -27,6 +28,7 @@ mod text;
 
 // `Proved`, `Received` and `Genuine` are the names at call sites that have not switched yet.
 pub use action::{Action, UnknownAction};
+pub use call_name::{CallName, CallRole, ClientRun, call_name, draw_named_challenge};
 pub use cpg::{
     CPG_EVERYBODY, CPG_GROUP, CPG_MESSAGE_LEN, CPG_TARGET_MAX, CpgDomain, CpgMessage, CpgMessageError,
     CpgRequest, CpgTargetError,

@@ -17,8 +17,8 @@ pub(crate) struct MulticastAttempts {
     pub(crate) request: String,
     /// Group and port that the request was sent to.
     pub(crate) group: SocketAddr,
-    /// Port on which the call-back was awaited.
-    pub(crate) call_back_port: u16,
+    /// Ports on which the call-back was awaited.
+    pub(crate) call_back_ports: Vec<u16>,
     /// Addresses that datagrams were sent from.
     pub(crate) senders: Vec<SenderAddress>,
     /// Peers that called back.
@@ -65,6 +65,8 @@ pub(crate) struct CallBackOutcome {
 pub(crate) struct WatchedPeer {
     /// Address of the peer.
     pub(crate) address: IpAddr,
+    /// Port that it tried.
+    pub(crate) port: u16,
     /// Number of packets with which it tried.
     pub(crate) packets: u32,
 }
@@ -87,9 +89,10 @@ const CALL_BACKS_SHOWN: usize = 3;
 
 impl MulticastAttempts {
     /// Returns the record of a request that was not sent yet.
-    pub(crate) fn new(request: String, group: SocketAddr, call_back_port: u16) -> Self {
-        let (senders, call_backs, key) = (Vec::new(), Vec::new(), String::new());
-        Self { request, group, call_back_port, senders, call_backs, key, sealed: false, watched_calls: None }
+    pub(crate) fn new(request: String, group: SocketAddr) -> Self {
+        let (senders, call_backs, call_back_ports) = (Vec::new(), Vec::new(), Vec::new());
+        let key = String::new();
+        Self { request, group, call_back_ports, senders, call_backs, key, sealed: false, watched_calls: None }
     }
 
     /// Returns the entry of this address, made if it is new.
@@ -122,21 +125,26 @@ impl MulticastAttempts {
     }
 
     /// Records a peer that tried to connect.
-    pub(crate) fn record_watched_call(&mut self, from: IpAddr) {
+    pub(crate) fn record_watched_call(&mut self, from: IpAddr, port: u16) {
         const REMEMBERED: usize = 16;
         let calls = self.watched_calls.get_or_insert_default();
-        match calls.iter().position(|peer| peer.address == from) {
+        match calls.iter().position(|peer| (peer.address, peer.port) == (from, port)) {
             Some(known) => calls[known].packets += 1,
-            None if calls.len() < REMEMBERED => calls.push(WatchedPeer { address: from, packets: 1 }),
+            None if calls.len() < REMEMBERED => calls.push(WatchedPeer { address: from, port, packets: 1 }),
             None => {}
         }
     }
 
     /// Writes what was sent and who called back, in lines of their own.
     pub(crate) fn write_facts(&self, f: &mut impl fmt::Write) -> fmt::Result {
-        write!(f, ", call-back awaited on port {}/tcp", self.call_back_port)?;
-        if self.call_back_port != self.group.port() {
-            write!(f, " ({} is in use, or was left without an answer lately)", self.group.port())?;
+        let wanted = self.group.port();
+        match self.call_back_ports[..] {
+            [] => write!(f, ", not sent: other agents or programs used port {wanted}/tcp all the time")?,
+            [port] if port == wanted => write!(f, ", call-back awaited on port {port}/tcp")?,
+            _ => {
+                let ports: Vec<String> = self.call_back_ports.iter().map(u16::to_string).collect();
+                write!(f, ", call-back awaited on ports {}/tcp ({wanted} was in use)", ports.join(", "))?;
+            }
         }
         if self.senders.is_empty() {
             write!(f, "\n  no address to send from")?;

@@ -13,13 +13,11 @@ use std::io;
 use std::time::Duration;
 
 use fence_net::{CallWatch, vsock_connect};
-use fence_sandbox::Tcp;
 use fence_wire::{Action, HashType, Key, Response, Target, escaped};
 
 use crate::answer::HostAnswer;
 use crate::ask::load_key;
 use crate::attempts::{MulticastAttempts, StreamProgress};
-use crate::confine::confine;
 use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
@@ -29,7 +27,7 @@ use crate::multicast::{self, MulticastProbe, MulticastRequest, MulticastResult};
 use crate::multicast_failure::MulticastFailure;
 use crate::output::{FAILURE, print};
 use crate::plan::{MulticastSettings, RequestPlan, Transport};
-use crate::ports::PortReservation;
+use crate::ports::CallBackPorts;
 use crate::stream::{self, StreamFailure};
 use crate::verdict::{AgreementCause, HostCause, ProbableCause};
 use crate::words::{describe_key, describe_request, is_sealed};
@@ -103,38 +101,29 @@ fn deadline_from_now(plan: &RequestPlan) -> Deadline {
     Deadline::after(plan.timeout)
 }
 
-/// Ports and watches for all questions by multicast, reserved before the agent is confined.
+/// Ports and watches for all questions by multicast, opened before the agent is confined.
 struct ReservedQuestions<'a> {
     to: MulticastSettings,
     key: Option<&'a Key>,
     console: &'a Console,
-    reserved: std::vec::IntoIter<(PortReservation, Option<CallWatch>)>,
+    ports: CallBackPorts,
+    watches: std::vec::IntoIter<Option<CallWatch>>,
 }
 
 impl<'a> ReservedQuestions<'a> {
-    /// Reserves as many ports as there are questions. Nothing can be opened afterwards.
-    fn reserve(
-        count: usize,
-        plan: &RequestPlan,
-        to: MulticastSettings,
-        key: Option<&'a Key>,
-        console: &'a Console,
-    ) -> Result<Self, MulticastFailure> {
-        let lifetime = Deadline::after(plan.timeout.saturating_mul(u32::try_from(count).unwrap_or(4)));
-        let reserved = (0..count)
-            .map(|_| Ok((multicast::reserve_port(to, lifetime, console)?, CallWatch::open(to.family()).ok())))
-            .collect::<Result<Vec<_>, MulticastFailure>>()?;
-        confine(Tcp::None, console);
-        Ok(Self { to, key, console, reserved: reserved.into_iter() })
+    /// Opens the ports, and a watch for each question. Nothing else can be opened afterwards.
+    fn reserve(count: usize, to: MulticastSettings, key: Option<&'a Key>, console: &'a Console) -> Self {
+        let watches: Vec<_> = (0..count).map(|_| CallWatch::open(to.family()).ok()).collect();
+        let ports = multicast::open_ports(to, console);
+        Self { to, key, console, ports, watches: watches.into_iter() }
     }
 
     /// Asks the next question.
     fn ask(&mut self, plan: &RequestPlan, only_call_back: bool) -> Result<MulticastResult, MulticastFailure> {
-        let (reservation, watch) =
-            self.reserved.next().ok_or_else(|| MulticastFailure::Listen(io::ErrorKind::AddrInUse.into()))?;
+        let watch = self.watches.next().flatten();
         let probe = MulticastProbe { watch, only_call_back };
         let request = MulticastRequest { plan, to: self.to, key: self.key, probe };
-        multicast::send_request(request, reservation, deadline_from_now(plan), self.console)
+        multicast::send_request(request, &self.ports, deadline_from_now(plan), self.console)
     }
 }
 
@@ -145,7 +134,7 @@ fn diagnose_multicast(
     console: &Console,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let hashes: Vec<_> = other_hashes(plan, key).collect();
-    let mut questions = ReservedQuestions::reserve(hashes.len() + 3, plan, to, key, console)?;
+    let mut questions = ReservedQuestions::reserve(hashes.len() + 3, to, key, console);
     let MulticastResult { answer, attempts } = questions.ask(plan, false)?;
     show_attempts(to, &attempts);
     match answer {
@@ -173,7 +162,7 @@ fn show_attempts(to: MulticastSettings, attempts: &MulticastAttempts) {
     let mut facts = format!("sent to {} port {}/udp", to.group, to.port);
     let _ = attempts.write_facts(&mut facts);
     for peer in attempts.watched_calls.iter().flatten().take(3) {
-        let (host, port, packets) = (peer.address, attempts.call_back_port, peer.packets);
+        let (host, port, packets) = (peer.address, peer.port, peer.packets);
         let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {packets} packets");
     }
     if attempts.watched_calls.is_none() {

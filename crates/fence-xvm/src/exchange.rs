@@ -20,9 +20,9 @@ use std::fmt;
 use std::time::Duration;
 
 use fence_wire::{
-    Action, CHALLENGE_LEN, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientStream, Genuine,
-    HASH_LEN, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem, ProofError, REASON_MAX,
-    Response, ResponseSeal, WrongSeal,
+    Action, CHALLENGE_LEN, CallName, Challenge, ClientAnswer, ClientAuth, ClientHandshake, ClientRun,
+    ClientStream, Genuine, HASH_LEN, HOST_LIST_ENTRY_LEN, HOST_LIST_FOLLOWS, HostListEntry, HostListItem,
+    ProofError, REASON_MAX, Response, ResponseSeal, WrongSeal,
 };
 
 use crate::answer::HostAnswer;
@@ -31,6 +31,8 @@ use crate::answer::HostAnswer;
 #[derive(Debug)]
 pub struct HostExchange<'k> {
     action: Action,
+    /// Run that the host's challenge should name; none where the stream can be no other run's.
+    run: Option<ClientRun>,
     state: ExchangeState<'k>,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -142,7 +144,7 @@ enum ExchangeState<'k> {
     AwaitAnswer(ClientHandshake<'k>),
     AwaitChallenge(ClientAnswer<'k>),
     /// The host's challenge is here; our answer to it is held back.
-    HeldProof([u8; HASH_LEN], ResponseSeal),
+    HeldProof([u8; HASH_LEN], ResponseSeal, CallName),
     AwaitResponse(ResponseSeal),
     /// The host says why it fails: the length of the text, once it is here.
     InReason(Option<usize>, ResponseSeal),
@@ -179,6 +181,12 @@ pub(crate) fn answer_from_byte(action: Action, byte: u8) -> Result<HostAnswer, E
 }
 
 impl<'k> HostExchange<'k> {
+    /// Starts an exchange with a host that called back for one of this run's packets, or of another run's.
+    #[must_use]
+    pub fn called_back(action: Action, auth: ClientAuth<'k>, run: ClientRun, c1: Challenge) -> Self {
+        Self { run: Some(run), ..Self::new(action, auth, None, c1) }
+    }
+
     /// Starts an exchange. `request` is sent first; none where the host has it already. `auth` is how it was
     /// sent. `c1` must be a fresh challenge.
     #[must_use]
@@ -191,7 +199,7 @@ impl<'k> HostExchange<'k> {
             }
             ClientStream::Open(seal) => ExchangeState::AwaitResponse(seal),
         };
-        Self { action, state, input: Vec::new(), output }
+        Self { action, run: None, state, input: Vec::new(), output }
     }
 
     /// Takes the bytes that are to be sent now.
@@ -267,10 +275,19 @@ impl<'k> HostExchange<'k> {
         matches!(self.state, ExchangeState::HeldProof(..))
     }
 
+    /// Returns the run that the host's challenge names, while the host waits for our proof.
+    #[must_use]
+    pub fn call_name(&self) -> Option<CallName> {
+        match self.state {
+            ExchangeState::HeldProof(_, _, name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// Answers the host's challenge, if it is here.
     pub fn prove(&mut self) {
         self.state = match std::mem::replace(&mut self.state, MOVED) {
-            ExchangeState::HeldProof(answer, seal) => {
+            ExchangeState::HeldProof(answer, seal, _) => {
                 self.output.extend(answer);
                 ExchangeState::AwaitResponse(seal)
             }
@@ -304,8 +321,9 @@ impl<'k> HostExchange<'k> {
             },
             ExchangeState::AwaitChallenge(client) => match self.take::<CHALLENGE_LEN>() {
                 Some(c2) => {
+                    let name = self.run.map_or(CallName::Own, |run| client.name_of_call(run, &c2));
                     let (answer, seal) = client.answer(&c2)?;
-                    ExchangeState::HeldProof(answer, seal)
+                    ExchangeState::HeldProof(answer, seal, name)
                 }
                 None => ExchangeState::AwaitChallenge(client),
             },

@@ -4,7 +4,7 @@
 //!
 //! Owns the call-back connections. One thread waits for all of them, and a slow one delays no other. Anybody
 //! can connect to the call-back port, so a connection counts for nothing until its peer has proved that it
-//! holds the key.
+//! holds the key, and until it is sure that it is for this request (`doors`).
 //!
 //! Of the proven hosts one at a time gets our proof, and with it the permission to act. The next host gets it
 //! only when that one hung up without a response, or refused at once. A list changes nothing: there every
@@ -12,28 +12,32 @@
 //!
 //! Must never give two hosts the permission to act at a time.
 
-use std::io::{self, ErrorKind, Read, Stdout, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Stdout};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use fence_net::{Address, CallWatch, Family, Interface, MulticastSender, interfaces};
 use fence_sandbox::Tcp;
-use fence_wire::{CallBack, ClientAuth, Key, MULTICAST_TTL, REQUEST_LEN, Request, escaped};
+use fence_wire::{
+    CallBack, CallName, ClientAuth, ClientRun, HashType, Key, MULTICAST_TTL, REQUEST_LEN, Request, escaped,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::answer::HostAnswer;
 use crate::attempts::{MulticastAttempts, StreamProgress};
+use crate::call::{CallBackConnection, WaitEnd};
 use crate::collector::{AnswerCollector, HostResult};
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::exchange::{ExchangeError, HostExchange, LIST_RESULT_WAIT};
+use crate::doors::{CallBackDoors, DoorNeed, DoorRule, DueSending};
+use crate::exchange::HostExchange;
 use crate::multicast_failure::MulticastFailure;
 use crate::plan::{MulticastSettings, RequestPlan};
-use crate::ports::{CallBackPorts, PortReservation};
-use crate::random::{new_challenge, random_bytes};
+use crate::ports::CallBackPorts;
+use crate::random::{new_challenge, new_named_challenge, random_bytes};
 use crate::rows::ListRows;
 use crate::words::{describe_key, describe_request, is_sealed};
 
@@ -50,10 +54,9 @@ pub(crate) fn ask(
     deadline: Deadline,
     console: &Console,
 ) -> Result<HostAnswer, MulticastFailure> {
-    let reservation = reserve_port(to, deadline, console)?;
-    confine(Tcp::None, console);
+    let ports = open_ports(to, console);
     let request = MulticastRequest { plan, to, key, probe: MulticastProbe::default() };
-    let result = send_request(request, reservation, deadline, console)?;
+    let result = send_request(request, &ports, deadline, console)?;
     result.answer?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(result.attempts)))
 }
 
@@ -88,58 +91,62 @@ pub(crate) struct MulticastResult {
     pub(crate) attempts: MulticastAttempts,
 }
 
-/// Sends one request, and waits for its call-back on the reserved port.
+/// Opens the records of the ports, and confines the agent: nothing can be opened afterwards but a listener at
+/// one of them.
+pub(crate) fn open_ports(to: MulticastSettings, console: &Console) -> CallBackPorts {
+    let (ports, error) = CallBackPorts::open(to.family(), to.port);
+    if let Some(error) = error {
+        console.say(&format_args!(
+            "cannot record which port is in use ({error}): a host of the C programs is asked more than once"
+        ));
+    }
+    let (first, last) = ports.range();
+    confine(Tcp::Bind(first, last), console);
+    ports
+}
+
+/// Sends one request, and waits for its call-back on one of the ports.
 ///
 /// # Errors
-/// When the kernel gives no random bytes.
+/// When the kernel gives no random bytes, or no port can be used.
 pub(crate) fn send_request(
     request: MulticastRequest<'_>,
-    reservation: PortReservation,
+    ports: &CallBackPorts,
     deadline: Deadline,
     console: &Console,
 ) -> Result<MulticastResult, MulticastFailure> {
     let MulticastRequest { plan, to, key, probe } = request;
-    reservation.listener.set_nonblocking(true).map_err(MulticastFailure::Listen)?;
-    console.debug(&format_args!("the call-back is awaited on port {}/tcp", reservation.port));
-    let mut attempts =
-        MulticastAttempts::new(describe_request(plan), SocketAddr::new(to.group, to.port), reservation.port);
+    let mut attempts = MulticastAttempts::new(describe_request(plan), SocketAddr::new(to.group, to.port));
     attempts.watched_calls = probe.watch.is_some().then(Vec::new);
+    let auth = plan.client_auth(key);
+    let rule = if matches!(auth, ClientAuth::Open) { DoorRule::Open } else { DoorRule::Challenged };
     let mut client = MulticastClient {
         plan,
         to,
         key,
-        auth: plan.client_auth(key),
-        port: reservation.port,
-        sequence: u32::from_le_bytes(random_bytes()?),
+        auth,
+        doors: CallBackDoors::new(ports, rule, new_run(plan)?),
+        packets: 0,
         calls: Vec::new(),
         collector: AnswerCollector::new(plan.action, to.quiet, ListRows::to_stdout()),
         attempts,
         probe,
         console,
     };
-    let answer = client.run(&reservation.listener, deadline);
-    if matches!(answer, Ok(Some(_))) || !client.attempts.has_sent() {
-        reservation.release();
-    }
-    client.attempts.key = describe_key(plan, key);
-    client.attempts.sealed = is_sealed(plan);
-    Ok(MulticastResult { answer, attempts: client.attempts })
+    let answer = client.run(deadline);
+    let MulticastClient { doors, mut attempts, .. } = client;
+    attempts.call_back_ports = doors.used_ports();
+    doors.finish(matches!(answer, Ok(Some(_))) || !attempts.has_sent());
+    attempts.key = describe_key(plan, key);
+    attempts.sealed = is_sealed(plan);
+    Ok(MulticastResult { answer, attempts })
 }
 
-/// Reserves a port for the call-back that no abandoned request belongs to.
-pub(crate) fn reserve_port(
-    to: MulticastSettings,
-    deadline: Deadline,
-    console: &Console,
-) -> Result<PortReservation, MulticastFailure> {
-    let lifetime = deadline.remaining().unwrap_or_default();
-    let reserved = CallBackPorts::open().and_then(|ports| ports.reserve(to.family(), to.port, lifetime));
-    reserved.or_else(|error| {
-        console.say(&format_args!(
-            "cannot record which port is in use ({error}): the call-back is awaited on any port"
-        ));
-        PortReservation::without_record(to.family()).map_err(MulticastFailure::Listen)
-    })
+/// Returns a new run. A packet without a hash carries no random bytes.
+fn new_run(plan: &RequestPlan) -> Result<ClientRun, MulticastFailure> {
+    let [a, b, c, d, e, f] = random_bytes()?;
+    let has_nonce = plan.hash != HashType::None;
+    Ok(ClientRun::new(if has_nonce { [a, b, c, d, e, f] } else { [a, b, c, 0, 0, 0] }))
 }
 
 /// Multicast request in progress.
@@ -149,9 +156,9 @@ struct MulticastClient<'a> {
     key: Option<&'a Key>,
     /// Proof that hosts must give; for sealed requests with all packets that were sent.
     auth: ClientAuth<'a>,
-    port: u16,
-    /// Sequence number, the same in all datagrams, so that hosts take them for one request.
-    sequence: u32,
+    doors: CallBackDoors<'a>,
+    /// Number of packets so far: no two are equal.
+    packets: u32,
     calls: Vec<CallBackConnection<'a>>,
     collector: AnswerCollector<Stdout>,
     attempts: MulticastAttempts,
@@ -159,71 +166,65 @@ struct MulticastClient<'a> {
     console: &'a Console,
 }
 
-/// Connection of a peer that called back.
-struct CallBackConnection<'k> {
-    from: SocketAddr,
-    stream: TcpStream,
-    exchange: HostExchange<'k>,
-    unsent: Vec<u8>,
-    /// Instant at which the peer got the permission to act: our proof, unless it needs none.
-    permitted_at: Option<Instant>,
-    /// Instant at which the peer connected, or at which it last sent bytes after its proof.
-    last_heard: Instant,
-    /// True if the peer connected before the end of the quiet time.
-    in_time: bool,
-    /// Deadline at which a complete list is taken without its result.
-    list_until: Option<Deadline>,
-}
-
-/// End of the wait for a connection.
-enum WaitEnd {
-    /// The host answered, or sent a response that is not valid.
-    Answered(HostResult),
-    /// The peer hung up before its response: the reason, and the same in words.
-    HungUp(ExchangeError, String),
-}
-
 impl<'a> MulticastClient<'a> {
     /// Sends the request again and again, and returns the answer; none when time ran out.
-    fn run(
-        &mut self,
-        listener: &TcpListener,
-        deadline: Deadline,
-    ) -> Result<Option<HostAnswer>, MulticastFailure> {
-        let mut send_at = Deadline::after(Duration::ZERO);
+    fn run(&mut self, deadline: Deadline) -> Result<Option<HostAnswer>, MulticastFailure> {
         while deadline.remaining().is_some() {
             let end = self.end_of_wait(deadline);
             if end.is_some_and(|at| at.remaining().is_none()) {
                 return self.conclude(&format!("silent for {} s", STALL_LIMIT.as_secs()));
             }
+            self.tend_doors(end)?;
             // A host with the permission to act needs no repetition. The C daemon carries a repetition out
             // again when it reads it after ten seconds.
             let asks = end.is_none() && !self.is_acting();
-            if asks && send_at.remaining().is_none() {
-                self.transmit()?;
-                send_at = Deadline::after(self.to.retransmit);
+            if asks {
+                for due in self.doors.due() {
+                    self.transmit(due, deadline)?;
+                }
             }
             let mut until = end.unwrap_or(deadline);
             if asks {
-                until = until.min(send_at);
+                until = self.doors.next_sending().map_or(until, |at| until.min(at));
+            }
+            if let Some(pause) = self.doors.look_pause() {
+                until = until.min(Deadline::after(pause));
             }
             for list_until in self.calls.iter().filter_map(|c| c.list_until) {
                 until = until.min(list_until);
             }
             let in_time = self.collector.quiet_time().is_none_or(|(_, end)| end.remaining().is_some());
-            let ready = self.wait_until_ready(listener, until).map_err(MulticastFailure::Poll)?;
+            let ready = self.wait_until_ready(until).map_err(MulticastFailure::Poll)?;
             self.record_watched_calls();
             if let Some(answer) = self.serve_ready(&ready.calls)? {
                 return Ok(Some(answer));
             }
             if ready.listener {
-                self.accept(listener, in_time)?;
+                self.accept(in_time)?;
             }
             if self.probe.only_call_back && self.has_called_back() {
                 break;
             }
         }
         self.conclude("time ran out")
+    }
+
+    /// Takes turns at ports and passes them on. `end` is the end of the wait for another host, if there is one.
+    fn tend_doors(&mut self, end: Option<Deadline>) -> Result<(), MulticastFailure> {
+        let believed_since = self.calls.iter().filter_map(|it| it.believed_at).min();
+        let need = match believed_since {
+            Some(since) => DoorNeed::Called(since, self.to.quiet),
+            None if end.is_some() => DoorNeed::Called(Instant::now(), self.to.quiet),
+            None => DoorNeed::Listening,
+        };
+        let mut last_calls = Vec::new();
+        let tended = self.doors.tend(need, |doors| {
+            last_calls.extend(std::iter::from_fn(|| doors.accept()).take(CONNECTIONS_MAX));
+        });
+        for (stream, from, opening) in last_calls {
+            self.take_call(stream, from, opening, true)?;
+        }
+        tended.map_err(MulticastFailure::Listen)
     }
 
     /// Returns whether a peer has called back and was believed, or refused.
@@ -234,8 +235,9 @@ impl<'a> MulticastClient<'a> {
     /// Records the call-backs that the watch has seen.
     fn record_watched_calls(&mut self) {
         let calls = self.probe.watch.iter().flat_map(CallWatch::calls);
-        for (from, _) in calls.filter(|(_, port)| *port == self.port) {
-            self.attempts.record_watched_call(from);
+        let ports = self.doors.used_ports();
+        for (from, port) in calls.filter(|(_, port)| ports.contains(port)) {
+            self.attempts.record_watched_call(from, port);
         }
     }
 
@@ -313,24 +315,35 @@ impl<'a> MulticastClient<'a> {
 
     /// Sends one datagram from each of our addresses. Reads the addresses each time: an interface may have
     /// come up.
-    fn transmit(&mut self) -> Result<(), MulticastFailure> {
+    fn transmit(&mut self, due: DueSending, deadline: Deadline) -> Result<(), MulticastFailure> {
         let mut interfaces = interfaces().map_err(MulticastFailure::Poll)?;
         // Loopback comes last: the host of this guest is not there.
         interfaces.sort_by_key(Interface::is_loopback);
         let family = self.to.family();
-        for interface in interfaces.iter().filter(|i| i.is_up()) {
-            for address in interface.addresses.iter().filter(|a| is_sender(a, interface, family)) {
-                let request = Request {
-                    action: self.plan.action,
-                    target: self.plan.target.clone(),
-                    call_back: Some(CallBack { address: address.ip, port: self.port }),
-                    nonce: random_bytes()?,
-                    sequence: self.sequence,
-                };
-                let packet = self.plan.encode_packet(&request, self.key);
-                self.auth.add(&packet);
-                self.send(interface, *address, &packet);
-            }
+        let senders: Vec<(&Interface, Address)> = interfaces
+            .iter()
+            .filter(|it| it.is_up())
+            .flat_map(|it| {
+                it.addresses.iter().filter(move |a| is_sender(a, it, family)).map(move |a| (it, *a))
+            })
+            .collect();
+        let count = u32::try_from(senders.len()).unwrap_or(u32::MAX);
+        self.doors
+            .enter_sending(due, count, deadline, self.to.retransmit)
+            .map_err(MulticastFailure::Record)?;
+        for (interface, address) in senders {
+            self.packets = self.packets.wrapping_add(1);
+            let [rest @ .., _] = self.packets.to_le_bytes();
+            let request = Request {
+                action: self.plan.action,
+                target: self.plan.target.clone(),
+                call_back: Some(CallBack { address: address.ip, port: due.port }),
+                nonce: self.doors.run().nonce(rest),
+                sequence: due.sequence,
+            };
+            let packet = self.plan.encode_packet(&request, self.key);
+            self.auth.add(&packet);
+            self.send(interface, address, &packet);
         }
         Ok(())
     }
@@ -354,8 +367,10 @@ impl<'a> MulticastClient<'a> {
     }
 
     /// Waits until a socket can be read or written, or until the deadline.
-    fn wait_until_ready(&self, listener: &TcpListener, until: Deadline) -> io::Result<ReadySockets> {
-        let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    fn wait_until_ready(&self, until: Deadline) -> io::Result<ReadySockets> {
+        let mut fds: Vec<_> =
+            self.doors.listeners().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)).collect();
+        let listeners = fds.len();
         fds.extend(self.calls.iter().map(|call| {
             let out = if call.unsent.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             PollFd::new(call.stream.as_fd(), PollFlags::POLLIN | out)
@@ -369,38 +384,58 @@ impl<'a> MulticastClient<'a> {
             Err(error) => return Err(error.into()),
         }
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
-        Ok(ReadySockets { listener: ready.next().unwrap_or(false), calls: ready.collect() })
+        let listener = ready.by_ref().take(listeners).fold(false, |any, it| any || it);
+        Ok(ReadySockets { listener, calls: ready.collect() })
     }
 
     /// Accepts the connections in the backlog.
-    fn accept(&mut self, listener: &TcpListener, in_time: bool) -> Result<(), MulticastFailure> {
-        while let Ok((stream, from)) = listener.accept() {
-            if stream.set_nonblocking(true).is_err() {
-                continue;
-            }
-            let _ = stream.set_nodelay(true);
-            self.console.debug(&format_args!("call-back from {from}"));
-            if self.calls.len() >= CONNECTIONS_MAX {
-                self.evict_one();
-            }
-            let mut exchange = HostExchange::new(self.plan.action, self.auth.clone(), None, new_challenge()?);
-            let unsent = exchange.take_output();
-            let last_heard = Instant::now();
-            let permitted_at = matches!(self.auth, ClientAuth::Open).then_some(last_heard);
-            let mut call = CallBackConnection {
-                from,
-                stream,
-                exchange,
-                unsent,
-                permitted_at,
-                last_heard,
-                in_time,
-                list_until: None,
-            };
-            // The rest goes when the socket is ready. An error shows when the socket is read.
-            let _ = call.flush();
-            self.calls.push(call);
+    fn accept(&mut self, in_time: bool) -> Result<(), MulticastFailure> {
+        while let Some((stream, from, opening)) = self.doors.accept() {
+            self.take_call(stream, from, opening, in_time)?;
         }
+        Ok(())
+    }
+
+    /// Begins the exchange with a peer that called back.
+    fn take_call(
+        &mut self,
+        stream: TcpStream,
+        from: SocketAddr,
+        opening: usize,
+        in_time: bool,
+    ) -> Result<(), MulticastFailure> {
+        if stream.set_nonblocking(true).is_err() {
+            return Ok(());
+        }
+        let _ = stream.set_nodelay(true);
+        self.console.debug(&format_args!("call-back from {from}"));
+        if self.calls.len() >= CONNECTIONS_MAX {
+            self.evict_one();
+        }
+        let run = self.doors.run();
+        let c1 = match self.auth {
+            ClientAuth::Classic(_, key) => new_named_challenge(key, run),
+            ClientAuth::Open | ClientAuth::Sealed(..) => new_challenge(),
+        };
+        let mut exchange = HostExchange::called_back(self.plan.action, self.auth.clone(), run, c1?);
+        let unsent = exchange.take_output();
+        let last_heard = Instant::now();
+        let permitted_at = matches!(self.auth, ClientAuth::Open).then_some(last_heard);
+        let mut call = CallBackConnection {
+            from,
+            opening,
+            stream,
+            exchange,
+            unsent,
+            believed_at: permitted_at,
+            permitted_at,
+            last_heard,
+            in_time,
+            list_until: None,
+        };
+        // The rest goes when the socket is ready. An error shows when the socket is read.
+        let _ = call.flush();
+        self.calls.push(call);
         Ok(())
     }
 
@@ -413,6 +448,26 @@ impl<'a> MulticastClient<'a> {
             self.collector.record_lost(call.from, outcome.clone());
         }
         self.attempts.record_call_back(call.from, outcome, StreamProgress::Other);
+    }
+
+    /// Hangs up on hosts that speak of another request, or may do so. They carry nothing out without our proof.
+    fn refuse_calls_for_others(&mut self) {
+        for call in std::mem::take(&mut self.calls) {
+            let Some(name) = call.exchange.call_name() else {
+                self.calls.push(call);
+                continue;
+            };
+            if self.doors.admits(call.opening, call.from.ip(), name) {
+                self.calls.push(call);
+                continue;
+            }
+            let outcome = match name {
+                CallName::Unnamed => "hung up on: it may call for an earlier request",
+                CallName::Own | CallName::Other => "hung up on: it calls for another request",
+            };
+            self.console.debug(&format_args!("call-back from {}: {outcome}", call.from));
+            self.attempts.record_call_back(call.from, outcome.to_owned(), StreamProgress::Other);
+        }
     }
 
     /// Reads and writes on ready connections, and gives a proven host the permission to act.
@@ -440,6 +495,7 @@ impl<'a> MulticastClient<'a> {
                 return Ok(answer);
             }
         }
+        self.refuse_calls_for_others();
         let wants_all = self.collector.wants_all_hosts();
         let mut is_acting = self.is_acting();
         for call in self.calls.iter_mut().filter(|c| c.exchange.is_asking_for_proof()) {
@@ -460,73 +516,6 @@ impl<'a> MulticastClient<'a> {
 struct ReadySockets {
     listener: bool,
     calls: Vec<bool>,
-}
-
-impl CallBackConnection<'_> {
-    /// Answers the host's challenge.
-    fn prove(&mut self) {
-        self.exchange.prove();
-        self.unsent.extend(self.exchange.take_output());
-        let now = Instant::now();
-        (self.permitted_at, self.last_heard) = (Some(now), now);
-        // The rest goes when the socket is ready. An error shows when the socket is read.
-        let _ = self.flush();
-    }
-
-    /// Sends and reads as much as is possible without waiting. Returns the end of the wait, if it ended.
-    fn advance(&mut self) -> Option<WaitEnd> {
-        /// Number of reads before the other connections are served.
-        const READS: usize = 64;
-        let mut buffer = [0; 4096];
-        if let Err(error) = self.flush() {
-            return Some(self.finish(Some(&error)));
-        }
-        for _ in 0..READS {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Some(self.finish(None)),
-                Ok(n) => {
-                    if self.exchange.receive(&buffer[..n]).is_err() || self.exchange.is_done() {
-                        return Some(self.finish(None));
-                    }
-                    if self.exchange.is_believed() {
-                        self.last_heard = Instant::now();
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Some(self.finish(Some(&error))),
-            }
-        }
-        if self.exchange.is_list_complete() && self.list_until.is_none() {
-            self.list_until = Some(Deadline::after(LIST_RESULT_WAIT));
-        }
-        None
-    }
-
-    /// Sends as many bytes as the socket takes.
-    fn flush(&mut self) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
-                Ok(n) => drop(self.unsent.drain(..n)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the exchange, because of this I/O error or because the peer closed the connection.
-    fn finish(&mut self, error: Option<&io::Error>) -> WaitEnd {
-        match (self.exchange.close(), error) {
-            (Ok(answer), _) => WaitEnd::Answered(Ok(answer)),
-            (Err(failure), _) if self.permitted_at.is_some() && failure.is_final() => {
-                WaitEnd::Answered(Err(failure))
-            }
-            (Err(failure), None) => WaitEnd::HungUp(failure, failure.to_string()),
-            (Err(failure), Some(error)) => WaitEnd::HungUp(failure, format!("{failure} ({error})")),
-        }
-    }
 }
 
 /// Returns whether the C agent sends from this address: on IPv6 from neither loopback nor link-local

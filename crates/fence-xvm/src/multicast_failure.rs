@@ -23,6 +23,9 @@ pub(crate) enum MulticastFailure {
     /// There is no port for the call-back.
     #[error("cannot listen for the call-back: {0}")]
     Listen(io::Error),
+    /// The use of a port cannot be recorded.
+    #[error("cannot record which port is in use: {0}")]
+    Record(io::Error),
     /// A system call of the agent's own loop failed.
     #[error("cannot wait for the host: {0}")]
     Poll(io::Error),
@@ -79,7 +82,7 @@ mod tests {
 
     #[test]
     fn ten_lines_at_most() {
-        let new = || MulticastAttempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap(), 1230);
+        let new = || MulticastAttempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap());
         let text = MulticastFailure::TimedOut(Box::new(new())).to_string();
         assert!(text.starts_with("Timed out waiting for response to off vm1"), "{text}");
         assert!(text.contains("no address to send from"), "{text}");

@@ -1,264 +1,292 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Choice of the port for the call-back, so that no agent takes the answer to another agent's request.
+//! Ports for the call-back, so that no agent takes the answer to another agent's request.
 //!
-//! A call-back does not name its request, and a busy host may call long after the agent gave up. So a port on
-//! which a request was abandoned (time-out, SIGKILL) is not used for some minutes, as TCP does with
-//! TIME-WAIT. Another port is used instead. Each port of each network namespace has its [`UseRecord`].
+//! Firewalls let one port in, so all agents of a guest use it, one after the other: who listens has the
+//! *turn*. An agent that was called back passes the turn on while it waits for its answer. A call-back may come
+//! for an agent that has gone, or has passed its turn on. Our hosts name the request in their challenge. For
+//! others the [`PortLedger`] tells how many call-backs may come that are not for this agent.
 //!
-//! Owns the listener of a reserved port. Runs on the agent's only thread. Must never listen on a port in
-//! quarantine.
+//! Where nothing is authenticated there is no challenge, and a host acts as soon as it is connected. There an
+//! agent uses only a port whose ledger has no other runs.
+//!
+//! A port that another program holds, or whose turn does not come, has 15 neighbours: one of them is tried as
+//! well. Owns records and listeners. Runs on the agent's only thread. Must never send a datagram that is not in
+//! the ledger, unless there is nowhere to keep one, and never listen without the turn.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::thread::sleep;
 use std::time::Duration;
 
 use fence_net::{Family, call_back_listener};
+use fence_wire::ClientRun;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
-use crate::records::{UseRecord, UseRecords};
+use crate::deadline::Deadline;
+use crate::ledger::{LEDGER_MAX, PortLedger, UNKNOWN_CALLS};
+use crate::records::{UseRecords, boot_seconds, read_boot_id};
 
-/// Number of ports that are tried in order, the wanted one first, before the kernel chooses one. A firewall
-/// that lets these in lets every call-back in.
-const NEIGHBOURS: u16 = 16;
+/// Number of ports that an agent may use, the wanted one first. A firewall that lets these in lets every
+/// call-back in.
+pub(crate) const PORTS: u16 = 16;
+/// Time for which the ledger is locked at most.
+const LEDGER_WAIT: Duration = Duration::from_secs(1);
+/// Pause between two tries for a lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
-/// Ports of this network namespace.
+/// Ports of this network namespace that an agent may use.
 #[derive(Debug)]
 pub(crate) struct CallBackPorts {
-    records: UseRecords,
-    /// Inode of the namespace: agents of containers that share /run do not share ports.
-    namespace: u64,
+    family: Family,
+    boot: String,
+    /// The wanted port first.
+    ports: Vec<PortRecord>,
 }
 
-/// Port that the agent listens on, and that no abandoned request belongs to.
+/// Port and its file, if there is one.
 #[derive(Debug)]
-pub(crate) struct PortReservation {
-    /// Listener on the port.
-    pub(crate) listener: TcpListener,
+struct PortRecord {
+    port: u16,
+    file: Option<File>,
+}
+
+/// Port on which this agent listens, and has the turn.
+#[derive(Debug)]
+pub(crate) struct OpenPort {
+    index: usize,
     /// Number of the port.
     pub(crate) port: u16,
-    /// Record of the port; none when there is nowhere to keep one.
-    record: Option<UseRecord>,
+    /// Listener.
+    pub(crate) listener: TcpListener,
+}
+
+/// Bytes of the file that are locked, each for a purpose. They need not exist.
+#[derive(Clone, Copy, Debug)]
+#[repr(i64)]
+enum LockedByte {
+    /// The ledger is read or written.
+    Ledger = 1 << 40,
+    /// An agent listens.
+    Turn,
+    /// An agent waits for the turn. Shared by all that wait.
+    Queue,
 }
 
 impl CallBackPorts {
-    /// Opens the records of the ports that this process can listen on.
-    ///
-    /// # Errors
-    /// When there is nowhere to keep records.
-    pub(crate) fn open() -> io::Result<Self> {
-        Self::with_records(UseRecords::open()?)
-    }
-
-    fn with_records(records: UseRecords) -> io::Result<Self> {
-        Ok(Self { records, namespace: network_namespace()? })
-    }
-
-    /// Listens on `wanted`, or on another port when `wanted` is in use or in quarantine, and records the use.
-    /// The record stays until [`PortReservation::release`], or else until its quarantine is over, which
-    /// begins `lifetime` from now.
-    ///
-    /// # Errors
-    /// When there is no port, or the use cannot be recorded.
-    pub(crate) fn reserve(
-        &self,
-        family: Family,
-        wanted: u16,
-        lifetime: Duration,
-    ) -> io::Result<PortReservation> {
-        const ANY: [u16; 16] = [0; 16];
-        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-        for port in (wanted..=wanted.saturating_add(NEIGHBOURS - 1)).chain(ANY) {
-            match self.reserve_port(family, port, lifetime) {
-                Ok(Some(reservation)) => return Ok(reservation),
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
-    }
-
-    /// Reserves this port; none when an agent uses it or its quarantine is not over.
-    fn reserve_port(
-        &self,
-        family: Family,
-        port: u16,
-        lifetime: Duration,
-    ) -> io::Result<Option<PortReservation>> {
-        // A port that the kernel chooses is known only after listening. Other ports are looked up first, so
-        // that a call-back never reaches a port in quarantine.
-        let chosen = if port == 0 { Some(call_back_listener(family, 0)?) } else { None };
-        let port = chosen.as_ref().map_or(Ok(port), |it| it.local_addr().map(|address| address.port()))?;
-        let Some(mut record) = self.records.lock(&self.record_name(port))?.filter(|it| !it.is_abandoned())
-        else {
-            return Ok(None);
+    /// Opens the records of `wanted` and of its neighbours. Nothing else has to be opened later. Returns also
+    /// the reason why there are no records, if there are none.
+    pub(crate) fn open(family: Family, wanted: u16) -> (Self, Option<io::Error>) {
+        let records = UseRecords::open().and_then(|records| Ok((records, network_namespace()?)));
+        let (records, mut error) = match records {
+            Ok(records) => (Some(records), None),
+            Err(error) => (None, Some(error)),
         };
-        let listener = chosen.map_or_else(|| call_back_listener(family, port), Ok)?;
-        record.mark_busy(lifetime)?;
-        Ok(Some(PortReservation { listener, port, record: Some(record) }))
+        let ports = (wanted..=wanted.saturating_add(PORTS - 1))
+            .map(|port| {
+                let opened = records.as_ref().map(|(it, namespace)| it.file(&format!("{port}-{namespace}")));
+                let file = match opened {
+                    Some(Ok(file)) => Some(file),
+                    Some(Err(failure)) => {
+                        error = Some(failure);
+                        None
+                    }
+                    None => None,
+                };
+                PortRecord { port, file }
+            })
+            .collect();
+        (Self { family, boot: read_boot_id(), ports }, error)
     }
 
-    fn record_name(&self, port: u16) -> String {
-        format!("{port}-{}", self.namespace)
+    /// Returns the first and the last port.
+    pub(crate) fn range(&self) -> (u16, u16) {
+        (self.ports.first().map_or(0, |it| it.port), self.ports.last().map_or(0, |it| it.port))
     }
-}
 
-impl PortReservation {
-    /// Reserves a port without a record: one that the kernel chooses, because no other is known to be clean.
+    /// Takes the turn at the wanted port and listens there; none while another agent or program has it.
     ///
     /// # Errors
     /// Error of the kernel.
-    pub(crate) fn without_record(family: Family) -> io::Result<Self> {
-        let listener = call_back_listener(family, 0)?;
-        let port = listener.local_addr()?.port();
-        Ok(Self { listener, port, record: None })
+    pub(crate) fn open_wanted(&self) -> io::Result<Option<OpenPort>> {
+        self.open_port(0)
     }
 
-    /// Releases the port as clean, because the request was answered or never sent.
-    pub(crate) fn release(self) {
-        if let Some(record) = self.record {
-            record.mark_free();
+    /// Takes the turn at a neighbour of the wanted port; none while others have all of them.
+    ///
+    /// # Errors
+    /// Error of the kernel.
+    pub(crate) fn open_neighbour(&self) -> io::Result<Option<OpenPort>> {
+        for index in 1..self.ports.len() {
+            if let Some(open) = self.open_port(index)? {
+                return Ok(Some(open));
+            }
         }
+        Ok(None)
+    }
+
+    /// Takes the turn at a port to which no call-back for another run can come; none while there is none.
+    ///
+    /// # Errors
+    /// Error of the kernel.
+    pub(crate) fn open_clean(&self, run: ClientRun) -> io::Result<Option<OpenPort>> {
+        for index in 0..self.ports.len() {
+            // Looked up first: a host that calls back must not find a listener there.
+            if self.ports[index].file.is_some() && self.calls_at(index, run) > 0 {
+                continue;
+            }
+            if let Some(open) = self.open_port(index)? {
+                return Ok(Some(open));
+            }
+        }
+        Ok(None)
+    }
+
+    fn open_port(&self, index: usize) -> io::Result<Option<OpenPort>> {
+        let Some(PortRecord { port, file }) = self.ports.get(index) else { return Ok(None) };
+        if let Some(file) = file
+            && !try_lock(file, LockedByte::Turn, libc::F_WRLCK)?
+        {
+            return Ok(None);
+        }
+        match call_back_listener(self.family, *port) {
+            Ok(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(Some(OpenPort { index, port: *port, listener }))
+            }
+            Err(error) => {
+                self.unlock(index, LockedByte::Turn);
+                if error.kind() == io::ErrorKind::AddrInUse { Ok(None) } else { Err(error) }
+            }
+        }
+    }
+
+    /// Ends listening and passes the turn on.
+    pub(crate) fn close(&self, open: OpenPort) {
+        let OpenPort { index, listener, .. } = open;
+        drop(listener);
+        self.unlock(index, LockedByte::Turn);
+    }
+
+    /// Says whether this agent waits for the turn at the wanted port.
+    pub(crate) fn queue(&self, waits: bool) {
+        match (waits, self.ports.first().and_then(|it| it.file.as_ref())) {
+            // A holder that does not see us passes the turn on later, no more.
+            (true, Some(file)) => drop(try_lock(file, LockedByte::Queue, libc::F_RDLCK)),
+            (false, Some(_)) => self.unlock(0, LockedByte::Queue),
+            (_, None) => {}
+        }
+    }
+
+    /// Returns whether other agents wait for the turn at this port.
+    pub(crate) fn is_wanted(&self, open: &OpenPort) -> bool {
+        let Some(file) = self.ports.get(open.index).and_then(|it| it.file.as_ref()) else { return false };
+        if open.index != 0 {
+            return false;
+        }
+        match try_lock(file, LockedByte::Queue, libc::F_WRLCK) {
+            Ok(true) => {
+                self.unlock(open.index, LockedByte::Queue);
+                false
+            }
+            Ok(false) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Returns how many call-backs of one host may come to this port that are not for this run.
+    pub(crate) fn calls_for_others(&self, open: &OpenPort, run: ClientRun) -> u32 {
+        self.calls_at(open.index, run)
+    }
+
+    fn calls_at(&self, index: usize, run: ClientRun) -> u32 {
+        let read = self.with_ledger(index, |ledger| (ledger.calls_for_others(run), false));
+        read.ok().flatten().unwrap_or(UNKNOWN_CALLS)
+    }
+
+    /// Enters how many datagrams of this run name the port, before they are sent. Does nothing where there is
+    /// nowhere to keep a ledger.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written: then nothing must be sent.
+    pub(crate) fn enter(&self, open: &OpenPort, run: ClientRun, end: Deadline, count: u32) -> io::Result<()> {
+        let left = end.remaining().unwrap_or_default().as_secs() + 1;
+        let until = boot_seconds()?.saturating_add(left);
+        self.with_ledger(open.index, |ledger| {
+            ledger.enter(run, until, count);
+            ((), true)
+        })?;
+        Ok(())
+    }
+
+    /// Removes a run that was answered, or has sent nothing, from all ledgers.
+    pub(crate) fn forget(&self, run: ClientRun) {
+        for index in 0..self.ports.len() {
+            // After an error others wait in vain for a few minutes, no more.
+            let _ = self.with_ledger(index, |ledger| {
+                let before = ledger.clone();
+                ledger.remove(run);
+                ((), before != *ledger)
+            });
+        }
+    }
+
+    /// Reads the ledger of a port, and writes it if `work` says so; none where there is none.
+    fn with_ledger<T>(
+        &self,
+        index: usize,
+        work: impl FnOnce(&mut PortLedger) -> (T, bool),
+    ) -> io::Result<Option<T>> {
+        let Some(mut file) = self.ports.get(index).and_then(|it| it.file.as_ref()) else { return Ok(None) };
+        let patience = Deadline::after(LEDGER_WAIT);
+        while !try_lock(file, LockedByte::Ledger, libc::F_WRLCK)? {
+            patience.remaining_or_timed_out()?;
+            sleep(LOCK_PAUSE);
+        }
+        let done = (|| {
+            let mut text = Vec::new();
+            file.rewind()?;
+            file.take(LEDGER_MAX).read_to_end(&mut text)?;
+            let mut ledger = PortLedger::read(&text, &self.boot, boot_seconds()?);
+            let (result, is_changed) = work(&mut ledger);
+            if is_changed {
+                // One write, and its end says that it is whole.
+                file.rewind()?;
+                file.write_all(ledger.to_text(&self.boot).as_bytes())?;
+            }
+            Ok(Some(result))
+        })();
+        self.unlock(index, LockedByte::Ledger);
+        done
+    }
+
+    fn unlock(&self, index: usize, byte: LockedByte) {
+        if let Some(file) = self.ports.get(index).and_then(|it| it.file.as_ref()) {
+            let _ = try_lock(file, byte, libc::F_UNLCK);
+        }
+    }
+}
+
+/// Takes or gives back the lock of a byte; false while another agent has it. The lock ends with the process.
+fn try_lock(file: &File, byte: LockedByte, kind: libc::c_int) -> io::Result<bool> {
+    let lock = libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: 0,
+        l_start: byte as libc::off_t,
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Returns the inode of this process's network namespace.
 pub(crate) fn network_namespace() -> io::Result<u64> {
     Ok(std::fs::metadata("/proc/self/ns/net")?.ino())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
-
-    use super::*;
-    use crate::records::{QUARANTINE, boot_seconds, busy_text, read_boot_id};
-
-    const LIFETIME: Duration = Duration::from_secs(30);
-
-    struct PortLab {
-        directory: tempfile::TempDir,
-        wanted: u16,
-    }
-
-    impl PortLab {
-        fn new() -> Self {
-            // Ports of this lab alone, below those that the kernel hands out.
-            static NEXT: AtomicU16 = AtomicU16::new(9_000);
-            let is_free = |port: &u16| call_back_listener(Family::V4, *port).is_ok();
-            let wanted = (0..500).map(|_| NEXT.fetch_add(20, Relaxed)).find(is_free).unwrap();
-            Self { directory: tempfile::tempdir().unwrap(), wanted }
-        }
-
-        fn ports(&self) -> CallBackPorts {
-            CallBackPorts::with_records(UseRecords::at(&self.directory.path().join("ports")).unwrap())
-                .unwrap()
-        }
-
-        fn reserve(&self) -> PortReservation {
-            self.ports().reserve(Family::V4, self.wanted, LIFETIME).unwrap()
-        }
-
-        fn record(&self) -> std::path::PathBuf {
-            let name = format!("ports/{}-{}.lock", self.wanted, network_namespace().unwrap());
-            self.directory.path().join(name)
-        }
-
-        fn write_busy(&self, boot: &str, until: u64) {
-            drop(self.ports());
-            fs::write(self.record(), busy_text(boot, until)).unwrap();
-            fs::set_permissions(self.record(), fs::Permissions::from_mode(0o600)).unwrap();
-        }
-    }
-
-    #[test]
-    fn an_answered_port_is_used_again() {
-        let lab = PortLab::new();
-        for _ in 0..3 {
-            let reservation = lab.reserve();
-            assert_eq!(reservation.port, lab.wanted);
-            reservation.release();
-        }
-    }
-
-    #[test]
-    fn an_abandoned_port_is_not_used() {
-        let lab = PortLab::new();
-        let abandoned = lab.reserve();
-        assert_eq!(abandoned.port, lab.wanted);
-        drop(abandoned);
-        let next = lab.reserve();
-        assert_ne!(next.port, lab.wanted);
-    }
-
-    #[test]
-    fn two_at_once_have_two_ports() {
-        let lab = PortLab::new();
-        let (first, second) = (lab.reserve(), lab.reserve());
-        assert_ne!(first.port, second.port);
-        assert_eq!(first.listener.local_addr().unwrap().port(), first.port);
-        assert_eq!(second.listener.local_addr().unwrap().port(), second.port);
-    }
-
-    #[test]
-    fn a_port_with_another_listener_is_not_used() {
-        let lab = PortLab::new();
-        let other = call_back_listener(Family::V4, lab.wanted).unwrap();
-        assert_ne!(lab.reserve().port, lab.wanted);
-        drop(other);
-        assert_eq!(lab.reserve().port, lab.wanted);
-    }
-
-    #[test]
-    fn quarantine_ends() {
-        let lab = PortLab::new();
-        let now = boot_seconds().unwrap();
-        lab.write_busy(&read_boot_id(), now);
-        assert_ne!(lab.reserve().port, lab.wanted);
-        lab.write_busy(&read_boot_id(), now.saturating_sub(QUARANTINE.as_secs()));
-        assert_eq!(lab.reserve().port, lab.wanted);
-        lab.write_busy("another-boot", now + 1000);
-        assert_eq!(lab.reserve().port, lab.wanted);
-    }
-
-    #[test]
-    fn nonsense_in_a_file_counts_as_abandoned() {
-        let lab = PortLab::new();
-        lab.write_busy("x", 1);
-        fs::write(lab.record(), "\u{1}nonsense").unwrap();
-        assert_ne!(lab.reserve().port, lab.wanted);
-        let text = fs::read_to_string(lab.record()).unwrap();
-        assert!(text.starts_with(&format!("busy {} ", read_boot_id())), "heals by time: {text}");
-    }
-
-    #[test]
-    fn links_and_open_directories_are_refused() {
-        let lab = PortLab::new();
-        let directory = lab.directory.path();
-        symlink("/tmp", directory.join("link")).unwrap();
-        assert!(UseRecords::at(&directory.join("link")).is_err());
-        fs::create_dir(directory.join("open")).unwrap();
-        fs::set_permissions(directory.join("open"), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(UseRecords::at(&directory.join("open")).is_err());
-        let ports = lab.ports();
-        let victim = directory.join("victim");
-        fs::write(&victim, "precious").unwrap();
-        symlink(&victim, lab.record()).unwrap();
-        assert!(ports.reserve(Family::V4, lab.wanted, LIFETIME).is_err());
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-    }
-
-    #[test]
-    fn another_namespace_has_ports_of_its_own() {
-        let lab = PortLab::new();
-        let mut elsewhere = lab.ports();
-        elsewhere.namespace += 1;
-        let reservation = elsewhere.reserve(Family::V4, lab.wanted, LIFETIME).unwrap();
-        assert_eq!(reservation.port, lab.wanted);
-        // The port is abandoned in the other namespace, and clean in this one.
-        drop(reservation);
-        assert_eq!(lab.reserve().port, lab.wanted);
-    }
 }

@@ -4,7 +4,7 @@
 //! Owns nothing. Runs on the agent's only thread. Must never fall back to another source: without random
 //! bytes no request is sent.
 
-use fence_wire::{Challenge, draw_challenge};
+use fence_wire::{CallRole, Challenge, ClientRun, Key, draw_challenge, draw_named_challenge};
 use rand::TryRng;
 use rand::rngs::{SysError, SysRng};
 
@@ -18,4 +18,9 @@ pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], SysError> {
 /// Returns a fresh challenge.
 pub(crate) fn new_challenge() -> Result<Challenge, SysError> {
     draw_challenge(|bytes| SysRng.try_fill_bytes(bytes))
+}
+
+/// Returns a fresh challenge that tells a host which request this agent waits for.
+pub(crate) fn new_named_challenge(key: &Key, run: ClientRun) -> Result<Challenge, SysError> {
+    draw_named_challenge(key, CallRole::Client, run, |bytes| SysRng.try_fill_bytes(bytes))
 }

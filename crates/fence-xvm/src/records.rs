@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Records of the ports and lines that agents use, or left without an answer. They outlive a run.
+//! Records of the lines that agents use, or left without an answer. They outlive a run.
 //!
-//! An answer on a call-back port or on a serial line does not name its request. So each port and each line
-//! has a file. The file is locked while an agent uses the port or line. It says "busy", with an instant, from
-//! before the first byte is sent until the answer is there. A record that is busy and not locked was
-//! abandoned (time-out, SIGKILL). It stays abandoned for [`QUARANTINE`] after the deadline of that request.
+//! An answer on a serial line does not name its request. So each line has a file. The file is locked while an
+//! agent uses the line. It says "busy", with an instant, from before the first byte is sent until the answer is
+//! there. A record that is busy and not locked was abandoned (time-out, SIGKILL). It stays abandoned for
+//! [`QUARANTINE`] after the deadline of that request. Ports have files beside these, see `ports`.
 //!
 //! Owns the directory of the records. Runs on the agent's only thread. Must never use a directory or file
 //! that another user can write, nor follow a link.
@@ -69,16 +69,25 @@ impl UseRecords {
         Ok(Self { directory })
     }
 
+    /// Opens the file of the record with this name, and makes it when it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made, or when another user can write it.
+    pub(crate) fn file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let name = format!("{name}.lock");
+        let file =
+            File::from(openat(self.directory.as_fd(), name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        require_own(&file, Path::new(&name))?;
+        Ok(file)
+    }
+
     /// Locks the record of this name; none while another agent holds it.
     ///
     /// # Errors
     /// When it cannot be made, locked or read, or when another user can write it.
     pub(crate) fn lock(&self, name: &str) -> io::Result<Option<UseRecord>> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let name = format!("{name}.lock");
-        let mut file =
-            File::from(openat(self.directory.as_fd(), name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-        require_own(&file, Path::new(&name))?;
+        let mut file = self.file(name)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -162,12 +171,6 @@ impl RecordState {
 fn write_state(file: &mut File, state: &RecordState) -> io::Result<()> {
     file.rewind()?;
     file.write_all(state.to_text().as_bytes())
-}
-
-/// Returns the text of a record that is busy until this second, for tests.
-#[cfg(test)]
-pub(crate) fn busy_text(boot: &str, until: u64) -> String {
-    RecordState::Busy { boot: boot.to_owned(), until }.to_text()
 }
 
 /// Returns the seconds since boot, suspended time included.

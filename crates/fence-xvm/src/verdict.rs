@@ -125,7 +125,7 @@ impl ProbableCause {
             return cause.clone();
         }
         if let Some([peer, ..]) = attempts.watched_calls.as_deref() {
-            return NetworkCause::Firewall { host: peer.address, port: attempts.call_back_port }.into();
+            return NetworkCause::Firewall { host: peer.address, port: peer.port }.into();
         }
         let mut outside =
             attempts.senders.iter().filter(|sender| sender.sent > 0 && !sender.address.is_loopback());

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -378,47 +378,6 @@ fn inside_two_at_once() {
     }
     let codes = agents.map(|a| finish(a).status.code());
     assert_eq!(codes, [Some(0), Some(2)]);
-}
-
-#[test]
-#[ignore = "run by in_a_namespace"]
-fn inside_abandoned_ports_are_not_used() {
-    let lab = AgentLab::new(20_800);
-    let port = |request: &Request| request.call_back.unwrap().port;
-
-    // An answered port is used again.
-    for _ in 0..2 {
-        let agent = lab.agent(&["-o", "status", "-n", "vm1"]);
-        let request = lab.receive_request();
-        assert_eq!(port(&request), lab.port);
-        lab.answer(&request, &[0]);
-        finish(agent);
-    }
-    // A killed agent cannot clean up.
-    let mut killed = lab.agent(&["-o", "status", "-n", "vm1"]);
-    let abandoned = lab.receive_request();
-    killed.kill().unwrap();
-    killed.wait().unwrap();
-    // The answer to the killed agent's request comes while the next agent waits for its own.
-    let agent = lab.agent(&["-o", "off", "-n", "vm2"]);
-    let request = lab.receive_request();
-    assert_ne!(port(&request), port(&abandoned));
-    let call_back = abandoned.call_back.unwrap();
-    assert!(
-        TcpStream::connect((call_back.address, call_back.port)).is_err(),
-        "an agent takes the older answer"
-    );
-    lab.answer(&request, &[0]);
-    assert_eq!(finish(agent).status.code(), Some(0));
-    // A time-out.
-    let timed_out = lab.agent(&["-o", "off", "-n", "vm2", "-t", "1"]);
-    let second = port(&lab.receive_request());
-    assert_eq!(finish(timed_out).status.code(), Some(1));
-    let agent = lab.agent(&["-o", "off", "-n", "vm2"]);
-    let request = lab.receive_request();
-    assert!(![lab.port, second].contains(&port(&request)));
-    lab.answer(&request, &[0]);
-    assert_eq!(finish(agent).status.code(), Some(0));
 }
 
 // TCP.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{
-    Action, CHALLENGE_LEN, HASH_LEN, HostAwaitAnswer, HostAwaitChallenge, HostStream, ProofError, Proved,
-    Response, ResponseWriter,
+    Action, CHALLENGE_LEN, CallName, ClientRun, HASH_LEN, HostAwaitAnswer, HostAwaitChallenge, HostStream,
+    ProofError, Proved, Response, ResponseWriter,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
@@ -106,8 +106,11 @@ impl From<io::Error> for StreamError {
 /// Check whether a stream still belongs to the process that sent the request.
 ///
 /// A call-back may reach the next process at the same port, which asked something else. A classic answer does
-/// not name its request, so that process would take it for its own.
+/// not name its request, so that process would take it for its own. Our agents name their run in their
+/// challenge, and read ours: then there is no doubt. A C agent does not.
 pub(crate) struct StreamOwnership {
+    /// Run of the client that sent the request.
+    pub(crate) run: ClientRun,
     /// Returns true if a newer request came from the same address and port.
     pub(crate) is_superseded: Box<dyn Fn() -> bool + Send + Sync>,
     /// The stream was opened so late that the packet of the newer request may still be on its way.
@@ -128,9 +131,10 @@ pub(crate) async fn converse<S>(
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (reader, writer) = tokio::io::split(stream);
-    let (auth, is_proved, has_spoken) = (&auth, false, false);
+    let (auth, run) = (&auth, ownership.as_ref().map(|it| it.run));
+    let (is_proved, has_spoken) = (false, false);
     let mut link =
-        StreamLink { service: &service, auth, packet, reader, writer, ownership, is_proved, has_spoken };
+        StreamLink { service: &service, auth, packet, reader, writer, ownership, run, is_proved, has_spoken };
     service.run_request(&job, resolved, &mut link).await;
 }
 
@@ -141,7 +145,10 @@ struct StreamLink<'a, S> {
     packet: PacketProof,
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
+    /// Doubt whose stream this is; none where there can't be one.
     ownership: Option<StreamOwnership>,
+    /// Run of the client, where this side opened the stream.
+    run: Option<ClientRun>,
     is_proved: bool,
     /// The client hung up, or said something before it was asked.
     has_spoken: bool,
@@ -159,13 +166,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         _: &Lease,
         resolving: impl Future<Output = ResolvedTarget> + Send,
     ) -> (Result<OpenedStream<'a>, ProofFailure>, ResolvedTarget) {
-        let Self { service, auth, packet, reader, writer, .. } = self;
+        let Self { service, auth, packet, reader, writer, ownership, .. } = self;
         let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
         let opening = async {
             Ok(match begun? {
                 HostStream::Open(proof, response) => OpenedStream::Unproved(proof, response),
                 HostStream::Challenge(handshake) => {
-                    OpenedStream::Answered(open(service, reader, writer, handshake, job).await?)
+                    OpenedStream::Answered(open(service, reader, writer, handshake, ownership, job).await?)
                 }
             })
         };
@@ -195,8 +202,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         let proved = match opened {
             OpenedStream::Unproved(proof, response) => (proof, response),
             OpenedStream::Answered(handshake) => {
-                let Self { service, reader, writer, .. } = self;
-                prove(service, reader, writer, handshake, job).await.map_err(|error| error.failure())?
+                let Self { service, reader, writer, run, .. } = self;
+                let run = *run;
+                prove(service, reader, writer, handshake, run, job).await.map_err(|error| error.failure())?
             }
         };
         // Whoever proved itself has sent its own packet before it took the stream.
@@ -245,12 +253,22 @@ async fn open<'k, S: AsyncRead + AsyncWrite>(
     reader: &mut ReadHalf<S>,
     writer: &mut WriteHalf<S>,
     handshake: HostAwaitChallenge<'k>,
+    ownership: &mut Option<StreamOwnership>,
     job: &RequestJob,
 ) -> Result<HostAwaitAnswer<'k>, ConversationError> {
     let until = job.deadline().min(Instant::now() + CHALLENGE_LIMIT);
     let c1: [u8; CHALLENGE_LEN] = receive(reader, until).await.map_err(ConversationError::NoChallenge)?;
     if service.is_reflected(&c1) {
         return Err(ConversationError::Proof(ProofError::Reflected));
+    }
+    match ownership.as_ref().map(|it| handshake.name_of_call(it.run, &c1)) {
+        // The process that sent the request has the stream, whatever another one at its port asks.
+        Some(CallName::Own) => *ownership = None,
+        Some(CallName::Other) => return Err(ConversationError::Superseded),
+        Some(CallName::Unnamed) if ownership.as_ref().is_some_and(|it| (it.is_superseded)()) => {
+            return Err(ConversationError::Superseded);
+        }
+        Some(CallName::Unnamed) | None => {}
     }
     let (answer, handshake) = handshake.answer(&c1)?;
     transmit(writer, &answer, until).await.map_err(ConversationError::NoChallenge)?;
@@ -262,9 +280,14 @@ async fn prove<S: AsyncRead + AsyncWrite>(
     reader: &mut ReadHalf<S>,
     writer: &mut WriteHalf<S>,
     handshake: HostAwaitAnswer<'_>,
+    run: Option<ClientRun>,
     job: &RequestJob,
 ) -> Result<(Proved, ResponseWriter), ConversationError> {
-    let c2 = service.challenge().map_err(ConversationError::Random)?;
+    let c2 = match run.zip(handshake.naming_key()) {
+        Some((run, key)) => service.named_challenge(key, run),
+        None => service.challenge(),
+    };
+    let c2 = c2.map_err(ConversationError::Random)?;
     let handshake = handshake.challenge(&c2.challenge)?;
     let until = job.deadline().min(Instant::now() + PROOF_LIMIT);
     transmit(writer, &c2.challenge, until).await.map_err(|cause| ConversationError::NoProof { cause })?;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
-use fence_wire::{CallBack, HOST_MAGIC, HashType, Received, Request, RequestError, escaped};
+use fence_wire::{CallBack, ClientRun, HOST_MAGIC, HashType, Received, Request, RequestError, escaped};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
@@ -225,6 +225,7 @@ impl MulticastReceiver {
         let Some((request_key, addresses)) = self.remember(packet, arrived) else { return Ok(None) };
         // The packet that is accepted first is the one that the call-back answers, wherever it goes.
         let proof = PacketProof::of(&packet.received);
+        let run = ClientRun::of(packet.received.request.sequence, packet.received.request.nonce);
         let admitted = self.admit(packet, arrived).and_then(|slot| {
             let job = self.job(packet, arrived, &rules);
             let (id, target) = (job.id, escaped(job.target.as_str()));
@@ -242,7 +243,8 @@ impl MulticastReceiver {
             }
         };
         lock(&addresses).insert(0, packet.address);
-        Ok(Some(PendingRequest { job, proof, rules, address: packet.address, request_key, addresses, slot }))
+        let address = packet.address;
+        Ok(Some(PendingRequest { job, proof, run, rules, address, request_key, addresses, slot }))
     }
 
     /// Enters a request into the history: returns its key, and the list for further addresses. None for a
@@ -301,7 +303,7 @@ impl MulticastReceiver {
 
     /// Serves one request: calls the client back and converses with it.
     async fn serve(self: Arc<Self>, pending: PendingRequest) {
-        let PendingRequest { mut job, proof, rules, address, request_key, addresses, slot } = pending;
+        let PendingRequest { mut job, proof, run, rules, address, request_key, addresses, slot } = pending;
         let client = (address, proof.key());
         let reached = tokio::select! {
             reached = self.reach(&mut job, client, &addresses) => reached,
@@ -310,7 +312,7 @@ impl MulticastReceiver {
         match reached {
             CallBackResult::Reached(stream, address, resolved) => {
                 if let Some(_slot) = self.settle(slot, address) {
-                    let ownership = self.ownership(client, &job, request_key);
+                    let ownership = self.ownership(client, run, &job, request_key);
                     let service = Arc::clone(&self.service);
                     let id = job.id;
                     converse(service, stream, rules.auth.clone(), proof, job, resolved, Some(ownership))
@@ -337,11 +339,13 @@ impl MulticastReceiver {
     fn ownership(
         self: &Arc<Self>,
         client: CallBackKey,
+        run: ClientRun,
         job: &RequestJob,
         request_key: RequestKey,
     ) -> StreamOwnership {
         let this = Arc::clone(self);
         StreamOwnership {
+            run,
             is_superseded: Box::new(move || {
                 lock(&this.clients).get(&client).is_some_and(|latest| latest.request_key != request_key)
             }),
@@ -382,10 +386,7 @@ impl MulticastReceiver {
         let Some((stream, address)) = self.call_back(job, addresses).await else {
             return CallBackResult::NotReached;
         };
-        // A newer request came from there meanwhile: its client took that connection.
-        if !self.is_latest(client, job.id) {
-            return CallBackResult::Superseded;
-        }
+        // If a newer request came from there meanwhile, the client's challenge tells whose the stream is.
         job.peer = address.to_string();
         // Only now is the address proved, and the neighbour table sure to have it. If the source turns out to
         // be another one, the access rules are asked again.
@@ -505,6 +506,7 @@ struct CheckedPacket {
 struct PendingRequest {
     job: RequestJob,
     proof: PacketProof,
+    run: ClientRun,
     rules: Arc<ListenerRules>,
     address: SocketAddr,
     request_key: RequestKey,

@@ -6,7 +6,9 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use fence_wire::{Challenge, draw_challenge};
+use fence_wire::{CallRole, Challenge, ClientRun, Key, draw_challenge, draw_named_challenge};
+use rand::TryRng as _;
+use rand::rngs::{SysError, SysRng};
 
 use crate::util::locks::lock;
 
@@ -22,10 +24,19 @@ pub(crate) struct OutstandingChallenge<'a> {
 
 impl Challenges {
     /// Draws a challenge that is about to be sent.
-    pub(crate) fn draw(&self) -> Result<OutstandingChallenge<'_>, rand::rngs::SysError> {
-        let challenge = draw_challenge(|bytes| rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, bytes))?;
+    pub(crate) fn draw(&self) -> Result<OutstandingChallenge<'_>, SysError> {
+        Ok(self.keep(draw_challenge(|bytes| SysRng.try_fill_bytes(bytes))?))
+    }
+
+    /// Draws a challenge that tells the client which of its requests this host speaks of.
+    pub(crate) fn draw_named(&self, key: &Key, run: ClientRun) -> Result<OutstandingChallenge<'_>, SysError> {
+        let fill = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
+        Ok(self.keep(draw_named_challenge(key, CallRole::Host, run, fill)?))
+    }
+
+    fn keep(&self, challenge: Challenge) -> OutstandingChallenge<'_> {
         lock(&self.0).insert(challenge);
-        Ok(OutstandingChallenge { challenges: self, challenge })
+        OutstandingChallenge { challenges: self, challenge }
     }
 
     /// Returns whether a peer's challenge is an outstanding one of this daemon.

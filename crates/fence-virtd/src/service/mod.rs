@@ -12,7 +12,7 @@ use std::time::Duration;
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection, RequestSource};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction};
 use fence_core::intent::DEVICE_HOME;
-use fence_wire::{Challenge, Proved};
+use fence_wire::{Challenge, ClientRun, Key, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -223,6 +223,15 @@ impl Service {
     /// Draws a challenge that is about to be sent. It is outstanding as long as the value lives.
     pub(crate) fn challenge(&self) -> Result<OutstandingChallenge<'_>, rand::rngs::SysError> {
         self.challenges.draw()
+    }
+
+    /// Draws a challenge that names the request of a call-back. It is outstanding as long as the value lives.
+    pub(crate) fn named_challenge(
+        &self,
+        key: &Key,
+        run: ClientRun,
+    ) -> Result<OutstandingChallenge<'_>, rand::rngs::SysError> {
+        self.challenges.draw_named(key, run)
     }
 
     /// Returns whether a peer's challenge is an outstanding one of this daemon, which the peer wants it to

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Doors of a multicast request: the ports on which it may be called back, one turn at a time.
+//!
+//! Decides when the agent takes the turn at a port, when it passes the turn on, and which call-backs of hosts
+//! that name no request may be answered. Runs on the agent's only thread. Must never let such a call-back be
+//! answered that may be for another request.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use fence_wire::{CallName, ClientRun};
+
+use crate::deadline::Deadline;
+use crate::ports::{CallBackPorts, OpenPort};
+
+/// Time without a call-back after which the turn is passed on to an agent that waits. Longer than the
+/// `negative_delay` of hosts, so that a host in doubt still finds the listener.
+const TURN: Duration = Duration::from_millis(2500);
+/// Time after which a neighbour of the wanted port is tried as well.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Pause before the turn is taken again after it was passed on.
+const STEP_BACK: Duration = Duration::from_millis(100);
+/// Pause between two tries to take the turn.
+const LOOK: Duration = Duration::from_millis(10);
+/// Pause between two looks for agents that wait for the turn.
+const LOOK_FOR_OTHERS: Duration = Duration::from_millis(50);
+/// Wait for a further call-back of a host after one was refused, before the request is sent again.
+const NEXT_CALL: Duration = Duration::from_millis(10);
+
+/// Most hosts whose call-backs are counted. Further ones are refused where there is something to count.
+const HOSTS_MAX: usize = 256;
+
+/// Kind of call-backs that an agent gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DoorRule {
+    /// A host needs our proof: a call-back for another request can be refused.
+    Challenged,
+    /// A host acts without our proof. Only ports without other requests may be used.
+    Open,
+}
+
+/// All doors of one request.
+#[derive(Debug)]
+pub(crate) struct CallBackDoors<'a> {
+    ports: &'a CallBackPorts,
+    rule: DoorRule,
+    run: ClientRun,
+    doors: Vec<Door>,
+    /// Each time that a turn was taken.
+    openings: Vec<DoorOpening>,
+    /// Datagrams that this run has sent, for each port that they name.
+    sent: Vec<(u16, u32)>,
+    attempt: u8,
+    waits_since: Instant,
+    look_at: Instant,
+    is_queued: bool,
+    /// True while a turn is needed that this agent does not have.
+    is_waiting: bool,
+}
+
+/// Port that is listened on.
+#[derive(Debug)]
+struct Door {
+    open: OpenPort,
+    opening: usize,
+    opened: Instant,
+    sequence: u32,
+    send_at: Deadline,
+}
+
+/// Count of call-backs since a turn was taken.
+#[derive(Debug)]
+struct DoorOpening {
+    /// Call-backs of each host that may be for others.
+    others: u32,
+    /// Call-backs of each host that were refused for that reason.
+    refused: Vec<(IpAddr, u32)>,
+}
+
+/// Datagram that is to be sent: the port that it names, and its sequence number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DueSending {
+    door: usize,
+    /// Port for the call-back.
+    pub(crate) port: u16,
+    /// Sequence number.
+    pub(crate) sequence: u32,
+}
+
+/// State of the request, as far as it matters for the doors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DoorNeed {
+    /// No host is there that could answer.
+    Listening,
+    /// A host that has proved itself is there since this instant. Others may still come for the quiet time.
+    Called(Instant, Duration),
+}
+
+impl<'a> CallBackDoors<'a> {
+    /// Returns the doors of a run. None is open before [`CallBackDoors::tend`].
+    pub(crate) fn new(ports: &'a CallBackPorts, rule: DoorRule, run: ClientRun) -> Self {
+        let now = Instant::now();
+        Self {
+            ports,
+            rule,
+            run,
+            doors: Vec::new(),
+            openings: Vec::new(),
+            sent: Vec::new(),
+            attempt: 0,
+            waits_since: now,
+            look_at: now,
+            is_queued: false,
+            is_waiting: true,
+        }
+    }
+
+    /// Returns the run.
+    pub(crate) fn run(&self) -> ClientRun {
+        self.run
+    }
+
+    /// Returns the longest pause before the doors have to be tended again; none while there are none to tend.
+    pub(crate) fn look_pause(&self) -> Option<Duration> {
+        match (self.is_waiting, self.doors.is_empty()) {
+            (true, _) => Some(LOOK),
+            (false, false) => Some(LOOK_FOR_OTHERS),
+            (false, true) => None,
+        }
+    }
+
+    fn has_wanted(&self) -> bool {
+        let (wanted, _) = self.ports.range();
+        self.doors.iter().any(|it| it.open.port == wanted || self.rule == DoorRule::Open)
+    }
+
+    /// Takes a turn that is needed, and passes one on that others wait for. `before_close` accepts what has
+    /// called back until then.
+    ///
+    /// # Errors
+    /// When the kernel lets the agent not listen.
+    pub(crate) fn tend(&mut self, need: DoorNeed, mut before_close: impl FnMut(&mut Self)) -> io::Result<()> {
+        let now = Instant::now();
+        if now < self.look_at {
+            return Ok(());
+        }
+        self.look_at = now + LOOK;
+        if self.rule == DoorRule::Challenged && self.may_pass(need, now) {
+            before_close(self);
+            let (wanted, _) = self.ports.range();
+            if let Some(index) = self.doors.iter().position(|it| it.open.port == wanted) {
+                self.ports.close(self.doors.remove(index).open);
+                self.waits_since = now;
+                self.look_at = now + STEP_BACK;
+            }
+        } else if need == DoorNeed::Listening && !self.has_wanted() {
+            self.take_turn(now)?;
+        } else {
+            self.leave_queue();
+        }
+        self.is_waiting = need == DoorNeed::Listening && !self.has_wanted();
+        Ok(())
+    }
+
+    /// Returns whether the turn at the wanted port has to be passed on.
+    fn may_pass(&self, need: DoorNeed, now: Instant) -> bool {
+        let (wanted, _) = self.ports.range();
+        let Some(door) = self.doors.iter().find(|it| it.open.port == wanted) else { return false };
+        let is_over = match need {
+            DoorNeed::Called(since, quiet) => now.duration_since(since) >= quiet,
+            DoorNeed::Listening => now.duration_since(door.opened) >= TURN,
+        };
+        is_over && self.ports.is_wanted(&door.open)
+    }
+
+    fn take_turn(&mut self, now: Instant) -> io::Result<()> {
+        let open = match self.rule {
+            DoorRule::Challenged => self.ports.open_wanted()?,
+            DoorRule::Open => self.ports.open_clean(self.run)?,
+        };
+        if let Some(open) = open {
+            self.leave_queue();
+            self.enter(open, now);
+            return Ok(());
+        }
+        if !self.is_queued {
+            self.ports.queue(true);
+            self.is_queued = true;
+        }
+        let is_patient = now.duration_since(self.waits_since) < PATIENCE;
+        if self.rule == DoorRule::Challenged
+            && self.doors.is_empty()
+            && !is_patient
+            && let Some(open) = self.ports.open_neighbour()?
+        {
+            self.enter(open, now);
+        }
+        Ok(())
+    }
+
+    fn leave_queue(&mut self) {
+        if self.is_queued {
+            self.ports.queue(false);
+            self.is_queued = false;
+        }
+    }
+
+    fn enter(&mut self, open: OpenPort, now: Instant) {
+        // Looked up after the turn was taken: nobody else sends for this port any more.
+        let others = self.ports.calls_for_others(&open, self.run);
+        self.openings.push(DoorOpening { others, refused: Vec::new() });
+        let opening = self.openings.len() - 1;
+        let sequence = self.next_sequence();
+        let send_at = Deadline::after(Duration::ZERO);
+        self.doors.push(Door { open, opening, opened: now, sequence, send_at });
+    }
+
+    /// Returns a sequence number that no datagram had: a C host serves each once.
+    fn next_sequence(&mut self) -> u32 {
+        self.attempt = self.attempt.wrapping_add(1);
+        self.run.sequence(self.attempt)
+    }
+
+    /// Returns the datagrams that are to be sent now.
+    pub(crate) fn due(&self) -> Vec<DueSending> {
+        let due = |(door, it): (usize, &Door)| {
+            let is_due = it.send_at.remaining().is_none();
+            is_due.then_some(DueSending { door, port: it.open.port, sequence: it.sequence })
+        };
+        self.doors.iter().enumerate().filter_map(due).collect()
+    }
+
+    /// Returns the earliest instant at which a datagram is to be sent.
+    pub(crate) fn next_sending(&self) -> Option<Deadline> {
+        self.doors.iter().map(|it| it.send_at).min()
+    }
+
+    /// Enters in the ledger that so many datagrams are about to be sent, and when the next ones are due.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written: then nothing must be sent.
+    pub(crate) fn enter_sending(
+        &mut self,
+        due: DueSending,
+        datagrams: u32,
+        end: Deadline,
+        again: Duration,
+    ) -> io::Result<()> {
+        let Some(door) = self.doors.get_mut(due.door) else { return Ok(()) };
+        let index = match self.sent.iter().position(|(port, _)| *port == due.port) {
+            Some(known) => known,
+            None => {
+                self.sent.push((due.port, 0));
+                self.sent.len() - 1
+            }
+        };
+        let count = self.sent[index].1.saturating_add(datagrams);
+        self.ports.enter(&door.open, self.run, end, count)?;
+        self.sent[index].1 = count;
+        door.send_at = Deadline::after(again);
+        Ok(())
+    }
+
+    /// Returns the ports that have been used.
+    pub(crate) fn used_ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.sent.iter().map(|(port, _)| *port).collect();
+        ports.extend(self.doors.iter().map(|it| it.open.port));
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// Returns the listeners.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = &std::net::TcpListener> {
+        self.doors.iter().map(|it| &it.open.listener)
+    }
+
+    /// Accepts a call-back: returns the stream, its peer, and the opening that it came in.
+    pub(crate) fn accept(&self) -> Option<(TcpStream, SocketAddr, usize)> {
+        self.doors.iter().find_map(|door| {
+            let (stream, from) = door.open.listener.accept().ok()?;
+            Some((stream, from, door.opening))
+        })
+    }
+
+    /// Decides whether the challenge of this host may be answered. A refused call-back is counted, and the
+    /// request is sent again unless others of this host follow.
+    pub(crate) fn admits(&mut self, opening: usize, from: IpAddr, name: CallName) -> bool {
+        match (name, self.openings.get_mut(opening)) {
+            (CallName::Own, _) => true,
+            (CallName::Other, _) | (CallName::Unnamed, None) => false,
+            (CallName::Unnamed, Some(it)) => {
+                let index = match it.refused.iter().position(|(host, _)| *host == from) {
+                    Some(known) => known,
+                    None if it.others > 0 && it.refused.len() >= HOSTS_MAX => return false,
+                    None => {
+                        it.refused.push((from, 0));
+                        it.refused.len() - 1
+                    }
+                };
+                let refused = &mut it.refused[index].1;
+                if *refused >= it.others {
+                    return true;
+                }
+                *refused += 1;
+                self.send_anew(opening);
+                false
+            }
+        }
+    }
+
+    /// Sends the request anew soon, with another sequence number: this one may be used up.
+    fn send_anew(&mut self, opening: usize) {
+        let sequence = self.next_sequence();
+        if let Some(door) = self.doors.iter_mut().find(|it| it.opening == opening) {
+            (door.sequence, door.send_at) = (sequence, Deadline::after(NEXT_CALL));
+        }
+    }
+
+    /// Ends listening at all ports. A run that was answered leaves nothing that others have to reckon with.
+    pub(crate) fn finish(mut self, is_answered: bool) {
+        self.leave_queue();
+        for door in self.doors.drain(..) {
+            self.ports.close(door.open);
+        }
+        if is_answered {
+            self.ports.forget(self.run);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The agent's ports: many agents, killed ones and timed-out ones at one port, and no answer to another
+//! request than one's own.
+//!
+//! The tests need root: they run themselves again under unshare(1), see `common`.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_wire::{
+    CallRole, ClassicHash, ClientRun, HashType, HostAwaitChallenge, Request, draw_named_challenge,
+};
+use rand::rngs::{SmallRng, SysRng};
+use rand::{Rng, RngExt, SeedableRng, TryRng};
+
+mod common;
+
+use common::*;
+
+#[test]
+fn in_a_namespace() {
+    run_in_a_namespace();
+}
+
+fn port(request: &Request) -> u16 {
+    request.call_back.unwrap().port
+}
+
+fn run_of(request: &Request) -> ClientRun {
+    ClientRun::of(request.sequence, request.nonce)
+}
+
+/// Takes steps 1 to 4 as our daemon does, with a challenge that names the request. Returns the stream; none if
+/// the agent hung up.
+fn call_back_by_name(lab: &AgentLab, request: &Request) -> Option<TcpStream> {
+    let mut stream = lab.call_back(request);
+    let held = lab.prove_host(&stream);
+    let c2 = draw_named_challenge(&lab.key(), CallRole::Host, run_of(request), |bytes| {
+        SysRng.try_fill_bytes(bytes)
+    })
+    .unwrap();
+    let proven = held.challenge(&c2).unwrap();
+    stream.write_all(&c2).unwrap();
+    let mut answer = [0; 64];
+    stream.read_exact(&mut answer).ok()?;
+    let _ = proven.verify(&answer).unwrap();
+    Some(stream)
+}
+
+/// Takes steps 1 to 4 as a C daemon does. Returns the stream; none if the agent hung up before its proof.
+fn call_back_as_c(lab: &AgentLab, request: &Request) -> Option<TcpStream> {
+    let call_back = request.call_back.unwrap();
+    let mut stream = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port))).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut c1 = [0; 64];
+    stream.read_exact(&mut c1).ok()?;
+    let key = lab.key();
+    let (proof, held) = HostAwaitChallenge::classic(ClassicHash::Sha256, &key).answer(&c1).unwrap();
+    stream.write_all(&proof).ok()?;
+    let mut c2 = [0; 64];
+    SysRng.try_fill_bytes(&mut c2).unwrap();
+    let proven = held.challenge(&c2).unwrap();
+    stream.write_all(&c2).ok()?;
+    let mut answer = [0; 64];
+    stream.read_exact(&mut answer).ok()?;
+    let _ = proven.verify(&answer).unwrap();
+    Some(stream)
+}
+
+/// Our hosts name the request: neither a killed agent nor a time-out costs the next one anything.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_named_call_backs() {
+    let lab = AgentLab::new(23_000);
+    for abandon in ["kill", "time out"] {
+        let mut abandoned = lab.agent(&["-o", "status", "-n", "vm1", "-t", "1"]);
+        let older = lab.receive_request();
+        if abandon == "kill" {
+            abandoned.kill().unwrap();
+        }
+        abandoned.wait().unwrap();
+        let agent = lab.agent(&["-o", "off", "-n", "vm2", "-t", "50"]);
+        let request = lab.receive_request();
+        assert_eq!((port(&older), port(&request)), (lab.port, lab.port));
+        assert!(call_back_by_name(&lab, &older).is_none(), "no proof for an older request");
+        call_back_by_name(&lab, &request).unwrap().write_all(&[0]).unwrap();
+        let done = finish(agent);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        lab.drain();
+    }
+}
+
+/// A C host does not name the request. Its call-backs are refused as often as older requests may cause one.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_call_backs_of_a_c_host() {
+    let lab = AgentLab::new(23_050);
+    // One answered request leaves nothing.
+    let agent = lab.agent(&["-o", "status", "-n", "vm1"]);
+    call_back_as_c(&lab, &lab.receive_request()).unwrap().write_all(&[0]).unwrap();
+    assert_eq!(finish(agent).status.code(), Some(0));
+    lab.drain();
+    let mut killed = lab.agent(&["-o", "status", "-n", "vm1"]);
+    let older = lab.receive_request();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    lab.drain();
+    let agent = lab.agent(&["-o", "off", "-n", "vm2"]);
+    let mut request = lab.receive_request();
+    assert_eq!(port(&request), lab.port);
+    // The host does nothing for the older one, and serves each sequence number once.
+    assert!(call_back_as_c(&lab, &older).is_none());
+    let mut refused = 1;
+    let mut stream = loop {
+        if let Some(stream) = call_back_as_c(&lab, &request) {
+            break stream;
+        }
+        refused += 1;
+        let sequence = request.sequence;
+        request = loop {
+            let next = lab.receive_request();
+            if next.sequence != sequence {
+                break next;
+            }
+        };
+        assert!(refused < 20, "the agent never believes its own call-back");
+    };
+    stream.write_all(&[0]).unwrap();
+    assert_eq!(finish(agent).status.code(), Some(0));
+}
+
+/// Eight agents use one port, and all are called back before one of them is answered.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_eight_at_once() {
+    let lab = AgentLab::new(23_100);
+    let agents: Vec<_> =
+        (0..8).map(|n| lab.agent(&["-o", "off", "-n", &format!("vm{n}"), "-q", "1"])).collect();
+    let mut held: Vec<(Request, TcpStream, fence_wire::HostAwaitAnswer<'static>)> = Vec::new();
+    while held.len() < 8 {
+        let request = lab.receive_request();
+        if port(&request) != lab.port || held.iter().any(|it| run_of(&it.0) == run_of(&request)) {
+            continue;
+        }
+        let stream = lab.call_back(&request);
+        let answered = lab.prove_host(&stream);
+        held.push((request, stream, answered));
+    }
+    for (request, mut stream, answered) in held {
+        let key = lab.key();
+        let fill = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
+        let c2 = draw_named_challenge(&key, CallRole::Host, run_of(&request), fill).unwrap();
+        let proven = answered.challenge(&c2).unwrap();
+        stream.write_all(&c2).unwrap();
+        let mut answer = [0; 64];
+        stream.read_exact(&mut answer).unwrap();
+        let _ = proven.verify(&answer).unwrap();
+        stream.write_all(&[0]).unwrap();
+    }
+    for agent in agents {
+        let done = finish(agent);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+    }
+}
+
+/// Search for an answer that reaches another request: a host as the C one, in order, one call-back for each
+/// sequence number, now and then away or slow; agents that are killed, time out, or run beside each other.
+/// The domains' names say their states.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_search() {
+    const SECONDS: u64 = 12;
+    let seed = std::env::var("UNIT_SEED").ok().and_then(|it| it.parse().ok()).unwrap_or(4711);
+    run_at_once(
+        [0_u64, 1, 2]
+            .map(|n| move || search(23_200 + 50 * u16::try_from(n).unwrap(), seed + n, n == 2, SECONDS)),
+    );
+}
+
+fn search(port: u16, seed: u64, named: bool, seconds: u64) {
+    let lab = AgentLab::new(port);
+    let is_over = AtomicBool::new(false);
+    let answered = Mutex::new([0_u32; 2]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| simulate_host(&lab, seed, named, &is_over));
+        let agents: Vec<_> = (0..3)
+            .map(|n| {
+                let (lab, answered) = (&lab, &answered);
+                scope.spawn(move || {
+                    ask_at_random(lab, SmallRng::seed_from_u64(seed * 7 + n), seconds, answered)
+                })
+            })
+            .collect();
+        let wrong: Vec<String> = agents.into_iter().flat_map(|it| it.join().unwrap()).collect();
+        is_over.store(true, Relaxed);
+        assert!(wrong.is_empty(), "seed {seed}: {wrong:?}");
+    });
+    let [right, lost] = *answered.lock().unwrap();
+    assert!(right > 10, "seed {seed}: {right} answers, {lost} lost");
+}
+
+fn simulate_host(lab: &AgentLab, seed: u64, named: bool, is_over: &AtomicBool) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut served: VecDeque<u32> = VecDeque::new();
+    let key = Arc::new(lab.key());
+    while !is_over.load(Relaxed) {
+        if !lab.socket_is_readable(Duration::from_millis(50)) {
+            continue;
+        }
+        // Away for a moment: requests queue up, and some of their agents go.
+        if random.random_range(0..8) == 0 {
+            std::thread::sleep(Duration::from_millis(random.random_range(0..1500)));
+        }
+        let request = lab.receive_request_with(HashType::Sha256);
+        if served.contains(&request.sequence) {
+            continue;
+        }
+        served.push_back(request.sequence);
+        let state: u8 = if request.target.as_str().ends_with("on") { 0 } else { 2 };
+        let stream = if named {
+            let call_back = request.call_back.unwrap();
+            let Ok(mut stream) = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port)))
+            else {
+                continue;
+            };
+            let mut c1 = [0; 64];
+            if stream.read_exact(&mut c1).is_err() {
+                continue;
+            }
+            let (proof, held) = HostAwaitChallenge::classic(ClassicHash::Sha256, &key).answer(&c1).unwrap();
+            let fill = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
+            let c2 = draw_named_challenge(&key, CallRole::Host, run_of(&request), fill).unwrap();
+            let _ = held.challenge(&c2).unwrap();
+            let mut answer = [0; 64];
+            let sent = stream.write_all(&proof).and_then(|()| stream.write_all(&c2));
+            if sent.and_then(|()| stream.read_exact(&mut answer)).is_err() {
+                continue;
+            }
+            Some(stream)
+        } else {
+            call_back_as_c(lab, &request)
+        };
+        if let Some(mut stream) = stream {
+            if random.random_range(0..10) == 0 {
+                std::thread::sleep(Duration::from_millis(random.random_range(0..800)));
+            }
+            let _ = stream.write_all(&[state]);
+        }
+    }
+}
+
+/// Asks again and again, and returns each answer that is another request's.
+fn ask_at_random(
+    lab: &AgentLab,
+    mut random: impl Rng,
+    seconds: u64,
+    answered: &Mutex<[u32; 2]>,
+) -> Vec<String> {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut wrong = Vec::new();
+    while Instant::now() < end {
+        let is_on = random.random_range(0..2) == 0;
+        let name = format!("vm{}-{}", random.random_range(0..100), if is_on { "on" } else { "off" });
+        let time = random.random_range(1..4).to_string();
+        let mut agent = lab.agent(&["-o", "status", "-n", &name, "-t", &time, "-r", "5", "-q", "1"]);
+        if random.random_range(0..3) == 0 {
+            std::thread::sleep(Duration::from_millis(random.random_range(0..300)));
+            let _ = agent.kill();
+            let _ = agent.wait();
+            continue;
+        }
+        let done = finish(agent);
+        let code = done.status.code();
+        let mut answered = answered.lock().unwrap();
+        match code {
+            Some(0 | 2) if (code == Some(0)) == is_on => answered[0] += 1,
+            Some(1) => answered[1] += 1,
+            _ => wrong.push(format!("{name}: {done:?}")),
+        }
+    }
+    wrong
+}
