@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fence_wire::{CallName, ClientRun};
 
 use crate::deadline::Deadline;
-use crate::ports::{CallBackPorts, OpenPort};
+use crate::ports::{CallBackPorts, OpenPort, PortTry};
 
 /// Time without a call-back after which the turn is passed on to an agent that waits. Longer than the
 /// `negative_delay` of hosts, so that a host in doubt still finds the listener.
@@ -175,11 +175,12 @@ impl<'a> CallBackDoors<'a> {
     }
 
     fn take_turn(&mut self, now: Instant) -> io::Result<()> {
-        let open = match self.rule {
+        let tried = match self.rule {
             DoorRule::Challenged => self.ports.open_wanted()?,
-            DoorRule::Open => self.ports.open_clean(self.run)?,
+            DoorRule::Open => self.ports.open_clean(self.run)?.map_or(PortTry::TakenByAgent, PortTry::Open),
         };
-        if let Some(open) = open {
+        let is_program = matches!(tried, PortTry::TakenByProgram);
+        if let PortTry::Open(open) = tried {
             self.leave_queue();
             self.enter(open, now);
             return Ok(());
@@ -188,7 +189,7 @@ impl<'a> CallBackDoors<'a> {
             self.ports.queue(true);
             self.is_queued = true;
         }
-        let is_patient = now.duration_since(self.waits_since) < PATIENCE;
+        let is_patient = !is_program && now.duration_since(self.waits_since) < PATIENCE;
         if self.rule == DoorRule::Challenged
             && self.doors.is_empty()
             && !is_patient

@@ -495,7 +495,10 @@ impl<'a> MulticastClient<'a> {
                 return Ok(answer);
             }
         }
-        self.refuse_calls_for_others();
+        // A probe gives no proof, whomever a host calls for.
+        if !self.probe.only_call_back {
+            self.refuse_calls_for_others();
+        }
         let wants_all = self.collector.wants_all_hosts();
         let mut is_acting = self.is_acting();
         for call in self.calls.iter_mut().filter(|c| c.exchange.is_asking_for_proof()) {

@@ -54,6 +54,17 @@ struct PortRecord {
     file: Option<File>,
 }
 
+/// Result of a try to listen on a port.
+#[derive(Debug)]
+pub(crate) enum PortTry {
+    /// This agent listens, and has the turn.
+    Open(OpenPort),
+    /// Another agent has the turn: it passes it on.
+    TakenByAgent,
+    /// Another program listens there.
+    TakenByProgram,
+}
+
 /// Port on which this agent listens, and has the turn.
 #[derive(Debug)]
 pub(crate) struct OpenPort {
@@ -107,11 +118,11 @@ impl CallBackPorts {
         (self.ports.first().map_or(0, |it| it.port), self.ports.last().map_or(0, |it| it.port))
     }
 
-    /// Takes the turn at the wanted port and listens there; none while another agent or program has it.
+    /// Takes the turn at the wanted port and listens there.
     ///
     /// # Errors
     /// Error of the kernel.
-    pub(crate) fn open_wanted(&self) -> io::Result<Option<OpenPort>> {
+    pub(crate) fn open_wanted(&self) -> io::Result<PortTry> {
         self.open_port(0)
     }
 
@@ -121,7 +132,7 @@ impl CallBackPorts {
     /// Error of the kernel.
     pub(crate) fn open_neighbour(&self) -> io::Result<Option<OpenPort>> {
         for index in 1..self.ports.len() {
-            if let Some(open) = self.open_port(index)? {
+            if let PortTry::Open(open) = self.open_port(index)? {
                 return Ok(Some(open));
             }
         }
@@ -138,28 +149,31 @@ impl CallBackPorts {
             if self.ports[index].file.is_some() && self.calls_at(index, run) > 0 {
                 continue;
             }
-            if let Some(open) = self.open_port(index)? {
+            if let PortTry::Open(open) = self.open_port(index)? {
                 return Ok(Some(open));
             }
         }
         Ok(None)
     }
 
-    fn open_port(&self, index: usize) -> io::Result<Option<OpenPort>> {
-        let Some(PortRecord { port, file }) = self.ports.get(index) else { return Ok(None) };
+    fn open_port(&self, index: usize) -> io::Result<PortTry> {
+        let Some(PortRecord { port, file }) = self.ports.get(index) else {
+            return Ok(PortTry::TakenByProgram);
+        };
         if let Some(file) = file
             && !try_lock(file, LockedByte::Turn, libc::F_WRLCK)?
         {
-            return Ok(None);
+            return Ok(PortTry::TakenByAgent);
         }
         match call_back_listener(self.family, *port) {
             Ok(listener) => {
                 listener.set_nonblocking(true)?;
-                Ok(Some(OpenPort { index, port: *port, listener }))
+                Ok(PortTry::Open(OpenPort { index, port: *port, listener }))
             }
             Err(error) => {
                 self.unlock(index, LockedByte::Turn);
-                if error.kind() == io::ErrorKind::AddrInUse { Ok(None) } else { Err(error) }
+                let is_taken = error.kind() == io::ErrorKind::AddrInUse;
+                if is_taken { Ok(PortTry::TakenByProgram) } else { Err(error) }
             }
         }
     }
