@@ -2,7 +2,8 @@
 //! Challenges of call-backs that name the request which they belong to.
 //!
 //! A classic call-back does not name its request, and all agents of a guest wait on one port. So both sides
-//! hide a name in the 64 bytes of their challenge. For a peer that does not know of it these are random bytes.
+//! hide a name in the 64 bytes of their challenge. For a peer that does not know of it these are random
+//! bytes.
 //!
 //! ```text
 //!  0  16  random
@@ -160,7 +161,8 @@ mod tests {
         #[test]
         fn a_name_is_of_one_run(a: [u8; 6], b: [u8; 6], seed: u64, host: bool, random: [[u8; 32]; 2]) {
             let key = Key::new(b"a key of the tests").unwrap();
-            let (mine, theirs) = if host { (CallRole::Host, CallRole::Client) } else { (CallRole::Client, CallRole::Host) };
+            let roles = [CallRole::Client, CallRole::Host];
+            let (mine, theirs) = (roles[usize::from(host)], roles[usize::from(!host)]);
             let (a, b) = (ClientRun::new(a), ClientRun::new(b));
             let challenge = drawn(&key, mine, a, seed);
             prop_assert_eq!(call_name(&key, mine, a, &challenge), CallName::Own);

@@ -167,7 +167,8 @@ impl<'k> HostAwaitChallenge<'k> {
         Self { mode: HandshakeMode::Classic(auth), key }
     }
 
-    /// Returns the run of a client that a client's challenge names. A sealed stream names its packet by itself.
+    /// Returns the run of a client that a client's challenge names. A sealed stream names its packet by
+    /// itself.
     #[must_use]
     pub fn name_of_call(&self, run: ClientRun, c1: &Challenge) -> CallName {
         match self.mode {

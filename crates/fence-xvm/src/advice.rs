@@ -116,11 +116,11 @@ impl NetworkCause {
                 from.map_or("this guest's addresses".to_owned(), |address| address.to_string())
             )
             .into(),
-            Self::Firewall { .. } => {
-                "let TCP ports 1229 to 1244 in, from the hosts: firewall-cmd --permanent \
-                 --add-port=1229-1244/tcp && firewall-cmd --reload"
-                    .into()
-            }
+            Self::Firewall { port, .. } => format!(
+                "let TCP port {port} in, from the hosts: firewall-cmd --permanent --add-port={port}/tcp && \
+                     firewall-cmd --reload"
+            )
+            .into(),
         }
     }
 

@@ -2,8 +2,8 @@
 //! Ledger of a call-back port: how many call-backs may still come that belong to other requests.
 //!
 //! A call-back of a C host does not name its request. But each datagram that was sent makes a host call back
-//! at most once. So the ledger has the number of datagrams of each run of an agent that has no answer. After a
-//! host has called back as often as the others' datagrams, its next call-back is for our own.
+//! at most once. So the ledger has the number of datagrams of each run of an agent that has no answer. After
+//! a host has called back as often as the others' datagrams, its next call-back is for our own.
 //!
 //! ```text
 //! ledger BOOT              id of the boot; a ledger of an earlier boot is empty
@@ -172,7 +172,9 @@ mod tests {
     proptest! {
         /// No datagram is forgotten before its time, however many runs there are.
         #[test]
-        fn nothing_is_forgotten(steps in prop::collection::vec((0..100_u8, 0..50_u64, 1..20_u32, any::<bool>()), 0..200)) {
+        fn nothing_is_forgotten(
+            steps in prop::collection::vec((0..100_u8, 0..50_u64, 1..20_u32, any::<bool>()), 0..200)
+        ) {
             let mut ledger = PortLedger::default();
             let mut model: Vec<(u8, u64, u32)> = Vec::new();
             let mut now = 1000;

@@ -209,7 +209,8 @@ impl<'a> MulticastClient<'a> {
         self.conclude("time ran out")
     }
 
-    /// Takes turns at ports and passes them on. `end` is the end of the wait for another host, if there is one.
+    /// Takes turns at ports and passes them on. `end` is the end of the wait for another host, if there is
+    /// one.
     fn tend_doors(&mut self, end: Option<Deadline>) -> Result<(), MulticastFailure> {
         let believed_since = self.calls.iter().filter_map(|it| it.believed_at).min();
         let need = match believed_since {
@@ -384,7 +385,7 @@ impl<'a> MulticastClient<'a> {
             Err(error) => return Err(error.into()),
         }
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
-        let listener = ready.by_ref().take(listeners).fold(false, |any, it| any || it);
+        let listener = ready.by_ref().take(listeners).filter(|it| *it).count() > 0;
         Ok(ReadySockets { listener, calls: ready.collect() })
     }
 
@@ -450,7 +451,8 @@ impl<'a> MulticastClient<'a> {
         self.attempts.record_call_back(call.from, outcome, StreamProgress::Other);
     }
 
-    /// Hangs up on hosts that speak of another request, or may do so. They carry nothing out without our proof.
+    /// Hangs up on hosts that speak of another request, or may do so. They carry nothing out without our
+    /// proof.
     fn refuse_calls_for_others(&mut self) {
         for call in std::mem::take(&mut self.calls) {
             let Some(name) = call.exchange.call_name() else {

@@ -2,16 +2,16 @@
 //! Ports for the call-back, so that no agent takes the answer to another agent's request.
 //!
 //! Firewalls let one port in, so all agents of a guest use it, one after the other: who listens has the
-//! *turn*. An agent that was called back passes the turn on while it waits for its answer. A call-back may come
-//! for an agent that has gone, or has passed its turn on. Our hosts name the request in their challenge. For
-//! others the [`PortLedger`] tells how many call-backs may come that are not for this agent.
+//! turn. An agent that was called back passes the turn on while it waits for its answer. A call-back may
+//! come for an agent that has gone, or has passed its turn on. Our hosts name the request in their
+//! challenge. For others the [`PortLedger`] tells how many call-backs may come that are not for this agent.
 //!
 //! Where nothing is authenticated there is no challenge, and a host acts as soon as it is connected. There an
 //! agent uses only a port whose ledger has no other runs.
 //!
-//! A port that another program holds, or whose turn does not come, has 15 neighbours: one of them is tried as
-//! well. Owns records and listeners. Runs on the agent's only thread. Must never send a datagram that is not in
-//! the ledger, unless there is nowhere to keep one, and never listen without the turn.
+//! A port that another program holds, or whose turn does not come, has 15 neighbours: one of them is tried
+//! as well. Owns records and listeners. Runs on the agent's only thread. Must never send a datagram that is
+//! not in the ledger, unless there is nowhere to keep one, and never listen without the turn.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Records of the lines that agents use, or left without an answer. They outlive a run.
 //!
-//! An answer on a serial line does not name its request. So each line has a file. The file is locked while an
-//! agent uses the line. It says "busy", with an instant, from before the first byte is sent until the answer is
-//! there. A record that is busy and not locked was abandoned (time-out, SIGKILL). It stays abandoned for
-//! [`QUARANTINE`] after the deadline of that request. Ports have files beside these, see `ports`.
+//! An answer on a serial line does not name its request. So each line has a file. The file is locked while
+//! an agent uses the line. It says "busy", with an instant, from before the first byte is sent until the
+//! answer is there. A record that is busy and not locked was abandoned (time-out, SIGKILL). It stays
+//! abandoned for [`QUARANTINE`] after the deadline of that request. Ports have files beside these, see
+//! `ports`.
 //!
 //! Owns the directory of the records. Runs on the agent's only thread. Must never use a directory or file
 //! that another user can write, nor follow a link.

@@ -35,8 +35,8 @@ fn run_of(request: &Request) -> ClientRun {
     ClientRun::of(request.sequence, request.nonce)
 }
 
-/// Takes steps 1 to 4 as our daemon does, with a challenge that names the request. Returns the stream; none if
-/// the agent hung up.
+/// Takes steps 1 to 4 as our daemon does, with a challenge that names the request. Returns the stream; none
+/// if the agent hung up.
 fn call_back_by_name(lab: &AgentLab, request: &Request) -> Option<TcpStream> {
     let mut stream = lab.call_back(request);
     let held = lab.prove_host(&stream);
