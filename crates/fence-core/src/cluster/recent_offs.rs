@@ -39,6 +39,11 @@ struct NotedOff {
 }
 
 impl RecentOffs {
+    /// Takes the present members: the claims of those that left end without a word.
+    pub fn members(&mut self, members: &BTreeSet<Member>) {
+        self.owners.retain(|(asker, _), _| members.contains(asker));
+    }
+
     /// Takes a message of the group, in agreed order.
     pub fn message(&mut self, from: Member, message: &HostMessage, now: Instant) {
         match message {
@@ -190,5 +195,7 @@ mod tests {
         }
         assert_eq!((offs.offs.len(), offs.owners.len()), (MAX_OFFS, MAX_OWNED));
         assert!(offs.telling(now).unwrap().encode().unwrap().len() < MESSAGE_LIMIT);
+        offs.members(&BTreeSet::from([A]));
+        assert_eq!((offs.offs.len(), offs.owners.len()), (MAX_OFFS, 0));
     }
 }

@@ -163,6 +163,7 @@ impl Cluster {
             self.send(&offs);
         }
         let all = state.members.clone();
+        state.recent_offs.members(&all);
         let effects = state.claims.change(&all);
         let victims = self.carry_out(&mut state, effects);
         self.publish_all_to_legacy(&state);
