@@ -4,7 +4,7 @@
 //! Owns the repeats and the time of a question. Runs on the task of the request that is about to call a
 //! domain off. Everyone who must answer is in the result: a silent one is unknown.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use tracing::info;
 
 use super::down::SilentSubject;
 use super::identity;
+use super::legacy::own_addresses;
 use super::limits::{ASK_AT, MAX_QUESTIONS, PEER_LIMIT};
 use super::links::MessageWay;
 use super::settings::PeerMode;
@@ -192,9 +193,10 @@ impl Peers {
             }
             // The configuration names all of them, whatever was heard.
             PeerMode::Listed(listed) => {
+                let own = self.listed_own(listed);
                 let who =
                     |it| lock(&self.table).pinned(it).map_or(Respondent::Address(*it), Respondent::Host);
-                let who: Vec<_> = listed.iter().map(who).collect();
+                let who: Vec<_> = listed.iter().filter(|it| !own.contains(it)).map(who).collect();
                 let legacy = self.listed_legacy(&who);
                 let is_legacy = |it: &Respondent| match it {
                     Respondent::Address(at) => {
@@ -206,6 +208,22 @@ impl Peers {
                 (lock(&self.table).missing().map(str::to_owned), legacy, ours)
             }
         }
+    }
+
+    /// Returns the addresses of `peers` at which this daemon itself takes messages: a question there reaches
+    /// nobody else. One at which another host ever answered is that host's. Other ports, and those of the
+    /// loopback, may be another daemon's.
+    pub(super) fn listed_own(&self, listed: &[SocketAddr]) -> Vec<SocketAddr> {
+        let port = self.settings().port;
+        let is_free = |it: &SocketAddr| lock(&self.table).pinned(it).is_none();
+        let may_be =
+            |it: &&SocketAddr| it.port() == port && !it.ip().to_canonical().is_loopback() && is_free(it);
+        let candidates: Vec<_> = listed.iter().filter(may_be).copied().collect();
+        if candidates.is_empty() {
+            return candidates;
+        }
+        let own = own_addresses();
+        candidates.into_iter().filter(|it| own.contains(&it.ip().to_canonical())).collect()
     }
 
     async fn ask(

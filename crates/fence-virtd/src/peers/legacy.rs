@@ -246,9 +246,14 @@ fn legacy_unknown(host: &KnownHost, why: &str, is_silent: bool) -> String {
         "does a C daemon still run there, and is TCP port 1229 of this host open for its call-back? Its \
          domains may run there: start it, or power the host off. If it was upgraded, or is off for good"
     } else {
-        "if it is off for good"
+        "its domains may run there: look at its log and its libvirtd, or power the host off. If it is off \
+         for good"
     };
-    format!("host {host} (C daemon) {why}; {next}: fence_virtd --forget {}", host.name)
+    format!(
+        "host {host} (C daemon) {why}; {next}: fence_virtd --forget {}. peer_down_command can prove that \
+         it is down",
+        host.name
+    )
 }
 
 pub(super) fn own_addresses() -> Vec<IpAddr> {

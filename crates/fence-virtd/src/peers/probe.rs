@@ -201,6 +201,9 @@ impl HostProbe {
         if let PeerMode::NoWay(why) = self.mode {
             hosts.extend(self.peers.known_that_cannot_be_asked(why).into_iter().map(of_no_way));
         }
+        if let PeerMode::Listed(listed) = &self.mode {
+            hosts.extend(self.peers.listed_own(listed).into_iter().map(of_own));
+        }
         hosts.extend(of_legacy.into_iter().map(|it| of_client(&legacy, &it.place, it.sight)));
         let has_no_pair = !self.has_pair && !respondents.is_empty();
         Ok(ProbeReport { hosts, missing, has_no_pair })
@@ -372,6 +375,12 @@ impl HostProbe {
 
 fn addresses(host: &KnownHost) -> Vec<IpAddr> {
     host.addresses.iter().map(IpAddr::to_canonical).collect()
+}
+
+/// Returns what is said of an address of `peers` that is this host's own.
+fn of_own(at: SocketAddr) -> ProbedHost {
+    let addresses = vec![at.ip().to_canonical()];
+    ProbedHost { name: at.to_string(), addresses, result: ProbeResult::Silent(SilenceClue::ThisHost) }
 }
 
 /// Returns what is told of a host that was heard once, and that can't be asked with this configuration.

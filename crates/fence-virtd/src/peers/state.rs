@@ -470,11 +470,18 @@ impl Peers {
                 info!(key = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");
             }
             PeerMode::Listed(listed) => {
+                let own = self.listed_own(listed);
                 let table = lock(&self.table);
                 let bound = |at| table.pinned(at).map_or_else(String::new, |id| format!(" key {id}"));
                 let listed: Vec<_> = listed.iter().map(|it| format!("{it}{}", bound(it))).collect();
                 drop(table);
                 info!(key = %self.identity.id(), peers = %listed.join(", "), "these hosts are asked");
+                for own in own {
+                    warn!(
+                        "`peers` names {own}, an address of this host: nobody is asked there. Take it out; \
+                         if another host is meant, name that one by its own address"
+                    );
+                }
             }
         }
         if let (Some(why), false) = (lock(&self.table).missing(), settings.mode == PeerMode::Off) {

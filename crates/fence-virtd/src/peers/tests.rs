@@ -746,3 +746,23 @@ async fn a_host_with_another_key_is_named_once() {
     assert!(told.starts_with("a host of `peers`") && told.contains("peer_key_file"), "{told}");
     assert!(a.peers.told_of_other_key([10, 0, 0, 9].into()).starts_with("a message of a host"));
 }
+
+/// The same `peers` on all hosts names each host itself, too: nobody but this daemon would hear the question.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_does_not_wait_for_itself() {
+    let own = super::legacy::own_addresses().into_iter().find(|it| it.is_ipv4() && !it.is_loopback());
+    // A machine without a network has no such address.
+    let Some(own) = own else { return };
+    let (at, other) = (port(), port());
+    let peers = vec![SocketAddr::new(own, at), SocketAddr::from((Ipv4Addr::LOCALHOST, other))];
+    let a = Host::new(PeerMode::Listed(peers), at, None).await;
+    let b = Host::listed(other, &[at], None).await;
+    assert_eq!(a.sights().await, [Sight::Off]);
+    drop(b);
+    let sights = a.sights().await;
+    assert!(sights.len() == 1 && reason(&sights[0]).contains("does not answer"), "{sights:?}");
+    // Another daemon may be behind another port.
+    a.change(PeerMode::Listed(vec![SocketAddr::new(own, port())]));
+    let sights = a.sights().await;
+    assert!(sights.len() == 1 && matches!(sights[0], Sight::Unknown(_)), "{sights:?}");
+}
