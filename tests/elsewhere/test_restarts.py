@@ -70,3 +70,40 @@ def test_an_end_after_a_move_outlives_the_daemons(pair, names):
         mute.does_not_call_back()
         assert [pair.ask(it, "x").rc for it in ("status", "off")] == [OFF, OK], pair.logs()
         mute.unfilter()
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["", "restarted"])
+def test_what_was_saved_to_a_file_may_be_restored_anywhere(pair, restarts):
+    here, nowhere = pair.h1, pair.h3
+    here.has("x")
+    file = here.directory / "memory"
+    here.hypervisor.virsh("save", "x", file)
+    nowhere.hypervisor.virsh("restore", file)
+    assert pair.where("x") == ["h3"]
+    if restarts:
+        here.serve_again()
+    pair.h2.does_not_call_back()
+    assert [pair.ask(it, "x").rc for it in ("status", "off")] == [FAILED, FAILED], pair.logs()
+    nowhere.hypervisor.virsh("destroy", "x")
+    here.has("x")
+    assert pair.ask("off", "x").rc == OK, pair.logs()
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["", "removed"])
+def test_a_managed_save_stays_where_it_is(pair, removed):
+    here = pair.h1
+    here.has("x")
+    here.hypervisor.virsh("managedsave", "x")
+    if removed:
+        until(lambda: "a domain was saved" in here.daemon.log, PATIENCE, "the daemon has seen the save")
+        here.hypervisor.virsh("managedsave-remove", "x")
+    assert [pair.ask(it, "x").rc for it in ("status", "off", "status")] == [OFF, OK, OFF], pair.logs()
+    assert pair.ask("on", "x").rc == OK and pair.where("x") == ["h1"], pair.logs()
+
+
+def test_a_lone_host_has_what_it_saved(hosts):
+    here = hosts.h1
+    hosts.serve("h1", virtd={"peers": "none"})
+    here.has("x")
+    here.hypervisor.virsh("save", "x", here.directory / "memory")
+    assert [hosts.ask(it, "x").rc for it in ("status", "off")] == [OFF, OK], hosts.logs()

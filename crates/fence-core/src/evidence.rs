@@ -303,8 +303,9 @@ pub fn ended_since(look: &Finding, since: Instant) -> bool {
 
 fn moved_away(look: &Finding) -> Doubt {
     Doubt::CantTell(format!(
-        "it moved away from {0}, and no host that was asked saw it end after that. Is it on at a host that \
-         is not asked? If it is off, start it with virsh at a host that is asked, then fence it",
+        "it moved away from {0}, or was saved there to a file, and no host that was asked saw it end after \
+         that. Is it on at a host that is not asked? If it is off, start it with virsh at a host that is \
+         asked, then fence it",
         look.place
     ))
 }

@@ -53,6 +53,19 @@ pub enum PastEvent {
     Ended(BootMoment),
     /// The machine moved to another place, at this moment at the latest.
     MovedAway(BootMoment),
+    /// The machine was saved to a file at this moment at the latest. It can be restored anywhere.
+    Saved(BootMoment),
+}
+
+impl PastEvent {
+    /// Returns the event at another moment; none for an end, of which the moment is all.
+    fn moved_to(self, moment: BootMoment) -> Option<Self> {
+        match self {
+            Self::Ended(_) => None,
+            Self::MovedAway(_) => Some(Self::MovedAway(moment)),
+            Self::Saved(_) => Some(Self::Saved(moment)),
+        }
+    }
 }
 
 /// Time in which nobody watched a place.
@@ -71,20 +84,16 @@ impl WatchGap {
     pub fn recall(&self, past: PastEvent) -> Option<PastEvent> {
         if !self.is_new_boot {
             let is_short = self.last_watch.is_some_and(|it| self.watched_again.since(it) < SHORT_GAP);
-            return match past {
-                _ if is_short => Some(past),
-                // It may have come back and moved again.
-                PastEvent::MovedAway(_) => Some(PastEvent::MovedAway(self.watched_again)),
-                PastEvent::Ended(_) => None,
-            };
+            // It may have come back and moved again.
+            return if is_short { Some(past) } else { past.moved_to(self.watched_again) };
         }
-        let PastEvent::MovedAway(when) = past else { return None };
+        let (PastEvent::MovedAway(when) | PastEvent::Saved(when)) = past else { return None };
         if self.watched_again.since(BootMoment::BOOT) >= BOOT_GAP {
-            return Some(PastEvent::MovedAway(self.watched_again));
+            return past.moved_to(self.watched_again);
         }
         // How long the host was off is not known. The move is at least as old as it was when it was off.
         let age = self.last_watch.map_or(Duration::ZERO, |it| it.since(when));
-        Some(PastEvent::MovedAway(BootMoment(nanos(age).saturating_neg())))
+        past.moved_to(BootMoment(nanos(age).saturating_neg()))
     }
 }
 
@@ -119,6 +128,8 @@ mod tests {
         assert_eq!(boot(None, second(30), moved), Some(PastEvent::MovedAway(BootMoment::BOOT)));
         assert_eq!(boot(Some(second(900)), second(300), moved), Some(PastEvent::MovedAway(second(300))));
         assert_eq!(boot(Some(second(900)), second(30), PastEvent::Ended(second(100))), None);
+        let saved = PastEvent::Saved(second(100));
+        assert_eq!(boot(Some(second(900)), second(30), saved), Some(PastEvent::Saved(second(-800))));
     }
 
     #[test]

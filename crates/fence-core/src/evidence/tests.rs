@@ -498,7 +498,9 @@ fn judge_restarts(course: Vec<(RestartCourse, u64)>) -> (bool, Option<usize>) {
         _ if on_at == Some(at) => Sight::On,
         None => Sight::Off,
         Some(PastEvent::Ended(when)) => Sight::Ended(Some(places[at].moment(now).since(when))),
-        Some(PastEvent::MovedAway(when)) => Sight::MovedAway(places[at].moment(now).since(when)),
+        Some(PastEvent::MovedAway(when) | PastEvent::Saved(when)) => {
+            Sight::MovedAway(places[at].moment(now).since(when))
+        }
     };
     let says_off = |sights: &dyn Fn(usize) -> Sight| {
         let round = |step| (0..HOSTS).map(|it| finding(start, it, sights(it), step)).collect::<Vec<_>>();

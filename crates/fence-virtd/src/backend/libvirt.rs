@@ -119,8 +119,21 @@ impl LibvirtBackend {
             let looks = others.iter().map(|it| it.look(question, until));
             join_all(looks).await.into_iter().flatten().collect::<Vec<_>>()
         });
+        if !others.is_empty() {
+            self.mark_saved(question, &mut round);
+        }
         round.extend(others);
         round
+    }
+
+    /// Takes a machine that was saved to a file for one that moved: another host may have restored it.
+    fn mark_saved(&self, question: &DomainQuestion, found: &mut [Finding]) {
+        for (finding, hypervisor) in found.iter_mut().zip(&self.hypervisors) {
+            let age = hypervisor.save_age(libvirt_uuid(question.uuid));
+            if let (Sight::Off | Sight::Absent, Some(age)) = (&finding.sight, age) {
+                finding.sight = Sight::MovedAway(age);
+            }
+        }
     }
 
     /// Proves that a domain is off wherever it can be: looks at the hypervisors of this host and asks the
@@ -734,6 +747,7 @@ impl OwnPlaces for LibvirtBackend {
             // A start may be announced while the hypervisors are asked, or be seen after they were.
             let was_starting = is_starting();
             let mut found = self.look_at_all(question, until).await;
+            self.mark_saved(question, &mut found);
             if was_starting || is_starting() {
                 found.iter_mut().for_each(|it| it.sight = about_to_start(&it.sight));
             }
@@ -752,7 +766,11 @@ async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, un
             let (reading, sight) = act::sight(c, uuid, &memory)?;
             let namesake = match reading {
                 DomainReading::On { .. } => None,
-                _ => act::namesake_on(c, &name, uuid)?,
+                _ => {
+                    // Whether it was a managed save is known while its file is there.
+                    memory.look_at_save(c, uuid)?;
+                    act::namesake_on(c, &name, uuid)?
+                }
             };
             Ok((sight, namesake))
         })

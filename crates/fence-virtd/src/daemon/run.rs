@@ -102,7 +102,10 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
     let replays = ReplayMemory::open(state.as_deref())?;
     // The nodes of a corosync cluster tell each other what moves.
     let remembers = config.backends.iter().any(|it| matches!(it, BackendSettings::Libvirt(_)));
-    let known = Hypervisors::open(state.as_deref().filter(|_| remembers), &boot);
+    let known = match remembers {
+        true => Hypervisors::open(state.as_deref(), &boot),
+        false => Hypervisors::default(),
+    };
     let intents = IntentLog::open(state.as_deref(), boot);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -27,6 +27,8 @@ const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 const STARTED_MIGRATED: i32 = 1;
 /// `VIR_DOMAIN_EVENT_STOPPED_MIGRATED`: an instance has left.
 const STOPPED_MIGRATED: i32 = 3;
+/// `VIR_DOMAIN_EVENT_STOPPED_SAVED`: the memory of an instance is in a file.
+const STOPPED_SAVED: i32 = 4;
 /// `VIR_DOMAIN_EVENT_SUSPENDED_` `MIGRATED`, `POSTCOPY` and `POSTCOPY_FAILED`: an instance stands still, and
 /// its other half at another place may run.
 const SUSPENDED_BY_MIGRATION: [i32; 3] = [1, 7, 8];
@@ -49,6 +51,11 @@ pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
     )
 }
 
+/// Returns whether the memory of an instance was saved to a file, which may be a managed save.
+pub(super) fn is_save(event: &LifecycleEvent) -> bool {
+    event.kind == LifecycleKind::Stopped && event.detail == STOPPED_SAVED
+}
+
 /// Domains that were seen on one hypervisor, by UUID.
 #[derive(Default)]
 pub(super) struct SeenDomains {
@@ -57,6 +64,8 @@ pub(super) struct SeenDomains {
     gap_began: Option<BootMoment>,
     /// Memory on disk, and the URI of the hypervisor in it.
     disk: Option<(PastEvents, String)>,
+    /// A machine that was saved to a file is taken for one that may be at another host.
+    notes_saves: bool,
 }
 
 struct SeenDomain {
@@ -80,12 +89,15 @@ enum LastSeen {
     Ended(BootMoment),
     /// The instance moved to another place, at this moment at the latest.
     MovedAway(BootMoment),
+    /// The machine was saved to a file at this moment at the latest, and not by a managed save as far as is
+    /// known. It can be restored anywhere.
+    Saved(BootMoment),
 }
 
 impl SeenDomains {
     /// Builds a memory of nothing, with what is on disk to be recalled later.
-    pub(super) fn on_disk(past: PastEvents, uri: &str) -> Self {
-        Self { disk: Some((past, uri.to_owned())), ..Self::default() }
+    pub(super) fn on_disk(past: Option<PastEvents>, uri: &str) -> Self {
+        Self { disk: past.map(|it| (it, uri.to_owned())), notes_saves: true, ..Self::default() }
     }
 
     /// Takes what an earlier daemon saw here. Called when events are watched again, before anything is
@@ -108,6 +120,7 @@ impl SeenDomains {
             let event = match seen.last {
                 LastSeen::Ended(when) => PastEvent::Ended(when),
                 LastSeen::MovedAway(when) => PastEvent::MovedAway(when),
+                LastSeen::Saved(when) => PastEvent::Saved(when),
                 LastSeen::Known | LastSeen::CameIn(_) | LastSeen::Ran { .. } => return None,
             };
             Some(NamedEvent { name: seen.name.clone(), event })
@@ -125,7 +138,9 @@ impl SeenDomains {
 
     /// Returns whether another domain with this name was present when it was last seen.
     pub(super) fn is_another_present(&self, name: &str, uuid: Uuid) -> bool {
-        let is_present = |it: &SeenDomain| !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway(_));
+        let is_present = |it: &SeenDomain| {
+            !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway(_) | LastSeen::Saved(_))
+        };
         self.domains.iter().any(|(other, seen)| *other != uuid && seen.name == name && is_present(seen))
     }
 
@@ -182,10 +197,26 @@ impl SeenDomains {
         }
     }
 
+    /// Returns how long ago, at least, the machine was saved here to a file.
+    pub(super) fn save_age(&self, uuid: Uuid) -> Option<Duration> {
+        match self.last(uuid)? {
+            LastSeen::Saved(when) => Some(age(when)),
+            _ => None,
+        }
+    }
+
+    /// Records that the save was a managed one: the file belongs to the definition.
+    pub(super) fn record_managed_save(&mut self, uuid: Uuid) {
+        if matches!(self.last(uuid), Some(LastSeen::Saved(_))) {
+            self.set(uuid, LastSeen::Known);
+        }
+    }
+
     /// Records that a look that began at this time showed an instance. An older end or move is not the last
     /// thing that happened: its event is late, or was missed.
     pub(super) fn record_instance(&mut self, uuid: Uuid, began: Duration) {
-        if let Some(LastSeen::Ended(when) | LastSeen::MovedAway(when)) = self.last(uuid)
+        if let Some(LastSeen::Ended(when) | LastSeen::MovedAway(when) | LastSeen::Saved(when)) =
+            self.last(uuid)
             && when < BootMoment::at(began)
         {
             self.set(uuid, LastSeen::Known);
@@ -250,6 +281,7 @@ impl SeenDomains {
                     _ if record.state == State::MovedAway => LastSeen::MovedAway(now()),
                     // Of an earlier daemon: a gap in the events leaves no end.
                     Some(ended @ LastSeen::Ended(_)) => ended,
+                    Some(saved @ LastSeen::Saved(_)) => saved,
                     _ => LastSeen::Known,
                 }
             }
@@ -272,7 +304,9 @@ impl SeenDomains {
 
     pub(super) fn record_event(&mut self, event: &LifecycleEvent) {
         let before = self.domains.get(&event.uuid).map_or(LastSeen::Known, |it| it.last);
-        if let Some(now) = before.after(event) {
+        if self.notes_saves && is_save(event) {
+            self.record(event.uuid, &event.name, LastSeen::Saved(now()));
+        } else if let Some(now) = before.after(event) {
             self.record(event.uuid, &event.name, now);
         }
         if event.kind == LifecycleKind::Started
@@ -290,7 +324,7 @@ impl SeenDomains {
             past.set_watching(uri, false);
         }
         self.change_all(|last| match last {
-            LastSeen::MovedAway(_) => last,
+            LastSeen::MovedAway(_) | LastSeen::Saved(_) => last,
             _ => LastSeen::Known,
         });
     }
@@ -307,6 +341,7 @@ impl SeenDomains {
         }
         self.change_all(|last| match last {
             LastSeen::MovedAway(_) => LastSeen::MovedAway(now()),
+            LastSeen::Saved(_) => LastSeen::Saved(now()),
             _ => last,
         });
     }
@@ -342,6 +377,7 @@ impl From<PastEvent> for LastSeen {
         match event {
             PastEvent::Ended(when) => Self::Ended(when),
             PastEvent::MovedAway(when) => Self::MovedAway(when),
+            PastEvent::Saved(when) => Self::Saved(when),
         }
     }
 }
@@ -373,7 +409,7 @@ impl LastSeen {
                 Self::Ran { came_in: Some(now()), handed_over: None }
             }
             Self::Ran { came_in, .. } => Self::Ran { came_in, handed_over: None },
-            Self::Known | Self::Ended(_) | Self::MovedAway(_) => Self::RUNS,
+            Self::Known | Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_) => Self::RUNS,
         }
     }
 
@@ -391,7 +427,7 @@ impl LastSeen {
     fn stopped(self, detail: i32) -> Self {
         // VIR_DOMAIN_EVENT_STOPPED_*: SHUTDOWN 0, DESTROYED 1, CRASHED 2, MIGRATED 3, SAVED 4, FAILED 5,
         // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
-        // where it came from. A saved one may be on elsewhere, and a failed one may never have run.
+        // where it came from. A failed one may never have run.
         match (detail, self) {
             // The other half has the machine, or may have it: it has not run here since, and may have ended
             // there before this event.
@@ -399,7 +435,7 @@ impl LastSeen {
             (STOPPED_MIGRATED, _) => Self::MovedAway(now()),
             (0..=2, Self::Ran { .. }) => Self::Ended(now()),
             // The event of an end that is known already.
-            (0..=2, Self::Ended(_) | Self::MovedAway(_)) => self,
+            (0..=2, Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_)) => self,
             _ => Self::Known,
         }
     }
@@ -526,7 +562,7 @@ mod tests {
         let listed = |state| DomainRecord { uuid: uuid(), name: "x".to_owned(), state };
         let next = |states: &[State]| {
             let past = PastEvents::open(dir.path(), "boot").unwrap();
-            let mut seen = SeenDomains::on_disk(past.clone(), "test:///default");
+            let mut seen = SeenDomains::on_disk(Some(past.clone()), "test:///default");
             seen.recall();
             states.iter().for_each(|it| seen.record_listed(&listed(*it)));
             (seen, past)
@@ -597,5 +633,32 @@ mod tests {
         seen.record_listed(&record);
         seen.record_event(&event(Stopped, 1));
         assert!(seen.move_age(uuid()).is_some());
+    }
+
+    #[test]
+    fn what_was_saved_to_a_file_may_be_anywhere() {
+        use LifecycleKind::{Defined, Started, Stopped};
+        let event = |kind, detail| LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail };
+        let saved = || {
+            let mut seen = SeenDomains::on_disk(None, "test:///default");
+            for (kind, detail) in [(Started, 0), (Stopped, STOPPED_SAVED), (Defined, 0)] {
+                seen.record_event(&event(kind, detail));
+            }
+            seen
+        };
+        let mut seen = saved();
+        assert!(seen.save_age(uuid()).is_some() && seen.move_age(uuid()).is_none());
+        seen.begin_gap();
+        seen.end_gap();
+        let record = |state| DomainRecord { uuid: uuid(), name: "x".to_owned(), state };
+        seen.record_listed(&record(State::ShutOff));
+        assert!(seen.save_age(uuid()).is_some());
+        seen.record_event(&event(Started, 0));
+        assert!(seen.save_age(uuid()).is_none());
+        let mut seen = saved();
+        seen.record_managed_save(uuid());
+        assert!(seen.save_age(uuid()).is_none());
+        // All nodes of a corosync cluster are asked.
+        assert!(seen_after(&[(Started, 0), (Stopped, STOPPED_SAVED)]).save_age(uuid()).is_none());
     }
 }

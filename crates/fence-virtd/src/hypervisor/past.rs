@@ -6,6 +6,7 @@
 //! fence_virt moves 1
 //! moved UUID NANOSECONDS-SINCE-BOOT BOOT-ID URI NAME
 //! ended UUID NANOSECONDS-SINCE-BOOT BOOT-ID URI NAME
+//! saved UUID NANOSECONDS-SINCE-BOOT BOOT-ID URI NAME
 //! end LINES
 //!
 //! fence_virt watched 1
@@ -207,7 +208,7 @@ impl PastTable {
         while self.events.len() > MAX_PAST_EVENTS {
             let oldest = self.events.iter().min_by_key(|(_, (_, it))| match it.event {
                 PastEvent::Ended(when) => (false, when),
-                PastEvent::MovedAway(when) => (true, when),
+                PastEvent::MovedAway(when) | PastEvent::Saved(when) => (true, when),
             });
             let Some(key) = oldest.map(|(key, _)| key.clone()) else { return };
             self.events.remove(&key);
@@ -343,6 +344,7 @@ fn events_text(table: &PastTable) -> String {
         let (kind, when) = match event {
             PastEvent::Ended(when) => ("ended", when),
             PastEvent::MovedAway(when) => ("moved", when),
+            PastEvent::Saved(when) => ("saved", when),
         };
         // Writing to a string can't fail.
         let _ = writeln!(text, "{kind} {uuid} {} {} {} {}", when.nanos(), word(boot), word(uri), word(name));
@@ -367,6 +369,7 @@ fn event_of(line: &str) -> Option<(PlaceOfDomain, DatedEvent)> {
     let event = match kind {
         "moved" => PastEvent::MovedAway(when),
         "ended" => PastEvent::Ended(when),
+        "saved" => PastEvent::Saved(when),
         _ => return None,
     };
     let key = (text_of(uri)?, uuid.parse().ok()?);

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::memory::SeenDomains;
-use super::memory::is_migration;
+use super::memory::{is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
 use crate::util::backoff::{Backoff, OncePerReason};
@@ -48,6 +48,8 @@ pub(crate) struct Hypervisors {
     migrated: Arc<Notify>,
     /// Ends and moves on disk, where there is a state directory.
     past: Option<PastEvents>,
+    /// Machines that were saved to files are watched.
+    notes_saves: bool,
 }
 
 impl Hypervisors {
@@ -64,7 +66,7 @@ impl Hypervisors {
             };
             opened.inspect_err(log).ok()
         });
-        Self { past, ..Self::default() }
+        Self { past, notes_saves: true, ..Self::default() }
     }
 
     /// Waits at the end of the daemon until ends and moves are on disk, for a limited time.
@@ -80,7 +82,10 @@ impl Hypervisors {
         if let Some(known) = all.iter().find(|it| it.uri == uri) {
             return Arc::clone(known);
         }
-        let memory = self.past.clone().map(|it| SeenDomains::on_disk(it, uri)).unwrap_or_default();
+        let memory = match self.notes_saves {
+            true => SeenDomains::on_disk(self.past.clone(), uri),
+            false => SeenDomains::default(),
+        };
         let new = Hypervisor::start(uri, memory, Arc::clone(&self.migrated));
         all.push(Arc::clone(&new));
         new
@@ -392,12 +397,16 @@ impl Hypervisor {
             connection.on_close(move |reason| drop(lost.send(format!("{reason:?}"))));
             // A weak reference, so that the connection does not keep its owner alive.
             let weak = Arc::downgrade(&this);
+            let runtime = tokio::runtime::Handle::current();
             let events = connection.watch_lifecycle(move |event| {
                 if let Some(this) = weak.upgrade() {
                     lock(&this.memory).record_event(&event);
                     let _ = this.news.send(DomainEvent::Domain(event.uuid));
                     if is_migration(&event) {
                         this.migrated.notify_one();
+                    }
+                    if is_save(&event) {
+                        runtime.spawn(Arc::clone(&this).check_save(event.uuid));
                     }
                 }
             })?;
@@ -417,6 +426,37 @@ impl Hypervisor {
             Ok(Err(error)) => Err(error),
             Err(cut_off) => std::panic::resume_unwind(cut_off.into_panic()),
         }
+    }
+
+    /// Looks whether a save was a managed one, as long as libvirt knows it.
+    async fn check_save(self: Arc<Self>, uuid: Uuid) {
+        let memory = Arc::clone(&self);
+        let looked = self.ask(Instant::now() + FIRST_ATTEMPT, move |c| memory.look_at_save(c, uuid)).await;
+        match looked {
+            Ok(()) => debug!(%uuid, is_managed = self.save_age(uuid).is_none(), "a domain was saved"),
+            Err(error) => debug!(%uuid, "can't look whether a save was a managed one: {error}"),
+        }
+    }
+
+    /// Looks whether a save was a managed one: its file belongs to the definition. Runs on a blocking thread.
+    pub(crate) fn look_at_save(&self, connection: &Connection, uuid: Uuid) -> Result<(), Error> {
+        if self.save_age(uuid).is_some()
+            && let Some(domain) = connection.domain_by_uuid(uuid)?
+            && domain.has_saved_memory()?
+        {
+            lock(&self.memory).record_managed_save(uuid);
+        }
+        Ok(())
+    }
+
+    /// Records that a save was a managed one.
+    pub(crate) fn record_managed_save(&self, uuid: Uuid) {
+        lock(&self.memory).record_managed_save(uuid);
+    }
+
+    /// Returns how long ago, at least, the machine was saved here to a file that can be restored anywhere.
+    pub(crate) fn save_age(&self, uuid: Uuid) -> Option<Duration> {
+        lock(&self.memory).save_age(uuid)
     }
 
     /// Returns whether another domain with this name was here when this hypervisor could last be read.

@@ -240,6 +240,8 @@ pub(super) fn take_down(
             DiscardResult::StillThere(why) => return Err(ActionError::Refused(why).into()),
         };
         if discarded {
+            // What could be restored is gone.
+            memory.record_managed_save(order.uuid);
             lease.trail().remark(saved::DISCARDED);
         }
         let replaced = order.for_reboot && matches!(here, PowerOffHere::Ended { start_from: None, .. });
