@@ -24,6 +24,7 @@ use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
 use fence_core::domain::{PowerAction, PowerState};
 use fence_wire::escaped;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
@@ -47,6 +48,8 @@ const LIST_TTL: Duration = Duration::from_secs(5);
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// A run that was killed earlier says nothing of its device.
 const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
+/// Pause before a device that can't tell is asked again.
+const FAILED_PAUSE: Duration = Duration::from_millis(300);
 /// Time for which a device that timed out comes after the others.
 const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
 /// Age of the last success with which "off" is believed, for a request and for a list. If the agent
@@ -107,6 +110,8 @@ struct DeviceMemory {
     proven: HashMap<u64, Instant>,
     /// Plugs that were on.
     seen_on: HashSet<String>,
+    /// Plugs of which it can't tell the state, and since when.
+    failing: HashMap<String, Instant>,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
@@ -153,8 +158,50 @@ impl FenceDevice {
         lock(&self.memory).hung.is_some_and(|it| it.elapsed() < TIMED_OUT_PENALTY)
     }
 
-    /// Runs `status` for a plug.
+    /// Runs `status` for a plug. For a request a device that can't tell is asked again until its time is
+    /// over: one failure says nothing of the next answer. If that time is cut short, the device counts as
+    /// silent. One that could not tell for so long already is asked once.
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
+        let asked = Instant::now();
+        let until = asked + self.status_timeout;
+        loop {
+            let reply = self.status_once(plug, context.within(until)).await;
+            let now = Instant::now();
+            let is_known_to_fail = match reply.reading {
+                StatusReading::Is(_) => {
+                    self.note_told(plug);
+                    return reply;
+                }
+                StatusReading::Silent | StatusReading::NotAsked => return reply,
+                StatusReading::CantTell => self.note_failed(plug, asked, now),
+            };
+            if context.lease.is_none() || is_known_to_fail || now + FAILED_PAUSE >= until {
+                return reply;
+            }
+            if now + FAILED_PAUSE >= context.until {
+                return StatusReply { reading: StatusReading::Silent, ..reply };
+            }
+            sleep(FAILED_PAUSE).await;
+        }
+    }
+
+    /// Notes that the device told the state of a plug.
+    fn note_told(&self, plug: &str) {
+        lock(&self.memory).failing.remove(plug);
+    }
+
+    /// Notes that the device could not tell the state of a plug since it was asked. Returns whether it could
+    /// not for all of its time, and has not told it since.
+    fn note_failed(&self, plug: &str, asked: Instant, now: Instant) -> bool {
+        let mut memory = lock(&self.memory);
+        if memory.failing.len() >= MAX_PROVEN {
+            memory.failing.clear();
+        }
+        let since = *memory.failing.entry(plug.to_owned()).or_insert(asked);
+        now.saturating_duration_since(since) + FAILED_PAUSE >= self.status_timeout
+    }
+
+    async fn status_once(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let began = Instant::now();
         let done = self
             .run(PowerAction::Status.into(), Some(plug), context.within(began + self.status_timeout))

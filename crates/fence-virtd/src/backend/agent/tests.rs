@@ -436,6 +436,30 @@ async fn a_slow_device_is_heard_before_off_is_said() {
     }
 }
 
+/// A device whose `status` fails is asked again before another one's "off" is believed; one that fails for
+/// all of its time counts as unknown, and is not waited for the next time.
+#[tokio::test]
+async fn a_device_that_fails_once_is_heard_before_off_is_said() {
+    let fails =
+        "[ -e failed ] || { touch failed; exit 1; }; case $(cat ../power-2) in on) exit 0 ;; esac; exit 1";
+    let rig = Rig::new()
+        .machine("1", "off")
+        .machine("2", "on")
+        .device("a", "plugs = \"w:1\"; order = \"1\"; status_timeout = \"3\";", &[])
+        .device("b", "plugs = \"w:2\"; order = \"2\"; status_timeout = \"3\";", &[("status", fails)]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let status = async || backend.status(&w, &lease(PATIENCE)).await.map(|it| it.state());
+    assert_eq!(status().await, Ok(PowerState::On), "{:?}", rig.runs("b"));
+    std::fs::write(rig.path("power-2"), "unknown").unwrap();
+    let begin = Instant::now();
+    assert_eq!(status().await, Ok(PowerState::Off));
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
+    let before = rig.runs("b").len();
+    assert_eq!(status().await, Ok(PowerState::Off));
+    assert_eq!(rig.runs("b").len(), before + 1);
+}
+
 /// An agent that understands nothing of what its endpoint says, and takes it for off.
 #[tokio::test]
 async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
