@@ -158,6 +158,16 @@ fn of_report(
         let next = "start fence_virtd here, then run --check again";
         found.push(Finding::warning(CHECK, "this host", text, next));
     }
+    let is_silent = |it: &ProbedHost| matches!(it.result, ProbeResult::Silent(_));
+    if let Some(other) = report.other_port.filter(|_| report.hosts.iter().any(is_silent)) {
+        let port = config.daemon.peer_port;
+        let text = format!(
+            "asked from UDP port {other}, since the daemon that runs here has port {port}: a firewall that \
+             lets port {port} alone through keeps this check out, and not the daemon"
+        );
+        let next = "fence_virtd --status shows when the daemon heard each host";
+        found.push(Finding::warning(CHECK, "this host", text, next));
+    }
     let is_probed = |it: &IpAddr| report.hosts.iter().any(|host| host.addresses.contains(it));
     // With `peers`, see `setting`.
     let others = heard.iter().filter(|(it, _)| !is_probed(it) && config.daemon.peers == Peers::Discovered);

@@ -99,6 +99,8 @@ pub(crate) struct ProbeReport {
     pub(crate) missing: Option<String>,
     /// True if the daemon never ran here, so this host has no key pair, and hosts of ours were not asked.
     pub(crate) has_no_pair: bool,
+    /// UDP port from which hosts of `peers` were asked, where it is not the daemon's, which has that one.
+    pub(crate) other_port: Option<u16>,
 }
 
 /// The daemon's part for other hosts, in another process.
@@ -206,7 +208,14 @@ impl HostProbe {
         }
         hosts.extend(of_legacy.into_iter().map(|it| of_client(&legacy, &it.place, it.sight)));
         let has_no_pair = !self.has_pair && !respondents.is_empty();
-        Ok(ProbeReport { hosts, missing, has_no_pair })
+        Ok(ProbeReport { hosts, missing, has_no_pair, other_port: self.other_port() })
+    }
+
+    /// Returns the port of this process, if it is another one than the daemon's.
+    fn other_port(&self) -> Option<u16> {
+        let sockets = super::state::read(&self.peers.sockets).clone();
+        let port = sockets.all().first()?.local_addr().ok()?.port();
+        (port != self.peers.settings().port).then_some(port)
     }
 
     /// Reads the sockets until the value is dropped.

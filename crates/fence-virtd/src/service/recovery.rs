@@ -73,8 +73,10 @@ impl Service {
             IntentRemainder::Record(line) => self.audit.write_earlier(line, open),
             IntentRemainder::Open { .. } => {
                 let found = self.finish_action(&left, &open).await;
-                let reason = format!("was under way when the daemon ended; {found}");
-                self.audit.write_unfinished(&left.unfinished.intent, &reason, &open);
+                let intent = &left.unfinished.intent;
+                let cause = cause_of_end(&intent.boot, self.intents.boot());
+                let reason = format!("was under way when the daemon ended; {found} ({cause})");
+                self.audit.write_unfinished(intent, &reason, &open);
             }
         }
     }
@@ -241,6 +243,16 @@ impl Service {
     }
 }
 
+/// Returns why the daemon ended in the middle of a request, as far as that is known: at a SIGTERM it waits
+/// for its requests, for a time.
+fn cause_of_end(boot: &str, now: &str) -> &'static str {
+    if !boot.is_empty() && !now.is_empty() && boot != now {
+        "the host was started anew since"
+    } else {
+        "fence_virtd was killed or crashed, or was told to end and did not wait any longer"
+    }
+}
+
 fn over(found: &str) -> StartAttempt {
     StartAttempt::Over(found.to_owned())
 }
@@ -254,4 +266,17 @@ fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
 /// Returns the words for a start that is still owed, with the next step.
 fn not_made_good(why: &str) -> String {
     format!("the start that it owes was not made good: {why}. The domain stays off until somebody starts it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_boot_is_called_one() {
+        assert_eq!(cause_of_end("a", "b"), "the host was started anew since");
+        for (boot, now) in [("a", "a"), ("", "b"), ("a", "")] {
+            assert!(cause_of_end(boot, now).starts_with("fence_virtd was killed"), "{boot} {now}");
+        }
+    }
 }
