@@ -154,6 +154,43 @@ def test_switched_off(lab, place, daemon):
     assert {one["Seccomp"] for one in threads(it.pid)} == {status(os.getpid())["Seccomp"]}
 
 
+#: Stands in for ssh and for the user's own command: connects standard input and output to libvirtd.
+TUNNEL = """#!/usr/bin/python3
+import os, select, socket, sys
+open({notes!r}, "a").write(open("/proc/self/status").read())
+daemon = socket.socket(socket.AF_UNIX)
+daemon.connect({socket!r})
+while True:
+    for ready in select.select([0, daemon], [], [])[0]:
+        data = os.read(0, 65536) if ready == 0 else daemon.recv(65536)
+        if not data:
+            sys.exit()
+        daemon.sendall(data) if ready == 0 else os.write(1, data)
+"""
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["root", "user"])
+@pytest.mark.parametrize("transport", ["ssh", "ext"])
+def test_programs_that_libvirt_starts(lab, place, daemon, transport, user):
+    """URIs of other hosts: libvirt starts a program, which has none of the daemon's capabilities."""
+    hypervisor = place / "hypervisor"
+    hypervisor.mkdir(mode=0o711)
+    notes, tunnel = place / "notes", place / "tunnel"
+    notes.touch()
+    notes.chmod(0o666)
+    with Hypervisor(lab.nodes["host"].ns, directory=hypervisor, socket_group=GROUP) as it:
+        it.domain("vm1")
+        tunnel.write_text(TUNNEL.format(notes=str(notes), socket=str(it.socket)))
+        tunnel.chmod(0o755)
+        uri = f"qemu+{transport}://elsewhere/system?command={tunnel}&proxy=netcat"
+        file = config(place, {"multicast": "@key@"}, uri)
+        served = daemon(file, user=user, ready="udp", capability=None)
+        served.wait_log(" serving")
+        assert agent(lab, place, "-o", "status", "-H", "vm1").rc == 0, served.log
+    found = re.findall(r"^Cap(Eff|Prm|Amb):\t(\w+)$", notes.read_text(), re.M)
+    assert found and all(int(value, 16) == 0 for _, value in found), found
+
+
 def test_a_user_without_rights_and_a_real_hypervisor(lab, place, daemon):
     hypervisor = place / "hypervisor"
     hypervisor.mkdir(mode=0o711)

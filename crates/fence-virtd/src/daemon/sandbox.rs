@@ -256,6 +256,10 @@ fn capabilities(config: &Config) -> Vec<Capability> {
     if config.listeners.iter().filter_map(Listener::port).chain(peer_port).any(|port| port < 1024) {
         kept.push(Capability::CAP_NET_BIND_SERVICE);
     }
+    if uris(config).any(|it| Uri::of(it).starts_programs()) {
+        // libvirt takes the capabilities of such a program away, and as root it first asks for this one.
+        kept.push(Capability::CAP_SETPCAP);
+    }
     kept
 }
 

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,11 @@ const MAX_CALLS: usize = 64;
 const KEPT_CONNECTIONS: usize = 8;
 /// Pause before a lost connection is opened again.
 const RECONNECT_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-/// Time after the loss of a connection for which calls wait for another: libvirtd restarts in less.
+/// Time after the loss of a connection for which calls wait for another: libvirtd restarts in less. Also the
+/// longest wait of a later call for the try that it asks for.
 const RECONNECT_GRACE: Duration = Duration::from_secs(3);
+/// Least time between the beginnings of two tries to connect that calls ask for.
+const TRY_SPACING: Duration = Duration::from_millis(300);
 /// Time in which libvirt can be expected to answer. With less, silence says nothing of it.
 const LEAST_TIME: Duration = Duration::from_millis(200);
 /// Time that the start of the daemon waits for a first connection.
@@ -111,6 +114,10 @@ pub(crate) struct Hypervisor {
     memory: Mutex<SeenDomains>,
     news: broadcast::Sender<DomainEvent>,
     migrated: Arc<Notify>,
+    /// Number of tries to connect that have begun.
+    tries: AtomicU64,
+    /// A call waits for a try.
+    try_wanted: Notify,
 }
 
 /// Reason why a call to a hypervisor has no result.
@@ -161,8 +168,8 @@ enum ConnectionStatus {
     /// The first attempt has not ended.
     Starting,
     Up,
-    /// Not reachable: the reason, and since when.
-    Down(String, Instant),
+    /// Not reachable: the reason, since when, and the number of the try that failed last.
+    Down(String, Instant, u64),
 }
 
 struct PooledConnection {
@@ -181,6 +188,8 @@ impl Hypervisor {
             memory: Mutex::new(memory),
             news: broadcast::Sender::new(EVENT_QUEUE),
             migrated,
+            tries: AtomicU64::new(0),
+            try_wanted: Notify::new(),
         });
         tokio::spawn(Arc::clone(&this).maintain_connection());
         this
@@ -207,7 +216,7 @@ impl Hypervisor {
         let ended = status.wait_for(|it| !matches!(it, ConnectionStatus::Starting));
         match tokio::time::timeout(FIRST_ATTEMPT, ended).await {
             Ok(Ok(status)) => match &*status {
-                ConnectionStatus::Down(reason, _) => Err(self.down(reason)),
+                ConnectionStatus::Down(reason, ..) => Err(self.down(reason)),
                 ConnectionStatus::Up | ConnectionStatus::Starting => Ok(()),
             },
             Ok(Err(_)) | Err(_) => Err(self.slow()),
@@ -271,15 +280,22 @@ impl Hypervisor {
         }
     }
 
-    /// Waits for a connection until `deadline`, and no longer than [`RECONNECT_GRACE`] after the last one was
-    /// lost, so that a hypervisor that is gone for good delays nobody.
+    /// Waits for a connection until `deadline`. The answer of an earlier try proves nothing: a call asks for a
+    /// try of its own, and waits for its end, but no longer than [`RECONNECT_GRACE`], so that a hypervisor that
+    /// is gone for good delays nobody.
     async fn wait_until_up(&self, deadline: tokio::time::Instant) -> Result<(), CallError> {
         let mut status = self.status.subscribe();
+        let begun_before = self.tries.load(Ordering::Relaxed);
+        let patience = deadline.min((Instant::now() + RECONNECT_GRACE).into());
         loop {
             let until = match &*status.borrow_and_update() {
                 ConnectionStatus::Up => return Ok(()),
                 ConnectionStatus::Starting => deadline,
-                ConnectionStatus::Down(_, since) => deadline.min((*since + RECONNECT_GRACE).into()),
+                ConnectionStatus::Down(_, since, failed) => {
+                    let is_tried = *failed > begun_before && since.elapsed() >= RECONNECT_GRACE;
+                    self.try_wanted.notify_one();
+                    if is_tried { tokio::time::Instant::now() } else { patience }
+                }
             };
             match tokio::time::timeout_at(until, status.changed()).await {
                 Ok(Ok(())) => {}
@@ -289,7 +305,7 @@ impl Hypervisor {
         let status = self.status.borrow().clone();
         match status {
             ConnectionStatus::Up => Ok(()),
-            ConnectionStatus::Down(reason, _) => Err(self.down(&reason)),
+            ConnectionStatus::Down(reason, ..) => Err(self.down(&reason)),
             ConnectionStatus::Starting => Err(self.slow()),
         }
     }
@@ -345,19 +361,34 @@ impl Hypervisor {
         CallError::Slow { uri: self.uri.clone() }
     }
 
-    fn set_down(&self, reason: String) {
+    /// Enters the loss of the connection, or that the try with this number failed.
+    fn set_down(&self, reason: String, number: u64) {
         self.status.send_modify(|it| {
             let since = match it {
-                ConnectionStatus::Down(_, since) => *since,
+                ConnectionStatus::Down(_, since, _) => *since,
                 ConnectionStatus::Starting | ConnectionStatus::Up => Instant::now(),
             };
-            *it = ConnectionStatus::Down(reason, since);
+            *it = ConnectionStatus::Down(reason, since, number);
         });
+    }
+
+    /// Waits before the next try: for the pause, or until a call wants a try.
+    async fn pause(&self, began: Instant, pause: Duration) {
+        let wanted = async {
+            self.try_wanted.notified().await;
+            tokio::time::sleep_until((began + TRY_SPACING).into()).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = wanted => {}
+        }
     }
 
     async fn maintain_connection(self: Arc<Self>) {
         let (mut backoff, mut logged) = (RECONNECT_BACKOFF, OncePerReason::default());
         loop {
+            let began = Instant::now();
+            let number = self.tries.fetch_add(1, Ordering::Relaxed) + 1;
             match self.connect().await {
                 Ok((count, _events, mut lost)) => {
                     info!(uri = %self.uri, domains = count, "connected to libvirt");
@@ -370,7 +401,7 @@ impl Hypervisor {
                         uri = %self.uri, %reason,
                         "lost libvirt: requests for its domains fail until the connection is restored"
                     );
-                    self.set_down(reason);
+                    self.set_down(reason, number);
                     lock(&self.pool).clear();
                     lock(&self.memory).begin_gap();
                 }
@@ -379,10 +410,10 @@ impl Hypervisor {
                     if logged.is_new(&reason) {
                         warn!(uri = %self.uri, %reason, "can't connect to libvirt; trying again");
                     }
-                    self.set_down(reason);
+                    self.set_down(reason, number);
                 }
             }
-            tokio::time::sleep(backoff.next_pause()).await;
+            self.pause(began, backoff.next_pause()).await;
         }
     }
 
