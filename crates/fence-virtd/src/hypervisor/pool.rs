@@ -280,9 +280,9 @@ impl Hypervisor {
         }
     }
 
-    /// Waits for a connection until `deadline`. The answer of an earlier try proves nothing: a call asks for a
-    /// try of its own, and waits for its end, but no longer than [`RECONNECT_GRACE`], so that a hypervisor that
-    /// is gone for good delays nobody.
+    /// Waits for a connection until `deadline`. The answer of an earlier try proves nothing: a call asks for
+    /// a try of its own, and waits for its end, but no longer than [`RECONNECT_GRACE`], so that a hypervisor
+    /// that is gone for good delays nobody.
     async fn wait_until_up(&self, deadline: tokio::time::Instant) -> Result<(), CallError> {
         let mut status = self.status.subscribe();
         let begun_before = self.tries.load(Ordering::Relaxed);
