@@ -69,7 +69,7 @@ pub fn open_line(path: &Path, format: LineFormat) -> io::Result<SerialLine> {
 }
 
 /// Speed and format of a serial line, written `115200,8N1`: bits per second, data bits, parity (N, E or O),
-/// stop bits. Without a format it is 8N1.
+/// stop bits. Without a format it is 8N1. Blanks around the two do not count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LineFormat {
     flags: ControlFlags,
@@ -91,6 +91,7 @@ impl FromStr for LineFormat {
 
     fn from_str(text: &str) -> Result<Self, LineFormatError> {
         let (bits, format) = text.split_once(',').unwrap_or((text, "8N1"));
+        let (bits, format) = (bits.trim_ascii(), format.trim_ascii());
         let rate = SPEEDS.iter().find(|(name, _)| *name == bits).ok_or(LineFormatError)?.1;
         let [data, parity, stop] = *format.as_bytes() else {
             return Err(LineFormatError);
@@ -170,6 +171,10 @@ mod tests {
         assert_eq!(format("115200,8N1"), Ok(LineFormat::default()));
         assert_eq!(format("115200"), Ok(LineFormat::default()));
         assert_eq!(format("115200,8n1"), Ok(LineFormat::default()));
+        // Guides have a blank behind the comma.
+        for blanks in ["115200, 8N1", " 115200 ,\t8N1 ", "115200 "] {
+            assert_eq!(format(blanks), Ok(LineFormat::default()), "{blanks:?}");
+        }
         let odd = LineFormat {
             flags: speed(BaudRate::B9600)
                 | ControlFlags::CS7
@@ -178,9 +183,19 @@ mod tests {
                 | ControlFlags::CSTOPB,
         };
         assert_eq!(format("9600,7O2"), Ok(odd));
-        for wrong in
-            ["", "foo", "12345,8N1", "115200,8N", "115200,9N1", "115200,8X1", "115200,8N3", "115200,8N1x"]
-        {
+        for wrong in [
+            "",
+            "foo",
+            "12345,8N1",
+            "115200,8N",
+            "115200,9N1",
+            "115200,8X1",
+            "115200,8N3",
+            "115200,8N1x",
+            "115 200",
+            "115200,8 N1",
+            ",",
+        ] {
             assert_eq!(format(wrong), Err(LineFormatError), "{wrong}");
         }
     }
