@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use fence_cli::getopt::{self, GetoptError, Name};
+use fence_cli::getopt::{self, ArgumentKind, GetoptError, LongOption, Name};
 use fence_cli::keygen;
 use fence_wire::escaped;
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +16,10 @@ pub(crate) const CONFIG_FILE: &str = "/etc/fence_virt.conf";
 pub(crate) const PID_FILE: &str = "/var/run/fence_virtd.pid";
 
 const SPEC: &str = "Ff:d:clwp:hV";
+const LONG: [LongOption; 2] = [
+    LongOption { name: "help", takes: ArgumentKind::Nothing },
+    LongOption { name: "version", takes: ArgumentKind::Nothing },
+];
 
 /// Command that the options ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,8 +90,8 @@ Usage: fence_virtd [options]
   -l         list the listeners and backends that are built in
   -w         when a listener or backend can't start: try again every 5 s instead of giving up
   -p FILE    file for the process id (default /var/run/fence_virtd.pid)
-  -h         this text
-  -V         version
+  -h, --help       this text
+  -V, --version    version
   --keygen [FILE]  make a new key in a file that is not there yet, nothing else (default \
   /etc/cluster/fence_xvm.key)
   --check          check the configuration and this host, change nothing; with -f FILE; --json prints JSON
@@ -109,7 +113,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         Some(("--forget", rest)) => return forget(rest),
         _ => {}
     }
-    let line = getopt::parse(SPEC, &[], arguments)?;
+    let line = getopt::parse(SPEC, &LONG, arguments)?;
     if let Some(operand) = line.operands.first() {
         return Err(OptionsError::Operand(escaped(operand.as_bytes()).to_string()));
     }
@@ -118,7 +122,11 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut command = None;
     let mut configure = false;
     for option in line.options {
-        let Name::Letter(letter) = option.name else { continue };
+        let letter = match option.name {
+            Name::Letter(letter) => letter,
+            Name::Long("version") => 'V',
+            Name::Long(_) => 'h',
+        };
         let value = option.value.unwrap_or_default();
         match letter {
             'F' => options.foreground = true,
@@ -204,6 +212,9 @@ mod tests {
         assert!(all.foreground && all.wait);
         assert_eq!((all.debug, all.config, all.pid_file), (Some(5), "x".into(), Some("y".into())));
         assert_eq!(parsed("-h"), Ok(Command::Help));
+        assert_eq!((parsed("--help"), parsed("-F --help")), (Ok(Command::Help), Ok(Command::Help)));
+        assert_eq!((parsed("-V"), parsed("--version")), (Ok(Command::Version), Ok(Command::Version)));
+        assert!(parsed("--help=x").is_err() && parsed("--vesion").is_err());
         assert_eq!(parsed("-F -l"), Ok(Command::ListModules));
         assert_eq!(parsed("-c"), Ok(Command::Configure(CONFIG_FILE.into())));
         assert_eq!(parsed("-cf x"), Ok(Command::Configure("x".into())));
