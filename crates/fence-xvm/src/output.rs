@@ -2,7 +2,7 @@
 //! Text on standard output, and the exit code of a failure.
 //!
 //! Owns nothing. Runs on the agent's only thread. Must never print anything but texts that the user asked
-//! for: cluster managers read standard output.
+//! for: cluster managers read standard output. Must never take a reader that has gone for a failure.
 
 use std::io::{self, Write};
 
@@ -11,8 +11,17 @@ pub(crate) const FAILURE: u8 = 1;
 
 /// Prints the text and returns the exit code.
 pub(crate) fn print(text: &str) -> u8 {
-    match io::stdout().write_all(text.as_bytes()) {
+    match unless_reader_gone(io::stdout().write_all(text.as_bytes())) {
         Ok(()) => 0,
         Err(_) => FAILURE,
+    }
+}
+
+/// Passes on the result of writing. A reader that has read enough and gone (`| grep -q`, `| head`) is no
+/// error.
+pub(crate) fn unless_reader_gone(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }

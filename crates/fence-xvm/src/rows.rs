@@ -14,6 +14,8 @@ use std::io::{self, IsTerminal, Stdout, Write};
 
 use fence_wire::{HostListEntry, escaped};
 
+use crate::output::unless_reader_gone;
+
 /// Merged rows, printed to `W`.
 #[derive(Debug)]
 pub(crate) struct ListRows<W> {
@@ -90,8 +92,7 @@ impl<W: Write> ListRows<W> {
             text.push_str(&format!("{name:<32} {uuid} {state}\n"));
         }
         self.printed += count;
-        self.out.write_all(text.as_bytes())?;
-        self.out.flush()
+        unless_reader_gone(self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()))
     }
 }
 
@@ -122,6 +123,29 @@ mod tests {
     const ROW_A: &str = "a                                1 on\n";
     const ROW_B: &str = "b                                2 off\n";
     const ROW_C: &str = "c                                3 on\n";
+
+    /// Output that fails with this error.
+    struct BrokenOutput(io::ErrorKind);
+
+    impl Write for BrokenOutput {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_failure_and_a_full_disk_is() {
+        for (kind, fails) in [(io::ErrorKind::BrokenPipe, false), (io::ErrorKind::StorageFull, true)] {
+            let mut rows = ListRows::new(BrokenOutput(kind), false);
+            let added = rows.add(vec![entry("a", "1", true)]);
+            assert_eq!(added.is_err(), fails, "{kind}");
+            assert_eq!(rows.finish().is_err(), fails, "{kind}");
+        }
+    }
 
     #[test]
     fn one_host_s_order_is_kept() {
