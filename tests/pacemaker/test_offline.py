@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What pcs and Pacemaker read in our metadata and let us check, without a cluster."""
 
+import re
+import shlex
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
@@ -106,8 +108,6 @@ def test_pcs_takes_every_option(desk):
     ("timeout=soon", True, "'soon' is not seconds"),
     ("hash=md5", True, "hash: 'md5' is not none, sha1, sha256"),
     ("key_file=/etc/nothing", True, "/etc/nothing does not exist"),
-    # Pacemaker names the node as well, with port=.
-    ("plug=vm-n1", True, "pcmk_host_map"),
 ])
 def test_pcs_refuses(desk, option, force, said):
     """What is no option at all; and with the agent's help a value that is none."""
@@ -126,13 +126,44 @@ def test_validation_by_pacemaker(desk, agent):
     assert desk.validate(agent, **where, key_file="/etc/cluster/fence_xvm.key").valid
     for options, said in [({"timeout": "soon"}, "'soon' is not seconds"), ({"hash": "md5"}, "'md5' is not"),
                           ({"key_file": "/etc/nothing"}, "/etc/nothing does not exist"),
-                          ({"plug": "vm-n1"}, "two different domains")]:
+                          ({"plug": "vm-n1", "domain": "vm-n2"}, "two different domains")]:
         verdict = desk.validate(agent, **where, **options)
         assert not verdict.valid, options
         assert said in verdict.text
+    # Pacemaker names the node as well, with port= and nodename=: the plug was configured, and counts.
+    verdict = desk.validate(agent, **where, plug="vm-n1")
+    assert verdict.valid, verdict.text
     # An option that the agent does not have is told, and does not keep a cluster from fencing.
     verdict = desk.validate(agent, **where, nosuch="1")
     assert verdict.valid and "unknown option 'nosuch'" in verdict.text
+
+
+#: A wrong value for each option.
+WRONG = {
+    "fence_xvm": {
+        "debug": "much", "ip_family": "ipv5", "multicast_address": "10.0.0.1", "ipport": "0", "retrans": "0",
+        "auth": "md5", "hash": "timeout", "key_file": "/etc/timeout", "use_uuid": "maybe", "timeout": "abc", "delay": "x",
+        "plug": "x" * 70},
+    "fence_virt": {
+        "debug": "much", "serial_params": "fast", "channel_address": "x", "ipport": "99999", "timeout": "0",
+        "ipaddr": "10.0.0.256", "vsock": "x", "auth": "md5", "hash": "Timed out", "key_file": "/etc/timeout",
+        "delay": "-1", "plug": "x" * 70},
+}
+
+
+def test_a_wrong_value_is_an_error_and_no_time_out(desk, agent):
+    """Pacemaker takes an agent for one that timed out (124), or that lacks the action (3), by words in its messages."""
+    # The key counts only where there is one.
+    where = {"ipaddr": "192.0.2.1"} if agent == "fence_virt" else {}
+    cases = [{**where, name: value} for name, value in WRONG[agent].items()]
+    # An option of other agents, which a message names.
+    cases.append({**where, "key_file": "/etc/nothing", "power_timeout": "5"})
+    commands = [shlex.join(["stonith_admin", "--validate", "--agent", agent, *(
+        word for name, value in case.items() for word in ("-o", f"{name}={value}"))]) for case in cases]
+    said = desk.run("sh", "-c", "; ".join(f"{command} 2>&1; echo result $?" for command in commands)).stdout
+    results = re.findall(r"^result (\d+)$", said, re.MULTILINE)
+    assert results == ["1"] * len(cases), said
+    assert "unknown option 'power_time-out'" in said and "time-out: '" in said, said
 
 
 def test_every_configuration_of_the_manual(tmp_path):

@@ -30,7 +30,10 @@ pub(crate) fn ask(plan: &RequestPlan, console: &Console) -> Result<HostAnswer, C
     std::thread::sleep(plan.delay);
     match &plan.transport {
         Transport::Multicast(to) => Ok(multicast::ask(plan, *to, key, deadline, console)?),
-        Transport::Tcp(to) => Ok(tcp::ask(plan, *to, key, deadline, console)?),
+        Transport::Tcp(to) => {
+            let addresses = tcp::resolve(plan, to, key, deadline)?;
+            Ok(tcp::ask(plan, to, &addresses, key, deadline, console)?)
+        }
         Transport::Vsock { cid, port } => Ok(vsock::ask(plan, (*cid, *port), key, deadline, console)?),
         Transport::Serial { device, format } => {
             Ok(line::ask_device(plan, device, *format, deadline, console)?)

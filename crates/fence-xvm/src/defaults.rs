@@ -13,6 +13,7 @@ use fence_wire::{
     Target,
 };
 
+use crate::host::TcpHost;
 use crate::options::ClientProgram;
 use crate::plan::{ClientTask, MulticastSettings, RequestPlan, Transport};
 use crate::settings::{ClientSettings, RequestedAction};
@@ -39,10 +40,11 @@ impl ClientSettings {
             RequestedAction::Validate => (Action::Null, Some("validate-all")),
             RequestedAction::Ask(action) => (action, action.needs_target().then(|| action.name())),
         };
-        if let (Some(action), None) = (needs_target, &self.target) {
+        let given = self.targets.chosen()?;
+        if let (Some(action), None) = (needs_target, given) {
             return Err(UsageError::NoTarget(action));
         }
-        let target = match &self.target {
+        let target = match given {
             Some(target) => Target::new(target, self.use_uuid)?,
             None => Target::none(),
         };
@@ -73,7 +75,7 @@ impl ClientSettings {
     fn requested_action(&self) -> Result<RequestedAction, UsageError> {
         match self.action {
             _ if !self.diagnose => Ok(self.action.unwrap_or(RequestedAction::Ask(Action::Reboot))),
-            None if self.target.is_some() => Ok(RequestedAction::Ask(Action::Status)),
+            None if self.targets.chosen()?.is_some() => Ok(RequestedAction::Ask(Action::Status)),
             None => Ok(RequestedAction::Ask(Action::Monitor)),
             Some(action @ RequestedAction::Ask(Action::Status | Action::Monitor)) => Ok(action),
             Some(other) => Err(UsageError::DiagnoseAction(match other {
@@ -105,8 +107,8 @@ impl ClientSettings {
         if program == ClientProgram::Xvm {
             return self.multicast_settings(port).map(Transport::Multicast);
         }
-        Ok(if let Some(address) = self.tcp {
-            Transport::Tcp(SocketAddr::new(address, port))
+        Ok(if let Some(name) = self.tcp.clone() {
+            Transport::Tcp(TcpHost { name, port })
         } else if let Some(cid) = self.vsock {
             Transport::Vsock { cid, port }
         } else if let Some(device) = self.serial_device.clone() {
@@ -186,10 +188,13 @@ mod tests {
 
     #[test]
     fn transports() {
+        let tcp = |name: &str, port| Transport::Tcp(TcpHost { name: name.parse().unwrap(), port });
         let transport = |line: &str| plan_of(ClientProgram::Virt, line).transport;
         assert_eq!(transport("-o list"), Transport::Channel(([10, 0, 2, 179], 1229).into()));
         assert_eq!(transport("-o list -A 10.1.1.1 -p 7"), Transport::Channel(([10, 1, 1, 1], 7).into()));
-        assert_eq!(transport("-o list -T::1"), Transport::Tcp("[::1]:1229".parse().unwrap()));
+        assert_eq!(transport("-o list -T::1"), tcp("::1", 1229));
+        assert_eq!(transport("-o list --ip=kvm1.example.com -p 7"), tcp("kvm1.example.com", 7));
+        assert!(task_of(ClientProgram::Virt, "-o list -T 10.0.0.256").is_err());
         assert_eq!(transport("-o list -S"), Transport::Vsock { cid: 2, port: 1229 });
         assert_eq!(transport("-o list -S3 -p9"), Transport::Vsock { cid: 3, port: 9 });
         let serial = Transport::Serial { device: "/dev/ttyS2".into(), format: LineFormat::default() };

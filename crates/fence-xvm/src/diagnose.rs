@@ -74,9 +74,10 @@ fn find_cause(
     match &plan.transport {
         Transport::Multicast(to) => diagnose_multicast(plan, *to, key, console),
         Transport::Tcp(to) => {
-            let to = *to;
-            let ask = |plan: &RequestPlan| tcp::ask(plan, to, key, deadline_from_now(plan), console);
-            diagnose_stream(plan, key, ask, |within| tcp::connect(to, within))
+            let addresses = tcp::resolve(plan, to, key, deadline_from_now(plan))?;
+            let ask =
+                |plan: &RequestPlan| tcp::ask(plan, to, &addresses, key, deadline_from_now(plan), console);
+            diagnose_stream(plan, key, ask, |within| tcp::connect(&addresses, within, console))
         }
         Transport::Vsock { cid, port } => {
             let (cid, port) = (*cid, *port);

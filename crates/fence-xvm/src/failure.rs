@@ -23,3 +23,15 @@ pub(crate) enum ClientFailure {
     /// A serial line or VM channel gave no answer.
     Line(#[from] Box<LineFailure>),
 }
+
+impl ClientFailure {
+    /// Returns whether the request ran out of time. Its text has the words "timed out" then.
+    pub(crate) fn is_time_out(&self) -> bool {
+        match self {
+            Self::Key(_) => false,
+            Self::Multicast(failure) => matches!(failure, MulticastFailure::TimedOut(_)),
+            Self::Stream(failure) => failure.is_time_out(),
+            Self::Line(failure) => failure.is_time_out(),
+        }
+    }
+}

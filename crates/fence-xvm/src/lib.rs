@@ -28,6 +28,7 @@ pub mod exchange;
 mod failure;
 pub mod frames;
 mod help;
+pub mod host;
 mod ledger;
 mod line;
 mod multicast;
@@ -61,7 +62,7 @@ use fence_cli::keygen::{self, KeygenError};
 use fence_wire::escaped;
 
 use crate::ask::{ask, load_key};
-use crate::console::Console;
+use crate::console::{Console, OptionSource};
 use crate::options::ClientProgram;
 use crate::output::{FAILURE, print};
 use crate::plan::{ClientTask, RequestPlan};
@@ -75,8 +76,9 @@ const STDIN_MAX: u64 = 1 << 20;
 pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut argv = argv.into_iter();
     let program = ClientProgram::from_argv0(&argv.next().unwrap_or_default());
-    let mut console = Console::new(program);
     let arguments: Vec<_> = argv.collect();
+    let source = if arguments.is_empty() { OptionSource::StandardInput } else { OptionSource::CommandLine };
+    let mut console = Console::new(program, source);
     if let Some(file) = keygen::requested(&arguments) {
         return ExitCode::from(make_key(file, &console));
     }
@@ -91,7 +93,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             match ask(&plan, &console) {
                 Ok(answer) => report::report(&plan, answer, &console),
                 Err(failure) => {
-                    console.say(&failure);
+                    if failure.is_time_out() {
+                        console.say_timed_out(&failure);
+                    } else {
+                        console.say(&failure);
+                    }
                     FAILURE
                 }
             }

@@ -37,6 +37,7 @@ use crate::plan::RequestPlan;
 use crate::ports::network_namespace;
 use crate::random::random_bytes;
 use crate::records::{UseRecord, UseRecords};
+use crate::stream::{describe_error, has_timed_out};
 use crate::words::describe_request;
 
 /// Asks the host over a device: a serial line (a terminal) or a virtio port.
@@ -384,11 +385,11 @@ enum LineCause {
     TimedOut,
     #[error("Timed out waiting for another program that uses the line")]
     InUse,
-    #[error("cannot open the line: {0}")]
+    #[error("cannot open the line: {}", describe_error(.0))]
     Open(io::Error),
     #[error("no random bytes: {0}")]
     Random(#[from] SysError),
-    #[error("the line failed: {0}")]
+    #[error("the line failed: {}", describe_error(.0))]
     Broken(io::Error),
     #[error("the host hung up before it answered")]
     HungUp,
@@ -419,6 +420,15 @@ impl fmt::Display for LineFailure {
 impl std::error::Error for LineFailure {}
 
 impl LineFailure {
+    /// Returns whether the request ran out of time.
+    pub(crate) fn is_time_out(&self) -> bool {
+        match &self.cause {
+            LineCause::TimedOut | LineCause::InUse => true,
+            LineCause::Open(error) | LineCause::Broken(error) => has_timed_out(error),
+            LineCause::Random(_) | LineCause::HungUp | LineCause::Failed(_) => false,
+        }
+    }
+
     /// Returns what to check next.
     fn next_check(&self) -> &'static str {
         match (&self.cause, self.evidence.kind) {

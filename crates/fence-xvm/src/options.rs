@@ -318,7 +318,7 @@ const TABLE: &[OptionRow] = &[
         name: Some("ipaddr"),
         value: "address",
         default: Some("127.0.0.1"),
-        text: "Ask by TCP: the host's IP address",
+        text: "Ask by TCP: the host's IP address or name",
         ..BASE
     },
     OptionRow {

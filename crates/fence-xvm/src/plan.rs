@@ -10,6 +10,8 @@ use std::time::Duration;
 use fence_net::{Family, LineFormat};
 use fence_wire::{Action, ClientAuth, HashType, Key, REQUEST_LEN, Request, SentRequests, Target};
 
+use crate::host::TcpHost;
+
 /// Task of a run.
 #[derive(Debug)]
 pub enum ClientTask {
@@ -96,7 +98,7 @@ pub enum Transport {
     /// Multicast request; the host calls back.
     Multicast(MulticastSettings),
     /// TCP connection to this host.
-    Tcp(SocketAddr),
+    Tcp(TcpHost),
     /// vsock connection.
     Vsock {
         /// Context id of the host.

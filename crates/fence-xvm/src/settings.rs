@@ -13,6 +13,7 @@ use fence_cli::getopt::Name;
 use fence_net::{Family, LineFormat};
 use fence_wire::{Action, HashType, TargetError};
 
+use crate::host::HostName;
 use crate::options::{OptionId, find_by_letter, find_by_long};
 use crate::usage::UsageError;
 
@@ -36,7 +37,7 @@ pub struct ClientSettings {
     pub(crate) debug: u32,
     pub(crate) family: Option<Family>,
     pub(crate) group: Option<IpAddr>,
-    pub(crate) tcp: Option<IpAddr>,
+    pub(crate) tcp: Option<HostName>,
     pub(crate) vsock: Option<u32>,
     pub(crate) channel: Option<IpAddr>,
     pub(crate) port: Option<u16>,
@@ -47,7 +48,7 @@ pub struct ClientSettings {
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) serial_device: Option<PathBuf>,
     pub(crate) serial_format: Option<LineFormat>,
-    pub(crate) target: Option<String>,
+    pub(crate) targets: GivenTargets,
     pub(crate) use_uuid: bool,
     pub(crate) action: Option<RequestedAction>,
     pub(crate) timeout: Option<u64>,
@@ -96,8 +97,10 @@ impl ClientSettings {
             OptionId::Debug => self.debug = given.parse_level()?,
             OptionId::Family => self.family = given.parse_family()?,
             OptionId::Group => self.group = Some(given.parse_group()?),
-            OptionId::TcpAddress if text.is_empty() => self.tcp = Some(Ipv4Addr::LOCALHOST.into()),
-            OptionId::TcpAddress => self.tcp = Some(given.parse("an IP address")?),
+            OptionId::TcpAddress if text.is_empty() => {
+                self.tcp = Some(HostName::Address(Ipv4Addr::LOCALHOST.into()));
+            }
+            OptionId::TcpAddress => self.tcp = Some(given.parse("an IP address or host name")?),
             OptionId::VsockCid => self.vsock = Some(given.parse("a vsock CID")?),
             OptionId::ChannelAddress => self.channel = Some(given.parse("an IP address")?),
             OptionId::Port => self.port = Some(given.parse_in_range(1, 65535, "a port (1 to 65535)")?),
@@ -129,15 +132,52 @@ impl ClientSettings {
         Ok(())
     }
 
-    /// Takes a target, which may be given twice if it is the same.
+    /// Takes the name of the node that the cluster manager fences.
+    pub(crate) fn set_node(&mut self, name: &str) {
+        self.targets.node = Some(name.to_owned());
+    }
+
+    /// Takes a target.
     fn set_target(&mut self, target: &str) -> Result<(), UsageError> {
-        match &self.target {
-            _ if target.is_empty() => Err(UsageError::Target(TargetError::Empty)),
-            Some(other) if other != target => Err(UsageError::TwoTargets(other.clone(), target.to_owned())),
-            _ => {
-                self.target = Some(target.to_owned());
-                Ok(())
+        let GivenTargets { first, other, .. } = &mut self.targets;
+        match first {
+            _ if target.is_empty() => return Err(UsageError::Target(TargetError::Empty)),
+            None => *first = Some(target.to_owned()),
+            Some(first) if first == target => {}
+            Some(first) => match other {
+                Some(other) if other != target => {
+                    return Err(UsageError::TwoTargets(first.clone(), target.to_owned()));
+                }
+                _ => *other = Some(target.to_owned()),
+            },
+        }
+        Ok(())
+    }
+}
+
+/// Targets that were given. There may be two: Pacemaker adds the name of the node by a second name of the
+/// option, and says so with `nodename=`.
+#[derive(Default, Debug)]
+pub(crate) struct GivenTargets {
+    first: Option<String>,
+    /// Target that differs from the first one.
+    other: Option<String>,
+    /// Name of the node that the cluster manager fences.
+    node: Option<String>,
+}
+
+impl GivenTargets {
+    /// Returns the target. Of two, it is the one that is not the node's name: somebody configured that one.
+    ///
+    /// # Errors
+    /// Two targets, and neither is the node's name: nobody can tell which one is meant.
+    pub(crate) fn chosen(&self) -> Result<Option<&String>, UsageError> {
+        match (&self.first, &self.other) {
+            (Some(first), Some(other)) if self.node.as_ref() == Some(first) => Ok(Some(other)),
+            (Some(first), Some(other)) if self.node.as_ref() != Some(other) => {
+                Err(UsageError::TwoTargets(first.clone(), other.clone()))
             }
+            (first, _) => Ok(first.as_ref()),
         }
     }
 }

@@ -25,7 +25,9 @@ impl fmt::Display for UnknownOption {
 }
 
 /// Names that fencing programs send to all agents and that have no meaning here.
-const IGNORED: [&str; 4] = ["agent", "self", "nodename", "interface"];
+const IGNORED: [&str; 3] = ["agent", "self", "interface"];
+/// Name of the node that is fenced. It tells which of two targets somebody configured.
+const NODE: &str = "nodename";
 
 /// Reads the whole text into `settings`, and returns the options that were skipped. Blanks around names and
 /// values do not count, nor do empty lines and lines that start with `#`. The case of names does not matter.
@@ -48,7 +50,12 @@ pub fn read_options(
         if IGNORED.iter().any(|i| i.eq_ignore_ascii_case(&name)) {
             continue;
         }
-        match (program.option_named(&name), parts.next()) {
+        let value = parts.next();
+        if NODE.eq_ignore_ascii_case(&name) {
+            settings.set_node(&String::from_utf8_lossy(value.unwrap_or_default().trim_ascii()));
+            continue;
+        }
+        match (program.option_named(&name), value) {
             (None, _) => unknown.push(UnknownOption(name)),
             (Some(_), None) => return Err(UsageError::NoValue(name)),
             (Some(option), Some(value)) => {
@@ -67,6 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::console::{Console, OptionSource, has_read_words};
     use crate::plan::{ClientTask, RequestPlan};
 
     fn task_of(text: &str) -> Result<ClientTask, UsageError> {
@@ -100,6 +108,84 @@ mod tests {
         assert_eq!(plan_of("port=a\nplug=a\nnodename=b").target.as_str(), "a");
         // Where the device names another target than Pacemaker, nobody can tell which one is meant.
         assert!(matches!(task_of("port=a\nplug=b"), Err(UsageError::TwoTargets(..))));
+    }
+
+    #[test]
+    fn the_configured_target_wins_over_the_node_s_name() {
+        // In any order, by any two names of the option.
+        for lines in [["plug=vm1", "port=n1", "nodename=n1"], ["domain=vm1", "plug=n1", "NODENAME = n1"]] {
+            for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+                let text = order.map(|it| lines[it]).join("\n");
+                assert_eq!(plan_of(&text).target.as_str(), "vm1", "{text}");
+            }
+        }
+        assert_eq!(plan_of("plug=vm1\nport=n1\nport=n1\nplug=vm1\nnodename=n1").target.as_str(), "vm1");
+        assert_eq!(plan_of("plug=n1\nnodename=n1").target.as_str(), "n1");
+        assert_eq!(plan_of("plug=vm1\nnodename=n1").target.as_str(), "vm1");
+        // A name that differs in case is another one. Of three nobody knows which is meant.
+        for text in [
+            "plug=vm1\nport=vm2\nnodename=n1",
+            "plug=vm1\nport=N1\nnodename=n1",
+            "plug=vm1\nport=n1\ndomain=vm2\nnodename=n1",
+            "plug=vm1\nport=n1\nnodename=",
+            "plug=vm1\nport=n1\nnodename",
+        ] {
+            assert!(matches!(task_of(text), Err(UsageError::TwoTargets(..))), "{text}");
+        }
+        assert!(matches!(task_of("nodename=n1\naction=off"), Err(UsageError::NoTarget("off"))));
+    }
+
+    #[test]
+    fn no_wrong_option_reads_as_something_else() {
+        let console = Console::new(ClientProgram::Xvm, OptionSource::StandardInput);
+        let people = Console::new(ClientProgram::Xvm, OptionSource::CommandLine);
+        let names = [
+            "debug",
+            "ip_family",
+            "multicast_address",
+            "ipport",
+            "retrans",
+            "quiet_time",
+            "auth",
+            "hash",
+            "key_file",
+            "plug",
+            "port",
+            "use_uuid",
+            "action",
+            "timeout",
+            "serial_device",
+            "serial_params",
+            "channel_address",
+            "ipaddr",
+            "vsock",
+            "delay",
+            "domain",
+            "option",
+            "shell_timeout",
+        ];
+        let mut errors = 0;
+        for program in [ClientProgram::Xvm, ClientProgram::Virt] {
+            for name in names {
+                for value in
+                    ["", "=", "= abc", "=timeout", "=Timed out", "=unrecognised action", "=-1", "=\u{a0}"]
+                {
+                    let text = format!("plug=Timed out\n{name}{value}\n");
+                    let mut settings = ClientSettings::default();
+                    let read = read_options(program, text.as_bytes(), &mut settings);
+                    let mut said: Vec<String> = read.iter().flatten().map(ToString::to_string).collect();
+                    if let Some(error) = read.err().or_else(|| settings.into_task(program).err()) {
+                        errors += 1;
+                        said.push(error.to_string());
+                    }
+                    for said in said {
+                        assert!(!has_read_words(&console.worded(&said)), "{text}: {said}");
+                        assert_eq!(people.worded(&said), said);
+                    }
+                }
+            }
+        }
+        assert!(errors > 100, "{errors}");
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use fence_wire::{Key, ProofError, Request};
@@ -19,6 +18,7 @@ use crate::attempts::StreamProgress;
 use crate::connection::HostConnection;
 use crate::deadline::Deadline;
 use crate::exchange::{AwaitedStep, ExchangeError, HostExchange, LIST_RESULT_WAIT};
+use crate::host::TcpHost;
 use crate::plan::RequestPlan;
 use crate::random::{new_challenge, random_bytes};
 use crate::words::{CLASSIC_HOST_HINT, describe_key, describe_request, is_sealed};
@@ -32,10 +32,9 @@ pub(crate) fn ask(
     connect: impl FnOnce(Duration) -> io::Result<HostConnection>,
 ) -> Result<HostAnswer, Box<StreamFailure>> {
     let connected = deadline.remaining_or_timed_out().and_then(connect).map_err(StreamCause::Connect);
-    connected.and_then(|connection| run_exchange(plan, &connection, key, deadline)).map_err(|cause| {
-        let (request, key) = (describe_request(plan), describe_key(plan, key));
-        Box::new(StreamFailure { host, request, key, sealed: is_sealed(plan), cause })
-    })
+    connected
+        .and_then(|connection| run_exchange(plan, &connection, key, deadline))
+        .map_err(|cause| StreamFailure::new(plan, host, key, cause))
 }
 
 /// Returns whether the host takes a request like this: it proves that it holds the key, or shows that it has
@@ -122,10 +121,10 @@ fn has_hung_up(error: &io::Error) -> bool {
 }
 
 /// Address of a host that is asked over a stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum HostAddress {
-    /// TCP address.
-    Tcp(SocketAddr),
+    /// TCP host, by address or name.
+    Tcp(TcpHost),
     /// vsock address.
     Vsock {
         /// Context id.
@@ -158,6 +157,8 @@ pub(crate) struct StreamFailure {
 enum StreamCause {
     #[error("no random bytes: {0}")]
     Random(#[from] SysError),
+    #[error("cannot look up the host's name: {}", describe_error(.0))]
+    Resolve(io::Error),
     #[error("cannot connect: {}", describe_error(.0))]
     Connect(io::Error),
     #[error("{} (it waited for {waited_for})", describe_error(.source))]
@@ -180,10 +181,35 @@ impl fmt::Display for StreamFailure {
 impl std::error::Error for StreamFailure {}
 
 impl StreamFailure {
+    /// Returns whether the request ran out of time.
+    pub(crate) fn is_time_out(&self) -> bool {
+        match &self.cause {
+            StreamCause::Resolve(error)
+            | StreamCause::Connect(error)
+            | StreamCause::Broken { source: error, .. } => has_timed_out(error),
+            StreamCause::Random(_) | StreamCause::Failed(_) => false,
+        }
+    }
+
+    /// Returns the failure of a request to a host whose name could not be looked up.
+    pub(crate) fn unresolved(
+        plan: &RequestPlan,
+        host: HostAddress,
+        key: Option<&Key>,
+        error: io::Error,
+    ) -> Box<Self> {
+        Self::new(plan, host, key, StreamCause::Resolve(error))
+    }
+
+    fn new(plan: &RequestPlan, host: HostAddress, key: Option<&Key>, cause: StreamCause) -> Box<Self> {
+        let (request, key) = (describe_request(plan), describe_key(plan, key));
+        Box::new(Self { host, request, key, sealed: is_sealed(plan), cause })
+    }
+
     /// Returns the step that was reached; none where no host was reached.
     pub(crate) fn progress(&self) -> Option<StreamProgress> {
         match &self.cause {
-            StreamCause::Random(_) | StreamCause::Connect(_) => None,
+            StreamCause::Random(_) | StreamCause::Resolve(_) | StreamCause::Connect(_) => None,
             StreamCause::Broken { waited_for, .. } => Some(StreamProgress::Waited(*waited_for)),
             StreamCause::Failed(error) => Some(StreamProgress::Failed(*error)),
         }
@@ -191,8 +217,12 @@ impl StreamFailure {
 
     /// Returns what to check next.
     fn next_check(&self) -> &'static str {
-        match (&self.cause, self.host) {
+        match (&self.cause, &self.host) {
             (StreamCause::Random(_), _) => "the kernel gives no random bytes: nothing can be asked",
+            (StreamCause::Resolve(_), _) => {
+                "is the name right, can this guest look it up (getent hosts NAME)? An IP address needs no \
+                 name service"
+            }
             (StreamCause::Connect(error), HostAddress::Tcp(_)) => check_after_tcp_error(error),
             (StreamCause::Connect(error), HostAddress::Vsock { .. }) => check_after_vsock_error(error),
             (StreamCause::Failed(_) | StreamCause::Broken { .. }, _) => {
@@ -226,11 +256,13 @@ fn check_after_vsock_error(error: &io::Error) -> &'static str {
 }
 
 /// Describes an I/O error. A time-out has the words that people search for.
-fn describe_error(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "Timed out waiting for response".to_owned(),
-        _ => error.to_string(),
-    }
+pub(crate) fn describe_error(error: &io::Error) -> String {
+    if has_timed_out(error) { "Timed out waiting for response".to_owned() } else { error.to_string() }
+}
+
+/// Returns whether an error means that the time ran out.
+pub(crate) fn has_timed_out(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 #[cfg(test)]

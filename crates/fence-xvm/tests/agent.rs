@@ -82,6 +82,30 @@ fn inside_list() {
 
 #[test]
 #[ignore = "run by in_a_namespace"]
+fn inside_a_reader_that_has_gone() {
+    let lab = AgentLab::new(20_900);
+    let entry = HostListEntry { name: "vm1".to_owned(), uuid: "11-22".to_owned(), on: true };
+    let list = [&[253][..], &entry.encode(), &HOST_LIST_END, &[0]].concat();
+    for (arguments, answer, code) in [
+        (&["-o", "list"][..], &list[..], 0),
+        (&["-o", "status", "-n", "vm1"], &[0], 0),
+        (&["-o", "status", "-n", "vm1"], &[2], 2),
+    ] {
+        let mut agent = lab.agent(arguments);
+        // As `| grep -q` does when it has seen enough.
+        drop(agent.stdout.take());
+        lab.answer(&lab.receive_request(), answer);
+        let done = finish(agent);
+        assert_eq!((text(&done.stderr).as_str(), done.status.code()), ("", Some(code)), "{arguments:?}");
+    }
+    let mut agent = lab.run(&["--help"]);
+    drop(agent.stdout.take());
+    let done = finish(agent);
+    assert_eq!((text(&done.stderr).as_str(), done.status.code()), ("", Some(0)));
+}
+
+#[test]
+#[ignore = "run by in_a_namespace"]
 fn inside_retransmissions_are_one_request() {
     let lab = AgentLab::new(20_100);
     let mut agent = lab.agent(&["-o", "off", "-n", "vm1", "-r", "1", "-t", "60"]);
@@ -404,6 +428,16 @@ fn inside_tcp() {
     respond(&stream, lab.prove_host(&stream), &[2]);
     let done = finish(agent);
     assert_eq!((text(&done.stdout).as_str(), done.status.code()), ("Status: OFF\n", Some(2)));
+
+    // By its name, which may have more addresses than the one that listens.
+    let agent = ask(&["--ip=localhost", "-o", "status", "-n", "vm1"]);
+    let (stream, _) = accept();
+    respond(&stream, lab.prove_host(&stream), &[0]);
+    let done = finish(agent);
+    assert_eq!((text(&done.stdout).as_str(), done.status.code()), ("Status: ON\n", Some(0)));
+    let done = finish(ask(&["-T", "no-such-host.invalid", "-o", "status", "-n", "vm1"]));
+    assert!(text(&done.stderr).contains("cannot look up the host's name"), "{done:?}");
+    assert_eq!(done.status.code(), Some(1));
 
     // The host stalls before its proof, and before its response.
     for stage in 0..2 {
