@@ -29,3 +29,16 @@ def test_the_uuid_of_one_that_is_the_name_of_another(lab, states, hypervisors):
         assert (status("-H", "first"), status("-u", "-H", uuid_of(uuid))) == (rc[states[0]], rc[states[1]])
         assert lab.xvm("-o", "off", "-u", "-H", uuid).rc == 0
         assert (status("-H", "first"), status("-u", "-H", uuid_of(uuid))) == (2, rc[states[1]])
+
+
+def test_a_name_that_is_called_a_uuid(lab):
+    """Devices have use_uuid=1 beside names. The C daemon ignores the flag."""
+    uri = testdriver.write(lab.file(".xml"), [Domain("first"), Domain("second", state=SHUTOFF)])
+    audit = lab.file(".audit")
+    ours = programs.side_of(programs.FENCE_VIRTD) == "ours"
+    with programs.Daemon(lab.host, lab.config(uri, daemon_options={"audit_log": audit} if ours else None)):
+        assert lab.xvm("-o", "status", "-u", "-H", "first").rc == 0
+        assert lab.stdin("action=off\nuse_uuid=1\nport=first\n").rc == 0
+        assert lab.xvm("-o", "status", "-u", "-H", "first").rc == 2
+        assert lab.xvm("-o", "status", "-H", "second").rc == 2
+    assert [it.get("target_as") for it in programs.audit_records(audit)] == ["name"] * 3 * ours + [None] * ours

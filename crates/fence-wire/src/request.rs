@@ -295,13 +295,27 @@ impl Target {
     /// longer name.
     #[must_use]
     pub fn is_cut_from(&self, name: &str) -> bool {
-        !self.uuid && name.len() > Self::MAX && cut(name, Self::MAX) == self.text
+        !self.is_only_uuid() && name.len() > Self::MAX && cut(name, Self::MAX) == self.text
     }
 
     /// Returns whether the client says that the target is a UUID.
     #[must_use]
     pub fn is_uuid(&self) -> bool {
         self.uuid
+    }
+
+    /// Returns whether the target can only be a UUID: the client says so, and the text has the digits of one.
+    /// Any other text can only be a name, whatever the client says.
+    #[must_use]
+    pub fn is_only_uuid(&self) -> bool {
+        let digits: Vec<u8> = self.text.trim().bytes().filter(|it| *it != b'-').collect();
+        self.uuid && digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit)
+    }
+
+    /// Returns whether the client says that the target is a UUID, and it is none.
+    #[must_use]
+    pub fn is_misnamed(&self) -> bool {
+        self.uuid && !self.text.is_empty() && !self.is_only_uuid()
     }
 
     pub(crate) fn decode(field: &[u8], uuid: bool) -> Result<Self, TargetError> {

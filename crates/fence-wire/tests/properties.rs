@@ -168,8 +168,27 @@ fn a_cut_name_means_a_longer_one() {
     assert!(cut.is_cut_from(&name), "the 63 bytes end inside of a character");
     assert!(!shorter.is_cut_from(&name) && !cut.is_cut_from(&"x".repeat(62)));
     assert!(!cut.is_cut_from(&"x".repeat(64)), "63 bytes of this name fit");
-    let uuid = Target::new(cut.as_str(), true).unwrap();
-    assert!(!uuid.is_cut_from(&name), "a UUID is never cut");
+    let called_uuid = Target::new(cut.as_str(), true).unwrap();
+    assert!(called_uuid.is_cut_from(&name), "it is no UUID, so it is a name");
+    let uuid = format!("{}{}", "a".repeat(32), "-".repeat(31));
+    let called_uuid = Target::new(&uuid, true).unwrap();
+    assert!(!called_uuid.is_cut_from(&format!("{uuid}y")), "a UUID is never cut");
+}
+
+#[test]
+fn only_a_text_that_is_a_uuid_can_be_one() {
+    let uuid = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+    let is = |text: &str, says_uuid| {
+        let target = Target::new(text, says_uuid).unwrap();
+        (target.is_only_uuid(), target.is_misnamed())
+    };
+    for text in [uuid.to_owned(), uuid.to_uppercase(), uuid.replace('-', ""), format!(" {uuid} ")] {
+        assert_eq!((is(&text, true), is(&text, false)), ((true, false), (false, false)), "{text}");
+    }
+    for text in ["vm1", &uuid[1..], &format!("{uuid}0"), &uuid.replace('5', "g"), "------"] {
+        assert_eq!((is(text, true), is(text, false)), ((false, true), (false, false)), "{text}");
+    }
+    assert_eq!(is("", true), (false, false));
 }
 
 #[test]

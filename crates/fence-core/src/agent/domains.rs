@@ -85,9 +85,10 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
 pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
     let text = target.as_str();
     let uuid = uuid_in(text);
-    let is_meant = |it: &&AgentDomain| uuid == Some(it.uuid) || !target.is_uuid() && it.answers_to(text);
+    let is_meant = |it: &&AgentDomain| uuid == Some(it.uuid) || !target.is_only_uuid() && it.answers_to(text);
     let found: Vec<_> = domains.iter().filter(is_meant).collect();
-    if !found.is_empty() || target.is_uuid() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len()) {
+    if !found.is_empty() || target.is_only_uuid() || !(SHORTEST_CUT_NAME..=Target::MAX).contains(&text.len())
+    {
         return found;
     }
     domains.iter().filter(|it| target.is_cut_from(&it.name)).collect()
@@ -231,6 +232,8 @@ mod tests {
         assert!(find(&domains, "101").is_empty());
         assert_eq!((find(&domains, UUID), find(&domains, "db")), (vec!["db"], vec!["db"]));
         let uuid = &meant(&domains, &Target::new("web1", false).unwrap())[0].uuid;
+        // The client says "UUID" of a text that is none: it can only be a name.
+        assert_eq!(&meant(&domains, &Target::new("web1", true).unwrap())[0].uuid, uuid);
         let text = uuid.to_string();
         assert_eq!(uuid_in(&text), Some(*uuid));
         assert_eq!((&text[14..15], find(&domains, &text)), ("5", vec!["web1"]));

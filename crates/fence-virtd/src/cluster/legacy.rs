@@ -503,7 +503,7 @@ async fn is_mine(cluster: &Arc<Cluster>, target: &Target, until: Instant) -> Res
             }
         }
         Err(_) => {
-            let named = cluster.state().directory.named(target.as_str(), target.is_uuid());
+            let named = cluster.state().directory.named(target.as_str(), target.is_only_uuid());
             let has_owner = named.iter().any(|(_, uuid)| match place(uuid) {
                 (DirectoryAnswer::On(at) | DirectoryAnswer::Off { at, .. }, _, me) => {
                     at.iter().any(|it| Some(*it) != me)

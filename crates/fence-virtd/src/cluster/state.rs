@@ -271,14 +271,14 @@ impl Cluster {
 
     /// Returns the domains that a target may mean, one for each UUID.
     pub(crate) fn named(&self, target: &Target) -> Vec<DomainRef> {
-        references(self.state().directory.named(target.as_str(), target.is_uuid()))
+        references(self.state().directory.named(target.as_str(), target.is_only_uuid()))
     }
 
     /// As [`Self::named`], with a domain of this host that the target means here. What it publishes may be
     /// on its way.
     pub(crate) fn named_with(&self, target: &Target, here: &DomainHere) -> Vec<DomainRef> {
         let (state, own) = (self.state(), &here.domain);
-        let mut named = references(state.directory.named(target.as_str(), target.is_uuid()));
+        let mut named = references(state.directory.named(target.as_str(), target.is_only_uuid()));
         if named.iter().any(|it| it.uuid == own.uuid) {
             return named;
         }

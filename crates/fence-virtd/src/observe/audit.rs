@@ -263,6 +263,9 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         "proved_ms": millis(stages.proved),
         "done_ms": millis(stages.done),
     });
+    if job.target.is_misnamed() {
+        json["target_as"] = "name".into();
+    }
     let TrailSnapshot { kept, left_out, .. } = job.trail.runs();
     if !kept.is_empty() {
         json["runs"] = kept
@@ -365,6 +368,7 @@ fn log(record: &AuditRecord<'_>) {
     let runs = job.trail.runs();
     let runs = (!runs.kept.is_empty()).then(|| tracing::field::display(InShort(&runs)));
     let blank = if job.target.as_str().is_empty() { "" } else { " " };
+    let taken_as = if job.target.is_misnamed() { " (no UUID, taken for a name)" } else { "" };
     macro_rules! event {
         ($level:ident) => {
             $level!(
@@ -375,7 +379,7 @@ fn log(record: &AuditRecord<'_>) {
                 connected_ms = %Millis(stages.connected), resolved_ms = %Millis(stages.resolved),
                 turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved),
                 done_ms = %Millis(stages.done), runs,
-                "{}{blank}{target}: {result}", job.action
+                "{}{blank}{target}{taken_as}: {result}", job.action
             )
         };
     }
@@ -474,6 +478,22 @@ mod tests {
     fn json_of(job: &RequestJob) -> serde_json::Value {
         let end = RequestEnd::Answered { response: Response::Success, reason: None, delivered: true };
         json(&AuditRecord { job, domain: None, end, stages: StageTimes::default() })
+    }
+
+    #[test]
+    fn a_target_that_was_taken_for_a_name_is_in_the_record() {
+        let uuid = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c";
+        for (text, says_uuid, taken_as) in [
+            ("b", false, None),
+            ("b", true, Some("name")),
+            (uuid, true, None),
+            (uuid, false, None),
+            ("", true, None),
+        ] {
+            let target = fence_wire::Target::new(text, says_uuid).unwrap();
+            let record = json_of(&RequestJob { target, ..job(0, &RunEnded::Exit(0), "") });
+            assert_eq!(record.get("target_as").and_then(|it| it.as_str()), taken_as, "{text} {says_uuid}");
+        }
     }
 
     #[test]

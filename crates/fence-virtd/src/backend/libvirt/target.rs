@@ -41,9 +41,9 @@ impl TargetQuery {
         self.uuid
     }
 
-    /// Returns the name that the target may be; none if the client says that the target is a UUID.
+    /// Returns the name that the target may be; none if it can only be a UUID.
     pub(super) fn name(&self) -> Option<&str> {
-        (!self.target.is_uuid()).then_some(self.target.as_str())
+        (!self.target.is_only_uuid()).then_some(self.target.as_str())
     }
 
     pub(super) fn is_uuid_of(&self, found: &MatchedDomain) -> bool {
@@ -134,9 +134,12 @@ mod tests {
             assert!(means(&text, false, uuid, "web") && means(&text, true, uuid, "web"));
             assert!(means(&text, false, other, &text) && !means(&text, true, other, &text));
         }
+        // The client says "UUID" of a text that is none: it can only be a name.
+        assert!(means("web", true, uuid, "web") && !means("web", true, uuid, "web1"));
         // A name that is too long for a request comes cut.
         let long = "x".repeat(Target::MAX + 1);
         assert!(means(&long[..Target::MAX], false, uuid, &long));
+        assert!(means(&long[..Target::MAX], true, uuid, &long));
         assert!(!means(&long[..Target::MAX - 1], false, uuid, &long));
         assert!(means(&long[..Target::MAX], false, uuid, &long[..Target::MAX]));
     }
