@@ -38,6 +38,8 @@ pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
         checker.read_backend(section, kind, daemon.name_mode)
     });
 
+    checker.report_swapped_backends(&backends, &daemon.backends);
+
     Config {
         listeners: daemon.listeners.iter().map(|&kind| checker.read_listener(&listeners, kind)).collect(),
         backends: daemon

@@ -10,6 +10,8 @@ use std::fmt::{self, Write as _};
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Serialize;
 
+use crate::characters::is_invisible;
+
 /// Most diagnostics for one file; one more tells the number of the others.
 pub const MAX_DIAGNOSTICS: usize = 100;
 
@@ -410,19 +412,13 @@ impl Piece {
             Piece::Char('\t') => write!(text, "    "),
             Piece::Char('\n') => write!(text, "\\n"),
             Piece::Char('\r') => write!(text, "\\r"),
-            Piece::Char(character) if character.is_control() || reorders(character) => {
+            Piece::Char(character) if character.is_control() || is_invisible(character) => {
                 write!(text, "\\u{{{:x}}}", u32::from(character))
             }
             Piece::Char(character) => write!(text, "{character}"),
             Piece::Byte(byte) => write!(text, "\\x{byte:02x}"),
         };
     }
-}
-
-/// Returns whether a character is invisible, or changes the order of the text around it.
-fn reorders(character: char) -> bool {
-    let is_mark = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}');
-    is_mark || matches!(character, '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Characters of a text with their offsets.

@@ -14,6 +14,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod characters;
 mod check;
 mod diagnostic;
 mod lex;

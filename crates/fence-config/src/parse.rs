@@ -2,6 +2,7 @@
 //! Parser: tokens to a tree. An error does not stop it: it reports the mistake once, keeps the bytes, and
 //! goes on at the next `;`, `}` or line that starts a statement.
 
+use crate::characters::{name_misleading, without_quotes};
 use crate::diagnostic::{DiagnosticCode, Findings, Span, show};
 use crate::lex::{Token, TokenKind, tokens};
 use crate::tree::{Assignment, Block, Item, MAX_DEPTH, Node, QuotedValue, SourceText, Tree};
@@ -206,11 +207,17 @@ impl Parser<'_, '_> {
                 self.at -= 1;
             }
             let span = self.span(first);
+            let value = &self.source[span.start..span.end];
+            let write = format!("write \"{}\"", show(without_quotes(value)));
+            let help = match name_misleading(value) {
+                Some(odd) => format!("{write}; not this: {odd}"),
+                None => write,
+            };
             self.findings.error(
                 DiagnosticCode::UnquotedValue,
                 span,
                 format!("the value of `{}` is not in quotes", show(&id.bytes)),
-                Some(format!("write \"{}\"", show(&self.source[span.start..span.end]))),
+                Some(help),
             );
             return self.take_semicolon(start);
         }
@@ -255,7 +262,10 @@ impl Parser<'_, '_> {
             DiagnosticCode::Unexpected,
             id.span,
             format!("`{}` is neither a key with a value nor a block", show(&id.bytes)),
-            Some("write id = \"value\"; or id { … }".to_owned()),
+            Some(match name_misleading(&id.bytes) {
+                Some(odd) => format!("remove or replace in it: {odd}"),
+                None => "write id = \"value\"; or id { … }".to_owned(),
+            }),
         );
         self.resync();
         self.make_junk(start)

@@ -465,6 +465,95 @@ fn unknown_names_warn_and_suggest() {
 }
 
 #[test]
+fn lost_groups_are_an_error() {
+    let group = "{ group { ip = \"10.0.0.1\"; uuid = \"a\"; } }";
+    for name in [
+        "\u{a0}groups",
+        "groups\u{a0}",
+        "gr\u{200b}oups",
+        "\u{feff}groups",
+        "gr\u{43e}ups",
+        "group",
+        "Group",
+        "GROUP",
+        "gruops",
+        "grops",
+        "groupes",
+        "grou\u{440}s",
+        "groups_",
+        "groups:",
+    ] {
+        let found = only(format!("fence_virtd {{ }}\n{name} {group}"));
+        assert!(found.starts_with("2:1: error: unknown: unknown block `"), "{name}: {found}");
+        assert!(found.contains("everybody with the key may fence everything"), "{name}: {found}");
+    }
+    // In the wrong place, in a block that is unknown itself, and one group among others.
+    for source in [
+        format!("fence_virtd {{ groups {group} }}"),
+        format!("fence_virtd {{ }} listeners {{ multicast {{ }} groups {group} }}"),
+        format!("fence_virtd {{ }} old_groupings {{ x {{ groups {group} }} }}"),
+        "fence_virtd { } groups { \u{a0}group { } group { ip = \"10.0.0.1\"; } }".to_owned(),
+    ] {
+        assert!(only(&source).contains("error: unknown"), "{source}");
+    }
+    // In wrong case it is the block; other names stay without effect.
+    assert!(clean(&format!("fence_virtd {{ }} GROUPS {group}")).groups.is_some());
+    for other in ["access", "ggroupss", "grp"] {
+        assert!(
+            only(format!("fence_virtd {{ }} {other} {group}").replace("group {", "g {"))
+                .contains("warning: unknown")
+        );
+    }
+}
+
+#[test]
+fn characters_that_mislead_are_shown_and_named() {
+    let source = "fence_virtd { }\n\u{a0}groups { }";
+    assert_eq!(
+        load(source.as_bytes()).render("f", source.as_bytes()),
+        "error[unknown]: unknown block `\\u{a0}groups`: without `groups`, everybody with the key may fence \
+         everything
+ --> f:2:1
+  |
+2 | \\u{a0}groups { }
+  | ^^^^^^^^^^^^
+  |
+  = help: write groups; remove or replace in it: U+00A0 (no-break space)"
+    );
+    let help = |source: &str| load(source.as_bytes()).diagnostics[0].help.clone().unwrap();
+    for (quoted, named) in [
+        ("\u{201c}1229\u{201d}", "U+201C (left double quote), U+201D (right double quote)"),
+        ("'1229'", "apostrophe"),
+        ("\u{a0}1229", "U+00A0 (no-break space)"),
+    ] {
+        let source = |value: &str| {
+            format!("fence_virtd {{ listener = \"tcp\"; }} listeners {{ tcp {{ port = {value}; }} }}")
+        };
+        assert_eq!(help(&source(quoted)), format!("write \"1229\"; not this: {named}"));
+        clean(&source("\"1229\""));
+    }
+    assert_eq!(
+        help("fence_virtd { \u{a0}listener = \"tcp\"; }"),
+        "remove or replace in it: U+00A0 (no-break space); did you mean `listener`?"
+    );
+    assert_eq!(help("fence_virtd { \u{3000}\n}"), "remove or replace in it: U+3000 (ideographic space)");
+}
+
+#[test]
+fn the_block_of_another_backend_is_told_to_be_unused() {
+    let cpg = "fence_virtd { backend = \"cpg\"; }";
+    let found = |backends: &str| found(format!("{cpg}\nbackends {{ {backends} }}"));
+    assert_eq!(
+        found("libvirt { uri = \"qemu:///system\"; }"),
+        ["2:12: warning: no-effect: the block `libvirt` is not used with backend = \"cpg\", which has no \
+          block of its own: its uri is \"qemu:///system\""]
+    );
+    for good in ["cpg { } libvirt { }", "cpg { uri = \"qemu:///system\"; }", ""] {
+        assert_eq!(found(good), [""; 0], "{good}");
+    }
+}
+
+#[test]
 fn blocks_not_in_use_only_warn() {
     let source = "fence_virtd { listener = \"tcp\"; } listeners { vsock { port = \"0\"; } } backends { cpg \
                   { name_mode = \"x\"; } }";

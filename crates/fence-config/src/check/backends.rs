@@ -44,6 +44,22 @@ impl Checker<'_> {
         }
     }
 
+    /// Warns where backend cpg has no block and libvirt has one, as in an example of the C daemon's manual:
+    /// the `uri` of libvirt does not count.
+    pub(super) fn report_swapped_backends(&mut self, section: &BlockBody<'_>, used: &[BackendKind]) {
+        let is_swapped = used.contains(&BackendKind::Cpg) && section.block("cpg").is_none();
+        let Some(block) = section.block("libvirt").filter(|_| is_swapped) else { return };
+        self.findings.warning(
+            DiagnosticCode::NoEffect,
+            block.id.span,
+            format!(
+                "the block `libvirt` is not used with backend = \"cpg\", which has no block of its own: \
+                 its uri is \"{DEFAULT_URI}\""
+            ),
+            Some("write cpg { uri = \"…\"; } in `backends`, with the keys of this block".to_owned()),
+        );
+    }
+
     fn read_group_name(&mut self, assignment: &Assignment) -> Option<String> {
         let text = self.trimmed(assignment)?;
         let name = std::str::from_utf8(text)

@@ -4,8 +4,9 @@
 //! Owns the severity of a finding: errors in a block that is not in use only warn. Must never stop at an
 //! error.
 
+use crate::characters::name_misleading;
 use crate::check::known::{KNOWN, KnownBlock};
-use crate::check::text::nearest_word;
+use crate::check::text::{is_nearly, nearest_word};
 use crate::diagnostic::{DiagnosticCode, Findings, MAX_DIAGNOSTICS, Severity, Span, show};
 use crate::tree::{Assignment, Block, Item, Node, SourceText};
 
@@ -28,6 +29,17 @@ impl<'t> BlockBody<'t> {
     pub(super) fn block(&self, name: &str) -> Option<&'t Block> {
         self.blocks.iter().copied().rfind(|it| it.id.is(name))
     }
+}
+
+/// Returns the id of a block that is nearly `groups` or `group`, this one or one inside, and the word.
+fn find_lost_groups(block: &Block) -> Option<(&SourceText, &'static str)> {
+    let nearly = ["groups", "group"].into_iter().find(|word| is_nearly(&block.id.bytes, word));
+    nearly.map(|word| (&block.id, word)).or_else(|| {
+        block.items.iter().find_map(|item| match &item.node {
+            Node::Block(inner) => find_lost_groups(inner),
+            Node::Assignment(_) | Node::Junk(_) => None,
+        })
+    })
 }
 
 /// Check in progress: reports each finding once and goes on.
@@ -53,6 +65,7 @@ impl Checker<'_> {
                     self.report_wrong_kind(&block.id, "a key", "= \"value\";");
                 }
                 Node::Assignment(assignment) => self.report_unknown("key", &assignment.id, known),
+                Node::Block(block) if self.report_lost_groups(block, known) => {}
                 Node::Block(block) => self.report_unknown("block", &block.id, known),
                 Node::Junk(_) => {}
             }
@@ -98,6 +111,7 @@ impl Checker<'_> {
             .filter(|block| if what == "key" { block.has_key(id) } else { block.has_block(id) })
             .map(|block| if block.path.is_empty() { "the top level" } else { block.path })
             .collect::<Vec<_>>();
+        let odd = name_misleading(&id.bytes).map(|odd| format!("remove or replace in it: {odd}; "));
         let help = match elsewhere.as_slice() {
             [] => nearest_word(&id.bytes, known.keys.iter().chain(known.blocks))
                 .map(|it| format!("did you mean `{it}`?"))
@@ -116,8 +130,37 @@ impl Checker<'_> {
             DiagnosticCode::Unknown,
             id.span,
             format!("unknown {what} `{}`{place}", show(&id.bytes)),
-            help,
+            match odd {
+                Some(odd) => Some(odd + &help.unwrap_or_else(|| "it has no effect".to_owned())),
+                None => help,
+            },
         );
+    }
+
+    /// Reports an unknown block that seems to be a mistyped or misplaced `groups` or `group`, or has one
+    /// inside. Where such a block has no effect, everybody with the key may fence everything: no reason to go
+    /// on with a warning.
+    fn report_lost_groups(&mut self, block: &Block, known: &KnownBlock) -> bool {
+        let Some((id, word)) = find_lost_groups(block) else { return false };
+        let place = if known.path.is_empty() { String::new() } else { format!(" in `{}`", known.path) };
+        let help = match name_misleading(&id.bytes) {
+            Some(odd) => format!("write {word}; remove or replace in it: {odd}"),
+            None if id.is("groups") => {
+                "`groups` belongs to the top level; is a `}` missing above?".to_owned()
+            }
+            None if id.is("group") => "`group` belongs into groups { … }, at the top level".to_owned(),
+            None => format!("write {word}; or give a block that is none another name"),
+        };
+        self.findings.error(
+            DiagnosticCode::Unknown,
+            id.span,
+            format!(
+                "unknown block `{}`{place}: without `groups`, everybody with the key may fence everything",
+                show(&id.bytes)
+            ),
+            Some(help),
+        );
+        true
     }
 
     fn report_wrong_kind(&mut self, id: &SourceText, what: &str, form: &str) {
