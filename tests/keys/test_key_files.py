@@ -2,11 +2,13 @@
 """Key files that will not do: every program says which, why and what to type, and changes nothing by itself."""
 
 import os
+import re
+import signal
 
 import pytest
 
 from conftest import OURS_VIRT, OURS_VIRTD, OURS_XVM
-from lab import programs, testdriver, wire
+from lab import metrics, programs, testdriver, wire
 
 SECRET = b"a secret that is long enough"
 
@@ -39,8 +41,10 @@ CASES = {
     "empty": (lambda p: written(p, b""), "@ has 0 bytes, a key has at least 2 and better 512; copy it from a machine "
                                          "that has it, or make a new one, once for all, with: rm @; P --keygen @"),
     "one byte": (lambda p: written(p, b"\n"), "@ has 1 bytes"),
-    "others read": (lambda p: written(p, mode=0o644), "@ can be read by every user (mode 0644); chmod 600 @"),
-    "others alone read": (lambda p: written(p, mode=0o604), "@ can be read by every user (mode 0604); chmod 600 @"),
+    "others read what is not root's": (lambda p: others(p, mode=0o644),
+                                       "@ can be read by every user (mode 0644); chmod 600 @"),
+    "others read and write": (lambda p: written(p, mode=0o666),
+                              "@ can be written by others than its owner (mode 0666); chmod 600 @"),
     "the group writes": (lambda p: written(p, mode=0o660),
                          "@ can be written by others than its owner (mode 0660); chmod 600 @"),
     "others write": (lambda p: written(p, mode=0o602),
@@ -51,8 +55,8 @@ CASES = {
     "below a file": (lambda p: written(p) / "x", "@ cannot be read: Not a directory (os error 20); look for the cause "
                                                  "with: namei -l @"),
     "loop": (lambda p: link(p, p), "look for the cause with: namei -l @"),
-    "link to a bad one": (lambda p: link(p, written(p.with_name("target"), mode=0o644)),
-                          "@ can be read by every user (mode 0644); chmod 600 @"),
+    "link to a bad one": (lambda p: link(p, written(p.with_name("target"), mode=0o646)),
+                          "@ can be written by others than its owner (mode 0646); chmod 600 @"),
     "not ours to read": (lambda p: others(p), "@ cannot be read: Permission denied (os error 13); run this as root, or "
                                               "as its owner: ls -l @"),
 }
@@ -60,8 +64,8 @@ CASES = {
 PLAIN_ROOT = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 
-def others(path):
-    written(path)
+def others(path, mode=0o600):
+    written(path, mode=mode)
     os.chown(path, 65534, 65534)
     return path
 
@@ -122,6 +126,83 @@ def test_the_daemon(stage, case, tmp_path, listener):
     assert len(errors) == 1, result
     assert f"listener {kind}: " + ("group red: " if listener == "group" else "") + "key file " in errors[0]
     assert text("fence_virtd") in errors[0]
+
+
+#: What every guide's `dd` makes, and what some make so that ordinary users can fence.
+EXPOSED = "key file {} can be read by every user of this machine (mode {:04o})"
+#: Pacemaker takes agents' messages with these for another failure.
+PACEMAKER_READS = r"imed out|timeout|unrecogni[sz]ed action"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o444])
+def test_a_key_of_root_that_everybody_reads_fences_and_is_shown(stage, daemon, mode):
+    it = daemon(options='metrics = "127.0.0.1:9229";')
+    path = stage.key("exposed")
+    path.write_bytes(stage.key("host").read_bytes())
+    path.chmod(mode)
+    for way, program in ((stage.multicast, "fence_xvm"), (stage.tcp, "fence_virt")):
+        for action in ("status", "validate-all", "off", "on"):
+            result = way("exposed", "-o", action, "-H", "vm1")
+            assert result.rc == 0, (action, result)
+            assert f"{program}: warning: {EXPOSED.format(path, mode)}" in result.err, (action, result)
+            assert not re.search(PACEMAKER_READS, result.err), (action, result)
+            assert path.stat().st_mode & 0o777 == mode
+    # Of the host's own key nobody had to be warned.
+    assert "every user" not in it.log and metrics.scrape(stage.host)["fence_virtd_exposed_keys"] == 0
+
+
+def test_a_daemon_goes_on_with_a_key_that_everybody_reads_and_warns_at_each_load(stage, daemon):
+    path = stage.key("dd")
+    path.chmod(0o644)
+    it = daemon(keys=("dd",), options='metrics = "127.0.0.1:9229";')
+    warning = f" WARN .*{re.escape(EXPOSED.format(path, 0o644))}"
+    try:
+        # Two listeners have it, and it is one file.
+        assert len(re.findall(warning, it.log)) == 2
+        assert metrics.scrape(stage.host)["fence_virtd_exposed_keys"] == 1
+        path.chmod(0o600)
+        assert stage.multicast("dd", "-o", "off", "-n", "vm1").rc == 0
+        reloaded(it, "the new configuration is in force")
+        assert len(re.findall(warning, it.log)) == 2
+        assert metrics.scrape(stage.host)["fence_virtd_exposed_keys"] == 0
+        path.chmod(0o644)
+        reloaded(it, "the new configuration is in force")
+        assert len(re.findall(warning, it.log)) == 4
+        assert metrics.scrape(stage.host)["fence_virtd_exposed_keys"] == 1
+        # Who wants the old rule: from the next reload on.
+        text = it.config.read_text()
+        programs.write_config(it.config, text.replace("metrics", 'strict_keys = "yes"; metrics'))
+        reloaded(it, f"the old one stays: .*key file {path} can be read by every user .mode 0644.; chmod 600 {path}")
+        path.chmod(0o600)
+        reloaded(it, "the new configuration is in force")
+        assert "needs a restart" not in it.log
+        path.chmod(0o644)
+        reloaded(it, "the old one stays: ")
+    finally:
+        path.chmod(0o600)
+
+
+def reloaded(it, says):
+    since = len(it.lines)
+    it.send_signal(signal.SIGHUP)
+    it.wait_log(says, timeout=60, since=since)
+
+
+def test_strict_keys_holds_at_the_start(stage, tmp_path):
+    path = written(tmp_path / "the.key", mode=0o644)
+    for options, groups, named in (
+            ("", "", f'key_file = "{path}";'),
+            ("", f'groups {{ group {{ uuid = "vm1"; key_file = "{path}"; }} }}', f'key_file = "{stage.key("host")}";'),
+            (f'peers = "127.0.0.2"; peer_key_file = "{path}";', "", f'key_file = "{stage.key("host")}";')):
+        config = programs.write_config(tmp_path / "fence_virt.conf", f"""
+            fence_virtd {{ listener = "tcp"; strict_keys = "yes"; {options} }}
+            listeners {{ tcp {{ {named} }} }}
+            backends {{ libvirt {{ uri = "{testdriver.write(tmp_path / 'domains.xml', ['vm1'])}"; }} }}
+            {groups}""")
+        result = run(stage, OURS_VIRTD, "-F", "-f", config)
+        errors = [line for line in (result.out + result.err).splitlines() if "ERROR" in line]
+        assert result.rc == 1 and len(errors) == 1, result
+        assert f"{path} can be read by every user (mode 0644); chmod 600 {path}" in errors[0]
 
 
 def test_a_link_to_a_good_one_will_do(stage, daemon, tmp_path):

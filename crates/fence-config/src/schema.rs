@@ -108,6 +108,8 @@ pub struct DaemonSection {
     pub state_dir: StateDir,
     /// `sandbox`: confine the daemon to its needs. Default yes.
     pub sandbox: bool,
+    /// `strict_keys`: refuse a key file of root that every user can read. Default no.
+    pub strict_keys: bool,
     /// `metrics`: address of the metrics endpoint. Default: none.
     pub metrics: Option<MetricsAddress>,
     /// `client_timeout`, in seconds: time for which clients wait for their answer (their `-t`). Default 30 s.

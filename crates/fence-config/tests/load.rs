@@ -89,6 +89,7 @@ fn defaults() {
                 audit_log: None,
                 state_dir: StateDir::Default,
                 sandbox: true,
+                strict_keys: false,
                 metrics: None,
                 client_timeout: Duration::from_secs(30),
                 peers: Peers::Discovered,
@@ -147,7 +148,7 @@ fn every_key() {
         Fence_VirtD {
             LISTENER = "Multicast,tcp,vsock,serial"; backend = "cpg"; client_timeout = "90"; foreground = "1";
             wait_for_backend = "on"; debug = " 9 "; module_path = "/usr/lib"; name_mode = "name";
-            audit_log = "/var/log/a"; state_dir = "/var/lib/b"; sandbox = "no";
+            audit_log = "/var/log/a"; state_dir = "/var/lib/b"; sandbox = "no"; strict_keys = "yes";
         }
         listeners {
             multicast {
@@ -174,7 +175,7 @@ fn every_key() {
     assert_eq!((daemon.debug, daemon.name_mode), (9, Some(NameMode::Name)));
     assert_eq!(daemon.audit_log, Some("/var/log/a".into()));
     assert_eq!(daemon.state_dir, StateDir::At("/var/lib/b".into()));
-    assert!(!daemon.sandbox);
+    assert!(!daemon.sandbox && daemon.strict_keys);
     let [
         Listener::Multicast(multicast),
         Listener::Tcp(tcp),

@@ -4,7 +4,7 @@
 //! Owns the order of the steps: key, descriptors, delay, request. Runs on the agent's only thread until the
 //! deadline. Must never send anything before the key is loaded.
 
-use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::key_file::{self, KeyFileError, KeyRule};
 use fence_wire::Key;
 
 use crate::answer::HostAnswer;
@@ -17,7 +17,7 @@ use crate::{confine, line, multicast, tcp, vsock, words};
 /// Asks the host on the plan's transport.
 pub(crate) fn ask(plan: &RequestPlan, console: &Console) -> Result<HostAnswer, ClientFailure> {
     let deadline = Deadline::after(plan.delay + plan.timeout);
-    let key = load_key(plan)?;
+    let key = load_key(plan, console)?;
     let key = key.as_ref();
     if plan.debug > 0 && key.is_some() {
         // The fingerprint takes time, so it is made only where it is shown.
@@ -42,7 +42,14 @@ pub(crate) fn ask(plan: &RequestPlan, console: &Console) -> Result<HostAnswer, C
     }
 }
 
-/// Loads the key, unless the plan says by name that none is wanted.
-pub(crate) fn load_key(plan: &RequestPlan) -> Result<Option<Key>, KeyFileError> {
-    if plan.needs_key() { key_file::load(&plan.key_file).map(Some) } else { Ok(None) }
+/// Loads the key, unless the plan says by name that none is wanted. Warns of a key that every user can read.
+pub(crate) fn load_key(plan: &RequestPlan, console: &Console) -> Result<Option<Key>, KeyFileError> {
+    if !plan.needs_key() {
+        return Ok(None);
+    }
+    let loaded = key_file::load(&plan.key_file, KeyRule::WarnOfExposed)?;
+    if let Some(exposed) = &loaded.exposed {
+        console.say(&format_args!("warning: {exposed}"));
+    }
+    Ok(Some(loaded.key))
 }

@@ -35,7 +35,7 @@ use crate::{line, tcp, vsock};
 
 /// Finds out why there is no answer, and returns the exit code: 0 only when a host answered as it should.
 pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
-    let result = match load_key(plan) {
+    let result = match load_key(plan, console) {
         Ok(key) => find_cause(plan, key.as_ref(), console),
         Err(error) => Err(error.into()),
     };

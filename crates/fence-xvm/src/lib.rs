@@ -145,7 +145,7 @@ fn read_settings(
 /// Checks the key file and returns the exit code. The options were checked with the plan. Only the default
 /// key file may be missing: cluster shells validate before keys are handed out.
 fn validate(plan: &RequestPlan, console: &Console) -> u8 {
-    match load_key(plan) {
+    match load_key(plan, console) {
         Ok(_) => 0,
         Err(error) => {
             console.say(&error);

@@ -48,6 +48,7 @@ impl Checker<'_> {
             audit_log: body.key("audit_log").and_then(|it| self.read_path(it)),
             state_dir: body.key("state_dir").map_or(StateDir::Default, |it| self.read_state_dir(it)),
             sandbox: self.read_word(body.key("sandbox")).unwrap_or(true),
+            strict_keys: self.read_word(body.key("strict_keys")).unwrap_or(false),
             metrics: body.key("metrics").and_then(|it| self.read_metrics(it)),
             client_timeout: self
                 .read_seconds(body.key("client_timeout"), DEFAULT_CLIENT_TIMEOUT, MAX_CLIENT_TIMEOUT)

@@ -63,6 +63,7 @@ pub(super) const KNOWN: &[KnownBlock] = &[
             "audit_log",
             "state_dir",
             "sandbox",
+            "strict_keys",
             "metrics",
             "client_timeout",
             "peers",

@@ -7,20 +7,21 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::key_file::{self, KeyFileError, KeyRule, LoadedKey};
 use fence_cli::shown;
 use fence_config::{Config, Peers};
-use fence_wire::{HashType, Key};
+use fence_wire::HashType;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::finding::Finding;
-use crate::listener::keys::{ListenerKeys, shown_group};
+use crate::listener::keys::{KeyNotice, ListenerKeys, shown_group};
 use crate::listener::rules::have_keys;
 
 /// Checks every key file once, those of groups too, and reports keys that stand for more than one.
 pub(super) fn keys(config: &Config) -> Vec<Finding> {
     let groups = config.groups.as_deref().unwrap_or_default();
+    let rule = KeyRule::strict(config.daemon.strict_keys);
     let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut notices: Vec<String> = Vec::new();
     for listener in &config.listeners {
@@ -33,7 +34,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
         }
         let unproved = hash == HashType::None && auth == HashType::None;
         for file in files.iter().filter(|it| seen.insert((*it).clone())) {
-            let loaded = key_file::load(file);
+            let loaded = key_file::load(file, rule);
             let spare = !named && have_keys(groups);
             found.push(match loaded {
                 Err(KeyFileError::Missing { .. }) if unproved || spare => {
@@ -42,13 +43,15 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
                 loaded => key(file, loaded, &format!("listener {}", listener.kind())),
             });
         }
-        if let Ok((_, odd)) = ListenerKeys::load(files, groups) {
-            notices.extend(odd.iter().map(ToString::to_string));
+        if let Ok((_, odd)) = ListenerKeys::load(files, groups, rule) {
+            // Those of the files are found with the files.
+            let odd = odd.iter().filter(|it| !matches!(it, KeyNotice::Exposed(_)));
+            notices.extend(odd.map(ToString::to_string));
         }
     }
     for (place, group) in groups.iter().enumerate() {
         let files = group.key_files.iter().filter(|it| seen.insert((*it).clone()));
-        found.extend(files.map(|file| key(file, key_file::load(file), &shown_group(place, group))));
+        found.extend(files.map(|file| key(file, key_file::load(file, rule), &shown_group(place, group))));
     }
     found.extend(peer_key(config));
     notices.sort();
@@ -65,11 +68,12 @@ fn peer_key(config: &Config) -> Vec<Finding> {
         return Vec::new();
     };
     const OWNER: &str = "messages between hosts (peer_key_file)";
-    let loaded = key_file::load(file);
-    let print = loaded.as_ref().ok().map(Key::fingerprint);
+    let rule = KeyRule::strict(config.daemon.strict_keys);
+    let loaded = key_file::load(file, rule);
+    let print = loaded.as_ref().ok().map(|it| it.key.fingerprint());
     let guests = config.listeners.iter().filter_map(|it| it.keys()).flat_map(|it| &it.key_files);
     let guests = guests.chain(config.groups.iter().flatten().flat_map(|it| &it.key_files));
-    let is_same = |it: &&PathBuf| key_file::load(it).ok().map(|it| it.fingerprint()) == print;
+    let is_same = |it: &&PathBuf| key_file::load(it, rule).ok().map(|it| it.key.fingerprint()) == print;
     let shared = guests.into_iter().find(|it| print.is_some() && is_same(it));
     let shared = shared.map(|it| {
         let text = format!("the same key as {}, which guests have: a guest can play a host", shown(it));
@@ -156,9 +160,17 @@ pub(super) fn metrics(socket: &Path) -> Finding {
     }
 }
 
-fn key(file: &Path, loaded: Result<Key, KeyFileError>, owner: &str) -> Finding {
+/// Returns the finding about a key file. The daemon may use a key that every user can read; the administrator
+/// must not.
+fn key(file: &Path, loaded: Result<LoadedKey, KeyFileError>, owner: &str) -> Finding {
+    let failed = |text: &str| {
+        // What is wrong; and then, behind the first semicolon, what to do.
+        let (text, next) = text.split_once("; ").unwrap_or((text, "see keys.md"));
+        Finding::failed("key", shown(file), format!("{owner}: {text}"), next)
+    };
     match loaded {
-        Ok(key) => {
+        Ok(LoadedKey { exposed: Some(exposed), .. }) => failed(&exposed.to_string()),
+        Ok(LoadedKey { key, exposed: None }) => {
             let mode = fs::metadata(file).map_or(0, |it| it.mode() & 0o7777);
             let text = format!(
                 "{owner}, {} bytes, mode {mode:04o}, fingerprint {}",
@@ -167,12 +179,7 @@ fn key(file: &Path, loaded: Result<Key, KeyFileError>, owner: &str) -> Finding {
             );
             Finding::ok("key", shown(file), text)
         }
-        Err(error) => {
-            // What is wrong; and then, behind the first semicolon, what to do.
-            let text = error.to_string();
-            let (text, next) = text.split_once("; ").unwrap_or((&text, "see keys.md"));
-            Finding::failed("key", shown(file), format!("{owner}: {text}"), next)
-        }
+        Err(error) => failed(&error.to_string()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::key_file::{self, KeyFileError, KeyRule};
 use fence_config::{BackendKind, DEFAULT_KEY_FILE, DEFAULT_URI, Family, HashType, ListenerKind};
 use fence_wire::escaped;
 
@@ -264,7 +264,8 @@ fn interface(name: &[u8], must_be_there: bool) -> AnswerCheck {
 fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> DialogueResult<AnswerCheck> {
     let name = escaped(path).to_string();
     let path = Path::new(OsStr::from_bytes(path));
-    let Err(error) = key_file::load(path) else { return Ok(AnswerCheck::Good) };
+    // A key that every user can read is worth a word, whatever strict_keys says.
+    let Err(error) = key_file::load(path, KeyRule::RefuseExposed) else { return Ok(AnswerCheck::Good) };
     if matches!(error, KeyFileError::Missing { .. }) && console.is_terminal() {
         let text = format!(
             "{name} does not exist. Where the cluster has a key on another machine, copy that one here \

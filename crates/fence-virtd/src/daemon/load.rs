@@ -12,9 +12,10 @@ use fence_config::{Config, DaemonSection, Peers as PeersKey, Severity};
 use tracing::{error, info, warn};
 
 use super::error::DaemonError;
-use super::sandbox;
+use super::{exposed, sandbox};
 use crate::cli::print::print_error;
 use crate::listener::manager::ListenerManager;
+use crate::observe::metrics::Metrics;
 use crate::peers::{PeerSettings, Peers};
 
 /// Reads the configuration before there is a log. With `prints` errors and warnings go to standard error,
@@ -37,6 +38,7 @@ pub(super) async fn reload(
     config: &mut Config,
     listeners: &mut ListenerManager,
     peers: &Peers,
+    metrics: &Metrics,
 ) {
     let refuse = |reason: &dyn fmt::Display| {
         error!("SIGHUP: the new configuration is refused, and the old one stays: {reason}");
@@ -71,12 +73,13 @@ pub(super) async fn reload(
         peer_key_file: None,
         peer_port: 0,
         peer_down_command: None,
+        strict_keys: false,
         ..it.clone()
     };
     if unchanged(&new.daemon) != unchanged(&config.daemon) {
         warn!(
-            "SIGHUP: of the fence_virtd block only the listeners and the other hosts are reloaded; \
-             every other change there needs a restart"
+            "SIGHUP: of the fence_virtd block only the listeners, strict_keys and the other hosts are \
+             reloaded; every other change there needs a restart"
         );
     }
     if new.backends != config.backends {
@@ -87,7 +90,9 @@ pub(super) async fn reload(
     config.daemon.peer_key_file = new.daemon.peer_key_file;
     config.daemon.peer_port = new.daemon.peer_port;
     config.daemon.peer_down_command = new.daemon.peer_down_command;
+    config.daemon.strict_keys = new.daemon.strict_keys;
     config.groups = new.groups;
+    exposed::count(config, metrics);
     info!("SIGHUP: the new configuration is in force");
 }
 

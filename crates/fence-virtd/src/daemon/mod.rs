@@ -8,6 +8,7 @@ mod assemble;
 mod daemonise;
 mod error;
 pub(crate) mod exit;
+mod exposed;
 mod libvirt_uri;
 mod load;
 mod log;

@@ -16,7 +16,7 @@ use super::assemble::{ServingDaemon, assemble};
 use super::error::DaemonError;
 use super::pid_file::PidFile;
 use super::signals::{SignalAction, Signals};
-use super::{daemonise, load, log, notify, sandbox};
+use super::{daemonise, exposed, load, log, notify, sandbox};
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
@@ -164,6 +164,7 @@ async fn serve_until_signal(
     notify::ready();
     daemon.tasks.spawn(notify::watchdog(Arc::clone(&daemon.service)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
+    exposed::count(config, &daemon.service.metrics);
     let started = config;
     let mut config = config.clone();
     loop {
@@ -174,7 +175,8 @@ async fn serve_until_signal(
                 notify::reloading();
                 daemon.service.reopen_audit();
                 let (listeners, peers) = (&mut daemon.listeners, &daemon.peers);
-                load::reload(&options.config, started, &mut config, listeners, peers).await;
+                let metrics = &daemon.service.metrics;
+                load::reload(&options.config, started, &mut config, listeners, peers, metrics).await;
                 notify::ready();
             }
         }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
-use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::key_file::{self, ExposedKey, KeyFileError, KeyRule};
 use fence_cli::shown;
 use fence_config::Group;
 use fence_wire::{Key, escaped};
@@ -51,11 +51,14 @@ pub(crate) enum KeyNotice {
     Twice { fingerprint: String, holder: String, files: String },
     /// One key of several holders: a client with this key counts as all of them.
     Shared { fingerprint: String, holders: String },
+    /// A key file that every user can read.
+    Exposed(ExposedKey),
 }
 
 impl fmt::Display for KeyNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Exposed(exposed) => exposed.fmt(f),
             Self::Twice { fingerprint, holder, files } => {
                 write!(f, "{holder} has the key {fingerprint} twice: {files}")
             }
@@ -77,7 +80,7 @@ enum KeyHolder {
 }
 
 /// A key with its file and holder.
-struct LoadedKey<'a> {
+struct HeldKey<'a> {
     holder: KeyHolder,
     file: &'a Path,
     key: Key,
@@ -85,8 +88,12 @@ struct LoadedKey<'a> {
 
 impl ListenerKeys {
     /// Loads every key file of a listener and of all groups.
-    pub(crate) fn load(files: &[PathBuf], groups: &[Group]) -> Result<(Self, Vec<KeyNotice>), KeysError> {
-        Self::load_reusing_fingerprints(&FingerprintCache::default(), files, groups)
+    pub(crate) fn load(
+        files: &[PathBuf],
+        groups: &[Group],
+        rule: KeyRule,
+    ) -> Result<(Self, Vec<KeyNotice>), KeysError> {
+        Self::load_reusing_fingerprints(&FingerprintCache::default(), files, groups, rule)
     }
 
     /// Loads every key file of a listener and of all groups; takes the fingerprints of keys in use from the
@@ -95,23 +102,30 @@ impl ListenerKeys {
         in_use: &FingerprintCache,
         files: &[PathBuf],
         groups: &[Group],
+        rule: KeyRule,
     ) -> Result<(Self, Vec<KeyNotice>), KeysError> {
-        let mut loaded = Vec::new();
+        let (mut loaded, mut exposed) = (Vec::new(), Vec::new());
+        let mut add = |holder, file, key_file::LoadedKey { key, exposed: notice }| {
+            loaded.push(HeldKey { holder, file, key });
+            exposed.extend(notice.map(KeyNotice::Exposed));
+        };
         for file in files {
-            loaded.push(LoadedKey { holder: KeyHolder::Listener, file, key: key_file::load(file)? });
+            add(KeyHolder::Listener, file.as_path(), key_file::load(file, rule)?);
         }
         for (place, group) in groups.iter().enumerate() {
             for file in &group.key_files {
-                let key = key_file::load(file)
+                let key = key_file::load(file, rule)
                     .map_err(|source| KeysError::Group { group: shown_group(place, group), source })?;
-                loaded.push(LoadedKey { holder: KeyHolder::Group(place), file, key });
+                add(KeyHolder::Group(place), file, key);
             }
         }
         let name = |holder| match holder {
             KeyHolder::Listener => "the listener".to_owned(),
             KeyHolder::Group(place) => shown_group(place, &groups[place]),
         };
-        Ok(merge(loaded, name, |key| in_use.fingerprint(key)))
+        let (keys, notices) = merge(loaded, name, |key| in_use.fingerprint(key));
+        exposed.extend(notices);
+        Ok((keys, exposed))
     }
 
     pub(crate) fn all(&self) -> &[Key] {
@@ -170,12 +184,12 @@ impl FingerprintCache {
 
 /// Merges equal keys into one, and returns the duplicates as notices. `name` gives the text of a holder.
 fn merge(
-    loaded: Vec<LoadedKey<'_>>,
+    loaded: Vec<HeldKey<'_>>,
     name: impl Fn(KeyHolder) -> String,
     fingerprint_of: impl Fn(&Key) -> String,
 ) -> (ListenerKeys, Vec<KeyNotice>) {
     let mut merged: Vec<(Key, Vec<(KeyHolder, &Path)>)> = Vec::new();
-    for LoadedKey { holder, file, key } in loaded {
+    for HeldKey { holder, file, key } in loaded {
         match merged.iter_mut().find(|(known, _)| known.is_same(&key)) {
             Some((_, uses)) => uses.push((holder, file)),
             None => merged.push((key, vec![(holder, file)])),
@@ -249,6 +263,12 @@ mod tests {
 
     use super::*;
 
+    const RULE: KeyRule = KeyRule::WarnOfExposed;
+
+    fn load(files: &[PathBuf], groups: &[Group]) -> Result<(ListenerKeys, Vec<KeyNotice>), KeysError> {
+        ListenerKeys::load(files, groups, RULE)
+    }
+
     struct Scratch(tempfile::TempDir);
 
     impl Scratch {
@@ -280,7 +300,7 @@ mod tests {
         let (old, new, red) =
             (scratch.file("old", "old"), scratch.file("new", "new"), scratch.file("red", "red"));
         let groups = groups(&[("plain", &[]), ("red", &[&red])]);
-        let (keys, notices) = ListenerKeys::load(&[old, new], &groups).unwrap();
+        let (keys, notices) = load(&[old, new], &groups).unwrap();
         assert!(notices.is_empty());
         assert_eq!((keys.all().len(), keys.has_own()), (3, true));
         let shown = |place| {
@@ -296,7 +316,7 @@ mod tests {
     fn without_a_key_of_the_listener_none_is_assumed() {
         let scratch = Scratch::new();
         let red = scratch.file("red", "red");
-        let (keys, _) = ListenerKeys::load(&[], &groups(&[("red", &[&red])])).unwrap();
+        let (keys, _) = load(&[], &groups(&[("red", &[&red])])).unwrap();
         assert!(keys.key(None).is_none() && !keys.has_own());
         assert!(keys.key(Some(0)).is_some());
         assert_eq!(keys.fingerprints(), "none");
@@ -307,14 +327,13 @@ mod tests {
     fn one_secret_is_one_key_and_that_is_said() {
         let scratch = Scratch::new();
         let (a, b, c) = (scratch.file("a", "same"), scratch.file("b", "same"), scratch.file("c", "same"));
-        let (keys, notices) = ListenerKeys::load(&[a.clone(), a.clone()], &[]).unwrap();
+        let (keys, notices) = load(&[a.clone(), a.clone()], &[]).unwrap();
         assert_eq!(keys.all().len(), 1);
         let text = notices[0].to_string();
         assert!(notices.len() == 1 && text.contains("the listener has the key"), "{text}");
 
         let (keys, notices) =
-            ListenerKeys::load(std::slice::from_ref(&a), &groups(&[("red", &[&b]), ("blue", &[&c])]))
-                .unwrap();
+            load(std::slice::from_ref(&a), &groups(&[("red", &[&b]), ("blue", &[&c])])).unwrap();
         assert_eq!(keys.all().len(), 1);
         let proof = keys.proof(Some(0)).unwrap();
         assert!(proof.listener && proof.groups == std::collections::BTreeSet::from([0, 1]));
@@ -334,7 +353,7 @@ mod tests {
         let scratch = Scratch::new();
         let (a, b) = (scratch.file("a", "one key"), scratch.file("b", "another"));
         let load = |in_use: &_, file: &PathBuf| {
-            ListenerKeys::load_reusing_fingerprints(in_use, std::slice::from_ref(file), &[]).unwrap().0
+            ListenerKeys::load_reusing_fingerprints(in_use, std::slice::from_ref(file), &[], RULE).unwrap().0
         };
         let in_use = FingerprintCache::default();
         let mut first = load(&in_use, &a);
@@ -352,8 +371,8 @@ mod tests {
     fn a_file_that_cannot_be_used_is_named_with_its_group() {
         let scratch = Scratch::new();
         let missing = scratch.0.path().join("none");
-        let error = ListenerKeys::load(&[], &groups(&[("red", &[&missing])])).unwrap_err().to_string();
+        let error = load(&[], &groups(&[("red", &[&missing])])).unwrap_err().to_string();
         assert!(error.starts_with(&format!("group red: key file {}", missing.display())), "{error}");
-        assert!(matches!(ListenerKeys::load(&[missing], &[]), Err(KeysError::Listener(_))));
+        assert!(matches!(load(&[missing], &[]), Err(KeysError::Listener(_))));
     }
 }

@@ -104,7 +104,7 @@ impl ListenerManager {
         wait: bool,
     ) -> Result<Self, ListenerError> {
         let mut manager = Self { context, keys_in_use: Arc::default(), running: Vec::new() };
-        let groups = GroupSettings::new(config.groups.as_deref(), &manager.keys_in_use);
+        let groups = GroupSettings::new(config, &manager.keys_in_use);
         manager.context.announce_listeners(config);
         for settings in &config.listeners {
             match open(settings, &groups, &manager.context).await {
@@ -125,7 +125,7 @@ impl ListenerManager {
     /// # Errors
     /// The first listener that can't start with its new settings. Nothing is changed then.
     pub(crate) async fn change(&mut self, config: &Config) -> Result<(), ListenerError> {
-        let groups = GroupSettings::new(config.groups.as_deref(), &self.keys_in_use);
+        let groups = GroupSettings::new(config, &self.keys_in_use);
         let mut changes = Vec::new();
         for settings in &config.listeners {
             changes.push((settings, self.prepare(settings, &groups).await?));

@@ -7,8 +7,8 @@
 
 use std::sync::{Arc, RwLock};
 
-use fence_cli::key_file::KeyFileError;
-use fence_config::{Group, Listener as Settings};
+use fence_cli::key_file::{KeyFileError, KeyRule};
+use fence_config::{Config, Group, Listener as Settings};
 use fence_wire::HashType;
 use tracing::{info, warn};
 
@@ -32,20 +32,23 @@ pub(crate) struct ListenerRules {
 #[derive(Debug)]
 pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
 
-/// The `groups` of the configuration, with the keys in use.
+/// The `groups` of the configuration, with the keys in use and the rule for key files.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupSettings {
     groups: Arc<[Group]>,
     access: Arc<AccessRules>,
     keys_in_use: Arc<FingerprintCache>,
+    key_rule: KeyRule,
 }
 
 impl GroupSettings {
-    pub(crate) fn new(groups: Option<&[Group]>, keys_in_use: &Arc<FingerprintCache>) -> Self {
+    pub(crate) fn new(config: &Config, keys_in_use: &Arc<FingerprintCache>) -> Self {
+        let groups = config.groups.as_deref();
         Self {
             groups: groups.unwrap_or_default().into(),
             access: Arc::new(AccessRules::new(groups)),
             keys_in_use: Arc::clone(keys_in_use),
+            key_rule: KeyRule::strict(config.daemon.strict_keys),
         }
     }
 }
@@ -139,8 +142,8 @@ fn keys(
 ) -> Result<ListenerKeys, KeysError> {
     let unproved = hash == HashType::None && auth == HashType::None;
     let load = |files| {
-        let (keys, notices) =
-            ListenerKeys::load_reusing_fingerprints(&groups.keys_in_use, files, &groups.groups)?;
+        let GroupSettings { groups, keys_in_use, key_rule, .. } = groups;
+        let (keys, notices) = ListenerKeys::load_reusing_fingerprints(keys_in_use, files, groups, *key_rule)?;
         for notice in notices {
             warn!("{notice}");
         }

@@ -5,6 +5,7 @@
 //! and devices of the configuration, and nothing that a peer chose: so their number is bounded.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -28,6 +29,7 @@ pub(crate) struct Metrics {
     /// The listeners of the configuration; true while a listener serves.
     pub(crate) listeners: Mutex<BTreeMap<&'static str, bool>>,
     pub(crate) started: SystemTime,
+    exposed_keys: AtomicUsize,
 }
 
 impl Default for Metrics {
@@ -37,6 +39,7 @@ impl Default for Metrics {
             stages: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             listeners: Mutex::default(),
             started: SystemTime::now(),
+            exposed_keys: AtomicUsize::new(0),
         }
     }
 }
@@ -75,6 +78,16 @@ impl Metrics {
         let mut listeners = lock(&self.listeners);
         let old = std::mem::take(&mut *listeners);
         listeners.extend(names.map(|it| (it, old.get(it).copied().unwrap_or(false))));
+    }
+
+    /// Enters the number of key files in use that every user can read.
+    pub(crate) fn set_exposed_keys(&self, number: usize) {
+        self.exposed_keys.store(number, Ordering::Relaxed);
+    }
+
+    /// Returns the number of key files in use that every user can read.
+    pub(crate) fn exposed_keys(&self) -> usize {
+        self.exposed_keys.load(Ordering::Relaxed)
     }
 
     fn set_up(&self, name: &'static str, serves: bool) {

@@ -32,5 +32,5 @@ pub(crate) mod store;
 mod tests;
 
 pub(crate) use self::links::GroupLink;
-pub(crate) use self::settings::{PeerError, PeerSettings};
+pub(crate) use self::settings::{PeerError, PeerSettings, peer_key_file};
 pub(crate) use self::state::Peers;

@@ -5,10 +5,10 @@
 //! never show a byte of a key.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fence_cli::key_file::{self, KeyFileError};
+use fence_cli::key_file::{self, KeyFileError, KeyRule};
 use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, Listener, ListenerKind, Peers};
 use fence_wire::{DEFAULT_PORT, HostsKey, Key};
 use tracing::warn;
@@ -138,7 +138,13 @@ fn mode(config: &Config) -> PeerMode {
 
 fn keys(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
     match &config.daemon.peer_key_file {
-        Some(file) => Ok(vec![HostsKey::of(&key_file::load(file)?)]),
+        Some(file) => {
+            let loaded = key_file::load(file, rule(config))?;
+            if let Some(exposed) = &loaded.exposed {
+                warn!("messages between hosts: {exposed}");
+            }
+            Ok(vec![HostsKey::of(&loaded.key)])
+        }
         None => keys_of_listener(config),
     }
 }
@@ -165,10 +171,12 @@ pub(super) fn keys_of_listener(config: &Config) -> Result<Vec<HostsKey>, PeerErr
 
 /// Loads the keys of a listener; those of the groups, if it has none of its own.
 fn listener_keys(config: &Config, settings: &KeySettings) -> Result<Vec<Key>, KeyFileError> {
+    let rule = rule(config);
     let mut keys = Vec::new();
     for file in &settings.key_files {
-        match key_file::load(file) {
-            Ok(key) => keys.push(key),
+        // The listener warns of a key that every user can read.
+        match key_file::load(file, rule) {
+            Ok(loaded) => keys.push(loaded.key),
             // The listener decides in the same way, and says so.
             Err(_) if is_unproved(settings) => {}
             Err(KeyFileError::Missing { .. }) if !settings.key_files_named => {}
@@ -178,7 +186,7 @@ fn listener_keys(config: &Config, settings: &KeySettings) -> Result<Vec<Key>, Ke
     if keys.is_empty() && !is_unproved(settings) {
         // The listener has no key of its own: only the groups have.
         for file in config.groups.iter().flatten().flat_map(|it| &it.key_files) {
-            keys.push(key_file::load(file)?);
+            keys.push(key_file::load(file, rule)?.key);
         }
     }
     Ok(keys)
@@ -201,6 +209,17 @@ pub(crate) fn client_keys(config: &Config) -> Result<Option<ClientKeys>, KeyFile
         |port| config.listeners.iter().any(|it| matches!(it, Listener::Tcp(tcp) if tcp.port == port));
     let call_back_port = if has_listener(DEFAULT_PORT) { 0 } else { DEFAULT_PORT };
     Ok(Some(ClientKeys { hash: settings.hash, auth: settings.auth, keys, call_back_port }))
+}
+
+/// Returns the rule of the configuration for key files that every user can read.
+fn rule(config: &Config) -> KeyRule {
+    KeyRule::strict(config.daemon.strict_keys)
+}
+
+/// Returns the file of the key of the messages between hosts; none if it is that of a listener, or if no host
+/// is asked.
+pub(crate) fn peer_key_file(config: &Config) -> Option<&Path> {
+    config.daemon.peer_key_file.as_deref().filter(|_| !mode(config).is_silent())
 }
 
 /// Returns true for a listener that asks for no key.

@@ -83,6 +83,8 @@ impl Exporter {
     fn add_connections(&self, to: &mut Registry) {
         let listeners = lock(&self.service.metrics.listeners).clone();
         let up = listeners.into_iter().map(|(it, up)| (vec![("listener", it.to_owned())], i64::from(up)));
+        let exposed = count(self.service.metrics.exposed_keys());
+        gauge(to, "exposed_keys", "Key files in use that every user can read", exposed);
         gauges(to, "listener_up", "Whether a listener of the configuration serves", up);
         let uri = |it: &str| vec![("uri", it.to_owned())];
         let up = self.hypervisors.all().into_iter().map(|it| (uri(it.uri()), i64::from(it.is_up())));
