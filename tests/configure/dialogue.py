@@ -117,9 +117,11 @@ def value(tree, path):
 class Terminal:
     """Our configurator with somebody at a terminal."""
 
-    def __init__(self, directory, *, name=NAME):
+    def __init__(self, directory, *, name=NAME, existing=None):
         self.directory = pathlib.Path(directory)
         self.path = self.directory / name
+        if existing is not None:
+            self.path.write_text(existing)
         self.master, slave = pty.openpty()
         self.text, self._seen = "", 0
 

@@ -122,7 +122,7 @@ def test_files_of_secrets(tmp_path):
     loose.chmod(0o644)
     with Terminal(tmp_path) as terminal:
         terminal.answer(("Start from scratch", "y"), ("Module search path", ""), ("Listener module", "tcp"), ("TCP Listen IP", ""),
-                        ("TCP Listen Port", ""), ("Key File", "none"), ("Weakest hash", ""), ("Backend module", "agent"),
+                        ("TCP Listen Port", ""), ("Key File", "none"), ("Backend module", "agent"),
                         ("Device", "board"), ("Fence agent", "fence_redfish"), ("Domains", "web1"), ("Option", "password"),
                         ("File of password", "relative"))
         assert "File of password [/etc/fence_virt/board.password]: " in terminal.text

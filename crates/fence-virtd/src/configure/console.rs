@@ -4,7 +4,12 @@
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
+use std::os::fd::AsFd;
+use std::time::Duration;
+
 use fence_wire::escaped;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Longest answer, in bytes: that of a path.
 const MAX_ANSWER: u64 = 4096;
@@ -15,6 +20,8 @@ pub(crate) struct Console {
     output: Box<dyn Write>,
     errors: Box<dyn Write>,
     terminal: bool,
+    /// The descriptor behind `input`, where one can wait for an answer.
+    polled: Option<io::Stdin>,
     ended: bool,
 }
 
@@ -26,6 +33,7 @@ impl Console {
             output: Box::new(io::stdout().lock()),
             errors: Box::new(io::stderr()),
             terminal: io::stdin().is_terminal(),
+            polled: Some(io::stdin()),
             ended: false,
         }
     }
@@ -38,7 +46,30 @@ impl Console {
             output: Box::new(io::sink()),
             errors: Box::new(io::sink()),
             terminal,
+            polled: None,
             ended: false,
+        }
+    }
+
+    /// Asks as [`confirm`](Self::confirm) does, and takes silence for no: a script that types at a terminal
+    /// knows nothing of the question, and waits for the end of the program.
+    pub(crate) fn confirm_within(&mut self, prompt: &str, wait: Duration) -> io::Result<bool> {
+        write!(self.output, "{prompt} [y/N]? ")?;
+        self.output.flush()?;
+        if !self.has_input(wait)? {
+            self.output.write_all(b"\n")?;
+            return Ok(false);
+        }
+        Ok(matches!(self.line()?.first(), Some(b'y' | b'Y')))
+    }
+
+    fn has_input(&self, wait: Duration) -> io::Result<bool> {
+        let Some(terminal) = &self.polled else { return Ok(true) };
+        let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)], wait) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 

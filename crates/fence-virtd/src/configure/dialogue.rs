@@ -4,7 +4,8 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fence_cli::key_file::{self, KeyFileError, KeyRule};
 use fence_config::{BackendKind, DEFAULT_KEY_FILE, DEFAULT_URI, Family, HashType, ListenerKind};
@@ -12,6 +13,7 @@ use fence_wire::escaped;
 
 use super::console::Console;
 use super::error::DialogueResult;
+use super::file::shown;
 use super::question::{AnswerCheck, BACKEND, Dialogue, LISTENER, MakeKey, Question, tried};
 
 impl Dialogue<'_> {
@@ -28,14 +30,14 @@ impl Dialogue<'_> {
 
         self.explain("Listeners take requests from the guests. Several may be named, with commas between.")?;
         let listeners = self.listeners()?;
-        let several = listeners.len() > 1;
+        self.asked_vsock = listeners.len() > 1;
         for listener in listeners {
             match listener {
                 ListenerKind::Multicast => self.multicast()?,
                 ListenerKind::Tcp => self.tcp()?,
                 ListenerKind::Serial => self.serial()?,
                 // The C daemon does not ask about vsock, and old scripts do not answer.
-                ListenerKind::Vsock if several || self.console.is_terminal() => self.vsock()?,
+                ListenerKind::Vsock if self.asked_vsock => self.vsock()?,
                 ListenerKind::Vsock => {}
             }
         }
@@ -49,6 +51,45 @@ impl Dialogue<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Returns true if somebody at the terminal wants the questions of [`hold_more`](Self::hold_more).
+    pub(crate) fn has_more(&mut self) -> DialogueResult<bool> {
+        let has_keys = |it: &ListenerKind| *it != ListenerKind::Serial;
+        if !self.console.is_terminal() || !self.used_listeners().iter().any(has_keys) {
+            return Ok(false);
+        }
+        let text = format!(
+            "\nThe file is written. There are more questions, which the C program does not ask; no answer\n\
+             within {} seconds means no.\n",
+            MORE_WAIT.as_secs()
+        );
+        self.console.say(text.as_bytes())?;
+        Ok(self
+            .console
+            .confirm_within("More questions (hash, vsock, missing keys and interfaces)", MORE_WAIT)?)
+    }
+
+    /// Asks what the C program does not ask, about the listeners of the file.
+    pub(crate) fn hold_more(&mut self) -> DialogueResult<()> {
+        for listener in self.used_listeners() {
+            let name = listener.as_str();
+            match listener {
+                ListenerKind::Serial => continue,
+                ListenerKind::Multicast => self.missing_interface()?,
+                ListenerKind::Vsock if !self.asked_vsock => self.vsock()?,
+                ListenerKind::Tcp | ListenerKind::Vsock => {}
+            }
+            self.missing_keys(name)?;
+            self.hash(name)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the listeners that the tree names now.
+    fn used_listeners(&self) -> Vec<ListenerKind> {
+        let named = self.tree.value(LISTENER).and_then(|it| tried(LISTENER, it).ok());
+        named.map(|it| it.daemon.listeners).unwrap_or_default()
     }
 
     fn listeners(&mut self) -> DialogueResult<Vec<ListenerKind>> {
@@ -84,14 +125,8 @@ impl Dialogue<'_> {
         )?;
         let key = "listeners/multicast/interface";
         let question = Question { none: true, default: "none", ..Question::of("Interface", key) };
-        let (terminal, mut typed_before) = (self.console.is_terminal(), None);
-        self.ask_and_look(&question, |_, name, typed| {
-            let insists = typed_before.as_deref() == Some(name);
-            typed_before = Some(name.to_vec());
-            Ok(interface(name, terminal && typed && !insists))
-        })?;
-        self.key_file("multicast")?;
-        self.hash("multicast")
+        self.ask_and_look(&question, |_, name, _| Ok(interface(name, false)))?;
+        self.key_file("multicast")
     }
 
     fn tcp(&mut self) -> DialogueResult<()> {
@@ -99,15 +134,39 @@ impl Dialogue<'_> {
         let default = self.family("tcp").default_tcp_address().to_string();
         self.address("tcp", "TCP Listen IP Address", &default)?;
         self.port("tcp", "TCP Listen Port")?;
-        self.key_file("tcp")?;
-        self.hash("tcp")
+        self.key_file("tcp")
     }
 
     fn vsock(&mut self) -> DialogueResult<()> {
         self.explain("vsock: guests connect through the hypervisor, without a network.")?;
         self.port("vsock", "VSOCK Listen Port")?;
-        self.key_file("vsock")?;
-        self.hash("vsock")
+        self.key_file("vsock")
+    }
+
+    /// Asks again for an interface that this machine does not have; the same answer twice is taken.
+    fn missing_interface(&mut self) -> DialogueResult<()> {
+        let key = "listeners/multicast/interface";
+        let Some(name) = self.tree.value(key).map(<[u8]>::to_vec) else { return Ok(()) };
+        let AnswerCheck::Bad(reason) = interface(&name, true) else { return Ok(()) };
+        self.console.say(format!("{reason}\n").as_bytes())?;
+        let mut before = Some(name);
+        let question = Question { none: true, default: "none", ..Question::of("Interface", key) };
+        self.ask_and_look(&question, |_, name, _| {
+            let insists = before.as_deref() == Some(name);
+            before = Some(name.to_vec());
+            Ok(interface(name, !insists))
+        })?;
+        Ok(())
+    }
+
+    /// Makes the missing keys of a listener, where the user agrees.
+    fn missing_keys(&mut self, listener: &str) -> DialogueResult<()> {
+        let files = self.tree.values(&format!("listeners/{listener}/key_file"));
+        let files: Vec<_> = files.into_iter().map(|it| PathBuf::from(OsStr::from_bytes(it))).collect();
+        for file in files {
+            make_missing(self.console, &file, self.make_key)?;
+        }
+        Ok(())
     }
 
     fn serial(&mut self) -> DialogueResult<()> {
@@ -115,8 +174,8 @@ impl Dialogue<'_> {
             "serial: guests write to a serial port or a VM channel, without a network. It needs no key: the\n\
              hypervisor's socket tells which guest asks.",
         )?;
-        let uri = Question { spelt_out: false, ..Question::of("Libvirt URI", "listeners/serial/uri") };
-        self.ask(&Question { default: DEFAULT_URI, ..uri })?;
+        let question = Question { spelt_out: false, ..Question::of("Libvirt URI", "listeners/serial/uri") };
+        self.ask_and_look(&Question { default: DEFAULT_URI, ..question }, |_, it, _| Ok(uri(it)))?;
         self.explain(
             "With a directory only sockets in it are served, so that other serial ports are left alone.\n\
              \"none\" means every one.",
@@ -131,7 +190,7 @@ impl Dialogue<'_> {
     fn libvirt(&mut self) -> DialogueResult<()> {
         self.explain("libvirt: domains of one hypervisor, which stay on it.")?;
         let question = Question::of("Libvirt URI", "backends/libvirt/uri");
-        self.ask(&Question { default: DEFAULT_URI, ..question })?;
+        self.ask_and_look(&Question { default: DEFAULT_URI, ..question }, |_, it, _| Ok(uri(it)))?;
         Ok(())
     }
 
@@ -142,7 +201,7 @@ impl Dialogue<'_> {
              one that has the domain carries the request out.",
         )?;
         let question = Question::of("Libvirt URI", "backends/cpg/uri");
-        self.ask(&Question { default: DEFAULT_URI, ..question })?;
+        self.ask_and_look(&Question { default: DEFAULT_URI, ..question }, |_, it, _| Ok(uri(it)))?;
         self.explain(
             "Hosts name domains to each other by UUID, or by name where names are unique on all of them.",
         )?;
@@ -192,8 +251,7 @@ impl Dialogue<'_> {
         let key = format!("listeners/{listener}/key_file");
         let question = Question { default: DEFAULT_KEY_FILE, none: true, ..Question::of("Key File", &key) };
         let before = self.tree.values(&key).len();
-        let make_key = self.make_key;
-        let answer = self.ask_and_look(&question, |console, path, _| key_at(console, path, make_key))?;
+        let answer = self.ask_and_look(&question, |_, path, _| Ok(key_at(path)))?;
         if answer.is_none() {
             let text = format!(
                 "Without this line {DEFAULT_KEY_FILE} is used; only hash and auth \"none\" do without a \
@@ -208,9 +266,6 @@ impl Dialogue<'_> {
     }
 
     fn hash(&mut self, listener: &str) -> DialogueResult<()> {
-        if !self.console.is_terminal() {
-            return Ok(());
-        }
         let words = HashType::ALL.map(HashType::name);
         let prompt = format!("Weakest hash of a request ({})", words.join(", "));
         let key = format!("listeners/{listener}/hash");
@@ -236,6 +291,10 @@ impl Dialogue<'_> {
 
 const MODULE_PATH: &str = "fence_virtd/module_path";
 
+/// Time for the answer to the question whether there shall be more of them. Less than `expect` waits for the
+/// end.
+const MORE_WAIT: Duration = Duration::from_secs(8);
+
 /// Returns the directory of the C daemon's modules on this machine, so that the C daemon can still use the
 /// file. This daemon has no modules.
 fn module_path() -> String {
@@ -259,28 +318,38 @@ fn interface(name: &[u8], must_be_there: bool) -> AnswerCheck {
     ))
 }
 
-/// Checks a key file, and makes a missing key where the user agrees. On a further host the existing key must
-/// be copied instead.
-fn key_at(console: &mut Console, path: &[u8], make_key: MakeKey) -> DialogueResult<AnswerCheck> {
-    let name = escaped(path).to_string();
-    let path = Path::new(OsStr::from_bytes(path));
+/// Checks a key file.
+fn key_at(path: &[u8]) -> AnswerCheck {
     // A key that every user can read is worth a word, whatever strict_keys says.
-    let Err(error) = key_file::load(path, KeyRule::RefuseExposed) else { return Ok(AnswerCheck::Good) };
-    if matches!(error, KeyFileError::Missing { .. }) && console.is_terminal() {
-        let text = format!(
-            "{name} does not exist. Where the cluster has a key on another machine, copy that one here \
-             later.\n"
-        );
-        console.say(text.as_bytes())?;
-        if console.confirm(&format!("Make a new key in {name} now"), false)? {
-            return Ok(match make_key(path) {
-                Ok(made) => {
-                    console.say(made.to_string().as_bytes())?;
-                    AnswerCheck::Good
-                }
-                Err(error) => AnswerCheck::Bad(error.to_string()),
-            });
+    match key_file::load(Path::new(OsStr::from_bytes(path)), KeyRule::RefuseExposed) {
+        Ok(_) => AnswerCheck::Good,
+        Err(error) => AnswerCheck::Doubtful(error.to_string()),
+    }
+}
+
+/// Makes a missing key where the user agrees. On a further host the existing key must be copied instead.
+fn make_missing(console: &mut Console, path: &Path, make_key: MakeKey) -> DialogueResult<()> {
+    if !matches!(key_file::load(path, KeyRule::WarnOfExposed), Err(KeyFileError::Missing { .. })) {
+        return Ok(());
+    }
+    let name = shown(path);
+    let text = format!(
+        "{name} does not exist. Where the cluster has a key on another machine, copy that one here later.\n"
+    );
+    console.say(text.as_bytes())?;
+    if console.confirm(&format!("Make a new key in {name} now"), false)? {
+        match make_key(path) {
+            Ok(made) => console.say(made.to_string().as_bytes())?,
+            Err(error) => console.warn(&format!("warning: {error}"))?,
         }
     }
-    Ok(AnswerCheck::Doubtful(error.to_string()))
+    Ok(())
+}
+
+/// Refuses a URI that is an answer to another question.
+fn uri(text: &[u8]) -> AnswerCheck {
+    if [&b"y"[..], b"n", b"yes", b"no"].iter().any(|it| text.eq_ignore_ascii_case(it)) {
+        return AnswerCheck::Bad(format!("{} is no URI of libvirt, such as {DEFAULT_URI}", escaped(text)));
+    }
+    AnswerCheck::Good
 }

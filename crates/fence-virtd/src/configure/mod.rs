@@ -2,8 +2,9 @@
 //! `fence_virtd -c`: asks for the settings that matter and writes the configuration file.
 //!
 //! Owns the order of the questions and the words of the prompts: people have scripts that answer them, one
-//! line each. So whatever the C daemon's configurator does not ask is asked at a terminal only, or about what
-//! it has not got. Changes in the file only what was asked about. Runs alone, before there is a daemon, a
+//! line each, through a pipe or at a terminal (expect). So whatever the C daemon's configurator does not ask
+//! is asked after its dialogue, when the file is written, and only of somebody who wants it; or about what it
+//! has not got. Changes in the file only what was asked about. Runs alone, before there is a daemon, a
 //! runtime or a log; must never write anything but the file, a key that was asked for, and what it says to
 //! the one who asked.
 
@@ -60,15 +61,34 @@ fn configure(
 
     let mut dialogue = Dialogue::new(console, tree, modules, make_key);
     dialogue.hold()?;
-    let tree = dialogue.into_tree();
-    let new = bytes(&tree);
-    let shown = bytes(&without_secrets(&tree));
+    offer(&name, &found, &mut dialogue)?;
+    // The file is written: whatever happens now is no failure of what was asked before.
+    if let Err(error) = ask_for_more(path, &mut dialogue) {
+        dialogue.console.warn(&format!("{error}; what was written before stays"))?;
+    }
+    Ok(())
+}
+
+/// Asks what the C program does not ask, if somebody at the terminal wants that.
+fn ask_for_more(path: &Path, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
+    if !dialogue.has_more()? {
+        return Ok(());
+    }
+    dialogue.hold_more()?;
+    offer(&shown(path), &ConfigFile::read(path)?, dialogue)
+}
+
+/// Shows the new file and its changes, and writes it if the user agrees.
+fn offer(name: &str, found: &ConfigFile, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
+    let Dialogue { console, tree, .. } = dialogue;
+    let new = bytes(tree);
+    let shown = bytes(&without_secrets(tree));
 
     console.say(b"\nConfiguration complete.\n\n=== Begin Configuration ===\n")?;
     console.say(&shown)?;
     console.say(b"=== End Configuration ===\n")?;
     if let Some(old) = &found.content {
-        console.say(&difference(&name, old, &new))?;
+        console.say(&difference(name, old, &new))?;
     }
     let loaded = fence_config::load(&new);
     // Errors at the same positions, but for columns behind a secret.
@@ -79,7 +99,7 @@ fn configure(
         console.warn("fence_virtd will not start with the file above.")?;
     }
     if !console.confirm(&format!("Replace {name} with the above"), false)? {
-        return Err(declined());
+        return Err(ConfigureError::Declined { file: name.to_owned() });
     }
     Ok(found.replace(&new)?)
 }

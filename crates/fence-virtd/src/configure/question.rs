@@ -29,6 +29,8 @@ pub(crate) struct Dialogue<'c> {
     pub(super) tree: Tree,
     pub(super) modules: &'c str,
     pub(super) make_key: MakeKey,
+    /// The settings of vsock were asked for: the C daemon asks none.
+    pub(super) asked_vsock: bool,
 }
 
 /// Question about one key.
@@ -57,11 +59,7 @@ pub(super) enum AnswerCheck {
 
 impl<'c> Dialogue<'c> {
     pub(crate) fn new(console: &'c mut Console, tree: Tree, modules: &'c str, make_key: MakeKey) -> Self {
-        Self { console, tree, modules, make_key }
-    }
-
-    pub(crate) fn into_tree(self) -> Tree {
-        self.tree
+        Self { console, tree, modules, make_key, asked_vsock: false }
     }
 
     pub(super) fn explain(&mut self, text: &str) -> DialogueResult<()> {
