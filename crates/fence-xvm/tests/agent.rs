@@ -200,7 +200,7 @@ fn inside_keys_that_are_refused() {
     };
     refused(&format!("fence_xvm --keygen {other}"));
     fs::write(&path, KEY).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
     refused("chmod 600");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&path, "").unwrap();
