@@ -230,7 +230,10 @@ install-files:
 	install -m 644 $(DIST)/man/man8/* $(mandir)/man8/
 	install -m 644 LICENSE $(DIST)/*.cdx.json $(docdir)/
 	scripts/install-docs $(docdir)
-	install -d $(unitdir) $(sysusersdir) $(firewalldir)
+	install -d $(unitdir) $(sysusersdir) $(firewalldir) $(DESTDIR)/usr/share/fence-virt
+	install -m 755 packaging/adapt-host $(DESTDIR)/usr/share/fence-virt/
+	install -d $(DESTDIR)/usr/lib/systemd/system-generators
+	install -m 755 packaging/fence_virtd-generator $(DESTDIR)/usr/lib/systemd/system-generators/
 	install -m 644 systemd/fence_virtd.service $(unitdir)/
 	install -m 644 $(DIST)/fence_virtd@.service $(unitdir)/
 	install -m 644 systemd/fence_virt.sysusers.conf $(sysusersdir)/fence_virt.conf

@@ -30,7 +30,7 @@ AGENT_FILES = {"/usr/sbin/fence_xvm", "/usr/sbin/fence_virt", "/usr/share/man/ma
 DAEMON_FILES = {"/usr/sbin/fence_virtd", "/usr/lib/systemd/system/fence_virtd.service",
                 "/usr/lib/systemd/system/fence_virtd@.service", "/usr/lib/sysusers.d/fence_virt.conf", "/usr/share/man/man8/fence_virtd.8.gz",
                 "/usr/share/man/man5/fence_virt.conf.5.gz", "/usr/lib/firewalld/services/fence_virtd.xml",
-                "/usr/share/fence-virt/fence_virt.conf", "/etc/logrotate.d/fence_virtd",
+                "/usr/share/fence-virt/fence_virt.conf", "/usr/share/fence-virt/adapt-host", "/usr/lib/systemd/system-generators/fence_virtd-generator", "/etc/logrotate.d/fence_virtd",
                 "/usr/share/doc/fence-virt/fence-virtd.cdx.json",
                 "/usr/share/doc/fence-virt/SECURITY.md", "/usr/share/doc/fence-virt/CHANGELOG.md",
                 *(f"/usr/share/doc/fence-virt/{it.name}" for it in (programs.REPOSITORY / "docs").glob("*.md")),

@@ -75,6 +75,11 @@ class Machine:
         (self.root / "usr/sbin/fence_virt").symlink_to("fence_xvm")
         units = self.root / "etc/systemd/system"
         shutil.copy(REPOSITORY / "systemd/fence_virtd.service", units / "fence_virtd.service")
+        (self.root / "usr/share/fence-virt").mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "packaging/adapt-host", self.root / "usr/share/fence-virt/adapt-host")
+        generators = self.root / "usr/lib/systemd/system-generators"
+        generators.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "packaging/fence_virtd-generator", generators / "fence_virtd-generator")
         shutil.copy(REPOSITORY / "systemd/fence_virt.sysusers.conf", self.root / "usr/lib/sysusers.d/fence_virt.conf")
         programs.write_config(self.root / "etc/fence_virt.conf", CONFIG)
         (self.root / "etc/cluster").mkdir(exist_ok=True)

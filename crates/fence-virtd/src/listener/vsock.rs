@@ -58,8 +58,8 @@ fn explain(port: u32, error: &io::Error) -> String {
     let hint = match nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
         nix::errno::Errno::EAFNOSUPPORT | nix::errno::Errno::ENODEV => {
             "; this kernel has no vsock (is the module vhost_vsock loaded? modprobe vhost_vsock), or the \
-             service may not use it: a drop-in with RestrictAddressFamilies=AF_VSOCK lets it \
-             (docs: sandbox.md)"
+             service may not use it: systemctl daemon-reload and a restart of the \
+             service let it (docs: sandbox.md)"
         }
         _ => "",
     };

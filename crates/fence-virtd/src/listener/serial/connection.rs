@@ -399,8 +399,8 @@ async fn until_gone(gone: &mut watch::Receiver<()>) {
 fn explain(error: &io::Error) -> String {
     let next = match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "; fence_virtd must run as root or in QEMU's group (docs: sandbox.md has the drop-in for the \
-             service), and SELinux or AppArmor must let it connect to QEMU's sockets"
+            "; fence_virtd must run as root or in QEMU's group (the service puts it there when it starts: \
+             docs, sandbox.md), and SELinux or AppArmor must let it connect to QEMU's sockets"
         }
         io::ErrorKind::NotFound => "; do the domains of this uri run on this machine?",
         io::ErrorKind::ConnectionRefused => "; QEMU does not listen there",
