@@ -220,6 +220,11 @@ fn inside_no_host() {
     assert_eq!((done.status.code(), done.stdout.len()), (Some(1), 0));
     let stderr = text(&done.stderr);
     assert!(stderr.contains("Timed out waiting for response"), "{stderr}");
+    // A cluster manager, whose options come on standard input, reads the same words, and so knows the reason.
+    let asked =
+        format!("ipport={}\nkey_file={}\ntimeout=1\naction=off\nplug=vm1\n", lab.port, lab.key_file());
+    let managed = finish(lab.with_stdin(&asked));
+    assert!(text(&managed.stderr).contains("Timed out waiting for response"), "{managed:?}");
     // One datagram for each repetition in the time: at 0, 0.3, 0.6 and 0.9 s.
     assert!((1..=4).any(|it| stderr.contains(&format!("lo 127.0.0.1: {it} sent"))), "{stderr}");
     assert!(stderr.contains(&Key::new(KEY).unwrap().fingerprint()), "{stderr}");
