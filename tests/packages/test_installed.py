@@ -59,6 +59,18 @@ def configure(root):
     (root.path / "etc/fence_virt.conf").write_text(config)
 
 
+def test_a_key_that_every_user_reads_gets_the_mode_that_the_c_daemon_gave_it(clean_root):
+    name = "etc/cluster/fence_xvm.key"
+    path = clean_root.path / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a secret that is long enough")
+    path.chmod(0o644)
+    said = f"/{name} could be read by every user (mode 0644): it has mode 0600 now"
+    assert said in clean_root.install().splitlines()
+    assert clean_root.mode(name) == "0o600"
+    assert said not in clean_root.install().splitlines()
+
+
 def test_fresh(clean_root):
     root = clean_root
     root.booted()

@@ -9,13 +9,14 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 
 import pytest
 
-from lab import net, process, programs
+from lab import net, process, programs, testdriver, wire
 
 from sandbox import spy
 
@@ -221,6 +222,45 @@ def test_arguments_from_the_files_of_the_c_daemon(machine):
     machine("rm", "/etc/default/fence_virtd", check=True)
     assert line[:-1] == ["/usr/sbin/fence_virtd", "-F", "-f", "/etc/fence_virt.conf", "-w", "-d", "1"]
     assert machine("fence_xvm", "-o", "monitor").returncode == 0
+
+
+def test_every_listener_of_the_c_daemon_is_served_with_no_step_by_hand(machine):
+    """As after an installation: units read again, the daemon started. QEMU's socket is its group's."""
+    config, place = machine.root / "etc/fence_virt.conf", "/var/lib/libvirt/qemu/fence-test.sock"
+    before = config.read_text()
+    group = machine("stat", "-c", "%G", "/var/lib/libvirt/qemu", check=True).stdout.strip()
+    assert group not in machine("id", "-nG", "fence_virt", check=True).stdout.split()
+    domains = testdriver.write(machine.root / "etc/domains.xml", [testdriver.Domain(
+        "test", devices=f"<serial type='unix'><source mode='bind' path='{place}'/></serial>")]).replace(str(machine.root), "")
+    text = before.replace("multicast, tcp", "multicast, tcp, vsock, serial").replace(
+        "test+unix:///default?socket=/run/libvirt/libvirt-sock", domains)
+    text = text.replace("listeners {", f'listeners {{ vsock {{ port = "1233"; }} serial {{ uri = "{domains}"; }}')
+    with socket.socket(socket.AF_UNIX) as qemu:
+        qemu.bind(f"{machine.root}{place}")
+        qemu.listen()
+        machine("chgrp", group, place, check=True)
+        machine("chmod", "0770", place, check=True)
+        try:
+            programs.write_config(config, text)
+            machine("systemctl", "daemon-reload", check=True)
+            machine("systemctl", "restart", "fence_virtd", check=True)
+            assert group in machine("id", "-nG", "fence_virt", check=True).stdout.split()
+            qemu.settimeout(30)
+            with qemu.accept()[0] as line:
+                line.settimeout(30)
+                line.sendall(wire.SerialRequest(wire.STATUS, b"test", seqno=1).build())
+                answer = line.recv(wire.SERIAL_RESPONSE_LEN, socket.MSG_WAITALL)
+                assert answer[:5] == wire.SERIAL_MAGIC + bytes([wire.SUCCESS]), machine.journal()
+            with socket.socket(socket.AF_VSOCK) as other, pytest.raises(OSError, match="Address already in use"):
+                other.bind((socket.VMADDR_CID_ANY, 1233))
+            for way in (("fence_xvm", "-H"), ("fence_virt", "-T", "127.0.0.1", "-p", "1230", "-n")):
+                assert machine(*way, "test", "-o", "status").returncode == 0, machine.journal()
+        finally:
+            programs.write_config(config, before)
+            machine("gpasswd", "-d", "fence_virt", group)
+            machine("systemctl", "daemon-reload", check=True)
+            machine("systemctl", "restart", "fence_virtd", check=True)
+    assert "vsock" not in machine("systemctl", "show", "-P", "DropInPaths", "fence_virtd", check=True).stdout
 
 
 def test_several_daemons(machine):
