@@ -14,6 +14,8 @@
 //! - "On already" means that nothing will be done, so all devices are asked. A wrong "on" harms nobody, so
 //!   those that are silent for [`WITNESS_TIMEOUT`] are skipped.
 //! - A silence that is shorter than that is no evidence.
+//! - A device that can't tell the state may start anew at the moment. As long as there is time it is asked
+//!   again, and has one more try when it can tell.
 //! - Each device gets its part of the time and no more. Devices that did not answer at all come after those
 //!   that did.
 //! - Nothing begins after [`PowerPlan::stop`]; actions that were begun are followed to their end.
@@ -53,6 +55,8 @@ pub enum StatusReading {
     Is(PowerState),
     /// The device answered, and can't tell the state.
     CantTell,
+    /// Its agent can't be run here: that does not change while a request lasts.
+    Unusable,
     /// The device did not answer in its time.
     Silent,
     /// The device was not asked, because too many agents run.
@@ -83,6 +87,8 @@ pub struct DeviceLimits {
     pub answer: Duration,
     /// Number of further tries after the first.
     pub retries: u32,
+    /// True for a device that never worked, or could not tell the state for long.
+    pub is_known_to_fail: bool,
 }
 
 /// Next step for the caller.
@@ -130,6 +136,8 @@ struct DeviceRecord {
     effect_pending: bool,
     /// The device did not answer the last status check.
     silent: bool,
+    /// The device answered, could not tell the state, has not told it since, and may tell it yet.
+    is_blind: bool,
     /// The device had its turn, did not answer, and comes after the others.
     deferred: bool,
     /// End of the device's last turn.
@@ -171,6 +179,7 @@ impl PowerPlan {
             opposed: false,
             effect_pending: false,
             silent: false,
+            is_blind: false,
             deferred: false,
             over: None,
         };
@@ -217,12 +226,19 @@ impl PowerPlan {
         let is_cut = match heard {
             StatusReading::NotAsked => goal == PowerState::Off,
             StatusReading::Silent => now.saturating_duration_since(began) < patience,
-            StatusReading::Is(_) | StatusReading::CantTell => false,
+            StatusReading::Is(_) | StatusReading::CantTell | StatusReading::Unusable => false,
         };
         if !is_cut {
             it.last = Some(LastReading { heard, after });
         }
-        it.opposed |= matches!(heard, StatusReading::Is(power) if power != goal);
+        let was_blind = it.is_blind;
+        it.is_blind =
+            !it.limits.is_known_to_fail && (heard == StatusReading::CantTell || was_blind && it.silent);
+        let opposes = matches!(heard, StatusReading::Is(power) if power != goal);
+        if was_blind && opposes {
+            it.tries = it.tries.min(it.limits.retries);
+        }
+        it.opposed |= opposes;
         if let Some(turn) = &mut self.turn
             && turn.device == device
         {
@@ -396,9 +412,9 @@ impl PowerPlan {
 
     /// Waits for pending effects when no device has a turn any more.
     fn wait_for_an_effect(&mut self, now: Instant) -> PlanStep {
-        let waiting = |it: &DeviceRecord| it.effect_pending || self.objects(it);
+        let waiting = |it: &DeviceRecord| it.effect_pending || it.is_blind || self.objects(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| waiting(&self.devices[*it])).collect();
-        let worth = asked.iter().any(|it| self.devices[*it].effect_pending)
+        let worth = asked.iter().any(|it| self.devices[*it].effect_pending || self.devices[*it].is_blind)
             || self.devices.iter().any(|it| self.says_goal(it));
         if asked.is_empty() || !worth || self.actions == 0 && self.stopped {
             return PlanStep::GiveUp;

@@ -199,17 +199,21 @@ fn heard() -> impl Strategy<Value = StatusReading> {
         Just(StatusReading::Is(PowerState::On)),
         Just(StatusReading::Is(PowerState::Off)),
         Just(StatusReading::CantTell),
+        Just(StatusReading::Unusable),
         Just(StatusReading::Silent)
     ]
 }
 
 fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Value = DeviceLimits> {
-    (timeout, 1_u64..=20, 0_u32..=3).prop_map(|(timeout, status, retries)| DeviceLimits {
-        timeout,
-        status: Duration::from_secs(status),
-        // A status check may take two more runs.
-        answer: Duration::from_secs(status) / 3,
-        retries,
+    (timeout, 1_u64..=20, 0_u32..=3, any::<bool>()).prop_map(|(timeout, status, retries, known)| {
+        DeviceLimits {
+            timeout,
+            status: Duration::from_secs(status),
+            // A status check may take two more runs.
+            answer: Duration::from_secs(status) / 3,
+            retries,
+            is_known_to_fail: known,
+        }
     })
 }
 
@@ -326,7 +330,13 @@ proptest! {
             };
         }
         let status = Duration::from_secs(10);
-        let limits = DeviceLimits { timeout: None, status, answer: status, retries };
+        let limits = DeviceLimits {
+            timeout: None,
+            status,
+            answer: status,
+            retries,
+            is_known_to_fail: false,
+        };
         let (word, says) = (Word::Truth, ActionReport::Claimed);
         let good = Made { word, answers, says, acts: effect, effect: Some(effect), limits };
         made.insert(place.min(made.len()), good);

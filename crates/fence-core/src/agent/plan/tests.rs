@@ -9,6 +9,7 @@ const LIMITS: DeviceLimits = DeviceLimits {
     status: Duration::from_secs(10),
     answer: Duration::from_secs(10),
     retries: 1,
+    is_known_to_fail: false,
 };
 
 fn s(seconds: u64) -> Duration {
@@ -159,8 +160,10 @@ fn one_that_lost_patience_with_a_slow_machine_is_followed() {
 }
 
 #[test]
-fn one_that_fails_at_once_fails_soon() {
-    let (mut plan, begin) = plan(1);
+fn one_that_is_known_to_fail_fails_soon() {
+    let begin = Instant::now();
+    let failing = DeviceLimits { is_known_to_fail: true, ..LIMITS };
+    let mut plan = PowerPlan::new(PowerState::Off, [failing], begin + s(28));
     let mut now = begin;
     let end = loop {
         match plan.next(now) {
@@ -231,4 +234,38 @@ fn a_long_time_out_leaves_time_for_others() {
     plan.looked(0, ON, now, now);
     let PlanStep::Act(0, limit) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(limit, now + s(18) - s(18) / 3);
+}
+
+/// A management controller that starts anew: for some seconds it can't tell the state and refuses to act.
+#[test]
+fn a_device_that_is_blind_for_some_seconds_is_tried_until_the_time_is_over() {
+    for (blind, is_heard_out) in [(s(4), false), (s(4), true), (s(12), false), (s(20), true)] {
+        let (mut plan, start) = plan(1);
+        let (mut now, mut is_on) = (start, true);
+        let wakes = start + blind;
+        let done = loop {
+            match plan.next(now) {
+                PlanStep::Look(asked) | PlanStep::Ask(asked) => {
+                    let began = now;
+                    // A device that can't tell is asked again for a while by the caller.
+                    now += Duration::from_millis(if now < wakes && is_heard_out { 3000 } else { 100 });
+                    now = now.min(asked[0].1);
+                    let told =
+                        if now >= wakes { if is_on { ON } else { OFF } } else { StatusReading::CantTell };
+                    plan.looked(0, told, began, now);
+                }
+                PlanStep::Act(_, _) => {
+                    now += Duration::from_millis(200);
+                    let works = now >= wakes;
+                    is_on &= !works;
+                    plan.acted(0, if works { ActionReport::Claimed } else { ActionReport::Failed }, now);
+                }
+                PlanStep::Wait(until) => now = until,
+                PlanStep::Done => break true,
+                PlanStep::GiveUp => break false,
+            }
+            assert!(now < start + s(60));
+        };
+        assert!(done && !is_on, "blind for {blind:?}: gave up after {:?}", now - start);
+    }
 }

@@ -224,9 +224,10 @@ impl PlanRunner<'_> {
             let sight = match reading {
                 StatusReading::Is(PowerState::On) => Sight::On,
                 StatusReading::Is(PowerState::Off) => Sight::Off,
-                StatusReading::CantTell | StatusReading::Silent | StatusReading::NotAsked => {
-                    Sight::Unknown(reply.status.clone().unwrap_or_default())
-                }
+                StatusReading::CantTell
+                | StatusReading::Unusable
+                | StatusReading::Silent
+                | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
             };
             Some(Finding { place: DomainSite::Device(route.device.name.clone()), sight, began, ended })
         });

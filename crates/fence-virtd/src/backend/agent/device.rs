@@ -142,6 +142,7 @@ impl FenceDevice {
                 status: it.status_timeout * 3,
                 answer: it.status_timeout,
                 retries: it.retries,
+                is_known_to_fail: false,
             },
             slots,
             runs,
@@ -172,7 +173,7 @@ impl FenceDevice {
                     self.note_told(plug);
                     return reply;
                 }
-                StatusReading::Silent | StatusReading::NotAsked => return reply,
+                StatusReading::Silent | StatusReading::NotAsked | StatusReading::Unusable => return reply,
                 StatusReading::CantTell => self.note_failed(plug, asked, now),
             };
             if context.lease.is_none() || is_known_to_fail || now + FAILED_PAUSE >= until {
@@ -183,6 +184,16 @@ impl FenceDevice {
             }
             sleep(FAILED_PAUSE).await;
         }
+    }
+
+    /// Returns the limits of a plan for a plug.
+    pub(super) fn limits_for(&self, plug: &str) -> DeviceLimits {
+        let memory = lock(&self.memory);
+        // One that never worked is set up wrong: that is told at once.
+        let has_worked = !memory.proven.is_empty() || memory.seen_on.contains(plug);
+        let since = memory.failing.get(plug);
+        let fails_for_long = since.is_some_and(|it| it.elapsed() + FAILED_PAUSE >= self.status_timeout);
+        DeviceLimits { is_known_to_fail: fails_for_long || !has_worked, ..self.limits }
     }
 
     /// Notes that the device told the state of a plug.
@@ -218,8 +229,11 @@ impl FenceDevice {
             AgentRunEnd::NotRun(_) if done.had_no_slot => {
                 return StatusReply { reading: StatusReading::NotAsked, words: done.words() };
             }
-            AgentRunEnd::Signal(_) | AgentRunEnd::NotRun(_) => {
+            AgentRunEnd::Signal(_) => {
                 return StatusReply { reading: StatusReading::CantTell, words: done.words() };
+            }
+            AgentRunEnd::NotRun(_) => {
+                return StatusReply { reading: StatusReading::Unusable, words: done.words() };
             }
         };
         match power(code) {

@@ -357,7 +357,8 @@ impl AgentBackend {
     ) -> Result<PowerChange, ActionError> {
         lease.check()?;
         let routes = self.routes(domain, lease.until()).await?;
-        let plan = PowerPlan::new(goal, routes.iter().map(|it| it.device.limits), lease.until());
+        let plan =
+            PowerPlan::new(goal, routes.iter().map(|it| it.device.limits_for(&it.plug)), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
         let (machine, history) = (domain.uuid, self.history.clone());
@@ -374,7 +375,11 @@ impl AgentBackend {
     async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         let asked = Instant::now();
         let routes = self.routes(domain, lease.until()).await?;
-        let plan = PowerPlan::new(PowerState::Off, routes.iter().map(|it| it.device.limits), lease.until());
+        let plan = PowerPlan::new(
+            PowerState::Off,
+            routes.iter().map(|it| it.device.limits_for(&it.plug)),
+            lease.until(),
+        );
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
         let (goal, for_reboot) = (PowerState::Off, false);
