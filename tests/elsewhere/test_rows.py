@@ -100,3 +100,21 @@ def test_a_definition_at_one_uri_does_not_speak_for_another_uri(hosts, note, act
     until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
     assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
     assert hosts.ask("status", "x").rc == OFF
+
+
+BACKUP = """<domainbackup mode='pull'><server transport='unix' socket='{directory}/backup-sock'/><disks>
+<disk name='hda' backup='yes' type='file'><scratch file='{directory}/scratch'/></disk></disks></domainbackup>"""
+
+
+def test_a_backup_takes_the_machine_nowhere(hosts, tmp_path):
+    """A job that leaves the machine here is no migration: its end needs no other host's word."""
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    hosts.h1.has("x", disk=image)
+    hosts.serve("h1", "h2")
+    job = tmp_path / "backup.xml"
+    job.write_text(BACKUP.format(directory=tmp_path))
+    hosts.h1.hypervisor.virsh("backup-begin", "x", job)
+    assert "Backup" in hosts.h1.hypervisor.virsh("domjobinfo", "x").stdout
+    hosts.h2.stop_serving()
+    assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()

@@ -375,8 +375,8 @@ class Domain:
         return self.hypervisor.virsh(*args)
 
 
-def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None):
-    """Domain XML of a machine without disk. `serial`: paths of UNIX sockets that QEMU binds for serial ports;
+def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None, disk=None):
+    """Domain XML of a machine without disk, unless `disk` is the path of a raw image. `serial`: paths of UNIX sockets that QEMU binds for serial ports;
     `channel`: (path, target name) of virtio channels; `interface`: nothing but (mac, bridge) pairs."""
     devices = [f"<emulator>{EMULATOR}</emulator>", "<controller type='usb' model='none'/>", "<memballoon model='none'/>"]
     devices += [f"<serial type='unix'><source mode='bind' path={quoteattr(str(path))}/></serial>" for path in serial]
@@ -384,6 +384,9 @@ def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), 
                 f"<target type='virtio' name={quoteattr(target)}/></channel>" for path, target in channel]
     devices += [f"<interface type='bridge'><mac address='{mac}'/><source bridge='{bridge}'/></interface>"
                 for mac, bridge in interface]
+    if disk:
+        devices.append("<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+                       f"<source file={quoteattr(str(disk))}/><target dev='hda' bus='ide'/></disk>")
     if vnc_password:
         devices.append("<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' "
                        f"passwd={quoteattr(vnc_password)}/>")

@@ -109,9 +109,10 @@ impl Domain {
         self.raw.is_active().map_err(|_| self.handle.failed("ask whether a domain is active"))
     }
 
-    /// Returns whether a job has the instance now: a migration, or saving, or dumping. A hypervisor that
-    /// knows no jobs has none. Of a domain that is off the result means nothing.
-    pub fn has_job(&self) -> Result<bool, Error> {
+    /// Returns whether a job may take the instance elsewhere: a migration, or saving. A backup, a dump or a
+    /// snapshot does not. A hypervisor that knows no jobs has none. Of a domain that is off the result means
+    /// nothing.
+    pub fn has_moving_job(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
         let mut info = std::mem::MaybeUninit::<sys::virDomainJobInfo>::uninit();
         // SAFETY: the domain is valid, and the memory is large enough for what libvirt writes.
@@ -127,7 +128,37 @@ impl Domain {
         // SAFETY: libvirt wrote it.
         let job = unsafe { info.assume_init() }.type_;
         // BOUNDED and UNBOUNDED are under way; COMPLETED, FAILED and CANCELLED are over.
-        Ok(matches!(job.cast_unsigned(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED))
+        let is_under_way =
+            matches!(job.cast_unsigned(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED);
+        Ok(is_under_way && !self.job_stays())
+    }
+
+    /// Returns whether the job that is under way is known to leave the instance here. False where libvirt
+    /// can't tell the operation.
+    fn job_stays(&self) -> bool {
+        let (mut kind, mut count, mut params) = (0, 0, std::ptr::null_mut());
+        // SAFETY: the domain is valid; libvirt writes the three values, and allocates the list.
+        let asked = unsafe {
+            sys::virDomainGetJobStats(self.raw.as_ptr(), &raw mut kind, &raw mut params, &raw mut count, 0)
+        };
+        if asked < 0 {
+            return false;
+        }
+        let mut operation = 0;
+        // SAFETY: the list has `count` entries, the name is a C string, and the list is freed once.
+        let found = unsafe {
+            let found = sys::virTypedParamsGetInt(params, count, c"operation".as_ptr(), &raw mut operation);
+            sys::virTypedParamsFree(params, count);
+            found
+        };
+        found == 1
+            && matches!(
+                operation.cast_unsigned(),
+                sys::VIR_DOMAIN_JOB_OPERATION_BACKUP
+                    | sys::VIR_DOMAIN_JOB_OPERATION_DUMP
+                    | sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT
+                    | sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_DELETE
+            )
     }
 
     /// Returns whether the domain has a definition that outlives the instance.

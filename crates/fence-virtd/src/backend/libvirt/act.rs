@@ -321,7 +321,7 @@ impl PowerOffRun<'_> {
             self.progress.start_from = Some(start_from(&domain)?);
         }
         // A migration may be about to hand the machine over.
-        self.progress.had_job |= domain.has_job()?;
+        self.progress.had_job |= domain.has_moving_job()?;
         self.progress.was_moving |= self.progress.had_job;
         if self.progress.was_moving && self.order.other_end == OtherEnd::NotSought && !self.progress.acted {
             let only_came_in = !self.progress.had_job && !self.stands_still;
