@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 use fence_wire::{CallName, ClientRun};
 
 use crate::deadline::Deadline;
+use crate::ledger::PortLedger;
 use crate::ports::{CallBackPorts, OpenPort, PortTry};
 
 /// Time without a call-back after which the turn is passed on to an agent that waits. Longer than the
 /// `negative_delay` of hosts, so that a host in doubt still finds the listener.
 const TURN: Duration = Duration::from_millis(2500);
-/// Time after which a neighbour of the wanted port is tried as well.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time without a change in the ledger after which the agent that has the turn is taken to stand still. Then
+/// a neighbour of the wanted port is tried as well. Never sooner: behind a firewall each call-back to a
+/// neighbour costs a C host five seconds, in which it serves nobody.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Pause before the turn is taken again after it was passed on.
 const STEP_BACK: Duration = Duration::from_millis(100);
 /// Pause between two tries to take the turn.
@@ -53,6 +56,7 @@ pub(crate) struct CallBackDoors<'a> {
     sent: Vec<(u16, u32)>,
     attempt: u8,
     waits_since: Instant,
+    last_ledger: Option<PortLedger>,
     look_at: Instant,
     is_queued: bool,
     /// True while a turn is needed that this agent does not have.
@@ -110,6 +114,7 @@ impl<'a> CallBackDoors<'a> {
             sent: Vec::new(),
             attempt: 0,
             waits_since: now,
+            last_ledger: None,
             look_at: now,
             is_queued: false,
             is_waiting: true,
@@ -188,6 +193,10 @@ impl<'a> CallBackDoors<'a> {
         if !self.is_queued {
             self.ports.queue(true);
             self.is_queued = true;
+        }
+        let ledger = self.ports.wanted_ledger();
+        if ledger != self.last_ledger {
+            (self.last_ledger, self.waits_since) = (ledger, now);
         }
         let is_patient = !is_program && now.duration_since(self.waits_since) < PATIENCE;
         if self.rule == DoorRule::Challenged

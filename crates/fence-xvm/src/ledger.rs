@@ -11,6 +11,9 @@
 //! end                      without it the ledger is damaged
 //! ```
 //!
+//! A host may still call back for a request of the boot before, which no ledger has. So for
+//! [`QUARANTINE_SECONDS`] after a boot [`UNKNOWN_CALLS`] count as well.
+//!
 //! Pure; time is a parameter. A damaged ledger counts as [`UNKNOWN_CALLS`] call-backs.
 
 use std::fmt::Write as _;
@@ -39,6 +42,8 @@ struct LedgerEntry {
 pub(crate) struct PortLedger {
     /// In the order in which they were entered.
     entries: Vec<LedgerEntry>,
+    /// Call-backs for requests of the boot before.
+    of_last_boot: u32,
 }
 
 impl PortLedger {
@@ -46,7 +51,9 @@ impl PortLedger {
     pub(crate) fn read(text: &[u8], boot: &str, now: u64) -> Self {
         let mut ledger = Self::parse(text, boot, now).unwrap_or_else(|| Self {
             entries: vec![LedgerEntry { until: now, count: UNKNOWN_CALLS, run: ClientRun::new([0; 6]) }],
+            of_last_boot: 0,
         });
+        ledger.of_last_boot = if now < QUARANTINE_SECONDS { UNKNOWN_CALLS } else { 0 };
         ledger.entries.retain(|it| now < it.until.saturating_add(QUARANTINE_SECONDS));
         ledger
     }
@@ -62,7 +69,8 @@ impl PortLedger {
             ["busy", of_boot, until] => {
                 let until = until.parse::<u64>().ok()?.min(now.saturating_add(LONGEST_RUN));
                 let entry = LedgerEntry { until, count: UNKNOWN_CALLS, run: ClientRun::new([0; 6]) };
-                return Some(Self { entries: if of_boot == boot { vec![entry] } else { Vec::new() } });
+                let entries = if of_boot == boot { vec![entry] } else { Vec::new() };
+                return Some(Self { entries, of_last_boot: 0 });
             }
             // Only /tmp can hold a ledger of an earlier boot.
             ["ledger", of_boot] if of_boot != boot => return Some(Self::default()),
@@ -72,7 +80,7 @@ impl PortLedger {
         let mut entries = Vec::new();
         for line in lines {
             match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["end"] => return Some(Self { entries }),
+                ["end"] => return Some(Self { entries, of_last_boot: 0 }),
                 [until, count, run] if entries.len() <= RUNS_MAX => entries.push(LedgerEntry {
                     until: until.parse::<u64>().ok()?.min(now.saturating_add(LONGEST_RUN)),
                     count: count.parse().ok()?,
@@ -100,7 +108,8 @@ impl PortLedger {
 
     /// Returns how often a host may still call back for other runs than this one.
     pub(crate) fn calls_for_others(&self, run: ClientRun) -> u32 {
-        self.entries.iter().filter(|it| it.run != run).fold(0, |sum, it| sum.saturating_add(it.count))
+        let others = self.entries.iter().filter(|it| it.run != run);
+        others.fold(self.of_last_boot, |sum, it| sum.saturating_add(it.count))
     }
 
     /// Enters the number of datagrams that a run has sent so far.
@@ -161,11 +170,10 @@ mod tests {
             ("ledger b0071d\n100 3 000000000001\n", UNKNOWN_CALLS),
             ("ledger b0071d\n100 3 000000000001\nend\nrest of a longer one", 3),
         ] {
-            assert_eq!(
-                PortLedger::read(text.as_bytes(), BOOT, 200).calls_for_others(run(9)),
-                calls,
-                "{text}"
-            );
+            let calls_at = |now| PortLedger::read(text.as_bytes(), BOOT, now).calls_for_others(run(9));
+            assert_eq!(calls_at(350), calls, "{text}");
+            // A host may still call for a request of the boot before.
+            assert_eq!(calls_at(299), calls + UNKNOWN_CALLS, "{text}");
         }
     }
 

@@ -216,6 +216,11 @@ impl CallBackPorts {
         self.calls_at(open.index, run)
     }
 
+    /// Returns the ledger of the wanted port; none where there is none.
+    pub(crate) fn wanted_ledger(&self) -> Option<PortLedger> {
+        self.with_ledger(0, |ledger| (ledger.clone(), false)).ok().flatten()
+    }
+
     fn calls_at(&self, index: usize, run: ClientRun) -> u32 {
         let read = self.with_ledger(index, |ledger| (ledger.calls_for_others(run), false));
         read.ok().flatten().unwrap_or(UNKNOWN_CALLS)

@@ -200,6 +200,7 @@ fn inside_keys_that_are_refused() {
     };
     refused(&format!("fence_xvm --keygen {other}"));
     fs::write(&path, KEY).unwrap();
+    // One of root's that every user can only read is used, with a warning: `fence-cli` has the cases.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
     refused("chmod 600");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -398,12 +399,16 @@ fn inside_one_proof_at_a_time() {
 fn inside_two_at_once() {
     let lab = AgentLab::new(20_750);
     let agents = [lab.agent(&["-o", "off", "-n", "a"]), lab.agent(&["-o", "status", "-n", "b"])];
-    let requests = [lab.receive_request(), lab.receive_request()];
-    let ports = requests.each_ref().map(|r| r.call_back.unwrap().port);
-    assert_ne!(ports[0], ports[1]);
-    assert!(ports.contains(&lab.port), "{ports:?}");
-    for request in &requests {
-        lab.answer(request, &[if request.action == Action::Off { 0 } else { 2 }]);
+    // One after the other has the port.
+    let mut answered = Vec::new();
+    while answered.len() < agents.len() {
+        let request = lab.receive_request();
+        if answered.contains(&request.sequence) {
+            continue;
+        }
+        assert_eq!(request.call_back.unwrap().port, lab.port);
+        lab.answer(&request, &[if request.action == Action::Off { 0 } else { 2 }]);
+        answered.push(request.sequence);
     }
     let codes = agents.map(|a| finish(a).status.code());
     assert_eq!(codes, [Some(0), Some(2)]);

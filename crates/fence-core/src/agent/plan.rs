@@ -55,7 +55,7 @@ pub enum StatusReading {
     Is(PowerState),
     /// The device answered, and can't tell the state.
     CantTell,
-    /// Its agent can't be run here: that does not change while a request lasts.
+    /// The device's agent can't be run here: that does not change while a request lasts.
     Unusable,
     /// The device did not answer in its time.
     Silent,
