@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Live migrations: two hosts have the domain, and each alone would be wrong."""
 
+import os
+import signal
+
 import pytest
 
 from lab.hypervisor import until
@@ -234,6 +237,67 @@ def test_an_end_counts_only_after_the_move(pair, note):
     here.has("x")
     assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
     assert pair.ask("status", "x").rc == OFF
+
+
+def kill(host, name):
+    """The machine's QEMU is killed, as by want of memory."""
+    for pid in host.processes(name):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: host.state(name) != "running", PATIENCE, "libvirt has seen that")
+
+
+#: What becomes of the machine at the target, and whether it was paused when it came.
+LATER_ENDS = {"killed": (kill, False), "saved": (lambda host, name: host.hypervisor.virsh("managedsave", name), False),
+              "paused": (lambda *_: None, True)}
+
+
+@pytest.mark.parametrize("case", LATER_ENDS)
+def test_what_came_in_ends_where_it_is(pair, case):
+    """All hosts are well: an end where the machine came to is one, whatever ended it."""
+    end, paused = LATER_ENDS[case]
+    here, there = pair.h1, pair.h2
+    here.has("x", paused=paused)
+    said = here.migrate("x", there, "--persistent").communicate(timeout=PATIENCE)[0]
+    assert pair.where("x") == ["h2"], said
+    end(there, "x")
+    here.does_not_call_back()
+    assert [pair.ask(it, "x").rc for it in ("off", "status")] == [OK, OFF], pair.logs()
+    assert pair.where("x") == [] and pair.ask("on", "x").rc == OK, pair.logs()
+
+
+def test_a_return_that_is_aborted(pair, note):
+    """A machine that moved to a host which nobody asks begins to come back, and does not: it is where it was."""
+    tally = Tally(note)
+    here, nowhere = pair.h1, pair.h3
+    pair.h2.does_not_call_back()
+    here.has("x")
+    settle(pair, here.migrate("x", nowhere, "--persistent"))
+    migration = slow(nowhere, here)
+    assert migration, "it was over at once"
+    nowhere.hypervisor.virsh("domjobabort", "x", check=False)
+    settle(pair, migration)
+    assert pair.where("x") == ["h3"]
+    for action in ("status", "off"):
+        answer = pair.ask(action, "x")
+        tally.add(answer, answer.lie_afterwards())
+    tally.none(pair.logs())
+
+
+def test_a_source_that_was_told_to_go_on(pair, note):
+    """The client did not hear that the target has the machine. It runs at both, and the end at the source proves nothing."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    there.does_not_call_back()
+    here.has("x")
+    with Relay(there.hypervisor, there.directory / "relay", loses=FINISH) as deaf:
+        settle(pair, here.migrate("x", there, target=deaf))
+    assert pair.where("x") == ["h1", "h2"]
+    answer = pair.ask("off", "x")
+    tally.add(answer, answer.lie_afterwards())
+    tally.none(pair.logs())
+    there.unfilter()
+    until(lambda: pair.ask("off", "x").rc == OK, PATIENCE, "each host ends what it has")
+    assert pair.where("x") == [], pair.logs()
 
 
 @pytest.mark.parametrize("keeps", ["definition", "nothing"])

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Ends and moves that happened before the daemon was started anew."""
 
+import os
+import pathlib
 import signal
 
 import pytest
 
 from lab.hypervisor import until
 
-from .hosts import FAILED, OFF, OK, PATIENCE
+from .hosts import FAILED, OFF, OK, PATIENCE, Tally
+from .relay import CONFIRM, Relay
 from .test_migrations import settle
 
 
@@ -54,6 +57,41 @@ def test_a_move_outlives_all_daemons(pair, forgets, number):
     assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
     here.serve_again()
     assert pair.ask("status", "x").rc == OFF, pair.logs()
+
+
+@pytest.mark.parametrize("dies", ["libvirtd", "libvirtd+fence_virtd"])
+def test_a_half_that_is_gone_has_moved(pair, note, dies):
+    """A machine that stands still here for a migration runs at the target, which nobody asks. Then libvirtd and QEMU die here."""
+    tally = Tally(note)
+    here, nowhere = pair.h1, pair.h3
+    pair.h2.does_not_call_back()
+    here.has("x")
+    with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+        migration = here.migrate("x", nowhere, source=relay)
+        assert relay.wait_held(migration), migration.communicate()[0]
+        until(lambda: "moved" in moves(here), PATIENCE, "it is on disk that the machine may be elsewhere")
+        if dies != "libvirtd":
+            here.stop_serving(signal.SIGKILL)
+        here.hypervisor.kill()
+        for pid in here.processes("x"):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: pair.where("x") == ["h3"], PATIENCE, "it is gone here")
+    migration.communicate(timeout=PATIENCE)
+    here.hypervisor.start()
+    if dies == "libvirtd":
+        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
+    else:
+        here.serve_again()
+    for action in ("status", "off"):
+        answer = pair.ask(action, "x")
+        tally.add(answer, answer.lie_afterwards())
+    tally.none(pair.logs())
+
+
+def moves(host):
+    """What is on disk of a host's ends and moves."""
+    path = pathlib.Path(f"{host._config}.state/moves")
+    return path.read_text() if path.exists() else ""
 
 
 @pytest.mark.parametrize("names", [["h1"], ["h2"], ["h1", "h2"]], ids="+".join)

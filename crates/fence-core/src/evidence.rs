@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+pub mod last_seen;
 pub mod recall;
 
 /// Part of a time by which two clocks may differ after it: 200 millionths, twice what a quartz differs.

@@ -31,9 +31,9 @@ pub enum DomainState {
     NoState,
     /// 1: running.
     Running,
-    /// 1 as well, because a migration brought the instance here. libvirt keeps the reason for as long as it
-    /// runs.
-    CameIn,
+    /// 1 as well, because a migration brought the instance here, or was given up here, or because the
+    /// instance was paused since: libvirt keeps the last reason only, and so forgets a migration.
+    MayHaveComeIn,
     /// 2: waiting for a resource.
     Blocked,
     /// 3: paused.
@@ -308,13 +308,13 @@ impl DomainState {
         const PAUSED_BY_MIGRATION: [i32; 4] = [2, 11, 12, 13];
         /// `VIR_DOMAIN_RUNNING_` `POSTCOPY` and `POSTCOPY_FAILED`
         const RUNNING_IN_MIGRATION: [i32; 2] = [10, 11];
-        /// `VIR_DOMAIN_RUNNING_MIGRATED`
-        const CAME_IN: i32 = 2;
+        /// `VIR_DOMAIN_RUNNING_` `UNKNOWN`, `BOOTED`, `RESTORED` and `FROM_SNAPSHOT`
+        const SINCE_ITS_START: [i32; 4] = [0, 1, 3, 4];
         match Self::from(state) {
-            Self::Running if reason == CAME_IN => Self::CameIn,
             Self::ShutOff if reason == MIGRATED => Self::MovedAway,
             Self::Paused if PAUSED_BY_MIGRATION.contains(&reason) => Self::Migrating,
             Self::Running if RUNNING_IN_MIGRATION.contains(&reason) => Self::Migrating,
+            Self::Running if !SINCE_ITS_START.contains(&reason) => Self::MayHaveComeIn,
             state => state,
         }
     }
@@ -324,7 +324,7 @@ impl DomainState {
     pub fn number(self) -> i32 {
         let number = match self {
             Self::NoState => sys::VIR_DOMAIN_NOSTATE,
-            Self::Running | Self::CameIn => sys::VIR_DOMAIN_RUNNING,
+            Self::Running | Self::MayHaveComeIn => sys::VIR_DOMAIN_RUNNING,
             Self::Blocked => sys::VIR_DOMAIN_BLOCKED,
             Self::Paused | Self::Migrating => sys::VIR_DOMAIN_PAUSED,
             Self::Shutdown => sys::VIR_DOMAIN_SHUTDOWN,

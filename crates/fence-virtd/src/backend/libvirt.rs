@@ -410,8 +410,9 @@ impl LibvirtBackend {
     /// Looks at all other places for the other end of a migration that has an instance here, or left it here.
     ///
     /// # Errors
-    /// The instance runs, a migration brought it here a moment ago, and a place that may be the source can't
-    /// be asked. What would be ended now could never be proved to be the machine; a little later it can.
+    /// The instance runs, a migration brought it here or was given up a moment ago, and a place that may be
+    /// the other side can't be asked. What would be ended now could never be proved to be the machine; a
+    /// little later it can.
     async fn seek_other_end(
         &self,
         home: usize,
@@ -430,8 +431,9 @@ impl LibvirtBackend {
         let silent: Vec<_> = silent.collect();
         if let (true, false, Some(left)) = (only_came_in, silent.is_empty(), memory.settles_in(uuid)) {
             return Err(ActionError::Unavailable(format!(
-                "it came in by a migration a moment ago and was not powered off: its end would prove nothing \
-                 while the host that it came from can't be asked. Ask again in {} s; {}",
+                "a migration brought it here a moment ago, or was given up here, and it was not powered off: \
+                 its end would prove nothing while the other host of that migration can't be asked. Ask \
+                 again in {} s; {}",
                 left.as_secs() + 1,
                 silent.join("; ")
             )));

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use fence_core::evidence::last_seen::{InstanceEvent, LastSeen, ListedState, StopCause};
 use fence_core::evidence::recall::{BootMoment, PastEvent, SHORT_GAP};
 use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
 
@@ -29,6 +30,8 @@ const STARTED_MIGRATED: i32 = 1;
 const STOPPED_MIGRATED: i32 = 3;
 /// `VIR_DOMAIN_EVENT_STOPPED_SAVED`: the memory of an instance is in a file.
 const STOPPED_SAVED: i32 = 4;
+/// `VIR_DOMAIN_EVENT_SUSPENDED_PAUSED`
+const SUSPENDED_PAUSED: i32 = 0;
 /// `VIR_DOMAIN_EVENT_SUSPENDED_` `MIGRATED`, `POSTCOPY` and `POSTCOPY_FAILED`: an instance stands still, and
 /// its other half at another place may run.
 const SUSPENDED_BY_MIGRATION: [i32; 3] = [1, 7, 8];
@@ -75,23 +78,13 @@ struct SeenDomain {
     was_started: bool,
 }
 
-/// Last thing that was seen of a domain here.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum LastSeen {
-    /// Known, and nothing was seen of an instance.
-    Known,
-    /// An instance came in by a migration at this moment, and has not run here yet.
-    CameIn(BootMoment),
-    /// An instance runs here. `came_in`: a migration brought it, and it was first seen to run at this moment.
-    /// `handed_over`: it stands still for a migration since this moment at the latest.
-    Ran { came_in: Option<BootMoment>, handed_over: Option<BootMoment> },
-    /// The instance that ran here ended for good, at this moment.
-    Ended(BootMoment),
-    /// The instance moved to another place, at this moment at the latest.
-    MovedAway(BootMoment),
-    /// The machine was saved to a file at this moment at the latest, and not by a managed save as far as is
-    /// known. It can be restored anywhere.
-    Saved(BootMoment),
+/// Meaning of a lifecycle event for a domain.
+enum EventMeaning {
+    /// Something of its instance.
+    Instance(InstanceEvent),
+    /// Only that it is known, under this name.
+    Definition,
+    Nothing,
 }
 
 impl SeenDomains {
@@ -105,10 +98,8 @@ impl SeenDomains {
     pub(super) fn recall(&mut self) {
         let Some((past, uri)) = self.disk.clone() else { return };
         for (uuid, NamedEvent { name, event }) in past.recall(&uri) {
-            match self.domains.get(&uuid).map(|it| it.last) {
-                None | Some(LastSeen::Known) => self.record(uuid, &name, event.into()),
-                Some(_) => self.write(uuid),
-            }
+            let last = self.last(uuid).unwrap_or(LastSeen::Known).recalled(event);
+            self.record(uuid, &name, last);
         }
         past.set_watching(&uri, true);
     }
@@ -116,15 +107,10 @@ impl SeenDomains {
     /// Hands the last thing that was seen of a domain over to the disk.
     fn write(&self, uuid: Uuid) {
         let Some((past, uri)) = &self.disk else { return };
-        let event = self.domains.get(&uuid).and_then(|seen| {
-            let event = match seen.last {
-                LastSeen::Ended(when) => PastEvent::Ended(when),
-                LastSeen::MovedAway(when) => PastEvent::MovedAway(when),
-                LastSeen::Saved(when) => PastEvent::Saved(when),
-                LastSeen::Known | LastSeen::CameIn(_) | LastSeen::Ran { .. } => return None,
-            };
-            Some(NamedEvent { name: seen.name.clone(), event })
-        });
+        let event = self
+            .domains
+            .get(&uuid)
+            .and_then(|seen| Some(NamedEvent { name: seen.name.clone(), event: seen.last.kept()? }));
         past.put(uri, uuid, event);
     }
 
@@ -175,11 +161,11 @@ impl SeenDomains {
         }
     }
 
-    /// Returns whether an instance that came in by a migration has run here for so long that the migration is
-    /// over at the other side too.
+    /// Returns whether an instance runs here, and so long after a migration, if one brought it or was given
+    /// up here, that the migration is over at the other side too.
     pub(super) fn has_settled(&self, uuid: Uuid) -> bool {
         match self.domains.get(&uuid).map(|it| it.last) {
-            Some(LastSeen::Ran { came_in, .. }) => came_in.is_none_or(|it| age(it) >= MIGRATION_SETTLE),
+            Some(LastSeen::Ran { unsettled }) => unsettled.is_none_or(|it| age(it) >= MIGRATION_SETTLE),
             _ => false,
         }
     }
@@ -207,8 +193,8 @@ impl SeenDomains {
 
     /// Records that the save was a managed one: the file belongs to the definition.
     pub(super) fn record_managed_save(&mut self, uuid: Uuid) {
-        if matches!(self.last(uuid), Some(LastSeen::Saved(_))) {
-            self.set(uuid, LastSeen::Known);
+        if let Some(saved @ LastSeen::Saved(_)) = self.last(uuid) {
+            self.set(uuid, saved.saved_here());
         }
     }
 
@@ -230,21 +216,21 @@ impl SeenDomains {
     /// Returns whether an instance was here before that a migration can have: it ran here, or came in.
     pub(super) fn had_instance(&self, uuid: Uuid) -> bool {
         let last = self.domains.get(&uuid).map(|it| it.last);
-        matches!(last, Some(LastSeen::Ran { .. } | LastSeen::CameIn(_)))
+        matches!(last, Some(LastSeen::Ran { .. } | LastSeen::CameIn { .. } | LastSeen::Half(_)))
     }
 
     /// Returns how long the instance here has been one half of a migration, as far as that was seen.
     pub(super) fn half_age(&self, uuid: Uuid) -> Option<Duration> {
         match self.last(uuid)? {
-            LastSeen::CameIn(since) | LastSeen::Ran { handed_over: Some(since), .. } => Some(age(since)),
+            LastSeen::CameIn { since, .. } | LastSeen::Half(since) => Some(age(since)),
             _ => None,
         }
     }
 
-    /// Returns the time until the migration that brought the running instance here is over at the other side
-    /// too; none if it is, or if no migration brought it.
+    /// Returns the time until the migration that brought the running instance here, or was given up here, is
+    /// over at the other side too; none if it is, or if there was none.
     pub(super) fn settles_in(&self, uuid: Uuid) -> Option<Duration> {
-        let Some(LastSeen::Ran { came_in: Some(since), .. }) = self.last(uuid) else { return None };
+        let Some(LastSeen::Ran { unsettled: Some(since) }) = self.last(uuid) else { return None };
         MIGRATION_SETTLE.checked_sub(age(since)).filter(|it| !it.is_zero())
     }
 
@@ -272,24 +258,16 @@ impl SeenDomains {
 
     /// Records a domain of a list.
     pub(super) fn record_listed(&mut self, record: &DomainRecord) {
-        let before = self.domains.get(&record.uuid).map(|it| it.last);
-        let last = match record.state {
-            State::ShutOff | State::NoState | State::Crashed | State::Other(_) | State::MovedAway => {
-                match before {
-                    // A libvirtd that was started anew does not know it any more.
-                    Some(moved @ LastSeen::MovedAway(_)) => moved,
-                    _ if record.state == State::MovedAway => LastSeen::MovedAway(now()),
-                    // Of an earlier daemon: a gap in the events leaves no end.
-                    Some(ended @ LastSeen::Ended(_)) => ended,
-                    Some(saved @ LastSeen::Saved(_)) => saved,
-                    _ => LastSeen::Known,
-                }
+        let state = match record.state {
+            State::MovedAway => ListedState::MovedAway,
+            State::ShutOff | State::NoState | State::Crashed | State::Other(_) => ListedState::NoInstance,
+            State::Migrating => ListedState::Migrating,
+            State::Running => ListedState::Settled,
+            State::MayHaveComeIn | State::Blocked | State::Paused | State::Shutdown | State::PmSuspended => {
+                ListedState::Unsettled
             }
-            // Either half.
-            State::Migrating => LastSeen::Ran { came_in: Some(now()), handed_over: Some(now()) },
-            State::CameIn => LastSeen::Ran { came_in: Some(now()), handed_over: None },
-            _ => LastSeen::RUNS,
         };
+        let last = self.last(record.uuid).unwrap_or(LastSeen::Known).listed(state, now());
         self.record(record.uuid, &record.name, last);
     }
 
@@ -303,16 +281,52 @@ impl SeenDomains {
     }
 
     pub(super) fn record_event(&mut self, event: &LifecycleEvent) {
-        let before = self.domains.get(&event.uuid).map_or(LastSeen::Known, |it| it.last);
-        if self.notes_saves && is_save(event) {
-            self.record(event.uuid, &event.name, LastSeen::Saved(now()));
-        } else if let Some(now) = before.after(event) {
-            self.record(event.uuid, &event.name, now);
+        let before = self.last(event.uuid).unwrap_or(LastSeen::Known);
+        match self.meaning(event) {
+            EventMeaning::Instance(it) => {
+                self.record(event.uuid, &event.name, before.after(it, now()));
+            }
+            EventMeaning::Definition => self.record(event.uuid, &event.name, before),
+            EventMeaning::Nothing => {}
         }
         if event.kind == LifecycleKind::Started
             && let Some(seen) = self.domains.get_mut(&event.uuid)
         {
             seen.was_started = true;
+        }
+    }
+
+    fn meaning(&self, event: &LifecycleEvent) -> EventMeaning {
+        let instance = match event.kind {
+            LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return EventMeaning::Nothing,
+            LifecycleKind::Started if event.detail == STARTED_MIGRATED => InstanceEvent::CameIn,
+            LifecycleKind::Started => InstanceEvent::Started,
+            LifecycleKind::Resumed => InstanceEvent::Resumed,
+            LifecycleKind::PmSuspended | LifecycleKind::Crashed => InstanceEvent::Noticed,
+            LifecycleKind::Stopped => InstanceEvent::Stopped(self.cause(event)),
+            LifecycleKind::Suspended if SUSPENDED_BY_MIGRATION.contains(&event.detail) => {
+                InstanceEvent::HandedOver
+            }
+            LifecycleKind::Suspended if event.detail == SUSPENDED_PAUSED => InstanceEvent::Paused,
+            // A definition was changed, or the instance stands still or shuts down: it is what it was.
+            LifecycleKind::Defined | LifecycleKind::Suspended | LifecycleKind::Shutdown => {
+                return EventMeaning::Definition;
+            }
+            LifecycleKind::Other(_) => InstanceEvent::Unclear,
+        };
+        EventMeaning::Instance(instance)
+    }
+
+    fn cause(&self, event: &LifecycleEvent) -> StopCause {
+        // VIR_DOMAIN_EVENT_STOPPED_*: SHUTDOWN 0, DESTROYED 1, CRASHED 2, MIGRATED 3, SAVED 4, FAILED 5,
+        // FROM_SNAPSHOT 6. A QEMU that is killed or crashes is told as FAILED.
+        match event.detail {
+            0..=2 => StopCause::Ended,
+            STOPPED_MIGRATED => StopCause::Migrated,
+            STOPPED_SAVED if self.notes_saves => StopCause::Saved,
+            5 => StopCause::Failed,
+            6 => StopCause::Reverted,
+            _ => StopCause::Unclear,
         }
     }
 
@@ -323,10 +337,7 @@ impl SeenDomains {
         if let Some((past, uri)) = &self.disk {
             past.set_watching(uri, false);
         }
-        self.change_all(|last| match last {
-            LastSeen::MovedAway(_) | LastSeen::Saved(_) => last,
-            _ => LastSeen::Known,
-        });
+        self.change_all(LastSeen::over_gap);
     }
 
     /// Takes note that the gap in the events is over. In a long one what moved away may have come back and
@@ -339,11 +350,8 @@ impl SeenDomains {
         if age(began) < SHORT_GAP {
             return;
         }
-        self.change_all(|last| match last {
-            LastSeen::MovedAway(_) => LastSeen::MovedAway(now()),
-            LastSeen::Saved(_) => LastSeen::Saved(now()),
-            _ => last,
-        });
+        let now = now();
+        self.change_all(|last| last.over_long_gap(now));
     }
 
     fn change_all(&mut self, change: impl Fn(LastSeen) -> LastSeen) {
@@ -372,81 +380,16 @@ impl SeenDomains {
     }
 }
 
-impl From<PastEvent> for LastSeen {
-    fn from(event: PastEvent) -> Self {
-        match event {
-            PastEvent::Ended(when) => Self::Ended(when),
-            PastEvent::MovedAway(when) => Self::MovedAway(when),
-            PastEvent::Saved(when) => Self::Saved(when),
-        }
-    }
-}
-
-impl LastSeen {
-    /// An instance that was started here.
-    const RUNS: Self = Self::Ran { came_in: None, handed_over: None };
-
-    /// Returns what an event makes of this; none for an event that says nothing about instances.
-    fn after(self, event: &LifecycleEvent) -> Option<Self> {
-        Some(match event.kind {
-            LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return None,
-            LifecycleKind::Started if event.detail == STARTED_MIGRATED => Self::CameIn(now()),
-            LifecycleKind::Resumed => self.resumed(),
-            LifecycleKind::Started => Self::RUNS,
-            LifecycleKind::PmSuspended | LifecycleKind::Crashed => self.ran(),
-            LifecycleKind::Stopped => self.stopped(event.detail),
-            LifecycleKind::Suspended if SUSPENDED_BY_MIGRATION.contains(&event.detail) => self.handed_over(),
-            // A definition was changed, or the instance is paused or shuts down: it is what it was.
-            LifecycleKind::Defined | LifecycleKind::Suspended | LifecycleKind::Shutdown => self,
-            LifecycleKind::Other(_) => Self::Known,
-        })
-    }
-
-    /// The one that came in runs here now; or the one that was to go stays.
-    fn resumed(self) -> Self {
-        match self {
-            Self::CameIn(_) | Self::Ran { came_in: Some(_), handed_over: Some(_) } => {
-                Self::Ran { came_in: Some(now()), handed_over: None }
-            }
-            Self::Ran { came_in, .. } => Self::Ran { came_in, handed_over: None },
-            Self::Known | Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_) => Self::RUNS,
-        }
-    }
-
-    fn handed_over(self) -> Self {
-        match self {
-            Self::Ran { came_in, handed_over: None } => Self::Ran { came_in, handed_over: Some(now()) },
-            _ => self,
-        }
-    }
-
-    fn ran(self) -> Self {
-        if matches!(self, Self::CameIn(_) | Self::Ran { .. }) { self } else { Self::RUNS }
-    }
-
-    fn stopped(self, detail: i32) -> Self {
-        // VIR_DOMAIN_EVENT_STOPPED_*: SHUTDOWN 0, DESTROYED 1, CRASHED 2, MIGRATED 3, SAVED 4, FAILED 5,
-        // FROM_SNAPSHOT 6. The end of an instance that only came in says nothing of the machine: it runs on
-        // where it came from. A failed one may never have run.
-        match (detail, self) {
-            // The other half has the machine, or may have it: it has not run here since, and may have ended
-            // there before this event.
-            (0..=STOPPED_MIGRATED, Self::Ran { handed_over: Some(since), .. }) => Self::MovedAway(since),
-            (STOPPED_MIGRATED, _) => Self::MovedAway(now()),
-            (0..=2, Self::Ran { .. }) => Self::Ended(now()),
-            // The event of an end that is known already.
-            (0..=2, Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_)) => self,
-            _ => Self::Known,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn uuid() -> Uuid {
         "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap()
+    }
+
+    fn event(kind: LifecycleKind, detail: i32) -> LifecycleEvent {
+        LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail }
     }
 
     fn seen_after(events: &[(LifecycleKind, i32)]) -> SeenDomains {
@@ -479,17 +422,19 @@ mod tests {
     fn only_an_instance_that_ran_here_ends_here() {
         use LifecycleKind::{Defined, Resumed, Started, Stopped, Suspended};
         let has_ended = |events: &[(LifecycleKind, i32)]| seen_after(events).end_age(uuid()).is_some();
-        for end in 0..=2 {
+        // 5: its QEMU was killed. 6: a snapshot of when it was off.
+        for end in [0, 1, 2, 5, 6] {
             assert!(has_ended(&[(Started, 0), (Stopped, end)]));
             assert!(has_ended(&[(Started, 1), (Resumed, 1), (Stopped, end)]), "it came and ran");
             assert!(has_ended(&[(Started, 0), (Suspended, 1), (Resumed, 1), (Stopped, end)]), "it stayed");
             // An incoming instance that goes away again, because the migration was aborted or failed.
             assert!(!has_ended(&[(Started, 1), (Stopped, end)]));
-            assert!(!has_ended(&[(Started, 1), (Suspended, 0), (Stopped, end)]));
+            assert!(!has_ended(&[(Started, 1), (Defined, 0), (Stopped, end)]));
+            assert!(has_ended(&[(Started, 1), (Suspended, 0), (Stopped, end)]), "it was paused when it came");
             assert!(!has_ended(&[(Stopped, end)]), "nothing is known of what ended");
             assert!(!has_ended(&[(Started, 0), (Stopped, end), (Started, 1), (Stopped, end)]));
         }
-        for no_end in [3, 4, 5, 6, 7] {
+        for no_end in [3, 4, 7] {
             assert!(!has_ended(&[(Started, 0), (Stopped, no_end)]), "{no_end}");
         }
         assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
@@ -602,7 +547,7 @@ mod tests {
         for detail in SUSPENDED_BY_MIGRATION {
             let paused = [(Started, 0), (Suspended, detail)];
             assert!(seen_after(&paused).half_age(uuid()).is_some());
-            for end in [1, STOPPED_MIGRATED] {
+            for end in [1, STOPPED_MIGRATED, STOPPED_SAVED, 5] {
                 let mut seen = seen_after(&paused);
                 let half_since = seen.half_age(uuid()).unwrap();
                 seen.record_event(&LifecycleEvent {
@@ -615,8 +560,10 @@ mod tests {
                 assert!(seen.end_age(uuid()).is_none() && seen.move_age(uuid()) >= Some(half_since));
             }
             let stayed = [&paused[..], &[(Resumed, 1)]].concat();
+            assert_eq!(seen_after(&stayed).half_age(uuid()), None);
+            // The target may run it too, and be told to end it in a moment.
             assert!(
-                seen_after(&stayed).half_age(uuid()).is_none() && seen_after(&stayed).has_settled(uuid())
+                !seen_after(&stayed).has_settled(uuid()) && seen_after(&stayed).settles_in(uuid()).is_some()
             );
             assert!(seen_after(&[&stayed[..], &[(Stopped, 1)]].concat()).end_age(uuid()).is_some());
         }
@@ -624,7 +571,6 @@ mod tests {
         assert!(seen_after(&[(Started, 1)]).half_age(uuid()).is_some());
         // Found at the start: it may be either half.
         let record = DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::Migrating };
-        let event = |kind, detail| LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail };
         let mut seen = SeenDomains::default();
         seen.record_listed(&record);
         assert!(seen.had_instance(uuid()) && seen.half_age(uuid()).is_some());
@@ -635,10 +581,57 @@ mod tests {
         assert!(seen.move_age(uuid()).is_some());
     }
 
+    /// Such a machine is at another place, whatever becomes of what came in or stands still here.
+    #[test]
+    fn a_move_outlives_what_is_no_machine() {
+        use LifecycleKind::{Defined, Started, Stopped, Suspended};
+        let away = [(Started, 0), (Stopped, STOPPED_MIGRATED)];
+        let comes = [(Started, STARTED_MIGRATED)];
+        let half = [(Started, 0), (Suspended, SUSPENDED_BY_MIGRATION[0])];
+        for before in [&[&away[..], &comes].concat()[..], &half] {
+            for end in [1, 5] {
+                let mut seen = seen_after(before);
+                seen.record_event(&event(Stopped, end));
+                assert!(seen.move_age(uuid()).is_some(), "{before:?} {end}");
+            }
+            // libvirtd and what was here are gone at once, and so may be the daemon.
+            let dir = tempfile::tempdir().unwrap();
+            let past = PastEvents::open(dir.path(), "boot").unwrap();
+            let mut seen = SeenDomains::on_disk(Some(past.clone()), "test:///default");
+            seen.recall();
+            before.iter().for_each(|(kind, detail)| seen.record_event(&event(*kind, *detail)));
+            past.finish();
+            let off = DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::ShutOff };
+            let past = PastEvents::open(dir.path(), "boot").unwrap();
+            let mut next = SeenDomains::on_disk(Some(past), "test:///default");
+            next.recall();
+            seen.begin_gap();
+            seen.end_gap();
+            for mut seen in [seen, next] {
+                seen.record_listed(&off);
+                assert!(seen.move_age(uuid()).is_some(), "{before:?}");
+                seen.record_event(&event(Defined, 0));
+                assert!(seen.move_age(uuid()).is_some(), "{before:?}");
+            }
+        }
+    }
+
+    /// libvirt keeps the last reason only: a pause hides the migration before it.
+    #[test]
+    fn what_may_have_come_in_counts_anew() {
+        for (state, is_settled) in
+            [(State::Running, true), (State::MayHaveComeIn, false), (State::Paused, false)]
+        {
+            let mut seen = SeenDomains::default();
+            seen.record_listed(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state });
+            seen.record_event(&event(LifecycleKind::Resumed, 0));
+            assert_eq!(seen.has_settled(uuid()), is_settled, "{state:?}");
+        }
+    }
+
     #[test]
     fn what_was_saved_to_a_file_may_be_anywhere() {
         use LifecycleKind::{Defined, Started, Stopped};
-        let event = |kind, detail| LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail };
         let saved = || {
             let mut seen = SeenDomains::on_disk(None, "test:///default");
             for (kind, detail) in [(Started, 0), (Stopped, STOPPED_SAVED), (Defined, 0)] {
@@ -655,9 +648,10 @@ mod tests {
         assert!(seen.save_age(uuid()).is_some());
         seen.record_event(&event(Started, 0));
         assert!(seen.save_age(uuid()).is_none());
+        // The machine is here, in a file that goes with its definition.
         let mut seen = saved();
         seen.record_managed_save(uuid());
-        assert!(seen.save_age(uuid()).is_none());
+        assert!(seen.save_age(uuid()).is_none() && seen.end_age(uuid()).is_some());
         // All nodes of a corosync cluster are asked.
         assert!(seen_after(&[(Started, 0), (Stopped, STOPPED_SAVED)]).save_age(uuid()).is_none());
     }

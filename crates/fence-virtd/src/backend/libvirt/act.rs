@@ -98,7 +98,8 @@ pub(super) fn sight(
 ) -> Result<(DomainReading, Sight), Error> {
     let began = since_boot();
     let reading = look(connection, uuid)?;
-    if reading.is_on() {
+    // One that comes in, or just starts, may fail: its events tell what became of it.
+    if matches!(reading, DomainReading::On { state, .. } if state != State::Migrating) {
         memory.record_instance(uuid, began);
     }
     Ok((reading, reading.sight(uuid, memory)))
@@ -462,8 +463,8 @@ impl PowerOffRun<'_> {
     }
 
     fn ended_while_moving(&mut self) -> PowerOffHere {
-        if self.progress.had_job && !self.progress.is_handed_over {
-            // The events tell whether it stood still for a migration when it was ended.
+        if !self.progress.is_handed_over {
+            // The events tell whether it stood still for a migration when it was ended, or was the machine.
             let (until, mut pause) = (Instant::now() + EVENT_LAG, PollPause::new());
             let has_left = || self.memory.move_age(self.order.uuid).is_some();
             while !has_left() && self.memory.end_age(self.order.uuid).is_none() && Instant::now() < until {

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Last thing that was seen of a domain at one hypervisor, and what each event, list and gap makes of it.
+//!
+//! Owns the one transition function. The rules behind it: only an instance that ran here can end here; one
+//! that is half of a migration never ends here, whatever ends it; and that the machine is at another place
+//! is forgotten by nothing but an instance that runs here. Pure; moments are parameters.
+
+use super::recall::{BootMoment, PastEvent};
+
+/// Last thing that was seen of a domain at a place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LastSeen {
+    /// Known, and nothing was seen of an instance.
+    Known,
+    /// An instance came in by a migration, and is not the machine yet: the migration is not over.
+    CameIn {
+        /// Moment when it came. The machine was at another place then.
+        since: BootMoment,
+        /// True if the machine had gone from here before: it is at another place if this instance fails.
+        was_away: bool,
+    },
+    /// An instance is here, and is the machine.
+    Ran {
+        /// Moment since which it is the machine, if a migration has brought it, or was given up here, or may
+        /// have been: the other side of that migration may run on for a while.
+        unsettled: Option<BootMoment>,
+    },
+    /// An instance stands still here for a migration, since this moment at the latest: another place has the
+    /// machine, or may get it.
+    Half(BootMoment),
+    /// The instance that ran here ended for good, at this moment.
+    Ended(BootMoment),
+    /// The machine is at another place, since this moment at the latest.
+    MovedAway(BootMoment),
+    /// The machine was saved to a file at this moment at the latest, and not by a managed save as far as is
+    /// known. It can be restored anywhere.
+    Saved(BootMoment),
+}
+
+/// Event of an instance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InstanceEvent {
+    /// Started here: booted, restored, or from a snapshot.
+    Started,
+    /// A migration brings one here, which waits for its memory.
+    CameIn,
+    /// Runs from now on.
+    Resumed,
+    /// Paused, and not by a migration. Of one that came in: the migration is over, and the machine was paused
+    /// before it.
+    Paused,
+    /// Paused by a migration, which hands the machine over.
+    HandedOver,
+    /// Something happened to one that is here.
+    Noticed,
+    /// Gone from here.
+    Stopped(StopCause),
+    /// An event that is not known.
+    Unclear,
+}
+
+/// Cause for which an instance is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopCause {
+    /// Shut down, destroyed, or crashed.
+    Ended,
+    /// End of its process: it was killed or has crashed, or what it came in by was given up.
+    Failed,
+    /// A snapshot takes its place.
+    Reverted,
+    /// The migration to another place is over.
+    Migrated,
+    /// Save of its memory to a file.
+    Saved,
+    /// A cause that is not known.
+    Unclear,
+}
+
+/// Entry of a domain in the list of a hypervisor that is watched from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListedState {
+    /// No instance.
+    NoInstance,
+    /// No instance, because the machine migrated away.
+    MovedAway,
+    /// An instance that a migration has.
+    Migrating,
+    /// An instance, which a migration may have brought.
+    Unsettled,
+    /// An instance that was started here, and was in no migration.
+    Settled,
+}
+
+impl LastSeen {
+    /// An instance that was started here.
+    pub const RUNS: Self = Self::Ran { unsettled: None };
+
+    /// Returns what an event makes of this.
+    #[must_use]
+    pub fn after(self, event: InstanceEvent, now: BootMoment) -> Self {
+        let arrived = Self::Ran { unsettled: Some(now) };
+        match (event, self) {
+            (InstanceEvent::Started, _) => Self::RUNS,
+            (InstanceEvent::CameIn, _) => Self::CameIn { since: now, was_away: self.is_away() },
+            (InstanceEvent::Resumed | InstanceEvent::Noticed, Self::Ran { .. })
+            | (InstanceEvent::Noticed, Self::CameIn { .. } | Self::Half(_)) => self,
+            // The one that came in runs here now, or the one that was to go stays. The other side may not
+            // know that.
+            (InstanceEvent::Resumed | InstanceEvent::Noticed, _) => arrived,
+            (InstanceEvent::Paused, Self::CameIn { .. }) => arrived,
+            (InstanceEvent::Paused, _) => self,
+            (InstanceEvent::HandedOver, Self::CameIn { .. } | Self::Half(_)) => self,
+            (InstanceEvent::HandedOver, _) => Self::Half(now),
+            (InstanceEvent::Stopped(cause), _) => self.stopped(cause, now),
+            (InstanceEvent::Unclear, _) => self.over_gap(),
+        }
+    }
+
+    fn stopped(self, cause: StopCause, now: BootMoment) -> Self {
+        match (cause, self) {
+            // The other half has the machine, or may have it: it has not run here since, and may have ended
+            // there before this event.
+            (_, Self::Half(since)) => Self::MovedAway(since),
+            (StopCause::Migrated, _) => Self::MovedAway(now),
+            (StopCause::Saved, _) => Self::Saved(now),
+            // The machine is where it came from, and was when this instance came.
+            (_, Self::CameIn { .. }) => self.without_instance(),
+            (StopCause::Ended | StopCause::Failed | StopCause::Reverted, Self::Ran { .. }) => {
+                Self::Ended(now)
+            }
+            // The event of an end that is known already, or of a start that failed.
+            (_, Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_)) => self,
+            (_, Self::Known | Self::Ran { .. }) => Self::Known,
+        }
+    }
+
+    /// Returns what is left after a gap in the events: nothing that speaks for "off".
+    #[must_use]
+    pub fn over_gap(self) -> Self {
+        match self.without_instance() {
+            Self::Ended(_) => Self::Known,
+            left => left,
+        }
+    }
+
+    /// Returns what is left at the end of a gap in which a machine may have come back and moved again.
+    #[must_use]
+    pub fn over_long_gap(self, now: BootMoment) -> Self {
+        match self {
+            Self::MovedAway(_) => Self::MovedAway(now),
+            Self::Saved(_) => Self::Saved(now),
+            // What an event said since.
+            left => left,
+        }
+    }
+
+    /// Returns what a list makes of this that was read when events were watched already.
+    #[must_use]
+    pub fn listed(self, state: ListedState, now: BootMoment) -> Self {
+        match (state, self) {
+            // A libvirtd that was started anew does not know a move any more, and never knew of an end.
+            (ListedState::NoInstance, _) | (ListedState::MovedAway, Self::MovedAway(_)) => {
+                self.without_instance()
+            }
+            (ListedState::MovedAway, _) => Self::MovedAway(now),
+            (ListedState::Migrating, Self::CameIn { .. } | Self::Half(_)) => self,
+            // Either half.
+            (ListedState::Migrating, _) => Self::Half(now),
+            (ListedState::Unsettled, _) => Self::Ran { unsettled: Some(now) },
+            (ListedState::Settled, _) => Self::RUNS,
+        }
+    }
+
+    /// Returns this beside what an earlier daemon has seen: what this one has seen says more.
+    #[must_use]
+    pub fn recalled(self, past: PastEvent) -> Self {
+        match self {
+            Self::Known => past.into(),
+            Self::CameIn { since, .. } if Self::from(past).is_away() => {
+                Self::CameIn { since, was_away: true }
+            }
+            _ => self,
+        }
+    }
+
+    /// Returns what the next daemon has to know, if this one does not live to see what follows.
+    #[must_use]
+    pub fn kept(self) -> Option<PastEvent> {
+        match self.without_instance() {
+            Self::Ended(when) => Some(PastEvent::Ended(when)),
+            Self::MovedAway(when) => Some(PastEvent::MovedAway(when)),
+            Self::Saved(when) => Some(PastEvent::Saved(when)),
+            Self::Known | Self::CameIn { .. } | Self::Ran { .. } | Self::Half(_) => None,
+        }
+    }
+
+    /// Returns this after a look that showed that a save was a managed one. Its file belongs to the
+    /// definition: the machine is nowhere else.
+    #[must_use]
+    pub fn saved_here(self) -> Self {
+        match self {
+            Self::Saved(when) => Self::Ended(when),
+            _ => self,
+        }
+    }
+
+    /// Returns what is left of this where no instance is here, and nobody saw how it went.
+    fn without_instance(self) -> Self {
+        match self {
+            Self::CameIn { since, was_away: true } | Self::Half(since) => Self::MovedAway(since),
+            Self::CameIn { .. } | Self::Ran { .. } => Self::Known,
+            Self::Known | Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_) => self,
+        }
+    }
+
+    /// Returns whether the machine is, or may be, at another place, if no instance is here.
+    fn is_away(self) -> bool {
+        matches!(self.without_instance(), Self::MovedAway(_) | Self::Saved(_))
+    }
+}
+
+impl From<PastEvent> for LastSeen {
+    fn from(event: PastEvent) -> Self {
+        match event {
+            PastEvent::Ended(when) => Self::Ended(when),
+            PastEvent::MovedAway(when) => Self::MovedAway(when),
+            PastEvent::Saved(when) => Self::Saved(when),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Memory of hosts against true courses of a machine: it starts, pauses, moves, is saved, crashes, and
+//! hosts lose their libvirtd and all that runs there.
+
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::evidence::recall::WatchGap;
+use crate::evidence::{DomainSite, Finding, ProvedOff, Sight};
+
+/// Hosts that are asked, and all hosts: the last is one that nobody asks.
+const ASKED: usize = 2;
+const ALL: usize = 3;
+/// Time after which the one who migrates has decided, in seconds.
+const SETTLE: i64 = 120;
+
+/// Instance at a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TrueInstance {
+    /// Machine itself.
+    Whole { is_paused: bool, is_settled: bool },
+    /// Instance that waits for its memory.
+    Incoming,
+    /// Instance that stands still; its other half is the machine, or was.
+    Half,
+}
+
+/// Step of a course. What can't happen at its time does nothing.
+#[derive(Clone, Copy, Debug)]
+enum CourseStep {
+    Start(usize),
+    Pause,
+    Unpause,
+    Migrate {
+        to: usize,
+    },
+    Abort,
+    /// The target has the machine, and the source has not heard of it.
+    Switch,
+    Confirm,
+    /// The source is told to go on, though the target has the machine.
+    GoOn,
+    Destroy(usize),
+    Kill(usize),
+    ManagedSave,
+    SaveToFile,
+    Restore(usize),
+    /// libvirtd is started anew, or the daemon; a longer time or not; all instances die with it or none.
+    Gap {
+        host: usize,
+        is_long: bool,
+        all_die: bool,
+        by_daemon: bool,
+    },
+}
+
+#[derive(Default)]
+struct TrueWorld {
+    now: i64,
+    instances: [Option<TrueInstance>; ALL],
+    seen: [Option<LastSeen>; ASKED],
+    /// Source and target of the migration that is under way or not confirmed, and when the target got it.
+    migration: Option<(usize, usize, Option<i64>)>,
+    /// Host that had the machine last.
+    last: usize,
+    is_in_file: bool,
+    /// Moment until which a machine may run twice.
+    twice_until: i64,
+    /// Something happened after which an end may be unknown for good.
+    is_clouded: bool,
+}
+
+impl TrueWorld {
+    fn moment(&self) -> BootMoment {
+        BootMoment::from_nanos(self.now * 1_000_000_000)
+    }
+
+    fn tell(&mut self, host: usize, event: InstanceEvent) {
+        let now = self.moment();
+        if let Some(seen) = self.seen.get_mut(host) {
+            *seen = Some(seen.unwrap_or(LastSeen::Known).after(event, now));
+        }
+    }
+
+    fn is_machine(&self, host: usize) -> bool {
+        matches!(self.instances[host], Some(TrueInstance::Whole { .. }))
+    }
+
+    fn machine(&self) -> Option<usize> {
+        (0..ALL).find(|host| self.is_machine(*host))
+    }
+
+    fn is_nowhere(&self) -> bool {
+        self.instances.iter().all(Option::is_none) && self.migration.is_none()
+    }
+
+    fn step(&mut self, step: CourseStep) {
+        match step {
+            // At the host that nobody asks only where the machine is by what the others know.
+            CourseStep::Start(host) if self.is_nowhere() && (host < ASKED || self.last == host) => {
+                (self.is_in_file, self.last) = (false, host);
+                self.starts(host);
+            }
+            CourseStep::Restore(host) if self.is_nowhere() && self.is_in_file => {
+                (self.is_in_file, self.last) = (false, host);
+                self.starts(host);
+            }
+            CourseStep::Pause | CourseStep::Unpause if self.migration.is_none() => {
+                let is_paused = matches!(step, CourseStep::Pause);
+                for host in 0..ALL {
+                    if let Some(TrueInstance::Whole { is_paused: paused, .. }) = &mut self.instances[host]
+                        && *paused != is_paused
+                    {
+                        *paused = is_paused;
+                        let event = if is_paused { InstanceEvent::Paused } else { InstanceEvent::Resumed };
+                        self.tell(host, event);
+                    }
+                }
+            }
+            CourseStep::Destroy(host) => self.ends(host, StopCause::Ended),
+            CourseStep::Kill(host) => self.ends(host, StopCause::Failed),
+            CourseStep::ManagedSave | CourseStep::SaveToFile => {
+                let runs_once = (0..ALL).filter(|it| self.is_machine(*it)).count() == 1;
+                if let (Some(host), None, true) = (self.machine(), self.migration, runs_once) {
+                    self.ends(host, StopCause::Saved);
+                    if matches!(step, CourseStep::SaveToFile) {
+                        (self.is_in_file, self.is_clouded) = (true, true);
+                    } else if let Some(Some(seen)) = self.seen.get_mut(host) {
+                        *seen = seen.saved_here();
+                    }
+                }
+            }
+            CourseStep::Gap { host, is_long, all_die, by_daemon } if host < ASKED => {
+                self.gap(host, is_long, all_die, by_daemon);
+            }
+            _ => self.migrate(step),
+        }
+    }
+
+    fn starts(&mut self, host: usize) {
+        self.is_clouded |= host >= ASKED;
+        self.instances[host] = Some(TrueInstance::Whole { is_paused: false, is_settled: true });
+        self.tell(host, InstanceEvent::Resumed);
+        self.tell(host, InstanceEvent::Started);
+    }
+
+    fn migrate(&mut self, step: CourseStep) {
+        match (step, self.migration) {
+            (CourseStep::Migrate { to }, None) => {
+                let Some(from) = self.machine().filter(|_| self.instances[to].is_none()) else { return };
+                self.migration = Some((from, to, None));
+                self.instances[to] = Some(TrueInstance::Incoming);
+                self.is_clouded |= from >= ASKED || to >= ASKED;
+                self.tell(to, InstanceEvent::CameIn);
+            }
+            (CourseStep::Abort, Some((_, to, None))) => self.ends(to, StopCause::Failed),
+            (CourseStep::Switch, Some((from, to, None))) => {
+                let Some(TrueInstance::Whole { is_paused, .. }) = self.instances[from] else { return };
+                self.instances[to] = Some(TrueInstance::Whole { is_paused, is_settled: false });
+                self.instances[from] = Some(TrueInstance::Half);
+                (self.migration, self.last) = (Some((from, to, Some(self.now))), to);
+                if is_paused {
+                    self.tell(to, InstanceEvent::Paused);
+                    // It looks as if it had never left: docs/truth.md knows that as a fault.
+                    self.ends(from, StopCause::Migrated);
+                } else {
+                    self.tell(from, InstanceEvent::HandedOver);
+                    self.tell(to, InstanceEvent::Resumed);
+                }
+            }
+            (CourseStep::Confirm, Some((from, _, Some(_)))) => self.ends(from, StopCause::Migrated),
+            (CourseStep::GoOn, Some((from, to, Some(since))))
+                if from < ASKED && to < ASKED && self.now - since < SETTLE =>
+            {
+                self.instances[from] = Some(TrueInstance::Whole { is_paused: false, is_settled: false });
+                (self.migration, self.twice_until) = (None, since + SETTLE);
+                self.is_clouded = true;
+                self.tell(from, InstanceEvent::Resumed);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends what is at a host, and the migration that has it.
+    fn ends(&mut self, host: usize, cause: StopCause) {
+        if self.instances[host].take().is_none() {
+            return;
+        }
+        self.tell(host, InstanceEvent::Stopped(cause));
+        match self.migration {
+            Some((from, to, None)) if from == host => {
+                self.migration = None;
+                self.ends(to, StopCause::Failed);
+            }
+            Some((_, to, None)) if to == host => self.migration = None,
+            Some((from, _, Some(_))) if from == host => self.migration = None,
+            _ => {}
+        }
+    }
+
+    fn gap(&mut self, host: usize, is_long: bool, all_die: bool, by_daemon: bool) {
+        // One that waits for its memory does not outlive its libvirtd.
+        if !by_daemon && matches!(self.migration, Some((from, to, None)) if from == host || to == host) {
+            self.step(CourseStep::Abort);
+        }
+        self.is_clouded = true;
+        let last_watch = self.moment();
+        let before = self.seen[host].unwrap_or(LastSeen::Known);
+        if all_die {
+            // Nobody hears of that here.
+            let heard = self.seen[host];
+            self.ends(host, StopCause::Failed);
+            self.seen[host] = heard;
+        }
+        self.now += if is_long { 60 } else { 1 };
+        let watched_again = self.moment();
+        let left = if by_daemon {
+            let gap = WatchGap { last_watch: Some(last_watch), is_new_boot: false, watched_again };
+            let past = before.kept().and_then(|it| gap.recall(it));
+            past.map_or(LastSeen::Known, |it| LastSeen::Known.recalled(it))
+        } else if is_long {
+            before.over_gap().over_long_gap(watched_again)
+        } else {
+            before.over_gap()
+        };
+        let listed = match self.instances[host] {
+            None => ListedState::NoInstance,
+            Some(TrueInstance::Incoming | TrueInstance::Half) => ListedState::Migrating,
+            Some(TrueInstance::Whole { is_settled: true, is_paused: false }) => ListedState::Settled,
+            Some(TrueInstance::Whole { .. }) => ListedState::Unsettled,
+        };
+        self.seen[host] = Some(left.listed(listed, watched_again));
+    }
+
+    fn judge(&self) -> Result<ProvedOff, crate::evidence::Doubt> {
+        let start = Instant::now();
+        let began = start + Duration::from_secs(10);
+        let look = |host: usize| {
+            let age = |it: BootMoment| self.moment().since(it);
+            let sight = match (self.instances[host], self.seen[host]) {
+                (Some(TrueInstance::Whole { .. }), _) => Sight::On,
+                (Some(_), _) => Sight::Moving,
+                (None, Some(LastSeen::MovedAway(when) | LastSeen::Saved(when))) => {
+                    Sight::MovedAway(age(when))
+                }
+                (None, Some(LastSeen::Ended(when))) => Sight::Ended(Some(age(when))),
+                (None, _) => Sight::Off,
+            };
+            Finding { place: DomainSite::Hypervisor(host.to_string()), sight, began, ended: began }
+        };
+        let round: Vec<Finding> = (0..ASKED).map(look).collect();
+        ProvedOff::from_rounds(start, &[round.clone(), round])
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let judged = self.judge();
+        if let Ok(_proof) = &judged {
+            prop_assert!(self.machine().is_none(), "untrue off: {:?} {:?}", self.instances, self.seen);
+            prop_assert!(!self.is_in_file, "it can be restored anywhere: {:?}", self.seen);
+        }
+        // All hosts are well, and nothing happened where nobody looks.
+        if self.is_nowhere() && !self.is_clouded {
+            prop_assert!(judged.is_ok(), "never off: {judged:?} {:?}", self.seen);
+        }
+        for host in 0..ASKED {
+            let Some(LastSeen::Ran { unsettled }) = self.seen[host] else { continue };
+            let is_settled = unsettled.is_none_or(|it| self.moment().since(it).as_secs() >= 120);
+            let handed_over =
+                matches!(self.migration, Some((_, _, Some(since))) if self.now - since < SETTLE);
+            let other = (0..ALL).any(|it| it != host && self.is_machine(it));
+            let may_be_two = self.is_machine(host)
+                && (handed_over && self.last == host || other && self.now < self.twice_until);
+            prop_assert!(!(is_settled && may_be_two), "its end would count alone: {:?}", self.seen);
+        }
+        Ok(())
+    }
+}
+
+fn steps() -> impl Strategy<Value = (CourseStep, i64)> {
+    let host = || 0..ALL;
+    let gap = (0..ASKED, any::<bool>(), any::<bool>(), any::<bool>());
+    let step = prop_oneof![
+        3 => host().prop_map(CourseStep::Start),
+        1 => Just(CourseStep::Pause),
+        1 => Just(CourseStep::Unpause),
+        6 => host().prop_map(|to| CourseStep::Migrate { to }),
+        1 => Just(CourseStep::Abort),
+        5 => Just(CourseStep::Switch),
+        4 => Just(CourseStep::Confirm),
+        1 => Just(CourseStep::GoOn),
+        1 => host().prop_map(CourseStep::Destroy),
+        1 => host().prop_map(CourseStep::Kill),
+        1 => Just(CourseStep::ManagedSave),
+        1 => Just(CourseStep::SaveToFile),
+        1 => host().prop_map(CourseStep::Restore),
+        2 => gap.prop_map(|(host, is_long, all_die, by_daemon)| CourseStep::Gap {
+            host, is_long, all_die, by_daemon
+        }),
+    ];
+    (step, prop_oneof![4 => 1_i64..20, 1 => 100_i64..200])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    /// Nobody says "off" while it runs, and off is said in the end where nothing is hidden.
+    #[test]
+    fn what_is_remembered_is_true(steps in vec(steps(), 1..24)) {
+        let mut world = TrueWorld::default();
+        for (step, pause) in steps {
+            world.now += pause;
+            world.step(step);
+            world.now += 1;
+            world.check()?;
+        }
+    }
+}
