@@ -58,6 +58,14 @@ pub struct KnownHost {
     pub last_heard: u64,
 }
 
+impl KnownHost {
+    /// Returns true for a host of ours that was heard, and never answered this one: nobody knows who it is.
+    #[must_use]
+    pub fn says_hello_alone(&self) -> bool {
+        !self.is_proved && matches!(self.kind, HostKind::Ours(_))
+    }
+}
+
 /// Shows name and address: `h2 (10.0.0.2)`.
 impl fmt::Display for KnownHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,6 +175,11 @@ impl KnownHosts {
     /// Returns the hosts that a later run must know: all but those that only said hello.
     pub fn remembered(&self) -> impl Iterator<Item = &KnownHost> {
         self.hosts.values().filter(|it| !self.announced.contains_key(&it.id))
+    }
+
+    /// Returns the hosts that only said hello.
+    pub fn announced_only(&self) -> impl Iterator<Item = &KnownHost> {
+        self.hosts.values().filter(|it| self.announced.contains_key(&it.id))
     }
 
     /// Returns why a host may be missing now: for good, or since more hosts said hello than there is room

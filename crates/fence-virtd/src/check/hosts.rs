@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use fence_config::{BackendKind, Config, MulticastListener, Peers};
 use fence_core::domain::DomainId;
-use fence_core::hosts::{HostKind, KnownHosts};
+use fence_core::hosts::{HostKind, KnownHost, KnownHosts};
 use fence_core::listing::{HostDomain, HostReply};
 use fence_net::Interface;
 use fence_wire::{DEFAULT_PORT, escaped};
@@ -25,6 +25,7 @@ use crate::peers::PeerSettings;
 use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, SilenceClue};
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
+use crate::peers::{HELLO_KEPT, leave_peers};
 
 const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
@@ -43,7 +44,7 @@ pub(super) struct CheckedDomain {
 
 /// Asks the other hosts, and compares what they have with the domains of this host.
 pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) -> Vec<Finding> {
-    let known = state.map(|it| HostStore::at(it).read()).unwrap_or_default();
+    let known = state.map(|it| HostStore::at(it).read_with_announced()).unwrap_or_default();
     let mut places = DomainPlaces::default();
     own.iter().for_each(|it| places.add(it.uuid, &it.name, &it.uri, it.is_on));
     let mut found = Vec::new();
@@ -220,7 +221,8 @@ fn of_host(
             Finding::failed(CHECK, &host.name, format!("{text}; {}", last_heard(known, host)), next)
         }
         ProbeResult::Silent(clue) => {
-            let (why, next) = silence(config, host, clue, list.is_some());
+            let says_hello = of_probed(known, host).is_some_and(KnownHost::says_hello_alone);
+            let (why, next) = silence(config, host, clue, (list.is_some(), says_hello));
             Finding::failed(
                 CHECK,
                 &host.name,
@@ -232,15 +234,26 @@ fn of_host(
 }
 
 fn last_heard(known: &KnownHosts, host: &ProbedHost) -> String {
-    let last = known.all().find(|it| escaped(&it.to_string()).to_string() == host.name);
+    let last = of_probed(known, host);
     last.map_or("never heard before".to_owned(), |it| format!("last heard {}", ago(it.last_heard)))
 }
 
+/// Returns what is known of a host from before. One of `peers` that never answered may have said hello.
+fn of_probed<'k>(known: &'k KnownHosts, host: &ProbedHost) -> Option<&'k KnownHost> {
+    let is_named = |it: &&KnownHost| escaped(&it.to_string()).to_string() == host.name;
+    let is_there = |it: &&KnownHost| host.addresses.iter().any(|at| it.addresses.contains(at));
+    known.all().find(is_named).or_else(|| known.all().find(is_there))
+}
+
 /// Returns the cause of a silence, and the next step.
-fn silence(config: &Config, host: &ProbedHost, clue: &SilenceClue, has_list: bool) -> (String, String) {
+fn silence(
+    config: &Config,
+    host: &ProbedHost,
+    clue: &SilenceClue,
+    (has_list, says_hello): (bool, bool),
+) -> (String, String) {
     let port = config.daemon.peer_port;
     let address = host.addresses.first().map_or_else(|| host.name.clone(), ToString::to_string);
-    let is_listed = matches!(config.daemon.peers, Peers::Listed(_));
     let key = config.daemon.peer_key_file.as_deref().map_or_else(
         || {
             "the key file of its listener must be the one of this host; or set peer_key_file on all"
@@ -248,10 +261,10 @@ fn silence(config: &Config, host: &ProbedHost, clue: &SilenceClue, has_list: boo
         },
         |it| format!("copy {} to it, and name it there as peer_key_file", fence_cli::shown(it)),
     );
-    let gone = if is_listed {
-        "Else power the host off; only if it is off for good: take it out of `peers` and reload".to_owned()
-    } else {
-        format!("Else power the host off; only if it is off for good: fence_virtd --forget {address}")
+    let gone = gone(config, &address);
+    let (is_listed, way) = match config.daemon.peers {
+        Peers::Listed(_) => (true, port.to_string()),
+        _ => (false, format!("{} to the group", config.multicast().map_or(DEFAULT_PORT, |it| it.port))),
     };
     match clue {
         SilenceClue::NothingThere => (
@@ -281,6 +294,13 @@ fn silence(config: &Config, host: &ProbedHost, clue: &SilenceClue, has_list: boo
             "it answers hellos and no questions".to_owned(),
             "its log says why; is it overloaded?".to_owned(),
         ),
+        SilenceClue::Nothing if says_hello && !is_listed => (
+            "it says hello, and never answered a message of this host".to_owned(),
+            format!(
+                "does the firewall there let UDP port {way} in from this host? {HELLO_KEPT}. If it is gone \
+                 for good: fence_virtd --forget {address}"
+            ),
+        ),
         SilenceClue::Nothing if has_list => (
             "it answers lists of clients, but no message of hosts".to_owned(),
             format!(
@@ -291,16 +311,25 @@ fn silence(config: &Config, host: &ProbedHost, clue: &SilenceClue, has_list: boo
         SilenceClue::Nothing => (
             "nothing came back".to_owned(),
             format!(
-                "is it up, does fence_virtd run there with the same key for hosts, and does UDP port {} pass \
-                 in both ways? {gone}",
-                if is_listed {
-                    port.to_string()
-                } else {
-                    format!("{} to the group", config.multicast().map_or(DEFAULT_PORT, |it| it.port))
-                }
+                "is it up, does fence_virtd run there with the same key for hosts, and does UDP port {way} \
+                 pass in both ways? {gone}"
             ),
         ),
     }
+}
+
+/// Returns what helps where a host will not answer again. To power it off alone does not.
+fn gone(config: &Config, address: &str) -> String {
+    let off = if config.daemon.peer_down_command.is_some() {
+        "A host that is off is waited for until peer_down_command proves it off"
+    } else {
+        "To power it off does not help without peer_down_command"
+    };
+    let leave = match &config.daemon.peers {
+        Peers::Listed(listed) => leave_peers(listed.len(), address),
+        _ => format!("fence_virtd --forget {address}"),
+    };
+    format!("{off}. Only if it is off for good: {leave}")
 }
 
 /// Asks the group for lists, by the interfaces of the listener.
@@ -505,6 +534,28 @@ mod tests {
         // Guests have the key of lists, and hosts have another one.
         let found = unnamed(&with_key, &heard(2), &[at(3)].into());
         assert_eq!(level(found), Some(FindingLevel::Warning));
+    }
+
+    #[test]
+    fn a_host_that_only_says_hello_is_a_fault_of_its_firewall_and_this_host_is_not_alone() {
+        let hello = HostHello { public: [2; 32], port: 0, domains: 1, name: "h2".to_owned(), run: [0; 8] };
+        let mut table = KnownHosts::default();
+        table.heard(&hello, [10, 0, 0, 2].into(), 7);
+        let text = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } \
+                    listeners { multicast { } } backends { libvirt { } }";
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        let host = ProbedHost {
+            name: "h2 (10.0.0.2)".to_owned(),
+            addresses: vec![[10, 0, 0, 2].into()],
+            result: ProbeResult::Silent(SilenceClue::Nothing),
+        };
+        let said = of_host(&config, &table, &host, None).lines();
+        assert!(
+            said.contains("it says hello, and never answered") && said.contains("UDP port 1229"),
+            "{said}"
+        );
+        let alone = setting(&config, &table, &BTreeMap::new());
+        assert!(!alone.iter().any(|it| it.lines().contains("alone")), "{alone:?}");
     }
 
     #[test]

@@ -41,6 +41,9 @@ const STILL_LOOKING: &str = "other hosts are still being looked for: ask again i
 /// Pause before it is looked again whether the listener is up.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
 
+/// Time for which a host that proved nothing is waited for.
+pub(crate) const HELLO_KEPT: &str = "One that is off is waited for until five minutes after its last hello";
+
 /// Question of this host in the table of open ones, which leaves it with this value.
 struct ListedQuestion<'p> {
     peers: &'p Peers,
@@ -433,17 +436,38 @@ impl Peers {
                  hosts (without it: the same key of the multicast listener), and reload"
             );
         }
-        match self.settings().mode {
-            PeerMode::Listed(_) => format!(
+        let settings = self.settings();
+        let off = if settings.down_command.is_some() {
+            "A host that is off is waited for until peer_down_command proves it off"
+        } else {
+            "To power it off does not help without peer_down_command"
+        };
+        match &settings.mode {
+            PeerMode::Listed(listed) => format!(
                 "host {host} {silence}; its domains may run there. Start fence_virtd there, with this host \
-                 in its `peers`, or power the host off; only if it is off for good: take it out of `peers` \
-                 and reload"
+                 in its `peers`. {off}. Only if it is off for good: {}",
+                leave_peers(listed.len(), &name)
             ),
-            _ => format!(
-                "host {host} {silence}; its domains may run: start fence_virtd there, or power it off. If it \
-                 is gone for good: fence_virtd --forget {name}"
-            ),
+            _ => {
+                let firewall = self.firewall_of_hello(who);
+                let off = if firewall.is_some() { HELLO_KEPT } else { off };
+                format!(
+                    "host {host} {silence}{}; its domains may run: start fence_virtd there. {off}. If it is \
+                     gone for good: fence_virtd --forget {name}",
+                    firewall.unwrap_or_default()
+                )
+            }
         }
+    }
+
+    /// Returns the likely cause where a host says hello, and answered no message of this host ever.
+    fn firewall_of_hello(&self, who: Respondent) -> Option<String> {
+        let Respondent::Host(id) = who else { return None };
+        let is_only_heard = lock(&self.table).host(id).is_some_and(KnownHost::says_hello_alone);
+        let port = lock(&self.group).upgrade().map(|it| it.port)?;
+        is_only_heard.then(|| {
+            format!(", though it says hello: does the firewall there let UDP port {port} in from this host?")
+        })
     }
 
     pub(super) fn shown(&self, who: Respondent) -> String {
@@ -496,6 +520,18 @@ impl ListedQuestion<'_> {
 impl Drop for ListedQuestion<'_> {
     fn drop(&mut self) {
         lock(&self.peers.questions).remove(&self.nonce);
+    }
+}
+
+/// Returns how a host that is off for good is taken out of `peers`, which can't be empty.
+pub(crate) fn leave_peers(listed: usize, host: &str) -> String {
+    if listed > 1 {
+        "take it out of `peers` and reload".to_owned()
+    } else {
+        format!(
+            "it is the only name in `peers`, so set peers = \"none\" and reload, or take the line out, \
+             reload, and call fence_virtd --forget {host}"
+        )
     }
 }
 

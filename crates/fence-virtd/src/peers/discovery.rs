@@ -111,7 +111,8 @@ impl Peers {
                 continue;
             }
             let (store, table) = (store.clone(), lock(&self.table).clone());
-            match tokio::task::spawn_blocking(move || store.write(&table)).await {
+            let write = move || store.write(&table).and_then(|()| store.write_announced(&table));
+            match tokio::task::spawn_blocking(write).await {
                 Ok(Ok(())) => is_written = true,
                 Ok(Err(error)) => self.log_disk(&mut logged, "write down the other hosts", &error),
                 Err(_) => return,
@@ -124,6 +125,9 @@ impl Peers {
     /// since.
     pub(super) fn drop_unproved(&self) {
         let dropped = lock(&self.table).drop_unproved(Instant::now());
+        if !dropped.is_empty() {
+            self.changed.notify_one();
+        }
         for host in dropped {
             warn!(
                 host = %shown_with_key(&host),

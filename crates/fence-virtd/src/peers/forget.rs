@@ -53,7 +53,7 @@ pub(crate) fn run(file: &Path, host: &str) -> Result<String, ForgetError> {
 
 fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetError> {
     let store = HostStore::at(directory);
-    let mut table = store.read();
+    let mut table = store.read_with_announced();
     let before = table.clone();
     let namesakes: Vec<_> = before.namesakes(host).into_iter().map(shown_with_key).collect();
     if !namesakes.is_empty() {
@@ -130,6 +130,25 @@ mod tests {
         // The daemon alone writes its file.
         assert_eq!(store.read().all().count(), 2);
         assert_eq!(store.take_forgotten().unwrap(), ["10.0.0.9"]);
+    }
+
+    /// The daemon waits for it as for any other.
+    #[test]
+    fn a_host_that_only_said_hello_is_forgotten() {
+        let (dir, store) = known();
+        let mut table = store.read();
+        let hello = fence_wire::HostHello {
+            public: [2; 32],
+            port: 0,
+            domains: 1,
+            name: "h2".to_owned(),
+            run: [0; 8],
+        };
+        table.announced(&hello, [10, 0, 0, 2].into(), 7, std::time::Instant::now());
+        store.write_announced(&table).unwrap();
+        let told = forget(dir.path(), "h2", &Peers::Discovered).unwrap();
+        assert!(told.starts_with("forgotten: h2 (10.0.0.2)\n"), "{told}");
+        assert_eq!(store.take_forgotten().unwrap(), ["h2"]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::asking::{HELLO_KEPT, leave_peers};
 pub(crate) use self::links::GroupLink;
 pub(crate) use self::settings::{PeerError, PeerSettings, peer_key_file};
 pub(crate) use self::state::Peers;

@@ -14,7 +14,9 @@
 //! end LINES
 //! ```
 //!
-//! A host that only said hello, and never proved its key pair, is not written.
+//! A host that only said hello, and never proved its key pair, is not written there, and no daemon starts
+//! with one. Such hosts stand in `hosts.hello`, with the same lines, for `--check` and `--forget` alone: the
+//! daemon that runs waits for them.
 //!
 //! Owns the file and `hosts.forget`, in which an administrator's program names hosts for the daemon to
 //! forget. Only the daemon writes `hosts`, as a new file that takes the old one's place, so a crash leaves
@@ -28,6 +30,7 @@ use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fence_cli::shown;
 use fence_core::hosts::{HostKind, KnownHost, KnownHosts, MAX_HOST_ADDRESSES};
@@ -36,10 +39,13 @@ use fence_wire::HostId;
 const FILE: &str = "hosts";
 const NEW: &str = "hosts.new";
 const STALE: &str = "hosts.stale";
+const HELLO: &str = "hosts.hello";
 const FORGET: &str = "hosts.forget";
 const HEADER: &str = "fence_virt hosts 1";
 /// Bytes of the file at most: 64 hosts with long names and addresses are far below.
 const MAX_FILE: u64 = 256 * 1024;
+/// Time after which `hosts.hello` is of a daemon that does not run: it is written every minute.
+const HELLO_KEPT: Duration = Duration::from_secs(180);
 /// Names that wait in `hosts.forget` at most.
 const MAX_FORGET: u64 = 16 * 1024;
 
@@ -86,6 +92,44 @@ impl HostStore {
             Err(error) => table.note_missing(damaged(&error)),
         }
         table
+    }
+
+    /// Reads the hosts of earlier runs, and those that only said hello to a daemon that runs, which waits for
+    /// them too. For programs beside the daemon.
+    pub(crate) fn read_with_announced(&self) -> KnownHosts {
+        let (mut table, mut announced) = (self.read(), KnownHosts::default());
+        let path = self.directory.join(HELLO);
+        let is_new = fs::metadata(&path).and_then(|it| it.modified()).is_ok_and(|at| {
+            // A clock that was set back makes it no older.
+            at.elapsed().map_or(true, |it| it < HELLO_KEPT)
+        });
+        if let (true, Ok(Some(text))) = (is_new, read_file(&path, MAX_FILE)) {
+            // No table of record: what can't be read is left out.
+            let _ = parse(&text, &mut announced);
+        }
+        for host in announced.all() {
+            if table.host(host.id).is_none() {
+                table.restore(host.clone());
+            }
+        }
+        table
+    }
+
+    /// Writes the hosts that only said hello, for programs beside the daemon.
+    pub(super) fn write_announced(&self, table: &KnownHosts) -> io::Result<()> {
+        let path = self.directory.join(HELLO);
+        let mut announced = KnownHosts::default();
+        table.announced_only().for_each(|it| announced.restore(it.clone()));
+        if announced.all().next().is_none() {
+            return match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let new = self.directory.join("hosts.hello.new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(written(&announced).as_bytes())?;
+        fs::rename(new, path)
     }
 
     /// Returns true if no table was ever written here, or it is gone.
@@ -400,6 +444,29 @@ mod tests {
         store.write(&table).unwrap();
         assert!(u64::try_from(written(&table).len()).unwrap() < MAX_FILE / 2);
         assert_eq!(store.read(), table);
+    }
+
+    /// The daemon waits for such a host, and starts without it.
+    #[test]
+    fn hosts_that_only_said_hello_are_for_programs_beside_the_daemon() {
+        let (dir, store) = store();
+        let mut table = table();
+        let now = std::time::Instant::now();
+        table.announced(&hello(5, "h5"), IpAddr::from([10, 0, 0, 5]), 4000, now);
+        store.write(&table).unwrap();
+        store.write_announced(&table).unwrap();
+        let id = HostId::of(&[5; 32]);
+        assert!(store.read().host(id).is_none());
+        let beside = store.read_with_announced();
+        assert!(beside.host(id).is_some_and(|it| it.name == "h5" && !it.is_proved), "{beside:?}");
+        assert_eq!(beside.all().count(), table.all().count());
+        // A daemon that does not run waits for nobody.
+        let old = std::time::SystemTime::now() - HELLO_KEPT;
+        File::options().write(true).open(dir.path().join(HELLO)).unwrap().set_modified(old).unwrap();
+        assert!(store.read_with_announced().host(id).is_none());
+        table.heard_proved(&hello(5, "h5"), IpAddr::from([10, 0, 0, 5]), 4000, true);
+        store.write_announced(&table).unwrap();
+        assert!(!dir.path().join(HELLO).exists());
     }
 
     #[test]

@@ -263,7 +263,9 @@ async fn a_silent_host_is_unknown_within_the_time() {
     assert_eq!(found[0].place, DomainSite::Host(format!("127.0.0.1:{b}")));
     let why = reason(&found[0].sight);
     assert!(why.contains("does not answer; its domains may run there. Start fence_virtd there"), "{why}");
-    assert!(why.contains("only if it is off for good: take it out of `peers`"), "{why}");
+    assert!(why.contains("To power it off does not help without peer_down_command"), "{why}");
+    // It is the only one, and `peers` can't be empty.
+    assert!(why.contains("set peers = \"none\"") && why.ends_with("fence_virtd --forget 127.0.0.1"), "{why}");
     let begin = Instant::now();
     assert_eq!(a.look_within(Duration::from_millis(200)).await.len(), 1);
     assert!(begin.elapsed() < Duration::from_secs(1));

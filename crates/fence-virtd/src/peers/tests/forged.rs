@@ -109,6 +109,31 @@ async fn a_host_that_only_said_hello_is_not_remembered_for_good() {
     assert!(written.len() == 1 && written[0].id == real.id, "{written:?}");
 }
 
+/// A firewall that lets hellos out and nothing in. Whoever looks beside the daemon finds whom it waits for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_only_says_hello_is_named_with_its_firewall_and_known_beside_the_daemon() {
+    let (group, at, dir) = ([239, 77, 1, 23], port(), StateDir::new());
+    let a = Host::found(group, at, Some(dir.path())).await;
+    let from = SocketAddr::from(([10, 0, 0, 9], 1229));
+    a.peers.receive(&forged([9; 32], "h9", 9), from, &MessageWay::Group);
+    let met = a.knows(1).await.remove(0);
+    let sights = a.sights().await;
+    assert!(reason(&sights[0]).contains(&format!("let UDP port {at} in from this host?")), "{sights:?}");
+    let store = super::super::store::HostStore::at(dir.path());
+    let end = Instant::now() + Duration::from_secs(10);
+    while store.read_with_announced().host(met.id).is_none() {
+        assert!(Instant::now() < end);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(store.read().host(met.id).is_none());
+    a.peers.table.lock().unwrap().drop_unproved(Instant::now() + ANNOUNCED_KEPT);
+    a.peers.changed.notify_one();
+    while store.read_with_announced().host(met.id).is_some() {
+        assert!(Instant::now() < end);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 fn kept(from: [u8; 4], is_made: bool) -> KeptAnswer {
     let bytes = if is_made { vec![[0; fence_wire::HOST_MESSAGE_LEN]] } else { Vec::new() };
     KeptAnswer { at: Instant::now(), from: from.into(), bytes }
