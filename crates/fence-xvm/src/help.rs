@@ -12,7 +12,8 @@ use crate::options::{ClientProgram, OptionId, OptionRow, domain_alias};
 pub(crate) fn help_text(program: ClientProgram) -> String {
     let mut text =
         format!("usage: {} [options]\n\nFences virtual machines: asks the host that runs ", program.name());
-    text.push_str("one to power it off, on or round.\nA reboot leaves a machine that is off as it is.\n\n");
+    text.push_str("one to power it off, on, or off and on again.\n");
+    text.push_str("A reboot leaves a machine that is off as it is.\n\n");
     for option in program.options() {
         write_row(&mut text, &forms(option), option);
     }
@@ -46,8 +47,8 @@ pub(crate) fn metadata_text(program: ClientProgram) -> String {
     let _ = writeln!(xml, "<resource-agent name=\"{name}\" shortdesc=\"Fence agent for virtual machines\">");
     let _ = writeln!(
         xml,
-        "<longdesc>{name} powers virtual machines off, on and round by asking fence_virtd on the host that \
-         runs them.\n\nNote: reboot leaves a machine that is off as it is.</longdesc>"
+        "<longdesc>{name} powers virtual machines off, on, or off and on again by asking fence_virtd on \
+         the host that runs them.\n\nNote: reboot leaves a machine that is off as it is.</longdesc>"
     );
     xml.push_str("<vendor-url>https://www.clusterlabs.org</vendor-url>\n<parameters>\n");
     // The C agents have no quiet time, so the metadata has none.
