@@ -10,7 +10,7 @@ import pytest
 from lab.hypervisor import until
 
 from .hosts import FAILED, OFF, OK, PATIENCE, Tally
-from .relay import CONFIRM, Relay
+from .relay import CONFIRM, FINISH, Relay
 from .test_migrations import settle
 
 
@@ -85,6 +85,33 @@ def test_a_half_that_is_gone_has_moved(pair, note, dies):
     for action in ("status", "off"):
         answer = pair.ask(action, "x")
         tally.add(answer, answer.lie_afterwards())
+    tally.none(pair.logs())
+
+
+@pytest.mark.parametrize("anew", ["libvirtd", "fence_virtd"])
+def test_a_pause_hides_no_migration(pair, note, anew):
+    """The target has the machine, the client never hears that and lets the source run on. libvirt keeps the last reason only, so it
+    has forgotten the migration at the target, where the machine was paused since; and so has whoever is started anew."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    here.does_not_call_back()
+    here.has("x")
+    with Relay(here.hypervisor, here.directory / "relay", held=CONFIRM) as relay, \
+            Relay(there.hypervisor, there.directory / "relay", loses=FINISH) as deaf:
+        migration = here.migrate("x", there, source=relay, target=deaf)
+        assert relay.wait_held(migration), migration.communicate()[0]
+        until(lambda: there.state("x") == "running", PATIENCE, "x runs at the target")
+        for word in ("suspend", "resume"):
+            there.hypervisor.virsh(word, "x")
+        if anew == "fence_virtd":
+            there.serve_again()
+        else:
+            there.hypervisor.restart()
+            until(lambda: there.daemon.log.count("connected to libvirt") == 2, PATIENCE, there.daemon.log)
+        answer = pair.ask("off", "x")
+        relay.let_go()
+        settle(pair, migration)
+    tally.add(answer, answer.lie_afterwards())
     tally.none(pair.logs())
 
 
