@@ -321,6 +321,10 @@ impl PowerOffRun<'_> {
         if self.order.for_reboot && self.progress.start_from.is_none() {
             self.progress.start_from = Some(start_from(&domain)?);
         }
+        // A slow disk takes its time, in which a migration may begin: so it is waited for first.
+        if self.lease.check().is_ok() {
+            self.write_owed_start();
+        }
         // A migration may be about to hand the machine over.
         self.progress.had_job |= domain.has_moving_job()?;
         self.progress.was_moving |= self.progress.had_job;
@@ -337,7 +341,6 @@ impl PowerOffRun<'_> {
             let (state, reason) = (look(self.connection, uuid)?.words(), self.refusal.take());
             return Err(ActionError::NoEffect { state, reason }.into());
         }
-        self.write_owed_start();
         if self.progress.is_handed_over && self.order.other_end != OtherEnd::Found {
             self.memory.write_move(uuid);
         }
