@@ -53,7 +53,7 @@ def test_who_answers_and_what_is_at_two_places(setup, c_host):
     it = found["peers", ""]
     assert it["result"] == "warning" and f'peers = "{ip}"' in it["next"]
     it = of(found, "domain", "vm1")
-    assert it["result"] == "warning" and f"it runs at: {setup.uri}" in it["text"]
+    assert it["result"] == "warning" and f"it runs at: this host ({setup.uri})" in it["text"]
     assert "it runs at: nowhere" in of(found, "domain", "vm3")["text"]
     assert of(found, "domain", "vm2")["result"] == "failed" and "2 places at once" in of(found, "domain", "vm2")["text"]
     assert rc == 1 and failed(found) == {"domain"}
@@ -132,7 +132,7 @@ def test_domains_of_two_uris(setup):
     setup.write(libvirt=f'uri1 = "{other}";')
     rc, found = setup.check()
     it = of(found, "domain", "vm1")
-    assert rc == 0 and it["result"] == "warning" and other in it["text"] and f"it runs at: {setup.uri}" in it["text"]
+    assert rc == 0 and it["result"] == "warning" and other in it["text"] and f"it runs at: this host ({setup.uri})" in it["text"]
     assert len([it for it in found if it[0] == "domain"]) == 1
 
 

@@ -28,6 +28,9 @@ pub(crate) struct DomainQuestion {
     pub(crate) is_for_text: bool,
 }
 
+/// UUID of a question by the name alone.
+const NO_UUID: DomainId = DomainId::from_bytes([0; 16]);
+
 impl DomainQuestion {
     /// Asks now.
     pub(crate) fn new(uuid: DomainId, name: String) -> Self {
@@ -42,8 +45,13 @@ impl DomainQuestion {
 
     /// Asks now about a target that no place of this host knows: by its UUID, or by the name alone.
     pub(crate) fn about_unknown(uuid: Option<DomainId>, name: &str) -> Self {
-        let uuid = uuid.unwrap_or(DomainId::from_bytes([0; 16]));
+        let uuid = uuid.unwrap_or(NO_UUID);
         Self { is_for_text: true, ..Self::new(uuid, name.to_owned()) }
+    }
+
+    /// Returns true if the asker knows no UUID: any domain with the name is the one that is asked about.
+    pub(crate) fn is_by_name_alone(&self) -> bool {
+        self.uuid == NO_UUID
     }
 
     /// Returns the question for another round of looks, which begins now.

@@ -44,10 +44,10 @@ const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
 const REBOOT_GIVES_WAY: usize = 3;
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
-const HANDED_OVER: &str = "what was here stood still for a migration and was ended; the machine may run at \
-                           the other end of the migration, and no other host that is asked has it. Power \
-                           it off there, then start it with virsh where it belongs; and name all other \
-                           hosts in `peers`";
+const HANDED_OVER: &str = "what was here stood still (paused, or for a migration) and was ended; after a \
+                           migration the machine may run at the other end, and no other host that is asked \
+                           has it. Power it off there, then start it with virsh where it belongs; and name \
+                           all other hosts in `peers`";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
@@ -779,24 +779,31 @@ async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, un
         .await;
     let place = DomainSite::Hypervisor(hypervisor.uri().to_owned());
     let sight = match seen {
-        Ok((_, Some(other))) => {
-            Sight::Unknown(format!("{place} runs another domain with the name {}: {other}", question.name))
-        }
+        Ok((_, Some(other))) => Sight::Unknown(namesake(&place, question, other)),
         Ok((sight, None)) => sight,
         Err(error) => Sight::Unknown(error.to_string()),
     };
     Finding { place, sight, began, ended: Instant::now() }
 }
 
+/// Returns why a place can't tell where a domain with the name of the question is on.
+fn namesake(place: &DomainSite, question: &DomainQuestion, other: Uuid) -> String {
+    let name = &question.name;
+    if question.is_by_name_alone() {
+        return format!("{place} runs {name}, with the UUID {other}; fence it by UUID, or ask that host");
+    }
+    format!("{place} runs another domain with the name {name}: {other}")
+}
+
 /// Corrects an error after an instance was ended: "nothing was done" would not be true.
 fn after(acted: bool, error: ActionError) -> ActionError {
     match error {
-        ActionError::Lapsed(why) if acted => {
-            ActionError::Unknown(format!("an instance that a migration had here was ended, and then {why}"))
-        }
-        ActionError::Unavailable(why) if acted => {
-            ActionError::Unknown(format!("an instance that a migration had here was ended; {why}"))
-        }
+        ActionError::Lapsed(why) if acted => ActionError::Unknown(format!(
+            "an instance that was paused, or that a migration had here, was ended, and then {why}"
+        )),
+        ActionError::Unavailable(why) if acted => ActionError::Unknown(format!(
+            "an instance that was paused, or that a migration had here, was ended; {why}"
+        )),
         other => other,
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use fence_config::{BackendKind, Config, MulticastListener, Peers};
+use fence_config::{BackendKind, Config, Listener, MulticastListener, Peers};
 use fence_core::domain::DomainId;
 use fence_core::hosts::{HostKind, KnownHost, KnownHosts};
 use fence_core::listing::{HostDomain, HostReply};
@@ -46,10 +46,10 @@ pub(super) struct CheckedDomain {
 pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) -> Vec<Finding> {
     let known = state.map(|it| HostStore::at(it).read_with_announced()).unwrap_or_default();
     let mut places = DomainPlaces::default();
-    own.iter().for_each(|it| places.add(it.uuid, &it.name, &it.uri, it.is_on));
+    own.iter().for_each(|it| places.add(it.uuid, &it.name, &format!("this host ({})", it.uri), it.is_on));
     let mut found = Vec::new();
     match PeerSettings::load(config) {
-        Ok(settings) if settings.is_off() => found.extend(off(config, &settings)),
+        Ok(settings) if settings.is_off() => found.extend(off(config, settings, state, &known)),
         Ok(settings) => {
             let heard = lists(config, &mut found);
             let domains = own.iter().filter(|it| it.is_on).count();
@@ -75,8 +75,19 @@ pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) 
     found
 }
 
-/// Returns what is to be said where no other host is asked.
-fn off(config: &Config, settings: &PeerSettings) -> Option<Finding> {
+/// Returns what is to be said where no other host is asked. Those that were heard before must answer all the
+/// same, unless the configuration says that there are none.
+fn off(config: &Config, settings: PeerSettings, state: Option<&Path>, known: &KnownHosts) -> Vec<Finding> {
+    let (why, has_no_way) = (why_off(config, &settings), settings.has_no_way());
+    let mut found: Vec<_> = why.into_iter().collect();
+    if has_no_way && (known.all().next().is_some() || known.missing().is_some()) {
+        let heard = BTreeMap::new();
+        found.extend(of_report(config, known, &heard, probe(config, settings, state, known, &heard, 0)));
+    }
+    found
+}
+
+fn why_off(config: &Config, settings: &PeerSettings) -> Option<Finding> {
     let is_agent = config.backends.iter().all(|it| it.kind() == BackendKind::Agent);
     if config.daemon.peers == Peers::Nobody && !is_agent {
         let text = "peers = \"none\" is set: no other host is asked, and none gets an answer. This is right \
@@ -201,6 +212,11 @@ fn of_host(
 ) -> Finding {
     let lists = list.map_or("it lists nothing by multicast".to_owned(), listed);
     match &host.result {
+        ProbeResult::Answers if list.is_none_or(|it| it.is_none()) && config.multicast().is_some() => {
+            let text = "answers the daemon's questions; its list did not come, so domains that are on at two \
+                        places are not looked for there";
+            Finding::warning(CHECK, &host.name, text, list_step(config))
+        }
         ProbeResult::Answers => {
             Finding::ok(CHECK, &host.name, format!("answers the daemon's questions; {lists}"))
         }
@@ -231,6 +247,20 @@ fn of_host(
             )
         }
     }
+}
+
+/// Returns what to look at where a host answers the daemon, and its list did not come to this check.
+fn list_step(config: &Config) -> String {
+    let has_port = |it: &Listener| matches!(it, Listener::Tcp(tcp) if tcp.port == DEFAULT_PORT);
+    let port = if config.listeners.iter().any(has_port) {
+        "a TCP port of this host, which may be any one,".to_owned()
+    } else {
+        format!("TCP port {DEFAULT_PORT} of this host")
+    };
+    format!(
+        "the daemons need no list. For this check: let {port} in from that host; it must have a multicast \
+         listener with the key of this one, which this host's multicast reaches"
+    )
 }
 
 fn last_heard(known: &KnownHosts, host: &ProbedHost) -> String {
@@ -556,6 +586,40 @@ mod tests {
         );
         let alone = setting(&config, &table, &BTreeMap::new());
         assert!(!alone.iter().any(|it| it.lines().contains("alone")), "{alone:?}");
+    }
+
+    /// Else "ok" would tell that nothing is at two places.
+    #[test]
+    fn a_list_that_did_not_come_is_a_warning_with_the_port() {
+        let host = ProbedHost {
+            name: "h2".to_owned(),
+            addresses: vec![[10, 0, 0, 2].into()],
+            result: ProbeResult::Answers,
+        };
+        let said = |list| of_host(&config(""), &KnownHosts::default(), &host, list);
+        for list in [None, Some(None)] {
+            let said = said(list).lines();
+            assert!(
+                said.starts_with("warning") && said.contains("let TCP port 1229 of this host in"),
+                "{said}"
+            );
+        }
+        assert_eq!(said(Some(Some(&[]))).result, FindingLevel::Ok);
+    }
+
+    /// The daemon waits for them too.
+    #[test]
+    fn hosts_of_before_are_named_where_the_way_to_them_was_taken_away() {
+        let text = "fence_virtd { listener = \"tcp\"; backend = \"libvirt\"; } listeners { tcp { } } \
+                    backends { libvirt { } }";
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        let mut known = KnownHosts::default();
+        let found = |known: &KnownHosts| off(&config, PeerSettings::load(&config).unwrap(), None, known);
+        assert!(found(&known).iter().all(|it| it.result == FindingLevel::Warning));
+        known.heard_legacy([10, 0, 0, 9].into(), 1, 7);
+        let failed: Vec<_> =
+            found(&known).into_iter().filter(|it| it.result == FindingLevel::Failed).collect();
+        assert!(failed.len() == 1 && failed[0].lines().contains("can't be asked"), "{failed:?}");
     }
 
     #[test]

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
-use fence_wire::{CallBack, ClientRun, HOST_MAGIC, HashType, Received, Request, RequestError, escaped};
+use fence_wire::{
+    Action, CallBack, ClientRun, HOST_MAGIC, HashType, Received, Request, RequestError, escaped,
+};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
@@ -460,9 +462,8 @@ impl MulticastReceiver {
                     "call-back-failed",
                     &address,
                     &format!(
-                        "{} of {}: can't call the client back: {error}",
-                        job.action,
-                        escaped(job.target.as_str())
+                        "{}: can't call the client back: {error}",
+                        words(job.action, job.target.as_str())
                     ),
                 ),
                 Err(_) => self.service.drops.note(
@@ -470,15 +471,19 @@ impl MulticastReceiver {
                     "call-back-timed-out",
                     &address,
                     &format!(
-                        "{} of {}: the client's address does not answer; is TCP port {} open there?",
-                        job.action,
-                        escaped(job.target.as_str()),
+                        "{}: the client's address does not answer; is TCP port {} open there?",
+                        words(job.action, job.target.as_str()),
                         address.port()
                     ),
                 ),
             }
         }
     }
+}
+
+/// Returns a request in words. List and monitor name no domain.
+fn words(action: Action, target: &str) -> String {
+    if target.is_empty() { action.to_string() } else { format!("{action} of {}", escaped(target)) }
 }
 
 /// A datagram that is dropped: reason and detail.
@@ -582,4 +587,15 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     // Both sides send small messages: none may wait for another.
     socket.set_nodelay(true)?;
     socket.connect(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_without_a_domain_names_none() {
+        assert_eq!(words(Action::List, ""), "list");
+        assert_eq!(words(Action::Off, "vm1"), "off of vm1");
+    }
 }

@@ -77,7 +77,11 @@ impl DownAnswers {
                     format!("{} says so{}", fence_cli::shown(&subject.command), word(&output.output));
                 (Ok(Proof::asked_at(moment, evidence)), true)
             }
-            Ok(output) => (Err(format!("{} {}", output.status, output.complaint)), true),
+            Ok(output) => {
+                let complaint = if output.complaint.is_empty() { "" } else { "; " };
+                let said = word(&output.output);
+                (Err(format!("{}{said}{complaint}{}", output.status, output.complaint)), true)
+            }
             // Another request may have more time for it.
             Err(error) => (Err(error.to_string()), limit < until),
         };

@@ -105,6 +105,11 @@ impl PeerSettings {
         self.mode == PeerMode::NoWay(NO_GROUP)
     }
 
+    /// Returns true if there is no way to hosts that were heard before, which must answer all the same.
+    pub(crate) fn has_no_way(&self) -> bool {
+        matches!(self.mode, PeerMode::NoWay(_))
+    }
+
     fn without_keys(config: &Config, mode: PeerMode) -> Self {
         Self {
             mode,

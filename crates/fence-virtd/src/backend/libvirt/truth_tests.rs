@@ -238,6 +238,24 @@ async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
     }
 }
 
+/// Another host may ask by the name alone: then this domain is the one, and no other with its name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_by_the_name_alone_finds_no_namesake() {
+    let world = World::new();
+    let uris = [world.hypervisor("here", "on")];
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let said = |found: Vec<Finding>| match &found[..] {
+        [Finding { sight: Sight::Unknown(why), .. }] => why.clone(),
+        other => panic!("{other:?}"),
+    };
+    let by_name = DomainQuestion::about_unknown(None, "x");
+    let why = said(backend.look_here(&by_name, Instant::now() + PATIENCE).await);
+    assert!(why.contains("runs x, with the UUID") && !why.contains("another"), "{why}");
+    let other = DomainQuestion::about_unknown(DomainId::parse(OTHER), "x");
+    let why = said(backend.look_here(&other, Instant::now() + PATIENCE).await);
+    assert!(why.contains("another domain with the name x"), "{why}");
+}
+
 /// The name alone does not say which domain is meant, but one that is off is none that runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_namesake_that_is_on_is_a_doubt() {

@@ -83,7 +83,7 @@ async fn a_command_that_fails_or_hangs_proves_nothing() {
     };
     let (fails, killed, hangs) = tokio::join!(fails, killed, hangs);
     for (found, why) in [
-        (fails, "exit status: 3 no such outlet"),
+        (fails, "exit status: 3: no; no such outlet"),
         (killed, "signal: 9"),
         (hangs, "did not end in time, and was killed"),
     ] {
