@@ -120,7 +120,7 @@ suites: packages-test ## every suite of tests/ against target/dist
 SUITES = suite-e2e suite-truth_search suite-guests suite-agents suite-cpg suite-elsewhere suite-pacemaker \
     suite-compliance suite-fence_races suite-reference suite-transports suite-several_hosts suite-attacks \
     suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
-    suite-packages suite-manual suite-checks suite-bench
+    suite-packages suite-manual suite-checks suite-bench suite-field
 
 check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
