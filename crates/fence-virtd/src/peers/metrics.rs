@@ -2,6 +2,7 @@
 //! Gauges and counters of the other hosts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use fence_core::hosts::HostKind;
 use fence_wire::escaped;
@@ -41,10 +42,7 @@ impl Peers {
             (labels, 1)
         });
         gauges(to, "peer_pinned_key", "The key that an address of peers is bound to", pins);
-        let is_missing = {
-            let table = lock(&self.table);
-            i64::from(table.missing().or(table.incomplete()).is_some())
-        };
+        let is_missing = i64::from(self.may_be_missing());
         gauges(
             to,
             "peer_missing",
@@ -60,5 +58,14 @@ impl Peers {
         to.register("peer_questions", "Questions to other hosts about a domain", counter(&counts.asked));
         to.register("peer_silences", "Questions that a host did not answer", counter(&counts.silent));
         to.register("peer_answers", "Questions of other hosts that were answered", counter(&counts.answered));
+    }
+
+    /// Returns whether a host may be missing, so that nothing is called off that does not run here. With
+    /// `peers` the configuration has all, whatever is remembered.
+    pub(super) fn may_be_missing(&self) -> bool {
+        let mode = self.settings().mode.clone();
+        let table = lock(&self.table);
+        table.missing_now(Instant::now()).is_some()
+            || (!matches!(mode, PeerMode::Listed(_)) && table.incomplete().is_some())
     }
 }

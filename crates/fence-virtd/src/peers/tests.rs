@@ -312,6 +312,21 @@ async fn found_hosts_are_asked_and_remembered() {
     assert_eq!(a.sights().await, [Sight::Absent]);
 }
 
+/// The file of hosts is gone, and its key pair is there: who is named in `peers` is known all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_host_of_peers_is_missing_where_the_file_of_hosts_is_gone() {
+    let old = || {
+        let dir = StateDir::new();
+        drop(super::identity::Identity::open(dir.path()).unwrap());
+        dir
+    };
+    let (dir, other) = (old(), old());
+    let a = Host::listed(port(), &[port()], Some(dir.path())).await;
+    assert!(a.peers.table.lock().unwrap().incomplete().is_some() && !a.peers.may_be_missing());
+    let b = Host::found([239, 77, 1, 24], port(), Some(other.path())).await;
+    assert!(b.peers.may_be_missing(), "those that are to be found");
+}
+
 /// A repeat of a question gets the same answer, and no second look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_datagram_costs_no_answer() {
