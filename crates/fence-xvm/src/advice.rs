@@ -244,6 +244,10 @@ impl HostCause {
                 "the host does not know the domain, or cannot tell its state; key, network and hypervisor \
                  are in order"
             }
+            Self::DomainOfOthers => {
+                "the host does not know the domain, or cannot tell its state; the key is in order. There are \
+                 several hosts, and that one of them can work tells nothing of the others"
+            }
             Self::Failed => "the host does not know the domain, or its hypervisor does not answer",
             Self::Odd => "the answer is none that a host gives",
         }
@@ -260,7 +264,7 @@ impl HostCause {
             Self::Backend => {
                 "check on the host that libvirt runs (virsh list) and is the one of `uri` in fence_virt.conf"
             }
-            Self::Domain => {
+            Self::Domain | Self::DomainOfOthers => {
                 "fence_xvm -o list shows the domains that the host knows; is the name right, has it moved to \
                  another host? If it is off, another host may be silent: fence_virtd --check on the host \
                  names it"
@@ -276,7 +280,12 @@ impl HostCause {
         match self {
             Self::Backend => &[("monitor: ", "why")],
             Self::Failed => &[("can't look for the domain", "libvirt does not answer")],
-            Self::Held | Self::NoResponse | Self::Denied | Self::Domain | Self::Odd => &[],
+            Self::Held
+            | Self::NoResponse
+            | Self::Denied
+            | Self::Domain
+            | Self::DomainOfOthers
+            | Self::Odd => &[],
         }
     }
 }

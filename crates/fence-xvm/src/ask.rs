@@ -8,14 +8,19 @@ use fence_cli::key_file::{self, KeyFileError, KeyRule};
 use fence_wire::Key;
 
 use crate::answer::HostAnswer;
+use crate::attempts::HostFailure;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::failure::ClientFailure;
 use crate::plan::{RequestPlan, Transport};
 use crate::{confine, line, multicast, tcp, vsock, words};
 
-/// Asks the host on the plan's transport.
-pub(crate) fn ask(plan: &RequestPlan, console: &Console) -> Result<HostAnswer, ClientFailure> {
+/// Asks the host on the plan's transport. Returns the hosts that answered with a failure as well, where there
+/// may be several.
+pub(crate) fn ask(
+    plan: &RequestPlan,
+    console: &Console,
+) -> Result<(HostAnswer, Vec<HostFailure>), ClientFailure> {
     let deadline = Deadline::after(plan.delay + plan.timeout);
     let key = load_key(plan, console)?;
     let key = key.as_ref();
@@ -28,18 +33,17 @@ pub(crate) fn ask(plan: &RequestPlan, console: &Console) -> Result<HostAnswer, C
         confine::close_inherited();
     }
     std::thread::sleep(plan.delay);
-    match &plan.transport {
-        Transport::Multicast(to) => Ok(multicast::ask(plan, *to, key, deadline, console)?),
+    let answer = match &plan.transport {
+        Transport::Multicast(to) => return Ok(multicast::ask(plan, *to, key, deadline, console)?),
         Transport::Tcp(to) => {
             let addresses = tcp::resolve(plan, to, key, deadline)?;
-            Ok(tcp::ask(plan, to, &addresses, key, deadline, console)?)
+            tcp::ask(plan, to, &addresses, key, deadline, console)?
         }
-        Transport::Vsock { cid, port } => Ok(vsock::ask(plan, (*cid, *port), key, deadline, console)?),
-        Transport::Serial { device, format } => {
-            Ok(line::ask_device(plan, device, *format, deadline, console)?)
-        }
-        Transport::Channel(to) => Ok(line::ask_channel(plan, *to, deadline, console)?),
-    }
+        Transport::Vsock { cid, port } => vsock::ask(plan, (*cid, *port), key, deadline, console)?,
+        Transport::Serial { device, format } => line::ask_device(plan, device, *format, deadline, console)?,
+        Transport::Channel(to) => line::ask_channel(plan, *to, deadline, console)?,
+    };
+    Ok((answer, Vec::new()))
 }
 
 /// Loads the key, unless the plan says by name that none is wanted. Warns of a key that every user can read.

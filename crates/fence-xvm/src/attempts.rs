@@ -23,6 +23,8 @@ pub(crate) struct MulticastAttempts {
     pub(crate) senders: Vec<SenderAddress>,
     /// Peers that called back.
     pub(crate) call_backs: Vec<CallBackOutcome>,
+    /// Hosts that hold the key and answered with a failure.
+    pub(crate) failures: Vec<HostFailure>,
     /// Key and its use, in words.
     pub(crate) key: String,
     /// True if the request was sealed.
@@ -60,6 +62,15 @@ pub(crate) struct CallBackOutcome {
     pub(crate) times: u32,
 }
 
+/// Host that answered with a failure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct HostFailure {
+    /// Address of the host.
+    pub(crate) from: IpAddr,
+    /// Reason of the host; none where the request did not want it, or the host tells none.
+    pub(crate) reason: Option<String>,
+}
+
 /// Peer that tried to connect to the call-back port.
 #[derive(Debug)]
 pub(crate) struct WatchedPeer {
@@ -91,8 +102,9 @@ impl MulticastAttempts {
     /// Returns the record of a request that was not sent yet.
     pub(crate) fn new(request: String, group: SocketAddr) -> Self {
         let (senders, call_backs, call_back_ports) = (Vec::new(), Vec::new(), Vec::new());
-        let key = String::new();
-        Self { request, group, call_back_ports, senders, call_backs, key, sealed: false, watched_calls: None }
+        let (key, failures) = (String::new(), Vec::new());
+        let (sealed, watched_calls) = (false, None);
+        Self { request, group, call_back_ports, senders, call_backs, failures, key, sealed, watched_calls }
     }
 
     /// Returns the entry of this address, made if it is new.
@@ -117,6 +129,27 @@ impl MulticastAttempts {
             }
             None => {}
         }
+    }
+
+    /// Records a host that answered with a failure.
+    pub(crate) fn record_failure(&mut self, from: IpAddr, reason: Option<String>) {
+        const REMEMBERED: usize = 16;
+        let failure = HostFailure { from, reason };
+        if self.failures.len() < REMEMBERED && !self.failures.contains(&failure) {
+            self.failures.push(failure);
+        }
+    }
+
+    /// Returns the addresses of the hosts that answered.
+    pub(crate) fn answered(&self) -> Vec<IpAddr> {
+        let answered = self.call_backs.iter().filter(|it| it.progress == StreamProgress::Answered);
+        answered.map(|it| it.from.ip()).collect()
+    }
+
+    /// Returns a host that was seen to call back, and that never came through.
+    pub(crate) fn kept_out(&self) -> Option<&WatchedPeer> {
+        let has_come = |it: &WatchedPeer| self.call_backs.iter().any(|call| call.from.ip() == it.address);
+        self.watched_calls.iter().flatten().find(|it| !has_come(it))
     }
 
     /// Returns whether any datagram left.

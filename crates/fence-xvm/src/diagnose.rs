@@ -8,8 +8,10 @@
 //! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but status
 //! and monitor.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fence_net::{CallWatch, vsock_connect};
@@ -17,7 +19,7 @@ use fence_wire::{Action, HashType, Key, Response, Target, escaped};
 
 use crate::answer::HostAnswer;
 use crate::ask::load_key;
-use crate::attempts::{MulticastAttempts, StreamProgress};
+use crate::attempts::{HostFailure, MulticastAttempts, StreamProgress, WatchedPeer};
 use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
@@ -29,7 +31,7 @@ use crate::output::{FAILURE, print};
 use crate::plan::{MulticastSettings, RequestPlan, Transport};
 use crate::ports::CallBackPorts;
 use crate::stream::{self, StreamFailure};
-use crate::verdict::{AgreementCause, HostCause, ProbableCause};
+use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
 use crate::words::{describe_key, describe_request, is_sealed};
 use crate::{line, tcp, vsock};
 
@@ -88,11 +90,11 @@ fn find_cause(
         }
         Transport::Serial { device, format } => {
             let answer = line::ask_device(plan, device, *format, deadline_from_now(plan), console)?;
-            cause_of_answer(plan, None, &answer, |_| Ok(None))
+            cause_of_answer(plan, None, &AnsweredQuestion::of(answer), |_| Ok(None))
         }
         Transport::Channel(to) => {
             let answer = line::ask_channel(plan, *to, deadline_from_now(plan), console)?;
-            cause_of_answer(plan, None, &answer, |_| Ok(None))
+            cause_of_answer(plan, None, &AnsweredQuestion::of(answer), |_| Ok(None))
         }
     }
 }
@@ -140,7 +142,15 @@ fn diagnose_multicast(
     show_attempts(to, &attempts);
     match answer {
         Ok(Some(answer)) => {
-            cause_of_answer(plan, key, &answer, |other| Ok(questions.ask(other, false)?.answer?))
+            let asked = AnsweredQuestion::by_multicast(answer, &attempts);
+            let cause = cause_of_answer(plan, key, &asked, |other| {
+                let MulticastResult { answer, attempts } = questions.ask(other, false)?;
+                Ok(answer?.map(|it| AnsweredQuestion::by_multicast(it, &attempts)))
+            })?;
+            // A host that could not call back may be the one that knows the domain.
+            let kept_out = attempts.kept_out().filter(|_| cause.is_some());
+            let of_firewall = |it: &WatchedPeer| NetworkCause::Firewall { host: it.address, port: it.port };
+            Ok(kept_out.map(|it| of_firewall(it).into()).or(cause))
         }
         Ok(None) => {
             let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
@@ -179,7 +189,10 @@ fn diagnose_stream(
     connect: impl Fn(Duration) -> io::Result<HostConnection>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let failure = match ask(plan) {
-        Ok(answer) => return cause_of_answer(plan, key, &answer, |other| Ok(ask(other).ok())),
+        Ok(answer) => {
+            let ask = |other: &RequestPlan| Ok(ask(other).ok().map(AnsweredQuestion::of));
+            return cause_of_answer(plan, key, &AnsweredQuestion::of(answer), ask);
+        }
         Err(failure) => failure,
     };
     let Some(progress) = failure.progress() else { return Err(failure.into()) };
@@ -194,17 +207,49 @@ fn diagnose_stream(
     try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
 }
 
+/// Answer to one question, and what else is known of the hosts that answered it.
+struct AnsweredQuestion {
+    answer: HostAnswer,
+    /// Hosts that answered with a failure; none where there is one host alone.
+    failures: Vec<HostFailure>,
+    /// Hosts that answered; none where there is one host alone.
+    hosts: BTreeSet<IpAddr>,
+}
+
+impl AnsweredQuestion {
+    /// Answer of the only host that there is.
+    fn of(answer: HostAnswer) -> Self {
+        Self { answer, failures: Vec::new(), hosts: BTreeSet::new() }
+    }
+
+    fn by_multicast(answer: HostAnswer, attempts: &MulticastAttempts) -> Self {
+        let hosts = attempts.answered().into_iter().collect();
+        Self { answer, failures: attempts.failures.clone(), hosts }
+    }
+
+    /// Returns the reasons of all hosts, each with the host where there are several.
+    fn reasons(&self) -> Vec<String> {
+        let told: Vec<_> =
+            self.failures.iter().filter_map(|it| Some((it.from, it.reason.as_ref()?))).collect();
+        match (&told[..], &self.answer) {
+            ([], HostAnswer::Failed(reason)) => vec![format!("the host says: {}", escaped(reason))],
+            ([(_, reason)], _) if self.hosts.len() < 2 => vec![format!("the host says: {}", escaped(reason))],
+            _ => told.iter().map(|(from, it)| format!("the host {from} says: {}", escaped(it))).collect(),
+        }
+    }
+}
+
 /// Returns the cause behind the answer of a proven host; none when all is in order. `ask` asks another
 /// question.
 fn cause_of_answer(
     plan: &RequestPlan,
     key: Option<&Key>,
-    answer: &HostAnswer,
-    mut ask: impl FnMut(&RequestPlan) -> Result<Option<HostAnswer>, ClientFailure>,
+    asked: &AnsweredQuestion,
+    mut ask: impl FnMut(&RequestPlan) -> Result<Option<AnsweredQuestion>, ClientFailure>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
-    let (response, reason) = match answer {
-        HostAnswer::Response(response) => (*response, None),
-        HostAnswer::Failed(reason) => (Response::Failure, Some(reason.clone())),
+    let response = match &asked.answer {
+        HostAnswer::Response(response) => *response,
+        HostAnswer::Failed(_) => Response::Failure,
         HostAnswer::List { .. } => return Ok(Some(HostCause::Odd.into())),
     };
     show(&match (plan.action, response) {
@@ -217,24 +262,35 @@ fn cause_of_answer(
         Response::PermissionDenied => return Ok(Some(HostCause::Denied.into())),
         Response::Failure => {}
     }
-    if let Some(reason) = reason.or_else(|| ask_for_reason(plan, key, &mut ask)) {
-        show(&format_args!("the host says: {}", escaped(&reason)));
+    let mut reasons = asked.reasons();
+    if reasons.is_empty() {
+        reasons = ask_for_reason(plan, key, &mut ask).map(|it| it.reasons()).unwrap_or_default();
     }
+    reasons.iter().for_each(|it| show(it));
     if plan.action == Action::Monitor {
         return Ok(Some(HostCause::Backend.into()));
     }
     let monitor = RequestPlan { action: Action::Monitor, target: Target::none(), ..plan.clone() };
     let second = ask(&monitor)?;
-    let response = match second {
-        Some(HostAnswer::Response(response)) => response,
-        Some(HostAnswer::Failed(reason)) => {
+    let Some(second) = second else { return Ok(Some(HostCause::Failed.into())) };
+    let response = match second.answer {
+        HostAnswer::Response(response) => response,
+        HostAnswer::Failed(reason) => {
             show(&format_args!("the host says of itself: {}", escaped(&reason)));
             Response::Failure
         }
-        Some(HostAnswer::List { .. }) | None => return Ok(Some(HostCause::Failed.into())),
+        HostAnswer::List { .. } => return Ok(Some(HostCause::Failed.into())),
     };
-    show(&format_args!("asked whether it can work (monitor): {response}"));
-    Ok(Some(if response == Response::Success { HostCause::Domain } else { HostCause::Backend }.into()))
+    // Whichever host answers first: it tells nothing of the others.
+    let who: Vec<_> = second.hosts.iter().map(ToString::to_string).collect();
+    let who = if who.is_empty() { String::new() } else { format!(", by {}", who.join(", ")) };
+    show(&format_args!("asked whether it can work (monitor): {response}{who}"));
+    let is_same = asked.hosts == second.hosts;
+    Ok(Some(match response {
+        Response::Success if is_same => HostCause::Domain.into(),
+        Response::Success => HostCause::DomainOfOthers.into(),
+        _ => HostCause::Backend.into(),
+    }))
 }
 
 /// Asks once more, sealed, for the reason of a failure: a classic answer has no room for it. None of a host
@@ -242,13 +298,13 @@ fn cause_of_answer(
 fn ask_for_reason(
     plan: &RequestPlan,
     key: Option<&Key>,
-    ask: impl FnOnce(&RequestPlan) -> Result<Option<HostAnswer>, ClientFailure>,
-) -> Option<String> {
+    ask: impl FnOnce(&RequestPlan) -> Result<Option<AnsweredQuestion>, ClientFailure>,
+) -> Option<AnsweredQuestion> {
     if key.is_none() || is_sealed(plan) {
         return None;
     }
     match ask(&RequestPlan { hash: HashType::HmacSha256, wants_reason: true, ..plan.clone() }) {
-        Ok(Some(HostAnswer::Failed(reason))) => Some(reason),
+        Ok(Some(asked)) if matches!(asked.answer, HostAnswer::Failed(_)) => Some(asked),
         _ => None,
     }
 }
@@ -326,5 +382,67 @@ impl Display for TransportInWords<'_> {
             Transport::Serial { device, .. } => write!(f, "by {}", device.display()),
             Transport::Channel(to) => write!(f, "by the VM channel {to}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(told: &[(u8, &str)]) -> AnsweredQuestion {
+        let failures: Vec<_> = told
+            .iter()
+            .map(|(last, reason)| HostFailure {
+                from: [10, 0, 0, *last].into(),
+                reason: Some((*reason).to_owned()),
+            })
+            .collect();
+        let hosts = failures.iter().map(|it| it.from).collect();
+        AnsweredQuestion { answer: HostAnswer::Failed(told[0].1.to_owned()), failures, hosts }
+    }
+
+    /// The first answer may be of a host that never had the domain.
+    #[test]
+    fn the_reasons_of_all_hosts_are_told_with_their_hosts() {
+        assert_eq!(asked(&[(1, "it is saved")]).reasons(), ["the host says: it is saved"]);
+        assert_eq!(
+            asked(&[(2, "no such domain on this host"), (1, "it is saved")]).reasons(),
+            ["the host 10.0.0.2 says: no such domain on this host", "the host 10.0.0.1 says: it is saved"]
+        );
+        let only = AnsweredQuestion::of(HostAnswer::Failed("it is saved".to_owned()));
+        assert_eq!(only.reasons(), ["the host says: it is saved"]);
+    }
+
+    fn cause(second: &[u8]) -> Option<ProbableCause> {
+        let plan = RequestPlan {
+            action: Action::Status,
+            target: Target::new("vm1", false).unwrap(),
+            timeout: Duration::ZERO,
+            delay: Duration::ZERO,
+            hash: HashType::HmacSha256,
+            auth: HashType::None,
+            wants_reason: true,
+            key_file: "/k".into(),
+            key_file_named: true,
+            debug: 0,
+            transport: Transport::Vsock { cid: 2, port: 1229 },
+        };
+        let first = asked(&[(1, "no connection to libvirt")]);
+        let hosts = second.iter().map(|it| [10, 0, 0, *it].into()).collect();
+        let answer = HostAnswer::Response(Response::Success);
+        cause_of_answer(&plan, None, &first, |_| {
+            Ok(Some(AnsweredQuestion {
+                answer: answer.clone(),
+                failures: Vec::new(),
+                hosts: BTreeSet::clone(&hosts),
+            }))
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_host_that_can_work_tells_nothing_of_another() {
+        assert_eq!(cause(&[1]), Some(HostCause::Domain.into()));
+        assert_eq!(cause(&[2]), Some(HostCause::DomainOfOthers.into()));
     }
 }

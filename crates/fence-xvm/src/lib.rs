@@ -91,7 +91,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(ClientTask::Ask(plan)) => {
             console.set_level(plan.debug);
             match ask(&plan, &console) {
-                Ok(answer) => report::report(&plan, answer, &console),
+                Ok((answer, failures)) => report::report(&plan, answer, &failures, &console),
                 Err(failure) => {
                     if failure.is_time_out() {
                         console.say_timed_out(&failure);

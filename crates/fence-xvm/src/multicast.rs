@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 use fence_net::{Address, CallWatch, Family, Interface, MulticastSender, interfaces};
 use fence_sandbox::Tcp;
 use fence_wire::{
-    CallBack, CallName, ClientAuth, ClientRun, HashType, Key, MULTICAST_TTL, REQUEST_LEN, Request, escaped,
+    CallBack, CallName, ClientAuth, ClientRun, HashType, Key, MULTICAST_TTL, REQUEST_LEN, Request, Response,
+    escaped,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::answer::HostAnswer;
-use crate::attempts::{MulticastAttempts, StreamProgress};
+use crate::attempts::{HostFailure, MulticastAttempts, StreamProgress};
 use crate::call::{CallBackConnection, WaitEnd};
 use crate::collector::{AnswerCollector, HostResult};
 use crate::confine::confine;
@@ -46,18 +47,21 @@ const CONNECTIONS_MAX: usize = 32;
 /// Time that a silent proven host delays the lists of other hosts.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Asks the hosts that listen on the group. Prints the rows of lists as they come.
+/// Asks the hosts that listen on the group. Prints the rows of lists as they come. Returns the hosts that
+/// answered with a failure as well.
 pub(crate) fn ask(
     plan: &RequestPlan,
     to: MulticastSettings,
     key: Option<&Key>,
     deadline: Deadline,
     console: &Console,
-) -> Result<HostAnswer, MulticastFailure> {
+) -> Result<(HostAnswer, Vec<HostFailure>), MulticastFailure> {
     let ports = open_ports(to, console);
     let request = MulticastRequest { plan, to, key, probe: MulticastProbe::default() };
-    let result = send_request(request, &ports, deadline, console)?;
-    result.answer?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(result.attempts)))
+    let MulticastResult { answer, mut attempts } = send_request(request, &ports, deadline, console)?;
+    let failures = std::mem::take(&mut attempts.failures);
+    let answer = answer?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(attempts)))?;
+    Ok((answer, failures))
 }
 
 /// Additional observations of a diagnosis.
@@ -309,6 +313,15 @@ impl<'a> MulticastClient<'a> {
         };
         self.console.debug(&format_args!("call-back from {}: {words}", call.from));
         self.attempts.record_call_back(call.from, words, progress);
+        match &result {
+            Ok(HostAnswer::Response(Response::Failure)) => {
+                self.attempts.record_failure(call.from.ip(), None);
+            }
+            Ok(HostAnswer::Failed(reason)) => {
+                self.attempts.record_failure(call.from.ip(), Some(reason.clone()));
+            }
+            _ => {}
+        }
         let now = Instant::now();
         let since_proof = call.permitted_at.map(|instant| now.duration_since(instant)).unwrap_or_default();
         self.collector.take_result(call.from, result, since_proof, now)

@@ -83,6 +83,8 @@ pub(crate) enum HostCause {
     Backend,
     /// The host can work, and answered the status of one domain with a failure.
     Domain,
+    /// Several hosts answered the status of one domain with a failure, and one of them can work.
+    DomainOfOthers,
     /// The host answered with a failure.
     Failed,
     /// Something rare; the message beside it says more.
