@@ -303,11 +303,15 @@ pub fn ended_since(look: &Finding, since: Instant) -> bool {
 }
 
 fn moved_away(look: &Finding) -> Doubt {
+    let place = match &look.place {
+        DomainSite::Hypervisor(_) => format!("this host ({})", look.place),
+        DomainSite::Host(_) | DomainSite::Device(_) => look.place.to_string(),
+    };
     Doubt::CantTell(format!(
-        "it moved away from {0}, or was saved there to a file, and no host that was asked saw it end after \
-         that. Is it on at a host that is not asked? If it is off, start it with virsh at a host that is \
-         asked, then fence it",
-        look.place
+        "it moved away from {place}, or was saved there to a file, and no host that was asked saw it end \
+         after that, or nobody watched: fence_virtd or libvirtd was away. Is it on at a host that is not \
+         asked? Name that host in `peers` of all hosts, and reload. If it is off, start it with virsh at a \
+         host that is asked, then fence it"
     ))
 }
 

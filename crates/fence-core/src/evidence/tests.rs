@@ -34,6 +34,23 @@ fn finding(start: Instant, place: usize, sight: Sight, began: u64) -> Finding {
     Finding { place: DomainSite::Host(place.to_string()), sight, began, ended }
 }
 
+/// The next step is a key of the configuration, of all hosts.
+#[test]
+fn the_text_of_a_move_names_this_host_and_the_next_step() {
+    let start = Instant::now();
+    let why = |place| {
+        let look = Finding { place, ..finding(start, 0, Sight::MovedAway(HOUR), 1) };
+        match ProvedOff::from_rounds(start, &[vec![look]]) {
+            Err(Doubt::CantTell(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let said = why(DomainSite::Hypervisor("qemu:///system".to_owned()));
+    assert!(said.contains("from this host (") && said.contains("`peers` of all hosts"), "{said}");
+    assert!(said.contains("nobody watched"), "{said}");
+    assert!(!why(DomainSite::Host("h1".to_owned())).contains("this host"));
+}
+
 #[test]
 fn a_host_alone_needs_one_look() {
     let start = Instant::now();

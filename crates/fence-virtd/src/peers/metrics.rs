@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Gauges and counters of the other hosts.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -42,6 +43,9 @@ impl Peers {
             (labels, 1)
         });
         gauges(to, "peer_pinned_key", "The key that an address of peers is bound to", pins);
+        let unmet = self.unmet().into_iter().map(|at| (vec![("address", at.to_string())], 1));
+        let help = "Addresses of peers at which no host ever answered";
+        gauges(to, "peer_never_answered", help, unmet);
         let is_missing = i64::from(self.may_be_missing());
         gauges(
             to,
@@ -58,6 +62,19 @@ impl Peers {
         to.register("peer_questions", "Questions to other hosts about a domain", counter(&counts.asked));
         to.register("peer_silences", "Questions that a host did not answer", counter(&counts.silent));
         to.register("peer_answers", "Questions of other hosts that were answered", counter(&counts.answered));
+    }
+
+    /// Returns the addresses of `peers` at which no host ever answered.
+    pub(super) fn unmet(&self) -> Vec<SocketAddr> {
+        let listed = self.listed();
+        let own = self.listed_own(&listed);
+        let table = lock(&self.table);
+        let is_legacy = |at: &SocketAddr| {
+            let mut legacy = table.all().filter(|it| it.kind == HostKind::Legacy);
+            legacy.any(|it| it.addresses.contains(&at.ip().to_canonical()))
+        };
+        let is_unmet = |at: &SocketAddr| table.pinned(at).is_none() && !own.contains(at) && !is_legacy(at);
+        listed.iter().copied().filter(is_unmet).collect()
     }
 
     /// Returns whether a host may be missing, so that nothing is called off that does not run here. With

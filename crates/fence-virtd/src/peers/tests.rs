@@ -203,6 +203,7 @@ async fn listed_hosts_tell_what_they_see() {
     let sights = a.sights().await;
     assert!(reason(&sights[0]).ends_with(&long), "{sights:?}");
     assert_eq!(a.shows(Sight::On).sights().await.len(), 1);
+    assert!(a.peers.unmet().is_empty());
     assert_eq!(b.sights().await, [Sight::On]);
 }
 
@@ -261,6 +262,7 @@ async fn a_silent_host_is_unknown_within_the_time() {
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(4), "{took:?}");
     assert_eq!(found[0].place, DomainSite::Host(format!("127.0.0.1:{b}")));
+    assert_eq!(a.peers.unmet(), [SocketAddr::from((Ipv4Addr::LOCALHOST, b))]);
     let why = reason(&found[0].sight);
     assert!(why.contains("does not answer; its domains may run there. Start fence_virtd there"), "{why}");
     assert!(why.contains("To power it off does not help without peer_down_command"), "{why}");

@@ -209,6 +209,9 @@ fn of_peers(samples: &[MetricSample<'_>], now: f64) -> Vec<String> {
     for it in named("peer_pinned_key") {
         lines.push(format!("peers {}: bound to key {}", it.label("address"), it.label("key")));
     }
+    for it in named("peer_never_answered") {
+        lines.push(format!("peers {}: NEVER ANSWERED", it.label("address")));
+    }
     if named("peer_missing").any(|it| it.value > 0.0) {
         lines.push("other hosts: ONE MAY BE MISSING; the log says why".to_owned());
     }
@@ -256,6 +259,7 @@ mod tests {
              fence_virtd_peer_last_heard_seconds{{host=\"h3 (10.0.0.3)\",key=\"0b\",kind=\"ours\"}} 5\n\
              fence_virtd_peer_last_heard_seconds{{host=\"h3 (10.0.0.3)\",key=\"0c\",kind=\"ours\"}} 5\n\
              fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"\",kind=\"legacy\"}} 5\n\
+             fence_virtd_peer_never_answered{{address=\"10.0.0.4:1229\"}} 1\n\
              fence_virtd_peer_missing 1\n"
         );
         let said = one_line(&text);
@@ -270,6 +274,7 @@ mod tests {
             "other host h3 (10.0.0.3), key 0b: last heard ",
             "other host h3 (10.0.0.3), key 0c: last heard ",
             "peers 10.0.0.3:1229: bound to key 0b",
+            "peers 10.0.0.4:1229: NEVER ANSWERED",
             "ONE MAY BE MISSING",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
