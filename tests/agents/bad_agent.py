@@ -171,6 +171,13 @@ def hangs(*_):
     for_ever()
 
 
+@only({"off", "status"})
+def breaks(*_):
+    """Fails, and can't tell: its connection breaks."""
+    print("connection lost", file=sys.stderr)
+    return FAILED
+
+
 @only({"off"})
 def stubborn(*_):
     """No signal but the last one ends it, nor its child."""

@@ -138,6 +138,29 @@ def test_a_shot_that_comes_after_its_time(site, start_host, tmp_path):
             site.net.remove(node.place.name)
 
 
+def test_a_shot_of_an_agent_that_failed(site, start_host, tmp_path):
+    """The connection breaks after the order: the agent fails, the device can't tell the state, and acts a little later."""
+    zoo = Zoo(tmp_path / "zoo")
+    host = start_host([zoo.device("breaks", "right", timeout=3, retries=0, status_timeout=2), zoo.device("good", "left")])
+    left, right = nodes = [Node(site, name, lambda: None) for name in ("left", "right")]
+    for node in nodes:
+        node.boot()
+    try:
+        first = shoot(left, right)
+        asked = zoo.wait_run("off", "right")[0]
+        second = shoot(right, left)
+        host.daemon.wait_log(r"heard .*left")
+        net.wait_until(lambda: not asked.alive())
+        assert first.finish(60).rc == 1
+        zoo.switch("right", "off")
+        right.die()
+        second.finish(60)
+        assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
+    finally:
+        for node in nodes:
+            site.net.remove(node.place.name)
+
+
 def ended(host, number):
     """The daemon ends by that signal, and the next one serves."""
     host.daemon.stop(number, timeout=60)

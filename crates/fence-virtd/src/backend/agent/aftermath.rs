@@ -19,6 +19,9 @@ use crate::util::locks::lock;
 
 /// Time for which the effect of a killed agent's action may still come after its device showed it.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
+/// Time for which an action that failed may still take effect, where its device could not tell the state
+/// since: its connection may have broken after the order.
+const FAILED_SETTLE: Duration = Duration::from_secs(10);
 /// Pause between status checks that wait for an effect.
 const EFFECT_POLL: Duration = Duration::from_secs(1);
 /// Machines of which it is remembered which devices were ordered.
@@ -43,6 +46,8 @@ pub(super) struct UnconfirmedAction {
     pub(super) ended: Option<Instant>,
     /// True if the agent reported success.
     pub(super) is_claimed: bool,
+    /// True if the agent reported failure, and the device told no state since.
+    pub(super) is_failed: bool,
     /// True if a status check of the device showed the effect after the run had ended.
     pub(super) is_seen: bool,
     pub(super) mark: OrderMark,
@@ -119,8 +124,11 @@ impl PendingEffects {
         for it in self.open.iter_mut().filter(|it| it.place == place && !it.mark.is_covered()) {
             it.is_seen |= reading == StatusReading::Is(it.to);
         }
+        // A device that failed and can be asked did not act, or has acted.
+        let is_told = matches!(reading, StatusReading::Is(_));
+        let is_over = |it: &UnconfirmedAction| it.is_failed && it.place == place && is_told;
         // What was claimed has come.
-        for it in self.open.extract_if(.., |it| it.is_claimed && it.is_seen) {
+        for it in self.open.extract_if(.., |it| it.is_claimed && it.is_seen || is_over(it)) {
             it.order.into_iter().for_each(WrittenOrder::settled);
         }
     }
@@ -129,14 +137,20 @@ impl PendingEffects {
 impl PendingEffects {
     /// Returns whether an action is open of which nothing shows that it has had its effect.
     pub(super) fn may_come_again(&self) -> bool {
-        self.open.iter().any(|it| !it.is_seen)
+        self.open.iter().any(|it| !it.is_seen && !it.is_failed)
     }
 }
 
 impl UnconfirmedAction {
+    /// Returns the longest time for which the action may take effect after its run.
+    pub(super) fn longest(&self) -> Duration {
+        let longest = self.route.device.effect_timeout;
+        if self.is_failed { longest.min(FAILED_SETTLE) } else { longest }
+    }
+
     /// Waits until the action can take no effect any more.
     async fn settled(self) {
-        let until = self.ended.unwrap_or_else(Instant::now) + self.route.device.effect_timeout;
+        let until = self.ended.unwrap_or_else(Instant::now) + self.longest();
         self.settled_by(until).await;
     }
 
@@ -173,7 +187,7 @@ impl Drop for PendingEffects {
         }
         // Where only power-offs may come, another off of this machine need not wait.
         let late_off = self.lease.late_off();
-        let longest = open.iter().map(|it| it.route.device.effect_timeout).max().unwrap_or_default();
+        let longest = open.iter().map(UnconfirmedAction::longest).max().unwrap_or_default();
         let starts = open.iter().any(|it| it.to == PowerState::On);
         let held = starts.then(|| self.lease.detached(Instant::now() + longest));
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };

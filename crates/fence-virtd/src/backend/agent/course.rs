@@ -168,26 +168,25 @@ impl PlanRunner<'_> {
             to: self.goal,
             ended: None,
             is_claimed: false,
+            is_failed: false,
             is_seen: false,
             mark: self.history.order(self.machine, device.place),
             order,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
         let (how, words) = route.act(self.goal, context).await;
-        let may_come = matches!(how, ActionReport::Claimed | ActionReport::Unknown);
         match self.pending.open.last_mut() {
-            Some(open) if may_come => {
+            Some(open) if how != ActionReport::NotRun => {
                 (open.ended, open.is_claimed) = (Some(Instant::now()), how == ActionReport::Claimed);
+                open.is_failed = how == ActionReport::Failed;
                 if let Some(order) = &open.order {
-                    order.expires(route.device.effect_timeout, open.is_claimed);
+                    order.expires(open.longest(), open.is_claimed);
                 }
             }
             _ => {
-                if let Some(failed) = self.pending.open.pop() {
-                    if how == ActionReport::NotRun {
-                        failed.mark.take_back();
-                    }
-                    failed.order.into_iter().for_each(WrittenOrder::settled);
+                if let Some(never_given) = self.pending.open.pop() {
+                    never_given.mark.take_back();
+                    never_given.order.into_iter().for_each(WrittenOrder::settled);
                 }
             }
         }

@@ -482,6 +482,7 @@ impl Backend for AgentBackend {
             to: if order.order.starts { PowerState::On } else { PowerState::Off },
             ended: None,
             is_claimed: order.is_claimed(),
+            is_failed: false,
             is_seen: false,
             order: None,
         };
