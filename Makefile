@@ -142,10 +142,12 @@ check: packages-build ## format, lints, and the checks in scripts/
 	scripts/check-unit
 	scripts/check-man
 
-# Threads that wait for each other would wait for ever: there is a limit to it.
+# Threads that wait for each other would wait for ever: there is a limit to it. Most tests of the daemon wait most of their time, so
+# more of them run at once than there are processors.
 unit: packages-test ## the tests of the crates
 	cargo test --locked --workspace --no-run
-	PROPTEST_RNG_SEED=$(UNIT_SEED) scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace
+	PROPTEST_RNG_SEED=$(UNIT_SEED) RUST_TEST_THREADS=6 \
+	    scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::

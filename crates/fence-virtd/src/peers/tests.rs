@@ -88,6 +88,16 @@ fn settings(mode: PeerMode, port: u16) -> PeerSettings {
 }
 
 impl Host {
+    /// Ends the host: it answers nothing any more when this returns.
+    async fn end(mut self) {
+        self._tasks.shutdown().await;
+        self._link = None;
+        // Tasks of tasks end a moment later.
+        while Arc::strong_count(&self.peers) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn new(mode: PeerMode, port: u16, state: Option<&std::path::Path>) -> Self {
         let peers = Peers::start(settings(mode, port), state, Arc::default()).await.unwrap();
         let shown = Arc::new(Shown { sight: Mutex::new(Sight::Off), looks: AtomicUsize::new(0) });
@@ -235,7 +245,7 @@ async fn another_host_at_the_address_of_one_does_not_count() {
     let b = Host::listed(at_b, &[at_a], None).await;
     assert_eq!(a.sights().await, [Sight::Off]);
     let name = a.peers.known()[0].id;
-    drop(b);
+    b.end().await;
     // It holds the key of all hosts, and has the address; another key pair (of other hypervisors).
     let mut other = settings(PeerMode::Listed(vec![(Ipv4Addr::LOCALHOST, at_a).into()]), at_b);
     other.hypervisors = vec!["test:///guest".to_owned()];
@@ -292,7 +302,7 @@ async fn found_hosts_are_asked_and_remembered() {
         "{sights:?}"
     );
     // One that was heard must answer, after a restart of the asker too.
-    drop(b);
+    b.end().await;
     let file = dirs[0].path().join("hosts");
     while !std::fs::read_to_string(&file).is_ok_and(|it| it.matches("\nhost ").count() == 2) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -497,7 +507,7 @@ async fn a_renumbered_host_does_not_answer_for_the_new_one() {
     let b = Host::listed(at_b, &[at_a], Some(dirs[0].path())).await;
     assert_eq!(a.sights().await, [Sight::Off]);
     let moved = cloned(dirs[0].path());
-    drop(b);
+    b.end().await;
     let listed = [at_b, at_c].map(|it| SocketAddr::from((Ipv4Addr::LOCALHOST, it)));
     a.change(PeerMode::Listed(listed.to_vec()));
     let _moved = Host::listed(at_c, &[at_a], Some(moved.path())).await;
@@ -777,7 +787,7 @@ async fn a_host_does_not_wait_for_itself() {
     let a = Host::new(PeerMode::Listed(peers), at, None).await;
     let b = Host::listed(other, &[at], None).await;
     assert_eq!(a.sights().await, [Sight::Off]);
-    drop(b);
+    b.end().await;
     let sights = a.sights().await;
     assert!(sights.len() == 1 && reason(&sights[0]).contains("does not answer"), "{sights:?}");
     // Another daemon may be behind another port.

@@ -203,7 +203,7 @@ async fn hosts_of_the_group_are_asked_beside_the_daemon() {
     a.peers.replace_settings(PeerSettings { keys: vec![other], ..settings() });
     let report = probe(settings(), keys, dirs[0].path(), Some(link())).await;
     assert_eq!(clue(&report), SilenceClue::ListenersKey);
-    drop(b);
+    b.end().await;
     let report = probe(settings(), Vec::new(), dirs[0].path(), Some(link())).await;
     assert_eq!(clue(&report), SilenceClue::Nothing);
 }
