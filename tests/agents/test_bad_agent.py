@@ -166,7 +166,7 @@ def shots(site, tmp_path_factory):
     host = Host(site, directory / "host", devices, agent={"max_running": 64})
     site.guest()
     with concurrent.futures.ThreadPoolExecutor(len(CASES)) as pool:
-        asked = {mode: pool.submit(site.ask, "-o", "off", "-H", mode) for mode in CASES}
+        asked = {mode: pool.submit(site.ask, "-o", "off", "-H", mode, "-t", 40) for mode in CASES}
         results = {mode: it.result() for mode, it in asked.items()}
     yield Shots(site, host, zoo, results)
     host.stop()

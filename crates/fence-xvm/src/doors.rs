@@ -27,7 +27,10 @@ const STEP_BACK: Duration = Duration::from_millis(100);
 /// Pause between two tries to take the turn.
 const LOOK: Duration = Duration::from_millis(10);
 /// Pause between two looks for agents that wait for the turn.
-const LOOK_FOR_OTHERS: Duration = Duration::from_millis(50);
+const LOOK_FOR_OTHERS: Duration = Duration::from_millis(20);
+/// Time for which other hosts may still call back before the turn is passed on. Those that have the domain
+/// call at once, and whoever waits for the turn loses time of its own.
+const OTHER_HOSTS: Duration = Duration::from_millis(50);
 /// Wait for a further call-back of a host after one was refused, before the request is sent again.
 const NEXT_CALL: Duration = Duration::from_millis(10);
 
@@ -97,8 +100,11 @@ pub(crate) struct DueSending {
 pub(crate) enum DoorNeed {
     /// No host is there that could answer.
     Listening,
-    /// A host that has proved itself is there since this instant. Others may still come for the quiet time.
+    /// A host that has proved itself is there since this instant. Another one may be better, within this
+    /// time.
     Called(Instant, Duration),
+    /// The same, and all hosts are wanted for this time.
+    AllCalled(Instant, Duration),
 }
 
 impl<'a> CallBackDoors<'a> {
@@ -173,7 +179,8 @@ impl<'a> CallBackDoors<'a> {
         let (wanted, _) = self.ports.range();
         let Some(door) = self.doors.iter().find(|it| it.open.port == wanted) else { return false };
         let is_over = match need {
-            DoorNeed::Called(since, quiet) => now.duration_since(since) >= quiet,
+            DoorNeed::Called(since, wait) => now.duration_since(since) >= wait.min(OTHER_HOSTS),
+            DoorNeed::AllCalled(since, quiet) => now.duration_since(since) >= quiet,
             DoorNeed::Listening => now.duration_since(door.opened) >= TURN,
         };
         is_over && self.ports.is_wanted(&door.open)

@@ -218,6 +218,7 @@ impl<'a> MulticastClient<'a> {
     fn tend_doors(&mut self, end: Option<Deadline>) -> Result<(), MulticastFailure> {
         let believed_since = self.calls.iter().filter_map(|it| it.believed_at).min();
         let need = match believed_since {
+            Some(since) if self.collector.wants_all_hosts() => DoorNeed::AllCalled(since, self.to.quiet),
             Some(since) => DoorNeed::Called(since, self.to.quiet),
             None if end.is_some() => DoorNeed::Called(Instant::now(), self.to.quiet),
             None => DoorNeed::Listening,
