@@ -247,7 +247,7 @@ impl Stage {
         }
         let id = request.id;
         lock(&self.seen_off).insert(id, request);
-        permit.seen_off(Instant::now());
+        permit.seen_off(Instant::now(), false);
         thread::yield_now();
         lock(&self.seen_off).remove(&id);
         permit.finished(Response::Success, None);
