@@ -98,7 +98,10 @@ impl AgentRunTrail {
         ran.output = cut(plain(&ran.output));
         let mut runs = lock(&self.0);
         if runs.kept.len() == KEPT {
-            runs.kept.remove(TrailSnapshot::FIRST);
+            // Looks are repeated, and what changes a machine's power is what people search for.
+            let is_look = |it: &AgentRun| !matches!(it.action, "off" | "on");
+            let look = runs.kept[TrailSnapshot::FIRST..].iter().position(is_look).unwrap_or(0);
+            runs.kept.remove(TrailSnapshot::FIRST + look);
             runs.left_out += 1;
         }
         runs.kept.push(ran);
@@ -176,6 +179,16 @@ mod tests {
         let expected: Vec<usize> =
             (0..TrailSnapshot::FIRST).chain(100 + TrailSnapshot::FIRST - KEPT..100).collect();
         assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn actions_are_kept_among_many_looks() {
+        let trail = AgentRunTrail::default();
+        for number in 0..100 {
+            let action = if number == 50 { "off" } else { "status" };
+            trail.note(AgentRun { action, ..ran(number, "") });
+        }
+        assert!(trail.runs().kept.iter().any(|it| it.action == "off"));
     }
 
     #[test]
