@@ -207,7 +207,7 @@ SOAK_CASES ?= 100000
 SOAK_TRUTH_MINUTES ?= 120
 
 soak: packages-test build packages-check ## what takes hours: long fuzzing and endurance runs
-	E2E_PAIRS=reference-reference OURS_DIR=$(DIST) scripts/suite e2e
+	E2E_PAIRS=ours-reference,reference-reference OURS_DIR=$(DIST) scripts/suite e2e
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite elsewhere
