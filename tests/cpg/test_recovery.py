@@ -41,6 +41,11 @@ def recovered(host):
     return record[-1]["reason"]
 
 
+#: End of the reason where the machine was started again.
+MADE_GOOD = ("the start that it owed is made good (fence_virtd was killed or crashed, or was told to end and did not wait any "
+             "longer)")
+
+
 def serve_again(host, config):
     start_again(host, config)
     return recovered(host)
@@ -81,7 +86,7 @@ def test_a_start_that_is_owed_is_made_good(hosts, monkeypatch):
     hosts.serve(h2="ours", h3="ours")
     config = killed_after_the_power_off(hosts, monkeypatch, "x")
     reason = serve_again(hosts.h1, config)
-    assert reason.endswith("the start that it owed is made good"), f"{reason}\n{hosts.logs()}"
+    assert reason.endswith(MADE_GOOD), f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["running", "shut off"], hosts.logs()
 
 
@@ -96,7 +101,7 @@ def test_of_two_nodes_that_owe_a_start_one_makes_it_good(hosts, monkeypatch):
     # The first can't start anything: nobody says what the other one has.
     start_again(hosts.h1, first)
     reason = serve_again(hosts.h2, second)
-    assert reason.endswith("the start that it owed is made good"), f"{reason}\n{hosts.logs()}"
+    assert reason.endswith(MADE_GOOD), f"{reason}\n{hosts.logs()}"
     reason = recovered(hosts.h1)
     assert "another host was asked for it since" in reason, f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "running"], hosts.logs()
