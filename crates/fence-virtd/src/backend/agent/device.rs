@@ -165,16 +165,21 @@ impl FenceDevice {
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let asked = Instant::now();
         let until = asked + self.status_timeout;
+        // What the device said while it could not tell: a last try that has no time left knows no reason.
+        let mut said: Option<StatusReply> = None;
         loop {
             let reply = self.status_once(plug, context.within(until)).await;
             let now = Instant::now();
-            let is_known_to_fail = match reply.reading {
-                StatusReading::Is(_) => {
+            let is_known_to_fail = match (reply.reading, said.take()) {
+                (StatusReading::Is(_), _) => {
                     self.note_told(plug);
                     return reply;
                 }
-                StatusReading::Silent | StatusReading::NotAsked | StatusReading::Unusable => return reply,
-                StatusReading::CantTell => self.note_failed(plug, asked, now),
+                (StatusReading::Silent, Some(said)) if now >= until => return said,
+                (StatusReading::Silent | StatusReading::NotAsked | StatusReading::Unusable, _) => {
+                    return reply;
+                }
+                (StatusReading::CantTell, _) => self.note_failed(plug, asked, now),
             };
             if context.lease.is_none() || is_known_to_fail || now + FAILED_PAUSE >= until {
                 return reply;
@@ -182,6 +187,7 @@ impl FenceDevice {
             if now + FAILED_PAUSE >= context.until {
                 return StatusReply { reading: StatusReading::Silent, ..reply };
             }
+            said = Some(reply);
             sleep(FAILED_PAUSE).await;
         }
     }
@@ -191,8 +197,7 @@ impl FenceDevice {
         let memory = lock(&self.memory);
         // One that never worked is set up wrong: that is told at once.
         let has_worked = !memory.proven.is_empty() || memory.seen_on.contains(plug);
-        let since = memory.failing.get(plug);
-        let fails_for_long = since.is_some_and(|it| it.elapsed() + FAILED_PAUSE >= self.status_timeout);
+        let fails_for_long = memory.failing.get(plug).is_some_and(|it| self.is_over(*it, Instant::now()));
         DeviceLimits { is_known_to_fail: fails_for_long || !has_worked, ..self.limits }
     }
 
@@ -209,6 +214,11 @@ impl FenceDevice {
             memory.failing.clear();
         }
         let since = *memory.failing.entry(plug.to_owned()).or_insert(asked);
+        self.is_over(since, now)
+    }
+
+    /// Returns whether the device had all of its time since then.
+    fn is_over(&self, since: Instant, now: Instant) -> bool {
         now.saturating_duration_since(since) + FAILED_PAUSE >= self.status_timeout
     }
 
