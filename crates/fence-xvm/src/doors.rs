@@ -5,6 +5,7 @@
 //! that name no request may be answered. Runs on the agent's only thread. Must never let such a call-back be
 //! answered that may be for another request.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -28,9 +29,6 @@ const STEP_BACK: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(10);
 /// Pause between two looks for agents that wait for the turn.
 const LOOK_FOR_OTHERS: Duration = Duration::from_millis(20);
-/// Time for which other hosts may still call back before the turn is passed on. Those that have the domain
-/// call at once, and whoever waits for the turn loses time of its own.
-const OTHER_HOSTS: Duration = Duration::from_millis(50);
 /// Wait for a further call-back of a host after one was refused, before the request is sent again.
 const NEXT_CALL: Duration = Duration::from_millis(10);
 
@@ -56,7 +54,7 @@ pub(crate) struct CallBackDoors<'a> {
     /// Each time that a turn was taken.
     openings: Vec<DoorOpening>,
     /// Datagrams that this run has sent, for each port that they name.
-    sent: Vec<(u16, u32)>,
+    sent: BTreeMap<u16, u32>,
     attempt: u8,
     waits_since: Instant,
     last_ledger: Option<PortLedger>,
@@ -82,7 +80,7 @@ struct DoorOpening {
     /// Call-backs of each host that may be for others.
     others: u32,
     /// Call-backs of each host that were refused for that reason.
-    refused: Vec<(IpAddr, u32)>,
+    refused: BTreeMap<IpAddr, u32>,
 }
 
 /// Datagram that is to be sent: the port that it names, and its sequence number.
@@ -100,11 +98,8 @@ pub(crate) struct DueSending {
 pub(crate) enum DoorNeed {
     /// No host is there that could answer.
     Listening,
-    /// A host that has proved itself is there since this instant. Another one may be better, within this
-    /// time.
+    /// A host that has proved itself is there since this instant. Others may still come for this time.
     Called(Instant, Duration),
-    /// The same, and all hosts are wanted for this time.
-    AllCalled(Instant, Duration),
 }
 
 impl<'a> CallBackDoors<'a> {
@@ -117,7 +112,7 @@ impl<'a> CallBackDoors<'a> {
             run,
             doors: Vec::new(),
             openings: Vec::new(),
-            sent: Vec::new(),
+            sent: BTreeMap::new(),
             attempt: 0,
             waits_since: now,
             last_ledger: None,
@@ -142,8 +137,13 @@ impl<'a> CallBackDoors<'a> {
     }
 
     fn has_wanted(&self) -> bool {
+        self.wanted().is_some() || self.rule == DoorRule::Open && !self.doors.is_empty()
+    }
+
+    /// Returns the place of the door at the wanted port, if it is open.
+    fn wanted(&self) -> Option<usize> {
         let (wanted, _) = self.ports.range();
-        self.doors.iter().any(|it| it.open.port == wanted || self.rule == DoorRule::Open)
+        self.doors.iter().position(|it| it.open.port == wanted)
     }
 
     /// Takes a turn that is needed, and passes one on that others wait for. `before_close` accepts what has
@@ -159,8 +159,7 @@ impl<'a> CallBackDoors<'a> {
         self.look_at = now + LOOK;
         if self.rule == DoorRule::Challenged && self.may_pass(need, now) {
             before_close(self);
-            let (wanted, _) = self.ports.range();
-            if let Some(index) = self.doors.iter().position(|it| it.open.port == wanted) {
+            if let Some(index) = self.wanted() {
                 self.ports.close(self.doors.remove(index).open);
                 self.waits_since = now;
                 self.look_at = now + STEP_BACK;
@@ -176,11 +175,9 @@ impl<'a> CallBackDoors<'a> {
 
     /// Returns whether the turn at the wanted port has to be passed on.
     fn may_pass(&self, need: DoorNeed, now: Instant) -> bool {
-        let (wanted, _) = self.ports.range();
-        let Some(door) = self.doors.iter().find(|it| it.open.port == wanted) else { return false };
+        let Some(door) = self.wanted().and_then(|it| self.doors.get(it)) else { return false };
         let is_over = match need {
-            DoorNeed::Called(since, wait) => now.duration_since(since) >= wait.min(OTHER_HOSTS),
-            DoorNeed::AllCalled(since, quiet) => now.duration_since(since) >= quiet,
+            DoorNeed::Called(since, wait) => now.duration_since(since) >= wait,
             DoorNeed::Listening => now.duration_since(door.opened) >= TURN,
         };
         is_over && self.ports.is_wanted(&door.open)
@@ -226,7 +223,7 @@ impl<'a> CallBackDoors<'a> {
     fn enter(&mut self, open: OpenPort, now: Instant) {
         // Looked up after the turn was taken: nobody else sends for this port any more.
         let others = self.ports.calls_for_others(&open, self.run);
-        self.openings.push(DoorOpening { others, refused: Vec::new() });
+        self.openings.push(DoorOpening { others, refused: BTreeMap::new() });
         let opening = self.openings.len() - 1;
         let sequence = self.next_sequence();
         let send_at = Deadline::after(Duration::ZERO);
@@ -265,23 +262,17 @@ impl<'a> CallBackDoors<'a> {
         again: Duration,
     ) -> io::Result<()> {
         let Some(door) = self.doors.get_mut(due.door) else { return Ok(()) };
-        let index = match self.sent.iter().position(|(port, _)| *port == due.port) {
-            Some(known) => known,
-            None => {
-                self.sent.push((due.port, 0));
-                self.sent.len() - 1
-            }
-        };
-        let count = self.sent[index].1.saturating_add(datagrams);
+        let sent = self.sent.entry(due.port).or_default();
+        let count = sent.saturating_add(datagrams);
         self.ports.enter(&door.open, self.run, end, count)?;
-        self.sent[index].1 = count;
+        *sent = count;
         door.send_at = Deadline::after(again);
         Ok(())
     }
 
     /// Returns the ports that have been used.
     pub(crate) fn used_ports(&self) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.sent.iter().map(|(port, _)| *port).collect();
+        let mut ports: Vec<u16> = self.sent.keys().copied().collect();
         ports.extend(self.doors.iter().map(|it| it.open.port));
         ports.sort_unstable();
         ports.dedup();
@@ -308,19 +299,13 @@ impl<'a> CallBackDoors<'a> {
             (CallName::Own, _) => true,
             (CallName::Other, _) | (CallName::Unnamed, None) => false,
             (CallName::Unnamed, Some(it)) => {
-                let index = match it.refused.iter().position(|(host, _)| *host == from) {
-                    Some(known) => known,
-                    None if it.others > 0 && it.refused.len() >= HOSTS_MAX => return false,
-                    None => {
-                        it.refused.push((from, 0));
-                        it.refused.len() - 1
-                    }
-                };
-                let refused = &mut it.refused[index].1;
-                if *refused >= it.others {
+                if it.refused.get(&from).copied().unwrap_or_default() >= it.others {
                     return true;
                 }
-                *refused += 1;
+                if it.refused.len() >= HOSTS_MAX && !it.refused.contains_key(&from) {
+                    return false;
+                }
+                *it.refused.entry(from).or_default() += 1;
                 self.send_anew(opening);
                 false
             }

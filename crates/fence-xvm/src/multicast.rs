@@ -46,6 +46,9 @@ use crate::words::{describe_key, describe_request, is_sealed};
 const CONNECTIONS_MAX: usize = 32;
 /// Time that a silent proven host delays the lists of other hosts.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
+/// Time for which other hosts may still call back before the turn is passed on. Those that have the domain
+/// call at once, and whoever waits for the turn loses time of its own.
+const OTHER_HOSTS: Duration = Duration::from_millis(50);
 
 /// Asks the hosts that listen on the group. Prints the rows of lists as they come. Returns the hosts that
 /// answered with a failure as well.
@@ -217,10 +220,11 @@ impl<'a> MulticastClient<'a> {
     /// one.
     fn tend_doors(&mut self, end: Option<Deadline>) -> Result<(), MulticastFailure> {
         let believed_since = self.calls.iter().filter_map(|it| it.believed_at).min();
+        let quiet = self.to.quiet;
+        let wait = if self.collector.wants_all_hosts() { quiet } else { quiet.min(OTHER_HOSTS) };
         let need = match believed_since {
-            Some(since) if self.collector.wants_all_hosts() => DoorNeed::AllCalled(since, self.to.quiet),
-            Some(since) => DoorNeed::Called(since, self.to.quiet),
-            None if end.is_some() => DoorNeed::Called(Instant::now(), self.to.quiet),
+            Some(since) => DoorNeed::Called(since, wait),
+            None if end.is_some() => DoorNeed::Called(Instant::now(), quiet),
             None => DoorNeed::Listening,
         };
         let mut last_calls = Vec::new();

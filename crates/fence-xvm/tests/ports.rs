@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_wire::{
@@ -35,25 +35,31 @@ fn run_of(request: &Request) -> ClientRun {
     ClientRun::of(request.sequence, request.nonce)
 }
 
-/// Takes steps 1 to 4 as our daemon does, with a challenge that names the request. Returns the stream; none
-/// if the agent hung up.
-fn call_back_by_name(lab: &AgentLab, request: &Request) -> Option<TcpStream> {
-    let mut stream = lab.call_back(request);
-    let held = lab.prove_host(&stream);
-    let c2 = draw_named_challenge(&lab.key(), CallRole::Host, run_of(request), |bytes| {
-        SysRng.try_fill_bytes(bytes)
-    })
-    .unwrap();
-    let proven = held.challenge(&c2).unwrap();
-    stream.write_all(&c2).unwrap();
-    let mut answer = [0; 64];
-    stream.read_exact(&mut answer).ok()?;
-    let _ = proven.verify(&answer).unwrap();
-    Some(stream)
+/// Challenge of the host in step 3.
+#[derive(Clone, Copy)]
+enum HostKind {
+    /// Names the request, as our daemon does.
+    Named,
+    /// Random bytes, as of a C daemon.
+    Classic,
 }
 
-/// Takes steps 1 to 4 as a C daemon does. Returns the stream; none if the agent hung up before its proof.
-fn call_back_as_c(lab: &AgentLab, request: &Request) -> Option<TcpStream> {
+/// Returns the host's challenge.
+fn challenge_of(lab: &AgentLab, kind: HostKind, request: &Request) -> [u8; 64] {
+    let mut c2 = [0; 64];
+    match kind {
+        HostKind::Named => {
+            let fill = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
+            c2 = draw_named_challenge(&lab.key(), CallRole::Host, run_of(request), fill).unwrap();
+        }
+        HostKind::Classic => SysRng.try_fill_bytes(&mut c2).unwrap(),
+    }
+    c2
+}
+
+/// Calls back and takes steps 1 to 4. Returns the stream; none if the agent has gone, or hung up before its
+/// proof.
+fn call_back(lab: &AgentLab, kind: HostKind, request: &Request) -> Option<TcpStream> {
     let call_back = request.call_back.unwrap();
     let mut stream = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port))).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -62,8 +68,7 @@ fn call_back_as_c(lab: &AgentLab, request: &Request) -> Option<TcpStream> {
     let key = lab.key();
     let (proof, held) = HostAwaitChallenge::classic(ClassicHash::Sha256, &key).answer(&c1).unwrap();
     stream.write_all(&proof).ok()?;
-    let mut c2 = [0; 64];
-    SysRng.try_fill_bytes(&mut c2).unwrap();
+    let c2 = challenge_of(lab, kind, request);
     let proven = held.challenge(&c2).unwrap();
     stream.write_all(&c2).ok()?;
     let mut answer = [0; 64];
@@ -87,8 +92,8 @@ fn inside_named_call_backs() {
         let agent = lab.agent(&["-o", "off", "-n", "vm2", "-t", "50"]);
         let request = lab.receive_request();
         assert_eq!((port(&older), port(&request)), (lab.port, lab.port));
-        assert!(call_back_by_name(&lab, &older).is_none(), "no proof for an older request");
-        call_back_by_name(&lab, &request).unwrap().write_all(&[0]).unwrap();
+        assert!(call_back(&lab, HostKind::Named, &older).is_none(), "no proof for an older request");
+        call_back(&lab, HostKind::Named, &request).unwrap().write_all(&[0]).unwrap();
         let done = finish(agent);
         assert_eq!(done.status.code(), Some(0), "{done:?}");
         lab.drain();
@@ -102,7 +107,7 @@ fn inside_call_backs_of_a_c_host() {
     let lab = AgentLab::new(23_050);
     // One answered request leaves nothing.
     let agent = lab.agent(&["-o", "status", "-n", "vm1"]);
-    call_back_as_c(&lab, &lab.receive_request()).unwrap().write_all(&[0]).unwrap();
+    call_back(&lab, HostKind::Classic, &lab.receive_request()).unwrap().write_all(&[0]).unwrap();
     assert_eq!(finish(agent).status.code(), Some(0));
     lab.drain();
     let mut killed = lab.agent(&["-o", "status", "-n", "vm1"]);
@@ -114,10 +119,10 @@ fn inside_call_backs_of_a_c_host() {
     let mut request = lab.receive_request();
     assert_eq!(port(&request), lab.port);
     // The host does nothing for the older one, and serves each sequence number once.
-    assert!(call_back_as_c(&lab, &older).is_none());
+    assert!(call_back(&lab, HostKind::Classic, &older).is_none());
     let mut refused = 1;
     let mut stream = loop {
-        if let Some(stream) = call_back_as_c(&lab, &request) {
+        if let Some(stream) = call_back(&lab, HostKind::Classic, &request) {
             break stream;
         }
         refused += 1;
@@ -152,9 +157,7 @@ fn inside_eight_at_once() {
         held.push((request, stream, answered));
     }
     for (request, mut stream, answered) in held {
-        let key = lab.key();
-        let fill = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
-        let c2 = draw_named_challenge(&key, CallRole::Host, run_of(&request), fill).unwrap();
+        let c2 = challenge_of(&lab, HostKind::Named, &request);
         let proven = answered.challenge(&c2).unwrap();
         stream.write_all(&c2).unwrap();
         let mut answer = [0; 64];
@@ -176,18 +179,20 @@ fn inside_eight_at_once() {
 fn inside_a_search() {
     const SECONDS: u64 = 12;
     let seed = std::env::var("UNIT_SEED").ok().and_then(|it| it.parse().ok()).unwrap_or(4711);
-    run_at_once(
-        [0_u64, 1, 2]
-            .map(|n| move || search(23_200 + 50 * u16::try_from(n).unwrap(), seed + n, n == 2, SECONDS)),
-    );
+    let kinds = [HostKind::Classic, HostKind::Classic, HostKind::Named];
+    let mut places = (0..).zip(kinds);
+    run_at_once([(); 3].map(|()| {
+        let (n, kind) = places.next().unwrap();
+        move || search(23_200 + 50 * u16::try_from(n).unwrap(), seed + n, kind, SECONDS)
+    }));
 }
 
-fn search(port: u16, seed: u64, named: bool, seconds: u64) {
+fn search(port: u16, seed: u64, kind: HostKind, seconds: u64) {
     let lab = AgentLab::new(port);
     let is_over = AtomicBool::new(false);
     let answered = Mutex::new([0_u32; 2]);
     std::thread::scope(|scope| {
-        scope.spawn(|| simulate_host(&lab, seed, named, &is_over));
+        scope.spawn(|| simulate_host(&lab, seed, kind, &is_over));
         let agents: Vec<_> = (0..3)
             .map(|n| {
                 let (lab, answered) = (&lab, &answered);
@@ -204,10 +209,9 @@ fn search(port: u16, seed: u64, named: bool, seconds: u64) {
     assert!(right > 10, "seed {seed}: {right} answers, {lost} lost");
 }
 
-fn simulate_host(lab: &AgentLab, seed: u64, named: bool, is_over: &AtomicBool) {
+fn simulate_host(lab: &AgentLab, seed: u64, kind: HostKind, is_over: &AtomicBool) {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut served: VecDeque<u32> = VecDeque::new();
-    let key = Arc::new(lab.key());
     while !is_over.load(Relaxed) {
         if !lab.socket_is_readable(Duration::from_millis(50)) {
             continue;
@@ -222,29 +226,7 @@ fn simulate_host(lab: &AgentLab, seed: u64, named: bool, is_over: &AtomicBool) {
         }
         served.push_back(request.sequence);
         let state: u8 = if request.target.as_str().ends_with("on") { 0 } else { 2 };
-        let stream = if named {
-            let call_back = request.call_back.unwrap();
-            let Ok(mut stream) = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port)))
-            else {
-                continue;
-            };
-            let mut c1 = [0; 64];
-            if stream.read_exact(&mut c1).is_err() {
-                continue;
-            }
-            let (proof, held) = HostAwaitChallenge::classic(ClassicHash::Sha256, &key).answer(&c1).unwrap();
-            let fill = |bytes: &mut [u8]| SysRng.try_fill_bytes(bytes);
-            let c2 = draw_named_challenge(&key, CallRole::Host, run_of(&request), fill).unwrap();
-            let _ = held.challenge(&c2).unwrap();
-            let mut answer = [0; 64];
-            let sent = stream.write_all(&proof).and_then(|()| stream.write_all(&c2));
-            if sent.and_then(|()| stream.read_exact(&mut answer)).is_err() {
-                continue;
-            }
-            Some(stream)
-        } else {
-            call_back_as_c(lab, &request)
-        };
+        let stream = call_back(lab, kind, &request);
         if let Some(mut stream) = stream {
             if random.random_range(0..10) == 0 {
                 std::thread::sleep(Duration::from_millis(random.random_range(0..800)));

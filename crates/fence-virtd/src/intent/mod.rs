@@ -385,7 +385,8 @@ impl WrittenOrder {
     }
 }
 
-fn in_ms(time: Duration) -> u64 {
+/// Returns a time in milliseconds, as the file has it.
+pub(crate) fn in_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

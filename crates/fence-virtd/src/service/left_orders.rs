@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::Service;
 use super::turns::RunPermit;
 use crate::intent::store::LeftIntents;
-use crate::intent::{WrittenOrder, since_boot_ms};
+use crate::intent::{WrittenOrder, in_ms, since_boot_ms};
 
 /// Orders of an earlier daemon that are waited for one by one. Of more, everything waits for the longest.
 const LEFT_ORDERS: usize = 64;
@@ -38,12 +38,11 @@ impl Service {
     pub(crate) fn hold_left(self: &Arc<Self>, left: &LeftIntents) {
         let (boot, now_ms) = (self.intents.boot().to_owned(), since_boot_ms());
         let longest = self.backend.longest_effect();
-        let longest_ms = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
         let mut unknown = if left.hides_order { longest } else { Duration::ZERO };
         let mut count = 0;
         for it in &left.intents {
             let (intent, open) = (&it.unfinished.intent, self.intents.adopt(it));
-            for pending in it.unfinished.orders_left(longest_ms) {
+            for pending in it.unfinished.orders_left(in_ms(longest)) {
                 let rest = Duration::from_millis(pending.rest_ms(&boot, now_ms));
                 let written = open.take_over(&pending.order);
                 let domain = DomainId::parse_canonical(&intent.uuid);

@@ -132,9 +132,7 @@ impl PendingEffects {
             it.order.into_iter().for_each(WrittenOrder::settled);
         }
     }
-}
 
-impl PendingEffects {
     /// Returns whether an action is open of which nothing shows that it has had its effect.
     pub(super) fn may_come_again(&self) -> bool {
         self.open.iter().any(|it| !it.is_seen && !it.is_failed)
