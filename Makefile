@@ -107,7 +107,7 @@ whole:
 	$(MAKE) check unit build
 	scripts/check-install
 	$(MAKE) deb rpm
-	$(MAKE) suites LANES=4 BESIDE=fuzz
+	$(MAKE) suites LANES=5 BESIDE=fuzz
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
@@ -117,8 +117,8 @@ suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) -j$(LANES) --output-sync=target $(BESIDE) $(SUITES)
 
 # The long ones first.
-SUITES = suite-e2e suite-truth_search suite-guests suite-agents suite-cpg suite-elsewhere suite-pacemaker \
-    suite-compliance suite-fence_races suite-reference suite-transports suite-several_hosts suite-attacks \
+SUITES = suite-agents suite-cpg suite-guests suite-elsewhere suite-e2e suite-fence_races suite-compliance \
+    suite-truth_search suite-pacemaker suite-reference suite-transports suite-several_hosts suite-attacks \
     suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
     suite-packages suite-manual suite-checks suite-bench suite-field
 

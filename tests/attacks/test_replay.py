@@ -144,8 +144,8 @@ def test_a_request_that_never_arrived_is_played_later(scene, agent):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_request_that_never_arrived_is_played_later_in_the_owners_name(scene, agent):
     """The same, where the network lets Eve send from the owner's address: the host can't tell her from the owner. What
-    remains in classic with the C agent, which listens on the port that was abandoned; ours does not for minutes, so
-    that nobody is there to prove anything."""
+    remains in classic with the C agent, which proves itself to any call-back. Ours listens on the same port, but a
+    challenge names the run that it is for, and the owner's datagram that is sent again ends what Eve played."""
     packet = never_arrived(scene, agent)
     host = scene.host()
     assert host.ask(wire.OFF, "vm2").code == wire.SUCCESS
@@ -155,7 +155,7 @@ def test_a_request_that_never_arrived_is_played_later_in_the_owners_name(scene, 
         assert got.rc == 0 and host.state("vm1") == "off", (got, "classic can't close it on the host")
     else:
         assert got.rc == 2 and host.state("vm1") == "on", got
-        host.told("call-back-failed")
+        host.told("superseded")
 
 
 def spoof(node, source, data):
