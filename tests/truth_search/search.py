@@ -58,6 +58,10 @@ class Skip(Exception):
     """A step that makes no sense now."""
 
 
+class LaboratoryFault(Exception):
+    """What is searched can't be judged: something other than a daemon of ours does not do its part."""
+
+
 class Search:
     """A run in a world. `untruths` and `refusals` are what it found."""
 
@@ -171,7 +175,7 @@ class Search:
         """Asks, reads what is true, and judges. Returns the agent's Result."""
         deed = None
         try:
-            before = self.world.read()
+            before, written = self.world.read(), self._written()
             deed = self._deed(step.action, step.domain)
             dropped = step.kind == "drop"
             self.note(f"#{number} {step.action} {step.domain} by {step.way} from g{guest}" + (", dropped" if dropped else ""))
@@ -182,7 +186,7 @@ class Search:
             result = agent.finish(60)
             deed.ended = clock() if result.rc in (0, OFF) else clock() + LINGERS
             after = self._read_to_the_end(step.domain)
-            self._judge(number, step, result, (before, after), deed)
+            self._judge(number, step, result, (before, after), deed, written)
             return result
         finally:
             with self._lock:
@@ -203,7 +207,7 @@ class Search:
                        for it in reading.of(domain))
         return dataclasses.replace(reading, sights={**reading.sights, domain: sights})
 
-    def _judge(self, number, step, result, readings, deed):
+    def _judge(self, number, step, result, readings, deed, written):
         before, after = readings
         if step.kind == "drop" and result.rc not in (0, OFF):
             self.counts["dropped"] += 1
@@ -217,9 +221,9 @@ class Search:
         if why and NOWHERE in why and any(it.claims(step.domain) for it in self.world.places):
             self.counts["libvirt was wrong"] += 1
         elif why:
-            self._accuse(number, step, why, readings)
+            self._accuse(number, step, why, readings, written)
 
-    def _accuse(self, number, step, why, readings):
+    def _accuse(self, number, step, why, readings, written):
         wrongs = ", ".join(f"{kind} {name}" for kind, name in self.world.wrongs()) or "nothing"
         text = [f"UNTRUE #{number} {step.action} {step.domain}, {why}", f"    wrong: {wrongs}",
                 f"    before: {readings[0].line(step.domain)}", f"    after:  {readings[1].line(step.domain)}"]
@@ -227,8 +231,15 @@ class Search:
             self.note(line)
         with self._lock:
             history = self.history[-45:]
-        logs = [f"-- {host.name}\n{host.log(25)}" for host in self.world.hosts]
-        self.untruths.append("\n".join([*history, *logs]))
+        self.untruths.append("\n".join([*history, *self._logs(written)]))
+
+    def _written(self):
+        """How much each host's daemons have written: {name: lines}."""
+        return {host.name: host.wrote() for host in self.world.hosts}
+
+    def _logs(self, written):
+        """What each host has written since: all that a request led to, the others' part too."""
+        return [f"-- {host.name}\n{host.log(written[host.name])}" for host in self.world.hosts]
 
     def _mend_doubles(self, domain):
         """One that runs twice is nobody's question: an administrator ends the younger."""
@@ -441,25 +452,18 @@ class Search:
             self._wait_told(domain, 0)
         domain = self._rng.choice(DOMAINS)
         for action, code in (("status", 0), ("off", 0), ("status", OFF), ("off", 0), ("on", 0), ("status", 0), ("reboot", 0)):
+            written = self._written()
             result = self._asked(action, domain)
             if result.rc != code:
-                self._refused(domain, f"{action} {domain}: {result.rc} in place of {code}, though nothing is wrong")
+                self._refused(domain, f"{action} {domain}: {result.rc} in place of {code}, though nothing is wrong", written)
 
     def _put_in_order(self, domain):
         """It runs at one place."""
         net.wait_until(lambda: all(it.runs for it in self.world.read().of(domain)), PATIENCE)
-        reading = self.world.read()
         for place in self.world.places:
             if place.claims(domain):
-                self.note(f"    libvirtd of {place.name} has {domain}, which is not there: it is started anew")
-                place.kill()
-                place.raise_up()
-                # It takes its time to find out that the process which it remembers is not there, or never does.
-                with contextlib.suppress(TimeoutError):
-                    net.wait_until(lambda place=place: not place.claims(domain), PATIENCE)
-                if place.claims(domain):
-                    self.note(f"    and is told to end what is not there of {domain}")
-                    place.hypervisor.virsh("destroy", domain, check=False, timeout=PATIENCE)
+                self._lay(place, domain)
+        reading = self.world.read()
         self.note(f"    {domain} is {reading.line(domain)}")
         for sight in reading.running(domain):
             # A transient one could not be started again.
@@ -473,12 +477,24 @@ class Search:
         with self._doing("start", domain), contextlib.suppress(libvirt.libvirtError):
             place.start(domain)
 
+    def _lay(self, place, domain):
+        """Its libvirtd claims what is not there, as after a migration whose libvirtd was killed: its daemon can't know better. Once
+        nothing is wrong it must not."""
+        self.note(f"    libvirtd of {place.name} has {domain}, which is not there: it is started anew, without it")
+        place.forget(domain)
+        try:
+            net.wait_until(lambda: not place.claims(domain), PATIENCE)
+        except TimeoutError:
+            raise LaboratoryFault(f"libvirtd of {place.name} still has {domain}, of which no process is there\n"
+                                  f"{place.hypervisor.tail()}") from None
+
     def _wait_told(self, domain, code):
         """The hosts may need a moment after what happened to them."""
-        began = time.monotonic()
+        began, written = time.monotonic(), self._written()
         while (said := self._asked("status", domain).rc) != code:
             if time.monotonic() > began + PATIENCE:
-                self._refused(domain, f"status {domain}: {said} in place of {code} for {PATIENCE} s, though nothing is wrong")
+                text = f"status {domain}: {said} in place of {code} for {PATIENCE} s, though nothing is wrong"
+                self._refused(domain, text, written)
                 return
             time.sleep(0.1)
         self.slow = max(self.slow, time.monotonic() - began)
@@ -487,11 +503,10 @@ class Search:
         self._number += 1
         return self._request(self._number, Step("ask", domain, action=action, way="multicast", seconds=15), self._take_guest(0))
 
-    def _refused(self, domain, text):
+    def _refused(self, domain, text, written):
         self.note(f"REFUSED {text}")
         self.note(f"    now:    {self.world.read().line(domain)}")
-        logs = [f"-- {host.name}\n{host.log(25)}" for host in self.world.hosts]
-        self.refusals.append("\n".join([*self.history[-45:], *logs]))
+        self.refusals.append("\n".join([*self.history[-45:], *self._logs(written)]))
 
     # -- the end ------------------------------------------------------------------------------------------
 

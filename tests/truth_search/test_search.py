@@ -61,7 +61,7 @@ def search(world, number):
         code, text = run(world, seed)
         if code:
             # One that could not go on has no report.
-            return said, text[max(text.find("=" * 30), 0):][-40_000:]
+            return said, text[max(text.find("=" * 30), 0):][-200_000:]
         said.append(" ".join(text.splitlines()[-2:]))
         if time.monotonic() >= end:
             return said, None

@@ -79,6 +79,15 @@ class Place:
             self.hypervisor.kill()
             self.state, self._last = "dead", Seen()
 
+    def forget(self, domain):
+        """libvirtd is started anew, and remembers no run of this domain, of which there is no process here. A libvirtd that
+        waits for a machine which is gone would not end it either."""
+        with self.lock:
+            self.kill()
+            for suffix in ("xml", "pid"):
+                pathlib.Path(f"/proc/{self.hypervisor._init}/root/run/libvirt/qemu/{domain}.{suffix}").unlink(missing_ok=True)
+            self.raise_up()
+
     def freeze(self):
         """SIGSTOP. Nothing that the daemon has asked for is under way then, so what is read now stays true."""
         daemon = self.host.daemon
@@ -258,9 +267,16 @@ class Host:
         if not self.daemon:
             self.serve()
 
-    def log(self, lines=60):
-        """The end of what its daemons wrote."""
-        return "\n".join([line for it in self.logs for line in it.lines][-lines:])
+    def wrote(self):
+        """How many lines its daemons have written."""
+        return sum(len(it.lines) for it in self.logs)
+
+    def log(self, since, most=160):
+        """What its daemons wrote from line `since` on and a little before; of more than `most` lines the beginning and the end."""
+        lines = [line for it in self.logs for line in it.lines][max(0, since - 10):]
+        if len(lines) > most:
+            lines[most // 2:-(most // 2)] = [f"… {len(lines) - most // 2 * 2} lines …"]
+        return "\n".join(lines)
 
     def close(self):
         """Ends all of it."""
