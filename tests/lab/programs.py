@@ -234,7 +234,8 @@ class Daemon:
         if code is None:
             self.send_signal(number)
             try:
-                code = self.process.wait(timeout)
+                # A kill also ends what stands still.
+                code = self._reap() if number == signal.SIGKILL else self.process.wait(timeout)
             except subprocess.TimeoutExpired:
                 self.send_signal(signal.SIGKILL)
                 self._reap()
