@@ -290,10 +290,7 @@ def fake_host(site):
 
     def start(**kw):
         kw.setdefault("key", wire.read_key(site.key))
-        # What earlier cases left without an answer is nothing of this host's; the guests have a /run of their own.
-        for ledger in site.directory.glob("run-*/fence_virt/*.lock"):
-            ledger.unlink()
-        host = wire.FakeHost(node, **kw)
+        host = wire.FakeHost(node, runs=site.directory.glob("run-*"), **kw)
         running.append(host)
         return host
     yield start

@@ -34,7 +34,7 @@ def host(start_host):
 
 def image(site):
     """The file that a managed save writes, as libvirtd sees it."""
-    return pathlib.Path(f"/proc/{site.hypervisor._init}/root/var/lib/libvirt/qemu/save/victim.save")
+    return site.hypervisor.path("/var/lib/libvirt/qemu/save/victim.save")
 
 
 def fence(site, action):

@@ -226,6 +226,10 @@ sys.stdin.read()' """
         self._init = only_child(tree.pid)
         return tree
 
+    def path(self, path):
+        """A path as this hypervisor has it, for us."""
+        return Path(f"/proc/{self._init}/root") / path.lstrip("/")
+
     def _inside(self):
         return ["nsenter", "-t", str(self._init), "--mount", "--ipc", "--net", "--pid", "--"]
 

@@ -337,13 +337,13 @@ class FakeHost:
     (`how="close"`), resets ("reset") or falls silent until `close` ("hang"). `right_answer=False` proves with a
     wrong hash. Sealed requests are answered sealed; `seal` is a function of the right response bytes and their seal
     that gives what is sent instead; `answers` a function of the packet that gives the one that it speaks of instead.
-    `ignore`: how many first datagrams it does not answer. `packets`: every (bytes, peer) received;
+    `ignore`: how many first datagrams it does not answer. `runs`: /run of each agent that it will meet. `packets`: every (bytes, peer) received;
     `streams`: a Stream for each connection; `proofs`: whether each client's proof was right.
     """
 
     def __init__(self, node, key=b"", auth=SHA256, response=b"\0", transport="multicast", family=IPV4, port=PORT,
                  group=None, stop=None, how="close", right_answer=True, ignore=0, before=None, timeout=10.0,
-                 once=True, seal=None, answers=None):
+                 once=True, seal=None, answers=None, runs=(pathlib.Path("/run"),)):
         self.node, self.key, self.auth, self.response = node, key, auth, response
         self.transport, self.stop_at, self.how, self.right_answer = transport, stop, how, right_answer
         self.before, self.timeout, self._ignore, self._once = before, timeout, ignore, once
@@ -352,8 +352,9 @@ class FakeHost:
         self._release, self._handled = threading.Event(), set()
         af = socket.AF_INET6 if family == IPV6 else socket.AF_INET
         # What earlier cases left without an answer is nothing of this host's: our agents hang up on as many call-backs.
-        for ledger in pathlib.Path("/run/fence_virt").glob(f"{port}-*.lock"):
-            ledger.unlink(missing_ok=True)
+        for run in runs:
+            for ledger in run.glob(f"fence_virt/{port}-*.lock"):
+                ledger.unlink(missing_ok=True)
         if transport == "multicast":
             self._socket = multicast_receiver(node, family, group, port)
         else:

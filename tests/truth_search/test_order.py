@@ -3,7 +3,6 @@
 
 import contextlib
 import os
-import pathlib
 import signal
 import socket
 import tempfile
@@ -29,12 +28,11 @@ def ghost():
         (place,) = world.places
         place.define("b")
         place.start("b")
-        monitor = pathlib.Path(f"/proc/{place.hypervisor._init}/root/var/lib/libvirt/qemu")
         place.kill()
         (pid,) = place.hypervisor.processes().values()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not place.has("b"), 20)
-        (path,) = monitor.glob("domain-*-b/monitor.sock")
+        (path,) = place.hypervisor.path("/var/lib/libvirt/qemu").glob("domain-*-b/monitor.sock")
         path.unlink()
         silent = stack.enter_context(socket.socket(socket.AF_UNIX))
         silent.bind(str(path))

@@ -85,7 +85,7 @@ class Place:
         with self.lock:
             self.kill()
             for suffix in ("xml", "pid"):
-                pathlib.Path(f"/proc/{self.hypervisor._init}/root/run/libvirt/qemu/{domain}.{suffix}").unlink(missing_ok=True)
+                self.hypervisor.path(f"/run/libvirt/qemu/{domain}.{suffix}").unlink(missing_ok=True)
             self.raise_up()
 
     def freeze(self):
@@ -149,7 +149,7 @@ class Place:
 
     def monitor(self, domain, *commands):
         """See `readings.monitor`."""
-        return monitor(pathlib.Path(f"/proc/{self.hypervisor._init}/root"), domain, *commands)
+        return monitor(self.hypervisor.path("/"), domain, *commands)
 
     # -- its domains; libvirt's errors are the caller's -----------------------------------------------------
 
