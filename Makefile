@@ -111,10 +111,10 @@ whole:
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
-# that is left.
+# that is left. One that fails does not keep the others from running.
 LANES ?= 3
 suites: packages-test ## every suite of tests/ against target/dist
-	$(MAKE) -j$(LANES) --output-sync=target $(BESIDE) $(SUITES)
+	$(MAKE) --keep-going -j$(LANES) --output-sync=target $(BESIDE) $(SUITES)
 
 # The long ones first.
 SUITES = suite-agents suite-cpg suite-guests suite-elsewhere suite-e2e suite-fence_races suite-compliance \

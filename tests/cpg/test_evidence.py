@@ -10,7 +10,7 @@ import uuid as uuids
 
 import pytest
 
-from lab import process
+from lab import judged, process
 from lab.net import wait_until
 
 from .hosts import refused
@@ -26,8 +26,11 @@ BOOT = 30
 def untrue(hosts, name, results):
     """What of {action: exit code} says that a domain is off which runs now."""
     running = [host.name for host in hosts.all if host.state(name) == "running"]
-    return [(action, code, running) for action, code in results.items() if running and (action, code) in (
+    told = [(action, code, running) for action, code in results.items() if running and (action, code) in (
         ("status", 2), ("off", 0), ("reboot", 0))]
+    if told:
+        judged.untrue(f"{name}: {told}")
+    return told
 
 
 def none_says_off(hosts, name, timeout=3):

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from lab import net, programs, testdriver
+from lab import judged, net, programs, testdriver
 from lab.process import Process
 from stage import SHORT, SLACK
 
@@ -70,7 +70,8 @@ def test_reboot(daemon, agent, vm1):
 def test_reboot_is_what_no_action_means(daemon, agent, vm1):
     qemu = vm1.process()
     assert agent("-H", "vm1").rc == OK
-    assert qemu.ended() and vm1.pid()
+    judged.gone(qemu)
+    assert vm1.pid()
 
 
 def test_reboot_of_a_domain_that_is_off(daemon, agent, site):
@@ -119,7 +120,7 @@ def test_options_from_standard_input(daemon, agent, site, vm1):
     assert untouched(vm1, qemu)
     result = agent(stdin=options.format("off"))
     assert result.rc == OK, (result, daemon.log)
-    assert qemu.ended()
+    judged.gone(qemu)
 
 
 def test_status_at_once_after_off_and_on(daemon, agent, vm1):
@@ -257,7 +258,8 @@ def test_reboot_of_a_paused_domain(daemon, agent, site):
     qemu = vm1.process()
     result = agent("-o", "reboot", "-H", "vm1")
     assert result.rc == OK, (result, daemon.log)
-    assert qemu.ended() and vm1.state() == "running"
+    judged.gone(qemu)
+    assert vm1.state() == "running"
 
 
 @pytest.mark.pairs(daemon="ours")
@@ -299,7 +301,8 @@ def test_a_reboot_keeps_the_graphics_password(daemon, agent, site, pair, transie
     assert "Auth: vnc" in domain.monitor("info vnc"), "QEMU itself asks for the password"
     result = agent("-o", "reboot", "-H", name)
     assert result.rc == OK, (result, daemon.log)
-    assert qemu.ended() and domain.state() == "running"
+    judged.gone(qemu)
+    assert domain.state() == "running"
     kept = ("passwd='Tr0ub4d0'" in domain.xml("--security-info")
             and "Auth: vnc" in domain.monitor("info vnc"))
     assert "Tr0ub4d0" not in daemon.log
@@ -314,7 +317,7 @@ def test_a_domain_that_was_made_after_the_start_of_the_daemon(daemon, agent, sit
         assert agent("-o", "status", "-H", late.name).rc == OK
         qemu = late.process()
         assert agent("-o", "off", "-u", "-H", late.uuid).rc == OK
-        assert qemu.ended()
+        judged.gone(qemu)
     finally:
         late.remove()
 
@@ -340,7 +343,7 @@ def test_groups(start_daemon, agent, site, pair, vm1, vm2, by):
     assert (listed.rc, listed.out.splitlines()) == (OK, [line(vm1, "on")]), daemon.log
     assert agent("-o", "list", guest=2).out == ""
     assert agent("-o", "off", "-H", vm1.uuid).rc == OK
-    assert qemu1.ended()
+    judged.gone(qemu1)
 
 
 @pytest.mark.pairs(daemon="ours")
@@ -372,7 +375,7 @@ class TestSeveralUris:
         assert agent("-o", "status", "-H", "zz").rc == OFF
         qemu = vm1.process()
         assert agent("-o", "off", "-H", "vm1").rc == OK
-        assert qemu.ended()
+        judged.gone(qemu)
         assert agent("-o", "status", "-H", "nosuch", "-t", "10").rc == FAILED
 
     def test_a_dead_one_is_not_off(self, start_daemon, agent, tmp_path, vm1):
@@ -413,7 +416,7 @@ class TestSeveralUris:
         assert untouched(vm1, qemu)
         # The UUIDs differ, so each can be named.
         assert agent("-o", "off", "-H", vm1.uuid).rc == OK, daemon.log
-        assert qemu.ended()
+        judged.gone(qemu)
         assert agent("-o", "status", "-H", testdriver.uuid_of("vm1")).rc == OK
 
 
@@ -425,7 +428,7 @@ def test_two_at_once(daemon, agent, vm1, vm2):
     running = [agent("-o", "off", "-H", "vm1", guest=1, wait=False),
                agent("-o", "reboot", "-H", "vm2", guest=2, wait=False)]
     assert [a.finish().rc for a in running] == [OK, OK], daemon.log
-    assert first.ended() and second.ended()
+    judged.gone(first, second)
     assert vm1.pid() is None and vm2.state() == "running"
 
 

@@ -24,7 +24,7 @@ import threading
 import time
 import uuid as uuids
 
-from lab import net, programs, wire
+from lab import judged, net, programs, wire
 from lab.hypervisor import EMULATOR, Hypervisor, until
 
 OK, FAILED, OFF = 0, 1, 2
@@ -215,15 +215,21 @@ class Answer:
         proves nothing: for these `lie_afterwards`."""
         ran = sorted({name for name, pids in self.through.items() if not all(pids.values())})
         if self.says_off() and ran:
-            return f"{self.action} {self.name}: off, and it ran at {' and '.join(ran)} all the time"
+            return self._untrue(f"it ran at {' and '.join(ran)} all the time")
         return None
 
     def lie_afterwards(self):
         """The same when nothing moves any more and nobody has started it since: what runs now has run then."""
         runs = self.hosts.where(self.name)
         if self.says_off() and runs:
-            return f"{self.action} {self.name}: off, and it runs at {' and '.join(runs)}"
+            return self._untrue(f"it runs at {' and '.join(runs)}")
         return self.lie()
+
+    def _untrue(self, why):
+        text = f"{self.action} {self.name}: off, and {why}"
+        if not UNAWARE:
+            judged.untrue(text)
+        return text
 
 
 class Hosts:
@@ -237,7 +243,7 @@ class Hosts:
         #: A rule for `Host.filter`. Refused at once: a C daemon does nothing else while it waits for a connection.
         self.no_call_backs = f"out ip daddr {self.guest.ip} tcp dport {wire.PORT} reject with tcp reset"
         self.numbers = itertools.count(1)
-        self.all = []
+        self.all, self.answers = [], []
         for name in names:
             host = Host(self, name)
             self.all.append(host)
@@ -280,7 +286,11 @@ class Hosts:
             still = {pid: comes for pid, comes in host.processes(name).items() if pid in before[host.name]}
             if still:
                 through[host.name] = still
-        return Answer(self, action, name, result, through)
+        answer = Answer(self, action, name, result, through)
+        # Also where the case goes by the exit code alone.
+        answer.lie()
+        self.answers = [*self.answers[-1:], answer]
+        return answer
 
     def logs(self):
         """The ends of the daemons' logs, for messages of failed tests."""

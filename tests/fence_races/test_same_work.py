@@ -2,7 +2,7 @@
 """The same work is done once, and all who asked for it are told the same."""
 
 import pytest
-from lab import wire
+from lab import judged, wire
 from lab.net import wait_until
 
 from lab.rig import OK, SIDE, Asker, answers, slow_to_die, starts
@@ -22,7 +22,7 @@ def nodes(site):
 
 def done_once(site, victim, qemu, before, action):
     """QEMU has ended, and after a reboot the next one runs, not the one after it."""
-    assert qemu.ended()
+    judged.gone(qemu)
     assert starts(site.hypervisor, victim) == before + (action == "reboot")
     assert bool(victim.pid()) == (action == "reboot")
 
@@ -133,7 +133,8 @@ def test_a_retry_after_a_lost_answer(site, start_host, agents, victim, note, act
     assert result.rc == OK, (result, records)
     if when == "while it is done" or action == "off":
         return done_once(site, victim, qemu, before, action)
-    assert qemu.ended() and victim.pid()
+    judged.gone(qemu)
+    assert victim.pid()
     assert SIDE != "ours" or starts(site.hypervisor, victim) == before + 2
 
 

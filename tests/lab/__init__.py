@@ -10,6 +10,7 @@
     rig         a site with such a hypervisor, daemons with audit files, cluster nodes that die
     endpoint    servers of others on a node: started, waited for, killed
     metrics     the daemon's metrics, read
+    judged      answers that were not true, which fail a suite for good
     process     processes held by a pidfd, those below one, and such that stand still
     fixtures    pytest fixtures of several suites
 
