@@ -32,7 +32,7 @@ UNIT_SEED ?= 1
 THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all help build man docs docs-check pictures sbom advisories deb rpm packages-check demo quick test whole check unit suites e2e compliance \
+.PHONY: all help build man docs docs-check pictures sbom advisories deb rpm packages-check demo quick test whole check unit unit-build suites e2e compliance \
     suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages packages-build \
     packages-test clean
 
@@ -104,10 +104,10 @@ test: packages ## install what is needed, and run everything
 	scripts/contained --strict $(MAKE) whole
 
 whole:
-	$(MAKE) check unit build
+	$(MAKE) check unit-build build
 	scripts/check-install
 	$(MAKE) deb rpm
-	$(MAKE) suites LANES=5 BESIDE=fuzz
+	$(MAKE) suites LANES=6 BESIDE="unit fuzz"
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
@@ -142,16 +142,20 @@ check: packages-build ## format, lints, and the checks in scripts/
 	scripts/check-unit
 	scripts/check-man
 
+# What the tests of the crates, and the suites that need a debug build, are built of.
+unit-build: packages-test
+	cargo test --locked --workspace --no-run
+	cargo build --locked -p fence-virtd
+
 # Threads that wait for each other would wait for ever: there is a limit to it. Most tests of the daemon wait most of their time, so
 # more of them run at once than there are processors.
-unit: packages-test ## the tests of the crates
-	cargo test --locked --workspace --no-run
+unit: unit-build ## the tests of the crates
 	PROPTEST_RNG_SEED=$(UNIT_SEED) RUST_TEST_THREADS=6 \
 	    scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::
-	THREADS_SEED=$(THREADS_SEED) timeout -k 10 900 tests/threads/run $(SCHEDULES)
+	THREADS_SEED=$(THREADS_SEED) nice -n 10 timeout -k 10 900 tests/threads/run $(SCHEDULES)
 
 # Our daemon with both agents; the C daemon with both is a part of `make soak`.
 suite-e2e: E2E_PAIRS ?= ours-ours,reference-ours
