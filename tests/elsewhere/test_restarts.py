@@ -88,6 +88,38 @@ def test_a_half_that_is_gone_has_moved(pair, note, dies):
     tally.none(pair.logs())
 
 
+@pytest.mark.parametrize("anew", ["libvirtd", "libvirtd+fence_virtd"])
+def test_a_half_that_ends_before_its_new_libvirtd_reaches_it(pair, note, anew):
+    """The same, and the libvirtd that is started anew lists the half from its files. Then it finds that QEMU has ended, without an event."""
+    tally = Tally(note)
+    here, nowhere = pair.h1, pair.h3
+    pair.h2.does_not_call_back()
+    here.has("x")
+    with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+        migration = here.migrate("x", nowhere, source=relay)
+        assert relay.wait_held(migration), migration.communicate()[0]
+        until(lambda: "moved" in moves(here), PATIENCE, "it is on disk that the machine may be elsewhere")
+        (half,) = here.processes("x")
+        os.kill(half, signal.SIGSTOP)
+        if anew != "libvirtd":
+            here.stop_serving(signal.SIGKILL)
+        here.hypervisor.kill()
+    migration.communicate(timeout=PATIENCE)
+    here.hypervisor.start()
+    if anew == "libvirtd":
+        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
+    else:
+        here.serve_again()
+    assert here.state("x") == "paused", "libvirtd waits for QEMU"
+    os.kill(half, signal.SIGKILL)
+    until(lambda: here.state("x") == "shut off", PATIENCE, "libvirtd sees that it is gone")
+    assert pair.where("x") == ["h3"]
+    for action in ("status", "off"):
+        answer = pair.ask(action, "x")
+        tally.add(answer, answer.lie_afterwards())
+    tally.none(pair.logs())
+
+
 @pytest.mark.parametrize("anew", ["libvirtd", "fence_virtd"])
 def test_a_pause_hides_no_migration(pair, note, anew):
     """The target has the machine, the client never hears that and lets the source run on. libvirt keeps the last reason only, so it

@@ -38,9 +38,11 @@ pub enum DomainState {
     Blocked,
     /// 3: paused.
     Paused,
-    /// 3 as well, because a migration paused the instance or it just starts; and 1 in the post-copy phase of
-    /// a migration. The machine may run on another host.
+    /// 3 as well, because a migration paused the instance; and 1 in the post-copy phase of a migration. The
+    /// machine may run on another host.
     Migrating,
+    /// 3 as well, because the instance just starts, or is made for a migration that comes in.
+    Starting,
     /// 4: shutting down, not yet off.
     Shutdown,
     /// 5: off.
@@ -304,8 +306,10 @@ impl DomainState {
     pub(crate) fn with_reason(state: i32, reason: i32) -> Self {
         /// `VIR_DOMAIN_SHUTOFF_MIGRATED`
         const MIGRATED: i32 = 4;
-        /// `VIR_DOMAIN_PAUSED_` `MIGRATION`, `STARTING_UP`, `POSTCOPY` and `POSTCOPY_FAILED`
-        const PAUSED_BY_MIGRATION: [i32; 4] = [2, 11, 12, 13];
+        /// `VIR_DOMAIN_PAUSED_` `MIGRATION`, `POSTCOPY` and `POSTCOPY_FAILED`
+        const PAUSED_BY_MIGRATION: [i32; 3] = [2, 12, 13];
+        /// `VIR_DOMAIN_PAUSED_STARTING_UP`
+        const STARTING_UP: i32 = 11;
         /// `VIR_DOMAIN_RUNNING_` `POSTCOPY` and `POSTCOPY_FAILED`
         const RUNNING_IN_MIGRATION: [i32; 2] = [10, 11];
         /// `VIR_DOMAIN_RUNNING_` `UNKNOWN`, `BOOTED`, `RESTORED` and `FROM_SNAPSHOT`
@@ -313,10 +317,17 @@ impl DomainState {
         match Self::from(state) {
             Self::ShutOff if reason == MIGRATED => Self::MovedAway,
             Self::Paused if PAUSED_BY_MIGRATION.contains(&reason) => Self::Migrating,
+            Self::Paused if reason == STARTING_UP => Self::Starting,
             Self::Running if RUNNING_IN_MIGRATION.contains(&reason) => Self::Migrating,
             Self::Running if !SINCE_ITS_START.contains(&reason) => Self::MayHaveComeIn,
             state => state,
         }
+    }
+
+    /// Returns whether the instance is not the machine: a migration has it, or it just starts.
+    #[must_use]
+    pub fn is_in_transit(self) -> bool {
+        matches!(self, Self::Migrating | Self::Starting)
     }
 
     /// Returns libvirt's number, as the host list carries it.
@@ -326,7 +337,7 @@ impl DomainState {
             Self::NoState => sys::VIR_DOMAIN_NOSTATE,
             Self::Running | Self::MayHaveComeIn => sys::VIR_DOMAIN_RUNNING,
             Self::Blocked => sys::VIR_DOMAIN_BLOCKED,
-            Self::Paused | Self::Migrating => sys::VIR_DOMAIN_PAUSED,
+            Self::Paused | Self::Migrating | Self::Starting => sys::VIR_DOMAIN_PAUSED,
             Self::Shutdown => sys::VIR_DOMAIN_SHUTDOWN,
             Self::ShutOff | Self::MovedAway => sys::VIR_DOMAIN_SHUTOFF,
             Self::Crashed => sys::VIR_DOMAIN_CRASHED,

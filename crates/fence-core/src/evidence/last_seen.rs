@@ -85,6 +85,8 @@ pub enum ListedState {
     MovedAway,
     /// An instance that a migration has.
     Migrating,
+    /// An instance that just starts, or is made for a migration which comes in: it never ran here.
+    Starting,
     /// An instance, which a migration may have brought.
     Unsettled,
     /// An instance that was started here, and was in no migration.
@@ -166,6 +168,9 @@ impl LastSeen {
             (ListedState::Migrating, Self::CameIn { .. } | Self::Half(_)) => self,
             // Either half.
             (ListedState::Migrating, _) => Self::Half(now),
+            (ListedState::Starting, Self::CameIn { .. }) => self,
+            // It is not the machine yet, and if it fails all is as it was.
+            (ListedState::Starting, _) => Self::CameIn { since: now, was_away: self.is_away() },
             (ListedState::Unsettled, _) => Self::Ran { unsettled: Some(now) },
             (ListedState::Settled, _) => Self::RUNS,
         }
@@ -191,6 +196,18 @@ impl LastSeen {
             Self::MovedAway(when) => Some(PastEvent::MovedAway(when)),
             Self::Saved(when) => Some(PastEvent::Saved(when)),
             Self::Known | Self::CameIn { .. } | Self::Ran { .. } | Self::Half(_) => None,
+        }
+    }
+
+    /// Returns since when the machine is at another place, after a look that shows no instance here.
+    ///
+    /// That look says as much as the event of an end, which may be late or never come: libvirt tells of no
+    /// end if it lists an instance when it starts, and finds then that its process is gone.
+    #[must_use]
+    pub fn moved(self) -> Option<BootMoment> {
+        match self.without_instance() {
+            Self::MovedAway(when) => Some(when),
+            _ => None,
         }
     }
 

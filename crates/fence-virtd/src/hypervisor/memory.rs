@@ -175,12 +175,10 @@ impl SeenDomains {
         self.domains.get(&uuid).is_some_and(|it| it.was_started)
     }
 
-    /// Returns how long ago, at least, the last instance moved from here to another place.
+    /// Returns how long ago, at least, the machine moved from here to another place, after a look that shows
+    /// no instance here.
     pub(super) fn move_age(&self, uuid: Uuid) -> Option<Duration> {
-        match self.domains.get(&uuid)?.last {
-            LastSeen::MovedAway(when) => Some(age(when)),
-            _ => None,
-        }
+        self.last(uuid)?.moved().map(age)
     }
 
     /// Returns how long ago, at least, the machine was saved here to a file.
@@ -262,6 +260,7 @@ impl SeenDomains {
             State::MovedAway => ListedState::MovedAway,
             State::ShutOff | State::NoState | State::Crashed | State::Other(_) => ListedState::NoInstance,
             State::Migrating => ListedState::Migrating,
+            State::Starting => ListedState::Starting,
             State::Running => ListedState::Settled,
             State::MayHaveComeIn | State::Blocked | State::Paused | State::Shutdown | State::PmSuspended => {
                 ListedState::Unsettled
@@ -579,6 +578,32 @@ mod tests {
         seen.record_listed(&record);
         seen.record_event(&event(Stopped, 1));
         assert!(seen.move_age(uuid()).is_some());
+    }
+
+    /// A look that shows no instance of it says the same, without an event: a libvirtd that is started anew
+    /// lists what was there before, and tells of no end when it finds that the process is gone.
+    #[test]
+    fn a_half_that_is_gone_without_an_event_has_moved() {
+        use LifecycleKind::{Started, Suspended};
+        let record = |state| DomainRecord { uuid: uuid(), name: "x".to_owned(), state };
+        for detail in SUSPENDED_BY_MIGRATION {
+            let mut seen = seen_after(&[(Started, 0), (Suspended, detail)]);
+            assert!(seen.move_age(uuid()).is_some(), "its event is late");
+            seen.begin_gap();
+            seen.end_gap();
+            seen.record_listed(&record(State::Migrating));
+            assert!(seen.move_age(uuid()).is_some());
+        }
+        // One that just starts was never the machine: if it fails, all is as before.
+        let mut seen = SeenDomains::default();
+        seen.record_listed(&record(State::Starting));
+        assert!(seen.move_age(uuid()).is_none() && seen.half_age(uuid()).is_some());
+        seen.record_event(&event(LifecycleKind::Resumed, 0));
+        seen.record_event(&event(Started, 0));
+        assert!(seen.has_settled(uuid()), "and if it does not, it is the machine");
+        let mut seen = seen_after(&[(Started, 0), (LifecycleKind::Stopped, STOPPED_MIGRATED)]);
+        seen.record_listed(&record(State::Starting));
+        assert!(seen.move_age(uuid()).is_some(), "the machine is where it was");
     }
 
     /// Such a machine is at another place, whatever becomes of what came in or stands still here.

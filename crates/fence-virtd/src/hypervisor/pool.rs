@@ -517,7 +517,8 @@ impl Hypervisor {
         lock(&self.memory).has_settled(uuid)
     }
 
-    /// Returns how long ago, at least, the domain's last instance moved from here to another place.
+    /// Returns how long ago, at least, the machine moved from here to another place, after a look that shows
+    /// no instance here.
     pub(crate) fn move_age(&self, uuid: Uuid) -> Option<Duration> {
         lock(&self.memory).move_age(uuid)
     }

@@ -41,7 +41,7 @@ impl DomainReading {
     /// Returns what the reading shows, beside what is remembered of the domain here.
     fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
         match self {
-            Self::On { state: State::Migrating, .. } => Sight::Moving,
+            Self::On { state, .. } if state.is_in_transit() => Sight::Moving,
             Self::On { .. } => Sight::On,
             Self::MovedAway => Sight::MovedAway(memory.move_age(uuid).unwrap_or_default()),
             Self::Off | Self::Gone => match (memory.move_age(uuid), memory.end_age(uuid)) {
@@ -99,7 +99,7 @@ pub(super) fn sight(
     let began = since_boot();
     let reading = look(connection, uuid)?;
     // One that comes in, or just starts, may fail: its events tell what became of it.
-    if matches!(reading, DomainReading::On { state, .. } if state != State::Migrating) {
+    if matches!(reading, DomainReading::On { state, .. } if !state.is_in_transit()) {
         memory.record_instance(uuid, began);
     }
     Ok((reading, reading.sight(uuid, memory)))
@@ -385,7 +385,7 @@ impl PowerOffRun<'_> {
                 DomainReading::On { instance, state }
                     if self.victim.is_some() && instance.is_some() && instance != self.victim =>
                 {
-                    if self.order.for_reboot && !self.progress.was_moving && state != State::Migrating {
+                    if self.order.for_reboot && !self.progress.was_moving && !state.is_in_transit() {
                         return Ok(Some(self.replaced(began)));
                     }
                     self.victim = instance;
@@ -410,8 +410,8 @@ impl PowerOffRun<'_> {
     /// was not here before.
     fn note_moving(&mut self, state: State) {
         self.progress.was_moving |= self.is_moving(state);
-        self.stands_still = matches!(state, State::Migrating | State::Paused);
-        let is_handed_over = state == State::Migrating && self.memory.had_instance(self.order.uuid);
+        self.stands_still = state.is_in_transit() || state == State::Paused;
+        let is_handed_over = state.is_in_transit() && self.memory.had_instance(self.order.uuid);
         self.progress.is_handed_over |= is_handed_over;
     }
 
@@ -419,7 +419,7 @@ impl PowerOffRun<'_> {
     /// that the source may still be resumed, or it is paused. A machine that was paused before it migrated
     /// looks the same at its source as one that never left.
     fn is_moving(&self, state: State) -> bool {
-        matches!(state, State::Migrating | State::Paused) || !self.memory.has_settled(self.order.uuid)
+        state.is_in_transit() || state == State::Paused || !self.memory.has_settled(self.order.uuid)
     }
 
     /// Returns the result for a transient domain that is not there any more. It leaves nothing, whether it
@@ -503,7 +503,7 @@ pub(super) fn bring_up(
         let seen = look(connection, uuid)?;
         match (seen, source) {
             // It just starts, or comes by a migration: only one that is there to stay counts.
-            (DomainReading::On { state: State::Migrating, .. }, _) => {
+            (DomainReading::On { state, .. }, _) if state.is_in_transit() => {
                 lease.check()?;
                 pause.wait(lease.until());
                 continue;
