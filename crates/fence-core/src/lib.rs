@@ -11,6 +11,7 @@ pub mod agent;
 pub mod arbiter;
 pub mod cluster;
 pub mod domain;
+mod domain_id;
 pub mod evidence;
 pub mod history;
 pub mod host_down;
