@@ -133,6 +133,25 @@ def test_an_end_counts_only_after_the_move(hosts, sites):
         outside.close()
 
 
+def test_a_namesake_that_left_the_cluster(hosts, sites):
+    """Two domains with one name. The definition at h2 is off, the other one runs at a hypervisor that no daemon knows."""
+    serve(hosts, sites)
+    here, there = sites
+    outside = Site(hosts, hosts.h3, None)
+    try:
+        domain = here.hypervisor.domain("twin")
+        hosts.wait_status("h3", "twin", 0)
+        assert here.migrate("twin", outside).wait(PATIENCE) == 0
+        there.hypervisor.domain("twin", uuid="0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11", start=False)
+        until(lambda: "0f5f1c36" in there.hypervisor.virsh("list", "--all", "--uuid").stdout, PATIENCE, "it is defined")
+        for asked in ("h1", "h2", "h3"):
+            assert refused(hosts.ask(asked, "status", "twin")), f"{asked}\n{hosts.logs()}"
+        assert refused(hosts.ask("h2", "off", "twin")), hosts.logs()
+        assert domain.uuid in outside.hypervisor.processes()
+    finally:
+        outside.close()
+
+
 def test_off_while_qemu_migrates_the_domain(hosts, sites, note):
     """A real migration: what is said to be off does not run anywhere, neither then nor when the migration has ended.
 

@@ -6,11 +6,14 @@
 //! be was looked at, twice where there are several, and none has it; or the devices of the domain said so. A
 //! memory, an earlier answer or a silence is no [`Finding`]. Pure; time is a parameter.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::domain_id::DomainId;
+
 pub mod last_seen;
+pub mod namesakes;
 pub mod recall;
 
 /// Part of a time by which two clocks may differ after it: 200 millionths, twice what a quartz differs.
@@ -85,6 +88,9 @@ pub struct Finding {
     pub began: Instant,
     /// Moment when the look ended.
     pub ended: Instant,
+    /// Other domains with the name of the one that was asked about, of which no instance is there because the
+    /// machine moved away, or was saved to a file: each may be on at another place, under this name.
+    pub namesakes: Vec<DomainId>,
 }
 
 /// Reason why a domain can't be called off.
@@ -112,11 +118,22 @@ pub struct ProvedOff {
 
 impl ProvedOff {
     /// Judges complete rounds of looks, one finding for each place and round. `asked` is the moment when the
-    /// request came.
+    /// request came. With namesakes in the looks it is [`Namesakes::prove`](namesakes::Namesakes::prove) that
+    /// judges.
     ///
     /// # Errors
-    /// Reason why the domain may be on. A place that has an instance comes before one that can't tell.
+    /// Reason why a domain with the name may be on. A place that has an instance comes before one that can't
+    /// tell.
     pub fn from_rounds(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Self, Doubt> {
+        let proof = Self::of_one(asked, rounds)?;
+        match first_namesake(rounds, |_| true) {
+            Some((look, other)) => Err(Doubt::CantTell(namesake_moved_away(look, other))),
+            None => Ok(proof),
+        }
+    }
+
+    /// Judges rounds of looks for the domain that was asked about, whatever else has its name.
+    fn of_one(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Self, Doubt> {
         let all = || rounds.iter().flatten();
         let last = rounds.last().into_iter().flatten();
         if let Some(it) = last.clone().find(|it| it.sight == Sight::On) {
@@ -141,8 +158,7 @@ impl ProvedOff {
         }
         let since = newest_common_moment(asked, rounds)?;
         let down = last_evidence(rounds);
-        let is_moved = |it: &&Finding| matches!(it.sight, Sight::MovedAway(_));
-        match all().filter(is_moved).find(|moved| !all().any(|end| ended_after(end, moved))) {
+        match open_move(rounds) {
             Some(it) => Err(moved_away(it)),
             None => Ok(Self { since, down }),
         }
@@ -225,6 +241,13 @@ fn newest_common_moment(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Insta
     began(first)
 }
 
+/// Returns a look that shows a move after which no look shows an end.
+fn open_move(rounds: &[Vec<Finding>]) -> Option<&Finding> {
+    let all = || rounds.iter().flatten();
+    let mut moves = all().filter(|it| matches!(it.sight, Sight::MovedAway(_)));
+    moves.find(|moved| !all().any(|end| ended_after(end, moved)))
+}
+
 /// Returns what the last round says of hosts that are down.
 fn last_evidence(rounds: &[Vec<Finding>]) -> Vec<String> {
     let of = |it: &Finding| match &it.sight {
@@ -234,8 +257,13 @@ fn last_evidence(rounds: &[Vec<Finding>]) -> Vec<String> {
     rounds.last().into_iter().flatten().filter_map(of).collect()
 }
 
+/// Returns the other domains with the name that looks tell of, each with a look that does.
+pub fn namesakes_in(looks: &[Finding]) -> BTreeMap<DomainId, &Finding> {
+    looks.iter().flat_map(|it| it.namesakes.iter().map(move |other| (*other, it))).collect()
+}
+
 /// Returns whether one round of looks, at every place, shows no sign of an instance. That is no proof: the
-/// domain may move between two looks.
+/// domain may move between two looks. Namesakes in the looks are for the caller to ask about.
 pub fn seems_off(round: &[Finding]) -> bool {
     let is_off = |it: &Finding| match it.sight {
         Sight::On | Sight::Moving | Sight::Unknown(_) => false,
@@ -313,6 +341,26 @@ fn moved_away(look: &Finding) -> Doubt {
          asked? Name that host in `peers` of all hosts, and reload. If it is off, start it with virsh at a \
          host that is asked, then fence it"
     ))
+}
+
+/// Returns the first namesake of this kind that a look names, with the look.
+fn first_namesake(
+    rounds: &[Vec<Finding>],
+    is_meant: impl Fn(DomainId) -> bool,
+) -> Option<(&Finding, DomainId)> {
+    let mut heard = rounds.iter().flatten().flat_map(|it| it.namesakes.iter().map(move |other| (it, *other)));
+    heard.find(|(_, other)| is_meant(*other))
+}
+
+/// Returns why a namesake that left this place is in doubt, and the next step.
+pub fn namesake_moved_away(look: &Finding, other: DomainId) -> String {
+    format!(
+        "another domain with this name, UUID {other}, moved away from {}, or was saved there to a file, and \
+         no host that was asked saw it end after that. Is it on at a host that is not asked? Name that host \
+         in `peers` of all hosts, and reload. If that one is off for good, \"It moved away\" in \
+         docs/truth.md says how that place forgets it",
+        look.place
+    )
 }
 
 fn too_old(look: &Finding) -> Doubt {

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
 use fence_wire::{
-    HashType, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage, HostMessageError, HostReason,
-    HostSight, HostsKey, Key, PairKey, Request, RequestError,
+    ANSWER_NAMESAKES, HashType, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage,
+    HostMessageError, HostReason, HostSight, HostsKey, Key, PairKey, Request, RequestError,
 };
 use proptest::prelude::*;
 
@@ -61,12 +61,14 @@ fn literal() -> [(&'static str, HostMessage); 4] {
     let hello = || HostHello { public: PUBLIC, port: 1229, domains: 3, name: "h1.example".to_owned(), run };
     let other = Some(HostId::of(&[0x22; 32]));
     let uuid = core::array::from_fn(|i| 0xa0 + u8::try_from(i).unwrap());
-    let ask = HostAsk { uuid, left_ms: 2000, takes_parts: false, name: "vm1".to_owned() };
+    let ask =
+        HostAsk { uuid, left_ms: 2000, takes_parts: false, takes_namesakes: false, name: "vm1".to_owned() };
     let answer = HostAnswer {
         uuid,
         sight: HostSight::Unknown,
         age_ms: None,
         reason: "libvirt at qemu:///system does not answer".to_owned(),
+        namesakes: Vec::new(),
     };
     [
         (HELLO, message(None, HostBody::Hello(hello()))),
@@ -186,7 +188,13 @@ fn each_reason_has_its_error() {
 #[test]
 fn a_name_that_does_not_fit_is_known_to_be_cut() {
     let told = |name: &str| {
-        let ask = HostAsk { uuid: [1; 16], left_ms: 1, takes_parts: false, name: name.to_owned() };
+        let ask = HostAsk {
+            uuid: [1; 16],
+            left_ms: 1,
+            takes_parts: false,
+            takes_namesakes: false,
+            name: name.to_owned(),
+        };
         let bytes = message(None, HostBody::Ask(ask)).encode(&hosts());
         let received = HostMessage::decode(&bytes, &[hosts()]).unwrap();
         let HostBody::Ask(ask) = received.message().body.clone() else { unreachable!() };
@@ -225,14 +233,26 @@ fn messages() -> impl Strategy<Value = HostMessage> {
         (any::<[u8; 32]>(), any::<u16>(), any::<u16>(), names(39), any::<[u8; 8]>())
             .prop_map(|(public, port, domains, name, run)| HostHello { public, port, domains, name, run })
     };
-    let ask = (any::<[u8; 16]>(), 0..0x8000_u16, any::<bool>(), names(63))
-        .prop_map(|(uuid, left_ms, takes_parts, name)| HostAsk { uuid, left_ms, takes_parts, name });
+    let ask = (any::<[u8; 16]>(), 0..0x4000_u16, any::<(bool, bool)>(), names(63)).prop_map(
+        |(uuid, left_ms, (takes_parts, takes_namesakes), name)| HostAsk {
+            uuid,
+            left_ms,
+            takes_parts,
+            takes_namesakes,
+            name,
+        },
+    );
     let reason = (any::<[u8; 16]>(), 0..4_u8, 0..4_u8, names(65)).prop_map(|(uuid, part, more, text)| {
         HostReason { uuid, part, parts: (part + 1 + more).min(4), text }
     });
     let age = proptest::option::of(0..u64::MAX);
-    let answer = (any::<[u8; 16]>(), sight, age, names(57))
-        .prop_map(|(uuid, sight, age_ms, reason)| HostAnswer { uuid, sight, age_ms, reason });
+    let namesakes = proptest::collection::vec(any::<[u8; 16]>(), 0..=ANSWER_NAMESAKES);
+    let answer = (any::<[u8; 16]>(), sight, age, names(57), namesakes).prop_map(
+        |(uuid, sight, age_ms, reason, namesakes)| {
+            let reason = if namesakes.is_empty() { reason } else { String::new() };
+            HostAnswer { uuid, sight, age_ms, reason, namesakes }
+        },
+    );
     let body = prop_oneof![
         hello().prop_map(HostBody::Hello),
         hello().prop_map(HostBody::HelloAnswer),
@@ -281,7 +301,8 @@ proptest! {
     /// beginning on. An answer that has room for its reason has no parts.
     #[test]
     fn a_long_reason_arrives_in_parts(reason in "\\PC{0,120}") {
-        let answer = HostAnswer { uuid: [1; 16], sight: HostSight::Unknown, age_ms: None, reason };
+        let (sight, namesakes) = (HostSight::Unknown, Vec::new());
+        let answer = HostAnswer { uuid: [1; 16], sight, age_ms: None, reason, namesakes };
         let parts = answer.reason_in_parts();
         prop_assert_eq!(parts.is_empty(), answer.reason.len() < 58);
         let arrived = |part: HostReason| {
@@ -298,7 +319,8 @@ proptest! {
 
     #[test]
     fn texts_of_every_length_and_kind_can_be_sent(reason in ".{0,200}") {
-        let answer = HostAnswer { uuid: [1; 16], sight: HostSight::Unknown, age_ms: None, reason };
+        let (sight, namesakes) = (HostSight::Unknown, Vec::new());
+        let answer = HostAnswer { uuid: [1; 16], sight, age_ms: None, reason, namesakes };
         let bytes = encoded(&message(None, HostBody::Answer(answer)));
         prop_assert!(HostMessage::decode(&bytes, &[hosts()]).is_ok());
     }

@@ -15,7 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::arbiter::{ArbitratedAction, PeerId, RequestSource};
 use crate::domain::PowerAction;
+use crate::domain_id::DomainId;
 use crate::evidence::Sight;
+use crate::evidence::namesakes::MAX_NAMESAKES;
 
 #[cfg(test)]
 mod tests;
@@ -341,13 +343,18 @@ pub struct AskOutcome {
     /// off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_ms: Option<u64>,
+    /// UUIDs of other domains with the name that left the sender for another place. For a status that failed
+    /// because of them: hosts of the last release don't ask about each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few_ids")]
+    pub namesakes: Vec<String>,
 }
 
 impl AskOutcome {
     /// Builds an outcome with a reason that is cut to the length that fits.
     pub fn new(response: Response, reason: Option<&str>) -> Self {
         let (ended_ms, moved_ms) = (None, None);
-        Self { response, reason: reason.map(cut), not_started: None, ended_ms, moved_ms }
+        let namesakes = Vec::new();
+        Self { response, reason: reason.map(cut), not_started: None, ended_ms, moved_ms, namesakes }
     }
 
     /// Builds the outcome of a reboot that powered the domain off and could not start it again. The reason
@@ -365,8 +372,29 @@ impl AskOutcome {
         Self { ended_ms, moved_ms, ..Self::new(Response::Off, None) }
     }
 
+    /// Builds the outcome of a look at the sender that saw no instance, and that other domains with the name
+    /// left it. Nobody who does not ask about each of them must take it for "off": the reason says why.
+    pub fn seen_off_with_namesakes(sight: &Sight, namesakes: &[DomainId], why: &str) -> Self {
+        let namesakes = namesakes.iter().map(DomainId::to_string).collect();
+        let Self { ended_ms, moved_ms, .. } = Self::seen_off(sight);
+        Self { ended_ms, moved_ms, namesakes, ..Self::new(Response::Failure, Some(why)) }
+    }
+
+    /// Returns what a look at the sender saw, and the other domains with the name that left it; none if there
+    /// is an instance, or if the sender can't tell.
+    pub fn look_without_instance(&self) -> Option<(Sight, Vec<DomainId>)> {
+        match self.response {
+            Response::Off => Some((self.off_sight(), Vec::new())),
+            Response::Failure if !self.namesakes.is_empty() => {
+                let ids = self.namesakes.iter().map(|it| DomainId::parse_canonical(it));
+                Some((self.off_sight(), ids.collect::<Option<_>>()?))
+            }
+            _ => None,
+        }
+    }
+
     /// Returns the sight of an outcome that says off. Hosts of the last release tell no age.
-    pub fn off_sight(&self) -> Sight {
+    fn off_sight(&self) -> Sight {
         match (self.moved_ms, self.ended_ms) {
             (Some(ms), _) => Sight::MovedAway(Duration::from_millis(ms)),
             (None, Some(ms)) => Sight::Ended(Some(Duration::from_millis(ms))),
@@ -570,6 +598,14 @@ fn text<'de, const LIMIT: usize, D: Deserializer<'de>>(from: D) -> Result<String
         return Err(D::Error::custom(format!("a text of {} bytes; {LIMIT} are the most", text.len())));
     }
     Ok(text)
+}
+
+fn few_ids<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let ids = Vec::<String>::deserialize(from)?;
+    if ids.len() > MAX_NAMESAKES || ids.iter().any(|it| it.len() > ID_LIMIT) {
+        return Err(D::Error::custom(format!("more than {MAX_NAMESAKES} namesakes, or a long one")));
+    }
+    Ok(ids)
 }
 
 fn some_text<'de, const LIMIT: usize, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {

@@ -37,6 +37,15 @@ pub enum LastSeen {
     Saved(BootMoment),
 }
 
+/// Way by which a machine left a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaveKind {
+    /// A migration.
+    Moved,
+    /// A save to a file that can be restored anywhere.
+    Saved,
+}
+
 /// Event of an instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InstanceEvent {
@@ -230,9 +239,18 @@ impl LastSeen {
         }
     }
 
+    /// Returns the way by which the machine left for another place, if no instance is here.
+    pub fn left_by(self) -> Option<LeaveKind> {
+        match self.without_instance() {
+            Self::MovedAway(_) => Some(LeaveKind::Moved),
+            Self::Saved(_) => Some(LeaveKind::Saved),
+            Self::Known | Self::CameIn { .. } | Self::Ran { .. } | Self::Half(_) | Self::Ended(_) => None,
+        }
+    }
+
     /// Returns whether the machine is, or may be, at another place, if no instance is here.
     fn is_away(self) -> bool {
-        matches!(self.without_instance(), Self::MovedAway(_) | Self::Saved(_))
+        self.left_by().is_some()
     }
 }
 

@@ -54,6 +54,11 @@ impl DomainQuestion {
         self.uuid == NO_UUID
     }
 
+    /// Returns the same question, by the name, about another domain that bears it.
+    pub(crate) fn about_namesake(&self, uuid: DomainId) -> Self {
+        Self { uuid, ..self.next_round() }
+    }
+
     /// Returns the question for another round of looks, which begins now.
     pub(crate) fn next_round(&self) -> Self {
         Self { round: Instant::now(), ..self.clone() }

@@ -17,7 +17,8 @@ use libvirt_host::{Connection, State, Uuid};
 use zeroize::Zeroizing;
 
 use self::act::{
-    ActFailure, DomainReading, OtherEnd, PowerOffHere, PowerOffOrder, PowerOffProgress, StartSource, look,
+    ActFailure, DomainReading, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder, PowerOffProgress,
+    StartSource, look,
 };
 use self::target::{MatchedDomain, TargetQuery};
 use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
@@ -31,6 +32,8 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
     PowerState, SeenPower, merge,
 };
+use fence_core::evidence::last_seen::LeaveKind;
+use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes};
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
 
@@ -129,23 +132,38 @@ impl LibvirtBackend {
     /// Takes a machine that was saved to a file for one that moved: another host may have restored it.
     fn mark_saved(&self, question: &DomainQuestion, found: &mut [Finding]) {
         for (finding, hypervisor) in found.iter_mut().zip(&self.hypervisors) {
-            let age = hypervisor.save_age(libvirt_uuid(question.uuid));
+            let uuid = libvirt_uuid(question.uuid);
+            let saved = hypervisor.namesakes_away(&question.name, uuid, LeaveKind::Saved);
+            finding.namesakes.extend(saved.into_iter().map(domain_id));
+            let age = hypervisor.save_age(uuid);
             if let (Sight::Off | Sight::Absent, Some(age)) = (&finding.sight, age) {
                 finding.sight = Sight::MovedAway(age);
             }
         }
     }
 
-    /// Proves that a domain is off wherever it can be: looks at the hypervisors of this host and asks the
-    /// other hosts, twice where there are several places, because a domain may move between two looks.
+    /// Proves that a domain is off wherever it can be, and each other one with its name that left a place.
     ///
     /// # Errors
-    /// Reason why it may be on.
+    /// Reason why it may be on, or another one with its name.
     pub(crate) async fn prove_off(
         &self,
         question: &DomainQuestion,
         until: Instant,
     ) -> Result<ProvedOff, Doubt> {
+        let rounds = self.rounds(question, until).await;
+        let mut namesakes = Namesakes::of(question.uuid, question.asked);
+        namesakes.hear(&rounds);
+        while let Some(other) = namesakes.next() {
+            let of_other = self.rounds(&question.about_namesake(other), until).await;
+            namesakes.judge(other, &of_other);
+        }
+        namesakes.prove(&rounds)
+    }
+
+    /// Looks at the hypervisors of this host and asks the other hosts, twice where there are several places,
+    /// because a domain may move between two looks.
+    async fn rounds(&self, question: &DomainQuestion, until: Instant) -> Vec<Vec<Finding>> {
         let mut rounds = Vec::with_capacity(2);
         let mut question = question.clone();
         while rounds.len() < 2 {
@@ -158,7 +176,7 @@ impl LibvirtBackend {
             }
             question = question.next_round();
         }
-        ProvedOff::from_rounds(question.asked, &rounds)
+        rounds
     }
 
     /// Returns the hypervisor of this host that has an instance by this doubt.
@@ -322,7 +340,13 @@ impl LibvirtBackend {
         if self.hypervisors.len() == 1 && lock(&self.others).is_empty() {
             return !matches!(sight, Sight::MovedAway(_));
         }
-        evidence::seems_off(&self.look_everywhere(&DomainQuestion::about(domain), until).await)
+        let question = DomainQuestion::about(domain);
+        let round = self.look_everywhere(&question, until).await;
+        let asks = evidence::namesakes_in(&round).into_keys().take(MAX_NAMESAKES).map(|other| {
+            let question = question.about_namesake(other);
+            async move { evidence::seems_off(&self.look_everywhere(&question, until).await) }
+        });
+        evidence::seems_off(&round) && join_all(asks).await.into_iter().all(|it| it)
     }
 
     async fn check_power(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {
@@ -766,24 +790,27 @@ async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, un
     let seen = hypervisor
         .ask(until, move |c| {
             let (reading, sight) = act::sight(c, uuid, &memory)?;
-            let namesake = match reading {
-                DomainReading::On { .. } => None,
+            let namesakes = match reading {
+                DomainReading::On { .. } => NamesakesHere::default(),
                 _ => {
                     // Whether it was a managed save is known while its file is there.
                     memory.look_at_save(c, uuid)?;
-                    act::namesake_on(c, &name, uuid)?
+                    act::namesakes(c, &name, uuid, &memory)?
                 }
             };
-            Ok((sight, namesake))
+            Ok((sight, namesakes))
         })
         .await;
     let place = DomainSite::Hypervisor(hypervisor.uri().to_owned());
-    let sight = match seen {
-        Ok((_, Some(other))) => Sight::Unknown(namesake(&place, question, other)),
-        Ok((sight, None)) => sight,
-        Err(error) => Sight::Unknown(error.to_string()),
+    let (sight, moved) = match seen {
+        Ok((_, NamesakesHere { on: Some(other), moved })) => {
+            (Sight::Unknown(namesake(&place, question, other)), moved)
+        }
+        Ok((sight, NamesakesHere { on: None, moved })) => (sight, moved),
+        Err(error) => (Sight::Unknown(error.to_string()), Vec::new()),
     };
-    Finding { place, sight, began, ended: Instant::now() }
+    let namesakes = moved.into_iter().map(domain_id).collect();
+    Finding { place, sight, began, ended: Instant::now(), namesakes }
 }
 
 /// Returns why a place can't tell where a domain with the name of the question is on.

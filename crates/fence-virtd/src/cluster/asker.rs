@@ -14,7 +14,7 @@ use super::asks::{AskEvent, result};
 use super::state::Cluster;
 use crate::request::lease::Lease;
 use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
-use fence_core::domain::{ActionError, DomainRef, PowerAction, PowerState};
+use fence_core::domain::{ActionError, DomainId, DomainRef, PowerAction, PowerState};
 use fence_core::evidence::Sight;
 
 /// Time by which an owner's reply may be late: an owner with no better result replies at the deadline itself.
@@ -99,12 +99,11 @@ impl PendingAsk {
     }
 
     /// Waits for the result of a look at the owner.
-    pub(crate) async fn sight(mut self, lease: &Lease) -> Result<Sight, ActionError> {
+    pub(crate) async fn sight(mut self, lease: &Lease) -> Result<(Sight, Vec<DomainId>), ActionError> {
         let outcome = self.outcome(lease).await?;
         match outcome.response {
-            Response::Success => Ok(Sight::On),
-            Response::Off => Ok(outcome.off_sight()),
-            _ => Err(self.failed(None)),
+            Response::Success => Ok((Sight::On, Vec::new())),
+            _ => outcome.look_without_instance().ok_or_else(|| self.failed(outcome.reason)),
         }
     }
 

@@ -94,12 +94,12 @@ impl Cluster {
             Ok(ask) => ask.sight(&lease).await,
             Err(error) => Err(error),
         };
-        let sight = match seen {
-            Ok(sight) => sight,
-            Err(ActionError::Gone) => Sight::Absent,
-            Err(error) => Sight::Unknown(error.to_string()),
+        let (sight, namesakes) = match seen {
+            Ok(seen) => seen,
+            Err(ActionError::Gone) => (Sight::Absent, Vec::new()),
+            Err(error) => (Sight::Unknown(error.to_string()), Vec::new()),
         };
-        Finding { place: self.site(member.node), sight, began, ended: Instant::now() }
+        Finding { place: self.site(member.node), sight, began, ended: Instant::now(), namesakes }
     }
 
     /// Reads what a legacy host has published since `began`, unless it is one of these silent ones.
@@ -122,7 +122,7 @@ impl Cluster {
                 Some(PublishedState::Gone) | None => Sight::Absent,
             }
         };
-        Finding { place: self.site(member.node), sight, began, ended: Instant::now() }
+        Finding { place: self.site(member.node), sight, began, ended: Instant::now(), namesakes: Vec::new() }
     }
 
     /// Asks whether a node without a daemon is down.
@@ -137,7 +137,7 @@ impl Cluster {
             Ok(evidence) => Sight::Down(evidence.to_owned()),
             Err(why) => Sight::Unknown(why),
         };
-        Finding { place: self.site(node), sight, began, ended: Instant::now() }
+        Finding { place: self.site(node), sight, began, ended: Instant::now(), namesakes: Vec::new() }
     }
 
     fn site(&self, node: u32) -> DomainSite {
@@ -148,5 +148,5 @@ impl Cluster {
 fn unknown(place: &str, why: &str) -> Finding {
     let now = Instant::now();
     let place = DomainSite::Host(place.to_owned());
-    Finding { place, sight: Sight::Unknown(why.to_owned()), began: now, ended: now }
+    Finding { place, sight: Sight::Unknown(why.to_owned()), began: now, ended: now, namesakes: Vec::new() }
 }

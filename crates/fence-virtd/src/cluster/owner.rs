@@ -26,7 +26,8 @@ use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, 
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState,
 };
-use fence_core::evidence::{Sight, strongest};
+use fence_core::evidence::namesakes::MAX_NAMESAKES;
+use fence_core::evidence::{Finding, Sight, namesake_moved_away, namesakes_in, strongest};
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -122,9 +123,15 @@ impl AskExecution<'_> {
         let is_theirs = self.cluster.is_start_of(self.from, &self.ask.uuid);
         let owes = || !is_theirs && self.cluster.service().is_some_and(|it| it.owes_start(&self.ask.uuid));
         let was_owed = owes();
-        let seen = strongest(&self.cluster.local().look_here(&question, until).await);
+        let found = self.cluster.local().look_here(&question, until).await;
+        let seen = strongest(&found);
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         let seen = if was_owed || owes() { about_to_start(&seen) } else { seen };
+        if !matches!(seen, Sight::On | Sight::Moving | Sight::Unknown(_) | Sight::Down(_))
+            && let Some(outcome) = seen_off_with_namesakes(&seen, &found)
+        {
+            return outcome;
+        }
         match seen {
             Sight::Absent => return ServeOutcome::Failed(ActionError::Gone),
             Sight::Unknown(why) | Sight::Down(why) => {
@@ -212,6 +219,9 @@ enum ServeOutcome {
     Is(PowerState),
     /// A look at all hypervisors saw no instance.
     SeenOff(Sight),
+    /// The same, and other domains with the name left this host: that is no "off" for an asker of the last
+    /// release. The text says so.
+    SeenOffWithNamesakes(Sight, Vec<DomainId>, String),
     Done(Option<String>),
     /// Off as asked, and then not started again.
     NotStarted(ActionError),
@@ -225,6 +235,9 @@ impl ServeOutcome {
             Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
             Self::NotStarted(error) => AskEnd::Done(AskOutcome::not_started(&error.to_string())),
             Self::SeenOff(sight) => AskEnd::Done(AskOutcome::seen_off(sight)),
+            Self::SeenOffWithNamesakes(sight, namesakes, why) => {
+                AskEnd::Done(AskOutcome::seen_off_with_namesakes(sight, namesakes, why))
+            }
             _ => AskEnd::Done(AskOutcome::new(self.response(), self.reason().as_deref())),
         }
     }
@@ -233,7 +246,7 @@ impl ServeOutcome {
         match self {
             Self::Is(PowerState::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
             Self::Is(PowerState::Off) | Self::SeenOff(_) => Response::Off,
-            Self::Failed(_) => Response::Failure,
+            Self::Failed(_) | Self::SeenOffWithNamesakes(..) => Response::Failure,
         }
     }
 
@@ -243,6 +256,18 @@ impl ServeOutcome {
             Self::Done(why) => why.clone(),
             Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),
             Self::Failed(error) => Some(error.to_string()),
+            Self::SeenOffWithNamesakes(_, _, why) => Some(why.clone()),
         }
     }
+}
+
+/// Returns the outcome of a look that saw no instance, if other domains with the name left this host.
+fn seen_off_with_namesakes(seen: &Sight, found: &[Finding]) -> Option<ServeOutcome> {
+    let heard = namesakes_in(found);
+    let why = heard.first_key_value().map(|(other, look)| namesake_moved_away(look, *other))?;
+    Some(if heard.len() > MAX_NAMESAKES {
+        ServeOutcome::Failed(ActionError::Unavailable(why))
+    } else {
+        ServeOutcome::SeenOffWithNamesakes(seen.clone(), heard.into_keys().collect(), why)
+    })
 }

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use fence_core::evidence::last_seen::{InstanceEvent, LastSeen, ListedState, StopCause};
+use fence_core::evidence::last_seen::{InstanceEvent, LastSeen, LeaveKind, ListedState, StopCause};
 use fence_core::evidence::recall::{BootMoment, PastEvent, SHORT_GAP};
 use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
 
@@ -73,6 +73,9 @@ pub(super) struct SeenDomains {
 
 struct SeenDomain {
     name: String,
+    /// Name under which the machine may be on at another place: that of its definition here may have changed
+    /// since it left.
+    left_as: String,
     last: LastSeen,
     /// An event said that an instance started or came in.
     was_started: bool,
@@ -110,7 +113,7 @@ impl SeenDomains {
         let event = self
             .domains
             .get(&uuid)
-            .and_then(|seen| Some(NamedEvent { name: seen.name.clone(), event: seen.last.kept()? }));
+            .and_then(|seen| Some(NamedEvent { name: seen.left_as.clone(), event: seen.last.kept()? }));
         past.put(uri, uuid, event);
     }
 
@@ -118,6 +121,9 @@ impl SeenDomains {
     fn set(&mut self, uuid: Uuid, last: LastSeen) {
         if let Some(seen) = self.domains.get_mut(&uuid) {
             seen.last = last;
+            if last.left_by().is_none() {
+                seen.left_as.clone_from(&seen.name);
+            }
             self.write(uuid);
         }
     }
@@ -187,6 +193,15 @@ impl SeenDomains {
             LastSeen::Saved(when) => Some(age(when)),
             _ => None,
         }
+    }
+
+    /// Returns the other domains that left this place in this way, and had this name then, or have it now by
+    /// their definition here.
+    pub(super) fn namesakes_away(&self, name: &str, uuid: Uuid, leave: LeaveKind) -> Vec<Uuid> {
+        let is_meant =
+            |it: &SeenDomain| it.last.left_by() == Some(leave) && (it.left_as == name || it.name == name);
+        let others = self.domains.iter().filter(|(other, seen)| **other != uuid && is_meant(seen));
+        others.map(|(other, _)| *other).collect()
     }
 
     /// Records that the save was a managed one: the file belongs to the definition.
@@ -275,7 +290,10 @@ impl SeenDomains {
             self.forget_some();
         }
         let was_started = self.was_started(uuid);
-        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), last, was_started });
+        let left =
+            self.domains.get(&uuid).filter(|it| it.last.left_by().is_some() && last.left_by().is_some());
+        let left_as = left.map_or_else(|| name.to_owned(), |it| it.left_as.clone());
+        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), left_as, last, was_started });
         self.write(uuid);
     }
 
@@ -398,6 +416,34 @@ mod tests {
             seen.record_event(&event);
         }
         seen
+    }
+
+    /// A machine runs on under the name that it had when it left, whatever its definition here is called now.
+    #[test]
+    fn a_machine_that_left_is_known_by_its_name_until_it_is_back() {
+        let other: Uuid = "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11".parse().unwrap();
+        let called =
+            |name: &str, kind, detail| LifecycleEvent { uuid: uuid(), name: name.to_owned(), kind, detail };
+        for (detail, leave) in [(STOPPED_MIGRATED, LeaveKind::Moved), (STOPPED_SAVED, LeaveKind::Saved)] {
+            let mut seen = SeenDomains { notes_saves: true, ..SeenDomains::default() };
+            let away = |seen: &SeenDomains, name| seen.namesakes_away(name, other, leave);
+            seen.record_event(&called("x", LifecycleKind::Started, 0));
+            assert!(away(&seen, "x").is_empty());
+            seen.record_event(&called("x", LifecycleKind::Stopped, detail));
+            assert_eq!(away(&seen, "x"), [uuid()]);
+            assert!(seen.namesakes_away("x", uuid(), leave).is_empty(), "it is no namesake of its own");
+            let another = if leave == LeaveKind::Moved { LeaveKind::Saved } else { LeaveKind::Moved };
+            assert!(seen.namesakes_away("x", other, another).is_empty());
+            seen.record_event(&called("y", LifecycleKind::Defined, 0));
+            assert_eq!((away(&seen, "x"), away(&seen, "y")), (vec![uuid()], vec![uuid()]));
+            seen.record_event(&called("y", LifecycleKind::Started, 0));
+            assert!(away(&seen, "x").is_empty() && away(&seen, "y").is_empty());
+            seen.record_event(&called("y", LifecycleKind::Stopped, detail));
+            assert_eq!((away(&seen, "x"), away(&seen, "y")), (vec![], vec![uuid()]));
+            seen.record_event(&called("z", LifecycleKind::Defined, 0));
+            seen.record_instance(uuid(), since_boot());
+            assert!(away(&seen, "y").is_empty() && away(&seen, "z").is_empty());
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fence_core::evidence::last_seen::LeaveKind;
 use libvirt_host::{Connection, Error, ErrorKind, EventSubscription, Uuid};
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
@@ -488,6 +489,11 @@ impl Hypervisor {
     /// Returns how long ago, at least, the machine was saved here to a file that can be restored anywhere.
     pub(crate) fn save_age(&self, uuid: Uuid) -> Option<Duration> {
         lock(&self.memory).save_age(uuid)
+    }
+
+    /// Returns the other domains that left this hypervisor under this name: each may be on at another place.
+    pub(crate) fn namesakes_away(&self, name: &str, uuid: Uuid, leave: LeaveKind) -> Vec<Uuid> {
+        lock(&self.memory).namesakes_away(name, uuid, leave)
     }
 
     /// Returns whether another domain with this name was here when this hypervisor could last be read.

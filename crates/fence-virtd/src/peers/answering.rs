@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::DomainId;
-use fence_core::evidence::{Finding, Sight, strongest};
+use fence_core::evidence::{Finding, Sight, namesake_moved_away, namesakes_in, strongest};
 use fence_wire::{
-    HostAnswer, HostAsk, HostBody, HostHello, HostId, HostNonce, HostSight, HostsKey, ReceivedHostMessage,
+    ANSWER_NAMESAKES, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostNonce, HostSight, HostsKey,
+    ReceivedHostMessage,
 };
 use tracing::debug;
 
@@ -117,6 +118,7 @@ impl Peers {
         let mut answer = answer(ask, &found, came);
         if self.own_doubt().is_some() && !matches!(answer.sight, HostSight::On | HostSight::Moving) {
             // The asker hears the first of two answers, and takes it for that of both hosts.
+            answer.namesakes.clear();
             (answer.sight, answer.reason) = (HostSight::Unknown, OWN_DOUBT.to_owned());
         }
         debug!(asker = %asker.0, domain = %question.uuid, sight = ?answer.sight, "answered another host");
@@ -153,10 +155,26 @@ pub(super) fn make_room(answers: &mut KeptAnswers, asker: HostId, from: IpAddr) 
 fn answer(ask: &HostAsk, found: &[Finding], came: Instant) -> HostAnswer {
     let in_time: Vec<Finding> = found.iter().filter(|it| it.began >= came).cloned().collect();
     let seen = if in_time.len() == found.len() { strongest(&in_time) } else { strongest(&[]) };
+    let (seen, namesakes) = with_namesakes(ask, seen, &in_time);
     let age_ms = seen.age_ms();
     let sight = sight(&seen);
     let reason = if let Sight::Unknown(why) = seen { why } else { String::new() };
-    HostAnswer { uuid: ask.uuid, sight, age_ms, reason }
+    HostAnswer { uuid: ask.uuid, sight, age_ms, reason, namesakes }
+}
+
+/// Returns what is told beside other domains with the name that left this host. An asker that does not ask
+/// about each of them must not take the sight for that of the name.
+fn with_namesakes(ask: &HostAsk, seen: Sight, found: &[Finding]) -> (Sight, Vec<[u8; 16]>) {
+    if matches!(seen, Sight::On | Sight::Moving | Sight::Unknown(_) | Sight::Down(_)) {
+        return (seen, Vec::new());
+    }
+    let heard = namesakes_in(found);
+    match heard.first_key_value() {
+        Some((other, look)) if !ask.takes_namesakes || heard.len() > ANSWER_NAMESAKES => {
+            (Sight::Unknown(namesake_moved_away(look, *other)), Vec::new())
+        }
+        _ => (seen, heard.into_keys().map(DomainId::to_bytes).collect()),
+    }
 }
 
 fn sight(sight: &Sight) -> HostSight {
@@ -169,5 +187,37 @@ fn sight(sight: &Sight) -> HostSight {
         Sight::MovedAway(_) => HostSight::MovedAway,
         // A hypervisor of this host is no host that is down.
         Sight::Unknown(_) | Sight::Down(_) => HostSight::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fence_core::evidence::DomainSite;
+
+    use super::*;
+
+    /// An asker that asks about no namesake must not hear "off" of a name that another domain left with.
+    #[test]
+    fn an_old_asker_is_told_of_a_namesake_that_this_host_can_not_tell() {
+        let now = Instant::now();
+        let answered = |takes_namesakes, sight, count: u8| {
+            let place = DomainSite::Hypervisor("qemu:///system".to_owned());
+            let namesakes = (1..=count).map(|it| DomainId::from_bytes([it; 16])).collect();
+            let found = [Finding { place, sight, began: now, ended: now, namesakes }];
+            let name = "vm1".to_owned();
+            let ask = HostAsk { uuid: [9; 16], left_ms: 9, takes_parts: true, takes_namesakes, name };
+            answer(&ask, &found, now)
+        };
+        for sight in [Sight::Off, Sight::Absent, Sight::Ended(None), Sight::MovedAway(Duration::ZERO)] {
+            let told = answered(true, sight.clone(), 3);
+            assert_eq!((told.sight, told.namesakes.len()), (super::sight(&sight), 3));
+            assert_eq!(answered(false, sight.clone(), 0).sight, super::sight(&sight));
+            for told in [answered(false, sight.clone(), 1), answered(true, sight, 4)] {
+                assert_eq!((told.sight, told.namesakes.len()), (HostSight::Unknown, 0));
+                let first = DomainId::from_bytes([1; 16]).to_string();
+                assert!(told.reason.contains(&first), "{}", told.reason);
+            }
+        }
+        assert_eq!(answered(false, Sight::On, 1).sight, HostSight::On);
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fence_core::domain::DomainId;
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
 use fence_wire::{HostAnswer, HostAsk, HostBody, HostNonce, HostSight, escaped};
@@ -74,7 +75,7 @@ impl Peers {
         let began = Instant::now();
         let unknown = |host: &str, why: String| {
             let place = DomainSite::Host(host.to_owned());
-            Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now() }
+            Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now(), namesakes: Vec::new() }
         };
         if !is_ready {
             return vec![unknown("that may be there", NOT_READY.to_owned())];
@@ -127,6 +128,7 @@ impl Peers {
             sight: Sight::Unknown(why),
             began,
             ended: Instant::now(),
+            namesakes: Vec::new(),
         };
         missing.into_iter().chain(known).map(unknown).collect()
     }
@@ -320,6 +322,7 @@ impl Peers {
             uuid: question.uuid.to_bytes(),
             left_ms: left.try_into().unwrap_or(u16::MAX),
             takes_parts: true,
+            takes_namesakes: true,
             name: question.name.clone(),
         };
         let ask = self.encoded(&self.message(None, open.nonce, HostBody::Ask(ask)));
@@ -360,6 +363,8 @@ impl Peers {
                 if answer.is_some() {
                     self.down.forget(&self.name_and_address(who).1);
                 }
+                let namesakes = answer.iter().flat_map(|it| &it.namesakes);
+                let namesakes = namesakes.map(|it| DomainId::from_bytes(*it)).collect();
                 let (sight, began) = match (answer, command) {
                     (Some(answer), _) => match (self.doubt(who), sight(&host, &answer)) {
                         // Noticed while the question was open.
@@ -375,7 +380,7 @@ impl Peers {
                         (Sight::Unknown(self.silent(who, silence)), began)
                     }
                 };
-                Finding { place: DomainSite::Host(host), sight, began, ended: Instant::now() }
+                Finding { place: DomainSite::Host(host), sight, began, ended: Instant::now(), namesakes }
             }
         });
         join_all(judged).await

@@ -210,7 +210,13 @@ mod tests {
         use fence_wire::{HostAnswer, HostBody, HostMessage, HostSight, HostsKey};
         let [a, b, c] = [(); 3].map(|()| Identity::in_memory().unwrap());
         let hosts = HostsKey::without_a_key();
-        let answer = HostAnswer { uuid: [1; 16], sight: HostSight::Off, age_ms: None, reason: String::new() };
+        let answer = HostAnswer {
+            uuid: [1; 16],
+            sight: HostSight::Off,
+            age_ms: None,
+            reason: String::new(),
+            namesakes: Vec::new(),
+        };
         let message = HostMessage {
             sender: a.id(),
             recipient: Some(b.id()),

@@ -185,7 +185,13 @@ impl Peers {
             }
             known => known,
         };
-        Finding { place: DomainSite::Host(host.to_string()), sight, began, ended: Instant::now() }
+        Finding {
+            place: DomainSite::Host(host.to_string()),
+            sight,
+            began,
+            ended: Instant::now(),
+            namesakes: Vec::new(),
+        }
     }
 
     /// Returns that nothing is known of these hosts.
@@ -193,7 +199,13 @@ impl Peers {
         let unknown = |host: &KnownHost| {
             PeerCounts::add(&self.counts.silent);
             let sight = Sight::Unknown(legacy_unknown(host, why, false));
-            Finding { place: DomainSite::Host(host.to_string()), sight, began, ended: Instant::now() }
+            Finding {
+                place: DomainSite::Host(host.to_string()),
+                sight,
+                began,
+                ended: Instant::now(),
+                namesakes: Vec::new(),
+            }
         };
         hosts.iter().map(unknown).collect()
     }

@@ -60,7 +60,13 @@ impl OwnPlaces for Shown {
         Box::pin(async move {
             self.looks.fetch_add(1, Ordering::SeqCst);
             let (place, began) = (DomainSite::Hypervisor("test".to_owned()), Instant::now());
-            vec![Finding { place, sight: self.sight.lock().unwrap().clone(), began, ended: Instant::now() }]
+            vec![Finding {
+                place,
+                sight: self.sight.lock().unwrap().clone(),
+                began,
+                ended: Instant::now(),
+                namesakes: Vec::new(),
+            }]
         })
     }
 }
@@ -381,8 +387,13 @@ async fn a_guest_with_the_key_cannot_answer_for_a_host() {
                 continue;
             };
             let HostBody::Ask(ask) = &seen.message().body else { continue };
-            let answer =
-                HostAnswer { uuid: ask.uuid, sight: HostSight::Absent, age_ms: None, reason: String::new() };
+            let answer = HostAnswer {
+                uuid: ask.uuid,
+                sight: HostSight::Absent,
+                age_ms: None,
+                reason: String::new(),
+                namesakes: Vec::new(),
+            };
             let (sender, recipient) = (victim, Some(seen.message().sender));
             let nonce = seen.message().nonce;
             let forged = HostMessage { sender, recipient, nonce, body: HostBody::Answer(answer) };
@@ -465,8 +476,13 @@ async fn any_word_of_this_host_from_another_address_is_a_doubt() {
         let other = port();
         let host = Host::listed(at, &[other], None).await;
         let hello = host.peers.hello();
-        let ask =
-            fence_wire::HostAsk { uuid: [7; 16], left_ms: 9, takes_parts: false, name: "vm1".to_owned() };
+        let ask = fence_wire::HostAsk {
+            uuid: [7; 16],
+            left_ms: 9,
+            takes_parts: false,
+            takes_namesakes: false,
+            name: "vm1".to_owned(),
+        };
         let body =
             [HostBody::Hello(hello.clone()), HostBody::HelloAnswer(hello), HostBody::Ask(ask)][body].clone();
         let message = HostMessage { sender: host.peers.identity.id(), recipient: None, nonce: [1; 8], body };

@@ -4,10 +4,10 @@
 //! ```text
 //! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 40, NUL-padded ·
 //!        76 run of the daemon 8
-//! ask     0 UUID 16 · 16 milliseconds left 2 (bit 15: takes reasons in parts) · 18 name of the domain 64,
-//!         NUL-padded, cut after 63 bytes
-//! answer  0 UUID 16 · 16 sight 1 · 17 pad 1 · 18 reason 58, NUL-padded · 76 age in milliseconds 8,
-//!         and 1 more; 0: not known
+//! ask     0 UUID 16 · 16 milliseconds left 2 (bit 15: takes reasons in parts; bit 14: takes namesakes) ·
+//!        18 name of the domain 64, NUL-padded, cut after 63 bytes
+//! answer  0 UUID 16 · 16 sight 1 · 17 number of namesakes 1 · 18 reason 58, NUL-padded, or with namesakes
+//!         their UUIDs, 16 each · 76 age in milliseconds 8, and 1 more; 0: not known
 //! reason  0 UUID 16 · 16 number of this part 1 · 17 number of parts 1 · 18 text 66, NUL-padded
 //! ```
 
@@ -24,6 +24,11 @@ pub const REASON_PARTS: usize = 4;
 /// Bit of the milliseconds of a question. A daemon that does not know it takes the time for a long one, and
 /// looks for as long as any look may take.
 const TAKES_PARTS: u16 = 0x8000;
+/// Another such bit.
+const TAKES_NAMESAKES: u16 = 0x4000;
+const MAX_LEFT: u16 = TAKES_NAMESAKES - 1;
+/// Most namesakes of an answer.
+pub const ANSWER_NAMESAKES: usize = 3;
 
 /// Presentation of a host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,10 +50,13 @@ pub struct HostHello {
 pub struct HostAsk {
     /// UUID of the domain.
     pub uuid: [u8; 16],
-    /// Milliseconds for which the asker waits, 32767 at most.
+    /// Milliseconds for which the asker waits, 16383 at most.
     pub left_ms: u16,
     /// The asker takes a reason that is longer than an answer has room for, in parts.
     pub takes_parts: bool,
+    /// The asker takes the UUIDs of other domains with the name that left the host, and asks about them. One
+    /// that does not must be told that the host can't tell.
+    pub takes_namesakes: bool,
     /// Name of the domain, cut after 63 bytes as in a request.
     pub name: String,
 }
@@ -63,8 +71,11 @@ pub struct HostAnswer {
     /// Milliseconds between the end or the move that the sight shows and the look, if that is known. Such an
     /// end is not older, and such a move not younger.
     pub age_ms: Option<u64>,
-    /// Why nothing can be said, or more about the sight; cut after 57 bytes.
+    /// Why nothing can be said, or more about the sight; cut after 57 bytes. None with namesakes.
     pub reason: String,
+    /// UUIDs of other domains with the name that left the host for another one, [`ANSWER_NAMESAKES`] at most.
+    /// For an asker that takes them.
+    pub namesakes: Vec<[u8; 16]>,
 }
 
 /// Part of the reason of an answer, sent before the answer.
@@ -143,7 +154,8 @@ impl HostAsk {
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
         let takes_parts = if self.takes_parts { TAKES_PARTS } else { 0 };
-        let left = self.left_ms.min(TAKES_PARTS - 1) | takes_parts;
+        let takes_namesakes = if self.takes_namesakes { TAKES_NAMESAKES } else { 0 };
+        let left = self.left_ms.min(MAX_LEFT) | takes_parts | takes_namesakes;
         body[16..18].copy_from_slice(&left.to_le_bytes());
         put(&mut body[ASK_NAME], &self.name);
     }
@@ -156,8 +168,9 @@ impl HostAsk {
         let left = number(body, 16);
         Ok(Self {
             uuid: core::array::from_fn(|i| body[i]),
-            left_ms: left & !TAKES_PARTS,
+            left_ms: left & MAX_LEFT,
             takes_parts: left & TAKES_PARTS != 0,
+            takes_namesakes: left & TAKES_NAMESAKES != 0,
             name,
         })
     }
@@ -202,20 +215,33 @@ impl HostAnswer {
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
         body[16] = self.sight as u8;
-        put(&mut body[REASON], &self.reason);
+        let namesakes = self.namesakes.iter().take(ANSWER_NAMESAKES);
+        body[17] = u8::try_from(namesakes.len()).unwrap_or(0);
+        if self.namesakes.is_empty() {
+            put(&mut body[REASON], &self.reason);
+        }
+        for (uuid, field) in namesakes.zip(body[REASON].chunks_exact_mut(16)) {
+            field.copy_from_slice(uuid);
+        }
         let age = self.age_ms.map_or(0, |it| it.saturating_add(1));
         body[REASON.end..].copy_from_slice(&age.to_le_bytes());
     }
 
     pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
-        if body[17] != 0 {
+        let count = usize::from(body[17]);
+        if count > ANSWER_NAMESAKES {
+            return Err(HostMessageError::Field("number of namesakes"));
+        }
+        let (uuids, rest) = body[REASON].split_at(count * 16);
+        if count > 0 && rest.iter().any(|it| *it != 0) {
             return Err(HostMessageError::Field("pad"));
         }
         Ok(Self {
             uuid: core::array::from_fn(|i| body[i]),
             sight: HostSight::decode(body[16]).ok_or(HostMessageError::Field("sight"))?,
             age_ms: u64::from_le_bytes(core::array::from_fn(|i| body[REASON.end + i])).checked_sub(1),
-            reason: text(&body[REASON], "reason")?,
+            reason: if count > 0 { String::new() } else { text(&body[REASON], "reason")? },
+            namesakes: uuids.chunks_exact(16).map(|it| core::array::from_fn(|i| it[i])).collect(),
         })
     }
 }

@@ -254,6 +254,27 @@ fn the_last_release_reads_from_the_reason_that_a_reboot_did_not_start() {
     assert_eq!(last.reason.unwrap().strip_prefix("fenced, but not started again: "), Some("no memory"));
 }
 
+/// Hosts of the last release know no such field: they read a failure, with its reason.
+#[test]
+fn a_look_with_namesakes_is_no_off_for_the_last_release() {
+    let other = DomainId::from_bytes([7; 16]);
+    for sight in [Sight::Off, Sight::MovedAway(Duration::from_millis(9))] {
+        let told = AskOutcome::seen_off_with_namesakes(&sight, &[other], "why");
+        assert_eq!((told.response, told.reason.as_deref()), (Response::Failure, Some("why")));
+        let asker = Member { node: 2, pid: 99 };
+        let end = AskEnd::Done(told);
+        let bytes = HostMessage::Reply { asker, ask: 3, claim: Some(7), end }.encode().unwrap();
+        assert_eq!(outcome_of(&bytes).look_without_instance(), Some((sight, vec![other])));
+    }
+    let off = reply(r#"{"response":2}"#);
+    assert_eq!(outcome_of(&off).look_without_instance(), Some((Sight::Off, vec![])));
+    let wrong = |ids: &str| reply(&format!(r#"{{"response":1,"namesakes":[{ids}]}}"#));
+    assert_eq!(outcome_of(&wrong("")).look_without_instance(), None);
+    assert_eq!(outcome_of(&wrong(r#""vm1""#)).look_without_instance(), None);
+    let many = [r#""a""#; MAX_NAMESAKES + 1].join(",");
+    assert!(HostMessage::decode(&wrong(&many)).is_err());
+}
+
 #[test]
 fn a_reboot_that_did_not_start_is_read_from_its_field() {
     let bytes = reply(r#"{"response":0,"reason":"in other words","not_started":"no memory"}"#);

@@ -259,7 +259,13 @@ impl TrueWorld {
                     None => Sight::Off,
                 },
             };
-            Finding { place: DomainSite::Hypervisor(host.to_string()), sight, began, ended: began }
+            Finding {
+                place: DomainSite::Hypervisor(host.to_string()),
+                sight,
+                began,
+                ended: began,
+                namesakes: Vec::new(),
+            }
         };
         let round: Vec<Finding> = (0..ASKED).map(look).collect();
         ProvedOff::from_rounds(start, &[round.clone(), round])

@@ -228,7 +228,13 @@ impl PlanRunner<'_> {
                 | StatusReading::Silent
                 | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
             };
-            Some(Finding { place: DomainSite::Device(route.device.name.clone()), sight, began, ended })
+            Some(Finding {
+                place: DomainSite::Device(route.device.name.clone()),
+                sight,
+                began,
+                ended,
+                namesakes: Vec::new(),
+            })
         });
         reports.collect()
     }

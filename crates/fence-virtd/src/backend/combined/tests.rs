@@ -74,7 +74,8 @@ impl Backend for Fake {
         self.asked("off", domain);
         let now = Instant::now();
         let place = DomainSite::Hypervisor("test".to_owned());
-        let look = Finding { place, sight: Sight::Ended(None), began: now, ended: now };
+        let look =
+            Finding { place, sight: Sight::Ended(None), began: now, ended: now, namesakes: Vec::new() };
         let proof = ProvedOff::from_end(now, &look)?;
         Ok(PowerOffResult { proof, was_off: false, restart: None, note: None, may_come_again: false })
     }

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use fence_core::domain::ActionError;
+use fence_core::evidence::last_seen::LeaveKind;
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
@@ -105,17 +106,35 @@ pub(super) fn sight(
     Ok((reading, reading.sight(uuid, memory)))
 }
 
-/// Returns another domain with this name that is on here.
-pub(super) fn namesake_on(connection: &Connection, name: &str, uuid: Uuid) -> Result<Option<Uuid>, Error> {
-    let Some(domain) = connection.domain_by_name(name)? else { return Ok(None) };
-    let other = domain.uuid();
-    if other == uuid {
-        return Ok(None);
+/// Other domains with a name, as one hypervisor shows them.
+#[derive(Debug, Default)]
+pub(super) struct NamesakesHere {
+    /// The one that is on here, or of which libvirt can't tell.
+    pub(super) on: Option<Uuid>,
+    /// Domains that moved away from here. Whether one was saved to a file is for the caller.
+    pub(super) moved: Vec<Uuid>,
+}
+
+/// Looks for other domains with this name: one that is on here, and those that left for another place.
+pub(super) fn namesakes(
+    connection: &Connection,
+    name: &str,
+    uuid: Uuid,
+    memory: &Hypervisor,
+) -> Result<NamesakesHere, Error> {
+    let mut found = NamesakesHere::default();
+    if let Some(other) = connection.domain_by_name(name)?.map(|it| it.uuid()).filter(|it| *it != uuid) {
+        match look(connection, other)? {
+            DomainReading::On { .. } | DomainReading::Unknown => found.on = Some(other),
+            DomainReading::MovedAway => found.moved.push(other),
+            DomainReading::Off | DomainReading::Gone => {}
+        }
     }
-    match look(connection, other)? {
-        DomainReading::On { .. } | DomainReading::Unknown => Ok(Some(other)),
-        DomainReading::Off | DomainReading::Gone | DomainReading::MovedAway => Ok(None),
+    for saved in memory.namesakes_away(name, uuid, LeaveKind::Saved) {
+        memory.look_at_save(connection, saved)?;
     }
+    found.moved.extend(memory.namesakes_away(name, uuid, LeaveKind::Moved));
+    Ok(found)
 }
 
 /// Source from which a hypervisor starts a domain.
@@ -454,7 +473,13 @@ impl PowerOffRun<'_> {
 
     fn end_seen(&self, began: Instant) -> Finding {
         let place = DomainSite::Hypervisor(self.memory.uri().to_owned());
-        Finding { place, sight: Sight::Ended(Some(Duration::ZERO)), began, ended: Instant::now() }
+        Finding {
+            place,
+            sight: Sight::Ended(Some(Duration::ZERO)),
+            began,
+            ended: Instant::now(),
+            namesakes: Vec::new(),
+        }
     }
 
     /// Returns the result where no instance is here any more, and none was seen to end.

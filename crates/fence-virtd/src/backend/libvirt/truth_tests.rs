@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{DomainId, PowerAction, SeenPower};
+use fence_core::domain::{DomainId, LocatedDomain, PowerAction, SeenPower};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_wire::Target;
 
@@ -91,7 +91,7 @@ impl PeerHosts for Played {
             let now = Instant::now();
             let finding = |name: &str, sight| {
                 let place = DomainSite::Host(name.to_owned());
-                Finding { place, sight, began: now, ended: now }
+                Finding { place, sight, began: now, ended: now, namesakes: Vec::new() }
             };
             vec![finding("h1", Sight::Absent), finding("h2", sight)]
         })
@@ -207,7 +207,9 @@ impl PeerHosts for Counting {
         self.0.fetch_add(1, Ordering::SeqCst);
         let now = Instant::now();
         let place = DomainSite::Host("h1".to_owned());
-        Box::pin(async move { vec![Finding { place, sight: Sight::Absent, began: now, ended: now }] })
+        Box::pin(async move {
+            vec![Finding { place, sight: Sight::Absent, began: now, ended: now, namesakes: Vec::new() }]
+        })
     }
 }
 
@@ -269,6 +271,73 @@ async fn only_a_namesake_that_is_on_is_a_doubt() {
         assert_eq!(matches!(sight, Sight::Unknown(why) if why.contains(OTHER)), is_doubt, "{here}");
         assert_eq!(*sight == Sight::Absent, !is_doubt, "{here}: {sight:?}");
     }
+}
+
+/// Hosts that answer for each UUID of its own.
+struct Hosts(Vec<(DomainId, Vec<Finding>)>);
+
+impl PeerHosts for Hosts {
+    fn look<'a>(&'a self, question: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        let now = Instant::now();
+        let of = self.0.iter().find(|it| it.0 == question.uuid).expect("it is asked about").1.clone();
+        Box::pin(async move { of.into_iter().map(|it| Finding { began: now, ended: now, ..it }).collect() })
+    }
+}
+
+/// Two domains have one name. The one that is defined here is off, the other one left another host for one
+/// that nobody asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_off_only_if_the_namesake_that_left_is_too() {
+    let (own, other) = (DomainId::parse(UUID).unwrap(), DomainId::parse(OTHER).unwrap());
+    let at = |host: &str, sight, namesakes: &[DomainId]| {
+        let (now, place) = (Instant::now(), DomainSite::Host(host.to_owned()));
+        Finding { place, sight, began: now, ended: now, namesakes: namesakes.to_vec() }
+    };
+    let moved = || Sight::MovedAway(Duration::from_secs(60));
+    for (seen_at_h3, status, on) in [
+        (Sight::Absent, "fail", "fail"),
+        (Sight::Ended(Some(Duration::from_secs(90))), "fail", "fail"),
+        (Sight::Ended(Some(Duration::from_secs(9))), "off", "done"),
+        (Sight::On, "fail", "fail"),
+        (Sight::Unknown("h3 is silent".to_owned()), "fail", "fail"),
+    ] {
+        let down = if status == "off" { "done" } else { "fail" };
+        for (action, expected) in [
+            (PowerAction::Status, status),
+            (PowerAction::Off, down),
+            (PowerAction::Reboot, down),
+            (PowerAction::On, on),
+        ] {
+            let world = World::new();
+            let uris = [world.hypervisor("here", "off")];
+            let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+            let about_own = vec![at("h2", Sight::Absent, &[other]), at("h3", Sight::Absent, &[])];
+            let about_other = vec![at("h2", moved(), &[]), at("h3", seen_at_h3.clone(), &[])];
+            backend.ask_others(Arc::new(Hosts(vec![(own, about_own), (other, about_other)])));
+            let target = Target::new("x", false).unwrap();
+            let located = backend.locate(&target, Instant::now() + PATIENCE).await.unwrap();
+            let seems_off = matches!(located, LocatedDomain::Off(_));
+            assert_eq!(seems_off, status == "off", "{seen_at_h3:?}");
+            assert_eq!(ask(&backend, action).await, expected, "{action} {seen_at_h3:?}");
+        }
+    }
+}
+
+/// The same at two hypervisors of one daemon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namesake_that_left_another_hypervisor_of_this_host_is_a_doubt() {
+    let world = World::new();
+    let uris = [world.hypervisor("first", "off"), world.hypervisor("second", "namesake off")];
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    backend.hypervisors()[1].record_move(OTHER.parse().unwrap());
+    for action in [PowerAction::Status, PowerAction::Off, PowerAction::On, PowerAction::Reboot] {
+        assert_eq!(ask(&backend, action).await, "fail", "{action}");
+    }
+    let question = DomainQuestion::new(DomainId::parse(UUID).unwrap(), "x".to_owned());
+    let why = backend.prove_off(&question, Instant::now() + PATIENCE).await.unwrap_err().to_string();
+    assert!(why.contains(OTHER) && why.contains(&uris[1]) && why.contains("`peers`"), "{why}");
+    let looks = backend.look_here(&question, Instant::now() + PATIENCE).await;
+    assert_eq!(looks[1].namesakes, [DomainId::parse(OTHER).unwrap()]);
 }
 
 /// libvirt is well: what took the time is to be looked for elsewhere.

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two domains with one name and different UUIDs: the name is off only if both are."""
+
+import pathlib
+
+import pytest
+
+from lab.hypervisor import until
+
+from .hosts import FAILED, OFF, OK, PATIENCE, Tally, uuid_of
+from .test_migrations import settle
+
+#: Another domain, also called x.
+OTHER = "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11"
+
+
+@pytest.fixture
+def pair(hosts):
+    """h1 and h2 with our daemons, which know of each other. Nobody asks h3."""
+    hosts.serve("h1", "h2")
+    return hosts
+
+
+def migrates(hosts, here):
+    """x goes to h3."""
+    settle(hosts, here.migrate("x", hosts.h3))
+
+
+def is_saved(hosts, here):
+    """x goes to h3 by a file."""
+    file = here.directory / "memory"
+    here.hypervisor.virsh("save", "x", file)
+    hosts.h3.hypervisor.virsh("restore", file)
+
+
+def held(hosts, tally, *actions):
+    """No host calls x off."""
+    for action in actions or ("status", "off", "reboot"):
+        answer = hosts.ask(action, "x")
+        assert answer.rc == FAILED, f"{action}: {answer.result}\n{hosts.logs()}"
+        if action != "reboot":
+            tally.add(answer)
+    assert hosts.where("x") == ["h3"]
+
+
+@pytest.mark.parametrize("leaves", [migrates, is_saved], ids=["migrated", "saved"])
+def test_a_namesake_that_left_for_a_host_that_nobody_asks(pair, note, leaves):
+    """The definition at h1 is off; the other x left h2, and runs at h3."""
+    tally = Tally(note)
+    pair.h1.has("x", uuid=OTHER, start=False)
+    pair.h2.has("x")
+    leaves(pair, pair.h2)
+    held(pair, tally)
+    why = pair.h1.records()[-1]["reason"]
+    assert all(word in why for word in ("another domain", pair.h2.name, "`peers`")), why
+    # It comes back, and ends where somebody looks.
+    pair.h3.hypervisor.virsh("destroy", "x")
+    pair.h2.hypervisor.virsh("start", "x")
+    pair.h2.hypervisor.virsh("destroy", "x")
+    until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"both are off\n{pair.logs()}")
+    assert pair.ask("off", "x").rc == OK, pair.logs()
+    tally.none(pair.logs())
+
+
+def test_a_name_that_is_given_to_a_new_domain(pair, note):
+    """x without a definition left h1 for h3, and h1 has another x since. So it stays over a start of fence_virtd."""
+    tally = Tally(note)
+    here = pair.h1
+    pair.h2.does_not_call_back()
+    here.has("x", transient=True)
+    migrates(pair, here)
+    here.has("x", uuid=OTHER, start=False)
+    held(pair, tally, "status")
+    here.serve_again()
+    held(pair, tally, "status", "off")
+    tally.none(pair.logs())
+    # It is gone for good: what the page says to do then.
+    pair.h3.hypervisor.virsh("destroy", "x")
+    here.stop_serving()
+    file = pathlib.Path(f"{here._config}.state/moves")
+    file.write_text("".join(it for it in file.read_text().splitlines(True) if uuid_of("x") not in it))
+    here.serve_again()
+    assert pair.ask("status", "x").rc == OFF, pair.logs()
+
+
+def test_a_namesake_that_ended_where_somebody_looks(pair):
+    """x moved from h1 to h2 and ended there; its definitions are gone, and h1 has another x since."""
+    here, there = pair.h1, pair.h2
+    there.does_not_call_back()
+    here.has("x", transient=True)
+    settle(pair, here.migrate("x", there))
+    there.hypervisor.virsh("destroy", "x")
+    here.has("x", uuid=OTHER, start=False)
+    until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"both are off\n{pair.logs()}")
+    assert [pair.ask(it, "x").rc for it in ("off", "on")] == [OK, OK], pair.logs()
+    assert here.state("x") == "running"
