@@ -69,7 +69,13 @@ pub(super) struct SeenDomains {
     disk: Option<(PastEvents, String)>,
     /// A machine that was saved to a file is taken for one that may be at another host.
     notes_saves: bool,
+    /// Events that came so far.
+    events: EventMark,
 }
+
+/// Moment between two events of a hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub(super) struct EventMark(u64);
 
 struct SeenDomain {
     name: String,
@@ -77,6 +83,10 @@ struct SeenDomain {
     /// since it left.
     left_as: String,
     last: LastSeen,
+    /// Last event of it.
+    last_event: EventMark,
+    /// Nothing tells how its instance went: the event was waited for long enough.
+    awaited_in_vain: bool,
     /// An event said that an instance started or came in.
     was_started: bool,
 }
@@ -222,6 +232,19 @@ impl SeenDomains {
         }
     }
 
+    /// Returns whether an instance was here, and no event tells yet how it went, after a look that showed
+    /// none.
+    pub(super) fn awaits_end(&self, uuid: Uuid) -> bool {
+        self.had_instance(uuid) && self.domains.get(&uuid).is_some_and(|it| !it.awaited_in_vain)
+    }
+
+    /// Records that the event did not come that tells how the instance went. It is not waited for again.
+    pub(super) fn record_awaited(&mut self, uuid: Uuid) {
+        if let Some(seen) = self.domains.get_mut(&uuid) {
+            seen.awaited_in_vain = true;
+        }
+    }
+
     fn last(&self, uuid: Uuid) -> Option<LastSeen> {
         self.domains.get(&uuid).map(|it| it.last)
     }
@@ -269,8 +292,18 @@ impl SeenDomains {
         self.set(uuid, LastSeen::Ended(now()));
     }
 
-    /// Records a domain of a list.
-    pub(super) fn record_listed(&mut self, record: &DomainRecord) {
+    /// Returns the moment after the events that came so far.
+    pub(super) fn event_mark(&self) -> EventMark {
+        self.events
+    }
+
+    /// Records a domain of a list that was asked for at this moment. Returns false, and records nothing, if
+    /// an event of the domain came since: it may have overtaken the list.
+    #[must_use]
+    pub(super) fn record_listed(&mut self, record: &DomainRecord, asked: EventMark) -> bool {
+        if self.domains.get(&record.uuid).is_some_and(|it| it.last_event > asked) {
+            return false;
+        }
         let state = match record.state {
             State::MovedAway => ListedState::MovedAway,
             State::ShutOff | State::NoState | State::Crashed | State::Other(_) => ListedState::NoInstance,
@@ -283,17 +316,21 @@ impl SeenDomains {
         };
         let last = self.last(record.uuid).unwrap_or(LastSeen::Known).listed(state, now());
         self.record(record.uuid, &record.name, last);
+        true
     }
 
     fn record(&mut self, uuid: Uuid, name: &str, last: LastSeen) {
         if self.domains.len() >= MAX_REMEMBERED && !self.domains.contains_key(&uuid) {
             self.forget_some();
         }
-        let was_started = self.was_started(uuid);
-        let left =
-            self.domains.get(&uuid).filter(|it| it.last.left_by().is_some() && last.left_by().is_some());
+        let before = self.domains.get(&uuid);
+        let left = before.filter(|it| it.last.left_by().is_some() && last.left_by().is_some());
         let left_as = left.map_or_else(|| name.to_owned(), |it| it.left_as.clone());
-        self.domains.insert(uuid, SeenDomain { name: name.to_owned(), left_as, last, was_started });
+        let was_started = before.is_some_and(|it| it.was_started);
+        let last_event = before.map(|it| it.last_event).unwrap_or_default();
+        let (name, awaited_in_vain) = (name.to_owned(), false);
+        let seen = SeenDomain { name, left_as, last, last_event, awaited_in_vain, was_started };
+        self.domains.insert(uuid, seen);
         self.write(uuid);
     }
 
@@ -306,10 +343,10 @@ impl SeenDomains {
             EventMeaning::Definition => self.record(event.uuid, &event.name, before),
             EventMeaning::Nothing => {}
         }
-        if event.kind == LifecycleKind::Started
-            && let Some(seen) = self.domains.get_mut(&event.uuid)
-        {
-            seen.was_started = true;
+        self.events.0 += 1;
+        if let Some(seen) = self.domains.get_mut(&event.uuid) {
+            seen.last_event = self.events;
+            seen.was_started |= event.kind == LifecycleKind::Started;
         }
     }
 
@@ -400,6 +437,13 @@ impl SeenDomains {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl SeenDomains {
+        /// Records a domain of a list that no event has overtaken.
+        fn lists(&mut self, record: &DomainRecord) {
+            assert!(self.record_listed(record, self.event_mark()));
+        }
+    }
 
     fn uuid() -> Uuid {
         "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap()
@@ -511,7 +555,7 @@ mod tests {
         for state in [None, Some(State::ShutOff), Some(State::MovedAway)] {
             seen.begin_gap();
             seen.end_gap();
-            state.iter().for_each(|it| seen.record_listed(&record(*it)));
+            state.iter().for_each(|it| seen.lists(&record(*it)));
             assert_eq!(moved(&seen), first, "{state:?}");
         }
         // It may have been back in a long gap.
@@ -519,10 +563,10 @@ mod tests {
         seen.end_gap();
         assert!(moved(&seen) > first);
         // It is here again.
-        seen.record_listed(&record(State::Running));
+        seen.lists(&record(State::Running));
         assert_eq!(seen.move_age(uuid()), None);
         let mut seen = SeenDomains::default();
-        seen.record_listed(&record(State::MovedAway));
+        seen.lists(&record(State::MovedAway));
         assert!(seen.move_age(uuid()).is_some(), "the first connection");
     }
 
@@ -554,7 +598,7 @@ mod tests {
             let past = PastEvents::open(dir.path(), "boot").unwrap();
             let mut seen = SeenDomains::on_disk(Some(past.clone()), "test:///default");
             seen.recall();
-            states.iter().for_each(|it| seen.record_listed(&listed(*it)));
+            states.iter().for_each(|it| seen.lists(&listed(*it)));
             (seen, past)
         };
         for (end, has_moved) in [(3, true), (1, false)] {
@@ -617,11 +661,11 @@ mod tests {
         // Found at the start: it may be either half.
         let record = DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::Migrating };
         let mut seen = SeenDomains::default();
-        seen.record_listed(&record);
+        seen.lists(&record);
         assert!(seen.had_instance(uuid()) && seen.half_age(uuid()).is_some());
         seen.record_event(&event(Resumed, 1));
         assert!(seen.settles_in(uuid()).is_some_and(|it| it <= MIGRATION_SETTLE));
-        seen.record_listed(&record);
+        seen.lists(&record);
         seen.record_event(&event(Stopped, 1));
         assert!(seen.move_age(uuid()).is_some());
     }
@@ -637,19 +681,58 @@ mod tests {
             assert!(seen.move_age(uuid()).is_some(), "its event is late");
             seen.begin_gap();
             seen.end_gap();
-            seen.record_listed(&record(State::Migrating));
+            seen.lists(&record(State::Migrating));
             assert!(seen.move_age(uuid()).is_some());
         }
         // One that just starts was never the machine: if it fails, all is as before.
         let mut seen = SeenDomains::default();
-        seen.record_listed(&record(State::Starting));
+        seen.lists(&record(State::Starting));
         assert!(seen.move_age(uuid()).is_none() && seen.half_age(uuid()).is_some());
         seen.record_event(&event(LifecycleKind::Resumed, 0));
         seen.record_event(&event(Started, 0));
         assert!(seen.has_settled(uuid()), "and if it does not, it is the machine");
         let mut seen = seen_after(&[(Started, 0), (LifecycleKind::Stopped, STOPPED_MIGRATED)]);
-        seen.record_listed(&record(State::Starting));
+        seen.lists(&record(State::Starting));
         assert!(seen.move_age(uuid()).is_some(), "the machine is where it was");
+    }
+
+    /// Waiting is for what a look can't tell: where a transient domain went.
+    #[test]
+    fn an_end_is_awaited_until_it_comes_or_came_not() {
+        use LifecycleKind::{Resumed, Started, Stopped};
+        let mut seen = SeenDomains::default();
+        assert!(!seen.awaits_end(uuid()), "nothing was here");
+        seen.record_event(&event(Started, STARTED_MIGRATED));
+        seen.record_event(&event(Resumed, 1));
+        assert!(seen.awaits_end(uuid()));
+        seen.record_awaited(uuid());
+        assert!(!seen.awaits_end(uuid()));
+        seen.record_event(&event(Stopped, STOPPED_MIGRATED));
+        assert!(!seen.awaits_end(uuid()) && seen.move_age(uuid()).is_some(), "late, and it counts");
+        seen.record_event(&event(Started, 0));
+        assert!(seen.awaits_end(uuid()), "another instance");
+        seen.record_awaited(uuid());
+        seen.lists(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::Running });
+        assert!(seen.awaits_end(uuid()), "it is here after all");
+    }
+
+    #[test]
+    fn no_list_overrules_an_event_that_came_after_it_was_asked_for() {
+        use LifecycleKind::{Resumed, Started, Stopped};
+        let record = DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::Running };
+        let mut seen = SeenDomains::default();
+        seen.record_event(&event(Resumed, 1));
+        let asked = seen.event_mark();
+        seen.record_event(&event(Stopped, STOPPED_MIGRATED));
+        assert!(!seen.record_listed(&record, asked) && seen.move_age(uuid()).is_some());
+        // The next list shows that it is back.
+        seen.lists(&record);
+        assert!(seen.has_settled(uuid()));
+        // An event of another domain says nothing of this one.
+        let asked = seen.event_mark();
+        let other = "0f5f1c36-6f5c-4c08-8d8f-2f6a3a3f7e11".parse().unwrap();
+        seen.record_event(&LifecycleEvent { uuid: other, ..event(Started, 0) });
+        assert!(seen.record_listed(&record, asked));
     }
 
     /// Such a machine is at another place, whatever becomes of what came in or stands still here.
@@ -679,7 +762,7 @@ mod tests {
             seen.begin_gap();
             seen.end_gap();
             for mut seen in [seen, next] {
-                seen.record_listed(&off);
+                seen.lists(&off);
                 assert!(seen.move_age(uuid()).is_some(), "{before:?}");
                 seen.record_event(&event(Defined, 0));
                 assert!(seen.move_age(uuid()).is_some(), "{before:?}");
@@ -694,7 +777,7 @@ mod tests {
             [(State::Running, true), (State::MayHaveComeIn, false), (State::Paused, false)]
         {
             let mut seen = SeenDomains::default();
-            seen.record_listed(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state });
+            seen.lists(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state });
             seen.record_event(&event(LifecycleKind::Resumed, 0));
             assert_eq!(seen.has_settled(uuid()), is_settled, "{state:?}");
         }
@@ -715,7 +798,7 @@ mod tests {
         seen.begin_gap();
         seen.end_gap();
         let record = |state| DomainRecord { uuid: uuid(), name: "x".to_owned(), state };
-        seen.record_listed(&record(State::ShutOff));
+        seen.lists(&record(State::ShutOff));
         assert!(seen.save_age(uuid()).is_some());
         seen.record_event(&event(Started, 0));
         assert!(seen.save_age(uuid()).is_none());

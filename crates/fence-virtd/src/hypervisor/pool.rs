@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::evidence::last_seen::LeaveKind;
-use libvirt_host::{Connection, Error, ErrorKind, EventSubscription, Uuid};
+use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, EventSubscription, Uuid};
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -40,6 +40,12 @@ const TRY_SPACING: Duration = Duration::from_millis(300);
 const LEAST_TIME: Duration = Duration::from_millis(200);
 /// Time that the start of the daemon waits for a first connection.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
+/// Readings of a domain in a new connection's list whose events overtake them.
+const MAX_READ_AGAIN: usize = 8;
+/// Time by which an event may be later than a reading.
+const EVENT_LAG: Duration = Duration::from_secs(1);
+/// Pause before it is looked again whether an event came.
+const EVENT_POLL: Duration = Duration::from_millis(2);
 /// Lifecycle events that are kept for a follower that has not read them yet.
 const EVENT_QUEUE: usize = 1024;
 
@@ -442,22 +448,39 @@ impl Hypervisor {
                     }
                 }
             })?;
-            let records = connection.domains()?;
-            let mut memory = lock(&this.memory);
-            memory.end_gap();
-            memory.recall();
-            for record in &records {
-                memory.record_listed(record);
-            }
-            drop(memory);
+            let count = this.read_list(&connection)?;
             lock(&this.pool).push(Arc::new(PooledConnection { connection, calls: AtomicUsize::new(0) }));
-            Ok((records.len(), events))
+            Ok((count, events))
         });
         match opened.await {
             Ok(Ok((count, events))) => Ok((count, events, lost_rx)),
             Ok(Err(error)) => Err(error),
             Err(cut_off) => std::panic::resume_unwind(cut_off.into_panic()),
         }
+    }
+
+    /// Lists all domains of a hypervisor whose events are watched again, and returns their number. Runs on a
+    /// blocking thread.
+    fn read_list(&self, connection: &Connection) -> Result<usize, Error> {
+        let mut asked = lock(&self.memory).event_mark();
+        let mut records = connection.domains()?;
+        let count = records.len();
+        let mut memory = lock(&self.memory);
+        memory.end_gap();
+        memory.recall();
+        records.retain(|it| !memory.record_listed(it, asked));
+        drop(memory);
+        // What an event has overtaken is read again. If that never ends, what the events said stands.
+        for _ in 0..MAX_READ_AGAIN {
+            if records.is_empty() {
+                break;
+            }
+            asked = lock(&self.memory).event_mark();
+            records = read_again(connection, records)?;
+            let mut memory = lock(&self.memory);
+            records.retain(|it| !memory.record_listed(it, asked));
+        }
+        Ok(count)
     }
 
     /// Looks whether a save was a managed one, as long as libvirt knows it.
@@ -539,6 +562,24 @@ impl Hypervisor {
         lock(&self.memory).record_instance(uuid, began);
     }
 
+    /// Records an event as if libvirt had told of it.
+    #[cfg(test)]
+    pub(crate) fn tell(&self, event: &libvirt_host::LifecycleEvent) {
+        lock(&self.memory).record_event(event);
+    }
+
+    /// Waits for the event that tells how the instance went, after a look that showed none. It may be late,
+    /// and after a restart of libvirtd it may never come. Runs on a blocking thread.
+    pub(crate) fn await_end(&self, uuid: Uuid) {
+        let until = Instant::now() + EVENT_LAG;
+        while lock(&self.memory).awaits_end(uuid) {
+            if Instant::now() >= until {
+                return lock(&self.memory).record_awaited(uuid);
+            }
+            std::thread::sleep(EVENT_POLL);
+        }
+    }
+
     /// Returns whether an instance was here before that a migration can have.
     pub(crate) fn had_instance(&self, uuid: Uuid) -> bool {
         lock(&self.memory).had_instance(uuid)
@@ -569,4 +610,18 @@ impl Hypervisor {
     pub(crate) fn record_end(&self, uuid: Uuid) {
         lock(&self.memory).record_end(uuid);
     }
+}
+
+/// Reads the states of domains again; one that is gone is left out.
+fn read_again(connection: &Connection, records: Vec<DomainRecord>) -> Result<Vec<DomainRecord>, Error> {
+    let mut found = Vec::with_capacity(records.len());
+    for record in records {
+        let Some(domain) = connection.domain_by_uuid(record.uuid)? else { continue };
+        match domain.state() {
+            Ok(state) => found.push(DomainRecord { state, ..record }),
+            Err(error) if error.kind == ErrorKind::NoDomain => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }

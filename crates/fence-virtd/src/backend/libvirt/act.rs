@@ -103,6 +103,10 @@ pub(super) fn sight(
     if matches!(reading, DomainReading::On { state, .. } if !state.is_in_transit()) {
         memory.record_instance(uuid, began);
     }
+    // It may have gone to another place: libvirt itself tells that only of a definition that stays behind.
+    if matches!(reading, DomainReading::Off | DomainReading::Gone) {
+        memory.await_end(uuid);
+    }
     Ok((reading, reading.sight(uuid, memory)))
 }
 
@@ -493,12 +497,8 @@ impl PowerOffRun<'_> {
     fn ended_while_moving(&mut self) -> PowerOffHere {
         if !self.progress.is_handed_over {
             // The events tell whether it stood still for a migration when it was ended, or was the machine.
-            let (until, mut pause) = (Instant::now() + EVENT_LAG, PollPause::new());
-            let has_left = || self.memory.move_age(self.order.uuid).is_some();
-            while !has_left() && self.memory.end_age(self.order.uuid).is_none() && Instant::now() < until {
-                pause.wait(until);
-            }
-            self.progress.is_handed_over = has_left();
+            self.memory.await_end(self.order.uuid);
+            self.progress.is_handed_over = self.memory.move_age(self.order.uuid).is_some();
         }
         let PowerOffProgress { start_from, is_handed_over, .. } = &mut *self.progress;
         PowerOffHere::EndedWhileMoving { start_from: start_from.take(), is_handed_over: *is_handed_over }

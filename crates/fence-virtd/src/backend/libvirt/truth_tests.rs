@@ -399,3 +399,28 @@ async fn two_hosts_that_are_asked_at_once_start_one_instance() {
         assert_eq!(first, "done", "turn {turn}");
     }
 }
+
+/// A transient domain leaves nothing when it migrates away. Only its event tells that, and comes after it.
+#[tokio::test]
+async fn an_event_that_is_late_is_awaited() {
+    use libvirt_host::{LifecycleEvent, LifecycleKind};
+    let uris = ["test:///default".to_owned()];
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let uuid: libvirt_host::Uuid = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap();
+    let hypervisor = Arc::clone(&backend.hypervisors[0]);
+    let tell = |kind, detail| {
+        hypervisor.tell(&LifecycleEvent { uuid, name: "x".to_owned(), kind, detail });
+    };
+    tell(LifecycleKind::Started, 0);
+    let memory = Arc::clone(&hypervisor);
+    let until = Instant::now() + Duration::from_secs(30);
+    let look = hypervisor.call(until, move |connection| super::act::sight(connection, uuid, &memory));
+    let event = async {
+        // Without the event the look does not end; one that does has ended long before.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tell(LifecycleKind::Stopped, 3);
+    };
+    let (looked, ()) = tokio::join!(look, event);
+    let (_, sight) = looked.unwrap();
+    assert!(matches!(sight, Sight::MovedAway(_)), "{sight:?}");
+}
