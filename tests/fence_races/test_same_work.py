@@ -27,6 +27,14 @@ def done_once(site, victim, qemu, before, action):
     assert bool(victim.pid()) == (action == "reboot")
 
 
+def comes_too_late(host):
+    """Whether the second request's target was found when the first was over: libvirt tells nothing of a domain while it
+    ends that, and on a busy machine all else of a reboot takes less time than one look."""
+    log = host.daemon.log
+    over, found = log.find("id=1 transport="), log.find("resolved id=2 ")
+    return 0 <= over < found
+
+
 def test_a_request_that_is_sent_again(site, start_host, nodes, victim):
     """The same sequence number, fresh random bytes, while the first is at work and after it is done."""
     host = start_host()
@@ -131,7 +139,7 @@ def test_a_retry_after_a_lost_answer(site, start_host, agents, victim, note, act
     note(f"retry: exit code {result.rc} in {result.seconds:.1f} s; "
          f"QEMU started {starts(site.hypervisor, victim) - before} times; {[it['reason'] for it in records]}")
     assert result.rc == OK, (result, records)
-    if when == "while it is done" or action == "off":
+    if action == "off" or when == "while it is done" and not (SIDE == "ours" and comes_too_late(host)):
         return done_once(site, victim, qemu, before, action)
     judged.gone(qemu)
     assert victim.pid()

@@ -112,7 +112,7 @@ def test_a_fence_in_the_middle_of_a_save(site, host, victim, note, action):
     begin = time.monotonic()
     save(site, victim)
     length = time.monotonic() - begin
-    wrong, saved = [], 0
+    wrong, saved, late = [], 0, 0
     for number in range(ROUNDS):
         site.hypervisor.virsh("managedsave-remove", victim.uuid, check=False)
         victim.start()
@@ -132,9 +132,13 @@ def test_a_fence_in_the_middle_of_a_save(site, host, victim, note, action):
         if action == "off":
             wrong += [(number, "runs")] * bool(victim.pid())
             victim.start()
+        if action == "reboot" and left and saver.returncode == 0 and ends(site)[earlier:] == ["destroyed", "saved"]:
+            # On a busy machine virsh is heard after the start, or libvirt begins the save then: it is one of the new machine.
+            assert old.ended() and not victim.pid()
+            late += 1
+            continue
         runs = bool(victim.pid())
         if not old.ended() or left or not runs or not fresh(victim):
-            # More than one end: the save was that of the new machine.
             wrong.append((number, old.ended(), left, runs, ends(site)[earlier:], host.records()[-1]))
-    note(f"{ROUNDS} rounds over {length:.2f} s: {saved} saves went through, {len(wrong)} wrong")
+    note(f"{ROUNDS} rounds over {length:.2f} s: {saved} saves went through, {late} after the fence, {len(wrong)} wrong")
     assert not wrong, wrong[:3]
