@@ -83,7 +83,7 @@ def test_what_a_killed_daemon_owes_a_machine_is_made_good(site, tmp_path, before
     if before == "on":
         net.wait_until(lambda: state.read_text().strip() == "on")
         reason = host.record("reboot")["reason"]
-        assert reason.startswith("was under way when the daemon ended; the start that it owed is made good (fence_virtd was killed")
+        assert reason.startswith("was under way when the daemon ended; the start that the reboot owed is made good (fence_virtd was killed")
     assert site.ask("-o", "status", "-H", "node1").rc == (OK if before == "on" else 2)
     host.stop()
 

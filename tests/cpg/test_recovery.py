@@ -42,7 +42,7 @@ def recovered(host):
 
 
 #: End of the reason where the machine was started again.
-MADE_GOOD = ("the start that it owed is made good (fence_virtd was killed or crashed, or was told to end and did not wait any "
+MADE_GOOD = ("the start that the reboot owed is made good (fence_virtd was killed or crashed, or was told to end and did not wait any "
              "longer)")
 
 
@@ -61,7 +61,7 @@ def test_a_start_that_is_owed_gives_way_to_an_end_at_another_node(hosts, monkeyp
     hosts.wait_status("h3", "x", 0)
     assert hosts.ask("h3", "off", "x").rc == 0, hosts.logs()
     reason = serve_again(hosts.h1, config)
-    assert "somebody has started it since" in reason, f"{reason}\n{hosts.logs()}"
+    assert "somebody has started the domain since" in reason, f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
 
 
@@ -76,7 +76,7 @@ def test_a_start_that_is_owed_gives_way_to_an_end_that_only_a_third_node_remembe
     # h2's next daemon does not know how the machine ended: nobody told it.
     hosts.h2.serve("ours")
     reason = serve_again(hosts.h1, config)
-    assert "another host was asked for it since" in reason, f"{reason}\n{hosts.logs()}"
+    assert "another host was asked for the domain since" in reason, f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
 
 
@@ -103,5 +103,5 @@ def test_of_two_nodes_that_owe_a_start_one_makes_it_good(hosts, monkeypatch):
     reason = serve_again(hosts.h2, second)
     assert reason.endswith(MADE_GOOD), f"{reason}\n{hosts.logs()}"
     reason = recovered(hosts.h1)
-    assert "another host was asked for it since" in reason, f"{reason}\n{hosts.logs()}"
+    assert "another host was asked for the domain since" in reason, f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "running"], hosts.logs()

@@ -290,14 +290,14 @@ def _doubtful(it):
     return testdriver.write(it.directory / "off.xml", [testdriver.Domain("vm1", state=testdriver.SHUTOFF)])
 
 
-@scene(f"the host says: can't tell whether it is off: host {SILENT_PEER}:1229 does not answer", page=False)
+@scene(f"the host says: can't tell whether the domain is off: host {SILENT_PEER}:1229 does not answer", page=False)
 def other_host_silent(it):
     """The place that can't be asked is named, also to a guest that asks in the classic way."""
     it.daemon(peers=SILENT_PEER, uri=_doubtful(it))
     return it.diagnose("-n", "vm1", t=20)
 
 
-@scene(f"the host says: can't tell whether it is off: host {SILENT_PEER}:1229 does not answer", page=False)
+@scene(f"the host says: can't tell whether the domain is off: host {SILENT_PEER}:1229 does not answer", page=False)
 def other_host_silent_sealed_tcp(it):
     it.daemon(peers=SILENT_PEER, uri=_doubtful(it), listener="tcp")
     return it.diagnose("-T", it.host.ip, "-c", "hmac-sha256", "-n", "vm1", program="fence_virt", t=20)

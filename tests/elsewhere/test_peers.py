@@ -68,7 +68,7 @@ def test_none_is_asked_when_there_are_none(apart):
         assert apart.ask("off", "x").rc == OK
         # h2 says hello when it starts.
         apart.h2.serve()
-        apart.h1.daemon.wait_log('peers = "none" is set here: it is not asked')
+        apart.h1.daemon.wait_log('peers = "none" is set here: that host is not asked')
     assert not [it for it in tap.datagrams if it[0] == apart.h1.node.ip], tap.datagrams
     assert apart.where("x") == ["h2"]
 

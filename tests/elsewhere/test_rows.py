@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A domain that a host keeps as off, or saw going off, while it runs at another."""
 
+import re
 import time
 
 import pytest
@@ -36,6 +37,10 @@ def test_a_host_that_keeps_the_definition_does_not_speak_for_one_that_is_silent(
     tally.add(answer)
     tally.none(hosts.logs())
     failed_and_named(answer, hosts.h1)
+    if outage == "libvirtd-stands-still":
+        # The host itself is well, and says what is not.
+        reason = answer.hosts.h2.records()[-1]["reason"]
+        assert re.search(r"host h1 \S+: libvirt at \S+ did not answer in time", reason), reason
     # When it is heard again, the truth is told.
     hosts.h1.hypervisor.recover()
     if outage == "daemon-stopped":

@@ -80,10 +80,10 @@ def test_its_source_was_fenced(site, start_host, machines, kind, transport):
     assert well_formed(ran)["result"] == "success"
     dead, alive = pair if pair[0].qemu.ended() else reversed(pair)
     # On a serial line the end of the line may be seen before the look that shows the domain off.
-    reason = "its source was fenced after it arrived" if kind == "card" else ""
+    reason = "the source of the request was fenced after the request arrived" if kind == "card" else ""
     not_run(dropped, reason, transport=transport, action="off", source_domain=dead.domain.uuid,
             uuid=alive.domain.uuid, domain=alive.name, proved_ms=None)
-    assert dropped["reason"] in ("its source was fenced after it arrived", "the client hung up before its turn came")
+    assert dropped["reason"] in ("the source of the request was fenced after the request arrived", "the client hung up before the turn of the request came")
 
 
 def test_it_was_superseded(site, start_host, machines, victim):
@@ -141,7 +141,7 @@ def test_it_hung_up_before_its_turn(host, victim, other):
         host.daemon.wait_log(r"resolved id=2 ")
         second.close()
         (record,) = host.wait_records(1)
-        not_run(record, "the client hung up before its turn came", id=2, target="other")
+        not_run(record, "the client hung up before the turn of the request came", id=2, target="other")
     assert first.answer() == b"\0"
     assert not qemu.ended()
 
@@ -173,7 +173,7 @@ def test_its_deadline_passed_before_its_turn(site, host, victim, other):
         host.daemon.wait_log(r"resolved id=2 ")
         site.hypervisor.freeze()
     (record,) = host.wait_records(1, which=lambda it: it["id"] == 2)
-    not_run(record, "its deadline passed before its turn came", target="other", uuid=other.uuid, proved_ms=None)
+    not_run(record, "the deadline of the request passed before its turn came", target="other", uuid=other.uuid, proved_ms=None)
     assert 25_000 < record["turn_ms"] < 35_000, record
     (ran,) = host.wait_records(1, which=lambda it: it["id"] == 1)
     well_formed(ran)

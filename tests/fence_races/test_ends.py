@@ -142,7 +142,7 @@ def test_killed_in_the_middle_of_a_reboot(site, mortal, victim, step):
     assert (record["id"], record["uuid"]) == (1, victim.uuid)
     if step == "intent_written":
         # Nothing was done, and nothing is owed.
-        assert not old.ended() and "it is on" in record["reason"], record
+        assert not old.ended() and "the domain is on" in record["reason"], record
     else:
         rebooted(site, victim, old, before)
     if STEPS.index(step) < STEPS.index("done_written"):

@@ -21,7 +21,7 @@ WAYS = {
 }
 
 #: Why a request may not have run, where its source is known and where it is not.
-KNOWN = {"its source was fenced after it arrived", "the client hung up before its turn came"}
+KNOWN = {"the source of the request was fenced after the request arrived", "the client hung up before the turn of the request came"}
 UNPROVED = {f"the client {what}: nothing came in time" for what in (
     "did not prove that it holds the key", "sent no challenge")}
 

@@ -49,12 +49,12 @@ def test_who_answers_and_what_is_at_two_places(setup, c_host):
     setup.write(listener="multicast", peers=None)
     rc, found = setup.check()
     ip = c_host[0].ip
-    assert "it lists 3 domains, 1 of them on" in of(found, "peers", ip)["text"], found
+    assert "lists 3 domains, 1 of them on" in of(found, "peers", ip)["text"], found
     it = found["peers", ""]
     assert it["result"] == "warning" and f'peers = "{ip}"' in it["next"]
     it = of(found, "domain", "vm1")
-    assert it["result"] == "warning" and f"it runs at: this host ({setup.uri})" in it["text"]
-    assert "it runs at: nowhere" in of(found, "domain", "vm3")["text"]
+    assert it["result"] == "warning" and f"the domain runs at: this host ({setup.uri})" in it["text"]
+    assert "the domain runs at: nowhere" in of(found, "domain", "vm3")["text"]
     assert of(found, "domain", "vm2")["result"] == "failed" and "2 places at once" in of(found, "domain", "vm2")["text"]
     assert rc == 1 and failed(found) == {"domain"}
 
@@ -73,7 +73,7 @@ def test_named_and_alone(setup, stage, c_host):
     assert rc == 1 and it["result"] == "warning" and "no key pair yet" in it["text"]
     it = found["peers", ""]
     assert it["result"] == "failed" and "does not name" in it["text"] and c_host[0].ip in it["text"]
-    assert "it is not asked: name it in `peers` on every host, or take its key away" in it["next"]
+    assert "that host is not asked: name it in `peers` on every host, or take its key away" in it["next"]
     it = of(found, "domain", "vm1")
     assert f"{c_host[0].ip} (not asked)" in it["text"] and "all of these say so" not in it["next"]
     c_host[1].stop()
@@ -132,7 +132,7 @@ def test_domains_of_two_uris(setup):
     setup.write(libvirt=f'uri1 = "{other}";')
     rc, found = setup.check()
     it = of(found, "domain", "vm1")
-    assert rc == 0 and it["result"] == "warning" and other in it["text"] and f"it runs at: this host ({setup.uri})" in it["text"]
+    assert rc == 0 and it["result"] == "warning" and other in it["text"] and f"the domain runs at: this host ({setup.uri})" in it["text"]
     assert len([it for it in found if it[0] == "domain"]) == 1
 
 
@@ -164,7 +164,7 @@ def test_a_silent_host_is_named_until_it_is_forgotten(setup, daemon, c_host):
     rc, found = setup.check()
     it = of(found, "peers", ip)
     assert rc == 1 and it["result"] == "failed" and "does not answer; last heard" in it["text"]
-    assert "domains may run there" in it["next"] and f"fence_virtd --forget {ip}" in it["next"]
+    assert "omains may run there" in it["next"] and f"fence_virtd --forget {ip}" in it["next"]
     # Only who is known can be forgotten.
     result = setup.run("--forget", "10.9.9.9", "-f", setup.file)
     assert result.rc == 1 and result.out == "" and f"there are: {ip}" in result.err

@@ -196,7 +196,7 @@ pub enum ActionError {
     #[error("not done: {0}")]
     Lapsed(&'static str),
     /// The action was begun, and its result could not be read.
-    #[error("begun, and its end is not known: {0}")]
+    #[error("begun, and the end of the action is not known: {0}")]
     Unknown(String),
     /// The domain went away between locating and acting, and not because it was powered off here.
     #[error("the domain went away")]

@@ -97,13 +97,13 @@ pub struct Finding {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Doubt {
     /// On at this place.
-    #[error("it is on at {0}")]
+    #[error("the domain is on at {0}")]
     On(DomainSite),
     /// An instance comes or goes at this place.
     #[error("an instance at {0} is being migrated or just starts")]
     Moving(DomainSite),
     /// A place can't tell, or none was looked at in time.
-    #[error("can't tell whether it is off: {0}")]
+    #[error("can't tell whether the domain is off: {0}")]
     CantTell(String),
 }
 
@@ -283,7 +283,7 @@ pub fn strongest(looks: &[Finding]) -> Sight {
         return it.sight.clone();
     }
     let Some(ended) = looks.iter().map(|it| it.ended).max() else {
-        return Sight::Unknown("its hypervisors were not looked at".to_owned());
+        return Sight::Unknown("the hypervisors of this host were not looked at".to_owned());
     };
     let is_moved = |it: &&Finding| matches!(it.sight, Sight::MovedAway(_));
     // One that ended here after it came from another hypervisor of this host: where it is, is known.
@@ -336,10 +336,10 @@ fn moved_away(look: &Finding) -> Doubt {
         DomainSite::Host(_) | DomainSite::Device(_) => look.place.to_string(),
     };
     Doubt::CantTell(format!(
-        "it moved away from {place}, or was saved there to a file, and no host that was asked saw it end \
-         after that, or nobody watched: fence_virtd or libvirtd was away. Is it on at a host that is not \
-         asked? Name that host in `peers` of all hosts, and reload. If it is off, start it with virsh at a \
-         host that is asked, then fence it"
+        "the domain moved away from {place}, or was saved there to a file, and no host that was asked saw \
+         the domain end after that, or nobody watched: fence_virtd or libvirtd was away. Is the domain on \
+         at a host that is not asked? Name that host in `peers` of all hosts, and reload. If the domain is \
+         off, start the domain with virsh at a host that is asked, then fence the domain"
     ))
 }
 

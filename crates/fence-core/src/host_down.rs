@@ -115,7 +115,7 @@ impl Proof {
 
     /// Builds the proof that is none: whoever left corosync counts as down (`host_down = "membership"`).
     pub fn by_membership(asked: Moment) -> Self {
-        let evidence = "it left corosync (host_down = \"membership\")".to_owned();
+        let evidence = "the host left corosync (host_down = \"membership\")".to_owned();
         Self { evidence, asked, good_until: None }
     }
 
@@ -133,7 +133,7 @@ impl Proof {
             return Ok(&self.evidence);
         }
         let age = now.since(self.asked).as_secs();
-        Err(format!("{}; that was {age} s ago, and it may have booted since", self.evidence))
+        Err(format!("{}; that was {age} s ago, and the host may have booted since", self.evidence))
     }
 }
 
@@ -219,7 +219,7 @@ impl Loss {
             .filter_map(|it| self.place(it, now))
             .collect();
         let told = |it: &PlacedFencing<'_>| {
-            format!("Pacemaker's {} of it succeeded (by {})", it.record.action, it.record.by)
+            format!("Pacemaker's {} of the host succeeded (by {})", it.record.action, it.record.by)
         };
         let latest = |action| {
             let done = placed.iter().filter(|it| it.is_done(action));
@@ -234,7 +234,9 @@ impl Loss {
         };
         if ended <= clock.doubtful_until.after(AHEAD) {
             return Err(
-                "the clock of this host was set, and its fencing may be an old one: fence it again".into()
+                "the clock of this host was set, and the fencing of the lost host may be an old one: fence \
+                 the lost host again"
+                    .into(),
             );
         }
         if now.moment >= good_until {
@@ -255,10 +257,10 @@ impl Loss {
         let known = self.at_first.get_or_insert_with(|| ends.clone()).clone();
         if let Some(latest) = ends.last().filter(|it| **it > now.wall + AHEAD) {
             clock.impossible = clock.impossible.max(Some(*latest));
-            return Err("its fencing ended in the future: set the clocks".to_owned());
+            return Err("the fencing of the host ended in the future: set the clocks".to_owned());
         }
         if ends.difference(&known).any(|it| self.is_before_the_loss(*it, now)) {
-            return Err("a new fencing of it has an old time: set the clocks".to_owned());
+            return Err("a new fencing of the host has an old time: set the clocks".to_owned());
         }
         Ok(())
     }
@@ -284,18 +286,18 @@ impl Loss {
 
 /// Returns the reason why these fencings of a loss prove nothing.
 fn refusal(placed: &[PlacedFencing<'_>], now: Moment) -> String {
-    let Some(first) = placed.first() else { return "Pacemaker has not fenced it since".to_owned() };
+    let Some(first) = placed.first() else { return "Pacemaker has not fenced the host since".to_owned() };
     let action = &first.record.action;
     match (&*first.record.status, first.ended) {
-        ("pending", _) => "Pacemaker is fencing it".to_owned(),
-        ("success", None) => "Pacemaker gives no time for its fencing".to_owned(),
+        ("pending", _) => "Pacemaker is fencing the host".to_owned(),
+        ("success", None) => "Pacemaker gives no time for the fencing of the host".to_owned(),
         ("success", Some(ended)) => {
             format!(
-                "Pacemaker's {action} of it ended {} s ago, and it may be up again",
+                "Pacemaker's {action} of the host ended {} s ago, and the host may be up again",
                 now.since(ended).as_secs()
             )
         }
-        _ => format!("Pacemaker's {action} of it failed"),
+        _ => format!("Pacemaker's {action} of the host failed"),
     }
 }
 

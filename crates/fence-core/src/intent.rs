@@ -376,10 +376,10 @@ impl UnfinishedIntent {
             return Err("no start is known to be owed");
         };
         if boot.is_empty() || self.intent.boot != boot {
-            return Err("the host has booted since, so it is not started");
+            return Err("the host has booted since, so the domain is not started");
         }
         if now_ms.checked_sub(self.intent.at_ms).is_none_or(|age| age > START_AGE_MS) {
-            return Err("too long ago to start it now");
+            return Err("too long ago to start the domain now");
         }
         Ok(start)
     }

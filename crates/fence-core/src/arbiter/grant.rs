@@ -46,16 +46,16 @@ pub struct SharedResult {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rejection {
     /// The source is down: nobody waits for the result any more.
-    #[error("its source was fenced after it arrived")]
+    #[error("the source of the request was fenced after the request arrived")]
     SourceFenced,
     /// The client has given up, or is about to.
-    #[error("its deadline passed before its turn came")]
+    #[error("the deadline of the request passed before its turn came")]
     DeadlinePassed,
     /// The same client has sent a newer request.
     #[error("superseded by a newer request of the same client")]
     Superseded,
     /// The client hung up.
-    #[error("the client hung up before its turn came")]
+    #[error("the client hung up before the turn of the request came")]
     HungUp,
     /// [`REQUEST_LIMIT`] is reached.
     #[error("queue full: {REQUEST_LIMIT} requests are under way")]
@@ -67,7 +67,9 @@ pub enum Rejection {
     #[error("queue full: the other hosts are asked about too many requests of this one")]
     ClaimsFull,
     /// The other hosts must grant the request too, and this host can't hear them.
-    #[error("the hosts lost each other while it waited for what another host has in flight; ask again")]
+    #[error(
+        "the hosts lost each other while the request waited for what another host has in flight; ask again"
+    )]
     HostsApart,
     /// The other hosts were lost between the grant and the proof.
     #[error("the hosts lost each other before the client had proved itself; ask again")]

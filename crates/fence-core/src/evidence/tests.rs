@@ -75,7 +75,7 @@ fn one_place_that_can_not_tell_spoils_all() {
     };
     assert!(ProvedOff::from_rounds(start, &rounds(&Sight::Absent)).is_ok());
     let why = ProvedOff::from_rounds(start, &rounds(&Sight::Unknown("h1 hangs".to_owned()))).unwrap_err();
-    assert_eq!(why.to_string(), "can't tell whether it is off: h1 hangs");
+    assert_eq!(why.to_string(), "can't tell whether the domain is off: h1 hangs");
     assert_eq!(
         ProvedOff::from_rounds(start, &rounds(&Sight::On)),
         Err(Doubt::On(DomainSite::Host("1".to_owned())))

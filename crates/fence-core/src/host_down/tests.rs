@@ -245,7 +245,7 @@ fn a_proof_counts_for_less_than_a_boot() {
     let proof = Proof::asked_at(moment(0), "said".to_owned());
     assert_eq!(proof.evidence(moment(29)), Ok("said"));
     let late = proof.evidence(moment(30)).unwrap_err();
-    assert_eq!(late, "said; that was 30 s ago, and it may have booted since");
+    assert_eq!(late, "said; that was 30 s ago, and the host may have booted since");
     // The last moment that there is never makes one good.
     assert!(proof.evidence(Moment(Duration::MAX)).is_err());
     assert!(Proof::asked_at(Moment(Duration::MAX), String::new()).evidence(Moment(Duration::MAX)).is_err());

@@ -81,7 +81,7 @@ impl CombinedBackend {
             };
             BackendAnswer {
                 backend: part.name,
-                said: said.unwrap_or_else(|| Err(LocateError::Unavailable("it does not answer".to_owned()))),
+                said: said.unwrap_or_else(|| Err(LocateError::Unavailable("no answer in time".to_owned()))),
                 may_have,
             }
         };
@@ -110,12 +110,12 @@ fn decide(one: BackendAnswer, other: BackendAnswer) -> Result<LocatedDomain, Loc
         (Ok(_), Err(Ambiguous(why))) => Err(Ambiguous(format!("{}, {why}", one.described()))),
         (Err(Ambiguous(why)), Ok(_)) => Err(Ambiguous(format!("{why}, {}", other.described()))),
         (Ok(_), Err(Unavailable(why))) if other.may_have => Err(Unavailable(format!(
-            "{}; it had such a domain when it was last heard, and so has backend {}",
+            "{}; this backend had such a domain when it was last heard, and so has backend {}",
             unavailable(&other, why),
             one.backend
         ))),
         (Err(Unavailable(why)), Ok(_)) if one.may_have => Err(Unavailable(format!(
-            "{}; it had such a domain when it was last heard, and so has backend {}",
+            "{}; this backend had such a domain when it was last heard, and so has backend {}",
             unavailable(&one, why),
             other.backend
         ))),

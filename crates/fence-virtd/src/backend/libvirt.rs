@@ -49,8 +49,8 @@ const REBOOT_GIVES_WAY: usize = 3;
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
 const HANDED_OVER: &str = "what was here stood still (paused, or for a migration) and was ended; after a \
                            migration the machine may run at the other end, and no other host that is asked \
-                           has it. Power it off there, then start it with virsh where it belongs; and name \
-                           all other hosts in `peers`";
+                           has the machine. Power the machine off there, then start the domain with virsh \
+                           where it belongs; and name all other hosts in `peers`";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
@@ -326,7 +326,7 @@ impl LibvirtBackend {
         let doubts = found.filter_map(|it| match it.sight {
             Sight::Unknown(why) => Some(why),
             Sight::On | Sight::Moving => {
-                Some(format!("this host has no definition of it, {} has it on", it.place))
+                Some(format!("this host has no definition of the domain, {} has the domain on", it.place))
             }
             Sight::Off | Sight::Absent | Sight::Ended(_) | Sight::MovedAway(_) | Sight::Down(_) => None,
         });
@@ -455,9 +455,9 @@ impl LibvirtBackend {
         let silent: Vec<_> = silent.collect();
         if let (true, false, Some(left)) = (only_came_in, silent.is_empty(), memory.settles_in(uuid)) {
             return Err(ActionError::Unavailable(format!(
-                "a migration brought it here a moment ago, or was given up here, and it was not powered off: \
-                 its end would prove nothing while the other host of that migration can't be asked. Ask \
-                 again in {} s; {}",
+                "a migration brought the domain here a moment ago, or was given up here, and the domain was \
+                 not powered off: that would prove nothing while the other host of the migration can't be \
+                 asked. Ask again in {} s; {}",
                 left.as_secs() + 1,
                 silent.join("; ")
             )));
@@ -572,9 +572,7 @@ impl LibvirtBackend {
         let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
         let source = StartSource::Definition;
         match (LibvirtRestart { home, uuid, source, announced }).bring_up(lease).await {
-            Err(ActionError::Gone) => {
-                Err(ActionError::Refused("it is off and left no definition".to_owned()))
-            }
+            Err(ActionError::Gone) => Err(ActionError::Refused(no_definition(self.home(domain)?.uri()))),
             other => other,
         }
     }
@@ -608,6 +606,15 @@ impl Drop for AnnouncedStart {
     fn drop(&mut self) {
         lock(&self.starting).withdraw(self.uuid);
     }
+}
+
+/// Returns the refusal to start a domain that was seen off everywhere. Only this hypervisor was asked for its
+/// definition: another place may have one.
+fn no_definition(uri: &str) -> String {
+    format!(
+        "the domain is off, and libvirt at {uri} has no definition of the domain. Start the domain at \
+         a host that has one: virsh list --all on each host"
+    )
 }
 
 /// Pauses after an announcement was taken back, for a time that differs from that of other hosts.
@@ -817,7 +824,9 @@ async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, un
 fn namesake(place: &DomainSite, question: &DomainQuestion, other: Uuid) -> String {
     let name = &question.name;
     if question.is_by_name_alone() {
-        return format!("{place} runs {name}, with the UUID {other}; fence it by UUID, or ask that host");
+        return format!(
+            "{place} runs {name}, with the UUID {other}; fence the domain by UUID, or ask that host"
+        );
     }
     format!("{place} runs another domain with the name {name}: {other}")
 }

@@ -101,7 +101,9 @@ pub(crate) trait Backend: Send + Sync {
         async move {
             match xml {
                 None => self.on(domain, lease).await,
-                Some(_) => Err(ActionError::Refused("there is no hypervisor for its XML".to_owned())),
+                Some(_) => {
+                    Err(ActionError::Refused("there is no hypervisor for the XML of the domain".to_owned()))
+                }
             }
         }
     }

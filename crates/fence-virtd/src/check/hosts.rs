@@ -158,7 +158,7 @@ fn of_report(
              runs here",
             it.name
         );
-        Finding::warning(CHECK, "C daemon", text, "upgrade it, or stop it")
+        Finding::warning(CHECK, "C daemon", text, "upgrade that daemon, or stop it")
     }));
     if let Some(why) = &report.missing {
         let next = "do what the text says; until then no domain is called off that does not run here";
@@ -184,7 +184,7 @@ fn of_report(
     // With `peers`, see `setting`.
     let others = heard.iter().filter(|(it, _)| !is_probed(it) && config.daemon.peers == Peers::Discovered);
     found.extend(others.map(|(address, domains)| {
-        let text = format!("{}; the daemon here has not heard it", listed(domains.as_deref()));
+        let text = format!("{}; the daemon here has not heard that host", listed(domains.as_deref()));
         let next = "is fence_virtd running here? If it is, for more than a minute: --check on that host says \
                     whether its key for hosts is the same, and its firewall open";
         Finding::warning(CHECK, shown(known, *address), text, next)
@@ -197,9 +197,9 @@ fn listed(domains: Option<&[HostDomain]>) -> String {
     match domains {
         Some(domains) => {
             let on = domains.iter().filter(|it| !it.is_off).count();
-            format!("it lists {} domains, {on} of them on", domains.len())
+            format!("lists {} domains, {on} of them on", domains.len())
         }
-        None => "its list can't be read".to_owned(),
+        None => "the list of that host can't be read".to_owned(),
     }
 }
 
@@ -210,7 +210,7 @@ fn of_host(
     host: &ProbedHost,
     list: Option<Option<&[HostDomain]>>,
 ) -> Finding {
-    let lists = list.map_or("it lists nothing by multicast".to_owned(), listed);
+    let lists = list.map_or("that host lists nothing by multicast".to_owned(), listed);
     match &host.result {
         ProbeResult::Answers if list.is_none_or(|it| it.is_none()) && config.multicast().is_some() => {
             let text = "answers the daemon's questions; its list did not come, so domains that are on at two \
@@ -226,14 +226,14 @@ fn of_host(
         }
         ProbeResult::CantTell(why) => {
             let next = "until then nothing that rests on absence is answered here; run --check on that host";
-            Finding::failed(CHECK, &host.name, format!("answers that it can't tell: {why}"), next)
+            Finding::failed(CHECK, &host.name, format!("that host can't tell: {why}"), next)
         }
         ProbeResult::InDoubt(why) => {
             let next = "do what the text says; until then nothing that rests on absence is answered here";
             Finding::failed(CHECK, &host.name, why, next)
         }
         ProbeResult::ClientCantTell(why) => {
-            let (text, next) = why.split_once("; ").unwrap_or((why, "its log says why"));
+            let (text, next) = why.split_once("; ").unwrap_or((why, "the log of fence_virtd there says why"));
             Finding::failed(CHECK, &host.name, format!("{text}; {}", last_heard(known, host)), next)
         }
         ProbeResult::Silent(clue) => {
@@ -300,49 +300,49 @@ fn silence(
         SilenceClue::NothingThere => (
             "nothing takes messages of hosts there".to_owned(),
             format!(
-                "start fence_virtd there with `peers` (not \"none\") and the same peer_port as it is named \
+                "start fence_virtd there with `peers` (not \"none\") and the same peer_port as named \
                  here ({port}), or let the firewall accept this port. {gone}"
             ),
         ),
         SilenceClue::NoWay(error) => (
             format!("no way there: {error}"),
-            format!("look at its network, the route and the firewalls. {gone}"),
+            format!("look at the network there, the route and the firewalls. {gone}"),
         ),
         SilenceClue::ThisHost => {
-            ("it is an address of this host".to_owned(), "take it out of `peers`".to_owned())
+            ("an address of this host".to_owned(), "take that address out of `peers`".to_owned())
         }
         SilenceClue::OtherPair(name) => (
             format!("{name} answers there with another key pair than before"),
             format!("if that host was installed anew: fence_virtd --forget {address}"),
         ),
         SilenceClue::ListenersKey => (
-            "it has no peer_key_file, and this host has one".to_owned(),
+            "that host has no peer_key_file, and this host has one".to_owned(),
             format!("{key}; then reload the daemon there (SIGHUP)"),
         ),
-        SilenceClue::OtherKey => ("it uses another key for hosts than this one".to_owned(), key),
+        SilenceClue::OtherKey => ("that host uses another key for hosts than this one".to_owned(), key),
         SilenceClue::HelloAlone => (
-            "it answers hellos and no questions".to_owned(),
-            "its log says why; is it overloaded?".to_owned(),
+            "that host answers hellos and no questions".to_owned(),
+            "the log of fence_virtd there says why; is that host overloaded?".to_owned(),
         ),
         SilenceClue::Nothing if says_hello && !is_listed => (
-            "it says hello, and never answered a message of this host".to_owned(),
+            "that host says hello, and never answered a message of this host".to_owned(),
             format!(
-                "does the firewall there let UDP port {way} in from this host? {HELLO_KEPT}. If it is gone \
-                 for good: fence_virtd --forget {address}"
+                "does the firewall there let UDP port {way} in from this host? {HELLO_KEPT}. If that host is \
+                 gone for good: fence_virtd --forget {address}"
             ),
         ),
         SilenceClue::Nothing if has_list => (
-            "it answers lists of clients, but no message of hosts".to_owned(),
+            "that host answers lists of clients, but no message of hosts".to_owned(),
             format!(
-                "has it another key for hosts, peers = \"none\", or a firewall that drops UDP port {port}? \
-                 {key}. --check there tells more"
+                "has that host another key for hosts, peers = \"none\", or a firewall that drops UDP port \
+                 {port}? {key}. --check there tells more"
             ),
         ),
         SilenceClue::Nothing => (
             "nothing came back".to_owned(),
             format!(
-                "is it up, does fence_virtd run there with the same key for hosts, and does UDP port {way} \
-                 pass in both ways? {gone}"
+                "is that host up, does fence_virtd run there with the same key for hosts, and does UDP port \
+                 {way} pass in both ways? {gone}"
             ),
         ),
     }
@@ -353,13 +353,13 @@ fn gone(config: &Config, address: &str) -> String {
     let off = if config.daemon.peer_down_command.is_some() {
         "A host that is off is waited for until peer_down_command proves it off"
     } else {
-        "To power it off does not help without peer_down_command"
+        "To power that host off does not help without peer_down_command"
     };
     let leave = match &config.daemon.peers {
         Peers::Listed(listed) => leave_peers(listed.len(), address),
         _ => format!("fence_virtd --forget {address}"),
     };
-    format!("{off}. Only if it is off for good: {leave}")
+    format!("{off}. Only if that host is off for good: {leave}")
 }
 
 /// Asks the group for lists, by the interfaces of the listener.
@@ -458,11 +458,11 @@ fn unnamed(config: &Config, known: &KnownHosts, listing: &BTreeSet<IpAddr>) -> O
     let text = format!("hosts were heard that `peers` does not name: {names}");
     // Without `peer_key_file` the key of the lists is the hosts' key.
     Some(if heard.is_empty() && config.daemon.peer_key_file.is_some() {
-        let next = "it is not asked: name it in `peers` on every host if it can have the same domains";
+        let next = "that host is not asked: name it in `peers` on every host if it can have the same domains";
         Finding::warning(CHECK, "", format!("{text}. None was heard with the hosts' key"), next)
     } else {
-        let next = "it is not asked: name it in `peers` on every host, or take its key away. Only if it is \
-                    off for good: fence_virtd --forget HOST";
+        let next = "that host is not asked: name it in `peers` on every host, or take its key away. Only if \
+                    that host is off for good: fence_virtd --forget HOST";
         Finding::failed(CHECK, "", text, next)
     })
 }
@@ -519,7 +519,7 @@ fn at_several_places(
         return Finding::failed("domain", subject, text, next);
     }
     let runs = if on.is_empty() { "nowhere".to_owned() } else { list(&on) };
-    let text = format!("defined at {}; it runs at: {runs}", list(&all));
+    let text = format!("defined at {}; the domain runs at: {runs}", list(&all));
     let next = if all.iter().any(|it| it.ends_with(NOT_ASKED)) {
         "who is \"not asked\" is not waited for before it is called off: name that host in `peers`, or \
          undefine the domain where it does not belong"
@@ -581,7 +581,7 @@ mod tests {
         };
         let said = of_host(&config, &table, &host, None).lines();
         assert!(
-            said.contains("it says hello, and never answered") && said.contains("UDP port 1229"),
+            said.contains("that host says hello, and never answered") && said.contains("UDP port 1229"),
             "{said}"
         );
         let alone = setting(&config, &table, &BTreeMap::new());
@@ -634,7 +634,7 @@ mod tests {
         let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
         assert_eq!(lines.len(), 2);
         assert!(lines[0].starts_with("warning  domain moved"), "{}", lines[0]);
-        assert!(lines[0].contains("defined at h2 (10.0.0.2), here; it runs at: h2 (10.0.0.2)"));
+        assert!(lines[0].contains("defined at h2 (10.0.0.2), here; the domain runs at: h2 (10.0.0.2)"));
         assert!(lines[1].starts_with("failed   domain twice") && lines[1].contains("2 places at once"));
         let mut places = DomainPlaces::default();
         places.add(id(1), "moved", "here", false);

@@ -50,7 +50,7 @@ impl CpgBackend {
             };
             let Some(UnheardNodes { why, patience }) = self.cluster.unheard() else { return Err(error) };
             if !changed.until(until.min(patience)).await {
-                return Err(LocateError::Unavailable(format!("no host that is heard has it; {why}")));
+                return Err(LocateError::Unavailable(format!("no host that is heard has the domain; {why}")));
             }
         }
     }
@@ -202,7 +202,7 @@ impl CpgBackend {
         let place = self.cluster.place(domain.uuid);
         // A host that may have nothing to report counts as one that is not heard.
         if let (Some(member), false) = (silent.first(), matches!(place, DomainPlace::On(_))) {
-            let why = format!("{} does not say whether it is on there", self.cluster.name(*member));
+            let why = format!("{} does not say whether the domain is on there", self.cluster.name(*member));
             // It has just joined: a C daemon publishes at once, and one of ours is in the first group first.
             return match self.cluster.is_word_expected(*member) {
                 true => Ok(DomainPlace::NotYet(why)),
@@ -391,7 +391,9 @@ impl CpgBackend {
                         (Ok(_), DomainOwners::At { at, .. }) => self.start_at(&at[0], domain, lease).await,
                         (Ok(_), DomainOwners::Lost { node, .. }) => {
                             let name = self.cluster.node_name(*node);
-                            return Err(ActionError::Refused(format!("it can't be started: {name} is down")));
+                            return Err(ActionError::Refused(format!(
+                                "the domain can't be started: {name} is down"
+                            )));
                         }
                     }
                 }
@@ -624,7 +626,7 @@ enum OffDoubt {
 fn after(took_down: bool, starts_at: Option<&DomainSite>, error: ActionError) -> ActionError {
     match (error, starts_at) {
         (ActionError::Lapsed(why), Some(place)) if !took_down => ActionError::Unavailable(format!(
-            "{place} has it on, or is about to start it after a reboot, and {why}"
+            "{place} has the domain on, or is about to start the domain after a reboot, and {why}"
         )),
         (error, _) => after_power_off(took_down, error),
     }
@@ -634,7 +636,7 @@ fn after(took_down: bool, starts_at: Option<&DomainSite>, error: ActionError) ->
 fn after_power_off(took_down: bool, error: ActionError) -> ActionError {
     match error {
         ActionError::Lapsed(why) if took_down => {
-            ActionError::Unknown(format!("it was taken down at one host, and then {why}"))
+            ActionError::Unknown(format!("the domain was taken down at one host, and then {why}"))
         }
         other => other,
     }

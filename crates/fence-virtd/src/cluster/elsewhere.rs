@@ -111,7 +111,7 @@ impl Cluster {
         began: Instant,
     ) -> Finding {
         let sight = if silent.contains(&member) {
-            Sight::Unknown(format!("{} does not say whether it is on there", self.name(member)))
+            Sight::Unknown(format!("{} does not say whether the domain is on there", self.name(member)))
         } else if self.state().directory.has_namesake_on(member, &question.name, &question.uuid.to_string()) {
             Sight::Unknown(format!("{} runs another domain with this name", self.name(member)))
         } else {

@@ -213,8 +213,10 @@ impl Cluster {
 
     fn on_ask(self: &Arc<Self>, state: &mut ClusterState, from: Member, ask: AskMessage) {
         let refusal = match self.service().filter(|_| !state.stopping) {
-            None => "its daemon is about to end",
-            Some(_) if !state.incoming_asks.begin(from, &ask) => "it does too much for other hosts already",
+            None => "the daemon there is about to end",
+            Some(_) if !state.incoming_asks.begin(from, &ask) => {
+                "that host does too much for other hosts already"
+            }
             Some(service) => return drop(tokio::spawn(owner::serve(Arc::clone(self), service, from, ask))),
         };
         let end = AskEnd::NothingDone(refusal.to_owned());
@@ -280,9 +282,9 @@ fn published(uuid: Uuid, own: OwnDomain) -> PublishedDomain {
 
 fn leave_reason(reason: Reason) -> &'static str {
     match reason {
-        Reason::Leave => "its daemon ended",
-        Reason::ProcDown => "its daemon died",
-        Reason::NodeDown => "corosync does not hear it any more",
+        Reason::Leave => "the daemon there ended",
+        Reason::ProcDown => "the daemon there died",
+        Reason::NodeDown => "corosync does not hear that node any more",
         _ => "for a reason that is not known",
     }
 }

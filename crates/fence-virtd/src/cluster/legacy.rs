@@ -212,7 +212,7 @@ impl Cluster {
         lease.check()?;
         let reply = self.ask_legacy(to, Action::Off, domain, lease.until()).await?;
         if reply.response != Response::Success {
-            return Err(ActionError::Refused(format!("{name}: its daemon says {}", reply.response)));
+            return Err(ActionError::Refused(format!("{name}: the daemon there says {}", reply.response)));
         }
         // The success of a legacy host says that libvirt took the order: status checks must show the effect.
         loop {
@@ -243,7 +243,7 @@ impl Cluster {
         lease.check()?;
         let reply = self.ask_legacy(to, Action::On, domain, lease.until()).await?;
         if reply.response != Response::Success {
-            return Err(ActionError::Refused(format!("{name}: its daemon says {}", reply.response)));
+            return Err(ActionError::Refused(format!("{name}: the daemon there says {}", reply.response)));
         }
         match self.legacy_status(to, domain, lease.until()).await? {
             PowerState::On => Ok(()),
@@ -342,7 +342,7 @@ impl Cluster {
             published.await;
         }
         if publications() == before {
-            return Err(ActionError::Unavailable("it says nothing".to_owned()));
+            return Err(ActionError::Unavailable("the C daemon there says nothing".to_owned()));
         }
         // The rest of its domains follows at once.
         tokio::time::sleep(INVENTORY_GAP).await;
@@ -377,7 +377,7 @@ impl Cluster {
         let _forget = LegacyAskGuard { cluster: self, sequence };
         match tokio::time::timeout_at(until.into(), reply).await {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(ActionError::Unknown(format!("{name} was asked, and then it left"))),
+            Ok(Err(_)) => Err(ActionError::Unknown(format!("{name} was asked, and then left"))),
             Err(_) => Err(ActionError::Unknown(format!("{name} did not answer in time"))),
         }
     }

@@ -190,8 +190,10 @@ impl Cluster {
         };
         match tokio::time::timeout_at(until.into(), go).await {
             Ok(Ok(go)) => Ok(go),
-            Ok(Err(_)) => Err(ActionError::Lapsed("nobody at the asking host waits for it any more")),
-            Err(_) => Err(ActionError::Lapsed("the asking host did not say that it still wants it")),
+            Ok(Err(_)) => {
+                Err(ActionError::Lapsed("nobody at the asking host waits for the request any more"))
+            }
+            Err(_) => Err(ActionError::Lapsed("the asking host did not say that it still wants the request")),
         }
     }
 

@@ -448,14 +448,17 @@ impl ClusterState {
         let (name, since) = (self.name(node), since.unwrap_or_default());
         DomainPlace::Lost {
             node,
-            why: format!("it was last seen {power} at {name}, which is not heard{since}"),
+            why: format!("the domain was last seen {power} at {name}, which is not heard{since}"),
         }
     }
 
     /// Returns the place of a domain that is off at these members and on at no member.
     fn place_off(&self, at: Vec<Member>) -> DomainPlace {
         if let Some(member) = self.directory.incomplete().next() {
-            return DomainPlace::NotYet(format!("{} has not said yet what it has", self.name(member.node)));
+            return DomainPlace::NotYet(format!(
+                "{} has not said yet which domains it has",
+                self.name(member.node)
+            ));
         }
         if self.missing().is_empty() && !self.nodes.is_empty() {
             return DomainPlace::Off(at);

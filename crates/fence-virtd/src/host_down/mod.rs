@@ -33,7 +33,7 @@ use crate::util::locks::lock;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Interval at which the wall clock is read.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
-const BACK: &str = "it is heard again, or corosync is lost here";
+const BACK: &str = "the host is heard again, or corosync is lost here";
 
 /// Source of the evidence that a lost host is down, as configured. Clones share it.
 #[derive(Clone)]
@@ -197,7 +197,7 @@ impl LostHostState {
     async fn proof_after(&self, arrived: Moment) -> Result<Proof, String> {
         match &*self.evidence.how {
             EvidenceSource::Never => {
-                return Err("host_down = \"never\": nothing proves that it is down".to_owned());
+                return Err("host_down = \"never\": nothing proves that the host is down".to_owned());
             }
             EvidenceSource::Membership => return Ok(Proof::by_membership(arrived)),
             EvidenceSource::Pacemaker(_) | EvidenceSource::Command(_) => {}
@@ -245,7 +245,7 @@ impl LostHostState {
 
     async fn ask_pacemaker(&self, program: &Path) -> Result<Proof, String> {
         let name = self.name.as_deref();
-        let name = name.ok_or("corosync.conf has no name for it, so Pacemaker can't be asked")?;
+        let name = name.ok_or("corosync.conf has no name for the node, so Pacemaker can't be asked")?;
         let asked = clock::now();
         let history = pacemaker::history(program, name).await?;
         self.evidence.observe_clock();

@@ -83,44 +83,44 @@ fn only_a_fencing_that_explains_this_loss_counts() {
         let proof = loss.judge(name, &fencings(xml).unwrap(), now.moment, now, &mut ClockWatch::new(now))?;
         proof.evidence(now.moment).map(str::to_owned)
     };
-    let succeeded = Ok("Pacemaker's reboot of it succeeded (by n1)".to_owned());
-    let since = Err("Pacemaker has not fenced it since".to_owned());
+    let succeeded = Ok("Pacemaker's reboot of the host succeeded (by n1)".to_owned());
+    let since = Err("Pacemaker has not fenced the host since".to_owned());
     // Fenced after it was lost; names in any case.
     assert_eq!(judge(HISTORY, "n2", "00:00", "09:10", "09:30"), succeeded);
     assert_eq!(judge(HISTORY, "N2", "00:00", "09:10", "09:30"), succeeded);
     assert_eq!(judge(HISTORY, "n3", "00:00", "09:10", "09:30"), since);
     // It was told to come up again, and may have done that.
-    let again = Err("Pacemaker's reboot of it ended 49 s ago, and it may be up again".to_owned());
+    let again = Err("Pacemaker's reboot of the host ended 49 s ago, and the host may be up again".to_owned());
     assert_eq!(judge(HISTORY, "n2", "00:00", "09:10", "10:00"), again);
     // Fenced, and lost because of that. Heard on long after its fencing: that was no end of it.
     let off = HISTORY.replace("reboot", "off");
-    let succeeded = Ok("Pacemaker's off of it succeeded (by n1)".to_owned());
+    let succeeded = Ok("Pacemaker's off of the host succeeded (by n1)".to_owned());
     assert_eq!(judge(&off, "n2", "00:00", "09:41", "59:59"), succeeded);
     assert_eq!(judge(&off, "n2", "00:00", "09:42", "59:59"), since);
     // It came back after its fencing.
     assert_eq!(judge(HISTORY, "n2", "09:11", "09:12", "09:30"), since);
     // Confirmed by hand after a fencing that failed; and while one is under way that may power it on.
     let by_hand_last = HISTORY.replace("15:09:11Z", "14:00:01Z").replace("15:08:59Z", "14:00:00Z");
-    let by_hand = Ok("Pacemaker's off of it succeeded (by a human)".to_owned());
+    let by_hand = Ok("Pacemaker's off of the host succeeded (by a human)".to_owned());
     assert_eq!(judge(&by_hand_last, "n2", "00:00", "09:08", "10:00"), by_hand);
-    let under_way = Err("Pacemaker is fencing it".to_owned());
+    let under_way = Err("Pacemaker is fencing the host".to_owned());
     assert_eq!(judge(PENDING, "n2", "00:00", "09:08", "10:00"), under_way);
     assert_eq!(judge(PENDING, "n2", "09:10", "09:15", "10:00"), under_way);
     let failed = HISTORY.replace("success", "failed");
     assert_eq!(
         judge(&failed, "n2", "00:00", "09:10", "10:00"),
-        Err("Pacemaker's reboot of it failed".to_owned())
+        Err("Pacemaker's reboot of the host failed".to_owned())
     );
     // Power on is no proof.
     let on = HISTORY.replace("\"off\"", "\"on\"").replace("\"reboot\"", "\"on\"");
     assert!(judge(&on, "n2", "00:00", "08:50", "09:12").is_err());
     // A clock that is ahead would make an old fencing a new one.
     let ahead = judge(HISTORY, "n2", "08:00", "08:50", "08:51");
-    assert_eq!(ahead, Err("its fencing ended in the future: set the clocks".to_owned()));
+    assert_eq!(ahead, Err("the fencing of the host ended in the future: set the clocks".to_owned()));
     let no_time = HISTORY.replace("completed", "done");
     assert_eq!(
         judge(&no_time, "n2", "00:00", "09:10", "10:00"),
-        Err("Pacemaker gives no time for its fencing".to_owned())
+        Err("Pacemaker gives no time for the fencing of the host".to_owned())
     );
 }
 
@@ -268,14 +268,14 @@ async fn pacemaker_is_asked_for_the_whole_history_of_the_node() {
         String::from_utf8(done.unwrap().stdout).unwrap().trim().to_owned()
     };
     let fresh = HISTORY.replace("2026-11-21 15:09:11Z", &date(0));
-    assert!(ask(&fresh, 0, Some("n2")).await.contains("reboot of it succeeded"));
+    assert!(ask(&fresh, 0, Some("n2")).await.contains("reboot of the host succeeded"));
     let asked = fs::read_to_string(dir.path().join("asked")).unwrap();
     assert_eq!(asked, "--history n2 --verbose --output-as=xml\n");
     let booted = HISTORY.replace("2026-11-21 15:09:11Z", &date(BOOT.as_secs() - 3));
     assert!(ask(&booted, 0, Some("n2")).await.contains("may be up again"));
     let old = HISTORY.replace("2026-11-21", "2020-11-21");
-    assert!(ask(&old, 0, Some("n2")).await.contains("has not fenced it since"));
-    assert!(ask(NONE, 0, Some("n2")).await.contains("has not fenced it since"));
+    assert!(ask(&old, 0, Some("n2")).await.contains("has not fenced the host since"));
+    assert!(ask(NONE, 0, Some("n2")).await.contains("has not fenced the host since"));
     let refused = ask(REFUSED, 102, Some("n2")).await;
     assert!(refused.contains("Could not connect to fencer"), "{refused}");
     // An exit code that says otherwise is believed.

@@ -289,8 +289,8 @@ impl PastFiles {
                     warn!(
                         directory = %fence_cli::shown(&self.directory),
                         "moves of domains can't be written down: {error}. Fencing goes on. If fence_virtd \
-                         is started anew now, it may not know of a machine that moved to a host that is not \
-                         asked"
+                         is started anew now, the daemon may not know of a machine that moved to a host \
+                         that is not asked"
                     );
                 }
             }

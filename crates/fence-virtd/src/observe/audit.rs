@@ -95,7 +95,7 @@ impl Audit {
             target: "audit",
             id, transport, peer = %escaped(peer), action, target = %target, domain = %domain, uuid,
             reason = %escaped(reason),
-            "{action} {target}: its end was not seen"
+            "{action} {target}: the end of the action was not seen"
         );
         let Some(file) = &self.0 else { return open.closed() };
         let mut line = plain(&unfinished_json(intent, reason).to_string());

@@ -43,7 +43,8 @@ const STILL_LOOKING: &str = "other hosts are still being looked for: ask again i
 const NOT_READY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Time for which a host that proved nothing is waited for.
-pub(crate) const HELLO_KEPT: &str = "One that is off is waited for until five minutes after its last hello";
+pub(crate) const HELLO_KEPT: &str =
+    "A host that is off is waited for until five minutes after its last hello";
 
 /// Question of this host in the table of open ones, which leaves it with this value.
 struct ListedQuestion<'p> {
@@ -117,9 +118,9 @@ impl Peers {
         let known = self.known().into_iter().map(|host| {
             let (shown, name) = (escaped(&host.to_string()).to_string(), escaped(&host.name).to_string());
             let why = format!(
-                "host {shown} was heard before and can't be asked: {no_way}. Name it in `peers`, or set \
-                 peers = \"none\" if it never has the same domains. If it is gone for good: fence_virtd \
-                 --forget {name}"
+                "host {shown} was heard before and can't be asked: {no_way}. Name that host in `peers`, or \
+                 set peers = \"none\" if that host never has the same domains. If that host is gone for \
+                 good: fence_virtd --forget {name}"
             );
             (shown, why)
         });
@@ -437,28 +438,28 @@ impl Peers {
         let address = address.parse::<IpAddr>().map(|it| it.to_canonical());
         if address.is_ok_and(|it| lock(&self.other_keys).explains(it, Instant::now())) {
             return format!(
-                "host {host} {silence}: its messages have another key. Use the same peer_key_file on all \
-                 hosts (without it: the same key of the multicast listener), and reload"
+                "host {host} {silence}: the messages of that host have another key. Use the same \
+                 peer_key_file on all hosts (without it: the same key of the multicast listener), and reload"
             );
         }
         let settings = self.settings();
         let off = if settings.down_command.is_some() {
             "A host that is off is waited for until peer_down_command proves it off"
         } else {
-            "To power it off does not help without peer_down_command"
+            "To power that host off does not help without peer_down_command"
         };
         match &settings.mode {
             PeerMode::Listed(listed) => format!(
                 "host {host} {silence}; its domains may run there. Start fence_virtd there, with this host \
-                 in its `peers`. {off}. Only if it is off for good: {}",
+                 in its `peers`. {off}. Only if that host is off for good: {}",
                 leave_peers(listed.len(), &name)
             ),
             _ => {
                 let firewall = self.firewall_of_hello(who);
                 let off = if firewall.is_some() { HELLO_KEPT } else { off };
                 format!(
-                    "host {host} {silence}{}; its domains may run: start fence_virtd there. {off}. If it is \
-                     gone for good: fence_virtd --forget {name}",
+                    "host {host} {silence}{}; its domains may run: start fence_virtd there. {off}. If that \
+                     host is gone for good: fence_virtd --forget {name}",
                     firewall.unwrap_or_default()
                 )
             }
@@ -471,7 +472,10 @@ impl Peers {
         let is_only_heard = lock(&self.table).host(id).is_some_and(KnownHost::says_hello_alone);
         let port = lock(&self.group).upgrade().map(|it| it.port)?;
         is_only_heard.then(|| {
-            format!(", though it says hello: does the firewall there let UDP port {port} in from this host?")
+            format!(
+                ", though that host says hello: does the firewall there let UDP port {port} in from this \
+                 host?"
+            )
         })
     }
 
@@ -531,11 +535,11 @@ impl Drop for ListedQuestion<'_> {
 /// Returns how a host that is off for good is taken out of `peers`, which can't be empty.
 pub(crate) fn leave_peers(listed: usize, host: &str) -> String {
     if listed > 1 {
-        "take it out of `peers` and reload".to_owned()
+        "take that host out of `peers` and reload".to_owned()
     } else {
         format!(
-            "it is the only name in `peers`, so set peers = \"none\" and reload, or take the line out, \
-             reload, and call fence_virtd --forget {host}"
+            "that host is the only name in `peers`, so set peers = \"none\" and reload, or take the line \
+             out, reload, and call fence_virtd --forget {host}"
         )
     }
 }

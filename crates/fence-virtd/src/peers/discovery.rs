@@ -131,8 +131,8 @@ impl Peers {
         for host in dropped {
             warn!(
                 host = %shown_with_key(&host),
-                "a host said hello, never proved who it is, and is silent: it is not asked any more. Is it a \
-                 guest that holds the key? Set peer_key_file, and `peers`"
+                "a host said hello, never proved who it is, and is silent: that host is not asked any more. \
+                 Is it a guest that holds the key? Set peer_key_file, and `peers`"
             );
         }
     }

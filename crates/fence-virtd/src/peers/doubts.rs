@@ -15,7 +15,7 @@ use super::state::Peers;
 use crate::util::locks::lock;
 
 /// Reason that a host tells which has a second one with its key pair.
-pub(super) const OWN_DOUBT: &str = "another daemon has its key pair: remove host.key at one";
+pub(super) const OWN_DOUBT: &str = "two daemons have one key pair: remove host.key at one";
 
 impl Peers {
     /// Returns why another daemon makes it unknown which other hosts there are, if one does.
@@ -90,7 +90,7 @@ impl Peers {
                 format!(
                     "two daemons have the key pair {id} of host {name}, at {}: a state directory was copied. \
                      Remove host.key in the state_dir of one of them, restart fence_virtd there, and then \
-                     here (this alone, if it is one host that was given another address): \
+                     here (this alone, if one host was given another address): \
                      fence_virtd --forget {id}",
                     at_all.join(", ")
                 )
@@ -103,8 +103,8 @@ impl Peers {
                 first.ip()
             ),
             HostDoubt::TwoHosts { at, ids: [known, other] } => format!(
-                "two hosts answered at {at} of `peers`: {known} ({}) first, then {other} ({}). If it was \
-                 installed anew, or the address was given to another host: fence_virtd --forget {}",
+                "two hosts answered at {at} of `peers`: {known} ({}) first, then {other} ({}). If that \
+                 host was installed anew, or the address was given to another host: fence_virtd --forget {}",
                 self.known_as(known).0,
                 self.known_as(other).0,
                 at.ip()
@@ -129,7 +129,7 @@ impl Peers {
         let whose = if is_listed {
             "a host of `peers` uses another key than this one, and can't be asked"
         } else {
-            "a message of a host that uses another key than this one. If it can have the same domains"
+            "a message of a host that uses another key than this one. If that host can have the same domains"
         };
         format!(
             "{whose}: use the same peer_key_file on all hosts (without it: the same key of the multicast \

@@ -78,13 +78,13 @@ fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetE
                     is found again.";
     Ok(if is_named(peers, host, &gone, &before) {
         format!(
-            "{lines}{taken_up}\nIt is still in `peers`, so it must still answer; if it is gone for good take \
-             it out there and reload (systemctl reload fence_virtd).\n"
+            "{lines}{taken_up}\nThat host is still in `peers`, so it must still answer; if the host is gone \
+             for good take it out there and reload (systemctl reload fence_virtd).\n"
         )
     } else {
         format!(
-            "{lines}{taken_up}\nIf it is not powered off, power it off now: from now on domains of this host \
-             are called off without asking it.\n"
+            "{lines}{taken_up}\nIf that host is not powered off, power it off now: from now on domains of \
+             this host are called off without asking it.\n"
         )
     })
 }
@@ -126,7 +126,7 @@ mod tests {
         let (dir, store) = known();
         let told = forget(dir.path(), "10.0.0.9", &Peers::Discovered).unwrap();
         assert!(told.starts_with("forgotten: 10.0.0.9\n"), "{told}");
-        assert!(told.contains("If it is not powered off, power it off now: from now on"), "{told}");
+        assert!(told.contains("If that host is not powered off, power it off now: from now on"), "{told}");
         // The daemon alone writes its file.
         assert_eq!(store.read().all().count(), 2);
         assert_eq!(store.take_forgotten().unwrap(), ["10.0.0.9"]);

@@ -72,8 +72,9 @@ impl Peers {
         let (settings, address) = (self.settings(), from.ip().to_canonical());
         let is_none_set = settings.is_set && settings.mode == PeerMode::Off;
         if is_none_set && lock(&self.unasked).is_due(address, Instant::now()) {
-            let why = "another host was heard, and peers = \"none\" is set here: it is not asked and gets no \
-                       answer. If the two can have the same domains, name each in `peers` of the other";
+            let why = "another host was heard, and peers = \"none\" is set here: that host is not asked and \
+                       gets no answer. If the two can have the same domains, name each in `peers` of the \
+                       other";
             self.drops.note(NAME, "peers-off", &address, &why);
         } else {
             self.drops.count(NAME, "peers-off");
@@ -194,7 +195,7 @@ impl Peers {
         let Some(answer) = self.pair_key(message.sender).and_then(|it| received.proved_answer(&it).cloned())
         else {
             let why = "an answer that the host with this name did not make, or that is for another one. If \
-                       it was installed anew: fence_virtd --forget ADDRESS";
+                       that host was installed anew: fence_virtd --forget ADDRESS";
             return self.drops.note(NAME, "host-unproved", &from.ip(), &why);
         };
         let mut questions = lock(&self.questions);

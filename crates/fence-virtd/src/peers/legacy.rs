@@ -255,15 +255,16 @@ impl Peers {
 /// Returns why nothing is known of a host without host messages, and the next step.
 fn legacy_unknown(host: &KnownHost, why: &str, is_silent: bool) -> String {
     let next = if is_silent {
-        "does a C daemon still run there, and is TCP port 1229 of this host open for its call-back? Its \
-         domains may run there: start it, or power the host off. If it was upgraded, or is off for good"
+        "does a C daemon still run there, and is TCP port 1229 of this host open for its call-back? Domains \
+         may run there: start that daemon, or power the host off. If the host was upgraded, or is \
+         off for good"
     } else {
-        "its domains may run there: look at its log and its libvirtd, or power the host off. If it is off \
-         for good"
+        "domains may run there: look at the log and at libvirtd there, or power the host off. If the host \
+         is off for good"
     };
     format!(
         "host {host} (C daemon) {why}; {next}: fence_virtd --forget {}. peer_down_command can prove that \
-         it is down",
+         the host is down",
         host.name
     )
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Time for the other hosts to answer a question. The request's own deadline may end it before.
 pub(super) const PEER_LIMIT: Duration = Duration::from_secs(2);
+/// Part of it that is left for the answer, and not used to look; a quarter at most.
+pub(super) const ANSWER_WAY: Duration = Duration::from_millis(250);
 /// Time after a hello in which two daemons with one key pair both answer it.
 pub(super) const SETTLE: Duration = Duration::from_millis(300);
 /// Times after the question at which it is sent to those who have not answered.

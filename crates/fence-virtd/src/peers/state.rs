@@ -435,8 +435,8 @@ impl Peers {
                 if !listed.iter().any(|it| host.addresses.contains(&it.ip())) {
                     warn!(
                         host = %name,
-                        "another host was heard that `peers` does not name: it is not asked; add it if it \
-                         can have the same domains"
+                        "another host was heard that `peers` does not name: that host is not asked; add it \
+                         if it can have the same domains"
                     );
                 }
             }

@@ -2,7 +2,7 @@
 //! Daemons' parts for other hosts, several in one process, by loopback alone.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdSocket};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,13 +52,24 @@ mod probe;
 /// Hypervisor that shows what a test says.
 struct Shown {
     sight: Mutex<Sight>,
+    /// A hypervisor that answers nothing: the look lasts as long as it may.
+    hangs: AtomicBool,
     looks: AtomicUsize,
 }
 
+impl Shown {
+    fn new(sight: Sight) -> Self {
+        Self { sight: Mutex::new(sight), hangs: AtomicBool::default(), looks: AtomicUsize::default() }
+    }
+}
+
 impl OwnPlaces for Shown {
-    fn look_here<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+    fn look_here<'a>(&'a self, _: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
         Box::pin(async move {
             self.looks.fetch_add(1, Ordering::SeqCst);
+            if self.hangs.load(Ordering::SeqCst) {
+                tokio::time::sleep_until(until.into()).await;
+            }
             let (place, began) = (DomainSite::Hypervisor("test".to_owned()), Instant::now());
             vec![Finding {
                 place,
@@ -106,7 +117,7 @@ impl Host {
 
     async fn new(mode: PeerMode, port: u16, state: Option<&std::path::Path>) -> Self {
         let peers = Peers::start(settings(mode, port), state, Arc::default()).await.unwrap();
-        let shown = Arc::new(Shown { sight: Mutex::new(Sight::Off), looks: AtomicUsize::new(0) });
+        let shown = Arc::new(Shown::new(Sight::Off));
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(Arc::clone(&peers).serve(Arc::<Shown>::clone(&shown), || 3));
         Self { peers, shown, port, _tasks: tasks, _link: None }
@@ -223,6 +234,24 @@ async fn listed_hosts_tell_what_they_see() {
     assert_eq!(b.sights().await, [Sight::On]);
 }
 
+/// A hypervisor that hangs takes all the time there is. Its host has something to say all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_hypervisor_hangs_is_not_called_silent() {
+    let (a, b) = (port(), port());
+    let (a, b) = (Host::listed(a, &[b], None).await, Host::listed(b, &[a], None).await);
+    assert_eq!(a.sights().await, [Sight::Off]);
+    b.shown.hangs.store(true, Ordering::SeqCst);
+    b.shows(Sight::Unknown("libvirt at test:///x did not answer in time".to_owned()));
+    for time in [Duration::from_secs(5), Duration::from_millis(600)] {
+        let found = a.look_within(time).await;
+        let why = reason(&found[0].sight);
+        assert!(
+            why.starts_with("host ") && why.ends_with(": libvirt at test:///x did not answer in time"),
+            "{why}"
+        );
+    }
+}
+
 /// A host is asked by as much of a name as fits. Whatever it does not find by that proves nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_cannot_be_asked_in_full_proves_nothing() {
@@ -256,7 +285,7 @@ async fn another_host_at_the_address_of_one_does_not_count() {
     let mut other = settings(PeerMode::Listed(vec![(Ipv4Addr::LOCALHOST, at_a).into()]), at_b);
     other.hypervisors = vec!["test:///guest".to_owned()];
     let guest = Peers::start(other, None, Arc::default()).await.unwrap();
-    let shown = Arc::new(Shown { sight: Mutex::new(Sight::Absent), looks: AtomicUsize::new(0) });
+    let shown = Arc::new(Shown::new(Sight::Absent));
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Arc::clone(&guest).serve(Arc::<Shown>::clone(&shown), || 0));
     let guest = guest.identity.id();
@@ -281,7 +310,7 @@ async fn a_silent_host_is_unknown_within_the_time() {
     assert_eq!(a.peers.unmet(), [SocketAddr::from((Ipv4Addr::LOCALHOST, b))]);
     let why = reason(&found[0].sight);
     assert!(why.contains("does not answer; its domains may run there. Start fence_virtd there"), "{why}");
-    assert!(why.contains("To power it off does not help without peer_down_command"), "{why}");
+    assert!(why.contains("To power that host off does not help without peer_down_command"), "{why}");
     // It is the only one, and `peers` can't be empty.
     assert!(why.contains("set peers = \"none\"") && why.ends_with("fence_virtd --forget 127.0.0.1"), "{why}");
     let begin = Instant::now();
@@ -786,7 +815,10 @@ async fn a_host_with_another_key_is_named_once() {
     let counted = a.peers.drops.counts();
     assert!(counted.contains(&(("peers", "host-hash-mismatch"), 3)), "{counted:?}");
     let sights = a.sights().await;
-    assert!(reason(&sights[0]).contains("does not answer: its messages have another key"), "{sights:?}");
+    assert!(
+        reason(&sights[0]).contains("does not answer: the messages of that host have another key"),
+        "{sights:?}"
+    );
     let told = a.peers.told_of_other_key(from.ip());
     assert!(told.starts_with("a host of `peers`") && told.contains("peer_key_file"), "{told}");
     assert!(a.peers.told_of_other_key([10, 0, 0, 9].into()).starts_with("a message of a host"));

@@ -100,7 +100,9 @@ impl Service {
         let source = match (start, xml) {
             (StartOwed::Definition, _) => None,
             (StartOwed::Xml { uri }, Some(xml)) => Some((uri.as_str(), xml.as_str())),
-            (StartOwed::Xml { .. }, None) => return "its XML was not kept, so it is not started".to_owned(),
+            (StartOwed::Xml { .. }, None) => {
+                return "the XML of the domain was not kept, so the domain is not started".to_owned();
+            }
         };
         let began_ms = unfinished.intent.at_ms;
         let (mut backoff, mut logged) = (Backoff::new(FIRST_PAUSE, LAST_PAUSE), OncePerReason::default());
@@ -114,7 +116,7 @@ impl Service {
                 since_boot_ms().saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
             let is_last = unfinished.start_due(self.intents.boot(), next_ms).is_err();
             if is_last || logged.is_new(&why) {
-                let next = if is_last { "it stays off" } else { "trying again" };
+                let next = if is_last { "the domain stays off" } else { "trying again" };
                 warn!(
                     domain = %escaped(&domain.name), uuid = %domain.uuid,
                     "can't make good the start that a reboot owes: {why}; {next}"
@@ -143,13 +145,13 @@ impl Service {
         let resolved = ResolvedTarget::Run(Some(LocatedDomain::Off(domain.clone())));
         let permit = match self.wait_for_grant(&job, &resolved, &lease).await {
             Grant::Run(permit) => permit,
-            Grant::Coalesced(_) => return over("another request starts it"),
+            Grant::Coalesced(_) => return over("another request starts the domain"),
             Grant::Rejected(why) => return StartAttempt::Failed(why.to_string()),
         };
         let found = match permit.proved() {
             // Whoever had the turn before decides what becomes of it.
             Ok(()) if self.intents.has_begun(&domain.uuid.to_string()) => {
-                over("somebody asked for the domain since, so it is not started")
+                over("somebody asked for the domain since, so the domain is not started")
             }
             Ok(()) => self.make_good(&job, domain, source, began_ms, &lease).await,
             Err(why) => StartAttempt::Failed(why.to_string()),
@@ -188,7 +190,7 @@ impl Service {
             let doubt = match self.look_for(job, lease).await {
                 Ok((located, SeenPower::Off(_))) => break located,
                 Ok((_, SeenPower::On)) if Instant::now() >= watch_until => {
-                    return StartAttempt::On("it is on".to_owned());
+                    return StartAttempt::On("the domain is on".to_owned());
                 }
                 Ok((_, SeenPower::On)) => String::new(),
                 Err(None) if xml.is_some() => break domain.clone(),
@@ -202,15 +204,19 @@ impl Service {
         };
         let since = Duration::from_millis(since_boot_ms().saturating_sub(began_ms));
         if self.backend.was_started(&domain, since, lease.until()).await {
-            return over("somebody has started it since, and it is off again, so it is not started");
+            return over(
+                "somebody has started the domain since, and the domain is off again, so nothing is started",
+            );
         }
         match self.backend.was_taken_down(&domain, since).await {
             Ok(false) => {}
-            Ok(true) => return over("another host was asked for it since, so it is not started"),
+            Ok(true) => {
+                return over("another host was asked for the domain since, so the domain is not started");
+            }
             Err(why) => return StartAttempt::Failed(why.to_string()),
         }
         match self.backend.start_owed(&domain, xml, lease).await {
-            Ok(()) => StartAttempt::On("the start that it owed is made good".to_owned()),
+            Ok(()) => StartAttempt::On("the start that the reboot owed is made good".to_owned()),
             Err(error) => StartAttempt::Failed(error.to_string()),
         }
     }
@@ -218,10 +224,10 @@ impl Service {
     /// Returns the power of the job's domain, in words.
     async fn power_now(&self, job: &RequestJob, lease: &Lease) -> String {
         match self.look_for(job, lease).await {
-            Ok((_, SeenPower::On)) => "it is on".to_owned(),
-            Ok((_, SeenPower::Off(_))) => "it is off".to_owned(),
+            Ok((_, SeenPower::On)) => "the domain is on".to_owned(),
+            Ok((_, SeenPower::Off(_))) => "the domain is off".to_owned(),
             Err(None) => "the domain is not here any more".to_owned(),
-            Err(Some(doubt)) => format!("its state is not known: {doubt}"),
+            Err(Some(doubt)) => format!("the state of the domain is not known: {doubt}"),
         }
     }
 
@@ -265,7 +271,10 @@ fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
 
 /// Returns the words for a start that is still owed, with the next step.
 fn not_made_good(why: &str) -> String {
-    format!("the start that it owes was not made good: {why}. The domain stays off until somebody starts it")
+    format!(
+        "the start that the reboot owes was not made good: {why}. The domain stays off until somebody \
+         starts it"
+    )
 }
 
 #[cfg(test)]

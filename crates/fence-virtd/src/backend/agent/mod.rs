@@ -306,7 +306,11 @@ impl AgentBackend {
         let others: Vec<_> =
             self.listed().map(|it| it.0).filter(is_other).map(|it| (it, plug.clone())).collect();
         if !others.is_empty() {
-            debug!(domain = domain.name, others = others.len(), "devices without a list may have it too");
+            debug!(
+                domain = domain.name,
+                others = others.len(),
+                "devices without a list may have the domain too"
+            );
         }
         others
     }
