@@ -311,7 +311,11 @@ def test_firewall(setup, stage):
         assert rc == 0 and only(found, "firewall")["result"] == "warning"
         assert "1229" in only(found, "firewall")["text"]
         assert rules(node, "flush ruleset\n" + chain % ("input", "udp dport 1229 accept"))
-        assert only(setup.check(node=node)[1], "firewall")["result"] == "ok"
+        it = only(setup.check(node=node)[1], "firewall")
+        assert it["result"] == "ok" and "udp port 1229 in" in it["text"], it
+        assert rules(node, "flush ruleset\n" + chain % ("input", "tcp dport 1229 accept"))
+        it = only(setup.check(node=node)[1], "firewall")
+        assert it["result"] == "warning" and "none names udp port 1229" in it["text"], it
         assert rules(node, "flush ruleset\n" + chain % ("output", "oif lo accept"))
         assert "call-backs" in only(setup.check(node=node)[1], "firewall")["text"]
     finally:

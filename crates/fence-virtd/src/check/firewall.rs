@@ -4,15 +4,17 @@
 //! for each tool. Must never change a rule or load a module.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use fence_config::{Config, Listener};
+use fence_config::{Config, Listener, Peers};
 
 use super::finding::Finding;
+use crate::peers::settings::client_keys;
 
 const CHECK: &str = "firewall";
 /// Time for one tool.
@@ -33,9 +35,16 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
         return Vec::new();
     }
     let mut found = Vec::new();
+    let (mut rules_of_hosts, of_hosts) = (None, port_of_hosts(config));
+    let mut look = |tool: &str, rules: &FirewallRules, found: &mut Vec<Finding>| {
+        found.extend(judge(tool, rules, &wanted, calls_back));
+        if of_hosts.is_some_and(|port| rules.input && !names_port(&rules.text, "tcp", port)) {
+            rules_of_hosts = of_hosts;
+        }
+    };
     // Rules of iptables-nft are seen here too.
     match output("nft", &["list", "ruleset"]) {
-        Ok(rules) => found.extend(judge("nft", &nft(&rules), &wanted, calls_back)),
+        Ok(rules) => look("nft", &nft(&rules), &mut found),
         Err(ToolFailure::Failed(why)) => {
             let next = "run this as root, or look by hand: nft list ruleset";
             found.push(Finding::warning(CHECK, "nft", format!("the rules can't be seen: {why}"), next));
@@ -46,12 +55,36 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
     let is_loaded =
         std::fs::read_to_string("/proc/net/ip_tables_names").is_ok_and(|it| it.contains("filter"));
     if is_loaded && let Ok(rules) = output("iptables-save", &["-t", "filter"]) {
-        found.extend(judge("iptables", &iptables(&rules), &wanted, calls_back));
+        look("iptables", &iptables(&rules), &mut found);
     }
     if found.is_empty() {
-        found.push(Finding::ok(CHECK, "", "no rules are in the way, as far as can be seen"));
+        found.push(Finding::ok(CHECK, "", all_clear(&wanted, calls_back, rules_of_hosts)));
     }
     found
+}
+
+/// Returns the port at which hosts with the C daemon call this one back; none where nobody is asked, or
+/// where a listener has it and another one is drawn.
+fn port_of_hosts(config: &Config) -> Option<u16> {
+    let keys = client_keys(config).ok().flatten()?;
+    let is_asked = config.daemon.peers != Peers::Nobody && keys.call_back_port != 0;
+    is_asked.then_some(keys.call_back_port)
+}
+
+/// Returns what was looked at, where no rule is in its way. `of_hosts`: the port for call-backs of other
+/// hosts, where rules may drop these. A host alone needs none.
+fn all_clear(wanted: &BTreeSet<(&str, u16)>, calls_back: bool, of_hosts: Option<u16>) -> String {
+    let mut looked: Vec<_> = wanted.iter().map(|(kind, port)| format!("{kind} port {port} in")).collect();
+    looked.extend(calls_back.then(|| "tcp to the guests out".to_owned()));
+    let mut text = format!("no rules are in the way, as far as can be seen, of: {}", looked.join(", "));
+    if let Some(port) = of_hosts {
+        let _ = write!(
+            text,
+            "; rules may drop tcp port {port} in: only hosts with the C daemon, and --check, need it, to be \
+             called back by other hosts"
+        );
+    }
+    text
 }
 
 /// Rough summary of a set of rules.
@@ -74,7 +107,7 @@ fn judge(
     let mut found = Vec::new();
     let firewalld = is_firewalld(&rules.text);
     for (kind, port) in wanted {
-        if rules.input && !names_port(&rules.text, *port) {
+        if rules.input && !names_port(&rules.text, kind, *port) {
             let next = if firewalld {
                 format!(
                     "firewall-cmd --permanent --zone=ZONE --add-port={port}/{kind} && firewall-cmd --reload \
@@ -85,7 +118,7 @@ fn judge(
                 format!("allow {kind} port {port} to this host, from the guests' bridge")
             };
             let text = format!(
-                "rules drop what comes in, and none names port {port}: requests ({kind}) may be dropped"
+                "rules drop what comes in, and none names {kind} port {port}: requests may be dropped"
             );
             found.push(Finding::warning(CHECK, tool, text, next));
         }
@@ -101,9 +134,19 @@ fn is_firewalld(rules: &str) -> bool {
     rules.contains("table inet firewalld")
 }
 
-/// Returns true where a port stands in the rules as a word, or a range contains it.
-fn names_port(rules: &str, port: u16) -> bool {
-    let words = rules.split(|c: char| !c.is_ascii_digit() && c != '-' && c != ':');
+/// Returns true where a line of the rules names a port, in a word or a range, and not for the other protocol
+/// alone.
+fn names_port(rules: &str, kind: &str, port: u16) -> bool {
+    let is_about = |line: &&str| {
+        let words = line.split(|c: char| !c.is_ascii_alphanumeric());
+        let named: BTreeSet<_> = words.filter(|it| ["tcp", "udp"].contains(it)).collect();
+        named.is_empty() || named.contains(kind)
+    };
+    rules.lines().filter(is_about).any(|it| has_port(it, port))
+}
+
+fn has_port(line: &str, port: u16) -> bool {
+    let words = line.split(|c: char| !c.is_ascii_digit() && c != '-' && c != ':');
     words.filter(|it| !it.is_empty()).any(|word| match word.split_once(['-', ':']) {
         None => word.parse() == Ok(port),
         Some((from, to)) => match (from.parse::<u16>(), to.parse::<u16>()) {
@@ -251,8 +294,32 @@ table inet filter {
 
     #[test]
     fn a_port_is_a_word_or_in_a_range() {
-        assert!(names_port("udp dport 1229 accept", 1229));
-        assert!(names_port("--dports 1000:1300 ", 1229));
-        assert!(!names_port("udp dport 12290 accept", 1229) && !names_port("12.29", 1229));
+        assert!(names_port("udp dport 1229 accept", "udp", 1229));
+        assert!(names_port("--dports 1000:1300 ", "udp", 1229));
+        assert!(!names_port("udp dport 12290 accept", "udp", 1229) && !names_port("12.29", "udp", 1229));
+    }
+
+    #[test]
+    fn a_rule_for_one_protocol_lets_no_other_in() {
+        for (line, udp, tcp) in [
+            ("udp dport 1229 accept", true, false),
+            ("tcp dport { 22, 1229 } accept", false, true),
+            ("-A INPUT -p udp -m udp --dport 1229 -j ACCEPT", true, false),
+            ("meta l4proto { tcp, udp } th dport 1229 accept", true, true),
+            ("elements = { 1229 }", true, true),
+        ] {
+            assert_eq!((names_port(line, "udp", 1229), names_port(line, "tcp", 1229)), (udp, tcp), "{line}");
+        }
+        let open = nft(&DROPS.replace("tcp dport 22", "udp dport 1229"));
+        let tcp = judge("nft", &open, &BTreeSet::from([("tcp", 1229)]), false);
+        assert!(tcp.len() == 1 && tcp[0].text.contains("tcp port 1229"), "{tcp:?}");
+    }
+
+    #[test]
+    fn it_is_said_what_was_looked_at() {
+        let wanted = BTreeSet::from([("udp", 1229)]);
+        let text = all_clear(&wanted, true, None);
+        assert!(text.ends_with("of: udp port 1229 in, tcp to the guests out"), "{text}");
+        assert!(all_clear(&wanted, true, Some(1229)).contains("rules may drop tcp port 1229 in"));
     }
 }

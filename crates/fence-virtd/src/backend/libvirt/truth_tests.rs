@@ -177,6 +177,21 @@ async fn every_row_of_the_page_holds() {
     assert!(held >= 80, "only {held} answers are on the page");
 }
 
+/// A domain without a definition here may be defined at another host: nothing is said of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_a_definition_says_which_hypervisor_has_none() {
+    let world = World::new();
+    let uri = world.hypervisor("here", "ended");
+    let (backend, _) =
+        LibvirtBackend::start(std::slice::from_ref(&uri), false, &Hypervisors::default()).await;
+    let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 0);
+    let found = backend.locate(&Target::new("x", false).unwrap(), lease.until()).await.unwrap();
+    let _proof = backend.off(found.domain(), false, &lease).await.unwrap().proof;
+    let why = backend.on(found.domain(), &lease).await.unwrap_err().to_string();
+    assert!(why.contains(&format!("libvirt at {uri} has no definition of the domain")), "{why}");
+    assert!(!why.contains("left no definition"), "{why}");
+}
+
 /// Domain that nobody here knows: a host that is silent may have it, or one has it on. The reason names it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
