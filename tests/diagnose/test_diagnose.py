@@ -14,11 +14,13 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
 import threading
 
 import pytest
 
-from lab import net, programs, testdriver, wire
+from lab import net, process, programs, testdriver, wire
+from lab.hypervisor import until
 
 pytestmark = pytest.mark.skipif(programs.SIDE != "ours", reason="about our programs")
 
@@ -252,6 +254,30 @@ def daemon_down_tcp(it):
     return it.diagnose("-T", it.host.ip, program="fence_virt")
 
 
+@scene("answered as no listener with this guest's key does")
+def call_backs_in_the_place_of_a_listener(it):
+    """Right key, and no listener tcp: an agent of the host waits at the port for call-backs, as the daemon does at times."""
+    it.daemon()
+    other = it.host.popen([OURS / "fence_xvm", "-k", it.key(), "-o", "list", "-a", "225.0.0.99", "-t", "60"],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: ":1229 " in it.host.run(["ss", "-Hltn"]).stdout, 20, "a port for call-backs")
+        return it.diagnose("-T", it.host.ip, program="fence_virt")
+    finally:
+        other.terminate()
+        other.wait()
+
+
+@scene("what took the connection was silent")
+def stopped_daemon_tcp(it):
+    pid = it.daemon(listener="tcp").pid
+    process.freeze(pid)
+    try:
+        return it.diagnose("-T", it.host.ip, program="fence_virt", t=2)
+    finally:
+        process.thaw(pid)
+
+
 @scene("does the host's firewall let the port in")
 def filtered_tcp(it):
     it.firewall(it.host, "tcp dport 1229 drop", "input")
@@ -277,8 +303,9 @@ def denied(it):
     return it.diagnose("-n", "vm1", t=20)
 
 
-@scene("the host does not know the domain, or cannot tell its state")
+@scene("cause: the host says: no such domain on this host", page=False)
 def domain_unknown(it):
+    """The cause is the host's own reason, and no guess beside it."""
     it.daemon()
     return it.diagnose("-n", "no-such-vm", t=20)
 
@@ -303,7 +330,14 @@ def other_host_silent_sealed_tcp(it):
     return it.diagnose("-T", it.host.ip, "-c", "hmac-sha256", "-n", "vm1", program="fence_virt", t=20)
 
 
-@scene("the host does not know the domain, or cannot tell its state", page=False)
+@scene("the host does not know the domain, or cannot tell its state")
+def domain_unknown_without_a_key(it):
+    """A reason comes under a seal alone."""
+    it.daemon('hash = "none"; auth = "none";')
+    return it.diagnose("-c", "none", "-C", "none", "-n", "no-such-vm", t=20, key=None)
+
+
+@scene("the host says: can't tell: host", page=False)
 def no_reason_for_a_domain_of_others(it):
     """A guest hears nothing of a domain that it may not see."""
     it.daemon(peers=SILENT_PEER, uri=_doubtful(it), groups=f'groups {{ group {{ ip = "{it.guest.ip}"; uuid = "vm2"; }} }}')

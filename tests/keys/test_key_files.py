@@ -36,11 +36,10 @@ def link(path, to):
 
 #: name: (what to make at a path, what the text says; @ is the path, P the program)
 CASES = {
-    "missing": (lambda p: p, "@ does not exist; copy it from a machine that has it, or make a new one, once for all, "
-                             "with: P --keygen @"),
+    "missing": (lambda p: p, "@ does not exist; copy it from a machine that has it{MAKE}"),
     "empty": (lambda p: written(p, b""), "@ has 0 bytes, a key has at least 2 and better 512; copy it from a machine "
-                                         "that has it, or make a new one, once for all, with: rm @; P --keygen @"),
-    "one byte": (lambda p: written(p, b"\n"), "@ has 1 bytes"),
+                                         "that has it{RM}"),
+    "one byte": (lambda p: written(p, b"\n"), "@ has 1 byte, "),
     "others read what is not root's": (lambda p: others(p, mode=0o644),
                                        "@ can be read by every user (mode 0644); chmod 600 @"),
     "others read and write": (lambda p: written(p, mode=0o666),
@@ -76,8 +75,17 @@ def case(request, tmp_path):
     make, text = CASES[request.param]
     path = make(tmp_path / "the.key")
     before = state(path)
-    yield path, lambda program: text.replace("@", str(path)).replace("P ", f"{program} ")
+    yield path, lambda program: with_key(text, program).replace("@", str(path))
     assert state(path) == before, "nothing was put right behind the administrator's back"
+
+
+def with_key(text, program):
+    """The text with the ways to a key: a guest is told of none but that of the host, which fits."""
+    if program == "fence_virtd":
+        make, remove = (f", or make a new one, once for all, with: {it}{program} --keygen @" for it in ("", "rm @; "))
+    else:
+        make = remove = ": the key of the host, which no guest can make (scp -p, mode 0600)"
+    return text.replace("{MAKE}", make).replace("{RM}", remove)
 
 
 def state(path):

@@ -119,7 +119,7 @@ def test_key_files(setup):
     assert rc == 1 and "does not exist" in it["text"] and "--keygen" in it["next"]
     programs.write_key(setup.key, b"x")
     rc, found = setup.check()
-    assert rc == 1 and "has 1 bytes" in of(found, "key", setup.key)["text"]
+    assert rc == 1 and "has 1 byte" in of(found, "key", setup.key)["text"]
 
 
 def test_keys_of_groups(setup):
@@ -242,6 +242,8 @@ def test_files(setup):
     rc, found = setup.check()
     assert rc == 1 and failed(found) == {"audit_log"}
     assert only(found, "audit_log")["text"] == "its directory does not exist"
+    served = setup.run("-F", "-f", setup.file, "-p", setup.directory / "pid")
+    assert served.rc == 1 and "can't open the audit_log file /nonexistent/audit: No such file" in served.out + served.err
     assert only(found, "state_dir")["result"] == "warning"
     setup.write(options=f'audit_log = "{setup.directory}/audit"; state_dir = "{setup.directory}/kept";')
     (setup.directory / "kept").mkdir(mode=0o777)

@@ -72,9 +72,8 @@ impl fmt::Display for ExposedKey {
 pub enum KeyFileError {
     /// The file does not exist.
     #[error(
-        "key file {path} does not exist; copy it from a machine that has it, or make a new one, once for \
-         all, with: {program} --keygen {path}",
-        path = shown(.path), program = program()
+        "key file {path} does not exist; copy it from a machine that has it{}",
+        or_make_one("", .path), path = shown(.path)
     )]
     Missing {
         /// Path of the file.
@@ -118,9 +117,10 @@ pub enum KeyFileError {
     },
     /// The file is empty, or too short to be a key.
     #[error(
-        "key file {path} has {length} bytes, a key has at least {KEY_MIN} and better 512; copy it from a \
-         machine that has it, or make a new one, once for all, with: rm {path}; {program} --keygen {path}",
-        path = shown(.path), program = program()
+        "key file {path} has {length} {}, a key has at least {KEY_MIN} and better 512; copy it from a \
+         machine that has it{}",
+        if *length == 1 { "byte" } else { "bytes" },
+        or_make_one(&format!("rm {}; ", shown(.path)), .path), path = shown(.path)
     )]
     TooShort {
         /// Path of the file.
@@ -189,6 +189,16 @@ fn remedy(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => format!("run this as root, or as its owner: ls -l {path}"),
         _ => format!("look for the cause with: namei -l {path}"),
+    }
+}
+
+/// Returns the other way to a key, at a host alone: one that is made in a guest fits no host.
+fn or_make_one(before: &str, path: &Path) -> String {
+    match program() {
+        daemon @ "fence_virtd" => {
+            format!(", or make a new one, once for all, with: {before}{daemon} --keygen {}", shown(path))
+        }
+        _ => ": the key of the host, which no guest can make (scp -p, mode 0600)".to_owned(),
     }
 }
 
@@ -286,7 +296,7 @@ mod tests {
         assert!(matches!(strict(&scratch.file(b"", 0o600)), Err(KeyFileError::TooShort { length: 0, .. })));
         let short = scratch.file(b"\n", 0o600);
         assert!(
-            say(&short).contains("has 1 bytes") && say(&short).contains(&format!("rm {}; ", short.display()))
+            say(&short).contains("has 1 byte") && say(&short).contains(&format!("rm {}; ", short.display()))
         );
     }
 

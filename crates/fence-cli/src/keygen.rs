@@ -162,7 +162,11 @@ impl fmt::Display for NewKey {
         let folder = usual.parent().unwrap_or(usual).display();
         writeln!(f, "Next, for each host and each guest of the cluster (MACHINE), as root:")?;
         writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{}", usual.display())?;
-        writeln!(f, "then restart fence_virtd on the hosts. Logs of hosts and agents show the fingerprint.")
+        writeln!(
+            f,
+            "then start fence_virtd on the hosts; where it runs: systemctl reload fence_virtd. Logs of \
+             hosts and agents show the fingerprint."
+        )
     }
 }
 

@@ -31,7 +31,7 @@ impl ProbableCause {
         match self {
             Self::Network(cause) => cause.sentence(),
             Self::Agreement(cause) => cause.sentence(),
-            Self::Host(cause) => cause.sentence().into(),
+            Self::Host(cause) => cause.sentence(),
         }
     }
 
@@ -62,8 +62,8 @@ impl ProbableCause {
             }
             Self::Network(NetworkCause::Silence { .. }) => {
                 "no host called back: is fence_virtd running, does it listen on this guest's network, same \
-                 multicast address and port, same key (its log says when not), does the firewall here let \
-                 that TCP port in? The same command with --diagnose and without -o looks closer"
+                 multicast address and port, same key (the host's log says when not), does the firewall \
+                 here let that TCP port in? The same command with --diagnose and without -o looks closer"
                     .into()
             }
             Self::Agreement(AgreementCause::OtherKey) | Self::Host(HostCause::Odd) => {
@@ -171,6 +171,17 @@ impl AgreementCause {
                 "the host was reached and dropped the request: another key, or a hash that is too weak".into()
             }
             Self::ProofRefused => "the host did not take this guest's proof, or died".into(),
+            Self::NoListener => {
+                "what took the connection answered as no listener with this guest's key does: no listener \
+                 for this way (tcp, vsock) is set at that host, and something else has the port (fence_virtd \
+                 or an agent that waits for a call-back), or the key is another"
+                    .into()
+            }
+            Self::SilentStream => {
+                "what took the connection was silent: fence_virtd stands still there, or something else than \
+                 its listener has the port"
+                    .into()
+            }
         }
     }
 
@@ -199,6 +210,14 @@ impl AgreementCause {
                 "compare the fingerprints of the key, here and in the host's log".into()
             }
             Self::ProofRefused => "the host's log says why".into(),
+            Self::NoListener => {
+                "look at `listener` in that host's fence_virt.conf: does it have tcp (vsock)? ss -ltnp there \
+                 shows who has the port. Then compare the fingerprints of the key, here and in the host's log"
+                    .into()
+            }
+            Self::SilentStream => {
+                "systemctl status fence_virtd at that host; ss -ltnp there shows who has the port".into()
+            }
         }
     }
 
@@ -218,14 +237,18 @@ impl AgreementCause {
             Self::ProofRefused => {
                 &[("the client did not prove that it holds the key", "the proof came too late or was wrong")]
             }
-            Self::ClassicHost(_) | Self::OtherKey => &[],
+            Self::ClassicHost(_) | Self::OtherKey | Self::NoListener | Self::SilentStream => &[],
         }
     }
 }
 
 impl HostCause {
-    fn sentence(&self) -> &'static str {
-        match self {
+    fn sentence(&self) -> Cow<'static, str> {
+        let fixed = match self {
+            Self::Told { reasons, is_backend: false } => return reasons.clone().into(),
+            Self::Told { reasons, is_backend: true } => {
+                return format!("fence_virtd cannot do its work; {reasons}").into();
+            }
             Self::Held => {
                 "the host holds the same key and has not let the request run: it is busy, or another request \
                  is in its way"
@@ -237,7 +260,7 @@ impl HostCause {
                 "the host's groups do not let this guest fence that domain; key and network are in order"
             }
             Self::Backend => {
-                "fence_virtd cannot do its work, its hypervisor (libvirt) does not answer it; key and \
+                "fence_virtd cannot do its work, libvirt at the host does not answer the daemon; key and \
                  network are in order"
             }
             Self::Domain => {
@@ -250,7 +273,8 @@ impl HostCause {
             }
             Self::Failed => "the host does not know the domain, or its hypervisor does not answer",
             Self::Odd => "the answer is none that a host gives",
-        }
+        };
+        fixed.into()
     }
 
     fn next_step(&self) -> &'static str {
@@ -265,26 +289,31 @@ impl HostCause {
                 "check on the host that libvirt runs (virsh list) and is the one of `uri` in fence_virt.conf"
             }
             Self::Domain | Self::DomainOfOthers => {
-                "fence_xvm -o list shows the domains that the host knows; is the name right, has it moved to \
-                 another host? If it is off, another host may be silent: fence_virtd --check on the host \
-                 names it"
+                "fence_xvm -o list shows the domains that the host knows; is the name right, has the domain \
+                 moved to another host? If the domain is off, another host may be silent: fence_virtd \
+                 --check on the host names it"
+            }
+            Self::Told { .. } => {
+                "do what the reason says; without a step in it: fence_virtd --check on that host looks \
+                 closer, and fence_xvm -o list shows the domains that the hosts know"
             }
             Self::Failed => {
                 "ask for the list (-o list), and check on the host that libvirt runs (virsh list)"
             }
-            Self::Odd => "is it fence_virtd that answers there? Its log says how it treated the request",
+            Self::Odd => "does fence_virtd answer there? The host's log says how the request was treated",
         }
     }
 
     fn log_lines(&self) -> LogLines {
         match self {
-            Self::Backend => &[("monitor: ", "why")],
+            Self::Backend | Self::Told { is_backend: true, .. } => &[("monitor: ", "why")],
             Self::Failed => &[("can't look for the domain", "libvirt does not answer")],
             Self::Held
             | Self::NoResponse
             | Self::Denied
             | Self::Domain
             | Self::DomainOfOthers
+            | Self::Told { .. }
             | Self::Odd => &[],
         }
     }

@@ -137,7 +137,7 @@ impl<W: Write> AnswerCollector<W> {
             }
             // The host has no domain for this guest, so none is missing.
             Ok(Response::PermissionDenied) => None,
-            Ok(response) => Some(format!("answered with {response}: its log says why")),
+            Ok(response) => Some(format!("answered with {response}: the log there says why")),
             Err(error) => Some(error.to_string()),
         };
         if let Some(outcome) = outcome {

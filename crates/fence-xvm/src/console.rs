@@ -61,6 +61,11 @@ impl Console {
         self.write(&message.to_string());
     }
 
+    /// Returns the name that the program was called by.
+    pub(crate) fn program(&self) -> ClientProgram {
+        self.program
+    }
+
     fn write(&self, text: &str) {
         let _ = writeln!(io::stderr(), "{}: {text}", self.program.name());
     }

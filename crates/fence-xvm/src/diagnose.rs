@@ -44,6 +44,12 @@ pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
     match result {
         Ok(None) => {
             show(&"in order: a host that holds the key has answered");
+            if plan.action == Action::Status {
+                show(
+                    &"the host was asked for the status alone; why an off, an on or a reboot failed is in \
+                       its log: journalctl -u fence_virtd there",
+                );
+            }
             0
         }
         Ok(Some(cause)) => {
@@ -174,7 +180,8 @@ fn show_attempts(to: MulticastSettings, attempts: &MulticastAttempts) {
     let _ = attempts.write_facts(&mut facts);
     for peer in attempts.watched_calls.iter().flatten().take(3) {
         let (host, port, packets) = (peer.address, peer.port, peer.packets);
-        let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {packets} packets");
+        let noun = if packets == 1 { "packet" } else { "packets" };
+        let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {packets} {noun}");
     }
     if attempts.watched_calls.is_none() {
         facts.push_str("\n  not root: what this guest's firewall keeps out can't be seen");
@@ -266,13 +273,14 @@ fn cause_of_answer(
     if reasons.is_empty() {
         reasons = ask_for_reason(plan, key, &mut ask).map(|it| it.reasons()).unwrap_or_default();
     }
-    reasons.iter().for_each(|it| show(it));
     if plan.action == Action::Monitor {
-        return Ok(Some(HostCause::Backend.into()));
+        return Ok(Some(told(&reasons, true).unwrap_or(HostCause::Backend).into()));
     }
     let monitor = RequestPlan { action: Action::Monitor, target: Target::none(), ..plan.clone() };
     let second = ask(&monitor)?;
-    let Some(second) = second else { return Ok(Some(HostCause::Failed.into())) };
+    let Some(second) = second else {
+        return Ok(Some(told(&reasons, false).unwrap_or(HostCause::Failed).into()));
+    };
     let response = match second.answer {
         HostAnswer::Response(response) => response,
         HostAnswer::Failed(reason) => {
@@ -286,11 +294,20 @@ fn cause_of_answer(
     let who = if who.is_empty() { String::new() } else { format!(", by {}", who.join(", ")) };
     show(&format_args!("asked whether it can work (monitor): {response}{who}"));
     let is_same = asked.hosts == second.hosts;
+    if let Some(cause) = told(&reasons, response != Response::Success) {
+        return Ok(Some(cause.into()));
+    }
     Ok(Some(match response {
         Response::Success if is_same => HostCause::Domain.into(),
         Response::Success => HostCause::DomainOfOthers.into(),
         _ => HostCause::Backend.into(),
     }))
+}
+
+/// Returns the cause that the hosts told themselves; none where they told none. What they know is no matter
+/// of guesses.
+fn told(reasons: &[String], is_backend: bool) -> Option<HostCause> {
+    (!reasons.is_empty()).then(|| HostCause::Told { reasons: reasons.join("; "), is_backend })
 }
 
 /// Asks once more, sealed, for the reason of a failure: a classic answer has no room for it. None of a host
@@ -413,7 +430,7 @@ mod tests {
         assert_eq!(only.reasons(), ["the host says: it is saved"]);
     }
 
-    fn cause(second: &[u8]) -> Option<ProbableCause> {
+    fn cause(first: &AnsweredQuestion, second: &[u8]) -> Option<ProbableCause> {
         let plan = RequestPlan {
             action: Action::Status,
             target: Target::new("vm1", false).unwrap(),
@@ -427,10 +444,9 @@ mod tests {
             debug: 0,
             transport: Transport::Vsock { cid: 2, port: 1229 },
         };
-        let first = asked(&[(1, "no connection to libvirt")]);
         let hosts = second.iter().map(|it| [10, 0, 0, *it].into()).collect();
         let answer = HostAnswer::Response(Response::Success);
-        cause_of_answer(&plan, None, &first, |_| {
+        cause_of_answer(&plan, None, first, |_| {
             Ok(Some(AnsweredQuestion {
                 answer: answer.clone(),
                 failures: Vec::new(),
@@ -442,7 +458,25 @@ mod tests {
 
     #[test]
     fn a_host_that_can_work_tells_nothing_of_another() {
-        assert_eq!(cause(&[1]), Some(HostCause::Domain.into()));
-        assert_eq!(cause(&[2]), Some(HostCause::DomainOfOthers.into()));
+        let first = AnsweredQuestion {
+            answer: HostAnswer::Response(Response::Failure),
+            failures: vec![HostFailure { from: [10, 0, 0, 1].into(), reason: None }],
+            hosts: [[10, 0, 0, 1].into()].into(),
+        };
+        assert_eq!(cause(&first, &[1]), Some(HostCause::Domain.into()));
+        assert_eq!(cause(&first, &[2]), Some(HostCause::DomainOfOthers.into()));
+    }
+
+    #[test]
+    fn a_reason_that_a_host_told_is_the_cause() {
+        let first = asked(&[(1, "can't tell: host h2 does not answer"), (2, "no such domain on this host")]);
+        for second in [1, 2] {
+            let cause = cause(&first, &[second]).unwrap();
+            assert_eq!(
+                cause.sentence(),
+                "the host 10.0.0.1 says: can't tell: host h2 does not answer; the host 10.0.0.2 says: no \
+                 such domain on this host"
+            );
+        }
     }
 }

@@ -46,7 +46,10 @@ pub enum ExchangeError {
     #[error("{0}")]
     Proof(#[from] ProofError),
     /// The host closed the stream before it proved that it holds the key.
-    #[error("closed before it proved that it holds the key: did it drop the request? Its log says why")]
+    #[error(
+        "closed before it proved that it holds the key: did the host drop the request? The host's log says \
+         why"
+    )]
     ClosedUnproven,
     /// One byte came instead of the whole proof, and nothing after it.
     #[error("sent one byte and closed, without the proof that it holds the key: is its auth type none?")]

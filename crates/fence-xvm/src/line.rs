@@ -460,7 +460,7 @@ impl LineFailure {
             }
             (_, LineKind::Port | LineKind::Channel) => {
                 "is fence_virtd running with listener serial, mode vmchannel, and connected to this domain's \
-                 socket (its log says so)?"
+                 socket (the host's log says so)?"
             }
         }
     }

@@ -311,9 +311,10 @@ impl<'a> MulticastClient<'a> {
             Ok(HostAnswer::Failed(reason)) => {
                 (format!("answered with failure: {}", escaped(reason)), StreamProgress::Answered)
             }
-            Ok(HostAnswer::List { entries, .. }) => {
-                (format!("listed {} domains", entries.len()), StreamProgress::Answered)
-            }
+            Ok(HostAnswer::List { entries, .. }) => (
+                format!("listed {} domain{}", entries.len(), if entries.len() == 1 { "" } else { "s" }),
+                StreamProgress::Answered,
+            ),
             Err(error) => (error.to_string(), StreamProgress::Failed(*error)),
         };
         self.console.debug(&format_args!("call-back from {}: {words}", call.from));

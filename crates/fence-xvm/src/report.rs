@@ -4,15 +4,17 @@
 //! Owns nothing. Runs on the agent's only thread, last of all. Must never turn an answer into another exit
 //! code than its response has.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use fence_wire::{Action, Response};
+use fence_wire::{Action, Response, escaped};
 
 use crate::answer::HostAnswer;
 use crate::attempts::HostFailure;
 use crate::console::Console;
+use crate::options::ClientProgram;
 use crate::output::FAILURE;
-use crate::plan::RequestPlan;
+use crate::plan::{RequestPlan, Transport};
 use crate::rows::ListRows;
 
 /// Shows the answer and returns its exit code.
@@ -44,7 +46,7 @@ pub(crate) fn report(
     };
     match response {
         Response::Success | Response::Off => {}
-        Response::Failure => console.say(&failed(failures)),
+        Response::Failure => console.say(&failed(plan, failures, console.program())),
         Response::PermissionDenied => {
             console.say(
                 &"Permission denied: the host's configuration does not let this guest fence that domain",
@@ -54,24 +56,62 @@ pub(crate) fn report(
     response.number()
 }
 
-/// Returns the message of a failure, with the addresses of the hosts that told it.
-fn failed(failures: &[HostFailure]) -> String {
+/// Returns the message of a failure, with the hosts that told it, and the ways to the reason.
+fn failed(plan: &RequestPlan, failures: &[HostFailure], program: ClientProgram) -> String {
     let mut hosts: Vec<_> = failures.iter().map(|it| it.from.to_string()).collect();
     hosts.sort();
     hosts.dedup();
     let hosts = if hosts.is_empty() { String::new() } else { format!(" ({})", hosts.join(", ")) };
-    format!("Operation failed: the host's log says why{hosts}")
+    let mut said = format!("Operation failed: the host's log says why{hosts}");
+    // A line has no room for a reason.
+    if !matches!(plan.transport, Transport::Serial { .. } | Transport::Channel(_)) {
+        let name = plan.target.as_str();
+        let target = if name.is_empty() { String::new() } else { format!(" -n {}", escaped(name)) };
+        let _ = write!(
+            said,
+            ": journalctl -u fence_virtd there. {} --diagnose{target}, with the same options and without -o, \
+             asks for the reason from here",
+            program.name()
+        );
+    }
+    said
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use fence_wire::{HashType, Target};
+
     use super::*;
 
     #[test]
     fn a_failure_names_the_hosts_whose_logs_tell_more() {
         let host = |last| HostFailure { from: [10, 0, 0, last].into(), reason: None };
-        assert_eq!(failed(&[]), "Operation failed: the host's log says why");
-        let said = failed(&[host(2), host(1), host(2)]);
-        assert_eq!(said, "Operation failed: the host's log says why (10.0.0.1, 10.0.0.2)");
+        let plan = RequestPlan {
+            action: Action::Off,
+            target: Target::new("vm1", false).unwrap(),
+            timeout: Duration::ZERO,
+            delay: Duration::ZERO,
+            hash: HashType::Sha256,
+            auth: HashType::Sha256,
+            wants_reason: false,
+            key_file: "/k".into(),
+            key_file_named: true,
+            debug: 0,
+            transport: Transport::Vsock { cid: 2, port: 1229 },
+        };
+        let diagnose = ": journalctl -u fence_virtd there. fence_virt --diagnose -n vm1, with the same \
+                        options and without -o, asks for the reason from here";
+        let told = |plan: &RequestPlan, failures: &[HostFailure]| failed(plan, failures, ClientProgram::Virt);
+        assert_eq!(told(&plan, &[]), format!("Operation failed: the host's log says why{diagnose}"));
+        let said = told(&plan, &[host(2), host(1), host(2)]);
+        let hosts = "(10.0.0.1, 10.0.0.2)";
+        assert_eq!(said, format!("Operation failed: the host's log says why {hosts}{diagnose}"));
+        let monitor = RequestPlan { target: Target::none(), ..plan.clone() };
+        assert!(told(&monitor, &[]).contains("fence_virt --diagnose, with"));
+        let channel = Transport::Channel("10.0.2.179:1229".parse().unwrap());
+        let said = told(&RequestPlan { transport: channel, ..plan }, &[]);
+        assert_eq!(said, "Operation failed: the host's log says why");
     }
 }

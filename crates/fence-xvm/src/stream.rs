@@ -225,6 +225,12 @@ impl StreamFailure {
             }
             (StreamCause::Connect(error), HostAddress::Tcp(_)) => check_after_tcp_error(error),
             (StreamCause::Connect(error), HostAddress::Vsock { .. }) => check_after_vsock_error(error),
+            (StreamCause::Failed(ExchangeError::Proof(_)), _)
+            | (StreamCause::Broken { waited_for: AwaitedStep::Proof, .. }, _) => {
+                "is the listener for this way (tcp, vsock) set at that host? Else something else took the \
+                 connection: ss -ltnp there shows it. The host's log says how it treated the request; do \
+                 key, hash and auth type agree with the host's (compare the fingerprint in its log)?"
+            }
             (StreamCause::Failed(_) | StreamCause::Broken { .. }, _) => {
                 "the host's log says how it treated the request; do key, hash and auth type agree with the \
                  host's (compare the fingerprint in its log)?"

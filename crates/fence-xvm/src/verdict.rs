@@ -68,6 +68,10 @@ pub(crate) enum AgreementCause {
     },
     /// The host closed the stream after it had our proof.
     ProofRefused,
+    /// Something took the connection that this guest opened, and answered as no listener with the key does.
+    NoListener,
+    /// Something took the connection that this guest opened, and was silent.
+    SilentStream,
 }
 
 /// Cause at the host, after key, hash and auth type were found to agree.
@@ -87,6 +91,13 @@ pub(crate) enum HostCause {
     DomainOfOthers,
     /// The host answered with a failure.
     Failed,
+    /// The host told the reason of its failure.
+    Told {
+        /// Reasons of all hosts that told one.
+        reasons: String,
+        /// True if a host answered that it can't work at all.
+        is_backend: bool,
+    },
     /// Something rare; the message beside it says more.
     Odd,
 }
@@ -146,7 +157,8 @@ impl ProbableCause {
             }
             StreamProgress::Failed(ExchangeError::Proof(
                 ProofError::WrongAnswer | ProofError::WrongSealedAnswer,
-            )) => AgreementCause::OtherKey.into(),
+            )) => if is_stream { AgreementCause::NoListener } else { AgreementCause::OtherKey }.into(),
+            StreamProgress::Waited(AwaitedStep::Proof) if is_stream => AgreementCause::SilentStream.into(),
             StreamProgress::Failed(ExchangeError::ClosedUnproven) if is_stream => {
                 AgreementCause::Dropped { tried_hashes: false }.into()
             }

@@ -14,6 +14,7 @@ use nix::unistd::{User, geteuid};
 
 use super::finding::{Finding, USER};
 use crate::backend::agent::examine::{AgentCapabilities, DeviceExamination, examine};
+use crate::util::counted;
 
 const CHECK: &str = "agent";
 /// Names that are shown of a longer list.
@@ -228,10 +229,10 @@ fn plugs(
             "if there should be some: what may its user see at the endpoint?",
         ),
         Ok(list) if listed && list.is_noisy => warning(
-            format!("its list has {} plugs, and lines that name none", list.count),
+            format!("its list has {}, and lines that name none", counted(list.count, "plug")),
             "run its action list by hand and look",
         ),
-        Ok(list) => Some(Finding::ok(CHECK, name, format!("its list has {} plugs", list.count))),
+        Ok(list) => Some(Finding::ok(CHECK, name, format!("its list has {}", counted(list.count, "plug")))),
     }
 }
 

@@ -26,6 +26,7 @@ use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, Silen
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
 use crate::peers::{HELLO_KEPT, leave_peers};
+use crate::util::counted;
 
 const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
@@ -197,7 +198,7 @@ fn listed(domains: Option<&[HostDomain]>) -> String {
     match domains {
         Some(domains) => {
             let on = domains.iter().filter(|it| !it.is_off).count();
-            format!("lists {} domains, {on} of them on", domains.len())
+            format!("lists {}, {on} of them on", counted(domains.len(), "domain"))
         }
         None => "the list of that host can't be read".to_owned(),
     }

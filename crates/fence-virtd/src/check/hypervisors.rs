@@ -16,6 +16,7 @@ use super::hosts::CheckedDomain;
 use crate::hypervisor::inventory;
 use crate::hypervisor::uuid::domain_id;
 use crate::listener::serial::is_ours;
+use crate::util::counted;
 
 /// Time for one hypervisor to answer, as at the daemon's start.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -64,7 +65,7 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> (Vec<Finding>, Vec<Checke
         Err(error) => return (vec![unreachable(uri, &error.to_string())], Vec::new()),
     };
     let (all, on) = (domains.len(), domains.iter().filter(|it| it.is_on).count());
-    let text = format!("reached; {all} domains, {on} of them running");
+    let text = format!("reached; {}, {on} of them running", counted(all, "domain"));
     let mut found = vec![if all == 0 {
         let next = "if there should be some: virsh -c with this URI lists what its user may see \
                     (qemu:///session is not \

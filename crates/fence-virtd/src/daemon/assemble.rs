@@ -63,7 +63,10 @@ pub(super) async fn assemble(
     endpoint: Option<Endpoint>,
     wait: bool,
 ) -> Result<ServingDaemon, DaemonError> {
-    let audit = Audit::open(config.daemon.audit_log.as_deref()).map_err(DaemonError::Audit)?;
+    let file = config.daemon.audit_log.as_deref();
+    let failed =
+        |source| DaemonError::Audit { path: file.map_or_else(String::new, fence_cli::shown), source };
+    let audit = Audit::open(file).map_err(failed)?;
     let setup = backend(config, &known, wait).await?;
     // What an earlier daemon owes is known before anybody is told anything.
     left.intents.iter().for_each(|it| drop(intents.adopt(it)));

@@ -20,8 +20,8 @@ pub(super) enum DaemonError {
     Listener(#[from] ListenerError),
     #[error("backend libvirt: {0}; -w waits for it")]
     Backend(String),
-    #[error("can't open the audit_log file: {0}")]
-    Audit(std::io::Error),
+    #[error("can't open the audit_log file {path}: {source}; fence_virtd --check says what it lacks")]
+    Audit { path: String, source: std::io::Error },
     #[error("no random bytes: {0}")]
     Random(#[from] rand::rngs::SysError),
     #[error("{0}")]

@@ -41,6 +41,7 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct AuditFile {
+    path: PathBuf,
     outlet: Outlet<AuditItem>,
     /// Set when the thread must open the file anew.
     reopen: Arc<AtomicBool>,
@@ -126,7 +127,7 @@ impl AuditFile {
         let file = append(path)?;
         let reopen = Arc::new(AtomicBool::new(false));
         let writer = AuditWriter { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
-        Ok(Self { outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
+        Ok(Self { path: path.to_owned(), outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
     }
 
     fn write(&self, id: u64, line: String, intent: Option<&OpenIntent>) {
@@ -137,7 +138,7 @@ impl AuditFile {
         // Once: a disk that hangs would fill the log.
         if pushed == PushResult::FirstLost {
             error!(
-                id,
+                id, file = %shown(&self.path),
                 "the audit file takes no records: {QUEUE} wait for it; requests go on, and what finds no \
                  room is in the log alone"
             );
@@ -146,7 +147,7 @@ impl AuditFile {
 
     fn finish(&self, limit: Duration) {
         if !self.outlet.finish(limit) {
-            warn!("the audit file does not answer: the last records are in the log alone");
+            warn!(file = %shown(&self.path), "the audit file does not answer: the last records are in the log alone");
         }
     }
 }

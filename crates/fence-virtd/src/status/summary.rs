@@ -145,7 +145,8 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
         let uri = it.label("uri");
         let state = if is_on(it) { "connected" } else { "NO CONNECTION" };
         let running = named("domains_running").find(|it| it.label("uri") == uri);
-        let running = running.map(|it| format!(", {} domains running", it.value)).unwrap_or_default();
+        let running =
+            running.map(|it| format!(", {} running", with_noun(it.value, "domain"))).unwrap_or_default();
         lines.push(format!("libvirt {uri}: {state}{running}"));
     }
     for it in named("agent_device_up") {
@@ -157,7 +158,7 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
             (false, true) => "DOES NOT ANSWER",
             (false, false) => "not asked yet",
         };
-        lines.push(format!("device {device}: {state}, {runs} runs"));
+        lines.push(format!("device {device}: {state}, {}", with_noun(runs, "run")));
     }
     if named("corosync_up").next().is_some() {
         let of = |kind: &str| {
@@ -166,8 +167,10 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
         let (new, old, silent) = (of("new"), of("old"), of("not_heard"));
         let state = if value("corosync_up") > 0.0 { "joined" } else { "NOT JOINED" };
         let silent = if silent > 0.0 { format!(", {silent} NOT HEARD") } else { String::new() };
-        lines
-            .push(format!("corosync: {state}, {} hosts, {old} of them with the C daemon{silent}", new + old));
+        lines.push(format!(
+            "corosync: {state}, {}, {old} of them with the C daemon{silent}",
+            with_noun(new + old, "host")
+        ));
         let lost = value("lost_domains");
         if lost > 0.0 {
             lines.push(format!("domains of hosts that are not heard: {lost}"));
@@ -227,6 +230,12 @@ fn counted(what: &str, parts: impl Iterator<Item = (String, f64)>) -> String {
         let _ = write!(text, "{} {name} {count}", if place == 0 { " -" } else { "," });
     }
     text
+}
+
+/// Returns a sample's value with its noun.
+fn with_noun(value: f64, noun: &str) -> String {
+    // Counts of metrics are whole.
+    format!("{value} {noun}{}", if value.to_bits() == 1f64.to_bits() { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -7,3 +7,8 @@ pub(crate) mod fault;
 pub(crate) mod join;
 pub(crate) mod locks;
 pub(crate) mod outlet;
+
+/// Returns a count with its noun, in the plural of `-s` where that is due.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
