@@ -356,9 +356,9 @@ fn first_namesake(
 pub fn namesake_moved_away(look: &Finding, other: DomainId) -> String {
     format!(
         "another domain with this name, UUID {other}, moved away from {}, or was saved there to a file, and \
-         no host that was asked saw it end after that. Is it on at a host that is not asked? Name that host \
-         in `peers` of all hosts, and reload. If that one is off for good, \"It moved away\" in \
-         docs/truth.md says how that place forgets it",
+         no host that was asked saw that domain end after that. Is that domain on at a host that is not \
+         asked? Name that host in `peers` of all hosts, and reload. If that domain is off for good, \"It \
+         moved away\" in docs/truth.md says how that place forgets the domain",
         look.place
     )
 }

@@ -147,7 +147,8 @@ impl AuditFile {
 
     fn finish(&self, limit: Duration) {
         if !self.outlet.finish(limit) {
-            warn!(file = %shown(&self.path), "the audit file does not answer: the last records are in the log alone");
+            warn!(file = %shown(&self.path), "the audit file does not answer: the last records are in the \
+            log alone");
         }
     }
 }

@@ -176,7 +176,7 @@ fn a_namesake_that_moved_away_is_a_doubt_with_a_next_step() {
     let proof = judge(Sight::Ended(Some(Duration::from_secs(1)))).unwrap();
     assert_eq!(proof.since(), of_domain[0][0].began);
     let why = judge(Sight::On).unwrap_err();
-    assert!(why.contains(&id(1).to_string()) && why.contains("it is on at host h1"), "{why}");
+    assert!(why.contains(&id(1).to_string()) && why.contains("the domain is on at host h1"), "{why}");
 }
 
 /// Whoever does not ask about a namesake that was heard of can't say "off".
