@@ -204,7 +204,7 @@ class Answer:
 
     def says_off(self):
         """Whether the answer is that the domain is off."""
-        return self.rc == {"status": OFF, "off": OK}[self.action]
+        return self.rc == {"status": OFF, "off": OK}.get(self.action)
 
     def says_on(self):
         """Whether the answer is that it is on."""

@@ -52,7 +52,10 @@ def test_a_namesake_that_left_for_a_host_that_nobody_asks(pair, note, leaves):
     leaves(pair, pair.h2)
     held(pair, tally)
     why = pair.h1.records()[-1]["reason"]
-    assert all(word in why for word in ("another domain", pair.h2.name, "`peers`")), why
+    assert all(word in why for word in ("another domain", pair.h2.name, "`peers`", OTHER)), why
+    # By its UUID each is asked about alone.
+    assert pair.ask("status", OTHER, "-u").rc == OFF, pair.logs()
+    assert pair.ask("status", uuid_of("x"), "-u").rc == FAILED, pair.logs()
     # It comes back, and ends where somebody looks.
     pair.h3.hypervisor.virsh("destroy", "x")
     pair.h2.hypervisor.virsh("start", "x")

@@ -20,6 +20,17 @@ pub struct DomainRef {
     pub uuid: DomainId,
     /// Place of the domain when it was located.
     pub home: DomainHome,
+    /// Word of the request that names it.
+    pub by: TargetKind,
+}
+
+/// Word by which a request names a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TargetKind {
+    /// Name: each machine that may run under it is meant.
+    Name,
+    /// UUID: no other domain is meant, also none with the same name.
+    Uuid,
 }
 
 /// Place from which a domain can be reached.

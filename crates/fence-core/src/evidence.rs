@@ -105,6 +105,9 @@ pub enum Doubt {
     /// A place can't tell, or none was looked at in time.
     #[error("can't tell whether the domain is off: {0}")]
     CantTell(String),
+    /// Another domain with its name may be on.
+    #[error("can't tell whether it is off: {0}")]
+    Namesake(String),
 }
 
 /// Proof that a domain is off. The module's head says how it comes about.
@@ -127,7 +130,7 @@ impl ProvedOff {
     pub fn from_rounds(asked: Instant, rounds: &[Vec<Finding>]) -> Result<Self, Doubt> {
         let proof = Self::of_one(asked, rounds)?;
         match first_namesake(rounds, |_| true) {
-            Some((look, other)) => Err(Doubt::CantTell(namesake_moved_away(look, other))),
+            Some((look, other)) => Err(Doubt::Namesake(namesake_moved_away(look, other))),
             None => Ok(proof),
         }
     }

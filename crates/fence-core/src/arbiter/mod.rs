@@ -69,7 +69,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::domain::PowerAction;
+use crate::domain::{PowerAction, TargetKind};
 
 pub use self::grant::{Grant, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
 
@@ -125,6 +125,9 @@ pub struct ArbiterRequest {
     pub source: RequestSource,
     /// Peer of the request; none where it can't be told from others.
     pub peer: Option<PeerId>,
+    /// Word that names the target: what is found of one UUID is no result for its name, nor the other way
+    /// round. So these never join.
+    pub by: TargetKind,
     /// Arrival of the first packet.
     pub arrived: Instant,
     /// Moment from which on the request must neither run nor get another's result.
@@ -184,7 +187,8 @@ impl Arbiter {
         if same_target.clone().count() >= TARGET_LIMIT {
             return Err(Rejection::TargetQueueFull);
         }
-        let same_work = same_target.next_back().filter(|it| it.request.work == request.work);
+        let is_same = |it: &&ArbiterEntry| it.request.work == request.work && it.request.by == request.by;
+        let same_work = same_target.next_back().filter(is_same);
         let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
         self.entries.push(ArbiterEntry {

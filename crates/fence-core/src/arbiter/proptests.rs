@@ -385,6 +385,7 @@ impl World {
             work: it.plan.kind.work(uuid(it.plan.target)),
             source: source(sight.known, it.plan.from),
             peer: sight.peer.then(|| PeerId(format!("peer {}", it.plan.from))),
+            by: TargetKind::Name,
             arrived: self.at(arrived),
             deadline: self.at(it.deadline),
         }

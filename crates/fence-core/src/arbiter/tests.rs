@@ -27,7 +27,10 @@ impl Rig {
     fn ask_at(&mut self, seconds: u64, id: u64, ask: Ask) -> Result<SubmitResult, Rejection> {
         let Ask { work, source, peer, arrived, deadline } = ask;
         let (arrived, deadline) = (self.at(arrived), self.at(deadline));
-        self.arbiter.submit(self.at(seconds), ArbiterRequest { id, work, source, peer, arrived, deadline })
+        self.arbiter.submit(
+            self.at(seconds),
+            ArbiterRequest { id, work, source, peer, by: TargetKind::Name, arrived, deadline },
+        )
     }
 
     fn seen_off(&mut self, id: u64) -> Vec<ArbiterDecision> {
@@ -375,6 +378,20 @@ fn what_somebody_else_saw_off_is_joined_no_more() {
     assert_eq!(rig.ask(6, off("b").from("f")), joined(5));
 }
 
+/// Results for a UUID say nothing of the name, which other domains may have.
+#[test]
+fn a_request_by_name_joins_none_by_uuid() {
+    use TargetKind::{Name, Uuid};
+    let mut rig = Rig::new();
+    let mut ask = |id, by| {
+        let (arrived, deadline) = (rig.at(0), rig.at(30));
+        let (work, source) = (ArbitratedAction::Off("b".to_owned()), RequestSource::Unknown);
+        rig.arbiter.submit(arrived, ArbiterRequest { id, work, source, peer: None, by, arrived, deadline })
+    };
+    assert_eq!([ask(1, Uuid), ask(2, Uuid), ask(3, Name)], [Ok(SubmitResult::Run), joined(1), WAIT]);
+    assert_eq!([ask(4, Name), ask(5, Uuid), ask(6, Name)], [joined(3), WAIT, WAIT]);
+}
+
 #[test]
 fn an_installed_request_that_is_past_it_is_not_joined() {
     let mut rig = Rig::new();
@@ -383,6 +400,7 @@ fn an_installed_request_that_is_past_it_is_not_joined() {
         work: ArbitratedAction::Reboot("b".to_owned()),
         source: RequestSource::Unknown,
         peer: None,
+        by: TargetKind::Name,
         arrived: rig.at(0),
         deadline: rig.at(30),
     };

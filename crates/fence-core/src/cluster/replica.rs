@@ -15,6 +15,7 @@ use super::message::{
 use crate::arbiter::{
     Arbiter, ArbiterDecision, ArbiterRequest, Grant, PeerId, RequestSource, SharedResult, SubmitResult,
 };
+use crate::domain::TargetKind;
 
 /// Deadline of all claims in the arbiter: never, because a claim's host withdraws it in time.
 const NO_DEADLINE: Duration = Duration::from_secs(u32::MAX as u64);
@@ -530,6 +531,7 @@ impl ReplicatedArbiter {
             source: claim.source.clone().map_or(RequestSource::Unknown, RequestSource::Known),
             // An address or a context id identifies a peer only on the host that saw it.
             peer: claim.peer.as_ref().map(|it| PeerId(format!("{} {it}", key.0))),
+            by: TargetKind::Name,
             arrived: now,
             deadline: now + NO_DEADLINE,
         }

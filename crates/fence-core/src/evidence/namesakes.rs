@@ -53,8 +53,8 @@ impl Namesakes {
     pub fn judge(&mut self, other: DomainId, rounds: &[Vec<Finding>]) {
         self.hear(rounds);
         let proof = ProvedOff::of_one(self.asked, rounds).map_err(|doubt| match (open_move(rounds), doubt) {
-            (Some(look), Doubt::CantTell(_)) => Doubt::CantTell(namesake_moved_away(look, other)),
-            (_, doubt) => Doubt::CantTell(format!("another domain with this name, UUID {other}: {doubt}")),
+            (Some(look), Doubt::CantTell(_)) => Doubt::Namesake(namesake_moved_away(look, other)),
+            (_, doubt) => Doubt::Namesake(format!("another domain with this name, UUID {other}: {doubt}")),
         });
         self.heard.insert(other, Some(proof));
     }
@@ -67,7 +67,7 @@ impl Namesakes {
         let mut proof = ProvedOff::of_one(self.asked, rounds)?;
         self.hear(rounds);
         if self.heard.len() > MAX_NAMESAKES {
-            return Err(Doubt::CantTell(format!(
+            return Err(Doubt::Namesake(format!(
                 "more than {MAX_NAMESAKES} other domains with this name moved away from hosts that were \
                  asked; \"It moved away\" in docs/truth.md says how these places forget them"
             )));
@@ -77,7 +77,7 @@ impl Namesakes {
             None => format!("another domain with this name, UUID {other}, was not looked at"),
         };
         for (other, found) in self.heard {
-            let found = found.unwrap_or_else(|| Err(Doubt::CantTell(not_seen(other))))?;
+            let found = found.unwrap_or_else(|| Err(Doubt::Namesake(not_seen(other))))?;
             proof.since = proof.since.min(found.since);
         }
         Ok(proof)

@@ -65,7 +65,7 @@ impl StartDecision {
             // It would run twice.
             Err(Doubt::On(_)) => Self::IsOn,
             Err(Doubt::Moving(_)) => Self::GiveWay,
-            Err(Doubt::CantTell(_)) => Self::Fail,
+            Err(Doubt::CantTell(_) | Doubt::Namesake(_)) => Self::Fail,
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use fence_core::domain::{DomainId, DomainRef};
+use fence_core::domain::{DomainId, DomainRef, TargetKind};
 use fence_core::evidence::Finding;
 
 use super::BoxedFuture;
@@ -26,6 +26,8 @@ pub(crate) struct DomainQuestion {
     /// No answer of the request depends on it but the text of a failure: hosts that are slow to ask, those
     /// without host messages, are left out.
     pub(crate) is_for_text: bool,
+    /// Word by which the domain is meant.
+    pub(crate) by: TargetKind,
 }
 
 /// UUID of a question by the name alone.
@@ -35,12 +37,12 @@ impl DomainQuestion {
     /// Asks now.
     pub(crate) fn new(uuid: DomainId, name: String) -> Self {
         let asked = Instant::now();
-        Self { uuid, name, asked, round: asked, is_for_text: false }
+        Self { uuid, name, asked, round: asked, is_for_text: false, by: TargetKind::Name }
     }
 
     /// Asks now.
     pub(crate) fn about(domain: &DomainRef) -> Self {
-        Self::new(domain.uuid, domain.name.clone())
+        Self { by: domain.by, ..Self::new(domain.uuid, domain.name.clone()) }
     }
 
     /// Asks now about a target that no place of this host knows: by its UUID, or by the name alone.
@@ -70,6 +72,11 @@ pub(crate) trait PeerHosts: Send + Sync {
     /// Looks at each other host that can have the domain: one finding for each, none left out. A host that
     /// does not answer is unknown, with its name and the next step. None: this host is alone.
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>>;
+
+    /// Returns whether these hosts and this one share the results for a UUID, whatever word named it.
+    fn shares_results(&self) -> bool {
+        false
+    }
 }
 
 /// The hypervisors of this host, as other hosts may ask about them.

@@ -30,7 +30,7 @@ use crate::util::join::join_all;
 use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState, SeenPower, merge,
+    PowerState, SeenPower, TargetKind, merge,
 };
 use fence_core::evidence::last_seen::LeaveKind;
 use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes};
@@ -126,6 +126,9 @@ impl LibvirtBackend {
             self.mark_saved(question, &mut round);
         }
         round.extend(others);
+        if question.by == TargetKind::Uuid {
+            round.iter_mut().for_each(|it| it.namesakes.clear());
+        }
         round
     }
 
@@ -142,7 +145,23 @@ impl LibvirtBackend {
         }
     }
 
-    /// Proves that a domain is off wherever it can be, and each other one with its name that left a place.
+    /// Proves the same for a request of a client of this host: by the UUID it can ask about one domain alone.
+    ///
+    /// # Errors
+    /// Reason why it may be on, or another one with its name.
+    async fn prove_off_here(&self, question: &DomainQuestion, until: Instant) -> Result<ProvedOff, Doubt> {
+        let by_uuid = |why: String| {
+            format!("{why}. A request with the UUID of this one, {}, asks about no other", question.uuid)
+        };
+        let has_own_result = !lock(&self.others).iter().any(|it| it.shares_results());
+        match self.prove_off(question, until).await {
+            Err(Doubt::Namesake(why)) if has_own_result => Err(Doubt::Namesake(by_uuid(why))),
+            other => other,
+        }
+    }
+
+    /// Proves that a domain is off wherever it can be. If it is meant by its name, so is each other one with
+    /// this name that left a place.
     ///
     /// # Errors
     /// Reason why it may be on, or another one with its name.
@@ -187,9 +206,11 @@ impl LibvirtBackend {
     }
 
     /// Finds the one domain of this host's hypervisors that a target means, on or off. Nothing in the result
-    /// speaks of other hosts.
+    /// speaks of other hosts. The hosts of a cluster share a result for a UUID, whatever named it: so this is
+    /// a domain that is meant by its name.
     pub(crate) async fn find_here(&self, target: &Target, until: Instant) -> Result<DomainHere, LocateError> {
-        let (here, silent) = self.search(target, until).await?;
+        let (mut here, silent) = self.search(target, until).await?;
+        here.domain.by = TargetKind::Name;
         match here.sight {
             Sight::On | Sight::Moving => Ok(here),
             _ if silent.is_empty() => Ok(here),
@@ -220,7 +241,7 @@ impl LibvirtBackend {
         }
         let reasons = unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>();
         let here = |home: usize, it: &MatchedDomain| DomainHere {
-            domain: it.reference(home),
+            domain: it.reference(home, wanted.kind_for(it.uuid)),
             sight: it.sight.clone(),
         };
         match &found[..] {
@@ -295,7 +316,12 @@ impl LibvirtBackend {
     fn ended(&self, wanted: &TargetQuery) -> Option<DomainHere> {
         self.hypervisors.iter().enumerate().find_map(|(home, it)| {
             let (uuid, name) = it.ended(wanted.uuid(), wanted.name())?;
-            let domain = DomainRef { name, uuid: domain_id(uuid), home: DomainHome::Here(home) };
+            let domain = DomainRef {
+                name,
+                uuid: domain_id(uuid),
+                home: DomainHome::Here(home),
+                by: wanted.kind_for(uuid),
+            };
             Some(DomainHere { domain, sight: Sight::Ended(it.end_age(uuid)) })
         })
     }
@@ -354,7 +380,7 @@ impl LibvirtBackend {
         if let Ok(Sight::On | Sight::Moving) = self.look(domain, until).await {
             return Ok(SeenPower::On);
         }
-        match self.prove_off(&DomainQuestion::about(domain), until).await {
+        match self.prove_off_here(&DomainQuestion::about(domain), until).await {
             Ok(proof) => Ok(SeenPower::Off(proof)),
             Err(Doubt::On(_) | Doubt::Moving(_)) => Ok(SeenPower::On),
             Err(doubt) => Err(doubt.into()),
@@ -397,7 +423,7 @@ impl LibvirtBackend {
             // No instance that ran here was ended: every place has to say that it has none.
             let starts = for_reboot && (acted || self.reboot_starts);
             let announced = starts.then(|| self.announce(domain));
-            match self.prove_off(&question, lease.until()).await {
+            match self.prove_off_here(&question, lease.until()).await {
                 Ok(proof) => {
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
                     let restart = announced.map(|it| self.restart(home, domain, source, it));
@@ -555,7 +581,7 @@ impl LibvirtBackend {
             }
             // Another host that is asked for the same start sees this, or this one sees the other's.
             let announced = self.announce(domain);
-            let looks = self.prove_off(&DomainQuestion::about(domain), lease.until()).await;
+            let looks = self.prove_off_here(&DomainQuestion::about(domain), lease.until()).await;
             match (StartDecision::after(&looks), looks) {
                 (StartDecision::Start, _) => break announced,
                 (StartDecision::IsOn, _) => return Ok(()),
@@ -729,7 +755,7 @@ impl Backend for LibvirtBackend {
             ActionError::Refused(format!("libvirt at {uri} is not in the configuration any more"))
         })?;
         let announced = self.announce(domain);
-        let _proof = self.prove_off(&DomainQuestion::about(domain), lease.until()).await?;
+        let _proof = self.prove_off_here(&DomainQuestion::about(domain), lease.until()).await?;
         let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
         let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
         LibvirtRestart { home, uuid, source, announced }.bring_up(lease).await

@@ -18,13 +18,17 @@ use crate::request::lease::Lease;
 use crate::util::join::join_all;
 use fence_core::cluster::directory::OtherNode;
 use fence_core::cluster::message::{Member, PublishedState};
-use fence_core::domain::{ActionError, DomainHome, DomainRef};
+use fence_core::domain::{ActionError, DomainHome, DomainRef, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 
 /// The other nodes, for the libvirt backend of this host.
 pub(super) struct OtherNodes(pub(super) Weak<Cluster>);
 
 impl PeerHosts for OtherNodes {
+    fn shares_results(&self) -> bool {
+        true
+    }
+
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
         Box::pin(async move {
             match self.0.upgrade() {
@@ -86,8 +90,12 @@ impl Cluster {
 
     async fn look_at(self: &Arc<Self>, member: Member, question: &DomainQuestion, until: Instant) -> Finding {
         let began = Instant::now();
-        let domain =
-            DomainRef { name: question.name.clone(), uuid: question.uuid, home: DomainHome::Elsewhere };
+        let domain = DomainRef {
+            name: question.name.clone(),
+            uuid: question.uuid,
+            home: DomainHome::Elsewhere,
+            by: TargetKind::Name,
+        };
         // No client can end a look early; the deadline does.
         let (lease, _settled) = Lease::new(until, 0);
         let seen = match self.ask(member, Action::Status, &domain, true, &lease) {

@@ -26,7 +26,7 @@ use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
 use fence_core::cluster::directory::DirectoryAnswer;
 use fence_core::cluster::message::{Member, PublishedDomain, PublishedState};
-use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, PowerState};
+use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, PowerState, TargetKind};
 use fence_core::evidence::Sight;
 
 /// Pause before a reply is sent once more: a legacy host misses a reply that comes before it waits for one.
@@ -292,7 +292,7 @@ impl Cluster {
     ) -> Result<(), ActionError> {
         let known = domain.and_then(|it| {
             let uuid = published_id(&it.uuid)?;
-            Some(DomainRef { name: it.name, uuid, home: DomainHome::Elsewhere })
+            Some(DomainRef { name: it.name, uuid, home: DomainHome::Elsewhere, by: TargetKind::Name })
         });
         let Some(known) = known else {
             return self.await_publication(poll, asks, until).await;
@@ -328,6 +328,7 @@ impl Cluster {
                 name: "?".to_owned(),
                 uuid: DomainId::from_bytes([0; 16]),
                 home: DomainHome::Elsewhere,
+                by: TargetKind::Name,
             };
             tokio::select! {
                 biased;

@@ -24,7 +24,7 @@ use crate::service::execute::{
 use crate::service::owed_places::about_to_start;
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{
-    ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState,
+    ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState, TargetKind,
 };
 use fence_core::evidence::namesakes::MAX_NAMESAKES;
 use fence_core::evidence::{Finding, Sight, namesake_moved_away, namesakes_in, strongest};
@@ -139,7 +139,8 @@ impl AskExecution<'_> {
             }
             _ => {}
         }
-        self.domain = Some(DomainRef { name: question.name, uuid, home: DomainHome::Here(0) });
+        self.domain =
+            Some(DomainRef { name: question.name, uuid, home: DomainHome::Here(0), by: TargetKind::Name });
         match seen {
             Sight::On | Sight::Moving => ServeOutcome::Is(PowerState::On),
             off => ServeOutcome::SeenOff(off),

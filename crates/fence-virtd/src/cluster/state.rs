@@ -30,7 +30,7 @@ use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{HostMessage, Member, PublishedState};
 use fence_core::cluster::recent_offs::RecentOffs;
-use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState};
+use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState, TargetKind};
 use fence_core::evidence::Sight;
 use fence_core::host_down::Moment;
 
@@ -203,7 +203,12 @@ pub(super) fn published_id(text: &str) -> Option<DomainId> {
 /// Returns the domains with these names and UUIDs.
 fn references(named: Vec<(String, String)>) -> Vec<DomainRef> {
     let reference = |(name, uuid): (String, String)| {
-        Some(DomainRef { name, uuid: published_id(&uuid)?, home: DomainHome::Elsewhere })
+        Some(DomainRef {
+            name,
+            uuid: published_id(&uuid)?,
+            home: DomainHome::Elsewhere,
+            by: TargetKind::Name,
+        })
     };
     named.into_iter().filter_map(reference).collect()
 }

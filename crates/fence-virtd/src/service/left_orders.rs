@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, PeerId, RequestSource};
-use fence_core::domain::DomainId;
+use fence_core::domain::{DomainId, TargetKind};
 use fence_core::intent::{Intent, PendingOrder};
 use fence_wire::{Response, escaped};
 use tracing::{info, warn};
@@ -122,6 +122,7 @@ impl Service {
             work,
             source: source.map_or(RequestSource::Unknown, RequestSource::Known),
             peer: peer.map(PeerId),
+            by: TargetKind::Name,
             arrived: now,
             deadline: now,
         }

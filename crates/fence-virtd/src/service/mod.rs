@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection, RequestSource};
-use fence_core::domain::{DomainHome, DomainRef, PowerAction};
+use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::DEVICE_HOME;
 use fence_wire::{Challenge, ClientRun, Key, Proved};
 use tokio::sync::Notify;
@@ -265,6 +265,7 @@ impl Service {
             work,
             source: job.source(),
             peer: job.peer_id(),
+            by: named_by(resolved),
             arrived: job.arrived,
             deadline: lease.until(),
         };
@@ -459,6 +460,14 @@ fn arbitrated_action(job: &RequestJob, resolved: &ResolvedTarget) -> ArbitratedA
     let ResolvedTarget::Run(Some(located)) = resolved else { return ArbitratedAction::Look };
     let Some(action) = PowerAction::of_request(job.action) else { return ArbitratedAction::Look };
     ArbitratedAction::of(action, located.domain().uuid.to_string())
+}
+
+/// Returns the word that names the target.
+fn named_by(resolved: &ResolvedTarget) -> TargetKind {
+    match resolved {
+        ResolvedTarget::Run(Some(located)) => located.domain().by,
+        _ => TargetKind::Name,
+    }
 }
 
 /// A request in flight; see [`Service::begin_request`].

@@ -47,7 +47,7 @@ impl OwnPlaces for OwedPlaces {
 
 #[cfg(test)]
 mod tests {
-    use fence_core::domain::{DomainHome, DomainId, DomainRef};
+    use fence_core::domain::{DomainHome, DomainId, DomainRef, TargetKind};
     use fence_core::evidence::{DomainSite, Sight};
 
     use super::*;
@@ -70,7 +70,12 @@ mod tests {
         let (intents, _) = IntentLog::open(None, String::new());
         let places = OwedPlaces::new(Arc::new(Shown(Sight::Off)), intents.clone());
         let about = |uuid, name: &str| {
-            DomainQuestion::about(&DomainRef { name: name.to_owned(), uuid, home: DomainHome::Here(0) })
+            DomainQuestion::about(&DomainRef {
+                name: name.to_owned(),
+                uuid,
+                home: DomainHome::Here(0),
+                by: TargetKind::Name,
+            })
         };
         let (question, other) = (about(uuid, "x"), about(DomainId::from_bytes([8; 16]), "other"));
         let subject = IntentSubject {

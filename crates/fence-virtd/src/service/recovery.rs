@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::arbiter::Grant;
-use fence_core::domain::{DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower};
+use fence_core::domain::{
+    DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower, TargetKind,
+};
 use fence_core::intent::{IntentRemainder, StartOwed, UnfinishedIntent};
 use fence_wire::{Action, Response, Target, escaped};
 use tracing::{info, warn};
@@ -266,7 +268,12 @@ fn over(found: &str) -> StartAttempt {
 /// Returns the domain of an intent. Its place is found anew.
 fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
     let uuid = DomainId::parse_canonical(&unfinished.intent.uuid)?;
-    Some(DomainRef { name: unfinished.intent.domain.clone(), uuid, home: DomainHome::Here(0) })
+    Some(DomainRef {
+        name: unfinished.intent.domain.clone(),
+        uuid,
+        home: DomainHome::Here(0),
+        by: TargetKind::Name,
+    })
 }
 
 /// Returns the words for a start that is still owed, with the next step.

@@ -16,6 +16,7 @@ use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower,
+    TargetKind,
 };
 use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
 use fence_core::intent::{Intent, IntentRemainder, START_AGE_MS, StartOwed, UnfinishedIntent};
@@ -127,8 +128,12 @@ fn job(action: Action) -> (RequestJob, ResolvedTarget) {
         target: Target::new("b", false).unwrap(),
         trail: AgentRunTrail::default(),
     };
-    let domain =
-        DomainRef { name: "b".to_owned(), uuid: DomainId::from_bytes([0xb; 16]), home: DomainHome::Here(0) };
+    let domain = DomainRef {
+        name: "b".to_owned(),
+        uuid: DomainId::from_bytes([0xb; 16]),
+        home: DomainHome::Here(0),
+        by: TargetKind::Name,
+    };
     (job, ResolvedTarget::Run(Some(LocatedDomain::Here(domain))))
 }
 
@@ -289,7 +294,12 @@ impl Backend for Refusing {
 }
 
 fn victim() -> DomainRef {
-    DomainRef { name: "b".to_owned(), uuid: DomainId::from_bytes([0xb; 16]), home: DomainHome::Here(0) }
+    DomainRef {
+        name: "b".to_owned(),
+        uuid: DomainId::from_bytes([0xb; 16]),
+        home: DomainHome::Here(0),
+        by: TargetKind::Name,
+    }
 }
 
 /// Starts the daemon's half of a recovery that owes a start. `age`: of the request.

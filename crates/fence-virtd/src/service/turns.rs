@@ -303,6 +303,7 @@ mod tests {
     use super::*;
     use crate::service::cluster_port::ClusterGrant;
     use fence_core::arbiter::{ArbitratedAction, RequestSource};
+    use fence_core::domain::TargetKind;
 
     /// Far longer than anything here takes; only a failure waits for it.
     const PATIENCE: Duration = Duration::from_secs(120);
@@ -315,6 +316,7 @@ mod tests {
             work,
             source: RequestSource::Known(source.into()),
             peer: None,
+            by: TargetKind::Name,
             arrived,
             deadline,
         }

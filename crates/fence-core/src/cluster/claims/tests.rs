@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::*;
 use crate::arbiter::{ArbitratedAction, RequestSource};
 use crate::cluster::message::{AskAction, AskEnd, AskMessage};
+use crate::domain::TargetKind;
 
 /// Hosts, numbered from 0, and one order for what they say.
 struct Net {
@@ -97,6 +98,7 @@ impl Net {
             work,
             source: source.map_or(RequestSource::Unknown, |it| RequestSource::Known(it.to_owned())),
             peer: None,
+            by: TargetKind::Name,
             arrived: self.start,
             deadline: self.start,
         };
@@ -111,6 +113,7 @@ impl Net {
             work: ArbitratedAction::Off(target.to_owned()),
             source: RequestSource::Known(source.to_owned()),
             peer: None,
+            by: TargetKind::Name,
             arrived: self.start,
             deadline: self.start,
         };
@@ -563,6 +566,7 @@ fn a_host_does_not_take_more_than_it_can_tell() {
         work: ArbitratedAction::Off("one more".to_owned()),
         source: RequestSource::Unknown,
         peer: None,
+        by: TargetKind::Name,
         arrived: net.start,
         deadline: net.start,
     };

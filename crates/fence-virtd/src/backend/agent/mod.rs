@@ -49,7 +49,7 @@ use fence_core::agent::listing::PlugList;
 use fence_core::agent::plan::{PowerPlan, StatusReading};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
-    SeenPower,
+    SeenPower, TargetKind,
 };
 use fence_core::evidence::ProvedOff;
 use fence_core::intent::PendingOrder;
@@ -227,6 +227,7 @@ impl AgentBackend {
             name: domain.name.clone(),
             uuid: domain.uuid,
             home: DomainHome::Agent,
+            by: TargetKind::Name,
         })
     }
 

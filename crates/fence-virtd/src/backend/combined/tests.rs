@@ -13,7 +13,7 @@ use crate::request::lease::Lease;
 use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState, SeenPower,
+    PowerState, SeenPower, TargetKind,
 };
 use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
 
@@ -99,7 +99,7 @@ fn id(uuid: usize) -> DomainId {
 }
 
 fn domain(name: &str, uuid: usize, home: DomainHome) -> DomainRef {
-    DomainRef { name: name.to_owned(), uuid: id(uuid), home }
+    DomainRef { name: name.to_owned(), uuid: id(uuid), home, by: TargetKind::Name }
 }
 
 fn here(uuid: usize) -> LocateResult {

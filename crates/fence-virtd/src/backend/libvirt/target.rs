@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Domains of a hypervisor that a request's target can mean.
 
-use fence_core::domain::{DomainHome, DomainRef};
+use fence_core::domain::{DomainHome, DomainRef, TargetKind};
 use fence_core::evidence::Sight;
 use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, Uuid};
@@ -27,8 +27,8 @@ pub(super) struct MatchedDomain {
 }
 
 impl MatchedDomain {
-    pub(super) fn reference(&self, home: usize) -> DomainRef {
-        DomainRef { name: self.name.clone(), uuid: domain_id(self.uuid), home: DomainHome::Here(home) }
+    pub(super) fn reference(&self, home: usize, by: TargetKind) -> DomainRef {
+        DomainRef { name: self.name.clone(), uuid: domain_id(self.uuid), home: DomainHome::Here(home), by }
     }
 }
 
@@ -44,6 +44,11 @@ impl TargetQuery {
     /// Returns the name that the target may be; none if it can only be a UUID.
     pub(super) fn name(&self) -> Option<&str> {
         (!self.target.is_only_uuid()).then_some(self.target.as_str())
+    }
+
+    /// Returns the word that the target is for the domain with this UUID.
+    pub(super) fn kind_for(&self, uuid: Uuid) -> TargetKind {
+        if self.uuid == Some(uuid) { TargetKind::Uuid } else { TargetKind::Name }
     }
 
     pub(super) fn is_uuid_of(&self, found: &MatchedDomain) -> bool {

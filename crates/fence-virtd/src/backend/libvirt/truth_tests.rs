@@ -334,6 +334,20 @@ async fn a_name_is_off_only_if_the_namesake_that_left_is_too() {
             let seems_off = matches!(located, LocatedDomain::Off(_));
             assert_eq!(seems_off, status == "off", "{seen_at_h3:?}");
             assert_eq!(ask(&backend, action).await, expected, "{action} {seen_at_h3:?}");
+            // By its UUID this one is meant alone.
+            if action == PowerAction::Status {
+                let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 1);
+                let why = match backend.status(located.domain(), &lease).await {
+                    Err(error) => error.to_string(),
+                    _ => UUID.to_owned(),
+                };
+                assert!(why.contains(UUID), "{why}");
+                let target = Target::new(UUID, true).unwrap();
+                let located = backend.locate(&target, lease.until()).await.unwrap();
+                assert!(matches!(located, LocatedDomain::Off(_)), "{located:?}");
+                let seen = backend.status(located.domain(), &lease).await;
+                assert!(matches!(seen, Ok(SeenPower::Off(_))), "{seen:?}");
+            }
         }
     }
 }

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 use super::*;
-use fence_core::domain::{DomainHome, DomainId};
+use fence_core::domain::{DomainHome, DomainId, TargetKind};
 
 const ME: Member = Member { node: 1, pid: 10 };
 const OURS: Member = Member { node: 2, pid: 20 };
 const LEGACY: Member = Member { node: 3, pid: 30 };
 
 fn domain() -> DomainRef {
-    DomainRef { name: "n".to_owned(), uuid: DomainId::from_bytes([1; 16]), home: DomainHome::Elsewhere }
+    DomainRef {
+        name: "n".to_owned(),
+        uuid: DomainId::from_bytes([1; 16]),
+        home: DomainHome::Elsewhere,
+        by: TargetKind::Name,
+    }
 }
 
 /// Readings in the order of the columns of the table.

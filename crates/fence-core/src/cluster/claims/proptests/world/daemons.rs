@@ -5,6 +5,7 @@ use super::{Guest, Job, Packet, Place, Plan, Served, Step, World};
 use crate::arbiter::{ArbiterRequest, PeerId, SharedResult};
 use crate::cluster::claims::ClaimEffect;
 use crate::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, ClaimMessage, HostMessage, Member};
+use crate::domain::TargetKind;
 use crate::schedules::{Kind, source, uuid};
 use fence_wire::Response;
 
@@ -29,6 +30,7 @@ impl World {
             source: source(sight.known, plan.from),
             // As behind a NAT: two hosts may know two guests by one address.
             peer: sight.peer.then(|| PeerId(format!("address {}", (plan.from + plan.at) % self.sight.len()))),
+            by: TargetKind::Name,
             arrived: self.start,
             deadline: self.start,
         };
