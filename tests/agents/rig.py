@@ -13,7 +13,6 @@ Must never judge what an endpoint did: that is for the cases, which ask the endp
 """
 
 import functools
-import itertools
 import os
 import pathlib
 import re
@@ -37,7 +36,6 @@ class Site(rig.Site):
         self.host = self.net.node("host")
         self.key = programs.write_key(self.scratch / "key")
         self.secrets = []
-        self._numbers = itertools.count(10)
 
     @functools.cached_property
     def hypervisor(self):

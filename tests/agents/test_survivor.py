@@ -230,7 +230,7 @@ def test_two_honest_devices_hold_nobody_up(site, start_host, tmp_path):
                        zoo.device("good", "left", name="third")])
     assert site.ask("-o", "off", "-H", "right").rc == OK
     assert [it["device"] for it in host.runs("off") if it["action"] == "off"] == ["first", "second"]
-    assert site.ask("-o", "off", "-H", "left", node=site.node("other")).rc == OK
+    assert site.ask("-o", "off", "-H", "left", node=site.place("other")).rc == OK
     assert host.record("off", 2)["turn_ms"] < 2000
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Hosts whose domains are QEMU processes, for what libvirt's test driver can't show: ends seen at the kernel, and migration."""
 
-import itertools
 import subprocess
 
 from lab.hypervisor import Hypervisor
@@ -15,7 +14,6 @@ class Site(rig.Site):
         self.at, self.host, self.reaper = host, host.place, reaper
         self.net, self.key, self.scratch = hosts.net, hosts.key, hosts.directory
         self.hypervisor = Hypervisor(host.place.ns).start()
-        self._numbers = itertools.count(100 * host.number)
 
     def migrate(self, name, to, *extra):
         """A live migration in the background: a Popen that ends with it."""

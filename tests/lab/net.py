@@ -102,6 +102,7 @@ class Net:
         self.prefix = f"{_PREFIX}-{os.getpid()}-{_start_time(os.getpid())}-{Net._count}"
         self.switch = f"{self.prefix}-sw"
         self.nodes = {}
+        self._last = 0
         self._closed = False
         atexit.register(self.close)
         _ip(f"netns add {self.switch}")
@@ -112,11 +113,15 @@ class Net:
         _ip_batch(self.switch, "link set lo up", "link add br0 type bridge mcast_snooping 0", "link set br0 up")
 
     def node(self, name, index=None, extra=()):
-        """A new node; `index` chooses the addresses (10.77.0.index, fd77::index), `extra` adds more."""
+        """A new node; `index` chooses the addresses (10.77.0.index, fd77::index), else it has some that no node of this
+        net had before, removed ones included. `extra` adds more."""
         if index is None:
-            index = 1 + max((n.index for n in self.nodes.values()), default=0)
-        if name in self.nodes or any(n.index == index for n in self.nodes.values()):
-            raise ValueError(f"node {name} or index {index} is there already")
+            index = 1 + self._last
+        if name in self.nodes:
+            raise ValueError(f"node {name} is there already: another case made it, and may have it stand")
+        if any(n.index == index for n in self.nodes.values()):
+            raise ValueError(f"index {index} is another node's, {name} can't have it")
+        self._last = max(self._last, index)
         node = Node(self, name, index)
         _ip(f"netns add {node.ns}")
         self.nodes[name] = node

@@ -13,7 +13,6 @@ Must never judge what the programs under test did: that is for the cases.
 import concurrent.futures
 import contextlib
 import datetime
-import itertools
 import os
 import pathlib
 import select
@@ -45,11 +44,10 @@ class Site:
         self.key = programs.write_key(scratch / "key")
         self.hypervisor = Hypervisor(self.host.ns).start()
         self.reaper = Reaper()
-        self._numbers = itertools.count(10)
 
     def node(self, name):
         """A node with addresses that nobody had before."""
-        return self.net.node(name, index=next(self._numbers))
+        return self.net.node(name)
 
     def guest(self):
         """A guest that nothing happens to."""
