@@ -15,7 +15,8 @@
 //!   those that are silent for [`WITNESS_TIMEOUT`] are skipped.
 //! - A silence that is shorter than that is no evidence.
 //! - A device that can't tell the state may start anew at the moment. As long as there is time it is asked
-//!   again, and has one more try when it can tell.
+//!   again, and has one more try when it can tell. It is left out of "off" only if it could not tell for all
+//!   of [`DeviceLimits::answer`], and was asked at the end of that.
 //! - Each device gets its part of the time and no more. Devices that did not answer at all come after those
 //!   that did.
 //! - Nothing begins after [`PowerPlan::stop`]; actions that were begun are followed to their end.
@@ -30,6 +31,10 @@ pub const WITNESS_TIMEOUT: Duration = Duration::from_secs(3);
 const FAILED_ACTION_SETTLE: Duration = Duration::from_secs(3);
 /// Pauses between status checks: the first, and each one after it.
 const POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// Pause before a device that can't tell the state is asked again.
+pub const FAILED_PAUSE: Duration = Duration::from_millis(300);
+/// Longest time between two failed status checks of a device that failed for all of the time between them.
+const FAILED_GAP: Duration = Duration::from_secs(2);
 /// Pause before a device is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Shortest time of a status check, as long as there is some left.
@@ -55,6 +60,8 @@ pub enum StatusReading {
     Is(PowerState),
     /// The device answered, and can't tell the state.
     CantTell,
+    /// The device does not list the machine now, so it may not be asked.
+    Unlisted,
     /// The device's agent can't be run here: that does not change while a request lasts.
     Unusable,
     /// The device did not answer in its time.
@@ -83,12 +90,14 @@ pub struct DeviceLimits {
     pub timeout: Option<Duration>,
     /// Time limit of one status check, with everything that makes it evidence.
     pub status: Duration,
-    /// Time after which a silent device is not well.
+    /// Time after which a device that is silent, or can't tell the state, is not well.
     pub answer: Duration,
     /// Number of further tries after the first.
     pub retries: u32,
     /// True for a device that never worked, or could not tell the state for long.
     pub is_known_to_fail: bool,
+    /// True for a device that could not tell the state for all of its time before, and has not told it since.
+    pub was_heard_out: bool,
 }
 
 /// Next step for the caller.
@@ -98,7 +107,8 @@ pub enum PlanStep {
     /// reports it is enough.
     Look(Vec<(usize, Instant)>),
     /// One device reports the wanted state. Ask all of these at once, each until its time. The first that
-    /// reports the opposite is enough.
+    /// reports the opposite is enough. Here and in [`PlanStep::Look`], one that can't tell the state is asked
+    /// again after [`FAILED_PAUSE`] while others are waited for.
     Ask(Vec<(usize, Instant)>),
     /// Act at this device, until this time.
     Act(usize, Instant),
@@ -138,10 +148,20 @@ struct DeviceRecord {
     silent: bool,
     /// The device answered, could not tell the state, has not told it since, and may tell it yet.
     is_blind: bool,
+    /// Failed status checks that follow each other up to now.
+    failing: Option<FailingTime>,
     /// The device had its turn, did not answer, and comes after the others.
     deferred: bool,
     /// End of the device's last turn.
     over: Option<Instant>,
+}
+
+/// Time for which a device could not tell the state, whenever it was asked.
+#[derive(Clone, Copy, Debug)]
+struct FailingTime {
+    since: Instant,
+    /// End of the last status check.
+    last: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -180,6 +200,7 @@ impl PowerPlan {
             effect_pending: false,
             silent: false,
             is_blind: false,
+            failing: None,
             deferred: false,
             over: None,
         };
@@ -209,6 +230,12 @@ impl PowerPlan {
         self.devices.get(device)?.last.map(|it| it.heard)
     }
 
+    /// Returns true for a device that could not tell the state for all of its time and has not told it
+    /// since.
+    pub fn has_failed_throughout(&self, device: usize) -> bool {
+        self.devices.get(device).is_some_and(|it| it.limits.was_heard_out)
+    }
+
     /// Returns true where an action was begun and its end is not known: it may come yet, or not all devices
     /// were heard that could deny it.
     pub fn is_open(&self) -> bool {
@@ -226,14 +253,18 @@ impl PowerPlan {
         let is_cut = match heard {
             StatusReading::NotAsked => goal == PowerState::Off,
             StatusReading::Silent => now.saturating_duration_since(began) < patience,
-            StatusReading::Is(_) | StatusReading::CantTell | StatusReading::Unusable => false,
+            StatusReading::Is(_)
+            | StatusReading::CantTell
+            | StatusReading::Unlisted
+            | StatusReading::Unusable => false,
         };
         if !is_cut {
             it.last = Some(LastReading { heard, after });
         }
         let was_blind = it.is_blind;
-        it.is_blind =
-            !it.limits.is_known_to_fail && (heard == StatusReading::CantTell || was_blind && it.silent);
+        let is_blind = matches!(heard, StatusReading::CantTell | StatusReading::Unlisted);
+        it.is_blind = !it.limits.is_known_to_fail && (is_blind || was_blind && it.silent);
+        it.note_failing(heard, began, now);
         let opposes = matches!(heard, StatusReading::Is(power) if power != goal);
         if was_blind && opposes {
             it.tries = it.tries.min(it.limits.retries);
@@ -278,6 +309,9 @@ impl PowerPlan {
                 return PlanStep::Done;
             }
             if now < self.until && !asked.is_empty() {
+                if let Some(then) = self.pause_until(&asked, now) {
+                    return PlanStep::Wait(then);
+                }
                 let asked = asked.into_iter().map(|it| {
                     let DeviceRecord { limits, opposed, .. } = self.devices[it];
                     // A device that reported the opposite is alive: its answer is worth waiting for.
@@ -412,11 +446,14 @@ impl PowerPlan {
 
     /// Waits for pending effects when no device has a turn any more.
     fn wait_for_an_effect(&mut self, now: Instant) -> PlanStep {
+        if self.actions == 0 && self.stopped {
+            return self.hear_out(now);
+        }
         let waiting = |it: &DeviceRecord| it.effect_pending || it.is_blind || self.objects(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| waiting(&self.devices[*it])).collect();
         let worth = asked.iter().any(|it| self.devices[*it].effect_pending || self.devices[*it].is_blind)
             || self.devices.iter().any(|it| self.says_goal(it));
-        if asked.is_empty() || !worth || self.actions == 0 && self.stopped {
+        if asked.is_empty() || !worth {
             return PlanStep::GiveUp;
         }
         if let Some(then) = self.patience.not_before
@@ -428,6 +465,28 @@ impl PowerPlan {
         let step = PlanStep::Look(looks.collect());
         self.patience.wait(now);
         step
+    }
+
+    /// Asks devices that can't tell the state again, where nothing was done and nothing will be.
+    fn hear_out(&self, now: Instant) -> PlanStep {
+        let failing = |it: &DeviceRecord| it.last.is_some_and(|last| last.heard == StatusReading::CantTell);
+        let is_asked = |it: &DeviceRecord| failing(it) && !it.is_heard_out(self.goal);
+        let asked: Vec<usize> = (0..self.devices.len()).filter(|it| is_asked(&self.devices[*it])).collect();
+        if self.devices.iter().any(|it| self.objects(it)) || asked.is_empty() {
+            return PlanStep::GiveUp;
+        }
+        if let Some(then) = self.pause_until(&asked, now) {
+            return PlanStep::Wait(then);
+        }
+        let looks = asked.into_iter().map(|it| (it, self.until.min(now + self.devices[it].limits.status)));
+        PlanStep::Look(looks.collect())
+    }
+
+    /// Returns until when these are left alone: all are asked at once, and one of them failed a moment ago.
+    fn pause_until(&self, these: &[usize], now: Instant) -> Option<Instant> {
+        let failed = these.iter().filter_map(|it| self.devices[*it].failing);
+        let pause = failed.map(|it| it.last + FAILED_PAUSE).max().filter(|it| *it > now);
+        pause.map(|it| it.min(self.until))
     }
 
     /// Returns true for a device that did not answer in its turn, so that others go first, once.
@@ -459,10 +518,41 @@ impl PowerPlan {
         let is_off = self.goal == PowerState::Off;
         match it.last {
             None => is_off || self.actions == 0,
-            Some(last) if last.after == self.actions => false,
+            Some(last) if last.after == self.actions => {
+                last.heard == StatusReading::CantTell && !it.is_heard_out(self.goal)
+            }
             // One that was silent for all of its time before an action is not well.
             Some(last) => it.opposed || is_off && last.heard != StatusReading::Silent,
         }
+    }
+}
+
+impl DeviceRecord {
+    /// Notes whether the device could tell the state.
+    fn note_failing(&mut self, heard: StatusReading, began: Instant, now: Instant) {
+        match heard {
+            StatusReading::CantTell => {
+                // In a longer pause it may have been well.
+                let before = self.failing.filter(|it| began <= it.last + FAILED_GAP);
+                self.failing = Some(FailingTime { since: before.map_or(began, |it| it.since), last: now });
+                self.limits.was_heard_out |= self.has_failed_for(self.limits.answer);
+            }
+            StatusReading::Is(_) => (self.failing, self.limits.was_heard_out) = (None, false),
+            StatusReading::Unlisted
+            | StatusReading::Unusable
+            | StatusReading::Silent
+            | StatusReading::NotAsked => {}
+        }
+    }
+
+    /// Returns whether the device, which can't tell the state now, need not be asked again.
+    fn is_heard_out(&self, goal: PowerState) -> bool {
+        self.limits.was_heard_out || self.has_failed_for(patience(goal, self.limits))
+    }
+
+    /// Returns whether the device could not tell the state for so long.
+    fn has_failed_for(&self, time: Duration) -> bool {
+        self.failing.is_some_and(|it| it.last + FAILED_PAUSE >= it.since + time)
     }
 }
 

@@ -34,6 +34,15 @@ struct Made {
     limits: DeviceLimits,
 }
 
+/// Answer of a device to one status check.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    device: usize,
+    heard: StatusReading,
+    began: Instant,
+    at: Instant,
+}
+
 /// Recorded event.
 #[derive(Debug)]
 enum Event {
@@ -92,30 +101,26 @@ impl World {
     fn look(&mut self, plan: &mut PowerPlan, these: Vec<(usize, Instant)>, enough: Option<StatusReading>) {
         assert!(!these.is_empty());
         let began = self.now;
-        let mut answers: Vec<_> = these
-            .into_iter()
-            .map(|(device, limit)| {
-                assert!(limit > began && limit <= self.until, "a look without time");
-                assert!(limit - began <= self.made[device].limits.status);
-                let made = self.made[device];
-                let at = began + ms(made.answers);
-                // A run is killed when the time of its device is up.
-                let end = limit.min(began + made.limits.answer);
-                let at_state_of = |age: u64| {
-                    let is_so = self.changes.is_some_and(|it| it + ms(age) <= at);
-                    StatusReading::Is(if is_so { self.goal } else { self.opposite() })
-                };
-                match made.word {
-                    Word::Always(StatusReading::Silent) => (end, device, StatusReading::Silent),
-                    _ if at > end => (end, device, StatusReading::Silent),
-                    Word::Always(heard) => (at, device, heard),
-                    Word::Truth => (at, device, at_state_of(0)),
-                    Word::Old(age) => (at, device, at_state_of(age)),
+        let mut answers = Vec::new();
+        for (device, limit) in &these {
+            assert!(*limit > began && *limit <= self.until, "a look without time");
+            assert!(*limit - began <= self.made[*device].limits.status);
+            answers.push(self.answer(*device, began, *limit));
+        }
+        // One that can't tell is asked again while others are waited for.
+        let longest = answers.iter().map(|it| it.at).max().unwrap_or(began);
+        for (place, (device, limit)) in these.into_iter().enumerate() {
+            let mut last = answers[place];
+            while last.heard == StatusReading::CantTell && last.at + FAILED_PAUSE < limit {
+                last = self.answer(device, last.at + FAILED_PAUSE, limit);
+                if last.at >= longest {
+                    break;
                 }
-            })
-            .collect();
-        answers.sort_by_key(|(at, device, _)| (*at, *device));
-        for (at, device, heard) in answers {
+                answers.push(last);
+            }
+        }
+        answers.sort_by_key(|it| (it.at, it.device));
+        for Answer { device, heard, began, at } in answers {
             self.now = at;
             plan.looked(device, heard, began, at);
             self.events.push(Event::Said { device, heard, began, took: at - began });
@@ -123,6 +128,26 @@ impl World {
                 break;
             }
         }
+    }
+
+    /// Answer of a device that is asked at `began`.
+    fn answer(&self, device: usize, began: Instant, limit: Instant) -> Answer {
+        let made = self.made[device];
+        let at = began + ms(made.answers);
+        // A run is killed when the time of its device is up.
+        let end = limit.min(began + made.limits.answer);
+        let at_state_of = |age: u64| {
+            let is_so = self.changes.is_some_and(|it| it + ms(age) <= at);
+            StatusReading::Is(if is_so { self.goal } else { self.opposite() })
+        };
+        let (at, heard) = match made.word {
+            Word::Always(StatusReading::Silent) => (end, StatusReading::Silent),
+            _ if at > end => (end, StatusReading::Silent),
+            Word::Always(heard) => (at, heard),
+            Word::Truth => (at, at_state_of(0)),
+            Word::Old(age) => (at, at_state_of(age)),
+        };
+        Answer { device, heard, began, at }
     }
 
     fn act(&mut self, plan: &mut PowerPlan, device: usize, limit: Instant) {
@@ -187,6 +212,24 @@ impl World {
         made.word != Word::Always(StatusReading::Silent) && ms(made.answers) <= made.limits.answer
     }
 
+    /// Returns whether a device that never told the state could not tell it for all of its time.
+    fn failed_throughout(&self, of: usize) -> bool {
+        let mut since = None;
+        let mut before: Option<Instant> = None;
+        self.events.iter().any(|it| match it {
+            Event::Said { device, heard: StatusReading::CantTell, began, took } if *device == of => {
+                if before.is_none_or(|it| *began > it + FAILED_GAP) {
+                    since = Some(*began);
+                }
+                before = Some(*began + *took);
+                since.zip(before).is_some_and(|(since, last)| {
+                    last + FAILED_PAUSE >= since + patience(self.goal, self.made[of].limits)
+                })
+            }
+            _ => false,
+        })
+    }
+
     /// Said after the last action, and the last that it said.
     fn says_now(&self, device: usize) -> Option<StatusReading> {
         let (heard, began) = self.said(device).next_back()?;
@@ -199,6 +242,7 @@ fn heard() -> impl Strategy<Value = StatusReading> {
         Just(StatusReading::Is(PowerState::On)),
         Just(StatusReading::Is(PowerState::Off)),
         Just(StatusReading::CantTell),
+        Just(StatusReading::Unlisted),
         Just(StatusReading::Unusable),
         Just(StatusReading::Silent)
     ]
@@ -213,6 +257,7 @@ fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Val
             answer: Duration::from_secs(status) / 3,
             retries,
             is_known_to_fail: known,
+            was_heard_out: false,
         }
     })
 }
@@ -267,6 +312,8 @@ proptest! {
                 let may_be_skipped = !opposed && world.last_action().is_some();
                 let may_be_skipped = may_be_skipped && (goal == PowerState::On || !world.is_well(it));
                 prop_assert!(now.is_some() || may_be_skipped, "{it} was not asked");
+                let failing = now == Some(StatusReading::CantTell);
+                prop_assert!(!failing || world.failed_throughout(it), "{it} was not heard out");
             }
         } else if plan.actions() == 0 && world.stopped.is_none() {
             // Nothing was begun, so nothing could be: nobody could be run, or there was no time.
@@ -336,6 +383,7 @@ proptest! {
             answer: status,
             retries,
             is_known_to_fail: false,
+            was_heard_out: false,
         };
         let (word, says) = (Word::Truth, ActionReport::Claimed);
         let good = Made { word, answers, says, acts: effect, effect: Some(effect), limits };

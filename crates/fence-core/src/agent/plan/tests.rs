@@ -10,6 +10,7 @@ const LIMITS: DeviceLimits = DeviceLimits {
     answer: Duration::from_secs(10),
     retries: 1,
     is_known_to_fail: false,
+    was_heard_out: false,
 };
 
 fn s(seconds: u64) -> Duration {
@@ -48,7 +49,7 @@ fn off_already_is_asked_of_all_and_nothing_is_done() {
     let (mut plan, now) = plan(3);
     plan.looked(0, OFF, now, now);
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10)), (2, now + s(10))]));
-    plan.looked(1, StatusReading::CantTell, now, now);
+    plan.looked(1, StatusReading::CantTell, now - s(10), now);
     // A silence of less than its time says nothing.
     plan.looked(2, StatusReading::Silent, now - s(9), now);
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(2, now + s(10))]));
@@ -87,7 +88,7 @@ fn one_that_was_never_asked_is_asked_after_the_action_of_another() {
     plan.acted(1, ActionReport::Claimed, now);
     plan.looked(1, OFF, now, now);
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(0, now + s(10))]));
-    plan.looked(0, StatusReading::CantTell, now, now);
+    plan.looked(0, StatusReading::CantTell, now - s(10), now);
     assert_eq!(plan.next(now), PlanStep::Done);
 }
 
@@ -191,7 +192,7 @@ fn after_the_lease_what_was_begun_is_followed_and_nothing_else() {
     plan.looked(0, OFF, now, now);
     // Looks go on.
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10))]));
-    plan.looked(1, StatusReading::CantTell, now, now);
+    plan.looked(1, StatusReading::CantTell, now - s(10), now);
     assert_eq!(plan.next(now), PlanStep::Done);
 }
 
@@ -239,7 +240,7 @@ fn a_long_time_out_leaves_time_for_others() {
 /// A management controller that starts anew: for some seconds it can't tell the state and refuses to act.
 #[test]
 fn a_device_that_is_blind_for_some_seconds_is_tried_until_the_time_is_over() {
-    for (blind, is_heard_out) in [(s(4), false), (s(4), true), (s(12), false), (s(20), true)] {
+    for blind in [s(4), s(12), s(20)] {
         let (mut plan, start) = plan(1);
         let (mut now, mut is_on) = (start, true);
         let wakes = start + blind;
@@ -247,9 +248,7 @@ fn a_device_that_is_blind_for_some_seconds_is_tried_until_the_time_is_over() {
             match plan.next(now) {
                 PlanStep::Look(asked) | PlanStep::Ask(asked) => {
                     let began = now;
-                    // A device that can't tell is asked again for a while by the caller.
-                    now += Duration::from_millis(if now < wakes && is_heard_out { 3000 } else { 100 });
-                    now = now.min(asked[0].1);
+                    now = asked[0].1.min(now + Duration::from_millis(100));
                     let told =
                         if now >= wakes { if is_on { ON } else { OFF } } else { StatusReading::CantTell };
                     plan.looked(0, told, began, now);
@@ -267,5 +266,84 @@ fn a_device_that_is_blind_for_some_seconds_is_tried_until_the_time_is_over() {
             assert!(now < start + s(60));
         };
         assert!(done && !is_on, "blind for {blind:?}: gave up after {:?}", now - start);
+    }
+}
+
+/// Asks until the plan is done with a second device that can't tell until `wakes` and says "on" then. Returns
+/// the last step, its time, and how often that device was asked.
+fn hear_out(plan: &mut PowerPlan, mut now: Instant, wakes: Instant) -> (PlanStep, Instant, u32) {
+    let mut asked = 0;
+    loop {
+        match plan.next(now) {
+            PlanStep::Ask(these) | PlanStep::Look(these) if these.iter().all(|it| it.0 == 1) => {
+                let began = now;
+                now += Duration::from_millis(100);
+                asked += 1;
+                plan.looked(1, if now >= wakes { ON } else { StatusReading::CantTell }, began, now);
+            }
+            PlanStep::Wait(until) => now = until,
+            end => return (end, now, asked),
+        }
+    }
+}
+
+/// One failure says nothing of the next answer.
+#[test]
+fn a_device_that_fails_is_heard_for_all_of_its_time_before_off_is_said() {
+    for (blind, is_off) in [(s(1), false), (s(9), false), (s(15), true)] {
+        let (mut plan, begin) = plan(2);
+        plan.stop();
+        plan.looked(0, OFF, begin, begin);
+        let (end, now, asked) = hear_out(&mut plan, begin, begin + blind);
+        assert_eq!(end, if is_off { PlanStep::Done } else { PlanStep::GiveUp }, "{blind:?}");
+        assert!(now <= begin + s(10) && asked <= 26, "{:?}", now - begin);
+        assert_eq!(plan.has_failed_throughout(1), is_off);
+    }
+}
+
+/// Failures with much time between them: the device may have been well meanwhile.
+#[test]
+fn two_failures_are_not_all_of_the_time_between_them() {
+    let (mut plan, begin) = plan(2);
+    plan.looked(1, StatusReading::CantTell, begin, begin);
+    plan.looked(0, ON, begin, begin);
+    let PlanStep::Act(0, _) = plan.next(begin) else { panic!("{plan:?}") };
+    let now = begin + s(12);
+    plan.acted(0, ActionReport::Claimed, now);
+    plan.looked(0, OFF, now, now);
+    let (end, now, _) = hear_out(&mut plan, now, now + s(3));
+    assert!(matches!(end, PlanStep::Act(1, _)) && now >= begin + s(15), "{end:?}");
+}
+
+#[test]
+fn one_that_was_heard_out_before_is_asked_once_until_it_tells() {
+    let now = Instant::now();
+    let failing = DeviceLimits { is_known_to_fail: true, was_heard_out: true, ..LIMITS };
+    let mut plan = PowerPlan::new(PowerState::Off, [LIMITS, failing], now + s(28));
+    plan.looked(0, OFF, now, now);
+    plan.looked(1, StatusReading::CantTell, now, now);
+    assert_eq!(plan.next(now), PlanStep::Done);
+    plan.looked(1, ON, now, now);
+    plan.looked(1, StatusReading::CantTell, now, now);
+    assert_eq!(plan.next(now), PlanStep::Wait(now + FAILED_PAUSE));
+}
+
+/// Nobody may act, and the only device fails once.
+#[test]
+fn a_status_is_no_failure_because_one_status_check_failed() {
+    for blind in [s(3), s(12)] {
+        let (mut plan, begin) = plan(2);
+        plan.stop();
+        plan.looked(0, StatusReading::Unusable, begin, begin);
+        plan.looked(1, StatusReading::CantTell, begin, begin);
+        let (end, now, _) = hear_out(&mut plan, begin, begin + blind);
+        assert_eq!((end, plan.last(1) == Some(ON)), (PlanStep::GiveUp, blind == s(3)));
+        assert!(now <= begin + s(10));
+        // Where another one says on, that is the answer.
+        let (mut plan, begin) = self::plan(2);
+        plan.stop();
+        plan.looked(1, StatusReading::CantTell, begin, begin);
+        plan.looked(0, ON, begin, begin);
+        assert_eq!(plan.next(begin), PlanStep::GiveUp);
     }
 }

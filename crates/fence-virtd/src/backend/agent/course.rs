@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use fence_core::agent::plan::{ActionReport, PlanStep, PowerPlan, StatusReading};
+use fence_core::agent::plan::{ActionReport, FAILED_PAUSE, PlanStep, PowerPlan, StatusReading};
 use fence_core::domain::{ActionError, DomainId, PowerState};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use tokio::task::JoinSet;
@@ -119,19 +119,32 @@ impl PlanRunner<'_> {
         }
     }
 
+    /// Asks these devices at once, until one has said `enough` or each has answered. One that can't tell is
+    /// asked again while others are waited for.
     async fn check_status(&mut self, these: Vec<(usize, Instant)>, enough: StatusReading) {
         let mut runs = PendingStatusRuns::default();
-        for (place, until) in these {
-            runs.begin(place, &self.routes[place], self.lease, until);
+        for (place, until) in &these {
+            runs.begin(*place, &self.routes[*place], self.lease, *until);
         }
+        let mut unheard = these.clone();
         while !runs.is_empty() {
             tokio::select! {
                 biased;
                 result = runs.next() => {
-                    let last = result.as_ref().map(|it| it.reply.reading);
-                    self.take_reading(result);
-                    if last == Some(enough) {
+                    let Some((place, heard)) = result.as_ref().map(|it| (it.place, it.reply.reading)) else {
                         return;
+                    };
+                    self.take_reading(result);
+                    if heard == enough {
+                        return;
+                    }
+                    unheard.retain(|it| it.0 != place);
+                    if heard == StatusReading::CantTell
+                        && !unheard.is_empty()
+                        && let Some((_, until)) = these.iter().find(|it| it.0 == place)
+                        && Instant::now() + FAILED_PAUSE < *until
+                    {
+                        runs.begin_later(FAILED_PAUSE, place, &self.routes[place], self.lease, *until);
                     }
                 }
                 _ = self.lease.ended(), if self.plan.actions() == 0 => return,
@@ -200,10 +213,20 @@ impl PlanRunner<'_> {
     fn take_reading(&mut self, it: Option<StatusResult>) -> bool {
         let Some(StatusResult { place, reply, began }) = it else { return false };
         let now = Instant::now();
+        let was_known = self.plan.has_failed_throughout(place);
         self.plan.looked(place, reply.reading, began, now);
         self.pending.looked(place, reply.reading);
-        self.replies[place].reading = Some((reply.reading, began, now));
-        self.replies[place].status = Some(reply.words);
+        if !was_known && self.plan.has_failed_throughout(place) {
+            self.routes[place].device.note_failed_throughout(&self.routes[place].plug);
+        }
+        let last = &mut self.replies[place];
+        // A status check that had not all of its time knows no reason, and hides none.
+        let status_timeout = self.routes[place].device.status_timeout;
+        let is_cut = reply.reading == StatusReading::Silent && now - began < status_timeout;
+        if !(is_cut && last.reading.is_some()) {
+            last.status = Some(reply.words);
+        }
+        last.reading = Some((reply.reading, began, now));
         matches!(reply.reading, StatusReading::Is(_))
     }
 
@@ -224,6 +247,7 @@ impl PlanRunner<'_> {
                 StatusReading::Is(PowerState::On) => Sight::On,
                 StatusReading::Is(PowerState::Off) => Sight::Off,
                 StatusReading::CantTell
+                | StatusReading::Unlisted
                 | StatusReading::Unusable
                 | StatusReading::Silent
                 | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
@@ -293,9 +317,14 @@ struct PendingStatusRuns {
 
 impl PendingStatusRuns {
     fn begin(&mut self, place: usize, route: &Route, lease: &Lease, until: Instant) {
-        let (route, lease, began) = (route.clone(), lease.clone(), Instant::now());
+        self.begin_later(Duration::ZERO, place, route, lease, until);
+    }
+
+    fn begin_later(&mut self, pause: Duration, place: usize, route: &Route, lease: &Lease, until: Instant) {
+        let (route, lease, began) = (route.clone(), lease.clone(), Instant::now() + pause);
         self.asked.push((place, began));
         self.set.spawn(async move {
+            sleep_until(began.into()).await;
             let context = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
             let reply = route.status(context).await;
             StatusResult { place, reply, began }

@@ -24,7 +24,6 @@ use fence_core::agent::plan::{ActionReport, DeviceLimits, StatusReading, power};
 use fence_core::domain::{PowerAction, PowerState};
 use fence_wire::escaped;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
@@ -48,8 +47,6 @@ const LIST_TTL: Duration = Duration::from_secs(5);
 const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// A run that was killed earlier says nothing of its device.
 const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
-/// Pause before a device that can't tell is asked again.
-const FAILED_PAUSE: Duration = Duration::from_millis(300);
 /// Time for which a device that timed out comes after the others.
 const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
 /// Age of the last success with which "off" is believed, for a request and for a list. If the agent
@@ -110,8 +107,8 @@ struct DeviceMemory {
     proven: HashMap<u64, Instant>,
     /// Plugs that were on.
     seen_on: HashSet<String>,
-    /// Plugs of which it can't tell the state, and since when.
-    failing: HashMap<String, Instant>,
+    /// Plugs of which it could not tell the state for all of its time, and has not told it since.
+    failing: HashSet<String>,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
@@ -143,6 +140,7 @@ impl FenceDevice {
                 answer: it.status_timeout,
                 retries: it.retries,
                 is_known_to_fail: false,
+                was_heard_out: false,
             },
             slots,
             runs,
@@ -159,37 +157,22 @@ impl FenceDevice {
         lock(&self.memory).hung.is_some_and(|it| it.elapsed() < TIMED_OUT_PENALTY)
     }
 
-    /// Runs `status` for a plug. For a request a device that can't tell is asked again until its time is
-    /// over: one failure says nothing of the next answer. If that time is cut short, the device counts as
-    /// silent. One that could not tell for so long already is asked once.
+    /// Runs `status` for a plug, once.
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
-        let asked = Instant::now();
-        let until = asked + self.status_timeout;
-        // What the device said while it could not tell: a last try that has no time left knows no reason.
-        let mut said: Option<StatusReply> = None;
-        loop {
-            let reply = self.status_once(plug, context.within(until)).await;
-            let now = Instant::now();
-            let is_known_to_fail = match (reply.reading, said.take()) {
-                (StatusReading::Is(_), _) => {
-                    self.note_told(plug);
-                    return reply;
-                }
-                (StatusReading::Silent, Some(said)) if now >= until => return said,
-                (StatusReading::Silent | StatusReading::NotAsked | StatusReading::Unusable, _) => {
-                    return reply;
-                }
-                (StatusReading::CantTell, _) => self.note_failed(plug, asked, now),
-            };
-            if context.lease.is_none() || is_known_to_fail || now + FAILED_PAUSE >= until {
-                return reply;
-            }
-            if now + FAILED_PAUSE >= context.until {
-                return StatusReply { reading: StatusReading::Silent, ..reply };
-            }
-            said = Some(reply);
-            sleep(FAILED_PAUSE).await;
+        let reply = self.run_status(plug, context).await;
+        if matches!(reply.reading, StatusReading::Is(_)) {
+            lock(&self.memory).failing.remove(plug);
         }
+        reply
+    }
+
+    /// Notes that the device could not tell the state of a plug for all of its time.
+    pub(super) fn note_failed_throughout(&self, plug: &str) {
+        let mut memory = lock(&self.memory);
+        if memory.failing.len() >= MAX_PROVEN {
+            memory.failing.clear();
+        }
+        memory.failing.insert(plug.to_owned());
     }
 
     /// Returns the limits of a plan for a plug.
@@ -197,32 +180,11 @@ impl FenceDevice {
         let memory = lock(&self.memory);
         // One that never worked is set up wrong: that is told at once.
         let has_worked = !memory.proven.is_empty() || memory.seen_on.contains(plug);
-        let fails_for_long = memory.failing.get(plug).is_some_and(|it| self.is_over(*it, Instant::now()));
-        DeviceLimits { is_known_to_fail: fails_for_long || !has_worked, ..self.limits }
+        let was_heard_out = memory.failing.contains(plug);
+        DeviceLimits { is_known_to_fail: was_heard_out || !has_worked, was_heard_out, ..self.limits }
     }
 
-    /// Notes that the device told the state of a plug.
-    fn note_told(&self, plug: &str) {
-        lock(&self.memory).failing.remove(plug);
-    }
-
-    /// Notes that the device could not tell the state of a plug since it was asked. Returns whether it could
-    /// not for all of its time, and has not told it since.
-    fn note_failed(&self, plug: &str, asked: Instant, now: Instant) -> bool {
-        let mut memory = lock(&self.memory);
-        if memory.failing.len() >= MAX_PROVEN {
-            memory.failing.clear();
-        }
-        let since = *memory.failing.entry(plug.to_owned()).or_insert(asked);
-        self.is_over(since, now)
-    }
-
-    /// Returns whether the device had all of its time since then.
-    fn is_over(&self, since: Instant, now: Instant) -> bool {
-        now.saturating_duration_since(since) + FAILED_PAUSE >= self.status_timeout
-    }
-
-    async fn status_once(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
+    async fn run_status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let began = Instant::now();
         let done = self
             .run(PowerAction::Status.into(), Some(plug), context.within(began + self.status_timeout))

@@ -27,7 +27,7 @@ impl Route {
     pub(super) async fn status(&self, context: RunContext<'_>) -> StatusReply {
         match self.is_listed(context).await {
             Ok(()) => self.device.status(&self.plug, context).await,
-            Err(words) => StatusReply { reading: StatusReading::CantTell, words },
+            Err(words) => StatusReply { reading: StatusReading::Unlisted, words },
         }
     }
 
