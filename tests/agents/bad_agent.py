@@ -171,9 +171,9 @@ def hangs(*_):
     for_ever()
 
 
-@only({"off", "status"})
+@only({"off", "status", "monitor"})
 def breaks(*_):
-    """Fails, and can't tell: its connection breaks."""
+    """Fails, and can't tell: its connection breaks. It never worked, so nobody waits for it to get well."""
     print("connection lost", file=sys.stderr)
     return FAILED
 

@@ -135,7 +135,8 @@ def test_killed_with_the_daemon(site, tmp_path):
     """A daemon that is told to end leaves no agent behind."""
     zoo = Zoo(tmp_path / "zoo")
     host = Host(site, tmp_path / "host", [zoo.device("forks", timeout=20, retries=0)])
-    shot = site.ask("-o", "off", "-H", "forks", wait=False)
+    # No answer comes any more.
+    shot = site.ask("-o", "off", "-H", "forks", "-t", 15, wait=False)
     try:
         net.wait_until(lambda: len(zoo.runs("child")) == 4)
     except TimeoutError:

@@ -154,7 +154,8 @@ def test_a_device_that_can_not_be_used_touches_nothing(site, start_host, bmc, vm
     options = {"password": {"password_file": site.secret("wrong-hunter2-30aa")},
                "certificate": {"ssl_insecure": None},
                "machine": {"systems_uri": "/redfish/v1/Systems/nobody"}}[wrong]
-    host = start_host([device("bmc", AGENT, "node1", timeout=4, retries=0, options=bmc.options(vm1.uuid, **options))])
+    host = start_host([device("bmc", AGENT, "node1", timeout=4, status_timeout=5, retries=0,
+                              options=bmc.options(vm1.uuid, **options))])
     qemu = vm1.process()
     for action in ("status", "off"):
         result = site.ask("-o", action, "-H", "node1")
@@ -169,7 +170,7 @@ def test_a_service_that_dies_in_the_middle(site, start_host, tmp_path, vm1):
     with contextlib.ExitStack() as stack:
         bmc = stack.enter_context(Emulator(site, "bmc-3", tmp_path / "emulator", libvirt=site.hypervisor.uri))
         front = stack.enter_context(Front(bmc, "hang"))
-        host = start_host([device("bmc", AGENT, "node1", timeout=8, retries=0, options=bmc.options(vm1.uuid, ip=front.ip))])
+        host = start_host([device("bmc", AGENT, "node1", timeout=24, retries=0, options=bmc.options(vm1.uuid, ip=front.ip))])
         qemu = vm1.process()
         asked = site.ask("-o", "off", "-H", "node1", wait=False)
         net.wait_until(lambda: front.resets)

@@ -130,6 +130,7 @@ def test_a_shot_that_comes_after_its_time(site, start_host, tmp_path, mode):
         host.daemon.wait_log(r"heard .*left")
         net.wait_until(lambda: not asked.alive())
         if mode == "breaks":
+            # The request fails at once, and its order counts for ten seconds after its agent's end.
             assert first.finish(60).rc == 1
         zoo.switch("right", "off")
         right.die()

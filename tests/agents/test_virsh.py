@@ -92,7 +92,7 @@ def test_a_hypervisor_whose_virsh_is_gone(site, start_host, sshd, vm1, plugs):
     sshd.kill()
     sshd.start(path="/nowhere")
     try:
-        host = start_host([device("hv", AGENT, plugs, retries=0, timeout=5, options=sshd.options())], over=sshd.known())
+        host = start_host([device("hv", AGENT, plugs, retries=0, timeout=5, status_timeout=5, options=sshd.options())], over=sshd.known())
         qemu = vm1.process()
         result = site.ask("-o", "status", "-H", "vm1")
         assert result.rc == FAILED and "Status" not in result.out, (result, host.daemon.log)

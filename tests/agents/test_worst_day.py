@@ -35,7 +35,8 @@ def test_a_library_that_goes_away_is_no_machine_that_goes_off(site, start_host, 
     else:
         library.write_text(f"{READ}\n")
         text = f"#!/bin/sh\n. {library}\n{act}\nexit 0\n"
-    host = start_host([device("bmc", agent(tmp_path / "fence_own", text), "node1", timeout=4, retries=0)])
+    host = start_host([device("bmc", agent(tmp_path / "fence_own", text), "node1", timeout=4, status_timeout=4,
+                              retries=0)])
     assert site.ask("-o", "status", "-H", "node1").rc == OK
     assert site.ask("-o", "off", "-H", "node1").rc == FAILED
     runs = host.runs("off")
