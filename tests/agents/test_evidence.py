@@ -46,7 +46,7 @@ def test_an_action_that_was_only_claimed_holds_up_the_other_shot(site, start_hos
         second = shoot(right, left)
         host.daemon.wait_log(r"heard id=2 ")
         # Far longer than one look at the device.
-        time.sleep(4)
+        time.sleep(8)
         zoo.switch("right", "off")
         right.die()
         result = second.finish(60)

@@ -107,8 +107,9 @@ pub enum PlanStep {
     /// reports it is enough.
     Look(Vec<(usize, Instant)>),
     /// One device reports the wanted state. Ask all of these at once, each until its time. The first that
-    /// reports the opposite is enough. Here and in [`PlanStep::Look`], one that can't tell the state is asked
-    /// again after [`FAILED_PAUSE`] while others are waited for.
+    /// reports the opposite is enough. One that [is to be heard out](PowerPlan::is_to_be_heard_out) is asked
+    /// again after [`FAILED_PAUSE`] while others are waited for; so it is in [`PlanStep::Look`] until each
+    /// has answered once.
     Ask(Vec<(usize, Instant)>),
     /// Act at this device, until this time.
     Act(usize, Instant),
@@ -150,6 +151,8 @@ struct DeviceRecord {
     is_blind: bool,
     /// Failed status checks that follow each other up to now.
     failing: Option<FailingTime>,
+    /// Time when the device last told the state, whichever request asked.
+    told: Option<Instant>,
     /// The device had its turn, did not answer, and comes after the others.
     deferred: bool,
     /// End of the device's last turn.
@@ -160,8 +163,24 @@ struct DeviceRecord {
 #[derive(Clone, Copy, Debug)]
 struct FailingTime {
     since: Instant,
-    /// End of the last status check.
+    /// End of the last status check, or of an action after it.
     last: Instant,
+    /// Time of actions since the first one.
+    acting: Duration,
+}
+
+impl FailingTime {
+    /// Leaves out the time of an action: nobody is asked meanwhile, so it is no pause, and no time of
+    /// failures.
+    fn skip(&mut self, began: Instant, ended: Instant) {
+        let took = ended.saturating_duration_since(began.max(self.last));
+        (self.last, self.acting) = (self.last + took, self.acting + took);
+    }
+
+    /// Returns the time for which the device failed, where it fails until `end`.
+    fn length(&self, end: Instant) -> Duration {
+        end.saturating_duration_since(self.since).saturating_sub(self.acting)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -201,6 +220,7 @@ impl PowerPlan {
             silent: false,
             is_blind: false,
             failing: None,
+            told: None,
             deferred: false,
             over: None,
         };
@@ -230,10 +250,28 @@ impl PowerPlan {
         self.devices.get(device)?.last.map(|it| it.heard)
     }
 
+    /// Returns true for a device that can't tell the state, and has to be asked again before success is
+    /// reported.
+    pub fn is_to_be_heard_out(&self, device: usize) -> bool {
+        let is_asked = |it: &DeviceRecord| it.is_failing(self.actions) && !it.is_heard_out(self.goal);
+        self.devices.get(device).is_some_and(is_asked)
+    }
+
     /// Returns true for a device that could not tell the state for all of its time and has not told it
     /// since.
     pub fn has_failed_throughout(&self, device: usize) -> bool {
         self.devices.get(device).is_some_and(|it| it.limits.was_heard_out)
+    }
+
+    /// Records that the device told the state at `when`, whichever request asked: its failures until then
+    /// count no more.
+    pub fn told(&mut self, device: usize, when: Instant) {
+        let Some(it) = self.devices.get_mut(device) else { return };
+        if it.told.is_none_or(|before| before < when) {
+            it.told = Some(when);
+            it.limits.was_heard_out = false;
+            it.failing = it.failing.filter(|failing| when < failing.since);
+        }
     }
 
     /// Returns true where an action was begun and its end is not known: it may come yet, or not all devices
@@ -267,7 +305,8 @@ impl PowerPlan {
         it.note_failing(heard, began, now);
         let opposes = matches!(heard, StatusReading::Is(power) if power != goal);
         if was_blind && opposes {
-            it.tries = it.tries.min(it.limits.retries);
+            // One more, after the others' turns.
+            it.limits.retries = it.limits.retries.max(it.tries);
         }
         it.opposed |= opposes;
         if let Some(turn) = &mut self.turn
@@ -282,8 +321,11 @@ impl PowerPlan {
         }
     }
 
-    /// Records an action that ended at `now`.
-    pub fn acted(&mut self, device: usize, how: ActionReport, now: Instant) {
+    /// Records an action that began at `began` and ended at `now`.
+    pub fn acted(&mut self, device: usize, how: ActionReport, began: Instant, now: Instant) {
+        for failing in self.devices.iter_mut().filter_map(|it| it.failing.as_mut()) {
+            failing.skip(began, now);
+        }
         if how != ActionReport::NotRun {
             self.actions += 1;
         }
@@ -469,8 +511,7 @@ impl PowerPlan {
 
     /// Asks devices that can't tell the state again, where nothing was done and nothing will be.
     fn hear_out(&self, now: Instant) -> PlanStep {
-        let failing = |it: &DeviceRecord| it.last.is_some_and(|last| last.heard == StatusReading::CantTell);
-        let is_asked = |it: &DeviceRecord| failing(it) && !it.is_heard_out(self.goal);
+        let is_asked = |it: &DeviceRecord| it.is_failing(self.actions) && !it.is_heard_out(self.goal);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| is_asked(&self.devices[*it])).collect();
         if self.devices.iter().any(|it| self.objects(it)) || asked.is_empty() {
             return PlanStep::GiveUp;
@@ -519,7 +560,7 @@ impl PowerPlan {
         match it.last {
             None => is_off || self.actions == 0,
             Some(last) if last.after == self.actions => {
-                last.heard == StatusReading::CantTell && !it.is_heard_out(self.goal)
+                it.is_failing(self.actions) && !it.is_heard_out(self.goal)
             }
             // One that was silent for all of its time before an action is not well.
             Some(last) => it.opposed || is_off && last.heard != StatusReading::Silent,
@@ -532,9 +573,10 @@ impl DeviceRecord {
     fn note_failing(&mut self, heard: StatusReading, began: Instant, now: Instant) {
         match heard {
             StatusReading::CantTell => {
-                // In a longer pause it may have been well.
-                let before = self.failing.filter(|it| began <= it.last + FAILED_GAP);
-                self.failing = Some(FailingTime { since: before.map_or(began, |it| it.since), last: now });
+                let before = self.failing_without_pause(began);
+                let since = self.told.map_or(began, |it| it.max(began).min(now));
+                let new = FailingTime { since, last: now, acting: Duration::ZERO };
+                self.failing = Some(before.map_or(new, |it| FailingTime { last: now, ..it }));
                 self.limits.was_heard_out |= self.has_failed_for(self.limits.answer);
             }
             StatusReading::Is(_) => (self.failing, self.limits.was_heard_out) = (None, false),
@@ -545,6 +587,17 @@ impl DeviceRecord {
         }
     }
 
+    /// Returns the failures of a device that is asked at `began`; none after a pause in which it may have
+    /// been well.
+    fn failing_without_pause(&self, began: Instant) -> Option<FailingTime> {
+        self.failing.filter(|it| began <= it.last + FAILED_GAP)
+    }
+
+    /// Returns true for a device that could not tell the state in its last status check after that action.
+    fn is_failing(&self, after: u32) -> bool {
+        self.last.is_some_and(|it| it.after == after && it.heard == StatusReading::CantTell)
+    }
+
     /// Returns whether the device, which can't tell the state now, need not be asked again.
     fn is_heard_out(&self, goal: PowerState) -> bool {
         self.limits.was_heard_out || self.has_failed_for(patience(goal, self.limits))
@@ -552,7 +605,7 @@ impl DeviceRecord {
 
     /// Returns whether the device could not tell the state for so long.
     fn has_failed_for(&self, time: Duration) -> bool {
-        self.failing.is_some_and(|it| it.last + FAILED_PAUSE >= it.since + time)
+        self.failing.is_some_and(|it| it.length(it.last) + FAILED_PAUSE >= time)
     }
 }
 

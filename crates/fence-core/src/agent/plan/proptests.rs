@@ -16,6 +16,8 @@ enum Word {
     Truth,
     /// The state of so many milliseconds ago.
     Old(u64),
+    /// No state for so many milliseconds, and the true state then.
+    Blind(u64),
     /// Always the same answer, whatever the state.
     Always(StatusReading),
 }
@@ -31,6 +33,8 @@ struct Made {
     acts: u64,
     /// Time from the begin of an action to its effect, if there is one.
     effect: Option<u64>,
+    /// Time when it tells another request the state, if it does.
+    told: Option<u64>,
     limits: DeviceLimits,
 }
 
@@ -59,6 +63,8 @@ struct World {
     /// Time at which the domain reaches the wanted state.
     changes: Option<Instant>,
     events: Vec<Event>,
+    /// Times for which nobody was asked, because an action was under way.
+    acting: Vec<(Instant, Instant)>,
     stopped: Option<Instant>,
 }
 
@@ -70,7 +76,8 @@ impl World {
     fn new(made: Vec<Made>, goal: PowerState, time: u64, stop: Option<u64>) -> Self {
         let begin = Instant::now();
         let (until, stopped) = (begin + ms(time), stop.map(|it| begin + ms(it)));
-        Self { made, begin, until, now: begin, goal, changes: None, events: Vec::new(), stopped }
+        let (events, acting) = (Vec::new(), Vec::new());
+        Self { made, begin, until, now: begin, goal, changes: None, events, acting, stopped }
     }
 
     fn opposite(&self) -> PowerState {
@@ -107,25 +114,27 @@ impl World {
             assert!(*limit - began <= self.made[*device].limits.status);
             answers.push(self.answer(*device, began, *limit));
         }
-        // One that can't tell is asked again while others are waited for.
-        let longest = answers.iter().map(|it| it.at).max().unwrap_or(began);
-        for (place, (device, limit)) in these.into_iter().enumerate() {
-            let mut last = answers[place];
-            while last.heard == StatusReading::CantTell && last.at + FAILED_PAUSE < limit {
-                last = self.answer(device, last.at + FAILED_PAUSE, limit);
-                if last.at >= longest {
-                    break;
-                }
-                answers.push(last);
-            }
-        }
-        answers.sort_by_key(|it| (it.at, it.device));
-        for Answer { device, heard, began, at } in answers {
+        // One that is to be heard out is asked again while others are waited for.
+        let is_look = enough == Some(StatusReading::Is(self.goal));
+        let limits: Vec<(usize, Instant)> = these;
+        let mut unheard: Vec<usize> = limits.iter().map(|it| it.0).collect();
+        while let Some(next) = (0..answers.len()).min_by_key(|it| (answers[*it].at, answers[*it].device)) {
+            let Answer { device, heard, began, at } = answers.swap_remove(next);
             self.now = at;
+            if let Some(told) = self.told(device).filter(|it| *it <= at) {
+                plan.told(device, told);
+            }
             plan.looked(device, heard, began, at);
             self.events.push(Event::Said { device, heard, began, took: at - began });
             if Some(heard) == enough {
                 break;
+            }
+            unheard.retain(|it| *it != device);
+            let is_alone = if is_look { unheard.is_empty() } else { answers.is_empty() };
+            let (then, limit) =
+                (at + FAILED_PAUSE, limits.iter().find(|it| it.0 == device).map_or(at, |it| it.1));
+            if !is_alone && plan.is_to_be_heard_out(device) && then < limit {
+                answers.push(self.answer(device, then, limit));
             }
         }
     }
@@ -144,10 +153,16 @@ impl World {
             Word::Always(StatusReading::Silent) => (end, StatusReading::Silent),
             _ if at > end => (end, StatusReading::Silent),
             Word::Always(heard) => (at, heard),
-            Word::Truth => (at, at_state_of(0)),
+            Word::Blind(time) if at < self.begin + ms(time) => (at, StatusReading::CantTell),
+            Word::Truth | Word::Blind(_) => (at, at_state_of(0)),
             Word::Old(age) => (at, at_state_of(age)),
         };
         Answer { device, heard, began, at }
+    }
+
+    /// Returns when a device tells another request the state.
+    fn told(&self, device: usize) -> Option<Instant> {
+        self.made[device].told.map(|it| self.begin + ms(it))
     }
 
     fn act(&mut self, plan: &mut PowerPlan, device: usize, limit: Instant) {
@@ -167,7 +182,8 @@ impl World {
             self.changes = Some(self.changes.map_or(then, |it| it.min(then)));
         }
         self.now = ended;
-        plan.acted(device, how, ended);
+        plan.acted(device, how, began, ended);
+        self.acting.push((began, ended));
         if how != ActionReport::NotRun {
             self.events.push(Event::Acted { device, began, limit, ended });
         }
@@ -212,22 +228,46 @@ impl World {
         made.word != Word::Always(StatusReading::Silent) && ms(made.answers) <= made.limits.answer
     }
 
-    /// Returns whether a device that never told the state could not tell it for all of its time.
+    /// Returns whether a device could not tell the state, whenever it was asked, for all of its time: up to
+    /// now, or up to some moment since which it has told nobody anything.
     fn failed_throughout(&self, of: usize) -> bool {
-        let mut since = None;
-        let mut before: Option<Instant> = None;
-        self.events.iter().any(|it| match it {
-            Event::Said { device, heard: StatusReading::CantTell, began, took } if *device == of => {
-                if before.is_none_or(|it| *began > it + FAILED_GAP) {
-                    since = Some(*began);
+        let said: Vec<(StatusReading, Instant, Instant)> = self
+            .events
+            .iter()
+            .filter_map(|it| match it {
+                Event::Said { device, heard, began, took } if *device == of => {
+                    Some((*heard, *began, *began + *took))
                 }
-                before = Some(*began + *took);
-                since.zip(before).is_some_and(|(since, last)| {
-                    last + FAILED_PAUSE >= since + patience(self.goal, self.made[of].limits)
-                })
+                _ => None,
+            })
+            .collect();
+        let Some(last) = said.last().map(|it| it.2) else { return false };
+        let told = self.told(of).filter(|it| *it <= last);
+        let own = said.iter().rposition(|it| matches!(it.0, StatusReading::Is(_)));
+        if self.made[of].limits.was_heard_out && told.is_none() && own.is_none() {
+            return true;
+        }
+        let asking = |from: Instant, to: Instant| {
+            let acting = self.acting.iter().map(|it| it.1.min(to).saturating_duration_since(it.0.max(from)));
+            to.saturating_duration_since(from).saturating_sub(acting.sum())
+        };
+        // Rows of failures without a pause between them, from their begin to their end.
+        let mut rows: Vec<(Instant, Instant)> = Vec::new();
+        for (heard, began, ended) in said.into_iter().skip(own.map_or(0, |it| it + 1)) {
+            let row = rows.last_mut().filter(|it| asking(it.1, began) <= FAILED_GAP);
+            match (heard, row) {
+                (StatusReading::CantTell, Some(row)) => row.1 = ended,
+                (StatusReading::CantTell, None) => rows.push((began, ended)),
+                _ => {}
             }
-            _ => false,
-        })
+        }
+        let spans = rows.iter().filter_map(|(begin, end)| {
+            let begin = told.map_or(*begin, |it| it.max(*begin));
+            (begin <= *end).then(|| asking(begin, *end) + FAILED_PAUSE)
+        });
+        let limits = self.made[of].limits;
+        let now = spans.clone().next_back();
+        spans.max() >= Some(limits.answer) || now >= Some(patience(self.goal, limits))
     }
 
     /// Said after the last action, and the last that it said.
@@ -249,17 +289,20 @@ fn heard() -> impl Strategy<Value = StatusReading> {
 }
 
 fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Value = DeviceLimits> {
-    (timeout, 1_u64..=20, 0_u32..=3, any::<bool>()).prop_map(|(timeout, status, retries, known)| {
-        DeviceLimits {
-            timeout,
-            status: Duration::from_secs(status),
-            // A status check may take two more runs.
-            answer: Duration::from_secs(status) / 3,
-            retries,
-            is_known_to_fail: known,
-            was_heard_out: false,
-        }
-    })
+    let heard = prop_oneof![3 => Just(false), 1 => Just(true)];
+    (timeout, 1_u64..=20, 0_u32..=3, any::<bool>(), heard).prop_map(
+        |(timeout, status, retries, known, heard)| {
+            DeviceLimits {
+                timeout,
+                status: Duration::from_secs(status),
+                // A status check may take two more runs.
+                answer: Duration::from_secs(status) / 3,
+                retries,
+                is_known_to_fail: known || heard,
+                was_heard_out: heard,
+            }
+        },
+    )
 }
 
 fn time_out() -> impl Strategy<Value = Option<Duration>> {
@@ -270,6 +313,7 @@ fn made(limits: impl Strategy<Value = DeviceLimits>) -> impl Strategy<Value = Ma
     let word = prop_oneof![
         3 => Just(Word::Truth),
         1 => (0_u64..20_000).prop_map(Word::Old),
+        1 => (0_u64..30_000).prop_map(Word::Blind),
         2 => heard().prop_map(Word::Always),
     ];
     let says = prop_oneof![
@@ -279,8 +323,18 @@ fn made(limits: impl Strategy<Value = DeviceLimits>) -> impl Strategy<Value = Ma
         Just(ActionReport::NotRun)
     ];
     let answers = prop_oneof![4 => 1_u64..3000, 1 => 3000_u64..100_000];
-    (word, answers, says, 0_u64..15_000, proptest::option::of(0_u64..20_000), limits).prop_map(
-        |(word, answers, says, acts, effect, limits)| Made { word, answers, says, acts, effect, limits },
+    let effect = proptest::option::of(0_u64..20_000);
+    let told = prop_oneof![3 => Just(None), 1 => (0_u64..30_000).prop_map(Some)];
+    (word, answers, says, 0_u64..15_000, effect, told, limits).prop_map(
+        |(word, answers, says, acts, effect, told, limits)| Made {
+            word,
+            answers,
+            says,
+            acts,
+            effect,
+            told,
+            limits,
+        },
     )
 }
 
@@ -368,9 +422,9 @@ proptest! {
         retries in 0_u32..=2,
     ) {
         for it in &mut made {
-            it.effect = None;
+            (it.effect, it.told) = (None, None);
             it.word = match it.word {
-                Word::Truth | Word::Old(_) | Word::Always(StatusReading::Is(_)) => {
+                Word::Truth | Word::Old(_) | Word::Blind(_) | Word::Always(StatusReading::Is(_)) => {
                     Word::Always(StatusReading::CantTell)
                 }
                 dumb @ Word::Always(_) => dumb,
@@ -386,9 +440,13 @@ proptest! {
             was_heard_out: false,
         };
         let (word, says) = (Word::Truth, ActionReport::Claimed);
-        let good = Made { word, answers, says, acts: effect, effect: Some(effect), limits };
+        let good = Made { word, answers, says, acts: effect, effect: Some(effect), told: None, limits };
         made.insert(place.min(made.len()), good);
-        let mut world = World::new(made, PowerState::Off, 28_000, None);
+        // Those that can't tell are heard out after the action, each to the end of its last try.
+        let blind = made.iter().filter(|it| it.word == Word::Always(StatusReading::CantTell));
+        let heard_out = blind.map(|it| it.limits.answer + ms(it.answers).min(it.limits.answer)).max();
+        let time = ms(28_000) + heard_out.unwrap_or_default();
+        let mut world = World::new(made, PowerState::Off, u64::try_from(time.as_millis()).unwrap(), None);
         let (end, _) = world.run();
         prop_assert_eq!(end, PlanStep::Done, "{:?}", world.events);
     }

@@ -38,7 +38,7 @@ fn on_acted_off() {
     // Half of the time, for there is a second try, and a third of that for the looks after it.
     let limit = now + s(14) - s(14) / 3;
     assert_eq!(plan.next(now), PlanStep::Act(0, limit));
-    plan.acted(0, ActionReport::Claimed, now + s(1));
+    plan.acted(0, ActionReport::Claimed, now, now + s(1));
     assert_eq!(plan.next(now + s(1)), PlanStep::Look(vec![(0, now + s(11))]));
     plan.looked(0, OFF, now, now + s(2));
     assert_eq!((plan.next(now + s(2)), plan.actions()), (PlanStep::Done, 1));
@@ -64,7 +64,7 @@ fn off_by_one_and_on_by_another_is_on() {
     plan.looked(1, ON, now, now);
     // The one that says on is moved to act; what the other said was before that.
     let PlanStep::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(1, ActionReport::Claimed, now);
+    plan.acted(1, ActionReport::Claimed, now, now);
     let PlanStep::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(asked.iter().map(|it| it.0).collect::<Vec<_>>(), [1]);
     plan.looked(1, OFF, now, now);
@@ -80,12 +80,12 @@ fn one_that_was_never_asked_is_asked_after_the_action_of_another() {
     let (mut plan, now) = plan(2);
     plan.looked(0, ON, now, now);
     let PlanStep::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(0, ActionReport::Claimed, now);
+    plan.acted(0, ActionReport::Claimed, now, now);
     plan.looked(0, OFF, now, now);
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(1, now + s(10))]));
     plan.looked(1, ON, now, now);
     let PlanStep::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(1, ActionReport::Claimed, now);
+    plan.acted(1, ActionReport::Claimed, now, now);
     plan.looked(1, OFF, now, now);
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(0, now + s(10))]));
     plan.looked(0, StatusReading::CantTell, now - s(10), now);
@@ -108,14 +108,14 @@ fn who_said_on_is_asked_again_after_another_has_acted() {
     let (mut plan, now) = plan(2);
     plan.looked(0, ON, now, now);
     let PlanStep::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(0, ActionReport::Failed, now);
+    plan.acted(0, ActionReport::Failed, now, now);
     plan.looked(0, ON, now, now);
     let PlanStep::Wait(_) = plan.next(now) else { panic!("{plan:?}") };
     let now = now + FAILED_ACTION_SETTLE;
     let PlanStep::Look(_) = plan.next(now) else { panic!("{plan:?}") };
     plan.looked(1, ON, now, now);
     let PlanStep::Act(1, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(1, ActionReport::Claimed, now);
+    plan.acted(1, ActionReport::Claimed, now, now);
     plan.looked(1, OFF, now, now);
     assert_eq!(plan.next(now), PlanStep::Ask(vec![(0, now + s(10))]));
     // A controller that lost its power with its machine.
@@ -135,7 +135,7 @@ fn one_that_says_done_and_stays_on_is_a_failure() {
             PlanStep::Wait(then) => now = then,
             PlanStep::Act(..) => {
                 acts += 1;
-                plan.acted(0, ActionReport::Claimed, now);
+                plan.acted(0, ActionReport::Claimed, now, now);
             }
             other => break other,
         }
@@ -153,7 +153,7 @@ fn one_that_lost_patience_with_a_slow_machine_is_followed() {
         match plan.next(now) {
             PlanStep::Look(_) => plan.looked(0, power, now, now),
             PlanStep::Wait(then) => now = then,
-            PlanStep::Act(..) => plan.acted(0, ActionReport::Failed, now),
+            PlanStep::Act(..) => plan.acted(0, ActionReport::Failed, now, now),
             other => break other,
         }
     };
@@ -170,7 +170,7 @@ fn one_that_is_known_to_fail_fails_soon() {
         match plan.next(now) {
             PlanStep::Look(_) => plan.looked(0, StatusReading::CantTell, now, now),
             PlanStep::Wait(then) => now = then,
-            PlanStep::Act(..) => plan.acted(0, ActionReport::Failed, now),
+            PlanStep::Act(..) => plan.acted(0, ActionReport::Failed, now, now),
             other => break other,
         }
     };
@@ -185,7 +185,7 @@ fn after_the_lease_what_was_begun_is_followed_and_nothing_else() {
     let (mut plan, now) = self::plan(2);
     plan.looked(0, ON, now, now);
     let PlanStep::Act(0, _) = plan.next(now) else { panic!("{plan:?}") };
-    plan.acted(0, ActionReport::Unknown, now);
+    plan.acted(0, ActionReport::Unknown, now, now);
     plan.stop();
     assert!(plan.is_open());
     assert_eq!(plan.next(now), PlanStep::Look(vec![(0, now + s(28) / 3)]).min_by(&plan, now));
@@ -221,7 +221,7 @@ fn a_device_that_hangs_comes_after_those_that_answer() {
     plan.looked(1, StatusReading::CantTell, now, now);
     let PlanStep::Act(1, limit) = plan.next(now) else { panic!("{plan:?}") };
     assert!(limit < now + s(28) / 4);
-    plan.acted(1, ActionReport::Failed, now);
+    plan.acted(1, ActionReport::Failed, now, now);
     plan.looked(1, StatusReading::CantTell, now, now);
     let PlanStep::Look(asked) = plan.next(now) else { panic!("{plan:?}") };
     assert_eq!(asked, [(2, now + s(28) / 3 - s(28) / 3 * 2 / 3)]);
@@ -257,7 +257,7 @@ fn a_device_that_is_blind_for_some_seconds_is_tried_until_the_time_is_over() {
                     now += Duration::from_millis(200);
                     let works = now >= wakes;
                     is_on &= !works;
-                    plan.acted(0, if works { ActionReport::Claimed } else { ActionReport::Failed }, now);
+                    plan.acted(0, if works { ActionReport::Claimed } else { ActionReport::Failed }, now, now);
                 }
                 PlanStep::Wait(until) => now = until,
                 PlanStep::Done => break true,
@@ -309,10 +309,10 @@ fn two_failures_are_not_all_of_the_time_between_them() {
     plan.looked(0, ON, begin, begin);
     let PlanStep::Act(0, _) = plan.next(begin) else { panic!("{plan:?}") };
     let now = begin + s(12);
-    plan.acted(0, ActionReport::Claimed, now);
+    plan.acted(0, ActionReport::Claimed, begin, now);
     plan.looked(0, OFF, now, now);
-    let (end, now, _) = hear_out(&mut plan, now, now + s(3));
-    assert!(matches!(end, PlanStep::Act(1, _)) && now >= begin + s(15), "{end:?}");
+    let (end, now, _) = hear_out(&mut plan, now, now + s(9));
+    assert!(matches!(end, PlanStep::Act(1, _)) && now >= begin + s(21), "{end:?}");
 }
 
 #[test]
@@ -326,6 +326,55 @@ fn one_that_was_heard_out_before_is_asked_once_until_it_tells() {
     plan.looked(1, ON, now, now);
     plan.looked(1, StatusReading::CantTell, now, now);
     assert_eq!(plan.next(now), PlanStep::Wait(now + FAILED_PAUSE));
+}
+
+/// A device that was blind has one more try, and takes nobody's turn for it.
+#[test]
+fn one_that_could_not_tell_has_its_further_try_after_the_others() {
+    let mut now = Instant::now();
+    let limits = DeviceLimits { retries: 0, timeout: Some(s(5)), ..LIMITS };
+    let mut plan = PowerPlan::new(PowerState::Off, [limits; 2], now + s(28));
+    plan.looked(0, StatusReading::CantTell, now, now);
+    let mut acted = Vec::new();
+    loop {
+        match plan.next(now) {
+            PlanStep::Look(asked) | PlanStep::Ask(asked) => {
+                asked.into_iter().for_each(|it| plan.looked(it.0, ON, now, now));
+            }
+            PlanStep::Act(device, _) => {
+                acted.push(device);
+                plan.acted(device, ActionReport::Failed, now, now);
+            }
+            PlanStep::Wait(until) => now = until,
+            PlanStep::Done | PlanStep::GiveUp => break,
+        }
+    }
+    assert_eq!(acted, [0, 1, 0]);
+}
+
+/// Two requests at once: what a device tells one of them ends its failures for the other one too.
+#[test]
+fn a_device_that_told_another_request_the_state_has_all_of_its_time_again() {
+    for was_heard_out in [true, false] {
+        let begin = Instant::now();
+        let failing = DeviceLimits { was_heard_out, ..LIMITS };
+        let mut plan = PowerPlan::new(PowerState::Off, [LIMITS, failing], begin + s(60));
+        plan.stop();
+        plan.looked(0, OFF, begin, begin);
+        // It told the state before the first of these ended.
+        plan.told(1, begin + s(7));
+        plan.looked(1, StatusReading::CantTell, begin, begin + s(9));
+        plan.told(1, begin + s(7));
+        let (end, now, _) = hear_out(&mut plan, begin + s(9), begin + s(60));
+        assert_eq!(end, PlanStep::Done);
+        assert!(now >= begin + s(16) && now <= begin + s(18), "{:?}", now - begin);
+        assert!(plan.has_failed_throughout(1));
+        // What it told before that counts no more.
+        plan.told(1, begin + s(7));
+        assert!(plan.has_failed_throughout(1));
+        plan.told(1, now);
+        assert!(!plan.has_failed_throughout(1));
+    }
 }
 
 /// Nobody may act, and the only device fails once.

@@ -126,6 +126,8 @@ impl PlanRunner<'_> {
         for (place, until) in &these {
             runs.begin(*place, &self.routes[*place], self.lease, *until);
         }
+        // An effect is looked for again as soon as each has answered; before success each is heard out.
+        let is_look = enough == StatusReading::Is(self.goal);
         let mut unheard = these.clone();
         while !runs.is_empty() {
             tokio::select! {
@@ -139,8 +141,9 @@ impl PlanRunner<'_> {
                         return;
                     }
                     unheard.retain(|it| it.0 != place);
-                    if heard == StatusReading::CantTell
-                        && !unheard.is_empty()
+                    let is_alone = if is_look { unheard.is_empty() } else { runs.is_empty() };
+                    if !is_alone
+                        && self.plan.is_to_be_heard_out(place)
                         && let Some((_, until)) = these.iter().find(|it| it.0 == place)
                         && Instant::now() + FAILED_PAUSE < *until
                     {
@@ -187,6 +190,7 @@ impl PlanRunner<'_> {
             order,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
+        let began = Instant::now();
         let (how, words) = route.act(self.goal, context).await;
         match self.pending.open.last_mut() {
             Some(open) if how != ActionReport::NotRun => {
@@ -206,18 +210,21 @@ impl PlanRunner<'_> {
         self.replies[place].action = Some(words);
         // What was read before says nothing now.
         self.replies.iter_mut().for_each(|it| it.reading = None);
-        self.plan.acted(place, how, Instant::now());
+        self.plan.acted(place, how, began, Instant::now());
     }
 
     /// Takes the result of a status run. Returns whether it shows the domain's state.
     fn take_reading(&mut self, it: Option<StatusResult>) -> bool {
         let Some(StatusResult { place, reply, began }) = it else { return false };
         let now = Instant::now();
+        if let Some(when) = self.routes[place].device.last_told(&self.routes[place].plug) {
+            self.plan.told(place, when);
+        }
         let was_known = self.plan.has_failed_throughout(place);
         self.plan.looked(place, reply.reading, began, now);
         self.pending.looked(place, reply.reading);
         if !was_known && self.plan.has_failed_throughout(place) {
-            self.routes[place].device.note_failed_throughout(&self.routes[place].plug);
+            self.routes[place].device.note_failed_throughout(&self.routes[place].plug, began);
         }
         let last = &mut self.replies[place];
         // A status check that had not all of its time knows no reason, and hides none.
@@ -321,10 +328,12 @@ impl PendingStatusRuns {
     }
 
     fn begin_later(&mut self, pause: Duration, place: usize, route: &Route, lease: &Lease, until: Instant) {
-        let (route, lease, began) = (route.clone(), lease.clone(), Instant::now() + pause);
-        self.asked.push((place, began));
+        let (route, lease, then) = (route.clone(), lease.clone(), Instant::now() + pause);
+        self.asked.push((place, then));
         self.set.spawn(async move {
-            sleep_until(began.into()).await;
+            sleep_until(then.into()).await;
+            // Later than that on a busy machine: the time before was none of the device's.
+            let began = Instant::now();
             let context = RunContext { purpose: RunPurpose::Request, lease: Some(&lease), until };
             let reply = route.status(context).await;
             StatusResult { place, reply, began }

@@ -107,14 +107,32 @@ struct DeviceMemory {
     proven: HashMap<u64, Instant>,
     /// Plugs that were on.
     seen_on: HashSet<String>,
-    /// Plugs of which it could not tell the state for all of its time, and has not told it since.
-    failing: HashSet<String>,
+    /// Last results of its status checks, by plug.
+    heard: HashMap<String, StatusMemory>,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
     changed: Option<Instant>,
     /// Last list of the device.
     listed: Option<Arc<PlugList>>,
+}
+
+/// Memory of the status checks of a plug.
+#[derive(Clone, Copy)]
+enum StatusMemory {
+    /// The device told the state then.
+    Told(Instant),
+    /// The device could not tell the state for all of its time, and has not told it since.
+    FailedThroughout,
+}
+
+impl DeviceMemory {
+    fn note_heard(&mut self, plug: &str, heard: StatusMemory) {
+        if self.heard.len() >= MAX_PROVEN {
+            self.heard.clear();
+        }
+        self.heard.insert(plug.to_owned(), heard);
+    }
 }
 
 impl FenceDevice {
@@ -161,18 +179,28 @@ impl FenceDevice {
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let reply = self.run_status(plug, context).await;
         if matches!(reply.reading, StatusReading::Is(_)) {
-            lock(&self.memory).failing.remove(plug);
+            lock(&self.memory).note_heard(plug, StatusMemory::Told(Instant::now()));
         }
         reply
     }
 
-    /// Notes that the device could not tell the state of a plug for all of its time.
-    pub(super) fn note_failed_throughout(&self, plug: &str) {
-        let mut memory = lock(&self.memory);
-        if memory.failing.len() >= MAX_PROVEN {
-            memory.failing.clear();
+    /// Returns when the device told the state of a plug, whichever request asked; none if it failed for all
+    /// of its time since.
+    pub(super) fn last_told(&self, plug: &str) -> Option<Instant> {
+        match lock(&self.memory).heard.get(plug) {
+            Some(StatusMemory::Told(when)) => Some(*when),
+            Some(StatusMemory::FailedThroughout) | None => None,
         }
-        memory.failing.insert(plug.to_owned());
+    }
+
+    /// Notes that the device could not tell the state of a plug for all of its time. `began`: of the last
+    /// status check.
+    pub(super) fn note_failed_throughout(&self, plug: &str, began: Instant) {
+        let mut memory = lock(&self.memory);
+        let told = memory.heard.get(plug);
+        if !matches!(told, Some(StatusMemory::Told(when)) if *when >= began) {
+            memory.note_heard(plug, StatusMemory::FailedThroughout);
+        }
     }
 
     /// Returns the limits of a plan for a plug.
@@ -180,7 +208,7 @@ impl FenceDevice {
         let memory = lock(&self.memory);
         // One that never worked is set up wrong: that is told at once.
         let has_worked = !memory.proven.is_empty() || memory.seen_on.contains(plug);
-        let was_heard_out = memory.failing.contains(plug);
+        let was_heard_out = matches!(memory.heard.get(plug), Some(StatusMemory::FailedThroughout));
         DeviceLimits { is_known_to_fail: was_heard_out || !has_worked, was_heard_out, ..self.limits }
     }
 
