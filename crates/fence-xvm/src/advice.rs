@@ -294,8 +294,8 @@ impl HostCause {
                  --check on the host names it"
             }
             Self::Told { .. } => {
-                "do what the reason says; without a step in it: fence_virtd --check on that host looks \
-                 closer, and fence_xvm -o list shows the domains that the hosts know"
+                "do what the reason says. Where it names no step: fence_virtd --check on that host looks \
+                 closer, and -o list instead of --diagnose shows the domains that this guest may fence"
             }
             Self::Failed => {
                 "ask for the list (-o list), and check on the host that libvirt runs (virsh list)"

@@ -49,7 +49,8 @@ pub(crate) fn report(
         Response::Failure => console.say(&failed(plan, failures, console.program())),
         Response::PermissionDenied => {
             console.say(
-                &"Permission denied: the host's configuration does not let this guest fence that domain",
+                &"Permission denied: the host's configuration does not let this guest fence that domain: \
+                  look at `groups` in fence_virt.conf there",
             );
         }
     }

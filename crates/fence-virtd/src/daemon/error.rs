@@ -18,7 +18,7 @@ pub(super) enum DaemonError {
     Peers(#[from] PeerError),
     #[error(transparent)]
     Listener(#[from] ListenerError),
-    #[error("backend libvirt: {0}; -w waits for it")]
+    #[error("backend libvirt: {0}; -w waits for it; fence_virtd --check says more")]
     Backend(String),
     #[error("can't open the audit_log file {path}: {source}; fence_virtd --check says what it lacks")]
     Audit { path: String, source: std::io::Error },
