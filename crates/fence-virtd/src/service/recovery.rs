@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_core::arbiter::Grant;
+use fence_core::arbiter::{Grant, SharedResult};
 use fence_core::domain::{
     DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower, TargetKind,
 };
@@ -147,7 +147,7 @@ impl Service {
         let resolved = ResolvedTarget::Run(Some(LocatedDomain::Off(domain.clone())));
         let permit = match self.wait_for_grant(&job, &resolved, &lease).await {
             Grant::Run(permit) => permit,
-            Grant::Coalesced(_) => return over("another request starts the domain"),
+            Grant::Coalesced(same) => return after_same_start(&same),
             Grant::Rejected(why) => return StartAttempt::Failed(why.to_string()),
         };
         let found = match permit.proved() {
@@ -249,6 +249,17 @@ impl Service {
             Err(error) => Err(Some(error.to_string())),
         }
     }
+}
+
+/// Returns what is left of a start that was coalesced with the same work of another request, or of another
+/// host. One that failed leaves it owed: nobody is left who was told to start the domain.
+fn after_same_start(same: &SharedResult) -> StartAttempt {
+    let SharedResult { response, reason, by } = same;
+    if *response == Response::Success {
+        return StartAttempt::On(format!("another request started it ({by})"));
+    }
+    let why = reason.as_deref().unwrap_or("no reason was told");
+    StartAttempt::Failed(format!("another request tried to start it ({by}), and failed: {why}"))
 }
 
 /// Returns why the daemon ended in the middle of a request, as far as that is known: at a SIGTERM it waits

@@ -371,6 +371,30 @@ async fn what_another_host_took_down_since_is_left_alone() {
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
 }
 
+/// A start of somebody else that the owed one was coalesced with: only its success ends what is owed.
+#[tokio::test]
+async fn the_same_start_of_another_request_counts_if_it_did_not_fail() {
+    for (response, starts) in [(Response::Success, 0), (Response::Failure, 1)] {
+        let (service, backend, left) = recovery(Refusing::default(), Duration::ZERO);
+        let (job, resolved) = job(Action::On);
+        let job = RequestJob { id: u64::MAX, ..job };
+        let (lease, _released) = Service::lease(&job);
+        let Grant::Run(permit) = in_time(service.wait_for_grant(&job, &resolved, &lease)).await else {
+            panic!("not run")
+        };
+        in_time(async {
+            tokio::join!(service.finish_left(vec![left]), async {
+                while service.requests_now() != (1, 1) {
+                    tokio::task::yield_now().await;
+                }
+                permit.finished(response, Some("no memory".to_owned()));
+            })
+        })
+        .await;
+        assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (starts, 0));
+    }
+}
+
 /// A request that comes between two attempts decides what becomes of the domain.
 #[tokio::test]
 async fn a_later_request_ends_the_attempts() {
