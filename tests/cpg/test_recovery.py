@@ -80,6 +80,24 @@ def test_a_start_that_is_owed_gives_way_to_an_end_that_only_a_third_node_remembe
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
 
 
+def test_a_start_that_is_owed_gives_way_where_nobody_remembers(hosts, monkeypatch):
+    """Each daemon that knew of the off was started anew."""
+    hosts.h2.has("x", start=False)
+    hosts.h1.has("x")
+    hosts.serve(h2="ours", h3="ours")
+    config = killed_after_the_power_off(hosts, monkeypatch, "x")
+    hosts.h2.hypervisor.virsh("start", "x")
+    hosts.wait_status("h3", "x", 0)
+    assert hosts.ask("h3", "off", "x").rc == 0, hosts.logs()
+    # Neither tells the other's next daemon.
+    hosts.h2.stop_serving()
+    hosts.h3.stop_serving()
+    hosts.serve(h2="ours", h3="ours")
+    reason = serve_again(hosts.h1, config)
+    assert "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: no other host" in reason, hosts.logs()
+    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
+
+
 def test_a_start_that_is_owed_is_made_good(hosts, monkeypatch):
     hosts.h2.has("x", start=False)
     hosts.h1.has("x")
@@ -98,7 +116,7 @@ def became_of(host):
     return reason[len(begin):reason.index(end)]
 
 
-MADE_GOOD_HERE = "the start that it owed is made good"
+MADE_GOOD_HERE = "the start that the reboot owed is made good"
 
 
 def test_of_two_nodes_that_owe_a_start_one_makes_it_good(hosts, monkeypatch):
@@ -122,7 +140,7 @@ def test_of_two_nodes_that_owe_a_start_one_makes_it_good(hosts, monkeypatch):
     if became[other] == "another host was asked for the domain since, so the domain is not started":
         assert other is hosts.h1, f"h2 was asked last\n{hosts.logs()}"
     else:
-        started = f"another request started it (one of node {good[0].number})"
-        assert became[other] in ("it is on", started), f"{became.values()}\n{hosts.logs()}"
+        started = f"another request started the domain (one of node {good[0].number})"
+        assert became[other] in ("another host has the domain on, or is about to start it", started), f"{became.values()}\n{hosts.logs()}"
     # Nobody took it down since, so a second start would be a second machine.
     assert (good[0].state("x"), other.state("x")) == ("running", "shut off"), hosts.logs()

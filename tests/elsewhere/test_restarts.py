@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from lab import process, programs
 from lab.hypervisor import until
 
 from .hosts import FAILED, OFF, OK, PATIENCE, Tally
@@ -204,3 +205,53 @@ def test_a_lone_host_has_what_it_saved(hosts):
     here.has("x")
     here.hypervisor.virsh("save", "x", here.directory / "memory")
     assert [hosts.ask(it, "x").rc for it in ("status", "off")] == [OFF, OK], hosts.logs()
+
+
+@pytest.fixture
+def owing(hosts, monkeypatch):
+    """h1 has powered x off for a reboot, and its daemon was killed then: it owes the start. The fault points are in debug
+    builds alone (see fence_races/test_ends.py)."""
+    here, other = hosts.h1, hosts.h2
+    here.has("x")
+    other.has("x", start=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "OURS_DIR", programs.DEBUG_DIR)
+        patch.setenv("FENCE_VIRTD_STOP_AT", "seen_off")
+        here.serve()
+    hosts.serve("h2")
+    hosts.acquaint(here, other)
+    shot = hosts.agent("reboot", "x", timeout=10)
+    until(lambda: process.is_frozen(here.daemon.pid), PATIENCE, "the power-off was seen")
+    assert hosts.where("x") == []
+    here.stop_serving(signal.SIGKILL)
+    assert shot.finish(PATIENCE).rc != OK
+    return hosts
+
+
+def what_became_of_it(host):
+    """The reason in the record of what was under way."""
+    said = []
+    until(lambda: said.extend(it["reason"] for it in host.records() if (it["reason"] or "").startswith("was under way"))
+          or said, PATIENCE, "the record of what was under way")
+    return said[-1]
+
+
+def test_a_start_that_is_owed_is_made_good(owing):
+    owing.h1.serve_again()
+    assert "the start that the reboot owed is made good" in what_became_of_it(owing.h1), owing.logs()
+    assert owing.where("x") == ["h1"], owing.logs()
+
+
+def test_a_start_that_is_owed_gives_way_though_the_other_daemon_was_started_anew(owing):
+    """Somebody started it at h2 and was told that it is off. h2's next daemon does not know that: it was away for long."""
+    owing.h2.hypervisor.virsh("start", "x")
+    owing.h2.hypervisor.virsh("destroy", "x")
+    owing.h2.stop_serving()
+    # As after a pause of ten seconds and more.
+    pathlib.Path(f"{owing.h2._config}.state/moves.watched").unlink()
+    owing.h2.serve_again()
+    owing.h1.serve_again()
+    said = what_became_of_it(owing.h1)
+    assert "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: host h2" in said, owing.logs()
+    assert "has noted for" in said and owing.where("x") == [], f"{said}\n{owing.logs()}"
+    assert "a reboot owes a start, and nobody can tell any more" in owing.h1.daemon.log

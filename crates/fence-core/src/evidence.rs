@@ -17,7 +17,7 @@ pub mod namesakes;
 pub mod recall;
 
 /// Part of a time by which two clocks may differ after it: 200 millionths, twice what a quartz differs.
-const CLOCK_DRIFT: u32 = 5_000;
+pub(crate) const CLOCK_DRIFT: u32 = 5_000;
 
 /// Sight of a domain at one place.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -18,5 +18,6 @@ pub mod host_down;
 pub mod hosts;
 pub mod intent;
 pub mod listing;
+pub mod owed_start;
 #[cfg(test)]
 mod schedules;

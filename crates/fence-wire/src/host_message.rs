@@ -26,7 +26,9 @@ use core::fmt;
 
 use zeroize::Zeroizing;
 
-pub use self::body::{ANSWER_NAMESAKES, HostAnswer, HostAsk, HostHello, HostReason, HostSight, REASON_PARTS};
+pub use self::body::{
+    ANSWER_NAMESAKES, HostAnswer, HostAsk, HostHello, HostMemory, HostReason, HostSight, REASON_PARTS,
+};
 pub use self::parts::{HOST_MESSAGE_LEN, HostId, HostMessageError};
 use crate::key::{Key, KeyedMac, SealedHash, same};
 use crate::layout::field;

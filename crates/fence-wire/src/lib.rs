@@ -41,8 +41,8 @@ pub use handshake::{
 pub use host_list::{HOST_LIST_END, HOST_LIST_ENTRY_LEN, HostListEntry, HostListItem};
 pub use host_message::{
     ANSWER_NAMESAKES, HOST_MAGIC, HOST_MESSAGE_LEN, HostAnswer, HostAsk, HostBody, HostHello, HostId,
-    HostMessage, HostMessageError, HostNonce, HostReason, HostSight, HostsKey, PairKey, REASON_PARTS,
-    ReceivedHostMessage,
+    HostMemory, HostMessage, HostMessageError, HostNonce, HostReason, HostSight, HostsKey, PairKey,
+    REASON_PARTS, ReceivedHostMessage,
 };
 pub use key::{ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, SealedHash, UnknownHash};
 pub use layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN, UUID_FLAG};

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may stop where it stands")]
 
 use fence_wire::{
-    ANSWER_NAMESAKES, HashType, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMessage,
+    ANSWER_NAMESAKES, HashType, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostMemory, HostMessage,
     HostMessageError, HostReason, HostSight, HostsKey, Key, PairKey, Request, RequestError,
 };
 use proptest::prelude::*;
@@ -61,14 +61,21 @@ fn literal() -> [(&'static str, HostMessage); 4] {
     let hello = || HostHello { public: PUBLIC, port: 1229, domains: 3, name: "h1.example".to_owned(), run };
     let other = Some(HostId::of(&[0x22; 32]));
     let uuid = core::array::from_fn(|i| 0xa0 + u8::try_from(i).unwrap());
-    let ask =
-        HostAsk { uuid, left_ms: 2000, takes_parts: false, takes_namesakes: false, name: "vm1".to_owned() };
+    let ask = HostAsk {
+        uuid,
+        left_ms: 2000,
+        takes_parts: false,
+        takes_namesakes: false,
+        asks_memory: false,
+        name: "vm1".to_owned(),
+    };
     let answer = HostAnswer {
         uuid,
         sight: HostSight::Unknown,
         age_ms: None,
         reason: "libvirt at qemu:///system does not answer".to_owned(),
         namesakes: Vec::new(),
+        memory: None,
     };
     [
         (HELLO, message(None, HostBody::Hello(hello()))),
@@ -193,6 +200,7 @@ fn a_name_that_does_not_fit_is_known_to_be_cut() {
             left_ms: 1,
             takes_parts: false,
             takes_namesakes: false,
+            asks_memory: false,
             name: name.to_owned(),
         };
         let bytes = message(None, HostBody::Ask(ask)).encode(&hosts());
@@ -233,12 +241,13 @@ fn messages() -> impl Strategy<Value = HostMessage> {
         (any::<[u8; 32]>(), any::<u16>(), any::<u16>(), names(39), any::<[u8; 8]>())
             .prop_map(|(public, port, domains, name, run)| HostHello { public, port, domains, name, run })
     };
-    let ask = (any::<[u8; 16]>(), 0..0x4000_u16, any::<(bool, bool)>(), names(63)).prop_map(
-        |(uuid, left_ms, (takes_parts, takes_namesakes), name)| HostAsk {
+    let ask = (any::<[u8; 16]>(), 0..0x2000_u16, any::<(bool, bool, bool)>(), names(63)).prop_map(
+        |(uuid, left_ms, (takes_parts, takes_namesakes, asks_memory), name)| HostAsk {
             uuid,
             left_ms,
             takes_parts,
             takes_namesakes,
+            asks_memory,
             name,
         },
     );
@@ -250,14 +259,25 @@ fn messages() -> impl Strategy<Value = HostMessage> {
     let answer = (any::<[u8; 16]>(), sight, age, names(57), namesakes).prop_map(
         |(uuid, sight, age_ms, reason, namesakes)| {
             let reason = if namesakes.is_empty() { reason } else { String::new() };
-            HostAnswer { uuid, sight, age_ms, reason, namesakes }
+            HostAnswer { uuid, sight, age_ms, reason, namesakes, memory: None }
         },
     );
+    let memory = (any::<u32>(), proptest::option::of(0..u32::MAX))
+        .prop_map(|(noted_ms, last_ms)| HostMemory { noted_ms, last_ms });
+    let with_memory = (any::<[u8; 16]>(), names(49), memory).prop_map(|(uuid, reason, memory)| HostAnswer {
+        uuid,
+        sight: HostSight::Absent,
+        age_ms: None,
+        reason,
+        namesakes: Vec::new(),
+        memory: Some(memory),
+    });
     let body = prop_oneof![
         hello().prop_map(HostBody::Hello),
         hello().prop_map(HostBody::HelloAnswer),
         ask.prop_map(HostBody::Ask),
         answer.prop_map(HostBody::Answer),
+        with_memory.prop_map(HostBody::Answer),
         reason.prop_map(HostBody::Reason),
     ];
     (any::<[u8; 8]>(), proptest::option::of(1_u64..), any::<[u8; 8]>(), body).prop_map(
@@ -302,7 +322,7 @@ proptest! {
     #[test]
     fn a_long_reason_arrives_in_parts(reason in "\\PC{0,120}") {
         let (sight, namesakes) = (HostSight::Unknown, Vec::new());
-        let answer = HostAnswer { uuid: [1; 16], sight, age_ms: None, reason, namesakes };
+        let answer = HostAnswer { uuid: [1; 16], sight, age_ms: None, reason, namesakes, memory: None };
         let parts = answer.reason_in_parts();
         prop_assert_eq!(parts.is_empty(), answer.reason.len() < 58);
         let arrived = |part: HostReason| {
@@ -320,7 +340,7 @@ proptest! {
     #[test]
     fn texts_of_every_length_and_kind_can_be_sent(reason in ".{0,200}") {
         let (sight, namesakes) = (HostSight::Unknown, Vec::new());
-        let answer = HostAnswer { uuid: [1; 16], sight, age_ms: None, reason, namesakes };
+        let answer = HostAnswer { uuid: [1; 16], sight, age_ms: None, reason, namesakes, memory: None };
         let bytes = encoded(&message(None, HostBody::Answer(answer)));
         prop_assert!(HostMessage::decode(&bytes, &[hosts()]).is_ok());
     }

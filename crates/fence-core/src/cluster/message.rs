@@ -188,6 +188,9 @@ pub enum HostMessage {
     RecentOffs {
         /// The domains.
         offs: Vec<RecentOff>,
+        /// Milliseconds for which the sender has noted all of them; none from the last release.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        noted_ms: Option<u64>,
     },
 
     /// Part of the list of all domains of the sender. The parts come in order.

@@ -49,7 +49,7 @@ fn sights() -> impl Strategy<Value = HostSight> {
 }
 
 fn answer(uuid: [u8; 16], sight: HostSight) -> HostAnswer {
-    HostAnswer { uuid, sight, age_ms: None, reason: String::new(), namesakes: Vec::new() }
+    HostAnswer { uuid, sight, age_ms: None, reason: String::new(), namesakes: Vec::new(), memory: None }
 }
 
 proptest! {

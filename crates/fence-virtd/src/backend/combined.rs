@@ -17,6 +17,7 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower, merge,
 };
 use fence_core::intent::PendingOrder;
+use fence_core::owed_start::StartVerdict;
 
 /// See the module's head.
 pub(crate) struct CombinedBackend {
@@ -167,14 +168,13 @@ impl Backend for CombinedBackend {
         self.at(domain).on(domain, lease).await
     }
 
-    async fn was_started(&self, domain: &DomainRef, since: Duration, until: Instant) -> bool {
-        self.at(domain).was_started(domain, since, until).await
+    async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {
+        self.at(domain).judge_at_places(domain, since, until).await
     }
 
-    async fn was_taken_down(&self, domain: &DomainRef, since: Duration) -> Result<bool, ActionError> {
+    fn judge_by_requests(&self, domain: &DomainRef, since: Duration) -> StartVerdict {
         // The other hosts of a cluster fence the machines of devices too.
-        let by_hosts = self.hypervisors.backend.was_taken_down(domain, since).await?;
-        Ok(by_hosts || self.at(domain).was_taken_down(domain, since).await?)
+        self.hypervisors.backend.judge_by_requests(domain, since)
     }
 
     async fn start_owed(

@@ -8,7 +8,8 @@
 use std::time::Instant;
 
 use fence_core::domain::{DomainId, DomainRef, TargetKind};
-use fence_core::evidence::Finding;
+use fence_core::evidence::{DomainSite, Finding};
+use fence_core::owed_start::{PlaceMemory, PlaceWord};
 
 use super::BoxedFuture;
 
@@ -28,6 +29,8 @@ pub(crate) struct DomainQuestion {
     pub(crate) is_for_text: bool,
     /// Word by which the domain is meant.
     pub(crate) by: TargetKind,
+    /// The asker wants to know what the other hosts remember of the domain.
+    pub(crate) asks_memory: bool,
 }
 
 /// UUID of a question by the name alone.
@@ -37,7 +40,7 @@ impl DomainQuestion {
     /// Asks now.
     pub(crate) fn new(uuid: DomainId, name: String) -> Self {
         let asked = Instant::now();
-        Self { uuid, name, asked, round: asked, is_for_text: false, by: TargetKind::Name }
+        Self { uuid, name, asked, round: asked, is_for_text: false, asks_memory: false, by: TargetKind::Name }
     }
 
     /// Asks now.
@@ -77,6 +80,14 @@ pub(crate) trait PeerHosts: Send + Sync {
     fn shares_results(&self) -> bool {
         false
     }
+
+    /// Asks each other host that can have the domain what it remembers of it: one word for each, none left
+    /// out. None: this host is alone, or what the others remember is asked for in another way.
+    fn recall<'a>(
+        &'a self,
+        question: &'a DomainQuestion,
+        until: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>>;
 }
 
 /// The hypervisors of this host, as other hosts may ask about them.
@@ -84,4 +95,7 @@ pub(crate) trait OwnPlaces: Send + Sync {
     /// Looks at each hypervisor of this host now: one finding for each.
     fn look_here<'a>(&'a self, question: &'a DomainQuestion, until: Instant)
     -> BoxedFuture<'a, Vec<Finding>>;
+
+    /// Returns what this host remembers of a domain, for another one that owes a start of it.
+    fn recall_here(&self, uuid: DomainId) -> PlaceMemory;
 }

@@ -36,6 +36,7 @@ use fence_core::evidence::last_seen::LeaveKind;
 use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes};
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
+use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
 mod target;
@@ -724,24 +725,33 @@ impl Backend for LibvirtBackend {
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        self.take_down(domain, for_reboot, lease).await
+        let down = self.take_down(domain, for_reboot, lease).await?;
+        // Whoever owes an older start of it must not make that good any more.
+        self.hypervisors.iter().for_each(|it| it.record_use(libvirt_uuid(domain.uuid)));
+        Ok(down)
     }
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.start_domain(domain, lease).await
     }
 
-    async fn was_started(&self, domain: &DomainRef, since: Duration, until: Instant) -> bool {
+    async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {
+        const STARTED: &str = "somebody has started the domain since, and the domain is off again";
         let uuid = libvirt_uuid(domain.uuid);
         if self.hypervisors.iter().any(|it| it.was_started(uuid)) {
-            return true;
+            return StartVerdict::Overtaken(STARTED.to_owned());
         }
-        let asked = Instant::now();
+        let (asked, question) = (Instant::now(), DomainQuestion::about(domain));
         let ended = |it: &Finding| match (&it.place, &it.sight) {
             (DomainSite::Host(_), Sight::Ended(Some(age))) => *age < since + asked.elapsed(),
             _ => false,
         };
-        self.look_everywhere(&DomainQuestion::about(domain), until).await.iter().any(ended)
+        if self.look_everywhere(&question, until).await.iter().any(ended) {
+            return StartVerdict::Overtaken(STARTED.to_owned());
+        }
+        let others = lock(&self.others).clone();
+        let words = join_all(others.iter().map(|it| it.recall(&question, until))).await.concat();
+        StartVerdict::of(since + asked.elapsed(), &words)
     }
 
     async fn start_owed(
@@ -812,6 +822,15 @@ impl OwnPlaces for LibvirtBackend {
             }
             found
         })
+    }
+
+    fn recall_here(&self, uuid: DomainId) -> PlaceMemory {
+        let memories = self.hypervisors.iter().map(|it| it.use_memory(libvirt_uuid(uuid)));
+        let shared = |one: PlaceMemory, other: PlaceMemory| PlaceMemory {
+            noted_for: one.noted_for.min(other.noted_for),
+            last: one.last.into_iter().chain(other.last).min(),
+        };
+        memories.reduce(shared).unwrap_or(PlaceMemory { noted_for: Duration::ZERO, last: None })
     }
 }
 

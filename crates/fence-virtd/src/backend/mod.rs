@@ -16,6 +16,7 @@ use fence_core::domain::{
 };
 use fence_core::evidence::ProvedOff;
 use fence_core::intent::PendingOrder;
+use fence_core::owed_start::StartVerdict;
 use fence_wire::Target;
 
 use crate::request::lease::Lease;
@@ -69,25 +70,20 @@ pub(crate) trait Backend: Send + Sync {
     /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
     fn on(&self, domain: &DomainRef, lease: &Lease) -> impl Future<Output = Result<(), ActionError>> + Send;
 
-    /// Returns whether an instance of the domain was seen to start here since this daemon runs, or to end at
-    /// another host since this long ago, where it must have been started then.
-    fn was_started(
+    /// Judges whether a start that has been owed for this long still stands, by what the places remember
+    /// that can have the domain.
+    fn judge_at_places(
         &self,
         _: &DomainRef,
         _since: Duration,
         _until: Instant,
-    ) -> impl Future<Output = bool> + Send {
-        async { false }
+    ) -> impl Future<Output = StartVerdict> + Send {
+        async { StartVerdict::Stands }
     }
 
-    /// Returns whether requests at other hosts took the domain down since this long ago, without this host:
-    /// somebody was told that it is off.
-    fn was_taken_down(
-        &self,
-        _: &DomainRef,
-        _since: Duration,
-    ) -> impl Future<Output = Result<bool, ActionError>> + Send {
-        async { Ok(false) }
+    /// Judges the same by the requests of all hosts of a cluster. Waits for nothing.
+    fn judge_by_requests(&self, _: &DomainRef, _since: Duration) -> StartVerdict {
+        StartVerdict::Stands
     }
 
     /// Starts a domain whose start an earlier daemon owes, once every place showed it off: from its
@@ -166,20 +162,16 @@ pub(crate) trait DynBackend: Send + Sync {
     /// Calls [`Backend::on`].
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
-    /// Calls [`Backend::was_started`].
-    fn was_started<'a>(
+    /// Calls [`Backend::judge_at_places`].
+    fn judge_at_places<'a>(
         &'a self,
         domain: &'a DomainRef,
         since: Duration,
         until: Instant,
-    ) -> BoxedFuture<'a, bool>;
+    ) -> BoxedFuture<'a, StartVerdict>;
 
-    /// Calls [`Backend::was_taken_down`].
-    fn was_taken_down<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        since: Duration,
-    ) -> BoxedFuture<'a, Result<bool, ActionError>>;
+    /// Calls [`Backend::judge_by_requests`].
+    fn judge_by_requests(&self, domain: &DomainRef, since: Duration) -> StartVerdict;
 
     /// Calls [`Backend::start_owed`].
     fn start_owed<'a>(
@@ -241,21 +233,17 @@ impl<B: Backend> DynBackend for B {
         Box::pin(Backend::on(self, domain, lease))
     }
 
-    fn was_started<'a>(
+    fn judge_at_places<'a>(
         &'a self,
         domain: &'a DomainRef,
         since: Duration,
         until: Instant,
-    ) -> BoxedFuture<'a, bool> {
-        Box::pin(Backend::was_started(self, domain, since, until))
+    ) -> BoxedFuture<'a, StartVerdict> {
+        Box::pin(Backend::judge_at_places(self, domain, since, until))
     }
 
-    fn was_taken_down<'a>(
-        &'a self,
-        domain: &'a DomainRef,
-        since: Duration,
-    ) -> BoxedFuture<'a, Result<bool, ActionError>> {
-        Box::pin(Backend::was_taken_down(self, domain, since))
+    fn judge_by_requests(&self, domain: &DomainRef, since: Duration) -> StartVerdict {
+        Backend::judge_by_requests(self, domain, since)
     }
 
     fn start_owed<'a>(

@@ -27,6 +27,7 @@ use fence_core::domain::{
     PowerState, SeenPower, merge,
 };
 use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
+use fence_core::owed_start::StartVerdict;
 
 /// Backend for the domains of all hosts of a corosync cluster.
 pub(crate) struct CpgBackend {
@@ -561,12 +562,12 @@ impl Backend for CpgBackend {
         self.bring_up(domain, lease).await
     }
 
-    async fn was_started(&self, domain: &DomainRef, since: Duration, until: Instant) -> bool {
-        Backend::was_started(&*self.local, domain, since, until).await
+    async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {
+        Backend::judge_at_places(&*self.local, domain, since, until).await
     }
 
-    async fn was_taken_down(&self, domain: &DomainRef, since: Duration) -> Result<bool, ActionError> {
-        self.cluster.was_taken_down(domain.uuid, since).map_err(ActionError::Unavailable)
+    fn judge_by_requests(&self, domain: &DomainRef, since: Duration) -> StartVerdict {
+        self.cluster.judge_owed_start(domain.uuid, since)
     }
 
     async fn start_owed(

@@ -20,6 +20,7 @@ use fence_core::cluster::directory::OtherNode;
 use fence_core::cluster::message::{Member, PublishedState};
 use fence_core::domain::{ActionError, DomainHome, DomainRef, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::owed_start::PlaceWord;
 
 /// The other nodes, for the libvirt backend of this host.
 pub(super) struct OtherNodes(pub(super) Weak<Cluster>);
@@ -36,6 +37,15 @@ impl PeerHosts for OtherNodes {
                 None => vec![unknown("the cluster", "this daemon is about to end")],
             }
         })
+    }
+
+    /// Returns nothing: all nodes remember together, see [`Cluster::judge_owed_start`].
+    fn recall<'a>(
+        &'a self,
+        _: &'a DomainQuestion,
+        _: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(std::future::ready(Vec::new()))
     }
 }
 

@@ -105,6 +105,7 @@ impl Cluster {
         let mut state = self.state();
         state.me = Some(me);
         state.joined_at = clock::now();
+        state.recent_offs.joined(Instant::now());
         state.set_nodes(nodes);
         let effects = state.claims.joined(me);
         let victims = self.carry_out(&mut state, effects);
@@ -122,6 +123,7 @@ impl Cluster {
         let held = state.outgoing_asks.lost(None, "this host lost corosync");
         state.me = None;
         state.why_not = why;
+        state.recent_offs.lost();
         let effects = state.claims.lost();
         let victims = self.carry_out(&mut state, effects);
         // A host may now come back and be lost again without an event here, so the evidence of a loss holds
@@ -156,14 +158,15 @@ impl Cluster {
         }
         state.members = members.iter().copied().map(member).collect();
         state.refresh_members();
+        let (all, now) = (state.members.clone(), Instant::now());
+        let is_cut = left.iter().any(|(_, reason)| *reason == Reason::NodeDown);
+        state.recent_offs.members(&all, is_cut, now);
         if !joined.is_empty()
-            && let Some(offs) = state.recent_offs.telling(Instant::now())
+            && let Some(offs) = state.recent_offs.telling(now)
         {
             // Before the sync: a new daemon knows them when its first claim is granted.
             self.send(&offs);
         }
-        let all = state.members.clone();
-        state.recent_offs.members(&all);
         let effects = state.claims.change(&all);
         let victims = self.carry_out(&mut state, effects);
         self.publish_all_to_legacy(&state);

@@ -33,6 +33,7 @@ use fence_core::cluster::recent_offs::RecentOffs;
 use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState, TargetKind};
 use fence_core::evidence::Sight;
 use fence_core::host_down::Moment;
+use fence_core::owed_start::StartVerdict;
 
 /// Transport of requests from other hosts, as audit records name it.
 pub(super) const TRANSPORT: &str = "cpg";
@@ -352,17 +353,34 @@ impl Cluster {
         !self.state().legacy_members().is_empty()
     }
 
-    /// Returns whether other hosts took the domain down less than `since` ago, without this node.
-    ///
-    /// # Errors
-    /// They have not said yet.
-    pub(crate) fn was_taken_down(&self, uuid: DomainId, since: Duration) -> Result<bool, String> {
+    /// Judges whether a start that this node has owed for so long still stands, by what the other hosts were
+    /// asked for meanwhile.
+    pub(crate) fn judge_owed_start(&self, uuid: DomainId, since: Duration) -> StartVerdict {
         let state = self.state();
-        let Some(me) = state.me else { return Err(state.standalone_reason()) };
+        let Some(me) = state.me else { return StartVerdict::Unheard(state.standalone_reason()) };
         if !state.claims.is_in_step() {
-            return Err("the other hosts have not said yet what they did meanwhile".to_owned());
+            let why = "the other hosts have not said yet what they did meanwhile";
+            return StartVerdict::Unheard(why.to_owned());
         }
-        Ok(state.recent_offs.without(me.node, &uuid.to_string(), since, Instant::now()))
+        if state.nodes.keys().eq([&me.node]) {
+            return StartVerdict::Stands;
+        }
+        let verdict = state.recent_offs.judge(me, &uuid.to_string(), since, Instant::now());
+        // What a C daemon was asked for it tells nobody.
+        let legacy = state.legacy_members();
+        let is_new = |member: Member| {
+            let is_it = |it: NodeSilence| it == NodeSilence::Mute(member);
+            state.silences.likely_end(is_it, Instant::now()).is_some()
+        };
+        legacy.into_iter().fold(verdict, |verdict, it| {
+            let name = state.name(it.node);
+            verdict.and(match is_new(it) {
+                true => StartVerdict::Unheard(format!("{name} has just joined, and has said nothing yet")),
+                false => StartVerdict::Untold(format!(
+                    "{name} runs a C daemon, which can't tell what it was asked for"
+                )),
+            })
+        })
     }
 
     /// Returns the state of a domain as a legacy host has published it.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fence_core::evidence::last_seen::{InstanceEvent, LastSeen, LeaveKind, ListedState, StopCause};
 use fence_core::evidence::recall::{BootMoment, PastEvent, SHORT_GAP};
+use fence_core::owed_start::PlaceMemory;
 use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
 
 use super::past::{NamedEvent, PastEvents};
@@ -65,6 +66,8 @@ pub(super) struct SeenDomains {
     domains: HashMap<Uuid, SeenDomain>,
     /// Moment at which a gap in the events began.
     gap_began: Option<BootMoment>,
+    /// Moment since which every event was noted, and nothing was forgotten; none in a gap.
+    noted_since: Option<BootMoment>,
     /// Memory on disk, and the URI of the hypervisor in it.
     disk: Option<(PastEvents, String)>,
     /// A machine that was saved to a file is taken for one that may be at another host.
@@ -89,6 +92,9 @@ struct SeenDomain {
     awaited_in_vain: bool,
     /// An event said that an instance started or came in.
     was_started: bool,
+    /// Moment at which an instance was here for the last time, as far as that was noted, or at which a
+    /// request was told here that the domain is off.
+    last_use: Option<BootMoment>,
 }
 
 /// Meaning of a lifecycle event for a domain.
@@ -290,6 +296,22 @@ impl SeenDomains {
     /// Records that an action of ours ended the instance that ran here.
     pub(super) fn record_end(&mut self, uuid: Uuid) {
         self.set(uuid, LastSeen::Ended(now()));
+        self.record_use(uuid);
+    }
+
+    /// Records that an instance is or was here until now, or that a request is told that the domain is off.
+    pub(super) fn record_use(&mut self, uuid: Uuid) {
+        match self.domains.get_mut(&uuid) {
+            Some(seen) => seen.last_use = Some(now()),
+            // Nobody can say later that nothing happened to it.
+            None => self.noted_since = self.noted_since.map(|_| now()),
+        }
+    }
+
+    /// Returns what is remembered of a domain for a host that owes a start of it.
+    pub(super) fn use_memory(&self, uuid: Uuid) -> PlaceMemory {
+        let last = self.domains.get(&uuid).and_then(|it| it.last_use);
+        PlaceMemory { noted_for: self.noted_since.map(age).unwrap_or_default(), last: last.map(age) }
     }
 
     /// Returns the moment after the events that came so far.
@@ -316,6 +338,9 @@ impl SeenDomains {
         };
         let last = self.last(record.uuid).unwrap_or(LastSeen::Known).listed(state, now());
         self.record(record.uuid, &record.name, last);
+        if !matches!(state, ListedState::NoInstance | ListedState::MovedAway) {
+            self.record_use(record.uuid);
+        }
         true
     }
 
@@ -326,10 +351,10 @@ impl SeenDomains {
         let before = self.domains.get(&uuid);
         let left = before.filter(|it| it.last.left_by().is_some() && last.left_by().is_some());
         let left_as = left.map_or_else(|| name.to_owned(), |it| it.left_as.clone());
-        let was_started = before.is_some_and(|it| it.was_started);
+        let (was_started, last_use) = before.map(|it| (it.was_started, it.last_use)).unwrap_or_default();
         let last_event = before.map(|it| it.last_event).unwrap_or_default();
         let (name, awaited_in_vain) = (name.to_owned(), false);
-        let seen = SeenDomain { name, left_as, last, last_event, awaited_in_vain, was_started };
+        let seen = SeenDomain { name, left_as, last, last_event, awaited_in_vain, was_started, last_use };
         self.domains.insert(uuid, seen);
         self.write(uuid);
     }
@@ -339,6 +364,7 @@ impl SeenDomains {
         match self.meaning(event) {
             EventMeaning::Instance(it) => {
                 self.record(event.uuid, &event.name, before.after(it, now()));
+                self.record_use(event.uuid);
             }
             EventMeaning::Definition => self.record(event.uuid, &event.name, before),
             EventMeaning::Nothing => {}
@@ -388,6 +414,7 @@ impl SeenDomains {
     /// What moved away stays away until an instance is seen here.
     pub(super) fn begin_gap(&mut self) {
         self.gap_began = Some(now());
+        self.noted_since = None;
         if let Some((past, uri)) = &self.disk {
             past.set_watching(uri, false);
         }
@@ -397,6 +424,7 @@ impl SeenDomains {
     /// Takes note that the gap in the events is over. In a long one what moved away may have come back and
     /// moved again.
     pub(super) fn end_gap(&mut self) {
+        self.noted_since = self.noted_since.or(Some(now()));
         let Some(began) = self.gap_began.take() else { return };
         if let Some((past, uri)) = &self.disk {
             past.set_watching(uri, true);
@@ -430,6 +458,7 @@ impl SeenDomains {
         if self.domains.len() >= MAX_REMEMBERED {
             self.domains.clear();
         }
+        self.noted_since = self.noted_since.map(|_| now());
         before.into_iter().filter(|it| !self.domains.contains_key(it)).for_each(|it| self.write(it));
     }
 }
@@ -488,6 +517,39 @@ mod tests {
             seen.record_instance(uuid(), since_boot());
             assert!(away(&seen, "y").is_empty() && away(&seen, "z").is_empty());
         }
+    }
+
+    /// For a host that owes a start: no time is said to be noted that was not, and no instance is left out.
+    #[test]
+    fn what_happened_to_a_domain_is_told_for_the_time_that_was_noted() {
+        let is_noted = |seen: &SeenDomains| {
+            std::thread::sleep(Duration::from_millis(2));
+            let memory = seen.use_memory(uuid());
+            (memory.noted_for >= Duration::from_millis(1), memory.last.is_some())
+        };
+        let mut seen = SeenDomains::default();
+        assert_eq!(is_noted(&seen), (false, false), "nothing is watched yet");
+        seen.end_gap();
+        seen.record_event(&event(LifecycleKind::Defined, 0));
+        assert_eq!(is_noted(&seen), (true, false));
+        for kind in [LifecycleKind::Started, LifecycleKind::Stopped, LifecycleKind::Suspended] {
+            let mut seen = SeenDomains::default();
+            seen.end_gap();
+            seen.record_event(&event(kind, 1));
+            seen.record_event(&event(LifecycleKind::Undefined, 0));
+            assert_eq!(is_noted(&seen), (true, true), "{kind:?}");
+        }
+        seen.begin_gap();
+        assert_eq!(is_noted(&seen), (false, false));
+        seen.end_gap();
+        seen.record_use(uuid());
+        assert_eq!(is_noted(&seen), (true, true), "a request was told that it is off");
+        // Nobody could say so later of a domain that is not in the memory.
+        let mut other = SeenDomains::default();
+        other.end_gap();
+        std::thread::sleep(Duration::from_millis(2));
+        other.record_use(uuid());
+        assert!(other.use_memory(uuid()).noted_for < Duration::from_millis(2));
     }
 
     #[test]

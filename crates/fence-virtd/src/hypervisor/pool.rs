@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::evidence::last_seen::LeaveKind;
+use fence_core::owed_start::PlaceMemory;
 use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, EventSubscription, Uuid};
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
@@ -555,6 +556,16 @@ impl Hypervisor {
     /// Returns whether an instance of the domain was seen to start here, or to come in.
     pub(crate) fn was_started(&self, uuid: Uuid) -> bool {
         lock(&self.memory).was_started(uuid)
+    }
+
+    /// Returns what is remembered of a domain for a host that owes a start of it.
+    pub(crate) fn use_memory(&self, uuid: Uuid) -> PlaceMemory {
+        lock(&self.memory).use_memory(uuid)
+    }
+
+    /// Records that a request is told here that the domain is off.
+    pub(crate) fn record_use(&self, uuid: Uuid) {
+        lock(&self.memory).record_use(uuid);
     }
 
     /// Records that a look that began at this time, since boot, showed an instance.

@@ -22,6 +22,7 @@ use super::limits::{
     PEER_LIMIT,
 };
 use super::links::MessageWay;
+use super::recalling::told;
 use super::state::{KeptAnswer, KeptAnswers, NAME, PeerCounts, Peers};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::util::locks::lock;
@@ -117,6 +118,10 @@ impl Peers {
             None => Vec::new(),
         };
         let mut answer = answer(ask, &found, came);
+        if let (true, Some(own)) = (ask.asks_memory, self.own.get()) {
+            answer.namesakes.clear();
+            answer.memory = Some(told(own.recall_here(question.uuid)));
+        }
         if self.own_doubt().is_some() && !matches!(answer.sight, HostSight::On | HostSight::Moving) {
             // The asker hears the first of two answers, and takes it for that of both hosts.
             answer.namesakes.clear();
@@ -167,7 +172,7 @@ fn answer(ask: &HostAsk, found: &[Finding], came: Instant) -> HostAnswer {
     let age_ms = seen.age_ms();
     let sight = sight(&seen);
     let reason = if let Sight::Unknown(why) = seen { why } else { String::new() };
-    HostAnswer { uuid: ask.uuid, sight, age_ms, reason, namesakes }
+    HostAnswer { uuid: ask.uuid, sight, age_ms, reason, namesakes, memory: None }
 }
 
 /// Returns what is told beside other domains with the name that left this host. An asker that does not ask
@@ -213,7 +218,8 @@ mod tests {
             let namesakes = (1..=count).map(|it| DomainId::from_bytes([it; 16])).collect();
             let found = [Finding { place, sight, began: now, ended: now, namesakes }];
             let name = "vm1".to_owned();
-            let ask = HostAsk { uuid: [9; 16], left_ms: 9, takes_parts: true, takes_namesakes, name };
+            let (left_ms, takes_parts, asks_memory) = (9, true, false);
+            let ask = HostAsk { uuid: [9; 16], left_ms, takes_parts, takes_namesakes, asks_memory, name };
             answer(&ask, &found, now)
         };
         for sight in [Sight::Off, Sight::Absent, Sight::Ended(None), Sight::MovedAway(Duration::ZERO)] {

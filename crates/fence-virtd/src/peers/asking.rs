@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use fence_core::domain::DomainId;
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
+use fence_core::owed_start::PlaceWord;
 use fence_wire::{HostAnswer, HostAsk, HostBody, HostNonce, HostSight, escaped};
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout_at};
@@ -33,6 +34,14 @@ use crate::util::locks::lock;
 impl PeerHosts for Peers {
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
         Box::pin(self.look_elsewhere(question, until))
+    }
+
+    fn recall<'a>(
+        &'a self,
+        question: &'a DomainQuestion,
+        until: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(self.recall_elsewhere(question, until))
     }
 }
 
@@ -324,6 +333,7 @@ impl Peers {
             left_ms: left.try_into().unwrap_or(u16::MAX),
             takes_parts: true,
             takes_namesakes: true,
+            asks_memory: question.asks_memory,
             name: question.name.clone(),
         };
         let ask = self.encoded(&self.message(None, open.nonce, HostBody::Ask(ask)));

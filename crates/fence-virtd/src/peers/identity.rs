@@ -216,6 +216,7 @@ mod tests {
             age_ms: None,
             reason: String::new(),
             namesakes: Vec::new(),
+            memory: None,
         };
         let message = HostMessage {
             sender: a.id(),

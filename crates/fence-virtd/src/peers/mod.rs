@@ -25,6 +25,7 @@ mod metrics;
 mod other_keys;
 mod patience;
 pub(crate) mod probe;
+mod recalling;
 pub(crate) mod settings;
 mod state;
 pub(crate) mod store;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use fence_core::domain::DomainId;
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::KnownHost;
+use fence_core::owed_start::PlaceMemory;
 use fence_net::{MulticastListener, MulticastScope};
 use fence_wire::{HostAnswer, HostBody, HostMessage, HostSight, HostsKey, PairKey};
 use tokio::net::UdpSocket;
@@ -48,6 +49,7 @@ impl Drop for StateDir {
 mod down;
 mod forged;
 mod probe;
+mod recall;
 
 /// Hypervisor that shows what a test says.
 struct Shown {
@@ -79,6 +81,10 @@ impl OwnPlaces for Shown {
                 namesakes: Vec::new(),
             }]
         })
+    }
+
+    fn recall_here(&self, _: DomainId) -> PlaceMemory {
+        PlaceMemory { noted_for: Duration::from_secs(77), last: Some(Duration::from_secs(7)) }
     }
 }
 
@@ -422,6 +428,7 @@ async fn a_guest_with_the_key_cannot_answer_for_a_host() {
                 age_ms: None,
                 reason: String::new(),
                 namesakes: Vec::new(),
+                memory: None,
             };
             let (sender, recipient) = (victim, Some(seen.message().sender));
             let nonce = seen.message().nonce;
@@ -510,6 +517,7 @@ async fn any_word_of_this_host_from_another_address_is_a_doubt() {
             left_ms: 9,
             takes_parts: false,
             takes_namesakes: false,
+            asks_memory: false,
             name: "vm1".to_owned(),
         };
         let body =

@@ -7,8 +7,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use fence_core::domain::DomainId;
 use fence_core::evidence::Finding;
 pub(crate) use fence_core::hosts::about_to_start;
+use fence_core::owed_start::PlaceMemory;
 
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces};
@@ -43,11 +45,15 @@ impl OwnPlaces for OwedPlaces {
             found
         })
     }
+
+    fn recall_here(&self, uuid: DomainId) -> PlaceMemory {
+        self.places.recall_here(uuid)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use fence_core::domain::{DomainHome, DomainId, DomainRef, TargetKind};
+    use fence_core::domain::{DomainHome, DomainRef, TargetKind};
     use fence_core::evidence::{DomainSite, Sight};
 
     use super::*;
@@ -61,6 +67,10 @@ mod tests {
             Box::pin(async move {
                 vec![Finding { place, sight: self.0.clone(), began: now, ended: now, namesakes: Vec::new() }]
             })
+        }
+
+        fn recall_here(&self, _: DomainId) -> PlaceMemory {
+            PlaceMemory { noted_for: std::time::Duration::ZERO, last: None }
         }
     }
 

@@ -15,6 +15,7 @@ use fence_core::domain::{
     DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower, TargetKind,
 };
 use fence_core::intent::{IntentRemainder, StartOwed, UnfinishedIntent};
+use fence_core::owed_start::StartVerdict;
 use fence_wire::{Action, Response, Target, escaped};
 use tracing::{info, warn};
 
@@ -190,9 +191,14 @@ impl Service {
         let watch_until = Instant::now() + ORDER_SETTLE;
         let domain = loop {
             let doubt = match self.look_for(job, lease).await {
-                Ok((located, SeenPower::Off(_))) => break located,
-                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => {
+                Ok((located, SeenPower::Off(_))) => break located.domain().clone(),
+                Ok((LocatedDomain::Here(_), SeenPower::On)) if Instant::now() >= watch_until => {
                     return StartAttempt::On("the domain is on".to_owned());
+                }
+                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => {
+                    return StartAttempt::On(
+                        "another host has the domain on, or is about to start it".to_owned(),
+                    );
                 }
                 Ok((_, SeenPower::On)) => String::new(),
                 Err(None) if xml.is_some() => break domain.clone(),
@@ -205,17 +211,22 @@ impl Service {
             tokio::time::sleep(LOOK_PAUSE).await;
         };
         let since = Duration::from_millis(since_boot_ms().saturating_sub(began_ms));
-        if self.backend.was_started(&domain, since, lease.until()).await {
-            return over(
-                "somebody has started the domain since, and the domain is off again, so nothing is started",
-            );
-        }
-        match self.backend.was_taken_down(&domain, since).await {
-            Ok(false) => {}
-            Ok(true) => {
-                return over("another host was asked for the domain since, so the domain is not started");
+        let at_places = self.backend.judge_at_places(&domain, since, lease.until()).await;
+        match at_places.and(self.backend.judge_by_requests(&domain, since)) {
+            StartVerdict::Stands => {}
+            StartVerdict::Overtaken(what) => return over(&format!("{what}, so the domain is not started")),
+            StartVerdict::Untold(why) => {
+                warn!(
+                    domain = %escaped(&domain.name), uuid = %domain.uuid,
+                    "a reboot owes a start, and nobody can tell any more whether somebody asked for the \
+                     domain since: {why}. The domain is left off. Start it, if it is to run"
+                );
+                return over(&format!(
+                    "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: \
+                     {why}. Start the domain, if it is to run"
+                ));
             }
-            Err(why) => return StartAttempt::Failed(why.to_string()),
+            StartVerdict::Unheard(why) => return StartAttempt::Failed(why),
         }
         match self.backend.start_owed(&domain, xml, lease).await {
             Ok(()) => StartAttempt::On("the start that the reboot owed is made good".to_owned()),
@@ -238,14 +249,13 @@ impl Service {
         &self,
         job: &RequestJob,
         lease: &Lease,
-    ) -> Result<(DomainRef, SeenPower), Option<String>> {
+    ) -> Result<(LocatedDomain, SeenPower), Option<String>> {
         let located = self.backend.locate(&job.target, lease.until()).await.map_err(|error| match error {
             LocateError::NotFound => None,
             other => Some(other.to_string()),
         })?;
-        let domain = located.domain().clone();
-        match self.backend.status(&domain, lease).await {
-            Ok(power) => Ok((domain, power)),
+        match self.backend.status(located.domain(), lease).await {
+            Ok(power) => Ok((located, power)),
             Err(error) => Err(Some(error.to_string())),
         }
     }
@@ -256,10 +266,10 @@ impl Service {
 fn after_same_start(same: &SharedResult) -> StartAttempt {
     let SharedResult { response, reason, by } = same;
     if *response == Response::Success {
-        return StartAttempt::On(format!("another request started it ({by})"));
+        return StartAttempt::On(format!("another request started the domain ({by})"));
     }
     let why = reason.as_deref().unwrap_or("no reason was told");
-    StartAttempt::Failed(format!("another request tried to start it ({by}), and failed: {why}"))
+    StartAttempt::Failed(format!("another request tried to start the domain ({by}), and failed: {why}"))
 }
 
 /// Returns why the daemon ended in the middle of a request, as far as that is known: at a SIGTERM it waits

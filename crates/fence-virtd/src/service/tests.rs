@@ -14,12 +14,14 @@ use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
+use crate::util::locks::{Mutex, lock};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower,
     TargetKind,
 };
 use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
 use fence_core::intent::{Intent, IntentRemainder, START_AGE_MS, StartOwed, UnfinishedIntent};
+use fence_core::owed_start::StartVerdict;
 
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -241,8 +243,9 @@ async fn a_grant_that_was_lost_before_the_proof_does_nothing() {
 struct Refusing {
     refusals: AtomicUsize,
     starts: AtomicUsize,
-    was_started: bool,
-    was_taken_down: bool,
+    /// Verdicts that are to be told, the last one first; then the start stands.
+    at_places: Mutex<Vec<StartVerdict>>,
+    by_requests: Mutex<Vec<StartVerdict>>,
 }
 
 impl Backend for Refusing {
@@ -276,12 +279,12 @@ impl Backend for Refusing {
         }
     }
 
-    async fn was_started(&self, _: &DomainRef, _: Duration, _: Instant) -> bool {
-        self.was_started
+    async fn judge_at_places(&self, _: &DomainRef, _: Duration, _: Instant) -> StartVerdict {
+        lock(&self.at_places).pop().unwrap_or(StartVerdict::Stands)
     }
 
-    async fn was_taken_down(&self, _: &DomainRef, _: Duration) -> Result<bool, ActionError> {
-        Ok(self.was_taken_down)
+    fn judge_by_requests(&self, _: &DomainRef, _: Duration) -> StartVerdict {
+        lock(&self.by_requests).pop().unwrap_or(StartVerdict::Stands)
     }
 
     async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
@@ -353,22 +356,27 @@ async fn a_start_is_not_owed_for_ever() {
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
 }
 
-/// Somebody started it and took it down again: an off of somebody else.
+/// Somebody started it and took it down again, or was told elsewhere that it is off, or nobody can tell.
 #[tokio::test]
-async fn what_was_started_since_is_left_alone() {
-    let (service, backend, left) =
-        recovery(Refusing { was_started: true, ..Refusing::default() }, Duration::ZERO);
-    in_time(service.finish_left(vec![left])).await;
-    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
+async fn what_does_not_stand_any_more_is_left_alone() {
+    for verdict in [StartVerdict::Overtaken("h2".to_owned()), StartVerdict::Untold("h2".to_owned())] {
+        for (at_places, by_requests) in [(vec![verdict.clone()], vec![]), (vec![], vec![verdict.clone()])] {
+            let (at_places, by_requests) = (at_places.into(), by_requests.into());
+            let backend = Refusing { at_places, by_requests, ..Refusing::default() };
+            let (service, backend, left) = recovery(backend, Duration::ZERO);
+            in_time(service.finish_left(vec![left])).await;
+            assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
+        }
+    }
 }
 
-/// Somebody was told at another host that it is off.
+/// A host that is not heard now may be heard a moment later.
 #[tokio::test]
-async fn what_another_host_took_down_since_is_left_alone() {
-    let (service, backend, left) =
-        recovery(Refusing { was_taken_down: true, ..Refusing::default() }, Duration::ZERO);
+async fn a_start_waits_for_a_host_that_is_not_heard() {
+    let at_places = vec![StartVerdict::Unheard("h2 does not answer".to_owned())].into();
+    let (service, backend, left) = recovery(Refusing { at_places, ..Refusing::default() }, Duration::ZERO);
     in_time(service.finish_left(vec![left])).await;
-    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
+    assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
 }
 
 /// A start of somebody else that the owed one was coalesced with: only its success ends what is owed.

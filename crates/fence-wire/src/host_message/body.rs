@@ -4,10 +4,11 @@
 //! ```text
 //! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 40, NUL-padded ·
 //!        76 run of the daemon 8
-//! ask     0 UUID 16 · 16 milliseconds left 2 (bit 15: takes reasons in parts; bit 14: takes namesakes) ·
-//!        18 name of the domain 64, NUL-padded, cut after 63 bytes
+//! ask     0 UUID 16 · 16 milliseconds left 2 (bit 15: takes reasons in parts; bit 14: takes namesakes;
+//!        bit 13: asks for a memory) · 18 name of the domain 64, NUL-padded, cut after 63 bytes
 //! answer  0 UUID 16 · 16 sight 1 · 17 number of namesakes 1 · 18 reason 58, NUL-padded, or with namesakes
-//!         their UUIDs, 16 each · 76 age in milliseconds 8, and 1 more; 0: not known
+//!         their UUIDs, 16 each · 76 age in milliseconds 8, and 1 more; 0: not known. With a memory: 17 is
+//!         128 · 18 reason 50 · 68 noted for, in milliseconds 4 · 72 age of the last thing 4, and 1 more
 //! reason  0 UUID 16 · 16 number of this part 1 · 17 number of parts 1 · 18 text 66, NUL-padded
 //! ```
 
@@ -18,6 +19,10 @@ const HELLO_NAME: core::ops::Range<usize> = 36..76;
 const HELLO_RUN: core::ops::Range<usize> = 76..84;
 const ASK_NAME: core::ops::Range<usize> = 18..82;
 const REASON: core::ops::Range<usize> = 18..76;
+/// Reason of an answer that has a memory.
+const SHORT_REASON: core::ops::Range<usize> = 18..68;
+/// Number of namesakes that stands for a memory in their place.
+const HAS_MEMORY: u8 = 0x80;
 const PART: core::ops::Range<usize> = 18..84;
 /// Most parts of a reason.
 pub const REASON_PARTS: usize = 4;
@@ -26,7 +31,9 @@ pub const REASON_PARTS: usize = 4;
 const TAKES_PARTS: u16 = 0x8000;
 /// Another such bit.
 const TAKES_NAMESAKES: u16 = 0x4000;
-const MAX_LEFT: u16 = TAKES_NAMESAKES - 1;
+/// Another such bit.
+const ASKS_MEMORY: u16 = 0x2000;
+const MAX_LEFT: u16 = ASKS_MEMORY - 1;
 /// Most namesakes of an answer.
 pub const ANSWER_NAMESAKES: usize = 3;
 
@@ -50,13 +57,15 @@ pub struct HostHello {
 pub struct HostAsk {
     /// UUID of the domain.
     pub uuid: [u8; 16],
-    /// Milliseconds for which the asker waits, 16383 at most.
+    /// Milliseconds for which the asker waits, 8191 at most.
     pub left_ms: u16,
     /// The asker takes a reason that is longer than an answer has room for, in parts.
     pub takes_parts: bool,
     /// The asker takes the UUIDs of other domains with the name that left the host, and asks about them. One
     /// that does not must be told that the host can't tell.
     pub takes_namesakes: bool,
+    /// The asker wants to know what the host remembers of the domain, and takes no namesakes beside.
+    pub asks_memory: bool,
     /// Name of the domain, cut after 63 bytes as in a request.
     pub name: String,
 }
@@ -71,11 +80,24 @@ pub struct HostAnswer {
     /// Milliseconds between the end or the move that the sight shows and the look, if that is known. Such an
     /// end is not older, and such a move not younger.
     pub age_ms: Option<u64>,
-    /// Why nothing can be said, or more about the sight; cut after 57 bytes. None with namesakes.
+    /// Why nothing can be said, or more about the sight; cut after 57 bytes, after 49 with a
+    /// memory. None with namesakes.
     pub reason: String,
     /// UUIDs of other domains with the name that left the host for another one, [`ANSWER_NAMESAKES`] at most.
     /// For an asker that takes them.
     pub namesakes: Vec<[u8; 16]>,
+    /// Memory of the domain, if the question asked for it. Then no namesakes are told.
+    pub memory: Option<HostMemory>,
+}
+
+/// Memory of a domain at a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostMemory {
+    /// Milliseconds for which the host has noted without a gap what happened there.
+    pub noted_ms: u32,
+    /// Milliseconds since an instance was there for the last time, or a request was told there that the
+    /// domain is off; none if neither was noted.
+    pub last_ms: Option<u32>,
 }
 
 /// Part of the reason of an answer, sent before the answer.
@@ -155,7 +177,8 @@ impl HostAsk {
         body[..16].copy_from_slice(&self.uuid);
         let takes_parts = if self.takes_parts { TAKES_PARTS } else { 0 };
         let takes_namesakes = if self.takes_namesakes { TAKES_NAMESAKES } else { 0 };
-        let left = self.left_ms.min(MAX_LEFT) | takes_parts | takes_namesakes;
+        let asks_memory = if self.asks_memory { ASKS_MEMORY } else { 0 };
+        let left = self.left_ms.min(MAX_LEFT) | takes_parts | takes_namesakes | asks_memory;
         body[16..18].copy_from_slice(&left.to_le_bytes());
         put(&mut body[ASK_NAME], &self.name);
     }
@@ -171,6 +194,7 @@ impl HostAsk {
             left_ms: left & MAX_LEFT,
             takes_parts: left & TAKES_PARTS != 0,
             takes_namesakes: left & TAKES_NAMESAKES != 0,
+            asks_memory: left & ASKS_MEMORY != 0,
             name,
         })
     }
@@ -198,7 +222,8 @@ impl HostAnswer {
     /// longer than all parts together is cut.
     #[must_use]
     pub fn reason_in_parts(&self) -> Vec<HostReason> {
-        if self.reason.len() < REASON.len() {
+        let room = if self.memory.is_some() { SHORT_REASON } else { REASON };
+        if self.reason.len() < room.len() {
             return Vec::new();
         }
         let (mut rest, mut texts) = (self.reason.as_str(), Vec::new());
@@ -215,6 +240,16 @@ impl HostAnswer {
     pub(super) fn encode(&self, body: &mut [u8]) {
         body[..16].copy_from_slice(&self.uuid);
         body[16] = self.sight as u8;
+        let age = self.age_ms.map_or(0, |it| it.saturating_add(1));
+        body[REASON.end..].copy_from_slice(&age.to_le_bytes());
+        if let Some(HostMemory { noted_ms, last_ms }) = self.memory {
+            body[17] = HAS_MEMORY;
+            put(&mut body[SHORT_REASON], &self.reason);
+            let last = last_ms.map_or(0, |it| it.saturating_add(1));
+            body[SHORT_REASON.end..][..4].copy_from_slice(&noted_ms.to_le_bytes());
+            body[SHORT_REASON.end + 4..][..4].copy_from_slice(&last.to_le_bytes());
+            return;
+        }
         let namesakes = self.namesakes.iter().take(ANSWER_NAMESAKES);
         body[17] = u8::try_from(namesakes.len()).unwrap_or(0);
         if self.namesakes.is_empty() {
@@ -223,12 +258,17 @@ impl HostAnswer {
         for (uuid, field) in namesakes.zip(body[REASON].chunks_exact_mut(16)) {
             field.copy_from_slice(uuid);
         }
-        let age = self.age_ms.map_or(0, |it| it.saturating_add(1));
-        body[REASON.end..].copy_from_slice(&age.to_le_bytes());
     }
 
     pub(super) fn decode(body: &[u8; 84]) -> Result<Self, HostMessageError> {
-        let count = usize::from(body[17]);
+        let (count, reason, memory) = match body[17] {
+            HAS_MEMORY => {
+                let word = |at| u32::from_le_bytes(core::array::from_fn(|i| body[SHORT_REASON.end + at + i]));
+                let memory = HostMemory { noted_ms: word(0), last_ms: word(4).checked_sub(1) };
+                (0, SHORT_REASON, Some(memory))
+            }
+            count => (usize::from(count), REASON, None),
+        };
         if count > ANSWER_NAMESAKES {
             return Err(HostMessageError::Field("number of namesakes"));
         }
@@ -240,8 +280,9 @@ impl HostAnswer {
             uuid: core::array::from_fn(|i| body[i]),
             sight: HostSight::decode(body[16]).ok_or(HostMessageError::Field("sight"))?,
             age_ms: u64::from_le_bytes(core::array::from_fn(|i| body[REASON.end + i])).checked_sub(1),
-            reason: if count > 0 { String::new() } else { text(&body[REASON], "reason")? },
+            reason: if count > 0 { String::new() } else { text(&body[reason], "reason")? },
             namesakes: uuids.chunks_exact(16).map(|it| core::array::from_fn(|i| it[i])).collect(),
+            memory,
         })
     }
 }

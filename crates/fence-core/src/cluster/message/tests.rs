@@ -116,7 +116,7 @@ fn message() -> impl Strategy<Value = HostMessage> {
             .prop_map(|((first, last), domains)| HostMessage::Inventory { first, last, domains }),
         vec((text(ID_LIMIT), any::<u64>(), vec(any::<u32>(), 0..3)), 0..4).prop_map(|offs| {
             let off = |(uuid, age_ms, nodes)| RecentOff { uuid, age_ms, nodes };
-            HostMessage::RecentOffs { offs: offs.into_iter().map(off).collect() }
+            HostMessage::RecentOffs { offs: offs.into_iter().map(off).collect(), noted_ms: Some(7) }
         }),
         domain().prop_map(HostMessage::Domain),
         text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fence_core::domain::{DomainId, LocatedDomain, PowerAction, SeenPower};
 use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::owed_start::PlaceWord;
 use fence_wire::Target;
 
 use super::LibvirtBackend;
@@ -95,6 +96,14 @@ impl PeerHosts for Played {
             };
             vec![finding("h1", Sight::Absent), finding("h2", sight)]
         })
+    }
+
+    fn recall<'a>(
+        &'a self,
+        _: &'a DomainQuestion,
+        _: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(std::future::ready(Vec::new()))
     }
 }
 
@@ -226,6 +235,14 @@ impl PeerHosts for Counting {
             vec![Finding { place, sight: Sight::Absent, began: now, ended: now, namesakes: Vec::new() }]
         })
     }
+
+    fn recall<'a>(
+        &'a self,
+        _: &'a DomainQuestion,
+        _: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
 }
 
 /// The search for a domain that is off asks once: it decides nothing. The proof asks twice.
@@ -296,6 +313,14 @@ impl PeerHosts for Hosts {
         let now = Instant::now();
         let of = self.0.iter().find(|it| it.0 == question.uuid).expect("it is asked about").1.clone();
         Box::pin(async move { of.into_iter().map(|it| Finding { began: now, ended: now, ..it }).collect() })
+    }
+
+    fn recall<'a>(
+        &'a self,
+        _: &'a DomainQuestion,
+        _: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(std::future::ready(Vec::new()))
     }
 }
 
@@ -396,6 +421,14 @@ impl PeerHosts for Linked {
             let place = DomainSite::Host("other".to_owned());
             vec![Finding { place, ..found[0].clone() }]
         })
+    }
+
+    fn recall<'a>(
+        &'a self,
+        _: &'a DomainQuestion,
+        _: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(std::future::ready(Vec::new()))
     }
 }
 
