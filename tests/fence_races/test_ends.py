@@ -233,7 +233,7 @@ def test_who_was_started_or_is_too_old_is_left_alone(site, mortal):
         record = one_record(host)
         assert victim.pid() == running, record
         assert starts(site.hypervisor, victim) == before + (not other_boot)
-        assert ("has booted since" if other_boot else "it is on") in record["reason"], record
+        assert ("has booted since" if other_boot else "the domain is on") in record["reason"], record
         host.stop()
 
 
