@@ -106,7 +106,7 @@ pub enum Doubt {
     #[error("can't tell whether the domain is off: {0}")]
     CantTell(String),
     /// Another domain with its name may be on.
-    #[error("can't tell whether it is off: {0}")]
+    #[error("can't tell whether the domain is off: {0}")]
     Namesake(String),
 }
 

@@ -219,11 +219,11 @@ impl Service {
                 warn!(
                     domain = %escaped(&domain.name), uuid = %domain.uuid,
                     "a reboot owes a start, and nobody can tell any more whether somebody asked for the \
-                     domain since: {why}. The domain is left off. Start it, if it is to run"
+                     domain since: {why}. The domain is left off. Start the domain if it should run"
                 );
                 return over(&format!(
                     "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: \
-                     {why}. Start the domain, if it is to run"
+                     {why}. Start the domain if it should run"
                 ));
             }
             StartVerdict::Unheard(why) => return StartAttempt::Failed(why),
