@@ -7,6 +7,7 @@ import time
 import pytest
 
 from lab.hypervisor import until
+from lab.programs import program
 
 from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
 
@@ -41,6 +42,9 @@ def test_a_host_that_keeps_the_definition_does_not_speak_for_one_that_is_silent(
         # The host itself is well, and says what is not.
         reason = answer.hosts.h2.records()[-1]["reason"]
         assert re.search(r"host h1 \S+: libvirt at \S+ did not answer in time", reason), reason
+        # Its call-back comes when the other host's answer was heard, and no firewall is in the way.
+        said = hosts.guest.run([program("ours", "fence_xvm"), "--diagnose", "-n", "x", "-k", hosts.key, "-t", "20"]).stdout
+        assert "firewall" not in said and re.search(r"cause: .*host h1 \S+: .*libvirt", said), said
     # When it is heard again, the truth is told.
     hosts.h1.hypervisor.recover()
     if outage == "daemon-stopped":

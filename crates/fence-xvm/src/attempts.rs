@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use crate::exchange::{AwaitedStep, ExchangeError};
 
@@ -32,6 +33,8 @@ pub(crate) struct MulticastAttempts {
     /// Peers that tried to connect to the call-back port, also where this guest's firewall kept them out;
     /// none where nothing watched for them.
     pub(crate) watched_calls: Option<Vec<WatchedPeer>>,
+    /// Peers whose connection was accepted, or waited for that when the wait was over.
+    pub(crate) came: Vec<IpAddr>,
 }
 
 /// Address that datagrams were sent from.
@@ -80,6 +83,8 @@ pub(crate) struct WatchedPeer {
     pub(crate) port: u16,
     /// Number of packets with which it tried.
     pub(crate) packets: u32,
+    /// Moment of the first one.
+    pub(crate) first: Instant,
 }
 
 /// Last step that a stream with a host reached.
@@ -103,8 +108,19 @@ impl MulticastAttempts {
     pub(crate) fn new(request: String, group: SocketAddr) -> Self {
         let (senders, call_backs, call_back_ports) = (Vec::new(), Vec::new(), Vec::new());
         let (key, failures) = (String::new(), Vec::new());
-        let (sealed, watched_calls) = (false, None);
-        Self { request, group, call_back_ports, senders, call_backs, failures, key, sealed, watched_calls }
+        let (sealed, watched_calls, came) = (false, None, Vec::new());
+        Self {
+            request,
+            group,
+            call_back_ports,
+            senders,
+            call_backs,
+            failures,
+            key,
+            sealed,
+            watched_calls,
+            came,
+        }
     }
 
     /// Returns the entry of this address, made if it is new.
@@ -148,8 +164,16 @@ impl MulticastAttempts {
 
     /// Returns a host that was seen to call back, and that never came through.
     pub(crate) fn kept_out(&self) -> Option<&WatchedPeer> {
-        let has_come = |it: &WatchedPeer| self.call_backs.iter().any(|call| call.from.ip() == it.address);
+        let has_come = |it: &WatchedPeer| self.came.contains(&it.address);
         self.watched_calls.iter().flatten().find(|it| !has_come(it))
+    }
+
+    /// Forgets the peers that tried to connect just before the wait was over: a connection that is begun is no
+    /// sign of a firewall yet.
+    pub(crate) fn forget_last_calls(&mut self, now: Instant) {
+        const TIME_TO_COME: Duration = Duration::from_millis(500);
+        let is_old = |it: &WatchedPeer| now.saturating_duration_since(it.first) >= TIME_TO_COME;
+        self.watched_calls.iter_mut().for_each(|calls| calls.retain(is_old));
     }
 
     /// Returns whether any datagram left.
@@ -157,13 +181,23 @@ impl MulticastAttempts {
         self.senders.iter().any(|it| it.sent > 0)
     }
 
+    /// Records a peer whose connection is here.
+    pub(crate) fn record_arrival(&mut self, from: IpAddr) {
+        const REMEMBERED: usize = 64;
+        if self.came.len() < REMEMBERED && !self.came.contains(&from) {
+            self.came.push(from);
+        }
+    }
+
     /// Records a peer that tried to connect.
-    pub(crate) fn record_watched_call(&mut self, from: IpAddr, port: u16) {
+    pub(crate) fn record_watched_call(&mut self, from: IpAddr, port: u16, now: Instant) {
         const REMEMBERED: usize = 16;
         let calls = self.watched_calls.get_or_insert_default();
         match calls.iter().position(|peer| (peer.address, peer.port) == (from, port)) {
             Some(known) => calls[known].packets += 1,
-            None if calls.len() < REMEMBERED => calls.push(WatchedPeer { address: from, port, packets: 1 }),
+            None if calls.len() < REMEMBERED => {
+                calls.push(WatchedPeer { address: from, port, packets: 1, first: now });
+            }
             None => {}
         }
     }
@@ -202,4 +236,28 @@ impl MulticastAttempts {
 /// Writes how many of a list are not shown.
 fn write_rest(f: &mut impl fmt::Write, name: &str, all: usize, shown: usize) -> fmt::Result {
     if all > shown { write!(f, "\n  and {} more {name}", all - shown) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_firewall_keeps_out_who_had_time_to_come_and_did_not() {
+        let (start, port) = (Instant::now(), 1229);
+        let hosts: Vec<_> = (1..=3).map(|it| IpAddr::from([10, 0, 0, it])).collect();
+        let group = SocketAddr::new(Ipv4Addr::new(225, 0, 0, 12).into(), port);
+        let mut attempts = MulticastAttempts::new(String::new(), group);
+        // The first came; the second is kept out; the third began just now.
+        for (host, at) in hosts.iter().zip([0, 0, 1900]) {
+            attempts.record_watched_call(*host, port, start + Duration::from_millis(at));
+        }
+        attempts.came.push(hosts[0]);
+        attempts.forget_last_calls(start + Duration::from_secs(2));
+        assert_eq!(attempts.kept_out().map(|it| it.address), Some(hosts[1]));
+        attempts.came.push(hosts[1]);
+        assert!(attempts.kept_out().is_none());
+    }
 }

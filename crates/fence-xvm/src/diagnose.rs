@@ -153,8 +153,8 @@ fn diagnose_multicast(
                 let MulticastResult { answer, attempts } = questions.ask(other, false)?;
                 Ok(answer?.map(|it| AnsweredQuestion::by_multicast(it, &attempts)))
             })?;
-            // A host that could not call back may be the one that knows the domain.
-            let kept_out = attempts.kept_out().filter(|_| cause.is_some());
+            // A host that could not call back may be the one that has the domain, whatever another one said.
+            let kept_out = attempts.kept_out();
             let of_firewall = |it: &WatchedPeer| NetworkCause::Firewall { host: it.address, port: it.port };
             Ok(kept_out.map(|it| of_firewall(it).into()).or(cause))
         }

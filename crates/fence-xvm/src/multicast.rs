@@ -141,7 +141,14 @@ pub(crate) fn send_request(
         console,
     };
     let answer = client.run(deadline);
-    let MulticastClient { doors, mut attempts, .. } = client;
+    let MulticastClient { doors, mut attempts, probe, .. } = client;
+    attempts.forget_last_calls(Instant::now());
+    if probe.watch.is_some() {
+        // No firewall kept out what waits to be accepted.
+        for (_, from, _) in std::iter::from_fn(|| doors.accept()).take(CONNECTIONS_MAX) {
+            attempts.record_arrival(from.ip());
+        }
+    }
     attempts.call_back_ports = doors.used_ports();
     doors.finish(matches!(answer, Ok(Some(_))) || !attempts.has_sent());
     attempts.key = describe_key(plan, key);
@@ -245,9 +252,9 @@ impl<'a> MulticastClient<'a> {
     /// Records the call-backs that the watch has seen.
     fn record_watched_calls(&mut self) {
         let calls = self.probe.watch.iter().flat_map(CallWatch::calls);
-        let ports = self.doors.used_ports();
+        let (ports, now) = (self.doors.used_ports(), Instant::now());
         for (from, port) in calls.filter(|(_, port)| ports.contains(port)) {
-            self.attempts.record_watched_call(from, port);
+            self.attempts.record_watched_call(from, port, now);
         }
     }
 
@@ -429,6 +436,7 @@ impl<'a> MulticastClient<'a> {
         }
         let _ = stream.set_nodelay(true);
         self.console.debug(&format_args!("call-back from {from}"));
+        self.attempts.record_arrival(from.ip());
         if self.calls.len() >= CONNECTIONS_MAX {
             self.evict_one();
         }

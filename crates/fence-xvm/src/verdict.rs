@@ -137,8 +137,11 @@ impl ProbableCause {
         if let Some(cause) = causes.iter().find(says_something).or(causes.first()) {
             return cause.clone();
         }
-        if let Some([peer, ..]) = attempts.watched_calls.as_deref() {
+        if let Some(peer) = attempts.kept_out() {
             return NetworkCause::Firewall { host: peer.address, port: peer.port }.into();
+        }
+        if !attempts.came.is_empty() {
+            return AgreementCause::OtherKey.into();
         }
         let mut outside =
             attempts.senders.iter().filter(|sender| sender.sent > 0 && !sender.address.is_loopback());

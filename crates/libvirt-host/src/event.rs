@@ -6,10 +6,10 @@
 
 use std::convert::Infallible;
 use std::ffi::{c_char, c_int, c_void};
-use std::mem;
 use std::ptr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, mem};
 
 use virt_sys as sys;
 
@@ -72,6 +72,20 @@ pub enum CloseReason {
     Client,
     /// Number that this crate does not know.
     Other(i32),
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Error => f.write_str("the connection broke"),
+            Self::EndOfFile => f.write_str("libvirtd hung up: it was stopped, or it died"),
+            Self::KeepAlive => {
+                f.write_str("libvirtd answers nothing any more: it hangs, or the way to it is cut")
+            }
+            Self::Client => f.write_str("this side hung up"),
+            Self::Other(number) => write!(f, "closed for a reason that is not known ({number})"),
+        }
+    }
 }
 
 /// Subscription to lifecycle events. After it is dropped, no later event is delivered; the delivery of one

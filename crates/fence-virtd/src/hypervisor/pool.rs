@@ -433,7 +433,7 @@ impl Hypervisor {
         let (lost, lost_rx) = mpsc::unbounded_channel();
         let opened = tokio::task::spawn_blocking(move || {
             let connection = Connection::open(&this.uri)?;
-            connection.on_close(move |reason| drop(lost.send(format!("{reason:?}"))));
+            connection.on_close(move |reason| drop(lost.send(reason.to_string())));
             // A weak reference, so that the connection does not keep its owner alive.
             let weak = Arc::downgrade(&this);
             let runtime = tokio::runtime::Handle::current();
