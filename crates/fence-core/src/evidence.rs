@@ -341,8 +341,9 @@ fn moved_away(look: &Finding) -> Doubt {
     Doubt::CantTell(format!(
         "the domain moved away from {place}, or was saved there to a file, and no host that was asked saw \
          the domain end after that, or nobody watched: fence_virtd or libvirtd was away. Is the domain on \
-         at a host that is not asked? Name that host in `peers` of all hosts, and reload. If the domain is \
-         off, start the domain with virsh at a host that is asked, then fence the domain"
+         at a host that is not asked? Name that host in `peers` of all hosts, and reload (with cpg: it must \
+         be a node). If the domain is off everywhere, start the domain with virsh at a host that is asked, \
+         then fence the domain"
     ))
 }
 

@@ -117,8 +117,8 @@ impl NetworkCause {
             )
             .into(),
             Self::Firewall { port, .. } => format!(
-                "let TCP port {port} in, from the hosts: firewall-cmd --permanent --add-port={port}/tcp && \
-                     firewall-cmd --reload"
+                "let TCP port {port} in, from every host: firewall-cmd --permanent --add-port={port}/tcp && \
+                     firewall-cmd --reload, or with nftables: tcp dport {port} accept"
             )
             .into(),
         }
@@ -250,8 +250,8 @@ impl HostCause {
                 return format!("fence_virtd cannot do its work; {reasons}").into();
             }
             Self::Held => {
-                "the host holds the same key and has not let the request run: it is busy, or another request \
-                 is in its way"
+                "the host holds the same key and has not let the request run: it is busy, another request is \
+                 in its way, or it waits for another host"
             }
             Self::NoResponse => {
                 "the host took the request and has not answered: its hypervisor is slow or hangs"
@@ -279,7 +279,10 @@ impl HostCause {
 
     fn next_step(&self) -> &'static str {
         match self {
-            Self::Held => "ask again later, with a longer -t; the host's log says what runs",
+            Self::Held => {
+                "ask again later, with a longer -t (30 where corosync is used: a host may wait for a proof \
+                 that another is down); the host's log says what runs"
+            }
             Self::NoResponse => "check on the host that virsh list answers",
             Self::Denied => {
                 "fence_xvm -o list shows the domains that this guest may fence; look at `groups` in the \

@@ -456,12 +456,13 @@ impl Peers {
         let off = if settings.down_command.is_some() {
             "A host that is off is waited for until peer_down_command proves it off"
         } else {
-            "To power that host off does not help without peer_down_command"
+            "To power that host off does not help without peer_down_command (one that was set after the \
+             start of fence_virtd may need a restart: the log says so)"
         };
         match &settings.mode {
             PeerMode::Listed(listed) => format!(
                 "host {host} {silence}; its domains may run there. Start fence_virtd there, with this host \
-                 in its `peers`. {off}. Only if that host is off for good: {}",
+                 in its `peers`; let UDP in there from this host. {off}. Only if that host is off for good: {}",
                 leave_peers(listed.len(), &name)
             ),
             _ => {
@@ -548,8 +549,8 @@ pub(crate) fn leave_peers(listed: usize, host: &str) -> String {
         "take that host out of `peers` and reload".to_owned()
     } else {
         format!(
-            "that host is the only name in `peers`, so set peers = \"none\" and reload, or take the line \
-             out, reload, and call fence_virtd --forget {host}"
+            "that host is the only name in `peers`, so take the line out, reload, and call \
+             fence_virtd --forget {host}"
         )
     }
 }

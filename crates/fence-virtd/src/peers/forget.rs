@@ -83,8 +83,8 @@ fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetE
         )
     } else {
         format!(
-            "{lines}{taken_up}\nIf that host is not powered off, power it off now: from now on domains of \
-             this host are called off without asking it.\n"
+            "{lines}{taken_up} Until then this daemon calls domains off without asking that host. So make \
+             sure that nothing runs there if this daemon can't hear that host: power that host off.\n"
         )
     })
 }
@@ -126,7 +126,7 @@ mod tests {
         let (dir, store) = known();
         let told = forget(dir.path(), "10.0.0.9", &Peers::Discovered).unwrap();
         assert!(told.starts_with("forgotten: 10.0.0.9\n"), "{told}");
-        assert!(told.contains("If that host is not powered off, power it off now: from now on"), "{told}");
+        assert!(told.contains("calls domains off without asking that host"), "{told}");
         // The daemon alone writes its file.
         assert_eq!(store.read().all().count(), 2);
         assert_eq!(store.take_forgotten().unwrap(), ["10.0.0.9"]);
@@ -197,7 +197,7 @@ mod tests {
             let told =
                 forget(dir.path(), host, &Peers::Listed(vec!["10.0.0.9:1229".parse().unwrap()])).unwrap();
             assert_eq!(told.contains("still in `peers`, so it must still answer"), is_asked, "{told}");
-            assert_eq!(told.contains("called off without asking"), !is_asked, "{told}");
+            assert_eq!(told.contains("without asking that host"), !is_asked, "{told}");
         }
     }
 }
