@@ -168,8 +168,8 @@ impl MulticastAttempts {
         self.watched_calls.iter().flatten().find(|it| !has_come(it))
     }
 
-    /// Forgets the peers that tried to connect just before the wait was over: a connection that is begun is no
-    /// sign of a firewall yet.
+    /// Forgets the peers that tried to connect just before the wait was over: a connection that is begun is
+    /// no sign of a firewall yet.
     pub(crate) fn forget_last_calls(&mut self, now: Instant) {
         const TIME_TO_COME: Duration = Duration::from_millis(500);
         let is_old = |it: &WatchedPeer| now.saturating_duration_since(it.first) >= TIME_TO_COME;

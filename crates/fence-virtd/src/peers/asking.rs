@@ -462,7 +462,8 @@ impl Peers {
         match &settings.mode {
             PeerMode::Listed(listed) => format!(
                 "host {host} {silence}; its domains may run there. Start fence_virtd there, with this host \
-                 in its `peers`; let UDP in there from this host. {off}. Only if that host is off for good: {}",
+                 in its `peers`; let UDP in there from this host. {off}. Only if that host is off for \
+                 good: {}",
                 leave_peers(listed.len(), &name)
             ),
             _ => {
