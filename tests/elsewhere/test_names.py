@@ -97,3 +97,20 @@ def test_a_namesake_that_ended_where_somebody_looks(pair):
     until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"both are off\n{pair.logs()}")
     assert [pair.ask(it, "x").rc for it in ("off", "on")] == [OK, OK], pair.logs()
     assert here.state("x") == "running"
+
+
+def test_more_older_machines_than_one_answer_tells(pair):
+    """Four older x left h2 for h1 and ended there, which h1 saw; now h1 has a new x. An answer tells of three: h2 looks for them itself."""
+    here, there = pair.h1, pair.h2
+    older = [OTHER[:-1] + str(it) for it in range(2, 6)]
+    for uuid in older:
+        there.has("x", uuid=uuid, transient=True)
+        settle(pair, there.migrate("x", here))
+        here.hypervisor.virsh("destroy", "x")
+    here.has("x", start=False)
+    until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"all are off\n{pair.logs()}")
+    assert [pair.ask(it, "x").rc for it in ("off", "on")] == [OK, OK], pair.logs()
+    assert here.state("x") == "running"
+    # The moves are over for good, also for the next daemon.
+    file = pathlib.Path(f"{there._config}.state/moves")
+    until(lambda: not any(it in file.read_text() for it in older), PATIENCE, "the file forgets them")

@@ -117,6 +117,8 @@ pub struct ProvedOff {
     since: Instant,
     /// Evidence for each host that said nothing itself, because it is down.
     down: Vec<String>,
+    /// Places from which the machine had moved away before it ended at another one.
+    moved_from: Vec<DomainSite>,
 }
 
 impl ProvedOff {
@@ -163,7 +165,7 @@ impl ProvedOff {
         let down = last_evidence(rounds);
         match open_move(rounds) {
             Some(it) => Err(moved_away(it)),
-            None => Ok(Self { since, down }),
+            None => Ok(Self { since, down, moved_from: left_places(rounds) }),
         }
     }
 
@@ -203,7 +205,14 @@ impl ProvedOff {
     }
 
     fn by_looks(since: Instant) -> Self {
-        Self { since, down: Vec::new() }
+        Self { since, down: Vec::new(), moved_from: Vec::new() }
+    }
+
+    /// Returns the places from which the machine had moved away, by the last look at each, before it was seen
+    /// to end. Such a move says nothing of the machine any more: a later one comes after a start at a place
+    /// that sees it.
+    pub fn moved_from(&self) -> &[DomainSite] {
+        &self.moved_from
     }
 
     /// Returns the evidence for the hosts that were not looked at, because they are down; none where all
@@ -249,6 +258,12 @@ fn open_move(rounds: &[Vec<Finding>]) -> Option<&Finding> {
     let all = || rounds.iter().flatten();
     let mut moves = all().filter(|it| matches!(it.sight, Sight::MovedAway(_)));
     moves.find(|moved| !all().any(|end| ended_after(end, moved)))
+}
+
+/// Returns the places where the last round shows a move.
+fn left_places(rounds: &[Vec<Finding>]) -> Vec<DomainSite> {
+    let moved = |it: &&Finding| matches!(it.sight, Sight::MovedAway(_));
+    rounds.last().into_iter().flatten().filter(moved).map(|it| it.place.clone()).collect()
 }
 
 /// Returns what the last round says of hosts that are down.
@@ -363,6 +378,16 @@ pub fn namesake_moved_away(look: &Finding, other: DomainId) -> String {
          no host that was asked saw that domain end after that. Is that domain on at a host that is not \
          asked? Name that host in `peers` of all hosts, and reload. If that domain is off for good, \"It \
          moved away\" in docs/truth.md says how that place forgets the domain",
+        look.place
+    )
+}
+
+/// Returns why a host can't tell of so many namesakes that left it, and the next step.
+pub fn namesakes_moved_away(look: &Finding, count: usize) -> String {
+    format!(
+        "{count} other domains with this name moved away from {}, or were saved there to a file, and that \
+         host looks for these domains now: ask again in a moment. If this answer stays, \"It moved away\" in \
+         docs/truth.md says how that place forgets the domains",
         look.place
     )
 }

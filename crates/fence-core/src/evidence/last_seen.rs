@@ -230,6 +230,16 @@ impl LastSeen {
         }
     }
 
+    /// Returns this after a proof that the machine is off, which judged the move or the save that is given:
+    /// the machine was seen to end since. Something newer stands.
+    #[must_use]
+    pub fn proved_off(self, judged: Self) -> Self {
+        match self {
+            Self::MovedAway(_) | Self::Saved(_) if self == judged => Self::Known,
+            _ => self,
+        }
+    }
+
     /// Returns what is left of this where no instance is here, and nobody saw how it went.
     fn without_instance(self) -> Self {
         match self {

@@ -368,6 +368,8 @@ enum RestartCourse {
     Forgets(usize),
     /// The host of this place is booted, and its daemon watches some seconds later.
     Boots(usize),
+    /// The daemon at this place is asked for the machine, and forgets a move that is over.
+    Proves(usize),
 }
 
 /// A host with a daemon that remembers.
@@ -429,8 +431,22 @@ fn restart_courses() -> impl Strategy<Value = Vec<(RestartCourse, u64)>> {
         3 => (0..HOSTS).prop_map(RestartCourse::Returns),
         1 => (0..HOSTS).prop_map(RestartCourse::Forgets),
         1 => (0..HOSTS).prop_map(RestartCourse::Boots),
+        2 => (0..HOSTS).prop_map(RestartCourse::Proves),
     ];
     vec((course, step), 4..14)
+}
+
+/// Asks the daemon at a place for the machine, which forgets a move that is over.
+fn prove_at(places: &mut [PlaceWorld], at: usize, on_at: Option<usize>, now: u64) {
+    if places.iter().any(|it| it.away.is_some()) {
+        return;
+    }
+    let judged = proof_of(&shown(places, on_at, now));
+    let place = DomainSite::Host(at.to_string());
+    // What libvirt itself tells of would come back as a younger move.
+    if judged.is_ok_and(|it| it.moved_from().contains(&place)) && !places[at].libvirt_tells {
+        places[at].memory = None;
+    }
 }
 
 /// Carries a course out; returns the places, and where the machine is.
@@ -495,6 +511,7 @@ fn run_restarts(course: Vec<(RestartCourse, u64)>, now: &mut u64) -> (Vec<PlaceW
                 place.away = Some((*now, last_watch));
                 place.returns(*now, false);
             }
+            RestartCourse::Proves(at) => prove_at(&mut places, at, on_at, *now),
             _ => {}
         }
     }
@@ -505,28 +522,42 @@ fn run_restarts(course: Vec<(RestartCourse, u64)>, now: &mut u64) -> (Vec<PlaceW
     (places, on_at)
 }
 
+/// Returns what each place shows.
+fn shown(places: &[PlaceWorld], on_at: Option<usize>, now: u64) -> Vec<Sight> {
+    let sight = |(at, place): (usize, &PlaceWorld)| match place.memory {
+        _ if on_at == Some(at) => Sight::On,
+        None => Sight::Off,
+        Some(PastEvent::Ended(when)) => Sight::Ended(Some(place.moment(now).since(when))),
+        Some(PastEvent::MovedAway(when) | PastEvent::Saved(when)) => {
+            Sight::MovedAway(place.moment(now).since(when))
+        }
+    };
+    places.iter().enumerate().map(sight).collect()
+}
+
+/// Judges two rounds that show the same.
+fn proof_of(sights: &[Sight]) -> Result<ProvedOff, Doubt> {
+    let start = Instant::now();
+    let round = |step| -> Vec<Finding> {
+        sights.iter().enumerate().map(|(at, it)| finding(start, at, it.clone(), step)).collect()
+    };
+    ProvedOff::from_rounds(start, &[round(1), round(2)])
+}
+
 /// Returns whether the places make the machine off, after a course; and where it is.
 fn judge_restarts(course: Vec<(RestartCourse, u64)>) -> (bool, Option<usize>) {
     let mut now = 0;
     let (places, on_at) = run_restarts(course, &mut now);
     now += 1000;
-    let start = Instant::now();
-    let sight = |at: usize| match places[at].memory {
-        _ if on_at == Some(at) => Sight::On,
-        None => Sight::Off,
-        Some(PastEvent::Ended(when)) => Sight::Ended(Some(places[at].moment(now).since(when))),
-        Some(PastEvent::MovedAway(when) | PastEvent::Saved(when)) => {
-            Sight::MovedAway(places[at].moment(now).since(when))
-        }
-    };
-    let says_off = |sights: &dyn Fn(usize) -> Sight| {
-        let round = |step| (0..HOSTS).map(|it| finding(start, it, sights(it), step)).collect::<Vec<_>>();
-        ProvedOff::from_rounds(start, &[round(1), round(2)]).is_ok()
-    };
+    let seen = shown(&places, on_at, now);
     // Where a move was lost without a trace, the place that lost it must not add to the damage.
-    let without_holes = |at: usize| if places[at].is_hole { Sight::Off } else { sight(at) };
-    let is_excused = places.iter().any(|it| it.is_hole) && says_off(&without_holes);
-    (says_off(&sight) && !is_excused, on_at)
+    let without_holes: Vec<_> = seen
+        .iter()
+        .zip(&places)
+        .map(|(it, place)| if place.is_hole { Sight::Off } else { it.clone() })
+        .collect();
+    let is_excused = places.iter().any(|it| it.is_hole) && proof_of(&without_holes).is_ok();
+    (proof_of(&seen).is_ok() && !is_excused, on_at)
 }
 
 proptest! {
@@ -559,6 +590,14 @@ fn courses_with_restarts_that_are_seldom_drawn() {
         let course = [&moved_and_ended[..], &[Leaves(at, true), Returns(at)]].concat();
         assert_eq!(judge(&course, 2), (true, None), "{at}");
         assert_eq!(judge(&course, 60), (false, None), "{at}: nobody knows what happened meanwhile");
+    }
+    // Unless its end was proved before that: then the move is over, and no end is needed any more.
+    for at in 0..HOSTS {
+        let proved = [Forgets(0), RestartCourse::Proves(0), Leaves(at, true), Returns(at)];
+        assert_eq!(judge(&[&moved_and_ended[..], &proved].concat(), 60), (true, None), "{at}");
+        let again = [starts(1), moves(HOSTS)];
+        let course = [&moved_and_ended[..], &proved, &again].concat();
+        assert_eq!(judge(&course, 60), (false, Some(HOSTS)), "{at}");
     }
     // The host that it left was booted a while after its end.
     assert_eq!(judge(&[&moved_and_ended[..], &[Boots(0)]].concat(), 200), (true, None));

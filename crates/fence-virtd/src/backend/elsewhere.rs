@@ -98,4 +98,8 @@ pub(crate) trait OwnPlaces: Send + Sync {
 
     /// Returns what this host remembers of a domain, for another one that owes a start of it.
     fn recall_here(&self, uuid: DomainId) -> PlaceMemory;
+
+    /// Looks everywhere for domains that moved away from this host, and forgets the moves of those that are
+    /// off. For the background: no answer waits for it. Limited; the others are left for the next time.
+    fn prove_moves<'a>(&'a self, others: Vec<DomainId>) -> BoxedFuture<'a, ()>;
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Target;
 use libvirt_host::{Connection, State, Uuid};
+use tracing::debug;
 use zeroize::Zeroizing;
 
 use self::act::{
@@ -32,8 +33,8 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
     PowerState, SeenPower, TargetKind, merge,
 };
-use fence_core::evidence::last_seen::LeaveKind;
-use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes};
+use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
+use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes, ProofTurns};
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
 use fence_core::owed_start::{PlaceMemory, StartVerdict};
@@ -47,6 +48,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
 const REBOOT_GIVES_WAY: usize = 3;
+/// Time to look everywhere for one domain that moved away from here, where nobody waits for the answer.
+const PROOF_LIMIT: Duration = Duration::from_secs(5);
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
 const HANDED_OVER: &str = "what was here stood still (paused, or for a migration) and was ended; after a \
                            migration the machine may run at the other end, and no other host that is asked \
@@ -61,6 +64,8 @@ pub(crate) struct LibvirtBackend {
     others: Mutex<Vec<Arc<dyn PeerHosts>>>,
     /// Domains that this host is about to start: other hosts are not told that they are off.
     starting: Arc<Mutex<PendingStarts>>,
+    /// Domains that moved away from here, and are looked for in the background.
+    proofs: Mutex<ProofTurns>,
 }
 
 /// Domain that this host's hypervisors know, with what they show of it.
@@ -87,7 +92,8 @@ impl LibvirtBackend {
                 unreachable.push(error.to_string());
             }
         }
-        (Self { hypervisors, reboot_starts, others: Mutex::default(), starting: Arc::default() }, unreachable)
+        let (others, starting, proofs) = Default::default();
+        (Self { hypervisors, reboot_starts, others, starting, proofs }, unreachable)
     }
 
     /// Adds hosts that are asked before a domain is called off. Before the first request.
@@ -171,14 +177,37 @@ impl LibvirtBackend {
         question: &DomainQuestion,
         until: Instant,
     ) -> Result<ProvedOff, Doubt> {
+        let judged = self.last_seen(question.uuid);
         let rounds = self.rounds(question, until).await;
         let mut namesakes = Namesakes::of(question.uuid, question.asked);
         namesakes.hear(&rounds);
         while let Some(other) = namesakes.next() {
+            let judged = self.last_seen(other);
             let of_other = self.rounds(&question.about_namesake(other), until).await;
-            namesakes.judge(other, &of_other);
+            if let Some(proof) = namesakes.judge(other, &of_other) {
+                self.forget_moves(other, proof, &judged);
+            }
         }
-        namesakes.prove(&rounds)
+        let proof = namesakes.prove(&rounds)?;
+        self.forget_moves(question.uuid, &proof, &judged);
+        Ok(proof)
+    }
+
+    /// Returns the last thing that was seen of a domain at each hypervisor.
+    fn last_seen(&self, uuid: DomainId) -> Vec<Option<LastSeen>> {
+        self.hypervisors.iter().map(|it| it.last_seen(libvirt_uuid(uuid))).collect()
+    }
+
+    /// Forgets the moves of a domain that a proof has judged, if nothing came since its looks began: the
+    /// domain ended after them.
+    fn forget_moves(&self, uuid: DomainId, proof: &ProvedOff, judged: &[Option<LastSeen>]) {
+        for (hypervisor, judged) in self.hypervisors.iter().zip(judged) {
+            let is_meant =
+                |it: &DomainSite| matches!(it, DomainSite::Hypervisor(uri) if uri == hypervisor.uri());
+            if let (Some(judged), true) = (judged, proof.moved_from().iter().any(is_meant)) {
+                hypervisor.record_proved_off(libvirt_uuid(uuid), *judged);
+            }
+        }
     }
 
     /// Looks at the hypervisors of this host and asks the other hosts, twice where there are several places,
@@ -831,6 +860,23 @@ impl OwnPlaces for LibvirtBackend {
             last: one.last.into_iter().chain(other.last).min(),
         };
         memories.reduce(shared).unwrap_or(PlaceMemory { noted_for: Duration::ZERO, last: None })
+    }
+
+    fn prove_moves<'a>(&'a self, others: Vec<DomainId>) -> BoxedFuture<'a, ()> {
+        Box::pin(async move {
+            let turn = lock(&self.proofs).begin(others, Instant::now());
+            if turn.is_empty() {
+                return;
+            }
+            for uuid in turn {
+                // By its UUID alone, and under no name: what else has its name says nothing of it.
+                let by_uuid = DomainQuestion::new(uuid, uuid.to_string());
+                let question = DomainQuestion { by: TargetKind::Uuid, ..by_uuid };
+                let proof = self.prove_off(&question, Instant::now() + PROOF_LIMIT).await;
+                debug!(domain = %uuid, is_off = proof.is_ok(), "looked for a domain that moved away from here");
+            }
+            lock(&self.proofs).end();
+        })
     }
 }
 

@@ -27,7 +27,9 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState, TargetKind,
 };
 use fence_core::evidence::namesakes::MAX_NAMESAKES;
-use fence_core::evidence::{Finding, Sight, namesake_moved_away, namesakes_in, strongest};
+use fence_core::evidence::{
+    Finding, Sight, namesake_moved_away, namesakes_in, namesakes_moved_away, strongest,
+};
 
 /// Carries one ask out, answers it and writes its record.
 pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Member, ask: AskMessage) {
@@ -126,6 +128,11 @@ impl AskExecution<'_> {
         let found = self.cluster.local().look_here(&question, until).await;
         let seen = strongest(&found);
         self.stages.resolved = Some(StageTimes::since(job.arrived));
+        let heard: Vec<_> = namesakes_in(&found).into_keys().collect();
+        if heard.len() > MAX_NAMESAKES {
+            let local = Arc::clone(self.cluster.local());
+            tokio::spawn(async move { local.prove_moves(heard).await });
+        }
         let seen = if was_owed || owes() { about_to_start(&seen) } else { seen };
         if !matches!(seen, Sight::On | Sight::Moving | Sight::Unknown(_) | Sight::Down(_))
             && let Some(outcome) = seen_off_with_namesakes(&seen, &found)
@@ -267,10 +274,11 @@ impl ServeOutcome {
 /// Returns the outcome of a look that saw no instance, if other domains with the name left this host.
 fn seen_off_with_namesakes(seen: &Sight, found: &[Finding]) -> Option<ServeOutcome> {
     let heard = namesakes_in(found);
-    let why = heard.first_key_value().map(|(other, look)| namesake_moved_away(look, *other))?;
+    let (other, look) = heard.first_key_value()?;
     Some(if heard.len() > MAX_NAMESAKES {
-        ServeOutcome::Failed(ActionError::Unavailable(why))
+        ServeOutcome::Failed(ActionError::Unavailable(namesakes_moved_away(look, heard.len())))
     } else {
+        let why = namesake_moved_away(look, *other);
         ServeOutcome::SeenOffWithNamesakes(seen.clone(), heard.into_keys().collect(), why)
     })
 }

@@ -92,6 +92,10 @@ struct SeenDomain {
     awaited_in_vain: bool,
     /// An event said that an instance started or came in.
     was_started: bool,
+    /// libvirt itself told of a move when its definition was last read: it stayed behind.
+    stays_behind: bool,
+    /// It was proved off after it had left, and nothing was seen of it since.
+    is_proved_off: bool,
     /// Moment at which an instance was here for the last time, as far as that was noted, or at which a
     /// request was told here that the domain is off.
     last_use: Option<BootMoment>,
@@ -136,7 +140,7 @@ impl SeenDomains {
     /// Replaces the last thing that was seen of a domain that is known.
     fn set(&mut self, uuid: Uuid, last: LastSeen) {
         if let Some(seen) = self.domains.get_mut(&uuid) {
-            seen.last = last;
+            (seen.last, seen.is_proved_off) = (last, false);
             if last.left_by().is_none() {
                 seen.left_as.clone_from(&seen.name);
             }
@@ -147,7 +151,9 @@ impl SeenDomains {
     /// Returns whether another domain with this name was present when it was last seen.
     pub(super) fn is_another_present(&self, name: &str, uuid: Uuid) -> bool {
         let is_present = |it: &SeenDomain| {
-            !matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway(_) | LastSeen::Saved(_))
+            let has_gone =
+                matches!(it.last, LastSeen::Ended(_) | LastSeen::MovedAway(_) | LastSeen::Saved(_));
+            !has_gone && !it.is_proved_off
         };
         self.domains.iter().any(|(other, seen)| *other != uuid && seen.name == name && is_present(seen))
     }
@@ -251,7 +257,28 @@ impl SeenDomains {
         }
     }
 
-    fn last(&self, uuid: Uuid) -> Option<LastSeen> {
+    /// Records whether libvirt itself tells, in a look that showed no instance, that the machine moved away.
+    pub(super) fn record_reading(&mut self, uuid: Uuid, stays_behind: bool) {
+        if let Some(seen) = self.domains.get_mut(&uuid) {
+            seen.stays_behind = stays_behind;
+        }
+    }
+
+    /// Records a proof that the machine is off, which judged the move or the save that is given. What libvirt
+    /// itself tells of stands: it would come back, as a younger move.
+    pub(super) fn record_proved_off(&mut self, uuid: Uuid, judged: LastSeen) {
+        let Some(seen) = self.domains.get(&uuid).filter(|it| !it.stays_behind) else { return };
+        let left = seen.last.proved_off(judged);
+        if left != seen.last {
+            self.set(uuid, left);
+            if let Some(seen) = self.domains.get_mut(&uuid) {
+                seen.is_proved_off = true;
+            }
+        }
+    }
+
+    /// Returns the last thing that was seen of a domain.
+    pub(super) fn last(&self, uuid: Uuid) -> Option<LastSeen> {
         self.domains.get(&uuid).map(|it| it.last)
     }
 
@@ -353,8 +380,18 @@ impl SeenDomains {
         let left_as = left.map_or_else(|| name.to_owned(), |it| it.left_as.clone());
         let (was_started, last_use) = before.map(|it| (it.was_started, it.last_use)).unwrap_or_default();
         let last_event = before.map(|it| it.last_event).unwrap_or_default();
-        let (name, awaited_in_vain) = (name.to_owned(), false);
-        let seen = SeenDomain { name, left_as, last, last_event, awaited_in_vain, was_started, last_use };
+        let stays_behind = before.is_some_and(|it| it.stays_behind);
+        let seen = SeenDomain {
+            name: name.to_owned(),
+            left_as,
+            last,
+            last_event,
+            awaited_in_vain: false,
+            was_started,
+            stays_behind,
+            is_proved_off: false,
+            last_use,
+        };
         self.domains.insert(uuid, seen);
         self.write(uuid);
     }
@@ -689,6 +726,55 @@ mod tests {
         seen.record_end(uuid());
         past.finish();
         assert!(next(&[State::MovedAway]).0.move_age(uuid()).is_some());
+    }
+
+    /// A later daemon must not know of the move either, and a newer one must stand.
+    #[test]
+    fn a_proof_ends_a_move_on_disk_too() {
+        use LifecycleKind::{Started, Stopped};
+        let dir = tempfile::tempdir().unwrap();
+        let next = || {
+            let past = PastEvents::open(dir.path(), "boot").unwrap();
+            let mut seen = SeenDomains::on_disk(Some(past.clone()), "test:///default");
+            seen.recall();
+            (seen, past)
+        };
+        for detail in [STOPPED_MIGRATED, STOPPED_SAVED] {
+            let (mut seen, past) = next();
+            let leaves = |seen: &mut SeenDomains| {
+                seen.record_event(&event(Started, 0));
+                seen.record_event(&event(Stopped, detail));
+                seen.last(uuid()).unwrap()
+            };
+            let judged = leaves(&mut seen);
+            let newer = leaves(&mut seen);
+            seen.record_proved_off(uuid(), judged);
+            assert_eq!(seen.last(uuid()), Some(newer), "it left again since");
+            past.finish();
+            let (mut seen, past) = next();
+            assert_eq!(seen.last(uuid()), Some(newer));
+            // libvirt tells of it: it would be younger at the next connection.
+            seen.record_reading(uuid(), true);
+            seen.record_proved_off(uuid(), newer);
+            assert_eq!(seen.last(uuid()), Some(newer));
+            seen.record_reading(uuid(), false);
+            let used = seen.use_memory(uuid());
+            seen.record_proved_off(uuid(), newer);
+            assert_eq!(seen.last(uuid()), Some(LastSeen::Known));
+            assert!(!seen.is_another_present("x", Uuid::from_bytes([9; 16])), "no instance is here");
+            assert_eq!(seen.use_memory(uuid()).last.is_some(), used.last.is_some());
+            past.finish();
+            let (mut seen, past) = next();
+            assert_eq!(seen.last(uuid()), None);
+            // It comes back, and leaves again.
+            let again = leaves(&mut seen);
+            assert_eq!(seen.last(uuid()), Some(again));
+            past.finish();
+            let (mut seen, past) = next();
+            assert!(seen.last(uuid()).and_then(LastSeen::left_by).is_some());
+            seen.record_event(&event(Started, 0));
+            past.finish();
+        }
     }
 
     /// Such an end says nothing of the machine: its other half may run.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_core::evidence::last_seen::LeaveKind;
+use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
 use fence_core::owed_start::PlaceMemory;
 use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, EventSubscription, Uuid};
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
@@ -508,6 +508,21 @@ impl Hypervisor {
     /// Records that a save was a managed one.
     pub(crate) fn record_managed_save(&self, uuid: Uuid) {
         lock(&self.memory).record_managed_save(uuid);
+    }
+
+    /// Records whether libvirt itself tells, in a look that showed no instance, that the machine moved away.
+    pub(crate) fn record_reading(&self, uuid: Uuid, stays_behind: bool) {
+        lock(&self.memory).record_reading(uuid, stays_behind);
+    }
+
+    /// Returns the last thing that was seen of a domain.
+    pub(crate) fn last_seen(&self, uuid: Uuid) -> Option<LastSeen> {
+        lock(&self.memory).last(uuid)
+    }
+
+    /// Records a proof that the machine is off, which judged the move or the save that is given.
+    pub(crate) fn record_proved_off(&self, uuid: Uuid, judged: LastSeen) {
+        lock(&self.memory).record_proved_off(uuid, judged);
     }
 
     /// Returns how long ago, at least, the machine was saved here to a file that can be restored anywhere.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::DomainId;
-use fence_core::evidence::{Finding, Sight, namesake_moved_away, namesakes_in, strongest};
+use fence_core::evidence::{
+    Finding, Sight, namesake_moved_away, namesakes_in, namesakes_moved_away, strongest,
+};
 use fence_wire::{
     ANSWER_NAMESAKES, HostAnswer, HostAsk, HostBody, HostHello, HostId, HostNonce, HostSight, HostsKey,
     ReceivedHostMessage,
@@ -97,6 +99,16 @@ impl Peers {
         self.send(way, &self.encoded(&hello));
     }
 
+    /// Looks in the background for other domains with a name, if more of them left this host than it can
+    /// always tell: it forgets those that are off.
+    fn look_for_namesakes(&self, found: &[Finding]) {
+        let heard: Vec<_> = namesakes_in(found).into_keys().collect();
+        if let (true, Some(own)) = (heard.len() >= ANSWER_NAMESAKES, self.own.get()) {
+            let own = Arc::clone(own);
+            tokio::spawn(async move { own.prove_moves(heard).await });
+        }
+    }
+
     async fn look_and_answer(
         &self,
         asker: (HostId, HostNonce),
@@ -118,6 +130,7 @@ impl Peers {
             None => Vec::new(),
         };
         let mut answer = answer(ask, &found, came);
+        self.look_for_namesakes(&found);
         if let (true, Some(own)) = (ask.asks_memory, self.own.get()) {
             answer.namesakes.clear();
             answer.memory = Some(told(own.recall_here(question.uuid)));
@@ -183,7 +196,10 @@ fn with_namesakes(ask: &HostAsk, seen: Sight, found: &[Finding]) -> (Sight, Vec<
     }
     let heard = namesakes_in(found);
     match heard.first_key_value() {
-        Some((other, look)) if !ask.takes_namesakes || heard.len() > ANSWER_NAMESAKES => {
+        Some((_, look)) if heard.len() > ANSWER_NAMESAKES => {
+            (Sight::Unknown(namesakes_moved_away(look, heard.len())), Vec::new())
+        }
+        Some((other, look)) if !ask.takes_namesakes => {
             (Sight::Unknown(namesake_moved_away(look, *other)), Vec::new())
         }
         _ => (seen, heard.into_keys().map(DomainId::to_bytes).collect()),
@@ -226,10 +242,14 @@ mod tests {
             let told = answered(true, sight.clone(), 3);
             assert_eq!((told.sight, told.namesakes.len()), (super::sight(&sight), 3));
             assert_eq!(answered(false, sight.clone(), 0).sight, super::sight(&sight));
-            for told in [answered(false, sight.clone(), 1), answered(true, sight, 4)] {
+            let first = DomainId::from_bytes([1; 16]).to_string();
+            // Of several it is not known of which one nobody saw the end.
+            for (told, words) in [
+                (answered(false, sight.clone(), 1), first.as_str()),
+                (answered(true, sight, 4), "4 other domains with this name"),
+            ] {
                 assert_eq!((told.sight, told.namesakes.len()), (HostSight::Unknown, 0));
-                let first = DomainId::from_bytes([1; 16]).to_string();
-                assert!(told.reason.contains(&first), "{}", told.reason);
+                assert!(told.reason.contains(words), "{}", told.reason);
             }
         }
         assert_eq!(answered(false, Sight::On, 1).sight, HostSight::On);

@@ -49,6 +49,10 @@ impl OwnPlaces for OwedPlaces {
     fn recall_here(&self, uuid: DomainId) -> PlaceMemory {
         self.places.recall_here(uuid)
     }
+
+    fn prove_moves<'a>(&'a self, others: Vec<DomainId>) -> BoxedFuture<'a, ()> {
+        self.places.prove_moves(others)
+    }
 }
 
 #[cfg(test)]
@@ -71,6 +75,10 @@ mod tests {
 
         fn recall_here(&self, _: DomainId) -> PlaceMemory {
             PlaceMemory { noted_for: std::time::Duration::ZERO, last: None }
+        }
+
+        fn prove_moves<'a>(&'a self, _: Vec<DomainId>) -> BoxedFuture<'a, ()> {
+            Box::pin(std::future::ready(()))
         }
     }
 

@@ -48,6 +48,8 @@ enum CourseStep {
     ManagedSave,
     SaveToFile,
     Restore(usize),
+    /// The daemon of this host is asked, and forgets a move that is over.
+    Prove(usize),
     /// libvirtd is started anew, or the daemon; a longer time or not; all instances die with it or none.
     Gap {
         host: usize,
@@ -138,8 +140,16 @@ impl TrueWorld {
                     }
                 }
             }
+            CourseStep::Prove(host) => self.prove(host),
             CourseStep::Gap { host, .. } if host < ASKED => self.gap(step),
             _ => self.migrate(step),
+        }
+    }
+
+    fn prove(&mut self, host: usize) {
+        let place = DomainSite::Hypervisor(host.to_string());
+        if self.judge().is_ok_and(|it| it.moved_from().contains(&place)) {
+            self.seen[host] = self.seen[host].map(|it| it.proved_off(it));
         }
     }
 
@@ -313,6 +323,7 @@ fn steps() -> impl Strategy<Value = (CourseStep, i64)> {
         2 => Just(CourseStep::ManagedSave),
         1 => Just(CourseStep::SaveToFile),
         1 => host().prop_map(CourseStep::Restore),
+        3 => (0..ASKED).prop_map(CourseStep::Prove),
         2 => gap.prop_map(|(host, is_long, all_die, by_daemon, lists_dead)| CourseStep::Gap {
             host, is_long, all_die, by_daemon, lists_dead
         }),
@@ -352,6 +363,21 @@ fn short_courses_are_remembered() {
             world.now += 1;
             world.check().unwrap_or_else(|error| panic!("{course:?}: {error}"));
         }
+    }
+}
+
+/// A proof ends the move that it judged, and nothing that came since.
+#[test]
+fn a_proof_ends_the_move_that_it_judged() {
+    let (earlier, later) = (BootMoment::from_nanos(1), BootMoment::from_nanos(2));
+    for kind in [LastSeen::MovedAway, LastSeen::Saved] {
+        assert_eq!(kind(earlier).proved_off(kind(earlier)), LastSeen::Known);
+        for newer in [kind(later), LastSeen::Ended(later), LastSeen::RUNS, LastSeen::Half(later)] {
+            assert_eq!(newer.proved_off(kind(earlier)), newer);
+        }
+    }
+    for no_move in [LastSeen::Ended(earlier), LastSeen::RUNS, LastSeen::Half(earlier)] {
+        assert_eq!(no_move.proved_off(no_move), no_move);
     }
 }
 

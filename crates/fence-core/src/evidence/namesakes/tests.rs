@@ -23,7 +23,7 @@ fn look(start: Instant, host: usize, sight: Sight, step: u64, namesakes: Vec<Dom
     Finding { place: DomainSite::Host(format!("h{host}")), sight, began: at, ended: at, namesakes }
 }
 
-/// Event of one machine.
+/// Event of one machine, or a question.
 #[derive(Clone, Copy, Debug)]
 enum Course {
     /// Move to this host, if it is on; or a save here, restored there.
@@ -32,6 +32,8 @@ enum Course {
     Ends,
     /// Start at this host, which is asked, if it is off.
     Starts(usize),
+    /// This host is asked for the machine, by its name or by its UUID, and forgets moves that are over.
+    Proves(usize, bool),
 }
 
 fn courses() -> impl Strategy<Value = Vec<(usize, Course)>> {
@@ -39,6 +41,7 @@ fn courses() -> impl Strategy<Value = Vec<(usize, Course)>> {
         4 => (0..HOSTS + 1).prop_map(Course::Moves),
         3 => Just(Course::Ends),
         3 => (0..HOSTS).prop_map(Course::Starts),
+        3 => (0..HOSTS, any::<bool>()).prop_map(|(host, by_name)| Course::Proves(host, by_name)),
     ];
     vec((0..DOMAINS, event), 1..24)
 }
@@ -71,7 +74,25 @@ impl World {
                 self.note(host, domain, None);
                 self.on_at[domain] = Some(host);
             }
+            (Course::Proves(host, true), _) => self.forget(host, &self.judged(domain).1),
+            (Course::Proves(host, false), _) => {
+                let start = Instant::now();
+                let rounds = [1, 2].map(|step| self.looks(start, domain, step));
+                let proof = ProvedOff::of_one(start, &rounds);
+                self.forget(host, &proof.into_iter().map(|it| (domain, it)).collect::<Vec<_>>());
+            }
             _ => {}
+        }
+    }
+
+    /// Forgets the moves at one host that proofs have judged.
+    fn forget(&mut self, host: usize, proofs: &[(usize, ProvedOff)]) {
+        let place = DomainSite::Host(format!("h{host}"));
+        for (domain, proof) in proofs {
+            if proof.moved_from().contains(&place) {
+                assert!(matches!(self.last[host][*domain], Some((false, _))));
+                self.last[host][*domain] = None;
+            }
         }
     }
 
@@ -101,17 +122,22 @@ impl World {
         (0..HOSTS).map(at).collect()
     }
 
-    /// Asks about the first domain by name, as a host does.
-    fn judged(&self, start: Instant) -> Result<ProvedOff, Doubt> {
+    /// Asks about a domain by name, as a host does. Returns the judgement, and each proof of one machine.
+    fn judged(&self, domain: usize) -> (Result<ProvedOff, Doubt>, Vec<(usize, ProvedOff)>) {
+        let start = Instant::now();
         let rounds = |domain| [1, 2].map(|step| self.looks(start, domain, step));
-        let mut namesakes = Namesakes::of(id(0), start);
-        let of_domain = rounds(0);
+        let mut namesakes = Namesakes::of(id(domain), start);
+        let of_domain = rounds(domain);
         namesakes.hear(&of_domain);
+        let mut proofs = Vec::new();
         while let Some(other) = namesakes.next() {
             let number = (0..DOMAINS).find(|it| id(*it) == other).unwrap();
-            namesakes.judge(other, &rounds(number));
+            let proof = namesakes.judge(other, &rounds(number));
+            proofs.extend(proof.map(|it| (number, it.clone())));
         }
-        namesakes.prove(&of_domain)
+        let judged = namesakes.prove(&of_domain);
+        proofs.extend(judged.iter().map(|it| (domain, it.clone())));
+        (judged, proofs)
     }
 
     /// Returns whether the machine was seen to end at a host that is asked, clearly after its last move.
@@ -127,8 +153,9 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever machines with one name did, and wherever they went, "off" is said of the name only if none
-    /// of them is on; and of machines that are off and were seen to end it is said.
+    /// Whatever machines with one name did, and wherever they went, and whatever moves hosts forgot after a
+    /// proof, "off" is said of the name only if none of them is on; and of machines that are off and were
+    /// seen to end it is said.
     #[test]
     fn a_name_is_off_only_if_each_machine_with_it_is(
         course in courses(),
@@ -140,8 +167,7 @@ proptest! {
             world.happens(domain, event);
         }
         world.now += 1000;
-        let start = Instant::now();
-        let judged = world.judged(start);
+        let judged = world.judged(0).0;
         let is_off = world.on_at == [None; DOMAINS];
         prop_assert!(is_off || judged.is_err(), "{:?}", judged);
         let is_clear = (0..DOMAINS).all(|it| world.is_clear(it));
@@ -199,7 +225,53 @@ fn too_many_namesakes_are_a_doubt() {
     let rounds = [1, 2].map(|step| vec![look(start, 1, Sight::Off, step, others.clone())]);
     let mut namesakes = Namesakes::of(id(0), start);
     namesakes.hear(&rounds);
-    assert_eq!((namesakes.next(), namesakes.heard.len()), (None, MAX_NAMESAKES + 1));
+    assert_eq!(namesakes.heard.len(), MAX_NAMESAKES + 1);
+    // Those that can be looked at are, so that the host forgets the moves of those that are off.
+    let mut looked_at = 0;
+    while let Some(other) = namesakes.next() {
+        looked_at += 1;
+        let rounds = [3, 4].map(|step| vec![look(start, 1, Sight::Off, step, vec![])]);
+        assert!(namesakes.judge(other, &rounds).is_some());
+    }
+    assert_eq!(looked_at, MAX_NAMESAKES);
     let why = namesakes.prove(&rounds).unwrap_err().to_string();
     assert!(why.contains("more than 8"), "{why}");
+}
+
+/// What is not known yet of one must not hide what was found out of another.
+#[test]
+fn a_namesake_that_was_looked_at_is_named_first() {
+    let start = Instant::now();
+    let rounds = [1, 2].map(|step| vec![look(start, 1, Sight::Off, step, vec![id(2)])]);
+    let mut namesakes = Namesakes::of(id(0), start);
+    namesakes.hear(&rounds);
+    let of_other = [3, 4].map(|step| vec![look(start, 1, Sight::On, step, vec![id(1)])]);
+    assert!(namesakes.judge(id(2), &of_other).is_none());
+    let why = namesakes.prove(&rounds).unwrap_err().to_string();
+    assert!(why.contains(&id(2).to_string()), "{why}");
+}
+
+#[test]
+fn domains_are_looked_for_in_turns() {
+    let now = Instant::now();
+    let ids = |numbers: std::ops::Range<usize>| numbers.map(id);
+    let mut turns = ProofTurns::default();
+    assert_eq!(turns.begin(ids(0..0), now), []);
+    let first = turns.begin(ids(0..12), now);
+    assert_eq!(first, ids(0..8).collect::<Vec<_>>());
+    assert_eq!(turns.begin(ids(0..12), now), [], "one turn at a time");
+    turns.end();
+    assert_eq!(turns.begin(ids(0..12), now), ids(8..12).collect::<Vec<_>>(), "none again so soon");
+    turns.end();
+    assert_eq!(turns.begin(ids(0..12), now), []);
+    assert_eq!(turns.begin(ids(0..2), now + PROOF_PAUSE), ids(0..2).collect::<Vec<_>>());
+    // Other domains without end.
+    let mut turns = ProofTurns::default();
+    let looked_for: usize = (0..20)
+        .map(|turn| {
+            turns.end();
+            turns.begin(ids(turn * 10..turn * 10 + 10), now).len()
+        })
+        .sum();
+    assert_eq!(looked_for, MAX_PROVED);
 }

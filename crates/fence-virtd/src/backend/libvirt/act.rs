@@ -107,6 +107,9 @@ pub(super) fn sight(
     if matches!(reading, DomainReading::Off | DomainReading::Gone) {
         memory.await_end(uuid);
     }
+    if !reading.is_on() {
+        memory.record_reading(uuid, matches!(reading, DomainReading::MovedAway));
+    }
     Ok((reading, reading.sight(uuid, memory)))
 }
 

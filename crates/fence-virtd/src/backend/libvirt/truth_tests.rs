@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{DomainId, LocatedDomain, PowerAction, SeenPower};
+use fence_core::domain::{DomainId, LocatedDomain, PowerAction, SeenPower, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::owed_start::PlaceWord;
 use fence_wire::Target;
@@ -485,4 +485,97 @@ async fn an_event_that_is_late_is_awaited() {
     let (looked, ()) = tokio::join!(look, event);
     let (_, sight) = looked.unwrap();
     assert!(matches!(sight, Sight::MovedAway(_)), "{sight:?}");
+}
+
+/// Older machines with one name moved away from the first host and ended at the second, which saw it.
+async fn hosts_with_older_machines(count: u8) -> ([Arc<LibvirtBackend>; 2], Vec<DomainId>, World) {
+    use libvirt_host::{LifecycleEvent, LifecycleKind};
+    let world = World::new();
+    let older: Vec<_> = (1..=count).map(|it| DomainId::from_bytes([it; 16])).collect();
+    let mut hosts = Vec::new();
+    for (name, shows) in [("h1", "none"), ("h2", "off")] {
+        let uris = [world.hypervisor(name, shows)];
+        hosts.push(Arc::new(LibvirtBackend::start(&uris, false, &Hypervisors::default()).await.0));
+    }
+    let [first, second] = <[Arc<LibvirtBackend>; 2]>::try_from(hosts).ok().unwrap();
+    for (host, stopped) in [(&first, 3), (&second, 1)] {
+        for uuid in older.iter().map(|it| super::libvirt_uuid(*it)) {
+            for (kind, detail) in [(LifecycleKind::Started, 0), (LifecycleKind::Stopped, stopped)] {
+                host.hypervisors[0].tell(&LifecycleEvent { uuid, name: "x".to_owned(), kind, detail });
+            }
+        }
+        // An end within some milliseconds after a move never counts.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    first.ask_others(Arc::new(Linked(Arc::clone(&second))));
+    second.ask_others(Arc::new(Linked(Arc::clone(&first))));
+    ([first, second], older, world)
+}
+
+/// Returns how many domains with the name, which left this host, it tells of.
+async fn told_of(host: &LibvirtBackend) -> usize {
+    let question = DomainQuestion::new(DomainId::parse(UUID).unwrap(), "x".to_owned());
+    host.look_here(&question, Instant::now() + PATIENCE).await[0].namesakes.len()
+}
+
+/// A look that takes long may not show yet that an end came after a move.
+async fn asked_again_until<F: Future<Output = bool>>(is_so: impl Fn() -> F, what: &str) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is_so().await {
+        assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A move is forgotten at the host that proved the machine off, and nowhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_ends_the_moves_at_the_host_that_made_it() {
+    let ([first, second], older, _world) = hosts_with_older_machines(2).await;
+    let question = |uuid: DomainId| DomainQuestion::new(uuid, uuid.to_string());
+    let proves = async |host: &LibvirtBackend, uuid| {
+        host.prove_off(&question(uuid), Instant::now() + PATIENCE).await.is_ok()
+    };
+    asked_again_until(|| proves(&second, older[0]), "the second host proves it").await;
+    assert_eq!(told_of(&first).await, 2, "the other host's memory is its own");
+    assert!(proves(&first, older[0]).await);
+    assert_eq!(told_of(&first).await, 1);
+    // By the name: of the other one too.
+    let by_name = DomainQuestion::new(DomainId::parse(UUID).unwrap(), "x".to_owned());
+    let proof = first.prove_off(&by_name, Instant::now() + PATIENCE).await;
+    assert!(proof.is_ok(), "{proof:?}");
+    assert_eq!(told_of(&first).await, 0);
+    // No end is needed any more.
+    second.hypervisors[0].tell(&libvirt_host::LifecycleEvent {
+        uuid: super::libvirt_uuid(older[0]),
+        name: "x".to_owned(),
+        kind: libvirt_host::LifecycleKind::Other(99),
+        detail: 0,
+    });
+    assert!(second.hypervisors[0].end_age(super::libvirt_uuid(older[0])).is_none());
+    assert!(proves(&first, older[0]).await);
+}
+
+/// More of them than one request looks at, and the ones that are looked for in the background.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_older_machines_are_fewer_at_the_next_request() {
+    let ([first, _second], older, _world) = hosts_with_older_machines(12).await;
+    let by_name = DomainQuestion::new(DomainId::parse(UUID).unwrap(), "x".to_owned());
+    let why = first.prove_off(&by_name, Instant::now() + PATIENCE).await.unwrap_err().to_string();
+    assert!(why.contains("more than 8") || why.contains("saw that domain end"), "{why}");
+    let asks = async || first.prove_off(&by_name, Instant::now() + PATIENCE).await.is_ok();
+    asked_again_until(asks, "it is off at last").await;
+    assert_eq!(told_of(&first).await, 0);
+
+    let ([first, _second], _, _world) = hosts_with_older_machines(12).await;
+    // Once: none is looked for again so soon. So its end has to count by then.
+    let counts = async || {
+        let question = DomainQuestion { by: TargetKind::Uuid, ..by_name.clone() };
+        let question = question.about_namesake(older[11]);
+        first.prove_off(&question, Instant::now() + PATIENCE).await.is_ok()
+    };
+    asked_again_until(counts, "the end of the last one counts").await;
+    for left in [3, 0] {
+        first.prove_moves(older.clone()).await;
+        assert_eq!(told_of(&first).await, left);
+    }
 }
