@@ -429,9 +429,9 @@ fn restart_courses() -> impl Strategy<Value = Vec<(RestartCourse, u64)>> {
         3 => (0..HOSTS).prop_map(|it| RestartCourse::Machine(Course::Starts(it))),
         2 => (0..HOSTS, any::<bool>()).prop_map(|(place, tells)| RestartCourse::Leaves(place, tells)),
         3 => (0..HOSTS).prop_map(RestartCourse::Returns),
-        1 => (0..HOSTS).prop_map(RestartCourse::Forgets),
+        2 => (0..HOSTS).prop_map(RestartCourse::Forgets),
         1 => (0..HOSTS).prop_map(RestartCourse::Boots),
-        2 => (0..HOSTS).prop_map(RestartCourse::Proves),
+        4 => (0..HOSTS).prop_map(RestartCourse::Proves),
     ];
     vec((course, step), 4..14)
 }
@@ -591,6 +591,9 @@ fn courses_with_restarts_that_are_seldom_drawn() {
         assert_eq!(judge(&course, 2), (true, None), "{at}");
         assert_eq!(judge(&course, 60), (false, None), "{at}: nobody knows what happened meanwhile");
     }
+    // Whoever is asked in vain forgets nothing.
+    let asked_in_vain = [starts(0), moves(HOSTS), Forgets(0), RestartCourse::Proves(0)];
+    assert_eq!(judge(&asked_in_vain, 60), (false, Some(HOSTS)));
     // Unless its end was proved before that: then the move is over, and no end is needed any more.
     for at in 0..HOSTS {
         let proved = [Forgets(0), RestartCourse::Proves(0), Leaves(at, true), Returns(at)];

@@ -41,7 +41,7 @@ fn courses() -> impl Strategy<Value = Vec<(usize, Course)>> {
         4 => (0..HOSTS + 1).prop_map(Course::Moves),
         3 => Just(Course::Ends),
         3 => (0..HOSTS).prop_map(Course::Starts),
-        3 => (0..HOSTS, any::<bool>()).prop_map(|(host, by_name)| Course::Proves(host, by_name)),
+        4 => (0..HOSTS, any::<bool>()).prop_map(|(host, by_name)| Course::Proves(host, by_name)),
     ];
     vec((0..DOMAINS, event), 1..24)
 }
@@ -151,7 +151,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     /// Whatever machines with one name did, and wherever they went, and whatever moves hosts forgot after a
     /// proof, "off" is said of the name only if none of them is on; and of machines that are off and were
