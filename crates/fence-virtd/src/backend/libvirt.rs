@@ -873,7 +873,7 @@ impl OwnPlaces for LibvirtBackend {
                 let by_uuid = DomainQuestion::new(uuid, uuid.to_string());
                 let question = DomainQuestion { by: TargetKind::Uuid, ..by_uuid };
                 let proof = self.prove_off(&question, Instant::now() + PROOF_LIMIT).await;
-                debug!(domain = %uuid, is_off = proof.is_ok(), "looked for a domain that moved away from here");
+                debug!(domain = %uuid, is_off = proof.is_ok(), "looked for a domain that left this host");
             }
             lock(&self.proofs).end();
         })
