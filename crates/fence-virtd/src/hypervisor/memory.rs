@@ -94,7 +94,7 @@ struct SeenDomain {
     was_started: bool,
     /// libvirt itself told of a move when its definition was last read: it stayed behind.
     stays_behind: bool,
-    /// It was proved off after it had left, and nothing was seen of it since.
+    /// True if it was proved off after it had left, and nothing was seen of it since.
     is_proved_off: bool,
     /// Moment at which an instance was here for the last time, as far as that was noted, or at which a
     /// request was told here that the domain is off.

@@ -238,7 +238,7 @@ fn too_many_namesakes_are_a_doubt() {
     assert!(why.contains("more than 8"), "{why}");
 }
 
-/// What is not known yet of one must not hide what was found out of another.
+/// Ignorance of one must not hide what was found out of another.
 #[test]
 fn a_namesake_that_was_looked_at_is_named_first() {
     let start = Instant::now();
