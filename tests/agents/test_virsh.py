@@ -127,7 +127,7 @@ def test_the_ssh_server_dies_in_the_middle(site, start_host, sshd, vm1):
 
 def test_what_hangs_is_killed_with_all_that_it_started(site, start_host, sshd, vm1):
     """fence_virsh runs ssh on a terminal of its own, in another session: that one too."""
-    host = start_host([device("hv", AGENT, "vm1", status_timeout=3, options=sshd.options(**PATIENT))], over=sshd.known())
+    host = start_host([device("hv", AGENT, "vm1", status_timeout=8, options=sshd.options(**PATIENT))], over=sshd.known())
     assert site.ask("-o", "status", "-H", "vm1").rc == OK
     qemu = vm1.process()
     site.hypervisor.freeze()
