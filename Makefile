@@ -155,7 +155,7 @@ unit: unit-build ## the tests of the crates
 # Without prerequisites, so that it begins at once beside the suites.
 unit-run:
 	PROPTEST_RNG_SEED=$(UNIT_SEED) RUST_TEST_THREADS=6 \
-	    scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace
+	    scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace --no-fail-fast
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
 	scripts/contained --strict timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::

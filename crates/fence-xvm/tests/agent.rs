@@ -198,7 +198,7 @@ fn inside_keys_that_are_refused() {
         assert_eq!(done.status.code(), Some(1));
         assert!(text(&done.stderr).contains(expected), "{done:?}");
     };
-    refused(&format!("fence_xvm --keygen {other}"));
+    refused(&format!("key file {other} does not exist; copy it from a machine that has it"));
     fs::write(&path, KEY).unwrap();
     // One of root's that every user can only read is used, with a warning: `fence-cli` has the cases.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
