@@ -8,7 +8,7 @@ use fence_wire::{HOST_MESSAGE_LEN, HostMessage, HostsKey, Key, PairKey};
 use hmac::{Hmac, KeyInit, Mac};
 use libfuzzer_sys::fuzz_target;
 
-/// Where the proof of the two hosts begins.
+/// Offset of the proof of the two hosts.
 const PAIR_PROOF: usize = 112;
 const KEY: &[u8] = b"the key of the fuzzer";
 

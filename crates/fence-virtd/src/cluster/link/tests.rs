@@ -263,7 +263,7 @@ fn within_the_sandbox() {
                     break reason;
                 }
             };
-            assert!(reason.contains("has not fenced it"), "{reason}");
+            assert!(reason.contains("has not fenced the host"), "{reason}");
 
             tell.send(()).unwrap();
             lost(&mut events).await;
