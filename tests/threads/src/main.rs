@@ -33,6 +33,7 @@ use shuttle::{Config, Runner, future, thread};
 use tokio::sync::oneshot;
 
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
+use fence_core::domain::TargetKind;
 use turns::{GrantQueue, RunPermit};
 
 /// Changes of priority in one schedule of PCT.
@@ -181,7 +182,8 @@ impl Stage {
                 // This client stays to the end: its hang-up must never be heard.
                 clients.push(thread::spawn(move || std::mem::forget(client)));
             }
-            let request = ArbiterRequest { id, work, source, peer, arrived: now, deadline: now + DEADLINE };
+            let (by, arrived, deadline) = (TargetKind::Name, now, now + DEADLINE);
+            let request = ArbiterRequest { id, work, source, peer, by, arrived, deadline };
             let stage = Arc::clone(self);
             actors.push(thread::spawn(move || stage.act(request, fate, hung_up)));
         }
