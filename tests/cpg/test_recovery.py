@@ -51,51 +51,45 @@ def serve_again(host, config):
     return recovered(host)
 
 
-def test_a_start_that_is_owed_gives_way_to_an_end_at_another_node(hosts, monkeypatch):
+def owes_a_start_that_is_over(hosts, monkeypatch, asked):
+    """h1 owes x a start when whoever manages the machines starts it at h2, and `asked` takes it down there; returns h1's configuration."""
     hosts.h2.has("x", start=False)
     hosts.h1.has("x")
     hosts.serve(h2="ours", h3="ours")
     config = killed_after_the_power_off(hosts, monkeypatch, "x")
-    # Whoever manages the machines starts it elsewhere, and the cluster fences it there.
     hosts.h2.hypervisor.virsh("start", "x")
     hosts.wait_status("h3", "x", 0)
-    assert hosts.ask("h3", "off", "x").rc == 0, hosts.logs()
+    assert hosts.ask(asked, "off", "x").rc == 0, hosts.logs()
+    return config
+
+
+def stays_off(hosts, config, why):
+    """h1's next daemon leaves x off, and its record says why."""
     reason = serve_again(hosts.h1, config)
-    assert "somebody has started the domain since" in reason, f"{reason}\n{hosts.logs()}"
+    assert why in reason, f"{reason}\n{hosts.logs()}"
     assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
+
+
+def test_a_start_that_is_owed_gives_way_to_an_end_at_another_node(hosts, monkeypatch):
+    config = owes_a_start_that_is_over(hosts, monkeypatch, "h3")
+    stays_off(hosts, config, "somebody has started the domain since")
 
 
 def test_a_start_that_is_owed_gives_way_to_an_end_that_only_a_third_node_remembers(hosts, monkeypatch):
-    hosts.h2.has("x", start=False)
-    hosts.h1.has("x")
-    hosts.serve(h2="ours", h3="ours")
-    config = killed_after_the_power_off(hosts, monkeypatch, "x")
-    hosts.h2.hypervisor.virsh("start", "x")
-    hosts.wait_status("h3", "x", 0)
-    assert hosts.ask("h2", "off", "x").rc == 0, hosts.logs()
+    config = owes_a_start_that_is_over(hosts, monkeypatch, "h2")
     # h2's next daemon does not know how the machine ended: nobody told it.
     hosts.h2.serve("ours")
-    reason = serve_again(hosts.h1, config)
-    assert "another host was asked for the domain since" in reason, f"{reason}\n{hosts.logs()}"
-    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
+    stays_off(hosts, config, "another host was asked for the domain since")
 
 
 def test_a_start_that_is_owed_gives_way_where_nobody_remembers(hosts, monkeypatch):
     """Each daemon that knew of the off was started anew."""
-    hosts.h2.has("x", start=False)
-    hosts.h1.has("x")
-    hosts.serve(h2="ours", h3="ours")
-    config = killed_after_the_power_off(hosts, monkeypatch, "x")
-    hosts.h2.hypervisor.virsh("start", "x")
-    hosts.wait_status("h3", "x", 0)
-    assert hosts.ask("h3", "off", "x").rc == 0, hosts.logs()
+    config = owes_a_start_that_is_over(hosts, monkeypatch, "h3")
     # Neither tells the other's next daemon.
     hosts.h2.stop_serving()
     hosts.h3.stop_serving()
     hosts.serve(h2="ours", h3="ours")
-    reason = serve_again(hosts.h1, config)
-    assert "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: no other host" in reason, hosts.logs()
-    assert [host.state("x") for host in (hosts.h1, hosts.h2)] == ["shut off", "shut off"], hosts.logs()
+    stays_off(hosts, config, "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: no other host")
 
 
 def test_a_start_that_is_owed_is_made_good(hosts, monkeypatch):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Ends and moves that happened before the daemon was started anew."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -60,65 +61,69 @@ def test_a_move_outlives_all_daemons(pair, forgets, number):
     assert pair.ask("status", "x").rc == OFF, pair.logs()
 
 
-@pytest.mark.parametrize("dies", ["libvirtd", "libvirtd+fence_virtd"])
-def test_a_half_that_is_gone_has_moved(pair, note, dies):
-    """A machine that stands still here for a migration runs at the target, which nobody asks. Then libvirtd and QEMU die here."""
-    tally = Tally(note)
-    here, nowhere = pair.h1, pair.h3
+@contextlib.contextmanager
+def a_half_of_x(pair):
+    """x stands still at h1 for a migration to h3, which nobody asks; at the end the migration is over, as whoever migrates sees it."""
+    here = pair.h1
     pair.h2.does_not_call_back()
     here.has("x")
     with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
-        migration = here.migrate("x", nowhere, source=relay)
+        migration = here.migrate("x", pair.h3, source=relay)
         assert relay.wait_held(migration), migration.communicate()[0]
         until(lambda: "moved" in moves(here), PATIENCE, "it is on disk that the machine may be elsewhere")
+        yield
+    migration.communicate(timeout=PATIENCE)
+
+
+def come_back(here, what):
+    """libvirtd runs again, and so does fence_virtd if `what` names it."""
+    here.hypervisor.start()
+    if what == "libvirtd":
+        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
+    else:
+        here.serve_again()
+
+
+def none_lies(pair, note):
+    """No answer of the two says that x is off."""
+    tally = Tally(note)
+    for action in ("status", "off"):
+        answer = pair.ask(action, "x")
+        tally.add(answer, answer.lie_afterwards())
+    tally.none(pair.logs())
+
+
+@pytest.mark.parametrize("dies", ["libvirtd", "libvirtd+fence_virtd"])
+def test_a_half_that_is_gone_has_moved(pair, note, dies):
+    """A machine that stands still here for a migration runs at the target, which nobody asks. Then libvirtd and QEMU die here."""
+    here = pair.h1
+    with a_half_of_x(pair):
         if dies != "libvirtd":
             here.stop_serving(signal.SIGKILL)
         here.hypervisor.kill()
         for pid in here.processes("x"):
             os.kill(pid, signal.SIGKILL)
         until(lambda: pair.where("x") == ["h3"], PATIENCE, "it is gone here")
-    migration.communicate(timeout=PATIENCE)
-    here.hypervisor.start()
-    if dies == "libvirtd":
-        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
-    else:
-        here.serve_again()
-    for action in ("status", "off"):
-        answer = pair.ask(action, "x")
-        tally.add(answer, answer.lie_afterwards())
-    tally.none(pair.logs())
+    come_back(here, dies)
+    none_lies(pair, note)
 
 
 @pytest.mark.parametrize("anew", ["libvirtd", "libvirtd+fence_virtd"])
 def test_a_half_that_ends_before_its_new_libvirtd_reaches_it(pair, note, anew):
     """The same, and the libvirtd that is started anew lists the half from its files. Then it finds that QEMU has ended, without an event."""
-    tally = Tally(note)
-    here, nowhere = pair.h1, pair.h3
-    pair.h2.does_not_call_back()
-    here.has("x")
-    with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
-        migration = here.migrate("x", nowhere, source=relay)
-        assert relay.wait_held(migration), migration.communicate()[0]
-        until(lambda: "moved" in moves(here), PATIENCE, "it is on disk that the machine may be elsewhere")
+    here = pair.h1
+    with a_half_of_x(pair):
         (half,) = here.processes("x")
         os.kill(half, signal.SIGSTOP)
         if anew != "libvirtd":
             here.stop_serving(signal.SIGKILL)
         here.hypervisor.kill()
-    migration.communicate(timeout=PATIENCE)
-    here.hypervisor.start()
-    if anew == "libvirtd":
-        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
-    else:
-        here.serve_again()
+    come_back(here, anew)
     assert here.state("x") == "paused", "libvirtd waits for QEMU"
     os.kill(half, signal.SIGKILL)
     until(lambda: here.state("x") == "shut off", PATIENCE, "libvirtd sees that it is gone")
     assert pair.where("x") == ["h3"]
-    for action in ("status", "off"):
-        answer = pair.ask(action, "x")
-        tally.add(answer, answer.lie_afterwards())
-    tally.none(pair.logs())
+    none_lies(pair, note)
 
 
 @pytest.mark.parametrize("anew", ["libvirtd", "fence_virtd"])
