@@ -93,6 +93,13 @@ pub struct Finding {
     pub namesakes: Vec<DomainId>,
 }
 
+impl Finding {
+    /// Builds a finding of a place from which no other domain with the name moved away.
+    pub fn without_namesakes(place: DomainSite, sight: Sight, began: Instant, ended: Instant) -> Self {
+        Self { place, sight, began, ended, namesakes: Vec::new() }
+    }
+}
+
 /// Reason why a domain can't be called off.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Doubt {

@@ -254,10 +254,10 @@ mod tests {
         for (host, at) in hosts.iter().zip([0, 0, 1900]) {
             attempts.record_watched_call(*host, port, start + Duration::from_millis(at));
         }
-        attempts.came.push(hosts[0]);
+        attempts.record_arrival(hosts[0]);
         attempts.forget_last_calls(start + Duration::from_secs(2));
         assert_eq!(attempts.kept_out().map(|it| it.address), Some(hosts[1]));
-        attempts.came.push(hosts[1]);
+        attempts.record_arrival(hosts[1]);
         assert!(attempts.kept_out().is_none());
     }
 }

@@ -31,7 +31,7 @@ fn sights() -> impl Strategy<Value = Sight> {
 
 fn finding(start: Instant, place: usize, sight: Sight, began: u64) -> Finding {
     let (began, ended) = (at(start, began), at(start, began));
-    Finding { place: DomainSite::Host(place.to_string()), sight, began, ended, namesakes: Vec::new() }
+    Finding::without_namesakes(DomainSite::Host(place.to_string()), sight, began, ended)
 }
 
 /// The next step is a key of the configuration, of all hosts.

@@ -187,13 +187,7 @@ mod tests {
                     let is_pending = was_announced || is_announced;
                     let sight = if is_pending { about_to_start(&sight) } else { sight };
                     let (place, now) = (DomainSite::Host(host.to_string()), self.now);
-                    self.rounds[me][round].push(Finding {
-                        place,
-                        sight,
-                        began: now,
-                        ended: now,
-                        namesakes: Vec::new(),
-                    });
+                    self.rounds[me][round].push(Finding::without_namesakes(place, sight, now, now));
                 }
             }
             match (part, host + 1 < self.step.len(), round) {

@@ -486,13 +486,7 @@ impl CpgBackend {
     /// Returns the proof that another host ended the instance that ran there, as it answered.
     fn ended_at(&self, member: Member, asked: Instant) -> Result<ProvedOff, ActionError> {
         let place = DomainSite::Host(self.cluster.name(member));
-        let look = Finding {
-            place,
-            sight: Sight::Ended(None),
-            began: asked,
-            ended: Instant::now(),
-            namesakes: Vec::new(),
-        };
+        let look = Finding::without_namesakes(place, Sight::Ended(None), asked, Instant::now());
         Ok(ProvedOff::from_end(asked, &look)?)
     }
 

@@ -140,7 +140,7 @@ impl Cluster {
                 Some(PublishedState::Gone) | None => Sight::Absent,
             }
         };
-        Finding { place: self.site(member.node), sight, began, ended: Instant::now(), namesakes: Vec::new() }
+        Finding::without_namesakes(self.site(member.node), sight, began, Instant::now())
     }
 
     /// Asks whether a node without a daemon is down.
@@ -155,7 +155,7 @@ impl Cluster {
             Ok(evidence) => Sight::Down(evidence.to_owned()),
             Err(why) => Sight::Unknown(why),
         };
-        Finding { place: self.site(node), sight, began, ended: Instant::now(), namesakes: Vec::new() }
+        Finding::without_namesakes(self.site(node), sight, began, Instant::now())
     }
 
     fn site(&self, node: u32) -> DomainSite {
@@ -166,5 +166,5 @@ impl Cluster {
 fn unknown(place: &str, why: &str) -> Finding {
     let now = Instant::now();
     let place = DomainSite::Host(place.to_owned());
-    Finding { place, sight: Sight::Unknown(why.to_owned()), began: now, ended: now, namesakes: Vec::new() }
+    Finding::without_namesakes(place, Sight::Unknown(why.to_owned()), now, now)
 }

@@ -85,7 +85,7 @@ impl Peers {
         let began = Instant::now();
         let unknown = |host: &str, why: String| {
             let place = DomainSite::Host(host.to_owned());
-            Finding { place, sight: Sight::Unknown(why), began, ended: Instant::now(), namesakes: Vec::new() }
+            Finding::without_namesakes(place, Sight::Unknown(why), began, Instant::now())
         };
         if !is_ready {
             return vec![unknown("that may be there", NOT_READY.to_owned())];
@@ -133,12 +133,8 @@ impl Peers {
             );
             (shown, why)
         });
-        let unknown = |(host, why)| Finding {
-            place: DomainSite::Host(host),
-            sight: Sight::Unknown(why),
-            began,
-            ended: Instant::now(),
-            namesakes: Vec::new(),
+        let unknown = |(host, why)| {
+            Finding::without_namesakes(DomainSite::Host(host), Sight::Unknown(why), began, Instant::now())
         };
         missing.into_iter().chain(known).map(unknown).collect()
     }

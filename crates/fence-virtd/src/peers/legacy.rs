@@ -185,13 +185,7 @@ impl Peers {
             }
             known => known,
         };
-        Finding {
-            place: DomainSite::Host(host.to_string()),
-            sight,
-            began,
-            ended: Instant::now(),
-            namesakes: Vec::new(),
-        }
+        Finding::without_namesakes(DomainSite::Host(host.to_string()), sight, began, Instant::now())
     }
 
     /// Returns that nothing is known of these hosts.
@@ -199,13 +193,7 @@ impl Peers {
         let unknown = |host: &KnownHost| {
             PeerCounts::add(&self.counts.silent);
             let sight = Sight::Unknown(legacy_unknown(host, why, false));
-            Finding {
-                place: DomainSite::Host(host.to_string()),
-                sight,
-                began,
-                ended: Instant::now(),
-                namesakes: Vec::new(),
-            }
+            Finding::without_namesakes(DomainSite::Host(host.to_string()), sight, began, Instant::now())
         };
         hosts.iter().map(unknown).collect()
     }

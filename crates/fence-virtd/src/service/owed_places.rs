@@ -68,9 +68,7 @@ mod tests {
     impl OwnPlaces for Shown {
         fn look_here<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
             let (now, place) = (Instant::now(), DomainSite::Hypervisor("test:///default".into()));
-            Box::pin(async move {
-                vec![Finding { place, sight: self.0.clone(), began: now, ended: now, namesakes: Vec::new() }]
-            })
+            Box::pin(async move { vec![Finding::without_namesakes(place, self.0.clone(), now, now)] })
         }
 
         fn recall_here(&self, _: DomainId) -> PlaceMemory {

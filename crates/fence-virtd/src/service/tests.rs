@@ -260,7 +260,7 @@ impl Backend for Refusing {
     async fn status(&self, _: &DomainRef, _: &Lease) -> Result<SeenPower, ActionError> {
         let now = Instant::now();
         let place = DomainSite::Hypervisor("test:///x".to_owned());
-        let look = Finding { place, sight: Sight::Off, began: now, ended: now, namesakes: Vec::new() };
+        let look = Finding::without_namesakes(place, Sight::Off, now, now);
         Ok(SeenPower::Off(ProvedOff::from_end(now, &look).unwrap()))
     }
 

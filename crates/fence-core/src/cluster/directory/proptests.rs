@@ -195,7 +195,7 @@ impl World {
             let began = self.now;
             self.now += Duration::from_millis(1);
             let place = DomainSite::Host(format!("node {node}"));
-            findings.push(Finding { place, sight, began, ended: self.now, namesakes: Vec::new() });
+            findings.push(Finding::without_namesakes(place, sight, began, self.now));
         }
         findings
     }

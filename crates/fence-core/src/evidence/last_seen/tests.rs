@@ -269,13 +269,7 @@ impl TrueWorld {
                     None => Sight::Off,
                 },
             };
-            Finding {
-                place: DomainSite::Hypervisor(host.to_string()),
-                sight,
-                began,
-                ended: began,
-                namesakes: Vec::new(),
-            }
+            Finding::without_namesakes(DomainSite::Hypervisor(host.to_string()), sight, began, began)
         };
         let round: Vec<Finding> = (0..ASKED).map(look).collect();
         ProvedOff::from_rounds(start, &[round.clone(), round])

@@ -259,13 +259,12 @@ impl PlanRunner<'_> {
                 | StatusReading::Silent
                 | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
             };
-            Some(Finding {
-                place: DomainSite::Device(route.device.name.clone()),
+            Some(Finding::without_namesakes(
+                DomainSite::Device(route.device.name.clone()),
                 sight,
                 began,
                 ended,
-                namesakes: Vec::new(),
-            })
+            ))
         });
         reports.collect()
     }

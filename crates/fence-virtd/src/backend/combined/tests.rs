@@ -74,8 +74,7 @@ impl Backend for Fake {
         self.asked("off", domain);
         let now = Instant::now();
         let place = DomainSite::Hypervisor("test".to_owned());
-        let look =
-            Finding { place, sight: Sight::Ended(None), began: now, ended: now, namesakes: Vec::new() };
+        let look = Finding::without_namesakes(place, Sight::Ended(None), now, now);
         let proof = ProvedOff::from_end(now, &look)?;
         Ok(PowerOffResult { proof, was_off: false, restart: None, note: None, may_come_again: false })
     }

@@ -480,13 +480,7 @@ impl PowerOffRun<'_> {
 
     fn end_seen(&self, began: Instant) -> Finding {
         let place = DomainSite::Hypervisor(self.memory.uri().to_owned());
-        Finding {
-            place,
-            sight: Sight::Ended(Some(Duration::ZERO)),
-            began,
-            ended: Instant::now(),
-            namesakes: Vec::new(),
-        }
+        Finding::without_namesakes(place, Sight::Ended(Some(Duration::ZERO)), began, Instant::now())
     }
 
     /// Returns the result where no instance is here any more, and none was seen to end.

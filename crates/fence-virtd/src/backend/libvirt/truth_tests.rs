@@ -92,7 +92,7 @@ impl PeerHosts for Played {
             let now = Instant::now();
             let finding = |name: &str, sight| {
                 let place = DomainSite::Host(name.to_owned());
-                Finding { place, sight, began: now, ended: now, namesakes: Vec::new() }
+                Finding::without_namesakes(place, sight, now, now)
             };
             vec![finding("h1", Sight::Absent), finding("h2", sight)]
         })
@@ -231,9 +231,7 @@ impl PeerHosts for Counting {
         self.0.fetch_add(1, Ordering::SeqCst);
         let now = Instant::now();
         let place = DomainSite::Host("h1".to_owned());
-        Box::pin(async move {
-            vec![Finding { place, sight: Sight::Absent, began: now, ended: now, namesakes: Vec::new() }]
-        })
+        Box::pin(async move { vec![Finding::without_namesakes(place, Sight::Absent, now, now)] })
     }
 
     fn recall<'a>(

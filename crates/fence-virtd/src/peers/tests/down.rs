@@ -36,7 +36,7 @@ async fn host_with_a_silent_one(dir: &StateDir, body: &str) -> (Host, u16) {
 /// A look at this host's hypervisor.
 fn here(began: Instant) -> Finding {
     let place = DomainSite::Hypervisor("test".to_owned());
-    Finding { place, sight: Sight::Off, began, ended: began, namesakes: Vec::new() }
+    Finding::without_namesakes(place, Sight::Off, began, began)
 }
 
 const PATIENCE: Duration = Duration::from_secs(60);
