@@ -98,8 +98,8 @@ impl SecretMask {
         if self.hides_all && !text.trim_ascii().is_empty() {
             return "(not shown: a secret is too short to be told from it)".to_owned();
         }
-        let text = if is_cut { self.without_begun(text) } else { text };
-        String::from_utf8_lossy(self.masked(text).trim_ascii()).into_owned()
+        let end = if is_cut { self.begun(text) } else { text.len() };
+        String::from_utf8_lossy(self.masked(text, end).trim_ascii()).into_owned()
     }
 
     /// Text for reading names from, without the lines that have a secret in them: what was said in passing
@@ -113,31 +113,35 @@ impl SecretMask {
         lines.join(&b'\n')
     }
 
-    fn masked(&self, text: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((first, after)) = rest.split_first() {
-            match self.patterns.iter().find(|it| rest.starts_with(it)) {
-                Some(pattern) => {
-                    out.extend_from_slice(MASK);
-                    rest = &rest[pattern.len()..];
-                }
-                None => {
-                    out.push(*first);
-                    rest = after;
-                }
+    /// Returns the text as far as `end`. Each secret that begins before it is masked as a whole, those that
+    /// overlap by one mask.
+    fn masked(&self, text: &[u8], end: usize) -> Vec<u8> {
+        let secret_at = |at: usize| self.patterns.iter().find(|it| text[at..].starts_with(it));
+        let mut out = Vec::with_capacity(end);
+        let mut at = 0;
+        while at < end {
+            let Some(secret) = secret_at(at) else {
+                out.push(text[at]);
+                at += 1;
+                continue;
+            };
+            let mut after = at + secret.len();
+            while at < after {
+                after = after.max(at + secret_at(at).map_or(0, |it| it.len()));
+                at += 1;
             }
+            out.extend_from_slice(MASK);
         }
         out
     }
 
-    /// Text without what could be the begin of a secret at its end.
-    fn without_begun<'a>(&self, text: &'a [u8]) -> &'a [u8] {
+    /// Returns the place of what could be the begin of a secret at the end of the text, or its length.
+    fn begun(&self, text: &[u8]) -> usize {
         let longest = self.patterns.first().map_or(0, |it| it.len());
         let begin = text.len().saturating_sub(longest);
         let place =
             (begin..text.len()).find(|at| self.patterns.iter().any(|it| it.starts_with(&text[*at..])));
-        &text[..place.unwrap_or(text.len())]
+        place.unwrap_or(text.len())
     }
 }
 
@@ -313,25 +317,33 @@ mod tests {
         assert_eq!(mask.shown(b"it is hunter", true), "it is");
         assert_eq!(mask.shown(b"it is hunter2 and h", true), "it is *** and");
         assert_eq!(mask.shown(b"it is hunter", false), "it is hunter");
+        // The end of one may look like the begin of another.
+        let mask = SecretMask::new(["banana ban"]);
+        assert_eq!(mask.shown(b"it is banana banana", true), "it is ***");
+    }
+
+    /// A secret and the texts around it. In those of two letters most is like a piece of the secret. A piece
+    /// of the mask can't look like one.
+    fn secret_in_text() -> impl Strategy<Value = (String, String, String)> {
+        prop_oneof![
+            ("[!-)+-\\[\\]-~]{4,12}", "[ -~]{0,20}", "[ -~]{0,20}"),
+            ("[ab]{4,6}", "[ab ]{0,8}", "[ab ]{0,8}"),
+        ]
     }
 
     proptest! {
         #[test]
-        fn no_secret_is_shown(
-            secret in "[!-~]{4,12}",
-            before in "[ -~]{0,20}",
-            after in "[ -~]{0,20}",
-            keep in 0_usize..60,
-        ) {
+        fn no_secret_is_shown((secret, before, after) in secret_in_text(), keep in 0_usize..60) {
             let mask = SecretMask::new([secret.as_str()]);
             let text = format!("{before}{secret}{after}");
-            // A piece of the mask itself can look like one.
-            prop_assume!(!secret.contains('*') && !secret.contains('\\'));
             prop_assert!(!mask.shown(text.as_bytes(), false).contains(&secret));
             let cut = &text.as_bytes()[..keep.min(text.len())];
             let shown = mask.shown(cut, true);
             prop_assert!(!shown.contains(&secret));
-            prop_assert!(!shown.ends_with(&secret[..secret.len() - 1]));
+            // The text around it may have the same letters by chance: these tell nothing of the secret.
+            let begin = &secret[..secret.len() - 1];
+            let is_chance = before.contains(begin) || after.contains(begin);
+            prop_assert!(is_chance || !shown.ends_with(begin), "{shown}");
         }
     }
 }
