@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use fence_config::{BackendKind, Config, Listener, MulticastListener, Peers};
 use fence_core::domain::DomainId;
@@ -27,6 +27,7 @@ use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
 use crate::peers::{HELLO_KEPT, leave_peers};
 use crate::util::counted;
+use crate::util::heard::heard_ago;
 
 const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
@@ -150,8 +151,15 @@ fn of_report(
         }
     };
     let list_of = |host: &ProbedHost| host.addresses.iter().find_map(|it| heard.get(it));
-    let mut found: Vec<_> =
-        report.hosts.iter().map(|it| of_host(config, known, it, list_of(it).map(Option::as_deref))).collect();
+    let mut found: Vec<_> = report
+        .hosts
+        .iter()
+        .map(|it| match successor(it, &report.hosts) {
+            Some(next) => of_old_key(known, it, next),
+            None => of_host(config, known, it, list_of(it).map(Option::as_deref)),
+        })
+        .collect();
+    with_keys(&mut found, &report.hosts);
     let c_daemons = report.hosts.iter().filter(|it| it.result == ProbeResult::AnswersAsClient);
     found.extend(c_daemons.map(|it| {
         let text = format!(
@@ -266,11 +274,14 @@ fn list_step(config: &Config) -> String {
 
 fn last_heard(known: &KnownHosts, host: &ProbedHost) -> String {
     let last = of_probed(known, host);
-    last.map_or("never heard before".to_owned(), |it| format!("last heard {}", ago(it.last_heard)))
+    last.map_or("never heard before".to_owned(), |it| format!("last heard {}", heard_ago(it.last_heard)))
 }
 
 /// Returns what is known of a host from before. One of `peers` that never answered may have said hello.
 fn of_probed<'k>(known: &'k KnownHosts, host: &ProbedHost) -> Option<&'k KnownHost> {
+    if let Some(id) = host.id {
+        return known.host(id);
+    }
     let is_named = |it: &&KnownHost| escaped(&it.to_string()).to_string() == host.name;
     let is_there = |it: &&KnownHost| host.addresses.iter().any(|at| it.addresses.contains(at));
     known.all().find(is_named).or_else(|| known.all().find(is_there))
@@ -361,6 +372,42 @@ fn gone(config: &Config, address: &str) -> String {
         _ => format!("fence_virtd --forget {address}"),
     };
     format!("{off}. Only if that host is off for good: {leave}")
+}
+
+/// Returns the host that answers where a silent one was: that one was perhaps installed anew.
+fn successor<'h>(silent: &ProbedHost, hosts: &'h [ProbedHost]) -> Option<&'h ProbedHost> {
+    let is_there = |it: &&ProbedHost| {
+        it.result == ProbeResult::Answers
+            && it.id != silent.id
+            && it.addresses.iter().any(|at| silent.addresses.contains(at))
+    };
+    matches!(silent.result, ProbeResult::Silent(SilenceClue::Nothing)).then(|| hosts.iter().find(is_there))?
+}
+
+/// Returns what is said of a key pair that is silent, while another one answers at its address.
+fn of_old_key(known: &KnownHosts, silent: &ProbedHost, next: &ProbedHost) -> Finding {
+    let key = |it: &ProbedHost| it.id.map_or_else(|| "another key".to_owned(), |id| format!("key {id}"));
+    let text = format!(
+        "{} does not answer, and {} answers at its address now; {}",
+        key(silent),
+        key(next),
+        last_heard(known, silent)
+    );
+    let forget = silent.id.map_or_else(|| silent.name.clone(), |id| id.to_string());
+    let step = format!(
+        "if that host was installed anew, and nothing of the old installation runs: fence_virtd --forget \
+         {forget}. Until then domains that are off are not called off"
+    );
+    Finding::failed(CHECK, &silent.name, text, step)
+}
+
+/// Adds its key to each host that has the name of another one.
+fn with_keys(found: &mut [Finding], hosts: &[ProbedHost]) {
+    for (finding, host) in found.iter_mut().zip(hosts) {
+        if let (true, Some(id)) = (hosts.iter().filter(|it| it.name == host.name).count() > 1, host.id) {
+            finding.subject = format!("{} key {id}", host.name);
+        }
+    }
 }
 
 /// Asks the group for lists, by the interfaces of the listener.
@@ -474,15 +521,6 @@ fn shown(known: &KnownHosts, address: IpAddr) -> String {
     host.map_or_else(|| address.to_string(), |it| escaped(&it.to_string()).to_string())
 }
 
-fn ago(seconds: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    match now.saturating_sub(seconds) {
-        it @ 0..120 => format!("{it} s ago"),
-        it @ 120..7200 => format!("{} min ago", it / 60),
-        it => format!("{} h ago", it / 3600),
-    }
-}
-
 /// Places of each domain: by UUID its name, the places that have it, and those where it is on.
 #[derive(Default)]
 struct DomainPlaces(BTreeMap<DomainId, (String, BTreeSet<String>, BTreeSet<String>)>);
@@ -497,16 +535,40 @@ impl DomainPlaces {
         }
     }
 
+    /// Returns one note for all domains that are defined at the same places and run at one of them at most,
+    /// and a finding for each other domain that is at several places.
     fn findings(self) -> Vec<Finding> {
-        let several: Vec<_> = self.0.into_iter().filter(|(_, (_, all, _))| all.len() > 1).collect();
-        let count = several.len();
-        let mut found: Vec<_> = several.into_iter().take(MAX_NAMED).map(at_several_places).collect();
+        let several = self.0.into_iter().filter(|(_, (_, all, _))| all.len() > 1);
+        let is_asked = |all: &BTreeSet<String>| !all.iter().any(|it| it.ends_with(NOT_ASKED));
+        let (spare, odd): (Vec<_>, Vec<_>) =
+            several.partition(|(_, (_, all, on))| on.len() < 2 && is_asked(all));
+        let count = odd.len();
+        let mut found: Vec<_> = odd.into_iter().take(MAX_NAMED).map(at_several_places).collect();
         if count > MAX_NAMED {
             let text = format!("{} more are at several places", count - MAX_NAMED);
             found.push(Finding::warning("domain", "", text, "as above"));
         }
+        let mut by_places: BTreeMap<BTreeSet<String>, Vec<String>> = BTreeMap::new();
+        for (_, (name, all, _)) in spare {
+            by_places.entry(all).or_default().push(escaped(&name).to_string());
+        }
+        found.extend(by_places.into_iter().map(|(places, names)| defined_at(&places, names)));
         found
     }
+}
+
+/// Returns the note on domains that are defined at several places, which is right for those that move.
+fn defined_at(places: &BTreeSet<String>, mut names: Vec<String>) -> Finding {
+    names.sort();
+    let more = names.len().saturating_sub(MAX_NAMED);
+    names.truncate(MAX_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let text = format!(
+        "defined at each of: {}. That is right for a domain that may be started at each of them. None of \
+         these runs at two; each is called off only when all of them say so",
+        places.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    );
+    Finding::ok("domain", format!("{}{more}", names.join(", ")), text)
 }
 
 fn at_several_places(
@@ -521,13 +583,8 @@ fn at_several_places(
     }
     let runs = if on.is_empty() { "nowhere".to_owned() } else { list(&on) };
     let text = format!("defined at {}; the domain runs at: {runs}", list(&all));
-    let next = if all.iter().any(|it| it.ends_with(NOT_ASKED)) {
-        "who is \"not asked\" is not waited for before it is called off: name that host in `peers`, or \
-         undefine the domain where it does not belong"
-    } else {
-        "it is called off only when all of these say so; undefine it where it does not belong, or keep it \
-         so, if it moves"
-    };
+    let next = "who is \"not asked\" is not waited for before it is called off: name that host in `peers`, \
+                or undefine the domain where it does not belong";
     Finding::warning("domain", subject, text, next)
 }
 
@@ -576,6 +633,7 @@ mod tests {
                     listeners { multicast { } } backends { libvirt { } }";
         let config = fence_config::load(text.as_bytes()).config.unwrap();
         let host = ProbedHost {
+            id: None,
             name: "h2 (10.0.0.2)".to_owned(),
             addresses: vec![[10, 0, 0, 2].into()],
             result: ProbeResult::Silent(SilenceClue::Nothing),
@@ -593,6 +651,7 @@ mod tests {
     #[test]
     fn a_list_that_did_not_come_is_a_warning_with_the_port() {
         let host = ProbedHost {
+            id: None,
             name: "h2".to_owned(),
             addresses: vec![[10, 0, 0, 2].into()],
             result: ProbeResult::Answers,
@@ -606,6 +665,36 @@ mod tests {
             );
         }
         assert_eq!(said(Some(Some(&[]))).result, FindingLevel::Ok);
+    }
+
+    /// One name, and one address: the key tells them apart.
+    #[test]
+    fn a_host_that_was_installed_anew_is_told_from_its_old_key() {
+        let ids = [1, 2].map(|it: u8| fence_wire::HostId::of(&[it; 32]));
+        let mut known = KnownHosts::default();
+        for (host, at) in [(1, 7), (2, 9)] {
+            let (public, name) = ([host; 32], "h2".to_owned());
+            let hello = HostHello { public, port: 0, domains: 1, name, run: [0; 8] };
+            known.heard_proved(&hello, [10, 0, 0, 2].into(), at, true);
+        }
+        let host = |id, result| ProbedHost {
+            id: Some(id),
+            name: "h2 (10.0.0.2)".to_owned(),
+            addresses: vec![[10, 0, 0, 2].into()],
+            result,
+        };
+        let silent = host(ids[0], ProbeResult::Silent(SilenceClue::Nothing));
+        let hosts = vec![silent, host(ids[1], ProbeResult::Answers)];
+        let report = ProbeReport { hosts, ..ProbeReport::default() };
+        let heard = [([10, 0, 0, 2].into(), Some(Vec::new()))].into();
+        let said = of_report(&config(""), &known, &heard, Ok(report));
+        let old = said[0].lines();
+        assert!(old.starts_with(&format!("failed   peers h2 (10.0.0.2) key {}", ids[0])), "{old}");
+        assert!(old.contains(&format!("key {} answers at its address now", ids[1])), "{old}");
+        assert!(old.contains(&format!("fence_virtd --forget {}.", ids[0])), "{old}");
+        assert!(!old.contains("another key for hosts"), "{old}");
+        let new = said[1].lines();
+        assert!(new.starts_with(&format!("ok       peers h2 (10.0.0.2) key {}", ids[1])), "{new}");
     }
 
     /// The daemon waits for them too.
@@ -624,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_at_two_places_is_named_with_both() {
+    fn a_domain_that_runs_at_two_places_is_a_fault_and_one_that_is_defined_there_is_none() {
         let id = |it: u8| DomainId::from_bytes([it; 16]);
         let mut places = DomainPlaces::default();
         places.add(id(1), "alone", "here", true);
@@ -632,15 +721,19 @@ mod tests {
         places.add(id(2), "moved", "h2 (10.0.0.2)", true);
         places.add(id(3), "twice", "here", true);
         places.add(id(3), "twice", "h2 (10.0.0.2)", true);
+        places.add(id(4), "cold", "here", false);
+        places.add(id(4), "cold", "h2 (10.0.0.2)", false);
         let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
-        assert_eq!(lines.len(), 2);
-        assert!(lines[0].starts_with("warning  domain moved"), "{}", lines[0]);
-        assert!(lines[0].contains("defined at h2 (10.0.0.2), here; the domain runs at: h2 (10.0.0.2)"));
-        assert!(lines[1].starts_with("failed   domain twice") && lines[1].contains("2 places at once"));
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("failed   domain twice") && lines[0].contains("2 places at once"));
+        // As the page on several hosts advises: a note, in one line.
+        let note = "ok       domain cold, moved: defined at each of: h2 (10.0.0.2), here. That is right";
+        assert!(lines[1].starts_with(note) && lines[1].lines().count() == 1, "{}", lines[1]);
         let mut places = DomainPlaces::default();
         places.add(id(1), "moved", "here", false);
         places.add(id(1), "moved", &format!("h3{NOT_ASKED}"), true);
         let lines = places.findings()[0].lines();
-        assert!(lines.contains("h3 (not asked)") && !lines.contains("all of these say so"), "{lines}");
+        assert!(lines.starts_with("warning  domain moved") && lines.contains("h3 (not asked)"), "{lines}");
+        assert!(lines.contains("the domain runs at: h3") && !lines.contains("say so"), "{lines}");
     }
 }

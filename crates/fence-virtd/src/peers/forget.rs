@@ -10,13 +10,15 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use fence_cli::shown;
-use fence_config::Peers;
+use fence_config::{Config, Peers};
 use fence_core::hosts::{KnownHost, KnownHosts};
 use fence_wire::escaped;
 
 use super::state::shown_with_key;
 use super::store::HostStore;
+use crate::cli::options::CONFIG_FILE;
 use crate::replay;
+use crate::util::heard::heard_ago;
 
 /// Reason why no host is forgotten. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +33,11 @@ pub(crate) enum ForgetError {
     NobodyKnown { directory: String },
     #[error("no host \"{host}\" is known in {directory}; there are: {known}")]
     UnknownHost { host: String, directory: String, known: String },
-    #[error("several hosts are named \"{host}\": {known}. Name one by key or address; nothing is forgotten")]
-    Namesakes { host: String, known: String },
+    #[error(
+        "several hosts are named \"{host}\", and nothing is forgotten. Choose one by its key:\n{commands}If \
+         that host was installed anew, its old key is the one that was heard longer ago: forget that one"
+    )]
+    Namesakes { host: String, commands: String },
     #[error("can't write to {directory}: {source}; run this as root")]
     State { directory: String, source: io::Error },
 }
@@ -48,16 +53,17 @@ pub(crate) fn run(file: &Path, host: &str) -> Result<String, ForgetError> {
     let config = fence_config::load(&source).config.ok_or_else(|| ForgetError::BadConfig(path.clone()))?;
     let from_systemd = std::env::var_os("STATE_DIRECTORY");
     let state = replay::directory(&config.daemon.state_dir, from_systemd.as_deref());
-    forget(&state.ok_or(ForgetError::NoState(path))?, host, &config.daemon.peers)
+    forget(&state.ok_or(ForgetError::NoState(path.clone()))?, host, &config, &path)
 }
 
-fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetError> {
+fn forget(directory: &Path, host: &str, config: &Config, file: &str) -> Result<String, ForgetError> {
     let store = HostStore::at(directory);
     let mut table = store.read_with_announced();
     let before = table.clone();
-    let namesakes: Vec<_> = before.namesakes(host).into_iter().map(shown_with_key).collect();
+    let namesakes = before.namesakes(host);
     if !namesakes.is_empty() {
-        return Err(ForgetError::Namesakes { host: escaped(host).to_string(), known: namesakes.join(", ") });
+        let commands = commands(namesakes, file);
+        return Err(ForgetError::Namesakes { host: escaped(host).to_string(), commands });
     }
     let gone = table.forget(host);
     let directory = shown(directory);
@@ -73,20 +79,62 @@ fn forget(directory: &Path, host: &str, peers: &Peers) -> Result<String, ForgetE
     store
         .request_forget(host)
         .map_err(|source| ForgetError::State { directory: directory.clone(), source })?;
-    let lines: String = gone.iter().map(|it| format!("forgotten: {}\n", escaped(&it.to_string()))).collect();
+    let lines: String = gone.iter().map(|it| format!("forgotten: {}\n", shown_with_key(it))).collect();
     let taken_up = "The daemon takes this up within a second, or when it starts. A host that is still there \
                     is found again.";
-    Ok(if is_named(peers, host, &gone, &before) {
-        format!(
-            "{lines}{taken_up}\nThat host is still in `peers`, so it must still answer; if the host is gone \
-             for good take it out there and reload (systemctl reload fence_virtd).\n"
-        )
-    } else {
-        format!(
-            "{lines}{taken_up} Until then this daemon calls domains off without asking that host. So make \
-             sure that nothing runs there if this daemon can't hear that host: power that host off.\n"
-        )
-    })
+    Ok(format!("{lines}{taken_up}{}\n", consequence(config, host, &gone, (&before, &table))))
+}
+
+/// Returns what follows from forgetting, and what to do. `tables`: the hosts before it, and those after it.
+fn consequence(
+    config: &Config,
+    host: &str,
+    gone: &[KnownHost],
+    tables: (&KnownHosts, &KnownHosts),
+) -> String {
+    let (before, after) = tables;
+    if is_named(&config.daemon.peers, host, gone, before) {
+        return "\nThat host is still in `peers`, so it must still answer; if the host is gone for good take \
+                it out there and reload (systemctl reload fence_virtd)."
+            .to_owned();
+    }
+    if let Some(heir) = heir(gone, after) {
+        return format!(
+            "\n{} is known too, and must still answer. If that is the same machine, installed anew, power \
+             nothing off. If not: make sure that nothing runs at the forgotten one, since domains are called \
+             off without asking it.",
+            shown_with_key(heir)
+        );
+    }
+    if config.cpg().is_some() {
+        return "\nIf that host is a node of this corosync cluster, it is asked by corosync all the same: do \
+                not power it off. If it is none, domains are called off without asking it from now on: make \
+                sure that nothing runs there."
+            .to_owned();
+    }
+    " Until then this daemon calls domains off without asking that host. So make sure that nothing runs \
+     there if this daemon can't hear that host: power that host off."
+        .to_owned()
+}
+
+/// Returns the host that stays with the address and name of a forgotten one.
+fn heir<'t>(gone: &[KnownHost], after: &'t KnownHosts) -> Option<&'t KnownHost> {
+    let is_heir = |it: &&KnownHost| {
+        gone.iter().any(|old| old.name == it.name && old.addresses.iter().any(|at| it.addresses.contains(at)))
+    };
+    after.all().find(is_heir)
+}
+
+/// Returns a command for each host, those that were heard longest ago first.
+fn commands(mut hosts: Vec<&KnownHost>, file: &str) -> String {
+    hosts.sort_by_key(|it| (it.last_heard, it.id));
+    let option = if file == CONFIG_FILE { String::new() } else { format!(" -f {file}") };
+    let command = |it: &KnownHost| {
+        let (shown, heard, first) = (escaped(&it.to_string()).to_string(), it.last_heard, it.first_heard);
+        let (heard, first) = (heard_ago(heard), heard_ago(first));
+        format!("  fence_virtd --forget {}{option}    # {shown}: last heard {heard}, first {first}\n", it.id)
+    };
+    hosts.into_iter().map(command).collect()
 }
 
 /// Returns true if `peers` names what was forgotten: a host, its address, or an address that was bound to it.
@@ -121,10 +169,18 @@ mod tests {
         (dir, store)
     }
 
+    fn config(keys: &str) -> Config {
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; {keys} }} listeners {{ \
+             multicast {{ }} }} backends {{ libvirt {{ }} }}"
+        );
+        fence_config::load(text.as_bytes()).config.unwrap()
+    }
+
     #[test]
     fn the_word_is_left_for_the_daemon() {
         let (dir, store) = known();
-        let told = forget(dir.path(), "10.0.0.9", &Peers::Discovered).unwrap();
+        let told = forget(dir.path(), "10.0.0.9", &config(""), CONFIG_FILE).unwrap();
         assert!(told.starts_with("forgotten: 10.0.0.9\n"), "{told}");
         assert!(told.contains("calls domains off without asking that host"), "{told}");
         // The daemon alone writes its file.
@@ -146,47 +202,55 @@ mod tests {
         };
         table.announced(&hello, [10, 0, 0, 2].into(), 7, std::time::Instant::now());
         store.write_announced(&table).unwrap();
-        let told = forget(dir.path(), "h2", &Peers::Discovered).unwrap();
-        assert!(told.starts_with("forgotten: h2 (10.0.0.2)\n"), "{told}");
+        let told = forget(dir.path(), "h2", &config(""), CONFIG_FILE).unwrap();
+        assert!(told.starts_with("forgotten: h2 (10.0.0.2) key "), "{told}");
         assert_eq!(store.take_forgotten().unwrap(), ["h2"]);
     }
 
     #[test]
-    fn a_name_of_two_hosts_is_refused_with_both() {
+    fn a_name_of_two_hosts_is_refused_with_the_commands() {
         let (dir, store) = known();
         let mut table = store.read();
-        for host in [1, 2] {
-            let hello = fence_wire::HostHello {
-                public: [host; 32],
-                port: 0,
-                domains: 1,
-                name: "h2".to_owned(),
-                run: [0; 8],
-            };
-            table.heard(&hello, [10, 0, 0, host].into(), 7);
+        // Installed anew: the same name and address, and another key.
+        for (host, at) in [(1, 500), (2, 7)] {
+            let (public, name) = ([host; 32], "h2".to_owned());
+            let hello = fence_wire::HostHello { public, port: 0, domains: 1, name, run: [0; 8] };
+            table.heard_proved(&hello, [10, 0, 0, 1].into(), at, true);
         }
         store.write(&table).unwrap();
-        let why = forget(dir.path(), "h2", &Peers::Discovered).unwrap_err().to_string();
-        for host in [1_u8, 2] {
-            let id = fence_wire::HostId::of(&[host; 32]);
-            assert!(why.contains(&format!("h2 (10.0.0.{host}) key {id}")), "{why}");
+        let why = forget(dir.path(), "h2", &config(""), "/tmp/f").unwrap_err().to_string();
+        let ids = [2, 1].map(|host: u8| fence_wire::HostId::of(&[host; 32]));
+        let commands: Vec<_> = why.lines().skip(1).take(2).collect();
+        for (command, id) in commands.iter().zip(ids) {
+            let wanted = format!("  fence_virtd --forget {id} -f /tmp/f    # h2 (10.0.0.1): last heard ");
+            assert!(command.starts_with(&wanted) && command.ends_with(" h ago"), "{why}");
         }
         assert!(store.take_forgotten().unwrap().is_empty());
-        assert!(
-            forget(dir.path(), "10.0.0.2", &Peers::Discovered)
-                .unwrap()
-                .starts_with("forgotten: h2 (10.0.0.2)\n")
-        );
+        let told = forget(dir.path(), &ids[0].to_string(), &config(""), CONFIG_FILE).unwrap();
+        assert!(told.starts_with(&format!("forgotten: h2 (10.0.0.1) key {}\n", ids[0])), "{told}");
+        assert!(told.contains(&format!("key {} is known too", ids[1])), "{told}");
+        assert!(told.contains("power nothing off"), "{told}");
+    }
+
+    /// Hosts that became nodes are to be forgotten, and they live.
+    #[test]
+    fn a_node_of_the_cluster_is_not_to_be_powered_off() {
+        let (dir, _) = known();
+        let cpg = "fence_virtd { listener = \"tcp\"; backend = \"cpg\"; } listeners { tcp { } } backends { \
+                   cpg { } }";
+        let told = |config: &Config| forget(dir.path(), "10.0.0.9", config, CONFIG_FILE).unwrap();
+        let cpg = told(&fence_config::load(cpg.as_bytes()).config.unwrap());
+        assert!(cpg.contains("do not power it off") && !cpg.contains("power that host off"), "{cpg}");
     }
 
     #[test]
     fn an_unknown_name_is_refused_with_those_that_are_known() {
         let (dir, store) = known();
-        let why = forget(dir.path(), "h7\n", &Peers::Discovered).unwrap_err().to_string();
+        let why = forget(dir.path(), "h7\n", &config(""), CONFIG_FILE).unwrap_err().to_string();
         assert!(why.contains("\"h7\\x0a\"") && why.ends_with("there are: 10.0.0.8, 10.0.0.9"), "{why}");
         assert!(store.take_forgotten().unwrap().is_empty());
         let nobody = tempfile::tempdir().unwrap();
-        let why = forget(nobody.path(), "h7", &Peers::Discovered).unwrap_err().to_string();
+        let why = forget(nobody.path(), "h7", &config(""), CONFIG_FILE).unwrap_err().to_string();
         assert!(why.starts_with("no other host is known"), "{why}");
     }
 
@@ -194,8 +258,7 @@ mod tests {
     fn a_host_that_peers_names_is_still_asked() {
         for (host, is_asked) in [("10.0.0.9", true), ("all", true), ("10.0.0.8", false)] {
             let (dir, _) = known();
-            let told =
-                forget(dir.path(), host, &Peers::Listed(vec!["10.0.0.9:1229".parse().unwrap()])).unwrap();
+            let told = forget(dir.path(), host, &config("peers = \"10.0.0.9\";"), CONFIG_FILE).unwrap();
             assert_eq!(told.contains("still in `peers`, so it must still answer"), is_asked, "{told}");
             assert_eq!(told.contains("without asking that host"), !is_asked, "{told}");
         }

@@ -48,6 +48,8 @@ const NOBODYS: (&str, [u8; 16]) = ("fence_virtd --check", *b"fence_virtd chk\0")
 /// Another host, and what came of the daemon's question to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ProbedHost {
+    /// Id of a host that was heard before, where it is known.
+    pub(crate) id: Option<HostId>,
     pub(crate) name: String,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) result: ProbeResult,
@@ -278,6 +280,10 @@ impl HostProbe {
 
     async fn judged(&self, found: &HostFinding) -> ProbedHost {
         let name = self.peers.shown(found.who);
+        let id = match found.who {
+            Respondent::Host(id) => Some(id),
+            Respondent::Address(_) => None,
+        };
         let addresses = match found.who {
             Respondent::Address(at) => vec![at.ip().to_canonical()],
             Respondent::Host(id) => lock(&self.peers.table).host(id).map_or(Vec::new(), addresses),
@@ -296,7 +302,7 @@ impl HostProbe {
                 }
             }),
         };
-        ProbedHost { name, addresses, result }
+        ProbedHost { id, name, addresses, result }
     }
 
     /// Looks for the cause at a host of the group: those that have another key for hosts than this one answer
@@ -389,7 +395,12 @@ fn addresses(host: &KnownHost) -> Vec<IpAddr> {
 /// Returns what is said of an address of `peers` that is this host's own.
 fn of_own(at: SocketAddr) -> ProbedHost {
     let addresses = vec![at.ip().to_canonical()];
-    ProbedHost { name: at.to_string(), addresses, result: ProbeResult::Silent(SilenceClue::ThisHost) }
+    ProbedHost {
+        id: None,
+        name: at.to_string(),
+        addresses,
+        result: ProbeResult::Silent(SilenceClue::ThisHost),
+    }
 }
 
 /// Returns what is told of a host that was heard once, and that can't be asked with this configuration.
@@ -400,6 +411,7 @@ fn of_no_way(found: Finding) -> ProbedHost {
         _ => String::new(),
     };
     ProbedHost {
+        id: None,
         name: escaped(&place.to_string()).to_string(),
         addresses: Vec::new(),
         result: ProbeResult::InDoubt(why),
@@ -416,7 +428,7 @@ fn of_client(hosts: &[KnownHost], place: &DomainSite, sight: Sight) -> ProbedHos
         Sight::Unknown(why) => ProbeResult::ClientCantTell(escaped(&why).to_string()),
         _ => ProbeResult::AnswersAsClient,
     };
-    ProbedHost { name: escaped(&name).to_string(), addresses, result }
+    ProbedHost { id: None, name: escaped(&name).to_string(), addresses, result }
 }
 
 /// Returns the way to the group of a listener, by the interfaces that the daemon joins.

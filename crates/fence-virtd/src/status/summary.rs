@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fence_config::MetricsAddress;
 use fence_wire::escaped;
 
+use crate::util::heard::heard_ago;
+
 /// Time for the daemon to answer.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Longest answer, in bytes.
@@ -176,7 +178,7 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
             lines.push(format!("domains of hosts that are not heard: {lost}"));
         }
     }
-    lines.extend(of_peers(samples, now));
+    lines.extend(of_peers(samples));
     let requests = named("requests_total").map(|it| {
         (format!("{} {} by {}", it.label("action"), it.label("result"), it.label("transport")), it.value)
     });
@@ -194,20 +196,20 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
 }
 
 /// Returns the lines of the other hosts: each with its key, since two may have one name.
-fn of_peers(samples: &[MetricSample<'_>], now: f64) -> Vec<String> {
+fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
     let named = |name: &'static str| samples.iter().filter(move |it| it.name == name);
     let mut lines = Vec::new();
     for it in named("peer_own_key") {
         lines.push(format!("this host to the others: key {}", it.label("key")));
     }
     for it in named("peer_last_heard_seconds") {
-        let heard = (now - it.value).max(0.0);
+        let heard = Duration::try_from_secs_f64(it.value).map_or(0, |it| it.as_secs());
         let daemon = match it.label("key") {
             _ if it.label("kind") == "legacy" => " (C daemon)".to_owned(),
             "" => String::new(),
             key => format!(", key {key}"),
         };
-        lines.push(format!("other host {}{daemon}: last heard {heard:.0} s ago", it.label("host")));
+        lines.push(format!("other host {}{daemon}: last heard {}", it.label("host"), heard_ago(heard)));
     }
     for it in named("peer_pinned_key") {
         lines.push(format!("peers {}: bound to key {}", it.label("address"), it.label("key")));

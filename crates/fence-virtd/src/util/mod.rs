@@ -4,6 +4,7 @@
 pub(crate) mod backoff;
 pub(crate) mod boot_clock;
 pub(crate) mod fault;
+pub(crate) mod heard;
 pub(crate) mod join;
 pub(crate) mod locks;
 pub(crate) mod outlet;
