@@ -3,11 +3,15 @@
 //!
 //! Owns the files, the lock on the first, and the thread that writes. Files have mode 0600. XML may hold
 //! passwords: its file is removed as soon as the intent has ended, and at the start when nobody owes it.
+//!
+//! A disk that is full takes no new line, so the file may say of a start that it is owed when it was made, or
+//! when somebody has asked for off since. Then the last line is damaged in its place, which needs no room:
+//! no start is believed that was owed before a damaged line.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -26,6 +30,8 @@ const EMPTY_FROM: u64 = 64 * 1024;
 /// Bytes of the file above which nothing more is written.
 const LONGEST: u64 = 4 * 1024 * 1024;
 const NAME: &str = "intents";
+/// Byte that no line has before its end.
+const DAMAGE: &[u8] = b"!";
 /// Orders that may wait for the disk.
 const QUEUE: usize = 1024;
 
@@ -66,6 +72,10 @@ pub(super) struct OpenedIntents {
 struct IntentWriter {
     directory: PathBuf,
     file: Flock<File>,
+    /// The same file, to write in the middle of it.
+    within: File,
+    /// Bytes of the file above which nothing more is written.
+    longest: u64,
     /// Intents that are not over.
     open: IntentTable,
     /// Intents with a file of XML.
@@ -103,7 +113,7 @@ impl IntentWriter {
         let path = directory.join(NAME);
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
-        let file = Flock::lock(options.open(path)?, FlockArg::LockExclusiveNonblock)
+        let file = Flock::lock(options.open(&path)?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| io::Error::other(format!("another fence_virtd uses it ({errno})")))?;
         let mut bytes = Vec::new();
         (&*file).take(2 * LONGEST).read_to_end(&mut bytes)?;
@@ -117,7 +127,9 @@ impl IntentWriter {
         });
         let with_xml: BTreeSet<u64> = owed.map(|it| it.intent.number).collect();
         let open = contents.table();
-        let writer = Self { directory, file, open, with_xml };
+        let within =
+            OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
+        let writer = Self { directory, file, within, longest: LONGEST, open, with_xml };
         writer.remove_stale_xml()?;
         Ok((writer, contents))
     }
@@ -155,12 +167,8 @@ impl IntentWriter {
             self.file.set_len(0)?;
             return Ok(());
         }
-        if length >= LONGEST {
-            return Err(io::Error::other("the file of intents is full"));
-        }
-        if let Err(error) = (&*self.file).write_all(event.line().as_bytes()) {
-            // Half a line would damage the next one.
-            self.file.set_len(length)?;
+        if let Err(error) = self.append(event, length) {
+            self.disown(event)?;
             return Err(error);
         }
         // The end of an intent need not survive a crash of the host: no start is owed after one.
@@ -174,6 +182,40 @@ impl IntentWriter {
             fs::remove_file(xml_path(&self.directory, *number))?;
         }
         Ok(())
+    }
+
+    fn append(&self, event: &IntentEvent, length: u64) -> io::Result<()> {
+        if length >= self.longest {
+            return Err(io::Error::other("the file of intents is full"));
+        }
+        (&*self.file).write_all(event.line().as_bytes()).or_else(|error| {
+            // Half a line would damage the next one.
+            self.file.set_len(length)?;
+            Err(error)
+        })
+    }
+
+    /// Makes the file owe no start, after an event that it could not take: it may have been the end of one
+    /// that is owed, or a later request for its domain.
+    fn disown(&self, event: &IntentEvent) -> io::Result<()> {
+        match event {
+            // Without these the next daemon waits for longer, and that is all.
+            IntentEvent::Expires { .. } | IntentEvent::Settled { .. } | IntentEvent::Cleared {} => {
+                return Ok(());
+            }
+            IntentEvent::Begun(_)
+            | IntentEvent::Owes { .. }
+            | IntentEvent::Ended { .. }
+            | IntentEvent::Audited { .. }
+            | IntentEvent::Ordered { .. } => {}
+        }
+        if self.open.is_empty() {
+            return self.file.set_len(0);
+        }
+        // The end of the last line stays: what is written next begins a line.
+        let Some(last) = self.file.metadata()?.len().checked_sub(2) else { return Ok(()) };
+        self.within.write_all_at(DAMAGE, last)?;
+        self.within.sync_data()
     }
 }
 
@@ -202,3 +244,6 @@ fn read_xml(path: &Path) -> io::Result<Zeroizing<String>> {
     file.take(LONGEST).read_to_string(&mut text)?;
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests;
