@@ -460,6 +460,41 @@ async fn a_device_that_fails_once_is_heard_before_off_is_said() {
     assert_eq!(rig.runs("b").len(), before + 1);
 }
 
+/// The device tells another request the state in between: it has not failed for all of its time.
+#[tokio::test]
+async fn what_another_request_hears_of_a_device_counts_too() {
+    let b = "[ -e failing ] || exit 0; mkdir first 2>/dev/null || exit 1; \
+             until [ -e go ]; do sleep 0.05; done; exit 0";
+    let patience = Duration::from_secs(6);
+    let rig = Rig::new()
+        .machine("1", "off")
+        .machine("2", "on")
+        .device("a", "plugs = \"w:1\"; order = \"1\"; status_timeout = \"6\";", &[])
+        .device("b", "plugs = \"w:2\"; order = \"2\"; status_timeout = \"6\";", &[("status", b)]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let status = async || backend.status(&w, &lease(PATIENCE)).await.map(|it| it.state());
+    assert_eq!(status().await, Ok(PowerState::On));
+    std::fs::write(rig.path("b/failing"), "").unwrap();
+    let began = Instant::now();
+    // The first run of b waits for the file `go`; all others fail.
+    let first = async { (status().await, Instant::now()) };
+    let second = async {
+        while !rig.path("b/first").exists() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        (status().await, Instant::now())
+    };
+    let go = async {
+        tokio::time::sleep_until((began + patience / 2).into()).await;
+        std::fs::write(rig.path("b/go"), "").unwrap();
+        Instant::now()
+    };
+    let ((heard, at), (failed, ended), told) = tokio::join!(first, second, go);
+    assert_eq!((heard, failed), (Ok(PowerState::On), Ok(PowerState::Off)), "{:?}", rig.runs("b"));
+    assert!(ended >= at && ended - told >= patience - Duration::from_millis(500), "{:?}", ended - told);
+}
+
 /// An agent that understands nothing of what its endpoint says, and takes it for off.
 #[tokio::test]
 async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
