@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What a request for a domain does next, and whether the disk takes the line.
+/// Next step of a request for a domain, and whether the disk takes its line.
 #[derive(Clone, Copy, Debug)]
 struct CourseStep {
     domain: usize,
