@@ -20,6 +20,7 @@ use fence_net::Interface;
 use fence_wire::{DEFAULT_PORT, escaped};
 
 use super::finding::Finding;
+use super::running::RunningDaemon;
 use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
 use crate::peers::PeerSettings;
 use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, SilenceClue};
@@ -45,8 +46,14 @@ pub(super) struct CheckedDomain {
 }
 
 /// Asks the other hosts, and compares what they have with the domains of this host.
-pub(super) fn all(config: &Config, state: Option<&Path>, own: &[CheckedDomain]) -> Vec<Finding> {
-    let known = state.map(|it| HostStore::at(it).read_with_announced()).unwrap_or_default();
+pub(super) fn all(
+    config: &Config,
+    state: Option<&Path>,
+    running: &RunningDaemon,
+    own: &[CheckedDomain],
+) -> Vec<Finding> {
+    let mut known = state.map(|it| HostStore::at(it).read_with_announced()).unwrap_or_default();
+    running.bring_up_to_date(&mut known);
     let mut places = DomainPlaces::default();
     own.iter().for_each(|it| places.add(it.uuid, &it.name, &format!("this host ({})", it.uri), it.is_on));
     let mut found = Vec::new();

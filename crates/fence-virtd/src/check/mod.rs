@@ -17,6 +17,7 @@ mod hosts;
 #[cfg(feature = "libvirt")]
 mod hypervisors;
 mod network;
+mod running;
 mod sockets;
 
 use std::fs;
@@ -29,6 +30,7 @@ use fence_sandbox::State;
 use nix::unistd::geteuid;
 
 use self::finding::{Finding, FindingLevel, words};
+use self::running::RunningDaemon;
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::daemon::sandbox;
 use crate::replay;
@@ -54,15 +56,18 @@ pub(crate) fn run(file: &Path, json: bool) -> u8 {
 }
 
 fn all(file: &Path) -> Vec<Finding> {
-    let (config, mut found) = configuration(file);
+    let source = fs::read(file);
+    let (config, mut found) = configuration(file, &source);
     found.push(user());
     let Some(config) = config else { return found };
+    let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
+    let running = RunningDaemon::look(&config, state.as_deref());
+    found.extend(running.findings(&config, file, source.as_deref().unwrap_or_default()));
     found.extend(files::keys(&config));
     found.extend(network::interfaces(&config));
     found.extend(network::snooping(&config, Path::new("/sys/class/net")));
     found.extend(sockets::ports(&config));
     found.extend(firewall::hints(&config));
-    let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
     found.push(files::state(state.as_deref()));
     found.extend(config.daemon.audit_log.as_deref().map(files::audit_log));
     if let Some(MetricsAddress::Unix(it)) = &config.daemon.metrics {
@@ -77,7 +82,7 @@ fn all(file: &Path) -> Vec<Finding> {
     #[cfg(not(feature = "libvirt"))]
     let own = Vec::new();
     found.extend(down_command::all(&config));
-    found.extend(hosts::all(&config, state.as_deref(), &own));
+    found.extend(hosts::all(&config, state.as_deref(), &running, &own));
     #[cfg(feature = "cpg")]
     found.extend(cluster::all(&config));
     found.extend(agents::all(&config));
@@ -98,17 +103,17 @@ fn is_built_in(backend: &Backend) -> bool {
     }
 }
 
-fn configuration(file: &Path) -> (Option<Config>, Vec<Finding>) {
+fn configuration(file: &Path, source: &std::io::Result<Vec<u8>>) -> (Option<Config>, Vec<Finding>) {
     const CHECK: &str = "configuration";
     let shown = shown(file);
-    let source = match fs::read(file) {
+    let source = match source {
         Ok(source) => source,
         Err(error) => {
             let next = "name the file with -f, make one with: fence_virtd -c";
             return (None, vec![Finding::failed(CHECK, shown, format!("can't be read: {error}"), next)]);
         }
     };
-    let loaded = fence_config::load(&source);
+    let loaded = fence_config::load(source);
     let mut found: Vec<_> = loaded
         .diagnostics
         .iter()
@@ -120,7 +125,7 @@ fn configuration(file: &Path) -> (Option<Config>, Vec<Finding>) {
             next: Some(
                 it.help.clone().unwrap_or_else(|| "correct the line; see fence_virt.conf(5)".to_owned()),
             ),
-            excerpt: Some(it.render(&shown, &source)),
+            excerpt: Some(it.render(&shown, source)),
         })
         .collect();
     if let Some(config) = &loaded.config {

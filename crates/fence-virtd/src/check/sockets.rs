@@ -13,6 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socke
 use socket2::{Domain, Socket, Type};
 
 use super::finding::Finding;
+use crate::daemon::in_use::is_stopped;
 
 const CHECK: &str = "port";
 /// Name of the daemon in /proc.
@@ -51,6 +52,11 @@ fn inet(kind: &'static str, address: IpAddr, port: u16) -> Finding {
         .collect();
     let holders = holders(&sockets);
     if let Some(it) = holders.iter().find(|it| it.name == OURS) {
+        if is_stopped(it.pid) {
+            let text = format!("held by {OURS} (pid {}), which is stopped and answers nobody", it.pid);
+            let next = format!("kill -CONT {}; or systemctl restart {OURS}", it.pid);
+            return Finding::failed(CHECK, subject, text, next);
+        }
         return Finding::ok(CHECK, subject, format!("held by a running {OURS} (pid {})", it.pid));
     }
     match try_bind(kind, address, port) {

@@ -12,15 +12,29 @@ use fence_config::{Config, DaemonSection, Peers as PeersKey, Severity};
 use tracing::{error, info, warn};
 
 use super::error::DaemonError;
+use super::in_use::ConfigHash;
 use super::{exposed, sandbox};
 use crate::cli::print::print_error;
 use crate::listener::manager::ListenerManager;
 use crate::observe::metrics::Metrics;
 use crate::peers::{PeerSettings, Peers};
 
+/// A configuration as it was read, and the hash of its file.
+pub(super) struct ReadConfig {
+    pub(super) config: Config,
+    pub(super) hash: ConfigHash,
+}
+
+/// Outcome of a reload that is in force.
+pub(super) struct ReloadResult {
+    pub(super) hash: ConfigHash,
+    /// True if the file has changes that a reload does not take up.
+    pub(super) waits_for_restart: bool,
+}
+
 /// Reads the configuration before there is a log. With `prints` errors and warnings go to standard error,
 /// with line and caret.
-pub(super) fn read(path: &Path, prints: bool) -> Result<Config, DaemonError> {
+pub(super) fn read(path: &Path, prints: bool) -> Result<ReadConfig, DaemonError> {
     load(path, &mut |severity, text| {
         if prints {
             print_error(&text);
@@ -31,7 +45,8 @@ pub(super) fn read(path: &Path, prints: bool) -> Result<Config, DaemonError> {
 }
 
 /// Reads the file again and applies it as a whole, or refuses it as a whole. Names the changes that need a
-/// restart. `started` is the configuration of the start, to which the sandbox holds.
+/// restart. `started` is the configuration of the start, to which the sandbox holds. Returns which changes
+/// are in force; none of a file that was refused.
 pub(super) async fn reload(
     path: &Path,
     started: &Config,
@@ -39,16 +54,19 @@ pub(super) async fn reload(
     listeners: &mut ListenerManager,
     peers: &Peers,
     metrics: &Metrics,
-) {
+) -> Option<ReloadResult> {
     let refuse = |reason: &dyn fmt::Display| {
         error!("SIGHUP: the new configuration is refused, and the old one stays: {reason}");
     };
-    let mut new = match load(path, &mut |severity, text| match severity {
+    let ReadConfig { config: mut new, hash } = match load(path, &mut |severity, text| match severity {
         Severity::Error => error!("{text}"),
         Severity::Warning => warn!("{text}"),
     }) {
         Ok(new) => new,
-        Err(error) => return refuse(&error),
+        Err(error) => {
+            refuse(&error);
+            return None;
+        }
     };
     keep_what_can_run(started, config, &mut new);
     let prepared = PeerSettings::load(&new).and_then(|it| peers.prepare(&it).map(|sockets| (it, sockets)));
@@ -56,15 +74,32 @@ pub(super) async fn reload(
         Ok(prepared) => prepared,
         Err(error) => {
             refuse(&error);
-            return warn_of_sandbox(config);
+            warn_of_sandbox(config);
+            return None;
         }
     };
     let _quiet = peers.without_call_backs().await;
     if let Err(error) = listeners.change(&new).await {
         refuse(&error);
-        return warn_of_sandbox(config);
+        warn_of_sandbox(config);
+        return None;
     }
     peers.change(settings, sockets);
+    let waits_for_restart = warn_of_restart(config, &new);
+    config.listeners = new.listeners;
+    config.daemon.peers = new.daemon.peers;
+    config.daemon.peer_key_file = new.daemon.peer_key_file;
+    config.daemon.peer_port = new.daemon.peer_port;
+    config.daemon.peer_down_command = new.daemon.peer_down_command;
+    config.daemon.strict_keys = new.daemon.strict_keys;
+    config.groups = new.groups;
+    exposed::count(config, metrics);
+    info!("SIGHUP: the new configuration is in force");
+    Some(ReloadResult { hash, waits_for_restart })
+}
+
+/// Names the changes that a reload does not take up. Returns true if there are any.
+fn warn_of_restart(config: &Config, new: &Config) -> bool {
     // What is reloaded, or compared below.
     let unchanged = |it: &DaemonSection| DaemonSection {
         listeners: Vec::new(),
@@ -76,24 +111,18 @@ pub(super) async fn reload(
         strict_keys: false,
         ..it.clone()
     };
-    if unchanged(&new.daemon) != unchanged(&config.daemon) {
+    let has_daemon = unchanged(&new.daemon) != unchanged(&config.daemon);
+    if has_daemon {
         warn!(
             "SIGHUP: of the fence_virtd block only the listeners, strict_keys and the other hosts are \
              reloaded; every other change there needs a restart"
         );
     }
-    if new.backends != config.backends {
+    let has_backends = new.backends != config.backends;
+    if has_backends {
         warn!("SIGHUP: the backends changed: that needs a restart, and the old ones stay in use");
     }
-    config.listeners = new.listeners;
-    config.daemon.peers = new.daemon.peers;
-    config.daemon.peer_key_file = new.daemon.peer_key_file;
-    config.daemon.peer_port = new.daemon.peer_port;
-    config.daemon.peer_down_command = new.daemon.peer_down_command;
-    config.daemon.strict_keys = new.daemon.strict_keys;
-    config.groups = new.groups;
-    exposed::count(config, metrics);
-    info!("SIGHUP: the new configuration is in force");
+    has_daemon || has_backends
 }
 
 fn warn_of_sandbox(config: &Config) {
@@ -121,12 +150,13 @@ fn keep_what_can_run(started: &Config, config: &Config, new: &mut Config) {
 }
 
 /// Reads the configuration and hands each error and warning to `report`.
-fn load(path: &Path, report: &mut dyn FnMut(Severity, String)) -> Result<Config, DaemonError> {
+fn load(path: &Path, report: &mut dyn FnMut(Severity, String)) -> Result<ReadConfig, DaemonError> {
     let shown = fence_cli::shown(path);
     let source = fs::read(path).map_err(|source| DaemonError::Config { path: shown.clone(), source })?;
     let loaded = fence_config::load(&source);
     for diagnostic in &loaded.diagnostics {
         report(diagnostic.severity, diagnostic.render(&shown, &source));
     }
-    loaded.config.ok_or(DaemonError::BadConfig(shown))
+    let config = loaded.config.ok_or(DaemonError::BadConfig(shown))?;
+    Ok(ReadConfig { config, hash: ConfigHash::of(&source) })
 }

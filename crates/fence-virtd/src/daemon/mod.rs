@@ -9,6 +9,7 @@ mod daemonise;
 mod error;
 pub(crate) mod exit;
 mod exposed;
+pub(crate) mod in_use;
 mod libvirt_uri;
 mod load;
 mod log;

@@ -14,9 +14,10 @@ use tracing::{error, info, warn};
 
 use super::assemble::{ServingDaemon, assemble};
 use super::error::DaemonError;
+use super::load::{ReadConfig, ReloadResult};
 use super::pid_file::PidFile;
 use super::signals::{SignalAction, Signals};
-use super::{daemonise, exposed, load, log, notify, sandbox};
+use super::{daemonise, exposed, in_use, load, log, notify, sandbox};
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
@@ -42,8 +43,8 @@ const BLOCKING_THREADS: usize = 512;
 pub(crate) fn run(options: &Options) -> u8 {
     match prepare(options) {
         Ok(StartMode::Parent(code)) => code,
-        Ok(StartMode::Serve(config)) => {
-            let code = match serve(options, &config) {
+        Ok(StartMode::Serve(read)) => {
+            let code = match serve(options, &read) {
                 Ok(()) => SUCCESS,
                 Err(reason) => {
                     error!("{reason}");
@@ -63,13 +64,14 @@ pub(crate) fn run(options: &Options) -> u8 {
 enum StartMode {
     /// Another process serves; this one ends with the exit code.
     Parent(u8),
-    Serve(Box<Config>),
+    Serve(Box<ReadConfig>),
 }
 
 fn prepare(options: &Options) -> Result<StartMode, DaemonError> {
     let child = daemonise::is_child();
     // The child prints nothing: the parent has printed all errors and warnings already.
-    let config = load::read(&options.config, !child)?;
+    let read = load::read(&options.config, !child)?;
+    let config = &read.config;
     let background = !options.foreground && !config.daemon.foreground;
     if background && !child {
         return Ok(StartMode::Parent(daemonise::start_child()?));
@@ -78,10 +80,11 @@ fn prepare(options: &Options) -> Result<StartMode, DaemonError> {
         daemonise::detach()?;
     }
     log::start(options.debug.unwrap_or(config.daemon.debug));
-    Ok(StartMode::Serve(Box::new(config)))
+    Ok(StartMode::Serve(Box::new(read)))
 }
 
-fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
+fn serve(options: &Options, read: &ReadConfig) -> Result<(), DaemonError> {
+    let config = &read.config;
     raise_descriptor_limit();
     let in_background = daemonise::is_child();
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
@@ -123,7 +126,10 @@ fn serve(options: &Options, config: &Config) -> Result<(), DaemonError> {
                 return Ok(());
             }
         };
-        let name = serve_until_signal(options, config, &mut daemon, &mut signals, in_background).await?;
+        in_use::record(state.as_deref(), &options.config, (config, read.hash.clone()), false).await;
+        let state = state.as_deref();
+        let name =
+            serve_until_signal(options, (config, state), &mut daemon, &mut signals, in_background).await?;
         info!("{name}: no new requests; requests in flight may end");
         shut_down(daemon, &mut signals).await;
         Ok(())
@@ -151,7 +157,7 @@ fn raise_descriptor_limit() {
 /// daemon.
 async fn serve_until_signal(
     options: &Options,
-    config: &Config,
+    (config, state): (&Config, Option<&Path>),
     daemon: &mut ServingDaemon,
     signals: &mut Signals,
     in_background: bool,
@@ -176,7 +182,11 @@ async fn serve_until_signal(
                 daemon.service.reopen_audit();
                 let (listeners, peers) = (&mut daemon.listeners, &daemon.peers);
                 let metrics = &daemon.service.metrics;
-                load::reload(&options.config, started, &mut config, listeners, peers, metrics).await;
+                let file = &options.config;
+                let reloaded = load::reload(file, started, &mut config, listeners, peers, metrics).await;
+                if let Some(ReloadResult { hash, waits_for_restart }) = reloaded {
+                    in_use::record(state, file, (&config, hash), waits_for_restart).await;
+                }
                 notify::ready();
             }
         }

@@ -8,4 +8,5 @@ pub(crate) mod agent_runs;
 pub(crate) mod audit;
 pub(crate) mod drops;
 pub(crate) mod metrics;
+pub(crate) mod metrics_reader;
 pub(crate) mod openmetrics;

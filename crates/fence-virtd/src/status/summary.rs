@@ -6,21 +6,17 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fence_config::MetricsAddress;
 use fence_wire::escaped;
 
+use crate::observe::metrics_reader::{self, MetricSample, samples};
 use crate::util::heard::heard_ago;
 
 /// Time for the daemon to answer.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Longest answer, in bytes.
-const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 
 /// Reason why there is no summary. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +35,11 @@ pub(crate) enum StatusError {
          was set"
     )]
     Silent { address: String, source: io::Error },
+    #[error(
+        "the daemon at {0} does not answer within {limit} s: it stands still, or this host is overloaded; \
+         fence_virtd --check tells more", limit = LIMIT.as_secs()
+    )]
+    Stands(String),
     #[error("what answers at {0} is no fence_virtd")]
     OtherProgram(String),
 }
@@ -52,18 +53,10 @@ pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
     let source = fs::read(file).map_err(|source| StatusError::Config { path: path.clone(), source })?;
     let config = fence_config::load(&source).config.ok_or_else(|| StatusError::BadConfig(path.clone()))?;
     let address = config.daemon.metrics.ok_or(StatusError::NoMetrics(path))?;
-    let silent = |source| StatusError::Silent { address: address.to_string(), source };
-    let answer = match &address {
-        MetricsAddress::Tcp(it) => TcpStream::connect_timeout(it, LIMIT).and_then(|it| {
-            it.set_read_timeout(Some(LIMIT))?;
-            fetch(it)
-        }),
-        MetricsAddress::Unix(it) => UnixStream::connect(it).and_then(|it| {
-            it.set_read_timeout(Some(LIMIT))?;
-            fetch(it)
-        }),
-    };
-    let answer = answer.map_err(silent)?;
+    let answer = metrics_reader::fetch(&address, LIMIT).map_err(|source| match () {
+        () if metrics_reader::is_time_out(&source) => StatusError::Stands(address.to_string()),
+        () => StatusError::Silent { address: address.to_string(), source },
+    })?;
     let other_program = || StatusError::OtherProgram(address.to_string());
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(other_program)?;
     let samples = samples(body);
@@ -76,58 +69,6 @@ pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
 /// Returns the summary of a text of metrics in one line.
 pub(crate) fn one_line(text: &str) -> String {
     lines(&samples(text)).join("; ")
-}
-
-fn fetch(mut stream: impl Read + Write) -> io::Result<String> {
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// A line of metrics; its name without the common prefix.
-#[derive(Debug, PartialEq)]
-struct MetricSample<'a> {
-    name: &'a str,
-    labels: Vec<(&'a str, String)>,
-    value: f64,
-}
-
-impl MetricSample<'_> {
-    fn label(&self, name: &str) -> &str {
-        self.labels.iter().find(|(it, _)| *it == name).map_or("", |(_, value)| value)
-    }
-}
-
-fn samples(text: &str) -> Vec<MetricSample<'_>> {
-    text.lines().filter_map(sample).collect()
-}
-
-fn sample(line: &str) -> Option<MetricSample<'_>> {
-    let line = line.strip_prefix("fence_virtd_")?;
-    let (name, mut rest) = line.split_at(line.find(['{', ' '])?);
-    let mut labels = Vec::new();
-    if let Some(inside) = rest.strip_prefix('{') {
-        rest = inside;
-        while !rest.starts_with('}') {
-            let (label, quoted) = rest.trim_start_matches(',').split_once("=\"")?;
-            let (mut value, mut characters) = (String::new(), quoted.char_indices());
-            let end = loop {
-                match characters.next()? {
-                    (at, '"') => break at,
-                    (_, '\\') => value.push(match characters.next()?.1 {
-                        'n' => '\n',
-                        other => other,
-                    }),
-                    (_, other) => value.push(other),
-                }
-            };
-            labels.push((label, value));
-            rest = &quoted[end + 1..];
-        }
-        rest = &rest[1..];
-    }
-    Some(MetricSample { name, labels, value: rest.trim().parse().ok()? })
 }
 
 fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
@@ -243,16 +184,6 @@ fn with_noun(value: f64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_of_metrics() {
-        let it = sample(r#"fence_virtd_x_total{a="b\"\\c",d="e}"} 7"#).unwrap();
-        assert_eq!((it.name, it.label("a"), it.label("d"), it.value), ("x_total", "b\"\\c", "e}", 7.0));
-        assert_eq!(sample("fence_virtd_y 1.5").unwrap().value, 1.5);
-        for bad in ["# HELP", "", "other 1", "fence_virtd_x{a=\"", "fence_virtd_x{a", "fence_virtd_x y"] {
-            assert_eq!(sample(bad), None, "{bad:?}");
-        }
-    }
 
     #[test]
     fn what_is_wrong_stands_out() {

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Check of the daemon that runs beside: whether it answers, and whether it has taken up the configuration
+//! and the keys that the other checks look at. Runs in the process of `--check`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fence_cli::shown;
+use fence_config::{Config, MetricsAddress};
+use fence_core::hosts::{KnownHost, KnownHosts};
+use fence_wire::{HostId, escaped};
+
+use super::finding::Finding;
+use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, keys};
+use crate::observe::metrics_reader::{self, samples};
+
+const CHECK: &str = "daemon";
+/// Time for the daemon to answer.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Step for what a reload takes up.
+const RELOAD: &str = "systemctl reload fence_virtd. If that was done, its log says why it was refused";
+
+/// The daemon that runs with this state directory, as far as it can be seen.
+pub(super) struct RunningDaemon {
+    in_use: Option<ConfigurationInUse>,
+    /// Text of its metrics, where it has any and answers.
+    metrics: Option<std::io::Result<String>>,
+}
+
+impl RunningDaemon {
+    /// Looks for the daemon, and asks it for its metrics.
+    pub(super) fn look(config: &Config, state: Option<&Path>) -> Self {
+        let in_use = state.and_then(ConfigurationInUse::of_running);
+        let ask = |it: &MetricsAddress| metrics_reader::fetch(it, LIMIT);
+        let metrics = config.daemon.metrics.as_ref().filter(|_| in_use.is_some()).map(ask);
+        Self { in_use, metrics }
+    }
+
+    /// Returns what is to be said of the daemon; nothing where none runs that can be told from others.
+    pub(super) fn findings(&self, config: &Config, file: &Path, source: &[u8]) -> Vec<Finding> {
+        let Some(in_use) = &self.in_use else { return Vec::new() };
+        let subject = format!("pid {}", in_use.pid);
+        let mut found: Vec<_> = self.silence(in_use, &subject).into_iter().collect();
+        found.extend(older(in_use, config, file, source));
+        if found.is_empty() {
+            found.push(Finding::ok(
+                CHECK,
+                subject,
+                "the running fence_virtd uses this configuration and these keys",
+            ));
+        }
+        found
+    }
+
+    fn silence(&self, in_use: &ConfigurationInUse, subject: &str) -> Option<Finding> {
+        let pid = in_use.pid;
+        if in_use.is_stopped() {
+            let next = format!("kill -CONT {pid}; or systemctl restart fence_virtd");
+            let text = "the running fence_virtd is stopped (by SIGSTOP or a debugger) and answers nobody";
+            return Some(Finding::failed(CHECK, subject, text, next));
+        }
+        let error = self.metrics.as_ref()?.as_ref().err().filter(|it| metrics_reader::is_time_out(it));
+        error.map(|_| {
+            let text =
+                format!("the running fence_virtd does not answer within {} s (metrics)", LIMIT.as_secs());
+            let next = "look at its log, and at the load of this host; systemctl restart fence_virtd";
+            Finding::failed(CHECK, subject, text, next)
+        })
+    }
+
+    /// Takes the moments at which other hosts were heard from the daemon: its file is up to a minute older.
+    pub(super) fn bring_up_to_date(&self, known: &mut KnownHosts) {
+        let Some(Ok(text)) = &self.metrics else { return };
+        for it in samples(text).iter().filter(|it| it.name == "peer_last_heard_seconds") {
+            let key = HostId::from_text(it.label("key"));
+            // A C daemon has no key.
+            let is_meant = |host: &&KnownHost| {
+                Some(host.id) == key
+                    || (key.is_none() && escaped(&host.to_string()).to_string() == it.label("host"))
+            };
+            let host = known.all().find(is_meant).cloned();
+            let heard = Duration::try_from_secs_f64(it.value).map_or(0, |it| it.as_secs());
+            if let Some(mut host) = host.filter(|it| it.last_heard < heard) {
+                host.last_heard = heard;
+                known.restore(host);
+            }
+        }
+    }
+}
+
+/// Returns what the daemon has not taken up.
+fn older(in_use: &ConfigurationInUse, config: &Config, file: &Path, source: &[u8]) -> Vec<Finding> {
+    let name = shown(file);
+    if std::fs::canonicalize(file).is_ok_and(|it| it != in_use.file) {
+        let text = format!("the running fence_virtd (pid {}) has another configuration file", in_use.pid);
+        let next = format!("check the one that it has: fence_virtd --check -f {}", shown(&in_use.file));
+        return vec![Finding::warning(CHECK, name, text, next)];
+    }
+    let mut found = Vec::new();
+    if ConfigHash::of(source) != in_use.hash {
+        found.push(Finding::warning(
+            CHECK,
+            &name,
+            format!("the running fence_virtd still uses the older {name}"),
+            RELOAD,
+        ));
+    } else if in_use.waits_for_restart {
+        let text = "the running fence_virtd does not use all of it: a reload leaves the backends, and most \
+                    of the fence_virtd block, as they were at the start";
+        found.push(Finding::warning(CHECK, &name, text, "systemctl restart fence_virtd"));
+    }
+    if let Some(command) = config.daemon.peer_down_command.as_ref()
+        && in_use.down_command.as_ref() != Some(command)
+    {
+        let text = "the running fence_virtd does not use this peer_down_command: no silent host is proved \
+                    down by it";
+        let next =
+            if in_use.hash == ConfigHash::of(source) { "systemctl restart fence_virtd" } else { RELOAD };
+        found.push(Finding::warning(CHECK, shown(command), text, next));
+    }
+    for (path, print) in keys(config) {
+        let Some((_, old)) = in_use.keys.iter().find(|(it, _)| *it == path) else { continue };
+        // A file that can't be read now is a finding of its own.
+        if *old == print || print.is_none() {
+            continue;
+        }
+        let text = match old {
+            Some(old) => format!("the running fence_virtd still uses the older key (fingerprint {old})"),
+            None => {
+                "the running fence_virtd runs without this key: the file could not be read then".to_owned()
+            }
+        };
+        found.push(Finding::warning(CHECK, shown(&path), text, RELOAD));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use fence_wire::HostHello;
+
+    use super::super::finding::FindingLevel;
+    use super::*;
+
+    /// A host whose daemon is this process.
+    struct Host {
+        dir: tempfile::TempDir,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let host = Self { dir: tempfile::tempdir().unwrap() };
+            host.write("key", &"a".repeat(500));
+            host.configure("");
+            host
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            let path = self.dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+
+        fn configure(&self, keys: &str) {
+            let key = self.dir.path().join("key");
+            let text = format!(
+                "fence_virtd {{ listener = \"tcp\"; backend = \"libvirt\"; {keys} }} listeners {{ tcp {{ \
+                 key_file = \"{}\"; }} }} backends {{ libvirt {{ }} }}",
+                shown(&key)
+            );
+            self.write("conf", &text);
+        }
+
+        fn read(&self) -> (Config, Vec<u8>) {
+            let source = fs::read(self.dir.path().join("conf")).unwrap();
+            (fence_config::load(&source).config.unwrap(), source)
+        }
+
+        /// The daemon takes up the file as it is, with this command.
+        fn load(&self, waits_for_restart: bool, command: Option<&str>) {
+            let (mut config, source) = self.read();
+            config.daemon.peer_down_command = command.map(Into::into);
+            let (file, hash) = (self.dir.path().join("conf"), ConfigHash::of(&source));
+            let in_use = ConfigurationInUse::of_this_process(&file, hash, &config, waits_for_restart);
+            in_use.write(self.dir.path()).unwrap();
+        }
+
+        fn said(&self) -> String {
+            let (config, source) = self.read();
+            let running = RunningDaemon::look(&config, Some(self.dir.path()));
+            let found = running.findings(&config, &self.dir.path().join("conf"), &source);
+            assert!(found.iter().all(|it| it.result != FindingLevel::Failed), "{found:?}");
+            found.iter().map(Finding::lines).collect()
+        }
+    }
+
+    #[test]
+    fn what_the_daemon_has_not_taken_up_is_named() {
+        let host = Host::new();
+        assert_eq!(host.said(), "", "no daemon runs");
+        host.load(false, None);
+        let ok = host.said();
+        assert!(ok.starts_with("ok       daemon pid ") && ok.lines().count() == 1, "{ok}");
+        // Another key, at the same place.
+        host.write("key", &"b".repeat(500));
+        let key = host.said();
+        assert!(
+            key.starts_with("warning  daemon ") && key.contains("still uses the older key (finger"),
+            "{key}"
+        );
+        assert!(key.contains("-> systemctl reload fence_virtd") && !key.contains("ok "), "{key}");
+        host.load(false, None);
+        host.configure("peer_down_command = \"/bin/true\";");
+        let command = host.said();
+        assert!(command.contains("still uses the older /"), "{command}");
+        assert!(command.contains("/bin/true: the running fence_virtd does not use"), "{command}");
+        // The sandbox of the start may refuse it, whatever is reloaded.
+        host.load(false, None);
+        let refused = host.said();
+        assert!(refused.contains("-> systemctl restart") && !refused.contains("older"), "{refused}");
+        host.load(true, Some("/bin/true"));
+        let restart = host.said();
+        assert!(restart.contains("does not use all of it") && restart.lines().count() == 2, "{restart}");
+        host.load(false, Some("/bin/true"));
+        assert_eq!(host.said(), ok);
+    }
+
+    #[test]
+    fn the_daemon_knows_best_when_a_host_was_heard() {
+        let mut known = KnownHosts::default();
+        let hello = HostHello { public: [2; 32], port: 0, domains: 1, name: "h2".to_owned(), run: [0; 8] };
+        known.heard(&hello, [10, 0, 0, 2].into(), 100);
+        known.heard_legacy([10, 0, 0, 9].into(), 1, 100);
+        let id = HostId::of(&[2; 32]);
+        let text = format!(
+            "fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"{id}\",kind=\"ours\"}} 160\n\
+             fence_virtd_peer_last_heard_seconds{{host=\"10.0.0.9\",key=\"\",kind=\"legacy\"}} 150\n"
+        );
+        RunningDaemon { in_use: None, metrics: Some(Ok(text)) }.bring_up_to_date(&mut known);
+        let heard: Vec<_> = known.all().map(|it| (it.name.as_str(), it.last_heard)).collect();
+        assert!(heard.contains(&("h2", 160)) && heard.contains(&("10.0.0.9", 150)), "{heard:?}");
+    }
+}
