@@ -3,6 +3,7 @@
 
 import os
 import signal
+import uuid
 
 import pytest
 
@@ -181,6 +182,45 @@ def test_a_command_as_proof(hosts):
     hosts.h3.power_on()
     hosts.h3.serve(OURS, host_down="command", host_down_command=command)
     hosts.wait_status("h1", "c1", 0)
+
+
+def test_a_machine_made_anew_after_its_host_went_down(hosts):
+    """It has its old name and another UUID. The one that was lost has the name only until it is proved off, in each request."""
+    proof = hosts.directory / "proof"
+    proof.touch()
+    command = hosts.directory / "is-down"
+    command.write_text(f"#!/bin/sh\n[ -e {proof} ]\n")
+    command.chmod(0o755)
+    hosts.domains(h3=["c1"])
+    for host, options in ((hosts.h1, {"host_down": "command", "host_down_command": command}), (hosts.h2, {}), (hosts.h3, {})):
+        host.serve(OURS, wait=False, **options)
+    for host in hosts.all:
+        host.wait_joined()
+    for asked in ("h1", "h2"):
+        hosts.wait_status(asked, "c1", 0)
+    hosts.h3.kill()
+    hosts.h3.hypervisor.virsh("destroy", "c1")
+    hosts.h1.wait_members(2)
+    anew = str(uuid.uuid4())
+    hosts.h1.has("c1", uuid=anew)
+    hosts.wait_status("h2", anew, 0, extra=("-u",))
+    # Nothing proves anything to this one: any of both may be meant.
+    assert refused(hosts.ask("h2", "off", "c1")), hosts.logs()
+    why = reason(hosts.h2, "off", "c1")
+    assert why.startswith("ambiguous: ") and "no proof that node 3 (h3) is down" in why, why
+    assert hosts.h1.state("c1") == "running"
+    assert hosts.ask("h1", "status", "c1").rc == 0, hosts.logs()
+    assert hosts.ask("h1", "off", "c1").rc == 0, hosts.logs()
+    assert hosts.h1.state("c1") == "shut off"
+    assert hosts.ask("h1", "status", "c1").rc == 2, hosts.logs()
+    # The proof is one of this request alone.
+    proof.unlink()
+    assert hosts.ask("h1", "status", "c1", timeout=3).rc == 1, hosts.logs()
+    proof.touch()
+    # A definition of the old one, at a host that is heard, can be started.
+    hosts.h2.has("c1", start=False)
+    wait_until(lambda: refused(hosts.ask("h1", "off", "c1")), 30)
+    assert reason(hosts.h1, "off", "c1").startswith("ambiguous: "), hosts.logs()
 
 
 def test_a_silent_owner_delays_nobody_but_who_asks_it(three):

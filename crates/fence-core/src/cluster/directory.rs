@@ -261,6 +261,30 @@ impl Directory {
         lost.is_some_and(|it| it.state == PublishedState::On)
     }
 
+    /// Returns whether no host that is heard has the domain, and a node that is not heard had it last. It may
+    /// run there all the same.
+    pub fn is_only_lost(&self, uuid: &str) -> bool {
+        let has = |it: &HostEntry| it.domains.get(uuid).is_some_and(|it| it.state != PublishedState::Gone);
+        !self.hosts.values().any(has) && self.lost.values().any(|it| it.contains_key(uuid))
+    }
+
+    /// Returns which of several domains that a name means is the one to ask for, and the others, its rivals:
+    /// if each of these is proved off, the name is not ambiguous. None where more than one of them is at a
+    /// host that is heard: off as they may be, either can be started. None too where the text is the UUID of
+    /// one: that one is meant, and not another one that has the UUID for a name.
+    pub fn split_rivals(&self, text: &str, named: &[String]) -> Option<(usize, Vec<usize>)> {
+        if named.iter().any(|it| it.eq_ignore_ascii_case(text)) {
+            return None;
+        }
+        let is_rival = |place: &usize| self.is_only_lost(&named[*place]);
+        let (rivals, heard): (Vec<usize>, Vec<usize>) = (0..named.len()).partition(is_rival);
+        match (&heard[..], &rivals[..]) {
+            ([one], _) => Some((*one, rivals)),
+            ([], [first, others @ ..]) => Some((*first, others.to_vec())),
+            _ => None,
+        }
+    }
+
     /// Returns whether another domain with this name is on at a member.
     pub fn has_namesake_on(&self, member: Member, name: &str, uuid: &str) -> bool {
         let is_namesake =

@@ -48,6 +48,11 @@ impl DomainQuestion {
         Self { by: domain.by, ..Self::new(domain.uuid, domain.name.clone()) }
     }
 
+    /// Asks now about a domain under no name: what else has its name says nothing of it.
+    pub(crate) fn by_uuid_alone(uuid: DomainId) -> Self {
+        Self { by: TargetKind::Uuid, ..Self::new(uuid, uuid.to_string()) }
+    }
+
     /// Asks now about a target that no place of this host knows: by its UUID, or by the name alone.
     pub(crate) fn about_unknown(uuid: Option<DomainId>, name: &str) -> Self {
         let uuid = uuid.unwrap_or(NO_UUID);

@@ -869,9 +869,7 @@ impl OwnPlaces for LibvirtBackend {
                 return;
             }
             for uuid in turn {
-                // By its UUID alone, and under no name: what else has its name says nothing of it.
-                let by_uuid = DomainQuestion::new(uuid, uuid.to_string());
-                let question = DomainQuestion { by: TargetKind::Uuid, ..by_uuid };
+                let question = DomainQuestion::by_uuid_alone(uuid);
                 let proof = self.prove_off(&question, Instant::now() + PROOF_LIMIT).await;
                 debug!(domain = %uuid, is_off = proof.is_ok(), "looked for a domain that left this host");
             }

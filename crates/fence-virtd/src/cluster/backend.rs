@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_wire::{Action, Target};
+use tracing::debug;
 
 use super::asker::PendingAsk;
 use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
@@ -21,6 +22,7 @@ use crate::backend::elsewhere::DomainQuestion;
 use crate::backend::libvirt::{DomainHere, LibvirtBackend};
 use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
 use crate::request::lease::Lease;
+use crate::util::join::join_all;
 use fence_core::cluster::message::Member;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
@@ -78,10 +80,7 @@ impl CpgBackend {
         let domain = match &known[..] {
             [] => return Err(here.err().unwrap_or(LocateError::NotFound)),
             [one] => one.clone(),
-            several => {
-                let all = several.iter().map(|it| self.cluster.describe(it)).collect::<Vec<_>>();
-                return Err(LocateError::Ambiguous(all.join(", ")));
-            }
+            _ => self.tell_apart(target, known, until).await?,
         };
         let own = here.as_ref().ok().filter(|it| it.domain.uuid == domain.uuid);
         if let Some(DomainHere { domain, sight: Sight::On }) = own {
@@ -100,6 +99,30 @@ impl CpgBackend {
             (DomainPlace::Unknown, Some(own)) => LocatedDomain::InDoubt(own.domain.clone()),
             (DomainPlace::Unknown, None) => return Err(here.err().unwrap_or(LocateError::NotFound)),
         })
+    }
+
+    /// Returns the one of several domains that a name means, if each other one was last at a node that is not
+    /// heard, and is proved off for this request. A machine that was made anew has its old name.
+    async fn tell_apart(
+        &self,
+        target: &Target,
+        named: Vec<DomainRef>,
+        until: Instant,
+    ) -> Result<DomainRef, LocateError> {
+        let all = named.iter().map(|it| self.cluster.describe(it)).collect::<Vec<_>>().join(", ");
+        let Some((one, rivals)) = self.cluster.split_rivals(target, named) else {
+            return Err(LocateError::Ambiguous(all));
+        };
+        let proofs = rivals.iter().map(|rival| async {
+            // By the UUID alone: the other one with the name may be on.
+            let proof = self.local.prove_off(&DomainQuestion::by_uuid_alone(rival.uuid), until).await;
+            proof.map_err(|doubt| LocateError::Ambiguous(format!("{all}; of {}: {doubt}", rival.uuid)))
+        });
+        for (proof, rival) in join_all(proofs).await.into_iter().zip(&rivals) {
+            let evidence = proof?.down().unwrap_or_default();
+            debug!(name = %one.name, rival = %rival.uuid, %evidence, "another domain with this name is off");
+        }
+        Ok(one)
     }
 
     /// Locates a domain without corosync: only domains that run here are found.

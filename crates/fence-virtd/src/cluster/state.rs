@@ -32,6 +32,7 @@ use fence_core::cluster::message::{HostMessage, Member, PublishedState};
 use fence_core::cluster::recent_offs::RecentOffs;
 use fence_core::domain::{DomainHome, DomainId, DomainRef, ListedDomain, PowerState, TargetKind};
 use fence_core::evidence::Sight;
+use fence_core::evidence::namesakes::MAX_NAMESAKES;
 use fence_core::host_down::Moment;
 use fence_core::owed_start::StartVerdict;
 
@@ -301,6 +302,21 @@ impl Cluster {
         named
     }
 
+    /// Returns the one of several domains with the name of a target that is to be asked for, and its rivals:
+    /// each of them must be proved off. None where the target is ambiguous whatever is proved.
+    pub(crate) fn split_rivals(
+        &self,
+        target: &Target,
+        mut named: Vec<DomainRef>,
+    ) -> Option<(DomainRef, Vec<DomainRef>)> {
+        let uuids: Vec<String> = named.iter().map(|it| it.uuid.to_string()).collect();
+        let (one, rivals) = self.state().directory.split_rivals(target.as_str(), &uuids)?;
+        if rivals.len() > MAX_NAMESAKES {
+            return None;
+        }
+        Some((named.swap_remove(one), named))
+    }
+
     /// Returns the location of a domain as far as this host knows.
     pub(crate) fn place(&self, uuid: DomainId) -> DomainPlace {
         let state = self.state();
@@ -338,6 +354,7 @@ impl Cluster {
             DomainPlace::On(at) | DomainPlace::Off(at) => {
                 at.iter().map(|it| self.name(*it)).collect::<Vec<_>>().join(", ")
             }
+            DomainPlace::Lost { node, .. } => format!("{}, which is not heard", self.node_name(node)),
             _ => "a host that is not heard".to_owned(),
         };
         format!("{} at {names}", domain.uuid)

@@ -297,6 +297,14 @@ impl SaidDomains {
         self.0.values().flat_map(|(_, said)| said.values())
     }
 
+    /// Returns whether only hosts that are not heard can have the domain, and one had it last.
+    fn is_only_lost(&self, uuid: &str) -> bool {
+        let has = |said: &BTreeMap<String, PublishedDomain>| said.get(uuid).map(|it| it.state);
+        let words = || self.0.values().map(|(is_heard, said)| (*is_heard, has(said)));
+        !words().any(|it| matches!(it, (true, Some(state)) if state != PublishedState::Gone))
+            && words().any(|it| matches!(it, (false, Some(_))))
+    }
+
     /// Returns the domains that a text may mean.
     fn meant(&self, text: &str, only_uuid: bool) -> BTreeSet<String> {
         let is_by_name = |it: &&PublishedDomain| !only_uuid && it.name == text;
@@ -339,7 +347,27 @@ proptest! {
                     let named = directory.named(text, only_uuid).into_iter().map(|(_, uuid)| uuid).collect();
                     prop_assert_eq!(said.meant(text, only_uuid), named, "{} {}", text, only_uuid);
                 }
+                check_rivals(&directory, &said, text)?;
             }
         }
     }
+}
+
+/// Checks that no domain with the name is left out where one of them is asked for, and that none of the
+/// others can be at a host that is heard.
+fn check_rivals(directory: &Directory, said: &SaidDomains, text: &str) -> Result<(), TestCaseError> {
+    let named: Vec<String> = directory.named(text, false).into_iter().map(|(_, uuid)| uuid).collect();
+    let at_hand = named.iter().filter(|it| !said.is_only_lost(it)).count();
+    let Some((one, rivals)) = directory.split_rivals(text, &named) else {
+        let is_uuid = named.iter().any(|it| it == text);
+        prop_assert!(at_hand > 1 || named.is_empty() || is_uuid, "{text}: {named:?}");
+        return Ok(());
+    };
+    prop_assert!(at_hand <= 1, "{text}: {named:?}");
+    prop_assert!(at_hand == 0 || !said.is_only_lost(&named[one]), "{text}: {named:?}");
+    prop_assert!(rivals.iter().all(|it| said.is_only_lost(&named[*it])), "{text}: {named:?}");
+    let mut all: Vec<usize> = rivals.into_iter().chain([one]).collect();
+    all.sort_unstable();
+    prop_assert_eq!(all, (0..named.len()).collect::<Vec<_>>());
+    Ok(())
 }
