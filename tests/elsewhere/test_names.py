@@ -114,3 +114,15 @@ def test_more_older_machines_than_one_answer_tells(pair):
     # The moves are over for good, also for the next daemon.
     file = pathlib.Path(f"{there._config}.state/moves")
     until(lambda: not any(it in file.read_text() for it in older), PATIENCE, "the file forgets them")
+
+
+def test_older_machines_that_nobody_saw_end_hold_up_no_request_by_uuid(pair):
+    """Four older x were saved at h2, and may be restored anywhere; h1 has a new x. An answer between hosts has room for three of them."""
+    for number in range(2, 6):
+        pair.h2.has("x", uuid=f"{OTHER[:-1]}{number}", transient=True)
+        pair.h2.hypervisor.virsh("save", "x", pair.h2.directory / f"memory-{number}")
+    pair.h1.has("x", start=False)
+    assert pair.ask("status", "x").rc == FAILED, pair.logs()
+    assert pair.ask("status", uuid_of("x"), "-u").rc == OFF, pair.logs()
+    assert [pair.ask(it, uuid_of("x"), "-u").rc for it in ("off", "on")] == [OK, OK], pair.logs()
+    assert pair.h1.state("x") == "running"

@@ -67,6 +67,7 @@ fn literal() -> [(&'static str, HostMessage); 4] {
         takes_parts: false,
         takes_namesakes: false,
         asks_memory: false,
+        is_by_uuid: false,
         name: "vm1".to_owned(),
     };
     let answer = HostAnswer {
@@ -103,6 +104,25 @@ fn literal_bytes_in_both_directions() {
             HostBody::Answer(answer) => assert_eq!(proved, Some(answer)),
             _ => assert_eq!(proved, None),
         }
+    }
+}
+
+/// A daemon that does not know the bit reads a longer time, and one that asks by name never sets it.
+#[test]
+fn an_ask_by_uuid_is_one_bit_of_the_time() {
+    let HostBody::Ask(ask) = literal()
+        .into_iter()
+        .find_map(|(_, it)| match it.body {
+            body @ HostBody::Ask(_) => Some(body),
+            _ => None,
+        })
+        .unwrap()
+    else {
+        unreachable!()
+    };
+    for (is_by_uuid, time) in [(false, [0xd0, 0x07]), (true, [0xd0, 0x17])] {
+        let bytes = message(None, HostBody::Ask(HostAsk { is_by_uuid, ..ask.clone() })).encode(&hosts());
+        assert_eq!(bytes[28 + 16..28 + 18], time);
     }
 }
 
@@ -201,6 +221,7 @@ fn a_name_that_does_not_fit_is_known_to_be_cut() {
             takes_parts: false,
             takes_namesakes: false,
             asks_memory: false,
+            is_by_uuid: false,
             name: name.to_owned(),
         };
         let bytes = message(None, HostBody::Ask(ask)).encode(&hosts());
@@ -241,13 +262,14 @@ fn messages() -> impl Strategy<Value = HostMessage> {
         (any::<[u8; 32]>(), any::<u16>(), any::<u16>(), names(39), any::<[u8; 8]>())
             .prop_map(|(public, port, domains, name, run)| HostHello { public, port, domains, name, run })
     };
-    let ask = (any::<[u8; 16]>(), 0..0x2000_u16, any::<(bool, bool, bool)>(), names(63)).prop_map(
-        |(uuid, left_ms, (takes_parts, takes_namesakes, asks_memory), name)| HostAsk {
+    let ask = (any::<[u8; 16]>(), 0..0x1000_u16, any::<(bool, bool, bool, bool)>(), names(63)).prop_map(
+        |(uuid, left_ms, (takes_parts, takes_namesakes, asks_memory, is_by_uuid), name)| HostAsk {
             uuid,
             left_ms,
             takes_parts,
             takes_namesakes,
             asks_memory,
+            is_by_uuid,
             name,
         },
     );

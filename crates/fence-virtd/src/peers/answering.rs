@@ -189,9 +189,9 @@ fn answer(ask: &HostAsk, found: &[Finding], came: Instant) -> HostAnswer {
 }
 
 /// Returns what is told beside other domains with the name that left this host. An asker that does not ask
-/// about each of them must not take the sight for that of the name.
+/// about each of them must not take the sight for that of the name. One that asks by the UUID alone does not.
 fn with_namesakes(ask: &HostAsk, seen: Sight, found: &[Finding]) -> (Sight, Vec<[u8; 16]>) {
-    if matches!(seen, Sight::On | Sight::Moving | Sight::Unknown(_) | Sight::Down(_)) {
+    if ask.is_by_uuid || matches!(seen, Sight::On | Sight::Moving | Sight::Unknown(_) | Sight::Down(_)) {
         return (seen, Vec::new());
     }
     let heard = namesakes_in(found);
@@ -234,8 +234,12 @@ mod tests {
             let namesakes = (1..=count).map(|it| DomainId::from_bytes([it; 16])).collect();
             let found = [Finding { place, sight, began: now, ended: now, namesakes }];
             let name = "vm1".to_owned();
-            let (left_ms, takes_parts, asks_memory) = (9, true, false);
-            let ask = HostAsk { uuid: [9; 16], left_ms, takes_parts, takes_namesakes, asks_memory, name };
+            let (left_ms, takes_parts, asks_memory, is_by_uuid) = (9, true, false, false);
+            let uuid = [9; 16];
+            let ask = HostAsk { uuid, left_ms, takes_parts, takes_namesakes, asks_memory, is_by_uuid, name };
+            // Asked by UUID, it is told what was seen of that domain.
+            let by_uuid = answer(&HostAsk { is_by_uuid: true, ..ask.clone() }, &found, now);
+            assert_eq!((by_uuid.sight, by_uuid.namesakes.len()), (super::sight(&found[0].sight), 0));
             answer(&ask, &found, now)
         };
         for sight in [Sight::Off, Sight::Absent, Sight::Ended(None), Sight::MovedAway(Duration::ZERO)] {

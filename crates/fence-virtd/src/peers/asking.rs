@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_core::domain::DomainId;
+use fence_core::domain::{DomainId, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::{HostFinding, HostKind, KnownHost, Respondent, Round};
 use fence_core::owed_start::PlaceWord;
@@ -330,6 +330,7 @@ impl Peers {
             takes_parts: true,
             takes_namesakes: true,
             asks_memory: question.asks_memory,
+            is_by_uuid: question.by == TargetKind::Uuid,
             name: question.name.clone(),
         };
         let ask = self.encoded(&self.message(None, open.nonce, HostBody::Ask(ask)));

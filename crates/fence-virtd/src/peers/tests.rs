@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_core::domain::DomainId;
+use fence_core::domain::{DomainId, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::hosts::KnownHost;
 use fence_core::owed_start::PlaceMemory;
@@ -57,11 +57,18 @@ struct Shown {
     /// A hypervisor that answers nothing: the look lasts as long as it may.
     hangs: AtomicBool,
     looks: AtomicUsize,
+    /// Other domains with the name that left.
+    namesakes: Mutex<Vec<DomainId>>,
 }
 
 impl Shown {
     fn new(sight: Sight) -> Self {
-        Self { sight: Mutex::new(sight), hangs: AtomicBool::default(), looks: AtomicUsize::default() }
+        Self {
+            sight: Mutex::new(sight),
+            hangs: AtomicBool::default(),
+            looks: AtomicUsize::default(),
+            namesakes: Mutex::default(),
+        }
     }
 }
 
@@ -73,7 +80,9 @@ impl OwnPlaces for Shown {
                 tokio::time::sleep_until(until.into()).await;
             }
             let (place, began) = (DomainSite::Hypervisor("test".to_owned()), Instant::now());
-            vec![Finding::without_namesakes(place, self.sight.lock().unwrap().clone(), began, Instant::now())]
+            let (sight, namesakes) =
+                (self.sight.lock().unwrap().clone(), self.namesakes.lock().unwrap().clone());
+            vec![Finding { place, sight, began, ended: Instant::now(), namesakes }]
         })
     }
 
@@ -187,6 +196,23 @@ impl Host {
         }
         assert_eq!(self.peers.known().len(), number);
         self.peers.known()
+    }
+}
+
+/// More of them than an answer has room for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_by_uuid_is_about_no_other_domain_with_the_name() {
+    let (a, b) = (port(), port());
+    let (a, b) = (Host::listed(a, &[b], None).await, Host::listed(b, &[a], None).await);
+    *b.shown.namesakes.lock().unwrap() = (1..=4).map(|it| DomainId::from_bytes([it; 16])).collect();
+    for by in [TargetKind::Name, TargetKind::Uuid] {
+        let question = DomainQuestion::new(DomainId::from_bytes([7; 16]), "vm1".to_owned());
+        let question = DomainQuestion { by, ..question };
+        let found = a.peers.look(&question, Instant::now() + Duration::from_secs(5)).await;
+        match by {
+            TargetKind::Uuid => assert_eq!(found[0].sight, Sight::Off),
+            TargetKind::Name => assert!(reason(&found[0].sight).contains("4 other domains"), "{found:?}"),
+        }
     }
 }
 
@@ -519,6 +545,7 @@ async fn any_word_of_this_host_from_another_address_is_a_doubt() {
             takes_parts: false,
             takes_namesakes: false,
             asks_memory: false,
+            is_by_uuid: false,
             name: "vm1".to_owned(),
         };
         let body =

@@ -5,7 +5,8 @@
 //! hello   0 public key 32 · 32 port 2 · 34 number of domains 2 · 36 name of the host 40, NUL-padded ·
 //!        76 run of the daemon 8
 //! ask     0 UUID 16 · 16 milliseconds left 2 (bit 15: takes reasons in parts; bit 14: takes namesakes;
-//!        bit 13: asks for a memory) · 18 name of the domain 64, NUL-padded, cut after 63 bytes
+//!        bit 13: asks for a memory; bit 12: by UUID) · 18 name of the domain 64, NUL-padded, cut after
+//!        63 bytes
 //! answer  0 UUID 16 · 16 sight 1 · 17 number of namesakes 1 · 18 reason 58, NUL-padded, or with namesakes
 //!         their UUIDs, 16 each · 76 age in milliseconds 8, and 1 more; 0: not known. With a memory: 17 is
 //!         128 · 18 reason 50 · 68 noted for, in milliseconds 4 · 72 age of the last thing 4, and 1 more
@@ -33,7 +34,9 @@ const TAKES_PARTS: u16 = 0x8000;
 const TAKES_NAMESAKES: u16 = 0x4000;
 /// Another such bit.
 const ASKS_MEMORY: u16 = 0x2000;
-const MAX_LEFT: u16 = ASKS_MEMORY - 1;
+/// Another such bit. No asker that does not know it ever waits for so long.
+const IS_BY_UUID: u16 = 0x1000;
+const MAX_LEFT: u16 = IS_BY_UUID - 1;
 /// Most namesakes of an answer.
 pub const ANSWER_NAMESAKES: usize = 3;
 
@@ -57,7 +60,7 @@ pub struct HostHello {
 pub struct HostAsk {
     /// UUID of the domain.
     pub uuid: [u8; 16],
-    /// Milliseconds for which the asker waits, 8191 at most.
+    /// Milliseconds for which the asker waits, 4095 at most.
     pub left_ms: u16,
     /// The asker takes a reason that is longer than an answer has room for, in parts.
     pub takes_parts: bool,
@@ -66,6 +69,9 @@ pub struct HostAsk {
     pub takes_namesakes: bool,
     /// The asker wants to know what the host remembers of the domain, and takes no namesakes beside.
     pub asks_memory: bool,
+    /// The request names the domain by its UUID, so it is about no other domain with the name: the answer
+    /// tells none that left the host, however many there are.
+    pub is_by_uuid: bool,
     /// Name of the domain, cut after 63 bytes as in a request.
     pub name: String,
 }
@@ -178,7 +184,9 @@ impl HostAsk {
         let takes_parts = if self.takes_parts { TAKES_PARTS } else { 0 };
         let takes_namesakes = if self.takes_namesakes { TAKES_NAMESAKES } else { 0 };
         let asks_memory = if self.asks_memory { ASKS_MEMORY } else { 0 };
-        let left = self.left_ms.min(MAX_LEFT) | takes_parts | takes_namesakes | asks_memory;
+        let is_by_uuid = if self.is_by_uuid { IS_BY_UUID } else { 0 };
+        let bits = takes_parts | takes_namesakes | asks_memory | is_by_uuid;
+        let left = self.left_ms.min(MAX_LEFT) | bits;
         body[16..18].copy_from_slice(&left.to_le_bytes());
         put(&mut body[ASK_NAME], &self.name);
     }
@@ -195,6 +203,7 @@ impl HostAsk {
             takes_parts: left & TAKES_PARTS != 0,
             takes_namesakes: left & TAKES_NAMESAKES != 0,
             asks_memory: left & ASKS_MEMORY != 0,
+            is_by_uuid: left & IS_BY_UUID != 0,
             name,
         })
     }
