@@ -78,6 +78,10 @@ class Host:
         asked = self.hypervisor.virsh("domstate", name, check=False)
         return asked.stdout.strip() if asked.returncode == 0 else None
 
+    def reason(self, name):
+        """The state with libvirt's reason for it: "paused (user)"."""
+        return self.hypervisor.virsh("domstate", "--reason", name).stdout.strip()
+
     def processes(self, name):
         """{pid: whether it was made for a domain that comes in} of the QEMU processes of a domain."""
         found = {}

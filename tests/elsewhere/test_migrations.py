@@ -3,6 +3,7 @@
 
 import os
 import signal
+import struct
 
 import pytest
 
@@ -263,6 +264,82 @@ def test_what_came_in_ends_where_it_is(pair, case):
     here.does_not_call_back()
     assert [pair.ask(it, "x").rc for it in ("off", "status")] == [OK, OFF], pair.logs()
     assert pair.where("x") == [] and pair.ask("on", "x").rc == OK, pair.logs()
+
+
+#: Boot sector of a machine that writes into each page from 1 MiB to 15 MiB, once, and halts: QEMU has to send those pages.
+FILLS_MEMORY = bytes.fromhex("fa31c08ed80f0116507c0f20c06683c8010f22c0ea197c080066b810008ed8bf00001000893f81c70010000081ff0000f00072f0f4ebfd") + bytes(9) \
+    + struct.pack("<QQ", 0x00CF9A000000FFFF, 0x00CF92000000FFFF) + struct.pack("<HI", 0x17, 0x7C38)
+LAST_PAGE = "0x00eff000"
+
+
+@pytest.mark.parametrize("first", ["off", "killed"])
+def test_post_copy_whose_source_ends_first(pair, note, first, tmp_path):
+    """The target is the machine as soon as it runs, with a part of its memory alone, and the source can't go on: what ends at the
+    target is the machine, though nothing is left of the other half."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    image = tmp_path / "image"
+    image.write_bytes(FILLS_MEMORY.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    here.has("x", disk=image)
+    page = ("qemu-monitor-command", "x", "--hmp", f"xp /1wx {LAST_PAGE}")
+    until(lambda: here.hypervisor.virsh(*page).stdout.count(LAST_PAGE[2:]) == 2, PATIENCE, "its memory is full")
+    migration = slow(here, there, "--persistent", "--postcopy", "--postcopy-bandwidth", "1")
+    assert migration, "it was over at once"
+    here.hypervisor.virsh("migrate-postcopy", "x")
+    until(lambda: there.reason("x") == "running (post-copy)", PATIENCE, "the target runs")
+    if first == "off":
+        there.does_not_call_back()
+        answer = pair.ask("off", "x")
+        tally.add(answer, answer.lie_afterwards())
+        assert answer.rc == FAILED, pair.logs()
+        there.unfilter()
+    else:
+        kill(here, "x")
+    assert pair.where("x") == ["h2"], migration.communicate(timeout=PATIENCE)[0]
+    here.does_not_call_back()
+    answer = pair.ask("off", "x")
+    tally.add(answer, answer.lie_afterwards())
+    assert answer.rc == OK and pair.where("x") == [], pair.logs()
+    migration.communicate(timeout=PATIENCE)
+    assert pair.ask("status", "x").rc == OFF, pair.logs()
+    here.unfilter()
+    there.does_not_call_back()
+    assert pair.ask("status", "x").rc == OFF, pair.logs()
+    tally.none(pair.logs())
+
+
+@pytest.mark.parametrize("case", ["off", "killed", "daemon anew", "libvirtd anew"])
+def test_what_was_restored_paused_and_moved(pair, note, case):
+    """At its source it looks the same as before: libvirt calls both "paused (migrating)", and no event tells that the machine was
+    handed over. It may run where nobody asks."""
+    tally = Tally(note)
+    here, nowhere = pair.h1, pair.h3
+    pair.h2.does_not_call_back()
+    here.has("x", paused=True)
+    here.hypervisor.virsh("managedsave", "x")
+    here.hypervisor.virsh("start", "x")
+    before = here.reason("x")
+    with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+        migration = here.migrate("x", nowhere, source=relay)
+        assert relay.wait_held(migration), migration.communicate()[0]
+        relay.cut()
+        migration.communicate(timeout=PATIENCE)
+    nowhere.hypervisor.virsh("resume", "x")
+    assert here.reason("x") == before == "paused (migrating)"
+    if case == "killed":
+        kill(here, "x")
+    elif case == "daemon anew":
+        here.stop_serving()
+        here.serve_again()
+        pair.acquaint(here)
+    elif case == "libvirtd anew":
+        here.hypervisor.restart()
+        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, here.daemon.log)
+    for action in ("off", "status"):
+        answer = pair.ask(action, "x")
+        tally.add(answer, answer.lie_afterwards())
+        assert answer.rc == FAILED and pair.where("x") == ["h3"], pair.logs()
+    tally.none(pair.logs())
 
 
 def test_a_return_that_is_aborted(pair, note):

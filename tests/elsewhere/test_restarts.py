@@ -204,6 +204,26 @@ def test_a_managed_save_stays_where_it_is(pair, removed):
     assert pair.ask("on", "x").rc == OK and pair.where("x") == ["h1"], pair.logs()
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "peers"])
+@pytest.mark.parametrize("managed", [True, False], ids=["managed", "file"])
+def test_a_machine_that_was_restored_paused(hosts, alone, managed):
+    """libvirt says the same of it as of one half of a migration."""
+    here = hosts.h1
+    if alone:
+        hosts.serve("h1", virtd={"peers": "none"})
+    else:
+        hosts.serve("h1", "h2")
+    here.has("x", paused=managed)
+    memory = here.directory / "memory"
+    for step in (("managedsave", "x"), ("start", "x")) if managed else (("save", "x", memory), ("restore", memory, "--paused")):
+        here.hypervisor.virsh(*step)
+    assert here.reason("x") == "paused (migrating)"
+    if not alone:
+        hosts.h2.does_not_call_back()
+    assert [hosts.ask(it, "x").rc for it in ("status", "off", "status", "off")] == [OK, OK, OFF, OK], hosts.logs()
+    assert hosts.where("x") == [] and hosts.ask("on", "x").rc == OK, hosts.logs()
+
+
 def test_a_lone_host_has_what_it_saved(hosts):
     here = hosts.h1
     hosts.serve("h1", virtd={"peers": "none"})

@@ -38,9 +38,12 @@ pub enum DomainState {
     Blocked,
     /// 3: paused.
     Paused,
-    /// 3 as well, because a migration paused the instance; and 1 in the post-copy phase of a migration. The
-    /// machine may run on another host.
+    /// 3 as well, because a migration paused the instance, or because the instance was restored so: libvirt
+    /// has one reason for both. The machine may run on another host.
     Migrating,
+    /// 1 as well, in the post-copy phase of a migration that comes in, or after its failure: the machine runs
+    /// here, before its memory is whole, and can't go back.
+    PostCopy,
     /// 3 as well, because the instance just starts, or is made for a migration that comes in.
     Starting,
     /// 4: shutting down, not yet off.
@@ -318,16 +321,16 @@ impl DomainState {
             Self::ShutOff if reason == MIGRATED => Self::MovedAway,
             Self::Paused if PAUSED_BY_MIGRATION.contains(&reason) => Self::Migrating,
             Self::Paused if reason == STARTING_UP => Self::Starting,
-            Self::Running if RUNNING_IN_MIGRATION.contains(&reason) => Self::Migrating,
+            Self::Running if RUNNING_IN_MIGRATION.contains(&reason) => Self::PostCopy,
             Self::Running if !SINCE_ITS_START.contains(&reason) => Self::MayHaveComeIn,
             state => state,
         }
     }
 
-    /// Returns whether the instance is not the machine: a migration has it, or it just starts.
+    /// Returns whether a migration has the instance, or it just starts: it may not be the machine.
     #[must_use]
     pub fn is_in_transit(self) -> bool {
-        matches!(self, Self::Migrating | Self::Starting)
+        matches!(self, Self::Migrating | Self::PostCopy | Self::Starting)
     }
 
     /// Returns libvirt's number, as the host list carries it.
@@ -335,7 +338,7 @@ impl DomainState {
     pub fn number(self) -> i32 {
         let number = match self {
             Self::NoState => sys::VIR_DOMAIN_NOSTATE,
-            Self::Running | Self::MayHaveComeIn => sys::VIR_DOMAIN_RUNNING,
+            Self::Running | Self::MayHaveComeIn | Self::PostCopy => sys::VIR_DOMAIN_RUNNING,
             Self::Blocked => sys::VIR_DOMAIN_BLOCKED,
             Self::Paused | Self::Migrating | Self::Starting => sys::VIR_DOMAIN_PAUSED,
             Self::Shutdown => sys::VIR_DOMAIN_SHUTDOWN,

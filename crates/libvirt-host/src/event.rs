@@ -55,6 +55,10 @@ pub enum LifecycleKind {
     /// A device was plugged in or out while the domain runs. Not one of libvirt's lifecycle events, but
     /// delivered with them.
     DevicesChanged,
+    /// The hypervisor began one more copy of the memory of an instance: to another host, or to a file. Each
+    /// migration that goes out has at least one, before the target can have the machine. Not one of libvirt's
+    /// lifecycle events, but delivered with them.
+    MemoryCopied,
     /// Number that this crate does not know.
     Other(i32),
 }
@@ -176,10 +180,16 @@ impl LifecycleWatch {
         let device = unsafe { mem::transmute::<DeviceFn, GenericFn>(device) };
         let _turn = handle.turn();
         registrations.push(self.register_one(handle, sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)?);
-        for event in [sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED] {
-            match self.register_one(handle, event, device) {
+        // SAFETY: as above; for this event the arguments are those of `memory_copied`.
+        let copied = unsafe { mem::transmute::<CopyFn, GenericFn>(memory_copied) };
+        for (event, callback) in [
+            (sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, device),
+            (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, device),
+            (sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION, copied),
+        ] {
+            match self.register_one(handle, event, callback) {
                 Ok(registration) => registrations.push(registration),
-                // Some drivers have no devices that can be plugged.
+                // Some drivers have no devices that can be plugged, and copy no memory.
                 Err(error) if error.kind == ErrorKind::Unsupported => {}
                 Err(error) => return Err(error),
             }
@@ -281,6 +291,7 @@ struct CallbackTarget {
 type LifecycleFn =
     unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
 type DeviceFn = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, *mut c_void);
+type CopyFn = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, *mut c_void);
 type GenericFn = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 
 unsafe extern "C" fn lifecycle(
@@ -303,6 +314,16 @@ unsafe extern "C" fn device(
 ) {
     // SAFETY: registered with a pointer to a `CallbackTarget`; libvirt lends the rest for the call.
     unsafe { tell(domain, LifecycleKind::DevicesChanged, 0, opaque) };
+}
+
+unsafe extern "C" fn memory_copied(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _iteration: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: registered with a pointer to a `CallbackTarget`; libvirt lends the rest for the call.
+    unsafe { tell(domain, LifecycleKind::MemoryCopied, 0, opaque) };
 }
 
 /// # Safety

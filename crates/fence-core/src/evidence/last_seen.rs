@@ -25,6 +25,11 @@ pub enum LastSeen {
         /// have been: the other side of that migration may run on for a while.
         unsettled: Option<BootMoment>,
     },
+    /// An instance was restored here from a file or a snapshot.
+    Restored(RestoredPhase),
+    /// An instance came in and was resumed here at this moment, before its memory was whole: it is the
+    /// machine, and its source can't go on any more.
+    PostCopy(BootMoment),
     /// An instance stands still here for a migration, since this moment at the latest: another place has the
     /// machine, or may get it.
     Half(BootMoment),
@@ -35,6 +40,21 @@ pub enum LastSeen {
     /// The machine was saved to a file at this moment at the latest, and not by a managed save as far as is
     /// known. It can be restored anywhere.
     Saved(BootMoment),
+}
+
+/// Phase of an instance that was restored here.
+///
+/// Of one that was restored paused a hypervisor says the same as of one that a migration paused, until it
+/// runs. Of a machine that stands still and migrates, no event tells that it is handed over.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RestoredPhase {
+    /// Restored, and not known yet to run or to stand still.
+    Began,
+    /// Standing still, and the machine: no migration had it since.
+    StandsStill,
+    /// Standing still, and its memory was copied, the last time from this moment on: to a file, or to
+    /// another place, which may have the machine since.
+    Copied(BootMoment),
 }
 
 /// Way by which a machine left a place.
@@ -49,17 +69,27 @@ pub enum LeaveKind {
 /// Event of an instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InstanceEvent {
-    /// Started here: booted, restored, or from a snapshot.
+    /// Started here.
     Started,
+    /// Started here from a file or a snapshot.
+    Restored,
     /// A migration brings one here, which waits for its memory.
     CameIn,
     /// Runs from now on.
     Resumed,
+    /// Runs from now on, and came in before its memory was whole; or that failed. No source can do that.
+    ResumedInPostCopy,
     /// Paused, and not by a migration. Of one that came in: the migration is over, and the machine was paused
     /// before it.
     Paused,
+    /// Paused when it was restored.
+    RestoredPaused,
     /// Paused by a migration, which hands the machine over.
     HandedOver,
+    /// Paused by a migration that has failed when one end had a part of the memory only.
+    PostCopyFailed,
+    /// Copy of its memory that begins now: to another place, or to a file.
+    Copied,
     /// Something happened to one that is here.
     Noticed,
     /// Gone from here.
@@ -92,8 +122,10 @@ pub enum ListedState {
     NoInstance,
     /// No instance, because the machine migrated away.
     MovedAway,
-    /// An instance that a migration has.
+    /// An instance that a migration has, or that was restored paused.
     Migrating,
+    /// An instance that came in and runs before its memory is whole.
+    PostCopy,
     /// An instance that just starts, or is made for a migration which comes in: it never ran here.
     Starting,
     /// An instance, which a migration may have brought.
@@ -112,18 +144,50 @@ impl LastSeen {
         let arrived = Self::Ran { unsettled: Some(now) };
         match (event, self) {
             (InstanceEvent::Started, _) => Self::RUNS,
+            (InstanceEvent::Restored, _) => Self::Restored(RestoredPhase::Began),
             (InstanceEvent::CameIn, _) => Self::CameIn { since: now, was_away: self.is_away() },
-            (InstanceEvent::Resumed | InstanceEvent::Noticed, Self::Ran { .. })
-            | (InstanceEvent::Noticed, Self::CameIn { .. } | Self::Half(_)) => self,
-            // The one that came in runs here now, or the one that was to go stays. The other side may not
-            // know that.
-            (InstanceEvent::Resumed | InstanceEvent::Noticed, _) => arrived,
+            (InstanceEvent::Resumed | InstanceEvent::Noticed, _) => self.noticed(event, now),
+            (InstanceEvent::ResumedInPostCopy | InstanceEvent::PostCopyFailed, Self::PostCopy(_)) => self,
+            (InstanceEvent::ResumedInPostCopy, _) => Self::PostCopy(now),
+            (InstanceEvent::Paused | InstanceEvent::RestoredPaused, Self::Restored(RestoredPhase::Began)) => {
+                Self::Restored(RestoredPhase::StandsStill)
+            }
             (InstanceEvent::Paused, Self::CameIn { .. }) => arrived,
-            (InstanceEvent::Paused, _) => self,
-            (InstanceEvent::HandedOver, Self::CameIn { .. } | Self::Half(_)) => self,
-            (InstanceEvent::HandedOver, _) => Self::Half(now),
+            (InstanceEvent::Paused | InstanceEvent::RestoredPaused, _) => self,
+            (InstanceEvent::HandedOver | InstanceEvent::PostCopyFailed, _) => self.handed_over(now),
+            (InstanceEvent::Copied, Self::Restored(phase)) => phase.copied(now),
+            (InstanceEvent::Copied, _) => self,
             (InstanceEvent::Stopped(cause), _) => self.stopped(cause, now),
             (InstanceEvent::Unclear, _) => self.over_gap(),
+        }
+    }
+
+    /// Returns what is left after an event of an instance that is here.
+    fn noticed(self, event: InstanceEvent, now: BootMoment) -> Self {
+        let is_resumed = event == InstanceEvent::Resumed;
+        match self {
+            Self::Ran { .. } => self,
+            Self::CameIn { .. } | Self::Half(_) | Self::PostCopy(_) if !is_resumed => self,
+            Self::Restored(RestoredPhase::Copied(_)) if !is_resumed => self,
+            Self::Restored(RestoredPhase::Began | RestoredPhase::StandsStill) => Self::RUNS,
+            // Its memory is whole.
+            Self::PostCopy(since) => Self::Ran { unsettled: Some(since) },
+            // The one that came in runs here now, or the one that was to go stays. The other side may not
+            // know that.
+            Self::CameIn { .. } | Self::Half(_) | Self::Restored(RestoredPhase::Copied(_)) => {
+                Self::Ran { unsettled: Some(now) }
+            }
+            Self::Known | Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_) => {
+                Self::Ran { unsettled: Some(now) }
+            }
+        }
+    }
+
+    fn handed_over(self, now: BootMoment) -> Self {
+        match self {
+            Self::CameIn { .. } | Self::Half(_) => self,
+            Self::Restored(RestoredPhase::Copied(since)) => Self::Half(since),
+            _ => Self::Half(now),
         }
     }
 
@@ -132,16 +196,19 @@ impl LastSeen {
             // The other half has the machine, or may have it: it has not run here since, and may have ended
             // there before this event.
             (_, Self::Half(since)) => Self::MovedAway(since),
-            (StopCause::Migrated, _) => Self::MovedAway(now),
             (StopCause::Saved, _) => Self::Saved(now),
+            // As a half.
+            (_, Self::Restored(RestoredPhase::Copied(since))) => Self::MovedAway(since),
+            (StopCause::Migrated, _) => Self::MovedAway(now),
             // The machine is where it came from, and was when this instance came.
             (_, Self::CameIn { .. }) => self.without_instance(),
-            (StopCause::Ended | StopCause::Failed | StopCause::Reverted, Self::Ran { .. }) => {
-                Self::Ended(now)
-            }
+            (
+                StopCause::Ended | StopCause::Failed | StopCause::Reverted,
+                Self::Ran { .. } | Self::PostCopy(_) | Self::Restored(_),
+            ) => Self::Ended(now),
             // The event of an end that is known already, or of a start that failed.
             (_, Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_)) => self,
-            (_, Self::Known | Self::Ran { .. }) => Self::Known,
+            (_, Self::Known | Self::Ran { .. } | Self::PostCopy(_) | Self::Restored(_)) => Self::Known,
         }
     }
 
@@ -175,8 +242,12 @@ impl LastSeen {
             }
             (ListedState::MovedAway, _) => Self::MovedAway(now),
             (ListedState::Migrating, Self::CameIn { .. } | Self::Half(_)) => self,
+            // Events told what it is.
+            (ListedState::Migrating, Self::PostCopy(_) | Self::Restored(_)) => self,
             // Either half.
             (ListedState::Migrating, _) => Self::Half(now),
+            (ListedState::PostCopy, Self::PostCopy(_)) => self,
+            (ListedState::PostCopy, _) => Self::PostCopy(now),
             (ListedState::Starting, Self::CameIn { .. }) => self,
             // It is not the machine yet, and if it fails all is as it was.
             (ListedState::Starting, _) => Self::CameIn { since: now, was_away: self.is_away() },
@@ -204,7 +275,7 @@ impl LastSeen {
             Self::Ended(when) => Some(PastEvent::Ended(when)),
             Self::MovedAway(when) => Some(PastEvent::MovedAway(when)),
             Self::Saved(when) => Some(PastEvent::Saved(when)),
-            Self::Known | Self::CameIn { .. } | Self::Ran { .. } | Self::Half(_) => None,
+            _ => None,
         }
     }
 
@@ -243,8 +314,10 @@ impl LastSeen {
     /// Returns what is left of this where no instance is here, and nobody saw how it went.
     fn without_instance(self) -> Self {
         match self {
-            Self::CameIn { since, was_away: true } | Self::Half(since) => Self::MovedAway(since),
-            Self::CameIn { .. } | Self::Ran { .. } => Self::Known,
+            Self::CameIn { since, was_away: true }
+            | Self::Half(since)
+            | Self::Restored(RestoredPhase::Copied(since)) => Self::MovedAway(since),
+            Self::CameIn { .. } | Self::Ran { .. } | Self::PostCopy(_) | Self::Restored(_) => Self::Known,
             Self::Known | Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_) => self,
         }
     }
@@ -254,13 +327,73 @@ impl LastSeen {
         match self.without_instance() {
             Self::MovedAway(_) => Some(LeaveKind::Moved),
             Self::Saved(_) => Some(LeaveKind::Saved),
-            Self::Known | Self::CameIn { .. } | Self::Ran { .. } | Self::Half(_) | Self::Ended(_) => None,
+            _ => None,
+        }
+    }
+
+    /// Returns whether an instance is here that a migration can have: it ran here, or came in.
+    #[must_use]
+    pub fn has_instance(self) -> bool {
+        match self {
+            Self::CameIn { .. } | Self::Ran { .. } | Self::Half(_) => true,
+            Self::Restored(_) | Self::PostCopy(_) => true,
+            Self::Known | Self::Ended(_) | Self::MovedAway(_) | Self::Saved(_) => false,
+        }
+    }
+
+    /// Returns the moment since which the instance here may be one half of a migration, if it may.
+    #[must_use]
+    pub fn half_since(self) -> Option<BootMoment> {
+        match self {
+            Self::CameIn { since, .. } | Self::Half(since) | Self::Restored(RestoredPhase::Copied(since)) => {
+                Some(since)
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether an instance that was restored paused stands still since, and was in no migration:
+    /// whatever a hypervisor calls it.
+    #[must_use]
+    pub fn stands_still_since_restore(self) -> bool {
+        self == Self::Restored(RestoredPhase::StandsStill)
+    }
+
+    /// Returns whether the instance that a look shows may be one half of a migration, beside what was seen of
+    /// it: then its end is no end of the machine.
+    #[must_use]
+    pub fn is_half(self, shown: ListedState) -> bool {
+        match (shown, self) {
+            (ListedState::Migrating, Self::PostCopy(_)) => false,
+            (ListedState::Migrating, _) if self.stands_still_since_restore() => false,
+            (ListedState::Migrating | ListedState::Starting, _) => self.has_instance(),
+            // It runs here, and its source can't go on.
+            (ListedState::PostCopy, _) => false,
+            (
+                ListedState::NoInstance
+                | ListedState::MovedAway
+                | ListedState::Unsettled
+                | ListedState::Settled,
+                _,
+            ) => false,
         }
     }
 
     /// Returns whether the machine is, or may be, at another place, if no instance is here.
     fn is_away(self) -> bool {
         self.left_by().is_some()
+    }
+}
+
+impl RestoredPhase {
+    /// Returns what is left when the memory is copied.
+    fn copied(self, now: BootMoment) -> LastSeen {
+        match self {
+            // It runs, or an event would have told that it stands still; and one will tell when it is paused.
+            Self::Began => LastSeen::RUNS,
+            // Once more: an end elsewhere since the first copy may be that of one that came in, in vain.
+            Self::StandsStill | Self::Copied(_) => LastSeen::Restored(Self::Copied(now)),
+        }
     }
 }
 

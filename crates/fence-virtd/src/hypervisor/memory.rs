@@ -9,7 +9,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use fence_core::evidence::last_seen::{InstanceEvent, LastSeen, LeaveKind, ListedState, StopCause};
+use fence_core::evidence::last_seen::{
+    InstanceEvent, LastSeen, LeaveKind, ListedState, RestoredPhase, StopCause,
+};
 use fence_core::evidence::recall::{BootMoment, PastEvent, SHORT_GAP};
 use fence_core::owed_start::PlaceMemory;
 use libvirt_host::{DomainRecord, LifecycleEvent, LifecycleKind, State, Uuid};
@@ -27,15 +29,23 @@ const MIGRATION_SETTLE: Duration = Duration::from_secs(120);
 
 /// `VIR_DOMAIN_EVENT_STARTED_MIGRATED`: an instance comes in.
 const STARTED_MIGRATED: i32 = 1;
+/// `VIR_DOMAIN_EVENT_STARTED_` `RESTORED` and `FROM_SNAPSHOT`.
+const STARTED_RESTORED: [i32; 2] = [2, 3];
+/// `VIR_DOMAIN_EVENT_RESUMED_` `POSTCOPY` and `POSTCOPY_FAILED`: told of what came in alone.
+const RESUMED_IN_POST_COPY: [i32; 2] = [3, 4];
 /// `VIR_DOMAIN_EVENT_STOPPED_MIGRATED`: an instance has left.
 const STOPPED_MIGRATED: i32 = 3;
 /// `VIR_DOMAIN_EVENT_STOPPED_SAVED`: the memory of an instance is in a file.
 const STOPPED_SAVED: i32 = 4;
 /// `VIR_DOMAIN_EVENT_SUSPENDED_PAUSED`
 const SUSPENDED_PAUSED: i32 = 0;
-/// `VIR_DOMAIN_EVENT_SUSPENDED_` `MIGRATED`, `POSTCOPY` and `POSTCOPY_FAILED`: an instance stands still, and
-/// its other half at another place may run.
-const SUSPENDED_BY_MIGRATION: [i32; 3] = [1, 7, 8];
+/// `VIR_DOMAIN_EVENT_SUSPENDED_` `RESTORED` and `FROM_SNAPSHOT`.
+const SUSPENDED_RESTORED: [i32; 2] = [4, 5];
+/// `VIR_DOMAIN_EVENT_SUSPENDED_` `MIGRATED` and `POSTCOPY`: an instance stands still, and its other half at
+/// another place may run.
+const SUSPENDED_BY_MIGRATION: [i32; 2] = [1, 7];
+/// `VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY_FAILED`: as these, at the source; or what came in has failed.
+const SUSPENDED_POSTCOPY_FAILED: i32 = 8;
 
 /// Returns this moment.
 fn now() -> BootMoment {
@@ -58,6 +68,21 @@ pub(super) fn is_migration(event: &LifecycleEvent) -> bool {
 /// Returns whether the memory of an instance was saved to a file, which may be a managed save.
 pub(super) fn is_save(event: &LifecycleEvent) -> bool {
     event.kind == LifecycleKind::Stopped && event.detail == STOPPED_SAVED
+}
+
+/// Returns what a state says of an instance.
+fn listed(state: State) -> ListedState {
+    match state {
+        State::MovedAway => ListedState::MovedAway,
+        State::ShutOff | State::NoState | State::Crashed | State::Other(_) => ListedState::NoInstance,
+        State::Migrating => ListedState::Migrating,
+        State::PostCopy => ListedState::PostCopy,
+        State::Starting => ListedState::Starting,
+        State::Running => ListedState::Settled,
+        State::MayHaveComeIn | State::Blocked | State::Paused | State::Shutdown | State::PmSuspended => {
+            ListedState::Unsettled
+        }
+    }
 }
 
 /// Domains that were seen on one hypervisor, by UUID.
@@ -194,6 +219,7 @@ impl SeenDomains {
     pub(super) fn has_settled(&self, uuid: Uuid) -> bool {
         match self.domains.get(&uuid).map(|it| it.last) {
             Some(LastSeen::Ran { unsettled }) => unsettled.is_none_or(|it| age(it) >= MIGRATION_SETTLE),
+            Some(LastSeen::Restored(phase)) => !matches!(phase, RestoredPhase::Copied(_)),
             _ => false,
         }
     }
@@ -284,16 +310,23 @@ impl SeenDomains {
 
     /// Returns whether an instance was here before that a migration can have: it ran here, or came in.
     pub(super) fn had_instance(&self, uuid: Uuid) -> bool {
-        let last = self.domains.get(&uuid).map(|it| it.last);
-        matches!(last, Some(LastSeen::Ran { .. } | LastSeen::CameIn { .. } | LastSeen::Half(_)))
+        self.last(uuid).is_some_and(LastSeen::has_instance)
+    }
+
+    /// Returns whether the instance that a look shows may be one half of a migration: then its end is no end
+    /// of the machine.
+    pub(super) fn is_half(&self, uuid: Uuid, state: State) -> bool {
+        self.last(uuid).is_some_and(|it| it.is_half(listed(state)))
+    }
+
+    /// Returns whether an instance that was restored paused stands still since, and was in no migration.
+    pub(super) fn stands_still_since_restore(&self, uuid: Uuid) -> bool {
+        self.last(uuid).is_some_and(LastSeen::stands_still_since_restore)
     }
 
     /// Returns how long the instance here has been one half of a migration, as far as that was seen.
     pub(super) fn half_age(&self, uuid: Uuid) -> Option<Duration> {
-        match self.last(uuid)? {
-            LastSeen::CameIn { since, .. } | LastSeen::Half(since) => Some(age(since)),
-            _ => None,
-        }
+        self.last(uuid)?.half_since().map(age)
     }
 
     /// Returns the time until the migration that brought the running instance here, or was given up here, is
@@ -353,16 +386,7 @@ impl SeenDomains {
         if self.domains.get(&record.uuid).is_some_and(|it| it.last_event > asked) {
             return false;
         }
-        let state = match record.state {
-            State::MovedAway => ListedState::MovedAway,
-            State::ShutOff | State::NoState | State::Crashed | State::Other(_) => ListedState::NoInstance,
-            State::Migrating => ListedState::Migrating,
-            State::Starting => ListedState::Starting,
-            State::Running => ListedState::Settled,
-            State::MayHaveComeIn | State::Blocked | State::Paused | State::Shutdown | State::PmSuspended => {
-                ListedState::Unsettled
-            }
-        };
+        let state = listed(record.state);
         let last = self.last(record.uuid).unwrap_or(LastSeen::Known).listed(state, now());
         self.record(record.uuid, &record.name, last);
         if !matches!(state, ListedState::NoInstance | ListedState::MovedAway) {
@@ -416,13 +440,24 @@ impl SeenDomains {
     fn meaning(&self, event: &LifecycleEvent) -> EventMeaning {
         let instance = match event.kind {
             LifecycleKind::Undefined | LifecycleKind::DevicesChanged => return EventMeaning::Nothing,
+            LifecycleKind::MemoryCopied => InstanceEvent::Copied,
             LifecycleKind::Started if event.detail == STARTED_MIGRATED => InstanceEvent::CameIn,
+            LifecycleKind::Started if STARTED_RESTORED.contains(&event.detail) => InstanceEvent::Restored,
             LifecycleKind::Started => InstanceEvent::Started,
+            LifecycleKind::Resumed if RESUMED_IN_POST_COPY.contains(&event.detail) => {
+                InstanceEvent::ResumedInPostCopy
+            }
             LifecycleKind::Resumed => InstanceEvent::Resumed,
             LifecycleKind::PmSuspended | LifecycleKind::Crashed => InstanceEvent::Noticed,
             LifecycleKind::Stopped => InstanceEvent::Stopped(self.cause(event)),
             LifecycleKind::Suspended if SUSPENDED_BY_MIGRATION.contains(&event.detail) => {
                 InstanceEvent::HandedOver
+            }
+            LifecycleKind::Suspended if event.detail == SUSPENDED_POSTCOPY_FAILED => {
+                InstanceEvent::PostCopyFailed
+            }
+            LifecycleKind::Suspended if SUSPENDED_RESTORED.contains(&event.detail) => {
+                InstanceEvent::RestoredPaused
             }
             LifecycleKind::Suspended if event.detail == SUSPENDED_PAUSED => InstanceEvent::Paused,
             // A definition was changed, or the instance stands still or shuts down: it is what it was.
@@ -781,7 +816,7 @@ mod tests {
     #[test]
     fn what_stands_still_for_a_migration_does_not_end_here() {
         use LifecycleKind::{Resumed, Started, Stopped, Suspended};
-        for detail in SUSPENDED_BY_MIGRATION {
+        for detail in [1, 7, SUSPENDED_POSTCOPY_FAILED] {
             let paused = [(Started, 0), (Suspended, detail)];
             assert!(seen_after(&paused).half_age(uuid()).is_some());
             for end in [1, STOPPED_MIGRATED, STOPPED_SAVED, 5] {
@@ -816,6 +851,74 @@ mod tests {
         seen.lists(&record);
         seen.record_event(&event(Stopped, 1));
         assert!(seen.move_age(uuid()).is_some());
+    }
+
+    /// libvirt calls it "paused (migrating)", as it calls a half.
+    #[test]
+    fn what_was_restored_paused_is_no_half_until_its_memory_is_copied() {
+        use LifecycleKind::{MemoryCopied, Resumed, Started, Stopped, Suspended};
+        let half = |events: &[(LifecycleKind, i32)]| seen_after(events).is_half(uuid(), State::Migrating);
+        for start in STARTED_RESTORED {
+            for pause in [SUSPENDED_PAUSED, SUSPENDED_RESTORED[0], SUSPENDED_RESTORED[1]] {
+                let restored = [(Started, start), (Suspended, pause)];
+                assert!(!half(&restored) && seen_after(&restored).stands_still_since_restore(uuid()));
+                assert!(seen_after(&[&restored[..], &[(Stopped, 1)]].concat()).end_age(uuid()).is_some());
+                for since in [(MemoryCopied, 0), (Suspended, 1), (Resumed, 0), (Started, 0), (Started, 1)] {
+                    assert!(half(&[&restored[..], &[since]].concat()), "{start} {pause} {since:?}");
+                }
+                let copied = [&restored[..], &[(MemoryCopied, 0)]].concat();
+                assert!(seen_after(&copied).move_age(uuid()).is_some(), "gone without an event");
+                for end in [1, STOPPED_MIGRATED, 5] {
+                    let seen = seen_after(&[&copied[..], &[(Stopped, end)]].concat());
+                    assert!(seen.end_age(uuid()).is_none() && seen.move_age(uuid()).is_some());
+                }
+                // libvirtd is started anew, or the daemon: nobody knows what happened meanwhile.
+                let mut seen = seen_after(&restored);
+                seen.begin_gap();
+                seen.end_gap();
+                seen.lists(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::Migrating });
+                assert!(seen.is_half(uuid(), State::Migrating) && seen.half_age(uuid()).is_some());
+            }
+            assert!(half(&[(Started, start)]), "it may be paused for a migration, whose event is late");
+        }
+        for not_restored in [(Started, 0), (Started, 1), (Suspended, SUSPENDED_RESTORED[0])] {
+            let seen = seen_after(&[not_restored, (Suspended, SUSPENDED_PAUSED)]);
+            assert!(!seen.stands_still_since_restore(uuid()), "{not_restored:?}");
+        }
+    }
+
+    /// The source can't go on, so what came in is the machine before its memory is whole, and also after that
+    /// has failed.
+    #[test]
+    fn what_runs_in_post_copy_is_the_machine() {
+        use LifecycleKind::{MemoryCopied, Resumed, Started, Stopped, Suspended};
+        let runs = [(Started, STARTED_MIGRATED), (Resumed, RESUMED_IN_POST_COPY[0])];
+        let failed = [(Resumed, RESUMED_IN_POST_COPY[1]), (Suspended, SUSPENDED_POSTCOPY_FAILED)];
+        for since in [&[][..], &failed[..1], &failed[1..], &failed] {
+            let mut seen = seen_after(&[&runs[..], since].concat());
+            for state in [State::PostCopy, State::Migrating] {
+                assert!(!seen.is_half(uuid(), state), "{since:?} {state:?}");
+            }
+            assert!(!seen.has_settled(uuid()) && seen.half_age(uuid()).is_none());
+            seen.record_event(&event(Stopped, 1));
+            assert!(seen.end_age(uuid()).is_some(), "{since:?}");
+        }
+        // Its memory is whole, and it moves on.
+        let whole = [&runs[..], &[(Resumed, 1)]].concat();
+        assert!(seen_after(&whole).settles_in(uuid()).is_some());
+        for pause in SUSPENDED_BY_MIGRATION {
+            let on = [&whole[..], &[(MemoryCopied, 0), (Suspended, pause)], &failed[1..]].concat();
+            let mut seen = seen_after(&on);
+            assert!(seen.is_half(uuid(), State::Migrating) && seen.half_age(uuid()).is_some());
+            seen.record_event(&event(Stopped, 1));
+            assert!(seen.end_age(uuid()).is_none() && seen.move_age(uuid()).is_some());
+        }
+        // Found at the start.
+        let mut seen = SeenDomains::default();
+        seen.lists(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state: State::PostCopy });
+        assert!(!seen.is_half(uuid(), State::PostCopy));
+        seen.record_event(&event(Stopped, 5));
+        assert!(seen.end_age(uuid()).is_some());
     }
 
     /// A look that shows no instance of it says the same, without an event: a libvirtd that is started anew

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
 use fence_core::owed_start::PlaceMemory;
-use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, EventSubscription, Uuid};
+use libvirt_host::{
+    Connection, DomainRecord, Error, ErrorKind, EventSubscription, LifecycleKind, State, Uuid,
+};
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -440,7 +442,10 @@ impl Hypervisor {
             let events = connection.watch_lifecycle(move |event| {
                 if let Some(this) = weak.upgrade() {
                     lock(&this.memory).record_event(&event);
-                    let _ = this.news.send(DomainEvent::Domain(event.uuid));
+                    // Nothing that is read of a domain changes by a copy of its memory.
+                    if event.kind != LifecycleKind::MemoryCopied {
+                        let _ = this.news.send(DomainEvent::Domain(event.uuid));
+                    }
                     if is_migration(&event) {
                         this.migrated.notify_one();
                     }
@@ -606,9 +611,15 @@ impl Hypervisor {
         }
     }
 
-    /// Returns whether an instance was here before that a migration can have.
-    pub(crate) fn had_instance(&self, uuid: Uuid) -> bool {
-        lock(&self.memory).had_instance(uuid)
+    /// Returns whether the instance that a look shows may be one half of a migration: then its end is no end
+    /// of the machine.
+    pub(crate) fn is_half(&self, uuid: Uuid, state: State) -> bool {
+        lock(&self.memory).is_half(uuid, state)
+    }
+
+    /// Returns whether an instance that was restored paused stands still since, and was in no migration.
+    pub(crate) fn stands_still_since_restore(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).stands_still_since_restore(uuid)
     }
 
     /// Returns how long the instance here has been one half of a migration, as far as that was seen.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Memory of hosts against true courses of a machine: it starts, pauses, moves, is saved, crashes, and
-//! hosts lose their libvirtd and all that runs there.
+//! Memory of hosts against true courses of a machine: it starts, pauses, moves, is saved, is restored paused,
+//! crashes, is powered off, and hosts lose their libvirtd and all that runs there.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,10 @@ const SETTLE: i64 = 120;
 enum TrueInstance {
     /// Machine itself.
     Whole { is_paused: bool, is_settled: bool },
+    /// Machine itself, which stands still since it was restored: a hypervisor calls it a half.
+    RestoredPaused,
+    /// Machine itself, before its memory is whole.
+    PostCopy,
     /// Instance that waits for its memory.
     Incoming,
     /// Instance that stands still; its other half is the machine, or was.
@@ -41,6 +45,8 @@ enum CourseStep {
     /// The target has the machine, and the source has not heard of it.
     Switch,
     Confirm,
+    /// The target has the machine before its memory is whole: the source can't go on any more.
+    PostCopy,
     /// The source is told to go on, though the target has the machine.
     GoOn,
     Destroy(usize),
@@ -48,6 +54,10 @@ enum CourseStep {
     ManagedSave,
     SaveToFile,
     Restore(usize),
+    /// A managed save of a machine that was paused is restored, or one to a file is restored paused.
+    RestorePaused(usize),
+    /// The daemon of this host ends what is here, and notes what that was.
+    PowerOff(usize),
     /// The daemon of this host is asked, and forgets a move that is over.
     Prove(usize),
     /// libvirtd is started anew, or the daemon; a longer time or not; all instances die with it or none.
@@ -59,6 +69,8 @@ enum CourseStep {
         /// libvirtd is started anew, with the daemon or alone, and lists what was there before. Then it finds
         /// what is dead, and tells nobody.
         lists_dead: bool,
+        /// A migration hands the machine over meanwhile, to the host that nobody asks, and is not confirmed.
+        moves: bool,
     },
 }
 
@@ -93,7 +105,8 @@ impl TrueWorld {
     }
 
     fn is_machine(&self, host: usize) -> bool {
-        matches!(self.instances[host], Some(TrueInstance::Whole { .. }))
+        use TrueInstance::{PostCopy, RestoredPaused, Whole};
+        matches!(self.instances[host], Some(Whole { .. } | RestoredPaused | PostCopy))
     }
 
     fn machine(&self) -> Option<usize> {
@@ -115,6 +128,26 @@ impl TrueWorld {
                 (self.is_in_file, self.last) = (false, host);
                 self.starts(host);
             }
+            CourseStep::RestorePaused(host)
+                if self.is_nowhere() && (self.is_in_file || host < ASKED || self.last == host) =>
+            {
+                (self.is_in_file, self.last) = (false, host);
+                self.is_clouded |= host >= ASKED;
+                self.instances[host] = Some(TrueInstance::RestoredPaused);
+                self.tell(host, InstanceEvent::Restored);
+                let event =
+                    if self.now % 2 == 0 { InstanceEvent::Paused } else { InstanceEvent::RestoredPaused };
+                self.tell(host, event);
+            }
+            CourseStep::Unpause
+                if self.migration.is_none()
+                    && let Some(host) =
+                        (0..ALL).find(|it| self.instances[*it] == Some(TrueInstance::RestoredPaused)) =>
+            {
+                self.instances[host] = Some(TrueInstance::Whole { is_paused: false, is_settled: true });
+                self.tell(host, InstanceEvent::Resumed);
+            }
+            CourseStep::PowerOff(host) if host < ASKED => self.power_off(host),
             CourseStep::Pause | CourseStep::Unpause if !matches!(self.migration, Some((_, _, None))) => {
                 let is_paused = matches!(step, CourseStep::Pause);
                 for host in 0..ALL {
@@ -132,6 +165,7 @@ impl TrueWorld {
             CourseStep::ManagedSave | CourseStep::SaveToFile => {
                 let runs_once = (0..ALL).filter(|it| self.is_machine(*it)).count() == 1;
                 if let (Some(host), None, true) = (self.machine(), self.migration, runs_once) {
+                    self.tell(host, InstanceEvent::Copied);
                     self.ends(host, StopCause::Saved);
                     if matches!(step, CourseStep::SaveToFile) {
                         (self.is_in_file, self.is_clouded) = (true, true);
@@ -144,6 +178,41 @@ impl TrueWorld {
             CourseStep::Gap { host, .. } if host < ASKED => self.gap(step),
             _ => self.migrate(step),
         }
+    }
+
+    /// Returns what libvirt says of an instance.
+    fn listed(instance: Option<TrueInstance>) -> ListedState {
+        match instance {
+            None => ListedState::NoInstance,
+            Some(TrueInstance::Incoming | TrueInstance::Half | TrueInstance::RestoredPaused) => {
+                ListedState::Migrating
+            }
+            Some(TrueInstance::PostCopy) => ListedState::PostCopy,
+            Some(TrueInstance::Whole { is_settled: true, is_paused: false }) => ListedState::Settled,
+            Some(TrueInstance::Whole { .. }) => ListedState::Unsettled,
+        }
+    }
+
+    /// Ends what is here, as the daemon does: what it takes for a half is no end of the machine, unless
+    /// another host has, or had, the other half.
+    fn power_off(&mut self, host: usize) {
+        let (Some(instance), Some(seen)) = (self.instances[host], self.seen[host]) else { return };
+        let mut is_half = seen.is_half(Self::listed(Some(instance)));
+        let has_ended = |other: usize| match (self.seen[other], seen.half_since()) {
+            (Some(LastSeen::Ended(when)), Some(since)) => when >= since,
+            _ => false,
+        };
+        let mut others = (0..ASKED).filter(|it| *it != host);
+        let is_found = others.any(|it| self.instances[it].is_some() || has_ended(it));
+        self.ends(host, StopCause::Ended);
+        let left = self.seen[host].unwrap_or(LastSeen::Known);
+        is_half |= left.moved().is_some();
+        self.seen[host] = match left {
+            _ if is_half && is_found => Some(LastSeen::Ended(self.moment())),
+            LastSeen::MovedAway(_) => Some(left),
+            _ if is_half => Some(LastSeen::MovedAway(self.moment())),
+            _ => Some(left),
+        };
     }
 
     fn prove(&mut self, host: usize) {
@@ -164,12 +233,34 @@ impl TrueWorld {
         match (step, self.migration) {
             (CourseStep::Migrate { to }, None) => {
                 let Some(from) = self.machine().filter(|_| self.instances[to].is_none()) else { return };
+                if self.instances[from] == Some(TrueInstance::PostCopy) {
+                    return;
+                }
                 self.migration = Some((from, to, None));
                 self.instances[to] = Some(TrueInstance::Incoming);
                 self.is_clouded |= from >= ASKED || to >= ASKED;
                 self.tell(to, InstanceEvent::CameIn);
+                self.tell(from, InstanceEvent::Copied);
             }
             (CourseStep::Abort, Some((_, to, None))) => self.ends(to, StopCause::Failed),
+            (CourseStep::PostCopy, Some((from, to, None)))
+                if matches!(self.instances[from], Some(TrueInstance::Whole { is_paused: false, .. })) =>
+            {
+                self.instances[to] = Some(TrueInstance::PostCopy);
+                self.instances[from] = Some(TrueInstance::Half);
+                (self.migration, self.last) = (Some((from, to, Some(self.now))), to);
+                self.tell(from, InstanceEvent::HandedOver);
+                self.tell(to, InstanceEvent::ResumedInPostCopy);
+            }
+            // Nothing tells the source that it handed the machine over.
+            (CourseStep::Switch, Some((from, to, None)))
+                if self.instances[from] == Some(TrueInstance::RestoredPaused) =>
+            {
+                self.instances[to] = Some(TrueInstance::Whole { is_paused: true, is_settled: false });
+                self.instances[from] = Some(TrueInstance::Half);
+                (self.migration, self.last) = (Some((from, to, Some(self.now))), to);
+                self.tell(to, InstanceEvent::Paused);
+            }
             (CourseStep::Switch, Some((from, to, None))) => {
                 let Some(TrueInstance::Whole { is_paused, .. }) = self.instances[from] else { return };
                 self.instances[to] = Some(TrueInstance::Whole { is_paused, is_settled: false });
@@ -184,9 +275,18 @@ impl TrueWorld {
                     self.tell(to, InstanceEvent::Resumed);
                 }
             }
-            (CourseStep::Confirm, Some((from, _, Some(_)))) => self.ends(from, StopCause::Migrated),
+            (CourseStep::Confirm, Some((from, to, Some(_)))) => {
+                if self.instances[to] == Some(TrueInstance::PostCopy) {
+                    self.instances[to] = Some(TrueInstance::Whole { is_paused: false, is_settled: false });
+                    self.tell(to, InstanceEvent::Resumed);
+                }
+                self.ends(from, StopCause::Migrated);
+            }
             (CourseStep::GoOn, Some((from, to, Some(since))))
-                if from < ASKED && to < ASKED && self.now - since < SETTLE =>
+                if self.instances[to] != Some(TrueInstance::PostCopy)
+                    && from < ASKED
+                    && to < ASKED
+                    && self.now - since < SETTLE =>
             {
                 self.instances[from] = Some(TrueInstance::Whole { is_paused: false, is_settled: false });
                 (self.migration, self.twice_until) = (None, since + SETTLE);
@@ -199,9 +299,7 @@ impl TrueWorld {
 
     /// Ends what is at a host, and the migration that has it.
     fn ends(&mut self, host: usize, cause: StopCause) {
-        if self.instances[host].take().is_none() {
-            return;
-        }
+        let Some(was) = self.instances[host].take() else { return };
         // libvirt itself says of what migrated, when it is gone, that it did.
         if cause != StopCause::Migrated && self.machine().is_some() && self.judge().is_ok() {
             self.lie = Some(format!("before {cause:?} came: {:?} {:?}", self.instances, self.seen));
@@ -209,17 +307,31 @@ impl TrueWorld {
         self.tell(host, InstanceEvent::Stopped(cause));
         match self.migration {
             Some((from, to, None)) if from == host => {
+                // It may have been copied: nobody can tell that it was not handed over.
+                self.is_clouded |= was == TrueInstance::RestoredPaused;
                 self.migration = None;
                 self.ends(to, StopCause::Failed);
             }
-            Some((_, to, None)) if to == host => self.migration = None,
-            Some((from, _, Some(_))) if from == host => self.migration = None,
+            Some((from, to, None)) if to == host => {
+                self.is_clouded |= self.instances[from] == Some(TrueInstance::RestoredPaused);
+                self.migration = None;
+            }
+            Some((from, to, Some(_))) if from == host => {
+                self.migration = None;
+                if self.instances[to] == Some(TrueInstance::PostCopy) {
+                    // libvirt 8.5 says that it runs, an older one has paused it.
+                    let is_new = self.now % 2 == 0;
+                    let event =
+                        if is_new { InstanceEvent::ResumedInPostCopy } else { InstanceEvent::PostCopyFailed };
+                    self.tell(to, event);
+                }
+            }
             _ => {}
         }
     }
 
     fn gap(&mut self, step: CourseStep) {
-        let CourseStep::Gap { host, is_long, all_die, by_daemon, lists_dead } = step else { return };
+        let CourseStep::Gap { host, is_long, all_die, by_daemon, lists_dead, moves } = step else { return };
         let (last_watch, was_there) = (self.moment(), self.instances[host]);
         // Nobody hears of what happens here.
         let heard = self.seen[host];
@@ -231,6 +343,8 @@ impl TrueWorld {
         self.is_clouded = true;
         if all_die {
             self.ends(host, StopCause::Failed);
+        } else if moves && !lists_dead {
+            self.hands_over_unseen(host);
         }
         self.seen[host] = heard;
         let before = heard.unwrap_or(LastSeen::Known);
@@ -245,13 +359,20 @@ impl TrueWorld {
         } else {
             before.over_gap()
         };
-        let listed = match if lists_dead { was_there } else { self.instances[host] } {
-            None => ListedState::NoInstance,
-            Some(TrueInstance::Incoming | TrueInstance::Half) => ListedState::Migrating,
-            Some(TrueInstance::Whole { is_settled: true, is_paused: false }) => ListedState::Settled,
-            Some(TrueInstance::Whole { .. }) => ListedState::Unsettled,
-        };
+        let listed = Self::listed(if lists_dead { was_there } else { self.instances[host] });
         self.seen[host] = Some(left.listed(listed, watched_again));
+    }
+
+    fn hands_over_unseen(&mut self, host: usize) {
+        let to = ALL - 1;
+        let is_paused = self.instances[host] == Some(TrueInstance::RestoredPaused);
+        let can_move =
+            is_paused || matches!(self.instances[host], Some(TrueInstance::Whole { is_paused: false, .. }));
+        if can_move && self.migration.is_none() && self.instances[to].is_none() {
+            self.instances[to] = Some(TrueInstance::Whole { is_paused, is_settled: false });
+            self.instances[host] = Some(TrueInstance::Half);
+            (self.migration, self.last) = (Some((host, to, Some(self.now))), to);
+        }
     }
 
     fn judge(&self) -> Result<ProvedOff, crate::evidence::Doubt> {
@@ -260,7 +381,7 @@ impl TrueWorld {
         let look = |host: usize| {
             let age = |it: BootMoment| self.moment().since(it);
             let sight = match (self.instances[host], self.seen[host]) {
-                (Some(TrueInstance::Whole { .. }), _) => Sight::On,
+                (Some(TrueInstance::Whole { .. } | TrueInstance::RestoredPaused), _) => Sight::On,
                 (Some(_), _) => Sight::Moving,
                 (None, Some(LastSeen::Saved(when))) => Sight::MovedAway(age(when)),
                 (None, Some(LastSeen::Ended(when))) => Sight::Ended(Some(age(when))),
@@ -302,7 +423,7 @@ impl TrueWorld {
 
 fn steps() -> impl Strategy<Value = (CourseStep, i64)> {
     let host = || 0..ALL;
-    let gap = (0..ASKED, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let gap = (0..ASKED, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let step = prop_oneof![
         3 => host().prop_map(CourseStep::Start),
         3 => Just(CourseStep::Pause),
@@ -317,9 +438,12 @@ fn steps() -> impl Strategy<Value = (CourseStep, i64)> {
         2 => Just(CourseStep::ManagedSave),
         1 => Just(CourseStep::SaveToFile),
         1 => host().prop_map(CourseStep::Restore),
+        3 => host().prop_map(CourseStep::RestorePaused),
+        3 => Just(CourseStep::PostCopy),
+        4 => (0..ASKED).prop_map(CourseStep::PowerOff),
         3 => (0..ASKED).prop_map(CourseStep::Prove),
-        2 => gap.prop_map(|(host, is_long, all_die, by_daemon, lists_dead)| CourseStep::Gap {
-            host, is_long, all_die, by_daemon, lists_dead
+        2 => gap.prop_map(|(host, is_long, all_die, by_daemon, lists_dead, moves)| CourseStep::Gap {
+            host, is_long, all_die, by_daemon, lists_dead, moves
         }),
     ];
     (step, prop_oneof![4 => 1_i64..20, 1 => 100_i64..200])
@@ -329,10 +453,33 @@ fn steps() -> impl Strategy<Value = (CourseStep, i64)> {
 #[test]
 fn short_courses_are_remembered() {
     use CourseStep::{
-        Abort, Confirm, Destroy, Gap, GoOn, Kill, ManagedSave, Migrate, Pause, Start, Switch, Unpause,
+        Abort, Confirm, Destroy, Gap, GoOn, Kill, ManagedSave, Migrate, Pause, PostCopy, PowerOff,
+        RestorePaused, Start, Switch, Unpause,
     };
-    let gap = |host, all_die, by_daemon| Gap { host, is_long: false, all_die, by_daemon, lists_dead: false };
-    let dead = |host, by_daemon| Gap { host, is_long: false, all_die: true, by_daemon, lists_dead: true };
+    let gap = |host, all_die, by_daemon| Gap {
+        host,
+        is_long: false,
+        all_die,
+        by_daemon,
+        lists_dead: false,
+        moves: false,
+    };
+    let dead = |host, by_daemon| Gap {
+        host,
+        is_long: false,
+        all_die: true,
+        by_daemon,
+        lists_dead: true,
+        moves: false,
+    };
+    let moves = |host, by_daemon| Gap {
+        host,
+        is_long: false,
+        all_die: false,
+        by_daemon,
+        lists_dead: false,
+        moves: true,
+    };
     let mut courses = vec![
         vec![Start(0), Migrate { to: 2 }, Switch, Confirm, Migrate { to: 0 }, Abort],
         vec![Start(0), Migrate { to: 1 }, Switch, GoOn],
@@ -342,6 +489,21 @@ fn short_courses_are_remembered() {
     for end in [Destroy(1), Kill(1), ManagedSave] {
         courses.push(vec![Start(0), Migrate { to: 1 }, Switch, Confirm, end]);
     }
+    for end in [PowerOff(0), Kill(0), Destroy(0), ManagedSave] {
+        courses.push(vec![RestorePaused(0), end]);
+        courses.push(vec![RestorePaused(0), Migrate { to: 2 }, Switch, end]);
+        courses.push(vec![RestorePaused(0), Migrate { to: 1 }, Switch, end, PowerOff(1)]);
+        courses.push(vec![Start(0), Migrate { to: 1 }, PostCopy, end, PowerOff(1)]);
+        courses.push(vec![Start(0), Migrate { to: 2 }, PostCopy, end]);
+        courses.push(vec![Start(0), Migrate { to: 1 }, PostCopy, PowerOff(1), end]);
+        for by_daemon in [false, true] {
+            let moved = [RestorePaused(0), Migrate { to: 2 }, Switch];
+            courses.push([&moved[..], &[gap(0, false, by_daemon), end]].concat());
+            courses.push(vec![RestorePaused(0), moves(0, by_daemon), end]);
+        }
+    }
+    let in_vain = [RestorePaused(1), Migrate { to: 0 }, PowerOff(0)];
+    courses.push([&in_vain[..], &[Migrate { to: 2 }, Switch, PowerOff(1)]].concat());
     for by_daemon in [false, true] {
         courses.push(vec![Start(0), Migrate { to: 2 }, Switch, gap(0, true, by_daemon)]);
         courses.push(vec![Start(0), Migrate { to: 2 }, Switch, dead(0, by_daemon)]);

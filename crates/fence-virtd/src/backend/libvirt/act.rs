@@ -42,7 +42,7 @@ impl DomainReading {
     /// Returns what the reading shows, beside what is remembered of the domain here.
     fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
         match self {
-            Self::On { state, .. } if state.is_in_transit() => Sight::Moving,
+            Self::On { state, .. } if is_in_transit(state, uuid, memory) => Sight::Moving,
             Self::On { .. } => Sight::On,
             Self::MovedAway => Sight::MovedAway(memory.move_age(uuid).unwrap_or_default()),
             Self::Off | Self::Gone => match (memory.move_age(uuid), memory.end_age(uuid)) {
@@ -100,7 +100,7 @@ pub(super) fn sight(
     let began = since_boot();
     let reading = look(connection, uuid)?;
     // One that comes in, or just starts, may fail: its events tell what became of it.
-    if matches!(reading, DomainReading::On { state, .. } if !state.is_in_transit()) {
+    if matches!(reading, DomainReading::On { state, .. } if !is_in_transit(state, uuid, memory)) {
         memory.record_instance(uuid, began);
     }
     // It may have gone to another place: libvirt itself tells that only of a definition that stays behind.
@@ -111,6 +111,12 @@ pub(super) fn sight(
         memory.record_reading(uuid, matches!(reading, DomainReading::MovedAway));
     }
     Ok((reading, reading.sight(uuid, memory)))
+}
+
+/// Returns whether a migration has the instance, or it just starts. libvirt says so too of one that was
+/// restored paused, and is in no migration.
+fn is_in_transit(state: State, uuid: Uuid, memory: &Hypervisor) -> bool {
+    state.is_in_transit() && !(state == State::Migrating && memory.stands_still_since_restore(uuid))
 }
 
 /// Other domains with a name, as one hypervisor shows them.
@@ -352,8 +358,11 @@ impl PowerOffRun<'_> {
             self.write_owed_start();
         }
         // A migration may be about to hand the machine over.
-        self.progress.had_job |= domain.has_moving_job()?;
-        self.progress.was_moving |= self.progress.had_job;
+        let has_job = domain.has_moving_job()?;
+        self.progress.had_job |= has_job;
+        self.progress.was_moving |= has_job;
+        // The event that its memory is copied may be late.
+        self.progress.is_handed_over |= has_job && self.memory.stands_still_since_restore(uuid);
         if self.progress.was_moving && self.order.other_end == OtherEnd::NotSought && !self.progress.acted {
             let only_came_in = !self.progress.had_job && !self.stands_still;
             return Ok(Some(PowerOffHere::MayBeHalf { only_came_in }));
@@ -437,8 +446,7 @@ impl PowerOffRun<'_> {
     fn note_moving(&mut self, state: State) {
         self.progress.was_moving |= self.is_moving(state);
         self.stands_still = state.is_in_transit() || state == State::Paused;
-        let is_handed_over = state.is_in_transit() && self.memory.had_instance(self.order.uuid);
-        self.progress.is_handed_over |= is_handed_over;
+        self.progress.is_handed_over |= self.memory.is_half(self.order.uuid, state);
     }
 
     /// Returns whether the end of this instance is no proof: a migration has it, or brought it here so lately
