@@ -55,6 +55,7 @@ impl ClientSettings {
             action,
             target,
             timeout: Duration::from_secs(self.timeout.unwrap_or(if self.diagnose { 5 } else { 30 })),
+            may_take_longer: self.diagnose && self.timeout.is_none(),
             delay: Duration::from_secs(delay),
             hash,
             auth: self.auth.unwrap_or(HashType::Sha256),

@@ -35,6 +35,10 @@ use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
 use crate::words::{describe_key, describe_request, is_sealed};
 use crate::{line, tcp, vsock};
 
+/// Time for a host that works on the request to tell its reason: a look at other hosts, and at a libvirt that
+/// hangs, takes 12 s.
+const LONGER_LIMIT: Duration = Duration::from_secs(20);
+
 /// Finds out why there is no answer, and returns the exit code: 0 only when a host answered as it should.
 pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
     let result = match load_key(plan, console) {
@@ -143,23 +147,19 @@ fn diagnose_multicast(
     console: &Console,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let hashes: Vec<_> = other_hashes(plan, key).collect();
-    let mut questions = ReservedQuestions::reserve(hashes.len() + 3, to, key, console);
+    let mut questions = ReservedQuestions::reserve(hashes.len() + 4, to, key, console);
     let MulticastResult { answer, attempts } = questions.ask(plan, false)?;
     show_attempts(to, &attempts);
     match answer {
-        Ok(Some(answer)) => {
-            let asked = AnsweredQuestion::by_multicast(answer, &attempts);
-            let cause = cause_of_answer(plan, key, &asked, |other| {
-                let MulticastResult { answer, attempts } = questions.ask(other, false)?;
-                Ok(answer?.map(|it| AnsweredQuestion::by_multicast(it, &attempts)))
-            })?;
-            // A host that could not call back may be the one that has the domain, whatever another one said.
-            let kept_out = attempts.kept_out();
-            let of_firewall = |it: &WatchedPeer| NetworkCause::Firewall { host: it.address, port: it.port };
-            Ok(kept_out.map(|it| of_firewall(it).into()).or(cause))
-        }
+        Ok(Some(answer)) => cause_by_multicast(plan, key, &mut questions, (answer, &attempts)),
         Ok(None) => {
             let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
+            if let Some(longer) = longer_question(plan, key, &cause) {
+                let MulticastResult { answer, attempts } = questions.ask(&longer, false)?;
+                if let Ok(Some(answer)) = answer {
+                    return cause_by_multicast(&longer, key, &mut questions, (answer, &attempts));
+                }
+            }
             let is_accepted = |plan: &RequestPlan| {
                 let call_backs = questions.ask(plan, true)?.attempts.call_backs;
                 Ok(call_backs.iter().any(|call| has_shown_key(call.progress)))
@@ -172,6 +172,40 @@ fn diagnose_multicast(
         }
         Err(failure) => Err(failure.into()),
     }
+}
+
+/// Returns the cause behind an answer by multicast.
+fn cause_by_multicast(
+    plan: &RequestPlan,
+    key: Option<&Key>,
+    questions: &mut ReservedQuestions<'_>,
+    (answer, attempts): (HostAnswer, &MulticastAttempts),
+) -> Result<Option<ProbableCause>, ClientFailure> {
+    let asked = AnsweredQuestion::by_multicast(answer, attempts);
+    let cause = cause_of_answer(plan, key, &asked, |other| {
+        let MulticastResult { answer, attempts } = questions.ask(other, false)?;
+        Ok(answer?.map(|it| AnsweredQuestion::by_multicast(it, &attempts)))
+    })?;
+    // A host that could not call back may be the one that has the domain, whatever another one said.
+    let kept_out = attempts.kept_out();
+    let of_firewall = |it: &WatchedPeer| NetworkCause::Firewall { host: it.address, port: it.port };
+    Ok(kept_out.map(|it| of_firewall(it).into()).or(cause))
+}
+
+/// Returns the question to ask again where a host holds the key and works on the first one, and says so. The
+/// reason is asked for at once: it comes as late as the answer. None where the user named the time.
+fn longer_question(plan: &RequestPlan, key: Option<&Key>, cause: &ProbableCause) -> Option<RequestPlan> {
+    let works = matches!(cause, ProbableCause::Host(HostCause::Held | HostCause::NoResponse));
+    if !works || !plan.may_take_longer {
+        return None;
+    }
+    show(&format_args!(
+        "a host holds the key and works on the request: asked again, for {} s at most",
+        LONGER_LIMIT.as_secs()
+    ));
+    let is_line = matches!(plan.transport, Transport::Serial { .. } | Transport::Channel(_));
+    let hash = if key.is_none() || is_line || is_sealed(plan) { plan.hash } else { HashType::HmacSha256 };
+    Some(RequestPlan { timeout: LONGER_LIMIT, hash, ..plan.clone() })
 }
 
 /// Shows what was sent, who called back, and who only tried.
@@ -205,6 +239,12 @@ fn diagnose_stream(
     let Some(progress) = failure.progress() else { return Err(failure.into()) };
     show(&failure);
     let cause = adapt_to_open_guest(ProbableCause::from_progress(progress, true), plan);
+    if let Some(longer) = longer_question(plan, key, &cause)
+        && let Ok(answer) = ask(&longer)
+    {
+        let ask = |other: &RequestPlan| Ok(ask(other).ok().map(AnsweredQuestion::of));
+        return cause_of_answer(&longer, key, &AnsweredQuestion::of(answer), ask);
+    }
     let hashes: Vec<_> = other_hashes(plan, key).collect();
     let is_accepted = |plan: &RequestPlan| {
         let result = connect(plan.timeout)
@@ -435,6 +475,7 @@ mod tests {
             action: Action::Status,
             target: Target::new("vm1", false).unwrap(),
             timeout: Duration::ZERO,
+            may_take_longer: false,
             delay: Duration::ZERO,
             hash: HashType::HmacSha256,
             auth: HashType::None,

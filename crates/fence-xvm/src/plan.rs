@@ -38,6 +38,8 @@ pub struct RequestPlan {
     pub target: Target,
     /// Time that the agent may take, without the delay.
     pub timeout: Duration,
+    /// True if a question whose host works on it may take longer, since the user named no time.
+    pub may_take_longer: bool,
     /// Time that the agent waits first; zero for actions that change nothing.
     pub delay: Duration,
     /// Hash of the request packet. A sealed hash also covers the challenge and the response.

@@ -93,6 +93,7 @@ mod tests {
             action: Action::Off,
             target: Target::new("vm1", false).unwrap(),
             timeout: Duration::ZERO,
+            may_take_longer: false,
             delay: Duration::ZERO,
             hash: HashType::Sha256,
             auth: HashType::Sha256,

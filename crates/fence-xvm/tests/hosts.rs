@@ -431,3 +431,30 @@ impl CallBackFrom for AgentLab {
         stream
     }
 }
+
+// Diagnosis.
+
+/// A look at other hosts takes longer than the first question.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_diagnose_waits_longer_for_a_host_that_works() {
+    let lab = AgentLab::new(21_900);
+    for time in [&[][..], &["-t", "1"]] {
+        let mut agent = lab.agent(&[&["--diagnose", "-n", "vm1"], time].concat());
+        let request = lab.receive_request();
+        let held = lab.call_back(&request);
+        lab.prove_host(&held);
+        if !time.is_empty() {
+            // Named by the user.
+            let said = text(&finish(agent).stdout);
+            assert!(said.contains("has not let the request run") && !said.contains("asked again"), "{said}");
+            continue;
+        }
+        // Sealed, since only such a request gets the reason.
+        let again = lab.receive_request_with(fence_wire::HashType::HmacSha256);
+        assert_eq!(again.target, request.target);
+        agent.kill().unwrap();
+        let said = text(&finish(agent).stdout);
+        assert!(said.contains("asked again, for 20 s at most") && !said.contains("cause:"), "{said}");
+    }
+}
