@@ -160,7 +160,17 @@ impl fmt::Display for NewKey {
             );
         }
         let folder = usual.parent().unwrap_or(usual).display();
-        writeln!(f, "Next, for each host and each guest of the cluster (MACHINE), as root:")?;
+        // As the mistake of a guest: it makes a key of its own, and no host answers it.
+        writeln!(
+            f,
+            "No other machine has this key. If the hosts have one already, then a guest or a new host"
+        )?;
+        writeln!(
+            f,
+            "needs theirs, and this one fits nobody. Take it away, and copy theirs from a host (HOST):"
+        )?;
+        writeln!(f, "    rm {absolute}; scp -p HOST:{} {absolute}", usual.display())?;
+        writeln!(f, "Else, for each host and each guest of the cluster (MACHINE), as root:")?;
         writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{}", usual.display())?;
         writeln!(
             f,
@@ -282,6 +292,11 @@ mod tests {
         assert!(!text.contains("fence_xvm.key"), "{text}");
         let usual = make(&dir.path().join("fence_xvm.key")).unwrap().to_string();
         assert!(usual.contains("each guest") && !usual.contains("other hosts only"), "{usual}");
+        let copy = format!(
+            "rm {0}; scp -p HOST:{DEFAULT_KEY_FILE} {0}\n",
+            dir.path().join("fence_xvm.key").display()
+        );
+        assert!(usual.contains("this one fits nobody") && usual.contains(&copy), "{usual}");
         assert!(make(&other).unwrap().directory.is_none());
         assert!(!load(&other).is_same(&key));
         let names: Vec<_> = fs::read_dir(dir.path().join("cluster")).unwrap().collect();

@@ -717,6 +717,18 @@ mod tests {
         let failed: Vec<_> =
             found(&known).into_iter().filter(|it| it.result == FindingLevel::Failed).collect();
         assert!(failed.len() == 1 && failed[0].lines().contains("can't be asked"), "{failed:?}");
+        assert!(failed[0].lines().contains("Name that host in `peers`, or set peers"), "{failed:?}");
+        // A node of the cluster is asked by corosync, and lives.
+        let cpg = "fence_virtd { listener = \"tcp\"; backend = \"cpg\"; } listeners { tcp { } } backends { \
+                   cpg { } }";
+        let cpg = fence_config::load(cpg.as_bytes()).config.unwrap();
+        let found = off(&cpg, PeerSettings::load(&cpg).unwrap(), None, &known);
+        let said: String = found.iter().map(Finding::lines).collect();
+        assert!(
+            said.contains("a node of this corosync cluster now") && said.contains("nothing off"),
+            "{said}"
+        );
+        assert!(said.contains("fence_virtd --forget 10.0.0.9.") && !said.contains("peers = "), "{said}");
     }
 
     #[test]

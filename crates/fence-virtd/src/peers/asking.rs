@@ -23,7 +23,7 @@ use super::identity;
 use super::legacy::own_addresses;
 use super::limits::{ASK_AT, MAX_QUESTIONS, PEER_LIMIT};
 use super::links::MessageWay;
-use super::settings::PeerMode;
+use super::settings::{NoWayReason, PeerMode};
 use super::state::{OpenQuestion, PeerCounts, Peers};
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
@@ -121,16 +121,16 @@ impl Peers {
     }
 
     /// Returns that nothing is known of hosts that were heard before the configuration took the way to them.
-    pub(super) fn known_that_cannot_be_asked(&self, no_way: &str) -> Vec<Finding> {
+    pub(super) fn known_that_cannot_be_asked(&self, no_way: NoWayReason) -> Vec<Finding> {
         let (began, missing) = (Instant::now(), lock(&self.table).missing().map(str::to_owned));
         let missing = missing.map(|why| ("that is not remembered".to_owned(), why));
-        let known = self.known().into_iter().map(|host| {
-            let (shown, name) = (escaped(&host.to_string()).to_string(), escaped(&host.name).to_string());
-            let why = format!(
-                "host {shown} was heard before and can't be asked: {no_way}. Name that host in `peers`, or \
-                 set peers = \"none\" if that host never has the same domains. If that host is gone for \
-                 good: fence_virtd --forget {name}"
-            );
+        let all = self.known();
+        let known = all.iter().map(|host| {
+            let is_alone = all.iter().filter(|it| it.name.eq_ignore_ascii_case(&host.name)).count() == 1;
+            let name = if is_alone { escaped(&host.name).to_string() } else { host.id.to_string() };
+            let shown = escaped(&host.to_string()).to_string();
+            let (no_way, step) = (no_way.text(), no_way.step(&name));
+            let why = format!("host {shown} was heard before and can't be asked: {no_way}. {step}");
             (shown, why)
         });
         let unknown = |(host, why)| {

@@ -32,7 +32,9 @@ impl Peers {
         let that_may_be_there = |why| (site("that may be there"), PlaceWord::Unheard(why));
         match mode {
             PeerMode::Off => return Vec::new(),
-            PeerMode::NoWay(why) => return vec![that_may_be_there(format!("can't be asked: {why}"))],
+            PeerMode::NoWay(why) => {
+                return vec![that_may_be_there(format!("can't be asked: {}", why.text()))];
+            }
             PeerMode::Discovered | PeerMode::Listed(_) => {}
         }
         let (missing, legacy, respondents) = self.respondents(&mode);

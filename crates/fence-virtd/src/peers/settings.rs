@@ -43,11 +43,46 @@ pub(super) enum PeerMode {
     /// Nothing is sent, and nobody is asked.
     Off,
     /// Nothing is sent, for this reason. Hosts that are known all the same can't be asked.
-    NoWay(&'static str),
+    NoWay(NoWayReason),
     /// By their messages to the multicast group.
     Discovered,
     /// By these addresses.
     Listed(Vec<SocketAddr>),
+}
+
+/// Reason why hosts that were heard before can't be asked any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoWayReason {
+    /// Corosync names the hosts.
+    Corosync,
+    /// There is no multicast listener, and no address.
+    NoGroup,
+}
+
+impl NoWayReason {
+    /// Returns the reason in words.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Corosync => "with the cpg backend corosync names the hosts",
+            Self::NoGroup => NO_GROUP,
+        }
+    }
+
+    /// Returns the next step. `host`: what `--forget` takes for it.
+    pub(super) fn step(self, host: &str) -> String {
+        match self {
+            // It lives: nobody may power it off for that.
+            Self::Corosync => format!(
+                "If that host is a node of this corosync cluster now, and all nodes have the cpg backend, \
+                 its old entry is to be forgotten; power nothing off: fence_virtd --forget {host}. If it is \
+                 no node and can have the same domains: make it one, or name it in `peers`"
+            ),
+            Self::NoGroup => format!(
+                "Name that host in `peers`, or set peers = \"none\" if that host never has the same \
+                 domains. If that host is gone for good: fence_virtd --forget {host}"
+            ),
+        }
+    }
 }
 
 impl PeerMode {
@@ -102,7 +137,7 @@ impl PeerSettings {
 
     /// Returns true if no other host is looked for, since there is no group to do it in, and none is named.
     pub(crate) fn has_no_group(&self) -> bool {
-        self.mode == PeerMode::NoWay(NO_GROUP)
+        self.mode == PeerMode::NoWay(NoWayReason::NoGroup)
     }
 
     /// Returns true if there is no way to hosts that were heard before, which must answer all the same.
@@ -132,11 +167,9 @@ fn mode(config: &Config) -> PeerMode {
         Peers::Nobody => PeerMode::Off,
         Peers::Listed(list) => PeerMode::Listed(list.clone()),
         // Corosync knows the hosts.
-        Peers::Discovered if has(BackendKind::Cpg) => {
-            PeerMode::NoWay("with the cpg backend corosync names the hosts")
-        }
+        Peers::Discovered if has(BackendKind::Cpg) => PeerMode::NoWay(NoWayReason::Corosync),
         // Without a group there is nobody to find.
-        Peers::Discovered if config.multicast().is_none() => PeerMode::NoWay(NO_GROUP),
+        Peers::Discovered if config.multicast().is_none() => PeerMode::NoWay(NoWayReason::NoGroup),
         Peers::Discovered => PeerMode::Discovered,
     }
 }

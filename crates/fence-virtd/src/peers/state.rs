@@ -463,8 +463,10 @@ impl Peers {
             PeerMode::NoWay(_) if known.is_empty() => {}
             PeerMode::NoWay(why) => warn!(
                 known = %names.join(", "),
-                "{why}, and these hosts were heard before: until they are in `peers`, or forgotten \
-                 (fence_virtd --forget HOST), no domain is called off that does not run here"
+                "{}, and these hosts were heard before: until they are in `peers`, or forgotten, no domain \
+                 is called off that does not run here. {}",
+                why.text(),
+                why.step("HOST")
             ),
             PeerMode::Discovered => {
                 info!(key = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");

@@ -15,7 +15,7 @@ use fence_wire::{HostAnswer, HostBody, HostMessage, HostSight, HostsKey, PairKey
 use tokio::net::UdpSocket;
 
 use super::links::{GroupLink, MessageWay};
-use super::settings::{PeerMode, PeerSettings};
+use super::settings::{NoWayReason, PeerMode, PeerSettings};
 use super::state::Peers;
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
@@ -696,14 +696,14 @@ async fn hosts_that_were_heard_count_when_there_is_no_way_to_them_any_more() {
     let b = Host::found(group, port, Some(dirs[1].path())).await;
     let name = a.knows(1).await[0].to_string();
     assert_eq!(a.sights().await, [Sight::Off]);
-    a.change(PeerMode::NoWay("there is no way"));
+    a.change(PeerMode::NoWay(NoWayReason::NoGroup));
     let sights = a.sights().await;
     let why = reason(&sights[0]);
-    assert!(sights.len() == 1 && why.contains(&name) && why.contains("there is no way"), "{sights:?}");
+    assert!(sights.len() == 1 && why.contains(&name) && why.contains("no multicast listener"), "{sights:?}");
     assert!(why.contains("`peers`") && why.contains("fence_virtd --forget "), "{why}");
     a.change(PeerMode::Off);
     assert!(a.sights().await.is_empty(), "the administrator's word");
-    a.change(PeerMode::NoWay("there is no way"));
+    a.change(PeerMode::NoWay(NoWayReason::NoGroup));
     super::store::HostStore::at(dirs[0].path()).request_forget(&b.peers.identity.id().to_string()).unwrap();
     a.knows(0).await;
     assert!(a.sights().await.is_empty());

@@ -217,10 +217,13 @@ fn lock_table(host: &Host) -> KnownHosts {
 async fn hosts_that_can_not_be_asked_any_more_are_named() {
     let mut known = KnownHosts::default();
     known.heard_legacy([10, 0, 0, 9].into(), 1, 7);
-    let settings = settings(PeerMode::NoWay("there is no way"), port());
+    let settings = settings(PeerMode::NoWay(NoWayReason::NoGroup), port());
     let probe = HostProbe::of(settings, Vec::new(), None, known, None, 0).unwrap();
     let report = Arc::new(probe).run(false).await.unwrap();
     let [host] = &report.hosts[..] else { panic!("{report:?}") };
     assert!(host.name.contains("10.0.0.9"), "{host:?}");
-    assert!(matches!(&host.result, ProbeResult::InDoubt(why) if why.contains("there is no way")), "{host:?}");
+    assert!(
+        matches!(&host.result, ProbeResult::InDoubt(why) if why.contains("no multicast listener")),
+        "{host:?}"
+    );
 }
