@@ -100,7 +100,8 @@ fn why_off(config: &Config, settings: &PeerSettings) -> Option<Finding> {
     let is_agent = config.backends.iter().all(|it| it.kind() == BackendKind::Agent);
     if config.daemon.peers == Peers::Nobody && !is_agent {
         let text = "peers = \"none\" is set: no other host is asked, and none gets an answer. This is right \
-                    only where no other host can have the same domains";
+                    only where no other host can have the same domains. fence_virtd --status names \
+                    a host with the key of this one that was heard all the same";
         return Some(Finding::ok(CHECK, "", text));
     }
     settings.has_no_group().then(|| {

@@ -14,11 +14,11 @@ use fence_wire::{
     HostBody, HostHello, HostId, HostMessage, HostMessageError, HostNonce, HostReason, ReceivedHostMessage,
     escaped,
 };
-use tracing::debug;
+use tracing::{debug, error, warn};
 
 use super::links::MessageWay;
 use super::settings::PeerMode;
-use super::state::{NAME, Peers};
+use super::state::{NAME, Peers, now};
 use crate::util::locks::lock;
 
 impl Peers {
@@ -29,7 +29,7 @@ impl Peers {
 
     pub(super) fn receive(self: &Arc<Self>, datagram: &[u8], from: SocketAddr, way: &MessageWay) {
         if !self.is_on() {
-            return self.drop_while_off(from);
+            return self.drop_while_off(datagram, from);
         }
         let received = match HostMessage::decode(datagram, &self.settings().keys) {
             Ok(received) => received,
@@ -67,17 +67,35 @@ impl Peers {
     }
 
     /// Counts a message that nobody here reads, and names its sender now and then: `peers = "none"` may be
-    /// wrong.
-    fn drop_while_off(&self, from: SocketAddr) {
+    /// wrong. With the proof of this host's key it is surely another host.
+    fn drop_while_off(&self, datagram: &[u8], from: SocketAddr) {
+        self.drops.count(NAME, "peers-off");
         let (settings, address) = (self.settings(), from.ip().to_canonical());
-        let is_none_set = settings.is_set && settings.mode == PeerMode::Off;
-        if is_none_set && lock(&self.unasked).is_due(address, Instant::now()) {
-            let why = "another host was heard, and peers = \"none\" is set here: that host is not asked and \
-                       gets no answer. If the two can have the same domains, name each in `peers` of the \
-                       other";
-            self.drops.note(NAME, "peers-off", &address, &why);
+        if !settings.is_set || settings.mode != PeerMode::Off {
+            return;
+        }
+        let other = HostMessage::decode(datagram, &settings.keys).ok();
+        let other = other.filter(|it| it.message().sender != self.identity.id());
+        let is_proved = other.is_some();
+        if let Some(received) = other {
+            let name = match &received.message().body {
+                HostBody::Hello(hello) | HostBody::HelloAnswer(hello) => Some(hello.name.clone()),
+                _ => None,
+            };
+            lock(&self.unasked_hosts).heard(address, name, now());
+        }
+        if !lock(&self.unasked).is_due(address, Instant::now()) {
+            return;
+        }
+        let why = "another host was heard, and peers = \"none\" is set here: that host is not asked and gets \
+                   no answer";
+        let next = "if the two can have the same domains, \"off\" may be said here of a domain that runs \
+                    there: take the line peers = \"none\" out, or name each host in `peers` of the other, \
+                    and reload";
+        if is_proved {
+            error!(peer = %address, "{why}. That host has the key of this one: {next}");
         } else {
-            self.drops.count(NAME, "peers-off");
+            warn!(peer = %address, "{why}. Nothing shows that it has the key of this one: {next}");
         }
     }
 

@@ -19,6 +19,14 @@ impl Peers {
     /// Adds the gauges and counters; nothing where no other host is asked.
     pub(crate) fn register(&self, to: &mut Registry) {
         let mode = self.settings().mode.clone();
+        let unasked: Vec<_> = lock(&self.unasked_hosts).all().collect();
+        if mode == PeerMode::Off && !unasked.is_empty() {
+            let hosts = unasked
+                .into_iter()
+                .map(|(host, at)| (vec![("host", host)], i64::try_from(at).unwrap_or(i64::MAX)));
+            let help = "When a host was last heard that peers = \"none\" leaves out, seconds since 1970";
+            gauges(to, "peer_not_asked_seconds", help, hosts);
+        }
         if mode == PeerMode::Off || (mode.is_silent() && self.known().is_empty()) {
             return;
         }

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use fence_core::hosts::MAX_HOSTS;
+use fence_wire::escaped;
+
 /// Time in which an address is named once.
 const NAMED_EVERY: Duration = Duration::from_secs(3600);
 /// Time for which a message with another key explains a silence: hosts say hello every minute.
@@ -47,6 +50,29 @@ impl OtherKeys {
     /// Returns true if the host at this address, which is silent, has another key.
     pub(super) fn explains(&self, address: IpAddr, now: Instant) -> bool {
         self.heard.get(&address).is_some_and(|at| now.saturating_duration_since(*at) < HEARD_LATELY)
+    }
+}
+
+/// Hosts with the key of this one that were heard where `peers = "none"` is set.
+#[derive(Default, Debug)]
+pub(super) struct UnaskedHosts(BTreeMap<IpAddr, (Option<String>, u64)>);
+
+impl UnaskedHosts {
+    /// Notes that the host at this address was heard, at this time in seconds since 1970.
+    pub(super) fn heard(&mut self, address: IpAddr, name: Option<String>, at: u64) {
+        if self.0.len() >= MAX_HOSTS && !self.0.contains_key(&address) {
+            return;
+        }
+        let (known, last) = self.0.entry(address).or_default();
+        (*known, *last) = (name.or(known.take()), at);
+    }
+
+    /// Returns each host in words, and when it was heard last.
+    pub(super) fn all(&self) -> impl Iterator<Item = (String, u64)> {
+        self.0.iter().map(|(address, (name, at))| match name {
+            Some(name) => (format!("{} ({address})", escaped(name)), *at),
+            None => (address.to_string(), *at),
+        })
     }
 }
 

@@ -110,7 +110,12 @@ impl PeerSettings {
     /// A key can't be loaded.
     pub(crate) fn load(config: &Config) -> Result<Self, PeerError> {
         let mode = mode(config);
-        let keys = if mode.is_silent() { Vec::new() } else { keys(config)? };
+        let keys = match mode {
+            // To know another host by its messages. Nobody is asked, so nothing depends on them.
+            PeerMode::Off if config.daemon.peers == Peers::Nobody => keys(config).unwrap_or_default(),
+            _ if mode.is_silent() => Vec::new(),
+            _ => keys(config)?,
+        };
         let client = if mode.is_silent() { None } else { client_keys(config)? };
         Ok(Self { keys, client: client.map(Arc::new), ..Self::without_keys(config, mode) })
     }
@@ -275,6 +280,15 @@ mod tests {
              listeners {{ {listener} {{ }} }} backends {{ {backend} {{ }} }}"
         );
         mode(&fence_config::load(text.as_bytes()).config.unwrap())
+    }
+
+    #[test]
+    fn a_host_that_is_set_alone_knows_the_messages_of_others() {
+        let text = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; peers = \"none\"; } \
+                    listeners { multicast { hash = \"none\"; auth = \"none\"; } } backends { libvirt { } }";
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        let settings = PeerSettings::load(&config).unwrap();
+        assert_eq!((settings.mode, settings.keys.len()), (PeerMode::Off, 1));
     }
 
     /// A change of listener or backend is no word that the other hosts are gone.

@@ -27,7 +27,7 @@ use super::identity::{self, Identity, IdentityError};
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
 use super::links::{GroupLink, MessageWay, PeerSockets};
-use super::other_keys::OtherKeys;
+use super::other_keys::{OtherKeys, UnaskedHosts};
 use super::patience::SilentHosts;
 use super::settings::{PeerError, PeerMode, PeerSettings};
 use super::store::HostStore;
@@ -69,6 +69,8 @@ pub(crate) struct Peers {
     pub(super) other_keys: Mutex<OtherKeys>,
     /// Hosts that were heard where `peers = "none"` is set, and that the log has named.
     pub(super) unasked: Mutex<OtherKeys>,
+    /// Hosts among them that have the key of this one.
+    pub(super) unasked_hosts: Mutex<UnaskedHosts>,
     /// Bytes of this run of the daemon.
     run: HostRun,
     /// The latest message with this host's name that came from elsewhere and proved nothing.
@@ -180,6 +182,7 @@ impl Peers {
             strays: Mutex::default(),
             other_keys: Mutex::default(),
             unasked: Mutex::default(),
+            unasked_hosts: Mutex::default(),
             run: [0; 8],
             claimed: Mutex::default(),
             told: Mutex::default(),

@@ -830,6 +830,31 @@ async fn none_means_none() {
     assert!(host.peers.known().is_empty());
 }
 
+/// `peers = "none"` may be wrong: whoever has the key is another host, and is named in the metrics.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_none_leaves_out_is_named() {
+    let host = Host::new(PeerMode::Off, port(), None).await;
+    let other = super::identity::Identity::in_memory().unwrap();
+    let hello = fence_wire::HostHello { public: other.public(), name: "h9".to_owned(), ..host.peers.hello() };
+    let body = HostBody::Hello(hello);
+    let hello = HostMessage { sender: other.id(), recipient: None, nonce: [1; 8], body };
+    let told = |key: &HostsKey| {
+        host.peers.receive_from_group(&hello.encode(key), ([10, 0, 0, 9], 9).into());
+        let mut registry = prometheus_client::registry::Registry::with_prefix("fence_virtd");
+        host.peers.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text.contains("fence_virtd_peer_not_asked_seconds{host=\"h9 (10.0.0.9)\"}")
+    };
+    let other_key = HostsKey::of(&fence_wire::Key::new(b"another key").unwrap());
+    assert!(!told(&other_key), "anybody may have said it");
+    assert!(told(&HostsKey::without_a_key()));
+    assert!(host.peers.known().is_empty(), "it is asked nothing all the same");
+    assert!(host.look().await.is_empty());
+    host.change(PeerMode::Discovered);
+    assert!(!told(&other_key), "it is left out no more");
+}
+
 /// Silent to this host: its operator must learn why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_with_another_key_is_named_once() {

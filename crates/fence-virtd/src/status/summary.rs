@@ -152,6 +152,13 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
         };
         lines.push(format!("other host {}{daemon}: last heard {}", it.label("host"), heard_ago(heard)));
     }
+    for it in named("peer_not_asked_seconds") {
+        let heard = Duration::try_from_secs_f64(it.value).map_or(0, |it| it.as_secs());
+        let (host, heard) = (it.label("host"), heard_ago(heard));
+        lines.push(format!(
+            "other host {host}: IS THERE, AND peers = \"none\" LEAVES IT OUT; last heard {heard}"
+        ));
+    }
     for it in named("peer_pinned_key") {
         lines.push(format!("peers {}: bound to key {}", it.label("address"), it.label("key")));
     }
@@ -202,6 +209,7 @@ mod tests {
              fence_virtd_peer_last_heard_seconds{{host=\"h3 (10.0.0.3)\",key=\"0c\",kind=\"ours\"}} 5\n\
              fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"\",kind=\"legacy\"}} 5\n\
              fence_virtd_peer_never_answered{{address=\"10.0.0.4:1229\"}} 1\n\
+             fence_virtd_peer_not_asked_seconds{{host=\"h5 (10.0.0.5)\"}} 5\n\
              fence_virtd_peer_missing 1\n"
         );
         let said = one_line(&text);
@@ -217,6 +225,7 @@ mod tests {
             "other host h3 (10.0.0.3), key 0c: last heard ",
             "peers 10.0.0.3:1229: bound to key 0b",
             "peers 10.0.0.4:1229: NEVER ANSWERED",
+            "other host h5 (10.0.0.5): IS THERE, AND peers = \"none\" LEAVES IT OUT; last heard ",
             "ONE MAY BE MISSING",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
