@@ -3,6 +3,7 @@
 
 import collections
 import os
+import signal
 
 import pytest
 
@@ -51,6 +52,36 @@ def test_of_two_that_shoot_each_other_one_stays_up(hosts, sites, note, way):
             # A boot of the loser in the next round is proof that nothing shoots it again.
     finally:
         note(f"{sum(ends.values())} rounds, {way}: {dict(ends)} up; {dict(reasons)}")
+        for machine in pair:
+            if machine.domain:
+                machine.domain.remove()
+                machine.site.reaper.wait(machine)
+                machine.site.net.remove(machine.node.name)
+
+
+def test_an_order_of_a_daemon_that_was_killed_is_waited_for(hosts, sites):
+    """h2's fence_virtd is killed while libvirt there ends node1, whose QEMU is slow to die. Until it is gone node1 takes nobody down."""
+    serve(hosts, sites)
+    pair = [rig.Machine(site, f"late{n}") for n, site in enumerate(sites)]
+    first, second = pair
+    try:
+        for machine in pair:
+            machine.boot()
+        for machine in pair:
+            for target in pair:
+                rig.net.wait_until(lambda t=target, m=machine: m.site.agent(
+                    "ours", "-o", "status", "-H", t.name, "-a", hosts.h1.group, node=m.node).rc == 0, 60)
+        with rig.slow_to_die(second.domain) as wait_killed:
+            first.shoot("ours", second, "-o", "off", "-a", hosts.h1.group)
+            wait_killed()
+            hosts.h2.stop_serving(signal.SIGKILL)
+            back = second.shoot("ours", first, "-o", "off", "-a", hosts.h1.group)
+            # libvirt loses patience after ten seconds.
+            rig.net.wait_until(lambda: second.qemu.ended() or first.qemu.ended(), 30)
+            assert not first.qemu.ended(), f"both go down: {hosts.h1.records()[-3:]}\n{hosts.logs(60)}"
+        back.finish(60)
+        assert second.qemu.ended() and not first.qemu.ended(), hosts.logs(60)
+    finally:
         for machine in pair:
             if machine.domain:
                 machine.domain.remove()

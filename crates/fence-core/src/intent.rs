@@ -16,6 +16,11 @@ use sha1::{Digest as _, Sha1};
 pub const START_AGE_MS: u64 = 120_000;
 /// Longest time for which an order is believed to take effect after its agent ended, in milliseconds.
 pub const EFFECT_LIMIT_MS: u64 = 600_000;
+/// Time for which a hypervisor may still carry out the power-off of a daemon that ended, in milliseconds:
+/// libvirt gives a QEMU 10 s to end, and 5 s more after SIGKILL.
+pub const HYPERVISOR_EFFECT_MS: u64 = 15_000;
+/// Home of a domain of this host, and name of its hypervisors among devices.
+pub const HYPERVISOR_HOME: &str = "a hypervisor of this host";
 /// Home of a domain that devices power.
 pub const DEVICE_HOME: &str = "a device";
 /// Bytes of the check in front of a line.
@@ -335,6 +340,11 @@ impl PendingOrder {
         }
     }
 
+    /// Returns whether a hypervisor of this host has the order, and no device.
+    pub fn is_at_hypervisor(&self) -> bool {
+        self.order.device == HYPERVISOR_HOME
+    }
+
     /// Returns whether the agent of the order had reported success.
     pub fn is_claimed(&self) -> bool {
         self.expiry.as_ref().is_some_and(|it| it.is_claimed)
@@ -343,9 +353,13 @@ impl PendingOrder {
 
 impl UnfinishedIntent {
     /// Returns the orders that may still take effect. `longest_ms` is the longest time of any device: an
-    /// action that was under way at a device may have been ordered though no line tells of it.
-    pub fn orders_left(&self, longest_ms: u64) -> Vec<PendingOrder> {
+    /// action that was under way at a device may have been ordered though no line tells of it. So may a
+    /// power-off at a hypervisor, in this boot of the host.
+    pub fn orders_left(&self, longest_ms: u64, boot: &str) -> Vec<PendingOrder> {
         let IntentRemainder::Open { start } = &self.remainder else { return self.orders.clone() };
+        if self.orders.is_empty() && self.intent.home == HYPERVISOR_HOME {
+            return self.hypervisor_order(boot).into_iter().collect();
+        }
         if !self.orders.is_empty() || self.intent.home != DEVICE_HOME || longest_ms == 0 {
             return self.orders.clone();
         }
@@ -365,6 +379,19 @@ impl UnfinishedIntent {
             "reboot" if start.is_some() => vec![order(false), order(true)],
             _ => vec![order(false)],
         }
+    }
+
+    /// Returns the power-off that a hypervisor of this host may still carry out.
+    fn hypervisor_order(&self, boot: &str) -> Option<PendingOrder> {
+        let is_there = !boot.is_empty() && self.intent.boot == boot && self.intent.action != "on";
+        let order = DeviceOrder {
+            order: 0,
+            device: HYPERVISOR_HOME.to_owned(),
+            plug: String::new(),
+            starts: false,
+            effect_ms: HYPERVISOR_EFFECT_MS,
+        };
+        is_there.then_some(PendingOrder { order, expiry: None, is_covered: false })
     }
 
     /// Returns the start that this host has to make good now.

@@ -40,6 +40,11 @@
 //! others from fencing: [`ClusterArbiter::pass_over`] lets them go on with its operations in flight as far as
 //! they are known. That member later takes part again with a new sync.
 //!
+//! A member that leaves in the middle of a power-off tells no end of it, and its hypervisor or device may
+//! carry it out later. So each member that knows of it keeps its claim ([`super::orphans`]): until a daemon
+//! of that host has told what is left, until the target was seen off, or for a limited time. It conflicts
+//! as any claim does whose effect may come late: a further off of the same target does not wait for it.
+//!
 //! A waiting claim may be blocked by an operation of another host, in flight or to run first. When that host
 //! leaves and no member can report how the operation ended, the claim never runs: the host may be alive
 //! behind a cut, and its operation may still take effect.
@@ -54,7 +59,10 @@ use std::time::Instant;
 
 use fence_wire::Response;
 
-use super::message::{ActingClaim, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync};
+use super::message::{
+    ActingClaim, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
+};
+use super::orphans::{OrphanTable, OrphanTerms};
 use super::replica::{ClaimKey, Epoch, ReplicatedArbiter};
 use crate::arbiter::{ArbiterRequest, Grant, Rejection, SharedResult};
 
@@ -65,6 +73,8 @@ mod tests;
 
 /// Member that this host is in its group of one.
 const ALONE: Member = Member { node: 0, pid: 0 };
+/// Reason with which a host gives up an order that it kept for a daemon which is gone.
+const ORPHAN_OVER: &str = "the order of a daemon that ended can take effect no more";
 /// Most claims of this host that are not over; more are refused, because a sync must fit into one message.
 const CLAIM_LIMIT: usize = 256;
 
@@ -89,6 +99,12 @@ pub struct ClusterArbiter {
     last_members: BTreeSet<Member>,
     /// Time that the arbiter gets; it never passes.
     start: Instant,
+    /// Orders of daemons that are gone.
+    orphans: OrphanTable,
+    /// This host's syncs tell of all orders of earlier daemons of this host.
+    tells_earlier: bool,
+    /// Members whose latest sync does the same.
+    tellers: BTreeSet<Member>,
     effects: Vec<ClaimEffect>,
 }
 
@@ -146,6 +162,9 @@ impl ClusterArbiter {
             last_replica: ReplicatedArbiter::new(now),
             last_members: BTreeSet::new(),
             start: now,
+            orphans: OrphanTable::default(),
+            tells_earlier: false,
+            tellers: BTreeSet::new(),
             effects: Vec::new(),
         }
     }
@@ -162,6 +181,7 @@ impl ClusterArbiter {
     /// [`Self::joined`].
     pub fn lost(&mut self) -> Vec<ClaimEffect> {
         self.reject_blocked_by_departed(&BTreeSet::new());
+        self.adopt_orphans(&BTreeSet::new());
         self.me = None;
         self.asked.clear();
         self.reset_unproved_grants(|_| false);
@@ -189,6 +209,8 @@ impl ClusterArbiter {
     pub fn change(&mut self, members: &BTreeSet<Member>) -> Vec<ClaimEffect> {
         let Some(me) = self.me else { return Vec::new() };
         self.reject_blocked_by_departed(members);
+        self.adopt_orphans(members);
+        self.tellers.retain(|it| members.contains(it));
         self.asked.retain(|(asker, _), _| members.contains(asker));
         let epoch = Epoch::of(members, self.start);
         let last = std::mem::replace(&mut self.epoch, epoch);
@@ -211,6 +233,9 @@ impl ClusterArbiter {
         match message {
             HostMessage::Sync(sync) => {
                 self.epoch.synced(from, sync);
+                if sync.tells_earlier {
+                    self.tellers.insert(from);
+                }
                 if from == me && sync.n == self.syncs {
                     self.effects.push(ClaimEffect::Send(HostMessage::Ready { n: sync.n }));
                 }
@@ -218,6 +243,10 @@ impl ClusterArbiter {
             HostMessage::Ready { n } => {
                 let grants = self.epoch.ready(from, *n);
                 self.deliver_grants(grants);
+                if self.epoch.is_ready(from) {
+                    let told = self.orphans.told_by(from, self.tellers.contains(&from));
+                    self.give_up(told);
+                }
             }
             HostMessage::PassOver { member, in_flight, acting } => {
                 if self.epoch.passed_over(*member, in_flight, acting) && *member == me {
@@ -277,6 +306,25 @@ impl ClusterArbiter {
         self.own
             .insert(id, OwnClaim { claim, stage: ClaimStage::Lingering, is_run_told: true, again: false });
         id
+    }
+
+    /// Notes that all orders of earlier daemons of this host that may still take effect were taken in with
+    /// [`Self::restore`]. To be called before this host has joined or lost the group.
+    pub fn tell_earlier(&mut self) {
+        self.tells_earlier = true;
+    }
+
+    /// Ends orders of daemons that are gone, once their time is over, and sets the time of new ones, by their
+    /// targets and the daemons that gave them. To be called after each change of the membership, and every
+    /// now and then.
+    pub fn expire_orphans(
+        &mut self,
+        now: Instant,
+        terms: impl Fn(&str, Option<Member>) -> OrphanTerms,
+    ) -> Vec<ClaimEffect> {
+        let ended = self.orphans.expire(now, terms);
+        self.give_up(ended);
+        self.take_effects()
     }
 
     /// Returns the claim with this number, for an ask under it.
@@ -431,7 +479,8 @@ impl ClusterArbiter {
             n: self.syncs,
             in_flight: of(false).map(held).collect(),
             waiting: of(true).map(|it| it.claim.clone()).collect(),
-            acting: self.acting.iter().map(acting).collect(),
+            acting: self.acting.iter().map(acting).chain(self.orphans.kept()).collect(),
+            tells_earlier: self.tells_earlier,
         }
     }
 
@@ -469,8 +518,28 @@ impl ClusterArbiter {
         }
     }
 
-    /// Rejects own claims that came from a domain which was seen off.
+    /// Keeps the orders of members that leave, which may still take effect.
+    fn adopt_orphans(&mut self, members: &BTreeSet<Member>) {
+        let (me, epoch) = (self.me(), &self.epoch);
+        let is_gone = |it: &Member| *it != me && epoch.members.contains_key(it) && !members.contains(it);
+        let replica = if epoch.has_begun { &epoch.replica } else { &self.last_replica };
+        let mut orphans = replica.orphans_of(is_gone);
+        orphans.extend(epoch.untold_orphans_of(is_gone));
+        self.orphans.adopt(orphans);
+    }
+
+    /// Tells all that these orphaned orders are kept no more: asker, ask and claim.
+    fn give_up(&mut self, orders: Vec<(Member, u64, u64)>) {
+        for (asker, ask, claim) in orders {
+            let end = AskEnd::NothingDone(ORPHAN_OVER.to_owned());
+            self.send(HostMessage::Reply { asker, ask, claim: Some(claim), end });
+        }
+    }
+
+    /// Rejects own claims that came from a domain which was seen off, and ends what was to take it down.
     fn source_is_down(&mut self, victim: &str) {
+        let over = self.orphans.seen_off(victim);
+        self.give_up(over);
         let from_it = |it: &OwnClaim| it.claim.source.as_deref() == Some(victim);
         let waiting = self.own.iter().filter(|(_, it)| from_it(it) && it.stage == ClaimStage::Asked);
         for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {

@@ -221,8 +221,12 @@ pub struct StateSync {
     pub in_flight: Vec<InFlightClaim>,
     /// The sender's waiting claims, in the order in which it made them.
     pub waiting: Vec<ClaimMessage>,
-    /// Claims that the sender carries out for others, or for an asker that is gone.
+    /// Claims that the sender carries out for others, or for an asker that is gone. One that lingers is kept
+    /// for a daemon that is gone.
     pub acting: Vec<ActingClaim>,
+    /// The claims in flight include all orders of earlier daemons of this host that may still take effect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tells_earlier: bool,
 }
 
 /// Claim of a host: its wish to act on a domain.
@@ -582,6 +586,11 @@ impl ClaimMessage {
             RequestSource::Unknown => None,
         };
         Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()) }
+    }
+
+    /// Returns whether the claim powers its target off.
+    pub(super) fn takes_down(&self) -> bool {
+        matches!(self.what, AskAction::Off | AskAction::Reboot)
     }
 
     /// Returns the action of the claim as the arbiter knows it.

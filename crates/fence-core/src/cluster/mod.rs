@@ -4,5 +4,6 @@
 pub mod claims;
 pub mod directory;
 pub mod message;
+pub mod orphans;
 pub mod recent_offs;
 mod replica;

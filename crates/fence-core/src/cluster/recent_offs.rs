@@ -83,7 +83,8 @@ impl RecentOffs {
         match message {
             HostMessage::Taken { asker, claim, .. } => self.owned(*asker, *claim, from.node),
             HostMessage::Sync(sync) => {
-                for it in &sync.acting {
+                // One that lingers is kept for a daemon that is gone: its keeper owes no start.
+                for it in sync.acting.iter().filter(|it| !it.held.lingers) {
                     let ClaimMessage { id, .. } = it.held.claim;
                     self.owned(it.asker, id, from.node);
                 }

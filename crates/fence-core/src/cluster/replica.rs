@@ -12,6 +12,7 @@ use fence_wire::Response;
 use super::message::{
     ActingClaim, AskAction, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
+use super::orphans::OrphanOrder;
 use crate::arbiter::{
     Arbiter, ArbiterDecision, ArbiterRequest, Grant, PeerId, RequestSource, SharedResult, SubmitResult,
 };
@@ -56,6 +57,29 @@ impl MemberState {
 }
 
 impl Epoch {
+    /// Returns whether the sync of this member counts.
+    pub(super) fn is_ready(&self, member: Member) -> bool {
+        self.members.get(&member).is_some_and(|it| it.ready)
+    }
+
+    /// Returns the orders that these members told of in syncs which do not count yet.
+    pub(super) fn untold_orphans_of(&self, is_gone: impl Fn(&Member) -> bool) -> Vec<OrphanOrder> {
+        let mut orphans = Vec::new();
+        for (member, state) in self.members.iter().filter(|(it, _)| is_gone(it)) {
+            let Some(sync) = &state.sync else { continue };
+            let is_danger = |it: &InFlightClaim| it.claim.takes_down() && !it.seen_off;
+            let own = sync.in_flight.iter().filter(|it| is_danger(it));
+            orphans.extend(own.map(|it| OrphanOrder::of_asker(*member, &it.claim)));
+            orphans.extend(sync.acting.iter().filter(|it| is_danger(&it.held)).map(|it| OrphanOrder {
+                asker: it.asker,
+                ask: it.ask,
+                by: (!it.held.lingers).then_some(*member),
+                claim: it.held.claim.clone(),
+            }));
+        }
+        orphans
+    }
+
     /// Begins an epoch of these members; its replica waits for their syncs.
     pub(super) fn of(members: &BTreeSet<Member>, start: Instant) -> Self {
         let states = members.iter().map(|it| (*it, MemberState::default())).collect();
@@ -88,7 +112,10 @@ impl Epoch {
         let later = std::mem::take(&mut state.later);
         let mut grants = Vec::new();
         self.replica.release_all_but(from, &sync, &mut grants);
-        let seen_off = self.replica.install_all(from, &sync.in_flight, &sync.acting);
+        let mut seen_off = Vec::new();
+        for is_late in [false, true] {
+            seen_off.extend(self.replica.install_all(from, &sync.in_flight, &sync.acting, is_late));
+        }
         self.replica.submit_all(from, &sync.waiting, &mut grants);
         self.replica.all_seen_off(&seen_off, &mut grants);
         for (_, message) in later {
@@ -115,7 +142,10 @@ impl Epoch {
         state.passed_over = true;
         state.sync = None;
         state.later.clear();
-        let seen_off = self.replica.install_all(member, in_flight, acting);
+        let mut seen_off = Vec::new();
+        for is_late in [false, true] {
+            seen_off.extend(self.replica.install_all(member, in_flight, acting, is_late));
+        }
         // No grant follows: no claim waits in the replica yet.
         self.replica.all_seen_off(&seen_off, &mut Vec::new());
         true
@@ -144,8 +174,11 @@ impl Epoch {
             self.replica.release_all_but(*member, sync, &mut grants);
         }
         let mut seen_off = Vec::new();
-        for (_, member, sync) in &syncs {
-            seen_off.extend(self.replica.install_all(*member, &sync.in_flight, &sync.acting));
+        // An order that may only come late is held under the claim of its asker, if that still works on it.
+        for is_late in [false, true] {
+            for (_, member, sync) in &syncs {
+                seen_off.extend(self.replica.install_all(*member, &sync.in_flight, &sync.acting, is_late));
+            }
         }
         for (_, member, sync) in &syncs {
             self.replica.submit_all(*member, &sync.waiting, &mut grants);
@@ -217,8 +250,17 @@ pub(super) struct ClaimEntry {
     again: bool,
     /// Hosts that may still act for the claim.
     holders: BTreeSet<ClaimHolder>,
+    /// Holders that keep the claim for a daemon which is gone ([`super::orphans`]).
+    keepers: BTreeSet<ClaimHolder>,
     /// Outcome that the asker reported, or the owner in its place.
     outcome: Option<AskOutcome>,
+}
+
+impl ClaimEntry {
+    /// Returns whether the target may still be taken down for the claim.
+    fn is_danger(&self) -> bool {
+        self.claim.takes_down() && (!self.seen_off || self.again || self.lingers)
+    }
 }
 
 /// Host that may still act for a claim.
@@ -292,19 +334,23 @@ impl ReplicatedArbiter {
         }
     }
 
-    /// Takes in a member's claims in flight. Returns those whose target was seen off.
+    /// Takes in a member's claims in flight: those that may only come late, or the others. Returns those
+    /// whose target was seen off.
     fn install_all(
         &mut self,
         member: Member,
         in_flight: &[InFlightClaim],
         acting: &[ActingClaim],
+        is_late: bool,
     ) -> Vec<(ClaimKey, String)> {
         let own = in_flight.iter().map(|it| ((member, it.claim.id), it, ClaimHolder::Asker));
         let of_others = acting
             .iter()
             .map(|it| ((it.asker, it.held.claim.id), &it.held, ClaimHolder::Owner(member, it.ask)));
         let mut seen_off = Vec::new();
-        for (key, held, holder) in own.chain(of_others) {
+        for (key, held, holder) in own.chain(of_others).filter(|(_, it, _)| it.lingers == is_late) {
+            let is_kept = is_late && holder != ClaimHolder::Asker;
+            let is_new = !self.numbers.contains_key(&key);
             let number = match self.numbers.get(&key) {
                 Some(number) => *number,
                 None => {
@@ -320,7 +366,12 @@ impl ReplicatedArbiter {
             };
             if let Some(entry) = self.entries.get_mut(&number) {
                 entry.holders.insert(holder);
-                entry.lingers = held.lingers;
+                if is_kept {
+                    entry.keepers.insert(holder);
+                }
+                if is_new || !is_kept {
+                    entry.lingers = held.lingers;
+                }
             }
             if held.seen_off {
                 self.arbiter.close(number);
@@ -405,8 +456,9 @@ impl ReplicatedArbiter {
         {
             entry.outcome = outcome.cloned();
         }
+        entry.keepers.remove(&holder);
         if !entry.holders.is_empty() {
-            return;
+            return self.linger_if_kept(number, grants);
         }
         let ended = entry.outcome.take().filter(|_| entry.in_flight);
         self.entries.remove(&number);
@@ -422,6 +474,48 @@ impl ReplicatedArbiter {
             by: format!("one of node {}", key.0.node),
         });
         self.carry_out(decisions, result.as_ref(), grants);
+    }
+
+    /// Notes that the work of a claim is over if only hosts are left that hold it for a daemon which is gone.
+    fn linger_if_kept(&mut self, number: u64, grants: &mut Vec<(ClaimKey, Grant<()>)>) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        if entry.lingers || !entry.in_flight || entry.keepers.len() < entry.holders.len() {
+            return;
+        }
+        entry.lingers = true;
+        let now = self.now();
+        let decisions = self.arbiter.lingers(now, number, false);
+        self.carry_out(decisions, None, grants);
+    }
+
+    /// Returns the orders of these members that may still take a domain down, with nobody left to tell of
+    /// them.
+    pub(super) fn orphans_of(&self, is_gone: impl Fn(&Member) -> bool) -> Vec<OrphanOrder> {
+        let mut orphans = Vec::new();
+        for entry in self.entries.values().filter(|it| it.in_flight && it.is_danger()) {
+            let (asker, claim) = (entry.key.0, &entry.claim);
+            let is_owner = |it: &ClaimHolder| *it != ClaimHolder::Asker;
+            if !entry.holders.iter().any(is_owner)
+                && entry.holders.contains(&ClaimHolder::Asker)
+                && is_gone(&asker)
+            {
+                orphans.push(OrphanOrder::of_asker(asker, claim));
+            }
+            let is_kept_on = entry.keepers.iter().any(|it| match it {
+                ClaimHolder::Owner(owner, _) => !is_gone(owner),
+                ClaimHolder::Asker => false,
+            });
+            for holder in &entry.holders {
+                if let ClaimHolder::Owner(owner, ask) = *holder
+                    && is_gone(&owner)
+                    && !(is_kept_on && entry.keepers.contains(holder))
+                {
+                    let by = (!entry.keepers.contains(holder)).then_some(owner);
+                    orphans.push(OrphanOrder { asker, ask, by, claim: claim.clone() });
+                }
+            }
+        }
+        orphans
     }
 
     /// Ends the claims that a member was believed to hold, but those of its sync.
@@ -456,7 +550,11 @@ impl ReplicatedArbiter {
                 match holder {
                     ClaimHolder::Asker if entry.key.0 == member => in_flight.push(held()),
                     ClaimHolder::Owner(owner, ask) if *owner == member => {
-                        acting.push(ActingClaim { asker: entry.key.0, ask: *ask, held: held() });
+                        let mut held = held();
+                        if entry.keepers.contains(holder) {
+                            (held.lingers, held.seen_off) = (true, false);
+                        }
+                        acting.push(ActingClaim { asker: entry.key.0, ask: *ask, held });
                     }
                     ClaimHolder::Asker | ClaimHolder::Owner(..) => {}
                 }
@@ -518,7 +616,8 @@ impl ReplicatedArbiter {
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
         let (claim, outcome) = (claim.clone(), None);
         let (seen_off, lingers, again) = (false, false, false);
-        let entry = ClaimEntry { key, claim, in_flight, seen_off, lingers, again, holders, outcome };
+        let keepers = BTreeSet::new();
+        let entry = ClaimEntry { key, claim, in_flight, seen_off, lingers, again, holders, keepers, outcome };
         self.entries.insert(number, entry);
         number
     }

@@ -51,10 +51,33 @@ fn device_course(number: u64, steps: usize) -> Vec<IntentEvent> {
     all.into_iter().take(steps).collect()
 }
 
+/// A daemon that ended in the middle of a power-off here leaves an order until it has told the end.
+#[test]
+fn a_power_off_at_a_hypervisor_may_come_after_its_daemon() {
+    let mut here = intent(1, 1);
+    (here.home, here.action) = (HYPERVISOR_HOME.to_owned(), "off".to_owned());
+    let begun = |intent: &Intent| IntentEvent::Begun(Box::new(intent.clone()));
+    let ended = IntentEvent::Ended { number: 1, record: String::new() };
+    let owes = IntentEvent::Owes { number: 1, start: StartOwed::Definition };
+    let boot = here.boot.clone();
+    assert_eq!(rests(&[begun(&here)], &boot, 10), [HYPERVISOR_EFFECT_MS]);
+    assert_eq!(rests(&[begun(&here), ended], &boot, 10), [0; 0]);
+    // The hypervisor ended with the boot.
+    let read = IntentFile::read(&file(&[begun(&here)]));
+    assert_eq!(read.unfinished[0].orders_left(0, "another boot"), []);
+    assert_eq!(read.unfinished[0].orders_left(0, ""), []);
+    here.action = "reboot".to_owned();
+    assert_eq!(rests(&[begun(&here), owes], &boot, 10), [HYPERVISOR_EFFECT_MS]);
+    here.action = "on".to_owned();
+    assert_eq!(rests(&[begun(&here)], &boot, 10), [0; 0]);
+    (here.home, here.action) = ("another host".to_owned(), "off".to_owned());
+    assert_eq!(rests(&[begun(&here)], &boot, 10), [0; 0]);
+}
+
 /// Returns the milliseconds for which the one left intent still holds something up, at this time.
 fn rests(events: &[IntentEvent], boot: &str, now_ms: u64) -> Vec<u64> {
     let read = IntentFile::read(&file(events));
-    let orders = read.unfinished.iter().flat_map(|it| it.orders_left(30_000));
+    let orders = read.unfinished.iter().flat_map(|it| it.orders_left(30_000, "boot"));
     orders.map(|it| it.rest_ms(boot, now_ms)).collect()
 }
 
@@ -198,7 +221,7 @@ fn old_lines_are_read() {
     let line = format!("{} {json}\n", check(json.as_bytes()));
     let read = IntentFile::read(line.as_bytes());
     assert_eq!((read.damaged, read.numbers()), (0, BTreeSet::from([1])));
-    assert_eq!(read.unfinished[0].orders_left(30_000).len(), 1);
+    assert_eq!(read.unfinished[0].orders_left(30_000, "boot").len(), 1);
 }
 
 proptest! {
@@ -215,7 +238,7 @@ proptest! {
             bytes[at] = byte;
         }
         let read = IntentFile::read(&bytes);
-        let orders = read.unfinished.iter().flat_map(|it| it.orders_left(30_000));
+        let orders = read.unfinished.iter().flat_map(|it| it.orders_left(30_000, "boot"));
         let held = orders.into_iter().any(|it| it.rest_ms("boot", 5000) > 0);
         prop_assert!(held || read.hides_order);
     }

@@ -193,7 +193,8 @@ impl Backend for CombinedBackend {
     }
 
     async fn order_settles(&self, order: &PendingOrder, domain: DomainId, until: Instant) {
-        self.agent.backend.order_settles(order, domain, until).await;
+        let part = if order.is_at_hypervisor() { &self.hypervisors.backend } else { &self.agent.backend };
+        part.order_settles(order, domain, until).await;
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {

@@ -37,6 +37,7 @@ use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
 use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes, ProofTurns};
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
+use fence_core::intent::PendingOrder;
 use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
@@ -46,6 +47,8 @@ mod target;
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Time that a hypervisor may take for an earlier action after it answers again.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
+/// Pause between two looks at a domain that an earlier daemon was powering off.
+const ORDER_PAUSE: Duration = Duration::from_millis(200);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
 const REBOOT_GIVES_WAY: usize = 3;
 /// Time to look everywhere for one domain that moved away from here, where nobody waits for the answer.
@@ -798,6 +801,18 @@ impl Backend for LibvirtBackend {
         let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
         let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
         LibvirtRestart { home, uuid, source, announced }.bring_up(lease).await
+    }
+
+    async fn order_settles(&self, _: &PendingOrder, domain: DomainId, until: Instant) {
+        let question = DomainQuestion::new(domain, domain.to_string());
+        while Instant::now() < until {
+            let looked = self.look_at_all(&question, until).await;
+            let may_run = |it: &Finding| matches!(it.sight, Sight::On | Sight::Moving | Sight::Unknown(_));
+            if !looked.iter().any(may_run) {
+                return;
+            }
+            tokio::time::sleep(ORDER_PAUSE.min(until.saturating_duration_since(Instant::now()))).await;
+        }
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {

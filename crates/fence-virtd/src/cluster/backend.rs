@@ -29,6 +29,7 @@ use fence_core::domain::{
     PowerState, SeenPower, merge,
 };
 use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
+use fence_core::intent::PendingOrder;
 use fence_core::owed_start::StartVerdict;
 
 /// Backend for the domains of all hosts of a corosync cluster.
@@ -597,6 +598,10 @@ impl Backend for CpgBackend {
             return self.bring_up(domain, lease).await;
         }
         Backend::start_owed(&*self.local, domain, xml, lease).await
+    }
+
+    async fn order_settles(&self, order: &PendingOrder, domain: DomainId, until: Instant) {
+        Backend::order_settles(&*self.local, order, domain, until).await;
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {

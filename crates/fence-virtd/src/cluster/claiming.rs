@@ -10,14 +10,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_wire::Response;
+use fence_wire::{Response, escaped};
 use tracing::warn;
 
-use super::state::{Cluster, ClusterState};
+use super::state::{Cluster, ClusterState, node_name};
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit, ClusterPort};
 use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
 use fence_core::cluster::claims::ClaimEffect;
 use fence_core::cluster::message::{HostMessage, Member};
+use fence_core::cluster::orphans::OrphanTerms;
 
 /// Time that a member may take to send its state after a membership change, while all others wait for it.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
@@ -26,6 +27,10 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// Extra time before members without a copy of the silent member's state propose to exclude it.
 const EXTRA_PATIENCE_WITHOUT_STATE: Duration = Duration::from_secs(2);
+
+/// Time for which a libvirt may still carry out the power-off of a daemon that ended: it gives a QEMU 10 s to
+/// end, and 5 s more after SIGKILL.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(15);
 
 /// Access of the service to the other hosts' arbitration.
 pub(crate) struct ClusterClaims(pub(crate) Arc<Cluster>);
@@ -175,14 +180,44 @@ impl Cluster {
         self.send(message);
     }
 
-    /// Proposes to go on without members that have been silent for too long, and lets this host go on without
-    /// corosync. Never returns.
+    /// Keeps the orders of daemons that ended in the middle of them, each for its time. To be called after
+    /// each change of the membership, and every now and then. Returns as [`Self::carry_out`].
+    #[must_use]
+    pub(super) fn keep_orphans(&self, state: &mut ClusterState) -> Vec<String> {
+        let longest = self.service().map(|it| it.longest_effect()).unwrap_or_default();
+        let ClusterState { claims, directory, nodes, .. } = state;
+        let terms = |target: &str, by: Option<Member>| {
+            // A machine that no host has published may be a device's, whose order may come again.
+            let is_devices = !longest.is_zero() && directory.named(target, true).is_empty();
+            let limit = if is_devices { ORPHAN_LIMIT.max(longest) } else { ORPHAN_LIMIT };
+            if let Some(by) = by {
+                let host = node_name(nodes, by.node);
+                warn!(
+                    %host, uuid = %escaped(target),
+                    "fence_virtd at that host ended in the middle of a power-off of this machine, which may \
+                     still take effect: requests that conflict with it wait until that host has told what \
+                     became of it, for {} s at most",
+                    limit.as_secs()
+                );
+            }
+            OrphanTerms { limit, ends_with_off: !is_devices }
+        };
+        let effects = claims.expire_orphans(Instant::now(), terms);
+        self.carry_out(state, effects)
+    }
+
+    /// Proposes to go on without members that have been silent for too long, lets this host go on without
+    /// corosync, and ends orders that were kept for their time. Never returns.
     pub(super) async fn exclude_silent_members(self: Arc<Self>) {
         let start = Instant::now();
         let mut since: HashMap<Member, Instant> = HashMap::new();
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
+            let mut state = self.state();
+            let victims = self.keep_orphans(&mut state);
+            drop(state);
+            self.report_victims(victims);
             if now.duration_since(start) >= JOIN_TIMEOUT && self.state().claims.is_joining() {
                 warn!(
                     "corosync has not answered for {JOIN_TIMEOUT:?}; \

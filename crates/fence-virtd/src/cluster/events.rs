@@ -125,7 +125,8 @@ impl Cluster {
         state.why_not = why;
         state.recent_offs.lost();
         let effects = state.claims.lost();
-        let victims = self.carry_out(&mut state, effects);
+        let mut victims = self.carry_out(&mut state, effects);
+        victims.extend(self.keep_orphans(&mut state));
         // A host may now come back and be lost again without an event here, so the evidence of a loss holds
         // no longer.
         mem::take(&mut state.lost_nodes).values().for_each(LostHost::ended);
@@ -168,7 +169,8 @@ impl Cluster {
             self.send(&offs);
         }
         let effects = state.claims.change(&all);
-        let victims = self.carry_out(&mut state, effects);
+        let mut victims = self.carry_out(&mut state, effects);
+        victims.extend(self.keep_orphans(&mut state));
         self.publish_all_to_legacy(&state);
         if !joined.is_empty() {
             self.publish_all(&state);

@@ -117,6 +117,9 @@ impl Cluster {
     /// Begins to work for other hosts.
     pub(crate) fn serve(self: &Arc<Self>, started: LinkEvents, service: &Arc<Service>) {
         let _ = self.service.set(Arc::downgrade(service));
+        if service.remembers_orders() {
+            self.state().claims.tell_earlier();
+        }
         let cluster = Arc::downgrade(self);
         OwnDomains::follow(self.local.hypervisors(), move |changes, is_complete| {
             if let Some(cluster) = cluster.upgrade() {

@@ -22,6 +22,7 @@ use crate::service::execute::{
     NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, joined, run_power_action,
 };
 use crate::service::owed_places::about_to_start;
+use fence_core::arbiter::RequestSource;
 use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState, TargetKind,
@@ -106,7 +107,10 @@ impl AskExecution<'_> {
         self.stages.turn = Some(StageTimes::since(job.arrived));
         self.stages.proved = self.stages.turn;
         if let Some(service) = self.cluster.service() {
-            service.write_intent(job, &domain).await;
+            // A peer is one of the asking host's: after a restart here it is nobody known.
+            let source = self.ask.claim.as_ref().and_then(|it| it.source.clone());
+            let source = source.map_or(RequestSource::Unknown, RequestSource::Known);
+            service.write_intent(job, &domain, source, None).await;
         }
         let lease = lease.with_trail(job.trail.clone());
         let done = self.act(&*local, job.action, &domain, &lease).await;

@@ -423,10 +423,7 @@ impl ChangeWatch {
 
 impl ClusterState {
     pub(super) fn name(&self, node: u32) -> String {
-        match self.nodes.get(&node) {
-            Some(Some(name)) => format!("node {node} ({name})"),
-            _ => format!("node {node}"),
-        }
+        node_name(&self.nodes, node)
     }
 
     pub(super) fn standalone_reason(&self) -> String {
@@ -524,6 +521,14 @@ impl ClusterState {
     pub(super) fn is_answering_host(&self, left: &[Member]) -> bool {
         let is_lower = |me: Member, it: &Member| it.node <= me.node || left.contains(it);
         self.me.is_some_and(|me| self.members.iter().all(|it| is_lower(me, it)))
+    }
+}
+
+/// Returns the name of a node for people.
+pub(super) fn node_name(nodes: &BTreeMap<u32, Option<String>>, node: u32) -> String {
+    match nodes.get(&node) {
+        Some(Some(name)) => format!("node {node} ({name})"),
+        _ => format!("node {node}"),
     }
 }
 

@@ -177,6 +177,11 @@ impl IntentLog {
         OpenIntent { log: self.clone(), number, uuid: open }
     }
 
+    /// Returns whether intents are kept on disk, and those of earlier daemons were read.
+    pub(crate) fn is_on_disk(&self) -> bool {
+        self.0.orders.is_some()
+    }
+
     /// Returns the open intent of an earlier daemon, to be ended by this one.
     pub(crate) fn adopt(&self, left: &LeftIntent) -> OpenIntent {
         let Intent { number, uuid, .. } = &left.unfinished.intent;

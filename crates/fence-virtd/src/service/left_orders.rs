@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Orders of an earlier daemon that devices may still carry out: what conflicts with them waits.
+//! Orders of an earlier daemon that devices or hypervisors may still carry out: what conflicts waits.
 //!
 //! Runs at the start of the daemon, before the first request and before other hosts hear of it; then one task
 //! for each order. Must never make anything happen to a domain.
@@ -42,7 +42,7 @@ impl Service {
         let mut count = 0;
         for it in &left.intents {
             let (intent, open) = (&it.unfinished.intent, self.intents.adopt(it));
-            for pending in it.unfinished.orders_left(in_ms(longest)) {
+            for pending in it.unfinished.orders_left(in_ms(longest), &boot) {
                 let rest = Duration::from_millis(pending.rest_ms(&boot, now_ms));
                 let written = open.take_over(&pending.order);
                 let domain = DomainId::parse_canonical(&intent.uuid);
@@ -73,13 +73,16 @@ impl Service {
     /// Holds up what conflicts with one order.
     fn hold(self: &Arc<Self>, left: LeftOrder, intent: &Intent) {
         let LeftOrder { pending, rest, domain, request, written } = left;
-        let action = if pending.order.starts { "on" } else { "off" };
-        warn!(
-            domain = %escaped(&intent.domain), uuid = intent.uuid, device = %escaped(&pending.order.device),
-            "an earlier daemon ordered this machine {action}, and its device may still do it: requests that \
-             conflict with that wait until the device shows it, for {} s at most",
-            rest.as_secs_f32().ceil()
-        );
+        if pending.is_at_hypervisor() {
+            warn!(
+                domain = %escaped(&intent.domain), uuid = intent.uuid,
+                "an earlier daemon was powering this machine off when it ended, and libvirt may still do it: \
+                 requests that conflict with that wait until the machine is seen off, for {} s at most",
+                rest.as_secs_f32().ceil()
+            );
+        } else {
+            Self::warn_of_device(&pending, rest, intent);
+        }
         let permit = self.grants.install_late(request, self.cluster.as_deref());
         let service = Arc::clone(self);
         tokio::spawn(async move {
@@ -88,6 +91,16 @@ impl Service {
             written.settled();
             release(permit);
         });
+    }
+
+    fn warn_of_device(pending: &PendingOrder, rest: Duration, intent: &Intent) {
+        let action = if pending.order.starts { "on" } else { "off" };
+        warn!(
+            domain = %escaped(&intent.domain), uuid = intent.uuid, device = %escaped(&pending.order.device),
+            "an earlier daemon ordered this machine {action}, and its device may still do it: requests that \
+             conflict with that wait until the device shows it, for {} s at most",
+            rest.as_secs_f32().ceil()
+        );
     }
 
     /// Holds up everything that powers off.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, Rejection, RequestSource};
+use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
-use fence_core::intent::DEVICE_HOME;
+use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
 use fence_wire::{Challenge, ClientRun, Key, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
@@ -317,7 +317,7 @@ impl Service {
             return RequestOutcome::lapsed(why);
         }
         if let ResolvedTarget::Run(Some(located)) = &resolved {
-            self.write_intent(job, located.domain()).await;
+            self.write_intent(job, located.domain(), job.source(), job.peer_id()).await;
         }
         // Seen off, the domain can fence nobody from now on.
         execute::execute(&*self.backend, job, resolved, lease, |it| {
@@ -326,8 +326,15 @@ impl Service {
         .await
     }
 
-    /// Writes down what the request is about to do to a domain, before it is done. A status does nothing.
-    pub(crate) async fn write_intent(&self, job: &RequestJob, domain: &DomainRef) {
+    /// Writes down what the request is about to do to a domain, before it is done. A status does nothing. The
+    /// source and the peer are those by which the arbiter orders the request.
+    pub(crate) async fn write_intent(
+        &self,
+        job: &RequestJob,
+        domain: &DomainRef,
+        source: RequestSource,
+        peer: Option<PeerId>,
+    ) {
         if !matches!(PowerAction::of_request(job.action), Some(it) if it != PowerAction::Status) {
             return;
         }
@@ -343,15 +350,15 @@ impl Service {
             domain: domain.name.clone(),
             uuid: domain.uuid.to_string(),
             home: match domain.home {
-                DomainHome::Here(_) => "a hypervisor of this host",
+                DomainHome::Here(_) => HYPERVISOR_HOME,
                 DomainHome::Elsewhere => "another host",
                 DomainHome::Agent => DEVICE_HOME,
             },
-            known_source: match job.source() {
+            known_source: match source {
                 RequestSource::Known(uuid) => Some(uuid),
                 RequestSource::Unknown => None,
             },
-            peer_id: job.peer_id().map(|it| it.0),
+            peer_id: peer.map(|it| it.0),
         };
         job.trail.set_intent(self.intents.begin(subject).await);
     }
@@ -359,6 +366,16 @@ impl Service {
     /// Returns whether a start of the domain is owed now: whatever is seen of it, it is about to be on.
     pub(crate) fn owes_start(&self, uuid: &str) -> bool {
         self.intents.owes_start(uuid)
+    }
+
+    /// Returns whether all orders of earlier daemons of this host are known that may still take effect.
+    pub(crate) fn remembers_orders(&self) -> bool {
+        self.intents.is_on_disk()
+    }
+
+    /// Returns the longest time for which an order to a device may take effect.
+    pub(crate) fn longest_effect(&self) -> Duration {
+        self.backend.longest_effect()
     }
 
     /// Returns the number of starts that are owed now.

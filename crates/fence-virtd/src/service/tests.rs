@@ -414,7 +414,7 @@ async fn a_later_request_ends_the_attempts() {
             while backend.starts.load(Ordering::SeqCst) == 0 {
                 tokio::task::yield_now().await;
             }
-            service.write_intent(&job, &victim()).await;
+            service.write_intent(&job, &victim(), RequestSource::Unknown, None).await;
         })
     })
     .await;

@@ -51,6 +51,21 @@ proptest! {
         World::new(hosts, sight, plans, Faults::Daemons).run(&draws);
     }
 
+    /// Daemons are killed in the middle of power-offs that take effect later, and begin anew, with a memory
+    /// of their orders or without.
+    #[test]
+    fn one_survives_orders_of_daemons_that_were_killed(
+        sight in vec(sight(3), 2..=3),
+        shots in vec((0_usize..3, 0_usize..3, 0_usize..3), 2..20),
+        draws in vec(any::<u16>(), 0..400),
+    ) {
+        let guests = sight.len();
+        let plan = |(from, at, target)| {
+            Plan { from: from % guests, at, kind: Kind::Off, target: target % guests }
+        };
+        World::new(3, sight, shots.into_iter().map(plan).collect(), Faults::Kills).run(&draws);
+    }
+
     /// Hosts that lose each other as well: one order among those that hear each other, and everything ends.
     #[test]
     fn everything_ends((hosts, sight, plans, draws) in schedule()) {

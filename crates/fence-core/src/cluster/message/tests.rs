@@ -80,9 +80,11 @@ fn acting() -> impl Strategy<Value = ActingClaim> {
 }
 
 fn message() -> impl Strategy<Value = HostMessage> {
-    let sync = (any::<u64>(), vec(held(), 0..3), vec(claim(), 0..3), vec(acting(), 0..3)).prop_map(
-        |(n, in_flight, waiting, acting)| HostMessage::Sync(StateSync { n, in_flight, waiting, acting }),
-    );
+    let claims = (vec(held(), 0..3), vec(claim(), 0..3), vec(acting(), 0..3));
+    let sync =
+        (any::<u64>(), claims, any::<bool>()).prop_map(|(n, (in_flight, waiting, acting), tells_earlier)| {
+            HostMessage::Sync(StateSync { n, in_flight, waiting, acting, tells_earlier })
+        });
     let end = prop_oneof![
         outcome().prop_map(AskEnd::Done),
         Just(AskEnd::NotHere),

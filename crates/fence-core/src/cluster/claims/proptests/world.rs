@@ -5,12 +5,14 @@
 
 mod daemons;
 mod group;
+mod late;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use fence_wire::Response;
 
+use self::late::LateOrder;
 use crate::cluster::claims::ClusterArbiter;
 use crate::cluster::message::{HostMessage, Member};
 use crate::schedules::{Guests, Kind};
@@ -102,6 +104,8 @@ struct Host {
     /// Number of the change that it heard last, and of the messages since.
     at: (u64, u64),
     next_ask: u64,
+    /// Claims taken in for orders of an earlier daemon, with the number of each order.
+    restored: BTreeMap<u64, u64>,
     stopped: bool,
     joined: bool,
 }
@@ -112,6 +116,8 @@ pub(super) enum Faults {
     None,
     /// Daemons come, go and stop; every host that can be heard is heard.
     Daemons,
+    /// Daemons are killed in the middle of a power-off, and begin anew.
+    Kills,
     /// Hosts lose each other as well.
     Everything,
 }
@@ -133,6 +139,9 @@ pub(super) struct World {
     /// Faults that may still happen.
     patience: u32,
     start: Instant,
+    now: Instant,
+    /// Orders of daemons that were killed, which may still take effect.
+    late: BTreeMap<u64, LateOrder>,
     /// Replica at each point of a common order.
     replicas: BTreeMap<(u64, u64), String>,
     ran: BTreeSet<(Member, u64)>,
@@ -153,6 +162,10 @@ enum Event {
     Serve(Place, (Member, u64)),
     Arrive,
     Up(Guest),
+    /// An order of a daemon that was killed takes effect.
+    Late(u64),
+    /// A daemon learns that an order of an earlier one is over.
+    Settle(Place, u64),
     // From here on things go wrong.
     Withdraw(Place, u64),
     GiveUp(Place, u64),
@@ -162,6 +175,8 @@ enum Event {
     Continue(Place),
     Kill(Place),
     Begin(Place),
+    /// Time passes.
+    Tick,
     Disconnect(Place),
     Connect(Place),
     Split(Place),
@@ -171,6 +186,7 @@ enum Event {
 impl World {
     pub(super) fn new(hosts: usize, sight: Vec<Sight>, plans: Vec<Plan>, faults: Faults) -> Self {
         let guests = sight.len();
+        let start = Instant::now();
         let mut this = Self {
             sight,
             guests: Guests::new(guests),
@@ -183,7 +199,9 @@ impl World {
             together: faults != Faults::Everything,
             starts: true,
             patience: 12,
-            start: Instant::now(),
+            start,
+            now: start,
+            late: BTreeMap::new(),
             replicas: BTreeMap::new(),
             ran: BTreeSet::new(),
             shots: 0,
@@ -225,6 +243,9 @@ impl World {
             self.arrive();
             self.rest();
         }
+        // Nothing is kept for longer than its time.
+        self.pass(late::LIMIT);
+        self.rest();
         for host in self.hosts.iter().flatten() {
             assert!(host.jobs.is_empty(), "{}: {:?} never ended, {:?}", host.member, host.jobs, host.claims);
             assert!(host.served.is_empty(), "{:?}", host.served);
@@ -280,13 +301,20 @@ impl World {
             events.extend(jobs.map(|(id, _)| Event::Do(place, *id)));
             let served = host.served.iter().filter(|(_, it)| busy(it.step));
             events.extend(served.map(|(key, _)| Event::Serve(place, *key)));
+            let settled = host.restored.iter().filter(|(_, order)| !self.late.contains_key(order));
+            events.extend(settled.map(|(id, _)| Event::Settle(place, *id)));
         }
+        events.extend(self.late.keys().map(|it| Event::Late(*it)));
         events
     }
 
     /// Returns the faults that may happen now.
     fn faulty(&self) -> Vec<Event> {
-        let mut events = Vec::new();
+        let mut events = vec![Event::Tick];
+        if self.faults == Faults::Kills {
+            events.extend(self.kills());
+            return events;
+        }
         for (place, host) in self.hosts.iter().enumerate() {
             let Some(host) = host else {
                 if self.patience > 0 {
@@ -331,6 +359,19 @@ impl World {
         events
     }
 
+    /// Returns the kills in the middle of a power-off, and the starts of daemons that are not there.
+    fn kills(&self) -> Vec<Event> {
+        let acts = |step: Step, plan: Plan| step == Step::Acting && plan.kind != Kind::On;
+        let places = self.hosts.iter().enumerate().filter(|_| self.patience > 0);
+        let event = |(place, host): (Place, &Option<Host>)| {
+            let Some(host) = host else { return Some(Event::Begin(place)) };
+            let is_at_it = host.jobs.values().any(|it| acts(it.step, it.plan))
+                || host.served.values().any(|it| acts(it.step, it.plan));
+            is_at_it.then_some(Event::Kill(place))
+        };
+        places.filter_map(event).collect()
+    }
+
     fn happen(&mut self, event: Event) {
         self.event += 1;
         match event {
@@ -340,6 +381,9 @@ impl World {
             Event::Serve(place, key) => self.serve(place, key),
             Event::Arrive => self.arrive(),
             Event::Up(guest) => self.guests.power_on(guest),
+            Event::Late(order) => self.take_effect(order),
+            Event::Settle(place, id) => self.settle(place, id),
+            Event::Tick => self.pass(late::TICK),
             Event::Withdraw(place, id) => self.withdraw(place, id),
             Event::GiveUp(place, id) => self.give_up(place, id),
             Event::Fail(place, id) => self.finish(place, id, Response::Failure),
@@ -355,11 +399,12 @@ impl World {
             Event::Continue(place) => {
                 if let Some(host) = &mut self.hosts[place] {
                     host.stopped = false;
+                    self.expire(place);
                 }
             }
             Event::Kill(place) => {
                 self.patience -= 1;
-                self.hosts[place] = None;
+                self.kill(place);
                 self.leave(place);
             }
             Event::Begin(place) => self.begin(place),

@@ -323,8 +323,9 @@ impl World {
         self.obey(place, effects);
     }
 
-    fn take_down(&mut self, by: Plan) {
+    pub(super) fn take_down(&mut self, by: Plan) {
         self.shots += 1;
+        self.ended(by.target);
         if !self.guests.power_off(by.target, by.from) || !self.together {
             return;
         }
@@ -338,6 +339,7 @@ impl World {
                 assert!(!exposed(served.plan), "{by:?} takes the source of {served:?} down");
             }
         }
+        self.assert_not_exposed(by);
         self.guests.assert_a_survivor();
     }
 }

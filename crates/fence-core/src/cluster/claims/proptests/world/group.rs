@@ -21,9 +21,14 @@ impl World {
             members: BTreeSet::new(),
             at: (0, 0),
             next_ask: u64::from(member.pid) << 32,
+            restored: BTreeMap::new(),
             stopped: false,
             joined: false,
         });
+        // Each second daemon has a file of intents.
+        if member.pid.is_multiple_of(2) {
+            self.restore(place);
+        }
         self.connect(place);
     }
 
@@ -138,6 +143,7 @@ impl World {
             }
         };
         self.obey(place, effects);
+        self.expire(place);
         self.end_lost_asks(place);
         self.compare(place);
     }
