@@ -209,6 +209,25 @@ def test_a_second_termination_leaves_the_start_to_the_next_daemon(site, mortal):
     host.stop()
 
 
+def test_the_next_daemon_listens_while_libvirt_is_busy(site, mortal):
+    """libvirt lists no domains while it ends a QEMU that is slow to die: requests are heard meanwhile, and answered then."""
+    host = mortal()
+    victim = site.hypervisor.domain("victim")
+    site.hypervisor.domain("other")
+    qemu = victim.process()
+    with slow_to_die(victim) as wait_killed:
+        asker = Asker(host, "off", "victim").wait_asked().prove()
+        wait_killed()
+        host.kill()
+        asker.close()
+        host.again()
+        assert not qemu.ended(), "it served when libvirt was done"
+        status = Asker(host, "status", "other")
+        host.daemon.wait_log("is busy")
+    assert status.whole() == b"\0"
+    host.stop()
+
+
 def test_who_was_started_or_is_too_old_is_left_alone(site, mortal):
     """Somebody has started the domain since; and a start from another boot of the host is never made good."""
     victim = site.hypervisor.domain("victim")

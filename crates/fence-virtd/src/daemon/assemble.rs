@@ -109,13 +109,15 @@ pub(super) async fn assemble(
             }
         });
     }
+    // One that is busy may be so for long: nobody is to wait for it who does not ask for its domains.
+    let is_ready = known.all().iter().all(|it| it.is_up());
     let context = ListenerContext {
         service: Arc::clone(&service),
         sources,
         hypervisors: known,
         peers: Arc::clone(&peers),
     };
-    service.finish_left(left.intents).await;
+    service.finish_left(left.intents, is_ready).await;
     let listeners = ListenerManager::start(config, context, wait).await?;
     if let Some(endpoint) = endpoint {
         tasks.spawn(endpoint.serve(for_readers));

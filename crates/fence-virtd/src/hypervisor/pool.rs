@@ -43,6 +43,9 @@ const TRY_SPACING: Duration = Duration::from_millis(300);
 const LEAST_TIME: Duration = Duration::from_millis(200);
 /// Time that the start of the daemon waits for a first connection.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
+/// Time that it then waits for the list of all domains: libvirt gives none while it ends a QEMU that is slow
+/// to die.
+const FIRST_LIST: Duration = Duration::from_secs(1);
 /// Readings of a domain in a new connection's list whose events overtake them.
 const MAX_READ_AGAIN: usize = 8;
 /// Time by which an event may be later than a reading.
@@ -177,6 +180,8 @@ impl std::error::Error for CallError {}
 enum ConnectionStatus {
     /// The first attempt has not ended.
     Starting,
+    /// The same, and libvirt has answered, but not with the list of its domains.
+    Listing,
     Up,
     /// Not reachable: the reason, since when, and the number of the try that failed last.
     Down(String, Instant, u64),
@@ -226,11 +231,38 @@ impl Hypervisor {
         let ended = status.wait_for(|it| !matches!(it, ConnectionStatus::Starting));
         match tokio::time::timeout(FIRST_ATTEMPT, ended).await {
             Ok(Ok(status)) => match &*status {
-                ConnectionStatus::Down(reason, ..) => Err(self.down(reason)),
-                ConnectionStatus::Up | ConnectionStatus::Starting => Ok(()),
+                ConnectionStatus::Down(reason, ..) => return Err(self.down(reason)),
+                ConnectionStatus::Listing => {}
+                ConnectionStatus::Up | ConnectionStatus::Starting => return Ok(()),
             },
-            Ok(Err(_)) | Err(_) => Err(self.slow()),
+            Ok(Err(_)) | Err(_) => return Err(self.slow()),
         }
+        let listed = status.wait_for(|it| !matches!(it, ConnectionStatus::Listing));
+        match tokio::time::timeout(FIRST_LIST, listed).await {
+            Ok(Ok(status)) => match &*status {
+                ConnectionStatus::Down(reason, ..) => Err(self.down(reason)),
+                _ => Ok(()),
+            },
+            Ok(Err(_)) | Err(_) => {
+                warn!(
+                    uri = %self.uri,
+                    "libvirt is busy, perhaps with a machine that is slow to end, and does not list its \
+                     domains: requests for them wait until it does"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes that libvirt has answered at the first attempt.
+    fn set_listing(&self) {
+        self.status.send_if_modified(|it| {
+            let is_first = matches!(it, ConnectionStatus::Starting);
+            if is_first {
+                *it = ConnectionStatus::Listing;
+            }
+            is_first
+        });
     }
 
     /// Makes a call that only reads. When its connection is lost, the call is repeated on another.
@@ -300,7 +332,7 @@ impl Hypervisor {
         loop {
             let until = match &*status.borrow_and_update() {
                 ConnectionStatus::Up => return Ok(()),
-                ConnectionStatus::Starting => deadline,
+                ConnectionStatus::Starting | ConnectionStatus::Listing => deadline,
                 ConnectionStatus::Down(_, since, failed) => {
                     let is_tried = *failed > begun_before && since.elapsed() >= RECONNECT_GRACE;
                     self.try_wanted.notify_one();
@@ -316,7 +348,7 @@ impl Hypervisor {
         match status {
             ConnectionStatus::Up => Ok(()),
             ConnectionStatus::Down(reason, ..) => Err(self.down(&reason)),
-            ConnectionStatus::Starting => Err(self.slow()),
+            ConnectionStatus::Starting | ConnectionStatus::Listing => Err(self.slow()),
         }
     }
 
@@ -376,7 +408,9 @@ impl Hypervisor {
         self.status.send_modify(|it| {
             let since = match it {
                 ConnectionStatus::Down(_, since, _) => *since,
-                ConnectionStatus::Starting | ConnectionStatus::Up => Instant::now(),
+                ConnectionStatus::Starting | ConnectionStatus::Listing | ConnectionStatus::Up => {
+                    Instant::now()
+                }
             };
             *it = ConnectionStatus::Down(reason, since, number);
         });
@@ -454,6 +488,7 @@ impl Hypervisor {
                     }
                 }
             })?;
+            this.set_listing();
             let count = this.read_list(&connection)?;
             lock(&this.pool).push(Arc::new(PooledConnection { connection, calls: AtomicUsize::new(0) }));
             Ok((count, events))

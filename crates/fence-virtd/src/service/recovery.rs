@@ -52,18 +52,25 @@ enum StartAttempt {
 }
 
 impl Service {
-    /// Finishes what an earlier daemon left, and returns when that is done, or after [`START_WAIT`].
-    pub(crate) async fn finish_left(self: &Arc<Self>, left: Vec<LeftIntent>) {
+    /// Finishes what an earlier daemon left, and returns when that is done, or after [`START_WAIT`]; where
+    /// not all hypervisors are ready, at once.
+    pub(crate) async fn finish_left(self: &Arc<Self>, left: Vec<LeftIntent>, is_ready: bool) {
         let left: Vec<_> =
             left.into_iter().filter(|it| it.unfinished.remainder != IntentRemainder::Orders).collect();
         if left.is_empty() {
             return;
         }
         info!(actions = left.len(), "an earlier daemon ended in the middle of these; they are finished now");
-        let tasks = left.into_iter().map(|it| {
-            let service = Arc::clone(self);
-            tokio::spawn(async move { service.finish_one(it).await })
-        });
+        let tasks: Vec<_> = left
+            .into_iter()
+            .map(|it| {
+                let service = Arc::clone(self);
+                tokio::spawn(async move { service.finish_one(it).await })
+            })
+            .collect();
+        if !is_ready {
+            return;
+        }
         let _ = tokio::time::timeout(START_WAIT, join_all(tasks)).await;
     }
 

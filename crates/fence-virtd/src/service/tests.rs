@@ -343,7 +343,7 @@ fn recovery(backend: Refusing, age: Duration) -> (Arc<Service>, Arc<Refusing>, L
 async fn a_start_that_is_refused_is_tried_again() {
     let backend = Refusing { refusals: 1.into(), ..Refusing::default() };
     let (service, backend, left) = recovery(backend, Duration::ZERO);
-    in_time(service.finish_left(vec![left])).await;
+    in_time(service.finish_left(vec![left], true)).await;
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (2, 0));
 }
 
@@ -352,7 +352,7 @@ async fn a_start_is_not_owed_for_ever() {
     let backend = Refusing { refusals: usize::MAX.into(), ..Refusing::default() };
     let nearly = Duration::from_millis(START_AGE_MS) - Duration::from_millis(500);
     let (service, backend, left) = recovery(backend, nearly);
-    in_time(service.finish_left(vec![left])).await;
+    in_time(service.finish_left(vec![left], true)).await;
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
 }
 
@@ -364,7 +364,7 @@ async fn what_does_not_stand_any_more_is_left_alone() {
             let (at_places, by_requests) = (at_places.into(), by_requests.into());
             let backend = Refusing { at_places, by_requests, ..Refusing::default() };
             let (service, backend, left) = recovery(backend, Duration::ZERO);
-            in_time(service.finish_left(vec![left])).await;
+            in_time(service.finish_left(vec![left], true)).await;
             assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (0, 0));
         }
     }
@@ -375,7 +375,7 @@ async fn what_does_not_stand_any_more_is_left_alone() {
 async fn a_start_waits_for_a_host_that_is_not_heard() {
     let at_places = vec![StartVerdict::Unheard("h2 does not answer".to_owned())].into();
     let (service, backend, left) = recovery(Refusing { at_places, ..Refusing::default() }, Duration::ZERO);
-    in_time(service.finish_left(vec![left])).await;
+    in_time(service.finish_left(vec![left], true)).await;
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
 }
 
@@ -391,7 +391,7 @@ async fn the_same_start_of_another_request_counts_if_it_did_not_fail() {
             panic!("not run")
         };
         in_time(async {
-            tokio::join!(service.finish_left(vec![left]), async {
+            tokio::join!(service.finish_left(vec![left], true), async {
                 while service.requests_now() != (1, 1) {
                     tokio::task::yield_now().await;
                 }
@@ -410,7 +410,7 @@ async fn a_later_request_ends_the_attempts() {
     let (service, backend, left) = recovery(backend, Duration::ZERO);
     let (job, _) = job(Action::Off);
     in_time(async {
-        tokio::join!(service.finish_left(vec![left]), async {
+        tokio::join!(service.finish_left(vec![left], true), async {
             while backend.starts.load(Ordering::SeqCst) == 0 {
                 tokio::task::yield_now().await;
             }
