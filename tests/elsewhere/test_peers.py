@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which other hosts are asked: those that were found, those that are configured, none; and who can't speak for them."""
 
+import pathlib
+import re
+
 import pytest
 
 from lab.hypervisor import until
@@ -72,6 +75,21 @@ def test_none_is_asked_when_there_are_none(apart):
         apart.h1.daemon.wait_log('peers = "none" is set here: that host is not asked')
     assert not [it for it in tap.datagrams if it[0] == apart.h1.node.ip], tap.datagrams
     assert apart.where("x") == ["h2"]
+
+
+def test_a_host_that_was_heard_is_named_when_none_is_set(apart):
+    """Its messages go to h1 alone, which reads none of them any more."""
+    configured(apart, "multicast")
+    apart.acquaint(apart.h1, apart.h2)
+    file = pathlib.Path(apart.h1._config)
+    file.write_text(file.read_text().replace(f'peers = "{apart.h2.node.ip}"', 'peers = "none"'))
+    apart.h1.serve_again()
+    apart.h1.daemon.wait_log("says that there is no other host, but this one was heard")
+    told = apart.h1.run("--check").stdout
+    assert re.search(rf"failed +peers h2 .*{apart.h2.node.ip}.*was heard", told), told
+    assert apart.h1.run("--forget", "h2").returncode == 0
+    until(lambda: not apart.h1.remembers(apart.h2), PATIENCE, "h2 is forgotten")
+    assert "but this one was heard" not in apart.h1.run("--check").stdout
 
 
 # -- configured --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ use super::finding::Finding;
 use super::running::RunningDaemon;
 use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
 use crate::peers::PeerSettings;
+use crate::peers::left_out::left_out;
 use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, SilenceClue};
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
@@ -87,6 +88,10 @@ pub(super) fn all(
 /// Returns what is to be said where no other host is asked. Those that were heard before must answer all the
 /// same, unless the configuration says that there are none.
 fn off(config: &Config, settings: PeerSettings, state: Option<&Path>, known: &KnownHosts) -> Vec<Finding> {
+    let left_out = if config.daemon.peers == Peers::Nobody { left_out(known) } else { Vec::new() };
+    if !left_out.is_empty() {
+        return left_out.iter().map(|it| Finding::failed(CHECK, &it.name, it.text(), it.step())).collect();
+    }
     let (why, has_no_way) = (why_off(config, &settings), settings.has_no_way());
     let mut found: Vec<_> = why.into_iter().collect();
     if has_no_way && (known.all().next().is_some() || known.missing().is_some()) {
@@ -703,6 +708,27 @@ mod tests {
         assert!(!old.contains("another key for hosts"), "{old}");
         let new = said[1].lines();
         assert!(new.starts_with(&format!("ok       peers h2 (10.0.0.2) key {}", ids[1])), "{new}");
+    }
+
+    /// The other host's messages may go to addresses where nobody reads them.
+    #[test]
+    fn a_host_that_was_heard_lately_is_named_where_none_is_set() {
+        let text = "fence_virtd { listener = \"tcp\"; backend = \"libvirt\"; peers = \"none\"; } \
+                    listeners { tcp { } } backends { libvirt { } }";
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        let said = |known: &KnownHosts| {
+            let found = off(&config, PeerSettings::load(&config).unwrap(), None, known);
+            found.iter().map(Finding::lines).collect::<String>()
+        };
+        let mut known = KnownHosts::default();
+        // Gone for long.
+        known.heard_legacy([10, 0, 0, 8].into(), 1, 7);
+        assert!(said(&known).starts_with("ok "), "{}", said(&known));
+        known.heard_legacy([10, 0, 0, 9].into(), 1, u64::MAX);
+        let said = said(&known);
+        assert!(said.starts_with("failed   peers 10.0.0.9: peers = \"none\" says"), "{said}");
+        assert!(said.contains("heard 0 s ago") && said.contains("--forget 10.0.0.9"), "{said}");
+        assert!(!said.contains("10.0.0.8") && !said.contains("ok "), "{said}");
     }
 
     /// The daemon waits for them too.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Gauges and counters of the other hosts.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -10,16 +11,27 @@ use fence_wire::escaped;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
+use super::left_out::left_out;
 use super::settings::PeerMode;
 use super::state::Peers;
 use crate::observe::openmetrics::gauges;
 use crate::util::locks::lock;
 
 impl Peers {
+    /// Returns the hosts that `peers = "none"` leaves out, and when each was heard last: since it is set, or
+    /// not long before.
+    fn unasked(&self) -> BTreeMap<String, u64> {
+        if !self.settings().is_set {
+            return BTreeMap::new();
+        }
+        let before = left_out(&lock(&self.table)).into_iter().map(|it| (it.name, it.last_heard));
+        before.chain(lock(&self.unasked_hosts).all()).collect()
+    }
+
     /// Adds the gauges and counters; nothing where no other host is asked.
     pub(crate) fn register(&self, to: &mut Registry) {
         let mode = self.settings().mode.clone();
-        let unasked: Vec<_> = lock(&self.unasked_hosts).all().collect();
+        let unasked = self.unasked();
         if mode == PeerMode::Off && !unasked.is_empty() {
             let hosts = unasked
                 .into_iter()

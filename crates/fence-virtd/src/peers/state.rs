@@ -20,10 +20,11 @@ use fence_wire::{
     escaped,
 };
 use tokio::sync::{Notify, Semaphore};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::down::DownAnswers;
 use super::identity::{self, Identity, IdentityError};
+use super::left_out::left_out;
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
 use super::links::{GroupLink, MessageWay, PeerSockets};
@@ -457,7 +458,12 @@ impl Peers {
         let known = self.known();
         let names: Vec<_> = known.iter().map(shown_with_key).collect();
         match &settings.mode {
-            PeerMode::Off if settings.is_set => info!("peers = \"none\": no other host is asked"),
+            PeerMode::Off if settings.is_set => {
+                info!("peers = \"none\": no other host is asked");
+                for host in left_out(&lock(&self.table)) {
+                    error!(host = %host.name, "{}. {}", host.text(), host.step());
+                }
+            }
             PeerMode::Off => {}
             PeerMode::NoWay(_) if known.is_empty() && settings.has_no_group() => warn!(
                 "no multicast listener: other hosts are not looked for; name them in `peers`, or set peers = \

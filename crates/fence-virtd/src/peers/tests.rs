@@ -855,6 +855,28 @@ async fn a_host_that_none_leaves_out_is_named() {
     assert!(!told(&other_key), "it is left out no more");
 }
 
+/// A host with `peers` sends to the named addresses alone, where nobody reads with `peers = "none"`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_was_heard_before_none_was_set_is_named() {
+    let (a, b) = (port(), port());
+    let (a, b) = (Host::listed(a, &[b], None).await, Host::listed(b, &[a], None).await);
+    let other = a.knows(1).await.remove(0);
+    b.end().await;
+    let told = || {
+        let mut registry = prometheus_client::registry::Registry::with_prefix("fence_virtd");
+        a.peers.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text.contains("fence_virtd_peer_not_asked_seconds{")
+    };
+    assert!(!told());
+    a.change(PeerMode::Off);
+    assert!(told());
+    assert!(a.look().await.is_empty(), "it is not asked: the administrator's word stands");
+    crate::util::locks::lock(&a.peers.table).forget(&other.id.to_string());
+    assert!(!told());
+}
+
 /// Silent to this host: its operator must learn why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_with_another_key_is_named_once() {

@@ -156,7 +156,7 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
         let heard = Duration::try_from_secs_f64(it.value).map_or(0, |it| it.as_secs());
         let (host, heard) = (it.label("host"), heard_ago(heard));
         lines.push(format!(
-            "other host {host}: IS THERE, AND peers = \"none\" LEAVES IT OUT; last heard {heard}"
+            "other host {host}: WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard {heard}"
         ));
     }
     for it in named("peer_pinned_key") {
@@ -225,7 +225,7 @@ mod tests {
             "other host h3 (10.0.0.3), key 0c: last heard ",
             "peers 10.0.0.3:1229: bound to key 0b",
             "peers 10.0.0.4:1229: NEVER ANSWERED",
-            "other host h5 (10.0.0.5): IS THERE, AND peers = \"none\" LEAVES IT OUT; last heard ",
+            "other host h5 (10.0.0.5): WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard ",
             "ONE MAY BE MISSING",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");

@@ -3,10 +3,22 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Age up to which the last word of another host shows that it is still there.
+const RECENT: u64 = 24 * 3600;
+
+/// Returns true for a moment within the last day, in seconds since 1970; also where the clock was set back.
+pub(crate) fn is_recent(at: u64) -> bool {
+    seconds_since(at) < RECENT
+}
+
 /// Returns how long ago a moment was, in seconds since 1970.
 pub(crate) fn heard_ago(at: u64) -> String {
+    age(seconds_since(at))
+}
+
+fn seconds_since(at: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    age(now.saturating_sub(at))
+    now.saturating_sub(at)
 }
 
 fn age(seconds: u64) -> String {
