@@ -146,7 +146,20 @@ impl fmt::Display for NewKey {
             let folder = shown(Path::new(&absolute).parent().unwrap_or(usual));
             writeln!(
                 f,
-                "Next, if it is the key between hosts (peer_key_file): copy it to the other hosts only,"
+                "No other machine has this key. If it is to be the key between hosts (peer_key_file),"
+            )?;
+            writeln!(
+                f,
+                "and other hosts have one already, then this host needs theirs, and this one fits nobody."
+            )?;
+            writeln!(
+                f,
+                "Take it away, and copy theirs from a host (HOST), where its name may be another one:"
+            )?;
+            writeln!(f, "    rm {absolute}; scp -p HOST:{absolute} {absolute}")?;
+            writeln!(
+                f,
+                "Else, if it is the key between hosts (peer_key_file): copy it to the other hosts only,"
             )?;
             writeln!(f, "under the same name, and to no guest. For each other host (MACHINE), as root:")?;
             writeln!(f, "    ssh MACHINE mkdir -p {folder} && scp -p {absolute} MACHINE:{absolute}")?;
@@ -290,6 +303,8 @@ mod tests {
         assert!(text.contains(&made.fingerprint) && text.contains(one.to_str().unwrap()), "{text}");
         assert!(text.contains("other hosts only") && text.contains("then reload"), "{text}");
         assert!(!text.contains("fence_xvm.key"), "{text}");
+        let theirs = format!("rm {0}; scp -p HOST:{0} {0}\nElse", one.display());
+        assert!(text.contains("have one already") && text.contains(&theirs), "{text}");
         let usual = make(&dir.path().join("fence_xvm.key")).unwrap().to_string();
         assert!(usual.contains("each guest") && !usual.contains("other hosts only"), "{usual}");
         let copy = format!(

@@ -64,6 +64,7 @@ pub(super) fn all(
             let heard = lists(config, &mut found);
             let domains = own.iter().filter(|it| it.is_on).count();
             let report = probe(config, settings, state, &known, &heard, domains);
+            let report = report.map(|it| with_other_keys(it, &running.other_keys()));
             found.extend(of_report(config, &known, &heard, report));
             found.extend(setting(config, &known, &heard));
             for (address, domains) in &heard {
@@ -147,6 +148,18 @@ fn probe(
     runtime.map_err(|it| it.to_string())?.block_on(async {
         Arc::new(HostProbe::new(config, settings, state, known.clone(), domains)?).run(search).await
     })
+}
+
+/// Takes the cause of a silence that the daemon heard: messages of the host with another key, at these
+/// addresses.
+fn with_other_keys(mut report: ProbeReport, other_keys: &BTreeSet<IpAddr>) -> ProbeReport {
+    for host in &mut report.hosts {
+        let is_unexplained = host.result == ProbeResult::Silent(SilenceClue::Nothing);
+        if is_unexplained && host.addresses.iter().any(|it| other_keys.contains(it)) {
+            host.result = ProbeResult::Silent(SilenceClue::OtherKey);
+        }
+    }
+    report
 }
 
 /// Returns a finding for each host that must answer, and for each that answered a list and is not asked.
@@ -235,8 +248,10 @@ fn of_host(
     let lists = list.map_or("that host lists nothing by multicast".to_owned(), listed);
     match &host.result {
         ProbeResult::Answers if list.is_none_or(|it| it.is_none()) && config.multicast().is_some() => {
-            let text = "answers the daemon's questions; its list did not come, so domains that are on at two \
-                        places are not looked for there";
+            let text = "answers the daemon's questions; its list did not come. Either that host has another \
+                        key for guests than this one: then no guest with the key of this host can fence what \
+                        runs there. Or the list did not get in here. Domains that are on at two places are \
+                        not looked for there";
             Finding::warning(CHECK, &host.name, text, list_step(config))
         }
         ProbeResult::Answers => {
@@ -280,8 +295,9 @@ fn list_step(config: &Config) -> String {
         format!("TCP port {DEFAULT_PORT} of this host")
     };
     format!(
-        "the daemons need no list. For this check: let {port} in from that host; it must have a multicast \
-         listener with the key of this one, which this host's multicast reaches"
+        "compare the fingerprint of the multicast listener's key that --check shows there: it must be that \
+         of this host. If so, guests and daemons need no list; for this check: let {port} in from that host, \
+         whose listener this host's multicast must reach"
     )
 }
 
@@ -316,6 +332,7 @@ fn silence(
         },
         |it| format!("copy {} to it, and name it there as peer_key_file", fence_cli::shown(it)),
     );
+    let other_key = key_of_others(config, &address).unwrap_or_else(|| key.clone());
     let gone = gone(config, &address);
     let (is_listed, way) = match config.daemon.peers {
         Peers::Listed(_) => (true, port.to_string()),
@@ -344,7 +361,7 @@ fn silence(
             "that host has no peer_key_file, and this host has one".to_owned(),
             format!("{key}; then reload the daemon there (SIGHUP)"),
         ),
-        SilenceClue::OtherKey => ("that host uses another key for hosts than this one".to_owned(), key),
+        SilenceClue::OtherKey => ("that host uses another key for hosts than this one".to_owned(), other_key),
         SilenceClue::HelloAlone => (
             "that host answers hellos and no questions".to_owned(),
             "the log of fence_virtd there says why; is that host overloaded?".to_owned(),
@@ -360,7 +377,8 @@ fn silence(
             "that host answers lists of clients, but no message of hosts".to_owned(),
             format!(
                 "has that host another key for hosts, peers = \"none\", or a firewall that drops UDP port \
-                 {port}? {key}. --check there tells more"
+                 {port}? --check there tells more, and shows the fingerprint of its key. Another key: \
+                 {other_key}"
             ),
         ),
         SilenceClue::Nothing => (
@@ -371,6 +389,17 @@ fn silence(
             ),
         ),
     }
+}
+
+/// Returns the step where two hosts have two files `peer_key_file`: which of them is wrong, nobody but the
+/// administrator knows.
+fn key_of_others(config: &Config, address: &str) -> Option<String> {
+    let file = fence_cli::shown(config.daemon.peer_key_file.as_deref()?);
+    Some(format!(
+        "all hosts need one key for hosts. A host that was installed anew, or whose key was made last, takes \
+         that of the others: here scp -p {address}:{file} {file}; there copy this {file} to it. Then reload \
+         the daemon that got it (SIGHUP)"
+    ))
 }
 
 /// Returns what helps where a host will not answer again. To power it off alone does not.
@@ -673,11 +702,33 @@ mod tests {
         for list in [None, Some(None)] {
             let said = said(list).lines();
             assert!(
-                said.starts_with("warning") && said.contains("let TCP port 1229 of this host in"),
+                said.starts_with("warning")
+                    && said.contains("let TCP port 1229 of this host in")
+                    && said.contains("another key for guests")
+                    && said.contains("-> compare the finger"),
                 "{said}"
             );
         }
         assert_eq!(said(Some(Some(&[]))).result, FindingLevel::Ok);
+    }
+
+    /// A host that was installed anew has the wrong key itself.
+    #[test]
+    fn a_key_that_the_daemon_heard_is_the_cause_of_a_silence() {
+        let address = IpAddr::from([10, 0, 0, 2]);
+        let name = || "h2".to_owned();
+        let host = |result| ProbedHost { id: None, name: name(), addresses: vec![address], result };
+        let silent = || ProbeReport {
+            hosts: vec![host(ProbeResult::Silent(SilenceClue::Nothing))],
+            ..ProbeReport::default()
+        };
+        let (config, known) = (config("peer_key_file = \"/k\";"), KnownHosts::default());
+        let said = |report| of_report(&config, &known, &BTreeMap::new(), Ok(report))[0].lines();
+        let guessed = said(with_other_keys(silent(), &BTreeSet::new()));
+        assert!(guessed.contains("nothing came back"), "{guessed}");
+        let said = said(with_other_keys(silent(), &[address].into()));
+        assert!(said.contains("that host uses another key for hosts"), "{said}");
+        assert!(said.contains("here scp -p 10.0.0.2:/k /k; there copy this /k to it"), "{said}");
     }
 
     /// One name, and one address: the key tells them apart.

@@ -2,6 +2,8 @@
 //! Check of the daemon that runs beside: whether it answers, and whether it has taken up the configuration
 //! and the keys that the other checks look at. Runs in the process of `--check`.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,6 +68,13 @@ impl RunningDaemon {
             let next = "look at its log, and at the load of this host; systemctl restart fence_virtd";
             Finding::failed(CHECK, subject, text, next)
         })
+    }
+
+    /// Returns the addresses of hosts from which the daemon heard messages with another key lately.
+    pub(super) fn other_keys(&self) -> BTreeSet<IpAddr> {
+        let Some(Ok(text)) = &self.metrics else { return BTreeSet::new() };
+        let named = samples(text).into_iter().filter(|it| it.name == "peer_other_key");
+        named.filter_map(|it| it.label("address").parse().ok()).collect()
     }
 
     /// Takes the moments at which other hosts were heard from the daemon: its file is up to a minute older.
@@ -226,6 +235,13 @@ mod tests {
         assert!(restart.contains("does not use all of it") && restart.lines().count() == 2, "{restart}");
         host.load(false, Some("/bin/true"));
         assert_eq!(host.said(), ok);
+    }
+
+    #[test]
+    fn the_daemon_knows_who_has_another_key() {
+        let text = "fence_virtd_peer_other_key{address=\"10.0.0.2\"} 1\n".to_owned();
+        let other = RunningDaemon { in_use: None, metrics: Some(Ok(text)) }.other_keys();
+        assert_eq!(other, [IpAddr::from([10, 0, 0, 2])].into());
     }
 
     #[test]

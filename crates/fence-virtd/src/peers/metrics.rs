@@ -66,6 +66,10 @@ impl Peers {
         let unmet = self.unmet().into_iter().map(|at| (vec![("address", at.to_string())], 1));
         let help = "Addresses of peers at which no host ever answered";
         gauges(to, "peer_never_answered", help, unmet);
+        let other_keys = lock(&self.other_keys).lately(Instant::now());
+        let other_keys = other_keys.into_iter().map(|at| (vec![("address", at.to_string())], 1));
+        let help = "Addresses of hosts that use another key than this one";
+        gauges(to, "peer_other_key", help, other_keys);
         let is_missing = i64::from(self.may_be_missing());
         gauges(
             to,

@@ -47,6 +47,11 @@ impl OtherKeys {
         self.heard.remove(&address);
     }
 
+    /// Returns the addresses whose hosts have another key.
+    pub(super) fn lately(&self, now: Instant) -> Vec<IpAddr> {
+        self.heard.keys().copied().filter(|it| self.explains(*it, now)).collect()
+    }
+
     /// Returns true if the host at this address, which is silent, has another key.
     pub(super) fn explains(&self, address: IpAddr, now: Instant) -> bool {
         self.heard.get(&address).is_some_and(|at| now.saturating_duration_since(*at) < HEARD_LATELY)

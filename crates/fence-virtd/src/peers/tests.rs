@@ -902,6 +902,11 @@ async fn a_host_with_another_key_is_named_once() {
         reason(&sights[0]).contains("does not answer: the messages of that host have another key"),
         "{sights:?}"
     );
+    let mut registry = prometheus_client::registry::Registry::with_prefix("fence_virtd");
+    a.peers.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("fence_virtd_peer_other_key{address=\"127.0.0.1\"} 1"), "{text}");
     let told = a.peers.told_of_other_key(from.ip());
     assert!(told.starts_with("a host of `peers`") && told.contains("peer_key_file"), "{told}");
     assert!(a.peers.told_of_other_key([10, 0, 0, 9].into()).starts_with("a message of a host"));

@@ -165,6 +165,9 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
     for it in named("peer_never_answered") {
         lines.push(format!("peers {}: NEVER ANSWERED", it.label("address")));
     }
+    for it in named("peer_other_key") {
+        lines.push(format!("other host at {}: USES ANOTHER KEY than this one", it.label("address")));
+    }
     if named("peer_missing").any(|it| it.value > 0.0) {
         lines.push("other hosts: ONE MAY BE MISSING; the log says why".to_owned());
     }
@@ -210,6 +213,7 @@ mod tests {
              fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"\",kind=\"legacy\"}} 5\n\
              fence_virtd_peer_never_answered{{address=\"10.0.0.4:1229\"}} 1\n\
              fence_virtd_peer_not_asked_seconds{{host=\"h5 (10.0.0.5)\"}} 5\n\
+             fence_virtd_peer_other_key{{address=\"10.0.0.6\"}} 1\n\
              fence_virtd_peer_missing 1\n"
         );
         let said = one_line(&text);
@@ -226,6 +230,7 @@ mod tests {
             "peers 10.0.0.3:1229: bound to key 0b",
             "peers 10.0.0.4:1229: NEVER ANSWERED",
             "other host h5 (10.0.0.5): WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard ",
+            "other host at 10.0.0.6: USES ANOTHER KEY than this one",
             "ONE MAY BE MISSING",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
