@@ -50,8 +50,8 @@ class Scene:
         return path if path.exists() else programs.write_key(path, f"the key of {name}, and enough bytes of it".encode())
 
     def daemon(self, options="", listener="multicast", groups="", uri=None, program="ours", interface="eth0", args=(),
-               peers=""):
-        """A daemon on the host that serves."""
+               peers="", node=None, key="host"):
+        """A daemon on the host that serves, or on another node."""
         peers = f'peers = "{peers}";' if peers else ""
         uri = uri or testdriver.write(self.directory / "domains.xml", ["vm1", "vm2"])
         program = programs.REFERENCE_DIR / "fence_virtd" if program == "reference" else OURS / "fence_virtd"
@@ -59,10 +59,10 @@ class Scene:
         where = f'interface = "{interface}";' if listener == "multicast" else 'address = "0.0.0.0";'
         config = programs.write_config(self.directory / f"fence_virt{len(self.daemons)}.conf", f"""
             fence_virtd {{ listener = "{listener}"; backend = "libvirt"; {module} {peers} }}
-            listeners {{ {listener} {{ key_file = "{self.key()}"; family = "ipv4"; {where} {options} }} }}
+            listeners {{ {listener} {{ key_file = "{self.key(key)}"; family = "ipv4"; {where} {options} }} }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             {groups}""")
-        it = programs.Daemon(self.host, config, *args, program=str(program), wait=60,
+        it = programs.Daemon(node or self.host, config, *args, program=str(program), wait=60,
                              ready="udp" if listener == "multicast" else "tcp")
         self.daemons.append(it)
         return it
@@ -330,6 +330,15 @@ def other_host_silent_sealed_tcp(it):
     return it.diagnose("-T", it.host.ip, "-c", "hmac-sha256", "-n", "vm1", program="fence_virt", t=20)
 
 
+@scene("the domain is on at a host that does not answer this guest", DROPPED)
+def owner_with_another_key(it):
+    """The guest and one host have a key, and the host that has the domain has another one: an off would fail."""
+    owner, hosts = it.net.node("owner"), f'"; peer_key_file = "{it.key("hosts")}'
+    it.daemon(peers=it.host.ip + hosts, node=owner, key="other")
+    it.daemon(peers=owner.ip + hosts, uri=_doubtful(it))
+    return it.diagnose("-n", "vm1", t=20)
+
+
 @scene("the host does not know the domain, or cannot tell its state")
 def domain_unknown_without_a_key(it):
     """A reason comes under a seal alone."""
@@ -381,6 +390,15 @@ def in_order(it):
     code, text = it.diagnose("-n", "vm1", t=20)
     assert "answered: the domain is on" in text
     return code, text
+
+
+@scene("in order: a host that holds the key has answered", page=False)
+def in_order_at_another_host(it):
+    """Whichever host tells the status first, the one that has the domain answers too."""
+    owner, hosts = it.net.node("owner"), f'"; peer_key_file = "{it.key("hosts")}'
+    it.daemon(peers=it.host.ip + hosts, node=owner)
+    it.daemon(peers=owner.ip + hosts, uri=_doubtful(it))
+    return it.diagnose("-n", "vm1", t=20)
 
 
 @scene("in order: a host that holds the key has answered", page=False)

@@ -249,6 +249,14 @@ impl HostCause {
             Self::Told { reasons, is_backend: true } => {
                 return format!("fence_virtd cannot do its work; {reasons}").into();
             }
+            Self::SilentOwner { told } => {
+                return format!(
+                    "the domain is on at a host that does not answer this guest, or does not let it see the \
+                     domain: {told} told the status, and has it from that host. An off or a reboot fails, \
+                     since the host that has the domain does it"
+                )
+                .into();
+            }
             Self::Held => {
                 "the host holds the same key and has not let the request run: it is busy, another request is \
                  in its way, or it waits for another host"
@@ -279,6 +287,11 @@ impl HostCause {
 
     fn next_step(&self) -> &'static str {
         match self {
+            Self::SilentOwner { .. } => {
+                "find the host that runs the domain (virsh list), and look there for lines about this guest \
+                 in the log of fence_virtd (journalctl -u fence_virtd); compare the fingerprints of the key, \
+                 here and there, and look at `groups` in its fence_virt.conf"
+            }
             Self::Held => {
                 "ask again later, with a longer -t (30 where corosync is used: a host may wait for a proof \
                  that another is down); the host's log says what runs"
@@ -311,6 +324,7 @@ impl HostCause {
         match self {
             Self::Backend | Self::Told { is_backend: true, .. } => &[("monitor: ", "why")],
             Self::Failed => &[("can't look for the domain", "libvirt does not answer")],
+            Self::SilentOwner { .. } => &[KEY_LINE, HASH_LINE],
             Self::Held
             | Self::NoResponse
             | Self::Denied

@@ -147,6 +147,11 @@ impl<W: Write> AnswerCollector<W> {
         Ok(())
     }
 
+    /// Returns the merged rows of the lists.
+    pub(crate) fn into_rows(self) -> Vec<HostListEntry> {
+        self.rows.into_entries()
+    }
+
     /// Adds the rows of a complete list.
     fn add_rows(
         &mut self,

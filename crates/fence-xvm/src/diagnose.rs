@@ -5,8 +5,8 @@
 //! When no host takes the request, it is sent again with other hashes, only to see whether a host takes it
 //! then. That host gets no proof of ours, so that it carries nothing out.
 //!
-//! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but status
-//! and monitor.
+//! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but
+//! status, monitor and list.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fence_net::{CallWatch, vsock_connect};
-use fence_wire::{Action, HashType, Key, Response, Target, escaped};
+use fence_wire::{Action, HashType, HostListEntry, Key, Response, Target, escaped};
 
 use crate::answer::HostAnswer;
 use crate::ask::load_key;
@@ -134,7 +134,7 @@ impl<'a> ReservedQuestions<'a> {
     /// Asks the next question.
     fn ask(&mut self, plan: &RequestPlan, only_call_back: bool) -> Result<MulticastResult, MulticastFailure> {
         let watch = self.watches.next().flatten();
-        let probe = MulticastProbe { watch, only_call_back };
+        let probe = MulticastProbe { watch, only_call_back, hides_rows: true };
         let request = MulticastRequest { plan, to: self.to, key: self.key, probe };
         multicast::send_request(request, &self.ports, deadline_from_now(plan), self.console)
     }
@@ -147,15 +147,15 @@ fn diagnose_multicast(
     console: &Console,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let hashes: Vec<_> = other_hashes(plan, key).collect();
-    let mut questions = ReservedQuestions::reserve(hashes.len() + 4, to, key, console);
-    let MulticastResult { answer, attempts } = questions.ask(plan, false)?;
+    let mut questions = ReservedQuestions::reserve(hashes.len() + 5, to, key, console);
+    let MulticastResult { answer, attempts, .. } = questions.ask(plan, false)?;
     show_attempts(to, &attempts);
     match answer {
         Ok(Some(answer)) => cause_by_multicast(plan, key, &mut questions, (answer, &attempts)),
         Ok(None) => {
             let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
             if let Some(longer) = longer_question(plan, key, &cause) {
-                let MulticastResult { answer, attempts } = questions.ask(&longer, false)?;
+                let MulticastResult { answer, attempts, .. } = questions.ask(&longer, false)?;
                 if let Ok(Some(answer)) = answer {
                     return cause_by_multicast(&longer, key, &mut questions, (answer, &attempts));
                 }
@@ -183,13 +183,51 @@ fn cause_by_multicast(
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let asked = AnsweredQuestion::by_multicast(answer, attempts);
     let cause = cause_of_answer(plan, key, &asked, |other| {
-        let MulticastResult { answer, attempts } = questions.ask(other, false)?;
+        let MulticastResult { answer, attempts, .. } = questions.ask(other, false)?;
         Ok(answer?.map(|it| AnsweredQuestion::by_multicast(it, &attempts)))
     })?;
     // A host that could not call back may be the one that has the domain, whatever another one said.
     let kept_out = attempts.kept_out();
     let of_firewall = |it: &WatchedPeer| NetworkCause::Firewall { host: it.address, port: it.port };
+    let is_on = plan.action == Action::Status && asked.answer == HostAnswer::Response(Response::Success);
+    let cause = if cause.is_none() && is_on && kept_out.is_none() {
+        silent_owner(plan, questions, &asked.hosts)
+    } else {
+        cause
+    };
     Ok(kept_out.map(|it| of_firewall(it).into()).or(cause))
+}
+
+/// Looks for the host that has the domain on, in the lists of all hosts that answer this guest: another one
+/// may have told the status. An off is done by the host that has the domain.
+fn silent_owner(
+    plan: &RequestPlan,
+    questions: &mut ReservedQuestions<'_>,
+    told: &BTreeSet<IpAddr>,
+) -> Option<ProbableCause> {
+    let list = RequestPlan { action: Action::List, target: Target::none(), ..plan.clone() };
+    let MulticastResult { answer, attempts, rows } = questions.ask(&list, false).ok()?;
+    // A list that is missing may be the one.
+    let is_complete = matches!(answer, Ok(Some(HostAnswer::Response(Response::Success))));
+    if !is_complete || has_on(&rows, &plan.target) {
+        return None;
+    }
+    if let Some(it) = attempts.kept_out() {
+        return Some(NetworkCause::Firewall { host: it.address, port: it.port }.into());
+    }
+    let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+    show(&format_args!("asked for the lists of all hosts: none that answers has the domain on"));
+    Some(HostCause::SilentOwner { told: told.join(", ") }.into())
+}
+
+/// Returns true if a row says that the target is on.
+fn has_on(rows: &[HostListEntry], target: &Target) -> bool {
+    let is_meant = |it: &HostListEntry| {
+        it.name == target.as_str()
+            || it.uuid.eq_ignore_ascii_case(target.as_str())
+            || target.is_cut_from(&it.name)
+    };
+    rows.iter().any(|it| it.on && is_meant(it))
 }
 
 /// Returns the question to ask again where a host holds the key and works on the first one, and says so. The
@@ -212,7 +250,9 @@ fn longer_question(plan: &RequestPlan, key: Option<&Key>, cause: &ProbableCause)
 fn show_attempts(to: MulticastSettings, attempts: &MulticastAttempts) {
     let mut facts = format!("sent to {} port {}/udp", to.group, to.port);
     let _ = attempts.write_facts(&mut facts);
-    for peer in attempts.watched_calls.iter().flatten().take(3) {
+    // Whoever came tries again for each packet that he did not answer yet.
+    let kept_out = |it: &&WatchedPeer| !attempts.came.contains(&it.address);
+    for peer in attempts.watched_calls.iter().flatten().filter(kept_out).take(3) {
         let (host, port, packets) = (peer.address, peer.port, peer.packets);
         let noun = if packets == 1 { "packet" } else { "packets" };
         let _ = write!(facts, "\n  seen: {host} tried to connect to port {port}/tcp, {packets} {noun}");

@@ -12,7 +12,7 @@
 //!
 //! Must never give two hosts the permission to act at a time.
 
-use std::io::{self, Stdout};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use fence_net::{Address, CallWatch, Family, Interface, MulticastSender, interfaces};
 use fence_sandbox::Tcp;
 use fence_wire::{
-    CallBack, CallName, ClientAuth, ClientRun, HashType, Key, MULTICAST_TTL, REQUEST_LEN, Request, Response,
-    escaped,
+    CallBack, CallName, ClientAuth, ClientRun, HashType, HostListEntry, Key, MULTICAST_TTL, REQUEST_LEN,
+    Request, Response, escaped,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -61,7 +61,7 @@ pub(crate) fn ask(
 ) -> Result<(HostAnswer, Vec<HostFailure>), MulticastFailure> {
     let ports = open_ports(to, console);
     let request = MulticastRequest { plan, to, key, probe: MulticastProbe::default() };
-    let MulticastResult { answer, mut attempts } = send_request(request, &ports, deadline, console)?;
+    let MulticastResult { answer, mut attempts, .. } = send_request(request, &ports, deadline, console)?;
     let failures = std::mem::take(&mut attempts.failures);
     let answer = answer?.ok_or_else(|| MulticastFailure::TimedOut(Box::new(attempts)))?;
     Ok((answer, failures))
@@ -74,6 +74,8 @@ pub(crate) struct MulticastProbe {
     pub(crate) watch: Option<CallWatch>,
     /// True if the request ends when a peer has called back, and no host gets the permission to act.
     pub(crate) only_call_back: bool,
+    /// True if the rows of a list are not printed.
+    pub(crate) hides_rows: bool,
 }
 
 /// Request to the hosts of a group.
@@ -96,6 +98,8 @@ pub(crate) struct MulticastResult {
     pub(crate) answer: Result<Option<HostAnswer>, MulticastFailure>,
     /// Everything that was tried.
     pub(crate) attempts: MulticastAttempts,
+    /// Merged rows of the lists.
+    pub(crate) rows: Vec<HostListEntry>,
 }
 
 /// Opens the records of the ports, and confines the agent: nothing can be opened afterwards but a listener at
@@ -127,6 +131,11 @@ pub(crate) fn send_request(
     attempts.watched_calls = probe.watch.is_some().then(Vec::new);
     let auth = plan.client_auth(key);
     let rule = if matches!(auth, ClientAuth::Open) { DoorRule::Open } else { DoorRule::Challenged };
+    let rows = if probe.hides_rows {
+        ListRows::new(Box::new(io::sink()) as _, false)
+    } else {
+        ListRows::to_stdout()
+    };
     let mut client = MulticastClient {
         plan,
         to,
@@ -135,13 +144,13 @@ pub(crate) fn send_request(
         doors: CallBackDoors::new(ports, rule, new_run(plan)?),
         packets: 0,
         calls: Vec::new(),
-        collector: AnswerCollector::new(plan.action, to.quiet, ListRows::to_stdout()),
+        collector: AnswerCollector::new(plan.action, to.quiet, rows),
         attempts,
         probe,
         console,
     };
     let answer = client.run(deadline);
-    let MulticastClient { doors, mut attempts, probe, .. } = client;
+    let MulticastClient { doors, mut attempts, probe, collector, .. } = client;
     attempts.forget_last_calls(Instant::now());
     if probe.watch.is_some() {
         // No firewall kept out what waits to be accepted.
@@ -153,7 +162,7 @@ pub(crate) fn send_request(
     doors.finish(matches!(answer, Ok(Some(_))) || !attempts.has_sent());
     attempts.key = describe_key(plan, key);
     attempts.sealed = is_sealed(plan);
-    Ok(MulticastResult { answer, attempts })
+    Ok(MulticastResult { answer, attempts, rows: collector.into_rows() })
 }
 
 /// Returns a new run. A packet without a hash carries no random bytes.
@@ -174,7 +183,7 @@ struct MulticastClient<'a> {
     /// Number of packets so far: no two are equal.
     packets: u32,
     calls: Vec<CallBackConnection<'a>>,
-    collector: AnswerCollector<Stdout>,
+    collector: AnswerCollector<Box<dyn Write>>,
     attempts: MulticastAttempts,
     probe: MulticastProbe,
     console: &'a Console,

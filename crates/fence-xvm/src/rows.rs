@@ -10,7 +10,7 @@
 //! Must never be given a part of a list: printed rows cannot be taken back.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Stdout, Write};
+use std::io::{self, IsTerminal, Write};
 
 use fence_wire::{HostListEntry, escaped};
 
@@ -30,12 +30,12 @@ pub(crate) struct ListRows<W> {
     printed: usize,
 }
 
-impl ListRows<Stdout> {
+impl ListRows<Box<dyn Write>> {
     /// Returns rows for standard output: a table at the end on a terminal, else rows as they come.
     pub(crate) fn to_stdout() -> Self {
         let out = io::stdout();
         let table = out.is_terminal();
-        Self::new(out, table)
+        Self::new(Box::new(out), table)
     }
 }
 
@@ -43,6 +43,11 @@ impl<W: Write> ListRows<W> {
     /// Returns an empty list of rows. `table`: all rows are printed at the end, sorted.
     pub(crate) fn new(out: W, table: bool) -> Self {
         Self { out, table, rows: Vec::new(), indices: HashMap::new(), printed: 0 }
+    }
+
+    /// Returns the merged rows.
+    pub(crate) fn into_entries(self) -> Vec<HostListEntry> {
+        self.rows
     }
 
     /// Returns the number of rows.

@@ -98,6 +98,11 @@ pub(crate) enum HostCause {
         /// True if a host answered that it can't work at all.
         is_backend: bool,
     },
+    /// Hosts told that the domain is on, and no host that answers this guest has it on.
+    SilentOwner {
+        /// Addresses of the hosts that told the status.
+        told: String,
+    },
     /// Something rare; the message beside it says more.
     Odd,
 }
