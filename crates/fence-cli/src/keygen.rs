@@ -142,6 +142,14 @@ impl fmt::Display for NewKey {
         let absolute = shown(&absolute);
         let usual = Path::new(DEFAULT_KEY_FILE);
         if self.path.file_name() != usual.file_name() {
+            let is_of_guests = |it: &std::ffi::OsStr| it.as_bytes().starts_with(b"fence_xvm");
+            if self.path.file_name().is_some_and(is_of_guests) {
+                return writeln!(
+                    f,
+                    "A key of guests (key_file): do the next steps of \"Change it\", or of \"A key for each \
+                     cluster\", in keys.md."
+                );
+            }
             // As fence_xvm.key on a guest it would take the place of the key of all.
             let folder = shown(Path::new(&absolute).parent().unwrap_or(usual));
             writeln!(
@@ -305,6 +313,8 @@ mod tests {
         assert!(!text.contains("fence_xvm.key"), "{text}");
         let theirs = format!("rm {0}; scp -p HOST:{0} {0}\nElse", one.display());
         assert!(text.contains("have one already") && text.contains(&theirs), "{text}");
+        let newer = make(&dir.path().join("fence_xvm.key.new")).unwrap().to_string();
+        assert!(newer.contains("A key of guests") && !newer.contains("peer_key_file"), "{newer}");
         let usual = make(&dir.path().join("fence_xvm.key")).unwrap().to_string();
         assert!(usual.contains("each guest") && !usual.contains("other hosts only"), "{usual}");
         let copy = format!(

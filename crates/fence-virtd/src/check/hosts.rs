@@ -202,7 +202,8 @@ fn of_report(
     if report.has_no_pair {
         let text = "hosts with this daemon were not asked: this host has no key pair yet, which the daemon \
                     makes at its first start";
-        let next = "start fence_virtd here, then run --check again";
+        let next = "start fence_virtd here, then run --check again. If it runs: it could not write to its \
+                    state_dir, which its log says. Make room there, or mend the rights, and restart it";
         found.push(Finding::warning(CHECK, "this host", text, next));
     }
     let is_silent = |it: &ProbedHost| matches!(it.result, ProbeResult::Silent(_));

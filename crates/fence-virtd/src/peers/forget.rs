@@ -38,8 +38,17 @@ pub(crate) enum ForgetError {
          that host was installed anew, its old key is the one that was heard longer ago: forget that one"
     )]
     Namesakes { host: String, commands: String },
-    #[error("can't write to {directory}: {source}; run this as root")]
+    #[error("can't write to {directory}: {source}; {}", remedy(.source))]
     State { directory: String, source: io::Error },
+}
+
+/// Returns the next step after an error of the state directory.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there, and run this again",
+        io::ErrorKind::ReadOnlyFilesystem => "make it writable, and run this again",
+        _ => "run this as root",
+    }
 }
 
 /// Asks the daemon of this configuration file to forget a host, by name, address or id. Returns what to tell
@@ -175,6 +184,15 @@ mod tests {
              multicast {{ }} }} backends {{ libvirt {{ }} }}"
         );
         fence_config::load(text.as_bytes()).config.unwrap()
+    }
+
+    #[test]
+    fn a_full_disk_is_no_matter_of_rights() {
+        let said = |kind: io::ErrorKind| {
+            ForgetError::State { directory: "/s".to_owned(), source: kind.into() }.to_string()
+        };
+        assert!(said(io::ErrorKind::PermissionDenied).ends_with("; run this as root"));
+        assert!(said(io::ErrorKind::StorageFull).ends_with("; make room there, and run this again"));
     }
 
     #[test]
