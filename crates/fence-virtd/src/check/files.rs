@@ -11,7 +11,9 @@ use fence_cli::key_file::{self, KeyFileError, KeyRule, LoadedKey};
 use fence_cli::shown;
 use fence_config::{Config, Peers};
 use fence_wire::HashType;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, faccessat};
 
 use super::finding::Finding;
@@ -104,8 +106,16 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
                 next,
             )
         }
-        Ok(_) if may_write(directory) => Finding::ok(CHECK, shown(directory), "writable"),
-        Ok(_) => Finding::warning(CHECK, shown(directory), "not writable for this user", next),
+        Ok(_) => {
+            let wrong = wrong_disk(writing(directory), is_full(directory));
+            wrong.map_or_else(
+                || match may_write(directory) {
+                    true => Finding::ok(CHECK, shown(directory), "writable"),
+                    false => Finding::warning(CHECK, shown(directory), "not writable for this user", next),
+                },
+                |(text, next)| Finding::failed(CHECK, shown(directory), text, next),
+            )
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let above = directory.ancestors().skip(1).find(|it| it.exists());
             if above.is_some_and(|it| it.is_dir() && may_write(it)) {
@@ -116,6 +126,29 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
         }
         Err(error) => Finding::warning(CHECK, shown(directory), format!("can't be looked at: {error}"), next),
     }
+}
+
+/// Returns why nobody at all can write to a directory, and the next step.
+fn wrong_disk(writing: Result<(), Errno>, is_full: bool) -> Option<(&'static str, &'static str)> {
+    match writing {
+        Err(Errno::EROFS) => Some((
+            "is on a read-only file system: moves, other hosts and orders under way are not remembered over \
+             a restart",
+            "look for an error of the disk (dmesg), make it writable again, and restart fence_virtd",
+        )),
+        _ if is_full => Some((
+            "is on a full disk: moves, other hosts and orders under way are not remembered over a restart",
+            "make room there (df -h, df -i); if fence_virtd was started meanwhile, restart it",
+        )),
+        _ => None,
+    }
+}
+
+/// Returns true if a disk has no room for a file of an ordinary user.
+fn is_full(directory: &Path) -> bool {
+    statvfs(directory).is_ok_and(|it| {
+        (it.blocks() > 0 && it.blocks_available() == 0) || (it.files() > 0 && it.files_available() == 0)
+    })
 }
 
 /// Checks whether the daemon can write its audit file. The daemon does not start without it.
@@ -184,7 +217,11 @@ fn key(file: &Path, loaded: Result<LoadedKey, KeyFileError>, owner: &str) -> Fin
 }
 
 fn may_write(path: &Path) -> bool {
-    faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS).is_ok()
+    writing(path).is_ok()
+}
+
+fn writing(path: &Path) -> Result<(), Errno> {
+    faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS)
 }
 
 #[cfg(test)]
@@ -206,6 +243,16 @@ mod tests {
         let found = state(Some(dir.path()));
         assert!(found.next.unwrap().starts_with("chmod go-w"), "{}", found.text);
         assert_eq!(state(None).result, FindingLevel::Warning);
+    }
+
+    #[test]
+    fn a_disk_that_nobody_can_write_is_a_fault() {
+        let told = |writing, is_full| wrong_disk(writing, is_full).map(|it| it.0);
+        assert!(told(Err(Errno::EROFS), true).is_some_and(|it| it.contains("read-only")));
+        assert!(told(Ok(()), true).is_some_and(|it| it.contains("full disk")));
+        assert_eq!([Ok(()), Err(Errno::EACCES)].map(|it| told(it, false)), [None, None]);
+        // A file system without room at all.
+        assert!(!is_full(Path::new("/proc")) && !is_full(Path::new("/")));
     }
 
     #[test]

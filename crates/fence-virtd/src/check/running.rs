@@ -20,7 +20,8 @@ const CHECK: &str = "daemon";
 /// Time for the daemon to answer.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Step for what a reload takes up.
-const RELOAD: &str = "systemctl reload fence_virtd. If that was done, its log says why it was refused";
+const RELOAD: &str = "systemctl reload fence_virtd. If that was done, its log says why it was \
+                      refused, or could not be noted in state_dir";
 
 /// The daemon that runs with this state directory, as far as it can be seen.
 pub(super) struct RunningDaemon {
