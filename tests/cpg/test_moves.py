@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from lab import testdriver
 from lab.hypervisor import until
 
 from .hosts import PATIENCE, refused
@@ -229,3 +230,19 @@ def test_what_came_to_a_host_that_has_not_noticed_is_not_off(two):
 
     until(is_on, PATIENCE, "h1 and h3 found it\n" + two.logs())
     assert not [it for both in answers for it in both if it.rc == 2], f"{answers}\n{two.logs()}"
+
+
+@pytest.mark.parametrize("action", ["off", "reboot"])
+@pytest.mark.parametrize("saved_at", ["h1", "h2", "h3"])
+def test_what_a_managed_save_left_at_any_host_is_removed(hosts, saved_at, action):
+    """All hosts have the definition, and it is off at each."""
+    at = getattr(hosts, saved_at)
+    for host in (hosts.h1, hosts.h2, hosts.h3):
+        host.has("x", uuid=testdriver.uuid_of("x"), start=host is at)
+    hosts.serve(h1="ours", h2="ours", h3="ours")
+    hosts.wait_status("h1", "x", 0)
+    at.hypervisor.virsh("managedsave", "x")
+    hosts.wait_status("h1", "x", 2)
+    assert hosts.ask("h1", action, "x").rc == 0, hosts.logs()
+    shown = at.hypervisor.virsh("dominfo", "x").stdout.partition("Managed save:")[2].splitlines()[0]
+    assert "no" in shown, hosts.logs()

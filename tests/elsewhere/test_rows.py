@@ -127,3 +127,46 @@ def test_a_backup_takes_the_machine_nowhere(hosts, tmp_path):
     assert "Backup" in hosts.h1.hypervisor.virsh("domjobinfo", "x").stdout
     hosts.h2.stop_serving()
     assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
+
+
+def has_saved_memory(host, name, second=False):
+    hypervisor = host.second if second else host.hypervisor
+    return "yes" in hypervisor.virsh("dominfo", name).stdout.partition("Managed save:")[2].splitlines()[0]
+
+
+def test_no_host_calls_off_what_another_one_has_a_saved_memory_of(hosts, note):
+    """Both have the definition, and either may be the first to answer. Only h1 can remove what its managed save left."""
+    hosts.h1.has("x")
+    hosts.h2.has("x", start=False)
+    hosts.serve("h1", "h2")
+    tally = Tally(note)
+    for action in ("off", "reboot", "off", "off"):
+        hosts.h1.hypervisor.virsh("managedsave", "x")
+        answer = hosts.ask(action, "x")
+        tally.add(answer)
+        assert answer.rc == OK and not has_saved_memory(hosts.h1, "x"), f"{action}\n{hosts.logs()}"
+        hosts.h1.hypervisor.virsh("start", "x")
+    # It can't answer: so h2 does, after its while.
+    hosts.h1.hypervisor.virsh("managedsave", "x")
+    hosts.h1.does_not_call_back()
+    for action in ("off", "reboot", "on"):
+        answer = hosts.ask(action, "x")
+        assert answer.rc == FAILED and "keeps a saved memory" in hosts.h2.records()[-1]["reason"], f"{answer.result}\n{hosts.logs()}"
+        assert hosts.where("x") == []
+    hosts.h1.unfilter()
+    answer = hosts.ask("off", "x")
+    tally.add(answer)
+    assert answer.rc == OK and not has_saved_memory(hosts.h1, "x"), hosts.logs()
+    tally.none(hosts.logs())
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["uri", "uri1"])
+def test_an_off_removes_what_either_uri_has_saved(hosts, second):
+    hosts.h1.has("x", start=not second)
+    hosts.h1.second.domain("x", start=second)
+    hosts.h1.serve(backend={"uri1": hosts.h1.second.uri})
+    for action in ("off", "reboot"):
+        saved = hosts.h1.second if second else hosts.h1.hypervisor
+        saved.virsh("managedsave", "x")
+        assert hosts.ask(action, "x").rc == OK and not has_saved_memory(hosts.h1, "x", second), f"{action}\n{hosts.logs()}"
+        saved.virsh("start", "x")

@@ -101,6 +101,14 @@ pub(crate) trait OwnPlaces: Send + Sync {
     fn look_here<'a>(&'a self, question: &'a DomainQuestion, until: Instant)
     -> BoxedFuture<'a, Vec<Finding>>;
 
+    /// Returns the hypervisor of this host that keeps a saved memory of a domain, which its next start there
+    /// would bring back; an error where that can't be told.
+    fn saved_here<'a>(
+        &'a self,
+        uuid: DomainId,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<Option<String>, String>>;
+
     /// Returns what this host remembers of a domain, for another one that owes a start of it.
     fn recall_here(&self, uuid: DomainId) -> PlaceMemory;
 

@@ -458,6 +458,8 @@ impl LibvirtBackend {
             let announced = starts.then(|| self.announce(domain));
             match self.prove_off_here(&question, lease.until()).await {
                 Ok(proof) => {
+                    let saved = self.discard_other_memories(next, libvirt_uuid(domain.uuid), lease).await;
+                    saved.map_err(|it| after(acted, it))?;
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
                     let restart = announced.map(|it| self.restart(home, domain, source, it));
                     return Ok(PowerOffResult::settled(proof, !acted, restart));
@@ -479,6 +481,23 @@ impl LibvirtBackend {
                 }
             }
         }
+    }
+
+    /// Discards what a managed save of a domain that is off left at the hypervisors beside this one.
+    async fn discard_other_memories(
+        &self,
+        home: usize,
+        uuid: Uuid,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
+        for hypervisor in self.hypervisors.iter().enumerate().filter(|(it, _)| *it != home).map(|(_, it)| it)
+        {
+            let (memory, trail) = (Arc::clone(hypervisor), lease.trail().clone());
+            let discarded =
+                hypervisor.ask(lease.until(), move |c| act::discard_saved(c, uuid, &memory, &trail)).await;
+            discarded.map_err(ActionError::from)??;
+        }
+        Ok(())
     }
 
     /// Tells all hosts that ask that the domain is about to be started. Before any of them is asked.
@@ -865,6 +884,24 @@ impl OwnPlaces for LibvirtBackend {
                 found.iter_mut().for_each(|it| it.sight = about_to_start(&it.sight));
             }
             found
+        })
+    }
+
+    fn saved_here<'a>(
+        &'a self,
+        uuid: DomainId,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<Option<String>, String>> {
+        Box::pin(async move {
+            let uuid = libvirt_uuid(uuid);
+            let looks =
+                self.hypervisors.iter().map(|it| it.ask(until, move |c| act::has_saved_memory(c, uuid)));
+            for (hypervisor, saved) in self.hypervisors.iter().zip(join_all(looks).await) {
+                if saved.map_err(|it| it.to_string())? {
+                    return Ok(Some(hypervisor.uri().to_owned()));
+                }
+            }
+            Ok(None)
         })
     }
 

@@ -384,10 +384,12 @@ impl CpgBackend {
         match owners {
             // Its configuration may say that a reboot starts it.
             DomainOwners::At { at, .. } if for_reboot => {
+                self.discard_saved_memories(&at[1..], domain, lease).await?;
                 let down = self.off_at(&at[0], domain, true, true, lease).await?;
                 Ok(PowerOffResult { proof, ..down })
             }
-            DomainOwners::At { .. } => {
+            DomainOwners::At { at, .. } => {
+                self.discard_saved_memories(at, domain, lease).await?;
                 Ok(PowerOffResult { proof, was_off: true, restart: None, note: None, may_come_again: false })
             }
             DomainOwners::Lost { node, .. } => {
@@ -395,6 +397,26 @@ impl CpgBackend {
                 Ok(PowerOffResult { proof, was_off: true, restart: None, note, may_come_again: false })
             }
         }
+    }
+
+    /// Has a domain that is off taken down once more at each of these hosts: each removes the memory that a
+    /// managed save left there, or says that it can't.
+    async fn discard_saved_memories(
+        &self,
+        at: &[OwnerHost],
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
+        for host in at {
+            if matches!(host, OwnerHost::There(member) if self.cluster.is_legacy(*member)) {
+                continue;
+            }
+            match self.off_at(host, domain, false, true, lease).await {
+                Ok(_) | Err(ActionError::Gone) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     async fn bring_up(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {

@@ -109,6 +109,22 @@ impl Peers {
         }
     }
 
+    /// Tells of a saved memory that the next start of the domain here would bring back, in the place of
+    /// "off": this host alone can remove it.
+    async fn tell_saved(&self, answer: &mut HostAnswer, uuid: DomainId, until: Instant) {
+        let (HostSight::Off | HostSight::Ended, Some(own)) = (answer.sight, self.own.get()) else { return };
+        let why = match own.saved_here(uuid, until).await {
+            Ok(None) => return,
+            Ok(Some(uri)) => format!(
+                "{uri} keeps a saved memory of the domain (virsh managedsave), which its next start there \
+                 would bring back: an off at that host removes it"
+            ),
+            Err(why) => why,
+        };
+        answer.namesakes.clear();
+        (answer.sight, answer.reason) = (HostSight::Unknown, why);
+    }
+
     async fn look_and_answer(
         &self,
         asker: (HostId, HostNonce),
@@ -130,6 +146,7 @@ impl Peers {
             None => Vec::new(),
         };
         let mut answer = answer(ask, &found, came);
+        self.tell_saved(&mut answer, question.uuid, until).await;
         self.look_for_namesakes(&found);
         if let (true, Some(own)) = (ask.asks_memory, self.own.get()) {
             answer.namesakes.clear();

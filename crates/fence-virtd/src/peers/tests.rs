@@ -90,6 +90,10 @@ impl OwnPlaces for Shown {
         PlaceMemory { noted_for: Duration::from_secs(77), last: Some(Duration::from_secs(7)) }
     }
 
+    fn saved_here<'a>(&'a self, _: DomainId, _: Instant) -> BoxedFuture<'a, Result<Option<String>, String>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn prove_moves<'a>(&'a self, _: Vec<DomainId>) -> BoxedFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }

@@ -46,6 +46,14 @@ impl OwnPlaces for OwedPlaces {
         })
     }
 
+    fn saved_here<'a>(
+        &'a self,
+        uuid: DomainId,
+        until: Instant,
+    ) -> BoxedFuture<'a, Result<Option<String>, String>> {
+        self.places.saved_here(uuid, until)
+    }
+
     fn recall_here(&self, uuid: DomainId) -> PlaceMemory {
         self.places.recall_here(uuid)
     }
@@ -69,6 +77,14 @@ mod tests {
         fn look_here<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
             let (now, place) = (Instant::now(), DomainSite::Hypervisor("test:///default".into()));
             Box::pin(async move { vec![Finding::without_namesakes(place, self.0.clone(), now, now)] })
+        }
+
+        fn saved_here<'a>(
+            &'a self,
+            _: DomainId,
+            _: Instant,
+        ) -> BoxedFuture<'a, Result<Option<String>, String>> {
+            Box::pin(async { Ok(None) })
         }
 
         fn recall_here(&self, _: DomainId) -> PlaceMemory {

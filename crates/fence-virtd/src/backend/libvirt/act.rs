@@ -15,6 +15,7 @@ use self::saved::DiscardResult;
 use crate::hypervisor::Hypervisor;
 use crate::intent::OwedSource;
 use crate::request::lease::Lease;
+use crate::request::trail::AgentRunTrail;
 use crate::util::boot_clock::since_boot;
 use crate::util::fault;
 
@@ -252,6 +253,32 @@ impl ActFailure {
     }
 }
 
+/// Discards what a managed save of a domain that is off left, and returns whether there was anything. The
+/// inner error: it is still there.
+pub(super) fn discard_saved(
+    connection: &Connection,
+    uuid: Uuid,
+    memory: &Hypervisor,
+    trail: &AgentRunTrail,
+) -> Result<Result<bool, ActionError>, Error> {
+    Ok(match saved::discard(connection, uuid)? {
+        DiscardResult::NoneThere => Ok(false),
+        DiscardResult::Removed => {
+            // What could be restored is gone.
+            memory.record_managed_save(uuid);
+            trail.remark(saved::DISCARDED);
+            Ok(true)
+        }
+        DiscardResult::StillThere(why) => Err(ActionError::Refused(why)),
+    })
+}
+
+/// Returns whether a hypervisor keeps a saved memory of a domain without an instance.
+pub(super) fn has_saved_memory(connection: &Connection, uuid: Uuid) -> Result<bool, Error> {
+    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(false) };
+    Ok(domain.has_saved_memory()? && !domain.is_active()?)
+}
+
 /// Powers a domain off, waits until a reading shows that the instance has ended, and discards the memory that
 /// a managed save left: nobody may wake the domain with the memory of before its fencing. Runs on a blocking
 /// thread.
@@ -267,16 +294,7 @@ pub(super) fn take_down(
         if matches!(here, PowerOffHere::MayBeHalf { .. }) {
             return Ok(here);
         }
-        let discarded = match saved::discard(connection, order.uuid)? {
-            DiscardResult::NoneThere => false,
-            DiscardResult::Removed => true,
-            DiscardResult::StillThere(why) => return Err(ActionError::Refused(why).into()),
-        };
-        if discarded {
-            // What could be restored is gone.
-            memory.record_managed_save(order.uuid);
-            lease.trail().remark(saved::DISCARDED);
-        }
+        let discarded = discard_saved(connection, order.uuid, memory, lease.trail())??;
         let replaced = order.for_reboot && matches!(here, PowerOffHere::Ended { start_from: None, .. });
         if !discarded && !replaced || !saved::is_old_machine_on(connection, order.uuid, discarded)? {
             return Ok(here);
