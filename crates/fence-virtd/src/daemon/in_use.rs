@@ -107,7 +107,7 @@ impl ConfigurationInUse {
         let mut bytes = Vec::new();
         let file = fs::File::open(directory.join(FILE)).ok()?;
         file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
-        Self::parse(&bytes).filter(|it| process_stat(it.pid).is_some_and(|now| now.started == it.started))
+        Self::parse(&bytes).filter(|it| process_stat(it.pid).is_some_and(|now| now.is_run(it.started)))
     }
 
     /// Returns true if the process was stopped, by a signal or a debugger.
@@ -216,6 +216,13 @@ struct ProcessStat {
     started: u64,
 }
 
+impl ProcessStat {
+    /// Returns true if the process that began at this moment runs: one that ended may still have an entry.
+    fn is_run(&self, started: u64) -> bool {
+        self.started == started && !matches!(self.state, b'Z' | b'X')
+    }
+}
+
 fn process_stat(pid: u32) -> Option<ProcessStat> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The name may have brackets of its own.
@@ -234,6 +241,13 @@ mod tests {
                     peer_key_file = \"/no such/key\"; } listeners { tcp { } } backends { libvirt { } }";
         let config = fence_config::load(text.as_bytes()).config.unwrap();
         ConfigurationInUse::of_this_process(Path::new("/nosuch file"), ConfigHash::of(b"x"), &config, true)
+    }
+
+    #[test]
+    fn a_process_that_ended_does_not_run() {
+        let is_run = |state, started| ProcessStat { state, started }.is_run(7);
+        assert!(is_run(b'S', 7) && is_run(b'T', 7));
+        assert!(!is_run(b'Z', 7) && !is_run(b'S', 8));
     }
 
     #[test]

@@ -116,9 +116,9 @@ fn consequence(
         );
     }
     if config.cpg().is_some() {
-        return "\nIf that host is a node of this corosync cluster, it is asked by corosync all the same: do \
-                not power it off. If it is none, domains are called off without asking it from now on: make \
-                sure that nothing runs there."
+        return "\nIf that host is a node of this corosync cluster, corosync asks that host all the same: \
+                power nothing off. If not, domains are called off without asking that host from now on: \
+                make sure that nothing runs there."
             .to_owned();
     }
     " Until then this daemon calls domains off without asking that host. So make sure that nothing runs \
@@ -258,7 +258,7 @@ mod tests {
                    cpg { } }";
         let told = |config: &Config| forget(dir.path(), "10.0.0.9", config, CONFIG_FILE).unwrap();
         let cpg = told(&fence_config::load(cpg.as_bytes()).config.unwrap());
-        assert!(cpg.contains("do not power it off") && !cpg.contains("power that host off"), "{cpg}");
+        assert!(cpg.contains("power nothing off") && !cpg.contains("power that host off"), "{cpg}");
     }
 
     #[test]

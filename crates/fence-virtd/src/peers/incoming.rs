@@ -95,7 +95,7 @@ impl Peers {
         if is_proved {
             error!(peer = %address, "{why}. That host has the key of this one: {next}");
         } else {
-            warn!(peer = %address, "{why}. Nothing shows that it has the key of this one: {next}");
+            warn!(peer = %address, "{why}. Nothing shows that host to have the key of this one: {next}");
         }
     }
 

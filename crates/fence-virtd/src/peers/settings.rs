@@ -74,8 +74,9 @@ impl NoWayReason {
             // It lives: nobody may power it off for that.
             Self::Corosync => format!(
                 "If that host is a node of this corosync cluster now, and all nodes have the cpg backend, \
-                 its old entry is to be forgotten; power nothing off: fence_virtd --forget {host}. If it is \
-                 no node and can have the same domains: make it one, or name it in `peers`"
+                 its old entry is to be forgotten; power nothing off: fence_virtd --forget {host}. If that \
+                 host is no node and can have the same domains: make a node of that host, or name that host \
+                 in `peers`"
             ),
             Self::NoGroup => format!(
                 "Name that host in `peers`, or set peers = \"none\" if that host never has the same \
