@@ -102,3 +102,17 @@ def test_strange_members_and_messages_harm_nobody(hosts):
         # Whether it runs at h3 by now nobody there says.
         assert refused(result := hosts.ask("h2", "status", "b1")), f"{result}\n{hosts.logs()}"
         assert "node 3" in hosts.h2.records()[-1]["reason"]
+
+
+def test_the_owner_s_own_reason_is_told(hosts):
+    """Its libvirt hangs: whoever is asked says so."""
+    hosts.domains(h3=["c1"])
+    hosts.serve(h1=OURS, h2=OURS, h3=OURS)
+    hosts.wait_status("h1", "c1", 0)
+    hosts.h3.hypervisor.freeze()
+    try:
+        assert refused(hosts.ask("h1", "status", "c1")), hosts.logs()
+        reason = hosts.h1.records()[-1]["reason"]
+        assert "libvirt at" in reason and "did not answer in time" in reason, reason
+    finally:
+        hosts.h3.hypervisor.thaw()

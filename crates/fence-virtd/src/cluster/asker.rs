@@ -91,10 +91,11 @@ impl fmt::Debug for PendingAsk {
 impl PendingAsk {
     /// Waits for the result of a status check.
     pub(crate) async fn power(mut self, lease: &Lease) -> Result<PowerState, ActionError> {
-        match self.outcome(lease).await?.response {
+        let outcome = self.outcome(lease).await?;
+        match outcome.response {
             Response::Success => Ok(PowerState::On),
             Response::Off => Ok(PowerState::Off),
-            _ => Err(self.failed(None)),
+            _ => Err(self.failed(outcome.reason)),
         }
     }
 
@@ -180,7 +181,7 @@ impl PendingAsk {
     }
 
     fn failed(&self, reason: Option<String>) -> ActionError {
-        let reason = reason.unwrap_or_else(|| "an answer that makes no sense".to_owned());
+        let reason = reason.unwrap_or_else(|| "that host gave no reason; its log has more".to_owned());
         ActionError::Refused(format!("{}: {reason}", self.owner))
     }
 
