@@ -91,7 +91,7 @@ impl fmt::Debug for PendingAsk {
 impl PendingAsk {
     /// Waits for the result of a status check.
     pub(crate) async fn power(mut self, lease: &Lease) -> Result<PowerState, ActionError> {
-        let outcome = self.outcome(lease).await?;
+        let outcome = self.outcome(lease).await.map_err(only_looked)?;
         match outcome.response {
             Response::Success => Ok(PowerState::On),
             Response::Off => Ok(PowerState::Off),
@@ -101,7 +101,7 @@ impl PendingAsk {
 
     /// Waits for the result of a look at the owner.
     pub(crate) async fn sight(mut self, lease: &Lease) -> Result<(Sight, Vec<DomainId>), ActionError> {
-        let outcome = self.outcome(lease).await?;
+        let outcome = self.outcome(lease).await.map_err(only_looked)?;
         match outcome.response {
             Response::Success => Ok((Sight::On, Vec::new())),
             _ => outcome.look_without_instance().ok_or_else(|| self.failed(outcome.reason)),
@@ -187,6 +187,14 @@ impl PendingAsk {
 
     fn lost(&self, why: &str) -> ActionError {
         ActionError::Unknown(format!("{} was asked, and then {why}", self.owner))
+    }
+}
+
+/// Returns the error of an ask that does nothing: there is no action whose end is not known.
+fn only_looked(error: ActionError) -> ActionError {
+    match error {
+        ActionError::Unknown(why) => ActionError::Unavailable(why),
+        other => other,
     }
 }
 
