@@ -156,6 +156,9 @@ impl LastSeen {
             (InstanceEvent::Paused | InstanceEvent::RestoredPaused, _) => self,
             (InstanceEvent::HandedOver | InstanceEvent::PostCopyFailed, _) => self.handed_over(now),
             (InstanceEvent::Copied, Self::Restored(phase)) => phase.copied(now),
+            // A half is not copied. So it was none: a machine that was restored paused, of which nothing else
+            // tells. It goes now.
+            (InstanceEvent::Copied, Self::Half(_)) => Self::Half(now),
             (InstanceEvent::Copied, _) => self,
             (InstanceEvent::Stopped(cause), _) => self.stopped(cause, now),
             (InstanceEvent::Unclear, _) => self.over_gap(),

@@ -511,14 +511,32 @@ fn short_courses_are_remembered() {
         let back = [Start(0), Migrate { to: 2 }, Switch, Confirm, Migrate { to: 0 }];
         courses.push([&back[..], &[gap(0, false, by_daemon), Abort]].concat());
     }
-    for course in courses {
-        let mut world = TrueWorld::default();
-        for step in &course {
-            world.now += 1;
-            world.step(*step);
-            world.now += 1;
-            world.check().unwrap_or_else(|error| panic!("{course:?}: {error}"));
-        }
+    courses.iter().for_each(|it| follow(it));
+}
+
+/// Follows a course, and checks after each step.
+fn follow(course: &[CourseStep]) {
+    let mut world = TrueWorld::default();
+    for step in course {
+        world.now += 1;
+        world.step(*step);
+        world.now += 1;
+        world.check().unwrap_or_else(|error| panic!("{course:?}: {error}"));
+    }
+}
+
+/// One that was restored paused looks like a half after a gap, as one that came in does: it moves later than
+/// that, and nothing but the copy of its memory tells.
+#[test]
+fn what_only_looked_like_a_half_moves_when_it_is_copied() {
+    use CourseStep::{Gap, Migrate, PowerOff, RestorePaused, Switch};
+    for by_daemon in [false, true] {
+        let gap =
+            |host| Gap { host, is_long: false, all_die: false, by_daemon, lists_dead: false, moves: false };
+        let on = [Migrate { to: 2 }, Switch];
+        let begins = [RestorePaused(1), gap(1), Migrate { to: 0 }, PowerOff(0)];
+        follow(&[&begins[..], &on, &[PowerOff(1)]].concat());
+        follow(&[&[RestorePaused(1), Migrate { to: 0 }, gap(0), Switch, PowerOff(1)][..], &on].concat());
     }
 }
 
