@@ -91,7 +91,8 @@ def test_a_namesake_that_ended_where_somebody_looks(pair):
     here, there = pair.h1, pair.h2
     there.does_not_call_back()
     here.has("x", transient=True)
-    settle(pair, here.migrate("x", there))
+    said = settle(pair, here.migrate("x", there))
+    assert pair.where("x") == ["h2"], f"{said}\n{pair.logs()}"
     there.hypervisor.virsh("destroy", "x")
     here.has("x", uuid=OTHER, start=False)
     until(lambda: pair.ask("status", "x").rc == OFF, PATIENCE, f"both are off\n{pair.logs()}")

@@ -13,6 +13,7 @@ VIRTD_SIDE / AGENT_SIDE say which expectations hold for a program at an unusual 
 A process is always ended by the pid that was started here, never by name.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -357,10 +358,12 @@ def run_daemon(node, *args, timeout=20.0, program=None, stdin="", env=None):
 
 def bound(pid, kind, port):
     """Whether process `pid` has a UDP socket bound to, or a TCP socket listening on, `port`."""
-    try:
-        mine = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    mine = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            # Others are opened and closed meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                mine.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
     for table in (kind, kind + "6"):
         try:
             with open(f"/proc/{pid}/net/{table}") as f:
