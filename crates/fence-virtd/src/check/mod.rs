@@ -13,6 +13,7 @@ mod down_command;
 mod files;
 mod finding;
 mod firewall;
+mod groups;
 mod hosts;
 #[cfg(feature = "libvirt")]
 mod hypervisors;
@@ -25,7 +26,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use fence_cli::shown;
-use fence_config::{Backend, Config, MetricsAddress, Severity};
+use fence_config::{Backend, BackendKind, Config, MetricsAddress, Severity};
 use fence_sandbox::State;
 use nix::unistd::geteuid;
 
@@ -74,13 +75,15 @@ fn all(file: &Path) -> Vec<Finding> {
         found.push(files::metrics(it));
     }
     #[cfg(feature = "libvirt")]
-    let own = {
+    let (own, is_whole) = {
         let (seen, own) = hypervisors::all(&config);
+        let is_whole = seen.iter().all(|it| it.result != FindingLevel::Failed) && !has_other_domains(&config);
         found.extend(seen);
-        own
+        (own, is_whole)
     };
     #[cfg(not(feature = "libvirt"))]
-    let own = Vec::new();
+    let (own, is_whole) = (Vec::new(), false);
+    found.extend(groups::all(&config, is_whole.then_some(&own[..])));
     found.extend(down_command::all(&config));
     found.extend(hosts::all(&config, state.as_deref(), &running, &own));
     #[cfg(feature = "cpg")]
@@ -93,6 +96,11 @@ fn all(file: &Path) -> Vec<Finding> {
     // Last, because this check limits the process itself.
     found.push(confined(&config, file, state.as_deref()));
     found
+}
+
+/// Returns whether requests are about domains that no hypervisor of this host has.
+fn has_other_domains(config: &Config) -> bool {
+    config.backends.iter().any(|it| it.uris().is_empty() || it.kind() == BackendKind::Cpg)
 }
 
 fn is_built_in(backend: &Backend) -> bool {

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Check of the `groups`: who may fence whom, and members that are no domain of this host.
+//!
+//! Values only; must never ask anybody.
+
+use fence_config::{Config, Group};
+use fence_core::domain::DomainId;
+use fence_wire::escaped;
+
+use super::finding::Finding;
+use super::hosts::CheckedDomain;
+use crate::listener::keys::shown_group;
+
+/// Most names that a line shows.
+const SHOWN: usize = 12;
+
+/// Says for each group who may fence whom, and warns of members that name no domain. `own` are the domains of
+/// this host; none where they are not known as a whole.
+pub(super) fn all(config: &Config, own: Option<&[CheckedDomain]>) -> Vec<Finding> {
+    let groups = config.groups.as_deref().unwrap_or_default();
+    let mut found = Vec::new();
+    for (place, group) in groups.iter().enumerate() {
+        let title = shown_group(place, group);
+        found.push(Finding::ok("groups", title.clone(), rule(config, group)));
+        let unknown = own.map(|own| unknown_members(group, own)).unwrap_or_default();
+        if !unknown.is_empty() {
+            let text = format!("no domain of this host has the name or UUID {}", list(&unknown));
+            let next = "look for a mistyped name with: virsh list --all; a domain of another host, or one \
+                        that is made later, is no mistake";
+            found.push(Finding::warning("groups", title, text, next));
+        }
+    }
+    found
+}
+
+/// Returns the rule of a group in words.
+fn rule(config: &Config, group: &Group) -> String {
+    let mut sources: Vec<String> = group.ips.iter().map(|it| escaped(it.as_str()).to_string()).collect();
+    if config.serial().is_some() {
+        sources.push("its domains by their serial lines".to_owned());
+    }
+    let members: Vec<String> = group.uuids.iter().map(|it| escaped(it.as_str()).to_string()).collect();
+    let who = if sources.is_empty() { "nobody (the group has no `ip`)".to_owned() } else { list(&sources) };
+    let whom = if members.is_empty() { "nobody".to_owned() } else { list(&members) };
+    let key = if group.key_files.is_empty() { "the listener's key" } else { "a key of its own" };
+    format!("{who} may fence {whom}, with {key}")
+}
+
+/// Returns the members that name no domain of this host.
+fn unknown_members(group: &Group, own: &[CheckedDomain]) -> Vec<String> {
+    let is_known = |member: &str| {
+        let uuid = DomainId::parse_any_dashes(member);
+        own.iter().any(|it| it.name == member || uuid.is_some_and(|uuid| it.uuid == uuid))
+    };
+    let unknown = group.uuids.iter().filter(|it| !is_known(it));
+    unknown.map(|it| escaped(it.as_str()).to_string()).collect()
+}
+
+fn list(names: &[String]) -> String {
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{shown} and {more} more"),
+        _ => shown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::FindingLevel;
+    use super::*;
+
+    const UUID: &str = "11111111-2222-3333-4444-555555555555";
+
+    fn said(listeners: &str, groups: &str, own: Option<&[CheckedDomain]>) -> Vec<(FindingLevel, String)> {
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }} listeners {{ {listeners} }} \
+             backends {{ libvirt {{ }} }} groups {{ {groups} }}"
+        );
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        all(&config, own).iter().map(|it| (it.result, it.lines())).collect()
+    }
+
+    fn domain(name: &str) -> CheckedDomain {
+        let uuid = DomainId::parse_canonical(UUID).unwrap();
+        CheckedDomain { uri: "qemu:///system".to_owned(), uuid, name: name.to_owned(), is_on: true }
+    }
+
+    #[test]
+    fn who_may_fence_whom_is_a_line_for_each_group() {
+        let found = said(
+            "multicast { }",
+            "group { name = \"web\"; ip = \"10.0.0.1\"; ip = \"10.0.0.2\"; uuid = \"web1\"; \
+             uuid = \"web2\"; } group { uuid = \"db1\"; }",
+            None,
+        );
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].1.contains("10.0.0.1, 10.0.0.2 may fence web1, web2, with the listener's key"),
+            "{found:?}"
+        );
+        assert!(found[1].1.contains("nobody (the group has no `ip`) may fence db1"), "{found:?}");
+    }
+
+    #[test]
+    fn a_member_that_is_no_domain_of_this_host_is_named() {
+        let group =
+            format!("group {{ ip = \"10.0.0.1\"; uuid = \"web1\"; uuid = \"wbe2\"; uuid = \"{UUID}\"; }}");
+        let own = [domain("web1")];
+        let found = said("multicast { }", &group, Some(&own));
+        let warned: Vec<_> = found.iter().filter(|it| it.0 == FindingLevel::Warning).collect();
+        assert!(
+            warned.len() == 1 && warned[0].1.contains("name or UUID wbe2") && !warned[0].1.contains("web1,"),
+            "{found:?}"
+        );
+        // Not known as a whole: nothing is missing for certain.
+        assert!(said("multicast { }", &group, None).iter().all(|it| it.0 == FindingLevel::Ok));
+    }
+}
