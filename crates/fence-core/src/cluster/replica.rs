@@ -112,10 +112,7 @@ impl Epoch {
         let later = std::mem::take(&mut state.later);
         let mut grants = Vec::new();
         self.replica.release_all_but(from, &sync, &mut grants);
-        let mut seen_off = Vec::new();
-        for is_late in [false, true] {
-            seen_off.extend(self.replica.install_all(from, &sync.in_flight, &sync.acting, is_late));
-        }
+        let seen_off = self.replica.install_all(&[(from, &sync.in_flight, &sync.acting)]);
         self.replica.submit_all(from, &sync.waiting, &mut grants);
         self.replica.all_seen_off(&seen_off, &mut grants);
         for (_, message) in later {
@@ -142,10 +139,7 @@ impl Epoch {
         state.passed_over = true;
         state.sync = None;
         state.later.clear();
-        let mut seen_off = Vec::new();
-        for is_late in [false, true] {
-            seen_off.extend(self.replica.install_all(member, in_flight, acting, is_late));
-        }
+        let seen_off = self.replica.install_all(&[(member, in_flight, acting)]);
         // No grant follows: no claim waits in the replica yet.
         self.replica.all_seen_off(&seen_off, &mut Vec::new());
         true
@@ -173,13 +167,9 @@ impl Epoch {
             // The member may have been passed over before.
             self.replica.release_all_but(*member, sync, &mut grants);
         }
-        let mut seen_off = Vec::new();
-        // An order that may only come late is held under the claim of its asker, if that still works on it.
-        for is_late in [false, true] {
-            for (_, member, sync) in &syncs {
-                seen_off.extend(self.replica.install_all(*member, &sync.in_flight, &sync.acting, is_late));
-            }
-        }
+        let held: Vec<HeldClaims<'_>> =
+            syncs.iter().map(|(_, member, sync)| (*member, &sync.in_flight[..], &sync.acting[..])).collect();
+        let seen_off = self.replica.install_all(&held);
         for (_, member, sync) in &syncs {
             self.replica.submit_all(*member, &sync.waiting, &mut grants);
         }
@@ -263,6 +253,9 @@ impl ClaimEntry {
     }
 }
 
+/// Claims in flight of a member: its own, and those that it carries out for others.
+type HeldClaims<'a> = (Member, &'a [InFlightClaim], &'a [ActingClaim]);
+
 /// Host that may still act for a claim.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum ClaimHolder {
@@ -334,13 +327,23 @@ impl ReplicatedArbiter {
         }
     }
 
+    /// Takes in the claims in flight of members, in this order. Returns those whose target was seen off.
+    fn install_all(&mut self, of: &[HeldClaims<'_>]) -> Vec<(ClaimKey, String)> {
+        let mut seen_off = Vec::new();
+        // An order that may only come late is held under the claim of its asker, if that still works on it.
+        for is_late in [false, true] {
+            for claims in of {
+                seen_off.extend(self.install(*claims, is_late));
+            }
+        }
+        seen_off
+    }
+
     /// Takes in a member's claims in flight: those that may only come late, or the others. Returns those
     /// whose target was seen off.
-    fn install_all(
+    fn install(
         &mut self,
-        member: Member,
-        in_flight: &[InFlightClaim],
-        acting: &[ActingClaim],
+        (member, in_flight, acting): HeldClaims<'_>,
         is_late: bool,
     ) -> Vec<(ClaimKey, String)> {
         let own = in_flight.iter().map(|it| ((member, it.claim.id), it, ClaimHolder::Asker));

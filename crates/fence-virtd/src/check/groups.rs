@@ -10,6 +10,7 @@ use fence_wire::escaped;
 use super::finding::Finding;
 use super::hosts::CheckedDomain;
 use crate::listener::keys::shown_group;
+use crate::util::first_names;
 
 /// Most names that a line shows.
 const SHOWN: usize = 12;
@@ -24,7 +25,8 @@ pub(super) fn all(config: &Config, own: Option<&[CheckedDomain]>) -> Vec<Finding
         found.push(Finding::ok("groups", title.clone(), rule(config, group)));
         let unknown = own.map(|own| unknown_members(group, own)).unwrap_or_default();
         if !unknown.is_empty() {
-            let text = format!("no domain of this host has the name or UUID {}", list(&unknown));
+            let text =
+                format!("no domain of this host has the name or UUID {}", first_names(&unknown, SHOWN));
             let next = "look for a mistyped name with: virsh list --all; a domain of another host, or one \
                         that is made later, is no mistake";
             found.push(Finding::warning("groups", title, text, next));
@@ -40,8 +42,12 @@ fn rule(config: &Config, group: &Group) -> String {
         sources.push("its domains by their serial lines".to_owned());
     }
     let members: Vec<String> = group.uuids.iter().map(|it| escaped(it.as_str()).to_string()).collect();
-    let who = if sources.is_empty() { "nobody (the group has no `ip`)".to_owned() } else { list(&sources) };
-    let whom = if members.is_empty() { "nobody".to_owned() } else { list(&members) };
+    let who = if sources.is_empty() {
+        "nobody (the group has no `ip`)".to_owned()
+    } else {
+        first_names(&sources, SHOWN)
+    };
+    let whom = if members.is_empty() { "nobody".to_owned() } else { first_names(&members, SHOWN) };
     let key = if group.key_files.is_empty() { "the listener's key" } else { "a key of its own" };
     format!("{who} may fence {whom}, with {key}")
 }
@@ -54,14 +60,6 @@ fn unknown_members(group: &Group, own: &[CheckedDomain]) -> Vec<String> {
     };
     let unknown = group.uuids.iter().filter(|it| !is_known(it));
     unknown.map(|it| escaped(it.as_str()).to_string()).collect()
-}
-
-fn list(names: &[String]) -> String {
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match names.len().checked_sub(SHOWN) {
-        Some(more) if more > 0 => format!("{shown} and {more} more"),
-        _ => shown,
-    }
 }
 
 #[cfg(test)]

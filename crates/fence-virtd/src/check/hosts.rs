@@ -28,8 +28,8 @@ use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, Silen
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
 use crate::peers::{HELLO_KEPT, leave_peers};
-use crate::util::counted;
 use crate::util::heard::heard_ago;
+use crate::util::{counted, first_names};
 
 const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
@@ -603,15 +603,12 @@ impl DomainPlaces {
 /// Returns the note on domains that are defined at several places, which is right for those that move.
 fn defined_at(places: &BTreeSet<String>, mut names: Vec<String>) -> Finding {
     names.sort();
-    let more = names.len().saturating_sub(MAX_NAMED);
-    names.truncate(MAX_NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let text = format!(
         "defined at each of: {}. That is right for a domain that may be started at each of them. None of \
          these runs at two; each is called off only when all of them say so",
         places.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     );
-    Finding::ok("domain", format!("{}{more}", names.join(", ")), text)
+    Finding::ok("domain", first_names(&names, MAX_NAMED), text)
 }
 
 fn at_several_places(

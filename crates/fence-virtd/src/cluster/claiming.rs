@@ -19,6 +19,7 @@ use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
 use fence_core::cluster::claims::ClaimEffect;
 use fence_core::cluster::message::{HostMessage, Member};
 use fence_core::cluster::orphans::OrphanTerms;
+use fence_core::intent::HYPERVISOR_EFFECT_MS;
 
 /// Time that a member may take to send its state after a membership change, while all others wait for it.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
@@ -27,10 +28,6 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(4);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// Extra time before members without a copy of the silent member's state propose to exclude it.
 const EXTRA_PATIENCE_WITHOUT_STATE: Duration = Duration::from_secs(2);
-
-/// Time for which a libvirt may still carry out the power-off of a daemon that ended: it gives a QEMU 10 s to
-/// end, and 5 s more after SIGKILL.
-const ORPHAN_LIMIT: Duration = Duration::from_secs(15);
 
 /// Access of the service to the other hosts' arbitration.
 pub(crate) struct ClusterClaims(pub(crate) Arc<Cluster>);
@@ -189,7 +186,8 @@ impl Cluster {
         let terms = |target: &str, by: Option<Member>| {
             // A machine that no host has published may be a device's, whose order may come again.
             let is_devices = !longest.is_zero() && directory.named(target, true).is_empty();
-            let limit = if is_devices { ORPHAN_LIMIT.max(longest) } else { ORPHAN_LIMIT };
+            let at_hypervisor = Duration::from_millis(HYPERVISOR_EFFECT_MS);
+            let limit = if is_devices { at_hypervisor.max(longest) } else { at_hypervisor };
             if let Some(by) = by {
                 let host = node_name(nodes, by.node);
                 warn!(

@@ -9,6 +9,15 @@ pub(crate) mod join;
 pub(crate) mod locks;
 pub(crate) mod outlet;
 
+/// Returns the first of these names, and how many more there are.
+pub(crate) fn first_names(names: &[String], most: usize) -> String {
+    let shown = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(most) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// Returns a count with its noun, in the plural of `-s` where that is due.
 pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })

@@ -15,6 +15,7 @@ use tokio::time::timeout_at;
 
 use super::AgentBackend;
 use super::run::survey;
+use crate::util::first_names;
 use crate::util::join::join_all;
 
 /// Age up to which states in a list are used for a host list.
@@ -37,7 +38,7 @@ impl AgentBackend {
         let table = domains::all(&self.settings, &known);
         let powers = self.states(&table, &known, until).await;
         let unknown = collect(&mut listing, table, powers, &known);
-        listing.missing.extend(unknown_states(unknown));
+        listing.missing.extend(unknown_states(&unknown));
         if listing.domains.is_empty() && !listing.missing.is_empty() {
             return Err(ActionError::Unavailable(listing.missing.join("; ")));
         }
@@ -147,9 +148,6 @@ fn collect(
 }
 
 /// Returns one line that names the domains whose state is unknown.
-fn unknown_states(mut names: Vec<String>) -> Option<String> {
-    let more = names.len().saturating_sub(MAX_NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    names.truncate(MAX_NAMED);
-    (!names.is_empty()).then(|| format!("no device can tell the state of {}{more}", names.join(", ")))
+fn unknown_states(names: &[String]) -> Option<String> {
+    (!names.is_empty()).then(|| format!("no device can tell the state of {}", first_names(names, MAX_NAMED)))
 }
