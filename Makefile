@@ -33,7 +33,7 @@ THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
 .PHONY: all help build man docs docs-check pictures sbom advisories deb rpm packages-check demo quick test whole check unit unit-build unit-run suites e2e compliance \
-    suite-e2e suite-reference fuzz bench soak suite-attacks-reference install install-files packages packages-build \
+    suite-e2e suite-reference suite-reference-today reference-today fuzz bench soak suite-attacks-reference install install-files packages packages-build \
     packages-test clean
 
 all: build
@@ -118,7 +118,7 @@ suites: packages-test ## every suite of tests/ against target/dist
 
 # The long ones first.
 SUITES = suite-agents suite-cpg suite-guests suite-elsewhere suite-e2e suite-fence_races suite-compliance \
-    suite-truth_search suite-pacemaker suite-reference suite-transports suite-several_hosts suite-attacks \
+    suite-truth_search suite-pacemaker suite-reference suite-reference-today suite-transports suite-several_hosts suite-attacks \
     suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
     suite-packages suite-manual suite-checks suite-bench suite-field
 
@@ -170,6 +170,13 @@ suite-e2e:
 suite-reference:
 	SIDE=reference scripts/suite vectors compliance
 
+# The same cases against the C programs of Debian sid.
+suite-reference-today: reference-today ## the compliance suite against the C programs of Debian sid
+	SIDE=reference REFERENCE=today scripts/suite compliance
+
+# Suites that have the C programs of Debian sid beside those of this machine.
+suite-compliance suite-field suite-several_hosts: reference-today
+
 # What each attack gets at the C programs, and that it gets nothing at ours.
 suite-attacks-reference:
 	SIDE=reference OURS_DIR=$(DIST) scripts/suite attacks
@@ -182,7 +189,7 @@ suite-fence_races suite-cpg: suite-%:
 suite-%: ## one suite, as suite-transports
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
 
-compliance: suite-reference suite-compliance
+compliance: suite-reference suite-reference-today suite-compliance
 
 e2e: suite-e2e
 
@@ -256,8 +263,8 @@ install-files:
 packages-build:
 	scripts/install-packages scripts/packages-build.txt
 
-# Every list that there is: nothing can be installed while the whole runs.
-packages: packages-test ## install what any target needs
+# Every list that there is, and what is fetched beside them: nothing can be installed while the whole runs.
+packages: packages-test reference-today ## install what any target needs
 	for list in scripts/packages-*.txt packaging/packages-*.txt tests/packages*.txt; do \
 	    scripts/install-packages $$list || exit 1; \
 	done
@@ -267,6 +274,10 @@ packages-test: packages-build
 	scripts/install-packages tests/packages.txt
 	scripts/install-venv tests/agents/requirements.txt
 	scripts/again cargo fetch --locked --quiet
+
+# The C programs as Debian sid has them, in target/; nothing of the system changes. Needs the package mirror, once.
+reference-today: packages-test ## fetch the C programs of Debian sid
+	scripts/reference-today $(CARGO_TARGET_DIR)/reference-today
 
 clean: ## remove target/
 	cargo clean

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from compliance.support import AGENT, differs
 from lab import programs
 
 SCHEMA = "/usr/share/cluster/relaxng/metadata.rng"
@@ -37,9 +38,12 @@ def test_on_stdin_the_same(lab, name):
     assert metadata(lab, under_test(name)) == metadata(lab, under_test(name), stdin=True)
 
 
+@pytest.mark.parametrize("reference", programs.REFERENCES)
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_defaults_and_actions_of_the_reference(lab, name):
-    ours, theirs = (ElementTree.fromstring(metadata(lab, p)) for p in (under_test(name), programs.REFERENCE_DIR / name))
+def test_parameters_defaults_and_actions_of_the_reference(lab, name, reference):
+    """The same as of both versions of the C agents."""
+    paths = under_test(name), programs.program(reference, name)
+    ours, theirs = (ElementTree.fromstring(metadata(lab, path)) for path in paths)
     assert ours.tag == theirs.tag and ours.get("name") == theirs.get("name") == name
     assert parameters(ours) == parameters(theirs)
     assert actions(ours) == actions(theirs)
@@ -49,6 +53,15 @@ def test_parameters_defaults_and_actions_of_the_reference(lab, name):
 def test_every_parameter_has_words(lab, name):
     for p in ElementTree.fromstring(metadata(lab, under_test(name))).iter("parameter"):
         assert (p.findtext("shortdesc") or "").strip(), p.get("name")
+
+
+@differs("reference.md, Metadata: a diff shows only wording (4.12.1, 4.17.0 and ours say it in other words)", about=AGENT,
+         reference="is an I/O Fencing agent which can be used with virtual machines.",
+         today="is a Power Fencing agent which can be used with virtual machines.",
+         ours="powers virtual machines off, on, or off and on again")
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_says_that_it_is(lab, name, expected):
+    assert ElementTree.fromstring(metadata(lab, under_test(name))).findtext("longdesc").startswith(f"{name} {expected}")
 
 
 def test_works_without_key_network_or_config(lab):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The agents' options on the command line and on standard input, their messages and exit codes."""
 
+import re
+
 import pytest
 
-from compliance.support import AGENT, differs, only, told
+from compliance.support import AGENT, VERSIONS, differs, is_of_today, only, told
 from lab import programs
 from lab.testdriver import uuid_of
 
@@ -86,9 +88,28 @@ def test_help(lab, program, option):
         assert name in text
 
 
-def test_version(lab):
+def test_version(lab, note):
+    """The C programs are those that the expectations are of. Debian sid may have newer ones; then this says so."""
     r = programs.run_agent(lab.guest, "-V", program=programs.FENCE_XVM, timeout=9)
     assert r.rc == 0 and "fence_xvm" in r.out + r.err
+    if programs.AGENT_SIDE == "reference":
+        version, known = re.search(r"^fence release ([\d.]+)$", r.out, re.MULTILINE)[1], VERSIONS[programs.REFERENCE]
+        note(f"the C programs are {version}; the expectations are of {known}")
+        assert version == known or is_of_today(AGENT) and numbers(version) > numbers(known)
+
+
+def numbers(version):
+    return [int(it) for it in version.split(".")]
+
+
+@differs("reference.md, Output: messages go to stderr (4.12.1 has them on stdout, 4.17.0 too on stderr)", about=AGENT,
+         reference=("Unsupported operation: bogus\nusage: ", ""), today=("usage: ", "Unsupported operation: bogus\n"),
+         ours=("", "fence_xvm: unknown action 'bogus'"))
+def test_where_the_message_of_a_wrong_option_is(lab, expected):
+    r = lab.xvm("-o", "bogus", "-H", "on1")
+    assert r.rc == 1
+    assert r.out.startswith(expected[0]) and r.err.startswith(expected[1])
+    assert bool(r.out) is bool(expected[0]) and bool(r.err) is bool(expected[1])
 
 
 @differs("reference.md: target given twice is an error in the reference (ours: only when the two differ)",

@@ -4,6 +4,8 @@
 Environment: SIDE=reference|ours (default reference) chooses all three; FENCE_VIRTD, FENCE_XVM, FENCE_VIRT
 name single ones; OURS_DIR is where ours lie (default $CARGO_TARGET_DIR/debug, else target/debug).
 VIRTD_SIDE / AGENT_SIDE say which expectations hold for a program at an unusual path.
+REFERENCE=installed|today (default installed) says which C programs the reference is: those of this machine, or those of
+Debian sid, which scripts/reference-today fetches.
 
     daemon = Daemon(node, config_file, port=1229)     # runs in the foreground, waits until the port is bound
     run_agent(guest, "-o", "status", "-H", "vm1")     # Result(rc, out, err, seconds)
@@ -27,18 +29,36 @@ import threading
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-REFERENCE_DIR = pathlib.Path("/usr/sbin")
-MODULE_PATH = os.environ.get("FENCE_MODULES", "/usr/lib/x86_64-linux-gnu/fence-virt")
-DEBUG_DIR = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target") / "debug"
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target")
+#: The roots of the C programs.
+REFERENCES = {"installed": pathlib.Path("/"), "today": TARGET / "reference-today"}
+REFERENCE = os.environ.get("REFERENCE") or "installed"
+if REFERENCE not in REFERENCES:
+    raise SystemExit(f"REFERENCE={REFERENCE}: {' or '.join(REFERENCES)}")
+REFERENCE_DIR = REFERENCES[REFERENCE] / "usr/sbin"
+DEBUG_DIR = TARGET / "debug"
 OURS_DIR = pathlib.Path(os.environ.get("OURS_DIR") or DEBUG_DIR)
 SIDE = os.environ.get("SIDE", "reference")
 if SIDE not in ("reference", "ours"):
     raise SystemExit(f"SIDE={SIDE}: reference or ours")
 
 
+def modules(reference):
+    """Where the modules of those C programs lie: one of REFERENCES."""
+    return str(REFERENCES[reference] / "usr/lib/x86_64-linux-gnu/fence-virt")
+
+
+MODULE_PATH = os.environ.get("FENCE_MODULES") or modules(REFERENCE)
+
+
 def program(side, name):
-    """Path of a program of that side, "reference" or "ours"."""
-    return str((REFERENCE_DIR if side == "reference" else OURS_DIR) / name)
+    """Path of a program of that side: "ours", "reference", or one of REFERENCES."""
+    if side == "ours":
+        return str(OURS_DIR / name)
+    root = REFERENCES[REFERENCE if side == "reference" else side]
+    if root == REFERENCES["today"] and not (root / "version").exists():
+        raise SystemExit(f"The C programs of Debian sid are not in {root}. Run this first: make reference-today")
+    return str(root / "usr/sbin" / name)
 
 
 def missing(paths):
@@ -56,7 +76,7 @@ FENCE_VIRT = _program("fence_virt")
 
 
 def side_of(path):
-    """"reference" for a program in /usr/sbin, "ours" for any other."""
+    """"reference" for a program of REFERENCE, "ours" for any other."""
     return "reference" if pathlib.Path(path).parent == REFERENCE_DIR else "ours"
 
 
@@ -84,7 +104,7 @@ def shelved(side, directory, over=None):
     """The side's fence_virtd. Ours keeps state in /var/lib: daemons of one directory get their own. `over`: {place: path}, what
     ours and its children see in further places."""
     path, directory = program(side, "fence_virtd"), pathlib.Path(directory)
-    if side == "reference":
+    if side != "ours":
         return path
     (directory / "state").mkdir(exist_ok=True)
     binds = "\n".join(f"mount --bind {shlex.quote(str(path))} {shlex.quote(str(place))}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several hosts on one multicast network, each with its own domains: two of ours and one of the reference.
+"""Several hosts on one multicast network, each with its own domains: two of ours and a C daemon.
 
 Run: /usr/bin/python3 -m pytest tests/several_hosts        (root; the test driver of libvirt, packages fence-virtd)
 """
@@ -11,8 +11,9 @@ import pytest
 from lab import net, programs, testdriver
 
 AGENT = str(programs.OURS_DIR / "fence_xvm")
-DAEMONS = {"ours1": programs.OURS_DIR / "fence_virtd", "ours2": programs.OURS_DIR / "fence_virtd",
-           "reference": programs.REFERENCE_DIR / "fence_virtd"}
+#: Sides of the hosts: ours, the C daemon of this machine, and that of Debian sid.
+SIDES = {"ours1": "ours", "ours2": "ours", "installed": "installed", "today": "today"}
+C_HOSTS = ("installed", "today")
 #: What every host knows; only ours1 runs it, the others have kept it as off.
 MOVED = "moved"
 
@@ -35,8 +36,9 @@ class Hosts:
         uri = testdriver.write(directory / f"{name}.xml", [*own, testdriver.Domain(MOVED, state)])
         config = programs.write_config(
             directory / f"{name}.conf", backend_options={"uri": uri},
-            listener_options={"key_file": self.key, "family": "ipv4", "interface": "eth0"})
-        return programs.Daemon(self.net.node(name), config, program=str(DAEMONS[name]), ready="udp")
+            listener_options={"key_file": self.key, "family": "ipv4", "interface": "eth0"},
+            daemon_options={"module_path": programs.modules(name)} if name in C_HOSTS else None)
+        return programs.Daemon(self.net.node(name), config, program=programs.program(SIDES[name], "fence_virtd"), ready="udp")
 
     def ask(self, *args):
         """Runs our agent at the guest."""
@@ -48,7 +50,7 @@ class Hosts:
         self.net.close()
 
 
-@pytest.fixture(scope="module", params=[("ours1", "ours2"), ("ours1", "ours2", "reference")], ids="-".join)
+@pytest.fixture(scope="module", params=[("ours1", "ours2"), *(("ours1", "ours2", it) for it in C_HOSTS)], ids="-".join)
 def hosts(request, tmp_path_factory):
     it = Hosts(tmp_path_factory.mktemp("hosts"), request.param)
     yield it
@@ -71,8 +73,8 @@ def test_each_host_s_domains_are_fenced(hosts):
     """The owner does it, whoever calls back first."""
     for name in [d for d in itertools.chain(*hosts.domains.values()) if not d.endswith("-off")]:
         for action, code in (("status", 0), ("off", 0), ("status", 2), ("on", 0), ("reboot", 0), ("status", 0)):
-            if "reference" in hosts.domains and action == "status" and not name.startswith("reference"):
-                continue        # a host of the reference says "off" of a domain that it has never heard of
+            if set(C_HOSTS) & set(hosts.domains) and action == "status" and not name.startswith(C_HOSTS):
+                continue        # a C host says "off" of a domain that it has never heard of
             r = hosts.ask("-o", action, "-n", name)
             assert r.rc == code, (action, name, r)
 

@@ -451,6 +451,8 @@ def _write(path, records):
 
 def _version():
     import subprocess
+    if programs.REFERENCE == "today":
+        return f"fence-virt and fence-virtd {(programs.REFERENCES['today'] / 'version').read_text().strip()}"
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}, ", "fence-virt", "fence-virtd"],
                           capture_output=True, text=True)
     return done.stdout.strip(", ") or "the reference programs"
