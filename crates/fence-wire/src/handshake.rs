@@ -242,7 +242,7 @@ impl HostProven<'_> {
         let writer = match mode {
             HandshakeMode::Classic(_) => ResponseWriter::classic(),
             HandshakeMode::Sealed(request) => {
-                ResponseWriter::sealed(request.response_mac(key, &c1, &c2), request.wants_reason())
+                ResponseWriter::sealed(request.response_mac(key, &c1, &c2), request.wants())
             }
         };
         Ok((VerifiedProof(()), writer))
@@ -361,7 +361,7 @@ impl ClientAnswer<'_> {
         let seal = match mode {
             HandshakeMode::Classic(_) => ResponseSeal::classic(),
             HandshakeMode::Sealed(request) => {
-                ResponseSeal::sealed(request.response_mac(key, &c1, c2), request.wants_reason())
+                ResponseSeal::sealed(request.response_mac(key, &c1, c2), request.wants())
             }
         };
         Ok((mode.client_answer(key, &c1, c2), seal))

@@ -12,7 +12,7 @@
 //!      3     1  flags, bit 0: the target is a UUID
 //!      4    64  target, NUL-padded
 //!     68    28  address of the client, in its first 4 or 16 bytes; the last 12 bytes say that a host asks,
-//!            or that a sealed request wants the reason of a failure
+//!            or that a sealed request wants the reason of a failure, or asks what an action would do
 //!     96     2  port the client listens on for the call-back
 //!     98     6  nonce
 //!    104     4  sequence number
@@ -39,6 +39,10 @@ pub type Challenge = [u8; CHALLENGE_LEN];
 /// don't know them do not read them, and answer without one.
 pub(crate) const WANTS_REASON: [u8; 12] = *b"say the why\0";
 
+/// Words in the last bytes of the address field of a sealed status that asks what another action would do.
+/// The action's number follows. Hosts that don't know them answer the status.
+pub(crate) const DRY_RUN: [u8; 11] = *b"dry run of\0";
+
 pub(crate) const ACTION: usize = 0;
 pub(crate) const HASH_TYPE: usize = 1;
 pub(crate) const ADDRESS_LEN: usize = 2;
@@ -46,6 +50,8 @@ pub(crate) const FLAGS: usize = 3;
 pub(crate) const TARGET: Range<usize> = 4..68;
 pub(crate) const ADDRESS: Range<usize> = 68..96;
 pub(crate) const SPARE: Range<usize> = 84..96;
+/// Number of the action behind [`DRY_RUN`].
+pub(crate) const DRY_RUN_ACTION: usize = 95;
 pub(crate) const PORT: Range<usize> = 96..98;
 pub(crate) const NONCE: Range<usize> = 98..104;
 pub(crate) const SEQUENCE: Range<usize> = 104..108;

@@ -13,8 +13,9 @@ use core::net::IpAddr;
 use crate::action::{Action, UnknownAction};
 use crate::key::{HASH_LEN, HashType, Key, SealedHash, UnknownHash, same};
 use crate::layout::{
-    ACTION, ADDRESS, ADDRESS_LEN, FAMILY, FAMILY_IPV4, FAMILY_IPV6, FLAGS, FROM_HOST, HASH, HASH_TYPE, NONCE,
-    PORT, REQUEST_LEN, SEQUENCE, SPARE, TARGET, UUID_FLAG, WANTS_REASON, field,
+    ACTION, ADDRESS, ADDRESS_LEN, DRY_RUN, DRY_RUN_ACTION, FAMILY, FAMILY_IPV4, FAMILY_IPV6, FLAGS,
+    FROM_HOST, HASH, HASH_TYPE, NONCE, PORT, REQUEST_LEN, SEQUENCE, SPARE, TARGET, UUID_FLAG, WANTS_REASON,
+    field,
 };
 use crate::seal::SealedRequest;
 use crate::text::{cut, until_nul};
@@ -80,6 +81,19 @@ impl Request {
         packet
     }
 
+    /// Returns the sealed packet of a client that asks what `action` would do. The packet itself is a status,
+    /// so that a host that does not know such questions does nothing else.
+    #[must_use]
+    pub fn encode_dry_run(&self, action: Action, hash: SealedHash, key: &Key) -> [u8; REQUEST_LEN] {
+        let mut packet = self.encode_unhashed(hash.into());
+        packet[ACTION] = Action::Status.number();
+        packet[SPARE][..DRY_RUN.len()].copy_from_slice(&DRY_RUN);
+        packet[DRY_RUN_ACTION] = action.number();
+        let sum = key.mac(hash, LABEL).with(&packet).finish();
+        packet[HASH].copy_from_slice(&sum);
+        packet
+    }
+
     /// Returns the packet of a client that uses neither hash nor key.
     #[must_use]
     pub fn encode_unauthenticated(&self) -> [u8; REQUEST_LEN] {
@@ -121,7 +135,8 @@ impl Request {
             sequence: u32::from_le_bytes(field(packet, SEQUENCE.start)),
         };
         let sealed = SealedRequest::of_packet(packet);
-        Ok(ReceivedRequest { request, hash, key, sealed })
+        let dry_run = sealed.and_then(|it| it.dry_run());
+        Ok(ReceivedRequest { request, hash, key, sealed, dry_run })
     }
 
     fn encode_unhashed(&self, hash: HashType) -> [u8; REQUEST_LEN] {
@@ -163,6 +178,8 @@ pub struct ReceivedRequest {
     pub key: Option<usize>,
     /// Binding of the stream to a sealed packet; none for a classic packet.
     pub sealed: Option<SealedRequest>,
+    /// Action of which a sealed status asks what it would do. The action must not be carried out.
+    pub dry_run: Option<Action>,
 }
 
 /// Reason why a request packet is dropped.

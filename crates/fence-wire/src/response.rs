@@ -6,6 +6,9 @@ use core::fmt;
 /// Byte before a host list, in the place of a [`Response`].
 pub const HOST_LIST_FOLLOWS: u8 = 253;
 
+/// Byte before a forecast, in the place of a [`Response`]: only in the sealed answer to a question what an
+/// action would do.
+pub(crate) const FORECAST_FOLLOWS: u8 = 252;
 /// Byte before a reason, in the place of a [`Response`]: only in the sealed answer to a client that wants it.
 pub(crate) const REASON_FOLLOWS: u8 = 254;
 /// Longest reason in bytes; a longer one is cut.
@@ -32,8 +35,8 @@ impl Response {
         self as u8
     }
 
-    /// Returns the response of a byte on the wire; none for bytes without a meaning (253 and
-    /// 254 included: a list or a reason follows these).
+    /// Returns the response of a byte on the wire; none for bytes without a meaning (252 to
+    /// 254 included: a forecast, a list or a reason follows these).
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Some(match number {

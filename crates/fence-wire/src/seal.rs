@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A response with a reason is 254, the length of the text (2 bytes), the text, and the response byte. Only a
-//! failure has one, and only where the packet wants it.
+//! failure has one, and only where the packet wants it. A forecast has the same form, with 252 and any
+//! response but "off"; only a packet that asks for one has it as its answer.
 //!
 //! A host has no other way to the bytes of a response than a [`ResponseWriter`], and a client no other way to
 //! an answer than a [`ResponseSeal`]. Only the handshake makes them, since it knows whether the request was
@@ -17,10 +18,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::action::Action;
 use crate::host_list::{HOST_LIST_END, HostListEntry};
 use crate::key::{HASH_LEN, HashType, Key, KeyedMac, SealedHash, same};
-use crate::layout::{Challenge, HASH, HASH_TYPE, REQUEST_LEN, SPARE, WANTS_REASON, field};
-use crate::response::{HOST_LIST_FOLLOWS, REASON_FOLLOWS, REASON_MAX, Response};
+use crate::layout::{
+    ACTION, Challenge, DRY_RUN, DRY_RUN_ACTION, HASH, HASH_TYPE, REQUEST_LEN, SPARE, WANTS_REASON, field,
+};
+use crate::response::{FORECAST_FOLLOWS, HOST_LIST_FOLLOWS, REASON_FOLLOWS, REASON_MAX, Response};
 use crate::text::cut;
 
 const LABEL: &[u8] = b"fence_virt response\0";
@@ -30,20 +34,51 @@ const LABEL: &[u8] = b"fence_virt response\0";
 pub struct SealedRequest {
     hash: SealedHash,
     r: [u8; HASH_LEN],
-    wants_reason: bool,
+    wants: WantedText,
+}
+
+/// Text that a client wants with its response.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WantedText {
+    /// None.
+    Nothing,
+    /// Reason of a failure.
+    Reason,
+    /// Forecast of this action.
+    Forecast(Action),
+}
+
+impl WantedText {
+    fn of_packet(packet: &[u8; REQUEST_LEN]) -> Self {
+        if field(packet, SPARE.start) == WANTS_REASON {
+            return Self::Reason;
+        }
+        let is_dry_run = packet[ACTION] == Action::Status.number() && field(packet, SPARE.start) == DRY_RUN;
+        match Action::try_from(packet[DRY_RUN_ACTION]) {
+            Ok(action @ (Action::Off | Action::On | Action::Reboot)) if is_dry_run => Self::Forecast(action),
+            _ => Self::Nothing,
+        }
+    }
 }
 
 impl SealedRequest {
     /// Returns none for classic packets. The hash field is not checked: the caller made it or has checked it.
     pub(crate) fn of_packet(packet: &[u8; REQUEST_LEN]) -> Option<Self> {
         let hash = HashType::try_from(packet[HASH_TYPE]).ok()?.sealed()?;
-        let wants_reason = field(packet, SPARE.start) == WANTS_REASON;
-        Some(Self { hash, r: field(packet, HASH.start), wants_reason })
+        Some(Self { hash, r: field(packet, HASH.start), wants: WantedText::of_packet(packet) })
     }
 
-    /// Returns whether the client wants the reason of a failure.
-    pub(crate) fn wants_reason(&self) -> bool {
-        self.wants_reason
+    /// Returns the text that the client wants.
+    pub(crate) fn wants(&self) -> WantedText {
+        self.wants
+    }
+
+    /// Returns the action of which the client asks what it would do.
+    pub(crate) fn dry_run(&self) -> Option<Action> {
+        match self.wants {
+            WantedText::Forecast(action) => Some(action),
+            WantedText::Nothing | WantedText::Reason => None,
+        }
     }
 
     /// Begins HMAC(key, label ‖ R ‖ …).
@@ -110,16 +145,16 @@ impl SentRequests {
 #[must_use]
 pub struct ResponseWriter {
     mac: Option<Box<KeyedMac>>,
-    wants_reason: bool,
+    wants: WantedText,
 }
 
 impl ResponseWriter {
     pub(crate) fn classic() -> Self {
-        Self { mac: None, wants_reason: false }
+        Self { mac: None, wants: WantedText::Nothing }
     }
 
-    pub(crate) fn sealed(mac: KeyedMac, wants_reason: bool) -> Self {
-        Self { mac: Some(Box::new(mac)), wants_reason }
+    pub(crate) fn sealed(mac: KeyedMac, wants: WantedText) -> Self {
+        Self { mac: Some(Box::new(mac)), wants }
     }
 
     /// Returns all bytes of a response without a list.
@@ -131,14 +166,28 @@ impl ResponseWriter {
     /// Returns all bytes of a failure, with its reason where the client wants it.
     #[must_use]
     pub fn failure(self, reason: &str) -> Vec<u8> {
-        let reason = cut(reason, REASON_MAX);
-        if !self.wants_reason || self.mac.is_none() || reason.is_empty() {
+        if self.wants != WantedText::Reason || self.mac.is_none() || reason.is_empty() {
             return self.response(Response::Failure);
         }
-        let mut bytes = vec![REASON_FOLLOWS];
-        bytes.extend_from_slice(&u16::try_from(reason.len()).unwrap_or(u16::MAX).to_le_bytes());
-        bytes.extend_from_slice(reason.as_bytes());
-        bytes.push(Response::Failure.number());
+        self.with_text(REASON_FOLLOWS, reason, Response::Failure)
+    }
+
+    /// Returns all bytes of the answer to a question what an action would do: success where it would be
+    /// carried out. To a client that asked for something else it is a failure.
+    #[must_use]
+    pub fn forecast(self, response: Response, text: &str) -> Vec<u8> {
+        if !matches!(self.wants, WantedText::Forecast(_)) || self.mac.is_none() {
+            return self.response(Response::Failure);
+        }
+        self.with_text(FORECAST_FOLLOWS, text, response)
+    }
+
+    fn with_text(self, follows: u8, text: &str, response: Response) -> Vec<u8> {
+        let text = cut(text, REASON_MAX);
+        let mut bytes = vec![follows];
+        bytes.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.push(response.number());
         self.finish(bytes)
     }
 
@@ -174,16 +223,16 @@ pub struct WrongSeal;
 #[must_use]
 pub struct ResponseSeal {
     mac: Option<Box<KeyedMac>>,
-    wants_reason: bool,
+    wants: WantedText,
 }
 
 impl ResponseSeal {
     pub(crate) fn classic() -> Self {
-        Self { mac: None, wants_reason: false }
+        Self { mac: None, wants: WantedText::Nothing }
     }
 
-    pub(crate) fn sealed(mac: KeyedMac, wants_reason: bool) -> Self {
-        Self { mac: Some(Box::new(mac)), wants_reason }
+    pub(crate) fn sealed(mac: KeyedMac, wants: WantedText) -> Self {
+        Self { mac: Some(Box::new(mac)), wants }
     }
 
     /// Returns whether a seal of [`HASH_LEN`] bytes follows the response.
@@ -192,11 +241,21 @@ impl ResponseSeal {
         self.mac.is_some()
     }
 
-    /// Returns whether this byte, in the place of the response, says that a reason follows: its length in two
-    /// bytes, the text, and the response.
+    /// Returns whether this byte, in the place of the response, says that the wanted text follows: its
+    /// length in two bytes, the text, and the response.
     #[must_use]
-    pub fn is_reason(&self, byte: u8) -> bool {
-        self.wants_reason && byte == REASON_FOLLOWS
+    pub fn is_text(&self, byte: u8) -> bool {
+        match self.wants {
+            WantedText::Nothing => false,
+            WantedText::Reason => byte == REASON_FOLLOWS,
+            WantedText::Forecast(_) => byte == FORECAST_FOLLOWS,
+        }
+    }
+
+    /// Returns whether the text is a forecast, not a reason.
+    #[must_use]
+    pub fn wants_forecast(&self) -> bool {
+        matches!(self.wants, WantedText::Forecast(_))
     }
 
     /// Takes the next bytes of the response, each once and in order.

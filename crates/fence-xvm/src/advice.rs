@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use fence_wire::HashType;
+use fence_wire::{HashType, Response};
 
 use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
 
@@ -257,6 +257,22 @@ impl HostCause {
                 )
                 .into();
             }
+            Self::WouldFail { action, words } => {
+                return format!("{action} would not be carried out; {words}").into();
+            }
+            Self::NoForecast { action, status } => {
+                let status = match status {
+                    Response::Success => "the domain is on".to_owned(),
+                    Response::Off => "the domain is off".to_owned(),
+                    other => other.to_string(),
+                };
+                return format!(
+                    "the host can't say what {action} would do: it answered the status alone ({status}), \
+                     as an \
+                     older fence_virtd does"
+                )
+                .into();
+            }
             Self::Held => {
                 "the host holds the same key and has not let the request run: it is busy, another request is \
                  in its way, or it waits for another host"
@@ -313,6 +329,15 @@ impl HostCause {
                 "do what the reason says. Where it names no step: fence_virtd --check on that host looks \
                  closer, and -o list instead of --diagnose shows the domains that this guest may fence"
             }
+            Self::WouldFail { .. } => {
+                "do what the reason says, and ask again. Where it names no step: fence_virtd --check on that \
+                 host looks closer, and -o list shows the domains that this guest may fence"
+            }
+            Self::NoForecast { .. } => {
+                "put this project's newer fence_virtd on all hosts; until then look at `groups` there, \
+                 and at the \
+                 status and the list (-o status, -o list)"
+            }
             Self::Failed => {
                 "ask for the list (-o list), and check on the host that libvirt runs (virsh list)"
             }
@@ -331,6 +356,8 @@ impl HostCause {
             | Self::Domain
             | Self::DomainOfOthers
             | Self::Told { .. }
+            | Self::WouldFail { .. }
+            | Self::NoForecast { .. }
             | Self::Odd => &[],
         }
     }

@@ -14,6 +14,13 @@ pub enum HostAnswer {
     Response(Response),
     /// Failure, with the host's reason: only to a sealed request that wants it.
     Failed(String),
+    /// Forecast of an action, which was not done: only to a sealed question for that.
+    Forecast {
+        /// Success if the action would be carried out.
+        response: Response,
+        /// The host's words.
+        text: String,
+    },
     /// Answer to list.
     List {
         /// Domains in the host's order.

@@ -30,6 +30,8 @@ use crate::rows::ListRows;
 pub(crate) struct AnswerCollector<W> {
     action: Action,
     quiet: Duration,
+    /// An answer without a forecast comes from a host that can't tell one; another one may.
+    wants_forecast: bool,
     rows: ListRows<W>,
     /// Instant at which the latest host ended.
     latest: Option<Instant>,
@@ -47,7 +49,13 @@ pub(crate) type HostResult = Result<HostAnswer, ExchangeError>;
 impl<W: Write> AnswerCollector<W> {
     /// Returns a collector without answers. Lists go to `rows`.
     pub(crate) fn new(action: Action, quiet: Duration, rows: ListRows<W>) -> Self {
-        Self { action, quiet, rows, latest: None, failure: None, lists: 0, missing: Vec::new() }
+        let (latest, failure, lists, missing) = (None, None, 0, Vec::new());
+        Self { action, quiet, wants_forecast: false, rows, latest, failure, lists, missing }
+    }
+
+    /// Returns the collector, for a question what an action would do.
+    pub(crate) fn for_forecast(self, wants_forecast: bool) -> Self {
+        Self { wants_forecast, ..self }
     }
 
     /// Returns whether the answers of all hosts are wanted. A list changes nothing, so several hosts may get
@@ -73,7 +81,11 @@ impl<W: Write> AnswerCollector<W> {
         since_proof: Duration,
         now: Instant,
     ) -> Result<Option<HostAnswer>, MulticastFailure> {
-        let is_done = matches!(result, Ok(HostAnswer::Response(Response::Success | Response::Off)));
+        let is_done = match result {
+            Ok(HostAnswer::Response(Response::Success | Response::Off)) => !self.wants_forecast,
+            Ok(HostAnswer::Forecast { response: Response::Success, .. }) => true,
+            _ => false,
+        };
         if self.wants_all_hosts() {
             self.take_list(from, result)?;
         } else if !is_done && self.may_another_host_succeed() && since_proof <= self.quiet {
@@ -125,7 +137,7 @@ impl<W: Write> AnswerCollector<W> {
                 Err(error) => Err(error),
             },
             Ok(HostAnswer::Response(response)) => Ok(response),
-            Ok(HostAnswer::Failed(_)) => Ok(Response::Failure),
+            Ok(HostAnswer::Failed(_) | HostAnswer::Forecast { .. }) => Ok(Response::Failure),
             Err(error) => Err(error),
         };
         let outcome = match result {
@@ -211,6 +223,27 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_forecast_is_waited_for_behind_a_host_that_can_tell_none() {
+        let now = Instant::now();
+        let forecast = |response| Ok(HostAnswer::Forecast { response, text: "words".to_owned() });
+        for old in [Response::Success, Response::Off, Response::Failure, Response::PermissionDenied] {
+            let mut collector = collector(Action::Status).for_forecast(true);
+            assert!(collector.take_result(host(1), result(old), AT_ONCE, now).unwrap().is_none(), "{old}");
+            let yes = collector.take_result(host(2), forecast(Response::Success), AT_ONCE, now).unwrap();
+            assert!(matches!(yes, Some(HostAnswer::Forecast { .. })), "{old}");
+        }
+        for no in [Response::Failure, Response::PermissionDenied] {
+            let mut collector = collector(Action::Status).for_forecast(true);
+            assert!(collector.take_result(host(1), forecast(no), AT_ONCE, now).unwrap().is_none());
+            let told = collector.conclude().unwrap();
+            assert!(
+                matches!(told, Some(HostAnswer::Forecast { response, .. }) if response == no),
+                "{told:?}"
+            );
         }
     }
 

@@ -35,7 +35,13 @@ impl ClientSettings {
             return Ok(ClientTask::Version);
         }
         let requested = self.requested_action()?;
+        // The action itself is never asked for by a diagnosis, only what it would do.
+        let dry_run = match requested {
+            RequestedAction::Ask(action) if self.diagnose && action.changes_state() => Some(action),
+            _ => None,
+        };
         let (action, needs_target) = match requested {
+            RequestedAction::Ask(action) if dry_run.is_some() => (Action::Status, Some(action.name())),
             RequestedAction::Metadata => return Ok(ClientTask::Metadata),
             RequestedAction::Validate => (Action::Null, Some("validate-all")),
             RequestedAction::Ask(action) => (action, action.needs_target().then(|| action.name())),
@@ -50,6 +56,10 @@ impl ClientSettings {
         };
         let transport = self.transport(program)?;
         let hash = self.packet_hash(&transport)?;
+        let hash = match dry_run {
+            Some(action) => self.dry_run_hash(action, hash, &transport)?,
+            None => hash,
+        };
         let delay = if action.changes_state() { self.delay.unwrap_or(0) } else { 0 };
         let plan = RequestPlan {
             action,
@@ -60,6 +70,7 @@ impl ClientSettings {
             hash,
             auth: self.auth.unwrap_or(HashType::Sha256),
             wants_reason: self.diagnose,
+            dry_run,
             key_file_named: self.key_file.is_some(),
             debug: self.debug,
             transport,
@@ -78,7 +89,11 @@ impl ClientSettings {
             _ if !self.diagnose => Ok(self.action.unwrap_or(RequestedAction::Ask(Action::Reboot))),
             None if self.targets.chosen()?.is_some() => Ok(RequestedAction::Ask(Action::Status)),
             None => Ok(RequestedAction::Ask(Action::Monitor)),
-            Some(action @ RequestedAction::Ask(Action::Status | Action::Monitor)) => Ok(action),
+            Some(
+                action @ RequestedAction::Ask(
+                    Action::Status | Action::Monitor | Action::Off | Action::On | Action::Reboot,
+                ),
+            ) => Ok(action),
             Some(other) => Err(UsageError::DiagnoseAction(match other {
                 RequestedAction::Ask(action) => action.name().to_owned(),
                 RequestedAction::Validate => "validate-all".to_owned(),
@@ -100,6 +115,25 @@ impl ClientSettings {
             }
             _ => Ok(hash),
         }
+    }
+
+    /// Returns the hash of a question what an action would do: sealed, whatever the cluster uses. So a
+    /// host that does not know such questions can't take it for anything but a status.
+    fn dry_run_hash(
+        &self,
+        action: Action,
+        hash: HashType,
+        transport: &Transport,
+    ) -> Result<HashType, UsageError> {
+        let action = action.name();
+        if matches!(transport, Transport::Serial { .. } | Transport::Channel(_)) {
+            let why = "a serial line or VM channel has no seal";
+            return Err(UsageError::DryRun { action, why });
+        }
+        if hash == HashType::None && self.auth == Some(HashType::None) {
+            return Err(UsageError::DryRun { action, why: "there is no seal without a key" });
+        }
+        Ok(if hash.sealed().is_some() { hash } else { HashType::HmacSha256 })
     }
 
     /// Returns the transport that the options choose.
@@ -147,7 +181,7 @@ mod tests {
     use std::ffi::OsString;
 
     use fence_net::LineFormat;
-    use fence_wire::{ClientAuth, Key};
+    use fence_wire::{ClientAuth, Key, Request};
 
     use super::*;
 
@@ -303,9 +337,40 @@ mod tests {
         assert_eq!(asked_action("--diagnose"), Action::Monitor);
         assert_eq!(asked_action("--diagnose -n a"), Action::Status);
         assert_eq!(asked_action("-n a -o monitor --diagnose"), Action::Monitor);
-        for action in ["off", "on", "reboot", "list", "null", "metadata", "validate-all"] {
+        for action in ["list", "null", "metadata", "validate-all"] {
             let wrong = task_of(ClientProgram::Xvm, &format!("-n a -o {action} --diagnose"));
             assert!(matches!(wrong, Err(UsageError::DiagnoseAction(_))), "{action}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_dry_run_is_a_sealed_status_and_nothing_else() {
+        let key = Key::new(b"the key of a test").unwrap();
+        for (word, action) in [("off", Action::Off), ("on", Action::On), ("reboot", Action::Reboot)] {
+            for hash in ["", "-c sha1", "-c sha512", "-c none", "-c hmac-sha512", "-C none"] {
+                let line = format!("-n a -o {word} --diagnose {hash} -w 30");
+                let Ok(ClientTask::Diagnose(plan)) = task_of(ClientProgram::Xvm, &line) else {
+                    panic!("{line}")
+                };
+                assert_eq!((plan.action, plan.dry_run), (Action::Status, Some(action)), "{line}");
+                assert!(plan.hash.sealed().is_some() && plan.delay.is_zero(), "{line}");
+                let target = plan.target.clone();
+                let request =
+                    Request { action: plan.action, target, call_back: None, nonce: [1; 6], sequence: 2 };
+                let packet = plan.encode_packet(&request, Some(&key));
+                assert_eq!(packet[0], Action::Status.number(), "{line}");
+                let received =
+                    Request::decode(&packet, HashType::HmacSha256, std::slice::from_ref(&key)).unwrap();
+                assert_eq!((received.request.action, received.dry_run), (Action::Status, Some(action)));
+            }
+            for wrong in ["-D /dev/ttyS1", ""] {
+                let wrong = task_of(ClientProgram::Virt, &format!("-n a -o {word} --diagnose {wrong}"));
+                assert!(matches!(wrong, Err(UsageError::DryRun { .. })), "{wrong:?}");
+            }
+            let open = task_of(ClientProgram::Xvm, &format!("-n a -o {word} --diagnose -c none -C none"));
+            assert!(matches!(open, Err(UsageError::DryRun { .. })), "{open:?}");
+            let unnamed = task_of(ClientProgram::Xvm, &format!("-o {word} --diagnose"));
+            assert!(matches!(unnamed, Err(UsageError::NoTarget(name)) if name == word), "{unnamed:?}");
         }
     }
 

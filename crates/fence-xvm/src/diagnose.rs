@@ -6,7 +6,7 @@
 //! then. That host gets no proof of ours, so that it carries nothing out.
 //!
 //! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but
-//! status, monitor and list.
+//! status, monitor and list. A dry run is a sealed status, which also asks what another action would do.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
@@ -46,6 +46,14 @@ pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
         Err(error) => Err(error.into()),
     };
     match result {
+        Ok(None) if let Some(action) = plan.dry_run => {
+            show(&format_args!(
+                "{action} would be carried out, as far as can be told before it is: nothing was done, \
+                 this was a \
+                 question"
+            ));
+            0
+        }
         Ok(None) => {
             show(&"in order: a host that holds the key has answered");
             if plan.action == Action::Status {
@@ -57,6 +65,9 @@ pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
             0
         }
         Ok(Some(cause)) => {
+            if let (Some(action), false) = (plan.dry_run, cause.is_forecast()) {
+                show(&format_args!("can't say what {action} would do; nothing was done"));
+            }
             show(&format_args!("cause: {}\nnext: {}", cause.sentence(), cause.next_step()));
             for (line, meaning) in cause.log_lines() {
                 show(&format_args!("the host's log: \"{line}\": {meaning}"));
@@ -319,7 +330,9 @@ impl AnsweredQuestion {
         let told: Vec<_> =
             self.failures.iter().filter_map(|it| Some((it.from, it.reason.as_ref()?))).collect();
         match (&told[..], &self.answer) {
-            ([], HostAnswer::Failed(reason)) => vec![format!("the host says: {}", escaped(reason))],
+            ([], HostAnswer::Failed(reason) | HostAnswer::Forecast { text: reason, .. }) => {
+                vec![format!("the host says: {}", escaped(reason))]
+            }
             ([(_, reason)], _) if self.hosts.len() < 2 => vec![format!("the host says: {}", escaped(reason))],
             _ => told.iter().map(|(from, it)| format!("the host {from} says: {}", escaped(it))).collect(),
         }
@@ -334,10 +347,13 @@ fn cause_of_answer(
     asked: &AnsweredQuestion,
     mut ask: impl FnMut(&RequestPlan) -> Result<Option<AnsweredQuestion>, ClientFailure>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
+    if let Some(action) = plan.dry_run {
+        return Ok(cause_of_forecast(action, asked));
+    }
     let response = match &asked.answer {
         HostAnswer::Response(response) => *response,
         HostAnswer::Failed(_) => Response::Failure,
-        HostAnswer::List { .. } => return Ok(Some(HostCause::Odd.into())),
+        HostAnswer::Forecast { .. } | HostAnswer::List { .. } => return Ok(Some(HostCause::Odd.into())),
     };
     show(&match (plan.action, response) {
         (Action::Status, Response::Success) => "answered: the domain is on".to_owned(),
@@ -367,7 +383,7 @@ fn cause_of_answer(
             show(&format_args!("the host says of itself: {}", escaped(&reason)));
             Response::Failure
         }
-        HostAnswer::List { .. } => return Ok(Some(HostCause::Failed.into())),
+        HostAnswer::Forecast { .. } | HostAnswer::List { .. } => return Ok(Some(HostCause::Failed.into())),
     };
     // Whichever host answers first: it tells nothing of the others.
     let who: Vec<_> = second.hosts.iter().map(ToString::to_string).collect();
@@ -382,6 +398,23 @@ fn cause_of_answer(
         Response::Success => HostCause::DomainOfOthers.into(),
         _ => HostCause::Backend.into(),
     }))
+}
+
+/// Returns why an action would not be carried out; none where it would be.
+fn cause_of_forecast(action: Action, asked: &AnsweredQuestion) -> Option<ProbableCause> {
+    let status = match &asked.answer {
+        HostAnswer::Forecast { response: Response::Success, text } => {
+            show(&format_args!("the host says: {}", escaped(text)));
+            return None;
+        }
+        HostAnswer::Forecast { .. } => {
+            let words = asked.reasons().join("; ");
+            return Some(HostCause::WouldFail { action, words }.into());
+        }
+        HostAnswer::Response(status) => *status,
+        HostAnswer::Failed(_) | HostAnswer::List { .. } => Response::Failure,
+    };
+    Some(HostCause::NoForecast { action, status }.into())
 }
 
 /// Returns the cause that the hosts told themselves; none where they told none. What they know is no matter
@@ -520,6 +553,7 @@ mod tests {
             hash: HashType::HmacSha256,
             auth: HashType::None,
             wants_reason: true,
+            dry_run: None,
             key_file: "/k".into(),
             key_file_named: true,
             debug: 0,

@@ -149,7 +149,7 @@ enum ExchangeState<'k> {
     /// The host's challenge is here; our answer to it is held back.
     HeldProof([u8; HASH_LEN], ResponseSeal, CallName),
     AwaitResponse(ResponseSeal),
-    /// The host says why it fails: the length of the text, once it is here.
+    /// The host says why it fails, or what an action would do: the length of the text, once it is here.
     InReason(Option<usize>, ResponseSeal),
     InList(Vec<HostListEntry>, ResponseSeal),
     /// The list is complete. Its result may follow, and must where a seal follows it.
@@ -335,7 +335,7 @@ impl<'k> HostExchange<'k> {
                 Some([HOST_LIST_FOLLOWS]) if self.action == Action::List => {
                     ExchangeState::InList(Vec::new(), seal)
                 }
-                Some([byte]) if seal.is_reason(byte) => ExchangeState::InReason(None, seal),
+                Some([byte]) if seal.is_text(byte) => ExchangeState::InReason(None, seal),
                 Some([byte]) => after_response(answer_from_byte(self.action, byte), seal)?,
                 None => ExchangeState::AwaitResponse(seal),
             },
@@ -387,7 +387,7 @@ impl<'k> HostExchange<'k> {
         Ok(())
     }
 
-    /// Takes a reason and the response after it, which must be a failure.
+    /// Takes a reason and the response after it, which must be a failure; or a forecast and its response.
     fn take_text(
         &mut self,
         length: usize,
@@ -398,7 +398,14 @@ impl<'k> HostExchange<'k> {
         }
         let Some((text, [response, ..])) = self.input.split_at_checked(length) else { return Ok(None) };
         let answer = match Response::from_number(*response) {
-            Some(Response::Failure) => Ok(HostAnswer::Failed(String::from_utf8_lossy(text).into_owned())),
+            Some(response @ (Response::Success | Response::Failure | Response::PermissionDenied))
+                if seal.wants_forecast() =>
+            {
+                Ok(HostAnswer::Forecast { response, text: String::from_utf8_lossy(text).into_owned() })
+            }
+            Some(Response::Failure) if !seal.wants_forecast() => {
+                Ok(HostAnswer::Failed(String::from_utf8_lossy(text).into_owned()))
+            }
             _ => Err(ExchangeError::Response(*response)),
         };
         seal.take(&self.input[..=length]);

@@ -21,7 +21,9 @@ pub(crate) fn help_text(program: ClientProgram) -> String {
         "  -h, -?, --help                   Show this help\n  \
          -V, --version                    Show the version\n  \
          --diagnose                       \
-         Ask for the status of -n (without -n: monitor) and say why no answer comes\n  \
+         Ask for the status of -n (without -n: monitor) and say why no answer comes;\n  \
+                                         \
+with -o off, on or reboot: say what that would do, and do nothing\n  \
          --keygen [FILE]                  \
          Make a new key in a new file, nothing else (default /etc/cluster/fence_xvm.key)\n",
     );

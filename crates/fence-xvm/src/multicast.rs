@@ -144,7 +144,7 @@ pub(crate) fn send_request(
         doors: CallBackDoors::new(ports, rule, new_run(plan)?),
         packets: 0,
         calls: Vec::new(),
-        collector: AnswerCollector::new(plan.action, to.quiet, rows),
+        collector: AnswerCollector::new(plan.action, to.quiet, rows).for_forecast(plan.dry_run.is_some()),
         attempts,
         probe,
         console,
@@ -327,6 +327,9 @@ impl<'a> MulticastClient<'a> {
             Ok(HostAnswer::Failed(reason)) => {
                 (format!("answered with failure: {}", escaped(reason)), StreamProgress::Answered)
             }
+            Ok(HostAnswer::Forecast { response, text }) => {
+                (format!("would answer with {response}: {}", escaped(text)), StreamProgress::Answered)
+            }
             Ok(HostAnswer::List { entries, .. }) => (
                 format!("listed {} domain{}", entries.len(), if entries.len() == 1 { "" } else { "s" }),
                 StreamProgress::Answered,
@@ -341,6 +344,9 @@ impl<'a> MulticastClient<'a> {
             }
             Ok(HostAnswer::Failed(reason)) => {
                 self.attempts.record_failure(call.from.ip(), Some(reason.clone()));
+            }
+            Ok(HostAnswer::Forecast { response, text }) if *response != Response::Success => {
+                self.attempts.record_failure(call.from.ip(), Some(text.clone()));
             }
             _ => {}
         }

@@ -48,6 +48,8 @@ pub struct RequestPlan {
     pub auth: HashType,
     /// True if a host that fails is to say why. Only a sealed request can want that.
     pub wants_reason: bool,
+    /// Action of which a sealed status asks what it would do. That action is never sent.
+    pub dry_run: Option<Action>,
     /// Path of the key.
     pub key_file: PathBuf,
     /// True if the user named the key file.
@@ -87,6 +89,9 @@ impl RequestPlan {
     #[must_use]
     pub fn encode_packet(&self, request: &Request, key: Option<&Key>) -> [u8; REQUEST_LEN] {
         match (key, self.hash.sealed()) {
+            (Some(key), Some(hash)) if let (Action::Status, Some(action)) = (self.action, self.dry_run) => {
+                request.encode_dry_run(action, hash, key)
+            }
             (Some(key), Some(hash)) if self.wants_reason => request.encode_wanting_reason(hash, key),
             (Some(key), _) => request.encode(self.hash, key),
             (None, _) => request.encode_unauthenticated(),

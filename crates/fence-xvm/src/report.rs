@@ -34,7 +34,8 @@ pub(crate) fn report(
             }
             response
         }
-        HostAnswer::Failed(_) => Response::Failure,
+        // Only a diagnosis asks for one, and whatever it says, nothing was done.
+        HostAnswer::Failed(_) | HostAnswer::Forecast { .. } => Response::Failure,
         HostAnswer::List { entries, response } => {
             let mut rows = ListRows::to_stdout();
             if let Err(error) = rows.add(entries).and_then(|()| rows.finish()) {
@@ -98,6 +99,7 @@ mod tests {
             hash: HashType::Sha256,
             auth: HashType::Sha256,
             wants_reason: false,
+            dry_run: None,
             key_file: "/k".into(),
             key_file_named: true,
             debug: 0,

@@ -42,8 +42,23 @@ pub enum UsageError {
     #[error("unknown action '{}'", escaped(.0))]
     Action(String),
     /// The action of a diagnosis changes something, or no host answers it.
-    #[error("--diagnose asks for status or monitor and for nothing else: not for {0}")]
+    #[error(
+        "--diagnose asks for status or monitor, or what an off, on or reboot would do, and for nothing else: \
+         not for {0}"
+    )]
     DiagnoseAction(String),
+    /// A question what an action would do goes sealed, and here it can't.
+    #[error(
+        "--diagnose -o {action} asks the host under a seal what {action} would do, and {why}: nothing was \
+         asked. \
+         Ask for -o status instead"
+    )]
+    DryRun {
+        /// Action.
+        action: &'static str,
+        /// Reason.
+        why: &'static str,
+    },
     /// Two targets differ.
     #[error(
         "two different domains are given, '{}' and '{}'; if the cluster manager names one of them (Pacemaker \

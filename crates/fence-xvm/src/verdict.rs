@@ -8,7 +8,7 @@
 use std::io::{Error, ErrorKind};
 use std::net::IpAddr;
 
-use fence_wire::{HashType, ProofError};
+use fence_wire::{Action, HashType, ProofError, Response};
 
 use crate::attempts::{MulticastAttempts, StreamProgress};
 use crate::exchange::{AwaitedStep, ExchangeError};
@@ -103,6 +103,20 @@ pub(crate) enum HostCause {
         /// Addresses of the hosts that told the status.
         told: String,
     },
+    /// The host told that it would refuse the action, or that it can't say.
+    WouldFail {
+        /// The action.
+        action: Action,
+        /// Words of all hosts that told theirs.
+        words: String,
+    },
+    /// The host answered the status, as one does that can't tell what an action would do.
+    NoForecast {
+        /// The action.
+        action: Action,
+        /// Response to the status.
+        status: Response,
+    },
     /// Something rare; the message beside it says more.
     Odd,
 }
@@ -190,6 +204,11 @@ impl ProbableCause {
             }
             other => other,
         }
+    }
+
+    /// Returns whether a host told what an action would do.
+    pub(crate) fn is_forecast(&self) -> bool {
+        matches!(self, Self::Host(HostCause::WouldFail { .. }))
     }
 
     /// Returns whether another hash may be the remedy.

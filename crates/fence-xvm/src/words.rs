@@ -13,7 +13,11 @@ pub(crate) const CLASSIC_HOST_HINT: &str = "a host of the C programs drops seale
 
 /// Describes the request: action and target.
 pub(crate) fn describe_request(plan: &RequestPlan) -> String {
-    format!("{} {}", plan.action, escaped(plan.target.as_str())).trim_end().to_owned()
+    let what = match plan.dry_run {
+        Some(action) => format!("what {action} would do to"),
+        None => plan.action.to_string(),
+    };
+    format!("{what} {}", escaped(plan.target.as_str())).trim_end().to_owned()
 }
 
 /// Returns whether the request goes sealed.

@@ -154,6 +154,72 @@ fn every_sent_packet_may_be_answered_and_no_other() {
     assert!(error.is_from_unproven_peer(), "{error}");
 }
 
+/// Returns the packet of a dry run, and everything that a host sends as its answer.
+fn forecasting_host(key: &Key, action: Action, response: Response, words: &str) -> ([u8; 176], Vec<u8>) {
+    let target = Target::new("vm1", false).unwrap();
+    let request = Request { action: Action::Status, target, call_back: None, nonce: [7; 6], sequence: 1 };
+    let hash = HashType::HmacSha256;
+    let packet = request.encode_dry_run(action, hash.sealed().unwrap(), key);
+    let received = Request::decode(&packet, hash, std::slice::from_ref(key)).unwrap();
+    assert_eq!(received.request, request, "whoever does not know the mark reads a status");
+    assert_eq!(received.dry_run, Some(action));
+    let Ok(HostStream::Challenge(host)) = HostStream::begin(received.sealed, None, Some(key)) else {
+        panic!("no challenge")
+    };
+    let (step_2, host) = host.answer(&C1).unwrap();
+    let mut agent = exchange(Action::Status, &[packet], key);
+    agent.receive(&[&step_2[..], &C2].concat()).unwrap();
+    agent.prove();
+    let proof = *agent.take_output().last_chunk().unwrap();
+    let (_, writer) = host.challenge(&C2).unwrap().verify(&proof).unwrap();
+    (packet, [&step_2[..], &C2, &writer.forecast(response, words)].concat())
+}
+
+#[test]
+fn a_forecast_is_told_under_the_seal_alone() {
+    let key = key();
+    for action in [Action::Off, Action::On, Action::Reboot] {
+        for response in [Response::Success, Response::Failure, Response::PermissionDenied] {
+            let (packet, whole) = forecasting_host(&key, action, response, "words");
+            // Status, and the words with the number of the action at the end of the address field.
+            assert_eq!((packet[0], &packet[84..95], packet[95]), (4, &b"dry run of\0"[..], action.number()));
+            assert_eq!(whole[128..][..9], *[&[252, 5, 0][..], b"words", &[response.number()]].concat());
+            let answer = receive_all(Action::Status, &[packet], &whole);
+            assert_eq!(answer, Ok(HostAnswer::Forecast { response, text: "words".to_owned() }));
+            for length in 0..whole.len() {
+                assert!(receive_all(Action::Status, &[packet], &whole[..length]).is_err(), "{length}");
+            }
+            for at in 0..whole.len() {
+                let mut changed = whole.clone();
+                changed[at] ^= 1;
+                assert!(receive_all(Action::Status, &[packet], &changed).is_err(), "{at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packet_that_is_no_dry_run() {
+    let (key, hash) = (key(), HashType::HmacSha256);
+    let target = Target::new("vm1", false).unwrap();
+    let request =
+        |action| Request { action, target: target.clone(), call_back: None, nonce: [7; 6], sequence: 1 };
+    let dry_run = |packet: &[u8; 176]| {
+        Request::decode(packet, HashType::None, std::slice::from_ref(&key)).unwrap().dry_run
+    };
+    for action in Action::ALL {
+        assert_eq!(dry_run(&request(action).encode(hash, &key)), None, "{action}");
+        // Only what changes a domain can be asked about, and the packet is a status whatever asks.
+        let packet = request(action).encode_dry_run(action, hash.sealed().unwrap(), &key);
+        assert_eq!(packet[0], Action::Status.number(), "{action}");
+        let is_asked = matches!(action, Action::Off | Action::On | Action::Reboot);
+        assert_eq!(dry_run(&packet).is_some(), is_asked, "{action}");
+    }
+    // A host never tells a forecast to anybody else, nor success in its place.
+    let (packet, bytes) = failing_host(&key, true, "why");
+    assert!(matches!(receive_all(Action::Status, &[packet], &bytes), Ok(HostAnswer::Failed(_))));
+}
+
 /// Returns everything that a host sends that says why it fails, and the packet that it answers.
 fn failing_host(key: &Key, wants_reason: bool, why: &str) -> ([u8; 176], Vec<u8>) {
     let target = Target::new("vm1", false).unwrap();

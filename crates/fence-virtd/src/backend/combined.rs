@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Target;
 
-use super::{Backend, DynBackend, PowerOffResult, SLOW_BACKEND_GRACE};
+use super::{Backend, DynBackend, PowerForecast, PowerOffResult, SLOW_BACKEND_GRACE};
 use crate::request::lease::Lease;
 use fence_core::domain::{
-    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower, merge,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerAction,
+    SeenPower, merge,
 };
 use fence_core::intent::PendingOrder;
 use fence_core::owed_start::StartVerdict;
@@ -166,6 +167,15 @@ impl Backend for CombinedBackend {
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.at(domain).on(domain, lease).await
+    }
+
+    async fn forecast(
+        &self,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        self.at(domain).forecast(domain, action, lease).await
     }
 
     async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {

@@ -18,12 +18,12 @@ use tracing::debug;
 use zeroize::Zeroizing;
 
 use self::act::{
-    ActFailure, DomainReading, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder, PowerOffProgress,
-    StartSource, look,
+    ActFailure, DomainReading, EndForecast, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder,
+    PowerOffProgress, StartSource, look,
 };
 use self::target::{MatchedDomain, TargetQuery};
 use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
-use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
+use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
 use crate::request::lease::Lease;
@@ -31,7 +31,7 @@ use crate::util::join::join_all;
 use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState, SeenPower, TargetKind, merge,
+    PowerAction, PowerState, SeenPower, TargetKind, merge,
 };
 use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
 use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes, ProofTurns};
@@ -51,6 +51,8 @@ const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 const ORDER_PAUSE: Duration = Duration::from_millis(200);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
 const REBOOT_GIVES_WAY: usize = 3;
+/// Most times that a forecast follows a domain from one hypervisor of this host to another.
+const FORECAST_LOOKS: usize = 4;
 /// Time to look everywhere for one domain that moved away from here, where nobody waits for the answer.
 const PROOF_LIMIT: Duration = Duration::from_secs(5);
 /// Reason for an instance that stood still for a migration, where nobody knows its other end.
@@ -456,8 +458,8 @@ impl LibvirtBackend {
             // No instance that ran here was ended: every place has to say that it has none.
             let starts = for_reboot && (acted || self.reboot_starts);
             let announced = starts.then(|| self.announce(domain));
-            match self.prove_off_here(&question, lease.until()).await {
-                Ok(proof) => {
+            match self.place_to_end(&question, lease.until()).await {
+                Ok(PlaceToEnd::Nowhere(proof)) => {
                     let saved = self.discard_other_memories(next, libvirt_uuid(domain.uuid), lease).await;
                     saved.map_err(|it| after(acted, it))?;
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
@@ -472,13 +474,93 @@ impl LibvirtBackend {
                     other_end = OtherEnd::NotSought;
                     give_way().await;
                 }
-                Err(doubt) => {
-                    let Some(home) = self.own_instance(&doubt) else {
-                        return Err(after(acted, doubt.into()));
-                    };
+                Err(doubt) => return Err(after(acted, doubt.into())),
+                Ok(PlaceToEnd::Hypervisor(home)) => {
                     lease.check().map_err(|it| after(acted, it))?;
                     (next, other_end) = (home, OtherEnd::NotSought);
                 }
+            }
+        }
+    }
+
+    /// Returns the place where an instance is to be ended, after none was at the hypervisor that was tried.
+    ///
+    /// # Errors
+    /// Reason why it may be on at a place where this host can't end it.
+    async fn place_to_end(&self, question: &DomainQuestion, until: Instant) -> Result<PlaceToEnd, Doubt> {
+        match self.prove_off_here(question, until).await {
+            Ok(proof) => Ok(PlaceToEnd::Nowhere(proof)),
+            Err(doubt) => self.own_instance(&doubt).map(PlaceToEnd::Hypervisor).ok_or(doubt),
+        }
+    }
+
+    /// Says what an off or a reboot would do.
+    async fn forecast_off(
+        &self,
+        domain: &DomainRef,
+        for_reboot: bool,
+        until: Instant,
+    ) -> Result<PowerForecast, ActionError> {
+        let question = DomainQuestion::about(domain);
+        let (uuid, mut next) = (libvirt_uuid(domain.uuid), self.home_of(domain)?);
+        // It may move while it is looked for; an action would follow it.
+        for _ in 0..FORECAST_LOOKS {
+            let (home, memory) = (&self.hypervisors[next], Arc::clone(&self.hypervisors[next]));
+            match home.ask(until, move |c| act::forecast_end(c, uuid, &memory)).await? {
+                EndForecast::Ends => return Ok(PowerForecast::PowersOff { at: place_of(home) }),
+                EndForecast::MayBeHalf { only_came_in, is_half } => {
+                    self.seek_other_end(next, &question, only_came_in, until).await?;
+                    let at = place_of(home);
+                    if !is_half && self.has_no_other(next, &question, until).await {
+                        return Ok(PowerForecast::PowersOff { at });
+                    }
+                    return Ok(PowerForecast::Uncertain(format!(
+                        "{at}: the domain is paused there, or a migration has it or brought it there a \
+                         moment \
+                         ago, and only a power-off shows whether its end can be proved"
+                    )));
+                }
+                EndForecast::NothingHere => {}
+            }
+            match self.place_to_end(&question, until).await? {
+                PlaceToEnd::Hypervisor(home) => next = home,
+                PlaceToEnd::Nowhere(_) if for_reboot && self.reboot_starts => {
+                    return Ok(PowerForecast::Starts { at: place_of(home) });
+                }
+                PlaceToEnd::Nowhere(_) => return Ok(PowerForecast::StaysOff),
+            }
+        }
+        Ok(PowerForecast::Uncertain("the domain moves between the hypervisors of this host".to_owned()))
+    }
+
+    /// Returns whether every other place shows that it has nothing of the domain.
+    async fn has_no_other(&self, home: usize, question: &DomainQuestion, until: Instant) -> bool {
+        let own = DomainSite::Hypervisor(self.hypervisors[home].uri().to_owned());
+        let round = self.look_everywhere(question, until).await;
+        let has_none =
+            |it: &Finding| matches!(it.sight, Sight::Off | Sight::Absent | Sight::Ended(_) | Sight::Down(_));
+        round.iter().filter(|it| it.place != own).all(|it| has_none(it) && it.namesakes.is_empty())
+    }
+
+    /// Says what a start would do.
+    async fn forecast_on(&self, domain: &DomainRef, until: Instant) -> Result<PowerForecast, ActionError> {
+        let home = self.home(domain)?;
+        if self.look(domain, until).await == Ok(Sight::On) {
+            return Ok(PowerForecast::StaysOn);
+        }
+        let looks = self.prove_off_here(&DomainQuestion::about(domain), until).await;
+        match (StartDecision::after(&looks), looks) {
+            (StartDecision::IsOn, _) => Ok(PowerForecast::StaysOn),
+            (StartDecision::Start, _) => {
+                let uuid = libvirt_uuid(domain.uuid);
+                match home.ask(until, move |c| look(c, uuid)).await? {
+                    DomainReading::Gone => Err(ActionError::Refused(no_definition(home.uri()))),
+                    _ => Ok(PowerForecast::Starts { at: place_of(home) }),
+                }
+            }
+            (StartDecision::GiveWay, Err(doubt)) => Ok(PowerForecast::Uncertain(doubt.to_string())),
+            (StartDecision::Fail | StartDecision::GiveWay, looks) => {
+                Err(looks.err().map_or(ActionError::Gone, ActionError::from))
             }
         }
     }
@@ -686,6 +768,20 @@ impl Drop for AnnouncedStart {
     }
 }
 
+/// Place where an instance is to be ended.
+enum PlaceToEnd {
+    /// None: no place has one.
+    Nowhere(ProvedOff),
+    /// This hypervisor of this host.
+    Hypervisor(usize),
+}
+
+/// Returns a hypervisor of this host in words.
+fn place_of(home: &Hypervisor) -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|it| it.into_string().ok());
+    format!("host {}, libvirt at {}", name.as_deref().unwrap_or("without a name"), home.uri())
+}
+
 /// Returns the refusal to start a domain that was seen off everywhere. Only this hypervisor was asked for its
 /// definition: another place may have one.
 fn no_definition(uri: &str) -> String {
@@ -784,6 +880,20 @@ impl Backend for LibvirtBackend {
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.start_domain(domain, lease).await
+    }
+
+    async fn forecast(
+        &self,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        match action {
+            PowerAction::Off | PowerAction::Reboot => {
+                self.forecast_off(domain, action == PowerAction::Reboot, lease.until()).await
+            }
+            PowerAction::On | PowerAction::Status => self.forecast_on(domain, lease.until()).await,
+        }
     }
 
     async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {

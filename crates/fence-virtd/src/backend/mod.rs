@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::{
-    ActionError, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, SeenPower,
+    ActionError, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerAction, SeenPower,
 };
 use fence_core::evidence::ProvedOff;
 use fence_core::intent::PendingOrder;
@@ -69,6 +69,16 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Starts a domain from its definition and returns when a status check showed it on; at once if it is on.
     fn on(&self, domain: &DomainRef, lease: &Lease) -> impl Future<Output = Result<(), ActionError>> + Send;
+
+    /// Says what an action would do to the domain now, and changes nothing: what decides is what decides in
+    /// [`Backend::off`] and [`Backend::on`]. The error is the one with which the action would fail, as far as
+    /// that can be told before it.
+    fn forecast(
+        &self,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> impl Future<Output = Result<PowerForecast, ActionError>> + Send;
 
     /// Judges whether a start that has been owed for this long still stands, by what the places remember
     /// that can have the domain.
@@ -162,6 +172,14 @@ pub(crate) trait DynBackend: Send + Sync {
     /// Calls [`Backend::on`].
     fn on<'a>(&'a self, domain: &'a DomainRef, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>;
 
+    /// Calls [`Backend::forecast`].
+    fn forecast<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        action: PowerAction,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerForecast, ActionError>>;
+
     /// Calls [`Backend::judge_at_places`].
     fn judge_at_places<'a>(
         &'a self,
@@ -233,6 +251,15 @@ impl<B: Backend> DynBackend for B {
         Box::pin(Backend::on(self, domain, lease))
     }
 
+    fn forecast<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        action: PowerAction,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<PowerForecast, ActionError>> {
+        Box::pin(Backend::forecast(self, domain, action, lease))
+    }
+
     fn judge_at_places<'a>(
         &'a self,
         domain: &'a DomainRef,
@@ -275,6 +302,27 @@ impl<B: Backend> DynBackend for B {
     fn health(&self, until: Instant) -> BoxedFuture<'_, Result<Vec<String>, ActionError>> {
         Box::pin(Backend::health(self, until))
     }
+}
+
+/// Effect that an action would have now, if nothing changes before it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum PowerForecast {
+    /// The domain is on, and would be powered off at this place.
+    PowersOff {
+        /// The place, in words.
+        at: String,
+    },
+    /// The domain is off everywhere, and an off or a reboot would leave that so.
+    StaysOff,
+    /// The domain is off everywhere, and would be started at this place.
+    Starts {
+        /// The place, in words.
+        at: String,
+    },
+    /// The domain is on, and a start would leave that so.
+    StaysOn,
+    /// The action would be begun, and whether it would succeed shows only then.
+    Uncertain(String),
 }
 
 /// A domain that was powered off.

@@ -20,13 +20,13 @@ use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_st
 use super::state::{ChangeWatch, Cluster, DomainPlace, UnheardNodes};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::backend::libvirt::{DomainHere, LibvirtBackend};
-use crate::backend::{Backend, BoxedFuture, PowerOffResult, Restart};
+use crate::backend::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart};
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
 use fence_core::cluster::message::Member;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState, SeenPower, merge,
+    PowerAction, PowerState, SeenPower, merge,
 };
 use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::intent::PendingOrder;
@@ -436,12 +436,7 @@ impl CpgBackend {
                         (Err(OffDoubt::OnElsewhere(_)), _) => return Ok(()),
                         (Err(OffDoubt::CantTell(error)), _) => return Err(error),
                         (Ok(_), DomainOwners::At { at, .. }) => self.start_at(&at[0], domain, lease).await,
-                        (Ok(_), DomainOwners::Lost { node, .. }) => {
-                            let name = self.cluster.node_name(*node);
-                            return Err(ActionError::Refused(format!(
-                                "the domain can't be started: {name} is down"
-                            )));
-                        }
+                        (Ok(_), DomainOwners::Lost { node, .. }) => return Err(self.not_startable(*node)),
                     }
                 }
             };
@@ -529,6 +524,51 @@ impl CpgBackend {
         })
     }
 
+    /// Says what an action would do to a domain that is on at no host that is heard.
+    async fn forecast_of_off(
+        &self,
+        owners: &DomainOwners,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        let proved = self.prove_off(owners, domain, lease).await;
+        match (proved, action, owners) {
+            (Err(OffDoubt::CantTell(error)), _, _) => Err(error),
+            (Err(OffDoubt::OnElsewhere(_)), PowerAction::On, _) => Ok(PowerForecast::StaysOn),
+            (Err(OffDoubt::OnElsewhere(place)), _, _) => {
+                Ok(PowerForecast::Uncertain(format!("{place} has the domain on, or is about to start it")))
+            }
+            (Ok(_), PowerAction::On, DomainOwners::Lost { node, .. }) => Err(self.not_startable(*node)),
+            (Ok(_), PowerAction::On, DomainOwners::At { at, .. }) => match &at[0] {
+                OwnerHost::Here(own) => self.local.forecast(own, action, lease).await,
+                there @ OwnerHost::There(_) => Ok(PowerForecast::Starts { at: self.owner_name(there) }),
+            },
+            (Ok(_), PowerAction::Reboot, DomainOwners::At { at, .. }) => match &at[0] {
+                OwnerHost::Here(own) => self.local.forecast(own, action, lease).await,
+                // Its configuration may say that a reboot starts it.
+                there @ OwnerHost::There(_) => Ok(PowerForecast::Uncertain(format!(
+                    "the domain is off, and {} says only then whether a reboot starts it",
+                    self.owner_name(there)
+                ))),
+            },
+            (Ok(_), _, _) => Ok(PowerForecast::StaysOff),
+        }
+    }
+
+    fn owner_name(&self, owner: &OwnerHost) -> String {
+        match owner {
+            OwnerHost::Here(_) => "this host".to_owned(),
+            OwnerHost::There(member) => self.cluster.name(*member),
+        }
+    }
+
+    /// Returns the refusal to start a domain whose host is down.
+    fn not_startable(&self, node: u32) -> ActionError {
+        let name = self.cluster.node_name(node);
+        ActionError::Refused(format!("the domain can't be started: {name} is down"))
+    }
+
     /// Returns the proof that another host ended the instance that ran there, as it answered.
     fn ended_at(&self, member: Member, asked: Instant) -> Result<ProvedOff, ActionError> {
         let place = DomainSite::Host(self.cluster.name(member));
@@ -600,6 +640,32 @@ impl Backend for CpgBackend {
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.bring_up(domain, lease).await
+    }
+
+    async fn forecast(
+        &self,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        let owners = self.resolve_owners(domain, lease.until()).await?;
+        let is_on = match &owners {
+            DomainOwners::At { at, is_on: true } => self.is_on_at(at, domain, lease).await?,
+            DomainOwners::At { .. } | DomainOwners::Lost { .. } => false,
+        };
+        match (&owners, action) {
+            (DomainOwners::At { is_on: true, .. }, _) if !is_on => {
+                Ok(PowerForecast::Uncertain("the domain has just gone off, or to another host".to_owned()))
+            }
+            (DomainOwners::At { is_on: true, .. }, PowerAction::On | PowerAction::Status) => {
+                Ok(PowerForecast::StaysOn)
+            }
+            (DomainOwners::At { at, is_on: true }, PowerAction::Off | PowerAction::Reboot) => match &at[0] {
+                OwnerHost::Here(own) if at.len() == 1 => self.local.forecast(own, action, lease).await,
+                first => Ok(PowerForecast::PowersOff { at: self.owner_name(first) }),
+            },
+            (owners, action) => self.forecast_of_off(owners, domain, action, lease).await,
+        }
     }
 
     async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {

@@ -311,6 +311,10 @@ async fn until_readable<S: AsyncRead>(reader: &mut ReadHalf<S>) {
 /// Returns the bytes of an answer. Only a question that changes nothing is told why it failed: the reason of
 /// an action may speak of other clients.
 fn answer_bytes(job: &RequestJob, response: ResponseWriter, outcome: &RequestOutcome) -> Vec<u8> {
+    if job.dry_run.is_some() {
+        // Never a plain response: nothing was done, and nothing else was asked.
+        return response.forecast(outcome.answer().response(), outcome.reason().unwrap_or_default());
+    }
     let is_question = matches!(job.action, Action::Status | Action::Monitor);
     match (outcome.answer(), outcome.reason()) {
         (ClientReply::Response(Response::Failure), Some(why)) if is_question => response.failure(why),

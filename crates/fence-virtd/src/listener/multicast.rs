@@ -35,6 +35,7 @@ use crate::request::job::{AnsweringHost, Arrival, RequestJob, ResolvedTarget};
 use crate::service::Service;
 use crate::util::locks::lock;
 use fence_core::access::Identity;
+use fence_core::domain::PowerAction;
 use fence_core::history::{History, Repetition, RequestKey};
 
 mod members;
@@ -289,7 +290,7 @@ impl MulticastReceiver {
 
     /// Returns the request of a packet, before it is resolved and granted.
     fn job(&self, packet: &CheckedPacket, arrived: Instant, rules: &ListenerRules) -> RequestJob {
-        let CheckedPacket { received: Received { request, key, hash, .. }, address, .. } = packet;
+        let CheckedPacket { received: Received { request, key, hash, dry_run, .. }, address, .. } = packet;
         self.service.accept(Arrival {
             arrived,
             transport: NAME,
@@ -300,6 +301,7 @@ impl MulticastReceiver {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target.clone(),
+            dry_run: dry_run.and_then(PowerAction::of_request),
         })
     }
 

@@ -25,6 +25,7 @@ use crate::listener::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_
 use crate::request::job::Arrival;
 use crate::service::Service;
 use fence_core::access::Identity;
+use fence_core::domain::PowerAction;
 
 /// Pause after an accept that failed for lack of resources (descriptors, memory).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -105,7 +106,7 @@ impl<T: Transport> StreamListener<T> {
             return;
         };
         let proof = PacketProof::of(&received);
-        let Received { request, hash, key, .. } = received;
+        let Received { request, hash, key, dry_run, .. } = received;
         let job = self.service.accept(Arrival {
             arrived,
             transport: T::NAME,
@@ -116,6 +117,7 @@ impl<T: Transport> StreamListener<T> {
             access: Arc::clone(&rules.access),
             action: request.action,
             target: request.target,
+            dry_run: dry_run.and_then(PowerAction::of_request),
         });
         let target = escaped(job.target.as_str());
         debug!(id = job.id, peer = %job.peer, action = %job.action, %target, "heard");

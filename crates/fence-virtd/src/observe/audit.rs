@@ -265,6 +265,9 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         "proved_ms": millis(stages.proved),
         "done_ms": millis(stages.done),
     });
+    if let Some(asked) = job.dry_run {
+        json["dry_run"] = asked.to_string().into();
+    }
     if job.target.is_misnamed() {
         json["target_as"] = "name".into();
     }
@@ -370,18 +373,21 @@ fn log(record: &AuditRecord<'_>) {
     let runs = job.trail.runs();
     let runs = (!runs.kept.is_empty()).then(|| tracing::field::display(InShort(&runs)));
     let blank = if job.target.as_str().is_empty() { "" } else { " " };
+    let dry_run = job.dry_run.map(|it| it.to_string());
+    let question = dry_run.as_ref().map(|it| format!(", a question what {it} would do, nothing was done"));
+    let question = question.unwrap_or_default();
     let taken_as = if job.target.is_misnamed() { " (no UUID, taken for a name)" } else { "" };
     macro_rules! event {
         ($level:ident) => {
             $level!(
                 target: "audit",
                 id = job.id, transport = job.transport, peer = %job.peer, source = %source, source_uuid,
-                hash = %job.hash, key, action = %job.action, target = %target,
+                hash = %job.hash, key, action = %job.action, target = %target, dry_run,
                 domain = %name, uuid, decision, result, reason = %reason,
                 connected_ms = %Millis(stages.connected), resolved_ms = %Millis(stages.resolved),
                 turn_ms = %Millis(stages.turn), proved_ms = %Millis(stages.proved),
                 done_ms = %Millis(stages.done), runs,
-                "{}{blank}{target}{taken_as}: {result}", job.action
+                "{}{blank}{target}{taken_as}{question}: {result}", job.action
             )
         };
     }
@@ -473,6 +479,7 @@ mod tests {
             access: Arc::new(fence_core::access::AccessRules::new(None)),
             action: fence_wire::Action::Off,
             target: fence_wire::Target::new("b", false).unwrap(),
+            dry_run: None,
             trail,
         }
     }

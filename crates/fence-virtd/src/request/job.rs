@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fence_core::access::{AccessRules, Identity, KeyProof};
 use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
-use fence_core::domain::{ActionError, DomainRef, LocatedDomain};
+use fence_core::domain::{ActionError, DomainRef, LocatedDomain, PowerAction};
 use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HashType, HostListEntry, Response, Target};
 
@@ -35,6 +35,8 @@ pub(crate) struct Arrival {
     pub(crate) action: Action,
     /// The text that names the domain.
     pub(crate) target: Target,
+    /// The action of which a status asks what it would do.
+    pub(crate) dry_run: Option<PowerAction>,
 }
 
 impl Arrival {
@@ -51,6 +53,7 @@ impl Arrival {
             access: Arc::new(AccessRules::new(None)),
             action,
             target,
+            dry_run: None,
         }
     }
 }
@@ -80,6 +83,9 @@ pub(crate) struct RequestJob {
     pub(crate) action: Action,
     /// The text that names the domain.
     pub(crate) target: Target,
+    /// The action of which the request asks what it would do. `action` is status then, and nothing is
+    /// changed.
+    pub(crate) dry_run: Option<PowerAction>,
     /// Agent runs for the request.
     pub(crate) trail: AgentRunTrail,
 }
@@ -226,6 +232,12 @@ impl RequestOutcome {
     /// Returns the outcome of a check of the whole daemon, with what is not well.
     pub(crate) fn is_well(failed: Option<String>) -> Self {
         Self::new(Response::Success, failed)
+    }
+
+    /// Returns the outcome of a question what an action would do, where the action would be carried out.
+    /// Only a forecast on the wire: never the response to a request.
+    pub(crate) fn would_be_done(words: String) -> Self {
+        Self::new(Response::Success, Some(words))
     }
 
     /// Returns the outcome of a list, with what is missing in it.

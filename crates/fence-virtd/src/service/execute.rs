@@ -14,7 +14,7 @@ use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HostListEntry};
 use tracing::{debug, warn};
 
-use crate::backend::{DynBackend, PowerOffResult};
+use crate::backend::{DynBackend, PowerForecast, PowerOffResult};
 use crate::request::job::{Refusal, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::Lease;
 use crate::util::fault;
@@ -174,14 +174,15 @@ pub(super) async fn execute(
         ResolvedTarget::Run(None) => without_domain(backend, job).await,
         ResolvedTarget::Run(Some(located)) => {
             let domain = located.domain();
-            on_domain(backend, job.action, domain, lease, seen_off).await.unwrap_or_else(RequestOutcome::from)
+            let asked = (job.action, job.dry_run);
+            on_domain(backend, asked, domain, lease, seen_off).await.unwrap_or_else(RequestOutcome::from)
         }
     }
 }
 
 async fn on_domain(
     backend: &dyn DynBackend,
-    action: Action,
+    (action, dry_run): (Action, Option<PowerAction>),
     domain: &DomainRef,
     lease: &Lease,
     seen_off: impl FnOnce(SeenOff) + Send,
@@ -189,6 +190,16 @@ async fn on_domain(
     let Some(action) = PowerAction::of_request(action) else {
         return Ok(RequestOutcome::failed("the action is for no domain"));
     };
+    if let Some(asked) = dry_run {
+        let words = |it: &str| format!("{asked} {} ({}): {it}", domain.name, domain.uuid);
+        return Ok(match backend.forecast(domain, asked, lease).await {
+            Ok(PowerForecast::Uncertain(why)) => {
+                RequestOutcome::failed(words(&format!("can't say before it is done: {why}")))
+            }
+            Ok(forecast) => RequestOutcome::would_be_done(words(&in_words(&forecast, asked))),
+            Err(error) => RequestOutcome::failed(words(&error.to_string())),
+        });
+    }
     if action == PowerAction::Status {
         let check = match domain.home {
             // Each of its devices has a time of its own.
@@ -201,6 +212,20 @@ async fn on_domain(
         });
     }
     run_power_action(backend, action, domain, lease, seen_off).await.map(RequestOutcome::from)
+}
+
+/// Returns an effect in words, for the guest that asks what an action would do.
+fn in_words(forecast: &PowerForecast, action: PowerAction) -> String {
+    match forecast {
+        PowerForecast::PowersOff { at } if action == PowerAction::Reboot => {
+            format!("is on, and would be powered off and started again at {at}")
+        }
+        PowerForecast::PowersOff { at } => format!("is on, and would be powered off at {at}"),
+        PowerForecast::StaysOff => "is off everywhere, and would stay off: that is success".to_owned(),
+        PowerForecast::Starts { at } => format!("is off everywhere, and would be started at {at}"),
+        PowerForecast::StaysOn => "is on, and would stay on: that is success".to_owned(),
+        PowerForecast::Uncertain(why) => why.clone(),
+    }
 }
 
 async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
-use fence_wire::{Challenge, ClientRun, Key, Proved};
+use fence_wire::{Action, Challenge, ClientRun, Key, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -98,7 +98,10 @@ impl Service {
 
     /// Makes a request of what a transport received, with a number of its own.
     pub(crate) fn accept(&self, arrival: Arrival) -> RequestJob {
-        let Arrival { arrived, transport, peer, identity, hash, key, access, action, target } = arrival;
+        let Arrival { arrived, transport, peer, identity, hash, key, access, action, target, dry_run } =
+            arrival;
+        // Whatever the packet says: what a question asks about is never the action itself.
+        let action = if dry_run.is_some() { Action::Status } else { action };
         let id = self.next_request();
         let (patience, trail) = (self.client_timeout, AgentRunTrail::default());
         RequestJob {
@@ -113,6 +116,7 @@ impl Service {
             access,
             action,
             target,
+            dry_run,
             trail,
         }
     }

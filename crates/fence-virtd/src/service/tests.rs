@@ -9,7 +9,7 @@ use fence_core::access::{AccessRules, Identity};
 use fence_wire::{Action, HashType, Response, Target};
 
 use super::*;
-use crate::backend::{Backend, DynBackend, PowerOffResult};
+use crate::backend::{Backend, DynBackend, PowerForecast, PowerOffResult};
 use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
 use crate::request::trail::AgentRunTrail;
@@ -48,6 +48,10 @@ impl Backend for Untouched {
 
     async fn on(&self, _: &DomainRef, _: &Lease) -> Result<(), ActionError> {
         panic!("started")
+    }
+
+    async fn forecast(&self, _: &DomainRef, _: PowerAction, _: &Lease) -> Result<PowerForecast, ActionError> {
+        panic!("foreseen")
     }
 
     async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
@@ -128,6 +132,7 @@ fn job(action: Action) -> (RequestJob, ResolvedTarget) {
         access: Arc::new(AccessRules::new(None)),
         action,
         target: Target::new("b", false).unwrap(),
+        dry_run: None,
         trail: AgentRunTrail::default(),
     };
     let domain = DomainRef {
@@ -285,6 +290,10 @@ impl Backend for Refusing {
 
     fn judge_by_requests(&self, _: &DomainRef, _: Duration) -> StartVerdict {
         lock(&self.by_requests).pop().unwrap_or(StartVerdict::Stands)
+    }
+
+    async fn forecast(&self, _: &DomainRef, _: PowerAction, _: &Lease) -> Result<PowerForecast, ActionError> {
+        panic!("foreseen")
     }
 
     async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {

@@ -39,7 +39,7 @@ pub(crate) use self::program::DIRECTORIES;
 use self::route::Route;
 use self::run::{RunContext, survey};
 use self::slots::{RunPurpose, RunSlots};
-use super::{Backend, BoxedFuture, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
+use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::observe::agent_runs::AgentRuns;
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
@@ -48,8 +48,8 @@ use fence_core::agent::domains::AgentDomain;
 use fence_core::agent::listing::PlugList;
 use fence_core::agent::plan::{PowerPlan, StatusReading};
 use fence_core::domain::{
-    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerState,
-    SeenPower, TargetKind,
+    ActionError, DomainHome, DomainId, DomainListing, DomainRef, LocateError, LocatedDomain, PowerAction,
+    PowerState, SeenPower, TargetKind,
 };
 use fence_core::evidence::ProvedOff;
 use fence_core::intent::PendingOrder;
@@ -471,6 +471,32 @@ impl Backend for AgentBackend {
 
     async fn on(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         self.change_power(PowerState::On, domain, false, lease).await.map(drop)
+    }
+
+    async fn forecast(
+        &self,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        let routes = self.routes(domain, lease.until()).await?;
+        let names: Vec<_> = routes.iter().map(|it| format!("device {}", it.device.name)).collect();
+        let at = names.join(", ");
+        // An action is tried where no device tells the state; what comes of it nobody knows before.
+        let power = match self.look_at(domain, lease).await {
+            Ok(power) => power.state(),
+            Err(ActionError::Unavailable(why)) => {
+                return Ok(PowerForecast::Uncertain(format!("{at}: {why}")));
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(match (action, power) {
+            (PowerAction::Status | PowerAction::On, PowerState::On) => PowerForecast::StaysOn,
+            (PowerAction::On, PowerState::Off) => PowerForecast::Starts { at },
+            (_, PowerState::On) => PowerForecast::PowersOff { at },
+            (PowerAction::Reboot, PowerState::Off) if self.reboot_starts => PowerForecast::Starts { at },
+            (_, PowerState::Off) => PowerForecast::StaysOff,
+        })
     }
 
     fn longest_effect(&self) -> Duration {

@@ -8,12 +8,12 @@ use fence_wire::Target;
 use proptest::prelude::*;
 
 use super::{BackendAnswer, CombinedBackend, LocateResult, SLOW_BACKEND_GRACE, decide};
-use crate::backend::{Backend, PowerOffResult};
+use crate::backend::{Backend, PowerForecast, PowerOffResult};
 use crate::request::lease::Lease;
 use crate::util::locks::lock;
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
-    PowerState, SeenPower, TargetKind,
+    PowerAction, PowerState, SeenPower, TargetKind,
 };
 use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
 
@@ -82,6 +82,16 @@ impl Backend for Fake {
     async fn on(&self, domain: &DomainRef, _: &Lease) -> Result<(), ActionError> {
         self.asked("on", domain);
         Ok(())
+    }
+
+    async fn forecast(
+        &self,
+        domain: &DomainRef,
+        _: PowerAction,
+        _: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        self.asked("forecast", domain);
+        Ok(PowerForecast::StaysOn)
     }
 
     async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {

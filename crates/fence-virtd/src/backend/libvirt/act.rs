@@ -463,7 +463,7 @@ impl PowerOffRun<'_> {
     /// was not here before.
     fn note_moving(&mut self, state: State) {
         self.progress.was_moving |= self.is_moving(state);
-        self.stands_still = state.is_in_transit() || state == State::Paused;
+        self.stands_still = stands_still(state);
         self.progress.is_handed_over |= self.memory.is_half(self.order.uuid, state);
     }
 
@@ -471,7 +471,7 @@ impl PowerOffRun<'_> {
     /// that the source may still be resumed, or it is paused. A machine that was paused before it migrated
     /// looks the same at its source as one that never left.
     fn is_moving(&self, state: State) -> bool {
-        state.is_in_transit() || state == State::Paused || !self.memory.has_settled(self.order.uuid)
+        may_be_moving(state, self.order.uuid, self.memory)
     }
 
     /// Returns the result for a transient domain that is not there any more. It leaves nothing, whether it
@@ -526,6 +526,51 @@ impl PowerOffRun<'_> {
         let PowerOffProgress { start_from, is_handed_over, .. } = &mut *self.progress;
         PowerOffHere::EndedWhileMoving { start_from: start_from.take(), is_handed_over: *is_handed_over }
     }
+}
+
+/// Returns whether the end of an instance in this state is no proof, as [`PowerOffRun::is_moving`] says.
+fn may_be_moving(state: State, uuid: Uuid, memory: &Hypervisor) -> bool {
+    state.is_in_transit() || stands_still(state) || !memory.has_settled(uuid)
+}
+
+/// Returns whether an instance stands still, by a migration or not.
+fn stands_still(state: State) -> bool {
+    state.is_in_transit() || state == State::Paused
+}
+
+/// Effect that a power-off would have at one hypervisor.
+pub(super) enum EndForecast {
+    /// No instance is here.
+    NothingHere,
+    /// An instance would be ended, and its end would be a proof.
+    Ends,
+    /// The other end would be sought before: see [`PowerOffHere::MayBeHalf`].
+    MayBeHalf {
+        /// Nothing but the time since it came in speaks for that.
+        only_came_in: bool,
+        /// A migration has it, or left it here: then its end alone may prove nothing.
+        is_half: bool,
+    },
+}
+
+/// Reads what [`take_down`] would find, and does nothing.
+pub(super) fn forecast_end(
+    connection: &Connection,
+    uuid: Uuid,
+    memory: &Hypervisor,
+) -> Result<EndForecast, Error> {
+    let DomainReading::On { state, .. } = look(connection, uuid)? else {
+        return Ok(EndForecast::NothingHere);
+    };
+    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(EndForecast::NothingHere) };
+    let has_job = domain.has_moving_job()?;
+    Ok(match has_job || may_be_moving(state, uuid, memory) {
+        true => EndForecast::MayBeHalf {
+            only_came_in: !has_job && !stands_still(state),
+            is_half: has_job || state.is_in_transit() || memory.is_half(uuid, state),
+        },
+        false => EndForecast::Ends,
+    })
 }
 
 /// Reads the source from which the domain can be started again.

@@ -187,6 +187,7 @@ impl SerialConnection {
             access: Arc::clone(&self.rules.now().access),
             action: request.action,
             target: request.target,
+            dry_run: None,
         });
         let target = escaped(job.target.as_str());
         debug!(id = job.id, peer = %job.peer, action = %job.action, %target, "heard");

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`--diagnose -o off`: what it says is what the request then gets, and the question changes nothing."""
+
+import contextlib
+import json
+
+import pytest
+
+from lab import net, programs, testdriver, wire
+from lab.hypervisor import Hypervisor, until
+from lab.testdriver import PAUSED, SHUTOFF, Domain
+
+pytestmark = pytest.mark.skipif(programs.SIDE != "ours", reason="about our programs")
+
+OURS = programs.OURS_DIR
+XVM, VIRT = str(OURS / "fence_xvm"), str(OURS / "fence_virt")
+SILENT_HOST = "10.97.53.2"
+SHARED = testdriver.uuid_of("on2")
+DOMAINS = [Domain("on1"), Domain("on2"), Domain("off1", state=SHUTOFF), Domain("paused1", state=PAUSED),
+           Domain(SHARED), Domain("others"), Domain("guarded")]
+YES = "would be carried out"
+
+
+class Lab:
+    def __init__(self, directory):
+        self.directory, self.net = directory, net.Net()
+        self.host, self.guest = self.net.node("host"), self.net.node("guest")
+        self.key = programs.write_key(directory / "key", b"the key of the listener, and enough of it")
+        self.other = programs.write_key(directory / "other", b"the key of a group, and enough bytes of it")
+        self.audit = directory / "audit"
+
+    @contextlib.contextmanager
+    def daemon(self, name, listener="multicast", groups="", uri=None, peers="none", program="ours"):
+        uri = uri or testdriver.write(self.directory / f"{name}.xml", DOMAINS)
+        self.audit = self.directory / f"{name}.audit"
+        where = 'interface = "eth0"; negative_delay = "0";' if listener == "multicast" else f'address = "{self.host.ip}";'
+        daemon, module = OURS / "fence_virtd", f'audit_log = "{self.audit}"; peers = "{peers}";'
+        if program == "reference":
+            daemon, module = programs.REFERENCE_DIR / "fence_virtd", f'module_path = "{programs.MODULE_PATH}";'
+            where = 'interface = "eth0";'
+        config = programs.write_config(self.directory / f"{name}.conf", f"""
+            fence_virtd {{ listener = "{listener}"; backend = "libvirt"; {module} }}
+            listeners {{ {listener} {{ key_file = "{self.key}"; family = "ipv4"; {where} }} }}
+            backends {{ libvirt {{ uri = "{uri}"; }} }}
+            {groups}""")
+        args = ("-w",) if "none" in uri else ()
+        with programs.Daemon(self.host, config, *args, program=str(daemon),
+                             ready="udp" if listener == "multicast" else "tcp") as daemon:
+            yield daemon
+
+    def run(self, *args, listener="multicast", key=None, t=20):
+        way = ("-r", 5) if listener == "multicast" else ("-T", self.host.ip)
+        return programs.run_agent(self.guest, *way, "-k", key or self.key, "-t", t, *args,
+                                  program=XVM if listener == "multicast" else VIRT, timeout=90)
+
+    def ask(self, action, target, *args, **kw):
+        """What a guest is told of the action that is not done: (exit code, text)."""
+        result = self.run("--diagnose", "-o", action, "-n", target, *args, **kw)
+        assert result.rc in (0, 1), result
+        return result.rc, result.out + result.err
+
+    def status(self, target):
+        return self.run("-o", "status", "-n", target).rc
+
+    def records(self, count):
+        """The audit records, once there are as many: the last one is written after its answer is sent."""
+        until(lambda: len(self.audit.read_text().splitlines()) >= count, 20, f"{count} audit records")
+        return [json.loads(it) for it in self.audit.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    it = Lab(tmp_path_factory.mktemp("dry"))
+    yield it
+    it.net.close()
+
+
+GROUPS = """groups {{
+    group {{ name = "guests"; ip = "{ip}"; uuid = "on1"; uuid = "on2"; uuid = "off1"; uuid = "paused1"; uuid = "nobody";
+             uuid = "{shared}"; }}
+    group {{ name = "keyed"; ip = "{ip}"; uuid = "guarded"; key_file = "{other}"; }}
+    group {{ name = "others"; ip = "192.0.2.1"; uuid = "others"; }} }}"""
+
+#: action, target, words that the question is told; None: those of the audit record of the request itself.
+CASES = [
+    ("off", "on1", "is on, and would be powered off at host"),
+    ("reboot", "on1", "is on, and would be powered off and started again at host"),
+    ("on", "on1", "is on, and would stay on"),
+    ("off", "off1", "is off everywhere, and would stay off"),
+    ("reboot", "off1", "is off everywhere, and would stay off"),
+    ("on", "off1", "is off everywhere, and would be started at host"),
+    ("off", "paused1", "is on, and would be powered off at host"),
+    ("off", "nobody", None),
+    ("off", SHARED, None),
+    ("off", "others", None),
+    ("on", "others", None),
+    ("off", "guarded", None),
+]
+
+
+@pytest.mark.parametrize("listener", ["multicast", "tcp"])
+@pytest.mark.parametrize("action, target, words", CASES, ids=lambda it: str(it)[:12])
+def test_the_question_is_told_what_the_request_gets(lab, listener, action, target, words):
+    """Allowed and refused, for each reason: yes exactly where the request succeeds, else the reason of its record."""
+    groups = GROUPS.format(ip=lab.guest.ip, shared=SHARED, other=lab.other)
+    with lab.daemon(f"{listener}-{action}-{target}", listener, groups) as daemon:
+        before = lab.run("-o", "status", "-n", target, listener=listener).rc
+        code, text = lab.ask(action, target, listener=listener)
+        # Nothing was done, however often it is asked.
+        assert lab.ask(action, target, listener=listener)[0] == code
+        assert lab.run("-o", "status", "-n", target, listener=listener).rc == before, daemon.log
+        real = lab.run("-o", action, "-n", target, listener=listener)
+        _, question, _, _, request = lab.records(5)
+        assert (question["action"], question["dry_run"]) == ("status", action)
+        assert (request["action"], request.get("dry_run")) == (action, None)
+        assert (question["domain"], question["uuid"]) == (request["domain"], request["uuid"])
+        assert (code == 0) == (real.rc == 0) == (YES in text), f"{text}\n{real}\n{daemon.log}"
+        assert (question["decision"] == "denied") == (request["decision"] == "denied") == (real.rc == 3)
+        if words is None:
+            assert request["reason"] and request["reason"] in text, f"{text}\n{request}"
+            assert text.count("cause: ") == 1 and f"{action} would not be carried out" in text, text
+        else:
+            assert words in text and request["uuid"] in text and f"{action} {target} (" in text, text
+        assert "a question what" in daemon.log and "nothing was done" in daemon.log
+
+
+def test_a_host_that_cant_tell(lab):
+    """A silent host that may have it, and a libvirt that is down: the reason is that of the request."""
+    for name, kw in (("silent", {"peers": SILENT_HOST}),
+                     ("down", {"uri": f"qemu+unix:///system?socket={lab.directory}/none"})):
+        with lab.daemon(name, "tcp", **kw) as daemon:
+            code, text = lab.ask("off", "off1", listener="tcp", t=30)
+            real = lab.run("-o", "off", "-n", "off1", listener="tcp", t=30)
+            assert (code, real.rc) == (1, 1), f"{text}\n{real}\n{daemon.log}"
+            reason = lab.records(2)[-1]["reason"]
+            assert "off would not be carried out" in text and reason[:60] in text, f"{text}\n{reason}"
+
+
+def test_another_key_gets_no_answer(lab):
+    with lab.daemon("key") as daemon:
+        code, text = lab.ask("off", "on1", key=lab.other, t=3)
+        assert code == 1 and "can't say what off would do" in text and "no host took the request" in text, text
+        daemon.wait_log("another key on the sender's side")
+        assert lab.status("on1") == 0
+
+
+def test_a_c_host_cant_say(lab):
+    with lab.daemon("reference", program="reference"):
+        code, text = lab.ask("off", "on1", t=4)
+        assert code == 1 and "can't say what off would do" in text and "of the C programs" in text, text
+        assert lab.status("on1") == 0
+
+
+@pytest.mark.parametrize("response", [0, 2, 1, 3])
+def test_an_older_host_of_ours_cant_say(lab, response):
+    """It does not know the question, and answers the status. That is no yes."""
+    key = wire.read_key(lab.key)
+    with wire.FakeHost(lab.host, key, response=bytes([response])) as host:
+        code, text = lab.ask("off", "on1", t=6)
+        assert code == 1 and YES not in text, text
+        assert "can't say what off would do" in text and "older fence_virtd" in text, text
+        assert {packet[0] for packet, _ in host.packets} == {wire.STATUS}, "nothing else was ever sent"
+
+
+def test_qemu(lab):
+    """The process of the machine lives on under the question, and ends by the request."""
+    with Hypervisor(lab.host.ns, lab.directory / "hypervisor") as hypervisor:
+        vm = hypervisor.domain("vm1")
+        process = vm.process()
+        with lab.daemon("qemu", uri=hypervisor.uri) as daemon:
+            for action in ("off", "reboot", "on"):
+                code, text = lab.ask(action, "vm1", t=30)
+                assert code == 0 and f"{action} vm1 (" in text, f"{text}\n{daemon.log}"
+                assert not process.ended() and vm.state() == "running"
+            assert lab.run("-o", "off", "-n", "vm1", t=30).rc == 0, daemon.log
+            assert process.ended()
+            code, text = lab.ask("off", "vm1", t=30)
+            assert code == 0 and "is off everywhere, and would stay off" in text, text
+            assert not any(it["action"] == "reboot" for it in lab.records(5))
+
+
+def test_a_line_has_no_seal(lab):
+    result = programs.run_agent(lab.guest, "--diagnose", "-o", "off", "-n", "vm1", "-D", "/dev/null", program=VIRT)
+    assert result.rc == 1 and "a serial line or VM channel has no seal: nothing was asked" in result.err
