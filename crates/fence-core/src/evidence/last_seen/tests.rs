@@ -113,6 +113,13 @@ impl TrueWorld {
         (0..ALL).find(|host| self.is_machine(*host))
     }
 
+    /// Returns whether libvirt lets the machine run here and at another host, until one of the two ends. If
+    /// one of them moves on to a host that nobody asks, the end of the other is taken for that of the
+    /// machine: docs/truth.md knows that as a fault, and the courses leave it out.
+    fn runs_twice(&self, host: usize) -> bool {
+        self.is_machine(host) && (0..ALL).any(|it| it != host && self.is_machine(it))
+    }
+
     fn is_nowhere(&self) -> bool {
         self.instances.iter().all(Option::is_none) && self.migration.is_none()
     }
@@ -234,6 +241,9 @@ impl TrueWorld {
             (CourseStep::Migrate { to }, None) => {
                 let Some(from) = self.machine().filter(|_| self.instances[to].is_none()) else { return };
                 if self.instances[from] == Some(TrueInstance::PostCopy) {
+                    return;
+                }
+                if to >= ASKED && self.runs_twice(from) {
                     return;
                 }
                 self.migration = Some((from, to, None));
@@ -368,6 +378,9 @@ impl TrueWorld {
         let is_paused = self.instances[host] == Some(TrueInstance::RestoredPaused);
         let can_move =
             is_paused || matches!(self.instances[host], Some(TrueInstance::Whole { is_paused: false, .. }));
+        if self.runs_twice(host) {
+            return;
+        }
         if can_move && self.migration.is_none() && self.instances[to].is_none() {
             self.instances[to] = Some(TrueInstance::Whole { is_paused, is_settled: false });
             self.instances[host] = Some(TrueInstance::Half);
