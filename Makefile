@@ -272,7 +272,7 @@ packages: packages-test reference-today ## install what any target needs
 # What comes from elsewhere comes first; all that follows finds it here.
 packages-test: packages-build
 	scripts/install-packages tests/packages.txt
-	scripts/install-venv tests/agents/requirements.txt
+	for list in tests/*/requirements.txt; do scripts/install-venv $$list || exit 1; done
 	scripts/again cargo fetch --locked --quiet
 
 # The C programs as Debian sid has them, in target/; nothing of the system changes. Needs the package mirror, once.

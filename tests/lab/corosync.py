@@ -37,6 +37,9 @@ class Machine:
 
     `parts`: a file that `node-init` reads for what the machine runs beside corosync."""
 
+    #: Program that is the machine's first process.
+    INIT = HERE / "node-init"
+
     def __init__(self, place, directory, parts=None):
         self.place, self.name, self.directory, self.parts = place, place.name, pathlib.Path(directory), parts
         self._tree = self._init = self._init_pid = None
@@ -52,7 +55,7 @@ class Machine:
             # pdeathsig: the machine ends with this process, however that ends.
             self._tree = self.place.popen(
                 ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation=private", "--pid", "--ipc",
-                 "--uts", "--fork", "--kill-child", "--mount-proc", HERE / "node-init", self.name, self.directory,
+                 "--uts", "--fork", "--kill-child", "--mount-proc", self.INIT, self.name, self.directory,
                  *([self.parts] if self.parts else [])],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         until(lambda: children(self._tree.pid), PATIENCE, f"{self.name} has a first process")

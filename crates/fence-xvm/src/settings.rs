@@ -118,6 +118,8 @@ impl ClientSettings {
             OptionId::Timeout => {
                 self.timeout = Some(given.parse_in_range(1, SECONDS_MAX, "seconds (1 or more)")?);
             }
+            // Configuration managers hand over an unset option as an empty value; the C agents take this one.
+            OptionId::Delay if text.is_empty() => self.delay = Some(0),
             OptionId::Delay => {
                 self.delay = Some(given.parse_in_range(0, SECONDS_MAX, "seconds (0 or more)")?);
             }

@@ -101,6 +101,16 @@ mod tests {
     }
 
     #[test]
+    fn empty_values() {
+        assert_eq!(plan_of("plug=a\ndelay=\ndebug=\nuse_uuid=").delay, Duration::ZERO);
+        let names =
+            ["timeout", "ip_family", "multicast_address", "ipport", "retrans", "auth", "hash", "key_file"];
+        for name in names {
+            assert!(task_of(&format!("plug=a\n{name}=")).is_err(), "{name}");
+        }
+    }
+
+    #[test]
     fn older_names() {
         assert_eq!(plan_of("option=status\ndomain=a").action, Action::Status);
         assert_eq!(plan_of("port=a").target.as_str(), "a");
