@@ -117,7 +117,7 @@ suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) --keep-going -j$(LANES) --output-sync=target $(BESIDE) $(SUITES)
 
 # The long ones first.
-SUITES = suite-agents suite-cpg suite-guests suite-elsewhere suite-e2e suite-fence_races suite-compliance \
+SUITES = suite-agents suite-cpg suite-guests suite-cts suite-elsewhere suite-e2e suite-fence_races suite-compliance \
     suite-truth_search suite-pacemaker suite-reference suite-reference-today suite-transports suite-several_hosts suite-attacks \
     suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
     suite-packages suite-manual suite-checks suite-bench suite-field
@@ -227,6 +227,7 @@ soak: packages-test build packages-check ## what takes hours: long fuzzing and e
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite elsewhere
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
+	WIDE=1 LIMIT=14400 SIDE=ours OURS_DIR=$(DIST) scripts/suite cts
 	MINUTES=$(SOAK_TRUTH_MINUTES) LIMIT=$$(( 60 * $(SOAK_TRUTH_MINUTES) + 1800 )) SIDE=ours OURS_DIR=$(DIST) \
 	    scripts/suite truth_search
 	PROPTEST_CASES=$(SOAK_CASES) cargo test --locked --release -p fence-core
@@ -273,6 +274,7 @@ packages: packages-test reference-today ## install what any target needs
 packages-test: packages-build
 	scripts/install-packages tests/packages.txt
 	for list in tests/*/requirements.txt; do scripts/install-venv $$list || exit 1; done
+	scripts/again tests/cts/prepare $(CARGO_TARGET_DIR)/cts
 	scripts/again cargo fetch --locked --quiet
 
 # The C programs as Debian sid has them, in target/; nothing of the system changes. Needs the package mirror, once.

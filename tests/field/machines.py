@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hosts and guests with the programs of one side in /usr/sbin, and with /etc, /run and /var/lib of their own.
+"""Hosts and guests with the programs of one side ("ours", or the C programs "installed" or "today") in /usr/sbin, and with
+/etc, /run and /var/lib of their own.
 
     with Site(directory, "ours") as site:
         site.host.run("fence_virtd", "--keygen")
@@ -27,7 +28,7 @@ class Machine(corosync.Machine):
     def __init__(self, place, directory, side):
         directory.mkdir()
         (directory / "lib").mkdir()
-        shelf = programs.REFERENCE_DIR if side == "reference" else programs.OURS_DIR
+        shelf = pathlib.Path(programs.program(side, "fence_xvm")).parent
         super().__init__(place, directory, parts=shelf)
         self.ip = place.ip
         self.boot()
@@ -63,6 +64,7 @@ class Site:
 
     def __init__(self, directory, side, domains=("vm1", testdriver.Domain("vm2", state=testdriver.SHUTOFF))):
         self.directory, self.side, self.net = pathlib.Path(directory), side, net.Net()
+        self.modules = programs.MODULE_PATH if side == "ours" else programs.modules(side)
         self.uri = testdriver.write(self.directory / "domains.xml", domains)
         self.host, self.guest = self.machine("host"), self.machine("guest")
         self.daemon = self.fenced = None
@@ -74,7 +76,7 @@ class Site:
     def conf(self, listener="multicast", more=""):
         """fence_virt.conf with the key at its usual place."""
         where = 'interface = "eth0";' if listener == "multicast" else f'address = "{self.host.ip}";'
-        return (f'fence_virtd {{ listener = "{listener}"; backend = "libvirt"; module_path = "{programs.MODULE_PATH}"; }}\n'
+        return (f'fence_virtd {{ listener = "{listener}"; backend = "libvirt"; module_path = "{self.modules}"; }}\n'
                 f'listeners {{ {listener} {{ {where} {more} }} }}\n'
                 f'backends {{ libvirt {{ uri = "{self.uri}"; }} }}\n')
 

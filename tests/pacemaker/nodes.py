@@ -106,10 +106,14 @@ class Cluster:
             (self.directory / side).mkdir(parents=True)
             for name in ("fence_xvm", "fence_virt"):
                 shutil.copy(programs.program(side, name), self.directory / side / name)
-        self.nodes = [Node(self, name) for name in names]
+        self.nodes = [self.new_node(name) for name in names]
         self.__dict__.update({node.name: node for node in self.nodes})
         corosync.join(self.nodes)
         self.use("ours")
+
+    def new_node(self, name):
+        """A node of this cluster."""
+        return Node(self, name)
 
     @property
     def hold(self):
@@ -190,10 +194,13 @@ class Cluster:
 class Node(corosync.Machine):
     """One cluster node; see the module's head. `domain` is its domain."""
 
+    #: What the node runs; see `node-init`.
+    PARTS = HERE / "node-parts"
+
     def __init__(self, cluster, name):
         lab = cluster.lab
         self.cluster = cluster
-        super().__init__(lab.net.node(name), cluster.directory / name, HERE / "node-parts")
+        super().__init__(lab.net.node(name), cluster.directory / name, self.PARTS)
         mac = f"52:54:00:fe:0c:{self.place.index:02x}"
         self.place.ip_cmd(f"link set eth0 address {mac}")
         # With a source of its own: else the kernel shares one next hop, and its cached type, with the multicast route.
