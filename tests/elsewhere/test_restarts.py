@@ -4,6 +4,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 
 import pytest
@@ -280,3 +281,44 @@ def test_a_start_that_is_owed_gives_way_though_the_other_daemon_was_started_anew
     assert "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: host h2" in said, owing.logs()
     assert "has noted for" in said and owing.where("x") == [], f"{said}\n{owing.logs()}"
     assert "a reboot owes a start, and nobody can tell any more" in owing.h1.daemon.log
+
+
+def own_pid(pid):
+    """A process's pid as it sees it itself."""
+    return int(re.search(r"^NSpid:.*\s(\d+)$", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+
+
+@pytest.mark.parametrize("transient", [False, True], ids=["defined", "transient"])
+@pytest.mark.parametrize("stopped", [False, True], ids=["libvirtd", "both"])
+def test_a_machine_that_libvirtd_lost(hosts, transient, stopped):
+    """Its status file is gone: libvirtd says that it is shut off, or knows no such domain, and QEMU runs."""
+    here = hosts.h1
+    here.has("x", transient=transient)
+    here.has("y", start=False)
+    here.serve(at=here.hypervisor.beside(here.node))
+    hosts.h2.has("x", start=False)
+    hosts.h2.serve()
+    hosts.acquaint(here, hosts.h2)
+    if stopped:
+        here.stop_serving()
+    here.hypervisor.kill()
+    here.hypervisor.path("/run/libvirt/qemu/x.xml").unlink()
+    here.hypervisor.start()
+    if stopped:
+        here.serve_again()
+    else:
+        until(lambda: here.daemon.log.count("connected to libvirt") == 2, PATIENCE, "it is connected again")
+    assert here.state("x") == (None if transient else "shut off") and hosts.where("x") == ["h1"]
+    (pid,) = here.processes("x")
+    try:
+        for action in ("status", "off", "reboot", "on"):
+            assert hosts.ask(action, "x").rc == FAILED, (action, hosts.logs())
+            reasons = [it.records()[-1]["reason"] for it in (here, hosts.h2)]
+            assert all(f"process {own_pid(pid)} " in it for it in reasons), (action, reasons)
+        assert hosts.where("x") == ["h1"]
+        # Nothing is lost of the others.
+        assert [hosts.ask(it, "y").rc for it in ("status", "on", "reboot", "off")] == [OFF, OK, OK, OK], hosts.logs()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: hosts.where("x") == [], PATIENCE, "the process ended")
+    assert [hosts.ask(it, "x").rc for it in ("status", "off", "on")] == [OFF, OK, OK], hosts.logs()

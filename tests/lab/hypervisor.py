@@ -29,7 +29,7 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 from . import process
-from .process import Process, only_child
+from .process import Process, children, only_child
 
 LIBVIRTD = "/usr/sbin/libvirtd"
 EMULATOR = "/usr/bin/qemu-system-x86_64"
@@ -201,6 +201,10 @@ class Hypervisor:
                 found[words[words.index(b"-uuid") + 1].decode()] = int(entry)
         return found
 
+    def beside(self, node):
+        """A node whose programs see the processes of this hypervisor in /proc, as those of its host do."""
+        return _Beside(node, self._init)
+
     # -- how the tree is made -----------------------------------------------------------------------------
 
     def _plant(self):
@@ -261,6 +265,26 @@ stdio_handler = "file"
         module = Path(f"/usr/lib/{os.uname().machine}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so")
         if not (drivers / module.name).exists():
             (drivers / module.name).symlink_to(module)   # the other drivers only make the start slower
+
+
+class _Beside:
+    """A node with the PID namespace of a hypervisor."""
+
+    def __init__(self, node, init):
+        self._node, self._init = node, init
+
+    def __getattr__(self, name):
+        return getattr(self._node, name)
+
+    def popen(self, argv, **kw):
+        """As the node's; the process is a parent of the program: see `pid_of`."""
+        return self._node.popen(["nsenter", "-t", str(self._init), "--pid", "--", "unshare", "--mount",
+                                 "--propagation=private", "--mount-proc", *map(str, argv)], **kw)
+
+    def pid_of(self, process):
+        """The pid, as this process sees it, of the program that `popen` started."""
+        until(lambda: process.poll() is not None or children(process.pid), 60, "the program started")
+        return only_child(process.pid) if process.poll() is None else process.pid
 
 
 class Pretended(Hypervisor):

@@ -104,7 +104,7 @@ def daemon(lab, place):
     for name in ("state", "log"):
         (place / name).mkdir()
 
-    def start(file, user=False, ready="tcp", capability=None):
+    def start(file, user=False, ready="tcp", capability=None, node=None):
         program = binary
         if user:
             program = place / "as-user"
@@ -116,7 +116,7 @@ exec setpriv --reuid={USER} --regid={USER} --groups={GROUP} --inh-caps=-all{more
             program.chmod(0o755)
             for name in ("state", "log") if capability else ("key", "fence_virt.conf", "state", "log"):
                 os.chown(place / name, USER, USER)
-        it = programs.Daemon(lab.nodes["host"], file, program=str(program), ready=ready, wait=60, pidfile=place / "state/pid",
+        it = programs.Daemon(node or lab.nodes["host"], file, program=str(program), ready=ready, wait=60, pidfile=place / "state/pid",
                              env={"HOME": str(place / "state")})
         running.append(it)
         return it
@@ -212,6 +212,25 @@ def test_a_user_without_rights_and_a_real_hypervisor(lab, place, daemon):
         assert vm.state() == "running"
         # The daemon is limited for as long as it runs, whatever libvirt started meanwhile.
         assert_confined(one.pid, ())
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["root", "user"])
+def test_the_arguments_of_all_processes_are_read(lab, place, daemon, user):
+    """A machine that libvirtd lost is found by them."""
+    hypervisor = place / "hypervisor"
+    hypervisor.mkdir(mode=0o711)
+    with Hypervisor(lab.nodes["host"].ns, directory=hypervisor, socket_group=GROUP) as it:
+        vm = it.domain("vm1")
+        it.kill()
+        it.path("/run/libvirt/qemu/vm1.xml").unlink()
+        it.start()
+        assert vm.state() == "shut off"
+        one = daemon(config(place, {"multicast": "@key@"}, it.uri), user=user, ready="udp", node=it.beside(lab.nodes["host"]))
+        one.wait_log(" serving")
+        assert agent(lab, place, "-o", "status", "-H", "vm1").rc == 1, one.log
+        vm.process().kill()
+        assert agent(lab, place, "-o", "status", "-H", "vm1").rc == 2, one.log
+        one.stop()
 
 
 def test_a_user_without_rights_and_a_serial_line(lab, place, daemon):

@@ -399,7 +399,7 @@ impl LibvirtBackend {
     /// action proves it, so one look is enough; and where there is no other place, that of the search.
     async fn seems_off(&self, domain: &DomainRef, sight: &Sight, until: Instant) -> bool {
         if self.hypervisors.len() == 1 && lock(&self.others).is_empty() {
-            return !matches!(sight, Sight::MovedAway(_));
+            return !matches!(sight, Sight::MovedAway(_) | Sight::Unknown(_));
         }
         let question = DomainQuestion::about(domain);
         let round = self.look_everywhere(&question, until).await;

@@ -40,6 +40,11 @@ impl<'a> Uri<'a> {
         !self.host.is_empty() || !matches!(self.transport, None | Some("unix"))
     }
 
+    /// Returns whether the machines of the URI are processes of this host that the system's libvirtd made.
+    pub(super) fn has_processes_here(&self) -> bool {
+        self.driver == "qemu" && self.path == "/system" && !self.is_remote()
+    }
+
     /// Returns the files that the URI names: the test driver's domains, and every path in its query but
     /// sockets.
     pub(super) fn files(&self) -> impl Iterator<Item = &'a OsStr> {

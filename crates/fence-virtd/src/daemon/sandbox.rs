@@ -133,6 +133,10 @@ fn files_to_read(config: &Config, file: &Path, parts: &ConfiguredParts<'_>) -> P
     for uri in &parts.uris {
         Uri::of(uri).files().for_each(|it| read.directory_of(Path::new(it)));
     }
+    if parts.uris.iter().any(|it| Uri::of(it).has_processes_here()) {
+        // Arguments of all processes: one may have a machine that libvirt lost.
+        read.add("/proc".into());
+    }
     if parts.is_remote {
         read.all(REMOTE);
         if let Some(home) = &parts.home {

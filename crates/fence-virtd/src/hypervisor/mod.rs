@@ -18,6 +18,10 @@ mod pool;
 #[cfg(feature = "libvirt")]
 pub(crate) mod running;
 #[cfg(feature = "libvirt")]
+pub(crate) mod stray;
+#[cfg(feature = "libvirt")]
+mod uri;
+#[cfg(feature = "libvirt")]
 pub(crate) mod uuid;
 
 pub(crate) use self::pool::*;

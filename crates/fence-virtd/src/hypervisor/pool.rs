@@ -7,6 +7,7 @@
 //! its connection and its permit until libvirt's keepalive ends it. Callers wait for it until their deadline
 //! and no longer.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +26,8 @@ use super::memory::SeenDomains;
 use super::memory::{is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
+use super::stray::{StrayProcess, StrayProcesses};
+use super::uri::has_processes_here;
 use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::locks::lock;
 
@@ -125,6 +128,8 @@ pub(crate) struct Hypervisor {
     pool: Mutex<Vec<Arc<PooledConnection>>>,
     status: watch::Sender<ConnectionStatus>,
     memory: Mutex<SeenDomains>,
+    /// Processes of this host that have machines which libvirt did not list as on.
+    strays: Arc<StrayProcesses>,
     news: broadcast::Sender<DomainEvent>,
     migrated: Arc<Notify>,
     /// Number of tries to connect that have begun.
@@ -201,6 +206,7 @@ impl Hypervisor {
             pool: Mutex::default(),
             status: watch::Sender::new(ConnectionStatus::Starting),
             memory: Mutex::new(memory),
+            strays: Arc::default(),
             news: broadcast::Sender::new(EVENT_QUEUE),
             migrated,
             tries: AtomicU64::new(0),
@@ -506,6 +512,8 @@ impl Hypervisor {
         let mut asked = lock(&self.memory).event_mark();
         let mut records = connection.domains()?;
         let count = records.len();
+        let on = records.iter().filter(|it| !matches!(it.state, State::ShutOff | State::MovedAway));
+        let on: HashSet<_> = on.map(|it| it.uuid).collect();
         let mut memory = lock(&self.memory);
         memory.end_gap();
         memory.recall();
@@ -520,6 +528,9 @@ impl Hypervisor {
             records = read_again(connection, records)?;
             let mut memory = lock(&self.memory);
             records.retain(|it| !memory.record_listed(it, asked));
+        }
+        if has_processes_here(&self.uri) {
+            self.strays.search(&self.uri, on);
         }
         Ok(count)
     }
@@ -558,6 +569,11 @@ impl Hypervisor {
     /// Returns the last thing that was seen of a domain.
     pub(crate) fn last_seen(&self, uuid: Uuid) -> Option<LastSeen> {
         lock(&self.memory).last(uuid)
+    }
+
+    /// Returns a process of this host that has a machine which libvirt did not list as on, and still runs.
+    pub(crate) fn stray(&self, is_meant: impl Fn(&StrayProcess) -> bool) -> Option<StrayProcess> {
+        self.strays.find(is_meant)
     }
 
     /// Records a proof that the machine is off, which judged the move or the save that is given.

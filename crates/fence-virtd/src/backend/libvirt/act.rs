@@ -42,6 +42,11 @@ pub(super) enum DomainReading {
 impl DomainReading {
     /// Returns what the reading shows, beside what is remembered of the domain here.
     fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
+        if matches!(self, Self::Off | Self::Gone | Self::MovedAway)
+            && let Some(stray) = memory.stray(|it| it.uuid == uuid)
+        {
+            return Sight::Unknown(has_process(memory.uri(), stray.pid));
+        }
         match self {
             Self::On { state, .. } if is_in_transit(state, uuid, memory) => Sight::Moving,
             Self::On { .. } => Sight::On,
@@ -71,6 +76,14 @@ impl DomainReading {
             Self::Unknown => "in no known state".to_owned(),
         }
     }
+}
+
+/// Returns why a hypervisor without an instance can't tell: a process of its host has the machine.
+pub(super) fn has_process(uri: &str, pid: u32) -> String {
+    format!(
+        "libvirt at {uri} says that the domain is shut off, and process {pid} of that host has the machine: \
+         libvirt lost its status file. See ps -fp {pid}; if that is the machine: kill {pid}, and ask again"
+    )
 }
 
 /// Reads a domain's state.
@@ -143,6 +156,9 @@ pub(super) fn namesakes(
             DomainReading::MovedAway => found.moved.push(other),
             DomainReading::Off | DomainReading::Gone => {}
         }
+    }
+    if found.on.is_none() {
+        found.on = memory.stray(|it| it.name == name && it.uuid != uuid).map(|it| it.uuid);
     }
     for saved in memory.namesakes_away(name, uuid, LeaveKind::Saved) {
         memory.look_at_save(connection, saved)?;
@@ -506,7 +522,13 @@ impl PowerOffRun<'_> {
 
     fn end_seen(&self, began: Instant) -> Finding {
         let place = DomainSite::Hypervisor(self.memory.uri().to_owned());
-        Finding::without_namesakes(place, Sight::Ended(Some(Duration::ZERO)), began, Instant::now())
+        // libvirt may have started the machine once more beside a process that it lost.
+        let stray = self.memory.stray(|it| it.uuid == self.order.uuid);
+        let sight = match stray {
+            Some(it) => Sight::Unknown(has_process(self.memory.uri(), it.pid)),
+            None => Sight::Ended(Some(Duration::ZERO)),
+        };
+        Finding::without_namesakes(place, sight, began, Instant::now())
     }
 
     /// Returns the result where no instance is here any more, and none was seen to end.

@@ -6,7 +6,7 @@ use fence_core::evidence::Sight;
 use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, Uuid};
 
-use super::act::{DomainReading, sight};
+use super::act::{DomainReading, has_process, sight};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::uuid::domain_id;
 
@@ -76,6 +76,12 @@ impl TargetQuery {
         let mut all = Vec::new();
         for domain in &domains {
             all.extend(found(connection, domain, memory)?);
+        }
+        if all.is_empty()
+            && let Some(it) = memory.stray(|it| self.means(it.uuid, &it.name))
+        {
+            let sight = Sight::Unknown(has_process(memory.uri(), it.pid));
+            all.push(MatchedDomain { name: it.name, uuid: it.uuid, sight });
         }
         Ok(all)
     }
