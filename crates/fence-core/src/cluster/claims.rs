@@ -45,6 +45,9 @@
 //! of that host has told what is left, until the target was seen off, or for a limited time. It conflicts
 //! as any claim does whose effect may come late: a further off of the same target does not wait for it.
 //!
+//! Where all daemons were started anew nobody may know of such an order. Then a claim that it may concern is
+//! held back by its own host ([`super::unknown_orders`]), and takes its place in the order later.
+//!
 //! A waiting claim may be blocked by an operation of another host, in flight or to run first. When that host
 //! leaves and no member can report how the operation ended, the claim never runs: the host may be alive
 //! behind a cut, and its operation may still take effect.
@@ -55,7 +58,7 @@
 //! decided again ([`ClusterArbiter::proved`]); operations in flight go on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_wire::Response;
 
@@ -64,6 +67,7 @@ use super::message::{
 };
 use super::orphans::{OrphanTable, OrphanTerms};
 use super::replica::{ClaimKey, Epoch, ReplicatedArbiter};
+use super::unknown_orders::UnknownOrders;
 use crate::arbiter::{ArbiterRequest, Grant, Rejection, SharedResult};
 
 #[cfg(test)]
@@ -105,6 +109,8 @@ pub struct ClusterArbiter {
     tells_earlier: bool,
     /// Members whose latest sync does the same.
     tellers: BTreeSet<Member>,
+    /// Orders of which nobody may know.
+    unknown: UnknownOrders,
     effects: Vec<ClaimEffect>,
 }
 
@@ -128,6 +134,8 @@ pub enum ClaimEffect {
 struct OwnClaim {
     claim: ClaimMessage,
     stage: ClaimStage,
+    /// Nodes that have the domain from which the request comes; none if that is not known.
+    source_at: Option<Vec<u32>>,
     /// The waiting request heard of a grant.
     is_run_told: bool,
     /// The target may go off once more after it was seen off.
@@ -136,6 +144,8 @@ struct OwnClaim {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum ClaimStage {
+    /// Not made yet: an order of which nobody knows may concern the claim.
+    Held,
     Asked,
     Granted,
     /// Granted, and its source was seen off before its proof.
@@ -165,6 +175,7 @@ impl ClusterArbiter {
             orphans: OrphanTable::default(),
             tells_earlier: false,
             tellers: BTreeSet::new(),
+            unknown: UnknownOrders::default(),
             effects: Vec::new(),
         }
     }
@@ -173,7 +184,9 @@ impl ClusterArbiter {
     pub fn joined(&mut self, me: Member) -> Vec<ClaimEffect> {
         self.me = Some(me);
         self.reset_unproved_grants(|_| false);
+        self.unknown.forget();
         self.epoch = Epoch::of(&BTreeSet::new(), self.start);
+        self.hold();
         self.take_effects()
     }
 
@@ -184,6 +197,7 @@ impl ClusterArbiter {
         self.adopt_orphans(&BTreeSet::new());
         self.me = None;
         self.asked.clear();
+        self.unknown.forget();
         self.reset_unproved_grants(|_| false);
         self.begin_alone();
         self.take_effects()
@@ -211,6 +225,7 @@ impl ClusterArbiter {
         self.reject_blocked_by_departed(members);
         self.adopt_orphans(members);
         self.tellers.retain(|it| members.contains(it));
+        self.unknown.members(members);
         self.asked.retain(|(asker, _), _| members.contains(asker));
         let epoch = Epoch::of(members, self.start);
         let last = std::mem::replace(&mut self.epoch, epoch);
@@ -236,6 +251,7 @@ impl ClusterArbiter {
                 if sync.tells_earlier {
                     self.tellers.insert(from);
                 }
+                self.unknown.told(from, sync.knows_orders);
                 if from == me && sync.n == self.syncs {
                     self.effects.push(ClaimEffect::Send(HostMessage::Ready { n: sync.n }));
                 }
@@ -247,6 +263,7 @@ impl ClusterArbiter {
                     let told = self.orphans.told_by(from, self.tellers.contains(&from));
                     self.give_up(told);
                 }
+                self.note_begun();
             }
             HostMessage::PassOver { member, in_flight, acting } => {
                 if self.epoch.passed_over(*member, in_flight, acting) && *member == me {
@@ -256,6 +273,7 @@ impl ClusterArbiter {
                 }
                 let grants = self.epoch.begin();
                 self.deliver_grants(grants);
+                self.note_begun();
             }
             HostMessage::Ask(ask) if ask.to == me => {
                 if let Some(claim) = &ask.claim {
@@ -277,22 +295,28 @@ impl ClusterArbiter {
         self.take_effects()
     }
 
-    /// Makes a claim for a request of this host. Returns the claim's number.
+    /// Makes a claim for a request of this host. `source_at` are the nodes that have the domain from which
+    /// the request comes; none if that is not known. Returns the claim's number.
     ///
     /// # Errors
     /// There are too many claims.
-    pub fn claim(&mut self, request: &ArbiterRequest) -> Result<(u64, Vec<ClaimEffect>), Rejection> {
+    pub fn claim(
+        &mut self,
+        request: &ArbiterRequest,
+        source_at: Option<Vec<u32>>,
+    ) -> Result<(u64, Vec<ClaimEffect>), Rejection> {
         if self.own.len() >= CLAIM_LIMIT {
             return Err(Rejection::ClaimsFull);
         }
         let id = self.next;
         let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
         self.next += 1;
-        self.own.insert(
-            id,
-            OwnClaim { claim: claim.clone(), stage: ClaimStage::Asked, is_run_told: false, again: false },
-        );
-        self.send(HostMessage::Claim(claim));
+        let stage = if claim.takes_down() { ClaimStage::Held } else { ClaimStage::Asked };
+        let own = OwnClaim { claim: claim.clone(), stage, source_at, is_run_told: false, again: false };
+        self.own.insert(id, own);
+        if stage == ClaimStage::Asked {
+            self.send(HostMessage::Claim(claim));
+        }
         Ok((id, self.take_effects()))
     }
 
@@ -303,8 +327,8 @@ impl ClusterArbiter {
         let id = self.next;
         let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
         self.next += 1;
-        self.own
-            .insert(id, OwnClaim { claim, stage: ClaimStage::Lingering, is_run_told: true, again: false });
+        let stage = ClaimStage::Lingering;
+        self.own.insert(id, OwnClaim { claim, stage, source_at: None, is_run_told: true, again: false });
         id
     }
 
@@ -316,15 +340,32 @@ impl ClusterArbiter {
 
     /// Ends orders of daemons that are gone, once their time is over, and sets the time of new ones, by their
     /// targets and the daemons that gave them. To be called after each change of the membership, and every
-    /// now and then.
+    /// now and then. `unknown_limit` is the time in which an order of which nobody knows can take effect.
     pub fn expire_orphans(
         &mut self,
         now: Instant,
+        unknown_limit: Duration,
         terms: impl Fn(&str, Option<Member>) -> OrphanTerms,
     ) -> Vec<ClaimEffect> {
         let ended = self.orphans.expire(now, terms);
         self.give_up(ended);
+        if self.me.is_some() {
+            self.unknown.expire(now, unknown_limit);
+        }
         self.take_effects()
+    }
+
+    /// Takes the nodes that corosync hears, and on which no C daemon runs.
+    pub fn heard_nodes(&mut self, nodes: BTreeSet<u32>) -> Vec<ClaimEffect> {
+        self.unknown.heard(nodes);
+        self.take_effects()
+    }
+
+    /// Returns the claims that are held back, each with the nodes whose daemons have to tell what was left
+    /// there.
+    pub fn held(&self) -> impl Iterator<Item = (&ClaimMessage, Vec<u32>)> {
+        let held = self.own.values().filter(|it| it.stage == ClaimStage::Held);
+        held.map(|it| (&it.claim, self.unknown.untold(it.source_at.as_deref(), |node| self.has_told(node))))
     }
 
     /// Returns the claim with this number, for an ask under it.
@@ -387,7 +428,7 @@ impl ClusterArbiter {
 
     /// Ends a claim for which nothing was done. No effect for the waiting request follows.
     pub fn withdraw(&mut self, id: u64) -> Vec<ClaimEffect> {
-        if self.own.remove(&id).is_some() {
+        if self.own.remove(&id).is_some_and(|it| it.stage != ClaimStage::Held) {
             self.send(HostMessage::Withdraw { id });
         }
         self.take_effects()
@@ -463,7 +504,9 @@ impl ClusterArbiter {
     }
 
     fn state_sync(&self) -> StateSync {
-        let of = |waiting| self.own.values().filter(move |it| (it.stage == ClaimStage::Asked) == waiting);
+        let is_made = |it: &&OwnClaim| it.stage != ClaimStage::Held;
+        let all = || self.own.values().filter(is_made);
+        let of = |waiting| all().filter(move |it| (it.stage == ClaimStage::Asked) == waiting);
         let held = |it: &OwnClaim| InFlightClaim {
             claim: it.claim.clone(),
             // Others take it for one that is not past, and so it is.
@@ -481,7 +524,56 @@ impl ClusterArbiter {
             waiting: of(true).map(|it| it.claim.clone()).collect(),
             acting: self.acting.iter().map(acting).chain(self.orphans.kept()).collect(),
             tells_earlier: self.tells_earlier,
+            knows_orders: self.unknown.is_informed(),
         }
+    }
+
+    /// Takes note that the syncs of all members may count by now.
+    fn note_begun(&mut self) {
+        if self.epoch.has_begun {
+            self.unknown.begun(|it| self.epoch.is_ready(it));
+        }
+    }
+
+    /// Holds waiting claims back that an unknown order may concern.
+    fn hold(&mut self) {
+        let is_held = |it: &OwnClaim| it.stage == ClaimStage::Asked && it.claim.takes_down();
+        let held = self.own.iter().filter(|(_, it)| is_held(it) && self.may_be_concerned(it));
+        for id in held.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if let Some(own) = self.own.get_mut(&id) {
+                own.stage = ClaimStage::Held;
+            }
+        }
+    }
+
+    /// Makes the claims that no unknown order may concern any more.
+    fn make_held(&mut self) {
+        for id in self.own.keys().copied().collect::<Vec<_>>() {
+            let Some(own) = self.own.get(&id).filter(|it| it.stage == ClaimStage::Held) else { continue };
+            if self.may_be_concerned(own) {
+                continue;
+            }
+            let claim = own.claim.clone();
+            if let Some(own) = self.own.get_mut(&id) {
+                own.stage = ClaimStage::Asked;
+            }
+            self.send(HostMessage::Claim(claim));
+        }
+    }
+
+    /// Returns whether an order of which nobody knows may take down the domain from which a claim comes.
+    fn may_be_concerned(&self, own: &OwnClaim) -> bool {
+        if self.me.is_none() {
+            // Alone it knows what it can.
+            return !self.epoch.has_begun;
+        }
+        self.unknown.may_be_at(own.source_at.as_deref(), |it| self.has_told(it))
+    }
+
+    /// Returns whether the daemon of a node has told what earlier ones left there.
+    fn has_told(&self, node: u32) -> bool {
+        let mut of_node = self.tellers.iter().filter(|it| it.node == node);
+        self.epoch.has_begun && of_node.any(|it| self.epoch.is_ready(*it))
     }
 
     fn begin_alone(&mut self) {
@@ -541,7 +633,8 @@ impl ClusterArbiter {
         let over = self.orphans.seen_off(victim);
         self.give_up(over);
         let from_it = |it: &OwnClaim| it.claim.source.as_deref() == Some(victim);
-        let waiting = self.own.iter().filter(|(_, it)| from_it(it) && it.stage == ClaimStage::Asked);
+        let is_waiting = |it: &OwnClaim| matches!(it.stage, ClaimStage::Held | ClaimStage::Asked);
+        let waiting = self.own.iter().filter(|(_, it)| from_it(it) && is_waiting(it));
         for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.end(id, Rejection::SourceFenced);
         }
@@ -588,6 +681,7 @@ impl ClusterArbiter {
     }
 
     fn take_effects(&mut self) -> Vec<ClaimEffect> {
+        self.make_held();
         std::mem::take(&mut self.effects)
     }
 }

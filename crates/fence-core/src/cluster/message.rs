@@ -227,6 +227,9 @@ pub struct StateSync {
     /// The claims in flight include all orders of earlier daemons of this host that may still take effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tells_earlier: bool,
+    /// The claims include all orders of daemons that are gone, as far as they may still take effect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub knows_orders: bool,
 }
 
 /// Claim of a host: its wish to act on a domain.

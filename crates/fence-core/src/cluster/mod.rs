@@ -7,3 +7,4 @@ pub mod message;
 pub mod orphans;
 pub mod recent_offs;
 mod replica;
+mod unknown_orders;

@@ -170,7 +170,11 @@ impl Epoch {
         let held: Vec<HeldClaims<'_>> =
             syncs.iter().map(|(_, member, sync)| (*member, &sync.in_flight[..], &sync.acting[..])).collect();
         let seen_off = self.replica.install_all(&held);
-        for (_, member, sync) in &syncs {
+        for (at, member, sync) in &syncs {
+            // What was seen off before a claim was told is no result for it.
+            for (_, from, message) in later.iter().filter(|(told, ..)| told < at) {
+                self.replica.close_seen_off(*from, message);
+            }
             self.replica.submit_all(*member, &sync.waiting, &mut grants);
         }
         self.replica.all_seen_off(&seen_off, &mut grants);
@@ -392,6 +396,18 @@ impl ReplicatedArbiter {
     ) {
         for claim in waiting {
             self.submit((member, claim.id), claim, grants);
+        }
+    }
+
+    /// Lets no claim join the one whose target this message says was seen off.
+    fn close_seen_off(&mut self, from: Member, message: &HostMessage) {
+        let key = match message {
+            HostMessage::SeenOff { id, .. } => (from, *id),
+            HostMessage::Progress { asker, claim, .. } => (*asker, *claim),
+            _ => return,
+        };
+        if let Some(number) = self.numbers.get(&key) {
+            self.arbiter.close(*number);
         }
     }
 

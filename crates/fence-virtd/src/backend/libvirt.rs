@@ -93,7 +93,7 @@ impl LibvirtBackend {
         let hypervisors: Vec<_> = uris.iter().map(|uri| known.at(uri)).collect();
         let mut unreachable = Vec::new();
         for hypervisor in &hypervisors {
-            if let Err(error) = hypervisor.first_attempt().await {
+            if let Err(error) = hypervisor.first_answer().await {
                 unreachable.push(error.to_string());
             }
         }

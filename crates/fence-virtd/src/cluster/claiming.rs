@@ -3,7 +3,7 @@
 //!
 //! [`fence_core::cluster::claims`] decides.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use fence_wire::{Response, escaped};
 use tracing::warn;
 
+use super::silence::DAEMON_WAIT;
 use super::state::{Cluster, ClusterState, node_name};
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit, ClusterPort};
 use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
@@ -39,7 +40,8 @@ impl ClusterPort for ClusterClaims {
     ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
         Box::pin(async move {
             let claimed = self.0.change_state(|state| {
-                let (id, effects) = state.claims.claim(request)?;
+                let source_at = state.nodes_with_source(&request.source);
+                let (id, effects) = state.claims.claim(request, source_at)?;
                 let grant = state.waiting.register(id, request.id);
                 Ok((effects, (id, grant)))
             });
@@ -58,6 +60,24 @@ impl ClusterPort for ClusterClaims {
     fn restore(&self, request: &ArbiterRequest) -> Box<dyn ClusterPermit> {
         let id = self.0.state().claims.restore(request);
         Box::new(HeldClaim { cluster: Arc::clone(&self.0), id, request: request.id, over: false })
+    }
+}
+
+/// Warns of each request that is held back, once.
+fn warn_of_held(state: &ClusterState, warned: &mut BTreeSet<u64>) {
+    let held: Vec<_> = state.claims.held().filter(|(_, nodes)| !nodes.is_empty()).collect();
+    warned.retain(|id| held.iter().any(|(claim, _)| claim.id == *id));
+    for (claim, nodes) in held {
+        if warned.insert(claim.id) {
+            let nodes: Vec<String> = nodes.into_iter().map(|it| state.name(it)).collect();
+            warn!(
+                uuid = %escaped(&claim.target), nodes = nodes.join(", "),
+                "fence_virtd was started here a short while ago, and the one at these nodes has not told yet \
+                 which power-offs were under way there: this off may come from a machine that is being \
+                 powered off, so it waits until they tell, for {} s after the start at most",
+                HYPERVISOR_EFFECT_MS / 1000
+            );
+        }
     }
 }
 
@@ -182,11 +202,12 @@ impl Cluster {
     #[must_use]
     pub(super) fn keep_orphans(&self, state: &mut ClusterState) -> Vec<String> {
         let longest = self.service().map(|it| it.longest_effect()).unwrap_or_default();
+        let at_hypervisor = Duration::from_millis(HYPERVISOR_EFFECT_MS);
+        let mut victims = self.note_nodes(state);
         let ClusterState { claims, directory, nodes, .. } = state;
         let terms = |target: &str, by: Option<Member>| {
             // A machine that no host has published may be a device's, whose order may come again.
             let is_devices = !longest.is_zero() && directory.named(target, true).is_empty();
-            let at_hypervisor = Duration::from_millis(HYPERVISOR_EFFECT_MS);
             let limit = if is_devices { at_hypervisor.max(longest) } else { at_hypervisor };
             if let Some(by) = by {
                 let host = node_name(nodes, by.node);
@@ -200,7 +221,25 @@ impl Cluster {
             }
             OrphanTerms { limit, ends_with_off: !is_devices }
         };
-        let effects = claims.expire_orphans(Instant::now(), terms);
+        let effects = claims.expire_orphans(Instant::now(), at_hypervisor, terms);
+        victims.extend(self.carry_out(state, effects));
+        victims
+    }
+
+    /// Tells the claims which nodes corosync hears, but those with a C daemon. Returns as
+    /// [`Self::carry_out`].
+    #[must_use]
+    pub(super) fn note_nodes(&self, state: &mut ClusterState) -> Vec<String> {
+        let (legacy, now) = (state.legacy_members(), Instant::now());
+        state.legacy_since.retain(|it, _| legacy.contains(it));
+        for it in legacy {
+            state.legacy_since.entry(it).or_insert(now);
+        }
+        // One of ours may be in the first group a moment before it is in the second.
+        let is_settled = |since: &Instant| now.duration_since(*since) >= DAEMON_WAIT;
+        let runs_c = |node: u32| state.legacy_since.iter().any(|(it, at)| it.node == node && is_settled(at));
+        let nodes = state.ring.iter().copied().filter(|it| !runs_c(*it)).collect();
+        let effects = state.claims.heard_nodes(nodes);
         self.carry_out(state, effects)
     }
 
@@ -209,11 +248,13 @@ impl Cluster {
     pub(super) async fn exclude_silent_members(self: Arc<Self>) {
         let start = Instant::now();
         let mut since: HashMap<Member, Instant> = HashMap::new();
+        let mut warned = BTreeSet::new();
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
             let mut state = self.state();
             let victims = self.keep_orphans(&mut state);
+            warn_of_held(&state, &mut warned);
             drop(state);
             self.report_victims(victims);
             if now.duration_since(start) >= JOIN_TIMEOUT && self.state().claims.is_joining() {

@@ -84,6 +84,9 @@ impl Cluster {
         }
         state.ring = nodes.iter().copied().collect();
         self.update_losses(&mut state);
+        let victims = self.note_nodes(&mut state);
+        drop(state);
+        self.report_victims(victims);
     }
 
     fn update_losses(&self, state: &mut ClusterState) {

@@ -89,6 +89,7 @@ impl Cluster {
             is_own_complete: false,
             directory: Directory::default(),
             legacy: LegacyHosts::new(),
+            legacy_since: BTreeMap::new(),
             ring: BTreeSet::new(),
             node_up_since: BTreeMap::new(),
             lost_nodes: BTreeMap::new(),

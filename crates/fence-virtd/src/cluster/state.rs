@@ -26,6 +26,7 @@ use crate::host_down::{DownEvidence, DownProof, LostHost};
 use crate::request::lease::Lease;
 use crate::service::Service;
 use crate::util::locks::lock;
+use fence_core::arbiter::RequestSource;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::{Directory, DirectoryAnswer};
 use fence_core::cluster::message::{HostMessage, Member, PublishedState};
@@ -80,6 +81,8 @@ pub(super) struct ClusterState {
     pub(super) outgoing_asks: OutgoingAsks,
     pub(super) incoming_asks: IncomingAsks,
     pub(super) legacy: LegacyHosts,
+    /// Moment since which each legacy host is taken for one.
+    pub(super) legacy_since: BTreeMap<Member, Instant>,
     /// Nodes that corosync hears now.
     pub(super) ring: BTreeSet<u32>,
     /// Moment since which corosync hears a node, of every node that it heard at any time.
@@ -477,6 +480,15 @@ impl ClusterState {
 
     fn not_heard(&self) -> Vec<String> {
         self.missing().into_iter().map(|it| format!("{} is not heard", self.name(it))).collect()
+    }
+
+    /// Returns the nodes that have the domain from which a request comes; none if they are not known.
+    pub(super) fn nodes_with_source(&self, source: &RequestSource) -> Option<Vec<u32>> {
+        let RequestSource::Known(uuid) = source else { return None };
+        match self.directory.find(uuid) {
+            DirectoryAnswer::On(at) => Some(at.iter().map(|it| it.node).collect()),
+            _ => None,
+        }
     }
 
     /// Returns the place of a domain that was seen on or off last at this node, whose daemon is not heard.

@@ -75,6 +75,9 @@ pub(super) async fn assemble(
     // Before anybody is granted anything, here or at another host.
     service.hold_left(&left);
     let other_hosts = setup.links.serve(&service);
+    // Not before the other hosts know what may still be under way here.
+    // The domains of the agent backend need no hypervisor.
+    first_lists(&known, wait || setup.agent.is_some()).await?;
     let settings = if wait { PeerSettings::load_or_wait(config) } else { PeerSettings::load(config)? };
     let peers = Peers::start(settings, state, Arc::clone(&service.drops)).await?;
     let inventories = inventories(config, &known);
@@ -181,6 +184,19 @@ impl OtherHosts {
     #[cfg(not(feature = "cpg"))]
     #[expect(clippy::unused_async, reason = "the same form as with the cpg backend")]
     pub(super) async fn leave(&self) {}
+}
+
+/// Waits a moment for the lists of all domains. Without `wait` at least one hypervisor must give one, or be
+/// busy.
+async fn first_lists(known: &Hypervisors, wait: bool) -> Result<(), DaemonError> {
+    let (all, mut failed) = (known.all(), Vec::new());
+    for it in &all {
+        failed.extend(it.first_list().await.err().map(|error| error.to_string()));
+    }
+    if !wait && !all.is_empty() && failed.len() == all.len() {
+        return Err(DaemonError::Backend(failed.join("; ")));
+    }
+    Ok(())
 }
 
 /// The chosen backend with everything that comes with it.

@@ -46,8 +46,8 @@ const TRY_SPACING: Duration = Duration::from_millis(300);
 const LEAST_TIME: Duration = Duration::from_millis(200);
 /// Time that the start of the daemon waits for a first connection.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(10);
-/// Time that it then waits for the list of all domains: libvirt gives none while it ends a QEMU that is slow
-/// to die.
+/// Time that the start then waits for the list of all domains: libvirt gives none while it ends a QEMU that
+/// is slow to die.
 const FIRST_LIST: Duration = Duration::from_secs(1);
 /// Readings of a domain in a new connection's list whose events overtake them.
 const MAX_READ_AGAIN: usize = 8;
@@ -231,18 +231,37 @@ impl Hypervisor {
         self.news.subscribe()
     }
 
-    /// Waits for the end of the first attempt to connect.
-    pub(crate) async fn first_attempt(&self) -> Result<(), CallError> {
+    /// Waits for the first answer of libvirt.
+    ///
+    /// # Errors
+    /// There is none, or it is a refusal.
+    pub(crate) async fn first_answer(&self) -> Result<(), CallError> {
         let mut status = self.status.subscribe();
         let ended = status.wait_for(|it| !matches!(it, ConnectionStatus::Starting));
         match tokio::time::timeout(FIRST_ATTEMPT, ended).await {
             Ok(Ok(status)) => match &*status {
-                ConnectionStatus::Down(reason, ..) => return Err(self.down(reason)),
-                ConnectionStatus::Listing => {}
-                ConnectionStatus::Up | ConnectionStatus::Starting => return Ok(()),
+                ConnectionStatus::Down(reason, ..) => Err(self.down(reason)),
+                ConnectionStatus::Listing | ConnectionStatus::Up | ConnectionStatus::Starting => Ok(()),
             },
-            Ok(Err(_)) | Err(_) => return Err(self.slow()),
+            Ok(Err(_)) | Err(_) => Err(self.slow()),
         }
+    }
+
+    /// Waits for the first answer of libvirt, and a moment for its first list of all domains.
+    ///
+    /// # Errors
+    /// There is no answer, or it is a refusal.
+    pub(crate) async fn first_attempt(&self) -> Result<(), CallError> {
+        self.first_answer().await?;
+        self.first_list().await
+    }
+
+    /// Waits a moment for the first list of all domains, if libvirt has answered.
+    ///
+    /// # Errors
+    /// There is none, and libvirt is not busy.
+    pub(crate) async fn first_list(&self) -> Result<(), CallError> {
+        let mut status = self.status.subscribe();
         let listed = status.wait_for(|it| !matches!(it, ConnectionStatus::Listing));
         match tokio::time::timeout(FIRST_LIST, listed).await {
             Ok(Ok(status)) => match &*status {

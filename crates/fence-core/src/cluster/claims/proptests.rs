@@ -66,6 +66,25 @@ proptest! {
         World::new(3, sight, shots.into_iter().map(plan).collect(), Faults::Kills).run(&draws);
     }
 
+    /// All daemons are killed in the middle of a power-off that takes effect later, and begin anew one by
+    /// one.
+    #[test]
+    fn one_survives_when_all_daemons_are_started_anew(
+        sight in vec(sight(3), 2..=3),
+        shots in vec((0_usize..3, 0_usize..3, 0_usize..3), 2..12),
+        begins in any::<[bool; 3]>(),
+        draws in vec(any::<u16>(), 0..200),
+    ) {
+        let guests = sight.len();
+        // The first two shoot each other.
+        let first = shots.iter().take(2).enumerate().map(|(from, (_, at, _))| (from, *at, 1 - from));
+        let plan = |(from, at, target)| {
+            Plan { from: from % guests, at, kind: Kind::Off, target: target % guests }
+        };
+        let plans = first.chain(shots.iter().skip(2).copied()).map(plan).collect();
+        World::new(3, sight, plans, Faults::Kills).run_after_kills(begins, &draws);
+    }
+
     /// Hosts that lose each other as well: one order among those that hear each other, and everything ends.
     #[test]
     fn everything_ends((hosts, sight, plans, draws) in schedule()) {

@@ -19,6 +19,13 @@ struct Net {
     start: Instant,
 }
 
+/// Longest time in which an order of which nobody knows takes effect.
+const UNKNOWN_LIMIT: Duration = Duration::from_secs(15);
+
+fn request(work: ArbitratedAction, source: RequestSource, at: Instant) -> ArbiterRequest {
+    ArbiterRequest { id: 0, work, source, peer: None, by: TargetKind::Name, arrived: at, deadline: at }
+}
+
 fn member(host: usize) -> Member {
     let node = u32::try_from(host).unwrap() + 1;
     Member { node, pid: node * 10 }
@@ -102,9 +109,27 @@ impl Net {
             arrived: self.start,
             deadline: self.start,
         };
-        let (id, effects) = self.hosts[host].claim(&request).unwrap();
+        // No node that an unknown order could be of.
+        let (id, effects) = self.hosts[host].claim(&request, Some(Vec::new())).unwrap();
         self.does(host, |_, _| effects);
         id
+    }
+
+    /// As [`Self::shoot`], from a domain of which no host knows.
+    fn shoot_from_nowhere(&mut self, host: usize, target: &str) -> u64 {
+        let off = request(ArbitratedAction::Off(target.to_owned()), RequestSource::Unknown, self.start);
+        let (id, effects) = self.hosts[host].claim(&off, None).unwrap();
+        self.does(host, |_, _| effects);
+        id
+    }
+
+    /// Corosync runs at all hosts, and so much time has passed.
+    fn wait(&mut self, host: usize, seconds: u64) {
+        let (now, all) = (self.start + Duration::from_secs(seconds), 1..=self.hosts.len());
+        let nodes = all.map(|it| u32::try_from(it).unwrap()).collect();
+        self.does(host, |it, _| it.heard_nodes(nodes));
+        let terms = |_: &str, _| OrphanTerms { limit: UNKNOWN_LIMIT, ends_with_off: true };
+        self.does(host, |it, _| it.expire_orphans(now, UNKNOWN_LIMIT, terms));
     }
 
     fn restore(&mut self, host: usize, target: &str, source: &str) -> u64 {
@@ -203,6 +228,97 @@ fn an_order_of_an_earlier_daemon_holds_up_what_conflicts_at_every_host() {
     net.does(0, |it, _| it.finished(left, Response::Failure, None));
     net.settle();
     assert_eq!((net.done(0), net.done(1)), (vec![], vec![ClaimEffect::Run(back)]));
+}
+
+/// All daemons were started anew, and one is not there yet: what may come from a domain of its host waits
+/// until that daemon has told what it left, or for as long as an order takes effect.
+#[test]
+fn an_order_of_which_nobody_knows_holds_up_what_may_come_from_its_target() {
+    for comes_back in [true, false] {
+        let mut net = Net::apart(2);
+        net.hosts[0].tell_earlier();
+        net.does(0, ClusterArbiter::joined);
+        let back = net.shoot_from_nowhere(0, "a");
+        net.change(&[0]);
+        net.wait(0, 0);
+        net.settle();
+        assert_eq!(net.done(0), [], "node 2 may have an order");
+        assert_eq!(
+            net.hosts[0].held().map(|(it, nodes)| (it.id, nodes)).collect::<Vec<_>>(),
+            [(back, vec![2])]
+        );
+        if !comes_back {
+            net.wait(0, 14);
+            net.settle();
+            assert_eq!(net.done(0), []);
+            net.wait(0, 15);
+            net.settle();
+            assert_eq!(net.done(0), [ClaimEffect::Run(back)]);
+            continue;
+        }
+        net.hosts[1].tell_earlier();
+        let left = net.restore(1, "b", "a");
+        net.does(1, ClusterArbiter::joined);
+        net.change(&[0, 1]);
+        net.settle();
+        assert_eq!(net.done(0), [], "it has one");
+        net.does(1, |it, _| it.seen_off(left));
+        net.settle();
+        assert_eq!(net.done(0), [ClaimEffect::Run(back), ClaimEffect::Victim("b".to_owned())]);
+    }
+}
+
+/// A member that was there before knows each order of daemons that are gone, and tells it: nobody waits.
+#[test]
+fn who_is_told_by_a_member_of_before_holds_nothing_up() {
+    let mut net = Net::apart(3);
+    net.does(1, ClusterArbiter::joined);
+    net.change(&[1]);
+    net.wait(1, 0);
+    net.wait(1, 15);
+    net.does(0, ClusterArbiter::joined);
+    net.wait(0, 100);
+    let off = net.shoot_from_nowhere(0, "a");
+    net.change(&[0, 1]);
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(off)], "node 3 has no daemon");
+    // It passes that on.
+    net.does(2, ClusterArbiter::joined);
+    net.change(&[0, 2]);
+    net.shoot_from_nowhere(2, "b");
+    assert!(net.hosts[2].held().next().is_some());
+    net.settle();
+    assert!(net.hosts[2].held().next().is_none());
+}
+
+/// A request from a domain of a host whose daemon has told what it left waits for no other.
+#[test]
+fn a_known_source_waits_for_its_own_host_alone() {
+    let mut net = Net::apart(3);
+    net.hosts[0].tell_earlier();
+    for host in 0..2 {
+        net.does(host, ClusterArbiter::joined);
+        net.wait(host, 0);
+    }
+    net.change(&[0, 1]);
+    net.settle();
+    let off = |target: &str, source: &str| {
+        let source = RequestSource::Known(source.to_owned());
+        request(ArbitratedAction::Off(target.to_owned()), source, Instant::now())
+    };
+    let (first, effects) = net.hosts[0].claim(&off("x", "a"), Some(vec![1])).unwrap();
+    net.does(0, |_, _| effects);
+    let (second, effects) = net.hosts[0].claim(&off("y", "b"), Some(vec![2])).unwrap();
+    net.does(0, |_, _| effects);
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(first)]);
+    assert_eq!(
+        net.hosts[0].held().map(|(it, nodes)| (it.id, nodes)).collect::<Vec<_>>(),
+        [(second, vec![2])]
+    );
+    // Without corosync it knows what it can.
+    net.does(0, |it, _| it.lost());
+    assert_eq!(net.done(0), [ClaimEffect::Run(second)]);
 }
 
 /// The same without other hosts.
@@ -570,7 +686,7 @@ fn a_host_does_not_take_more_than_it_can_tell() {
         arrived: net.start,
         deadline: net.start,
     };
-    assert_eq!(net.hosts[0].claim(&request).unwrap_err(), Rejection::ClaimsFull);
+    assert_eq!(net.hosts[0].claim(&request, None).unwrap_err(), Rejection::ClaimsFull);
     net.change(&[0]);
     let Some(HostMessage::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
     assert_eq!(sync.in_flight.len() + sync.waiting.len(), CLAIM_LIMIT);

@@ -82,8 +82,9 @@ fn acting() -> impl Strategy<Value = ActingClaim> {
 fn message() -> impl Strategy<Value = HostMessage> {
     let claims = (vec(held(), 0..3), vec(claim(), 0..3), vec(acting(), 0..3));
     let sync =
-        (any::<u64>(), claims, any::<bool>()).prop_map(|(n, (in_flight, waiting, acting), tells_earlier)| {
-            HostMessage::Sync(StateSync { n, in_flight, waiting, acting, tells_earlier })
+        (any::<u64>(), claims, any::<(bool, bool)>()).prop_map(|(n, (in_flight, waiting, acting), knows)| {
+            let (tells_earlier, knows_orders) = knows;
+            HostMessage::Sync(StateSync { n, in_flight, waiting, acting, tells_earlier, knows_orders })
         });
     let end = prop_oneof![
         outcome().prop_map(AskEnd::Done),

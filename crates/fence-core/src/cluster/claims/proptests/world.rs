@@ -140,6 +140,8 @@ pub(super) struct World {
     patience: u32,
     start: Instant,
     now: Instant,
+    /// Such an order takes its time.
+    is_late_slow: bool,
     /// Orders of daemons that were killed, which may still take effect.
     late: BTreeMap<u64, LateOrder>,
     /// Replica at each point of a common order.
@@ -183,6 +185,11 @@ enum Event {
     Merge(usize, usize),
 }
 
+/// Returns the node id of a host.
+fn node(place: Place) -> u32 {
+    u32::try_from(place).unwrap() + 1
+}
+
 impl World {
     pub(super) fn new(hosts: usize, sight: Vec<Sight>, plans: Vec<Plan>, faults: Faults) -> Self {
         let guests = sight.len();
@@ -201,6 +208,7 @@ impl World {
             patience: 12,
             start,
             now: start,
+            is_late_slow: false,
             late: BTreeMap::new(),
             replicas: BTreeMap::new(),
             ran: BTreeSet::new(),
@@ -220,7 +228,37 @@ impl World {
         // Most begin with hosts that know each other.
         if draws.first().is_some_and(|it| it % 8 != 0) {
             self.rest();
+            // And know all orders.
+            self.pass(late::LIMIT);
         }
+        self.go_on(draws);
+    }
+
+    /// As [`Self::run`], after all daemons were killed in the middle of the first request. Those of these
+    /// places are there again.
+    pub(super) fn run_after_kills(&mut self, begins: [bool; 3], draws: &[u16]) {
+        self.rest();
+        self.pass(late::LIMIT);
+        self.arrive();
+        let acts = |host: &Host| {
+            let is_at_it = |it: Step| it == Step::Acting;
+            host.jobs.values().any(|it| is_at_it(it.step)) || host.served.values().any(|it| is_at_it(it.step))
+        };
+        while !self.hosts.iter().flatten().any(acts) {
+            let Some(event) = self.events().first().copied() else { break };
+            self.happen(event);
+        }
+        for place in 0..self.hosts.len() {
+            self.happen(Event::Kill(place));
+        }
+        for place in (0..self.hosts.len()).filter(|it| begins[*it]) {
+            self.begin(place);
+        }
+        self.is_late_slow = true;
+        self.go_on(draws);
+    }
+
+    fn go_on(&mut self, draws: &[u16]) {
         for draw in draws {
             // In most steps work goes on.
             let (which, draw) = (draw % 16, usize::from(draw / 16));
@@ -234,7 +272,7 @@ impl World {
                 self.happen(*event);
             }
         }
-        self.faults = Faults::None;
+        (self.faults, self.is_late_slow) = (Faults::None, false);
         for place in 0..self.hosts.len() {
             self.happen(Event::Continue(place));
         }
@@ -304,7 +342,9 @@ impl World {
             let settled = host.restored.iter().filter(|(_, order)| !self.late.contains_key(order));
             events.extend(settled.map(|(id, _)| Event::Settle(place, *id)));
         }
-        events.extend(self.late.keys().map(|it| Event::Late(*it)));
+        if !self.is_late_slow {
+            events.extend(self.late.keys().map(|it| Event::Late(*it)));
+        }
         events
     }
 
@@ -313,6 +353,7 @@ impl World {
         let mut events = vec![Event::Tick];
         if self.faults == Faults::Kills {
             events.extend(self.kills());
+            events.extend(self.late.keys().map(|it| Event::Late(*it)));
             return events;
         }
         for (place, host) in self.hosts.iter().enumerate() {
@@ -367,7 +408,8 @@ impl World {
             let Some(host) = host else { return Some(Event::Begin(place)) };
             let is_at_it = host.jobs.values().any(|it| acts(it.step, it.plan))
                 || host.served.values().any(|it| acts(it.step, it.plan));
-            is_at_it.then_some(Event::Kill(place))
+            // The others as well, once there is an order that they know of.
+            (is_at_it || !self.late.is_empty()).then_some(Event::Kill(place))
         };
         places.filter_map(event).collect()
     }

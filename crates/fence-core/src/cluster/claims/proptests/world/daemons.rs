@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The hosts' daemons of the world: requests of guests, and asks between hosts.
 
-use super::{Guest, Job, Packet, Place, Plan, Served, Step, World};
+use super::{Guest, Job, Packet, Place, Plan, Served, Step, World, node};
 use crate::arbiter::{ArbiterRequest, PeerId, SharedResult};
 use crate::cluster::claims::ClaimEffect;
 use crate::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, ClaimMessage, HostMessage, Member};
@@ -34,7 +34,8 @@ impl World {
             arrived: self.start,
             deadline: self.start,
         };
-        let (id, effects) = host.claims.claim(&request).unwrap();
+        let source_at = sight.known.then(|| vec![node(sight.home)]);
+        let (id, effects) = host.claims.claim(&request, source_at).unwrap();
         host.jobs.insert(id, Job { plan, life, step: Step::Waiting, ask: None });
         if !host.joined {
             self.claimed.insert((host.member, id), self.event);
@@ -330,7 +331,13 @@ impl World {
             return;
         }
         // Nobody loses its source between its proof and its own target's being seen off, but by its own hand.
-        let exposed = |plan: Plan| plan.kind != Kind::On && plan.from == by.target && by.from != by.target;
+        // One that shoots itself is to go down.
+        let exposed = |plan: Plan| {
+            plan.kind != Kind::On
+                && plan.from == by.target
+                && by.from != by.target
+                && plan.target != by.target
+        };
         for host in self.hosts.iter().flatten() {
             for job in host.jobs.values().filter(|it| matches!(it.step, Step::Acting | Step::Down)) {
                 assert!(!exposed(job.plan), "{by:?} takes the source of {job:?} down");

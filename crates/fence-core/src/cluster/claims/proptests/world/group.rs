@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Heard, Host, Packet, Place, Step, World};
+use super::{Heard, Host, Packet, Place, Step, World, node};
 use crate::cluster::claims::ClusterArbiter;
 use crate::cluster::message::{HostMessage, Member};
 
 impl World {
     pub(super) fn begin(&mut self, place: Place) {
-        let member = Member { node: u32::try_from(place).unwrap() + 1, pid: self.next_pid };
+        let member = Member { node: node(place), pid: self.next_pid };
         self.next_pid += 1;
         self.hosts[place] = Some(Host {
             member,
@@ -103,6 +103,7 @@ impl World {
     }
 
     pub(super) fn hear(&mut self, place: Place) {
+        let nodes = (0..self.hosts.len()).map(node).collect();
         let host = self.hosts[place].as_mut().expect("a daemon");
         let me = host.member;
         let heard = host.inbox.pop_front().unwrap();
@@ -110,7 +111,10 @@ impl World {
         let effects = match heard {
             Heard::Joined => {
                 host.joined = true;
-                host.claims.joined(me)
+                let mut effects = host.claims.joined(me);
+                // Corosync runs at all hosts.
+                effects.extend(host.claims.heard_nodes(nodes));
+                effects
             }
             Heard::Lost => {
                 for id in host.jobs.keys() {

@@ -27,6 +27,8 @@ pub(super) struct LateOrder {
     until: std::time::Instant,
     /// Claims under which the order is known.
     keys: BTreeSet<(Member, u64)>,
+    /// There was a time in which no daemon knew of the order.
+    was_unknown: bool,
 }
 
 /// Returns whether a guest is a hypervisor's: an order can't take effect after the guest has ended.
@@ -49,13 +51,20 @@ impl World {
             own.chain(of_others).filter(|(_, step, plan)| *step == Step::Acting && plan.kind != Kind::On)
         {
             let number = self.event * 100 + u64::try_from(self.late.len()).unwrap();
-            let order = LateOrder { plan, place, until: self.now + LIMIT, keys: BTreeSet::from([key]) };
+            let order = LateOrder {
+                plan,
+                place,
+                until: self.now + LIMIT,
+                keys: BTreeSet::from([key]),
+                was_unknown: false,
+            };
             self.late.insert(number, order);
         }
-        // Of what no daemon knows any more nobody can know.
         let hosts = &self.hosts;
         let is_known = |key| hosts.iter().flatten().any(|it| it.claims.knows(key));
-        self.late.retain(|_, it| it.keys.iter().any(|key| is_known(*key)));
+        for order in self.late.values_mut() {
+            order.was_unknown |= !order.keys.iter().any(|key| is_known(*key));
+        }
     }
 
     /// Takes in the orders of earlier daemons of this host.
@@ -111,13 +120,19 @@ impl World {
     pub(super) fn expire(&mut self, place: Place) {
         let now = self.now;
         let Some(host) = self.hosts[place].as_mut().filter(|it| !it.stopped) else { return };
-        let effects = host.claims.expire_orphans(now, terms);
+        let effects = host.claims.expire_orphans(now, LIMIT, terms);
         self.obey(place, effects);
     }
 
-    /// Asserts that no late order may take this guest down while another one takes down what it shoots.
+    /// Asserts that nobody loses the source of a late order while it takes effect. Of an order that nobody
+    /// knew of it is enough that its target does not take its source down.
     pub(super) fn assert_not_exposed(&self, by: Plan) {
-        let exposed = |it: &&LateOrder| it.plan.from == by.target && by.from != by.target;
+        let exposed = |it: &&LateOrder| {
+            it.plan.from == by.target
+                && by.from != by.target
+                && it.plan.target != by.target
+                && (!it.was_unknown || it.plan.target == by.from)
+        };
         let shot = self.late.values().find(exposed);
         assert!(shot.is_none(), "{by:?} takes the source of {shot:?} down");
     }
