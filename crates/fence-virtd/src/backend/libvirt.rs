@@ -1076,7 +1076,8 @@ fn namesake(place: &DomainSite, question: &DomainQuestion, other: Uuid) -> Strin
     let name = &question.name;
     if question.is_by_name_alone() {
         return format!(
-            "{place} runs {name}, with the UUID {other}; fence the domain by UUID, or ask that host"
+            "{place} runs {name}, with the UUID {other}: the request must reach that host (with TCP: name \
+             that host in the request)"
         );
     }
     format!("{place} runs another domain with the name {name}: {other}")

@@ -186,6 +186,13 @@ fn of_report(
         })
         .collect();
     with_keys(&mut found, &report.hosts);
+    if has_odd_key(&report.hosts) {
+        let text = "every other host uses another key for hosts than this one: the key of this host is the \
+                    odd one";
+        let next = "copy the key file of one of the others to this host, in the place of its own, and reload \
+                    here; change nothing at the others";
+        found.insert(0, Finding::failed(CHECK, "this host", text, next));
+    }
     let c_daemons = report.hosts.iter().filter(|it| it.result == ProbeResult::AnswersAsClient);
     found.extend(c_daemons.map(|it| {
         let text = format!(
@@ -444,6 +451,12 @@ fn of_old_key(known: &KnownHosts, silent: &ProbedHost, next: &ProbedHost) -> Fin
     Finding::failed(CHECK, &silent.name, text, step)
 }
 
+/// Returns whether this host is the one that has another key than all others, of which there are several.
+fn has_odd_key(hosts: &[ProbedHost]) -> bool {
+    let is_other_key = |it: &ProbedHost| it.result == ProbeResult::Silent(SilenceClue::OtherKey);
+    hosts.len() > 1 && hosts.iter().all(is_other_key)
+}
+
 /// Adds its key to each host that has the name of another one.
 fn with_keys(found: &mut [Finding], hosts: &[ProbedHost]) {
     for (finding, host) in found.iter_mut().zip(hosts) {
@@ -578,9 +591,35 @@ impl DomainPlaces {
         }
     }
 
+    /// Returns a finding for each name that different domains have. Those that are on at a place come first.
+    fn with_one_name(&self) -> Vec<Finding> {
+        let mut by_name: BTreeMap<&str, Vec<(&DomainId, &BTreeSet<String>, bool)>> = BTreeMap::new();
+        for (uuid, (name, all, on)) in &self.0 {
+            by_name.entry(name).or_default().push((uuid, all, !on.is_empty()));
+        }
+        let several: Vec<_> = by_name.into_iter().filter(|(_, domains)| domains.len() > 1).collect();
+        let shown = several.iter().take(MAX_NAMED).map(|(name, domains)| {
+            let of_one = |(uuid, all, is_on): &(&DomainId, &BTreeSet<String>, bool)| {
+                let places: Vec<_> = all.iter().map(String::as_str).collect();
+                format!("{uuid} at {} ({})", places.join(", "), if *is_on { "on" } else { "off" })
+            };
+            let each: Vec<_> = domains.iter().map(of_one).collect();
+            let text = format!("different domains have this name: {}", each.join("; "));
+            let next = "a fence by this name may hit either: rename one, or fence by UUID (pcmk_host_map)";
+            Finding::warning("domain", escaped(name).to_string(), text, next)
+        });
+        let mut found: Vec<_> = shown.collect();
+        if several.len() > MAX_NAMED {
+            let text = format!("different domains have one name {} more times", several.len() - MAX_NAMED);
+            found.push(Finding::warning("domain", "", text, "as above"));
+        }
+        found
+    }
+
     /// Returns one note for all domains that are defined at the same places and run at one of them at most,
-    /// and a finding for each other domain that is at several places.
+    /// and a finding for each other domain that is at several places, or that shares its name.
     fn findings(self) -> Vec<Finding> {
+        let with_one_name = self.with_one_name();
         let several = self.0.into_iter().filter(|(_, (_, all, _))| all.len() > 1);
         let is_asked = |all: &BTreeSet<String>| !all.iter().any(|it| it.ends_with(NOT_ASKED));
         let (spare, odd): (Vec<_>, Vec<_>) =
@@ -595,6 +634,7 @@ impl DomainPlaces {
         for (_, (name, all, _)) in spare {
             by_places.entry(all).or_default().push(escaped(&name).to_string());
         }
+        found.extend(with_one_name);
         found.extend(by_places.into_iter().map(|(places, names)| defined_at(&places, names)));
         found
     }
@@ -824,6 +864,17 @@ mod tests {
         // As the page on several hosts advises: a note, in one line.
         let note = "ok       domain cold, moved: defined at each of: h2 (10.0.0.2), here. That is right";
         assert!(lines[1].starts_with(note) && lines[1].lines().count() == 1, "{}", lines[1]);
+        let mut places = DomainPlaces::default();
+        places.add(id(1), "web", "here", true);
+        places.add(id(2), "web", "h2 (10.0.0.2)", false);
+        places.add(id(3), "db", "here", true);
+        let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
+        assert!(
+            lines.len() == 1 && lines[0].starts_with("warning  domain web: different domains"),
+            "{lines:?}"
+        );
+        let each = format!("{} at here (on); {} at h2 (10.0.0.2) (off)", id(1), id(2));
+        assert!(lines[0].contains(&each), "{}", lines[0]);
         let mut places = DomainPlaces::default();
         places.add(id(1), "moved", "here", false);
         places.add(id(1), "moved", &format!("h3{NOT_ASKED}"), true);

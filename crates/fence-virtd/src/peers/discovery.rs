@@ -70,17 +70,23 @@ impl Peers {
             }
             match &self.settings().mode {
                 PeerMode::Off | PeerMode::NoWay(_) => {}
-                PeerMode::Discovered => {
-                    if let Some(nonce) = self.new_hello(None) {
-                        let hello = self.message(None, nonce, HostBody::Hello(self.hello()));
-                        self.send(&MessageWay::Group, &self.encoded(&hello));
-                    }
+                PeerMode::Discovered => self.say_hello_to_group(),
+                PeerMode::Listed(listed) => {
+                    listed.iter().for_each(|it| self.say_hello_to(*it));
+                    // A host without `peers`, or with "none", takes nothing at `peer_port`.
+                    self.say_hello_to_group();
                 }
-                PeerMode::Listed(listed) => listed.iter().for_each(|it| self.say_hello_to(*it)),
             }
             // The times at which hosts were heard are worth a line in the file now and then.
             self.changed.notify_one();
         }
+    }
+
+    /// Says hello by the multicast group of the listener, if it has one.
+    fn say_hello_to_group(&self) {
+        let Some(nonce) = self.new_hello(None) else { return };
+        let hello = self.message(None, nonce, HostBody::Hello(self.hello()));
+        self.send(&MessageWay::Group, &self.encoded(&hello));
     }
 
     /// Says hello to an address of `peers`: whoever answers there is known from then on.

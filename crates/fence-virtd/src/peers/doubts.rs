@@ -103,8 +103,9 @@ impl Peers {
                 first.ip()
             ),
             HostDoubt::TwoHosts { at, ids: [known, other] } => format!(
-                "two hosts answered at {at} of `peers`: {known} ({}) first, then {other} ({}). If that \
-                 host was installed anew, or the address was given to another host: fence_virtd --forget {}",
+                "two hosts answered at {at} of `peers`: {known} ({}) first, then {other} ({}). Two \
+                 fence_virtd at once at that host do it too: end one there. Then, or if that host was \
+                 installed anew, or the address was given to another host: fence_virtd --forget {}",
                 self.known_as(known).0,
                 self.known_as(other).0,
                 at.ip()

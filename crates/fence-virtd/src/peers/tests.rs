@@ -147,7 +147,12 @@ impl Host {
 
     /// A host that is found by a group of the loopback interface.
     async fn found(group: [u8; 4], port: u16, state: Option<&std::path::Path>) -> Self {
-        let mut host = Self::new(PeerMode::Discovered, port, state).await;
+        Self::in_group(PeerMode::Discovered, group, port, state).await
+    }
+
+    /// A host that has joined a group of the loopback interface.
+    async fn in_group(mode: PeerMode, group: [u8; 4], port: u16, state: Option<&std::path::Path>) -> Self {
+        let mut host = Self::new(mode, port, state).await;
         let group = IpAddr::from(group);
         let MulticastListener { socket, joined, .. } =
             fence_net::multicast_listener(group, port, MulticastScope::Interface(1)).unwrap();
@@ -727,6 +732,27 @@ async fn a_full_table_is_no_doubt_with_peers() {
     }
     assert_eq!(a.peers.known().len(), fence_core::hosts::MAX_HOSTS);
     assert_eq!(a.sights().await, [Sight::Off]);
+}
+
+/// A host with `peers` is switched on beside one that looks for others: that one takes nothing at the port
+/// of `peers`, and would call off what runs at the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_peers_is_heard_by_the_group_too() {
+    let (group, port) = ([239, 77, 1, 9], port());
+    let dirs = [(); 2].map(|()| StateDir::new());
+    let a = Host::found(group, port, Some(dirs[0].path())).await;
+    let listed = PeerMode::Listed(vec![SocketAddr::from((Ipv4Addr::new(127, 77, 77, 77), port))]);
+    let b = Host::in_group(listed, group, port, Some(dirs[1].path())).await;
+    b.shows(Sight::On);
+    a.knows(1).await;
+    assert_eq!(a.sights().await, [Sight::On]);
+    a.change(PeerMode::Off);
+    b.peers.say_hello_soon();
+    let end = Instant::now() + Duration::from_secs(20);
+    while a.peers.unasked_hosts.lock().unwrap().all().next().is_none() && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(a.peers.unasked_hosts.lock().unwrap().all().next().is_some(), "peers = none names it");
 }
 
 /// A reload (SIGHUP): who must answer is who is named from then on.

@@ -163,7 +163,11 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
         lines.push(format!("peers {}: bound to key {}", it.label("address"), it.label("key")));
     }
     for it in named("peer_never_answered") {
-        lines.push(format!("peers {}: NEVER ANSWERED", it.label("address")));
+        let address = it.label("address");
+        let is_heard =
+            named("peer_last_heard_seconds").any(|heard| has_address(heard.label("host"), address));
+        let state = if is_heard { "heard, and not asked yet" } else { "NEVER ANSWERED" };
+        lines.push(format!("peers {address}: {state}"));
     }
     for it in named("peer_other_key") {
         lines.push(format!("other host at {}: USES ANOTHER KEY than this one", it.label("address")));
@@ -172,6 +176,13 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
         lines.push("other hosts: ONE MAY BE MISSING; the log says why".to_owned());
     }
     lines
+}
+
+/// Returns whether a host, shown as "NAME (ADDRESS, ...)", has the address of this socket address.
+fn has_address(host: &str, address: &str) -> bool {
+    let ip = address.parse::<std::net::SocketAddr>().map(|it| it.ip().to_string());
+    let addresses = host.rsplit_once('(').map_or("", |(_, it)| it.trim_end_matches(')'));
+    ip.is_ok_and(|ip| addresses.split(", ").any(|it| it == ip))
 }
 
 /// Returns the sum, and the parts in order.
@@ -212,6 +223,7 @@ mod tests {
              fence_virtd_peer_last_heard_seconds{{host=\"h3 (10.0.0.3)\",key=\"0c\",kind=\"ours\"}} 5\n\
              fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"\",kind=\"legacy\"}} 5\n\
              fence_virtd_peer_never_answered{{address=\"10.0.0.4:1229\"}} 1\n\
+             fence_virtd_peer_never_answered{{address=\"10.0.0.2:1229\"}} 1\n\
              fence_virtd_peer_not_asked_seconds{{host=\"h5 (10.0.0.5)\"}} 5\n\
              fence_virtd_peer_other_key{{address=\"10.0.0.6\"}} 1\n\
              fence_virtd_peer_missing 1\n"
@@ -229,6 +241,7 @@ mod tests {
             "other host h3 (10.0.0.3), key 0c: last heard ",
             "peers 10.0.0.3:1229: bound to key 0b",
             "peers 10.0.0.4:1229: NEVER ANSWERED",
+            "peers 10.0.0.2:1229: heard, and not asked yet",
             "other host h5 (10.0.0.5): WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard ",
             "other host at 10.0.0.6: USES ANOTHER KEY than this one",
             "ONE MAY BE MISSING",
