@@ -65,6 +65,27 @@ def test_a_namesake_that_left_for_a_host_that_nobody_asks(pair, note, leaves):
     tally.none(pair.logs())
 
 
+def test_a_name_that_is_the_uuid_of_a_machine_elsewhere(pair, note):
+    """x runs at h1; h2 has a domain that is called as x's UUID, off."""
+    tally, target = Tally(note), uuid_of("x")
+    pair.h2.has(target, uuid=OTHER, start=False)
+    for action in ("status", "off") * 3:
+        pair.h1.has("x")
+        # The call-back of one of the two comes first.
+        before = pair.h1.processes("x")
+        answer = pair.ask(action, target)
+        still = [pid for pid in pair.h1.processes("x") if pid in before]
+        tally.add(answer, f"{action}: x runs" if answer.says_off() and still else None)
+    pair.h1.has("x")
+    pair.h1.does_not_call_back()
+    for action in ("status", "off", "reboot"):
+        assert pair.ask(action, target).rc == FAILED, pair.logs()
+    assert pair.where("x") == ["h1"]
+    why = pair.h2.records()[-1]["reason"]
+    assert pair.h1.name in why and target in why, why
+    tally.none(pair.logs())
+
+
 def test_a_name_that_is_given_to_a_new_domain(pair, note):
     """x without a definition left h1 for h3, and h1 has another x since. So it stays over a start of fence_virtd."""
     tally = Tally(note)

@@ -35,6 +35,14 @@ impl Namesakes {
         Self { domain, asked, heard: BTreeMap::new() }
     }
 
+    /// Takes the name itself into account: if it reads as the UUID of another domain, that one may be meant,
+    /// whatever its own name is.
+    pub fn hear_name(&mut self, name: &str) {
+        if let Some(other) = meant_by_name(self.domain, name) {
+            self.heard.entry(other).or_insert(None);
+        }
+    }
+
     /// Takes note of the namesakes in looks at the domain itself.
     pub fn hear(&mut self, rounds: &[Vec<Finding>]) {
         for other in rounds.iter().flatten().flat_map(|it| &it.namesakes) {
@@ -96,6 +104,11 @@ impl Namesakes {
         }
         Ok(proof)
     }
+}
+
+/// Returns the other domain that is meant, too, by a name which reads as its UUID.
+pub fn meant_by_name(domain: DomainId, name: &str) -> Option<DomainId> {
+    DomainId::parse(name).filter(|it| *it != domain)
 }
 
 /// Domains that a host looks for in the background, because they moved away from it and share a name. Owns

@@ -34,7 +34,7 @@ use fence_core::domain::{
     PowerAction, PowerState, SeenPower, TargetKind, merge,
 };
 use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
-use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes, ProofTurns};
+use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes, ProofTurns, meant_by_name};
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
 use fence_core::intent::PendingOrder;
@@ -185,6 +185,9 @@ impl LibvirtBackend {
         let judged = self.last_seen(question.uuid);
         let rounds = self.rounds(question, until).await;
         let mut namesakes = Namesakes::of(question.uuid, question.asked);
+        if question.by == TargetKind::Name {
+            namesakes.hear_name(&question.name);
+        }
         namesakes.hear(&rounds);
         while let Some(other) = namesakes.next() {
             let judged = self.last_seen(other);
@@ -403,7 +406,10 @@ impl LibvirtBackend {
         }
         let question = DomainQuestion::about(domain);
         let round = self.look_everywhere(&question, until).await;
-        let asks = evidence::namesakes_in(&round).into_keys().take(MAX_NAMESAKES).map(|other| {
+        let by_name = Some(&domain.name).filter(|_| domain.by == TargetKind::Name);
+        let meant = by_name.and_then(|it| meant_by_name(domain.uuid, it));
+        let others = evidence::namesakes_in(&round).into_keys().take(MAX_NAMESAKES).chain(meant);
+        let asks = others.map(|other| {
             let question = question.about_namesake(other);
             async move { evidence::seems_off(&self.look_everywhere(&question, until).await) }
         });

@@ -591,20 +591,17 @@ impl DomainPlaces {
         }
     }
 
-    /// Returns a finding for each name that different domains have. Those that are on at a place come first.
+    /// Returns a finding for each name that different domains have.
     fn with_one_name(&self) -> Vec<Finding> {
-        let mut by_name: BTreeMap<&str, Vec<(&DomainId, &BTreeSet<String>, bool)>> = BTreeMap::new();
+        let mut by_name: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (uuid, (name, all, on)) in &self.0 {
-            by_name.entry(name).or_default().push((uuid, all, !on.is_empty()));
+            let places: Vec<_> = all.iter().map(String::as_str).collect();
+            let state = if on.is_empty() { "off" } else { "on" };
+            by_name.entry(name).or_default().push(format!("{uuid} at {} ({state})", places.join(", ")));
         }
         let several: Vec<_> = by_name.into_iter().filter(|(_, domains)| domains.len() > 1).collect();
         let shown = several.iter().take(MAX_NAMED).map(|(name, domains)| {
-            let of_one = |(uuid, all, is_on): &(&DomainId, &BTreeSet<String>, bool)| {
-                let places: Vec<_> = all.iter().map(String::as_str).collect();
-                format!("{uuid} at {} ({})", places.join(", "), if *is_on { "on" } else { "off" })
-            };
-            let each: Vec<_> = domains.iter().map(of_one).collect();
-            let text = format!("different domains have this name: {}", each.join("; "));
+            let text = format!("different domains have this name: {}", domains.join("; "));
             let next = "a fence by this name may hit either: rename one, or fence by UUID (pcmk_host_map)";
             Finding::warning("domain", escaped(name).to_string(), text, next)
         });

@@ -275,3 +275,38 @@ fn domains_are_looked_for_in_turns() {
         .sum();
     assert_eq!(looked_for, MAX_PROVED);
 }
+
+/// A name that reads as the UUID of another machine, in any case and with dashes or without.
+#[test]
+fn a_name_that_is_a_uuid_means_that_machine_too() {
+    let start = Instant::now();
+    let rounds = |sight: Sight| {
+        let round = |step| {
+            vec![
+                look(start, 0, Sight::Off, step, Vec::new()),
+                look(start, 1, sight.clone(), step, Vec::new()),
+            ]
+        };
+        [round(1), round(2)]
+    };
+    let canonical = id(1).to_string();
+    for name in [canonical.clone(), canonical.to_uppercase(), canonical.replace('-', "")] {
+        let mut namesakes = Namesakes::of(id(0), start);
+        namesakes.hear_name(&name);
+        assert!(namesakes.prove(&rounds(Sight::Off)).is_err(), "nobody looked for it");
+        for (sight, is_off) in
+            [(Sight::On, false), (Sight::Unknown("x".to_owned()), false), (Sight::Absent, true)]
+        {
+            let mut namesakes = Namesakes::of(id(0), start);
+            namesakes.hear_name(&name);
+            assert_eq!(namesakes.next(), Some(id(1)));
+            let _ = namesakes.judge(id(1), &rounds(sight));
+            assert_eq!(namesakes.prove(&rounds(Sight::Off)).is_ok(), is_off);
+        }
+    }
+    for own in [id(0).to_string(), "web1".to_owned()] {
+        let mut namesakes = Namesakes::of(id(0), start);
+        namesakes.hear_name(&own);
+        assert_eq!(namesakes.next(), None);
+    }
+}
