@@ -69,6 +69,9 @@ SHAPES = {
     "unknown_key": warned(12, "unknown key `ttl`"),
     "duplicate_key": warned(12, "`port` has no effect: it comes again below"),
     "duplicate_block": warned(6, "`listeners` has no effect: it comes again below"),
+    "two_multicast_blocks": warned(7, "`multicast` has no effect: it comes again below"),
+    # What the C daemon has no words for.
+    "several_multicast_blocks": Shape(REFUSES, ALL),
     "no_break_space_in_indent": warned(12, "U+00A0 (no-break space)"),
     # What the C daemon takes for no restriction at all, ours refuses.
     "no_break_space_before_groups": Shape(ALL, REFUSES, 20, "unknown block `\\u{a0}groups`"),

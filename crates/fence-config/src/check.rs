@@ -25,7 +25,7 @@ use crate::tree::Tree;
 /// Returns the configuration, with defaults in place of wrong values. The caller discards it when there are
 /// errors.
 pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
-    let mut checker = Checker { findings, soft: false };
+    let mut checker = Checker { findings, soft: false, multicast_named: 0 };
     let root = checker.read_block("", &tree.items);
     let daemon = checker.read_daemon(&root);
 
@@ -41,7 +41,7 @@ pub(crate) fn check(tree: &Tree, findings: &mut Findings) -> Config {
     checker.report_swapped_backends(&backends, &daemon.backends);
 
     Config {
-        listeners: daemon.listeners.iter().map(|&kind| checker.read_listener(&listeners, kind)).collect(),
+        listeners: checker.read_listeners(&listeners, &daemon.listeners),
         backends: daemon
             .backends
             .iter()

@@ -32,9 +32,9 @@ pub use schema::{
     DEFAULT_CLIENT_TIMEOUT, DEFAULT_DEVICE_MAX_RUNNING, DEFAULT_EFFECT_TIMEOUT, DEFAULT_GROUP,
     DEFAULT_MAX_RUNNING, DEFAULT_NEGATIVE_DELAY, DEFAULT_RETRIES, DEFAULT_STATE_DIR, DEFAULT_STATUS_TIMEOUT,
     DEFAULT_URI, DaemonSection, DevicePlugs, DomainPlug, Group, HostDown, HostDownWord, KeySettings,
-    LibvirtBackend, Listener, ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_NEGATIVE_DELAY,
-    MAX_PEERS, MetricsAddress, MulticastListener, NameMode, OptionValue, Peers, SerialListener, SerialMode,
-    StateDir, TcpListener, VsockListener, is_secret_option,
+    LibvirtBackend, Listener, ListenerKind, MAX_CLIENT_TIMEOUT, MAX_GROUP_NAME, MAX_MULTICAST_BLOCKS,
+    MAX_NEGATIVE_DELAY, MAX_PEERS, MetricsAddress, MulticastListener, NameMode, OptionValue, Peers,
+    SerialListener, SerialMode, StateDir, TcpListener, VsockListener, is_secret_option,
 };
 pub use tree::{EditError, MAX_DEPTH, Tree};
 

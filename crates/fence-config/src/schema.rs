@@ -29,6 +29,8 @@ pub const DEFAULT_GROUP: &str = "fence-agents";
 pub const MAX_GROUP_NAME: usize = 125;
 /// Most hosts of `peers`.
 pub const MAX_PEERS: usize = 64;
+/// Most multicast blocks that are in use at once.
+pub const MAX_MULTICAST_BLOCKS: usize = 32;
 /// Default time before a host that does not own the target answers.
 pub const DEFAULT_NEGATIVE_DELAY: Duration = Duration::from_secs(2);
 /// Longest `negative_delay`: agents give up after 30 s by default, so a longer one is a mistake.
@@ -64,9 +66,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// Returns the multicast listener, if it is in use.
-    pub fn multicast(&self) -> Option<&MulticastListener> {
-        self.listeners.iter().find_map(|it| if let Listener::Multicast(it) = it { Some(it) } else { None })
+    /// Returns the multicast listeners that are in use.
+    pub fn multicasts(&self) -> impl Iterator<Item = &MulticastListener> {
+        self.listeners.iter().filter_map(|it| if let Listener::Multicast(it) = it { Some(it) } else { None })
+    }
+
+    /// Returns the name of a listener in texts and metrics: that of its kind, and for one of several
+    /// multicast blocks also its interface, group and port.
+    pub fn name_of(&self, listener: &Listener) -> String {
+        match listener {
+            Listener::Multicast(it) if self.multicasts().count() > 1 => format!("multicast {}", it.place()),
+            _ => listener.kind().as_str().to_owned(),
+        }
     }
 
     /// Returns the serial listener, if it is in use.
@@ -88,7 +99,8 @@ impl Config {
 /// The `fence_virtd` block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DaemonSection {
-    /// `listener = "multicast, vsock"`: at least one, none twice. Default multicast.
+    /// `listener = "multicast, vsock"`: at least one; multicast once for each of its blocks that is in
+    /// use, no other twice. Default multicast.
     pub listeners: Vec<ListenerKind>,
     /// `backend = "libvirt"`: at least one, none twice. Default libvirt.
     pub backends: Vec<BackendKind>,
@@ -286,6 +298,23 @@ pub struct MulticastListener {
     /// `negative_delay`, in seconds: time before this host answers for a domain that it does not own. Default
     /// 2 s.
     pub negative_delay: Duration,
+}
+
+impl MulticastListener {
+    /// Returns interface, group and port in words.
+    pub fn place(&self) -> String {
+        let at = SocketAddr::new(self.address, self.port);
+        format!("{} {at}", self.interface.as_deref().unwrap_or("any interface"))
+    }
+
+    /// Returns whether both hear the same datagrams.
+    pub fn hears_the_same(&self, other: &Self) -> bool {
+        let is_same_interface = match (&self.interface, &other.interface) {
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => true,
+        };
+        (self.address, self.port) == (other.address, other.port) && is_same_interface
+    }
 }
 
 /// `listeners { tcp { … } }`

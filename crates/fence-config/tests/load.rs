@@ -920,3 +920,52 @@ fn libvirt_and_cpg_are_one_backend() {
         [BackendKind::Cpg, BackendKind::Agent]
     );
 }
+
+#[test]
+fn several_multicast_blocks() {
+    let text = |listener: &str, blocks: &str| {
+        format!("fence_virtd {{\nlistener = \"{listener}\"; }} listeners {{\n{blocks}\n}}")
+    };
+    let two = "multicast { interface = \"br0\"; }\n\
+               multicast { interface = \"br1\"; port = \"1230\"; hash = \"sha1\"; }";
+    // Each is served where it is named for each; alone, the last one counts as with the C daemon.
+    let config = clean(&text("multicast, tcp, multicast", two));
+    let names: Vec<_> = config.listeners.iter().map(|it| config.name_of(it)).collect();
+    assert_eq!(names, ["multicast br0 225.0.0.12:1229", "tcp", "multicast br1 225.0.0.12:1230"]);
+    let loaded = load(text("multicast", two).as_bytes());
+    let last = loaded.config.unwrap();
+    let places: Vec<_> = last.multicasts().map(MulticastListener::place).collect();
+    assert_eq!(places, ["br1 225.0.0.12:1230"]);
+    assert_eq!(last.name_of(&last.listeners[0]), "multicast");
+    assert_eq!(loaded.diagnostics.len(), 1, "{:?}", loaded.diagnostics);
+    assert!(loaded.diagnostics[0].help.as_ref().unwrap().contains("listener = \"multicast, multicast\""));
+    // One block, named twice: as always, with a warning.
+    for blocks in ["", "multicast { interface = \"br0\"; }"] {
+        let loaded = load(text("multicast, multicast", blocks).as_bytes());
+        assert_eq!(loaded.config.unwrap().listeners.len(), 1);
+        assert_eq!(loaded.diagnostics.len(), 1);
+    }
+    for (listener, blocks, said) in [
+        ("multicast, multicast, multicast", two, "names multicast 3 times, and there are 2 blocks"),
+        (
+            "multicast, multicast",
+            "multicast { }\nmulticast { interface = \"br1\"; }",
+            "an earlier block hears too",
+        ),
+        (
+            "multicast, multicast",
+            "multicast { interface = \"br1\"; }\nmulticast { interface = \"br1\"; hash = \"sha512\"; }",
+            "an earlier block hears too",
+        ),
+    ] {
+        let loaded = load(text(listener, blocks).as_bytes());
+        assert!(loaded.config.is_none());
+        assert!(loaded.diagnostics.iter().any(|it| it.message.contains(said)), "{:?}", loaded.diagnostics);
+    }
+    // Another group or port at the same interface is no conflict.
+    for other in ["address = \"225.0.0.13\";", "port = \"1230\";", "family = \"ipv6\";"] {
+        let blocks =
+            format!("multicast {{ interface = \"br0\"; }}\nmulticast {{ interface = \"br0\"; {other} }}");
+        assert_eq!(clean(&text("multicast, multicast", &blocks)).listeners.len(), 2, "{other}");
+    }
+}

@@ -56,6 +56,12 @@ pub struct HostsKey(Key);
 pub struct PairKey(Key);
 
 impl HostsKey {
+    /// Returns whether both are the same secret.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.is_same(&other.0)
+    }
+
     /// Makes the key of all hosts from a listener's key, or from the key for hosts alone.
     #[must_use]
     pub fn of(key: &Key) -> Self {

@@ -47,6 +47,8 @@ pub(super) struct Checker<'f> {
     pub(super) findings: &'f mut Findings,
     /// True inside of a block that is not in use: its errors only warn.
     pub(super) soft: bool,
+    /// Number of times that `listener` names multicast.
+    pub(super) multicast_named: usize,
 }
 
 impl Checker<'_> {
@@ -75,7 +77,8 @@ impl Checker<'_> {
         for ids in [&keys, &blocks] {
             for (index, id) in ids.iter().enumerate() {
                 let again = ids[index + 1..].iter().any(|it| it.bytes.eq_ignore_ascii_case(&id.bytes));
-                if again && !known.repeats(id) {
+                let is_multicast = path == "listeners" && id.is("multicast");
+                if again && !known.repeats(id) && !(is_multicast && self.multicast_named > 1) {
                     self.findings.warning(
                         DiagnosticCode::Repeated,
                         id.span,
@@ -83,7 +86,11 @@ impl Checker<'_> {
                             "`{}` has no effect: it comes again below, and the last one counts",
                             show(&id.bytes)
                         ),
-                        None,
+                        is_multicast.then(|| {
+                            "to serve each of these blocks, name multicast once for each: \
+                             listener = \"multicast, multicast\""
+                                .to_owned()
+                        }),
                     );
                 }
                 // Every repeated id is searched in the rest of the block: bound the work on hostile files.

@@ -9,10 +9,10 @@ use crate::check::checker::{BlockBody, Checker};
 use crate::check::text::parse_number;
 use crate::diagnostic::{DiagnosticCode, Span};
 use crate::schema::{
-    BackendKind, DEFAULT_CLIENT_TIMEOUT, DaemonSection, ListenerKind, MAX_CLIENT_TIMEOUT, MetricsAddress,
-    StateDir,
+    BackendKind, DEFAULT_CLIENT_TIMEOUT, DaemonSection, ListenerKind, MAX_CLIENT_TIMEOUT,
+    MAX_MULTICAST_BLOCKS, MetricsAddress, StateDir,
 };
-use crate::tree::Assignment;
+use crate::tree::{Assignment, Item, Node};
 
 impl Checker<'_> {
     pub(super) fn read_daemon(&mut self, root: &BlockBody<'_>) -> DaemonSection {
@@ -33,7 +33,7 @@ impl Checker<'_> {
         };
         // Two names of one setting: the last one in the file counts.
         let wait = body.keys.iter().rfind(|it| it.id.is("wait_for_init") || it.id.is("wait_for_backend"));
-        let listeners = self.read_list(body.key("listener")).unwrap_or_else(|| vec![ListenerKind::Multicast]);
+        let listeners = self.read_listener_list(body.key("listener"), root);
         let peers = self.read_peer_settings(&body, &listeners);
         DaemonSection {
             listeners,
@@ -57,6 +57,57 @@ impl Checker<'_> {
             peer_key_file: peers.key_file,
             peer_port: peers.port,
             peer_down_command: peers.down_command,
+        }
+    }
+
+    /// Reads `listener`, in which multicast stands once for each of its blocks that is in use. Alone, the
+    /// last block is in use, as with the C daemon.
+    fn read_listener_list(
+        &mut self,
+        assignment: Option<&Assignment>,
+        root: &BlockBody<'_>,
+    ) -> Vec<ListenerKind> {
+        let Some(mut list) = self.read_repeated::<ListenerKind>(assignment) else {
+            return vec![ListenerKind::Multicast];
+        };
+        let named = list.iter().filter(|it| **it == ListenerKind::Multicast).count();
+        let blocks = root.block("listeners").map_or(0, |it| {
+            let is_multicast = |item: &&Item| matches!(&item.node, Node::Block(it) if it.id.is("multicast"));
+            it.items.iter().filter(is_multicast).count()
+        });
+        if named > 1 && blocks > 1 {
+            self.multicast_named = named;
+            self.check_multicast_count(assignment, named, blocks);
+        }
+        let mut seen = Vec::new();
+        list.retain(|kind| {
+            let may_repeat = *kind == ListenerKind::Multicast && self.multicast_named > 1;
+            let is_first = !seen.contains(kind);
+            seen.push(*kind);
+            if let (false, false, Some(assignment)) = (is_first, may_repeat, assignment) {
+                self.report_named_twice(assignment, *kind);
+            }
+            is_first || may_repeat
+        });
+        list
+    }
+
+    fn check_multicast_count(&mut self, assignment: Option<&Assignment>, named: usize, blocks: usize) {
+        let Some(assignment) = assignment else { return };
+        if blocks > MAX_MULTICAST_BLOCKS {
+            self.report_bad_value(
+                assignment,
+                format!("allowed: multicast {MAX_MULTICAST_BLOCKS} times at most"),
+            );
+        } else if named != blocks {
+            self.report(
+                DiagnosticCode::BadValue,
+                assignment.value.text.span,
+                format!(
+                    "`listener` names multicast {named} times, and there are {blocks} blocks `multicast`"
+                ),
+                "name multicast once for each block; or once alone, to serve the last block".to_owned(),
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use fence_wire::{DEFAULT_KEY_FILE, DEFAULT_PORT, Family, HashType};
 
 use crate::check::checker::{BlockBody, Checker};
 use crate::check::text::parse_number;
+use crate::diagnostic::DiagnosticCode;
 use crate::schema::{
     ChallengeHash, DEFAULT_NEGATIVE_DELAY, DEFAULT_URI, KeySettings, Listener, ListenerKind,
     MAX_NEGATIVE_DELAY, MulticastListener, SerialListener, SerialMode, TcpListener, VsockListener,
@@ -16,6 +17,57 @@ use crate::schema::{
 use crate::tree::Assignment;
 
 impl Checker<'_> {
+    /// Reads the listeners in use: of multicast each block where it is named for each, of all others the
+    /// last.
+    pub(super) fn read_listeners(
+        &mut self,
+        section: &BlockBody<'_>,
+        kinds: &[ListenerKind],
+    ) -> Vec<Listener> {
+        let mut blocks = section.blocks.iter().copied().filter(|it| it.id.is("multicast"));
+        let mut listeners = Vec::new();
+        for &kind in kinds {
+            let is_one_of_several = kind == ListenerKind::Multicast && self.multicast_named > 1;
+            let Some(block) = is_one_of_several.then(|| blocks.next()).flatten() else {
+                listeners.push(self.read_listener(section, kind));
+                continue;
+            };
+            let body = self.read_block("listeners/multicast", &block.items);
+            let listener = self.read_multicast(&body);
+            let same = listeners.iter().find_map(|it| match it {
+                Listener::Multicast(it) if it.hears_the_same(&listener) => Some(it.place()),
+                _ => None,
+            });
+            if let Some(other) = same {
+                self.report(
+                    DiagnosticCode::BadValue,
+                    block.id.span,
+                    format!(
+                        "this block hears {}, which an earlier block hears too ({other})",
+                        listener.place()
+                    ),
+                    "give each block an `interface` of its own, or another `address` or `port`".to_owned(),
+                );
+            }
+            listeners.push(Listener::Multicast(listener));
+        }
+        listeners
+    }
+
+    fn read_multicast(&mut self, body: &BlockBody<'_>) -> MulticastListener {
+        let (family, address) = self.read_address(body, true);
+        MulticastListener {
+            keys: self.read_key_settings(body),
+            family,
+            address,
+            port: self.read_port(body),
+            interface: self.read_interface(body.key("interface")),
+            negative_delay: self
+                .read_seconds(body.key("negative_delay"), Duration::ZERO, MAX_NEGATIVE_DELAY)
+                .unwrap_or(DEFAULT_NEGATIVE_DELAY),
+        }
+    }
+
     pub(super) fn read_listener(&mut self, section: &BlockBody<'_>, kind: ListenerKind) -> Listener {
         let path = match kind {
             ListenerKind::Multicast => "listeners/multicast",
@@ -26,19 +78,7 @@ impl Checker<'_> {
         let body =
             section.block(kind.as_str()).map(|it| self.read_block(path, &it.items)).unwrap_or_default();
         match kind {
-            ListenerKind::Multicast => {
-                let (family, address) = self.read_address(&body, true);
-                Listener::Multicast(MulticastListener {
-                    keys: self.read_key_settings(&body),
-                    family,
-                    address,
-                    port: self.read_port(&body),
-                    interface: self.read_interface(body.key("interface")),
-                    negative_delay: self
-                        .read_seconds(body.key("negative_delay"), Duration::ZERO, MAX_NEGATIVE_DELAY)
-                        .unwrap_or(DEFAULT_NEGATIVE_DELAY),
-                })
-            }
+            ListenerKind::Multicast => Listener::Multicast(self.read_multicast(&body)),
             ListenerKind::Tcp => {
                 let (family, address) = self.read_address(&body, false);
                 Listener::Tcp(TcpListener {

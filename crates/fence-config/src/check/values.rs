@@ -29,8 +29,38 @@ impl Checker<'_> {
         word
     }
 
-    /// Reads words with commas or blanks between them.
+    /// Reads words with commas or blanks between them, none twice.
     pub(super) fn read_list<T: WordSet + PartialEq>(
+        &mut self,
+        assignment: Option<&Assignment>,
+    ) -> Option<Vec<T>> {
+        let mut list = self.read_repeated(assignment)?;
+        let mut seen = Vec::new();
+        list.retain(|kind| {
+            let is_first = !seen.contains(kind);
+            match (is_first, assignment) {
+                (true, _) => seen.push(*kind),
+                (false, Some(assignment)) => self.report_named_twice(assignment, *kind),
+                (false, None) => {}
+            }
+            is_first
+        });
+        Some(list)
+    }
+
+    /// Reports a word that a list has again.
+    pub(super) fn report_named_twice<T: WordSet + PartialEq>(&mut self, list: &Assignment, kind: T) {
+        let word = T::WORDS.iter().find(|(_, it)| *it == kind).map_or("a word", |(word, _)| word);
+        self.findings.warning(
+            DiagnosticCode::Repeated,
+            list.value.text.span,
+            format!("`{}` names {word} twice", show(&list.id.bytes)),
+            None,
+        );
+    }
+
+    /// Reads words with commas or blanks between them, each as often as it is there.
+    pub(super) fn read_repeated<T: WordSet + PartialEq>(
         &mut self,
         assignment: Option<&Assignment>,
     ) -> Option<Vec<T>> {
@@ -41,12 +71,6 @@ impl Checker<'_> {
         for part in text.split(|&byte| byte == b',' || byte.is_ascii_whitespace()).filter(|it| !it.is_empty())
         {
             match T::from_word(part) {
-                Some(kind) if list.contains(&kind) => self.findings.warning(
-                    DiagnosticCode::Repeated,
-                    assignment.value.text.span,
-                    format!("`{}` names {} twice", show(&assignment.id.bytes), show(part)),
-                    None,
-                ),
                 Some(kind) => list.push(kind),
                 None => {
                     let near = nearest_word(part, words.iter())

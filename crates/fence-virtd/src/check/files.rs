@@ -32,7 +32,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
         if hash == HashType::None || (auth == HashType::None && hash.sealed().is_none()) {
             let text = "asks for no proof of the key: whoever reaches it may fence";
             let next = "remove the lines hash and auth from its block";
-            found.push(Finding::warning("key", format!("listener {}", listener.kind()), text, next));
+            found.push(Finding::warning("key", format!("listener {}", config.name_of(listener)), text, next));
         }
         let unproved = hash == HashType::None && auth == HashType::None;
         for file in files.iter().filter(|it| seen.insert((*it).clone())) {
@@ -42,7 +42,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
                 Err(KeyFileError::Missing { .. }) if unproved || spare => {
                     Finding::ok("key", shown(file), "does not exist and is not needed")
                 }
-                loaded => key(file, loaded, &format!("listener {}", listener.kind())),
+                loaded => key(file, loaded, &format!("listener {}", config.name_of(listener))),
             });
         }
         if let Ok((_, odd)) = ListenerKeys::load(files, groups, rule) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use fence_config::{Config, Listener, Peers};
 
 use super::finding::Finding;
-use crate::peers::settings::client_keys;
+use crate::peers::settings::call_back_port;
 
 const CHECK: &str = "firewall";
 /// Time for one tool.
@@ -30,7 +30,7 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
             Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => false,
         };
     }
-    let calls_back = config.multicast().is_some();
+    let calls_back = config.multicasts().next().is_some();
     if wanted.is_empty() {
         return Vec::new();
     }
@@ -66,9 +66,9 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
 /// Returns the port at which hosts with the C daemon call this one back; none where nobody is asked, or
 /// where a listener has it and another one is drawn.
 fn port_of_hosts(config: &Config) -> Option<u16> {
-    let keys = client_keys(config).ok().flatten()?;
-    let is_asked = config.daemon.peers != Peers::Nobody && keys.call_back_port != 0;
-    is_asked.then_some(keys.call_back_port)
+    let port = call_back_port(config);
+    let is_asked = config.daemon.peers != Peers::Nobody && config.multicasts().next().is_some();
+    (is_asked && port != 0).then_some(port)
 }
 
 /// Returns what was looked at, where no rule is in its way. `of_hosts`: the port for call-backs of other

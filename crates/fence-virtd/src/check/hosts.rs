@@ -119,15 +119,23 @@ fn why_off(config: &Config, settings: &PeerSettings) -> Option<Finding> {
 
 /// Asks the group for lists, which show the domains of the other hosts.
 fn lists(config: &Config, found: &mut Vec<Finding>) -> BTreeMap<IpAddr, Option<Vec<HostDomain>>> {
-    let replies = match config.multicast().map(|it| ask(config, it)) {
-        None => Vec::new(),
-        Some(Ok(replies)) => replies,
-        Some(Err(why)) => {
-            let next = "correct this first; --check tells more above";
-            found.push(Finding::warning(CHECK, "", format!("could not be asked for lists: {why}"), next));
-            Vec::new()
+    let is_one = config.multicasts().count() < 2;
+    let mut replies = Vec::new();
+    for listener in config.multicasts() {
+        match ask(config, listener) {
+            Ok(more) => replies.extend(more),
+            Err(why) => {
+                let next = "correct this first; --check tells more above";
+                let place = if is_one { String::new() } else { listener.place() };
+                found.push(Finding::warning(
+                    CHECK,
+                    place,
+                    format!("could not be asked for lists: {why}"),
+                    next,
+                ));
+            }
         }
-    };
+    }
     heard(&replies)
 }
 
@@ -255,7 +263,9 @@ fn of_host(
 ) -> Finding {
     let lists = list.map_or("that host lists nothing by multicast".to_owned(), listed);
     match &host.result {
-        ProbeResult::Answers if list.is_none_or(|it| it.is_none()) && config.multicast().is_some() => {
+        ProbeResult::Answers
+            if list.is_none_or(|it| it.is_none()) && config.multicasts().next().is_some() =>
+        {
             let text = "answers the daemon's questions; its list did not come. Either that host has another \
                         key for guests than this one: then no guest with the key of this host can fence what \
                         runs there. Or the list did not get in here. Domains that are on at two places are \
@@ -344,7 +354,9 @@ fn silence(
     let gone = gone(config, &address);
     let (is_listed, way) = match config.daemon.peers {
         Peers::Listed(_) => (true, port.to_string()),
-        _ => (false, format!("{} to the group", config.multicast().map_or(DEFAULT_PORT, |it| it.port))),
+        _ => {
+            (false, format!("{} to the group", config.multicasts().next().map_or(DEFAULT_PORT, |it| it.port)))
+        }
     };
     match clue {
         SilenceClue::NothingThere => (
@@ -468,7 +480,7 @@ fn with_keys(found: &mut [Finding], hosts: &[ProbedHost]) {
 
 /// Asks the group for lists, by the interfaces of the listener.
 fn ask(config: &Config, listener: &MulticastListener) -> Result<Vec<ReplyFrom>, String> {
-    let keys = client_keys(config).map_err(|it| it.to_string())?.ok_or("the listener has no key")?;
+    let keys = client_keys(config, listener).map_err(|it| it.to_string())?;
     let interfaces = fence_net::interfaces().map_err(|it| it.to_string())?;
     let ports = fence_net::ports().map_err(|it| it.to_string())?;
     let is_joined = |it: &&Interface| match &listener.interface {

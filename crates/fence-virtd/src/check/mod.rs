@@ -137,7 +137,8 @@ fn configuration(file: &Path, source: &std::io::Result<Vec<u8>>) -> (Option<Conf
         })
         .collect();
     if let Some(config) = &loaded.config {
-        let listeners = words(config.listeners.iter().map(|it| it.kind().as_str()));
+        let names: Vec<_> = config.listeners.iter().map(|it| config.name_of(it)).collect();
+        let listeners = words(names.iter().map(String::as_str));
         let backends = words(config.backends.iter().map(|it| it.kind().as_str()));
         let groups = match config.groups.as_ref().map(Vec::len) {
             None => "no groups: whoever has the key may fence every domain".to_owned(),

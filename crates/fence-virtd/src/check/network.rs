@@ -31,20 +31,28 @@ pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
         Listener::Vsock(_) => Some(vsock()),
         Listener::Serial(_) => None,
     };
-    config.listeners.iter().filter_map(look).collect()
+    let several = config.multicasts().count() > 1;
+    let named = |listener: &Listener| {
+        let mut finding = look(listener)?;
+        if let (true, Listener::Multicast(it)) = (several, listener) {
+            finding.subject = escaped(&it.place()).to_string();
+        }
+        Some(finding)
+    };
+    config.listeners.iter().filter_map(named).collect()
 }
 
 /// Checks for bridges that forget the members of a group, because nobody queries them: requests arrive for
 /// some minutes, and then no more. `class` is /sys/class/net.
 pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
     const CHECK: &str = "snooping";
-    let Some(multicast) = config.multicast() else { return Vec::new() };
-    let wanted = multicast.interface.as_deref();
+    let wanted: Vec<_> = config.multicasts().map(|it| it.interface.as_deref()).collect();
+    let is_wanted = |name: &str| wanted.iter().any(|it| it.is_none_or(|it| it == name));
     let mut bridges: Vec<_> = fs::read_dir(class)
         .into_iter()
         .flatten()
         .filter_map(|it| it.ok()?.file_name().into_string().ok())
-        .filter(|it| class.join(it).join("bridge").is_dir() && wanted.is_none_or(|wanted| wanted == it))
+        .filter(|it| class.join(it).join("bridge").is_dir() && is_wanted(it))
         .collect();
     bridges.sort();
     let look = |name: &String| {

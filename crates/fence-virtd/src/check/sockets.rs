@@ -2,7 +2,7 @@
 //! Check of the listeners' ports: free, held by a running fence_virtd, or held by another program. Runs in
 //! the process of `--check`. Must never listen or join a group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -33,7 +33,11 @@ pub(super) fn ports(config: &Config) -> Vec<Finding> {
         MetricsAddress::Tcp(it) => Some(inet("tcp", it.ip(), it.port())),
         MetricsAddress::Unix(_) => None,
     });
-    config.listeners.iter().filter_map(look).chain(metrics).collect()
+    let mut found: Vec<Finding> = config.listeners.iter().filter_map(look).chain(metrics).collect();
+    // Several multicast blocks may have one group and port.
+    let mut seen = BTreeSet::new();
+    found.retain(|it| seen.insert(it.subject.clone()));
+    found
 }
 
 /// Process that holds a socket.

@@ -92,6 +92,13 @@ impl Dialogue<'_> {
         named.map(|it| it.daemon.listeners).unwrap_or_default()
     }
 
+    /// Returns true if `listener` has several multicast blocks.
+    fn names_multicast_twice(&self) -> bool {
+        let words = self.tree.value(LISTENER).unwrap_or_default().to_ascii_lowercase();
+        let parts = words.split(|it| *it == b',' || it.is_ascii_whitespace());
+        parts.filter(|it| *it == b"multicast").count() > 1
+    }
+
     fn listeners(&mut self) -> DialogueResult<Vec<ListenerKind>> {
         let question = Question { default: "multicast", ..Question::of("Listener module", LISTENER) };
         let answer = self.ask(&question)?.unwrap_or_default();
@@ -113,6 +120,9 @@ impl Dialogue<'_> {
             "multicast: guests send their requests to a multicast address, over the network that they share\n\
              with this host.",
         )?;
+        if self.names_multicast_twice() {
+            self.explain("These questions are about the last multicast block; the others stay as they are.")?;
+        }
         let default = self.family("multicast").default_multicast_address().to_string();
         self.address("multicast", "Multicast IP Address", &default)?;
         self.port("multicast", "Multicast IP Port")?;

@@ -252,7 +252,7 @@ fn secret_files(config: &Config) -> impl Iterator<Item = &Path> {
 fn capabilities(config: &Config) -> Vec<Capability> {
     // Key files, sockets of domains, audit and state files may belong to other users.
     let mut kept = vec![Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];
-    if config.multicast().is_some() {
+    if config.multicasts().next().is_some() {
         // A receive buffer beyond the system's limit.
         kept.push(Capability::CAP_NET_ADMIN);
     }

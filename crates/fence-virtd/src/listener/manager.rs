@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fence_config::{Config, Listener as Settings};
+use fence_wire::escaped;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -22,7 +23,7 @@ use crate::listener::serial::Serial;
 use crate::listener::sources::SourceResolver;
 use crate::listener::tcp::TcpTransport;
 use crate::listener::vsock::VsockTransport;
-use crate::observe::metrics::ListenerUp;
+use crate::observe::metrics::{ListenerName, ListenerUp};
 use crate::peers::Peers;
 use crate::service::Service;
 use crate::util::backoff::OncePerReason;
@@ -49,7 +50,7 @@ pub(crate) struct ListenerContext {
 impl ListenerContext {
     /// Enters the listeners of the configuration into the metrics.
     fn announce_listeners(&self, config: &Config) {
-        self.service.metrics.set_listeners(config.listeners.iter().map(|it| it.kind().as_str()));
+        self.service.metrics.set_listeners(config.listeners.iter().map(|it| config.name_of(it)));
     }
 }
 
@@ -57,13 +58,14 @@ impl ListenerContext {
 #[derive(Debug, thiserror::Error)]
 #[error("listener {name}: {source}")]
 pub(crate) struct ListenerError {
-    name: &'static str,
+    name: String,
     source: StartError,
 }
 
 /// A listener with a task.
 struct RunningListener {
     settings: Settings,
+    name: Arc<ListenerName>,
     /// Empty while the listener could not start yet and is tried again.
     rules: StartedWith,
     task: JoinHandle<()>,
@@ -75,12 +77,20 @@ type StartedWith = Arc<OnceLock<Arc<CurrentRules>>>;
 /// A listener with open sockets that does not serve yet.
 struct OpenedListener {
     settings: Settings,
+    name: Arc<ListenerName>,
     rules: Arc<CurrentRules>,
     serving: ListenerFuture,
 }
 
 /// The task of a listener, which serves for ever.
 type ListenerFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A listener of the new configuration at a reload.
+struct ChangedListener<'a> {
+    settings: &'a Settings,
+    name: String,
+    change: ListenerChange,
+}
 
 /// Change of one listener at a reload.
 enum ListenerChange {
@@ -107,10 +117,11 @@ impl ListenerManager {
         let groups = GroupSettings::new(config, &manager.keys_in_use);
         manager.context.announce_listeners(config);
         for settings in &config.listeners {
-            match open(settings, &groups, &manager.context).await {
+            let name = ListenerName::new(config.name_of(settings));
+            match open(settings, &name, &groups, &manager.context).await {
                 Ok(opened) => manager.serve(opened),
                 // The other listeners serve meanwhile.
-                Err(error) if wait => manager.retry_in_background(settings, &groups, error),
+                Err(error) if wait => manager.retry_in_background(settings, &name, &groups, error),
                 Err(error) => {
                     manager.stop().await;
                     return Err(error);
@@ -128,7 +139,9 @@ impl ListenerManager {
         let groups = GroupSettings::new(config, &self.keys_in_use);
         let mut changes = Vec::new();
         for settings in &config.listeners {
-            changes.push((settings, self.prepare(settings, &groups).await?));
+            let name = config.name_of(settings);
+            let change = self.prepare(settings, &name, &groups).await?;
+            changes.push(ChangedListener { settings, name, change });
         }
         self.apply(changes, &groups).await;
         self.context.announce_listeners(config);
@@ -139,15 +152,16 @@ impl ListenerManager {
     async fn prepare(
         &self,
         settings: &Settings,
+        name: &str,
         groups: &GroupSettings,
     ) -> Result<ListenerChange, ListenerError> {
         let serves_these =
             |it: &RunningListener| it.rules.get().is_some() && same_sockets(&it.settings, settings);
         if let Some(index) = self.running.iter().position(serves_these) {
-            let rules = ListenerRules::load(settings, groups).map_err(|it| failed(settings, it))?;
+            let rules = ListenerRules::load(settings, groups).map_err(|it| failed(name, it))?;
             return Ok(ListenerChange::Keep(index, rules));
         }
-        match open(settings, groups, &self.context).await {
+        match open(settings, &ListenerName::new(name.to_owned()), groups, &self.context).await {
             Ok(opened) => Ok(ListenerChange::Open(opened)),
             // The sockets may take days to be there; a leaked key must be replaced now.
             Err(error) if self.is_retrying(settings) && ListenerRules::load(settings, groups).is_ok() => {
@@ -158,37 +172,38 @@ impl ListenerManager {
     }
 
     /// Makes the changes, none of which can fail.
-    async fn apply(&mut self, changes: Vec<(&Settings, ListenerChange)>, groups: &GroupSettings) {
+    async fn apply(&mut self, changes: Vec<ChangedListener<'_>>, groups: &GroupSettings) {
         let mut old: Vec<Option<RunningListener>> =
             std::mem::take(&mut self.running).into_iter().map(Some).collect();
         let (mut opened, mut retrying) = (Vec::new(), Vec::new());
-        for (settings, change) in changes {
+        for ChangedListener { settings, name, change } in changes {
             match change {
                 ListenerChange::Open(listener) => opened.push(listener),
-                ListenerChange::Retry(error) => retrying.push((settings, error)),
+                ListenerChange::Retry(error) => retrying.push((settings, name, error)),
                 ListenerChange::Keep(index, rules) => {
                     let Some(mut kept) = old[index].take() else { continue };
-                    rules.log(settings.kind().as_str());
+                    rules.log(&name);
                     if let Some(current) = kept.rules.get() {
                         current.replace(rules);
                     }
+                    kept.name.change(name, &self.context.service.metrics);
                     kept.settings = settings.clone();
                     self.running.push(kept);
                 }
             }
         }
         for listener in old.into_iter().flatten() {
-            if !retrying.iter().any(|(settings, _)| same_sockets(&listener.settings, settings)) {
-                let name = listener.settings.kind().as_str();
-                info!(listener = name, "ends: the configuration has it no longer");
+            if !retrying.iter().any(|(settings, ..)| same_sockets(&listener.settings, settings)) {
+                let name = listener.name.now();
+                info!(listener = %escaped(&name), "ends: the configuration has it no longer");
             }
             listener.end().await;
         }
         for listener in opened {
             self.serve(listener);
         }
-        for (settings, error) in retrying {
-            self.retry_in_background(settings, groups, error);
+        for (settings, name, error) in retrying {
+            self.retry_in_background(settings, &ListenerName::new(name), groups, error);
         }
     }
 
@@ -200,14 +215,21 @@ impl ListenerManager {
     }
 
     /// Starts a task that tries to start the listener until it can.
-    fn retry_in_background(&mut self, settings: &Settings, groups: &GroupSettings, error: ListenerError) {
+    fn retry_in_background(
+        &mut self,
+        settings: &Settings,
+        name: &Arc<ListenerName>,
+        groups: &GroupSettings,
+        error: ListenerError,
+    ) {
         let (settings, groups, context) = (settings.clone(), groups.clone(), self.context.clone());
+        let name = Arc::clone(name);
         let rules = StartedWith::default();
         let task = tokio::spawn({
-            let (settings, rules) = (settings.clone(), Arc::clone(&rules));
-            async move { keep_trying(&settings, &groups, &context, &rules, error).await }
+            let (settings, name, rules) = (settings.clone(), Arc::clone(&name), Arc::clone(&rules));
+            async move { keep_trying((&settings, &name), &groups, &context, &rules, error).await }
         });
-        self.running.push(RunningListener { settings, rules, task });
+        self.running.push(RunningListener { settings, name, rules, task });
     }
 
     /// Returns true while these sockets could not be opened yet and are tried again.
@@ -216,9 +238,10 @@ impl ListenerManager {
     }
 
     fn serve(&mut self, opened: OpenedListener) {
-        let OpenedListener { settings, rules, serving } = opened;
+        let OpenedListener { settings, name, rules, serving } = opened;
         self.running.push(RunningListener {
             settings,
+            name,
             rules: Arc::new(rules.into()),
             task: tokio::spawn(serving),
         });
@@ -237,14 +260,16 @@ impl RunningListener {
 /// Loads the keys and opens the sockets. The error has the listener's name.
 async fn open(
     settings: &Settings,
+    name: &Arc<ListenerName>,
     groups: &GroupSettings,
     context: &ListenerContext,
 ) -> Result<OpenedListener, ListenerError> {
-    try_open(settings, groups, context).await.map_err(|it| failed(settings, it))
+    try_open(settings, name, groups, context).await.map_err(|it| failed(&name.now(), it))
 }
 
 async fn try_open(
     settings: &Settings,
+    name: &Arc<ListenerName>,
     groups: &GroupSettings,
     context: &ListenerContext,
 ) -> Result<OpenedListener, StartError> {
@@ -254,7 +279,8 @@ async fn try_open(
     let serving: ListenerFuture = match settings {
         Settings::Multicast(it) => {
             let peers = Arc::clone(&context.peers);
-            Box::pin(MulticastReceiver::start(it, service, sources, current, peers)?.run())
+            let name = Arc::clone(name);
+            Box::pin(MulticastReceiver::start(it, name, service, sources, current, peers)?.run())
         }
         Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?.run()),
         Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?.run()),
@@ -262,22 +288,22 @@ async fn try_open(
             Box::pin(Serial::start(it, service, &context.hypervisors, current).await?.run())
         }
     };
-    let (name, metrics) = (settings.kind().as_str(), Arc::clone(&context.service.metrics));
+    let (up, metrics) = (Arc::clone(name), Arc::clone(&context.service.metrics));
     let serving: ListenerFuture = Box::pin(async move {
-        let _up = ListenerUp::new(metrics, name);
+        let _up = ListenerUp::new(metrics, up);
         serving.await;
     });
-    rules.now().log(name);
-    Ok(OpenedListener { settings: settings.clone(), rules, serving })
+    rules.now().log(&name.now());
+    Ok(OpenedListener { settings: settings.clone(), name: Arc::clone(name), rules, serving })
 }
 
-fn failed(settings: &Settings, source: StartError) -> ListenerError {
-    ListenerError { name: settings.kind().as_str(), source }
+fn failed(name: &str, source: StartError) -> ListenerError {
+    ListenerError { name: escaped(name).to_string(), source }
 }
 
 /// Tries to start a listener until it can, and serves from then on. For a daemon with `-w`.
 async fn keep_trying(
-    settings: &Settings,
+    (settings, name): (&Settings, &Arc<ListenerName>),
     groups: &GroupSettings,
     context: &ListenerContext,
     rules: &OnceLock<Arc<CurrentRules>>,
@@ -291,7 +317,7 @@ async fn keep_trying(
             warn!(listener = error.name, "can't start: {reason}; trying again every {pause} s");
         }
         tokio::time::sleep(RETRY_PAUSE).await;
-        match open(settings, groups, context).await {
+        match open(settings, name, groups, context).await {
             Ok(opened) => {
                 // From now on a reload can keep this listener.
                 let _ = rules.set(opened.rules);

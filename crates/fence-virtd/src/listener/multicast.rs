@@ -30,6 +30,7 @@ use crate::listener::limits::{
     MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE,
 };
 use crate::listener::sources::SourceResolver;
+use crate::observe::metrics::ListenerName;
 use crate::peers::{GroupLink, Peers};
 use crate::request::job::{AnsweringHost, Arrival, RequestJob, ResolvedTarget};
 use crate::service::Service;
@@ -49,6 +50,8 @@ const MAX_BATCH: usize = 256;
 
 /// The listener of one multicast group.
 pub(crate) struct MulticastReceiver {
+    /// Name of the listener in texts, which tells one of several multicast blocks from the others.
+    name: Arc<ListenerName>,
     service: Arc<Service>,
     socket: UdpSocket,
     rules: Arc<CurrentRules>,
@@ -79,6 +82,7 @@ impl MulticastReceiver {
     /// Opens the socket and joins the group. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
+        name: Arc<ListenerName>,
         service: Arc<Service>,
         sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
@@ -106,7 +110,9 @@ impl MulticastReceiver {
             "listening for multicast"
         );
         let joined = Arc::new(Mutex::new(joined));
-        let link = GroupLink { group: settings.address, port: settings.port, joined: Arc::clone(&joined) };
+        let only = settings.interface.clone();
+        let (group, port) = (settings.address, settings.port);
+        let link = GroupLink { group, port, only, joined: Arc::clone(&joined) };
         let link = Arc::new(link);
         peers.use_group(&link);
         let members = GroupMembership {
@@ -117,6 +123,7 @@ impl MulticastReceiver {
             peers: Arc::clone(&peers),
         };
         Ok(Arc::new(Self {
+            name,
             service,
             socket,
             rules,
@@ -191,7 +198,12 @@ impl MulticastReceiver {
                 debug!(peer = %from, "another host asks as a client would");
                 return None;
             }
-            self.service.drops.note(NAME, dropped.reason, &from.ip(), &dropped.detail);
+            let name = self.name.now();
+            let detail = match name.strip_prefix(NAME).map(str::trim_start) {
+                Some(place) if !place.is_empty() => format!("{} ({})", dropped.detail, escaped(place)),
+                _ => dropped.detail,
+            };
+            self.service.drops.note(NAME, dropped.reason, &from.ip(), &detail);
             None
         })
     }

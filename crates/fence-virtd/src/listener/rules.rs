@@ -96,8 +96,9 @@ impl ListenerRules {
     /// Logs the rules, keys as fingerprints.
     pub(crate) fn log(&self, name: &str) {
         let StreamAuth { hash, keys } = &self.auth;
+        let name = fence_wire::escaped(name);
         info!(
-            listener = name, hash = %self.minimum, auth = %hash, key = %keys.fingerprints(),
+            listener = %name, hash = %self.minimum, auth = %hash, key = %keys.fingerprints(),
             group_keys = %keys.group_fingerprints(), "requests are taken by these rules"
         );
     }

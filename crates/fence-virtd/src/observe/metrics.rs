@@ -27,7 +27,7 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<LabelSet<3>, Counter>,
     pub(crate) stages: StageHistograms,
     /// The listeners of the configuration; true while a listener serves.
-    pub(crate) listeners: Mutex<BTreeMap<&'static str, bool>>,
+    pub(crate) listeners: Mutex<BTreeMap<String, bool>>,
     pub(crate) started: SystemTime,
     exposed_keys: AtomicUsize,
 }
@@ -74,10 +74,13 @@ impl Metrics {
     }
 
     /// Enters the listeners of the configuration. The state of a listener that stays is kept.
-    pub(crate) fn set_listeners(&self, names: impl Iterator<Item = &'static str>) {
+    pub(crate) fn set_listeners(&self, names: impl Iterator<Item = String>) {
         let mut listeners = lock(&self.listeners);
         let old = std::mem::take(&mut *listeners);
-        listeners.extend(names.map(|it| (it, old.get(it).copied().unwrap_or(false))));
+        listeners.extend(names.map(|it| {
+            let serves = old.get(&it).copied().unwrap_or(false);
+            (it, serves)
+        }));
     }
 
     /// Enters the number of key files in use that every user can read.
@@ -90,7 +93,7 @@ impl Metrics {
         self.exposed_keys.load(Ordering::Relaxed)
     }
 
-    fn set_up(&self, name: &'static str, serves: bool) {
+    fn set_up(&self, name: String, serves: bool) {
         lock(&self.listeners).insert(name, serves);
     }
 }
@@ -98,18 +101,43 @@ impl Metrics {
 /// Mark of a listener that serves, until the mark is dropped.
 pub(crate) struct ListenerUp {
     metrics: Arc<Metrics>,
-    name: &'static str,
+    name: Arc<ListenerName>,
+}
+
+/// Name of a listener. It changes where a reload makes it one of several multicast blocks, or the only one.
+#[derive(Debug)]
+pub(crate) struct ListenerName(Mutex<String>);
+
+impl ListenerName {
+    pub(crate) fn new(name: String) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(name)))
+    }
+
+    /// Returns the name of now.
+    pub(crate) fn now(&self) -> String {
+        lock(&self.0).clone()
+    }
+
+    /// Changes the name of a listener that serves.
+    pub(crate) fn change(&self, name: String, metrics: &Metrics) {
+        let before = std::mem::replace(&mut *lock(&self.0), name.clone());
+        if before != name {
+            let mut listeners = lock(&metrics.listeners);
+            let serves = listeners.remove(&before).unwrap_or(false);
+            listeners.insert(name, serves);
+        }
+    }
 }
 
 impl ListenerUp {
-    pub(crate) fn new(metrics: Arc<Metrics>, name: &'static str) -> Self {
-        metrics.set_up(name, true);
+    pub(crate) fn new(metrics: Arc<Metrics>, name: Arc<ListenerName>) -> Self {
+        metrics.set_up(name.now(), true);
         Self { metrics, name }
     }
 }
 
 impl Drop for ListenerUp {
     fn drop(&mut self) {
-        self.metrics.set_up(self.name, false);
+        self.metrics.set_up(self.name.now(), false);
     }
 }

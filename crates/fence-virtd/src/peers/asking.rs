@@ -155,15 +155,16 @@ impl Peers {
         }
     }
 
-    /// Returns true if other hosts can be heard by the multicast group.
+    /// Returns true if other hosts can be heard by each multicast group of the configuration.
     pub(super) fn can_hear(&self) -> bool {
-        lock(&self.group).strong_count() > 0 && !self.settings().keys.is_empty()
+        let settings = self.settings();
+        self.group_links().len() >= settings.groups.len().max(1) && !settings.keys.is_empty()
     }
 
     /// Waits until hosts without host messages were looked for: true, or until then: false.
     async fn has_searched(&self, until: Instant) -> bool {
         // Without the keys of clients there is no way to them.
-        self.settings().client.is_none() || self.legacy.has_searched(until).await
+        self.settings().groups.is_empty() || self.legacy.has_searched(until).await
     }
 
     /// Waits until hosts of earlier runs that may not be remembered had time to answer.
@@ -479,7 +480,7 @@ impl Peers {
     fn firewall_of_hello(&self, who: Respondent) -> Option<String> {
         let Respondent::Host(id) = who else { return None };
         let is_only_heard = lock(&self.table).host(id).is_some_and(KnownHost::says_hello_alone);
-        let port = lock(&self.group).upgrade().map(|it| it.port)?;
+        let port = self.group_links().first().map(|it| it.port)?;
         is_only_heard.then(|| {
             format!(
                 ", though that host says hello: does the firewall there let UDP port {port} in from this \

@@ -16,6 +16,8 @@ use tokio::time::{sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::limits::{LEGACY_EVERY, LEGACY_PAUSE, SEARCH_AT, SEARCH_AT_START, SEARCH_LATER};
+use super::links::GroupLink;
+use super::settings::PeerSettings;
 use super::state::{PeerCounts, Peers};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::lists::{self, ClientKeys, FIND_LIMIT, GroupQuestion, LOOK_LIMIT, ReplyFrom};
@@ -34,17 +36,27 @@ impl Peers {
     pub(super) async fn search_legacy(&self) {
         let mut is_first = true;
         loop {
-            let Some(way) = self.group_way(None) else {
-                // The listener is not there yet, or nobody is asked.
+            let ways = self.group_ways(None);
+            if ways.is_empty() {
+                // No listener is there yet, or nobody is asked.
                 self.legacy.wanted.notified().await;
                 continue;
-            };
+            }
             let pause_ends = Instant::now() + LEGACY_PAUSE;
             is_first = tokio::select! {
                 biased;
                 () = self.legacy.anew.notified() => true,
                 () = async {
-                    self.search(&way, is_first).await;
+                    // Where there are several groups, nobody is known before each was searched for a while.
+                    let is_long = is_first && ways.len() == 1;
+                    for way in &ways {
+                        self.search(way, is_first, is_long).await;
+                    }
+                    self.legacy.searched.send_replace(true);
+                    // A host that is slow or not up yet is asked again soon.
+                    for way in ways.iter().filter(|_| is_first && !is_long) {
+                        self.search(way, false, false).await;
+                    }
                     sleep_until(pause_ends.into()).await;
                     let _ = timeout(LEGACY_EVERY, self.legacy.wanted.notified()).await;
                 } => false,
@@ -53,11 +65,11 @@ impl Peers {
     }
 
     /// Looks once: notes whoever calls back, late ones too, and gives way to every other question.
-    async fn search(&self, way: &GroupWay, is_first: bool) {
-        let (times, limit, length) = if is_first {
-            (&SEARCH_AT[..], FIRST_ROUND, SEARCH_AT_START)
-        } else {
-            (&SEARCH_AT[..1], FIND_LIMIT, SEARCH_LATER)
+    async fn search(&self, way: &GroupWay, is_first: bool, is_long: bool) {
+        let (times, limit, length) = match (is_first, is_long) {
+            (true, true) => (&SEARCH_AT[..], FIRST_ROUND, SEARCH_AT_START),
+            (true, false) => (&SEARCH_AT[..], FIRST_ROUND, FIRST_ROUND),
+            (false, _) => (&SEARCH_AT[..1], FIND_LIMIT, SEARCH_LATER),
         };
         let mut turn = Some(self.legacy.turn.lock().await);
         let began = Instant::now();
@@ -82,14 +94,16 @@ impl Peers {
         };
         let in_time = async {
             sleep_until((began + limit).into()).await;
-            self.legacy.searched.send_replace(true);
+            // Whoever is at another group is known when that one was searched too.
+            if self.group_links().len() < 2 {
+                self.legacy.searched.send_replace(true);
+            }
             std::future::pending::<()>().await;
         };
         tokio::select! {
             () = rounds => {}
             () = in_time => {}
         }
-        self.legacy.searched.send_replace(true);
     }
 
     /// Waits until no question holds the port of the call-backs, and keeps it so: the listeners are changed
@@ -128,26 +142,36 @@ impl Peers {
         };
         // What is found is not older than this, and the turn may have taken a while.
         let began = Instant::now();
-        let Some(way) = self.group_way(Some(question)) else {
+        let ways = self.group_ways(Some(question));
+        if ways.is_empty() {
             return self.legacy_unknown(hosts, began, "can't be asked: no multicast listener serves here");
-        };
+        }
         let addresses: Vec<IpAddr> = hosts.iter().filter_map(|it| it.addresses.first().copied()).collect();
-        let is_enough = |replies: &[ReplyFrom]| {
+        let is_enough = |replies: &[ReplyFrom], more: &[ReplyFrom]| {
             addresses.iter().all(|address| {
                 let has = |kind: fn(&HostReply) -> bool| {
-                    replies.iter().any(|it| it.host == *address && kind(&it.reply))
+                    replies.iter().chain(more).any(|it| it.host == *address && kind(&it.reply))
                 };
                 has(|it| matches!(it, HostReply::List(..))) && has(|it| matches!(it, HostReply::Status(_)))
             })
         };
         let limit = until.min(began + LOOK_LIMIT);
-        let replies = match lists::ask(&way.question, way.senders, way.keys, limit, is_enough).await {
-            Ok(replies) => replies,
-            Err(error) => {
-                let why = format!("can't be asked: no TCP port for its call-back: {error}");
-                return self.legacy_unknown(hosts, began, &why);
+        let (mut replies, mut left) = (Vec::new(), ways.len());
+        // One after the other: all call back at one port. A group without such hosts gets its share of the
+        // time.
+        for way in ways {
+            let now = Instant::now();
+            let share = limit.saturating_duration_since(now) / u32::try_from(left).unwrap_or(1).max(1);
+            let heard = |more: &[ReplyFrom]| is_enough(&replies, more);
+            match lists::ask(&way.question, way.senders, way.keys, now + share, heard).await {
+                Ok(more) => replies.extend(more),
+                Err(error) => {
+                    let why = format!("can't be asked: no TCP port for its call-back: {error}");
+                    return self.legacy_unknown(hosts, began, &why);
+                }
             }
-        };
+            left -= 1;
+        }
         let newcomers = self.note_legacy_replies(&replies);
         let newcomers = newcomers.iter().filter(|it| !hosts.iter().any(|host| host.id == it.id));
         let mut findings = Vec::new();
@@ -221,23 +245,31 @@ impl Peers {
         lock(&self.table).all().filter(is_seen).cloned().collect()
     }
 
-    /// Returns the way to the group; none without a multicast listener that serves, or where nobody is asked.
-    pub(super) fn group_way(&self, question: Option<&DomainQuestion>) -> Option<GroupWay> {
+    /// Returns the ways to the groups; none without a multicast listener that serves, or where nobody is
+    /// asked.
+    pub(super) fn group_ways(&self, question: Option<&DomainQuestion>) -> Vec<GroupWay> {
         let settings = self.settings();
         if settings.mode.is_silent() {
-            return None;
+            return Vec::new();
         }
-        let keys = settings.client.clone()?;
-        let link = lock(&self.group).upgrade()?;
-        let joined = lock(&link.joined).clone();
-        let interfaces = fence_net::interfaces().ok()?;
-        let by =
-            interfaces.iter().filter(|it| joined.iter().any(|i| i.index == it.index && i.name == it.name));
-        let senders = lists::senders(link.group, by);
-        let about = question.map(|it| it.uuid);
-        let question = GroupQuestion { group: link.group, port: link.port, about, is_from_host: true };
-        Some(GroupWay { question, senders, keys })
+        self.group_links().iter().filter_map(|it| group_way(&settings, it, question)).collect()
     }
+}
+
+/// Returns the way to one group; none where the configuration has it no longer.
+fn group_way(
+    settings: &PeerSettings,
+    link: &GroupLink,
+    question: Option<&DomainQuestion>,
+) -> Option<GroupWay> {
+    let keys = Arc::clone(&settings.groups.iter().find(|it| it.is_at(link.place()))?.client);
+    let joined = lock(&link.joined).clone();
+    let interfaces = fence_net::interfaces().ok()?;
+    let by = interfaces.iter().filter(|it| joined.iter().any(|i| i.index == it.index && i.name == it.name));
+    let senders = lists::senders(link.group, by);
+    let about = question.map(|it| it.uuid);
+    let question = GroupQuestion { group: link.group, port: link.port, about, is_from_host: true };
+    Some(GroupWay { question, senders, keys })
 }
 
 /// Returns why nothing is known of a host without host messages, and the next step.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The ways to other hosts: the multicast group of the listener, and sockets of `peer_port`.
+//! The ways to other hosts: the multicast groups of the listeners, and sockets of `peer_port`.
 //!
 //! Owns the sockets that send. Whatever goes to the group goes by the interfaces that joined it, and by no
 //! other. Must never read a message.
@@ -22,11 +22,18 @@ use crate::util::locks::{Mutex, lock};
 pub(crate) struct GroupLink {
     pub(crate) group: IpAddr,
     pub(crate) port: u16,
+    /// The interface of the configuration; none for all interfaces.
+    pub(crate) only: Option<String>,
     /// The interfaces that joined, shared with the listener, which follows their changes.
     pub(crate) joined: Arc<Mutex<Vec<JoinedInterface>>>,
 }
 
 impl GroupLink {
+    /// Returns address, port and interface of the group, as the configuration has them.
+    pub(super) fn place(&self) -> (IpAddr, u16, Option<&str>) {
+        (self.group, self.port, self.only.as_deref())
+    }
+
     /// Sends messages to the group by each interface that joined it. Waits for nothing.
     pub(super) fn send(&self, messages: &[[u8; HOST_MESSAGE_LEN]]) {
         let joined = lock(&self.joined).clone();

@@ -111,7 +111,7 @@ pub(crate) struct HostProbe {
     mode: PeerMode,
     /// The keys that hosts without `peer_key_file` use, where this host has one.
     spare: Vec<HostsKey>,
-    link: Option<Arc<GroupLink>>,
+    links: Vec<Arc<GroupLink>>,
     has_pair: bool,
     heard: Mutex<HeardClues>,
 }
@@ -137,8 +137,8 @@ impl HostProbe {
     ) -> Result<Self, String> {
         let has_file = config.daemon.peer_key_file.is_some();
         let spare = if has_file { keys_of_listener(config).unwrap_or_default() } else { Vec::new() };
-        let link = config.multicast().map(link_of).transpose()?;
-        Self::of(settings, spare, state, known, link, domains)
+        let links = config.multicasts().map(link_of).collect::<Result<_, _>>()?;
+        Self::of(settings, spare, state, known, links, domains)
     }
 
     pub(super) fn of(
@@ -146,7 +146,7 @@ impl HostProbe {
         spare: Vec<HostsKey>,
         state: Option<&Path>,
         known: KnownHosts,
-        link: Option<GroupLink>,
+        links: Vec<GroupLink>,
         domains: usize,
     ) -> Result<Self, String> {
         let of_machine = || Identity::of_machine(&settings.hypervisors).map_err(|it| it.to_string());
@@ -167,11 +167,9 @@ impl HostProbe {
         let settings = PeerSettings { down_command: None, ..settings };
         let mut peers = Peers::of(settings, pair, known, sockets);
         peers.domains = OnceLock::from(Box::new(move || domains) as Box<dyn Fn() -> usize + Send + Sync>);
-        let link = link.map(Arc::new);
-        if let Some(it) = &link {
-            peers.group = Mutex::new(Arc::downgrade(it));
-        }
-        Ok(Self { peers: Arc::new(peers), mode, spare, link, has_pair, heard: Mutex::default() })
+        let links: Vec<_> = links.into_iter().map(Arc::new).collect();
+        peers.groups = Mutex::new(links.iter().map(Arc::downgrade).collect());
+        Ok(Self { peers: Arc::new(peers), mode, spare, links, has_pair, heard: Mutex::default() })
     }
 
     /// Asks every host that the daemon would ask. With `search`, hosts without host messages are looked for
@@ -181,7 +179,8 @@ impl HostProbe {
     /// The group can't be heard.
     pub(crate) async fn run(self: &Arc<Self>, search: bool) -> Result<ProbeReport, String> {
         let _readers = self.read().map_err(|it| format!("can't hear the group: {it}"))?;
-        if search && let Some(way) = self.peers.group_way(None) {
+        let ways = if search { self.peers.group_ways(None) } else { Vec::new() };
+        for way in ways {
             let until = Instant::now() + FIND_LIMIT;
             if let Ok(replies) = lists::ask(&way.question, way.senders, way.keys, until, |_| false).await {
                 self.peers.note_legacy_replies(&replies);
@@ -226,7 +225,7 @@ impl HostProbe {
         for socket in super::state::read(&self.peers.sockets).all() {
             readers.spawn(Arc::clone(self).hear_all(Arc::clone(socket)));
         }
-        if let (PeerMode::Discovered, Some(link)) = (&self.mode, &self.link) {
+        for link in self.links.iter().filter(|_| self.mode == PeerMode::Discovered) {
             let scope = match &lock(&link.joined)[..] {
                 [only] => MulticastScope::Interface(only.index),
                 _ => MulticastScope::All,
@@ -440,5 +439,6 @@ fn link_of(listener: &MulticastListener) -> Result<GroupLink, String> {
         None => it.takes_multicast() && !ports.contains(&it.index),
     });
     let joined = joined.map(|it| JoinedInterface { index: it.index, name: it.name }).collect();
-    Ok(GroupLink { group: listener.address, port: listener.port, joined: Arc::new(Mutex::new(joined)) })
+    let (group, port, only) = (listener.address, listener.port, listener.interface.clone());
+    Ok(GroupLink { group, port, only, joined: Arc::new(Mutex::new(joined)) })
 }

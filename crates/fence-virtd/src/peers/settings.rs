@@ -4,13 +4,13 @@
 //! Owns the choice whether hosts are looked for at all. Loaded as a whole before anything is changed. Must
 //! never show a byte of a key.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fence_cli::key_file::{self, KeyFileError, KeyRule};
-use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, Listener, ListenerKind, Peers};
-use fence_wire::{DEFAULT_PORT, HostsKey, Key};
+use fence_config::{Backend, BackendKind, Config, HashType, KeySettings, Listener, MulticastListener, Peers};
+use fence_wire::{DEFAULT_PORT, HOST_MESSAGE_LEN, HostMessage, HostsKey, Key};
 use tracing::warn;
 
 use super::limits::MAX_KEYS;
@@ -25,8 +25,8 @@ pub(crate) struct PeerSettings {
     pub(super) mode: PeerMode,
     /// Keys of the messages, each of which is sent with all of them.
     pub(super) keys: Vec<HostsKey>,
-    /// Keys with which hosts without host messages are asked; none without a multicast listener.
-    pub(super) client: Option<Arc<ClientKeys>>,
+    /// Groups of the multicast listeners, with their keys; none where nobody is asked.
+    pub(super) groups: Vec<PeerGroup>,
     pub(super) port: u16,
     pub(super) down_command: Option<PathBuf>,
     /// Hypervisors of this host.
@@ -35,6 +35,24 @@ pub(crate) struct PeerSettings {
     pub(super) is_set: bool,
     /// The configuration whose keys can't be loaded yet.
     pub(super) waits_for: Option<Arc<Config>>,
+}
+
+/// Group of one multicast listener, with its keys.
+#[derive(Clone, Debug)]
+pub(super) struct PeerGroup {
+    listener: MulticastListener,
+    /// Keys of the messages to this group, where not each group has the same; else empty.
+    hosts: Vec<HostsKey>,
+    /// Keys with which hosts without host messages are asked.
+    pub(super) client: Arc<ClientKeys>,
+}
+
+impl PeerGroup {
+    /// Returns whether this is the group at this address, port and interface.
+    pub(super) fn is_at(&self, place: (IpAddr, u16, Option<&str>)) -> bool {
+        let it = &self.listener;
+        (it.address, it.port, it.interface.as_deref()) == place
+    }
 }
 
 /// Way in which the other hosts are known.
@@ -117,8 +135,23 @@ impl PeerSettings {
             _ if mode.is_silent() => Vec::new(),
             _ => keys(config)?,
         };
-        let client = if mode.is_silent() { None } else { client_keys(config)? };
-        Ok(Self { keys, client: client.map(Arc::new), ..Self::without_keys(config, mode) })
+        let groups = if mode.is_silent() { Vec::new() } else { groups(config)? };
+        Ok(Self { keys, groups, ..Self::without_keys(config, mode) })
+    }
+
+    /// Returns the messages that are made with a key of this group.
+    pub(super) fn of_group(
+        &self,
+        place: (IpAddr, u16, Option<&str>),
+        messages: &[[u8; HOST_MESSAGE_LEN]],
+    ) -> Vec<[u8; HOST_MESSAGE_LEN]> {
+        match self.groups.iter().find(|it| it.is_at(place)) {
+            Some(group) if !group.hosts.is_empty() => {
+                let is_own = |it: &&[u8; HOST_MESSAGE_LEN]| HostMessage::decode(*it, &group.hosts).is_ok();
+                messages.iter().filter(is_own).copied().collect()
+            }
+            _ => messages.to_vec(),
+        }
     }
 
     /// Reads the settings. A key that can't be loaded yet is tried again with each hello, and without it no
@@ -155,7 +188,7 @@ impl PeerSettings {
         Self {
             mode,
             keys: Vec::new(),
-            client: None,
+            groups: Vec::new(),
             port: config.daemon.peer_port,
             down_command: config.daemon.peer_down_command.clone(),
             hypervisors: config.backends.iter().flat_map(Backend::uris).cloned().collect(),
@@ -175,7 +208,7 @@ fn mode(config: &Config) -> PeerMode {
         // Corosync knows the hosts.
         Peers::Discovered if has(BackendKind::Cpg) => PeerMode::NoWay(NoWayReason::Corosync),
         // Without a group there is nobody to find.
-        Peers::Discovered if config.multicast().is_none() => PeerMode::NoWay(NoWayReason::NoGroup),
+        Peers::Discovered if config.multicasts().next().is_none() => PeerMode::NoWay(NoWayReason::NoGroup),
         Peers::Discovered => PeerMode::Discovered,
     }
 }
@@ -195,22 +228,43 @@ fn keys(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
 
 /// Loads the keys of hosts without `peer_key_file`.
 pub(super) fn keys_of_listener(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
-    let of_listener = config
-        .listeners
-        .iter()
-        .find(|it| it.kind() == ListenerKind::Multicast)
-        .or_else(|| config.listeners.iter().find(|it| it.keys().is_some()))
-        .and_then(|it| it.keys());
-    let Some(settings) = of_listener else { return Ok(vec![HostsKey::without_a_key()]) };
-    let mut keys: Vec<_> = listener_keys(config, settings)?.iter().map(HostsKey::of).collect();
-    if keys.is_empty() && is_unproved(settings) {
-        return Ok(vec![HostsKey::without_a_key()]);
+    let mut of_listeners: Vec<_> = config.multicasts().map(|it| &it.keys).collect();
+    if of_listeners.is_empty() {
+        of_listeners.extend(config.listeners.iter().find_map(Listener::keys));
+    }
+    let mut keys: Vec<HostsKey> = Vec::new();
+    for settings in &of_listeners {
+        for key in hosts_keys(config, settings)? {
+            if !keys.iter().any(|it| it.is_same(&key)) {
+                keys.push(key);
+            }
+        }
+    }
+    if of_listeners.is_empty() {
+        keys.push(HostsKey::without_a_key());
     }
     if keys.len() > MAX_KEYS {
         warn!("messages between hosts are sent with the first {MAX_KEYS} keys alone; set peer_key_file");
         keys.truncate(MAX_KEYS);
     }
     Ok(keys)
+}
+
+/// Loads the keys with which messages go to the group of a listener.
+fn hosts_keys(config: &Config, settings: &KeySettings) -> Result<Vec<HostsKey>, KeyFileError> {
+    let keys: Vec<_> = listener_keys(config, settings)?.iter().map(HostsKey::of).collect();
+    Ok(if keys.is_empty() && is_unproved(settings) { vec![HostsKey::without_a_key()] } else { keys })
+}
+
+/// Loads the groups of the multicast listeners.
+fn groups(config: &Config) -> Result<Vec<PeerGroup>, KeyFileError> {
+    let is_shared = config.daemon.peer_key_file.is_some() || config.multicasts().count() < 2;
+    let group = |it: &MulticastListener| {
+        let hosts = if is_shared { Vec::new() } else { hosts_keys(config, &it.keys)? };
+        let client = Arc::new(client_keys(config, it)?);
+        Ok(PeerGroup { listener: it.clone(), hosts, client })
+    };
+    config.multicasts().map(group).collect()
 }
 
 /// Loads the keys of a listener; those of the groups, if it has none of its own.
@@ -236,23 +290,25 @@ fn listener_keys(config: &Config, settings: &KeySettings) -> Result<Vec<Key>, Ke
     Ok(keys)
 }
 
-/// Loads the keys with which hosts without host messages are asked, as a client of the multicast listener
-/// would; none without such a listener.
+/// Loads the keys with which hosts without host messages are asked, as a client of this multicast listener
+/// would.
 ///
 /// # Errors
 /// A key can't be loaded.
-pub(crate) fn client_keys(config: &Config) -> Result<Option<ClientKeys>, KeyFileError> {
-    let is_multicast = |it: &&Listener| it.kind() == ListenerKind::Multicast;
-    let Some(settings) = config.listeners.iter().find(is_multicast).and_then(Listener::keys) else {
-        return Ok(None);
-    };
+pub(crate) fn client_keys(config: &Config, listener: &MulticastListener) -> Result<ClientKeys, KeyFileError> {
+    let settings = &listener.keys;
     let mut keys = listener_keys(config, settings)?;
     keys.truncate(MAX_KEYS);
+    let call_back_port = call_back_port(config);
+    Ok(ClientKeys { hash: settings.hash, auth: settings.auth, keys, call_back_port })
+}
+
+/// Returns the port at which hosts without host messages call this one back; 0 where one is drawn.
+pub(crate) fn call_back_port(config: &Config) -> u16 {
     // A tcp listener of this daemon needs its port at every moment.
     let has_listener =
         |port| config.listeners.iter().any(|it| matches!(it, Listener::Tcp(tcp) if tcp.port == port));
-    let call_back_port = if has_listener(DEFAULT_PORT) { 0 } else { DEFAULT_PORT };
-    Ok(Some(ClientKeys { hash: settings.hash, auth: settings.auth, keys, call_back_port }))
+    if has_listener(DEFAULT_PORT) { 0 } else { DEFAULT_PORT }
 }
 
 /// Returns the rule of the configuration for key files that every user can read.

@@ -53,7 +53,7 @@ pub(crate) struct Peers {
     pub(super) legacy: LegacyQuestions,
     /// The time of the next hello may be an earlier one.
     pub(super) hurried: Notify,
-    pub(super) group: Mutex<Weak<GroupLink>>,
+    pub(super) groups: Mutex<Vec<Weak<GroupLink>>>,
     pub(super) sockets: RwLock<PeerSockets>,
     /// Other sockets are to be read.
     pub(super) resocketed: Notify,
@@ -173,7 +173,7 @@ impl Peers {
             schedule: Mutex::new(HelloSchedule::new(Instant::now())),
             legacy: LegacyQuestions::default(),
             hurried: Notify::new(),
-            group: Mutex::default(),
+            groups: Mutex::default(),
             sockets: RwLock::new(sockets),
             resocketed: Notify::new(),
             questions: Mutex::default(),
@@ -227,9 +227,12 @@ impl Peers {
         Ok(PeerSocketsToUse(if is_same { read(&self.sockets).clone() } else { sockets(settings)? }))
     }
 
-    /// Takes the multicast group of the listener; its end is that of the link.
+    /// Takes the multicast group of a listener; its end is that of the link.
     pub(crate) fn use_group(&self, link: &Arc<GroupLink>) {
-        *lock(&self.group) = Arc::downgrade(link);
+        let mut groups = lock(&self.groups);
+        groups.retain(|it| it.strong_count() > 0);
+        groups.push(Arc::downgrade(link));
+        drop(groups);
         // Nothing that was sent before can have been heard.
         *lock(&self.schedule) = HelloSchedule::new(Instant::now());
         self.legacy.search_anew();
@@ -282,13 +285,20 @@ impl Peers {
     pub(super) fn send(&self, way: &MessageWay, messages: &[[u8; HOST_MESSAGE_LEN]]) {
         match way {
             MessageWay::Group => {
-                let link = lock(&self.group).upgrade();
-                if let Some(link) = link {
-                    link.send(messages);
+                let settings = self.settings();
+                for link in self.group_links() {
+                    // Whoever has another key takes a message of this one for that of a host with a wrong
+                    // key.
+                    link.send(&settings.of_group(link.place(), messages));
                 }
             }
             MessageWay::Unicast(to) => read(&self.sockets).send(*to, messages),
         }
+    }
+
+    /// Returns the multicast groups of the listeners that serve.
+    pub(super) fn group_links(&self) -> Vec<Arc<GroupLink>> {
+        lock(&self.groups).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Returns the key of this host and another one that is known.

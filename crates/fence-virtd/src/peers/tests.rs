@@ -112,7 +112,7 @@ fn settings(mode: PeerMode, port: u16) -> PeerSettings {
     PeerSettings {
         mode,
         keys: vec![HostsKey::without_a_key()],
-        client: None,
+        groups: Vec::new(),
         port,
         down_command: None,
         hypervisors: vec![format!("test:///{port}")],
@@ -158,7 +158,7 @@ impl Host {
             fence_net::multicast_listener(group, port, MulticastScope::Interface(1)).unwrap();
         socket.set_nonblocking(true).unwrap();
         let socket = UdpSocket::from_std(socket).unwrap();
-        let link = GroupLink { group, port, joined: Arc::new(Mutex::new(joined)) };
+        let link = GroupLink { group, port, only: None, joined: Arc::new(Mutex::new(joined)) };
         let link = Arc::new(link);
         host.peers.use_group(&link);
         host._link = Some(link);
@@ -448,7 +448,7 @@ async fn a_guest_with_the_key_cannot_answer_for_a_host() {
         fence_net::multicast_listener(group.into(), port, MulticastScope::Interface(1)).unwrap();
     socket.set_nonblocking(true).unwrap();
     let socket = UdpSocket::from_std(socket).unwrap();
-    let link = GroupLink { group: group.into(), port, joined: Arc::new(Mutex::new(joined)) };
+    let link = GroupLink { group: group.into(), port, only: None, joined: Arc::new(Mutex::new(joined)) };
     let guest = tokio::spawn(async move {
         let key = HostsKey::without_a_key();
         let mut datagram = [0; 2048];

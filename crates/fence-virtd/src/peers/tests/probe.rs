@@ -57,7 +57,7 @@ async fn probe(
     link: Option<GroupLink>,
 ) -> ProbeReport {
     let known = HostStore::at(dir).read();
-    let probe = HostProbe::of(settings, spare, Some(dir), known, link, 0).unwrap();
+    let probe = HostProbe::of(settings, spare, Some(dir), known, Vec::from_iter(link), 0).unwrap();
     Arc::new(probe).run(false).await.unwrap()
 }
 
@@ -154,7 +154,7 @@ async fn the_check_is_never_taken_for_a_second_daemon() {
         assert_eq!(daemon.sights().await, [Sight::Off]);
         // It does not know who is there, and says hello.
         let (settings, dir) = (a.settings(), Some(a.dir.path()));
-        let probe = HostProbe::of(settings, Vec::new(), dir, KnownHosts::default(), None, 0).unwrap();
+        let probe = HostProbe::of(settings, Vec::new(), dir, KnownHosts::default(), Vec::new(), 0).unwrap();
         let report = Arc::new(probe).run(false).await.unwrap();
         assert_eq!(report.hosts[0].result, ProbeResult::Answers);
     }
@@ -188,7 +188,7 @@ async fn hosts_of_the_group_are_asked_beside_the_daemon() {
     }
     let link = || {
         let joined = vec![fence_net::JoinedInterface { index: 1, name: "lo".to_owned() }];
-        GroupLink { group: group.into(), port, joined: Arc::new(Mutex::new(joined)) }
+        GroupLink { group: group.into(), port, only: None, joined: Arc::new(Mutex::new(joined)) }
     };
     // The settings of a.
     let settings = || (*a.peers.settings()).clone();
@@ -218,7 +218,7 @@ async fn hosts_that_can_not_be_asked_any_more_are_named() {
     let mut known = KnownHosts::default();
     known.heard_legacy([10, 0, 0, 9].into(), 1, 7);
     let settings = settings(PeerMode::NoWay(NoWayReason::NoGroup), port());
-    let probe = HostProbe::of(settings, Vec::new(), None, known, None, 0).unwrap();
+    let probe = HostProbe::of(settings, Vec::new(), None, known, Vec::new(), 0).unwrap();
     let report = Arc::new(probe).run(false).await.unwrap();
     let [host] = &report.hosts[..] else { panic!("{report:?}") };
     assert!(host.name.contains("10.0.0.9"), "{host:?}");
