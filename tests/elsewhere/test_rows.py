@@ -9,7 +9,7 @@ import pytest
 from lab.hypervisor import until
 from lab.programs import program
 
-from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
+from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally, uuid_of
 
 #: What happens at the host where the domain runs.
 OUTAGES = {
@@ -109,6 +109,22 @@ def test_a_definition_at_one_uri_does_not_speak_for_another_uri(hosts, note, act
     until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
     assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
     assert hosts.ask("status", "x").rc == OFF
+
+
+def test_a_machine_that_runs_at_two_uris(hosts):
+    """As a migration between them leaves it whose end nobody heard."""
+    first, second = hosts.h1.hypervisor, hosts.h1.second
+    hosts.h1.serve(backend={"uri1": second.uri})
+    for target, *more in (("x",), (uuid_of("x"), "-u")):
+        for action in ("off", "reboot"):
+            hosts.h1.has("x")
+            second.domain("x")
+            assert len(hosts.h1.processes("x")) == 2
+            assert hosts.ask("status", target, *more).rc == OK, hosts.logs()
+            assert hosts.ask(action, target, *more, judged=False).rc == OK, hosts.logs()
+            runs = [bool(it.processes().get(uuid_of("x"))) for it in (first, second)]
+            assert runs == [action == "reboot", False], (action, runs, hosts.logs())
+    assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
 
 
 BACKUP = """<domainbackup mode='pull'><server transport='unix' socket='{directory}/backup-sock'/><disks>

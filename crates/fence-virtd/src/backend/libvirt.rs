@@ -277,6 +277,8 @@ impl LibvirtBackend {
         if !wanted.is_shared(&found) {
             found.retain(|(_, it)| rank(it) == best);
         }
+        // One that was slow comes last.
+        found.sort_by_key(|(home, _)| *home);
         let reasons = unavailable.iter().map(|(_, e)| e.to_string()).collect::<Vec<_>>();
         let here = |home: usize, it: &MatchedDomain| DomainHere {
             domain: it.reference(home, wanted.kind_for(it.uuid)),
@@ -287,7 +289,9 @@ impl LibvirtBackend {
                 self.ended(&wanted).map(|it| (it, reasons)).ok_or(LocateError::NotFound)
             }
             [] => Err(LocateError::Unavailable(reasons.join("; "))),
-            [(home, one)] => {
+            // One UUID is one domain, wherever it is defined or on. Of several hypervisors the first in the
+            // order of the configuration will do: a power-off ends what the others have, too.
+            [(home, one), rest @ ..] if rest.iter().all(|(_, it)| it.uuid == one.uuid) => {
                 // A name says nothing when another domain had it on a hypervisor that can't be asked now.
                 let another = unavailable.iter().any(|(home, _)| {
                     let seen = |name| self.hypervisors[*home].has_seen_another(name, one.uuid);
@@ -297,10 +301,6 @@ impl LibvirtBackend {
                     return Err(LocateError::Unavailable(reasons.join("; ")));
                 }
                 Ok((here(*home, one), reasons))
-            }
-            // The same domain defined on several hypervisors and on nowhere: any will do.
-            [(home, first), rest @ ..] if best > 0 && rest.iter().all(|(_, it)| it.uuid == first.uuid) => {
-                Ok((here(*home, first), reasons))
             }
             several => Err(LocateError::Ambiguous(
                 several
@@ -438,16 +438,27 @@ impl LibvirtBackend {
         let asked = Instant::now();
         let question = DomainQuestion::about(domain);
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
-        let mut gave_way = 0;
-        let mut other_end = OtherEnd::NotSought;
+        let (mut gave_way, mut is_twice, mut other_end) = (0, false, OtherEnd::NotSought);
         loop {
             let order = PowerOffOrder { uuid: libvirt_uuid(domain.uuid), for_reboot, other_end };
             let down = self.take_down_at(next, order, lease).await;
             match down.map_err(|it| after(acted, it))? {
                 PowerOffHere::Ended { look, start_from } => {
-                    let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
-                    let restart = start_from.map(|it| self.restart(next, domain, it, self.announce(domain)));
-                    return Ok(PowerOffResult::settled(proof, false, restart));
+                    let also_on = self.also_on(next, &question, lease.until()).await;
+                    if also_on.is_none() && !is_twice {
+                        let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
+                        let restart =
+                            start_from.map(|it| self.restart(next, domain, it, self.announce(domain)));
+                        return Ok(PowerOffResult::settled(proof, false, restart));
+                    }
+                    // It ran twice: each instance is ended, and the end of one says nothing of the other.
+                    (is_twice, acted) = (true, true);
+                    source = source.or_else(|| start_from.map(|it| (next, it)));
+                    if let Some(home) = also_on {
+                        lease.check().map_err(|it| after(acted, it))?;
+                        (next, other_end) = (home, OtherEnd::NotSought);
+                        continue;
+                    }
                 }
                 PowerOffHere::MayBeHalf { only_came_in } => {
                     let found = self.seek_other_end(next, &question, only_came_in, lease.until()).await;
@@ -569,6 +580,16 @@ impl LibvirtBackend {
                 Err(looks.err().map_or(ActionError::Gone, ActionError::from))
             }
         }
+    }
+
+    /// Returns another hypervisor of this host that has the domain on too: a migration whose end was not
+    /// heard leaves it on at both. One that is gone is not waited for, one that is slow not for long.
+    async fn also_on(&self, home: usize, question: &DomainQuestion, until: Instant) -> Option<usize> {
+        let until = until.min(Instant::now() + SLOW_BACKEND_GRACE);
+        let others = self.hypervisors.iter().enumerate().filter(|(place, it)| *place != home && it.is_up());
+        let looks = others.map(|(place, it)| async move { (place, look_at_one(it, question, until).await) });
+        let found = join_all(looks).await;
+        found.into_iter().find(|(_, it)| it.sight == Sight::On).map(|(place, _)| place)
     }
 
     /// Discards what a managed save of a domain that is off left at the hypervisors beside this one.
@@ -1093,10 +1114,11 @@ fn namesake(place: &DomainSite, question: &DomainQuestion, other: Uuid) -> Strin
 fn after(acted: bool, error: ActionError) -> ActionError {
     match error {
         ActionError::Lapsed(why) if acted => ActionError::Unknown(format!(
-            "an instance that was paused, or that a migration had here, was ended, and then {why}"
+            "an instance that was paused, or that a migration had here, or one of two, was ended, and then \
+             {why}"
         )),
         ActionError::Unavailable(why) if acted => ActionError::Unknown(format!(
-            "an instance that was paused, or that a migration had here, was ended; {why}"
+            "an instance that was paused, or that a migration had here, or one of two, was ended; {why}"
         )),
         other => other,
     }

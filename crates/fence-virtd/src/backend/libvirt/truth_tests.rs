@@ -186,6 +186,51 @@ async fn every_row_of_the_page_holds() {
     assert!(held >= 80, "only {held} answers are on the page");
 }
 
+/// One UUID is one domain: a migration whose end was not heard leaves it on at two hypervisors.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_on_twice_is_ended_at_both_and_started_once() {
+    for (action, after) in
+        [(PowerAction::Off, [Sight::Off, Sight::Off]), (PowerAction::Reboot, [Sight::On, Sight::Off])]
+    {
+        let world = World::new();
+        let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "on")];
+        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        assert_eq!(ask(&backend, action).await, "done", "{action}");
+        let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
+        let looks = backend.look_here(&question, Instant::now() + PATIENCE).await;
+        let is_as_wanted = |(it, wanted): (&Finding, &Sight)| match wanted {
+            Sight::Off => matches!(it.sight, Sight::Off | Sight::Ended(_)),
+            wanted => it.sight == *wanted,
+        };
+        assert!(looks.len() == 2 && looks.iter().zip(&after).all(is_as_wanted), "{action}: {looks:?}");
+    }
+}
+
+/// The end of one proves nothing of the other, and nothing of other hosts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
+    for (elsewhere, expected) in
+        [(Sight::Off, "done"), (Sight::On, "fail"), (Sight::Unknown("h2 is silent".to_owned()), "fail")]
+    {
+        let world = World::new();
+        let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "on")];
+        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
+        assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
+    }
+}
+
+/// Two UUIDs with one name are two domains.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_with_one_name_stay_ambiguous() {
+    let world = World::new();
+    let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "namesake on")];
+    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let target = Target::new("x", false).unwrap();
+    let why = backend.locate(&target, Instant::now() + PATIENCE).await.unwrap_err().to_string();
+    assert!(why.contains("ambiguous") && why.contains(UUID) && why.contains(OTHER), "{why}");
+}
+
 /// A domain without a definition here may be defined at another host: nothing is said of that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_a_definition_says_which_hypervisor_has_none() {
