@@ -8,7 +8,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,6 +61,8 @@ enum AuditItem {
 struct AuditWriter {
     path: PathBuf,
     file: File,
+    /// The file ends in the middle of a line: the disk was full, or the machine lost its power.
+    is_cut: bool,
     reopen: Arc<AtomicBool>,
 }
 
@@ -126,8 +128,9 @@ impl AuditFile {
     fn open(path: &Path) -> io::Result<Self> {
         let file = append(path)?;
         let reopen = Arc::new(AtomicBool::new(false));
-        let writer = AuditWriter { path: path.to_owned(), file, reopen: Arc::clone(&reopen) };
-        Ok(Self { path: path.to_owned(), outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
+        let (path, is_cut) = (path.to_owned(), ends_cut(path));
+        let writer = AuditWriter { path: path.clone(), file, is_cut, reopen: Arc::clone(&reopen) };
+        Ok(Self { path, outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
     }
 
     fn write(&self, id: u64, line: String, intent: Option<&OpenIntent>) {
@@ -158,7 +161,7 @@ impl Sink<AuditItem> for AuditWriter {
         if self.reopen.swap(false, Ordering::Acquire) {
             match append(&self.path) {
                 Ok(new) => {
-                    self.file = new;
+                    (self.file, self.is_cut) = (new, ends_cut(&self.path));
                     info!(file = %shown(&self.path), "audit file opened anew");
                 }
                 // The old file stays in use: a record in a moved file is better than none.
@@ -194,11 +197,47 @@ impl Sink<AuditItem> for AuditWriter {
 
 impl AuditWriter {
     fn append_line(&mut self, id: u64, line: &str) {
-        // One write for each line, so that lines never mix and a reader never sees half a line.
-        if let Err(error) = self.file.write_all(line.as_bytes()) {
+        // A line that was cut stays alone.
+        let begin = if self.is_cut { "\n" } else { "" };
+        let (written, result) = write_counted(&mut self.file, [begin, line].concat().as_bytes());
+        self.is_cut = match written {
+            0 => self.is_cut,
+            written => result.is_err() && written > begin.len(),
+        };
+        if let Err(error) = result {
             error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
         }
     }
+}
+
+/// Writes all, and returns the number of bytes that were written. One write for each line, so that lines
+/// never mix and a reader never sees half a line; more only where the disk has no room for all of it.
+fn write_counted(file: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
+
+/// Returns whether a file ends in the middle of a line. A pipe never does.
+fn ends_cut(path: &Path) -> bool {
+    let last = || -> io::Result<Option<u8>> {
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        let about = file.metadata()?;
+        if !about.is_file() || about.len() == 0 {
+            return Ok(None);
+        }
+        let mut last = [0];
+        file.read_exact_at(&mut last, about.len() - 1)?;
+        Ok(Some(last[0]))
+    };
+    last().is_ok_and(|it| it.is_some_and(|it| it != b'\n'))
 }
 
 /// Returns whether the end of a file has this line.
@@ -600,5 +639,76 @@ mod tests {
         file.finish(PATIENCE);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1001));
         assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1001);
+    }
+
+    /// A disk with room for this many bytes.
+    struct SmallDisk(usize, Vec<u8>);
+
+    impl Write for SmallDisk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.0 - self.1.len());
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.1.extend(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn it_is_known_how_much_a_full_disk_took() {
+        for room in 0..8 {
+            let mut disk = SmallDisk(room, Vec::new());
+            let (written, result) = write_counted(&mut disk, b"record\n");
+            assert_eq!((written, result.is_ok()), (room.min(7), room >= 7), "{room}");
+        }
+    }
+
+    /// A record that was cut, by a full disk or the end of the machine, takes no other one with it.
+    #[test]
+    fn a_record_after_a_cut_one_is_a_line_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        for (before, expected) in
+            [("", "1\n2\n"), ("whole\n", "whole\n1\n2\n"), ("{\"cu", "{\"cu\n1\n2\n"), ("\n", "\n1\n2\n")]
+        {
+            // At the start, and after a rotation that copies the file.
+            for is_reopened in [false, true] {
+                std::fs::write(&path, if is_reopened { "" } else { before }).unwrap();
+                let audit = Audit(Some(AuditFile::open(&path).unwrap()));
+                let file = audit.0.as_ref().unwrap();
+                if is_reopened {
+                    std::fs::write(&path, before).unwrap();
+                    audit.reopen();
+                }
+                file.write(1, "1\n".to_owned(), None);
+                file.write(2, "2\n".to_owned(), None);
+                file.finish(PATIENCE);
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), expected, "{before:?} {is_reopened}");
+            }
+        }
+    }
+
+    /// Wherever the record was cut, those after it are whole lines.
+    #[test]
+    fn a_disk_that_gets_full_cuts_one_record_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        for left_over in 0..6 {
+            std::fs::write(&path, &"old\nfirst\n"[..4 + left_over]).unwrap();
+            // As after a write that failed in the middle.
+            let (file, reopen) = (append(&path).unwrap(), Arc::default());
+            let mut writer = AuditWriter { path: path.clone(), file, is_cut: left_over > 0, reopen };
+            writer.append_line(2, "second\n");
+            writer.append_line(3, "third\n");
+            assert!(!writer.is_cut);
+            let text = std::fs::read_to_string(&path).unwrap();
+            let whole: Vec<_> = text.lines().filter(|it| ["old", "second", "third"].contains(it)).collect();
+            assert_eq!(whole, ["old", "second", "third"], "{left_over}: {text:?}");
+        }
     }
 }
