@@ -5,6 +5,7 @@ import collections
 import concurrent.futures
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -61,11 +62,11 @@ def test_of_two_that_shoot_each_other_one_stays_up(hosts, sites, note, way):
                 machine.site.net.remove(machine.node.name)
 
 
-def test_an_order_of_a_daemon_that_was_killed_is_waited_for(hosts, sites):
-    """h2's fence_virtd is killed while libvirt there ends node1, whose QEMU is slow to die. Until it is gone node1 takes nobody down."""
+@pytest.fixture
+def pair(hosts, sites):
+    """Two machines, at h1 and at h2, which every host knows."""
     serve(hosts, sites)
     pair = [rig.Machine(site, f"late{n}") for n, site in enumerate(sites)]
-    first, second = pair
     try:
         for machine in pair:
             machine.boot()
@@ -73,16 +74,7 @@ def test_an_order_of_a_daemon_that_was_killed_is_waited_for(hosts, sites):
             for target in pair:
                 rig.net.wait_until(lambda t=target, m=machine: m.site.agent(
                     "ours", "-o", "status", "-H", t.name, "-a", hosts.h1.group, node=m.node).rc == 0, 60)
-        with rig.slow_to_die(second.domain) as wait_killed:
-            first.shoot("ours", second, "-o", "off", "-a", hosts.h1.group)
-            wait_killed()
-            hosts.h2.stop_serving(signal.SIGKILL)
-            back = second.shoot("ours", first, "-o", "off", "-a", hosts.h1.group)
-            # libvirt loses patience after ten seconds.
-            rig.net.wait_until(lambda: second.qemu.ended() or first.qemu.ended(), 30)
-            assert not first.qemu.ended(), f"both go down: {hosts.h1.records()[-3:]}\n{hosts.logs(60)}"
-        back.finish(60)
-        assert second.qemu.ended() and not first.qemu.ended(), hosts.logs(60)
+        yield pair
     finally:
         for machine in pair:
             if machine.domain:
@@ -160,3 +152,43 @@ def restart_all(hosts, delays):
     started = [pool.submit(start, *it) for it in zip(hosts.all, configs, delays)]
     pool.shutdown(wait=False)
     started[0].result()
+
+
+def test_an_order_of_a_daemon_that_was_killed_is_waited_for(hosts, pair):
+    """h2's fence_virtd is killed while libvirt there ends node1, whose QEMU is slow to die. Until it is gone node1 takes nobody down."""
+    first, second = pair
+    with rig.slow_to_die(second.domain) as wait_killed:
+        first.shoot("ours", second, "-o", "off", "-a", hosts.h1.group)
+        wait_killed()
+        hosts.h2.stop_serving(signal.SIGKILL)
+        back = second.shoot("ours", first, "-o", "off", "-a", hosts.h1.group)
+        # libvirt loses patience after ten seconds.
+        rig.net.wait_until(lambda: second.qemu.ended() or first.qemu.ended(), 30)
+        assert not first.qemu.ended(), f"both go down: {hosts.h1.records()[-3:]}\n{hosts.logs(60)}"
+    back.finish(60)
+    assert second.qemu.ended() and not first.qemu.ended(), hosts.logs(60)
+
+
+def test_an_order_of_a_libvirtd_that_died_is_waited_for(hosts, sites, pair):
+    """The same where h2's libvirtd dies, is back after 3 s, and all fence_virtd live on. The asker is told before the order is over."""
+    first, second = pair
+    hypervisor = sites[1].hypervisor
+    with rig.slow_to_die(second.domain) as wait_killed:
+        shot = first.shoot("ours", second, "-o", "off", "-a", hosts.h1.group, "-t", "60")
+        wait_killed()
+        back = second.shoot("ours", first, "-o", "off", "-a", hosts.h2.group, "-t", "60")
+        time.sleep(0.5)
+        hypervisor.kill()
+        time.sleep(3)
+        # It may wait for the QEMU that stands still.
+        anew = threading.Thread(target=hypervisor.start)
+        anew.start()
+        result = shot.finish(30)
+        time.sleep(8)
+        assert not first.qemu.ended() and not second.qemu.ended(), f"both go down:\n{hosts.logs(60)}"
+    assert second.qemu.ended(30)
+    anew.join()
+    back.finish(60)
+    rig.net.wait_until(lambda: "the order to libvirt can take effect no more" in hosts.h2.daemon.log, 30)
+    assert result.rc == rig.FAILED and "the end of the action is not known" in hosts.h1.records()[-1]["reason"], hosts.logs(60)
+    assert not first.qemu.ended(), f"both are down:\n{hosts.logs(60)}"

@@ -21,3 +21,4 @@ pub mod listing;
 pub mod owed_start;
 #[cfg(test)]
 mod schedules;
+pub mod unseen_power_off;

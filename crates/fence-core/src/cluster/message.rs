@@ -171,6 +171,15 @@ pub enum HostMessage {
         #[serde(default)]
         starts: bool,
     },
+    /// Result of an ask of which a power-off may still come, for the asker's client. The reply follows.
+    EarlyReply {
+        /// The asker.
+        asker: Member,
+        /// Number of the ask.
+        ask: u64,
+        /// Result of the ask.
+        end: AskEnd,
+    },
     /// End of an ask: no part of the owner's work can take effect any more.
     Reply {
         /// The asker.
@@ -538,19 +547,22 @@ impl HostMessage {
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 20] = [
     "sync",
     "ready",
     "pass_over",
     "claim",
     "withdraw",
     "seen_off",
+    "again",
+    "lingers",
     "finished",
     "ask",
     "go",
     "cancel",
     "taken",
     "progress",
+    "early_reply",
     "reply",
     "recent_offs",
     "inventory",

@@ -19,9 +19,10 @@ use zeroize::Zeroizing;
 
 use self::act::{
     ActFailure, DomainReading, EndForecast, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder,
-    PowerOffProgress, StartSource, look,
+    StartSource, look,
 };
 use self::target::{MatchedDomain, TargetQuery};
+use self::unseen::PowerOffWatch;
 use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
@@ -42,11 +43,8 @@ use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
 mod target;
+mod unseen;
 
-/// Time for which a hypervisor is asked about an unfinished action before it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Time that a hypervisor may take for an earlier action after it answers again.
-const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 /// Pause between two looks at a domain that an earlier daemon was powering off.
 const ORDER_PAUSE: Duration = Duration::from_millis(200);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
@@ -703,32 +701,34 @@ impl LibvirtBackend {
         lease: &Lease,
     ) -> Result<PowerOffHere, ActionError> {
         let home = &self.hypervisors[home];
-        let uuid = order.uuid;
-        let progress = Arc::new(Mutex::new(PowerOffProgress::default()));
+        let watch = PowerOffWatch::new(home, order.uuid, lease);
         let result: Result<Infallible, ActionError> = loop {
             if let Err(lapsed) = lease.check() {
                 break Err(lapsed);
             }
-            let (held, memory, mine) = (lease.clone(), Arc::clone(home), Arc::clone(&progress));
+            let (held, memory, mine) = (lease.clone(), Arc::clone(home), Arc::clone(&watch.progress));
+            let under_way = watch.call();
             let work = move |c: &Connection| {
                 let mut progress = lock(&mine);
-                ActFailure::separate(act::take_down(c, order, &held, &memory, &mut progress))
+                let result = ActFailure::separate(act::take_down(c, order, &held, &memory, &mut progress));
+                drop(under_way);
+                result
             };
             match home.call(lease.until(), work).await {
                 // The order is to have it off, so it is given again over a new connection as long as the
                 // client waits for it.
                 Err(CallError::Lost(_)) => {}
                 Err(error) => break Err(error.into()),
-                Ok(result) => return result,
+                Ok(Ok(done)) => {
+                    watch.over();
+                    return Ok(done);
+                }
+                // Where libvirt was told, and no end was seen, the order may still take effect.
+                Ok(failed) => return failed,
             }
         };
-        // Not to be had: a call still has it, and may be in the middle of the action.
-        let begun = progress.try_lock().map_or(true, |it| it.acted);
         match result {
-            Err(error) if begun => {
-                Self::hold_until_known(Arc::clone(home), uuid, lease.clone());
-                Err(ActionError::Unknown(error.to_string()))
-            }
+            Err(error) if watch.has_begun() => Err(ActionError::Unknown(error.to_string())),
             Err(error) => Err(error),
         }
     }
@@ -762,21 +762,6 @@ impl LibvirtBackend {
             Err(ActionError::Gone) => Err(ActionError::Refused(no_definition(self.home(domain)?.uri()))),
             other => other,
         }
-    }
-
-    /// A hypervisor that was told to act and was then lost may still do it. Nothing that this could harm gets
-    /// its turn (the lease is held) before the hypervisor has been asked again, and asked once more a little
-    /// later, because it may answer before it does what it was told earlier.
-    fn hold_until_known(home: Arc<Hypervisor>, uuid: Uuid, held: Lease) {
-        tokio::spawn(async move {
-            for pause in [EFFECT_SETTLE, Duration::ZERO] {
-                while home.ask(Instant::now() + ASK_AGAIN, move |c| look(c, uuid)).await.is_err() {
-                    tokio::time::sleep(EFFECT_SETTLE).await;
-                }
-                tokio::time::sleep(pause).await;
-            }
-            drop(held);
-        });
     }
 }
 

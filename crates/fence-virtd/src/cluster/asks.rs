@@ -7,6 +7,7 @@
 //!            ◀────────────   taken       (not for a status)
 //!   go       ────────────▶   acts
 //!            ◀────────────   progress    (off and reboot: seen off)
+//!            ◀────────────   early_reply (done, but for a power-off that may come late)
 //!            ◀────────────   reply       (nothing of it can take effect any more)
 //!   cancel   ────────────▶   (the asker waits no more: work that has not begun must not begin)
 //! ```
@@ -109,6 +110,14 @@ impl OutgoingAsks {
         if let Some(it) = self.pending.get(&ask).filter(|it| it.to == from) {
             // The request may have ended.
             let _ = it.tell.send(AskEvent::SeenOff { was_off, starts });
+        }
+    }
+
+    /// Takes the result of an owner's work of which a power-off may still come: the lease is held on.
+    pub(super) fn early_reply(&self, from: Member, ask: u64, end: AskEnd) {
+        if let Some(it) = self.pending.get(&ask).filter(|it| it.to == from && it.went) {
+            // The request may have ended.
+            let _ = it.tell.send(AskEvent::Reply(end));
         }
     }
 
@@ -377,5 +386,25 @@ mod tests {
         assert!(!settled.is_now(), "it may be at work");
         asks.reply(OWNER, number, AskEnd::NotHere);
         assert!(settled.is_now());
+    }
+
+    #[test]
+    fn an_early_reply_tells_the_client_and_holds_the_lease() {
+        let mut asks = OutgoingAsks::new(1);
+        let (lease, mut released) = Lease::new(Instant::now() + TIME, 7);
+        let (ask, mut events) = asks.begin(OWNER, &lease);
+        drop(lease);
+        let end = || AskEnd::NothingDone("why".to_owned());
+        // Nothing was begun.
+        asks.early_reply(OWNER, ask, end());
+        asks.taken(OWNER, ask, Instant::now());
+        asks.early_reply(OTHER, ask, end());
+        assert!(events.try_recv().is_err());
+        asks.early_reply(OWNER, ask, end());
+        assert!(matches!(events.try_recv(), Ok(AskEvent::Reply(_))));
+        asks.give_up(ask);
+        assert!(!released.is_now());
+        asks.reply(OWNER, ask, end());
+        assert!(released.is_now());
     }
 }

@@ -210,6 +210,9 @@ impl Cluster {
             HostMessage::Progress { asker, ask, was_off, starts, .. } if asker == me => {
                 state.outgoing_asks.seen_off(from, ask, was_off, starts);
             }
+            HostMessage::EarlyReply { asker, ask, end } if asker == me => {
+                state.outgoing_asks.early_reply(from, ask, end);
+            }
             HostMessage::Reply { asker, ask, end, .. } if asker == me => {
                 state.outgoing_asks.reply(from, ask, end);
             }

@@ -21,13 +21,14 @@ use super::own_domains::{OwnDomain, OwnPower};
 use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT, published_id};
 use crate::backend::libvirt::DomainHere;
 use crate::request::job::{Arrival, RequestJob, RequestOutcome, ResolvedTarget};
-use crate::request::lease::{Lease, LeaseEndReason};
+use crate::request::lease::{LateOffGuard, Lease, LeaseEndReason};
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
 use fence_core::cluster::directory::DirectoryAnswer;
 use fence_core::cluster::message::{Member, PublishedDomain, PublishedState};
 use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, PowerState, TargetKind};
 use fence_core::evidence::Sight;
+use fence_core::unseen_power_off::{LaterLook, PowerOffEnd, UnseenPowerOff};
 
 /// Pause before a reply is sent once more: a legacy host misses a reply that comes before it waits for one.
 const REPLY_REPEAT_DELAY: Duration = Duration::from_millis(400);
@@ -41,6 +42,8 @@ const POLL_TIMEOUT_WITHOUT_DOMAINS: Duration = Duration::from_millis(500);
 const INVENTORY_GAP: Duration = Duration::from_millis(200);
 /// Pause between two status checks after an off.
 const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// The same after an off that failed, and may come late.
+const LATE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The first group.
 impl Cluster {
@@ -200,16 +203,31 @@ impl Cluster {
 
     /// Powers a domain off at a legacy host. Returns true if it was off before.
     pub(crate) async fn legacy_off(
-        &self,
+        self: &Arc<Self>,
         to: Member,
         domain: &DomainRef,
         lease: &Lease,
     ) -> Result<bool, ActionError> {
-        let name = self.name(to);
         if self.legacy_status(to, domain, lease.until()).await? == PowerState::Off {
             return Ok(true);
         }
         lease.check()?;
+        let ordered = self.order_legacy_off(to, domain, lease).await;
+        if ordered.is_err() {
+            let (this, domain, late_off) = (Arc::clone(self), domain.clone(), lease.late_off());
+            tokio::spawn(async move { this.hold_legacy_off(to, &domain, late_off).await });
+        }
+        ordered.map(|()| false)
+    }
+
+    /// Orders a legacy host to power a domain off, and waits until the host shows that.
+    async fn order_legacy_off(
+        &self,
+        to: Member,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
+        let name = self.name(to);
         let reply = self.ask_legacy(to, Action::Off, domain, lease.until()).await?;
         if reply.response != Response::Success {
             return Err(ActionError::Refused(format!("{name}: the daemon there says {}", reply.response)));
@@ -217,14 +235,34 @@ impl Cluster {
         // The success of a legacy host says that libvirt took the order: status checks must show the effect.
         loop {
             match self.legacy_status(to, domain, lease.until()).await {
-                Ok(PowerState::Off) => return Ok(false),
+                Ok(PowerState::Off) => return Ok(()),
                 // A transient domain leaves no definition. It was there when it was told to go off.
-                Err(ActionError::Gone) => return Ok(false),
+                Err(ActionError::Gone) => return Ok(()),
                 Ok(PowerState::On) if Instant::now() >= lease.until() => {
                     return Err(ActionError::NoEffect { state: format!("on at {name}"), reason: None });
                 }
                 Ok(PowerState::On) => tokio::time::sleep(STATUS_PAUSE).await,
                 Err(error) => return Err(ActionError::Unknown(error.to_string())),
+            }
+        }
+    }
+
+    /// Holds up what conflicts with an order to a legacy host whose end was not seen.
+    async fn hold_legacy_off(&self, to: Member, domain: &DomainRef, late_off: LateOffGuard) {
+        let mut order = UnseenPowerOff::new(None);
+        loop {
+            let began = Instant::now();
+            let look = match self.legacy_status(to, domain, began + POLL_TIMEOUT).await {
+                Ok(PowerState::On) => LaterLook::On(None),
+                Ok(PowerState::Off) => LaterLook::Off,
+                Err(ActionError::Gone) => LaterLook::Elsewhere,
+                // Such a host may miss an ask, and never answer again.
+                Err(_) => LaterLook::Untold,
+            };
+            match order.look(began, look) {
+                PowerOffEnd::Open => tokio::time::sleep(LATE_PAUSE).await,
+                PowerOffEnd::Over => return,
+                PowerOffEnd::SeenOff => return late_off.seen_off(began),
             }
         }
     }

@@ -54,8 +54,15 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
     service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
     // An action that hangs in a hypervisor may take effect later: until then the asker gets no reply and its
     // claim stands.
-    if let Some(settled) = settled {
+    if let Some(mut settled) = settled {
+        settled.wait_but_for_off().await;
+        if !settled.is_now() {
+            cluster.send_early_reply(from, &ask, served.end());
+        }
         settled.wait().await;
+        if settled.late_seen_off().is_some() {
+            cluster.send_progress(from, &ask, false, false);
+        }
     }
     cluster.reply(from, &ask, served.end());
 }
@@ -218,6 +225,12 @@ impl Cluster {
         drop(state);
         // Requests of the domain most likely come to the host on which it ran.
         self.report_victims(vec![ask.uuid.clone()]);
+    }
+
+    fn send_early_reply(&self, from: Member, ask: &AskMessage, end: AskEnd) {
+        // Under the lock: messages are sent in the order in which they were decided.
+        let _state = self.state();
+        self.send(&HostMessage::EarlyReply { asker: from, ask: ask.ask, end });
     }
 
     fn reply(&self, from: Member, ask: &AskMessage, end: AskEnd) {

@@ -2,6 +2,7 @@
 //! The right to act for a request until a deadline: values only.
 
 use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use fence_core::domain::ActionError;
@@ -23,12 +24,21 @@ pub(crate) struct Lease {
     _alive: mpsc::Sender<Infallible>,
     /// The same, with the last clone and the last [`LateOffGuard`].
     late_off: mpsc::Sender<Infallible>,
+    late_seen: Arc<OnceLock<Instant>>,
 }
 
 /// Sign that a power-off may still take effect, and nothing else that was done under the lease.
 #[derive(Debug)]
 pub(crate) struct LateOffGuard {
     _alive: mpsc::Sender<Infallible>,
+    seen: Arc<OnceLock<Instant>>,
+}
+
+impl LateOffGuard {
+    /// Notes that a look which began at this moment showed the domain off.
+    pub(crate) fn seen_off(&self, since: Instant) {
+        let _ = self.seen.set(since);
+    }
 }
 
 /// Ends a lease from elsewhere without holding it; see [`Lease::canceller`].
@@ -57,6 +67,7 @@ pub(crate) enum LeaseEndReason {
 pub(crate) struct LeaseReleased {
     leases: mpsc::Receiver<Infallible>,
     late_off: mpsc::Receiver<Infallible>,
+    late_seen: Arc<OnceLock<Instant>>,
 }
 
 impl Lease {
@@ -64,8 +75,9 @@ impl Lease {
     pub(crate) fn new(until: Instant, request: u64) -> (Self, LeaseReleased) {
         let ((alive, leases), (late_off, late)) = (mpsc::channel(1), mpsc::channel(1));
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
-        let lease = Self { request, until, ended, trail, _alive: alive, late_off };
-        (lease, LeaseReleased { leases, late_off: late })
+        let late_seen = Arc::default();
+        let released = LeaseReleased { leases, late_off: late, late_seen: Arc::clone(&late_seen) };
+        (Self { request, until, ended, trail, _alive: alive, late_off, late_seen }, released)
     }
 
     /// Returns the lease with another trail for the agent runs under it.
@@ -111,7 +123,7 @@ impl Lease {
 
     /// Returns the sign that a power-off may still take effect.
     pub(crate) fn late_off(&self) -> LateOffGuard {
-        LateOffGuard { _alive: self.late_off.clone() }
+        LateOffGuard { _alive: self.late_off.clone(), seen: Arc::clone(&self.late_seen) }
     }
 
     /// Returns the reason why nobody waits for the request any more, once there is one.
@@ -162,7 +174,12 @@ impl LeaseReleased {
     }
 
     /// Waits until all clones are gone, and no power-off can come any more.
-    pub(crate) async fn wait(mut self) {
+    pub(crate) async fn wait(&mut self) {
         while self.late_off.recv().await.is_some() {}
+    }
+
+    /// Returns the beginning of the look that showed the domain off after the request had ended.
+    pub(crate) fn late_seen_off(&self) -> Option<Instant> {
+        self.late_seen.get().copied()
     }
 }

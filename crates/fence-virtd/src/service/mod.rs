@@ -418,6 +418,10 @@ impl Service {
                 permit.lingers(response, reason.clone());
             }
             released.wait().await;
+            if let Some(since) = released.late_seen_off() {
+                // Requests that came from the domain before must not run.
+                permit.seen_off(since, false);
+            }
             permit.finished(response, reason);
         });
     }

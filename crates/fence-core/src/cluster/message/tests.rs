@@ -86,11 +86,13 @@ fn message() -> impl Strategy<Value = HostMessage> {
             let (tells_earlier, knows_orders) = knows;
             HostMessage::Sync(StateSync { n, in_flight, waiting, acting, tells_earlier, knows_orders })
         });
-    let end = prop_oneof![
-        outcome().prop_map(AskEnd::Done),
-        Just(AskEnd::NotHere),
-        any::<String>().prop_map(|it| AskEnd::NothingDone(cut(&it))),
-    ];
+    let end = || {
+        prop_oneof![
+            outcome().prop_map(AskEnd::Done),
+            Just(AskEnd::NotHere),
+            any::<String>().prop_map(|it| AskEnd::NothingDone(cut(&it))),
+        ]
+    };
     let numbers = || (member(), any::<u64>(), any::<u64>());
     prop_oneof![
         sync,
@@ -100,6 +102,8 @@ fn message() -> impl Strategy<Value = HostMessage> {
         claim().prop_map(HostMessage::Claim),
         any::<u64>().prop_map(|id| HostMessage::Withdraw { id }),
         (any::<u64>(), text(ID_LIMIT)).prop_map(|(id, victim)| HostMessage::SeenOff { id, victim }),
+        any::<u64>().prop_map(|id| HostMessage::Again { id }),
+        (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Lingers { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
         ask().prop_map(HostMessage::Ask),
         (member(), any::<u64>()).prop_map(|(to, ask)| HostMessage::Cancel { to, ask }),
@@ -113,7 +117,12 @@ fn message() -> impl Strategy<Value = HostMessage> {
             was_off: ask % 2 == 0,
             starts: ask % 3 == 0,
         }),
-        (member(), any::<u64>(), any::<Option<u64>>(), end)
+        (member(), any::<u64>(), end()).prop_map(|(asker, ask, end)| HostMessage::EarlyReply {
+            asker,
+            ask,
+            end
+        }),
+        (member(), any::<u64>(), any::<Option<u64>>(), end())
             .prop_map(|(asker, ask, claim, end)| HostMessage::Reply { asker, ask, claim, end }),
         (any::<(bool, bool)>(), vec(domain(), 0..4))
             .prop_map(|((first, last), domains)| HostMessage::Inventory { first, last, domains }),

@@ -199,6 +199,8 @@ pub(super) enum OtherEnd {
 pub(super) struct PowerOffProgress {
     /// True once the hypervisor was told to destroy the domain, whatever came of it.
     pub(super) acted: bool,
+    /// Instance that the hypervisor may still end, once it was told to: its number, if it has one.
+    pub(super) ordered: Option<Option<u32>>,
     /// True once the hypervisor reported success.
     destroyed: bool,
     /// True once the instance was seen in a migration.
@@ -414,6 +416,7 @@ impl PowerOffRun<'_> {
             self.memory.write_move(uuid);
         }
         self.progress.acted = true;
+        let before = self.progress.ordered.replace(self.victim);
         let destroyed = domain.destroy();
         fault::reached("destroy_called");
         match destroyed {
@@ -421,7 +424,13 @@ impl PowerOffRun<'_> {
             // Off or gone by itself at this moment: the next reading shows it.
             Err(e) if matches!(e.kind, ErrorKind::OperationInvalid | ErrorKind::NoDomain) => {}
             Err(e) if e.kind == ErrorKind::Connection => return Err(e.into()),
-            Err(e) => self.refusal = Some(e.to_string()),
+            Err(e) => {
+                if matches!(e.kind, ErrorKind::AccessDenied | ErrorKind::Unsupported) {
+                    // Nothing was signalled. After any other failure the instance may still end.
+                    self.progress.ordered = before;
+                }
+                self.refusal = Some(e.to_string());
+            }
         }
         Ok(None)
     }

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Power-offs at a hypervisor whose end this daemon has not seen: each may still take effect.
+//!
+//! A hypervisor that was told to end an instance and was then lost, or took longer than the client waited,
+//! may have signalled the instance. That one ends when it can. Until then what conflicts with the order must
+//! not run: both nodes would go down. Owns the rule when such an order is over. Pure; time is a parameter.
+
+use std::time::{Duration, Instant};
+
+use crate::intent::HYPERVISOR_EFFECT_MS;
+
+/// Power-off at one hypervisor that may still take effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnseenPowerOff {
+    /// Number of the instance that was to end, if it has one.
+    instance: Option<u32>,
+    /// End of the time in which the order can take effect; none until the hypervisor has answered.
+    until: Option<Instant>,
+}
+
+/// Look at the domain that began after the call with the order had ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LaterLook {
+    /// The hypervisor did not answer.
+    Silent,
+    /// The hypervisor answered, and did not tell the state.
+    Untold,
+    /// An instance is there, with its number if it has one.
+    On(Option<u32>),
+    /// No instance is there.
+    Off,
+    /// The instance is at another place.
+    Elsewhere,
+}
+
+/// State of a power-off after a look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PowerOffEnd {
+    /// The order may still take effect.
+    Open,
+    /// The order can take effect no more.
+    Over,
+    /// The same, and the domain was seen off.
+    SeenOff,
+}
+
+impl UnseenPowerOff {
+    /// Longest time for which the order may take effect after the hypervisor has answered again.
+    pub const LIMIT: Duration = Duration::from_millis(HYPERVISOR_EFFECT_MS);
+
+    /// Begins with an order whose call has ended.
+    pub fn new(instance: Option<u32>) -> Self {
+        Self { instance, until: None }
+    }
+
+    /// Returns the end of the time in which the order can take effect, once it is known.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Takes a look that began at this moment.
+    ///
+    /// A hypervisor that stands still, or that is cut off, may take the order up when it goes on. So the time
+    /// begins with its first answer.
+    pub fn look(&mut self, began: Instant, look: LaterLook) -> PowerOffEnd {
+        match look {
+            LaterLook::Silent => return PowerOffEnd::Open,
+            LaterLook::Off => return PowerOffEnd::SeenOff,
+            LaterLook::Elsewhere => return PowerOffEnd::Over,
+            // The instance that the order was for has ended.
+            LaterLook::On(Some(other)) if self.instance.is_some_and(|it| it != other) => {
+                return PowerOffEnd::Over;
+            }
+            LaterLook::On(_) | LaterLook::Untold => {}
+        }
+        let until = *self.until.get_or_insert(began + Self::LIMIT);
+        if began >= until { PowerOffEnd::Over } else { PowerOffEnd::Open }
+    }
+}
+
+#[cfg(test)]
+mod tests;

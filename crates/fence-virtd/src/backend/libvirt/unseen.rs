@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Power-offs whose end this daemon has not seen: the client is told of a failure, and the hypervisor may
+//! still carry the order out.
+//!
+//! What conflicts waits until a look shows the end ([`fence_core::unseen_power_off`] has the rule). One task
+//! for each such order; it must never make anything happen to a domain.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fence_core::evidence::Sight;
+use fence_core::intent::{DeviceOrder, HYPERVISOR_HOME};
+use fence_core::unseen_power_off::{LaterLook, PowerOffEnd, UnseenPowerOff};
+use libvirt_host::Uuid;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::act::{self, DomainReading, PowerOffProgress};
+use crate::hypervisor::{CallError, Hypervisor};
+use crate::intent::{WrittenOrder, in_ms};
+use crate::request::lease::{LateOffGuard, Lease};
+use crate::util::locks::lock;
+
+/// Time for which a hypervisor is asked about an unfinished action before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// Pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Pause before a hypervisor that did not answer is asked again.
+const SILENT_PAUSE: Duration = Duration::from_secs(2);
+
+/// Power-off at one hypervisor. Dropped before its end was seen, it holds up what conflicts with it.
+pub(super) struct PowerOffWatch {
+    home: Arc<Hypervisor>,
+    uuid: Uuid,
+    lease: Lease,
+    pub(super) progress: Arc<Mutex<PowerOffProgress>>,
+    /// Nothing is ever sent. The channel closes with the last call.
+    calls: (mpsc::Sender<Infallible>, mpsc::Receiver<Infallible>),
+    is_over: bool,
+}
+
+impl PowerOffWatch {
+    pub(super) fn new(home: &Arc<Hypervisor>, uuid: Uuid, lease: &Lease) -> Self {
+        let (home, lease, progress) = (Arc::clone(home), lease.clone(), Arc::default());
+        Self { home, uuid, lease, progress, calls: mpsc::channel(1), is_over: false }
+    }
+
+    /// Returns the sign of a call with the order, which the call keeps to its end.
+    pub(super) fn call(&self) -> mpsc::Sender<Infallible> {
+        self.calls.0.clone()
+    }
+
+    /// Notes that the end was seen, or that there was nothing to end.
+    pub(super) fn over(mut self) {
+        self.is_over = true;
+    }
+
+    /// Returns whether the hypervisor was told, or may be at this moment.
+    pub(super) fn has_begun(&self) -> bool {
+        // Not to be had: a call still has it, and may be in the middle of the action.
+        self.progress.try_lock().map_or(true, |it| it.acted)
+    }
+}
+
+impl Drop for PowerOffWatch {
+    fn drop(&mut self) {
+        let may_come = self.progress.try_lock().map_or(true, |it| it.ordered.is_some());
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_over || !may_come {
+            return;
+        }
+        let (_, mut calls) = std::mem::replace(&mut self.calls, mpsc::channel(1));
+        // Known to a daemon that may begin before the order is over.
+        let order = DeviceOrder {
+            order: 0,
+            device: HYPERVISOR_HOME.to_owned(),
+            plug: String::new(),
+            starts: false,
+            effect_ms: in_ms(UnseenPowerOff::LIMIT),
+        };
+        let written = self.lease.trail().intent().map(|it| it.take_over(&order));
+        let (home, uuid, request) = (Arc::clone(&self.home), self.uuid, self.lease.request());
+        let (late_off, progress) = (self.lease.late_off(), Arc::clone(&self.progress));
+        runtime.spawn(async move {
+            // A call that has not returned holds up everything by itself.
+            while calls.recv().await.is_some() {}
+            let ordered = lock(&progress).ordered;
+            if let Some(instance) = ordered {
+                settle(&home, uuid, (instance, request), &late_off, written.as_ref()).await;
+            }
+            written.into_iter().for_each(WrittenOrder::settled);
+        });
+    }
+}
+
+/// Waits until the order can take effect no more.
+async fn settle(
+    home: &Arc<Hypervisor>,
+    uuid: Uuid,
+    (instance, request): (Option<u32>, u64),
+    late_off: &LateOffGuard,
+    written: Option<&WrittenOrder>,
+) {
+    let limit = UnseenPowerOff::LIMIT;
+    warn!(
+        %uuid, request, uri = home.uri(),
+        "libvirt was told to power this machine off, and the end was not seen: requests that conflict with \
+         that wait until the machine is seen off, for {} s at most after libvirt answers",
+        limit.as_secs()
+    );
+    let mut order = UnseenPowerOff::new(instance);
+    loop {
+        let began = Instant::now();
+        let look = later_look(home, uuid).await;
+        let was_answered = order.until().is_some();
+        match order.look(began, look) {
+            PowerOffEnd::Open => {}
+            end => {
+                if end == PowerOffEnd::SeenOff {
+                    late_off.seen_off(began);
+                }
+                let is_off = end == PowerOffEnd::SeenOff;
+                info!(%uuid, request, is_off, "the order to libvirt can take effect no more");
+                return;
+            }
+        }
+        if let (false, Some(_), Some(written)) = (was_answered, order.until(), written) {
+            written.expires(limit, false);
+        }
+        tokio::time::sleep(if look == LaterLook::Silent { SILENT_PAUSE } else { LOOK_PAUSE }).await;
+    }
+}
+
+/// Looks at the domain after the call with the order has ended.
+async fn later_look(home: &Arc<Hypervisor>, uuid: Uuid) -> LaterLook {
+    let memory = Arc::clone(home);
+    match home.ask(Instant::now() + ASK_AGAIN, move |c| act::sight(c, uuid, &memory)).await {
+        Ok((DomainReading::On { instance, .. }, _)) => LaterLook::On(instance),
+        Ok((DomainReading::Unknown, _)) | Err(CallError::Refused(_)) => LaterLook::Untold,
+        Ok((DomainReading::MovedAway, _) | (_, Sight::MovedAway(_))) => LaterLook::Elsewhere,
+        Ok((DomainReading::Off | DomainReading::Gone, _)) => LaterLook::Off,
+        Err(_) => LaterLook::Silent,
+    }
+}
