@@ -21,7 +21,7 @@ mod cluster_port;
 mod turns;
 mod util;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,7 +32,9 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, future, thread};
 use tokio::sync::oneshot;
 
-use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
+use fence_core::arbiter::{
+    ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, Rejection, RequestSource,
+};
 use fence_core::domain::TargetKind;
 use turns::{GrantQueue, RunPermit};
 
@@ -94,12 +96,13 @@ fn anything() {
             },
             peer: dice.gen_bool(0.5).then(|| PeerId(source.to_owned())),
             work: work(dice.gen_range(0..6), names[dice.gen_range(0..names.len())]),
-            fate: match dice.gen_range(0..8) {
+            fate: match dice.gen_range(0..9) {
                 0 => Fate::HangsUpAtOnce,
                 1 | 2 => Fate::HangsUpWhileItWaits,
                 3 => Fate::NeverAwaited,
                 4 => Fate::Abandons,
                 5 => Fate::Fails,
+                6 => Fate::Hangs,
                 _ => Fate::Done,
             },
         }
@@ -139,6 +142,8 @@ enum Fate {
     Abandons,
     /// The request runs, and the target is never seen off.
     Fails,
+    /// The same, and a call that hangs may still carry all of it out.
+    Hangs,
     /// The request runs to its end.
     Done,
 }
@@ -161,11 +166,14 @@ struct Stage {
     in_flight: Mutex<BTreeMap<u64, ArbiterRequest>>,
     /// Requests whose target was seen off and that have not finished yet, by number.
     seen_off: Mutex<BTreeMap<u64, ArbiterRequest>>,
+    /// Requests whose client has its answer, in words as results name them.
+    answered: Mutex<BTreeSet<String>>,
 }
 
 impl Stage {
     fn new() -> Arc<Self> {
-        Arc::new(Self { queue: Arc::default(), in_flight: Mutex::default(), seen_off: Mutex::default() })
+        let (in_flight, seen_off, answered) = Default::default();
+        Arc::new(Self { queue: Arc::default(), in_flight, seen_off, answered })
     }
 
     /// Runs each request on a thread of its own. With `late` a moment comes when all waiting requests are too
@@ -197,6 +205,7 @@ impl Stage {
     }
 
     fn act(&self, request: ArbiterRequest, fate: Fate, hung_up: oneshot::Receiver<()>) -> End {
+        let over = lock(&self.answered).clone();
         let mut queued = match self.queue.submit(request.clone()) {
             Ok(queued) => queued,
             Err(Rejection::SourceFenced) => return End::NeverRan,
@@ -225,6 +234,7 @@ impl Stage {
             Some(Grant::Rejected(_)) => End::NeverRan,
             Some(Grant::Coalesced(result)) => {
                 assert_ne!(result.by, request.id.to_string());
+                assert!(!over.contains(&result.by), "the result of work that was over: {result:?}");
                 End::Coalesced
             }
             Some(Grant::Run(permit)) => self.run(permit, &request, fate),
@@ -243,6 +253,18 @@ impl Stage {
             }
             Fate::Fails => {
                 permit.finished(Response::Failure, None);
+                return End::Failed;
+            }
+            Fate::Hangs => {
+                let id = request.id;
+                let by = format!("request {id}");
+                // Till then all that conflicts waits, and nobody joins.
+                lock(&self.seen_off).insert(id, request);
+                let held = permit.answered(LateEffect::Any, Response::Failure, None);
+                lock(&self.answered).insert(by);
+                thread::yield_now();
+                lock(&self.seen_off).remove(&id);
+                held.finished();
                 return End::Failed;
             }
             _ => {}

@@ -10,7 +10,7 @@
 //! [`Arbiter::submit`] returns run, wait or joined. A waiting request gets [`ArbiterDecision::Run`] later:
 //! the caller then asks the peer for its proof, acts, and reports
 //! - [`Arbiter::seen_off`] when a status check after the action showed the target off,
-//! - [`Arbiter::lingers`] when the work is over but for a power-off of the target that may come late,
+//! - [`Arbiter::answered`] when the client has its answer, and a part of the work may take effect late,
 //! - [`Arbiter::finished`] when the work is over and nothing of it can take effect any more, or
 //! - [`Arbiter::abandoned`] when nothing was done (the proof failed, or the client left before the action).
 //!
@@ -30,10 +30,12 @@
 //! request and is not settled ([`Arbiter::may_come_again`]). Such a request is a danger to its very end: its
 //! target may be started meanwhile, and shoot.
 //!
-//! One that lingers does not hold up an off or a reboot of its target: what may still come late is what they
-//! want, and a node that is not down yet must not wait for it. All else waits as before; an "on" would be
-//! undone. The same holds for orders that an earlier daemon gave ([`Arbiter::install_late`]): a start that
-//! may come late does not hold up an "on".
+//! One that was answered is held: it still holds up what it conflicts with, and none may join it, for its
+//! result is that of finished work ([`EntryState::Held`] has no place for one that joined). If nothing but a
+//! power-off can come of it ([`LateEffect::PowerOff`]), it does not hold up an off or a reboot of its target:
+//! what may still come late is what they want, and a node that is not down yet must not wait for it. All else
+//! waits as before; an "on" would be undone. The same holds for orders that an earlier daemon gave
+//! ([`Arbiter::install_late`]): a start that may come late does not hold up an "on".
 //!
 //! One target: "off already" must not be said of a domain that a reboot is about to start. Danger: once the
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
@@ -158,6 +160,15 @@ pub enum ArbiterDecision {
     Deliver(u64),
 }
 
+/// Effect that work may still have after its client got the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LateEffect {
+    /// A power-off of the target, and nothing else. Of a start that an earlier daemon ordered: that start.
+    PowerOff,
+    /// Each part of the work: the target may be started, too.
+    Any,
+}
+
 /// Arbiter of all requests that are not over; the head of this module has its rules.
 #[derive(Debug, Default)]
 pub struct Arbiter {
@@ -191,13 +202,7 @@ impl Arbiter {
         let same_work = same_target.next_back().filter(is_same);
         let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
-        self.entries.push(ArbiterEntry {
-            request,
-            state,
-            open_to: OpenTo::All,
-            lingers: false,
-            again: false,
-        });
+        self.entries.push(ArbiterEntry { request, state, again: false });
         Ok(match joins {
             Some(leader) => SubmitResult::Joined(leader),
             None if self.start(self.entries.len() - 1) => SubmitResult::Run,
@@ -207,21 +212,27 @@ impl Arbiter {
 
     /// Adds a request that is in flight already, whatever it conflicts with.
     pub fn install(&mut self, request: ArbiterRequest) {
-        let (state, open_to) = (EntryState::Running, OpenTo::All);
-        self.entries.push(ArbiterEntry { request, state, open_to, lingers: false, again: false });
+        self.entries.push(ArbiterEntry { request, state: EntryState::Running(OpenTo::All), again: false });
     }
 
     /// Adds work of an earlier daemon that is over, but whose effect may still come. None may join it.
     pub fn install_late(&mut self, request: ArbiterRequest) {
-        let (state, open_to) = (EntryState::Running, OpenTo::None);
-        self.entries.push(ArbiterEntry { request, state, open_to, lingers: true, again: false });
+        self.install_answered(request, LateEffect::PowerOff);
+    }
+
+    /// Adds a request that was answered already, and of which a part may still take effect. None may join it.
+    pub fn install_answered(&mut self, request: ArbiterRequest, effect: LateEffect) {
+        let state = EntryState::Held { effect, is_seen_off: false };
+        self.entries.push(ArbiterEntry { request, state, again: false });
     }
 
     /// Records that the target of `id` was seen off already, where [`Arbiter::seen_off`] follows only after
     /// other requests were submitted: none of them may join it.
     pub fn close(&mut self, id: u64) {
-        if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) {
-            entry.open_to = OpenTo::None;
+        if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id)
+            && let EntryState::Running(open) | EntryState::SeenOff(open) = &mut entry.state
+        {
+            *open = OpenTo::None;
         }
     }
 
@@ -250,13 +261,13 @@ impl Arbiter {
     pub fn seen_off(&mut self, now: Instant, since: Instant, id: u64) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) else { return decisions };
-        if !(entry.state == EntryState::Running && entry.request.work.takes_down()) {
-            return decisions;
-        }
-        entry.state = EntryState::SeenOff;
-        if entry.open_to == OpenTo::All {
-            entry.open_to = OpenTo::ArrivedBy(since);
-        }
+        entry.state = match entry.state {
+            _ if !entry.request.work.takes_down() => return decisions,
+            EntryState::Running(OpenTo::All) => EntryState::SeenOff(OpenTo::ArrivedBy(since)),
+            EntryState::Running(open) => EntryState::SeenOff(open),
+            EntryState::Held { effect, is_seen_off: false } => EntryState::Held { effect, is_seen_off: true },
+            _ => return decisions,
+        };
         let victim = entry.request.work.target().map(str::to_owned);
         self.release_joined(id, |it| it.arrived > since);
         if let Some(victim) = victim {
@@ -296,12 +307,18 @@ impl Arbiter {
         decisions
     }
 
-    /// Records that the work of `id` is over, but that a power-off of its target may still take effect. The
-    /// caller reports [`Arbiter::finished`] when it can't any more. Never for work of which a start may
-    /// still come.
+    /// Records that the client of `id` has its answer, but that a part of the work may still take effect. The
+    /// caller reports [`Arbiter::finished`] when it can't any more; before that perhaps a smaller effect.
     ///
     /// The requests that joined it get the same result if that is a success; else they take their own turn.
-    pub fn lingers(&mut self, now: Instant, id: u64, is_success: bool) -> Vec<ArbiterDecision> {
+    /// None joins it from now on.
+    pub fn answered(
+        &mut self,
+        now: Instant,
+        id: u64,
+        is_success: bool,
+        effect: LateEffect,
+    ) -> Vec<ArbiterDecision> {
         let mut decisions = Vec::new();
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, &mut decisions);
         if is_success {
@@ -310,7 +327,9 @@ impl Arbiter {
             self.release_joined(id, |_| true);
         }
         if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) {
-            (entry.open_to, entry.lingers) = (OpenTo::None, true);
+            let is_seen_off =
+                matches!(entry.state, EntryState::SeenOff(_) | EntryState::Held { is_seen_off: true, .. });
+            entry.state = EntryState::Held { effect, is_seen_off };
         }
         self.go_on(now, &mut decisions);
         decisions
@@ -383,25 +402,27 @@ impl Arbiter {
                 && self.holds_up(it, &self.entries[place].request)
         });
         if !held_up {
-            self.entries[place].state = EntryState::Running;
+            self.entries[place].state = EntryState::Running(OpenTo::All);
         }
         !held_up
     }
 
     fn holds_up(&self, first: &ArbiterEntry, second: &ArbiterRequest) -> bool {
         if first.request.same_target(second) {
-            return !(first.lingers && first.request.work.takes_down() == second.work.takes_down());
+            let only_goes_off = matches!(first.state, EntryState::Held { effect: LateEffect::PowerOff, .. });
+            return !(only_goes_off && first.request.work.takes_down() == second.work.takes_down());
         }
         first.request.may_shoot_or_be_shot_by(second) && !self.is_seen_off(first)
     }
 
     fn is_seen_off(&self, entry: &ArbiterEntry) -> bool {
-        let is_past = |it: &ArbiterEntry| it.state == EntryState::SeenOff && !it.again;
         match entry.state {
-            EntryState::SeenOff => is_past(entry),
-            EntryState::Waiting | EntryState::Running => false,
+            EntryState::SeenOff(_) => !entry.again,
+            EntryState::Held { is_seen_off, .. } => is_seen_off && !entry.again,
+            EntryState::Waiting | EntryState::Running(_) => false,
             EntryState::Joined(leader) => {
-                self.entries.iter().any(|it| it.request.id == leader && is_past(it))
+                let leader = self.entries.iter().find(|it| it.request.id == leader);
+                leader.is_some_and(|it| matches!(it.state, EntryState::SeenOff(_)) && !it.again)
             }
         }
     }
@@ -409,10 +430,14 @@ impl Arbiter {
     /// Returns whether a request that arrived at this moment may join this one.
     fn may_join(&self, leader: u64, arrived: Instant) -> bool {
         let leader = self.entries.iter().find(|it| it.request.id == leader);
-        leader.is_some_and(|it| match it.open_to {
-            OpenTo::All => true,
-            OpenTo::ArrivedBy(since) => arrived <= since,
-            OpenTo::None => false,
+        leader.is_some_and(|it| match it.state {
+            EntryState::Waiting => true,
+            EntryState::Running(open) | EntryState::SeenOff(open) => match open {
+                OpenTo::All => true,
+                OpenTo::ArrivedBy(since) => arrived <= since,
+                OpenTo::None => false,
+            },
+            EntryState::Held { .. } | EntryState::Joined(_) => false,
         })
     }
 
@@ -451,8 +476,10 @@ impl Arbiter {
     fn took_down(&mut self, now: Instant, victim: String, decisions: &mut Vec<ArbiterDecision>) {
         self.drop_all(|it| it.is_from(&victim), Rejection::SourceFenced, decisions);
         let is_for_it = |it: &&mut ArbiterEntry| it.request.work.target() == Some(&victim);
-        for it in self.entries.iter_mut().filter(is_for_it).filter(|it| it.state == EntryState::Running) {
-            it.open_to = OpenTo::None;
+        for it in self.entries.iter_mut().filter(is_for_it) {
+            if let EntryState::Running(open) = &mut it.state {
+                *open = OpenTo::None;
+            }
         }
         self.remember(now, victim);
     }
@@ -471,9 +498,6 @@ impl Arbiter {
 struct ArbiterEntry {
     request: ArbiterRequest,
     state: EntryState,
-    open_to: OpenTo,
-    /// Marks one whose work is over, and whose effect on its target may come late.
-    lingers: bool,
     /// Marks one whose target may go off once more after it was seen off.
     again: bool,
 }
@@ -494,22 +518,24 @@ enum EntryState {
     /// The request waits for its grant.
     Waiting,
     /// The request was told to run; its target may go down at any moment.
-    Running,
+    Running(OpenTo),
     /// The request is in flight, and its target was seen off.
-    SeenOff,
+    SeenOff(OpenTo),
+    /// The client has its answer, and a part of the work may still take effect. None has joined it or may.
+    Held { effect: LateEffect, is_seen_off: bool },
     /// The request gets the result of this one, which is earlier and has not joined another.
     Joined(u64),
 }
 
 impl ArbiterEntry {
     fn in_flight(&self) -> bool {
-        matches!(self.state, EntryState::Running | EntryState::SeenOff)
+        matches!(self.state, EntryState::Running(_) | EntryState::SeenOff(_) | EntryState::Held { .. })
     }
 
     fn leader(&self) -> u64 {
         match self.state {
             EntryState::Joined(leader) => leader,
-            EntryState::Waiting | EntryState::Running | EntryState::SeenOff => self.request.id,
+            _ => self.request.id,
         }
     }
 }

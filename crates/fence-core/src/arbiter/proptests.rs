@@ -51,8 +51,10 @@ enum Stage {
     /// Seen off; a reboot starts it next.
     SeenOff,
     Ending,
-    /// Answered with a failure; the power-off may still come.
+    /// Answered; the power-off may still come.
     Late,
+    /// Answered with a failure while a call hangs: that may still do all of it.
+    Hung,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +116,8 @@ enum Event {
     Fail(u64),
     /// The action is given up, and may take effect later.
     Linger(u64),
+    /// The action is given up while a call of it hangs.
+    Hang(u64),
     Withdraw(u64),
     /// Another host sees this node off, which went down by itself.
     Elsewhere(Node),
@@ -181,7 +185,13 @@ impl World {
                 if self.late && is_open && it.plan.kind != Kind::On {
                     events.push(Event::Linger(it.id));
                 }
-                if self.faults && stage == Stage::Late {
+                if self.late && is_open {
+                    events.push(Event::Hang(it.id));
+                }
+                if self.late && stage == Stage::Hung && it.plan.kind != Kind::On {
+                    events.push(Event::Linger(it.id));
+                }
+                if self.faults && matches!(stage, Stage::Late | Stage::Hung) {
                     events.push(Event::Fail(it.id));
                 }
             } else if self.faults {
@@ -223,7 +233,8 @@ impl World {
                 self.obey(&decisions, None);
             }
             Event::Fail(id) => self.finish(id),
-            Event::Linger(id) => self.linger(id),
+            Event::Linger(id) => self.answer_late(id, Stage::Late),
+            Event::Hang(id) => self.answer_late(id, Stage::Hung),
             Event::Withdraw(id) => {
                 let decisions = self.arbiter.withdraw(self.time(), id, Rejection::Superseded);
                 assert_eq!(decisions.first(), Some(&ArbiterDecision::Drop(id, Rejection::Superseded)));
@@ -321,6 +332,15 @@ impl World {
                 self.take_down(&it);
                 return self.finish(id);
             }
+            Stage::Hung => {
+                if it.plan.kind != Kind::On {
+                    self.take_down(&it);
+                }
+                if it.plan.kind != Kind::Off {
+                    self.nodes.power_on(target);
+                }
+                return self.finish(id);
+            }
         };
         self.find(id).place = Place::Running(next);
     }
@@ -365,7 +385,8 @@ impl World {
                 Place::Running(stage) => stage,
                 Place::Waiting | Place::Joined(_) => return false,
             };
-            let is_open = matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_) | Stage::Late);
+            let is_open =
+                matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_) | Stage::Late | Stage::Hung);
             (is_open || it.again) && it.plan.kind != Kind::On
         };
         let (left, over): (Vec<Live>, Vec<Live>) =
@@ -445,21 +466,23 @@ impl World {
         self.obey(&decisions, Some(id));
     }
 
-    /// Answers a request of which the power-off may come late. Whoever joined it goes on alone.
-    fn linger(&mut self, id: u64) {
-        self.find(id).place = Place::Running(Stage::Late);
+    /// Answers a request with a failure, of which the power-off or all may come late. Whoever joined it goes
+    /// on alone, and none joins it any more.
+    fn answer_late(&mut self, id: u64, stage: Stage) {
+        self.find(id).place = Place::Running(stage);
         self.seen.insert(id, None);
         let joined = self.live.iter().filter(|it| it.place == Place::Joined(id)).map(|it| it.id);
         let joined: Vec<u64> = joined.collect();
         self.take_over(&joined);
-        let decisions = self.arbiter.lingers(self.time(), id, false);
+        let effect = if stage == Stage::Late { LateEffect::PowerOff } else { LateEffect::Any };
+        let decisions = self.arbiter.answered(self.time(), id, false, effect);
         self.obey(&decisions, None);
     }
 
     /// Answers a request with success, of which another power-off may come late.
     fn succeed_late(&mut self, id: u64) {
         self.find(id).place = Place::Running(Stage::Late);
-        let decisions = self.arbiter.lingers(self.time(), id, true);
+        let decisions = self.arbiter.answered(self.time(), id, true, LateEffect::PowerOff);
         self.obey(&decisions, Some(id));
         self.seen.insert(id, None);
     }

@@ -68,7 +68,7 @@ use super::message::{
 use super::orphans::{OrphanTable, OrphanTerms};
 use super::replica::{ClaimKey, Epoch, ReplicatedArbiter};
 use super::unknown_orders::UnknownOrders;
-use crate::arbiter::{ArbiterRequest, Grant, Rejection, SharedResult};
+use crate::arbiter::{ArbiterRequest, Grant, LateEffect, Rejection, SharedResult};
 
 #[cfg(test)]
 mod proptests;
@@ -152,6 +152,8 @@ enum ClaimStage {
     Void,
     Proved,
     SeenOff,
+    /// The client has its answer, and any part of the work may come late.
+    Answered,
     /// The work is over, and its effect may come late.
     Lingering,
 }
@@ -409,11 +411,22 @@ impl ClusterArbiter {
         self.take_effects()
     }
 
-    /// Notes that the work of a claim is over, but that a power-off of its target may come late.
-    pub fn lingers(&mut self, id: u64, response: Response, reason: Option<&str>) -> Vec<ClaimEffect> {
+    /// Notes that the client of a claim has its answer, and that a part of the work may come late.
+    pub fn answered(
+        &mut self,
+        id: u64,
+        effect: LateEffect,
+        response: Response,
+        reason: Option<&str>,
+    ) -> Vec<ClaimEffect> {
         if let Some(own) = self.own.get_mut(&id) {
-            own.stage = ClaimStage::Lingering;
-            self.send(HostMessage::Lingers { id, outcome: AskOutcome::new(response, reason) });
+            let outcome = AskOutcome::new(response, reason);
+            let (stage, message) = match effect {
+                LateEffect::Any => (ClaimStage::Answered, HostMessage::Answered { id, outcome }),
+                LateEffect::PowerOff => (ClaimStage::Lingering, HostMessage::Lingers { id, outcome }),
+            };
+            own.stage = stage;
+            self.send(message);
         }
         self.take_effects()
     }
@@ -440,7 +453,8 @@ impl ClusterArbiter {
         match message {
             HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {
-                    let held = InFlightClaim { claim: claim.clone(), seen_off: false, lingers: false };
+                    let (claim, no) = (claim.clone(), false);
+                    let held = InFlightClaim { claim, seen_off: no, lingers: no, answered: no };
                     self.acting.insert((*asker, *ask), held);
                 }
             }
@@ -512,6 +526,7 @@ impl ClusterArbiter {
             // Others take it for one that is not past, and so it is.
             seen_off: it.stage == ClaimStage::SeenOff && !it.again,
             lingers: it.stage == ClaimStage::Lingering,
+            answered: it.stage == ClaimStage::Answered,
         };
         let acting = |((asker, ask), held): (&(Member, u64), &InFlightClaim)| ActingClaim {
             asker: *asker,

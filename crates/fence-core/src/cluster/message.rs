@@ -111,6 +111,14 @@ pub enum HostMessage {
         /// Number of the claim.
         id: u64,
     },
+    /// The client of a claim of the sender has its answer, and any part of the work may come late: nothing
+    /// joins the claim any more.
+    Answered {
+        /// Number of the claim.
+        id: u64,
+        /// Result for requests that were coalesced into it.
+        outcome: AskOutcome,
+    },
     /// The work of a claim of the sender is over, and a power-off may come late.
     Lingers {
         /// Number of the claim.
@@ -283,6 +291,9 @@ pub struct InFlightClaim {
     /// The work is over, and its effect may come late.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lingers: bool,
+    /// The client has its answer, and any part of the work may come late.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answered: bool,
 }
 
 /// Claim in flight that the sender carries out for its asker.
@@ -547,7 +558,7 @@ impl HostMessage {
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 20] = [
+const KINDS: [&str; 21] = [
     "sync",
     "ready",
     "pass_over",
@@ -555,6 +566,7 @@ const KINDS: [&str; 20] = [
     "withdraw",
     "seen_off",
     "again",
+    "answered",
     "lingers",
     "finished",
     "ask",

@@ -101,7 +101,7 @@ impl OrphanTable {
         self.0.iter().map(|((asker, ask), it)| ActingClaim {
             asker: *asker,
             ask: *ask,
-            held: InFlightClaim { claim: it.claim.clone(), seen_off: false, lingers: true },
+            held: InFlightClaim { claim: it.claim.clone(), seen_off: false, lingers: true, answered: false },
         })
     }
 

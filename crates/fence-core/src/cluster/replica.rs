@@ -14,7 +14,8 @@ use super::message::{
 };
 use super::orphans::OrphanOrder;
 use crate::arbiter::{
-    Arbiter, ArbiterDecision, ArbiterRequest, Grant, PeerId, RequestSource, SharedResult, SubmitResult,
+    Arbiter, ArbiterDecision, ArbiterRequest, Grant, LateEffect, PeerId, RequestSource, SharedResult,
+    SubmitResult,
 };
 use crate::domain::TargetKind;
 
@@ -209,6 +210,7 @@ fn is_for_replica(message: &HostMessage) -> bool {
             | HostMessage::Withdraw { .. }
             | HostMessage::SeenOff { .. }
             | HostMessage::Again { .. }
+            | HostMessage::Answered { .. }
             | HostMessage::Lingers { .. }
             | HostMessage::Finished { .. }
             | HostMessage::Taken { .. }
@@ -238,6 +240,8 @@ pub(super) struct ClaimEntry {
     claim: ClaimMessage,
     in_flight: bool,
     seen_off: bool,
+    /// The client has its answer, and any part of the work may come late.
+    answered: bool,
     /// The work is over, and its effect may come late.
     lingers: bool,
     /// The target may go off once more after it was seen off.
@@ -309,7 +313,12 @@ impl ReplicatedArbiter {
                     self.arbiter.may_come_again(*number);
                 }
             }
-            HostMessage::Lingers { id, outcome } => self.linger((from, *id), outcome, grants),
+            HostMessage::Answered { id, outcome } => {
+                self.answered((from, *id), LateEffect::Any, outcome, grants);
+            }
+            HostMessage::Lingers { id, outcome } => {
+                self.answered((from, *id), LateEffect::PowerOff, outcome, grants);
+            }
             HostMessage::Taken { asker, ask, claim } => {
                 let number = self.numbers.get(&(*asker, *claim));
                 if let Some(entry) = number.and_then(|it| self.entries.get_mut(it)).filter(|it| it.in_flight)
@@ -363,10 +372,10 @@ impl ReplicatedArbiter {
                 None => {
                     let number = self.number(key, &held.claim, true);
                     let request = self.request(number, key, &held.claim);
-                    if held.lingers {
-                        self.arbiter.install_late(request);
-                    } else {
-                        self.arbiter.install(request);
+                    match (held.lingers, held.answered) {
+                        (true, _) => self.arbiter.install_late(request),
+                        (false, true) => self.arbiter.install_answered(request, LateEffect::Any),
+                        (false, false) => self.arbiter.install(request),
                     }
                     number
                 }
@@ -379,9 +388,12 @@ impl ReplicatedArbiter {
                 if is_new || !is_kept {
                     entry.lingers = held.lingers;
                 }
+                entry.answered |= held.answered;
+            }
+            if held.answered || held.seen_off {
+                self.arbiter.close(number);
             }
             if held.seen_off {
-                self.arbiter.close(number);
                 seen_off.push((key, held.claim.target.clone()));
             }
         }
@@ -444,13 +456,22 @@ impl ReplicatedArbiter {
         self.carry_out(decisions, None, grants);
     }
 
-    /// Notes that the work of a claim is over, and that a power-off may come late.
-    fn linger(&mut self, key: ClaimKey, outcome: &AskOutcome, grants: &mut Vec<(ClaimKey, Grant<()>)>) {
+    /// Notes that the client of a claim has its answer, and that a part of the work may come late.
+    fn answered(
+        &mut self,
+        key: ClaimKey,
+        effect: LateEffect,
+        outcome: &AskOutcome,
+        grants: &mut Vec<(ClaimKey, Grant<()>)>,
+    ) {
         let now = self.now();
         let Some(number) = self.numbers.get(&key).copied() else { return };
         let Some(entry) = self.entries.get_mut(&number).filter(|it| it.in_flight) else { return };
-        entry.lingers = true;
-        let decisions = self.arbiter.lingers(now, number, outcome.response == Response::Success);
+        match effect {
+            LateEffect::Any => entry.answered = true,
+            LateEffect::PowerOff => entry.lingers = true,
+        }
+        let decisions = self.arbiter.answered(now, number, outcome.response == Response::Success, effect);
         let AskOutcome { response, reason, .. } = outcome.clone();
         let result = SharedResult { response, reason, by: format!("one of node {}", key.0.node) };
         self.carry_out(decisions, Some(&result), grants);
@@ -503,7 +524,7 @@ impl ReplicatedArbiter {
         }
         entry.lingers = true;
         let now = self.now();
-        let decisions = self.arbiter.lingers(now, number, false);
+        let decisions = self.arbiter.answered(now, number, false, LateEffect::PowerOff);
         self.carry_out(decisions, None, grants);
     }
 
@@ -564,6 +585,7 @@ impl ReplicatedArbiter {
                 claim: entry.claim.clone(),
                 seen_off: entry.seen_off && !entry.again && !entry.lingers,
                 lingers: entry.lingers,
+                answered: entry.answered,
             };
             for holder in &entry.holders {
                 match holder {
@@ -634,9 +656,20 @@ impl ReplicatedArbiter {
         // A waiting claim has its asker as the only holder.
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
         let (claim, outcome) = (claim.clone(), None);
-        let (seen_off, lingers, again) = (false, false, false);
+        let (seen_off, answered, lingers, again) = (false, false, false, false);
         let keepers = BTreeSet::new();
-        let entry = ClaimEntry { key, claim, in_flight, seen_off, lingers, again, holders, keepers, outcome };
+        let entry = ClaimEntry {
+            key,
+            claim,
+            in_flight,
+            seen_off,
+            answered,
+            lingers,
+            again,
+            holders,
+            keepers,
+            outcome,
+        };
         self.entries.insert(number, entry);
         number
     }

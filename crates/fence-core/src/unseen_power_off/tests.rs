@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arbiter::{
-    Arbiter, ArbiterDecision, ArbiterRequest, ArbitratedAction, Rejection, RequestSource, SubmitResult,
+    Arbiter, ArbiterDecision, ArbiterRequest, ArbitratedAction, LateEffect, Rejection, RequestSource,
+    SubmitResult,
 };
 use crate::domain::TargetKind;
 use crate::schedules::{config, uuid};
@@ -164,7 +165,7 @@ impl World {
         }
         if step >= run + lost && !self.is_lost[node] {
             self.is_lost[node] = true;
-            let decisions = self.arbiter.lingers(self.at(step), node as u64, false);
+            let decisions = self.arbiter.answered(self.at(step), node as u64, false, LateEffect::PowerOff);
             self.obey(step, decisions);
             self.watched[node] = Some(UnseenPowerOff::new(None));
         }

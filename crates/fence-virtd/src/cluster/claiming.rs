@@ -16,7 +16,7 @@ use tracing::warn;
 use super::silence::DAEMON_WAIT;
 use super::state::{Cluster, ClusterState, node_name};
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit, ClusterPort};
-use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
+use fence_core::arbiter::{ArbiterRequest, Grant, LateEffect, Rejection};
 use fence_core::cluster::claims::ClaimEffect;
 use fence_core::cluster::message::{HostMessage, Member};
 use fence_core::cluster::orphans::OrphanTerms;
@@ -108,8 +108,8 @@ impl ClusterPermit for HeldClaim {
         });
     }
 
-    fn lingers(&self, response: Response, reason: Option<&str>) {
-        self.cluster.apply(|state| state.claims.lingers(self.id, response, reason));
+    fn answered(&self, effect: LateEffect, response: Response, reason: Option<&str>) {
+        self.cluster.apply(|state| state.claims.answered(self.id, effect, response, reason));
     }
 
     fn finished(mut self: Box<Self>, response: Response, reason: Option<&str>) {

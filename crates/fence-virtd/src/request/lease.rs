@@ -163,7 +163,6 @@ impl LeaseReleased {
     }
 
     /// Returns whether nothing can take effect any more, but for a power-off.
-    #[cfg(test)]
     pub(crate) fn is_but_for_off(&mut self) -> bool {
         matches!(self.leases.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
     }

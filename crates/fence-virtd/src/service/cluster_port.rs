@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
-use fence_core::arbiter::{ArbiterRequest, Grant, Rejection};
+use fence_core::arbiter::{ArbiterRequest, Grant, LateEffect, Rejection};
 use fence_wire::Response;
 
 /// Permission of other hosts for a request that has its grant on this host.
@@ -38,8 +38,8 @@ pub(crate) trait ClusterPermit: fmt::Debug + Send + Sync {
     /// more by another order.
     fn seen_off(&self, may_come_again: bool);
 
-    /// Reports that the action is over, but that a power-off of the target may still take effect.
-    fn lingers(&self, response: Response, reason: Option<&str>);
+    /// Reports that the client has its answer, but that a part of the work may still take effect.
+    fn answered(&self, effect: LateEffect, response: Response, reason: Option<&str>);
 
     /// Reports that the action is over and can take no effect any more.
     fn finished(self: Box<Self>, response: Response, reason: Option<&str>);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
+use fence_core::arbiter::{
+    ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, Rejection, RequestSource,
+};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
 use fence_wire::{Action, Challenge, ClientRun, Key, Proved};
@@ -400,8 +402,9 @@ impl Service {
 
     /// Ends the work of a request as far as its client is concerned.
     ///
-    /// Coalesced requests get the result, and conflicting requests go on, as soon as nothing of the work can
-    /// take effect any more. A call that hangs in a hypervisor holds those up longer than the client.
+    /// Coalesced requests get the result, and none joins any more. Conflicting requests go on as soon as
+    /// nothing of the work can take effect any more: a call that hangs in a hypervisor holds these up longer
+    /// than the client.
     fn complete(permit: RunPermit, outcome: &RequestOutcome, lease: Lease, mut released: LeaseReleased) {
         drop(lease);
         if outcome.has_lapsed() {
@@ -412,17 +415,21 @@ impl Service {
         if released.is_now() {
             return permit.finished(response, reason);
         }
+        let only_goes_off = released.is_but_for_off();
+        let effect = if only_goes_off { LateEffect::PowerOff } else { LateEffect::Any };
+        // At once: a request that comes now does its own work, and is told nothing of this one.
+        let held = permit.answered(effect, response, reason);
         tokio::spawn(async move {
             released.wait_but_for_off().await;
-            if !released.is_now() {
-                permit.lingers(response, reason.clone());
+            if !only_goes_off && !released.is_now() {
+                held.only_goes_off();
             }
             released.wait().await;
             if let Some(since) = released.late_seen_off() {
                 // Requests that came from the domain before must not run.
-                permit.seen_off(since, false);
+                held.seen_off(since);
             }
-            permit.finished(response, reason);
+            held.finished();
         });
     }
 

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_core::arbiter::{Grant, SharedResult};
+use fence_core::arbiter::{Grant, LateEffect, SharedResult};
 use fence_core::domain::{
     DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower, TargetKind,
 };
@@ -21,7 +21,6 @@ use tracing::{info, warn};
 
 use super::Service;
 use super::execute::START_LIMIT;
-use super::turns::RunPermit;
 use crate::intent::store::LeftIntent;
 use crate::intent::{OpenIntent, since_boot_ms};
 use crate::request::job::{Arrival, RequestJob, ResolvedTarget};
@@ -168,20 +167,17 @@ impl Service {
         };
         drop(lease);
         let is_on = matches!(found, StartAttempt::On(_));
-        let complete = move |permit: RunPermit| {
-            // Dropped, it hands the turn to the first request that joined it: nobody is told "started" who
-            // would find the domain off.
-            if is_on {
-                permit.finished(Response::Success, None);
-            }
-        };
-        if released.is_now() {
-            complete(permit);
-        } else {
+        // One that is dropped, or fails, hands the turn to the first request that joined it: nobody is told
+        // "started" who would find the domain off.
+        if !released.is_now() {
+            let response = if is_on { Response::Success } else { Response::Failure };
+            let held = permit.answered(LateEffect::Any, response, None);
             tokio::spawn(async move {
                 released.wait().await;
-                complete(permit);
+                held.finished();
             });
+        } else if is_on {
+            permit.finished(Response::Success, None);
         }
         found
     }

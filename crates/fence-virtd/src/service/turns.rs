@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use super::cluster_port::{ClusterPermit, ClusterPort};
 use crate::util::locks::{Mutex, MutexGuard, lock};
 use fence_core::arbiter::{
-    Arbiter, ArbiterDecision, ArbiterRequest, Grant, Rejection, SharedResult, SubmitResult,
+    Arbiter, ArbiterDecision, ArbiterRequest, Grant, LateEffect, Rejection, SharedResult, SubmitResult,
 };
 
 /// Queue of the requests of this host, ordered by the arbiter.
@@ -49,6 +49,15 @@ pub(crate) struct RunPermit {
     id: u64,
     claim: Option<Box<dyn ClusterPermit>>,
     over: bool,
+}
+
+/// A request whose client has its answer, while a part of the work may still take effect. No request can join
+/// it, and none gets its result.
+#[derive(Debug)]
+pub(crate) struct HeldPermit {
+    permit: RunPermit,
+    response: Response,
+    reason: Option<String>,
 }
 
 impl GrantQueue {
@@ -265,14 +274,16 @@ impl RunPermit {
         });
     }
 
-    /// Reports that the action is over, but that a power-off of the target may still take effect.
-    pub(crate) fn lingers(&self, response: Response, reason: Option<String>) {
-        let is_success = response == Response::Success;
-        if let Some(claim) = &self.claim {
-            claim.lingers(response, reason.as_deref());
-        }
-        let result = SharedResult { response, reason, by: format!("request {}", self.id) };
-        self.queue.report(Some(&result), |it| it.lingers(Instant::now(), self.id, is_success));
+    /// Reports that the client has its answer, but that a part of the work may still take effect.
+    pub(crate) fn answered(
+        self,
+        effect: LateEffect,
+        response: Response,
+        reason: Option<String>,
+    ) -> HeldPermit {
+        let held = HeldPermit { permit: self, response, reason };
+        held.report(effect);
+        held
     }
 
     /// Reports that the action is over and can take no effect any more.
@@ -283,6 +294,34 @@ impl RunPermit {
         }
         let result = SharedResult { response, reason, by: format!("request {}", self.id) };
         self.queue.report(Some(&result), |it| it.finished(Instant::now(), self.id));
+    }
+}
+
+impl HeldPermit {
+    /// Reports that nothing but a power-off of the target may still take effect.
+    pub(crate) fn only_goes_off(&self) {
+        self.report(LateEffect::PowerOff);
+    }
+
+    /// Reports that a look which began at this moment showed the target off.
+    pub(crate) fn seen_off(&self, since: Instant) {
+        self.permit.seen_off(since, false);
+    }
+
+    /// Reports that nothing of the work can take effect any more.
+    pub(crate) fn finished(self) {
+        self.permit.finished(self.response, self.reason);
+    }
+
+    fn report(&self, effect: LateEffect) {
+        let Self { permit, response, reason } = self;
+        if let Some(claim) = &permit.claim {
+            claim.answered(effect, *response, reason.as_deref());
+        }
+        let (by, is_success) = (format!("request {}", permit.id), *response == Response::Success);
+        let result = SharedResult { response: *response, reason: reason.clone(), by };
+        let answered = |it: &mut Arbiter| it.answered(Instant::now(), permit.id, is_success, effect);
+        permit.queue.report(Some(&result), answered);
     }
 }
 
@@ -373,7 +412,8 @@ mod tests {
         let mut first = queue.submit(off(1, "b", "a")).unwrap();
         let mut joined = queue.submit(off(2, "b", "c")).unwrap();
         let Grant::Run(permit) = first.grant().await else { panic!("not run") };
-        permit.lingers(Response::Failure, Some("its agent was killed".into()));
+        let reason = Some("its agent was killed".into());
+        let held = permit.answered(LateEffect::PowerOff, Response::Failure, reason);
         let Grant::Run(second) = joined.grant().await else { panic!("not run") };
         // It may go down at any moment, so it must not take another one down.
         let mut shot = std::pin::pin!(queue.submit(off(3, "a", "b")).unwrap());
@@ -383,9 +423,39 @@ mod tests {
         drop(reboot);
         assert!(at_once(std::pin::pin!(shot.grant())).await.is_none());
         assert!(at_once(std::pin::pin!(on.grant())).await.is_none());
-        permit.finished(Response::Failure, None);
+        held.finished();
         assert!(matches!(shot.grant().await, Grant::Run(_)));
         assert!(matches!(on.grant().await, Grant::Run(_)));
+    }
+
+    #[tokio::test]
+    async fn the_failure_of_work_that_is_over_is_given_to_none() {
+        let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
+        let request = off(1, "b", "a");
+        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
+            panic!("not run")
+        };
+        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
+            lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
+        });
+        let Grant::Run(permit) = grant else { panic!("not run") };
+        // A call hangs in the hypervisor.
+        let held = permit.answered(LateEffect::Any, Response::Failure, Some("no connection".into()));
+        let mut again = std::pin::pin!(queue.submit(off(2, "b", "a")).unwrap());
+        assert_eq!(again.coalesced_with, None);
+        assert!(at_once(std::pin::pin!(again.grant())).await.is_none());
+        held.only_goes_off();
+        assert!(matches!(again.grant().await, Grant::Run(_)));
+        held.finished();
+        assert_eq!(
+            hosts.heard(),
+            [
+                "answered, may do all, failure",
+                "answered, may go off, failure",
+                "failure Some(\"no connection\")",
+                "dropped"
+            ]
+        );
     }
 
     #[tokio::test]
@@ -403,13 +473,13 @@ mod tests {
         // It was started again.
         let mut back = std::pin::pin!(queue.submit(off(2, "a", "b")).unwrap());
         assert!(at_once(std::pin::pin!(back.grant())).await.is_none());
-        permit.lingers(Response::Success, None);
+        let held = permit.answered(LateEffect::PowerOff, Response::Success, None);
         assert!(at_once(std::pin::pin!(back.grant())).await.is_none());
-        permit.finished(Response::Success, None);
+        held.finished();
         assert!(matches!(back.grant().await, Grant::Run(_)));
         assert_eq!(
             hosts.heard(),
-            ["seen off, may come again", "lingers, success", "success None", "dropped"]
+            ["seen off, may come again", "answered, may go off, success", "success None", "dropped"]
         );
     }
 
@@ -471,8 +541,12 @@ mod tests {
             lock(&self.0).push(if may_come_again { "seen off, may come again" } else { "seen off" }.into());
         }
 
-        fn lingers(&self, response: Response, _: Option<&str>) {
-            lock(&self.0).push(format!("lingers, {response}"));
+        fn answered(&self, effect: LateEffect, response: Response, _: Option<&str>) {
+            let may = match effect {
+                LateEffect::PowerOff => "may go off",
+                LateEffect::Any => "may do all",
+            };
+            lock(&self.0).push(format!("answered, {may}, {response}"));
         }
 
         fn finished(self: Box<Self>, response: Response, reason: Option<&str>) {

@@ -29,10 +29,11 @@ fn claim() -> impl Strategy<Value = ClaimMessage> {
 }
 
 fn held() -> impl Strategy<Value = InFlightClaim> {
-    (claim(), any::<bool>(), any::<bool>()).prop_map(|(claim, seen_off, lingers)| InFlightClaim {
+    (claim(), any::<(bool, bool, bool)>()).prop_map(|(claim, (seen_off, lingers, answered))| InFlightClaim {
         claim,
         seen_off,
         lingers,
+        answered,
     })
 }
 
@@ -103,6 +104,7 @@ fn message() -> impl Strategy<Value = HostMessage> {
         any::<u64>().prop_map(|id| HostMessage::Withdraw { id }),
         (any::<u64>(), text(ID_LIMIT)).prop_map(|(id, victim)| HostMessage::SeenOff { id, victim }),
         any::<u64>().prop_map(|id| HostMessage::Again { id }),
+        (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Answered { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Lingers { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
         ask().prop_map(HostMessage::Ask),
@@ -133,6 +135,19 @@ fn message() -> impl Strategy<Value = HostMessage> {
         domain().prop_map(HostMessage::Domain),
         text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),
     ]
+}
+
+/// A message of a kind that is left out is sent, and read by nobody.
+#[test]
+fn every_kind_is_read() {
+    let unknown = serde_json::from_str::<HostMessage>(r#"{"kind": ""}"#).unwrap_err().to_string();
+    let expected = unknown.split("expected one of ").nth(1).unwrap();
+    let kinds: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    let sorted = |mut kinds: Vec<&str>| {
+        kinds.sort_unstable();
+        kinds.join(" ")
+    };
+    assert_eq!(sorted(KINDS.to_vec()), sorted(kinds));
 }
 
 proptest! {
@@ -209,7 +224,7 @@ fn the_form_of_messages() {
     assert_eq!(
         of(HostMessage::Sync(StateSync {
             n: 1,
-            in_flight: vec![InFlightClaim { claim, seen_off: true, lingers: false }],
+            in_flight: vec![InFlightClaim { claim, seen_off: true, lingers: false, answered: false }],
             ..StateSync::default()
         })),
         concat!(
