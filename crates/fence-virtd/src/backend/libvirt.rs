@@ -530,9 +530,8 @@ impl LibvirtBackend {
                         return Ok(PowerForecast::PowersOff { at });
                     }
                     return Ok(PowerForecast::Uncertain(format!(
-                        "{at}: the domain is paused there, or a migration has it or brought it there a \
-                         moment \
-                         ago, and only a power-off shows whether its end can be proved"
+                        "{at}: the domain is paused there, or is being migrated, or came by a migration a \
+                         moment ago, and only a power-off shows whether the end of the domain can be proved"
                     )));
                 }
                 EndForecast::NothingHere => {}
