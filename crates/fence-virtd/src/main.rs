@@ -20,6 +20,7 @@ mod hypervisor;
 mod intent;
 mod listener;
 mod lists;
+mod nodes;
 mod observe;
 mod peers;
 mod process;

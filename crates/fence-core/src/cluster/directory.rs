@@ -199,6 +199,21 @@ impl Directory {
         here.chain(lost).all(|it| it == PublishedState::Gone)
     }
 
+    /// Forgets the domains of a lost node, which is gone for good. Returns their number.
+    pub fn forget_lost(&mut self, node: u32) -> usize {
+        self.lost.remove(&node).map_or(0, |it| it.len())
+    }
+
+    /// Returns the lost nodes of which any domain is remembered.
+    pub fn lost_nodes(&self) -> impl Iterator<Item = u32> {
+        self.lost.keys().copied()
+    }
+
+    /// Returns the number of domains that were at a lost node when it was heard last, on or off.
+    pub fn lost_at(&self, node: u32) -> usize {
+        self.lost.get(&node).map_or(0, BTreeMap::len)
+    }
+
     /// Returns the location of the domain with this UUID.
     pub fn find(&self, uuid: &str) -> DirectoryAnswer {
         let with = |state: PublishedState| -> Vec<Member> {
@@ -409,6 +424,29 @@ mod tests {
         directory.domain(again, domain("w", "m", PublishedState::On));
         directory.members(&[A].into(), &BTreeSet::new());
         assert_eq!(directory.find("w"), DirectoryAnswer::Lost(2));
+    }
+
+    #[test]
+    fn a_node_that_is_gone_for_good_is_asked_no_more() {
+        let mut directory = both();
+        directory.domain(A, domain("u", "n", PublishedState::Rests));
+        for (uuid, state) in [("u", PublishedState::On), ("w", PublishedState::Rests)] {
+            directory.domain(B, domain(uuid, uuid, state));
+        }
+        assert_eq!(directory.forget_lost(2), 0, "it is a member");
+        directory.members(&[A].into(), &BTreeSet::new());
+        let other_nodes = |it: &Directory| it.other_nodes(A, [1].into_iter(), "u");
+        assert_eq!(other_nodes(&directory), [OtherNode::NotHeard(2)]);
+        assert_eq!((directory.lost_at(2), directory.forget_lost(2), directory.lost_at(2)), (2, 2, 0));
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
+        assert_eq!(directory.find("w"), DirectoryAnswer::Unknown);
+        assert_eq!(other_nodes(&directory), []);
+        // It comes back as a new one.
+        let again = Member { node: 2, pid: 21 };
+        directory.members(&[A, again].into(), &BTreeSet::new());
+        assert!(directory.incomplete().any(|it| it == again));
+        directory.domain(again, domain("u", "n", PublishedState::On));
+        assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![again]));
     }
 
     #[test]

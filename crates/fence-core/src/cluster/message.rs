@@ -69,7 +69,7 @@ impl From<Member> for (u32, u32) {
 /// `sync` to `finished` keep the common arbiter ([`super::claims`]); `ask` to `reply` carry a request to the
 /// host that has the domain. The claims read all of these, because an ask that changes something is part of a
 /// claim in flight. `recent_offs` tells a new daemon what was fenced while its host had none. `inventory`,
-/// `domain` and `domain_gone` keep the directory ([`super::directory`]).
+/// `domain`, `domain_gone` and `node_gone` keep the directory ([`super::directory`]).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HostMessage {
@@ -208,6 +208,13 @@ pub enum HostMessage {
         /// Milliseconds for which the sender has noted all of them; none from the last release.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         noted_ms: Option<u64>,
+    },
+
+    /// Word of an administrator: this node was taken out of the cluster for good. It is forgotten where
+    /// nothing shows that it is still there.
+    NodeGone {
+        /// The node.
+        node: u32,
     },
 
     /// Part of the list of all domains of the sender. The parts come in order.
@@ -558,7 +565,7 @@ impl HostMessage {
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 21] = [
+const KINDS: [&str; 22] = [
     "sync",
     "ready",
     "pass_over",
@@ -577,6 +584,7 @@ const KINDS: [&str; 21] = [
     "early_reply",
     "reply",
     "recent_offs",
+    "node_gone",
     "inventory",
     "domain",
     "domain_gone",

@@ -18,7 +18,9 @@ use nix::unistd::{User, geteuid};
 
 use super::finding::{Finding, USER};
 use crate::cluster::link;
+use crate::daemon::in_use::ConfigurationInUse;
 use crate::host_down::pacemaker;
+use crate::nodes::{KnownNode, NodeState, NodeStore, word_for};
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +29,8 @@ const CHECK: &str = "corosync";
 /// Time for corosync to answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) fn all(config: &Config) -> Vec<Finding> {
+/// `state`: the state directory, with what the daemon remembers.
+pub(super) fn all(config: &Config, state: Option<&Path>) -> Vec<Finding> {
     let Some(settings) = config.cpg() else { return Vec::new() };
     let (tell, told) = mpsc::channel();
     let groups = groups(settings);
@@ -38,8 +41,32 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         Ok(Err(error)) => vec![unreachable(&link::explained(&error))],
         Err(_) => vec![unreachable(&format!("no answer within {} s", LIMIT.as_secs()))],
     };
+    // A file that a daemon left when it was killed tells of nothing.
+    if let Some(state) = state.filter(|it| ConfigurationInUse::of_running(it).is_some()) {
+        found.extend(gone(&NodeStore::at(state).read()));
+    }
     found.push(host_down(&settings.host_down));
     found
+}
+
+/// Returns the nodes that were taken out of the cluster and had domains that may still run there.
+fn gone(nodes: &[KnownNode]) -> Vec<Finding> {
+    let has_domains = |it: &&KnownNode| it.state != NodeState::Listed && it.domains > 0;
+    let finding = |it: &KnownNode| {
+        let text = format!(
+            "is no longer in corosync's list of nodes, and {} of its domains may run there: status and off \
+             of them fail",
+            it.domains
+        );
+        let word = word_for(it, nodes);
+        let next = format!(
+            "if that node is gone for good: power that node off, and then fence_virtd --forget {} on one \
+             node. If not: put it back into corosync.conf",
+            escaped(&word)
+        );
+        Finding::warning("node", it.to_string(), text, next)
+    };
+    nodes.iter().filter(has_domains).map(finding).collect()
 }
 
 /// Returns the group of all hosts, and that of hosts with this daemon.

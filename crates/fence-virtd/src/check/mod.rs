@@ -87,7 +87,7 @@ fn all(file: &Path) -> Vec<Finding> {
     found.extend(down_command::all(&config));
     found.extend(hosts::all(&config, state.as_deref(), &running, &own));
     #[cfg(feature = "cpg")]
-    found.extend(cluster::all(&config));
+    found.extend(cluster::all(&config, state.as_deref()));
     found.extend(agents::all(&config));
     found.extend(config.backends.iter().filter(|it| !is_built_in(it)).map(|it| {
         let next = "name another backend in the fence_virtd block; fence_virtd -l lists those that there are";

@@ -98,6 +98,7 @@ impl Cluster {
                 }
             } else if !state.lost_nodes.contains_key(&node) {
                 let name = state.nodes.get(&node).cloned().flatten();
+                let name = name.or_else(|| state.old_names.get(&node).cloned());
                 let since = state.node_up_since.remove(&node).unwrap_or(state.joined_at);
                 state.lost_nodes.insert(node, self.down_evidence.lost(node, name, since));
             }
@@ -198,6 +199,7 @@ impl Cluster {
             HostMessage::Inventory { first, last, domains } => {
                 state.directory.inventory(from, first, last, domains);
             }
+            HostMessage::NodeGone { node } => state.on_node_gone(from, node),
             HostMessage::Domain(domain) => state.directory.domain(from, domain),
             HostMessage::DomainGone { uuid } => state.directory.gone(from, &uuid),
             HostMessage::Ask(ask) if ask.to == me => self.on_ask(&mut state, from, ask),

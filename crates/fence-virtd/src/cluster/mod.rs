@@ -9,6 +9,7 @@
 //! [`state`] holds the data and the lock, with [`waiting`], [`silence`], [`legacy_table`] and [`asks`] below.
 //! Above are [`claiming`], [`asker`], [`owner`], [`legacy`] and [`events`]; they know the data, and not each
 //! other, but that events start work. [`elsewhere`] asks all other nodes before a domain is called off.
+//! [`gone`] has the nodes that were taken out of the cluster.
 
 mod asker;
 mod asks;
@@ -16,6 +17,7 @@ pub(crate) mod backend;
 mod claiming;
 mod elsewhere;
 mod events;
+mod gone;
 mod legacy;
 mod legacy_table;
 pub(crate) mod link;
@@ -32,6 +34,7 @@ mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -48,6 +51,7 @@ use self::state::ClusterState;
 use self::waiting::WaitingClaims;
 use crate::backend::libvirt::LibvirtBackend;
 use crate::host_down::{DownEvidence, clock};
+use crate::nodes::NodeStore;
 use crate::service::Service;
 use fence_core::cluster::claims::ClusterArbiter;
 use fence_core::cluster::directory::Directory;
@@ -84,6 +88,7 @@ impl Cluster {
             why_not: "corosync has not answered yet".to_owned(),
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
+            old_names: BTreeMap::new(),
             silences: NodeSilences::default(),
             own: BTreeMap::new(),
             is_own_complete: false,
@@ -115,8 +120,8 @@ impl Cluster {
         Ok((this, LinkEvents { events, legacy_events }))
     }
 
-    /// Begins to work for other hosts.
-    pub(crate) fn serve(self: &Arc<Self>, started: LinkEvents, service: &Arc<Service>) {
+    /// Begins to work for other hosts. `state`: the state directory.
+    pub(crate) fn serve(self: &Arc<Self>, started: LinkEvents, service: &Arc<Service>, state: Option<&Path>) {
         let _ = self.service.set(Arc::downgrade(service));
         if service.remembers_orders() {
             self.state().claims.tell_earlier();
@@ -131,6 +136,7 @@ impl Cluster {
         tokio::spawn(Arc::clone(self).fail_late_legacy_requests());
         tokio::spawn(Arc::clone(self).exclude_silent_members());
         tokio::spawn(self.down_evidence.clone().watch_clock());
+        tokio::spawn(Arc::clone(self).keep_nodes(state.map(NodeStore::at)));
     }
 
     /// Refuses further asks of other hosts: the daemon is about to end.

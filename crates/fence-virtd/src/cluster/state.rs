@@ -5,6 +5,7 @@
 //! arithmetic and for handing messages to a link. Code under it must never wait.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use super::silence::{NodeSilence, NodeSilences};
 use super::waiting::WaitingClaims;
 use crate::backend::libvirt::{DomainHere, LibvirtBackend};
 use crate::host_down::{DownEvidence, DownProof, LostHost};
+use crate::nodes::shown_node;
 use crate::request::lease::Lease;
 use crate::service::Service;
 use crate::util::locks::lock;
@@ -67,6 +69,8 @@ pub(super) struct ClusterState {
     pub(super) why_not: String,
     pub(super) members: BTreeSet<Member>,
     pub(super) nodes: BTreeMap<u32, Option<String>>,
+    /// Names of nodes that were taken out of the node list.
+    pub(super) old_names: BTreeMap<u32, String>,
     /// Nodes of the node list that have not said what they have.
     pub(super) silences: NodeSilences,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
@@ -338,15 +342,16 @@ impl Cluster {
     /// # Errors
     /// The reason why the node may run.
     pub(crate) async fn prove_down(&self, node: u32, until: Instant) -> Result<DownProof, String> {
-        let (loss, name) = {
+        let (loss, name, step) = {
             let state = self.state();
-            (state.lost_nodes.get(&node).cloned(), state.name(node))
+            (state.lost_nodes.get(&node).cloned(), state.name(node), state.step_for_gone(node))
         };
         match loss {
             Some(loss) => {
-                let why_not = |why| format!("no proof that {name} is down: {why}");
+                let why_not = |why| format!("no proof that {name} is down: {why}{step}");
                 loss.proved(until).await.map_err(why_not)
             }
+            None if !step.is_empty() => Err(format!("no proof that {name} is down{step}")),
             None => Err(format!("{name} itself is there, and its daemon is not")),
         }
     }
@@ -426,7 +431,10 @@ impl ChangeWatch {
 
 impl ClusterState {
     pub(super) fn name(&self, node: u32) -> String {
-        node_name(&self.nodes, node)
+        match self.old_names.get(&node) {
+            Some(name) if !self.nodes.contains_key(&node) => shown_node(node, Some(name)),
+            _ => node_name(&self.nodes, node),
+        }
     }
 
     pub(super) fn standalone_reason(&self) -> String {
@@ -437,7 +445,9 @@ impl ClusterState {
     }
 
     pub(super) fn set_nodes(&mut self, nodes: Option<Vec<Node>>) {
-        self.nodes = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
+        let new = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
+        let old = mem::replace(&mut self.nodes, new);
+        self.old_names.extend(old.into_iter().filter_map(|(node, name)| Some((node, name?))));
         self.update_silences();
     }
 
@@ -538,10 +548,7 @@ impl ClusterState {
 
 /// Returns the name of a node for people.
 pub(super) fn node_name(nodes: &BTreeMap<u32, Option<String>>, node: u32) -> String {
-    match nodes.get(&node) {
-        Some(Some(name)) => format!("node {node} ({name})"),
-        _ => format!("node {node}"),
-    }
+    shown_node(node, nodes.get(&node).and_then(Option::as_deref))
 }
 
 /// Keeps the leases of asks to owners that were lost: an owner may be in the middle of an action, so

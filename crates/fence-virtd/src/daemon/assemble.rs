@@ -74,7 +74,7 @@ pub(super) async fn assemble(
     let service = Service::new(setup.backend, audit, memory, setup.claims, config.daemon.client_timeout);
     // Before anybody is granted anything, here or at another host.
     service.hold_left(&left);
-    let other_hosts = setup.links.serve(&service);
+    let other_hosts = setup.links.serve(&service, state);
     // Not before the other hosts know what may still be under way here.
     // The domains of the agent backend need no hypervisor.
     first_lists(&known, wait || setup.agent.is_some()).await?;
@@ -138,15 +138,15 @@ struct ClusterLinks {
 impl ClusterLinks {
     /// Starts to serve the other hosts.
     #[cfg(feature = "cpg")]
-    fn serve(self, service: &Arc<Service>) -> OtherHosts {
+    fn serve(self, service: &Arc<Service>, state: Option<&Path>) -> OtherHosts {
         OtherHosts(self.links.map(|(cluster, events)| {
-            cluster.serve(events, service);
+            cluster.serve(events, service, state);
             cluster
         }))
     }
 
     #[cfg(not(feature = "cpg"))]
-    fn serve(self, _: &Arc<Service>) -> OtherHosts {
+    fn serve(self, _: &Arc<Service>, _: Option<&Path>) -> OtherHosts {
         let Self {} = self;
         OtherHosts()
     }

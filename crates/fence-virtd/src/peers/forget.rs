@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! `fence_virtd --forget HOST`: an administrator says that a host is gone for good.
+//! `fence_virtd --forget HOST`: an administrator says that a host, or a node of a cluster, is gone for good.
 //!
 //! Runs in a process of its own, beside a running daemon or not, and leaves the word for the daemon in the
 //! state directory. Must never write the daemon's own file.
@@ -17,6 +17,7 @@ use fence_wire::escaped;
 use super::state::shown_with_key;
 use super::store::HostStore;
 use crate::cli::options::CONFIG_FILE;
+use crate::nodes::{self, KnownNode, NodeState, NodeStore};
 use crate::replay;
 use crate::util::heard::heard_ago;
 
@@ -38,6 +39,19 @@ pub(crate) enum ForgetError {
          that host was installed anew, its old key is the one that was heard longer ago: forget that one"
     )]
     Namesakes { host: String, commands: String },
+    #[error(
+        "{0} is in corosync's list of nodes, so nothing is forgotten. If that node is gone for good: power \
+         that node off, take its entry out of corosync.conf on each other node, run corosync-cfgtool -R, and \
+         then this again"
+    )]
+    ListedNode(String),
+    #[error("no host or node \"{host}\" is known in {directory}; nodes of the cluster: {known}")]
+    UnknownNode { host: String, directory: String, known: String },
+    #[error(
+        "{0} is still heard, so nothing is forgotten. If that node is gone for good: power that node off, \
+         and run this again"
+    )]
+    HeardNode(String),
     #[error("can't write to {directory}: {source}; {}", remedy(.source))]
     State { directory: String, source: io::Error },
 }
@@ -62,7 +76,81 @@ pub(crate) fn run(file: &Path, host: &str) -> Result<String, ForgetError> {
     let config = fence_config::load(&source).config.ok_or_else(|| ForgetError::BadConfig(path.clone()))?;
     let from_systemd = std::env::var_os("STATE_DIRECTORY");
     let state = replay::directory(&config.daemon.state_dir, from_systemd.as_deref());
-    forget(&state.ok_or(ForgetError::NoState(path.clone()))?, host, &config, &path)
+    let state = state.ok_or(ForgetError::NoState(path.clone()))?;
+    let node = gone_node(&state, host, &config)?;
+    let told = match (forget(&state, host, &config, &path), &node) {
+        (Err(ForgetError::NobodyKnown { .. } | ForgetError::UnknownHost { .. }), Some(_)) => String::new(),
+        (Err(ForgetError::NobodyKnown { directory }), None) if config.cpg().is_some() => {
+            let known: Vec<_> = NodeStore::at(&state).read().iter().map(ToString::to_string).collect();
+            let known = if known.is_empty() {
+                "none, since fence_virtd is not in the group of the cluster here (fence_virtd --check)".into()
+            } else {
+                known.join(", ")
+            };
+            return Err(ForgetError::UnknownNode { host: escaped(host).to_string(), directory, known });
+        }
+        (told, _) => told?,
+    };
+    match node {
+        Some(node) => Ok(format!("{told}{}", node.forget(&state)?)),
+        None => Ok(told),
+    }
+}
+
+/// Returns the node of the cluster that is meant, if it was taken out of the cluster.
+///
+/// # Errors
+/// It is still there, and no other host is meant.
+fn gone_node(directory: &Path, host: &str, config: &Config) -> Result<Option<GoneNode>, ForgetError> {
+    let known = config.cpg().map(|_| NodeStore::at(directory).read()).unwrap_or_default();
+    let Some(node) = nodes::find(&known, host) else { return Ok(None) };
+    let name = node.to_string();
+    let is_host = || !HostStore::at(directory).read_with_announced().forget(host).is_empty();
+    let (node, state) = (node.clone(), node.state);
+    match state {
+        NodeState::Gone => {
+            let is_heir = |it: &&KnownNode| it.id != node.id && node.name.is_some() && it.name == node.name;
+            let heir = known.iter().find(is_heir).map(ToString::to_string);
+            Ok(Some(GoneNode { node, heir }))
+        }
+        // Hosts that became nodes are to be forgotten as hosts.
+        _ if is_host() => Ok(None),
+        NodeState::Listed => Err(ForgetError::ListedNode(name)),
+        NodeState::Heard => Err(ForgetError::HeardNode(name)),
+    }
+}
+
+/// Node that was taken out of the cluster.
+struct GoneNode {
+    node: KnownNode,
+    /// Another node with its name.
+    heir: Option<String>,
+}
+
+impl GoneNode {
+    /// Asks the daemon to tell all nodes. Returns what to tell the administrator.
+    fn forget(&self, directory: &Path) -> Result<String, ForgetError> {
+        let Self { node, heir } = self;
+        let state = |source| ForgetError::State { directory: shown(directory), source };
+        NodeStore::at(directory).request_forget(node.id).map_err(state)?;
+        let domains = match node.domains {
+            1 => "1 domain was".to_owned(),
+            count => format!("{count} domains were"),
+        };
+        let nothing = match heir {
+            Some(heir) => format!(
+                "If {heir} is the same machine, power nothing off. If not, make sure that nothing runs at \
+                 the forgotten one: power it off"
+            ),
+            None => "So make sure that nothing runs there: power that node off".to_owned(),
+        };
+        Ok(format!(
+            "forgotten: {node}, which was taken out of corosync's list of nodes; {domains} last seen there.\n\
+             fence_virtd tells all nodes that corosync hears, within two seconds, or when it starts. From \
+             then on domains are called off without asking that node. {nothing}.\nA node that is not heard \
+             now is not told: if --check warns there later, run this there too.\n"
+        ))
+    }
 }
 
 fn forget(directory: &Path, host: &str, config: &Config, file: &str) -> Result<String, ForgetError> {
@@ -259,6 +347,40 @@ mod tests {
         let told = |config: &Config| forget(dir.path(), "10.0.0.9", config, CONFIG_FILE).unwrap();
         let cpg = told(&fence_config::load(cpg.as_bytes()).config.unwrap());
         assert!(cpg.contains("power nothing off") && !cpg.contains("power that host off"), "{cpg}");
+    }
+
+    #[test]
+    fn only_a_node_that_was_taken_out_is_forgotten() {
+        let (dir, _) = known();
+        let nodes = [(1, NodeState::Listed, "h1"), (2, NodeState::Heard, "h2"), (3, NodeState::Gone, "h3")];
+        let nodes =
+            nodes.map(|(id, state, name)| KnownNode { id, state, domains: 1, name: Some(name.into()) });
+        let store = NodeStore::at(dir.path());
+        store.write(&nodes).unwrap();
+        let state = dir.path().display();
+        let file = dir.path().join("conf");
+        let run = |backend: &str, host: &str| {
+            let text = format!(
+                "fence_virtd {{ listener = \"tcp\"; backend = \"{backend}\"; state_dir = \"{state}\"; }} \
+                 listeners {{ tcp {{ }} }} backends {{ {backend} {{ }} }}"
+            );
+            fs::write(&file, text).unwrap();
+            run(&file, host).map_err(|it| it.to_string())
+        };
+        assert!(run("cpg", "h1").unwrap_err().starts_with("node 1 (h1) is in corosync's list of nodes"));
+        assert!(run("cpg", "2").unwrap_err().starts_with("node 2 (h2) is still heard"));
+        assert!(run("cpg", "h4").is_err() && run("libvirt", "h3").is_err());
+        assert!(store.take_forgotten().unwrap().is_empty());
+        let told = run("cpg", "h3").unwrap();
+        assert!(told.starts_with("forgotten: node 3 (h3), "), "{told}");
+        assert!(told.contains("power that node off"), "{told}");
+        assert_eq!(store.take_forgotten().unwrap(), [3]);
+        // It is back under another id.
+        store
+            .write(&[KnownNode { name: Some("h3".to_owned()), ..nodes[0].clone() }, nodes[2].clone()])
+            .unwrap();
+        let told = run("cpg", "h3").unwrap();
+        assert!(told.contains("If node 1 (h3) is the same machine, power nothing off"), "{told}");
     }
 
     #[test]

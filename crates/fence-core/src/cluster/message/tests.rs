@@ -132,6 +132,7 @@ fn message() -> impl Strategy<Value = HostMessage> {
             let off = |(uuid, age_ms, nodes)| RecentOff { uuid, age_ms, nodes };
             HostMessage::RecentOffs { offs: offs.into_iter().map(off).collect(), noted_ms: Some(7) }
         }),
+        any::<u32>().prop_map(|node| HostMessage::NodeGone { node }),
         domain().prop_map(HostMessage::Domain),
         text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),
     ]

@@ -40,6 +40,21 @@ fn hosts_that_are_heard_old_ones_and_those_that_are_not() {
 }
 
 #[test]
+fn a_node_that_was_taken_out_is_named_with_the_step() {
+    let node = |id, state, domains| KnownNode { id, state, domains, name: Some(format!("h{id}")) };
+    let nodes = [
+        node(1, NodeState::Listed, 0),
+        node(2, NodeState::Listed, 4),
+        node(3, NodeState::Gone, 2),
+        node(4, NodeState::Gone, 0),
+    ];
+    let found = gone(&nodes);
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].subject.as_str(), found[0].result), ("node 3 (h3)", FindingLevel::Warning));
+    assert!(found[0].next.as_ref().unwrap().contains("fence_virtd --forget h3 on one node"));
+}
+
+#[test]
 fn what_would_prove_a_loss() {
     let level = |it: &HostDown| host_down(it).result;
     assert_eq!(level(&HostDown::Never), FindingLevel::Ok);
@@ -48,7 +63,7 @@ fn what_would_prove_a_loss() {
     for path in ["/nosuch", "/etc", "/etc/passwd"] {
         assert_eq!(level(&HostDown::Command(path.into())), FindingLevel::Failed, "{path}");
     }
-    assert!(all(&Config { backends: Vec::new(), ..config("") }).is_empty());
+    assert!(all(&Config { backends: Vec::new(), ..config("") }, None).is_empty());
 }
 
 #[test]
@@ -56,7 +71,7 @@ fn what_would_prove_a_loss() {
 fn a_real_corosync() {
     on_a_node("check::cluster::tests::a_real_corosync", || {
         let config = config("host_down = \"pacemaker\";");
-        let found = all(&config);
+        let found = all(&config, None);
         assert_eq!(found.len(), 2);
         assert!(found[0].text.contains("corosync does not answer"), "{}", found[0].text);
         // No Pacemaker runs here either.
@@ -69,7 +84,7 @@ fn a_real_corosync() {
         let _corosync = Corosync::start();
         let mut peer = Peer::start("cluster::link::tests::peer", "fence-agents-2");
         peer.member();
-        let found = all(&config);
+        let found = all(&config, None);
         assert_eq!(found[0].text, "reached");
         assert_eq!(found[1].text, "daemons of: node 1 (alpha); not heard: node 5 (elsewhere), node 9");
     });
