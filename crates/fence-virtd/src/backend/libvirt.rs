@@ -689,7 +689,7 @@ impl LibvirtBackend {
         announced: StartAnnouncement,
     ) -> Box<dyn Restart> {
         let (home, uuid) = (Arc::clone(&self.hypervisors[home]), libvirt_uuid(domain.uuid));
-        Box::new(LibvirtRestart { home, uuid, source, announced })
+        Box::new(LibvirtRestart { home, uuid, source, announced, has_begun: true })
     }
 
     /// Powers a domain off at one hypervisor.
@@ -701,9 +701,10 @@ impl LibvirtBackend {
     ) -> Result<PowerOffHere, ActionError> {
         let home = &self.hypervisors[home];
         let watch = PowerOffWatch::new(home, order.uuid, lease);
+        let mut gone = None;
         let result: Result<Infallible, ActionError> = loop {
             if let Err(lapsed) = lease.check() {
-                break Err(lapsed);
+                break Err(gone.map_or(lapsed, ActionError::from));
             }
             let (held, memory, mine) = (lease.clone(), Arc::clone(home), Arc::clone(&watch.progress));
             let under_way = watch.call();
@@ -717,6 +718,11 @@ impl LibvirtBackend {
                 // The order is to have it off, so it is given again over a new connection as long as the
                 // client waits for it.
                 Err(CallError::Lost(_)) => {}
+                // Also if libvirtd stays away for longer: a machine that is half rebooted is to come up.
+                Err(error @ CallError::Down { .. }) if watch.has_begun() => {
+                    gone = Some(error);
+                    tokio::time::sleep(ORDER_PAUSE).await;
+                }
                 Err(error) => break Err(error.into()),
                 Ok(Ok(done)) => {
                     watch.over();
@@ -757,7 +763,7 @@ impl LibvirtBackend {
         };
         let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
         let source = StartSource::Definition;
-        match (LibvirtRestart { home, uuid, source, announced }).bring_up(lease).await {
+        match (LibvirtRestart { home, uuid, source, announced, has_begun: false }).bring_up(lease).await {
             Err(ActionError::Gone) => Err(ActionError::Refused(no_definition(self.home(domain)?.uri()))),
             other => other,
         }
@@ -815,6 +821,8 @@ struct LibvirtRestart {
     source: StartSource,
     /// Stands until the instance is seen, or the hypervisor refused.
     announced: StartAnnouncement,
+    /// The domain was taken down for the start, or the start was ordered: an absent libvirtd is waited for.
+    has_begun: bool,
 }
 
 /// Without the domain's XML, which may contain passwords.
@@ -833,10 +841,13 @@ impl fmt::Debug for LibvirtRestart {
 
 impl LibvirtRestart {
     async fn bring_up(self, lease: &Lease) -> Result<(), ActionError> {
-        let Self { home, uuid, source, announced } = self;
+        let Self { home, uuid, source, announced, mut has_begun } = self;
         let source = Arc::new(source);
+        let mut gone = None;
         loop {
-            lease.check()?;
+            if let Err(lapsed) = lease.check() {
+                return Err(gone.map_or(lapsed, ActionError::from));
+            }
             let (held, source) = (lease.clone(), Arc::clone(&source));
             // The call may go on when nobody waits for it any more, and the start with it.
             let announced = announced.clone();
@@ -846,7 +857,11 @@ impl LibvirtRestart {
                 ActFailure::separate(started)
             };
             match home.call(lease.until(), start).await {
-                Err(CallError::Lost(_)) => {}
+                Err(CallError::Lost(_)) => has_begun = true,
+                Err(error @ CallError::Down { .. }) if has_begun => {
+                    gone = Some(error);
+                    tokio::time::sleep(ORDER_PAUSE).await;
+                }
                 Err(error) => return Err(error.into()),
                 Ok(result) => return result,
             }
@@ -940,7 +955,7 @@ impl Backend for LibvirtBackend {
         let _proof = self.prove_off_here(&DomainQuestion::about(domain), lease.until()).await?;
         let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
         let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
-        LibvirtRestart { home, uuid, source, announced }.bring_up(lease).await
+        LibvirtRestart { home, uuid, source, announced, has_begun: false }.bring_up(lease).await
     }
 
     async fn order_settles(&self, _: &PendingOrder, domain: DomainId, until: Instant) {
