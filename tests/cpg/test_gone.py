@@ -69,6 +69,10 @@ def test_a_node_that_is_gone_for_good(hosts):
         if when == "heard":
             hosts.h3.kill()
             hosts.h1.wait_members(2)
+    # The daemon looks for itself, whatever asks it.
+    hosts.h1.daemon.state.joinpath("nodes.forget").write_text("3\n")
+    hosts.h1.daemon.wait_log(r"node 3 \(h3\) is not forgotten: that node is in corosync's list of nodes", 30)
+    assert refused(hosts.ask("h2", "status", "c1")) and refused(hosts.ask("h1", "status", "c1"))
     with without_h3(hosts):
         for host in others:
             until(lambda h=host: "node 3 (h3) was taken out of corosync's list of nodes" in h.daemon.log, 30,
