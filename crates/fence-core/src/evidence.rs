@@ -171,7 +171,7 @@ impl ProvedOff {
         let since = newest_common_moment(asked, rounds)?;
         let down = last_evidence(rounds);
         match open_move(rounds) {
-            Some(it) => Err(moved_away(it)),
+            Some(it) => Err(moved_away(it, &down)),
             None => Ok(Self { since, down, moved_from: left_places(rounds) }),
         }
     }
@@ -187,7 +187,7 @@ impl ProvedOff {
             Sight::On => Err(Doubt::On(look.place.clone())),
             Sight::Moving => Err(Doubt::Moving(look.place.clone())),
             Sight::Unknown(ref why) => Err(Doubt::CantTell(why.clone())),
-            Sight::MovedAway(_) => Err(moved_away(look)),
+            Sight::MovedAway(_) => Err(moved_away(look, &[])),
             Sight::Down(_) => Err(Doubt::CantTell(format!("{} was not looked at", look.place))),
             Sight::Ended(_) | Sight::Off | Sight::Absent if look.began < asked => Err(too_old(look)),
             Sight::Ended(_) | Sight::Off | Sight::Absent => Ok(Self::by_looks(look.began)),
@@ -355,17 +355,28 @@ pub fn ended_since(look: &Finding, since: Instant) -> bool {
     matches!((age, until_look), (Some(age), Some(time)) if age <= time)
 }
 
-fn moved_away(look: &Finding) -> Doubt {
+/// Returns why a domain that moved away is in doubt, and the next step. `down` is what is said of hosts that
+/// are down: the machine may have been there, and no host that is asked will ever tell.
+fn moved_away(look: &Finding, down: &[String]) -> Doubt {
     let place = match &look.place {
         DomainSite::Hypervisor(_) => format!("this host ({})", look.place),
         DomainSite::Host(_) | DomainSite::Device(_) => look.place.to_string(),
     };
+    let why = if down.is_empty() {
+        "no host that was asked saw the domain end after that, or nobody watched: fence_virtd or libvirtd \
+         was away. Is the domain on at a host that is not asked? Name that host in `peers` of all hosts, and \
+         reload (with cpg: it must be a node)"
+            .to_owned()
+    } else {
+        format!(
+            "no host that answered saw the domain end after that. {}. The domain may have moved to a host \
+             that is down: be sure that this host is powered off",
+            down.join("; ")
+        )
+    };
     Doubt::CantTell(format!(
-        "the domain moved away from {place}, or was saved there to a file, and no host that was asked saw \
-         the domain end after that, or nobody watched: fence_virtd or libvirtd was away. Is the domain on \
-         at a host that is not asked? Name that host in `peers` of all hosts, and reload (with cpg: it must \
-         be a node). If the domain is off everywhere, start the domain with virsh at a host that is asked, \
-         then fence the domain"
+        "the domain moved away from {place}, or was saved there to a file, and {why}. If the domain is off \
+         everywhere, start the domain with virsh at a host that is asked, then fence the domain"
     ))
 }
 

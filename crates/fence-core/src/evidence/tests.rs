@@ -51,6 +51,21 @@ fn the_text_of_a_move_names_this_host_and_the_next_step() {
     assert!(!why(DomainSite::Host("h1".to_owned())).contains("this host"));
 }
 
+/// A host that is down can't tell that the machine was there: the reason names that host, and no `peers`.
+#[test]
+fn the_text_of_a_move_names_a_host_that_is_down() {
+    let start = Instant::now();
+    let down = Sight::Down("/bin/true says so".to_owned());
+    let round =
+        |step| vec![finding(start, 1, Sight::MovedAway(HOUR), step), finding(start, 2, down.clone(), step)];
+    let why = ProvedOff::from_rounds(start, &[round(1), round(2)]).unwrap_err().to_string();
+    for words in ["host 2 is down: /bin/true says so.", "may have moved to a host that is down", "with virsh"]
+    {
+        assert!(why.contains(words), "{why}");
+    }
+    assert!(!why.contains("peers") && !why.contains("not asked"), "{why}");
+}
+
 #[test]
 fn a_host_alone_needs_one_look() {
     let start = Instant::now();

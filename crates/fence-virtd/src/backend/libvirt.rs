@@ -384,15 +384,26 @@ impl LibvirtBackend {
         let question =
             DomainQuestion::about_unknown(wanted.uuid().map(domain_id), wanted.name().unwrap_or_default());
         let looks = others.iter().map(|it| it.look(&question, until));
-        let found = join_all(looks).await.into_iter().flatten();
-        let doubts = found.filter_map(|it| match it.sight {
-            Sight::Unknown(why) => Some(why),
-            Sight::On | Sight::Moving => {
-                Some(format!("this host has no definition of the domain, {} has the domain on", it.place))
+        let (mut doubts, mut down, mut is_known) = (Vec::new(), Vec::new(), false);
+        for it in join_all(looks).await.into_iter().flatten() {
+            match it.sight {
+                Sight::Unknown(why) => doubts.push(why),
+                Sight::On | Sight::Moving => doubts.push(format!(
+                    "this host has no definition of the domain, {} has the domain on",
+                    it.place
+                )),
+                Sight::Down(evidence) => down.push(format!("{} is down: {evidence}", it.place)),
+                Sight::Off | Sight::Ended(_) | Sight::MovedAway(_) => is_known = true,
+                Sight::Absent => {}
             }
-            Sight::Off | Sight::Absent | Sight::Ended(_) | Sight::MovedAway(_) | Sight::Down(_) => None,
-        });
-        let doubts: Vec<_> = doubts.collect();
+        }
+        if doubts.is_empty() && !is_known && !down.is_empty() {
+            doubts.push(format!(
+                "no such domain on this host. {}. The only definition of the domain may be there: if the \
+                 name is right, define the domain at this host too (virsh define), then ask again",
+                down.join("; ")
+            ));
+        }
         if doubts.is_empty() { LocateError::NotFound } else { LocateError::Unavailable(doubts.join("; ")) }
     }
 

@@ -14,7 +14,7 @@ use fence_core::host_down::Proof;
 use fence_wire::escaped;
 use tokio::time::timeout_at;
 
-use super::limits::{DOWN_COMMAND_LIMIT, DOWN_COMMAND_WORD};
+use super::limits::{DOWN_COMMAND_LIMIT, DOWN_COMMAND_PAUSE, DOWN_COMMAND_WORD};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::host_down::clock;
 use crate::process::run as program;
@@ -40,6 +40,9 @@ type AnswerSlot = Arc<tokio::sync::Mutex<Option<DownAnswer>>>;
 struct DownAnswer {
     asked: Instant,
     said: Result<Proof, String>,
+    /// The command hung. That is told to a later look too, until this moment: a request looks twice, and its
+    /// reason would come after nobody waits for it.
+    hung_until: Option<Instant>,
 }
 
 impl DownAnswers {
@@ -58,6 +61,10 @@ impl DownAnswers {
                 question.asked,
             );
         };
+        let hung = slot.as_ref().filter(|it| it.hung_until.is_some_and(|until| Instant::now() < until));
+        if let Some(DownAnswer { said: Err(why), asked, .. }) = hung {
+            return (Err(why.clone()), *asked);
+        }
         if let Some(answer) = slot.as_ref().filter(|it| it.asked >= question.asked) {
             match &answer.said {
                 Ok(proof) => {
@@ -85,7 +92,9 @@ impl DownAnswers {
             // Another request may have more time for it.
             Err(error) => (Err(error.to_string()), limit < until),
         };
-        *slot = Some(DownAnswer { asked, said: said.clone() }).filter(|_| is_whole);
+        let ended = Instant::now();
+        let hung_until = (said.is_err() && ended >= limit).then(|| ended + DOWN_COMMAND_PAUSE);
+        *slot = Some(DownAnswer { asked, said: said.clone(), hung_until }).filter(|_| is_whole);
         (said.and_then(|it| it.evidence(clock::now()).map(str::to_owned)), asked)
     }
 

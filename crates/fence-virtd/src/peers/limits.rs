@@ -39,6 +39,8 @@ pub(super) const KEPT_HELLOS: usize = 256;
 pub(super) const MAX_KEYS: usize = 8;
 /// Time for the command that proves a silent host down.
 pub(super) const DOWN_COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// Time after a hanging command was killed in which it is not asked again about the same host.
+pub(super) const DOWN_COMMAND_PAUSE: Duration = Duration::from_secs(3);
 /// Characters of its first line of output that are told.
 pub(super) const DOWN_COMMAND_WORD: usize = 120;
 /// Time to read the files at the start.

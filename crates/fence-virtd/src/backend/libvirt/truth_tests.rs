@@ -252,6 +252,10 @@ async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
     for (elsewhere, named) in [
         (Sight::Unknown("h2 is silent".to_owned()), Some("can't tell: h2 is silent")),
         (Sight::On, Some("h2")),
+        (
+            Sight::Down("/bin/true says so".to_owned()),
+            Some("is down: /bin/true says so. The only definition"),
+        ),
         (Sight::Off, None),
     ] {
         let world = World::new();

@@ -92,6 +92,20 @@ async fn a_command_that_fails_or_hangs_proves_nothing() {
     }
 }
 
+/// A request looks twice, and whoever asks for the reason waits for 20 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_hung_is_not_asked_again_at_once() {
+    let dir = StateDir::new();
+    let (a, _) = host_with_a_silent_one(&dir, "echo >> runs; sleep 600").await;
+    let began = Instant::now();
+    for _ in 0..2 {
+        let found = a.peers.look(&question(), began + Duration::from_secs(25)).await;
+        assert!(reason(&found[0].sight).contains("did not end in time, and was killed"), "{found:?}");
+    }
+    assert_eq!(runs(&dir), 1);
+    assert!(began.elapsed() < Duration::from_secs(18), "{:?}", began.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_runs_once_for_each_request() {
     let dir = StateDir::new();
