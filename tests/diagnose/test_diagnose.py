@@ -401,6 +401,17 @@ def in_order_at_another_host(it):
     return it.diagnose("-n", "vm1", t=20)
 
 
+@scene("off would not be carried out", page=False)
+def on_at_a_host_that_is_not_asked(it):
+    """By TCP one host is asked, and it tells the status of a domain that another host has on: an off is for that one."""
+    owner, hosts = it.net.node("owner"), f'"; peer_key_file = "{it.key("hosts")}'
+    it.daemon(listener="tcp", peers=it.host.ip + hosts, node=owner)
+    it.daemon(listener="tcp", peers=owner.ip + hosts, uri=_doubtful(it))
+    code, text = it.diagnose("-T", it.host.ip, "-n", "vm1", program="fence_virt", t=20)
+    assert "answered: the domain is on" in text and owner.ip in text and "in order" not in text
+    return code, text
+
+
 @scene("in order: a host that holds the key has answered", page=False)
 def in_order_sealed_tcp(it):
     it.daemon(listener="tcp")

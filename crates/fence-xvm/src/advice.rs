@@ -309,13 +309,14 @@ impl HostCause {
                  here and there, and look at `groups` in its fence_virt.conf"
             }
             Self::Held => {
-                "ask again later, with a longer -t (30 where corosync is used: a host may wait for a proof \
-                 that another is down); the host's log says what runs"
+                "ask again later, with a longer -t (30 where corosync or peer_down_command is used: a host \
+                 may wait for a proof that another is down); the host's log says what runs"
             }
             Self::NoResponse => "check on the host that virsh list answers",
             Self::Denied => {
                 "fence_xvm -o list shows the domains that this guest may fence; look at `groups` in the \
-                 host's fence_virt.conf: this guest's address and the domain must stand in one group"
+                 host's fence_virt.conf: this guest's address and the domain must stand in one group. A \
+                 group with `key_file` takes its own key alone: is it the one that this guest uses?"
             }
             Self::Backend => {
                 "check on the host that libvirt runs (virsh list) and is the one of `uri` in fence_virt.conf"

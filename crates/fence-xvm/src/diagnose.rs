@@ -280,11 +280,14 @@ fn diagnose_stream(
     ask: impl Fn(&RequestPlan) -> Result<HostAnswer, Box<StreamFailure>>,
     connect: impl Fn(Duration) -> io::Result<HostConnection>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
+    let ask_host = |other: &RequestPlan| ask(other).ok().map(AnsweredQuestion::of);
+    let judge = |plan: &RequestPlan, answer| {
+        let asked = AnsweredQuestion::of(answer);
+        let cause = cause_of_answer(plan, key, &asked, |other| Ok(ask_host(other)))?;
+        Ok(cause.or_else(|| cause_of_off(plan, key, &asked, ask_host)))
+    };
     let failure = match ask(plan) {
-        Ok(answer) => {
-            let ask = |other: &RequestPlan| Ok(ask(other).ok().map(AnsweredQuestion::of));
-            return cause_of_answer(plan, key, &AnsweredQuestion::of(answer), ask);
-        }
+        Ok(answer) => return judge(plan, answer),
         Err(failure) => failure,
     };
     let Some(progress) = failure.progress() else { return Err(failure.into()) };
@@ -293,8 +296,7 @@ fn diagnose_stream(
     if let Some(longer) = longer_question(plan, key, &cause)
         && let Ok(answer) = ask(&longer)
     {
-        let ask = |other: &RequestPlan| Ok(ask(other).ok().map(AnsweredQuestion::of));
-        return cause_of_answer(&longer, key, &AnsweredQuestion::of(answer), ask);
+        return judge(&longer, answer);
     }
     let hashes: Vec<_> = other_hashes(plan, key).collect();
     let is_accepted = |plan: &RequestPlan| {
@@ -303,6 +305,26 @@ fn diagnose_stream(
         Ok(result.unwrap_or(false))
     };
     try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
+}
+
+/// Asks the only host that is asked what an off would do, where it told that the domain is on: it may have
+/// that from another host, which nobody asks, and an off fails then. None where it would be done, or where
+/// the host can't say.
+fn cause_of_off(
+    plan: &RequestPlan,
+    key: Option<&Key>,
+    asked: &AnsweredQuestion,
+    ask: impl FnOnce(&RequestPlan) -> Option<AnsweredQuestion>,
+) -> Option<ProbableCause> {
+    let is_on = plan.action == Action::Status && asked.answer == HostAnswer::Response(Response::Success);
+    if key.is_none() || plan.dry_run.is_some() || !is_on {
+        return None;
+    }
+    let hash = if is_sealed(plan) { plan.hash } else { HashType::HmacSha256 };
+    let off = RequestPlan { dry_run: Some(Action::Off), hash, wants_reason: true, ..plan.clone() };
+    let said = ask(&off).filter(|it| matches!(it.answer, HostAnswer::Forecast { .. }))?;
+    show(&"asked what an off would do; nothing was done");
+    cause_of_forecast(Action::Off, &said)
 }
 
 /// Answer to one question, and what else is known of the hosts that answered it.
@@ -543,8 +565,8 @@ mod tests {
         assert_eq!(only.reasons(), ["the host says: it is saved"]);
     }
 
-    fn cause(first: &AnsweredQuestion, second: &[u8]) -> Option<ProbableCause> {
-        let plan = RequestPlan {
+    fn status_plan() -> RequestPlan {
+        RequestPlan {
             action: Action::Status,
             target: Target::new("vm1", false).unwrap(),
             timeout: Duration::ZERO,
@@ -558,7 +580,11 @@ mod tests {
             key_file_named: true,
             debug: 0,
             transport: Transport::Vsock { cid: 2, port: 1229 },
-        };
+        }
+    }
+
+    fn cause(first: &AnsweredQuestion, second: &[u8]) -> Option<ProbableCause> {
+        let plan = status_plan();
         let hosts = second.iter().map(|it| [10, 0, 0, *it].into()).collect();
         let answer = HostAnswer::Response(Response::Success);
         cause_of_answer(&plan, None, first, |_| {
@@ -569,6 +595,29 @@ mod tests {
             }))
         })
         .unwrap()
+    }
+
+    /// The status of another host's domain is on, and an off is not for the host that is asked.
+    #[test]
+    fn a_status_that_is_on_is_not_in_order_where_an_off_would_fail() {
+        let key = Key::new(&[7; 32]).unwrap();
+        let on = AnsweredQuestion::of(HostAnswer::Response(Response::Success));
+        let cause = |asked, key, answer: &HostAnswer| {
+            cause_of_off(&status_plan(), key, asked, |plan| {
+                assert_eq!((plan.action, plan.dry_run), (Action::Status, Some(Action::Off)));
+                assert!(plan.hash.sealed().is_some());
+                Some(AnsweredQuestion::of(answer.clone()))
+            })
+        };
+        let forecast = |response| HostAnswer::Forecast { response, text: "on at host h2".to_owned() };
+        let said = cause(&on, Some(&key), &forecast(Response::Failure)).unwrap().sentence().into_owned();
+        assert_eq!(said, "off would not be carried out; the host says: on at host h2");
+        assert_eq!(cause(&on, Some(&key), &forecast(Response::Success)), None);
+        // An older host answers the status alone.
+        assert_eq!(cause(&on, Some(&key), &HostAnswer::Response(Response::Success)), None);
+        let off = AnsweredQuestion::of(HostAnswer::Response(Response::Off));
+        assert_eq!(cause(&off, Some(&key), &forecast(Response::Failure)), None);
+        assert_eq!(cause(&on, None, &forecast(Response::Failure)), None);
     }
 
     #[test]
