@@ -69,3 +69,16 @@ def test_a_daemon_that_stands_still(setup, daemon):
     status = setup.run("--status", "-f", setup.file)
     assert status.rc == 1 and "does not answer within" in status.err and "os error" not in status.err
     assert re.search(r"fence_virtd --check", status.err)
+
+
+def test_a_daemon_that_told_nothing_and_none_at_all(setup, daemon):
+    """As one that was started on a full disk, and one that was killed."""
+    (setup.state / "in-use").unlink()
+    rc, [it] = of_daemon(setup)
+    assert rc == 0 and it["result"] == "warning" and it["subject"] == f"pid {daemon.pid}", it
+    assert "which configuration it uses is not known" in it["text"]
+    daemon.process.kill()
+    daemon.process.wait()
+    rc, [it] = of_daemon(setup)
+    assert rc == 0 and it["result"] == "warning" and "none runs with this state_dir" in it["text"], it
+    assert it["next"].startswith("systemctl start fence_virtd")

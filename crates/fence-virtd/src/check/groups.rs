@@ -38,17 +38,22 @@ pub(super) fn all(config: &Config, own: Option<&[CheckedDomain]>) -> Vec<Finding
 /// Returns the rule of a group in words.
 fn rule(config: &Config, group: &Group) -> String {
     let mut sources: Vec<String> = group.ips.iter().map(|it| escaped(it.as_str()).to_string()).collect();
-    if config.serial().is_some() {
+    let has_own_key = !group.key_files.is_empty();
+    // A serial line shows no key.
+    if config.serial().is_some() && !has_own_key {
         sources.push("its domains by their serial lines".to_owned());
     }
     let members: Vec<String> = group.uuids.iter().map(|it| escaped(it.as_str()).to_string()).collect();
+    let whom = if members.is_empty() { "nobody".to_owned() } else { first_names(&members, SHOWN) };
+    if sources.is_empty() && has_own_key {
+        return format!("whoever has a key of the group (`key_file`) may fence {whom}, from any address");
+    }
     let who = if sources.is_empty() {
         "nobody (the group has no `ip`)".to_owned()
     } else {
         first_names(&sources, SHOWN)
     };
-    let whom = if members.is_empty() { "nobody".to_owned() } else { first_names(&members, SHOWN) };
-    let key = if group.key_files.is_empty() { "the listener's key" } else { "a key of its own" };
+    let key = if has_own_key { "a key of its own" } else { "the listener's key" };
     format!("{who} may fence {whom}, with {key}")
 }
 
@@ -97,6 +102,17 @@ mod tests {
             "{found:?}"
         );
         assert!(found[1].1.contains("nobody (the group has no `ip`) may fence db1"), "{found:?}");
+    }
+
+    #[test]
+    fn a_key_of_its_own_opens_a_group_without_addresses() {
+        let serial = "multicast { } serial { uri = \"u\"; mode = \"vmchannel\"; }";
+        for listeners in ["multicast { }", serial] {
+            let group = "group { key_file = \"/etc/cluster/red.key\"; uuid = \"web1\"; }";
+            let found = said(listeners, group, None);
+            let words = "whoever has a key of the group (`key_file`) may fence web1, from any address";
+            assert!(found[0].1.contains(words), "{found:?}");
+        }
     }
 
     #[test]

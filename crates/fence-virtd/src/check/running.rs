@@ -3,7 +3,10 @@
 //! and the keys that the other checks look at. Runs in the process of `--check`.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,8 +14,10 @@ use fence_cli::shown;
 use fence_config::{Config, MetricsAddress};
 use fence_core::hosts::{KnownHost, KnownHosts};
 use fence_wire::{HostId, escaped};
+use nix::sys::stat::{major, minor};
 
 use super::finding::Finding;
+use crate::cli::options::CONFIG_FILE;
 use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, keys};
 use crate::observe::metrics_reader::{self, samples};
 
@@ -23,9 +28,64 @@ const LIMIT: Duration = Duration::from_secs(2);
 const RELOAD: &str = "systemctl reload fence_virtd. If that was done, its log says why it was \
                       refused, or could not be noted in state_dir";
 
+/// Files of the state directory that a daemon locks for as long as it runs.
+const LOCKED: [&str; 3] = ["lock", "intents", "host.key"];
+
+/// Use of a state directory, as its files and their locks show it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum DirectoryUse {
+    /// The process with this pid has locked a file.
+    Running(u32),
+    /// A daemon used it, and none does now.
+    Ended,
+    /// No daemon has used it yet.
+    Unused,
+    /// Locks or files can not be read.
+    Unknown,
+}
+
+impl DirectoryUse {
+    /// Reads the locks from the kernel's list: to try a lock could get in the way of a daemon that starts.
+    fn of(directory: &Path) -> Self {
+        let metadata: Result<Vec<_>, _> = LOCKED
+            .iter()
+            .map(|it| match fs::metadata(directory.join(it)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                other => other.map(Some),
+            })
+            .collect();
+        let (Ok(metadata), Ok(locks)) = (metadata, fs::read_to_string("/proc/locks")) else {
+            return Self::Unknown;
+        };
+        let files: Vec<_> = metadata.into_iter().flatten().collect();
+        let mut holders = files.iter().filter_map(|it| lock_holder(&locks, it));
+        match holders.next() {
+            Some(pid) => Self::Running(pid),
+            None if files.is_empty() => Self::Unused,
+            None => Self::Ended,
+        }
+    }
+}
+
+/// Returns the process that has locked a file as a whole, by the kernel's list.
+fn lock_holder(locks: &str, file: &fs::Metadata) -> Option<u32> {
+    let (dev, inode) = (file.dev(), file.ino());
+    let device = format!("{:02x}:{:02x}", major(dev), minor(dev));
+    locks.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip_while(|it| *it != "FLOCK");
+        let (pid, place) = (words.nth(3)?.parse().ok()?, words.next()?);
+        let (at, number) = place.rsplit_once(':')?;
+        // Some file systems show another device number than the list does.
+        let is_ours =
+            || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "fence_virtd\n");
+        (number.parse() == Ok(inode) && (at == device || is_ours())).then_some(pid)
+    })
+}
+
 /// The daemon that runs with this state directory, as far as it can be seen.
 pub(super) struct RunningDaemon {
     in_use: Option<ConfigurationInUse>,
+    directory: DirectoryUse,
     /// Text of its metrics, where it has any and answers.
     metrics: Option<std::io::Result<String>>,
 }
@@ -35,13 +95,17 @@ impl RunningDaemon {
     pub(super) fn look(config: &Config, state: Option<&Path>) -> Self {
         let in_use = state.and_then(ConfigurationInUse::of_running);
         let ask = |it: &MetricsAddress| metrics_reader::fetch(it, LIMIT);
+        let directory = state.map_or(DirectoryUse::Unknown, DirectoryUse::of);
         let metrics = config.daemon.metrics.as_ref().filter(|_| in_use.is_some()).map(ask);
-        Self { in_use, metrics }
+        Self { in_use, directory, metrics }
     }
 
-    /// Returns what is to be said of the daemon; nothing where none runs that can be told from others.
+    /// Returns what is to be said of the daemon; nothing where that can't be told, or before the first start
+    /// with a configuration that is not the installed one.
     pub(super) fn findings(&self, config: &Config, file: &Path, source: &[u8]) -> Vec<Finding> {
-        let Some(in_use) = &self.in_use else { return Vec::new() };
+        let Some(in_use) = &self.in_use else {
+            return self.without_configuration(file).into_iter().collect();
+        };
         let subject = format!("pid {}", in_use.pid);
         let mut found: Vec<_> = self.silence(in_use, &subject).into_iter().collect();
         found.extend(older(in_use, config, file, source));
@@ -53,6 +117,24 @@ impl RunningDaemon {
             ));
         }
         found
+    }
+
+    /// Returns what is to be said where no daemon that runs has told its configuration.
+    fn without_configuration(&self, file: &Path) -> Option<Finding> {
+        match self.directory {
+            DirectoryUse::Running(pid) => {
+                let text = "one runs; which configuration it uses is not known, since it could not be \
+                            noted in state_dir (a full disk?)";
+                Some(Finding::warning(CHECK, format!("pid {pid}"), text, "systemctl reload fence_virtd"))
+            }
+            DirectoryUse::Unused if file != Path::new(CONFIG_FILE) => None,
+            DirectoryUse::Ended | DirectoryUse::Unused => {
+                let text = "none runs with this state_dir: this host answers no guest and no other host";
+                let next = "systemctl start fence_virtd. If it does not stay up: journalctl -u fence_virtd";
+                Some(Finding::warning(CHECK, "", text, next))
+            }
+            DirectoryUse::Unknown => None,
+        }
     }
 
     fn silence(&self, in_use: &ConfigurationInUse, subject: &str) -> Option<Finding> {
@@ -101,7 +183,7 @@ impl RunningDaemon {
 /// Returns what the daemon has not taken up.
 fn older(in_use: &ConfigurationInUse, config: &Config, file: &Path, source: &[u8]) -> Vec<Finding> {
     let name = shown(file);
-    if std::fs::canonicalize(file).is_ok_and(|it| it != in_use.file) {
+    if fs::canonicalize(file).is_ok_and(|it| it != in_use.file) {
         let text = format!("the running fence_virtd (pid {}) has another configuration file", in_use.pid);
         let next = format!("check the one that it has: fence_virtd --check -f {}", shown(&in_use.file));
         return vec![Finding::warning(CHECK, name, text, next)];
@@ -239,9 +321,32 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_told_no_configuration_and_none_at_all_are_named() {
+        use nix::fcntl::{Flock, FlockArg};
+        let host = Host::new();
+        assert_eq!(host.said(), "", "before the first start");
+        host.write("lock", "");
+        let file = fs::File::open(host.dir.path().join("lock")).unwrap();
+        let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+        let said = host.said();
+        let pid = std::process::id();
+        assert!(said.starts_with(&format!("warning  daemon pid {pid}: one runs; which")), "{said}");
+        drop(held);
+        let said = host.said();
+        assert!(said.starts_with("warning  daemon: none runs with this state_dir"), "{said}");
+        assert!(said.contains("-> systemctl start fence_virtd"), "{said}");
+        // The installed configuration, before the first start.
+        let never = RunningDaemon { in_use: None, directory: DirectoryUse::Unused, metrics: None };
+        let (config, source) = host.read();
+        let found = never.findings(&config, Path::new(CONFIG_FILE), &source);
+        assert!(found.len() == 1 && found[0].result == FindingLevel::Warning, "{found:?}");
+    }
+
+    #[test]
     fn the_daemon_knows_who_has_another_key() {
         let text = "fence_virtd_peer_other_key{address=\"10.0.0.2\"} 1\n".to_owned();
-        let other = RunningDaemon { in_use: None, metrics: Some(Ok(text)) }.other_keys();
+        let other = RunningDaemon { in_use: None, directory: DirectoryUse::Unknown, metrics: Some(Ok(text)) };
+        let other = other.other_keys();
         assert_eq!(other, [IpAddr::from([10, 0, 0, 2])].into());
     }
 
@@ -256,7 +361,9 @@ mod tests {
             "fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"{id}\",kind=\"ours\"}} 160\n\
              fence_virtd_peer_last_heard_seconds{{host=\"10.0.0.9\",key=\"\",kind=\"legacy\"}} 150\n"
         );
-        RunningDaemon { in_use: None, metrics: Some(Ok(text)) }.bring_up_to_date(&mut known);
+        let running =
+            RunningDaemon { in_use: None, directory: DirectoryUse::Unknown, metrics: Some(Ok(text)) };
+        running.bring_up_to_date(&mut known);
         let heard: Vec<_> = known.all().map(|it| (it.name.as_str(), it.last_heard)).collect();
         assert!(heard.contains(&("h2", 160)) && heard.contains(&("10.0.0.9", 150)), "{heard:?}");
     }

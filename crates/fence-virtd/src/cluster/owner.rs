@@ -151,7 +151,7 @@ impl AskExecution<'_> {
             return outcome;
         }
         match seen {
-            Sight::Absent => return ServeOutcome::Failed(ActionError::Gone),
+            Sight::Absent => return ServeOutcome::SeenAbsent,
             Sight::Unknown(why) | Sight::Down(why) => {
                 return ServeOutcome::Failed(ActionError::Unavailable(why));
             }
@@ -246,6 +246,8 @@ enum ServeOutcome {
     Is(PowerState),
     /// A look at all hypervisors saw no instance.
     SeenOff(Sight),
+    /// The same, and no definition. That is no failure: a domain is at a few of many hosts.
+    SeenAbsent,
     /// The same, and other domains with the name left this host: that is no "off" for an asker of the last
     /// release. The text says so.
     SeenOffWithNamesakes(Sight, Vec<DomainId>, String),
@@ -258,7 +260,7 @@ enum ServeOutcome {
 impl ServeOutcome {
     fn end(&self) -> AskEnd {
         match self {
-            Self::Failed(ActionError::Gone) => AskEnd::NotHere,
+            Self::Failed(ActionError::Gone) | Self::SeenAbsent => AskEnd::NotHere,
             Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
             Self::NotStarted(error) => AskEnd::Done(AskOutcome::not_started(&error.to_string())),
             Self::SeenOff(sight) => AskEnd::Done(AskOutcome::seen_off(sight)),
@@ -272,7 +274,7 @@ impl ServeOutcome {
     fn response(&self) -> Response {
         match self {
             Self::Is(PowerState::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
-            Self::Is(PowerState::Off) | Self::SeenOff(_) => Response::Off,
+            Self::Is(PowerState::Off) | Self::SeenOff(_) | Self::SeenAbsent => Response::Off,
             Self::Failed(_) | Self::SeenOffWithNamesakes(..) => Response::Failure,
         }
     }
@@ -280,6 +282,7 @@ impl ServeOutcome {
     fn reason(&self) -> Option<String> {
         match self {
             Self::Is(_) | Self::SeenOff(_) => None,
+            Self::SeenAbsent => Some("the domain is not at this host".to_owned()),
             Self::Done(why) => why.clone(),
             Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),
             Self::Failed(error) => Some(error.to_string()),
@@ -298,4 +301,18 @@ fn seen_off_with_namesakes(seen: &Sight, found: &[Finding]) -> Option<ServeOutco
         let why = namesake_moved_away(look, *other);
         ServeOutcome::SeenOffWithNamesakes(seen.clone(), heard.into_keys().collect(), why)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Most nodes of a cluster do not know the domain: a record of failure at each would hide a true one.
+    #[test]
+    fn a_look_at_a_node_that_does_not_know_the_domain_is_no_failure() {
+        let seen = ServeOutcome::SeenAbsent;
+        assert_eq!((seen.response(), seen.end()), (Response::Off, AskEnd::NotHere));
+        assert_eq!(seen.reason().as_deref(), Some("the domain is not at this host"));
+        assert_eq!(ServeOutcome::Failed(ActionError::Gone).response(), Response::Failure);
+    }
 }

@@ -197,7 +197,11 @@ impl LostHostState {
     async fn proof_after(&self, arrived: Moment) -> Result<Proof, String> {
         match &*self.evidence.how {
             EvidenceSource::Never => {
-                return Err("host_down = \"never\": nothing proves that the host is down".to_owned());
+                return Err("host_down = \"never\" (the default): nothing proves that the host is down, \
+                            and to fence that host does not help. Bring that host back; so that this does \
+                            not come again: set host_down (fence_virt.conf(5)) and restart fence_virtd on \
+                            each node"
+                    .to_owned());
             }
             EvidenceSource::Membership => return Ok(Proof::by_membership(arrived)),
             EvidenceSource::Pacemaker(_) | EvidenceSource::Command(_) => {}

@@ -80,6 +80,10 @@ struct IntentWriter {
     open: IntentTable,
     /// Intents with a file of XML.
     with_xml: BTreeSet<u64>,
+    /// The file has damaged lines, which were told. It is emptied when nothing in it is open.
+    has_damage: bool,
+    /// One of them may have told of an order that can still take effect.
+    hides_order: bool,
 }
 
 /// Opens the files on a thread of its own, since a disk that hangs must not delay the daemon.
@@ -127,9 +131,14 @@ impl IntentWriter {
         });
         let with_xml: BTreeSet<u64> = owed.map(|it| it.intent.number).collect();
         let open = contents.table();
+        let (has_damage, hides_order) = (contents.damaged > 0, contents.hides_order);
         let within =
             OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
-        let writer = Self { directory, file, within, longest: LONGEST, open, with_xml };
+        let mut writer =
+            Self { directory, file, within, longest: LONGEST, open, with_xml, has_damage, hides_order };
+        if writer.is_over(0) {
+            writer.empty()?;
+        }
         writer.remove_stale_xml()?;
         Ok((writer, contents))
     }
@@ -161,11 +170,11 @@ impl IntentWriter {
             self.with_xml.insert(*number);
         }
         self.open.apply(event);
+        self.hides_order &= !matches!(event, IntentEvent::Cleared {});
         let length = self.file.metadata()?.len();
-        if self.open.is_empty() && length >= EMPTY_FROM {
+        if self.is_over(length) {
             // The event was the last one, and says that nothing is left to do nor to wait for.
-            self.file.set_len(0)?;
-            return Ok(());
+            return self.empty();
         }
         if let Err(error) = self.append(event, length) {
             self.disown(event)?;
@@ -181,6 +190,19 @@ impl IntentWriter {
         {
             fs::remove_file(xml_path(&self.directory, *number))?;
         }
+        Ok(())
+    }
+
+    /// Returns whether a file of this length can be emptied: nothing in it is left to do nor to wait for, and
+    /// it is long, or its damage would be told again at each start.
+    fn is_over(&self, length: u64) -> bool {
+        let is_due = length >= EMPTY_FROM || (self.has_damage && !self.hides_order);
+        self.open.is_empty() && is_due
+    }
+
+    fn empty(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        (self.has_damage, self.hides_order) = (false, false);
         Ok(())
     }
 

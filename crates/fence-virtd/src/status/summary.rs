@@ -88,8 +88,10 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
         let uri = it.label("uri");
         let state = if is_on(it) { "connected" } else { "NO CONNECTION" };
         let running = named("domains_running").find(|it| it.label("uri") == uri);
-        let running =
-            running.map(|it| format!(", {} running", with_noun(it.value, "domain"))).unwrap_or_default();
+        // Nobody knows the number of now without a connection.
+        let when = if is_on(it) { "" } else { " when last seen" };
+        let running = running.map(|it| format!(", {} running{when}", with_noun(it.value, "domain")));
+        let running = running.unwrap_or_default();
         lines.push(format!("libvirt {uri}: {state}{running}"));
     }
     for it in named("agent_device_up") {
@@ -209,6 +211,7 @@ mod tests {
     #[test]
     fn what_is_wrong_stands_out() {
         let text = "fence_virtd_listener_up{listener=\"tcp\"} 0\nfence_virtd_libvirt_up{uri=\"u\"} 0\n\
+                    fence_virtd_domains_running{uri=\"u\"} 2\n\
                     fence_virtd_requests_total{transport=\"tcp\",action=\"off\",result=\"success\"} 2\n";
         let text = format!(
             "{text}fence_virtd_agent_device_up{{device=\"a\"}} \
@@ -231,7 +234,7 @@ mod tests {
         let said = one_line(&text);
         for wanted in [
             "tcp: DOES NOT SERVE",
-            "u: NO CONNECTION",
+            "u: NO CONNECTION, 2 domains running when last seen",
             "device a: DOES NOT ANSWER, 7 runs; device b: answers, 3 runs; device c: not asked yet, 0 runs",
             "requests: 2 - off success by tcp 2",
             "dropped: 0;",

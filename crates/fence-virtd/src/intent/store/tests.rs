@@ -102,6 +102,32 @@ proptest! {
     }
 }
 
+/// Damage is told once. It stays where it may hide an order, or as long as an intent is open.
+#[test]
+fn a_damaged_file_is_emptied_when_nothing_in_it_is_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(NAME);
+    let open = || IntentWriter::open(directory.path().to_owned()).unwrap();
+    let begun = IntentEvent::Begun(Box::new(intent(1, 0))).line();
+    fs::write(&path, format!("torn\n{begun}torn too")).unwrap();
+    for _ in 0..2 {
+        let (_, read) = open();
+        assert!(read.hides_order && read.damaged == 2 && read.unfinished.len() == 1);
+    }
+    let (mut writer, _) = open();
+    writer.write(&IntentEvent::Cleared {}, None).unwrap();
+    writer.write(&IntentEvent::Ended { number: 1, record: "{}".to_owned() }, None).unwrap();
+    assert_eq!(IntentFile::read(&fs::read(&path).unwrap()).damaged, 2, "an intent is open");
+    writer.write(&IntentEvent::Audited { number: 1 }, None).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"");
+    drop(writer);
+    // What a daemon without devices, which need not wait, or the last one, has left.
+    fs::write(&path, format!("torn\n{}", IntentEvent::Cleared {}.line())).unwrap();
+    let (_, read) = open();
+    assert!(!read.hides_order && read.damaged == 1);
+    assert_eq!(open().1.damaged, 0);
+}
+
 /// An order that could not be written down: the next daemon waits as if there were one.
 #[test]
 fn an_order_that_finds_no_room_is_waited_for() {
