@@ -71,9 +71,10 @@ class Host(corosync.Machine):
         if wait:
             self.wait_joined()
 
-    def start(self, side, name, *, uri=None, virtd=None, listener=None, devices=(), **options):
+    def start(self, side, name, *, uri=None, virtd=None, listener=None, devices=(), peers="none", **options):
         """A daemon of that side, in its multicast group: a `programs.Daemon`. `name` is that of its config file; `options` are
-        those of `cpg`, `virtd` and `listener` of the other blocks. `devices`: blocks of the agent backend beside it."""
+        those of `cpg`, `virtd` and `listener` of the other blocks. `devices`: blocks of the agent backend beside it.
+        `peers`: as of `programs.write_config`."""
         text = programs.config_text(
             backend="cpg",
             listener_options={"key_file": self.hosts.key, "family": "ipv4", "interface": "eth0", "address": self.group,
@@ -82,7 +83,7 @@ class Host(corosync.Machine):
         if devices:
             text = text.replace('backend = "cpg"', 'backend = "cpg, agent"')
             text = text.replace("backends {\n", "backends {\nagent {\n" + "\n".join(devices) + "\n}\n")
-        config = programs.write_config(self.directory / f"{name}.conf", text)
+        config = programs.write_config(self.directory / f"{name}.conf", text, peers=peers)
         program = programs.program(side, "fence_virtd")
         for _ in range(40):
             daemon = programs.Daemon(self, config, program=program, debug=2 if side == "reference" else 3,

@@ -69,7 +69,8 @@ impl From<Member> for (u32, u32) {
 /// `sync` to `finished` keep the common arbiter ([`super::claims`]); `ask` to `reply` carry a request to the
 /// host that has the domain. The claims read all of these, because an ask that changes something is part of a
 /// claim in flight. `recent_offs` tells a new daemon what was fenced while its host had none. `inventory`,
-/// `domain`, `domain_gone` and `node_gone` keep the directory ([`super::directory`]).
+/// `domain`, `domain_gone` and `node_gone` keep the directory ([`super::directory`]). `host_key` tells nodes
+/// from other hosts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum HostMessage {
@@ -215,6 +216,16 @@ pub enum HostMessage {
     NodeGone {
         /// The node.
         node: u32,
+    },
+
+    /// Name and run of the sender in the messages between hosts that corosync does not know. So no node of
+    /// the cluster is taken for such a host.
+    HostKey {
+        /// Name of the key pair, in hex.
+        #[serde(deserialize_with = "text::<ID_LIMIT, _>")]
+        id: String,
+        /// Bytes that the daemon drew when it started.
+        run: u64,
     },
 
     /// Part of the list of all domains of the sender. The parts come in order.
@@ -565,7 +576,7 @@ impl HostMessage {
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 22] = [
+const KINDS: [&str; 23] = [
     "sync",
     "ready",
     "pass_over",
@@ -585,6 +596,7 @@ const KINDS: [&str; 22] = [
     "reply",
     "recent_offs",
     "node_gone",
+    "host_key",
     "inventory",
     "domain",
     "domain_gone",

@@ -81,6 +81,11 @@ impl HostRuns {
         run != NO_RUN && self.0.get(&id).and_then(|it| it.first()) != Some(&run)
     }
 
+    /// Returns the run of the daemon that was heard last.
+    pub(super) fn latest(&self, id: HostId) -> Option<HostRun> {
+        self.0.get(&id)?.first().copied()
+    }
+
     /// Returns true if a run of this host is known.
     pub(super) fn has(&self, id: HostId) -> bool {
         self.0.contains_key(&id)

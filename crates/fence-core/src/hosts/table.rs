@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::{HostHello, HostId};
 
-use super::doubt::{HostDoubt, HostRuns, RunChange};
+use super::doubt::{HostDoubt, HostRun, HostRuns, RunChange};
 
 /// Most hosts that are remembered.
 pub const MAX_HOSTS: usize = 64;
@@ -164,6 +164,28 @@ impl KnownHosts {
             .map(|(id, _)| *id)
             .collect();
         over.iter().filter_map(|id| self.drop_announced(*id)).collect()
+    }
+
+    /// Drops the hosts that are nodes of the cluster of this one: corosync asks them. The latest run of a
+    /// host is given to `is_node`, if one was heard. One that answers at an address of `peers` stays.
+    pub fn drop_nodes(&mut self, is_node: impl Fn(HostId, Option<HostRun>) -> bool) -> Vec<KnownHost> {
+        let is_pinned = |id: &HostId| self.pins.values().any(|it| it == id);
+        let is_over = |id: &&HostId| !is_pinned(id) && is_node(**id, self.runs.latest(**id));
+        let over: Vec<HostId> = self.hosts.keys().filter(is_over).copied().collect();
+        self.runs.keep(|it| !over.contains(it));
+        self.announced.retain(|id, _| !over.contains(id));
+        over.iter().filter_map(|id| self.hosts.remove(id)).collect()
+    }
+
+    /// Drops a host whose daemon was started anew as that of a node: a node with its key is heard at its
+    /// address.
+    pub fn drop_node_at(&mut self, id: HostId, from: IpAddr) -> Option<KnownHost> {
+        let is_pinned = self.pins.values().any(|it| *it == id);
+        let host = self.hosts.get(&id).filter(|it| it.addresses.contains(&from) && !is_pinned).cloned()?;
+        self.hosts.remove(&id);
+        self.announced.remove(&id);
+        self.runs.keep(|it| *it != id);
+        Some(host)
     }
 
     fn drop_announced(&mut self, id: HostId) -> Option<KnownHost> {

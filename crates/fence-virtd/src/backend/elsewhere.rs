@@ -5,11 +5,14 @@
 //! other hosts ask what this host's hypervisors show. Nothing here knows how hosts talk. An implementation
 //! must never leave a host out that can have the domain.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use fence_core::domain::{DomainId, DomainRef, TargetKind};
 use fence_core::evidence::{DomainSite, Finding};
+use fence_core::hosts::HostRun;
 use fence_core::owed_start::{PlaceMemory, PlaceWord};
+use fence_wire::HostId;
 
 use super::BoxedFuture;
 
@@ -93,6 +96,19 @@ pub(crate) trait PeerHosts: Send + Sync {
         question: &'a DomainQuestion,
         until: Instant,
     ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>>;
+}
+
+/// The nodes of the cluster of this host, which corosync knows: they are asked by it, and not as other hosts.
+pub(crate) trait NodeHosts: Send + Sync {
+    /// Tells the other nodes the key and the run of this host, now and whenever one joins. `on_change` is
+    /// called when a host that was a node is none any more; it must wait for nothing.
+    fn tell_host(&self, id: HostId, run: HostRun, on_change: Arc<dyn Fn() + Send + Sync>);
+
+    /// Returns true if the other nodes were told, and told theirs as far as they do.
+    fn are_known(&self) -> bool;
+
+    /// Returns true if a node has this key, and this run if one is given.
+    fn is_node(&self, id: HostId, run: Option<HostRun>) -> bool;
 }
 
 /// The hypervisors of this host, as other hosts may ask about them.

@@ -17,14 +17,14 @@ use fence_core::domain::DomainId;
 use fence_core::hosts::{HostKind, KnownHost, KnownHosts};
 use fence_core::listing::{HostDomain, HostReply};
 use fence_net::Interface;
-use fence_wire::{DEFAULT_PORT, escaped};
+use fence_wire::{DEFAULT_PORT, HostSight, escaped};
 
 use super::finding::Finding;
 use super::running::RunningDaemon;
 use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
 use crate::peers::PeerSettings;
-use crate::peers::left_out::left_out;
-use crate::peers::probe::{HostProbe, ProbeReport, ProbeResult, ProbedHost, SilenceClue};
+use crate::peers::left_out::{NO_NODE_STEP, left_out};
+use crate::peers::probe::{HostProbe, HostSights, ProbeReport, ProbeResult, ProbedHost, SilenceClue};
 use crate::peers::settings::client_keys;
 use crate::peers::store::HostStore;
 use crate::peers::{HELLO_KEPT, leave_peers};
@@ -60,10 +60,13 @@ pub(super) fn all(
     let mut found = Vec::new();
     match PeerSettings::load(config) {
         Ok(settings) if settings.is_off() => found.extend(off(config, settings, state, &known)),
+        Ok(settings) if settings.is_beside_nodes() => {
+            found.extend(beside_nodes(config, settings, state, &known, own));
+        }
         Ok(settings) => {
             let heard = lists(config, &mut found);
             let domains = own.iter().filter(|it| it.is_on).count();
-            let report = probe(config, settings, state, &known, &heard, domains);
+            let report = probe(config, settings.clone(), state, &known, &heard, domains);
             let report = report.map(|it| with_other_keys(it, &running.other_keys()));
             found.extend(of_report(config, &known, &heard, report));
             found.extend(setting(config, &known, &heard));
@@ -76,6 +79,7 @@ pub(super) fn all(
                     places.add(uuid, &domain.name, &place, !domain.is_off);
                 }
             }
+            places.take(&sights(config, settings, state, &known, &places.on_at_several()));
         }
         Err(error) => {
             let next = "correct the key, which is named above too; until then the daemon does not start";
@@ -156,6 +160,58 @@ fn probe(
     runtime.map_err(|it| it.to_string())?.block_on(async {
         Arc::new(HostProbe::new(config, settings, state, known.clone(), domains)?).run(search).await
     })
+}
+
+/// Returns what the other hosts see of these domains themselves. The list of a node of a corosync cluster has
+/// the domains of all its nodes.
+fn sights(
+    config: &Config,
+    settings: PeerSettings,
+    state: Option<&Path>,
+    known: &KnownHosts,
+    domains: &[(DomainId, String)],
+) -> HostSights {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (Ok(runtime), false) = (runtime, domains.is_empty()) else { return HostSights::new() };
+    runtime.block_on(async {
+        match HostProbe::new(config, settings, state, known.clone(), 0) {
+            Ok(probe) => Arc::new(probe).sights(domains).await,
+            Err(_) => HostSights::new(),
+        }
+    })
+}
+
+/// Returns what is to be said of hosts that a node of a corosync cluster asks beside the nodes.
+fn beside_nodes(
+    config: &Config,
+    settings: PeerSettings,
+    state: Option<&Path>,
+    known: &KnownHosts,
+    own: &[CheckedDomain],
+) -> Vec<Finding> {
+    if known.all().next().is_none() && known.missing().is_none() {
+        return Vec::new();
+    }
+    let (heard, domains) = (BTreeMap::new(), own.iter().filter(|it| it.is_on).count());
+    let report = probe(config, settings, state, known, &heard, domains);
+    let report = report.map(|mut report| {
+        let is_well = |it: &ProbedHost| it.result == ProbeResult::Answers;
+        let (well, rest): (Vec<_>, Vec<_>) = report.hosts.into_iter().partition(is_well);
+        report.hosts = rest;
+        (well, report)
+    });
+    let (well, report) = match report {
+        Ok((well, report)) => (well, Ok(report)),
+        Err(why) => (Vec::new(), Err(why)),
+    };
+    let found = well.iter().map(|it| {
+        let text = "no node of this corosync cluster, and has the key of its hosts: that host is asked, and \
+                    answers, before a domain is called off";
+        let address = it.addresses.first().map_or_else(|| it.name.clone(), ToString::to_string);
+        let next = format!("{NO_NODE_STEP}. If that host is gone for good: fence_virtd --forget {address}");
+        Finding::warning(CHECK, &it.name, text, next)
+    });
+    found.chain(of_report(config, known, &heard, report)).collect()
 }
 
 /// Takes the cause of a silence that the daemon heard: messages of the host with another key, at these
@@ -625,6 +681,25 @@ impl DomainPlaces {
         found
     }
 
+    /// Returns the domains that are on at several places by what the hosts list.
+    fn on_at_several(&self) -> Vec<(DomainId, String)> {
+        let several = self.0.iter().filter(|(_, (_, _, on))| on.len() > 1);
+        several.map(|(uuid, (name, ..))| (*uuid, name.clone())).take(MAX_NAMED).collect()
+    }
+
+    /// Takes what hosts said that were asked about a domain themselves.
+    fn take(&mut self, sights: &HostSights) {
+        for ((uuid, host), sight) in sights {
+            let Some((_, all, on)) = self.0.get_mut(uuid) else { continue };
+            if !matches!(sight, HostSight::On | HostSight::Moving | HostSight::Unknown) {
+                on.remove(host);
+            }
+            if matches!(sight, HostSight::Absent | HostSight::MovedAway) {
+                all.remove(host);
+            }
+        }
+    }
+
     /// Returns one note for all domains that are defined at the same places and run at one of them at most,
     /// and a finding for each other domain that is at several places, or that shares its name.
     fn findings(self) -> Vec<Finding> {
@@ -667,7 +742,9 @@ fn at_several_places(
     let subject = format!("{} ({uuid})", escaped(&name));
     if on.len() > 1 {
         let text = format!("runs at {} places at once: {}", on.len(), list(&on));
-        let next = "a migration is at work, or two machines share one disk: look at once with virsh list";
+        let next = "a migration is at work, or two machines share one disk: look at once with virsh list. (A \
+                    host of a corosync cluster that does not answer the daemon's questions lists the domains \
+                    of all nodes.)";
         return Finding::failed("domain", subject, text, next);
     }
     let runs = if on.is_empty() { "nowhere".to_owned() } else { list(&on) };
@@ -873,6 +950,21 @@ mod tests {
         // As the page on several hosts advises: a note, in one line.
         let note = "ok       domain cold, moved: defined at each of: h2 (10.0.0.2), here. That is right";
         assert!(lines[1].starts_with(note) && lines[1].lines().count() == 1, "{}", lines[1]);
+        // Each node of a corosync cluster lists the domains of all.
+        let mut places = DomainPlaces::default();
+        for (host, sight) in [("h1", HostSight::On), ("h2", HostSight::Absent), ("h3", HostSight::Unknown)] {
+            places.add(id(1), "web", host, true);
+            places.add(id(2), "app", host, true);
+            places.take(&[((id(1), host.to_owned()), sight)].into());
+        }
+        assert_eq!(places.on_at_several().len(), 2);
+        places.take(&[((id(1), "h3".to_owned()), HostSight::Off)].into());
+        assert_eq!(places.on_at_several(), [(id(2), "app".to_owned())]);
+        let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
+        assert!(
+            lines[0].starts_with("failed   domain app")
+                && lines[1].contains("web: defined at each of: h1, h3")
+        );
         let mut places = DomainPlaces::default();
         places.add(id(1), "web", "here", true);
         places.add(id(2), "web", "h2 (10.0.0.2)", false);

@@ -9,17 +9,18 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use fence_wire::Action;
+use fence_wire::{Action, HostId};
 
 use super::state::Cluster;
 use crate::backend::BoxedFuture;
-use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::backend::elsewhere::{DomainQuestion, NodeHosts, PeerHosts};
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
 use fence_core::cluster::directory::OtherNode;
 use fence_core::cluster::message::{Member, PublishedState};
 use fence_core::domain::{ActionError, DomainHome, DomainRef, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::hosts::HostRun;
 use fence_core::owed_start::PlaceWord;
 
 /// The other nodes, for the libvirt backend of this host.
@@ -160,6 +161,28 @@ impl Cluster {
 
     fn site(&self, node: u32) -> DomainSite {
         DomainSite::Host(self.state().name(node))
+    }
+}
+
+impl NodeHosts for Cluster {
+    fn tell_host(&self, id: HostId, run: HostRun, on_change: Arc<dyn Fn() + Send + Sync>) {
+        let mut state = self.state();
+        state.keys.own = Some((id, run));
+        state.keys.on_change = Some(on_change);
+        if let (true, Some(own)) = (state.me.is_some(), state.keys.telling()) {
+            self.send(&own);
+        }
+    }
+
+    fn are_known(&self) -> bool {
+        let state = self.state();
+        state.keys.are_known(state.me, &state.members)
+    }
+
+    fn is_node(&self, id: HostId, run: Option<HostRun>) -> bool {
+        let state = self.state();
+        // Without corosync nobody asks the nodes. They are nodes again when it is back.
+        state.me.is_some() && state.keys.has(id, run)
     }
 }
 

@@ -109,6 +109,7 @@ impl Cluster {
         let mut state = self.state();
         state.me = Some(me);
         state.joined_at = clock::now();
+        state.keys.joined();
         state.recent_offs.joined(Instant::now());
         state.set_nodes(nodes);
         let effects = state.claims.joined(me);
@@ -166,11 +167,10 @@ impl Cluster {
         let (all, now) = (state.members.clone(), Instant::now());
         let is_cut = left.iter().any(|(_, reason)| *reason == Reason::NodeDown);
         state.recent_offs.members(&all, is_cut, now);
-        if !joined.is_empty()
-            && let Some(offs) = state.recent_offs.telling(now)
-        {
+        if !joined.is_empty() {
             // Before the sync: a new daemon knows them when its first claim is granted.
-            self.send(&offs);
+            let offs = state.recent_offs.telling(now);
+            offs.into_iter().chain(state.keys.telling()).for_each(|it| _ = self.send(&it));
         }
         let effects = state.claims.change(&all);
         let mut victims = self.carry_out(&mut state, effects);
@@ -200,6 +200,7 @@ impl Cluster {
                 state.directory.inventory(from, first, last, domains);
             }
             HostMessage::NodeGone { node } => state.on_node_gone(from, node),
+            HostMessage::HostKey { id, run } => state.keys.note(from, &id, run),
             HostMessage::Domain(domain) => state.directory.domain(from, domain),
             HostMessage::DomainGone { uuid } => state.directory.gone(from, &uuid),
             HostMessage::Ask(ask) if ask.to == me => self.on_ask(&mut state, from, ask),

@@ -10,6 +10,7 @@
 //! Above are [`claiming`], [`asker`], [`owner`], [`legacy`] and [`events`]; they know the data, and not each
 //! other, but that events start work. [`elsewhere`] asks all other nodes before a domain is called off.
 //! [`gone`] has the nodes that were taken out of the cluster.
+//! [`node_keys`] tells nodes from the hosts that corosync does not know.
 
 mod asker;
 mod asks;
@@ -25,6 +26,7 @@ mod metrics;
 #[cfg(test)]
 #[path = "../../../corosync-cpg/tests/node/mod.rs"]
 pub(crate) mod node;
+mod node_keys;
 pub(crate) mod own_domains;
 mod owner;
 mod resolve;
@@ -45,6 +47,7 @@ use self::asks::{IncomingAsks, OutgoingAsks};
 use self::elsewhere::OtherNodes;
 use self::legacy_table::LegacyHosts;
 use self::link::{Link, LinkReceiver};
+use self::node_keys::NodeKeys;
 use self::own_domains::OwnDomains;
 use self::silence::NodeSilences;
 use self::state::ClusterState;
@@ -89,6 +92,7 @@ impl Cluster {
             members: BTreeSet::new(),
             nodes: BTreeMap::new(),
             old_names: BTreeMap::new(),
+            keys: NodeKeys::default(),
             silences: NodeSilences::default(),
             own: BTreeMap::new(),
             is_own_complete: false,

@@ -19,6 +19,7 @@ use tracing::warn;
 use super::asks::{IncomingAsks, OutgoingAsks};
 use super::legacy_table::LegacyHosts;
 use super::link::Link;
+use super::node_keys::NodeKeys;
 use super::own_domains::OwnDomain;
 use super::silence::{NodeSilence, NodeSilences};
 use super::waiting::WaitingClaims;
@@ -71,6 +72,8 @@ pub(super) struct ClusterState {
     pub(super) nodes: BTreeMap<u32, Option<String>>,
     /// Names of nodes that were taken out of the node list.
     pub(super) old_names: BTreeMap<u32, String>,
+    /// Keys of the nodes in the messages between hosts that corosync does not know.
+    pub(super) keys: NodeKeys,
     /// Nodes of the node list that have not said what they have.
     pub(super) silences: NodeSilences,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
@@ -448,7 +451,16 @@ impl ClusterState {
         let new = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
         let old = mem::replace(&mut self.nodes, new);
         self.old_names.extend(old.into_iter().filter_map(|(node, name)| Some((node, name?))));
+        self.compare_nodes();
         self.update_silences();
+    }
+
+    /// Compares corosync's list with the last one.
+    fn compare_nodes(&mut self) {
+        let nodes = self.nodes.keys().copied().collect();
+        if let Some(call) = self.keys.listed(nodes) {
+            call();
+        }
     }
 
     /// Notes which nodes have not said what they have.

@@ -15,7 +15,7 @@ use crate::backend::DynBackend;
 use crate::backend::agent::AgentBackend;
 #[cfg(feature = "libvirt")]
 use crate::backend::combined::CombinedBackend;
-use crate::backend::elsewhere::{OwnPlaces, PeerHosts};
+use crate::backend::elsewhere::{NodeHosts, OwnPlaces, PeerHosts};
 #[cfg(feature = "libvirt")]
 use crate::backend::libvirt::LibvirtBackend;
 #[cfg(feature = "cpg")]
@@ -78,8 +78,11 @@ pub(super) async fn assemble(
     // Not before the other hosts know what may still be under way here.
     // The domains of the agent backend need no hypervisor.
     first_lists(&known, wait || setup.agent.is_some()).await?;
-    let settings = if wait { PeerSettings::load_or_wait(config) } else { PeerSettings::load(config)? };
+    let settings = PeerSettings::load_for_daemon(config, wait)?;
     let peers = Peers::start(settings, state, Arc::clone(&service.drops)).await?;
+    if let Some(nodes) = other_hosts.nodes() {
+        peers.use_nodes(nodes);
+    }
     let inventories = inventories(config, &known);
     let running = uris(config).map(str::to_owned).zip(inventories.0.iter().map(|it| it.running.clone()));
     let running: Vec<_> = running.collect();
@@ -162,6 +165,15 @@ impl OtherHosts {
         if let Some(cluster) = &self.0 {
             cluster.stop();
         }
+    }
+
+    /// Returns the nodes of the cluster, where there is one.
+    fn nodes(&self) -> Option<Arc<dyn NodeHosts>> {
+        #[cfg(feature = "cpg")]
+        if let Some(cluster) = self.0.clone() {
+            return Some(cluster);
+        }
+        None
     }
 
     /// Returns the gauges of the cluster, for the exporter.

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use fence_config::{Config, DaemonSection, Peers as PeersKey, Severity};
 use tracing::{error, info, warn};
@@ -52,7 +53,7 @@ pub(super) async fn reload(
     started: &Config,
     config: &mut Config,
     listeners: &mut ListenerManager,
-    peers: &Peers,
+    peers: &Arc<Peers>,
     metrics: &Metrics,
 ) -> Option<ReloadResult> {
     let refuse = |reason: &dyn fmt::Display| {
@@ -69,7 +70,8 @@ pub(super) async fn reload(
         }
     };
     keep_what_can_run(started, config, &mut new);
-    let prepared = PeerSettings::load(&new).and_then(|it| peers.prepare(&it).map(|sockets| (it, sockets)));
+    let prepared = PeerSettings::load_for_daemon(&new, false)
+        .and_then(|it| peers.prepare(&it).map(|sockets| (it, sockets)));
     let (settings, sockets) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {

@@ -32,6 +32,9 @@ use crate::util::locks::lock;
 impl Peers {
     /// Answers a hello, within the limit, with the proof that this host is the one with its name.
     pub(super) fn answer_hello(&self, nonce: HostNonce, to: &HostHello, way: &MessageWay) {
+        if !self.may_speak() {
+            return;
+        }
         if !self.may_answer_hello(Instant::now()) {
             return self.drops.count(NAME, "too-many-hellos");
         }
@@ -63,6 +66,10 @@ impl Peers {
         let came = Instant::now();
         let message = received.message();
         let asker = (message.sender, message.nonce);
+        // A node asks the hosts that are none; corosync asks this one.
+        if self.is_node_key(message.sender) {
+            return;
+        }
         if lock(&self.table).host(message.sender).is_none() {
             // The answer needs the asker's public key: its answer to this hello has it, and the question
             // comes again.

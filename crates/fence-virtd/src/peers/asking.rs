@@ -72,14 +72,14 @@ impl Peers {
         }
         let mut is_ready = true;
         if mode == PeerMode::Discovered {
-            match self.first_round(until).await {
+            match self.first_round(self.first_round_limit(until)).await {
                 // Hosts without host messages take longer.
                 Some(end) => {
                     self.has_searched(until.min(end + FIND_LIMIT)).await;
                     self.has_settled(until).await;
                     self.has_found_all(until).await;
                 }
-                None => is_ready = false,
+                None => is_ready = self.is_beside_nodes(),
             }
         }
         let began = Instant::now();
@@ -122,10 +122,16 @@ impl Peers {
 
     /// Returns that nothing is known of hosts that were heard before the configuration took the way to them.
     pub(super) fn known_that_cannot_be_asked(&self, no_way: NoWayReason) -> Vec<Finding> {
-        let (began, missing) = (Instant::now(), lock(&self.table).missing().map(str::to_owned));
-        let missing = missing.map(|why| ("that is not remembered".to_owned(), why));
-        let all = self.known();
-        let known = all.iter().map(|host| {
+        let (now, missing) = (Instant::now(), lock(&self.table).missing().map(str::to_owned));
+        let place = DomainSite::Host("that is not remembered".to_owned());
+        let missing = missing.map(|why| Finding::without_namesakes(place, Sight::Unknown(why), now, now));
+        missing.into_iter().chain(self.that_cannot_be_asked(&self.known(), no_way)).collect()
+    }
+
+    /// Returns that nothing is known of these hosts.
+    pub(super) fn that_cannot_be_asked(&self, hosts: &[KnownHost], no_way: NoWayReason) -> Vec<Finding> {
+        let (began, all) = (Instant::now(), self.known());
+        let known = hosts.iter().map(|host| {
             let is_alone = all.iter().filter(|it| it.name.eq_ignore_ascii_case(&host.name)).count() == 1;
             let name = if is_alone { escaped(&host.name).to_string() } else { host.id.to_string() };
             let shown = escaped(&host.to_string()).to_string();
@@ -136,7 +142,7 @@ impl Peers {
         let unknown = |(host, why)| {
             Finding::without_namesakes(DomainSite::Host(host), Sight::Unknown(why), began, Instant::now())
         };
-        missing.into_iter().chain(known).map(unknown).collect()
+        known.map(unknown).collect()
     }
 
     /// Waits until the other hosts had time to answer the first hellos, and returns the end of that time.
@@ -163,8 +169,9 @@ impl Peers {
 
     /// Waits until hosts without host messages were looked for: true, or until then: false.
     async fn has_searched(&self, until: Instant) -> bool {
-        // Without the keys of clients there is no way to them.
-        self.settings().groups.is_empty() || self.legacy.has_searched(until).await
+        // Without the keys of clients there is no way to them. Beside a corosync cluster they are not
+        // looked for.
+        self.is_beside_nodes() || self.settings().groups.is_empty() || self.legacy.has_searched(until).await
     }
 
     /// Waits until hosts of earlier runs that may not be remembered had time to answer.
@@ -467,9 +474,11 @@ impl Peers {
             _ => {
                 let firewall = self.firewall_of_hello(who);
                 let off = if firewall.is_some() { HELLO_KEPT } else { off };
+                let node =
+                    if self.is_beside_nodes() { " and is no node of this corosync cluster" } else { "" };
                 format!(
-                    "host {host} {silence}{}; its domains may run: start fence_virtd there. {off}. If that \
-                     host is gone for good: fence_virtd --forget {name}",
+                    "host {host} {silence}{node}{}; its domains may run: start fence_virtd there. {off}. If \
+                     that host is gone for good: fence_virtd --forget {name}",
                     firewall.unwrap_or_default()
                 )
             }

@@ -33,6 +33,7 @@ impl Peers {
     ) {
         let _ = self.own.set(own);
         let _ = self.domains.set(Box::new(domains));
+        self.tell_nodes();
         tokio::join!(
             self.say_hello(),
             self.search_legacy(),
@@ -55,6 +56,7 @@ impl Peers {
     }
 
     async fn say_hello(&self) {
+        self.meet_nodes().await;
         loop {
             let next = lock(&self.schedule).next();
             tokio::select! {
@@ -130,6 +132,7 @@ impl Peers {
     /// Drops hosts that only said hello, which whoever holds the key can do in any name, and are silent
     /// since.
     pub(super) fn drop_unproved(&self) {
+        self.drop_nodes();
         let dropped = lock(&self.table).drop_unproved(Instant::now());
         if !dropped.is_empty() {
             self.changed.notify_one();
@@ -175,7 +178,7 @@ impl Peers {
         sleep(MIGRATION_SETTLE).await;
         let settings = self.settings();
         let is_alone = match &settings.mode {
-            PeerMode::Discovered => lock(&self.table).all().next().is_none(),
+            PeerMode::Discovered => !settings.has_nodes && lock(&self.table).all().next().is_none(),
             PeerMode::Off => settings.is_set,
             PeerMode::Listed(_) | PeerMode::NoWay(_) => false,
         };

@@ -48,6 +48,8 @@ impl Peers {
             return;
         }
         match &message.body {
+            // Nobody asks it, and it asks nobody who answers.
+            HostBody::Hello(hello) if self.is_of_node(hello) && self.is_node_key(message.sender) => {}
             HostBody::Hello(hello) => {
                 let wants_proof = self.note_hello(hello, from.ip());
                 self.answer_hello(message.nonce, hello, way);
@@ -78,6 +80,12 @@ impl Peers {
         let other = other.filter(|it| it.message().sender != self.identity.id());
         let is_proved = other.is_some();
         if let Some(received) = other {
+            // A node of this cluster, which corosync asks.
+            if let HostBody::Hello(hello) | HostBody::HelloAnswer(hello) = &received.message().body
+                && self.is_of_node(hello)
+            {
+                return;
+            }
             let name = match &received.message().body {
                 HostBody::Hello(hello) | HostBody::HelloAnswer(hello) => Some(hello.name.clone()),
                 _ => None,
@@ -118,6 +126,13 @@ impl Peers {
     /// a copy of its key pair. Only a proof of the key pair shows that there is one.
     fn receive_own(&self, received: &ReceivedHostMessage, from: IpAddr, way: &MessageWay) {
         let message = received.message();
+        // Nodes that were made of one image: corosync tells them apart.
+        if let HostBody::Hello(hello) | HostBody::HelloAnswer(hello) = &message.body
+            && hello.run != self.run
+            && self.is_of_node(hello)
+        {
+            return;
+        }
         let is_echo = lock(&self.hellos).iter().any(|(nonce, _)| *nonce == message.nonce)
             || lock(&self.questions).contains_key(&message.nonce);
         if !is_echo && is_other_machine(from) {

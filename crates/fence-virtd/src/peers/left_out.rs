@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Hosts that `peers = "none"` leaves out, although they were heard not long ago.
+//! Hosts that `peers = "none"` leaves out, although they were heard not long ago, and those that are no
+//! nodes.
 //!
 //! The messages of a host that has `peers` set go to the named addresses alone, where nobody reads them with
 //! `peers = "none"`: only the memory of before tells of such a host. Values and texts only.
@@ -8,6 +9,10 @@ use fence_core::hosts::{KnownHost, KnownHosts};
 use fence_wire::escaped;
 
 use crate::util::heard::{heard_ago, is_recent};
+
+/// Next step about a host that is no node.
+pub(crate) const NO_NODE_STEP: &str = "make a node with the cpg backend of that host, or, if that host never \
+                                       has the same domains, give it another key (peer_key_file)";
 
 /// Host that was heard within the last day, and that nobody asks.
 pub(crate) struct LeftOutHost {
@@ -45,4 +50,13 @@ impl LeftOutHost {
 /// Returns the hosts of a table that `peers = "none"` leaves out.
 pub(crate) fn left_out(table: &KnownHosts) -> Vec<LeftOutHost> {
     table.all().filter(|it| is_recent(it.last_heard)).map(LeftOutHost::of).collect()
+}
+
+/// Returns what is said of a host that was heard and is no node.
+pub(super) fn told_of(host: &KnownHost) -> String {
+    let name = escaped(&host.to_string()).to_string();
+    format!(
+        "host {name} is no node of this corosync cluster, and has the key of its hosts: from now on that \
+         host is asked too before a domain is called off"
+    )
 }

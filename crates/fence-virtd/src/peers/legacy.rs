@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::limits::{LEGACY_EVERY, LEGACY_PAUSE, SEARCH_AT, SEARCH_AT_START, SEARCH_LATER};
 use super::links::GroupLink;
-use super::settings::PeerSettings;
+use super::settings::{NoWayReason, PeerSettings};
 use super::state::{PeerCounts, Peers};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::lists::{self, ClientKeys, FIND_LIMIT, GroupQuestion, LOOK_LIMIT, ReplyFrom};
@@ -37,7 +37,7 @@ impl Peers {
         let mut is_first = true;
         loop {
             let ways = self.group_ways(None);
-            if ways.is_empty() {
+            if ways.is_empty() || self.is_beside_nodes() {
                 // No listener is there yet, or nobody is asked.
                 self.legacy.wanted.notified().await;
                 continue;
@@ -134,6 +134,10 @@ impl Peers {
     ) -> Vec<Finding> {
         if hosts.is_empty() {
             return Vec::new();
+        }
+        if self.is_beside_nodes() {
+            // Those that are nodes would call back too.
+            return self.that_cannot_be_asked(hosts, NoWayReason::Corosync);
         }
         PeerCounts::add(&self.counts.asked);
         let asked = Instant::now();

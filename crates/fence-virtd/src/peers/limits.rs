@@ -66,3 +66,12 @@ pub(super) const MIGRATION_SETTLE: Duration = Duration::from_secs(40);
 pub(super) const CLAIM_KEPT: Duration = Duration::from_secs(150);
 /// Pause between two writings of the file of hosts.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_secs(1);
+/// Time in which the nodes of a cluster tell each other their keys, before this host says hello to hosts that
+/// are no nodes. Where corosync is not there hello is said all the same.
+pub(super) const MEET_NODES: Duration = Duration::from_secs(4);
+/// Pause between two looks whether they have.
+pub(super) const NODES_PAUSE: Duration = Duration::from_millis(20);
+/// Time for the word of this host to be read by the daemons of the other nodes.
+pub(super) const NODES_SETTLE: Duration = Duration::from_millis(100);
+/// Time after that in which hosts that are no nodes are heard, at the start.
+pub(super) const NODES_ROUND: Duration = Duration::from_secs(2);

@@ -39,7 +39,8 @@ impl Peers {
             let help = "When a host was last heard that peers = \"none\" leaves out, seconds since 1970";
             gauges(to, "peer_not_asked_seconds", help, hosts);
         }
-        if mode == PeerMode::Off || (mode.is_silent() && self.known().is_empty()) {
+        if mode == PeerMode::Off || ((mode.is_silent() || self.is_beside_nodes()) && self.known().is_empty())
+        {
             return;
         }
         let hosts = self.known().into_iter().map(|host| {

@@ -23,6 +23,7 @@ mod legacy_questions;
 mod limits;
 mod links;
 mod metrics;
+mod nodes;
 mod other_keys;
 mod patience;
 pub(crate) mod probe;

@@ -6,7 +6,7 @@
 //! another host, since that is for the daemon alone; must never speak with a key pair that is not the
 //! daemon's, since the others would wait for that host for ever; and must never run `peer_down_command`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -54,6 +54,9 @@ pub(crate) struct ProbedHost {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) result: ProbeResult,
 }
+
+/// Sights of domains at other hosts, by the name of the host.
+pub(crate) type HostSights = BTreeMap<(DomainId, String), HostSight>;
 
 /// Result of a question to another host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -210,6 +213,22 @@ impl HostProbe {
         hosts.extend(of_legacy.into_iter().map(|it| of_client(&legacy, &it.place, it.sight)));
         let has_no_pair = !self.has_pair && !respondents.is_empty();
         Ok(ProbeReport { hosts, missing, has_no_pair, other_port: self.other_port() })
+    }
+
+    /// Asks the hosts with this daemon about these domains: what each sees at its own hypervisors.
+    pub(crate) async fn sights(self: &Arc<Self>, domains: &[(DomainId, String)]) -> HostSights {
+        let Ok(_readers) = self.read() else { return HostSights::new() };
+        if !self.has_pair {
+            return HostSights::new();
+        }
+        let (_, _, respondents) = self.peers.respondents(&self.mode);
+        let asked = domains.iter().map(|(uuid, name)| async {
+            let (question, began) = (DomainQuestion::new(*uuid, name.clone()), Instant::now());
+            let found = self.peers.answers(&question, &respondents, began, began + PEER_LIMIT).await;
+            let answered = found.into_iter().flatten().filter_map(|it| Some((it.who, it.answer?.sight)));
+            answered.map(|(who, sight)| ((*uuid, self.peers.shown(who)), sight)).collect::<Vec<_>>()
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Returns the port of this process, if it is another one than the daemon's.

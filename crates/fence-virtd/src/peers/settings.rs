@@ -31,6 +31,8 @@ pub(crate) struct PeerSettings {
     pub(super) down_command: Option<PathBuf>,
     /// Hypervisors of this host.
     pub(super) hypervisors: Vec<String>,
+    /// Corosync knows the other nodes, and hosts that are none are looked for.
+    pub(super) has_nodes: bool,
     /// `peers` is set.
     pub(super) is_set: bool,
     /// The configuration whose keys can't be loaded yet.
@@ -156,12 +158,22 @@ impl PeerSettings {
 
     /// Reads the settings. A key that can't be loaded yet is tried again with each hello, and without it no
     /// other host can be asked: for a daemon with `-w`.
-    pub(crate) fn load_or_wait(config: &Config) -> Self {
+    fn load_or_wait(config: &Config) -> Self {
         Self::load(config).unwrap_or_else(|error| {
             warn!("{error}; trying again");
             let waits_for = Some(Arc::new(config.clone()));
             Self { waits_for, ..Self::without_keys(config, mode(config)) }
         })
+    }
+
+    /// Reads the settings for a daemon. A node of a corosync cluster needs no key to serve the cluster: it
+    /// waits for one as a daemon with `-w` does.
+    ///
+    /// # Errors
+    /// A key can't be loaded.
+    pub(crate) fn load_for_daemon(config: &Config, wait: bool) -> Result<Self, PeerError> {
+        let has_nodes = Self::without_keys(config, mode(config)).has_nodes;
+        if wait || has_nodes { Ok(Self::load_or_wait(config)) } else { Self::load(config) }
     }
 
     /// Returns the settings with the keys that they wait for; none if there is nothing to wait for any more.
@@ -172,6 +184,11 @@ impl PeerSettings {
     /// Returns true if no other host is asked.
     pub(crate) fn is_off(&self) -> bool {
         self.mode.is_silent()
+    }
+
+    /// Returns true for a node of a corosync cluster that looks for hosts which are none.
+    pub(crate) fn is_beside_nodes(&self) -> bool {
+        self.has_nodes
     }
 
     /// Returns true if no other host is looked for, since there is no group to do it in, and none is named.
@@ -186,12 +203,13 @@ impl PeerSettings {
 
     fn without_keys(config: &Config, mode: PeerMode) -> Self {
         Self {
-            mode,
             keys: Vec::new(),
             groups: Vec::new(),
             port: config.daemon.peer_port,
             down_command: config.daemon.peer_down_command.clone(),
             hypervisors: config.backends.iter().flat_map(Backend::uris).cloned().collect(),
+            has_nodes: config.cpg().is_some() && mode == PeerMode::Discovered,
+            mode,
             is_set: config.daemon.peers != Peers::Discovered,
             waits_for: None,
         }
@@ -205,10 +223,10 @@ fn mode(config: &Config) -> PeerMode {
         _ if !has(BackendKind::Libvirt) && !has(BackendKind::Cpg) => PeerMode::Off,
         Peers::Nobody => PeerMode::Off,
         Peers::Listed(list) => PeerMode::Listed(list.clone()),
-        // Corosync knows the hosts.
-        Peers::Discovered if has(BackendKind::Cpg) => PeerMode::NoWay(NoWayReason::Corosync),
-        // Without a group there is nobody to find.
-        Peers::Discovered if config.multicasts().next().is_none() => PeerMode::NoWay(NoWayReason::NoGroup),
+        // Without a group there is nobody to find. Corosync knows the nodes of its cluster.
+        Peers::Discovered if config.multicasts().next().is_none() => {
+            PeerMode::NoWay(if has(BackendKind::Cpg) { NoWayReason::Corosync } else { NoWayReason::NoGroup })
+        }
         Peers::Discovered => PeerMode::Discovered,
     }
 }
@@ -353,7 +371,9 @@ mod tests {
     fn only_the_administrator_says_that_there_are_no_others() {
         assert_eq!(mode_of("multicast", "libvirt", ""), PeerMode::Discovered);
         for (listener, backend) in [("tcp", "libvirt"), ("multicast", "cpg"), ("tcp", "cpg")] {
-            assert!(matches!(mode_of(listener, backend, ""), PeerMode::NoWay(_)), "{listener} {backend}");
+            let is_found = listener == "multicast";
+            assert_eq!(mode_of(listener, backend, "") == PeerMode::Discovered, is_found, "{backend}");
+            assert!(is_found || matches!(mode_of(listener, backend, ""), PeerMode::NoWay(_)), "{backend}");
             assert_eq!(mode_of(listener, backend, "peers = \"none\";"), PeerMode::Off);
             let listed = mode_of(listener, backend, "peers = \"10.0.0.2\";");
             assert!(matches!(listed, PeerMode::Listed(_)), "{listener} {backend}");

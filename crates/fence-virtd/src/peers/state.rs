@@ -24,7 +24,7 @@ use tracing::{debug, error, info, warn};
 
 use super::down::DownAnswers;
 use super::identity::{self, Identity, IdentityError};
-use super::left_out::left_out;
+use super::left_out::{NO_NODE_STEP, left_out, told_of};
 use super::legacy_questions::LegacyQuestions;
 use super::limits::{KEPT_HELLOS, MAX_LOOKS, OPEN_LIMIT, SETTLE};
 use super::links::{GroupLink, MessageWay, PeerSockets};
@@ -32,7 +32,7 @@ use super::other_keys::{OtherKeys, UnaskedHosts};
 use super::patience::SilentHosts;
 use super::settings::{PeerError, PeerMode, PeerSettings};
 use super::store::HostStore;
-use crate::backend::elsewhere::OwnPlaces;
+use crate::backend::elsewhere::{NodeHosts, OwnPlaces};
 use crate::observe::drops::DropLog;
 use crate::util::locks::{Mutex, lock};
 
@@ -73,7 +73,13 @@ pub(crate) struct Peers {
     /// Hosts among them that have the key of this one.
     pub(super) unasked_hosts: Mutex<UnaskedHosts>,
     /// Bytes of this run of the daemon.
-    run: HostRun,
+    pub(super) run: HostRun,
+    /// The cluster whose node this host is.
+    pub(super) nodes: OnceLock<Arc<dyn NodeHosts>>,
+    /// The other nodes were told who this host is, or had time to hear it.
+    pub(super) has_met_nodes: OnceLock<()>,
+    /// When this value was made.
+    pub(super) made: Instant,
     /// The latest message with this host's name that came from elsewhere and proved nothing.
     pub(super) claimed: Mutex<Option<(IpAddr, Instant)>>,
     /// Proved answers to these hellos: a second one with the same is a repeat, which anybody can send.
@@ -140,7 +146,8 @@ impl Peers {
         // The files are read with `peers = "none"` too: a reload may change that.
         let state = state.filter(|_| !settings.hypervisors.is_empty());
         let is_on = !settings.mode.is_silent();
-        if state.is_none() && is_on {
+        // The nodes of a cluster are no such hosts.
+        if state.is_none() && is_on && !settings.has_nodes {
             warn!(
                 "other hosts are remembered in memory alone (state_dir): one that is silent when this daemon \
                  starts is not known"
@@ -185,6 +192,9 @@ impl Peers {
             unasked: Mutex::default(),
             unasked_hosts: Mutex::default(),
             run: [0; 8],
+            nodes: OnceLock::new(),
+            has_met_nodes: OnceLock::new(),
+            made: Instant::now(),
             claimed: Mutex::default(),
             told: Mutex::default(),
             hellos: Mutex::default(),
@@ -199,7 +209,7 @@ impl Peers {
     }
 
     /// Takes other settings. Its sockets are open already.
-    pub(crate) fn change(&self, settings: PeerSettings, sockets: PeerSocketsToUse) {
+    pub(crate) fn change(self: &Arc<Self>, settings: PeerSettings, sockets: PeerSocketsToUse) {
         let is_other_mode = self.settings().mode != settings.mode;
         self.replace_settings(settings);
         *write(&self.sockets) = sockets.0;
@@ -209,6 +219,7 @@ impl Peers {
             *lock(&self.schedule) = HelloSchedule::new(Instant::now());
             self.legacy.search_anew();
         }
+        self.tell_nodes();
         self.say_hello_soon();
         self.log_start();
     }
@@ -365,6 +376,14 @@ impl Peers {
             self.drops.note(NAME, "host-key", &from, &"a public key that hides nothing");
             return None;
         }
+        if self.is_of_node(hello) && !self.is_listed_at(from) {
+            // A run of before is known, if it was no node then.
+            let was_known = lock(&self.table).drop_node_at(HostId::of(&hello.public), from.to_canonical());
+            if was_known.is_some() {
+                self.changed.notify_one();
+            }
+            return None;
+        }
         if self.is_only_in_the_way(HostId::of(&hello.public), from) {
             self.drops.count(NAME, "too-many-hosts");
             return None;
@@ -396,7 +415,11 @@ impl Peers {
         !listed.is_empty()
             && table.all().count() >= MAX_HOSTS
             && table.host(id).is_none()
-            && !listed.iter().any(|it| it.ip().to_canonical() == from.to_canonical())
+            && !self.is_listed_at(from)
+    }
+
+    fn is_listed_at(&self, from: IpAddr) -> bool {
+        self.listed().iter().any(|it| it.ip().to_canonical() == from.to_canonical())
     }
 
     fn after_heard(&self, heard: HeardHost, id: HostId) {
@@ -454,6 +477,8 @@ impl Peers {
                     );
                 }
             }
+            _ if self.is_without_its_nodes() => debug!(host = %name, "another host was heard"),
+            _ if self.is_beside_nodes() => warn!(host = %name, "{}: {NO_NODE_STEP}", told_of(host)),
             _ => info!(
                 host = %name,
                 "another host was heard: from now on it is asked before a domain is called off that does not \
@@ -487,6 +512,13 @@ impl Peers {
                 why.text(),
                 why.step("HOST")
             ),
+            PeerMode::Discovered if settings.has_nodes => {
+                let known = names.join(", ");
+                info!(
+                    key = %self.identity.id(), %known,
+                    "hosts that are no nodes of this cluster are looked for"
+                );
+            }
             PeerMode::Discovered => {
                 info!(key = %self.identity.id(), known = %names.join(", "), "other hosts are looked for");
             }

@@ -48,6 +48,7 @@ impl Drop for StateDir {
 
 mod down;
 mod forged;
+mod nodes;
 mod probe;
 mod recall;
 
@@ -116,6 +117,7 @@ fn settings(mode: PeerMode, port: u16) -> PeerSettings {
         port,
         down_command: None,
         hypervisors: vec![format!("test:///{port}")],
+        has_nodes: false,
         is_set: true,
         waits_for: None,
     }
@@ -133,7 +135,10 @@ impl Host {
     }
 
     async fn new(mode: PeerMode, port: u16, state: Option<&std::path::Path>) -> Self {
-        let peers = Peers::start(settings(mode, port), state, Arc::default()).await.unwrap();
+        Self::serving(Peers::start(settings(mode, port), state, Arc::default()).await.unwrap(), port)
+    }
+
+    fn serving(peers: Arc<Peers>, port: u16) -> Self {
         let shown = Arc::new(Shown::new(Sight::Off));
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(Arc::clone(&peers).serve(Arc::<Shown>::clone(&shown), || 3));
@@ -152,7 +157,11 @@ impl Host {
 
     /// A host that has joined a group of the loopback interface.
     async fn in_group(mode: PeerMode, group: [u8; 4], port: u16, state: Option<&std::path::Path>) -> Self {
-        let mut host = Self::new(mode, port, state).await;
+        Self::new(mode, port, state).await.join(group)
+    }
+
+    fn join(self, group: [u8; 4]) -> Self {
+        let (port, mut host) = (self.port, self);
         let group = IpAddr::from(group);
         let MulticastListener { socket, joined, .. } =
             fence_net::multicast_listener(group, port, MulticastScope::Interface(1)).unwrap();

@@ -133,6 +133,7 @@ fn message() -> impl Strategy<Value = HostMessage> {
             HostMessage::RecentOffs { offs: offs.into_iter().map(off).collect(), noted_ms: Some(7) }
         }),
         any::<u32>().prop_map(|node| HostMessage::NodeGone { node }),
+        (text(ID_LIMIT), any::<u64>()).prop_map(|(id, run)| HostMessage::HostKey { id, run }),
         domain().prop_map(HostMessage::Domain),
         text(ID_LIMIT).prop_map(|uuid| HostMessage::DomainGone { uuid }),
     ]
