@@ -13,6 +13,7 @@ import pathlib
 import signal
 import stat
 import subprocess
+import time
 
 import pytest
 from lab import net, process, programs
@@ -81,8 +82,8 @@ def mortal(site, tmp_path, monkeypatch):
     assert has_fault_points(DEBUG), f"{DEBUG} is not there or no debug build: cargo build -p fence-virtd"
     made = []
 
-    def make(step=None):
-        made.append(Mortal(site, tmp_path / f"host{len(made)}", monkeypatch, step))
+    def make(step=None, **rest):
+        made.append(Mortal(site, tmp_path / f"host{len(made)}", monkeypatch, step, **rest))
         return made[-1]
 
     yield make
@@ -206,6 +207,39 @@ def test_a_second_termination_leaves_the_start_to_the_next_daemon(site, mortal):
     host.again()
     rebooted(site, victim, old, before)
     assert one_record(host)["reason"].startswith("was under way when the daemon ended; ")
+    host.stop()
+
+
+@pytest.mark.parametrize("then", ["reboot", "off", "on"])
+@pytest.mark.parametrize("came", ["while QEMU ends", "just before"])
+def test_a_client_that_asks_again_has_the_machine_started_once(site, mortal, came, then):
+    """fence_virtd is killed in the power-off of a reboot. The debt of the start passes to the request that the next one gets."""
+    # A reboot of a machine that is off starts it because of the debt.
+    host = mortal(backend={"reboot_starts": "no"})
+    victim = site.hypervisor.domain("victim")
+    old, before = victim.process(), starts(site.hypervisor, victim)
+    with slow_to_die(victim) as wait_killed:
+        asker = Asker(host, "reboot", "victim").wait_asked().prove()
+        wait_killed()
+        host.kill()
+        asker.close()
+        if came == "just before":
+            # libvirt loses patience after ten seconds, and lists nothing until then.
+            time.sleep(8)
+        host.again()
+        again = Asker(host, then, "victim", timeout=60)
+        if came == "just before":
+            assert old.ended(30)
+    assert old.ended(30) and again.whole() == b"\0"
+    left = host.wait_records(2, timeout=60, which=lambda it: it["target"] == "victim")
+    time.sleep(3)
+    records = [it for it in host.records() if it["target"] == "victim"]
+    assert len(records) == 2 == len(left), records
+    (first,) = [it for it in records if (it["reason"] or "").startswith("was under way when the daemon ended; ")]
+    assert starts(site.hypervisor, victim) == before + (then != "off"), records
+    assert victim.state() == ("shut off" if then == "off" else "running"), records
+    said = {"reboot": "has taken over the start that the reboot owed", "off": "somebody asked for the domain since (off, request"}
+    assert then == "on" or said[then] in first["reason"], records
     host.stop()
 
 

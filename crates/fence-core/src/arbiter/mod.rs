@@ -226,6 +226,13 @@ impl Arbiter {
         self.entries.push(ArbiterEntry { request, state, again: false });
     }
 
+    /// Returns whether a request that is not in flight is to take the target of `id` down.
+    pub fn has_rival(&self, id: u64) -> bool {
+        let Some(own) = self.entries.iter().find(|it| it.request.id == id) else { return false };
+        let mut waiting = self.entries.iter().filter(|it| it.request.id != id && !it.in_flight());
+        waiting.any(|it| it.request.work.takes_down() && it.request.same_target(&own.request))
+    }
+
     /// Records that the target of `id` was seen off already, where [`Arbiter::seen_off`] follows only after
     /// other requests were submitted: none of them may join it.
     pub fn close(&mut self, id: u64) {

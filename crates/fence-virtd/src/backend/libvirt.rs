@@ -27,6 +27,7 @@ use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
 use crate::hypervisor::{CallError, Hypervisor, Hypervisors};
+use crate::intent::{OpenIntent, StartDebt};
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
 use crate::util::locks::lock;
@@ -38,7 +39,7 @@ use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
 use fence_core::evidence::namesakes::{MAX_NAMESAKES, Namesakes, ProofTurns, meant_by_name};
 use fence_core::evidence::{self, DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::hosts::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
-use fence_core::intent::PendingOrder;
+use fence_core::intent::{PendingOrder, StartOwed};
 use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
@@ -58,6 +59,10 @@ const HANDED_OVER: &str = "what was here stood still (paused, or for a migration
                            migration the machine may run at the other end, and no other host that is asked \
                            has the machine. Power the machine off there, then start the domain with virsh \
                            where it belongs; and name all other hosts in `peers`";
+
+/// Note of a reboot that found its domain powered off by an earlier daemon.
+const TOOK_OVER: &str = "an earlier fence_virtd had powered the domain off for a reboot, and this reboot has \
+                         taken over the start";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
@@ -482,15 +487,18 @@ impl LibvirtBackend {
                 PowerOffHere::NothingHere => {}
             }
             // No instance that ran here was ended: every place has to say that it has none.
-            let starts = for_reboot && (acted || self.reboot_starts);
+            let debt = lease.trail().intent().and_then(OpenIntent::debt).filter(|_| for_reboot);
+            let starts = for_reboot && (acted || self.reboot_starts || debt.is_some());
             let announced = starts.then(|| self.announce(domain));
             match self.place_to_end(&question, lease.until()).await {
                 Ok(PlaceToEnd::Nowhere(proof)) => {
                     let saved = self.discard_other_memories(next, libvirt_uuid(domain.uuid), lease).await;
                     saved.map_err(|it| after(acted, it))?;
+                    let source = source.or_else(|| self.source_of_debt(debt?));
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
                     let restart = announced.map(|it| self.restart(home, domain, source, it));
-                    return Ok(PowerOffResult::settled(proof, !acted, restart));
+                    let note = debt.map(|_| TOOK_OVER.to_owned());
+                    return Ok(PowerOffResult { note, ..PowerOffResult::settled(proof, !acted, restart) });
                 }
                 Err(Doubt::Moving(DomainSite::Host(_)))
                     if announced.is_some() && gave_way < REBOOT_GIVES_WAY && lease.check().is_ok() =>
@@ -683,6 +691,13 @@ impl LibvirtBackend {
                 Err(ActionError::Unknown(HANDED_OVER.to_owned()))
             }
         }
+    }
+
+    /// Returns the source of a start that an earlier daemon owes, if it is XML, and its hypervisor.
+    fn source_of_debt(&self, debt: &StartDebt) -> Option<(usize, StartSource)> {
+        let (StartOwed::Xml { uri }, Some(xml)) = debt.source()? else { return None };
+        let home = self.hypervisors.iter().position(|it| it.uri() == uri)?;
+        Some((home, StartSource::Xml(xml.clone())))
     }
 
     fn home_of(&self, domain: &DomainRef) -> Result<usize, ActionError> {

@@ -8,7 +8,7 @@
 //!
 //! The format and its judgement are in `fence_core::intent`; [`store`] owns the files and their thread.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fence_core::intent::{DeviceOrder, Intent, IntentEvent, IntentRemainder, OrderExpiry, StartOwed};
+use fence_core::intent::{
+    DeviceOrder, Intent, IntentEvent, IntentRemainder, OrderExpiry, StartOwed, UnfinishedIntent,
+};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -43,12 +45,30 @@ struct IntentLogState {
     next: AtomicU64,
     /// Intents with a start that is owed, and the UUIDs of their domains.
     owing: Mutex<BTreeMap<u64, Arc<str>>>,
-    /// UUIDs of the domains that requests began to act on while any start was owed.
-    begun: Mutex<BTreeSet<String>>,
+    /// Starts that earlier daemons owe, by the number of the intent.
+    debts: Mutex<BTreeMap<u64, Arc<StartDebt>>>,
+    /// Last request for each domain that began to act while any start was owed, by the domain's UUID.
+    begun: Mutex<BTreeMap<String, BegunRequest>>,
     /// Events that the disk did not take in time.
     lost: AtomicU64,
     /// Set while the disk does not answer: nobody waits for it then.
     is_slow: AtomicBool,
+}
+
+/// Start that an earlier daemon owes.
+#[derive(Debug)]
+pub(crate) struct StartDebt {
+    unfinished: UnfinishedIntent,
+    xml: Option<Zeroizing<String>>,
+}
+
+/// Request of this daemon that began to act.
+#[derive(Debug)]
+struct BegunRequest {
+    intent: u64,
+    id: u64,
+    action: String,
+    takes_over: bool,
 }
 
 /// One intent under way. Clones are the same intent.
@@ -57,6 +77,8 @@ pub(crate) struct OpenIntent {
     log: IntentLog,
     number: u64,
     uuid: Arc<str>,
+    /// Start of an earlier daemon that this reboot has taken over.
+    debt: Option<Arc<StartDebt>>,
 }
 
 /// Values of an intent that its request knows.
@@ -132,6 +154,7 @@ impl IntentLog {
             orders,
             next: AtomicU64::new(next.max(1)),
             owing: Mutex::default(),
+            debts: Mutex::default(),
             begun: Mutex::default(),
             lost: AtomicU64::new(0),
             is_slow: false.into(),
@@ -149,8 +172,11 @@ impl IntentLog {
         let IntentSubject { id, transport, peer, source_domain, hash, key, .. } = subject;
         let IntentSubject { action, target, domain, uuid, home, known_source, peer_id, .. } = subject;
         let (boot, home, open) = (self.0.boot.clone(), home.to_owned(), Arc::from(uuid.as_str()));
+        let debt = self.debt_of(&uuid).filter(|_| action == "reboot");
         if self.owing() > 0 {
-            lock(&self.0.begun).insert(uuid.clone());
+            let takes_over = debt.is_some();
+            let begun = BegunRequest { intent: number, id, action: action.clone(), takes_over };
+            lock(&self.0.begun).insert(uuid.clone(), begun);
         } else {
             lock(&self.0.begun).clear();
         }
@@ -173,8 +199,24 @@ impl IntentLog {
             peer_id,
         };
         self.write(IntentEvent::Begun(Box::new(intent)), None).await;
+        let open = OpenIntent { log: self.clone(), number, uuid: open, debt: debt.clone() };
+        if let Some((start, xml)) = debt.as_deref().and_then(StartDebt::source)
+            && open.note_owed()
+        {
+            // The line above made the older one void.
+            self.write(IntentEvent::Owes { number, start: start.clone() }, xml.cloned()).await;
+        }
         fault::reached("intent_written");
-        OpenIntent { log: self.clone(), number, uuid: open }
+        open
+    }
+
+    /// Returns the start of a domain that an earlier daemon owes and that is to be made good now.
+    fn debt_of(&self, uuid: &str) -> Option<Arc<StartDebt>> {
+        let is_due = |it: &&Arc<StartDebt>| {
+            let intent = &it.unfinished;
+            intent.intent.uuid == uuid && intent.start_due(&self.0.boot, since_boot_ms()).is_ok()
+        };
+        lock(&self.0.debts).values().find(is_due).cloned()
     }
 
     /// Returns whether intents are kept on disk, and those of earlier daemons were read.
@@ -185,9 +227,12 @@ impl IntentLog {
     /// Returns the open intent of an earlier daemon, to be ended by this one.
     pub(crate) fn adopt(&self, left: &LeftIntent) -> OpenIntent {
         let Intent { number, uuid, .. } = &left.unfinished.intent;
-        let open = OpenIntent { log: self.clone(), number: *number, uuid: Arc::from(uuid.as_str()) };
+        let (number, uuid) = (*number, Arc::from(uuid.as_str()));
+        let open = OpenIntent { log: self.clone(), number, uuid, debt: None };
         if matches!(left.unfinished.remainder, IntentRemainder::Open { start: Some(_) }) {
             lock(&self.0.owing).insert(open.number, Arc::clone(&open.uuid));
+            let debt = StartDebt { unfinished: left.unfinished.clone(), xml: left.xml.clone() };
+            lock(&self.0.debts).insert(open.number, Arc::new(debt));
         }
         open
     }
@@ -197,9 +242,20 @@ impl IntentLog {
         self.write_later(IntentEvent::Cleared {});
     }
 
-    /// Returns whether a request of this daemon began to act on the domain while any start was owed.
-    pub(crate) fn has_begun(&self, uuid: &str) -> bool {
-        lock(&self.0.begun).contains(uuid)
+    /// Returns the request of this daemon that decides about a start which is owed, in words: it began to act
+    /// on the domain, and a reboot or start did not fail.
+    pub(crate) fn decided_by(&self, uuid: &str) -> Option<String> {
+        lock(&self.0.begun).get(uuid).map(|it| {
+            let BegunRequest { id, action, .. } = it;
+            if it.takes_over {
+                format!("the {action} of request {id} has taken over the start that the reboot owed")
+            } else {
+                format!(
+                    "somebody asked for the domain since ({action}, request {id}), so the domain is not \
+                     started"
+                )
+            }
+        })
     }
 
     /// Returns whether a start of the domain is owed now: whatever is seen of it, it is about to be on.
@@ -287,6 +343,21 @@ impl IntentLog {
     }
 }
 
+impl StartDebt {
+    /// Returns the source of the start, with the XML where it needs one. None where the XML was not kept.
+    pub(crate) fn source(&self) -> Option<(&StartOwed, Option<&Zeroizing<String>>)> {
+        match &self.unfinished.remainder {
+            IntentRemainder::Open { start: Some(StartOwed::Definition) } => {
+                Some((&StartOwed::Definition, None))
+            }
+            IntentRemainder::Open { start: Some(start @ StartOwed::Xml { .. }) } => {
+                self.xml.as_ref().map(|xml| (start, Some(xml)))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl OpenIntent {
     /// Writes down that a device is about to be told to change the power, and waits until that is on disk, at
     /// most [`DISK_LIMIT`]. `effect` is the time for which it may do so after its agent ended.
@@ -344,9 +415,24 @@ impl OpenIntent {
         lock(&self.log.0.owing).insert(self.number, Arc::clone(&self.uuid)).is_none()
     }
 
+    /// Reports that a reboot or start failed, or left the domain off: a start that was owed before is owed
+    /// still.
+    pub(crate) fn came_to_nothing(&self) {
+        let mut begun = lock(&self.log.0.begun);
+        if begun.get(&*self.uuid).is_some_and(|it| it.intent == self.number) {
+            begun.remove(&*self.uuid);
+        }
+    }
+
+    /// Returns the start of an earlier daemon that this reboot has taken over.
+    pub(crate) fn debt(&self) -> Option<&StartDebt> {
+        self.debt.as_deref()
+    }
+
     /// Reports that the start is not owed any more: the domain is started, or can't be.
     pub(crate) fn settled(&self) {
         lock(&self.log.0.owing).remove(&self.number);
+        lock(&self.log.0.debts).remove(&self.number);
     }
 
     /// Writes down that the action has ended, with the line that goes to the audit file next. Blocks for at

@@ -66,13 +66,18 @@ pub(crate) async fn run_power_action(
     let is_reboot = match action {
         PowerAction::Status => return Err(ActionError::Refused(format!("{action} changes no power"))),
         PowerAction::On => {
-            backend.on(domain, lease).await?;
+            backend.on(domain, lease).await.inspect_err(|_| came_to_nothing(lease))?;
             return Ok(PowerActionResult::Started { note: lease.trail().remarks() });
         }
         PowerAction::Off => false,
         PowerAction::Reboot => true,
     };
-    let down = backend.off(domain, is_reboot, lease).await?;
+    let down = backend.off(domain, is_reboot, lease).await;
+    let down = down.inspect_err(|_| {
+        if is_reboot {
+            came_to_nothing(lease);
+        }
+    })?;
     let PowerOffResult { proof, was_off, note: said, restart, may_come_again } = down;
     seen_off(SeenOff { since: proof.since(), was_off, starts: restart.is_some(), may_come_again });
     let note = || joined([said.clone(), lease.trail().remarks()]);
@@ -98,8 +103,18 @@ pub(crate) async fn run_power_action(
     }
     Ok(match started {
         Ok(()) => PowerActionResult::Rebooted { proof, note: note() },
-        Err(error) => PowerActionResult::NotStarted { proof, error },
+        Err(error) => {
+            came_to_nothing(lease);
+            PowerActionResult::NotStarted { proof, error }
+        }
     })
+}
+
+/// Leaves a start that was owed before to whoever owes it.
+fn came_to_nothing(lease: &Lease) {
+    if let Some(it) = lease.trail().intent() {
+        it.came_to_nothing();
+    }
 }
 
 /// Joins what there is to say.

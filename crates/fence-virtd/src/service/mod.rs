@@ -18,6 +18,7 @@ use fence_wire::{Action, Challenge, ClientRun, Key, Proved};
 use tokio::sync::Notify;
 use tracing::debug;
 
+use self::arriving::ArrivingRequests;
 use self::challenges::{Challenges, OutstandingChallenge};
 use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
@@ -33,6 +34,7 @@ use crate::request::lease::{Lease, LeaseEndReason, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::request::trail::AgentRunTrail;
 
+mod arriving;
 pub(crate) mod challenges;
 pub(crate) mod client_link;
 pub(crate) mod cluster_port;
@@ -62,6 +64,8 @@ pub(crate) struct Service {
     replays: ReplayMemory,
     intents: IntentLog,
     grants: Arc<GrantQueue>,
+    /// Requests that take a domain down, and are not in the queue yet.
+    arriving: Arc<ArrivingRequests>,
     /// Other hosts, where they have a say.
     cluster: Option<Arc<dyn ClusterPort>>,
     client_timeout: Duration,
@@ -91,6 +95,7 @@ impl Service {
             replays,
             intents,
             grants: Arc::default(),
+            arriving: Arc::default(),
             challenges: Challenges::default(),
             next_id: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
@@ -136,6 +141,7 @@ impl Service {
         link: &mut L,
     ) {
         let _in_flight = self.begin_request();
+        let arrival = self.arriving.note(job.id, job.action, &job.target);
         let handshake_stage = || L::HAS_HANDSHAKE.then(|| StageTimes::since(job.arrived));
         let mut stages = StageTimes { connected: handshake_stage(), ..StageTimes::default() };
         let (lease, released) = Self::lease(job);
@@ -160,6 +166,7 @@ impl Service {
             Err(failure) => return unproved(&failure, stages),
         };
         let grant = self.watched_grant(job, &resolved, &lease, link).await;
+        drop(arrival);
         stages.turn = Some(StageTimes::since(job.arrived));
         let not_run = match &grant {
             Grant::Rejected(why) if !why.is_for_the_client() && !L::HEARS_ALL_REJECTIONS => Some(why),

@@ -19,8 +19,8 @@ use fence_core::owed_start::StartVerdict;
 use fence_wire::{Action, Response, Target, escaped};
 use tracing::{info, warn};
 
-use super::Service;
 use super::execute::START_LIMIT;
+use super::{RunPermit, Service};
 use crate::intent::store::LeftIntent;
 use crate::intent::{OpenIntent, since_boot_ms};
 use crate::request::job::{Arrival, RequestJob, ResolvedTarget};
@@ -39,6 +39,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(15);
 const TRANSPORT: &str = "recovery";
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Pause between two looks at the requests that have just come.
+const ARRIVAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// Result of one attempt to make good a start, in words.
 enum StartAttempt {
@@ -46,6 +48,8 @@ enum StartAttempt {
     On(String),
     /// Nothing is left to do, and the domain may be off.
     Over(String),
+    /// A newer request that is to take the domain down waits. It decides, if it begins.
+    GivesWay,
     /// The start is still owed.
     Failed(String),
 }
@@ -118,6 +122,15 @@ impl Service {
         loop {
             let why = match self.attempt(&domain, target.clone(), (source, began_ms), open).await {
                 StartAttempt::On(found) | StartAttempt::Over(found) => return found,
+                // The next attempt takes its turn behind that request.
+                StartAttempt::GivesWay
+                    if unfinished.start_due(self.intents.boot(), since_boot_ms()).is_ok() =>
+                {
+                    continue;
+                }
+                StartAttempt::GivesWay => {
+                    "newer requests waited for the domain, and began nothing".to_owned()
+                }
                 StartAttempt::Failed(why) => why,
             };
             let pause = backoff.next_pause();
@@ -159,10 +172,10 @@ impl Service {
         };
         let found = match permit.proved() {
             // Whoever had the turn before decides what becomes of it.
-            Ok(()) if self.intents.has_begun(&domain.uuid.to_string()) => {
-                over("somebody asked for the domain since, so the domain is not started")
-            }
-            Ok(()) => self.make_good(&job, domain, source, began_ms, &lease).await,
+            Ok(()) => match self.intents.decided_by(&domain.uuid.to_string()) {
+                Some(decision) => over(&decision),
+                None => self.make_good(&job, domain, source, began_ms, (&lease, &permit)).await,
+            },
             Err(why) => StartAttempt::Failed(why.to_string()),
         };
         drop(lease);
@@ -189,10 +202,13 @@ impl Service {
         domain: &DomainRef,
         xml: Option<(&str, &str)>,
         began_ms: u64,
-        lease: &Lease,
+        (lease, permit): (&Lease, &RunPermit),
     ) -> StartAttempt {
         let watch_until = Instant::now() + ORDER_SETTLE;
         let domain = loop {
+            if self.has_rival(domain, lease, permit).await {
+                return StartAttempt::GivesWay;
+            }
             let doubt = match self.look_for(job, lease).await {
                 Ok((located, SeenPower::Off(_))) => break located.domain().clone(),
                 Ok((LocatedDomain::Here(_), SeenPower::On)) if Instant::now() >= watch_until => {
@@ -231,10 +247,22 @@ impl Service {
             }
             StartVerdict::Unheard(why) => return StartAttempt::Failed(why),
         }
+        if self.has_rival(&domain, lease, permit).await {
+            return StartAttempt::GivesWay;
+        }
         match self.backend.start_owed(&domain, xml, lease).await {
             Ok(()) => StartAttempt::On("the start that the reboot owed is made good".to_owned()),
             Err(error) => StartAttempt::Failed(error.to_string()),
         }
+    }
+
+    /// Returns whether a newer request waits that is to take the domain down: a machine that is started now
+    /// would be powered off once more. One that has just come is not in the queue before its domain is found.
+    async fn has_rival(&self, domain: &DomainRef, lease: &Lease, permit: &RunPermit) -> bool {
+        while !permit.has_rival() && self.arriving.may_mean(domain) && lease.check().is_ok() {
+            tokio::time::sleep(ARRIVAL_PAUSE).await;
+        }
+        permit.has_rival()
     }
 
     /// Returns the power of the job's domain, in words.

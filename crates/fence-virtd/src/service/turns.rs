@@ -259,6 +259,11 @@ impl RunPermit {
         self.claim.as_ref().map_or(Ok(()), |it| it.proved())
     }
 
+    /// Returns whether a request that waits for its turn is to take the same target down.
+    pub(crate) fn has_rival(&self) -> bool {
+        self.queue.state().arbiter.has_rival(self.id)
+    }
+
     /// Reports that a status check after the action, which began at this moment, showed the target off, and
     /// whether it may go off once more by another order.
     pub(crate) fn seen_off(&self, since: Instant, may_come_again: bool) {

@@ -463,7 +463,8 @@ impl Backend for AgentBackend {
         if may_come_again {
             lease.trail().remark("an order to another device was not seen to take effect, and may yet");
         }
-        let starts = for_reboot && (!was_so || self.reboot_starts);
+        let owes = lease.trail().intent().is_some_and(|it| it.debt().is_some());
+        let starts = for_reboot && (!was_so || self.reboot_starts || owes);
         let restart = AgentRestart { backend: self, domain: domain.clone() };
         let restart = starts.then(|| Box::new(restart) as Box<dyn Restart>);
         Ok(PowerOffResult { proof, was_off: was_so, restart, note, may_come_again })
