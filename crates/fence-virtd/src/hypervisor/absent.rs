@@ -43,4 +43,9 @@ impl Hypervisor {
     pub(crate) fn is_up(&self) -> bool {
         match *self {}
     }
+
+    #[expect(clippy::unused_async, reason = "the same form as with libvirt")]
+    pub(crate) async fn first_list(&self) -> Result<(), std::convert::Infallible> {
+        match *self {}
+    }
 }
