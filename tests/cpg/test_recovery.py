@@ -20,12 +20,13 @@ def killed_after_the_power_off(hosts, monkeypatch, name, host=None):
     monkeypatch.delenv("FENCE_VIRTD_STOP_AT")
     for asked in (host.name, "h3"):
         hosts.wait_status(asked, name, 0)
-    shot = hosts.agent(host.name, "reboot", name, timeout=10)
+    # A daemon that is new beside nodes whose fence_virtd is gone waits up to 15 s for the orders that these may have left.
+    shot = hosts.agent(host.name, "reboot", name, timeout=30)
     net.wait_until(lambda: process.is_frozen(host.daemon.pid))
     assert host.state(name) == "shut off"
     config = host.daemon.config
     host.stop_serving(signal.SIGKILL)
-    assert shot.finish(40).rc != 0
+    assert shot.finish(60).rc != 0
     return config
 
 
