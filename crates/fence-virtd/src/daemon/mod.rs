@@ -10,7 +10,6 @@ mod error;
 pub(crate) mod exit;
 mod exposed;
 pub(crate) mod in_use;
-mod libvirt_uri;
 mod load;
 mod log;
 mod notify;

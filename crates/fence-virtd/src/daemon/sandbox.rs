@@ -16,7 +16,7 @@ use fence_config::{Backend, Config, HostDown, Listener, MetricsAddress, Peers};
 use fence_sandbox::{Calls, Capability, Needs, Protection, State, Tcp};
 use tracing::{info, warn};
 
-use super::libvirt_uri::Uri;
+use crate::hypervisor::uri::Uri;
 
 /// Files of libraries and their configuration, and files of a running system that they read.
 const SYSTEM: &[&str] = &[

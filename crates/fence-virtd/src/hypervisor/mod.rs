@@ -19,8 +19,7 @@ mod pool;
 pub(crate) mod running;
 #[cfg(feature = "libvirt")]
 pub(crate) mod stray;
-#[cfg(feature = "libvirt")]
-mod uri;
+pub(crate) mod uri;
 #[cfg(feature = "libvirt")]
 pub(crate) mod uuid;
 

@@ -27,7 +27,7 @@ use super::memory::{is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
 use super::stray::{StrayProcess, StrayProcesses};
-use super::uri::has_processes_here;
+use super::uri::Uri;
 use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::locks::lock;
 
@@ -548,7 +548,7 @@ impl Hypervisor {
             let mut memory = lock(&self.memory);
             records.retain(|it| !memory.record_listed(it, asked));
         }
-        if has_processes_here(&self.uri) {
+        if Uri::of(&self.uri).has_processes_here() {
             self.strays.search(&self.uri, on);
         }
         Ok(count)

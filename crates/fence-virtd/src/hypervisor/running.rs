@@ -11,7 +11,6 @@ use tracing::{debug, warn};
 use super::follow::{DomainFollower, HypervisorReading, follow};
 use super::inventory::{Inventory, RunningDomain, RunningDomains, read};
 use super::pool::Hypervisor;
-use super::uri::is_local;
 use super::uuid::domain_id;
 
 /// Follows the running domains of a hypervisor as long as the result is held. Must run inside the runtime.
@@ -19,6 +18,11 @@ pub(crate) fn follow_running(hypervisor: &Arc<Hypervisor>) -> Inventory {
     let (sender, running) = watch::channel(RunningDomains::new());
     follow(hypervisor, Arc::new(RunningFollower { running: sender }));
     Inventory { running, local: is_local(hypervisor.uri()) }
+}
+
+/// Returns whether the URI has no host in it: `qemu:///system`, `qemu+unix:///system?socket=…`.
+fn is_local(uri: &str) -> bool {
+    uri.split_once("://").is_none_or(|(_, rest)| rest.is_empty() || rest.starts_with(['/', '?']))
 }
 
 struct RunningFollower {

@@ -433,17 +433,23 @@ mod tests {
         assert!(matches!(on.grant().await, Grant::Run(_)));
     }
 
+    /// Returns the permit of a request that has its turn here and at the other hosts.
+    async fn claimed(queue: &Arc<GrantQueue>, hosts: &OtherHosts, request: &ArbiterRequest) -> RunPermit {
+        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
+            panic!("not run")
+        };
+        let (grant, ()) = tokio::join!(permit.claimed(hosts, request), async {
+            lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
+        });
+        let Grant::Run(permit) = grant else { panic!("not run") };
+        permit
+    }
+
     #[tokio::test]
     async fn the_failure_of_work_that_is_over_is_given_to_none() {
         let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
-            panic!("not run")
-        };
-        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
-            lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
-        });
-        let Grant::Run(permit) = grant else { panic!("not run") };
+        let permit = claimed(&queue, &hosts, &request).await;
         // A call hangs in the hypervisor.
         let held = permit.answered(LateEffect::Any, Response::Failure, Some("no connection".into()));
         let mut again = std::pin::pin!(queue.submit(off(2, "b", "a")).unwrap());
@@ -467,13 +473,7 @@ mod tests {
     async fn what_may_go_off_once_more_takes_nothing_down_though_it_was_seen_off() {
         let (queue, hosts) = (Arc::new(GrantQueue::default()), OtherHosts::default());
         let request = off(1, "b", "a");
-        let Grant::Run(permit) = queue.submit(request.clone()).unwrap().grant().await else {
-            panic!("not run")
-        };
-        let (grant, ()) = tokio::join!(permit.claimed(&hosts, &request), async {
-            lock(&hosts.asked).remove(0).send(hosts.yes()).unwrap();
-        });
-        let Grant::Run(permit) = grant else { panic!("not run") };
+        let permit = claimed(&queue, &hosts, &request).await;
         permit.seen_off(Instant::now(), true);
         // It was started again.
         let mut back = std::pin::pin!(queue.submit(off(2, "a", "b")).unwrap());
