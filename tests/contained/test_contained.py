@@ -75,6 +75,20 @@ def remains(mark, place):
     return found
 
 
+def test_records_of_ports_are_a_runs_own(mark, tmp_path):
+    """Runs beside each other: a fake host of one removed the record of the other's guest, which then took an old answer."""
+    outside = pathlib.Path("/run/fence_virt")
+    outside.mkdir(mode=0o700, exist_ok=True)
+    record = outside / f"1229-{mark}.lock"
+    record.touch()
+    try:
+        run = contained(mark, 'ls -A /run/fence_virt; touch "/run/fence_virt/$0-inside"; rm -f /run/fence_virt/1229-*', place=tmp_path)
+        assert (run.returncode, run.stdout) == (0, ""), run
+        assert record.exists() and not (outside / f"{mark}-inside").exists()
+    finally:
+        record.unlink(missing_ok=True)
+
+
 def test_what_is_left_is_told_by_name(mark, tmp_path):
     run = contained(mark, LEAVES, "--strict", place=tmp_path)
     assert run.returncode == 1, run

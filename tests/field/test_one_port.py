@@ -3,17 +3,18 @@
 
 A disturbance (an agent that timed out or was killed, many agents at once) must cost no later request its answer, and
 no request may get another one's answer. `ROUNDS=100` is the long run; `TABLE=file` writes its table for
-docs/fence_xvm.md.
+docs/fence_xvm.md. A wrong answer comes with what both agents, the daemon and the wire said in the last rounds.
 """
 
 import os
 import pathlib
 import random
 import signal
+import time
 
 import pytest
 
-from lab import net, programs, testdriver
+from lab import net, programs, testdriver, trace
 
 ROUNDS = int(os.environ.get("ROUNDS", "4"))
 TABLE = os.environ.get("TABLE")
@@ -44,15 +45,37 @@ class Site:
             fence_virtd {{ listener = "multicast"; backend = "libvirt"; {module} }}
             listeners {{ multicast {{ key_file = "{self.key}"; family = "ipv4"; interface = "eth0"; }} }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}""")
-        self.daemon = programs.Daemon(self.host, config, program=program)
+        self.trace = trace.Trace(self.host)
+        # What was done, as (time, text).
+        self.steps = []
+        self.daemon = programs.Daemon(self.host, config, program=program, debug=99)
 
     def ask(self, name, *, timeout, hash_type="sha256"):
         """Starts an agent that asks for a domain's status."""
-        return programs.Agent(self.guest, "-o", "status", "-H", name, "-t", timeout, "-k", self.key, "-c", hash_type)
+        self.steps.append((time.monotonic(), f"an agent for {name}"))
+        return programs.Agent(self.guest, "-d", "-o", "status", "-H", name, "-t", timeout, "-k", self.key, "-c", hash_type)
+
+    def end(self, agent, timeout=60.0):
+        """Waits for an agent's end, or kills it then."""
+        result = agent.finish(timeout)
+        self.steps.append((time.monotonic(), f"ended: {result}"))
+        return result
+
+    def signal(self, number):
+        """Stops the daemon, or lets it go on."""
+        self.steps.append((time.monotonic(), number.name))
+        self.daemon.send_signal(number)
+
+    def story(self, since):
+        """What happened since then: the steps, the daemon's lines and the packets, each with its time."""
+        parts = {"test": self.steps, "daemon": list(zip(self.daemon.times, self.daemon.lines)), "wire": self.trace.lines(since)}
+        told = sorted((when, who, text) for who, lines in parts.items() for when, text in lines if when >= since)
+        return "\n".join(f"{when - since:9.4f} {who:6} {text}" for when, who, text in told)
 
     def close(self):
         self.daemon.send_signal(signal.SIGCONT)
         self.daemon.stop()
+        self.trace.close()
         self.net.close()
 
 
@@ -66,19 +89,19 @@ def site(request, tmp_path):
 
 def timed_out(site, hash_type, draw):
     """The daemon stands still, and answers later what was asked meanwhile."""
-    site.daemon.send_signal(signal.SIGSTOP)
-    site.ask(draw.choice(list(STATES)), timeout=1, hash_type=hash_type).finish()
+    site.signal(signal.SIGSTOP)
+    site.end(site.ask(draw.choice(list(STATES)), timeout=1, hash_type=hash_type))
     later = site.ask(draw.choice(list(STATES)), timeout=1, hash_type=hash_type) if draw.random() < 0.5 else None
-    site.daemon.send_signal(signal.SIGCONT)
-    return later and later.finish()
+    site.signal(signal.SIGCONT)
+    return later and site.end(later)
 
 
 def killed(site, hash_type, draw):
     """An agent that is killed while the daemon stands still."""
-    site.daemon.send_signal(signal.SIGSTOP)
+    site.signal(signal.SIGSTOP)
     agent = site.ask(draw.choice(list(STATES)), timeout=10, hash_type=hash_type)
-    assert agent.finish(timeout=0.1 + draw.random() * 0.3).rc is None, "it was killed"
-    site.daemon.send_signal(signal.SIGCONT)
+    assert site.end(agent, timeout=0.1 + draw.random() * 0.3).rc is None, "it was killed"
+    site.signal(signal.SIGCONT)
 
 
 def nothing(*_):
@@ -98,19 +121,21 @@ def test_nothing_is_lost_and_nothing_is_mixed_up(site, disturbance, hash_type):
     disturb, number = DISTURBANCES[disturbance]
     draw = random.Random(f"{disturbance} {hash_type}")
     lost, wrong, asked, slowest = [], [], 0, 0
-    for _ in range(ROUNDS):
+    begun = [time.monotonic()]
+    for number_of_round in range(1, ROUNDS + 1):
+        begun.append(time.monotonic())
         disturb(site, hash_type, draw)
         names = [draw.choice(list(STATES)) for _ in range(number)]
         agents = [site.ask(name, timeout=10 if number == 1 else 20, hash_type=hash_type) for name in names]
         for name, agent in zip(names, agents):
-            result = agent.finish()
+            result = site.end(agent)
             asked, slowest = asked + 1, max(slowest, result.seconds)
             if result.rc == 1:
                 lost.append(result)
             elif result.rc != STATES[name]:
-                wrong.append((name, result))
+                wrong.append(f"round {number_of_round}, {name}, since the round before it:\n{site.story(begun[-2])}")
     if TABLE:
         with open(TABLE, "a") as table:
             table.write(f"| {disturbance} | {site.kind} | {hash_type} | {asked} | {len(lost)} | {len(wrong)} | {slowest:.1f} s |\n")
-    assert not wrong, wrong
+    assert not wrong, "\n".join(wrong)
     assert not lost, lost

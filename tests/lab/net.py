@@ -81,6 +81,10 @@ class Node:
         self.ip_cmd(f"addr add {address}/{64 if ':' in address else 16} dev eth0"
                     + (" nodad" if ":" in address else ""))
 
+    def number(self):
+        """Inode of the node's namespace: agents name their records by it."""
+        return os.stat(f"{_NETNS_DIR}/{self.ns}").st_ino
+
     def link(self, up):
         """Pulls or plugs the node's cable (at the bridge's end, so the node sees its carrier go)."""
         _ip(f"-n {self.net.switch} link set p{self.index} {'up' if up else 'down'}")

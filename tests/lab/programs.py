@@ -180,8 +180,8 @@ class Daemon:
 
     `ready`: what to wait for: "udp", "tcp", None (nothing), or a function of the daemon. With `ready` set, a
     daemon that ends or does not bind within `wait` seconds raises RuntimeError with its log.
-    `lines` holds the log so far (stdout and stderr together), one string a line. What it remembers across restarts
-    is in `state`, a directory beside the config file unless `env` names another: a daemon that is started anew with
+    `lines` holds the log so far (stdout and stderr together), one string a line, and `times` when each was read. What it
+    remembers across restarts is in `state`, a directory beside the config file unless `env` names another: a daemon that is started anew with
     the same config file has the same memory, and none finds that of another test.
     """
 
@@ -195,7 +195,7 @@ class Daemon:
         argv = [program, "-F", "-f", config, "-p", self.pidfile]
         if debug:
             argv += ["-d", debug]
-        self.lines, self._news = [], threading.Condition()
+        self.lines, self.times, self._news = [], [], threading.Condition()
         self.started = time.monotonic()
         self.process = node.popen([*argv, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                   stderr=subprocess.STDOUT, env=_environment(program, env))
@@ -304,6 +304,7 @@ class Daemon:
         for raw in self.process.stdout:
             with self._news:
                 self.lines.append(raw.decode("utf-8", "backslashreplace").rstrip("\n"))
+                self.times.append(time.monotonic())
                 self._news.notify_all()
         with self._news:
             self._news.notify_all()
@@ -400,7 +401,7 @@ def bound(pid, kind, port):
 def _environment(program, env):
     out = {**os.environ, **(env or {})}
     stdbuf = "/usr/libexec/coreutils/libstdbuf.so"
-    if side_of(program) == "reference" and os.path.exists(stdbuf):
-        # The reference logs through stdio: without this its lines come in blocks, or never.
+    if pathlib.Path(program).parent in [it / "usr/sbin" for it in REFERENCES.values()] and os.path.exists(stdbuf):
+        # The C programs log through stdio: without this their lines come in blocks, or never.
         out.update(_STDBUF_O="L", LD_PRELOAD=stdbuf)
     return out

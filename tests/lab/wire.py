@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import hmac
+import itertools
 import os
 import pathlib
 import socket
@@ -337,13 +338,13 @@ class FakeHost:
     (`how="close"`), resets ("reset") or falls silent until `close` ("hang"). `right_answer=False` proves with a
     wrong hash. Sealed requests are answered sealed; `seal` is a function of the right response bytes and their seal
     that gives what is sent instead; `answers` a function of the packet that gives the one that it speaks of instead.
-    `ignore`: how many first datagrams it does not answer. `runs`: /run of each agent that it will meet. `packets`: every (bytes, peer) received;
+    `ignore`: how many first datagrams it does not answer. `runs`: /run of each agent that it will meet, where that is not the machine's. `packets`: every (bytes, peer) received;
     `streams`: a Stream for each connection; `proofs`: whether each client's proof was right.
     """
 
     def __init__(self, node, key=b"", auth=SHA256, response=b"\0", transport="multicast", family=IPV4, port=PORT,
                  group=None, stop=None, how="close", right_answer=True, ignore=0, before=None, timeout=10.0,
-                 once=True, seal=None, answers=None, runs=(pathlib.Path("/run"),)):
+                 once=True, seal=None, answers=None, runs=None):
         self.node, self.key, self.auth, self.response = node, key, auth, response
         self.transport, self.stop_at, self.how, self.right_answer = transport, stop, how, right_answer
         self.before, self.timeout, self._ignore, self._once = before, timeout, ignore, once
@@ -352,9 +353,11 @@ class FakeHost:
         self._release, self._handled = threading.Event(), set()
         af = socket.AF_INET6 if family == IPV6 else socket.AF_INET
         # What earlier cases left without an answer is nothing of this host's: our agents hang up on as many call-backs.
-        for run in runs:
-            for ledger in run.glob(f"fence_virt/{port}-*.lock"):
-                ledger.unlink(missing_ok=True)
+        # Only of our own guests: what others left must still be known to them.
+        ledgers = [run.glob(f"fence_virt/{port}-*.lock") for run in runs] if runs is not None else [
+            [pathlib.Path(f"/run/fence_virt/{port}-{guest.number()}.lock") for guest in node.net.nodes.values()]]
+        for ledger in itertools.chain(*ledgers):
+            ledger.unlink(missing_ok=True)
         if transport == "multicast":
             self._socket = multicast_receiver(node, family, group, port)
         else:
