@@ -39,10 +39,6 @@ class Scene:
         with _making:
             self.net = net.Net()
             self.host, self.guest = self.net.node("host"), self.net.node("guest")
-        # The number of a namespace that is gone is given out again, and with it the ports that were left there.
-        number = os.stat(f"/run/netns/{self.guest.ns}").st_ino
-        for record in pathlib.Path("/run/fence_virt").glob(f"*-{number}.lock"):
-            record.unlink(missing_ok=True)
         self.daemons = []
 
     def key(self, name="host"):

@@ -59,7 +59,7 @@ class Site(net.Stage):
         argv = [programs.program(side, name), *args]
         if kw.get("stdin") is None:
             argv[1:1] = ["-k", key or self.key]
-        agent = programs.Agent(node, *programs.own_run(self.directory / f"run-{node.name}", *argv), program="unshare", **kw)
+        agent = programs.Agent(node, *programs.own_run(node, self.directory / f"run-{node.name}", *argv), program="unshare", **kw)
         return agent.finish(60) if wait else agent
 
     def close(self):

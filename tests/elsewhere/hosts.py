@@ -279,7 +279,7 @@ class Hosts:
         argv = [programs.program("ours", "fence_virt" if "-T" in extra else "fence_xvm"), "-o", action, *(["-H", name] if name else []),
                 "-k", key or self.key, "-t", timeout, *extra]
         node = node or self.guest
-        return programs.Agent(node, *programs.own_run(self.directory / f"run-{node.name}", *argv), program="unshare")
+        return programs.Agent(node, *programs.own_run(node, self.directory / f"run-{node.name}", *argv), program="unshare")
 
     def ask(self, action, name, *extra, judged=True, **options):
         """An agent to its end: an Answer. `judged` False: an answer that is not true is no fault."""

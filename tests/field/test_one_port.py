@@ -37,18 +37,21 @@ class Site:
         self.host, self.guest = self.net.node("host"), self.net.node("guest")
         self.guest.run(["nft", "-f", "-"], check=True, input=FIREWALL)
         self.key = programs.write_key(self.directory / "key")
-        uri = testdriver.write(self.directory / "domains.xml", [
-            testdriver.Domain("vm1"), testdriver.Domain("vm2", state=testdriver.SHUTOFF)])
-        program = programs.program(host, "fence_virtd")
-        module = "" if host == "ours" else f'module_path = "{programs.modules(host)}";'
-        config = programs.write_config(self.directory / "fence_virt.conf", f"""
-            fence_virtd {{ listener = "multicast"; backend = "libvirt"; {module} }}
-            listeners {{ multicast {{ key_file = "{self.key}"; family = "ipv4"; interface = "eth0"; }} }}
-            backends {{ libvirt {{ uri = "{uri}"; }} }}""")
         self.trace = trace.Trace(self.host)
         # What was done, as (time, text).
         self.steps = []
-        self.daemon = programs.Daemon(self.host, config, program=program, debug=99)
+        self.daemon = self.serve(self.host, host)
+
+    def serve(self, node, kind):
+        """A daemon on a node, with both domains."""
+        uri = testdriver.write(self.directory / "domains.xml", [
+            testdriver.Domain("vm1"), testdriver.Domain("vm2", state=testdriver.SHUTOFF)])
+        module = "" if kind == "ours" else f'module_path = "{programs.modules(kind)}";'
+        config = programs.write_config(self.directory / f"{node.name}.conf", f"""
+            fence_virtd {{ listener = "multicast"; backend = "libvirt"; {module} }}
+            listeners {{ multicast {{ key_file = "{self.key}"; family = "ipv4"; interface = "eth0"; }} }}
+            backends {{ libvirt {{ uri = "{uri}"; }} }}""")
+        return programs.Daemon(node, config, program=programs.program(kind, "fence_virtd"), debug=0 if kind == "ours" else 99)
 
     def ask(self, name, *, timeout, hash_type="sha256"):
         """Starts an agent that asks for a domain's status."""
@@ -139,3 +142,38 @@ def test_nothing_is_lost_and_nothing_is_mixed_up(site, disturbance, hash_type):
             table.write(f"| {disturbance} | {site.kind} | {hash_type} | {asked} | {len(lost)} | {len(wrong)} | {slowest:.1f} s |\n")
     assert not wrong, "\n".join(wrong)
     assert not lost, lost
+
+
+def asked(site, name):
+    """An agent whose request is in the queue of the daemon, which stands still."""
+    before = len(site.trace.lines())
+    agent = site.ask(name, timeout=30)
+    net.wait_until(lambda: any(f"request {name} " in text for _, text in site.trace.lines()[before:]))
+    return agent
+
+
+def test_a_removed_ledger_gives_no_old_answer(site):
+    """Somebody cleaned /run, or a container began anew with a /run of its own: a killed agent's request is not known any more."""
+    site.signal(signal.SIGSTOP)
+    assert site.end(asked(site, "vm2"), timeout=0).rc is None, "it was killed"
+    site.guest.forget_ports()
+    agent = asked(site, "vm1")
+    site.signal(signal.SIGCONT)
+    result = site.end(agent)
+    assert result.rc == STATES["vm1"], site.story(0)
+
+
+def test_a_second_host_gives_no_old_answer(site):
+    """A host that was busy calls back late, for a request that another host has answered long ago."""
+    second = site.serve(site.net.node("second"), site.kind)
+    try:
+        second.send_signal(signal.SIGSTOP)
+        assert site.end(asked(site, "vm2")).rc == STATES["vm2"]
+        site.signal(signal.SIGSTOP)
+        agent = asked(site, "vm1")
+        second.send_signal(signal.SIGCONT)
+        result = site.end(agent)
+        assert result.rc == STATES["vm1"], site.story(0)
+    finally:
+        second.send_signal(signal.SIGCONT)
+        second.stop()

@@ -332,10 +332,12 @@ class Result:
     seconds: float
 
 
-def own_run(directory, *argv):
-    """Arguments of unshare(1) for a program that sees this directory in place of /run: machines don't share theirs, but
+def own_run(node, directory, *argv):
+    """Arguments of unshare(1) for a node's program that sees this directory in place of /run: machines don't share theirs, but
     namespaces of one machine do."""
-    directory.mkdir(exist_ok=True)
+    if not directory.exists():
+        directory.mkdir()
+        node.know_ports(directory)
     return ["--mount", "--propagation=private", "sh", "-c", 'mount --bind "$1" /run; shift; exec "$@"', "sh", directory, *argv]
 
 

@@ -61,7 +61,7 @@ class Site:
         argv = [programs.program(side, name), *(["-k", self.key] if name == "fence_xvm" or "-T" in args else []), *args]
         if at:
             argv = ["sh", "-c", 'echo >&2; read _; exec "$@"', "sh", *argv]
-        agent = programs.Agent(node, *programs.own_run(self.scratch / f"run-{node.ns}", *argv), program="unshare",
+        agent = programs.Agent(node, *programs.own_run(node, self.scratch / f"run-{node.ns}", *argv), program="unshare",
                                stdin=b"" if at else None)
         if at:
             at.load(agent)

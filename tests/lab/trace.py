@@ -61,7 +61,7 @@ def _text(frame):
     source, to = (f"{socket.inet_ntoa(frame[at:at + 4])}:{port}" for at, port in zip((26, 30), ports))
     if frame[23] == socket.IPPROTO_UDP:
         request = wire.Request.parse(frame[start + 8:start + length])
-        return f"{source} > {to} request {request.seqno} {request.domain}"
+        return f"{source} > {to} request {request.domain.decode(errors='replace')} {request.seqno}"
     header, flags = (frame[start + 12] >> 4) * 4, frame[start + 13]
     data = frame[start + header:start + length]
     words = " ".join(word for bit, word in _FLAGS.items() if flags & bit)

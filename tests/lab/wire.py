@@ -13,7 +13,6 @@ import dataclasses
 import errno
 import hashlib
 import hmac
-import itertools
 import os
 import pathlib
 import socket
@@ -353,11 +352,9 @@ class FakeHost:
         self._release, self._handled = threading.Event(), set()
         af = socket.AF_INET6 if family == IPV6 else socket.AF_INET
         # What earlier cases left without an answer is nothing of this host's: our agents hang up on as many call-backs.
-        # Only of our own guests: what others left must still be known to them.
-        ledgers = [run.glob(f"fence_virt/{port}-*.lock") for run in runs] if runs is not None else [
-            [pathlib.Path(f"/run/fence_virt/{port}-{guest.number()}.lock") for guest in node.net.nodes.values()]]
-        for ledger in itertools.chain(*ledgers):
-            ledger.unlink(missing_ok=True)
+        for run in runs or [pathlib.Path("/run")]:
+            for guest in node.net.nodes.values():
+                guest.know_ports(run, port)
         if transport == "multicast":
             self._socket = multicast_receiver(node, family, group, port)
         else:

@@ -10,11 +10,14 @@ use std::time::Instant;
 use crate::collector::HostResult;
 use crate::deadline::Deadline;
 use crate::exchange::{ExchangeError, HostExchange, LIST_RESULT_WAIT};
+use crate::ledger::CallPath;
 
 /// Connection of a peer that called back.
 pub(crate) struct CallBackConnection<'k> {
     /// Address of the peer.
     pub(crate) from: SocketAddr,
+    /// Way that it took.
+    pub(crate) path: CallPath,
     /// Opening of the door through which it came.
     pub(crate) opening: usize,
     /// Stream.

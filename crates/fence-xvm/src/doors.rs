@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use fence_wire::{CallName, ClientRun};
 
 use crate::deadline::Deadline;
-use crate::ledger::PortLedger;
+use crate::ledger::{CallPath, SeenCalls, SentDatagrams};
 use crate::ports::{CallBackPorts, OpenPort, PortTry};
 
 /// Time without a call-back after which the turn is passed on to an agent that waits. Longer than the
@@ -32,14 +32,13 @@ const LOOK_FOR_OTHERS: Duration = Duration::from_millis(20);
 /// Wait for a further call-back of a host after one was refused, before the request is sent again.
 const NEXT_CALL: Duration = Duration::from_millis(10);
 
-/// Most hosts whose call-backs are counted. Further ones are refused where there is something to count.
-const HOSTS_MAX: usize = 256;
-
 /// Kind of call-backs that an agent gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum DoorRule {
     /// A host needs our proof: a call-back for another request can be refused.
     Challenged,
+    /// As `Challenged`, and the proof is that of one request.
+    Sealed,
     /// A host acts without our proof. Only ports without other requests may be used.
     Open,
 }
@@ -54,10 +53,10 @@ pub(crate) struct CallBackDoors<'a> {
     /// Each time that a turn was taken.
     openings: Vec<DoorOpening>,
     /// Datagrams that this run has sent, for each port that they name.
-    sent: BTreeMap<u16, u32>,
+    sent: BTreeMap<u16, SentDatagrams>,
     attempt: u8,
     waits_since: Instant,
-    last_ledger: Option<PortLedger>,
+    last_runs: Option<Vec<(ClientRun, u32)>>,
     look_at: Instant,
     is_queued: bool,
     /// True while a turn is needed that this agent does not have.
@@ -74,13 +73,11 @@ struct Door {
     send_at: Deadline,
 }
 
-/// Count of call-backs since a turn was taken.
+/// Turn at a port.
 #[derive(Debug)]
 struct DoorOpening {
-    /// Call-backs of each host that may be for others.
-    others: u32,
-    /// Call-backs of each host that were refused for that reason.
-    refused: BTreeMap<IpAddr, u32>,
+    port: u16,
+    calls: SeenCalls,
 }
 
 /// Datagram that is to be sent: the port that it names, and its sequence number.
@@ -91,6 +88,17 @@ pub(crate) struct DueSending {
     pub(crate) port: u16,
     /// Sequence number.
     pub(crate) sequence: u32,
+}
+
+/// End of a run, as far as it matters for those that come after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RunEnd {
+    /// No datagram left.
+    NothingSent,
+    /// A host gave the answer.
+    Answered,
+    /// No host did.
+    Unanswered,
 }
 
 /// State of the request, as far as it matters for the doors.
@@ -115,7 +123,7 @@ impl<'a> CallBackDoors<'a> {
             sent: BTreeMap::new(),
             attempt: 0,
             waits_since: now,
-            last_ledger: None,
+            last_runs: None,
             look_at: now,
             is_queued: false,
             is_waiting: true,
@@ -157,7 +165,7 @@ impl<'a> CallBackDoors<'a> {
             return Ok(());
         }
         self.look_at = now + LOOK;
-        if self.rule == DoorRule::Challenged && self.may_pass(need, now) {
+        if self.rule != DoorRule::Open && self.may_pass(need, now) {
             before_close(self);
             if let Some(index) = self.wanted() {
                 self.ports.close(self.doors.remove(index).open);
@@ -185,7 +193,7 @@ impl<'a> CallBackDoors<'a> {
 
     fn take_turn(&mut self, now: Instant) -> io::Result<()> {
         let tried = match self.rule {
-            DoorRule::Challenged => self.ports.open_wanted()?,
+            DoorRule::Challenged | DoorRule::Sealed => self.ports.open_wanted()?,
             DoorRule::Open => self.ports.open_clean(self.run)?.map_or(PortTry::TakenByAgent, PortTry::Open),
         };
         let is_program = matches!(tried, PortTry::TakenByProgram);
@@ -198,12 +206,12 @@ impl<'a> CallBackDoors<'a> {
             self.ports.queue(true);
             self.is_queued = true;
         }
-        let ledger = self.ports.wanted_ledger();
-        if ledger != self.last_ledger {
-            (self.last_ledger, self.waits_since) = (ledger, now);
+        let runs = self.ports.wanted_runs();
+        if runs != self.last_runs {
+            (self.last_runs, self.waits_since) = (runs, now);
         }
         let is_patient = !is_program && now.duration_since(self.waits_since) < PATIENCE;
-        if self.rule == DoorRule::Challenged
+        if self.rule != DoorRule::Open
             && self.doors.is_empty()
             && !is_patient
             && let Some(open) = self.ports.open_neighbour()?
@@ -222,8 +230,8 @@ impl<'a> CallBackDoors<'a> {
 
     fn enter(&mut self, open: OpenPort, now: Instant) {
         // Looked up after the turn was taken: nobody else sends for this port any more.
-        let others = self.ports.calls_for_others(&open, self.run);
-        self.openings.push(DoorOpening { others, refused: BTreeMap::new() });
+        let calls = SeenCalls::new(self.ports.ledger(&open));
+        self.openings.push(DoorOpening { port: open.port, calls });
         let opening = self.openings.len() - 1;
         let sequence = self.next_sequence();
         let send_at = Deadline::after(Duration::ZERO);
@@ -250,22 +258,25 @@ impl<'a> CallBackDoors<'a> {
         self.doors.iter().map(|it| it.send_at).min()
     }
 
-    /// Enters in the ledger that so many datagrams are about to be sent, and when the next ones are due.
+    /// Enters in the ledger that a datagram is about to be sent from each address, and when the next are due.
     ///
     /// # Errors
     /// When the ledger cannot be written: then nothing must be sent.
     pub(crate) fn enter_sending(
         &mut self,
         due: DueSending,
-        datagrams: u32,
+        addresses: &[IpAddr],
         end: Deadline,
         again: Duration,
     ) -> io::Result<()> {
         let Some(door) = self.doors.get_mut(due.door) else { return Ok(()) };
-        let sent = self.sent.entry(due.port).or_default();
-        let count = sent.saturating_add(datagrams);
-        self.ports.enter(&door.open, self.run, end, count)?;
-        *sent = count;
+        let mut sent = self.sent.get(&due.port).cloned().unwrap_or_default();
+        for address in addresses {
+            let number = sent.entry(*address).or_default();
+            *number = number.saturating_add(1);
+        }
+        self.ports.enter(&door.open, self.run, end, &sent)?;
+        self.sent.insert(due.port, sent);
         door.send_at = Deadline::after(again);
         Ok(())
     }
@@ -294,20 +305,16 @@ impl<'a> CallBackDoors<'a> {
 
     /// Decides whether the challenge of this host may be answered. A refused call-back is counted, and the
     /// request is sent again unless others of this host follow.
-    pub(crate) fn admits(&mut self, opening: usize, from: IpAddr, name: CallName) -> bool {
+    pub(crate) fn admits(&mut self, opening: usize, path: CallPath, name: CallName) -> bool {
         match (name, self.openings.get_mut(opening)) {
             (CallName::Own, _) => true,
             (CallName::Other, _) | (CallName::Unnamed, None) => false,
             (CallName::Unnamed, Some(it)) => {
-                if it.refused.get(&from).copied().unwrap_or_default() >= it.others {
-                    return true;
+                let is_own = it.calls.admits(path);
+                if !is_own {
+                    self.send_anew(opening);
                 }
-                if it.refused.len() >= HOSTS_MAX && !it.refused.contains_key(&from) {
-                    return false;
-                }
-                *it.refused.entry(from).or_default() += 1;
-                self.send_anew(opening);
-                false
+                is_own
             }
         }
     }
@@ -320,14 +327,27 @@ impl<'a> CallBackDoors<'a> {
         }
     }
 
-    /// Ends listening at all ports. A run that was answered leaves nothing that others have to reckon with.
-    pub(crate) fn finish(mut self, is_answered: bool) {
+    /// Ends listening at all ports, and writes down what other agents have to reckon with.
+    pub(crate) fn finish(mut self, end: RunEnd) {
         self.leave_queue();
         for door in self.doors.drain(..) {
             self.ports.close(door.open);
         }
-        if is_answered {
-            self.ports.forget(self.run);
+        match (end, self.rule) {
+            (RunEnd::Unanswered, _) => {}
+            // C hosts drop what is sealed. And who acts unasked does so for whomever it finds.
+            (RunEnd::NothingSent, _) | (RunEnd::Answered, DoorRule::Sealed | DoorRule::Open) => {
+                self.ports.forget(self.run);
+            }
+            (RunEnd::Answered, DoorRule::Challenged) => {
+                let mut turns: BTreeMap<u16, Vec<SeenCalls>> = BTreeMap::new();
+                for DoorOpening { port, calls } in self.openings {
+                    turns.entry(port).or_default().push(calls);
+                }
+                for (port, turns) in turns {
+                    self.ports.note(port, |ledger, now| ledger.settle(self.run, &turns, now));
+                }
+            }
         }
     }
 }

@@ -33,8 +33,9 @@ use crate::collector::{AnswerCollector, HostResult};
 use crate::confine::confine;
 use crate::console::Console;
 use crate::deadline::Deadline;
-use crate::doors::{CallBackDoors, DoorNeed, DoorRule, DueSending};
+use crate::doors::{CallBackDoors, DoorNeed, DoorRule, DueSending, RunEnd};
 use crate::exchange::HostExchange;
+use crate::ledger::CallPath;
 use crate::multicast_failure::MulticastFailure;
 use crate::plan::{MulticastSettings, RequestPlan};
 use crate::ports::CallBackPorts;
@@ -130,7 +131,11 @@ pub(crate) fn send_request(
     let mut attempts = MulticastAttempts::new(describe_request(plan), SocketAddr::new(to.group, to.port));
     attempts.watched_calls = probe.watch.is_some().then(Vec::new);
     let auth = plan.client_auth(key);
-    let rule = if matches!(auth, ClientAuth::Open) { DoorRule::Open } else { DoorRule::Challenged };
+    let rule = match auth {
+        ClientAuth::Open => DoorRule::Open,
+        ClientAuth::Classic(..) => DoorRule::Challenged,
+        ClientAuth::Sealed(..) => DoorRule::Sealed,
+    };
     let rows = if probe.hides_rows {
         ListRows::new(Box::new(io::sink()) as _, false)
     } else {
@@ -159,7 +164,11 @@ pub(crate) fn send_request(
         }
     }
     attempts.call_back_ports = doors.used_ports();
-    doors.finish(matches!(answer, Ok(Some(_))) || !attempts.has_sent());
+    doors.finish(match answer {
+        _ if !attempts.has_sent() => RunEnd::NothingSent,
+        Ok(Some(_)) => RunEnd::Answered,
+        _ => RunEnd::Unanswered,
+    });
     attempts.key = describe_key(plan, key);
     attempts.sealed = is_sealed(plan);
     Ok(MulticastResult { answer, attempts, rows: collector.into_rows() })
@@ -369,9 +378,9 @@ impl<'a> MulticastClient<'a> {
                 it.addresses.iter().filter(move |a| is_sender(a, it, family)).map(move |a| (it, *a))
             })
             .collect();
-        let count = u32::try_from(senders.len()).unwrap_or(u32::MAX);
+        let addresses: Vec<_> = senders.iter().map(|(_, address)| address.ip).collect();
         self.doors
-            .enter_sending(due, count, deadline, self.to.retransmit)
+            .enter_sending(due, &addresses, deadline, self.to.retransmit)
             .map_err(MulticastFailure::Record)?;
         for (interface, address) in senders {
             self.packets = self.packets.wrapping_add(1);
@@ -446,6 +455,7 @@ impl<'a> MulticastClient<'a> {
         opening: usize,
         in_time: bool,
     ) -> Result<(), MulticastFailure> {
+        let Ok(to) = stream.local_addr() else { return Ok(()) };
         if stream.set_nonblocking(true).is_err() {
             return Ok(());
         }
@@ -466,6 +476,7 @@ impl<'a> MulticastClient<'a> {
         let permitted_at = matches!(self.auth, ClientAuth::Open).then_some(last_heard);
         let mut call = CallBackConnection {
             from,
+            path: CallPath { from: from.ip(), to: to.ip() },
             opening,
             stream,
             exchange,
@@ -501,7 +512,7 @@ impl<'a> MulticastClient<'a> {
                 self.calls.push(call);
                 continue;
             };
-            if self.doors.admits(call.opening, call.from.ip(), name) {
+            if self.doors.admits(call.opening, call.path, name) {
                 self.calls.push(call);
                 continue;
             }

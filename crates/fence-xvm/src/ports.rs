@@ -27,7 +27,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use crate::deadline::Deadline;
-use crate::ledger::{LEDGER_MAX, PortLedger, UNKNOWN_CALLS};
+use crate::ledger::{LEDGER_MAX, PortLedger, SentDatagrams};
 use crate::records::{UseRecords, boot_seconds, read_boot_id};
 
 /// Number of ports that an agent may use, the wanted one first. A firewall that lets these in lets every
@@ -146,7 +146,8 @@ impl CallBackPorts {
     pub(crate) fn open_clean(&self, run: ClientRun) -> io::Result<Option<OpenPort>> {
         for index in 0..self.ports.len() {
             // Looked up first: a host that calls back must not find a listener there.
-            if self.ports[index].file.is_some() && self.calls_at(index, run) > 0 {
+            let read = self.with_ledger(index, |ledger| (ledger.has_open_calls(run), false));
+            if self.ports[index].file.is_some() && read.ok().flatten() != Some(false) {
                 continue;
             }
             if let PortTry::Open(open) = self.open_port(index)? {
@@ -211,19 +212,16 @@ impl CallBackPorts {
         }
     }
 
-    /// Returns how many call-backs of one host may come to this port that are not for this run.
-    pub(crate) fn calls_for_others(&self, open: &OpenPort, run: ClientRun) -> u32 {
-        self.calls_at(open.index, run)
+    /// Returns the ledger of an open port. One that cannot be read knows nothing.
+    pub(crate) fn ledger(&self, open: &OpenPort) -> PortLedger {
+        let read = self.with_ledger(open.index, |ledger| (ledger.clone(), false));
+        let now = boot_seconds().unwrap_or_default();
+        read.ok().flatten().unwrap_or_else(|| PortLedger::read(b"", &self.boot, now))
     }
 
-    /// Returns the ledger of the wanted port; none where there is none.
-    pub(crate) fn wanted_ledger(&self) -> Option<PortLedger> {
-        self.with_ledger(0, |ledger| (ledger.clone(), false)).ok().flatten()
-    }
-
-    fn calls_at(&self, index: usize, run: ClientRun) -> u32 {
-        let read = self.with_ledger(index, |ledger| (ledger.calls_for_others(run), false));
-        read.ok().flatten().unwrap_or(UNKNOWN_CALLS)
+    /// Returns the runs that wait at the wanted port, with what they have sent; none without a ledger.
+    pub(crate) fn wanted_runs(&self) -> Option<Vec<(ClientRun, u32)>> {
+        self.with_ledger(0, |ledger| (ledger.waiting(), false)).ok().flatten()
     }
 
     /// Enters how many datagrams of this run name the port, before they are sent. Does nothing where there is
@@ -231,17 +229,35 @@ impl CallBackPorts {
     ///
     /// # Errors
     /// When the ledger cannot be written: then nothing must be sent.
-    pub(crate) fn enter(&self, open: &OpenPort, run: ClientRun, end: Deadline, count: u32) -> io::Result<()> {
+    pub(crate) fn enter(
+        &self,
+        open: &OpenPort,
+        run: ClientRun,
+        end: Deadline,
+        sent: &SentDatagrams,
+    ) -> io::Result<()> {
         let left = end.remaining().unwrap_or_default().as_secs() + 1;
         let until = boot_seconds()?.saturating_add(left);
         self.with_ledger(open.index, |ledger| {
-            ledger.enter(run, until, count);
+            ledger.enter(run, until, sent);
             ((), true)
         })?;
         Ok(())
     }
 
-    /// Removes a run that was answered, or has sent nothing, from all ledgers.
+    /// Writes in the ledger of a port what this agent has learnt. `note` gets the second of the boot's clock.
+    pub(crate) fn note(&self, port: u16, note: impl FnOnce(&mut PortLedger, u64)) {
+        let Some(index) = self.ports.iter().position(|it| it.port == port) else { return };
+        // After an error others hang up on more call-backs for a few minutes, no more.
+        let _ = boot_seconds().and_then(|now| {
+            self.with_ledger(index, |ledger| {
+                note(ledger, now);
+                ((), true)
+            })
+        });
+    }
+
+    /// Removes a run that has sent nothing that can be mistaken from all ledgers.
     pub(crate) fn forget(&self, run: ClientRun) {
         for index in 0..self.ports.len() {
             // After an error others wait in vain for a few minutes, no more.

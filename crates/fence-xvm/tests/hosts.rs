@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fence_wire::{HOST_LIST_END, HostListEntry, Request};
+use fence_wire::{HOST_LIST_END, HostListEntry};
 
 mod common;
 
@@ -410,26 +410,6 @@ fn encode_list(entries: &[(&str, &str, bool)]) -> Vec<u8> {
     bytes.extend(HOST_LIST_END);
     bytes.push(0);
     bytes
-}
-
-trait CallBackFrom {
-    fn call_back_from(&self, request: &Request, address: [u8; 4]) -> TcpStream;
-}
-
-impl CallBackFrom for AgentLab {
-    /// Calls back from this address.
-    fn call_back_from(&self, request: &Request, address: [u8; 4]) -> TcpStream {
-        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
-        use std::os::fd::AsRawFd;
-        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        let [a, b, c, d] = address;
-        bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).unwrap();
-        let port = request.call_back.unwrap().port;
-        connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
-    }
 }
 
 // Diagnosis.

@@ -7,7 +7,8 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -60,9 +61,11 @@ fn challenge_of(lab: &AgentLab, kind: HostKind, request: &Request) -> [u8; 64] {
 /// Calls back and takes steps 1 to 4. Returns the stream; none if the agent has gone, or hung up before its
 /// proof.
 fn call_back(lab: &AgentLab, kind: HostKind, request: &Request) -> Option<TcpStream> {
-    let call_back = request.call_back.unwrap();
-    let mut stream = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port))).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    call_back_from(lab, kind, request, [127, 0, 0, 1])
+}
+
+fn call_back_from(lab: &AgentLab, kind: HostKind, request: &Request, from: [u8; 4]) -> Option<TcpStream> {
+    let mut stream = lab.try_call_back_from(request, from).ok()?;
     let mut c1 = [0; 64];
     stream.read_exact(&mut c1).ok()?;
     let key = lab.key();
@@ -115,17 +118,45 @@ fn inside_call_backs_of_a_c_host() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     lab.drain();
+    assert_eq!(
+        calls_until_believed(&lab, &older),
+        2,
+        "for the one datagram of the killed agent, and then the own"
+    );
+}
+
+/// Somebody removed the ledger that had the killed agent's datagrams: /run was cleaned, or a container began
+/// anew.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_removed_ledger() {
+    let lab = AgentLab::new(23_450);
+    let mut killed = lab.agent(&["-o", "status", "-n", "vm1"]);
+    let older = lab.receive_request();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    lab.drain();
+    for ledger in lab.ledgers() {
+        std::fs::remove_file(ledger).unwrap();
+    }
+    assert_eq!(calls_until_believed(&lab, &older), 65, "whatever the ledger had");
+}
+
+/// Asks for an off, lets a C host call back for an older request and then for this one, and returns how often
+/// it had to.
+fn calls_until_believed(lab: &AgentLab, older: &Request) -> u32 {
     let agent = lab.agent(&["-o", "off", "-n", "vm2"]);
     let mut request = lab.receive_request();
     assert_eq!(port(&request), lab.port);
     // The host does nothing for the older one, and serves each sequence number once.
-    assert!(call_back(&lab, HostKind::Classic, &older).is_none());
-    let mut refused = 1;
+    assert!(call_back(lab, HostKind::Classic, older).is_none(), "the answer to another request");
+    let mut calls = 2;
     let mut stream = loop {
-        if let Some(stream) = call_back(&lab, HostKind::Classic, &request) {
+        if let Some(stream) = call_back(lab, HostKind::Classic, &request) {
             break stream;
         }
-        refused += 1;
+        calls += 1;
+        assert!(calls < 100, "the agent never believes its own call-back");
         let sequence = request.sequence;
         request = loop {
             let next = lab.receive_request();
@@ -133,10 +164,10 @@ fn inside_call_backs_of_a_c_host() {
                 break next;
             }
         };
-        assert!(refused < 20, "the agent never believes its own call-back");
     };
     stream.write_all(&[0]).unwrap();
     assert_eq!(finish(agent).status.code(), Some(0));
+    calls
 }
 
 /// Eight agents use one port, and all are called back before one of them is answered.
@@ -171,47 +202,58 @@ fn inside_eight_at_once() {
     }
 }
 
-/// Search for an answer that reaches another request: a host as the C one, in order, one call-back for each
-/// sequence number, now and then away or slow; agents that are killed, time out, or run beside each other.
-/// The domains' names say their states.
+/// Search for an answer that reaches another request: hosts as the C one, in order, one call-back for each
+/// datagram unless they have just answered an equal one, now and then away or slow; agents that are killed,
+/// time out, or run beside each other. The domains' names say their states.
 #[test]
 #[ignore = "run by in_a_namespace"]
 fn inside_a_search() {
     const SECONDS: u64 = 12;
     let seed = std::env::var("UNIT_SEED").ok().and_then(|it| it.parse().ok()).unwrap_or(4711);
-    let kinds = [HostKind::Classic, HostKind::Classic, HostKind::Named];
+    let kinds: [&'static [HostKind]; 4] = [
+        &[HostKind::Classic],
+        &[HostKind::Classic],
+        &[HostKind::Named],
+        &[HostKind::Classic, HostKind::Classic],
+    ];
     let mut places = (0..).zip(kinds);
-    run_at_once([(); 3].map(|()| {
-        let (n, kind) = places.next().unwrap();
-        move || search(23_200 + 50 * u16::try_from(n).unwrap(), seed + n, kind, SECONDS)
+    run_at_once([(); 4].map(|()| {
+        let (n, kinds) = places.next().unwrap();
+        move || search(23_200 + 50 * u16::try_from(n).unwrap(), seed + n, kinds, SECONDS)
     }));
 }
 
-fn search(port: u16, seed: u64, kind: HostKind, seconds: u64) {
-    let lab = AgentLab::new(port);
+fn search(port: u16, seed: u64, kinds: &[HostKind], seconds: u64) {
+    let labs: Vec<_> = kinds.iter().map(|_| AgentLab::new(port)).collect();
     let is_over = AtomicBool::new(false);
     let answered = Mutex::new([0_u32; 2]);
     std::thread::scope(|scope| {
-        scope.spawn(|| simulate_host(&lab, seed, kind, &is_over));
+        for ((lab, kind), n) in labs.iter().zip(kinds).zip(1..) {
+            let is_over = &is_over;
+            scope.spawn(move || simulate_host(lab, seed + u64::from(n), *kind, [127, 0, 0, n], is_over));
+        }
         let agents: Vec<_> = (0..3)
             .map(|n| {
-                let (lab, answered) = (&lab, &answered);
+                let (lab, answered) = (&labs[0], &answered);
+                let times = 1..1 + 3 * kinds.len();
                 scope.spawn(move || {
-                    ask_at_random(lab, SmallRng::seed_from_u64(seed * 7 + n), seconds, answered)
+                    ask_at_random(lab, SmallRng::seed_from_u64(seed * 7 + n), times, seconds, answered)
                 })
             })
             .collect();
         let wrong: Vec<String> = agents.into_iter().flat_map(|it| it.join().unwrap()).collect();
         is_over.store(true, Relaxed);
+        let [right, lost] = *answered.lock().unwrap();
         assert!(wrong.is_empty(), "seed {seed}: {wrong:?}");
+        assert!(right > 3, "seed {seed}: {right} answers, {lost} lost");
     });
-    let [right, lost] = *answered.lock().unwrap();
-    assert!(right > 10, "seed {seed}: {right} answers, {lost} lost");
 }
 
-fn simulate_host(lab: &AgentLab, seed: u64, kind: HostKind, is_over: &AtomicBool) {
+fn simulate_host(lab: &AgentLab, seed: u64, kind: HostKind, from: [u8; 4], is_over: &AtomicBool) {
+    /// Time for which the C daemon drops what it has answered.
+    const HISTORY: Duration = Duration::from_secs(10);
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut served: VecDeque<u32> = VecDeque::new();
+    let mut answered: VecDeque<(u32, Instant)> = VecDeque::new();
     while !is_over.load(Relaxed) {
         if !lab.socket_is_readable(Duration::from_millis(50)) {
             continue;
@@ -221,17 +263,21 @@ fn simulate_host(lab: &AgentLab, seed: u64, kind: HostKind, is_over: &AtomicBool
             std::thread::sleep(Duration::from_millis(random.random_range(0..1500)));
         }
         let request = lab.receive_request_with(HashType::Sha256);
-        if served.contains(&request.sequence) {
+        answered.retain(|(_, at)| at.elapsed() < HISTORY);
+        if answered.iter().any(|(sequence, _)| *sequence == request.sequence) {
             continue;
         }
-        served.push_back(request.sequence);
+        // A loaded host: the agent sends again before the call-back comes.
+        if random.random_range(0..4) == 0 {
+            std::thread::sleep(Duration::from_millis(random.random_range(0..40)));
+        }
         let state: u8 = if request.target.as_str().ends_with("on") { 0 } else { 2 };
-        let stream = call_back(lab, kind, &request);
-        if let Some(mut stream) = stream {
+        if let Some(mut stream) = call_back_from(lab, kind, &request, from) {
             if random.random_range(0..10) == 0 {
                 std::thread::sleep(Duration::from_millis(random.random_range(0..800)));
             }
             let _ = stream.write_all(&[state]);
+            answered.push_back((request.sequence, Instant::now()));
         }
     }
 }
@@ -240,6 +286,7 @@ fn simulate_host(lab: &AgentLab, seed: u64, kind: HostKind, is_over: &AtomicBool
 fn ask_at_random(
     lab: &AgentLab,
     mut random: impl Rng,
+    times: Range<usize>,
     seconds: u64,
     answered: &Mutex<[u32; 2]>,
 ) -> Vec<String> {
@@ -248,7 +295,7 @@ fn ask_at_random(
     while Instant::now() < end {
         let is_on = random.random_range(0..2) == 0;
         let name = format!("vm{}-{}", random.random_range(0..100), if is_on { "on" } else { "off" });
-        let time = random.random_range(1..4).to_string();
+        let time = random.random_range(times.clone()).to_string();
         let mut agent = lab.agent(&["-o", "status", "-n", &name, "-t", &time, "-r", "5", "-q", "1"]);
         if random.random_range(0..3) == 0 {
             std::thread::sleep(Duration::from_millis(random.random_range(0..300)));

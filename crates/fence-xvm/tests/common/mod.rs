@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -59,7 +60,9 @@ impl AgentLab {
         let path = scratch.path().join("key");
         fs::write(&path, KEY).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        Self { socket: listener.socket, port, scratch }
+        let lab = Self { socket: listener.socket, port, scratch };
+        lab.end_quarantine();
+        lab
     }
 
     pub fn key(&self) -> Key {
@@ -129,12 +132,21 @@ impl AgentLab {
         }
     }
 
-    /// Ends the quarantine of this lab's ports.
+    /// Ends the quarantine of this lab's ports: no agent of this boot has sent anything.
     pub fn end_quarantine(&self) {
-        let namespace = fs::metadata("/proc/self/ns/net").unwrap().ino();
-        for port in self.port..self.port + 16 {
-            let _ = fs::remove_file(format!("/run/fence_virt/{port}-{namespace}.lock"));
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        for path in self.ledgers() {
+            fs::create_dir_all("/run/fence_virt").unwrap();
+            fs::set_permissions("/run/fence_virt", fs::Permissions::from_mode(0o700)).unwrap();
+            fs::write(&path, format!("calls {}\nend\n", boot.trim())).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         }
+    }
+
+    /// Returns the ledgers of this lab's ports.
+    pub fn ledgers(&self) -> impl Iterator<Item = PathBuf> {
+        let namespace = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        (self.port..self.port + 16).map(move |it| format!("/run/fence_virt/{it}-{namespace}.lock").into())
     }
 
     pub fn call_back(&self, request: &Request) -> TcpStream {
@@ -142,6 +154,25 @@ impl AgentLab {
         let stream = TcpStream::connect(SocketAddr::from((call_back.address, call_back.port))).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
+    }
+
+    /// Calls back from this address; an error if nobody listens.
+    pub fn try_call_back_from(&self, request: &Request, address: [u8; 4]) -> nix::Result<TcpStream> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+        use std::os::fd::AsRawFd;
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let [a, b, c, d] = address;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0))?;
+        let port = request.call_back.unwrap().port;
+        connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port))?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Ok(stream)
+    }
+
+    /// Calls back from this address.
+    pub fn call_back_from(&self, request: &Request, address: [u8; 4]) -> TcpStream {
+        self.try_call_back_from(request, address).unwrap()
     }
 
     /// Takes steps 1 and 2 of the handshake.
