@@ -13,6 +13,7 @@
     metrics     the daemon's metrics, read
     judged      answers that were not true, which fail a suite for good
     process     processes held by a pidfd, those below one, and such that stand still
+    hanging     a disk whose writes hang
     fixtures    pytest fixtures of several suites
 
 Python 3.11 standard library only. The suites run as root, because namespaces need it.

@@ -759,7 +759,13 @@ impl LibvirtBackend {
             }
         };
         match result {
-            Err(error) if watch.has_begun() => Err(ActionError::Unknown(error.to_string())),
+            Err(error) if watch.has_begun() => {
+                let stuck = home.process_of(|it| it.uuid == order.uuid).and_then(|it| it.stuck());
+                Err(ActionError::Unknown(match stuck {
+                    Some(stuck) => format!("{error}; {stuck}"),
+                    None => error.to_string(),
+                }))
+            }
             Err(error) => Err(error),
         }
     }

@@ -134,7 +134,7 @@ fn files_to_read(config: &Config, file: &Path, parts: &ConfiguredParts<'_>) -> P
         Uri::of(uri).files().for_each(|it| read.directory_of(Path::new(it)));
     }
     if parts.uris.iter().any(|it| Uri::of(it).has_processes_here()) {
-        // Arguments of all processes: one may have a machine that libvirt lost.
+        // Threads and arguments of all processes: one may have a machine of which libvirt says "shut off".
         read.add("/proc".into());
     }
     if parts.is_remote {

@@ -303,6 +303,11 @@ impl SeenDomains {
         }
     }
 
+    /// Returns the name of a domain that was seen.
+    pub(super) fn name_of(&self, uuid: Uuid) -> Option<String> {
+        self.domains.get(&uuid).map(|it| it.name.clone())
+    }
+
     /// Returns the last thing that was seen of a domain.
     pub(super) fn last(&self, uuid: Uuid) -> Option<LastSeen> {
         self.domains.get(&uuid).map(|it| it.last)

@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use super::memory::SeenDomains;
 use super::memory::{is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
-use super::stray::{StrayProcess, StrayProcesses};
+use super::stray::{MachineProcess, MachineProcesses, ProcessesGone, warn_if_hidden};
 use super::uri::Uri;
 use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::locks::lock;
@@ -128,8 +128,10 @@ pub(crate) struct Hypervisor {
     pool: Mutex<Vec<Arc<PooledConnection>>>,
     status: watch::Sender<ConnectionStatus>,
     memory: Mutex<SeenDomains>,
-    /// Processes of this host that have machines which libvirt did not list as on.
-    strays: Arc<StrayProcesses>,
+    /// Processes of this host that have machines; none where the machines are no processes of this host.
+    processes: Option<Arc<MachineProcesses>>,
+    /// A search of the processes waits for its turn, because a machine was started.
+    notes_start: AtomicBool,
     news: broadcast::Sender<DomainEvent>,
     migrated: Arc<Notify>,
     /// Number of tries to connect that have begun.
@@ -206,7 +208,8 @@ impl Hypervisor {
             pool: Mutex::default(),
             status: watch::Sender::new(ConnectionStatus::Starting),
             memory: Mutex::new(memory),
-            strays: Arc::default(),
+            processes: Uri::of(uri).has_processes_here().then(Arc::default),
+            notes_start: AtomicBool::new(false),
             news: broadcast::Sender::new(EVENT_QUEUE),
             migrated,
             tries: AtomicU64::new(0),
@@ -505,6 +508,9 @@ impl Hypervisor {
                     if event.kind != LifecycleKind::MemoryCopied {
                         let _ = this.news.send(DomainEvent::Domain(event.uuid));
                     }
+                    if event.kind == LifecycleKind::Started {
+                        this.note_start(&runtime);
+                    }
                     if is_migration(&event) {
                         this.migrated.notify_one();
                     }
@@ -548,10 +554,31 @@ impl Hypervisor {
             let mut memory = lock(&self.memory);
             records.retain(|it| !memory.record_listed(it, asked));
         }
-        if Uri::of(&self.uri).has_processes_here() {
-            self.strays.search(&self.uri, on);
+        if let Some(processes) = &self.processes {
+            warn_if_hidden();
+            if let Err(why) = processes.search(Instant::now()) {
+                warn!(uri = %self.uri, "{why}");
+            }
+            processes.tell_lost(&self.uri, &on);
         }
         Ok(count)
+    }
+
+    /// Looks in the background for the process of a machine that was started: later its arguments may be
+    /// gone.
+    fn note_start(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
+        let Some(processes) = self.processes.clone() else { return };
+        if self.notes_start.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let this = Arc::clone(self);
+        runtime.spawn_blocking(move || {
+            // One that starts from here on needs another search.
+            this.notes_start.store(false, Ordering::Relaxed);
+            if let Err(why) = processes.search(Instant::now()) {
+                debug!(uri = %this.uri, "{why}");
+            }
+        });
     }
 
     /// Looks whether a save was a managed one, as long as libvirt knows it.
@@ -590,9 +617,47 @@ impl Hypervisor {
         lock(&self.memory).last(uuid)
     }
 
-    /// Returns a process of this host that has a machine which libvirt did not list as on, and still runs.
-    pub(crate) fn stray(&self, is_meant: impl Fn(&StrayProcess) -> bool) -> Option<StrayProcess> {
-        self.strays.find(is_meant)
+    /// Returns the proof that no process of the machine is there, by a search that begins now: after libvirt
+    /// said that no instance is. Runs on a blocking thread.
+    ///
+    /// # Errors
+    /// Reason why one may be there.
+    pub(crate) fn processes_gone(&self, uuid: Uuid) -> Result<ProcessesGone, String> {
+        let Some(processes) = &self.processes else { return Ok(ProcessesGone::not_of_this_host()) };
+        processes.gone(&self.uri, (uuid, self.name_of(uuid).as_deref()), Instant::now())
+    }
+
+    /// Returns the processes that have the machine, before it is ended. Runs on a blocking thread.
+    pub(crate) fn note_processes(&self, uuid: Uuid) -> Vec<MachineProcess> {
+        self.processes.as_ref().map(|it| it.note(uuid)).unwrap_or_default()
+    }
+
+    /// Returns the proof that these processes, which had the machine, are gone. Where none was noted, as
+    /// [`Self::processes_gone`].
+    ///
+    /// # Errors
+    /// Reason why one may be there.
+    pub(crate) fn noted_processes_gone(
+        &self,
+        uuid: Uuid,
+        noted: &[MachineProcess],
+    ) -> Result<ProcessesGone, String> {
+        MachineProcesses::all_gone(&self.uri, noted).unwrap_or_else(|| self.processes_gone(uuid))
+    }
+
+    /// Returns a process that is there and has such a machine, by the last search.
+    pub(crate) fn process_of(&self, is_meant: impl Fn(&MachineProcess) -> bool) -> Option<MachineProcess> {
+        self.processes.as_ref()?.find(is_meant)
+    }
+
+    /// Returns whether a process of the machine is there that is ending, by the last search.
+    pub(crate) fn has_ending_process(&self, uuid: Uuid) -> bool {
+        let name = self.name_of(uuid);
+        self.processes.as_ref().is_some_and(|it| it.is_ending(uuid, name.as_deref()))
+    }
+
+    fn name_of(&self, uuid: Uuid) -> Option<String> {
+        lock(&self.memory).name_of(uuid)
     }
 
     /// Records a proof that the machine is off, which judged the move or the save that is given.

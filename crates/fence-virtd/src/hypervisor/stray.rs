@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Processes of this host that have a machine of which libvirt says that no instance is here.
+//! Processes of this host that have machines.
 //!
-//! A libvirtd that lost the status file of a running domain (a wiped `/run`, a file of another version) says
-//! "shut off" while QEMU runs. So /proc is searched once at each connection to libvirt, and what is found and
-//! not on in libvirt's list is remembered. A later look at such a domain asks the kernel whether this process
-//! still runs. The search may hang on a process that hangs, so it runs on a thread of its own and is waited
-//! for a limited time.
+//! libvirt's word "shut off" is not enough. A QEMU whose storage hangs outlives SIGKILL: libvirt gives up and
+//! says "shut off", and the process may still write. And a libvirtd that lost the status file of a running
+//! domain (a wiped `/run`, a file of another version) says so while QEMU runs. So a sight without an instance
+//! needs [`ProcessesGone`]: a search of /proc that began after libvirt's answer.
+//!
+//! Found processes are remembered with the times of their start: one that is ending may have no arguments
+//! any more. A search may hang on a process that hangs, so it runs on a thread of its own, is waited for a
+//! limited time, and the next one leaves that process out. Requests at the same time share a search.
 //!
 //! A process can write what it likes into its arguments. So those of users who log in do not count, unless
 //! they are in libvirt's part of the control groups, nor those of containers. What counts can never make an
@@ -16,8 +19,9 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libvirt_host::Uuid;
 use tracing::{debug, warn};
@@ -25,11 +29,17 @@ use tracing::{debug, warn};
 use crate::util::locks::lock;
 
 /// Processes that are remembered for one hypervisor.
-const MAX_STRAYS: usize = 1024;
+const MAX_PROCESSES: usize = 4096;
 /// Searches of one hypervisor that may hang at once.
-const MAX_SEARCHES: usize = 4;
-/// Time for which a connection waits for the search.
-const SEARCH_LIMIT: Duration = Duration::from_secs(2);
+const MAX_SEARCHES: usize = 16;
+/// Searches that are begun anew for one look, each without the process on which the one before hangs.
+const MAX_TRIES: usize = 4;
+/// Time for one search.
+const SEARCH_LIMIT: Duration = Duration::from_secs(5);
+/// Time after which the reading of one process hangs.
+const READ_LIMIT: Duration = Duration::from_secs(1);
+/// Pause between two looks whether a search hangs.
+const SEARCH_POLL: Duration = Duration::from_millis(100);
 /// Most bytes of arguments that are read. The kernel lets no program have more.
 const MAX_ARGUMENTS: u64 = 8 << 20;
 /// Most bytes of any other file of /proc that are read.
@@ -43,10 +53,30 @@ const FIRST_LOGIN_USER: u32 = 1000;
 const HIGH_SYSTEM_USERS: std::ops::RangeInclusive<u32> = 60_514..=65_533;
 /// Roots of the control groups in which libvirt and systemd-machined put machines.
 const MACHINE_GROUPS: [&str; 2] = ["/machine", "/machine.slice"];
+/// `PF_EXITING` and `PF_KTHREAD` of `/proc/PID/stat`.
+const EXITING: u64 = 0x4;
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// Meaning of a process that was killed and can't end, and next step.
+const STUCK: &str = "It waits for its storage, and may still write. Look at the storage of that host; once \
+                     the process is gone, ask again. If it stays: only power-off of that host is sure";
+
+/// Proof that no process of a machine was there, by a search that began after libvirt had said that no
+/// instance is. Only a search makes one.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct ProcessesGone(());
+
+impl ProcessesGone {
+    /// Returns the proof for a hypervisor whose machines are no processes of this host.
+    pub(super) fn not_of_this_host() -> Self {
+        Self(())
+    }
+}
 
 /// A process that has a machine by its arguments.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct StrayProcess {
+pub(crate) struct MachineProcess {
     pub(crate) uuid: Uuid,
     pub(crate) name: String,
     pub(crate) pid: u32,
@@ -54,87 +84,367 @@ pub(crate) struct StrayProcess {
     started: u64,
 }
 
-/// Processes that have a machine which a hypervisor did not list as on.
+/// A QEMU that has no readable arguments: it is ending, or whoever reads them hangs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct UnnamedProcess {
+    pid: u32,
+    started: u64,
+    /// Name of the machine by its control group, as far as that tells it.
+    group: Option<String>,
+}
+
+/// Process that takes an "off" away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Remnant {
+    pid: u32,
+    started: u64,
+    is_named: bool,
+}
+
+/// Processes of this host that have machines.
 #[derive(Default)]
-pub(super) struct StrayProcesses {
-    found: Mutex<Vec<StrayProcess>>,
+pub(super) struct MachineProcesses {
+    table: Mutex<ProcessTable>,
+    /// Moment when the last search began. Held during a search.
+    turn: Mutex<Option<Instant>>,
     searches: AtomicUsize,
 }
 
-impl StrayProcesses {
-    /// Searches this host's processes for machines that are not on in libvirt's list, and returns when that
-    /// is done, or after a limited time. Runs on a blocking thread.
-    pub(super) fn search(self: &Arc<Self>, uri: &str, on: HashSet<Uuid>) {
-        lock(&self.found).retain(|it| !on.contains(&it.uuid));
+#[derive(Default)]
+struct ProcessTable {
+    found: Vec<MachineProcess>,
+    unnamed: Vec<UnnamedProcess>,
+    /// Processes on which a search hangs.
+    hanging: Vec<u32>,
+    /// Processes that need not be read again.
+    others: Arc<OtherPrograms>,
+    /// Processes that were told to the log.
+    told: HashSet<(u32, u64)>,
+}
+
+/// Place at which a search is.
+#[derive(Default)]
+struct ReadPoint {
+    /// Process that is read, and since when.
+    at: Option<(u32, Instant)>,
+    /// Nobody waits for the search any more: it hung on this process, or took too long.
+    given_up: Option<Option<u32>>,
+}
+
+/// Processes with other programs, by pid, time of the start, and name of the program, which changes with it.
+type OtherPrograms = HashSet<(u32, u64, String)>;
+
+#[derive(Default, Debug)]
+struct FoundProcesses {
+    machines: Vec<MachineProcess>,
+    unnamed: Vec<UnnamedProcess>,
+    others: OtherPrograms,
+}
+
+impl MachineProcesses {
+    /// Searches this host's processes, unless a search has begun since `asked`. Runs on a blocking thread.
+    ///
+    /// # Errors
+    /// Reason why the search did not come to its end.
+    pub(super) fn search(self: &Arc<Self>, asked: Instant) -> Result<(), String> {
+        let mut last = lock(&self.turn);
+        if last.is_some_and(|it| it >= asked) {
+            return Ok(());
+        }
+        for _ in 0..MAX_TRIES {
+            let began = Instant::now();
+            if self.try_search()? {
+                *last = Some(began);
+                return Ok(());
+            }
+        }
+        Err("can't look at the processes of this host: looks hang on processes that hang".to_owned())
+    }
+
+    /// Searches once. False if that hangs on a process, which is left out from now on.
+    fn try_search(self: &Arc<Self>) -> Result<bool, String> {
+        let failed = |why: &str| format!("can't look at the processes of this host: {why}");
         if self.searches.fetch_add(1, Ordering::Relaxed) >= MAX_SEARCHES {
             self.searches.fetch_sub(1, Ordering::Relaxed);
-            warn!(%uri, "can't look for machines that libvirt lost: earlier looks at the processes hang");
-            return;
+            return Err(failed("earlier looks hang"));
         }
-        let (this, named) = (Arc::clone(self), uri.to_owned());
-        let (done, ended) = mpsc::channel::<()>();
-        let begun = std::thread::Builder::new().name("strays".to_owned()).spawn(move || {
-            search_below(Path::new("/proc"), |it| {
-                if !on.contains(&it.uuid) {
-                    this.remember(&named, it);
-                }
-            });
+        let (this, point) = (Arc::clone(self), Arc::new(Mutex::new(ReadPoint::default())));
+        let (done, ended) = mpsc::channel();
+        let (hanging, others) = {
+            let table = lock(&self.table);
+            (table.hanging.clone(), Arc::clone(&table.others))
+        };
+        let reads = Arc::clone(&point);
+        let begun = std::thread::Builder::new().name("processes".to_owned()).spawn(move || {
+            let found = search_below(Path::new("/proc"), &hanging, &others, &reads);
             this.searches.fetch_sub(1, Ordering::Relaxed);
-            drop(done);
+            match lock(&reads).given_up {
+                // It can be read now, or is gone.
+                Some(hung) => lock(&this.table).hanging.retain(|it| Some(*it) != hung),
+                None => drop(done.send(found)),
+            }
         });
-        match begun {
-            Err(error) => {
-                self.searches.fetch_sub(1, Ordering::Relaxed);
-                warn!(%uri, "can't look for machines that libvirt lost: {error}");
+        if let Err(error) = begun {
+            self.searches.fetch_sub(1, Ordering::Relaxed);
+            return Err(failed(&error.to_string()));
+        }
+        let until = Instant::now() + SEARCH_LIMIT;
+        loop {
+            let mut result = ended.recv_timeout(SEARCH_POLL);
+            // It may have ended at this moment; while the point is held it does not.
+            let mut point = lock(&point);
+            if result.is_err() {
+                result = ended.try_recv().or(result);
             }
-            Ok(_) if matches!(ended.recv_timeout(SEARCH_LIMIT), Err(mpsc::RecvTimeoutError::Timeout)) => {
-                warn!(%uri, "the search for machines that libvirt lost takes long: a process hangs");
+            match result {
+                Ok(found) => {
+                    lock(&self.table).take(found);
+                    return Ok(true);
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(failed("the look was cut off")),
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            Ok(_) => {}
+            match point.at {
+                Some((pid, since)) if since.elapsed() >= READ_LIMIT => {
+                    warn!(pid, "the arguments of a process can't be read: whoever reads them hangs");
+                    point.given_up = Some(Some(pid));
+                    lock(&self.table).hanging.push(pid);
+                    return Ok(false);
+                }
+                _ if Instant::now() >= until => {
+                    point.given_up = Some(None);
+                    return Err(failed("that takes too long"));
+                }
+                _ => {}
+            }
         }
     }
 
-    fn remember(&self, uri: &str, stray: StrayProcess) {
-        let mut found = lock(&self.found);
-        if found.len() < MAX_STRAYS && !found.contains(&stray) {
-            warn!(
-                %uri, domain = %fence_wire::escaped(&stray.name), uuid = %stray.uuid, pid = stray.pid,
-                "a process has a machine that is not on by libvirt's list: libvirt lost the machine, or the \
-                 process is another's. Status and off of this domain fail while the process runs"
-            );
-            found.push(stray);
+    /// Logs each machine that is not on in libvirt's list, once.
+    pub(super) fn tell_lost(&self, uri: &str, on: &HashSet<Uuid>) {
+        let mut table = lock(&self.table);
+        let lost = table.found.iter().filter(|it| !on.contains(&it.uuid) && it.exists());
+        for it in lost.cloned().collect::<Vec<_>>() {
+            if table.told.insert((it.pid, it.started)) {
+                warn!(
+                    %uri, domain = %fence_wire::escaped(&it.name), uuid = %it.uuid, pid = it.pid,
+                    "a process has a machine that is not on by libvirt's list: libvirt lost the machine, or \
+                     the process is another's, or can't end. Status and off of this domain fail while the \
+                     process is there"
+                );
+            }
         }
     }
 
-    /// Returns a process that still runs and has such a machine.
-    pub(super) fn find(&self, is_meant: impl Fn(&StrayProcess) -> bool) -> Option<StrayProcess> {
-        let mut found = lock(&self.found);
-        found.retain(|it| !is_meant(it) || it.runs());
-        found.iter().find(|it| is_meant(it)).cloned()
+    /// Returns the proof that no process of the machine is there, by a search that began at `asked` or later.
+    /// `name`: the domain's name, as far as it is known.
+    ///
+    /// # Errors
+    /// Reason why one may be there.
+    pub(super) fn gone(
+        self: &Arc<Self>,
+        uri: &str,
+        (uuid, name): (Uuid, Option<&str>),
+        asked: Instant,
+    ) -> Result<ProcessesGone, String> {
+        self.search(asked).map_err(|why| format!("libvirt at {uri}: {why}"))?;
+        match lock(&self.table).remnant(uuid, name) {
+            None => Ok(ProcessesGone(())),
+            Some(it) => Err(it.reason(uri)),
+        }
+    }
+
+    /// Returns the proof that the processes which had the machine are gone; none where none was found.
+    ///
+    /// # Errors
+    /// Reason why one is not.
+    pub(super) fn all_gone(uri: &str, noted: &[MachineProcess]) -> Option<Result<ProcessesGone, String>> {
+        let left = noted.iter().find(|it| it.exists());
+        (!noted.is_empty()).then(|| left.map_or(Ok(ProcessesGone(())), |it| Err(it.remnant().reason(uri))))
+    }
+
+    /// Returns the processes that have the machine. If none is known, searches for them.
+    pub(super) fn note(self: &Arc<Self>, uuid: Uuid) -> Vec<MachineProcess> {
+        let known = || {
+            let table = lock(&self.table);
+            table.found.iter().filter(|it| it.uuid == uuid && it.exists()).cloned().collect::<Vec<_>>()
+        };
+        let found = known();
+        if !found.is_empty() {
+            return found;
+        }
+        if let Err(why) = self.search(Instant::now()) {
+            debug!(%uuid, "the process of a machine is not known: {why}");
+        }
+        known()
+    }
+
+    /// Returns a process that is there and has such a machine, by the last search.
+    pub(super) fn find(&self, is_meant: impl Fn(&MachineProcess) -> bool) -> Option<MachineProcess> {
+        lock(&self.table).found.iter().find(|it| is_meant(it) && it.exists()).cloned()
+    }
+
+    /// Returns whether a process of the machine is there that is ending, by the last search.
+    pub(super) fn is_ending(&self, uuid: Uuid, name: Option<&str>) -> bool {
+        let remnant = lock(&self.table).remnant(uuid, name);
+        remnant.is_some_and(|it| it.ending().is_some())
     }
 }
 
-impl StrayProcess {
-    /// Returns whether this very process still runs, or can't be asked.
-    fn runs(&self) -> bool {
+impl ProcessTable {
+    fn take(&mut self, found: FoundProcesses) {
+        self.found.retain(MachineProcess::exists);
+        for it in found.machines {
+            if self.found.contains(&it) {
+                continue;
+            }
+            if self.found.len() >= MAX_PROCESSES {
+                warn!("more than {MAX_PROCESSES} processes have machines: the rest is not remembered");
+                break;
+            }
+            self.found.push(it);
+        }
+        let is_known = |it: &UnnamedProcess| {
+            self.found.iter().any(|known| (known.pid, known.started) == (it.pid, it.started))
+        };
+        self.others = Arc::new(found.others);
+        self.unnamed = found.unnamed.into_iter().filter(|it| !is_known(it)).collect();
+        self.told.retain(|known| self.found.iter().any(|it| (it.pid, it.started) == *known));
+    }
+
+    fn remnant(&self, uuid: Uuid, name: Option<&str>) -> Option<Remnant> {
+        let named = self.found.iter().filter(|it| it.uuid == uuid).map(MachineProcess::remnant);
+        let unnamed = self.unnamed.iter().filter(|it| it.may_have(name)).map(|it| Remnant {
+            pid: it.pid,
+            started: it.started,
+            is_named: false,
+        });
+        named.chain(unnamed).find(|it| it.exists())
+    }
+}
+
+impl MachineProcess {
+    /// Returns whether this very process is still there, with any of its threads, or can't be asked.
+    pub(crate) fn exists(&self) -> bool {
+        self.remnant().exists()
+    }
+
+    /// Returns whether this very process is still there, and was killed or is ending.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.exists() && self.remnant().ending().is_some()
+    }
+
+    /// Returns in words that this very process was killed and is still there; none otherwise.
+    pub(crate) fn stuck(&self) -> Option<String> {
+        self.remnant().stuck().filter(|_| self.exists())
+    }
+
+    /// Returns why a hypervisor without an instance can't tell: this process has the machine.
+    pub(crate) fn reason(&self, uri: &str) -> String {
+        self.remnant().reason(uri)
+    }
+
+    fn remnant(&self) -> Remnant {
+        Remnant { pid: self.pid, started: self.started, is_named: true }
+    }
+}
+
+impl UnnamedProcess {
+    /// Returns whether it may have the machine with this name: libvirt makes the names of control groups from
+    /// those of the machines, without the signs that are not allowed there, and cuts them.
+    fn may_have(&self, name: Option<&str>) -> bool {
+        let letters = |text: &str| text.chars().filter(char::is_ascii_alphanumeric).collect::<String>();
+        match (&self.group, name) {
+            (Some(group), Some(name)) => letters(name).starts_with(&letters(group)),
+            _ => true,
+        }
+    }
+}
+
+impl Remnant {
+    fn exists(self) -> bool {
         match read_stat(&process_directory(Path::new("/proc"), self.pid)) {
             Ok(stat) => stat.is_none_or(|it| it.started == self.started && it.runs()),
             Err(error) => !is_gone(&error),
         }
     }
+
+    /// Returns the states of its threads if the process was killed or is ending; none while it runs on.
+    fn ending(self) -> Option<String> {
+        ending_below(&process_directory(Path::new("/proc"), self.pid))
+    }
+
+    /// Returns in words that the process was killed and is still there; none otherwise.
+    fn stuck(self) -> Option<String> {
+        let states = self.ending()?;
+        let pid = self.pid;
+        Some(format!(
+            "its QEMU is still there: process {pid} of that host was killed and can't end (threads in state \
+             {states}). {STUCK}"
+        ))
+    }
+
+    /// Returns why a hypervisor without an instance can't tell.
+    fn reason(self, uri: &str) -> String {
+        let Self { pid, is_named, .. } = self;
+        if !is_named {
+            return format!(
+                "libvirt at {uri} says that the domain is shut off, and process {pid} of that host, a QEMU \
+                 whose arguments can't be read any more, may have the machine. {STUCK}"
+            );
+        }
+        match self.stuck() {
+            Some(stuck) => format!("libvirt at {uri} says that the domain is shut off, and {stuck}"),
+            None => format!(
+                "libvirt at {uri} says that the domain is shut off, and process {pid} of that host has the \
+                 machine: libvirt lost its status file. See ps -fp {pid}; if that is the machine: kill \
+                 {pid}, and ask again"
+            ),
+        }
+    }
+}
+
+/// Returns the states of a process's threads, as letters, if it was killed or is ending.
+fn ending_below(process: &Path) -> Option<String> {
+    let stat = read_stat(process).ok().flatten()?;
+    let is_killed = || {
+        let status = read_file(&process.join("status"), MAX_FILE).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status).into_owned();
+        let sigkill = 1_u64 << 8;
+        status.lines().any(|it| {
+            let mask = it.strip_prefix("ShdPnd:").or_else(|| it.strip_prefix("SigPnd:"));
+            mask.is_some_and(|it| u64::from_str_radix(it.trim(), 16).is_ok_and(|it| it & sigkill != 0))
+        })
+    };
+    if !matches!(stat.state, b'Z' | b'X') && stat.flags & EXITING == 0 && !is_killed() {
+        return None;
+    }
+    let mut states: Vec<u8> =
+        threads(process).filter_map(|it| read_stat(&it).ok().flatten()).map(|it| it.state).collect();
+    states.sort_unstable();
+    states.dedup();
+    Some(states.into_iter().map(char::from).map(String::from).collect::<Vec<_>>().join(", "))
+}
+
+/// Returns the directories of a process's threads.
+fn threads(process: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|it| it.path())
 }
 
 /// Part of `/proc/PID/stat`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct StrayState {
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct MachineStat {
+    /// Name of the program, cut to 15 bytes.
+    comm: String,
     state: u8,
+    flags: u64,
     threads: u64,
     started: u64,
 }
 
-impl StrayState {
-    /// Returns whether something of the process runs: its first thread may have ended before the others.
-    fn runs(self) -> bool {
+impl MachineStat {
+    /// Returns whether something of the process is there: its first thread may have ended before the others.
+    fn runs(&self) -> bool {
         !matches!(self.state, b'Z' | b'X') || self.threads > 1
     }
 }
@@ -156,14 +466,17 @@ fn read_file(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
 }
 
 /// Reads `PID (name) state PPID …`; none if it has another form. The name may hold anything.
-fn read_stat(process: &Path) -> std::io::Result<Option<StrayState>> {
+fn read_stat(process: &Path) -> std::io::Result<Option<MachineStat>> {
     let stat = read_file(&process.join("stat"), MAX_FILE)?;
     let parse = || {
         let after = stat.iter().rposition(|it| *it == b')')? + 1;
+        let before = stat.iter().position(|it| *it == b'(')? + 1;
         let words: Vec<_> = std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace().collect();
         let state = *words.first()?.as_bytes().first()?;
-        Some(StrayState {
+        Some(MachineStat {
+            comm: String::from_utf8_lossy(stat.get(before..after - 1)?).into_owned(),
             state,
+            flags: words.get(6)?.parse().ok()?,
             threads: words.get(17)?.parse().ok()?,
             started: words.get(19)?.parse().ok()?,
         })
@@ -171,41 +484,124 @@ fn read_stat(process: &Path) -> std::io::Result<Option<StrayState>> {
     Ok(parse())
 }
 
-/// Calls `found` with each process that counts and has a machine.
-fn search_below(proc: &Path, mut found: impl FnMut(StrayProcess)) {
+/// Returns the processes that count and have machines. `others` are not read again.
+fn search_below(
+    proc: &Path,
+    hanging: &[u32],
+    others: &OtherPrograms,
+    point: &Mutex<ReadPoint>,
+) -> FoundProcesses {
+    let mut found = FoundProcesses::default();
     let entries = match fs::read_dir(proc) {
         Ok(entries) => entries,
-        Err(error) => return warn!("can't look for machines that libvirt lost: {}: {error}", proc.display()),
+        Err(error) => {
+            warn!("can't look for processes that have machines: {}: {error}", proc.display());
+            return found;
+        }
     };
-    if File::open(proc.join("1/status")).is_err() {
-        warn!(
-            "can't see the processes of other users (hidepid of /proc, ProtectProc of the unit): a machine \
-             that libvirt lost is not noticed"
-        );
-    }
     let pids = entries.flatten().filter_map(|it| it.file_name().to_str()?.parse::<u32>().ok());
     for pid in pids {
-        match examine(&process_directory(proc, pid), pid) {
-            Ok(Some(stray)) => found(stray),
-            Ok(None) => {}
+        {
+            let mut point = lock(point);
+            if point.given_up.is_some() {
+                break;
+            }
+            point.at = Some((pid, Instant::now()));
+        }
+        match examine(&process_directory(proc, pid), pid, hanging.contains(&pid), others) {
+            Ok(ExaminedProcess::Machine(it)) => found.machines.push(it),
+            Ok(ExaminedProcess::Unnamed(it)) => found.unnamed.push(it),
+            Ok(ExaminedProcess::Program(it)) => drop(found.others.insert(it)),
+            Ok(ExaminedProcess::Other) => {}
             Err(error) if is_gone(&error) => {}
             Err(error) => debug!(pid, "can't read a process: {error}"),
         }
     }
+    found
 }
 
-/// Reads one process; none if it does not count, or has no machine.
-fn examine(process: &Path, pid: u32) -> std::io::Result<Option<StrayProcess>> {
-    // What does not count is not read: a process can make a reader of its arguments wait.
-    if !counts(process)? {
-        return Ok(None);
+/// Warns where the processes of other users can't be seen.
+pub(super) fn warn_if_hidden() {
+    if File::open("/proc/1/status").is_err() {
+        warn!(
+            "can't see the processes of other users (hidepid of /proc, ProtectProc of the unit): a machine \
+             that libvirt lost, or that can't end, is not noticed"
+        );
     }
-    let Some(before) = read_stat(process)? else { return Ok(None) };
-    let arguments = read_file(&process.join("cmdline"), MAX_ARGUMENTS)?;
-    let Some((uuid, name)) = machine_of(&arguments) else { return Ok(None) };
+}
+
+/// One process, as a search sees it.
+#[derive(PartialEq, Eq, Debug)]
+enum ExaminedProcess {
+    Machine(MachineProcess),
+    Unnamed(UnnamedProcess),
+    /// Another program, which has no machine as long as it is that program.
+    Program((u32, u64, String)),
+    /// No machine, or nothing that counts.
+    Other,
+}
+
+/// Reads one process. `hangs`: its arguments are not to be read.
+fn examine(
+    process: &Path,
+    pid: u32,
+    hangs: bool,
+    others: &OtherPrograms,
+) -> std::io::Result<ExaminedProcess> {
+    let Some(before) = read_stat(process)? else { return Ok(ExaminedProcess::Other) };
+    let program = (pid, before.started, before.comm.clone());
+    if others.contains(&program) {
+        return Ok(ExaminedProcess::Program(program));
+    }
+    // What does not count is not read: a process can make a reader of its arguments wait.
+    if before.flags & KERNEL_THREAD != 0 || !before.runs() || !counts(process)? {
+        return Ok(ExaminedProcess::Other);
+    }
+    let arguments = if hangs { Vec::new() } else { arguments_of(process)? };
     // Else the arguments may be those of another process with this pid.
-    let is_same = read_stat(process)?.is_some_and(|it| it.started == before.started && it.runs());
-    Ok(is_same.then_some(StrayProcess { uuid, name, pid, started: before.started }))
+    if !read_stat(process)?.is_some_and(|it| it.started == before.started && it.runs()) {
+        return Ok(ExaminedProcess::Other);
+    }
+    let started = before.started;
+    let is_emulator = before.comm.contains("qemu") || before.comm.contains("kvm");
+    if !arguments.is_empty() {
+        return Ok(match machine_of(&arguments) {
+            Some((uuid, name)) => ExaminedProcess::Machine(MachineProcess { uuid, name, pid, started }),
+            // The kernel shows the arguments a moment after the program has begun.
+            None if is_emulator => ExaminedProcess::Other,
+            None => ExaminedProcess::Program(program),
+        });
+    }
+    let groups = read_file(&process.join("cgroup"), MAX_FILE)?;
+    let group = machine_group(&groups);
+    Ok(match is_emulator || group.is_some() {
+        true => ExaminedProcess::Unnamed(UnnamedProcess { pid, started, group }),
+        false => ExaminedProcess::Other,
+    })
+}
+
+/// Returns the arguments of a process; none if none of its threads has the memory with them any more. The
+/// first thread may have ended before the others.
+fn arguments_of(process: &Path) -> std::io::Result<Vec<u8>> {
+    let arguments = read_file(&process.join("cmdline"), MAX_ARGUMENTS)?;
+    if !arguments.is_empty() {
+        return Ok(arguments);
+    }
+    let of_threads = threads(process).filter_map(|it| read_file(&it.join("cmdline"), MAX_ARGUMENTS).ok());
+    Ok(of_threads.into_iter().find(|it| !it.is_empty()).unwrap_or_default())
+}
+
+/// Returns the name of the machine by the control group of its QEMU: `machine-qemu\x2dID\x2dNAME.scope` or
+/// `qemu-ID-NAME.libvirt-qemu`.
+fn machine_group(groups: &[u8]) -> Option<String> {
+    let groups = String::from_utf8_lossy(groups).replace("\\x2d", "-");
+    let mut parts = groups.split(['/', '\n']).filter_map(|it| {
+        let scope = it.strip_prefix("machine-").and_then(|it| it.split_once(".scope"));
+        scope.or_else(|| it.split_once(".libvirt-qemu")).map(|(name, _)| name.to_owned())
+    });
+    let name = parts.next()?;
+    let (id, name) = name.strip_prefix("qemu-")?.split_once('-')?;
+    id.bytes().all(|it| it.is_ascii_digit()).then(|| name.to_owned())
 }
 
 /// Returns whether a process counts: it is in the PID namespace of /proc, and belongs to the system, not to a

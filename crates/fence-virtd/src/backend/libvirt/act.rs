@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use self::saved::DiscardResult;
 use crate::hypervisor::Hypervisor;
+use crate::hypervisor::stray::{MachineProcess, ProcessesGone};
 use crate::intent::OwedSource;
 use crate::request::lease::Lease;
 use crate::request::trail::AgentRunTrail;
@@ -23,6 +24,8 @@ mod saved;
 
 /// Time by which an event may be later than the reading.
 const EVENT_LAG: Duration = Duration::from_secs(1);
+/// Part of a request's time that is left for the looks after a process was waited for.
+const PROCESS_RESERVE: Duration = Duration::from_secs(2);
 
 /// Result of one reading of a domain's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,26 +43,34 @@ pub(super) enum DomainReading {
 }
 
 impl DomainReading {
-    /// Returns what the reading shows, beside what is remembered of the domain here.
+    /// Returns what the reading shows, beside what is remembered of the domain here. Without an instance it
+    /// shows something only if no process has the machine.
     fn sight(self, uuid: Uuid, memory: &Hypervisor) -> Sight {
-        if matches!(self, Self::Off | Self::Gone | Self::MovedAway)
-            && let Some(stray) = memory.stray(|it| it.uuid == uuid)
-        {
-            return Sight::Unknown(has_process(memory.uri(), stray.pid));
+        if matches!(self, Self::Off | Self::Gone | Self::MovedAway) {
+            return match memory.processes_gone(uuid) {
+                Ok(gone) => self.sight_without_instance(uuid, memory, gone),
+                Err(why) => Sight::Unknown(why),
+            };
         }
         match self {
             Self::On { state, .. } if is_in_transit(state, uuid, memory) => Sight::Moving,
             Self::On { .. } => Sight::On,
-            Self::MovedAway => Sight::MovedAway(memory.move_age(uuid).unwrap_or_default()),
-            Self::Off | Self::Gone => match (memory.move_age(uuid), memory.end_age(uuid)) {
-                (Some(age), _) => Sight::MovedAway(age),
-                (None, Some(age)) => Sight::Ended(Some(age)),
-                (None, None) if self == Self::Off => Sight::Off,
-                (None, None) => Sight::Absent,
-            },
-            Self::Unknown => {
+            Self::Off | Self::Gone | Self::MovedAway | Self::Unknown => {
                 Sight::Unknown(format!("libvirt at {} can't tell the domain's state", memory.uri()))
             }
+        }
+    }
+
+    /// Returns what a reading without an instance shows.
+    fn sight_without_instance(self, uuid: Uuid, memory: &Hypervisor, _: ProcessesGone) -> Sight {
+        if self == Self::MovedAway {
+            return Sight::MovedAway(memory.move_age(uuid).unwrap_or_default());
+        }
+        match (memory.move_age(uuid), memory.end_age(uuid)) {
+            (Some(age), _) => Sight::MovedAway(age),
+            (None, Some(age)) => Sight::Ended(Some(age)),
+            (None, None) if self == Self::Off => Sight::Off,
+            (None, None) => Sight::Absent,
         }
     }
 
@@ -76,14 +87,6 @@ impl DomainReading {
             Self::Unknown => "in no known state".to_owned(),
         }
     }
-}
-
-/// Returns why a hypervisor without an instance can't tell: a process of its host has the machine.
-pub(super) fn has_process(uri: &str, pid: u32) -> String {
-    format!(
-        "libvirt at {uri} says that the domain is shut off, and process {pid} of that host has the machine: \
-         libvirt lost its status file. See ps -fp {pid}; if that is the machine: kill {pid}, and ask again"
-    )
 }
 
 /// Reads a domain's state.
@@ -124,7 +127,15 @@ pub(super) fn sight(
     if !reading.is_on() {
         memory.record_reading(uuid, matches!(reading, DomainReading::MovedAway));
     }
-    Ok((reading, reading.sight(uuid, memory)))
+    let sight = reading.sight(uuid, memory);
+    if matches!((reading, &sight), (DomainReading::Off | DomainReading::Gone, Sight::Unknown(_))) {
+        // The process may be that of an instance which was started after the reading.
+        let again = look(connection, uuid)?;
+        if again.is_on() {
+            return Ok((again, again.sight(uuid, memory)));
+        }
+    }
+    Ok((reading, sight))
 }
 
 /// Returns whether a migration has the instance, or it just starts. libvirt says so too of one that was
@@ -158,7 +169,7 @@ pub(super) fn namesakes(
         }
     }
     if found.on.is_none() {
-        found.on = memory.stray(|it| it.name == name && it.uuid != uuid).map(|it| it.uuid);
+        found.on = memory.process_of(|it| it.name == name && it.uuid != uuid).map(|it| it.uuid);
     }
     for saved in memory.namesakes_away(name, uuid, LeaveKind::Saved) {
         memory.look_at_save(connection, saved)?;
@@ -211,6 +222,8 @@ pub(super) struct PowerOffProgress {
     is_handed_over: bool,
     /// Source for the restart, read before the power-off.
     start_from: Option<StartSource>,
+    /// Processes that had the machine before the power-off.
+    processes: Vec<MachineProcess>,
 }
 
 /// Result of a power-off at one hypervisor.
@@ -415,6 +428,9 @@ impl PowerOffRun<'_> {
         if self.progress.is_handed_over && self.order.other_end != OtherEnd::Found {
             self.memory.write_move(uuid);
         }
+        if self.progress.processes.is_empty() {
+            self.progress.processes = self.memory.note_processes(uuid);
+        }
         self.progress.acted = true;
         let before = self.progress.ordered.replace(self.victim);
         let destroyed = domain.destroy();
@@ -529,26 +545,50 @@ impl PowerOffRun<'_> {
         PowerOffHere::Ended { look: self.end_seen(began), start_from: None }
     }
 
+    /// Returns the look at the end of the instance that was here: its processes are gone too, or can't end.
     fn end_seen(&self, began: Instant) -> Finding {
         let place = DomainSite::Hypervisor(self.memory.uri().to_owned());
-        // libvirt may have started the machine once more beside a process that it lost.
-        let stray = self.memory.stray(|it| it.uuid == self.order.uuid);
-        let sight = match stray {
-            Some(it) => Sight::Unknown(has_process(self.memory.uri(), it.pid)),
-            None => Sight::Ended(Some(Duration::ZERO)),
+        let noted = &self.progress.processes;
+        let is_ending = || match noted.is_empty() {
+            true => self.memory.has_ending_process(self.order.uuid),
+            false => noted.iter().any(MachineProcess::is_ending),
+        };
+        self.wait_while(is_ending);
+        let sight = match self.memory.noted_processes_gone(self.order.uuid, noted) {
+            Ok(ProcessesGone { .. }) => Sight::Ended(Some(Duration::ZERO)),
+            Err(why) => Sight::Unknown(why),
         };
         Finding::without_namesakes(place, sight, began, Instant::now())
+    }
+
+    /// Waits for processes that are ending, before the looks at all places, which prove the end.
+    fn wait_for_processes(&self) {
+        let uuid = self.order.uuid;
+        if self.memory.processes_gone(uuid).is_err() {
+            self.wait_while(|| self.memory.has_ending_process(uuid));
+        }
+    }
+
+    /// Waits while a process of the machine can't end, and leaves time for the looks after that.
+    fn wait_while(&self, is_ending: impl Fn() -> bool) {
+        let Some(until) = self.lease.until().checked_sub(PROCESS_RESERVE) else { return };
+        let mut pause = PollPause::new();
+        while Instant::now() < until && self.lease.check().is_ok() && is_ending() {
+            pause.wait(until);
+        }
     }
 
     /// Returns the result where no instance is here any more, and none was seen to end.
     fn left(&mut self) -> PowerOffHere {
         if !self.progress.acted {
+            self.wait_for_processes();
             return PowerOffHere::NothingHere;
         }
         self.ended_while_moving()
     }
 
     fn ended_while_moving(&mut self) -> PowerOffHere {
+        self.wait_for_processes();
         if !self.progress.is_handed_over {
             // The events tell whether it stood still for a migration when it was ended, or was the machine.
             self.memory.await_end(self.order.uuid);

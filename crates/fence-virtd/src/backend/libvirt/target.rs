@@ -6,7 +6,7 @@ use fence_core::evidence::Sight;
 use fence_wire::Target;
 use libvirt_host::{Connection, Domain, Error, Uuid};
 
-use super::act::{DomainReading, has_process, sight};
+use super::act::{DomainReading, sight};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::uuid::domain_id;
 
@@ -78,9 +78,9 @@ impl TargetQuery {
             all.extend(found(connection, domain, memory)?);
         }
         if all.is_empty()
-            && let Some(it) = memory.stray(|it| self.means(it.uuid, &it.name))
+            && let Some(it) = memory.process_of(|it| self.means(it.uuid, &it.name))
         {
-            let sight = Sight::Unknown(has_process(memory.uri(), it.pid));
+            let sight = Sight::Unknown(it.reason(memory.uri()));
             all.push(MatchedDomain { name: it.name, uuid: it.uuid, sight });
         }
         Ok(all)

@@ -138,6 +138,8 @@ async fn later_look(home: &Arc<Hypervisor>, uuid: Uuid) -> LaterLook {
     match home.ask(Instant::now() + ASK_AGAIN, move |c| act::sight(c, uuid, &memory)).await {
         Ok((DomainReading::On { instance, .. }, _)) => LaterLook::On(instance),
         Ok((DomainReading::Unknown, _)) | Err(CallError::Refused(_)) => LaterLook::Untold,
+        // A process has the machine still.
+        Ok((_, Sight::Unknown(_))) => LaterLook::Untold,
         Ok((DomainReading::MovedAway, _) | (_, Sight::MovedAway(_))) => LaterLook::Elsewhere,
         Ok((DomainReading::Off | DomainReading::Gone, _)) => LaterLook::Off,
         Err(_) => LaterLook::Silent,

@@ -48,7 +48,7 @@ fn process(status: &str, cgroup: &str, arguments: &[u8]) -> tempfile::TempDir {
         ("status", status.as_bytes()),
         ("cgroup", cgroup.as_bytes()),
         ("cmdline", arguments),
-        ("stat", b"7 (a) Z ) S 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 3 0 4711 0"),
+        ("stat", b"7 (a) Z ) S 1 7 7 0 -1 64 0 0 0 0 0 0 0 0 20 0 3 0 4711 0"),
     ] {
         fs::write(dir.path().join(name), text).unwrap();
     }
@@ -62,7 +62,10 @@ const ARGUMENTS: &[u8] =
 fn a_process_counts_if_it_belongs_to_the_system_of_this_host() {
     let seen = |status: &str, cgroup: &str| {
         let process = process(status, cgroup, ARGUMENTS);
-        examine(process.path(), 7).unwrap().is_some()
+        matches!(
+            examine(process.path(), 7, false, &OtherPrograms::default()).unwrap(),
+            ExaminedProcess::Machine(_)
+        )
     };
     let of = |uid: u32| format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nNSpid:\t7\n");
     for uid in [0, 107, 999, 64_055] {
@@ -106,40 +109,127 @@ fn a_machine_is_told_by_the_arguments() {
 fn the_first_thread_may_end_before_the_others() {
     let dir = process("", "", b"");
     let stat = read_stat(dir.path()).unwrap().unwrap();
-    assert_eq!(stat, StrayState { state: b'S', threads: 3, started: 4711 });
-    assert!(stat.runs() && StrayState { state: b'Z', ..stat }.runs());
-    assert!(!StrayState { state: b'Z', threads: 1, ..stat }.runs());
+    let comm = "a) Z ".to_owned();
+    assert_eq!(stat, MachineStat { comm, state: b'S', flags: 64, threads: 3, started: 4711 });
+    assert!(stat.runs() && MachineStat { state: b'Z', ..stat.clone() }.runs());
+    assert!(!MachineStat { state: b'Z', threads: 1, ..stat }.runs());
     for odd in ["", "7 (x", "7 (x)", "7 (x) S 1"] {
         fs::write(dir.path().join("stat"), odd).unwrap();
         assert_eq!(read_stat(dir.path()).unwrap(), None, "{odd:?}");
     }
 }
 
+/// Files of a QEMU whose first thread has ended, and of a thread that can't, with these arguments.
+fn dying(cgroup: &str, of_thread: &[u8]) -> tempfile::TempDir {
+    let dir = process("Uid:\t0\t0\t0\t0\nNSpid:\t7\nShdPnd:\t0000000000000100\n", cgroup, b"");
+    let stat =
+        |state| format!("7 (qemu-system-x86) {state} 1 7 7 0 -1 4194628 0 0 0 0 0 0 0 0 20 0 2 0 4711 0");
+    fs::write(dir.path().join("stat"), stat("Z")).unwrap();
+    for (thread, state, arguments) in [("7", "Z", &b""[..]), ("8", "D", of_thread)] {
+        let directory = dir.path().join("task").join(thread);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("stat"), stat(state)).unwrap();
+        fs::write(directory.join("cmdline"), arguments).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn a_qemu_that_cannot_end_is_found_by_its_threads() {
+    let seen = |dir: &tempfile::TempDir| examine(dir.path(), 7, false, &OtherPrograms::default()).unwrap();
+    let dir = dying("0::/x", ARGUMENTS);
+    let ExaminedProcess::Machine(found) = seen(&dir) else { panic!("{:?}", seen(&dir)) };
+    assert_eq!((found.uuid, &*found.name, found.started), (uuid(), "a,b", 4711));
+    assert_eq!(ending_below(dir.path()).as_deref(), Some("D, Z"));
+    // Then no thread has the memory with the arguments any more.
+    let unnamed = |cgroup: &str| match seen(&dying(cgroup, b"")) {
+        ExaminedProcess::Unnamed(it) => it,
+        other => panic!("{other:?}"),
+    };
+    let may = |cgroup: &str, name: &str| unnamed(cgroup).may_have(Some(name));
+    assert!(may("0::/x", "web") && unnamed("0::/x").may_have(None));
+    for group in [
+        r"0::/machine.slice/machine-qemu\x2d3\x2dweb\x2d1.scope/libvirt/emulator",
+        "4:cpu:/machine/qemu-3-web-1.libvirt-qemu/emulator",
+        r"0::/machine.slice/machine-qemu\x2d3\x2dweb\x2d1.scope (deleted)",
+    ] {
+        assert!(may(group, "web 1") && may(group, "web-1") && may(group, "web-1-and-more-that-was-cut"));
+        assert!(!may(group, "web") && !may(group, "db"), "{group}");
+    }
+    // Its reader hangs.
+    assert!(matches!(
+        examine(dir.path(), 7, true, &OtherPrograms::default()).unwrap(),
+        ExaminedProcess::Unnamed(_)
+    ));
+    // Another program without arguments, and a thread of the kernel.
+    let dir = dying("0::/x", b"");
+    for stat in ["7 (x) Z 1 7 7 0 -1 4 ", "7 (kvm-pit) S 1 7 7 0 -1 2097152 "] {
+        fs::write(dir.path().join("stat"), format!("{stat}0 0 0 0 0 0 0 0 20 0 2 0 4711 0")).unwrap();
+        assert_eq!(seen(&dir), ExaminedProcess::Other, "{stat}");
+    }
+}
+
+#[test]
+fn a_program_without_a_machine_is_read_once() {
+    let dir = process("Uid:\t0\t0\t0\t0\n", "0::/x", b"/usr/sbin/sshd\0");
+    let seen = |others: &OtherPrograms| examine(dir.path(), 7, false, others).unwrap();
+    let program = (7, 4711, "a) Z ".to_owned());
+    assert_eq!(seen(&OtherPrograms::default()), ExaminedProcess::Program(program.clone()));
+    fs::write(dir.path().join("cmdline"), ARGUMENTS).unwrap();
+    let others = OtherPrograms::from([program.clone()]);
+    assert_eq!(seen(&others), ExaminedProcess::Program(program.clone()));
+    // Another process, or another program in the same one.
+    for others in [(7, 4712, program.2.clone()), (7, 4711, "libvirtd".to_owned())] {
+        assert!(matches!(seen(&OtherPrograms::from([others])), ExaminedProcess::Machine(_)));
+    }
+}
+
+#[test]
+fn a_process_that_runs_on_is_not_ending() {
+    let dir = process("ShdPnd:\t0000000000000200\nSigPnd:\t0000000000000000\n", "", ARGUMENTS);
+    assert_eq!(ending_below(dir.path()), None);
+    fs::write(dir.path().join("status"), "SigPnd:\t0000000000000100\n").unwrap();
+    assert!(ending_below(dir.path()).is_some());
+}
+
 /// As a user who logs in: none of its processes counts.
 #[test]
-fn a_machine_that_is_not_listed_is_found_until_its_process_ends() {
+fn off_needs_that_no_process_is_there() {
     let mut machine = Machine::start();
     let pid = machine.0.id();
     let directory = process_directory(Path::new("/proc"), pid);
     if !counts(&directory).unwrap() {
         return;
     }
-    let strays = Arc::new(StrayProcesses::default());
-    let find = || strays.find(|it| it.uuid == uuid());
-    strays.search("qemu:///system", HashSet::from([uuid()]));
-    assert_eq!(find(), None, "libvirt has it on");
-    strays.search("qemu:///system", HashSet::new());
-    strays.search("qemu:///system", HashSet::new());
-    let stray = find().unwrap();
-    assert_eq!((stray.pid, &*stray.name), (pid, "web"));
-    assert_eq!(strays.find(|it| it.name == "web2"), None);
-    assert_eq!(lock(&strays.found).len(), 1);
-    assert!(!StrayProcess { started: stray.started + 1, ..stray.clone() }.runs(), "another with this pid");
-    strays.search("qemu:///system", HashSet::from([uuid()]));
-    assert_eq!(find(), None, "libvirt has it again");
-    strays.search("qemu:///system", HashSet::new());
-    assert!(find().is_some());
+    let processes = Arc::new(MachineProcesses::default());
+    let gone = |name| processes.gone("qemu:///system", (uuid(), name), Instant::now());
+    let why = gone(Some("web")).unwrap_err();
+    assert!(why.contains(&format!("process {pid} of that host has the machine")), "{why}");
+    let noted = processes.note(uuid());
+    assert_eq!(noted.iter().map(|it| (it.pid, &*it.name)).collect::<Vec<_>>(), [(pid, "web")]);
+    assert!(MachineProcesses::all_gone("x", &noted).unwrap().is_err());
+    assert!(MachineProcesses::all_gone("x", &[]).is_none());
+    let other = MachineProcess { started: noted[0].started + 1, ..noted[0].clone() };
+    assert!(!other.exists(), "another with this pid");
+    assert!(
+        processes.find(|it| it.name == "web").is_some() && processes.find(|it| it.name == "we").is_none()
+    );
     machine.end();
-    assert_eq!(find(), None);
-    assert!(lock(&strays.found).is_empty(), "forgotten");
+    assert!(MachineProcesses::all_gone("x", &noted).unwrap().is_ok());
+    assert!(processes.find(|it| it.name == "web").is_none());
+    drop(gone(Some("web")).unwrap());
+    assert!(lock(&processes.table).found.iter().all(|it| it.uuid != uuid()), "forgotten");
+}
+
+#[test]
+fn requests_share_a_search_that_began_after_they_came() {
+    let processes = Arc::new(MachineProcesses::default());
+    let asked = Instant::now();
+    processes.search(asked).unwrap();
+    let first = *lock(&processes.turn);
+    assert!(first.unwrap() >= asked);
+    processes.search(asked).unwrap();
+    assert_eq!(*lock(&processes.turn), first);
+    processes.search(Instant::now()).unwrap();
+    assert!(*lock(&processes.turn) > first);
 }
