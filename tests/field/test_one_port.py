@@ -42,10 +42,10 @@ class Site:
         self.steps = []
         self.daemon = self.serve(self.host, host)
 
-    def serve(self, node, kind):
-        """A daemon on a node, with both domains."""
-        uri = testdriver.write(self.directory / "domains.xml", [
-            testdriver.Domain("vm1"), testdriver.Domain("vm2", state=testdriver.SHUTOFF)])
+    def serve(self, node, kind, *more):
+        """A daemon on a node, with both domains and these."""
+        uri = testdriver.write(self.directory / f"{node.name}.xml", [
+            testdriver.Domain("vm1"), testdriver.Domain("vm2", state=testdriver.SHUTOFF), *more])
         module = "" if kind == "ours" else f'module_path = "{programs.modules(kind)}";'
         config = programs.write_config(self.directory / f"{node.name}.conf", f"""
             fence_virtd {{ listener = "multicast"; backend = "libvirt"; {module} }}
@@ -161,6 +161,26 @@ def test_a_removed_ledger_gives_no_old_answer(site):
     site.signal(signal.SIGCONT)
     result = site.end(agent)
     assert result.rc == STATES["vm1"], site.story(0)
+
+
+@pytest.mark.parametrize("kind", ["installed", "today"])
+def test_a_list_has_what_a_c_host_alone_has(tmp_path, kind):
+    """In the middle of a migration of hosts, after a request that nobody answered: our host lists at once, and the C host is
+    hung up on first, since it may call for that request."""
+    site = Site(tmp_path, "ours")
+    c_host = site.serve(site.net.node("c-host"), kind, testdriver.Domain("vm3"))
+    try:
+        nobody = programs.run_agent(site.guest, "-a", "225.0.0.99", "-o", "status", "-H", "vm1", "-t", 1, "-k", site.key)
+        assert nobody.rc == 1 and "call-back from" not in nobody.err, nobody
+        begun = time.monotonic()
+        for _ in range(ROUNDS):
+            listed = programs.run_agent(site.guest, "-d", "-o", "list", "-k", site.key, "-t", 20)
+            states = {line.split()[0]: line.split()[-1] for line in listed.out.splitlines()}
+            assert (listed.rc, states) == (0, {"vm1": "on", "vm2": "off", "vm3": "on"}), f"{listed}\n{site.story(begun)}"
+            assert "it may call for an earlier request" in listed.err, "the case of this test"
+    finally:
+        c_host.stop()
+        site.close()
 
 
 def test_a_second_host_gives_no_old_answer(site):

@@ -9,11 +9,15 @@
 //!   domain as off would report it as fenced;
 //! - every other answer ends the request.
 //!
+//! A host that the agent hung up on, as it may have called for an earlier request, will call again for this
+//! one. Until then a list, a failure and the status "off" are not enough.
+//!
 //! Owns the answers and the rows of lists. No sockets; time is a parameter. Must never call a list
 //! complete when the list of a proven host is missing.
 
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use fence_wire::{Action, HostListEntry, Response};
@@ -37,6 +41,10 @@ pub(crate) struct AnswerCollector<W> {
     latest: Option<Instant>,
     /// Answer of the first host that did not carry the request out.
     failure: Option<(SocketAddr, HostResult)>,
+    /// Status "off" of a host, while another one is awaited.
+    off: Option<HostAnswer>,
+    /// Hosts that were hung up on, until they have called again.
+    awaited: BTreeMap<IpAddr, SocketAddr>,
     /// Number of hosts that have listed all their domains.
     lists: usize,
     /// Hosts that hold the key and did not list all their domains.
@@ -49,8 +57,9 @@ pub(crate) type HostResult = Result<HostAnswer, ExchangeError>;
 impl<W: Write> AnswerCollector<W> {
     /// Returns a collector without answers. Lists go to `rows`.
     pub(crate) fn new(action: Action, quiet: Duration, rows: ListRows<W>) -> Self {
-        let (latest, failure, lists, missing) = (None, None, 0, Vec::new());
-        Self { action, quiet, wants_forecast: false, rows, latest, failure, lists, missing }
+        let (latest, failure, off, lists, missing) = (None, None, None, 0, Vec::new());
+        let (wants_forecast, awaited) = (false, BTreeMap::new());
+        Self { action, quiet, wants_forecast, rows, latest, failure, off, awaited, lists, missing }
     }
 
     /// Returns the collector, for a question what an action would do.
@@ -64,9 +73,15 @@ impl<W: Write> AnswerCollector<W> {
         self.action == Action::List
     }
 
-    /// Returns the quiet time and its end; none before the first answer.
+    /// Records a host that was hung up on, and that will call again for this request.
+    pub(crate) fn await_again(&mut self, from: SocketAddr) {
+        self.awaited.insert(from.ip(), from);
+    }
+
+    /// Returns the quiet time and its end; none before the first answer, and while a host is awaited.
     pub(crate) fn quiet_time(&self) -> Option<(Duration, Deadline)> {
-        self.latest.map(|latest| (self.quiet, Deadline::from(latest, self.quiet)))
+        let latest = self.latest.filter(|_| self.awaited.is_empty());
+        latest.map(|latest| (self.quiet, Deadline::from(latest, self.quiet)))
     }
 
     /// Takes the answer of a host that holds the key, `since_proof` after it got our proof. Returns the final
@@ -81,12 +96,16 @@ impl<W: Write> AnswerCollector<W> {
         since_proof: Duration,
         now: Instant,
     ) -> Result<Option<HostAnswer>, MulticastFailure> {
+        self.awaited.remove(&from.ip());
+        let is_off = matches!(result, Ok(HostAnswer::Response(Response::Off)));
         let is_done = match result {
             Ok(HostAnswer::Response(Response::Success | Response::Off)) => !self.wants_forecast,
             Ok(HostAnswer::Forecast { response: Response::Success, .. }) => true,
             _ => false,
         };
-        if self.wants_all_hosts() {
+        if is_done && is_off && !self.awaited.is_empty() {
+            self.off = result.ok();
+        } else if self.wants_all_hosts() {
             self.take_list(from, result)?;
         } else if !is_done && self.may_another_host_succeed() && since_proof <= self.quiet {
             self.failure.get_or_insert((from, result));
@@ -94,7 +113,7 @@ impl<W: Write> AnswerCollector<W> {
             return result.map(Some).map_err(|error| MulticastFailure::Failed { from, error });
         }
         self.latest = Some(now);
-        Ok(None)
+        Ok(if self.awaited.is_empty() { self.off.take() } else { None })
     }
 
     /// Records a host that holds the key and hung up before it had listed its domains.
@@ -110,12 +129,23 @@ impl<W: Write> AnswerCollector<W> {
     /// When a list is missing, when the only answer is not valid, and when rows cannot be written.
     pub(crate) fn conclude(&mut self) -> Result<Option<HostAnswer>, MulticastFailure> {
         self.rows.finish().map_err(MulticastFailure::Output)?;
+        for from in std::mem::take(&mut self.awaited).into_values() {
+            if !self.missing.iter().any(|it| it.from.ip() == from.ip()) {
+                self.record_lost(
+                    from,
+                    "did not call again, after it may have called for an earlier request".into(),
+                );
+            }
+        }
         let has_answers = self.lists > 0 || self.missing.len() > 1;
         if has_answers && self.latest.is_some() && !self.missing.is_empty() {
             return Err(MulticastFailure::Incomplete(std::mem::take(&mut self.missing)));
         }
         if self.lists > 0 {
             return Ok(Some(HostAnswer::Response(Response::Success)));
+        }
+        if let Some(off) = self.off.take() {
+            return Ok(Some(off));
         }
         match self.failure.take() {
             Some((from, Err(error))) => Err(MulticastFailure::Failed { from, error }),
@@ -284,6 +314,45 @@ mod tests {
             assert!(collector.conclude().unwrap().is_none(), "no host has answered yet");
             assert!(collector.take_result(host(again), list("a"), AT_ONCE, now).unwrap().is_none());
             assert_eq!(collector.conclude().is_ok(), complete);
+        }
+    }
+
+    /// Host 2 was hung up on. Until it has called again, nothing is enough that it could make untrue.
+    #[test]
+    fn a_host_that_was_hung_up_on_is_awaited() {
+        let now = Instant::now();
+        let awaiting = |action| {
+            let mut collector = collector(action);
+            collector.await_again(host(2));
+            collector
+        };
+        let mut lists = awaiting(Action::List);
+        assert!(lists.take_result(host(1), list("a"), AT_ONCE, now).unwrap().is_none());
+        assert!(lists.quiet_time().is_none());
+        assert!(lists.take_result(host(2), list("b"), AT_ONCE, now).unwrap().is_none());
+        assert!(lists.quiet_time().is_some() && lists.conclude().is_ok());
+        let mut lists = awaiting(Action::List);
+        assert!(lists.take_result(host(1), list("a"), AT_ONCE, now).unwrap().is_none());
+        assert!(lists.conclude().unwrap_err().to_string().contains("10.0.0.2: did not call again"));
+        // (answers of hosts 1, 3 and 2, the result)
+        use Response::{Failure, Off, Success};
+        for (action, answers, expected) in [
+            (Action::Status, vec![Failure, Off, Failure], Off),
+            (Action::Status, vec![Off, Failure, Success], Success),
+            (Action::Status, vec![Off, Failure], Off),
+            (Action::Off, vec![Failure, Failure, Success], Success),
+            (Action::Off, vec![Failure, Failure, Failure], Failure),
+            (Action::Off, vec![Success], Success),
+        ] {
+            let mut collector = awaiting(action);
+            let mut ends = answers.iter().zip([1, 3, 2]).filter_map(|(answer, from)| {
+                assert!(collector.quiet_time().is_none());
+                collector.take_result(host(from), result(*answer), AT_ONCE, now).unwrap()
+            });
+            let end = ends.next();
+            drop(ends);
+            let end = end.or_else(|| collector.conclude().unwrap());
+            assert_eq!(end, Some(HostAnswer::Response(expected)), "{action} {answers:?}");
         }
     }
 

@@ -517,7 +517,10 @@ impl<'a> MulticastClient<'a> {
                 continue;
             }
             let outcome = match name {
-                CallName::Unnamed => "hung up on: it may call for an earlier request",
+                CallName::Unnamed => {
+                    self.collector.await_again(call.from);
+                    "hung up on: it may call for an earlier request"
+                }
                 CallName::Own | CallName::Other => "hung up on: it calls for another request",
             };
             self.console.debug(&format_args!("call-back from {}: {outcome}", call.from));

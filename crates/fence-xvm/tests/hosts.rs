@@ -11,8 +11,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fence_wire::{HOST_LIST_END, HostListEntry};
-
 mod common;
 
 use common::*;
@@ -400,16 +398,6 @@ fn inside_the_first_answer_to_monitor_counts() {
         assert_eq!(finish(agent).status.code(), Some(code));
         assert!(start.elapsed() < Duration::from_secs(25));
     }
-}
-
-fn encode_list(entries: &[(&str, &str, bool)]) -> Vec<u8> {
-    let mut bytes = vec![253];
-    for &(name, uuid, on) in entries {
-        bytes.extend(HostListEntry { name: name.to_owned(), uuid: uuid.to_owned(), on }.encode());
-    }
-    bytes.extend(HOST_LIST_END);
-    bytes.push(0);
-    bytes
 }
 
 // Diagnosis.

@@ -15,7 +15,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fence_net::{Scope, multicast_listener};
-use fence_wire::{ClassicHash, HashType, HostAwaitAnswer, HostAwaitChallenge, Key, Request};
+use fence_wire::{
+    ClassicHash, HOST_LIST_END, HashType, HostAwaitAnswer, HostAwaitChallenge, HostListEntry, Key, Request,
+};
 
 pub const AGENT: &str = env!("CARGO_BIN_EXE_fence_xvm");
 pub const KEY: &[u8] = b"a key for tests only";
@@ -207,6 +209,17 @@ pub fn respond(mut stream: &TcpStream, held: HostAwaitAnswer<'_>, response: &[u8
     stream.read_exact(&mut answer).unwrap();
     let _ = proven.verify(&answer).unwrap();
     stream.write_all(response).unwrap();
+}
+
+/// Returns a list as a host sends it.
+pub fn encode_list(entries: &[(&str, &str, bool)]) -> Vec<u8> {
+    let mut bytes = vec![253];
+    for &(name, uuid, on) in entries {
+        bytes.extend(HostListEntry { name: name.to_owned(), uuid: uuid.to_owned(), on }.encode());
+    }
+    bytes.extend(HOST_LIST_END);
+    bytes.push(0);
+    bytes
 }
 
 /// Runs all cases at once. Each must use a port of its own.
