@@ -173,3 +173,23 @@ def test_a_later_reboot_is_not_told_of_an_earlier_one(site, start_host, agents, 
     assert result.rc == OK and record["reason"] is None, (result, record)
     assert qemu.ended(), f"told success, and the same machine runs: {record}"
     assert victim.pid() not in (None, qemu.pid)
+
+
+@pytest.mark.ours
+def test_an_answer_is_not_kept_back_for_a_later_request_of_the_port(site, start_host, victim):
+    """A C agent gives its port away as soon as it is called back. While the host powers the victim off, another agent of
+    the same machine asks there."""
+    host = start_host(listener="multicast")
+
+    def ask(action, wait):
+        return site.agent("reference", "-o", action, "-H", "victim", wait=wait)
+
+    with slow_to_die(victim) as wait_killed:
+        off = ask("off", wait=False)
+        wait_killed()
+        status = ask("status", wait=False)
+        host.daemon.wait_log(r"heard id=2 ")
+    result = off.finish()
+    assert result.rc == OK, (result, host.records())
+    status.finish()
+    assert host.wait_records(2)[0]["delivered"], host.records()

@@ -232,6 +232,26 @@ def test_an_answer_never_goes_to_the_next_process_at_a_port(stage, daemon, clien
     it.wait_log("superseded")
 
 
+def test_the_next_request_at_a_port_costs_the_one_before_it_nothing(stage, daemon, client):
+    """Our agents pass their port on as soon as they are called back, and a busy host reads their proof late. A sealed
+    stream is of the process that sent the packet, whatever comes from its address and port meanwhile."""
+    it = daemon("multicast", ON_ETH0, ready="udp")
+    sealed = wire.FakeClient(stage.guest(1), client.key, hash_type=wire.HMAC_SHA256)
+    first = sealed.packet(wire.STATUS, "vm1", seqno=11, port=1307)
+    second = sealed.packet(wire.STATUS, "vm1", seqno=12, port=1307)
+    with sealed.listening(1307) as listener:
+        listener.settimeout(30)
+        sealed.send(first)
+        held, _ = listener.accept()
+        sealed.send(second)
+        other, _ = listener.accept()
+        # So the newer packet is read, and the older stream has said nothing yet.
+        for sock, packet in ((held, first), (other, second)):
+            said = sealed.converse(wire.Stream(sock, 15), packet=packet)
+            assert (said.kind, said.code) == ("code", wire.SUCCESS), said
+    assert not [line for line in it.lines if "superseded" in line or "answer-not-taken" in line]
+
+
 # -- who it was -------------------------------------------------------------------------------------------
 
 

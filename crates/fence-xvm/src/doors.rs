@@ -61,6 +61,9 @@ pub(crate) struct CallBackDoors<'a> {
     is_queued: bool,
     /// True while a turn is needed that this agent does not have.
     is_waiting: bool,
+    /// Instant before which no turn is taken to ask again.
+    ask_at: Instant,
+    has_asked_again: bool,
 }
 
 /// Port that is listened on.
@@ -70,6 +73,8 @@ struct Door {
     opening: usize,
     opened: Instant,
     sequence: u32,
+    /// A datagram with this sequence number was sent.
+    is_used: bool,
     send_at: Deadline,
 }
 
@@ -127,6 +132,8 @@ impl<'a> CallBackDoors<'a> {
             look_at: now,
             is_queued: false,
             is_waiting: true,
+            ask_at: now,
+            has_asked_again: false,
         }
     }
 
@@ -161,6 +168,8 @@ impl<'a> CallBackDoors<'a> {
     /// When the kernel lets the agent not listen.
     pub(crate) fn tend(&mut self, need: DoorNeed, mut before_close: impl FnMut(&mut Self)) -> io::Result<()> {
         let now = Instant::now();
+        // Known also where this call does nothing: otherwise nobody would come back to take the turn.
+        self.is_waiting = need == DoorNeed::Listening && !self.has_wanted();
         if now < self.look_at {
             return Ok(());
         }
@@ -172,7 +181,9 @@ impl<'a> CallBackDoors<'a> {
                 self.waits_since = now;
                 self.look_at = now + STEP_BACK;
             }
-        } else if need == DoorNeed::Listening && !self.has_wanted() {
+        } else if self.is_waiting && now < self.ask_at {
+            self.leave_queue();
+        } else if self.is_waiting {
             self.take_turn(now)?;
         } else {
             self.leave_queue();
@@ -235,7 +246,7 @@ impl<'a> CallBackDoors<'a> {
         let opening = self.openings.len() - 1;
         let sequence = self.next_sequence();
         let send_at = Deadline::after(Duration::ZERO);
-        self.doors.push(Door { open, opening, opened: now, sequence, send_at });
+        self.doors.push(Door { open, opening, opened: now, sequence, is_used: false, send_at });
     }
 
     /// Returns a sequence number that no datagram had: a C host serves each once.
@@ -277,7 +288,7 @@ impl<'a> CallBackDoors<'a> {
         }
         self.ports.enter(&door.open, self.run, end, &sent)?;
         self.sent.insert(due.port, sent);
-        door.send_at = Deadline::after(again);
+        (door.is_used, door.send_at) = (true, Deadline::after(again));
         Ok(())
     }
 
@@ -323,7 +334,27 @@ impl<'a> CallBackDoors<'a> {
     fn send_anew(&mut self, opening: usize) {
         let sequence = self.next_sequence();
         if let Some(door) = self.doors.iter_mut().find(|it| it.opening == opening) {
-            (door.sequence, door.send_at) = (sequence, Deadline::after(NEXT_CALL));
+            (door.sequence, door.is_used) = (sequence, false);
+            door.send_at = Deadline::after(NEXT_CALL);
+        }
+    }
+
+    /// Asks again after a stream ended without an answer, with another sequence number: hosts serve each
+    /// once. The first time at once, and from then on once in the time `again`, whatever hangs up.
+    pub(crate) fn ask_again(&mut self, again: Duration) {
+        let now = Instant::now();
+        if self.ask_at > now {
+            return;
+        }
+        self.ask_at = now + if self.has_asked_again { again } else { NEXT_CALL };
+        self.has_asked_again = true;
+        for index in 0..self.doors.len() {
+            let sequence = if self.doors[index].is_used { Some(self.next_sequence()) } else { None };
+            let door = &mut self.doors[index];
+            if let Some(sequence) = sequence {
+                (door.sequence, door.is_used) = (sequence, false);
+                door.send_at = Deadline::from(self.ask_at, Duration::ZERO);
+            }
         }
     }
 

@@ -93,6 +93,13 @@ impl ExchangeError {
         matches!(self, Self::Proof(_) | Self::ClosedUnproven | Self::ResponseUnproven)
     }
 
+    /// Returns whether the host closed the stream before its response: it may have lost it, or was started
+    /// anew.
+    #[must_use]
+    pub fn is_broken_off(self) -> bool {
+        matches!(self, Self::ClosedUnproven | Self::ClosedProven | Self::ClosedUnanswered)
+    }
+
     /// Returns whether the host had begun its response: then there is no better one to wait for.
     #[must_use]
     pub fn is_final(self) -> bool {

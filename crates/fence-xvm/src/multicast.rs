@@ -547,6 +547,10 @@ impl<'a> MulticastClient<'a> {
                         self.collector.record_lost(call.from, outcome.clone());
                     }
                     self.attempts.record_call_back(call.from, outcome, StreamProgress::Failed(error));
+                    // A host that speaks of another key or another request will do so again.
+                    if error.is_broken_off() {
+                        self.doors.ask_again(self.to.retransmit);
+                    }
                 }
             }
             if answer.is_some() {

@@ -22,6 +22,7 @@ use super::state::{ChangeWatch, Cluster, ClusterState, TRANSPORT, published_id};
 use crate::backend::libvirt::DomainHere;
 use crate::request::job::{Arrival, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{LateOffGuard, Lease, LeaseEndReason};
+use crate::request::record::AnswerDelivery;
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
 use fence_core::cluster::directory::DirectoryAnswer;
@@ -600,8 +601,8 @@ impl ClientLink for LegacyLink {
         Ok((Proved::unauthenticated(), ()))
     }
 
-    async fn deliver(&mut self, _: &RequestJob, (): (), outcome: &RequestOutcome, _: bool) -> bool {
+    async fn deliver(&mut self, _: &RequestJob, (): (), outcome: &RequestOutcome, _: bool) -> AnswerDelivery {
         self.response = outcome.answer().response();
-        true
+        AnswerDelivery::Taken
     }
 }

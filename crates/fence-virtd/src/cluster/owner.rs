@@ -16,7 +16,7 @@ use crate::backend::elsewhere::{DomainQuestion, OwnPlaces as _};
 use crate::backend::libvirt::DomainHere;
 use crate::request::job::{Arrival, RequestJob};
 use crate::request::lease::{Lease, LeaseReleased};
-use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
+use crate::request::record::{AnswerDelivery, AuditRecord, RequestEnd, StageTimes};
 use crate::service::Service;
 use crate::service::execute::{
     NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, joined, run_power_action,
@@ -49,7 +49,11 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
     let reason = served.reason();
     let end = match &served {
         ServeOutcome::Failed(ActionError::Lapsed(why)) => RequestEnd::NotRun(why),
-        _ => RequestEnd::Answered { response: served.response(), reason: reason.as_deref(), delivered: true },
+        _ => RequestEnd::Answered {
+            response: served.response(),
+            reason: reason.as_deref(),
+            delivered: AnswerDelivery::Taken,
+        },
     };
     service.audit(&AuditRecord { job: &job, domain: domain.as_ref(), end, stages });
     // An action that hangs in a hypervisor may take effect later: until then the asker gets no reply and its

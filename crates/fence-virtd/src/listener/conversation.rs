@@ -19,6 +19,7 @@ use tokio::time::timeout_at;
 use crate::listener::auth::{PacketProof, StreamAuth};
 use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
+use crate::request::record::AnswerDelivery;
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
 
@@ -28,6 +29,11 @@ const CHALLENGE_LIMIT: Duration = Duration::from_secs(10);
 const PROOF_LIMIT: Duration = Duration::from_secs(2);
 /// Time for the packet of a newer request to be read, after its sender took a stream that was opened late.
 const PACKET_GRACE: Duration = Duration::from_millis(10);
+/// Time for the packets that are there to be read, before a stream in doubt may act. A flood of packets must
+/// not hold it up for ever.
+const READ_LIMIT: Duration = Duration::from_millis(200);
+/// Pause between two looks whether they are read.
+const READ_PAUSE: Duration = Duration::from_millis(1);
 
 /// Reason why a stream ended before its request could run.
 #[derive(Debug, thiserror::Error)]
@@ -103,16 +109,22 @@ impl From<io::Error> for StreamError {
     }
 }
 
-/// Check whether a stream still belongs to the process that sent the request.
+/// Check whether a stream belongs to the process that sent the request.
 ///
 /// A call-back may reach the next process at the same port, which asked something else. A classic answer does
 /// not name its request, so that process would take it for its own. Our agents name their run in their
-/// challenge, and read ours: then there is no doubt. A C agent does not.
+/// challenge, and read ours: then there is no doubt. The proof of a sealed request is made with its packet:
+/// then there is none either. A C agent tells nothing.
+///
+/// A process passes its port on while it waits for its answer. So a newer request says something only of a
+/// stream about which there is doubt, and only if it was sent before that stream's proof.
 pub(crate) struct StreamOwnership {
     /// Run of the client that sent the request.
     pub(crate) run: ClientRun,
     /// Returns true if a newer request came from the same address and port.
     pub(crate) is_superseded: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Returns true if all packets that have come are read.
+    pub(crate) has_read_all: Box<dyn Fn() -> bool + Send + Sync>,
     /// The stream was opened so late that the packet of the newer request may still be on its way.
     pub(crate) is_late: bool,
 }
@@ -167,6 +179,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         resolving: impl Future<Output = ResolvedTarget> + Send,
     ) -> (Result<OpenedStream<'a>, ProofFailure>, ResolvedTarget) {
         let Self { service, auth, packet, reader, writer, ownership, .. } = self;
+        if packet.sealed.is_some() {
+            // Nobody but the process that sent the packet can give the proof, whatever comes from its port.
+            *ownership = None;
+        }
         let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
         let opening = async {
             Ok(match begun? {
@@ -209,11 +225,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         };
         // Whoever proved itself has sent its own packet before it took the stream.
         if let Some(ownership) = &self.ownership {
-            if ownership.is_late {
-                tokio::time::sleep(PACKET_GRACE).await;
-            }
+            let has_read_all = read_all(ownership).await;
             if (ownership.is_superseded)() {
                 return Err(ConversationError::Superseded.failure());
+            }
+            if has_read_all {
+                // What comes from now on is of a process that got the port after this one.
+                self.ownership = None;
             }
         }
         self.is_proved = true;
@@ -226,9 +244,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         response: ResponseWriter,
         outcome: &RequestOutcome,
         is_gone: bool,
-    ) -> bool {
-        let is_superseded = self.ownership.as_ref().is_some_and(|it| (it.is_superseded)());
-        let sent = if is_gone || is_superseded {
+    ) -> AnswerDelivery {
+        if !is_gone && self.ownership.as_ref().is_some_and(|it| (it.is_superseded)()) {
+            let ProofFailure { reason, text } = ConversationError::Superseded.failure();
+            self.service.drops.note(job.transport, reason, &job.peer, &text);
+            return AnswerDelivery::Withheld;
+        }
+        let sent = if is_gone {
             Err(StreamError::Closed)
         } else {
             send(&mut self.writer, answer_bytes(job, response, outcome), job.deadline()).await
@@ -236,8 +258,24 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         if let Err(cause) = &sent {
             self.service.drops.note(job.transport, "answer-not-taken", &job.peer, cause);
         }
-        sent.is_ok()
+        AnswerDelivery::of(sent.is_ok())
     }
+}
+
+/// Waits until every packet is read that was sent before now, if that does not take too long. Returns whether
+/// all are.
+async fn read_all(ownership: &StreamOwnership) -> bool {
+    if ownership.is_late {
+        tokio::time::sleep(PACKET_GRACE).await;
+    }
+    let until = Instant::now() + READ_LIMIT;
+    while !(ownership.has_read_all)() {
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(READ_PAUSE).await;
+    }
+    true
 }
 
 /// State of a stream after steps 1 and 2 of the handshake.

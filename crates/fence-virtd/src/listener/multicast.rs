@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use fence_net::{MulticastListener as Socket, Scope};
 use fence_wire::{
     Action, CallBack, ClientRun, HOST_MAGIC, HashType, Received, Request, RequestError, escaped,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
@@ -54,6 +57,8 @@ pub(crate) struct MulticastReceiver {
     name: Arc<ListenerName>,
     service: Arc<Service>,
     socket: UdpSocket,
+    /// Datagrams are taken in just now.
+    is_reading: AtomicBool,
     rules: Arc<CurrentRules>,
     sources: Arc<SourceResolver>,
     history: Mutex<History<AlternateAddresses>>,
@@ -126,6 +131,7 @@ impl MulticastReceiver {
             name,
             service,
             socket,
+            is_reading: AtomicBool::new(false),
             rules,
             sources,
             history: Mutex::new(History::new()),
@@ -156,29 +162,39 @@ impl MulticastReceiver {
         let mut datagram = [0; 2048];
         let mut batch = Vec::new();
         loop {
-            let mut received = self.socket.recv_from(&mut datagram).await;
-            for left in (0..MAX_BATCH).rev() {
-                match received {
+            if let Err(error) = self.socket.readable().await {
+                self.note_receive_error(&error).await;
+            }
+            self.is_reading.store(true, Ordering::SeqCst);
+            for _ in 0..MAX_BATCH {
+                match self.socket.try_recv_from(&mut datagram) {
                     Ok((length, from)) => batch.extend(self.receive(&datagram[..length], from)),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
                         // Errors of earlier datagrams (unreachable, interface down) show here; the socket
                         // goes on after each.
-                        self.service.drops.note(NAME, "receive", &"the system", &error);
-                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        self.note_receive_error(&error).await;
                         break;
                     }
                 }
-                // After the last turn no loop is left that would take a further datagram.
-                if left == 0 {
-                    break;
-                }
-                received = self.socket.try_recv_from(&mut datagram);
             }
+            self.is_reading.store(false, Ordering::SeqCst);
             for pending in batch.drain(..) {
                 tokio::spawn(Arc::clone(self).serve(pending));
             }
         }
+    }
+
+    async fn note_receive_error(&self, error: &io::Error) {
+        self.service.drops.note(NAME, "receive", &"the system", error);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    /// Returns whether every datagram that has come is taken in. One that was read before the look at the
+    /// socket is taken in before `is_reading` ends.
+    fn has_read_all(&self) -> bool {
+        let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut socket, PollTimeout::ZERO), Ok(0)) && !self.is_reading.load(Ordering::SeqCst)
     }
 
     /// Takes one datagram in: returns the request that it asks for, if the request is new and gets a slot.
@@ -359,9 +375,10 @@ impl MulticastReceiver {
         job: &RequestJob,
         request_key: RequestKey,
     ) -> StreamOwnership {
-        let this = Arc::clone(self);
+        let (this, reader) = (Arc::clone(self), Arc::clone(self));
         StreamOwnership {
             run,
+            has_read_all: Box::new(move || reader.has_read_all()),
             is_superseded: Box::new(move || {
                 lock(&this.clients).get(&client).is_some_and(|latest| latest.request_key != request_key)
             }),

@@ -21,7 +21,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tracing::{error, info, warn};
 
 use crate::intent::OpenIntent;
-use crate::request::record::{AuditRecord, RequestEnd};
+use crate::request::record::{AnswerDelivery, AuditRecord, RequestEnd};
 use crate::request::trail::{AgentRun, AgentRunEnd as RunEnded, TrailSnapshot};
 use crate::util::fault;
 use crate::util::outlet::{Outlet, PushResult, Sink};
@@ -297,7 +297,7 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         "decision": ended.decision,
         "result": ended.result,
         "reason": ended.reason,
-        "delivered": ended.delivered,
+        "delivered": ended.delivered == AnswerDelivery::Taken,
         "connected_ms": millis(stages.connected),
         "resolved_ms": millis(stages.resolved),
         "turn_ms": millis(stages.turn),
@@ -368,7 +368,7 @@ struct EndInWords<'a> {
     decision: &'static str,
     result: Option<String>,
     reason: Option<&'a str>,
-    delivered: bool,
+    delivered: AnswerDelivery,
     fine: bool,
 }
 
@@ -380,13 +380,14 @@ impl<'a> EndInWords<'a> {
                 result: Some(response.to_string()),
                 reason,
                 delivered,
-                fine: delivered && matches!(response, Response::Success | Response::Off),
+                fine: delivered == AnswerDelivery::Taken
+                    && matches!(response, Response::Success | Response::Off),
             },
             RequestEnd::NotProved(reason) | RequestEnd::NotRun(reason) => Self {
                 decision: "not run",
                 result: None,
                 reason: Some(reason),
-                delivered: false,
+                delivered: AnswerDelivery::NotTaken,
                 fine: false,
             },
         }
@@ -405,8 +406,11 @@ fn log(record: &AuditRecord<'_>) {
     let decision = ended.decision;
     let result = match (ended.result, ended.delivered) {
         (None, _) => "not run".to_owned(),
-        (Some(result), true) => result,
-        (Some(result), false) => format!("{result} (the client did not take the answer)"),
+        (Some(result), AnswerDelivery::Taken) => result,
+        (Some(result), AnswerDelivery::NotTaken) => format!("{result} (the client did not take the answer)"),
+        (Some(result), AnswerDelivery::Withheld) => {
+            format!("{result} (the answer was not sent: the same client sent a newer request)")
+        }
     };
     let reason = escaped(ended.reason.unwrap_or("-"));
     let runs = job.trail.runs();
@@ -524,7 +528,11 @@ mod tests {
     }
 
     fn json_of(job: &RequestJob) -> serde_json::Value {
-        let end = RequestEnd::Answered { response: Response::Success, reason: None, delivered: true };
+        let end = RequestEnd::Answered {
+            response: Response::Success,
+            reason: None,
+            delivered: AnswerDelivery::Taken,
+        };
         json(&AuditRecord { job, domain: None, end, stages: StageTimes::default() })
     }
 

@@ -21,11 +21,29 @@ pub(crate) struct AuditRecord<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum RequestEnd<'a> {
     /// The request ran or was refused, and the client was sent this response.
-    Answered { response: Response, reason: Option<&'a str>, delivered: bool },
+    Answered { response: Response, reason: Option<&'a str>, delivered: AnswerDelivery },
     /// The request never ran: the peer did not prove itself.
     NotProved(&'a str),
     /// The request never ran, for this reason.
     NotRun(&'a str),
+}
+
+/// End of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AnswerDelivery {
+    /// The client took it.
+    Taken,
+    /// The client did not take it.
+    NotTaken,
+    /// The answer was not sent: the stream may be of the process that sent a newer request.
+    Withheld,
+}
+
+impl AnswerDelivery {
+    /// Returns the end of an answer that was sent.
+    pub(crate) fn of(is_taken: bool) -> Self {
+        if is_taken { Self::Taken } else { Self::NotTaken }
+    }
 }
 
 /// Time from the arrival to the end of each stage.

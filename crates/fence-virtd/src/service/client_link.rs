@@ -10,6 +10,7 @@ use fence_wire::Proved;
 
 use crate::request::job::{RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
+use crate::request::record::AnswerDelivery;
 
 /// One client that waits for the answer to one request.
 pub(crate) trait ClientLink: Send {
@@ -41,15 +42,15 @@ pub(crate) trait ClientLink: Send {
         opened: Self::Opened,
     ) -> impl Future<Output = Result<(Proved, Self::Proven), ProofFailure>> + Send;
 
-    /// Sends the answer, with the reason of a failure where the client wants it, and returns whether the
-    /// client took it. With `is_gone` nobody waits for it any more.
+    /// Sends the answer, with the reason of a failure where the client wants it, and returns what became of
+    /// it. With `is_gone` nobody waits for it any more.
     fn deliver(
         &mut self,
         job: &RequestJob,
         proven: Self::Proven,
         outcome: &RequestOutcome,
         is_gone: bool,
-    ) -> impl Future<Output = bool> + Send;
+    ) -> impl Future<Output = AnswerDelivery> + Send;
 }
 
 /// A client that did not prove itself.

@@ -27,6 +27,7 @@ use crate::listener::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
 use crate::listener::rules::CurrentRules;
 use crate::request::job::{Arrival, ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
+use crate::request::record::AnswerDelivery;
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure, watched};
 use crate::util::backoff::OncePerReason;
@@ -295,13 +296,22 @@ impl ClientLink for LineLink<'_> {
         Ok((Proved::unauthenticated(), ()))
     }
 
-    async fn deliver(&mut self, job: &RequestJob, (): (), outcome: &RequestOutcome, _: bool) -> bool {
-        if self.newer.is_some() || self.hung_up {
-            return false;
+    async fn deliver(
+        &mut self,
+        job: &RequestJob,
+        (): (),
+        outcome: &RequestOutcome,
+        _: bool,
+    ) -> AnswerDelivery {
+        if self.newer.is_some() {
+            return AnswerDelivery::Withheld;
+        }
+        if self.hung_up {
+            return AnswerDelivery::NotTaken;
         }
         let sent = self.line.send(self.writer, outcome.answer(), job.deadline()).await;
         self.unsent = !sent;
-        sent
+        AnswerDelivery::of(sent)
     }
 }
 
