@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A host that is no node of the corosync cluster, with the same group and key: no side calls off what runs at the other."""
 
+import os
 import re
+import signal
 import subprocess
 
 import pytest
@@ -47,17 +49,17 @@ class Outsider:
         self.hypervisor.stop()
 
 
-def text(host, backend):
+def text(host, backend, more="", of_backend=""):
     """Configuration with a listener for the group, and one for this host alone."""
     node = getattr(host, "node", None) or host.place
     key = host.hosts.key
     return f"""
-fence_virtd {{ listener = "multicast, tcp"; backend = "{backend}"; }}
+fence_virtd {{ listener = "multicast, tcp"; backend = "{backend}"; {more} }}
 listeners {{
   multicast {{ key_file = "{key}"; address = "{GROUP}"; interface = "eth0"; family = "ipv4"; }}
   tcp {{ key_file = "{key}"; address = "{node.ip}"; }}
 }}
-backends {{ {backend} {{ uri = "{host.hypervisor.uri}"; }} }}
+backends {{ {backend} {{ uri = "{host.hypervisor.uri}"; {of_backend} }} }}
 """
 
 
@@ -77,9 +79,9 @@ class Beside:
         if outsider:
             self.h3.serve(f"o-{self.number}")
 
-    def serve_node(self, host, backend):
+    def serve_node(self, host, backend, **options):
         host.stop_serving()
-        config = programs.write_config(host.directory / f"b-{self.number}.conf", text(host, backend), peers=None)
+        config = programs.write_config(host.directory / f"b-{self.number}.conf", text(host, backend, **options), peers=None)
         host.side, host.config = "ours", config
         host.daemon = programs.Daemon(host, config, program=programs.program("ours", "fence_virtd"), debug=3)
         if backend == "cpg":
@@ -140,6 +142,8 @@ def beside(pair):
     pair.clear()
     yield pair
     pair.clear()
+    if not all(host.alive() for host in pair.nodes):
+        pair.hosts.recover()
 
 
 @pytest.mark.parametrize("runs", ["h1", "h3"])
@@ -223,6 +227,54 @@ def test_the_backend_is_changed_host_by_host(beside):
     h2.hypervisor.virsh("destroy", "web")
     for host in beside.nodes:
         beside.wait_off(host)
+
+
+@pytest.mark.parametrize("way", ["removed", "kept", "kept-then-removed"])
+def test_hosts_that_named_each_other_become_nodes(beside, way):
+    """`peers` bound each address to the key of its host. As nodes they are no other hosts, whether they live or not."""
+    h1, h2 = beside.nodes
+    beside.has(h1, False)
+    beside.has(h2, True)
+    named = {h1: f'peers = "{h2.place.ip}";', h2: f'peers = "{h1.place.ip}";'}
+    down = beside.hosts.directory / "down"
+    down.write_text("#!/bin/sh\necho down\n")
+    down.chmod(0o755)
+    proof = f'host_down = "command"; host_down_command = "{down}";'
+    beside.number += 1
+
+    def known(host):
+        table = host.directory / f"b-{beside.number}.conf.state" / "hosts"
+        return table.read_text() if table.exists() else ""
+    for host in beside.nodes:
+        beside.serve_node(host, "libvirt", more=named[host])
+    for host in beside.nodes:
+        until(lambda host=host: "pin " in known(host), PATIENCE, f"{host.name} knows the other one")
+    assert beside.ask(h1, "status").rc == OK, "it is on at the other one, which is asked"
+    for host in beside.nodes:
+        beside.serve_node(host, "cpg", more="" if way == "removed" else named[host], of_backend=proof)
+    until(lambda: beside.ask(h1, "status").rc == OK, PATIENCE, "h1 says on")
+    if way == "kept-then-removed":
+        for host in beside.nodes:
+            programs.write_config(host.config, text(host, "cpg", of_backend=proof), peers=None)
+            os.kill(host.daemon.pid, signal.SIGHUP)
+    if way != "kept":
+        for host in beside.nodes:
+            until(lambda host=host: "host " not in known(host) and "pin " not in known(host), PATIENCE, f"{host.name} knows no other host")
+            until(lambda host=host: not re.search("(?m)^[a-z]+ +peers", beside.run(host, "--check").stdout), PATIENCE,
+                  f"--check of {host.name} names no other host")
+    h2.kill()
+    h1.wait_members(1)
+    checked = beside.run(h1, "--check").stdout
+    assert not re.search("(?m)^failed +peers", checked), checked
+    if way == "kept":
+        assert re.search("(?m)^warning +peers .*a node of this corosync cluster", checked), checked
+    said = beside.ask(h1, "off")
+    assert said.rc == OK, f"{said}\n{h1.daemon.log[-3000:]}"
+    assert beside.ask(h1, "status").rc == OFF, h1.daemon.log[-3000:]
+    # Also for a daemon that never heard the node.
+    beside.serve_node(h1, "cpg", more="" if way == "removed" else named[h1], of_backend=proof)
+    beside.wait_off(h1)
+    assert beside.ask(h1, "off").rc == OK, h1.daemon.log[-3000:]
 
 
 def test_a_check_beside_nodes_sees_no_machine_twice(beside):

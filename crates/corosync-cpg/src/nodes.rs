@@ -22,6 +22,8 @@ pub struct Node {
     pub id: u32,
     /// Name: `name`, or else `ring0_addr` if that is a name and not an address, as Pacemaker takes it.
     pub name: Option<String>,
+    /// Addresses of its links; none of a link that is named by a host name.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Open view of the node list. The descriptor is readable when [`changed`](Self::changed) has news.
@@ -75,7 +77,8 @@ impl NodeList {
                 None => self.text(&key("ring0_addr"))?.filter(|it| it.parse::<IpAddr>().is_err()),
                 name => name,
             };
-            nodes.insert(id, Node { id, name });
+            let addresses = self.addresses(&place)?;
+            nodes.insert(id, Node { id, name, addresses });
         }
         Ok(nodes.into_values().collect())
     }
@@ -143,6 +146,16 @@ impl NodeList {
         Ok(places)
     }
 
+    /// Returns the addresses of the links of the node with this entry.
+    fn addresses(&self, place: &str) -> Result<Vec<IpAddr>, Error> {
+        let mut addresses = Vec::new();
+        for link in 0..LINKS {
+            let address = self.text(&key(place, &format!("ring{link}_addr")))?;
+            addresses.extend(address.and_then(|it| it.parse::<IpAddr>().ok()));
+        }
+        Ok(addresses)
+    }
+
     fn number(&self, key: &CStr) -> Result<Option<u32>, Error> {
         let mut value = 0;
         // SAFETY: the handle is open, the text ends with NUL.
@@ -183,6 +196,8 @@ impl Drop for NodeList {
     }
 }
 
+/// Links of a node at most.
+const LINKS: usize = 8;
 const CALL: &str = "read the node list";
 const PREFIX_TEXT: &str = "nodelist.node.";
 

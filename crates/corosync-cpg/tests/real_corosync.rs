@@ -204,7 +204,7 @@ fn the_node_list_and_its_changes() {
     on_a_node("the_node_list_and_its_changes", || {
         let _corosync = Corosync::start();
         let mut list = NodeList::open().unwrap();
-        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
+        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned), addresses: Vec::new() };
         // Sorted by id, not by position. The second has no name but its host's.
         let before = [node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)];
         assert_eq!(list.nodes().unwrap(), before);

@@ -166,26 +166,56 @@ impl KnownHosts {
         over.iter().filter_map(|id| self.drop_announced(*id)).collect()
     }
 
-    /// Drops the hosts that are nodes of the cluster of this one: corosync asks them. The latest run of a
-    /// host is given to `is_node`, if one was heard. One that answers at an address of `peers` stays.
-    pub fn drop_nodes(&mut self, is_node: impl Fn(HostId, Option<HostRun>) -> bool) -> Vec<KnownHost> {
-        let is_pinned = |id: &HostId| self.pins.values().any(|it| it == id);
-        let is_over = |id: &&HostId| !is_pinned(id) && is_node(**id, self.runs.latest(**id));
+    /// Drops the hosts that are nodes of the cluster of this one, with what their addresses of an earlier
+    /// `peers` were bound to: corosync asks them. The latest run of a host is given to `is_node`, if one was
+    /// heard. One that answers at an address of `listed` stays: those of the `peers` of now.
+    pub fn drop_nodes(
+        &mut self,
+        listed: &[SocketAddr],
+        is_node: impl Fn(HostId, Option<HostRun>) -> bool,
+    ) -> Vec<KnownHost> {
+        let is_over = |id: &&HostId| !self.is_pinned_at(**id, listed) && is_node(**id, self.latest_run(**id));
         let over: Vec<HostId> = self.hosts.keys().filter(is_over).copied().collect();
-        self.runs.keep(|it| !over.contains(it));
-        self.announced.retain(|id, _| !over.contains(id));
-        over.iter().filter_map(|id| self.hosts.remove(id)).collect()
+        over.iter().filter_map(|id| self.drop_node(*id)).collect()
     }
 
     /// Drops a host whose daemon was started anew as that of a node: a node with its key is heard at its
-    /// address.
-    pub fn drop_node_at(&mut self, id: HostId, from: IpAddr) -> Option<KnownHost> {
-        let is_pinned = self.pins.values().any(|it| *it == id);
-        let host = self.hosts.get(&id).filter(|it| it.addresses.contains(&from) && !is_pinned).cloned()?;
-        self.hosts.remove(&id);
+    /// address. One that answers at an address of `listed` stays, as one whose run is not known: it is the
+    /// node's.
+    pub fn drop_node_at(
+        &mut self,
+        id: HostId,
+        run: HostRun,
+        from: IpAddr,
+        listed: &[SocketAddr],
+    ) -> Option<KnownHost> {
+        self.hosts.get(&id).filter(|it| it.addresses.contains(&from))?;
+        if self.is_pinned_at(id, listed) {
+            if self.latest_run(id) != Some(run) {
+                self.runs.keep(|it| *it != id);
+            }
+            return None;
+        }
+        self.drop_node(id)
+    }
+
+    fn drop_node(&mut self, id: HostId) -> Option<KnownHost> {
+        self.pins.retain(|_, it| *it != id);
+        let pins = &self.pins;
+        self.rivals.retain(|at, it| *it != id && pins.contains_key(at));
         self.announced.remove(&id);
         self.runs.keep(|it| *it != id);
-        Some(host)
+        self.hosts.remove(&id)
+    }
+
+    fn is_pinned_at(&self, id: HostId, listed: &[SocketAddr]) -> bool {
+        listed.iter().any(|it| self.pinned(it) == Some(id))
+    }
+
+    /// Returns the run of the daemon of a host that was heard last.
+    #[must_use]
+    pub fn latest_run(&self, id: HostId) -> Option<HostRun> {
+        self.runs.latest(id)
     }
 
     fn drop_announced(&mut self, id: HostId) -> Option<KnownHost> {

@@ -5,6 +5,7 @@
 //! other hosts ask what this host's hypervisors show. Nothing here knows how hosts talk. An implementation
 //! must never leave a host out that can have the domain.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -109,6 +110,9 @@ pub(crate) trait NodeHosts: Send + Sync {
 
     /// Returns true if a node has this key, and this run if one is given.
     fn is_node(&self, id: HostId, run: Option<HostRun>) -> bool;
+
+    /// Returns true if corosync's list has a node with this address, which told this key if one is given.
+    fn is_node_at(&self, id: Option<HostId>, address: IpAddr) -> bool;
 }
 
 /// The hypervisors of this host, as other hosts may ask about them.

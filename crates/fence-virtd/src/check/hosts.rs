@@ -353,6 +353,11 @@ fn of_host(
             Finding::failed(
                 CHECK,
                 &host.name,
+        ProbeResult::Node => {
+            let text = "a node of this corosync cluster: corosync asks it, whatever `peers` says";
+            let next = "take nodes out of `peers`: that is for hosts that are no nodes";
+            Finding::warning(CHECK, &host.name, text, next)
+        }
                 format!("does not answer, and its domains may run there: {why}; {}", last_heard(known, host)),
                 next,
             )

@@ -6,6 +6,7 @@
 //! says is no look: only of a legacy host, which can't be asked, it counts after the host has published its
 //! domains once more. This code must never leave a node out, and never take silence for an answer.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -183,6 +184,11 @@ impl NodeHosts for Cluster {
         let state = self.state();
         // Without corosync nobody asks the nodes. They are nodes again when it is back.
         state.me.is_some() && state.keys.has(id, run)
+    }
+
+    fn is_node_at(&self, id: Option<HostId>, address: IpAddr) -> bool {
+        let state = self.state();
+        state.me.is_some() && state.keys.has_at(id, address)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::state::{Cluster, ClusterState};
+use crate::nodes::keys::NodeKey;
 use crate::nodes::{KnownNode, NodeState, NodeStore, word_for};
 use crate::util::backoff::OncePerReason;
 use fence_core::cluster::message::{HostMessage, Member};
@@ -22,10 +23,11 @@ use fence_core::cluster::message::{HostMessage, Member};
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Cluster {
-    /// Tells of nodes that were taken out of the list, and forgets those that an administrator names. Never
-    /// returns.
+    /// Tells of nodes that were taken out of the list, forgets those that an administrator names, and writes
+    /// down what tells the nodes from other hosts. Never returns.
     pub(super) async fn keep_nodes(self: Arc<Self>, store: Option<NodeStore>) {
         let (mut written, mut gone) = (None, BTreeSet::new());
+        let mut written_keys = self.restore_keys(store.clone()).await;
         let mut to_forget = BTreeSet::new();
         let mut logged = OncePerReason::default();
         loop {
@@ -33,11 +35,14 @@ impl Cluster {
             log_gone(&nodes, &mut gone);
             if let Some(store) = &store {
                 let new = Some(nodes).filter(|it| written.as_ref() != Some(it));
+                let keys = self.state().keys.remembered();
+                let new_keys = Some(keys).filter(|it| !it.is_empty() && written_keys != *it);
                 match spawn_blocking({
-                    let (store, new) = (store.clone(), new.clone());
+                    let (store, new, new_keys) = (store.clone(), new.clone(), new_keys.clone());
                     move || {
-                        let is_written = new.map_or(Ok(()), |it| store.write(&it));
-                        is_written.and_then(|()| store.take_forgotten())
+                        new.map_or(Ok(()), |it| store.write(&it))?;
+                        new_keys.map_or(Ok(()), |it| store.write_keys(&it))?;
+                        store.take_forgotten()
                     }
                 })
                 .await
@@ -45,6 +50,7 @@ impl Cluster {
                     Ok(Ok(asked)) => {
                         to_forget.extend(asked);
                         written = new.or(written);
+                        written_keys = new_keys.unwrap_or(written_keys);
                         logged.forget();
                     }
                     Ok(Err(error)) if logged.is_new(&error.to_string()) => {
@@ -57,6 +63,14 @@ impl Cluster {
             to_forget.retain(|node| !self.tell_forgotten(*node));
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Reads and takes what was known of the nodes in an earlier run.
+    async fn restore_keys(&self, store: Option<NodeStore>) -> Vec<NodeKey> {
+        let Some(store) = store else { return Vec::new() };
+        let keys = spawn_blocking(move || store.read_keys()).await.unwrap_or_default();
+        self.state().keys.restore(keys.clone());
+        keys
     }
 
     /// Tells all members that a node is gone for good, unless it is not. Returns false while nobody can be

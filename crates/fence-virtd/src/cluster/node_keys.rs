@@ -3,16 +3,19 @@
 //!
 //! A host that is heard by these messages is asked by them, unless it is a node: corosync knows a node, asks
 //! it and tells of its end. Each daemon tells the others its key pair in the process group, where corosync
-//! vouches for the sender. Owns what was told. Must never take a host for a node that corosync's node list
-//! does not have.
+//! vouches for the sender. Owns what was told, over restarts too: a node that is down tells nothing. Must
+//! never take a host for a node that corosync's node list does not have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::cluster::message::{HostMessage, Member};
 use fence_core::hosts::HostRun;
 use fence_wire::HostId;
+
+use crate::nodes::keys::NodeKey;
 
 /// Time after this host joined in which the others tell their keys. Those of older versions tell none.
 const TELL_LIMIT: Duration = Duration::from_secs(1);
@@ -21,12 +24,12 @@ const TELL_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct NodeKeys {
     pub(super) own: Option<(HostId, HostRun)>,
-    /// By node: the last daemon there that told its key.
-    told: BTreeMap<u32, (Member, HostId, HostRun)>,
+    /// By node: the last daemon there that told its key; none of an earlier run of this one.
+    told: BTreeMap<u32, (Option<Member>, HostId, HostRun)>,
     /// Moment when this host joined.
     joined: Option<Instant>,
-    /// Nodes of corosync's list, when they were compared last.
-    nodes: BTreeSet<u32>,
+    /// Nodes of corosync's list with their addresses, when they were compared last.
+    nodes: BTreeMap<u32, Vec<IpAddr>>,
     pub(super) on_change: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -38,8 +41,27 @@ impl NodeKeys {
     /// Notes what a daemon told.
     pub(super) fn note(&mut self, from: Member, id: &str, run: u64) {
         if let Some(id) = HostId::from_text(id) {
-            self.told.insert(from.node, (from, id, run.to_be_bytes()));
+            self.told.insert(from.node, (Some(from), id, run.to_be_bytes()));
         }
+    }
+
+    /// Takes the keys that were told to an earlier run. A node that has told one since is known better.
+    pub(super) fn restore(&mut self, keys: Vec<NodeKey>) {
+        for NodeKey { node, told, .. } in keys {
+            if let Some((id, run)) = told {
+                self.told.entry(node).or_insert((None, id, run));
+            }
+        }
+    }
+
+    /// Returns what a later run must know of the nodes of the list; none while the list is not known.
+    pub(super) fn remembered(&self) -> Vec<NodeKey> {
+        let key = |(node, addresses): (&u32, &Vec<IpAddr>)| NodeKey {
+            node: *node,
+            told: self.told.get(node).map(|(_, id, run)| (*id, *run)),
+            addresses: addresses.clone(),
+        };
+        self.nodes.iter().map(key).collect()
     }
 
     /// Returns the message with the key of this host; none while there is nothing to tell.
@@ -50,22 +72,27 @@ impl NodeKeys {
 
     /// Takes corosync's list. A node that was taken out of it is asked by messages from now on, and must be
     /// heard soon for that: returns whom to call then.
-    pub(super) fn listed(&mut self, nodes: BTreeSet<u32>) -> Option<Arc<dyn Fn() + Send + Sync>> {
-        let is_out = self.nodes.difference(&nodes).next().is_some();
+    pub(super) fn listed(
+        &mut self,
+        nodes: BTreeMap<u32, Vec<IpAddr>>,
+    ) -> Option<Arc<dyn Fn() + Send + Sync>> {
+        let is_out = self.nodes.keys().any(|it| !nodes.contains_key(it));
         self.nodes = nodes;
         self.on_change.clone().filter(|_| is_out)
     }
 
     /// Returns true if a node of the list told this key, and this run if one is given.
     pub(super) fn has(&self, id: HostId, run: Option<HostRun>) -> bool {
-        let is_it = |(node, (_, its_id, its_run)): (&u32, &(Member, HostId, HostRun))| {
-            *its_id == id && run.is_none_or(|it| it == *its_run) && self.nodes.contains(node)
-        };
-        self.told.iter().any(is_it)
+        self.remembered().iter().any(|it| it.has(id, run))
+    }
+
+    /// Returns true if a node of the list has this address, and told this key if one is given.
+    pub(super) fn has_at(&self, id: Option<HostId>, address: IpAddr) -> bool {
+        self.remembered().iter().any(|it| it.is_at(id, address))
     }
 
     pub(super) fn are_known(&self, me: Option<Member>, members: &BTreeSet<Member>) -> bool {
-        let has_told = |it: &Member| self.told.get(&it.node).is_some_and(|(member, ..)| member == it);
+        let has_told = |it: &Member| self.told.get(&it.node).is_some_and(|(member, ..)| *member == Some(*it));
         let is_late = self.joined.is_some_and(|it| it.elapsed() >= TELL_LIMIT);
         me.is_some_and(|me| has_told(&me)) && (is_late || members.iter().all(has_told))
     }
@@ -83,7 +110,7 @@ mod tests {
 
     fn told() -> NodeKeys {
         let mut keys = NodeKeys::default();
-        keys.listed([1, 2].into());
+        keys.listed([(1, Vec::new()), (2, Vec::new())].into());
         for node in [1, 2] {
             let member = Member { node, pid: 10 };
             keys.note(member, &id(node.try_into().unwrap()).to_string(), u64::from_be_bytes(RUN));
@@ -98,10 +125,29 @@ mod tests {
         assert!(!keys.has(id(3), None), "a host that told nothing");
         // A copy of its state directory at a host that is no node.
         assert!(!keys.has(id(2), Some([8; 8])));
-        keys.listed([1].into());
+        keys.listed([(1, Vec::new())].into());
         assert!(!keys.has(id(2), Some(RUN)), "it was taken out, and may run domains");
-        keys.listed(BTreeSet::new());
+        keys.listed(BTreeMap::new());
         assert!(!keys.has(id(1), Some(RUN)), "nobody knows the nodes");
+    }
+
+    #[test]
+    fn a_node_that_is_down_is_known_after_a_restart() {
+        let mut old = told();
+        old.listed([(1, Vec::new()), (2, vec![IpAddr::from([10, 0, 0, 2])])].into());
+        let mut keys = NodeKeys::default();
+        keys.restore(old.remembered());
+        assert!(!keys.has(id(2), None), "the list is not known yet");
+        keys.listed([(1, Vec::new()), (2, vec![IpAddr::from([10, 0, 0, 2])])].into());
+        assert!(keys.has(id(2), None) && !keys.has(id(2), Some([8; 8])));
+        assert!(keys.has_at(Some(id(2)), IpAddr::from([10, 0, 0, 2])));
+        // A node that is installed anew.
+        keys.note(Member { node: 2, pid: 11 }, &id(5).to_string(), 1);
+        keys.restore(old.remembered());
+        assert!(keys.has(id(5), None) && !keys.has(id(2), None));
+        // One that was taken out of the list is not written down.
+        keys.listed([(1, Vec::new())].into());
+        assert!(keys.remembered().iter().all(|it| it.node == 1));
     }
 
     #[test]

@@ -448,19 +448,15 @@ impl ClusterState {
     }
 
     pub(super) fn set_nodes(&mut self, nodes: Option<Vec<Node>>) {
-        let new = nodes.unwrap_or_default().into_iter().map(|it| (it.id, it.name)).collect();
+        let nodes = nodes.unwrap_or_default();
+        let addresses = nodes.iter().map(|it| (it.id, it.addresses.clone())).collect();
+        let new = nodes.into_iter().map(|it| (it.id, it.name)).collect();
         let old = mem::replace(&mut self.nodes, new);
         self.old_names.extend(old.into_iter().filter_map(|(node, name)| Some((node, name?))));
-        self.compare_nodes();
-        self.update_silences();
-    }
-
-    /// Compares corosync's list with the last one.
-    fn compare_nodes(&mut self) {
-        let nodes = self.nodes.keys().copied().collect();
-        if let Some(call) = self.keys.listed(nodes) {
+        if let Some(call) = self.keys.listed(addresses) {
             call();
         }
+        self.update_silences();
     }
 
     /// Notes which nodes have not said what they have.

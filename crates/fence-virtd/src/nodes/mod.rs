@@ -11,6 +11,8 @@
 //! `nodes.forget` too, in which `--forget` names nodes for the daemon. No decision of the daemon depends on
 //! `nodes`: a request for a node that is still there is refused by each daemon, whatever the file says.
 
+pub(crate) mod keys;
+
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

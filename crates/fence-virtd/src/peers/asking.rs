@@ -122,6 +122,7 @@ impl Peers {
 
     /// Returns that nothing is known of hosts that were heard before the configuration took the way to them.
     pub(super) fn known_that_cannot_be_asked(&self, no_way: NoWayReason) -> Vec<Finding> {
+        self.drop_nodes();
         let (now, missing) = (Instant::now(), lock(&self.table).missing().map(str::to_owned));
         let place = DomainSite::Host("that is not remembered".to_owned());
         let missing = missing.map(|why| Finding::without_namesakes(place, Sight::Unknown(why), now, now));
@@ -215,7 +216,10 @@ impl Peers {
                 let own = self.listed_own(listed);
                 let who =
                     |it| lock(&self.table).pinned(it).map_or(Respondent::Address(*it), Respondent::Host);
-                let who: Vec<_> = listed.iter().filter(|it| !own.contains(it)).map(who).collect();
+                let others = listed.iter().filter(|it| !own.contains(it)).map(|it| (it, who(it)));
+                // Corosync asks the nodes, and proves that one is down.
+                let is_asked = |(at, who): &(&SocketAddr, Respondent)| !self.is_listed_node(at, *who);
+                let who: Vec<_> = others.filter(is_asked).map(|(_, who)| who).collect();
                 let legacy = self.listed_legacy(&who);
                 let is_legacy = |it: &Respondent| match it {
                     Respondent::Address(at) => {

@@ -29,10 +29,12 @@ use super::identity::{self, Identity};
 use super::legacy::own_addresses;
 use super::limits::PEER_LIMIT;
 use super::links::{GroupLink, MessageWay, PeerSockets};
+use super::nodes::WrittenNodes;
 use super::settings::{PeerMode, PeerSettings, keys_of_listener};
 use super::state::Peers;
-use crate::backend::elsewhere::DomainQuestion;
+use crate::backend::elsewhere::{DomainQuestion, NodeHosts};
 use crate::lists::{self, FIND_LIMIT, LOOK_LIMIT};
+use crate::nodes::NodeStore;
 use crate::util::join::join_all;
 use crate::util::locks::{Mutex, lock};
 
@@ -71,6 +73,8 @@ pub(crate) enum ProbeResult {
     ClientCantTell(String),
     /// Answers, and it is not known who that is: why, and the next step.
     InDoubt(String),
+    /// A node of the cluster of this host, which is not asked by messages.
+    Node,
     /// Answers nothing.
     Silent(SilenceClue),
 }
@@ -168,7 +172,13 @@ impl HostProbe {
         };
         // Nobody knows what an administrator's program does.
         let settings = PeerSettings { down_command: None, ..settings };
+        let has_written_nodes = settings.is_of_cluster && !settings.has_nodes;
         let mut peers = Peers::of(settings, pair, known, sockets);
+        if let Some(directory) = state.filter(|_| has_written_nodes) {
+            let nodes = WrittenNodes(NodeStore::at(directory).read_keys());
+            peers.nodes = OnceLock::from(Arc::new(nodes) as Arc<dyn NodeHosts>);
+            peers.has_met_nodes = OnceLock::from(());
+        }
         peers.domains = OnceLock::from(Box::new(move || domains) as Box<dyn Fn() -> usize + Send + Sync>);
         let links: Vec<_> = links.into_iter().map(Arc::new).collect();
         peers.groups = Mutex::new(links.iter().map(Arc::downgrade).collect());
@@ -209,10 +219,19 @@ impl HostProbe {
         }
         if let PeerMode::Listed(listed) = &self.mode {
             hosts.extend(self.peers.listed_own(listed).into_iter().map(of_own));
+            hosts.extend(self.peers.listed_nodes().into_iter().map(|it| self.of_node(it)));
         }
         hosts.extend(of_legacy.into_iter().map(|it| of_client(&legacy, &it.place, it.sight)));
         let has_no_pair = !self.has_pair && !respondents.is_empty();
         Ok(ProbeReport { hosts, missing, has_no_pair, other_port: self.other_port() })
+    }
+
+    /// Returns a node of the cluster of this host, which need not be in `peers`.
+    fn of_node(&self, address: SocketAddr) -> ProbedHost {
+        let id = lock(&self.peers.table).pinned(&address);
+        let name = self.peers.shown(id.map_or(Respondent::Address(address), Respondent::Host));
+        let addresses = vec![address.ip().to_canonical()];
+        ProbedHost { id, name, addresses, result: ProbeResult::Node }
     }
 
     /// Asks the hosts with this daemon about these domains: what each sees at its own hypervisors.

@@ -33,6 +33,8 @@ pub(crate) struct PeerSettings {
     pub(super) hypervisors: Vec<String>,
     /// Corosync knows the other nodes, and hosts that are none are looked for.
     pub(super) has_nodes: bool,
+    /// Corosync knows the other nodes.
+    pub(super) is_of_cluster: bool,
     /// `peers` is set.
     pub(super) is_set: bool,
     /// The configuration whose keys can't be loaded yet.
@@ -209,6 +211,7 @@ impl PeerSettings {
             down_command: config.daemon.peer_down_command.clone(),
             hypervisors: config.backends.iter().flat_map(Backend::uris).cloned().collect(),
             has_nodes: config.cpg().is_some() && mode == PeerMode::Discovered,
+            is_of_cluster: config.cpg().is_some(),
             mode,
             is_set: config.daemon.peers != Peers::Discovered,
             waits_for: None,

@@ -376,13 +376,16 @@ impl Peers {
             self.drops.note(NAME, "host-key", &from, &"a public key that hides nothing");
             return None;
         }
-        if self.is_of_node(hello) && !self.is_listed_at(from) {
+        if self.is_of_node(hello) {
             // A run of before is known, if it was no node then.
-            let was_known = lock(&self.table).drop_node_at(HostId::of(&hello.public), from.to_canonical());
+            let (id, at, listed) = (HostId::of(&hello.public), from.to_canonical(), self.listed());
+            let was_known = lock(&self.table).drop_node_at(id, hello.run, at, &listed);
             if was_known.is_some() {
                 self.changed.notify_one();
             }
-            return None;
+            if !self.is_listed_at(from) {
+                return None;
+            }
         }
         if self.is_only_in_the_way(HostId::of(&hello.public), from) {
             self.drops.count(NAME, "too-many-hosts");
@@ -458,8 +461,13 @@ impl Peers {
     /// Returns true if this found host is asked.
     pub(super) fn must_answer(&self, host: &KnownHost) -> bool {
         self.settings().mode == PeerMode::Discovered
-            || (matches!(self.settings().mode, PeerMode::Listed(_))
-                && lock(&self.table).pins().any(|(_, id)| id == host.id))
+            || (matches!(self.settings().mode, PeerMode::Listed(_)) && self.is_asked_as_listed(host.id))
+    }
+
+    /// Returns true if this host answers at an address of `peers`, and is no node.
+    fn is_asked_as_listed(&self, id: HostId) -> bool {
+        let pins: Vec<_> = lock(&self.table).pins().filter(|(_, it)| *it == id).collect();
+        !pins.is_empty() && !pins.iter().any(|(at, id)| self.is_listed_node(at, Respondent::Host(*id)))
     }
 
     fn log_host(&self, heard: HeardHost, host: &KnownHost) {

@@ -118,6 +118,7 @@ fn settings(mode: PeerMode, port: u16) -> PeerSettings {
         down_command: None,
         hypervisors: vec![format!("test:///{port}")],
         has_nodes: false,
+        is_of_cluster: false,
         is_set: true,
         waits_for: None,
     }

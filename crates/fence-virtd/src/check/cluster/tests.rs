@@ -15,7 +15,7 @@ fn settings() -> CpgBackend {
 
 #[test]
 fn hosts_that_are_heard_old_ones_and_those_that_are_not() {
-    let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
+    let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned), addresses: Vec::new() };
     let member = |node| Member { node, pid: 7 };
     let all = CorosyncView {
         nodes: Ok(vec![node(1, Some("alpha")), node(2, Some("beta")), node(3, None)]),

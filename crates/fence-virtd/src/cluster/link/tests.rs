@@ -100,7 +100,7 @@ fn joins_and_hears_itself_in_order() {
         assert!(matches!(next(&mut events).await, LinkEvent::Lost(_)));
         let _corosync = Corosync::start();
         let LinkEvent::Joined { me, nodes } = next(&mut events).await else { panic!() };
-        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned) };
+        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned), addresses: Vec::new() };
         assert_eq!(nodes, Some(vec![node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)]));
         for i in 0..1000 {
             link.send(format!("{i}").into_bytes()).unwrap();
