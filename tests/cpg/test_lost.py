@@ -11,7 +11,7 @@ from lab import process, wire
 from lab.cpg_member import Member
 from lab.net import wait_until
 
-from .hosts import GROUP, refused
+from .hosts import GROUP, SECOND, listed, refused
 
 OURS, OLD = "ours", "reference"
 
@@ -55,6 +55,32 @@ def test_a_killed_host_s_domains_are_not_off(three):
     three.wait_status("h1", "c1", 0)
     assert three.ask("h1", "off", "c1").rc == 0
     assert three.h3.state("c1") == "shut off"
+
+
+@pytest.mark.parametrize("lost", ["daemon", "power"])
+def test_a_lost_host_s_domains_stay_in_the_list(three, lost):
+    """Pacemaker does not fence a machine that no list has."""
+    whole = {"a1": "on", "b1": "on", "c1": "on"}
+    assert listed(three.ask("h1", "list")) == whole
+    if lost == "daemon":
+        # A definition that is off at a host that is heard says nothing.
+        three.h1.has("c1", start=False)
+        three.h3.stop_serving(signal.SIGKILL)
+        wait_until(lambda: 3 not in three.h1.group_members(SECOND), 30)
+    else:
+        three.h3.kill()
+        three.h1.wait_members(2)
+    for asked in ("h1", "h2"):
+        for _ in range(2):
+            assert listed(three.ask(asked, "list")) == whole, three.logs()
+        assert refused(three.ask(asked, "status", "c1")), "a list is not evidence"
+    if lost == "power":
+        three.h3.power_on()
+    three.h3.hypervisor.virsh("destroy", "c1")
+    three.h3.serve(OURS)
+    three.wait_status("h1", "c1", 2)
+    for asked in ("h1", "h2"):
+        wait_until(lambda asked=asked: listed(three.ask(asked, "list")) == {**whole, "c1": "off"}, 30)
 
 
 def test_a_host_that_was_cut_off_and_comes_back(three):

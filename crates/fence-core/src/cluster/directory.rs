@@ -270,6 +270,13 @@ impl Directory {
         self.hosts.iter().filter(move |(it, _)| **it != me).flat_map(|(_, it)| it.domains.values())
     }
 
+    /// Returns the domains of lost nodes with the state in which they were seen last: name, UUID and state.
+    /// Those that were on there are on at no host since; the others may be of hosts that are heard, too.
+    pub fn last_seen(&self) -> impl Iterator<Item = (&str, &str, PublishedState)> {
+        let domains = self.lost.values().flatten();
+        domains.map(|(uuid, it)| (it.name.as_str(), uuid.as_str(), it.state))
+    }
+
     /// Returns whether the domain was on at this node when it was heard last, and at no host since.
     pub fn is_lost_at(&self, node: u32, uuid: &str) -> bool {
         let lost = self.lost.get(&node).and_then(|it| it.get(uuid));

@@ -227,15 +227,17 @@ fn references(named: Vec<(String, String)>) -> Vec<DomainRef> {
 
 /// Domains of other hosts.
 impl Cluster {
-    /// Returns the domains of the other hosts, and the hosts that are not heard.
+    /// Returns the domains of the other hosts, and the hosts that are not heard. Those of a host that is not
+    /// heard are there as they were seen last: Pacemaker does not fence a machine that no list has.
     pub(crate) fn list(&self) -> (Vec<ListedDomain>, Vec<String>) {
         let state = self.state();
         let Some(me) = state.me else { return (Vec::new(), vec![state.standalone_reason()]) };
-        let listed =
-            state.directory.others(me).filter(|it| it.state != PublishedState::Gone).filter_map(|it| {
-                let power = if it.state == PublishedState::On { PowerState::On } else { PowerState::Off };
-                Some(ListedDomain { name: it.name.clone(), uuid: published_id(&it.uuid)?, power })
-            });
+        let others = state.directory.others(me).map(|it| (it.name.as_str(), it.uuid.as_str(), it.state));
+        let all = others.chain(state.directory.last_seen()).filter(|(.., it)| *it != PublishedState::Gone);
+        let listed = all.filter_map(|(name, uuid, state)| {
+            let power = if state == PublishedState::On { PowerState::On } else { PowerState::Off };
+            Some(ListedDomain { name: name.to_owned(), uuid: published_id(uuid)?, power })
+        });
         (listed.collect(), state.not_heard())
     }
 
