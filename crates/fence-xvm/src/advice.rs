@@ -278,7 +278,8 @@ impl HostCause {
                  in its way, or it waits for another host"
             }
             Self::NoResponse => {
-                "the host took the request and has not answered: its hypervisor is slow or hangs"
+                "the host took the request and has not answered: its hypervisor is slow or hangs, or it \
+                 waits for another host that is silent"
             }
             Self::Denied => {
                 "the host's groups do not let this guest fence that domain; key and network are in order"
@@ -312,7 +313,10 @@ impl HostCause {
                 "ask again later, with a longer -t (30 where corosync or peer_down_command is used: a host \
                  may wait for a proof that another is down); the host's log says what runs"
             }
-            Self::NoResponse => "check on the host that virsh list answers",
+            Self::NoResponse => {
+                "check on the host that virsh list answers, and run fence_virtd --check there: it names a \
+                 silent host"
+            }
             Self::Denied => {
                 "fence_xvm -o list shows the domains that this guest may fence; look at `groups` in the \
                  host's fence_virt.conf: this guest's address and the domain must stand in one group. A \

@@ -21,6 +21,7 @@ use fence_wire::{DEFAULT_PORT, HostSight, escaped};
 
 use super::finding::Finding;
 use super::running::RunningDaemon;
+use crate::hypervisor::{WrittenEvent, written_events};
 use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
 use crate::peers::PeerSettings;
 use crate::peers::left_out::{NO_NODE_STEP, left_out};
@@ -79,7 +80,12 @@ pub(super) fn all(
                     places.add(uuid, &domain.name, &place, !domain.is_off);
                 }
             }
-            places.take(&sights(config, settings, state, &known, &places.on_at_several()));
+            let moves = state.map(written_events).unwrap_or_default();
+            let asked =
+                places.on_at_several().into_iter().chain(places.perhaps_away(&moves)).collect::<Vec<_>>();
+            let seen = sights(config, settings, state, &known, &asked);
+            places.take(&seen);
+            found.extend(away(&places, &moves, &seen, &asked));
         }
         Err(error) => {
             let next = "correct the key, which is named above too; until then the daemon does not start";
@@ -347,17 +353,17 @@ fn of_host(
             let (text, next) = why.split_once("; ").unwrap_or((why, "the log of fence_virtd there says why"));
             Finding::failed(CHECK, &host.name, format!("{text}; {}", last_heard(known, host)), next)
         }
+        ProbeResult::Node => {
+            let text = "a node of this corosync cluster: corosync asks it, whatever `peers` says";
+            let next = "take nodes out of `peers`: that is for hosts that are no nodes";
+            Finding::warning(CHECK, &host.name, text, next)
+        }
         ProbeResult::Silent(clue) => {
             let says_hello = of_probed(known, host).is_some_and(KnownHost::says_hello_alone);
             let (why, next) = silence(config, host, clue, (list.is_some(), says_hello));
             Finding::failed(
                 CHECK,
                 &host.name,
-        ProbeResult::Node => {
-            let text = "a node of this corosync cluster: corosync asks it, whatever `peers` says";
-            let next = "take nodes out of `peers`: that is for hosts that are no nodes";
-            Finding::warning(CHECK, &host.name, text, next)
-        }
                 format!("does not answer, and its domains may run there: {why}; {}", last_heard(known, host)),
                 next,
             )
@@ -692,6 +698,17 @@ impl DomainPlaces {
         several.map(|(uuid, (name, ..))| (*uuid, name.clone())).take(MAX_NAMED).collect()
     }
 
+    /// Returns the domains that are on nowhere, by what the hosts list, and may have moved away: those that
+    /// left this host, and those that are at several places.
+    fn perhaps_away(&self, moves: &[WrittenEvent]) -> Vec<(DomainId, String)> {
+        let is_on = |uuid: DomainId| self.0.get(&uuid).is_some_and(|(_, _, on)| !on.is_empty());
+        let left = moves.iter().filter(|it| it.is_away).map(|it| (it.uuid, it.name.clone()));
+        let spare = self.0.iter().filter(|(_, (_, all, _))| all.len() > 1);
+        let all = left.chain(spare.map(|(uuid, (name, ..))| (*uuid, name.clone())));
+        let off: BTreeMap<DomainId, String> = all.filter(|(uuid, _)| !is_on(*uuid)).collect();
+        off.into_iter().take(MAX_NAMED).collect()
+    }
+
     /// Takes what hosts said that were asked about a domain themselves.
     fn take(&mut self, sights: &HostSights) {
         for ((uuid, host), sight) in sights {
@@ -727,6 +744,43 @@ impl DomainPlaces {
         found.extend(by_places.into_iter().map(|(places, names)| defined_at(&places, names)));
         found
     }
+}
+
+/// Returns a finding for each of these domains that moved away from a host and is on at none, and whose end
+/// no host saw: it can't be called off.
+fn away(
+    places: &DomainPlaces,
+    moves: &[WrittenEvent],
+    sights: &HostSights,
+    asked: &[(DomainId, String)],
+) -> Vec<Finding> {
+    let of_domain = |(uuid, name): &(DomainId, String)| {
+        let seen: Vec<_> = sights.iter().filter(|((it, _), _)| it == uuid).collect();
+        let is_on = places.0.get(uuid).is_some_and(|(_, _, on)| !on.is_empty());
+        // Who can't tell, or is silent, is named by itself.
+        let is_nothing =
+            |it: HostSight| matches!(it, HostSight::Off | HostSight::Absent | HostSight::MovedAway);
+        if is_on || seen.iter().any(|(_, sight)| !is_nothing(**sight)) {
+            return None;
+        }
+        let here = |is_away| moves.iter().any(|it| it.uuid == *uuid && it.is_away == is_away);
+        let left = seen.iter().find(|(_, sight)| **sight == HostSight::MovedAway);
+        let from = match left {
+            _ if here(true) => "this host",
+            Some(((_, host), _)) if !here(false) => host,
+            _ => return None,
+        };
+        let text = format!(
+            "moved away from {from}, or was saved there to a file. No host that is asked has the domain on, \
+             or saw the domain end after that: status and off of the domain fail"
+        );
+        let next = "is the domain on at a host that is not asked? Name that host in `peers` of all hosts, \
+                    and reload. If the domain is off everywhere: start the domain with virsh at a host that \
+                    is asked, then fence the domain";
+        Some(Finding::warning("domain", format!("{} ({uuid})", escaped(name)), text, next))
+    };
+    let domains: BTreeMap<_, _> = asked.iter().cloned().collect();
+    domains.into_iter().filter_map(|it| of_domain(&it)).collect()
 }
 
 /// Returns the note on domains that are defined at several places, which is right for those that move.
@@ -772,6 +826,28 @@ mod tests {
              listeners {{ multicast {{ }} }} backends {{ libvirt {{ }} }}"
         );
         fence_config::load(text.as_bytes()).config.unwrap()
+    }
+
+    #[test]
+    fn a_domain_that_moved_away_and_ended_unseen_is_named() {
+        let (uuid, host) = (DomainId::from_bytes([7; 16]), "h2 (10.0.0.2)");
+        let event = |is_away| WrittenEvent { uuid, name: "vm".to_owned(), is_away };
+        let said = |moves: &[WrittenEvent], sight, is_on| {
+            let mut places = DomainPlaces::default();
+            places.add(uuid, "vm", "this host", false);
+            places.add(uuid, "vm", host, is_on);
+            let sights = [((uuid, host.to_owned()), sight)].into();
+            away(&places, moves, &sights, &[(uuid, "vm".to_owned())])
+        };
+        let found = said(&[event(true)], HostSight::Off, false);
+        assert!(matches!(&found[..], [it] if it.text.starts_with("moved away from this host,")), "{found:?}");
+        let found = said(&[], HostSight::MovedAway, false);
+        assert!(matches!(&found[..], [it] if it.text.starts_with("moved away from h2 (10.0.0.2),")));
+        assert!(said(&[event(true)], HostSight::Ended, false).is_empty(), "that host saw it end");
+        assert!(said(&[event(true)], HostSight::Unknown, false).is_empty(), "that host is named by itself");
+        assert!(said(&[event(true)], HostSight::Off, true).is_empty());
+        assert!(said(&[event(false)], HostSight::MovedAway, false).is_empty(), "it came here, and ended");
+        assert!(said(&[], HostSight::Off, false).is_empty());
     }
 
     /// Nobody asks such a host, so what runs there is called off.

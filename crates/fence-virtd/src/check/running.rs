@@ -123,9 +123,11 @@ impl RunningDaemon {
     fn without_configuration(&self, file: &Path) -> Option<Finding> {
         match self.directory {
             DirectoryUse::Running(pid) => {
-                let text = "one runs; which configuration it uses is not known, since it could not be \
-                            noted in state_dir (a full disk?)";
-                Some(Finding::warning(CHECK, format!("pid {pid}"), text, "systemctl reload fence_virtd"))
+                let text = "one runs; which configuration it uses is not known: it is just starting, or \
+                            could not note it in state_dir (a full disk?)";
+                let next = "run --check again in some seconds. If this line stays: systemctl reload \
+                            fence_virtd";
+                Some(Finding::warning(CHECK, format!("pid {pid}"), text, next))
             }
             DirectoryUse::Unused if file != Path::new(CONFIG_FILE) => None,
             DirectoryUse::Ended | DirectoryUse::Unused => {

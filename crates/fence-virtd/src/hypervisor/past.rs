@@ -30,10 +30,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fence_core::domain::DomainId;
 use fence_core::evidence::recall::{BootMoment, PastEvent, WatchGap};
 use libvirt_host::Uuid;
 use tracing::warn;
 
+use super::uuid::domain_id;
 use crate::util::backoff::OncePerReason;
 use crate::util::boot_clock::since_boot;
 use crate::util::locks::lock;
@@ -63,6 +65,29 @@ pub(super) struct PastEvents {
 pub(super) struct NamedEvent {
     pub(super) name: String,
     pub(super) event: PastEvent,
+}
+
+/// Domain that an earlier or the running daemon saw leave this host, or end here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct WrittenEvent {
+    pub(crate) uuid: DomainId,
+    pub(crate) name: String,
+    /// Event of a move, or of a save to a file; else of an end.
+    pub(crate) is_away: bool,
+}
+
+/// Returns what the file `moves` of a state directory has, for a program beside the daemon; nothing where it
+/// can't be read.
+pub(crate) fn written_events(directory: &Path) -> Vec<WrittenEvent> {
+    let mut found = Vec::new();
+    let text = read_file(&directory.join(FILE)).ok().flatten().unwrap_or_default();
+    read_lines(&text, HEADER, &mut |line| {
+        let ((_, uuid), (_, NamedEvent { name, event })) = event_of(line)?;
+        let is_away = !matches!(event, PastEvent::Ended(_));
+        found.push(WrittenEvent { uuid: domain_id(uuid), name, is_away });
+        Some(())
+    });
+    found
 }
 
 /// Hypervisor and domain.

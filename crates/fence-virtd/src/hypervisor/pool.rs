@@ -26,6 +26,7 @@ use super::memory::SeenDomains;
 use super::memory::{is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
+pub(crate) use super::past::{WrittenEvent, written_events};
 use super::stray::{MachineProcess, MachineProcesses, ProcessesGone, warn_if_hidden};
 use super::uri::Uri;
 use crate::util::backoff::{Backoff, OncePerReason};

@@ -64,9 +64,15 @@ impl Peers {
             (labels, 1)
         });
         gauges(to, "peer_pinned_key", "The key that an address of peers is bound to", pins);
-        let unmet = self.unmet().into_iter().map(|at| (vec![("address", at.to_string())], 1));
+        let unmet = self.unmet();
+        let in_vain: Vec<_> =
+            unmet.iter().copied().filter(|it| lock(&self.silent).was_asked_in_vain(it)).collect();
+        let unmet = unmet.into_iter().map(|at| (vec![("address", at.to_string())], 1));
         let help = "Addresses of peers at which no host ever answered";
         gauges(to, "peer_never_answered", help, unmet);
+        let in_vain = in_vain.into_iter().map(|at| (vec![("address", at.to_string())], 1));
+        let help = "Addresses among them that were asked a question since the start";
+        gauges(to, "peer_asked_in_vain", help, in_vain);
         let other_keys = lock(&self.other_keys).lately(Instant::now());
         let other_keys = other_keys.into_iter().map(|at| (vec![("address", at.to_string())], 1));
         let help = "Addresses of hosts that use another key than this one";

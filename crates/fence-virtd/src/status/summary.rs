@@ -118,7 +118,7 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
         ));
         let lost = value("lost_domains");
         if lost > 0.0 {
-            lines.push(format!("domains of hosts that are not heard: {lost}"));
+            lines.push(format!("domains last seen on at hosts that are not heard: {lost}"));
         }
     }
     lines.extend(of_peers(samples));
@@ -168,7 +168,12 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
         let address = it.label("address");
         let is_heard =
             named("peer_last_heard_seconds").any(|heard| has_address(heard.label("host"), address));
-        let state = if is_heard { "heard, and not asked yet" } else { "NEVER ANSWERED" };
+        let is_asked = named("peer_asked_in_vain").any(|it| it.label("address") == address);
+        let state = match (is_heard, is_asked) {
+            (true, false) => "heard, and not asked yet",
+            (true, true) => "heard, ASKED, AND DID NOT ANSWER",
+            (false, _) => "NEVER ANSWERED",
+        };
         lines.push(format!("peers {address}: {state}"));
     }
     for it in named("peer_other_key") {
@@ -227,6 +232,11 @@ mod tests {
              fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"\",kind=\"legacy\"}} 5\n\
              fence_virtd_peer_never_answered{{address=\"10.0.0.4:1229\"}} 1\n\
              fence_virtd_peer_never_answered{{address=\"10.0.0.2:1229\"}} 1\n\
+             fence_virtd_peer_last_heard_seconds{{host=\"h7 (10.0.0.7)\",key=\"0d\",kind=\"ours\"}} 5\n\
+             fence_virtd_peer_never_answered{{address=\"10.0.0.7:1229\"}} 1\n\
+             fence_virtd_peer_asked_in_vain{{address=\"10.0.0.7:1229\"}} 1\n\
+             fence_virtd_corosync_up 1\n\
+             fence_virtd_lost_domains 1\n\
              fence_virtd_peer_not_asked_seconds{{host=\"h5 (10.0.0.5)\"}} 5\n\
              fence_virtd_peer_other_key{{address=\"10.0.0.6\"}} 1\n\
              fence_virtd_peer_missing 1\n"
@@ -245,6 +255,8 @@ mod tests {
             "peers 10.0.0.3:1229: bound to key 0b",
             "peers 10.0.0.4:1229: NEVER ANSWERED",
             "peers 10.0.0.2:1229: heard, and not asked yet",
+            "peers 10.0.0.7:1229: heard, ASKED, AND DID NOT ANSWER",
+            "domains last seen on at hosts that are not heard: 1",
             "other host h5 (10.0.0.5): WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard ",
             "other host at 10.0.0.6: USES ANOTHER KEY than this one",
             "ONE MAY BE MISSING",
