@@ -58,8 +58,9 @@ const EXITING: u64 = 0x4;
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
 /// Meaning of a process that was killed and can't end, and next step.
-const STUCK: &str = "It waits for its storage, and may still write. Look at the storage of that host; once \
-                     the process is gone, ask again. If it stays: only power-off of that host is sure";
+const STUCK: &str = "Such a process waits for storage, and may still write. Look at the storage of that \
+                     host; once the process is gone, ask again. If the process stays: only power-off of \
+                     that host is sure";
 
 /// Proof that no process of a machine was there, by a search that began after libvirt had said that no
 /// instance is. Only a search makes one.
@@ -379,8 +380,8 @@ impl Remnant {
         let states = self.ending()?;
         let pid = self.pid;
         Some(format!(
-            "its QEMU is still there: process {pid} of that host was killed and can't end (threads in state \
-             {states}). {STUCK}"
+            "the QEMU of the domain is still there: process {pid} of that host was killed and can't end \
+             (threads in state {states}). {STUCK}"
         ))
     }
 
