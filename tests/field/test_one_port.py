@@ -114,7 +114,9 @@ def nothing(*_):
 
 
 DISTURBANCES = {"a time-out": (timed_out, 1), "SIGKILL": (killed, 1), "eight at once": (nothing, 8),
-                "SIGKILL, then eight": (killed, 8)}
+                "SIGKILL, then eight": (killed, 8), "a time-out, then eight": (timed_out, 8)}
+#: What is left of earlier rounds shows after some of them.
+MORE_ROUNDS = {"a time-out, then eight": 3}
 
 
 @contextlib.contextmanager
@@ -154,7 +156,7 @@ def test_nothing_is_lost_and_nothing_is_mixed_up(site, disturbance, hash_type):
     draw = random.Random(f"{disturbance} {hash_type}")
     lost, wrong, asked, slowest = [], [], 0, 0
     begun = [time.monotonic()]
-    for number_of_round in range(1, ROUNDS + 1):
+    for number_of_round in range(1, ROUNDS * MORE_ROUNDS.get(disturbance, 1) + 1):
         begun.append(time.monotonic())
         disturb(site, hash_type, draw)
         names = [draw.choice(list(STATES)) for _ in range(number)]

@@ -322,6 +322,12 @@ impl<'a> CallBackDoors<'a> {
             (CallName::Other, _) | (CallName::Unnamed, None) => false,
             (CallName::Unnamed, Some(it)) => {
                 let is_own = it.calls.admits(path);
+                let calls = &it.calls;
+                // At once, not at the end: a run that is killed, or gets no answer, must leave no more behind
+                // than is left.
+                self.ports.note(it.port, |ledger, _| {
+                    if is_own { ledger.note_admitted(path, calls) } else { ledger.note_refused(path) }
+                });
                 if !is_own {
                     self.send_anew(opening);
                 }

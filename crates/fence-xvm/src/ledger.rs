@@ -21,6 +21,11 @@
 //! ledger somebody removed. So a ledger that begins where there was none, or a damaged one, has
 //! [`UNKNOWN_CALLS`] datagrams from the start, to any address.
 //!
+//! A call-back that is refused makes one datagram fewer at that host, whichever it was for. So a run leaves
+//! at most one datagram more than it found at a host, and one for each repetition: it sends its request anew
+//! only after it refused a call-back. What the ledger has of datagrams that never arrived, or that the host
+//! served while nobody listened, costs a run as many call-backs.
+//!
 //! Pure; time is a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -351,6 +356,18 @@ impl PortLedger {
         self.entries.retain(|it| !it.is_of(run));
     }
 
+    /// Notes a call-back that was refused: one datagram fewer is left at that host, whichever it was. Whoever
+    /// comes later goes by the sum, also if this run is killed now. It counts as the oldest one.
+    pub(crate) fn note_refused(&mut self, path: CallPath) {
+        self.entries.iter_mut().fold(1, |number, it| it.take(path, number));
+    }
+
+    /// Notes a call-back that is for what was sent in this turn: all that was sent before is over at that
+    /// host, also if there will be no answer.
+    pub(crate) fn note_admitted(&mut self, path: CallPath, turn: &SeenCalls) {
+        self.note_served(path, &turn.before);
+    }
+
     /// Enters the end of a run that has its answer, with the call-backs of all its turns.
     pub(crate) fn settle(&mut self, run: ClientRun, turns: &[SeenCalls], now: u64) {
         for turn in turns {
@@ -588,6 +605,7 @@ mod tests {
             };
             let agent = &mut self.agents[index];
             if !agent.turns.last_mut().is_some_and(|it| it.admits(path(host))) {
+                self.change(|it| it.note_refused(path(host)));
                 if sends_anew {
                     self.send(true, 3);
                 }
@@ -595,8 +613,11 @@ mod tests {
             }
             prop_assert_eq!(request.run, agent.run, "the answer to another request");
             self.admitted += 1;
+            let Some(turn) = self.agents[index].turns.pop() else { return Ok(()) };
+            self.change(|it| it.note_admitted(path(host), &turn));
+            self.agents[index].turns.push(turn);
             if answers {
-                place.answered.push(request.sequence);
+                self.hosts[usize::from(host)].answered.push(request.sequence);
                 let agent = self.agents.remove(index);
                 let now = self.now;
                 self.change(|it| it.settle(agent.run, &agent.turns, now));
@@ -628,6 +649,100 @@ mod tests {
                 _ => {}
             }
             Ok(())
+        }
+    }
+
+    /// One host as the C program: a queue with room for some datagrams, served in order, one after the other.
+    /// Agents as ours: they send anew after they refused a call-back, and again when nothing came.
+    #[derive(Default)]
+    struct ModelSite {
+        ledger: Option<PortLedger>,
+        queue: VecDeque<u8>,
+        runs: u8,
+    }
+
+    /// End of a run in the model, and the datagrams that it sent.
+    #[derive(Clone, Copy, Debug)]
+    struct ModelRunEnd {
+        is_answered: bool,
+        sent: u32,
+    }
+
+    impl ModelSite {
+        const ROOM: usize = 40;
+
+        /// An agent asks. The host serves one datagram at a time; `patience` are the moments that the agent
+        /// has, each with whether the host works, and whether a repetition is due.
+        fn ask(&mut self, patience: impl Iterator<Item = (bool, bool)>, is_heard: bool) -> ModelRunEnd {
+            self.runs += 1;
+            let number = self.runs;
+            let ledger = self.ledger.get_or_insert_with(|| PortLedger::read(b"free", BOOT, 1000));
+            let mut turn = SeenCalls::new(ledger.clone());
+            let mut count = 0;
+            let mut send = |ledger: &mut PortLedger, queue: &mut VecDeque<u8>| {
+                count += 1;
+                ledger.enter(run(number), 1030, &sent(count));
+                if is_heard && queue.len() < Self::ROOM {
+                    queue.push_back(number);
+                }
+                count
+            };
+            let mut sent = send(ledger, &mut self.queue);
+            for (works, is_due) in patience {
+                let call = if works { self.queue.pop_front() } else { None };
+                match call {
+                    None if is_due => sent = send(ledger, &mut self.queue),
+                    None => {}
+                    Some(whose) if turn.admits(HOST) => {
+                        assert_eq!(whose, number, "the answer to another request");
+                        ledger.note_admitted(HOST, &turn);
+                        ledger.settle(run(number), &[turn], 1000);
+                        return ModelRunEnd { is_answered: true, sent };
+                    }
+                    Some(_) => {
+                        ledger.note_refused(HOST);
+                        sent = send(ledger, &mut self.queue);
+                    }
+                }
+            }
+            ModelRunEnd { is_answered: false, sent }
+        }
+
+        fn debt(&self) -> u32 {
+            self.ledger.as_ref().map_or(0, |it| it.calls(HOST))
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        /// Time-outs, lost datagrams and a host that stands still do not feed themselves. No run leaves more
+        /// than it found, but for its first datagram and its repetitions. As soon as the host is well each
+        /// run is answered, with as many datagrams as were left, and one.
+        #[test]
+        fn debts_do_not_grow_by_hanging_up(
+            runs in prop::collection::vec(
+                (prop::collection::vec((any::<bool>(), 0..8_u8), 0..60), any::<bool>(), 0..4_u8), 0..30)
+        ) {
+            let mut site = ModelSite::default();
+            let mut allowed = 0;
+            for (patience, is_heard, unheard) in runs {
+                let repetitions = patience.iter().filter(|it| it.1 == 0).count();
+                site.ask(patience.into_iter().map(|(works, due)| (works, due == 0)), is_heard);
+                allowed += 1 + u32::try_from(repetitions).unwrap();
+                prop_assert!(site.debt() <= allowed, "{} > {}", site.debt(), allowed);
+                // Served while nobody listens.
+                for _ in 0..unheard {
+                    site.queue.pop_front();
+                }
+            }
+            for _ in 0..8 {
+                let debt = site.debt();
+                let end = site.ask(std::iter::repeat_n((true, true), 4000), true);
+                prop_assert!(end.is_answered, "lost, with {debt} left");
+                prop_assert!(end.sent <= debt + 1, "{} sent, {} left", end.sent, debt);
+                prop_assert!(site.debt() <= debt, "{} left of {}", site.debt(), debt);
+            }
         }
     }
 
