@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fence_config::Group;
 
@@ -30,6 +31,8 @@ pub struct Identity {
     pub domain: Option<DomainId>,
     /// Name of the source's domain.
     pub name: Option<String>,
+    /// The domain's MAC address has other addresses as well: the domain may answer for other machines.
+    pub answers_for_others: bool,
 }
 
 /// Object of a request, as far as it was found.
@@ -104,6 +107,10 @@ struct GroupRule {
     cids: Vec<u32>,
     /// Names and UUIDs of the domains, as written.
     members: HashSet<String>,
+    /// The same in small letters: the C program compares without regard to case.
+    small_members: HashSet<String>,
+    /// Members of all groups, as written. A domain that one of them names exactly is no other's.
+    exact: Arc<HashSet<String>>,
     /// UUIDs among the members. A list asks for each domain of the host. With a walk through the members a
     /// group of a thousand would keep a worker from other requests for a second.
     uuids: HashSet<DomainId>,
@@ -120,6 +127,8 @@ pub fn group_title(place: usize, group: &Group) -> String {
 impl AccessRules {
     /// Reads the groups of the configuration.
     pub fn new(groups: Option<&[Group]>) -> Self {
+        let members = groups.unwrap_or_default().iter().flat_map(|it| it.uuids.iter().cloned());
+        let exact: Arc<HashSet<String>> = Arc::new(members.collect());
         let rule = |(place, group): (usize, &Group)| GroupRule {
             name: group.name.clone().unwrap_or_else(|| format!("group {}", place + 1)),
             title: group_title(place, group),
@@ -127,6 +136,8 @@ impl AccessRules {
             ips: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             cids: group.ips.iter().filter_map(|it| it.parse().ok()).collect(),
             members: group.uuids.iter().cloned().collect(),
+            small_members: group.uuids.iter().map(|it| it.to_ascii_lowercase()).collect(),
+            exact: Arc::clone(&exact),
             uuids: group.uuids.iter().filter_map(|it| DomainId::parse_any_dashes(it)).collect(),
         };
         Self { groups: groups.map(|all| all.iter().enumerate().map(rule).collect()) }
@@ -195,14 +206,20 @@ impl GroupRule {
             return false;
         }
         source.domain.is_some_and(|it| self.uuids.contains(&it))
-            || source.name.as_ref().is_some_and(|it| self.members.contains(it))
+            || source.name.as_ref().is_some_and(|it| self.has_name(it))
     }
 
     fn has_subject(&self, subject: AccessSubject<'_>) -> bool {
         match subject {
-            AccessSubject::Domain { uuid, name } => self.uuids.contains(&uuid) || self.members.contains(name),
-            AccessSubject::Text(text) => self.members.contains(text) || self.has_uuid(text),
+            AccessSubject::Domain { uuid, name } => self.uuids.contains(&uuid) || self.has_name(name),
+            AccessSubject::Text(text) => self.has_name(text) || self.has_uuid(text),
         }
+    }
+
+    /// Returns whether a member is this name, in any case, unless a group has the very same name.
+    fn has_name(&self, name: &str) -> bool {
+        self.members.contains(name)
+            || (!self.exact.contains(name) && self.small_members.contains(&name.to_ascii_lowercase()))
     }
 
     fn has_uuid(&self, text: &str) -> bool {
@@ -291,6 +308,23 @@ mod tests {
             assert!(rules.shows(&from_ip("10.0.0.1"), OWN, A, "a"), "{member}");
             assert!(!rules.shows(&from_ip("10.0.0.1"), OWN, B, "b"), "{member}");
         }
+    }
+
+    /// As the C program compares; but a name that some group has exactly is no other's.
+    #[test]
+    fn names_count_in_any_case_unless_a_group_has_the_very_name() {
+        let rules = access("group { ip = \"10.0.0.1\"; uuid = \"VM1\"; uuid = \"Web2\"; uuid = \"db\"; }");
+        let one = from_ip("10.0.0.1");
+        for name in ["vm1", "VM1", "Vm1", "web2", "WEB2", "Web2", "db", "DB"] {
+            assert!(rules.shows(&one, OWN, A, name), "{name}");
+        }
+        assert!(!rules.shows(&one, OWN, A, "vm"));
+        let rules = access(
+            "group { ip = \"10.0.0.1\"; uuid = \"WEB\"; } group { ip = \"10.0.0.2\"; uuid = \"web\"; }",
+        );
+        let two = from_ip("10.0.0.2");
+        assert!(rules.shows(&one, OWN, A, "WEB") && rules.shows(&two, OWN, B, "web"));
+        assert!(!rules.shows(&one, OWN, B, "web") && !rules.shows(&two, OWN, A, "WEB"));
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn rule(config: &Config, group: &Group) -> String {
 fn unknown_members(group: &Group, own: &[CheckedDomain]) -> Vec<String> {
     let is_known = |member: &str| {
         let uuid = DomainId::parse_any_dashes(member);
-        own.iter().any(|it| it.name == member || uuid.is_some_and(|uuid| it.uuid == uuid))
+        own.iter().any(|it| it.name.eq_ignore_ascii_case(member) || uuid.is_some_and(|uuid| it.uuid == uuid))
     };
     let unknown = group.uuids.iter().filter(|it| !is_known(it));
     unknown.map(|it| escaped(it.as_str()).to_string()).collect()
