@@ -49,7 +49,7 @@ pub use layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN, UUID_FLAG};
 pub use request::{
     CallBack, ReceivedRequest, ReceivedRequest as Received, Request, RequestError, Target, TargetError,
 };
-pub use response::{HOST_LIST_FOLLOWS, REASON_MAX, Response};
+pub use response::{FORECAST_UNCERTAIN, HOST_LIST_FOLLOWS, REASON_MAX, Response};
 pub use seal::{
     GenuineAnswer, GenuineAnswer as Genuine, ResponseSeal, ResponseWriter, SealedRequest, SentRequests,
     WrongSeal,

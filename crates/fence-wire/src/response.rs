@@ -9,6 +9,8 @@ pub const HOST_LIST_FOLLOWS: u8 = 253;
 /// Byte before a forecast, in the place of a [`Response`]: only in the sealed answer to a question what an
 /// action would do.
 pub(crate) const FORECAST_FOLLOWS: u8 = 252;
+/// Words of a forecast that can't be told before the action is done.
+pub const FORECAST_UNCERTAIN: &str = "can't say before it is done";
 /// Byte before a reason, in the place of a [`Response`]: only in the sealed answer to a client that wants it.
 pub(crate) const REASON_FOLLOWS: u8 = 254;
 /// Longest reason in bytes; a longer one is cut.

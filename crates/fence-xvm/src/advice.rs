@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use fence_wire::{HashType, Response};
+use fence_wire::{FORECAST_UNCERTAIN, HashType, Response};
 
 use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
 
@@ -92,7 +92,7 @@ impl NetworkCause {
                  that)"
                     .into()
             }
-            Self::Firewall { host, port } => {
+            Self::Firewall { host, port, .. } => {
                 format!("{host} called back to port {port}/tcp, and this guest's firewall did not let it in")
                     .into()
             }
@@ -114,6 +114,13 @@ impl NetworkCause {
                  the bridge of this guest (`interface`), same multicast address and port, does the host's \
                  firewall let them in, has the bridge's multicast snooping a querier?",
                 from.map_or("this guest's addresses".to_owned(), |address| address.to_string())
+            )
+            .into(),
+            Self::Firewall { port, wanted, .. } if port != wanted => format!(
+                "another program of this guest has port {wanted}/tcp, so the call-back was awaited on another \
+                 port. Find it: ss -ltnp sport = :{wanted}. If it must stay, let TCP port {port} and those up to \
+                 {} in as well",
+                wanted + 15
             )
             .into(),
             Self::Firewall { port, .. } => format!(
@@ -257,6 +264,10 @@ impl HostCause {
                 )
                 .into();
             }
+            Self::WouldFail { action, words } if words.contains(FORECAST_UNCERTAIN) => {
+                return format!("{action} would be tried, and nobody can say what comes of it; {words}")
+                    .into();
+            }
             Self::WouldFail { action, words } => {
                 return format!("{action} would not be carried out; {words}").into();
             }
@@ -333,6 +344,10 @@ impl HostCause {
             Self::Told { .. } => {
                 "do what the reason says. Where it names no step: fence_virtd --check on that host looks \
                  closer, and -o list instead of --diagnose shows the domains that this guest may fence"
+            }
+            Self::WouldFail { words, .. } if words.contains(FORECAST_UNCERTAIN) => {
+                "send the real request: it succeeds only if the domain is seen off everywhere, and else fails \
+                 with the reason. Or do what the reason says, and ask again"
             }
             Self::WouldFail { .. } => {
                 "do what the reason says, and ask again. Where it names no step: fence_virtd --check on that \

@@ -55,10 +55,10 @@ impl ClientSettings {
             None => Target::none(),
         };
         let transport = self.transport(program)?;
-        let hash = self.packet_hash(&transport)?;
+        let own_hash = self.packet_hash(&transport)?;
         let hash = match dry_run {
-            Some(action) => self.dry_run_hash(action, hash, &transport)?,
-            None => hash,
+            Some(action) => self.dry_run_hash(action, own_hash, &transport)?,
+            None => own_hash,
         };
         let delay = if action.changes_state() { self.delay.unwrap_or(0) } else { 0 };
         let plan = RequestPlan {
@@ -71,6 +71,7 @@ impl ClientSettings {
             auth: self.auth.unwrap_or(HashType::Sha256),
             wants_reason: self.diagnose,
             dry_run,
+            own_hash,
             key_file_named: self.key_file.is_some(),
             debug: self.debug,
             transport,
@@ -354,6 +355,11 @@ mod tests {
                 };
                 assert_eq!((plan.action, plan.dry_run), (Action::Status, Some(action)), "{line}");
                 assert!(plan.hash.sealed().is_some() && plan.delay.is_zero(), "{line}");
+                // Asked in another way than the cluster asks, it asks in that way first.
+                let plain = plan.as_cluster_asks().map(|it| (it.action, it.dry_run, it.hash.to_string()));
+                let own = hash.strip_prefix("-c ").unwrap_or("sha256");
+                let wanted = (Action::Status, None, own.to_owned());
+                assert_eq!(plain, (!own.starts_with("hmac")).then_some(wanted), "{line}");
                 let target = plan.target.clone();
                 let request =
                     Request { action: plan.action, target, call_back: None, nonce: [1; 6], sequence: 2 };

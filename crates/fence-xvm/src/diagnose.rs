@@ -6,7 +6,8 @@
 //! then. That host gets no proof of ours, so that it carries nothing out.
 //!
 //! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but
-//! status, monitor and list. A dry run is a sealed status, which also asks what another action would do.
+//! status, monitor and list. A dry run is a sealed status, which also asks what another action would do. Where
+//! the cluster does not ask sealed, a status in its own way comes first.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
@@ -38,6 +39,9 @@ use crate::{line, tcp, vsock};
 /// Time for a host that works on the request to tell its reason: a look at other hosts, and at a libvirt that
 /// hangs, takes 12 s.
 const LONGER_LIMIT: Duration = Duration::from_secs(20);
+
+/// Most questions by multicast: for each way of a dry run eight.
+const MOST_QUESTIONS: usize = 16;
 
 /// Finds out why there is no answer, and returns the exit code: 0 only when a host answered as it should.
 pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
@@ -100,14 +104,16 @@ fn find_cause(
             let addresses = tcp::resolve(plan, to, key, deadline_from_now(plan))?;
             let ask =
                 |plan: &RequestPlan| tcp::ask(plan, to, &addresses, key, deadline_from_now(plan), console);
-            diagnose_stream(plan, key, ask, |within| tcp::connect(&addresses, within, console))
+            each_way(plan, |plan| {
+                diagnose_stream(plan, key, ask, |within| tcp::connect(&addresses, within, console))
+            })
         }
         Transport::Vsock { cid, port } => {
             let (cid, port) = (*cid, *port);
             let ask =
                 |plan: &RequestPlan| vsock::ask(plan, (cid, port), key, deadline_from_now(plan), console);
             let connect = |within| HostConnection::new(vsock_connect(cid, u32::from(port), within)?);
-            diagnose_stream(plan, key, ask, connect)
+            each_way(plan, |plan| diagnose_stream(plan, key, ask, connect))
         }
         Transport::Serial { device, format } => {
             let answer = line::ask_device(plan, device, *format, deadline_from_now(plan), console)?;
@@ -118,6 +124,22 @@ fn find_cause(
             cause_of_answer(plan, None, &AnsweredQuestion::of(answer), |_| Ok(None))
         }
     }
+}
+
+/// Asks a dry run in the cluster's own way first, and then sealed: a host may take the one and drop the other.
+/// What a host that took both says to the second is more exact.
+fn each_way(
+    plan: &RequestPlan,
+    mut find_cause: impl FnMut(&RequestPlan) -> Result<Option<ProbableCause>, ClientFailure>,
+) -> Result<Option<ProbableCause>, ClientFailure> {
+    let Some(plain) = plan.as_cluster_asks() else { return find_cause(plan) };
+    show(&format_args!("first the status, asked as the cluster asks (hash {})", plain.hash));
+    let cause = find_cause(&plain)?;
+    if matches!(cause, Some(ProbableCause::Network(_) | ProbableCause::Agreement(_))) {
+        return Ok(cause);
+    }
+    show(&format_args!("now {}, sealed (hash {})", describe_request(plan), plan.hash));
+    Ok(find_cause(plan)?.or(cause))
 }
 
 /// Returns the deadline of a question that is asked now. Each has the whole time-out.
@@ -157,18 +179,27 @@ fn diagnose_multicast(
     key: Option<&Key>,
     console: &Console,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
+    let mut questions = ReservedQuestions::reserve(MOST_QUESTIONS, to, key, console);
+    each_way(plan, |plan| diagnose_by_multicast(plan, to, key, &mut questions))
+}
+
+fn diagnose_by_multicast(
+    plan: &RequestPlan,
+    to: MulticastSettings,
+    key: Option<&Key>,
+    questions: &mut ReservedQuestions<'_>,
+) -> Result<Option<ProbableCause>, ClientFailure> {
     let hashes: Vec<_> = other_hashes(plan, key).collect();
-    let mut questions = ReservedQuestions::reserve(hashes.len() + 5, to, key, console);
     let MulticastResult { answer, attempts, .. } = questions.ask(plan, false)?;
     show_attempts(to, &attempts);
     match answer {
-        Ok(Some(answer)) => cause_by_multicast(plan, key, &mut questions, (answer, &attempts)),
+        Ok(Some(answer)) => cause_by_multicast(plan, key, questions, (answer, &attempts)),
         Ok(None) => {
             let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
             if let Some(longer) = longer_question(plan, key, &cause) {
                 let MulticastResult { answer, attempts, .. } = questions.ask(&longer, false)?;
                 if let Ok(Some(answer)) = answer {
-                    return cause_by_multicast(&longer, key, &mut questions, (answer, &attempts));
+                    return cause_by_multicast(&longer, key, questions, (answer, &attempts));
                 }
             }
             let is_accepted = |plan: &RequestPlan| {
@@ -199,14 +230,19 @@ fn cause_by_multicast(
     })?;
     // A host that could not call back may be the one that has the domain, whatever another one said.
     let kept_out = attempts.kept_out();
-    let of_firewall = |it: &WatchedPeer| NetworkCause::Firewall { host: it.address, port: it.port };
+    let wanted = questions.to.port;
     let is_on = plan.action == Action::Status && asked.answer == HostAnswer::Response(Response::Success);
     let cause = if cause.is_none() && is_on && kept_out.is_none() {
-        silent_owner(plan, questions, &asked.hosts)
+        silent_owner(plan, questions, &asked.hosts).or_else(|| {
+            cause_of_off(plan, key, &asked, |off| {
+                let MulticastResult { answer, attempts, .. } = questions.ask(off, false).ok()?;
+                answer.ok()?.map(|it| AnsweredQuestion::by_multicast(it, &attempts))
+            })
+        })
     } else {
         cause
     };
-    Ok(kept_out.map(|it| of_firewall(it).into()).or(cause))
+    Ok(kept_out.map(|it| NetworkCause::firewall(it, wanted).into()).or(cause))
 }
 
 /// Looks for the host that has the domain on, in the lists of all hosts that answer this guest: another one
@@ -224,7 +260,7 @@ fn silent_owner(
         return None;
     }
     if let Some(it) = attempts.kept_out() {
-        return Some(NetworkCause::Firewall { host: it.address, port: it.port }.into());
+        return Some(NetworkCause::firewall(it, questions.to.port).into());
     }
     let told: Vec<_> = told.iter().map(ToString::to_string).collect();
     show(&format_args!("asked for the lists of all hosts: none that answers has the domain on"));
@@ -307,9 +343,8 @@ fn diagnose_stream(
     try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
 }
 
-/// Asks the only host that is asked what an off would do, where it told that the domain is on: it may have
-/// that from another host, which nobody asks, and an off fails then. None where it would be done, or where
-/// the host can't say.
+/// Asks what an off would do, where a host told that the domain is on: it may have that from another host,
+/// and an off looks at more places than a status. None where it would be done, or where no host can say.
 fn cause_of_off(
     plan: &RequestPlan,
     key: Option<&Key>,
@@ -576,6 +611,7 @@ mod tests {
             auth: HashType::None,
             wants_reason: true,
             dry_run: None,
+            own_hash: HashType::HmacSha256,
             key_file: "/k".into(),
             key_file_named: true,
             debug: 0,

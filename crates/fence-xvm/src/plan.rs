@@ -50,6 +50,8 @@ pub struct RequestPlan {
     pub wants_reason: bool,
     /// Action of which a sealed status asks what it would do. That action is never sent.
     pub dry_run: Option<Action>,
+    /// Hash of the request of which a dry run asks: that of the cluster's own requests. Else [`Self::hash`].
+    pub own_hash: HashType,
     /// Path of the key.
     pub key_file: PathBuf,
     /// True if the user named the key file.
@@ -71,6 +73,18 @@ impl RequestPlan {
             }
             Transport::Serial { .. } | Transport::Channel(_) => false,
         }
+    }
+
+    /// Returns the status that is asked as the cluster asks, where a dry run is asked in another way: what
+    /// a host says of a sealed question tells nothing about its taking a classic request.
+    #[must_use]
+    pub fn as_cluster_asks(&self) -> Option<Self> {
+        (self.own_hash != self.hash).then(|| Self {
+            hash: self.own_hash,
+            dry_run: None,
+            wants_reason: false,
+            ..self.clone()
+        })
     }
 
     /// Returns the proof that hosts must give. Every packet of [`RequestPlan::encode_packet`] must be added

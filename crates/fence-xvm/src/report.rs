@@ -68,7 +68,7 @@ fn failed(plan: &RequestPlan, failures: &[HostFailure], program: ClientProgram) 
     // A line has no room for a reason.
     if !matches!(plan.transport, Transport::Serial { .. } | Transport::Channel(_)) {
         let name = plan.target.as_str();
-        let target = if name.is_empty() { String::new() } else { format!(" -n {}", escaped(name)) };
+        let target = if name.is_empty() { String::new() } else { format!(" -n {}", shell_word(name)) };
         let _ = write!(
             said,
             ": journalctl -u fence_virtd there. {} --diagnose{target}, with the same options and without -o, \
@@ -79,6 +79,13 @@ fn failed(plan: &RequestPlan, failures: &[HostFailure], program: ClientProgram) 
     said
 }
 
+/// Returns a name as one word of a shell.
+fn shell_word(name: &str) -> String {
+    let shown = escaped(name).to_string();
+    let is_plain = |it: char| it.is_alphanumeric() || "-_.:/@+,=%".contains(it);
+    if shown.chars().all(is_plain) { shown } else { format!("'{}'", shown.replace('\'', "'\\''")) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -86,6 +93,14 @@ mod tests {
     use fence_wire::{HashType, Target};
 
     use super::*;
+
+    #[test]
+    fn a_name_is_one_word_of_the_command_to_type() {
+        assert_eq!(
+            ["vm-1.a", "vm 1", "a#b", "it's"].map(shell_word),
+            ["vm-1.a", "'vm 1'", "'a#b'", r"'it'\''s'"]
+        );
+    }
 
     #[test]
     fn a_failure_names_the_hosts_whose_logs_tell_more() {
@@ -100,6 +115,7 @@ mod tests {
             auth: HashType::Sha256,
             wants_reason: false,
             dry_run: None,
+            own_hash: HashType::HmacSha256,
             key_file: "/k".into(),
             key_file_named: true,
             debug: 0,

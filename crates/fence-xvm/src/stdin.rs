@@ -30,7 +30,8 @@ const IGNORED: [&str; 3] = ["agent", "self", "interface"];
 const NODE: &str = "nodename";
 
 /// Reads the whole text into `settings`, and returns the options that were skipped. Blanks around names and
-/// values do not count, nor do empty lines and lines that start with `#`. The case of names does not matter.
+/// values do not count, nor do empty lines, lines that start with `#`, and what follows a blank and a `#`.
+/// The case of names does not matter.
 ///
 /// # Errors
 /// The first known option that has no value, or a wrong one.
@@ -41,7 +42,7 @@ pub fn read_options(
 ) -> Result<Vec<UnknownOption>, UsageError> {
     let mut unknown = Vec::new();
     for line in text.split(|&b| b == b'\n' || b == b'\0') {
-        let line = line.trim_ascii();
+        let line = without_comment(line).trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
@@ -64,6 +65,13 @@ pub fn read_options(
         }
     }
     Ok(unknown)
+}
+
+/// Returns the line up to a comment that stands behind a value. The C agent ends a value at its first blank.
+/// That would make another target of a name with a blank.
+fn without_comment(line: &[u8]) -> &[u8] {
+    let begins = |pair: &[u8]| pair[0].is_ascii_whitespace() && pair[1] == b'#';
+    line.windows(2).position(begins).map_or(line, |at| &line[..at])
 }
 
 #[cfg(test)]
@@ -98,6 +106,16 @@ mod tests {
         assert_eq!(plan.target.as_str(), "vm 1");
         assert_eq!(plan.timeout, Duration::from_secs(7));
         assert_eq!(plan_of("plug=a=b").target.as_str(), "a=b");
+    }
+
+    #[test]
+    fn a_comment_may_stand_behind_a_value() {
+        let plan = plan_of("action=off # see ticket\nport=vm1\t# web server\ntimeout=7   #s\n\t # all");
+        assert_eq!((plan.action, plan.timeout), (Action::Off, Duration::from_secs(7)));
+        assert_eq!(plan.target.as_str(), "vm1");
+        assert_eq!(plan_of("plug=vm#1").target.as_str(), "vm#1");
+        assert_eq!(plan_of("plug=#1").target.as_str(), "#1");
+        assert!(task_of("action=off\nplug= # which?").is_err());
     }
 
     #[test]

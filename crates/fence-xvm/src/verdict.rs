@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use fence_wire::{Action, HashType, ProofError, Response};
 
-use crate::attempts::{MulticastAttempts, StreamProgress};
+use crate::attempts::{MulticastAttempts, StreamProgress, WatchedPeer};
 use crate::exchange::{AwaitedStep, ExchangeError};
 
 /// Most probable cause of a missing answer, by the place where it can be mended.
@@ -45,7 +45,16 @@ pub(crate) enum NetworkCause {
         host: IpAddr,
         /// Port that the host tried.
         port: u16,
+        /// Port that firewalls let in: that of the group.
+        wanted: u16,
     },
+}
+
+impl NetworkCause {
+    /// Cause of a call-back that this guest's firewall kept out. `wanted` is the port of the group.
+    pub(crate) fn firewall(peer: &WatchedPeer, wanted: u16) -> Self {
+        Self::Firewall { host: peer.address, port: peer.port, wanted }
+    }
 }
 
 /// Cause in the key, the hash or the auth type.
@@ -103,7 +112,7 @@ pub(crate) enum HostCause {
         /// Addresses of the hosts that told the status.
         told: String,
     },
-    /// The host told that it would refuse the action, or that it can't say.
+    /// The host told that it would refuse the action, or that only doing it shows what comes of it.
     WouldFail {
         /// The action.
         action: Action,
@@ -157,7 +166,7 @@ impl ProbableCause {
             return cause.clone();
         }
         if let Some(peer) = attempts.kept_out() {
-            return NetworkCause::Firewall { host: peer.address, port: peer.port }.into();
+            return NetworkCause::firewall(peer, attempts.group.port()).into();
         }
         if !attempts.came.is_empty() {
             return AgreementCause::OtherKey.into();

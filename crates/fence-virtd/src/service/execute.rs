@@ -11,7 +11,7 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainRef, LocateError, PowerAction, PowerState, SeenPower,
 };
 use fence_core::evidence::ProvedOff;
-use fence_wire::{Action, HostListEntry};
+use fence_wire::{Action, FORECAST_UNCERTAIN, HostListEntry};
 use tracing::{debug, warn};
 
 use crate::backend::{DynBackend, PowerForecast, PowerOffResult};
@@ -209,7 +209,7 @@ async fn on_domain(
         let words = |it: &str| format!("{asked} {} ({}): {it}", domain.name, domain.uuid);
         return Ok(match backend.forecast(domain, asked, lease).await {
             Ok(PowerForecast::Uncertain(why)) => {
-                RequestOutcome::failed(words(&format!("can't say before it is done: {why}")))
+                RequestOutcome::failed(words(&format!("{FORECAST_UNCERTAIN}: {why}")))
             }
             Ok(forecast) => RequestOutcome::would_be_done(words(&in_words(&forecast, asked))),
             Err(error) => RequestOutcome::failed(words(&error.to_string())),

@@ -118,7 +118,13 @@ impl AgentLab {
     pub fn receive_request_with(&self, minimum: HashType) -> Request {
         self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut packet = [0; 200];
-        let length = self.socket.recv(&mut packet).unwrap();
+        // A wait with a limit ends where the process was stopped and went on.
+        let length = loop {
+            match self.socket.recv(&mut packet) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                received => break received.unwrap(),
+            }
+        };
         Request::decode(&packet[..length], minimum, &[self.key()]).unwrap().request
     }
 
