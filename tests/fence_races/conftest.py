@@ -67,18 +67,21 @@ def start_host(site, tmp_path):
 
 @pytest.fixture(scope="session")
 def machines(site):
-    """machines(kind): the two machines of that kind, booted. Kinds: "card" (known by their MAC addresses), "bare"
-    (known by nothing), "line" (with a serial line)."""
-    made = {}
+    """machines(kind): the two machines of that kind, booted. Kinds: "card" (known by their MAC addresses), "relayed" (behind
+    the MAC address of a third one), "bare" (known by nothing), "line" (with a serial line)."""
+    made, relays = {}, []
 
     def pair(kind):
         if kind not in made:
-            number = {"card": 1, "bare": 2, "line": 3}[kind]
+            number = {"card": 1, "bare": 2, "line": 3, "relayed": 4}[kind]
+            relay = f"52:54:00:fe:0{number}:0a" if kind == "relayed" else None
+            if relay:
+                relays.append(Machine(site, "relay", mac=relay))
             made[kind] = [
-                Machine(site, f"{kind}{side}", serial=kind == "line",
-                        mac=f"52:54:00:fe:0{number}:0{side}" if kind == "card" else None) for side in (1, 2)]
-        return [machine.boot() for machine in made[kind]]
+                Machine(site, f"{kind}{side}", serial=kind == "line", relay=relay,
+                        mac=f"52:54:00:fe:0{number}:0{side}" if kind in ("card", "relayed") else None) for side in (1, 2)]
+        return [machine.boot() for machine in [*(relays if kind == "relayed" else []), *made[kind]]][-2:]
 
     yield pair
-    for machine in (it for kind in made.values() for it in kind):
+    for machine in (*relays, *(it for kind in made.values() for it in kind)):
         machine.close()

@@ -164,6 +164,12 @@ class Net:
         node.know_ports()
         return node
 
+    def flood(self, node):
+        """The bridge learns nothing from this node's frames, and sends it those for addresses that it does not know: several
+        nodes may have one MAC address."""
+        port = ["bridge", "-n", self.switch, "link", "set", "dev", f"p{node.index}", "learning", "off", "flood", "on"]
+        subprocess.run(port, check=True)
+
     def remove(self, name):
         """Takes a node away: its processes, its addresses and every connection go as with a machine that burnt."""
         node = self.nodes.pop(name)

@@ -93,10 +93,11 @@ class Gun:
 
 class Machine:
     """See the module's head. `mac`: the domain has a card with this address, and so has the namespace, so that the
-    host can tell where a request comes from. `serial`: the domain has a serial port, and the namespace its line."""
+    host can tell where a request comes from. `relay`: the namespace has this address instead, which is another domain's, as
+    behind one that answers for others (proxy ARP). `serial`: the domain has a serial port, and the namespace its line."""
 
-    def __init__(self, site, name, *, mac=None, serial=False):
-        self.site, self.name, self.mac = site, name, mac
+    def __init__(self, site, name, *, mac=None, relay=None, serial=False):
+        self.site, self.name, self.mac, self.relay = site, name, mac, relay
         # The same path twice: in libvirt's mount namespace /run is another one, and there QEMU binds it. Here it is
         # ours, and the daemon under test connects to it: what a guest's kernel would do to the line, we do.
         self.path = f"/run/lock/fvlab-{os.getpid()}-{name}" if serial else None
@@ -114,7 +115,10 @@ class Machine:
             self.site.net.remove(self.node.name)
         self.node = self.site.node(self.name)
         if self.mac:
-            self.node.ip_cmd(f"link set eth0 address {self.mac}")
+            self.node.ip_cmd(f"link set eth0 address {self.relay or self.mac}")
+        if self.relay:
+            # Frames for the relay reach all who are behind it.
+            self.site.net.flood(self.node)
         if self.path:
             self.line = Line(self.path)
         self.domain = self.site.hypervisor.domain(self.name, **self._machine)

@@ -26,7 +26,7 @@ pub use multicast::{
     FailedInterface, JoinedInterface, MulticastListener, MulticastScope, MulticastScope as Scope,
     MulticastSender, join, leave, multicast_listener,
 };
-pub use neighbour::neighbours;
+pub use neighbour::{NeighbourEntries, neighbours};
 pub use ports::ports;
 pub use serial::{LineFormat, LineFormatError, SerialLine, open_line};
 // Callers of this crate's constructors name the family.

@@ -44,10 +44,11 @@ impl SourceResolver {
             return identity;
         }
         match read_in_time(&self.table_reads, move || fence_net::neighbours(ip)).await {
-            Some(Ok(macs)) => {
+            Some(Ok(entries)) => {
                 // An address may have an entry on each interface; all entries must lead to one domain.
-                let domains = macs.iter().map(|mac| self.inventories.by_mac(*mac));
+                let domains = entries.macs.iter().map(|mac| self.inventories.by_mac(*mac));
                 set_domain(&mut identity, agreed(domains));
+                identity.answers_for_others = entries.is_shared;
             }
             Some(Err(error)) => debug!(%ip, "can't read the neighbour table: {error}"),
             None => debug!(%ip, "no answer from the neighbour table in time"),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fence_core::access::{AccessRules, Identity, KeyProof};
 use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
-use fence_core::domain::{ActionError, DomainRef, LocatedDomain, PowerAction};
+use fence_core::domain::{ActionError, DomainId, DomainRef, LocatedDomain, PowerAction};
 use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HashType, HostListEntry, Response, Target};
 
@@ -99,17 +99,21 @@ impl RequestJob {
     /// Returns the domain that the request comes from, as far as the arbiter may rely on it.
     ///
     /// Many machines may be behind an address on TCP, for example a domain that translates addresses for
-    /// others.
+    /// others; and behind the MAC address of a domain that has several addresses, or lends it to others.
     pub(crate) fn source(&self) -> RequestSource {
-        match self.identity.domain {
+        match self.certain_domain() {
             Some(uuid) if self.transport != TCP => RequestSource::Known(uuid.to_string()),
             _ => RequestSource::Unknown,
         }
     }
 
+    fn certain_domain(&self) -> Option<DomainId> {
+        self.identity.domain.filter(|_| !self.identity.answers_for_others)
+    }
+
     /// Returns the mark that tells the peer from others, where there is one.
     pub(crate) fn peer_id(&self) -> Option<PeerId> {
-        match (&self.identity.domain, self.identity.cid, self.identity.ip) {
+        match (self.certain_domain(), self.identity.cid, self.identity.ip) {
             _ if self.transport == TCP => None,
             (Some(uuid), _, _) => Some(PeerId(format!("domain {uuid}"))),
             (None, Some(cid), _) => Some(PeerId(format!("cid {cid}"))),
