@@ -6,6 +6,7 @@ import os
 import pathlib
 import socket
 import stat
+import subprocess
 
 import pytest
 
@@ -104,6 +105,26 @@ def test_configuration(setup):
     assert by["failed"]["subject"].count(":") == 2
     text = setup.run("--check", "-f", setup.file).out
     assert "^" in text and 'port = "0"' in text
+
+
+def test_an_audit_file_on_a_full_disk(setup, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        audit = disk / "audit.log"
+        audit.touch()
+        setup.write(options=f'audit_log = "{audit}";')
+        assert only(setup.check()[1], "audit_log")["result"] == "ok"
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        rc, found = setup.check()
+        it = only(found, "audit_log")
+        assert rc == 1 and it["result"] == "failed" and it["text"] == "is on a full disk: records are lost", it
+        assert "df -h" in it["next"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_key_files(setup):

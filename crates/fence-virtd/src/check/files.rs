@@ -107,7 +107,8 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
             )
         }
         Ok(_) => {
-            let wrong = wrong_disk(writing(directory), is_full(directory));
+            let lost = "moves, other hosts and orders under way are not remembered over a restart";
+            let wrong = wrong_disk(writing(directory), is_full(directory), lost);
             wrong.map_or_else(
                 || match may_write(directory) {
                     true => Finding::ok(CHECK, shown(directory), "writable"),
@@ -128,16 +129,15 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
     }
 }
 
-/// Returns why nobody at all can write to a directory, and the next step.
-fn wrong_disk(writing: Result<(), Errno>, is_full: bool) -> Option<(&'static str, &'static str)> {
+/// Returns why nobody at all can write to a directory or file, with what is lost by that, and the next step.
+fn wrong_disk(writing: Result<(), Errno>, is_full: bool, lost: &str) -> Option<(String, &'static str)> {
     match writing {
         Err(Errno::EROFS) => Some((
-            "is on a read-only file system: moves, other hosts and orders under way are not remembered over \
-             a restart",
+            format!("is on a read-only file system: {lost}"),
             "look for an error of the disk (dmesg), make it writable again, and restart fence_virtd",
         )),
         _ if is_full => Some((
-            "is on a full disk: moves, other hosts and orders under way are not remembered over a restart",
+            format!("is on a full disk: {lost}"),
             "make room there (df -h, df -i); if fence_virtd was started meanwhile, restart it",
         )),
         _ => None,
@@ -162,6 +162,12 @@ pub(super) fn audit_log(file: &Path) -> Finding {
     match fs::metadata(file) {
         Ok(it) if it.is_dir() => failed("is a directory".to_owned()),
         Ok(it) if it.file_type().is_socket() => failed("is a socket".to_owned()),
+        Ok(it)
+            if it.is_file()
+                && let Some((text, next)) = wrong_disk(writing(file), is_full(file), "records are lost") =>
+        {
+            Finding::failed(CHECK, shown(file), text, next)
+        }
         Ok(_) if may_write(file) => Finding::ok(CHECK, shown(file), "writable"),
         Ok(_) => failed("not writable for this user".to_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match file.parent() {
@@ -247,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_nobody_can_write_is_a_fault() {
-        let told = |writing, is_full| wrong_disk(writing, is_full).map(|it| it.0);
+        let told = |writing, is_full| wrong_disk(writing, is_full, "lost").map(|it| it.0);
         assert!(told(Err(Errno::EROFS), true).is_some_and(|it| it.contains("read-only")));
         assert!(told(Ok(()), true).is_some_and(|it| it.contains("full disk")));
         assert_eq!([Ok(()), Err(Errno::EACCES)].map(|it| told(it, false)), [None, None]);
