@@ -74,6 +74,20 @@ def test_a_vsock_listener_gets_its_sockets(root, listener, wanted):
     assert made == ({f"{it}.d/50-vsock.conf": text for it in units} if wanted else {})
 
 
+def test_keys_that_the_units_hide_are_shown_and_nothing_beside_them(root):
+    paths = ("/root/fence_xvm.key", "/home/ops/red key", "/etc/web.key", "/root/gone.key")
+    (root / "etc/fence_virt.conf").write_text(CONFIG % "vsock" + "".join(f'x {{ key_file = "{it}"; }}\n' for it in paths))
+    for path in paths[:3]:
+        key(root, f"..{path}")
+    directory = root / "generated"
+    subprocess.run([SCRIPT, "units", root, directory], check=True)
+    made = {str(it.relative_to(directory)): it.read_text() for it in directory.rglob("*.conf")}
+    text = '[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths="/home/ops/red key"\nBindReadOnlyPaths="/root/fence_xvm.key"\n'
+    units = ("fence_virtd.service", "fence_virtd@.service")
+    assert {name: text for name in made if "keys" in name} == {f"{it}.d/50-keys.conf": text for it in units}
+    assert len(made) == 4, made
+
+
 @pytest.mark.parametrize("listener, conf, wanted", [
     ("multicast, tcp, vsock", 'group = "kvm"\n', None),
     ("serial", 'group = "kvm"\n', "kvm"),

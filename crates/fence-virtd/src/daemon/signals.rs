@@ -25,6 +25,8 @@ pub(super) struct Signals {
     /// A SIGHUP arrived when nothing could be reloaded; [`Self::next`] returns it later.
     reload_later: bool,
     user: Signal,
+    /// Signals that the C daemon survives: caught, and nothing is done.
+    _ignored: [Signal; 2],
 }
 
 impl Signals {
@@ -36,6 +38,7 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
             reload_later: false,
             user: signal(SignalKind::user_defined1())?,
+            _ignored: [signal(SignalKind::user_defined2())?, signal(SignalKind::alarm())?],
         })
     }
 
