@@ -76,7 +76,7 @@ def machines(site):
             number = {"card": 1, "bare": 2, "line": 3, "relayed": 4}[kind]
             relay = f"52:54:00:fe:0{number}:0a" if kind == "relayed" else None
             if relay:
-                relays.append(Machine(site, "relay", mac=relay))
+                relays.append(Machine(site, "relay", mac=relay, relay=relay))
             made[kind] = [
                 Machine(site, f"{kind}{side}", serial=kind == "line", relay=relay,
                         mac=f"52:54:00:fe:0{number}:0{side}" if kind in ("card", "relayed") else None) for side in (1, 2)]

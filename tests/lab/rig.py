@@ -112,13 +112,15 @@ class Machine:
             return self
         if self.node:
             self.site.reaper.wait(self)
+            # The machine comes back with another address, and the host still knows the old one.
+            self.site.host.run(["ip", "neigh", "flush", "to", self.node.ip])
             self.site.net.remove(self.node.name)
         self.node = self.site.node(self.name)
         if self.mac:
+            if self.relay:
+                # Frames for the relay reach all who are behind it.
+                self.site.net.flood(self.node)
             self.node.ip_cmd(f"link set eth0 address {self.relay or self.mac}")
-        if self.relay:
-            # Frames for the relay reach all who are behind it.
-            self.site.net.flood(self.node)
         if self.path:
             self.line = Line(self.path)
         self.domain = self.site.hypervisor.domain(self.name, **self._machine)

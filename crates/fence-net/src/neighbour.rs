@@ -20,6 +20,8 @@ const STATE: usize = 8;
 /// States in which the kernel has no MAC address that it trusts (incomplete, failed), and entries that are no
 /// neighbours (no ARP).
 const UNKNOWN: u16 = 0x01 | 0x20 | 0x40;
+/// State of an entry that the kernel has not used for a while: an address that the machine may have no more.
+const STALE: u16 = 0x04;
 
 /// First bytes of a link-local address of IPv6.
 const LINK_LOCAL: [u8; 2] = [0xfe, 0x80];
@@ -31,7 +33,8 @@ pub struct NeighbourEntries {
     /// machine, and for one behind a router.
     pub macs: Vec<[u8; 6]>,
     /// One of these MAC addresses has an entry for another address, too: a machine with several addresses, or
-    /// one that answers for others. Link-local addresses of IPv6 do not count: every machine has one.
+    /// one that answers for others. Link-local addresses of IPv6 do not count, every machine has one; nor do
+    /// entries that were not used for a while.
     pub is_shared: bool,
 }
 
@@ -51,34 +54,48 @@ pub fn neighbours(ip: IpAddr) -> io::Result<NeighbourEntries> {
     question[0] = family;
     dump(RTM_GETNEIGH, &question, |kind, body| {
         if kind == RTM_NEWNEIGH {
-            all.extend(entry(body).map(|(address, mac)| (address.to_vec(), mac)));
+            all.extend(entry(body));
         }
     })?;
     Ok(entries_for(&address, &all))
 }
 
+/// An entry of the table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct NeighbourEntry {
+    address: Vec<u8>,
+    mac: [u8; 6],
+    is_stale: bool,
+}
+
 /// Returns what the table has for an address.
-fn entries_for(address: &[u8], all: &[(Vec<u8>, [u8; 6])]) -> NeighbourEntries {
+fn entries_for(address: &[u8], all: &[NeighbourEntry]) -> NeighbourEntries {
     let mut macs = Vec::new();
-    for (_, mac) in all.iter().filter(|(it, _)| it == address) {
-        if !macs.contains(mac) {
-            macs.push(*mac);
+    for it in all.iter().filter(|it| it.address == address) {
+        if !macs.contains(&it.mac) {
+            macs.push(it.mac);
         }
     }
-    let is_other = |it: &[u8]| it != address && !it.starts_with(&LINK_LOCAL);
-    let is_shared = all.iter().any(|(it, mac)| is_other(it) && macs.contains(mac));
+    let is_other =
+        |it: &NeighbourEntry| it.address != address && !it.is_stale && !it.address.starts_with(&LINK_LOCAL);
+    let is_shared = all.iter().any(|it| is_other(it) && macs.contains(&it.mac));
     NeighbourEntries { macs, is_shared }
 }
 
-/// Returns the address and the MAC address of an entry that has both.
-fn entry(body: &[u8]) -> Option<(&[u8], [u8; 6])> {
+/// Reads an entry that has an address and a MAC address.
+fn entry(body: &[u8]) -> Option<NeighbourEntry> {
     let state = u16::from_ne_bytes(body.get(STATE..STATE + 2)?.try_into().ok()?);
     if state & UNKNOWN != 0 {
         return None;
     }
     let rest = body.get(HEAD..)?;
     let (_, address) = attributes(rest).find(|(kind, _)| *kind == NDA_DST)?;
-    Some((address, attributes(rest).find(|(kind, _)| *kind == NDA_LLADDR)?.1.try_into().ok()?))
+    let (_, mac) = attributes(rest).find(|(kind, _)| *kind == NDA_LLADDR)?;
+    Some(NeighbourEntry {
+        address: address.to_vec(),
+        mac: mac.try_into().ok()?,
+        is_stale: state & STALE != 0,
+    })
 }
 
 #[cfg(test)]
@@ -93,8 +110,12 @@ mod tests {
 
     #[test]
     fn an_entry_has_a_mac_address() {
-        let found = Some((&[10, 0, 0, 2][..], [0x52, 0x54, 0, 1, 2, 3]));
-        assert_eq!([entry(&ENTRY), entry(&ENTRY[..31])], [found, found]);
+        let mac = [0x52, 0x54, 0, 1, 2, 3];
+        let found = Some(NeighbourEntry { address: vec![10, 0, 0, 2], mac, is_stale: false });
+        assert_eq!([entry(&ENTRY), entry(&ENTRY[..31])], [found.clone(), found]);
+        let mut stale = ENTRY;
+        stale[STATE] = 4;
+        assert!(entry(&stale).is_some_and(|it| it.is_stale));
         assert_eq!(entry(&ENTRY[..20]), None);
     }
 
@@ -106,10 +127,10 @@ mod tests {
                 IpAddr::V4(it) => it.octets().to_vec(),
                 IpAddr::V6(it) => it.octets().to_vec(),
             };
-            (address, mac)
+            NeighbourEntry { address, mac, is_stale: false }
         };
-        let shared = |address: &str, all: &[(Vec<u8>, [u8; 6])]| {
-            let found = entries_for(&entry(address, mac).0, all);
+        let shared = |address: &str, all: &[NeighbourEntry]| {
+            let found = entries_for(&entry(address, mac).address, all);
             (found.macs.len(), found.is_shared)
         };
         let all = [entry("10.0.0.2", mac), entry("10.0.0.2", mac), entry("10.0.0.4", other)];
@@ -117,6 +138,8 @@ mod tests {
         assert_eq!(shared("10.0.0.9", &all), (0, false));
         let all = [entry("10.0.0.2", mac), entry("10.0.0.3", mac)];
         assert_eq!([shared("10.0.0.2", &all), shared("10.0.0.3", &all)], [(1, true); 2]);
+        let all = [entry("10.0.0.2", mac), NeighbourEntry { is_stale: true, ..entry("10.0.0.3", mac) }];
+        assert_eq!([shared("10.0.0.2", &all), shared("10.0.0.3", &all)], [(1, false), (1, true)]);
         let all = [entry("fd00::2", mac), entry("fe80::2", mac)];
         assert_eq!([shared("fd00::2", &all), shared("fe80::2", &all)], [(1, false), (1, true)]);
     }

@@ -117,9 +117,9 @@ impl NetworkCause {
             )
             .into(),
             Self::Firewall { port, wanted, .. } if port != wanted => format!(
-                "another program of this guest has port {wanted}/tcp, so the call-back was awaited on another \
-                 port. Find it: ss -ltnp sport = :{wanted}. If it must stay, let TCP port {port} and those up to \
-                 {} in as well",
+                "another program of this guest has port {wanted}/tcp, so the call-back was awaited on \
+                 another port. Find it: ss -ltnp sport = :{wanted}. If it must stay, let TCP port {port} and \
+                 those up to {} in as well",
                 wanted + 15
             )
             .into(),
@@ -346,8 +346,8 @@ impl HostCause {
                  closer, and -o list instead of --diagnose shows the domains that this guest may fence"
             }
             Self::WouldFail { words, .. } if words.contains(FORECAST_UNCERTAIN) => {
-                "send the real request: it succeeds only if the domain is seen off everywhere, and else fails \
-                 with the reason. Or do what the reason says, and ask again"
+                "send the real request: it succeeds only if the domain is seen off everywhere, and else \
+                 fails with the reason. Or do what the reason says, and ask again"
             }
             Self::WouldFail { .. } => {
                 "do what the reason says, and ask again. Where it names no step: fence_virtd --check on that \

@@ -6,8 +6,8 @@
 //! then. That host gets no proof of ours, so that it carries nothing out.
 //!
 //! Owns the order of the questions. Runs on the agent's only thread. Must never ask for any action but
-//! status, monitor and list. A dry run is a sealed status, which also asks what another action would do. Where
-//! the cluster does not ask sealed, a status in its own way comes first.
+//! status, monitor and list. A dry run is a sealed status, which also asks what another action would do.
+//! Where the cluster does not ask sealed, a status in its own way comes first.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
@@ -126,8 +126,8 @@ fn find_cause(
     }
 }
 
-/// Asks a dry run in the cluster's own way first, and then sealed: a host may take the one and drop the other.
-/// What a host that took both says to the second is more exact.
+/// Asks a dry run in the cluster's own way first, and then sealed: a host may take the one and drop the
+/// other. What a host that took both says to the second is more exact.
 fn each_way(
     plan: &RequestPlan,
     mut find_cause: impl FnMut(&RequestPlan) -> Result<Option<ProbableCause>, ClientFailure>,
@@ -139,7 +139,13 @@ fn each_way(
         return Ok(cause);
     }
     show(&format_args!("now {}, sealed (hash {})", describe_request(plan), plan.hash));
-    Ok(find_cause(plan)?.or(cause))
+    Ok(match find_cause(plan)? {
+        // A host took the first one, so neither network nor key is at fault.
+        Some(ProbableCause::Network(_) | ProbableCause::Agreement(_)) if plain.hash != HashType::None => {
+            Some(AgreementCause::ClassicHost(plain.hash).into())
+        }
+        found => found.or(cause),
+    })
 }
 
 /// Returns the deadline of a question that is asked now. Each has the whole time-out.
