@@ -4,17 +4,15 @@
 //! Owns the handle, and the rule of one call at a time. Runs on the caller's thread, which a call blocks.
 //! Must never close a connection itself: the closing thread does.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::fmt;
 use std::mem;
-use std::ptr;
-use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virt::connect::Connect;
 use virt_sys as sys;
 
-use crate::domain::{Domain, DomainState, name_of, uuid_of};
+use crate::domain::{Domain, DomainState};
 use crate::error::{Error, ErrorKind, c_text};
 use crate::event::{
     CloseReason, CloseWatch, EventSubscription, LifecycleEvent, LifecycleWatch, connection_lost,
@@ -126,12 +124,23 @@ impl Connection {
             .map_err(|_| self.handle.failed("ask the hypervisor for a sign of life"))
     }
 
-    /// Returns all domains, active or not, with their states, in one call where the driver can (4 ms for
-    /// 1000).
+    /// Returns all domains, active or not, with their states. One that goes away meanwhile is left out.
     pub fn domains(&self) -> Result<Vec<DomainRecord>, Error> {
-        match self.domains_in_bulk() {
-            Err(error) if error.kind == ErrorKind::Unsupported => self.domains_one_by_one(),
-            done => done,
+        let all = self.listed(0)?;
+        let mut records = Vec::with_capacity(all.len());
+        for domain in all {
+            records.extend(domain.record()?);
+        }
+        Ok(records)
+    }
+
+    /// Returns whether libvirt's list says that a managed save left the memory of this domain. A driver
+    /// without such lists has none. Waits for every domain that libvirt just ends or starts.
+    pub fn lists_saved_memory(&self, uuid: Uuid) -> Result<bool, Error> {
+        match self.listed(sys::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE) {
+            Ok(all) => Ok(all.iter().any(|it| it.uuid() == uuid)),
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -164,17 +173,6 @@ impl Connection {
         let _turn = self.handle.turn();
         let made =
             virt::domain::Domain::define_xml(self.connect(), xml).map_err(|_| self.handle.failed(CALL))?;
-        Domain::adopt(made, Arc::clone(&self.handle))
-    }
-
-    /// Starts a transient domain, which is gone when it stops. (If a definition of its name and UUID exists,
-    /// that one is started with this XML.)
-    pub fn create_xml(&self, xml: &str) -> Result<Domain, Error> {
-        const CALL: &str = "start a transient domain";
-        c_text(CALL, xml)?;
-        let _turn = self.handle.turn();
-        let made = virt::domain::Domain::create_xml(self.connect(), xml, sys::VIR_DOMAIN_NONE)
-            .map_err(|_| self.handle.failed(CALL))?;
         Domain::adopt(made, Arc::clone(&self.handle))
     }
 
@@ -211,48 +209,16 @@ impl Connection {
         }
     }
 
-    fn domains_in_bulk(&self) -> Result<Vec<DomainRecord>, Error> {
-        let mut list: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
+    fn listed(&self, flags: u32) -> Result<Vec<Domain>, Error> {
         let turn = self.handle.turn();
-        // SAFETY: the connection is open; libvirt fills in the list, which is ours.
-        let count = unsafe {
-            sys::virConnectGetAllDomainStats(
-                self.connect().as_ptr(),
-                sys::VIR_DOMAIN_STATS_STATE,
-                &raw mut list,
-                0,
-            )
-        };
-        let Ok(count) = usize::try_from(count) else {
-            return Err(self.handle.failed("list the domains"));
-        };
+        let all =
+            self.connect().list_all_domains(flags).map_err(|_| self.handle.failed("list the domains"))?;
         drop(turn);
-        let list = StatsList { list, count };
-        list.records().iter().filter_map(|record| self.record(record).transpose()).collect()
+        all.into_iter().map(|raw| Domain::adopt(raw, Arc::clone(&self.handle))).collect()
     }
 
-    /// Returns none for a domain that went away after the list was made.
-    fn record(&self, record: &sys::virDomainStatsRecord) -> Result<Option<DomainRecord>, Error> {
-        // SAFETY: a record of libvirt's list holds a valid domain as long as the list lives.
-        let (name, uuid) = unsafe { (name_of(record.dom)?, uuid_of(record.dom)?) };
-        if let Some(state) = state_of(record) {
-            return Ok(Some(DomainRecord { name, uuid, state }));
-        }
-        // Some drivers leave out values that they can't tell in bulk.
-        let Some(domain) = self.domain_by_uuid(uuid)? else { return Ok(None) };
-        domain.record()
-    }
-
-    fn domains_one_by_one(&self) -> Result<Vec<DomainRecord>, Error> {
-        let turn = self.handle.turn();
-        let all = self.connect().list_all_domains(0).map_err(|_| self.handle.failed("list the domains"))?;
-        drop(turn);
-        let mut records = Vec::with_capacity(all.len());
-        for raw in all {
-            let domain = Domain::adopt(raw, Arc::clone(&self.handle))?;
-            records.extend(domain.record()?);
-        }
-        Ok(records)
+    pub(crate) fn handle(&self) -> &Arc<ConnectionHandle> {
+        &self.handle
     }
 }
 
@@ -313,54 +279,6 @@ impl fmt::Debug for ConnectionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle").field("uri", &self.uri).finish_non_exhaustive()
     }
-}
-
-/// List of statistics from libvirt, freed when dropped.
-struct StatsList {
-    list: *mut sys::virDomainStatsRecordPtr,
-    count: usize,
-}
-
-impl StatsList {
-    fn records(&self) -> Vec<&sys::virDomainStatsRecord> {
-        if self.list.is_null() {
-            return Vec::new();
-        }
-        // SAFETY: libvirt returned `count` pointers there, each to a record that lives until the list is
-        // freed.
-        let records = unsafe { slice::from_raw_parts(self.list, self.count) };
-        // SAFETY: as above; `as_ref` handles nulls.
-        records.iter().filter_map(|record| unsafe { record.as_ref() }).collect()
-    }
-}
-
-impl Drop for StatsList {
-    fn drop(&mut self) {
-        // SAFETY: libvirt's own list (or null, which it accepts), freed once.
-        unsafe { sys::virDomainStatsRecordListFree(self.list) };
-    }
-}
-
-fn state_of(record: &sys::virDomainStatsRecord) -> Option<DomainState> {
-    let count = usize::try_from(record.nparams).ok()?;
-    if record.params.is_null() {
-        return None;
-    }
-    // SAFETY: `nparams` parameters are there, as long as the record lives.
-    let params = unsafe { slice::from_raw_parts(record.params, count) };
-    let number = |name: &CStr| {
-        params.iter().find_map(|param| {
-            // SAFETY: field names are NUL-terminated within their 80 bytes.
-            let field = unsafe { CStr::from_ptr(param.field.as_ptr()) };
-            let is_it = field == name && param.type_.cast_unsigned() == sys::VIR_TYPED_PARAM_INT;
-            if !is_it {
-                return None;
-            }
-            // SAFETY: the type says which member of the union is set.
-            Some(unsafe { param.value.i })
-        })
-    };
-    Some(DomainState::with_reason(number(c"state.state")?, number(c"state.reason").unwrap_or_default()))
 }
 
 fn unless_unsupported(error: Error) -> Result<(), Error> {

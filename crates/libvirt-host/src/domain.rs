@@ -3,7 +3,7 @@
 //!
 //! Runs on the caller's thread, which a call blocks. Must never outlive its connection.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_int};
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::uuid::Uuid;
 /// its connection open.
 pub struct Domain {
     // Before the handle: the domain holds a reference to the connection, and the handle's must be the last.
-    raw: virt::domain::Domain,
-    handle: Arc<ConnectionHandle>,
+    pub(crate) raw: virt::domain::Domain,
+    pub(crate) handle: Arc<ConnectionHandle>,
     name: String,
     uuid: Uuid,
 }
@@ -59,15 +59,6 @@ pub enum DomainState {
     PmSuspended,
     /// Number that this crate does not know.
     Other(i32),
-}
-
-/// Kind of XML of a domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct XmlKind {
-    /// XML with passwords. Needs a writable connection; the text must not reach a log.
-    pub secure: bool,
-    /// XML of the next start, not of the running instance.
-    pub inactive: bool,
 }
 
 impl Domain {
@@ -114,58 +105,6 @@ impl Domain {
         self.raw.is_active().map_err(|_| self.handle.failed("ask whether a domain is active"))
     }
 
-    /// Returns whether a job may take the instance elsewhere: a migration, or saving. A backup, a dump or a
-    /// snapshot does not. A hypervisor that knows no jobs has none. Of a domain that is off the result means
-    /// nothing.
-    pub fn has_moving_job(&self) -> Result<bool, Error> {
-        let _turn = self.handle.turn();
-        let mut info = std::mem::MaybeUninit::<sys::virDomainJobInfo>::uninit();
-        // SAFETY: the domain is valid, and the memory is large enough for what libvirt writes.
-        if unsafe { sys::virDomainGetJobInfo(self.raw.as_ptr(), info.as_mut_ptr()) } < 0 {
-            let error = self.handle.failed("ask for the job of a domain");
-            return match error.kind {
-                ErrorKind::Unsupported => Ok(false),
-                // The incoming side of a migration has no figures; nor has one that is off.
-                ErrorKind::OperationInvalid => Ok(true),
-                _ => Err(error),
-            };
-        }
-        // SAFETY: libvirt wrote it.
-        let job = unsafe { info.assume_init() }.type_;
-        // BOUNDED and UNBOUNDED are under way; COMPLETED, FAILED and CANCELLED are over.
-        let is_under_way =
-            matches!(job.cast_unsigned(), sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED);
-        Ok(is_under_way && !self.job_stays())
-    }
-
-    /// Returns whether the job that is under way is known to leave the instance here. False where libvirt
-    /// can't tell the operation.
-    fn job_stays(&self) -> bool {
-        let (mut kind, mut count, mut params) = (0, 0, std::ptr::null_mut());
-        // SAFETY: the domain is valid; libvirt writes the three values, and allocates the list.
-        let asked = unsafe {
-            sys::virDomainGetJobStats(self.raw.as_ptr(), &raw mut kind, &raw mut params, &raw mut count, 0)
-        };
-        if asked < 0 {
-            return false;
-        }
-        let mut operation = 0;
-        // SAFETY: the list has `count` entries, the name is a C string, and the list is freed once.
-        let found = unsafe {
-            let found = sys::virTypedParamsGetInt(params, count, c"operation".as_ptr(), &raw mut operation);
-            sys::virTypedParamsFree(params, count);
-            found
-        };
-        found == 1
-            && matches!(
-                operation.cast_unsigned(),
-                sys::VIR_DOMAIN_JOB_OPERATION_BACKUP
-                    | sys::VIR_DOMAIN_JOB_OPERATION_DUMP
-                    | sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT
-                    | sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT_DELETE
-            )
-    }
-
     /// Returns whether the domain has a definition that outlives the instance.
     pub fn is_persistent(&self) -> Result<bool, Error> {
         let _turn = self.handle.turn();
@@ -179,60 +118,6 @@ impl Domain {
         self.raw.destroy().map_err(|_| self.handle.failed("destroy a domain"))
     }
 
-    /// Starts the domain from its definition with a fresh boot: a memory that a managed save left is
-    /// discarded, never restored. If it runs already:
-    /// [`ErrorKind::OperationInvalid`](crate::ErrorKind::OperationInvalid).
-    pub fn create(&self) -> Result<(), Error> {
-        const FLAG_NOT_KNOWN: i32 = sys::VIR_ERR_INVALID_ARG.cast_signed();
-        let create = |flags| {
-            let _turn = self.handle.turn();
-            self.raw.create_with_flags(flags).map(drop).map_err(|_| self.handle.failed("start a domain"))
-        };
-        match create(sys::VIR_DOMAIN_START_FORCE_BOOT) {
-            // A driver without saved memories, or one that keeps them where no start looks.
-            Err(error) if error.code == FLAG_NOT_KNOWN => {
-                self.discard_saved_memory()?;
-                create(0)
-            }
-            done => done,
-        }
-    }
-
-    /// Returns whether a managed save left the domain's memory for the next start.
-    pub fn has_saved_memory(&self) -> Result<bool, Error> {
-        let _turn = self.handle.turn();
-        match self.raw.has_managed_save(0).map_err(|_| self.handle.failed("look for a saved memory")) {
-            Err(error) if error.kind == ErrorKind::Unsupported => Ok(false),
-            other => other,
-        }
-    }
-
-    /// Removes the memory that a managed save left, and returns whether libvirt knew of one.
-    ///
-    /// Tries so even when libvirt knows of none: a save whose domain is destroyed at its very end announces
-    /// its file after the domain is off, and the file is there from the save's beginning.
-    pub fn discard_saved_memory(&self) -> Result<bool, Error> {
-        let had_one = self.has_saved_memory()?;
-        let (removed, no_file) = {
-            let _turn = self.handle.turn();
-            let removed = self.raw.managed_save_remove(0);
-            // Before any other call: that would reset it.
-            let no_file = removed.is_err() && Error::last_is_missing_file();
-            (removed.map_err(|_| self.handle.failed("remove a saved memory")), no_file)
-        };
-        match removed {
-            // libvirt's test driver removes what is not there.
-            Ok(_) => Ok(had_one),
-            Err(_) if no_file => Ok(false),
-            Err(error) if error.kind == ErrorKind::NoDomain => Ok(false),
-            // A driver without saved memories, or rules of libvirt that allow no more than starts and stops.
-            Err(error) if !had_one && error.kind != ErrorKind::Connection && !error.is_of_the_system() => {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// Returns whether the domain runs since a boot: nothing was restored or migrated, and nobody has paused
     /// it since.
     pub fn is_freshly_booted(&self) -> Result<bool, Error> {
@@ -241,44 +126,10 @@ impl Domain {
             && reason == sys::VIR_DOMAIN_RUNNING_BOOTED.cast_signed())
     }
 
-    /// Pauses the domain's processors.
-    pub fn suspend(&self) -> Result<(), Error> {
-        let _turn = self.handle.turn();
-        self.raw.suspend().map(drop).map_err(|_| self.handle.failed("suspend a domain"))
-    }
-
-    /// Ends a pause.
-    pub fn resume(&self) -> Result<(), Error> {
-        let _turn = self.handle.turn();
-        self.raw.resume().map(drop).map_err(|_| self.handle.failed("resume a domain"))
-    }
-
     /// Removes the definition; a running instance becomes transient.
     pub fn undefine(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.raw.undefine().map_err(|_| self.handle.failed("undefine a domain"))
-    }
-
-    /// Returns the XML.
-    pub fn xml(&self, kind: XmlKind) -> Result<String, Error> {
-        let mut flags = 0;
-        if kind.secure {
-            flags |= sys::VIR_DOMAIN_XML_SECURE;
-        }
-        if kind.inactive {
-            flags |= sys::VIR_DOMAIN_XML_INACTIVE;
-        }
-        let _turn = self.handle.turn();
-        // SAFETY: the domain is valid.
-        let text = unsafe { sys::virDomainGetXMLDesc(self.raw.as_ptr(), flags) };
-        if text.is_null() {
-            return Err(self.handle.failed("read the XML of a domain"));
-        }
-        // SAFETY: not null: NUL-terminated text that is now ours.
-        let xml = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-        // SAFETY: libvirt's texts are to be freed with free(3); the copy is made.
-        unsafe { free(text.cast::<c_void>()) };
-        Ok(xml)
     }
 
     /// Returns the record of a list; `None` when the domain is gone.
@@ -365,11 +216,6 @@ impl From<i32> for DomainState {
             _ => Self::Other(number),
         }
     }
-}
-
-unsafe extern "C" {
-    /// libvirt's client library allocates with the C library's allocator.
-    pub(crate) fn free(memory: *mut c_void);
 }
 
 /// Returns the name inside a domain, without a call to the hypervisor.

@@ -17,6 +17,9 @@
 //! - One connection makes one call at a time; other threads wait their turn, behind a slow call too. So keep
 //!   several connections per URI: they are cheap (about 1 ms to open) and independent. Why: libvirt's
 //!   keepalive ends only one of several calls in progress on a connection that went silent.
+//! - [`Connection`] and [`Domain`] have the calls that libvirtd answers from reserved workers. Those of
+//!   [`OrdinaryConnection`] wait as long as all its ordinary workers are busy: nothing that a power-off needs
+//!   may wait for one.
 //! - Anything may be dropped on any thread, in call-backs too, and dropping never blocks.
 //! - A program with threads of its own that come here ends by [`leave`], not by a return from `main`.
 //!
@@ -27,13 +30,15 @@ mod connection;
 mod domain;
 mod error;
 mod event;
+mod ordinary;
 mod runtime;
 mod uuid;
 
 pub use connection::{Connection, DomainRecord, KeepAlive};
 // `State` is the name at call sites that have not switched yet.
-pub use domain::{Domain, DomainState, DomainState as State, XmlKind};
+pub use domain::{Domain, DomainState, DomainState as State};
 pub use error::{Error, ErrorKind};
 pub use event::{CloseReason, EventSubscription, LifecycleEvent, LifecycleKind};
+pub use ordinary::{OrdinaryConnection, OrdinaryDomain, XmlKind};
 pub use runtime::{init, leave};
 pub use uuid::{ParseUuidError, Uuid};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_wire::Target;
-use libvirt_host::{Connection, State, Uuid};
+use libvirt_host::{Connection, OrdinaryConnection, State, Uuid};
 use tracing::debug;
 use zeroize::Zeroizing;
 
@@ -617,9 +617,9 @@ impl LibvirtBackend {
     ) -> Result<(), ActionError> {
         for hypervisor in self.hypervisors.iter().enumerate().filter(|(it, _)| *it != home).map(|(_, it)| it)
         {
-            let (memory, trail) = (Arc::clone(hypervisor), lease.trail().clone());
+            let (memory, held) = (Arc::clone(hypervisor), lease.clone());
             let discarded =
-                hypervisor.ask(lease.until(), move |c| act::discard_saved(c, uuid, &memory, &trail)).await;
+                hypervisor.ask(lease.until(), move |c| act::discard_saved(c, uuid, &memory, &held)).await;
             discarded.map_err(ActionError::from)??;
         }
         Ok(())
@@ -883,12 +883,12 @@ impl LibvirtRestart {
             let (held, source) = (lease.clone(), Arc::clone(&source));
             // The call may go on when nobody waits for it any more, and the start with it.
             let announced = announced.clone();
-            let start = move |c: &Connection| {
+            let start = move |c: &OrdinaryConnection| {
                 let started = act::bring_up(c, uuid, &source, &held);
                 drop(announced);
                 ActFailure::separate(started)
             };
-            match home.call(lease.until(), start).await {
+            match home.call_worker(lease.until(), start).await {
                 Err(CallError::Lost(_)) => has_begun = true,
                 Err(error @ CallError::Down { .. }) if has_begun => {
                     gone = Some(error);
@@ -1062,8 +1062,7 @@ impl OwnPlaces for LibvirtBackend {
     ) -> BoxedFuture<'a, Result<Option<String>, String>> {
         Box::pin(async move {
             let uuid = libvirt_uuid(uuid);
-            let looks =
-                self.hypervisors.iter().map(|it| it.ask(until, move |c| act::has_saved_memory(c, uuid)));
+            let looks = self.hypervisors.iter().map(|it| it.keeps_saved_memory(uuid, until));
             for (hypervisor, saved) in self.hypervisors.iter().zip(join_all(looks).await) {
                 if saved.map_err(|it| it.to_string())? {
                     return Ok(Some(hypervisor.uri().to_owned()));
@@ -1110,7 +1109,7 @@ async fn look_at_one(hypervisor: &Arc<Hypervisor>, question: &DomainQuestion, un
                 DomainReading::On { .. } => NamesakesHere::default(),
                 _ => {
                     // Whether it was a managed save is known while its file is there.
-                    memory.look_at_save(c, uuid)?;
+                    memory.look_at_save(uuid);
                     act::namesakes(c, &name, uuid, &memory)?
                 }
             };
@@ -1163,7 +1162,8 @@ impl From<CallError> for ActionError {
             | CallError::Down { .. }
             | CallError::Slow { .. }
             | CallError::Late { .. }
-            | CallError::Busy { .. } => Self::Unavailable(error.to_string()),
+            | CallError::Busy { .. }
+            | CallError::WorkersBusy { .. } => Self::Unavailable(error.to_string()),
         }
     }
 }

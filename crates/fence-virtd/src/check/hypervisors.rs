@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fence_cli::shown;
 use fence_config::{Backend, Config, SerialListener};
 use fence_wire::escaped;
-use libvirt_host::{Connection, DomainRecord, Error, State, XmlKind};
+use libvirt_host::{Connection, DomainRecord, Error, OrdinaryConnection, State, XmlKind};
 
 use super::finding::Finding;
 use super::hosts::CheckedDomain;
@@ -20,6 +20,9 @@ use crate::util::counted;
 
 /// Time for one hypervisor to answer, as at the daemon's start.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// Time for a free worker of libvirtd to take a call.
+const WORKER_LIMIT: Duration = Duration::from_secs(3);
 
 /// Checks every URI of the backend and of the serial listener, all at once. Returns the domains too.
 pub(super) fn all(config: &Config) -> (Vec<Finding>, Vec<CheckedDomain>) {
@@ -74,8 +77,33 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> (Vec<Finding>, Vec<Checke
     } else {
         Finding::ok("libvirt", escaped(uri).to_string(), text)
     }];
-    found.extend(serial.map(|it| sockets(&connection, it)));
+    match free_worker(&connection) {
+        Some(worker) => found.extend(serial.map(|it| sockets(&worker, it))),
+        None => found.push(workers_busy(uri)),
+    }
     (found, domains)
+}
+
+/// Returns the connection for calls that need an ordinary worker of libvirtd; none if all of these are busy.
+fn free_worker(connection: &Connection) -> Option<OrdinaryConnection> {
+    #[expect(clippy::disallowed_methods, reason = "no daemon's pool is here; the answer is waited for below")]
+    let worker = OrdinaryConnection::new(connection);
+    let (tell, told) = mpsc::channel();
+    let asked = worker.clone();
+    thread::spawn(move || drop(tell.send(asked.ping_worker())));
+    // An error comes again with the next call.
+    told.recv_timeout(WORKER_LIMIT).is_ok().then_some(worker)
+}
+
+fn workers_busy(uri: &str) -> Finding {
+    let text = format!(
+        "all ordinary workers of libvirtd are busy: none answered within {} s. Off and status work; a start, \
+         and an off that has to remove a saved memory, wait",
+        WORKER_LIMIT.as_secs()
+    );
+    let next = "most probably calls wait for a machine that hangs: virsh domcontrol says \"occupied\" of it. \
+                Fence it, or stop the program that asks about it";
+    Finding::warning("libvirt", escaped(uri).to_string(), text, next)
 }
 
 fn own_domain(uri: &str, record: DomainRecord) -> CheckedDomain {
@@ -89,7 +117,7 @@ fn own_domain(uri: &str, record: DomainRecord) -> CheckedDomain {
 }
 
 /// Checks the sockets that the serial listener would serve.
-fn sockets(connection: &Connection, settings: &SerialListener) -> Finding {
+fn sockets(connection: &OrdinaryConnection, settings: &SerialListener) -> Finding {
     const CHECK: &str = "serial";
     let subject = settings.path.as_deref().map(shown).unwrap_or_default();
     let next = "add one to a domain, <serial type='unix'> or <channel type='unix'> with <source mode='bind' \
@@ -122,11 +150,13 @@ fn sockets(connection: &Connection, settings: &SerialListener) -> Finding {
 }
 
 /// Returns the number of sockets, and those whose file is missing.
-fn served(connection: &Connection, settings: &SerialListener) -> Result<(usize, Vec<String>), Error> {
+fn served(connection: &OrdinaryConnection, settings: &SerialListener) -> Result<(usize, Vec<String>), Error> {
     let (mut count, mut missing) = (0, Vec::new());
     for record in connection.domains()?.iter().filter(|it| it.state != State::ShutOff) {
         let Some(domain) = connection.domain_by_uuid(record.uuid)? else { continue };
-        let Ok(domain) = inventory::read(domain_id(record.uuid), &domain.xml(XmlKind::default())?) else {
+        let Ok(domain) =
+            inventory::read(domain_id(record.uuid), &connection.of(&domain).xml(XmlKind::default())?)
+        else {
             continue;
         };
         for port in domain.ports.iter().filter(|it| is_ours(it, settings.mode, settings.path.as_deref())) {

@@ -119,11 +119,51 @@ struct SeenDomain {
     was_started: bool,
     /// libvirt itself told of a move when its definition was last read: it stayed behind.
     stays_behind: bool,
+    /// Course of its last instance; none if that is not known.
+    course: Option<InstanceCourse>,
     /// True if it was proved off after it had left, and nothing was seen of it since.
     is_proved_off: bool,
     /// Moment at which an instance was here for the last time, as far as that was noted, or at which a
     /// request was told here that the domain is off.
     last_use: Option<BootMoment>,
+}
+
+/// Course of one instance by its events, since it was last seen to begin or to go on.
+///
+/// A save pauses an instance that runs, and a migration does before another place can have the machine: both
+/// are told before the end.
+#[derive(Clone, Copy, Default)]
+pub(super) struct InstanceCourse {
+    /// True once it stood still.
+    pub(super) stood_still: bool,
+    /// True once its memory was copied: a migration may be under way.
+    is_copied: bool,
+    pub(super) has_ended: bool,
+}
+
+impl InstanceCourse {
+    /// Returns whether the instance ran all the time, and nothing copied it.
+    pub(super) fn is_undisturbed(self) -> bool {
+        !self.stood_still && !self.is_copied
+    }
+
+    fn after(before: Option<Self>, event: &LifecycleEvent) -> Option<Self> {
+        match event.kind {
+            // What came in or was restored is told to go on when it does.
+            LifecycleKind::Started => Some(Self { stood_still: event.detail != 0, ..Self::default() }),
+            LifecycleKind::Resumed => Some(Self::default()),
+            LifecycleKind::MemoryCopied => before.map(|it| Self { is_copied: true, ..it }),
+            LifecycleKind::Suspended
+            | LifecycleKind::PmSuspended
+            | LifecycleKind::Crashed
+            | LifecycleKind::Other(_) => before.map(|it| Self { stood_still: true, ..it }),
+            LifecycleKind::Stopped => before.map(|it| Self { has_ended: true, ..it }),
+            LifecycleKind::Defined
+            | LifecycleKind::Undefined
+            | LifecycleKind::Shutdown
+            | LifecycleKind::DevicesChanged => before,
+        }
+    }
 }
 
 /// Meaning of a lifecycle event for a domain.
@@ -222,6 +262,11 @@ impl SeenDomains {
             Some(LastSeen::Restored(phase)) => !matches!(phase, RestoredPhase::Copied(_)),
             _ => false,
         }
+    }
+
+    /// Returns what the events said of the last instance; none if it may have begun, or changed, in a gap.
+    pub(super) fn course(&self, uuid: Uuid) -> Option<InstanceCourse> {
+        self.domains.get(&uuid)?.course
     }
 
     /// Returns whether an event said that an instance started or came in.
@@ -394,6 +439,10 @@ impl SeenDomains {
         let state = listed(record.state);
         let last = self.last(record.uuid).unwrap_or(LastSeen::Known).listed(state, now());
         self.record(record.uuid, &record.name, last);
+        if let Some(seen) = self.domains.get_mut(&record.uuid).filter(|it| it.course.is_none()) {
+            let is_running = matches!(record.state, State::Running | State::MayHaveComeIn);
+            seen.course = is_running.then(InstanceCourse::default);
+        }
         if !matches!(state, ListedState::NoInstance | ListedState::MovedAway) {
             self.record_use(record.uuid);
         }
@@ -410,6 +459,7 @@ impl SeenDomains {
         let (was_started, last_use) = before.map(|it| (it.was_started, it.last_use)).unwrap_or_default();
         let last_event = before.map(|it| it.last_event).unwrap_or_default();
         let stays_behind = before.is_some_and(|it| it.stays_behind);
+        let course = before.and_then(|it| it.course);
         let seen = SeenDomain {
             name: name.to_owned(),
             left_as,
@@ -418,6 +468,7 @@ impl SeenDomains {
             awaited_in_vain: false,
             was_started,
             stays_behind,
+            course,
             is_proved_off: false,
             last_use,
         };
@@ -437,6 +488,7 @@ impl SeenDomains {
         }
         self.events.0 += 1;
         if let Some(seen) = self.domains.get_mut(&event.uuid) {
+            seen.course = InstanceCourse::after(seen.course, event);
             seen.last_event = self.events;
             seen.was_started |= event.kind == LifecycleKind::Started;
         }
@@ -495,6 +547,7 @@ impl SeenDomains {
         if let Some((past, uri)) = &self.disk {
             past.set_watching(uri, false);
         }
+        self.domains.values_mut().for_each(|it| it.course = None);
         self.change_all(LastSeen::over_gap);
     }
 

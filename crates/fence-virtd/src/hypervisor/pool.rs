@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use fence_core::evidence::last_seen::{LastSeen, LeaveKind};
 use fence_core::owed_start::PlaceMemory;
 use libvirt_host::{
-    Connection, DomainRecord, Error, ErrorKind, EventSubscription, LifecycleKind, State, Uuid,
+    Connection, DomainRecord, Error, ErrorKind, EventSubscription, LifecycleKind, OrdinaryConnection, State,
+    Uuid,
 };
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
-use super::memory::SeenDomains;
-use super::memory::{is_migration, is_save};
+use super::memory::{InstanceCourse, SeenDomains, is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
 pub(crate) use super::past::{WrittenEvent, written_events};
@@ -34,6 +34,10 @@ use crate::util::locks::lock;
 
 /// Calls to one hypervisor that may be in flight at once, each on a connection of its own.
 const MAX_CALLS: usize = 64;
+/// Time in which a free worker of libvirtd takes a call. After it the call is answered late or never.
+const WORKER_PATIENCE: Duration = Duration::from_secs(1);
+/// The same while an earlier call waits for longer than that.
+const WORKER_PATIENCE_IN_DOUBT: Duration = Duration::from_millis(200);
 /// Idle connections that are kept.
 const KEPT_CONNECTIONS: usize = 8;
 /// Pause before a lost connection is opened again.
@@ -126,6 +130,15 @@ impl Hypervisors {
 pub(crate) struct Hypervisor {
     uri: String,
     permits: Arc<Semaphore>,
+    /// Permits of the calls that need an ordinary worker of libvirtd: when all of these hang, the others are
+    /// made all the same.
+    ordinary_permits: Arc<Semaphore>,
+    /// Calls to ordinary workers for which nobody waits any more, and that have not returned.
+    unanswered: Arc<AtomicUsize>,
+    /// All ordinary workers were busy when they were last asked, and have not answered since.
+    are_workers_busy: Arc<AtomicBool>,
+    /// Turn to ask whether there is a free worker.
+    worker_turn: tokio::sync::Mutex<()>,
     pool: Mutex<Vec<Arc<PooledConnection>>>,
     status: watch::Sender<ConnectionStatus>,
     memory: Mutex<SeenDomains>,
@@ -156,6 +169,8 @@ pub(crate) enum CallError {
     Late { uri: String },
     /// Too many calls are in flight: most of them hang.
     Busy { uri: String },
+    /// No answer in time, because all ordinary workers of libvirtd are busy.
+    WorkersBusy { uri: String },
 }
 
 /// libvirt's error with the URI it came from.
@@ -178,11 +193,27 @@ impl fmt::Display for CallError {
             Self::Busy { uri } => {
                 write!(f, "libvirt at {uri} is busy: {MAX_CALLS} calls wait for it already")
             }
+            Self::WorkersBusy { uri } => write!(f, "{}", workers_busy(uri)),
         }
     }
 }
 
 impl std::error::Error for CallError {}
+
+impl CallError {
+    /// Returns whether libvirt may still answer, and has not.
+    pub(crate) fn is_without_answer(&self) -> bool {
+        matches!(self, Self::Slow { .. } | Self::Late { .. } | Self::Busy { .. } | Self::WorkersBusy { .. })
+    }
+
+    /// Separates libvirt's own error from all other reasons.
+    pub(crate) fn into_error(self) -> Result<Error, Self> {
+        match self {
+            Self::Refused(it) | Self::Lost(it) => Ok(it.error),
+            other => Err(other),
+        }
+    }
+}
 
 #[derive(Clone)]
 enum ConnectionStatus {
@@ -206,6 +237,10 @@ impl Hypervisor {
         let this = Arc::new(Self {
             uri: uri.to_owned(),
             permits: Arc::new(Semaphore::new(MAX_CALLS)),
+            ordinary_permits: Arc::new(Semaphore::new(MAX_CALLS)),
+            unanswered: Arc::default(),
+            are_workers_busy: Arc::default(),
+            worker_turn: tokio::sync::Mutex::default(),
             pool: Mutex::default(),
             status: watch::Sender::new(ConnectionStatus::Starting),
             memory: Mutex::new(memory),
@@ -313,27 +348,146 @@ impl Hypervisor {
     }
 
     /// Runs `work` on a blocking thread with a connection. Waits for a connection, and for the work, until
-    /// `until` and no longer; work that has begun goes on.
+    /// `until` and no longer; work that has begun goes on. Nothing in it may need an ordinary worker of
+    /// libvirtd, so that a power-off does not wait for others' calls.
     pub(crate) async fn call<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    {
+        self.call_with(&self.permits, until, work).await
+    }
+
+    /// Runs work that needs an ordinary worker of libvirtd, as [`Self::call`] does the rest.
+    pub(crate) async fn call_worker<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&OrdinaryConnection) -> Result<T, Error> + Send + 'static,
+    {
+        let returns = UnansweredCall::new(&self.unanswered);
+        let gives_up = returns.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one way to ordinary calls, with permits of its own"
+        )]
+        let running = self.call_with(&self.ordinary_permits, until, move |connection| {
+            let result = work(&OrdinaryConnection::new(connection));
+            returns.returned();
+            result
+        });
+        tokio::pin!(running);
+        let patience = Instant::now() + WORKER_PATIENCE;
+        // A short wait ends before it is known why.
+        let (result, are_busy) = if until <= patience {
+            (running.await, false)
+        } else {
+            match tokio::time::timeout_at(patience.into(), &mut running).await {
+                Ok(result) => (result, false),
+                Err(_) => tokio::join!(running, self.check_workers()),
+            }
+        };
+        let Err(CallError::Slow { uri }) = result else { return result };
+        gives_up.given_up();
+        if until <= patience {
+            tokio::spawn(Arc::clone(self).log_workers());
+        }
+        Err(if are_busy { CallError::WorkersBusy { uri } } else { CallError::Slow { uri } })
+    }
+
+    /// Asks an ordinary worker of libvirtd beside a call that needs none, and waits for a moment only. Runs
+    /// on a blocking thread.
+    pub(crate) fn ask_beside<T, F>(self: &Arc<Self>, work: F) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&OrdinaryConnection) -> Result<T, Error> + Send + 'static,
+    {
+        self.call_worker_beside(Instant::now() + self.worker_patience(), work)
+    }
+
+    /// Runs work that needs an ordinary worker beside a call that needs none. Runs on a blocking thread.
+    pub(crate) fn call_worker_beside<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&OrdinaryConnection) -> Result<T, Error> + Send + 'static,
+    {
+        tokio::runtime::Handle::current().block_on(self.call_worker(until, work))
+    }
+
+    /// Returns the time in which a free worker takes a call.
+    pub(crate) fn worker_patience(&self) -> Duration {
+        match self.unanswered.load(Ordering::Relaxed) {
+            0 => WORKER_PATIENCE,
+            _ => WORKER_PATIENCE_IN_DOUBT,
+        }
+    }
+
+    async fn log_workers(self: Arc<Self>) {
+        self.check_workers().await;
+    }
+
+    /// Returns whether all ordinary workers of libvirtd are busy: it answers what needs none of them, and
+    /// nothing else. Logs it when that changes.
+    async fn check_workers(self: &Arc<Self>) -> bool {
+        let _turn = self.worker_turn.lock().await;
+        if self.are_workers_busy.load(Ordering::Relaxed) {
+            return true;
+        }
+        let until = Instant::now() + WORKER_PATIENCE;
+        let has_answered = Arc::new(AtomicBool::default());
+        let (answered, are_busy, uri) =
+            (Arc::clone(&has_answered), Arc::clone(&self.are_workers_busy), self.uri.clone());
+        #[expect(clippy::disallowed_methods, reason = "asks whether there is a free worker")]
+        let worker = self.call_with(&self.ordinary_permits, until, move |c| {
+            let result = OrdinaryConnection::new(c).ping_worker();
+            answered.store(true, Ordering::SeqCst);
+            if are_busy.swap(false, Ordering::SeqCst) {
+                info!(%uri, "libvirtd has free workers again");
+            }
+            result
+        });
+        let (worker, reserved) = tokio::join!(worker, self.call(until, Connection::ping));
+        if !matches!(worker, Err(CallError::Slow { .. })) || reserved.is_err() {
+            return false;
+        }
+        self.are_workers_busy.store(true, Ordering::SeqCst);
+        warn!(uri = %self.uri, "{}", workers_busy(&self.uri));
+        // The answer may have come a moment too early to be noted.
+        if has_answered.load(Ordering::SeqCst) {
+            self.are_workers_busy.store(false, Ordering::SeqCst);
+        }
+        true
+    }
+
+    async fn call_with<T, F>(
+        self: &Arc<Self>,
+        permits: &Arc<Semaphore>,
+        until: Instant,
+        work: F,
+    ) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     {
         // Whoever reads of a slow libvirt looks for the cause there.
         let is_late = until.saturating_duration_since(Instant::now()) < LEAST_TIME;
-        match self.call_in_time(until, work).await {
+        match self.call_in_time(permits, until, work).await {
             Err(CallError::Slow { uri } | CallError::Busy { uri }) if is_late => Err(CallError::Late { uri }),
             other => other,
         }
     }
 
-    async fn call_in_time<T, F>(self: &Arc<Self>, until: Instant, work: F) -> Result<T, CallError>
+    async fn call_in_time<T, F>(
+        self: &Arc<Self>,
+        permits: &Arc<Semaphore>,
+        until: Instant,
+        work: F,
+    ) -> Result<T, CallError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     {
         let deadline = tokio::time::Instant::from_std(until);
-        let permit = tokio::time::timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = tokio::time::timeout_at(deadline, Arc::clone(permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else { return Err(CallError::Busy { uri: self.uri.clone() }) };
         self.wait_until_up(deadline).await?;
         let this = Arc::clone(self);
@@ -584,23 +738,80 @@ impl Hypervisor {
 
     /// Looks whether a save was a managed one, as long as libvirt knows it.
     async fn check_save(self: Arc<Self>, uuid: Uuid) {
-        let memory = Arc::clone(&self);
-        let looked = self.ask(Instant::now() + FIRST_ATTEMPT, move |c| memory.look_at_save(c, uuid)).await;
+        let looked =
+            self.call_worker(Instant::now() + FIRST_ATTEMPT, move |c| has_saved_memory(c, uuid)).await;
         match looked {
-            Ok(()) => debug!(%uuid, is_managed = self.save_age(uuid).is_none(), "a domain was saved"),
+            Ok(is_managed) => {
+                if is_managed {
+                    self.record_managed_save(uuid);
+                }
+                debug!(%uuid, is_managed, "a domain was saved");
+            }
             Err(error) => debug!(%uuid, "can't look whether a save was a managed one: {error}"),
         }
     }
 
-    /// Looks whether a save was a managed one: its file belongs to the definition. Runs on a blocking thread.
-    pub(crate) fn look_at_save(&self, connection: &Connection, uuid: Uuid) -> Result<(), Error> {
+    /// Looks whether a save was a managed one: its file belongs to the definition. With no answer it counts
+    /// as another. Runs on a blocking thread.
+    pub(crate) fn look_at_save(self: &Arc<Self>, uuid: Uuid) {
         if self.save_age(uuid).is_some()
-            && let Some(domain) = connection.domain_by_uuid(uuid)?
-            && domain.has_saved_memory()?
+            && matches!(self.ask_beside(move |c| has_saved_memory(c, uuid)), Ok(true))
         {
-            lock(&self.memory).record_managed_save(uuid);
+            self.record_managed_save(uuid);
         }
-        Ok(())
+    }
+
+    /// Returns whether a domain without an instance keeps the memory of a managed save. If no worker
+    /// answers, libvirt's list does.
+    pub(crate) async fn keeps_saved_memory(
+        self: &Arc<Self>,
+        uuid: Uuid,
+        until: Instant,
+    ) -> Result<bool, CallError> {
+        let patience = until.min(Instant::now() + self.worker_patience());
+        let told = match self.call_worker(patience, move |c| has_saved_memory(c, uuid)).await {
+            Err(error) if error.is_without_answer() => {
+                self.ask(until, move |c| c.lists_saved_memory(uuid)).await?
+            }
+            told => told?,
+        };
+        let is_off = move |c: &Connection| match c.domain_by_uuid(uuid)? {
+            Some(domain) => Ok(!domain.is_active()?),
+            None => Ok(false),
+        };
+        Ok(told && self.ask(until, is_off).await?)
+    }
+
+    /// Waits for the event that tells of the end of an instance that ran here. Returns whether it ran until
+    /// then, and never stood still since it was seen to run: no save was under way.
+    ///
+    /// Runs on a blocking thread.
+    pub(crate) fn ended_running(&self, uuid: Uuid) -> bool {
+        self.await_course(uuid).is_some_and(|it| !it.stood_still)
+    }
+
+    /// Returns whether also its memory was not copied: no migration was under way.
+    pub(crate) fn ended_undisturbed(&self, uuid: Uuid) -> bool {
+        self.await_course(uuid).is_some_and(InstanceCourse::is_undisturbed)
+    }
+
+    /// Returns whether the instance that is here has not stood still, and its memory was not copied.
+    pub(crate) fn runs_undisturbed(&self, uuid: Uuid) -> bool {
+        let course = lock(&self.memory).course(uuid);
+        course.is_some_and(|it| !it.has_ended && it.is_undisturbed())
+    }
+
+    /// Returns the course of an instance after the event of its end, which may be late.
+    fn await_course(&self, uuid: Uuid) -> Option<InstanceCourse> {
+        let until = Instant::now() + EVENT_LAG;
+        loop {
+            match lock(&self.memory).course(uuid) {
+                Some(course) if course.has_ended => return Some(course),
+                Some(_) if Instant::now() < until => {}
+                _ => return None,
+            }
+            std::thread::sleep(EVENT_POLL);
+        }
     }
 
     /// Records that a save was a managed one.
@@ -782,6 +993,52 @@ impl Hypervisor {
     /// Records that an action of ours ended the instance that ran here.
     pub(crate) fn record_end(&self, uuid: Uuid) {
         lock(&self.memory).record_end(uuid);
+    }
+}
+
+/// Call to an ordinary worker, counted from the moment at which nobody waits for it to its return.
+#[derive(Clone)]
+struct UnansweredCall {
+    count: Arc<AtomicUsize>,
+    /// Returned, or given up: whichever is first.
+    is_over: Arc<Mutex<Option<bool>>>,
+}
+
+impl UnansweredCall {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        Self { count: Arc::clone(count), is_over: Arc::default() }
+    }
+
+    fn returned(&self) {
+        let is_given_up = lock(&self.is_over).replace(false);
+        if is_given_up == Some(true) {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn given_up(&self) {
+        let mut is_over = lock(&self.is_over);
+        if is_over.is_none() {
+            *is_over = Some(true);
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Returns the message that all ordinary workers of libvirtd are busy, and what to do.
+fn workers_busy(uri: &str) -> String {
+    format!(
+        "libvirt at {uri} answers look-ups, but all its ordinary workers are busy, and a start, an XML and \
+         a saved memory need one. Most probably calls wait for a machine that hangs. Find it: virsh \
+         domcontrol says \"occupied\" of it. Fence it, or stop the program that asks about it"
+    )
+}
+
+/// Returns whether libvirt knows of a memory that a managed save left.
+fn has_saved_memory(connection: &OrdinaryConnection, uuid: Uuid) -> Result<bool, Error> {
+    match connection.domain_by_uuid(uuid)? {
+        Some(domain) => connection.of(&domain).has_saved_memory(),
+        None => Ok(false),
     }
 }
 

@@ -2,9 +2,10 @@
 //! The inventory of a hypervisor, kept up to date by one task ([`follow`](super::follow)).
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fence_wire::escaped;
-use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, State, Uuid, XmlKind};
+use libvirt_host::{Connection, DomainRecord, Error, ErrorKind, OrdinaryConnection, State, Uuid, XmlKind};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -13,10 +14,16 @@ use super::inventory::{Inventory, RunningDomain, RunningDomains, read};
 use super::pool::Hypervisor;
 use super::uuid::domain_id;
 
+/// Time that the XML of one domain may take.
+const XML_LIMIT: Duration = Duration::from_secs(10);
+/// Code of the error that no worker of libvirtd has answered: no number of libvirt.
+const NO_ANSWER: i32 = -1;
+
 /// Follows the running domains of a hypervisor as long as the result is held. Must run inside the runtime.
 pub(crate) fn follow_running(hypervisor: &Arc<Hypervisor>) -> Inventory {
     let (sender, running) = watch::channel(RunningDomains::new());
-    follow(hypervisor, Arc::new(RunningFollower { running: sender }));
+    let follower = RunningFollower { running: sender, hypervisor: Arc::clone(hypervisor) };
+    follow(hypervisor, Arc::new(follower));
     Inventory { running, local: is_local(hypervisor.uri()) }
 }
 
@@ -27,6 +34,25 @@ fn is_local(uri: &str) -> bool {
 
 struct RunningFollower {
     running: watch::Sender<RunningDomains>,
+    hypervisor: Arc<Hypervisor>,
+}
+
+impl RunningFollower {
+    /// Reads the XML of a running domain, which needs an ordinary worker of libvirtd.
+    fn xml(&self, uuid: Uuid) -> Result<Option<String>, Error> {
+        let read = move |c: &OrdinaryConnection| {
+            c.domain_by_uuid(uuid)?.map(|it| c.of(&it).xml(XmlKind::default())).transpose()
+        };
+        self.hypervisor.call_worker_beside(Instant::now() + XML_LIMIT, read).map_err(|error| {
+            error.into_error().unwrap_or_else(|why| Error {
+                kind: ErrorKind::Other,
+                code: NO_ANSWER,
+                domain: 0,
+                message: why.to_string(),
+                call: "read the XML of a domain",
+            })
+        })
+    }
 }
 
 impl DomainFollower for RunningFollower {
@@ -51,11 +77,13 @@ impl DomainFollower for RunningFollower {
             if !domain.is_active()? {
                 return Ok(None);
             }
-            domain.xml(XmlKind::default()).map(Some)
+            self.xml(uuid)
         };
         let xml = match active_xml() {
             Ok(xml) => xml,
-            Err(error) if error.kind == ErrorKind::Connection => return Err(error),
+            Err(error) if error.kind == ErrorKind::Connection || error.code == NO_ANSWER => {
+                return Err(error);
+            }
             // The domain went away meanwhile, or its state allows no reading: an event will follow.
             Err(error) => {
                 debug!(%uuid, "can't read the domain's XML: {error}");

@@ -3,20 +3,20 @@
 //!
 //! Runs on blocking threads. No action is reported as done before a reading showed its effect.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::ActionError;
 use fence_core::evidence::last_seen::LeaveKind;
 use fence_core::evidence::{DomainSite, Finding, Sight};
-use libvirt_host::{Connection, Domain, Error, ErrorKind, State, Uuid, XmlKind};
+use libvirt_host::{Connection, Domain, Error, ErrorKind, OrdinaryConnection, State, Uuid, XmlKind};
 use zeroize::Zeroizing;
 
-use self::saved::DiscardResult;
-use crate::hypervisor::Hypervisor;
+use self::saved::{DiscardResult, LAST_WORDS};
 use crate::hypervisor::stray::{MachineProcess, ProcessesGone};
+use crate::hypervisor::{CallError, Hypervisor};
 use crate::intent::OwedSource;
 use crate::request::lease::Lease;
-use crate::request::trail::AgentRunTrail;
 use crate::util::boot_clock::since_boot;
 use crate::util::fault;
 
@@ -158,7 +158,7 @@ pub(super) fn namesakes(
     connection: &Connection,
     name: &str,
     uuid: Uuid,
-    memory: &Hypervisor,
+    memory: &Arc<Hypervisor>,
 ) -> Result<NamesakesHere, Error> {
     let mut found = NamesakesHere::default();
     if let Some(other) = connection.domain_by_name(name)?.map(|it| it.uuid()).filter(|it| *it != uuid) {
@@ -172,7 +172,7 @@ pub(super) fn namesakes(
         found.on = memory.process_of(|it| it.name == name && it.uuid != uuid).map(|it| it.uuid);
     }
     for saved in memory.namesakes_away(name, uuid, LeaveKind::Saved) {
-        memory.look_at_save(connection, saved)?;
+        memory.look_at_save(saved);
     }
     found.moved.extend(memory.namesakes_away(name, uuid, LeaveKind::Moved));
     Ok(found)
@@ -220,6 +220,8 @@ pub(super) struct PowerOffProgress {
     had_job: bool,
     /// True once the instance stood still for a migration: the machine may run at the other end of it.
     is_handed_over: bool,
+    /// True once libvirt did not tell in time whether a job has the instance.
+    job_untold: bool,
     /// Source for the restart, read before the power-off.
     start_from: Option<StartSource>,
     /// Processes that had the machine before the power-off.
@@ -289,25 +291,19 @@ impl ActFailure {
 pub(super) fn discard_saved(
     connection: &Connection,
     uuid: Uuid,
-    memory: &Hypervisor,
-    trail: &AgentRunTrail,
+    memory: &Arc<Hypervisor>,
+    lease: &Lease,
 ) -> Result<Result<bool, ActionError>, Error> {
-    Ok(match saved::discard(connection, uuid)? {
+    Ok(match saved::discard(connection, uuid, memory, lease.until())? {
         DiscardResult::NoneThere => Ok(false),
         DiscardResult::Removed => {
             // What could be restored is gone.
             memory.record_managed_save(uuid);
-            trail.remark(saved::DISCARDED);
+            lease.trail().remark(saved::DISCARDED);
             Ok(true)
         }
         DiscardResult::StillThere(why) => Err(ActionError::Refused(why)),
     })
-}
-
-/// Returns whether a hypervisor keeps a saved memory of a domain without an instance.
-pub(super) fn has_saved_memory(connection: &Connection, uuid: Uuid) -> Result<bool, Error> {
-    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(false) };
-    Ok(domain.has_saved_memory()? && !domain.is_active()?)
 }
 
 /// Powers a domain off, waits until a reading shows that the instance has ended, and discards the memory that
@@ -317,7 +313,7 @@ pub(super) fn take_down(
     connection: &Connection,
     order: PowerOffOrder,
     lease: &Lease,
-    memory: &Hypervisor,
+    memory: &Arc<Hypervisor>,
     progress: &mut PowerOffProgress,
 ) -> Result<PowerOffHere, ActFailure> {
     loop {
@@ -325,7 +321,7 @@ pub(super) fn take_down(
         if matches!(here, PowerOffHere::MayBeHalf { .. }) {
             return Ok(here);
         }
-        let discarded = discard_saved(connection, order.uuid, memory, lease.trail())??;
+        let discarded = discard_saved(connection, order.uuid, memory, lease)??;
         let replaced = order.for_reboot && matches!(here, PowerOffHere::Ended { start_from: None, .. });
         if !discarded && !replaced || !saved::is_old_machine_on(connection, order.uuid, discarded)? {
             return Ok(here);
@@ -338,7 +334,7 @@ fn end_instance(
     connection: &Connection,
     order: PowerOffOrder,
     lease: &Lease,
-    memory: &Hypervisor,
+    memory: &Arc<Hypervisor>,
     progress: &mut PowerOffProgress,
 ) -> Result<PowerOffHere, ActFailure> {
     let (victim, refusal, pause) = (None, None, PollPause::new());
@@ -363,7 +359,7 @@ struct PowerOffRun<'a> {
     connection: &'a Connection,
     order: PowerOffOrder,
     lease: &'a Lease,
-    memory: &'a Hypervisor,
+    memory: &'a Arc<Hypervisor>,
     progress: &'a mut PowerOffProgress,
     /// Instance that has to end, if its number is known.
     victim: Option<u32>,
@@ -400,18 +396,13 @@ impl PowerOffRun<'_> {
             return Ok(Some(self.gone(began)));
         };
         if self.order.for_reboot && self.progress.start_from.is_none() {
-            self.progress.start_from = Some(start_from(&domain)?);
+            self.progress.start_from = Some(start_from(&domain, self.memory, self.lease)?);
         }
         // A slow disk takes its time, in which a migration may begin: so it is waited for first.
         if self.lease.check().is_ok() {
             self.write_owed_start();
         }
-        // A migration may be about to hand the machine over.
-        let has_job = domain.has_moving_job()?;
-        self.progress.had_job |= has_job;
-        self.progress.was_moving |= has_job;
-        // The event that its memory is copied may be late.
-        self.progress.is_handed_over |= has_job && self.memory.stands_still_since_restore(uuid);
+        self.ask_job()?;
         if self.progress.was_moving && self.order.other_end == OtherEnd::NotSought && !self.progress.acted {
             let only_came_in = !self.progress.had_job && !self.stands_still;
             return Ok(Some(PowerOffHere::MayBeHalf { only_came_in }));
@@ -451,6 +442,20 @@ impl PowerOffRun<'_> {
         Ok(None)
     }
 
+    /// Asks whether a job has the instance: a migration may be about to hand the machine over. Without an
+    /// answer the events tell, at the latest that of its end.
+    fn ask_job(&mut self) -> Result<(), ActFailure> {
+        let (uuid, memory) = (self.order.uuid, self.memory);
+        let told = if self.progress.job_untold { None } else { has_moving_job(memory, uuid)? };
+        self.progress.job_untold = told.is_none();
+        let has_job = told.unwrap_or_else(|| !memory.runs_undisturbed(uuid));
+        self.progress.had_job |= has_job;
+        self.progress.was_moving |= has_job;
+        // The event that its memory is copied may be late.
+        self.progress.is_handed_over |= told == Some(true) && memory.stands_still_since_restore(uuid);
+        Ok(())
+    }
+
     /// Writes down that a reboot owes a start, before the domain is destroyed.
     fn write_owed_start(&self) {
         let (Some(intent), Some(start)) = (self.lease.trail().intent(), &self.progress.start_from) else {
@@ -479,6 +484,7 @@ impl PowerOffRun<'_> {
                 DomainReading::On { instance, state }
                     if self.victim.is_some() && instance.is_some() && instance != self.victim =>
                 {
+                    self.progress.was_moving |= self.progress.job_untold;
                     if self.order.for_reboot && !self.progress.was_moving && !state.is_in_transit() {
                         return Ok(Some(self.replaced(began)));
                     }
@@ -533,6 +539,9 @@ impl PowerOffRun<'_> {
 
     /// Returns the result for an instance that has ended, as a look showed that began at this time.
     fn ended(&mut self, began: Instant) -> PowerOffHere {
+        if self.progress.job_untold && !self.progress.was_moving {
+            self.progress.was_moving = !self.memory.ended_undisturbed(self.order.uuid);
+        }
         if self.progress.was_moving {
             return self.ended_while_moving();
         }
@@ -628,13 +637,12 @@ pub(super) enum EndForecast {
 pub(super) fn forecast_end(
     connection: &Connection,
     uuid: Uuid,
-    memory: &Hypervisor,
+    memory: &Arc<Hypervisor>,
 ) -> Result<EndForecast, Error> {
     let DomainReading::On { state, .. } = look(connection, uuid)? else {
         return Ok(EndForecast::NothingHere);
     };
-    let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(EndForecast::NothingHere) };
-    let has_job = domain.has_moving_job()?;
+    let has_job = has_moving_job(memory, uuid)?.unwrap_or_else(|| !memory.runs_undisturbed(uuid));
     Ok(match has_job || may_be_moving(state, uuid, memory) {
         true => EndForecast::MayBeHalf {
             only_came_in: !has_job && !stands_still(state),
@@ -644,19 +652,47 @@ pub(super) fn forecast_end(
     })
 }
 
-/// Reads the source from which the domain can be started again.
-fn start_from(domain: &Domain) -> Result<StartSource, Error> {
-    Ok(if domain.is_persistent()? {
-        StartSource::Definition
-    } else {
-        let xml = domain.xml(XmlKind { secure: true, inactive: true })?;
-        StartSource::Xml(Zeroizing::new(xml))
-    })
+/// Returns whether a job may take the instance elsewhere; none if libvirt does not tell in time: its ordinary
+/// workers are busy, or the domain's QEMU hangs.
+fn has_moving_job(memory: &Arc<Hypervisor>, uuid: Uuid) -> Result<Option<bool>, Error> {
+    let told = memory.ask_beside(move |c| match c.domain_by_uuid(uuid)? {
+        Some(domain) => c.of(&domain).has_moving_job(),
+        None => Ok(false),
+    });
+    match told.map_err(CallError::into_error) {
+        Ok(has_job) => Ok(Some(has_job)),
+        Err(Ok(error)) => Err(error),
+        Err(Err(_)) => Ok(None),
+    }
+}
+
+/// Reads the source from which the domain can be started again. The XML of a transient domain needs an
+/// ordinary worker of libvirtd: without it there would be no way back.
+fn start_from(domain: &Domain, memory: &Arc<Hypervisor>, lease: &Lease) -> Result<StartSource, ActFailure> {
+    if domain.is_persistent()? {
+        return Ok(StartSource::Definition);
+    }
+    let uuid = domain.uuid();
+    let read = move |c: &OrdinaryConnection| {
+        let kind = XmlKind { secure: true, inactive: true };
+        c.domain_by_uuid(uuid)?.map(|it| c.of(&it).xml(kind)).transpose()
+    };
+    let until = lease.until().checked_sub(LAST_WORDS).unwrap_or_else(|| lease.until());
+    match memory.call_worker_beside(until, read).map_err(CallError::into_error) {
+        Ok(Some(xml)) => Ok(StartSource::Xml(Zeroizing::new(xml))),
+        Ok(None) => Err(ActionError::Gone.into()),
+        Err(Ok(error)) => Err(error.into()),
+        Err(Err(error)) => Err(ActionError::Unavailable(format!(
+            "nothing was done: the domain has no definition, and its XML, from which it would be started \
+             again, can't be read: {error}"
+        ))
+        .into()),
+    }
 }
 
 /// Starts a domain, and waits until a reading shows it on. Runs on a blocking thread.
 pub(super) fn bring_up(
-    connection: &Connection,
+    connection: &OrdinaryConnection,
     uuid: Uuid,
     source: &StartSource,
     lease: &Lease,
@@ -685,7 +721,7 @@ pub(super) fn bring_up(
         lease.check()?;
         let started = match source {
             StartSource::Definition => match connection.domain_by_uuid(uuid)? {
-                Some(domain) => saved::boot(&domain, lease.trail()),
+                Some(domain) => saved::boot(connection, &domain, lease.trail()),
                 None => return Err(ActionError::Gone.into()),
             },
             StartSource::Xml(xml) => connection.create_xml(xml).map(drop),
