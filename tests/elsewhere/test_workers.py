@@ -19,6 +19,8 @@ POLLS = 30
 #: A power-off that waits for no ordinary worker takes less, in seconds: two questions that nobody answers take 2.
 QUICK = 6
 BUSY = "all its ordinary workers are busy"
+#: What the daemon logs when no worker lists the domains in one call.
+ONE_BY_ONE = "lists the domains one by one"
 
 
 @contextlib.contextmanager
@@ -86,6 +88,22 @@ def reason_of_last(host):
     failed = lambda: [it for it in host.records() if it.get("reason")]
     until(failed, PATIENCE, host.daemon.log)
     return failed()[-1]["reason"]
+
+
+def test_one_call_lists_all_while_a_worker_is_free(lone):
+    """And they are read one by one while none is."""
+    here = lone.h1
+    lists = lambda: {it.split()[0]: it.split()[-1] for it in lone.agent("list").finish(PATIENCE).out.splitlines()}
+    assert lists() == {"sick": "on", "well": "on"}, lone.logs()
+    assert ONE_BY_ONE not in here.daemon.log, here.daemon.log
+    with polled(here, "sick", POLLS):
+        assert is_held(here)
+        assert lists() == {"sick": "on", "well": "on"}, lone.logs()
+        until(lambda: f"{ONE_BY_ONE}: no worker has answered" in here.daemon.log, PATIENCE, here.daemon.log)
+        time.sleep(1)
+        # Now it is known that a call waits.
+        assert lists() == {"sick": "on", "well": "on"}, lone.logs()
+        until(lambda: f"{ONE_BY_ONE}: no worker was asked" in here.daemon.log, PATIENCE, here.daemon.log)
 
 
 def test_another_machine_is_fenced(lone):

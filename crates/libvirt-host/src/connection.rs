@@ -125,13 +125,25 @@ impl Connection {
     }
 
     /// Returns all domains, active or not, with their states. One that goes away meanwhile is left out.
+    /// One call for each: [`domains_in_bulk`](crate::OrdinaryConnection::domains_in_bulk) takes one for all.
     pub fn domains(&self) -> Result<Vec<DomainRecord>, Error> {
+        self.domains_unless(|| false).map(Option::unwrap_or_default)
+    }
+
+    /// The same; none if `is_in_vain` says so before the last is read.
+    pub fn domains_unless(
+        &self,
+        mut is_in_vain: impl FnMut() -> bool,
+    ) -> Result<Option<Vec<DomainRecord>>, Error> {
         let all = self.listed(0)?;
         let mut records = Vec::with_capacity(all.len());
         for domain in all {
+            if is_in_vain() {
+                return Ok(None);
+            }
             records.extend(domain.record()?);
         }
-        Ok(records)
+        Ok(Some(records))
     }
 
     /// Returns whether libvirt's list says that a managed save left the memory of this domain. A driver

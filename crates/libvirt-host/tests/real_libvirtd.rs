@@ -108,9 +108,15 @@ fn lists_in_bulk() {
     let running = connection.domain_by_name("vm7").unwrap().unwrap();
     worker(&connection).of(&running).create().unwrap();
     let begin = Instant::now();
-    let list = connection.domains().unwrap();
+    let mut one_by_one = connection.domains().unwrap();
+    println!("list of {}, one by one: {:?}", one_by_one.len(), begin.elapsed());
+    let begin = Instant::now();
+    let mut list = worker(&connection).domains_in_bulk().unwrap();
     println!("list of {}: {:?}", list.len(), begin.elapsed());
     assert_eq!(list.len(), 100);
+    one_by_one.sort_by_key(|it| it.uuid);
+    list.sort_by_key(|it| it.uuid);
+    assert_eq!(list, one_by_one);
     for domain in list {
         let expected = if domain.name == "vm7" { DomainState::Running } else { DomainState::ShutOff };
         assert_eq!(domain.state, expected, "{}", domain.name);

@@ -40,9 +40,19 @@ fn lists_a_thousand() {
     let names: Vec<String> = (0..1000).map(|i| format!("vm{i}")).collect();
     let domains: Vec<(&str, i32)> = names.iter().map(|n| (n.as_str(), 1)).collect();
     let node = Node::of(&domains);
-    let mut list = node.open().domains().unwrap();
+    let connection = node.open();
+    let mut list = connection.domains().unwrap();
     list.sort_by_key(|d| d.uuid);
     assert_eq!(list.len(), 1000);
+    let mut bulk = worker(&connection).domains_in_bulk().unwrap();
+    bulk.sort_by_key(|d| d.uuid);
+    assert_eq!(bulk, list);
+    let mut read = 0;
+    let stopped = connection.domains_unless(|| {
+        read += 1;
+        read == 3
+    });
+    assert_eq!((stopped.unwrap(), read), (None, 3));
     for (i, domain) in list.iter().enumerate() {
         assert_eq!((domain.name.as_str(), domain.uuid), (names[i].as_str(), uuid(i)));
         assert_eq!(domain.state, DomainState::Running);

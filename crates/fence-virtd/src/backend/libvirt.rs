@@ -1003,7 +1003,10 @@ impl Backend for LibvirtBackend {
     }
 
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
-        let looks = self.hypervisors.iter().map(|it| it.ask(until, Connection::domains));
+        let looks = self.hypervisors.iter().map(|it| {
+            let memory = Arc::clone(it);
+            it.ask(until, move |c| memory.list(c))
+        });
         let mut listing = DomainListing::default();
         for result in join_all(looks).await {
             match result {

@@ -157,7 +157,8 @@ async fn read<F: DomainFollower>(
     let follower = Arc::clone(follower);
     match scope {
         RefreshScope::Everything => {
-            let all = move |connection: &Connection| read_all(connection, &*follower);
+            let memory = Arc::clone(hypervisor);
+            let all = move |connection: &Connection| read_all(connection, &memory, &*follower);
             hypervisor.ask(until, all).await.map(HypervisorReading::Everything)
         }
         RefreshScope::These(uuids) => {
@@ -174,10 +175,11 @@ async fn read<F: DomainFollower>(
 
 fn read_all<F: DomainFollower>(
     connection: &Connection,
+    hypervisor: &Arc<Hypervisor>,
     follower: &F,
 ) -> Result<HashMap<Uuid, F::Domain>, Error> {
     let mut all = HashMap::new();
-    for record in connection.domains()? {
+    for record in hypervisor.list(connection)? {
         let uuid = record.uuid;
         let Some(domain) = follower.read_listed(connection, record)? else { continue };
         if all.len() >= MAX_DOMAINS {

@@ -2,6 +2,8 @@
 //! Connections to libvirt, and the domains that it shows.
 
 #[cfg(feature = "libvirt")]
+mod bulk;
+#[cfg(feature = "libvirt")]
 pub(crate) mod follow;
 pub(crate) mod inventory;
 #[cfg(feature = "libvirt")]

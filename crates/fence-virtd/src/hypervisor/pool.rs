@@ -23,6 +23,7 @@ use libvirt_host::{
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tracing::{debug, info, warn};
 
+use super::bulk::BulkList;
 use super::memory::{InstanceCourse, SeenDomains, is_migration, is_save};
 use super::news::DomainEvent;
 use super::past::PastEvents;
@@ -413,6 +414,39 @@ impl Hypervisor {
         tokio::runtime::Handle::current().block_on(self.call_worker(until, work))
     }
 
+    /// Returns all domains with their states. While a call waits for an ordinary worker, none is asked. Runs
+    /// on a blocking thread, with the connection of a call.
+    pub(crate) fn list(self: &Arc<Self>, connection: &Connection) -> Result<Vec<DomainRecord>, Error> {
+        let (tell, bulk) = BulkList::new();
+        if self.unanswered.load(Ordering::Relaxed) == 0 {
+            let this = Arc::clone(self);
+            tokio::runtime::Handle::current().spawn(async move {
+                let list = move |c: &OrdinaryConnection| {
+                    let _ = tell.send(c.domains_in_bulk());
+                    Ok(())
+                };
+                // A late answer is taken too.
+                let _ = this.call_worker(Instant::now() + WORKER_PATIENCE, list).await;
+            });
+        } else {
+            drop(tell);
+        }
+        bulk.or_one_by_one(|is_in_vain| connection.domains_unless(is_in_vain))
+    }
+
+    /// Returns the same before there is a pool.
+    fn first_list_by(self: &Arc<Self>, connection: &Connection) -> Result<Vec<DomainRecord>, Error> {
+        let (tell, bulk) = BulkList::new();
+        let (this, only) = (Arc::clone(self), connection.clone());
+        tokio::task::spawn_blocking(move || {
+            let beside = if this.may_have_several() { Connection::open(&this.uri) } else { Ok(only) };
+            #[expect(clippy::disallowed_methods, reason = "a call beside those that need no worker")]
+            let list = beside.and_then(|it| OrdinaryConnection::new(&it).domains_in_bulk());
+            let _ = tell.send(list);
+        });
+        bulk.or_one_by_one(|is_in_vain| connection.domains_unless(is_in_vain))
+    }
+
     /// Returns the time in which a free worker takes a call.
     pub(crate) fn worker_patience(&self) -> Duration {
         match self.unanswered.load(Ordering::Relaxed) {
@@ -688,9 +722,9 @@ impl Hypervisor {
 
     /// Lists all domains of a hypervisor whose events are watched again, and returns their number. Runs on a
     /// blocking thread.
-    fn read_list(&self, connection: &Connection) -> Result<usize, Error> {
+    fn read_list(self: &Arc<Self>, connection: &Connection) -> Result<usize, Error> {
         let mut asked = lock(&self.memory).event_mark();
-        let mut records = connection.domains()?;
+        let mut records = self.first_list_by(connection)?;
         let count = records.len();
         let on = records.iter().filter(|it| !matches!(it.state, State::ShutOff | State::MovedAway));
         let on: HashSet<_> = on.map(|it| it.uuid).collect();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Domains of a hypervisor that a request's target can mean.
 
+use std::sync::Arc;
+
 use fence_core::domain::{DomainHome, DomainRef, TargetKind};
 use fence_core::evidence::Sight;
 use fence_wire::Target;
@@ -60,7 +62,7 @@ impl TargetQuery {
     pub(super) fn find(
         &self,
         connection: &Connection,
-        memory: &Hypervisor,
+        memory: &Arc<Hypervisor>,
     ) -> Result<Vec<MatchedDomain>, Error> {
         let mut domains = Vec::new();
         if let Some(uuid) = self.uuid {
@@ -104,10 +106,10 @@ impl TargetQuery {
     fn find_by_cut_name(
         &self,
         connection: &Connection,
-        memory: &Hypervisor,
+        memory: &Arc<Hypervisor>,
     ) -> Result<Vec<MatchedDomain>, Error> {
         let mut all = Vec::new();
-        for record in connection.domains()?.into_iter().filter(|it| self.target.is_cut_from(&it.name)) {
+        for record in memory.list(connection)?.into_iter().filter(|it| self.target.is_cut_from(&it.name)) {
             let (_, sight) = sight(connection, record.uuid, memory)?;
             all.push(MatchedDomain { name: record.name, uuid: record.uuid, sight });
         }

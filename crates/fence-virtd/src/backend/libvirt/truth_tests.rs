@@ -107,13 +107,22 @@ impl PeerHosts for Played {
     }
 }
 
+/// Starts a backend, and waits for its lists too: what a test records before them is not kept.
+async fn started(uris: &[String], reboot_starts: bool, known: &Hypervisors) -> (LibvirtBackend, Vec<String>) {
+    let (backend, unreachable) = LibvirtBackend::start(uris, reboot_starts, known).await;
+    for hypervisor in backend.hypervisors() {
+        let _ = hypervisor.first_list().await;
+    }
+    (backend, unreachable)
+}
+
 async fn answer(row: &Row<'_>, action: PowerAction) -> &'static str {
     let world = World::new();
     let mut uris = vec![world.hypervisor("here", row.here)];
     if row.topology == "uris" {
         uris.push(world.hypervisor("elsewhere", row.elsewhere));
     }
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     if row.here == "ended" {
         let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 0);
         let target = Target::new("x", false).unwrap();
@@ -194,7 +203,7 @@ async fn a_machine_that_is_on_twice_is_ended_at_both_and_started_once() {
     {
         let world = World::new();
         let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "on")];
-        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
         assert_eq!(ask(&backend, action).await, "done", "{action}");
         let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
         let looks = backend.look_here(&question, Instant::now() + PATIENCE).await;
@@ -214,7 +223,7 @@ async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
     {
         let world = World::new();
         let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "on")];
-        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
         backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
         assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
     }
@@ -225,7 +234,7 @@ async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
 async fn two_machines_with_one_name_stay_ambiguous() {
     let world = World::new();
     let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "namesake on")];
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     let target = Target::new("x", false).unwrap();
     let why = backend.locate(&target, Instant::now() + PATIENCE).await.unwrap_err().to_string();
     assert!(why.contains("ambiguous") && why.contains(UUID) && why.contains(OTHER), "{why}");
@@ -236,8 +245,7 @@ async fn two_machines_with_one_name_stay_ambiguous() {
 async fn a_start_without_a_definition_says_which_hypervisor_has_none() {
     let world = World::new();
     let uri = world.hypervisor("here", "ended");
-    let (backend, _) =
-        LibvirtBackend::start(std::slice::from_ref(&uri), false, &Hypervisors::default()).await;
+    let (backend, _) = started(std::slice::from_ref(&uri), false, &Hypervisors::default()).await;
     let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 0);
     let found = backend.locate(&Target::new("x", false).unwrap(), lease.until()).await.unwrap();
     let _proof = backend.off(found.domain(), false, &lease).await.unwrap().proof;
@@ -260,7 +268,7 @@ async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
     ] {
         let world = World::new();
         let uris = [world.hypervisor("here", "none")];
-        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
         backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
         let (target, until) = (Target::new("x", false).unwrap(), Instant::now() + PATIENCE);
         let why = backend.locate(&target, until).await.unwrap_err().to_string();
@@ -297,7 +305,7 @@ impl PeerHosts for Counting {
 async fn other_hosts_are_asked_three_times_for_one_answer() {
     let world = World::new();
     let uris = [world.hypervisor("here", "off")];
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     let host = Arc::new(Counting::default());
     backend.ask_others(Arc::clone(&host) as Arc<dyn PeerHosts>);
     assert_eq!(ask(&backend, PowerAction::Status).await, "off");
@@ -313,7 +321,7 @@ async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
     {
         let world = World::new();
         let uris = [world.hypervisor("here", "paused")];
-        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
         backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
         assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
     }
@@ -324,7 +332,7 @@ async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
 async fn a_question_by_the_name_alone_finds_no_namesake() {
     let world = World::new();
     let uris = [world.hypervisor("here", "on")];
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     let said = |found: Vec<Finding>| match &found[..] {
         [Finding { sight: Sight::Unknown(why), .. }] => why.clone(),
         other => panic!("{other:?}"),
@@ -344,7 +352,7 @@ async fn only_a_namesake_that_is_on_is_a_doubt() {
     for (here, is_doubt) in [("namesake on", true), ("namesake off", false), ("none", false)] {
         let world = World::new();
         let uris = [world.hypervisor("here", here)];
-        let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+        let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
         let looks = backend.look_here(&question, Instant::now() + PATIENCE).await;
         let [Finding { sight, .. }] = &looks[..] else { panic!("{looks:?}") };
         assert_eq!(matches!(sight, Sight::Unknown(why) if why.contains(OTHER)), is_doubt, "{here}");
@@ -397,7 +405,7 @@ async fn a_name_is_off_only_if_the_namesake_that_left_is_too() {
         ] {
             let world = World::new();
             let uris = [world.hypervisor("here", "off")];
-            let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+            let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
             let about_own = vec![at("h2", Sight::Absent, &[other]), at("h3", Sight::Absent, &[])];
             let about_other = vec![at("h2", moved(), &[]), at("h3", seen_at_h3.clone(), &[])];
             backend.ask_others(Arc::new(Hosts(vec![(own, about_own), (other, about_other)])));
@@ -429,7 +437,7 @@ async fn a_name_is_off_only_if_the_namesake_that_left_is_too() {
 async fn a_namesake_that_left_another_hypervisor_of_this_host_is_a_doubt() {
     let world = World::new();
     let uris = [world.hypervisor("first", "off"), world.hypervisor("second", "namesake off")];
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     backend.hypervisors()[1].record_move(OTHER.parse().unwrap());
     for action in [PowerAction::Status, PowerAction::Off, PowerAction::On, PowerAction::Reboot] {
         assert_eq!(ask(&backend, action).await, "fail", "{action}");
@@ -446,7 +454,7 @@ async fn a_namesake_that_left_another_hypervisor_of_this_host_is_a_doubt() {
 async fn a_hypervisor_that_is_asked_too_late_is_not_called_slow() {
     let world = World::new();
     let uris = [world.hypervisor("here", "off")];
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     // No work that could be done before the time is looked at.
     let (end, may_end) = std::sync::mpsc::channel::<()>();
     let work = move |_: &libvirt_host::Connection| {
@@ -488,7 +496,7 @@ async fn two_hosts_that_are_asked_at_once_start_one_instance() {
         for name in ["h1", "h2"] {
             let uris = [world.hypervisor(name, "off")];
             // A reboot of what is off starts it at every second turn.
-            let (backend, _) = LibvirtBackend::start(&uris, turn % 2 == 1, &Hypervisors::default()).await;
+            let (backend, _) = started(&uris, turn % 2 == 1, &Hypervisors::default()).await;
             hosts.push(Arc::new(backend));
         }
         hosts[0].ask_others(Arc::new(Linked(Arc::clone(&hosts[1]))));
@@ -514,7 +522,7 @@ async fn two_hosts_that_are_asked_at_once_start_one_instance() {
 async fn an_event_that_is_late_is_awaited() {
     use libvirt_host::{LifecycleEvent, LifecycleKind};
     let uris = ["test:///default".to_owned()];
-    let (backend, _) = LibvirtBackend::start(&uris, false, &Hypervisors::default()).await;
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
     let uuid: libvirt_host::Uuid = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap();
     let hypervisor = Arc::clone(&backend.hypervisors[0]);
     let tell = |kind, detail| {
@@ -542,7 +550,7 @@ async fn hosts_with_older_machines(count: u8) -> ([Arc<LibvirtBackend>; 2], Vec<
     let mut hosts = Vec::new();
     for (name, shows) in [("h1", "none"), ("h2", "off")] {
         let uris = [world.hypervisor(name, shows)];
-        hosts.push(Arc::new(LibvirtBackend::start(&uris, false, &Hypervisors::default()).await.0));
+        hosts.push(Arc::new(started(&uris, false, &Hypervisors::default()).await.0));
     }
     let [first, second] = <[Arc<LibvirtBackend>; 2]>::try_from(hosts).ok().unwrap();
     for (host, stopped) in [(&first, 3), (&second, 1)] {
