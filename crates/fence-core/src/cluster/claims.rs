@@ -546,7 +546,7 @@ impl ClusterArbiter {
     /// Takes note that the syncs of all members may count by now.
     fn note_begun(&mut self) {
         if self.epoch.has_begun {
-            self.unknown.begun(|it| self.epoch.is_ready(it));
+            self.unknown.begun(&self.tellers, |it| self.epoch.is_ready(it));
         }
     }
 
@@ -588,7 +588,7 @@ impl ClusterArbiter {
     /// Returns whether the daemon of a node has told what earlier ones left there.
     fn has_told(&self, node: u32) -> bool {
         let mut of_node = self.tellers.iter().filter(|it| it.node == node);
-        self.epoch.has_begun && of_node.any(|it| self.epoch.is_ready(*it))
+        self.unknown.has_told(node) || self.epoch.has_begun && of_node.any(|it| self.epoch.is_ready(*it))
     }
 
     fn begin_alone(&mut self) {

@@ -25,6 +25,9 @@ pub(super) struct UnknownOrders {
     until: Option<Instant>,
     /// Members whose latest sync says that they know all orders.
     informers: BTreeSet<Member>,
+    /// Nodes whose daemon has told what was left there, and that corosync heard ever since. What such a
+    /// daemon began later is known, even if it has ended ([`super::orphans`]).
+    told: BTreeSet<u32>,
 }
 
 impl UnknownOrders {
@@ -40,6 +43,8 @@ impl UnknownOrders {
 
     /// Takes the nodes that corosync hears, and on which no C daemon runs.
     pub(super) fn heard(&mut self, nodes: BTreeSet<u32>) {
+        // A daemon that is not heard may begin what nobody here knows.
+        self.told.retain(|it| nodes.contains(it));
         self.nodes = nodes;
     }
 
@@ -57,9 +62,16 @@ impl UnknownOrders {
         }
     }
 
-    /// Takes note that the syncs of these members count: this host now knows what they know.
-    pub(super) fn begun(&mut self, is_ready: impl Fn(Member) -> bool) {
+    /// Takes note that the syncs of these members count: this host now knows what they know. `tellers` are
+    /// the members that tell what was left at their hosts.
+    pub(super) fn begun(&mut self, tellers: &BTreeSet<Member>, is_ready: impl Fn(Member) -> bool) {
         self.is_informed |= self.informers.iter().any(|it| is_ready(*it));
+        self.told.extend(tellers.iter().filter(|it| is_ready(**it)).map(|it| it.node));
+    }
+
+    /// Returns whether the daemon of a node has told what was left there, at any time since this host joined.
+    pub(super) fn has_told(&self, node: u32) -> bool {
+        self.told.contains(&node)
     }
 
     /// Takes the time. `limit` is the longest time in which an order takes effect.

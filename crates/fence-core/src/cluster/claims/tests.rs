@@ -291,6 +291,31 @@ fn who_is_told_by_a_member_of_before_holds_nothing_up() {
     assert!(net.hosts[2].held().next().is_none());
 }
 
+/// A daemon that has told what it left, and ends, leaves nothing unknown, as long as corosync hears its node.
+#[test]
+fn who_has_told_and_ends_holds_nothing_up() {
+    for is_cut in [false, true] {
+        let mut net = Net::apart(2);
+        for host in 0..2 {
+            net.hosts[host].tell_earlier();
+            net.does(host, ClusterArbiter::joined);
+        }
+        net.change(&[0, 1]);
+        net.settle();
+        net.wait(0, 0);
+        net.change(&[0]);
+        if is_cut {
+            net.does(0, |it, _| it.heard_nodes(BTreeSet::from([1])));
+            net.wait(0, 1);
+        }
+        let off = net.shoot_from_nowhere(0, "a");
+        net.settle();
+        let held: Vec<_> = net.hosts[0].held().map(|(_, nodes)| nodes).collect();
+        assert_eq!(held, if is_cut { vec![vec![2]] } else { vec![] });
+        assert_eq!(net.done(0), if is_cut { vec![] } else { vec![ClaimEffect::Run(off)] });
+    }
+}
+
 /// A request from a domain of a host whose daemon has told what it left waits for no other.
 #[test]
 fn a_known_source_waits_for_its_own_host_alone() {
