@@ -117,8 +117,8 @@ suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) --keep-going -j$(LANES) --output-sync=target reference-today $(BESIDE) $(SUITES)
 
 # The long ones first.
-SUITES = suite-agents suite-cpg suite-guests suite-cts suite-elsewhere suite-e2e suite-fence_races suite-compliance \
-    suite-truth_search suite-pacemaker suite-reference suite-reference-today suite-transports suite-several_hosts suite-attacks \
+SUITES = suite-agents suite-cpg-1 suite-cpg-2 suite-cpg-3 suite-e2e suite-guests suite-cts suite-elsewhere suite-fence_races \
+    suite-compliance suite-truth_search suite-pacemaker suite-reference suite-reference-today suite-transports suite-several_hosts suite-attacks \
     suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
     suite-packages suite-manual suite-checks suite-bench suite-field
 
@@ -185,6 +185,16 @@ suite-attacks-reference:
 suite-fence_races suite-cpg: suite-%:
 	cargo build --locked -p fence-virtd
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
+
+# The longest one, in three parts that run beside each other: each has hosts of its own, and waits most of its time. What is in no
+# other part is in the last.
+CPG_FILES = $(patsubst tests/%,%,$(wildcard tests/cpg/test_*.py))
+CPG_1 = $(patsubst %,cpg/test_%.py,moves survivor agents gone)
+CPG_2 = $(patsubst %,cpg/test_%.py,lost recovery truth routing)
+CPG_3 = $(filter-out $(CPG_1) $(CPG_2),$(CPG_FILES))
+suite-cpg-1 suite-cpg-2 suite-cpg-3: suite-cpg-%:
+	cargo build --locked -p fence-virtd
+	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(CPG_$*)
 
 suite-%: ## one suite, as suite-transports
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*

@@ -10,8 +10,8 @@ from lab import net, process, programs
 from lab.net import wait_until
 
 
-def killed_after_the_power_off(hosts, monkeypatch, name, host=None):
-    """h1, or this host, has powered the domain off for a reboot, and its daemon is gone; returns its configuration."""
+def killed_after_the_power_off(hosts, monkeypatch, name, host=None, timeout=10):
+    """h1, or this host, has powered the domain off for a reboot, and its daemon is gone; returns its configuration. `timeout`: the agent's."""
     host = host or hosts.h1
     monkeypatch.setenv("FENCE_VIRTD_STOP_AT", "seen_off")
     with monkeypatch.context() as patch:
@@ -20,8 +20,7 @@ def killed_after_the_power_off(hosts, monkeypatch, name, host=None):
     monkeypatch.delenv("FENCE_VIRTD_STOP_AT")
     for asked in (host.name, "h3"):
         hosts.wait_status(asked, name, 0)
-    # A daemon that is new beside nodes whose fence_virtd is gone waits up to 15 s for the orders that these may have left.
-    shot = hosts.agent(host.name, "reboot", name, timeout=30)
+    shot = hosts.agent(host.name, "reboot", name, timeout=timeout)
     net.wait_until(lambda: process.is_frozen(host.daemon.pid))
     assert host.state(name) == "shut off"
     config = host.daemon.config
@@ -119,9 +118,10 @@ def test_of_two_nodes_that_owe_a_start_one_makes_it_good(hosts, monkeypatch):
     hosts.h2.has("x", start=False)
     hosts.h1.has("x")
     hosts.serve(h2="ours", h3="ours")
-    first = killed_after_the_power_off(hosts, monkeypatch, "x")
+    first = killed_after_the_power_off(hosts, monkeypatch, "x", timeout=30)
     hosts.h2.hypervisor.virsh("start", "x")
-    second = killed_after_the_power_off(hosts, monkeypatch, "x", hosts.h2)
+    # It is new beside h1, whose fence_virtd is gone: it waits up to 15 s for the orders that may have been left there.
+    second = killed_after_the_power_off(hosts, monkeypatch, "x", hosts.h2, timeout=30)
     # The first can't start anything: nobody says what the other one has.
     start_again(hosts.h1, first)
     start_again(hosts.h2, second)
