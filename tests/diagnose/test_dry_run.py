@@ -156,6 +156,29 @@ def test_a_c_host_cant_say(lab):
         assert lab.status("on1") == 0
 
 
+def test_a_refusal_beside_a_c_host_that_has_the_domain(lab):
+    """Our host would refuse, and the C host carries it out. A name that no host has is refused all the same."""
+    second = lab.net.node("c-host")
+    uri = testdriver.write(lab.directory / "c-host.xml", [Domain("conly")])
+    config = programs.write_config(lab.directory / "c-host.conf", f"""
+        fence_virtd {{ listener = "multicast"; backend = "libvirt"; module_path = "{programs.MODULE_PATH}"; }}
+        listeners {{ multicast {{ key_file = "{lab.key}"; family = "ipv4"; interface = "eth0"; }} }}
+        backends {{ libvirt {{ uri = "{uri}"; }} }}""")
+    c_host = programs.Daemon(second, config, program=str(programs.REFERENCE_DIR / "fence_virtd"))
+    try:
+        with lab.daemon("beside-c") as daemon:
+            code, text = lab.ask("off", "conly")
+            assert code == 1 and "can't say what off would do" in text and second.ip in text, f"{text}\n{daemon.log}"
+            assert "would not be carried out" not in text, text
+            code, text = lab.ask("status", "conly")
+            assert code == 0 and "in order" in text, text
+            code, text = lab.ask("off", "nobody")
+            assert code == 1 and "off would not be carried out" in text, text
+            assert lab.run("-o", "off", "-n", "conly").rc == 0, daemon.log
+    finally:
+        c_host.stop()
+
+
 #: Hash and auth of the host, and options of the agent: one that the host takes, and those that it drops.
 FORMS = [
     ("sha256", "sha256", (), True),

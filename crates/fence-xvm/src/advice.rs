@@ -271,6 +271,14 @@ impl HostCause {
             Self::WouldFail { action, words } => {
                 return format!("{action} would not be carried out; {words}").into();
             }
+            Self::OthersCantSay { action, hosts, words } => {
+                return format!(
+                    "{hosts} can't say what {action} would do: it takes no sealed request, as a host of the \
+                     C programs. It may have the domain and carry the {action} out, whatever others say: \
+                     {words}"
+                )
+                .into();
+            }
             Self::NoForecast { action, status } => {
                 let status = match status {
                     Response::Success => "the domain is on".to_owned(),
@@ -353,6 +361,10 @@ impl HostCause {
                 "do what the reason says, and ask again. Where it names no step: fence_virtd --check on that \
                  host looks closer, and -o list shows the domains that this guest may fence"
             }
+            Self::OthersCantSay { .. } => {
+                "put this project's fence_virtd on that host too; until then send the real request, or look \
+                 at the domain there (virsh list)"
+            }
             Self::NoForecast { .. } => {
                 "put this project's newer fence_virtd on all hosts; until then look at `groups` there, \
                  and at the \
@@ -378,6 +390,7 @@ impl HostCause {
             | Self::Told { .. }
             | Self::WouldFail { .. }
             | Self::NoForecast { .. }
+            | Self::OthersCantSay { .. }
             | Self::Odd => &[],
         }
     }

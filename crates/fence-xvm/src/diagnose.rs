@@ -237,18 +237,55 @@ fn cause_by_multicast(
     // A host that could not call back may be the one that has the domain, whatever another one said.
     let kept_out = attempts.kept_out();
     let wanted = questions.to.port;
+    let cause = cause.map(|it| without_others(it, plan, questions, &asked));
     let is_on = plan.action == Action::Status && asked.answer == HostAnswer::Response(Response::Success);
     let cause = if cause.is_none() && is_on && kept_out.is_none() {
         silent_owner(plan, questions, &asked.hosts).or_else(|| {
-            cause_of_off(plan, key, &asked, |off| {
+            let mut told = None;
+            let of_off = cause_of_off(plan, key, &asked, |off| {
                 let MulticastResult { answer, attempts, .. } = questions.ask(off, false).ok()?;
-                answer.ok()?.map(|it| AnsweredQuestion::by_multicast(it, &attempts))
-            })
+                let said = AnsweredQuestion::by_multicast(answer.ok()??, &attempts);
+                told = Some((off.clone(), said.clone()));
+                Some(said)
+            });
+            match told {
+                Some((off, said)) => of_off.map(|it| without_others(it, &off, questions, &said)),
+                None => of_off,
+            }
+            // The others can't be asked. That is no fault of theirs.
+            .filter(|it| !matches!(it, ProbableCause::Host(HostCause::OthersCantSay { .. })))
         })
     } else {
         cause
     };
     Ok(kept_out.map(|it| NetworkCause::firewall(it, wanted).into()).or(cause))
+}
+
+/// Returns what a refusal means beside hosts that take the cluster's own requests and can't be asked what an
+/// action would do: one that has the domain carries it out. Any other cause is returned as it is.
+fn without_others(
+    cause: ProbableCause,
+    plan: &RequestPlan,
+    questions: &mut ReservedQuestions<'_>,
+    asked: &AnsweredQuestion,
+) -> ProbableCause {
+    let (ProbableCause::Host(HostCause::WouldFail { action, words }), Some(plain)) =
+        (&cause, plan.as_cluster_asks())
+    else {
+        return cause;
+    };
+    let list = RequestPlan { action: Action::List, target: Target::none(), ..plain };
+    let Ok(MulticastResult { answer, attempts, rows }) = questions.ask(&list, false) else { return cause };
+    let has_told = |it: &IpAddr| asked.failures.iter().any(|failure| failure.from == *it);
+    let others: BTreeSet<_> = attempts.answered().into_iter().filter(|it| !has_told(it)).collect();
+    // A list that is missing may have the domain.
+    let is_complete = matches!(answer, Ok(Some(HostAnswer::Response(Response::Success))));
+    if others.is_empty() || is_complete && !rows.iter().any(|it| is_row_of(it, &plan.target)) {
+        return cause;
+    }
+    let hosts: Vec<_> = others.iter().map(ToString::to_string).collect();
+    let (action, words) = (*action, words.clone());
+    HostCause::OthersCantSay { action, hosts: hosts.join(", "), words }.into()
 }
 
 /// Looks for the host that has the domain on, in the lists of all hosts that answer this guest: another one
@@ -275,12 +312,14 @@ fn silent_owner(
 
 /// Returns true if a row says that the target is on.
 fn has_on(rows: &[HostListEntry], target: &Target) -> bool {
-    let is_meant = |it: &HostListEntry| {
-        it.name == target.as_str()
-            || it.uuid.eq_ignore_ascii_case(target.as_str())
-            || target.is_cut_from(&it.name)
-    };
-    rows.iter().any(|it| it.on && is_meant(it))
+    rows.iter().any(|it| it.on && is_row_of(it, target))
+}
+
+/// Returns true if a row is that of the target.
+fn is_row_of(row: &HostListEntry, target: &Target) -> bool {
+    row.name == target.as_str()
+        || row.uuid.eq_ignore_ascii_case(target.as_str())
+        || target.is_cut_from(&row.name)
 }
 
 /// Returns the question to ask again where a host holds the key and works on the first one, and says so. The
@@ -369,6 +408,7 @@ fn cause_of_off(
 }
 
 /// Answer to one question, and what else is known of the hosts that answered it.
+#[derive(Clone)]
 struct AnsweredQuestion {
     answer: HostAnswer,
     /// Hosts that answered with a failure; none where there is one host alone.

@@ -126,6 +126,15 @@ pub(crate) enum HostCause {
         /// Response to the status.
         status: Response,
     },
+    /// Some hosts told that they would refuse the action, and others that may have the domain tell nothing.
+    OthersCantSay {
+        /// The action.
+        action: Action,
+        /// Addresses of the hosts that tell nothing.
+        hosts: String,
+        /// Words of the hosts that told theirs.
+        words: String,
+    },
     /// Something rare; the message beside it says more.
     Odd,
 }
