@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
+import time
 
 import pytest
 
@@ -322,3 +324,87 @@ def test_a_machine_that_libvirtd_lost(hosts, transient, stopped):
         os.kill(pid, signal.SIGKILL)
     until(lambda: hosts.where("x") == [], PATIENCE, "the process ended")
     assert [hosts.ask(it, "x").rc for it in ("status", "off", "on")] == [OFF, OK, OK], hosts.logs()
+
+
+def held_writers(save):
+    """PIDs of libvirt's processes that write a memory to disk for this virsh, stopped; none if it was faster."""
+    while save.poll() is None:
+        held = []
+        for entry in pathlib.Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if b"libvirt_iohelper" in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGSTOP)
+                    held.append(int(entry.name))
+        if held:
+            time.sleep(0.2)
+            return held if save.poll() is None else []
+    return []
+
+
+@contextlib.contextmanager
+def a_save_that_stands_still(here):
+    """A managed save of x whose disk is slow: whoever starts x waits for it in libvirt, for up to 30 s. Yields what goes on with it."""
+    stopped = []
+    for _ in range(20):
+        here.hypervisor.virsh("start", "x", check=False)
+        save = subprocess.Popen(["virsh", "-q", "-c", here.hypervisor.uri, "managedsave", "x"], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stopped = held_writers(save)
+        if stopped:
+            break
+        save.wait(PATIENCE)
+    assert stopped, "the save was always over before it could be held"
+
+    def go_on():
+        while stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped.pop(), signal.SIGCONT)
+    try:
+        yield go_on
+    finally:
+        go_on()
+        save.wait(PATIENCE)
+
+
+def a_start_that_waits(hosts, here):
+    """x is off, and its `on` waits in libvirt; returns the agent."""
+    assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
+    agent = hosts.agent("on", "x")
+    until(lambda: "action=on" in here.daemon.log, PATIENCE, "the request is heard")
+    time.sleep(2)
+    assert hosts.where("x") == [], hosts.logs()
+    return agent
+
+
+@pytest.mark.parametrize("number, runs", [(None, 0), (signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 1)],
+                         ids=["lives", "kill", "killed-twice", "term"])
+def test_a_start_of_an_earlier_daemon_waits_in_libvirt(pair, note, number, runs):
+    """Nobody says that x is off, here or at h2: libvirt carries the start out when the save is over. One that lives waits as well."""
+    here = pair.h1
+    pair.h2.has("x", start=False)
+    here.has("x")
+    with a_save_that_stands_still(here) as go_on:
+        # Who asks reaches h1: h2 could start x.
+        pair.h2.does_not_call_back()
+        a_start_that_waits(pair, here).process.kill()
+        for _ in range(runs):
+            here.stop_serving(number)
+            here.serve_again()
+        tally = Tally(note)
+        asked = pair.agent("off", "x", timeout=60)
+        answers = [pair.ask("status", "x")]
+        here.does_not_call_back()
+        pair.h2.unfilter()
+        answers.append(pair.ask("status", "x"))
+        here.unfilter()
+        # One that lives says what it sees here, as beside every start.
+        assert [it.rc for it in answers] == [FAILED if runs else OFF, OK], pair.logs()
+        assert asked.process.poll() is None, f"it waits\n{pair.logs()}"
+        go_on()
+        # The start comes, and then the off that waited.
+        assert asked.finish(90).rc == OK, pair.logs()
+        time.sleep(3)
+        answer = pair.ask("status", "x")
+        tally.add(answer, answer.lie_afterwards())
+        tally.none(pair.logs())
+        assert answer.rc == OFF and pair.where("x") == [], pair.logs()

@@ -19,6 +19,9 @@ pub const EFFECT_LIMIT_MS: u64 = 600_000;
 /// Time for which a hypervisor may still carry out the power-off of a daemon that ended, in milliseconds:
 /// libvirt gives a QEMU 10 s to end, and 5 s more after SIGKILL.
 pub const HYPERVISOR_EFFECT_MS: u64 = 15_000;
+/// Time for which a hypervisor may still carry out the start of a daemon that ended, in milliseconds: libvirt
+/// waits 30 s for the end of other work on the domain (a managed save), and 5 s are for the machine to appear.
+pub const HYPERVISOR_START_MS: u64 = 35_000;
 /// Home of a domain of this host, and name of its hypervisors among devices.
 pub const HYPERVISOR_HOME: &str = "a hypervisor of this host";
 /// Home of a domain that devices power.
@@ -65,7 +68,7 @@ pub struct Intent {
     pub peer_id: Option<String>,
 }
 
-/// Order to a device, which may take effect after its agent is gone.
+/// Order to a device or a hypervisor, which may take effect after its agent or daemon is gone.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DeviceOrder {
     /// Number of the order in this file.
@@ -140,7 +143,8 @@ pub enum IntentEvent {
         /// Number of the intent.
         number: u64,
     },
-    /// A device is about to be told to change the power: it may do so late.
+    /// A device is about to be told to change the power, or a hypervisor to start the domain: it may do so
+    /// late.
     Ordered {
         /// Number of the intent.
         number: u64,
@@ -328,6 +332,14 @@ impl IntentTable {
     }
 }
 
+impl DeviceOrder {
+    /// Returns an order to a hypervisor of this host, without a number.
+    pub fn at_hypervisor(starts: bool) -> Self {
+        let effect_ms = if starts { HYPERVISOR_START_MS } else { HYPERVISOR_EFFECT_MS };
+        Self { order: 0, device: HYPERVISOR_HOME.to_owned(), plug: String::new(), starts, effect_ms }
+    }
+}
+
 impl PendingOrder {
     /// Returns the milliseconds for which the order may still take effect, at the start of a daemon. All of
     /// its time where its agent may have run until now. The same after a boot of the host: the device has
@@ -345,6 +357,11 @@ impl PendingOrder {
         self.order.device == HYPERVISOR_HOME
     }
 
+    /// Returns whether a hypervisor of this host was told to start the domain.
+    pub fn is_start_at_hypervisor(&self) -> bool {
+        self.is_at_hypervisor() && self.order.starts
+    }
+
     /// Returns whether the agent of the order had reported success.
     pub fn is_claimed(&self) -> bool {
         self.expiry.as_ref().is_some_and(|it| it.is_claimed)
@@ -354,7 +371,7 @@ impl PendingOrder {
 impl UnfinishedIntent {
     /// Returns the orders that may still take effect. `longest_ms` is the longest time of any device: an
     /// action that was under way at a device may have been ordered though no line tells of it. So may a
-    /// power-off at a hypervisor, in this boot of the host.
+    /// power-off at a hypervisor, in this boot of the host. A start there is never without its line.
     pub fn orders_left(&self, longest_ms: u64, boot: &str) -> Vec<PendingOrder> {
         let IntentRemainder::Open { start } = &self.remainder else { return self.orders.clone() };
         if self.orders.is_empty() && self.intent.home == HYPERVISOR_HOME {
@@ -381,16 +398,16 @@ impl UnfinishedIntent {
         }
     }
 
+    /// Returns whether an order can take effect no more, because its hypervisor ended with an earlier boot.
+    pub fn is_over_with_boot(&self, order: &PendingOrder, boot: &str) -> bool {
+        let is_known = !boot.is_empty() && !self.intent.boot.is_empty();
+        order.is_start_at_hypervisor() && is_known && self.intent.boot != boot
+    }
+
     /// Returns the power-off that a hypervisor of this host may still carry out.
     fn hypervisor_order(&self, boot: &str) -> Option<PendingOrder> {
         let is_there = !boot.is_empty() && self.intent.boot == boot && self.intent.action != "on";
-        let order = DeviceOrder {
-            order: 0,
-            device: HYPERVISOR_HOME.to_owned(),
-            plug: String::new(),
-            starts: false,
-            effect_ms: HYPERVISOR_EFFECT_MS,
-        };
+        let order = DeviceOrder::at_hypervisor(false);
         is_there.then_some(PendingOrder { order, expiry: None, is_covered: false })
     }
 

@@ -22,3 +22,4 @@ pub mod owed_start;
 #[cfg(test)]
 mod schedules;
 pub mod unseen_power_off;
+pub mod unseen_start;

@@ -74,6 +74,35 @@ fn a_power_off_at_a_hypervisor_may_come_after_its_daemon() {
     assert_eq!(rests(&[begun(&here)], &boot, 10), [0; 0]);
 }
 
+/// A daemon that ended in the middle of a start here leaves an order, whatever it told its client.
+#[test]
+fn a_start_at_a_hypervisor_may_come_after_its_daemon() {
+    for (action, is_told) in [("on", false), ("on", true), ("reboot", false), ("reboot", true)] {
+        let mut here = intent(1, 1);
+        (here.home, here.action) = (HYPERVISOR_HOME.to_owned(), action.to_owned());
+        let boot = here.boot.clone();
+        let order = DeviceOrder { order: 7, ..DeviceOrder::at_hypervisor(true) };
+        let mut events = vec![
+            IntentEvent::Begun(Box::new(here)),
+            IntentEvent::Ordered { number: 1, order: order.clone() },
+        ];
+        if is_told {
+            events.push(IntentEvent::Ended { number: 1, record: String::new() });
+            events.push(IntentEvent::Audited { number: 1 });
+        }
+        assert_eq!(rests(&events, &boot, 10), [HYPERVISOR_START_MS], "{action} {is_told}");
+        let read = IntentFile::read(&file(&events));
+        let left = read.unfinished[0].orders_left(0, &boot);
+        assert_eq!(left.iter().map(|it| it.order.clone()).collect::<Vec<_>>(), [order]);
+        let is_over = |boot| read.unfinished[0].is_over_with_boot(&left[0], boot);
+        assert_eq!([boot.as_str(), "another boot", ""].map(is_over), [false, true, false]);
+        events.push(IntentEvent::Settled { number: 1, order: 7 });
+        let read = IntentFile::read(&file(&events));
+        let mut orders = read.unfinished.iter().flat_map(|it| it.orders_left(0, &boot));
+        assert!(!orders.any(|it| it.order.starts), "{action} {is_told}");
+    }
+}
+
 /// Returns the milliseconds for which the one left intent still holds something up, at this time.
 fn rests(events: &[IntentEvent], boot: &str, now_ms: u64) -> Vec<u64> {
     let read = IntentFile::read(&file(events));

@@ -23,6 +23,7 @@ use self::act::{
 };
 use self::target::{MatchedDomain, TargetQuery};
 use self::unseen::PowerOffWatch;
+use self::unseen_start::StartWatch;
 use super::elsewhere::{DomainQuestion, OwnPlaces, PeerHosts};
 use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
 use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
@@ -45,6 +46,7 @@ use fence_core::owed_start::{PlaceMemory, StartVerdict};
 mod act;
 mod target;
 mod unseen;
+mod unseen_start;
 
 /// Pause between two looks at a domain that an earlier daemon was powering off.
 const ORDER_PAUSE: Duration = Duration::from_millis(200);
@@ -876,20 +878,26 @@ impl LibvirtRestart {
         let Self { home, uuid, source, announced, mut has_begun } = self;
         let source = Arc::new(source);
         let mut gone = None;
+        lease.check()?;
+        // On disk before libvirt is told: the next daemon must know of a start that waits there.
+        let watch = StartWatch::new(&home, uuid, lease).await;
         loop {
             if let Err(lapsed) = lease.check() {
                 return Err(gone.map_or(lapsed, ActionError::from));
             }
             let (held, source) = (lease.clone(), Arc::clone(&source));
             // The call may go on when nobody waits for it any more, and the start with it.
-            let announced = announced.clone();
+            let (announced, under_way, may_come) = (announced.clone(), watch.call(), watch.may_come());
             let start = move |c: &OrdinaryConnection| {
-                let started = act::bring_up(c, uuid, &source, &held);
-                drop(announced);
+                let started = act::bring_up(c, uuid, &source, &held, &may_come);
+                drop((announced, under_way));
                 ActFailure::separate(started)
             };
             match home.call_worker(lease.until(), start).await {
-                Err(CallError::Lost(_)) => has_begun = true,
+                Err(error @ CallError::Lost(_)) => {
+                    has_begun = true;
+                    gone = Some(error);
+                }
                 Err(error @ CallError::Down { .. }) if has_begun => {
                     gone = Some(error);
                     tokio::time::sleep(ORDER_PAUSE).await;
@@ -990,7 +998,14 @@ impl Backend for LibvirtBackend {
         LibvirtRestart { home, uuid, source, announced, has_begun: false }.bring_up(lease).await
     }
 
-    async fn order_settles(&self, _: &PendingOrder, domain: DomainId, until: Instant) {
+    async fn order_settles(&self, order: &PendingOrder, domain: DomainId, until: Instant) {
+        if order.is_start_at_hypervisor() {
+            let uuid = libvirt_uuid(domain);
+            // Whichever of them had the order.
+            let starts = self.hypervisors.iter().map(|it| unseen_start::over(it, uuid));
+            join_all(starts).await;
+            return;
+        }
         let question = DomainQuestion::new(domain, domain.to_string());
         while Instant::now() < until {
             let looked = self.look_at_all(&question, until).await;

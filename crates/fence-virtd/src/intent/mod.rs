@@ -16,6 +16,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fence_core::domain::DomainId;
 use fence_core::intent::{
     DeviceOrder, Intent, IntentEvent, IntentRemainder, OrderExpiry, StartOwed, UnfinishedIntent,
 };
@@ -47,6 +48,8 @@ struct IntentLogState {
     owing: Mutex<BTreeMap<u64, Arc<str>>>,
     /// Starts that earlier daemons owe, by the number of the intent.
     debts: Mutex<BTreeMap<u64, Arc<StartDebt>>>,
+    /// Domains that a hypervisor may still start for an earlier daemon, with the number of such orders.
+    late_starts: Mutex<BTreeMap<DomainId, usize>>,
     /// Last request for each domain that began to act while any start was owed, by the domain's UUID.
     begun: Mutex<BTreeMap<String, BegunRequest>>,
     /// Events that the disk did not take in time.
@@ -105,6 +108,13 @@ pub(crate) struct WrittenOrder {
     order: u64,
 }
 
+/// Start that a hypervisor may still carry out for an earlier daemon; see [`IntentLog::starts_late`].
+#[derive(Debug)]
+pub(crate) struct LateStart {
+    log: IntentLog,
+    uuid: DomainId,
+}
+
 /// Source of a start that is owed, with everything that it needs.
 pub(crate) enum OwedSource<'a> {
     /// The definition, or the device.
@@ -155,6 +165,7 @@ impl IntentLog {
             next: AtomicU64::new(next.max(1)),
             owing: Mutex::default(),
             debts: Mutex::default(),
+            late_starts: Mutex::default(),
             begun: Mutex::default(),
             lost: AtomicU64::new(0),
             is_slow: false.into(),
@@ -258,9 +269,22 @@ impl IntentLog {
         })
     }
 
-    /// Returns whether a start of the domain is owed now: whatever is seen of it, it is about to be on.
+    /// Returns whether a start of the domain is owed now, or may come late: whatever is seen of it, it is about
+    /// to be on.
     pub(crate) fn owes_start(&self, uuid: &str) -> bool {
-        lock(&self.0.owing).values().any(|it| **it == *uuid)
+        let is_late = || DomainId::parse_canonical(uuid).is_some_and(|it| self.may_start_late(it));
+        lock(&self.0.owing).values().any(|it| **it == *uuid) || is_late()
+    }
+
+    /// Returns whether a hypervisor may still start the domain for an earlier daemon.
+    pub(crate) fn may_start_late(&self, uuid: DomainId) -> bool {
+        lock(&self.0.late_starts).contains_key(&uuid)
+    }
+
+    /// Notes that a hypervisor may start the domain for an earlier daemon, as long as the value lives.
+    pub(crate) fn starts_late(&self, uuid: DomainId) -> LateStart {
+        *lock(&self.0.late_starts).entry(uuid).or_default() += 1;
+        LateStart { log: self.clone(), uuid }
     }
 
     /// Returns the number of starts that are owed now.
@@ -343,6 +367,18 @@ impl IntentLog {
     }
 }
 
+impl Drop for LateStart {
+    fn drop(&mut self) {
+        let mut all = lock(&self.log.0.late_starts);
+        if let Some(count) = all.get_mut(&self.uuid) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.uuid);
+            }
+        }
+    }
+}
+
 impl StartDebt {
     /// Returns the source of the start, with the XML where it needs one. None where the XML was not kept.
     pub(crate) fn source(&self) -> Option<(&StartOwed, Option<&Zeroizing<String>>)> {
@@ -368,11 +404,18 @@ impl OpenIntent {
         starts: bool,
         effect: Duration,
     ) -> WrittenOrder {
-        let order = self.log.0.next.fetch_add(1, Ordering::Relaxed);
-        let ordered = DeviceOrder { order, device, plug, starts, effect_ms: in_ms(effect) };
-        self.log.write(IntentEvent::Ordered { number: self.number, order: ordered }, None).await;
+        let order = DeviceOrder { order: 0, device, plug, starts, effect_ms: in_ms(effect) };
+        let written = self.write_order(&order).await;
         fault::reached("order_written");
-        WrittenOrder { open: self.clone(), order }
+        written
+    }
+
+    /// Writes an order down that has no number yet, and waits until that is on disk, at most [`DISK_LIMIT`].
+    pub(crate) async fn write_order(&self, order: &DeviceOrder) -> WrittenOrder {
+        let number = self.log.0.next.fetch_add(1, Ordering::Relaxed);
+        let order = DeviceOrder { order: number, ..order.clone() };
+        self.log.write(IntentEvent::Ordered { number: self.number, order }, None).await;
+        WrittenOrder { open: self.clone(), order: number }
     }
 
     /// Returns an order of an earlier daemon that this one waits for. One that no line tells of is written

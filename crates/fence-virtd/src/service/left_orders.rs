@@ -46,7 +46,8 @@ impl Service {
                 let rest = Duration::from_millis(pending.rest_ms(&boot, now_ms));
                 let written = open.take_over(&pending.order);
                 let domain = DomainId::parse_canonical(&intent.uuid);
-                let Some(domain) = domain.filter(|_| !rest.is_zero()) else {
+                let is_over = rest.is_zero() || it.unfinished.is_over_with_boot(&pending, &boot);
+                let Some(domain) = domain.filter(|_| !is_over) else {
                     written.settled();
                     continue;
                 };
@@ -55,8 +56,11 @@ impl Service {
                     unknown = unknown.max(rest);
                     continue;
                 }
-                // Known to one more daemon that may end before it is over.
-                written.expires(rest, pending.is_claimed());
+                // Known to one more daemon that may end before it is over. The time of a start at a hypervisor
+                // begins with the hypervisor's answer, for each daemon anew.
+                if !pending.is_start_at_hypervisor() {
+                    written.expires(rest, pending.is_claimed());
+                }
                 let request = self.late_request(intent, pending.order.starts);
                 self.hold(LeftOrder { pending, rest, domain, request, written }, intent);
             }
@@ -73,7 +77,14 @@ impl Service {
     /// Holds up what conflicts with one order.
     fn hold(self: &Arc<Self>, left: LeftOrder, intent: &Intent) {
         let LeftOrder { pending, rest, domain, request, written } = left;
-        if pending.is_at_hypervisor() {
+        if pending.is_start_at_hypervisor() {
+            warn!(
+                domain = %escaped(&intent.domain), uuid = intent.uuid,
+                "an earlier daemon was starting this machine when it ended, and libvirt may still do it: the \
+                 machine is not called off until it stays on, for {} s at most after libvirt answers",
+                rest.as_secs_f32().ceil()
+            );
+        } else if pending.is_at_hypervisor() {
             warn!(
                 domain = %escaped(&intent.domain), uuid = intent.uuid,
                 "an earlier daemon was powering this machine off when it ended, and libvirt may still do it: \
@@ -84,11 +95,14 @@ impl Service {
             Self::warn_of_device(&pending, rest, intent);
         }
         let permit = self.grants.install_late(request, self.cluster.as_deref());
+        // Other hosts that ask are not told that it is off, nor is anybody here.
+        let late = pending.is_start_at_hypervisor().then(|| self.intents.starts_late(domain));
         let service = Arc::clone(self);
         tokio::spawn(async move {
             service.backend.order_settles(&pending, domain, Instant::now() + rest).await;
             info!(uuid = %domain, "the earlier daemon's order can take effect no more");
             written.settled();
+            drop(late);
             release(permit);
         });
     }

@@ -14,7 +14,7 @@ use fence_core::arbiter::{
 };
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
-use fence_wire::{Action, Challenge, ClientRun, Key, Proved};
+use fence_wire::{Action, Challenge, ClientRun, Key, Proved, Response};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -47,6 +47,9 @@ pub(crate) mod turns;
 /// The answer leaves this much earlier than the client gives up, so that the client hears a reason rather
 /// than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
+/// Reason of a status that must not say "off".
+const STARTS_LATE: &str = "an earlier fence_virtd was starting the domain when it ended, and libvirt may still \
+                           carry that start out. Ask again when the domain is on, or after 35 s";
 
 /// Memories of the service that outlive a restart.
 pub(crate) struct ServiceMemory {
@@ -332,11 +335,19 @@ impl Service {
         if let ResolvedTarget::Run(Some(located)) = &resolved {
             self.write_intent(job, located.domain(), job.source(), job.peer_id()).await;
         }
+        let looked_at = resolved.domain().map(|it| it.uuid).filter(|_| job.action == Action::Status);
+        let may_start = || looked_at.is_some_and(|it| self.intents.may_start_late(it));
+        // Such a start may come while the domain is looked at, or be over after that.
+        let could_start = may_start();
         // Seen off, the domain can fence nobody from now on.
-        execute::execute(&*self.backend, job, resolved, lease, |it| {
+        let outcome = execute::execute(&*self.backend, job, resolved, lease, |it| {
             permit.seen_off(it.since, it.may_come_again);
         })
-        .await
+        .await;
+        if outcome.answer().response() == Response::Off && (could_start || may_start()) {
+            return RequestOutcome::failed(STARTS_LATE);
+        }
+        outcome
     }
 
     /// Writes down what the request is about to do to a domain, before it is done. A status does nothing. The

@@ -4,6 +4,7 @@
 //! Runs on blocking threads. No action is reported as done before a reading showed its effect.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fence_core::domain::ActionError;
@@ -17,6 +18,7 @@ use crate::hypervisor::stray::{MachineProcess, ProcessesGone};
 use crate::hypervisor::{CallError, Hypervisor};
 use crate::intent::OwedSource;
 use crate::request::lease::Lease;
+use crate::request::trail::AgentRunTrail;
 use crate::util::boot_clock::since_boot;
 use crate::util::fault;
 
@@ -690,12 +692,14 @@ fn start_from(domain: &Domain, memory: &Arc<Hypervisor>, lease: &Lease) -> Resul
     }
 }
 
-/// Starts a domain, and waits until a reading shows it on. Runs on a blocking thread.
+/// Starts a domain, and waits until a reading shows it on. Runs on a blocking thread. `may_come` is set while
+/// libvirt has an order that it has not answered.
 pub(super) fn bring_up(
     connection: &OrdinaryConnection,
     uuid: Uuid,
     source: &StartSource,
     lease: &Lease,
+    may_come: &AtomicBool,
 ) -> Result<(), ActFailure> {
     let mut pause = PollPause::new();
     let mut refusal: Option<String> = None;
@@ -708,7 +712,11 @@ pub(super) fn bring_up(
                 pause.wait(lease.until());
                 continue;
             }
-            (DomainReading::On { .. }, _) => return Ok(()),
+            (DomainReading::On { .. }, _) => {
+                // One that was cut off before finds the domain on.
+                may_come.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
             (DomainReading::MovedAway, _) | (DomainReading::Gone, StartSource::Definition) => {
                 return Err(ActionError::Gone.into());
             }
@@ -719,13 +727,12 @@ pub(super) fn bring_up(
             return Err(ActionError::Refused(reason).into());
         }
         lease.check()?;
-        let started = match source {
-            StartSource::Definition => match connection.domain_by_uuid(uuid)? {
-                Some(domain) => saved::boot(connection, &domain, lease.trail()),
-                None => return Err(ActionError::Gone.into()),
-            },
-            StartSource::Xml(xml) => connection.create_xml(xml).map(drop),
-        };
+        let earlier = may_come.swap(true, Ordering::Relaxed);
+        let started = order_start(connection, uuid, source, lease.trail());
+        if !matches!(&started, Err(e) if e.kind == ErrorKind::Connection) {
+            may_come.store(earlier, Ordering::Relaxed);
+        }
+        let Some(started) = started.transpose() else { return Err(ActionError::Gone.into()) };
         fault::reached("start_called");
         match started {
             Ok(()) => {}
@@ -737,6 +744,22 @@ pub(super) fn bring_up(
             return Ok(());
         }
         pause.wait(lease.until());
+    }
+}
+
+/// Has a domain started, and waits for libvirt's answer. None: no such domain.
+fn order_start(
+    connection: &OrdinaryConnection,
+    uuid: Uuid,
+    source: &StartSource,
+    trail: &AgentRunTrail,
+) -> Result<Option<()>, Error> {
+    match source {
+        StartSource::Definition => match connection.domain_by_uuid(uuid)? {
+            Some(domain) => saved::boot(connection, &domain, trail).map(Some),
+            None => Ok(None),
+        },
+        StartSource::Xml(xml) => connection.create_xml(xml).map(|_| Some(())),
     }
 }
 

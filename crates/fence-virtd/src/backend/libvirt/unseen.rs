@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::evidence::Sight;
-use fence_core::intent::{DeviceOrder, HYPERVISOR_HOME};
+use fence_core::intent::DeviceOrder;
 use fence_core::unseen_power_off::{LaterLook, PowerOffEnd, UnseenPowerOff};
 use libvirt_host::Uuid;
 use tokio::sync::mpsc;
@@ -18,16 +18,16 @@ use tracing::{info, warn};
 
 use super::act::{self, DomainReading, PowerOffProgress};
 use crate::hypervisor::{CallError, Hypervisor};
-use crate::intent::{WrittenOrder, in_ms};
+use crate::intent::WrittenOrder;
 use crate::request::lease::{LateOffGuard, Lease};
 use crate::util::locks::lock;
 
 /// Time for which a hypervisor is asked about an unfinished action before it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Pause between two looks.
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Pause before a hypervisor that did not answer is asked again.
-const SILENT_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const SILENT_PAUSE: Duration = Duration::from_secs(2);
 
 /// Power-off at one hypervisor. Dropped before its end was seen, it holds up what conflicts with it.
 pub(super) struct PowerOffWatch {
@@ -72,13 +72,7 @@ impl Drop for PowerOffWatch {
         }
         let (_, mut calls) = std::mem::replace(&mut self.calls, mpsc::channel(1));
         // Known to a daemon that may begin before the order is over.
-        let order = DeviceOrder {
-            order: 0,
-            device: HYPERVISOR_HOME.to_owned(),
-            plug: String::new(),
-            starts: false,
-            effect_ms: in_ms(UnseenPowerOff::LIMIT),
-        };
+        let order = DeviceOrder::at_hypervisor(false);
         let written = self.lease.trail().intent().map(|it| it.take_over(&order));
         let (home, uuid, request) = (Arc::clone(&self.home), self.uuid, self.lease.request());
         let (late_off, progress) = (self.lease.late_off(), Arc::clone(&self.progress));
@@ -133,7 +127,7 @@ async fn settle(
 }
 
 /// Looks at the domain after the call with the order has ended.
-async fn later_look(home: &Arc<Hypervisor>, uuid: Uuid) -> LaterLook {
+pub(super) async fn later_look(home: &Arc<Hypervisor>, uuid: Uuid) -> LaterLook {
     let memory = Arc::clone(home);
     match home.ask(Instant::now() + ASK_AGAIN, move |c| act::sight(c, uuid, &memory)).await {
         Ok((DomainReading::On { instance, .. }, _)) => LaterLook::On(instance),
