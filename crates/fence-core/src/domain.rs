@@ -101,6 +101,9 @@ pub enum PowerState {
 pub enum SeenPower {
     /// The domain runs or is paused, here or at another place.
     On,
+    /// The domain is about to be started at another place, or comes or goes there: it is not off, and was not
+    /// seen on.
+    Moving,
     /// The domain is off, wherever it can be.
     Off(ProvedOff),
 }
@@ -109,7 +112,7 @@ impl SeenPower {
     /// Returns the power without its proof.
     pub fn state(&self) -> PowerState {
         match self {
-            Self::On => PowerState::On,
+            Self::On | Self::Moving => PowerState::On,
             Self::Off(_) => PowerState::Off,
         }
     }

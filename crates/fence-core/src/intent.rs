@@ -19,8 +19,9 @@ pub const EFFECT_LIMIT_MS: u64 = 600_000;
 /// Time for which a hypervisor may still carry out the power-off of a daemon that ended, in milliseconds:
 /// libvirt gives a QEMU 10 s to end, and 5 s more after SIGKILL.
 pub const HYPERVISOR_EFFECT_MS: u64 = 15_000;
-/// Time for which a hypervisor may still carry out the start of a daemon that ended, in milliseconds: libvirt
-/// waits 30 s for the end of other work on the domain (a managed save), and 5 s are for the machine to appear.
+/// Time for which a hypervisor may still carry out the start of a daemon that ended, in milliseconds:
+/// libvirt waits 30 s for the end of other work on the domain (a managed save), and 5 s are for the machine
+/// to appear.
 pub const HYPERVISOR_START_MS: u64 = 35_000;
 /// Home of a domain of this host, and name of its hypervisors among devices.
 pub const HYPERVISOR_HOME: &str = "a hypervisor of this host";

@@ -9,7 +9,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::domain::SeenPower;
 use crate::evidence::CLOCK_DRIFT;
+
+/// Words for a domain that another place is about to have on.
+pub const MOVING: &str = "another place is about to start the domain, or the domain comes or goes there";
 
 /// Memory of a domain at a place, as it tells when it is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +92,36 @@ impl StartVerdict {
         if rank(&self) <= rank(&other) { self } else { other }
     }
 }
+
+/// Next step of a host that owes a start, after a look at all places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OwedStep {
+    /// Start the domain, if the start still stands.
+    Start,
+    /// Nothing: the domain is on.
+    IsOn,
+    /// Look again, for this reason.
+    LookAgain(&'static str),
+}
+
+impl OwedStep {
+    /// Returns what follows from a look. An instance that is on at first may be the one that is about to end:
+    /// `is_settled` once it was watched for long enough.
+    ///
+    /// What another host is about to do ends nothing here. That one may owe the start as well, and find this
+    /// one about to do it.
+    pub fn after(seen: &SeenPower, is_settled: bool) -> Self {
+        match seen {
+            SeenPower::Off(_) => Self::Start,
+            SeenPower::On if is_settled => Self::IsOn,
+            SeenPower::On => Self::LookAgain("the domain is on, and may be about to end"),
+            SeenPower::Moving => Self::LookAgain(MOVING),
+        }
+    }
+}
+
+#[cfg(test)]
+mod owing_hosts;
 
 #[cfg(test)]
 mod tests {

@@ -395,14 +395,18 @@ pub struct AskOutcome {
     /// because of them: hosts of the last release don't ask about each.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few_ids")]
     pub namesakes: Vec<String>,
+    /// The domain is about to be started at the sender, or comes or goes there. For a status that does not
+    /// say off: hosts of the last release take it for on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moving: bool,
 }
 
 impl AskOutcome {
     /// Builds an outcome with a reason that is cut to the length that fits.
     pub fn new(response: Response, reason: Option<&str>) -> Self {
         let (ended_ms, moved_ms) = (None, None);
-        let namesakes = Vec::new();
-        Self { response, reason: reason.map(cut), not_started: None, ended_ms, moved_ms, namesakes }
+        let (namesakes, moving) = (Vec::new(), false);
+        Self { response, reason: reason.map(cut), not_started: None, ended_ms, moved_ms, namesakes, moving }
     }
 
     /// Builds the outcome of a reboot that powered the domain off and could not start it again. The reason
@@ -418,6 +422,11 @@ impl AskOutcome {
         let ended_ms = age_ms.filter(|_| matches!(sight, Sight::Ended(_)));
         let moved_ms = age_ms.filter(|_| matches!(sight, Sight::MovedAway(_)));
         Self { ended_ms, moved_ms, ..Self::new(Response::Off, None) }
+    }
+
+    /// Builds the outcome of a look at the sender that saw neither on nor off.
+    pub fn seen_moving() -> Self {
+        Self { moving: true, ..Self::new(Response::Success, None) }
     }
 
     /// Builds the outcome of a look at the sender that saw no instance, and that other domains with the name

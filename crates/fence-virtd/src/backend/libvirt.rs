@@ -439,7 +439,8 @@ impl LibvirtBackend {
         }
         match self.prove_off_here(&DomainQuestion::about(domain), until).await {
             Ok(proof) => Ok(SeenPower::Off(proof)),
-            Err(Doubt::On(_) | Doubt::Moving(_)) => Ok(SeenPower::On),
+            Err(Doubt::On(_)) => Ok(SeenPower::On),
+            Err(Doubt::Moving(_)) => Ok(SeenPower::Moving),
             Err(doubt) => Err(doubt.into()),
         }
     }
@@ -843,7 +844,7 @@ fn no_definition(uri: &str) -> String {
 }
 
 /// Pauses after an announcement was taken back, for a time that differs from that of other hosts.
-async fn give_way() {
+pub(crate) async fn give_way() {
     let drawn = RandomState::new().build_hasher().finish();
     tokio::time::sleep(pause_after_giving_way(drawn)).await;
 }

@@ -103,6 +103,7 @@ impl PendingAsk {
     pub(crate) async fn sight(mut self, lease: &Lease) -> Result<(Sight, Vec<DomainId>), ActionError> {
         let outcome = self.outcome(lease).await.map_err(only_looked)?;
         match outcome.response {
+            Response::Success if outcome.moving => Ok((Sight::Moving, Vec::new())),
             Response::Success => Ok((Sight::On, Vec::new())),
             _ => outcome.look_without_instance().ok_or_else(|| self.failed(outcome.reason)),
         }

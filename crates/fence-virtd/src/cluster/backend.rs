@@ -19,7 +19,7 @@ use super::asker::PendingAsk;
 use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
 use super::state::{ChangeWatch, Cluster, DomainPlace, UnheardNodes};
 use crate::backend::elsewhere::DomainQuestion;
-use crate::backend::libvirt::{DomainHere, LibvirtBackend};
+use crate::backend::libvirt::{DomainHere, LibvirtBackend, give_way};
 use crate::backend::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart};
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
@@ -253,7 +253,8 @@ impl CpgBackend {
             }
             return match self.prove_off(&owners, domain, &lease).await {
                 Ok(proof) => Ok(SeenPower::Off(proof)),
-                Err(OffDoubt::OnElsewhere(_)) => Ok(SeenPower::On),
+                Err(OffDoubt::OnElsewhere(_, IsSeen::On)) => Ok(SeenPower::On),
+                Err(OffDoubt::OnElsewhere(_, IsSeen::Moving)) => Ok(SeenPower::Moving),
                 Err(OffDoubt::CantTell(error)) => Err(error),
             };
         }
@@ -295,7 +296,8 @@ impl CpgBackend {
         };
         match proof {
             Ok(proof) => Ok(proof),
-            Err(Doubt::On(place) | Doubt::Moving(place)) => Err(OffDoubt::OnElsewhere(place)),
+            Err(Doubt::On(place)) => Err(OffDoubt::OnElsewhere(place, IsSeen::On)),
+            Err(Doubt::Moving(place)) => Err(OffDoubt::OnElsewhere(place, IsSeen::Moving)),
             Err(doubt) => Err(OffDoubt::CantTell(ActionError::Unavailable(match owners {
                 DomainOwners::Lost { why, .. } => format!("{why}; {doubt}"),
                 DomainOwners::At { .. } => doubt.to_string(),
@@ -375,7 +377,7 @@ impl CpgBackend {
         let proof = match self.prove_off(owners, domain, lease).await {
             Ok(proof) => proof,
             // This host is about to hear where.
-            Err(OffDoubt::OnElsewhere(place)) => {
+            Err(OffDoubt::OnElsewhere(place, _)) => {
                 *starts_at = Some(place);
                 return Err(ActionError::Gone);
             }
@@ -433,7 +435,12 @@ impl CpgBackend {
                 DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
                     // It must be off at all nodes; else it would run twice.
                     match (self.prove_off(&owners, domain, lease).await, &owners) {
-                        (Err(OffDoubt::OnElsewhere(_)), _) => return Ok(()),
+                        (Err(OffDoubt::OnElsewhere(_, IsSeen::On)), _) => return Ok(()),
+                        // What somebody is about to do is no success: it may come to nothing.
+                        (Err(OffDoubt::OnElsewhere(place, IsSeen::Moving)), _) => {
+                            self.gives_way(place, lease).await?;
+                            continue;
+                        }
                         (Err(OffDoubt::CantTell(error)), _) => return Err(error),
                         (Ok(_), DomainOwners::At { at, .. }) => self.start_at(&at[0], domain, lease).await,
                         (Ok(_), DomainOwners::Lost { node, .. }) => return Err(self.not_startable(*node)),
@@ -535,8 +542,8 @@ impl CpgBackend {
         let proved = self.prove_off(owners, domain, lease).await;
         match (proved, action, owners) {
             (Err(OffDoubt::CantTell(error)), _, _) => Err(error),
-            (Err(OffDoubt::OnElsewhere(_)), PowerAction::On, _) => Ok(PowerForecast::StaysOn),
-            (Err(OffDoubt::OnElsewhere(place)), _, _) => {
+            (Err(OffDoubt::OnElsewhere(_, IsSeen::On)), PowerAction::On, _) => Ok(PowerForecast::StaysOn),
+            (Err(OffDoubt::OnElsewhere(place, _)), _, _) => {
                 Ok(PowerForecast::Uncertain(format!("{place} has the domain on, or is about to start it")))
             }
             (Ok(_), PowerAction::On, DomainOwners::Lost { node, .. }) => Err(self.not_startable(*node)),
@@ -574,6 +581,12 @@ impl CpgBackend {
         let place = DomainSite::Host(self.cluster.name(member));
         let look = Finding::without_namesakes(place, Sight::Ended(None), asked, Instant::now());
         Ok(ProvedOff::from_end(asked, &look)?)
+    }
+
+    /// Pauses before a domain is looked at again that comes or goes, or that this place is about to start.
+    async fn gives_way(&self, place: DomainSite, lease: &Lease) -> Result<(), ActionError> {
+        let pause = tokio::time::timeout_at(lease.until().into(), give_way());
+        pause.await.map_err(|_| Doubt::Moving(place).into())
     }
 
     /// Waits for a change, after no asked host had the domain any more.
@@ -725,10 +738,19 @@ enum DomainOwners {
     Lost { node: u32, why: String },
 }
 
+/// Sight of a domain that is not off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum IsSeen {
+    /// The domain is on.
+    On,
+    /// The domain comes or goes, or is about to be started.
+    Moving,
+}
+
 /// Reason why a domain can't be called off.
 enum OffDoubt {
     /// This place has it on, or it comes or goes there.
-    OnElsewhere(DomainSite),
+    OnElsewhere(DomainSite, IsSeen),
     CantTell(ActionError),
 }
 

@@ -76,7 +76,7 @@ impl Cluster {
             });
         }
         // One that has it decides. A proof that others are down would only be waited for in vain.
-        let is_on = findings.iter().any(|it| it.sight == Sight::On);
+        let is_on = findings.iter().any(|it| matches!(it.sight, Sight::On | Sight::Moving));
         let until = if is_on { began } else { until };
         let proofs = nodes.iter().filter_map(|it| match it {
             OtherNode::NotHeard(node) => Some(self.look_at_silence(*node, question, until)),

@@ -164,7 +164,8 @@ impl AskExecution<'_> {
         self.domain =
             Some(DomainRef { name: question.name, uuid, home: DomainHome::Here(0), by: TargetKind::Name });
         match seen {
-            Sight::On | Sight::Moving => ServeOutcome::Is(PowerState::On),
+            Sight::On => ServeOutcome::Is(PowerState::On),
+            Sight::Moving => ServeOutcome::SeenMoving,
             off => ServeOutcome::SeenOff(off),
         }
     }
@@ -248,6 +249,8 @@ impl Cluster {
 /// Outcome of an ask.
 enum ServeOutcome {
     Is(PowerState),
+    /// A look at all hypervisors saw that the domain comes or goes, or is about to be started.
+    SeenMoving,
     /// A look at all hypervisors saw no instance.
     SeenOff(Sight),
     /// The same, and no definition. That is no failure: a domain is at a few of many hosts.
@@ -267,6 +270,7 @@ impl ServeOutcome {
             Self::Failed(ActionError::Gone) | Self::SeenAbsent => AskEnd::NotHere,
             Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
             Self::NotStarted(error) => AskEnd::Done(AskOutcome::not_started(&error.to_string())),
+            Self::SeenMoving => AskEnd::Done(AskOutcome::seen_moving()),
             Self::SeenOff(sight) => AskEnd::Done(AskOutcome::seen_off(sight)),
             Self::SeenOffWithNamesakes(sight, namesakes, why) => {
                 AskEnd::Done(AskOutcome::seen_off_with_namesakes(sight, namesakes, why))
@@ -277,7 +281,9 @@ impl ServeOutcome {
 
     fn response(&self) -> Response {
         match self {
-            Self::Is(PowerState::On) | Self::Done(_) | Self::NotStarted(_) => Response::Success,
+            Self::Is(PowerState::On) | Self::SeenMoving | Self::Done(_) | Self::NotStarted(_) => {
+                Response::Success
+            }
             Self::Is(PowerState::Off) | Self::SeenOff(_) | Self::SeenAbsent => Response::Off,
             Self::Failed(_) | Self::SeenOffWithNamesakes(..) => Response::Failure,
         }
@@ -285,7 +291,7 @@ impl ServeOutcome {
 
     fn reason(&self) -> Option<String> {
         match self {
-            Self::Is(_) | Self::SeenOff(_) => None,
+            Self::Is(_) | Self::SeenMoving | Self::SeenOff(_) => None,
             Self::SeenAbsent => Some("the domain is not at this host".to_owned()),
             Self::Done(why) => why.clone(),
             Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),

@@ -269,8 +269,8 @@ impl IntentLog {
         })
     }
 
-    /// Returns whether a start of the domain is owed now, or may come late: whatever is seen of it, it is about
-    /// to be on.
+    /// Returns whether a start of the domain is owed now, or may come late: whatever is seen of it, it is
+    /// about to be on.
     pub(crate) fn owes_start(&self, uuid: &str) -> bool {
         let is_late = || DomainId::parse_canonical(uuid).is_some_and(|it| self.may_start_late(it));
         lock(&self.0.owing).values().any(|it| **it == *uuid) || is_late()

@@ -222,7 +222,7 @@ async fn on_domain(
             DomainHome::Here(_) | DomainHome::Elsewhere => lease.within(Instant::now() + STATUS_CHECK_LIMIT),
         };
         return backend.status(domain, &check).await.map(|power| match power {
-            SeenPower::On => RequestOutcome::is_on(),
+            SeenPower::On | SeenPower::Moving => RequestOutcome::is_on(),
             SeenPower::Off(proof) => RequestOutcome::is_off(&proof),
         });
     }

@@ -56,8 +56,8 @@ impl Service {
                     unknown = unknown.max(rest);
                     continue;
                 }
-                // Known to one more daemon that may end before it is over. The time of a start at a hypervisor
-                // begins with the hypervisor's answer, for each daemon anew.
+                // Known to one more daemon that may end before it is over. The time of a start at a
+                // hypervisor begins with the hypervisor's answer, for each daemon anew.
                 if !pending.is_start_at_hypervisor() {
                     written.expires(rest, pending.is_claimed());
                 }

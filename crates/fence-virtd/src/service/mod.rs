@@ -48,8 +48,8 @@ pub(crate) mod turns;
 /// than nothing.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// Reason of a status that must not say "off".
-const STARTS_LATE: &str = "an earlier fence_virtd was starting the domain when it ended, and libvirt may still \
-                           carry that start out. Ask again when the domain is on, or after 35 s";
+const STARTS_LATE: &str = "an earlier fence_virtd was starting the domain when it ended, and libvirt may \
+                           still carry that start out. Ask again when the domain is on, or after 35 s";
 
 /// Memories of the service that outlive a restart.
 pub(crate) struct ServiceMemory {

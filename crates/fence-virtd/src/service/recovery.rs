@@ -15,7 +15,7 @@ use fence_core::domain::{
     DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower, TargetKind,
 };
 use fence_core::intent::{IntentRemainder, StartOwed, UnfinishedIntent};
-use fence_core::owed_start::StartVerdict;
+use fence_core::owed_start::{MOVING, OwedStep, StartVerdict};
 use fence_wire::{Action, Response, Target, escaped};
 use tracing::{info, warn};
 
@@ -204,22 +204,27 @@ impl Service {
         began_ms: u64,
         (lease, permit): (&Lease, &RunPermit),
     ) -> StartAttempt {
-        let watch_until = Instant::now() + ORDER_SETTLE;
+        let (watch, mut is_judged) = (Instant::now() + ORDER_SETTLE, false);
         let domain = loop {
             if self.has_rival(domain, lease, permit).await {
                 return StartAttempt::GivesWay;
             }
+            let is_settled = Instant::now() >= watch;
             let doubt = match self.look_for(job, lease).await {
-                Ok((located, SeenPower::Off(_))) => break located.domain().clone(),
-                Ok((LocatedDomain::Here(_), SeenPower::On)) if Instant::now() >= watch_until => {
-                    return StartAttempt::On("the domain is on".to_owned());
-                }
-                Ok((_, SeenPower::On)) if Instant::now() >= watch_until => {
-                    return StartAttempt::On(
-                        "another host has the domain on, or is about to start it".to_owned(),
-                    );
-                }
-                Ok((_, SeenPower::On)) => String::new(),
+                Ok((located, seen)) => match OwedStep::after(&seen, is_settled) {
+                    OwedStep::Start => break located.domain().clone(),
+                    OwedStep::IsOn => return StartAttempt::On(on_at(&located).to_owned()),
+                    OwedStep::LookAgain(why) => {
+                        // Of two hosts that owe it, the one that was asked first leaves it to the other.
+                        if is_settled
+                            && !std::mem::replace(&mut is_judged, true)
+                            && let StartVerdict::Overtaken(what) = self.judge(domain, began_ms, lease).await
+                        {
+                            return over(&format!("{what}, so the domain is not started"));
+                        }
+                        why.to_owned()
+                    }
+                },
                 Err(None) if xml.is_some() => break domain.clone(),
                 Err(None) => return over("the domain is not here any more"),
                 Err(Some(doubt)) => doubt,
@@ -229,22 +234,10 @@ impl Service {
             }
             tokio::time::sleep(LOOK_PAUSE).await;
         };
-        let since = Duration::from_millis(since_boot_ms().saturating_sub(began_ms));
-        let at_places = self.backend.judge_at_places(&domain, since, lease.until()).await;
-        match at_places.and(self.backend.judge_by_requests(&domain, since)) {
+        match self.judge(&domain, began_ms, lease).await {
             StartVerdict::Stands => {}
             StartVerdict::Overtaken(what) => return over(&format!("{what}, so the domain is not started")),
-            StartVerdict::Untold(why) => {
-                warn!(
-                    domain = %escaped(&domain.name), uuid = %domain.uuid,
-                    "a reboot owes a start, and nobody can tell any more whether somebody asked for the \
-                     domain since: {why}. The domain is left off. Start the domain if it should run"
-                );
-                return over(&format!(
-                    "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: \
-                     {why}. Start the domain if it should run"
-                ));
-            }
+            StartVerdict::Untold(why) => return left_off(&domain, &why),
             StartVerdict::Unheard(why) => return StartAttempt::Failed(why),
         }
         if self.has_rival(&domain, lease, permit).await {
@@ -254,6 +247,13 @@ impl Service {
             Ok(()) => StartAttempt::On("the start that the reboot owed is made good".to_owned()),
             Err(error) => StartAttempt::Failed(error.to_string()),
         }
+    }
+
+    /// Returns whether the start still stands.
+    async fn judge(&self, domain: &DomainRef, began_ms: u64, lease: &Lease) -> StartVerdict {
+        let since = Duration::from_millis(since_boot_ms().saturating_sub(began_ms));
+        let at_places = self.backend.judge_at_places(domain, since, lease.until()).await;
+        at_places.and(self.backend.judge_by_requests(domain, since))
     }
 
     /// Returns whether a newer request waits that is to take the domain down: a machine that is started now
@@ -269,6 +269,7 @@ impl Service {
     async fn power_now(&self, job: &RequestJob, lease: &Lease) -> String {
         match self.look_for(job, lease).await {
             Ok((_, SeenPower::On)) => "the domain is on".to_owned(),
+            Ok((_, SeenPower::Moving)) => MOVING.to_owned(),
             Ok((_, SeenPower::Off(_))) => "the domain is off".to_owned(),
             Err(None) => "the domain is not here any more".to_owned(),
             Err(Some(doubt)) => format!("the state of the domain is not known: {doubt}"),
@@ -313,6 +314,26 @@ fn cause_of_end(boot: &str, now: &str) -> &'static str {
     }
 }
 
+fn on_at(located: &LocatedDomain) -> &'static str {
+    match located {
+        LocatedDomain::Here(_) => "the domain is on",
+        _ => "another host has the domain on",
+    }
+}
+
+/// Returns what is left of a start of which nobody can tell whether it still stands.
+fn left_off(domain: &DomainRef, why: &str) -> StartAttempt {
+    warn!(
+        domain = %escaped(&domain.name), uuid = %domain.uuid,
+        "a reboot owes a start, and nobody can tell any more whether somebody asked for the domain since: \
+         {why}. The domain is left off. Start the domain if it should run"
+    );
+    over(&format!(
+        "the domain is left off, since nobody can tell whether somebody asked for it meanwhile: {why}. Start \
+         the domain if it should run"
+    ))
+}
+
 fn over(found: &str) -> StartAttempt {
     StartAttempt::Over(found.to_owned())
 }
@@ -330,10 +351,12 @@ fn domain_of(unfinished: &UnfinishedIntent) -> Option<DomainRef> {
 
 /// Returns the words for a start that is still owed, with the next step.
 fn not_made_good(why: &str) -> String {
-    format!(
-        "the start that the reboot owes was not made good: {why}. The domain stays off until somebody \
-         starts it"
-    )
+    let next = if why == MOVING {
+        "The domain was not seen on. If the domain is off and should run, start the domain"
+    } else {
+        "The domain stays off until somebody starts it"
+    };
+    format!("the start that the reboot owes was not made good: {why}. {next}")
 }
 
 #[cfg(test)]

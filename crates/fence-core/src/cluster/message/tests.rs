@@ -283,6 +283,19 @@ fn the_last_release_reads_from_the_reason_that_a_reboot_did_not_start() {
     assert_eq!(last.reason.unwrap().strip_prefix("fenced, but not started again: "), Some("no memory"));
 }
 
+/// Hosts of the last release know no such field: they read that the domain is on.
+#[test]
+fn a_domain_that_is_about_to_be_on_is_on_for_the_last_release() {
+    let asker = Member { node: 2, pid: 99 };
+    let bytes = |outcome| {
+        HostMessage::Reply { asker, ask: 3, claim: Some(7), end: AskEnd::Done(outcome) }.encode().unwrap()
+    };
+    let moving = bytes(AskOutcome::seen_moving());
+    assert_eq!(moving, reply(r#"{"response":0,"moving":true}"#));
+    assert!(outcome_of(&moving).moving && outcome_of(&moving).look_without_instance().is_none());
+    assert!(!outcome_of(&bytes(AskOutcome::new(Response::Success, None))).moving);
+}
+
 /// Hosts of the last release know no such field: they read a failure, with its reason.
 #[test]
 fn a_look_with_namesakes_is_no_off_for_the_last_release() {

@@ -155,7 +155,7 @@ async fn ask_within(backend: &LibvirtBackend, action: PowerAction, time: Duratio
     let done = match action {
         PowerAction::Status => {
             return match backend.status(domain, &lease).await {
-                Ok(SeenPower::On) => "on",
+                Ok(SeenPower::On | SeenPower::Moving) => "on",
                 Ok(SeenPower::Off(_)) => "off",
                 Err(_) => "fail",
             };
