@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::uuid::Uuid;
 
 /// Domain that a look-up found or a definition made. The value names the domain and does not hold it: the
-/// domain may be gone at the next call ([`ErrorKind::NoDomain`](crate::ErrorKind::NoDomain)). The value keeps
+/// domain may be gone at the next call ([`ErrorKind::NoDomain`]). The value keeps
 /// its connection open.
 pub struct Domain {
     // Before the handle: the domain holds a reference to the connection, and the handle's must be the last.
@@ -75,8 +75,8 @@ impl Domain {
         self.uuid
     }
 
-    /// Returns the number of the running instance at the time of the look-up (or of [`create`](Self::create)
-    /// by this value); none when the domain was off.
+    /// Returns the number of the running instance at the time of the look-up, or of its start by this value;
+    /// none when the domain was off.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.raw.get_id()
@@ -112,7 +112,7 @@ impl Domain {
     }
 
     /// Powers the domain off, hard. Returns when the hypervisor has done it. If the domain is off already:
-    /// [`ErrorKind::OperationInvalid`](crate::ErrorKind::OperationInvalid).
+    /// [`ErrorKind::OperationInvalid`].
     pub fn destroy(&self) -> Result<(), Error> {
         let _turn = self.handle.turn();
         self.raw.destroy().map_err(|_| self.handle.failed("destroy a domain"))

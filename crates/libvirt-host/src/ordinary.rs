@@ -186,7 +186,7 @@ impl OrdinaryDomain<'_> {
 
     /// Starts the domain from its definition with a fresh boot: a memory that a managed save left is
     /// discarded, never restored. If it runs already:
-    /// [`ErrorKind::OperationInvalid`](crate::ErrorKind::OperationInvalid).
+    /// [`ErrorKind::OperationInvalid`].
     pub fn create(&self) -> Result<(), Error> {
         const FLAG_NOT_KNOWN: i32 = sys::VIR_ERR_INVALID_ARG.cast_signed();
         let create = |flags| {
