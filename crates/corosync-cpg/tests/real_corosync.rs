@@ -204,9 +204,17 @@ fn the_node_list_and_its_changes() {
     on_a_node("the_node_list_and_its_changes", || {
         let _corosync = Corosync::start();
         let mut list = NodeList::open().unwrap();
-        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned), addresses: Vec::new() };
+        let node = |id, name: Option<&str>, address: Option<[u8; 4]>| Node {
+            id,
+            name: name.map(str::to_owned),
+            addresses: address.map(Into::into).into_iter().collect(),
+        };
         // Sorted by id, not by position. The second has no name but its host's.
-        let before = [node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)];
+        let before = [
+            node(1, Some("alpha"), Some([127, 0, 0, 1])),
+            node(5, Some("elsewhere"), None),
+            node(9, None, Some([127, 0, 0, 3])),
+        ];
         assert_eq!(list.nodes().unwrap(), before);
         assert!(!list.changed().unwrap());
         let edit = |from, to| {
@@ -216,7 +224,7 @@ fn the_node_list_and_its_changes() {
         edit("127.0.0.3", "127.0.0.3\n name: gamma");
         wait_readable(&list);
         assert!(list.changed().unwrap());
-        assert_eq!(list.nodes().unwrap()[2], node(9, Some("gamma")));
+        assert_eq!(list.nodes().unwrap()[2], node(9, Some("gamma"), Some([127, 0, 0, 3])));
         // More nodes than before.
         edit(
             "node {\n        nodeid: 9",
@@ -224,7 +232,7 @@ fn the_node_list_and_its_changes() {
         );
         wait_readable(&list);
         assert!(list.changed().unwrap());
-        assert_eq!(list.nodes().unwrap()[3], node(11, None));
+        assert_eq!(list.nodes().unwrap()[3], node(11, None, Some([127, 0, 0, 4])));
     });
 }
 

@@ -100,8 +100,19 @@ fn joins_and_hears_itself_in_order() {
         assert!(matches!(next(&mut events).await, LinkEvent::Lost(_)));
         let _corosync = Corosync::start();
         let LinkEvent::Joined { me, nodes } = next(&mut events).await else { panic!() };
-        let node = |id, name: Option<&str>| Node { id, name: name.map(str::to_owned), addresses: Vec::new() };
-        assert_eq!(nodes, Some(vec![node(1, Some("alpha")), node(5, Some("elsewhere")), node(9, None)]));
+        let node = |id, name: Option<&str>, address: Option<[u8; 4]>| Node {
+            id,
+            name: name.map(str::to_owned),
+            addresses: address.map(Into::into).into_iter().collect(),
+        };
+        assert_eq!(
+            nodes,
+            Some(vec![
+                node(1, Some("alpha"), Some([127, 0, 0, 1])),
+                node(5, Some("elsewhere"), None),
+                node(9, None, Some([127, 0, 0, 3])),
+            ])
+        );
         for i in 0..1000 {
             link.send(format!("{i}").into_bytes()).unwrap();
         }
