@@ -107,7 +107,7 @@ whole:
 	$(MAKE) check unit-build build
 	scripts/check-install
 	$(MAKE) deb rpm
-	$(MAKE) suites LANES=5 BESIDE="unit-run fuzz"
+	$(MAKE) suites LANES=6 BESIDE="unit-run fuzz"
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
@@ -116,11 +116,11 @@ LANES ?= 3
 suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) --keep-going -j$(LANES) --output-sync=target reference-today $(BESIDE) $(SUITES)
 
-# The long ones first.
-SUITES = suite-agents suite-cpg-1 suite-cpg-2 suite-cpg-3 suite-e2e suite-guests suite-cts suite-elsewhere suite-fence_races \
-    suite-compliance suite-truth_search suite-pacemaker suite-reference suite-reference-today suite-transports suite-several_hosts suite-attacks \
-    suite-attacks-reference suite-keys suite-observability suite-diagnose suite-sandbox suite-contained suite-configure \
-    suite-packages suite-manual suite-checks suite-bench suite-field
+# The long ones first; those that wait most of their time (cpg, agents) beside those that work.
+SUITES = suite-cpg-1 suite-elsewhere suite-agents suite-guests suite-e2e suite-cpg-2 suite-truth_search suite-fence_races \
+    suite-field suite-compliance suite-cpg-3 suite-pacemaker suite-diagnose suite-cts suite-transports suite-attacks \
+    suite-reference suite-reference-today suite-several_hosts suite-attacks-reference suite-keys suite-observability suite-sandbox \
+    suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
 
 check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
