@@ -53,6 +53,9 @@ pub enum LocatedDomain {
     Moving(DomainRef),
     /// Every place where the domain can be was looked at once, and it is on at none.
     Off(DomainRef),
+    /// The same, and this host has no definition: the domain's last instance ended here, and can't be started
+    /// here.
+    Undefined(DomainRef),
     /// Another host has the domain, and this host can pass requests on to that host.
     Elsewhere(DomainRef),
     /// The domain is not on here, and may be on at another place: one that can't be asked, or one to which
@@ -67,6 +70,7 @@ impl LocatedDomain {
             Self::Here(domain)
             | Self::Moving(domain)
             | Self::Off(domain)
+            | Self::Undefined(domain)
             | Self::Elsewhere(domain)
             | Self::InDoubt(domain) => domain,
         }

@@ -85,6 +85,15 @@ pub(crate) struct DomainHere {
     pub(crate) sight: Sight,
 }
 
+/// Result of the search for a domain on this host.
+struct SearchedDomain {
+    here: DomainHere,
+    /// Reasons why hypervisors could not be asked.
+    silent: Vec<String>,
+    /// A hypervisor has a definition or an instance.
+    is_known: bool,
+}
+
 impl LibvirtBackend {
     /// Connects to every hypervisor and keeps the connections; returns when the first attempt at each has
     /// ended.
@@ -252,7 +261,7 @@ impl LibvirtBackend {
     /// speaks of other hosts. The hosts of a cluster share a result for a UUID, whatever named it: so this is
     /// a domain that is meant by its name.
     pub(crate) async fn find_here(&self, target: &Target, until: Instant) -> Result<DomainHere, LocateError> {
-        let (mut here, silent) = self.search(target, until).await?;
+        let SearchedDomain { mut here, silent, .. } = self.search(target, until).await?;
         here.domain.by = TargetKind::Name;
         match here.sight {
             Sight::On | Sight::Moving => Ok(here),
@@ -262,11 +271,7 @@ impl LibvirtBackend {
     }
 
     /// As [`Self::find_here`], with the reasons why hypervisors could not be asked.
-    async fn search(
-        &self,
-        target: &Target,
-        until: Instant,
-    ) -> Result<(DomainHere, Vec<String>), LocateError> {
+    async fn search(&self, target: &Target, until: Instant) -> Result<SearchedDomain, LocateError> {
         let wanted = Arc::new(TargetQuery::new(target));
         let (mut found, unavailable) = self.matches(&wanted, until).await;
         // An instance that is there to stay, else one that comes or goes, else definitions, and last those
@@ -291,7 +296,8 @@ impl LibvirtBackend {
         };
         match &found[..] {
             [] if reasons.is_empty() => {
-                self.ended(&wanted).map(|it| (it, reasons)).ok_or(LocateError::NotFound)
+                let ended = self.ended(&wanted).ok_or(LocateError::NotFound);
+                ended.map(|here| SearchedDomain { here, silent: reasons, is_known: false })
             }
             [] => Err(LocateError::Unavailable(reasons.join("; "))),
             // One UUID is one domain, wherever it is defined or on. Of several hypervisors the first in the
@@ -305,7 +311,7 @@ impl LibvirtBackend {
                 if another {
                     return Err(LocateError::Unavailable(reasons.join("; ")));
                 }
-                Ok((here(*home, one), reasons))
+                Ok(SearchedDomain { here: here(*home, one), silent: reasons, is_known: true })
             }
             several => Err(LocateError::Ambiguous(
                 several
@@ -370,15 +376,19 @@ impl LibvirtBackend {
     }
 
     async fn locate_domain(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
-        let (DomainHere { domain, sight }, silent) = match self.search(target, until).await {
-            Err(LocateError::NotFound) => return Err(self.not_found(target, until).await),
-            other => other?,
-        };
+        let SearchedDomain { here: DomainHere { domain, sight }, silent, is_known } =
+            match self.search(target, until).await {
+                Err(LocateError::NotFound) => return Err(self.not_found(target, until).await),
+                other => other?,
+            };
         Ok(match sight {
             Sight::On => LocatedDomain::Here(domain),
             Sight::Moving => LocatedDomain::Moving(domain),
             _ if !silent.is_empty() => LocatedDomain::InDoubt(domain),
-            sight if self.seems_off(&domain, &sight, until).await => LocatedDomain::Off(domain),
+            sight if self.seems_off(&domain, &sight, until).await => match is_known {
+                true => LocatedDomain::Off(domain),
+                false => LocatedDomain::Undefined(domain),
+            },
             _ => LocatedDomain::InDoubt(domain),
         })
     }

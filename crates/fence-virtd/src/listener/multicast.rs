@@ -402,7 +402,7 @@ impl MulticastReceiver {
             resolved = self.service.resolve(job) => Some(resolved),
             () = &mut patience => None,
         };
-        match resolved.as_ref().map_or(AnsweringHost::Unknown, ResolvedTarget::owner) {
+        match resolved.as_ref().map_or(AnsweringHost::Unknown, |it| it.owner(job.action)) {
             AnsweringHost::ThisHost => {}
             AnsweringHost::Another => {
                 let head_start = tokio::time::sleep_until((job.arrived + OWNERS_HEAD_START).into());

@@ -142,9 +142,11 @@ impl ResolvedTarget {
     }
 
     /// Returns the host that is to answer. A definition that is off is not enough for this host: every place
-    /// where the domain can be must show that it is off.
-    pub(crate) fn owner(&self) -> AnsweringHost {
+    /// where the domain can be must show that it is off. Without a definition another host may be able to
+    /// start the domain.
+    pub(crate) fn owner(&self, action: Action) -> AnsweringHost {
         match self {
+            Self::Run(Some(LocatedDomain::Undefined(_))) if action == Action::On => AnsweringHost::Unknown,
             Self::Run(Some(LocatedDomain::InDoubt(_))) | Self::Refused(_, _, None) => AnsweringHost::Unknown,
             Self::Run(Some(LocatedDomain::Elsewhere(_) | LocatedDomain::Moving(_))) => AnsweringHost::Another,
             Self::Run(_) | Self::Refused(..) => AnsweringHost::ThisHost,
@@ -294,5 +296,30 @@ impl From<SharedResult> for RequestOutcome {
 impl From<ActionError> for RequestOutcome {
     fn from(error: ActionError) -> Self {
         if matches!(error, ActionError::Lapsed(_)) { Self::lapsed(error) } else { Self::failed(error) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fence_core::domain::{DomainHome, DomainId, TargetKind};
+
+    use super::*;
+
+    /// Another host may have a definition, and start it.
+    #[test]
+    fn a_host_without_a_definition_lets_others_answer_an_on() {
+        let domain = DomainRef {
+            name: "x".to_owned(),
+            uuid: DomainId::from_bytes([7; 16]),
+            home: DomainHome::Here(0),
+            by: TargetKind::Name,
+        };
+        let undefined = ResolvedTarget::Run(Some(LocatedDomain::Undefined(domain.clone())));
+        assert_eq!(undefined.owner(Action::On), AnsweringHost::Unknown);
+        for action in [Action::Off, Action::Reboot, Action::Status] {
+            assert_eq!(undefined.owner(action), AnsweringHost::ThisHost);
+        }
+        let defined = ResolvedTarget::Run(Some(LocatedDomain::Off(domain)));
+        assert_eq!(defined.owner(Action::On), AnsweringHost::ThisHost);
     }
 }
