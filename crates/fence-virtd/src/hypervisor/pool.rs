@@ -1069,7 +1069,7 @@ fn workers_busy(uri: &str) -> String {
 }
 
 /// Returns whether libvirt knows of a memory that a managed save left.
-fn has_saved_memory(connection: &OrdinaryConnection, uuid: Uuid) -> Result<bool, Error> {
+pub(crate) fn has_saved_memory(connection: &OrdinaryConnection, uuid: Uuid) -> Result<bool, Error> {
     match connection.domain_by_uuid(uuid)? {
         Some(domain) => connection.of(&domain).has_saved_memory(),
         None => Ok(false),

@@ -11,20 +11,15 @@
 //! then tells nothing. `--check` reads it too. What can't be read is not there: then a node is asked as
 //! another host, as long as it is not heard.
 
-use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 
 use fence_core::hosts::HostRun;
 use fence_wire::HostId;
 
-use super::{NodeStore, read_file};
+use super::{LineFile, NodeStore};
 
-const FILE: &str = "nodes.keys";
-const NEW: &str = "nodes.keys.new";
-const HEADER: &str = "fence_virt node keys 1";
+const KEYS: LineFile = LineFile { name: "nodes.keys", header: "fence_virt node keys 1", must_last: true };
 
 /// Key and addresses of a node of corosync's list.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,29 +69,19 @@ impl NodeKey {
 impl NodeStore {
     /// Writes the keys in the place of those before. Waits for the disk.
     pub(crate) fn write_keys(&self, keys: &[NodeKey]) -> io::Result<()> {
-        let mut text = format!("{HEADER}\n");
-        for key in keys {
-            // Writing to a string can't fail.
-            let _ = writeln!(text, "{}", key.line());
-        }
-        text += "end\n";
-        let new = self.0.join(NEW);
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(new, self.0.join(FILE))
+        self.write_lines(&KEYS, keys.iter().map(NodeKey::line))
     }
 
     /// Returns the keys; none where no daemon wrote them, or they can't be read.
     pub(crate) fn read_keys(&self) -> Vec<NodeKey> {
-        let text = read_file(&self.0.join(FILE)).unwrap_or_default();
-        let lines = text.strip_suffix("end\n").and_then(|it| it.strip_prefix(&format!("{HEADER}\n")));
-        lines.unwrap_or_default().lines().filter_map(NodeKey::parse).collect()
+        self.read_lines(&KEYS, NodeKey::parse)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -115,8 +100,8 @@ mod tests {
         store.write_keys(&keys).unwrap();
         assert_eq!(store.read_keys(), keys);
         // Half a file is none.
-        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
-        fs::write(dir.path().join(FILE), &text[..text.len() - 2]).unwrap();
+        let text = fs::read_to_string(dir.path().join(KEYS.name)).unwrap();
+        fs::write(dir.path().join(KEYS.name), &text[..text.len() - 2]).unwrap();
         assert_eq!(store.read_keys(), []);
     }
 

@@ -21,11 +21,9 @@ use std::path::{Path, PathBuf};
 
 use fence_wire::escaped;
 
-const FILE: &str = "nodes";
-const NEW: &str = "nodes.new";
+const NODES: LineFile = LineFile { name: "nodes", header: "fence_virt nodes 1", must_last: false };
 const FORGET: &str = "nodes.forget";
 const TAKEN: &str = "nodes.forget.taken";
-const HEADER: &str = "fence_virt nodes 1";
 /// Bytes of a file at most: a line for each node.
 const MAX_FILE: u64 = 256 * 1024;
 
@@ -106,6 +104,14 @@ pub(crate) fn word_for(node: &KnownNode, nodes: &[KnownNode]) -> String {
     node.name.as_ref().filter(is_only).cloned().unwrap_or_else(|| node.id.to_string())
 }
 
+/// File of lines between a header and `end`.
+struct LineFile {
+    name: &'static str,
+    header: &'static str,
+    /// On the disk before it takes the place of the file before.
+    must_last: bool,
+}
+
 /// The files of one state directory.
 #[derive(Clone)]
 pub(crate) struct NodeStore(PathBuf);
@@ -117,23 +123,35 @@ impl NodeStore {
 
     /// Writes the nodes in the place of those before. Waits for the disk.
     pub(crate) fn write(&self, nodes: &[KnownNode]) -> io::Result<()> {
-        let mut text = format!("{HEADER}\n");
-        for node in nodes {
-            // Writing to a string can't fail.
-            let _ = writeln!(text, "{}", node.line());
-        }
-        text += "end\n";
-        let new = self.0.join(NEW);
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        fs::rename(new, self.0.join(FILE))
+        self.write_lines(&NODES, nodes.iter().map(KnownNode::line))
     }
 
     /// Returns the nodes; none where no daemon wrote them, or this user may not read them.
     pub(crate) fn read(&self) -> Vec<KnownNode> {
-        let text = read_file(&self.0.join(FILE)).unwrap_or_default();
-        let lines = text.strip_suffix("end\n").and_then(|it| it.strip_prefix(&format!("{HEADER}\n")));
-        lines.unwrap_or_default().lines().filter_map(KnownNode::parse).collect()
+        self.read_lines(&NODES, KnownNode::parse)
+    }
+
+    fn write_lines(&self, file: &LineFile, lines: impl Iterator<Item = String>) -> io::Result<()> {
+        let mut text = format!("{}\n", file.header);
+        for line in lines {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "{line}");
+        }
+        text += "end\n";
+        let new = self.0.join(format!("{}.new", file.name));
+        let mut opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        opened.write_all(text.as_bytes())?;
+        if file.must_last {
+            opened.sync_all()?;
+        }
+        fs::rename(new, self.0.join(file.name))
+    }
+
+    /// Returns what the lines of a file say; nothing of one that is not whole.
+    fn read_lines<T>(&self, file: &LineFile, parse: impl Fn(&str) -> Option<T>) -> Vec<T> {
+        let text = read_file(&self.0.join(file.name)).unwrap_or_default();
+        let lines = text.strip_suffix("end\n").and_then(|it| it.strip_prefix(&format!("{}\n", file.header)));
+        lines.unwrap_or_default().lines().filter_map(parse).collect()
     }
 
     /// Asks the daemon to forget a node. It does so within a second or two, or at its start.

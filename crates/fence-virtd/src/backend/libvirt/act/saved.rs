@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use libvirt_host::{Connection, Domain, Error, ErrorKind, OrdinaryConnection, Uuid};
 
-use crate::hypervisor::{CallError, Hypervisor};
+use crate::hypervisor::{CallError, Hypervisor, has_saved_memory};
 use crate::request::trail::AgentRunTrail;
 
 /// Remark for the audit record.
@@ -43,7 +43,7 @@ pub(super) fn discard(
     if connection.domain_by_uuid(uuid)?.is_none() {
         return Ok(DiscardResult::NoneThere);
     }
-    let had_one = match memory.ask_beside(move |c| has_one(c, uuid)) {
+    let had_one = match memory.ask_beside(move |c| has_saved_memory(c, uuid)) {
         Err(error) if error.is_without_answer() => {
             let is_listed = connection.lists_saved_memory(uuid)?;
             if !is_listed && memory.ended_running(uuid) {
@@ -74,13 +74,6 @@ pub(super) fn discard(
         ),
     };
     Ok(DiscardResult::StillThere(why))
-}
-
-fn has_one(connection: &OrdinaryConnection, uuid: Uuid) -> Result<bool, Error> {
-    match connection.domain_by_uuid(uuid)? {
-        Some(domain) => connection.of(&domain).has_saved_memory(),
-        None => Ok(false),
-    }
 }
 
 /// Starts a domain from its definition; a saved memory is discarded, and the record says so.
