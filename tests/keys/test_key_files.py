@@ -165,6 +165,7 @@ def test_a_daemon_goes_on_with_a_key_that_everybody_reads_and_warns_at_each_load
     it = daemon(keys=("dd",), options='metrics = "127.0.0.1:9229";')
     warning = f" WARN .*{re.escape(EXPOSED.format(path, 0o644))}"
     try:
+        it.wait_serving()
         # Two listeners have it, and it is one file.
         assert len(re.findall(warning, it.log)) == 2
         assert metrics.scrape(stage.host)["fence_virtd_exposed_keys"] == 1

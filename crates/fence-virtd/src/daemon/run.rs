@@ -162,6 +162,8 @@ async fn serve_until_signal(
     signals: &mut Signals,
     in_background: bool,
 ) -> Result<&'static str, DaemonError> {
+    // Before anybody hears that the daemon serves: who then asks for the metrics finds the count.
+    exposed::count(config, &daemon.service.metrics);
     if in_background {
         // Standard error may be the caller's, who reads it until now.
         log::finish();
@@ -170,7 +172,6 @@ async fn serve_until_signal(
     notify::ready();
     daemon.tasks.spawn(notify::watchdog(Arc::clone(&daemon.service)));
     info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "serving");
-    exposed::count(config, &daemon.service.metrics);
     let started = config;
     let mut config = config.clone();
     loop {
