@@ -107,7 +107,7 @@ whole:
 	$(MAKE) check unit-build build
 	scripts/check-install
 	$(MAKE) deb rpm
-	$(MAKE) suites LANES=5 BESIDE="unit-run fuzz"
+	$(MAKE) suites LANES=6 BESIDE="unit-run fuzz"
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
@@ -117,7 +117,7 @@ suites: packages-test ## every suite of tests/ against target/dist
 	$(MAKE) --keep-going -j$(LANES) --output-sync=target reference-today $(BESIDE) $(SUITES)
 
 # The long ones first; those that wait most of their time (cpg, agents) beside those that work.
-SUITES = suite-cpg-1 suite-elsewhere suite-agents suite-guests suite-e2e suite-cpg-2 suite-truth_search suite-fence_races \
+SUITES = suite-cpg-1 suite-elsewhere-1 suite-agents suite-guests suite-elsewhere-2 suite-e2e suite-cpg-2 suite-truth_search suite-fence_races \
     suite-field suite-compliance suite-cpg-3 suite-pacemaker suite-diagnose suite-cts suite-transports suite-attacks \
     suite-reference suite-reference-today suite-several_hosts suite-attacks-reference suite-keys suite-observability suite-sandbox \
     suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
@@ -186,8 +186,8 @@ suite-fence_races suite-cpg: suite-%:
 	cargo build --locked -p fence-virtd
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
 
-# The longest one, in three parts that run beside each other: each has hosts of its own, and waits most of its time. What is in no
-# other part is in the last.
+# The longest ones, in parts that run beside each other: each has hosts of its own, and waits most of its time. What is in no other
+# part is in the last.
 CPG_FILES = $(patsubst tests/%,%,$(wildcard tests/cpg/test_*.py))
 CPG_1 = $(patsubst %,cpg/test_%.py,moves survivor agents gone)
 CPG_2 = $(patsubst %,cpg/test_%.py,lost recovery truth routing)
@@ -195,6 +195,12 @@ CPG_3 = $(filter-out $(CPG_1) $(CPG_2),$(CPG_FILES))
 suite-cpg-1 suite-cpg-2 suite-cpg-3: suite-cpg-%:
 	cargo build --locked -p fence-virtd
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(CPG_$*)
+
+ELSEWHERE_FILES = $(patsubst tests/%,%,$(wildcard tests/elsewhere/test_*.py))
+ELSEWHERE_1 = $(patsubst %,elsewhere/test_%.py,migrations rows costs)
+ELSEWHERE_2 = $(filter-out $(ELSEWHERE_1),$(ELSEWHERE_FILES))
+suite-elsewhere-1 suite-elsewhere-2: suite-elsewhere-%:
+	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(ELSEWHERE_$*)
 
 suite-%: ## one suite, as suite-transports
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
