@@ -71,7 +71,9 @@ def test_no_answer_is_untrue(note):
     for said, _ in results:
         for line in said:
             note(line)
-    found = [text for _, text in results if text]
+    # What it is about comes first: what follows is long, and may be cut where it is shown.
+    found = ["\n".join([*(line.strip() for line in text.splitlines() if "REFUSED" in line or "now:  " in line), text])
+             for _, text in results if text]
     if any("UNTRUE" in it for it in found):
         raise judged.UntrueAnswer("\n".join(found))
     assert not found, "\n".join(found)

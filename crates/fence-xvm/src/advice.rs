@@ -83,6 +83,7 @@ impl NetworkCause {
                 "this guest's own firewall forbids to send the request".into()
             }
             Self::NotSent { forbidden: false } => "nothing could be sent".into(),
+            Self::NoTurn => "the call-back ports of this guest were in use all the time".into(),
             Self::Silence { watched: true, .. } => {
                 "no host took the request: none called back, and nothing of a call-back reached this guest"
                     .into()
@@ -105,6 +106,9 @@ impl NetworkCause {
                 "let UDP to the multicast address and port out (nft list ruleset, firewall-cmd --list-all)"
                     .into()
             }
+            Self::NoTurn => "find who has them (ss -ltnp 'sport >= :1229'), end an agent that hangs (ps -C \
+                             fence_xvm,fence_virt -o pid,etime,args), and give requests more time (-t)"
+                .into(),
             Self::NotSent { forbidden: false } => {
                 "look at this guest's addresses and routes: ip addr, ip route".into()
             }
@@ -139,7 +143,7 @@ impl NetworkCause {
         const CALL_BACK_REFUSED: (&str, &str) =
             ("can't call the client back", "the host's call-back is refused on the way");
         match self {
-            Self::NotSent { .. } => &[],
+            Self::NotSent { .. } | Self::NoTurn => &[],
             Self::Silence { .. } => &[KEY_LINE, HASH_LINE, CALL_BACK, CALL_BACK_REFUSED, REPLAY_LINE],
             Self::Firewall { .. } => &[
                 ("does not answer; is TCP port", "the firewall here drops it"),

@@ -181,6 +181,11 @@ impl MulticastAttempts {
         self.senders.iter().any(|it| it.sent > 0)
     }
 
+    /// Returns whether others had all ports for the call-back until the time was over.
+    pub(crate) fn waited_in_vain(&self) -> bool {
+        self.call_back_ports.is_empty() && self.senders.is_empty()
+    }
+
     /// Records a peer whose connection is here.
     pub(crate) fn record_arrival(&mut self, from: IpAddr) {
         const REMEMBERED: usize = 64;
@@ -213,7 +218,7 @@ impl MulticastAttempts {
                 write!(f, ", call-back awaited on ports {}/tcp ({wanted} was in use)", ports.join(", "))?;
             }
         }
-        if self.senders.is_empty() {
+        if self.senders.is_empty() && !self.waited_in_vain() {
             write!(f, "\n  no address to send from")?;
         }
         for sender in self.senders.iter().take(SENDERS_SHOWN) {

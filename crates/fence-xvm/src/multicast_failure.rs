@@ -85,7 +85,13 @@ mod tests {
         let new = || MulticastAttempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap());
         let text = MulticastFailure::TimedOut(Box::new(new())).to_string();
         assert!(text.starts_with("Timed out waiting for response to off vm1"), "{text}");
+        assert!(text.contains("used port 1229/tcp all the time"), "{text}");
+        assert!(text.contains("end an agent that hangs") && !text.contains("addresses"), "{text}");
+        let mut attempts = new();
+        attempts.call_back_ports.push(1229);
+        let text = MulticastFailure::TimedOut(Box::new(attempts)).to_string();
         assert!(text.contains("no address to send from"), "{text}");
+        assert!(text.contains("look at this guest's addresses"), "{text}");
         let mut attempts = new();
         for n in 0..100_u8 {
             attempts.sender_mut("eth0", [10, 0, 0, n].into()).sent += 1;

@@ -32,6 +32,8 @@ pub(crate) enum NetworkCause {
         /// True if a firewall of this guest refused them.
         forbidden: bool,
     },
+    /// No datagram was tried: others had every port for the call-back until the time was over.
+    NoTurn,
     /// No host called back, and as far as could be seen none tried.
     Silence {
         /// Address that packets left from; none where it is loopback alone, or one of several.
@@ -160,6 +162,9 @@ impl From<HostCause> for ProbableCause {
 impl ProbableCause {
     /// Returns the cause for a multicast request that no host answered.
     pub(crate) fn from_attempts(attempts: &MulticastAttempts) -> Self {
+        if attempts.waited_in_vain() {
+            return NetworkCause::NoTurn.into();
+        }
         if !attempts.has_sent() {
             let is_forbidden = |error: &Error| error.kind() == ErrorKind::PermissionDenied;
             let mut errors = attempts.senders.iter().filter_map(|sender| sender.error.as_ref());
