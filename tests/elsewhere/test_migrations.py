@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from lab.hypervisor import until
+from lab.hypervisor import crashing_disk, until
 
 from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
 from .relay import CONFIRM, FINISH, Relay
@@ -207,6 +207,42 @@ def test_what_a_paused_machine_left_at_its_source(pair, note):
         for host in (here, there):
             host.hypervisor.virsh("destroy", "x", check=False)
     tally.none(pair.logs())
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_a_crashed_machine_left_at_its_source(pair, note, silent):
+    """A guest that crashed, whose machine is kept: libvirt calls it crashed at the source of a migration, too."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    disk = crashing_disk(pair.directory / "crashes.img")
+    for _ in range(max(ROUNDS // 4, 1)):
+        here.has("x", crashes=disk)
+        until(lambda: here.reason("x") == "crashed (panicked)", PATIENCE, "the guest crashed")
+        with Relay(here.hypervisor, here.directory / "relay", CONFIRM) as relay:
+            migration = here.migrate("x", there, source=relay)
+            assert relay.wait_held(migration), migration.communicate()[0]
+            relay.cut()
+            migration.communicate(timeout=PATIENCE)
+        until(lambda: "None" in here.hypervisor.virsh("domjobinfo", "x").stdout, PATIENCE, "no job is left")
+        assert here.reason("x") == "crashed (panicked)" and pair.where("x") == ["h1", "h2"]
+        (there.stop_serving if silent else there.does_not_call_back)()
+        answer = pair.ask("off", "x")
+        tally.add(answer, answer.lie_afterwards(), f"{pair.where('x')} {here.records()[-1]['reason']}")
+        (there.serve_again if silent else there.unfilter)()
+        for host in (here, there):
+            host.hypervisor.virsh("destroy", "x", check=False)
+    tally.none(pair.logs())
+
+
+def test_a_crashed_machine_that_never_left_is_fenced_beside_a_silent_host(pair):
+    """What was started here and not copied since is the machine, though it stands still."""
+    here, there = pair.h1, pair.h2
+    here.has("x", crashes=crashing_disk(pair.directory / "crashes.img"))
+    until(lambda: here.reason("x") == "crashed (panicked)", PATIENCE, "the guest crashed")
+    assert pair.ask("status", "x").says_on()
+    there.stop_serving()
+    answer = pair.ask("off", "x")
+    assert answer.rc == OK and pair.where("x") == [], pair.logs()
 
 
 def test_an_end_counts_only_after_the_move(pair, note):

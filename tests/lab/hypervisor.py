@@ -403,9 +403,11 @@ class Domain:
         return self.hypervisor.virsh(*args)
 
 
-def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None, disk=None):
+def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None, disk=None,
+                crashes=None):
     """Domain XML of a machine without disk, unless `disk` is the path of a raw image. `serial`: paths of UNIX sockets that QEMU binds for serial ports;
-    `channel`: (path, target name) of virtio channels; `interface`: nothing but (mac, bridge) pairs."""
+    `channel`: (path, target name) of virtio channels; `interface`: nothing but (mac, bridge) pairs. `crashes`: the path of a `crashing_disk`: the
+    guest panics as soon as it runs, and the machine is kept."""
     devices = [f"<emulator>{EMULATOR}</emulator>", "<controller type='usb' model='none'/>", "<memballoon model='none'/>"]
     devices += [f"<serial type='unix'><source mode='bind' path={quoteattr(str(path))}/></serial>" for path in serial]
     devices += [f"<channel type='unix'><source mode='bind' path={quoteattr(str(path))}/>"
@@ -415,6 +417,9 @@ def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), 
     if disk:
         devices.append("<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
                        f"<source file={quoteattr(str(disk))}/><target dev='hda' bus='ide'/></disk>")
+    if crashes:
+        devices.append("<panic model='isa'/><disk type='file' device='disk'><driver name='qemu' type='raw' cache='none'/>"
+                       f"<source file={quoteattr(str(crashes))}/><target dev='hda' bus='ide'/><shareable/></disk>")
     if vnc_password:
         devices.append("<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' "
                        f"passwd={quoteattr(vnc_password)}/>")
@@ -423,7 +428,16 @@ def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), 
     return (f"<domain type='{accel}'><name>{named}</name><uuid>{uuid}</uuid>{text}"
             f"<memory unit='MiB'>{MEMORY}</memory><vcpu>1</vcpu>"
             "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
-            f"<on_reboot>restart</on_reboot><devices>{''.join(devices)}</devices></domain>")
+            f"<on_reboot>restart</on_reboot>{'<on_crash>preserve</on_crash>' if crashes else ''}"
+            f"<devices>{''.join(devices)}</devices></domain>")
+
+
+def crashing_disk(path):
+    """Writes a disk whose boot sector tells the panic device that the guest has crashed. Returns its path."""
+    # cli; mov dx, 0x505; mov al, 1; out dx, al; hlt; jmp to the hlt
+    code = bytes([0xFA, 0xBA, 0x05, 0x05, 0xB0, 0x01, 0xEE, 0xF4, 0xEB, 0xFD])
+    path.write_bytes(code.ljust(510, b"\0") + b"\x55\xAA" + bytes(65536 - 512))
+    return path
 
 
 def accelerator():

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use fence_wire::escaped;
 
-use crate::options::ClientProgram;
+use crate::options::{ClientProgram, OptionId};
 use crate::settings::ClientSettings;
 use crate::usage::UsageError;
 
@@ -30,7 +30,8 @@ const IGNORED: [&str; 3] = ["agent", "self", "interface"];
 const NODE: &str = "nodename";
 
 /// Reads the whole text into `settings`, and returns the options that were skipped. Blanks around names and
-/// values do not count, nor do empty lines, lines that start with `#`, and what follows a blank and a `#`.
+/// values do not count, nor do empty lines, lines that start with `#`, and what follows a blank and a `#`,
+/// but in names of machines: `web #1` is one.
 /// The case of names does not matter.
 ///
 /// # Errors
@@ -42,7 +43,7 @@ pub fn read_options(
 ) -> Result<Vec<UnknownOption>, UsageError> {
     let mut unknown = Vec::new();
     for line in text.split(|&b| b == b'\n' || b == b'\0') {
-        let line = without_comment(line).trim_ascii();
+        let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
@@ -56,7 +57,10 @@ pub fn read_options(
             settings.set_node(&String::from_utf8_lossy(value.unwrap_or_default().trim_ascii()));
             continue;
         }
-        match (program.option_named(&name), value) {
+        let option = program.option_named(&name);
+        let is_machine = option.is_some_and(|it| it.id == OptionId::Plug);
+        let value = if is_machine { value } else { value.map(without_comment) };
+        match (option, value) {
             (None, _) => unknown.push(UnknownOption(name)),
             (Some(_), None) => return Err(UsageError::NoValue(name)),
             (Some(option), Some(value)) => {
@@ -67,11 +71,11 @@ pub fn read_options(
     Ok(unknown)
 }
 
-/// Returns the line up to a comment that stands behind a value. The C agent ends a value at its first blank.
-/// That would make another target of a name with a blank.
-fn without_comment(line: &[u8]) -> &[u8] {
+/// Returns the value up to a comment that stands behind it. The C agent ends every value at its first blank:
+/// that would make another target of a name with a blank.
+fn without_comment(value: &[u8]) -> &[u8] {
     let begins = |pair: &[u8]| pair[0].is_ascii_whitespace() && pair[1] == b'#';
-    line.windows(2).position(begins).map_or(line, |at| &line[..at])
+    value.windows(2).position(begins).map_or(value, |at| &value[..at])
 }
 
 #[cfg(test)]
@@ -110,12 +114,19 @@ mod tests {
 
     #[test]
     fn a_comment_may_stand_behind_a_value() {
-        let plan = plan_of("action=off # see ticket\nport=vm1\t# web server\ntimeout=7   #s\n\t # all");
+        let plan = plan_of("action=off # see ticket\nport=vm1\ntimeout=7   #s\n\t # all");
         assert_eq!((plan.action, plan.timeout), (Action::Off, Duration::from_secs(7)));
         assert_eq!(plan.target.as_str(), "vm1");
         assert_eq!(plan_of("plug=vm#1").target.as_str(), "vm#1");
         assert_eq!(plan_of("plug=#1").target.as_str(), "#1");
-        assert!(task_of("action=off\nplug= # which?").is_err());
+        assert!(task_of("action= # which?\nplug=vm1").is_err());
+    }
+
+    #[test]
+    fn a_machine_may_be_called_web_number_one() {
+        for named in ["port", "plug"] {
+            assert_eq!(plan_of(&format!("{named}=web #1")).target.as_str(), "web #1");
+        }
     }
 
     #[test]

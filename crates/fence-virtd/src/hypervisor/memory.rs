@@ -74,14 +74,18 @@ pub(super) fn is_save(event: &LifecycleEvent) -> bool {
 fn listed(state: State) -> ListedState {
     match state {
         State::MovedAway => ListedState::MovedAway,
-        State::ShutOff | State::NoState | State::Crashed | State::Other(_) => ListedState::NoInstance,
+        State::ShutOff | State::NoState | State::Other(_) => ListedState::NoInstance,
         State::Migrating => ListedState::Migrating,
         State::PostCopy => ListedState::PostCopy,
         State::Starting => ListedState::Starting,
         State::Running => ListedState::Settled,
-        State::MayHaveComeIn | State::Blocked | State::Paused | State::Shutdown | State::PmSuspended => {
-            ListedState::Unsettled
-        }
+        // QEMU keeps the instance of a guest that crashed. A look tells where none is left.
+        State::MayHaveComeIn
+        | State::Blocked
+        | State::Paused
+        | State::Shutdown
+        | State::PmSuspended
+        | State::Crashed => ListedState::Unsettled,
     }
 }
 
@@ -145,6 +149,11 @@ impl InstanceCourse {
     /// Returns whether the instance ran all the time, and nothing copied it.
     pub(super) fn is_undisturbed(self) -> bool {
         !self.stood_still && !self.is_copied
+    }
+
+    /// Returns whether the instance is here, and nothing copied its memory.
+    pub(super) fn was_never_copied(self) -> bool {
+        !self.has_ended && !self.is_copied
     }
 
     fn after(before: Option<Self>, event: &LifecycleEvent) -> Option<Self> {

@@ -835,6 +835,12 @@ impl Hypervisor {
         course.is_some_and(|it| !it.has_ended && it.is_undisturbed())
     }
 
+    /// Returns whether the instance that is here is known since it was last seen to begin or to go on, and
+    /// its memory was not copied since: no migration took it to another place.
+    pub(crate) fn was_never_copied(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).course(uuid).is_some_and(InstanceCourse::was_never_copied)
+    }
+
     /// Returns the course of an instance after the event of its end, which may be late.
     fn await_course(&self, uuid: Uuid) -> Option<InstanceCourse> {
         let until = Instant::now() + EVENT_LAG;

@@ -512,7 +512,7 @@ impl PowerOffRun<'_> {
     /// was not here before.
     fn note_moving(&mut self, state: State) {
         self.progress.was_moving |= self.is_moving(state);
-        self.stands_still = stands_still(state);
+        self.stands_still = stands_still(state, self.order.uuid, self.memory);
         self.progress.is_handed_over |= self.memory.is_half(self.order.uuid, state);
     }
 
@@ -612,12 +612,23 @@ impl PowerOffRun<'_> {
 
 /// Returns whether the end of an instance in this state is no proof, as [`PowerOffRun::is_moving`] says.
 fn may_be_moving(state: State, uuid: Uuid, memory: &Hypervisor) -> bool {
-    state.is_in_transit() || stands_still(state) || !memory.has_settled(uuid)
+    stands_still(state, uuid, memory) || !memory.has_settled(uuid)
 }
 
-/// Returns whether an instance stands still, by a migration or not.
-fn stands_still(state: State) -> bool {
-    state.is_in_transit() || state == State::Paused
+/// Returns whether an instance stands still, by a migration or not. One that runs, runs here: a migration
+/// stops it before another place can have the machine. One that did not run when it migrated looks the same
+/// at both ends, and at the source as one that never left.
+fn stands_still(state: State, uuid: Uuid, memory: &Hypervisor) -> bool {
+    match state {
+        State::Migrating | State::PostCopy | State::Starting | State::Paused => true,
+        // A guest that crashed and is kept, or that sleeps: so it is at the source of a migration, too.
+        State::Crashed | State::PmSuspended => !memory.was_never_copied(uuid),
+        // QEMU ends by itself in the next moment.
+        State::Shutdown => false,
+        State::Running | State::MayHaveComeIn | State::Blocked => false,
+        // No instance, or none that libvirt can name.
+        State::ShutOff | State::MovedAway | State::NoState | State::Other(_) => true,
+    }
 }
 
 /// Effect that a power-off would have at one hypervisor.
@@ -647,7 +658,7 @@ pub(super) fn forecast_end(
     let has_job = has_moving_job(memory, uuid)?.unwrap_or_else(|| !memory.runs_undisturbed(uuid));
     Ok(match has_job || may_be_moving(state, uuid, memory) {
         true => EndForecast::MayBeHalf {
-            only_came_in: !has_job && !stands_still(state),
+            only_came_in: !has_job && !stands_still(state, uuid, memory),
             is_half: has_job || state.is_in_transit() || memory.is_half(uuid, state),
         },
         false => EndForecast::Ends,
