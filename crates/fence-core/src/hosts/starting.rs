@@ -14,7 +14,9 @@ use crate::evidence::{Doubt, ProvedOff, Sight};
 
 /// Pause before an instance that comes or goes is looked at again, at least.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Longest time by which this pause is longer. Two hosts that gave way at once differ by it.
+/// Most times that this pause is doubled.
+const MAX_DOUBLINGS: u32 = 2;
+/// Longest time by which the pause is longer. Two hosts that gave way at once differ by it.
 const SPREAD_MS: u64 = 400;
 
 /// Domains that this host is about to start, with the number of requests for each.
@@ -70,11 +72,11 @@ impl StartDecision {
     }
 }
 
-/// Returns the pause after a host gave way. `drawn` is random: two hosts that gave way to each other must
-/// not look again at the same moment for ever.
+/// Returns the pause after a host gave way, which it did so many times before. `drawn` is random: two hosts
+/// that gave way to each other must not look again at the same moment for ever.
 #[must_use]
-pub fn pause_after_giving_way(drawn: u64) -> Duration {
-    PAUSE + Duration::from_millis(drawn % SPREAD_MS)
+pub fn pause_after_giving_way(times: u32, drawn: u64) -> Duration {
+    PAUSE * 2_u32.pow(times.min(MAX_DOUBLINGS)) + Duration::from_millis(drawn % SPREAD_MS)
 }
 
 /// Returns what is told of a domain that is about to be started, where this is seen of it.
@@ -93,6 +95,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_pause_grows_to_a_maximum() {
+        let pauses: Vec<_> = (0..5).map(|it| pause_after_giving_way(it, 17).as_millis()).collect();
+        assert_eq!(pauses, [217, 417, 817, 817, 817]);
+        assert_eq!(pause_after_giving_way(u32::MAX, SPREAD_MS - 1), Duration::from_millis(1199));
+    }
     use crate::evidence::{DomainSite, Finding};
 
     const DOMAIN: DomainId = DomainId::from_bytes([7; 16]);

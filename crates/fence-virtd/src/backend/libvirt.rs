@@ -51,7 +51,7 @@ mod unseen_start;
 /// Pause between two looks at a domain that an earlier daemon was powering off.
 const ORDER_PAUSE: Duration = Duration::from_millis(200);
 /// Most times that a reboot of a domain which is off gives way to another host that is about to start it.
-const REBOOT_GIVES_WAY: usize = 3;
+const REBOOT_GIVES_WAY: u32 = 3;
 /// Most times that a forecast follows a domain from one hypervisor of this host to another.
 const FORECAST_LOOKS: usize = 4;
 /// Time to look everywhere for one domain that moved away from here, where nobody waits for the answer.
@@ -517,9 +517,9 @@ impl LibvirtBackend {
                     if announced.is_some() && gave_way < REBOOT_GIVES_WAY && lease.check().is_ok() =>
                 {
                     drop(announced);
-                    gave_way += 1;
                     other_end = OtherEnd::NotSought;
-                    give_way().await;
+                    give_way(gave_way).await;
+                    gave_way += 1;
                 }
                 Err(doubt) => return Err(after(acted, doubt.into())),
                 Ok(PlaceToEnd::Hypervisor(home)) => {
@@ -785,6 +785,7 @@ impl LibvirtBackend {
 
     /// Starts a domain that every place shows off.
     async fn start_domain(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        let mut gave_way = 0;
         let announced = loop {
             lease.check()?;
             if self.look(domain, lease.until()).await == Ok(Sight::On) {
@@ -798,8 +799,9 @@ impl LibvirtBackend {
                 (StartDecision::IsOn, _) => return Ok(()),
                 (StartDecision::GiveWay, Err(doubt)) => {
                     drop(announced);
-                    let pauses = tokio::time::timeout_at(lease.until().into(), give_way());
+                    let pauses = tokio::time::timeout_at(lease.until().into(), give_way(gave_way));
                     pauses.await.map_err(|_| doubt)?;
+                    gave_way += 1;
                 }
                 (StartDecision::Fail | StartDecision::GiveWay, looks) => {
                     return looks.map(drop).map_err(Into::into);
@@ -853,10 +855,11 @@ fn no_definition(uri: &str) -> String {
     )
 }
 
-/// Pauses after an announcement was taken back, for a time that differs from that of other hosts.
-pub(crate) async fn give_way() {
+/// Pauses after an announcement was taken back, for a time that differs from that of other hosts and grows
+/// with the times that this host gave way before.
+pub(crate) async fn give_way(times: u32) {
     let drawn = RandomState::new().build_hasher().finish();
-    tokio::time::sleep(pause_after_giving_way(drawn)).await;
+    tokio::time::sleep(pause_after_giving_way(times, drawn)).await;
 }
 
 /// A domain that a hypervisor can start, or start again.

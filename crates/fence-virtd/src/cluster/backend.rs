@@ -17,11 +17,12 @@ use tracing::debug;
 
 use super::asker::PendingAsk;
 use super::resolve::{LocalReading, OwnerHost, OwnerStep, PublishedPlace, next_step};
-use super::state::{ChangeWatch, Cluster, DomainPlace, UnheardNodes};
+use super::state::{ASK_PAUSES, Cluster, DomainOutlook, DomainPlace, UnheardNodes};
 use crate::backend::elsewhere::DomainQuestion;
 use crate::backend::libvirt::{DomainHere, LibvirtBackend, give_way};
 use crate::backend::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart};
 use crate::request::lease::Lease;
+use crate::util::backoff::Backoff;
 use crate::util::join::join_all;
 use fence_core::cluster::message::Member;
 use fence_core::domain::{
@@ -46,14 +47,16 @@ impl CpgBackend {
     /// Finds a domain. "No such domain" is said only when every node has said what it has; that is waited
     /// for while it is likely to come.
     async fn locate_anywhere(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
+        let mut pauses = ASK_PAUSES;
         loop {
-            let changed = self.cluster.changed();
+            let known = self.cluster.named(target);
             let error = match self.locate_now(target, until).await {
                 Err(error @ LocateError::NotFound) => error,
                 other => return other,
             };
             let Some(UnheardNodes { why, patience }) = self.cluster.unheard() else { return Err(error) };
-            if !changed.until(until.min(patience)).await {
+            let is_news = || self.cluster.unheard().is_none() || self.cluster.named(target) != known;
+            if !self.cluster.pause_or_news(&mut pauses, until.min(patience), is_news).await {
                 return Err(LocateError::Unavailable(format!("no host that is heard has the domain; {why}")));
             }
         }
@@ -139,8 +142,10 @@ impl CpgBackend {
     /// change may be enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
         let target = Target::new(&domain.uuid.to_string(), true).map_err(|_| ActionError::Gone)?;
+        let mut pauses = ASK_PAUSES;
         loop {
-            let changed = self.cluster.changed();
+            let known = self.cluster.outlook(domain.uuid);
+            let is_news = || self.cluster.outlook(domain.uuid) != known;
             let here = self.read_here(&target, until).await?;
             if !self.cluster.is_joined() {
                 return self.owners_alone(here);
@@ -150,13 +155,13 @@ impl CpgBackend {
             let error = match next_step(here, place, |member| self.cluster.is_legacy(member)) {
                 OwnerStep::AskRunning(at) => return Ok(DomainOwners::At { at, is_on: true }),
                 OwnerStep::AskResting(at) => {
-                    if self.is_daemon_awaited(changed, until).await {
+                    if self.is_daemon_awaited(&mut pauses, until, is_news).await {
                         continue;
                     }
                     return Ok(DomainOwners::At { at, is_on: false });
                 }
                 OwnerStep::AskLost { node, why } => {
-                    if self.is_daemon_awaited(changed, until).await {
+                    if self.is_daemon_awaited(&mut pauses, until, is_news).await {
                         continue;
                     }
                     return Ok(DomainOwners::Lost { node, why });
@@ -164,24 +169,31 @@ impl CpgBackend {
                 OwnerStep::AwaitChange(error) => error,
                 OwnerStep::Fail(error) => return Err(error),
             };
-            if !changed.until(until).await {
+            if !self.cluster.pause_or_news(&mut pauses, until, is_news).await {
                 return Err(error);
             }
         }
     }
 
-    /// Waits for a change where a daemon that ended a moment ago is expected back: without it the domain
+    /// Waits for news where a daemon that ended a moment ago is expected back: without it the domain
     /// can't be called off. Returns false, at once, where none is.
-    async fn is_daemon_awaited(&self, changed: ChangeWatch, until: Instant) -> bool {
+    async fn is_daemon_awaited(
+        &self,
+        pauses: &mut Backoff,
+        until: Instant,
+        is_news: impl Fn() -> bool,
+    ) -> bool {
         match self.cluster.daemon_expected_by() {
-            Some(by) => changed.until(until.min(by)).await,
+            Some(by) => self.cluster.pause_or_news(pauses, until.min(by), is_news).await,
             None => false,
         }
     }
 
     /// Reads the domain at this host's own hypervisors.
     async fn read_here(&self, target: &Target, until: Instant) -> Result<LocalReading, ActionError> {
-        Ok(match self.local.find_here(target, until).await {
+        let found = self.local.find_here(target, until).await;
+        self.cluster.check_found(target.as_str(), &found);
+        Ok(match found {
             Ok(DomainHere { domain, sight }) => match sight {
                 Sight::On | Sight::Moving => LocalReading::On(domain),
                 Sight::Ended(_) => LocalReading::WentOff(domain),
@@ -240,23 +252,34 @@ impl CpgBackend {
     async fn status_of(&self, domain: &DomainRef, until: Instant) -> Result<SeenPower, ActionError> {
         // No client can end a status check early; the deadline does.
         let (lease, _settled) = Lease::new(until, 0);
+        let mut pauses = ASK_PAUSES;
         loop {
-            let changed = self.cluster.changed();
+            let known = self.cluster.outlook(domain.uuid);
             let owners = self.resolve_owners(domain, until).await?;
-            if let DomainOwners::At { at, is_on: true } = &owners {
-                if self.is_on_at(at, domain, &lease).await? {
-                    return Ok(SeenPower::On);
+            let has_left = match &owners {
+                DomainOwners::At { at, is_on: true } => {
+                    if self.is_on_at(at, domain, &lease).await? {
+                        return Ok(SeenPower::On);
+                    }
+                    true
                 }
-                // It has just left the host that had it: where it is now has to be heard.
-                self.again(changed, &lease).await?;
-                continue;
-            }
-            return match self.prove_off(&owners, domain, &lease).await {
-                Ok(proof) => Ok(SeenPower::Off(proof)),
-                Err(OffDoubt::OnElsewhere(_, IsSeen::On)) => Ok(SeenPower::On),
-                Err(OffDoubt::OnElsewhere(_, IsSeen::Moving)) => Ok(SeenPower::Moving),
-                Err(OffDoubt::CantTell(error)) => Err(error),
+                DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => false,
             };
+            // It has just left the host that had it: where it is now may be heard in a moment.
+            let proof = tokio::select! {
+                biased;
+                proof = self.prove_off(&owners, domain, &lease) => proof,
+                () = self.cluster.outlook_changes(domain.uuid, &known, until), if has_left => continue,
+            };
+            match proof {
+                Ok(proof) => return Ok(SeenPower::Off(proof)),
+                Err(OffDoubt::OnElsewhere(_, IsSeen::On)) => return Ok(SeenPower::On),
+                Err(OffDoubt::OnElsewhere(_, IsSeen::Moving)) => return Ok(SeenPower::Moving),
+                Err(OffDoubt::CantTell(error)) if has_left => {
+                    self.again(&mut pauses, domain, &known, &lease).await.map_err(|_| error)?;
+                }
+                Err(OffDoubt::CantTell(error)) => return Err(error),
+            }
         }
     }
 
@@ -311,9 +334,9 @@ impl CpgBackend {
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        let (mut took_down, mut starts_at) = (false, None);
+        let (mut took_down, mut starts_at, mut pauses) = (false, None, ASK_PAUSES);
         loop {
-            let changed = self.cluster.changed();
+            let known = self.cluster.outlook(domain.uuid);
             lease.check().map_err(|it| after(took_down, starts_at.as_ref(), it))?;
             let owners = self.resolve_owners(domain, lease.until()).await?;
             let done = match &owners {
@@ -326,7 +349,7 @@ impl CpgBackend {
             };
             let error = match done {
                 Ok(down) => return Ok(PowerOffResult { was_off: down.was_off && !took_down, ..down }),
-                Err(ActionError::Gone) => match self.again(changed, lease).await {
+                Err(ActionError::Gone) => match self.again(&mut pauses, domain, &known, lease).await {
                     Ok(()) => continue,
                     Err(error) => error,
                 },
@@ -422,8 +445,9 @@ impl CpgBackend {
     }
 
     async fn bring_up(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        let (mut pauses, mut gave_way) = (ASK_PAUSES, 0);
         loop {
-            let changed = self.cluster.changed();
+            let known = self.cluster.outlook(domain.uuid);
             lease.check()?;
             let owners = self.resolve_owners(domain, lease.until()).await?;
             let started = match &owners {
@@ -438,7 +462,8 @@ impl CpgBackend {
                         (Err(OffDoubt::OnElsewhere(_, IsSeen::On)), _) => return Ok(()),
                         // What somebody is about to do is no success: it may come to nothing.
                         (Err(OffDoubt::OnElsewhere(place, IsSeen::Moving)), _) => {
-                            self.gives_way(place, lease).await?;
+                            self.gives_way(gave_way, place, lease).await?;
+                            gave_way += 1;
                             continue;
                         }
                         (Err(OffDoubt::CantTell(error)), _) => return Err(error),
@@ -448,7 +473,7 @@ impl CpgBackend {
                 }
             };
             match started {
-                Err(ActionError::Gone) => self.again(changed, lease).await?,
+                Err(ActionError::Gone) => self.again(&mut pauses, domain, &known, lease).await?,
                 other => return other,
             }
         }
@@ -584,15 +609,26 @@ impl CpgBackend {
     }
 
     /// Pauses before a domain is looked at again that comes or goes, or that this place is about to start.
-    async fn gives_way(&self, place: DomainSite, lease: &Lease) -> Result<(), ActionError> {
-        let pause = tokio::time::timeout_at(lease.until().into(), give_way());
+    async fn gives_way(&self, times: u32, place: DomainSite, lease: &Lease) -> Result<(), ActionError> {
+        let pause = tokio::time::timeout_at(lease.until().into(), give_way(times));
         pause.await.map_err(|_| Doubt::Moving(place).into())
     }
 
-    /// Waits for a change, after no asked host had the domain any more.
-    async fn again(&self, changed: ChangeWatch, lease: &Lease) -> Result<(), ActionError> {
+    /// Waits before hosts are asked once more, after none that was asked had the domain any more: `known` was
+    /// known before that.
+    async fn again(
+        &self,
+        pauses: &mut Backoff,
+        domain: &DomainRef,
+        known: &DomainOutlook,
+        lease: &Lease,
+    ) -> Result<(), ActionError> {
         lease.check()?;
-        changed.until(lease.until()).await;
+        let is_news = || self.cluster.outlook(domain.uuid) != *known;
+        tokio::select! {
+            _ = self.cluster.pause_or_news(pauses, lease.until(), is_news) => {}
+            _ = lease.ended() => {}
+        }
         lease.check()
     }
 }

@@ -16,10 +16,14 @@ use super::link::{LinkEvent, LinkReceiver};
 use super::own_domains::{OwnChange, OwnDomain, OwnPower};
 use super::owner;
 use super::state::{Cluster, ClusterState, hold_leases};
+use crate::backend::libvirt::DomainHere;
 use crate::host_down::{LostHost, clock};
+use crate::hypervisor::uuid::libvirt_uuid;
 use fence_core::cluster::message::{
     AskEnd, AskMessage, HostMessage, Member, PublishedDomain, PublishedState,
 };
+use fence_core::domain::{DomainId, LocateError};
+use fence_core::evidence::Sight;
 
 /// Both groups.
 impl Cluster {
@@ -267,6 +271,32 @@ impl Cluster {
         }
         drop(state);
         self.notify_waiters();
+    }
+
+    /// Compares what was found here for a UUID with what was published.
+    pub(super) fn check_found(&self, uuid: &str, found: &Result<DomainHere, LocateError>) {
+        match (DomainId::parse_canonical(uuid), found) {
+            (Some(uuid), Ok(here)) => self.check_published(uuid, &here.sight),
+            (Some(uuid), Err(LocateError::NotFound)) => self.check_published(uuid, &Sight::Absent),
+            (_, Err(_)) | (None, Ok(_)) => {}
+        }
+    }
+
+    /// Compares what a hypervisor of this host showed of a domain with what was published, and has the domain
+    /// read and published again where they differ. No event tells of a machine whose end libvirt finds at its
+    /// own start.
+    pub(super) fn check_published(&self, uuid: DomainId, seen: &Sight) {
+        let is_on = match seen {
+            Sight::On => true,
+            Sight::Off | Sight::Ended(_) | Sight::Absent | Sight::MovedAway(_) => false,
+            Sight::Moving | Sight::Down(_) | Sight::Unknown(_) => return,
+        };
+        let uuid = libvirt_uuid(uuid);
+        let published = self.state().own.get(&uuid).is_some_and(|it| it.power == OwnPower::On);
+        if published != is_on {
+            debug!(%uuid, is_on, "another power of a domain was published; it is read again");
+            self.local.hypervisors().iter().for_each(|it| it.read_again(uuid));
+        }
     }
 
     fn publish_all(&self, state: &ClusterState) {

@@ -25,6 +25,7 @@ use crate::request::lease::{LateOffGuard, Lease, LeaseEndReason};
 use crate::request::record::AnswerDelivery;
 use crate::service::Service;
 use crate::service::client_link::{ClientLink, ProofFailure};
+use crate::util::backoff::Backoff;
 use fence_core::cluster::directory::DirectoryAnswer;
 use fence_core::cluster::message::{Member, PublishedDomain, PublishedState};
 use fence_core::domain::{ActionError, DomainHome, DomainId, DomainRef, PowerState, TargetKind};
@@ -41,8 +42,8 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(3);
 const POLL_TIMEOUT_WITHOUT_DOMAINS: Duration = Duration::from_millis(500);
 /// Time within which a legacy host publishes all its domains, from the first one on.
 const INVENTORY_GAP: Duration = Duration::from_millis(200);
-/// Pause between two status checks after an off.
-const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// Pauses between two status checks after an off.
+const STATUS_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
 /// The same after an off that failed, and may come late.
 const LATE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -234,6 +235,7 @@ impl Cluster {
             return Err(ActionError::Refused(format!("{name}: the daemon there says {}", reply.response)));
         }
         // The success of a legacy host says that libvirt took the order: status checks must show the effect.
+        let mut pauses = STATUS_PAUSES;
         loop {
             match self.legacy_status(to, domain, lease.until()).await {
                 Ok(PowerState::Off) => return Ok(()),
@@ -242,7 +244,7 @@ impl Cluster {
                 Ok(PowerState::On) if Instant::now() >= lease.until() => {
                     return Err(ActionError::NoEffect { state: format!("on at {name}"), reason: None });
                 }
-                Ok(PowerState::On) => tokio::time::sleep(STATUS_PAUSE).await,
+                Ok(PowerState::On) => tokio::time::sleep(pauses.next_pause()).await,
                 Err(error) => return Err(ActionError::Unknown(error.to_string())),
             }
         }

@@ -90,6 +90,7 @@ impl AskExecution<'_> {
         }
         let found = local.find_here(&job.target, until).await;
         self.stages.resolved = Some(StageTimes::since(job.arrived));
+        self.cluster.check_found(&self.ask.uuid, &found);
         let (domain, sight) = match found {
             Ok(DomainHere { domain, sight: sight @ (Sight::On | Sight::Moving | Sight::Ended(_)) }) => {
                 (domain, sight)
@@ -142,6 +143,7 @@ impl AskExecution<'_> {
         let was_owed = owes();
         let found = self.cluster.local().look_here(&question, until).await;
         let seen = strongest(&found);
+        self.cluster.check_published(uuid, &seen);
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         let heard: Vec<_> = namesakes_in(&found).into_keys().collect();
         if heard.len() > MAX_NAMESAKES {

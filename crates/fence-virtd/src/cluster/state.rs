@@ -28,6 +28,7 @@ use crate::host_down::{DownEvidence, DownProof, LostHost};
 use crate::nodes::shown_node;
 use crate::request::lease::Lease;
 use crate::service::Service;
+use crate::util::backoff::Backoff;
 use crate::util::locks::lock;
 use fence_core::arbiter::RequestSource;
 use fence_core::cluster::claims::ClusterArbiter;
@@ -44,6 +45,8 @@ use fence_core::owed_start::StartVerdict;
 pub(super) const TRANSPORT: &str = "cpg";
 /// Maximum time between two checks of a waiting request, with or without a notification.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Pauses before other hosts are asked once more for what they have answered.
+pub(super) const ASK_PAUSES: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 /// Time for which an action that an owner began may still take effect after the owner was lost.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 
@@ -118,6 +121,15 @@ pub(crate) enum DomainPlace {
     Unknown,
 }
 
+/// State of this host's knowledge that decides which hosts are asked for a domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct DomainOutlook {
+    place: DomainPlace,
+    me: Option<Member>,
+    /// A daemon that ended a moment ago is expected back.
+    is_daemon_awaited: bool,
+}
+
 /// Nodes that have not said which domains they have.
 #[derive(Debug)]
 pub(crate) struct UnheardNodes {
@@ -176,6 +188,32 @@ impl Cluster {
     /// Begins to watch for changes of what this host knows.
     pub(crate) fn changed(&self) -> ChangeWatch {
         ChangeWatch(self.changes.subscribe())
+    }
+
+    /// Waits before the same is asked of other hosts once more: for the next pause, or until there is news.
+    /// Returns false when `until` has come.
+    pub(crate) async fn pause_or_news(
+        &self,
+        pauses: &mut Backoff,
+        until: Instant,
+        is_news: impl Fn() -> bool,
+    ) -> bool {
+        pause_or_news(&self.changes, pauses, until, is_news).await
+    }
+
+    /// Waits until other hosts than these are to be asked for a domain, or until `until`.
+    pub(crate) async fn outlook_changes(&self, uuid: DomainId, known: &DomainOutlook, until: Instant) {
+        wait_for_news(&self.changes, until, || self.outlook(uuid) != *known).await;
+    }
+
+    /// Returns what decides which hosts are asked for a domain.
+    pub(crate) fn outlook(&self, uuid: DomainId) -> DomainOutlook {
+        let mut place = self.place(uuid);
+        if let DomainPlace::Lost { why, .. } = &mut place {
+            // Its text counts seconds.
+            why.clear();
+        }
+        DomainOutlook { place, me: self.me(), is_daemon_awaited: self.daemon_expected_by().is_some() }
     }
 
     pub(super) fn local(&self) -> &Arc<LibvirtBackend> {
@@ -434,6 +472,28 @@ impl ChangeWatch {
     }
 }
 
+/// Waits for the next pause, or until there is news. Every message between hosts is a change, the answers to
+/// this host's own asks too: a change alone is no reason to ask again.
+async fn pause_or_news(
+    changes: &watch::Sender<u64>,
+    pauses: &mut Backoff,
+    until: Instant,
+    is_news: impl Fn() -> bool,
+) -> bool {
+    let end = until.min(Instant::now() + pauses.next_pause());
+    wait_for_news(changes, end, is_news).await;
+    Instant::now() < until
+}
+
+async fn wait_for_news(changes: &watch::Sender<u64>, until: Instant, is_news: impl Fn() -> bool) {
+    loop {
+        let changed = ChangeWatch(changes.subscribe());
+        if is_news() || !changed.until(until).await {
+            return;
+        }
+    }
+}
+
 impl ClusterState {
     pub(super) fn name(&self, node: u32) -> String {
         match self.old_names.get(&node) {
@@ -569,5 +629,50 @@ pub(super) fn hold_leases(leases: Vec<Lease>) {
             tokio::time::sleep(EFFECT_SETTLE).await;
             drop(leases);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers to this host's own asks are changes, too: hosts asked each other as fast as they answered.
+    #[tokio::test]
+    async fn messages_alone_are_no_reason_to_ask_again() {
+        let changes = Arc::new(watch::Sender::new(0));
+        let messages = tokio::spawn({
+            let changes = Arc::clone(&changes);
+            async move {
+                loop {
+                    changes.send_modify(|it| *it += 1);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        let (mut pauses, mut rounds, until) = (ASK_PAUSES, 0, Instant::now() + Duration::from_secs(1));
+        while pause_or_news(&changes, &mut pauses, until, || false).await {
+            rounds += 1;
+        }
+        // 20, 40, … 320 ms.
+        assert!((1..=5).contains(&rounds), "{rounds}");
+        messages.abort();
+    }
+
+    #[tokio::test]
+    async fn news_end_a_pause() {
+        let changes = Arc::new(watch::Sender::new(0));
+        let mut pauses = Backoff::new(Duration::from_secs(600), Duration::from_secs(600));
+        let until = Instant::now() + Duration::from_secs(900);
+        let seen = Arc::clone(&changes);
+        let asked =
+            tokio::spawn(
+                async move { pause_or_news(&seen, &mut pauses, until, || *seen.borrow() == 2).await },
+            );
+        for _ in 0..2 {
+            changes.send_modify(|it| *it += 1);
+            tokio::task::yield_now().await;
+        }
+        let asked = tokio::time::timeout(Duration::from_secs(60), asked).await;
+        assert!(matches!(asked, Ok(Ok(true))), "{asked:?}");
     }
 }

@@ -271,6 +271,11 @@ impl Hypervisor {
         self.news.subscribe()
     }
 
+    /// Has all followers read a domain again, as after an event.
+    pub(crate) fn read_again(&self, uuid: Uuid) {
+        let _ = self.news.send(DomainEvent::Domain(uuid));
+    }
+
     /// Waits for the first answer of libvirt.
     ///
     /// # Errors

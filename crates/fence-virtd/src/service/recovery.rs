@@ -37,8 +37,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
 /// Transport of this work in the log.
 const TRANSPORT: &str = "recovery";
-/// Pause between two looks.
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// Pauses between two looks.
+const LOOK_PAUSES: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(1));
 /// Pause between two looks at the requests that have just come.
 const ARRIVAL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -204,7 +204,7 @@ impl Service {
         began_ms: u64,
         (lease, permit): (&Lease, &RunPermit),
     ) -> StartAttempt {
-        let (watch, mut is_judged) = (Instant::now() + ORDER_SETTLE, false);
+        let (watch, mut is_judged, mut pauses) = (Instant::now() + ORDER_SETTLE, false, LOOK_PAUSES);
         let domain = loop {
             if self.has_rival(domain, lease, permit).await {
                 return StartAttempt::GivesWay;
@@ -232,7 +232,7 @@ impl Service {
             if lease.check().is_err() {
                 return StartAttempt::Failed(doubt);
             }
-            tokio::time::sleep(LOOK_PAUSE).await;
+            tokio::time::sleep(pauses.next_pause()).await;
         };
         match self.judge(&domain, began_ms, lease).await {
             StartVerdict::Stands => {}
