@@ -68,20 +68,28 @@ def start_host(site, tmp_path):
 @pytest.fixture(scope="session")
 def machines(site):
     """machines(kind): the two machines of that kind, booted. Kinds: "card" (known by their MAC addresses), "relayed" (behind
-    the MAC address of a third one), "bare" (known by nothing), "line" (with a serial line)."""
-    made, relays = {}, []
+    the MAC address of a third one), "routed" (each behind a card of its own of a third one), "bare" (known by nothing),
+    "line" (with a serial line)."""
+    made, relays = {}, {}
+    numbers = {"card": 1, "bare": 2, "line": 3, "relayed": 4, "routed": 5}
+
+    def cards(kind):
+        """MAC addresses of the domain that answers for the pair, for each of the two."""
+        return {"relayed": ["52:54:00:fe:04:0a"] * 2, "routed": [f"52:54:00:fe:05:{end}" for end in ("0a", "0b")]}.get(kind)
+
+    def machine(kind, side):
+        relay = cards(kind)
+        mac = f"52:54:00:fe:0{numbers[kind]}:0{side}" if kind == "card" or relay else None
+        return Machine(site, f"{kind}{side}", serial=kind == "line", relay=relay and relay[side - 1], mac=mac)
 
     def pair(kind):
+        if cards(kind) and kind not in relays:
+            # Those of a pair boot before its own, and never go.
+            relays[kind] = Machine(site, f"relay-{kind}", mac=cards(kind)[0], relay=cards(kind)[0], cards=set(cards(kind)))
         if kind not in made:
-            number = {"card": 1, "bare": 2, "line": 3, "relayed": 4}[kind]
-            relay = f"52:54:00:fe:0{number}:0a" if kind == "relayed" else None
-            if relay:
-                relays.append(Machine(site, "relay", mac=relay, relay=relay))
-            made[kind] = [
-                Machine(site, f"{kind}{side}", serial=kind == "line", relay=relay,
-                        mac=f"52:54:00:fe:0{number}:0{side}" if kind in ("card", "relayed") else None) for side in (1, 2)]
-        return [machine.boot() for machine in [*(relays if kind == "relayed" else []), *made[kind]]][-2:]
+            made[kind] = [machine(kind, side) for side in (1, 2)]
+        return [it.boot() for it in [*filter(None, [relays.get(kind)]), *made[kind]]][-2:]
 
     yield pair
-    for machine in (*relays, *(it for kind in made.values() for it in kind)):
-        machine.close()
+    for it in (*relays.values(), *(it for kind in made.values() for it in kind)):
+        it.close()

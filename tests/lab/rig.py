@@ -94,14 +94,16 @@ class Gun:
 class Machine:
     """See the module's head. `mac`: the domain has a card with this address, and so has the namespace, so that the
     host can tell where a request comes from. `relay`: the namespace has this address instead, which is another domain's, as
-    behind one that answers for others (proxy ARP). `serial`: the domain has a serial port, and the namespace its line."""
+    behind one that answers for others (proxy ARP). `cards`: the domain has one for each of these addresses. `serial`: the domain has
+    a serial port, and the namespace its line."""
 
-    def __init__(self, site, name, *, mac=None, relay=None, serial=False):
+    def __init__(self, site, name, *, mac=None, relay=None, serial=False, cards=()):
         self.site, self.name, self.mac, self.relay = site, name, mac, relay
         # The same path twice: in libvirt's mount namespace /run is another one, and there QEMU binds it. Here it is
         # ours, and the daemon under test connects to it: what a guest's kernel would do to the line, we do.
         self.path = f"/run/lock/fvlab-{os.getpid()}-{name}" if serial else None
-        self._machine = {"serial": (self.path,)} if serial else {"interface": ((mac, "cards"),)} if mac else {}
+        self._machine = {"serial": (self.path,)} if serial else \
+            {"interface": tuple((it, "cards") for it in sorted(cards) or [mac])} if mac else {}
         self.domain = self.node = self.qemu = self.line = None
         self.agents = []
 

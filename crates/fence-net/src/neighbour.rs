@@ -32,10 +32,10 @@ pub struct NeighbourEntries {
     /// MAC addresses: one for each interface with an entry, without duplicates. Empty for an address of this
     /// machine, and for one behind a router.
     pub macs: Vec<[u8; 6]>,
-    /// One of these MAC addresses has an entry for another address, too: a machine with several addresses, or
-    /// one that answers for others. Link-local addresses of IPv6 do not count, every machine has one; nor do
-    /// entries that were not used for a while.
-    pub is_shared: bool,
+    /// MAC addresses of the entries for other addresses, perhaps the same ones: a machine that has one here,
+    /// too, has several addresses, or answers for others. Link-local addresses of IPv6 do not count, every
+    /// machine has one; nor do entries that were not used for a while.
+    pub others: Vec<[u8; 6]>,
 }
 
 /// Returns the entries of the neighbour table for `ip`.
@@ -78,8 +78,8 @@ fn entries_for(address: &[u8], all: &[NeighbourEntry]) -> NeighbourEntries {
     }
     let is_other =
         |it: &NeighbourEntry| it.address != address && !it.is_stale && !it.address.starts_with(&LINK_LOCAL);
-    let is_shared = all.iter().any(|it| is_other(it) && macs.contains(&it.mac));
-    NeighbourEntries { macs, is_shared }
+    let others = all.iter().filter(|it| is_other(it)).map(|it| it.mac).collect();
+    NeighbourEntries { macs, others }
 }
 
 /// Reads an entry that has an address and a MAC address.
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mac_address_with_two_addresses_is_shared() {
+    fn other_addresses_have_their_mac_addresses() {
         let (mac, other) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
         let entry = |address: &str, mac| {
             let address = match address.parse().unwrap() {
@@ -129,19 +129,21 @@ mod tests {
             };
             NeighbourEntry { address, mac, is_stale: false }
         };
-        let shared = |address: &str, all: &[NeighbourEntry]| {
+        let found = |address: &str, all: &[NeighbourEntry]| {
             let found = entries_for(&entry(address, mac).address, all);
-            (found.macs.len(), found.is_shared)
+            (found.macs.len(), found.others)
         };
         let all = [entry("10.0.0.2", mac), entry("10.0.0.2", mac), entry("10.0.0.4", other)];
-        assert_eq!(shared("10.0.0.2", &all), (1, false));
-        assert_eq!(shared("10.0.0.9", &all), (0, false));
+        assert_eq!(found("10.0.0.2", &all), (1, vec![other]));
+        assert_eq!(found("10.0.0.9", &all), (0, vec![mac, mac, other]));
         let all = [entry("10.0.0.2", mac), entry("10.0.0.3", mac)];
-        assert_eq!([shared("10.0.0.2", &all), shared("10.0.0.3", &all)], [(1, true); 2]);
+        assert_eq!(found("10.0.0.2", &all), (1, vec![mac]));
         let all = [entry("10.0.0.2", mac), NeighbourEntry { is_stale: true, ..entry("10.0.0.3", mac) }];
-        assert_eq!([shared("10.0.0.2", &all), shared("10.0.0.3", &all)], [(1, false), (1, true)]);
+        assert_eq!(found("10.0.0.2", &all), (1, vec![]));
+        assert_eq!(found("10.0.0.3", &all), (1, vec![mac]));
         let all = [entry("fd00::2", mac), entry("fe80::2", mac)];
-        assert_eq!([shared("fd00::2", &all), shared("fe80::2", &all)], [(1, false), (1, true)]);
+        assert_eq!(found("fd00::2", &all), (1, vec![]));
+        assert_eq!(found("fe80::2", &all), (1, vec![mac]));
     }
 
     #[test]

@@ -48,7 +48,12 @@ impl SourceResolver {
                 // An address may have an entry on each interface; all entries must lead to one domain.
                 let domains = entries.macs.iter().map(|mac| self.inventories.by_mac(*mac));
                 set_domain(&mut identity, agreed(domains));
-                identity.answers_for_others = entries.is_shared;
+                // Whichever of its cards the other address is at.
+                let source = identity.domain;
+                let is_source = |mac: &[u8; 6]| {
+                    source.is_some_and(|it| self.inventories.by_mac(*mac).is_some_and(|at| at.uuid == it))
+                };
+                identity.answers_for_others = entries.others.iter().any(is_source);
             }
             Some(Err(error)) => debug!(%ip, "can't read the neighbour table: {error}"),
             None => debug!(%ip, "no answer from the neighbour table in time"),
