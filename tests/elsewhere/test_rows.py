@@ -127,6 +127,52 @@ def test_a_machine_that_runs_at_two_uris(hosts):
     assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
 
 
+@pytest.mark.parametrize("action", ["off", "reboot"])
+@pytest.mark.parametrize("listener", ["tcp", "multicast"])
+def test_a_machine_that_runs_at_two_hosts(hosts, listener, action):
+    """Each started it. A success means that both instances are gone, and nothing is started beside one."""
+    hosts.h1.has("x")
+    hosts.h2.has("x")
+    for host, other in ((hosts.h1, hosts.h2), (hosts.h2, hosts.h1)):
+        host.serve(listener=listener, virtd={"peers": other.node.ip, "peer_key_file": hosts.key})
+    hosts.acquaint(hosts.h1, hosts.h2)
+    if listener == "multicast":
+        hosts.h2.does_not_call_back()
+    to = {host: ["-T", host.node.ip] if listener == "tcp" else [] for host in hosts.all}
+    answer = hosts.ask(action, "x", *to[hosts.h1])
+    assert (answer.rc, hosts.where("x")) == (FAILED, ["h2"]), (answer.result, hosts.logs())
+    reason = hosts.h1.records()[-1]["reason"]
+    assert "h2" in reason and "Ask for off again" in reason, reason
+    if listener == "tcp":
+        # The host that was asked has no instance any more, and can't end the other one.
+        assert (hosts.ask("off", "x", *to[hosts.h1]).rc, hosts.where("x")) == (FAILED, ["h2"]), hosts.logs()
+    hosts.h2.unfilter()
+    answer = hosts.ask("off", "x", *to[hosts.h2])
+    assert (answer.rc, hosts.where("x")) == (OK, []), (answer.result, hosts.logs())
+    assert hosts.ask("status", "x", *to[hosts.h1]).rc == OFF, hosts.logs()
+
+
+def test_a_machine_that_moved_a_moment_ago_has_no_second_instance(hosts, note):
+    """It was at the other host when the request came, or is there soon after: no fence fails for that. Live, and stopped and started."""
+    hosts.h1.has("x")
+    hosts.h2.has("x", start=False)
+    hosts.serve("h1", "h2", options={"negative_delay": 0})
+    tally = Tally(note)
+    here, there = hosts.h1, hosts.h2
+    for n in range(2 * ROUNDS):
+        if n % 2:
+            here.hypervisor.virsh("destroy", "x")
+            there.hypervisor.virsh("start", "x")
+        else:
+            assert here.migrate("x", there).wait(PATIENCE) == 0
+        answer = hosts.ask("off", "x")
+        tally.add(answer)
+        assert (answer.rc, hosts.where("x")) == (OK, []), (n, answer.result, hosts.logs())
+        # A cluster starts it elsewhere as soon as it was told.
+        here.has("x")
+    tally.none(hosts.logs())
+
+
 BACKUP = """<domainbackup mode='pull'><server transport='unix' socket='{directory}/backup-sock'/><disks>
 <disk name='hda' backup='yes' type='file'><scratch file='{directory}/scratch'/></disk></disks></domainbackup>"""
 

@@ -178,7 +178,7 @@ impl ProvedOff {
 
     /// Returns the proof by an instance that ran at a place (no migration had it there) and was ended: the
     /// place was looked at after that, and the instance is gone. A machine runs at one place, so no other one
-    /// has to be looked at.
+    /// has to be looked at. It is for the caller to know of no second instance.
     ///
     /// # Errors
     /// The look does not show that, or is older than the request.

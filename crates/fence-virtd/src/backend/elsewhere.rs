@@ -35,6 +35,9 @@ pub(crate) struct DomainQuestion {
     pub(crate) by: TargetKind,
     /// The asker wants to know what the other hosts remember of the domain.
     pub(crate) asks_memory: bool,
+    /// The asker seeks an instance, and nothing follows where none is found: hosts that are slow to ask are
+    /// left out, what the silent ones are is not looked into, and the first that says "on" is enough.
+    pub(crate) seeks_instance: bool,
 }
 
 /// UUID of a question by the name alone.
@@ -44,7 +47,16 @@ impl DomainQuestion {
     /// Asks now.
     pub(crate) fn new(uuid: DomainId, name: String) -> Self {
         let asked = Instant::now();
-        Self { uuid, name, asked, round: asked, is_for_text: false, asks_memory: false, by: TargetKind::Name }
+        Self {
+            uuid,
+            name,
+            asked,
+            round: asked,
+            is_for_text: false,
+            asks_memory: false,
+            seeks_instance: false,
+            by: TargetKind::Name,
+        }
     }
 
     /// Asks now.
@@ -82,7 +94,8 @@ impl DomainQuestion {
 /// The other hosts that can have the domains of this one.
 pub(crate) trait PeerHosts: Send + Sync {
     /// Looks at each other host that can have the domain: one finding for each, none left out. A host that
-    /// does not answer is unknown, with its name and the next step. None: this host is alone.
+    /// does not answer is unknown, with its name and the next step. None: this host is alone. Where the asker
+    /// only seeks an instance: those that answered, and nobody who is left out was seen without one.
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>>;
 
     /// Returns whether these hosts and this one share the results for a UUID, whatever word named it.

@@ -21,6 +21,7 @@ use self::act::{
     ActFailure, DomainReading, EndForecast, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder,
     StartSource, look,
 };
+use self::second_instance::SecondInstance;
 use self::target::{MatchedDomain, TargetQuery};
 use self::unseen::PowerOffWatch;
 use self::unseen_start::StartWatch;
@@ -44,6 +45,7 @@ use fence_core::intent::{PendingOrder, StartOwed};
 use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
+mod second_instance;
 mod target;
 mod unseen;
 mod unseen_start;
@@ -465,17 +467,21 @@ impl LibvirtBackend {
         let asked = Instant::now();
         let question = DomainQuestion::about(domain);
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
+        let mut second = self.seek_second(&question, lease.until());
         let (mut gave_way, mut is_twice, mut other_end) = (0, false, OtherEnd::NotSought);
         loop {
             let order = PowerOffOrder { uuid: libvirt_uuid(domain.uuid), for_reboot, other_end };
             let down = self.take_down_at(next, order, lease).await;
             match down.map_err(|it| after(acted, it))? {
                 PowerOffHere::Ended { look, start_from } => {
-                    let also_on = self.also_on(next, &question, lease.until()).await;
-                    if also_on.is_none() && !is_twice {
+                    // Before others are waited for: none of them is told that the domain stays off.
+                    let announced = start_from.as_ref().map(|_| self.announce(domain));
+                    let here = self.also_on(next, &question, lease.until());
+                    let (also_on, ran_elsewhere) = tokio::join!(here, second.is_found());
+                    if also_on.is_none() && !ran_elsewhere && !is_twice {
                         let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
                         let restart =
-                            start_from.map(|it| self.restart(next, domain, it, self.announce(domain)));
+                            start_from.zip(announced).map(|(it, told)| self.restart(next, domain, it, told));
                         return Ok(PowerOffResult::settled(proof, false, restart));
                     }
                     // It ran twice: each instance is ended, and the end of one says nothing of the other.
@@ -521,7 +527,7 @@ impl LibvirtBackend {
                     give_way(gave_way).await;
                     gave_way += 1;
                 }
-                Err(doubt) => return Err(after(acted, doubt.into())),
+                Err(doubt) => return Err(second.failure(&doubt, after(acted, doubt.clone().into()))),
                 Ok(PlaceToEnd::Hypervisor(home)) => {
                     lease.check().map_err(|it| after(acted, it))?;
                     (next, other_end) = (home, OtherEnd::NotSought);
@@ -554,7 +560,14 @@ impl LibvirtBackend {
         for _ in 0..FORECAST_LOOKS {
             let (home, memory) = (&self.hypervisors[next], Arc::clone(&self.hypervisors[next]));
             match home.ask(until, move |c| act::forecast_end(c, uuid, &memory)).await? {
-                EndForecast::Ends => return Ok(PowerForecast::PowersOff { at: place_of(home) }),
+                EndForecast::Ends => {
+                    let at = place_of(home);
+                    let mut second = self.seek_second(&question, until);
+                    return Ok(match second.is_found().await {
+                        false => PowerForecast::PowersOff { at },
+                        true => PowerForecast::Uncertain(second.forecast(&at)),
+                    });
+                }
                 EndForecast::MayBeHalf { only_came_in, is_half } => {
                     self.seek_other_end(next, &question, only_came_in, until).await?;
                     let at = place_of(home);
@@ -619,6 +632,11 @@ impl LibvirtBackend {
         let looks = others.map(|(place, it)| async move { (place, look_at_one(it, question, until).await) });
         let found = join_all(looks).await;
         found.into_iter().find(|(_, it)| it.sight == Sight::On).map(|(place, _)| place)
+    }
+
+    /// Asks the other hosts whether one of them has an instance too.
+    fn seek_second(&self, question: &DomainQuestion, until: Instant) -> SecondInstance {
+        SecondInstance::seek(lock(&self.others).clone(), question, until)
     }
 
     /// Discards what a managed save of a domain that is off left at the hypervisors beside this one.

@@ -21,7 +21,7 @@ use tracing::info;
 use super::down::SilentSubject;
 use super::identity;
 use super::legacy::own_addresses;
-use super::limits::{ASK_AT, MAX_QUESTIONS, PEER_LIMIT};
+use super::limits::{ASK_AT, MAX_QUESTIONS, MAX_SEEKING, PEER_LIMIT};
 use super::links::MessageWay;
 use super::settings::{NoWayReason, PeerMode};
 use super::state::{OpenQuestion, PeerCounts, Peers};
@@ -60,10 +60,32 @@ struct ListedQuestion<'p> {
     peers: &'p Peers,
     nonce: HostNonce,
     wake: Arc<Notify>,
+    seeks_instance: bool,
 }
 
 impl Peers {
+    /// Asks the hosts that are known now, and returns what those tell that answered before the first of them
+    /// said "on", or until all have.
+    async fn seek_instance(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        let (mode, began) = (self.settings().mode.clone(), Instant::now());
+        if mode == PeerMode::Discovered && !self.can_hear() {
+            return Vec::new();
+        }
+        let (_, _, mut respondents) = self.respondents(&mode);
+        respondents.retain(|it| self.doubt(*it).is_none());
+        if respondents.is_empty() {
+            return Vec::new();
+        }
+        PeerCounts::add(&self.counts.asked);
+        let found = self.answers(question, &respondents, began, until).await;
+        let told = found.into_iter().flatten().filter(|it| it.answer.is_some()).collect();
+        self.judge(question, told, (began, until), "").await
+    }
+
     async fn look_elsewhere(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        if question.seeks_instance {
+            return self.seek_instance(question, until).await;
+        }
         let mode = self.settings().mode.clone();
         match mode {
             PeerMode::Off => return Vec::new(),
@@ -271,8 +293,8 @@ impl Peers {
         findings
     }
 
-    /// Asks, and returns what each one said until all have answered or the time is over; none if too many
-    /// questions are open.
+    /// Asks, and returns what each one said until all have answered, or the first "on" where that is enough,
+    /// or the time is over; none if too many questions are open.
     pub(super) async fn answers(
         &self,
         question: &DomainQuestion,
@@ -293,7 +315,10 @@ impl Peers {
                 break;
             }
         }
-        lock(&self.silent).record(&open.silent(), respondents, Instant::now());
+        // One that ended early does not tell who is silent.
+        if !question.seeks_instance {
+            lock(&self.silent).record(&open.silent(), respondents, Instant::now());
+        }
         Some(open.findings())
     }
 
@@ -301,17 +326,19 @@ impl Peers {
     fn list(&self, question: &DomainQuestion, who: &[Respondent]) -> Option<ListedQuestion<'_>> {
         let nonce = identity::nonce().ok()?;
         let mut questions = lock(&self.questions);
-        if questions.len() >= MAX_QUESTIONS {
+        // Answers depend on the others: many fences of machines that run here leave room for these.
+        let room = if question.seeks_instance { MAX_SEEKING } else { MAX_QUESTIONS };
+        if questions.len() >= room {
             return None;
         }
         let wake = Arc::new(Notify::new());
         let round = Round::new(nonce, question.uuid.to_bytes(), who.iter().copied());
         questions.insert(nonce, OpenQuestion { round, wake: Arc::clone(&wake), has_met: false });
-        Some(ListedQuestion { peers: self, nonce, wake })
+        Some(ListedQuestion { peers: self, nonce, wake, seeks_instance: question.seeks_instance })
     }
 
-    /// Waits until all have answered: true, or until then: false. Who is met for the first time is asked at
-    /// once.
+    /// Waits until enough have answered: true, or until then: false. Who is met for the first time is asked
+    /// at once.
     async fn is_answered(
         &self,
         open: &ListedQuestion<'_>,
@@ -529,12 +556,13 @@ impl Peers {
 }
 
 impl ListedQuestion<'_> {
-    /// Returns whether all have answered, and whether one was met since the last call.
+    /// Returns whether enough have answered, and whether one was met since the last call.
     fn state(&self) -> (bool, bool) {
         let mut questions = lock(&self.peers.questions);
-        questions
-            .get_mut(&self.nonce)
-            .map_or((true, false), |it| (it.round.is_complete(), std::mem::take(&mut it.has_met)))
+        let Some(it) = questions.get_mut(&self.nonce) else { return (true, false) };
+        let is_on = |it: &HostFinding| it.answer.as_ref().is_some_and(|it| it.sight == HostSight::On);
+        let is_found = self.seeks_instance && it.round.findings().iter().any(is_on);
+        (is_found || it.round.is_complete(), std::mem::take(&mut it.has_met))
     }
 
     fn silent(&self) -> Vec<Respondent> {

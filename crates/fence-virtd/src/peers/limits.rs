@@ -21,6 +21,8 @@ pub(super) const ASK_AT: [Duration; 6] = [
 ];
 /// Questions of this host that are open at once.
 pub(super) const MAX_QUESTIONS: usize = 256;
+/// Open questions with which none is asked any more whether a machine that runs here runs elsewhere too.
+pub(super) const MAX_SEEKING: usize = MAX_QUESTIONS / 2;
 /// Questions of other hosts that are looked up at once. The asker repeats those that find no room.
 pub(super) const MAX_LOOKS: usize = 32;
 /// Answers that are kept for repeats of their question.

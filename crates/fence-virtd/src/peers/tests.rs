@@ -370,6 +370,30 @@ async fn a_silent_host_is_unknown_within_the_time() {
     assert!(begin.elapsed() < Duration::from_secs(1));
 }
 
+/// A host that powers off what runs there wants to know of one sure "on". It waits for nobody who is silent
+/// after that, has no silent one proved down, and takes nobody for silent who had no time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_host_with_an_instance_is_enough() {
+    let (a, b, silent) = (port(), port(), port());
+    let (a, b) = (Host::listed(a, &[b, silent], None).await, Host::listed(b, &[a], None).await);
+    let dir = StateDir::new();
+    let settings = (*a.peers.settings()).clone();
+    let down_command = Some(dir.path().join("no-such-program"));
+    a.peers.replace_settings(PeerSettings { down_command, ..settings });
+    let question = DomainQuestion::new(DomainId::from_bytes([7; 16]), "vm1".to_owned());
+    let question = DomainQuestion { seeks_instance: true, ..question };
+    b.shows(Sight::On);
+    let begin = Instant::now();
+    let found = a.peers.look(&question, begin + Duration::from_secs(60)).await;
+    assert!(begin.elapsed() < Duration::from_millis(1900), "{:?}", begin.elapsed());
+    assert!(matches!(&found[..], [Finding { sight: Sight::On, .. }]), "{found:?}");
+    b.shows(Sight::Off);
+    let found = a.peers.look(&question, Instant::now() + Duration::from_millis(500)).await;
+    assert!(matches!(&found[..], [Finding { sight: Sight::Off, .. }]), "{found:?}");
+    assert_eq!(a.peers.counts.silent.load(Ordering::Relaxed), 0);
+    assert!(!a.peers.silent.lock().unwrap().was_asked_in_vain(&(Ipv4Addr::LOCALHOST, silent).into()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn found_hosts_are_asked_and_remembered() {
     let (group, port) = ([239, 77, 1, 1], port());

@@ -13,7 +13,7 @@ use fence_wire::Target;
 
 use super::LibvirtBackend;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces as _, PeerHosts};
-use crate::backend::{Backend, BoxedFuture};
+use crate::backend::{Backend, BoxedFuture, PowerForecast};
 use crate::hypervisor::Hypervisors;
 use crate::request::lease::Lease;
 
@@ -83,11 +83,11 @@ impl World {
 }
 
 /// Two other hosts, one of which shows the domain like this.
-struct Played(Option<Sight>);
+struct Played(Sight);
 
 impl PeerHosts for Played {
     fn look<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
-        let Some(sight) = self.0.clone() else { panic!("nobody is to be asked") };
+        let sight = self.0.clone();
         Box::pin(async move {
             let now = Instant::now();
             let finding = |name: &str, sight| {
@@ -131,11 +131,10 @@ async fn answer(row: &Row<'_>, action: PowerAction) -> &'static str {
     }
     if row.topology == "peers" {
         backend.ask_others(Arc::new(Played(match row.elsewhere {
-            "any" => None,
-            "on" => Some(Sight::On),
-            "off" => Some(Sight::Off),
-            "moving" => Some(Sight::Moving),
-            "unknown" => Some(Sight::Unknown("h2 is silent".to_owned())),
+            "on" => Sight::On,
+            "off" => Sight::Off,
+            "moving" => Sight::Moving,
+            "unknown" => Sight::Unknown("h2 is silent".to_owned()),
             other => panic!("no such host: {other}"),
         })));
     }
@@ -224,8 +223,87 @@ async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
         let world = World::new();
         let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "on")];
         let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-        backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
+        backend.ask_others(Arc::new(Played(elsewhere.clone())));
         assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
+    }
+}
+
+/// Another host that is slow to say whether it has an instance, and says this when it is asked later.
+struct Slow {
+    after: Duration,
+    then: Sight,
+}
+
+impl PeerHosts for Slow {
+    fn look<'a>(&'a self, question: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(async move {
+            let began = Instant::now();
+            let sight = match question.seeks_instance {
+                true => {
+                    tokio::time::sleep(self.after).await;
+                    Sight::On
+                }
+                false => self.then.clone(),
+            };
+            let place = DomainSite::Host("h2".to_owned());
+            vec![Finding::without_namesakes(place, sight, began, Instant::now())]
+        })
+    }
+
+    fn recall<'a>(
+        &'a self,
+        _: &'a DomainQuestion,
+        _: Instant,
+    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+}
+
+/// Both hosts started it. A second instance takes the proof from the end here, also where it is gone by now;
+/// a host that is silent costs a moment and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_runs_at_another_host_too_is_not_off() {
+    let (soon, late) = (Duration::from_millis(20), Duration::from_secs(60));
+    let silent = || Sight::Unknown("h3 is silent".to_owned());
+    for (after, then, expected) in [
+        (Duration::ZERO, Sight::On, "fail"),
+        (soon, Sight::On, "fail"),
+        (soon, silent(), "fail"),
+        (soon, Sight::Off, "done"),
+        (late, Sight::On, "done"),
+    ] {
+        for action in [PowerAction::Off, PowerAction::Reboot] {
+            let world = World::new();
+            let uris = [world.hypervisor("here", "on")];
+            let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
+            backend.ask_others(Arc::new(Slow { after, then: then.clone() }));
+            assert_eq!(ask_within(&backend, action, late / 2).await, expected, "{action} {after:?} {then:?}");
+            let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
+            let here = backend.look_here(&question, Instant::now() + PATIENCE).await;
+            // No start beside another instance.
+            let is_started = action == PowerAction::Reboot && expected == "done";
+            assert_eq!(here[0].sight == Sight::On, is_started, "{action} {after:?} {then:?}");
+        }
+    }
+}
+
+/// The reason has the host and the step, and a dry run tells of it before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_instance_is_named() {
+    let world = World::new();
+    let uris = [world.hypervisor("here", "on")];
+    let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
+    backend.ask_others(Arc::new(Played(Sight::On)));
+    let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 1);
+    let found = backend.locate(&Target::new("x", false).unwrap(), lease.until()).await.unwrap();
+    let forecast = backend.forecast(found.domain(), PowerAction::Off, &lease).await.unwrap();
+    assert!(
+        matches!(&forecast, PowerForecast::Uncertain(why) if why.contains("and at host h2 as well")),
+        "{forecast:?}"
+    );
+    let why = backend.off(found.domain(), false, &lease).await.unwrap_err().to_string();
+    for words in ["powered off here", "the domain is on at host h2", "Ask for off again"] {
+        assert!(why.contains(words), "{why}");
     }
 }
 
@@ -269,7 +347,7 @@ async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
         let world = World::new();
         let uris = [world.hypervisor("here", "none")];
         let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-        backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
+        backend.ask_others(Arc::new(Played(elsewhere.clone())));
         let (target, until) = (Target::new("x", false).unwrap(), Instant::now() + PATIENCE);
         let why = backend.locate(&target, until).await.unwrap_err().to_string();
         match named {
@@ -322,7 +400,7 @@ async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
         let world = World::new();
         let uris = [world.hypervisor("here", "paused")];
         let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-        backend.ask_others(Arc::new(Played(Some(elsewhere.clone()))));
+        backend.ask_others(Arc::new(Played(elsewhere.clone())));
         assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
     }
 }
