@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""libvirtd ends in the middle of a reboot and is back after some seconds, while fence_virtd lives on and the client waits.
+"""libvirtd ends in the middle of a reboot and is back later, while fence_virtd lives on.
 
-The reboot goes on with the next libvirtd: one record, and the machine runs.
+While the client waits the reboot goes on with the next libvirtd: one record, and the machine runs. When nobody waits any more,
+fence_virtd still owes the start: a second record tells what became of it.
 """
 
 import os
@@ -10,9 +11,10 @@ import time
 
 import pytest
 
-from lab import net
+from lab import net, process, programs
+from lab.hypervisor import until
 
-from .hosts import FAILED, OK
+from .hosts import FAILED, OK, PATIENCE
 
 #: Seconds for which libvirtd is away: more than those for which fence_virtd waits for a connection in vain.
 AWAY = 5
@@ -80,3 +82,108 @@ def test_the_failure_of_a_fence_that_is_over_is_given_to_none(hosts, here):
     record = here.records()[-1]
     assert again.rc == OK and not here.processes("x"), (record, hosts.logs())
     assert "the same work" not in (record["reason"] or ""), record
+
+
+#: Beginnings of the reasons of a start that is made good, or not, after the request has ended: by the same daemon, and by the next one.
+LATER, NEXT = "the start was still owed when the request had ended; ", "was under way when the daemon ended; "
+MADE_GOOD = "the start that the reboot owed is made good"
+
+
+def cut_off(hosts, monkeypatch, step, client="over", *others, **machine):
+    """h1's libvirtd is away since x was powered off for a reboot, and the client is gone. The fault points are in debug builds
+    alone (see fence_races/test_ends.py). Returns the record of the reboot."""
+    here = hosts.h1
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "OURS_DIR", programs.DEBUG_DIR)
+        patch.setenv("FENCE_VIRTD_STOP_AT", step)
+        here.serve(virtd=None if others else {"peers": "none"})
+    for other in others:
+        other.has("x", start=False)
+        other.serve()
+    hosts.acquaint(here, *others)
+    # The daemon has seen that it started.
+    here.has("x", **machine)
+    (before,) = here.processes("x")
+    agent = hosts.agent("reboot", "x", timeout=5)
+    until(lambda: process.is_frozen(here.daemon.pid), PATIENCE, f"the daemon is at {step}\n{hosts.logs()}")
+    until(lambda: has_ended(before), PATIENCE, "the machine is off")
+    here.hypervisor.kill()
+    if client == "killed":
+        agent.process.kill()
+    process.thaw(here.daemon.pid)
+    agent.finish(PATIENCE)
+    until(here.records, PATIENCE, f"the reboot has ended\n{hosts.logs()}")
+    (record,) = here.records()
+    assert not here.processes("x")
+    return record
+
+
+def second_record(hosts):
+    """The reason in the record of the start after the request."""
+    here, found = hosts.h1, []
+
+    def told():
+        found[:] = [it for it in here.records()[1:] if (it["reason"] or "").startswith((LATER, NEXT))]
+        return found
+
+    until(told, 150, f"what became of the start\n{hosts.logs()}")
+    (record,), first = found, here.records()[0]
+    assert (record["id"], record["action"], record["uuid"]) == (first["id"], "reboot", first["uuid"])
+    return record["reason"]
+
+
+@pytest.mark.parametrize("transient", [False, True], ids=["defined", "transient"])
+@pytest.mark.parametrize("client", ["over", "killed"])
+@pytest.mark.parametrize("step", ["destroy_called", "seen_off"])
+def test_what_a_reboot_owes_is_started_though_nobody_waits(hosts, monkeypatch, step, client, transient):
+    """libvirtd dies right after the power-off, and is back when the client has given up."""
+    here = hosts.h1
+    record = cut_off(hosts, monkeypatch, step, client, transient=transient)
+    if step == "seen_off":
+        assert record["result"] == "success" and record["reason"].startswith("fenced, but not started again: "), record
+    else:
+        assert record["result"] == "failure", record
+    here.hypervisor.start()
+    assert second_record(hosts) == LATER + MADE_GOOD, hosts.logs()
+    assert len(here.processes("x")) == 1 and len(here.records()) == 2, hosts.logs()
+    assert hosts.ask("status", "x").rc == OK, hosts.logs()
+
+
+def test_an_off_ends_what_a_reboot_owes_though_it_fails(hosts, monkeypatch):
+    """It is asked while libvirtd is away, so it can prove nothing. The machine must not start after it."""
+    here = hosts.h1
+    cut_off(hosts, monkeypatch, "destroy_called")
+    assert hosts.ask("off", "x").rc == FAILED, hosts.logs()
+    here.hypervisor.start()
+    assert second_record(hosts).startswith(f"{LATER}somebody asked for the domain since (off, request "), hosts.logs()
+    assert not here.processes("x"), hosts.logs()
+
+
+def test_a_start_at_another_host_ends_what_a_reboot_owes(hosts, monkeypatch):
+    """Somebody starts it there meanwhile, and takes it down."""
+    here, other = hosts.h1, hosts.h2
+    cut_off(hosts, monkeypatch, "destroy_called", "over", other)
+    other.hypervisor.virsh("start", "x")
+    other.hypervisor.virsh("destroy", "x")
+    here.hypervisor.start()
+    assert "so the domain is not started" in second_record(hosts), hosts.logs()
+    assert hosts.where("x") == [], hosts.logs()
+
+
+def test_what_a_reboot_owes_beside_another_host(hosts, monkeypatch):
+    here, other = hosts.h1, hosts.h2
+    cut_off(hosts, monkeypatch, "destroy_called", "over", other)
+    here.hypervisor.start()
+    assert second_record(hosts) == LATER + MADE_GOOD, hosts.logs()
+    assert hosts.where("x") == ["h1"], hosts.logs()
+
+
+def test_what_a_reboot_owes_outlives_the_daemon(hosts, monkeypatch):
+    """It is killed while libvirtd is away and the start is owed."""
+    here = hosts.h1
+    cut_off(hosts, monkeypatch, "destroy_called")
+    here.stop_serving(signal.SIGKILL)
+    here.hypervisor.start()
+    here.serve_again()
+    assert second_record(hosts).startswith(NEXT + MADE_GOOD), hosts.logs()
+    assert len(here.processes("x")) == 1, hosts.logs()

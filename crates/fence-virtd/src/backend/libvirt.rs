@@ -65,8 +65,8 @@ const HANDED_OVER: &str = "what was here stood still (paused, or for a migration
                            where it belongs; and name all other hosts in `peers`";
 
 /// Note of a reboot that found its domain powered off by an earlier daemon.
-const TOOK_OVER: &str = "an earlier fence_virtd had powered the domain off for a reboot, and this reboot has \
-                         taken over the start";
+const TOOK_OVER: &str = "an earlier reboot had powered the domain off and could not start the domain, and \
+                         this reboot has taken over the start";
 
 /// The hypervisors of `backends { libvirt { … } }`.
 pub(crate) struct LibvirtBackend {
@@ -791,6 +791,8 @@ impl LibvirtBackend {
         };
         match result {
             Err(error) if watch.has_begun() => {
+                // What a reboot owes is started when the hypervisor is back.
+                lease.trail().intent().into_iter().for_each(OpenIntent::cut_off);
                 let stuck = home.process_of(|it| it.uuid == order.uuid).and_then(|it| it.stuck());
                 Err(ActionError::Unknown(match stuck {
                     Some(stuck) => format!("{error}; {stuck}"),
@@ -906,7 +908,16 @@ impl fmt::Debug for LibvirtRestart {
 }
 
 impl LibvirtRestart {
+    /// Starts the domain, and reports to the intent where that failed because the hypervisor was away.
     async fn bring_up(self, lease: &Lease) -> Result<(), ActionError> {
+        let started = self.order_start(lease).await;
+        if let Err(ActionError::Unavailable(_) | ActionError::Lapsed(_)) = &started {
+            lease.trail().intent().into_iter().for_each(OpenIntent::cut_off);
+        }
+        started
+    }
+
+    async fn order_start(self, lease: &Lease) -> Result<(), ActionError> {
         let Self { home, uuid, source, announced, mut has_begun } = self;
         let source = Arc::new(source);
         let mut gone = None;
@@ -997,7 +1008,7 @@ impl Backend for LibvirtBackend {
     async fn judge_at_places(&self, domain: &DomainRef, since: Duration, until: Instant) -> StartVerdict {
         const STARTED: &str = "somebody has started the domain since, and the domain is off again";
         let uuid = libvirt_uuid(domain.uuid);
-        if self.hypervisors.iter().any(|it| it.was_started(uuid)) {
+        if self.hypervisors.iter().any(|it| it.was_started(uuid, since)) {
             return StartVerdict::Overtaken(STARTED.to_owned());
         }
         let (asked, question) = (Instant::now(), DomainQuestion::about(domain));

@@ -119,8 +119,8 @@ struct SeenDomain {
     last_event: EventMark,
     /// Nothing tells how its instance went: the event was waited for long enough.
     awaited_in_vain: bool,
-    /// An event said that an instance started or came in.
-    was_started: bool,
+    /// Last event which said that an instance started or came in.
+    started: Option<BootMoment>,
     /// libvirt itself told of a move when its definition was last read: it stayed behind.
     stays_behind: bool,
     /// Course of its last instance; none if that is not known.
@@ -278,9 +278,9 @@ impl SeenDomains {
         self.domains.get(&uuid)?.course
     }
 
-    /// Returns whether an event said that an instance started or came in.
-    pub(super) fn was_started(&self, uuid: Uuid) -> bool {
-        self.domains.get(&uuid).is_some_and(|it| it.was_started)
+    /// Returns whether an event said that an instance started or came in, at most so long ago.
+    pub(super) fn was_started(&self, uuid: Uuid, since: Duration) -> bool {
+        self.domains.get(&uuid).and_then(|it| it.started).is_some_and(|it| age(it) <= since)
     }
 
     /// Returns how long ago, at least, the machine moved from here to another place, after a look that shows
@@ -465,7 +465,7 @@ impl SeenDomains {
         let before = self.domains.get(&uuid);
         let left = before.filter(|it| it.last.left_by().is_some() && last.left_by().is_some());
         let left_as = left.map_or_else(|| name.to_owned(), |it| it.left_as.clone());
-        let (was_started, last_use) = before.map(|it| (it.was_started, it.last_use)).unwrap_or_default();
+        let (started, last_use) = before.map(|it| (it.started, it.last_use)).unwrap_or_default();
         let last_event = before.map(|it| it.last_event).unwrap_or_default();
         let stays_behind = before.is_some_and(|it| it.stays_behind);
         let course = before.and_then(|it| it.course);
@@ -475,7 +475,7 @@ impl SeenDomains {
             last,
             last_event,
             awaited_in_vain: false,
-            was_started,
+            started,
             stays_behind,
             course,
             is_proved_off: false,
@@ -499,7 +499,9 @@ impl SeenDomains {
         if let Some(seen) = self.domains.get_mut(&event.uuid) {
             seen.course = InstanceCourse::after(seen.course, event);
             seen.last_event = self.events;
-            seen.was_started |= event.kind == LifecycleKind::Started;
+            if event.kind == LifecycleKind::Started {
+                seen.started = Some(now());
+            }
         }
     }
 
@@ -630,6 +632,20 @@ mod tests {
         seen
     }
 
+    /// A reboot ends an instance that was seen to start, perhaps weeks ago: that start says nothing of the
+    /// time since.
+    #[test]
+    fn a_start_counts_for_those_who_ask_about_its_time() {
+        use LifecycleKind::{Started, Stopped};
+        let mut seen = seen_after(&[(Started, 0), (Stopped, 1)]);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(!seen.was_started(uuid(), Duration::from_millis(1)));
+        assert!(seen.was_started(uuid(), Duration::from_secs(60)));
+        let kind = Started;
+        seen.record_event(&LifecycleEvent { uuid: uuid(), name: "x".to_owned(), kind, detail: 0 });
+        assert!(seen.was_started(uuid(), Duration::from_secs(60)));
+    }
+
     /// A machine runs on under the name that it had when it left, whatever its definition here is called now.
     #[test]
     fn a_machine_that_left_is_known_by_its_name_until_it_is_back() {
@@ -729,8 +745,9 @@ mod tests {
         }
         assert!(!has_ended(&[(Started, 0), (Stopped, 1), (Started, 0)]));
         assert!(has_ended(&[(Started, 0), (Stopped, 1), (Defined, 0)]));
-        assert!(seen_after(&[(Started, 0), (Stopped, 1), (Defined, 0)]).was_started(uuid()));
-        assert!(!seen_after(&[(Resumed, 0), (Stopped, 1)]).was_started(uuid()));
+        let since = Duration::from_secs(60);
+        assert!(seen_after(&[(Started, 0), (Stopped, 1), (Defined, 0)]).was_started(uuid(), since));
+        assert!(!seen_after(&[(Resumed, 0), (Stopped, 1)]).was_started(uuid(), since));
         assert!(seen_after(&[(Started, 0), (Stopped, 3)]).move_age(uuid()).is_some());
         assert!(seen_after(&[(Started, 0)]).has_settled(uuid()));
         assert!(!seen_after(&[(Started, 1)]).has_settled(uuid()));

@@ -965,9 +965,9 @@ impl Hypervisor {
         lock(&self.memory).move_age(uuid)
     }
 
-    /// Returns whether an instance of the domain was seen to start here, or to come in.
-    pub(crate) fn was_started(&self, uuid: Uuid) -> bool {
-        lock(&self.memory).was_started(uuid)
+    /// Returns whether an instance of the domain was seen to start here, or to come in, at most so long ago.
+    pub(crate) fn was_started(&self, uuid: Uuid, since: Duration) -> bool {
+        lock(&self.memory).was_started(uuid, since)
     }
 
     /// Returns what is remembered of a domain for a host that owes a start of it.

@@ -44,9 +44,9 @@ struct IntentLogState {
     /// None: nothing is written, and only this process knows what is owed.
     orders: Option<SyncSender<StoreOrder>>,
     next: AtomicU64,
-    /// Intents with a start that is owed, and the UUIDs of their domains.
-    owing: Mutex<BTreeMap<u64, Arc<str>>>,
-    /// Starts that earlier daemons owe, by the number of the intent.
+    /// Starts that are owed, by the number of the intent.
+    owing: Mutex<BTreeMap<u64, Arc<StartDebt>>>,
+    /// Starts that earlier daemons owe, or reboots of this one that were cut off from the hypervisor.
     debts: Mutex<BTreeMap<u64, Arc<StartDebt>>>,
     /// Domains that a hypervisor may still start for an earlier daemon, with the number of such orders.
     late_starts: Mutex<BTreeMap<DomainId, usize>>,
@@ -58,7 +58,7 @@ struct IntentLogState {
     is_slow: AtomicBool,
 }
 
-/// Start that an earlier daemon owes.
+/// Start that is owed.
 #[derive(Debug)]
 pub(crate) struct StartDebt {
     unfinished: UnfinishedIntent,
@@ -78,9 +78,8 @@ struct BegunRequest {
 #[derive(Clone, Debug)]
 pub(crate) struct OpenIntent {
     log: IntentLog,
-    number: u64,
-    uuid: Arc<str>,
-    /// Start of an earlier daemon that this reboot has taken over.
+    intent: Arc<Intent>,
+    /// Start of an earlier request that this reboot has taken over.
     debt: Option<Arc<StartDebt>>,
 }
 
@@ -182,7 +181,7 @@ impl IntentLog {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let IntentSubject { id, transport, peer, source_domain, hash, key, .. } = subject;
         let IntentSubject { action, target, domain, uuid, home, known_source, peer_id, .. } = subject;
-        let (boot, home, open) = (self.0.boot.clone(), home.to_owned(), Arc::from(uuid.as_str()));
+        let (boot, home) = (self.0.boot.clone(), home.to_owned());
         let debt = self.debt_of(&uuid).filter(|_| action == "reboot");
         if self.owing() > 0 {
             let takes_over = debt.is_some();
@@ -209,10 +208,10 @@ impl IntentLog {
             known_source,
             peer_id,
         };
-        self.write(IntentEvent::Begun(Box::new(intent)), None).await;
-        let open = OpenIntent { log: self.clone(), number, uuid: open, debt: debt.clone() };
+        self.write(IntentEvent::Begun(Box::new(intent.clone())), None).await;
+        let open = self.opened(intent, debt.clone());
         if let Some((start, xml)) = debt.as_deref().and_then(StartDebt::source)
-            && open.note_owed()
+            && open.note_owed(start, xml)
         {
             // The line above made the older one void.
             self.write(IntentEvent::Owes { number, start: start.clone() }, xml.cloned()).await;
@@ -221,7 +220,11 @@ impl IntentLog {
         open
     }
 
-    /// Returns the start of a domain that an earlier daemon owes and that is to be made good now.
+    fn opened(&self, intent: Intent, debt: Option<Arc<StartDebt>>) -> OpenIntent {
+        OpenIntent { log: self.clone(), intent: Arc::new(intent), debt }
+    }
+
+    /// Returns the start of a domain that an earlier request owes and that is to be made good now.
     fn debt_of(&self, uuid: &str) -> Option<Arc<StartDebt>> {
         let is_due = |it: &&Arc<StartDebt>| {
             let intent = &it.unfinished;
@@ -235,15 +238,15 @@ impl IntentLog {
         self.0.orders.is_some()
     }
 
-    /// Returns the open intent of an earlier daemon, to be ended by this one.
+    /// Returns the open intent of an earlier daemon, or of a request that has ended, to be ended beside the
+    /// requests.
     pub(crate) fn adopt(&self, left: &LeftIntent) -> OpenIntent {
-        let Intent { number, uuid, .. } = &left.unfinished.intent;
-        let (number, uuid) = (*number, Arc::from(uuid.as_str()));
-        let open = OpenIntent { log: self.clone(), number, uuid, debt: None };
+        let open = self.opened(left.unfinished.intent.clone(), None);
         if matches!(left.unfinished.remainder, IntentRemainder::Open { start: Some(_) }) {
-            lock(&self.0.owing).insert(open.number, Arc::clone(&open.uuid));
             let debt = StartDebt { unfinished: left.unfinished.clone(), xml: left.xml.clone() };
-            lock(&self.0.debts).insert(open.number, Arc::new(debt));
+            let debt = Arc::new(debt);
+            lock(&self.0.owing).insert(open.number(), Arc::clone(&debt));
+            lock(&self.0.debts).insert(open.number(), debt);
         }
         open
     }
@@ -273,7 +276,16 @@ impl IntentLog {
     /// about to be on.
     pub(crate) fn owes_start(&self, uuid: &str) -> bool {
         let is_late = || DomainId::parse_canonical(uuid).is_some_and(|it| self.may_start_late(it));
-        lock(&self.0.owing).values().any(|it| **it == *uuid) || is_late()
+        lock(&self.0.owing).values().any(|it| it.unfinished.intent.uuid == uuid) || is_late()
+    }
+
+    /// Returns the domains that are owed a start now, by name and UUID.
+    pub(crate) fn domains_owed(&self) -> Vec<(String, DomainId)> {
+        let named = |it: &Arc<StartDebt>| {
+            let intent = &it.unfinished.intent;
+            Some((intent.domain.clone(), DomainId::parse_canonical(&intent.uuid)?))
+        };
+        lock(&self.0.owing).values().filter_map(named).collect()
     }
 
     /// Returns whether a hypervisor may still start the domain for an earlier daemon.
@@ -395,6 +407,10 @@ impl StartDebt {
 }
 
 impl OpenIntent {
+    fn number(&self) -> u64 {
+        self.intent.number
+    }
+
     /// Writes down that a device is about to be told to change the power, and waits until that is on disk, at
     /// most [`DISK_LIMIT`]. `effect` is the time for which it may do so after its agent ended.
     pub(crate) async fn ordered(
@@ -414,7 +430,7 @@ impl OpenIntent {
     pub(crate) async fn write_order(&self, order: &DeviceOrder) -> WrittenOrder {
         let number = self.log.0.next.fetch_add(1, Ordering::Relaxed);
         let order = DeviceOrder { order: number, ..order.clone() };
-        self.log.write(IntentEvent::Ordered { number: self.number, order }, None).await;
+        self.log.write(IntentEvent::Ordered { number: self.number(), order }, None).await;
         WrittenOrder { open: self.clone(), order: number }
     }
 
@@ -425,7 +441,7 @@ impl OpenIntent {
         if number == 0 {
             number = self.log.0.next.fetch_add(1, Ordering::Relaxed);
             let order = DeviceOrder { order: number, ..order.clone() };
-            self.log.write_later(IntentEvent::Ordered { number: self.number, order });
+            self.log.write_later(IntentEvent::Ordered { number: self.number(), order });
         }
         WrittenOrder { open: self.clone(), order: number }
     }
@@ -433,49 +449,71 @@ impl OpenIntent {
     /// Writes down that a start is owed from now on, before the domain is powered off. Blocks for at most
     /// [`DISK_LIMIT`].
     pub(crate) fn owes(&self, source: &OwedSource<'_>) {
-        if !self.note_owed() {
-            return;
-        }
         let (start, xml) = match source {
             OwedSource::Definition => (StartOwed::Definition, None),
             OwedSource::Xml(uri, xml) => {
                 (StartOwed::Xml { uri: (*uri).to_owned() }, Some(Zeroizing::new((*xml).to_owned())))
             }
         };
-        self.log.write_blocking(Some(IntentEvent::Owes { number: self.number, start }), xml);
+        if !self.note_owed(&start, xml.as_ref()) {
+            return;
+        }
+        self.log.write_blocking(Some(IntentEvent::Owes { number: self.number(), start }), xml);
     }
 
     /// Writes down that a start from the definition is owed, unless one is owed already.
     pub(crate) async fn owes_definition(&self) {
-        if self.note_owed() {
-            let start = StartOwed::Definition;
-            self.log.write(IntentEvent::Owes { number: self.number, start }, None).await;
+        let start = StartOwed::Definition;
+        if self.note_owed(&start, None) {
+            self.log.write(IntentEvent::Owes { number: self.number(), start }, None).await;
         }
     }
 
     /// Returns whether none was owed before.
-    fn note_owed(&self) -> bool {
-        lock(&self.log.0.owing).insert(self.number, Arc::clone(&self.uuid)).is_none()
+    fn note_owed(&self, start: &StartOwed, xml: Option<&Zeroizing<String>>) -> bool {
+        let mut owing = lock(&self.log.0.owing);
+        if owing.contains_key(&self.number()) {
+            return false;
+        }
+        let remainder = IntentRemainder::Open { start: Some(start.clone()) };
+        let unfinished = UnfinishedIntent { intent: (*self.intent).clone(), remainder, orders: Vec::new() };
+        owing.insert(self.number(), Arc::new(StartDebt { unfinished, xml: xml.cloned() }));
+        true
+    }
+
+    /// Reports that the action ends while the hypervisor is away: a start that is owed is owed still when
+    /// nobody waits for the request any more.
+    pub(crate) fn cut_off(&self) {
+        let debt = lock(&self.log.0.owing).get(&self.number()).cloned();
+        if let Some(debt) = debt {
+            lock(&self.log.0.debts).insert(self.number(), debt);
+        }
+    }
+
+    /// Returns what is left to do after the request has ended, if a start is owed from which it was cut off.
+    pub(crate) fn left(&self) -> Option<LeftIntent> {
+        let debt = lock(&self.log.0.debts).get(&self.number()).cloned()?;
+        Some(LeftIntent { unfinished: debt.unfinished.clone(), xml: debt.xml.clone() })
     }
 
     /// Reports that a reboot or start failed, or left the domain off: a start that was owed before is owed
     /// still.
     pub(crate) fn came_to_nothing(&self) {
         let mut begun = lock(&self.log.0.begun);
-        if begun.get(&*self.uuid).is_some_and(|it| it.intent == self.number) {
-            begun.remove(&*self.uuid);
+        if begun.get(&self.intent.uuid).is_some_and(|it| it.intent == self.number()) {
+            begun.remove(&self.intent.uuid);
         }
     }
 
-    /// Returns the start of an earlier daemon that this reboot has taken over.
+    /// Returns the start of an earlier request that this reboot has taken over.
     pub(crate) fn debt(&self) -> Option<&StartDebt> {
         self.debt.as_deref()
     }
 
     /// Reports that the start is not owed any more: the domain is started, or can't be.
     pub(crate) fn settled(&self) {
-        lock(&self.log.0.owing).remove(&self.number);
-        lock(&self.log.0.debts).remove(&self.number);
+        lock(&self.log.0.owing).remove(&self.number());
+        lock(&self.log.0.debts).remove(&self.number());
     }
 
     /// Writes down that the action has ended, with the line that goes to the audit file next. Blocks for at
@@ -483,7 +521,7 @@ impl OpenIntent {
     pub(crate) fn ended(&self, record: &str) {
         self.settled();
         self.log.write_blocking(
-            Some(IntentEvent::Ended { number: self.number, record: record.to_owned() }),
+            Some(IntentEvent::Ended { number: self.number(), record: record.to_owned() }),
             None,
         );
         fault::reached("done_written");
@@ -491,13 +529,13 @@ impl OpenIntent {
 
     /// Writes down that the audit record is written: nothing is left to do. Never waits.
     pub(crate) fn audited(&self) {
-        self.log.write_later(IntentEvent::Audited { number: self.number });
+        self.log.write_later(IntentEvent::Audited { number: self.number() });
     }
 
     /// Writes down that the action has ended, where there is no audit file. Never waits.
     pub(crate) fn closed(&self) {
         self.settled();
-        self.log.write_later(IntentEvent::Ended { number: self.number, record: String::new() });
+        self.log.write_later(IntentEvent::Ended { number: self.number(), record: String::new() });
         self.audited();
     }
 }
@@ -508,13 +546,13 @@ impl WrittenOrder {
     pub(crate) fn expires(&self, rest: Duration, is_claimed: bool) {
         let until_ms = since_boot_ms().saturating_add(in_ms(rest));
         let expiry = OrderExpiry { boot: self.open.log.0.boot.clone(), until_ms, is_claimed };
-        let (number, order) = (self.open.number, self.order);
+        let (number, order) = (self.open.number(), self.order);
         self.open.log.write_later(IntentEvent::Expires { number, order, expiry });
     }
 
     /// Writes down that the order can take effect no more. Never waits.
     pub(crate) fn settled(self) {
-        let (number, order) = (self.open.number, self.order);
+        let (number, order) = (self.open.number(), self.order);
         self.open.log.write_later(IntentEvent::Settled { number, order });
     }
 }

@@ -80,25 +80,26 @@ impl Audit {
         let _ = file.outlet.offer(AuditItem::Reopen);
     }
 
-    /// Writes a record.
-    pub(crate) fn write(&self, record: &AuditRecord<'_>) {
+    /// Writes a record, which ends the request's intent where nothing is left to do.
+    pub(crate) fn write(&self, record: &AuditRecord<'_>, ends_intent: bool) {
         log(record);
-        let intent = record.job.trail.intent().cloned();
+        let intent = record.job.trail.intent().filter(|_| ends_intent).cloned();
         let Some(file) = &self.0 else { return intent.iter().for_each(OpenIntent::closed) };
         let mut line = plain(&json(record).to_string());
         line.push('\n');
         file.write(record.job.id, line, intent.as_ref());
     }
 
-    /// Writes the record of an action that was under way when an earlier daemon ended.
-    pub(crate) fn write_unfinished(&self, intent: &Intent, reason: &str, open: &OpenIntent) {
+    /// Writes the record of what became of an action that was under way when an earlier daemon ended, or of
+    /// the start that was owed when the request had ended.
+    pub(crate) fn write_unfinished(&self, intent: &Intent, (end, reason): (&str, &str), open: &OpenIntent) {
         let Intent { id, action, domain, uuid, transport, peer, .. } = intent;
         let (target, domain) = (escaped(&intent.target), escaped(domain));
         warn!(
             target: "audit",
             id, transport, peer = %escaped(peer), action, target = %target, domain = %domain, uuid,
             reason = %escaped(reason),
-            "{action} {target}: the end of the action was not seen"
+            "{action} {target}: {end}"
         );
         let Some(file) = &self.0 else { return open.closed() };
         let mut line = plain(&unfinished_json(intent, reason).to_string());

@@ -34,14 +34,14 @@ impl ArrivingRequests {
 
     /// Returns whether one of them may mean this domain.
     pub(super) fn may_mean(&self, domain: &DomainRef) -> bool {
-        let means = |target: &Target| {
-            let text = target.as_str();
-            text == domain.name
-                || target.is_cut_from(&domain.name)
-                || DomainId::parse(text) == Some(domain.uuid)
-        };
-        lock(&self.0).values().any(means)
+        lock(&self.0).values().any(|it| may_mean(it, domain))
     }
+}
+
+/// Returns whether a target may mean this domain.
+pub(super) fn may_mean(target: &Target, domain: &DomainRef) -> bool {
+    let text = target.as_str();
+    text == domain.name || target.is_cut_from(&domain.name) || DomainId::parse(text) == Some(domain.uuid)
 }
 
 impl Drop for ArrivalNote {

@@ -98,7 +98,8 @@ pub(crate) async fn run_power_action(
     let rest = lease.detached(lease.until().max(Instant::now() + START_LIMIT));
     let started = restart.start(&rest).await;
     fault::reached("seen_on");
-    if let Some(it) = intent {
+    // Cut off from the hypervisor, it is owed still, and made good when nobody waits for it any more.
+    if let Some(it) = intent.filter(|it| started.is_ok() || it.left().is_none()) {
         it.settled();
     }
     Ok(match started {

@@ -24,12 +24,12 @@ use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
 use self::turns::{GrantQueue, RunPermit};
 use crate::backend::DynBackend;
-use crate::intent::{IntentLog, IntentSubject};
+use crate::intent::{IntentLog, IntentSubject, OpenIntent};
 use crate::observe::audit::Audit;
 use crate::observe::drops::DropLog;
 use crate::observe::metrics::Metrics;
 use crate::replay::ReplayMemory;
-use crate::request::job::{Arrival, RequestJob, RequestOutcome, ResolvedTarget};
+use crate::request::job::{Arrival, Refusal, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason, LeaseReleased};
 use crate::request::record::{AuditRecord, RequestEnd, StageTimes};
 use crate::request::trail::AgentRunTrail;
@@ -332,8 +332,13 @@ impl Service {
         if let Err(why) = permit.proved() {
             return RequestOutcome::lapsed(why);
         }
-        if let ResolvedTarget::Run(Some(located)) = &resolved {
-            self.write_intent(job, located.domain(), job.source(), job.peer_id()).await;
+        let acts_on = match &resolved {
+            ResolvedTarget::Run(located) => located.as_ref().map(|it| it.domain().clone()),
+            ResolvedTarget::Refused(Refusal::Failure, ..) => self.owed_to_target_of(job),
+            ResolvedTarget::Refused(Refusal::PermissionDenied, ..) => None,
+        };
+        if let Some(domain) = &acts_on {
+            self.write_intent(job, domain, job.source(), job.peer_id()).await;
         }
         let looked_at = resolved.domain().map(|it| it.uuid).filter(|_| job.action == Action::Status);
         let may_start = || looked_at.is_some_and(|it| self.intents.may_start_late(it));
@@ -348,6 +353,21 @@ impl Service {
             return RequestOutcome::failed(STARTS_LATE);
         }
         outcome
+    }
+
+    /// Returns the domain that an off means which fails before it begins, where a start of it is owed: with
+    /// libvirt away no domain is found. Whoever asks for that off must not see the domain start later.
+    fn owed_to_target_of(&self, job: &RequestJob) -> Option<DomainRef> {
+        if job.action != Action::Off {
+            return None;
+        }
+        let owed = self.intents.domains_owed().into_iter().map(|(name, uuid)| DomainRef {
+            name,
+            uuid,
+            home: DomainHome::Here(0),
+            by: TargetKind::Name,
+        });
+        owed.into_iter().find(|it| arriving::may_mean(&job.target, it))
     }
 
     /// Writes down what the request is about to do to a domain, before it is done. A status does nothing. The
@@ -451,10 +471,15 @@ impl Service {
         });
     }
 
-    /// Writes the record of a request that is over.
-    pub(crate) fn audit(&self, record: &AuditRecord<'_>) {
+    /// Writes the record of a request that is over. The start that a reboot owes still, since it was cut off
+    /// from the hypervisor, is made good beside the requests, and has a record of its own.
+    pub(crate) fn audit(self: &Arc<Self>, record: &AuditRecord<'_>) {
         self.metrics.note(record);
-        self.audit.write(record);
+        let left = record.job.trail.intent().and_then(OpenIntent::left);
+        self.audit.write(record, left.is_none());
+        if let Some(left) = left {
+            self.make_good_later(left);
+        }
     }
 
     /// Returns the number of requests in flight, and of those that wait for a grant.

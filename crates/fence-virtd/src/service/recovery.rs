@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The end of actions that were under way when an earlier daemon ended: one audit record each, and the start
-//! that a reboot owes.
+//! that a reboot owes. A reboot of this daemon that ended while libvirt was away owes its start too.
 //!
-//! Runs at the start of the daemon, one task for each action. A start takes its turn like a request for the
-//! domain, so that later requests wait for it; one that fails is tried again, and gives way to requests that
-//! came meanwhile. Must never start a domain that was not seen off at every place, nor one that somebody else
-//! was seen to start or asked for since.
+//! Runs at the start of the daemon, one task for each action, or after such a reboot. A start takes its
+//! turn like a request for the domain, so that later requests wait for it; one that fails is tried again,
+//! and gives way to requests that came meanwhile. Must never start a domain that was not seen off at
+//! every place, nor one that somebody else was seen to start or asked for since.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use fence_core::arbiter::{Grant, LateEffect, SharedResult};
 use fence_core::domain::{
     DomainHome, DomainId, DomainRef, LocateError, LocatedDomain, SeenPower, TargetKind,
 };
-use fence_core::intent::{IntentRemainder, StartOwed, UnfinishedIntent};
+use fence_core::intent::{Intent, IntentRemainder, START_AGE_MS, StartOwed, UnfinishedIntent};
 use fence_core::owed_start::{MOVING, OwedStep, StartVerdict};
 use fence_wire::{Action, Response, Target, escaped};
 use tracing::{info, warn};
@@ -35,6 +35,10 @@ const ORDER_SETTLE: Duration = Duration::from_secs(3);
 /// Pauses between two attempts to start. In between later requests for the domain get their turn.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
+/// End of an action of an earlier daemon, in the log.
+const END_UNSEEN: &str = "the end of the action was not seen";
+/// Beginning of the reason in the second record of a reboot, and its end in the log.
+const OWED_LATER: &str = "the start was still owed when the request had ended";
 /// Transport of this work in the log.
 const TRANSPORT: &str = "recovery";
 /// Pauses between two looks.
@@ -89,9 +93,29 @@ impl Service {
                 let intent = &left.unfinished.intent;
                 let cause = cause_of_end(&intent.boot, self.intents.boot());
                 let reason = format!("was under way when the daemon ended; {found} ({cause})");
-                self.audit.write_unfinished(intent, &reason, &open);
+                self.audit.write_unfinished(intent, (END_UNSEEN, &reason), &open);
             }
         }
+    }
+
+    /// Makes good the start that a reboot of this daemon owes after its request has ended: libvirt was away.
+    /// Returns at once. The intent stays as it is on disk, so that a next daemon would go on with it.
+    pub(super) fn make_good_later(self: &Arc<Self>, left: LeftIntent) {
+        let (service, in_flight) = (Arc::clone(self), self.begin_request());
+        let open = self.intents.adopt(&left);
+        let Intent { id, domain, uuid, .. } = &left.unfinished.intent;
+        warn!(
+            request = id, domain = %escaped(domain), uuid,
+            "a reboot could not start the domain, since libvirt was away; the start is still owed, and is \
+             made good when libvirt is back, up to {} s after the request",
+            START_AGE_MS / 1000
+        );
+        tokio::spawn(async move {
+            let _in_flight = in_flight;
+            let found = service.finish_action(&left, &open).await;
+            let reason = format!("{OWED_LATER}; {found}");
+            service.audit.write_unfinished(&left.unfinished.intent, (OWED_LATER, &reason), &open);
+        });
     }
 
     /// Looks at the domain, starts it if that is owed, and returns what came of it, in words.

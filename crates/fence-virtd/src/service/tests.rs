@@ -12,6 +12,7 @@ use super::*;
 use crate::backend::{Backend, DynBackend, PowerForecast, PowerOffResult};
 use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
+use crate::request::record::AnswerDelivery;
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use crate::util::locks::{Mutex, lock};
@@ -20,7 +21,7 @@ use fence_core::domain::{
     TargetKind,
 };
 use fence_core::evidence::{DomainSite, Finding, ProvedOff, Sight};
-use fence_core::intent::{Intent, IntentRemainder, START_AGE_MS, StartOwed, UnfinishedIntent};
+use fence_core::intent::{Intent, IntentFile, IntentRemainder, START_AGE_MS, StartOwed, UnfinishedIntent};
 use fence_core::owed_start::StartVerdict;
 
 /// Far longer than anything here takes; only a failure waits for it.
@@ -428,4 +429,112 @@ async fn a_later_request_ends_the_attempts() {
     })
     .await;
     assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (1, 0));
+}
+
+/// A reboot that powered the domain off and whose request ends now: its record, and the start that it owes.
+async fn ended_reboot(service: &Arc<Service>, is_cut_off: bool) {
+    let (job, _) = job(Action::Reboot);
+    service.write_intent(&job, &victim(), RequestSource::Unknown, None).await;
+    let open = job.trail.intent().unwrap();
+    open.owes_definition().await;
+    open.came_to_nothing();
+    if is_cut_off {
+        open.cut_off();
+    }
+    let end = RequestEnd::Answered {
+        response: Response::Failure,
+        reason: Some("no connection to libvirt"),
+        delivered: AnswerDelivery::NotTaken,
+    };
+    service.audit(&AuditRecord { job: &job, domain: Some(&victim()), end, stages: StageTimes::default() });
+}
+
+/// Only where libvirt was away: one that refused the start would refuse it again.
+#[tokio::test]
+async fn what_a_reboot_owes_is_started_after_its_request() {
+    for (is_cut_off, starts) in [(true, 2), (false, 0)] {
+        let backend = Refusing { refusals: 1.into(), ..Refusing::default() };
+        let (service, backend, _) = recovery(backend, Duration::ZERO);
+        ended_reboot(&service, is_cut_off).await;
+        in_time(service.until_idle()).await;
+        assert_eq!((backend.starts.load(Ordering::SeqCst), service.starts_owed()), (starts, 0));
+    }
+}
+
+/// The domain is not found while libvirt is away, so the off fails before it begins.
+#[tokio::test]
+async fn an_off_that_is_refused_ends_what_is_owed_to_its_domain() {
+    for (action, target, decides) in [
+        (Action::Off, "b", true),
+        (Action::Off, &*victim().uuid.to_string(), true),
+        (Action::Off, "other", false),
+        (Action::Reboot, "b", false),
+    ] {
+        let backend = Refusing { refusals: usize::MAX.into(), ..Refusing::default() };
+        let (service, backend, _) = recovery(backend, Duration::ZERO);
+        ended_reboot(&service, true).await;
+        let later = RequestJob { id: 2, target: Target::new(target, false).unwrap(), ..job(action).0 };
+        let resolved = ResolvedTarget::Refused(Refusal::Failure, "no connection".to_owned(), None);
+        let (lease, _released) = Service::lease(&later);
+        let Grant::Run(permit) = in_time(service.wait_for_grant(&later, &resolved, &lease)).await else {
+            panic!("not run")
+        };
+        let outcome = service.execute(&later, resolved, Proved::unauthenticated(), &permit, &lease).await;
+        assert_eq!(outcome.answer().response(), Response::Failure);
+        let decision = service.intents.decided_by(&victim().uuid.to_string());
+        assert_eq!(decision.is_some(), decides, "{action:?} {target}: {decision:?}");
+        if decides {
+            in_time(service.until_idle()).await;
+            assert!(backend.starts.load(Ordering::SeqCst) <= 1);
+        }
+    }
+}
+
+/// A reboot that comes next takes the start over, also before the record of the first one is written.
+#[tokio::test]
+async fn the_next_reboot_takes_over_what_is_owed() {
+    let (service, ..) = recovery(Refusing::default(), Duration::ZERO);
+    for is_cut_off in [false, true] {
+        let (first, next) = (job(Action::Reboot).0, job(Action::Reboot).0);
+        service.write_intent(&first, &victim(), RequestSource::Unknown, None).await;
+        let open = first.trail.intent().unwrap();
+        open.owes_definition().await;
+        if is_cut_off {
+            open.cut_off();
+        }
+        service.write_intent(&next, &victim(), RequestSource::Unknown, None).await;
+        let next = next.trail.intent().unwrap();
+        assert_eq!((next.debt().is_some(), next.left().is_some()), (is_cut_off, false));
+        next.settled();
+        open.settled();
+    }
+    assert_eq!(service.starts_owed(), 0);
+}
+
+/// The daemon may be killed before the start is made good, so the file owes it until then.
+#[tokio::test]
+async fn what_is_owed_after_the_request_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (intents, _) = IntentLog::open(Some(dir.path()), "boot".to_owned());
+    let memory = ServiceMemory { replays: ReplayMemory::in_memory().unwrap(), intents };
+    let backend = Arc::new(Refusing { refusals: 1.into(), ..Refusing::default() });
+    let audit = Audit::open(None).unwrap();
+    let service = Service::new(Arc::clone(&backend) as Arc<dyn DynBackend>, audit, memory, None, PATIENCE);
+    ended_reboot(&service, true).await;
+    let owes = || {
+        let file = IntentFile::read(&std::fs::read(dir.path().join("intents")).unwrap());
+        let is_owed =
+            |it: &UnfinishedIntent| matches!(it.remainder, IntentRemainder::Open { start: Some(_) });
+        file.unfinished.iter().filter(|it| is_owed(it)).count()
+    };
+    in_time(async {
+        while backend.starts.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(owes(), 1);
+    in_time(service.until_idle()).await;
+    service.intents.finish();
+    assert_eq!((owes(), backend.starts.load(Ordering::SeqCst)), (0, 2));
 }
