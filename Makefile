@@ -166,6 +166,11 @@ suite-e2e: E2E_PAIRS ?= ours-ours,reference-ours
 suite-e2e:
 	E2E_PAIRS=$(E2E_PAIRS) OURS_DIR=$(DIST) scripts/suite e2e
 
+# The same choice for real guests, which are the most work for the processors.
+suite-guests: GUESTS_PAIRS ?= ours-ours,reference-ours
+suite-guests:
+	GUESTS_PAIRS=$(GUESTS_PAIRS) SIDE=ours OURS_DIR=$(DIST) scripts/suite guests
+
 # The same cases against the C programs: what the suite expects is what these do.
 suite-reference:
 	SIDE=reference scripts/suite vectors compliance
@@ -239,6 +244,7 @@ SOAK_TRUTH_MINUTES ?= 120
 
 soak: packages-test build packages-check ## what takes hours: long fuzzing and endurance runs
 	E2E_PAIRS=ours-reference,reference-reference OURS_DIR=$(DIST) scripts/suite e2e
+	GUESTS_PAIRS=ours-reference,reference-reference SIDE=ours OURS_DIR=$(DIST) scripts/suite guests
 	ROUNDS=$(SOAK_ROUNDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite fence_races
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite elsewhere

@@ -32,6 +32,9 @@ OK, FAILED, OFF = 0, 1, 2
 #: Seconds for what takes a second or two.
 PATIENCE = 60
 
+#: Seconds for the record of a request that was answered; a disk that is full never gets it.
+RECORDED = 3
+
 #: The daemons of this run know nothing of other hosts: what each row shows there (a daemon of an older version).
 UNAWARE = bool(os.environ.get("UNAWARE"))
 
@@ -284,6 +287,7 @@ class Hosts:
     def ask(self, action, name, *extra, judged=True, **options):
         """An agent to its end: an Answer. `judged` False: an answer that is not true is no fault."""
         before = {host.name: host.processes(name) for host in self.all}
+        written = self._records()
         result = self.agent(action, name, *extra, **options).finish(options.get("timeout", 30) + 30)
         through = {}
         for host in self.all:
@@ -291,11 +295,18 @@ class Hosts:
             if still:
                 through[host.name] = still
         answer = Answer(self, action, name, result, through)
+        if "Timed out" not in result.err and not any(host.kind == "reference" for host in self.all):
+            # The record is written after the answer, and cases read it.
+            with contextlib.suppress(TimeoutError):
+                net.wait_until(lambda: self._records() > written, RECORDED)
         # Also where the case goes by the exit code alone.
         if judged:
             answer.lie()
             self.answers = [*self.answers[-1:], answer]
         return answer
+
+    def _records(self):
+        return sum(len(host.records()) for host in self.all if host.kind == "ours" and host.audit)
 
     def logs(self):
         """The ends of the daemons' logs, for messages of failed tests."""
