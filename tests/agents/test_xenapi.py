@@ -175,7 +175,7 @@ def test_list(site, start_host, pool, devices, agent):
     for number in range(1, 6):
         result = site.ask("-o", "list")
         assert result.rc == OK, result
-        if "no device can tell the state" not in host.record("list", number).get("reason", ""):
+        if "no device can tell the state" not in (host.record("list", number).get("reason") or ""):
             break
     listed = {(name.strip(), uuid, state) for name, uuid, state in
               re.findall(r"^(.*?) +([0-9a-f-]{36}) (on|off)$", result.out, re.M)}
