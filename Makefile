@@ -202,7 +202,7 @@ suite-cpg-1 suite-cpg-2 suite-cpg-3: suite-cpg-%:
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(CPG_$*)
 
 ELSEWHERE_FILES = $(patsubst tests/%,%,$(wildcard tests/elsewhere/test_*.py))
-ELSEWHERE_1 = $(patsubst %,elsewhere/test_%.py,migrations rows costs)
+ELSEWHERE_1 = $(patsubst %,elsewhere/test_%.py,migrations rows costs half_reboots names)
 ELSEWHERE_2 = $(filter-out $(ELSEWHERE_1),$(ELSEWHERE_FILES))
 suite-elsewhere-1 suite-elsewhere-2: suite-elsewhere-%:
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(ELSEWHERE_$*)
