@@ -294,7 +294,7 @@ impl Cluster {
         let uuid = libvirt_uuid(uuid);
         let published = self.state().own.get(&uuid).is_some_and(|it| it.power == OwnPower::On);
         if published != is_on {
-            debug!(%uuid, is_on, "another power of a domain was published; it is read again");
+            debug!(%uuid, is_on, "another power of a domain was published; the domain is read again");
             self.local.hypervisors().iter().for_each(|it| it.read_again(uuid));
         }
     }
