@@ -347,7 +347,9 @@ class Domain:
         elif state == "shut off":
             self._virsh("start", self.uuid)
         elif state == "paused" and not paused:
-            self._virsh("resume", self.uuid)
+            # One that just starts is paused too, and runs a moment later.
+            resumed = self.hypervisor.virsh("resume", self.uuid, check=False)
+            assert resumed.returncode == 0 or self.state() == "running", resumed.stderr
         else:
             assert state in ("running", "paused"), f"{self.name} is {state}: nothing that a test makes"
         if paused and state != "paused":
