@@ -95,6 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::evidence::{DomainSite, Finding};
 
     #[test]
     fn the_pause_grows_to_a_maximum() {
@@ -102,8 +103,6 @@ mod tests {
         assert_eq!(pauses, [217, 417, 817, 817, 817]);
         assert_eq!(pause_after_giving_way(u32::MAX, SPREAD_MS - 1), Duration::from_millis(1199));
     }
-    use crate::evidence::{DomainSite, Finding};
-
     const DOMAIN: DomainId = DomainId::from_bytes([7; 16]);
 
     /// Step that a host takes next.

@@ -82,20 +82,16 @@ impl World {
     }
 }
 
-/// Two other hosts, one of which shows the domain like this.
-struct Played(Sight);
+/// Other hosts that a test plays: what they show of a domain when they are asked. They remember nothing.
+struct PlayedHosts<F>(F);
 
-impl PeerHosts for Played {
-    fn look<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
-        let sight = self.0.clone();
-        Box::pin(async move {
-            let now = Instant::now();
-            let finding = |name: &str, sight| {
-                let place = DomainSite::Host(name.to_owned());
-                Finding::without_namesakes(place, sight, now, now)
-            };
-            vec![finding("h1", Sight::Absent), finding("h2", sight)]
-        })
+impl<F, A> PeerHosts for PlayedHosts<F>
+where
+    F: Fn(&DomainQuestion) -> A + Send + Sync,
+    A: Future<Output = Vec<Finding>> + Send + 'static,
+{
+    fn look<'a>(&'a self, question: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(self.0(question))
     }
 
     fn recall<'a>(
@@ -105,6 +101,19 @@ impl PeerHosts for Played {
     ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
         Box::pin(std::future::ready(Vec::new()))
     }
+}
+
+/// A finding of a look at another host that began then and ends now.
+fn shown(host: &str, sight: Sight, began: Instant) -> Finding {
+    Finding::without_namesakes(DomainSite::Host(host.to_owned()), sight, began, Instant::now())
+}
+
+/// Two other hosts, one of which shows the domain like this.
+fn played(sight: Sight) -> Arc<dyn PeerHosts> {
+    Arc::new(PlayedHosts(move |_: &DomainQuestion| {
+        let now = Instant::now();
+        std::future::ready(vec![shown("h1", Sight::Absent, now), shown("h2", sight.clone(), now)])
+    }))
 }
 
 /// Starts a backend, and waits for its lists too: what a test records before them is not kept.
@@ -130,13 +139,13 @@ async fn answer(row: &Row<'_>, action: PowerAction) -> &'static str {
         let _proof = backend.off(found.domain(), false, &lease).await.unwrap().proof;
     }
     if row.topology == "peers" {
-        backend.ask_others(Arc::new(Played(match row.elsewhere {
+        backend.ask_others(played(match row.elsewhere {
             "on" => Sight::On,
             "off" => Sight::Off,
             "moving" => Sight::Moving,
             "unknown" => Sight::Unknown("h2 is silent".to_owned()),
             other => panic!("no such host: {other}"),
-        })));
+        }));
     }
     ask(&backend, action).await
 }
@@ -223,40 +232,24 @@ async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
         let world = World::new();
         let uris = [world.hypervisor("first", "on"), world.hypervisor("second", "on")];
         let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-        backend.ask_others(Arc::new(Played(elsewhere.clone())));
+        backend.ask_others(played(elsewhere.clone()));
         assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
     }
 }
 
 /// Another host that is slow to say whether it has an instance, and says this when it is asked later.
-struct Slow {
-    after: Duration,
-    then: Sight,
-}
-
-impl PeerHosts for Slow {
-    fn look<'a>(&'a self, question: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
-        Box::pin(async move {
+fn slow(after: Duration, then: Sight) -> Arc<dyn PeerHosts> {
+    Arc::new(PlayedHosts(move |question: &DomainQuestion| {
+        let (seeks_instance, then) = (question.seeks_instance, then.clone());
+        async move {
             let began = Instant::now();
-            let sight = match question.seeks_instance {
-                true => {
-                    tokio::time::sleep(self.after).await;
-                    Sight::On
-                }
-                false => self.then.clone(),
-            };
-            let place = DomainSite::Host("h2".to_owned());
-            vec![Finding::without_namesakes(place, sight, began, Instant::now())]
-        })
-    }
-
-    fn recall<'a>(
-        &'a self,
-        _: &'a DomainQuestion,
-        _: Instant,
-    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
-        Box::pin(std::future::ready(Vec::new()))
-    }
+            if !seeks_instance {
+                return vec![shown("h2", then, began)];
+            }
+            tokio::time::sleep(after).await;
+            vec![shown("h2", Sight::On, began)]
+        }
+    }))
 }
 
 /// Both hosts started it. A second instance takes the proof from the end here, also where it is gone by now;
@@ -276,7 +269,7 @@ async fn a_machine_that_runs_at_another_host_too_is_not_off() {
             let world = World::new();
             let uris = [world.hypervisor("here", "on")];
             let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-            backend.ask_others(Arc::new(Slow { after, then: then.clone() }));
+            backend.ask_others(slow(after, then.clone()));
             assert_eq!(ask_within(&backend, action, late / 2).await, expected, "{action} {after:?} {then:?}");
             let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
             let here = backend.look_here(&question, Instant::now() + PATIENCE).await;
@@ -293,7 +286,7 @@ async fn a_second_instance_is_named() {
     let world = World::new();
     let uris = [world.hypervisor("here", "on")];
     let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-    backend.ask_others(Arc::new(Played(Sight::On)));
+    backend.ask_others(played(Sight::On));
     let (lease, _released) = Lease::new(Instant::now() + PATIENCE, 1);
     let found = backend.locate(&Target::new("x", false).unwrap(), lease.until()).await.unwrap();
     let forecast = backend.forecast(found.domain(), PowerAction::Off, &lease).await.unwrap();
@@ -347,7 +340,7 @@ async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
         let world = World::new();
         let uris = [world.hypervisor("here", "none")];
         let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-        backend.ask_others(Arc::new(Played(elsewhere.clone())));
+        backend.ask_others(played(elsewhere.clone()));
         let (target, until) = (Target::new("x", false).unwrap(), Instant::now() + PATIENCE);
         let why = backend.locate(&target, until).await.unwrap_err().to_string();
         match named {
@@ -357,37 +350,20 @@ async fn a_domain_that_is_not_here_is_looked_for_at_the_other_hosts() {
     }
 }
 
-/// Another host that counts how often it is asked.
-#[derive(Default)]
-struct Counting(AtomicUsize);
-
-impl PeerHosts for Counting {
-    fn look<'a>(&'a self, _: &'a DomainQuestion, _: Instant) -> BoxedFuture<'a, Vec<Finding>> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        let now = Instant::now();
-        let place = DomainSite::Host("h1".to_owned());
-        Box::pin(async move { vec![Finding::without_namesakes(place, Sight::Absent, now, now)] })
-    }
-
-    fn recall<'a>(
-        &'a self,
-        _: &'a DomainQuestion,
-        _: Instant,
-    ) -> BoxedFuture<'a, Vec<(DomainSite, PlaceWord)>> {
-        Box::pin(std::future::ready(Vec::new()))
-    }
-}
-
 /// The search for a domain that is off asks once: it decides nothing. The proof asks twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_hosts_are_asked_three_times_for_one_answer() {
     let world = World::new();
     let uris = [world.hypervisor("here", "off")];
     let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-    let host = Arc::new(Counting::default());
-    backend.ask_others(Arc::clone(&host) as Arc<dyn PeerHosts>);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    backend.ask_others(Arc::new(PlayedHosts(move |_: &DomainQuestion| {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(vec![shown("h1", Sight::Absent, Instant::now())])
+    })));
     assert_eq!(ask(&backend, PowerAction::Status).await, "off");
-    assert_eq!(host.0.load(Ordering::SeqCst), 3);
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
 
 /// A machine that was paused when it migrated looks at its source as one that never left: its end proves
@@ -400,7 +376,7 @@ async fn the_end_of_a_paused_instance_needs_a_look_everywhere() {
         let world = World::new();
         let uris = [world.hypervisor("here", "paused")];
         let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-        backend.ask_others(Arc::new(Played(elsewhere.clone())));
+        backend.ask_others(played(elsewhere.clone()));
         assert_eq!(ask(&backend, PowerAction::Off).await, expected, "{elsewhere:?}");
     }
 }
