@@ -189,26 +189,20 @@ suite-compliance suite-field suite-several_hosts: $(REFERENCE_TODAY)
 suite-attacks-reference:
 	SIDE=reference OURS_DIR=$(DIST) scripts/suite attacks
 
-# The ends of a daemon in the middle of its work need the fault points of a debug build, beside the programs as they are shipped.
-suite-fence_races suite-cpg: suite-%:
-	cargo build --locked -p fence-virtd
-	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
-
 # The longest ones, in parts that run beside each other: each has hosts of its own, and waits most of its time. What is in no other
 # part is in the last.
-CPG_FILES = $(patsubst tests/%,%,$(wildcard tests/cpg/test_*.py))
-CPG_1 = $(patsubst %,cpg/test_%.py,moves survivor agents gone)
-CPG_2 = $(patsubst %,cpg/test_%.py,lost recovery truth routing)
-CPG_3 = $(filter-out $(CPG_1) $(CPG_2),$(CPG_FILES))
-suite-cpg-1 suite-cpg-2 suite-cpg-3: suite-cpg-%:
-	cargo build --locked -p fence-virtd
-	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(CPG_$*)
+files_of = $(patsubst tests/%,%,$(wildcard tests/$(1)/test_*.py))
+FILES_cpg-1 = $(patsubst %,cpg/test_%.py,moves survivor agents gone)
+FILES_cpg-2 = $(patsubst %,cpg/test_%.py,lost recovery truth routing)
+FILES_cpg-3 = $(filter-out $(FILES_cpg-1) $(FILES_cpg-2),$(call files_of,cpg))
+FILES_elsewhere-1 = $(patsubst %,elsewhere/test_%.py,migrations rows costs half_reboots names)
+FILES_elsewhere-2 = $(filter-out $(FILES_elsewhere-1),$(call files_of,elsewhere))
 
-ELSEWHERE_FILES = $(patsubst tests/%,%,$(wildcard tests/elsewhere/test_*.py))
-ELSEWHERE_1 = $(patsubst %,elsewhere/test_%.py,migrations rows costs half_reboots names)
-ELSEWHERE_2 = $(filter-out $(ELSEWHERE_1),$(ELSEWHERE_FILES))
-suite-elsewhere-1 suite-elsewhere-2: suite-elsewhere-%:
-	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(ELSEWHERE_$*)
+# The ends of a daemon in the middle of its work need the fault points of a debug build, beside the programs as they are shipped.
+WITH_FAULTS = fence_races cpg cpg-1 cpg-2 cpg-3 elsewhere elsewhere-1 elsewhere-2
+$(addprefix suite-,$(WITH_FAULTS)): suite-%:
+	cargo build --locked -p fence-virtd
+	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(or $(FILES_$*),$*)
 
 suite-%: ## one suite, as suite-transports
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
