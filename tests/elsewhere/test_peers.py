@@ -3,6 +3,7 @@
 
 import pathlib
 import re
+import signal
 
 import pytest
 
@@ -208,12 +209,16 @@ def test_who_takes_over_a_host_s_address_and_name_does_not_speak_for_it(apart, n
         refused(apart, note, apart.h2)
 
 
+@pytest.mark.parametrize("end", ["ended", "killed"])
 @pytest.mark.parametrize("listener", ["tcp", "multicast"])
-def test_who_takes_over_a_configured_peer_s_address_does_not_speak_for_it(apart, note, listener):
+def test_who_takes_over_a_configured_peer_s_address_does_not_speak_for_it(apart, note, listener, end):
+    """Also if the daemon has known the host for a moment only, and is started anew."""
     extra = configured(apart, listener)
     if not extra:
         apart.h2.does_not_call_back()
     assert apart.ask("status", "x", *extra).rc != OFF
+    apart.h1.stop_serving({"ended": signal.SIGTERM, "killed": signal.SIGKILL}[end])
+    apart.h1.serve_again()
     with Thief(apart, apart.h2, virtd={"peers": apart.h1.node.ip, "peer_key_file": apart.key}):
         refused(apart, note, apart.h2, *extra)
         apart.h1.serve_again()

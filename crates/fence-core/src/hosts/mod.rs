@@ -20,6 +20,6 @@ pub use round::{AnswerResult, HostFinding, Respondent, Round};
 pub use schedule::{FIRST_ROUND, HELLO_EVERY, HelloSchedule, WHOLE_ROUND};
 pub use starting::{PendingStarts, StartDecision, about_to_start, pause_after_giving_way};
 pub use table::{
-    ANNOUNCED_KEPT, HeardHost, HostKind, KnownHost, KnownHosts, MAX_ANNOUNCED, MAX_HOST_ADDRESSES, MAX_HOSTS,
-    legacy_id,
+    ANNOUNCED_KEPT, BoundHosts, HeardHost, HostKind, KnownHost, KnownHosts, MAX_ANNOUNCED,
+    MAX_HOST_ADDRESSES, MAX_HOSTS, legacy_id,
 };

@@ -6,7 +6,7 @@
 //! silent for [`ANNOUNCED_KEPT`]. A host that finds no room is noted too: while it may be missing, nobody
 //! may believe that the table has all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -117,7 +117,34 @@ pub struct KnownHosts {
     incomplete: Option<String>,
 }
 
+/// What of the table must be on the disk before anything follows from it: who must answer, who is bound to an
+/// address, and who is in doubt. Names, addresses and times may come later. Whoever holds the key changes it
+/// only as often as there is room for new hosts.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BoundHosts {
+    /// The hosts that a later run must know; true for those that proved their key pair.
+    hosts: BTreeMap<HostId, bool>,
+    pins: BTreeMap<SocketAddr, HostId>,
+    rivals: BTreeMap<SocketAddr, HostId>,
+    twins: BTreeSet<HostId>,
+    missing: Option<String>,
+    incomplete: Option<String>,
+}
+
 impl KnownHosts {
+    /// Returns what a later run must know before anything follows from it.
+    #[must_use]
+    pub fn bound(&self) -> BoundHosts {
+        BoundHosts {
+            hosts: self.remembered().map(|it| (it.id, it.is_proved)).collect(),
+            pins: self.pins.clone(),
+            rivals: self.rivals.clone(),
+            twins: self.twins.keys().copied().collect(),
+            missing: self.missing.clone(),
+            incomplete: self.incomplete.clone(),
+        }
+    }
+
     /// Notes a hello that came from `from`, and that anybody may have made. It may add a host, which must
     /// answer from then on, and changes nothing of a known one.
     pub fn heard(&mut self, hello: &HostHello, from: IpAddr, now: u64) -> HeardHost {

@@ -206,11 +206,12 @@ async fn wait_for_last(service: &Service) {
 /// Stops all parts, in order. Requests in flight get [`LAST_REQUESTS`] to end, and reboots whose start is
 /// owed [`LAST_STARTS`] more; a second signal ends the wait.
 async fn shut_down(daemon: ServingDaemon, signals: &mut Signals) {
-    let ServingDaemon { service, mut listeners, mut tasks, exporter: _, other_hosts, peers: _ } = daemon;
+    let ServingDaemon { service, mut listeners, mut tasks, exporter: _, other_hosts, peers } = daemon;
     notify::stopping();
     listeners.stop().await;
     other_hosts.stop();
     tasks.shutdown().await;
+    peers.finish().await;
     let end = tokio::select! {
         () = service.until_idle() => "",
         () = wait_for_last(&service) => "shutdown limit reached; requests in flight are aborted",

@@ -139,6 +139,7 @@ impl Peers {
         let (of_ours, of_legacy) = tokio::join!(ours, self.look_at_legacy(&legacy, question, until));
         findings.extend(of_ours);
         findings.extend(of_legacy);
+        self.wait_until_kept(until).await;
         findings
     }
 

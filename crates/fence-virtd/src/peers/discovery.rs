@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The search for other hosts, and the tasks that keep what it found.
 //!
-//! One task says hello when it is due, one writes the file of hosts and reads which are to be forgotten, one
-//! reads the sockets of `peers`. Must never hold up a request.
+//! One task says hello when it is due, one searches for hosts without host messages, one reads the sockets of
+//! `peers`. Must never hold up a request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,15 +12,14 @@ use fence_core::hosts::WHOLE_ROUND;
 use fence_wire::{HostBody, escaped};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep, sleep_until};
 use tracing::{info, warn};
 
-use super::limits::{MIGRATION_SETTLE, WRITE_PAUSE};
+use super::limits::MIGRATION_SETTLE;
 use super::links::MessageWay;
 use super::settings::PeerMode;
 use super::state::{NAME, Peers, read, shown_with_key};
 use crate::backend::elsewhere::OwnPlaces;
-use crate::util::backoff::OncePerReason;
 use crate::util::locks::lock;
 
 impl Peers {
@@ -37,7 +36,7 @@ impl Peers {
         tokio::join!(
             self.say_hello(),
             self.search_legacy(),
-            self.keep_file(),
+            Arc::clone(&self).keep_file(),
             self.find_all(),
             Arc::clone(&self).read_sockets()
         );
@@ -98,37 +97,6 @@ impl Peers {
         self.send(&MessageWay::Unicast(address), &self.encoded(&hello));
     }
 
-    /// Writes the table when it changed, and forgets hosts that an administrator names.
-    async fn keep_file(&self) {
-        let Some(store) = &self.store else { return };
-        let mut logged = OncePerReason::default();
-        let mut is_written = true;
-        loop {
-            let forgotten = {
-                let store = store.clone();
-                tokio::task::spawn_blocking(move || store.take_forgotten()).await
-            };
-            match forgotten {
-                Ok(Ok(hosts)) => hosts.iter().for_each(|it| is_written &= !self.forget(it)),
-                Ok(Err(error)) => self.log_disk(&mut logged, "read which hosts are to be forgotten", &error),
-                Err(_) => return,
-            }
-            self.drop_unproved();
-            is_written &= timeout(WRITE_PAUSE, self.changed.notified()).await.is_err();
-            if is_written {
-                continue;
-            }
-            let (store, table) = (store.clone(), lock(&self.table).clone());
-            let write = move || store.write(&table).and_then(|()| store.write_announced(&table));
-            match tokio::task::spawn_blocking(write).await {
-                Ok(Ok(())) => is_written = true,
-                Ok(Err(error)) => self.log_disk(&mut logged, "write down the other hosts", &error),
-                Err(_) => return,
-            }
-            sleep(WRITE_PAUSE).await;
-        }
-    }
-
     /// Drops hosts that only said hello, which whoever holds the key can do in any name, and are silent
     /// since.
     pub(super) fn drop_unproved(&self) {
@@ -143,12 +111,6 @@ impl Peers {
                 "a host said hello, never proved who it is, and is silent: that host is not asked any more. \
                  Is it a guest that holds the key? Set peer_key_file, and `peers`"
             );
-        }
-    }
-
-    fn log_disk(&self, logged: &mut OncePerReason, what: &str, error: &std::io::Error) {
-        if self.is_on() && logged.is_new(&error.to_string()) {
-            warn!("can't {what}: {error}; is the state directory full?");
         }
     }
 

@@ -66,7 +66,9 @@ pub(super) const MIGRATION_SETTLE: Duration = Duration::from_secs(40);
 /// Time after a message with this host's name and no proof in which another daemon may have its key pair:
 /// longer than that between two hellos.
 pub(super) const CLAIM_KEPT: Duration = Duration::from_secs(150);
-/// Pause between two writings of the file of hosts.
+/// Time for which an answer waits until the file of hosts has those who gave it.
+pub(super) const KEEP_LIMIT: Duration = Duration::from_secs(1);
+/// Pause between two writings of the file of hosts, where nobody must answer who had not to before.
 pub(super) const WRITE_PAUSE: Duration = Duration::from_secs(1);
 /// Time in which the nodes of a cluster tell each other their keys, before this host says hello to hosts that
 /// are no nodes. Where corosync is not there hello is said all the same.

@@ -17,6 +17,7 @@ mod down;
 pub(crate) mod forget;
 mod identity;
 mod incoming;
+mod kept;
 pub(crate) mod left_out;
 mod legacy;
 mod legacy_questions;

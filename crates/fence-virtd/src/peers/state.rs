@@ -12,14 +12,14 @@ use std::sync::{Arc, OnceLock, RwLock, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use fence_core::hosts::{
-    HeardHost, HelloSchedule, HostKind, HostRun, KnownHost, KnownHosts, MAX_HOSTS, Respondent, Round,
-    WHOLE_ROUND, legacy_id,
+    BoundHosts, HeardHost, HelloSchedule, HostKind, HostRun, KnownHost, KnownHosts, MAX_HOSTS, Respondent,
+    Round, WHOLE_ROUND, legacy_id,
 };
 use fence_wire::{
     HOST_MESSAGE_LEN, HostBody, HostHello, HostId, HostMessage, HostNonce, PairKey, ReceivedHostMessage,
     escaped,
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{debug, error, info, warn};
 
 use super::down::DownAnswers;
@@ -48,6 +48,10 @@ pub(crate) struct Peers {
     pub(super) store: Option<HostStore>,
     /// The table has changed, and is to be written.
     pub(super) changed: Notify,
+    /// What the disk has of it, or would have if it could be written.
+    pub(super) kept: watch::Sender<BoundHosts>,
+    /// Held by whoever writes it.
+    pub(super) writes: Mutex<()>,
     pub(super) schedule: Mutex<HelloSchedule>,
     /// Questions to hosts without host messages.
     pub(super) legacy: LegacyQuestions,
@@ -174,9 +178,11 @@ impl Peers {
             identity,
             host_name: host_name(),
             settings: RwLock::new(Arc::new(settings)),
+            kept: watch::Sender::new(table.bound()),
             table: Mutex::new(table),
             store: None,
             changed: Notify::new(),
+            writes: Mutex::default(),
             schedule: Mutex::new(HelloSchedule::new(Instant::now())),
             legacy: LegacyQuestions::default(),
             hurried: Notify::new(),

@@ -430,6 +430,33 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// Whatever happened to the table: the next daemon waits for the same hosts, and doubts the same.
+        #[test]
+        fn what_binds_is_read_as_it_was_written(
+            events in proptest::collection::vec((0..7_u8, 1..90_u8, any::<bool>()), 0..150)
+        ) {
+            let (_dir, store) = store();
+            let (mut table, now) = (KnownHosts::default(), std::time::Instant::now());
+            for (event, host, flag) in events {
+                let (from, id) = (IpAddr::from([10, 0, 0, host]), HostId::of(&[host; 32]));
+                let told = hello(host, &format!("h {host}"));
+                match event {
+                    0 => drop(table.announced(&told, from, 7, now)),
+                    1 => drop(table.heard_proved(&told, from, 7, flag)),
+                    2 => drop(table.heard_legacy(from, host.into(), 7)),
+                    3 => drop(table.pin((from, 1229).into(), HostId::of(&[host + u8::from(flag); 32]))),
+                    4 => drop(table.note_two_daemons(id, from)),
+                    5 => drop(table.forget(&from.to_string())),
+                    _ if host < 5 => table.note_incomplete(format!("line\n{host}").replace('\n', " ")),
+                    _ => drop(table.note_complete()),
+                }
+            }
+            store.write(&table).unwrap();
+            prop_assert_eq!(store.read().bound(), table.bound());
+        }
+    }
+
     #[test]
     fn the_largest_table_fits() {
         let (_dir, store) = store();

@@ -48,6 +48,7 @@ impl Drop for StateDir {
 
 mod down;
 mod forged;
+mod kept;
 mod nodes;
 mod probe;
 mod recall;
