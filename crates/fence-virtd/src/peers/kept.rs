@@ -32,7 +32,7 @@ impl Peers {
                 match spawn_blocking(move || store.take_forgotten()).await {
                     Ok(Ok(hosts)) => hosts.iter().for_each(|it| is_written &= !self.forget(it)),
                     Ok(Err(error)) => {
-                        self.log_disk(&mut logged, "read which hosts are to be forgotten", &error)
+                        self.log_disk(&mut logged, "read which hosts are to be forgotten", &error);
                     }
                     Err(_) => return,
                 }
