@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A domain that a host keeps as off, or saw going off, while it runs at another."""
 
+import os
 import re
+import signal
+import subprocess
+import threading
 import time
 
 import pytest
@@ -150,6 +154,56 @@ def test_a_machine_that_runs_at_two_hosts(hosts, listener, action):
     answer = hosts.ask("off", "x", *to[hosts.h2])
     assert (answer.rc, hosts.where("x")) == (OK, []), (answer.result, hosts.logs())
     assert hosts.ask("status", "x", *to[hosts.h1]).rc == OFF, hosts.logs()
+
+
+@pytest.mark.parametrize("runs", ["runs-soon", "stands-still"])
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_a_machine_that_just_starts_at_another_host(hosts, action, runs):
+    """As with much memory or slow storage: its QEMU is there, and does not run yet."""
+    hosts.h1.has("x")
+    hosts.h2.has("x", start=False)
+    hosts.serve("h1", "h2")
+    hosts.h2.does_not_call_back()
+    starts = subprocess.Popen(["virsh", "-q", "-c", hosts.h2.hypervisor.uri, "start", "x"])
+    until(lambda: hosts.h2.processes("x"), PATIENCE, "QEMU is there")
+    (pid,) = hosts.h2.processes("x")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # Not before libvirt knows of that.
+        until(lambda: hosts.h2.state("x") == "paused", PATIENCE, "x starts")
+        goes_on = threading.Timer(0.7, os.kill, (pid, signal.SIGCONT))
+        if runs == "runs-soon":
+            goes_on.start()
+        answer = hosts.ask(action, "x")
+    finally:
+        goes_on.cancel()
+        os.kill(pid, signal.SIGCONT)
+        assert starts.wait(PATIENCE) == 0
+    assert (answer.rc, hosts.where("x")) == (FAILED, ["h2"]), (answer.result, hosts.logs())
+    reason = hosts.h1.records()[-1]["reason"]
+    assert "h2" in reason and "Ask for off again" in reason, reason
+    hosts.h2.unfilter()
+    assert hosts.ask("off", "x").rc == OK and hosts.where("x") == [], hosts.logs()
+
+
+def test_a_start_at_another_host_that_is_under_way(hosts, note):
+    """Began a moment before the request: no success while that instance comes."""
+    hosts.h2.has("x", start=False)
+    hosts.serve("h1", "h2")
+    hosts.h2.does_not_call_back()
+    tally = Tally(note)
+    for n in range(2 * ROUNDS):
+        hosts.h1.has("x")
+        until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+        starts = subprocess.Popen(["virsh", "-q", "-c", hosts.h2.hypervisor.uri, "start", "x"])
+        until(lambda: hosts.h2.state("x") != "shut off", PATIENCE, "x starts")
+        time.sleep((0, 0.05, 0.2)[n % 3])
+        answer = hosts.ask(("off", "reboot")[n // 3 % 2], "x")
+        assert starts.wait(PATIENCE) == 0
+        tally.add(answer, answer.lie_afterwards())
+        assert (answer.rc, hosts.where("x")) == (FAILED, ["h2"]), (n, answer.result, hosts.logs())
+        hosts.h2.hypervisor.virsh("destroy", "x")
+    tally.none(hosts.logs())
 
 
 def test_a_machine_that_moved_a_moment_ago_has_no_second_instance(hosts, note):

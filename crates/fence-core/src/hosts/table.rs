@@ -117,9 +117,9 @@ pub struct KnownHosts {
     incomplete: Option<String>,
 }
 
-/// What of the table must be on the disk before anything follows from it: who must answer, who is bound to an
-/// address, and who is in doubt. Names, addresses and times may come later. Whoever holds the key changes it
-/// only as often as there is room for new hosts.
+/// Part of the table that must be on the disk before anything follows from it: who must answer, who is
+/// bound to an address, and who is in doubt. Names, addresses and times may come later. Whoever holds the key
+/// changes it only as often as there is room for new hosts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BoundHosts {
     /// The hosts that a later run must know; true for those that proved their key pair.

@@ -624,14 +624,17 @@ impl LibvirtBackend {
         }
     }
 
-    /// Returns another hypervisor of this host that has the domain on too: a migration whose end was not
-    /// heard leaves it on at both. One that is gone is not waited for, one that is slow not for long.
+    /// Returns another hypervisor of this host that has an instance too: a migration whose end was not heard
+    /// leaves it on at both. One that is gone is not waited for, one that is slow not for long.
     async fn also_on(&self, home: usize, question: &DomainQuestion, until: Instant) -> Option<usize> {
         let until = until.min(Instant::now() + SLOW_BACKEND_GRACE);
         let others = self.hypervisors.iter().enumerate().filter(|(place, it)| *place != home && it.is_up());
         let looks = others.map(|(place, it)| async move { (place, look_at_one(it, question, until).await) });
         let found = join_all(looks).await;
-        found.into_iter().find(|(_, it)| it.sight == Sight::On).map(|(place, _)| place)
+        found
+            .into_iter()
+            .find(|(_, it)| matches!(it.sight, Sight::On | Sight::Moving))
+            .map(|(place, _)| place)
     }
 
     /// Asks the other hosts whether one of them has an instance too.

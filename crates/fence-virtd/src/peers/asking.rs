@@ -65,7 +65,7 @@ struct ListedQuestion<'p> {
 
 impl Peers {
     /// Asks the hosts that are known now, and returns what those tell that answered before the first of them
-    /// said "on", or until all have.
+    /// had an instance, or until all have.
     async fn seek_instance(&self, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
         let (mode, began) = (self.settings().mode.clone(), Instant::now());
         if mode == PeerMode::Discovered && !self.can_hear() {
@@ -294,8 +294,8 @@ impl Peers {
         findings
     }
 
-    /// Asks, and returns what each one said until all have answered, or the first "on" where that is enough,
-    /// or the time is over; none if too many questions are open.
+    /// Asks, and returns what each one said until all have answered, or one that has an instance where that
+    /// is enough, or the time is over; none if too many questions are open.
     pub(super) async fn answers(
         &self,
         question: &DomainQuestion,
@@ -561,8 +561,10 @@ impl ListedQuestion<'_> {
     fn state(&self) -> (bool, bool) {
         let mut questions = lock(&self.peers.questions);
         let Some(it) = questions.get_mut(&self.nonce) else { return (true, false) };
-        let is_on = |it: &HostFinding| it.answer.as_ref().is_some_and(|it| it.sight == HostSight::On);
-        let is_found = self.seeks_instance && it.round.findings().iter().any(is_on);
+        let has_one = |it: &HostFinding| {
+            it.answer.as_ref().is_some_and(|it| matches!(it.sight, HostSight::On | HostSight::Moving))
+        };
+        let is_found = self.seeks_instance && it.round.findings().iter().any(has_one);
         (is_found || it.round.is_complete(), std::mem::take(&mut it.has_met))
     }
 

@@ -48,7 +48,7 @@ pub(crate) struct Peers {
     pub(super) store: Option<HostStore>,
     /// The table has changed, and is to be written.
     pub(super) changed: Notify,
-    /// What the disk has of it, or would have if it could be written.
+    /// Part of it that the disk has, or would have if it could be written.
     pub(super) kept: watch::Sender<BoundHosts>,
     /// Held by whoever writes it.
     pub(super) writes: Mutex<()>,

@@ -280,6 +280,37 @@ async fn a_machine_that_runs_at_another_host_too_is_not_off() {
     }
 }
 
+/// Another host where an instance starts, comes or goes for a time, and that shows this then.
+fn moving(lasts: Duration, then: Sight) -> Arc<dyn PeerHosts> {
+    let ends = Instant::now() + lasts;
+    Arc::new(PlayedHosts(move |_: &DomainQuestion| {
+        let sight = if Instant::now() < ends { Sight::Moving } else { then.clone() };
+        async move { vec![shown("h2", sight, Instant::now())] }
+    }))
+}
+
+/// An instance that just starts at another host is one as soon as it runs. One that is about to come in from
+/// here is gone a moment after the end here, and costs the fence that moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_starts_at_another_host_is_waited_for() {
+    let (soon, forever) = (Duration::from_millis(700), Duration::from_secs(600));
+    for (lasts, then, expected) in
+        [(soon, Sight::On, "fail"), (soon, Sight::Off, "done"), (forever, Sight::Off, "fail")]
+    {
+        for action in [PowerAction::Off, PowerAction::Reboot] {
+            let world = World::new();
+            let uris = [world.hypervisor("here", "on")];
+            let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
+            backend.ask_others(moving(lasts, then.clone()));
+            assert_eq!(ask(&backend, action).await, expected, "{action} {lasts:?} {then:?}");
+            let question = DomainQuestion::new(DomainId::parse_canonical(UUID).unwrap(), "x".to_owned());
+            let here = backend.look_here(&question, Instant::now() + PATIENCE).await;
+            let is_started = action == PowerAction::Reboot && expected == "done";
+            assert_eq!(here[0].sight == Sight::On, is_started, "{action} {lasts:?} {then:?}");
+        }
+    }
+}
+
 /// The reason has the host and the step, and a dry run tells of it before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_instance_is_named() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the next daemon knows, whenever this one ends.
+//! Knowledge of the next daemon, whenever this one ends.
 
 use fence_wire::HostId;
 
@@ -57,7 +57,7 @@ async fn a_doubt_is_on_disk_before_it_is_told() {
     assert_eq!(known.rivals().map(|(_, it)| it).collect::<Vec<_>>(), [id(&other)]);
 }
 
-/// Where the disk can't be written, the next daemon is told so, and nobody waits.
+/// Nobody waits for a disk that can't be written, and the next daemon is told so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_holds_no_answer_up() {
     let (dir, at_a, at_b) = (StateDir::new(), port(), port());
