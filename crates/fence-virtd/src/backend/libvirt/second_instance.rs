@@ -98,8 +98,8 @@ impl SecondInstance {
         };
         ActionError::Unavailable(format!(
             "the domain was powered off here, and {place} {had}: {doubt}. Ask for off again; the request \
-             must reach {place} (with TCP: name that host in the request). Two instances may have damaged the \
-             disks of the domain: look at these before the domain is started"
+             must reach {place} (with TCP: name that host in the request). Two instances may have damaged \
+             the disks of the domain: look at these before the domain is started"
         ))
     }
 
