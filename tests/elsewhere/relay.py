@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 
 #: Calls of libvirt's protocol (src/remote/remote_protocol.x): with the parameters one by one, and in a list.
-FINISH, CONFIRM = frozenset({217, 306}), frozenset({218, 307})
+FINISH, CONFIRM, DESTROY = frozenset({217, 306}), frozenset({218, 307}), frozenset({12, 234})
 
 #: Number of the protocol's program for a hypervisor, and of a message that is a call.
 REMOTE, CALL = 0x20008086, 0
@@ -56,6 +56,11 @@ class Relay:
         """libvirtd sees that its client is gone."""
         self._cut = True
         self._go.set()
+
+    def lose(self):
+        """The call never reaches libvirtd, its client hears that libvirtd is gone, and its next connection is passed on."""
+        self._held_calls = frozenset()
+        self.cut()
 
     def close(self):
         """Ends it, and what stands in front of it."""

@@ -15,7 +15,8 @@ import pytest
 from lab import net, process, programs
 from lab.hypervisor import until
 
-from .hosts import FAILED, OK, PATIENCE, ROUNDS
+from .hosts import FAILED, OK, PATIENCE, ROUNDS, Answer, Tally
+from .relay import DESTROY, Relay
 
 #: Seconds for which libvirtd is away: more than those for which fence_virtd waits for a connection in vain.
 AWAY = 5
@@ -69,6 +70,76 @@ def test_a_reboot_goes_on_with_the_next_libvirtd(hosts, here, number, moment):
     assert result.rc == (FAILED if running == [before] else OK), (result, record, hosts.logs())
     if moment == "after the end":
         assert result.rc == OK and not record["reason"], (record, hosts.logs())
+
+
+@pytest.mark.parametrize("outage", ["killed", "stands-still"])
+def test_an_off_that_goes_on_asks_the_other_hosts_again(hosts, note, outage):
+    """libvirtd is away right after the power-off, and x is started at another host meanwhile."""
+    here, other = hosts.h1, hosts.h2
+    hosts.serve("h1", "h2")
+    other.does_not_call_back()
+    other.has("x", start=False)
+    here.has("x")
+    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+    (before,) = here.processes("x")
+    agent = hosts.agent("off", "x", timeout=40)
+    net.wait_until(lambda: has_ended(before), 30, 0.0005)
+    {"killed": here.hypervisor.kill, "stands-still": here.hypervisor.freeze}[outage]()
+    other.hypervisor.virsh("start", "x")
+    time.sleep(2)
+    here.hypervisor.recover()
+    result = agent.finish(60)
+    tally = Tally(note)
+    answer = Answer(hosts, "off", "x", result, {"h2": other.processes("x")})
+    tally.add(answer)
+    tally.none(hosts.logs())
+    assert (result.rc, hosts.where("x")) == (FAILED, ["h2"]), (result, hosts.logs())
+    assert "h2" in here.records()[-1]["reason"], here.records()
+
+
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_an_order_that_never_reached_libvirtd_proves_nothing(hosts, action):
+    """x migrates before the connection is made anew, and libvirtd is restarted: it tells of no migration then."""
+    here, other = hosts.h1, hosts.h2
+    with Relay(here.hypervisor, here.directory / "relay", DESTROY) as relay:
+        here.serve(backend={"uri": relay.uri})
+        other.serve()
+        hosts.acquaint(here, other)
+        other.does_not_call_back()
+        here.has("x")
+        until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+        agent = hosts.agent(action, "x", timeout=40)
+        assert relay.wait_held(agent.process), hosts.logs()
+        assert here.migrate("x", other).wait(PATIENCE) == 0
+        here.hypervisor.restart()
+        relay.lose()
+        result = agent.finish(60)
+        assert (result.rc, hosts.where("x")) == (FAILED, ["h2"]), (result, hosts.logs())
+
+
+@pytest.mark.parametrize("fenced", [False, True], ids=["runs", "fenced"])
+@pytest.mark.parametrize("outage", ["killed", "stands-still"])
+def test_a_start_elsewhere_ends_the_start_of_a_reboot(hosts, outage, fenced):
+    """x is started at another host as soon as it has ended here, and perhaps powered off there, by the word of that host alone."""
+    here, other = hosts.h1, hosts.h2
+    hosts.serve("h1", "h2")
+    other.has("x", start=False)
+    here.has("x")
+    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+    (before,) = here.processes("x")
+    agent = hosts.agent("reboot", "x", timeout=40)
+    net.wait_until(lambda: has_ended(before), 30, 0.0005)
+    {"killed": here.hypervisor.kill, "stands-still": here.hypervisor.freeze}[outage]()
+    other.hypervisor.virsh("start", "x")
+    if fenced:
+        here.does_not_call_back()
+        off = hosts.ask("off", "x")
+        assert (off.rc, other.processes("x")) == (OK, {}), (off.result, hosts.logs())
+        here.unfilter()
+    here.hypervisor.recover()
+    assert agent.finish(60).rc == OK, hosts.logs()
+    assert hosts.where("x") == ([] if fenced else ["h2"]), hosts.logs()
+    assert "so the domain is not started" in here.records()[-1]["reason"], here.records()
 
 
 def test_the_failure_of_a_fence_that_is_over_is_given_to_none(hosts, here):

@@ -18,10 +18,11 @@ use tracing::debug;
 use zeroize::Zeroizing;
 
 use self::act::{
-    ActFailure, DomainReading, EndForecast, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder,
-    StartSource, look,
+    ActFailure, DomainReading, EndForecast, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder, StartOrder,
+    StartResult, StartSource, look,
 };
-use self::second_instance::SecondInstance;
+use self::second_instance::{ANSWER_AGE, SecondInstance};
+use self::start_check::{DownCourse, StartCheck, StartPlaces};
 use self::target::{MatchedDomain, TargetQuery};
 use self::unseen::PowerOffWatch;
 use self::unseen_start::StartWatch;
@@ -46,6 +47,7 @@ use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
 mod second_instance;
+mod start_check;
 mod target;
 mod unseen;
 mod unseen_start;
@@ -469,9 +471,10 @@ impl LibvirtBackend {
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
         let mut second = self.seek_second(&question, lease.until());
         let (mut gave_way, mut is_twice, mut other_end) = (0, false, OtherEnd::NotSought);
+        let mut course = DownCourse::default();
         loop {
             let order = PowerOffOrder { uuid: libvirt_uuid(domain.uuid), for_reboot, other_end };
-            let down = self.take_down_at(next, order, lease).await;
+            let down = self.take_down_at(next, order, lease, &mut course).await;
             match down.map_err(|it| after(acted, it))? {
                 PowerOffHere::Ended { look, start_from } => {
                     // Before others are waited for: none of them is told that the domain stays off.
@@ -481,7 +484,7 @@ impl LibvirtBackend {
                     if also_on.is_none() && !ran_elsewhere && !is_twice {
                         let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
                         let restart =
-                            start_from.zip(announced).map(|(it, told)| self.restart(next, domain, it, told));
+                            start_from.zip(announced).map(|it| self.restart(next, domain, it, &course));
                         return Ok(PowerOffResult::settled(proof, false, restart));
                     }
                     // It ran twice: each instance is ended, and the end of one says nothing of the other.
@@ -515,7 +518,7 @@ impl LibvirtBackend {
                     saved.map_err(|it| after(acted, it))?;
                     let source = source.or_else(|| self.source_of_debt(debt?));
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
-                    let restart = announced.map(|it| self.restart(home, domain, source, it));
+                    let restart = announced.map(|it| self.restart(home, domain, (source, it), &course));
                     let note = debt.map(|_| TOOK_OVER.to_owned());
                     return Ok(PowerOffResult { note, ..PowerOffResult::settled(proof, !acted, restart) });
                 }
@@ -741,15 +744,16 @@ impl LibvirtBackend {
         }
     }
 
-    fn restart(
-        &self,
+    fn restart<'a>(
+        &'a self,
         home: usize,
         domain: &DomainRef,
-        source: StartSource,
-        announced: StartAnnouncement,
-    ) -> Box<dyn Restart> {
+        (source, announced): (StartSource, StartAnnouncement),
+        course: &DownCourse,
+    ) -> Box<dyn Restart + 'a> {
         let (home, uuid) = (Arc::clone(&self.hypervisors[home]), libvirt_uuid(domain.uuid));
-        Box::new(LibvirtRestart { home, uuid, source, announced, has_begun: true })
+        let check = Some(StartCheck::after(self, domain, course));
+        Box::new(LibvirtRestart { home, uuid, source, announced, check, has_begun: true })
     }
 
     /// Powers a domain off at one hypervisor.
@@ -758,8 +762,9 @@ impl LibvirtBackend {
         home: usize,
         order: PowerOffOrder,
         lease: &Lease,
+        course: &mut DownCourse,
     ) -> Result<PowerOffHere, ActionError> {
-        let home = &self.hypervisors[home];
+        let (home, began) = (&self.hypervisors[home], Instant::now());
         let watch = PowerOffWatch::new(home, order.uuid, lease);
         let mut gone = None;
         let result: Result<Infallible, ActionError> = loop {
@@ -777,15 +782,20 @@ impl LibvirtBackend {
             match home.call(lease.until(), work).await {
                 // The order is to have it off, so it is given again over a new connection as long as the
                 // client waits for it.
-                Err(CallError::Lost(_)) => {}
+                Err(CallError::Lost(_)) => course.was_away = true,
                 // Also if libvirtd stays away for longer: a machine that is half rebooted is to come up.
                 Err(error @ CallError::Down { .. }) if watch.has_begun() => {
-                    gone = Some(error);
+                    (gone, course.was_away) = (Some(error), true);
                     tokio::time::sleep(ORDER_PAUSE).await;
                 }
                 Err(error) => break Err(error.into()),
                 Ok(Ok(done)) => {
                     watch.over();
+                    course.note(began);
+                    if course.was_away {
+                        // What happened while nobody watched is known when libvirt's list is.
+                        home.watches_again(lease.until()).await;
+                    }
                     return Ok(done);
                 }
                 // Where libvirt was told, and no end was seen, the order may still take effect.
@@ -833,7 +843,9 @@ impl LibvirtBackend {
         };
         let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
         let source = StartSource::Definition;
-        match (LibvirtRestart { home, uuid, source, announced, has_begun: false }).bring_up(lease).await {
+        let check = Some(StartCheck::after(self, domain, &DownCourse::default()));
+        let start = LibvirtRestart { home, uuid, source, announced, check, has_begun: false };
+        match start.bring_up(lease).await {
             Err(ActionError::Gone) => Err(ActionError::Refused(no_definition(self.home(domain)?.uri()))),
             other => other,
         }
@@ -886,18 +898,20 @@ pub(crate) async fn give_way(times: u32) {
 }
 
 /// A domain that a hypervisor can start, or start again.
-struct LibvirtRestart {
+struct LibvirtRestart<'b> {
     home: Arc<Hypervisor>,
     uuid: Uuid,
     source: StartSource,
     /// Stands until the instance is seen, or the hypervisor refused.
     announced: StartAnnouncement,
+    /// Asked right before the order; none where the start is not ordered again if libvirt goes away.
+    check: Option<StartCheck<'b>>,
     /// The domain was taken down for the start, or the start was ordered: an absent libvirtd is waited for.
     has_begun: bool,
 }
 
 /// Without the domain's XML, which may contain passwords.
-impl fmt::Debug for LibvirtRestart {
+impl fmt::Debug for LibvirtRestart<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.source {
             StartSource::Definition => "definition",
@@ -910,7 +924,7 @@ impl fmt::Debug for LibvirtRestart {
     }
 }
 
-impl LibvirtRestart {
+impl LibvirtRestart<'_> {
     /// Starts the domain, and reports to the intent where that failed because the hypervisor was away.
     async fn bring_up(self, lease: &Lease) -> Result<(), ActionError> {
         let started = self.order_start(lease).await;
@@ -921,7 +935,7 @@ impl LibvirtRestart {
     }
 
     async fn order_start(self, lease: &Lease) -> Result<(), ActionError> {
-        let Self { home, uuid, source, announced, mut has_begun } = self;
+        let Self { home, uuid, source, announced, mut check, mut has_begun } = self;
         let source = Arc::new(source);
         let mut gone = None;
         lease.check()?;
@@ -931,31 +945,43 @@ impl LibvirtRestart {
             if let Err(lapsed) = lease.check() {
                 return Err(gone.map_or(lapsed, ActionError::from));
             }
+            let order_by = match &check {
+                Some(it) if gone.is_none() || home.is_up() => it.ask(lease.until()).await?,
+                _ => Instant::now() + ANSWER_AGE,
+            };
             let (held, source) = (lease.clone(), Arc::clone(&source));
             // The call may go on when nobody waits for it any more, and the start with it.
             let (announced, under_way, may_come) = (announced.clone(), watch.call(), watch.may_come());
             let start = move |c: &OrdinaryConnection| {
-                let started = act::bring_up(c, uuid, &source, &held, &may_come);
+                let order = StartOrder { uuid, source: &source, order_by };
+                let started = act::bring_up(c, &order, &held, &may_come);
                 drop((announced, under_way));
                 ActFailure::separate(started)
             };
             match home.call_worker(lease.until(), start).await {
-                Err(error @ CallError::Lost(_)) => {
-                    has_begun = true;
-                    gone = Some(error);
+                Err(error) => {
+                    let is_lost = matches!(error, CallError::Lost(_));
+                    let is_down = has_begun && matches!(error, CallError::Down { .. });
+                    let Some(it) = check.as_mut().filter(|_| is_lost || is_down) else {
+                        return Err(error.into());
+                    };
+                    (has_begun, it.was_away, gone) = (true, true, Some(error));
+                    if is_down {
+                        tokio::time::sleep(ORDER_PAUSE).await;
+                    }
                 }
-                Err(error @ CallError::Down { .. }) if has_begun => {
-                    gone = Some(error);
-                    tokio::time::sleep(ORDER_PAUSE).await;
+                Ok(Ok(StartResult::On)) => return Ok(()),
+                Ok(Ok(StartResult::TooLate)) if check.is_some() => gone = None,
+                Ok(Ok(StartResult::TooLate)) => {
+                    return Err(ActionError::Unavailable("libvirt kept the start waiting".to_owned()));
                 }
-                Err(error) => return Err(error.into()),
-                Ok(result) => return result,
+                Ok(Err(error)) => return Err(error),
             }
         }
     }
 }
 
-impl Restart for LibvirtRestart {
+impl Restart for LibvirtRestart<'_> {
     fn start<'a>(self: Box<Self>, lease: &'a Lease) -> BoxedFuture<'a, Result<(), ActionError>>
     where
         Self: 'a,
@@ -1041,7 +1067,8 @@ impl Backend for LibvirtBackend {
         let _proof = self.prove_off_here(&DomainQuestion::about(domain), lease.until()).await?;
         let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
         let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
-        LibvirtRestart { home, uuid, source, announced, has_begun: false }.bring_up(lease).await
+        // Whoever owes the start has just judged it, and does so again if libvirt goes away.
+        LibvirtRestart { home, uuid, source, announced, check: None, has_begun: false }.bring_up(lease).await
     }
 
     async fn order_settles(&self, order: &PendingOrder, domain: DomainId, until: Instant) {
@@ -1066,19 +1093,26 @@ impl Backend for LibvirtBackend {
     async fn list(&self, until: Instant) -> Result<DomainListing, ActionError> {
         let looks = self.hypervisors.iter().map(|it| {
             let memory = Arc::clone(it);
-            it.ask(until, move |c| memory.list(c))
+            it.ask(until, move |c| {
+                let mut records = memory.list(c)?;
+                // What moved away is for its new host to list. libvirt itself forgets it when it is started
+                // anew.
+                records.retain(|it| match it.state {
+                    State::MovedAway => false,
+                    State::ShutOff => memory.move_age(it.uuid).is_none(),
+                    _ => true,
+                });
+                Ok(records)
+            })
         });
         let mut listing = DomainListing::default();
         for result in join_all(looks).await {
             match result {
-                Ok(records) => listing.domains.extend(
-                    // What moved away is for its new host to list.
-                    records.into_iter().filter(|it| it.state != State::MovedAway).map(|it| ListedDomain {
-                        power: if it.state == State::ShutOff { PowerState::Off } else { PowerState::On },
-                        name: it.name,
-                        uuid: domain_id(it.uuid),
-                    }),
-                ),
+                Ok(records) => listing.domains.extend(records.into_iter().map(|it| ListedDomain {
+                    power: if it.state == State::ShutOff { PowerState::Off } else { PowerState::On },
+                    name: it.name,
+                    uuid: domain_id(it.uuid),
+                })),
                 Err(error) => listing.missing.push(error.to_string()),
             }
         }
@@ -1097,6 +1131,25 @@ impl Backend for LibvirtBackend {
             return Err(ActionError::Unavailable(failed.join("; ")));
         }
         Ok(failed)
+    }
+}
+
+impl StartPlaces for LibvirtBackend {
+    fn others(&self) -> Vec<Arc<dyn PeerHosts>> {
+        lock(&self.others).clone()
+    }
+
+    fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
+        Box::pin(self.look_everywhere(question, until))
+    }
+
+    fn judge<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        since: Duration,
+        until: Instant,
+    ) -> BoxedFuture<'a, StartVerdict> {
+        Box::pin(self.judge_at_places(domain, since, until))
     }
 }
 

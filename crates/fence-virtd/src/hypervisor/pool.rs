@@ -276,6 +276,13 @@ impl Hypervisor {
         let _ = self.news.send(DomainEvent::Domain(uuid));
     }
 
+    /// Waits until libvirt's events are watched again, and what it lists is known.
+    pub(crate) async fn watches_again(&self, until: Instant) {
+        let mut status = self.status.subscribe();
+        let is_up = status.wait_for(|it| matches!(it, ConnectionStatus::Up));
+        let _ = tokio::time::timeout_at(until.into(), is_up).await;
+    }
+
     /// Waits for the first answer of libvirt.
     ///
     /// # Errors

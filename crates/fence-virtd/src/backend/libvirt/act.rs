@@ -377,9 +377,11 @@ impl PowerOffRun<'_> {
     fn first_reading(&mut self) -> Result<Option<PowerOffHere>, ActFailure> {
         let began = Instant::now();
         match look(self.connection, self.order.uuid)? {
-            // An earlier connection was told to end it.
-            DomainReading::Off if self.progress.acted => Ok(Some(self.ended(began))),
-            DomainReading::Gone if self.progress.destroyed => Ok(Some(self.ended(began))),
+            // libvirt said by an earlier connection that it ended it. An order that it did not answer may
+            // never have reached it: the machine may be elsewhere.
+            DomainReading::Off | DomainReading::Gone if self.progress.destroyed => {
+                Ok(Some(self.ended(began)))
+            }
             DomainReading::Off | DomainReading::Gone | DomainReading::MovedAway => Ok(Some(self.left())),
             DomainReading::On { instance, state } => {
                 self.victim = instance;
@@ -703,17 +705,34 @@ fn start_from(domain: &Domain, memory: &Arc<Hypervisor>, lease: &Lease) -> Resul
     }
 }
 
+/// Start that libvirt is to be told.
+pub(super) struct StartOrder<'s> {
+    pub(super) uuid: Uuid,
+    pub(super) source: &'s StartSource,
+    /// Moment after which the places are to be asked again first.
+    pub(super) order_by: Instant,
+}
+
+/// Result of a start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum StartResult {
+    /// The domain is on.
+    On,
+    /// libvirt was not told: it kept the readings waiting for too long.
+    TooLate,
+}
+
 /// Starts a domain, and waits until a reading shows it on. Runs on a blocking thread. `may_come` is set while
 /// libvirt has an order that it has not answered.
 pub(super) fn bring_up(
     connection: &OrdinaryConnection,
-    uuid: Uuid,
-    source: &StartSource,
+    StartOrder { uuid, source, order_by }: &StartOrder<'_>,
     lease: &Lease,
     may_come: &AtomicBool,
-) -> Result<(), ActFailure> {
+) -> Result<StartResult, ActFailure> {
+    let uuid = *uuid;
     let mut pause = PollPause::new();
-    let mut refusal: Option<String> = None;
+    let (mut refusal, mut is_ordered) = (None::<String>, false);
     loop {
         let seen = look(connection, uuid)?;
         match (seen, source) {
@@ -726,7 +745,7 @@ pub(super) fn bring_up(
             (DomainReading::On { .. }, _) => {
                 // One that was cut off before finds the domain on.
                 may_come.store(false, Ordering::Relaxed);
-                return Ok(());
+                return Ok(StartResult::On);
             }
             (DomainReading::MovedAway, _) | (DomainReading::Gone, StartSource::Definition) => {
                 return Err(ActionError::Gone.into());
@@ -738,6 +757,10 @@ pub(super) fn bring_up(
             return Err(ActionError::Refused(reason).into());
         }
         lease.check()?;
+        if !is_ordered && Instant::now() > *order_by {
+            return Ok(StartResult::TooLate);
+        }
+        is_ordered = true;
         let earlier = may_come.swap(true, Ordering::Relaxed);
         let started = order_start(connection, uuid, source, lease.trail());
         if !matches!(&started, Err(e) if e.kind == ErrorKind::Connection) {
@@ -752,7 +775,7 @@ pub(super) fn bring_up(
             Err(e) => refusal = Some(e.to_string()),
         }
         if look(connection, uuid)?.is_on() {
-            return Ok(());
+            return Ok(StartResult::On);
         }
         pause.wait(lease.until());
     }

@@ -22,6 +22,9 @@ use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
 pub(super) const SECOND_INSTANCE_WAIT: Duration = Duration::from_millis(250);
 /// Time for an instance that starts, comes or goes at another host to run or to be gone.
 pub(super) const MOVING_WAIT: Duration = Duration::from_secs(2);
+/// Age at which the answers are too old: libvirt took long to end the instance here, and one that was started
+/// meanwhile is not in them.
+pub(super) const ANSWER_AGE: Duration = Duration::from_millis(500);
 /// Pause before such a host is asked again.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -30,6 +33,8 @@ pub(super) struct SecondInstance {
     hosts: Vec<Arc<dyn PeerHosts>>,
     question: DomainQuestion,
     until: Instant,
+    /// When all were asked last.
+    since: Instant,
     asked: JoinSet<(usize, Option<Instance>)>,
     /// Places with an instance that starts, comes or goes, by the part of the hosts that said so last.
     moving: BTreeMap<usize, DomainSite>,
@@ -48,11 +53,15 @@ impl SecondInstance {
     /// Asks, and returns at once.
     pub(super) fn seek(hosts: Vec<Arc<dyn PeerHosts>>, question: &DomainQuestion, until: Instant) -> Self {
         let question = DomainQuestion { seeks_instance: true, ..question.next_round() };
-        let count = hosts.len();
-        let (asked, moving) = (JoinSet::new(), BTreeMap::new());
-        let mut second = Self { hosts, question, until, asked, moving, found: None };
-        (0..count).for_each(|it| second.ask(it, Duration::ZERO));
+        let (asked, moving, since) = (JoinSet::new(), BTreeMap::new(), Instant::now());
+        let mut second = Self { hosts, question, until, since, asked, moving, found: None };
+        second.ask_all();
         second
+    }
+
+    fn ask_all(&mut self) {
+        self.since = Instant::now();
+        (0..self.hosts.len()).for_each(|it| self.ask(it, Duration::ZERO));
     }
 
     fn ask(&mut self, part: usize, pause: Duration) {
@@ -67,6 +76,9 @@ impl SecondInstance {
     /// Returns whether a host has said until now that it has an instance, or says so within
     /// [`SECOND_INSTANCE_WAIT`]; one that starts, comes or goes has [`MOVING_WAIT`] to be gone.
     pub(super) async fn is_found(&mut self) -> bool {
+        if self.since.elapsed() > ANSWER_AGE {
+            self.ask_all();
+        }
         let now = Instant::now();
         while self.found.is_none() {
             let wait = if self.moving.is_empty() { SECOND_INSTANCE_WAIT } else { MOVING_WAIT };
@@ -86,6 +98,15 @@ impl SecondInstance {
         let moves = self.moving.values().next().cloned().map(Instance::Moving);
         self.found = self.found.take().or(moves);
         self.found.is_some()
+    }
+
+    /// Returns where one was found, and how.
+    pub(super) fn place_in_words(&self) -> String {
+        match &self.found {
+            Some(Instance::On(place)) => format!("{place} has the domain on"),
+            Some(Instance::Moving(place)) => format!("an instance starts, comes or goes at {place}"),
+            None => "no other host has the domain on".to_owned(),
+        }
     }
 
     /// Returns why an off fails after which the places did not show the domain off: of a machine that ran

@@ -3,7 +3,7 @@
 //! action is asked in a fresh one. Other hosts are played by the test.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fence_core::domain::{DomainId, LocatedDomain, PowerAction, SeenPower, TargetKind};
@@ -239,11 +239,13 @@ async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
 
 /// Another host that is slow to say whether it has an instance, and says this when it is asked later.
 fn slow(after: Duration, then: Sight) -> Arc<dyn PeerHosts> {
+    let was_sought = AtomicBool::new(false);
     Arc::new(PlayedHosts(move |question: &DomainQuestion| {
-        let (seeks_instance, then) = (question.seeks_instance, then.clone());
+        let is_later = !question.seeks_instance || was_sought.swap(true, Ordering::Relaxed);
+        let then = then.clone();
         async move {
             let began = Instant::now();
-            if !seeks_instance {
+            if is_later {
                 return vec![shown("h2", then, began)];
             }
             tokio::time::sleep(after).await;

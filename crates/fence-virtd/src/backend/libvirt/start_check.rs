@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The question whether a start still stands that follows a power-off, or a look at all places.
+//!
+//! Between that and the order of the start somebody else may start the machine at another host, and have it
+//! powered off there: a start that comes after that runs beside another instance, or undoes an off. So the
+//! other hosts are asked right before the order. Where libvirt answers at once, a sign that somebody did so
+//! is what counts: a silent host must not keep a machine down that was fenced. Where libvirt was away, or
+//! kept the order waiting, every other place has to say that nothing happened since.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fence_core::domain::{ActionError, DomainRef};
+use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::owed_start::{PlaceWord, StartVerdict};
+
+use super::second_instance::{ANSWER_AGE, SECOND_INSTANCE_WAIT, SecondInstance};
+use crate::backend::BoxedFuture;
+use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
+use crate::util::join::join_all;
+
+/// Time since the domain was seen off after which every place has to be heard.
+const PROMPT_START: Duration = Duration::from_secs(3);
+
+/// Course of the power-off before a start.
+#[derive(Default)]
+pub(super) struct DownCourse {
+    /// Beginning of the first power-off that took long: when in it the instance ended is not known.
+    since: Option<Instant>,
+    /// libvirt was away meanwhile.
+    pub(super) was_away: bool,
+}
+
+impl DownCourse {
+    /// Notes the end of a power-off at a hypervisor that began then.
+    pub(super) fn note(&mut self, began: Instant) {
+        if self.was_away || began.elapsed() > ANSWER_AGE {
+            self.since.get_or_insert(began);
+        }
+    }
+}
+
+/// Places that are asked before a start.
+pub(super) trait StartPlaces: Send + Sync {
+    /// Returns the other hosts.
+    fn others(&self) -> Vec<Arc<dyn PeerHosts>>;
+
+    /// Looks at each hypervisor of this host and at each other host.
+    fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>>;
+
+    /// Judges whether a start that is due for so long still stands.
+    fn judge<'a>(
+        &'a self,
+        domain: &'a DomainRef,
+        since: Duration,
+        until: Instant,
+    ) -> BoxedFuture<'a, StartVerdict>;
+}
+
+/// Question of one start.
+pub(super) struct StartCheck<'b> {
+    places: &'b dyn StartPlaces,
+    domain: DomainRef,
+    /// Moment since which nothing may have happened at another place.
+    since: Instant,
+    /// When the domain was seen off.
+    seen: Instant,
+    /// libvirt was away since.
+    pub(super) was_away: bool,
+}
+
+impl<'b> StartCheck<'b> {
+    /// Prepares the question about a domain that has just been seen off.
+    pub(super) fn after(places: &'b dyn StartPlaces, domain: &DomainRef, course: &DownCourse) -> Self {
+        let seen = Instant::now();
+        let since = course.since.unwrap_or(seen);
+        Self { places, domain: domain.clone(), since, seen, was_away: course.was_away }
+    }
+
+    /// Asks, and returns the moment until which the order may be given.
+    ///
+    /// # Errors
+    /// The start does not stand any more, or nobody can tell.
+    pub(super) async fn ask(&self, until: Instant) -> Result<Instant, ActionError> {
+        if self.was_away || self.seen.elapsed() > PROMPT_START {
+            self.ask_all(until).await?;
+        } else {
+            self.ask_whoever_answers(until).await?;
+        }
+        Ok(Instant::now() + ANSWER_AGE)
+    }
+
+    async fn ask_whoever_answers(&self, until: Instant) -> Result<(), ActionError> {
+        let question = DomainQuestion::about(&self.domain);
+        let others = self.places.others();
+        let mut second = SecondInstance::seek(others.clone(), &question, until);
+        let limit = until.min(Instant::now() + SECOND_INSTANCE_WAIT);
+        let words = join_all(others.iter().map(|it| it.recall(&question, limit)));
+        let (is_found, words) = tokio::join!(second.is_found(), words);
+        if is_found {
+            return Err(overtaken(&second.place_in_words()));
+        }
+        let words = words.into_iter().flatten().filter(|(_, it)| matches!(it, PlaceWord::Memory(_)));
+        match StartVerdict::of(self.since.elapsed(), &words.collect::<Vec<_>>()) {
+            StartVerdict::Overtaken(what) => Err(overtaken(&what)),
+            // A host whose daemon is new has nothing to tell.
+            StartVerdict::Stands | StartVerdict::Untold(_) | StartVerdict::Unheard(_) => Ok(()),
+        }
+    }
+
+    async fn ask_all(&self, until: Instant) -> Result<(), ActionError> {
+        let question = DomainQuestion::about(&self.domain);
+        let found = self.places.look(&question, until).await;
+        // It may be that of an order that was given before libvirt went away.
+        let has_instance = |it: &Finding| matches!(it.sight, Sight::On | Sight::Moving);
+        if found.iter().any(|it| matches!(it.place, DomainSite::Hypervisor(_)) && has_instance(it)) {
+            return Ok(());
+        }
+        let with = |is: fn(&Sight) -> bool| {
+            let is_other = |it: &&Finding| matches!(it.place, DomainSite::Host(_)) && is(&it.sight);
+            found.iter().find(is_other).map(|it| it.place.to_string())
+        };
+        if let Some(place) = with(|it| *it == Sight::On) {
+            return Err(overtaken(&format!("{place} has the domain on")));
+        }
+        if let Some(place) = with(|it| *it == Sight::Moving) {
+            let why = format!("an instance starts, comes or goes at {place}");
+            return Err(ActionError::Unavailable(why));
+        }
+        match self.places.judge(&self.domain, self.since.elapsed(), until).await {
+            StartVerdict::Stands => Ok(()),
+            StartVerdict::Overtaken(what) => Err(overtaken(&what)),
+            StartVerdict::Untold(why) => Err(ActionError::Refused(format!(
+                "libvirt was away, and nobody can tell whether somebody asked for the domain meanwhile: \
+                 {why}. Start the domain if it should run"
+            ))),
+            StartVerdict::Unheard(why) => {
+                Err(ActionError::Unavailable(format!("libvirt was away, and {why}")))
+            }
+        }
+    }
+}
+
+fn overtaken(what: &str) -> ActionError {
+    ActionError::Refused(format!("{what}, so the domain is not started"))
+}
