@@ -179,6 +179,23 @@ def test_a_refusal_beside_a_c_host_that_has_the_domain(lab):
         c_host.stop()
 
 
+def test_a_refusal_beside_a_slow_host_of_ours(lab):
+    """It has not the domain, so it calls back after its negative_delay. It is waited for, and it is no host of the C programs."""
+    second = lab.net.node("slow-host")
+    config = programs.write_config(lab.directory / "slow-host.conf", f"""
+        fence_virtd {{ listener = "multicast"; backend = "libvirt"; peers = "none"; }}
+        listeners {{ multicast {{ key_file = "{lab.key}"; family = "ipv4"; interface = "eth0"; negative_delay = "2"; }} }}
+        backends {{ libvirt {{ uri = "{testdriver.write(lab.directory / "slow-host.xml", [Domain("another")])}"; }} }}""")
+    slow = programs.Daemon(second, config, program=str(OURS / "fence_virtd"), ready="udp")
+    try:
+        with lab.daemon("beside-slow", peers=SILENT_HOST) as daemon:
+            code, text = lab.ask("off", "off1", t=30)
+            assert code == 1 and "off would not be carried out" in text, f"{text}\n{daemon.log}\n{slow.log}"
+            assert f"the host {second.ip} says: no such domain" in text and "C programs" not in text, text
+    finally:
+        slow.stop()
+
+
 #: Hash and auth of the host, and options of the agent: one that the host takes, and those that it drops.
 FORMS = [
     ("sha256", "sha256", (), True),

@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from lab.hypervisor import crashing_disk, until
+from lab.programs import program
 
 from .hosts import FAILED, OFF, OK, PATIENCE, ROUNDS, Tally
 from .relay import CONFIRM, FINISH, Relay
@@ -39,6 +40,20 @@ def pair(hosts):
     """h1 and h2 with our daemons, which know of each other; x is for the case to make."""
     hosts.serve("h1", "h2")
     return hosts
+
+
+def test_a_dry_run_a_moment_after_a_migration(pair):
+    """The host that has it can't say what an off would do, and the other one calls back 2 s later: it is no host of the C programs."""
+    pair.h1.has("x")
+    migration = pair.h1.migrate("x", pair.h2)
+    settle(pair, migration)
+    until(lambda: pair.where("x") == ["h2"] and pair.ask("status", "x").rc == OK, PATIENCE, f"x runs at h2\n{pair.logs()}")
+    for action in ("off", "reboot"):
+        asked = pair.guest.run([program("ours", "fence_xvm"), "--diagnose", "-o", action, "-n", "x", "-k", pair.key, "-t", "20"])
+        said = asked.stdout
+        assert asked.returncode == 1 and f"{action} would be tried, and nobody can say what comes of it" in said, said
+        assert "C programs" not in said and said.count("cause: ") == 1, said
+    assert pair.where("x") == ["h2"] and pair.ask("off", "x").rc == OK, pair.logs()
 
 
 def test_off_at_the_target_of_a_migration(pair, note):

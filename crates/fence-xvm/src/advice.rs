@@ -6,10 +6,11 @@
 //! write, nor advise a guest to do without authentication.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
-use fence_wire::{FORECAST_UNCERTAIN, HashType, Response};
+use fence_wire::{Action, FORECAST_UNCERTAIN, HashType, Response};
 
-use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
+use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause, UntoldHosts};
 
 /// Lines of the host's log, each with its meaning.
 type LogLines = &'static [(&'static str, &'static str)];
@@ -40,7 +41,7 @@ impl ProbableCause {
         match self {
             Self::Network(cause) => cause.next_step(),
             Self::Agreement(cause) => cause.next_step(),
-            Self::Host(cause) => cause.next_step().into(),
+            Self::Host(cause) => cause.next_step(),
         }
     }
 
@@ -163,6 +164,16 @@ impl AgreementCause {
                 "the host takes no sealed requests: a fence_virtd of the C programs; the key is the same"
                     .into()
             }
+            Self::SealUnanswered { hash, is_ours: true } => format!(
+                "a fence_virtd of this project took the request with hash {hash}, and none has answered the \
+                 sealed one in time; the key is the same"
+            )
+            .into(),
+            Self::SealUnanswered { hash, is_ours: false } => format!(
+                "a host took the request with hash {hash}, and none has answered the sealed one in time; the \
+                 key is the same"
+            )
+            .into(),
             Self::OtherAuth(HashType::None) => {
                 "the host is set to auth none: it answers without proving that it holds the key".into()
             }
@@ -209,6 +220,14 @@ impl AgreementCause {
                  host"
             )
             .into(),
+            Self::SealUnanswered { is_ours: true, .. } => {
+                "ask again, with a longer -t; the host's log says how the sealed request was treated".into()
+            }
+            Self::SealUnanswered { is_ours: false, .. } => {
+                "ask again, with a longer -t; look which fence_virtd runs on the host: one of the C programs \
+                 takes no sealed requests"
+                    .into()
+            }
             Self::OtherAuth(HashType::None) => {
                 "set `auth` on the host to this guest's (sha256), rather than this guest to -C none".into()
             }
@@ -238,6 +257,7 @@ impl AgreementCause {
             Self::Dropped { tried_hashes: true } => &[KEY_LINE, REPLAY_LINE],
             Self::Dropped { tried_hashes: false } => &[KEY_LINE, HASH_LINE, REPLAY_LINE],
             Self::OtherAuth(HashType::None) => &[],
+            Self::SealUnanswered { .. } => &[REPLAY_LINE],
             Self::OtherAuth(_) => &[(
                 "the client did not prove that it holds the key",
                 "this guest did not accept the host's proof",
@@ -275,11 +295,10 @@ impl HostCause {
             Self::WouldFail { action, words } => {
                 return format!("{action} would not be carried out; {words}").into();
             }
-            Self::OthersCantSay { action, hosts, words } => {
+            Self::OthersCantSay { action, others, words } => {
                 return format!(
-                    "{hosts} can't say what {action} would do: it takes no sealed request, as a host of the \
-                     C programs. It may have the domain and carry the {action} out, whatever others say: \
-                     {words}"
+                    "{}. It may have the domain and carry the {action} out, whatever others say: {words}",
+                    others.sentence(*action)
                 )
                 .into();
             }
@@ -325,8 +344,9 @@ impl HostCause {
         fixed.into()
     }
 
-    fn next_step(&self) -> &'static str {
-        match self {
+    fn next_step(&self) -> Cow<'static, str> {
+        let fixed = match self {
+            Self::OthersCantSay { others, .. } => return others.next_step().into(),
             Self::SilentOwner { .. } => {
                 "find the host that runs the domain (virsh list), and look there for lines about this guest \
                  in the log of fence_virtd (journalctl -u fence_virtd); compare the fingerprints of the key, \
@@ -365,10 +385,6 @@ impl HostCause {
                 "do what the reason says, and ask again. Where it names no step: fence_virtd --check on that \
                  host looks closer, and -o list shows the domains that this guest may fence"
             }
-            Self::OthersCantSay { .. } => {
-                "put this project's fence_virtd on that host too; until then send the real request, or look \
-                 at the domain there (virsh list)"
-            }
             Self::NoForecast { .. } => {
                 "put this project's newer fence_virtd on all hosts; until then look at `groups` there, \
                  and at the \
@@ -378,7 +394,8 @@ impl HostCause {
                 "ask for the list (-o list), and check on the host that libvirt runs (virsh list)"
             }
             Self::Odd => "does fence_virtd answer there? The host's log says how the request was treated",
-        }
+        };
+        fixed.into()
     }
 
     fn log_lines(&self) -> LogLines {
@@ -398,4 +415,55 @@ impl HostCause {
             | Self::Odd => &[],
         }
     }
+}
+
+impl UntoldHosts {
+    /// Returns what is known of each kind of host, and why it tells nothing.
+    fn sentence(&self, action: Action) -> String {
+        let clauses = [
+            (
+                &self.classic,
+                format!(
+                    "can't say what {action} would do: it takes no sealed request, and its call-backs are \
+                     those of a host of the C programs"
+                ),
+            ),
+            (
+                &self.older,
+                format!(
+                    "can't say what {action} would do: it answered the status alone, as an older fence_virtd \
+                     does"
+                ),
+            ),
+            (&self.silent, format!("has not answered what {action} would do, and answers another question")),
+        ];
+        joined(&clauses)
+    }
+
+    /// Returns a step for each kind of host.
+    fn next_step(&self) -> String {
+        let steps = [
+            (&self.classic, "put this project's fence_virtd on that host too".to_owned()),
+            (&self.older, "put this project's newer fence_virtd on that host too".to_owned()),
+            (
+                &self.silent,
+                "ask again, with a longer -t; fence_virtd --check on that host looks closer".to_owned(),
+            ),
+        ];
+        let steps: Vec<_> = steps.into_iter().filter(|(it, _)| !it.is_empty()).map(|(_, it)| it).collect();
+        format!(
+            "{}; until then send the real request, or look at the domain there (virsh list)",
+            steps.join("; ")
+        )
+    }
+}
+
+/// Returns the clauses about hosts, without those about none.
+fn joined(clauses: &[(&Vec<IpAddr>, String)]) -> String {
+    let with_hosts = |(hosts, clause): &(&Vec<IpAddr>, String)| {
+        let hosts: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+        format!("{} {clause}", hosts.join(", "))
+    };
+    let clauses: Vec<_> = clauses.iter().filter(|(hosts, _)| !hosts.is_empty()).map(with_hosts).collect();
+    clauses.join("; ")
 }

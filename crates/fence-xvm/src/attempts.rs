@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::exchange::{AwaitedStep, ExchangeError};
+use crate::kinds::HostKinds;
 
 /// Everything that was tried until time ran out.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct MulticastAttempts {
     pub(crate) watched_calls: Option<Vec<WatchedPeer>>,
     /// Peers whose connection was accepted, or waited for that when the wait was over.
     pub(crate) came: Vec<IpAddr>,
+    /// Kinds of the hosts that hold the key, as far as they showed.
+    pub(crate) kinds: HostKinds,
 }
 
 /// Address that datagrams were sent from.
@@ -109,6 +112,7 @@ impl MulticastAttempts {
         let (senders, call_backs, call_back_ports) = (Vec::new(), Vec::new(), Vec::new());
         let (key, failures) = (String::new(), Vec::new());
         let (sealed, watched_calls, came) = (false, None, Vec::new());
+        let kinds = HostKinds::default();
         Self {
             request,
             group,
@@ -120,6 +124,7 @@ impl MulticastAttempts {
             sealed,
             watched_calls,
             came,
+            kinds,
         }
     }
 

@@ -12,6 +12,10 @@
 //! A host that the agent hung up on, as it may have called for an earlier request, will call again for this
 //! one. Until then a list, a failure and the status "off" are not enough.
 //!
+//! A question what an action would do changes nothing, so no failure is final while a host is awaited. Of
+//! several words the less sure one is the result: a host that would have another one do it says "would be
+//! done", and that one may say "can't say before it is done".
+//!
 //! Owns the answers and the rows of lists. No sockets; time is a parameter. Must never call a list
 //! complete when the list of a proven host is missing.
 
@@ -20,7 +24,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use fence_wire::{Action, HostListEntry, Response};
+use fence_wire::{Action, FORECAST_UNCERTAIN, HostListEntry, Response};
 
 use crate::answer::HostAnswer;
 use crate::attempts::{CallBackOutcome, StreamProgress};
@@ -43,7 +47,9 @@ pub(crate) struct AnswerCollector<W> {
     failure: Option<(SocketAddr, HostResult)>,
     /// Status "off" of a host, while another one is awaited.
     off: Option<HostAnswer>,
-    /// Hosts that were hung up on, until they have called again.
+    /// Forecast of a host that it would be done, until others had time for a less sure one.
+    yes: Option<HostAnswer>,
+    /// Hosts that are waited for, until they have called: those that were hung up on call again.
     awaited: BTreeMap<IpAddr, SocketAddr>,
     /// Number of hosts that have listed all their domains.
     lists: usize,
@@ -57,9 +63,9 @@ pub(crate) type HostResult = Result<HostAnswer, ExchangeError>;
 impl<W: Write> AnswerCollector<W> {
     /// Returns a collector without answers. Lists go to `rows`.
     pub(crate) fn new(action: Action, quiet: Duration, rows: ListRows<W>) -> Self {
-        let (latest, failure, off, lists, missing) = (None, None, None, 0, Vec::new());
+        let (latest, failure, off, yes, lists, missing) = (None, None, None, None, 0, Vec::new());
         let (wants_forecast, awaited) = (false, BTreeMap::new());
-        Self { action, quiet, wants_forecast, rows, latest, failure, off, awaited, lists, missing }
+        Self { action, quiet, wants_forecast, rows, latest, failure, off, yes, awaited, lists, missing }
     }
 
     /// Returns the collector, for a question what an action would do.
@@ -73,14 +79,20 @@ impl<W: Write> AnswerCollector<W> {
         self.action == Action::List
     }
 
-    /// Records a host that was hung up on, and that will call again for this request.
+    /// Returns whether a host told that it would do what is asked about: others may only be less sure.
+    pub(crate) fn has_yes(&self) -> bool {
+        self.yes.is_some()
+    }
+
+    /// Records a host that is waited for. One that was hung up on will call again for this request.
     pub(crate) fn await_again(&mut self, from: SocketAddr) {
         self.awaited.insert(from.ip(), from);
     }
 
-    /// Returns the quiet time and its end; none before the first answer, and while a host is awaited.
+    /// Returns the quiet time and its end; none before the first answer, and while a host is awaited whose
+    /// answer may be a better one.
     pub(crate) fn quiet_time(&self) -> Option<(Duration, Deadline)> {
-        let latest = self.latest.filter(|_| self.awaited.is_empty());
+        let latest = self.latest.filter(|_| self.awaited.is_empty() || self.has_yes());
         latest.map(|latest| (self.quiet, Deadline::from(latest, self.quiet)))
     }
 
@@ -97,12 +109,11 @@ impl<W: Write> AnswerCollector<W> {
         now: Instant,
     ) -> Result<Option<HostAnswer>, MulticastFailure> {
         self.awaited.remove(&from.ip());
+        if self.wants_forecast {
+            return self.take_forecast(from, result, since_proof, now);
+        }
         let is_off = matches!(result, Ok(HostAnswer::Response(Response::Off)));
-        let is_done = match result {
-            Ok(HostAnswer::Response(Response::Success | Response::Off)) => !self.wants_forecast,
-            Ok(HostAnswer::Forecast { response: Response::Success, .. }) => true,
-            _ => false,
-        };
+        let is_done = matches!(result, Ok(HostAnswer::Response(Response::Success | Response::Off)));
         if is_done && is_off && !self.awaited.is_empty() {
             self.off = result.ok();
         } else if self.wants_all_hosts() {
@@ -114,6 +125,35 @@ impl<W: Write> AnswerCollector<W> {
         }
         self.latest = Some(now);
         Ok(if self.awaited.is_empty() { self.off.take() } else { None })
+    }
+
+    /// Takes the answer to a question what an action would do. An answer without a forecast is of a host that
+    /// can't tell one.
+    fn take_forecast(
+        &mut self,
+        from: SocketAddr,
+        result: HostResult,
+        since_proof: Duration,
+        now: Instant,
+    ) -> Result<Option<HostAnswer>, MulticastFailure> {
+        let has_doubt = self.failure.as_ref().is_some_and(|(_, it)| is_doubt(it));
+        let is_yes = matches!(result, Ok(HostAnswer::Forecast { response: Response::Success, .. }));
+        let is_less_sure = is_doubt(&result) && self.has_yes() || is_yes && has_doubt;
+        let is_told = has_doubt || self.has_yes();
+        let is_late = since_proof > self.quiet && self.awaited.is_empty() && !is_told;
+        self.latest = Some(now);
+        if is_yes {
+            self.yes.get_or_insert(result.map_err(|error| MulticastFailure::Failed { from, error })?);
+        } else if is_late {
+            return result.map(Some).map_err(|error| MulticastFailure::Failed { from, error });
+        } else if self.failure.is_none() || is_doubt(&result) && !has_doubt {
+            self.failure = Some((from, result));
+        }
+        if is_less_sure {
+            self.yes = None;
+            return self.conclude();
+        }
+        Ok(None)
     }
 
     /// Records a host that holds the key and hung up before it had listed its domains.
@@ -144,8 +184,8 @@ impl<W: Write> AnswerCollector<W> {
         if self.lists > 0 {
             return Ok(Some(HostAnswer::Response(Response::Success)));
         }
-        if let Some(off) = self.off.take() {
-            return Ok(Some(off));
+        if let Some(told) = self.yes.take().or_else(|| self.off.take()) {
+            return Ok(Some(told));
         }
         match self.failure.take() {
             Some((from, Err(error))) => Err(MulticastFailure::Failed { from, error }),
@@ -206,6 +246,16 @@ impl<W: Write> AnswerCollector<W> {
     }
 }
 
+/// Returns whether a host told that what comes of an action shows only when it is done.
+fn is_doubt(result: &HostResult) -> bool {
+    match result {
+        Ok(HostAnswer::Forecast { response, text }) => {
+            *response != Response::Success && text.contains(FORECAST_UNCERTAIN)
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,8 +313,11 @@ mod tests {
         for old in [Response::Success, Response::Off, Response::Failure, Response::PermissionDenied] {
             let mut collector = collector(Action::Status).for_forecast(true);
             assert!(collector.take_result(host(1), result(old), AT_ONCE, now).unwrap().is_none(), "{old}");
-            let yes = collector.take_result(host(2), forecast(Response::Success), AT_ONCE, now).unwrap();
-            assert!(matches!(yes, Some(HostAnswer::Forecast { .. })), "{old}");
+            assert!(
+                collector.take_result(host(2), forecast(Response::Success), LATE, now).unwrap().is_none()
+            );
+            let yes = collector.conclude().unwrap();
+            assert!(matches!(yes, Some(HostAnswer::Forecast { response: Response::Success, .. })), "{old}");
         }
         for no in [Response::Failure, Response::PermissionDenied] {
             let mut collector = collector(Action::Status).for_forecast(true);
@@ -274,6 +327,51 @@ mod tests {
                 matches!(told, Some(HostAnswer::Forecast { response, .. }) if response == no),
                 "{told:?}"
             );
+        }
+    }
+
+    /// A host that would have the owner do it is surer than the owner. A host without the domain refuses.
+    #[test]
+    fn of_several_forecasts_the_less_sure_one_counts() {
+        let now = Instant::now();
+        let say = |response, text: &str| Ok(HostAnswer::Forecast { response, text: text.to_owned() });
+        let yes = || say(Response::Success, "would be powered off at node 3");
+        let doubt = || say(Response::Failure, &format!("off vm1: {FORECAST_UNCERTAIN}: it moves"));
+        let no = || say(Response::Failure, "no such domain on this host");
+        for (answers, expected) in [
+            ([yes(), doubt()], doubt()),
+            ([doubt(), yes()], doubt()),
+            ([no(), doubt()], doubt()),
+            ([doubt(), no()], doubt()),
+            ([yes(), no()], yes()),
+            ([no(), yes()], yes()),
+        ] {
+            for since_proof in [AT_ONCE, LATE] {
+                let mut collector = collector(Action::Status).for_forecast(true);
+                let [first, second] = answers.clone();
+                assert!(collector.take_result(host(1), first, AT_ONCE, now).unwrap().is_none());
+                let end = collector.take_result(host(2), second, since_proof, now).unwrap();
+                let end = end.or_else(|| collector.conclude().unwrap());
+                assert_eq!(end, expected.clone().ok(), "{answers:?} {since_proof:?}");
+            }
+        }
+    }
+
+    /// Nobody is waited for beside a host that would do it; beside one that refuses, the whole time.
+    #[test]
+    fn no_refusal_is_final_while_a_host_is_awaited() {
+        let now = Instant::now();
+        let say = |response| Ok(HostAnswer::Forecast { response, text: String::new() });
+        for since_proof in [AT_ONCE, LATE] {
+            let mut collector = collector(Action::Status).for_forecast(true);
+            collector.await_again(host(2));
+            let refused = collector.take_result(host(1), say(Response::Failure), since_proof, now);
+            assert!(refused.unwrap().is_none() && collector.quiet_time().is_none());
+            collector.await_again(host(3));
+            assert!(collector.take_result(host(2), say(Response::Success), AT_ONCE, now).unwrap().is_none());
+            assert!(collector.quiet_time().is_some() && collector.has_yes());
+            let told = collector.conclude().unwrap();
+            assert!(matches!(told, Some(HostAnswer::Forecast { response: Response::Success, .. })));
         }
     }
 

@@ -26,13 +26,14 @@ use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::AwaitedStep;
 use crate::failure::ClientFailure;
+use crate::kinds::{HostKind, HostKinds};
 use crate::multicast::{self, MulticastProbe, MulticastRequest, MulticastResult};
 use crate::multicast_failure::MulticastFailure;
 use crate::output::{FAILURE, print};
 use crate::plan::{MulticastSettings, RequestPlan, Transport};
 use crate::ports::CallBackPorts;
 use crate::stream::{self, StreamFailure};
-use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause};
+use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause, UntoldHosts};
 use crate::words::{describe_key, describe_request, is_sealed};
 use crate::{line, tcp, vsock};
 
@@ -105,7 +106,9 @@ fn find_cause(
             let ask =
                 |plan: &RequestPlan| tcp::ask(plan, to, &addresses, key, deadline_from_now(plan), console);
             each_way(plan, |plan| {
-                diagnose_stream(plan, key, ask, |within| tcp::connect(&addresses, within, console))
+                let connect = |within| tcp::connect(&addresses, within, console);
+                let found = diagnose_stream(plan, key, ask, connect)?;
+                Ok(found.map(|it| without_seal(it, plan, HostKind::Classic)))
             })
         }
         Transport::Vsock { cid, port } => {
@@ -113,7 +116,10 @@ fn find_cause(
             let ask =
                 |plan: &RequestPlan| vsock::ask(plan, (cid, port), key, deadline_from_now(plan), console);
             let connect = |within| HostConnection::new(vsock_connect(cid, u32::from(port), within)?);
-            each_way(plan, |plan| diagnose_stream(plan, key, ask, connect))
+            each_way(plan, |plan| {
+                let found = diagnose_stream(plan, key, ask, connect)?;
+                Ok(found.map(|it| without_seal(it, plan, HostKind::Classic)))
+            })
         }
         Transport::Serial { device, format } => {
             let answer = line::ask_device(plan, device, *format, deadline_from_now(plan), console)?;
@@ -139,13 +145,28 @@ fn each_way(
         return Ok(cause);
     }
     show(&format_args!("now {}, sealed (hash {})", describe_request(plan), plan.hash));
-    Ok(match find_cause(plan)? {
-        // A host took the first one, so neither network nor key is at fault.
-        Some(ProbableCause::Network(_) | ProbableCause::Agreement(_)) if plain.hash != HashType::None => {
-            Some(AgreementCause::ClassicHost(plain.hash).into())
+    Ok(find_cause(plan)?.or(cause))
+}
+
+/// Returns the cause of a sealed question without an answer, after the plain one had an answer: neither
+/// network nor key is at fault. Silence alone makes no host one of the C programs. A stream that a host
+/// closes at once does. Causes of other questions, and other causes, are returned as they are.
+fn without_seal(found: ProbableCause, plan: &RequestPlan, kind: HostKind) -> ProbableCause {
+    match plan.as_cluster_asks() {
+        Some(plain) if plain.hash != HashType::None && found.may_be_hash() => {
+            unanswered_seal(plain.hash, kind).into()
         }
-        found => found.or(cause),
-    })
+        _ => found,
+    }
+}
+
+/// Returns why a sealed question has no answer where a host takes this classic hash.
+fn unanswered_seal(hash: HashType, kind: HostKind) -> AgreementCause {
+    match kind {
+        HostKind::Classic => AgreementCause::ClassicHost(hash),
+        HostKind::Ours => AgreementCause::SealUnanswered { hash, is_ours: true },
+        HostKind::Unknown => AgreementCause::SealUnanswered { hash, is_ours: false },
+    }
 }
 
 /// Returns the deadline of a question that is asked now. Each has the whole time-out.
@@ -160,6 +181,8 @@ struct ReservedQuestions<'a> {
     console: &'a Console,
     ports: CallBackPorts,
     watches: std::vec::IntoIter<Option<CallWatch>>,
+    /// Kinds of the hosts that answered any question.
+    kinds: HostKinds,
 }
 
 impl<'a> ReservedQuestions<'a> {
@@ -167,15 +190,47 @@ impl<'a> ReservedQuestions<'a> {
     fn reserve(count: usize, to: MulticastSettings, key: Option<&'a Key>, console: &'a Console) -> Self {
         let watches: Vec<_> = (0..count).map(|_| CallWatch::open(to.family()).ok()).collect();
         let ports = multicast::open_ports(to, console);
-        Self { to, key, console, ports, watches: watches.into_iter() }
+        Self { to, key, console, ports, watches: watches.into_iter(), kinds: HostKinds::default() }
     }
 
     /// Asks the next question.
-    fn ask(&mut self, plan: &RequestPlan, only_call_back: bool) -> Result<MulticastResult, MulticastFailure> {
+    fn ask(&mut self, plan: &RequestPlan) -> Result<MulticastResult, MulticastFailure> {
+        self.send(plan, self.to, MulticastProbe::default())
+    }
+
+    /// Asks the next question, and gives no host our proof.
+    fn probe(&mut self, plan: &RequestPlan) -> Result<MulticastResult, MulticastFailure> {
+        self.send(plan, self.to, MulticastProbe { only_call_back: true, ..MulticastProbe::default() })
+    }
+
+    /// Asks the next question, and waits for these hosts as long as the question has time.
+    fn ask_awaiting(
+        &mut self,
+        plan: &RequestPlan,
+        hosts: BTreeSet<IpAddr>,
+    ) -> Result<MulticastResult, MulticastFailure> {
+        self.send(plan, self.to, MulticastProbe { awaits: hosts, ..MulticastProbe::default() })
+    }
+
+    /// Asks the next question, and waits for further hosts as long as it has time.
+    fn ask_patiently(&mut self, plan: &RequestPlan) -> Result<MulticastResult, MulticastFailure> {
+        self.send(plan, MulticastSettings { quiet: plan.timeout, ..self.to }, MulticastProbe::default())
+    }
+
+    fn send(
+        &mut self,
+        plan: &RequestPlan,
+        to: MulticastSettings,
+        probe: MulticastProbe,
+    ) -> Result<MulticastResult, MulticastFailure> {
         let watch = self.watches.next().flatten();
-        let probe = MulticastProbe { watch, only_call_back, hides_rows: true };
-        let request = MulticastRequest { plan, to: self.to, key: self.key, probe };
-        multicast::send_request(request, &self.ports, deadline_from_now(plan), self.console)
+        // It was opened long ago. Call-backs for earlier questions were not kept out of this one.
+        let _ = watch.as_ref().map(CallWatch::calls);
+        let probe = MulticastProbe { watch, hides_rows: true, ..probe };
+        let request = MulticastRequest { plan, to, key: self.key, probe };
+        let result = multicast::send_request(request, &self.ports, deadline_from_now(plan), self.console)?;
+        self.kinds.add(&result.attempts.kinds);
+        Ok(result)
     }
 }
 
@@ -186,7 +241,10 @@ fn diagnose_multicast(
     console: &Console,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let mut questions = ReservedQuestions::reserve(MOST_QUESTIONS, to, key, console);
-    each_way(plan, |plan| diagnose_by_multicast(plan, to, key, &mut questions))
+    each_way(plan, |plan| {
+        let found = diagnose_by_multicast(plan, to, key, &mut questions)?;
+        Ok(found.map(|it| without_seal(it, plan, questions.kinds.of_all())))
+    })
 }
 
 fn diagnose_by_multicast(
@@ -196,21 +254,22 @@ fn diagnose_by_multicast(
     questions: &mut ReservedQuestions<'_>,
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let hashes: Vec<_> = other_hashes(plan, key).collect();
-    let MulticastResult { answer, attempts, .. } = questions.ask(plan, false)?;
+    let MulticastResult { answer, attempts, .. } = questions.ask(plan)?;
     show_attempts(to, &attempts);
     match answer {
         Ok(Some(answer)) => cause_by_multicast(plan, key, questions, (answer, &attempts)),
         Ok(None) => {
             let cause = adapt_to_open_guest(ProbableCause::from_attempts(&attempts), plan);
             if let Some(longer) = longer_question(plan, key, &cause) {
-                let MulticastResult { answer, attempts, .. } = questions.ask(&longer, false)?;
+                let MulticastResult { answer, attempts, .. } = questions.ask(&longer)?;
                 if let Ok(Some(answer)) = answer {
                     return cause_by_multicast(&longer, key, questions, (answer, &attempts));
                 }
             }
             let is_accepted = |plan: &RequestPlan| {
-                let call_backs = questions.ask(plan, true)?.attempts.call_backs;
-                Ok(call_backs.iter().any(|call| has_shown_key(call.progress)))
+                let attempts = questions.probe(plan)?.attempts;
+                let is_accepted = attempts.call_backs.iter().any(|call| has_shown_key(call.progress));
+                Ok(is_accepted.then(|| attempts.kinds.of_all()))
             };
             try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
         }
@@ -231,29 +290,32 @@ fn cause_by_multicast(
 ) -> Result<Option<ProbableCause>, ClientFailure> {
     let asked = AnsweredQuestion::by_multicast(answer, attempts);
     let cause = cause_of_answer(plan, key, &asked, |other| {
-        let MulticastResult { answer, attempts, .. } = questions.ask(other, false)?;
+        let MulticastResult { answer, attempts, .. } = questions.ask(other)?;
         Ok(answer?.map(|it| AnsweredQuestion::by_multicast(it, &attempts)))
     })?;
     // A host that could not call back may be the one that has the domain, whatever another one said.
     let kept_out = attempts.kept_out();
     let wanted = questions.to.port;
-    let cause = cause.map(|it| without_others(it, plan, questions, &asked));
+    let cause = cause.and_then(|it| without_others(it, plan, questions, &asked));
     let is_on = plan.action == Action::Status && asked.answer == HostAnswer::Response(Response::Success);
     let cause = if cause.is_none() && is_on && kept_out.is_none() {
         silent_owner(plan, questions, &asked.hosts).or_else(|| {
             let mut told = None;
             let of_off = cause_of_off(plan, key, &asked, |off| {
-                let MulticastResult { answer, attempts, .. } = questions.ask(off, false).ok()?;
+                let MulticastResult { answer, attempts, .. } = questions.ask(off).ok()?;
                 let said = AnsweredQuestion::by_multicast(answer.ok()??, &attempts);
                 told = Some((off.clone(), said.clone()));
                 Some(said)
             });
             match told {
-                Some((off, said)) => of_off.map(|it| without_others(it, &off, questions, &said)),
+                Some((off, said)) => of_off.and_then(|it| without_others(it, &off, questions, &said)),
                 None => of_off,
             }
-            // The others can't be asked. That is no fault of theirs.
-            .filter(|it| !matches!(it, ProbableCause::Host(HostCause::OthersCantSay { .. })))
+            .filter(|it| match it {
+                // They can't be asked, and that is no fault of theirs.
+                ProbableCause::Host(HostCause::OthersCantSay { others, .. }) => !others.silent.is_empty(),
+                _ => true,
+            })
         })
     } else {
         cause
@@ -261,31 +323,63 @@ fn cause_by_multicast(
     Ok(kept_out.map(|it| NetworkCause::firewall(it, wanted).into()).or(cause))
 }
 
-/// Returns what a refusal means beside hosts that take the cluster's own requests and can't be asked what an
-/// action would do: one that has the domain carries it out. Any other cause is returned as it is.
+/// Returns what a refusal means beside hosts that take the cluster's own requests and did not tell what an
+/// action would do: one that has the domain carries it out. A host of ours that is slow is waited for. None
+/// where that one would do it. Any other cause is returned as it is, and so is one that is not sure: then the
+/// action is tried, whatever the others say.
 fn without_others(
     cause: ProbableCause,
     plan: &RequestPlan,
     questions: &mut ReservedQuestions<'_>,
     asked: &AnsweredQuestion,
-) -> ProbableCause {
-    let (ProbableCause::Host(HostCause::WouldFail { action, words }), Some(plain)) =
+) -> Option<ProbableCause> {
+    let (ProbableCause::Host(HostCause::WouldFail { action, .. }), Some(plain)) =
         (&cause, plan.as_cluster_asks())
     else {
-        return cause;
+        return Some(cause);
     };
+    if cause.is_uncertain() {
+        return Some(cause);
+    }
+    let action = *action;
     let list = RequestPlan { action: Action::List, target: Target::none(), ..plain };
-    let Ok(MulticastResult { answer, attempts, rows }) = questions.ask(&list, false) else { return cause };
-    let has_told = |it: &IpAddr| asked.failures.iter().any(|failure| failure.from == *it);
-    let others: BTreeSet<_> = attempts.answered().into_iter().filter(|it| !has_told(it)).collect();
+    let Ok(MulticastResult { answer, attempts, rows }) = questions.ask(&list) else { return Some(cause) };
+    let answered: BTreeSet<_> = attempts.answered().into_iter().collect();
+    let untold = asked.untold(&answered, &questions.kinds);
     // A list that is missing may have the domain.
     let is_complete = matches!(answer, Ok(Some(HostAnswer::Response(Response::Success))));
-    if others.is_empty() || is_complete && !rows.iter().any(|it| is_row_of(it, &plan.target)) {
-        return cause;
+    if untold.is_empty() || is_complete && !rows.iter().any(|it| is_row_of(it, &plan.target)) {
+        return Some(cause);
     }
-    let hosts: Vec<_> = others.iter().map(ToString::to_string).collect();
-    let (action, words) = (*action, words.clone());
-    HostCause::OthersCantSay { action, hosts: hosts.join(", "), words }.into()
+    if untold.silent.is_empty() {
+        return Some(cause_beside(untold, action, asked));
+    }
+    let names: Vec<_> = untold.silent.iter().map(ToString::to_string).collect();
+    show(&format_args!("{} answers, and has not told yet: asked again, and waited for", names.join(", ")));
+    let awaited = untold.silent.iter().copied().collect();
+    let Ok(MulticastResult { answer, attempts, .. }) = questions.ask_awaiting(plan, awaited) else {
+        return Some(cause_beside(untold, action, asked));
+    };
+    show_attempts(questions.to, &attempts);
+    let mut said = asked.clone();
+    if let Ok(Some(answer)) = answer {
+        said.answer = answer;
+    }
+    said.add_hosts(&attempts);
+    match said.answer {
+        HostAnswer::Forecast { response: Response::Success, .. } => cause_of_forecast(action, &said),
+        _ => Some(cause_beside(said.untold(&answered, &questions.kinds), action, &said)),
+    }
+}
+
+/// Returns the cause where hosts told that they would not do it, beside those that told nothing.
+fn cause_beside(others: UntoldHosts, action: Action, asked: &AnsweredQuestion) -> ProbableCause {
+    let words = asked.reasons().join("; ");
+    let told: ProbableCause = HostCause::WouldFail { action, words: words.clone() }.into();
+    match others.is_empty() || told.is_uncertain() {
+        true => told,
+        false => HostCause::OthersCantSay { action, others, words }.into(),
+    }
 }
 
 /// Looks for the host that has the domain on, in the lists of all hosts that answer this guest: another one
@@ -296,12 +390,14 @@ fn silent_owner(
     told: &BTreeSet<IpAddr>,
 ) -> Option<ProbableCause> {
     let list = RequestPlan { action: Action::List, target: Target::none(), ..plan.clone() };
-    let MulticastResult { answer, attempts, rows } = questions.ask(&list, false).ok()?;
     // A list that is missing may be the one.
-    let is_complete = matches!(answer, Ok(Some(HostAnswer::Response(Response::Success))));
-    if !is_complete || has_on(&rows, &plan.target) {
-        return None;
-    }
+    let is_missed = |it: &MulticastResult| {
+        let is_complete = matches!(it.answer, Ok(Some(HostAnswer::Response(Response::Success))));
+        is_complete && !has_on(&it.rows, &plan.target)
+    };
+    let _ = questions.ask(&list).ok().filter(is_missed)?;
+    // Its host may only be slow: nobody is called silent who had less than the whole time.
+    let MulticastResult { attempts, .. } = questions.ask_patiently(&list).ok().filter(is_missed)?;
     if let Some(it) = attempts.kept_out() {
         return Some(NetworkCause::firewall(it, questions.to.port).into());
     }
@@ -383,7 +479,8 @@ fn diagnose_stream(
     let is_accepted = |plan: &RequestPlan| {
         let result = connect(plan.timeout)
             .and_then(|connection| stream::is_accepted(plan, &connection, key, deadline_from_now(plan)));
-        Ok(result.unwrap_or(false))
+        // Only a host that closed the first stream is asked again: that is what one of the C programs does.
+        Ok(result.unwrap_or(false).then_some(HostKind::Classic))
     };
     try_other_hashes(plan, &hashes, cause, is_accepted).map(Some)
 }
@@ -426,6 +523,32 @@ impl AnsweredQuestion {
     fn by_multicast(answer: HostAnswer, attempts: &MulticastAttempts) -> Self {
         let hosts = attempts.answered().into_iter().collect();
         Self { answer, failures: attempts.failures.clone(), hosts }
+    }
+
+    /// Adds the hosts that answered the same question when it was asked again.
+    fn add_hosts(&mut self, attempts: &MulticastAttempts) {
+        self.hosts.extend(attempts.answered());
+        for failure in &attempts.failures {
+            if !self.failures.iter().any(|it| it.from == failure.from) {
+                self.failures.push(failure.clone());
+            }
+        }
+    }
+
+    /// Returns those of the hosts that did not tell what an action would do. A host that answered without a
+    /// word of that is an older one of ours.
+    fn untold(&self, hosts: &BTreeSet<IpAddr>, kinds: &HostKinds) -> UntoldHosts {
+        let mut untold = UntoldHosts::default();
+        let has_told =
+            |it: &IpAddr| self.failures.iter().any(|told| told.from == *it && told.reason.is_some());
+        for host in hosts.iter().filter(|it| !has_told(it)) {
+            match kinds.of(*host) {
+                _ if self.hosts.contains(host) => untold.older.push(*host),
+                HostKind::Classic => untold.classic.push(*host),
+                HostKind::Ours | HostKind::Unknown => untold.silent.push(*host),
+            }
+        }
+        untold
     }
 
     /// Returns the reasons of all hosts, each with the host where there are several.
@@ -547,22 +670,21 @@ fn try_other_hashes(
     plan: &RequestPlan,
     hashes: &[HashType],
     cause: ProbableCause,
-    mut is_accepted: impl FnMut(&RequestPlan) -> Result<bool, ClientFailure>,
+    mut accepted_by: impl FnMut(&RequestPlan) -> Result<Option<HostKind>, ClientFailure>,
 ) -> Result<ProbableCause, ClientFailure> {
     if !cause.may_be_hash() {
         return Ok(cause);
     }
     for hash in hashes {
         let other = RequestPlan { hash: *hash, ..plan.clone() };
-        let accepted = is_accepted(&other)?;
+        let kind = accepted_by(&other)?;
         show(&format_args!(
             "asked again with hash {hash}: {}",
-            if accepted { "a host with the same key takes it" } else { "no host takes it either" }
+            if kind.is_some() { "a host with the same key takes it" } else { "no host takes it either" }
         ));
-        if accepted {
-            let is_classic = is_sealed(plan) && hash.sealed().is_none();
-            let cause = match is_classic {
-                true => AgreementCause::ClassicHost(*hash),
+        if let Some(kind) = kind {
+            let cause = match is_sealed(plan) && hash.sealed().is_none() {
+                true => unanswered_seal(*hash, kind),
                 false => AgreementCause::HashTooWeak(*hash),
             };
             return Ok(cause.into());
@@ -700,6 +822,24 @@ mod tests {
         let off = AnsweredQuestion::of(HostAnswer::Response(Response::Off));
         assert_eq!(cause(&off, Some(&key), &forecast(Response::Failure)), None);
         assert_eq!(cause(&on, None, &forecast(Response::Failure)), None);
+    }
+
+    /// A host took the plain question, and none the sealed one.
+    #[test]
+    fn silence_makes_no_host_one_of_the_c_programs() {
+        let sealed = RequestPlan { own_hash: HashType::Sha256, ..status_plan() };
+        let silence = || NetworkCause::Silence { from: None, watched: true }.into();
+        let cause = |kind| without_seal(silence(), &sealed, kind);
+        let classic = AgreementCause::ClassicHost(HashType::Sha256);
+        assert_eq!(cause(HostKind::Classic), classic.into());
+        for (kind, is_ours) in [(HostKind::Ours, true), (HostKind::Unknown, false)] {
+            let unanswered = AgreementCause::SealUnanswered { hash: HashType::Sha256, is_ours };
+            assert_eq!(cause(kind), unanswered.into());
+        }
+        // The only question, and a cause that says more.
+        assert_eq!(without_seal(silence(), &status_plan(), HostKind::Classic), silence());
+        let held = HostCause::Held.into();
+        assert_eq!(without_seal(held, &sealed, HostKind::Classic), HostCause::Held.into());
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod failure;
 pub mod frames;
 mod help;
 pub mod host;
+mod kinds;
 mod ledger;
 mod line;
 mod multicast;

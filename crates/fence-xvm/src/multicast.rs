@@ -12,6 +12,7 @@
 //!
 //! Must never give two hosts the permission to act at a time.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -77,6 +78,8 @@ pub(crate) struct MulticastProbe {
     pub(crate) only_call_back: bool,
     /// True if the rows of a list are not printed.
     pub(crate) hides_rows: bool,
+    /// Hosts that are waited for: no failure of another one is enough before they answered.
+    pub(crate) awaits: BTreeSet<IpAddr>,
 }
 
 /// Request to the hosts of a group.
@@ -141,6 +144,11 @@ pub(crate) fn send_request(
     } else {
         ListRows::to_stdout()
     };
+    let mut collector =
+        AnswerCollector::new(plan.action, to.quiet, rows).for_forecast(plan.dry_run.is_some());
+    for host in &probe.awaits {
+        collector.await_again(SocketAddr::new(*host, 0));
+    }
     let mut client = MulticastClient {
         plan,
         to,
@@ -149,7 +157,7 @@ pub(crate) fn send_request(
         doors: CallBackDoors::new(ports, rule, new_run(plan)?),
         packets: 0,
         calls: Vec::new(),
-        collector: AnswerCollector::new(plan.action, to.quiet, rows).for_forecast(plan.dry_run.is_some()),
+        collector,
         attempts,
         probe,
         console,
@@ -262,9 +270,27 @@ impl<'a> MulticastClient<'a> {
         tended.map_err(MulticastFailure::Listen)
     }
 
-    /// Returns whether a peer has called back and was believed, or refused.
+    /// Returns whether a peer has called back and was believed, or refused. In a classic call-back the host's
+    /// challenge tells its kind.
     fn has_called_back(&self) -> bool {
-        !self.attempts.call_backs.is_empty() || self.calls.iter().any(|it| it.exchange.is_believed())
+        let is_classic = matches!(self.auth, ClientAuth::Classic(..));
+        let has_shown_all = |it: &CallBackConnection<'_>| match is_classic {
+            true => it.exchange.is_asking_for_proof(),
+            false => it.exchange.is_believed(),
+        };
+        !self.attempts.call_backs.is_empty() || self.calls.iter().any(has_shown_all)
+    }
+
+    /// Records the kinds of the hosts whose challenges are here. A sealed stream shows none: only a host of
+    /// ours has it.
+    fn record_kinds(&mut self) {
+        if matches!(self.auth, ClientAuth::Classic(..)) {
+            for call in &self.calls {
+                if let Some(name) = call.exchange.call_name() {
+                    self.attempts.kinds.record(call.from.ip(), name);
+                }
+            }
+        }
     }
 
     /// Records the call-backs that the watch has seen.
@@ -285,9 +311,13 @@ impl<'a> MulticastClient<'a> {
     ///
     /// The agent waits for a proven host: it may be the owner, and wait for the permission to act. An
     /// unproven peer that connected within the quiet time gets that time once more to prove itself, so that
-    /// it cannot delay the end.
+    /// it cannot delay the end. Nobody is waited for longer after a host told that it would do what is asked
+    /// about.
     fn end_of_wait(&self, deadline: Deadline) -> Option<Deadline> {
         let (quiet, end) = self.collector.quiet_time()?;
+        if self.collector.has_yes() {
+            return Some(end.min(deadline));
+        }
         let patience = |call: &CallBackConnection<'_>| match call.exchange.is_believed() {
             true if self.collector.wants_all_hosts() => Deadline::from(call.last_heard, STALL_LIMIT),
             true => deadline,
@@ -319,7 +349,8 @@ impl<'a> MulticastClient<'a> {
             }
         }
         // Nobody knows what a host with the permission to act has done, whatever another host answered.
-        if is_acting && !self.collector.wants_all_hosts() { Ok(None) } else { self.collector.conclude() }
+        let is_open = is_acting && !self.collector.wants_all_hosts() && !self.collector.has_yes();
+        if is_open { Ok(None) } else { self.collector.conclude() }
     }
 
     /// Takes the result of a host. Returns the final answer, or none where another host may give a better
@@ -557,6 +588,7 @@ impl<'a> MulticastClient<'a> {
                 return Ok(answer);
             }
         }
+        self.record_kinds();
         // A probe gives no proof, whomever a host calls for.
         if !self.probe.only_call_back {
             self.refuse_calls_for_others();

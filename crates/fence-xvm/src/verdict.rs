@@ -8,7 +8,7 @@
 use std::io::{Error, ErrorKind};
 use std::net::IpAddr;
 
-use fence_wire::{Action, HashType, ProofError, Response};
+use fence_wire::{Action, FORECAST_UNCERTAIN, HashType, ProofError, Response};
 
 use crate::attempts::{MulticastAttempts, StreamProgress, WatchedPeer};
 use crate::exchange::{AwaitedStep, ExchangeError};
@@ -64,8 +64,16 @@ impl NetworkCause {
 pub(crate) enum AgreementCause {
     /// The host takes requests with this hash, and none with a weaker one.
     HashTooWeak(HashType),
-    /// The host takes classic requests with this hash, and no sealed ones.
+    /// The host takes classic requests with this hash, and no sealed ones: its call-backs, or how it ended a
+    /// stream, showed that it is one of the C programs.
     ClassicHost(HashType),
+    /// A host took a classic request with this hash, and none answered the sealed one in time.
+    SealUnanswered {
+        /// Hash of the classic request.
+        hash: HashType,
+        /// True if a host showed that it is one of this project.
+        is_ours: bool,
+    },
     /// The host has this auth type.
     OtherAuth(HashType),
     /// The host waits for a challenge and gets none.
@@ -132,13 +140,31 @@ pub(crate) enum HostCause {
     OthersCantSay {
         /// The action.
         action: Action,
-        /// Addresses of the hosts that tell nothing.
-        hosts: String,
+        /// Hosts that tell nothing.
+        others: UntoldHosts,
         /// Words of the hosts that told theirs.
         words: String,
     },
     /// Something rare; the message beside it says more.
     Odd,
+}
+
+/// Hosts that did not tell what an action would do, by what is known of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct UntoldHosts {
+    /// Hosts whose call-backs are those of the C programs.
+    pub(crate) classic: Vec<IpAddr>,
+    /// Hosts that answered the status alone, as an older version does.
+    pub(crate) older: Vec<IpAddr>,
+    /// Hosts that have not answered. That tells nothing of their kind.
+    pub(crate) silent: Vec<IpAddr>,
+}
+
+impl UntoldHosts {
+    /// Returns whether every host told.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.classic.is_empty() && self.older.is_empty() && self.silent.is_empty()
+    }
 }
 
 impl From<NetworkCause> for ProbableCause {
@@ -232,6 +258,11 @@ impl ProbableCause {
     /// Returns whether a host told what an action would do.
     pub(crate) fn is_forecast(&self) -> bool {
         matches!(self, Self::Host(HostCause::WouldFail { .. }))
+    }
+
+    /// Returns whether a host told that only doing it shows what comes of an action.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        matches!(self, Self::Host(HostCause::WouldFail { words, .. }) if words.contains(FORECAST_UNCERTAIN))
     }
 
     /// Returns whether another hash may be the remedy.
