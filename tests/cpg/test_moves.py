@@ -134,6 +134,29 @@ def test_an_end_counts_only_after_the_move(hosts, sites):
         outside.close()
 
 
+@pytest.mark.parametrize("action", ["off", "reboot"])
+def test_a_dry_run_tells_what_the_owner_says(hosts, sites, action):
+    """Whoever is asked: a moment after a migration the host that has it can't say, and one that passes it on knows no more."""
+    serve(hosts, sites)
+    here, there = sites
+    domain = here.hypervisor.domain("goer")
+    hosts.wait_status("h3", "goer", 0)
+    for asked in ("h1", "h2", "h3"):
+        result = hosts.ask(asked, action, "goer", extra=("--diagnose",))
+        assert result.rc == 0 and f"{action} would be carried out" in result.out, f"{asked}: {result}\n{hosts.logs()}"
+        assert asked == "h1" or "at node 1" in result.out, result
+    assert here.migrate("goer", there).wait(PATIENCE) == 0
+    hosts.wait_status("h3", "goer", 0)
+    for asked in ("h1", "h2", "h3"):
+        result = hosts.ask(asked, action, "goer", extra=("--diagnose",))
+        assert result.rc == 1, f"{asked}: {result}\n{hosts.logs()}"
+        assert f"{action} would be tried, and nobody can say what comes of it" in result.out, result
+        assert asked == "h2" or "node 2" in result.out, result
+    told = [it for it in hosts.h2.records() if it["peer"].startswith("node 3")][-1]
+    assert (told["action"], told["dry_run"], told["uuid"]) == ("status", action, domain.uuid), told
+    assert there.state("goer") == "running" and hosts.ask("h3", "off", "goer").rc == 0, hosts.logs()
+
+
 def test_a_namesake_that_left_the_cluster(hosts, sites):
     """Two domains with one name. The definition at h2 is off, the other one runs at a hypervisor that no daemon knows."""
     serve(hosts, sites)

@@ -350,6 +350,9 @@ pub struct AskMessage {
     pub left_ms: u64,
     /// Number of the request at the asker, for people.
     pub request: u64,
+    /// Action of which a status asks what it would do. Hosts of the last release tell the status alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<AskAction>,
 }
 
 /// Result of an ask.
@@ -399,14 +402,40 @@ pub struct AskOutcome {
     /// say off: hosts of the last release take it for on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moving: bool,
+    /// Effect that an action would have at the sender. For a status that says on, and asked about the action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<AskForecast>,
+}
+
+/// Effect that an action would have at the host that has the domain on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AskForecast {
+    /// The action would be done.
+    Done,
+    /// The action would be begun, and whether it would succeed shows only then.
+    Uncertain(#[serde(deserialize_with = "text::<NAME_LIMIT, _>")] String),
+    /// The action would fail, for this reason.
+    Fails(#[serde(deserialize_with = "text::<NAME_LIMIT, _>")] String),
 }
 
 impl AskOutcome {
     /// Builds an outcome with a reason that is cut to the length that fits.
     pub fn new(response: Response, reason: Option<&str>) -> Self {
-        let (ended_ms, moved_ms) = (None, None);
-        let (namesakes, moving) = (Vec::new(), false);
-        Self { response, reason: reason.map(cut), not_started: None, ended_ms, moved_ms, namesakes, moving }
+        let (ended_ms, moved_ms, not_started) = (None, None, None);
+        let (namesakes, moving, forecast) = (Vec::new(), false, None);
+        let reason = reason.map(cut);
+        Self { response, reason, not_started, ended_ms, moved_ms, namesakes, moving, forecast }
+    }
+
+    /// Builds the outcome of a status that says on, with what an action would do.
+    pub fn with_forecast(forecast: &AskForecast) -> Self {
+        let forecast = match forecast {
+            AskForecast::Done => AskForecast::Done,
+            AskForecast::Uncertain(why) => AskForecast::Uncertain(cut(why)),
+            AskForecast::Fails(why) => AskForecast::Fails(cut(why)),
+        };
+        Self { forecast: Some(forecast), ..Self::new(Response::Success, None) }
     }
 
     /// Builds the outcome of a reboot that powered the domain off and could not start it again. The reason

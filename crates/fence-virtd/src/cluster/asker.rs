@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::asks::{AskEvent, result};
 use super::state::Cluster;
 use crate::request::lease::Lease;
-use fence_core::cluster::message::{AskAction, AskMessage, AskOutcome, HostMessage, Member};
+use fence_core::cluster::message::{AskAction, AskForecast, AskMessage, AskOutcome, HostMessage, Member};
 use fence_core::domain::{ActionError, DomainId, DomainRef, PowerAction, PowerState};
 use fence_core::evidence::Sight;
 
@@ -33,6 +33,28 @@ impl Cluster {
         let what = PowerAction::of_request(action)
             .map(AskAction::from)
             .ok_or_else(|| ActionError::Refused(format!("{action} is not for other hosts")))?;
+        self.send_ask(to, (what, None), domain, rests, lease)
+    }
+
+    /// Asks another host that has the domain on what an action would do. Nothing is done there.
+    pub(crate) fn ask_forecast(
+        self: &Arc<Self>,
+        to: Member,
+        action: PowerAction,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<PendingAsk, ActionError> {
+        self.send_ask(to, (AskAction::Status, Some(action.into())), domain, false, lease)
+    }
+
+    fn send_ask(
+        self: &Arc<Self>,
+        to: Member,
+        (what, dry_run): (AskAction, Option<AskAction>),
+        domain: &DomainRef,
+        rests: bool,
+        lease: &Lease,
+    ) -> Result<PendingAsk, ActionError> {
         let mut state = self.state();
         let owner = state.name(to.node);
         let gone = || ActionError::Unavailable(format!("{owner} left before it was asked"));
@@ -55,6 +77,7 @@ impl Cluster {
             rests,
             left_ms: left.as_millis().try_into().unwrap_or(u64::MAX),
             request: lease.request(),
+            dry_run,
         });
         if !self.send(&message) {
             state.outgoing_asks.forget(ask);
@@ -95,6 +118,17 @@ impl PendingAsk {
         match outcome.response {
             Response::Success => Ok(PowerState::On),
             Response::Off => Ok(PowerState::Off),
+            _ => Err(self.failed(outcome.reason)),
+        }
+    }
+
+    /// Waits for the result of a question what an action would do; none of an owner that is of the last
+    /// release.
+    pub(crate) async fn forecast(mut self, lease: &Lease) -> Result<Option<AskForecast>, ActionError> {
+        let outcome = self.outcome(lease).await.map_err(only_looked)?;
+        match outcome.response {
+            Response::Success => Ok(outcome.forecast),
+            Response::Off => Err(ActionError::Gone),
             _ => Err(self.failed(outcome.reason)),
         }
     }

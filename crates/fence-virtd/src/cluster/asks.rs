@@ -264,6 +264,7 @@ mod tests {
             claim: None,
             left_ms: 1,
             request: 7,
+            dry_run: None,
         }
     }
 

@@ -24,7 +24,7 @@ use crate::backend::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restar
 use crate::request::lease::Lease;
 use crate::util::backoff::Backoff;
 use crate::util::join::join_all;
-use fence_core::cluster::message::Member;
+use fence_core::cluster::message::{AskForecast, Member};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainListing, DomainRef, ListedDomain, LocateError, LocatedDomain,
     PowerAction, PowerState, SeenPower, merge,
@@ -32,6 +32,9 @@ use fence_core::domain::{
 use fence_core::evidence::{DomainSite, Doubt, Finding, ProvedOff, Sight};
 use fence_core::intent::PendingOrder;
 use fence_core::owed_start::StartVerdict;
+
+/// Forecast for a domain that was on at another host a moment ago.
+const JUST_GONE: &str = "the domain has just gone off, or to another host";
 
 /// Backend for the domains of all hosts of a corosync cluster.
 pub(crate) struct CpgBackend {
@@ -556,6 +559,24 @@ impl CpgBackend {
         })
     }
 
+    /// Asks the host that has the domain on what an action would do there: it may be less sure than this one.
+    async fn forecast_at(
+        &self,
+        member: Member,
+        domain: &DomainRef,
+        action: PowerAction,
+        lease: &Lease,
+    ) -> Result<PowerForecast, ActionError> {
+        let at = self.cluster.name(member);
+        match self.cluster.ask_forecast(member, action, domain, lease)?.forecast(lease).await {
+            Ok(Some(AskForecast::Uncertain(why))) => Ok(PowerForecast::Uncertain(format!("{at}: {why}"))),
+            Ok(Some(AskForecast::Fails(why))) => Err(ActionError::Refused(format!("{at}: {why}"))),
+            Ok(Some(AskForecast::Done) | None) => Ok(PowerForecast::PowersOff { at }),
+            Err(ActionError::Gone) => Ok(PowerForecast::Uncertain(JUST_GONE.to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Says what an action would do to a domain that is on at no host that is heard.
     async fn forecast_of_off(
         &self,
@@ -704,13 +725,16 @@ impl Backend for CpgBackend {
         };
         match (&owners, action) {
             (DomainOwners::At { is_on: true, .. }, _) if !is_on => {
-                Ok(PowerForecast::Uncertain("the domain has just gone off, or to another host".to_owned()))
+                Ok(PowerForecast::Uncertain(JUST_GONE.to_owned()))
             }
             (DomainOwners::At { is_on: true, .. }, PowerAction::On | PowerAction::Status) => {
                 Ok(PowerForecast::StaysOn)
             }
             (DomainOwners::At { at, is_on: true }, PowerAction::Off | PowerAction::Reboot) => match &at[0] {
                 OwnerHost::Here(own) if at.len() == 1 => self.local.forecast(own, action, lease).await,
+                OwnerHost::There(member) if at.len() == 1 && !self.cluster.is_legacy(*member) => {
+                    self.forecast_at(*member, domain, action, lease).await
+                }
                 first => Ok(PowerForecast::PowersOff { at: self.owner_name(first) }),
             },
             (owners, action) => self.forecast_of_off(owners, domain, action, lease).await,

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_wire::{Action, Response, Target};
+use fence_wire::{Action, FORECAST_UNCERTAIN, Response, Target};
 
 use super::asks::MAX_LEFT;
 use super::state::{Cluster, TRANSPORT};
-use crate::backend::DynBackend;
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces as _};
 use crate::backend::libvirt::DomainHere;
+use crate::backend::{DynBackend, PowerForecast};
 use crate::request::job::{Arrival, RequestJob};
 use crate::request::lease::{Lease, LeaseReleased};
 use crate::request::record::{AnswerDelivery, AuditRecord, RequestEnd, StageTimes};
@@ -23,7 +23,9 @@ use crate::service::execute::{
 };
 use crate::service::owed_places::about_to_start;
 use fence_core::arbiter::RequestSource;
-use fence_core::cluster::message::{AskEnd, AskMessage, AskOutcome, HostMessage, Member};
+use fence_core::cluster::message::{
+    AskAction, AskEnd, AskForecast, AskMessage, AskOutcome, HostMessage, Member,
+};
 use fence_core::domain::{
     ActionError, DomainHome, DomainId, DomainRef, LocateError, PowerAction, PowerState, TargetKind,
 };
@@ -40,7 +42,8 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
     let target = Target::new(&ask.uuid, true).unwrap_or_else(|_| Target::none());
     let arrival = Arrival::from_host(TRANSPORT, peer, PowerAction::from(ask.what).into(), target);
     let patience = Duration::from_millis(ask.left_ms).min(MAX_LEFT);
-    let job = RequestJob { patience, ..service.accept(arrival) };
+    let dry_run = ask.dry_run.map(PowerAction::from).filter(|_| ask.what == AskAction::Status);
+    let job = RequestJob { patience, dry_run, ..service.accept(arrival) };
     let mut work =
         AskExecution { cluster: &cluster, from, ask: &ask, stages: StageTimes::default(), domain: None };
     let (served, settled) = work.work(&job).await;
@@ -110,7 +113,12 @@ impl AskExecution<'_> {
                 Sight::On | Sight::Moving => PowerState::On,
                 _ => PowerState::Off,
             };
-            return (ServeOutcome::Is(power), None);
+            return match job.dry_run {
+                Some(asked) if power == PowerState::On => {
+                    (self.forecast(&*local, asked, &domain, left).await, None)
+                }
+                _ => (ServeOutcome::Is(power), None),
+            };
         }
         let (lease, settled) = match self.cluster.await_go(self.from, self.ask, left).await {
             Ok(go) => go,
@@ -169,6 +177,27 @@ impl AskExecution<'_> {
             Sight::On => ServeOutcome::Is(PowerState::On),
             Sight::Moving => ServeOutcome::SeenMoving,
             off => ServeOutcome::SeenOff(off),
+        }
+    }
+
+    /// Says what an action would do here.
+    async fn forecast(
+        &self,
+        local: &dyn DynBackend,
+        action: PowerAction,
+        domain: &DomainRef,
+        until: Instant,
+    ) -> ServeOutcome {
+        let (lease, _released) = Lease::new(until, self.ask.request);
+        match local.forecast(domain, action, &lease).await {
+            // It has just ended: what that means the asker finds out.
+            Ok(PowerForecast::StaysOff | PowerForecast::Starts { .. }) => ServeOutcome::Is(PowerState::Off),
+            Ok(PowerForecast::PowersOff { .. } | PowerForecast::StaysOn) => {
+                ServeOutcome::WouldBe(AskForecast::Done)
+            }
+            Ok(PowerForecast::Uncertain(why)) => ServeOutcome::WouldBe(AskForecast::Uncertain(why)),
+            Err(error @ ActionError::Gone) => ServeOutcome::Failed(error),
+            Err(error) => ServeOutcome::WouldBe(AskForecast::Fails(error.to_string())),
         }
     }
 
@@ -251,6 +280,8 @@ impl Cluster {
 /// Outcome of an ask.
 enum ServeOutcome {
     Is(PowerState),
+    /// On, and this is what an action would do.
+    WouldBe(AskForecast),
     /// A look at all hypervisors saw that the domain comes or goes, or is about to be started.
     SeenMoving,
     /// A look at all hypervisors saw no instance.
@@ -272,6 +303,7 @@ impl ServeOutcome {
             Self::Failed(ActionError::Gone) | Self::SeenAbsent => AskEnd::NotHere,
             Self::Failed(error @ ActionError::Lapsed(_)) => AskEnd::NothingDone(error.to_string()),
             Self::NotStarted(error) => AskEnd::Done(AskOutcome::not_started(&error.to_string())),
+            Self::WouldBe(forecast) => AskEnd::Done(AskOutcome::with_forecast(forecast)),
             Self::SeenMoving => AskEnd::Done(AskOutcome::seen_moving()),
             Self::SeenOff(sight) => AskEnd::Done(AskOutcome::seen_off(sight)),
             Self::SeenOffWithNamesakes(sight, namesakes, why) => {
@@ -283,17 +315,23 @@ impl ServeOutcome {
 
     fn response(&self) -> Response {
         match self {
-            Self::Is(PowerState::On) | Self::SeenMoving | Self::Done(_) | Self::NotStarted(_) => {
-                Response::Success
-            }
+            Self::Is(PowerState::On)
+            | Self::SeenMoving
+            | Self::WouldBe(AskForecast::Done)
+            | Self::Done(_)
+            | Self::NotStarted(_) => Response::Success,
             Self::Is(PowerState::Off) | Self::SeenOff(_) | Self::SeenAbsent => Response::Off,
-            Self::Failed(_) | Self::SeenOffWithNamesakes(..) => Response::Failure,
+            Self::WouldBe(AskForecast::Uncertain(_) | AskForecast::Fails(_))
+            | Self::Failed(_)
+            | Self::SeenOffWithNamesakes(..) => Response::Failure,
         }
     }
 
     fn reason(&self) -> Option<String> {
         match self {
-            Self::Is(_) | Self::SeenMoving | Self::SeenOff(_) => None,
+            Self::Is(_) | Self::SeenMoving | Self::SeenOff(_) | Self::WouldBe(AskForecast::Done) => None,
+            Self::WouldBe(AskForecast::Uncertain(why)) => Some(format!("{FORECAST_UNCERTAIN}: {why}")),
+            Self::WouldBe(AskForecast::Fails(why)) => Some(why.clone()),
             Self::SeenAbsent => Some("the domain is not at this host".to_owned()),
             Self::Done(why) => why.clone(),
             Self::NotStarted(error) => Some(format!("{NOT_STARTED}{error}")),

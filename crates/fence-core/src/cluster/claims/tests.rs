@@ -164,6 +164,7 @@ impl Net {
             rests: false,
             left_ms: 0,
             request: 1,
+            dry_run: None,
         }));
         self.settle();
         self.send_as_owner(owner, HostMessage::Taken { asker: member(asker), ask: 7, claim: id });

@@ -41,7 +41,16 @@ fn outcome() -> impl Strategy<Value = AskOutcome> {
     let response = (0_u8..4).prop_map(|it| Response::from_number(it).unwrap());
     let done = (response, prop::option::of(any::<String>()))
         .prop_map(|(response, reason)| AskOutcome::new(response, reason.as_deref()));
-    prop_oneof![3 => done, 1 => any::<String>().prop_map(|why| AskOutcome::not_started(&why))]
+    let forecast = prop_oneof![
+        Just(AskForecast::Done),
+        any::<String>().prop_map(AskForecast::Uncertain),
+        any::<String>().prop_map(AskForecast::Fails),
+    ];
+    prop_oneof![
+        3 => done,
+        1 => any::<String>().prop_map(|why| AskOutcome::not_started(&why)),
+        1 => forecast.prop_map(|it| AskOutcome::with_forecast(&it)),
+    ]
 }
 
 fn domain() -> impl Strategy<Value = PublishedDomain> {
@@ -61,8 +70,8 @@ fn domain() -> impl Strategy<Value = PublishedDomain> {
 fn ask() -> impl Strategy<Value = AskMessage> {
     let (uuid, name) = (text(ID_LIMIT), text(NAME_LIMIT));
     let numbers = any::<(u64, u64, u64)>();
-    (member(), what(), uuid, name, prop::option::of(claim()), numbers).prop_map(
-        |(to, what, uuid, name, claim, (ask, left_ms, request))| AskMessage {
+    (member(), what(), uuid, name, prop::option::of(claim()), numbers, prop::option::of(what())).prop_map(
+        |(to, what, uuid, name, claim, (ask, left_ms, request), dry_run)| AskMessage {
             to,
             ask,
             what,
@@ -72,6 +81,7 @@ fn ask() -> impl Strategy<Value = AskMessage> {
             claim,
             left_ms,
             request,
+            dry_run,
         },
     )
 }
@@ -281,6 +291,30 @@ fn the_last_release_reads_from_the_reason_that_a_reboot_did_not_start() {
     let last: LastOutcome = serde_json::from_value(value["end"]["done"].clone()).unwrap();
     assert_eq!(last.response, 0);
     assert_eq!(last.reason.unwrap().strip_prefix("fenced, but not started again: "), Some("no memory"));
+}
+
+/// Hosts of the last release know no such field: they read that the domain is on, and ask for no forecast.
+#[test]
+fn a_forecast_is_a_status_for_the_last_release() {
+    let told = reply(r#"{"response":0,"forecast":{"uncertain":"it moves"}}"#);
+    let uncertain = AskForecast::Uncertain("it moves".to_owned());
+    assert_eq!(outcome_of(&told), AskOutcome::with_forecast(&uncertain));
+    let asker = Member { node: 2, pid: 99 };
+    let end = AskEnd::Done(AskOutcome::with_forecast(&AskForecast::Done));
+    let bytes = HostMessage::Reply { asker, ask: 3, claim: Some(7), end }.encode().unwrap();
+    assert_eq!(bytes, reply(r#"{"response":0,"forecast":"done"}"#));
+    assert_eq!(outcome_of(&reply(r#"{"response":0}"#)).forecast, None);
+    let ask = concat!(
+        r#"{"v":1,"kind":"ask","to":[1,9],"ask":3,"what":"status","uuid":"u","name":"n","left_ms":1,"#,
+        r#""request":7"#
+    );
+    for (rest, dry_run) in [("}", None), (r#","dry_run":"off"}"#, Some(AskAction::Off))] {
+        let Some(HostMessage::Ask(ask)) = HostMessage::decode(format!("{ask}{rest}").as_bytes()).unwrap()
+        else {
+            panic!("no ask")
+        };
+        assert_eq!((ask.what, ask.dry_run), (AskAction::Status, dry_run));
+    }
 }
 
 /// Hosts of the last release know no such field: they read that the domain is on.

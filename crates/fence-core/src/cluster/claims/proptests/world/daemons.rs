@@ -123,6 +123,7 @@ impl World {
                     rests: false,
                     left_ms: 0,
                     request: 0,
+                    dry_run: None,
                 });
                 self.send(place, Packet::Said(message));
             }
