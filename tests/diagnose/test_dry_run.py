@@ -37,7 +37,7 @@ class Lab:
         daemon, module = OURS / "fence_virtd", f'audit_log = "{self.audit}"; peers = "{peers}";'
         if program == "reference":
             daemon, module = programs.REFERENCE_DIR / "fence_virtd", f'module_path = "{programs.MODULE_PATH}";'
-            where = 'interface = "eth0";'
+            where = 'interface = "eth0";' if listener == "multicast" else where
         config = programs.write_config(self.directory / f"{name}.conf", f"""
             fence_virtd {{ listener = "{listener}"; backend = "libvirt"; {module} }}
             listeners {{ {listener} {{ key_file = "{self.key}"; family = "ipv4"; {where} {form} }} }}
@@ -149,11 +149,12 @@ def test_another_key_gets_no_answer(lab):
         assert lab.status("on1") == 0
 
 
-def test_a_c_host_cant_say(lab):
-    with lab.daemon("reference", program="reference"):
-        code, text = lab.ask("off", "on1", t=4)
+@pytest.mark.parametrize("listener", ["multicast", "tcp"])
+def test_a_c_host_cant_say(lab, listener):
+    with lab.daemon(f"reference-{listener}", listener, program="reference"):
+        code, text = lab.ask("off", "on1", listener=listener, t=4)
         assert code == 1 and "can't say what off would do" in text and "of the C programs" in text, text
-        assert lab.status("on1") == 0
+        assert lab.run("-o", "status", "-n", "on1", listener=listener).rc == 0
 
 
 def test_a_refusal_beside_a_c_host_that_has_the_domain(lab):
