@@ -185,7 +185,7 @@ def test_off_while_qemu_migrates_the_domain(hosts, sites, note):
     for n in range(ROUNDS):
         here, there = sites[::1 if n % 2 == 0 else -1]
         name = f"migrant{n}"
-        domain = here.hypervisor.domain(name)
+        domain = here.hypervisor.domain(name, bios=True)
         hosts.wait_status("h3", name, 0)
         # A little later in each round.
         migration = here.migrate(name, there)
@@ -214,7 +214,7 @@ def test_off_between_the_end_of_a_migration_s_copy_and_its_start_at_the_target(h
     """The memory is over there, nobody runs yet, and the migration's client is held: each host alone would be wrong."""
     serve(hosts, sites)
     for n, (here, there) in enumerate((sites, sites[::-1])):
-        domain = here.hypervisor.domain(f"held{n}")
+        domain = here.hypervisor.domain(f"held{n}", bios=True)
         hosts.wait_status("h3", domain.name, 0)
         # Slow, so that its client can be stopped in the middle of it.
         migration = here.migrate(domain.name, there, "--bandwidth", "4")

@@ -64,7 +64,7 @@ def test_off_at_the_target_of_a_migration(pair, note):
     here.does_not_call_back()
     ends = []
     for _ in range(ROUNDS):
-        here.has("x")
+        here.has("x", bios=True)
         migration = slow(here, there)
         answer = pair.ask("off", "x")
         said = settle(pair, migration) if migration else "over at once"
@@ -148,7 +148,7 @@ def test_what_comes_in_from_a_host_that_nobody_knows(pair, note):
     pair.h1.does_not_call_back()
     nowhere, there = pair.h3, pair.h2
     for _ in range(max(ROUNDS // 2, 1)):
-        nowhere.has("x")
+        nowhere.has("x", bios=True)
         migration = slow(nowhere, there)
         answer = pair.ask("off", "x")
         said = settle(pair, migration) if migration else "over at once"
@@ -331,7 +331,7 @@ def test_post_copy_whose_source_ends_first(pair, note, first, tmp_path):
     here, there = pair.h1, pair.h2
     image = tmp_path / "image"
     image.write_bytes(FILLS_MEMORY.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
-    here.has("x", disk=image)
+    here.has("x", disk=image, bios=True)
     page = ("qemu-monitor-command", "x", "--hmp", f"xp /1wx {LAST_PAGE}")
     until(lambda: here.hypervisor.virsh(*page).stdout.count(LAST_PAGE[2:]) == 2, PATIENCE, "its memory is full")
     migration = slow(here, there, "--persistent", "--postcopy", "--postcopy-bandwidth", "1")
@@ -398,7 +398,7 @@ def test_a_return_that_is_aborted(pair, note):
     tally = Tally(note)
     here, nowhere = pair.h1, pair.h3
     pair.h2.does_not_call_back()
-    here.has("x")
+    here.has("x", bios=True)
     settle(pair, here.migrate("x", nowhere, "--persistent"))
     migration = slow(nowhere, here)
     assert migration, "it was over at once"
@@ -438,7 +438,7 @@ def test_a_migration_that_is_aborted(pair, note, keeps):
     here.does_not_call_back()
     good = 0
     for n in range(ROUNDS):
-        here.has("x", transient=keeps == "nothing")
+        here.has("x", transient=keeps == "nothing", bios=True)
         migration = slow(here, there)
         if migration:
             here.hypervisor.virsh("domjobabort", "x", check=False)

@@ -186,7 +186,7 @@ class Place:
             return (f"<domain type='test'><name>{name}</name><uuid>{uuid}</uuid><memory>1024</memory>"
                     "<os><type arch='i686'>hvm</type></os></domain>")
         # A monitor of our own: QEMU's word is had without libvirt, and its migrations can be held up.
-        text = machine_xml(name, uuid, self.hypervisor.accel)
+        text = machine_xml(name, uuid, self.hypervisor.accel, bios=True)
         text = text.replace("<domain ", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ", 1)
         return text.replace("</domain>", "<qemu:commandline><qemu:arg value='-qmp'/>"
                             f"<qemu:arg value='unix:/run/truth-{name},server=on,wait=off'/></qemu:commandline></domain>")
