@@ -267,6 +267,11 @@ fn open_move(rounds: &[Vec<Finding>]) -> Option<&Finding> {
     moves.find(|moved| !all().any(|end| ended_after(end, moved)))
 }
 
+/// Returns whether a place could not be looked at.
+fn has_silence(rounds: &[Vec<Finding>]) -> bool {
+    rounds.iter().flatten().any(|it| matches!(it.sight, Sight::Unknown(_)))
+}
+
 /// Returns the places where the last round shows a move.
 fn left_places(rounds: &[Vec<Finding>]) -> Vec<DomainSite> {
     let moved = |it: &&Finding| matches!(it.sight, Sight::MovedAway(_));

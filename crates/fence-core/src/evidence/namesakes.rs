@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{Doubt, Finding, ProvedOff, first_namesake, namesake_moved_away, open_move};
+use super::{Doubt, Finding, ProvedOff, first_namesake, has_silence, namesake_moved_away, open_move};
 use crate::domain_id::DomainId;
 
 /// Other domains with the name that are looked at for one answer. Each costs a question to all hosts.
@@ -67,7 +67,9 @@ impl Namesakes {
     /// proof that this one is off, if it is.
     pub fn judge(&mut self, other: DomainId, rounds: &[Vec<Finding>]) -> Option<&ProvedOff> {
         self.hear(rounds);
-        let proof = ProvedOff::of_one(self.asked, rounds).map_err(|doubt| match (open_move(rounds), doubt) {
+        // A place that can't tell comes first: the machine may be there.
+        let open = open_move(rounds).filter(|_| !has_silence(rounds));
+        let proof = ProvedOff::of_one(self.asked, rounds).map_err(|doubt| match (open, doubt) {
             (Some(look), Doubt::CantTell(_)) => Doubt::Namesake(namesake_moved_away(look, other)),
             (_, doubt) => Doubt::Namesake(format!("another domain with this name, UUID {other}: {doubt}")),
         });

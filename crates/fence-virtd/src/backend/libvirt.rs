@@ -60,11 +60,10 @@ const REBOOT_GIVES_WAY: u32 = 3;
 const FORECAST_LOOKS: usize = 4;
 /// Time to look everywhere for one domain that moved away from here, where nobody waits for the answer.
 const PROOF_LIMIT: Duration = Duration::from_secs(5);
-/// Reason for an instance that stood still for a migration, where nobody knows its other end.
+/// Beginning of the reason for an instance that stood still for a migration, where nobody knows its other
+/// end.
 const HANDED_OVER: &str = "what was here stood still (paused, or for a migration) and was ended; after a \
-                           migration the machine may run at the other end, and no other host that is asked \
-                           has the machine. Power the machine off there, then start the domain with virsh \
-                           where it belongs; and name all other hosts in `peers`";
+                           migration the machine may run at the other end";
 
 /// Note of a reboot that found its domain powered off by an earlier daemon.
 const TOOK_OVER: &str = "an earlier reboot had powered the domain off and could not start the domain, and \
@@ -471,7 +470,7 @@ impl LibvirtBackend {
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
         let mut second = self.seek_second(&question, lease.until());
         let (mut gave_way, mut is_twice, mut other_end) = (0, false, OtherEnd::NotSought);
-        let mut course = DownCourse::default();
+        let (mut course, mut silent) = (DownCourse::default(), Vec::new());
         loop {
             let order = PowerOffOrder { uuid: libvirt_uuid(domain.uuid), for_reboot, other_end };
             let down = self.take_down_at(next, order, lease, &mut course).await;
@@ -498,12 +497,12 @@ impl LibvirtBackend {
                 }
                 PowerOffHere::MayBeHalf { only_came_in } => {
                     let found = self.seek_other_end(next, &question, only_came_in, lease.until()).await;
-                    other_end = found.map_err(|it| after(acted, it))?;
+                    (other_end, silent) = found.map_err(|it| after(acted, it))?;
                     continue;
                 }
                 PowerOffHere::EndedWhileMoving { start_from, is_handed_over } => {
                     acted = true;
-                    self.note_handed_over(next, order, is_handed_over)?;
+                    self.note_handed_over(next, order, is_handed_over, &silent)?;
                     source = start_from.map(|it| (next, it)).or(source);
                 }
                 PowerOffHere::NothingHere => {}
@@ -672,6 +671,7 @@ impl LibvirtBackend {
     }
 
     /// Looks at all other places for the other end of a migration that has an instance here, or left it here.
+    /// The second value has the reasons of places that can't tell.
     ///
     /// # Errors
     /// The instance runs, a migration brought it here or was given up a moment ago, and a place that may be
@@ -683,7 +683,7 @@ impl LibvirtBackend {
         question: &DomainQuestion,
         only_came_in: bool,
         until: Instant,
-    ) -> Result<OtherEnd, ActionError> {
+    ) -> Result<(OtherEnd, Vec<String>), ActionError> {
         let (uuid, memory) = (libvirt_uuid(question.uuid), &self.hypervisors[home]);
         let half_since = memory.half_age(uuid).and_then(|it| Instant::now().checked_sub(it));
         let mut round = self.look_everywhere(question, until).await;
@@ -704,7 +704,8 @@ impl LibvirtBackend {
         }
         let is_half = |it: &Finding| half_since.is_some_and(|since| evidence::ended_since(it, since));
         let has_it = |it: &Finding| matches!(it.sight, Sight::On | Sight::Moving) || is_half(it);
-        Ok(if round.iter().any(has_it) { OtherEnd::Found } else { OtherEnd::NotFound })
+        let is_found = round.iter().any(has_it);
+        Ok((if is_found { OtherEnd::Found } else { OtherEnd::NotFound }, silent))
     }
 
     /// Takes note of what was ended here: an instance that stood still for a migration is the machine only if
@@ -714,6 +715,7 @@ impl LibvirtBackend {
         home: usize,
         order: PowerOffOrder,
         is_handed_over: bool,
+        silent: &[String],
     ) -> Result<(), ActionError> {
         let memory = &self.hypervisors[home];
         match order.other_end {
@@ -725,7 +727,7 @@ impl LibvirtBackend {
             }
             OtherEnd::NotFound | OtherEnd::NotSought => {
                 memory.record_move(order.uuid);
-                Err(ActionError::Unknown(HANDED_OVER.to_owned()))
+                Err(ActionError::Unknown(handed_over(order.other_end, silent)))
             }
         }
     }
@@ -879,6 +881,25 @@ enum PlaceToEnd {
 fn place_of(home: &Hypervisor) -> String {
     let name = nix::unistd::gethostname().ok().and_then(|it| it.into_string().ok());
     format!("host {}, libvirt at {}", name.as_deref().unwrap_or("without a name"), home.uri())
+}
+
+/// Returns the reason for an instance that stood still for a migration, where nobody knows its other end, and
+/// the next step. While a place can't tell, the machine may run there, and is to be started nowhere.
+fn handed_over(other_end: OtherEnd, silent: &[String]) -> String {
+    if !silent.is_empty() {
+        return format!(
+            "{HANDED_OVER}, and a place that may be this end can't tell: repair that one first, and ask \
+             again. {}",
+            silent.join("; ")
+        );
+    }
+    match other_end {
+        OtherEnd::NotSought => format!("{HANDED_OVER}, and the other hosts were not asked. Ask again"),
+        OtherEnd::NotFound | OtherEnd::Found => format!(
+            "{HANDED_OVER}, and no other host that is asked has the machine. Power the machine off there, then \
+             start the domain with virsh where it belongs; and name all other hosts in `peers`"
+        ),
+    }
 }
 
 /// Returns the refusal to start a domain that was seen off everywhere. Only this hypervisor was asked for its

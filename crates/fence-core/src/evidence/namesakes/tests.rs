@@ -175,6 +175,22 @@ proptest! {
     }
 }
 
+/// It may run at the host that is silent: nobody is to look for one that is not asked, and to start nothing.
+#[test]
+fn a_silent_host_comes_before_the_move_of_a_namesake() {
+    let start = Instant::now();
+    let of_domain = [1, 2].map(|step| {
+        vec![look(start, 1, Sight::Off, step, vec![]), look(start, 2, Sight::Absent, step, vec![id(1)])]
+    });
+    let mut namesakes = Namesakes::of(id(0), start);
+    namesakes.hear(&of_domain);
+    let (silent, moved) = (Sight::Unknown("h1 is silent".into()), Sight::MovedAway(Duration::from_secs(9)));
+    namesakes.judge(id(1), &[vec![look(start, 1, silent, 3, vec![]), look(start, 2, moved, 3, vec![])]]);
+    let why = namesakes.prove(&of_domain).unwrap_err().to_string();
+    assert!(why.contains("h1 is silent") && why.contains(&id(1).to_string()), "{why}");
+    assert!(!why.contains("peers"), "{why}");
+}
+
 /// One definition is off; the other machine with its name moved to a host that nobody asks.
 #[test]
 fn a_namesake_that_moved_away_is_a_doubt_with_a_next_step() {

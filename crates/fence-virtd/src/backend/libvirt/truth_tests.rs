@@ -629,6 +629,21 @@ async fn an_event_that_is_late_is_awaited() {
     assert!(matches!(sight, Sight::MovedAway(_)), "{sight:?}");
 }
 
+/// The machine may run at the silent host: to start it elsewhere would be the second instance.
+#[test]
+fn what_was_handed_over_is_started_nowhere_while_a_host_is_silent() {
+    let silent = ["h1 does not answer".to_owned()];
+    for end in [super::OtherEnd::NotFound, super::OtherEnd::NotSought] {
+        let why = super::handed_over(end, &silent);
+        assert!(why.ends_with("repair that one first, and ask again. h1 does not answer"), "{why}");
+        assert!(!why.contains("virsh") && !why.contains("no other host"), "{why}");
+    }
+    let why = super::handed_over(super::OtherEnd::NotFound, &[]);
+    assert!(why.contains("no other host that is asked has the machine") && why.contains("virsh"), "{why}");
+    let why = super::handed_over(super::OtherEnd::NotSought, &[]);
+    assert!(why.contains("not asked. Ask again") && !why.contains("virsh"), "{why}");
+}
+
 /// Older machines with one name moved away from the first host and ended at the second, which saw it.
 async fn hosts_with_older_machines(count: u8) -> ([Arc<LibvirtBackend>; 2], Vec<DomainId>, World) {
     use libvirt_host::{LifecycleEvent, LifecycleKind};
