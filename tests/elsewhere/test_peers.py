@@ -189,6 +189,21 @@ def test_who_is_known_is_told(apart):
     assert f"h2 ({apart.h2.node.ip})" in told.stdout and "`peers`" in told.stdout, told.stdout
 
 
+def test_check_of_what_moved_to_a_host_that_is_silent(hosts):
+    """It runs there. Whoever does what `--check` says must not start it a second time."""
+    here, there = hosts.h1, hosts.h2
+    hosts.serve("h1", "h2")
+    here.has("x")
+    said = here.migrate("x", there, "--persistent").communicate(timeout=PATIENCE)[0]
+    assert hosts.where("x") == ["h2"], said
+    there.stop_serving(signal.SIGKILL)
+    told = here.run("--check").stdout
+    assert re.search(rf"^failed +peers h2 \({re.escape(there.node.ip)}\): does not answer", told, re.M), told
+    told = re.search(r"^warning +domain x .*\n +-> .*", told, re.M)[0]
+    assert f"may run at a host that does not answer, or can't tell: h2 ({there.node.ip}). Of the hosts that answered" in told
+    assert "-> repair that host first" in told and "virsh" not in told and "No host" not in told, told
+
+
 # -- somebody who plays a host -----------------------------------------------------------------------------
 
 

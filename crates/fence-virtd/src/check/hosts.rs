@@ -36,6 +36,9 @@ const CHECK: &str = "peers";
 /// Domains at two places that are named one by one.
 const MAX_NAMED: usize = 20;
 
+/// Name of all other hosts, where none of them could be asked.
+const EVERY_HOST: &str = "every other host";
+
 /// End of the name of a place that no request asks.
 const NOT_ASKED: &str = " (not asked)";
 
@@ -69,6 +72,7 @@ pub(super) fn all(
             let domains = own.iter().filter(|it| it.is_on).count();
             let report = probe(config, settings.clone(), state, &known, &heard, domains);
             let report = report.map(|it| with_other_keys(it, &running.other_keys()));
+            places.unheard = unheard(&report);
             found.extend(of_report(config, &known, &heard, report));
             found.extend(setting(config, &known, &heard));
             for (address, domains) in &heard {
@@ -84,6 +88,10 @@ pub(super) fn all(
             let asked =
                 places.on_at_several().into_iter().chain(places.perhaps_away(&moves)).collect::<Vec<_>>();
             let seen = sights(config, settings, state, &known, &asked);
+            if seen.is_none() {
+                places.unheard.insert(EVERY_HOST.to_owned());
+            }
+            let seen = seen.unwrap_or_default();
             places.take(&seen);
             found.extend(away(&places, &moves, &seen, &asked));
         }
@@ -168,22 +176,36 @@ fn probe(
     })
 }
 
-/// Returns what the other hosts see of these domains themselves. The list of a node of a corosync cluster has
-/// the domains of all its nodes.
+/// Returns the hosts that are asked and of whose domains this check knows nothing: each is silent, or in
+/// doubt.
+fn unheard(report: &Result<ProbeReport, String>) -> BTreeSet<String> {
+    let Ok(report) = report else { return [EVERY_HOST.to_owned()].into() };
+    let is_unheard = |it: &&ProbedHost| match &it.result {
+        ProbeResult::Answers | ProbeResult::AnswersAsClient | ProbeResult::Node => false,
+        ProbeResult::Silent(clue) => *clue != SilenceClue::ThisHost,
+        ProbeResult::CantTell(_) | ProbeResult::InDoubt(_) | ProbeResult::ClientCantTell(_) => true,
+    };
+    let hosts = report.hosts.iter().filter(is_unheard).map(|it| it.name.clone());
+    let missing = report.missing.as_ref().map(|_| "a host that may be missing".to_owned());
+    hosts.chain(missing).chain(report.has_no_pair.then(|| EVERY_HOST.to_owned())).collect()
+}
+
+/// Returns what the other hosts see of these domains themselves; none where they could not be asked. The list
+/// of a node of a corosync cluster has the domains of all its nodes.
 fn sights(
     config: &Config,
     settings: PeerSettings,
     state: Option<&Path>,
     known: &KnownHosts,
     domains: &[(DomainId, String)],
-) -> HostSights {
+) -> Option<HostSights> {
+    if domains.is_empty() {
+        return Some(HostSights::new());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let (Ok(runtime), false) = (runtime, domains.is_empty()) else { return HostSights::new() };
-    runtime.block_on(async {
-        match HostProbe::new(config, settings, state, known.clone(), 0) {
-            Ok(probe) => Arc::new(probe).sights(domains).await,
-            Err(_) => HostSights::new(),
-        }
+    runtime.ok()?.block_on(async {
+        let probe = HostProbe::new(config, settings, state, known.clone(), 0).ok()?;
+        Arc::new(probe).sights(domains).await
     })
 }
 
@@ -656,14 +678,19 @@ fn shown(known: &KnownHosts, address: IpAddr) -> String {
     host.map_or_else(|| address.to_string(), |it| escaped(&it.to_string()).to_string())
 }
 
-/// Places of each domain: by UUID its name, the places that have it, and those where it is on.
+/// Places of all domains, as far as hosts answered.
 #[derive(Default)]
-struct DomainPlaces(BTreeMap<DomainId, (String, BTreeSet<String>, BTreeSet<String>)>);
+struct DomainPlaces {
+    /// By UUID: the name of the domain, the places that have it, and those where it is on.
+    domains: BTreeMap<DomainId, (String, BTreeSet<String>, BTreeSet<String>)>,
+    /// Hosts that are asked, and of whose domains nothing is known.
+    unheard: BTreeSet<String>,
+}
 
 impl DomainPlaces {
     fn add(&mut self, uuid: DomainId, name: &str, place: &str, is_on: bool) {
         let (_, all, on) =
-            self.0.entry(uuid).or_insert_with(|| (name.to_owned(), BTreeSet::new(), BTreeSet::new()));
+            self.domains.entry(uuid).or_insert_with(|| (name.to_owned(), BTreeSet::new(), BTreeSet::new()));
         all.insert(place.to_owned());
         if is_on {
             on.insert(place.to_owned());
@@ -673,7 +700,7 @@ impl DomainPlaces {
     /// Returns a finding for each name that different domains have.
     fn with_one_name(&self) -> Vec<Finding> {
         let mut by_name: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for (uuid, (name, all, on)) in &self.0 {
+        for (uuid, (name, all, on)) in &self.domains {
             let places: Vec<_> = all.iter().map(String::as_str).collect();
             let state = if on.is_empty() { "off" } else { "on" };
             by_name.entry(name).or_default().push(format!("{uuid} at {} ({state})", places.join(", ")));
@@ -694,16 +721,16 @@ impl DomainPlaces {
 
     /// Returns the domains that are on at several places by what the hosts list.
     fn on_at_several(&self) -> Vec<(DomainId, String)> {
-        let several = self.0.iter().filter(|(_, (_, _, on))| on.len() > 1);
+        let several = self.domains.iter().filter(|(_, (_, _, on))| on.len() > 1);
         several.map(|(uuid, (name, ..))| (*uuid, name.clone())).take(MAX_NAMED).collect()
     }
 
     /// Returns the domains that are on nowhere, by what the hosts list, and may have moved away: those that
     /// left this host, and those that are at several places.
     fn perhaps_away(&self, moves: &[WrittenEvent]) -> Vec<(DomainId, String)> {
-        let is_on = |uuid: DomainId| self.0.get(&uuid).is_some_and(|(_, _, on)| !on.is_empty());
+        let is_on = |uuid: DomainId| self.domains.get(&uuid).is_some_and(|(_, _, on)| !on.is_empty());
         let left = moves.iter().filter(|it| it.is_away).map(|it| (it.uuid, it.name.clone()));
-        let spare = self.0.iter().filter(|(_, (_, all, _))| all.len() > 1);
+        let spare = self.domains.iter().filter(|(_, (_, all, _))| all.len() > 1);
         let all = left.chain(spare.map(|(uuid, (name, ..))| (*uuid, name.clone())));
         let off: BTreeMap<DomainId, String> = all.filter(|(uuid, _)| !is_on(*uuid)).collect();
         off.into_iter().take(MAX_NAMED).collect()
@@ -712,7 +739,8 @@ impl DomainPlaces {
     /// Takes what hosts said that were asked about a domain themselves.
     fn take(&mut self, sights: &HostSights) {
         for ((uuid, host), sight) in sights {
-            let Some((_, all, on)) = self.0.get_mut(uuid) else { continue };
+            let Some((_, all, on)) = self.domains.get_mut(uuid) else { continue };
+            let Some(sight) = sight else { continue };
             if !matches!(sight, HostSight::On | HostSight::Moving | HostSight::Unknown) {
                 on.remove(host);
             }
@@ -726,12 +754,13 @@ impl DomainPlaces {
     /// and a finding for each other domain that is at several places, or that shares its name.
     fn findings(self) -> Vec<Finding> {
         let with_one_name = self.with_one_name();
-        let several = self.0.into_iter().filter(|(_, (_, all, _))| all.len() > 1);
+        let several = self.domains.into_iter().filter(|(_, (_, all, _))| all.len() > 1);
         let is_asked = |all: &BTreeSet<String>| !all.iter().any(|it| it.ends_with(NOT_ASKED));
         let (spare, odd): (Vec<_>, Vec<_>) =
             several.partition(|(_, (_, all, on))| on.len() < 2 && is_asked(all));
         let count = odd.len();
-        let mut found: Vec<_> = odd.into_iter().take(MAX_NAMED).map(at_several_places).collect();
+        let mut found: Vec<_> =
+            odd.into_iter().take(MAX_NAMED).map(|it| at_several_places(it, &self.unheard)).collect();
         if count > MAX_NAMED {
             let text = format!("{} more are at several places", count - MAX_NAMED);
             found.push(Finding::warning("domain", "", text, "as above"));
@@ -741,13 +770,13 @@ impl DomainPlaces {
             by_places.entry(all).or_default().push(escaped(&name).to_string());
         }
         found.extend(with_one_name);
-        found.extend(by_places.into_iter().map(|(places, names)| defined_at(&places, names)));
+        found.extend(by_places.into_iter().map(|(places, names)| defined_at(&places, names, &self.unheard)));
         found
     }
 }
 
-/// Returns a finding for each of these domains that moved away from a host and is on at none, and whose end
-/// no host saw: it can't be called off.
+/// Returns a finding for each of these domains that moved away from a host and is on at none that answered,
+/// and whose end no host saw: it can't be called off.
 fn away(
     places: &DomainPlaces,
     moves: &[WrittenEvent],
@@ -756,58 +785,89 @@ fn away(
 ) -> Vec<Finding> {
     let of_domain = |(uuid, name): &(DomainId, String)| {
         let seen: Vec<_> = sights.iter().filter(|((it, _), _)| it == uuid).collect();
-        let is_on = places.0.get(uuid).is_some_and(|(_, _, on)| !on.is_empty());
-        // Who can't tell, or is silent, is named by itself.
-        let is_nothing =
-            |it: HostSight| matches!(it, HostSight::Off | HostSight::Absent | HostSight::MovedAway);
-        if is_on || seen.iter().any(|(_, sight)| !is_nothing(**sight)) {
+        let is_on = places.domains.get(uuid).is_some_and(|(_, _, on)| !on.is_empty());
+        let decides = |it: HostSight| matches!(it, HostSight::On | HostSight::Moving | HostSight::Ended);
+        if is_on || seen.iter().any(|(_, sight)| sight.is_some_and(decides)) {
             return None;
         }
         let here = |is_away| moves.iter().any(|it| it.uuid == *uuid && it.is_away == is_away);
-        let left = seen.iter().find(|(_, sight)| **sight == HostSight::MovedAway);
+        let left = seen.iter().find(|(_, sight)| **sight == Some(HostSight::MovedAway));
         let from = match left {
             _ if here(true) => "this host",
             Some(((_, host), _)) if !here(false) => host,
             _ => return None,
         };
-        let text = format!(
-            "moved away from {from}, or was saved there to a file. No host that is asked has the domain on, \
-             or saw the domain end after that: status and off of the domain fail"
-        );
-        let next = "is the domain on at a host that is not asked? Name that host in `peers` of all hosts, \
-                    and reload. If the domain is off everywhere: start the domain with virsh at a host that \
-                    is asked, then fence the domain";
-        Some(Finding::warning("domain", format!("{} ({uuid})", escaped(name)), text, next))
+        let can_tell = |it: &Option<HostSight>| it.is_some_and(|it| it != HostSight::Unknown);
+        let silent = seen.iter().filter(|(_, sight)| !can_tell(sight)).map(|((_, host), _)| host);
+        let unheard = silent.chain(&places.unheard).cloned().collect();
+        Some(of_away(&format!("{} ({uuid})", escaped(name)), from, &unheard))
     };
     let domains: BTreeMap<_, _> = asked.iter().cloned().collect();
     domains.into_iter().filter_map(|it| of_domain(&it)).collect()
 }
 
+/// Returns what is said of a domain that moved away. While a host is not heard, the domain may run there: to
+/// start it would be the second instance.
+fn of_away(domain: &str, from: &str, unheard: &BTreeSet<String>) -> Finding {
+    let moved = format!("moved away from {from}, or was saved there to a file");
+    if unheard.is_empty() {
+        let text = format!(
+            "{moved}. No host that is asked has the domain on, or saw the domain end after that: status and \
+             off of the domain fail"
+        );
+        let next = "is the domain on at a host that is not asked? Name that host in `peers` of all hosts, \
+                    and reload. If the domain is off everywhere: start the domain with virsh at a host that \
+                    is asked, then fence the domain";
+        return Finding::warning("domain", domain, text, next);
+    }
+    let text = format!(
+        "{moved}, and may run at a host that does not answer, or can't tell: {}. Of the hosts that answered, \
+         none has the domain on, or saw the domain end after that: status and off of the domain fail",
+        listed_names(unheard)
+    );
+    let next = "repair that host first: its line `peers`, or fence_virtd --check there, says how. Start the \
+                domain nowhere before that. Then run --check again";
+    Finding::warning("domain", domain, text, next)
+}
+
+fn listed_names(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
 /// Returns the note on domains that are defined at several places, which is right for those that move.
-fn defined_at(places: &BTreeSet<String>, mut names: Vec<String>) -> Finding {
+fn defined_at(places: &BTreeSet<String>, mut names: Vec<String>, unheard: &BTreeSet<String>) -> Finding {
     names.sort();
+    let of_whom = if unheard.is_empty() {
+        String::new()
+    } else {
+        format!(" of the hosts that answered; not heard: {}", listed_names(unheard))
+    };
     let text = format!(
         "defined at each of: {}. That is right for a domain that may be started at each of them. None of \
-         these runs at two; each is called off only when all of them say so",
-        places.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+         these runs at two{of_whom}; each is called off only when all of them say so",
+        listed_names(places)
     );
     Finding::ok("domain", first_names(&names, MAX_NAMED), text)
 }
 
 fn at_several_places(
     (uuid, (name, all, on)): (DomainId, (String, BTreeSet<String>, BTreeSet<String>)),
+    unheard: &BTreeSet<String>,
 ) -> Finding {
-    let list = |it: &BTreeSet<String>| it.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let subject = format!("{} ({uuid})", escaped(&name));
     if on.len() > 1 {
-        let text = format!("runs at {} places at once: {}", on.len(), list(&on));
+        let text = format!("runs at {} places at once: {}", on.len(), listed_names(&on));
         let next = "a migration is at work, or two machines share one disk: look at once with virsh list. (A \
                     host of a corosync cluster that does not answer the daemon's questions lists the domains \
                     of all nodes.)";
         return Finding::failed("domain", subject, text, next);
     }
-    let runs = if on.is_empty() { "nowhere".to_owned() } else { list(&on) };
-    let text = format!("defined at {}; the domain runs at: {runs}", list(&all));
+    let runs = match (on.is_empty(), unheard.is_empty()) {
+        (false, _) => listed_names(&on),
+        (true, true) => "nowhere".to_owned(),
+        (true, false) => format!("no host that answered; not heard: {}", listed_names(unheard)),
+    };
+    let text = format!("defined at {}; the domain runs at: {runs}", listed_names(&all));
     let next = "who is \"not asked\" is not waited for before it is called off: name that host in `peers`, \
                 or undefine the domain where it does not belong";
     Finding::warning("domain", subject, text, next)
@@ -836,7 +896,7 @@ mod tests {
             let mut places = DomainPlaces::default();
             places.add(uuid, "vm", "this host", false);
             places.add(uuid, "vm", host, is_on);
-            let sights = [((uuid, host.to_owned()), sight)].into();
+            let sights = [((uuid, host.to_owned()), Some(sight))].into();
             away(&places, moves, &sights, &[(uuid, "vm".to_owned())])
         };
         let found = said(&[event(true)], HostSight::Off, false);
@@ -844,10 +904,75 @@ mod tests {
         let found = said(&[], HostSight::MovedAway, false);
         assert!(matches!(&found[..], [it] if it.text.starts_with("moved away from h2 (10.0.0.2),")));
         assert!(said(&[event(true)], HostSight::Ended, false).is_empty(), "that host saw it end");
-        assert!(said(&[event(true)], HostSight::Unknown, false).is_empty(), "that host is named by itself");
         assert!(said(&[event(true)], HostSight::Off, true).is_empty());
         assert!(said(&[event(false)], HostSight::MovedAway, false).is_empty(), "it came here, and ended");
         assert!(said(&[], HostSight::Off, false).is_empty());
+    }
+
+    /// It runs at the silent host, most probably: to start it elsewhere would be the second instance.
+    #[test]
+    fn a_domain_that_moved_away_while_a_host_is_silent_is_started_nowhere() {
+        let (uuid, name) = (DomainId::from_bytes([7; 16]), "vm".to_owned());
+        let moves = [WrittenEvent { uuid, name: name.clone(), is_away: true }];
+        let host = |name: &str, result| ProbedHost {
+            id: None,
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            result,
+        };
+        let said = |h1: ProbeResult, sight: Option<HostSight>| {
+            let hosts = vec![host("h1 (10.0.0.1)", h1), host("h3", ProbeResult::Answers)];
+            let mut places = DomainPlaces {
+                unheard: unheard(&Ok(ProbeReport { hosts, ..ProbeReport::default() })),
+                ..DomainPlaces::default()
+            };
+            places.add(uuid, "vm", "this host", false);
+            let at_h1 = sight.into_iter().map(|it| ((uuid, "h1 (10.0.0.1)".to_owned()), Some(it)));
+            let sights = at_h1.chain([((uuid, "h3".to_owned()), Some(HostSight::Absent))]).collect();
+            places.take(&sights);
+            let found = away(&places, &moves, &sights, &[(uuid, name.clone())]);
+            assert_eq!(found.len(), 1, "{found:?}");
+            found[0].lines()
+        };
+        let silent = || ProbeResult::Silent(SilenceClue::Nothing);
+        let doubts = [
+            (silent(), None),
+            (ProbeResult::CantTell("libvirt hangs".to_owned()), Some(HostSight::Unknown)),
+            (ProbeResult::InDoubt("who is that?".to_owned()), Some(HostSight::Absent)),
+            (ProbeResult::ClientCantTell("no answer".to_owned()), None),
+            (ProbeResult::Answers, Some(HostSight::Unknown)),
+        ];
+        for (result, sight) in doubts {
+            let said = said(result, sight);
+            assert!(
+                said.contains("does not answer, or can't tell: h1 (10.0.0.1). Of the hosts that"),
+                "{said}"
+            );
+            assert!(said.contains("-> repair that host first") && !said.contains("No host"), "{said}");
+            assert!(!said.contains("virsh") && !said.contains("`peers` of all"), "{said}");
+        }
+        let said = said(ProbeResult::Answers, Some(HostSight::Off));
+        assert!(said.contains("No host that is asked has the domain on") && said.contains("virsh"), "{said}");
+    }
+
+    #[test]
+    fn hosts_that_could_not_be_asked_are_not_called_without_a_domain() {
+        let mut report = ProbeReport::default();
+        assert!(unheard(&Ok(ProbeReport::default())).is_empty());
+        assert_eq!(unheard(&Err("no socket".to_owned())), [EVERY_HOST.to_owned()].into());
+        report.has_no_pair = true;
+        assert_eq!(unheard(&Ok(report)), [EVERY_HOST.to_owned()].into());
+        let report = ProbeReport { missing: Some("a file".to_owned()), ..ProbeReport::default() };
+        assert_eq!(unheard(&Ok(report)).len(), 1);
+        let mut places = DomainPlaces { unheard: ["h1".to_owned()].into(), ..DomainPlaces::default() };
+        let id = |it: u8| DomainId::from_bytes([it; 16]);
+        for place in ["h2".to_owned(), "h3".to_owned()] {
+            places.add(id(1), "cold", &place, false);
+            places.add(id(2), "odd", &format!("{place}{NOT_ASKED}"), false);
+        }
+        let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
+        assert!(lines[0].contains("the domain runs at: no host that answered; not heard: h1"), "{lines:?}");
+        assert!(lines[1].contains("None of these runs at two of the hosts that answered; not heard: h1;"));
     }
 
     /// Nobody asks such a host, so what runs there is called off.
@@ -1036,10 +1161,10 @@ mod tests {
         for (host, sight) in [("h1", HostSight::On), ("h2", HostSight::Absent), ("h3", HostSight::Unknown)] {
             places.add(id(1), "web", host, true);
             places.add(id(2), "app", host, true);
-            places.take(&[((id(1), host.to_owned()), sight)].into());
+            places.take(&[((id(1), host.to_owned()), Some(sight))].into());
         }
         assert_eq!(places.on_at_several().len(), 2);
-        places.take(&[((id(1), "h3".to_owned()), HostSight::Off)].into());
+        places.take(&[((id(1), "h3".to_owned()), Some(HostSight::Off))].into());
         assert_eq!(places.on_at_several(), [(id(2), "app".to_owned())]);
         let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
         assert!(

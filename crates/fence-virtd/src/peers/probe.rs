@@ -57,8 +57,8 @@ pub(crate) struct ProbedHost {
     pub(crate) result: ProbeResult,
 }
 
-/// Sights of domains at other hosts, by the name of the host.
-pub(crate) type HostSights = BTreeMap<(DomainId, String), HostSight>;
+/// Sights of domains at other hosts, by the name of the host; none of a host that is silent.
+pub(crate) type HostSights = BTreeMap<(DomainId, String), Option<HostSight>>;
 
 /// Result of a question to another host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -234,20 +234,24 @@ impl HostProbe {
         ProbedHost { id, name, addresses, result: ProbeResult::Node }
     }
 
-    /// Asks the hosts with this daemon about these domains: what each sees at its own hypervisors.
-    pub(crate) async fn sights(self: &Arc<Self>, domains: &[(DomainId, String)]) -> HostSights {
-        let Ok(_readers) = self.read() else { return HostSights::new() };
-        if !self.has_pair {
-            return HostSights::new();
-        }
+    /// Asks the hosts with this daemon about these domains: what each sees at its own hypervisors. None where
+    /// they can't be asked.
+    pub(crate) async fn sights(self: &Arc<Self>, domains: &[(DomainId, String)]) -> Option<HostSights> {
+        let _readers = self.read().ok()?;
         let (_, _, respondents) = self.peers.respondents(&self.mode);
+        if !self.has_pair {
+            return respondents.is_empty().then(HostSights::new);
+        }
         let asked = domains.iter().map(|(uuid, name)| async {
             let (question, began) = (DomainQuestion::new(*uuid, name.clone()), Instant::now());
             let found = self.peers.answers(&question, &respondents, began, began + PEER_LIMIT).await;
-            let answered = found.into_iter().flatten().filter_map(|it| Some((it.who, it.answer?.sight)));
-            answered.map(|(who, sight)| ((*uuid, self.peers.shown(who)), sight)).collect::<Vec<_>>()
+            let seen = found.map_or_else(
+                || respondents.iter().map(|it| (*it, None)).collect::<Vec<_>>(),
+                |it| it.into_iter().map(|it| (it.who, it.answer.map(|it| it.sight))).collect(),
+            );
+            seen.into_iter().map(|(who, sight)| ((*uuid, self.peers.shown(who)), sight)).collect::<Vec<_>>()
         });
-        join_all(asked).await.into_iter().flatten().collect()
+        Some(join_all(asked).await.into_iter().flatten().collect())
     }
 
     /// Returns the port of this process, if it is another one than the daemon's.
